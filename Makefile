@@ -1,0 +1,56 @@
+# Nothing is expected on the machine but Python 3.11 or newer, make and git.
+# Each target makes the virtual environment .venv and installs what it needs, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BASE := $(VENV)/base.stamp
+DEV := $(VENV)/dev.stamp
+PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
+# Errors only; but on a terminal pip draws the bar of the one long download.
+INSTALL := $(PIP) install -qq --constraint constraints.txt
+TORCH := $(PIP) install $(if $(MAKE_TERMOUT),,-qq)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check bench clean
+
+help: ## say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(BASE) ## answer every kind of question about the bundled pictures; needs no network once installed
+	@$(BIN)/idefics demo
+
+test: $(DEV) ## run the tests, but not those marked slow
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+
+test-all: $(DEV) ## run every test; those for a GPU are skipped where there is none
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+check: $(DEV) ## check the layout, the lint rules and the types
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+
+bench: $(DEV) ## measure, with the rivals and the machine's limits beside each figure
+	@set -e; for script in bench/*.py; do echo "$$script"; $(BIN)/python $$script; done
+
+clean: ## remove the virtual environment, caches and builds
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find bench scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and alone: whatever is installed later finds it in place and leaves it there.
+$(BASE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11: name a newer one, as in make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch, the one large download"
+	@$(TORCH) --requirement constraints.txt
+	@echo "Installing idefics"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(DEV): $(BASE)
+	@echo "Installing the tools for tests and checks"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,99 @@
+"""Batches of samples of about equal length, as tensors."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from idefics.config import ImagePlan
+from picturebook import CELL_CLASSES, Scene, draw, make, patch_labels
+from picturebook.things import COLORS, FIRST_SHAPE, GROUNDS, SHAPES, shape_and_color
+
+from .encoding import Encoded, Encoder
+
+NUMBER_OF_KINDS = FIRST_SHAPE + len(SHAPES)
+_PAIRS = [shape_and_color(what) for what in range(FIRST_SHAPE, CELL_CLASSES)]
+KINDS = torch.tensor([*range(FIRST_SHAPE), *(FIRST_SHAPE + list(SHAPES).index(shape) for shape, _ in _PAIRS)])
+COLORS_OF = torch.tensor([-100] * FIRST_SHAPE + [list(COLORS).index(color) for _, color in _PAIRS])
+POOL = 4  # batches are cut from so many batches' samples, sorted by length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T tokens padded on the right, flattened, and the P pictures of all rows.
+
+    Attributes:
+        rows: B.
+        ids: (B*T,).
+        targets: (B*T,) the next id where it is to be learned, else -100.
+        sees: (B*T,) index of the token's picture among the P, or -1.
+        frames: (P, 3, side, side).
+        kinds: (P, 9) what stands in each cell: 0 nothing, then things, then shapes of whatever colour.
+        colors: (P, 9) the colour of a shape, -100 elsewhere. Apart from its shape, so that new pairs stay open.
+        sizes: (P, 9) 0 nothing, 1 small, 2 large.
+        grounds: (P,) ground and time of day.
+    """
+
+    rows: int
+    ids: Tensor
+    targets: Tensor
+    sees: Tensor
+    frames: Tensor
+    kinds: Tensor
+    colors: Tensor
+    sizes: Tensor
+    grounds: Tensor
+
+
+def frames_of(scenes: list[Scene], plan: ImagePlan) -> Tensor:
+    """Scenes drawn at the tower's size and normalised."""
+    pixels = np.stack([draw(scene) for scene in scenes]).astype(np.float32) * plan.scale
+    pixels = (pixels - np.array(plan.mean, np.float32)) / np.array(plan.std, np.float32)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def labels_of(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the vision tower is asked beside the text: kinds, colours, sizes, ground with time of day."""
+    cells = torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes]))
+    kinds, colors, sizes = KINDS[cells], COLORS_OF[cells], torch.zeros_like(cells)
+    for row, scene in enumerate(scenes):
+        for item in scene.items:
+            sizes[row, item.cell] = 1 + (item.size == "large")
+    names = list(GROUNDS)
+    grounds = torch.tensor([names.index(scene.ground) * 2 + scene.night for scene in scenes])
+    return kinds, colors, sizes, grounds
+
+
+def collate(samples: list[Encoded], plan: ImagePlan, pad: int) -> Batch:
+    """Pads on the right, where causality keeps it out of sight, and numbers the pictures through."""
+    rows, length = len(samples), max(len(sample.ids) for sample in samples)
+    ids = np.full((rows, length), pad)
+    targets = np.full((rows, length), -100)
+    sees = np.full((rows, length), -1)
+    scenes: list[Scene] = []
+    for row, sample in enumerate(samples):
+        count = len(sample.ids)
+        ids[row, :count] = sample.ids
+        targets[row, : count - 1] = np.where(sample.learned[1:], sample.ids[1:], -100)
+        sees[row, :count] = np.where(sample.sees >= 0, sample.sees + len(scenes), -1)
+        scenes += sample.scenes
+    ids_, targets_, sees_ = (torch.from_numpy(part.reshape(-1)) for part in (ids, targets, sees))
+    return Batch(rows, ids_, targets_, sees_, frames_of(scenes, plan), *labels_of(scenes))
+
+
+def batches(
+    encoder: Encoder, plan: ImagePlan, rng: random.Random, mix: Mapping[str, float], rows: int
+) -> Iterator[Batch]:
+    """Endless batches of training samples."""
+    while True:
+        samples = [encoder(make(rng, "train", mix=mix)) for _ in range(rows * POOL)]
+        samples.sort(key=lambda sample: len(sample.ids))
+        cut = [samples[start : start + rows] for start in range(0, len(samples), rows)]
+        rng.shuffle(cut)
+        for part in cut:
+            yield collate(part, plan, pad=0)

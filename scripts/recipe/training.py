@@ -1,0 +1,191 @@
+"""The two stages: the vision tower alone names what it sees, then everything learns to answer."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from idefics.models import read_checkpoint
+from idefics.nn.attention import DenseAttn
+from tokenizers import Tokenizer
+from picturebook import MIX, sample
+from picturebook.things import COLORS, GROUNDS
+
+from .batches import NUMBER_OF_KINDS, Batch, batches, frames_of, labels_of
+from .checkpoints import Recipe, write_settings, write_weights
+from .encoding import Encoder
+from .optimizer import optimizers, set_rate
+
+ROWS = 16
+VISION_STEPS, VISION_PICTURES = 800, 32
+SIMPLE_STEPS = 1_200
+SIMPLE_MIX = {"caption": 2.0, "complete": 1.0, "question": 4.0, "readout": 3.0}
+VISION_WEIGHT = 0.3
+DECAY = 0.4
+SAVE_EVERY = 250
+
+
+class VisionHeads(nn.Module):
+    """What the vision tower is asked beside the text. Thrown away after training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.kinds = nn.Linear(4 * width, NUMBER_OF_KINDS)
+        self.colors = nn.Linear(4 * width, len(COLORS))
+        self.sizes = nn.Linear(4 * width, 3)
+        self.grounds = nn.Linear(width, 2 * len(GROUNDS))
+
+    def loss(
+        self, patches: Tensor, kinds: Tensor, colors: Tensor, sizes: Tensor, grounds: Tensor
+    ) -> tuple[Tensor, float]:
+        """The summed loss of the four questions, and the share of filled cells named right."""
+        patches = patches[:, -36:]  # a class vector may stand in front
+        blocks = patches.unflatten(1, (3, 2, 3, 2)).transpose(2, 3).flatten(3).flatten(1, 2)  # (P, 9, 4D)
+        named = self.kinds(blocks)
+        losses = (
+            cross_entropy(named.flatten(0, 1), kinds.flatten())
+            + cross_entropy(self.colors(blocks).flatten(0, 1), colors.flatten(), reduction="sum")
+            / (colors >= 0).sum().clamp(min=1)
+            + cross_entropy(self.sizes(blocks).flatten(0, 1), sizes.flatten())
+            + cross_entropy(self.grounds(patches.mean(1)), grounds)
+        )
+        filled = kinds > 0
+        return losses, (named.argmax(-1) == kinds)[filled].float().mean().item()
+
+
+class Trainer:
+    """One checkpoint's training; its state can be saved after any step and taken up again."""
+
+    def __init__(self, recipe: Recipe, folder: Path, total: int, seed: int, report: Callable[[str], None]) -> None:
+        self.recipe, self.folder, self.total, self.report = recipe, folder, total, report
+        if not (folder / "config.json").exists():
+            write_settings(recipe, folder)
+        checkpoint = read_checkpoint(folder)
+        torch.manual_seed(seed)
+        self.model: Any = checkpoint.family.build(checkpoint.config).train()
+        initialise(self.model)
+        self.plan = checkpoint.family.images(checkpoint.config, recipe.settings["preprocessor_config.json"])
+        self.heads = VisionHeads(checkpoint.config.vision.width)
+        self.optimizers = optimizers(self.model, self.heads)
+        self.vision_optimizers = optimizers(self.model.model.vision_model, self.heads)
+        places = 0 if checkpoint.config.cross else self.plan.tokens
+        self.encoder = Encoder(Tokenizer.from_file(str(folder / "tokenizer.json")), places)
+        self.seed, self.step = seed, 0
+        self.state = folder / "training-state.pt"
+        if self.state.exists():
+            self._resume()
+
+    def run(self) -> None:
+        """To the last step; the checkpoint in the folder is written every few minutes and at the end."""
+        if self.step == 0:
+            self._learn_to_see()
+        mix = dict(MIX if self.recipe.raw else {kind: weight for kind, weight in MIX.items() if kind != "raw"})
+        for stage_mix, end in ((SIMPLE_MIX, min(SIMPLE_STEPS, self.total)), (mix, self.total)):
+            rng = random.Random(f"{self.seed} {self.step}")
+            stream = batches(self.encoder, self.plan, rng, stage_mix, ROWS)
+            while self.step < end:
+                self._train_step(next(stream))
+        self._save()
+
+    def _learn_to_see(self) -> None:
+        rng, began = random.Random(f"{self.seed} vision"), time.monotonic()
+        for step in range(VISION_STEPS):
+            for optimizer in self.vision_optimizers:
+                set_rate(optimizer, step, VISION_STEPS, decay=0.2)
+            scenes = [sample(rng, "train") for _ in range(VISION_PICTURES)]
+            patches = self.model.model.vision_model(frames_of(scenes, self.plan))
+            loss, named = self.heads.loss(patches, *labels_of(scenes))
+            self._update(self.vision_optimizers, loss)
+            if step % 50 == 49:
+                seconds = time.monotonic() - began
+                self.report(f"seeing {step + 1}/{VISION_STEPS}  loss {loss.item():.3f}  named {named:.2f}  {seconds:.0f} s")
+        self.vision_optimizers.clear()
+
+    def _train_step(self, batch: Batch) -> None:
+        began = time.monotonic()
+        for optimizer in self.optimizers:
+            set_rate(optimizer, self.step, self.total, DECAY)
+        loss, vision_loss, named, right = self._losses(batch)
+        self._update(self.optimizers, loss + VISION_WEIGHT * vision_loss)
+        self.step += 1
+        if self.step % 25 == 0:
+            seconds = time.monotonic() - began
+            self.report(
+                f"step {self.step}/{self.total}  loss {loss.item():.3f}  right {right:.3f}  "
+                f"vision {vision_loss.item():.3f}  named {named:.2f}  {seconds:.2f} s"
+            )
+        if self.step % SAVE_EVERY == 0:
+            self._save()
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
+        patches = self.model.model.vision_model(batch.frames)
+        vision_loss, named = self.heads.loss(patches, batch.kinds, batch.colors, batch.sizes, batch.grounds)
+        x = self.model.embed(batch.ids)
+        if self.model.layout.cross_layers:
+            memory = self.model.memory(self.model.model.perceiver_resampler(patches))
+            attn = DenseAttn(batch.rows, memory, batch.sees)
+        else:
+            features = self.model.model.connector(patches)
+            x = x.index_put((batch.ids.eq(self.encoder.image).nonzero(as_tuple=True)), features.flatten(0, 1))
+            attn = DenseAttn(batch.rows)
+        positions = torch.arange(len(batch.ids) // batch.rows).repeat(batch.rows)
+        hidden = self.model(x, positions, attn)
+        learned = batch.targets >= 0
+        logits, targets = self.model.logits(hidden[learned]), batch.targets[learned]
+        right = (logits.argmax(-1) == targets).float().mean().item()
+        return cross_entropy(logits, targets), vision_loss, named, right
+
+    def _update(self, optimizers: list[torch.optim.Optimizer], loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        self.model.zero_grad()
+        self.heads.zero_grad()
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        torch.save(state, self.state.with_suffix(".new"))
+        self.state.with_suffix(".new").replace(self.state)
+        write_weights(self.model, self.folder)
+
+    def _resume(self) -> None:
+        state = torch.load(self.state)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.report(f"resumed at step {self.step}")
+
+
+def initialise(model: nn.Module) -> None:
+    """Matrices keep the size of what passes; what adds to the stream starts smaller; gates are half open.
+
+    Embeddings and positions are as large as what is added to them, else they drown. Gates would start at zero beside
+    a pretrained text model; here there is none.
+    """
+    layers = sum(name.endswith(("o_proj.weight", "down_proj.weight")) for name, _ in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if "embedding" in name and "patch" not in name or "embed_tokens" in name or name.endswith("latents"):
+            nn.init.normal_(parameter, std=0.5)
+        elif "alpha" in name:
+            nn.init.constant_(parameter, 0.7)
+        elif parameter.ndim >= 2:
+            scale = 1 / math.sqrt(layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            nn.init.normal_(parameter, std=scale / math.sqrt(parameter[0].numel()))
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)

@@ -1,0 +1,36 @@
+"""Trains a demo checkpoint from nothing: `python scripts/train_demo.py demo --out build/demo`.
+
+Stops and starts where it was: run the same command again. Needs Debian's fonts-noto-color-emoji.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from recipe.checkpoints import RECIPES
+from recipe.training import Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the checkpoint and of the state")
+    parser.add_argument("--steps", type=int, default=8000, help="of 16 samples each (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    began = time.monotonic()
+
+    def report(line: str) -> None:
+        print(f"{(time.monotonic() - began) / 60:6.1f} min  {line}", flush=True)
+
+    Trainer(RECIPES[arguments.name], arguments.out, arguments.steps, arguments.seed, report).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The checkpoints that idefics knows by a short name. Plain data; any other goes by hub id or folder.
+
+Parameter counts, licences and ids: the checkpoints' own cards and files. Knows no tensors and reads no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
+BITS: dict[Precision, int] = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRow:
+    """One checkpoint.
+
+    Attributes:
+        names: short names, the one to show first.
+        hub: id on the Hugging Face hub; "" for one inside the package.
+        folder: folder inside the package; "" for one on the hub.
+        family: the family's name, for people.
+        model_type: config.json's word for the architecture.
+        parameters: how many numbers its weights are.
+        licence: of the weights.
+        kind: "base" continues documents, "instruct" follows a request, "chat" is tuned for long talk.
+        note: what to know before choosing it, in one sentence; may be empty.
+        runs: whether this version runs it.
+    """
+
+    names: tuple[str, ...]
+    hub: str = ""
+    folder: str = ""
+    family: str
+    model_type: str
+    parameters: int
+    licence: str
+    kind: Literal["base", "instruct", "chat"]
+    note: str = ""
+    runs: bool = True
+
+    @property
+    def name(self) -> str:
+        """The short name to show."""
+        return self.names[0]
+
+
+_LLAMA = "LLaMA 1 (non-commercial)"
+_APACHE = "Apache-2.0"
+
+CATALOG: tuple[CheckpointRow, ...] = (
+    CheckpointRow(
+        names=("demo",),
+        folder="demo/idefics3",
+        family="Idefics3",
+        model_type="idefics3",
+        parameters=3_000_000,
+        licence=_APACHE,
+        kind="instruct",
+        note="Inside the package, needs no network; knows nothing but its picture book.",
+    ),
+    CheckpointRow(
+        names=("demo-idefics1",),
+        folder="demo/idefics1",
+        family="Idefics",
+        model_type="idefics",
+        parameters=3_000_000,
+        licence=_APACHE,
+        kind="instruct",
+        note="Inside the package, needs no network; knows nothing but its picture book.",
+    ),
+    CheckpointRow(
+        names=("smolvlm-256m",),
+        hub="HuggingFaceTB/SmolVLM-256M-Instruct",
+        family="SmolVLM",
+        model_type="idefics3",
+        parameters=256_484_928,
+        licence=_APACHE,
+        kind="instruct",
+        note="The smallest for real photographs.",
+    ),
+    CheckpointRow(
+        names=("smolvlm-500m",),
+        hub="HuggingFaceTB/SmolVLM-500M-Instruct",
+        family="SmolVLM",
+        model_type="idefics3",
+        parameters=507_482_304,
+        licence=_APACHE,
+        kind="instruct",
+        note="The default: good answers on a laptop's CPU.",
+    ),
+    CheckpointRow(
+        names=("smolvlm-2.2b",),
+        hub="HuggingFaceTB/SmolVLM-Instruct",
+        family="SmolVLM",
+        model_type="idefics3",
+        parameters=2_246_272_880,
+        licence=_APACHE,
+        kind="instruct",
+    ),
+    CheckpointRow(
+        names=("smolvlm2-256m",),
+        hub="HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        family="SmolVLM2",
+        model_type="smolvlm",
+        parameters=256_484_928,
+        licence=_APACHE,
+        kind="instruct",
+    ),
+    CheckpointRow(
+        names=("smolvlm2-500m",),
+        hub="HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        family="SmolVLM2",
+        model_type="smolvlm",
+        parameters=507_482_304,
+        licence=_APACHE,
+        kind="instruct",
+    ),
+    CheckpointRow(
+        names=("smolvlm2-2.2b",),
+        hub="HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        family="SmolVLM2",
+        model_type="smolvlm",
+        parameters=2_246_784_880,
+        licence=_APACHE,
+        kind="instruct",
+    ),
+    CheckpointRow(
+        names=("idefics3-8b",),
+        hub="HuggingFaceM4/Idefics3-8B-Llama3",
+        family="Idefics3",
+        model_type="idefics3",
+        parameters=8_462_086_384,
+        licence=_APACHE,
+        kind="instruct",
+        note="Strong at documents, charts and text in pictures.",
+    ),
+    CheckpointRow(
+        names=("idefics2-8b",),
+        hub="HuggingFaceM4/idefics2-8b",
+        family="Idefics2",
+        model_type="idefics2",
+        parameters=8_402_768_112,
+        licence=_APACHE,
+        kind="instruct",
+        runs=False,
+    ),
+    CheckpointRow(
+        names=("idefics2-8b-base",),
+        hub="HuggingFaceM4/idefics2-8b-base",
+        family="Idefics2",
+        model_type="idefics2",
+        parameters=8_402_759_920,
+        licence=_APACHE,
+        kind="base",
+        runs=False,
+    ),
+    CheckpointRow(
+        names=("idefics2-8b-chatty",),
+        hub="HuggingFaceM4/idefics2-8b-chatty",
+        family="Idefics2",
+        model_type="idefics2",
+        parameters=8_402_768_112,
+        licence=_APACHE,
+        kind="chat",
+        runs=False,
+    ),
+    CheckpointRow(
+        names=("9b", "idefics-9b"),
+        hub="HuggingFaceM4/idefics-9b",
+        family="Idefics",
+        model_type="idefics",
+        parameters=8_929_679_632,
+        licence=_LLAMA,
+        kind="base",
+        note="Learns a task from a few interleaved examples.",
+    ),
+    CheckpointRow(
+        names=("9b-instruct", "idefics-9b-instruct"),
+        hub="HuggingFaceM4/idefics-9b-instruct",
+        family="Idefics",
+        model_type="idefics",
+        parameters=8_929_687_824,
+        licence=_LLAMA,
+        kind="instruct",
+    ),
+    CheckpointRow(
+        names=("80b", "idefics-80b"),
+        hub="HuggingFaceM4/idefics-80b",
+        family="Idefics",
+        model_type="idefics",
+        parameters=79_967_843_624,
+        licence=_LLAMA,
+        kind="base",
+    ),
+    CheckpointRow(
+        names=("80b-instruct", "idefics-80b-instruct"),
+        hub="HuggingFaceM4/idefics-80b-instruct",
+        family="Idefics",
+        model_type="idefics",
+        parameters=79_967_860_008,
+        licence=_LLAMA,
+        kind="instruct",
+    ),
+)
+
+DEFAULT = "smolvlm-500m"
+
+_BY_NAME = {name: row for row in CATALOG for name in row.names}
+
+
+def resolve(name: str) -> CheckpointRow | None:
+    """The row with this short name, upper and lower case alike; None where there is none."""
+    return _BY_NAME.get(name.lower())
+
+
+def short_names() -> tuple[str, ...]:
+    """Every short name, in the order of the catalog."""
+    return tuple(_BY_NAME)
+
+
+def memory(row: CheckpointRow, precision: Precision) -> int:
+    """Bytes that the weights alone take; pictures and the key/value cache come on top."""
+    return row.parameters * BITS[precision] // 8

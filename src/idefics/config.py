@@ -1,0 +1,242 @@
+"""Frozen settings. Unknown keywords are a TypeError, values outside their range a BadSetting, both at once.
+
+Three kinds: what a checkpoint is (`ModelConfig` and its parts, translated once by each family), how it is fed
+(`ImagePlan`, `PromptStyle`), and what the caller wants (`Sampling`, `EngineConfig`). Knows no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from idefics.errors import BadSetting
+
+Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary positions. The last four are Llama 3.1's frequency scaling; factor 1 is none."""
+
+    theta: float = 10000.0
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """A Llama-like decoder. `additional_vocabulary` counts rows kept in a table of their own (Idefics 1)."""
+
+    vocabulary: int
+    additional_vocabulary: int = 0
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    norm_epsilon: float
+    max_positions: int
+    activation: Activation = "silu"
+    rope: RopeConfig = RopeConfig()
+    tied: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig:
+    """A vision transformer over square patches. `side` and `patch` are in pixels."""
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    side: int
+    patch: int
+    norm_epsilon: float
+    activation: Activation
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a full picture."""
+        return self.side // self.patch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResamplerConfig:
+    """The perceiver of Idefics 1: `latents` vectors that read a picture's patches."""
+
+    depth: int
+    heads: int
+    head_size: int
+    latents: int
+    qk_norms: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossConfig:
+    """The gated cross-attention of Idefics 1: one block before every `interval`-th decoder layer."""
+
+    interval: int
+    qk_norms: bool
+    gate: Literal["vector", "float"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What a checkpoint is, in our own words, whatever layout its config.json had.
+
+    Attributes:
+        model_type: the checkpoint's own word for its architecture.
+        resampler, cross: only where pictures are read beside the text (Idefics 1).
+        shuffle: pixel-shuffle factor of the connector (Idefics 3, SmolVLM); 1 elsewhere.
+        stop_ids: ids that end an answer, from generation_config.json, else config.json.
+        dtype: the dtype that config.json names, or None.
+    """
+
+    model_type: str
+    text: TextConfig
+    vision: VisionConfig
+    resampler: ResamplerConfig | None = None
+    cross: CrossConfig | None = None
+    shuffle: int = 1
+    stop_ids: tuple[int, ...] = ()
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLayout:
+    """What must be remembered of a sequence while a model answers it.
+
+    Attributes:
+        layers: layers that call `Attn.self_`, numbered from 0.
+        kv_heads, head_size: shape of one key or value of one token.
+        cross_layers: layers that call `Attn.cross`, numbered from 0; 0 where pictures are read in the text.
+        max_positions: the longest sequence the model reads.
+        vocabulary: number of logits.
+    """
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    cross_layers: int
+    max_positions: int
+    vocabulary: int
+
+
+Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePlan:
+    """How a picture becomes frames.
+
+    Attributes:
+        side: every frame is side x side pixels.
+        longest: first resize the longest edge to this, up or down, keeping the aspect; None: straight to the frame.
+        splitting: cut the resized picture into side x side tiles, the whole picture last.
+        resample: PIL's filter.
+        scale: multiplies each uint8 value (1/255).
+        mean, std: then subtracted and divided, one number a channel.
+        tokens: how many places one frame takes in the prompt.
+    """
+
+    side: int
+    longest: int | None
+    splitting: bool
+    resample: Filter
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptStyle:
+    """What a checkpoint wants its prompts to look like.
+
+    Attributes:
+        kind: "base" continues documents; "chat" answers turns through the template. Tasks word their prompts by it.
+        template: the Jinja chat template; empty for a base checkpoint without one.
+        turn_end: the token that ends a turn (`<end_of_utterance>`), or "" where the checkpoint has none.
+        marks: "beside": `<fake><image><fake>` around one `<image>`, neighbours sharing a fake (Idefics 1);
+            "tiles": the row, column and global marks of Idefics 3 and SmolVLM.
+        strip_items: raw text items lose the spaces at their ends (Idefics 1's processor).
+        start: text put before a raw prompt and before a rendered template (`<s>` in Idefics 1), or "".
+        adds_special: whether `tokenizer.json` itself shall add its own specials (its post-processor).
+    """
+
+    kind: Literal["base", "chat"]
+    template: str
+    turn_end: str
+    marks: Literal["beside", "tiles"]
+    strip_items: bool
+    start: str
+    adds_special: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: at most so many tokens are generated.
+        temperature: 0 is greedy; else logits are divided by it.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of most likely tokens whose probability reaches p.
+        min_p: drop tokens less likely than min_p times the most likely one.
+        repetition_penalty: divides positive and multiplies negative logits of tokens already there
+            (CTRL, arXiv 1909.05858); 1 is none.
+        num_beams: beams of a beam search; 1 is none. Beams are greedy: temperature must be 0.
+        seed: makes sampling repeatable.
+        logprobs: whether the log-probability of each chosen token is kept.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    seed: int | None = None
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        _range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        _range("temperature", self.temperature, 0.0, 5.0)
+        _range("top_k", self.top_k, 0, 1_000_000)
+        _range("top_p", self.top_p, 0.0, 1.0)
+        _range("min_p", self.min_p, 0.0, 1.0)
+        _range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
+        _range("num_beams", self.num_beams, 1, 64)
+        if self.seed is not None:
+            _range("seed", self.seed, 0, 2**63 - 1)
+        if self.num_beams > 1 and self.temperature > 0:
+            raise BadSetting(
+                f"num_beams is {self.num_beams} and temperature {self.temperature}: beams are greedy; "
+                "give temperature=0, or num_beams=1 to sample"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How much the engine does at once.
+
+    Attributes:
+        batch_rows: at most so many prompts are answered side by side.
+        encode_frames: at most so many frames go through the vision tower at once.
+    """
+
+    batch_rows: int = 8
+    encode_frames: int = 16
+
+    def __post_init__(self) -> None:
+        _range("batch_rows", self.batch_rows, 1, 1024)
+        _range("encode_frames", self.encode_frames, 1, 1024)
+
+
+def _range(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise BadSetting(f"{name} is {value!r}; give a number from {low} to {high}")

@@ -1,0 +1,1 @@
+"""Ids and picture tensors in, ids out. No text, no families."""

@@ -1,0 +1,45 @@
+"""All that the engine knows of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from idefics.config import CacheLayout
+from idefics.nn.attention import Attn, Memory
+
+
+class VLM(Protocol):
+    """A vision-language model as the engine sees it.
+
+    N packed tokens, P frames, M feature rows a frame, D width, R rows, V vocabulary.
+    """
+
+    layout: CacheLayout
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(P, 3, h, w) -> (P, M, D'): once a picture. Frames of one call have one size; none is padding."""
+        ...
+
+    def memory(self, features: Tensor) -> Memory | None:
+        """(P, M, D') -> keys and values for each cross layer; None where features stand in the text."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(N,) -> (N, D)."""
+        ...
+
+    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """(N, D), (N,) -> (N, D), after the last norm."""
+        ...
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(R, D) -> (R, V): only the rows that are sampled."""
+        ...
+
+    def parameters(self) -> Iterator[Parameter]:
+        """As `nn.Module` has it: where they lie and their dtype are the engine's too."""
+        ...

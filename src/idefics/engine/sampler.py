@@ -1,0 +1,179 @@
+"""Choosing the next token of every row at once, each row by its own settings.
+
+Order, as in transformers: banned ids, repetition penalty, temperature, top-k, top-p, min-p.
+R rows, S of them that sample, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from idefics.config import Sampling
+from idefics.engine.request import Request
+
+
+class Chosen(NamedTuple):
+    """The next token of each row: ids (R,), and log-probabilities (R,) in float32 if any row asked for them.
+
+    The log-probability is of the model's own distribution, banned ids left out, before penalty, temperature
+    and the rest: it says what the model thought, not how it was sampled.
+    """
+
+    ids: Tensor
+    logprobs: Tensor | None
+
+
+class Sampler:
+    """The settings of R rows as tensors, made anew when the rows change.
+
+    A row draws from a generator of its own: a seeded answer does not depend on its neighbours.
+
+    Args:
+        vocabulary: V, the number of logits.
+    """
+
+    def __init__(self, requests: Sequence[Request], vocabulary: int, device: torch.device) -> None:
+        self.requests, self.vocabulary, self.device = list(requests), vocabulary, device
+        self.generators = [_generator(request.sampling.seed, device) for request in requests]
+        self.present: Tensor | None = (
+            None  # (R, V) ids of prompt and answer; kept only where a penalty needs it
+        )
+        if any(request.sampling.repetition_penalty != 1 for request in requests):
+            self.present = self._masks(request.prompt.ids for request in requests)
+        self._settle()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps these rows in this order."""
+        self.requests = [self.requests[row] for row in rows]
+        self.generators = [self.generators[row] for row in rows]
+        if self.present is not None:
+            self.present = self.present[torch.tensor(rows, device=self.device)]
+        self._settle()
+
+    def choose(self, logits: Tensor) -> Chosen:
+        """(R, V) in any dtype -> the next token of each row. A greedy row costs an argmax and no softmax."""
+        logits = logits.float()
+        if self.banned is not None:
+            logits = logits.masked_fill(self.banned, -torch.inf)
+        model_logits = logits
+        if self.present is not None:
+            logits = penalise(logits, self.present, self.penalty)
+        ids = logits.argmax(-1)
+        if self.drawing:
+            ids[self.drawn] = self._draw(self.warp(logits[self.drawn]))
+        if self.present is not None:
+            self.present.scatter_(1, ids[:, None], True)
+        return Chosen(ids, log_probabilities(model_logits, ids) if self.wants_logprobs else None)
+
+    def warp(self, logits: Tensor) -> Tensor:
+        """Temperature, top-k, top-p and min-p of the rows that sample: (S, V) -> (S, V), dropped tokens at -inf."""
+        for warp in self.warpers:
+            logits = warp(logits)
+        return logits
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """One sample of each row's softmax, (S, V) -> (S,), by the Gumbel-max trick.
+
+        argmax(logits + Gumbel noise) is distributed as the softmax; Gumbel noise: -log of exponential noise.
+        A token at minus infinity can never win, which a search in rounded cumulative sums would not promise.
+        """
+        noise = torch.empty_like(logits)
+        for row, generator in zip(noise, self.drawing, strict=True):
+            row.exponential_(generator=generator)
+        return (logits - noise.log()).argmax(-1)
+
+    def _settle(self) -> None:
+        """Turns the rows' settings into tensors and picks the steps that some row needs."""
+        settings = [request.sampling for request in self.requests]
+        self.banned: Tensor | None = None  # (R, V)
+        if any(request.banned_ids for request in self.requests):
+            self.banned = self._masks(request.banned_ids for request in self.requests)
+        self.wants_logprobs = any(setting.logprobs for setting in settings)
+        self.penalty = self._column(setting.repetition_penalty for setting in settings)
+
+        rows = [row for row, setting in enumerate(settings) if setting.temperature > 0]
+        self.drawn = torch.tensor(rows, device=self.device, dtype=torch.long)  # (S,) the rows that sample
+        self.drawing = [self.generators[row] for row in rows]
+        self.warpers = self._warpers([settings[row] for row in rows])
+
+    def _warpers(self, settings: Sequence[Sampling]) -> list[Callable[[Tensor], Tensor]]:
+        warpers: list[Callable[[Tensor], Tensor]] = []
+        if any(setting.temperature != 1 for setting in settings):
+            temperature = self._column(setting.temperature for setting in settings)
+            warpers.append(lambda logits: logits / temperature)
+        if most := max((setting.top_k for setting in settings), default=0):
+            counts = self._column(setting.top_k for setting in settings).long()
+            warpers.append(partial(keep_top_k, counts=counts, most=most))
+        if any(setting.top_p < 1 for setting in settings):
+            warpers.append(partial(keep_top_p, rest=self._column(1 - setting.top_p for setting in settings)))
+        if any(setting.min_p > 0 for setting in settings):
+            warpers.append(partial(keep_min_p, p=self._column(setting.min_p for setting in settings)))
+        return warpers
+
+    def _column(self, values: Iterable[float]) -> Tensor:  # (R, 1)
+        return torch.tensor(list(values), dtype=torch.float32, device=self.device)[:, None]
+
+    def _masks(self, rows: Iterable[Collection[int]]) -> Tensor:  # (R, V)
+        return torch.stack([ids_mask(ids, self.vocabulary, self.device) for ids in rows])
+
+
+def ids_mask(ids: Collection[int], vocabulary: int, device: torch.device) -> Tensor:
+    """(V,) whether an id is among `ids`."""
+    mask = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+    mask[torch.tensor(list(ids), dtype=torch.long, device=device)] = True
+    return mask
+
+
+def penalise(scores: Tensor, present: Tensor, penalty: Tensor | float) -> Tensor:
+    """Makes ids that are `present` (R, V) less likely: (R, V) -> (R, V); penalty (R, 1) or one number.
+
+    Positive scores are divided by the penalty and negative ones multiplied (CTRL, arXiv 1909.05858).
+    """
+    return torch.where(present, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
+    """Of one token in each row: (R, V), (R,) -> (R,)."""
+    return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+
+
+def keep_top_k(logits: Tensor, counts: Tensor, most: int) -> Tensor:
+    """Keeps each row's `counts` (S, 1) largest logits and those that tie with the last; 0 keeps all.
+
+    `most` is the largest of the counts, known to the host.
+    """
+    largest = logits.topk(min(most, logits.shape[1])).values
+    least = largest.gather(1, (counts - 1).clamp(0, largest.shape[1] - 1))
+    return logits.masked_fill(logits < least.masked_fill(counts == 0, -torch.inf), -torch.inf)
+
+
+def keep_top_p(logits: Tensor, rest: Tensor) -> Tensor:
+    """Keeps each row's smallest set of most likely tokens whose probability reaches p; at least one.
+
+    Nucleus sampling, arXiv 1904.09751. `rest` is 1 - p, (S, 1).
+    """
+    ascending, order = logits.sort()
+    drop = ascending.softmax(-1).cumsum(-1) <= rest
+    drop[:, -1] = False
+    return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Drops each row's tokens less likely than p (S, 1) times its most likely one (arXiv 2407.01082)."""
+    probabilities = logits.softmax(-1)
+    least = p * probabilities.amax(-1, keepdim=True)
+    return logits.masked_fill(probabilities < least, -torch.inf)
+
+
+def _generator(seed: int | None, device: torch.device) -> torch.Generator:
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator

@@ -1,0 +1,155 @@
+"""The words that every door speaks: pictures and messages in, answers and rankings out.
+
+Knows no tensors, no tokenizer and no model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+    PictureSource = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Something to look at. Opened late, when a prompt is made of it.
+
+    Args:
+        source: a path, the bytes of a picture file, a `PIL.Image`, a NumPy array (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4) of uint8, an http(s) URL, or a data URI.
+    """
+
+    source: PictureSource
+
+
+Part = str | Picture
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation: text and pictures in any order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+
+def user(*parts: Part) -> Message:
+    """A turn of the user: `user(Picture("photo.jpg"), "What is on the table?")`."""
+    return Message("user", parts)
+
+
+def assistant(*parts: Part) -> Message:
+    """A turn of the model."""
+    return Message("assistant", parts)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One worked example for few-shot prompting: a picture and the answer wanted for it.
+
+    Args:
+        picture: the example's picture.
+        answer: what the model should have said.
+        question: what it was asked; empty where the task's own question stands.
+    """
+
+    picture: Picture
+    answer: str
+    question: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer cost, in tokens (pictures' tokens included in the prompt's)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    pictures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall-clock seconds: reading pictures and text, to the first token, and in all."""
+
+    prepare: float
+    first_token: float
+    total: float
+
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said. Prints as its text.
+
+    Attributes:
+        text: the words, special tokens left out.
+        tokens: generated ids, the final stop id not among them.
+        finish: "stop" (stop id or stop string), "length" (the limit was reached) or "cancelled".
+        usage: tokens and pictures.
+        timings: seconds; of the whole batch where several prompts were answered together.
+        logprobs: natural-log probability of each token, where it was asked for.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Finish
+    usage: Usage
+    timings: Timings
+    logprobs: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class RankedLabel:
+    """One label of a ranking.
+
+    Attributes:
+        label: the label as it was given.
+        probability: softmax of the scores over the labels of the ranking.
+        logprob: the label's score: the summed log-probability of its tokens, after any normalisation asked for.
+    """
+
+    label: str
+    probability: float
+    logprob: float
+
+    def __iter__(self) -> Iterator[str | float]:
+        return iter((self.label, self.probability, self.logprob))
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Labels from the most to the least likely. Prints as the best label."""
+
+    labels: tuple[RankedLabel, ...]
+    usage: Usage
+    timings: Timings
+
+    @property
+    def best(self) -> str:
+        """The most likely label."""
+        return self.labels[0].label
+
+    def __iter__(self) -> Iterator[RankedLabel]:
+        return iter(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __str__(self) -> str:
+        return self.best
+
+
+Shots = Sequence[Shot]

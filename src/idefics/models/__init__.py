@@ -1,0 +1,79 @@
+"""From a checkpoint's folder to a running module: the registry, and what a folder says of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from idefics import weights
+from idefics.config import ModelConfig
+from idefics.errors import UnsupportedModel
+from idefics.models.family import Family
+
+# config.json's "model_type" -> file in this folder. SmolVLM is Idefics 3's mathematics with other numbers.
+REGISTRY = {"idefics": "idefics1", "idefics3": "idefics3", "smolvlm": "idefics3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder that has been read but not loaded."""
+
+    folder: Path
+    family: Family
+    config: ModelConfig
+
+
+def family_for(model_type: str) -> Family:
+    """The family that runs `model_type`, or an UnsupportedModel that lists what can be run."""
+    if model_type not in REGISTRY:
+        raise UnsupportedModel(
+            f"config.json says model_type {model_type!r}; this version runs {', '.join(REGISTRY)}: `idefics models` lists them"
+        )
+    family: Family = import_module(f"idefics.models.{REGISTRY[model_type]}").FAMILY
+    return family
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads config.json and generation_config.json (which may be absent)."""
+    raw = _read_json(folder / "config.json")
+    generation = (
+        _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    )
+    if "quantization_config" in raw:
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise UnsupportedModel(
+            f"{folder} is quantised ({method}); give the checkpoint in its original precision"
+        )
+    family = family_for(raw.get("model_type", "(none)"))
+    return Checkpoint(folder, family, family.config(raw, generation))
+
+
+def build(checkpoint: Checkpoint) -> nn.Module:
+    """The module on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return checkpoint.family.build(checkpoint.config).eval()
+
+
+def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The module with its weights, each streamed straight to its final dtype and device."""
+    model = build(checkpoint)
+    weights.load(model, checkpoint.folder, checkpoint.family.keys, dtype=dtype, device=device)
+    return model
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnsupportedModel(f"{path.parent} has no {path.name}: give the folder of a checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"{path} cannot be read as JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise UnsupportedModel(f"{path} is not a JSON object")
+    return content

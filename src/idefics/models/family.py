@@ -1,0 +1,66 @@
+"""The record that is all anyone knows about a family of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+from torch import nn
+
+from idefics.config import Activation, Filter, ImagePlan, ModelConfig, PromptStyle
+from idefics.errors import UnsupportedModel
+from idefics.weights import KeyRules
+
+Raw = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One architecture: how to read its files, build it and feed it.
+
+    Attributes:
+        config: config.json (and generation_config.json, or {}) -> ModelConfig, with this family's defaults.
+        build: ModelConfig -> the module (a `VLM` of engine/contract.py), parameter names as in checkpoints.
+        keys: what to rename, join or ignore when a checkpoint is loaded.
+        images: ModelConfig and preprocessor settings (or {}) -> ImagePlan.
+        prompt: the checkpoint's own chat template ("" if none) and its added tokens -> PromptStyle.
+    """
+
+    name: str
+    config: Callable[[Raw, Raw], ModelConfig]
+    build: Callable[[ModelConfig], nn.Module]
+    keys: KeyRules
+    images: Callable[[ModelConfig, Raw], ImagePlan]
+    prompt: Callable[[str, frozenset[str]], PromptStyle]
+
+
+# PIL.Image.Resampling by number, as preprocessor files write it.
+FILTERS: tuple[Filter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+def filter_name(number: int) -> Filter:
+    """PIL's resampling filter by its number."""
+    if not 0 <= number < len(FILTERS):
+        raise UnsupportedModel(
+            f"the preprocessor's resample is {number}; PIL's filters are 0 to {len(FILTERS) - 1}"
+        )
+    return FILTERS[number]
+
+
+def activation(name: str) -> Activation:
+    """An activation's name, checked."""
+    if name not in get_args(Activation):
+        raise UnsupportedModel(
+            f"config.json asks for the activation {name!r}; known are {', '.join(get_args(Activation))}"
+        )
+    return cast(Activation, name)
+
+
+def stop_ids(raw: Raw, generation: Raw, default: int) -> tuple[int, ...]:
+    """Ids that end an answer: generation_config.json's, else config.json's (top or text), else the class default."""
+    text = raw.get("text_config") or {}
+    for source in (generation, raw, text):
+        if (found := source.get("eos_token_id")) is not None:
+            return tuple(found) if isinstance(found, list) else (found,)
+    return (default,)

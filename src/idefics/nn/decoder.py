@@ -1,0 +1,78 @@
+"""The Llama decoder block, shared by every family. N tokens, D width, H heads, h key/value heads, K head size."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from idefics.config import Activation, TextConfig
+from idefics.nn.activation import ACTIVATIONS
+from idefics.nn.attention import Attn
+from idefics.nn.norm import RMSNorm
+from idefics.nn.rope import rotary_tables, rotate
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU and its kin (arXiv 2002.05202): down(act(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, inner: int, activation: Activation) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.act = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, D)
+        out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Projections around `Attn.self_`: queries and keys are rotated here, so caches hold rotated keys."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        self.q_proj = nn.Linear(config.width, config.heads * config.head_size, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_size, config.width, bias=False)
+
+    def forward(self, layer: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        mixed = attn.self_(layer, rotate(q, rotary), rotate(k, rotary), v)  # (N, H, K)
+        out: Tensor = self.o_proj(mixed.flatten(1))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention, then pre-norm MLP, each added to the stream."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.mlp = GatedMLP(config.width, config.inner, config.activation)
+        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
+
+    def forward(self, layer: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
+        x = x + self.self_attn(layer, self.input_layernorm(x), rotary, attn)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and the last norm."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
+
+    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
+        rotary = rotary_tables(positions, self.config.rope, self.config.head_size, x.dtype)
+        for index, layer in enumerate(self.layers):
+            x = layer(index, x, rotary, attn)
+        out: Tensor = self.norm(x)
+        return out

@@ -1,0 +1,41 @@
+"""Rotary positions (arXiv 2104.09864), with the frequency scaling of Llama 3.1."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from idefics.config import RopeConfig
+
+
+def frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> Tensor:
+    """(K/2,) radians a position, float32.
+
+    Llama 3.1 (its model card's `rope_scaling`): wavelengths beyond original/low are stretched by `factor`, those
+    below original/high are kept, those between are blended.
+    """
+    exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size
+    rates = 1.0 / rope.theta**exponents
+    if rope.factor == 1.0:
+        return rates
+    turns = rope.original_max_positions * rates / (2 * math.pi)  # full turns over the original context
+    blend = (turns - rope.low_frequency_factor) / (rope.high_frequency_factor - rope.low_frequency_factor)
+    return torch.lerp(rates / rope.factor, rates, blend.clamp(0, 1))
+
+
+def rotary_tables(
+    positions: Tensor, rope: RopeConfig, head_size: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (N, 1, K) each: computed in float32, then cast, as the released models do."""
+    angles = positions.float()[:, None] * frequencies(rope, head_size, positions.device)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the pairs (i, i + K/2) of each head: (N, H, K) -> (N, H, K)."""
+    cosines, sines = tables
+    low, high = x.chunk(2, dim=-1)
+    return x * cosines + torch.cat((-high, low), dim=-1) * sines

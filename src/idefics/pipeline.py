@@ -1,0 +1,353 @@
+"""Pictures and words in, answers out: joins a checkpoint's processor and the engine.
+
+Knows prompts, sampling and streams. Does not know tasks (they word prompts) nor doors.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from idefics import models, weights
+from idefics.config import EngineConfig, Sampling
+from idefics.engine.engine import Engine
+from idefics.engine.request import Request
+from idefics.engine.request import Sequence as Row
+from idefics.errors import BadPrompt, BadSetting
+from idefics.messages import Answer, Message, Timings, Usage
+from idefics.processing import settings
+from idefics.processing.detokenizer import Detokenizer
+from idefics.processing.fetch import Fetcher, Policy
+from idefics.processing.processor import Processor
+from idefics.processing.tokenizer import Tokenizer
+from idefics.prompt import Prompt
+
+if TYPE_CHECKING:
+    from idefics.processing.processor import Item
+
+    Items = Sequence[Item]
+    Conversation = Sequence[Message | Mapping[str, Any]]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Options(TypedDict, total=False):
+    """What every call that generates takes; the fields of `Sampling`, and stop strings."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    num_beams: int
+    seed: int | None
+    logprobs: bool
+    stop: str | Sequence[str]
+
+
+class Stream:
+    """An answer as it comes: iterate it for pieces of text; afterwards `answer` holds the whole.
+
+    Leaving the loop early cancels the rest; `answer` is then what came until there.
+    """
+
+    def __init__(self, pieces: Generator[str], collected: _Collected) -> None:
+        self._pieces, self._collected = pieces, collected
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends the answer here."""
+        self._pieces.close()
+
+    @property
+    def answer(self) -> Answer:
+        """The answer so far; complete once the stream has ended."""
+        return self._collected.answer()
+
+
+Reply = Answer | list[Answer] | Stream
+
+
+class _Collected:
+    """One answer while it is generated. `start` are the caller's words that its text begins with."""
+
+    def __init__(self, row: Row, text: Detokenizer, start: str, began: float) -> None:
+        self.row, self.text, self.start, self.began = row, text, start, began
+        self.prepared = self.last = time.perf_counter()
+        self.first: float | None = None
+
+    def push(self, token: int, spelled: bytes) -> str:
+        """Takes the next token, whose UTF-8 is `spelled`; returns the text that became certain."""
+        self.last = time.perf_counter()
+        piece = self.text.push(token)
+        if self.text.stopped:
+            self.row.finish("stop")
+        if self.first is not None:
+            return piece
+        self.first = self.last
+        if self.start and spelled.startswith(b" "):
+            self.start += " "
+        return self.start + piece
+
+    def answer(self) -> Answer:
+        request = self.row.request
+        first = self.last if self.first is None else self.first
+        return Answer(
+            text=self.start + self.text.text,
+            tokens=tuple(self.row.ids),
+            finish=self.row.finish_reason or "cancelled",
+            usage=Usage(len(request.prompt), len(self.row.ids), len(request.prompt.pictures)),
+            timings=Timings(self.prepared - self.began, first - self.began, self.last - self.began),
+            logprobs=tuple(self.row.logprobs) if request.sampling.logprobs else None,
+        )
+
+
+class Pipeline:
+    """A loaded model that continues prompts and holds conversations. `Idefics` adds the tasks."""
+
+    def __init__(self, processor: Processor, engine: Engine, stop_ids: frozenset[int]) -> None:
+        self.processor, self.engine, self.stop_ids = processor, engine, stop_ids
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        offline: bool | None = None,
+        remote_images: Policy = "any",
+        progress: weights.Progress | None = None,
+    ) -> Self:
+        """Finds, downloads if need be, and loads a checkpoint.
+
+        Args:
+            model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
+            device: "auto" (CUDA, Apple's, else the CPU) or a torch device.
+            dtype: "auto" (the checkpoint's on a GPU, float32 on a CPU, where half precision is slower),
+                "float32", "bfloat16" or "float16".
+            revision: branch, tag or commit on the hub.
+            offline: never use the network.
+            remote_images: which addresses may be fetched: "any", "public" or "off".
+            progress: called with (bytes done, bytes in all) while a model is downloaded.
+
+        Raises:
+            ModelError: no such model, not one that this package runs, or its weights do not fit.
+            BadSetting: an unknown device or dtype.
+        """
+        fetcher = Fetcher(policy=remote_images)
+        place = _device(device)
+        checkpoint = models.read_checkpoint(
+            weights.find(model, revision=revision, offline=offline, progress=progress)
+        )
+        family, folder = checkpoint.family, checkpoint.folder
+        tokenizer = Tokenizer.load(folder)
+        style = family.prompt(settings.chat_template(folder), tokenizer.added)
+        plan = family.images(checkpoint.config, settings.preprocessor(folder))
+        processor = Processor(tokenizer, plan, style, fetcher)
+        module = models.load_model(
+            checkpoint, dtype=_dtype(dtype, place, checkpoint.config.dtype), device=place
+        )
+        turn_end = tokenizer.token_id(style.turn_end)
+        stop_ids = frozenset(checkpoint.config.stop_ids) | ({turn_end} if turn_end is not None else set())
+        return cls(processor, Engine(module, EngineConfig()), stop_ids)  # type: ignore[arg-type]  # a VLM by shape
+
+    def prompt(self, items: Items | Conversation, *, answer_start: str = "") -> Prompt:
+        """Ids and pictures of a raw prompt or a conversation: the low-level door.
+
+        Args:
+            items: a list of text and pictures (see `generate`), or of messages (see `chat`).
+            answer_start: words that the answer begins with; conversations only.
+        """
+        if _is_conversation(items):
+            return self.processor.chat(items, answer_start=answer_start)  # type: ignore[arg-type]
+        if answer_start:
+            raise BadSetting(
+                "answer_start goes with a conversation; write the words at the end of a raw prompt"
+            )
+        return self.processor.raw(items)  # type: ignore[arg-type]
+
+    def logits(self, prompt: Prompt) -> Tensor:
+        """(N, V) float32: the model's logits after each of the prompt's N tokens, in one uncached pass."""
+        return self.engine.logits(prompt)
+
+    def generate(
+        self,
+        items: Items | Sequence[Items],
+        *,
+        stream: bool = False,
+        add_end_of_utterance_token: bool | None = None,
+        **options: Unpack[Options],
+    ) -> Reply:
+        """Continues a raw prompt, exactly as given; or several, and then a list of answers comes back.
+
+        Args:
+            items: text and pictures in any order, or a list of such lists. Special tokens in the text are honoured.
+            stream: return a `Stream` of text instead; one prompt only.
+            add_end_of_utterance_token: whether Idefics 1 puts its `<end_of_utterance>` between neighbouring texts;
+                None: where the checkpoint has it.
+            **options: see `Options` and `Sampling`; greedy and at most 256 new tokens unless told.
+
+        Raises:
+            BadRequest: a picture, a prompt or a setting is wrong; the message says which.
+        """
+        began = time.perf_counter()
+        many = bool(items) and isinstance(items[0], (list, tuple))
+        prompts: list[Items] = list(items) if many else [items]  # type: ignore[arg-type, list-item]
+        made = [
+            self.processor.raw(prompt, add_end_of_utterance_token=add_end_of_utterance_token)
+            for prompt in prompts
+        ]
+        return self._reply(made, many, stream, began, options)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        *,
+        answer_start: str = "",
+        stream: bool = False,
+        **options: Unpack[Options],
+    ) -> Reply:
+        """The next answer of a conversation; or of several, and then a list of answers comes back.
+
+        Args:
+            messages: `Message`s or the dicts of the published guides and of OpenAI's API. Special tokens in their text
+                are plain characters.
+            answer_start: words that the answer begins with; they are not repeated in its text.
+            stream, options: as in `generate`.
+        """
+        began = time.perf_counter()
+        many = bool(messages) and isinstance(messages[0], (list, tuple))
+        conversations: list[Conversation] = list(messages) if many else [messages]  # type: ignore
+        made = [self.processor.chat(turns, answer_start=answer_start) for turns in conversations]
+        return self._reply(made, many, stream, began, options)
+
+    def score(
+        self, items: Items | Conversation, endings: Sequence[str], *, answer_start: str = ""
+    ) -> tuple[Prompt, list[list[float]]]:
+        """How likely each of many texts is after one prompt, read once: log-probabilities of its tokens.
+
+        In a conversation an ending is the answer; in a raw prompt it goes on as it stands, its own space included.
+
+        Returns:
+            The prompt shared by all endings, and for each ending one number a token.
+        """
+        if _is_conversation(items):
+            prompt, rests = self.processor.chat_endings(items, endings, answer_start=answer_start)  # type: ignore
+        else:
+            prompt, rests = self.processor.raw_endings(items, endings)  # type: ignore[arg-type]
+        return prompt, self.engine.score(prompt, rests)
+
+    def _reply(
+        self,
+        prompts: Sequence[Prompt],
+        many: bool,
+        stream: bool,
+        began: float,
+        options: Options,
+        start: str = "",
+    ) -> Reply:
+        """Answers prompts; `start` are words of the caller that each answer's text shall begin with."""
+        if stream and many:
+            raise BadSetting(
+                f"stream=True takes one prompt, not a list of {len(prompts)}: call it once for each"
+            )
+        collected = self._collect(prompts, began, options, start)
+        if stream:
+            return Stream(self._stream(collected[0]), collected[0])
+        for _ in self._pieces(collected):
+            pass
+        answers = [one.answer() for one in collected]
+        return answers if many else answers[0]
+
+    def _collect(
+        self, prompts: Sequence[Prompt], began: float, options: Options, start: str
+    ) -> list[_Collected]:
+        choices: dict[str, Any] = dict(options)
+        stop = choices.pop("stop", ())
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        sampling = Sampling(**choices)
+        tokenizer, banned = self.processor.tokenizer, self.processor.mark_ids
+        return [
+            _Collected(
+                Row(Request(prompt, sampling, self.stop_ids, banned)), Detokenizer(tokenizer, stops), start, began
+            )
+            for prompt in prompts
+        ]
+
+    def _pieces(self, collected: Sequence[_Collected]) -> Iterator[tuple[_Collected, str]]:
+        """Runs the engine; yields each answer's text as it becomes certain."""
+        try:
+            if collected and collected[0].row.request.sampling.num_beams > 1:
+                yield from self._beams(collected)
+            else:
+                of = {id(one.row): one for one in collected}
+                with closing(self.engine.run([one.row for one in collected])) as steps:
+                    for row, token in chain.from_iterable(steps):
+                        yield of[id(row)], self._push(of[id(row)], token)
+        finally:
+            for one in collected:
+                one.text.finish()
+
+    def _beams(self, collected: Sequence[_Collected]) -> Iterator[tuple[_Collected, str]]:
+        for one in collected:
+            self.engine.beam(one.row)
+            for token in one.row.ids:
+                yield one, self._push(one, token)
+
+    def _push(self, one: _Collected, token: int) -> str:
+        return one.push(token, self.processor.tokenizer.decode_bytes([token]))
+
+    def _stream(self, one: _Collected) -> Generator[str]:
+        shown = ""
+        for _, piece in self._pieces([one]):
+            shown += piece
+            if piece:
+                yield piece
+        if rest := one.answer().text[len(shown) :]:
+            yield rest
+
+
+def _is_conversation(items: Any) -> bool:
+    if not isinstance(items, Sequence) or isinstance(items, (str, bytes)):
+        raise BadPrompt(
+            f"a prompt is a list of text and pictures or of messages, not a {type(items).__name__}"
+        )
+    return bool(items) and isinstance(items[0], (Message, Mapping))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise BadSetting(
+            f"device is {name!r}, which this machine does not have: give auto, cpu, cuda or cuda:1"
+        ) from None
+    return device
+
+
+def _dtype(name: str, device: torch.device, stored: str | None) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else DTYPES.get(stored or "", torch.bfloat16)
+    if name not in DTYPES:
+        raise BadSetting(f"dtype is {name!r}; give auto, {', '.join(DTYPES)}")
+    return DTYPES[name]

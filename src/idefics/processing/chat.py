@@ -1,0 +1,181 @@
+"""A conversation through a checkpoint's Jinja template into trusted pieces, plain pieces and pictures.
+
+Knows templates and messages; does not know tokens or pixels. What a user or an earlier answer says never
+passes through the template: a placeholder that nobody can guess does, so that neither a token nor the
+template's logic can be forged.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+from idefics.errors import BadPrompt, UnsupportedModel
+from idefics.messages import Message, Part, Picture, Role
+from idefics.processing.tokenizer import Piece
+
+if TYPE_CHECKING:
+    import jinja2
+
+IMAGE = "<image>"  # what every template of the family writes where a picture stands
+ROLES = get_args(Role)
+
+
+def render(template: str, messages: Sequence[Message], *, answer_start: str = "") -> list[Piece | Picture]:
+    """The prompt for the next answer.
+
+    Args:
+        template: Jinja source; it sees `messages` (each a role and a list of text and image parts) and
+            `add_generation_prompt`, true.
+        messages: the conversation so far.
+        answer_start: words that the answer begins with; a space goes before them.
+
+    Raises:
+        BadPrompt: no messages, or the template refuses them or drops one of their pictures.
+        UnsupportedModel: there is no template, or it is broken.
+    """
+    if not messages:
+        raise BadPrompt("the conversation is empty: give at least one message")
+    if not template:
+        raise UnsupportedModel(
+            "this checkpoint has no chat template: give it a raw prompt (generate), "
+            "or use an instruct checkpoint"
+        )
+    texts: list[str] = []
+    secret = str(secrets.randbits(128))
+
+    def slot(text: str) -> str:
+        """A placeholder, spaces around the text left outside so that a template may trim them."""
+        core = text.strip()
+        if not core:
+            return text
+        texts.append(core)
+        start = text.index(core)
+        return f"{text[:start]}\ue000{secret}\ue001{len(texts) - 1}\ue002{text[start + len(core) :]}"
+
+    turns = [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": slot(part)}
+                for part in message.parts
+            ],
+        }
+        for message in messages
+    ]
+    pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+    rendered = _render(template, turns)
+    if rendered.count(IMAGE) != len(pictures):
+        raise BadPrompt(
+            f"the conversation has {len(pictures)} pictures, but this checkpoint's chat template places "
+            f"{rendered.count(IMAGE)}: put them into turns of the user"
+        )
+    parts: list[Piece | Picture] = []
+    next_picture = iter(pictures)
+    for text in re.split(f"({IMAGE}|\ue000{secret}\ue001[0-9]+\ue002)", rendered):
+        if text == IMAGE:
+            parts.append(next(next_picture))
+        elif text.startswith(f"\ue000{secret}"):
+            parts.append(Piece(texts[int(text[:-1].partition("\ue001")[2])], trusted=False))
+        elif text:
+            parts.append(Piece(text, trusted=True))
+    if answer_start:
+        parts.append(Piece(" " + answer_start, trusted=False))
+    return parts
+
+
+def _render(template: str, turns: list[dict[str, Any]]) -> str:
+    import jinja2
+
+    try:
+        return _compile(template).render(messages=turns, add_generation_prompt=True)
+    except Refusal as refusal:
+        raise BadPrompt(f"this checkpoint's chat template refuses the conversation: {refusal}") from None
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise UnsupportedModel(f"this checkpoint's chat template is broken: {error}") from None
+
+
+class Refusal(Exception):
+    """A template called `raise_exception`."""
+
+
+@lru_cache(maxsize=8)
+def _compile(template: str) -> jinja2.Template:
+    """With the settings that templates are written for (transformers' `apply_chat_template`)."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _refuse
+    return environment.from_string(template)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise Refusal(message)
+
+
+def to_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message]:
+    """Messages, or the dicts that the published guides and OpenAI's API use, as `Message`s.
+
+    A dict has a "role" and a "content": a string, or a list of
+    `{"type": "text", "text": ...}`, `{"type": "image", "image": a picture}`, `{"type": "image", "url": ...}`,
+    `{"type": "image", "path": ...}` and `{"type": "image_url", "image_url": {"url": ...}}`.
+
+    Raises:
+        BadPrompt: names the message (counted from 1) and the field.
+    """
+    if isinstance(messages, (str, bytes, Mapping, Message)):
+        raise BadPrompt(f"messages is a {type(messages).__name__}: give a list of messages")
+    return [_message(message, f"message {number}") for number, message in enumerate(messages, start=1)]
+
+
+def _message(message: Message | Mapping[str, Any], where: str) -> Message:
+    if isinstance(message, Message):
+        message = {"role": message.role, "content": message.parts}
+    if not isinstance(message, Mapping):
+        raise BadPrompt(f'{where} is a {type(message).__name__}: give a dict with "role" and "content"')
+    role = _field(message, "role", where)
+    if role not in ROLES:
+        raise BadPrompt(f"{where}: role is {role!r}; give one of {', '.join(ROLES)}")
+    content = _field(message, "content", where)
+    if isinstance(content, str):
+        return Message(role, (content,))
+    if not isinstance(content, (list, tuple)):
+        raise BadPrompt(f"{where}: content is a {type(content).__name__}; give a string or a list of parts")
+    return Message(role, tuple(_part(part, f"{where}: content[{i}]") for i, part in enumerate(content)))
+
+
+def _part(part: Any, where: str) -> Part:
+    if isinstance(part, (str, Picture)):
+        return part
+    if not isinstance(part, Mapping):
+        raise BadPrompt(f'{where} is a {type(part).__name__}: give a dict with a "type"')
+    match _field(part, "type", where):
+        case "text":
+            text = _field(part, "text", where)
+            if not isinstance(text, str):
+                raise BadPrompt(f"{where}: text is a {type(text).__name__}; give a string")
+            return text
+        case "image":
+            for field in ("image", "url", "path"):
+                if part.get(field) is not None:
+                    return _picture(part[field])
+            raise BadPrompt(f'{where} has no picture: give it as "image", "url" or "path"')
+        case "image_url":
+            return _picture(_field(_field(part, "image_url", where), "url", f"{where}: image_url"))
+        case other:
+            raise BadPrompt(f"{where}: type is {other!r}; give one of text, image, image_url")
+
+
+def _picture(source: Any) -> Picture:
+    return source if isinstance(source, Picture) else Picture(source)
+
+
+def _field(mapping: Any, field: str, where: str) -> Any:
+    if not isinstance(mapping, Mapping) or field not in mapping:
+        raise BadPrompt(f'{where} has no "{field}"')
+    return mapping[field]

@@ -1,0 +1,266 @@
+"""Conversations and raw prompts into `Prompt`s: joins template, tokenizer and pictures.
+
+Knows where a picture's tokens stand; does not know models. What differs between checkpoints is in its
+`ImagePlan` and `PromptStyle`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idefics.config import ImagePlan, PromptStyle
+from idefics.errors import BadPicture, BadPrompt, BadSetting, UnsupportedModel
+from idefics.messages import Message, Part, Picture
+from idefics.processing.chat import IMAGE, render, to_messages
+from idefics.processing.fetch import Fetcher, is_remote
+from idefics.processing.images import grid, open_picture, prepare
+from idefics.processing.tokenizer import Piece, Tokenizer
+from idefics.prompt import Prompt, Tiles
+
+if TYPE_CHECKING:
+    from idefics.messages import PictureSource
+
+    Item = Part | PictureSource
+
+FAKE = "<fake_token_around_image>"
+MARK = re.compile(r"<image>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>")
+END_OF_DOCUMENT = "</s>"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+Endings = tuple[Prompt, tuple[tuple[int, ...], ...]]
+
+
+class Processor:
+    """Makes prompts for one checkpoint.
+
+    Attributes:
+        mark_ids: ids of the tokens that stand for pictures; an answer never holds one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, plan: ImagePlan, style: PromptStyle, fetcher: Fetcher) -> None:
+        self.tokenizer, self.plan, self.style, self.fetcher = tokenizer, plan, style, fetcher
+        missing = {IMAGE, FAKE} - tokenizer.added
+        if missing:
+            raise UnsupportedModel(
+                f"this checkpoint's tokenizer.json has no {' and no '.join(sorted(missing))}"
+            )
+        self._image = tokenizer.token_id(IMAGE)
+        marks = (tokenizer.token_id(token) for token in tokenizer.added if MARK.fullmatch(token))
+        self.mark_ids = frozenset(id for id in marks if id is not None)
+        self._end_of_document = tokenizer.token_id(END_OF_DOCUMENT) if style.marks == "beside" else None
+
+    def chat(self, messages: Sequence[Message | Mapping[str, Any]], *, answer_start: str = "") -> Prompt:
+        """The prompt for the next answer of a conversation. Special tokens in its text are plain characters.
+
+        Args:
+            messages: `Message`s, or dicts as in `to_messages`.
+            answer_start: words that the answer begins with.
+
+        Raises:
+            BadPrompt, BadPicture: something in the messages is wrong; the error says which.
+        """
+        pieces, pictures = self._pieces(self._conversation(messages, answer_start))
+        return self._prompt(self._opening() + self.tokenizer.encode_pieces(pieces), pictures)
+
+    def raw(self, items: Sequence[Item], *, add_end_of_utterance_token: bool | None = None) -> Prompt:
+        """The prompt that is exactly these texts and pictures. Special tokens in the text are honoured.
+
+        Args:
+            items: text, and pictures in any form; see `to_part` for the texts that name a picture.
+            add_end_of_utterance_token: whether `<end_of_utterance>` goes between neighbouring texts; None:
+                where the checkpoint has it. Only where pictures are read beside the text (Idefics 1).
+
+        Raises:
+            BadPrompt: nothing given, or `<image>` written in the text.
+            BadPicture: a picture cannot be opened.
+            BadSetting: the checkpoint has no `<end_of_utterance>` to add.
+        """
+        pieces, pictures = self._pieces(self._document(items, add_end_of_utterance_token))
+        return self._prompt(self._opening() + self.tokenizer.encode_pieces(pieces), pictures)
+
+    def chat_endings(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        endings: Sequence[str],
+        *,
+        answer_start: str = "",
+    ) -> Endings:
+        """A conversation once, and the token ids of each answer that it might get.
+
+        Each answer is tokenised as it would be after the prompt and a space.
+
+        Returns:
+            The prompt that all answers share, and for each answer the ids that follow it.
+
+        Raises:
+            BadPrompt: no answers, or a blank one.
+        """
+        pieces, pictures = self._pieces(self._conversation(messages, answer_start))
+        ids, rests = self._endings(pieces, [Piece(" " + ending, trusted=False) for ending in endings])
+        return self._prompt(self._opening() + ids, pictures), rests
+
+    def raw_endings(self, items: Sequence[Item], endings: Sequence[str]) -> Endings:
+        """A raw prompt once, and the token ids of each text that it might end with.
+
+        Each ending continues the last text as it stands: give it its own space where it wants one.
+        """
+        pieces, pictures = self._pieces(self._document(items, None))
+        ids, rests = self._endings(pieces, [Piece(ending, trusted=True) for ending in endings])
+        return self._prompt(self._opening() + ids, pictures), rests
+
+    def tokens_of(self, picture: Picture) -> int:
+        """What one picture, standing alone, costs in tokens."""
+        rows, columns = grid(*open_picture(picture, self.fetcher).size, self.plan)
+        marks = self._marks(rows, columns, follows_picture=False)
+        return len(self.tokenizer.encode(marks, adds_special=False))
+
+    def _conversation(
+        self, messages: Sequence[Message | Mapping[str, Any]], answer_start: str
+    ) -> list[Piece | Picture]:
+        parts = render(self.style.template, to_messages(messages), answer_start=answer_start)
+        return [Piece(self.style.start, trusted=True), *parts]
+
+    def _document(self, items: Sequence[Item], adds_turn_end: bool | None) -> list[Piece | Picture]:
+        if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
+            raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
+        has_turn_end = self.style.marks == "beside" and self.style.turn_end in self.tokenizer.added
+        if adds_turn_end and not has_turn_end:
+            raise BadSetting(
+                "add_end_of_utterance_token is True, but this checkpoint has no such token: leave it out"
+            )
+        separates = has_turn_end and adds_turn_end is not False
+        parts: list[Piece | Picture] = [Piece(self.style.start, trusted=True)]
+        last: Part | None = None
+        for item in items:
+            part = to_part(item)
+            if isinstance(part, str):
+                text = part.strip(" ") if self.style.strip_items else part
+                if separates and isinstance(last, str):
+                    text = self.style.turn_end + text
+                parts.append(Piece(text, trusted=True))
+            else:
+                parts.append(part)
+            last = part
+        return parts
+
+    def _pieces(self, parts: Sequence[Piece | Picture]) -> tuple[list[Piece], list[Tiles]]:
+        """Pictures opened and prepared, and their marks in their places."""
+        pieces: list[Piece] = []
+        pictures: list[Tiles] = []
+        follows_picture = False
+        for part in parts:
+            if isinstance(part, Picture):
+                tiles = prepare(open_picture(part, self.fetcher), self.plan)
+                pictures.append(tiles)
+                marks = self._marks(tiles.rows, tiles.columns, follows_picture=follows_picture)
+                pieces.append(Piece(marks, trusted=True))
+            else:
+                pieces.append(part)
+            follows_picture = isinstance(part, Picture)
+        return pieces, pictures
+
+    def _marks(self, rows: int, columns: int, *, follows_picture: bool) -> str:
+        """What stands in the text for one picture, as the released processors write it."""
+        if self.style.marks == "beside":  # neighbouring pictures share the fake between them
+            return f"{IMAGE}{FAKE}" if follows_picture else f"{FAKE}{IMAGE}{FAKE}"
+        frame = IMAGE * self.plan.tokens
+        tiles = "".join(
+            "".join(f"{FAKE}<row_{row}_col_{column}>{frame}" for column in range(1, columns + 1)) + "\n"
+            for row in range(1, rows + 1)
+        )
+        whole = f"{FAKE}<global-img>{frame}{FAKE}"
+        return f"{tiles}\n{whole}" if tiles else whole
+
+    def _opening(self) -> list[int]:
+        """What `tokenizer.json` itself puts before a text, whatever the text begins with."""
+        return self.tokenizer.encode("", adds_special=True) if self.style.adds_special else []
+
+    def _endings(
+        self, pieces: list[Piece], endings: Sequence[Piece]
+    ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+        """Ids of `pieces` as far as all endings agree, and the ids of each ending from there."""
+        if not endings:
+            raise BadPrompt("there are no endings to choose from: give at least one")
+        encode = self.tokenizer.encode_pieces
+        ids = encode(pieces)
+        tail = self.tokenizer.last_segment(pieces)  # an ending changes nothing before it
+        shared = encode(tail)
+        if ids[len(ids) - len(shared) :] != shared:
+            tail, shared = pieces, ids
+        wholes = [encode([*tail, ending]) for ending in endings]
+        common = _common(shared, wholes)
+        rests = tuple(tuple(whole[common:]) for whole in wholes)
+        for ending, rest in zip(endings, rests, strict=True):
+            if not rest or not ending.text.strip():
+                raise BadPrompt(f"the ending {ending.text!r} is blank: give words to choose from")
+            if self._image in rest:
+                raise BadPrompt(f"the ending {ending.text!r} holds an {IMAGE}: endings are text")
+        return ids[: len(ids) - len(shared) + common], rests
+
+    def _prompt(self, ids: list[int], pictures: list[Tiles]) -> Prompt:
+        if not ids:
+            raise BadPrompt("the prompt is empty: give some text or a picture")
+        positions = [position for position, id in enumerate(ids) if id == self._image]
+        beside = self.style.marks == "beside"
+        sizes = [1 if beside else len(picture.frames) * self.plan.tokens for picture in pictures]
+        if len(positions) != sum(sizes):
+            raise BadPrompt(
+                f"the text holds {len(positions) - sum(sizes)} {IMAGE} of its own, and the prompt "
+                f"{len(pictures)} pictures: put each picture itself in its place instead of writing {IMAGE}"
+            )
+        following = iter(positions)
+        places = tuple(tuple(islice(following, size)) for size in sizes)
+        owner = {place: index for index, picture in enumerate(places) for place in picture}
+        return Prompt(tuple(ids), tuple(pictures), places, tuple(self._sees(ids, owner)))
+
+    def _sees(self, ids: list[int], owner: Mapping[int, int]) -> list[int]:
+        """For each token its latest picture, or -1; a document's end still sees what its document saw."""
+        sees, current = [], -1
+        for position, id in enumerate(ids):
+            current = owner.get(position, current)
+            sees.append(current)
+            if id == self._end_of_document:
+                current = -1
+        return sees
+
+
+def to_part(item: Item) -> Part:
+    """One item of a raw prompt as text or picture.
+
+    A text is a picture where it is an http(s) address or an image's data URI, or where it is one line ending
+    like the name of a picture and such a file exists.
+
+    Raises:
+        BadPicture: the text looks like a file name (no space) and there is no such file.
+    """
+    if isinstance(item, Picture):
+        return item
+    if not isinstance(item, str):
+        return Picture(item)
+    if is_remote(item.strip()):
+        return Picture(item.strip())
+    if "\n" not in item and item.lower().endswith(SUFFIXES):
+        if _is_file(item):
+            return Picture(item)
+        if " " not in item:
+            raise BadPicture(f"{item}: no such file; if it is meant as text, write it in a sentence")
+    return item
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # longer than any file's name
+        return False
+
+
+def _common(shared: Sequence[int], wholes: Sequence[Sequence[int]]) -> int:
+    """How many ids at the beginning all have in common."""
+    for position, ids in enumerate(zip(shared, *wholes, strict=False)):
+        if len(set(ids)) > 1:
+            return position
+    return min(map(len, [shared, *wholes]))

@@ -1,0 +1,76 @@
+"""The small files beside the weights that say how to feed a checkpoint, in whichever layout it was saved.
+
+Knows file names and their keys; does not know what the settings mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from idefics.errors import UnsupportedModel
+
+
+def preprocessor(folder: str | Path) -> dict[str, Any]:
+    """The image processor's settings of a checkpoint folder; {} where it has none.
+
+    They stand in preprocessor_config.json, or, as transformers 5 saves them, under "image_processor" in
+    processor_config.json.
+
+    Raises:
+        UnsupportedModel: a file is not a JSON object.
+    """
+    folder = Path(folder)
+    settings = _json(folder / "preprocessor_config.json")
+    return settings or _json(folder / "processor_config.json").get("image_processor", {})
+
+
+def chat_template(folder: str | Path) -> str:
+    """The Jinja chat template of a checkpoint folder; "" where it has none.
+
+    It stands in chat_template.jinja (transformers 5), chat_template.json, processor_config.json or
+    tokenizer_config.json: the first that has one decides, as the newer files replace the older.
+
+    Raises:
+        UnsupportedModel: a file is broken, or holds several templates none of which is named "default".
+    """
+    folder = Path(folder)
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return _text(path)
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template = _json(folder / name).get("chat_template")
+        if template:
+            return _default(template, folder / name)
+    return ""
+
+
+def _default(template: str | list[Mapping[str, str]], path: Path) -> str:
+    """tokenizer_config.json may hold one template or a list of named ones."""
+    if isinstance(template, str):
+        return template
+    named = {entry["name"]: entry["template"] for entry in template}
+    if "default" not in named:
+        raise UnsupportedModel(f"{path} has the chat templates {', '.join(named)}: one must be named default")
+    return named["default"]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise UnsupportedModel(f"{path} is not JSON ({error}): download it again") from None
+    if not isinstance(settings, dict):
+        raise UnsupportedModel(f"{path} holds a {type(settings).__name__}, not an object: download it again")
+    return settings
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnsupportedModel(f"{path} cannot be read ({type(error).__name__}): download it again") from None

@@ -1,0 +1,243 @@
+"""Text to ids and back, exactly as a checkpoint's `tokenizer.json` says.
+
+Knows which text is trusted; does not know templates, pictures or turns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from idefics.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SPACE_MARK = "\u2581"  # what SentencePiece writes for a space
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how it spells one byte of a character that it lacks
+
+
+class Piece(NamedTuple):
+    """Part of a prompt's text. Special tokens are honoured in trusted text, else plain characters."""
+
+    text: str
+    trusted: bool
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    Attributes:
+        added: each token that `tokenizer.json` adds to its vocabulary or lifts out of it (`<image>`, `<s>`).
+        special_ids: ids of those that are marked special and so are left out of decoded text.
+        strips_blank: whether decoding drops one space at the very beginning (SentencePiece puts one there).
+    """
+
+    def __init__(self, text: str) -> None:
+        """Takes the text of a `tokenizer.json`; any exception means that it is not one."""
+        import tokenizers
+
+        self._library = tokenizers.Tokenizer.from_str(text)
+        self._library.no_truncation()  # settings of somebody's training run that save_pretrained keeps
+        self._library.no_padding()
+        self._contents = {id: token.content for id, token in self._library.get_added_tokens_decoder().items()}
+        self.added = frozenset(self._contents.values())
+        self.special_ids = frozenset(
+            id for id, token in self._library.get_added_tokens_decoder().items() if token.special
+        )
+        decoder = json.loads(text)["decoder"]
+        self._is_byte_level, self.strips_blank = _decoder_kind(decoder)
+        self._bytes: dict[int, bytes] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Reads `tokenizer.json` of a checkpoint folder.
+
+        Raises:
+            UnsupportedModel: the file is missing or broken.
+        """
+        path = Path(folder) / "tokenizer.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UnsupportedModel(_missing(path.parent)) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnsupportedModel(
+                f"{path} cannot be read ({type(error).__name__}): download it again"
+            ) from None
+        try:
+            return cls(text)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{path}: {error}") from None
+        except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
+            raise UnsupportedModel(f"{path} is not a tokenizer file ({error}): download it again") from None
+
+    def encode(self, text: str, *, adds_special: bool) -> list[int]:
+        """Ids of trusted text.
+
+        Args:
+            text: special tokens in it are honoured.
+            adds_special: whether the file's post-processor adds its own, such as a beginning-of-text.
+        """
+        ids: list[int] = self._library.encode(text, add_special_tokens=adds_special).ids
+        return ids
+
+    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+        """Ids of the joined text, where special tokens are honoured in trusted pieces only.
+
+        Text between two honoured special tokens is tokenised as one, across the borders of pieces: where no
+        special token is forged, this is `encode` of the joined text.
+        """
+        pieces = tuple(pieces)
+        text = "".join(piece.text for piece in pieces)
+        encoding = self._library.encode(text, add_special_tokens=False)
+        trust = _trusted_spans(pieces)
+        honoured, forged = [], False
+        for id, offsets in zip(encoding.ids, encoding.offsets, strict=True):
+            if id in self._contents:
+                # A token with "lstrip" or "rstrip" swallows the spaces beside it.
+                start = max(offsets[0], text.find(self._contents[id], *offsets))
+                end = min(offsets[1], start + len(self._contents[id]))
+                if any(first <= start and end <= last for first, last in trust):
+                    honoured.append((start, end, id))
+                else:
+                    forged = True
+        return self._encode_honouring(text, honoured) if forged else list(encoding.ids)
+
+    def _encode_honouring(self, text: str, honoured: list[tuple[int, int, int]]) -> list[int]:
+        """Ids of `text`, special tokens only at `honoured` (start, end, id)."""
+        parts, last = [], 0
+        for start, end, id in honoured:
+            parts += [text[last:start], self._aliases[self._contents[id]]]
+            last = end
+        ids: list[int] = self._aliased.encode("".join(parts) + text[last:], add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _aliases(self) -> dict[str, str]:
+        """A name for each added token that nobody outside this object can write.
+
+        Digits between private-use characters: no normaliser that we know touches them.
+        """
+        secret = str(secrets.randbits(128))
+        return {content: f"\ue000{secret}\ue001{i}\ue002" for i, content in enumerate(sorted(self.added))}
+
+    @cached_property
+    def _aliased(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, its added tokens renamed: their old names are plain characters to it."""
+        import tokenizers
+
+        raw = json.loads(self._library.to_str())
+        raw["post_processor"] = None
+        for token in raw["added_tokens"]:
+            token["content"] = self._aliases[token["content"]]
+        model = raw["model"]
+        model["vocab"] = {self._aliases.get(token, token): id for token, id in model["vocab"].items()}
+        if model.get("unk_token") in self._aliases:
+            model["unk_token"] = self._aliases[model["unk_token"]]
+        # A merge that builds or uses an added token would bring its id back out of plain characters.
+        if "merges" in model:
+            model["merges"] = [
+                (left, right)
+                for left, right in model["merges"]
+                if self.added.isdisjoint((left, right, left + right))
+            ]
+        return tokenizers.Tokenizer.from_str(json.dumps(raw))
+
+    def last_segment(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The end of the pieces from the last honoured special token on; all of them where there is none."""
+        for index in reversed(range(len(pieces))):
+            text, trusted = pieces[index]
+            starts = [match.start() for match in self._any_added.finditer(text)] if trusted else []
+            if starts:
+                return [Piece(text[starts[-1] :], trusted=True), *pieces[index + 1 :]]
+        return list(pieces)
+
+    @cached_property
+    def _any_added(self) -> re.Pattern[str]:
+        longest_first = sorted(self.added, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of `ids`; each broken piece of UTF-8 becomes one replacement character (U+FFFD)."""
+        text = self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.strips_blank else text
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
+        """UTF-8 of `ids`, where a token may hold part of a character; the first blank is not stripped."""
+        return b"".join(self._token_bytes(id) for id in ids if not (skip_special and id in self.special_ids))
+
+    def _token_bytes(self, id: int) -> bytes:
+        known = self._bytes.get(id)
+        if known is None:
+            known = self._bytes[id] = self._spell(id)
+        return known
+
+    def _spell(self, id: int) -> bytes:
+        if id in self._contents:
+            return self._contents[id].encode()
+        token = self._library.id_to_token(id)
+        if token is None:  # models have more rows than their tokenizers have tokens
+            return b""
+        if self._is_byte_level and BYTE_OF_CHARACTER.keys() >= set(token):
+            return bytes(BYTE_OF_CHARACTER[character] for character in token)
+        if byte := BYTE_TOKEN.fullmatch(token):
+            return bytes([int(byte[1], 16)])
+        return token.replace(SPACE_MARK, " ").encode()
+
+    def token_id(self, content: str) -> int | None:
+        """Id of a token, or None where the vocabulary lacks it."""
+        id: int | None = self._library.token_to_id(content)
+        return id
+
+
+def _trusted_spans(pieces: Iterable[Piece]) -> list[tuple[int, int]]:
+    """First and last character of each run of trusted pieces."""
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for piece in pieces:
+        start, at = at, at + len(piece.text)
+        if piece.trusted:
+            if spans and spans[-1][1] == start:
+                start = spans.pop()[0]
+            spans.append((start, at))
+    return spans
+
+
+def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:
+    """The file's "decoder" -> (is it byte-level?, does it strip the first blank?)."""
+    steps = [] if decoder is None else decoder.get("decoders", [decoder])
+    kinds = {step["type"]: step for step in steps}
+    if set(kinds) == {"ByteLevel"}:
+        return True, False
+    if kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
+        strips = kinds.get("Strip", {}).get("start", 0) > 0
+        return False, strips or kinds.get("Metaspace", {}).get("prepend_scheme", "never") != "never"
+    raise UnsupportedModel(
+        f"its decoder is {'+'.join(kinds) or 'missing'}; "
+        "only byte-level and SentencePiece-like tokenizers are known"
+    )
+
+
+def _missing(folder: Path) -> str:
+    if (folder / "tokenizer.model").exists():
+        return (
+            f"{folder} has a tokenizer.model but no tokenizer.json: download it from the model's page, or "
+            "make it once with transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    return f"{folder} has no tokenizer.json: is it a complete checkpoint?"
+
+
+def _characters_of_bytes() -> dict[int, str]:
+    """GPT-2's spelling of bytes (its encoder.py): printable ones as themselves, others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(0x100 + i) for i, b in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = {character: byte for byte, character in _characters_of_bytes().items()}

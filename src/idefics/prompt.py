@@ -1,0 +1,47 @@
+"""The plain data that crosses from processing to the engine. No torch, no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """One picture, ready for the vision tower.
+
+    Attributes:
+        frames: arrays (3, h, w) of float32, normalised; several where the picture was split, the whole one last.
+        rows, columns: the grid of the split; (0, 0) where the picture was not split.
+        key: SHA-256 (hex) over mode, size, pixels and plan: equal keys mean equal frames.
+    """
+
+    frames: tuple[np.ndarray, ...]
+    rows: int
+    columns: int
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Token ids and the pictures among them.
+
+    Attributes:
+        ids: N token ids.
+        pictures: P pictures in the order of the prompt.
+        places: for each picture the positions in `ids` that stand for it: one for each of its feature rows where
+            pictures are read in the text (all frames in order), the one `<image>` where they are read beside it.
+        sees: for each token the index of the latest picture at or before it, or -1 (none yet, or after an
+            end-of-document). N numbers.
+    """
+
+    ids: tuple[int, ...]
+    pictures: tuple[Tiles, ...]
+    places: tuple[tuple[int, ...], ...]
+    sees: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)

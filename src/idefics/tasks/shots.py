@@ -1,0 +1,46 @@
+"""Shots as data: a JSONL file, one worked example a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from idefics.errors import BadPrompt
+from idefics.messages import Picture, Shot
+
+MOST_SHOTS = 32
+
+
+def read_shots(path: str | Path) -> list[Shot]:
+    """Reads `{"image": ..., "answer": ..., "question": ...}` lines; "question" may be left out.
+
+    An image is an address, a data URI, or a path: relative ones start at the file's folder.
+
+    Raises:
+        BadPrompt: no such file, too many lines, or a line that is not so; the message names the line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadPrompt(f"{path}: the file of shots cannot be read ({type(error).__name__})") from None
+    shots = [_shot(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not 1 <= len(shots) <= MOST_SHOTS:
+        raise BadPrompt(f"{path} holds {len(shots)} shots; give 1 to {MOST_SHOTS}, one JSON object a line")
+    return shots
+
+
+def _shot(line: str, path: Path, number: int) -> Shot:
+    wanted = '{"image": "photo.jpg", "answer": "A puppy."}'
+    try:
+        row: Any = json.loads(line)
+    except ValueError:
+        raise BadPrompt(f"{path}, line {number} is not JSON: write {wanted}") from None
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("image", "answer")):
+        raise BadPrompt(f'{path}, line {number} needs an "image" and an "answer": write {wanted}')
+    if unknown := set(row) - {"image", "answer", "question"}:
+        raise BadPrompt(f"{path}, line {number} has unknown fields {', '.join(sorted(unknown))}: write {wanted}")
+    image = row["image"]
+    is_address = image.startswith(("http://", "https://", "data:"))
+    return Shot(Picture(image if is_address else path.parent / image), row["answer"], row.get("question", ""))

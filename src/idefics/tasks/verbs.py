@@ -1,0 +1,215 @@
+"""`Idefics`: a pipeline with the tasks as methods."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Unpack, overload
+
+from idefics.errors import BadPrompt
+from idefics.messages import Answer, Picture, RankedLabel, Ranking, Shot, Timings, Usage
+from idefics.pipeline import Options, Pipeline, Reply, Stream
+from idefics.processing.fetch import Policy
+from idefics.tasks import TASKS, classify
+from idefics.prompt import Prompt
+from idefics.tasks.record import Task, compose
+from idefics.tasks.write import STORY
+from idefics.weights import Progress
+
+if TYPE_CHECKING:
+    from idefics.messages import PictureSource
+
+    One = Picture | PictureSource
+    Many = list[One] | tuple[One, ...]
+
+NEUTRAL_SIDE = 64  # of the plain grey picture that stands for "no picture in particular"
+
+
+class Idefics(Pipeline):
+    """A loaded model. Every method takes one picture and gives one result, or a list and gives a list.
+
+    A picture is a path, bytes, a `PIL.Image`, a NumPy array, an http(s) URL, a data URI, or a `Picture` of these.
+    All but `classify` take the `Options` of `generate`, and `stream=True` for one picture.
+    """
+
+    shots: tuple[Shot, ...] = ()
+
+    def with_shots(self, shots: Sequence[Shot]) -> Idefics:
+        """The same model (nothing is copied) whose tasks follow these worked examples."""
+        if not all(isinstance(shot, Shot) for shot in shots):
+            raise BadPrompt("with_shots takes a list of Shot(Picture(...), answer)")
+        other = copy.copy(self)
+        other.shots = tuple(shots)
+        return other
+
+    @overload
+    def caption(self, image: One, *, stream: Literal[False] = ..., **options: Unpack[Options]) -> Answer: ...
+    @overload
+    def caption(self, image: Many, *, stream: Literal[False] = ..., **options: Unpack[Options]) -> list[Answer]: ...
+    @overload
+    def caption(self, image: One, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
+    def caption(self, image: One | Many, *, stream: bool = False, **options: Unpack[Options]) -> Reply:
+        """Says what a picture shows, with no words from the caller."""
+        return self.run(TASKS["caption"], image, stream=stream, **options)
+
+    @overload
+    def complete(self, image: One, text: str, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> Answer: ...
+    @overload
+    def complete(
+        self, image: Many, text: str, *, stream: Literal[False] = ..., **o: Unpack[Options]
+    ) -> list[Answer]: ...
+    @overload
+    def complete(self, image: One, text: str, *, stream: Literal[True], **o: Unpack[Options]) -> Stream: ...
+    def complete(self, image: One | Many, text: str, *, stream: bool = False, **o: Unpack[Options]) -> Reply:
+        """Continues the caller's words about a picture; the answer's text begins with them."""
+        if not text.strip():
+            raise BadPrompt("there are no words to complete: give some, such as 'This is an image of'")
+        return self.run(TASKS["complete"], image, text.strip(), stream=stream, **o)
+
+    @overload
+    def ask(self, image: One, question: str, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> Answer: ...
+    @overload
+    def ask(
+        self, image: Many, question: str, *, stream: Literal[False] = ..., **o: Unpack[Options]
+    ) -> list[Answer]: ...
+    @overload
+    def ask(self, image: One, question: str, *, stream: Literal[True], **o: Unpack[Options]) -> Stream: ...
+    def ask(self, image: One | Many, question: str, *, stream: bool = False, **o: Unpack[Options]) -> Reply:
+        """Answers a question about a picture."""
+        if not question.strip():
+            raise BadPrompt("the question is empty: give one, such as 'What is on the table?'")
+        return self.run(TASKS["ask"], image, question, stream=stream, **o)
+
+    @overload
+    def write(
+        self, image: One, instruction: str = ..., *, stream: Literal[False] = ..., **o: Unpack[Options]
+    ) -> Answer: ...
+    @overload
+    def write(
+        self, image: Many, instruction: str = ..., *, stream: Literal[False] = ..., **o: Unpack[Options]
+    ) -> list[Answer]: ...
+    @overload
+    def write(
+        self, image: One, instruction: str = ..., *, stream: Literal[True], **o: Unpack[Options]
+    ) -> Stream: ...
+    def write(
+        self, image: One | Many, instruction: str = STORY, *, stream: bool = False, **o: Unpack[Options]
+    ) -> Reply:
+        """Writes a text guided by a picture: a story, unless the instruction asks for something else."""
+        return self.run(TASKS["write"], image, instruction, stream=stream, **o)
+
+    def run(
+        self, task: Task, image: One | Many, words: str = "", *, stream: bool = False, **options: Unpack[Options]
+    ) -> Reply:
+        """Any task of TASKS but `classify`, by its record."""
+        began = time.perf_counter()
+        options.setdefault("max_new_tokens", task.max_new_tokens)
+        kind = self.processor.style.kind
+        composed = [compose(task, kind, picture, words, self.shots) for picture in _pictures(image)]
+        prompts = [self.prompt(one.items, answer_start=one.answer_start) for one in composed]
+        start = words if task.name == "complete" else ""
+        return self._reply(prompts, isinstance(image, (list, tuple)), stream, began, options, start=start)
+
+    @overload
+    def classify(
+        self, image: One, labels: Sequence[str], *, length_normalized: bool = ..., calibrated: bool = ...
+    ) -> Ranking: ...
+    @overload
+    def classify(
+        self, image: Many, labels: Sequence[str], *, length_normalized: bool = ..., calibrated: bool = ...
+    ) -> list[Ranking]: ...
+    def classify(
+        self,
+        image: One | Many,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = False,
+        calibrated: bool = False,
+    ) -> Ranking | list[Ranking]:
+        """Ranks labels by the summed log-probability of each one's tokens as the answer.
+
+        The picture and the prompt are read once, all labels in one pass after them.
+
+        Args:
+            labels: 2 to 1000; up to 20 are listed in the prompt.
+            length_normalized: divide each sum by the label's number of tokens.
+            calibrated: subtract what the model says of a plain grey picture, so that labels it likes anyway
+                gain nothing by it (arXiv 2102.09690).
+        """
+        wanted = classify.checked(labels)
+        task, words = classify.worded(wanted, self.processor.style.kind)
+        prior = self._label_logprobs(task, words, wanted, _neutral())[1] if calibrated else None
+        rankings = [
+            self._ranking(task, words, wanted, picture, prior, length_normalized) for picture in _pictures(image)
+        ]
+        return rankings if isinstance(image, (list, tuple)) else rankings[0]
+
+    def _ranking(
+        self,
+        task: Task,
+        words: str,
+        labels: list[str],
+        picture: Picture,
+        prior: list[list[float]] | None,
+        length_normalized: bool,
+    ) -> Ranking:
+        began = time.perf_counter()
+        prompt, logprobs = self._label_logprobs(task, words, labels, picture)
+        found = classify.scores(logprobs, prior, length_normalized=length_normalized)
+        ranked = sorted(zip(labels, classify.probabilities(found), found, strict=True), key=lambda row: -row[2])
+        seconds = time.perf_counter() - began
+        return Ranking(
+            tuple(RankedLabel(*row) for row in ranked),
+            Usage(len(prompt), sum(map(len, logprobs)), len(prompt.pictures)),
+            Timings(0.0, seconds, seconds),
+        )
+
+    def _label_logprobs(
+        self, task: Task, words: str, labels: list[str], picture: Picture
+    ) -> tuple[Prompt, list[list[float]]]:
+        composed = compose(task, self.processor.style.kind, picture, words, self.shots)
+        spaced = labels if self.processor.style.kind == "chat" else [f" {label}" for label in labels]
+        return self.score(composed.items, spaced)
+
+
+def _pictures(image: One | Many) -> list[Picture]:
+    if isinstance(image, (list, tuple)):
+        if not image:
+            raise BadPrompt("the list of pictures is empty: give at least one")
+        return [_picture(one) for one in image]
+    return [_picture(image)]
+
+
+def _picture(image: One) -> Picture:
+    return image if isinstance(image, Picture) else Picture(image)
+
+
+def _neutral() -> Picture:
+    """A plain mid-grey picture: as good as no picture at all."""
+    import PIL.Image
+
+    return Picture(PIL.Image.new("RGB", (NEUTRAL_SIDE, NEUTRAL_SIDE), (127, 127, 127)))
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    offline: bool | None = None,
+    remote_images: Policy = "any",
+    progress: Progress | None = None,
+) -> Idefics:
+    """Loads a model: `idefics.load("demo")`, a short name, a folder or a hub id. Arguments as in `Pipeline.load`."""
+    return Idefics.load(
+        model,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        offline=offline,
+        remote_images=remote_images,
+        progress=progress,
+    )

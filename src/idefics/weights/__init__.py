@@ -1,0 +1,12 @@
+"""From the name of a model to a module full of weights: find its folder, then stream its tensors in.
+
+Importing this package imports no torch; `load` does.
+"""
+
+from idefics.weights.cache import cached
+from idefics.weights.hub import Progress
+from idefics.weights.locate import find
+from idefics.weights.rules import Join, KeyRules
+from idefics.weights.stream import load
+
+__all__ = ["Join", "KeyRules", "Progress", "cached", "find", "load"]

@@ -1,0 +1,47 @@
+"""What the hub's cache holds already. Asks no network; of the hub's client it imports the paths alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from idefics.errors import ModelError
+from idefics.weights.files import weight_files
+
+
+def cached(hub: str, *, revision: str | None = None) -> int | None:
+    """Bytes of a hub model that is completely in the cache; None where it is not."""
+    folder = snapshot(hub, revision)
+    if folder is None or lacking(folder):
+        return None
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def cache_folder() -> Path:
+    """Where the hub's client keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def snapshot(hub: str, revision: str | None) -> Path | None:
+    """The folder that a revision stands for in the cache, complete or not. The layout is a documented one:
+    https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    repository = cache_folder() / f"models--{hub.replace('/', '--')}"
+    commit = revision or "main"
+    reference = repository / "refs" / commit
+    if reference.is_file():
+        commit = reference.read_text(encoding="utf-8").strip()
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def lacking(folder: Path) -> list[str]:
+    """What a snapshot lacks: a download broke off, or another program wanted a part of it only."""
+    needed = [("config.json",), ("tokenizer.json",), ("preprocessor_config.json", "processor_config.json")]
+    missing = [names[0] for names in needed if not any((folder / name).is_file() for name in names)]
+    try:
+        weight_files(folder)
+    except ModelError:
+        missing.append("weights")
+    return missing

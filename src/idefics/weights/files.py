@@ -1,0 +1,83 @@
+"""Which files of a folder hold a checkpoint's weights. Knows file names; opens no tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from idefics.errors import BrokenCheckpoint, UnsupportedModel
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
+
+# One line that a person can paste; `weights_only` keeps the pickle from running code.
+CONVERT = (
+    "import glob, torch; from safetensors.torch import save_file; "
+    "[save_file({{k: v.clone() for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}}, "
+    "f.rsplit('.', 1)[0] + '.safetensors') for f in glob.glob(r'{pattern}')]"
+)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files to read: model.safetensors, else the shards that the index lists, else every *.safetensors.
+
+    Raises:
+        UnsupportedModel: the weights are pickles.
+        BrokenCheckpoint: there are no weights, a shard is missing, or the index cannot be read.
+    """
+    if (folder / WHOLE).is_file():
+        return (folder / WHOLE,)
+    if (folder / INDEX).is_file():
+        names = _indexed(folder / INDEX)
+    else:
+        names = sorted({shard for file in folder.glob("*.safetensors") for shard in _set_of(file.name)})
+    if not names:
+        raise _no_weights(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise BrokenCheckpoint(
+            f"{folder} lacks {', '.join(missing[:3])}{more}, of {len(names)} files of weights: "
+            "download or copy the folder again"
+        )
+    return tuple(folder / name for name in names)
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BrokenCheckpoint(
+            f"{index} cannot be read ({type(error).__name__}: {error}): download or copy it again"
+        ) from error
+    # An index comes from a stranger: it may name files beside it and no others.
+    if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise BrokenCheckpoint(
+            f"{index} names {strange[0]!r}, which is not a file beside it: download it again"
+        )
+    return sorted(names)
+
+
+def _set_of(name: str) -> list[str]:
+    """One shard's name -> the names of all shards of its set."""
+    shard = SHARD.fullmatch(name)
+    if shard is None:
+        return [name]
+    return [
+        f"{shard['stem']}-{n:05}-of-{shard['count']}.safetensors" for n in range(1, int(shard["count"]) + 1)
+    ]
+
+
+def _no_weights(folder: Path) -> UnsupportedModel | BrokenCheckpoint:
+    for pattern in PICKLES:
+        if any(folder.glob(pattern)):
+            convert = CONVERT.format(pattern=folder / pattern)
+            return UnsupportedModel(
+                f"{folder} holds pickle weights ({pattern}), which can run code when they are opened; "
+                f'only safetensors are read. To convert: python -c "{convert}"'
+            )
+    return BrokenCheckpoint(f"{folder} holds no weights: {WHOLE}, or {INDEX} with its shards, must be in it")

@@ -1,0 +1,193 @@
+"""Streams a checkpoint's tensors into a module built on the meta device, one at a time.
+
+Loading is total: names and shapes are compared before the first tensor is read. Knows no families.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idefics.errors import BrokenCheckpoint, UnsupportedModel, WeightsMismatch
+from idefics.weights.files import weight_files
+from idefics.weights.rules import KeyRules
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+def load(
+    model: nn.Module, folder: Path, rules: KeyRules, *, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Fills `model` with the checkpoint in `folder`.
+
+    Each tensor goes straight into its final dtype and device: at most one is in memory beside the model.
+    Tied weights are one Parameter under several names, of which a checkpoint needs to hold one.
+
+    Args:
+        model: built on the meta device; its parameters and persistent buffers are replaced.
+        folder: holds safetensors, whole or sharded.
+        rules: how the checkpoint's names become the model's.
+        dtype: of every floating-point tensor; integers and booleans keep theirs.
+
+    Raises:
+        WeightsMismatch: weights are missing, unused or misshapen: all are listed.
+        BrokenCheckpoint: a file is missing, damaged or contradicts another.
+        UnsupportedModel: pickles, integers in place of floating-point weights, or tied weights that differ.
+        RuntimeError: the model left a non-persistent buffer on the meta device.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        stored = _open(weight_files(folder), stack)
+        sources = {ours: [stored[name] for name in names] for ours, names in rules.sources(stored).items()}
+        slots = _slots(model)
+        _compare(slots, sources)
+        for slot in slots:
+            first, *others = [name for name in slot.names if name in sources]
+            value = _read(sources[first], slot, dtype, device)
+            for other in others:
+                if not torch.equal(value, _read(sources[other], slot, dtype, device)):
+                    raise UnsupportedModel(
+                        f"{folder}: {other} differs from {first} although config.json ties them: "
+                        'set "tie_word_embeddings" to false in it'
+                    )
+            slot.fill(model, value)
+    _refuse_meta(model)
+    model.to(device)  # what the model computed for itself: its non-persistent buffers
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor in a file, not read yet."""
+
+    name: str
+    file: Path
+    handle: Any  # safetensors.safe_open, whose methods have no hints
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.handle.get_slice(self.name).get_shape())
+
+    @property
+    def kind(self) -> str:
+        """The dtype as the file's header writes it: "BF16", "F32", "I64", "BOOL", ..."""
+        return str(self.handle.get_slice(self.name).get_dtype())
+
+    def read(self) -> Tensor:
+        with _reading(self.file):
+            tensor: Tensor = self.handle.get_tensor(self.name)
+            return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A parameter or persistent buffer of the model, with every name it goes by."""
+
+    tensor: Tensor
+    names: list[str]
+
+    def fill(self, model: nn.Module, value: Tensor) -> None:
+        from torch import nn
+
+        if isinstance(self.tensor, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=self.tensor.requires_grad)
+        for name in self.names:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, value)
+
+
+def _open(files: Sequence[Path], stack: ExitStack) -> dict[str, _Stored]:
+    from safetensors import safe_open
+
+    stored: dict[str, _Stored] = {}
+    for file in files:
+        # "pread" reads one tensor and no more; pages of a mapped file would stay, a second copy of the model.
+        with _reading(file):
+            handle = stack.enter_context(safe_open(file, framework="pt", backend="pread"))
+        for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
+            if name in stored:
+                raise BrokenCheckpoint(
+                    f"{stored[name].file} and {file} both hold {name}: keep one of the files"
+                )
+            stored[name] = _Stored(name, file, handle)
+    return stored
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise BrokenCheckpoint(
+            f"{file} cannot be read ({error}): it is damaged or cut short, download or copy it again"
+        ) from error
+
+
+def _slots(model: nn.Module) -> list[_Slot]:
+    slots: dict[int, _Slot] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        slots.setdefault(id(tensor), _Slot(tensor, [])).names.append(name)
+    return list(slots.values())
+
+
+def _compare(slots: Sequence[_Slot], sources: Mapping[str, Sequence[_Stored]]) -> None:
+    missing: list[str] = []
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for slot in slots:
+        found = [name for name in slot.names if name in sources]
+        if not found:
+            missing.append(slot.names[0])
+        for name in found:
+            there, here = _stacked(sources[name], tuple(slot.tensor.shape)), tuple(slot.tensor.shape)
+            if there != here:
+                shapes[name] = (there, here)
+    ours = {name for slot in slots for name in slot.names}
+    unused = [part.name for name, parts in sources.items() if name not in ours for part in parts]
+    if missing or unused or shapes:
+        raise WeightsMismatch(missing, sorted(unused), shapes)
+    for slot in slots:
+        for part in chain.from_iterable(sources.get(name, ()) for name in slot.names):
+            if part.kind.startswith(("F", "BF")) != slot.tensor.is_floating_point():
+                raise UnsupportedModel(
+                    f"{part.file}: {part.name} is stored as {part.kind}, the model computes with "
+                    f"{slot.tensor.dtype}: give the checkpoint in its original precision"
+                )
+
+
+def _stacked(parts: Sequence[_Stored], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of all parts, one below the other; where they do not stack, one that is not `wanted`."""
+    if len(parts) == 1:
+        return parts[0].shape
+    tails = [part.shape[1:] for part in parts]
+    tail = next((tail for tail in tails if tail != wanted[1:]), wanted[1:])
+    return (sum(math.prod(part.shape[:1]) for part in parts), *tail)
+
+
+def _read(parts: Sequence[_Stored], slot: _Slot, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    import torch
+
+    if not slot.tensor.is_floating_point():
+        dtype = slot.tensor.dtype
+    whole = torch.empty(slot.tensor.shape, dtype=dtype, device=device)
+    if len(parts) == 1:
+        return whole.copy_(parts[0].read())
+    for rows, part in zip(whole.split([part.shape[0] for part in parts]), parts, strict=True):
+        rows.copy_(part.read())
+    return whole
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    named = chain(model.named_parameters(), model.named_buffers())
+    if left := [name for name, tensor in named if tensor.is_meta]:
+        raise RuntimeError(
+            f"the model must compute these buffers itself, off the meta device: {', '.join(left)}"
+        )
