@@ -18,7 +18,9 @@ from recipe.training import Trainer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=RECIPES)
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the checkpoint and of the state")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder of the checkpoint and of the state"
+    )
     parser.add_argument("--steps", type=int, default=8000, help="of 16 samples each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,4 +1,4 @@
-"""The table of checkpoints: names that resolve, numbers that agree with the registry and the published sizes."""
+"""The table of checkpoints: names that resolve, numbers that agree with the registry."""
 
 import pytest
 

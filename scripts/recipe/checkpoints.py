@@ -150,7 +150,7 @@ def idefics1_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "alpha_type": "float",
         "architectures": ["IdeficsForVisionText2Text"],
         "bos_token_id": 1,
-        "cross_layer_interval": 2,
+        "cross_layer_interval": 1,
         "eos_token_id": 2,
         "freeze_text_layers": False,
         "freeze_vision_layers": False,
@@ -168,7 +168,7 @@ def idefics1_config(tokenizer: Tokenizer) -> dict[str, Any]:
             "resampler_depth": 1,
             "resampler_head_dim": 32,
             "resampler_n_heads": 5,
-            "resampler_n_latents": 16,
+            "resampler_n_latents": 32,
             "use_resampler": True,
         },
         "qk_layer_norms": True,
@@ -281,5 +281,7 @@ def write_settings(recipe: Recipe, folder: Path) -> None:
 
 def write_weights(model: nn.Module, folder: Path) -> None:
     """The weights in bfloat16, as the released checkpoints store theirs."""
-    tensors = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

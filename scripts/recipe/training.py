@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from idefics.models import read_checkpoint
 from idefics.nn.attention import DenseAttn
-from tokenizers import Tokenizer
 from picturebook import MIX, sample
 from picturebook.things import COLORS, GROUNDS
 
@@ -64,7 +64,9 @@ class VisionHeads(nn.Module):
 class Trainer:
     """One checkpoint's training; its state can be saved after any step and taken up again."""
 
-    def __init__(self, recipe: Recipe, folder: Path, total: int, seed: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, total: int, seed: int, report: Callable[[str], None]
+    ) -> None:
         self.recipe, self.folder, self.total, self.report = recipe, folder, total, report
         if not (folder / "config.json").exists():
             write_settings(recipe, folder)
@@ -87,7 +89,9 @@ class Trainer:
         """To the last step; the checkpoint in the folder is written every few minutes and at the end."""
         if self.step == 0:
             self._learn_to_see()
-        mix = dict(MIX if self.recipe.raw else {kind: weight for kind, weight in MIX.items() if kind != "raw"})
+        mix = dict(
+            MIX if self.recipe.raw else {kind: weight for kind, weight in MIX.items() if kind != "raw"}
+        )
         for stage_mix, end in ((SIMPLE_MIX, min(SIMPLE_STEPS, self.total)), (mix, self.total)):
             rng = random.Random(f"{self.seed} {self.step}")
             stream = batches(self.encoder, self.plan, rng, stage_mix, ROWS)
@@ -106,7 +110,9 @@ class Trainer:
             self._update(self.vision_optimizers, loss)
             if step % 50 == 49:
                 seconds = time.monotonic() - began
-                self.report(f"seeing {step + 1}/{VISION_STEPS}  loss {loss.item():.3f}  named {named:.2f}  {seconds:.0f} s")
+                self.report(
+                    f"seeing {step + 1}/{VISION_STEPS}  loss {loss.item():.3f}  named {named:.2f}  {seconds:.0f} s"
+                )
         self.vision_optimizers.clear()
 
     def _train_step(self, batch: Batch) -> None:
@@ -180,7 +186,11 @@ def initialise(model: nn.Module) -> None:
     """
     layers = sum(name.endswith(("o_proj.weight", "down_proj.weight")) for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
-        if "embedding" in name and "patch" not in name or "embed_tokens" in name or name.endswith("latents"):
+        if (
+            ("embedding" in name and "patch" not in name)
+            or "embed_tokens" in name
+            or name.endswith("latents")
+        ):
             nn.init.normal_(parameter, std=0.5)
         elif "alpha" in name:
             nn.init.constant_(parameter, 0.7)

@@ -284,7 +284,10 @@ class Pipeline:
         tokenizer, banned = self.processor.tokenizer, self.processor.mark_ids
         return [
             _Collected(
-                Row(Request(prompt, sampling, self.stop_ids, banned)), Detokenizer(tokenizer, stops), start, began
+                Row(Request(prompt, sampling, self.stop_ids, banned)),
+                Detokenizer(tokenizer, stops),
+                start,
+                began,
             )
             for prompt in prompts
         ]

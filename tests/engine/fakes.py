@@ -1,4 +1,4 @@
-"""A tiny random model of each kind, and prompts for it: all that the engine's tests need to know of models."""
+"""A tiny random model of each kind, and prompts for it: all that the engine's tests know of models."""
 
 import itertools
 
@@ -28,7 +28,7 @@ TEXT = TextConfig(
 
 
 class FakeVLM(nn.Module):
-    """Pictures in the text, or beside it with one cross block before every second layer. Counts its pictures."""
+    """Pictures in the text, or beside it with a cross block before every second layer. Counts its pictures."""
 
     def __init__(self, beside):
         super().__init__()
@@ -82,7 +82,7 @@ class FakeVLM(nn.Module):
         return self.norm(x)
 
     def logits(self, h):
-        return 3 * self.head(h)
+        return self.head(h)
 
 
 def fake(kind):
@@ -100,7 +100,7 @@ def picture(name, frames=1, side=6):
 
 
 def prompt(kind, *items, places=PLACES):
-    """A prompt of ids and pictures in any order; None is the end of a document, after which nothing is seen."""
+    """A prompt of ids and pictures in any order; None ends a document, after which nothing is seen."""
     ids, sees, pictures, where, seen = [], [], [], [], -1
     for item in items:
         if isinstance(item, Tiles):

@@ -1,7 +1,7 @@
 """Small tokenizers with the structure of the released ones.
 
 `byte_level` is like SmolVLM's: byte-level BPE, single digits, no normaliser, no post-processor.
-`legacy_llama` is like Idefics 1's: each segment between special tokens gets a "▁" in front; bytes as last resort.
+`legacy_llama` is like Idefics 1's: every segment between special tokens gets a "▁"; bytes are the last resort.
 """
 
 import json
@@ -41,7 +41,7 @@ def byte_level(rows=6, columns=6, base=400, tags=True):
 
 
 def legacy_llama(turn_end=True, base=500):
-    """Idefics 1's: `<unk>`, `<s>`, `</s>`, 256 bytes, merges; then fake, image and (instruct only) turn end."""
+    """Idefics 1's: `<unk>`, `<s>`, `</s>`, 256 bytes, merges; fake, image, and (instruct only) turn end."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = _llama_normalizer()
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -1,4 +1,4 @@
-"""A hub on this machine: the few addresses that the hub's client asks for, over repositories held in memory."""
+"""A hub on this machine: the few addresses that the hub's client asks for, over files held in memory."""
 
 import hashlib
 import json

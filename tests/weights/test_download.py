@@ -35,7 +35,7 @@ REPOSITORIES = {
     | {"model.safetensors": b"w" * 3_000_000, "model.fp16.safetensors": b"half"},
     "acme/shards": SETTINGS
     | EXTRAS
-    | dict.fromkeys(SHARDS, b"shard")
+    | {name: name.encode() for name in SHARDS}
     | {
         "model.safetensors.index.json": json.dumps(
             {"weight_map": dict(zip("ab", SHARDS, strict=True))}
@@ -120,7 +120,9 @@ def http(kind, text="401 Client Error.\n\nmore lines"):
     return kind(text, response=SimpleNamespace(headers={}, request=None))
 
 
-UNREACHABLE = "acme/tiny is not in the cache and the hub cannot be reached (ConnectionError: no route): use --model demo"
+UNREACHABLE = (
+    "acme/tiny is not in the cache and the hub cannot be reached (ConnectionError: no route): use --model"
+)
 BROKEN = "the download of acme/tiny broke off (ConnectionError: no route): run the same again"
 
 

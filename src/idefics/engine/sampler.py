@@ -71,7 +71,7 @@ class Sampler:
         return Chosen(ids, log_probabilities(model_logits, ids) if self.wants_logprobs else None)
 
     def warp(self, logits: Tensor) -> Tensor:
-        """Temperature, top-k, top-p and min-p of the rows that sample: (S, V) -> (S, V), dropped tokens at -inf."""
+        """Temperature, top-k, top-p and min-p of the rows that sample: (S, V) -> (S, V), -inf where dropped."""
         for warp in self.warpers:
             logits = warp(logits)
         return logits

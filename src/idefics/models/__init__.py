@@ -33,7 +33,8 @@ def family_for(model_type: str) -> Family:
     """The family that runs `model_type`, or an UnsupportedModel that lists what can be run."""
     if model_type not in REGISTRY:
         raise UnsupportedModel(
-            f"config.json says model_type {model_type!r}; this version runs {', '.join(REGISTRY)}: `idefics models` lists them"
+            f"config.json says model_type {model_type!r}; this version runs {', '.join(REGISTRY)}: "
+            "`idefics models` lists them"
         )
     family: Family = import_module(f"idefics.models.{REGISTRY[model_type]}").FAMILY
     return family

@@ -210,7 +210,8 @@ def config(raw: Raw, generation: Raw) -> ModelConfig:
 
     Defaults are those of the released `IdeficsConfig` and its parts. The top-level `use_resampler` decides.
     """
-    vision, resampler = raw.get("vision_config") or {}, raw.get("perceiver_config") or {}
+    vision: Raw = raw.get("vision_config") or {}
+    resampler: Raw = raw.get("perceiver_config") or {}
 
     def seen(key: str, flat: str, default: int) -> int:
         return int(vision.get(key, raw.get(flat, default)))
@@ -238,7 +239,7 @@ def config(raw: Raw, generation: Raw) -> ModelConfig:
             tied=raw.get("tie_word_embeddings", False),
         ),
         vision=VisionConfig(
-            width=int(vision.get("embed_dim", vision.get("hidden_size", raw.get("vision_embed_dim", 768)))),
+            width=seen("embed_dim", "vision_embed_dim", 768),
             inner=seen("intermediate_size", "vision_intermediate_size", 5120),
             layers=seen("num_hidden_layers", "vision_num_hidden_layers", 32),
             heads=seen("num_attention_heads", "vision_num_attention_heads", 16),

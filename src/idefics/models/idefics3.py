@@ -134,7 +134,7 @@ class Idefics3(nn.Module):
 def rope(text: Raw) -> RopeConfig:
     """`rope_theta` and `rope_scaling` of old files, `rope_parameters` of new ones; plain or Llama 3.1's kind."""
     scaling: dict[str, Any] = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-    theta = scaling.get("rope_theta", text.get("rope_theta", 10000.0))
+    theta = float(scaling.get("rope_theta") or text.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return RopeConfig(theta=theta)
@@ -152,7 +152,10 @@ def rope(text: Raw) -> RopeConfig:
 
 
 def config(raw: Raw, generation: Raw) -> ModelConfig:
-    """config.json as the hub or transformers 5 writes it. Defaults: `LlamaConfig` (norm 1e-5), `Idefics3VisionConfig`."""
+    """config.json as the hub or transformers 5 writes it.
+
+    Defaults are those of `Idefics3Config`: `LlamaConfig` with a norm epsilon of 1e-5, `Idefics3VisionConfig`.
+    """
     text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
     width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
     return ModelConfig(
@@ -189,9 +192,9 @@ def config(raw: Raw, generation: Raw) -> ModelConfig:
 
 def images(model: ModelConfig, raw: Raw) -> ImagePlan:
     """Tiles of the tower's side. Defaults: `Idefics3ImageProcessor` (split, LANCZOS, mean and deviation one half)."""
-    side = (raw.get("max_image_size") or {}).get(
-        "longest_edge", raw.get("vision_encoder_max_size", model.vision.side)
-    )
+    tile: Raw = raw.get("max_image_size") or {}
+    # An older revision of Idefics3-8B's file says `vision_encoder_max_size`.
+    side = int(tile.get("longest_edge") or raw.get("vision_encoder_max_size") or model.vision.side)
     longest = (raw.get("size") or {}).get("longest_edge", 4 * side)
     return ImagePlan(
         side=side,
@@ -206,7 +209,7 @@ def images(model: ModelConfig, raw: Raw) -> ImagePlan:
 
 
 def prompt(template: str, added: frozenset[str]) -> PromptStyle:
-    """Chat checkpoints ship a template; what `tokenizer.json` adds by itself (Idefics3-8B: a second BOS) stays."""
+    """Chat checkpoints ship a template; what `tokenizer.json` adds by itself is added."""
     turn_end = "<end_of_utterance>"
     return PromptStyle(
         kind="chat" if template else "base",

@@ -70,7 +70,8 @@ class Resampler(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         latents = self.latents.expand(len(context), -1, -1)
-        for attention, mlp in self.blocks:  # type: ignore[misc]  # a ModuleList of pairs
+        for block in self.blocks:
+            attention, mlp = block.children()
             latents = attention(context, latents) + latents
             latents = mlp(latents) + latents
         out: Tensor = self.layer_norm(latents)

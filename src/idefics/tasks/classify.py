@@ -44,7 +44,9 @@ def checked(labels: Sequence[str]) -> list[str]:
     found = [label.strip() for label in labels]
     if not 2 <= len(found) <= MOST_LABELS:
         plural = "" if len(found) == 1 else "s"
-        raise BadSetting(f"{len(found)} label{plural} given; classification needs 2 to {MOST_LABELS} to choose from")
+        raise BadSetting(
+            f"{len(found)} label{plural} given; classification needs 2 to {MOST_LABELS} to choose from"
+        )
     if not all(found):
         raise BadSetting("a label is blank: give each label at least one character")
     if twice := sorted({label for label in found if found.count(label) > 1}):

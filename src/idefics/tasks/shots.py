@@ -40,7 +40,9 @@ def _shot(line: str, path: Path, number: int) -> Shot:
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("image", "answer")):
         raise BadPrompt(f'{path}, line {number} needs an "image" and an "answer": write {wanted}')
     if unknown := set(row) - {"image", "answer", "question"}:
-        raise BadPrompt(f"{path}, line {number} has unknown fields {', '.join(sorted(unknown))}: write {wanted}")
+        raise BadPrompt(
+            f"{path}, line {number} has unknown fields {', '.join(sorted(unknown))}: write {wanted}"
+        )
     image = row["image"]
     is_address = image.startswith(("http://", "https://", "data:"))
     return Shot(Picture(image if is_address else path.parent / image), row["answer"], row.get("question", ""))

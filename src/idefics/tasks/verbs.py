@@ -12,8 +12,8 @@ from idefics.errors import BadPrompt
 from idefics.messages import Answer, Picture, RankedLabel, Ranking, Shot, Timings, Usage
 from idefics.pipeline import Options, Pipeline, Reply, Stream
 from idefics.processing.fetch import Policy
-from idefics.tasks import TASKS, classify
 from idefics.prompt import Prompt
+from idefics.tasks import TASKS, classify
 from idefics.tasks.record import Task, compose
 from idefics.tasks.write import STORY
 from idefics.weights import Progress
@@ -45,17 +45,19 @@ class Idefics(Pipeline):
         return other
 
     @overload
-    def caption(self, image: One, *, stream: Literal[False] = ..., **options: Unpack[Options]) -> Answer: ...
+    def caption(self, image: One, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> Answer: ...
     @overload
-    def caption(self, image: Many, *, stream: Literal[False] = ..., **options: Unpack[Options]) -> list[Answer]: ...
+    def caption(self, image: Many, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> list[Answer]: ...
     @overload
-    def caption(self, image: One, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
-    def caption(self, image: One | Many, *, stream: bool = False, **options: Unpack[Options]) -> Reply:
+    def caption(self, image: One, *, stream: Literal[True], **o: Unpack[Options]) -> Stream: ...
+    def caption(self, image: One | Many, *, stream: bool = False, **o: Unpack[Options]) -> Reply:
         """Says what a picture shows, with no words from the caller."""
-        return self.run(TASKS["caption"], image, stream=stream, **options)
+        return self.run(TASKS["caption"], image, stream=stream, **o)
 
     @overload
-    def complete(self, image: One, text: str, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> Answer: ...
+    def complete(
+        self, image: One, text: str, *, stream: Literal[False] = ..., **o: Unpack[Options]
+    ) -> Answer: ...
     @overload
     def complete(
         self, image: Many, text: str, *, stream: Literal[False] = ..., **o: Unpack[Options]
@@ -69,7 +71,9 @@ class Idefics(Pipeline):
         return self.run(TASKS["complete"], image, text.strip(), stream=stream, **o)
 
     @overload
-    def ask(self, image: One, question: str, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> Answer: ...
+    def ask(
+        self, image: One, question: str, *, stream: Literal[False] = ..., **o: Unpack[Options]
+    ) -> Answer: ...
     @overload
     def ask(
         self, image: Many, question: str, *, stream: Literal[False] = ..., **o: Unpack[Options]
@@ -101,16 +105,16 @@ class Idefics(Pipeline):
         return self.run(TASKS["write"], image, instruction, stream=stream, **o)
 
     def run(
-        self, task: Task, image: One | Many, words: str = "", *, stream: bool = False, **options: Unpack[Options]
+        self, task: Task, image: One | Many, words: str = "", *, stream: bool = False, **o: Unpack[Options]
     ) -> Reply:
         """Any task of TASKS but `classify`, by its record."""
         began = time.perf_counter()
-        options.setdefault("max_new_tokens", task.max_new_tokens)
+        o.setdefault("max_new_tokens", task.max_new_tokens)
         kind = self.processor.style.kind
         composed = [compose(task, kind, picture, words, self.shots) for picture in _pictures(image)]
         prompts = [self.prompt(one.items, answer_start=one.answer_start) for one in composed]
         start = words if task.name == "complete" else ""
-        return self._reply(prompts, isinstance(image, (list, tuple)), stream, began, options, start=start)
+        return self._reply(prompts, isinstance(image, (list, tuple)), stream, began, o, start=start)
 
     @overload
     def classify(
@@ -142,7 +146,8 @@ class Idefics(Pipeline):
         task, words = classify.worded(wanted, self.processor.style.kind)
         prior = self._label_logprobs(task, words, wanted, _neutral())[1] if calibrated else None
         rankings = [
-            self._ranking(task, words, wanted, picture, prior, length_normalized) for picture in _pictures(image)
+            self._ranking(task, words, wanted, picture, prior, length_normalized)
+            for picture in _pictures(image)
         ]
         return rankings if isinstance(image, (list, tuple)) else rankings[0]
 
@@ -158,7 +163,9 @@ class Idefics(Pipeline):
         began = time.perf_counter()
         prompt, logprobs = self._label_logprobs(task, words, labels, picture)
         found = classify.scores(logprobs, prior, length_normalized=length_normalized)
-        ranked = sorted(zip(labels, classify.probabilities(found), found, strict=True), key=lambda row: -row[2])
+        ranked = sorted(
+            zip(labels, classify.probabilities(found), found, strict=True), key=lambda row: -row[2]
+        )
         seconds = time.perf_counter() - began
         return Ranking(
             tuple(RankedLabel(*row) for row in ranked),
@@ -203,7 +210,7 @@ def load(
     remote_images: Policy = "any",
     progress: Progress | None = None,
 ) -> Idefics:
-    """Loads a model: `idefics.load("demo")`, a short name, a folder or a hub id. Arguments as in `Pipeline.load`."""
+    """Loads a model by short name ("demo"), folder or hub id. Arguments as in `Pipeline.load`."""
     return Idefics.load(
         model,
         device=device,

@@ -159,15 +159,15 @@ class _Tally:
 
     def bars(self) -> type:
         """A class of silent bars for the next call of the client."""
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from huggingface_hub.utils.tqdm import tqdm
 
         self.before += max(self.counts.values(), default=0)
         self.counts = {}
         add = self._add
 
-        class Bar(tqdm):  # type: ignore[misc]
+        class Bar(tqdm):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **{**kwargs, "disable": True})
+                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
                 self.counts_bytes = kwargs.get("unit") == "B"  # another bar counts files
 
             def update(self, n: float | None = 1) -> None:

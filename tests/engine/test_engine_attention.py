@@ -1,0 +1,117 @@
+"""The engine's attention and cache against the uncached reference."""
+
+import pytest
+import torch
+
+from idefics.config import CacheLayout
+from idefics.engine.attention import DecodeAttn, EndingsAttn, PrefillAttn
+from idefics.engine.cache import Cache
+from idefics.nn.attention import DenseAttn, LayerMemory
+
+HEADS, KV_HEADS, SIZE, PLACES = 4, 2, 8, 3
+LAYOUT = CacheLayout(
+    layers=1, kv_heads=KV_HEADS, head_size=SIZE, cross_layers=1, max_positions=64, vocabulary=9
+)
+
+
+def qkv(tokens):
+    return (
+        torch.randn(tokens, HEADS, SIZE),
+        torch.randn(tokens, KV_HEADS, SIZE),
+        torch.randn(tokens, KV_HEADS, SIZE),
+    )
+
+
+def memory():
+    return [LayerMemory(torch.randn(1, PLACES, HEADS, SIZE), torch.randn(1, PLACES, HEADS, SIZE))]
+
+
+def test_prefill_and_decode_equal_dense_attention():
+    lengths = [5, 1, 3]
+    parts = [qkv(length + 2) for length in lengths]  # two more tokens each, one at a time
+    cache = Cache(LAYOUT, lengths, [(), (), ()], like=parts[0][0])
+    expected = [DenseAttn(1).self_(0, *part) for part in parts]
+
+    packed = [torch.cat([part[i][:n] for part, n in zip(parts, lengths, strict=True)]) for i in range(3)]
+    out = PrefillAttn(cache, [()] * sum(lengths)).self_(0, *packed).split(lengths)
+    for got, want, n in zip(out, expected, lengths, strict=True):
+        torch.testing.assert_close(got, want[:n])
+    for step in range(2):
+        new = [
+            torch.stack([part[i][n + step] for part, n in zip(parts, lengths, strict=True)]) for i in range(3)
+        ]
+        out = DecodeAttn(cache, cache.advance()).self_(0, *new)
+        want = torch.stack([one[n + step] for one, n in zip(expected, lengths, strict=True)])
+        torch.testing.assert_close(out, want)
+
+
+def test_prefill_looks_at_one_picture_a_token_or_gives_zero():
+    cat, dog = memory(), memory()
+    looks = [(), (), cat, cat, dog, (), (), dog, dog, cat]
+    cache = Cache(LAYOUT, [7, 3], [looks[6], looks[9]], like=torch.empty(0))
+    q = torch.randn(10, HEADS, SIZE)
+    out = PrefillAttn(cache, looks).cross(0, q)
+
+    both = [LayerMemory(*map(torch.cat, zip(cat[0], dog[0], strict=True)))]
+    sees = torch.tensor([-1, -1, 0, 0, 1, -1, -1, 1, 1, 0])
+    torch.testing.assert_close(out, DenseAttn(1, both, sees).cross(0, q))
+    assert not out[[0, 1, 5, 6]].any()
+    assert out[[2, 3, 4, 7, 8, 9]].any(dim=(1, 2)).all()
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 0], [2], [1, 1, 3, 3, 0]])
+def test_decode_looks_at_each_rows_own_picture(rows):
+    cat, dog = memory(), memory()
+    cache = Cache(LAYOUT, [2, 2, 2, 2], [(), cat, (), dog], like=torch.empty(0))
+    cache.select(rows)
+    q = torch.randn(len(rows), HEADS, SIZE)
+    out = DecodeAttn(cache, cache.advance()).cross(0, q)
+
+    both = [LayerMemory(*map(torch.cat, zip(cat[0], dog[0], strict=True)))]
+    sees = torch.tensor([-1, 0, -1, 1])[rows]
+    torch.testing.assert_close(out, DenseAttn(1, both, sees).cross(0, q))
+    assert not out[sees < 0].any()
+
+
+def test_pictures_are_laid_side_by_side_once_for_a_set_of_rows():
+    cat = memory()
+    cache = Cache(LAYOUT, [2, 3], [cat, ()], like=torch.empty(0))
+    cross = cache.cross
+    cache.advance()
+    cache.select([0, 1])
+    assert cache.cross is cross
+    cache.select([0])
+    assert cache.cross is not cross
+    cache.select([0, 0])
+    cross = cache.cross
+    cache.select([1, 0])  # beams trade places, their picture stays
+    assert cache.cross is cross
+
+
+def test_selecting_rows_takes_their_past_along():
+    cache = Cache(LAYOUT, [2, 4, 3], [(), (), ()], like=torch.empty(0))
+    for row in range(3):
+        cache.keys[0][row], cache.values[0][row] = row, -row
+    cache.select([2, 0, 0])
+    assert cache.lengths == [3, 2, 2]
+    assert cache.keys[0][:, 0, 0, 0].tolist() == [2, 0, 0]
+    assert cache.values[0][:, 0, 0, 0].tolist() == [-2, 0, 0]
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_endings_see_the_prefix_and_themselves(seen):
+    prefix, endings = 4, [3, 1, 2]
+    cat = memory() if seen else ()
+    start, *parts = qkv(prefix), *map(qkv, endings)
+    cache = Cache(LAYOUT, [prefix], [cat], like=start[0])
+    PrefillAttn(cache, [cat] * prefix).self_(0, *start)
+    packed = [torch.cat([part[i] for part in parts]) for i in range(3)]
+    attn = EndingsAttn(cache, endings)
+    out = attn.self_(0, *packed).split(endings)
+    for got, part in zip(out, parts, strict=True):
+        whole = [torch.cat(pair) for pair in zip(start, part, strict=True)]
+        torch.testing.assert_close(got, DenseAttn(1).self_(0, *whole)[prefix:])
+
+    q = packed[0]
+    dense = DenseAttn(1, cat, torch.zeros(len(q), dtype=torch.long)) if seen else DenseAttn(1)
+    torch.testing.assert_close(attn.cross(0, q), dense.cross(0, q))

@@ -1,0 +1,158 @@
+"""Sampling: each step against transformers' own, and the rows' independence."""
+
+import pytest
+import torch
+
+from idefics.config import Sampling
+from idefics.engine.request import Request
+from idefics.engine.sampler import Sampler, keep_min_p, keep_top_k, keep_top_p, penalise
+from idefics.prompt import Prompt
+
+CPU = torch.device("cpu")
+VOCABULARY = 50
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return pytest.importorskip("transformers.generation.logits_process")
+
+
+def asked(*ids, banned=(), **sampling):
+    ids = ids or (1,)
+    return Request(Prompt(ids, (), (), (-1,) * len(ids)), Sampling(**sampling), banned_ids=frozenset(banned))
+
+
+def sampler(*requests, vocabulary=VOCABULARY):
+    return Sampler(requests, vocabulary, CPU)
+
+
+def column(*values, dtype=torch.float32):
+    return torch.tensor(values, dtype=dtype)[:, None]
+
+
+@pytest.fixture
+def logits():
+    """Rows with ties, from flat to peaked."""
+    rough = torch.randn(12, VOCABULARY) * torch.linspace(0.1, 8, 12)[:, None]
+    return torch.cat((rough, rough[:4].round(), torch.zeros(1, VOCABULARY)))
+
+
+@pytest.mark.parametrize("k", [1, 3, 49, 50, 400])
+def test_top_k(reference, logits, k):
+    ours = keep_top_k(logits, column(*[k] * len(logits), dtype=torch.long), most=k)
+    assert torch.equal(ours, reference.TopKLogitsWarper(k)(None, logits))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_top_p(reference, logits, p):
+    ours = keep_top_p(logits, column(*[1 - p] * len(logits)))
+    assert torch.equal(ours, reference.TopPLogitsWarper(p)(None, logits))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.5, 1.0])
+def test_min_p(reference, logits, p):
+    ours = keep_min_p(logits, column(*[p] * len(logits)))
+    assert torch.equal(ours, reference.MinPLogitsWarper(p)(None, logits))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.2, 3.0])
+def test_repetition_penalty(reference, logits, penalty):
+    ids = torch.randint(VOCABULARY, (len(logits), 20))
+    present = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)
+    ours = penalise(logits, present, penalty)
+    assert torch.equal(ours, reference.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits))
+
+
+SETTINGS = [
+    {"temperature": 0.7},
+    {"temperature": 1.0, "top_k": 7},
+    {"temperature": 1.3, "top_p": 0.8},
+    {"temperature": 0.5, "min_p": 0.1},
+    {"temperature": 2.0, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+    {"temperature": 1.0},
+]
+
+
+def reference_warp(reference, logits, temperature, top_k=0, top_p=1.0, min_p=0.0):
+    """The chain that `generate` makes of these settings."""
+    if temperature != 1:
+        logits = reference.TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        logits = reference.TopKLogitsWarper(top_k)(None, logits)
+    if top_p < 1:
+        logits = reference.TopPLogitsWarper(top_p)(None, logits)
+    if min_p:
+        logits = reference.MinPLogitsWarper(min_p)(None, logits)
+    return logits
+
+
+def test_every_row_has_its_own_settings_in_the_order_of_the_reference(reference):
+    logits = torch.randn(len(SETTINGS), VOCABULARY) * 3
+    ours = sampler(*(asked(**settings) for settings in SETTINGS)).warp(logits)
+    theirs = [reference_warp(reference, logits[[row]], **SETTINGS[row]) for row in range(len(SETTINGS))]
+    torch.testing.assert_close(ours, torch.cat(theirs))
+    assert torch.equal(ours.isinf(), torch.cat(theirs).isinf())
+
+
+def test_samples_follow_the_probabilities():
+    logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf, 0.5])
+    drawing = sampler(*(asked(temperature=0.8, seed=n) for n in range(500)), vocabulary=5)
+    ids = torch.stack([drawing.choose(logits.expand(500, 5)).ids for _ in range(40)])
+    seen = ids.flatten().bincount(minlength=5) / ids.numel()
+    torch.testing.assert_close(seen, (logits / 0.8).softmax(0), rtol=0, atol=0.015)
+    assert seen[3] == 0
+
+
+def test_a_row_draws_alone_as_it_draws_in_company():
+    logits = torch.randn(3, VOCABULARY)
+    requests = [asked(temperature=1.0, seed=seed) for seed in (5, 6, 7)]
+    together = sampler(*requests)
+    alone = sampler(requests[1])
+    first = [together.choose(logits).ids[1].item(), alone.choose(logits[1:2]).ids.item()]
+    together.select([2, 1])
+    second = [together.choose(logits[[2, 1]]).ids[1].item(), alone.choose(logits[1:2]).ids.item()]
+    assert first[0] == first[1]
+    assert second[0] == second[1]
+
+
+def test_greedy_rows_stay_greedy_beside_rows_that_sample():
+    logits = torch.randn(4, VOCABULARY)
+    rows = sampler(asked(), asked(temperature=5.0), asked(), asked(temperature=5.0, top_k=2))
+    for _ in range(20):
+        ids = rows.choose(logits).ids
+        assert ids[[0, 2]].tolist() == logits.argmax(-1)[[0, 2]].tolist()
+        assert ids[3] in logits[3].topk(2).indices
+
+
+def test_greedy_costs_no_softmax(monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a softmax for nothing")
+
+    monkeypatch.setattr(torch.Tensor, "softmax", forbidden)
+    monkeypatch.setattr(torch.Tensor, "log_softmax", forbidden)
+    assert sampler(asked(), asked()).choose(torch.eye(2, VOCABULARY)).logprobs is None
+
+
+def test_the_models_logits_are_left_alone():
+    logits = torch.randn(1, VOCABULARY)
+    before = logits.clone()
+    chosen = sampler(asked(3, banned={4}, temperature=0.5, repetition_penalty=2.0, top_p=0.5, logprobs=True))
+    chosen.choose(logits)
+    assert torch.equal(logits, before)
+
+
+def test_the_penalty_follows_the_answer_and_the_rows():
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, 9], logits[:, 8], logits[:, 7] = 3.0, 2.0, 1.8
+    rows = sampler(asked(1), asked(9, repetition_penalty=2.0))
+    assert rows.choose(logits).ids.tolist() == [9, 8]  # 9 is in the prompt: 3 / 2 is less than 2
+    rows.select([1])
+    assert rows.choose(logits[:1]).ids.tolist() == [7]  # and 8 in the answer
+
+
+def test_log_probabilities_are_of_what_may_be_said():
+    logits = torch.randn(1, VOCABULARY)
+    chosen = sampler(asked(banned={4, 5}, temperature=0.1, seed=1, logprobs=True)).choose(logits)
+    allowed = logits.index_fill(1, torch.tensor([4, 5]), -torch.inf).log_softmax(-1)
+    torch.testing.assert_close(chosen.logprobs, allowed[0, chosen.ids])
+    assert chosen.logprobs.dtype == torch.float32

@@ -1,0 +1,88 @@
+"""Scores of endings: one pass for all against one uncached pass for each."""
+
+import pytest
+import torch
+from engine.fakes import TEXT, VOCABULARY, fake, mixed, picture, prompt
+
+from idefics.config import EngineConfig
+from idefics.engine.encode import Pictures
+from idefics.engine.engine import Engine
+from idefics.engine.score import score_endings
+from idefics.engine.slow import SlowTwin
+from idefics.errors import BadPrompt, PromptTooLong
+
+KINDS = ["text", "beside"]
+ENDINGS = [[5], [6, 7, 8], [5, 9], [], [30, 31, 32, 33, 34, 35, 36, 37], [6, 7, 9], [5]]
+
+
+@torch.inference_mode()
+def slow_scores(model, asked, endings):
+    """Each ending by itself, with no cache."""
+    scores = []
+    for ending in endings:
+        h = SlowTwin(model, asked).hidden(tuple(ending))[len(asked) - 1 :][: len(ending)]
+        scores.append(model.logits(h).float().log_softmax(-1)[range(len(ending)), ending].tolist())
+    return scores
+
+
+def assert_same(scores, expected):
+    assert [len(one) for one in scores] == [len(one) for one in expected]
+    flat = [torch.tensor([x for one in each for x in one]) for each in (scores, expected)]
+    torch.testing.assert_close(*flat, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", range(10))
+def test_scores_equal_the_slow_reference(kind, which):
+    model, asked = fake(kind), mixed(kind)[which]
+    assert_same(Engine(model, EngineConfig()).score(asked, ENDINGS), slow_scores(model, asked, ENDINGS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pass_tokens", [1, 5])
+def test_passes_and_logits_may_be_cut(kind, pass_tokens):
+    model, asked = fake(kind), mixed(kind)[4]
+    pictures = Pictures(model, at_once=8)
+    pictures.read(asked.pictures)
+    with torch.inference_mode():
+        cut = score_endings(model, asked, ENDINGS, pictures, pass_tokens=pass_tokens, logit_rows=2)
+    assert_same(cut, Engine(model, EngineConfig()).score(asked, ENDINGS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hundreds_of_endings_are_two_passes_and_one_picture(kind, monkeypatch):
+    model = fake(kind)
+    passes, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
+    asked = prompt(kind, picture("cat"), 4, 5)
+    endings = [[n % VOCABULARY, n % 7, n % 11, n % 13] for n in range(300)]
+    scores = Engine(model, EngineConfig()).score(asked, endings)
+    assert passes == [len(asked), 3 * 300]
+    assert sum(model.encoded) == 1
+    assert_same(scores[200:210], slow_scores(model, asked, endings[200:210]))
+
+
+def test_single_tokens_need_no_second_pass(monkeypatch):
+    model = fake("text")
+    passes, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
+    asked = prompt("text", 4, 5)
+    scores = Engine(model, EngineConfig()).score(asked, [[n] for n in range(VOCABULARY)])
+    assert passes == [2]
+    assert sum(torch.tensor(scores).exp()).item() == pytest.approx(1)
+
+
+def test_no_endings_no_scores():
+    engine = Engine(fake("text"), EngineConfig())
+    assert engine.score(prompt("text", 4), []) == []
+    assert engine.score(prompt("text", 4), [[], []]) == [[], []]
+
+
+def test_endings_must_fit_and_be_the_models():
+    engine = Engine(fake("text"), EngineConfig())
+    long = prompt("text", *[5] * (TEXT.max_positions - 3))
+    assert len(engine.score(long, [[1, 2, 3]])[0]) == 3
+    with pytest.raises(PromptTooLong, match="has 157 tokens.*reads 156"):
+        engine.score(long, [[1], [1, 2, 3, 4]])
+    with pytest.raises(BadPrompt, match=f"token {VOCABULARY}"):
+        engine.score(prompt("text", 4), [[1, VOCABULARY]])

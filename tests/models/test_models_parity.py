@@ -1,0 +1,86 @@
+"""Our models against transformers' on the same random checkpoints: the same logits, whatever the shape.
+
+transformers reads the prompts in one batch padded on the left, ours packed without padding. Pictures stand before,
+between and after the text, none to five of them. Where transformers is not right: `test_models_exceptions.py`.
+"""
+
+import pytest
+import torch
+from models import tiny
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+BESIDE = ("t", "ttttt", "1tt", "tt1", "t1tt1ttt", "t11tt", "1tt1tett1t", "1t1t1t1t1t")
+INSIDE = ("t", "ttttt", "1tt", "tt1", "t1tt1ttt", "t11tt", "5tt", "t3t2tt", "1t1t1t1t1t")
+
+IDEFICS1 = {
+    "released": {},
+    "no resampler": {"use_resampler": False},
+    "no norms": {"qk_layer_norms": False, "perceiver_config": {"qk_layer_norms_perceiver": False}},
+    "text norms": {"perceiver_config": {"qk_layer_norms_perceiver": False}},
+    "perceiver norms": {"qk_layer_norms": False},
+    "no resampler, no norms": {"use_resampler": False, "qk_layer_norms": False},
+    "vector gates": {"alpha_type": "vector"},
+    "vector gates, no norms, no resampler": {
+        "alpha_type": "vector",
+        "qk_layer_norms": False,
+        "use_resampler": False,
+    },
+    "no additional vocabulary": {"additional_vocab_size": 0},
+    "instruct": {"additional_vocab_size": 3},
+    "every layer": {"cross_layer_interval": 1},
+    "every fourth layer": {"cross_layer_interval": 4},
+    "one block of two": {"cross_layer_interval": 2, "num_hidden_layers": 2},
+    "trailing pixels": {"vision_config": {"image_size": 30, "patch_size": 7}},
+    "other activations": {"hidden_act": "gelu", "vision_config": {"hidden_act": "gelu_pytorch_tanh"}},
+    "tied": {"tie_word_embeddings": True},
+    "tied, no additional vocabulary": {"tie_word_embeddings": True, "additional_vocab_size": 0},
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+IDEFICS3 = {
+    "grouped": {},
+    "one key head": {"text_config": {"num_key_value_heads": 1}},
+    "every head its own": {"text_config": {"num_key_value_heads": 4}},
+    "wide heads": {"text_config": {"head_dim": 20}},
+    "narrow heads": {"text_config": {"head_dim": 8}},
+    "llama3 rotation": {"text_config": {"rope_theta": None, "rope_parameters": LLAMA3}},
+    "shuffle 3": {"scale_factor": 3, "vision_config": {"image_size": 26, "patch_size": 4}},
+    "shuffle 4": {"scale_factor": 4, "vision_config": {"image_size": 32, "patch_size": 4}},
+    "shuffle 1": {"scale_factor": 1},
+    "trailing pixels": {"vision_config": {"image_size": 29, "patch_size": 7}},
+    "nine patches": {"scale_factor": 3, "vision_config": {"image_size": 128, "patch_size": 14}},
+    "exact gelu": {"vision_config": {"hidden_act": "gelu"}},
+    "tied": {"tie_word_embeddings": True},
+    "smolvlm": {"model_type": "smolvlm", "image_token_id": 63},
+}
+
+
+def assert_same(reference, ours, scenes):
+    prompts = [tiny.prompt(ours, scene) for scene in scenes]
+    for scene, expected, got in zip(
+        scenes, tiny.reference_logits(reference, prompts), tiny.logits(ours, prompts), strict=True
+    ):
+        torch.testing.assert_close(got, expected, **CLOSE, msg=lambda m, scene=scene: f"{scene}: {m}")
+
+
+@pytest.mark.parametrize("changes", IDEFICS1.values(), ids=IDEFICS1)
+def test_idefics1(tmp_path, changes):
+    assert_same(*tiny.pair(tmp_path, tiny.changed(tiny.IDEFICS1, **changes)), BESIDE)
+
+
+@pytest.mark.parametrize("changes", IDEFICS3.values(), ids=IDEFICS3)
+def test_idefics3(tmp_path, changes):
+    assert_same(*tiny.pair(tmp_path, tiny.changed(tiny.IDEFICS3, **changes)), INSIDE)
+
+
+@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+def test_text_only(tmp_path, raw):
+    """transformers' Idefics 1 wants a zero picture that nobody sees; ours wants none."""
+    assert_same(*tiny.pair(tmp_path, raw), ("t", "tttetttt"))

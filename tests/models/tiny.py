@@ -1,0 +1,263 @@
+"""Tiny random checkpoints of every family, and prompts for them.
+
+`IDEFICS1` and `IDEFICS3` are config.json files as the hub has them; `changed` makes others of them.
+`pair` gives the model of transformers and ours with the same weights, which went through a folder that transformers
+wrote. `write` makes a folder without transformers, `write_whole` one with a tokenizer too.
+`prompt` draws a prompt from a scene such as "tt1tt"; `logits` and `reference_logits` read prompts with either model.
+"""
+
+import json
+from itertools import accumulate
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from idefics.models import family_for, load_model, read_checkpoint
+from idefics.nn.attention import DenseAttn
+from idefics.prompt import Prompt, Tiles
+from processing import tokenizers_tiny
+from safetensors.torch import save_file
+from torch.nn.functional import scaled_dot_product_attention
+
+END_OF_DOCUMENT = 2
+
+IDEFICS1 = {
+    "additional_vocab_size": 2,
+    "alpha_type": "float",
+    "cross_layer_interval": 2,
+    "eos_token_id": END_OF_DOCUMENT,
+    "freeze_text_layers": False,
+    "freeze_vision_layers": False,
+    "hidden_act": "silu",
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "max_position_embeddings": 512,
+    "model_type": "idefics",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 4,
+    "pad_token_id": 0,
+    "perceiver_config": {
+        "qk_layer_norms_perceiver": True,
+        "resampler_depth": 2,
+        "resampler_head_dim": 12,
+        "resampler_n_heads": 2,
+        "resampler_n_latents": 5,
+        "use_resampler": True,
+    },
+    "qk_layer_norms": True,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "use_resampler": True,
+    "vision_config": {
+        "embed_dim": 32,
+        "hidden_act": "gelu",
+        "image_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "patch_size": 8,
+    },
+    "vocab_size": 50,
+}
+IDEFICS3 = {
+    "image_token_id": 63,  # the last of the vocabulary: `prompt` relies on it
+    "model_type": "idefics3",
+    "scale_factor": 2,
+    "text_config": {
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "max_position_embeddings": 512,
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5000.0,
+        "vocab_size": 64,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "hidden_size": 32,
+        "image_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "patch_size": 8,
+    },
+}
+ARCHITECTURES = {
+    "idefics": ("IdeficsConfig", "IdeficsForVisionText2Text"),
+    "idefics3": ("Idefics3Config", "Idefics3ForConditionalGeneration"),
+    "smolvlm": ("SmolVLMConfig", "SmolVLMForConditionalGeneration"),
+}
+
+
+def changed(raw, **changes):
+    """`raw` with other values; those of a nested dict are merged into it, and None takes a key out."""
+    merged = {**raw}
+    for key, value in changes.items():
+        merged[key] = changed(raw[key], **value) if isinstance(value, dict) and key in raw else value
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def randomise(model):
+    """Weights that let every part be felt in the logits: sharp attention, open gates, norms away from one."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_()
+            if weight.dim() == 1 and name.endswith(".weight"):  # a norm's
+                weight.mul_(0.3).add_(1)
+            elif weight.dim() == 1 and name.endswith(".bias"):
+                weight.mul_(0.3)
+            elif weight.dim() in (2, 4) and "embedding.weight" not in name and "embed_tokens" not in name:
+                weight.mul_(1.5 * weight[0].numel() ** -0.5)
+    return model.eval()
+
+
+def write(folder, raw, generation=None):
+    """A folder with `raw` as its config.json and random weights; transformers is not asked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    family = family_for(raw["model_type"])
+    model = randomise(family.build(family.config(raw, generation or {})))
+    save_file({name: weight.detach() for name, weight in model.named_parameters()}, folder / "model.safetensors")
+    _write_json(folder / "config.json", raw)
+    if generation:
+        _write_json(folder / "generation_config.json", generation)
+    return folder
+
+
+def write_whole(folder, raw):
+    """A folder that `idefics.load` takes: tokenizer, template and picture settings as well.
+
+    `raw` is a config of either family; its vocabulary becomes the tokenizer's.
+    """
+    if raw["model_type"] == "idefics":
+        tokenizer = tokenizers_tiny.legacy_llama(turn_end=raw["additional_vocab_size"] == 3)
+        sizes = {"vocab_size": tokenizer.get_vocab_size() - raw["additional_vocab_size"]}
+        preprocessor, stop = {"image_size": raw["vision_config"]["image_size"]}, END_OF_DOCUMENT
+    else:
+        tokenizer = tokenizers_tiny.byte_level()
+        image, stop = map(tokenizer.token_to_id, (tokenizers_tiny.IMAGE, tokenizers_tiny.TURN_END))
+        sizes = {"image_token_id": image, "text_config": {"vocab_size": tokenizer.get_vocab_size()}}
+        side = raw["vision_config"]["image_size"]
+        preprocessor = {"max_image_size": {"longest_edge": side}, "size": {"longest_edge": 2 * side}}
+        _write_json(folder / "chat_template.json", {"chat_template": TEMPLATE})
+    write(folder, changed(raw, **sizes), {"eos_token_id": stop})
+    _write_json(folder / "preprocessor_config.json", preprocessor)
+    return tokenizers_tiny.write(tokenizer, folder)
+
+
+# As the SmolVLM processors have it.
+TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% else %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def load(folder, dtype=torch.float32):
+    """Our model, as the package loads it."""
+    return load_model(read_checkpoint(folder), dtype=dtype, device=torch.device("cpu"))
+
+
+def pair(folder, raw):
+    """transformers' model of `raw` with random weights, and ours, loaded from what transformers saved in `folder`."""
+    transformers = pytest.importorskip("transformers")
+    config, architecture = (getattr(transformers, name) for name in ARCHITECTURES[raw["model_type"]])
+    reference = randomise(architecture(config.from_dict(raw)))
+    reference.save_pretrained(folder)
+    return reference, load(folder)
+
+
+def prompt(model, scene):
+    """A random prompt for one of our models.
+
+    `scene` is a letter a token: "t" a text token, "e" the end of a document; a digit is a picture of so many frames.
+    """
+    config, rng = model.config, np.random.default_rng(crc32(scene.encode()))
+    beside, side = config.cross is not None, config.vision.side
+    image = model.layout.vocabulary - 1  # never a text token
+    each = 1 if beside else (config.vision.grid // config.shuffle) ** 2
+    ids, sees, pictures, places, seen = [], [], [], [], -1
+    for letter in scene:
+        if letter.isdigit():
+            frames = rng.normal(size=(int(letter), 3, side, side)).astype(np.float32)
+            seen, new = len(pictures), [image] * (len(frames) * each)
+            pictures.append(Tiles(tuple(frames), 0, 0, key=str(rng.random())))
+            places.append(tuple(range(len(ids), len(ids) + len(new))))
+        else:
+            new = [END_OF_DOCUMENT if letter == "e" else int(rng.integers(3, image))]
+        ids += new
+        sees += [seen] * len(new)
+        seen = -1 if letter == "e" else seen
+    return Prompt(tuple(ids), tuple(pictures), tuple(places), tuple(sees))
+
+
+class PackedAttn(DenseAttn):
+    """Prompts of unequal length, packed one after another: none is padded."""
+
+    def __init__(self, lengths, memory=(), sees=None):
+        super().__init__(1, memory, sees)
+        owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        self.visible = (owner[:, None] == owner).tril()  # (N, N)
+
+    def self_(self, layer, q, k, v):
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        grouped = q.shape[1] != k.shape[1]
+        out = scaled_dot_product_attention(q, k, v, attn_mask=self.visible, enable_gqa=grouped)
+        return out[0].transpose(0, 1)
+
+
+@torch.inference_mode()
+def logits(model, prompts):
+    """What our model makes of prompts, packed in one pass: (N, V) for each."""
+    lengths = [len(p) for p in prompts]
+    x = model.embed(torch.tensor([id for p in prompts for id in p.ids]))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    frames = [frame for p in prompts for tiles in p.pictures for frame in tiles.frames]
+    attn = PackedAttn(lengths)
+    if frames:
+        features = model.encode(torch.from_numpy(np.stack(frames)).to(x.dtype))
+        if memory := model.memory(features):
+            before = accumulate((len(p.pictures) for p in prompts), initial=0)  # pictures of earlier prompts
+            sees = [s + n if s >= 0 else -1 for p, n in zip(prompts, before, strict=False) for s in p.sees]
+            attn = PackedAttn(lengths, memory, torch.tensor(sees))
+        else:
+            before = accumulate(lengths, initial=0)
+            places = [i + n for p, n in zip(prompts, before, strict=False) for rows in p.places for i in rows]
+            x[places] = features.flatten(0, 1)
+    return model.logits(model.forward(x, positions, attn)).split(lengths)
+
+
+@torch.inference_mode()
+def reference_logits(reference, prompts):
+    """What transformers' model makes of the same prompts in one batch, padded on the left: (N, V) for each."""
+    longest, config = max(map(len, prompts)), reference.config
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    frames = [[frame for tiles in p.pictures for frame in tiles.frames] for p in prompts]
+    most, side = max(map(len, frames)), config.vision_config.image_size
+    pixels = torch.zeros(len(prompts), max(most, 1), 3, side, side)
+    seen = torch.zeros(len(prompts), longest, max(most, 1))
+    for row, p in enumerate(prompts):
+        ids[row, -len(p) :], mask[row, -len(p) :] = torch.tensor(p.ids), 1
+        for column, frame in enumerate(frames[row]):
+            pixels[row, column] = torch.from_numpy(frame)
+        for place, picture in enumerate(p.sees, start=longest - len(p)):
+            if picture >= 0:
+                seen[row, place, picture] = 1
+    if config.model_type == "idefics":
+        extra = {"pixel_values": pixels, "image_attention_mask": seen}
+    else:
+        extra = {"pixel_values": pixels if most else None, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    out = reference(input_ids=ids, attention_mask=mask, **extra).logits
+    return [out[row, -len(p) :] for row, p in enumerate(prompts)]
+
+
+def _write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")

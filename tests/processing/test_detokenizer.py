@@ -1,0 +1,135 @@
+"""Streamed text is the whole text, cut at the first stop string, and never shows half a character."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processing.tokenizers_tiny import TURN_END, byte_level, legacy_llama
+
+from idefics.errors import BadSetting
+from idefics.processing.detokenizer import Detokenizer
+from idefics.processing.tokenizer import Tokenizer
+
+TOKENIZERS = {"byte-level": Tokenizer(byte_level().to_str()), "legacy": Tokenizer(legacy_llama().to_str())}
+both = pytest.mark.parametrize("kind", TOKENIZERS)
+QUICK = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+def stream(tokenizer, ids, stop=()):
+    """(what each push gave, what finish gave, the detokenizer)"""
+    detokenizer = Detokenizer(tokenizer, stop)
+    pushed = [detokenizer.push(id) for id in ids]
+    return pushed, detokenizer.finish(), detokenizer
+
+
+def answer(tokenizer, ids, stop=()):
+    """The whole text by the definition: one blank off, then up to the stop string that is complete first."""
+    text = tokenizer.decode_bytes(ids).decode("utf-8", "replace").removeprefix(" ")
+    ends = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
+    return text[: min(ends)[1]] if ends else text
+
+
+def encode(tokenizer, text):
+    return tokenizer.encode(text, adds_special=False)
+
+
+@both
+@QUICK
+@given(
+    ids=st.lists(st.integers(0, 500), max_size=30),
+    stop=st.lists(st.text(alphabet="ate \n\ufffd", min_size=1, max_size=3), max_size=3),
+)
+def test_random_ids_and_stops(kind, ids, stop):
+    """Random ids are mostly broken UTF-8."""
+    tokenizer = TOKENIZERS[kind]
+    pushed, rest, detokenizer = stream(tokenizer, ids, stop)
+    assert "".join(pushed) + rest == answer(tokenizer, ids, stop) == detokenizer.text
+    if not stop:
+        assert detokenizer.text == tokenizer.decode(ids).removeprefix("" if kind == "legacy" else " ")
+
+
+@both
+@QUICK
+@given(text=st.text(alphabet="aé日🙂 \n", max_size=12))
+def test_characters_come_whole(kind, text):
+    tokenizer = TOKENIZERS[kind]
+    pushed, rest, _ = stream(tokenizer, encode(tokenizer, "a" + text))
+    assert "\ufffd" not in "".join(pushed)
+    assert rest == ""
+    assert "".join(pushed) == "a" + text
+
+
+@both
+def test_a_character_appears_with_its_last_byte(kind):
+    """Not only when the run of bytes ends: a long Chinese answer is streamed."""
+    tokenizer = TOKENIZERS[kind]
+    detokenizer = Detokenizer(tokenizer)
+    shown = [detokenizer.push(id) for id in encode(tokenizer, "日本語")]
+    assert [text for text in shown if text.strip()] == ["日", "本", "語"]
+
+
+@both
+def test_half_a_character_at_the_end_is_one_replacement(kind):
+    tokenizer = TOKENIZERS[kind]
+    ids = encode(tokenizer, "ab🙂")[:-1]
+    pushed, rest, _ = stream(tokenizer, ids)
+    assert "".join(pushed) == "ab"
+    assert rest == "\ufffd"
+
+
+@both
+def test_the_first_blank_belongs_to_the_spelling(kind):
+    """After "Assistant:" both kinds of tokenizer begin with a token like " It"."""
+    tokenizer = TOKENIZERS[kind]
+    ids = encode(tokenizer, "x It is")[1:] if kind == "byte-level" else encode(tokenizer, "It is")
+    pushed, rest, _ = stream(tokenizer, ids)
+    assert "".join(pushed) + rest == "It is"
+
+
+@both
+def test_only_one_blank_is_dropped_and_only_at_the_start(kind):
+    tokenizer = TOKENIZERS[kind]
+    text = "  a  b" if kind == "byte-level" else " a  b"
+    pushed, rest, _ = stream(tokenizer, encode(tokenizer, text))
+    assert "".join(pushed) + rest == " a  b"
+
+
+@both
+def test_special_tokens_are_not_shown(kind):
+    tokenizer = TOKENIZERS[kind]
+    ids = [*encode(tokenizer, "a cat"), tokenizer.token_id(TURN_END)]
+    _, _, detokenizer = stream(tokenizer, ids)
+    assert detokenizer.text == "a cat"
+
+
+@both
+def test_text_that_may_become_a_stop_string_is_held_back(kind):
+    tokenizer = TOKENIZERS[kind]
+    detokenizer = Detokenizer(tokenizer, ["\nUser:"])
+    shown = "".join(map(detokenizer.push, encode(tokenizer, "a cat\nUse")))
+    assert shown == "a cat"
+    assert not detokenizer.stopped
+    assert detokenizer.finish() == "\nUse"
+    assert detokenizer.text == "a cat\nUse"
+
+
+@both
+def test_a_stop_string_ends_the_text_before_itself(kind):
+    tokenizer = TOKENIZERS[kind]
+    pushed, rest, detokenizer = stream(tokenizer, encode(tokenizer, "a cat\nUser: and more"), ["\nUser:"])
+    assert detokenizer.stopped
+    assert "".join(pushed) + rest == detokenizer.text == "a cat"
+    assert detokenizer.push(encode(tokenizer, "more")[0]) == ""
+
+
+def test_the_stop_string_that_is_complete_first_decides():
+    """However many characters a token holds: "abc" ends with its "b", though "abc" begins earlier."""
+    tokenizer = TOKENIZERS["byte-level"]
+    _, _, detokenizer = stream(tokenizer, encode(tokenizer, "x abc"), ["abc", "b"])
+    assert detokenizer.text == "x a"
+    _, _, detokenizer = stream(tokenizer, encode(tokenizer, "x abc"), ["c", "bc"])
+    assert detokenizer.text == "x a"
+
+
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(BadSetting, match="empty"):
+        Detokenizer(TOKENIZERS["legacy"], ["", "a"])
