@@ -32,7 +32,9 @@ def joined(parts):
 
 def test_a_conversation():
     parts = render(
-        SMOLVLM, [user(PHOTO, "What is this?"), assistant("A cat."), user("And this?", OTHER)], answer_start="It"
+        SMOLVLM,
+        [user(PHOTO, "What is this?"), assistant("A cat."), user("And this?", OTHER)],
+        answer_start="It",
     )
     assert parts == [
         trusted("<|im_start|>User:"),
@@ -67,15 +69,8 @@ def test_what_is_said_stays_what_it_is(forged):
         f"<|im_start|>User:<image>{forged}<end_of_utterance>\nAssistant: {forged}<end_of_utterance>\n"
         f"User: {forged}<image><end_of_utterance>\nAssistant:"
     )
-    assert "".join(part.text for part in parts if part != PHOTO and part != OTHER and part.trusted) == (
-        "<|im_start|>User:"
-        + "<end_of_utterance>\nAssistant: <end_of_utterance>\nUser: <end_of_utterance>\nAssistant:".replace(
-            ": <", f": {forged if forged == ' ' else ''}<"
-        )
-        if forged != " "
-        else "<|im_start|>User: <end_of_utterance>\nAssistant:  <end_of_utterance>\n"
-        "User:  <end_of_utterance>\nAssistant:"
-    )
+    if forged.strip():
+        assert [part for part in parts if isinstance(part, Piece) and not part.trusted] == [plain(forged)] * 3
 
 
 def test_template_logic_does_not_see_the_words():
@@ -181,7 +176,10 @@ def test_dicts_of_the_guides_and_of_openai():
     [
         ("Hi", "message 2 is a str"),
         ({"content": "Hi"}, 'message 2 has no "role"'),
-        ({"role": "robot", "content": "Hi"}, "message 2: role is 'robot'; give one of system, user, assistant"),
+        (
+            {"role": "robot", "content": "Hi"},
+            "message 2: role is 'robot'; give one of system, user, assistant",
+        ),
         ({"role": "user"}, 'message 2 has no "content"'),
         ({"role": "user", "content": None}, "message 2: content is a NoneType"),
         ({"role": "user", "content": [{"text": "Hi"}]}, r'message 2: content\[0\] has no "type"'),

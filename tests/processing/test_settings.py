@@ -23,7 +23,11 @@ def test_preprocessor_config(tmp_path):
 
 
 def test_settings_nested_by_transformers_5(tmp_path):
-    put(tmp_path, "processor_config.json", {"image_processor": {"size": {"longest_edge": 4}}, "image_seq_len": 64})
+    put(
+        tmp_path,
+        "processor_config.json",
+        {"image_processor": {"size": {"longest_edge": 4}}, "image_seq_len": 64},
+    )
     assert settings.preprocessor(tmp_path) == {"size": {"longest_edge": 4}}
 
 

@@ -220,7 +220,9 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UnsupportedModel, match=f"{tmp_path} has no tokenizer.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(UnsupportedModel, match=r"has a tokenizer.model but no tokenizer.json: .*save_pretrained"):
+    with pytest.raises(
+        UnsupportedModel, match=r"has a tokenizer.model but no tokenizer.json: .*save_pretrained"
+    ):
         Tokenizer.load(tmp_path)
 
 

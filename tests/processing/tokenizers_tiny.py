@@ -14,6 +14,7 @@ CORPUS = [
     "User: Describe the picture. Assistant: A dog is sitting beside a blue vase in the garden.",
     "This is an image of a cat. This is an image of a tower at night. How many flowers are there? Four.",
     "User:Can you tell me a very short story based on the image?\n\nOnce upon a time, a puppy found a bed.\n",
+    *["A cat.\n\n"] * 4,  # byte-level BPE joins line breaks at the end of a text only
 ]
 
 

@@ -10,109 +10,30 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
-import torch
 from torch import Tensor
 
 from idefics import models, weights
-from idefics.config import EngineConfig, Sampling
+from idefics.config import Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.request import Request
 from idefics.engine.request import Sequence as Row
 from idefics.errors import BadPrompt, BadSetting
-from idefics.messages import Answer, Message, Timings, Usage
-from idefics.processing import settings
+from idefics.messages import Message
+from idefics.pipeline.answering import Growing, Options, Reply, Stream
+from idefics.pipeline.loading import device_called, dtype_called, engine_for, processor_for, stop_ids
 from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.fetch import Fetcher, Policy
 from idefics.processing.processor import Processor
-from idefics.processing.tokenizer import Tokenizer
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
+    from idefics.messages import Answer
     from idefics.processing.processor import Item
 
     Items = Sequence[Item]
     Conversation = Sequence[Message | Mapping[str, Any]]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Options(TypedDict, total=False):
-    """What every call that generates takes; the fields of `Sampling`, and stop strings."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    num_beams: int
-    seed: int | None
-    logprobs: bool
-    stop: str | Sequence[str]
-
-
-class Stream:
-    """An answer as it comes: iterate it for pieces of text; afterwards `answer` holds the whole.
-
-    Leaving the loop early cancels the rest; `answer` is then what came until there.
-    """
-
-    def __init__(self, pieces: Generator[str], collected: _Collected) -> None:
-        self._pieces, self._collected = pieces, collected
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Ends the answer here."""
-        self._pieces.close()
-
-    @property
-    def answer(self) -> Answer:
-        """The answer so far; complete once the stream has ended."""
-        return self._collected.answer()
-
-
-Reply = Answer | list[Answer] | Stream
-
-
-class _Collected:
-    """One answer while it is generated. `start` are the caller's words that its text begins with."""
-
-    def __init__(self, row: Row, text: Detokenizer, start: str, began: float) -> None:
-        self.row, self.text, self.start, self.began = row, text, start, began
-        self.prepared = self.last = time.perf_counter()
-        self.first: float | None = None
-
-    def push(self, token: int, spelled: bytes) -> str:
-        """Takes the next token, whose UTF-8 is `spelled`; returns the text that became certain."""
-        self.last = time.perf_counter()
-        piece = self.text.push(token)
-        if self.text.stopped:
-            self.row.finish("stop")
-        if self.first is not None:
-            return piece
-        self.first = self.last
-        if self.start and spelled.startswith(b" "):
-            self.start += " "
-        return self.start + piece
-
-    def answer(self) -> Answer:
-        request = self.row.request
-        first = self.last if self.first is None else self.first
-        return Answer(
-            text=self.start + self.text.text,
-            tokens=tuple(self.row.ids),
-            finish=self.row.finish_reason or "cancelled",
-            usage=Usage(len(request.prompt), len(self.row.ids), len(request.prompt.pictures)),
-            timings=Timings(self.prepared - self.began, first - self.began, self.last - self.began),
-            logprobs=tuple(self.row.logprobs) if request.sampling.logprobs else None,
-        )
 
 
 class Pipeline:
@@ -149,22 +70,12 @@ class Pipeline:
             ModelError: no such model, not one that this package runs, or its weights do not fit.
             BadSetting: an unknown device or dtype.
         """
-        fetcher = Fetcher(policy=remote_images)
-        place = _device(device)
-        checkpoint = models.read_checkpoint(
-            weights.find(model, revision=revision, offline=offline, progress=progress)
-        )
-        family, folder = checkpoint.family, checkpoint.folder
-        tokenizer = Tokenizer.load(folder)
-        style = family.prompt(settings.chat_template(folder), tokenizer.added)
-        plan = family.images(checkpoint.config, settings.preprocessor(folder))
-        processor = Processor(tokenizer, plan, style, fetcher)
-        module = models.load_model(
-            checkpoint, dtype=_dtype(dtype, place, checkpoint.config.dtype), device=place
-        )
-        turn_end = tokenizer.token_id(style.turn_end)
-        stop_ids = frozenset(checkpoint.config.stop_ids) | ({turn_end} if turn_end is not None else set())
-        return cls(processor, Engine(module, EngineConfig()), stop_ids)  # type: ignore[arg-type]  # a VLM by shape
+        fetcher, place = Fetcher(policy=remote_images), device_called(device)
+        folder = weights.find(model, revision=revision, offline=offline, progress=progress)
+        checkpoint = models.read_checkpoint(folder)
+        processor = processor_for(checkpoint, fetcher)
+        engine = engine_for(checkpoint, place, dtype_called(dtype, place, checkpoint.config.dtype))
+        return cls(processor, engine, stop_ids(checkpoint, processor))
 
     def prompt(self, items: Items | Conversation, *, answer_start: str = "") -> Prompt:
         """Ids and pictures of a raw prompt or a conversation: the low-level door.
@@ -185,6 +96,33 @@ class Pipeline:
         """(N, V) float32: the model's logits after each of the prompt's N tokens, in one uncached pass."""
         return self.engine.logits(prompt)
 
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, but never a prompt
+        self,
+        items: Items,
+        *,
+        stream: Literal[False] = ...,
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[Options],
+    ) -> Answer: ...
+    @overload
+    def generate(
+        self,
+        items: Sequence[Items],
+        *,
+        stream: Literal[False] = ...,
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[Options],
+    ) -> list[Answer]: ...
+    @overload
+    def generate(
+        self,
+        items: Items,
+        *,
+        stream: Literal[True],
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[Options],
+    ) -> Stream: ...
     def generate(
         self,
         items: Items | Sequence[Items],
@@ -214,6 +152,33 @@ class Pipeline:
         ]
         return self._reply(made, many, stream, began, options)
 
+    @overload
+    def chat(
+        self,
+        messages: Conversation,
+        *,
+        answer_start: str = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[Options],
+    ) -> Answer: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Conversation],
+        *,
+        answer_start: str = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[Options],
+    ) -> list[Answer]: ...
+    @overload
+    def chat(
+        self,
+        messages: Conversation,
+        *,
+        answer_start: str = ...,
+        stream: Literal[True],
+        **options: Unpack[Options],
+    ) -> Stream: ...
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
@@ -276,14 +241,14 @@ class Pipeline:
 
     def _collect(
         self, prompts: Sequence[Prompt], began: float, options: Options, start: str
-    ) -> list[_Collected]:
+    ) -> list[Growing]:
         choices: dict[str, Any] = dict(options)
         stop = choices.pop("stop", ())
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling = Sampling(**choices)
         tokenizer, banned = self.processor.tokenizer, self.processor.mark_ids
         return [
-            _Collected(
+            Growing(
                 Row(Request(prompt, sampling, self.stop_ids, banned)),
                 Detokenizer(tokenizer, stops),
                 start,
@@ -292,7 +257,7 @@ class Pipeline:
             for prompt in prompts
         ]
 
-    def _pieces(self, collected: Sequence[_Collected]) -> Iterator[tuple[_Collected, str]]:
+    def _pieces(self, collected: Sequence[Growing]) -> Iterator[tuple[Growing, str]]:
         """Runs the engine; yields each answer's text as it becomes certain."""
         try:
             if collected and collected[0].row.request.sampling.num_beams > 1:
@@ -306,16 +271,16 @@ class Pipeline:
             for one in collected:
                 one.text.finish()
 
-    def _beams(self, collected: Sequence[_Collected]) -> Iterator[tuple[_Collected, str]]:
+    def _beams(self, collected: Sequence[Growing]) -> Iterator[tuple[Growing, str]]:
         for one in collected:
             self.engine.beam(one.row)
             for token in one.row.ids:
                 yield one, self._push(one, token)
 
-    def _push(self, one: _Collected, token: int) -> str:
+    def _push(self, one: Growing, token: int) -> str:
         return one.push(token, self.processor.tokenizer.decode_bytes([token]))
 
-    def _stream(self, one: _Collected) -> Generator[str]:
+    def _stream(self, one: Growing) -> Generator[str]:
         shown = ""
         for _, piece in self._pieces([one]):
             shown += piece
@@ -331,26 +296,3 @@ def _is_conversation(items: Any) -> bool:
             f"a prompt is a list of text and pictures or of messages, not a {type(items).__name__}"
         )
     return bool(items) and isinstance(items[0], (Message, Mapping))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise BadSetting(
-            f"device is {name!r}, which this machine does not have: give auto, cpu, cuda or cuda:1"
-        ) from None
-    return device
-
-
-def _dtype(name: str, device: torch.device, stored: str | None) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else DTYPES.get(stored or "", torch.bfloat16)
-    if name not in DTYPES:
-        raise BadSetting(f"dtype is {name!r}; give auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
