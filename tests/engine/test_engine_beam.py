@@ -62,7 +62,7 @@ def pair():
         max_position_embeddings=64,
         bos_token_id=None,
         eos_token_id=None,
-        pad_token_id=0,
+        pad_token_id=None,
         initializer_range=0.35,
     )
     torch.manual_seed(2)

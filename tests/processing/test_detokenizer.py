@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processing.tokenizers_tiny import TURN_END, byte_level, legacy_llama
 
 from idefics.errors import BadSetting
 from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.tokenizer import Tokenizer
+from processing.tokenizers_tiny import TURN_END, byte_level, legacy_llama
 
 TOKENIZERS = {"byte-level": Tokenizer(byte_level().to_str()), "legacy": Tokenizer(legacy_llama().to_str())}
 both = pytest.mark.parametrize("kind", TOKENIZERS)

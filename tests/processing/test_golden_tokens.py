@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processing.tokenizers_tiny import llama_of
 
 from idefics.config import ImagePlan, PromptStyle
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.tokenizer import Piece, Tokenizer
+from processing.tokenizers_tiny import llama_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SENTENCEPIECE = DATA / "llama_tokenizer.model"

@@ -5,12 +5,12 @@ import json
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END, byte_level, legacy_llama, write
 from tokenizers import AddedToken, models, normalizers, processors
 from tokenizers import Tokenizer as Library
 
 from idefics.errors import UnsupportedModel
 from idefics.processing.tokenizer import Piece, Tokenizer
+from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END, byte_level, legacy_llama, write
 
 LIBRARY = {
     "byte-level": byte_level(),

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from fake_hub import fake_hub
 from huggingface_hub import constants, errors
 
 from idefics.errors import ModelNotFound, UnsupportedModel
 from idefics.weights import find
+from weights.fake_hub import fake_hub
 
 CONFIG = b'{"model_type": "idefics3"}'
 SETTINGS = {

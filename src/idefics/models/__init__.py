@@ -46,7 +46,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     generation = (
         _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     )
-    if "quantization_config" in raw:
+    if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise UnsupportedModel(
             f"{folder} is quantised ({method}); give the checkpoint in its original precision"

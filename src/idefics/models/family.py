@@ -8,8 +8,8 @@ from typing import Any, cast, get_args
 
 from torch import nn
 
-from idefics.config import Activation, Filter, ImagePlan, ModelConfig, PromptStyle
-from idefics.errors import UnsupportedModel
+from idefics.config import Activation, Filter, ImagePlan, ModelConfig, PromptStyle, RopeConfig
+from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.weights import KeyRules
 
 Raw = Mapping[str, Any]
@@ -55,6 +55,32 @@ def activation(name: str) -> Activation:
             f"config.json asks for the activation {name!r}; known are {', '.join(get_args(Activation))}"
         )
     return cast(Activation, name)
+
+
+def rope(text: Raw) -> RopeConfig:
+    """Rotary positions from `rope_theta` and `rope_scaling` of old files or `rope_parameters` of new ones.
+
+    Plain or Llama 3.1's kind.
+    """
+    scaling: dict[str, Any] = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+    theta = float(scaling.get("rope_theta") or text.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    if kind != "llama3":
+        raise UnsupportedModel(
+            f"config.json asks for the rotary scaling {kind!r}; known are default and llama3"
+        )
+    try:
+        return RopeConfig(
+            theta=theta,
+            factor=scaling["factor"],
+            low_frequency_factor=scaling["low_freq_factor"],
+            high_frequency_factor=scaling["high_freq_factor"],
+            original_max_positions=scaling["original_max_position_embeddings"],
+        )
+    except KeyError as key:
+        raise BrokenCheckpoint(f"config.json asks for llama3's rotary scaling without its {key}") from None
 
 
 def stop_ids(raw: Raw, generation: Raw, default: int) -> tuple[int, ...]:

@@ -18,12 +18,11 @@ from idefics.config import (
     ModelConfig,
     PromptStyle,
     ResamplerConfig,
-    RopeConfig,
     TextConfig,
     VisionConfig,
 )
 from idefics.errors import UnsupportedModel
-from idefics.models.family import Family, Raw, activation, filter_name, stop_ids
+from idefics.models.family import Family, Raw, activation, filter_name, rope, stop_ids
 from idefics.nn.attention import Attn, LayerMemory, Memory
 from idefics.nn.decoder import DecoderLayer, GatedMLP
 from idefics.nn.norm import RMSNorm
@@ -235,7 +234,7 @@ def config(raw: Raw, generation: Raw) -> ModelConfig:
             norm_epsilon=raw.get("rms_norm_eps", 1e-6),
             max_positions=raw.get("max_position_embeddings", raw.get("max_sequence_length", 2048)),
             activation=activation(raw.get("hidden_act", "silu")),
-            rope=RopeConfig(theta=(raw.get("rope_parameters") or {}).get("rope_theta", 10000.0)),
+            rope=rope(raw),
             tied=raw.get("tie_word_embeddings", False),
         ),
         vision=VisionConfig(

@@ -8,7 +8,6 @@ released configs.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,12 +16,11 @@ from idefics.config import (
     ImagePlan,
     ModelConfig,
     PromptStyle,
-    RopeConfig,
     TextConfig,
     VisionConfig,
 )
 from idefics.errors import UnsupportedModel
-from idefics.models.family import Family, Raw, activation, filter_name, stop_ids
+from idefics.models.family import Family, Raw, activation, filter_name, rope, stop_ids
 from idefics.nn.attention import Attn
 from idefics.nn.decoder import Decoder
 from idefics.nn.vit import SiglipEmbeddings, VisionEncoder
@@ -131,32 +129,16 @@ class Idefics3(nn.Module):
         return out
 
 
-def rope(text: Raw) -> RopeConfig:
-    """`rope_theta` and `rope_scaling` of old files, `rope_parameters` of new ones; plain or Llama 3.1's kind."""
-    scaling: dict[str, Any] = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-    theta = float(scaling.get("rope_theta") or text.get("rope_theta") or 10000.0)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind != "llama3":
-        raise UnsupportedModel(
-            f"config.json asks for the rotary scaling {kind!r}; known are default and llama3"
-        )
-    return RopeConfig(
-        theta=theta,
-        factor=scaling["factor"],
-        low_frequency_factor=scaling["low_freq_factor"],
-        high_frequency_factor=scaling["high_freq_factor"],
-        original_max_positions=scaling["original_max_position_embeddings"],
-    )
-
-
 def config(raw: Raw, generation: Raw) -> ModelConfig:
     """config.json as the hub or transformers 5 writes it.
 
-    Defaults are those of `Idefics3Config`: `LlamaConfig` with a norm epsilon of 1e-5, `Idefics3VisionConfig`.
+    Defaults are those of `LlamaConfig` and `Idefics3VisionConfig`.
     """
-    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
+    # Where there is no text_config at all, the released class makes one that has another epsilon than Llama's.
+    text: Raw = raw.get("text_config") or {"rms_norm_eps": 1e-5}
+    vision: Raw = raw.get("vision_config") or {}
+    if (decoder := text.get("model_type", "llama")) != "llama":
+        raise UnsupportedModel(f"config.json's text_config is of model_type {decoder!r}; known is llama")
     width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
     return ModelConfig(
         model_type=raw["model_type"],
@@ -168,7 +150,7 @@ def config(raw: Raw, generation: Raw) -> ModelConfig:
             heads=heads,
             kv_heads=text.get("num_key_value_heads") or heads,
             head_size=text.get("head_dim") or width // heads,
-            norm_epsilon=text.get("rms_norm_eps", 1e-5),
+            norm_epsilon=text.get("rms_norm_eps", 1e-6),
             max_positions=text.get("max_position_embeddings", 2048),
             activation=activation(text.get("hidden_act", "silu")),
             rope=rope(text),

@@ -103,9 +103,7 @@ class SiglipEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid**2, config.width)
 
     def forward(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, S, D)
-        patches = self.patch_embedding(
-            frames
-        )  # a convolution floors: pixels beyond the last patch are not seen
+        patches = self.patch_embedding(frames)  # floors: pixels beyond the last patch are not seen
         rows, columns = patches.shape[2:]
         ids = position_ids(rows, columns, self.grid, frames.device)
         out: Tensor = patches.flatten(2).transpose(1, 2) + self.position_embedding(ids)
@@ -115,15 +113,14 @@ class SiglipEmbeddings(nn.Module):
 def position_ids(rows: int, columns: int, grid: int, device: torch.device) -> Tensor:
     """(rows * columns,) ids into a grid x grid table, row after row (NaViT, arXiv 2307.06304).
 
-    Fractional coordinates fall into `grid` buckets. Always in float32: in the model's own half precision a third of
-    the rows land in the wrong bucket (transformers issue 41190).
+    Fractional coordinates fall into `grid` buckets. In float32 whatever the model's dtype: in bfloat16 a third of the
+    rows land in the wrong bucket (transformers issue 41190). On the CPU whatever its device: all machines round alike.
     """
-    boundaries = torch.arange(1 / grid, 1.0, 1 / grid, device=device, dtype=torch.float32)
+    boundaries = torch.arange(1 / grid, 1.0, 1 / grid, dtype=torch.float32, device="cpu")
 
     def buckets(count: int) -> Tensor:
-        # index * (1 / count), in this order: for five counts at grid 70, index / count rounds to another bucket.
-        step = torch.tensor(1.0, device=device) / torch.tensor(count, device=device)
-        places = torch.arange(count, device=device, dtype=torch.float32) * step
+        # index * (1 / count), in this order: for four counts at grid 70, index * grid // count is another bucket.
+        places = torch.arange(count, dtype=torch.float32, device="cpu") * (1 / count)
         return torch.bucketize(places.clamp(max=1.0 - 1e-6), boundaries, right=True)
 
-    return (buckets(rows)[:, None] * grid + buckets(columns)[None]).flatten()
+    return (buckets(rows)[:, None] * grid + buckets(columns)[None]).flatten().to(device)

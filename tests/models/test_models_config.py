@@ -1,0 +1,487 @@
+"""Every layout of config.json becomes the same `ModelConfig`, and what a file leaves out is what its class had."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from idefics.errors import BrokenCheckpoint, UnsupportedModel
+from idefics.models import build, family_for, read_checkpoint
+from models import tiny
+
+
+def config(raw, generation=None):
+    return family_for(raw["model_type"]).config(raw, generation or {})
+
+
+def checkpoint(folder, raw, generation=None):
+    (folder / "config.json").write_text(json.dumps(raw))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return read_checkpoint(folder)
+
+
+# The fields of the released files. Those that no code reads are here too: they must not disturb.
+IDEFICS_9B = {
+    "additional_vocab_size": 2,
+    "alpha_initializer": "zeros",
+    "alpha_type": "float",
+    "alphas_initializer_range": 0.0,
+    "architectures": ["IdeficsForVisionText2Text"],
+    "bos_token_id": 1,
+    "cross_layer_activation_function": "swiglu",
+    "cross_layer_interval": 4,
+    "dropout": 0.0,
+    "eos_token_id": 2,
+    "ffn_dim": 11008,
+    "freeze_lm_head": False,
+    "freeze_text_layers": False,
+    "freeze_text_module_exceptions": [],
+    "freeze_vision_layers": False,
+    "freeze_vision_module_exceptions": [],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_new_tokens": 100,
+    "max_position_embeddings": 2048,
+    "model_type": "idefics",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "pad_token_id": 0,
+    "perceiver_config": {
+        "model_type": "idefics",
+        "qk_layer_norms_perceiver": True,
+        "resampler_depth": 6,
+        "resampler_head_dim": 96,
+        "resampler_n_heads": 16,
+        "resampler_n_latents": 64,
+        "use_resampler": True,
+    },
+    "qk_layer_norms": True,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.32.0.dev0",
+    "use_cache": True,
+    "use_resampler": True,
+    "vision_config": {
+        "embed_dim": 1280,
+        "hidden_act": "gelu",
+        "image_size": 224,
+        "intermediate_size": 5120,
+        "model_type": "idefics",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 32,
+        "patch_size": 14,
+        "vision_model_name": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    },
+    "vocab_size": 32000,
+    "word_embed_proj_dim": 4096,
+}
+IDEFICS_80B = {
+    "additional_vocab_size": 3,
+    "hidden_size": 8192,
+    "intermediate_size": 22016,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+    "rms_norm_eps": 1e-5,
+}
+IDEFICS3_8B = {
+    "architectures": ["Idefics3ForConditionalGeneration"],
+    "image_token_id": 128257,
+    "model_type": "idefics3",
+    "scale_factor": 2,
+    "text_config": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "pad_token_id": 128002,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "vocab_size": 128259,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 364,
+        "intermediate_size": 4304,
+        "model_type": "idefics3",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+    },
+}
+# Leaves out num_hidden_layers, which is Llama's 32, and most of the tower.
+SMOLVLM_500M = {
+    "architectures": ["Idefics3ForConditionalGeneration"],
+    "image_token_id": 49190,
+    "model_type": "idefics3",
+    "pad_token_id": 128002,
+    "scale_factor": 4,
+    "text_config": {
+        "_flash_attn_2_enabled": True,
+        "_name_or_path": "None",
+        "architectures": ["VLlama3ForCausalLM"],
+        "head_dim": 64,
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "is_llama_config": True,
+        "max_position_embeddings": 8192,
+        "model_type": "llama",
+        "neftune_noise_alpha": 0.0,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "pad_token_id": 2,
+        "perceiver_config": {"attention_dropout": 0.0, "hidden_act": "silu", "model_type": "vllama3"},
+        "pixel_shuffle_factor": 4,
+        "qk_layer_norms": False,
+        "rms_norm_eps": 1e-5,
+        "rope_interleaved": False,
+        "rope_theta": 100000,
+        "torch_dtype": "bfloat16",
+        "use_resampler": False,
+        "vocab_size": 49280,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_cache": False,
+    "vision_config": {
+        "hidden_size": 768,
+        "image_size": 512,
+        "max_image_size": {"longest_edge": 512},
+        "model_type": "idefics3",
+        "num_attention_heads": 12,
+        "patch_size": 16,
+        "size": {"longest_edge": 2048},
+        "tie_word_embeddings": False,
+        "use_base_siglip": False,
+    },
+    "vocab_size": 49280,
+}
+SMOLVLM_256M = {
+    "text_config": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+    }
+}
+# Leaves out the numbers of heads, which are Llama's 32.
+SMOLVLM_2B = {
+    "image_token_id": 49153,
+    "model_type": "idefics3",
+    "scale_factor": 3,
+    "text_config": {
+        "architectures": ["VLlama3ForCausalLM"],
+        "head_dim": 64,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "is_llama_config": True,
+        "max_position_embeddings": 16384,
+        "model_type": "llama",
+        "num_hidden_layers": 24,
+        "pad_token_id": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 273768.0,
+        "vocab_size": 49155,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 384,
+        "intermediate_size": 4304,
+        "model_type": "idefics3",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("raw", "parameters", "tensors"),
+    [
+        pytest.param(IDEFICS_9B, 8_929_679_632, 1015, id="idefics-9b"),
+        pytest.param(
+            {**IDEFICS_9B, "additional_vocab_size": 3}, 8_929_687_824, 1015, id="idefics-9b-instruct"
+        ),
+        pytest.param(
+            {**IDEFICS_9B, **IDEFICS_80B, "additional_vocab_size": 2}, 79_967_843_624, None, id="idefics-80b"
+        ),
+        pytest.param(IDEFICS3_8B, 8_462_086_384, None, id="idefics3-8b"),
+        pytest.param(tiny.changed(SMOLVLM_500M, **SMOLVLM_256M), 256_484_928, 471, id="smolvlm-256m"),
+        pytest.param(SMOLVLM_500M, 507_482_304, 489, id="smolvlm-500m"),
+        pytest.param(SMOLVLM_2B, 2_246_272_880, 657, id="smolvlm-2.2b"),
+        pytest.param(
+            tiny.changed(SMOLVLM_2B, model_type="smolvlm", text_config={"vocab_size": 49280}),
+            2_246_784_880,
+            657,
+            id="smolvlm2-2.2b",
+        ),
+    ],
+)
+def test_released_checkpoints_have_their_size(tmp_path, raw, parameters, tensors):
+    """Counts as the hub shows them: one wrong default, one forgotten layer, and they differ."""
+    model = build(checkpoint(tmp_path, raw))
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    assert tensors is None or len(model.state_dict()) == tensors
+
+
+def test_500m_leaves_out_its_layers():
+    text = config(SMOLVLM_500M).text
+    assert (text.layers, text.heads, text.kv_heads, text.head_size) == (32, 15, 5, 64)
+
+
+def test_2b_leaves_out_its_heads():
+    text = config(SMOLVLM_2B).text
+    assert (text.layers, text.heads, text.kv_heads, text.head_size) == (24, 32, 32, 64)
+
+
+def test_small_towers_leave_out_most():
+    vision = config(SMOLVLM_500M).vision
+    assert (vision.layers, vision.inner, vision.norm_epsilon) == (12, 3072, 1e-6)
+    assert vision.activation == "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3, SMOLVLM_500M, SMOLVLM_2B, IDEFICS3_8B, IDEFICS_9B])
+def test_new_files_say_the_same(tmp_path, raw):
+    """transformers 5 writes every default, `dtype`, and `rope_parameters` in place of `rope_theta`."""
+    transformers = pytest.importorskip("transformers")
+    classes = getattr(transformers, tiny.ARCHITECTURES[raw["model_type"]][0])
+    written = classes.from_dict(raw)
+    written.save_pretrained(tmp_path)
+    new = json.loads((tmp_path / "config.json").read_text())
+    assert "torch_dtype" not in new
+    assert "rope_parameters" in new.get("text_config", new)
+    assert read_checkpoint(tmp_path).config == config(raw)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "nested"),
+    [("idefics", {}), ("idefics3", {"text_config": {"hidden_size": 512}, "vision_config": {}}), ("idefics3", {})],
+)
+def test_defaults_are_those_of_the_classes(tmp_path, model_type, nested):
+    """A config that says nothing; and one whose text_config is there, which changes the norm's epsilon."""
+    transformers = pytest.importorskip("transformers")
+    classes = getattr(transformers, tiny.ARCHITECTURES[model_type][0])
+    classes(**nested).save_pretrained(tmp_path)
+    written, silent = read_checkpoint(tmp_path).config, config({"model_type": model_type, **nested})
+    assert written == silent
+
+
+FLAT = {
+    "additional_vocab_size": 3,
+    "alpha_type": "vector",
+    "architectures": ["IdeficsForCausalLM"],
+    "cross_layer_interval": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "max_sequence_length": 512,
+    "model_type": "idefics",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 4,
+    "qk_layer_norms": True,
+    "qk_layer_norms_perceiver": True,
+    "resampler_depth": 2,
+    "resampler_head_dim": 8,
+    "resampler_n_heads": 3,
+    "resampler_n_latents": 7,
+    "use_resampler": True,
+    "vision_embed_dim": 48,
+    "vision_image_size": 28,
+    "vision_intermediate_size": 80,
+    "vision_num_attention_heads": 6,
+    "vision_num_hidden_layers": 3,
+    "vision_patch_size": 7,
+    "vocab_size": 100,
+}
+TEXT_KEYS = [key for key in FLAT if not key.startswith(("vision_", "resampler_", "qk_layer_norms_perceiver"))]
+NESTED = {
+    **{key: FLAT[key] for key in TEXT_KEYS},
+    "max_position_embeddings": 512,
+    "perceiver_config": {
+        "qk_layer_norms_perceiver": True,
+        "resampler_depth": 2,
+        "resampler_head_dim": 8,
+        "resampler_n_heads": 3,
+        "resampler_n_latents": 7,
+        "use_resampler": True,
+    },
+    "vision_config": {
+        "embed_dim": 48,
+        "hidden_act": "gelu",
+        "image_size": 28,
+        "intermediate_size": 80,
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": 6,
+        "num_hidden_layers": 3,
+        "patch_size": 7,
+    },
+}
+
+
+def test_idefics1_flat_layout():
+    assert config(FLAT) == config(NESTED)
+    vision, resampler = config(FLAT).vision, config(FLAT).resampler
+    assert (vision.width, vision.inner, vision.layers, vision.heads, vision.side, vision.patch) == (
+        48,
+        80,
+        3,
+        6,
+        28,
+        7,
+    )
+    assert (resampler.depth, resampler.heads, resampler.head_size, resampler.latents) == (2, 3, 8, 7)
+    assert resampler.qk_norms
+
+
+def test_idefics1_diff_only_layout():
+    """transformers 4.3x wrote only what is no default: 9b's perceiver in one field, its tower's width in another."""
+    short = {
+        **IDEFICS_9B,
+        "perceiver_config": {"qk_layer_norms_perceiver": True},
+        "vision_config": {"embed_dim": 1280},
+    }
+    assert config(short) == config(IDEFICS_9B)
+
+
+def test_idefics1_tower_without_a_width_is_the_class_default():
+    assert config(tiny.changed(IDEFICS_9B, vision_config={"embed_dim": None})).vision.width == 768
+
+
+@pytest.mark.parametrize("top", [True, False])
+@pytest.mark.parametrize("nested", [True, False, None])
+def test_top_level_use_resampler_decides(top, nested):
+    raw = tiny.changed(tiny.IDEFICS1, use_resampler=top, perceiver_config={"use_resampler": nested})
+    assert (config(raw).resampler is not None) == top
+
+
+def test_old_llama_scaling_says_the_same():
+    """`type` before `rope_type`, and `rope_scaling` before `rope_parameters`."""
+    scaling = dict(IDEFICS3_8B["text_config"]["rope_scaling"])
+    old = {**scaling, "type": scaling.pop("rope_type")}
+    assert config(tiny.changed(IDEFICS3_8B, text_config={"rope_scaling": old})) == config(IDEFICS3_8B)
+    rope = config(IDEFICS3_8B).text.rope
+    assert (rope.theta, rope.factor, rope.original_max_positions) == (500000.0, 8.0, 8192)
+    assert (rope.low_frequency_factor, rope.high_frequency_factor) == (1.0, 4.0)
+
+
+def test_smolvlm_is_idefics3():
+    renamed = config({**SMOLVLM_500M, "model_type": "smolvlm"})
+    assert replace(renamed, model_type="idefics3") == config(SMOLVLM_500M)
+
+
+@pytest.mark.parametrize(
+    ("raw", "generation", "stops"),
+    [
+        pytest.param(IDEFICS3_8B, {"eos_token_id": [128001, 128008, 128009, 128258]}, None, id="a list"),
+        pytest.param(SMOLVLM_500M, {"bos_token_id": 0, "eos_token_id": 49279}, (49279,), id="a number"),
+        pytest.param(IDEFICS_9B, {"eos_token_id": [32002, 2]}, (32002, 2), id="before config.json"),
+        pytest.param({**IDEFICS_9B, "eos_token_id": 7}, {}, (7,), id="config.json"),
+        pytest.param({**IDEFICS_9B, "eos_token_id": 7}, {"eos_token_id": None}, (7,), id="null"),
+        pytest.param(tiny.changed(SMOLVLM_500M, text_config={"eos_token_id": [5, 6]}), {}, (5, 6), id="text"),
+        pytest.param(SMOLVLM_500M, {}, (2,), id="the class's own"),
+    ],
+)
+def test_stop_ids(tmp_path, raw, generation, stops):
+    expected = stops or tuple(generation["eos_token_id"])
+    assert checkpoint(tmp_path, raw, generation).config.stop_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "dtype"),
+    [(IDEFICS_9B, "bfloat16"), (SMOLVLM_500M, "float32"), ({**SMOLVLM_500M, "dtype": "float16"}, "float16")],
+)
+def test_dtype(raw, dtype):
+    assert config(raw).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "llava"}, ["'llava'", "idefics, idefics3, smolvlm", "idefics models"]),
+        ({"model_type": None}, ["(none)", "idefics, idefics3, smolvlm"]),
+        ({"text_config": {"hidden_act": "mish"}}, ["'mish'", "silu, gelu, gelu_pytorch_tanh, relu"]),
+        ({"vision_config": {"hidden_act": "quick_gelu"}}, ["'quick_gelu'", "silu, gelu"]),
+        ({"text_config": {"rope_scaling": {"type": "yarn"}}}, ["'yarn'", "default and llama3"]),
+        ({"text_config": {"rope_parameters": {"rope_type": "linear"}}}, ["'linear'", "default and llama3"]),
+        ({"text_config": {"model_type": "qwen2"}}, ["'qwen2'", "llama"]),
+        ({"quantization_config": {"quant_method": "awq"}}, ["awq", "original precision"]),
+    ],
+)
+def test_what_is_not_known_is_refused(tmp_path, changes, words):
+    with pytest.raises(UnsupportedModel) as refusal:
+        checkpoint(tmp_path, tiny.changed(tiny.IDEFICS3, **changes))
+    for word in words:
+        assert word in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_act": "quick_gelu"}, ["'quick_gelu'"]),
+        ({"vision_config": {"hidden_act": "quick_gelu"}}, ["'quick_gelu'"]),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, ["'yarn'", "default and llama3"]),
+    ],
+)
+def test_what_is_not_known_is_refused_by_idefics1(changes, words):
+    with pytest.raises(UnsupportedModel) as refusal:
+        config(tiny.changed(tiny.IDEFICS1, **changes))
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_incomplete_llama_scaling_is_refused():
+    raw = tiny.changed(IDEFICS3_8B, text_config={"rope_scaling": {"low_freq_factor": None}})
+    with pytest.raises(BrokenCheckpoint, match="without its 'low_freq_factor'"):
+        config(raw)
+
+
+def test_no_quantisation_is_no_quantisation(tmp_path):
+    assert checkpoint(tmp_path, {**tiny.IDEFICS3, "quantization_config": None})
+
+
+@pytest.mark.parametrize("layers", [3, 5, 6])
+def test_layers_are_a_multiple_of_the_interval(layers):
+    model = config({**tiny.IDEFICS1, "num_hidden_layers": layers, "cross_layer_interval": 4})
+    with pytest.raises(UnsupportedModel, match=rf"{layers} layers .* every 4: .* multiple of cross_layer_interval"):
+        family_for("idefics").build(model)
+
+
+def test_the_grid_is_a_multiple_of_the_shuffle():
+    with pytest.raises(UnsupportedModel, match="4 patches a side cannot be shuffled by 3"):
+        family_for("idefics3").build(config({**tiny.IDEFICS3, "scale_factor": 3}))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
+def test_a_config_that_is_none(tmp_path, content):
+    (tmp_path / "config.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(UnsupportedModel, match=r"config\.json"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_folder_without_a_config(tmp_path):
+    with pytest.raises(UnsupportedModel, match=r"no config\.json: give the folder of a checkpoint"):
+        read_checkpoint(tmp_path)
+
+
+def test_building_takes_no_memory(tmp_path):
+    model = build(checkpoint(tmp_path, tiny.IDEFICS1))
+    assert all(weight.device == torch.device("meta") for weight in model.parameters())
+    assert not model.training

@@ -1,0 +1,269 @@
+"""The one door to the network, tried on a server of this machine."""
+
+import base64
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from idefics.errors import BadPicture, BadSetting
+from idefics.messages import Picture
+from idefics.processing import fetch
+from idefics.processing.fetch import Fetcher, is_remote
+from idefics.processing.images import open_picture
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+
+
+class Pages(BaseHTTPRequestHandler):
+    hosts = []
+
+    def do_GET(self):
+        self.hosts.append(self.headers["Host"])
+        match self.path.strip("/").split("/"):
+            case ["picture"]:
+                self.answer(200, PNG)
+            case ["text"]:
+                self.answer(200, b"hello")
+            case ["redirect", count]:
+                self.answer(
+                    302, b"", Location=f"/redirect/{int(count) - 1}" if int(count) > 1 else "/picture"
+                )
+            case ["loop"]:
+                self.answer(302, b"", Location="/loop")
+            case ["to-file"]:
+                self.answer(302, b"", Location="file:///etc/hostname")
+            case ["to-private"]:
+                self.answer(302, b"", Location=f"http://127.0.0.1:{self.server.server_port}/picture")
+            case ["endless"]:
+                self.send_response(200)
+                self.end_headers()
+                self.drip(b"x" * 65536, 0)
+            case ["slow-body"]:
+                self.send_response(200)
+                self.end_headers()
+                self.drip(b"x", 0.05)
+            case ["slow-head"]:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                self.drip(b"x", 0.05)
+            case _:
+                self.answer(404, b"no")
+
+    def answer(self, status, body, **headers):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def drip(self, chunk, pause):
+        try:
+            for _ in range(200):
+                self.wfile.write(chunk)
+                self.wfile.flush()
+                time.sleep(pause)
+        except OSError:
+            pass  # the client has had enough
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def site(server):
+    Pages.hosts.clear()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def test_any_address(site):
+    assert Fetcher(policy="any").get(f"{site}/picture") == PNG
+    assert open_picture(Picture(f"{site}/picture"), Fetcher()).size == (1, 1)
+
+
+def test_off(site):
+    with pytest.raises(BadPicture, match=r'remote_images="any".*--remote-images'):
+        Fetcher(policy="off").get(f"{site}/picture")
+    assert Pages.hosts == []
+
+
+def test_public_refuses_this_machine(site):
+    for address in (
+        site,
+        site.replace("127.0.0.1", "localhost"),
+        site.replace("127.0.0.1", "[::ffff:127.0.0.1]"),
+    ):
+        with pytest.raises(BadPicture, match=r'not on the open internet: allow it with remote_images="any"'):
+            Fetcher(policy="public").get(f"{address}/picture")
+    assert Pages.hosts == []
+
+
+@pytest.mark.parametrize(
+    ("address", "is_public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),  # where clouds keep their machines' secrets
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1", False),
+        ("fc00::1", False),
+        ("ff02::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("::10.0.0.1", False),
+        ("2002:0a00:0001::", False),  # 10.0.0.1 through 6to4
+        ("64:ff9b::a00:1", False),  # 10.0.0.1 through NAT64
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),  # Teredo
+    ],
+)
+def test_public_addresses(address, is_public):
+    assert fetch._is_public(address) is is_public
+
+
+def names(monkeypatch, table):
+    """Host names of a test: name -> its addresses."""
+
+    def look_up(host, port, **_):
+        if host not in table:
+            raise OSError("unknown")
+        return [(None, None, None, "", (address, port)) for address in table[host]]
+
+    monkeypatch.setattr(fetch.socket, "getaddrinfo", look_up)
+
+
+def test_one_private_address_spoils_a_host(monkeypatch):
+    names(monkeypatch, {"mixed.example": ["93.184.216.34", "10.0.0.1"]})
+    with pytest.raises(BadPicture, match=r"mixed\.example is 10\.0\.0\.1"):
+        Fetcher(policy="public").get("http://mixed.example/picture")
+
+
+def test_unknown_host(monkeypatch):
+    names(monkeypatch, {})
+    with pytest.raises(BadPicture, match=r"nowhere\.example: no such host"):
+        Fetcher(policy="public").get("http://nowhere.example/picture")
+
+
+def test_public_connects_to_the_address_that_was_checked(server, site, monkeypatch):
+    """A second look-up of the name would fail here; the server still hears the name."""
+    monkeypatch.setattr(fetch, "_public_address", lambda host, port: "127.0.0.1")
+    port = server.server_port
+    assert Fetcher(policy="public").get(f"http://photos.example:{port}/redirect/2") == PNG
+    assert Pages.hosts == [f"photos.example:{port}"] * 3
+
+
+def test_public_checks_each_redirect(server, monkeypatch):
+    checked = []
+
+    def check(host, port):
+        checked.append(host)
+        if len(checked) > 1:
+            raise BadPicture(f"{host} is private")
+        return "127.0.0.1"
+
+    monkeypatch.setattr(fetch, "_public_address", check)
+    with pytest.raises(BadPicture, match="is private"):
+        Fetcher(policy="public").get(f"http://photos.example:{server.server_port}/to-private")
+    assert checked == ["photos.example", "127.0.0.1"]
+
+
+def test_redirects(site):
+    assert Fetcher().get(f"{site}/redirect/3") == PNG
+    for path in ("redirect/4", "loop"):
+        with pytest.raises(BadPicture, match="redirects more than 3 times"):
+            Fetcher().get(f"{site}/{path}")
+    with pytest.raises(BadPicture, match=r"file:///etc/hostname is not an http\(s\) address"):
+        Fetcher().get(f"{site}/to-file")
+
+
+def test_too_many_bytes(site):
+    with pytest.raises(BadPicture, match="larger than 100,000 bytes"):
+        Fetcher(limit_bytes=100_000).get(f"{site}/endless")
+
+
+@pytest.mark.parametrize("path", ["slow-body", "slow-head"])
+def test_a_host_that_drips_bytes(site, path):
+    began = time.monotonic()
+    with pytest.raises(BadPicture, match=r"took longer than 0\.4 seconds"):
+        Fetcher(timeout=0.4).get(f"{site}/{path}")
+    assert time.monotonic() - began < 2
+
+
+def test_errors_of_the_server(site):
+    with pytest.raises(BadPicture, match="/nothing cannot be fetched: the server answers 404"):
+        Fetcher().get(f"{site}/nothing")
+
+
+def test_nobody_listens():
+    with pytest.raises(BadPicture, match=r"http://127\.0\.0\.1:9/x cannot be fetched"):
+        Fetcher(timeout=2).get("http://127.0.0.1:9/x")
+
+
+def test_not_a_picture(site):
+    with pytest.raises(BadPicture, match="/text is not a picture"):
+        open_picture(Picture(f"{site}/text"), Fetcher())
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[bad", "http://a b/", "ftp://example.com/a.jpg", "http://exa\0mple/"]
+)
+def test_malformed_addresses(url):
+    for policy in ("any", "public"):
+        with pytest.raises(BadPicture) as error:
+            Fetcher(policy=policy).get(url)
+        assert "\n" not in str(error.value)
+
+
+def test_data_uris_need_no_network():
+    fetcher = Fetcher(policy="off", limit_bytes=1000)
+    encoded = base64.b64encode(PNG).decode()
+    assert fetcher.get(f"data:image/png;base64,{encoded}") == PNG
+    assert fetcher.get("data:image/svg+xml,%3Csvg/%3E") == b"<svg/>"
+    for uri in ("data:image/png;base64", "data:image/png;base64,A", "data:image/png;base64,é"):
+        with pytest.raises(BadPicture, match="a data URI"):
+            fetcher.get(uri)
+    for size in (1001, 10_000):
+        with pytest.raises(BadPicture, match="a data URI is larger than 1,000 bytes"):
+            fetcher.get("data:image/png;base64," + base64.b64encode(bytes(size)).decode())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://example.com/a.jpg", True),
+        ("HTTP://example.com", True),
+        ("data:image/png;base64,AAAA", True),
+        ("data:text/plain,hello", False),
+        ("see http://example.com", False),
+        ("http://example.com is a site", False),
+        ("ftp://example.com/a.jpg", False),
+        ("photo.jpg", False),
+    ],
+)
+def test_what_is_remote(text, expected):
+    assert is_remote(text) is expected
+
+
+def test_unknown_policy():
+    with pytest.raises(BadSetting, match="give any, public or off"):
+        Fetcher(policy="maybe")

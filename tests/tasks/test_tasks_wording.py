@@ -1,0 +1,145 @@
+"""Each task is worded as its checkpoint was trained, with shots as earlier turns or passages."""
+
+import re
+
+import pytest
+
+from idefics.errors import BadPrompt, BadSetting
+from idefics.messages import Message, Picture, Shot, assistant, user
+from idefics.tasks import TASKS, classify
+from idefics.tasks.record import compose
+from idefics.tasks.shots import read_shots
+
+PHOTO, OTHER = Picture("photo.jpg"), Picture("other.jpg")
+
+
+def test_every_task_has_a_name_and_both_wordings():
+    assert list(TASKS) == ["caption", "complete", "ask", "classify", "write"]
+    for name, task in TASKS.items():
+        assert task.name == name and task.help.endswith(".")
+        assert compose(task, "chat", PHOTO, "words").items[0].parts[0] is PHOTO
+        assert PHOTO in compose(task, "base", PHOTO, "words").items
+
+
+def test_a_caption_of_a_base_checkpoint_needs_no_words():
+    assert compose(TASKS["caption"], "base", PHOTO).items == [PHOTO]
+
+
+def test_shots_of_a_base_checkpoint_are_passages_before():
+    items = compose(TASKS["caption"], "base", PHOTO, shots=[Shot(OTHER, "A cat.")]).items
+    assert items == [OTHER, "Caption: A cat.\n", PHOTO, "Caption:"]
+
+
+def test_shots_of_a_chat_checkpoint_are_turns_before():
+    composed = compose(
+        TASKS["ask"], "chat", PHOTO, "How many?", [Shot(OTHER, "Two."), Shot(OTHER, "Red.", "Colour?")]
+    )
+    assert composed.items == [
+        user(OTHER, "How many?"),
+        assistant("Two."),
+        user(OTHER, "Colour?"),
+        assistant("Red."),
+        user(PHOTO, "How many?"),
+    ]
+
+
+def test_the_guides_question_is_asked_of_a_base_checkpoint():
+    assert compose(TASKS["ask"], "base", PHOTO, "Where are they?").items == [
+        "Instruction: Provide an answer to the question. Use the image to answer.\n",
+        PHOTO,
+        "Question: Where are they? Answer:",
+    ]
+
+
+def test_the_guides_story_is_asked_of_a_base_checkpoint():
+    from idefics.tasks.write import STORY
+
+    assert compose(TASKS["write"], "base", PHOTO, STORY).items == [
+        "Instruction: Use the image to write a story. \n",
+        PHOTO,
+        "Story: \n",
+    ]
+
+
+def test_completion_begins_the_answer():
+    composed = compose(TASKS["complete"], "chat", PHOTO, "This is", [Shot(OTHER, "a cat.")])
+    assert composed.answer_start == "This is"
+    assert composed.items[1] == assistant("This is a cat.")
+    assert compose(TASKS["complete"], "base", PHOTO, "This is").items == [PHOTO, "This is"]
+
+
+def test_words_with_braces_are_only_words():
+    assert compose(TASKS["ask"], "chat", PHOTO, "{words} {0}?").items == [
+        Message("user", (PHOTO, "{words} {0}?"))
+    ]
+    assert compose(TASKS["complete"], "chat", PHOTO, "{x").answer_start == "{x"
+
+
+def test_up_to_twenty_labels_are_listed_as_the_guide_lists_them():
+    labels = ["animals", "city landscape"]
+    task, words = classify.worded(labels, "base")
+    assert compose(task, "base", PHOTO, words).items == [
+        "Instruction: Classify the following image into a single category from the following list: "
+        + f"{labels}.\n",
+        PHOTO,
+        "Category:",
+    ]
+    task, words = classify.worded(labels, "chat")
+    assert "list: animals, city landscape." in compose(task, "chat", PHOTO, words).items[0].parts[1]
+    many = [f"label {number}" for number in range(21)]
+    assert classify.worded(many, "chat") == (classify.UNLISTED, "")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["cat"], "1 label given; classification needs 2 to 1000"),
+        ([], "0 labels given"),
+        (["cat", " "], "a label is blank"),
+        (["cat", "dog", "cat "], "labels given twice: cat"),
+        ("cat,dog", "labels is the text 'cat,dog': give a list"),
+    ],
+)
+def test_wrong_labels_are_refused_with_the_way_out(labels, said):
+    with pytest.raises(BadSetting, match=re.escape(said)):
+        classify.checked(labels)
+
+
+def test_scores_are_sums_means_or_gains_over_a_neutral_picture():
+    logprobs, prior = [[-1.0, -1.0], [-1.5]], [[-0.5, -0.5], [-2.5]]
+    assert classify.scores(logprobs, None, length_normalized=False) == [-2.0, -1.5]
+    assert classify.scores(logprobs, None, length_normalized=True) == [-1.0, -1.5]
+    assert classify.scores(logprobs, prior, length_normalized=False) == [-1.0, 1.0]
+    assert classify.probabilities([0.0, 0.0]) == [0.5, 0.5]
+    assert sum(classify.probabilities([-800.0, -801.0, -900.0])) == pytest.approx(1)
+
+
+def test_shots_are_read_beside_their_file(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    path.write_text(
+        '{"image": "a.png", "answer": "A cat."}\n\n{"image": "https://x.org/b.png", "answer": "B"}\n'
+    )
+    first, second = read_shots(path)
+    assert first.picture.source == tmp_path / "a.png" and first.answer == "A cat." and first.question == ""
+    assert second.picture.source == "https://x.org/b.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not json", "line 1 is not JSON"),
+        ('{"image": "a.png"}', 'line 1 needs an "image" and an "answer"'),
+        ('{"image": "a.png", "answer": "x", "answr": "y"}', "unknown fields answr"),
+        ("", "holds 0 shots; give 1 to 32"),
+    ],
+)
+def test_wrong_shots_are_refused_with_the_line(tmp_path, text, said):
+    path = tmp_path / "shots.jsonl"
+    path.write_text(text)
+    with pytest.raises(BadPrompt, match=re.escape(said)):
+        read_shots(path)
+
+
+def test_a_missing_file_of_shots_is_named(tmp_path):
+    with pytest.raises(BadPrompt, match=r"none\.jsonl"):
+        read_shots(tmp_path / "none.jsonl")
