@@ -10,19 +10,17 @@ from functools import cache
 
 from idefics import Idefics, Message, Picture, Shot, assistant, user
 from idefics.tasks import TASKS
-from picturebook import CATALOG, MIX, THINGS, Sample, Scene, Turn, draw, make
+from picturebook import CATALOG, THINGS, Sample, Scene, Turn, draw, make
 from picturebook.captions import caption, lower_caption
+from picturebook.labels import LABELS
 from picturebook.questions import QUESTIONS
 from picturebook.raws import RAW
-from picturebook.shots import LANGUAGES, NAMED_FORMS
+from picturebook.shots import LANGUAGES
 from picturebook.stories import WEATHER
 from picturebook.words import NUMBERS, inventory, with_article
 
 BEGINNING = "This is an image of"
 RAW_KINDS = tuple(f"raw/{name}" for name in RAW)
-SHOT_KINDS = tuple(f"shots/{form}" for form in NAMED_FORMS)
-
-Look = Callable[[Scene], Picture]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Mark:
     """One answer, judged.
 
     Attributes:
-        test: what was tried, such as "question/color" or "chat/follow-up"; a `Row` joins some of them.
+        test: what was tried, such as "question/color" or "chat/follow-up".
         right: whether it passed.
         asked, wanted, said: for people who want to know what went wrong.
     """
@@ -58,83 +56,95 @@ def answer_of(turn: Turn) -> str:
     return str(answer)
 
 
-def said_by(turn: Turn, sample: Sample, look: Look) -> Message:
-    """A user's turn as the product takes it."""
-    return user(*(part if isinstance(part, str) else look(sample.scenes[part]) for part in turn.parts))
+@dataclass(frozen=True)
+class Trial:
+    """Samples of one kind, and the checkpoint that is tried on them.
+
+    Attributes:
+        look: a scene -> its picture.
+    """
+
+    vlm: Idefics
+    kind: str
+    samples: Sequence[Sample]
+    look: Callable[[Scene], Picture]
+
+    def pictures(self) -> list[Picture]:
+        """The one picture of each sample."""
+        return [self.look(sample.scenes[0]) for sample in self.samples]
+
+    def turn(self, sample: Sample, number: int) -> Message:
+        """A user's turn as the product takes it."""
+        parts = sample.turns[number].parts
+        return user(*(part if isinstance(part, str) else self.look(sample.scenes[part]) for part in parts))
 
 
-def asked(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
+def asked(trial: Trial) -> Iterator[Mark]:
     """The first question of each sample."""
-    answers = vlm.chat([[said_by(sample.turns[0], sample, look)] for sample in samples])
-    for sample, answer in zip(samples, answers, strict=True):
-        yield exact(sample.kind, question_of(sample.turns[0]), answer_of(sample.turns[1]), answer.text)
+    answers = trial.vlm.chat([[trial.turn(sample, 0)] for sample in trial.samples])
+    for sample, answer in zip(trial.samples, answers, strict=True):
+        yield exact(trial.kind, question_of(sample.turns[0]), answer_of(sample.turns[1]), answer.text)
 
 
-def captioned(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
+def captioned(trial: Trial) -> Iterator[Mark]:
     """No words at all: right in every attribute, and right in its things alone."""
-    answers = vlm.caption([look(sample.scenes[0]) for sample in samples])
-    for sample, answer in zip(samples, answers, strict=True):
+    answers = trial.vlm.caption(trial.pictures())
+    for sample, answer in zip(trial.samples, answers, strict=True):
         wanted = caption(sample.scenes[0])
         yield exact("caption", "", wanted, answer.text)
         yield Mark("caption/things", things_in(answer.text) == things_in(wanted), "", wanted, answer.text)
 
 
-def completed(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
+def completed(trial: Trial) -> Iterator[Mark]:
     """The guides' words, continued."""
-    answers = vlm.complete([look(sample.scenes[0]) for sample in samples], BEGINNING)
-    for sample, answer in zip(samples, answers, strict=True):
-        yield exact("complete", BEGINNING, f"{BEGINNING} {lower_caption(sample.scenes[0])}", answer.text)
+    answers = trial.vlm.complete(trial.pictures(), BEGINNING)
+    for sample, answer in zip(trial.samples, answers, strict=True):
+        wanted = f"{BEGINNING} {lower_caption(sample.scenes[0])}"
+        yield exact("complete", BEGINNING, wanted, answer.text)
 
 
-def classified(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
-    """One label of the list in the prompt, written."""
-    for mark in asked(vlm, samples, look):
-        yield exact("classify/answer", mark.asked, mark.wanted, mark.said)
-    yield from ranked(vlm, samples, look)
-
-
-def ranked(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
-    """The same by ranking the labels."""
-    for sample in samples:
+def classified(trial: Trial) -> Iterator[Mark]:
+    """One label of the list in the prompt: written, and by ranking."""
+    for mark in asked(trial):
+        yield exact(f"{trial.kind}/written", mark.asked, mark.wanted, mark.said)
+    for sample, picture in zip(trial.samples, trial.pictures(), strict=True):
         question = question_of(sample.turns[0])
         labels = question.partition("list: ")[2].removesuffix(".").split(", ")
-        best = vlm.classify(look(sample.scenes[0]), labels).best
-        yield exact(sample.kind, question, answer_of(sample.turns[1]), best)
+        best = trial.vlm.classify(picture, labels).best
+        yield exact(f"{trial.kind}/ranked", question, answer_of(sample.turns[1]), best)
 
 
-def told(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
-    """A story: everything in it by name, the ground, day or night."""
-    answers = vlm.write([look(sample.scenes[0]) for sample in samples])
-    for sample, answer in zip(samples, answers, strict=True):
-        yield Mark(
-            "story", fits(answer.text, sample.scenes[0]), "", answer_of(sample.turns[1]), answer.text
-        )
+def told(trial: Trial) -> Iterator[Mark]:
+    """A story."""
+    answers = trial.vlm.write(trial.pictures())
+    for sample, answer in zip(trial.samples, answers, strict=True):
+        right = fits(answer.text, sample.scenes[0])
+        yield Mark("story", right, "", answer_of(sample.turns[1]), answer.text)
 
 
-def shown(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
+def shown(trial: Trial) -> Iterator[Mark]:
     """Few-shot: whether the answer has the form of the shots, and whether it says the right thing in it."""
-    for sample in samples:
-        pictures = [look(scene) for scene in sample.scenes]
-        answers = [answer_of(turn) for turn in sample.turns[1::2]]
-        shots = [Shot(picture, answer) for picture, answer in zip(pictures, answers[:-1], strict=False)]
-        question, few = question_of(sample.turns[0]), vlm.with_shots(shots)
+    for sample in trial.samples:
+        *shots, picture = map(trial.look, sample.scenes)
+        *given, wanted = map(answer_of, sample.turns[1::2])
+        few = trial.vlm.with_shots([Shot(*shot) for shot in zip(shots, given, strict=True)])
+        question = question_of(sample.turns[0])
         captions = question == TASKS["caption"].chat
-        said = (few.caption(pictures[-1]) if captions else few.ask(pictures[-1], question)).text
-        before, name = " / ".join(answers[:-1]), sample.kind.removeprefix("shots/")
-        yield exact(f"{sample.kind}/exact", before, answers[-1], said)
-        if name in FORMS:
-            right = FORMS[name](said, answers[0])
-            yield Mark(f"{sample.kind}/form", right, before, answers[-1], said)
+        said = (few.caption(picture) if captions else few.ask(picture, question)).text
+        form = FORMS.get(trial.kind.removeprefix("shots/"))
+        if form:
+            yield Mark(f"{trial.kind}/form", form(said, given[0]), " / ".join(given), wanted, said)
+        yield exact(f"{trial.kind}/exact", " / ".join(given), wanted, said)
 
 
-def talked(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
-    """Whole conversations, the model's own earlier answers in them; "follow-up" is all after the second picture."""
-    talks: list[tuple[Sample, list[Message]]] = [(sample, []) for sample in samples]
-    for number in range(0, max(len(sample.turns) for sample in samples), 2):
+def talked(trial: Trial) -> Iterator[Mark]:
+    """Whole conversations, the model's own answers in them; follow-ups are what comes after the second picture."""
+    talks: list[tuple[Sample, list[Message]]] = [(sample, []) for sample in trial.samples]
+    for number in range(0, max(len(sample.turns) for sample in trial.samples), 2):
         going = [(sample, messages) for sample, messages in talks if len(sample.turns) > number]
         for sample, messages in going:
-            messages.append(said_by(sample.turns[number], sample, look))
-        answers = vlm.chat([messages for _, messages in going])
+            messages.append(trial.turn(sample, number))
+        answers = trial.vlm.chat([messages for _, messages in going])
         for (sample, messages), answer in zip(going, answers, strict=True):
             messages.append(assistant(answer.text))
             question, wanted = question_of(sample.turns[number]), answer_of(sample.turns[number + 1])
@@ -143,13 +153,13 @@ def talked(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark
                 yield exact("chat/follow-up", question, wanted, answer.text)
 
 
-def continued(vlm: Idefics, samples: Sequence[Sample], look: Look) -> Iterator[Mark]:
+def continued(trial: Trial) -> Iterator[Mark]:
     """Raw prompts, as for a base model."""
-    answers = vlm.generate([list(said_by(sample.turns[0], sample, look).parts) for sample in samples])
-    for sample, answer in zip(samples, answers, strict=True):
+    answers = trial.vlm.generate([list(trial.turn(sample, 0).parts) for sample in trial.samples])
+    for sample, answer in zip(trial.samples, answers, strict=True):
         said, wanted = answer.text.strip(), answer_of(sample.turns[1])
-        right = fits(said, sample.scenes[0]) if sample.kind == "raw/story" else said == wanted
-        yield Mark(sample.kind, right, question_of(sample.turns[0]), wanted, said)
+        right = fits(said, sample.scenes[0]) if trial.kind == "raw/story" else said == wanted
+        yield Mark(trial.kind, right, question_of(sample.turns[0]), wanted, said)
 
 
 def things_in(text: str) -> list[str]:
@@ -215,23 +225,19 @@ FORMS: dict[str, Callable[[str, str], bool]] = {
 }
 
 # The kind of samples to draw -> how they are tried.
-TESTS: dict[str, Callable[[Idefics, Sequence[Sample], Look], Iterator[Mark]]] = {
+TESTS: dict[str, Callable[[Trial], Iterator[Mark]]] = {
     **{f"question/{topic}": asked for topic in QUESTIONS},
-    "classify": classified,
-    "classify/kinds": ranked,
-    "classify/album": ranked,
+    **{f"classify/{sort}": classified for sort in LABELS},
     "caption": captioned,
     "complete": completed,
-    **dict.fromkeys((*SHOT_KINDS, "shots/free"), shown),
+    **{f"shots/{form}": shown for form in (*FORMS, "free")},
     "story": told,
     "chat": talked,
     **dict.fromkeys(RAW_KINDS, continued),
 }
 
 
-def examine(
-    vlm: Idefics, number: int, seed: int, side: int, report: Callable[[str], None]
-) -> Iterator[Mark]:
+def examine(vlm: Idefics, number: int, seed: int, side: int, report: Callable[[str], None]) -> Iterator[Mark]:
     """Tries everything on so many samples of each kind; one seed means the same samples for every checkpoint.
 
     Args:
@@ -248,4 +254,4 @@ def examine(
             continue
         report(kind)
         rng = random.Random(f"{seed} {kind}")
-        yield from test(vlm, [make(rng, "held-out", kind) for _ in range(number)], look)
+        yield from test(Trial(vlm, kind, [make(rng, "held-out", kind) for _ in range(number)], look))

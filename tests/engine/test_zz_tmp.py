@@ -103,7 +103,7 @@ CASES = [
     {"num_beams": beams, "stop_ids": stop_ids, **extra}
     for beams, stop_ids, extra in itertools.product(
         [2, 3, 6],
-        [(), (13,), (3, 7, 11)],
+        [(), (16,), (3, 7, 11)],
         [{}, {"repetition_penalty": 1.4}, {"banned_ids": (0, 4, 9)}],
     )
 ]

@@ -296,10 +296,9 @@ def test_released_prices():
         plan = dataclasses.replace(TILES_PLAN, side=side, longest=longest, tokens=tokens)
         processor = Processor(TILES.tokenizer, plan, TILES_STYLE, Fetcher())
         picture = Picture(np.zeros((300, 451, 3), np.uint8))
-        marks = (
-            3 * 4 * 2 + 2 + 4 + 1
-        )  # fake and tag of each tile; line breaks, two of them merged; the whole's
-        assert processor.tokens_of(picture) in {expected + marks - 1, expected + marks}
+        tags = 3 * 4 * 2  # a fake and a tag each tile
+        breaks, whole = 3, 3  # "\n", "\n", and "\n\n" as one; the marks of the whole
+        assert processor.tokens_of(picture) == expected + tags + breaks + whole
 
 
 def test_a_tokenizer_without_picture_tokens_is_refused():

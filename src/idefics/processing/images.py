@@ -10,7 +10,10 @@ import hashlib
 import io
 import math
 import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,9 +90,7 @@ def _read(path: Path) -> bytes:
 
 def _decode(data: bytes, name: str) -> PIL.Image.Image:
     try:
-        # PIL warns from half of our limit on; the limit itself is what counts.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        with _quiet():
             image = PIL.Image.open(io.BytesIO(data), formats=_formats())
     except PIL.Image.DecompressionBombError:
         raise BadPicture(f"{name} has more than {MOST_PIXELS:,} pixels: make it smaller") from None
@@ -99,6 +100,17 @@ def _decode(data: bytes, name: str) -> PIL.Image.Image:
         ) from None
     with image:
         return _upright_rgb(image, name)
+
+
+_FILTERS = threading.Lock()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PIL's warnings about odd files and about half of our limit; filters belong to the whole process."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @lru_cache(maxsize=1)
@@ -127,7 +139,8 @@ def _upright_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
 
 def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
     try:
-        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        with _quiet():
+            return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # a broken tag is no reason to refuse good pixels
         return None
 

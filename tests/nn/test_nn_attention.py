@@ -1,0 +1,107 @@
+"""`DenseAttn`: rows apart, padding out of sight, one picture a token, nothing for a token that sees none."""
+
+import pytest
+import torch
+from idefics.nn.attention import DenseAttn, LayerMemory
+from torch import nn
+
+CLOSE = {"atol": 1e-6, "rtol": 1e-5}
+
+
+def qkv(tokens, heads=4, kv_heads=4, size=8):
+    return torch.randn(tokens, heads, size), torch.randn(tokens, kv_heads, size), torch.randn(tokens, kv_heads, size)
+
+
+def slow_self(q, k, v):
+    """Causal attention of one sequence, one query and one head after another."""
+    out = torch.empty_like(q)
+    share = q.shape[1] // k.shape[1]  # neighbouring query heads share a key head
+    for token in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            scores = k[: token + 1, head // share] @ q[token, head] * q.shape[2] ** -0.5
+            out[token, head] = scores.softmax(0) @ v[: token + 1, head // share]
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_self_is_causal_attention(kv_heads):
+    q, k, v = qkv(6, kv_heads=kv_heads)
+    torch.testing.assert_close(DenseAttn(1).self_(0, q, k, v), slow_self(q, k, v), **CLOSE)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_rows_do_not_see_each_other(kv_heads):
+    q, k, v = qkv(15, kv_heads=kv_heads)
+    rows = [slow_self(*row) for row in zip(q.split(5), k.split(5), v.split(5), strict=True)]
+    torch.testing.assert_close(DenseAttn(3).self_(0, q, k, v), torch.cat(rows), **CLOSE)
+
+
+def test_padding_on_the_right_is_not_seen():
+    q, k, v = qkv(12)
+    padded = DenseAttn(2).self_(0, q, k, v)
+    for row, length in ((0, 4), (6, 2)):
+        own = slice(row, row + length)
+        torch.testing.assert_close(padded[own], slow_self(q[own], k[own], v[own]), **CLOSE)
+
+
+def memory(pictures, places=5, layers=2, heads=4, size=8):
+    shape = (pictures, places, heads, size)
+    return [LayerMemory(torch.randn(shape), torch.randn(shape)) for _ in range(layers)]
+
+
+def slow_cross(q, layer, sees):
+    out = torch.zeros_like(q)
+    for token, picture in enumerate(sees.tolist()):
+        for head in range(q.shape[1]):
+            if picture >= 0:
+                scores = layer.keys[picture, :, head] @ q[token, head] * q.shape[2] ** -0.5
+                out[token, head] = scores.softmax(0) @ layer.values[picture, :, head]
+    return out
+
+
+def test_cross_attends_to_the_one_picture_of_a_token():
+    pictures, sees = memory(3), torch.tensor([-1, 0, 0, 2, 1, -1, 2])
+    q, attn = torch.randn(7, 4, 8), DenseAttn(1, pictures, sees)
+    for index, layer in enumerate(pictures):
+        torch.testing.assert_close(attn.cross(index, q), slow_cross(q, layer, sees), **CLOSE)
+
+
+def test_cross_of_padded_rows():
+    """`sees` runs over all rows and the pictures of all of them, as in training."""
+    pictures, sees = memory(3), torch.tensor([-1, 0, 1, -1, 2, 2])
+    q = torch.randn(6, 4, 8)
+    torch.testing.assert_close(
+        DenseAttn(2, pictures, sees).cross(1, q), slow_cross(q, pictures[1], sees), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_cross_is_exactly_zero_for_a_token_that_sees_nothing(scale):
+    pictures = [LayerMemory(scale * keys, scale * values) for keys, values in memory(2)]
+    out = DenseAttn(1, pictures, torch.tensor([-1, 1, -1])).cross(0, scale * torch.randn(3, 4, 8))
+    assert out[[0, 2]].count_nonzero() == 0
+    assert out[1].count_nonzero() > 0
+
+
+def test_cross_without_pictures_is_exactly_zero():
+    assert DenseAttn(1).cross(0, torch.randn(3, 4, 8)).count_nonzero() == 0
+
+
+def test_other_pictures_are_not_seen():
+    """Whatever stands in the pictures that a token does not see, its output is the same to the bit."""
+    pictures, sees = memory(3), torch.tensor([0, 2, -1])
+    other = [LayerMemory(keys.clone(), values.clone()) for keys, values in pictures]
+    for keys, values in other:
+        nn.init.normal_(keys[1], std=50)
+        nn.init.normal_(values[1], std=50)
+    q = torch.randn(3, 4, 8)
+    assert torch.equal(DenseAttn(1, pictures, sees).cross(0, q), DenseAttn(1, other, sees).cross(0, q))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays(dtype):
+    pictures = [LayerMemory(keys.to(dtype), values.to(dtype)) for keys, values in memory(2)]
+    attn = DenseAttn(1, pictures, torch.tensor([-1, 0, 1]))
+    q, k, v = (x.to(dtype) for x in qkv(3))
+    assert attn.cross(0, q).dtype == attn.self_(0, q, k, v).dtype == dtype
+    assert attn.cross(0, q).isfinite().all()

@@ -1,0 +1,50 @@
+"""Our one RMSNorm against both norms that the checkpoints were trained with, bit for bit."""
+
+import pytest
+import torch
+from idefics.nn.norm import RMSNorm
+
+
+def norms(width, epsilon, dtype):
+    pytest.importorskip("transformers")
+    from transformers.models.idefics.modeling_idefics import IdeficsRMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    weight = torch.randn(width).to(dtype)
+    made = [RMSNorm(width, epsilon), IdeficsRMSNorm(width, eps=epsilon), LlamaRMSNorm(width, eps=epsilon)]
+    for norm in made:
+        norm.to(dtype).weight.data.copy_(weight)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-5])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_both_norms_bit_for_bit(dtype, epsilon, scale):
+    """Idefics multiplies in the weight's dtype after the cast, Llama in the input's: here they are one."""
+    ours, idefics, llama = norms(96, epsilon, dtype)
+    x = (scale * torch.randn(50, 96)).to(dtype)
+    assert torch.equal(ours(x), idefics(x))
+    assert torch.equal(ours(x), llama(x))
+    assert ours(x).dtype == dtype
+
+
+def test_the_weight_comes_after_the_cast():
+    """The other order, all in float32 and one cast at the end, is another number in every third place."""
+    ours, *_ = norms(96, 1e-6, torch.bfloat16)
+    x = torch.randn(50, 96).to(torch.bfloat16)
+    wide = x.float()
+    late = (ours.weight.float() * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+    assert (ours(x) != late).float().mean() > 0.1
+
+
+def test_the_mean_is_taken_in_float32():
+    """Squares of large half-precision numbers overflow; the norm does not."""
+    norm = RMSNorm(64, 1e-6).to(torch.float16)
+    out = norm(torch.full((1, 64), 1000.0, dtype=torch.float16))
+    torch.testing.assert_close(out, torch.ones_like(out))
+
+
+def test_epsilon_is_felt():
+    x = torch.full((1, 8), 1e-3)
+    assert (RMSNorm(8, 1e-5)(x) - RMSNorm(8, 1e-6)(x)).abs().max() > 0.1

@@ -1,0 +1,73 @@
+"""The perceiver resampler, against its definition written out slowly."""
+
+import pytest
+import torch
+from idefics.config import ResamplerConfig
+from idefics.nn.resampler import Resampler
+
+
+def resampler(depth=2, qk_norms=True):
+    config = ResamplerConfig(depth=depth, heads=2, head_size=6, latents=5, qk_norms=qk_norms)
+    made = Resampler(16, config)
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            weight.normal_(mean=float("norm.weight" in name or "ln.weight" in name), std=0.4)
+    return made
+
+
+def norm(x, module, epsilon=1e-5):
+    centred = x - x.mean(-1, keepdim=True)
+    scaled = centred / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    return scaled * module.weight + module.bias
+
+
+def slow(module, context, epsilon=1e-5):
+    """One frame, one head and one latent after another. Every block normalises the same context by itself."""
+    latents = module.latents
+    for attention, mlp in module.blocks:
+        queries = norm(latents, attention.latents_layer_norm, epsilon)
+        both = torch.cat((norm(context, attention.context_layer_norm, epsilon), queries))
+        heads = []
+        for head in range(attention.heads):
+            rows = slice(head * 6, head * 6 + 6)
+            q = queries @ attention.q_proj.weight[rows].T
+            k, v = both @ attention.k_proj.weight[rows].T, both @ attention.v_proj.weight[rows].T
+            if isinstance(attention.q_layer_norm, torch.nn.LayerNorm):
+                q, k = norm(q, attention.q_layer_norm, epsilon), norm(k, attention.k_layer_norm, epsilon)
+            heads.append((q @ k.T * 6**-0.5).softmax(-1) @ v)
+        latents = latents + torch.cat(heads, dim=1) @ attention.output_proj.weight.T
+        wide = norm(latents, mlp.ln, epsilon) @ mlp.fc.weight.T
+        latents = latents + wide.clamp(min=0) @ mlp.c_proj.weight.T
+    return norm(latents, module.layer_norm, epsilon)
+
+
+@pytest.mark.parametrize("qk_norms", [True, False])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_resampler_is_its_definition(depth, qk_norms):
+    made, context = resampler(depth, qk_norms), torch.randn(3, 9, 16)
+    wanted = torch.stack([slow(made, frame) for frame in context])
+    torch.testing.assert_close(made(context), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_norm_epsilon_is_torchs_default():
+    """Faint patches, where the epsilon decides how loud they are."""
+    made, context = resampler(), 2e-3 * torch.randn(9, 16)
+    got = made(context[None])[0]
+    torch.testing.assert_close(got, slow(made, context, 1e-5), atol=1e-5, rtol=1e-5)
+    assert (got - slow(made, context, 1e-6)).abs().max() > 1e-2
+
+
+def test_each_block_normalises_the_context_anew():
+    """With norms of its own; the context that the first block normalised is not what the second one reads."""
+    made, context = resampler(), torch.randn(9, 16)
+    second = made.blocks[1][0]
+    seen = []
+    second.context_layer_norm.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    made(context[None])
+    assert torch.equal(seen[0][0], context)
+
+
+def test_latents_do_not_depend_on_the_batch():
+    made, context = resampler(), torch.randn(4, 9, 16)
+    alone = torch.cat([made(frame[None]) for frame in context])
+    torch.testing.assert_close(made(context), alone, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,142 @@
+"""Vision transformers: which patch gets which position, whatever the dtype; and what a tower does with pixels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from idefics.config import VisionConfig
+from idefics.nn.activation import ACTIVATIONS
+from idefics.nn.vit import ClipEmbeddings, SiglipEmbeddings, VisionEncoder, position_ids
+
+CPU = torch.device("cpu")
+GRIDS = [26, 27, 32, 70]  # Idefics3-8B, SmolVLM 2.2B, SmolVLM 256M and 500M, Idefics2
+
+
+def tower(**changes):
+    numbers = {"width": 16, "inner": 24, "layers": 2, "heads": 2, "side": 24, "patch": 4, "norm_epsilon": 1e-6}
+    return VisionConfig(**{**numbers, "activation": "gelu", **changes})
+
+
+def rows_of(count, grid):
+    """The bucket of each of `count` rows."""
+    return (position_ids(count, 1, grid, CPU) // grid).tolist()
+
+
+def exact_rows(count, grid):
+    """The definition, with every product and quotient rounded to float32 once and no vector instructions."""
+    step = np.float32(1) / np.float32(count)
+    places = [min(np.float32(index) * step, np.float32(1 - 1e-6)) for index in range(count)]
+    boundaries = [np.float32(bucket / grid) for bucket in range(1, grid)]
+    return [sum(place >= boundary for boundary in boundaries) for place in places]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_positions_are_the_float32_definition(grid):
+    for count in range(1, grid + 1):
+        assert rows_of(count, grid) == exact_rows(count, grid)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_full_grid_is_the_identity(grid):
+    assert torch.equal(position_ids(grid, grid, grid, CPU), torch.arange(grid * grid))
+
+
+# Rows where index * (1 / count), rounded to float32, falls just below its bucket. The first release built its
+# coordinates with `torch.arange`, whose rounding depends on the width of the machine's vectors: on x86 it had row 29 of
+# 58 too, and 42 in place of 28 of 49. transformers from 5.21 on computes what we do.
+BELOW = {
+    70: {25: [5, 10, 15, 20], 49: [7, 14, 28, 35], 50: [5, 10, 15, 20, 30, 40], 55: [11, 22, 33, 44]},
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_positions_are_the_integer_rule_but_for_few(grid):
+    for count in range(1, grid + 1):
+        below = BELOW.get(grid, {}).get(count, [])
+        assert rows_of(count, grid) == [index * grid // count - (index in below) for index in range(count)]
+
+
+def test_rows_and_columns_each_have_their_count():
+    ids = position_ids(3, 5, 27, CPU).reshape(3, 5)
+    assert (ids // 27).tolist() == [[row] * 5 for row in rows_of(3, 27)]
+    assert (ids % 27).tolist() == [rows_of(5, 27)] * 3
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_positions_do_not_depend_on_the_default_dtype(grid, default):
+    expected = position_ids(grid, grid - 1, grid, CPU)
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(position_ids(grid, grid - 1, grid, CPU), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("short", [0, 3], ids=["full", "shorter"])
+def test_a_half_precision_tower_puts_patches_in_their_places(grid, dtype, short):
+    """A patch embedding of nothing leaves the position table, row after row."""
+    embeddings = SiglipEmbeddings(tower(width=4, heads=1, side=grid, patch=1)).to(dtype)
+    torch.nn.init.zeros_(embeddings.patch_embedding.weight)
+    torch.nn.init.zeros_(embeddings.patch_embedding.bias)
+    rows = grid - short
+    out = embeddings(torch.randn(1, 3, rows, grid).to(dtype))[0]
+    table = embeddings.position_embedding.weight.unflatten(0, (grid, grid))
+    assert torch.equal(out, table[exact_rows(rows, grid)].flatten(0, 1))
+
+
+@pytest.mark.parametrize("embeddings", [SiglipEmbeddings, ClipEmbeddings])
+def test_pixels_beyond_the_last_patch_are_not_seen(embeddings):
+    """384 pixels in patches of 14 are 27 of them and 6 pixels over."""
+    embed = embeddings(tower(side=27, patch=4))
+    frames = torch.randn(2, 3, 27, 27)
+    other = frames.clone()
+    other[..., 24:, :] = 9
+    other[..., 24:] = 9
+    assert embed(frames).shape == (2, 36 + (embeddings is ClipEmbeddings), 16)
+    assert torch.equal(embed(frames), embed(other))
+    other[0, 0, 23, 23] = 9
+    assert not torch.equal(embed(frames), embed(other))
+
+
+def test_clip_has_its_class_vector_in_front():
+    embed = ClipEmbeddings(tower())
+    out = embed(torch.randn(2, 3, 24, 24))
+    assert out.shape == (2, 37, 16)
+    for frame in out:
+        torch.testing.assert_close(frame[0], embed.class_embedding + embed.position_embedding.weight[0])
+
+
+def test_patches_run_row_after_row():
+    """The patch embedding sums a patch; one bright patch shows where it lands."""
+    embed = SiglipEmbeddings(tower())
+    torch.nn.init.ones_(embed.patch_embedding.weight)
+    torch.nn.init.zeros_(embed.patch_embedding.bias)
+    torch.nn.init.zeros_(embed.position_embedding.weight)
+    frames = torch.zeros(1, 3, 24, 24)
+    frames[:, :, 8:12, 16:20] = 1
+    assert embed(frames)[0].any(dim=1).nonzero().flatten().tolist() == [2 * 6 + 4]
+
+
+def test_gelu_is_by_erf_and_the_other_by_tanh():
+    x = torch.linspace(-4, 4, 101, dtype=torch.float64)
+    erf = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x.tolist()]
+    tanh = [
+        0.5 * value * (1 + math.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)))
+        for value in x.tolist()
+    ]
+    assert max(abs(a - b) for a, b in zip(erf, tanh, strict=True)) > 4e-4
+    torch.testing.assert_close(ACTIVATIONS["gelu"](x), torch.tensor(erf, dtype=x.dtype), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        ACTIVATIONS["gelu_pytorch_tanh"](x), torch.tensor(tanh, dtype=x.dtype), atol=1e-12, rtol=0
+    )
+
+
+def test_frames_do_not_see_each_other():
+    encoder = VisionEncoder(tower(heads=4))
+    x = torch.randn(3, 9, 16)
+    alone = torch.cat([encoder(frame[None]) for frame in x])
+    torch.testing.assert_close(encoder(x), alone, atol=1e-5, rtol=1e-5)
