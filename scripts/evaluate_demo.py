@@ -25,7 +25,10 @@ SEED = 20261  # training's are 0 and 1
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the tests that it joins, and the share that shall be right; a detail is part of a row above."""
+    """A row of the table: the tests that it joins, and the share that shall be right.
+
+    A detail is a part of the row above.
+    """
 
     title: str
     tests: tuple[str, ...]
@@ -108,14 +111,15 @@ def wrong(results: Mapping[str, Sequence[Mark]], most: int) -> str:
     for name, marks in results.items():
         for test in dict.fromkeys(mark.test for mark in marks):
             missed = [mark for mark in marks if mark.test == test and not mark.right]
-            for mark in missed[:most]:
-                lines.append(
-                    f"{name}  {test}  {mark.asked}\n    wanted {mark.wanted!r}\n    said   {mark.said!r}"
-                )
+            lines += [
+                f"{name}  {test}  {mark.asked}\n    wanted {mark.wanted!r}\n    said   {mark.said!r}"
+                for mark in missed[:most]
+            ]
     return "\n".join(lines)
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

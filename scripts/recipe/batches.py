@@ -24,6 +24,23 @@ POOL = 4  # batches are cut from so many batches' samples, sorted by length
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What the P pictures show.
+
+    Attributes:
+        kinds: (P, 9) what stands in each cell: 0 nothing, then things, then shapes of whatever colour.
+        colors: (P, 9) the colour of a shape, -100 elsewhere. Apart from its shape, so that new pairs stay open.
+        sizes: (P, 9) 0 nothing, 1 small, 2 large.
+        grounds: (P,) ground and time of day.
+    """
+
+    kinds: Tensor
+    colors: Tensor
+    sizes: Tensor
+    grounds: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """B rows of T tokens padded on the right, flattened, and the P pictures of all rows.
 
@@ -33,10 +50,7 @@ class Batch:
         targets: (B*T,) the next id where it is to be learned, else -100.
         sees: (B*T,) index of the token's picture among the P, or -1.
         frames: (P, 3, side, side).
-        kinds: (P, 9) what stands in each cell: 0 nothing, then things, then shapes of whatever colour.
-        colors: (P, 9) the colour of a shape, -100 elsewhere. Apart from its shape, so that new pairs stay open.
-        sizes: (P, 9) 0 nothing, 1 small, 2 large.
-        grounds: (P,) ground and time of day.
+        labels: of the P pictures.
     """
 
     rows: int
@@ -44,10 +58,7 @@ class Batch:
     targets: Tensor
     sees: Tensor
     frames: Tensor
-    kinds: Tensor
-    colors: Tensor
-    sizes: Tensor
-    grounds: Tensor
+    labels: Labels
 
 
 def frames_of(scenes: list[Scene], plan: ImagePlan) -> Tensor:
@@ -57,8 +68,8 @@ def frames_of(scenes: list[Scene], plan: ImagePlan) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def labels_of(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the vision tower is asked beside the text: kinds, colours, sizes, ground with time of day."""
+def labels_of(scenes: list[Scene]) -> Labels:
+    """What scenes show, cell by cell."""
     cells = torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes]))
     kinds, colors, sizes = KINDS[cells], COLORS_OF[cells], torch.zeros_like(cells)
     for row, scene in enumerate(scenes):
@@ -66,7 +77,7 @@ def labels_of(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             sizes[row, item.cell] = 1 + (item.size == "large")
     names = list(GROUNDS)
     grounds = torch.tensor([names.index(scene.ground) * 2 + scene.night for scene in scenes])
-    return kinds, colors, sizes, grounds
+    return Labels(kinds, colors, sizes, grounds)
 
 
 def collate(samples: list[Encoded], plan: ImagePlan, pad: int) -> Batch:
@@ -83,7 +94,7 @@ def collate(samples: list[Encoded], plan: ImagePlan, pad: int) -> Batch:
         sees[row, :count] = np.where(sample.sees >= 0, sample.sees + len(scenes), -1)
         scenes += sample.scenes
     ids_, targets_, sees_ = (torch.from_numpy(part.reshape(-1)) for part in (ids, targets, sees))
-    return Batch(rows, ids_, targets_, sees_, frames_of(scenes, plan), *labels_of(scenes))
+    return Batch(rows, ids_, targets_, sees_, frames_of(scenes, plan), labels_of(scenes))
 
 
 def batches(

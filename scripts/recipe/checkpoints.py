@@ -34,6 +34,7 @@ class Recipe:
         tokenizer: trains the tokenizer.
         generation: tokenizer -> generation_config.json.
         settings: the other json files by name.
+        vision_steps: of the first stage, in which it learns to see before it learns to speak.
         raw: whether prompts without a template are trained too (the released 9b-instruct reads both).
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     generation: Callable[[Tokenizer], dict[str, Any]]
     settings: dict[str, dict[str, Any]]
     raw: bool
+    vision_steps: int
 
 
 def texts() -> Iterator[str]:
@@ -231,6 +233,7 @@ IDEFICS3 = Recipe(
         },
     },
     raw=False,
+    vision_steps=800,
 )
 IDEFICS1 = Recipe(
     folder="idefics1",
@@ -260,6 +263,7 @@ IDEFICS1 = Recipe(
         },
     },
     raw=True,
+    vision_steps=1500,
 )
 RECIPES = {"demo": IDEFICS3, "demo-idefics1": IDEFICS1}
 

@@ -19,13 +19,13 @@ from idefics.nn.attention import DenseAttn
 from picturebook import MIX, sample
 from picturebook.things import COLORS, GROUNDS
 
-from .batches import NUMBER_OF_KINDS, Batch, batches, frames_of, labels_of
+from .batches import NUMBER_OF_KINDS, Batch, Labels, batches, frames_of, labels_of
 from .checkpoints import Recipe, write_settings, write_weights
 from .encoding import Encoder
 from .optimizer import optimizers, set_rate
 
 ROWS = 16
-VISION_STEPS, VISION_PICTURES = 800, 32
+VISION_PICTURES = 32
 SIMPLE_STEPS = 1_200
 SIMPLE_MIX = {"caption": 2.0, "complete": 1.0, "question": 4.0, "readout": 3.0}
 VISION_WEIGHT = 0.3
@@ -33,32 +33,60 @@ DECAY = 0.4
 SAVE_EVERY = 250
 
 
-class VisionHeads(nn.Module):
-    """What the vision tower is asked beside the text. Thrown away after training."""
+class CellHeads(nn.Module):
+    """What is asked of the vectors of the nine cells of a picture."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.kinds = nn.Linear(4 * width, NUMBER_OF_KINDS)
-        self.colors = nn.Linear(4 * width, len(COLORS))
-        self.sizes = nn.Linear(4 * width, 3)
+        self.kinds = nn.Linear(width, NUMBER_OF_KINDS)
+        self.colors = nn.Linear(width, len(COLORS))
+        self.sizes = nn.Linear(width, 3)
+
+    def loss(self, cells: Tensor, labels: Labels) -> tuple[Tensor, float]:
+        """(P, 9, D) -> the summed loss of the three questions, and the share of filled cells named right."""
+        named = self.kinds(cells)
+        colors = cross_entropy(self.colors(cells).flatten(0, 1), labels.colors.flatten(), reduction="sum")
+        losses = (
+            cross_entropy(named.flatten(0, 1), labels.kinds.flatten())
+            + colors / (labels.colors >= 0).sum().clamp(min=1)
+            + cross_entropy(self.sizes(cells).flatten(0, 1), labels.sizes.flatten())
+        )
+        filled = labels.kinds > 0
+        return losses, (named.argmax(-1) == labels.kinds)[filled].float().mean().item()
+
+
+class PatchHeads(nn.Module):
+    """What the vision tower is asked beside the text: each cell, and the ground."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cells = CellHeads(4 * width)
         self.grounds = nn.Linear(width, 2 * len(GROUNDS))
 
-    def loss(
-        self, patches: Tensor, kinds: Tensor, colors: Tensor, sizes: Tensor, grounds: Tensor
-    ) -> tuple[Tensor, float]:
-        """The summed loss of the four questions, and the share of filled cells named right."""
-        patches = patches[:, -36:]  # a class vector may stand in front
+    def loss(self, patches: Tensor, labels: Labels) -> tuple[Tensor, float]:
+        """(P, S, D) patches of the tower, a class vector in front or not."""
+        patches = patches[:, -36:]
         blocks = patches.unflatten(1, (3, 2, 3, 2)).transpose(2, 3).flatten(3).flatten(1, 2)  # (P, 9, 4D)
-        named = self.kinds(blocks)
-        losses = (
-            cross_entropy(named.flatten(0, 1), kinds.flatten())
-            + cross_entropy(self.colors(blocks).flatten(0, 1), colors.flatten(), reduction="sum")
-            / (colors >= 0).sum().clamp(min=1)
-            + cross_entropy(self.sizes(blocks).flatten(0, 1), sizes.flatten())
-            + cross_entropy(self.grounds(patches.mean(1)), grounds)
-        )
-        filled = kinds > 0
-        return losses, (named.argmax(-1) == kinds)[filled].float().mean().item()
+        loss, named = self.cells.loss(blocks, labels)
+        return loss + cross_entropy(self.grounds(patches.mean(1)), labels.grounds), named
+
+
+class LatentHeads(nn.Module):
+    """What the resampler is asked: nine learned queries look for the cells among its latents.
+
+    Without it the latents mix the cells, and the decoder stays on a bag of attributes.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(9, width))
+        self.look = nn.MultiheadAttention(width, 5, batch_first=True)
+        self.cells = CellHeads(width)
+
+    def loss(self, latents: Tensor, labels: Labels) -> tuple[Tensor, float]:
+        """(P, M, D) latents."""
+        cells, _ = self.look(self.queries.expand(len(latents), -1, -1), latents, latents, need_weights=False)
+        return self.cells.loss(cells, labels)
 
 
 class Trainer:
@@ -75,9 +103,14 @@ class Trainer:
         self.model: Any = checkpoint.family.build(checkpoint.config).train()
         initialise(self.model)
         self.plan = checkpoint.family.images(checkpoint.config, recipe.settings["preprocessor_config.json"])
-        self.heads = VisionHeads(checkpoint.config.vision.width)
+        width, parts = checkpoint.config.vision.width, self.model.model
+        self.heads = nn.ModuleDict({"patches": PatchHeads(width)})
+        seeing = nn.ModuleDict({"tower": parts.vision_model})
+        if checkpoint.config.resampler:
+            self.heads["latents"] = LatentHeads(width)
+            seeing["resampler"] = parts.perceiver_resampler
         self.optimizers = optimizers(self.model, self.heads)
-        self.vision_optimizers = optimizers(self.model.model.vision_model, self.heads)
+        self.vision_optimizers = optimizers(seeing, self.heads)
         places = 0 if checkpoint.config.cross else self.plan.tokens
         self.encoder = Encoder(Tokenizer.from_file(str(folder / "tokenizer.json")), places)
         self.seed, self.step = seed, 0
@@ -101,17 +134,17 @@ class Trainer:
 
     def _learn_to_see(self) -> None:
         rng, began = random.Random(f"{self.seed} vision"), time.monotonic()
-        for step in range(VISION_STEPS):
+        steps = self.recipe.vision_steps
+        for step in range(steps):
             for optimizer in self.vision_optimizers:
-                set_rate(optimizer, step, VISION_STEPS, decay=0.2)
+                set_rate(optimizer, step, steps, decay=0.2)
             scenes = [sample(rng, "train") for _ in range(VISION_PICTURES)]
-            patches = self.model.model.vision_model(frames_of(scenes, self.plan))
-            loss, named = self.heads.loss(patches, *labels_of(scenes))
+            _, loss, named = self._see(frames_of(scenes, self.plan), labels_of(scenes))
             self._update(self.vision_optimizers, loss)
             if step % 50 == 49:
                 seconds = time.monotonic() - began
                 self.report(
-                    f"seeing {step + 1}/{VISION_STEPS}  loss {loss.item():.3f}  named {named:.2f}  {seconds:.0f} s"
+                    f"seeing {step + 1}/{steps}  loss {loss.item():.3f}  named {named:.2f}  {seconds:.0f} s"
                 )
         self.vision_optimizers.clear()
 
@@ -131,15 +164,22 @@ class Trainer:
         if self.step % SAVE_EVERY == 0:
             self._save()
 
+    def _see(self, frames: Tensor, labels: Labels) -> tuple[Tensor, Tensor, float]:
+        """Features as the decoder reads them, what seeing costs, and the share of cells named right at the end."""
+        patches = self.model.model.vision_model(frames)
+        loss, named = self.heads["patches"].loss(patches, labels)
+        if "latents" not in self.heads:
+            return self.model.model.connector(patches), loss, named
+        latents = self.model.model.perceiver_resampler(patches)
+        latent_loss, named = self.heads["latents"].loss(latents, labels)
+        return latents, loss + latent_loss, named
+
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
-        patches = self.model.model.vision_model(batch.frames)
-        vision_loss, named = self.heads.loss(patches, batch.kinds, batch.colors, batch.sizes, batch.grounds)
+        features, vision_loss, named = self._see(batch.frames, batch.labels)
         x = self.model.embed(batch.ids)
         if self.model.layout.cross_layers:
-            memory = self.model.memory(self.model.model.perceiver_resampler(patches))
-            attn = DenseAttn(batch.rows, memory, batch.sees)
+            attn = DenseAttn(batch.rows, self.model.memory(features), batch.sees)
         else:
-            features = self.model.model.connector(patches)
             x = x.index_put((batch.ids.eq(self.encoder.image).nonzero(as_tuple=True)), features.flatten(0, 1))
             attn = DenseAttn(batch.rows)
         positions = torch.arange(len(batch.ids) // batch.rows).repeat(batch.rows)

@@ -4,13 +4,14 @@ import itertools
 
 import numpy as np
 import torch
+from torch import nn
+
 from idefics.config import CacheLayout, TextConfig
 from idefics.nn.attention import LayerMemory
 from idefics.nn.decoder import DecoderLayer
 from idefics.nn.norm import RMSNorm
 from idefics.nn.rope import rotary_tables
 from idefics.prompt import Prompt, Tiles
-from torch import nn
 
 VOCABULARY, WIDTH, PLACES, IMAGE = 47, 32, 3, 46  # places a frame takes in the text, and their id
 

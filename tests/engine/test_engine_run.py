@@ -5,10 +5,10 @@ import weakref
 
 import pytest
 import torch
-from engine.fakes import IMAGE, TEXT, VOCABULARY, fake, mixed, picture, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.fakes import IMAGE, TEXT, VOCABULARY, fake, mixed, picture, prompt
 from idefics.config import EngineConfig, Sampling
 from idefics.engine import cache
 from idefics.engine.engine import Engine
@@ -159,7 +159,7 @@ def test_a_full_context_ends_the_answer(kind):
 def test_a_prompt_that_leaves_no_room_is_refused_before_any_work(kind):
     engine = engine_for(kind)
     fits, too_long = prompt(kind, picture("cat"), 4), prompt(kind, *[5] * TEXT.max_positions)
-    with pytest.raises(PromptTooLong, match="has 160 tokens.*reads 159"):
+    with pytest.raises(PromptTooLong, match=r"has 160 tokens.*reads 159"):
         engine.run([row(fits), row(too_long)])
     assert not engine.model.encoded
     assert len(engine.logits(too_long)) == TEXT.max_positions

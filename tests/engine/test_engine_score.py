@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from engine.fakes import TEXT, VOCABULARY, fake, mixed, picture, prompt
 
+from engine.fakes import TEXT, VOCABULARY, fake, mixed, picture, prompt
 from idefics.config import EngineConfig
 from idefics.engine.encode import Pictures
 from idefics.engine.engine import Engine
@@ -82,7 +82,7 @@ def test_endings_must_fit_and_be_the_models():
     engine = Engine(fake("text"), EngineConfig())
     long = prompt("text", *[5] * (TEXT.max_positions - 3))
     assert len(engine.score(long, [[1, 2, 3]])[0]) == 3
-    with pytest.raises(PromptTooLong, match="has 157 tokens.*reads 156"):
+    with pytest.raises(PromptTooLong, match=r"has 157 tokens.*reads 156"):
         engine.score(long, [[1], [1, 2, 3, 4]])
     with pytest.raises(BadPrompt, match=f"token {VOCABULARY}"):
         engine.score(prompt("text", 4), [[1, VOCABULARY]])

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.models import build, family_for, read_checkpoint
 from models import tiny
@@ -67,7 +68,9 @@ def test_small_towers_leave_out_most():
     assert vision.activation == "gelu_pytorch_tanh"
 
 
-@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3, SMOLVLM_500M, SMOLVLM_2B, IDEFICS3_8B, IDEFICS_9B])
+@pytest.mark.parametrize(
+    "raw", [tiny.IDEFICS1, tiny.IDEFICS3, SMOLVLM_500M, SMOLVLM_2B, IDEFICS3_8B, IDEFICS_9B]
+)
 def test_new_files_say_the_same(tmp_path, raw):
     """transformers 5 writes every default, `dtype`, and `rope_parameters` in place of `rope_theta`."""
     transformers = pytest.importorskip("transformers")
@@ -82,7 +85,11 @@ def test_new_files_say_the_same(tmp_path, raw):
 
 @pytest.mark.parametrize(
     ("model_type", "nested"),
-    [("idefics", {}), ("idefics3", {"text_config": {"hidden_size": 512}, "vision_config": {}}), ("idefics3", {})],
+    [
+        ("idefics", {}),
+        ("idefics3", {"text_config": {"hidden_size": 512}, "vision_config": {}}),
+        ("idefics3", {}),
+    ],
 )
 def test_defaults_are_those_of_the_classes(tmp_path, model_type, nested):
     """A config that says nothing; and one whose text_config is there, which changes the norm's epsilon."""
@@ -269,7 +276,9 @@ def test_no_quantisation_is_no_quantisation(tmp_path):
 @pytest.mark.parametrize("layers", [3, 5, 6])
 def test_layers_are_a_multiple_of_the_interval(layers):
     model = config({**tiny.IDEFICS1, "num_hidden_layers": layers, "cross_layer_interval": 4})
-    with pytest.raises(UnsupportedModel, match=rf"{layers} layers .* every 4: .* multiple of cross_layer_interval"):
+    with pytest.raises(
+        UnsupportedModel, match=rf"{layers} layers .* every 4: .* multiple of cross_layer_interval"
+    ):
         family_for("idefics").build(model)
 
 

@@ -6,6 +6,8 @@ between and after the text, none to five of them. Where transformers is not righ
 
 import pytest
 import torch
+
+from idefics.engine.slow import slow_greedy
 from models import tiny
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -33,6 +35,7 @@ IDEFICS1 = {
     "one block of two": {"cross_layer_interval": 2, "num_hidden_layers": 2},
     "trailing pixels": {"vision_config": {"image_size": 30, "patch_size": 7}},
     "other activations": {"hidden_act": "gelu", "vision_config": {"hidden_act": "gelu_pytorch_tanh"}},
+    "other epsilons": {"rms_norm_eps": 1e-2, "vision_config": {"layer_norm_eps": 1e-1}},
     "tied": {"tie_word_embeddings": True},
     "tied, no additional vocabulary": {"tie_word_embeddings": True, "additional_vocab_size": 0},
 }
@@ -55,8 +58,9 @@ IDEFICS3 = {
     "shuffle 4": {"scale_factor": 4, "vision_config": {"image_size": 32, "patch_size": 4}},
     "shuffle 1": {"scale_factor": 1},
     "trailing pixels": {"vision_config": {"image_size": 29, "patch_size": 7}},
-    "nine patches": {"scale_factor": 3, "vision_config": {"image_size": 128, "patch_size": 14}},
+    "a third of nine patches": {"scale_factor": 3, "vision_config": {"image_size": 128, "patch_size": 14}},
     "exact gelu": {"vision_config": {"hidden_act": "gelu"}},
+    "other epsilons": {"text_config": {"rms_norm_eps": 1e-2}, "vision_config": {"layer_norm_eps": 1e-1}},
     "tied": {"tie_word_embeddings": True},
     "smolvlm": {"model_type": "smolvlm", "image_token_id": 63},
 }
@@ -84,3 +88,32 @@ def test_idefics3(tmp_path, changes):
 def test_text_only(tmp_path, raw):
     """transformers' Idefics 1 wants a zero picture that nobody sees; ours wants none."""
     assert_same(*tiny.pair(tmp_path, raw), ("t", "tttetttt"))
+
+
+@pytest.mark.parametrize("scene", ["t", "1", "t1", "1t", "11", "ttt1ttt1t", "1ette1tt", "11111tt"])
+@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+def test_one_prompt_alone(tmp_path, raw, scene):
+    assert_same(*tiny.pair(tmp_path, raw), [scene])
+
+
+def test_positions_count_tokens_and_not_padding(tmp_path):
+    """Padding inside a prompt, which no tokenizer makes, shows it: positions are cumsum(mask) - 1."""
+    reference, ours = tiny.pair(tmp_path, tiny.IDEFICS1)
+    prompt = tiny.prompt(ours, "tttttttt")
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 1]])
+    ids = torch.zeros_like(mask).masked_scatter(mask.bool(), torch.tensor(prompt.ids))
+    pictures = {"pixel_values": torch.zeros(1, 1, 3, 32, 32), "image_attention_mask": torch.zeros(1, 12, 1)}
+    with torch.inference_mode():
+        expected = reference(input_ids=ids, attention_mask=mask, **pictures).logits[mask.bool()]
+    torch.testing.assert_close(tiny.logits(ours, [prompt])[0], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+def test_greedy_generation(tmp_path, raw):
+    """Left-padded and cached there; alone and read anew for each token here."""
+    reference, ours = tiny.pair(tmp_path, raw)
+    prompts = [tiny.prompt(ours, scene) for scene in ("1tt", "t1t1ttt", "tttt", "1tt11t")]
+    inputs = tiny.reference_inputs(reference, prompts)
+    out = reference.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    for prompt, ids in zip(prompts, out, strict=True):
+        assert slow_greedy(ours, prompt, 8) == ids[inputs["input_ids"].shape[1] :].tolist()

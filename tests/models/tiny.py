@@ -13,12 +13,13 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch.nn.functional import scaled_dot_product_attention
+
 from idefics.models import family_for, load_model, read_checkpoint
 from idefics.nn.attention import DenseAttn
 from idefics.prompt import Prompt, Tiles
 from processing import tokenizers_tiny
-from safetensors.torch import save_file
-from torch.nn.functional import scaled_dot_product_attention
 
 END_OF_DOCUMENT = 2
 
@@ -116,12 +117,17 @@ def randomise(model):
     return model.eval()
 
 
+def model_of(raw):
+    """Our model of `raw` with random weights, without a folder."""
+    family = family_for(raw["model_type"])
+    return randomise(family.build(family.config(raw, {})))
+
+
 def write(folder, raw, generation=None):
     """A folder with `raw` as its config.json and random weights; transformers is not asked."""
     folder.mkdir(parents=True, exist_ok=True)
-    family = family_for(raw["model_type"])
-    model = randomise(family.build(family.config(raw, generation or {})))
-    save_file({name: weight.detach() for name, weight in model.named_parameters()}, folder / "model.safetensors")
+    weights = {name: weight.detach() for name, weight in model_of(raw).named_parameters()}
+    save_file(weights, folder / "model.safetensors")
     _write_json(folder / "config.json", raw)
     if generation:
         _write_json(folder / "generation_config.json", generation)
@@ -213,29 +219,28 @@ class PackedAttn(DenseAttn):
 
 
 @torch.inference_mode()
-def logits(model, prompts):
+def logits(model, prompts, attn=PackedAttn):
     """What our model makes of prompts, packed in one pass: (N, V) for each."""
     lengths = [len(p) for p in prompts]
     x = model.embed(torch.tensor([id for p in prompts for id in p.ids]))
     positions = torch.cat([torch.arange(length) for length in lengths])
     frames = [frame for p in prompts for tiles in p.pictures for frame in tiles.frames]
-    attn = PackedAttn(lengths)
+    memory, sees = (), None
     if frames:
         features = model.encode(torch.from_numpy(np.stack(frames)).to(x.dtype))
-        if memory := model.memory(features):
+        if memory := model.memory(features) or ():
             before = accumulate((len(p.pictures) for p in prompts), initial=0)  # pictures of earlier prompts
-            sees = [s + n if s >= 0 else -1 for p, n in zip(prompts, before, strict=False) for s in p.sees]
-            attn = PackedAttn(lengths, memory, torch.tensor(sees))
+            seen = [s + n if s >= 0 else -1 for p, n in zip(prompts, before, strict=False) for s in p.sees]
+            sees = torch.tensor(seen)
         else:
             before = accumulate(lengths, initial=0)
             places = [i + n for p, n in zip(prompts, before, strict=False) for rows in p.places for i in rows]
             x[places] = features.flatten(0, 1)
-    return model.logits(model.forward(x, positions, attn)).split(lengths)
+    return model.logits(model.forward(x, positions, attn(lengths, memory, sees))).split(lengths)
 
 
-@torch.inference_mode()
-def reference_logits(reference, prompts):
-    """What transformers' model makes of the same prompts in one batch, padded on the left: (N, V) for each."""
+def reference_inputs(reference, prompts):
+    """The same prompts for transformers' model: one batch, padded on the left. Pictures are padded with zeros."""
     longest, config = max(map(len, prompts)), reference.config
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -250,12 +255,17 @@ def reference_logits(reference, prompts):
         for place, picture in enumerate(p.sees, start=longest - len(p)):
             if picture >= 0:
                 seen[row, place, picture] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask}
     if config.model_type == "idefics":
-        extra = {"pixel_values": pixels, "image_attention_mask": seen}
-    else:
-        extra = {"pixel_values": pixels if most else None, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    out = reference(input_ids=ids, attention_mask=mask, **extra).logits
-    return [out[row, -len(p) :] for row, p in enumerate(prompts)]
+        return {**inputs, "pixel_values": pixels, "image_attention_mask": seen}
+    return {**inputs, "pixel_values": pixels} if most else inputs
+
+
+@torch.inference_mode()
+def reference_logits(reference, prompts):
+    """What transformers' model makes of the same prompts: (N, V) for each."""
+    out = reference(**reference_inputs(reference, prompts)).logits
+    return [rows[-len(p) :] for rows, p in zip(out, prompts, strict=True)]
 
 
 def _write_json(path, content):

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
-from idefics.nn.attention import DenseAttn, LayerMemory
 from torch import nn
+
+from idefics.nn.attention import DenseAttn, LayerMemory
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
 
 
 def qkv(tokens, heads=4, kv_heads=4, size=8):
-    return torch.randn(tokens, heads, size), torch.randn(tokens, kv_heads, size), torch.randn(tokens, kv_heads, size)
+    return (
+        torch.randn(tokens, heads, size),
+        torch.randn(tokens, kv_heads, size),
+        torch.randn(tokens, kv_heads, size),
+    )
 
 
 def slow_self(q, k, v):

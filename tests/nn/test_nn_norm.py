@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from idefics.nn.norm import RMSNorm
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from idefics.config import ResamplerConfig
 from idefics.nn.resampler import Resampler
 

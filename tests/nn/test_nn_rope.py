@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from idefics.config import RopeConfig
 from idefics.nn.rope import frequencies, rotary_tables, rotate
 
@@ -96,7 +97,9 @@ def test_tables_are_computed_in_float32(default):
         assert table.dtype == torch.bfloat16
         assert table.shape == (len(positions), 1, 64)
         wanted = np.tile(curve(angles), 2)
-        assert np.abs(table[:, 0].float().numpy() - wanted).max() < 2**-8 + 2e-3  # half a unit, and float32's angle
+        assert (
+            np.abs(table[:, 0].float().numpy() - wanted).max() < 2**-8 + 2e-3
+        )  # half a unit, and float32's angle
 
 
 def test_rotation_turns_pairs_half_a_head_apart():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from idefics.config import VisionConfig
 from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.vit import ClipEmbeddings, SiglipEmbeddings, VisionEncoder, position_ids
@@ -14,7 +15,15 @@ GRIDS = [26, 27, 32, 70]  # Idefics3-8B, SmolVLM 2.2B, SmolVLM 256M and 500M, Id
 
 
 def tower(**changes):
-    numbers = {"width": 16, "inner": 24, "layers": 2, "heads": 2, "side": 24, "patch": 4, "norm_epsilon": 1e-6}
+    numbers = {
+        "width": 16,
+        "inner": 24,
+        "layers": 2,
+        "heads": 2,
+        "side": 24,
+        "patch": 4,
+        "norm_epsilon": 1e-6,
+    }
     return VisionConfig(**{**numbers, "activation": "gelu", **changes})
 
 

@@ -97,7 +97,7 @@ def test_blocks_are_trimmed_as_transformers_does():
 
 
 def test_the_first_item_decides_about_the_space():
-    """FAMILY 1.2: "User:" before a picture, "User: " before text."""
+    """ "User:" before a picture, "User: " before text."""
     assert joined(render(SMOLVLM, [user(PHOTO)])).startswith("<|im_start|>User:<image>")
     assert joined(render(SMOLVLM, [user("Hi")])).startswith("<|im_start|>User: Hi")
 
@@ -189,6 +189,8 @@ def test_dicts_of_the_guides_and_of_openai():
         ({"role": "user", "content": ["a", {"type": "audio"}]}, r"content\[1\]: type is 'audio'"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, r'image_url has no "url"'),
         ({"role": "user", "content": [3]}, r"message 2: content\[0\] is a int"),
+        ({"role": "user", "content": []}, "message 2: content is empty"),
+        (Message("user", ()), "message 2: content is empty"),
         (Message("user", (3,)), r"message 2: content\[0\] is a int"),
         (Message("robot", ("Hi",)), "message 2: role is 'robot'"),
     ],

@@ -99,7 +99,7 @@ def test_the_recorded_prompt(processor):
 
 
 def test_the_trained_separator_of_turns(llama):
-    """FAMILY 3.6: the blank 29871 stands between `<end_of_utterance>` and the line break."""
+    """The blank 29871 stands between `<end_of_utterance>` and the line break."""
     ids = llama.encode("<end_of_utterance>\nAssistant:", adds_special=False)
     assert ids == [32002, 29871, 13, 7900, 22137, 29901]
 

@@ -1,4 +1,4 @@
-"""Prompts: what stands where, what each token sees, and what endings share."""
+"""Prompts: what stands where, and what each token sees."""
 
 import base64
 import dataclasses
@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import processors
 
 from idefics.config import ImagePlan, PromptStyle
@@ -79,7 +77,7 @@ def ids_of(processor, text):
     return tuple(processor.tokenizer.encode(text, adds_special=False))
 
 
-# Idefics 1: pictures beside the text (FAMILY 3.1)
+# Idefics 1: pictures beside the text
 
 
 def test_items_lose_the_spaces_at_their_ends_and_keep_line_breaks():
@@ -126,7 +124,7 @@ def test_turn_ends_can_be_switched_off():
 
 
 def test_a_checkpoint_without_turn_ends_gets_none():
-    """FAMILY 4.2: the token is looked for among the added tokens; transformers 5 never finds it."""
+    """The token is looked for among the added tokens; transformers 5 never finds it."""
     assert BASE.raw(["a", "b"]).ids == ids_of(BASE, "<s>ab")
     with pytest.raises(BadSetting, match="add_end_of_utterance_token"):
         BASE.raw(["a", "b"], add_end_of_utterance_token=True)
@@ -163,7 +161,7 @@ def test_text_alone():
     assert set(prompt.sees) == {-1}
 
 
-# Idefics 3 and SmolVLM: pictures in the text (FAMILY 1.5)
+# Idefics 3 and SmolVLM: pictures in the text
 
 
 def grid_text(rows, columns, tokens=3):
@@ -184,7 +182,7 @@ def test_a_split_picture(processor):
 
 
 def test_line_breaks_beside_the_whole_picture_merge():
-    """FAMILY 1.4: the last row's "\\n" and the whole's "\\n" are one token where the vocabulary has "\\n\\n"."""
+    """The last row's "\\n" and the whole's "\\n" are one token where the vocabulary has "\\n\\n"."""
     library = byte_level()
     assert library.token_to_id("ĊĊ") is not None
     assert library.token_to_id("ĊĊ") in TILES.raw([WIDE]).ids
@@ -291,7 +289,7 @@ def test_price_of_a_picture(processor):
 
 
 def test_released_prices():
-    """FAMILY 1.5: `<image>` tokens of SmolVLM-500M and Idefics3-8B."""
+    """`<image>` tokens of SmolVLM-500M and Idefics3-8B."""
     for side, longest, tokens, expected in ((512, 2048, 64, 832), (364, 1456, 169, 2197)):
         plan = dataclasses.replace(TILES_PLAN, side=side, longest=longest, tokens=tokens)
         processor = Processor(TILES.tokenizer, plan, TILES_STYLE, Fetcher())
@@ -306,101 +304,6 @@ def test_a_tokenizer_without_picture_tokens_is_refused():
     text = library.to_str().replace(IMAGE, "<picture>")
     with pytest.raises(UnsupportedModel, match="has no <image>"):
         Processor(Tokenizer(text), BESIDE_PLAN, BESIDE_STYLE, Fetcher())
-
-
-# Endings
-
-
-LABELS = ["cat", "a cat", "catfish", "dog", "the red ball", "7", f"{IMAGE}", "日本"]
-
-
-@all_kinds
-def test_endings_of_a_chat_are_tokenised_with_their_prompt(processor):
-    messages = [user(Picture(WIDE), "What is it?")]
-    prompt, endings = processor.chat_endings(messages, LABELS, answer_start="It is")
-    assert prompt.ids == processor.chat(messages, answer_start="It is").ids[: len(prompt)]
-    assert len(prompt.places) == 1
-    for label, ending in zip(LABELS, endings, strict=True):
-        if label != IMAGE:
-            assert prompt.ids + ending == processor.chat(messages, answer_start=f"It is {label}").ids
-        assert processor.tokenizer.token_id(IMAGE) not in ending
-        assert processor.tokenizer.decode(ending).strip().endswith(label)
-
-
-@all_kinds
-def test_endings_of_a_raw_prompt(processor):
-    items = [WIDE, "This is an image of"]
-    prompt, endings = processor.raw_endings(items, [" cat", " a cat", "fer"])
-    for text, ending in zip([" cat", " a cat", "fer"], endings, strict=True):
-        assert prompt.ids + ending == processor.raw([WIDE, "This is an image of" + text]).ids
-
-
-@all_kinds
-def test_endings_right_after_a_picture(processor):
-    prompt, endings = processor.raw_endings([WIDE], ["cat", "dog"])
-    assert prompt.ids == processor.raw([WIDE]).ids
-    assert [prompt.ids + ending for ending in endings] == [
-        processor.raw([WIDE, t]).ids for t in ("cat", "dog")
-    ]
-
-
-def test_an_ending_that_merges_with_the_prompt_moves_the_split():
-    """Where "table" is one token, the prompt "a ta" and the ending "ble" share less than the prompt."""
-    tokenizer = TILES.tokenizer
-    whole, start = ids_of(TILES, "on the table"), ids_of(TILES, "on the ta")
-    assert whole[: len(start)] != start, "the tiny vocabulary has no such merge any more: choose other words"
-    prompt, (ending, other) = TILES.raw_endings(["on the ta"], ["ble", "xi"])
-    assert prompt.ids + ending == whole
-    assert prompt.ids + other == ids_of(TILES, "on the taxi")
-    assert len(prompt) < len(start)
-    assert tokenizer.decode(prompt.ids + other) == "on the taxi"
-
-
-def test_a_single_ending_is_not_swallowed_by_the_prompt():
-    prompt, (ending,) = TILES.chat_endings([user("a")], ["cat"])
-    assert prompt.ids == TILES.chat([user("a")]).ids
-    assert TILES.tokenizer.decode(ending) == " cat"
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    question=st.text(alphabet="ae t\n<s>", max_size=8),
-    labels=st.lists(st.text(alphabet="aet s>", min_size=1, max_size=5), min_size=1, max_size=4),
-)
-def test_any_endings(question, labels):
-    labels = [label for label in labels if label.strip()] or ["a"]
-    for processor in (TILES, BESIDE):
-        prompt, endings = processor.chat_endings([user(question)], labels, answer_start="It")
-        for label, ending in zip(labels, endings, strict=True):
-            assert prompt.ids + ending == processor.chat([user(question)], answer_start=f"It {label}").ids
-            assert ending
-
-
-@all_kinds
-def test_blank_and_missing_endings_are_refused(processor):
-    for label in ("", " ", "\n"):
-        with pytest.raises(BadPrompt, match="blank"):
-            processor.chat_endings([user("a")], ["cat", label])
-    with pytest.raises(BadPrompt, match="no endings"):
-        processor.raw_endings(["a"], [])
-    with pytest.raises(BadPrompt, match="endings are text"):
-        processor.raw_endings(["a"], ["a cat", f"a {IMAGE}"])
-
-
-@all_kinds
-def test_a_prompt_is_tokenised_once_however_many_endings(processor, monkeypatch):
-    seen = []
-    encode = processor.tokenizer.encode_pieces
-
-    def spy(pieces):
-        pieces = list(pieces)
-        seen.append(sum(len(piece.text) for piece in pieces))
-        return encode(pieces)
-
-    monkeypatch.setattr(processor.tokenizer, "encode_pieces", spy)
-    processor.chat_endings([user(Picture(WIDE), "What is it? " * 50)], [str(n) for n in range(300)])
-    assert len(seen) == 302
-    assert max(seen[1:]) < 60  # from the last `<end_of_utterance>` on
 
 
 # What a text in a raw prompt means

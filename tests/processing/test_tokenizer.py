@@ -132,7 +132,7 @@ def test_added_tokens_that_are_not_special_cannot_be_forged_either():
 
 
 def test_every_segment_between_specials_gets_its_blank():
-    """FAMILY 3.6: the legacy scheme; transformers 5 drops the "▁" after special tokens."""
+    """The legacy scheme; transformers 5 drops the "▁" after special tokens."""
     ours = OURS["legacy"]
     text = f"<s>User:{FAKE}{IMAGE}{FAKE}Can you{TURN_END}\nAssistant:"
     tokens = [LIBRARY["legacy"].id_to_token(id) for id in ours.encode(text, adds_special=False)]
@@ -149,7 +149,7 @@ def test_a_leading_space_of_a_segment_doubles_the_blank():
 
 
 def test_byte_level_adds_nothing():
-    """FAMILY 1.4: no blank in front, single digits, and no beginning-of-text: the file has no post-processor."""
+    """No blank in front, single digits, and no beginning-of-text: the file has no post-processor."""
     ours, library = OURS["byte-level"], LIBRARY["byte-level"]
     ids = ours.encode("User 2026", adds_special=True)
     assert ids == ours.encode("User 2026", adds_special=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -44,23 +44,12 @@ def render(template: str, messages: Sequence[Message], *, answer_start: str = ""
             "this checkpoint has no chat template: give it a raw prompt (generate), "
             "or use an instruct checkpoint"
         )
-    texts: list[str] = []
-    secret = str(secrets.randbits(128))
-
-    def slot(text: str) -> str:
-        """A placeholder, spaces around the text left outside so that a template may trim them."""
-        core = text.strip()
-        if not core:
-            return text
-        texts.append(core)
-        start = text.index(core)
-        return f"{text[:start]}\ue000{secret}\ue001{len(texts) - 1}\ue002{text[start + len(core) :]}"
-
+    slots = _Slots()
     turns = [
         {
             "role": message.role,
             "content": [
-                {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": slot(part)}
+                {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": slots.hide(part)}
                 for part in message.parts
             ],
         }
@@ -73,18 +62,36 @@ def render(template: str, messages: Sequence[Message], *, answer_start: str = ""
             f"the conversation has {len(pictures)} pictures, but this checkpoint's chat template places "
             f"{rendered.count(IMAGE)}: put them into turns of the user"
         )
-    parts: list[Piece | Picture] = []
-    next_picture = iter(pictures)
-    for text in re.split(f"({IMAGE}|\ue000{secret}\ue001[0-9]+\ue002)", rendered):
-        if text == IMAGE:
-            parts.append(next(next_picture))
-        elif text.startswith(f"\ue000{secret}"):
-            parts.append(Piece(texts[int(text[:-1].partition("\ue001")[2])], trusted=False))
-        elif text:
-            parts.append(Piece(text, trusted=True))
-    if answer_start:
-        parts.append(Piece(" " + answer_start, trusted=False))
-    return parts
+    start = [Piece(" " + answer_start, trusted=False)] if answer_start else []
+    return [*slots.reveal(rendered, pictures), *start]
+
+
+class _Slots:
+    """Placeholders for what is said: digits between private-use characters, the same in any case."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.start = f"\ue000{secrets.randbits(128)}\ue001"
+
+    def hide(self, text: str) -> str:
+        """A placeholder for the text; blanks around it stay outside, so that a template may trim them."""
+        core = text.strip()
+        if not core:
+            return text
+        self.texts.append(core)
+        before, after = text.split(core, 1)
+        return f"{before}{self.start}{len(self.texts) - 1}\ue002{after}"
+
+    def reveal(self, rendered: str, pictures: Iterable[Picture]) -> Iterator[Piece | Picture]:
+        """Trusted text, the texts behind placeholders as plain ones, and the pictures."""
+        waiting = iter(pictures)
+        for text in re.split(f"({IMAGE}|{self.start}[0-9]+\ue002)", rendered):
+            if text == IMAGE:
+                yield next(waiting)
+            elif text.startswith(self.start):
+                yield Piece(self.texts[int(text[len(self.start) : -1])], trusted=False)
+            elif text:
+                yield Piece(text, trusted=True)
 
 
 def _render(template: str, turns: list[dict[str, Any]]) -> str:
@@ -146,6 +153,8 @@ def _message(message: Message | Mapping[str, Any], where: str) -> Message:
         return Message(role, (content,))
     if not isinstance(content, (list, tuple)):
         raise BadPrompt(f"{where}: content is a {type(content).__name__}; give a string or a list of parts")
+    if not content:
+        raise BadPrompt(f"{where}: content is empty; give some text or a picture")
     return Message(role, tuple(_part(part, f"{where}: content[{i}]") for i, part in enumerate(content)))
 
 

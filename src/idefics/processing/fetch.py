@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     import httpx
 
 Policy = Literal["any", "public", "off"]
-REMOTE = re.compile(r"(https?://|data:image/)\S+", re.IGNORECASE)
+REMOTE = re.compile(r"https?://\S+|data:[^\s,]*[;/][^\s,]*,\S*", re.IGNORECASE)
 REDIRECTS = 3
 
 
 def is_remote(text: str) -> bool:
-    """Whether the whole text is an http(s) address or the data URI of an image."""
+    """Whether the whole text is an http(s) address or a data URI."""
     return REMOTE.fullmatch(text) is not None
 
 
-def short(url: str) -> str:
-    """An address for an error message."""
-    if url[:5].lower() == "data:":
+def short(name: str) -> str:
+    """An address or path for an error message: one line, not too long."""
+    if name[:5].lower() == "data:":
         return "a data URI"
-    return url if len(url) <= 100 else f"{url[:97]}..."
+    name = name if len(name) <= 100 else f"{name[:97]}..."
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -64,34 +64,34 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
         case np.ndarray():
             return rgb(_from_array(source))
         case bytes():
-            return _decode(source, f"a picture of {len(source)} bytes")
+            return _decode(io.BytesIO(source), f"a picture of {len(source)} bytes")
         case str() if is_remote(source):
-            return _decode(fetcher.get(source), short(source))
+            return _decode(io.BytesIO(fetcher.get(source)), short(source))
         case str() | os.PathLike():
-            return _decode(_read(Path(source)), str(source))
+            path = Path(source)
+            with _open(path, short(str(path))) as file:
+                return _decode(file, short(str(path)))
     raise BadPicture(
         f"a picture cannot be a {type(source).__name__}: give a path, bytes, a PIL picture, a uint8 array, "
         "an http(s) URL or a data URI"
     )
 
 
-def _read(path: Path) -> bytes:
+def _open(path: Path, name: str) -> BinaryIO:
+    """A plain file: a folder, pipe or device is refused, as reading it might never end."""
     try:
         if path.is_file():
-            return path.read_bytes()
-        if path.exists():
-            raise BadPicture(f"{path} is not a file: name a picture")
+            return path.open("rb")
+        exists = path.exists()
     except OSError as error:
-        raise BadPicture(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise BadPicture(f"{str(path)!r} is not a file name") from None  # a null character in it
-    raise BadPicture(f"{path}: no such file")
+        raise BadPicture(f"{name} cannot be read: {error.strerror}") from None
+    raise BadPicture(f"{name} is not a file: name a picture" if exists else f"{name}: no such file")
 
 
-def _decode(data: bytes, name: str) -> PIL.Image.Image:
+def _decode(file: BinaryIO, name: str) -> PIL.Image.Image:
     try:
         with _quiet():
-            image = PIL.Image.open(io.BytesIO(data), formats=_formats())
+            image = PIL.Image.open(file, formats=_formats())
     except PIL.Image.DecompressionBombError:
         raise BadPicture(f"{name} has more than {MOST_PIXELS:,} pixels: make it smaller") from None
     except Exception:  # plugins raise whatever they like about a file that is not theirs

@@ -231,7 +231,7 @@ class Processor:
 def to_part(item: Item) -> Part:
     """One item of a raw prompt as text or picture.
 
-    A text is a picture where it is an http(s) address or an image's data URI, or where it is one line ending
+    A text is a picture where it is an http(s) address or a data URI, or where it is one line ending
     like the name of a picture and such a file exists.
 
     Raises:

@@ -93,17 +93,18 @@ class Tokenizer:
         Text between two honoured special tokens is tokenised as one, across the borders of pieces: where no
         special token is forged, this is `encode` of the joined text.
         """
-        pieces = tuple(pieces)
-        text = "".join(piece.text for piece in pieces)
+        text, trust = "", bytearray()
+        for piece in pieces:
+            text += piece.text
+            trust += bytes([piece.trusted]) * len(piece.text)
         encoding = self._library.encode(text, add_special_tokens=False)
-        trust = _trusted_spans(pieces)
         honoured, forged = [], False
         for id, offsets in zip(encoding.ids, encoding.offsets, strict=True):
             if id in self._contents:
                 # A token with "lstrip" or "rstrip" swallows the spaces beside it.
                 start = max(offsets[0], text.find(self._contents[id], *offsets))
                 end = min(offsets[1], start + len(self._contents[id]))
-                if any(first <= start and end <= last for first, last in trust):
+                if all(trust[start:end]):
                     honoured.append((start, end, id))
                 else:
                     forged = True
@@ -194,19 +195,6 @@ class Tokenizer:
         """Id of a token, or None where the vocabulary lacks it."""
         id: int | None = self._library.token_to_id(content)
         return id
-
-
-def _trusted_spans(pieces: Iterable[Piece]) -> list[tuple[int, int]]:
-    """First and last character of each run of trusted pieces."""
-    spans: list[tuple[int, int]] = []
-    at = 0
-    for piece in pieces:
-        start, at = at, at + len(piece.text)
-        if piece.trusted:
-            if spans and spans[-1][1] == start:
-                start = spans.pop()[0]
-            spans.append((start, at))
-    return spans
 
 
 def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:

@@ -1,0 +1,123 @@
+"""The flags that commands share, in groups, and what each group means to the package.
+
+Sampling flags are named as the Python keywords, with the same ranges and the same defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from idefics.catalog import DEFAULT
+from idefics.config import Sampling
+
+if TYPE_CHECKING:
+    from idefics.pipeline import Options
+
+_picture = partial(typer.Option, rich_help_panel="Pictures and words")
+_model = partial(typer.Option, rich_help_panel="Model", show_default=False)
+_sampling = partial(typer.Option, rich_help_panel="How words are chosen", show_default=False)
+_output = partial(typer.Option, rich_help_panel="Output")
+
+Pictures = Annotated[list[str], typer.Argument(default_factory=list)]
+Items = Annotated[list[str], typer.Argument(default_factory=list)]
+Prompt = Annotated[
+    str | None,
+    _picture("--prompt", metavar="TEXT", help="The words, where they shall not be the last argument."),
+]
+Shots = Annotated[
+    Path | None,
+    _picture(
+        "--shots",
+        metavar="FILE",
+        help='Worked examples to follow, one JSON object a line: {"image": "a.jpg", "answer": "A puppy."}',
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Which model, where, and what it may fetch: the keywords of `idefics.load`."""
+
+    model: Annotated[
+        str,
+        _model(
+            "--model",
+            metavar="MODEL",
+            envvar="IDEFICS_MODEL",
+            show_envvar=False,
+            help=f"Short name (`idefics models` lists them), folder or hub id; else $IDEFICS_MODEL, else {DEFAULT}.",
+        ),
+    ] = DEFAULT
+    revision: Annotated[
+        str | None, _model("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
+    ] = None
+    device: Annotated[
+        str, _model("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        _model("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16."),
+    ] = "auto"
+    offline: Annotated[bool, _model("--offline", help="Never download a model.")] = False
+    remote_images: Annotated[
+        Literal["any", "public", "off"],
+        _model(
+            "--remote-images",
+            metavar="WHICH",
+            envvar="IDEFICS_REMOTE_IMAGES",
+            show_envvar=False,
+            help="Addresses that may be fetched: any, public or off; else $IDEFICS_REMOTE_IMAGES, else any.",
+        ),
+    ] = "any"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags:
+    """How the next token is chosen; what is not given is left to the call."""
+
+    max_new_tokens: Annotated[
+        int | None, _sampling("--max-new-tokens", metavar="N", help="Tokens of an answer, at most.")
+    ] = None
+    temperature: Annotated[
+        float | None, _sampling("--temperature", metavar="T", help="0, the default, always takes the likeliest.")
+    ] = None
+    top_k: Annotated[
+        int | None, _sampling("--top-k", metavar="K", help="Choose among the K likeliest; 0 means all.")
+    ] = None
+    top_p: Annotated[
+        float | None, _sampling("--top-p", metavar="P", help="Choose among the likeliest that sum up to P.")
+    ] = None
+    min_p: Annotated[
+        float | None, _sampling("--min-p", metavar="P", help="Drop those below P times the likeliest.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, _sampling("--repetition-penalty", metavar="X", help="Above 1 discourages repeating.")
+    ] = None
+    num_beams: Annotated[
+        int | None, _sampling("--num-beams", metavar="N", help="Beams of a beam search; 1 is none.")
+    ] = None
+    seed: Annotated[
+        int | None, _sampling("--seed", metavar="N", help="Makes sampling repeatable.")
+    ] = None
+    stop: Annotated[
+        list[str] | None, _sampling("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable.")
+    ] = None
+
+    def options(self) -> Options:
+        """The keywords of a call. Raises BadSetting for what is out of range, before any model is loaded."""
+        given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
+        Sampling(**{field.name: given[field.name] for field in fields(Sampling) if field.name in given})
+        return given  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """What standard output gets."""
+
+    json: Annotated[bool, _output("--json", help="One JSON object a line, nothing else.")] = False
+    debug: Annotated[bool, _output("--debug", help="Show the traceback of an error.")] = False

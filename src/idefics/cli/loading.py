@@ -1,0 +1,45 @@
+"""Loads a model while a person watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from idefics.cli.flags import ModelFlags
+from idefics.cli.output import Screen
+
+if TYPE_CHECKING:
+    from idefics import Idefics
+    from idefics.weights import Progress
+
+Loader = Callable[[ModelFlags, Screen], "Idefics"]
+
+
+def load(flags: ModelFlags, screen: Screen) -> Idefics:
+    """The model that the flags name, downloaded first where it must be; says so before it does."""
+    import idefics
+
+    screen.waiting.spin(f"Loading {flags.model}")
+    vlm = idefics.load(
+        flags.model,
+        device=flags.device,
+        dtype=flags.dtype,
+        revision=flags.revision,
+        offline=flags.offline or None,  # None leaves it to the environment
+        remote_images=flags.remote_images,
+        progress=_download(flags.model, screen),
+    )
+    screen.waiting.end()
+    return vlm
+
+
+def _download(model: str, screen: Screen) -> Progress:
+    def report(done: int, total: int) -> None:
+        if done:
+            screen.waiting.reach(done)
+            return
+        screen.waiting.end()
+        screen.say(f"{model} is not on this machine yet: downloading {total / 1e9:.1f} GB, once")
+        screen.waiting.download(model, total)
+
+    return report

@@ -1,0 +1,107 @@
+"""How commands are declared and how their help looks: plain, short, aligned, with examples first.
+
+Knows typer; does not know what any command does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+Run = Callable[..., int]  # a command: its arguments in, its exit code out
+
+
+class _Help:
+    """Usage, what it does, examples, then flags by section. Examples are the lines of the epilog.
+
+    Formatters are `Any`: typer keeps their class to itself.
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.format_usage(ctx, formatter)  # type: ignore[attr-defined]
+        self.format_help_text(ctx, formatter)  # type: ignore[attr-defined]
+        self.format_epilog(ctx, formatter)
+        self.format_options(ctx, formatter)  # type: ignore[attr-defined]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Examples"):
+            for line in self.epilog.splitlines():  # type: ignore[attr-defined]
+                formatter.write(f"  {line}\n")
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [self.options_metavar]  # type: ignore[attr-defined]
+
+
+class Command(_Help, TyperCommand):
+    """One command. Its flags stand under the headings that they name as their panel."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the flags, section by section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and param.param_type_name == "option":
+                panel: str = param.rich_help_panel or "Other"  # type: ignore[attr-defined]
+                sections.setdefault(panel, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class Group(_Help, TyperGroup):
+    """All commands."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the commands and what they do, then the two flags."""
+        rows = [(name, self.commands[name].help or "") for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+        with formatter.section("Flags"):
+            formatter.write_dl([param.get_help_record(ctx) for param in self.get_params(ctx)])
+
+
+def add(
+    app: typer.Typer, name: str, run: Run, *, help: str, usage: str = "", examples: tuple[str, ...]
+) -> None:
+    """Adds a command. A parameter of `run` whose type is a dataclass stands for all fields of it as flags."""
+    app.command(
+        name,
+        cls=Command,
+        help=help,
+        epilog="\n".join(examples),
+        options_metavar=f"{usage} [FLAGS]".strip(),
+    )(_flattened(run))
+
+
+def _flattened(run: Run) -> Run:
+    """`run` with each dataclass among its parameters replaced by the dataclass's fields."""
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = parameter.annotation  # type: ignore[assignment]  # the class, not an instance
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            )
+            for field in fields(parameter.annotation)
+        ]
+
+    def command(**given: Any) -> int:
+        built = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        return run(**given, **built)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command

@@ -1,0 +1,145 @@
+"""What a run shows: to a person, down a pipe, or as JSON lines.
+
+Answers go to standard output, everything else to standard error. Imports rich only for a person.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+from idefics.cli.waiting import Waiting
+from idefics.messages import Answer, Ranking, Timings, Usage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from idefics.pipeline import Stream
+
+MOST_BARS = 10  # labels that a person is shown; --json has all
+BAR_WIDTH = 30
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could take a terminal over
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks as spaces and without control characters."""
+    return CONTROL.sub("", re.sub(r"\s*[\r\n]\s*", " ", text)).strip()
+
+
+class Screen:
+    """Where a run's words go.
+
+    Args:
+        called: what is running, such as "idefics ask"; begins each refusal.
+        as_json: standard output gets JSON lines.
+
+    Attributes:
+        person: somebody reads standard output.
+        names: an answer is preceded by its picture's name.
+        code: the exit code so far: 2 once something has been refused.
+        waiting: what a person sees until there is an answer.
+    """
+
+    def __init__(self, called: str, *, as_json: bool = False) -> None:
+        self.called, self.as_json = called, as_json
+        self.person = sys.stdout.isatty() and not as_json
+        self.names = False
+        self.code = 0
+        self.waiting = Waiting()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.waiting.end()
+
+    @cached_property
+    def console(self) -> Console:
+        """Standard output with colour, unless NO_COLOR is set."""
+        from rich.console import Console
+
+        return Console(highlight=False, soft_wrap=True)
+
+    def refuse(self, text: str) -> None:
+        """One line on standard error. The run goes on, and ends with 2."""
+        self.code = 2
+        self.say(f"{self.called}: {text}")
+
+    def say(self, text: str) -> None:
+        """One line on standard error."""
+        with self.waiting.aside():
+            print(one_line(text), file=sys.stderr, flush=True)
+
+    def answer(self, answer: Answer, name: str | None = None) -> None:
+        """An answer, whole."""
+        if self.as_json:
+            row = {"text": answer.text, "finish": answer.finish}
+            self._object(name, row, answer.usage, answer.timings)
+        else:
+            self._text(answer.text, name)
+
+    def ranking(self, ranking: Ranking, name: str | None = None) -> None:
+        """A ranking: bars for a person, the best label down a pipe, all of it as JSON."""
+        if self.as_json:
+            row = {"best": ranking.best, "labels": [asdict(label) for label in ranking]}
+            self._object(name, row, ranking.usage, ranking.timings)
+        elif self.person:
+            self._bars(ranking, name)
+        else:
+            self._text(ranking.best, name)
+
+    def stream(self, stream: Stream) -> Answer:
+        """Words as they come, to a person. Where it is broken off, the line is ended."""
+        try:
+            for piece in stream:
+                self.waiting.end()
+                print(CONTROL.sub("", piece), end="", flush=True)
+        finally:
+            self.waiting.end()
+            print(flush=True)
+        return stream.answer
+
+    def _text(self, text: str, name: str | None) -> None:
+        with self.waiting.aside():
+            if self.person:
+                self._name(name, end=": ")
+                print(CONTROL.sub("", text), flush=True)
+            elif self.names and name is not None:
+                print(f"{one_line(name)}: {one_line(text)}", flush=True)
+            else:
+                print(text, flush=True)
+
+    def _bars(self, ranking: Ranking, name: str | None) -> None:
+        from rich.bar import Bar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        for label in ranking.labels[:MOST_BARS]:
+            bar = Bar(1.0, 0.0, label.probability, width=BAR_WIDTH, color="cyan")
+            table.add_row(one_line(label.label), bar, f"{label.probability:6.1%}")
+        with self.waiting.aside():
+            self._name(name, end="\n")
+            self.console.print(table)
+            if len(ranking) > MOST_BARS:
+                print(f"and {len(ranking) - MOST_BARS} less likely (--json lists all)", flush=True)
+
+    def _name(self, name: str | None, *, end: str) -> None:
+        if self.names and name is not None:
+            from rich.text import Text
+
+            self.console.print(Text(one_line(name), "cyan"), end=end)
+
+    def _object(self, name: str | None, row: dict[str, Any], usage: Usage, timings: Timings) -> None:
+        about = {} if name is None else {"image": name}
+        seconds = {key: round(value, 4) for key, value in asdict(timings).items()}
+        self.row({**about, **row, "usage": asdict(usage), "timings": seconds})
+
+    def row(self, row: dict[str, Any]) -> None:
+        """One line of JSON."""
+        is_unicode = sys.stdout.encoding.lower() in ("utf-8", "utf8")
+        with self.waiting.aside():
+            print(json.dumps(row, ensure_ascii=not is_unicode), flush=True)

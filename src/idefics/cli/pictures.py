@@ -1,0 +1,162 @@
+"""What people type -> pictures with names, and the words among them.
+
+Knows files, patterns and addresses; does not know models.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics.errors import BadPicture
+from idefics.messages import Picture
+
+if TYPE_CHECKING:
+    from idefics.processing.fetch import Fetcher
+
+STDIN = "-"
+# One word with a slash, a star or a suffix. A question mark makes no pattern of it: words end with one.
+FILE_LIKE = re.compile(r"\S*(?:[/*]\S*|\.[A-Za-z0-9]{1,5})")
+LONGEST_NAME = 100  # of what did not exist, in messages
+
+
+@dataclass(frozen=True)
+class Named:
+    """A picture and what its answer is headed with."""
+
+    name: str
+    picture: Picture
+
+
+def split_words(arguments: Sequence[str], prompt: str | None) -> tuple[list[str], str | None]:
+    """The names of pictures, and the words: `prompt`, else the last argument unless it reads like a picture."""
+    if prompt is not None:
+        return list(arguments), prompt
+    if arguments and not reads_like_picture(arguments[-1]):
+        return list(arguments[:-1]), arguments[-1]
+    return list(arguments), None
+
+
+def reads_like_picture(argument: str) -> bool:
+    """Whether an argument is an address, a file or a folder, or looks as if it were meant to be one."""
+    from idefics.processing.fetch import is_remote
+
+    is_typed_so = argument == STDIN or is_remote(argument) or FILE_LIKE.fullmatch(argument) is not None
+    return is_typed_so or _exists(argument)
+
+
+def reads_like_words(argument: str) -> bool:
+    """Whether an argument in a picture's place is a sentence: it has a space, and is no file, pattern or address."""
+    if " " not in argument or _exists(argument) or glob.glob(argument):
+        return False
+    from idefics.processing.processor import SUFFIXES
+
+    return not argument.lower().endswith(SUFFIXES)
+
+
+def names_many(arguments: Sequence[str]) -> bool:
+    """Whether more than one picture was asked for: several arguments, a folder or a pattern."""
+    return len(arguments) > 1 or any(_exists(name) and Path(name).is_dir() or _is_pattern(name) for name in arguments)
+
+
+def find(arguments: Iterable[str], refuse: Callable[[str], None]) -> list[Named]:
+    """The pictures that arguments stand for, in their order; arguments that stand for none are refused."""
+    found: list[Named] = []
+    for argument in arguments:
+        try:
+            if _is_pattern(argument):
+                found += find(_matches(argument), refuse)
+            else:
+                found += _pictures(argument)
+        except BadPicture as error:
+            refuse(str(error))
+    return found
+
+
+def opened(named: Named, fetcher: Fetcher) -> Named:
+    """The same picture, known to be one; what is remote has been fetched, once.
+
+    Raises:
+        BadPicture: it cannot be had or read; the message begins with its name.
+    """
+    from idefics.processing.fetch import is_remote
+    from idefics.processing.images import open_picture
+
+    picture = named.picture
+    try:
+        if isinstance(picture.source, str) and is_remote(picture.source):
+            picture = Picture(fetcher.get(picture.source))
+        open_picture(picture, fetcher)
+    except BadPicture as error:
+        raise BadPicture(about(named, error)) from None
+    return Named(named.name, picture)
+
+
+def about(named: Named, error: Exception) -> str:
+    """An error's message, beginning with the picture that it is about."""
+    name = "standard input" if named.name == STDIN else named.name
+    return str(error) if str(error).startswith(name) else f"{name}: {error}"
+
+
+def standard_input() -> Picture:
+    """The picture whose bytes are sent into the command."""
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise BadPicture("standard input is empty: send the bytes of a picture into it")
+    return Picture(data)
+
+
+def _pictures(argument: str) -> Iterator[Named]:
+    from idefics.processing.fetch import is_remote, short
+
+    if argument == STDIN:
+        yield Named(STDIN, standard_input())
+    elif is_remote(argument):
+        yield Named(short(argument), Picture(argument))
+    elif not _exists(argument):
+        raise BadPicture(f"{argument[:LONGEST_NAME] or 'an empty name'}: no such file")
+    elif Path(argument).is_dir():
+        yield from _in_folder(Path(argument))
+    else:
+        yield Named(argument, Picture(Path(argument)))
+
+
+def _in_folder(folder: Path) -> Iterator[Named]:
+    """The pictures of a folder by their suffixes, sorted; not those of the folders in it, nor hidden ones."""
+    from idefics.processing.processor import SUFFIXES
+
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise BadPicture(f"{folder} cannot be read: {error.strerror}") from None
+    paths = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if not paths:
+        raise BadPicture(f"{folder}: no picture in this folder (none ends in {', '.join(SUFFIXES)})")
+    for path in paths:
+        yield Named(str(path), Picture(path))
+
+
+def _matches(pattern: str) -> list[str]:
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        raise BadPicture(f"{pattern[:LONGEST_NAME]}: no file fits this pattern")
+    return matches
+
+
+def _is_pattern(argument: str) -> bool:
+    """Whether an argument is a pattern that the shell has left as it is."""
+    from idefics.processing.fetch import is_remote
+
+    return glob.has_magic(argument) and not _exists(argument) and not is_remote(argument)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return name != "" and Path(name).exists()
+    except (OSError, ValueError):  # longer than any file's name, or with a null character in it
+        return False

@@ -1,0 +1,98 @@
+"""A run over the pictures that somebody named: answers come as soon as they can, and one bad picture spoils no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from idefics.cli.flags import ModelFlags
+from idefics.cli.loading import Loader
+from idefics.cli.output import Screen
+from idefics.cli.pictures import Named, about, find, names_many, opened
+from idefics.config import EngineConfig
+from idefics.errors import BadPicture, PromptTooLong
+from idefics.messages import Answer, Picture, Ranking
+from idefics.tasks.shots import read_shots
+
+if TYPE_CHECKING:
+    from idefics import Idefics
+
+Result = TypeVar("Result", Answer, Ranking)
+
+
+class Round:
+    """Pictures, and the model that answers about them; it is loaded when the first has turned out to be one.
+
+    Args:
+        arguments: what was typed for the pictures.
+        shots: file of worked examples.
+        screen: is told what is refused and how far the round has come.
+        loader: loads what `model` says.
+
+    Raises:
+        BadPrompt: the file of shots is not one.
+        BadPicture: no picture was named.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], shots: Path | None, screen: Screen, model: ModelFlags, loader: Loader
+    ) -> None:
+        from idefics.processing.fetch import Fetcher
+
+        if not arguments:
+            raise BadPicture("no picture given: name a file, a folder, an address, or - for standard input")
+        self.screen, self.model, self.loader = screen, model, loader
+        self.shots = [] if shots is None else read_shots(shots)
+        self.fetcher = Fetcher(policy=model.remote_images)
+        self.pictures = find(arguments, screen.refuse)
+        screen.names = names_many(arguments)
+
+    @cached_property
+    def vlm(self) -> Idefics:
+        """The model, with the shots."""
+        return self.loader(self.model, self.screen).with_shots(self.shots)
+
+    def opened(self, pictures: Iterable[Named]) -> Iterator[Named]:
+        """Those pictures that can be read; the others are refused."""
+        for named in pictures:
+            try:
+                yield opened(named, self.fetcher)
+            except BadPicture as error:
+                self.screen.refuse(str(error))
+
+    def replies(
+        self, reply: Callable[[Idefics, list[Picture]], list[Result]]
+    ) -> Iterator[tuple[Result, str]]:
+        """Each result with its picture's name. `reply` answers several pictures together."""
+        done = 0
+        for few in _growing(self.pictures):
+            if sound := list(self.opened(few)):
+                vlm = self.vlm
+                self.screen.waiting.count("Answering", len(self.pictures), done)
+                yield from self._together(sound, lambda pictures, vlm=vlm: reply(vlm, pictures))
+            done += len(few)
+
+    def _together(
+        self, pictures: Sequence[Named], reply: Callable[[list[Picture]], list[Result]]
+    ) -> Iterator[tuple[Result, str]]:
+        """One call for all; where one of them is too much for the model, one by one."""
+        try:
+            results = reply([named.picture for named in pictures])
+        except PromptTooLong as error:
+            if len(pictures) == 1:
+                self.screen.refuse(about(pictures[0], error))
+                return
+            for named in pictures:
+                yield from self._together([named], reply)
+        else:
+            yield from ((result, named.name) for named, result in zip(pictures, results, strict=True))
+
+
+def _growing(pictures: Sequence[Named]) -> Iterator[Sequence[Named]]:
+    """One picture, then two, then four, up to as many as the engine answers side by side."""
+    start, size = 0, 1
+    while start < len(pictures):
+        yield pictures[start : start + size]
+        start, size = start + size, min(2 * size, EngineConfig().batch_rows)

@@ -1,0 +1,212 @@
+"""The commands that answer about pictures: caption, complete, ask, classify and write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from idefics.cli import look
+from idefics.cli.flags import ModelFlags, OutputFlags, Pictures, Prompt, SamplingFlags, Shots
+from idefics.cli.output import Screen
+from idefics.cli.pictures import reads_like_words, split_words
+from idefics.cli.rounds import Round
+from idefics.errors import BadPrompt, BadSetting
+from idefics.messages import Answer
+from idefics.tasks import TASKS
+from idefics.tasks.classify import checked
+from idefics.tasks.record import Task
+from idefics.tasks.write import STORY
+
+if TYPE_CHECKING:
+    from idefics.pipeline import Stream
+
+UNSAID = {"write": STORY}  # the words of a task that can do without the caller's
+
+PICTURES = """
+A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
+One picture gives its answer alone; several, a folder or a pattern give one line each, "name: answer".
+What cannot be read is refused on standard error and the rest is answered; the exit code is then 2.
+"""
+
+_label = partial(typer.Option, rich_help_panel="Labels")
+Labels = Annotated[
+    str | None, _label("--labels", metavar="LABEL,LABEL", help="What to choose from, with commas between.")
+]
+Label = Annotated[
+    list[str] | None, _label("--label", metavar="LABEL", help="One label, which may hold a comma; repeatable.")
+]
+LengthNormalized = Annotated[
+    bool, _label("--length-normalized", help="Divide each label's score by its number of tokens.")
+]
+Calibrated = Annotated[
+    bool, _label("--calibrated", help="Subtract what the model says of a plain grey picture.")
+]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the help of a command says beside the task's own line."""
+
+    usage: str
+    remark: str
+    examples: tuple[str, ...]
+
+
+PAGES = {
+    "caption": Page(
+        "PICTURE...",
+        "It takes no words; `idefics ask` and `idefics complete` do.",
+        (
+            "idefics caption photo.jpg",
+            "idefics caption photos/ > captions.txt",
+            "idefics caption photo.jpg --shots shots.jsonl",
+            "cat photo.jpg | idefics caption - --json",
+        ),
+    ),
+    "complete": Page(
+        "PICTURE... TEXT",
+        "The text comes last, in quotes, or by --prompt; the answer begins with it.",
+        (
+            'idefics complete photo.jpg "This is an image of"',
+            'idefics complete *.jpg "The ground is" --max-new-tokens 12',
+        ),
+    ),
+    "ask": Page(
+        "PICTURE... QUESTION",
+        "The question comes last, in quotes, or by --prompt.",
+        (
+            'idefics ask photo.jpg "What is on the table?"',
+            'idefics ask *.jpg "How many people are there?"',
+            'idefics ask photo.jpg --prompt "Is it day or night?" --json',
+        ),
+    ),
+    "classify": Page(
+        "PICTURE... --labels LABEL,LABEL",
+        "Down a pipe only the best label is printed; --json gives all of them with their probabilities.",
+        (
+            'idefics classify photo.jpg --labels "cat,dog,bird"',
+            'idefics classify photo.jpg --label "red, round" --label "blue, square"',
+            'idefics classify photos/ --labels "indoors,outdoors" --calibrated --json',
+        ),
+    ),
+    "write": Page(
+        "PICTURE... [INSTRUCTION]",
+        "The instruction comes last, in quotes, or by --prompt.",
+        (
+            "idefics write photo.jpg",
+            'idefics write photo.jpg "Write a short advertisement for this." --max-new-tokens 120',
+            "idefics write photo.jpg --temperature 0.8 --top-p 0.95 --seed 7",
+        ),
+    ),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds a command for each task."""
+    for task in TASKS.values():
+        page = PAGES[task.name]
+        run = {"caption": _caption, "classify": _classify}.get(task.name) or _with_words(task)
+        help = f"{task.help}\n\n{page.remark}\n{PICTURES}"
+        look.add(app, task.name, run, help=help, usage=page.usage, examples=page.examples)
+
+
+def _caption(
+    context: typer.Context,
+    arguments: Pictures,
+    shots: Shots = None,
+    *,
+    model: ModelFlags,
+    sampling: SamplingFlags,
+    output: OutputFlags,
+) -> int:
+    _refuse_words(arguments, "caption takes no words (`idefics ask` takes a question)")
+    return _say(TASKS["caption"], context, arguments, "", shots, model, sampling, output)
+
+
+def _with_words(task: Task) -> look.Run:
+    """The command of a task that takes the caller's words."""
+
+    def run(
+        context: typer.Context,
+        arguments: Pictures,
+        prompt: Prompt = None,
+        shots: Shots = None,
+        *,
+        model: ModelFlags,
+        sampling: SamplingFlags,
+        output: OutputFlags,
+    ) -> int:
+        names, words = split_words(arguments, prompt)
+        words = UNSAID.get(task.name) if words is None else words.strip()
+        if not words:
+            last = f": {names[-1]!r} reads like a picture" if names else ""
+            raise BadPrompt(f"the {task.words} is missing{last}; give it last, in quotes, or by --prompt")
+        return _say(task, context, names, words, shots, model, sampling, output)
+
+    return run
+
+
+def _say(
+    task: Task,
+    context: typer.Context,
+    arguments: Sequence[str],
+    words: str,
+    shots: Path | None,
+    model: ModelFlags,
+    sampling: SamplingFlags,
+    output: OutputFlags,
+) -> int:
+    options = sampling.options()
+    with Screen(context.command_path, as_json=output.json) as screen:
+        round = Round(arguments, shots, screen, model, context.obj)
+        if screen.person and not screen.names:
+            for named in round.opened(round.pictures):
+                stream = round.vlm.run(task, named.picture, words, stream=True, **options)
+                screen.stream(cast("Stream", stream))
+        else:
+            said = round.replies(
+                lambda vlm, several: cast("list[Answer]", vlm.run(task, several, words, **options))
+            )
+            for answer, name in said:
+                screen.answer(answer, name)
+        return screen.code
+
+
+def _classify(
+    context: typer.Context,
+    arguments: Pictures,
+    labels: Labels = None,
+    label: Label = None,
+    length_normalized: LengthNormalized = False,
+    calibrated: Calibrated = False,
+    shots: Shots = None,
+    *,
+    model: ModelFlags,
+    output: OutputFlags,
+) -> int:
+    _refuse_words(arguments, 'labels are given as --labels "cat,dog"')
+    wanted = [*(labels.split(",") if labels else ()), *(label or ())]
+    if not wanted:
+        raise BadSetting('no labels given: --labels "cat,dog", or --label cat --label dog')
+    wanted = checked(wanted)
+    with Screen(context.command_path, as_json=output.json) as screen:
+        round = Round(arguments, shots, screen, model, context.obj)
+        rankings = round.replies(
+            lambda vlm, several: vlm.classify(
+                several, wanted, length_normalized=length_normalized, calibrated=calibrated
+            )
+        )
+        for ranking, name in rankings:
+            screen.ranking(ranking, name)
+        return screen.code
+
+
+def _refuse_words(arguments: Sequence[str], remark: str) -> None:
+    for argument in arguments:
+        if reads_like_words(argument):
+            raise BadPrompt(f"{argument!r} is not a picture, and {remark}")

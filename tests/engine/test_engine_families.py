@@ -1,0 +1,82 @@
+"""The engine with the real families, tiny and random: cached equals uncached, beams equal transformers'."""
+
+import pytest
+import torch
+
+from idefics.config import EngineConfig, Sampling
+from idefics.engine.engine import Engine
+from idefics.engine.request import Request, Sequence
+from idefics.engine.slow import SlowTwin, slow_greedy
+from models import tiny
+
+FAMILIES = pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["beside", "text"])
+BESIDE = ["t", "ttttt", "1tt", "tt1t1", "t1t1tet1t", "1te1te", "1t1t1t1t1t", "tte"]
+TEXT = ["t", "ttttt", "1tt", "tt3", "t1tt2ttt", "4t1t", "1t1t1t1t1t", "5"]
+
+
+def prompts_for(model):
+    return [tiny.prompt(model, scene) for scene in (BESIDE if model.config.cross else TEXT)]
+
+
+def answered(model, prompts, **sampling):
+    rows = [Sequence(Request(asked, Sampling(**sampling), frozenset({7, 8, 9}))) for asked in prompts]
+    for _ in Engine(model, EngineConfig(batch_rows=5, encode_frames=3)).run(rows):
+        pass
+    return [one.ids for one in rows]
+
+
+@FAMILIES
+def test_cached_generation_equals_the_slow_twin(raw):
+    model = tiny.model_of(raw)
+    prompts = prompts_for(model)
+    fast = answered(model, prompts, max_new_tokens=15)
+    assert fast == [slow_greedy(model, asked, 15, stop_ids={7, 8, 9}) for asked in prompts]
+    assert len({len(ids) for ids in fast}) > 1
+
+
+@FAMILIES
+def test_scores_equal_one_uncached_pass_each(raw):
+    model = tiny.model_of(raw)
+    endings = [(5,), (6, 7, 8), (6, 7), (9, 10, 11, 12, 13)]
+    for asked in prompts_for(model):
+        scores = Engine(model, EngineConfig()).score(asked, endings)
+        twin = SlowTwin(model, asked)
+        for ending, score in zip(endings, scores, strict=True):
+            with torch.inference_mode():
+                h = twin.hidden(ending)[len(asked) - 1 : -1]
+                slow = model.logits(h).log_softmax(-1)[range(len(ending)), ending]
+            torch.testing.assert_close(torch.tensor(score), slow, rtol=0, atol=1e-5)
+
+
+@FAMILIES
+@pytest.mark.parametrize("beams", [1, 3])
+def test_answers_equal_those_of_transformers(raw, beams, tmp_path):
+    reference, model = tiny.pair(tmp_path, raw)
+    engine = Engine(model, EngineConfig())
+    for asked in prompts_for(model):
+        if not asked.pictures:
+            continue
+        one = Sequence(Request(asked, Sampling(max_new_tokens=10, num_beams=beams), frozenset({7, 8, 9})))
+        engine.beam(one)
+        assert one.ids == generated(reference, asked, beams)
+
+
+def generated(reference, asked, beams):
+    """transformers' answer, without its stop id."""
+    ids = torch.tensor([asked.ids])
+    frames = [frame for tiles in asked.pictures for frame in tiles.frames]
+    extra = {"pixel_values": torch.stack([torch.from_numpy(frame) for frame in frames])[None]}
+    if reference.config.model_type == "idefics":
+        sees = torch.tensor(asked.sees)
+        extra["image_attention_mask"] = (sees[:, None] == torch.arange(len(frames)))[None].long()
+    out = reference.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=10,
+        num_beams=beams,
+        do_sample=False,
+        eos_token_id=[7, 8, 9],
+        pad_token_id=0,
+        **extra,
+    )[0, ids.shape[1] :].tolist()
+    return out[:-1] if out[-1] in (7, 8, 9) else out

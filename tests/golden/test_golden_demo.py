@@ -1,0 +1,46 @@
+"""The demo checkpoints say about the bundled pictures what they said when they were released.
+
+After new weights: `python scripts/evaluate_demo.py --write-golden`.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import idefics
+from recipe.golden import CALLS, PICTURES, Call, answer
+
+HERE = Path(__file__).parent
+CHECKPOINTS = ("demo", "demo-idefics1")
+
+
+def written(name):
+    rows = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+    return [
+        (Call(row["verb"], tuple(row["pictures"]), tuple(row["words"])), row["text"], row["logprobs"])
+        for row in rows
+    ]
+
+
+@cache
+def load(name):
+    return idefics.load(name, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_call_is_written_down(name):
+    assert tuple(call for call, _, _ in written(name)) == CALLS
+    assert {picture for call in CALLS for picture in call.pictures} == {
+        path.stem for path in PICTURES.glob("*.png")
+    }
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.verb}-{'-'.join(call.pictures)}")
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_answers_stay_the_same(name, call):
+    _, text, logprobs = next(row for row in written(name) if row[0] == call)
+    said, likely = answer(load(name), call)
+    assert said == text
+    assert likely == pytest.approx(logprobs, abs=1e-3)

@@ -1,0 +1,148 @@
+"""Names of weights as old files have them, and files that do not fit."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from idefics.errors import UnsupportedModel, WeightsMismatch
+from models import tiny
+
+
+@pytest.fixture(params=["idefics1", "idefics3"])
+def folder(request, tmp_path):
+    return tiny.write(tmp_path, {"idefics1": tiny.IDEFICS1, "idefics3": tiny.IDEFICS3}[request.param])
+
+
+def rewrite(folder, change):
+    """The weights after `change` has seen them as a dict."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, file)
+
+
+def same(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_computed_is_not_loaded(folder):
+    """Files of transformers 4.33 hold frequencies; positions stored in bfloat16 are wrong from 257 on."""
+    expected = tiny.load(folder)
+
+    def add(weights):
+        for layer in (
+            "layers.0.self_attn",
+            "text_model.layers.0.self_attn",
+            "gated_cross_attn_layers.0.cross_attn",
+        ):
+            weights[f"model.{layer}.rotary_emb.inv_freq"] = torch.randn(6)
+        weights["model.vision_model.embeddings.position_ids"] = torch.arange(300.0).bfloat16()[None]
+
+    rewrite(folder, add)
+    assert same(tiny.load(folder), expected)
+
+
+def test_idefics3_names_of_the_training_code(tmp_path):
+    """The decoder without `text_model`, the additional rows of both tables apart, and SigLIP's pooling head."""
+    folder = tiny.write(tmp_path, tiny.IDEFICS3)
+    expected = tiny.load(folder)
+
+    def age(weights):
+        for name in list(weights):
+            if name.startswith("model.text_model."):
+                weights[name.replace("model.text_model.", "model.")] = weights.pop(name)
+        for new, old, extra in (
+            (
+                "model.connector.modality_projection.proj.weight",
+                "model.modality_projection.proj.weight",
+                None,
+            ),
+            (
+                "model.embed_tokens.weight",
+                "model.embed_tokens.weight",
+                "model.embed_tokens.additional_embedding.weight",
+            ),
+            ("lm_head.weight", "lm_head.weight", "additional_fc.weight"),
+        ):
+            weight = weights.pop(new)
+            if extra:
+                weight, weights[extra] = weight[:61], weight[61:]
+            weights[old] = weight
+        weights["model.vision_model.head.probe"] = torch.randn(1, 1, 32)
+        weights["model.vision_model.head.mlp.fc1.weight"] = torch.randn(64, 32)
+
+    rewrite(folder, age)
+    assert same(tiny.load(folder), expected)
+
+
+def test_idefics1_head_at_the_top(tmp_path):
+    folder = tiny.write(tmp_path, tiny.IDEFICS1)
+    expected = tiny.load(folder)
+
+    def age(weights):
+        weights["additional_fc.weight"] = weights.pop("lm_head.additional_fc.weight")
+
+    rewrite(folder, age)
+    assert same(tiny.load(folder), expected)
+
+
+def test_all_that_does_not_fit_is_listed(folder):
+    def spoil(weights):
+        name = next(name for name in weights if name.endswith("layers.1.mlp.gate_proj.weight"))
+        weights["model.surplus.weight"] = weights.pop(name)
+        weights["lm_head.weight"] = weights["lm_head.weight"][:, :-1]
+
+    rewrite(folder, spoil)
+    with pytest.raises(WeightsMismatch) as mismatch:
+        tiny.load(folder)
+    assert len(mismatch.value.missing) == 1
+    assert mismatch.value.missing[0].endswith("layers.1.mlp.gate_proj.weight")
+    assert mismatch.value.unused == ("model.surplus.weight",)
+    assert list(mismatch.value.shapes) == ["lm_head.weight"]
+
+
+def test_biases_that_the_config_does_not_promise_are_not_passed_over(folder):
+    """A decoder with biases is another decoder."""
+
+    def add(weights):
+        name = next(
+            name
+            for name in weights
+            if name.endswith("layers.0.self_attn.q_proj.weight") and "vision" not in name
+        )
+        weights[name.replace("weight", "bias")] = torch.randn(48)
+
+    rewrite(folder, add)
+    with pytest.raises(WeightsMismatch, match=r"1 unused \(model\..*q_proj\.bias\)"):
+        tiny.load(folder)
+
+
+@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+def test_tied_tables_may_be_stored_twice_but_not_differ(tmp_path, raw):
+    folder = tiny.write(tmp_path, {**raw, "tie_word_embeddings": True})
+    expected = tiny.load(folder)
+
+    def double(weights):
+        weights["lm_head.weight"] = next(
+            w for name, w in weights.items() if "embed_tokens.weight" in name
+        ).clone()
+
+    rewrite(folder, double)
+    assert same(tiny.load(folder), expected)
+    rewrite(folder, lambda weights: weights["lm_head.weight"].add_(1))
+    with pytest.raises(UnsupportedModel, match="tie_word_embeddings"):
+        tiny.load(folder)
+
+
+@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_gives_logits(tmp_path, raw, dtype):
+    """Loaded in another dtype than stored; near what float32 says."""
+    tiny.write(tmp_path, raw)
+    exact, half = tiny.load(tmp_path), tiny.load(tmp_path, dtype)
+    assert {weight.dtype for weight in half.parameters()} == {dtype}
+    prompts = [tiny.prompt(exact, scene) for scene in ("ttt", "t1tt1t")]
+    for wanted, got in zip(tiny.logits(exact, prompts), tiny.logits(half, prompts), strict=True):
+        assert got.dtype == dtype
+        assert (got - wanted).square().mean().sqrt() < 0.05 * wanted.square().mean().sqrt()

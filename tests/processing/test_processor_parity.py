@@ -1,0 +1,101 @@
+"""Ids, frames and masks equal the reference processors', where those are right."""
+
+import random
+import warnings
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from idefics.messages import Picture, assistant, user
+from processing.test_chat import SMOLVLM
+from processing.test_processor import BESIDE, BESIDE_PLAN, PLAIN_TAGS, SQUARE, TILES, TILES_PLAN, WIDE
+from processing.tokenizers_tiny import byte_level, legacy_llama
+
+PICTURES = [PIL.Image.fromarray(array) for array in (WIDE, SQUARE)]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """(Idefics 1's, and the tiles' with and without tags in the vocabulary) as transformers has them.
+
+    Its own tokenizer classes rebuild tokenizer.json and lose the blanks after special tokens; the generic one
+    takes the file literally.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers talks about torchvision
+        pytest.importorskip("transformers")
+        from transformers import PreTrainedTokenizerFast
+        from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
+        from transformers.models.idefics.processing_idefics import IdeficsProcessor
+        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+        from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+
+        llama = PreTrainedTokenizerFast(
+            tokenizer_object=legacy_llama(), bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+        )
+        beside = IdeficsProcessor(
+            IdeficsImageProcessorPil(
+                image_size=BESIDE_PLAN.side,
+                image_mean=list(BESIDE_PLAN.mean),
+                image_std=list(BESIDE_PLAN.std),
+            ),
+            llama,
+        )
+        tiles = [
+            Idefics3Processor(
+                Idefics3ImageProcessorPil(
+                    size={"longest_edge": TILES_PLAN.longest},
+                    max_image_size={"longest_edge": TILES_PLAN.side},
+                ),
+                PreTrainedTokenizerFast(tokenizer_object=byte_level(tags=tags), pad_token="<|im_end|>"),
+                image_seq_len=TILES_PLAN.tokens,
+                chat_template=SMOLVLM,
+            )
+            for tags in (True, False)
+        ]
+    return beside, *tiles
+
+
+def frames(prompt):
+    return [frame for picture in prompt.pictures for frame in picture.frames]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_raw_prompts_beside_the_text(reference, seed):
+    choice = random.Random(seed)
+    texts = ["User:", " a cat ", "\nAssistant: yes", " ", "", "<end_of_utterance>", "</s>", "日\n"]
+    items = [choice.choice([*texts, *PICTURES]) for _ in range(choice.randint(1, 9))]
+    # The switch is given: transformers 5 no longer finds the token by itself.
+    theirs = reference[0](text=[items], add_end_of_utterance_token=True)
+    ours = BESIDE.raw(items, add_end_of_utterance_token=True)
+    assert list(ours.ids) == theirs["input_ids"][0].tolist()
+    mask = theirs["image_attention_mask"][0].numpy()  # (tokens, pictures), one-hot or zero
+    assert list(ours.sees) == [int(row.argmax()) if row.any() else -1 for row in mask]
+    if ours.pictures:
+        np.testing.assert_allclose(np.stack(frames(ours)), theirs["pixel_values"][0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_chats_with_tiles(reference, tags):
+    ours, theirs = (TILES, reference[1]) if tags else (PLAIN_TAGS, reference[2])
+    turns = [
+        user(Picture(PICTURES[0]), "What is this?"),
+        assistant("A wall."),
+        user("And that: ", Picture(PICTURES[1]), Picture(PICTURES[0])),
+    ]
+    dicts = [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in turn.parts
+            ],
+        }
+        for turn in turns
+    ]
+    text = theirs.apply_chat_template(dicts, add_generation_prompt=True)
+    expected = theirs(text=text, images=[PICTURES[0], PICTURES[1], PICTURES[0]])
+    prompt = ours.chat(turns)
+    assert list(prompt.ids) == expected["input_ids"][0]
+    np.testing.assert_allclose(np.stack(frames(prompt)), expected["pixel_values"][0], rtol=0, atol=1e-6)

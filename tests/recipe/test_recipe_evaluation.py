@@ -1,0 +1,177 @@
+"""The evaluation's own scoring: a checkpoint that knows everything gets full marks, one that knows nothing none."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+import evaluate_demo
+from idefics import Picture
+from picturebook import CATALOG, make
+from picturebook.captions import caption, lower_caption
+from picturebook.stories import story
+from recipe.evaluation import BEGINNING, FORMS, TESTS, Trial, fits, things_in
+
+NUMBER = 25
+
+
+def look(scene):
+    """A "picture" that an oracle can read: the scene itself."""
+    return Picture(scene)
+
+
+def key(messages):
+    return tuple(
+        part.source if isinstance(part, Picture) else part for message in messages for part in message.parts
+    )
+
+
+class Oracle:
+    """Answers as `idefics.Idefics` would if it made no mistake, then through `spoil`."""
+
+    def __init__(self, samples, spoil=lambda text: text, shots=()):
+        self.samples, self.spoil, self.shots = samples, spoil, shots
+        self.known, self.seen = {}, []
+        for sample in samples:
+            said = []
+            for turn in sample.turns:
+                if turn.role == "assistant":
+                    self.known[tuple(said)] = turn.parts[0]
+                said += [sample.scenes[part] if isinstance(part, int) else part for part in turn.parts]
+
+    def answer(self, text):
+        return SimpleNamespace(text=self.spoil(text))
+
+    def chat(self, conversations):
+        self.seen += map(list, conversations)
+        return [self.answer(self.known.get(key(messages), "lost")) for messages in conversations]
+
+    def generate(self, prompts):
+        return [self.answer(self.known[key([SimpleNamespace(parts=prompt)])]) for prompt in prompts]
+
+    def caption(self, pictures):
+        if self.shots:
+            return self.ask(pictures, "Can you describe this image?")
+        return [self.answer(caption(picture.source)) for picture in pictures]
+
+    def ask(self, picture, question):
+        said = []
+        for shot in self.shots:
+            said += [shot.picture.source, question, shot.answer]
+        return self.answer(self.known[(*said, picture.source, question)])
+
+    def complete(self, pictures, words):
+        return [self.answer(f"{words} {lower_caption(picture.source)}") for picture in pictures]
+
+    def write(self, pictures):
+        return [self.answer(story(random.Random(0), picture.source)) for picture in pictures]
+
+    def classify(self, picture, labels):
+        (right,) = (
+            sample.turns[1].parts[0]
+            for sample in self.samples
+            if sample.scenes[0] == picture.source and ", ".join(labels) in sample.turns[0].parts[1]
+        )
+        return SimpleNamespace(best=self.spoil(right))
+
+    def with_shots(self, shots):
+        return Oracle(self.samples, self.spoil, shots)
+
+
+def trial(kind, spoil=lambda text: text):
+    rng = random.Random(7)
+    samples = [make(rng, "held-out", kind) for _ in range(NUMBER)]
+    return Trial(Oracle(samples, spoil), kind, samples, look)
+
+
+@pytest.mark.parametrize("kind", TESTS)
+def test_who_knows_everything_gets_full_marks(kind):
+    marks = list(TESTS[kind](trial(kind)))
+    assert len(marks) >= NUMBER
+    assert all(mark.right for mark in marks), [mark for mark in marks if not mark.right][:3]
+
+
+@pytest.mark.parametrize("kind", TESTS)
+def test_who_knows_nothing_gets_none(kind):
+    marks = list(TESTS[kind](trial(kind, lambda text: "A unicorn.")))
+    assert not any(mark.right for mark in marks)
+
+
+def test_conversations_go_on_with_what_the_model_said_itself():
+    talk = trial("chat", lambda text: text + " I think")
+    marks = list(TESTS["chat"](talk))
+    second = [messages for messages in talk.vlm.seen if len(messages) == 3]
+    assert second
+    assert all(messages[1].parts[0].endswith(" I think") for messages in second)
+    follow_ups = [mark for mark in marks if mark.test == "chat/follow-up"]
+    assert len(follow_ups) == sum(len(sample.turns) // 2 - 2 for sample in talk.samples)
+
+
+def test_a_caption_may_be_right_in_its_things_alone():
+    spoiled = list(TESTS["caption"](trial("caption", lambda text: text.replace("ground", "grass"))))
+    assert {mark.right for mark in spoiled if mark.test == "caption"} == {False}
+    assert {mark.right for mark in spoiled if mark.test == "caption/things"} == {True}
+    assert things_in("A small puppy at the top and a large red circle on the left, on pink ground.") == [
+        "puppy",
+        "red circle",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "first", "right", "wrong"),
+    [
+        ("fact", "", "An image of a pig. Fun fact: bananas float in water.", "An image of a pig."),
+        ("fact", "", "An image of a car. Fun fact: cars have about thirty thousand parts.", "A car."),
+        ("upper", "", "TWO PUPPIES, AN OWL AND A RED CIRCLE", "TWO PUPPIES, AN OWL and A RED CIRCLE"),
+        ("upper", "", "A CHRISTMAS TREE", "CHRISTMAS TREE"),
+        ("counted", "", "2 puppies, 1 owl", "two puppies, 1 owl"),
+        ("counted", "", "1 Christmas tree", "1 Christmas trees."),
+        ("language", "rouge", "orange", "rot"),
+        ("language", "grün", "weiß", "weiß."),
+    ],
+)
+def test_forms(form, first, right, wrong):
+    assert FORMS[form](right, first)
+    assert not FORMS[form](wrong, first)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_can_be_right_and_the_content_wrong(form):
+    """What another picture's answer would have been has the form, and never the content."""
+    for mark in TESTS[f"shots/{form}"](trial(f"shots/{form}")):
+        others = {
+            "fact": "An image of a key. Fun fact: keys were first made of wood.",
+            "upper": "FOUR KEYS",
+            "counted": "4 keys",
+        }
+        if mark.test.endswith("/form") and form in others:
+            assert FORMS[form](others[form], mark.asked)
+            assert others[form] != mark.wanted
+
+
+def test_stories_name_the_things_the_ground_and_the_time():
+    rng = random.Random(8)
+    for _ in range(40):
+        sample = make(rng, "held-out", "story")
+        (scene,), text = sample.scenes, sample.turns[1].parts[0]
+        assert fits(text, scene)
+        absent = next(thing for thing in CATALOG[1:] if thing.name not in text and thing.plural not in text)
+        named = scene.items[0].thing
+        assert not fits(text.replace(named.plural, absent.plural).replace(named.name, absent.name), scene)
+        assert not fits(text.replace(f"{scene.ground} ground", "no ground"), scene)
+        assert not fits(text + (" It was a bright day." if scene.night else " It was a dark night."), scene)
+
+
+def test_the_table():
+    kinds = {kind: list(TESTS[kind](trial(kind))) for kind in TESTS if not kind.startswith("raw/")}
+    results = {"demo": [mark for marks in kinds.values() for mark in marks], "other": kinds["question/color"]}
+    short, long = (evaluate_demo.table(results, detailed).splitlines() for detailed in (False, True))
+    assert short[0] == "| % right | asked | goal | demo | other |"
+    assert f"| what colour | {NUMBER} | 95 | 100.0 | 100.0 |" in short
+    assert f"| yes or no | {2 * NUMBER} | 95 | 100.0 | – |" in short
+    assert not any("raw" in line for line in long)
+    assert set(short) < set(long)
+    joined = {test for row in evaluate_demo.ROWS for test in row.tests}
+    assert {mark.test for mark in results["demo"]} <= joined
+    assert joined - {mark.test for mark in results["demo"]} == {kind for kind in TESTS if "raw" in kind}
+    assert BEGINNING in short[-5] or any(BEGINNING in line for line in short)
