@@ -190,9 +190,8 @@ def test_python_blocks():
         for statement in ast.parse(source).body:
             shown = show(statement, namespace)
             said = expected.get(statement.end_lineno)
-            assert not (shown and said) or same(shown, said), (
-                f"README.md:{statement.end_lineno} shows:\n{shown}"
-            )
+            if shown and said is not None:
+                assert same(shown, said), f"README.md:{statement.end_lineno} shows:\n{shown}"
 
 
 def test_the_readme_is_short_and_has_examples_of_both_kinds():

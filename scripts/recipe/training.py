@@ -19,6 +19,7 @@ from idefics.nn.attention import DenseAttn
 from picturebook import MIX, sample
 from picturebook.things import COLORS, GROUNDS
 
+from .attention import TrainingAttn
 from .batches import NUMBER_OF_KINDS, Batch, Labels, batches, frames_of, labels_of
 from .checkpoints import Recipe, write_settings, write_weights
 from .encoding import Encoder
@@ -178,7 +179,7 @@ class Trainer:
         features, vision_loss, named = self._see(batch.frames, batch.labels)
         x = self.model.embed(batch.ids)
         if self.model.layout.cross_layers:
-            attn = DenseAttn(batch.rows, self.model.memory(features), batch.sees)
+            attn: DenseAttn = TrainingAttn(batch.rows, self.model.memory(features), batch.sees)
         else:
             x = x.index_put((batch.ids.eq(self.encoder.image).nonzero(as_tuple=True)), features.flatten(0, 1))
             attn = DenseAttn(batch.rows)

@@ -188,3 +188,37 @@ def test_beams_end_where_the_context_does():
     found = beam(fake("text"), long, num_beams=3)
     assert len(found.ids) == 3
     assert found.finish_reason == "length"
+
+
+class Bigrams(nn.Module):
+    """A language whose next token depends on the last alone; `table` holds log-probabilities."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = nn.Parameter(table)
+        self.layout = CacheLayout(
+            layers=1, kv_heads=1, head_size=1, cross_layers=0, max_positions=9, vocabulary=len(table)
+        )
+
+    def embed(self, ids):
+        return self.table[ids]
+
+    def forward(self, x, positions, attn):
+        return x
+
+    def logits(self, h):
+        return h
+
+
+def test_an_end_beyond_the_best_beams_is_lost():
+    """With two beams, an early end in third place is no answer, though its mean would win."""
+    start, good, fair, stop = range(4)
+    table = torch.full((40, 40), 1 / 39)
+    table[:, stop] = 0
+    table[start] = 0
+    table[start, [good, fair, stop]] = torch.tensor([0.5, 0.4, 0.1])
+    found = beam(Bigrams(table.log()), prompt("text", start), max_new_tokens=3, num_beams=2, stop_ids={stop})
+    assert found.ids[0] == good
+    assert found.finish_reason == "length"
+    wider = beam(Bigrams(table.log()), prompt("text", start), max_new_tokens=3, num_beams=3, stop_ids={stop})
+    assert (wider.ids, wider.finish_reason) == ([], "stop")

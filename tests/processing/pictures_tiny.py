@@ -32,7 +32,8 @@ BESIDE = ImagePlan(
     std=(0.26862954, 0.26130258, 0.27577711),
     tokens=1,
 )
-PLANS = {"tiles": TILES, "unsplit": UNSPLIT, "beside": BESIDE}
+UNEVEN = dataclasses.replace(TILES, longest=50)  # no multiple of the tile: no released checkpoint has that
+PLANS = {"tiles": TILES, "uneven": UNEVEN, "unsplit": UNSPLIT, "beside": BESIDE}
 
 
 def noise(height, width, channels, seed=0):

@@ -93,6 +93,19 @@ def test_only_one_blank_is_dropped_and_only_at_the_start(kind):
     assert "".join(pushed) + rest == " a  b"
 
 
+def with_tokens(*contents):
+    """A tokenizer that has these texts as single tokens, and their ids."""
+    library = byte_level()
+    library.add_tokens(list(contents))
+    return Tokenizer(library.to_str()), [library.token_to_id(content) for content in contents]
+
+
+def test_only_one_blank_of_a_token_of_blanks_is_dropped():
+    tokenizer, ids = with_tokens("   three")
+    pushed, _, _ = stream(tokenizer, ids)
+    assert pushed == ["  three"]
+
+
 @both
 def test_special_tokens_are_not_shown(kind):
     tokenizer = TOKENIZERS[kind]
@@ -128,6 +141,12 @@ def test_the_stop_string_that_is_complete_first_decides():
     assert detokenizer.text == "x a"
     _, _, detokenizer = stream(tokenizer, encode(tokenizer, "x abc"), ["c", "bc"])
     assert detokenizer.text == "x a"
+
+
+def test_stop_strings_inside_one_token():
+    tokenizer, ids = with_tokens("xabcy")
+    for stop, expected in ((["abc", "b"], "xa"), (["abc", "bc"], "x"), (["z", "c"], "xab")):
+        assert stream(tokenizer, ids, stop)[0] == [expected]
 
 
 def test_an_empty_stop_string_is_refused():

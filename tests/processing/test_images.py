@@ -116,6 +116,8 @@ def test_the_longest_edge_is_exact_and_the_other_even():
 def test_tiles_change_the_aspect_a_little():
     assert tile_multiple(2048, 1362, 512) == (2048, 1536)
     assert tile_multiple(1362, 2048, 512) == (1536, 2048)
+    assert tile_multiple(50, 16, 16) == (64, 32)  # the shorter follows the longer: int(64 / (50 / 16)) = 20
+    assert tile_multiple(16, 50, 16) == (32, 64)
 
 
 def test_tiles_are_row_by_row_and_the_whole_is_last():

@@ -131,6 +131,21 @@ def test_added_tokens_that_are_not_special_cannot_be_forged_either():
     assert ours.token_id("<loc_7>") not in ours.encode_pieces([plain("<loc_7>")])
 
 
+def test_the_last_segment_starts_at_the_last_honoured_token():
+    ours = OURS["legacy"]
+    end = trusted(f"{IMAGE}b")
+    pieces = [
+        trusted("<s>a"),
+        plain(IMAGE),
+        trusted(f"{FAKE}{end.text}"),
+        plain(f"c{TURN_END}"),
+        trusted("d"),
+    ]
+    assert ours.last_segment(pieces) == [end, *pieces[3:]]
+    assert ours.last_segment(pieces[1:2]) == pieces[1:2]
+    assert ours.last_segment([]) == []
+
+
 def test_every_segment_between_specials_gets_its_blank():
     """The legacy scheme; transformers 5 drops the "▁" after special tokens."""
     ours = OURS["legacy"]

@@ -1,6 +1,6 @@
 """`idefics demo`: every task about the bundled pictures, with a model that needs no network.
 
-The lines below are what anybody could type; they run through the same command line.
+The script is what anybody could type, and runs through the same command line.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import io
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ import typer
 
 from idefics.cli import look
 from idefics.cli.flags import Debug, ModelFlags
+from idefics.cli.loading import Loader
 from idefics.cli.output import Screen
 
 if TYPE_CHECKING:
@@ -27,50 +29,44 @@ if TYPE_CHECKING:
 HELP = """
 Answer every kind of question about the pictures inside the package. Needs no network.
 
-The demo models know only those pictures and others of the same picture book; `idefics models` has the ones for
-real photographs.
+The demo models know those pictures and others of the same picture book, nothing else; `idefics models` lists the ones
+for real photographs.
 """
 EXAMPLES = ("idefics demo",)
-SIDE = 20  # of a picture in the terminal: characters in a line, and twice as many as lines
+SIDE = 20  # of a drawn picture: characters in a line, and pixels in a column
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command line, and for a chat what is then typed into it."""
+    """A command line, and for a chat what is then typed."""
 
     line: str
     typed: tuple[str, ...] = ()
 
 
-SCRIPT: tuple[tuple[str, tuple[Step, ...]], ...] = (
-    (
-        "puppy.png",
-        (
-            Step("idefics caption puppy.png"),
-            Step('idefics complete puppy.png "This is an image of"'),
+SCRIPT: dict[str, tuple[Step, ...]] = {  # by the picture that is drawn beside it
+    "puppy.png": (
+        Step("idefics caption puppy.png"),
+        Step('idefics complete puppy.png "This is an image of"'),
+    ),
+    "statue.png": (
+        Step("cat shots.jsonl"),
+        Step("idefics caption statue.png --shots shots.jsonl"),
+    ),
+    "vegetables.png": (
+        Step('idefics ask vegetables.png "Where is the tomato?"'),
+        Step('idefics ask *.png "How many things are there?"'),
+    ),
+    "door.png": (Step('idefics classify door.png --labels "animal,building,vehicle,flower"'),),
+    "picnic.png": (Step("idefics write picnic.png"),),
+    "tower.png": (
+        Step(
+            "idefics chat tower.png",
+            ("What is in this image?", "/image statue.png", "And in this one?", "Where is it?"),
         ),
     ),
-    ("statue.png", (Step("idefics caption statue.png --shots shots.jsonl"),)),
-    ("vegetables.png", (Step('idefics ask vegetables.png "Where is the tomato?"'),)),
-    ("door.png", (Step('idefics classify door.png --labels "animal,building,vehicle,flower"'),)),
-    ("picnic.png", (Step("idefics write picnic.png"),)),
-    (
-        "tower.png",
-        (
-            Step(
-                "idefics chat tower.png",
-                ("What is in this image?", "/image statue.png", "And in this one?", "Where is it?"),
-            ),
-        ),
-    ),
-    (
-        "shapes.png",
-        (
-            Step('idefics generate shapes.png "This is an image of"'),
-            Step('idefics ask *.png "How many things are there?"'),
-        ),
-    ),
-)
+    "shapes.png": (Step('idefics generate shapes.png "In this image there is"'),),
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -78,41 +74,82 @@ def register(app: typer.Typer) -> None:
     look.add(app, "demo", _demo, help=HELP, examples=EXAMPLES)
 
 
-def _demo(
-    context: typer.Context,
-    model: Annotated[
-        str, typer.Option("--model", metavar="MODEL", help="Which of the demo models.", rich_help_panel="Model")
-    ] = "demo",
-    debug: Debug = False,
-) -> int:
+Model = Annotated[
+    str, typer.Option("--model", metavar="MODEL", rich_help_panel="Model", help="Which model answers.")
+]
+
+
+def _demo(context: typer.Context, model: Model = "demo", debug: Debug = False) -> int:
     from idefics.demo import pictures
 
     folder = pictures()[0].parent
     with Screen(context.command_path) as screen:
         vlm = context.obj(ModelFlags(model=model), screen)
-        print(f"cd {shlex.quote(str(folder))}\nexport IDEFICS_MODEL={model}\n")
         began = time.perf_counter()
+        print(f"$ cd {shlex.quote(str(folder))}\n$ export IDEFICS_MODEL={shlex.quote(model)}\n", flush=True)
         with chdir(folder):
-            for name, steps in SCRIPT:
-                code = _show(name, steps, lambda flags, screen: vlm, screen)
-                if code:
-                    return code
-        print(f"{time.perf_counter() - began:.1f} seconds. `idefics models` has the models for real photographs.")
+            for picture, steps in SCRIPT.items():
+                lines = [line for step in steps for line in _transcript(step, lambda flags, screen: vlm)]
+                _show(picture, lines, screen)
+        seconds = time.perf_counter() - began
+        print(f"All of that took {seconds:.1f} seconds. `idefics models` lists models for real photographs.")
     return 0
 
 
-def _show(name: str, steps: tuple[Step, ...], loader: Loader, screen: Screen) -> int:
-    """One picture, what is asked about it and what is answered."""
-    said: list[tuple[str, str]] = []
-    for step in steps:
-        code, answers = _run(step, loader)
-        if code:
-            return code
-        said.append((step.line, answers))
-    if screen.person:
-        from rich.table import Table
-        from rich.text import Text
+def _transcript(step: Step, loader: Loader) -> list[str]:
+    """What stands in a terminal once a step is done: what was typed and what came back."""
+    match shlex.split(step.line):
+        case ["cat", name]:
+            came = Path(name).read_text(encoding="utf-8").splitlines()
+        case ["idefics", *arguments]:
+            came = _answers(arguments, step.typed, loader)
+    if not step.typed:
+        return [f"$ {step.line}", *came]
+    answers = iter(came)
+    talk = [[f"> {line}"] if line.startswith("/") else [f"> {line}", next(answers)] for line in step.typed]
+    return [f"$ {step.line}", *chain.from_iterable(talk)]
 
-        lines = [part for line, answers in said for part in (Text(f"$ {line}", "cyan"), answers)]
-        table = Table.grid(padding=(0, 2))
-        table.add_row(_drawn(Path(name)), Text("\n").join(lines))
+
+def _answers(arguments: Sequence[str], typed: Sequence[str], loader: Loader) -> list[str]:
+    from idefics.cli.main import run  # which imports this file
+
+    said, keyboard = io.StringIO(), sys.stdin
+    sys.stdin = io.StringIO("\n".join(typed))
+    try:
+        with redirect_stdout(said):
+            code = run(arguments, loader)
+    finally:
+        sys.stdin = keyboard
+    if code:
+        raise typer.Exit(code)
+    return said.getvalue().splitlines()
+
+
+def _show(picture: str, lines: Sequence[str], screen: Screen) -> None:
+    """A person sees the picture beside the words."""
+    if not screen.person or screen.console.no_color:
+        print("\n".join([*lines, ""]), flush=True)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    words = [Text(line, "cyan" if line.startswith(("$ ", "> ")) else "") for line in lines]
+    table = Table.grid(padding=(0, 2, 1, 0))
+    table.add_row(_drawn(Path(picture)), Text("\n").join(words))
+    screen.console.print(table)
+
+
+def _drawn(path: Path) -> Text:
+    """A picture in coloured half blocks: two pixels a character, one above the other."""
+    from PIL import Image
+    from rich.text import Text
+
+    with Image.open(path) as image:
+        pixels = image.convert("RGB").resize((SIDE, SIDE)).tobytes().hex()
+    colors = [f"#{pixels[start : start + 6]}" for start in range(0, len(pixels), 6)]
+    drawn = Text()
+    for row in range(0, SIDE * SIDE, 2 * SIDE):
+        for upper, lower in zip(colors[row : row + SIDE], colors[row + SIDE : row + 2 * SIDE], strict=True):
+            drawn.append("▀", f"{upper} on {lower}")
+        drawn.append("\n")
+    return drawn

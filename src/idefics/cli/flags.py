@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from idefics.catalog import DEFAULT
+from idefics.cli.look import OUTPUT
 from idefics.config import Sampling
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _picture = partial(typer.Option, rich_help_panel="Pictures and words")
 _model = partial(typer.Option, rich_help_panel="Model", show_default=False)
 _sampling = partial(typer.Option, rich_help_panel="How words are chosen", show_default=False)
-_output = partial(typer.Option, rich_help_panel="Output")
+_output = partial(typer.Option, rich_help_panel=OUTPUT)
 
 Pictures = Annotated[list[str], typer.Argument(default_factory=list)]
 Items = Annotated[list[str], typer.Argument(default_factory=list)]
@@ -37,6 +38,8 @@ Shots = Annotated[
         help='Worked examples to follow, one JSON object a line: {"image": "a.jpg", "answer": "A puppy."}',
     ),
 ]
+
+Debug = Annotated[bool, _output("--debug", help="Show the traceback of an error.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,9 @@ class ModelFlags:
     revision: Annotated[
         str | None, _model("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
     ] = None
-    device: Annotated[
-        str, _model("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto"
+    device: Annotated[str, _model("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")] = (
+        "auto"
+    )
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         _model("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16."),
@@ -84,7 +87,8 @@ class SamplingFlags:
         int | None, _sampling("--max-new-tokens", metavar="N", help="Tokens of an answer, at most.")
     ] = None
     temperature: Annotated[
-        float | None, _sampling("--temperature", metavar="T", help="0, the default, always takes the likeliest.")
+        float | None,
+        _sampling("--temperature", metavar="T", help="0, the default, always takes the likeliest."),
     ] = None
     top_k: Annotated[
         int | None, _sampling("--top-k", metavar="K", help="Choose among the K likeliest; 0 means all.")
@@ -101,9 +105,7 @@ class SamplingFlags:
     num_beams: Annotated[
         int | None, _sampling("--num-beams", metavar="N", help="Beams of a beam search; 1 is none.")
     ] = None
-    seed: Annotated[
-        int | None, _sampling("--seed", metavar="N", help="Makes sampling repeatable.")
-    ] = None
+    seed: Annotated[int | None, _sampling("--seed", metavar="N", help="Makes sampling repeatable.")] = None
     stop: Annotated[
         list[str] | None, _sampling("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable.")
     ] = None
@@ -120,4 +122,4 @@ class OutputFlags:
     """What standard output gets."""
 
     json: Annotated[bool, _output("--json", help="One JSON object a line, nothing else.")] = False
-    debug: Annotated[bool, _output("--debug", help="Show the traceback of an error.")] = False
+    debug: Debug = False

@@ -13,6 +13,8 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+OUTPUT = "Output"  # the last section of flags
+
 Run = Callable[..., int]  # a command: its arguments in, its exit code out
 
 
@@ -46,11 +48,12 @@ class Command(_Help, TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None and param.param_type_name == "option":
-                panel: str = param.rich_help_panel or "Other"  # type: ignore[attr-defined]
+                panel: str = param.rich_help_panel or OUTPUT  # type: ignore[attr-defined]  # typer's own --help
                 sections.setdefault(panel, []).append(record)
+        width = max(len(flag) for records in sections.values() for flag, _ in records)
         for name, records in sections.items():
             with formatter.section(name):
-                formatter.write_dl(records)
+                formatter.write_dl([(flag.ljust(width), help) for flag, help in records])
 
 
 class Group(_Help, TyperGroup):
@@ -58,9 +61,8 @@ class Group(_Help, TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the commands and what they do, then the two flags."""
-        rows = [(name, self.commands[name].help or "") for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl([(name, self.commands[name].short_help) for name in self.list_commands(ctx)])
         with formatter.section("Flags"):
             formatter.write_dl([param.get_help_record(ctx) for param in self.get_params(ctx)])
 
@@ -73,6 +75,7 @@ def add(
         name,
         cls=Command,
         help=help,
+        short_help=help.strip().partition("\n\n")[0],
         epilog="\n".join(examples),
         options_metavar=f"{usage} [FLAGS]".strip(),
     )(_flattened(run))
@@ -90,7 +93,10 @@ def _flattened(run: Run) -> Run:
         hints = get_type_hints(parameter.annotation, include_extras=True)
         parameters += [
             inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
             )
             for field in fields(parameter.annotation)
         ]

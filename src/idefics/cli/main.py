@@ -30,6 +30,7 @@ EXAMPLES = (
     'idefics classify *.jpg --labels "cat,dog,bird"',
     "idefics chat photo.jpg",
     "idefics models                                        what to give as --model",
+    "idefics ask --help                                    every flag of a command",
 )
 
 

@@ -18,11 +18,11 @@ Any other checkpoint of these families is named by its folder or by its id on th
 """
 EXAMPLES = ("idefics models", "idefics models --json")
 
-HEADING = f"{'--model':<20} {'numbers':>7} " + " ".join(f"{precision:>8}" for precision in BITS)
+HEADING = f"{'name':<18} {'parameters':>10} " + " ".join(f"{precision:>8}" for precision in BITS)
 FOOT = """
-The demo models know only the picture book inside this package; for real photographs use {real}.
-Memory is what the weights alone take. A CPU computes in float32, a GPU in bfloat16; this version does not quantise to
-int8 or int4 yet. {default} is used where no --model and no IDEFICS_MODEL is given."""
+The demo models know only the picture book inside this package; for real photographs use one of the others,
+such as {real}. Without --model and IDEFICS_MODEL, it is {default}.
+Memory is what the weights take: float32 on a CPU, bfloat16 on a GPU; this version does not quantise yet."""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,16 +38,21 @@ def _models(context: typer.Context, *, output: OutputFlags) -> int:
             return screen.code
         screen.console.print(HEADING, style="bold")
         for row in CATALOG:
-            numbers = " ".join(f"{_short(memory(row, precision), 'B'):>8}" for precision in BITS)
+            size = _short(row.parameters, "M", "B")
+            needs = " ".join(f"{_short(memory(row, precision), 'MB', 'GB'):>8}" for precision in BITS)
             style = "default" if row.runs else "dim"
-            screen.console.print(
-                f"{', '.join(row.names):<20} {_short(row.parameters):>7} {numbers}  {_state(row)}", style=style
-            )
-            about = ", ".join(filter(None, [row.hub, row.licence])) + "."
-            screen.console.print(f"    {about} {row.note}".rstrip(), style="dim")
-        real = ", ".join(row.name for row in CATALOG if row.hub and row.runs)
+            screen.console.print(f"{row.name:<18} {size:>10} {needs}  {_state(row)}", style=style)
+            screen.console.print(f"    {_about(row)}", style="dim")
+        real = ", ".join(
+            row.name for row in CATALOG if row.hub and row.runs and row.kind != "base" and row.note
+        )
         screen.console.print(FOOT.format(real=real, default=DEFAULT))
         return screen.code
+
+
+def _about(row: CheckpointRow) -> str:
+    others = f"also called {', '.join(row.names[1:])}" if row.names[1:] else ""
+    return f"{', '.join(filter(None, [row.hub, row.licence, others]))}. {row.note}".rstrip()
 
 
 def _state(row: CheckpointRow) -> str:
@@ -64,12 +69,9 @@ def _is_cached(row: CheckpointRow) -> bool:
     return weights.cached(row.hub) is not None
 
 
-def _short(number: int, unit: str = "") -> str:
-    """Three digits or so: 507 M, 8.46 G, 16.9 GB."""
-    for prefix, size in (("G", 10**9), ("M", 10**6)):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}{unit}"
-    return f"{number} {unit}"
+def _short(number: int, million: str, billion: str) -> str:
+    """Three digits and a unit."""
+    return f"{number / 1e9:.3g} {billion}" if number >= 10**9 else f"{number / 1e6:.3g} {million}"
 
 
 def _object(row: CheckpointRow) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def reads_like_words(argument: str) -> bool:
 
 def names_many(arguments: Sequence[str]) -> bool:
     """Whether more than one picture was asked for: several arguments, a folder or a pattern."""
-    return len(arguments) > 1 or any(_exists(name) and Path(name).is_dir() or _is_pattern(name) for name in arguments)
+    return len(arguments) > 1 or any(_is_folder(name) or _is_pattern(name) for name in arguments)
 
 
 def find(arguments: Iterable[str], refuse: Callable[[str], None]) -> list[Named]:
@@ -120,7 +120,7 @@ def _pictures(argument: str) -> Iterator[Named]:
         yield Named(short(argument), Picture(argument))
     elif not _exists(argument):
         raise BadPicture(f"{argument[:LONGEST_NAME] or 'an empty name'}: no such file")
-    elif Path(argument).is_dir():
+    elif _is_folder(argument):
         yield from _in_folder(Path(argument))
     else:
         yield Named(argument, Picture(Path(argument)))
@@ -153,6 +153,10 @@ def _is_pattern(argument: str) -> bool:
     from idefics.processing.fetch import is_remote
 
     return glob.has_magic(argument) and not _exists(argument) and not is_remote(argument)
+
+
+def _is_folder(argument: str) -> bool:
+    return _exists(argument) and Path(argument).is_dir()
 
 
 def _exists(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A run over the pictures that somebody named: answers come as soon as they can, and one bad picture spoils no other."""
+"""A run over pictures: answers come as soon as they can, and one bad picture spoils no other."""
 
 from __future__ import annotations
 
@@ -51,8 +51,13 @@ class Round:
 
     @cached_property
     def vlm(self) -> Idefics:
-        """The model, with the shots."""
-        return self.loader(self.model, self.screen).with_shots(self.shots)
+        """The model, with the shots. From here on a person sees that pictures are looked at."""
+        vlm = self.loader(self.model, self.screen).with_shots(self.shots)
+        if len(self.pictures) > 1:
+            self.screen.waiting.count("Answering", len(self.pictures))
+        else:
+            self.screen.waiting.spin("Looking")
+        return vlm
 
     def opened(self, pictures: Iterable[Named]) -> Iterator[Named]:
         """Those pictures that can be read; the others are refused."""
@@ -63,23 +68,22 @@ class Round:
                 self.screen.refuse(str(error))
 
     def replies(
-        self, reply: Callable[[Idefics, list[Picture]], list[Result]]
+        self, reply: Callable[[Idefics, tuple[Picture, ...]], list[Result]]
     ) -> Iterator[tuple[Result, str]]:
         """Each result with its picture's name. `reply` answers several pictures together."""
         done = 0
         for few in _growing(self.pictures):
             if sound := list(self.opened(few)):
-                vlm = self.vlm
-                self.screen.waiting.count("Answering", len(self.pictures), done)
-                yield from self._together(sound, lambda pictures, vlm=vlm: reply(vlm, pictures))
+                yield from self._together(sound, reply)
             done += len(few)
+            self.screen.waiting.reach(done)
 
     def _together(
-        self, pictures: Sequence[Named], reply: Callable[[list[Picture]], list[Result]]
+        self, pictures: Sequence[Named], reply: Callable[[Idefics, tuple[Picture, ...]], list[Result]]
     ) -> Iterator[tuple[Result, str]]:
         """One call for all; where one of them is too much for the model, one by one."""
         try:
-            results = reply([named.picture for named in pictures])
+            results = reply(self.vlm, tuple(named.picture for named in pictures))
         except PromptTooLong as error:
             if len(pictures) == 1:
                 self.screen.refuse(about(pictures[0], error))

@@ -38,7 +38,8 @@ Labels = Annotated[
     str | None, _label("--labels", metavar="LABEL,LABEL", help="What to choose from, with commas between.")
 ]
 Label = Annotated[
-    list[str] | None, _label("--label", metavar="LABEL", help="One label, which may hold a comma; repeatable.")
+    list[str] | None,
+    _label("--label", metavar="LABEL", help="One label, which may hold a comma; repeatable."),
 ]
 LengthNormalized = Annotated[
     bool, _label("--length-normalized", help="Divide each label's score by its number of tokens.")
@@ -108,9 +109,9 @@ PAGES = {
 
 def register(app: typer.Typer) -> None:
     """Adds a command for each task."""
+    others: dict[str, look.Run] = {"caption": _caption, "classify": _classify}
     for task in TASKS.values():
-        page = PAGES[task.name]
-        run = {"caption": _caption, "classify": _classify}.get(task.name) or _with_words(task)
+        page, run = PAGES[task.name], others.get(task.name) or _with_words(task)
         help = f"{task.help}\n\n{page.remark}\n{PICTURES}"
         look.add(app, task.name, run, help=help, usage=page.usage, examples=page.examples)
 

@@ -40,15 +40,15 @@ class Sampler:
     def __init__(self, requests: Sequence[Request], vocabulary: int, device: torch.device) -> None:
         self.requests, self.vocabulary, self.device = list(requests), vocabulary, device
         self.generators = [_generator(request.sampling.seed, device) for request in requests]
-        self.present: Tensor | None = (
-            None  # (R, V) ids of prompt and answer; kept only where a penalty needs it
-        )
+        self.present: Tensor | None = None  # (R, V) ids of prompt and answer, where a penalty needs them
         if any(request.sampling.repetition_penalty != 1 for request in requests):
             self.present = self._masks(request.prompt.ids for request in requests)
         self._settle()
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows in this order."""
+        if list(rows) == list(range(len(self.requests))):
+            return
         self.requests = [self.requests[row] for row in rows]
         self.generators = [self.generators[row] for row in rows]
         if self.present is not None:
@@ -79,8 +79,8 @@ class Sampler:
     def _draw(self, logits: Tensor) -> Tensor:
         """One sample of each row's softmax, (S, V) -> (S,), by the Gumbel-max trick.
 
-        argmax(logits + Gumbel noise) is distributed as the softmax; Gumbel noise: -log of exponential noise.
-        A token at minus infinity can never win, which a search in rounded cumulative sums would not promise.
+        With Gumbel noise, which is -log of exponential noise, argmax(logits + noise) is distributed as the
+        softmax. A token at minus infinity can never win: a search in rounded cumulative sums would not promise it.
         """
         noise = torch.empty_like(logits)
         for row, generator in zip(noise, self.drawing, strict=True):
