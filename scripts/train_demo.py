@@ -16,6 +16,7 @@ from recipe.training import Trainer
 
 
 def main() -> None:
+    """Reads the command line and trains, reporting as it goes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument(

@@ -168,6 +168,13 @@ def test_what_is_no_picture(data, tmp_path):
         opened(data)
 
 
+@pytest.mark.parametrize("format", ["PCX", "EPS"])
+def test_only_common_formats_are_tried(format):
+    """PIL reads EPS by starting another program on it."""
+    with pytest.raises(BadPicture, match="is not a picture that can be read"):
+        opened(encoded(picture("RGB"), format))
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_truncated_files_are_named(format, tmp_path):
     data = encoded(picture("RGB", (200, 200)), format)

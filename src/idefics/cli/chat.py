@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import ModelFlags, OutputFlags, Pictures, Prompt, SamplingFlags
+from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt, SamplingFlags
 from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, find, opened, split_words
 from idefics.errors import BadPicture, BadRequest, PromptTooLong
@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
 
 def _chat(
     context: typer.Context,
-    arguments: Pictures,
+    arguments: Arguments,
     prompt: Prompt = None,
     *,
     model: ModelFlags,

@@ -5,6 +5,7 @@ Sampling flags are named as the Python keywords, with the same ranges and the sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -15,30 +16,53 @@ import typer
 from idefics.catalog import DEFAULT
 from idefics.cli.look import OUTPUT
 from idefics.config import Sampling
+from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
     from idefics.pipeline import Options
 
-_picture = partial(typer.Option, rich_help_panel="Pictures and words")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+POLICIES = ("any", "public", "off")
+
+
+def _number(flag: str, kind: type[int] | type[float]) -> Callable[[str], float]:
+    """What reads a flag's value; typer's own message would not name the value."""
+
+    def read(text: str) -> float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise BadSetting(f"{flag} is {text!r}: give a {'whole ' if kind is int else ''}number") from None
+
+    return read
+
+
+def _one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise BadSetting(f"{flag} is {text!r}: give {', '.join(words[:-1])} or {words[-1]}")
+        return text
+
+    return read
+
+
+_input = partial(typer.Option, rich_help_panel="Pictures and words")
 _model = partial(typer.Option, rich_help_panel="Model", show_default=False)
-_sampling = partial(typer.Option, rich_help_panel="How words are chosen", show_default=False)
+_sampling = partial(typer.Option, rich_help_panel="How words are chosen")
 _output = partial(typer.Option, rich_help_panel=OUTPUT)
 
-Pictures = Annotated[list[str], typer.Argument(default_factory=list)]
-Items = Annotated[list[str], typer.Argument(default_factory=list)]
+Arguments = Annotated[list[str], typer.Argument(default_factory=list)]
 Prompt = Annotated[
-    str | None,
-    _picture("--prompt", metavar="TEXT", help="The words, where they shall not be the last argument."),
+    str | None, _input("--prompt", metavar="TEXT", help="The words, where they are not the last argument.")
 ]
 Shots = Annotated[
     Path | None,
-    _picture(
+    _input(
         "--shots",
         metavar="FILE",
         help='Worked examples to follow, one JSON object a line: {"image": "a.jpg", "answer": "A puppy."}',
     ),
 ]
-
 Debug = Annotated[bool, _output("--debug", help="Show the traceback of an error.")]
 
 
@@ -53,7 +77,8 @@ class ModelFlags:
             metavar="MODEL",
             envvar="IDEFICS_MODEL",
             show_envvar=False,
-            help=f"Short name (`idefics models` lists them), folder or hub id; else $IDEFICS_MODEL, else {DEFAULT}.",
+            help="Short name (`idefics models` lists them), folder or hub id; "
+            f"else $IDEFICS_MODEL, else {DEFAULT}.",
         ),
     ] = DEFAULT
     revision: Annotated[
@@ -63,8 +88,13 @@ class ModelFlags:
         "auto"
     )
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        _model("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16."),
+        str,
+        _model(
+            "--dtype",
+            metavar="DTYPE",
+            parser=_one_of("--dtype", DTYPES),
+            help="auto, float32, bfloat16 or float16.",
+        ),
     ] = "auto"
     offline: Annotated[bool, _model("--offline", help="Never download a model.")] = False
     remote_images: Annotated[
@@ -74,6 +104,7 @@ class ModelFlags:
             metavar="WHICH",
             envvar="IDEFICS_REMOTE_IMAGES",
             show_envvar=False,
+            parser=_one_of("--remote-images", POLICIES),
             help="Addresses that may be fetched: any, public or off; else $IDEFICS_REMOTE_IMAGES, else any.",
         ),
     ] = "any"
@@ -84,37 +115,82 @@ class SamplingFlags:
     """How the next token is chosen; what is not given is left to the call."""
 
     max_new_tokens: Annotated[
-        int | None, _sampling("--max-new-tokens", metavar="N", help="Tokens of an answer, at most.")
+        int | None,
+        _sampling(
+            "--max-new-tokens",
+            metavar="N",
+            parser=_number("--max-new-tokens", int),
+            help="Tokens of an answer, at most.",
+        ),
     ] = None
     temperature: Annotated[
         float | None,
-        _sampling("--temperature", metavar="T", help="0, the default, always takes the likeliest."),
+        _sampling(
+            "--temperature",
+            metavar="T",
+            parser=_number("--temperature", float),
+            help="0, the default, always takes the likeliest.",
+        ),
     ] = None
     top_k: Annotated[
-        int | None, _sampling("--top-k", metavar="K", help="Choose among the K likeliest; 0 means all.")
+        int | None,
+        _sampling(
+            "--top-k",
+            metavar="K",
+            parser=_number("--top-k", int),
+            help="Choose among the K likeliest; 0 means all.",
+        ),
     ] = None
     top_p: Annotated[
-        float | None, _sampling("--top-p", metavar="P", help="Choose among the likeliest that sum up to P.")
+        float | None,
+        _sampling(
+            "--top-p",
+            metavar="P",
+            parser=_number("--top-p", float),
+            help="Choose among the likeliest that sum up to P.",
+        ),
     ] = None
     min_p: Annotated[
-        float | None, _sampling("--min-p", metavar="P", help="Drop those below P times the likeliest.")
+        float | None,
+        _sampling(
+            "--min-p",
+            metavar="P",
+            parser=_number("--min-p", float),
+            help="Drop those below P times the likeliest.",
+        ),
     ] = None
     repetition_penalty: Annotated[
-        float | None, _sampling("--repetition-penalty", metavar="X", help="Above 1 discourages repeating.")
+        float | None,
+        _sampling(
+            "--repetition-penalty",
+            metavar="X",
+            parser=_number("--repetition-penalty", float),
+            help="Above 1 discourages repeating.",
+        ),
     ] = None
     num_beams: Annotated[
-        int | None, _sampling("--num-beams", metavar="N", help="Beams of a beam search; 1 is none.")
+        int | None,
+        _sampling(
+            "--num-beams",
+            metavar="N",
+            parser=_number("--num-beams", int),
+            help="Beams of a beam search; 1 is none.",
+        ),
     ] = None
-    seed: Annotated[int | None, _sampling("--seed", metavar="N", help="Makes sampling repeatable.")] = None
+    seed: Annotated[
+        int | None,
+        _sampling("--seed", metavar="N", parser=_number("--seed", int), help="Makes sampling repeatable."),
+    ] = None
     stop: Annotated[
-        list[str] | None, _sampling("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable.")
+        list[str] | None,
+        _sampling("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable."),
     ] = None
 
     def options(self) -> Options:
         """The keywords of a call. Raises BadSetting for what is out of range, before any model is loaded."""
         given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
         Sampling(**{field.name: given[field.name] for field in fields(Sampling) if field.name in given})
-        return given  # type: ignore[return-value]
+        return given  # type: ignore[return-value]  # the fields are the options' names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import Items, ModelFlags, OutputFlags, SamplingFlags
+from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, SamplingFlags
 from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, Named, opened, standard_input
 from idefics.errors import BadPrompt
@@ -35,7 +35,12 @@ def register(app: typer.Typer) -> None:
 
 
 def _generate(
-    context: typer.Context, items: Items, *, model: ModelFlags, sampling: SamplingFlags, output: OutputFlags
+    context: typer.Context,
+    items: Arguments,
+    *,
+    model: ModelFlags,
+    sampling: SamplingFlags,
+    output: OutputFlags,
 ) -> int:
     from idefics.processing.fetch import Fetcher
 

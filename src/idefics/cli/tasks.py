@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import ModelFlags, OutputFlags, Pictures, Prompt, SamplingFlags, Shots
+from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt, SamplingFlags, Shots
 from idefics.cli.output import Screen
 from idefics.cli.pictures import reads_like_words, split_words
 from idefics.cli.rounds import Round
@@ -118,7 +118,7 @@ def register(app: typer.Typer) -> None:
 
 def _caption(
     context: typer.Context,
-    arguments: Pictures,
+    arguments: Arguments,
     shots: Shots = None,
     *,
     model: ModelFlags,
@@ -134,7 +134,7 @@ def _with_words(task: Task) -> look.Run:
 
     def run(
         context: typer.Context,
-        arguments: Pictures,
+        arguments: Arguments,
         prompt: Prompt = None,
         shots: Shots = None,
         *,
@@ -143,11 +143,13 @@ def _with_words(task: Task) -> look.Run:
         output: OutputFlags,
     ) -> int:
         names, words = split_words(arguments, prompt)
-        words = UNSAID.get(task.name) if words is None else words.strip()
-        if not words:
+        words = UNSAID.get(task.name) if words is None else words
+        if words is None:
             last = f": {names[-1]!r} reads like a picture" if names else ""
             raise BadPrompt(f"the {task.words} is missing{last}; give it last, in quotes, or by --prompt")
-        return _say(task, context, names, words, shots, model, sampling, output)
+        if not words.strip():
+            raise BadPrompt(f"the {task.words} is empty: give it last, in quotes, or by --prompt")
+        return _say(task, context, names, words.strip(), shots, model, sampling, output)
 
     return run
 
@@ -180,7 +182,7 @@ def _say(
 
 def _classify(
     context: typer.Context,
-    arguments: Pictures,
+    arguments: Arguments,
     labels: Labels = None,
     label: Label = None,
     length_normalized: LengthNormalized = False,

@@ -191,7 +191,7 @@ def images(model: ModelConfig, raw: Raw) -> ImagePlan:
 
 
 def prompt(template: str, added: frozenset[str]) -> PromptStyle:
-    """Chat checkpoints ship a template; what `tokenizer.json` adds by itself is added."""
+    """Chat checkpoints ship a template; what `tokenizer.json` adds by itself is added too."""
     turn_end = "<end_of_utterance>"
     return PromptStyle(
         kind="chat" if template else "base",
