@@ -69,9 +69,9 @@ class Trial:
     samples: Sequence[Sample]
     look: Callable[[Scene], Picture]
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> tuple[Picture, ...]:
         """The one picture of each sample."""
-        return [self.look(sample.scenes[0]) for sample in self.samples]
+        return tuple(self.look(sample.scenes[0]) for sample in self.samples)
 
     def turn(self, sample: Sample, number: int) -> Message:
         """A user's turn as the product takes it."""

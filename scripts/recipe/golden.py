@@ -80,7 +80,7 @@ def answer(vlm: Idefics, call: Call) -> tuple[str, tuple[float, ...]]:
         said = vlm.with_shots(shots).caption(pictures[-1], logprobs=True)
     else:
         said = getattr(vlm, call.verb)(pictures[0], *call.words, logprobs=True)
-    return said.text, said.logprobs[:FIRST]
+    return said.text, (said.logprobs or ())[:FIRST]
 
 
 def _conversation(
@@ -92,7 +92,7 @@ def _conversation(
         messages.append(user(*pictures[index : index + 1], question))
         said = vlm.chat(messages, logprobs=True)
         messages.append(assistant(said.text))
-        logprobs += said.logprobs[:1]
+        logprobs += (said.logprobs or ())[:1]
     return " / ".join(str(message.parts[0]) for message in messages[1::2]), logprobs
 
 

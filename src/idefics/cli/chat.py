@@ -117,8 +117,10 @@ class Talk:
                 print(IN_CHAT, file=sys.stdout if self.is_typed else sys.stderr)
             case "/new":
                 self.messages, self.shown.pictures = [], []
-            case "/image":
+            case "/image" if rest:
                 self._show(rest)
+            case "/image":
+                self.screen.refuse("/image needs the name of a picture, as in /image photo.jpg")
             case _ if command.startswith("/"):
                 self.screen.refuse(f"no such command {command}: there are /image, /new, /help and /quit")
             case _:

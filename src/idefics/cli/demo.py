@@ -26,6 +26,8 @@ from idefics.cli.output import Screen
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from idefics import Idefics
+
 HELP = """
 Answer every kind of question about the pictures inside the package. Needs no network.
 
@@ -53,12 +55,14 @@ SCRIPT: dict[str, tuple[Step, ...]] = {  # by the picture that is drawn beside i
         Step("cat shots.jsonl"),
         Step("idefics caption statue.png --shots shots.jsonl"),
     ),
-    "vegetables.png": (
-        Step('idefics ask vegetables.png "Where is the tomato?"'),
+    "picnic.png": (
+        Step('idefics ask picnic.png "Where is the basket?"'),
         Step('idefics ask *.png "How many things are there?"'),
     ),
-    "door.png": (Step('idefics classify door.png --labels "animal,building,vehicle,flower"'),),
-    "picnic.png": (Step("idefics write picnic.png"),),
+    "vegetables.png": (
+        Step('idefics classify vegetables.png --labels "animals,vegetables,city landscape,cars,office"'),
+    ),
+    "door.png": (Step("idefics write door.png"),),
     "tower.png": (
         Step(
             "idefics chat tower.png",
@@ -84,25 +88,31 @@ def _demo(context: typer.Context, model: Model = "demo", debug: Debug = False) -
 
     folder = pictures()[0].parent
     with Screen(context.command_path) as screen:
-        vlm = context.obj(ModelFlags(model=model), screen)
+        vlm: Idefics = context.obj(ModelFlags(model=model), screen)
+
+        def loader(flags: ModelFlags, screen: Screen) -> Idefics:
+            return vlm
+
         began = time.perf_counter()
         print(f"$ cd {shlex.quote(str(folder))}\n$ export IDEFICS_MODEL={shlex.quote(model)}\n", flush=True)
         with chdir(folder):
             for picture, steps in SCRIPT.items():
-                lines = [line for step in steps for line in _transcript(step, lambda flags, screen: vlm)]
+                lines = [line for step in steps for line in _transcript(step, loader, person=screen.person)]
                 _show(picture, lines, screen)
         seconds = time.perf_counter() - began
-        print(f"All of that took {seconds:.1f} seconds. `idefics models` lists models for real photographs.")
+        print(
+            f"All of that took {seconds:.1f} seconds. `idefics models` lists the models for real photographs."
+        )
     return 0
 
 
-def _transcript(step: Step, loader: Loader) -> list[str]:
+def _transcript(step: Step, loader: Loader, *, person: bool) -> list[str]:
     """What stands in a terminal once a step is done: what was typed and what came back."""
     match shlex.split(step.line):
         case ["cat", name]:
             came = Path(name).read_text(encoding="utf-8").splitlines()
         case ["idefics", *arguments]:
-            came = _answers(arguments, step.typed, loader)
+            came = _answers(arguments, step.typed, loader, person=person)
     if not step.typed:
         return [f"$ {step.line}", *came]
     answers = iter(came)
@@ -110,10 +120,10 @@ def _transcript(step: Step, loader: Loader) -> list[str]:
     return [f"$ {step.line}", *chain.from_iterable(talk)]
 
 
-def _answers(arguments: Sequence[str], typed: Sequence[str], loader: Loader) -> list[str]:
+def _answers(arguments: Sequence[str], typed: Sequence[str], loader: Loader, *, person: bool) -> list[str]:
     from idefics.cli.main import run  # which imports this file
 
-    said, keyboard = io.StringIO(), sys.stdin
+    said, keyboard = _Paper(person), sys.stdin
     sys.stdin = io.StringIO("\n".join(typed))
     try:
         with redirect_stdout(said):
@@ -125,6 +135,17 @@ def _answers(arguments: Sequence[str], typed: Sequence[str], loader: Loader) -> 
     return said.getvalue().splitlines()
 
 
+class _Paper(io.StringIO):
+    """Keeps what is written to it, colours and all where a person will read it."""
+
+    def __init__(self, person: bool) -> None:
+        super().__init__()
+        self.person = person
+
+    def isatty(self) -> bool:
+        return self.person
+
+
 def _show(picture: str, lines: Sequence[str], screen: Screen) -> None:
     """A person sees the picture beside the words."""
     if not screen.person or screen.console.no_color:
@@ -133,7 +154,7 @@ def _show(picture: str, lines: Sequence[str], screen: Screen) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    words = [Text(line, "cyan" if line.startswith(("$ ", "> ")) else "") for line in lines]
+    words = [Text.from_ansi(line, style="cyan" if line.startswith(("$ ", "> ")) else "") for line in lines]
     table = Table.grid(padding=(0, 2, 1, 0))
     table.add_row(_drawn(Path(picture)), Text("\n").join(words))
     screen.console.print(table)

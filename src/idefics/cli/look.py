@@ -19,24 +19,24 @@ Run = Callable[..., int]  # a command: its arguments in, its exit code out
 
 
 class _Help:
-    """Usage, what it does, examples, then flags by section. Examples are the lines of the epilog.
+    """Usage, what it does, examples (the lines of the epilog), then what else there is to choose.
 
-    Formatters are `Any`: typer keeps their class to itself.
+    `self` and formatters are `Any`: this is mixed into typer's classes, which keep their formatter's to themselves.
     """
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.format_usage(ctx, formatter)  # type: ignore[attr-defined]
-        self.format_help_text(ctx, formatter)  # type: ignore[attr-defined]
+    def format_help(self: Any, ctx: Any, formatter: Any) -> None:
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
         self.format_epilog(ctx, formatter)
-        self.format_options(ctx, formatter)  # type: ignore[attr-defined]
+        self.format_options(ctx, formatter)
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+    def format_epilog(self: Any, ctx: Any, formatter: Any) -> None:
         with formatter.section("Examples"):
-            for line in self.epilog.splitlines():  # type: ignore[attr-defined]
+            for line in self.epilog.splitlines():
                 formatter.write(f"  {line}\n")
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [self.options_metavar]  # type: ignore[attr-defined]
+    def collect_usage_pieces(self: Any, ctx: Any) -> list[str]:
+        return [self.options_metavar]
 
 
 class Command(_Help, TyperCommand):

@@ -101,7 +101,10 @@ class Screen:
         finally:
             self.waiting.end()
             print(flush=True)
-        return stream.answer
+        answer = stream.answer
+        if answer.finish == "length":
+            self.say(f"(cut off after {len(answer.tokens)} tokens; --max-new-tokens allows more)")
+        return answer
 
     def _text(self, text: str, name: str | None) -> None:
         with self.waiting.aside():

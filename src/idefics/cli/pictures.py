@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics.errors import BadPicture
+from idefics.errors import BadPicture, BadPrompt
 from idefics.messages import Picture
 
 if TYPE_CHECKING:
@@ -34,12 +34,18 @@ class Named:
 
 
 def split_words(arguments: Sequence[str], prompt: str | None) -> tuple[list[str], str | None]:
-    """The names of pictures, and the words: `prompt`, else the last argument unless it reads like a picture."""
-    if prompt is not None:
-        return list(arguments), prompt
-    if arguments and not reads_like_picture(arguments[-1]):
-        return list(arguments[:-1]), arguments[-1]
-    return list(arguments), None
+    """The names of pictures, and the words: `prompt`, else the last argument unless it reads like a picture.
+
+    Raises:
+        BadPrompt: there are words in the pictures' places, as where a question was typed without quotes.
+    """
+    names, words = list(arguments), prompt
+    if prompt is None and names and not reads_like_picture(names[-1]):
+        words = names.pop()
+    for name in names:
+        if name and not reads_like_picture(name):
+            raise BadPrompt(f"{name!r} is no picture; words that belong together are one argument, in quotes")
+    return names, words
 
 
 def reads_like_picture(argument: str) -> bool:
@@ -105,6 +111,8 @@ def about(named: Named, error: Exception) -> str:
 
 def standard_input() -> Picture:
     """The picture whose bytes are sent into the command."""
+    if sys.stdin.isatty():
+        raise BadPicture("standard input is a terminal: send a picture into it, as in cat photo.jpg | ...")
     data = sys.stdin.buffer.read()
     if not data:
         raise BadPicture("standard input is empty: send the bytes of a picture into it")

@@ -1,0 +1,53 @@
+"""Pictures on disk, a fake model, and the demo model loaded once."""
+
+import io
+import sys
+
+import PIL.Image
+import pytest
+from cli_fakes import TOO_LARGE, run_fake
+
+COLORS = {"a": "red", "b": "green", "c": "blue"}
+
+
+@pytest.fixture
+def idefics(capsys):
+    """Runs `idefics ARGV` with a fake model."""
+    return lambda *argv, vlm=None: run_fake(capsys, argv, vlm)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """The working folder: a.png, b.png, c.png and what is no picture."""
+    monkeypatch.chdir(tmp_path)
+    for name, color in COLORS.items():
+        PIL.Image.new("RGB", (8, 8), color).save(tmp_path / f"{name}.png")
+    (tmp_path / "notes.txt").write_text("hello")
+    PIL.Image.linear_gradient("L").save(tmp_path / "broken.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "broken.png").read_bytes()[:200])
+    (tmp_path / "large.png").write_bytes((tmp_path / "a.png").read_bytes() + TOO_LARGE)
+    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("y.png", "x.png", ".hidden.png"):
+        PIL.Image.new("RGB", (8, 8), "gray").save(folder / name)
+    (folder / "notes.txt").write_text("hello")
+    return tmp_path
+
+
+@pytest.fixture
+def standard_input(monkeypatch):
+    """Sends bytes into the command."""
+
+    def send(data):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+    return send
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The demo model."""
+    import idefics
+
+    return idefics.load("demo")

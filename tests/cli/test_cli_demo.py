@@ -1,0 +1,86 @@
+"""`idefics demo`: its script covers every command, and it runs through the command line."""
+
+import json
+import re
+import shlex
+import sys
+
+import PIL.Image
+from cli_fakes import FakeIdefics, Terminal
+
+from idefics.cli.demo import SCRIPT
+from idefics.cli.main import run
+from idefics.demo import pictures
+from idefics.tasks import TASKS
+
+LINES = [step.line for steps in SCRIPT.values() for step in steps]
+
+
+def test_the_bundled_pictures_are_there():
+    names = [path.name for path in pictures()]
+    assert names == sorted(SCRIPT) == sorted(names)
+    for path in pictures():
+        with PIL.Image.open(path) as picture:
+            assert picture.size == (384, 384)
+
+
+def test_every_kind_of_question_is_in_the_script():
+    said = {shlex.split(line)[1] for line in LINES if line.startswith("idefics ")}
+    assert said == {*TASKS, "chat", "generate"}
+    assert any("--shots" in line for line in LINES)
+    assert any("*.png" in line for line in LINES)
+    assert any(len(step.typed) > 2 for steps in SCRIPT.values() for step in steps), "a follow-up question"
+
+
+def test_shots_are_data():
+    rows = [json.loads(line) for line in (pictures()[0].parent / "shots.jsonl").read_text().splitlines()]
+    assert [(row["image"], "Fun fact" in row["answer"]) for row in rows] == [("tower.png", True)]
+
+
+def test_the_demo_answers(capsys, demo):
+    assert run(["demo"], lambda flags, screen: demo) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [line[2:] for line in out.splitlines() if line.startswith("$ ")][2:] == LINES
+    paragraphs = out.split("\n\n")
+    assert len(paragraphs) == len(SCRIPT) + 2
+    assert paragraphs[0].endswith("export IDEFICS_MODEL=demo")
+    assert "\ndoor.png: " in out
+    assert re.search(
+        r"^> What is in this image\?\n[A-Z].*\n> /image statue\.png\n> And in this one\?\n[A-Z]", out, re.M
+    )
+    assert re.search(r"All of that took [\d.]+ seconds\.", out)
+
+
+def test_a_person_sees_pictures_and_bars(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    assert run(["demo"], lambda flags, screen: FakeIdefics()) == 0
+    out = terminal.getvalue()
+    assert out.count("▀") == len(SCRIPT) * 20 * 10
+    assert len(set(re.findall(r"38;2;[\d;]+m", out))) > 100
+    plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+    assert "$ idefics caption puppy.png" in plain
+    assert "█" in plain
+    assert max(map(len, plain.splitlines())) <= 100
+
+
+def test_no_color_is_no_picture(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    assert run(["demo"], lambda flags, screen: FakeIdefics()) == 0
+    assert "▀" not in terminal.getvalue()
+
+
+def test_a_step_that_fails_ends_the_demo(capsys):
+    class Broken(FakeIdefics):
+        def classify(self, *arguments, **options):
+            raise ZeroDivisionError
+
+    assert run(["demo"], lambda flags, screen: Broken()) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("idefics classify: ZeroDivisionError")
+    assert "idefics caption puppy.png" in out

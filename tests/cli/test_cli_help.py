@@ -1,0 +1,89 @@
+"""The help answers at once, looks orderly, and its examples are true commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import idefics as package
+from idefics.cli import chat, demo, generate, models, tasks
+from idefics.cli import main as cli
+from idefics.tasks import TASKS
+
+COMMANDS = [*TASKS, "chat", "generate", "models", "demo"]
+EXAMPLES = [
+    *(example for page in tasks.PAGES.values() for example in page.examples),
+    *(example for part in (chat, generate, models, demo) for example in part.EXAMPLES),
+    *(example.partition("   ")[0] for example in cli.EXAMPLES),
+]
+
+
+def text_of(capsys, *argv):
+    assert cli.run(argv) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["ask", "--help"], ["--version"], []], ids=" ".join)
+def test_help_imports_nothing_heavy(argv):
+    heavy = ["torch", "numpy", "PIL", "tokenizers", "huggingface_hub", "httpx", "jinja2", "rich", "pydantic"]
+    code = (
+        "import sys; from idefics.cli.main import run; code = run(sys.argv[1:]); "
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert done.stdout
+
+
+def test_the_module_runs_as_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "idefics", "capton"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("idefics: no such command 'capton'")
+
+
+def test_help_lists_the_commands_in_order(capsys):
+    out = text_of(capsys, "--help")
+    assert re.findall(r"^  (\w+)  ", out.partition("Commands:")[2], re.M) == COMMANDS
+    assert text_of(capsys) == text_of(capsys, "-h") == out
+    assert text_of(capsys, "--version") == f"idefics {package.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_fits_and_is_aligned(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "100")
+    out = text_of(capsys, command, "--help")
+    assert out == text_of(capsys, command, "-h")
+    assert out.startswith(f"Usage: idefics {command}")
+    assert all(len(line) <= 100 for line in out.splitlines())
+    head, _, flags = out.partition("Examples:")
+    assert f"idefics {command}" in flags
+    assert "--" not in head.partition("\n")[0].replace("--labels", "")
+    explained = re.findall(r"^  (-.*?)  +\S", flags, re.M)
+    assert explained[-1] == "-h, --help"
+    starts = {match.end() - 1 for match in re.finditer(r"^  -.*?  +\S", flags, re.M)}
+    assert len({start - flags.rfind("\n", 0, start) for start in starts}) == 1, "one column for all sections"
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_are_true_commands(idefics, photos, monkeypatch, standard_input, example):
+    """Each runs in a folder with the files that it names; models, demo and help stand for themselves."""
+    data = (photos / "a.png").read_bytes()
+    for name in ("photo.jpg", "cat.jpg", "dog.jpg", "photos/one.jpg"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(data)
+    (photos / "shots.jsonl").write_text('{"image": "a.png", "answer": "A puppy."}\n')
+    piped = example.startswith("cat ")
+    standard_input(data if piped else b"What is it?\n")
+    words = shlex.split(re.split(r" [<>] \S+", example)[0].removeprefix("cat photo.jpg | "))
+    assert words[0] == "idefics"
+    if words[1:] == ["demo"]:
+        return
+    done = idefics(*words[1:])
+    assert (done.code, done.err) == (0, "")
+    assert done.out

@@ -1,0 +1,274 @@
+"""What a person sees in a terminal, and what an impatient one does to it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_fakes import FakeIdefics, Terminal, answer
+
+from idefics.cli.main import run
+
+pytestmark = pytest.mark.usefixtures("photos")
+
+HERE = Path(__file__).parent
+CHILD = f"""
+import sys, time
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1] / "src")!r}]
+from cli_fakes import FakeIdefics, FakeStream
+from idefics.cli.main import run
+
+class Slow(FakeStream):
+    def __next__(self):
+        time.sleep(0.05 if self.said else 0.5)
+        return super().__next__()
+
+class SlowIdefics(FakeIdefics):
+    def run(self, task, image, words="", *, stream=False, **options):
+        if stream:
+            return Slow(self._text(task, image, words))
+        if len(image) > 1:
+            time.sleep(60)
+        return super().run(task, image, words, **options)
+
+    def chat(self, messages, *, stream=False, **options):
+        return Slow("word " * 200) if len(messages) == 1 else super().chat(messages, stream=stream, **options)
+
+sys.exit(run(sys.argv[1:], lambda flags, screen: SlowIdefics(text="word " * 200 if "long" in sys.argv else "")))
+"""
+
+
+@pytest.fixture
+def person(monkeypatch):
+    """Runs a command line in front of a person; what the terminal gets."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def run_it(*argv, vlm=None):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert run(argv, lambda flags, screen: vlm or FakeIdefics()) == 0
+        return terminal.getvalue()
+
+    return run_it
+
+
+class Typist:
+    """A child process on a terminal of its own, and somebody who types and reads there."""
+
+    def __init__(self, *argv, **environment):
+        self.master, slave = os.openpty()
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, *argv],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def read_until(self, pattern, seconds=60):
+        """Reads until the pattern has come since the last time; what came."""
+        end, start = time.monotonic() + seconds, len(self.seen)
+        while not re.search(pattern, self.seen[start:]):
+            assert time.monotonic() < end, f"no {pattern!r} in {self.seen[start:]!r}"
+            self.seen += self._read()
+        return self.seen[start:]
+
+    def _read(self):
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # what Linux says at the end of a terminal
+            data = b""
+        assert data, f"the child is gone after {self.seen!r}"
+        return data.decode()
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def interrupt(self):
+        self.child.send_signal(signal.SIGINT)
+
+    def end(self):
+        """The exit code, and everything that was seen."""
+        try:
+            while True:
+                self.seen += self._read()
+        except AssertionError:
+            pass
+        code = self.child.wait(60)
+        os.close(self.master)
+        return code, self.seen
+
+
+@pytest.fixture
+def typist():
+    typists = []
+
+    def start(*argv, **environment):
+        typists.append(Typist(*argv, **environment))
+        return typists[-1]
+
+    yield start
+    for one in typists:
+        if one.child.poll() is None:
+            one.child.kill()
+            one.child.wait()
+
+
+def test_a_single_answer_is_streamed_and_takes_no_control_of_the_terminal(person):
+    vlm = FakeIdefics("A \x1b[2Jcat \x07sits.")
+    assert person("caption", "a.png", vlm=vlm) == "A [2Jcat sits.\n"
+
+
+def test_a_person_is_told_of_an_answer_that_was_cut_off(person, capsys):
+    person("write", "a.png", vlm=FakeIdefics("Once upon a-"))
+    assert capsys.readouterr().err == "(cut off after 3 tokens; --max-new-tokens allows more)\n"
+    person("write", "a.png", vlm=FakeIdefics("Once upon a time."))
+    assert capsys.readouterr().err == ""
+
+
+def test_names_are_coloured_and_line_breaks_kept(person):
+    vlm = FakeIdefics("Once.\nThe end.")
+    assert person("write", "a.png", "b.png", vlm=vlm) == (
+        "\x1b[36ma.png\x1b[0m: Once.\nThe end.\n\x1b[36mb.png\x1b[0m: Once.\nThe end.\n"
+    )
+
+
+def test_probabilities_are_bars(person):
+    lines = person("classify", "a.png", "--labels", "cat,a small dog").splitlines()
+    assert [re.sub(r"\x1b\[[\d;]*m", "", line).split("  ")[0] for line in lines] == ["cat", "a small dog"]
+    assert "66.7%" in lines[0]
+    assert lines[0].count("█") == 20
+    assert lines[1].count("█") == 10
+
+
+def test_many_labels_are_not_all_drawn(person):
+    labels = ",".join(f"label {number}" for number in range(14))
+    lines = person("classify", "a.png", "b.png", "--labels", labels).splitlines()
+    assert len(lines) == 2 * (1 + 10 + 1)
+    assert lines[-1] == "and 4 less likely (--json lists all)"
+
+
+def test_json_is_for_programs_on_a_terminal_too(person):
+    assert person("caption", "a.png", "--json").startswith('{"image": "a.png"')
+
+
+def test_no_color_is_respected(person, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in person("classify", "a.png", "b.png", "--labels", "cat,dog")
+    assert "\x1b[3" not in person("models")
+
+
+def test_a_terminal_shows_that_something_is_going_on(typist):
+    code, seen = typist("caption", "a.png").end()
+    assert code == 0
+    assert "Looking" in seen
+    assert seen.endswith("\x1b[2Kcaption a\r\n"), "the line that moved is gone before the words come"
+
+
+def test_answers_and_refusals_stand_on_lines_of_their_own_beside_a_bar(typist):
+    code, seen = typist("caption", "a.png", "notes.txt", "b.png").end()
+    assert code == 2
+    assert "Answering" in seen
+    assert "1/3" in seen
+    left = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", re.sub(r".*\x1b\[2K", "", seen)).splitlines()
+    assert [line for line in left if line and "Answering" not in line] == [
+        "a.png: caption a",
+        "idefics caption: notes.txt is not a picture that can be read: give JPEG, PNG, WebP, GIF, BMP or TIFF",
+        "b.png: caption b",
+    ]
+
+
+def test_ctrl_c_keeps_what_was_said(typist):
+    screen = typist("write", "a.png", "long")
+    screen.read_until("word word")
+    screen.interrupt()
+    code, seen = screen.end()
+    assert code == 130
+    assert "Traceback" not in seen
+    assert seen.endswith("\r\n")
+
+
+def test_ctrl_c_down_a_pipe_keeps_finished_answers():
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, "caption", "a.png", "b.png", "c.png"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "a.png: caption a\n"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err.strip()) == (130, "", "")
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(photos):
+    for number in range(40):
+        (photos / f"many{number:02}.png").write_bytes((photos / "a.png").read_bytes())
+    command = "import sys; sys.path[:0] = sys.argv[1].split(':'); from cli_fakes import FakeIdefics; "
+    command += (
+        "from idefics.cli.main import run; sys.exit(run(sys.argv[2:], lambda *_: FakeIdefics('x' * 5000)))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", command, f"{HERE}:{HERE.parents[1] / 'src'}", "caption", "many*.png"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stdout.readline().startswith(b"many00.png: xxx")
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    assert child.wait(60) == 0
+
+
+def test_a_typed_conversation(typist):
+    chat = typist("chat", "a.png")
+    chat.read_until("> $")
+    chat.type("What is it?\n")
+    chat.read_until("word word")
+    chat.interrupt()  # the answer, not the program
+    chat.read_until("> $")
+    chat.type("/image b.png\n")
+    assert "1 picture." in chat.read_until("> $")
+    chat.type("And now?\n")
+    assert "3 turns, 1 pictures, And now?" in chat.read_until("> $")
+    chat.interrupt()
+    assert "Ctrl-D" in chat.read_until("> $")
+    chat.type("/help\n")
+    assert "/image PATH" in chat.read_until("> $")
+    chat.type("\x04")
+    code, seen = chat.end()
+    assert code == 0
+    assert "Traceback" not in seen
+
+
+def test_an_answer_that_is_left_before_it_began_is_forgotten(typist):
+    chat = typist("chat", "a.png", "--prompt", "What is it?")
+    chat.read_until("Thinking")
+    chat.interrupt()
+    chat.read_until("> $")
+    chat.type("Again?\n")
+    chat.read_until("word word")  # what is said in a first turn
+    chat.interrupt()
+    chat.read_until("> $")
+    chat.type("/quit\n")
+    assert chat.end()[0] == 0
+
+
+def test_refusals_do_not_break_a_waiting_line(capsys):
+    """`answer` and `refuse` go aside of the bar; here there is none, and they are plain."""
+    from idefics.cli.output import Screen
+
+    with Screen("idefics test") as screen:
+        screen.answer(answer("A cat."))
+        screen.refuse("no\nno.png: no such file")
+    assert capsys.readouterr() == ("A cat.\n", "idefics test: no no.png: no such file\n")
+    assert screen.code == 2

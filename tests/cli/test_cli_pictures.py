@@ -1,0 +1,133 @@
+"""What people type for pictures and words."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from cli_fakes import Terminal
+
+from idefics.cli.pictures import find, names_many, opened, reads_like_picture, reads_like_words, split_words
+from idefics.errors import BadPicture
+from idefics.processing.fetch import Fetcher
+
+
+def found(*arguments):
+    refused = []
+    return [named.name for named in find(arguments, refused.append)], refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt", "names", "words"),
+    [
+        (["a.png", "What?"], None, ["a.png"], "What?"),
+        (["a.png", "b.png", "What is it?"], None, ["a.png", "b.png"], "What is it?"),
+        (["a.png", "dog"], None, ["a.png"], "dog"),
+        (["a.png", "这是什么?"], None, ["a.png"], "这是什么?"),
+        (["a.png", "b.png"], "What?", ["a.png", "b.png"], "What?"),
+        (["a.png", "b.png"], None, ["a.png", "b.png"], None),
+        (["a.png", "missing.jpg"], None, ["a.png", "missing.jpg"], None),
+        (["a.png", "*.jpg"], None, ["a.png", "*.jpg"], None),
+        (["a.png", "folder"], None, ["a.png", "folder"], None),
+        (["a.png", "http://example.com/b"], None, ["a.png", "http://example.com/b"], None),
+        (["a.png", "-"], None, ["a.png", "-"], None),
+        (["a.png", ""], None, ["a.png"], ""),
+        (["What?"], None, [], "What?"),
+        ([], None, [], None),
+    ],
+)
+@pytest.mark.usefixtures("photos")
+def test_the_last_argument_is_the_words_unless_it_reads_like_a_picture(arguments, prompt, names, words):
+    assert split_words(arguments, prompt) == (names, words)
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_name_longer_than_any_file_is_words():
+    assert not reads_like_picture("why " * 200)
+    assert reads_like_words("why " * 200)
+
+
+@pytest.mark.usefixtures("photos")
+def test_what_cannot_be_a_picture_is_told_from_a_misspelt_one():
+    assert reads_like_words("What is this?")
+    assert not reads_like_words("my photo.jpg")
+    assert not reads_like_words("What?")
+    Path("my file").touch()
+    assert not reads_like_words("my file")
+
+
+@pytest.mark.usefixtures("photos")
+def test_arguments_stand_for_pictures_in_their_order():
+    assert found("b.png", "a.png") == (["b.png", "a.png"], [])
+    assert found("folder") == (["folder/x.png", "folder/y.png"], [])
+    assert found("[ac].png", "b.png") == (["a.png", "c.png", "b.png"], [])
+    assert found("**/x.png") == (["folder/x.png"], [])
+    assert found("https://example.com/" + "x" * 200)[0][0].endswith("...")
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_file_wins_over_a_pattern():
+    Path("[ac].png").write_bytes(Path("a.png").read_bytes())
+    assert found("[ac].png") == (["[ac].png"], [])
+
+
+@pytest.mark.usefixtures("photos")
+def test_what_stands_for_nothing_is_refused_and_the_rest_is_found():
+    names, refused = found("no.png", "a.png", "*.jpg", "empty", "", "x" * 1000)
+    assert names == ["a.png"]
+    assert [line.partition(":")[0] for line in refused] == [
+        "no.png",
+        "*.jpg",
+        "empty",
+        "an empty name",
+        "x" * 100,
+    ]
+
+
+@pytest.mark.usefixtures("photos")
+def test_one_file_is_one_and_a_folder_is_many():
+    assert not names_many(["a.png"])
+    assert not names_many(["-"])
+    assert not names_many(["https://example.com/a?b=[c]"])
+    assert names_many(["a.png", "b.png"])
+    assert names_many(["folder"])
+    assert names_many(["*.png"])
+
+
+@pytest.mark.usefixtures("photos")
+def test_standard_input_is_a_picture(standard_input):
+    standard_input(Path("a.png").read_bytes())
+    [named] = find(["-"], pytest.fail)
+    assert opened(named, Fetcher()).picture.source == Path("a.png").read_bytes()
+
+
+def test_nobody_types_a_picture(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    refused = []
+    assert find(["-"], refused.append) == []
+    assert refused[0].startswith("standard input is a terminal")
+
+
+@pytest.mark.usefixtures("photos")
+def test_what_is_no_picture_is_named(standard_input):
+    standard_input(b"hello")
+    for name, message in (
+        ("notes.txt", "notes.txt is not a picture"),
+        ("broken.png", "broken.png is broken"),
+        ("-", "standard input: a picture of 5 bytes is not a picture"),
+    ):
+        [named] = find([name], pytest.fail)
+        with pytest.raises(BadPicture, match=f"^{message}"):
+            opened(named, Fetcher())
+
+
+def test_a_remote_picture_is_fetched_once(photos):
+    asked = []
+
+    class Counting:
+        def get(self, url):
+            asked.append(url)
+            return (photos / "a.png").read_bytes()
+
+    [named] = find(["https://example.com/a.png"], pytest.fail)
+    assert opened(named, Counting()).picture.source == (photos / "a.png").read_bytes()
+    assert asked == ["https://example.com/a.png"]

@@ -1,0 +1,188 @@
+"""The commands that answer about pictures: what is asked of the model, and what is printed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_fakes import FakeIdefics
+
+pytestmark = pytest.mark.usefixtures("photos")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["caption", "a.png"], "caption a"),
+        (["complete", "a.png", "This is an image of "], "complete a This is an image of"),
+        (["ask", "a.png", "What is it?"], "ask a What is it?"),
+        (["ask", "a.png", "--prompt", "b.png"], "ask a b.png"),
+        (["ask", "--prompt", "What?", "a.png"], "ask a What?"),
+        (["write", "a.png"], "write a Use the image to write a story."),
+        (["write", "a.png", "A poem."], "write a A poem."),
+        (["classify", "a.png", "--labels", "cat, dog"], "cat"),
+        (["classify", "a.png", "--label", "red, round", "--label", "dog"], "red, round"),
+        (["classify", "a.png", "--labels", "cat,dog", "--label", "owl"], "cat"),
+    ],
+)
+def test_one_picture_prints_its_answer_alone(idefics, argv, said):
+    done = idefics(*argv)
+    assert (done.code, done.out, done.err) == (0, f"{said}\n", "")
+    assert done.loads[0].model == "smolvlm-500m"
+
+
+def test_line_breaks_of_a_single_answer_are_kept_and_of_several_are_not(idefics):
+    vlm = FakeIdefics("Once.\n\nThe end.")
+    assert idefics("write", "a.png", vlm=vlm).out == "Once.\n\nThe end.\n"
+    assert idefics("write", "a.png", "b.png", vlm=vlm).out == "a.png: Once. The end.\nb.png: Once. The end.\n"
+
+
+@pytest.mark.parametrize(
+    ("named", "printed"),
+    [
+        (["b.png", "a.png"], ["b.png", "a.png"]),
+        (["folder"], ["folder/x.png", "folder/y.png"]),
+        (["folder/"], ["folder/x.png", "folder/y.png"]),
+        (["[a].png"], ["a.png"]),
+        (["[ab].png", "folder/x.png"], ["a.png", "b.png", "folder/x.png"]),
+    ],
+)
+def test_several_a_folder_or_a_pattern_print_names(idefics, named, printed):
+    done = idefics("caption", *named)
+    assert done.out.splitlines() == [f"{name}: caption {Path(name).stem}" for name in printed]
+    assert done.code == 0
+
+
+def test_pictures_are_answered_together_but_the_first_alone(idefics, photos):
+    for number in range(20):
+        (photos / f"many{number:02}.png").write_bytes((photos / "a.png").read_bytes())
+    done = idefics("caption", "many*.png")
+    assert [len(call.image) for call in done.vlm.calls] == [1, 2, 4, 8, 5]
+    assert [line.partition(":")[0] for line in done.out.splitlines()] == [
+        f"many{number:02}.png" for number in range(20)
+    ]
+    assert len(done.loads) == 1
+
+
+def test_what_cannot_be_read_is_refused_and_the_rest_answered(idefics):
+    done = idefics("caption", "a.png", "no.png", "notes.txt", "broken.png", "b.png")
+    assert done.code == 2
+    assert done.out == "a.png: caption a\nb.png: caption b\n"
+    assert [line.split()[:3] for line in done.refusals] == [
+        ["idefics", "caption:", "no.png:"],
+        ["idefics", "caption:", "notes.txt"],
+        ["idefics", "caption:", "broken.png"],
+    ]
+
+
+def test_a_picture_that_is_too_much_for_the_model_spoils_no_other(idefics):
+    done = idefics("caption", "a.png", "b.png", "large.png", "c.png")
+    assert done.code == 2
+    assert done.out.splitlines() == [f"{name}.png: caption {name}" for name in "abc"]
+    [refusal] = done.refusals
+    assert refusal.startswith("idefics caption: large.png: the prompt has 9000 tokens")
+
+
+def test_no_model_is_loaded_for_nothing(idefics):
+    done = idefics("caption", "notes.txt", "no.png")
+    assert done.code == 2
+    assert not done.loads
+
+
+def test_json_is_one_object_a_picture(idefics):
+    done = idefics("ask", "a.png", "no.png", "b.png", "What?", "--json")
+    assert done.code == 2
+    first, second = map(json.loads, done.out.splitlines())
+    assert (first["image"], second["image"]) == ("a.png", "b.png")
+    assert first == {
+        "image": "a.png",
+        "text": "ask a What?",
+        "finish": "stop",
+        "usage": {"prompt_tokens": 12, "completion_tokens": 3, "pictures": 1},
+        "timings": {"prepare": 0.1, "first_token": 0.2, "total": 0.3},
+    }
+
+
+def test_json_of_a_ranking_has_every_label(idefics):
+    [line] = idefics("classify", "a.png", "--labels", "cat,dog", "--json").out.splitlines()
+    row = json.loads(line)
+    assert row["image"] == "a.png"
+    assert row["best"] == "cat"
+    assert [label["label"] for label in row["labels"]] == ["cat", "dog"]
+    assert sum(label["probability"] for label in row["labels"]) == pytest.approx(1)
+    assert row["labels"][1]["logprob"] == -1
+
+
+def test_json_holds_any_character(idefics):
+    vlm = FakeIdefics('A "puppy"\n\x1b[31m — 🐶')
+    [line] = idefics("caption", "a.png", "--json", vlm=vlm).out.splitlines()
+    assert json.loads(line)["text"] == vlm.text
+
+
+def test_a_name_cannot_forge_a_line(idefics, photos):
+    (photos / "evil\nb.png: a cat\x1b.png").write_bytes((photos / "a.png").read_bytes())
+    done = idefics("caption", "evil*", "no\nno.png")
+    assert done.out == "evil b.png: a cat.png: caption evil b.png: a cat\n"
+    assert done.refusals == ["idefics caption: no no.png: no such file"]
+
+
+def test_standard_input_is_called_by_its_dash(idefics, standard_input, photos):
+    data = (photos / "a.png").read_bytes()
+    standard_input(data)
+    assert idefics("caption", "-").out == f"caption <{len(data)} bytes>\n"
+    standard_input(data)
+    assert json.loads(idefics("caption", "-", "--json").out)["image"] == "-"
+
+
+def test_flags_reach_the_call(idefics):
+    done = idefics(
+        *("ask", "a.png", "What?", "--max-new-tokens", 9, "--temperature", 0.5, "--top-k", 3, "--top-p", 0.9),
+        *("--min-p", 0.1, "--repetition-penalty", 1.2, "--seed", 7, "--stop", "A", "--stop", "B"),
+    )
+    assert done.vlm.calls[0].options == {
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "seed": 7,
+        "stop": ["A", "B"],
+    }
+    assert idefics("ask", "a.png", "What?", "--num-beams", 4).vlm.calls[0].options == {"num_beams": 4}
+    assert idefics("ask", "a.png", "What?").vlm.calls[0].options == {}
+
+
+def test_flags_reach_the_model(idefics, monkeypatch):
+    [flags] = idefics(
+        *("caption", "a.png", "--model", "x", "--revision", "v1", "--device", "cpu", "--dtype", "bfloat16"),
+        *("--offline", "--remote-images", "off"),
+    ).loads
+    assert (flags.model, flags.revision, flags.device, flags.dtype) == ("x", "v1", "cpu", "bfloat16")
+    assert (flags.offline, flags.remote_images) == (True, "off")
+    monkeypatch.setenv("IDEFICS_MODEL", "y")
+    monkeypatch.setenv("IDEFICS_REMOTE_IMAGES", "public")
+    [flags] = idefics("caption", "a.png").loads
+    assert (flags.model, flags.remote_images) == ("y", "public")
+    assert idefics("caption", "a.png", "--model", "x").loads[0].model == "x"
+
+
+def test_ranking_flags_reach_the_call(idefics):
+    done = idefics("classify", "a.png", "--labels", "cat,dog", "--calibrated", "--length-normalized")
+    assert done.vlm.calls[0].words == ["cat", "dog"]
+    assert done.vlm.calls[0].options == {"calibrated": True, "length_normalized": True}
+
+
+@pytest.mark.parametrize(
+    "argv", [["caption", "a.png"], ["ask", "a.png", "What?"], ["classify", "a.png", "--labels", "x,y"]]
+)
+def test_shots_are_a_file(idefics, photos, argv):
+    (photos / "shots.jsonl").write_text('{"image": "b.png", "answer": "A puppy."}\n')
+    [shot] = idefics(*argv, "--shots", "shots.jsonl").vlm.shots
+    assert (shot.picture.source, shot.answer) == (Path("b.png"), "A puppy.")
+
+
+def test_a_refused_policy_fetches_nothing(idefics):
+    done = idefics("caption", "https://example.com/a.png", "--remote-images", "off")
+    assert done.code == 2
+    assert "may not be fetched" in done.err
+    assert not done.loads

@@ -1,0 +1,146 @@
+"""The trainer: its attention is the product's, its state can be taken up again, its checkpoints load."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import idefics
+from idefics.nn.attention import DenseAttn, LayerMemory
+from picturebook import draw, sample
+from picturebook.drawing import FONT
+from recipe import training
+from recipe.attention import TrainingAttn
+from recipe.batches import batches
+from recipe.checkpoints import RECIPES, write_weights
+from recipe.optimizer import Muon, orthogonalise, set_rate
+
+DEMO = Path(idefics.__file__).parent / "demo"
+needs_font = pytest.mark.skipif(not FONT.is_file(), reason="needs the package fonts-noto-color-emoji")
+
+ROWS, LENGTH, HEADS, SIZE, PLACES = 5, 7, 2, 4, 3
+
+
+@pytest.mark.parametrize(
+    "pictures", [[1, 1, 1, 1, 1], [2, 1, 4, 3, 1], [0, 2, 0, 1, 0], [4, 0, 0, 0, 4], [0, 0, 0, 0, 1]]
+)
+def test_rows_look_among_their_own_pictures(pictures):
+    """As `DenseAttn`, which looks among all: each token sees the latest picture of its row, or none."""
+    sees, first = torch.full((ROWS, LENGTH), -1), 0
+    for row, number in enumerate(pictures):
+        for index in range(number):
+            sees[row, 1 + index :] = first + index
+        first += number
+    keys, values = torch.randn(2, first, PLACES, HEADS, SIZE)
+    q = torch.randn(ROWS * LENGTH, HEADS, SIZE)
+    memory = [LayerMemory(keys, values)]
+    expected = DenseAttn(ROWS, memory, sees.flatten()).cross(0, q)
+    torch.testing.assert_close(TrainingAttn(ROWS, memory, sees.flatten()).cross(0, q), expected)
+    assert (expected[sees.flatten() < 0] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+def test_orthogonalised_updates_are_nearly_orthogonal(shape):
+    """All singular values near one, whatever they were; the five steps are known to leave 0.7 to 1.2."""
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape) * 100))
+    assert values.max() < 1.25
+    assert values.min() > 0.3
+
+
+def test_muon_makes_steps_of_adams_size():
+    parameter = torch.nn.Parameter(torch.zeros(8, 32))
+    optimizer = Muon([{"params": [parameter], "lr": 0.1}])
+    parameter.grad = torch.randn(8, 32)
+    optimizer.step()
+    moved = parameter.detach().square().mean().sqrt().item()
+    assert moved == pytest.approx(0.1 * 0.2, rel=0.15)
+
+
+def test_rates_warm_up_hold_and_fall():
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "peak": 2.0}], lr=0.0)
+
+    def rate(step):
+        set_rate(optimizer, step, 1000, decay=0.4)
+        return optimizer.param_groups[0]["lr"]
+
+    assert rate(0) == 2.0 / 100
+    assert rate(99) == rate(599) == 2.0
+    assert rate(800) == pytest.approx(2.0 * (1 - 0.98 / 2))
+    assert rate(999) == pytest.approx(2.0 * (1 - 0.98 * 399 / 400))
+    assert rate(2000) == 2.0 * 0.02
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A few steps of two rows each."""
+    monkeypatch.setattr(training, "ROWS", 2)
+    monkeypatch.setattr(training, "VISION_PICTURES", 2)
+    monkeypatch.setattr(training, "SIMPLE_STEPS", 1)
+
+
+def start(name, folder, total=3):
+    """A trainer in a folder that has its tokenizer already: learning one takes a while."""
+    folder.mkdir(exist_ok=True)
+    for path in (DEMO / RECIPES[name].folder).iterdir():
+        if path.name != "model.safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+    return training.Trainer(RECIPES[name], folder, total, seed=0, report=lambda line: None)
+
+
+@needs_font
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_goes_on_where_it_stopped(name, small, monkeypatch, tmp_path):
+    monkeypatch.setattr(training.Trainer, "_learn_to_see", lambda self: None)
+    stopped = start(name, tmp_path / "one", total=2)
+    stopped.run()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / stopped.state.name).write_bytes(stopped.state.read_bytes())
+    one, two = (start(name, tmp_path / folder, total=3) for folder in ("one", "two"))
+    assert one.step == two.step == 2
+    assert same(one, stopped)
+    one.run()
+    two.run()
+    assert one.step == two.step == 3
+    assert same(one, two)
+    assert not same(one, stopped)
+
+
+def same(one, other):
+    others = other.model.state_dict()
+    return all(torch.equal(tensor, others[key]) for key, tensor in one.model.state_dict().items())
+
+
+# CLIP normalises its class vector once more for a use that the model has not; checkpoints hold the weights.
+IDLE = {"model.vision_model.post_layernorm.weight", "model.vision_model.post_layernorm.bias"}
+
+
+@needs_font
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_parameter_learns(name, small, tmp_path):
+    """One step moves everything, and the product loads what it leaves behind."""
+    trainer = start(name, tmp_path)
+    before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
+    stream = batches(trainer.encoder, trainer.plan, random.Random(0), training.SIMPLE_MIX, 8)
+    trainer._train_step(next(stream))
+    still = {key for key, tensor in trainer.model.state_dict().items() if torch.equal(tensor, before[key])}
+    assert still == (IDLE & set(before) if trainer.model.layout.cross_layers else set())
+    write_weights(trainer.model, tmp_path)
+    picture = idefics.Picture(draw(sample(random.Random(0), "train", only="shape")))
+    assert idefics.load(tmp_path, device="cpu").caption(picture, max_new_tokens=3).tokens
+
+
+@needs_font
+@pytest.mark.parametrize("name", RECIPES)
+def test_seeing_comes_first(name, small, tmp_path):
+    """Before any text the tower learns, the resampler with it, and nothing else moves."""
+    trainer = start(name, tmp_path)
+    trainer.recipe = replace(trainer.recipe, vision_steps=2)
+    before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
+    trainer._learn_to_see()
+    moved = {
+        key for key, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[key])
+    }
+    sees = {key for key in before if "vision_model" in key or "perceiver_resampler" in key}
+    assert moved == sees - (IDLE if trainer.model.layout.cross_layers else set())
