@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from idefics.config import ImagePlan
-from picturebook import CELL_CLASSES, Scene, draw, make, patch_labels
+from picturebook import CATALOG, CELL_CLASSES, Scene, draw, make, patch_labels
 from picturebook.things import COLORS, FIRST_SHAPE, GROUNDS, SHAPES, shape_and_color
 
 from .encoding import Encoded, Encoder
 
-NUMBER_OF_KINDS = FIRST_SHAPE + len(SHAPES)
+KIND_NAMES = ["none", *(CATALOG[what].name for what in range(1, FIRST_SHAPE)), *SHAPES]
+NUMBER_OF_KINDS = len(KIND_NAMES)
 _PAIRS = [shape_and_color(what) for what in range(FIRST_SHAPE, CELL_CLASSES)]
 KINDS = torch.tensor([*range(FIRST_SHAPE), *(FIRST_SHAPE + list(SHAPES).index(shape) for shape, _ in _PAIRS)])
 COLORS_OF = torch.tensor([-100] * FIRST_SHAPE + [list(COLORS).index(color) for _, color in _PAIRS])
@@ -48,6 +49,7 @@ class Batch:
         rows: B.
         ids: (B*T,).
         targets: (B*T,) the next id where it is to be learned, else -100.
+        weights: (B*T,) how much each target counts: less in a long answer than in a short one.
         sees: (B*T,) index of the token's picture among the P, or -1.
         frames: (P, 3, side, side).
         labels: of the P pictures.
@@ -56,6 +58,7 @@ class Batch:
     rows: int
     ids: Tensor
     targets: Tensor
+    weights: Tensor
     sees: Tensor
     frames: Tensor
     labels: Labels
@@ -80,21 +83,35 @@ def labels_of(scenes: list[Scene]) -> Labels:
     return Labels(kinds, colors, sizes, grounds)
 
 
+def answer_weights(learned: np.ndarray) -> np.ndarray:
+    """A weight for each token of a row: its answer's length to the power of -3/4, 0 outside answers.
+
+    With equal weights the one token of "Yes." would drown among forty of a caption.
+    """
+    edges = np.flatnonzero(np.diff(learned, prepend=False, append=False))
+    weights = np.zeros(len(learned), np.float32)
+    for start, end in edges.reshape(-1, 2):
+        weights[start:end] = (end - start) ** -0.75
+    return weights
+
+
 def collate(samples: list[Encoded], plan: ImagePlan, pad: int) -> Batch:
     """Pads on the right, where causality keeps it out of sight, and numbers the pictures through."""
     rows, length = len(samples), max(len(sample.ids) for sample in samples)
     ids = np.full((rows, length), pad)
     targets = np.full((rows, length), -100)
+    weights = np.zeros((rows, length), np.float32)
     sees = np.full((rows, length), -1)
     scenes: list[Scene] = []
     for row, sample in enumerate(samples):
         count = len(sample.ids)
         ids[row, :count] = sample.ids
         targets[row, : count - 1] = np.where(sample.learned[1:], sample.ids[1:], -100)
+        weights[row, : count - 1] = answer_weights(sample.learned)[1:]
         sees[row, :count] = np.where(sample.sees >= 0, sample.sees + len(scenes), -1)
         scenes += sample.scenes
-    ids_, targets_, sees_ = (torch.from_numpy(part.reshape(-1)) for part in (ids, targets, sees))
-    return Batch(rows, ids_, targets_, sees_, frames_of(scenes, plan), labels_of(scenes))
+    flat = (torch.from_numpy(part.reshape(-1)) for part in (ids, targets, weights, sees))
+    return Batch(rows, *flat, frames_of(scenes, plan), labels_of(scenes))
 
 
 def batches(

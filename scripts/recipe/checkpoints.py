@@ -288,4 +288,6 @@ def write_weights(model: nn.Module, folder: Path) -> None:
     tensors = {
         name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    save_file(tensors, path.with_suffix(".new"), metadata={"format": "pt"})
+    path.with_suffix(".new").replace(path)  # whoever reads the folder meanwhile finds a whole file

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
 from idefics.models import read_checkpoint
 from idefics.nn.attention import DenseAttn
@@ -20,7 +20,7 @@ from picturebook import MIX, sample
 from picturebook.things import COLORS, GROUNDS
 
 from .attention import TrainingAttn
-from .batches import NUMBER_OF_KINDS, Batch, Labels, batches, frames_of, labels_of
+from .batches import KIND_NAMES, NUMBER_OF_KINDS, Batch, Labels, batches, frames_of, labels_of
 from .checkpoints import Recipe, write_settings, write_weights
 from .encoding import Encoder
 from .optimizer import optimizers, set_rate
@@ -31,6 +31,7 @@ SIMPLE_STEPS = 1_200
 SIMPLE_MIX = {"caption": 2.0, "complete": 1.0, "question": 4.0, "readout": 3.0}
 VISION_WEIGHT = 0.3
 DECAY = 0.4
+NAME_SHARPNESS = 10.0  # of a softmax over cosines
 SAVE_EVERY = 250
 
 
@@ -72,22 +73,28 @@ class PatchHeads(nn.Module):
         return loss + cross_entropy(self.grounds(patches.mean(1)), labels.grounds), named
 
 
-class LatentHeads(nn.Module):
-    """What the resampler is asked: nine learned queries look for the cells among its latents.
+class Names:
+    """The feature of a cell shall be near the word for what the cell shows.
 
-    Without it the latents mix the cells, and the decoder stays on a bag of attributes.
+    Then one way of matching serves for every word: "is there a puppy?" need not be learned apart from "a rabbit".
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(9, width))
-        self.look = nn.MultiheadAttention(width, 5, batch_first=True)
-        self.cells = CellHeads(width)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        def first_token(name: str) -> int:
+            return int(tokenizer.encode(f" {name}", add_special_tokens=False).ids[0])
 
-    def loss(self, latents: Tensor, labels: Labels) -> tuple[Tensor, float]:
-        """(P, M, D) latents."""
-        cells, _ = self.look(self.queries.expand(len(latents), -1, -1), latents, latents, need_weights=False)
-        return self.cells.loss(cells, labels)
+        self.kinds = torch.tensor([first_token(name) for name in KIND_NAMES])
+        self.colors = torch.tensor([first_token(name) for name in COLORS])
+
+    def loss(self, features: Tensor, embedding: nn.Embedding, labels: Labels) -> Tensor:
+        """(P, 9, D) features -> how far they are from the words' embeddings, by cosine."""
+        features = normalize(features, dim=-1) * NAME_SHARPNESS
+        kinds = features @ normalize(embedding(self.kinds), dim=-1).T
+        colors = features @ normalize(embedding(self.colors), dim=-1).T
+        of_colors = cross_entropy(colors.flatten(0, 1), labels.colors.flatten(), reduction="sum")
+        return cross_entropy(kinds.flatten(0, 1), labels.kinds.flatten()) + of_colors / (
+            labels.colors >= 0
+        ).sum().clamp(min=1)
 
 
 class Trainer:
@@ -108,12 +115,13 @@ class Trainer:
         self.heads = nn.ModuleDict({"patches": PatchHeads(width)})
         seeing = nn.ModuleDict({"tower": parts.vision_model})
         if checkpoint.config.resampler:
-            self.heads["latents"] = LatentHeads(width)
+            self.heads["latents"] = CellHeads(width)
             seeing["resampler"] = parts.perceiver_resampler
         self.optimizers = optimizers(self.model, self.heads)
         self.vision_optimizers = optimizers(seeing, self.heads)
         places = 0 if checkpoint.config.cross else self.plan.tokens
-        self.encoder = Encoder(Tokenizer.from_file(str(folder / "tokenizer.json")), places)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.encoder, self.names = Encoder(tokenizer, places), Names(tokenizer)
         self.seed, self.step = seed, 0
         self.state = folder / "training-state.pt"
         if self.state.exists():
@@ -166,14 +174,21 @@ class Trainer:
             self._save()
 
     def _see(self, frames: Tensor, labels: Labels) -> tuple[Tensor, Tensor, float]:
-        """Features as the decoder reads them, what seeing costs, and the share of cells named right at the end."""
-        patches = self.model.model.vision_model(frames)
+        """Features as the decoder reads them, what seeing costs, and the share of cells named right at the end.
+
+        Nine features stand for the nine cells: all that the connector makes, or the first of the resampler's latents,
+        which would else mix the cells and leave the decoder with a bag of attributes.
+        """
+        parts = self.model.model
+        patches = parts.vision_model(frames)
         loss, named = self.heads["patches"].loss(patches, labels)
-        if "latents" not in self.heads:
-            return self.model.model.connector(patches), loss, named
-        latents = self.model.model.perceiver_resampler(patches)
-        latent_loss, named = self.heads["latents"].loss(latents, labels)
-        return latents, loss + latent_loss, named
+        if "latents" in self.heads:
+            features = parts.perceiver_resampler(patches)
+            latent_loss, named = self.heads["latents"].loss(features[:, :9], labels)
+            loss, embedding = loss + latent_loss, parts.embed_tokens
+        else:
+            features, embedding = parts.connector(patches), parts.text_model.embed_tokens
+        return features, loss + self.names.loss(features[:, :9], embedding, labels), named
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
         features, vision_loss, named = self._see(batch.frames, batch.labels)
@@ -188,7 +203,9 @@ class Trainer:
         learned = batch.targets >= 0
         logits, targets = self.model.logits(hidden[learned]), batch.targets[learned]
         right = (logits.argmax(-1) == targets).float().mean().item()
-        return cross_entropy(logits, targets), vision_loss, named, right
+        weights = batch.weights[learned]
+        loss = (cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+        return loss, vision_loss, named, right
 
     def _update(self, optimizers: list[torch.optim.Optimizer], loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,7 +1,10 @@
 """Loading a model while somebody waits."""
 
+import re
+import sys
+
 import pytest
-from cli_fakes import FakeIdefics
+from cli_fakes import FakeIdefics, Terminal
 
 import idefics
 from idefics.cli.main import run
@@ -42,8 +45,13 @@ def test_a_download_is_said_once_and_before_it_begins(loads, capsys):
     assert err == "smolvlm-500m is not on this machine yet: downloading 1.0 GB, once\n"
 
 
-def test_a_download_has_a_bar_for_a_person(loads, capsys, monkeypatch):
+def test_a_download_has_a_bar_for_a_person(loads, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr("idefics.cli.waiting.is_watched", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     loads.reports = [0, 507_512_916]
     assert run(["caption", "a.png"]) == 0
+    seen = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "Loading smolvlm-500m" in seen
+    assert "downloading 1.0 GB, once\n" in seen
+    assert re.search(r"smolvlm-500m [━╸╺]+ 0\.5/1\.0 GB", seen)

@@ -40,12 +40,15 @@ def test_scores_equal_the_slow_reference(kind, which):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pass_tokens", [1, 5])
-def test_passes_and_logits_may_be_cut(kind, pass_tokens):
+def test_passes_and_logits_may_be_cut(kind, pass_tokens, monkeypatch):
     model, asked = fake(kind), mixed(kind)[4]
     pictures = Pictures(model, at_once=8)
     pictures.read(asked.pictures)
+    passes, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
     with torch.inference_mode():
         cut = score_endings(model, asked, ENDINGS, pictures, pass_tokens=pass_tokens, logit_rows=2)
+    assert passes[1:] == {1: [2, 1, 7, 2], 5: [3, 7, 2]}[pass_tokens]  # the longest ending goes alone
     assert_same(cut, Engine(model, EngineConfig()).score(asked, ENDINGS))
 
 

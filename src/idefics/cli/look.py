@@ -21,7 +21,7 @@ Run = Callable[..., int]  # a command: its arguments in, its exit code out
 class _Help:
     """Usage, what it does, examples (the lines of the epilog), then what else there is to choose.
 
-    `self` and formatters are `Any`: this is mixed into typer's classes, which keep their formatter's to themselves.
+    `self` and formatters are `Any`: this is mixed into typer's classes, which do not publish the formatter's.
     """
 
     def format_help(self: Any, ctx: Any, formatter: Any) -> None:

@@ -50,7 +50,8 @@ def run(argv: Sequence[str], loader: Loader = load) -> int:
         try:
             return _run(argv, loader)
         except KeyboardInterrupt:
-            print(file=sys.stderr)  # the shell's prompt does not stand behind a ^C
+            if sys.stderr.isatty():
+                print(file=sys.stderr)  # the shell's prompt does not stand behind the ^C
             return INTERRUPTED
         except BrokenPipeError:
             # The reader has enough. Python would complain once more, when it flushes at exit.

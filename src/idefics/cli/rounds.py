@@ -46,15 +46,15 @@ class Round:
         self.screen, self.model, self.loader = screen, model, loader
         self.shots = [] if shots is None else read_shots(shots)
         self.fetcher = Fetcher(policy=model.remote_images)
-        self.pictures = find(arguments, screen.refuse)
+        self.found = find(arguments, screen.refuse)
         screen.names = names_many(arguments)
 
     @cached_property
     def vlm(self) -> Idefics:
         """The model, with the shots. From here on a person sees that pictures are looked at."""
         vlm = self.loader(self.model, self.screen).with_shots(self.shots)
-        if len(self.pictures) > 1:
-            self.screen.waiting.count("Answering", len(self.pictures))
+        if len(self.found) > 1:
+            self.screen.waiting.count("Answering", len(self.found))
         else:
             self.screen.waiting.spin("Looking")
         return vlm
@@ -72,7 +72,7 @@ class Round:
     ) -> Iterator[tuple[Result, str]]:
         """Each result with its picture's name. `reply` answers several pictures together."""
         done = 0
-        for few in _growing(self.pictures):
+        for few in _growing(self.found):
             if sound := list(self.opened(few)):
                 yield from self._together(sound, reply)
             done += len(few)

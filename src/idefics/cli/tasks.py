@@ -30,6 +30,8 @@ UNSAID = {"write": STORY}  # the words of a task that can do without the caller'
 PICTURES = """
 A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
 One picture gives its answer alone; several, a folder or a pattern give one line each, "name: answer".
+For xargs, whose last call may have a single picture, --json always gives the name.
+
 What cannot be read is refused on standard error and the rest is answered; the exit code is then 2.
 """
 
@@ -166,13 +168,13 @@ def _say(
 ) -> int:
     options = sampling.options()
     with Screen(context.command_path, as_json=output.json) as screen:
-        round = Round(arguments, shots, screen, model, context.obj)
+        pictures = Round(arguments, shots, screen, model, context.obj)
         if screen.person and not screen.names:
-            for named in round.opened(round.pictures):
-                stream = round.vlm.run(task, named.picture, words, stream=True, **options)
+            for named in pictures.opened(pictures.found):
+                stream = pictures.vlm.run(task, named.picture, words, stream=True, **options)
                 screen.stream(cast("Stream", stream))
         else:
-            said = round.replies(
+            said = pictures.replies(
                 lambda vlm, several: cast("list[Answer]", vlm.run(task, several, words, **options))
             )
             for answer, name in said:
@@ -198,8 +200,8 @@ def _classify(
         raise BadSetting('no labels given: --labels "cat,dog", or --label cat --label dog')
     wanted = checked(wanted)
     with Screen(context.command_path, as_json=output.json) as screen:
-        round = Round(arguments, shots, screen, model, context.obj)
-        rankings = round.replies(
+        pictures = Round(arguments, shots, screen, model, context.obj)
+        rankings = pictures.replies(
             lambda vlm, several: vlm.classify(
                 several, wanted, length_normalized=length_normalized, calibrated=calibrated
             )

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypeGuard, Unpack, cast, overload
 
 from idefics.errors import BadPrompt
 from idefics.messages import Answer, Picture, RankedLabel, Ranking, Shot, Timings, Usage
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from idefics.messages import PictureSource
 
     One = Picture | PictureSource
-    Many = list[One] | tuple[One, ...]
+    Many = Sequence[One]
 
 NEUTRAL_SIDE = 64  # of the plain grey picture that stands for "no picture in particular"
 
@@ -45,7 +45,7 @@ class Idefics(Pipeline):
         return other
 
     @overload
-    def caption(self, image: One, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> Answer: ...
+    def caption(self, image: One, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> Answer: ...  # type: ignore[overload-overlap]  # a str is one picture
     @overload
     def caption(self, image: Many, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> list[Answer]: ...
     @overload
@@ -55,7 +55,7 @@ class Idefics(Pipeline):
         return self.run(TASKS["caption"], image, stream=stream, **o)
 
     @overload
-    def complete(
+    def complete(  # type: ignore[overload-overlap]  # a str is one picture
         self, image: One, text: str, *, stream: Literal[False] = ..., **o: Unpack[Options]
     ) -> Answer: ...
     @overload
@@ -71,7 +71,7 @@ class Idefics(Pipeline):
         return self.run(TASKS["complete"], image, text.strip(), stream=stream, **o)
 
     @overload
-    def ask(
+    def ask(  # type: ignore[overload-overlap]  # a str is one picture
         self, image: One, question: str, *, stream: Literal[False] = ..., **o: Unpack[Options]
     ) -> Answer: ...
     @overload
@@ -87,7 +87,7 @@ class Idefics(Pipeline):
         return self.run(TASKS["ask"], image, question, stream=stream, **o)
 
     @overload
-    def write(
+    def write(  # type: ignore[overload-overlap]  # a str is one picture
         self, image: One, instruction: str = ..., *, stream: Literal[False] = ..., **o: Unpack[Options]
     ) -> Answer: ...
     @overload
@@ -114,10 +114,10 @@ class Idefics(Pipeline):
         composed = [compose(task, kind, picture, words, self.shots) for picture in _pictures(image)]
         prompts = [self.prompt(one.items, answer_start=one.answer_start) for one in composed]
         start = words if task.name == "complete" else ""
-        return self._reply(prompts, isinstance(image, (list, tuple)), stream, began, o, start=start)
+        return self._reply(prompts, _is_many(image), stream, began, o, start=start)
 
     @overload
-    def classify(
+    def classify(  # type: ignore[overload-overlap]  # a str is one picture
         self, image: One, labels: Sequence[str], *, length_normalized: bool = ..., calibrated: bool = ...
     ) -> Ranking: ...
     @overload
@@ -149,7 +149,7 @@ class Idefics(Pipeline):
             self._ranking(task, words, wanted, picture, prior, length_normalized)
             for picture in _pictures(image)
         ]
-        return rankings if isinstance(image, (list, tuple)) else rankings[0]
+        return rankings if _is_many(image) else rankings[0]
 
     def _ranking(
         self,
@@ -182,11 +182,15 @@ class Idefics(Pipeline):
 
 
 def _pictures(image: One | Many) -> list[Picture]:
-    if isinstance(image, (list, tuple)):
+    if _is_many(image):
         if not image:
             raise BadPrompt("the list of pictures is empty: give at least one")
         return [_picture(one) for one in image]
-    return [_picture(image)]
+    return [_picture(cast("One", image))]
+
+
+def _is_many(image: One | Many) -> TypeGuard[Many]:
+    return isinstance(image, Sequence) and not isinstance(image, (str, bytes))
 
 
 def _picture(image: One) -> Picture:
