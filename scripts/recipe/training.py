@@ -81,7 +81,9 @@ class Names:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         def first_token(name: str) -> int:
-            return int(tokenizer.encode(f" {name}", add_special_tokens=False).ids[0])
+            return int(
+                tokenizer.encode(f"a {name}", add_special_tokens=False).ids[1]
+            )  # as words follow words
 
         self.kinds = torch.tensor([first_token(name) for name in KIND_NAMES])
         self.colors = torch.tensor([first_token(name) for name in COLORS])

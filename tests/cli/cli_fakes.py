@@ -64,7 +64,7 @@ class FakeIdefics:
         return [answer(self._text(task, one, words)) for one in image]
 
     def _text(self, task, picture, words):
-        return self.text or f"{task.name} {name_of(picture)} {words}".strip()
+        return self.text or " ".join(filter(None, [task.name, name_of(picture), words]))
 
     def classify(self, image, labels, *, length_normalized=False, calibrated=False):
         options = {"length_normalized": length_normalized, "calibrated": calibrated}

@@ -2,10 +2,12 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("photos")
 
 HERE = Path(__file__).parent
 CHILD = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1] / "src")!r}]
 from cli_fakes import FakeIdefics, FakeStream
 from idefics.cli.main import run
@@ -79,33 +82,38 @@ class Typist:
         end, start = time.monotonic() + seconds, len(self.seen)
         while not re.search(pattern, self.seen[start:]):
             assert time.monotonic() < end, f"no {pattern!r} in {self.seen[start:]!r}"
-            self.seen += self._read()
+            assert self._read(), f"the child is gone after {self.seen!r}"
         return self.seen[start:]
 
-    def _read(self):
-        try:
-            data = os.read(self.master, 65536)
-        except OSError:  # what Linux says at the end of a terminal
-            data = b""
-        assert data, f"the child is gone after {self.seen!r}"
-        return data.decode()
+    def interrupt_until(self, pattern):
+        """Ctrl-C, again where it came at a moment when nobody listened, until the pattern has come."""
+        for _ in range(20):
+            self.child.send_signal(signal.SIGINT)
+            with suppress(AssertionError):
+                return self.read_until(pattern, seconds=2)
+        raise AssertionError(f"no {pattern!r} after Ctrl-C, but {self.seen!r}")
 
     def type(self, text):
         os.write(self.master, text.encode())
 
-    def interrupt(self):
-        self.child.send_signal(signal.SIGINT)
-
     def end(self):
         """The exit code, and everything that was seen."""
-        try:
-            while True:
-                self.seen += self._read()
-        except AssertionError:
+        while self._read():
             pass
         code = self.child.wait(60)
         os.close(self.master)
         return code, self.seen
+
+    def _read(self):
+        """Reads what there is, waiting half a second; False at the end."""
+        if not select.select([self.master], [], [], 0.5)[0]:
+            return True
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # what Linux says at the end of a terminal
+            return False
+        self.seen += data.decode()
+        return bool(data)
 
 
 @pytest.fixture
@@ -190,7 +198,7 @@ def test_answers_and_refusals_stand_on_lines_of_their_own_beside_a_bar(typist):
 def test_ctrl_c_keeps_what_was_said(typist):
     screen = typist("write", "a.png", "long")
     screen.read_until("word word")
-    screen.interrupt()
+    screen.child.send_signal(signal.SIGINT)
     code, seen = screen.end()
     assert code == 130
     assert "Traceback" not in seen
@@ -208,6 +216,21 @@ def test_ctrl_c_down_a_pipe_keeps_finished_answers():
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err) == (130, "", "")
+
+
+def test_any_answer_can_be_printed_anywhere():
+    """A pipe that knows ASCII alone, as in some containers."""
+    Path("🐶.png").write_bytes(Path("a.png").read_bytes())
+    for flags, line in (((), r"caption \U0001f436"), (("--json",), r"\ud83d\udc36")):
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, "caption", "🐶.png", *flags],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            check=True,
+        )
+        assert line in done.stdout
+        assert done.stderr == ""
 
 
 def test_a_reader_that_has_enough_ends_it_quietly(photos):
@@ -234,14 +257,14 @@ def test_a_typed_conversation(typist):
     chat.read_until("> $")
     chat.type("What is it?\n")
     chat.read_until("word word")
-    chat.interrupt()  # the answer, not the program
-    chat.read_until("> $")
+    chat.interrupt_until("> $")  # the answer, not the program
     chat.type("/image b.png\n")
     assert "1 picture." in chat.read_until("> $")
     chat.type("And now?\n")
     assert "3 turns, 1 pictures, And now?" in chat.read_until("> $")
-    chat.interrupt()
-    assert "Ctrl-D" in chat.read_until("> $")
+    assert "Ctrl-D" in chat.interrupt_until("> $")
+    chat.type("/image no.png\n")
+    assert "no.png: no such file" in chat.read_until("> $")
     chat.type("/help\n")
     assert "/image PATH" in chat.read_until("> $")
     chat.type("\x04")
@@ -253,12 +276,10 @@ def test_a_typed_conversation(typist):
 def test_an_answer_that_is_left_before_it_began_is_forgotten(typist):
     chat = typist("chat", "a.png", "--prompt", "What is it?")
     chat.read_until("Thinking")
-    chat.interrupt()
-    chat.read_until("> $")
+    chat.interrupt_until("> $")
     chat.type("Again?\n")
     chat.read_until("word word")  # what is said in a first turn
-    chat.interrupt()
-    chat.read_until("> $")
+    chat.interrupt_until("> $")
     chat.type("/quit\n")
     assert chat.end()[0] == 0
 

@@ -46,6 +46,10 @@ class Step:
     typed: tuple[str, ...] = ()
 
 
+# The raw prompt of the published guide, with its fun fact: texts and pictures exactly as the model reads them.
+ASKED = "Describe this image.\nAssistant:"
+SHOWN = f"{ASKED} An image of a tower. Fun fact: towers sway a little in the wind.\n"
+
 SCRIPT: dict[str, tuple[Step, ...]] = {  # by the picture that is drawn beside it
     "puppy.png": (
         Step("idefics caption puppy.png"),
@@ -63,13 +67,13 @@ SCRIPT: dict[str, tuple[Step, ...]] = {  # by the picture that is drawn beside i
         Step('idefics classify vegetables.png --labels "animals,vegetables,city landscape,cars,office"'),
     ),
     "door.png": (Step("idefics write door.png"),),
-    "tower.png": (
+    "tower.png": (Step(f'idefics generate "User:" tower.png "{SHOWN}" "User:" statue.png "{ASKED}"'),),
+    "shapes.png": (
         Step(
-            "idefics chat tower.png",
+            "idefics chat shapes.png",
             ("What is in this image?", "/image statue.png", "And in this one?", "Where is it?"),
         ),
     ),
-    "shapes.png": (Step('idefics generate shapes.png "In this image there is"'),),
 }
 
 
