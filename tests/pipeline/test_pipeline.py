@@ -84,8 +84,9 @@ def test_stop_strings_end_the_text(vlm, picture):
 
 
 def test_logprobs_and_logits_agree(vlm, picture):
-    answer = vlm.generate([picture, "A"], max_new_tokens=3, logprobs=True)
-    logits = vlm.logits(vlm.prompt([picture, "A"]))[-1]
+    question = [user(Picture(picture), "Can you describe this image?")]
+    answer = vlm.chat(question, max_new_tokens=3, logprobs=True)
+    logits = vlm.logits(vlm.prompt(question))[-1]
     logits[list(vlm.processor.mark_ids)] = -torch.inf
     assert answer.logprobs[0] == pytest.approx(logits.log_softmax(-1).max().item(), abs=1e-4)
     assert len(answer.logprobs) == len(answer.tokens)

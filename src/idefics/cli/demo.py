@@ -60,7 +60,7 @@ SCRIPT: dict[str, tuple[Step, ...]] = {  # by the picture that is drawn beside i
         Step("idefics caption statue.png --shots shots.jsonl"),
     ),
     "picnic.png": (
-        Step('idefics ask picnic.png "Where is the basket?"'),
+        Step('idefics ask picnic.png "What is on the left?"'),
         Step('idefics ask *.png "How many things are there?"'),
     ),
     "vegetables.png": (
