@@ -44,16 +44,13 @@ def size(count: float) -> str:
 
 
 def models_table() -> str:
-    """The rows that this version runs."""
+    """Every row of the catalog; those that show the same figures are one."""
     head = ["| `--model` | parameters | float32 | bfloat16 | licence |", "|-|-:|-:|-:|-|"]
     names: dict[str, list[str]] = {}  # of models that show the same figures
     for row in CATALOG:
-        if row.runs:
-            count = (
-                f"{row.parameters / 1e9:.2f} B" if row.parameters >= 1e9 else f"{row.parameters / 1e6:.0f} M"
-            )
-            needs = " | ".join(size(memory(row, precision)) for precision in ("float32", "bfloat16"))
-            names.setdefault(f"{count} | {needs} | {row.licence}", []).append(f"`{row.name}`")
+        count = f"{row.parameters / 1e9:.2f} B" if row.parameters >= 1e9 else f"{row.parameters / 1e6:.0f} M"
+        needs = " | ".join(size(memory(row, precision)) for precision in ("float32", "bfloat16"))
+        names.setdefault(f"{count} | {needs} | {row.licence}", []).append(f"`{row.name}`")
     return "\n".join([*head, *(f"| {', '.join(some)} | {figures} |" for figures, some in names.items())])
 
 

@@ -1,8 +1,18 @@
-"""The table of checkpoints: names that resolve, numbers that agree with the registry."""
+"""The table of checkpoints: names that resolve, numbers that agree with the models."""
 
 import pytest
+import torch
 
-from idefics.catalog import CATALOG, DEFAULT, memory, resolve, short_names
+import idefics
+from idefics import weights
+from idefics.catalog import BITS, CATALOG, DEFAULT, memory, resolve, short_names
+from idefics.config import Quantisation
+from idefics.models import REGISTRY, build, family_for, read_checkpoint
+from idefics.quant import chosen
+from idefics.quant.integers import GROUP
+from models.released import RELEASED
+
+DECODER = ("model.layers.", "model.gated_cross_attn_layers.", "model.text_model.layers.")
 
 
 def test_short_names_are_unique_and_resolve():
@@ -21,33 +31,69 @@ def test_every_row_is_on_the_hub_or_in_the_package():
     assert len({row.hub or row.folder for row in CATALOG}) == len(CATALOG)
 
 
-def test_the_default_runs():
-    row = resolve(DEFAULT)
-    assert row.runs
-    assert row.hub == "HuggingFaceTB/SmolVLM-500M-Instruct"
+def test_the_default_is_a_row():
+    assert resolve(DEFAULT).hub == "HuggingFaceTB/SmolVLM-500M-Instruct"
 
 
-def test_rows_run_when_the_registry_has_their_architecture():
-    from idefics.models import REGISTRY
-
-    assert {row.name: row.runs for row in CATALOG} == {
-        row.name: row.model_type in REGISTRY for row in CATALOG
-    }
-    assert {row.model_type for row in CATALOG if row.runs} == set(REGISTRY)
+def test_the_registry_and_the_catalog_know_the_same_architectures():
+    assert {row.model_type for row in CATALOG} == set(REGISTRY)
 
 
-@pytest.mark.parametrize(
-    "name", ["9b", "9b-instruct", "80b", "80b-instruct", "idefics3-8b", "smolvlm-256m", "smolvlm-2.2b"]
-)
+@pytest.mark.parametrize("name", RELEASED)
 def test_names_of_the_published_checkpoints(name):
-    assert resolve(name).hub.startswith(("HuggingFaceM4/", "HuggingFaceTB/"))
+    owners = ("HuggingFaceM4/", "HuggingFaceTB/", "docling-project/", "ibm-granite/")
+    assert resolve(name).hub.startswith(owners)
+    assert resolve(name).model_type == RELEASED[name].config["model_type"]
 
 
-def test_memory_is_parameters_times_bits():
-    row = resolve("smolvlm-500m")
-    assert {p: memory(row, p) for p in ("float32", "bfloat16", "int8", "int4")} == {
+def empty(row):
+    """The model of a row on the meta device."""
+    if row.folder:
+        return build(read_checkpoint(weights.find(row.name)))
+    raw = RELEASED[row.name].config
+    family = family_for(raw["model_type"])
+    with torch.device("meta"):
+        return family.build(family.config(raw, {}))
+
+
+@pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
+def test_memory_is_what_the_models_have(row):
+    """Weight by weight: what quantisation chooses at the precision asked for, all others at 16 bits or more."""
+    model = empty(row)
+    matrices = [model.get_submodule(name).weight for name in chosen(model, Quantisation(kind="int8"))]
+    assert all(name.startswith(DECODER) for name in chosen(model, Quantisation(kind="int4")))
+    assert row.parameters == sum(weight.numel() for weight in model.parameters())
+    assert row.matrices == sum(weight.numel() for weight in matrices)
+    for precision, size in {"float32": 4, "bfloat16": 2}.items():
+        assert memory(row, precision) == sum(weight.numel() * size for weight in model.parameters())
+    kept = 2 * (row.parameters - row.matrices)
+    assert memory(row, "int8") == kept + sum(weight.numel() for weight in matrices)
+    scales = sum(2 * len(weight) for weight in matrices)  # of int8, left out
+    assert scales < memory(row, "int8") / (1000 if row.hub else 100)
+    # Half a byte a number, and two bytes of scale for every GROUP of them.
+    assert memory(row, "int4") == kept + sum(
+        weight.numel() // 2 + 2 * weight.numel() // GROUP for weight in matrices
+    )
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-idefics1"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_memory_is_what_a_loaded_model_takes(name, kind):
+    vlm = idefics.load(name, device="cpu", dtype="bfloat16", quantize=kind)
+    assert vlm.memory == pytest.approx(memory(resolve(name), kind), rel=0.01)
+
+
+@pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
+def test_each_precision_needs_less_than_the_one_before(row):
+    needs = [memory(row, precision) for precision in BITS]
+    assert needs == sorted(needs, reverse=True)
+    assert needs[0] == 2 * needs[1]
+
+
+def test_memory_of_the_default():
+    assert {precision: memory(resolve(DEFAULT), precision) for precision in BITS} == {
         "float32": 2_029_929_216,
         "bfloat16": 1_014_964_608,
-        "int8": 507_482_304,
-        "int4": 253_741_152,
+        "int8": 700_391_808,
+        "int4": 562_766_208,
     }

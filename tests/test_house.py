@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ LEVELS = (
     ("errors",),
     ("messages", "config", "prompt", "catalog", "demo"),
     ("nn", "weights"),
-    ("processing", "quant"),
+    ("processing", "quant", "placement"),
     ("models", "engine"),
     ("pipeline",),
     ("tasks",),
@@ -44,6 +45,7 @@ PUBLIC = [
     "Sampling",
     "Shot",
     "user",
+    "Video",
 ]
 
 # What `idefics --help` reads, or may read: nothing of it may wait for torch.
@@ -133,15 +135,18 @@ def test_imports_are_absolute():
 
 
 @cache
-def base_modules():
-    """The modules that an installation without extras brings, by their names in import statements."""
+def dependencies():
+    """The modules that an installation with all extras brings, by their names in import statements."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = (re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"])
+    extras = (lines for extra, lines in project["optional-dependencies"].items() if extra != "dev")
+    lines = [*project["dependencies"], *chain.from_iterable(extras)]
+    names = (re.match(r"[\w-]+", requirement).group() for requirement in lines)
     return {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
 
 
-def test_only_base_dependencies_are_imported():
-    allowed = base_modules() | set(sys.stdlib_module_names) | {"idefics"}
+def test_only_dependencies_are_imported():
+    """Those of extras late: `test_every_module_imports_with_the_base_installation` holds it."""
+    allowed = dependencies() | set(sys.stdlib_module_names) | {"idefics"}
     foreign = {
         f"{where(path, node)} imports {name}"
         for path in MODULES
@@ -172,7 +177,7 @@ def run_python(code, *arguments):
 def test_every_module_imports_with_the_base_installation():
     """Modules of extras and of the test tools are hidden, as they are after `pip install idefics`."""
     hidden = (
-        "accelerate bitsandbytes fastapi gradio hypothesis llguidance peft prometheus_client pyarrow pytest "
+        "accelerate av bitsandbytes fastapi gradio hypothesis llguidance peft prometheus_client pyarrow pytest "
         "ray sentencepiece torchao torchvision transformers uvicorn"
     )
     code = f"""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from idefics.config import Sampling
     from idefics.errors import IdeficsError
-    from idefics.messages import Answer, Message, Picture, Ranking, Shot, assistant, user
+    from idefics.messages import Answer, Message, Picture, Ranking, Shot, Video, assistant, user
     from idefics.tasks.verbs import Idefics, load
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Sampling",
     "Shot",
     "user",
+    "Video",
 ]
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ _HOME = {
     "Sampling": "idefics.config",
     "Shot": "idefics.messages",
     "user": "idefics.messages",
+    "Video": "idefics.messages",
 }
 
 

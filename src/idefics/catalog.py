@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
-BITS: dict[Precision, int] = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+# Bits of a number in the matrices of the decoder's layers, and of a number anywhere else. int4 has a 16-bit scale for
+# every 32 numbers (nf4 a 32-bit one for every 64: QLoRA, arXiv 2305.14314). int8 has one for each output: under a
+# thousandth, left out.
+BITS: dict[Precision, tuple[float, float]] = {
+    "float32": (32, 32),
+    "bfloat16": (16, 16),
+    "int8": (8, 16),
+    "int4": (4 + 16 / 32, 16),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +31,12 @@ class CheckpointRow:
         family: the family's name, for people.
         model_type: config.json's word for the architecture.
         parameters: how many numbers its weights are.
+        matrices: how many of them are in matrices of the decoder's layers, cross-attention included: what int8 and
+            int4 make smaller. Vision tower, connector, embeddings, head and norms stay as they are.
         licence: of the weights.
         kind: "base" continues documents, "instruct" follows a request, "chat" is tuned for long talk.
         note: what to know before choosing it, in one sentence; may be empty.
-        runs: whether this version runs it.
+        video: whether it was trained with video.
     """
 
     names: tuple[str, ...]
@@ -35,10 +45,11 @@ class CheckpointRow:
     family: str
     model_type: str
     parameters: int
+    matrices: int
     licence: str
     kind: Literal["base", "instruct", "chat"]
     note: str = ""
-    runs: bool = True
+    video: bool = False
 
     @property
     def name(self) -> str:
@@ -56,6 +67,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics3",
         model_type="idefics3",
         parameters=3_493_440,
+        matrices=1_587_200,
         licence=_APACHE,
         kind="instruct",
         note="Inside the package, needs no network; knows nothing but its picture book.",
@@ -66,6 +78,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics",
         model_type="idefics",
         parameters=4_741_352,
+        matrices=2_539_520,
         licence=_APACHE,
         kind="instruct",
         note="Inside the package, needs no network; knows nothing but its picture book.",
@@ -76,6 +89,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="SmolVLM",
         model_type="idefics3",
         parameters=256_484_928,
+        matrices=106_168_320,
         licence=_APACHE,
         kind="instruct",
         note="The smallest for real photographs.",
@@ -86,6 +100,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="SmolVLM",
         model_type="idefics3",
         parameters=507_482_304,
+        matrices=314_572_800,
         licence=_APACHE,
         kind="instruct",
         note="The default: good answers on a laptop's CPU.",
@@ -96,6 +111,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="SmolVLM",
         model_type="idefics3",
         parameters=2_246_272_880,
+        matrices=1_610_612_736,
         licence=_APACHE,
         kind="instruct",
     ),
@@ -105,8 +121,10 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="SmolVLM2",
         model_type="smolvlm",
         parameters=256_484_928,
+        matrices=106_168_320,
         licence=_APACHE,
         kind="instruct",
+        video=True,
     ),
     CheckpointRow(
         names=("smolvlm2-500m",),
@@ -114,8 +132,10 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="SmolVLM2",
         model_type="smolvlm",
         parameters=507_482_304,
+        matrices=314_572_800,
         licence=_APACHE,
         kind="instruct",
+        video=True,
     ),
     CheckpointRow(
         names=("smolvlm2-2.2b",),
@@ -123,8 +143,32 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="SmolVLM2",
         model_type="smolvlm",
         parameters=2_246_784_880,
+        matrices=1_610_612_736,
         licence=_APACHE,
         kind="instruct",
+        video=True,
+    ),
+    CheckpointRow(
+        names=("smoldocling-256m",),
+        hub="docling-project/SmolDocling-256M-preview",
+        family="SmolDocling",
+        model_type="idefics3",
+        parameters=256_484_928,
+        matrices=106_168_320,
+        licence="CDLA-Permissive-2.0",
+        kind="instruct",
+        note='Writes pages down as DocTags: "Convert this page to docling."',
+    ),
+    CheckpointRow(
+        names=("granite-docling-258m",),
+        hub="ibm-granite/granite-docling-258M",
+        family="Granite Docling",
+        model_type="idefics3",
+        parameters=257_517_120,
+        matrices=106_168_320,
+        licence=_APACHE,
+        kind="instruct",
+        note="Successor of SmolDocling.",
     ),
     CheckpointRow(
         names=("idefics3-8b",),
@@ -132,6 +176,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics3",
         model_type="idefics3",
         parameters=8_462_086_384,
+        matrices=6_979_321_856,
         licence=_APACHE,
         kind="instruct",
         note="Strong at documents, charts and text in pictures.",
@@ -142,9 +187,9 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics2",
         model_type="idefics2",
         parameters=8_402_768_112,
+        matrices=6_979_321_856,
         licence=_APACHE,
         kind="instruct",
-        runs=False,
     ),
     CheckpointRow(
         names=("idefics2-8b-base",),
@@ -152,9 +197,9 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics2",
         model_type="idefics2",
         parameters=8_402_759_920,
+        matrices=6_979_321_856,
         licence=_APACHE,
         kind="base",
-        runs=False,
     ),
     CheckpointRow(
         names=("idefics2-8b-chatty",),
@@ -162,9 +207,9 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics2",
         model_type="idefics2",
         parameters=8_402_768_112,
+        matrices=6_979_321_856,
         licence=_APACHE,
         kind="chat",
-        runs=False,
     ),
     CheckpointRow(
         names=("9b", "idefics-9b"),
@@ -172,6 +217,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics",
         model_type="idefics",
         parameters=8_929_679_632,
+        matrices=7_910_457_344,
         licence=_LLAMA,
         kind="base",
         note="Learns a task from a few interleaved examples.",
@@ -182,6 +228,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics",
         model_type="idefics",
         parameters=8_929_687_824,
+        matrices=7_910_457_344,
         licence=_LLAMA,
         kind="instruct",
     ),
@@ -191,6 +238,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics",
         model_type="idefics",
         parameters=79_967_843_624,
+        matrices=78_685_143_040,
         licence=_LLAMA,
         kind="base",
     ),
@@ -200,6 +248,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         family="Idefics",
         model_type="idefics",
         parameters=79_967_860_008,
+        matrices=78_685_143_040,
         licence=_LLAMA,
         kind="instruct",
     ),
@@ -221,5 +270,9 @@ def short_names() -> tuple[str, ...]:
 
 
 def memory(row: CheckpointRow, precision: Precision) -> int:
-    """Bytes that the weights alone take; pictures and the key/value cache come on top."""
-    return row.parameters * BITS[precision] // 8
+    """Bytes that the weights take; pictures and the key/value cache come on top.
+
+    matrices * (their bits) / 8 + (parameters - matrices) * (bits of the rest) / 8, with the bits of `BITS`.
+    """
+    inner, outer = BITS[precision]
+    return round((row.matrices * inner + (row.parameters - row.matrices) * outer) / 8)

@@ -7,7 +7,7 @@ Three kinds: what a checkpoint is (`ModelConfig` and its parts, translated once 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from idefics.errors import BadSetting
 
@@ -27,7 +27,12 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """A Llama-like decoder. `additional_vocabulary` counts rows kept in a table of their own (Idefics 1)."""
+    """A Llama-like decoder.
+
+    Attributes:
+        additional_vocabulary: rows of the embedding kept in a table of their own (Idefics 1).
+        window: a token attends to so many tokens, itself the last of them (Mistral); None: to all before it.
+    """
 
     vocabulary: int
     additional_vocabulary: int = 0
@@ -41,6 +46,7 @@ class TextConfig:
     max_positions: int
     activation: Activation = "silu"
     rope: RopeConfig = RopeConfig()
+    window: int | None = None
     tied: bool = False
 
 
@@ -75,6 +81,19 @@ class ResamplerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PerceiverConfig:
+    """The perceiver of Idefics 2: of the decoder's width, with its kind of norm and MLP, and grouped queries."""
+
+    depth: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    latents: int
+    norm_epsilon: float
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CrossConfig:
     """The gated cross-attention of Idefics 1: one block before every `interval`-th decoder layer."""
 
@@ -90,6 +109,7 @@ class ModelConfig:
     Attributes:
         model_type: the checkpoint's own word for its architecture.
         resampler, cross: only where pictures are read beside the text (Idefics 1).
+        perceiver: the connector's (Idefics 2).
         shuffle: pixel-shuffle factor of the connector (Idefics 3, SmolVLM); 1 elsewhere.
         stop_ids: ids that end an answer, from generation_config.json, else config.json.
         dtype: the dtype that config.json names, or None.
@@ -100,6 +120,7 @@ class ModelConfig:
     vision: VisionConfig
     resampler: ResamplerConfig | None = None
     cross: CrossConfig | None = None
+    perceiver: PerceiverConfig | None = None
     shuffle: int = 1
     stop_ids: tuple[int, ...] = ()
     dtype: str | None = None
@@ -115,6 +136,7 @@ class CacheLayout:
         cross_layers: layers that call `Attn.cross`, numbered from 0; 0 where pictures are read in the text.
         max_positions: the longest sequence the model reads.
         vocabulary: number of logits.
+        window: in `Attn.self_` a token attends to so many tokens, itself the last of them; None: to all before it.
     """
 
     layers: int
@@ -123,9 +145,27 @@ class CacheLayout:
     cross_layers: int
     max_positions: int
     vocabulary: int
+    window: int | None = None
 
 
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPlan:
+    """Which frames of a video are looked at, and how large.
+
+    Attributes:
+        fps: so many a second, as long as they are no more than
+        most_frames: all in all; a longer video is looked at less often.
+        skip_seconds: left out at both ends of a video that is longer than `most_frames` allow for.
+        longest: a frame's longest edge is first resized to this, up or down, keeping the aspect.
+    """
+
+    fps: float
+    most_frames: int
+    skip_seconds: float
+    longest: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,23 +173,29 @@ class ImagePlan:
     """How a picture becomes frames.
 
     Attributes:
-        side: every frame is side x side pixels.
+        side: every frame is side x side pixels, unless `shortest` is given.
         longest: first resize the longest edge to this, up or down, keeping the aspect; None: straight to the frame.
-        splitting: cut the resized picture into side x side tiles, the whole picture last.
+        shortest: frames keep the picture's own size, but for edges longer than `longest` or shorter than this (Idefics
+            2); None: frames are squares.
+        splitting: cut the resized picture into side x side tiles, the whole picture last; with `shortest`, cut the
+            picture into quarters before they are resized, the whole picture last.
         resample: PIL's filter.
         scale: multiplies each uint8 value (1/255).
         mean, std: then subtracted and divided, one number a channel.
         tokens: how many places one frame takes in the prompt.
+        video: how a video becomes pictures; None where the checkpoint was not trained with video.
     """
 
     side: int
     longest: int | None
+    shortest: int | None = None
     splitting: bool
     resample: Filter
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     tokens: int
+    video: VideoPlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +207,7 @@ class PromptStyle:
         template: the Jinja chat template; empty for a base checkpoint without one.
         turn_end: the token that ends a turn (`<end_of_utterance>`), or "" where the checkpoint has none.
         marks: "beside": `<fake><image><fake>` around one `<image>`, neighbours sharing a fake (Idefics 1);
+            "frames": a fake before and after every frame, neighbours sharing one (Idefics 2);
             "tiles": the row, column and global marks of Idefics 3 and SmolVLM.
         strip_items: raw text items lose the spaces at their ends (Idefics 1's processor).
         start: text put before a raw prompt and before a rendered template (`<s>` in Idefics 1), or "".
@@ -170,7 +217,7 @@ class PromptStyle:
     kind: Literal["base", "chat"]
     template: str
     turn_end: str
-    marks: Literal["beside", "tiles"]
+    marks: Literal["beside", "frames", "tiles"]
     strip_items: bool
     start: str
     adds_special: bool
@@ -218,6 +265,42 @@ class Sampling:
                 f"num_beams is {self.num_beams} and temperature {self.temperature}: beams are greedy; "
                 "give temperature=0, or num_beams=1 to sample"
             )
+
+
+QuantKind = Literal["int8", "int4", "nf4", "fp4"]
+# What describes a picture or names a token, by the names that checkpoints use: small beside the decoder, and delicate.
+FULL_PRECISION = ("vision_model", "connector", "perceiver_resampler", "lm_head")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """In how few bits the weights of linear layers are kept; what is computed with them stays in floating point.
+
+    Attributes:
+        kind: "int8", a scale for each output; "int4", a scale for each 32 inputs; "nf4" and "fp4", bitsandbytes'
+            kinds of four bits with a scale for each 64 weights.
+        skip: parts of the model that keep full precision, by their names or those of modules around them. With ()
+            every linear layer is quantised, but for a head that is tied to the embedding or has two tables.
+        double: whether the scales of nf4 and fp4 are quantised too.
+        compute_dtype: in which products with nf4 and fp4 are computed: "float32", "bfloat16", "float16"; None: the
+            dtype that the weights were loaded in.
+    """
+
+    kind: QuantKind
+    skip: tuple[str, ...] = FULL_PRECISION
+    double: bool = False
+    compute_dtype: str | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, scales left aside."""
+        return 8 if self.kind == "int8" else 4
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(QuantKind):
+            raise BadSetting(f"quantize is {self.kind!r}; give {', '.join(get_args(QuantKind))}")
+        if self.compute_dtype not in (None, "float32", "bfloat16", "float16"):
+            raise BadSetting(f"compute_dtype is {self.compute_dtype!r}; give float32, bfloat16 or float16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

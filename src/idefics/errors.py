@@ -3,7 +3,9 @@
     IdeficsError                    the root: `except IdeficsError` catches all of it
     ├── BadRequest                  the caller named something that cannot be: change the call
     │   ├── BadSetting              a number or word outside its range
+    │   │   └── UnknownArgument     a keyword that the call does not have; a TypeError too
     │   ├── BadPicture              no such file, not a picture, broken, too large, refused address
+    │   │   └── BadVideo            not a video, broken, too long, or the checkpoint was not trained with video
     │   ├── BadPrompt               pictures and their places disagree, an empty prompt, a malformed message
     │   └── PromptTooLong           more tokens than the model reads
     ├── ModelError                  the model cannot be had or used
@@ -31,8 +33,20 @@ class BadSetting(BadRequest):
     """A setting is outside its range; the message names the range."""
 
 
+class UnknownArgument(BadSetting, TypeError):
+    """Keywords that a call does not have; the message lists those that it has."""
+
+    def __init__(self, call: str, names: Sequence[str], known: Sequence[str]) -> None:
+        unknown = " and ".join(map(repr, names))
+        super().__init__(f"{call} has no argument {unknown}; it knows {', '.join(known)}")
+
+
 class BadPicture(BadRequest):
     """A picture cannot be opened or may not be fetched."""
+
+
+class BadVideo(BadPicture):
+    """A video cannot be read, or the checkpoint was not trained with video."""
 
 
 class BadPrompt(BadRequest):

@@ -1,4 +1,4 @@
-"""The words that every door speaks: pictures and messages in, answers and rankings out.
+"""The words that every door speaks: pictures, videos and messages in, answers and rankings out.
 
 Knows no tensors, no tokenizer and no model.
 """
@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +30,56 @@ class Picture:
 
     source: PictureSource
 
+    @classmethod
+    def of(cls, source: Picture | PictureSource) -> Picture:
+        """A picture as it is, or the picture of a source."""
+        return source if isinstance(source, Picture) else cls(source)
 
-Part = str | Picture
+
+if TYPE_CHECKING:
+    VideoFileSource = str | os.PathLike[str] | bytes
+    VideoSource = VideoFileSource | Sequence[Picture | PictureSource] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Something to watch, for checkpoints that were trained with video. Opened late, as a picture is.
+
+    A file is read by PyAV (`pip install 'idefics[video]'`); frames need nothing more.
+
+    Args:
+        source: a path, the bytes of a video file, an http(s) URL or a data URI; or its frames in order: a list of what
+            `Picture` takes, or an array (T, H, W, 3) of uint8.
+        fps: frames a second, for frames alone; a file says it itself. Where it is given, frames are chosen as from a
+            file. Where it is not, each one is shown, and the times said are those of 24 a second.
+
+    Raises:
+        BadSetting: `fps` is not above 0.
+    """
+
+    source: VideoSource
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and (
+            not isinstance(self.fps, (int, float)) or not 0 < self.fps < float("inf")
+        ):
+            raise BadSetting(f"fps is {self.fps!r}; give the frames a second, a number above 0")
+
+    @classmethod
+    def of(cls, source: Video | VideoSource) -> Video:
+        """A video as it is, or the video of a source."""
+        return source if isinstance(source, Video) else cls(source)
+
+
+Visual = Picture | Video
+Part = str | Visual
 Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: text and pictures in any order."""
+    """One turn of a conversation: text, pictures and videos in any order."""
 
     role: Role
     parts: tuple[Part, ...]

@@ -31,10 +31,48 @@ def loads(monkeypatch):
 def test_the_keywords_are_those_of_load(loads, capsys):
     assert run(["caption", "a.png", "--device", "cpu", "--revision", "v1", "--remote-images", "public"]) == 0
     assert capsys.readouterr() == ("caption a\n", "")
-    options = {"device": "cpu", "dtype": "auto", "revision": "v1", "offline": None, "remote_images": "public"}
+    options = {
+        "device": "cpu",
+        "dtype": "auto",
+        "device_map": None,
+        "quantize": None,
+        "revision": "v1",
+        "offline": None,
+        "remote_images": "public",
+    }
     assert loads.calls == [("smolvlm-500m", options)]
     run(["caption", "a.png", "--offline"])
     assert loads.calls[1][1]["offline"] is True
+
+
+def test_placement_and_bits_are_flags(loads):
+    assert run(["caption", "a.png", "--device-map", "auto", "--quantize", "nf4", "--dtype", "bfloat16"]) == 0
+    [(_, options)] = loads.calls
+    assert (options["device_map"], options["quantize"], options["dtype"]) == ("auto", "nf4", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--quantize", "int3", "--quantize is 'int3': give int8, int4, nf4 or fp4"),
+        ("--device-map", "all", "--device-map is 'all': give auto, balanced, balanced_low_0 or sequential"),
+    ],
+)
+def test_words_that_are_none_of_them_are_refused(loads, capsys, flag, value, said):
+    assert run(["caption", "a.png", flag, value]) == 2
+    assert said in capsys.readouterr().err
+    assert not loads.calls
+
+
+def test_a_flag_reaches_the_model(capsys):
+    assert run(["caption", "a.png", "--model", "demo", "--device-map", "auto", "--quantize", "int8"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_a_device_that_is_not_there_is_one_line(capsys):
+    assert run(["caption", "a.png", "--model", "demo", "--device", "cuda:99"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "cuda:99" in err
 
 
 def test_a_download_is_said_once_and_before_it_begins(loads, capsys):

@@ -9,6 +9,7 @@ from torch import nn
 from idefics.config import CacheLayout, TextConfig
 from idefics.nn.attention import LayerMemory
 from idefics.nn.decoder import DecoderLayer
+from idefics.nn.kernels import fused
 from idefics.nn.norm import RMSNorm
 from idefics.nn.rope import rotary_tables
 from idefics.prompt import Prompt, Tiles
@@ -33,7 +34,7 @@ class FakeVLM(nn.Module):
 
     def __init__(self, beside):
         super().__init__()
-        self.beside = beside
+        self.beside, self.kernel = beside, fused
         self.layout = CacheLayout(
             layers=TEXT.layers,
             kv_heads=TEXT.kv_heads,

@@ -1,5 +1,7 @@
 """The engine's attention and cache against the uncached reference."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,9 @@ LAYOUT = CacheLayout(
 )
 
 
+windows = pytest.mark.parametrize("window", [None, 1, 2, 3, 4, 6, 100])
+
+
 def qkv(tokens):
     return (
         torch.randn(tokens, HEADS, SIZE),
@@ -26,11 +31,12 @@ def memory():
     return [LayerMemory(torch.randn(1, PLACES, HEADS, SIZE), torch.randn(1, PLACES, HEADS, SIZE))]
 
 
-def test_prefill_and_decode_equal_dense_attention():
-    lengths = [5, 1, 3]
+@windows
+@pytest.mark.parametrize("lengths", [[5, 1, 3], [9], [4, 4]])
+def test_prefill_and_decode_equal_dense_attention(lengths, window):
     parts = [qkv(length + 2) for length in lengths]  # two more tokens each, one at a time
-    cache = Cache(LAYOUT, lengths, [(), (), ()], like=parts[0][0])
-    expected = [DenseAttn(1).self_(0, *part) for part in parts]
+    cache = Cache(replace(LAYOUT, window=window), lengths, [()] * len(lengths), like=parts[0][0])
+    expected = [DenseAttn(1, window=window).self_(0, *part) for part in parts]
 
     packed = [torch.cat([part[i][:n] for part, n in zip(parts, lengths, strict=True)]) for i in range(3)]
     out = PrefillAttn(cache, [()] * sum(lengths)).self_(0, *packed).split(lengths)
@@ -43,6 +49,23 @@ def test_prefill_and_decode_equal_dense_attention():
         out = DecodeAttn(cache, cache.advance()).self_(0, *new)
         want = torch.stack([one[n + step] for one, n in zip(expected, lengths, strict=True)])
         torch.testing.assert_close(out, want)
+
+
+@windows
+def test_rows_of_unequal_length_see_their_own_windows(window):
+    """A row that is much shorter than another, which sees further back than its beginning."""
+    lengths = [2, 11, 7]
+    parts = [qkv(length + 1) for length in lengths]
+    cache = Cache(replace(LAYOUT, window=window), lengths, [()] * 3, like=parts[0][0])
+    packed = [torch.cat([part[i][:-1] for part in parts]) for i in range(3)]
+    PrefillAttn(cache, [()] * sum(lengths)).self_(0, *packed)
+    cache.select([2, 0, 1])
+    parts = [parts[2], parts[0], parts[1]]
+    out = DecodeAttn(cache, cache.advance()).self_(
+        0, *(torch.stack([p[i][-1] for p in parts]) for i in range(3))
+    )
+    for got, part in zip(out, parts, strict=True):
+        torch.testing.assert_close(got, DenseAttn(1, window=window).self_(0, *part)[-1])
 
 
 def test_prefill_looks_at_one_picture_a_token_or_gives_zero():
@@ -91,26 +114,28 @@ def test_pictures_are_laid_side_by_side_once_for_a_set_of_rows():
 def test_selecting_rows_takes_their_past_along():
     cache = Cache(LAYOUT, [2, 4, 3], [(), (), ()], like=torch.empty(0))
     for row in range(3):
-        cache.keys[0][row], cache.values[0][row] = row, -row
+        keys, values = cache.layer(0, like=torch.empty(0, KV_HEADS, SIZE))
+        keys[row], values[row] = row, -row
     cache.select([2, 0, 0])
     assert cache.lengths == [3, 2, 2]
     assert cache.keys[0][:, 0, 0, 0].tolist() == [2, 0, 0]
     assert cache.values[0][:, 0, 0, 0].tolist() == [-2, 0, 0]
 
 
+@windows
 @pytest.mark.parametrize("seen", [False, True])
-def test_endings_see_the_prefix_and_themselves(seen):
+def test_endings_see_the_prefix_and_themselves(seen, window):
     prefix, endings = 4, [3, 1, 2]
     cat = memory() if seen else ()
     start, *parts = qkv(prefix), *map(qkv, endings)
-    cache = Cache(LAYOUT, [prefix], [cat], like=start[0])
+    cache = Cache(replace(LAYOUT, window=window), [prefix], [cat], like=start[0])
     PrefillAttn(cache, [cat] * prefix).self_(0, *start)
     packed = [torch.cat([part[i] for part in parts]) for i in range(3)]
     attn = EndingsAttn(cache, endings)
     out = attn.self_(0, *packed).split(endings)
     for got, part in zip(out, parts, strict=True):
         whole = [torch.cat(pair) for pair in zip(start, part, strict=True)]
-        torch.testing.assert_close(got, DenseAttn(1).self_(0, *whole)[prefix:])
+        torch.testing.assert_close(got, DenseAttn(1, window=window).self_(0, *whole)[prefix:])
 
     q = packed[0]
     dense = DenseAttn(1, cat, torch.zeros(len(q), dtype=torch.long)) if seen else DenseAttn(1)

@@ -12,6 +12,7 @@ from idefics.engine.engine import Engine
 from idefics.engine.request import Request, Sequence
 from idefics.engine.slow import SlowTwin, slow_greedy
 from idefics.nn.decoder import Decoder
+from idefics.nn.kernels import Attending
 
 KINDS = ["text", "beside"]
 
@@ -22,7 +23,7 @@ def beam(model, asked, *, stop_ids=(), banned_ids=(), **sampling):
     return one
 
 
-class Llama(nn.Module):
+class Llama(Attending):
     """A decoder and its head under the names of transformers' LlamaForCausalLM: no pictures."""
 
     def __init__(self, config):
@@ -190,7 +191,7 @@ def test_beams_end_where_the_context_does():
     assert found.finish_reason == "length"
 
 
-class Bigrams(nn.Module):
+class Bigrams(Attending):
     """A language whose next token depends on the last alone; `table` holds log-probabilities."""
 
     def __init__(self, table):

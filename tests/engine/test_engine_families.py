@@ -9,7 +9,12 @@ from idefics.engine.request import Request, Sequence
 from idefics.engine.slow import SlowTwin, slow_greedy
 from models import tiny
 
-FAMILIES = pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["beside", "text"])
+WINDOW_3 = tiny.changed(tiny.IDEFICS2, text_config={"sliding_window": 3})
+FAMILIES = pytest.mark.parametrize(
+    "raw",
+    [tiny.IDEFICS1, tiny.IDEFICS2, WINDOW_3, tiny.IDEFICS3],
+    ids=["beside", "window 8", "window 3", "text"],
+)
 BESIDE = ["t", "ttttt", "1tt", "tt1t1", "t1t1tet1t", "1te1te", "1t1t1t1t1t", "tte"]
 TEXT = ["t", "ttttt", "1tt", "tt3", "t1tt2ttt", "4t1t", "1t1t1t1t1t", "5"]
 
@@ -63,20 +68,12 @@ def test_answers_equal_those_of_transformers(raw, beams, tmp_path):
 
 def generated(reference, asked, beams):
     """transformers' answer, without its stop id."""
-    ids = torch.tensor([asked.ids])
-    frames = [frame for tiles in asked.pictures for frame in tiles.frames]
-    extra = {"pixel_values": torch.stack([torch.from_numpy(frame) for frame in frames])[None]}
-    if reference.config.model_type == "idefics":
-        sees = torch.tensor(asked.sees)
-        extra["image_attention_mask"] = (sees[:, None] == torch.arange(len(frames)))[None].long()
     out = reference.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
+        **tiny.reference_inputs(reference, [asked]),
         max_new_tokens=10,
         num_beams=beams,
         do_sample=False,
         eos_token_id=[7, 8, 9],
         pad_token_id=0,
-        **extra,
-    )[0, ids.shape[1] :].tolist()
+    )[0, len(asked) :].tolist()
     return out[:-1] if out[-1] in (7, 8, 9) else out

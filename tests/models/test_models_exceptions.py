@@ -11,6 +11,10 @@ The released behaviour wins. Each exception is a test that shows both sides.
 | a text without pictures (Idefics 1) | 5.23 wants a picture all the same | needs none |
 | layers that are no multiple of the interval (Idefics 1) | 5.23 builds it and fails when it runs | refused |
 | loss over additional vocabulary (Idefics 1) | 5.23 raises | logits cover both tables |
+| perceiver's epsilon where the file is silent (Idefics 2) | since it has its own config: 1e-6 | the decoder's |
+| blanks after special tokens (Idefics 2) | 5.0 on: lost, one written after pictures | as `tokenizer.json` says |
+
+The last two are tested in `test_models_idefics2.py` and `processing/test_prompts_idefics2.py`.
 """
 
 import pytest

@@ -1,5 +1,7 @@
 """Names of weights as old files have them, and files that do not fit."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,10 +9,12 @@ from safetensors.torch import load_file, save_file
 from idefics.errors import UnsupportedModel, WeightsMismatch
 from models import tiny
 
+FAMILIES = {"idefics1": tiny.IDEFICS1, "idefics2": tiny.IDEFICS2, "idefics3": tiny.IDEFICS3}
 
-@pytest.fixture(params=["idefics1", "idefics3"])
+
+@pytest.fixture(params=FAMILIES)
 def folder(request, tmp_path):
-    return tiny.write(tmp_path, {"idefics1": tiny.IDEFICS1, "idefics3": tiny.IDEFICS3}[request.param])
+    return tiny.write(tmp_path, FAMILIES[request.param])
 
 
 def rewrite(folder, change):
@@ -43,32 +47,21 @@ def test_what_is_computed_is_not_loaded(folder):
     assert same(tiny.load(folder), expected)
 
 
-def test_idefics3_names_of_the_training_code(tmp_path):
-    """The decoder without `text_model`, the additional rows of both tables apart, and SigLIP's pooling head."""
-    folder = tiny.write(tmp_path, tiny.IDEFICS3)
+@pytest.mark.parametrize("raw", [tiny.IDEFICS2, tiny.IDEFICS3], ids=["idefics2", "idefics3"])
+def test_names_of_the_training_code(tmp_path, raw):
+    """Neither `text_model` nor `connector`, the additional rows of both tables apart, and SigLIP's pooling head."""
+    folder = tiny.write(tmp_path, raw)
     expected = tiny.load(folder)
 
     def age(weights):
         for name in list(weights):
-            if name.startswith("model.text_model."):
-                weights[name.replace("model.text_model.", "model.")] = weights.pop(name)
-        for new, old, extra in (
-            (
-                "model.connector.modality_projection.proj.weight",
-                "model.modality_projection.proj.weight",
-                None,
-            ),
-            (
-                "model.embed_tokens.weight",
-                "model.embed_tokens.weight",
-                "model.embed_tokens.additional_embedding.weight",
-            ),
-            ("lm_head.weight", "lm_head.weight", "additional_fc.weight"),
+            if name.startswith(("model.text_model.", "model.connector.")):
+                weights[re.sub("text_model.|connector.", "", name)] = weights.pop(name)
+        for table, extra in (
+            ("model.embed_tokens.weight", "model.embed_tokens.additional_embedding.weight"),
+            ("lm_head.weight", "additional_fc.weight"),
         ):
-            weight = weights.pop(new)
-            if extra:
-                weight, weights[extra] = weight[:61], weight[61:]
-            weights[old] = weight
+            weights[table], weights[extra] = weights[table][:61], weights[table][61:]
         weights["model.vision_model.head.probe"] = torch.randn(1, 1, 32)
         weights["model.vision_model.head.mlp.fc1.weight"] = torch.randn(64, 32)
 
@@ -118,7 +111,7 @@ def test_biases_that_the_config_does_not_promise_are_not_passed_over(folder):
         tiny.load(folder)
 
 
-@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+@pytest.mark.parametrize("raw", FAMILIES.values(), ids=FAMILIES)
 def test_tied_tables_may_be_stored_twice_but_not_differ(tmp_path, raw):
     folder = tiny.write(tmp_path, {**raw, "tie_word_embeddings": True})
     expected = tiny.load(folder)
@@ -135,7 +128,7 @@ def test_tied_tables_may_be_stored_twice_but_not_differ(tmp_path, raw):
         tiny.load(folder)
 
 
-@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+@pytest.mark.parametrize("raw", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_half_precision_gives_logits(tmp_path, raw, dtype):
     """Loaded in another dtype than stored; near what float32 says."""

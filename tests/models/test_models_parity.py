@@ -12,6 +12,7 @@ from models import tiny
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
+EVERY, NAMES = (tiny.IDEFICS1, tiny.IDEFICS2, tiny.IDEFICS3), ("idefics1", "idefics2", "idefics3")
 BESIDE = ("t", "ttttt", "1tt", "tt1", "t1tt1ttt", "t11tt", "1tt1tett1t", "1t1t1t1t1t")
 INSIDE = ("t", "ttttt", "1tt", "tt1", "t1tt1ttt", "t11tt", "5tt", "t3t2tt", "1t1t1t1t1t")
 
@@ -47,6 +48,31 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+IDEFICS2 = {
+    "grouped": {},
+    "one key head": {"text_config": {"num_key_value_heads": 1}},
+    "every head its own": {"text_config": {"num_key_value_heads": 4}},
+    "wide heads": {"text_config": {"head_dim": 20}},
+    "window 1": {"text_config": {"sliding_window": 1}},
+    "window 3": {"text_config": {"sliding_window": 3}},
+    "a window longer than any prompt": {"text_config": {"sliding_window": 100}},
+    "other rotation": {"text_config": {"rope_theta": 500.0}},
+    "one latent": {"perceiver_config": {"resampler_n_latents": 1}},
+    "one perceiver layer": {"perceiver_config": {"resampler_depth": 1}},
+    "three perceiver layers": {"perceiver_config": {"resampler_depth": 3}},
+    "one perceiver key head": {"perceiver_config": {"num_key_value_heads": 1}},
+    "every perceiver head its own": {"perceiver_config": {"num_key_value_heads": 4}},
+    "wide perceiver heads": {"perceiver_config": {"resampler_head_dim": 20}},
+    "another perceiver activation": {"perceiver_config": {"hidden_act": "gelu"}},
+    "another activation of text and connector": {"text_config": {"hidden_act": "gelu"}},
+    "exact gelu": {"vision_config": {"hidden_act": "gelu"}},
+    "trailing pixels": {"vision_config": {"image_size": 61, "patch_size": 7}},
+    "the released grid": {"vision_config": {"image_size": 140, "patch_size": 2, "num_hidden_layers": 1}},
+    "the text's epsilon everywhere": {"text_config": {"rms_norm_eps": 1e-2}},
+    "an epsilon for the perceiver": {"perceiver_config": {"hidden_size": 48, "rms_norm_eps": 1e-2}},
+    "another epsilon of the tower": {"vision_config": {"layer_norm_eps": 1e-1}},
+    "tied": {"tie_word_embeddings": True},
+}
 IDEFICS3 = {
     "grouped": {},
     "one key head": {"text_config": {"num_key_value_heads": 1}},
@@ -79,19 +105,25 @@ def test_idefics1(tmp_path, changes):
     assert_same(*tiny.pair(tmp_path, tiny.changed(tiny.IDEFICS1, **changes)), BESIDE)
 
 
+@pytest.mark.parametrize("changes", IDEFICS2.values(), ids=IDEFICS2)
+def test_idefics2(tmp_path, changes):
+    """Frames of every size, padded to the largest there."""
+    assert_same(*tiny.pair(tmp_path, tiny.changed(tiny.IDEFICS2, **changes)), INSIDE)
+
+
 @pytest.mark.parametrize("changes", IDEFICS3.values(), ids=IDEFICS3)
 def test_idefics3(tmp_path, changes):
     assert_same(*tiny.pair(tmp_path, tiny.changed(tiny.IDEFICS3, **changes)), INSIDE)
 
 
-@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+@pytest.mark.parametrize("raw", EVERY, ids=NAMES)
 def test_text_only(tmp_path, raw):
     """transformers' Idefics 1 wants a zero picture that nobody sees; ours wants none."""
     assert_same(*tiny.pair(tmp_path, raw), ("t", "tttetttt"))
 
 
 @pytest.mark.parametrize("scene", ["t", "1", "t1", "1t", "11", "ttt1ttt1t", "1ette1tt", "11111tt"])
-@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+@pytest.mark.parametrize("raw", EVERY, ids=NAMES)
 def test_one_prompt_alone(tmp_path, raw, scene):
     assert_same(*tiny.pair(tmp_path, raw), [scene])
 
@@ -108,7 +140,7 @@ def test_positions_count_tokens_and_not_padding(tmp_path):
     torch.testing.assert_close(tiny.logits(ours, [prompt])[0], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("raw", [tiny.IDEFICS1, tiny.IDEFICS3], ids=["idefics1", "idefics3"])
+@pytest.mark.parametrize("raw", EVERY, ids=NAMES)
 def test_greedy_generation(tmp_path, raw):
     """Left-padded and cached there; alone and read anew for each token here."""
     reference, ours = tiny.pair(tmp_path, raw)

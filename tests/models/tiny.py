@@ -1,6 +1,6 @@
 """Tiny random checkpoints of every family, and prompts for them.
 
-`IDEFICS1` and `IDEFICS3` are config.json files as the hub has them; `changed` makes others of them.
+`IDEFICS1`, `IDEFICS2` and `IDEFICS3` are config.json files as the hub has them; `changed` makes others of them.
 `pair` gives the model of transformers and ours with the same weights, which went through a folder that transformers
 wrote. `write` makes a folder without transformers, `write_whole` one with a tokenizer too.
 `prompt` draws a prompt from a scene such as "tt1tt"; `logits` and `reference_logits` read prompts with either model.
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import scaled_dot_product_attention
 
+from idefics.engine.encode import encode_frames
 from idefics.models import family_for, load_model, read_checkpoint
 from idefics.nn.attention import DenseAttn
 from idefics.prompt import Prompt, Tiles
@@ -61,6 +62,41 @@ IDEFICS1 = {
     },
     "vocab_size": 50,
 }
+IDEFICS2 = {
+    "image_token_id": 63,
+    "model_type": "idefics2",
+    "perceiver_config": {
+        "model_type": "idefics2",
+        "num_key_value_heads": 2,
+        "resampler_depth": 2,
+        "resampler_head_dim": 12,
+        "resampler_n_heads": 4,
+        "resampler_n_latents": 5,
+    },
+    "text_config": {
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "max_position_embeddings": 512,
+        "model_type": "mistral",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 8,  # smaller than most prompts
+        "vocab_size": 64,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "hidden_size": 32,
+        "image_size": 56,
+        "intermediate_size": 64,
+        "model_type": "idefics2",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "patch_size": 8,
+    },
+}
 IDEFICS3 = {
     "image_token_id": 63,  # the last of the vocabulary: `prompt` relies on it
     "model_type": "idefics3",
@@ -90,6 +126,7 @@ IDEFICS3 = {
 }
 ARCHITECTURES = {
     "idefics": ("IdeficsConfig", "IdeficsForVisionText2Text"),
+    "idefics2": ("Idefics2Config", "Idefics2ForConditionalGeneration"),
     "idefics3": ("Idefics3Config", "Idefics3ForConditionalGeneration"),
     "smolvlm": ("SmolVLMConfig", "SmolVLMForConditionalGeneration"),
 }
@@ -134,17 +171,23 @@ def write(folder, raw, generation=None):
     return folder
 
 
-def write_whole(folder, raw):
+def write_whole(folder, raw, **training):
     """A folder that `idefics.load` takes: tokenizer, template and picture settings as well.
 
-    `raw` is a config of either family; its vocabulary becomes the tokenizer's.
+    `raw` is a config of any family; its vocabulary becomes the tokenizer's, whose `training` may be another.
     """
     if raw["model_type"] == "idefics":
-        tokenizer = tokenizers_tiny.legacy_llama(turn_end=raw["additional_vocab_size"] == 3)
+        tokenizer = tokenizers_tiny.legacy_llama(raw["additional_vocab_size"] == 3, **training)
         sizes = {"vocab_size": tokenizer.get_vocab_size() - raw["additional_vocab_size"]}
         preprocessor, stop = {"image_size": raw["vision_config"]["image_size"]}, END_OF_DOCUMENT
+    elif raw["model_type"] == "idefics2":
+        tokenizer = tokenizers_tiny.mistral(**training)
+        image, turn_end = map(tokenizer.token_to_id, (tokenizers_tiny.IMAGE, tokenizers_tiny.TURN_END))
+        sizes = {"image_token_id": image, "text_config": {"vocab_size": tokenizer.get_vocab_size()}}
+        size = {"shortest_edge": 20, "longest_edge": raw["vision_config"]["image_size"]}
+        preprocessor, stop = {"do_image_splitting": True, "size": size}, [END_OF_DOCUMENT, turn_end]
     else:
-        tokenizer = tokenizers_tiny.byte_level()
+        tokenizer = tokenizers_tiny.byte_level(**training)
         image, stop = map(tokenizer.token_to_id, (tokenizers_tiny.IMAGE, tokenizers_tiny.TURN_END))
         sizes = {"image_token_id": image, "text_config": {"vocab_size": tokenizer.get_vocab_size()}}
         side = raw["vision_config"]["image_size"]
@@ -185,13 +228,14 @@ def prompt(model, scene):
     `scene` is a letter a token: "t" a text token, "e" the end of a document; a digit is a picture of so many frames.
     """
     config, rng = model.config, np.random.default_rng(crc32(scene.encode()))
-    beside, side = config.cross is not None, config.vision.side
     image = model.layout.vocabulary - 1  # never a text token
-    each = 1 if beside else (config.vision.grid // config.shuffle) ** 2
+    each = frame_places(config)
     ids, sees, pictures, places, seen = [], [], [], [], -1
     for letter in scene:
         if letter.isdigit():
-            frames = rng.normal(size=(int(letter), 3, side, side)).astype(np.float32)
+            frames = [
+                rng.normal(size=frame_shape(config, rng)).astype(np.float32) for _ in range(int(letter))
+            ]
             seen, new = len(pictures), [image] * (len(frames) * each)
             pictures.append(Tiles(tuple(frames), 0, 0, key=str(rng.random())))
             places.append(tuple(range(len(ids), len(ids) + len(new))))
@@ -203,13 +247,28 @@ def prompt(model, scene):
     return Prompt(tuple(ids), tuple(pictures), tuple(places), tuple(sees))
 
 
+def frame_places(config):
+    """How many tokens stand for a frame."""
+    if config.cross:
+        return 1
+    return config.perceiver.latents if config.perceiver else (config.vision.grid // config.shuffle) ** 2
+
+
+def frame_shape(config, rng):
+    """The shape of a frame: a square of the tower's side; of any size, in whole patches or not, for Idefics 2."""
+    side, patch = config.vision.side, config.vision.patch
+    return (3, *(rng.integers(patch, side + 1, 2) if config.perceiver else (side, side)))
+
+
 class PackedAttn(DenseAttn):
     """Prompts of unequal length, packed one after another: none is padded."""
 
-    def __init__(self, lengths, memory=(), sees=None):
+    def __init__(self, lengths, memory=(), sees=None, window=None):
         super().__init__(1, memory, sees)
         owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         self.visible = (owner[:, None] == owner).tril()  # (N, N)
+        if window:
+            self.visible = self.visible.triu(1 - window)
 
     def self_(self, layer, q, k, v):
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
@@ -227,7 +286,7 @@ def logits(model, prompts, attn=PackedAttn):
     frames = [frame for p in prompts for tiles in p.pictures for frame in tiles.frames]
     memory, sees = (), None
     if frames:
-        features = model.encode(torch.from_numpy(np.stack(frames)).to(x.dtype))
+        features = torch.stack(encode_frames(model, frames, at_once=16))
         if memory := model.memory(features) or ():
             before = accumulate((len(p.pictures) for p in prompts), initial=0)  # pictures of earlier prompts
             seen = [s + n if s >= 0 else -1 for p, n in zip(prompts, before, strict=False) for s in p.sees]
@@ -236,29 +295,40 @@ def logits(model, prompts, attn=PackedAttn):
             before = accumulate(lengths, initial=0)
             places = [i + n for p, n in zip(prompts, before, strict=False) for rows in p.places for i in rows]
             x[places] = features.flatten(0, 1)
-    return model.logits(model.forward(x, positions, attn(lengths, memory, sees))).split(lengths)
+    attn = attn(lengths, memory, sees, model.layout.window)
+    return model.logits(model.forward(x, positions, attn)).split(lengths)
 
 
 def reference_inputs(reference, prompts):
-    """The same prompts for transformers' model: one batch, padded on the left. Pictures are padded with zeros."""
+    """The same prompts for transformers' model: one batch, padded on the left.
+
+    Rows with fewer frames get frames of zeros; frames that are smaller than others, zeros below and beside them.
+    """
     longest, config = max(map(len, prompts)), reference.config
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     frames = [[frame for tiles in p.pictures for frame in tiles.frames] for p in prompts]
     most, side = max(map(len, frames)), config.vision_config.image_size
-    pixels = torch.zeros(len(prompts), max(most, 1), 3, side, side)
+    sizes = [frame.shape[1:] for row in frames for frame in row] or [(side, side)]
+    pixels = torch.zeros(len(prompts), max(most, 1), 3, *map(max, zip(*sizes, strict=True)))
+    real = torch.zeros(len(prompts), max(most, 1), *pixels.shape[3:], dtype=torch.long)
     seen = torch.zeros(len(prompts), longest, max(most, 1))
     for row, p in enumerate(prompts):
         ids[row, -len(p) :], mask[row, -len(p) :] = torch.tensor(p.ids), 1
         for column, frame in enumerate(frames[row]):
-            pixels[row, column] = torch.from_numpy(frame)
+            height, width = frame.shape[1:]
+            pixels[row, column, :, :height, :width] = torch.from_numpy(frame)
+            real[row, column, :height, :width] = 1
         for place, picture in enumerate(p.sees, start=longest - len(p)):
             if picture >= 0:
                 seen[row, place, picture] = 1
     inputs = {"input_ids": ids, "attention_mask": mask}
     if config.model_type == "idefics":
         return {**inputs, "pixel_values": pixels, "image_attention_mask": seen}
-    return {**inputs, "pixel_values": pixels} if most else inputs
+    if not most:
+        return inputs
+    masks = {"pixel_attention_mask": real} if config.model_type == "idefics2" else {}
+    return {**inputs, "pixel_values": pixels, **masks}
 
 
 @torch.inference_mode()

@@ -17,14 +17,15 @@ def qkv(tokens, heads=4, kv_heads=4, size=8):
     )
 
 
-def slow_self(q, k, v):
+def slow_self(q, k, v, window=99):
     """Causal attention of one sequence, one query and one head after another."""
     out = torch.empty_like(q)
     share = q.shape[1] // k.shape[1]  # neighbouring query heads share a key head
     for token in range(q.shape[0]):
+        seen = slice(max(0, token + 1 - window), token + 1)
         for head in range(q.shape[1]):
-            scores = k[: token + 1, head // share] @ q[token, head] * q.shape[2] ** -0.5
-            out[token, head] = scores.softmax(0) @ v[: token + 1, head // share]
+            scores = k[seen, head // share] @ q[token, head] * q.shape[2] ** -0.5
+            out[token, head] = scores.softmax(0) @ v[seen, head // share]
     return out
 
 
@@ -32,6 +33,13 @@ def slow_self(q, k, v):
 def test_self_is_causal_attention(kv_heads):
     q, k, v = qkv(6, kv_heads=kv_heads)
     torch.testing.assert_close(DenseAttn(1).self_(0, q, k, v), slow_self(q, k, v), **CLOSE)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 6, 7])
+def test_a_window_ends_with_the_token_itself(window):
+    q, k, v = qkv(12, kv_heads=2)
+    rows = [slow_self(*row, window) for row in zip(q.split(6), k.split(6), v.split(6), strict=True)]
+    torch.testing.assert_close(DenseAttn(2, window=window).self_(0, q, k, v), torch.cat(rows), **CLOSE)
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])

@@ -51,9 +51,9 @@ def test_a_full_grid_is_the_identity(grid):
     assert torch.equal(position_ids(grid, grid, grid, CPU), torch.arange(grid * grid))
 
 
-# Rows where index * (1 / count), rounded to float32, falls just below its bucket. The first release built its
-# coordinates with `torch.arange`, whose rounding depends on the width of the machine's vectors: on x86 it had row 29 of
-# 58 too, and 42 in place of 28 of 49. transformers from 5.21 on computes what we do.
+# Rows where index * (1 / count), rounded to float32, falls just below its bucket. transformers from 5.21 on computes
+# what we do. The first release built its coordinates with `torch.arange(0, 1 - 1e-6, 1 / count)`, whose rounding is
+# torch's own affair and has changed with its versions: which of these rows fall below cannot be had back.
 BELOW = {
     70: {25: [5, 10, 15, 20], 49: [7, 14, 28, 35], 50: [5, 10, 15, 20, 30, 40], 55: [11, 22, 33, 44]},
 }
@@ -64,6 +64,18 @@ def test_positions_are_the_integer_rule_but_for_few(grid):
     for count in range(1, grid + 1):
         below = BELOW.get(grid, {}).get(count, [])
         assert rows_of(count, grid) == [index * grid // count - (index in below) for index in range(count)]
+
+
+def test_whatever_the_rounding_only_rows_on_a_border_can_move():
+    """Those whose index * grid is a multiple of their count, to the bucket before: neighbours in a table of 70."""
+    grid, boundaries = 70, torch.arange(1 / 70, 1, 1 / 70)
+    for count in range(1, grid + 1):
+        first_release = torch.arange(0, 1 - 1e-6, 1 / count)
+        divided = torch.arange(count) / count
+        for places in (first_release, divided):
+            rows = torch.bucketize(places.clamp(max=1 - 1e-6), boundaries, right=True).tolist()
+            for index, (one, other) in enumerate(zip(rows, rows_of(count, grid), strict=True)):
+                assert one == other or (abs(one - other) == 1 and index * grid % count == 0)
 
 
 def test_rows_and_columns_each_have_their_count():

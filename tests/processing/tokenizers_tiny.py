@@ -2,11 +2,21 @@
 
 `byte_level` is like SmolVLM's: byte-level BPE, single digits, no normaliser, no post-processor.
 `legacy_llama` is like Idefics 1's: every segment between special tokens gets a "▁"; bytes are the last resort.
+`mistral` is like Idefics 2's: the same, and the file itself puts `<s>` in front.
 """
 
 import json
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 FAKE, IMAGE, TURN_END = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
 CORPUS = [
@@ -41,7 +51,7 @@ def byte_level(rows=6, columns=6, base=400, tags=True):
     return tokenizer
 
 
-def legacy_llama(turn_end=True, base=500):
+def legacy_llama(turn_end=True, base=500, corpus=CORPUS):
     """Idefics 1's: `<unk>`, `<s>`, `</s>`, 256 bytes, merges; fake, image, and (instruct only) turn end."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = _llama_normalizer()
@@ -49,9 +59,17 @@ def legacy_llama(turn_end=True, base=500):
     trainer = trainers.BpeTrainer(
         vocab_size=base, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False
     )
-    trained.train_from_iterator(CORPUS, trainer)
+    trained.train_from_iterator(corpus, trainer)
     model = json.loads(trained.to_str())["model"]
     return llama_of(model["vocab"], [tuple(pair) for pair in model["merges"]], turn_end=turn_end)
+
+
+def mistral(turn_end=True, **training):
+    """Idefics 2's."""
+    tokenizer = legacy_llama(turn_end, **training)
+    begin = [("<s>", tokenizer.token_to_id("<s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
+    return tokenizer
 
 
 def llama_of(vocab, merges, *, turn_end=True):

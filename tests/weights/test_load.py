@@ -316,6 +316,38 @@ def test_one_tensor_at_a_time_is_read(tmp_path, monkeypatch):
     assert most == 1
 
 
+def test_each_part_goes_to_its_own_device(tmp_path):
+    saved = tensors()
+    save_file(saved, tmp_path / "model.safetensors")
+    places = {"": torch.device("cpu"), "body": torch.device("meta"), "body.1": torch.device("cpu")}
+    model = toy()
+    with pytest.raises(RuntimeError, match=r"body\.0\.weight, body\.0\.bias$"):  # told as left behind on meta
+        load(model, tmp_path, NO_RULES, dtype=torch.float32, device=places)
+    assert torch.equal(model.body[1].weight, saved["body.1.weight"])
+
+
+def test_a_part_without_a_device_is_our_own_mistake(tmp_path):
+    save_file(tensors(), tmp_path / "model.safetensors")
+    with pytest.raises(KeyError):
+        load(toy(), tmp_path, NO_RULES, dtype=torch.float32, device={"body": torch.device("cpu")})
+
+
+def test_what_is_packed_is_handed_over_in_its_final_dtype(tmp_path):
+    saved = tensors()
+    save_file(saved, tmp_path / "model.safetensors")
+    model, given = toy(), []
+
+    def pack(value):
+        given.append(value)
+        layer = nn.Linear(4, 4, bias=False)
+        layer.bias = model.body[0].bias  # still to come
+        model.body[0] = layer
+
+    load(model, tmp_path, NO_RULES, dtype=torch.bfloat16, device="cpu", pack={"body.0.weight": pack})
+    assert torch.equal(given[0], saved["body.0.weight"].bfloat16()) and len(given) == 1
+    assert torch.equal(model.body[0].bias, saved["body.0.bias"].bfloat16())
+
+
 MEASURE = """
 import sys
 import torch

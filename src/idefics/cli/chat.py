@@ -17,7 +17,7 @@ from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt, Sampli
 from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, find, opened, split_words
 from idefics.errors import BadPicture, BadRequest, PromptTooLong
-from idefics.messages import Message, Picture, assistant, user
+from idefics.messages import Message, Visual, assistant, user
 
 if TYPE_CHECKING:
     from idefics import Idefics
@@ -82,7 +82,7 @@ class Shown:
 
     def __init__(self, screen: Screen, fetcher: Fetcher) -> None:
         self.screen, self.fetcher = screen, fetcher
-        self.pictures: list[Picture] = []
+        self.pictures: list[Visual] = []
 
     def add(self, names: Sequence[str]) -> None:
         """Opens pictures; what is none is refused."""

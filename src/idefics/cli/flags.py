@@ -9,19 +9,20 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
 from idefics.catalog import DEFAULT
 from idefics.cli.look import OUTPUT
-from idefics.config import Sampling
+from idefics.config import QuantKind, Sampling
 from idefics.errors import BadSetting
 
 if TYPE_CHECKING:
     from idefics.pipeline import Options
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 POLICIES = ("any", "public", "off")
 
 
@@ -96,6 +97,24 @@ class ModelFlags:
             help="auto, float32, bfloat16 or float16.",
         ),
     ] = "auto"
+    device_map: Annotated[
+        str | None,
+        _model(
+            "--device-map",
+            metavar="HOW",
+            parser=_one_of("--device-map", DEVICE_MAPS),
+            help="auto spreads the model over all GPUs and CPU memory, evenly; sequential fills one by one.",
+        ),
+    ] = None
+    quantize: Annotated[
+        QuantKind | None,
+        _model(
+            "--quantize",
+            metavar="BITS",
+            parser=_one_of("--quantize", get_args(QuantKind)),
+            help="Keep the decoder in fewer bits: int8, int4, nf4 or fp4.",
+        ),
+    ] = None
     offline: Annotated[bool, _model("--offline", help="Never download a model.")] = False
     remote_images: Annotated[
         Literal["any", "public", "off"],

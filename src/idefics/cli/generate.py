@@ -11,7 +11,7 @@ from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, SamplingFlags
 from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, Named, opened, standard_input
 from idefics.errors import BadPrompt
-from idefics.messages import Part, Picture
+from idefics.messages import Part
 
 if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 HELP = """
 Continue a raw prompt: texts and pictures in any order, exactly as given.
 
-An ITEM is a picture where it is an http(s) address, a data URI, - for standard input, or where it ends like the name
-of a picture and there is such a file; anything else is text. Special tokens in a text are honoured.
+An ITEM is a picture or video where it is an http(s) address, a data URI, - for standard input, or where it ends like
+the name of one and there is such a file; anything else is text. Special tokens in a text are honoured.
 """
 EXAMPLES = (
     'idefics generate photo.jpg "This is a picture of"',
@@ -59,8 +59,8 @@ def _generate(
 
 
 def _part(item: str, fetcher: Fetcher) -> Part:
-    """Text, or a picture that is known to be one."""
+    """Text, or a picture or video that is known to be one."""
     from idefics.processing.processor import to_part
 
     part = standard_input() if item == STDIN else to_part(item)
-    return opened(Named(item, part), fetcher).picture if isinstance(part, Picture) else part
+    return part if isinstance(part, str) else opened(Named(item, part), fetcher).picture

@@ -24,6 +24,8 @@ def load(flags: ModelFlags, screen: Screen) -> Idefics:
         flags.model,
         device=flags.device,
         dtype=flags.dtype,
+        device_map=flags.device_map,
+        quantize=flags.quantize,
         revision=flags.revision,
         offline=flags.offline or None,  # None leaves it to the environment
         remote_images=flags.remote_images,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from idefics.catalog import BITS, CATALOG, DEFAULT, CheckpointRow, memory
+from idefics.catalog import CATALOG, DEFAULT, CheckpointRow, Precision, memory
 from idefics.cli import look
 from idefics.cli.flags import OutputFlags
 from idefics.cli.output import Screen
@@ -18,11 +20,16 @@ Any other checkpoint of these families is named by its folder or by its id on th
 """
 EXAMPLES = ("idefics models", "idefics models --json")
 
-HEADING = f"{'name':<18} {'parameters':>10} " + " ".join(f"{precision:>8}" for precision in BITS)
+# With the longest hub id a line has 100 characters.
+WIDTHS: dict[Precision, int] = {"float32": 8, "bfloat16": 6, "int8": 6, "int4": 6}
+HEADING = "  name              parameters float32  bf16  int8  int4  on the hub"
 FOOT = """
-The demo models know only the picture book inside this package; for real photographs use one of the others,
-such as {real}. Without --model and IDEFICS_MODEL, it is {default}.
-Memory is what the weights take: float32 on a CPU, bfloat16 on a GPU; this version does not quantise yet."""
+From float32 to int4: GB of memory that the weights take. int8 and int4 shrink the matrices of the
+decoder; vision tower, connector, embeddings and head stay in 16 bits.
+* is on this machine already. Others are downloaded when they are first asked for, to
+  {cache}
+The demo models know only the picture book inside this package; for real photographs use one of the
+others, such as {default}, which is taken where neither --model nor IDEFICS_MODEL names one."""
 
 
 def register(app: typer.Typer) -> None:
@@ -35,57 +42,68 @@ def _models(context: typer.Context, *, output: OutputFlags) -> int:
         if screen.as_json:
             for row in CATALOG:
                 screen.row(_object(row))
-            return screen.code
-        screen.console.print(HEADING, style="bold")
-        for row in CATALOG:
-            size = _short(row.parameters, "M", "B")
-            needs = " ".join(f"{_short(memory(row, precision), 'MB', 'GB'):>8}" for precision in BITS)
-            style = "default" if row.runs else "dim"
-            screen.console.print(f"{row.name:<18} {size:>10} {needs}  {_state(row)}", style=style)
-            screen.console.print(f"    {_about(row)}", style="dim")
-        real = ", ".join(
-            row.name for row in CATALOG if row.hub and row.runs and row.kind != "base" and row.note
-        )
-        screen.console.print(FOOT.format(real=real, default=DEFAULT))
+        else:
+            _table(screen)
         return screen.code
 
 
-def _about(row: CheckpointRow) -> str:
-    others = f"also called {', '.join(row.names[1:])}" if row.names[1:] else ""
-    return f"{', '.join(filter(None, [row.hub, row.licence, others]))}. {row.note}".rstrip()
-
-
-def _state(row: CheckpointRow) -> str:
-    if not row.runs:
-        return "not in this version"
-    if not row.hub:
-        return "in the package"
-    return "in the cache" if _is_cached(row) else "to download"
-
-
-def _is_cached(row: CheckpointRow) -> bool:
+def _table(screen: Screen) -> None:
     from idefics import weights
 
-    return weights.cached(row.hub) is not None
+    screen.console.print(HEADING, style="bold")
+    for heading, rows in groupby(CATALOG, _heading):
+        screen.console.print(heading, style="cyan")
+        for row in rows:
+            line = _line(row)
+            screen.console.print(line, style="green" if line.startswith("*") else "default")
+            if row.note and row.hub:
+                screen.console.print(f"      {row.note}", style="dim")
+    screen.console.print(FOOT.format(cache=weights.cache_folder(), default=DEFAULT))
 
 
-def _short(number: int, million: str, billion: str) -> str:
-    """Three digits and a unit."""
-    return f"{number / 1e9:.3g} {billion}" if number >= 10**9 else f"{number / 1e6:.3g} {million}"
+def _heading(row: CheckpointRow) -> str:
+    """What the rows of a family have in common."""
+    if row.folder:
+        return f"Demo: {row.licence}, inside the package"
+    return f"{row.family}: {row.licence}{', video too' if row.video else ''}"
+
+
+def _line(row: CheckpointRow) -> str:
+    mark = " " if _folder(row) is None else "*"
+    count = (
+        f"{_digits(row.parameters / 1e9)} B"
+        if row.parameters >= 10**9
+        else f"{_digits(row.parameters / 1e6)} M"
+    )
+    needs = "".join(f"{_digits(memory(row, name) / 1e9):>{width}}" for name, width in WIDTHS.items())
+    return f"{mark} {row.name:<20}{count:>8}{needs}  {row.hub}".rstrip()
+
+
+def _folder(row: CheckpointRow) -> Path | None:
+    """Where a row's files are on this machine."""
+    from idefics import weights
+
+    return weights.cached(row.hub) if row.hub else weights.find(row.name)
+
+
+def _digits(number: float) -> str:
+    """Three digits, in five characters at most."""
+    return f"{number:.3f}" if number < 1 else f"{number:#.3g}".rstrip(".")
 
 
 def _object(row: CheckpointRow) -> dict[str, Any]:
+    folder = _folder(row)
     return {
         "name": row.name,
         "names": row.names,
         "hub": row.hub or None,
         "family": row.family,
         "kind": row.kind,
+        "video": row.video,
         "parameters": row.parameters,
-        "memory": {precision: memory(row, precision) for precision in BITS},
+        "memory": {precision: memory(row, precision) for precision in WIDTHS},
         "licence": row.licence,
         "note": row.note,
-        "runs": row.runs,
-        "here": not row.hub or _is_cached(row),
+        "folder": None if folder is None else str(folder),
         "default": row.name == DEFAULT,
     }

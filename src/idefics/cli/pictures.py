@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics.errors import BadPicture, BadPrompt
-from idefics.messages import Picture
+from idefics.errors import BadPicture, BadPrompt, MissingExtra
+from idefics.messages import Picture, Video, Visual
 
 if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
@@ -27,10 +27,10 @@ LONGEST_NAME = 100  # of what did not exist, in messages
 
 @dataclass(frozen=True)
 class Named:
-    """A picture and what its answer is headed with."""
+    """A picture or video, and what its answer is headed with."""
 
     name: str
-    picture: Picture
+    picture: Visual
 
 
 def split_words(arguments: Sequence[str], prompt: str | None) -> tuple[list[str], str | None]:
@@ -61,8 +61,9 @@ def reads_like_words(argument: str) -> bool:
     if " " not in argument or _exists(argument) or glob.glob(argument):
         return False
     from idefics.processing.processor import SUFFIXES
+    from idefics.processing.video import names_video
 
-    return not argument.lower().endswith(SUFFIXES)
+    return not (argument.lower().endswith(SUFFIXES) or names_video(argument))
 
 
 def names_many(arguments: Sequence[str]) -> bool:
@@ -85,20 +86,24 @@ def find(arguments: Iterable[str], refuse: Callable[[str], None]) -> list[Named]
 
 
 def opened(named: Named, fetcher: Fetcher) -> Named:
-    """The same picture, known to be one; what is remote has been fetched, once.
+    """The same picture or video, known to be one; what is remote has been fetched, once.
 
     Raises:
         BadPicture: it cannot be had or read; the message begins with its name.
     """
     from idefics.processing.fetch import is_remote
     from idefics.processing.images import open_picture
+    from idefics.processing.video import check
 
     picture = named.picture
     try:
         if isinstance(picture.source, str) and is_remote(picture.source):
-            picture = Picture(fetcher.get(picture.source))
-        open_picture(picture, fetcher)
-    except BadPicture as error:
+            picture = type(picture)(fetcher.get(picture.source))
+        if isinstance(picture, Video):
+            check(picture, fetcher)
+        else:
+            open_picture(picture, fetcher)
+    except (BadPicture, MissingExtra) as error:
         raise BadPicture(about(named, error)) from None
     return Named(named.name, picture)
 
@@ -121,17 +126,18 @@ def standard_input() -> Picture:
 
 def _pictures(argument: str) -> Iterator[Named]:
     from idefics.processing.fetch import is_remote, short
+    from idefics.processing.video import as_visual
 
     if argument == STDIN:
         yield Named(STDIN, standard_input())
     elif is_remote(argument):
-        yield Named(short(argument), Picture(argument))
+        yield Named(short(argument), as_visual(argument))
     elif not _exists(argument):
         raise BadPicture(f"{argument[:LONGEST_NAME] or 'an empty name'}: no such file")
     elif _is_folder(argument):
         yield from _in_folder(Path(argument))
     else:
-        yield Named(argument, Picture(Path(argument)))
+        yield Named(argument, as_visual(Path(argument)))
 
 
 def _in_folder(folder: Path) -> Iterator[Named]:

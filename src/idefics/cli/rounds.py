@@ -12,8 +12,8 @@ from idefics.cli.loading import Loader
 from idefics.cli.output import Screen
 from idefics.cli.pictures import Named, about, find, names_many, opened
 from idefics.config import EngineConfig
-from idefics.errors import BadPicture, PromptTooLong
-from idefics.messages import Answer, Picture, Ranking
+from idefics.errors import BadPicture, BadVideo, PromptTooLong
+from idefics.messages import Answer, Ranking, Visual
 from idefics.tasks.shots import read_shots
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Round:
                 self.screen.refuse(str(error))
 
     def replies(
-        self, reply: Callable[[Idefics, tuple[Picture, ...]], list[Result]]
+        self, reply: Callable[[Idefics, tuple[Visual, ...]], list[Result]]
     ) -> Iterator[tuple[Result, str]]:
         """Each result with its picture's name. `reply` answers several pictures together."""
         done = 0
@@ -79,12 +79,12 @@ class Round:
             self.screen.waiting.reach(done)
 
     def _together(
-        self, pictures: Sequence[Named], reply: Callable[[Idefics, tuple[Picture, ...]], list[Result]]
+        self, pictures: Sequence[Named], reply: Callable[[Idefics, tuple[Visual, ...]], list[Result]]
     ) -> Iterator[tuple[Result, str]]:
-        """One call for all; where one of them is too much for the model, one by one."""
+        """One call for all; where one of them is too much for the model, or nothing for it, one by one."""
         try:
             results = reply(self.vlm, tuple(named.picture for named in pictures))
-        except PromptTooLong as error:
+        except (PromptTooLong, BadVideo) as error:
             if len(pictures) == 1:
                 self.screen.refuse(about(pictures[0], error))
                 return

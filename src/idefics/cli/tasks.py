@@ -29,6 +29,7 @@ UNSAID = {"write": STORY}  # the words of a task that can do without the caller'
 
 PICTURES = """
 A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
+To a checkpoint that was trained with video it may also be a video: clip.mp4.
 One picture gives its answer alone; several, a folder or a pattern give one line each, "name: answer".
 For xargs, whose last call may have a single picture, --json always gives the name.
 

@@ -49,10 +49,11 @@ def beam_search(model: VLM, sequence: Sequence, room: int, pictures: Pictures) -
     request = sequence.request
     width = request.sampling.num_beams
     cache, h = prefill(model, [request.prompt], pictures)
-    search = Search(request, model.layout.vocabulary, h.device)
+    logits = model.logits(h)
+    search = Search(request, model.layout.vocabulary, logits.device)
     ended: list[Beam] = []
     for length in range(1, room + 1):
-        beams = search.extend(model.logits(h))
+        beams = search.extend(logits)
         ends = [length == room or beam.ids[-1] in request.stop_ids for beam in beams]
         ended += compress(beams[:width], ends)
         ended = sorted(ended, key=lambda beam: beam.mean, reverse=True)[:width]
@@ -60,7 +61,7 @@ def beam_search(model: VLM, sequence: Sequence, room: int, pictures: Pictures) -
         if not going or (len(ended) == width and going[0].mean <= ended[-1].mean):
             break
         cache.select([beam.parent for beam in going])
-        h = decode(model, cache, search.follow(going))
+        logits = model.logits(decode(model, cache, search.follow(going)))
     _answer(sequence, ended[0])
 
 

@@ -20,26 +20,26 @@ class Cache:
     """Keys and values of the tokens read so far, and of the picture that the next token of each row sees.
 
     Attributes:
-        keys, values: (R, h, C, K) for each layer, keys after rotation.
+        keys, values: (R, h, C, K) for each layer that has been read, where the layer lies; keys after rotation.
         lengths: how many tokens of each row have been read.
         seeing: (S,) the rows whose next token sees a picture.
         cross: (S, M, H, K) keys and values of those rows' pictures, for each cross layer; empty where S is 0.
+        window: how far back a token sees, as in `CacheLayout`. What lies further back is kept all the same.
 
     Args:
         lengths: how many tokens each row starts with.
         memories: what the last token of each row sees: (1, M, H, K) keys and values for each cross layer, or
             nothing.
-        like: a tensor whose device and dtype the cache shall have.
+        like: a tensor that lies where ids are looked up.
     """
 
     def __init__(
         self, layout: CacheLayout, lengths: Sequence[int], memories: Sequence[Memory], like: Tensor
     ) -> None:
-        self.lengths = list(lengths)
-        shape = (len(self.lengths), layout.kv_heads, _whole_blocks(max(self.lengths)), layout.head_size)
-        # Zeros, for a masked position still counts as 0 times its value, and memory as it lies may hold NaN.
-        self.keys = [like.new_zeros(shape) for _ in range(layout.layers)]
-        self.values = [like.new_zeros(shape) for _ in range(layout.layers)]
+        self.lengths, self.window = list(lengths), layout.window
+        self.capacity = _whole_blocks(max(self.lengths))
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
         self.device = like.device
         self._gather(memories)
 
@@ -48,14 +48,23 @@ class Cache:
         """How many sequences there are."""
         return len(self.lengths)
 
+    def layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, (R, h, C, K) each; made on first use, on the device of its (N, h, K) `like`."""
+        if layer not in self.keys:
+            shape = (self.rows, like.shape[1], self.capacity, like.shape[2])
+            # Zeros, for a masked position still counts as 0 times its value, and memory as it lies may hold NaN.
+            self.keys[layer], self.values[layer] = like.new_zeros(shape), like.new_zeros(shape)
+        return self.keys[layer], self.values[layer]
+
     def advance(self) -> Tensor:
         """Makes place for one more token in each row: -> (R,) their positions."""
         positions = torch.tensor(self.lengths, device=self.device)
         self.lengths = [length + 1 for length in self.lengths]
-        missing = _whole_blocks(max(self.lengths)) - self.keys[0].shape[2]
+        missing = _whole_blocks(max(self.lengths)) - self.capacity
         if missing > 0:
-            self.keys = [_longer(keys, missing) for keys in self.keys]
-            self.values = [_longer(values, missing) for values in self.values]
+            self.keys = {layer: _longer(keys, missing) for layer, keys in self.keys.items()}
+            self.values = {layer: _longer(values, missing) for layer, values in self.values.items()}
+            self.capacity += missing
         return positions
 
     def select(self, rows: Sequence[int]) -> None:
@@ -63,8 +72,8 @@ class Cache:
         if list(rows) == list(range(self.rows)):
             return
         index = torch.tensor(rows, device=self.device)
-        self.keys = [keys[index] for keys in self.keys]
-        self.values = [values[index] for values in self.values]
+        self.keys = {layer: keys[index.to(keys.device)] for layer, keys in self.keys.items()}
+        self.values = {layer: values[index.to(values.device)] for layer, values in self.values.items()}
         self.lengths = [self.lengths[row] for row in rows]
         memories = [self.memories[row] for row in rows]
         if [id(memory) for memory in memories] != [id(memory) for memory in self.memories]:

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from idefics.config import CacheLayout
 from idefics.nn.attention import Attn, Memory
+from idefics.nn.kernels import Kernel
 
 
 class VLM(Protocol):
@@ -19,6 +20,7 @@ class VLM(Protocol):
     """
 
     layout: CacheLayout
+    kernel: Kernel  # with which the engine's ways to attend compute
 
     def encode(self, frames: Tensor) -> Tensor:
         """(P, 3, h, w) -> (P, M, D'): once a picture. Frames of one call have one size; none is padding."""

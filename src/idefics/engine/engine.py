@@ -71,9 +71,11 @@ class Engine:
         if not batch:
             return
         cache, h = prefill(self.model, [sequence.request.prompt for sequence in batch], pictures)
-        sampler = Sampler([sequence.request for sequence in batch], self.model.layout.vocabulary, h.device)
+        logits = self.model.logits(h)
+        requests = [sequence.request for sequence in batch]
+        sampler = Sampler(requests, self.model.layout.vocabulary, logits.device)
         while True:
-            chosen = sampler.choose(self.model.logits(h))
+            chosen = sampler.choose(logits)
             yield self._commit(batch, chosen)
             going = [row for row, sequence in enumerate(batch) if sequence.finish_reason is None]
             if not going:
@@ -81,7 +83,7 @@ class Engine:
             batch = [batch[row] for row in going]
             cache.select(going)
             sampler.select(going)
-            h = decode(self.model, cache, chosen.ids[going])
+            logits = self.model.logits(decode(self.model, cache, chosen.ids[going]))
 
     def _commit(self, batch: list[Sequence], chosen: Chosen) -> Step:
         """Writes the chosen tokens down and finishes the rows that end with them."""
@@ -144,7 +146,7 @@ class Engine:
         if highest >= layout.vocabulary:  # on a GPU it would end the process's use of the device
             raise BadPrompt(
                 f"the prompt has token {highest}, but this model's tokens are 0 to {layout.vocabulary - 1}: "
-                "use the tokenizer of the same checkpoint"
+                "leave it out, or use the tokenizer of the same checkpoint"
             )
 
 

@@ -27,30 +27,31 @@ def prefill(model: VLM, prompts: Sequence[Prompt], pictures: Pictures) -> tuple[
     Returns:
         the cache with a row for each prompt, and (R, D): the hidden state of each prompt's last token.
     """
-    device = first_weight(model).device
+    device = first_weight(model).device  # of what is looked up; x and h lie where their layers do
     lengths = [len(prompt) for prompt in prompts]
     ends = list(accumulate(lengths))
     x = model.embed(torch.tensor([id for prompt in prompts for id in prompt.ids], device=device))  # (N, D)
     for prompt, end in zip(prompts, ends, strict=True):
         _place(x[end - len(prompt) : end], prompt, pictures)
-    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(x.device)
     looks = [_looks(prompt, pictures) for prompt in prompts]
     cache = Cache(model.layout, lengths, [look[-1] for look in looks], like=x)
-    h = model.forward(x, positions, PrefillAttn(cache, [memory for look in looks for memory in look]))
-    return cache, h[torch.tensor(ends, device=device) - 1]
+    attn = PrefillAttn(cache, [memory for look in looks for memory in look], model.kernel)
+    h = model.forward(x, positions, attn)
+    return cache, h[torch.tensor(ends, device=h.device) - 1]
 
 
 def decode(model: VLM, cache: Cache, ids: Tensor) -> Tensor:
     """Reads one more token in each row: (R,) -> (R, D)."""
     positions = cache.advance()
-    return model.forward(model.embed(ids), positions, DecodeAttn(cache, positions))
+    return model.forward(model.embed(ids), positions, DecodeAttn(cache, positions, model.kernel))
 
 
 def _place(x: Tensor, prompt: Prompt, pictures: Pictures) -> None:
     """Writes pictures that stand in the text over their places in a prompt's (N, D) embeddings."""
     for tiles, places in zip(prompt.pictures, prompt.places, strict=True):
         if tiles.key in pictures.features:
-            x[torch.tensor(places, device=x.device)] = pictures.features[tiles.key]
+            x[torch.tensor(places, device=x.device)] = pictures.features[tiles.key].to(x.device)
 
 
 def _looks(prompt: Prompt, pictures: Pictures) -> list[Memory]:

@@ -152,22 +152,42 @@ def keep_top_k(logits: Tensor, counts: Tensor, most: int) -> Tensor:
     return logits.masked_fill(logits < least.masked_fill(counts == 0, -torch.inf), -torch.inf)
 
 
-def keep_top_p(logits: Tensor, rest: Tensor) -> Tensor:
-    """Keeps each row's smallest set of most likely tokens whose probability reaches p; at least one.
+def keep_top_p(logits: Tensor, rest: Tensor | float, at_least: int = 1) -> Tensor:
+    """Keeps each row's smallest set of most likely tokens whose probability reaches p, or `at_least` tokens.
 
-    Nucleus sampling, arXiv 1904.09751. `rest` is 1 - p, (S, 1).
+    Nucleus sampling, arXiv 1904.09751. `rest` is 1 - p, (S, 1) or one number.
     """
     ascending, order = logits.sort()
     drop = ascending.softmax(-1).cumsum(-1) <= rest
-    drop[:, -1] = False
+    drop[:, -at_least:] = False
     return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
 
 
-def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
-    """Drops each row's tokens less likely than p (S, 1) times its most likely one (arXiv 2407.01082)."""
+def keep_min_p(logits: Tensor, p: Tensor | float, at_least: int = 1) -> Tensor:
+    """Drops each row's tokens less likely than p times its most likely one, but keeps the best `at_least`.
+
+    arXiv 2407.01082. `p` is (S, 1) or one number.
+    """
     probabilities = logits.softmax(-1)
-    least = p * probabilities.amax(-1, keepdim=True)
-    return logits.masked_fill(probabilities < least, -torch.inf)
+    drop = probabilities < p * probabilities.amax(-1, keepdim=True)
+    drop.scatter_(1, probabilities.topk(min(at_least, logits.shape[1])).indices, False)
+    return logits.masked_fill(drop, -torch.inf)
+
+
+def keep_typical(logits: Tensor, p: float, at_least: int = 1) -> Tensor:
+    """Keeps each row's tokens of most typical information until their probability reaches p.
+
+    Locally typical sampling, arXiv 2202.00666: first come those whose information is nearest to the entropy.
+    Whatever p is, the `at_least` most typical are kept.
+    """
+    logarithms = logits.log_softmax(-1)
+    entropy = -(logarithms.exp() * logarithms).nansum(-1, keepdim=True)
+    strangeness, order = (-logarithms - entropy).abs().sort()
+    reached = logits.gather(1, order).softmax(-1).cumsum(-1)
+    last = (reached < p).sum(-1, keepdim=True).clamp(max=logits.shape[1] - 1)
+    drop = strangeness > strangeness.gather(1, last)
+    drop[:, :at_least] = False
+    return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
 
 
 def _generator(seed: int | None, device: torch.device) -> torch.Generator:

@@ -68,10 +68,9 @@ def _read(model: VLM, cache: Cache, endings: Sequence[Ending], logit_rows: int) 
     ids = torch.tensor([id for ending in endings for id in ending[:-1]], device=cache.device)
     targets = torch.tensor([id for ending in endings for id in ending[1:]], device=cache.device)
     positions = cache.lengths[0] + torch.cat([torch.arange(length) for length in lengths]).to(cache.device)
-    h = model.forward(model.embed(ids), positions, EndingsAttn(cache, lengths))  # (N, D)
-    return torch.cat(
-        [
-            log_probabilities(model.logits(rows).float(), wanted)
-            for rows, wanted in zip(h.split(logit_rows), targets.split(logit_rows), strict=True)
-        ]
-    )
+    h = model.forward(model.embed(ids), positions, EndingsAttn(cache, lengths, model.kernel))  # (N, D)
+    logprobs = []
+    for rows, wanted in zip(h.split(logit_rows), targets.split(logit_rows), strict=True):
+        logits = model.logits(rows).float()
+        logprobs.append(log_probabilities(logits, wanted.to(logits.device)))
+    return torch.cat(logprobs)

@@ -32,12 +32,13 @@ class SlowTwin:
         x = self.model.embed(self._tensor(self.prompt.ids + after))
         sees = self._tensor(self.prompt.sees + self.prompt.sees[-1:] * len(after))
         if self.model.layout.cross_layers:
-            attn = DenseAttn(1, self._memory(), sees)
+            memory = self._memory()
+            attn = DenseAttn(1, memory, sees, window=self.model.layout.window, kernel=self.model.kernel)
         else:
-            attn = DenseAttn(1)
+            attn = DenseAttn(1, window=self.model.layout.window, kernel=self.model.kernel)
             for places, features in zip(self.prompt.places, self.features, strict=True):
-                x[self._tensor(places)] = features
-        return self.model.forward(x, torch.arange(len(x), device=self.device), attn)
+                x[self._tensor(places)] = features.to(x.device)
+        return self.model.forward(x, torch.arange(len(x), device=x.device), attn)
 
     def _memory(self) -> list[LayerMemory]:
         """(P, M, H, K) keys and values for each cross layer; nothing where there is no picture."""

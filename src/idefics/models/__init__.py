@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,14 +12,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from idefics import weights
-from idefics.config import ModelConfig
+from idefics import placement, quant, weights
+from idefics.config import ModelConfig, Quantisation
 from idefics.errors import UnsupportedModel
 from idefics.models.family import Family
+from idefics.placement import Spread
+from idefics.weights import KeyRules
 
 # config.json's "model_type" -> file in this folder. SmolVLM is Idefics 3's mathematics with other numbers.
-REGISTRY = {"idefics": "idefics1", "idefics3": "idefics3", "smolvlm": "idefics3"}
+REGISTRY = {"idefics": "idefics1", "idefics2": "idefics2", "idefics3": "idefics3", "smolvlm": "idefics3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +62,74 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def build(checkpoint: Checkpoint) -> nn.Module:
     """The module on the meta device: shapes without memory."""
-    with torch.device("meta"):
+    with shapes_only():
         return checkpoint.family.build(checkpoint.config).eval()
 
 
-def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The module with its weights, each streamed straight to its final dtype and device."""
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules built while this lasts stand on the meta device."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Modules draw no first weights. On the meta device that would import torch's compiler, which takes seconds."""
+
+    DRAWN = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None
+    ) -> Any:
+        keywords = keywords or {}
+        return keywords["tensor"] if function in self.DRAWN else function(*arguments, **keywords)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | Spread,
+    quantisation: Quantisation | None = None,
+) -> nn.Module:
+    """The module with its weights; arguments as in `fill`."""
     model = build(checkpoint)
-    weights.load(model, checkpoint.folder, checkpoint.family.keys, dtype=dtype, device=device)
+    fill(
+        model,
+        checkpoint.folder,
+        checkpoint.family.keys,
+        dtype=dtype,
+        device=device,
+        quantisation=quantisation,
+    )
     return model
+
+
+def fill(
+    model: nn.Module,
+    folder: Path,
+    keys: KeyRules,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | Spread,
+    quantisation: Quantisation | None = None,
+) -> None:
+    """Weights for a module on the meta device, each streamed straight to its final dtype, device and number of bits.
+
+    Args:
+        device: one device, or how to spread the module over several (`placement.wanted`).
+        quantisation: which layers keep their weights in few bits, and how; None: none does.
+
+    Raises:
+        ModelError: as `weights.load`.
+        BadSetting: it does not fit on the devices, or the device map does not fit it.
+        MissingExtra: the quantisation needs one.
+    """
+    packs = quant.packs(model, quantisation) if quantisation else {}
+    bits = dict.fromkeys(packs, quantisation.bits) if quantisation else {}
+    places = placement.places(model, device, dtype=dtype, bits=bits)
+    weights.load(model, folder, keys, dtype=dtype, device=places, pack=packs)
+    placement.join(model)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class Family:
         build: ModelConfig -> the module (a `VLM` of engine/contract.py), parameter names as in checkpoints.
         keys: what to rename, join or ignore when a checkpoint is loaded.
         images: ModelConfig and preprocessor settings (or {}) -> ImagePlan.
-        prompt: the checkpoint's own chat template ("" if none) and its added tokens -> PromptStyle.
+        prompt: the checkpoint's own chat template ("" if none), and those of its tokenizer's added tokens that the
+            model has rows for -> PromptStyle.
     """
 
     name: str
@@ -34,6 +35,16 @@ class Family:
     images: Callable[[ModelConfig, Raw], ImagePlan]
     prompt: Callable[[str, frozenset[str]], PromptStyle]
 
+
+TURN_END = "<end_of_utterance>"
+# The dialogue of Idefics and Idefics 2, for checkpoints without a template file: what their cards show.
+DIALOGUE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<end_of_utterance>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 
 # PIL.Image.Resampling by number, as preprocessor files write it.
 FILTERS: tuple[Filter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")

@@ -22,9 +22,10 @@ from idefics.config import (
     VisionConfig,
 )
 from idefics.errors import UnsupportedModel
-from idefics.models.family import Family, Raw, activation, filter_name, rope, stop_ids
+from idefics.models.family import DIALOGUE, TURN_END, Family, Raw, activation, filter_name, rope, stop_ids
 from idefics.nn.attention import Attn, LayerMemory, Memory
 from idefics.nn.decoder import DecoderLayer, GatedMLP
+from idefics.nn.kernels import Attending
 from idefics.nn.norm import RMSNorm
 from idefics.nn.resampler import Resampler
 from idefics.nn.rope import rotary_tables
@@ -56,12 +57,12 @@ class DecoupledEmbedding(nn.Embedding):
             self.additional_embedding = nn.Embedding(config.additional_vocabulary, config.width)
         self.additional = config.additional_vocabulary
 
-    def forward(self, ids: Tensor) -> Tensor:  # (N,) -> (N, D)
+    def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., D)
         if not self.additional:
             return super().forward(ids)
         base = functional.embedding(ids.clamp(max=self.num_embeddings - 1), self.weight)
         extra = self.additional_embedding((ids - self.num_embeddings).clamp(min=0))
-        return torch.where(ids[:, None] < self.num_embeddings, base, extra)
+        return torch.where(ids[..., None] < self.num_embeddings, base, extra)
 
 
 class DecoupledHead(nn.Linear):
@@ -133,44 +134,65 @@ class GatedBlock(nn.Module):
 class Idefics1Model(nn.Module):
     """Everything but the head, under the names that checkpoints use."""
 
-    def __init__(self, config: ModelConfig, cross: CrossConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        text = config.text
-        self.embed_tokens = DecoupledEmbedding(text)
+        assert config.cross is not None
+        self.text, self.interval = config.text, config.cross.interval
+        if self.text.layers % self.interval:
+            raise UnsupportedModel(
+                f"{self.text.layers} layers cannot have a cross-attention block every {self.interval}: "
+                "num_hidden_layers must be a multiple of cross_layer_interval"
+            )
+        self.embed_tokens = DecoupledEmbedding(self.text)
         self.vision_model = VisionTower(config.vision)
         if config.resampler:
             self.perceiver_resampler: nn.Module = Resampler(config.vision.width, config.resampler)
         else:
             self.perceiver_resampler = nn.Identity()
-        self.layers = nn.ModuleList(DecoderLayer(text) for _ in range(text.layers))
+        self.layers = nn.ModuleList(DecoderLayer(self.text) for _ in range(self.text.layers))
         self.gated_cross_attn_layers = nn.ModuleList(
-            GatedBlock(config, cross) for _ in range(text.layers // cross.interval)
+            GatedBlock(config, config.cross) for _ in range(self.text.layers // self.interval)
         )
-        self.norm = RMSNorm(text.width, text.norm_epsilon)
+        self.norm = RMSNorm(self.text.width, self.text.norm_epsilon)
+
+    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, side, side) -> (P, M, D')
+        out: Tensor = self.perceiver_resampler(self.vision_model(frames))
+        return out
+
+    def memory(self, features: Tensor) -> Memory:
+        return [block.cross_attn.memory(features) for block in self.gated_cross_attn_layers]  # type: ignore
+
+    def embed(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.embed_tokens(ids)
+        return out
+
+    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
+        rotary = rotary_tables(positions, self.text.rope, self.text.head_size, x.dtype)
+        for index, layer in enumerate(self.layers):
+            if index % self.interval == 0:
+                gate = index // self.interval
+                x = self.gated_cross_attn_layers[gate](gate, x, attn)
+            x = layer(index, x, rotary, attn)
+        out: Tensor = self.norm(x)
+        return out
 
 
-class Idefics1(nn.Module):
+class Idefics1(Attending):
     """The model as the engine sees it (`VLM`). N tokens, P pictures, M feature rows a picture, D width."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.cross is not None
-        text, self.interval = config.text, config.cross.interval
-        if text.layers % self.interval:
-            raise UnsupportedModel(
-                f"{text.layers} layers cannot have a cross-attention block every {self.interval}: "
-                "num_hidden_layers must be a multiple of cross_layer_interval"
-            )
+        text = config.text
         self.config = config
+        self.model = Idefics1Model(config)
         self.layout = CacheLayout(
             layers=text.layers,
             kv_heads=text.kv_heads,
             head_size=text.head_size,
-            cross_layers=text.layers // self.interval,
+            cross_layers=len(self.model.gated_cross_attn_layers),
             max_positions=text.max_positions,
             vocabulary=text.vocabulary + text.additional_vocabulary,
         )
-        self.model = Idefics1Model(config, config.cross)
         self.lm_head = DecoupledHead(text)
         if text.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -178,25 +200,16 @@ class Idefics1(nn.Module):
                 self.lm_head.additional_fc.weight = self.model.embed_tokens.additional_embedding.weight
 
     def encode(self, frames: Tensor) -> Tensor:  # (P, 3, side, side) -> (P, M, D')
-        out: Tensor = self.model.perceiver_resampler(self.model.vision_model(frames))
-        return out
+        return self.model.encode(frames)
 
     def memory(self, features: Tensor) -> Memory:
-        return [block.cross_attn.memory(features) for block in self.model.gated_cross_attn_layers]  # type: ignore
+        return self.model.memory(features)
 
     def embed(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.model.embed_tokens(ids)
-        return out
+        return self.model.embed(ids)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
-        text = self.config.text
-        rotary = rotary_tables(positions, text.rope, text.head_size, x.dtype)
-        for index, layer in enumerate(self.model.layers):
-            if index % self.interval == 0:
-                gate = index // self.interval
-                x = self.model.gated_cross_attn_layers[gate](gate, x, attn)
-            x = layer(index, x, rotary, attn)
-        out: Tensor = self.model.norm(x)
+        out: Tensor = self.model(x, positions, attn)
         return out
 
     def logits(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V + A)
@@ -280,23 +293,12 @@ def images(model: ModelConfig, raw: Raw) -> ImagePlan:
     )
 
 
-# No released checkpoint has a template file; this is the dialogue that the instruct cards show.
-TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{{ '<end_of_utterance>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-TURN_END = "<end_of_utterance>"
-
-
 def prompt(template: str, added: frozenset[str]) -> PromptStyle:
     """Instruct checkpoints are those whose tokenizer has `<end_of_utterance>`; the others continue documents."""
     instructed = TURN_END in added
     return PromptStyle(
         kind="chat" if instructed else "base",
-        template=template or TEMPLATE,
+        template=template or DIALOGUE,
         turn_end=TURN_END if instructed else "",
         marks="beside",
         strip_items=True,

@@ -11,34 +11,10 @@ import math
 
 from torch import Tensor, nn
 
-from idefics.config import (
-    CacheLayout,
-    ImagePlan,
-    ModelConfig,
-    PromptStyle,
-    TextConfig,
-    VisionConfig,
-)
+from idefics.config import ImagePlan, ModelConfig, PromptStyle, TextConfig, VideoPlan, VisionConfig
 from idefics.errors import UnsupportedModel
-from idefics.models.family import Family, Raw, activation, filter_name, rope, stop_ids
-from idefics.nn.attention import Attn
-from idefics.nn.decoder import Decoder
-from idefics.nn.vit import SiglipEmbeddings, VisionEncoder
-from idefics.weights import Join, KeyRules
-
-
-class VisionTower(nn.Module):
-    """SigLIP's transformer; here `post_layernorm` is applied."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.embeddings = SiglipEmbeddings(config)
-        self.encoder = VisionEncoder(config)
-        self.post_layernorm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
-
-    def forward(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, S, D)
-        out: Tensor = self.post_layernorm(self.encoder(self.embeddings(frames)))
-        return out
+from idefics.models.family import TURN_END, Family, Raw, activation, filter_name, rope, stop_ids
+from idefics.models.in_text import IN_TEXT_KEYS, InTextModel
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
@@ -74,59 +50,16 @@ class Connector(nn.Module):
         return out
 
 
-class Idefics3Model(nn.Module):
-    """Everything but the head, under the names that checkpoints use."""
+class Idefics3(InTextModel):
+    """The model as the engine sees it (`VLM`)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.vision_model = VisionTower(config.vision)
-        self.connector = Connector(config)
-        self.text_model = Decoder(config.text)
-
-
-class Idefics3(nn.Module):
-    """The model as the engine sees it (`VLM`). N tokens, P frames, M places a frame, D width."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
         if config.vision.grid % config.shuffle:
             raise UnsupportedModel(
                 f"{config.vision.grid} patches a side cannot be shuffled by {config.shuffle}: "
                 "image_size / patch_size must be a multiple of scale_factor"
             )
-        self.config = config
-        text = config.text
-        self.layout = CacheLayout(
-            layers=text.layers,
-            kv_heads=text.kv_heads,
-            head_size=text.head_size,
-            cross_layers=0,
-            max_positions=text.max_positions,
-            vocabulary=text.vocabulary,
-        )
-        self.model = Idefics3Model(config)
-        self.lm_head = nn.Linear(text.width, text.vocabulary, bias=False)
-        if text.tied:
-            self.lm_head.weight = self.model.text_model.embed_tokens.weight
-
-    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, side, side) -> (P, M, D)
-        out: Tensor = self.model.connector(self.model.vision_model(frames))
-        return out
-
-    def memory(self, features: Tensor) -> None:
-        """None: features stand in the text."""
-
-    def embed(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.model.text_model.embed_tokens(ids)
-        return out
-
-    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
-        out: Tensor = self.model.text_model(x, positions, attn)
-        return out
-
-    def logits(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V)
-        out: Tensor = self.lm_head(h)
-        return out
+        super().__init__(config, Connector(config))
 
 
 def config(raw: Raw, generation: Raw) -> ModelConfig:
@@ -187,16 +120,26 @@ def images(model: ModelConfig, raw: Raw) -> ImagePlan:
         mean=tuple(raw.get("image_mean", (0.5, 0.5, 0.5))),
         std=tuple(raw.get("image_std", (0.5, 0.5, 0.5))),
         tokens=(side // model.vision.patch // model.shuffle) ** 2,
+        video=video_plan(raw["video_sampling"], side) if raw.get("video_sampling") else None,
+    )
+
+
+def video_plan(sampling: Raw, side: int) -> VideoPlan:
+    """SmolVLM2's. The second left out at both ends is that of its training code and of transformers' template call."""
+    return VideoPlan(
+        fps=sampling.get("fps", 1),
+        most_frames=sampling.get("max_frames", 64),
+        skip_seconds=1.0,
+        longest=(sampling.get("video_size") or {}).get("longest_edge", side),
     )
 
 
 def prompt(template: str, added: frozenset[str]) -> PromptStyle:
     """Chat checkpoints ship a template; what `tokenizer.json` adds by itself is added too."""
-    turn_end = "<end_of_utterance>"
     return PromptStyle(
         kind="chat" if template else "base",
         template=template,
-        turn_end=turn_end if turn_end in added else "",
+        turn_end=TURN_END if TURN_END in added else "",
         marks="tiles",
         strip_items=False,
         start="",
@@ -208,27 +151,7 @@ FAMILY = Family(
     name="Idefics3",
     config=config,
     build=Idefics3,
-    keys=KeyRules(
-        # The names of the code that these checkpoints were first trained with.
-        rename=(
-            (r"^model\.(layers|norm)\.", r"model.text_model.\1."),
-            (r"^model\.modality_projection\.", "model.connector.modality_projection."),
-        ),
-        join=(
-            Join(
-                "model.text_model.embed_tokens.weight",
-                ("model.embed_tokens.weight", "model.embed_tokens.additional_embedding.weight"),
-            ),
-            Join(
-                "lm_head.weight", ("lm_head.weight", "lm_head.additional_fc.weight", "additional_fc.weight")
-            ),
-        ),
-        ignore=(
-            (r".*\.rotary_emb\.inv_freq", "recomputed; old files stored it"),
-            (r".*\.embeddings\.position_ids", "recomputed; stored in bfloat16 it would be wrong"),
-            (r"model\.vision_model\.head\..*", "SigLIP's pooling head, never used"),
-        ),
-    ),
+    keys=IN_TEXT_KEYS,
     images=images,
     prompt=prompt,
 )

@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from idefics.nn.kernels import Kernel, fused
 
 
 class LayerMemory(NamedTuple):
@@ -40,6 +41,12 @@ class Attn(Protocol):
         ...
 
 
+def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Which keys a query sees by their positions, (N,) and (L,) -> (N, L): those up to its own, within the window."""
+    back = queries[:, None] - keys
+    return back >= 0 if window is None else (back >= 0) & (back < window)
+
+
 class DenseAttn:
     """Uncached attention over `rows` sequences of equal length, packed row after row.
 
@@ -49,10 +56,19 @@ class DenseAttn:
         rows: number of sequences; N is a multiple of it.
         memory: for each cross layer the keys and values of all pictures; empty where there are none.
         sees: (N,) for each token the index of its picture in `memory`, or -1.
+        window: how far back a token sees in its sequence, as in `CacheLayout`.
     """
 
-    def __init__(self, rows: int, memory: Memory = (), sees: Tensor | None = None) -> None:
-        self.rows, self.memory = rows, memory
+    def __init__(
+        self,
+        rows: int,
+        memory: Memory = (),
+        sees: Tensor | None = None,
+        *,
+        window: int | None = None,
+        kernel: Kernel = fused,
+    ) -> None:
+        self.rows, self.memory, self.window, self.kernel = rows, memory, window, kernel
         if memory and sees is not None:
             pictures, places = memory[0].keys.shape[:2]
             seen = sees[:, None] == torch.arange(pictures, device=sees.device)  # (N, P)
@@ -62,12 +78,16 @@ class DenseAttn:
 
     def self_(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.unflatten(0, (self.rows, -1)).transpose(1, 2) for x in (q, k, v))  # (B, H, T, K)
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        mask = None
+        if self.window is not None and q.shape[2] > self.window:
+            places = torch.arange(q.shape[2], device=q.device)
+            mask = visible(places, places, self.window)
+        out = self.kernel(q, k, v, mask=mask, causal=mask is None)
         return out.transpose(1, 2).flatten(0, 1)
 
     def cross(self, layer: int, q: Tensor) -> Tensor:
         if not self.memory:
             return torch.zeros_like(q)
-        keys, values = (x.flatten(0, 1).transpose(0, 1) for x in self.memory[layer])  # (H, P*M, K)
-        out = scaled_dot_product_attention(q.transpose(0, 1), keys, values, attn_mask=self.mask)
-        return (out * self.gate[:, None]).transpose(0, 1)
+        keys, values = (x.flatten(0, 1).transpose(0, 1)[None] for x in self.memory[layer])  # (1, H, P*M, K)
+        out = self.kernel(q.transpose(0, 1)[None], keys, values, mask=self.mask.to(q.device))[0]  # (H, N, K)
+        return (out * self.gate.to(q.device)[:, None]).transpose(0, 1)

@@ -12,16 +12,16 @@ from idefics.nn.rope import rotary_tables, rotate
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU and its kin (arXiv 2002.05202): down(act(gate(x)) * up(x))."""
+    """SwiGLU and its kin (arXiv 2002.05202): down(act(gate(x)) * up(x)), to another width where `outer` says so."""
 
-    def __init__(self, width: int, inner: int, activation: Activation) -> None:
+    def __init__(self, width: int, inner: int, activation: Activation, outer: int | None = None) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.down_proj = nn.Linear(inner, outer or width, bias=False)
         self.act = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, D)
+    def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
         out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
         return out
 

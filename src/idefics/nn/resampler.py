@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, scaled_dot_product_attention
+from torch.nn.functional import relu
 
 from idefics.config import ResamplerConfig
+from idefics.nn.kernels import Attending
 
 NORM_EPSILON = 1e-5  # torch's default, which the released resampler was trained with
 
 
-class ResamplerAttention(nn.Module):
+class ResamplerAttention(Attending):
     """Latents attend to the patches and to themselves. P frames, S patches, M latents, H heads, K head size."""
 
     def __init__(self, width: int, config: ResamplerConfig) -> None:
@@ -37,7 +38,7 @@ class ResamplerAttention(nn.Module):
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x in (self.q_proj(latents), self.k_proj(both), self.v_proj(both))
         )  # (P, H, ., K)
-        mixed = scaled_dot_product_attention(self.q_layer_norm(q), self.k_layer_norm(k), v)
+        mixed = self.kernel(self.q_layer_norm(q), self.k_layer_norm(k), v)
         out: Tensor = self.output_proj(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import interpolate
 
 from idefics.config import VisionConfig
 from idefics.nn.activation import ACTIVATIONS
+from idefics.nn.kernels import Attending
 
 
-class VisionAttention(nn.Module):
+class VisionAttention(Attending):
     """Every patch attends to every patch of its frame."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -29,7 +30,7 @@ class VisionAttention(nn.Module):
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = scaled_dot_product_attention(q, k, v)
+        mixed = self.kernel(q, k, v)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -78,19 +79,38 @@ class VisionEncoder(nn.Module):
 
 
 class ClipEmbeddings(nn.Module):
-    """CLIP (arXiv 2103.00020): patches without bias, a class vector in front, one learned position each."""
+    """CLIP (arXiv 2103.00020): patches without bias, a class vector in front, one learned position each.
+
+    Positions of frames that are not of the trained size are interpolated.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.grid = config.grid
         self.class_embedding = nn.Parameter(torch.randn(config.width))
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch, config.patch, bias=False)
         self.position_embedding = nn.Embedding(config.grid**2 + 1, config.width)
 
-    def forward(self, frames: Tensor) -> Tensor:  # (P, 3, side, side) -> (P, 1 + S, D)
-        patches = self.patch_embedding(frames).flatten(2).transpose(1, 2)
+    def forward(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, 1 + S, D)
+        patches = self.patch_embedding(frames)
+        # Looked up though all are wanted: a module's weights may lie elsewhere until it is called.
+        positions = self.position_embedding(torch.arange(self.grid**2 + 1, device=patches.device))
+        if patches.shape[2:] != (self.grid, self.grid):
+            positions = torch.cat((positions[:1], stretched(positions[1:], self.grid, *patches.shape[2:])))
         classes = self.class_embedding.expand(len(frames), 1, -1)
-        out: Tensor = torch.cat((classes, patches), dim=1) + self.position_embedding.weight
+        out: Tensor = torch.cat((classes, patches.flatten(2).transpose(1, 2)), dim=1) + positions
         return out
+
+
+def stretched(positions: Tensor, grid: int, rows: int, columns: int) -> Tensor:
+    """(grid * grid, D) learned positions -> (rows * columns, D), bicubic, as DINO does it (arXiv 2104.14294).
+
+    Its scale has a tenth of a patch added, so that rounding never loses a row; the values depend on it.
+    """
+    table = positions.float().unflatten(0, (grid, grid)).permute(2, 0, 1)[None]  # (1, D, grid, grid)
+    scale = ((rows + 0.1) / grid, (columns + 0.1) / grid)
+    table = interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
+    return table[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
 
 
 class SiglipEmbeddings(nn.Module):

@@ -2,34 +2,101 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from typing import Self
+
 import torch
 
-from idefics import models
-from idefics.config import EngineConfig
+from idefics import models, weights
+from idefics.config import EngineConfig, Quantisation, QuantKind
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting
 from idefics.models import Checkpoint
+from idefics.nn.kernels import give_kernel, kernel_called
+from idefics.placement import Device, Spread, wanted
 from idefics.processing import settings
-from idefics.processing.fetch import Fetcher
+from idefics.processing.fetch import Fetcher, Policy
 from idefics.processing.processor import Processor
 from idefics.processing.tokenizer import Tokenizer
+from idefics.quant import footprint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Loaded:
+    """A checkpoint's processor and engine, ready to work."""
+
+    def __init__(self, processor: Processor, engine: Engine, stop_ids: frozenset[int]) -> None:
+        self.processor, self.engine, self.stop_ids = processor, engine, stop_ids
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: Device = "auto",
+        dtype: str | torch.dtype = "auto",
+        device_map: Device | Mapping[str, Device] | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
+        quantize: QuantKind | Quantisation | None = None,
+        attn_implementation: str = "sdpa",
+        revision: str | None = None,
+        offline: bool | None = None,
+        remote_images: Policy = "any",
+        progress: weights.Progress | None = None,
+    ) -> Self:
+        """Finds, downloads if need be, and loads a model by short name ("demo"), folder or hub id.
+
+        Args:
+            model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
+            device: "auto" (CUDA, Apple's, else the CPU) or a torch device.
+            dtype: "auto" (the checkpoint's on a GPU, float32 on a CPU, where half precision is slower),
+                "float32", "bfloat16" or "float16".
+            device_map: in place of `device`: "auto" spreads layers over all GPUs, and over CPU memory what does not
+                fit; or where each part lies, by module names, "" for the rest.
+            max_memory: with "auto", what may be used of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
+            quantize: keep the decoder's weights in fewer bits: "int8", "int4", "nf4" or "fp4" (these two need
+                `idefics[quant]`), or a `Quantisation` that says more.
+            attn_implementation: "sdpa", "eager" (plain products and a softmax) or "flash_attention_2".
+            revision: branch, tag or commit on the hub.
+            offline: never use the network.
+            remote_images: which addresses may be fetched: "any", "public" or "off".
+            progress: called with (bytes done, bytes in all) while a model is downloaded.
+
+        Raises:
+            ModelError: no such model, not one that this package runs, or its weights do not fit.
+            BadSetting: an unknown device, dtype or other word; no room in memory; flash attention where it cannot be.
+            MissingExtra: "nf4" or "fp4" without bitsandbytes.
+        """
+        fetcher, place = Fetcher(policy=remote_images), wanted(device, device_map, max_memory)
+        main = place.main if isinstance(place, Spread) else place
+        quantisation = Quantisation(kind=quantize) if isinstance(quantize, str) else quantize
+        folder = weights.find(model, revision=revision, offline=offline, progress=progress)
+        checkpoint = models.read_checkpoint(folder)
+        computed = dtype_called(dtype, main, checkpoint.config.dtype)
+        kernel = kernel_called(attn_implementation, computed, main)
+        processor = processor_for(checkpoint, fetcher)
+        module = models.load_model(checkpoint, dtype=computed, device=place, quantisation=quantisation)
+        give_kernel(module, kernel)
+        engine = Engine(module, EngineConfig())  # type: ignore[arg-type]  # a VLM by its methods
+        return cls(processor, engine, stop_ids(checkpoint, processor))
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the model's weights take, on whatever devices; pictures and caches come on top."""
+        return footprint(self.engine.model)  # type: ignore[arg-type]  # a module
 
 
 def processor_for(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:
     """A checkpoint's tokenizer, template and image settings, as its family reads them."""
     family, folder = checkpoint.family, checkpoint.folder
     tokenizer = Tokenizer.load(folder)
-    style = family.prompt(settings.chat_template(folder), tokenizer.added)
+    text = checkpoint.config.text
+    known = tokenizer.added_below(text.vocabulary + text.additional_vocabulary)
+    style = family.prompt(settings.chat_template(folder), known)
     plan = family.images(checkpoint.config, settings.preprocessor(folder))
     return Processor(tokenizer, plan, style, fetcher)
-
-
-def engine_for(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Engine:
-    """A checkpoint's weights on their device, and the engine that runs them."""
-    module = models.load_model(checkpoint, dtype=dtype, device=device)
-    return Engine(module, EngineConfig())  # type: ignore[arg-type]  # a VLM by its methods
 
 
 def stop_ids(checkpoint: Checkpoint, processor: Processor) -> frozenset[int]:
@@ -39,24 +106,9 @@ def stop_ids(checkpoint: Checkpoint, processor: Processor) -> frozenset[int]:
     return frozenset(checkpoint.config.stop_ids) | (frozenset() if turn_end is None else {turn_end})
 
 
-def device_called(name: str) -> torch.device:
-    """The device by its name, or a BadSetting if this machine has none such."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise BadSetting(
-            f"device is {name!r}, which this machine does not have: give auto, cpu, cuda or cuda:1"
-        ) from None
-    return device
-
-
-def dtype_called(name: str, device: torch.device, stored: str | None) -> torch.dtype:
+def dtype_called(dtype: str | torch.dtype, device: torch.device, stored: str | None) -> torch.dtype:
     """The dtype by its name; "auto" is the stored one, but float32 on a CPU, where halves are computed slowly."""
+    name = str(dtype).removeprefix("torch.")
     if name == "auto":
         return torch.float32 if device.type == "cpu" else DTYPES.get(stored or "", torch.bfloat16)
     if name not in DTYPES:

@@ -5,27 +5,22 @@ Knows prompts, sampling and streams. Does not know tasks (they word prompts) nor
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from torch import Tensor
 
-from idefics import models, weights
 from idefics.config import Sampling
-from idefics.engine.engine import Engine
 from idefics.engine.request import Request
 from idefics.engine.request import Sequence as Row
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Message
 from idefics.pipeline.answering import Growing, Options, Reply, Stream
-from idefics.pipeline.loading import device_called, dtype_called, engine_for, processor_for, stop_ids
+from idefics.pipeline.loading import Loaded
 from idefics.processing.detokenizer import Detokenizer
-from idefics.processing.fetch import Fetcher, Policy
-from idefics.processing.processor import Processor
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -36,46 +31,8 @@ if TYPE_CHECKING:
     Conversation = Sequence[Message | Mapping[str, Any]]
 
 
-class Pipeline:
+class Pipeline(Loaded):
     """A loaded model that continues prompts and holds conversations. `Idefics` adds the tasks."""
-
-    def __init__(self, processor: Processor, engine: Engine, stop_ids: frozenset[int]) -> None:
-        self.processor, self.engine, self.stop_ids = processor, engine, stop_ids
-
-    @classmethod
-    def load(
-        cls,
-        model: str | os.PathLike[str],
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        revision: str | None = None,
-        offline: bool | None = None,
-        remote_images: Policy = "any",
-        progress: weights.Progress | None = None,
-    ) -> Self:
-        """Finds, downloads if need be, and loads a checkpoint.
-
-        Args:
-            model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
-            device: "auto" (CUDA, Apple's, else the CPU) or a torch device.
-            dtype: "auto" (the checkpoint's on a GPU, float32 on a CPU, where half precision is slower),
-                "float32", "bfloat16" or "float16".
-            revision: branch, tag or commit on the hub.
-            offline: never use the network.
-            remote_images: which addresses may be fetched: "any", "public" or "off".
-            progress: called with (bytes done, bytes in all) while a model is downloaded.
-
-        Raises:
-            ModelError: no such model, not one that this package runs, or its weights do not fit.
-            BadSetting: an unknown device or dtype.
-        """
-        fetcher, place = Fetcher(policy=remote_images), device_called(device)
-        folder = weights.find(model, revision=revision, offline=offline, progress=progress)
-        checkpoint = models.read_checkpoint(folder)
-        processor = processor_for(checkpoint, fetcher)
-        engine = engine_for(checkpoint, place, dtype_called(dtype, place, checkpoint.config.dtype))
-        return cls(processor, engine, stop_ids(checkpoint, processor))
 
     def prompt(self, items: Items | Conversation, *, answer_start: str = "") -> Prompt:
         """Ids and pictures of a raw prompt or a conversation: the low-level door.

@@ -1,4 +1,4 @@
-"""A conversation through a checkpoint's Jinja template into trusted pieces, plain pieces and pictures.
+"""A conversation through a checkpoint's Jinja template into trusted pieces, plain pieces, pictures and videos.
 
 Knows templates and messages; does not know tokens or pixels. What a user or an earlier answer says never
 passes through the template: a placeholder that nobody can guess does, so that neither a token nor the
@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from idefics.errors import BadPrompt, UnsupportedModel
-from idefics.messages import Message, Part, Picture, Role
+from idefics.messages import Message, Part, Picture, Role, Video, Visual
 from idefics.processing.tokenizer import Piece
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ IMAGE = "<image>"  # what every template of the family writes where a picture st
 ROLES = get_args(Role)
 
 
-def render(template: str, messages: Sequence[Message], *, answer_start: str = "") -> list[Piece | Picture]:
-    """The prompt for the next answer.
+def render(template: str, messages: Sequence[Message], *, answer_start: str = "") -> list[Piece | Visual]:
+    """The prompt for the next answer. A video is a text to the template: it will be read as words and pictures.
 
     Args:
         template: Jinja source; it sees `messages` (each a role and a list of text and image parts) and
@@ -39,24 +39,19 @@ def render(template: str, messages: Sequence[Message], *, answer_start: str = ""
     """
     if not messages:
         raise BadPrompt("the conversation is empty: give at least one message")
-    if not template:
-        raise UnsupportedModel(
-            "this checkpoint has no chat template: give it a raw prompt (generate), "
-            "or use an instruct checkpoint"
-        )
     slots = _Slots()
     turns = [
         {
             "role": message.role,
             "content": [
-                {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": slots.hide(part)}
+                {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": slots.text(part)}
                 for part in message.parts
             ],
         }
         for message in messages
     ]
     pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
-    rendered = _render(template, turns)
+    rendered = render_text(template, turns)
     if rendered.count(IMAGE) != len(pictures):
         raise BadPrompt(
             f"the conversation has {len(pictures)} pictures, but this checkpoint's chat template places "
@@ -70,35 +65,58 @@ class _Slots:
     """Placeholders for what is said: digits between private-use characters, the same in any case."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.hidden: list[str | Video] = []
         self.start = f"\ue000{secrets.randbits(128)}\ue001"
 
-    def hide(self, text: str) -> str:
-        """A placeholder for the text; blanks around it stay outside, so that a template may trim them."""
-        core = text.strip()
+    def text(self, part: str | Video) -> str:
+        """What the template sees of it: a placeholder; blanks around stay outside, so that a template may trim them."""
+        if isinstance(part, Video):
+            return self._hide(part)
+        core = part.strip()
         if not core:
-            return text
-        self.texts.append(core)
-        before, after = text.split(core, 1)
-        return f"{before}{self.start}{len(self.texts) - 1}\ue002{after}"
+            return part
+        before, after = part.split(core, 1)
+        return f"{before}{self._hide(core)}{after}"
 
-    def reveal(self, rendered: str, pictures: Iterable[Picture]) -> Iterator[Piece | Picture]:
-        """Trusted text, the texts behind placeholders as plain ones, and the pictures."""
+    def _hide(self, part: str | Video) -> str:
+        self.hidden.append(part)
+        return f"{self.start}{len(self.hidden) - 1}\ue002"
+
+    def reveal(self, rendered: str, pictures: Iterable[Picture]) -> Iterator[Piece | Visual]:
+        """Trusted text, what is behind placeholders (texts as plain ones), and the pictures."""
         waiting = iter(pictures)
         for text in re.split(f"({IMAGE}|{self.start}[0-9]+\ue002)", rendered):
             if text == IMAGE:
                 yield next(waiting)
             elif text.startswith(self.start):
-                yield Piece(self.texts[int(text[len(self.start) : -1])], trusted=False)
+                part = self.hidden[int(text[len(self.start) : -1])]
+                yield part if isinstance(part, Video) else Piece(part, trusted=False)
             elif text:
                 yield Piece(text, trusted=True)
 
 
-def _render(template: str, turns: list[dict[str, Any]]) -> str:
+def render_text(
+    template: str, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **names: Any
+) -> str:
+    """What a template makes of turns as they are: whoever wrote their text is trusted with special tokens.
+
+    Args:
+        turns: each a role and a list of content parts.
+        names: further variables of the template, such as `bos_token`.
+
+    Raises:
+        BadPrompt: the template refuses the turns.
+        UnsupportedModel: there is no template, or it is broken.
+    """
     import jinja2
 
+    if not template:
+        raise UnsupportedModel(
+            "this checkpoint has no chat template: give it a raw prompt (generate), "
+            "or use an instruct checkpoint"
+        )
     try:
-        return _compile(template).render(messages=turns, add_generation_prompt=True)
+        return _compile(template).render(messages=turns, add_generation_prompt=add_generation_prompt, **names)
     except Refusal as refusal:
         raise BadPrompt(f"this checkpoint's chat template refuses the conversation: {refusal}") from None
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
@@ -130,7 +148,8 @@ def to_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message
 
     A dict has a "role" and a "content": a string, or a list of
     `{"type": "text", "text": ...}`, `{"type": "image", "image": a picture}`, `{"type": "image", "url": ...}`,
-    `{"type": "image", "path": ...}` and `{"type": "image_url", "image_url": {"url": ...}}`.
+    `{"type": "image", "path": ...}`, `{"type": "image_url", "image_url": {"url": ...}}` and
+    `{"type": "video", "video": a file or its frames}`, which may be a "url" or "path" as well.
 
     Raises:
         BadPrompt: names the message (counted from 1) and the field.
@@ -159,7 +178,7 @@ def _message(message: Message | Mapping[str, Any], where: str) -> Message:
 
 
 def _part(part: Any, where: str) -> Part:
-    if isinstance(part, (str, Picture)):
+    if isinstance(part, Part):
         return part
     if not isinstance(part, Mapping):
         raise BadPrompt(f'{where} is a {type(part).__name__}: give a dict with a "type"')
@@ -170,18 +189,20 @@ def _part(part: Any, where: str) -> Part:
                 raise BadPrompt(f"{where}: text is a {type(text).__name__}; give a string")
             return text
         case "image":
-            for field in ("image", "url", "path"):
-                if part.get(field) is not None:
-                    return _picture(part[field])
-            raise BadPrompt(f'{where} has no picture: give it as "image", "url" or "path"')
+            return Picture.of(_source(part, "image", "picture", where))
+        case "video":
+            return Video.of(_source(part, "video", "video", where))
         case "image_url":
-            return _picture(_field(_field(part, "image_url", where), "url", f"{where}: image_url"))
+            return Picture.of(_field(_field(part, "image_url", where), "url", f"{where}: image_url"))
         case other:
-            raise BadPrompt(f"{where}: type is {other!r}; give one of text, image, image_url")
+            raise BadPrompt(f"{where}: type is {other!r}; give one of text, image, video, image_url")
 
 
-def _picture(source: Any) -> Picture:
-    return source if isinstance(source, Picture) else Picture(source)
+def _source(part: Mapping[str, Any], name: str, noun: str, where: str) -> Any:
+    for field in (name, "url", "path"):
+        if part.get(field) is not None:
+            return part[field]
+    raise BadPrompt(f'{where} has no {noun}: give it as "{name}", "url" or "path"')
 
 
 def _field(mapping: Any, field: str, where: str) -> Any:

@@ -43,13 +43,13 @@ def short(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
-    """Gets remote pictures, as far as its policy allows.
+    """Gets remote pictures and videos, as far as its policy allows.
 
     Attributes:
         policy: "any" address that the caller names; "public" hosts of the open internet only, for data from
             strangers; "off" none at all. Data URIs need no network and are always read.
-        limit_bytes: the most that one picture may weigh.
-        timeout: seconds for one picture, redirects included.
+        limit_bytes: the most that one of them may weigh.
+        timeout: seconds for one of them, redirects included.
     """
 
     policy: Policy = "any"
@@ -127,7 +127,8 @@ class Fetcher:
             if address.scheme not in {"http", "https"} or not address.host:
                 raise BadPicture(f"{short(str(address))} is not an http(s) address")
             target, extensions = address, {}
-            headers = {"Accept": "image/*", "Accept-Encoding": "identity"}  # the cap counts what arrives
+            # Not compressed: the cap counts what arrives.
+            headers = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}
             if self.policy == "public":
                 target = address.copy_with(host=_public_address(address.host, address.port))
                 headers["Host"] = address.netloc.decode()

@@ -69,7 +69,7 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
             return _decode(io.BytesIO(fetcher.get(source)), short(source))
         case str() | os.PathLike():
             path = Path(source)
-            with _open(path, short(str(path))) as file:
+            with open_file(path, short(str(path))) as file:
                 return _decode(file, short(str(path)))
     raise BadPicture(
         f"a picture cannot be a {type(source).__name__}: give a path, bytes, a PIL picture, a uint8 array, "
@@ -77,7 +77,7 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
     )
 
 
-def _open(path: Path, name: str) -> BinaryIO:
+def open_file(path: Path, name: str) -> BinaryIO:
     """A plain file: a folder, pipe or device is refused, as reading it might never end."""
     try:
         if path.is_file():
@@ -85,7 +85,9 @@ def _open(path: Path, name: str) -> BinaryIO:
         exists = path.exists()
     except OSError as error:
         raise BadPicture(f"{name} cannot be read: {error.strerror}") from None
-    raise BadPicture(f"{name} is not a file: name a picture" if exists else f"{name}: no such file")
+    raise BadPicture(
+        f"{name} is not a file: folders and devices are not read" if exists else f"{name}: no such file"
+    )
 
 
 def _decode(file: BinaryIO, name: str) -> PIL.Image.Image:
@@ -178,9 +180,9 @@ def _from_array(array: NDArray[np.generic]) -> PIL.Image.Image:
 
 
 def prepare(image: PIL.Image.Image, plan: ImagePlan) -> Tiles:
-    """An RGB picture into normalised frames, each (3, side, side).
+    """An RGB picture into normalised frames (3, h, w).
 
-    The order of the steps is the released processors': resize, tile, rescale, normalise.
+    The order of the steps is the released processors': resize and tile (or quarter and resize), rescale, normalise.
     """
     key = hashlib.sha256(f"{image.mode} {image.size} {plan!r} ".encode())
     key.update(image.tobytes())
@@ -189,9 +191,13 @@ def prepare(image: PIL.Image.Image, plan: ImagePlan) -> Tiles:
 
 
 def split(image: PIL.Image.Image, plan: ImagePlan) -> tuple[list[NDArray[np.uint8]], int, int]:
-    """The uint8 frames (side, side, 3), row by row, the whole picture last; rows and columns of the grid."""
+    """The uint8 frames (h, w, 3), row by row, the whole picture last; rows and columns of the grid."""
     resample, side = PIL.Image.Resampling[plan.resample.upper()], plan.side
     rows, columns = grid(*image.size, plan)
+    if plan.shortest is not None:
+        parts = [*_quarters(image), image] if rows else [image]
+        resized = (part.resize(native_size(*part.size, plan), resample) for part in parts)
+        return [np.asarray(part) for part in resized], rows, columns
     if plan.longest is not None:
         image = image.resize(longest_edge(*image.size, plan.longest), resample)
     if not rows:
@@ -206,9 +212,30 @@ def grid(width: int, height: int, plan: ImagePlan) -> tuple[int, int]:
     """Rows and columns of tiles; (0, 0) where the picture stays whole: it fits one tile or is not split."""
     if plan.longest is None or not plan.splitting:
         return 0, 0
+    if plan.shortest is not None:
+        return (2, 2) if min(width, height) > 1 else (0, 0)  # a line of pixels has no quarters
     width, height = tile_multiple(*longest_edge(width, height, plan.longest), plan.side)
     rows, columns = height // plan.side, width // plan.side
     return (rows, columns) if rows * columns > 1 else (0, 0)
+
+
+def _quarters(image: PIL.Image.Image) -> list[PIL.Image.Image]:
+    """Row by row; the right and the lower ones are a pixel larger where the number is odd."""
+    (width, height), x, y = image.size, image.width // 2, image.height // 2
+    boxes = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
+    return [image.crop(box) for box in boxes]
+
+
+def native_size(width: int, height: int, plan: ImagePlan) -> tuple[int, int]:
+    """(width, height) of a frame of its own size: `longest` bounds it, then each edge is at least `shortest`."""
+    assert plan.longest is not None
+    assert plan.shortest is not None
+    aspect = width / height
+    if width >= height and width > plan.longest:
+        width, height = plan.longest, int(plan.longest / aspect)
+    elif height > width and height > plan.longest:
+        width, height = int(plan.longest * aspect), plan.longest
+    return max(width, plan.shortest), max(height, plan.shortest)
 
 
 def longest_edge(width: int, height: int, longest: int) -> tuple[int, int]:

@@ -7,18 +7,20 @@ Knows where a picture's tokens stand; does not know models. What differs between
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImagePlan, PromptStyle
 from idefics.errors import BadPicture, BadPrompt, BadSetting, UnsupportedModel
-from idefics.messages import Message, Part, Picture
+from idefics.messages import Message, Part, Picture, Video, Visual
 from idefics.processing.chat import IMAGE, render, to_messages
 from idefics.processing.fetch import Fetcher, is_remote
 from idefics.processing.images import grid, open_picture, prepare
 from idefics.processing.tokenizer import Piece, Tokenizer
+from idefics.processing.video import SUFFIXES as VIDEO_SUFFIXES
+from idefics.processing.video import as_visual, watch
 from idefics.prompt import Prompt, Tiles
 
 if TYPE_CHECKING:
@@ -79,7 +81,14 @@ class Processor:
             BadPicture: a picture cannot be opened.
             BadSetting: the checkpoint has no `<end_of_utterance>` to add.
         """
-        pieces, pictures = self._pieces(self._document(items, add_end_of_utterance_token))
+        parts = [to_part(item) for item in _listed(items)]
+        return self.document(parts, add_end_of_utterance_token=add_end_of_utterance_token)
+
+    def document(
+        self, parts: Sequence[Part | Tiles], *, add_end_of_utterance_token: bool | None = None
+    ) -> Prompt:
+        """As `raw`, but no text is taken for an address or a file, and a picture may be prepared already."""
+        pieces, pictures = self._pieces(self._document(parts, add_end_of_utterance_token))
         return self._prompt(self._opening() + self.tokenizer.encode_pieces(pieces), pictures)
 
     def chat_endings(
@@ -108,7 +117,7 @@ class Processor:
 
         Each ending continues the last text as it stands: give it its own space where it wants one.
         """
-        pieces, pictures = self._pieces(self._document(items, None))
+        pieces, pictures = self._pieces(self._document([to_part(item) for item in _listed(items)], None))
         ids, rests = self._endings(pieces, [Piece(ending, trusted=True) for ending in endings])
         return self._prompt(self._opening() + ids, pictures), rests
 
@@ -120,23 +129,22 @@ class Processor:
 
     def _conversation(
         self, messages: Sequence[Message | Mapping[str, Any]], answer_start: str
-    ) -> list[Piece | Picture]:
+    ) -> list[Piece | Visual]:
         parts = render(self.style.template, to_messages(messages), answer_start=answer_start)
         return [Piece(self.style.start, trusted=True), *parts]
 
-    def _document(self, items: Sequence[Item], adds_turn_end: bool | None) -> list[Piece | Picture]:
-        if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
-            raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
+    def _document(
+        self, items: Sequence[Part | Tiles], adds_turn_end: bool | None
+    ) -> list[Piece | Visual | Tiles]:
         has_turn_end = self.style.marks == "beside" and self.style.turn_end in self.tokenizer.added
         if adds_turn_end and not has_turn_end:
             raise BadSetting(
                 "add_end_of_utterance_token is True, but this checkpoint has no such token: leave it out"
             )
         separates = has_turn_end and adds_turn_end is not False
-        parts: list[Piece | Picture] = [Piece(self.style.start, trusted=True)]
-        last: Part | None = None
-        for item in items:
-            part = to_part(item)
+        parts: list[Piece | Visual | Tiles] = [Piece(self.style.start, trusted=True)]
+        last: Part | Tiles | None = None
+        for part in items:
             if isinstance(part, str):
                 text = part.strip(" ") if self.style.strip_items else part
                 if separates and isinstance(last, str):
@@ -147,27 +155,39 @@ class Processor:
             last = part
         return parts
 
-    def _pieces(self, parts: Sequence[Piece | Picture]) -> tuple[list[Piece], list[Tiles]]:
-        """Pictures opened and prepared, and their marks in their places."""
+    def _pieces(self, parts: Sequence[Piece | Visual | Tiles]) -> tuple[list[Piece], list[Tiles]]:
+        """Pictures opened and prepared where they are not yet, and their marks in their places; videos as both."""
         pieces: list[Piece] = []
         pictures: list[Tiles] = []
         follows_picture = False
-        for part in parts:
-            if isinstance(part, Picture):
-                tiles = prepare(open_picture(part, self.fetcher), self.plan)
+        for part in self._watched(parts):
+            if isinstance(part, Piece):
+                pieces.append(part)
+            else:
+                tiles = part if isinstance(part, Tiles) else self._prepared(part)
                 pictures.append(tiles)
                 marks = self._marks(tiles.rows, tiles.columns, follows_picture=follows_picture)
                 pieces.append(Piece(marks, trusted=True))
+            follows_picture = not isinstance(part, Piece)
+        return (_share_fakes(pieces) if self.style.marks == "frames" else pieces), pictures
+
+    def _watched(self, parts: Iterable[Piece | Visual | Tiles]) -> Iterator[Piece | Picture | Tiles]:
+        for part in parts:
+            if isinstance(part, Video):
+                yield from watch(part, self.plan, self.fetcher)
             else:
-                pieces.append(part)
-            follows_picture = isinstance(part, Picture)
-        return pieces, pictures
+                yield part
+
+    def _prepared(self, picture: Picture) -> Tiles:
+        return prepare(open_picture(picture, self.fetcher), self.plan)
 
     def _marks(self, rows: int, columns: int, *, follows_picture: bool) -> str:
         """What stands in the text for one picture, as the released processors write it."""
         if self.style.marks == "beside":  # neighbouring pictures share the fake between them
             return f"{IMAGE}{FAKE}" if follows_picture else f"{FAKE}{IMAGE}{FAKE}"
         frame = IMAGE * self.plan.tokens
+        if self.style.marks == "frames":
+            return f"{FAKE}{frame}" * (rows * columns + 1) + FAKE
         tiles = "".join(
             "".join(f"{FAKE}<row_{row}_col_{column}>{frame}" for column in range(1, columns + 1)) + "\n"
             for row in range(1, rows + 1)
@@ -228,24 +248,35 @@ class Processor:
         return sees
 
 
-def to_part(item: Item) -> Part:
-    """One item of a raw prompt as text or picture.
+def _share_fakes(pieces: Sequence[Piece]) -> list[Piece]:
+    """Two fakes in a row become one, wherever they come from: Idefics 2's processor replaces them in the whole text."""
+    runs = groupby(pieces, key=lambda piece: piece.trusted)
+    texts = [("".join(piece.text for piece in run), trusted) for trusted, run in runs]
+    return [Piece(text.replace(FAKE * 2, FAKE) if trusted else text, trusted) for text, trusted in texts]
 
-    A text is a picture where it is an http(s) address or a data URI, or where it is one line ending
-    like the name of a picture and such a file exists.
+
+def _listed(items: Sequence[Item]) -> Sequence[Item]:
+    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
+        raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
+    return items
+
+
+def to_part(item: Item) -> Part:
+    """One item of a raw prompt as text, picture or video.
+
+    A text is a picture or video where it is an http(s) address or a data URI, or where it is one line ending
+    like the name of one and such a file exists.
 
     Raises:
         BadPicture: the text looks like a file name (no space) and there is no such file.
     """
-    if isinstance(item, Picture):
-        return item
     if not isinstance(item, str):
-        return Picture(item)
+        return as_visual(item)
     if is_remote(item.strip()):
-        return Picture(item.strip())
-    if "\n" not in item and item.lower().endswith(SUFFIXES):
+        return as_visual(item.strip())
+    if "\n" not in item and item.lower().endswith((*SUFFIXES, *VIDEO_SUFFIXES)):
         if _is_file(item):
-            return Picture(item)
+            return as_visual(item)
         if " " not in item:
             raise BadPicture(f"{item}: no such file; if it is meant as text, write it in a sentence")
     return item

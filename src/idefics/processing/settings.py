@@ -23,8 +23,8 @@ def preprocessor(folder: str | Path) -> dict[str, Any]:
         UnsupportedModel: a file is not a JSON object.
     """
     folder = Path(folder)
-    settings = _json(folder / "preprocessor_config.json")
-    return settings or _json(folder / "processor_config.json").get("image_processor", {})
+    settings = json_object(folder / "preprocessor_config.json")
+    return settings or json_object(folder / "processor_config.json").get("image_processor", {})
 
 
 def chat_template(folder: str | Path) -> str:
@@ -41,7 +41,7 @@ def chat_template(folder: str | Path) -> str:
     if path.exists():
         return _text(path)
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = _json(folder / name).get("chat_template")
+        template = json_object(folder / name).get("chat_template")
         if template:
             return _default(template, folder / name)
     return ""
@@ -57,7 +57,12 @@ def _default(template: str | list[Mapping[str, str]], path: Path) -> str:
     return named["default"]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where there is no such file.
+
+    Raises:
+        UnsupportedModel: it is broken, or holds no object.
+    """
     if not path.exists():
         return {}
     try:

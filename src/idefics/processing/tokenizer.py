@@ -191,10 +191,29 @@ class Tokenizer:
             return bytes([int(byte[1], 16)])
         return token.replace(SPACE_MARK, " ").encode()
 
+    def added_below(self, vocabulary: int) -> frozenset[str]:
+        """Those of `added` that a model with so many rows has: Idefics2-8B-base lacks its `<end_of_utterance>`."""
+        return frozenset(content for id, content in self._contents.items() if id < vocabulary)
+
     def token_id(self, content: str) -> int | None:
         """Id of a token, or None where the vocabulary lacks it."""
         id: int | None = self._library.token_to_id(content)
         return id
+
+    def token(self, id: int) -> str | None:
+        """The token as the vocabulary spells it, or None where there is none."""
+        content: str | None = self._library.id_to_token(id)
+        return content
+
+    def vocabulary(self, *, added: bool = True) -> dict[str, int]:
+        """Every token and its id, with or without those that were added later."""
+        tokens: dict[str, int] = self._library.get_vocab(with_added_tokens=added)
+        return tokens
+
+    def to_json(self) -> str:
+        """The text of a `tokenizer.json` that makes this tokenizer."""
+        text: str = self._library.to_str(pretty=True)
+        return text
 
 
 def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from idefics.messages import Message, Part, Picture, Shot, assistant, user
+from idefics.messages import Message, Part, Shot, Visual, assistant, user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +48,13 @@ class Composed:
 
 
 def compose(
-    task: Task, kind: Literal["base", "chat"], picture: Picture, words: str = "", shots: Sequence[Shot] = ()
+    task: Task, kind: Literal["base", "chat"], picture: Visual, words: str = "", shots: Sequence[Shot] = ()
 ) -> Composed:
     """The prompt of a task. Shots are earlier turns of a chat, or earlier passages of a document."""
     return _chat(task, picture, words, shots) if kind == "chat" else _document(task, picture, words, shots)
 
 
-def _chat(task: Task, picture: Picture, words: str, shots: Sequence[Shot]) -> Composed:
+def _chat(task: Task, picture: Visual, words: str, shots: Sequence[Shot]) -> Composed:
     start = task.answer_start.format(words=words)
     turns: list[Message] = []
     for shot in shots:
@@ -64,7 +64,7 @@ def _chat(task: Task, picture: Picture, words: str, shots: Sequence[Shot]) -> Co
     return Composed(turns, start)
 
 
-def _document(task: Task, picture: Picture, words: str, shots: Sequence[Shot]) -> Composed:
+def _document(task: Task, picture: Visual, words: str, shots: Sequence[Shot]) -> Composed:
     line = task.line_with_shots if shots and task.line_with_shots else task.line
     parts: list[Part] = []
     if task.lead:

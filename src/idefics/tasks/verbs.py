@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeGuard, Unpack, cast, overload
 
 from idefics.errors import BadPrompt
-from idefics.messages import Answer, Picture, RankedLabel, Ranking, Shot, Timings, Usage
+from idefics.messages import Answer, Picture, RankedLabel, Ranking, Shot, Timings, Usage, Visual
 from idefics.pipeline import Options, Pipeline, Reply, Stream
-from idefics.processing.fetch import Policy
+from idefics.processing.video import as_visual
 from idefics.prompt import Prompt
 from idefics.tasks import TASKS, classify
 from idefics.tasks.record import Task, compose
 from idefics.tasks.write import STORY
-from idefics.weights import Progress
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource
 
-    One = Picture | PictureSource
+    One = Visual | PictureSource
     Many = Sequence[One]
 
 NEUTRAL_SIDE = 64  # of the plain grey picture that stands for "no picture in particular"
@@ -31,6 +29,8 @@ class Idefics(Pipeline):
     """A loaded model. Every method takes one picture and gives one result, or a list and gives a list.
 
     A picture is a path, bytes, a `PIL.Image`, a NumPy array, an http(s) URL, a data URI, or a `Picture` of these.
+    A checkpoint that was trained with video takes one wherever a picture goes: a path or address that ends like a
+    video's, or a `Video`.
     All but `classify` take the `Options` of `generate`, and `stream=True` for one picture.
     """
 
@@ -156,7 +156,7 @@ class Idefics(Pipeline):
         task: Task,
         words: str,
         labels: list[str],
-        picture: Picture,
+        picture: Visual,
         prior: list[list[float]] | None,
         length_normalized: bool,
     ) -> Ranking:
@@ -174,27 +174,23 @@ class Idefics(Pipeline):
         )
 
     def _label_logprobs(
-        self, task: Task, words: str, labels: list[str], picture: Picture
+        self, task: Task, words: str, labels: list[str], picture: Visual
     ) -> tuple[Prompt, list[list[float]]]:
         composed = compose(task, self.processor.style.kind, picture, words, self.shots)
         spaced = labels if self.processor.style.kind == "chat" else [f" {label}" for label in labels]
         return self.score(composed.items, spaced)
 
 
-def _pictures(image: One | Many) -> list[Picture]:
+def _pictures(image: One | Many) -> list[Visual]:
     if _is_many(image):
         if not image:
             raise BadPrompt("the list of pictures is empty: give at least one")
-        return [_picture(one) for one in image]
-    return [_picture(cast("One", image))]
+        return [as_visual(one) for one in image]
+    return [as_visual(cast("One", image))]
 
 
 def _is_many(image: One | Many) -> TypeGuard[Many]:
     return isinstance(image, Sequence) and not isinstance(image, (str, bytes))
-
-
-def _picture(image: One) -> Picture:
-    return image if isinstance(image, Picture) else Picture(image)
 
 
 def _neutral() -> Picture:
@@ -204,23 +200,4 @@ def _neutral() -> Picture:
     return Picture(PIL.Image.new("RGB", (NEUTRAL_SIDE, NEUTRAL_SIDE), (127, 127, 127)))
 
 
-def load(
-    model: str | os.PathLike[str],
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    revision: str | None = None,
-    offline: bool | None = None,
-    remote_images: Policy = "any",
-    progress: Progress | None = None,
-) -> Idefics:
-    """Loads a model by short name ("demo"), folder or hub id. Arguments as in `Pipeline.load`."""
-    return Idefics.load(
-        model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        offline=offline,
-        remote_images=remote_images,
-        progress=progress,
-    )
+load = Idefics.load

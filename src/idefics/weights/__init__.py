@@ -3,10 +3,10 @@
 Importing this package imports no torch; `load` does.
 """
 
-from idefics.weights.cache import cached
+from idefics.weights.cache import cache_folder, cached
 from idefics.weights.hub import Progress
 from idefics.weights.locate import find
 from idefics.weights.rules import Join, KeyRules
-from idefics.weights.stream import load
+from idefics.weights.stream import Places, load
 
-__all__ = ["Join", "KeyRules", "Progress", "cached", "find", "load"]
+__all__ = ["Join", "KeyRules", "Places", "Progress", "cache_folder", "cached", "find", "load"]

@@ -8,12 +8,10 @@ from idefics.errors import ModelError
 from idefics.weights.files import weight_files
 
 
-def cached(hub: str, *, revision: str | None = None) -> int | None:
-    """Bytes of a hub model that is completely in the cache; None where it is not."""
+def cached(hub: str, *, revision: str | None = None) -> Path | None:
+    """The folder of a hub model that is completely in the cache; None where it is not."""
     folder = snapshot(hub, revision)
-    if folder is None or lacking(folder):
-        return None
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return None if folder is None or lacking(folder) else folder
 
 
 def cache_folder() -> Path:
@@ -36,12 +34,13 @@ def snapshot(hub: str, revision: str | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def lacking(folder: Path) -> list[str]:
+def lacking(folder: Path, *, weights: bool = True) -> list[str]:
     """What a snapshot lacks: a download broke off, or another program wanted a part of it only."""
     needed = [("config.json",), ("tokenizer.json",), ("preprocessor_config.json", "processor_config.json")]
     missing = [names[0] for names in needed if not any((folder / name).is_file() for name in names)]
     try:
-        weight_files(folder)
+        if weights:
+            weight_files(folder)
     except ModelError:
         missing.append("weights")
     return missing

@@ -38,10 +38,12 @@ SETTINGS = (
 WAYS_OUT = "use --model demo, which needs no network, or give a folder"
 
 
-def from_hub(hub: str, *, revision: str | None, offline: bool | None, progress: Progress | None) -> Path:
+def from_hub(
+    hub: str, *, revision: str | None, offline: bool | None, progress: Progress | None, weights: bool
+) -> Path:
     """A hub repository's folder in the cache, downloaded where it is not complete. Arguments as in `find`."""
     folder = snapshot(hub, revision)
-    missing = ["everything"] if folder is None else lacking(folder)
+    missing = ["everything"] if folder is None else lacking(folder, weights=weights)
     if folder is not None and not missing:
         return folder
     if _is_offline() if offline is None else offline:
@@ -53,7 +55,7 @@ def from_hub(hub: str, *, revision: str | None, offline: bool | None, progress: 
         raise ModelNotFound(
             f"{hub} is {where} and offline mode is on: {WAYS_OUT}, or go online to download it"
         )
-    return _download(hub, revision, progress)
+    return _download(hub, revision, progress, weights=weights)
 
 
 def _is_offline() -> bool:
@@ -61,7 +63,7 @@ def _is_offline() -> bool:
     return any(os.environ.get(name, "").lower() in on for name in ("IDEFICS_OFFLINE", "HF_HUB_OFFLINE"))
 
 
-def _download(hub: str, revision: str | None, progress: Progress | None) -> Path:
+def _download(hub: str, revision: str | None, progress: Progress | None, *, weights: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -71,6 +73,7 @@ def _download(hub: str, revision: str | None, progress: Progress | None) -> Path
         raise _explained(error, hub, revision, unreachable) from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     wanted = _wanted(hub, info.config or {}, sizes)
+    wanted = wanted if weights else [name for name in wanted if name in SETTINGS]
     here = snapshot(hub, info.sha)
     total = sum(sizes[name] for name in wanted if here is None or not (here / name).is_file())
     _refuse_full_disk(hub, total)
@@ -92,7 +95,7 @@ def _wanted(hub: str, config: dict[str, Any], names: Iterable[str]) -> list[str]
     names = [name for name in names if "/" not in name]
     if "config.json" not in names:
         raise UnsupportedModel(f"{hub} has no config.json: it is not a checkpoint as transformers saves them")
-    runs = sorted({row.model_type for row in CATALOG if row.runs})
+    runs = sorted({row.model_type for row in CATALOG})
     model_type = config.get("model_type")
     if model_type is not None and model_type not in runs:
         raise UnsupportedModel(

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from idefics.catalog import resolve, short_names
-from idefics.errors import BadSetting, ModelNotFound, UnsupportedModel
+from idefics.errors import BadSetting, ModelNotFound
 from idefics.weights.hub import Progress, from_hub
 
 PACKAGE = Path(__file__).parents[1]
@@ -21,6 +21,7 @@ def find(
     revision: str | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
+    weights: bool = True,
 ) -> Path:
     """The folder of a checkpoint, downloaded first where that is needed.
 
@@ -33,6 +34,7 @@ def find(
         offline: never use the network; None asks IDEFICS_OFFLINE and HF_HUB_OFFLINE.
         progress: called with (bytes so far, bytes in all): first with (0, all) before anything is downloaded,
             then from the client's threads. Not called for what is already on this machine.
+        weights: whether they are needed too; a processor reads the small files alone.
 
     Raises:
         ModelNotFound: no such name, folder, repository or revision; not in the cache and the hub out of
@@ -41,11 +43,6 @@ def find(
         BadSetting: a revision of something that is not on the hub.
     """
     row = resolve(model) if isinstance(model, str) else None
-    if row is not None and not row.runs:
-        raise UnsupportedModel(
-            f"{model} is of the family {row.family}, which this version does not run yet: "
-            "`idefics models` lists what it runs"
-        )
     folder = PACKAGE / row.folder if row is not None else Path(model).expanduser()
     if row is not None and row.hub:
         hub = row.hub
@@ -55,7 +52,7 @@ def find(
         if revision is not None:
             raise BadSetting(f"revision is {revision!r}, but {model} is a folder: only the hub has revisions")
         return _checkpoint(folder, model)
-    return from_hub(hub, revision=revision, offline=offline, progress=progress)
+    return from_hub(hub, revision=revision, offline=offline, progress=progress, weights=weights)
 
 
 def _checkpoint(folder: Path, called: str | os.PathLike[str]) -> Path:

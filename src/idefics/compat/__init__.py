@@ -1,0 +1,115 @@
+"""The classes and calls of the published IDEFICS guides.
+
+    >>> from idefics.compat import AutoProcessor, IdeficsForVisionText2Text
+
+Where a guide imports from `transformers`, import from here. The names are imported when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idefics.compat.auto import AutoProcessor, AutoTokenizer
+    from idefics.compat.configuration_idefics import (
+        IdeficsConfig,
+        IdeficsPerceiverConfig,
+        IdeficsVisionConfig,
+    )
+    from idefics.compat.configuration_in_text import Idefics2Config, Idefics3Config, SmolVLMConfig
+    from idefics.compat.features import BatchFeature
+    from idefics.compat.generation_config import GenerationConfig
+    from idefics.compat.image_processing_idefics import IdeficsImageProcessor
+    from idefics.compat.image_processing_in_text import Idefics2ImageProcessor, Idefics3ImageProcessor
+    from idefics.compat.logits_process import LogitsProcessor, LogitsProcessorList
+    from idefics.compat.modeling_auto import AutoModelForImageTextToText
+    from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
+    from idefics.compat.modeling_in_text import (
+        Idefics2ForConditionalGeneration,
+        Idefics3ForConditionalGeneration,
+        SmolVLMForConditionalGeneration,
+    )
+    from idefics.compat.processing_idefics import IdeficsProcessor
+    from idefics.compat.processing_in_text import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
+    from idefics.compat.quantization import BitsAndBytesConfig, QuantoConfig
+    from idefics.compat.stopping import StoppingCriteria, StoppingCriteriaList
+    from idefics.compat.streamers import TextIteratorStreamer, TextStreamer
+
+__all__ = [
+    "AutoModelForImageTextToText",
+    "AutoProcessor",
+    "AutoTokenizer",
+    "BatchFeature",
+    "BitsAndBytesConfig",
+    "GenerationConfig",
+    "Idefics2Config",
+    "Idefics2ForConditionalGeneration",
+    "Idefics2ImageProcessor",
+    "Idefics2Processor",
+    "Idefics3Config",
+    "Idefics3ForConditionalGeneration",
+    "Idefics3ImageProcessor",
+    "Idefics3Processor",
+    "IdeficsConfig",
+    "IdeficsForVisionText2Text",
+    "IdeficsImageProcessor",
+    "IdeficsModel",
+    "IdeficsPerceiverConfig",
+    "IdeficsProcessor",
+    "IdeficsVisionConfig",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "QuantoConfig",
+    "SmolVLMConfig",
+    "SmolVLMForConditionalGeneration",
+    "SmolVLMProcessor",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "TextIteratorStreamer",
+    "TextStreamer",
+]
+
+_HOME = {
+    "AutoModelForImageTextToText": "idefics.compat.modeling_auto",
+    "AutoProcessor": "idefics.compat.auto",
+    "AutoTokenizer": "idefics.compat.auto",
+    "BatchFeature": "idefics.compat.features",
+    "BitsAndBytesConfig": "idefics.compat.quantization",
+    "GenerationConfig": "idefics.compat.generation_config",
+    "Idefics2Config": "idefics.compat.configuration_in_text",
+    "Idefics2ForConditionalGeneration": "idefics.compat.modeling_in_text",
+    "Idefics2ImageProcessor": "idefics.compat.image_processing_in_text",
+    "Idefics2Processor": "idefics.compat.processing_in_text",
+    "Idefics3Config": "idefics.compat.configuration_in_text",
+    "Idefics3ForConditionalGeneration": "idefics.compat.modeling_in_text",
+    "Idefics3ImageProcessor": "idefics.compat.image_processing_in_text",
+    "Idefics3Processor": "idefics.compat.processing_in_text",
+    "IdeficsConfig": "idefics.compat.configuration_idefics",
+    "IdeficsForVisionText2Text": "idefics.compat.modeling_idefics",
+    "IdeficsImageProcessor": "idefics.compat.image_processing_idefics",
+    "IdeficsModel": "idefics.compat.modeling_idefics",
+    "IdeficsPerceiverConfig": "idefics.compat.configuration_idefics",
+    "IdeficsProcessor": "idefics.compat.processing_idefics",
+    "IdeficsVisionConfig": "idefics.compat.configuration_idefics",
+    "LogitsProcessor": "idefics.compat.logits_process",
+    "LogitsProcessorList": "idefics.compat.logits_process",
+    "QuantoConfig": "idefics.compat.quantization",
+    "SmolVLMConfig": "idefics.compat.configuration_in_text",
+    "SmolVLMForConditionalGeneration": "idefics.compat.modeling_in_text",
+    "SmolVLMProcessor": "idefics.compat.processing_in_text",
+    "StoppingCriteria": "idefics.compat.stopping",
+    "StoppingCriteriaList": "idefics.compat.stopping",
+    "TextIteratorStreamer": "idefics.compat.streamers",
+    "TextStreamer": "idefics.compat.streamers",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'idefics.compat' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,71 @@
+"""The processor and the tokenizer of a checkpoint, whatever its family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from idefics.compat.folders import folder_of
+from idefics.compat.processing import BaseProcessor
+from idefics.compat.processing_idefics import IdeficsProcessor
+from idefics.compat.processing_in_text import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
+from idefics.compat.tokenization import PreTrainedTokenizer
+from idefics.errors import UnsupportedModel
+from idefics.processing.settings import json_object
+
+if TYPE_CHECKING:
+    import os
+
+PROCESSORS: tuple[type[BaseProcessor], ...] = (
+    IdeficsProcessor,
+    Idefics2Processor,
+    Idefics3Processor,
+    SmolVLMProcessor,
+)
+
+
+class AutoProcessor:
+    """`AutoProcessor.from_pretrained(...)` gives the processor that fits a checkpoint."""
+
+    def __init__(self) -> None:
+        _refuse(type(self).__name__)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **changes: Any,
+    ) -> BaseProcessor:
+        """The processor of a folder, a hub id or a short name; arguments as in the processors' own call."""
+        folder = folder_of(
+            pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only
+        )
+        model_type = json_object(folder / "config.json").get("model_type")
+        name = json_object(folder / "processor_config.json").get("processor_class")
+        for processor in PROCESSORS:
+            if processor.model_type == model_type or (model_type is None and processor.__name__ == name):
+                return processor.from_pretrained(folder, **changes)
+        raise UnsupportedModel(
+            f"{folder} is of the architecture {model_type or name!r}; there are processors for "
+            f"{', '.join(processor.model_type for processor in PROCESSORS)}"
+        )
+
+
+class AutoTokenizer:
+    """`AutoTokenizer.from_pretrained(...)` gives the tokenizer of a checkpoint."""
+
+    def __init__(self) -> None:
+        _refuse(type(self).__name__)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **changes: Any
+    ) -> PreTrainedTokenizer:
+        """The tokenizer of a folder, a hub id or a short name; arguments as in `PreTrainedTokenizer`."""
+        return PreTrainedTokenizer.from_pretrained(pretrained_model_name_or_path, **changes)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise TypeError(f"{name} is not made by itself: call {name}.from_pretrained(...)")

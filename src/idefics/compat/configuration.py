@@ -1,0 +1,152 @@
+"""Configs as the guides write them: every field of a released config.json is an attribute.
+
+They say what was asked for; the families of `models/` say what it means (`settings`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from copy import copy, deepcopy
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from idefics import weights
+from idefics.config import ModelConfig
+from idefics.errors import BrokenCheckpoint, UnsupportedModel
+from idefics.models import family_for
+
+CONFIG_FILE = "config.json"
+
+
+class PretrainedConfig:
+    """A record whose fields are the annotated names of the class, in this order; other keywords are kept as well.
+
+    Attributes:
+        return_dict, output_attentions, output_hidden_states: what `forward` does where its caller does not say.
+        torch_dtype: the dtype of the stored weights, by its name.
+        architectures: the classes that the weights were saved from.
+        use_cache, tie_word_embeddings: of models, not of their parts.
+    """
+
+    model_type: ClassVar[str] = ""
+    parts: ClassVar[dict[str, type[PretrainedConfig]]] = {}
+    fields: ClassVar[dict[str, Any]] = {}
+
+    return_dict: bool = True
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    torch_dtype: Any = None
+    architectures: list[str] | None = None
+
+    use_cache: bool
+    tie_word_embeddings: bool
+
+    def __init_subclass__(cls) -> None:
+        """Its own fields come first, then those that all configs have."""
+        own = {name: cls.__dict__[name] for name in cls.__annotations__ if name in cls.__dict__}
+        own = {name: value for name, value in own.items() if name not in ("model_type", "parts", "fields")}
+        cls.fields = {**own, **{name: value for name, value in cls.fields.items() if name not in own}}
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        named = [inspect.Parameter(name, kind, default=value) for name, value in cls.fields.items()]
+        rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+        cls.__signature__ = inspect.Signature([*named, rest])  # type: ignore[attr-defined]
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        given = inspect.signature(type(self)).bind(*values, **named)
+        given.apply_defaults()
+        others = given.arguments.pop("kwargs")
+        if dtype := others.pop("dtype", self.torch_dtype):  # its name in newer files
+            given.arguments["torch_dtype"] = dtype
+        for name, value in {**given.arguments, **others}.items():
+            setattr(self, name, copy(value))
+        if self.torch_dtype is not None:
+            self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
+        for name, part in self.parts.items():
+            value = getattr(self, name)
+            if not isinstance(value, PretrainedConfig):
+                setattr(self, name, part(**(value or {})))
+
+    @property
+    def use_return_dict(self) -> bool:
+        """`return_dict`, by its older name."""
+        return self.return_dict
+
+    def settings(self) -> ModelConfig:
+        """What the model is built by. Raises UnsupportedModel for what this package does not run."""
+        return family_for(self.model_type).config(self.to_dict(), {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as config.json has it; fields that every config has are left out where they say nothing new."""
+        content = {
+            name: value.to_dict() if isinstance(value, PretrainedConfig) else deepcopy(value)
+            for name, value in vars(self).items()
+            if name not in PretrainedConfig.fields or value != PretrainedConfig.fields[name]
+        }
+        return {**content, "model_type": self.model_type}
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str) + "\n"
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], **changes: Any) -> Self:
+        """The config of a config.json's content; `changes` are fields with another value."""
+        return cls(**{**deepcopy(content), **changes})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **changes: Any,
+    ) -> Self:
+        """The config of a folder, a model on the hub or a short name."""
+        folder = weights.find(
+            pretrained_model_name_or_path, revision=revision, offline=True if local_files_only else None
+        )
+        content = read_config(folder)
+        if (model_type := content.get("model_type", cls.model_type)) != cls.model_type:
+            raise UnsupportedModel(
+                f"{folder} is of model_type {model_type!r}, {cls.__name__} of {cls.model_type!r}"
+            )
+        return cls.from_dict(content, **changes)
+
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
+        """Writes config.json into a folder, which is made where it does not exist."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(self.to_json_string(), encoding="utf-8")
+
+    def update(self, changes: dict[str, Any]) -> None:
+        """Sets fields by their names."""
+        for name, value in changes.items():
+            setattr(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PretrainedConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # it can be changed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+
+PretrainedConfig.fields = {
+    name: PretrainedConfig.__dict__[name]
+    for name in ("return_dict", "output_attentions", "output_hidden_states", "torch_dtype", "architectures")
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder, or an error that says what is wrong with it."""
+    path = folder / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenCheckpoint(f"{path} cannot be read ({type(error).__name__}): download it again") from None
+    if not isinstance(content, dict):
+        raise BrokenCheckpoint(f"{path} is not a JSON object: download it again")
+    return content

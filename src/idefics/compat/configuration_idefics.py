@@ -1,0 +1,109 @@
+"""The configs of Idefics, whose fields and defaults are the reference page's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idefics.compat.configuration import PretrainedConfig
+from idefics.errors import UnsupportedModel
+
+
+class IdeficsVisionConfig(PretrainedConfig):
+    """The vision tower of Idefics. `embed_dim` is its width."""
+
+    model_type = "idefics_vision"
+
+    embed_dim: int = 768
+    image_size: int = 224
+    intermediate_size: int = 5120
+    patch_size: int = 14
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: float = 1.0
+
+
+class IdeficsPerceiverConfig(PretrainedConfig):
+    """The resampler of Idefics. Whether there is one is said by `IdeficsConfig.use_resampler`."""
+
+    model_type = "idefics_perciever"  # spelt so in the checkpoints
+
+    use_resampler: bool = False
+    resampler_n_latents: int = 64
+    resampler_depth: int = 6
+    resampler_n_heads: int = 16
+    resampler_head_dim: int = 96
+    qk_layer_norms_perceiver: bool = False
+
+
+# The flat files of 2023: a name at the top -> where it is now.
+OLD_NAMES = {
+    "vision_embed_dim": ("vision_config", "embed_dim"),
+    "vision_image_size": ("vision_config", "image_size"),
+    "vision_patch_size": ("vision_config", "patch_size"),
+    "vision_num_hidden_layers": ("vision_config", "num_hidden_layers"),
+    "vision_num_attention_heads": ("vision_config", "num_attention_heads"),
+    "vision_intermediate_size": ("vision_config", "intermediate_size"),
+    "resampler_depth": ("perceiver_config", "resampler_depth"),
+    "resampler_n_latents": ("perceiver_config", "resampler_n_latents"),
+    "resampler_n_heads": ("perceiver_config", "resampler_n_heads"),
+    "resampler_head_dim": ("perceiver_config", "resampler_head_dim"),
+    "qk_layer_norms_perceiver": ("perceiver_config", "qk_layer_norms_perceiver"),
+}
+
+
+class IdeficsConfig(PretrainedConfig):
+    """What an Idefics model is. Defaults are those of the reference page, which freeze text and vision.
+
+    Raises:
+        UnsupportedModel: `num_hidden_layers` is no multiple of `cross_layer_interval`.
+    """
+
+    model_type = "idefics"
+    parts = {"vision_config": IdeficsVisionConfig, "perceiver_config": IdeficsPerceiverConfig}  # noqa: RUF012
+
+    vocab_size: int = 32000
+    additional_vocab_size: int = 0
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    dropout: float = 0.0
+    hidden_act: str = "silu"
+    initializer_range: float = 0.02
+    alpha_initializer: str = "zeros"
+    alphas_initializer_range: float = 0.0
+    alpha_type: str = "float"
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    cross_layer_interval: int = 1
+    qk_layer_norms: bool = False
+    freeze_text_layers: bool = True
+    freeze_text_module_exceptions: list[str] = []  # noqa: RUF012 (every config has its own)
+    freeze_lm_head: bool = False
+    freeze_vision_layers: bool = True
+    freeze_vision_module_exceptions: list[str] = []  # noqa: RUF012
+    use_resampler: bool = False
+    vision_config: IdeficsVisionConfig = None  # type: ignore[assignment]
+    perceiver_config: IdeficsPerceiverConfig = None  # type: ignore[assignment]
+    max_position_embeddings: int = 2048
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        old = {name: named.pop(name) for name in OLD_NAMES if name in named}
+        super().__init__(*values, **named)
+        for name, value in old.items():
+            part, field = OLD_NAMES[name]
+            setattr(getattr(self, part), field, value)
+        if self.num_hidden_layers % self.cross_layer_interval:
+            raise UnsupportedModel(
+                f"num_hidden_layers is {self.num_hidden_layers} and cross_layer_interval "
+                f"{self.cross_layer_interval}: give a multiple of it"
+            )

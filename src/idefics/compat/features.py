@@ -1,0 +1,160 @@
+"""What tokenizers and processors return: rows of a batch, made equal in length, as a dict that moves to a device.
+
+Knows lists, arrays and tensors; does not know tokens or pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+
+from idefics.errors import BadSetting
+
+Side = Literal["left", "right"]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PADDINGS: dict[bool | str, str] = {
+    True: "longest",
+    False: "do_not_pad",
+    "longest": "longest",
+    "max_length": "max_length",
+    "do_not_pad": "do_not_pad",
+}
+TRUNCATIONS: dict[bool | str | None, bool | None] = {
+    True: True,
+    "longest_first": True,
+    False: False,
+    "do_not_truncate": False,
+    None: None,
+}
+NO_LIMIT = 10**20  # configs of tokenizers without a longest text say 10^30
+
+
+class BatchFeature(dict[str, Any]):
+    """A dict whose entries are attributes too, and whose tensors move together."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no {name!r} among {', '.join(self) or 'no entries'}") from None
+
+    def to(
+        self,
+        *targets: str | int | torch.device | torch.dtype,
+        device: str | int | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Moves all tensors to a device; a dtype is for those of floating point alone. Returns itself."""
+        for target in targets:
+            if isinstance(target, torch.dtype):
+                dtype = target
+            else:
+                device = target
+        for name, value in self.items():
+            if isinstance(value, torch.Tensor):
+                self[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """How long the rows of a batch become, in the guides' own words.
+
+    Attributes:
+        padding: True or "longest"; "max_length"; False or "do_not_pad". Tensors are always padded.
+        truncation: True or "longest_first" cuts rows longer than `max_length`, False or "do_not_truncate" never;
+            None cuts them where `max_length` is given and `padding` is not.
+        max_length: tokens; None is `model_max_length`.
+        padding_side: where tokens are added.
+        pad_to_multiple_of: padded rows are so many tokens, or a multiple of them.
+        return_tensors: "pt", "np" or None, which leaves lists.
+        truncation_side: where tokens are taken away.
+        model_max_length: the longest text that the tokenizer was made for.
+    """
+
+    padding: bool | str = False
+    truncation: bool | str | None = None
+    max_length: int | None = None
+    padding_side: Side = "left"
+    pad_to_multiple_of: int | None = None
+    return_tensors: str | None = None
+    truncation_side: Side = "right"
+    model_max_length: int = NO_LIMIT
+
+    def __post_init__(self) -> None:
+        _one_of("padding", self.padding, tuple(PADDINGS))
+        _one_of("truncation", self.truncation, tuple(TRUNCATIONS))
+        _one_of("padding_side", self.padding_side, ("left", "right"))
+        _one_of("truncation_side", self.truncation_side, ("left", "right"))
+        _one_of("return_tensors", self.return_tensors, ("pt", "np", None))
+        for name, number in (
+            ("max_length", self.max_length),
+            ("pad_to_multiple_of", self.pad_to_multiple_of),
+        ):
+            if number is not None and number < 1:
+                raise BadSetting(f"{name} is {number}; give at least 1")
+
+    @property
+    def _longest(self) -> int | None:
+        if self.max_length is not None:
+            return self.max_length
+        return self.model_max_length if self.model_max_length < NO_LIMIT else None
+
+    def kept(self, length: int, *, opening: int = 0) -> list[int]:
+        """The positions that remain of a row; its first `opening` tokens, the tokenizer's own, always do."""
+        cuts = TRUNCATIONS[self.truncation]
+        if cuts is None:
+            cuts = self.max_length is not None and PADDINGS[self.padding] == "do_not_pad"
+        if not cuts or self._longest is None or length <= self._longest:
+            return list(range(length))
+        body = max(self._longest - opening, 0)
+        start = opening if self.truncation_side == "right" else length - body
+        return [*range(min(opening, self._longest)), *range(start, start + body)]
+
+    def width(self, lengths: Sequence[int]) -> int | None:
+        """To how many tokens rows are padded; None leaves each as it is."""
+        padding = PADDINGS[self.padding]
+        if padding == "do_not_pad":
+            if self.return_tensors is None:
+                return None
+            padding = "longest"
+        width = max(lengths, default=0)
+        if padding == "max_length":
+            if self._longest is None:
+                raise BadSetting("padding is 'max_length', but there is none: give max_length")
+            width = max(width, self._longest)
+        multiple = self.pad_to_multiple_of or 1
+        return -(-width // multiple) * multiple
+
+    def pad(self, rows: Sequence[Sequence[int]], value: int) -> list[list[int]]:
+        """Rows of one length, or as they are where nothing asks for it."""
+        width = self.width([len(row) for row in rows])
+        padded = []
+        for row in rows:
+            filling = [value] * (0 if width is None else width - len(row))
+            padded.append([*filling, *row] if self.padding_side == "left" else [*row, *filling])
+        return padded
+
+    def batch(self, entries: dict[str, Any]) -> BatchFeature:
+        """Lists and arrays as what `return_tensors` asks for."""
+        return BatchFeature({name: as_asked(value, self.return_tensors) for name, value in entries.items()})
+
+
+def as_asked(value: Any, return_tensors: str | None) -> Any:
+    """Rows or an array as tensor ("pt"), as array ("np") or as it is (None)."""
+    if return_tensors is None:
+        return value
+    array = np.asarray(value)
+    if not array.size:  # of no ids at all NumPy makes floats
+        array = array.astype(np.int64)
+    return torch.from_numpy(array) if return_tensors == "pt" else array
+
+
+def _one_of(name: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        raise BadSetting(f"{name} is {value!r}; give one of {', '.join(map(repr, known))}")

@@ -1,0 +1,121 @@
+"""Idefics' image processor: one square for each picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+import torch
+
+from idefics.compat.features import Array
+from idefics.compat.image_processing import ImageProcessor, Number, settings_of, stack
+from idefics.config import ImagePlan
+from idefics.errors import BadSetting
+from idefics.prompt import Tiles
+
+Transform = Callable[[Any], torch.Tensor]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenCLIP's towers were trained with
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass
+class IdeficsImageProcessor(ImageProcessor):
+    """Idefics': every picture becomes one square, its sides `image_size` pixels.
+
+    Args:
+        image_size: pixels of a side; also as {"height": ..., "width": ...}, both alike.
+        image_mean, image_std: a number, or one for each channel; None is CLIP's.
+        image_num_channels: 3.
+    """
+
+    image_size: int | Mapping[str, int] = 224
+    image_mean: Number = None
+    image_std: Number = None
+    image_num_channels: int = 3
+    resample: int = dataclasses.field(default=3, kw_only=True)
+    do_rescale: bool = dataclasses.field(default=True, kw_only=True)
+    rescale_factor: float = dataclasses.field(default=1 / 255, kw_only=True)
+    do_normalize: bool = dataclasses.field(default=True, kw_only=True)
+
+    model_input_names: ClassVar = ["pixel_values"]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, Mapping):
+            sides = set(self.image_size.values())
+            if len(sides) != 1:
+                raise BadSetting(f"image_size is {dict(self.image_size)}; height and width are alike")
+            self.image_size = sides.pop()
+        if self.image_num_channels != 3:
+            raise BadSetting(
+                f"image_num_channels is {self.image_num_channels}; pictures are read in RGB: give 3"
+            )
+        self.image_mean = list(CLIP_MEAN) if self.image_mean is None else self.image_mean
+        self.image_std = list(CLIP_STD) if self.image_std is None else self.image_std
+
+    @classmethod
+    def from_plan(cls, plan: ImagePlan) -> Self:
+        """The settings that make this plan."""
+        return cls(image_size=plan.side, **settings_of(plan))
+
+    def plan(self, tokens: int = 1) -> ImagePlan:
+        """One square frame, straight to its size."""
+        side = cast(int, self.image_size)
+        return ImagePlan(side=side, longest=None, splitting=False, tokens=tokens, **self.numbers())
+
+    def preprocess(
+        self,
+        images: Any,
+        image_num_channels: int | None = None,
+        image_size: int | Mapping[str, int] | None = None,
+        image_mean: Number = None,
+        image_std: Number = None,
+        transform: Transform | None = None,
+        **changes: Any,
+    ) -> torch.Tensor:
+        """Pixel values (N, 3, side, side) of N pictures.
+
+        Args:
+            images: a picture, or a list of them: addresses, files, PIL pictures, arrays or tensors.
+            transform: instead of the usual steps: called with each picture, returns a tensor (3, side, side).
+            image_num_channels, image_size, image_mean, image_std, changes: other settings, for this call.
+        """
+        given = {
+            "image_num_channels": image_num_channels,
+            "image_size": image_size,
+            "image_mean": image_mean,
+            "image_std": image_std,
+        }
+        changes |= {name: value for name, value in given.items() if value is not None}
+        sources = images if isinstance(images, (list, tuple)) else [images]
+        maker = self.changed(**changes)
+        frames = [maker.transformed(source, transform).frames[0] for source in sources]
+        return torch.from_numpy(alike([frames])[0])
+
+    def prepared(self, items: Sequence[Any], transform: Transform | None) -> list[str | Tiles]:
+        """Texts and pictures, the pictures made ready."""
+        return [item if isinstance(item, str) else self.transformed(item, transform) for item in items]
+
+    def transformed(self, source: Any, transform: Transform | None) -> Tiles:
+        """One picture, made ready by `transform` if there is one."""
+        if transform is None:
+            return self.tiles(source)
+        frame = transform(self.fetch_images(source))
+        if not isinstance(frame, torch.Tensor) or frame.dim() != 3 or frame.shape[0] != 3:
+            raise BadSetting(
+                f"transform returned a {type(frame).__name__}; it takes a picture and returns a tensor (3, side, side)"
+            )
+        array = frame.detach().cpu().float().numpy()
+        return Tiles((array,), 0, 0, hashlib.sha256(array.tobytes()).hexdigest())
+
+
+def alike(samples: Sequence[Sequence[Array]]) -> Array:
+    """Frames (3, h, w) of B samples, all of one size -> (B, F, 3, h, w); missing ones are zeros."""
+    if len(sizes := {frame.shape for sample in samples for frame in sample}) > 1:
+        raise BadSetting(
+            f"transform returned pictures of the shapes {sorted(sizes)}: one size for all is needed"
+        )
+    return stack(samples)[0]

@@ -1,0 +1,222 @@
+"""`from_pretrained`, `from_config` and `save_pretrained` of every model class: configs and files, no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from idefics import weights
+from idefics.compat.configuration import PretrainedConfig
+from idefics.compat.configuration_auto import config_of
+from idefics.compat.generation_config import FILE as GENERATION_FILE
+from idefics.compat.generation_config import GenerationConfig
+from idefics.compat.quantization import QuantizationConfig
+from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
+from idefics.models import Checkpoint, fill, read_checkpoint, shapes_only
+from idefics.placement import Device, wanted
+from idefics.weights import KeyRules
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Loading(nn.Module):
+    """A model class that reads and writes checkpoints.
+
+    Attributes:
+        config_class: what its config.json becomes.
+        model_types: those whose checkpoints it reads.
+        base_model_prefix: the attribute that holds everything but the head; "" in a model without a head.
+        is_quantized: whether weights are kept in few bits.
+        name_or_path: where its weights came from; "" if from nowhere.
+    """
+
+    config: PretrainedConfig
+    generation_config: GenerationConfig
+    config_class: ClassVar[type[PretrainedConfig]]
+    model_types: ClassVar[tuple[str, ...]]
+    base_model_prefix: ClassVar[str]
+    is_quantized: bool
+    name_or_path: str
+
+    def __init__(self, config: Any) -> None:
+        raise NotImplementedError
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        config: PretrainedConfig | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: Device | Mapping[str, Device] | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
+        quantization_config: QuantizationConfig | None = None,
+        attn_implementation: str = "sdpa",
+        revision: str | None = None,
+        local_files_only: bool = False,
+        use_safetensors: bool = True,
+        low_cpu_mem_usage: bool = True,
+        trust_remote_code: bool = False,
+        **changes: Any,
+    ) -> Self:
+        """The model of a checkpoint, ready to answer (`eval`).
+
+        Args:
+            pretrained_model_name_or_path: a folder, a hub id ("owner/name") or a short name ("9b-instruct").
+            config: in place of the checkpoint's own.
+            torch_dtype, dtype: of the weights, by name or as torch has it; None or "auto": as they are stored.
+            device_map: "auto" spreads layers over all GPUs, and over CPU memory what does not fit; or one device, or
+                where each part lies, by module names, "" for the rest. None: CPU memory.
+            max_memory: with "auto", what may be used of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
+            quantization_config: keeps the decoder's weights in fewer bits.
+            attn_implementation: "sdpa", "eager" or "flash_attention_2".
+            revision: branch, tag or commit on the hub.
+            local_files_only: never use the network.
+            low_cpu_mem_usage, trust_remote_code: of no effect: no more than one tensor is ever in memory beside the
+                model, and no code of others is ever run.
+            **changes: fields of the config with another value.
+
+        Raises:
+            UnknownArgument: a keyword that is neither an argument nor a field of the config.
+            BadSetting: an argument out of its range, or a model that does not fit into memory.
+            MissingExtra: four bits of bitsandbytes, or a spread model, without the packages for it.
+            UnsupportedModel: a checkpoint of another class, or of pickles.
+            ModelNotFound, BrokenCheckpoint, WeightsMismatch: as `idefics.load`.
+        """
+        if unknown := sorted(changes.keys() - cls.config_class.fields.keys()):
+            raise UnknownArgument(f"{cls.__name__}.from_pretrained", unknown, _arguments(cls))
+        if not use_safetensors:
+            raise BadSetting("use_safetensors is False; only safetensors are read: leave it out")
+        folder = weights.find(
+            pretrained_model_name_or_path, revision=revision, offline=True if local_files_only else None
+        )
+        checkpoint = read_checkpoint(folder)
+        config = config_of(folder, **changes) if config is None else config
+        if config.model_type not in cls.model_types:
+            raise UnsupportedModel(
+                f"{folder} is of model_type {config.model_type!r} and {cls.__name__} reads "
+                f"{', '.join(cls.model_types)}: use AutoModelForImageTextToText"
+            )
+        with shapes_only():
+            model = cls(config)
+        module, keys = _as_stored(model, checkpoint)
+        fill(
+            module,
+            folder,
+            keys,
+            dtype=dtype_called(torch_dtype if dtype is None else dtype, checkpoint.config.dtype),
+            device=wanted("cpu" if device_map is None else "auto", device_map, max_memory),
+            quantisation=None if quantization_config is None else quantization_config.quantisation(),
+        )
+        model.is_quantized = quantization_config is not None
+        model.set_attn_implementation(attn_implementation)
+        if (folder / GENERATION_FILE).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.name_or_path = str(pretrained_model_name_or_path)
+        return model.eval()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: PretrainedConfig,
+        *,
+        torch_dtype: torch.dtype | str = "float32",
+        attn_implementation: str = "sdpa",
+    ) -> Self:
+        """A model with first weights: to be trained, or filled by the caller."""
+        model = cls(config).to(dtype_called(torch_dtype, config.torch_dtype))
+        model.set_attn_implementation(attn_implementation)
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Writes config.json, generation_config.json and safetensors into a folder, in the released layout.
+
+        Args:
+            is_main_process: only the main one of several processes writes.
+            state_dict: in place of the model's own.
+            max_shard_size: files of weights are no larger, in bytes or as "5GB".
+
+        Raises:
+            BadSetting: `safe_serialization=False` asks for pickles.
+            UnsupportedModel: the weights are kept in few bits.
+        """
+        from huggingface_hub import save_torch_state_dict
+
+        if not safe_serialization:
+            raise BadSetting("safe_serialization is False; only safetensors are written: leave it out")
+        if self.is_quantized:
+            raise UnsupportedModel(
+                "weights in few bits are not saved: save the model in its original precision, "
+                "and give quantization_config when it is loaded"
+            )
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        config = copy(self.config)
+        config.architectures = [type(self).__name__]
+        config.torch_dtype = str(_dtype_of(self)).removeprefix("torch.")
+        config.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+        save_torch_state_dict(
+            self.state_dict() if state_dict is None else state_dict,
+            folder,
+            max_shard_size=max_shard_size,
+            shared_tensors_to_discard=_tied(self),
+        )
+
+
+def dtype_called(dtype: torch.dtype | str | None, stored: str | None) -> torch.dtype:
+    """A dtype by its name; None and "auto" are the stored one, float32 where a checkpoint says none."""
+    if dtype is None or dtype == "auto":
+        dtype = stored or "float32"
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise BadSetting(f"torch_dtype is {name!r}; give auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _as_stored(model: Loading, checkpoint: Checkpoint) -> tuple[nn.Module, KeyRules]:
+    """The module whose names are those of the checkpoint, and its rules."""
+    keys = checkpoint.family.keys
+    if model.base_model_prefix or model.config.architectures == [type(model).__name__]:
+        return model, keys
+    whole = nn.Module()  # the checkpoint has a head, and all else under a name of its own
+    whole.model = model
+    return whole, replace(keys, ignore=(*keys.ignore, (r"^(lm_head|additional_fc)\.", "there is no head")))
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+
+
+def _tied(model: nn.Module) -> list[str]:
+    """Second and further names of parameters that have several."""
+    first = {id(weight): name for name, weight in model.named_parameters()}
+    return [
+        name for name, weight in model.named_parameters(remove_duplicate=False) if first[id(weight)] != name
+    ]
+
+
+def _arguments(cls: type[Loading]) -> list[str]:
+    code = cls.from_pretrained.__func__.__code__  # type: ignore[attr-defined]
+    names = code.co_varnames[2 : code.co_argcount + code.co_kwonlyargcount]
+    return [*names, *cls.config_class.fields]

@@ -1,0 +1,291 @@
+"""Idefics as the guides call it: pictures are read beside the text.
+
+B rows, T new tokens, P pictures a row, M feature rows of one, D' their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from idefics.compat.beside import PictureArguments
+from idefics.compat.cache import KeyValueCache, Legacy
+from idefics.compat.configuration_idefics import IdeficsConfig
+from idefics.compat.modeling import Asked, ModelWithHead, PreTrainedModel, told
+from idefics.compat.outputs import IdeficsBaseModelOutputWithPast, IdeficsCausalLMOutputWithPast
+from idefics.compat.reading import Pass, Rows, read, rows_of
+from idefics.errors import BadSetting
+from idefics.models.idefics1 import DecoupledEmbedding, DecoupledHead, Idefics1, Idefics1Model
+from idefics.nn.attention import Attn
+from idefics.nn.dropout import drop_outputs
+
+FREEZABLE = {"LayerNorm": nn.LayerNorm, "Linear": nn.Linear, "Embedding": nn.Embedding}
+
+
+class IdeficsPreTrainedModel(PreTrainedModel):
+    """What both Idefics classes share: `body` is the house's model without a head."""
+
+    config: IdeficsConfig
+    config_class = IdeficsConfig
+    model_types = ("idefics",)
+
+    @property
+    def body(self) -> Idefics1Model:
+        raise NotImplementedError
+
+    def _begin(self, config: IdeficsConfig) -> None:  # type: ignore[override]
+        super()._begin(config)
+        for block in self.body.gated_cross_attn_layers:
+            for alpha in (block.alpha_cross_attn, block.alpha_dense):
+                _initialise_alpha(cast(nn.Parameter, alpha), config)
+        nn.init.normal_(self.body.vision_model.embeddings.class_embedding)
+        if config.dropout:
+            for name, module in self.body.named_modules():
+                if name.endswith((".self_attn", ".cross_attn", ".mlp")) and not name.startswith(
+                    "vision_model"
+                ):
+                    drop_outputs(module, config.dropout)
+        self.freeze_relevant_params(config)
+
+    @property
+    def deviation(self) -> float:
+        return self.config.initializer_range
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.body.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.body.embed_tokens = cast(DecoupledEmbedding, value)
+
+    def tie_weights(self) -> None:
+        super().tie_weights()
+        head, embeddings = self.get_output_embeddings(), self.body.embed_tokens
+        if self.config.tie_word_embeddings and embeddings.additional and isinstance(head, DecoupledHead):
+            head.additional_fc.weight = embeddings.additional_embedding.weight
+
+    @property
+    def vocabulary(self) -> int:
+        return self.body.embed_tokens.num_embeddings + self.body.embed_tokens.additional
+
+    def _resize(self, size: int, *, like_mean: bool) -> None:
+        """Additional tokens, where there are any, become more or fewer; else the vocabulary itself."""
+        embeddings, head = self.body.embed_tokens, self.get_output_embeddings()
+        tables: list[nn.Module] = [embeddings, *([] if head is None else [head])]
+        if embeddings.additional:
+            size -= embeddings.num_embeddings
+            if size < 1:
+                raise BadSetting(
+                    f"new_num_tokens is {size + embeddings.num_embeddings}; give more than vocab_size, "
+                    f"{embeddings.num_embeddings}: the additional tokens come after those"
+                )
+            for module in tables:
+                module.additional = size  # type: ignore[assignment]
+            tables = [embeddings.additional_embedding, *(module.additional_fc for module in tables[1:])]  # type: ignore
+            self.config.additional_vocab_size = size
+        else:
+            self.config.vocab_size = size
+        for table in tables:
+            self._resize_table(table, size, like_mean=like_mean)
+
+    def freeze_relevant_params(self, config: IdeficsConfig | None = None) -> None:
+        """Freezes what the config says. Gated blocks, the resampler and additional tokens are always trained."""
+        config = config or self.config
+        if config.freeze_text_layers:
+            self.body.embed_tokens.weight.requires_grad_(False)
+            self.freeze_text_layers(config.freeze_text_module_exceptions)
+        if config.freeze_vision_layers:
+            self.freeze_vision_layers(config.freeze_vision_module_exceptions)
+
+    def freeze_text_layers(self, module_exceptions: Sequence[str] = ()) -> None:
+        """Freezes the decoder's layers and last norm but for modules of these kinds."""
+        _freeze(self.body.layers, module_exceptions)
+        _freeze(self.body.norm, module_exceptions)
+
+    def freeze_vision_layers(self, module_exceptions: Sequence[str] = ()) -> None:
+        """Freezes the vision tower but for modules of these kinds."""
+        _freeze(self.body.vision_model, module_exceptions)
+
+    def _read(self, rows: Rows, given: PictureArguments, asked: Asked) -> tuple[Pass, Tensor | None]:
+        """-> the pass, and the pictures' features (B, P, M, D') where they were read in it."""
+        past, features = rows.past, None
+        if past.has_pictures:
+            beside = given.still_seen(rows)
+        else:
+            features = given.features(self.body, self.config.vision_config.image_size)
+            beside = None if features is None else given.beside(self.body, features, rows)
+        result = read(
+            self.decode,
+            list(self.body.layers),
+            rows,
+            beside,
+            kernel=self.kernel,
+            drop=self.config.dropout if self.training else 0.0,
+            keeps=asked.use_cache,
+            wants_states=asked.output_hidden_states,
+            wants_weights=asked.output_attentions,
+        )
+        if result.cache is not None:
+            result.cache.has_pictures = past.has_pictures or features is not None
+        return result, features
+
+
+class IdeficsModel(IdeficsPreTrainedModel, Idefics1Model):
+    """Idefics without a head."""
+
+    base_model_prefix = ""
+
+    def __init__(self, config: IdeficsConfig) -> None:
+        Idefics1Model.__init__(self, config.settings())
+        self._begin(config)
+
+    @property
+    def body(self) -> Idefics1Model:
+        return self
+
+    def decode(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        return Idefics1Model.forward(self, x, positions, attn)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | Legacy | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_encoder_embeddings: Tensor | None = None,
+        perceiver_embeddings: Tensor | None = None,
+        image_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = False,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """As `IdeficsForVisionText2Text.forward`, without labels.
+
+        Returns:
+            IdeficsBaseModelOutputWithPast, or the tuple of what is in it.
+        """
+        asked = self._asked(use_cache, output_attentions, output_hidden_states, return_dict)
+        rows = rows_of(self.embed, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
+        given = PictureArguments(
+            pixel_values,
+            image_encoder_embeddings,
+            perceiver_embeddings,
+            image_attention_mask,
+            bool(interpolate_pos_encoding),
+        )
+        result, features = self._read(rows, given, asked)
+        out = IdeficsBaseModelOutputWithPast(
+            last_hidden_state=result.hidden,
+            past_key_values=result.cache,
+            hidden_states=result.states,
+            attentions=result.weights,
+            image_hidden_states=features,
+        )
+        return told(out, asked)
+
+
+class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1):  # type: ignore[misc]
+    """Idefics with its head: continues text beside which pictures stand.
+
+    Args:
+        vision_model: takes the vision tower's place; None: the one that the config describes.
+    """
+
+    output_class = IdeficsCausalLMOutputWithPast
+
+    def __init__(self, config: IdeficsConfig, vision_model: nn.Module | None = None) -> None:
+        Idefics1.__init__(self, config.settings())
+        self._begin(config)
+        if config.freeze_lm_head:
+            self.lm_head.weight.requires_grad_(False)
+        if vision_model is not None:
+            self.model.vision_model = vision_model  # type: ignore[assignment]
+
+    @property
+    def body(self) -> Idefics1Model:
+        return self.model
+
+    def decode(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        return Idefics1.forward(self, x, positions, attn)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | Legacy | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_encoder_embeddings: Tensor | None = None,
+        perceiver_embeddings: Tensor | None = None,
+        image_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = False,
+        return_dict: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> Any:
+        """Reads a batch of rows. L is T and the tokens of the past.
+
+        Args:
+            input_ids: (B, T); or in their place `inputs_embeds`, (B, T, D).
+            attention_mask: (B, L), 1 where a token stands and 0 for padding; None: no padding.
+            position_ids: (B, T); None: counted from `attention_mask`.
+            past_key_values: what an earlier pass gave, or (keys, values) for each layer: a learned prefix. Pictures
+                that it has read need not be given again.
+            pixel_values, image_encoder_embeddings, perceiver_embeddings, image_attention_mask,
+                interpolate_pos_encoding: as in `PictureArguments`; at most one of the first three.
+            labels: (B, T), the tokens that are to be learned, -100 for those that are not.
+            use_cache, output_attentions, output_hidden_states, return_dict: None: what the config says.
+            logits_to_keep: logits of so many last tokens only; 0: of all.
+
+        Returns:
+            IdeficsCausalLMOutputWithPast, or the tuple of what is in it.
+
+        Raises:
+            BadPrompt: arguments that contradict each other; the message has both shapes.
+        """
+        asked = self._asked(use_cache, output_attentions, output_hidden_states, return_dict)
+        rows = rows_of(self.embed, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
+        given = PictureArguments(
+            pixel_values,
+            image_encoder_embeddings,
+            perceiver_embeddings,
+            image_attention_mask,
+            bool(interpolate_pos_encoding),
+        )
+        result, features = self._read(rows, given, asked)
+        return self._answer(result, asked, features, labels, attention_mask, logits_to_keep)
+
+
+def _initialise_alpha(alpha: nn.Parameter, config: IdeficsConfig) -> None:
+    match config.alpha_initializer:
+        case "zeros":
+            nn.init.zeros_(alpha)
+        case "ones":
+            nn.init.ones_(alpha)
+        case "normal" | "gaussian" | "random":
+            nn.init.normal_(alpha, std=config.alphas_initializer_range)
+        case other:
+            raise BadSetting(f"alpha_initializer is {other!r}; give zeros, ones, normal, gaussian or random")
+
+
+def _freeze(module: nn.Module, exceptions: Sequence[str]) -> None:
+    """Freezes all parameters but those of modules of these kinds, which are trained."""
+    if unknown := set(exceptions) - set(FREEZABLE):
+        raise BadSetting(
+            f"modules of the kind {', '.join(sorted(unknown))} cannot be excepted from freezing; "
+            f"give {', '.join(FREEZABLE)}"
+        )
+    kinds = tuple(FREEZABLE[name] for name in exceptions)
+    module.requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, kinds):
+            part.requires_grad_(True)

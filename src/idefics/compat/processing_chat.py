@@ -1,0 +1,79 @@
+"""Conversations as the guides write them, for templates: turns as they are, and the pictures among them.
+
+Unlike `processing.chat`, a picture may be a bare place: the guides give the pictures themselves later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from idefics.compat.processing_places import VIDEO
+from idefics.errors import BadPrompt
+
+Turn = dict[str, Any]
+Conversation = Sequence[Mapping[str, Any]]
+
+
+def conversations_of(conversation: Conversation | Sequence[Conversation]) -> tuple[list[list[Turn]], bool]:
+    """One conversation or a batch of them -> the turns of each, and whether it is a batch.
+
+    Content becomes a list of parts, each with a "type", as every template of the family expects.
+
+    Raises:
+        BadPrompt: names the message (counted from 1) and what it lacks.
+    """
+    if isinstance(conversation, (str, bytes, Mapping)) or not isinstance(conversation, Sequence):
+        raise BadPrompt(f"a conversation is a {type(conversation).__name__}: give a list of messages")
+    if not conversation:
+        raise BadPrompt("the conversation is empty: give at least one message")
+    is_batch = isinstance(conversation[0], (list, tuple))
+    batch: Any = conversation if is_batch else [conversation]
+    return [[_turn(turn, number) for number, turn in enumerate(one, start=1)] for one in batch], is_batch
+
+
+def _turn(turn: Any, number: int) -> Turn:
+    where = f"message {number}"
+    if not isinstance(turn, Mapping):
+        raise BadPrompt(f'{where} is a {type(turn).__name__}: give a dict with "role" and "content"')
+    for field in ("role", "content"):
+        if field not in turn:
+            raise BadPrompt(f'{where} has no "{field}"')
+    content = [turn["content"]] if isinstance(turn["content"], str) else turn["content"]
+    if not isinstance(content, (list, tuple)):
+        raise BadPrompt(f"{where}: content is a {type(content).__name__}; give a string or a list of parts")
+    if not content:
+        raise BadPrompt(f"{where}: content is empty; give some text or a picture")
+    return {**turn, "content": [_part(part, f"{where}: content[{i}]") for i, part in enumerate(content)]}
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    match part:
+        case str():
+            return {"type": "text", "text": part}
+        case {"type": "text", "text": str()} | {"type": "image"} | {"type": "video"}:
+            return dict(part)
+        case {"type": "image_url", "image_url": {"url": url}}:
+            return {"type": "image", "url": url}
+        case {"type": "text"}:
+            raise BadPrompt(f"{where}: text is a {type(part.get('text')).__name__}; give a string")
+        case {"type": other}:
+            raise BadPrompt(f"{where}: type is {other!r}; give one of text, image, video, image_url")
+    raise BadPrompt(f'{where} is a {type(part).__name__}: give a dict with a "type"')
+
+
+def shown(turns: Sequence[Turn]) -> list[Turn]:
+    """Turns as templates see them: a video is the text that marks its place, as most templates know none."""
+    mark = {"type": "text", "text": VIDEO}
+    return [
+        {**turn, "content": [mark if part["type"] == "video" else part for part in turn["content"]]}
+        for turn in turns
+    ]
+
+
+def sources_of(turns: Sequence[Turn], kind: str) -> list[Any]:
+    """The pictures ("image") or videos ("video") that a conversation names, in order; bare places are left out."""
+    keys = (kind, "url", "path")
+    parts = [part for turn in turns for part in turn["content"] if part["type"] == kind]
+    named = ([part[key] for key in keys if part.get(key) is not None] for part in parts)
+    return [sources[0] for sources in named if sources]

@@ -1,0 +1,113 @@
+"""The processors of families that read pictures in the text: Idefics 2, Idefics 3 and SmolVLM."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from idefics.compat.features import BatchFeature, Fitting, Side
+from idefics.compat.image_processing import nested, pixels
+from idefics.compat.image_processing_in_text import Idefics2ImageProcessor, Idefics3ImageProcessor
+from idefics.compat.processing import BaseProcessor, cut
+from idefics.compat.processing_places import VIDEO, fill, pictures_for, texts_of, videos_for
+from idefics.errors import BadPrompt
+from idefics.processing.chat import IMAGE
+from idefics.prompt import Prompt
+
+
+class InTextProcessor(BaseProcessor):
+    """Texts with places for pictures (`<image>`), and the pictures."""
+
+    image_processor: Idefics2ImageProcessor
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        *,
+        image_seq_len: int | None = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        padding_side: Side | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        **image_settings: Any,
+    ) -> BatchFeature:
+        """Texts and pictures to what the model reads.
+
+        Args:
+            images: a picture, a list of them, shared out by the places in the texts, or a list for each text. A
+                picture is an address (http(s) or data URI), a file, a PIL picture, an array or a tensor.
+            text: a text or a list of texts, with `<image>` where a picture stands, and `<video>` where a video does.
+            videos: a video, a list of them, shared out as pictures are, or a list for each text. A video is an
+                address, a file, a list of pictures, an array (T, H, W, 3), or an `idefics.Video`.
+            image_seq_len: tokens that stand for one frame; None is the checkpoint's number.
+            add_special_tokens: whether what tokenizer.json adds by itself is added.
+            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors: see `Fitting`.
+            image_settings: settings of the image processor, for this call.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, T) where there is text; `pixel_values` (B, F, 3, H, W) and
+            `pixel_attention_mask` (B, F, H, W) where there are pictures, F the most frames of a text.
+
+        Raises:
+            BadPrompt: neither texts nor pictures; more or fewer pictures than places; a picture does not fit into
+                `max_length`.
+            BadPicture: a picture cannot be opened.
+        """
+        maker = self.image_processor.changed(**image_settings)
+        if text is None:
+            if images is None:
+                raise BadPrompt("there is neither text nor a picture: give at least one")
+            return pixels([[maker.tiles(one) for one in sample] for sample in nested(images)], return_tensors)
+        fitting = self.tokenizer.fitting(
+            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
+        )
+        texts = texts_of(text)
+        plan = maker.plan(image_seq_len or self.image_seq_len)
+        places = {IMAGE: pictures_for(texts, images)}
+        if videos is not None or plan.video is not None:
+            places[VIDEO] = videos_for(texts, videos)
+        documents = [fill(one, {mark: places[mark][row] for mark in places}) for row, one in enumerate(texts)]
+        writer = self._writer(plan, adds_special=add_special_tokens)
+        opening = self.tokenizer.opening() if add_special_tokens else []
+        prompts = [_fitted(writer.document(parts), fitting, len(opening)) for parts in documents]
+        entries = fitting.batch(self._rows(prompts, fitting))
+        entries.update(pixels([prompt.pictures for prompt in prompts], return_tensors))
+        return entries
+
+
+class Idefics2Processor(InTextProcessor):
+    """An Idefics 2 image processor and a tokenizer, joined. Arguments as in `BaseProcessor`."""
+
+    model_type: ClassVar = "idefics2"
+    image_processor_class: ClassVar = Idefics2ImageProcessor
+    own_image_seq_len: ClassVar = 64
+
+
+class Idefics3Processor(InTextProcessor):
+    """An Idefics 3 image processor and a tokenizer, joined. Arguments as in `BaseProcessor`."""
+
+    model_type: ClassVar = "idefics3"
+    image_processor_class: ClassVar = Idefics3ImageProcessor
+    own_image_seq_len: ClassVar = 169
+
+
+class SmolVLMProcessor(Idefics3Processor):
+    """SmolVLM's processor: as Idefics 3's."""
+
+    model_type: ClassVar = "smolvlm"
+
+
+def _fitted(prompt: Prompt, fitting: Fitting, opening: int) -> Prompt:
+    """The prompt no longer than asked for, if that takes no picture away."""
+    kept = fitting.kept(len(prompt), opening=opening)
+    shorter = cut(prompt, kept)
+    if lost := len(prompt.pictures) - len(shorter.pictures):
+        raise BadPrompt(
+            f"cutting a prompt of {len(prompt)} tokens to {len(kept)} takes {lost} of {len(prompt.pictures)} "
+            "pictures away: give a larger max_length, or fewer or smaller pictures"
+        )
+    return shorter

@@ -1,0 +1,62 @@
+"""When `generate` ends an answer: the caller's criteria, and those that settings ask for. R rows, T ids so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Scores = tuple[Tensor, ...] | None
+Criterion = Callable[[Tensor, Scores], Tensor | bool]  # (R, T) ids, scores of the steps so far -> (R,)
+
+
+class StoppingCriteria:
+    """Says which answers end here. Inherit from it, or write any function with these arguments."""
+
+    def __call__(self, input_ids: Tensor, scores: Scores) -> Tensor | bool:
+        """(R, T) ids so far, the scores if they are asked for -> (R,), or one bool for all rows."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__(input_ids, scores)")
+
+
+class MaxLengthCriteria(StoppingCriteria):
+    """Ends every answer at so many ids, the prompt's among them."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+
+    def __call__(self, input_ids: Tensor, scores: Scores) -> bool:
+        return input_ids.shape[1] >= self.max_length
+
+
+class MaxTimeCriteria(StoppingCriteria):
+    """Ends every answer when so many seconds have passed since `initial_timestamp`, by default since now."""
+
+    def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
+        self.max_time = max_time
+        self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
+
+    def __call__(self, input_ids: Tensor, scores: Scores) -> bool:
+        return time.time() - self.initial_timestamp > self.max_time
+
+
+class EosTokenCriteria(StoppingCriteria):
+    """Ends an answer after one of these ids."""
+
+    def __init__(self, eos_token_id: int | list[int]) -> None:
+        self.stop_ids = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+
+    def __call__(self, input_ids: Tensor, scores: Scores) -> Tensor:
+        return torch.isin(input_ids[:, -1], self.stop_ids.to(input_ids.device))
+
+
+class StoppingCriteriaList(list[Criterion]):
+    """Ends an answer where one of them does."""
+
+    def __call__(self, input_ids: Tensor, scores: Scores) -> Tensor:
+        """-> (R,) bool."""
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for criterion in self:
+            ended = ended | criterion(input_ids, scores)
+        return ended

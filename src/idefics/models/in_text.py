@@ -1,0 +1,106 @@
+"""What the families share that read pictures in the text (Idefics 2, Idefics 3, SmolVLM): all but the connector.
+
+SigLIP encodes a frame, the family's connector turns its patches into vectors of the decoder's width, and those take
+the places of `<image>` tokens. Source: arXiv 2405.02246, arXiv 2408.12637 and the released configs.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from idefics.config import CacheLayout, ModelConfig, VisionConfig
+from idefics.nn.attention import Attn
+from idefics.nn.decoder import Decoder
+from idefics.nn.kernels import Attending
+from idefics.nn.vit import SiglipEmbeddings, VisionEncoder
+from idefics.weights import Join, KeyRules
+
+
+class VisionTower(nn.Module):
+    """SigLIP's transformer; here `post_layernorm` is applied."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.embeddings = SiglipEmbeddings(config)
+        self.encoder = VisionEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+
+    def forward(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, S, D)
+        out: Tensor = self.post_layernorm(self.encoder(self.embeddings(frames)))
+        return out
+
+
+class Body(nn.Module):
+    """Everything but the head, under the names that checkpoints use."""
+
+    def __init__(self, config: ModelConfig, connector: nn.Module) -> None:
+        super().__init__()
+        self.vision_model = VisionTower(config.vision)
+        self.connector = connector
+        self.text_model = Decoder(config.text)
+
+
+class InTextModel(Attending):
+    """The model as the engine sees it (`VLM`). N tokens, P frames, M places a frame, D width, V vocabulary.
+
+    Args:
+        connector: (P, S, D') patches of the vision tower -> (P, M, D).
+    """
+
+    def __init__(self, config: ModelConfig, connector: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        text = config.text
+        self.layout = CacheLayout(
+            layers=text.layers,
+            kv_heads=text.kv_heads,
+            head_size=text.head_size,
+            cross_layers=0,
+            max_positions=text.max_positions,
+            vocabulary=text.vocabulary,
+            window=text.window,
+        )
+        self.model = Body(config, connector)
+        self.lm_head = nn.Linear(text.width, text.vocabulary, bias=False)
+        if text.tied:
+            self.lm_head.weight = self.model.text_model.embed_tokens.weight
+
+    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, M, D)
+        out: Tensor = self.model.connector(self.model.vision_model(frames))
+        return out
+
+    def memory(self, features: Tensor) -> None:
+        """None: features stand in the text."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.model.text_model.embed_tokens(ids)
+        return out
+
+    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
+        out: Tensor = self.model.text_model(x, positions, attn)
+        return out
+
+    def logits(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V)
+        out: Tensor = self.lm_head(h)
+        return out
+
+
+IN_TEXT_KEYS = KeyRules(
+    # The names of the code that these checkpoints were first trained with.
+    rename=(
+        (r"^model\.(layers|norm)\.", r"model.text_model.\1."),
+        (r"^model\.(modality_projection|perceiver_resampler)\.", r"model.connector.\1."),
+    ),
+    join=(
+        Join(
+            "model.text_model.embed_tokens.weight",
+            ("model.embed_tokens.weight", "model.embed_tokens.additional_embedding.weight"),
+        ),
+        Join("lm_head.weight", ("lm_head.weight", "lm_head.additional_fc.weight", "additional_fc.weight")),
+    ),
+    ignore=(
+        (r".*\.rotary_emb\.inv_freq", "recomputed; old files stored it"),
+        (r".*\.embeddings\.position_ids", "recomputed; stored in bfloat16 it would be wrong"),
+        (r"model\.vision_model\.head\..*", "SigLIP's pooling head, never used"),
+    ),
+)

@@ -1,0 +1,131 @@
+"""The ways to compute softmax(q k' / sqrt(K)) v. A model is given one when it is built; nothing asks later.
+
+B rows, T queries, L keys, H query heads, h key/value heads, K head size.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import dropout, scaled_dot_product_attention, softmax
+
+from idefics.errors import BadSetting
+
+
+class Kernel(Protocol):
+    """(B, H, T, K), (B, h, L, K) twice -> (B, H, T, K); in a mask, which may be broadcast, true is seen."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        drop: float = 0.0,
+    ) -> Tensor: ...
+
+
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, drop: float = 0.0
+) -> Tensor:
+    """torch's best kernel for the device."""
+    grouped = q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(q, k, v, mask, drop, is_causal=causal, enable_gqa=grouped)
+
+
+def flash(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, drop: float = 0.0
+) -> Tensor:
+    """FlashAttention-2 (arXiv 2307.08691) as torch has it, which takes no mask; the next best kernel with one."""
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        return fused(q, k, v, mask=mask, causal=causal, drop=drop)
+
+
+class Explicit:
+    """Every weight is computed, in float32, and kept.
+
+    Attributes:
+        weights: (B, H, T, L) for each call so far.
+    """
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        drop: float = 0.0,
+    ) -> Tensor:
+        shared = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+        self.weights.append(weights)
+        return dropout(weights, drop) @ v
+
+
+def explicit(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, drop: float = 0.0
+) -> Tensor:
+    """`Explicit`, for those who do not want the weights: the plain twin of the others."""
+    return Explicit()(q, k, v, mask=mask, causal=causal, drop=drop)
+
+
+# By the names that users of the field know.
+KERNELS: dict[str, Kernel] = {"sdpa": fused, "eager": explicit, "flash_attention_2": flash}
+
+
+def kernel_called(name: str, dtype: torch.dtype, device: torch.device) -> Kernel:
+    """The kernel by its name.
+
+    Raises:
+        BadSetting: no such name, or FlashAttention where it cannot be: it needs a CUDA device of compute capability
+            8.0 (its own requirement) and 16-bit numbers.
+    """
+    if name not in KERNELS:
+        raise BadSetting(f"attn_implementation is {name!r}; give {', '.join(KERNELS)}")
+    if name == "flash_attention_2" and (lack := _flash_lacks(dtype, device)):
+        raise BadSetting(f'flash_attention_2 cannot be used: {lack}; give attn_implementation="sdpa"')
+    return KERNELS[name]
+
+
+def _flash_lacks(dtype: torch.dtype, device: torch.device) -> str:
+    if not torch.cuda.is_available():
+        return "this machine has no CUDA device"
+    if device.type != "cuda":
+        return f"the model is on {device}, and it needs a CUDA device"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the weights are {str(dtype).removeprefix('torch.')}, and it needs float16 or bfloat16"
+    return ""
+
+
+class Attending(nn.Module):
+    """A module that attends by itself, or a whole model: `kernel` is how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel: Kernel = fused
+
+
+def give_kernel(model: nn.Module, kernel: Kernel) -> None:
+    """All that attends in a model attends with this kernel from now on."""
+    for module in model.modules():
+        if isinstance(module, Attending):
+            module.kernel = kernel

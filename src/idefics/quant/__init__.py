@@ -1,0 +1,75 @@
+"""Linear layers in few bits: which ones, what takes their place, and the memory that a model takes then.
+
+Surgery on a model that stands on the meta device: each chosen layer is replaced at the moment its weight arrives, so
+that no more than one weight is ever whole. Knows layers by their names; reads no files, chooses no devices.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
+
+from torch import Tensor, nn
+
+from idefics.config import Quantisation
+from idefics.quant.integers import Int4Linear, Int8Linear
+
+Make = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
+
+
+def chosen(model: nn.Module, quantisation: Quantisation) -> list[str]:
+    """The names of the layers that are quantised: plain `nn.Linear`, under no part to skip, and tied to nothing."""
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear  # kinds of their own, such as a head of two tables, stay as they are
+        and uses[id(module.weight)] == 1
+        and not any(f".{part}." in f".{name}." for part in quantisation.skip)
+    ]
+
+
+def packs(model: nn.Module, quantisation: Quantisation) -> Mapping[str, Callable[[Tensor], None]]:
+    """For the name of each weight to be quantised what is done with its value: for `idefics.weights.load`.
+
+    Raises:
+        MissingExtra: nf4 and fp4 without bitsandbytes.
+    """
+    make = _make(quantisation)
+    return {f"{name}.weight": partial(_replace, model, name, make) for name in chosen(model, quantisation)}
+
+
+def footprint(model: nn.Module, buffers: bool = True) -> int:
+    """Bytes that a model's tensors take: tied ones once, quantised ones with their scales.
+
+    Args:
+        buffers: whether what is no parameter counts too.
+    """
+    tensors = chain(model.parameters(), model.buffers() if buffers else ())
+    total = sum(tensor.nbytes for tensor in tensors)
+    if "bitsandbytes" in sys.modules:  # else none of its layers can be there
+        from idefics.quant.blocks import scales
+
+        total += sum(tensor.nbytes for module in model.modules() for tensor in scales(module))
+    return total
+
+
+def _make(quantisation: Quantisation) -> Make:
+    match quantisation.kind:
+        case "int8":
+            return Int8Linear.of
+        case "int4":
+            return Int4Linear.of
+        case "nf4" | "fp4":
+            from idefics.quant.blocks import maker
+
+            return maker(quantisation)
+
+
+def _replace(model: nn.Module, name: str, make: Make, weight: Tensor) -> None:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    model.set_submodule(name, make(layer, weight).train(layer.training))

@@ -1,0 +1,95 @@
+"""Videos on the command line, wherever a picture may stand."""
+
+import sys
+
+import pytest
+
+from idefics.errors import BadVideo
+from idefics.messages import Video
+from processing.videos_tiny import video
+
+
+@pytest.fixture
+def clips(photos):
+    """clip.mp4, one.mp4, and broken.mp4, which is none, beside the pictures."""
+    for name in ("clip.mp4", "one.mp4"):
+        (photos / name).write_bytes(video(5))
+    (photos / "broken.mp4").write_bytes(b"hello")
+    return photos
+
+
+@pytest.mark.usefixtures("clips")
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["ask", "clip.mp4", "What happens?"], "ask clip What happens?"),
+        (["caption", "clip.mp4"], "caption clip"),
+        (["generate", "clip.mp4", "It shows"], "clip It shows"),
+        (["classify", "clip.mp4", "--labels", "cat,dog"], "cat"),
+    ],
+)
+def test_a_video_stands_where_a_picture_does(idefics, argv, said):
+    done = idefics(*argv)
+    assert (done.code, done.out, done.err) == (0, f"{said}\n", "")
+    (call,) = done.vlm.calls
+    assert isinstance((call.items if argv[0] == "generate" else call.image)[0], Video)
+
+
+@pytest.mark.usefixtures("clips")
+def test_several_are_answered_and_what_is_none_is_refused(idefics):
+    done = idefics("caption", "a.png", "clip.mp4", "broken.mp4", "missing.mp4", "one.mp4")
+    names = ["a.png: caption a", "clip.mp4: caption clip", "one.mp4: caption one"]
+    assert (done.code, done.out.splitlines()) == (2, names)
+    assert done.refusals == [
+        "idefics caption: missing.mp4: no such file",
+        "idefics caption: broken.mp4 is not a video that can be read: give MP4, MOV, WebM, MKV or AVI",
+    ]
+
+
+@pytest.mark.usefixtures("clips")
+def test_a_folder_gives_its_pictures_and_a_pattern_what_fits(idefics):
+    assert idefics("caption", "o*.mp4").out == "one.mp4: caption one\n"
+    assert "mp4" not in idefics("caption", ".").out
+
+
+@pytest.mark.usefixtures("clips")
+def test_a_video_in_a_conversation(idefics, standard_input):
+    standard_input(b"/image clip.mp4\nWhat happens?\n")
+    done = idefics("chat")
+    assert (done.code, done.err) == (0, "")
+    assert isinstance(done.vlm.calls[0].messages[0].parts[0], Video)
+
+
+@pytest.mark.usefixtures("clips")
+def test_without_pyav_pictures_are_still_answered(idefics, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    done = idefics("caption", "clip.mp4", "a.png")
+    assert (done.code, done.out) == (2, "a.png: caption a\n")
+    (line,) = done.refusals
+    assert line.endswith(
+        "clip.mp4: reading a video file needs an optional part: pip install 'idefics[video]'"
+    )
+
+
+@pytest.mark.usefixtures("clips")
+def test_where_the_model_refuses_videos_pictures_are_still_answered(idefics):
+    class Still(type(idefics("caption", "a.png").vlm)):
+        def run(self, task, image, words="", **options):
+            if any(isinstance(one, Video) for one in image):
+                raise BadVideo("this checkpoint was not trained with video")
+            return super().run(task, image, words, **options)
+
+    done = idefics("caption", "a.png", "clip.mp4", "b.png", vlm=Still())
+    assert (done.code, done.out) == (2, "a.png: caption a\nb.png: caption b\n")
+    assert done.refusals == ["idefics caption: clip.mp4: this checkpoint was not trained with video"]
+
+
+@pytest.mark.usefixtures("clips")
+def test_the_demo_names_those_that_know_video(demo, idefics):
+    done = idefics("ask", "clip.mp4", "What happens?", vlm=demo)
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.refusals
+    assert line.startswith(
+        "idefics ask: clip.mp4: this checkpoint was not trained with video: load one that was"
+    )
+    assert "smolvlm2-500m" in line

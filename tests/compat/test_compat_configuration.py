@@ -1,0 +1,190 @@
+"""Configs: fields and defaults of the reference page, every layout of the released files, and what they mean."""
+
+import inspect
+import json
+
+import pytest
+import torch
+
+from compat.models_tiny import FAMILIES, RAWS
+from idefics.compat import (
+    Idefics2Config,
+    Idefics3Config,
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
+    SmolVLMConfig,
+)
+from idefics.compat.configuration_auto import CONFIGS
+from idefics.errors import BrokenCheckpoint, IdeficsError, UnsupportedModel
+from idefics.models import family_for
+from models import tiny
+
+# The reference page, in its order.
+DOCUMENTED = {
+    "vocab_size": 32000,
+    "additional_vocab_size": 0,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "dropout": 0.0,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "alpha_initializer": "zeros",
+    "alphas_initializer_range": 0.0,
+    "alpha_type": "float",
+    "rms_norm_eps": 1e-6,
+    "use_cache": True,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "cross_layer_interval": 1,
+    "qk_layer_norms": False,
+    "freeze_text_layers": True,
+    "freeze_text_module_exceptions": [],
+    "freeze_lm_head": False,
+    "freeze_vision_layers": True,
+    "freeze_vision_module_exceptions": [],
+    "use_resampler": False,
+    "vision_config": None,
+    "perceiver_config": None,
+}
+
+
+def test_the_signature_is_the_reference_pages():
+    parameters = inspect.signature(IdeficsConfig).parameters
+    documented = {name: parameter.default for name, parameter in list(parameters.items())[: len(DOCUMENTED)]}
+    assert documented == DOCUMENTED
+    assert list(documented) == list(DOCUMENTED)
+    assert parameters["kwargs"].kind is inspect.Parameter.VAR_KEYWORD
+    config = IdeficsConfig(32128, 3)
+    assert (config.vocab_size, config.additional_vocab_size) == (32128, 3)
+    with pytest.raises(TypeError):
+        IdeficsConfig(32128, vocab_size=5)
+
+
+def test_defaults_are_attributes_and_parts_are_configs():
+    config = IdeficsConfig()
+    for name, value in DOCUMENTED.items():
+        if not name.endswith("_config"):
+            assert getattr(config, name) == value
+    assert config.vision_config.embed_dim == 768
+    assert config.perceiver_config.resampler_n_latents == 64
+    assert config.use_return_dict
+    config.freeze_text_module_exceptions.append("Linear")
+    assert IdeficsConfig().freeze_text_module_exceptions == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_the_house(family):
+    silent = family_for(family).config({"model_type": family}, {})
+    assert CONFIGS[family]().settings() == silent
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_the_references(family):
+    transformers = pytest.importorskip("transformers")
+    theirs = getattr(transformers, tiny.ARCHITECTURES[family][0])().to_dict()
+    mine = CONFIGS[family]().to_dict()
+
+    def compare(one, other, where):
+        for name in one.keys() & other.keys() - {"architectures", "model_type", "dtype"}:
+            if isinstance(one[name], dict):
+                compare(one[name], other[name], f"{where}{name}.")
+            elif name not in ("num_key_value_heads", "head_dim") or one[name] is not None:  # None: worked out
+                told = list(other[name]) if isinstance(other[name], tuple) else other[name]
+                assert one[name] == told, f"{where}{name}"
+
+    compare(mine, theirs, "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_keep_what_they_say(family, tmp_path):
+    raw = {**RAWS[family], "transformers_version": "4.33.0", "ffn_dim": 7, "torch_dtype": "bfloat16"}
+    config = CONFIGS[family].from_dict(raw)
+    assert config.ffn_dim == 7
+    config.save_pretrained(tmp_path / "new")
+    content = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert (
+        content.items() >= {name: value for name, value in raw.items() if not isinstance(value, dict)}.items()
+    )
+    again = CONFIGS[family].from_pretrained(tmp_path / "new")
+    assert again == config
+    assert again.settings() == config.settings() == family_for(family).config(raw, {})
+    assert repr(config).startswith(type(config).__name__)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reference_reads_our_files(family, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    CONFIGS[family].from_dict(RAWS[family]).save_pretrained(tmp_path)
+    theirs = getattr(transformers, tiny.ARCHITECTURES[family][0]).from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    assert CONFIGS[family].from_pretrained(tmp_path).settings() == family_for(family).config(RAWS[family], {})
+
+
+def test_the_flat_files_of_2023():
+    flat = {name: value for name, value in tiny.IDEFICS1.items() if not name.endswith("_config")}
+    vision, perceiver = tiny.IDEFICS1["vision_config"], tiny.IDEFICS1["perceiver_config"]
+    flat |= {f"vision_{name}": value for name, value in vision.items() if name != "hidden_act"}
+    flat |= {name: value for name, value in perceiver.items() if name != "use_resampler"}
+    config = IdeficsConfig(**flat)
+    assert config.vision_config.embed_dim == 32
+    assert config.perceiver_config.resampler_n_latents == 5
+    assert config.settings() == IdeficsConfig.from_dict(tiny.IDEFICS1).settings()
+    assert "vision_embed_dim" not in config.to_dict()
+
+
+def test_a_layer_too_many():
+    with pytest.raises(
+        UnsupportedModel, match=r"num_hidden_layers is 6 and cross_layer_interval 4"
+    ) as caught:
+        IdeficsConfig(num_hidden_layers=6, cross_layer_interval=4)
+    assert isinstance(caught.value, IdeficsError)
+    config = IdeficsConfig.from_dict(tiny.IDEFICS1)
+    config.num_hidden_layers = 5
+    with pytest.raises(UnsupportedModel, match="multiple"):
+        IdeficsForVisionText2Text(config)
+
+
+def test_parts_may_be_configs_or_dicts():
+    config = IdeficsConfig(vision_config={"embed_dim": 64}, perceiver_config=IdeficsConfig().perceiver_config)
+    assert config.vision_config.embed_dim == 64
+    assert Idefics2Config().text_config.rms_norm_eps == Idefics3Config().text_config.rms_norm_eps == 1e-5
+    assert Idefics2Config(text_config={"vocab_size": 32003}).settings().text.vocabulary == 32003
+    assert SmolVLMConfig().model_type == "smolvlm"
+
+
+def test_no_window_is_not_the_default_window():
+    config = Idefics2Config(text_config={"sliding_window": None})
+    assert config.settings().text.window is None
+    assert Idefics2Config.from_dict(config.to_dict()).settings().text.window is None
+
+
+def test_a_dtype_goes_by_its_name():
+    assert IdeficsConfig(torch_dtype=torch.bfloat16).torch_dtype == "bfloat16"
+    assert IdeficsConfig(dtype="float16").to_dict()["torch_dtype"] == "float16"
+
+
+def test_changes_of_fields_while_reading(tmp_path):
+    IdeficsConfig.from_dict(tiny.IDEFICS1).save_pretrained(tmp_path)
+    assert IdeficsConfig.from_pretrained(tmp_path, use_cache=False).use_cache is False
+
+
+def test_text_models_of_other_kinds_are_refused():
+    config = Idefics3Config(text_config={"model_type": "qwen2"})
+    with pytest.raises(UnsupportedModel, match="qwen2"):
+        config.settings()
+
+
+def test_files_of_another_class_or_none(tmp_path):
+    IdeficsConfig.from_dict(tiny.IDEFICS1).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="'idefics', Idefics3Config of 'idefics3'"):
+        Idefics3Config.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(BrokenCheckpoint, match="not a JSON object"):
+        IdeficsConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BrokenCheckpoint, match="cannot be read"):
+        IdeficsConfig.from_pretrained(tmp_path)

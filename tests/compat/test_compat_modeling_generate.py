@@ -1,0 +1,55 @@
+"""`generate` of the real classes with pictures, against transformers': a cache that pictures have passed through."""
+
+import pytest
+import torch
+
+from compat.models_tiny import FAMILIES, RAWS, batch, ours, pair
+
+SCENES = ("tt1ttttt1tt", "tttt", "t1ttt")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request, tmp_path_factory):
+    return pair(tmp_path_factory.mktemp(request.param), RAWS[request.param])
+
+
+SETTINGS = [
+    {},
+    {"num_beams": 3, "num_return_sequences": 2},
+    {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True},
+    {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+    {"bad_words_ids": [[5], [9, 11]]},
+    {"do_sample": True, "temperature": 0.8, "top_k": 20, "num_return_sequences": 2},
+    {"use_cache": False},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(s) or "greedy")
+def test_ids_are_the_references(both, settings):
+    reference, model = both
+    inputs = batch(model, *SCENES)
+    answers = []
+    for one in (reference, model):
+        torch.manual_seed(0)
+        answers.append(one.generate(**inputs, max_new_tokens=8, pad_token_id=0, eos_token_id=2, **settings))
+    theirs, mine = ([answer(row, inputs["input_ids"].shape[1]) for row in ids.tolist()] for ids in answers)
+    assert mine == theirs
+
+
+def answer(row, prompt):
+    """What was generated, up to the stop id: behind it stands padding."""
+    ids = row[prompt:]
+    return ids[: ids.index(2) + 1] if 2 in ids else ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_changes_no_answer_and_rows_do_not_mind_each_other(family):
+    model = ours(family)
+    inputs = batch(model, *SCENES)
+    length = inputs["input_ids"].shape[1]
+    settings = {"max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
+    cached = model.generate(**inputs, **settings)[:, length:]
+    assert torch.equal(cached, model.generate(**inputs, **settings, use_cache=False)[:, length:])
+    for row, scene in enumerate(SCENES):
+        alone = batch(model, scene)
+        assert torch.equal(model.generate(**alone, **settings)[0, alone["input_ids"].shape[1] :], cached[row])

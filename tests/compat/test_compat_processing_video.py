@@ -1,0 +1,87 @@
+"""Videos for SmolVLM's processor: the words and frames of the house, wherever a video may be named."""
+
+import numpy as np
+import pytest
+
+from compat.processors_tiny import FRAME_TOKENS, IDEFICS3, SMALL, TALL, WIDE, idefics3, same, smol
+from idefics import Video
+from idefics.compat.image_processing_in_text import Idefics3ImageProcessor
+from idefics.compat.processing_in_text import SmolVLMProcessor
+from idefics.compat.processing_places import VIDEO
+from idefics.errors import BadPicture, BadPrompt
+from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END
+
+SAMPLING = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 8}}
+OURS = SmolVLMProcessor(
+    Idefics3ImageProcessor(**IDEFICS3, video_sampling=SAMPLING), smol(), image_seq_len=FRAME_TOKENS
+)
+FRAMES = [WIDE, TALL, SMALL]
+SHOWN = f"{FAKE}<global-img>{IMAGE * FRAME_TOKENS}{FAKE}"
+WORDS = (
+    "You are provided the following series of three frames from a 0:00:00 [H:MM:SS] video.\n"
+    f"\nFrame from 00:00:{SHOWN}\nFrame from 00:00:{SHOWN}\nFrame from 00:00:{SHOWN}\n\n"
+)
+
+
+def test_a_video_becomes_words_and_frames():
+    batch = OURS(text=f"User: {VIDEO}What?", videos=FRAMES, return_tensors="pt")
+    assert OURS.decode(batch.input_ids[0]) == f"User: {WORDS}What?"
+    assert batch.pixel_values.shape == (1, 3, 3, 8, 8)
+
+
+def test_frames_are_those_of_single_pictures():
+    batch = OURS(text=VIDEO, videos=FRAMES, return_tensors="pt")
+    whole = OURS.image_processor(
+        FRAMES, do_image_splitting=False, size={"longest_edge": 8}, return_tensors="pt"
+    )
+    assert (batch.pixel_values == whole.pixel_values).all()
+
+
+@pytest.mark.parametrize(
+    "videos",
+    [
+        [FRAMES, [SMALL]],
+        [[FRAMES], [[SMALL]]],
+        [Video(FRAMES), Video([SMALL])],
+        [FRAMES, np.array(SMALL)[None]],
+    ],
+)
+def test_videos_are_shared_out(videos):
+    texts = [f"{VIDEO}a", f"{VIDEO}{IMAGE}b"]
+    batch = OURS(text=texts, videos=videos, images=[TALL], return_tensors="pt", do_image_splitting=False)
+    expected = [OURS(text=texts[0], videos=FRAMES, return_tensors="pt")]
+    assert (batch.pixel_values[0, :3] == expected[0].pixel_values[0]).all()
+    assert batch.pixel_values.shape[:2] == (2, 3)
+    assert not batch.pixel_attention_mask[1, 2].any()
+
+
+def test_a_conversation_with_a_video():
+    messages = [
+        {"role": "user", "content": [{"type": "video", "video": FRAMES}, {"type": "text", "text": "What?"}]}
+    ]
+    text = OURS.apply_chat_template(messages, add_generation_prompt=True)
+    assert text == f"<|im_start|>User: {VIDEO}What?{TURN_END}\nAssistant:"
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    same(OURS.apply_chat_template(messages, **options), OURS(text=text, videos=FRAMES, return_tensors="pt"))
+
+
+def test_videos_and_places_are_counted():
+    with pytest.raises(BadPrompt, match=r"1 places for videos \(<video>\), and 0 videos"):
+        OURS(text=VIDEO)
+    with pytest.raises(BadPrompt, match=r"1 places for videos .*and 2 videos"):
+        OURS(text=VIDEO, videos=[FRAMES, FRAMES])
+    with pytest.raises(BadPrompt, match="2 texts, and videos for 1"):
+        OURS(text=[VIDEO, "a"], videos=[[FRAMES]])
+
+
+def test_a_checkpoint_without_video_says_so():
+    with pytest.raises(BadPicture, match="not trained with video"):
+        idefics3()(text=VIDEO, videos=FRAMES)
+    assert VIDEO in idefics3().decode(idefics3()(text=VIDEO).input_ids[0])
+
+
+def test_the_settings_are_saved(tmp_path):
+    OURS.save_pretrained(tmp_path)
+    again = SmolVLMProcessor.from_pretrained(tmp_path)
+    assert again.image_processor.video_sampling == SAMPLING
+    assert again.image_processor.plan() == OURS.image_processor.plan()

@@ -1,0 +1,250 @@
+"""`idefics.load` with fewer bits, several devices and other ways to attend: the same answers, less memory."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import idefics
+from idefics.config import FULL_PRECISION, Quantisation
+from idefics.errors import BadSetting, MissingExtra
+from idefics.nn.kernels import explicit, flash, fused, kernel_called
+from idefics.quant.blocks import BLOCK
+from idefics.quant.integers import GROUP, Int4Linear, Int8Linear
+
+MODELS = ("demo", "demo-idefics1")
+KINDS = ("int8", "int4", "nf4")
+models = pytest.mark.parametrize("model", MODELS)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    pixels = np.full((96, 96, 3), (90, 160, 90), np.uint8)
+    pixels[36:60, 36:60] = (215, 30, 40)
+    return PIL.Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return {model: idefics.load(model, device="cpu") for model in MODELS}
+
+
+@pytest.fixture(scope="module", params=[(model, kind) for model in MODELS for kind in KINDS], ids="-".join)
+def pair(request, plain):
+    """A checkpoint in few bits, and in full precision."""
+    model, kind = request.param
+    return idefics.load(model, device="cpu", quantize=kind), plain[model], kind
+
+
+def logits(vlm, picture):
+    return vlm.logits(vlm.prompt([picture, "A small red square"]))
+
+
+def decoder(vlm):
+    """Weights of the decoder's matrices by name, gated blocks included."""
+    return {
+        name: weight
+        for name, weight in vlm.engine.model.named_parameters()
+        if "layers." in name
+        and name.endswith("proj.weight")
+        and not any(part in name for part in FULL_PRECISION)
+    }
+
+
+def test_logits_stay_near(pair, picture):
+    vlm, full, kind = pair
+    before, after = logits(full, picture), logits(vlm, picture)
+    error = (after - before).norm() / before.norm()
+    most = {"int8": 0.0096, "int4": 0.117, "nf4": 0.097}  # a tenth more than these weights show
+    assert 0 < error < most[kind]
+
+
+def test_it_still_answers(pair, picture):
+    vlm, full, kind = pair
+    answer = vlm.caption(picture)
+    assert answer.finish == "stop" and answer.text
+    if kind == "int8":
+        assert answer.text == full.caption(picture).text
+
+
+def test_the_decoder_shrinks_and_nothing_else_does(pair):
+    vlm, full, _ = pair
+    before, after = decoder(full), dict(vlm.engine.model.named_parameters())
+    assert len(before) > 20
+    assert all(after[name].dtype in (torch.int8, torch.uint8) for name in before)
+    kept = {name: weight for name, weight in full.engine.model.named_parameters() if name not in before}
+    assert all(torch.equal(after[name], weight) for name, weight in kept.items())
+
+
+def test_memory_is_what_the_formula_says(pair):
+    vlm, full, kind = pair
+    saved = 0
+    for weight in decoder(full).values():
+        outputs, inputs = weight.shape
+        width = {"int8": inputs, "int4": -(-inputs // GROUP) * GROUP, "nf4": -(-inputs // BLOCK) * BLOCK}[
+            kind
+        ]
+        bits, group, table = {"int8": (8, inputs, 0), "int4": (4, GROUP, 0), "nf4": (4, BLOCK, 16)}[kind]
+        small = outputs * width * bits // 8 + 4 * (outputs * width // group + table)
+        saved += weight.nbytes - small
+    assert full.memory == sum(weight.nbytes for weight in full.engine.model.parameters())
+    assert vlm.memory == full.memory - saved
+    assert saved > 0.3 * full.memory
+
+
+@models
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@torch.inference_mode()
+def test_the_model_equals_the_one_with_rounded_weights(model, kind, picture):
+    """The slow twin: float layers that hold what few bits stand for."""
+    vlm, twin = idefics.load(model, device="cpu", quantize=kind), idefics.load(model, device="cpu")
+    for name, layer in vlm.engine.model.named_modules():
+        if isinstance(layer, (Int8Linear, Int4Linear)):
+            twin.engine.model.get_submodule(name).weight.copy_(layer.dequantised(torch.float32))
+    torch.testing.assert_close(logits(vlm, picture), logits(twin, picture), rtol=1e-4, atol=1e-4)
+    assert vlm.caption(picture).tokens == twin.caption(picture).tokens
+
+
+def test_everything_on_request(plain):
+    vlm = idefics.load("demo", device="cpu", quantize=Quantisation(kind="int8", skip=()))
+    assert vlm.memory < idefics.load("demo", device="cpu", quantize="int8").memory
+    assert isinstance(vlm.engine.model.lm_head, Int8Linear)
+
+
+def test_few_bits_of_sixteen(picture):
+    vlm = idefics.load("demo", device="cpu", quantize="int8", dtype=torch.bfloat16)
+    assert {weight.dtype for weight in vlm.engine.model.parameters()} == {torch.bfloat16, torch.int8}
+    assert vlm.caption(picture, max_new_tokens=4).tokens
+
+
+@models
+def test_eager_and_flash_are_twins_of_sdpa(model, plain, picture):
+    """Flash by its own function: where there is no GPU it falls back, and must compute the same."""
+    vlm = idefics.load(model, device="cpu", attn_implementation="eager")
+    expected = logits(plain[model], picture)
+    torch.testing.assert_close(logits(vlm, picture), expected, rtol=1e-4, atol=1e-4)
+    assert vlm.caption(picture).tokens == plain[model].caption(picture).tokens
+    labels = ["red square", "puppy", "city landscape"]
+    ranked, wanted = (v.classify([picture, picture], labels)[0].labels for v in (vlm, plain[model]))
+    assert [row.label for row in ranked] == [row.label for row in wanted]
+
+
+def test_all_that_attends_is_given_the_kernel(plain):
+    kernels = {
+        name: {
+            module.kernel
+            for module in idefics.load("demo", attn_implementation=name).engine.model.modules()
+            if "Attending" in {kind.__name__ for kind in type(module).__mro__}
+        }
+        for name in ("sdpa", "eager")
+    }
+    assert kernels == {"sdpa": {fused}, "eager": {explicit}}
+
+
+@pytest.mark.parametrize("kernel", [explicit, flash])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_kernels_agree(kernel, masked, heads):
+    q, k, v = torch.randn(2, heads[0], 5, 8), *(torch.randn(2, heads[1], 5, 8) for _ in range(2))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril(1) if masked else None
+    for causal in (False,) if masked else (False, True):
+        out = kernel(q, k, v, mask=mask, causal=causal)
+        torch.testing.assert_close(out, fused(q, k, v, mask=mask, causal=causal))
+
+
+def test_flash_attention_says_what_it_lacks(monkeypatch):
+    cuda, half = torch.device("cuda"), torch.float16
+    cases = [(cuda, half, "no CUDA device")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, dtype, said in cases:
+        with pytest.raises(BadSetting, match=f'{said}.*"sdpa"'):
+            kernel_called("flash_attention_2", dtype, device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    capability = (8, 0)
+    assert kernel_called("flash_attention_2", half, cuda) is flash
+    with pytest.raises(BadSetting, match=r'the model is on cpu.*"sdpa"'):
+        kernel_called("flash_attention_2", half, torch.device("cpu"))
+    with pytest.raises(BadSetting, match=r'are float32.*"sdpa"'):
+        kernel_called("flash_attention_2", torch.float32, cuda)
+    capability = (7, 5)
+    with pytest.raises(BadSetting, match=r'Some GPU is older.*"sdpa"'):
+        kernel_called("flash_attention_2", half, cuda)
+
+
+def test_a_device_map_without_gpus_is_the_cpu(picture, plain):
+    vlm = idefics.load("demo", device_map="auto") if not torch.cuda.is_available() else plain["demo"]
+    assert vlm.caption(picture).tokens == plain["demo"].caption(picture).tokens
+    assert vlm.memory == plain["demo"].memory
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"quantize": "int3"}, "quantize is 'int3'; give int8, int4, nf4, fp4"),
+        ({"attn_implementation": "paged"}, "attn_implementation is 'paged'; give sdpa, eager"),
+        ({"device": "cpu", "attn_implementation": "flash_attention_2"}, '"sdpa"'),
+        ({"device": "cpu", "device_map": "auto"}, "give one of the two"),
+        ({"device_map": "auto", "max_memory": {"cpu": "100KB"}}, "does not fit into memory"),
+        ({"device_map": {"lm_head": "cpu"}}, "leaves out"),
+        ({"dtype": torch.int8}, "dtype is 'int8'"),
+    ],
+)
+def test_mistakes_are_one_line(options, said):
+    with pytest.raises(BadSetting) as caught:
+        idefics.load("demo", **options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_extra_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'idefics\[quant\]'"):
+        idefics.load("demo", quantize="nf4")
+
+
+MEASURE = """
+import sys
+import torch
+from pathlib import Path
+from torch import nn
+from idefics.config import Quantisation
+from idefics.models import fill
+from idefics.weights import KeyRules
+
+def kibibytes(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
+
+def model():
+    with torch.device("meta"):
+        return nn.ModuleList(nn.Linear(1024, 2048, bias=False) for _ in range(16))
+
+def load(folder):
+    fill(model_, Path(folder), KeyRules(), dtype=torch.float32, device=torch.device("cpu"),
+         quantisation=Quantisation(kind=sys.argv[2]))
+
+from idefics.quant import packs
+warm = nn.ModuleList([nn.Linear(64, 64)])
+packs(warm, Quantisation(kind=sys.argv[2]))["0.weight"](torch.ones(64, 64))  # libraries are there
+model_ = model()
+before = kibibytes("VmRSS")
+load(sys.argv[1])
+print((kibibytes("VmHWM") - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("kind", "model"), [("int8", 32), ("int4", 20), ("nf4", 18)])
+def test_memory_peaks_at_the_small_model_and_a_few_tensors(tmp_path, kind, model):
+    save_file({f"{n}.weight": torch.randn(2048, 1024) for n in range(16)}, tmp_path / "model.safetensors")
+    command = [sys.executable, "-c", MEASURE, tmp_path, kind]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    peak = float(subprocess.run(command, check=True, capture_output=True, text=True, env=here).stdout)
+    # A tensor has 8 MiB: as it is read, cast, and while it is rounded. The whole in float32 would be 128.
+    assert model <= peak + 1 <= model + 7 * 8

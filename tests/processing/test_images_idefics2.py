@@ -1,0 +1,125 @@
+"""Frames of native size equal the released processor's, bit for bit before normalising, split and whole."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from idefics.config import ImagePlan
+from idefics.processing.images import grid, native_size, prepare, rgb, split
+from processing.pictures_tiny import picture
+from processing.test_images import KINDS
+
+WHOLE = ImagePlan(
+    side=98,
+    longest=98,
+    shortest=38,
+    splitting=False,
+    resample="bilinear",
+    scale=1 / 255,
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    tokens=64,
+)
+SPLIT = dataclasses.replace(WHOLE, splitting=True)
+RELEASED = dataclasses.replace(WHOLE, side=980, longest=980, shortest=378)
+LINES = {"1x1", "1x4000", "4000x1"}  # too thin for quarters: the last test
+PICTURES = {
+    **KINDS,
+    "not to be resized": picture("RGB", (70, 50)),
+    "too large": picture("RGB", (301, 203)),
+    "one edge too short": picture("RGB", (97, 11)),
+    "exactly the longest": picture("RGB", (98, 98)),
+    "2x2": picture("RGB", (2, 2)),
+}
+every_plan = pytest.mark.parametrize("plan", [WHOLE, SPLIT], ids=["whole", "split"])
+
+
+@pytest.fixture(scope="module")
+def processor():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers talks about torchvision
+        pytest.importorskip("transformers")
+        from transformers.models.idefics2 import image_processing_pil_idefics2
+    return image_processing_pil_idefics2
+
+
+@pytest.fixture(scope="module")
+def reference(processor):
+    """The released processor's frames (3, h, w) of a picture, none padded."""
+
+    def frames(image, plan, **switches):
+        size = {"longest_edge": plan.longest, "shortest_edge": plan.shortest}
+        made = processor.Idefics2ImageProcessorPil(size=size, do_image_splitting=plan.splitting, do_pad=False)
+        return made(image, **switches)["pixel_values"][0]
+
+    return frames
+
+
+@every_plan
+@pytest.mark.parametrize("name", sorted(PICTURES.keys() - LINES))
+def test_uint8_frames_are_the_released_ones(name, plan, reference):
+    expected = reference(PICTURES[name], plan, do_rescale=False, do_normalize=False)
+    frames, rows, columns = split(rgb(PICTURES[name]), plan)
+    assert (rows, columns) == ((2, 2) if plan.splitting else (0, 0))
+    assert len(frames) == len(expected) == (5 if plan.splitting else 1)
+    for ours, theirs in zip(frames, expected, strict=True):
+        assert np.array_equal(ours.transpose(2, 0, 1), theirs)
+
+
+@every_plan
+@pytest.mark.parametrize("name", ["RGB", "LA", "odd", "too large"])
+def test_normalised_frames_are_the_released_ones(name, plan, reference):
+    expected, tiles = reference(PICTURES[name], plan), prepare(rgb(PICTURES[name]), plan)
+    for ours, theirs in zip(tiles.frames, expected, strict=True):
+        assert ours.dtype == np.float32 and ours.flags["C_CONTIGUOUS"]
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_sizes_are_the_released_ones(processor):
+    class Edges:
+        shortest_edge, longest_edge = RELEASED.shortest, RELEASED.longest
+
+    rng = np.random.default_rng(0)
+    near = [377, 378, 379, 979, 980, 981]
+    sizes = [*rng.integers(1, 5000, (300, 2)).tolist(), *((w, h) for w in near for h in near)]
+    for width, height in sizes:
+        shape = np.broadcast_to(np.uint8(0), (3, height, width))
+        expected = processor.get_resize_output_image_size(shape, Edges)
+        assert native_size(width, height, RELEASED)[::-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "frame"),
+    [
+        ((640, 480), (640, 480)),  # as it is
+        ((1960, 980), (980, 490)),
+        ((980, 1961), (489, 980)),
+        ((3000, 300), (980, 378)),  # the aspect breaks
+        ((100, 50), (378, 378)),
+        ((500, 10), (500, 378)),
+    ],
+)
+def test_longest_edge_first_then_the_shortest(size, frame):
+    assert native_size(*size, RELEASED) == frame
+
+
+def test_quarters_are_cut_before_they_are_resized_and_stand_row_by_row():
+    """One colour a quarter; the middle of an odd picture belongs to the right and to the lower ones."""
+    pixels = np.zeros((75, 91, 3), np.uint8)
+    pixels[:37, :45], pixels[:37, 45:], pixels[37:, :45], pixels[37:, 45:] = 10, 20, 30, 40
+    frames, *_ = split(PIL.Image.fromarray(pixels), SPLIT)
+    assert [frame.shape[:2] for frame in frames] == [(38, 45), (38, 46), (38, 45), (38, 46), (75, 91)]
+    assert [np.unique(frame).tolist() for frame in frames[:4]] == [[10], [20], [30], [40]]
+
+
+@pytest.mark.parametrize("name", sorted(LINES))
+def test_a_line_of_pixels_is_used_whole(name, reference):
+    """The released processor fails at a quarter that has no pixels, or invents some."""
+    image = PICTURES[name]
+    frames, rows, columns = split(image, SPLIT)
+    assert (rows, columns) == grid(*image.size, SPLIT) == (0, 0)
+    (expected,) = reference(image, WHOLE, do_rescale=False, do_normalize=False)
+    assert len(frames) == 1 and np.array_equal(frames[0].transpose(2, 0, 1), expected)

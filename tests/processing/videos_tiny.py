@@ -1,0 +1,62 @@
+"""Small videos whose frames say which they are: the first 50 are each of a grey of their own.
+
+All have a white corner at the top left."""
+
+import io
+
+import numpy as np
+import pytest
+
+SIZE = (64, 48)  # width, height
+STEP = 5  # from one grey to the next: codecs are not exact
+CORNER = 12
+
+
+def frame(index, size=SIZE):
+    array = np.full((size[1], size[0], 3), STEP * (index % 50), np.uint8)
+    array[:CORNER, :CORNER] = 255
+    return array
+
+
+def number_of(image):
+    """Which frame a picture of one is."""
+    return round(float(np.asarray(image)[CORNER + 8 :, CORNER + 8 :].mean()) / STEP)
+
+
+def video(
+    frames=50, *, fps=25, codec="libx264", format="mp4", every_key=12, between=2, rotation=None, size=SIZE
+):
+    """The bytes of a video file.
+
+    Args:
+        every_key: frames from one key frame to the next.
+        between: B-frames in a row, which are stored after a frame that is shown later.
+        rotation: degrees counterclockwise by which a player shall turn it.
+    """
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height = size
+        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+        stream.bit_rate = 2_000_000  # plenty: greys shall be told apart
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = every_key, between
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for index in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(index, size), format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def sound():
+    """The bytes of a file with sound alone."""
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    return buffer.getvalue()

@@ -1,0 +1,248 @@
+"""Layers in few bits: each computes what a float layer does with the rounded weights, which are near the old ones."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from idefics.config import Quantisation
+from idefics.errors import BadSetting, MissingExtra
+from idefics.quant import chosen, footprint, packs
+from idefics.quant.integers import GROUP, Int4Linear, Int8Linear
+
+KINDS = ("int8", "int4", "nf4", "fp4")
+kinds = pytest.mark.parametrize("kind", KINDS)
+FOUR_BIT = ("nf4", "fp4")
+
+
+class Holder(nn.Module):
+    def __init__(self, inputs=96, outputs=64, bias=True):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs, bias=bias)
+
+
+def quantised(layer, kind, **how):
+    """The layer that takes the place of a float one."""
+    holder = Holder()
+    holder.layer = layer
+    for name, pack in packs(holder, Quantisation(kind=kind, **how)).items():
+        pack(holder.get_parameter(name).detach())
+    return holder.layer
+
+
+def dequantised(layer):
+    """(O, I) float weights that a layer in few bits stands for."""
+    if isinstance(layer, (Int8Linear, Int4Linear)):
+        return layer.dequantised(torch.float32)
+    functional = importlib.import_module("bitsandbytes.functional")
+    return functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()[
+        :, : layer.in_features
+    ]
+
+
+def twin(layer, dtype=torch.float32):
+    """The slow twin: a float layer with the rounded weights."""
+    out, inputs = layer.out_features, layer.in_features
+    plain = nn.Linear(inputs, out, bias=layer.bias is not None, dtype=dtype)
+    with torch.no_grad():
+        plain.weight.copy_(dequantised(layer))
+        if layer.bias is not None:
+            plain.bias.copy_(layer.bias)
+    return plain
+
+
+@kinds
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_a_layer_equals_its_twin(kind, rows, bias):
+    layer = quantised(nn.Linear(96, 64, bias=bias), kind)
+    x = torch.randn(2, rows, 96)
+    torch.testing.assert_close(layer(x), twin(layer)(x), rtol=1e-5, atol=1e-5)
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_sixteen_bits_are_computed_in_sixteen_bits(kind, dtype):
+    layer = quantised(nn.Linear(96, 64, dtype=dtype), kind)
+    for rows in (1, 16):
+        x = torch.randn(rows, 96, dtype=dtype)
+        out = layer(x)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.float(), twin(layer)(x.float()), rtol=0.02, atol=0.02)
+
+
+@torch.inference_mode()
+def test_large_weights_of_half_precision_do_not_overflow():
+    """Sums of 127 times the inputs would leave float16's range long before they are scaled."""
+    layer = quantised(nn.Linear(4096, 2, bias=False, dtype=torch.float16), "int8")
+    out = layer(torch.full((8, 4096), 8.0, dtype=torch.float16))
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("int8", 127), ("int4", 7)])
+def test_no_weight_is_further_than_half_a_step(kind, steps):
+    plain = nn.Linear(96, 64)
+    found = dequantised(quantised(plain, kind))
+    group = 96 if kind == "int8" else GROUP
+    step = plain.weight.unflatten(1, (-1, group)).abs().amax(-1) / steps  # (O, groups)
+    assert ((found - plain.weight).abs() <= 0.5001 * step.repeat_interleave(group, dim=1)).all()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("int4", 0.11), ("nf4", 0.11), ("fp4", 0.13)])
+@pytest.mark.parametrize("inputs", [256, 160, 4304])
+def test_errors_are_those_of_the_kind(kind, error, inputs):
+    """Relative to the weights' own size, for normal weights; each bound is a tenth or so above what is measured.
+
+    Whatever the width: blocks that run over the end of a row have come out wrong.
+    """
+    plain = nn.Linear(inputs, 64)
+    nn.init.normal_(plain.weight)
+    found = dequantised(quantised(plain, kind))
+    assert 0.5 * error < (found - plain.weight).norm() / plain.weight.norm() < error
+
+
+@kinds
+def test_zeros_stay_zeros(kind):
+    plain = nn.Linear(64, 64)
+    nn.init.zeros_(plain.weight)
+    assert not dequantised(quantised(plain, kind)).any()
+
+
+def test_a_width_that_is_no_multiple_of_the_group():
+    layer = quantised(nn.Linear(70, 8), "int4")
+    assert layer.weight.shape == (8, 3 * GROUP // 2) and layer.scale.shape == (8, 3)
+    x = torch.randn(5, 70)
+    torch.testing.assert_close(layer(x), twin(layer)(x))
+
+
+@kinds
+def test_gradients_pass_through(kind):
+    layer = quantised(nn.Linear(96, 64), kind)
+    x, y = (torch.ones(1, 96, requires_grad=True) for _ in range(2))
+    layer(x).sum().backward()
+    twin(layer)(y).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    assert {name for name, weight in layer.named_parameters() if weight.requires_grad} == {"bias"}
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_layer_survives_its_own_state(kind):
+    one, other = quantised(nn.Linear(96, 64), kind), quantised(nn.Linear(96, 64), kind)
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(7, 96)
+    assert torch.equal(one(x), other(x))
+
+
+def test_int8_is_symmetric_with_a_scale_for_each_output():
+    plain = nn.Linear(96, 64)
+    scale = plain.weight.abs().amax(1) / 127
+    expected = (plain.weight / scale[:, None]).round().to(torch.int8)
+    layer = quantised(plain, "int8")
+    assert torch.equal(layer.weight, expected) and torch.equal(layer.scale, scale)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "size"),
+    [
+        ("int8", {}, 64 * 256 + 4 * 64),
+        ("int4", {}, 64 * 256 // 2 + 4 * 64 * 256 // GROUP),
+        ("nf4", {}, 64 * 256 // 2 + 4 * 64 * 256 // 64 + 4 * 16),
+        ("nf4", {"double": True}, 64 * 256 // 2 + 64 * 256 // 64 + 4 * 16 + 4 * 256 + 4 + 4),
+    ],
+)
+def test_memory_is_counted_to_the_byte(kind, how, size):
+    layer = quantised(nn.Linear(256, 64), kind, **how)
+    assert footprint(layer) == size + 4 * 64  # the bias
+
+
+def test_memory_counts_tied_tensors_once_and_buffers_on_request():
+    model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
+    model[1].weight = model[0].weight
+    model.register_buffer("steps", torch.zeros(3, dtype=torch.int64))
+    assert footprint(model) == 64 + 24
+    assert footprint(model, buffers=False) == 64
+
+
+class Parts(nn.Module):
+    """Names as checkpoints have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.ModuleDict(
+            {
+                "vision_model": nn.Linear(8, 8),
+                "connector": nn.ModuleDict({"proj": nn.Linear(8, 8)}),
+                "perceiver_resampler": nn.Linear(8, 8),
+                "embed_tokens": nn.Embedding(8, 8),
+                "layers": nn.ModuleList(nn.ModuleDict({"q_proj": nn.Linear(8, 8)}) for _ in range(2)),
+                "tied": nn.Linear(8, 8, bias=False),
+            }
+        )
+        self.lm_head = nn.Linear(8, 8)
+        self.connectors = nn.Linear(8, 8)
+        self.model["tied"].weight = self.model["embed_tokens"].weight
+
+
+LAYERS = ["model.layers.0.q_proj", "model.layers.1.q_proj"]
+
+
+@pytest.mark.parametrize(
+    ("skip", "expected"),
+    [
+        (None, [*LAYERS, "connectors"]),
+        (("connectors", "vision_model", "connector", "perceiver_resampler", "lm_head"), LAYERS),
+        (("model.layers.1", "model.vision_model", "model.connector"), None),
+        (
+            (),
+            [
+                "model.vision_model",
+                "model.connector.proj",
+                "model.perceiver_resampler",
+                *LAYERS,
+                "lm_head",
+                "connectors",
+            ],
+        ),
+    ],
+)
+def test_which_layers_are_quantised(skip, expected):
+    how = Quantisation(kind="int8") if skip is None else Quantisation(kind="int8", skip=skip)
+    expected = expected or ["model.perceiver_resampler", LAYERS[0], "lm_head", "connectors"]
+    assert chosen(Parts(), how) == expected
+
+
+def test_training_or_not_is_kept():
+    assert not quantised(nn.Linear(64, 64).eval(), "int8").training
+    assert quantised(nn.Linear(64, 64), "nf4").training
+
+
+def test_options_of_four_bits():
+    layer = quantised(nn.Linear(64, 64), "fp4", double=True, compute_dtype="bfloat16")
+    state = layer.weight.quant_state
+    assert (state.quant_type, state.nested, layer.compute_dtype) == ("fp4", True, torch.bfloat16)
+    assert quantised(nn.Linear(64, 64, dtype=torch.float16), "nf4").compute_dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", FOUR_BIT)
+def test_a_missing_extra_is_named(monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'idefics\[quant\]'") as caught:
+        packs(Holder(), Quantisation(kind=kind))
+    assert kind in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_integers_need_no_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for kind in ("int8", "int4"):
+        packs(Holder(), Quantisation(kind=kind))
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "int3"}, {"kind": "nf4", "compute_dtype": "int8"}])
+def test_settings_are_checked(wrong):
+    with pytest.raises(BadSetting, match="give"):
+        Quantisation(**wrong)

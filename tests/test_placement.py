@@ -1,0 +1,249 @@
+"""Models on several devices: what goes where, and that they compute there what they compute on one."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+from devices import CPU, FIRST, SECOND, Devices, put
+from idefics.config import Quantisation
+from idefics.engine.encode import Pictures
+from idefics.engine.runner import decode, prefill
+from idefics.engine.score import score_endings
+from idefics.engine.slow import SlowTwin
+from idefics.errors import BadSetting
+from idefics.nn.decoder import DecoderLayer
+from idefics.placement import Spread, blocks, device_called, join, places, wanted
+from idefics.quant import packs
+from idefics.weights.stream import place_of
+from models import tiny
+
+FAMILIES = {"idefics": tiny.IDEFICS1, "idefics2": tiny.IDEFICS2, "idefics3": tiny.IDEFICS3}
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def model_of(family, **changes):
+    torch.manual_seed(0)
+    return tiny.model_of(tiny.changed(FAMILIES[family], **changes))
+
+
+def on(model, where):
+    """The model, whose weights say that they lie where the map says."""
+    for name, weight in model.named_parameters():
+        put(weight, place_of(name, where))
+    with Devices():
+        join(model)
+    return model
+
+
+def halves(model, *, second=SECOND, rest=FIRST):
+    """The later half of the decoder on a device of its own."""
+    names = [name for name, _ in blocks(model)]
+    layers = [name for name in names if ".layers." in name]
+    gates = [name for name in names if "gated" in name]
+    later = layers[len(layers) // 2 :] + gates[len(gates) // 2 :]
+    return {"": rest, **dict.fromkeys(later, second)}
+
+
+@torch.inference_mode()
+def read(model):
+    """All that the engine does with a model: two prompts, a second token after each, endings; the slow twin's too."""
+    prompts = [tiny.prompt(model, "tt1tt"), tiny.prompt(model, "1tttttt1t")]
+    with Devices():
+        pictures = Pictures(model, 4)
+        pictures.read(tiles for prompt in prompts for tiles in prompt.pictures)
+        cache, h = prefill(model, prompts, pictures)
+        first = model.logits(h)
+        cache.select([1, 0])
+        second = model.logits(decode(model, cache, torch.tensor([5, 7])))
+        scores = score_endings(model, prompts[1], [[4, 5], [6], [7, 8, 9]], pictures)
+        slow = model.logits(SlowTwin(model, prompts[0]).hidden())
+    return cache, [first, second, torch.tensor([*chain(*scores)]), slow]
+
+
+@families
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda model: halves(model),
+        lambda model: halves(model, second=CPU),
+        lambda model: halves(model, second=FIRST, rest=CPU),
+        lambda model: {"": SECOND, "model": FIRST},
+        lambda model: {"": FIRST, "model.vision_model": CPU, "lm_head": CPU},
+    ],
+    ids=["two GPUs", "spilled layers", "all but layers spilled", "head apart", "both ends spilled"],
+)
+def test_what_is_computed_is_the_same(family, where):
+    _, expected = read(model_of(family))
+    _, found = read(on(model := model_of(family), where(model)))
+    for want, got in zip(expected, found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@families
+def test_a_cache_lies_where_its_layer_lies(family):
+    model = model_of(family)
+    cache, _ = read(on(model, halves(model)))
+    with Devices():
+        found = [cache.keys[layer].device for layer in range(len(cache.keys))]
+        assert found == sorted(found, key=str) and set(found) == {FIRST, SECOND}
+        assert {memory.keys.device for memory in cache.cross} in (set(), {FIRST, SECOND})
+
+
+def test_what_spills_computes_on_the_gpu_and_stays_in_memory():
+    model = model_of("idefics3")
+    layer = model.model.text_model.layers[1].mlp.gate_proj
+    seen = []
+    layer.register_forward_hook(
+        lambda module, inputs, out: seen.append((inputs[0].device, module.weight.device))
+    )
+    weight = layer.weight
+    read(on(model, halves(model, second=CPU)))
+    assert set(seen) == {(FIRST, FIRST)}
+    assert layer.weight is weight and dict(layer.named_parameters()) == {"weight": weight}
+
+
+def test_a_loan_ends_when_a_module_fails():
+    model = model_of("idefics3")
+    on(model, {"": FIRST, "lm_head": CPU})
+    weight = model.lm_head.weight
+    with pytest.raises(RuntimeError), Devices():
+        model.logits(torch.ones(2, 3))
+    assert model.lm_head.weight is weight
+
+
+def test_gradients_find_what_spilled():
+    model = model_of("idefics3")
+    on(model, {"": FIRST, "lm_head": CPU})
+    with Devices():
+        model.logits(put(torch.ones(1, 48), FIRST)).sum().backward()
+    assert model.lm_head.weight.grad is not None
+
+
+def test_one_device_has_no_hooks():
+    model = on(model_of("idefics3"), {"": FIRST})
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@families
+def test_blocks_are_all_of_a_model_and_never_overlap(family):
+    model = model_of(family)
+    found = [name for name, _ in blocks(model)]
+    assert {id(w) for _, block in blocks(model) for w in block.parameters()} == {
+        id(w) for w in model.parameters()
+    }
+    assert not any(a != b and a.startswith(f"{b}.") for a in found for b in found)
+    assert all(name in found for name, module in model.named_modules() if isinstance(module, DecoderLayer))
+
+
+def sizes(model, where):
+    total = {}
+    for name, weight in model.named_parameters():
+        device = place_of(name, where)
+        total[device] = total.get(device, 0) + weight.nbytes
+    return total
+
+
+def fit(model, max_memory, way="auto", dtype=torch.float32, bits=None):
+    return places(model, Spread(device_map=way, max_memory=max_memory), dtype=dtype, bits=bits or {})
+
+
+@families
+@pytest.mark.parametrize("way", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_layers_fill_gpus_and_spill(family, way):
+    deep = {"num_hidden_layers": 12}
+    model = model_of(family, **(deep if family == "idefics" else {"text_config": deep}))
+    whole = sum(weight.nbytes for weight in model.parameters())
+    room = {0: whole // 2, 1: whole // 4, "cpu": whole}
+    where = fit(model, room, way)
+    used = sizes(model, where)
+    assert set(used) == {FIRST, SECOND, CPU}
+    assert sum(used.values()) == whole
+    assert all(used[device] <= room[key] for device, key in ((FIRST, 0), (SECOND, 1), (CPU, "cpu")))
+    for name, block in blocks(model):
+        assert len({place_of(f"{name}.{inner}", where) for inner, _ in block.named_parameters()}) <= 1
+    _, expected = read(model)
+    _, found = read(on(model, where))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gpus_share_evenly():
+    model = model_of("idefics3", text_config={"num_hidden_layers": 24})
+    used = sizes(model, fit(model, {0: 10**9, 1: 10**9, "cpu": 10**9}))
+    assert set(used) == {FIRST, SECOND}
+    assert max(used.values()) < 1.3 * min(used.values())
+
+
+def test_fewer_bits_need_less_room():
+    model = model_of("idefics3", text_config={"num_hidden_layers": 24})
+    whole = sum(weight.nbytes for weight in model.parameters())
+    room = {0: whole // 2, "cpu": whole}
+    bits = dict.fromkeys(packs(model, Quantisation(kind="int8")), 8)
+    assert CPU in set(fit(model, room).values())
+    assert set(fit(model, room, dtype=torch.bfloat16).values()) == {FIRST}
+    assert set(fit(model, room, bits=bits).values()) == {FIRST}
+
+
+def test_tied_weights_stay_together():
+    model = model_of("idefics3", tie_word_embeddings=True, text_config={"num_hidden_layers": 8})
+    whole = sum(weight.nbytes for weight in model.parameters())
+    where = fit(model, {0: whole // 2, 1: whole})
+    assert place_of("lm_head", where) == place_of("model.text_model.embed_tokens", where)
+    assert len(set(where.values())) == 2
+    _, expected = read(model)
+    _, found = read(on(model, where))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_fits_nowhere_is_refused():
+    with pytest.raises(
+        BadSetting, match=r"does not fit into memory \(1e-06 GB on cpu\).*nf4.*max_memory"
+    ) as caught:
+        fit(model_of("idefics3"), {"cpu": 1000})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("device_map", "said"),
+    [
+        ({"lm_head": CPU}, r"leaves out model\.vision_model"),
+        ({"": CPU, "model.text_model.layers.0.mlp": CPU}, r"names 'model\.text_model\.layers\.0\.mlp'"),
+        ({"": CPU, "nonsense": CPU}, r"names 'nonsense'.*give lm_head, model\.connector.*layers\.n"),
+        ({"": "disk"}, "device is 'disk'"),
+        ({"": 7}, "device is 7"),
+    ],
+)
+def test_maps_that_cannot_be_are_refused(device_map, said):
+    with pytest.raises(BadSetting, match=said):
+        places(model_of("idefics3"), Spread(device_map=device_map), dtype=torch.float32, bits={})
+
+
+def test_a_map_of_ones_own():
+    model = model_of("idefics3")
+    given = {"model": CPU, "model.text_model.layers": "cpu", "lm_head": "cpu"}
+    assert places(model, Spread(device_map=given), dtype=torch.float32, bits={}) == dict.fromkeys(given, CPU)
+
+
+def test_what_the_caller_wants():
+    assert wanted("cpu", None, None) == wanted("auto", "cpu", None) == CPU
+    assert wanted("auto", "auto", {"cpu": 1}) == Spread(device_map="auto", max_memory={"cpu": 1})
+    assert wanted("auto", {"": "cpu"}, None).main == CPU
+    for given, said in (
+        (("cpu", "auto", None), "one of the two"),
+        (("auto", None, {"cpu": 1}), 'give device_map="auto"'),
+        (("auto", {"": "cpu"}, {"cpu": 1}), 'give device_map="auto"'),
+        (("auto", "everywhere", None), "device is 'everywhere'"),
+        ((9, None, None), "device is 9"),
+    ):
+        with pytest.raises(BadSetting, match=said):
+            wanted(*given)
+
+
+def test_auto_is_some_device():
+    assert isinstance(device_called("auto"), torch.device)
+    assert isinstance(Spread(device_map="auto").main, torch.device)
+
+
+def test_sizes_that_cannot_be_read_are_refused():
+    with pytest.raises(BadSetting, match=r"max_memory is \{'cpu': 'much'\}"):
+        fit(model_of("idefics3"), {"cpu": "much"})
