@@ -14,7 +14,7 @@ from .things import CATALOG, COLORS, GROUNDS, is_shape, shape_and_color
 SIDE = 96
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 FONT_SIZE = 109  # the only size that the bitmap font has
-EXTENT = {"large": 30, "small": 18}  # the longer side of a thing, in pixels of a 96-pixel picture
+EXTENT = {"large": 30, "small": 22}  # the longer side of a thing, in pixels of a 96-pixel picture
 STENCIL = 256
 
 Pixels = NDArray[np.uint8]

@@ -15,14 +15,14 @@ from .turns import Sample, assistant, user
 
 # How often each kind is drawn.
 MIX: dict[str, float] = {
-    "caption": 1.0,
+    "caption": 1.5,
     "complete": 1.0,
-    "question": 5.0,
-    "classify": 1.5,
-    "story": 0.8,
+    "question": 6.0,
+    "classify": 4.0,
+    "story": 0.6,
     "shots": 2.0,
     "chat": 2.5,
-    "readout": 1.5,
+    "readout": 0.5,
     "raw": 2.0,
 }
 ABOUT_ONE_SCENE: dict[str, Callable[[random.Random, Scene], Sample]] = {

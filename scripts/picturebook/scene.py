@@ -30,7 +30,7 @@ TEXTURES: tuple[Texture, ...] = ("plain", "graded", "noisy")
 ANGLES = (-20, -10, 0, 10, 20)
 ROOM = {
     "large": 1,
-    "small": 6,
+    "small": 4,
 }  # how far a thing may move and stay in its cell, in pixels of a 96-pixel picture
 SEEDS = 32  # enough different noises and skies, and few enough to be drawn once and kept
 NUMBER_OF_THINGS = {1: 0.15, 2: 0.32, 3: 0.30, 4: 0.23}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 
-from idefics.models.idefics1 import TEMPLATE
+from idefics.models.family import DIALOGUE
 from picturebook import corpus
 
 SIDE = 96  # a picture is 3 x 3 cells of 32 pixels
@@ -124,7 +124,7 @@ def idefics3_config(tokenizer: Tokenizer) -> dict[str, Any]:
             "num_key_value_heads": 5,
             "pad_token_id": 2,
             "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
+            "rope_theta": 100000.0,
             "vocab_size": tokenizer.get_vocab_size(),
         },
         "tie_word_embeddings": False,
@@ -192,7 +192,7 @@ def idefics1_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-CHAT_TEMPLATE = "<|im_start|>" + TEMPLATE
+CHAT_TEMPLATE = "<|im_start|>" + DIALOGUE
 
 IDEFICS3 = Recipe(
     folder="idefics3",
@@ -233,7 +233,7 @@ IDEFICS3 = Recipe(
         },
     },
     raw=False,
-    vision_steps=800,
+    vision_steps=2000,
 )
 IDEFICS1 = Recipe(
     folder="idefics1",
@@ -263,7 +263,7 @@ IDEFICS1 = Recipe(
         },
     },
     raw=True,
-    vision_steps=1500,
+    vision_steps=3000,
 )
 RECIPES = {"demo": IDEFICS3, "demo-idefics1": IDEFICS1}
 

@@ -12,27 +12,30 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from idefics.models import read_checkpoint
-from idefics.nn.attention import DenseAttn
 from picturebook import MIX, sample
 from picturebook.things import COLORS, GROUNDS
 
-from .attention import TrainingAttn
-from .batches import KIND_NAMES, NUMBER_OF_KINDS, Batch, Labels, batches, frames_of, labels_of
+from .attention import PointingAttn, TrainingAttn
+from .batches import NUMBER_OF_KINDS, Batch, Labels, batches, frames_of, labels_of
 from .checkpoints import Recipe, write_settings, write_weights
 from .encoding import Encoder
+from .names import Names, Pointers
 from .optimizer import optimizers, set_rate
 
 ROWS = 16
 VISION_PICTURES = 32
-SIMPLE_STEPS = 1_200
-SIMPLE_MIX = {"caption": 2.0, "complete": 1.0, "question": 4.0, "readout": 3.0}
+MOST_TO_SEE = (
+    8  # things in a picture of the first stage: three times as much to learn from as in a scene of the second
+)
+SIMPLE_STEPS = 1_500
+SIMPLE_MIX = {"caption": 1.0, "question": 6.0, "classify/names": 1.5, "readout": 1.0}
 VISION_WEIGHT = 0.3
-DECAY = 0.4
-NAME_SHARPNESS = 10.0  # of a softmax over cosines
+DECAY = 0.5
 SAVE_EVERY = 250
+ALIKE_HEADS = 3
 
 
 class CellHeads(nn.Module):
@@ -43,15 +46,18 @@ class CellHeads(nn.Module):
         self.kinds = nn.Linear(width, NUMBER_OF_KINDS)
         self.colors = nn.Linear(width, len(COLORS))
         self.sizes = nn.Linear(width, 3)
+        self.places = nn.Linear(width, 9)
 
     def loss(self, cells: Tensor, labels: Labels) -> tuple[Tensor, float]:
-        """(P, 9, D) -> the summed loss of the three questions, and the share of filled cells named right."""
+        """(P, 9, D) -> the summed loss of the four questions, and the share of filled cells named right."""
         named = self.kinds(cells)
+        places = torch.arange(9).expand(len(cells), 9)
         colors = cross_entropy(self.colors(cells).flatten(0, 1), labels.colors.flatten(), reduction="sum")
         losses = (
             cross_entropy(named.flatten(0, 1), labels.kinds.flatten())
             + colors / (labels.colors >= 0).sum().clamp(min=1)
             + cross_entropy(self.sizes(cells).flatten(0, 1), labels.sizes.flatten())
+            + cross_entropy(self.places(cells).flatten(0, 1), places.flatten())
         )
         filled = labels.kinds > 0
         return losses, (named.argmax(-1) == labels.kinds)[filled].float().mean().item()
@@ -73,32 +79,6 @@ class PatchHeads(nn.Module):
         return loss + cross_entropy(self.grounds(patches.mean(1)), labels.grounds), named
 
 
-class Names:
-    """The feature of a cell shall be near the word for what the cell shows.
-
-    Then one way of matching serves for every word: "is there a puppy?" need not be learned apart from "a rabbit".
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        def first_token(name: str) -> int:
-            return int(
-                tokenizer.encode(f"a {name}", add_special_tokens=False).ids[1]
-            )  # as words follow words
-
-        self.kinds = torch.tensor([first_token(name) for name in KIND_NAMES])
-        self.colors = torch.tensor([first_token(name) for name in COLORS])
-
-    def loss(self, features: Tensor, embedding: nn.Embedding, labels: Labels) -> Tensor:
-        """(P, 9, D) features -> how far they are from the words' embeddings, by cosine."""
-        features = normalize(features, dim=-1) * NAME_SHARPNESS
-        kinds = features @ normalize(embedding(self.kinds), dim=-1).T
-        colors = features @ normalize(embedding(self.colors), dim=-1).T
-        of_colors = cross_entropy(colors.flatten(0, 1), labels.colors.flatten(), reduction="sum")
-        return cross_entropy(kinds.flatten(0, 1), labels.kinds.flatten()) + of_colors / (
-            labels.colors >= 0
-        ).sum().clamp(min=1)
-
-
 class Trainer:
     """One checkpoint's training; its state can be saved after any step and taken up again."""
 
@@ -113,17 +93,20 @@ class Trainer:
         self.model: Any = checkpoint.family.build(checkpoint.config).train()
         initialise(self.model)
         self.plan = checkpoint.family.images(checkpoint.config, recipe.settings["preprocessor_config.json"])
-        width, parts = checkpoint.config.vision.width, self.model.model
-        self.heads = nn.ModuleDict({"patches": PatchHeads(width)})
-        seeing = nn.ModuleDict({"tower": parts.vision_model})
+        vision, parts = checkpoint.config.vision, self.model.model
         if checkpoint.config.resampler:
-            self.heads["latents"] = CellHeads(width)
-            seeing["resampler"] = parts.perceiver_resampler
+            self.bridge, self.words, width = parts.perceiver_resampler, parts.embed_tokens, vision.width
+        else:
+            self.bridge, self.words = parts.connector, parts.text_model.embed_tokens
+            width = checkpoint.config.text.width
+        self.heads = nn.ModuleDict({"patches": PatchHeads(vision.width), "features": CellHeads(width)})
+        seeing = nn.ModuleDict({"tower": parts.vision_model, "bridge": self.bridge, "words": self.words})
         self.optimizers = optimizers(self.model, self.heads)
         self.vision_optimizers = optimizers(seeing, self.heads)
         places = 0 if checkpoint.config.cross else self.plan.tokens
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.encoder, self.names = Encoder(tokenizer, places), Names(tokenizer)
+        self.pointers = Pointers(tokenizer, self.names)
         self.seed, self.step = seed, 0
         self.state = folder / "training-state.pt"
         if self.state.exists():
@@ -133,6 +116,7 @@ class Trainer:
         """To the last step; the checkpoint in the folder is written every few minutes and at the end."""
         if self.step == 0:
             self._learn_to_see()
+            self._save()
         mix = dict(
             MIX if self.recipe.raw else {kind: weight for kind, weight in MIX.items() if kind != "raw"}
         )
@@ -148,8 +132,8 @@ class Trainer:
         steps = self.recipe.vision_steps
         for step in range(steps):
             for optimizer in self.vision_optimizers:
-                set_rate(optimizer, step, steps, decay=0.2)
-            scenes = [sample(rng, "train") for _ in range(VISION_PICTURES)]
+                set_rate(optimizer, step, steps, DECAY)
+            scenes = [sample(rng, "train", rng.randint(1, MOST_TO_SEE)) for _ in range(VISION_PICTURES)]
             _, loss, named = self._see(frames_of(scenes, self.plan), labels_of(scenes))
             self._update(self.vision_optimizers, loss)
             if step % 50 == 49:
@@ -181,25 +165,23 @@ class Trainer:
         Nine features stand for the nine cells: all that the connector makes, or the first of the resampler's latents,
         which would else mix the cells and leave the decoder with a bag of attributes.
         """
-        parts = self.model.model
-        patches = parts.vision_model(frames)
-        loss, named = self.heads["patches"].loss(patches, labels)
-        if "latents" in self.heads:
-            features = parts.perceiver_resampler(patches)
-            latent_loss, named = self.heads["latents"].loss(features[:, :9], labels)
-            loss, embedding = loss + latent_loss, parts.embed_tokens
-        else:
-            features, embedding = parts.connector(patches), parts.text_model.embed_tokens
-        return features, loss + self.names.loss(features[:, :9], embedding, labels), named
+        patches = self.model.model.vision_model(frames)
+        loss, _ = self.heads["patches"].loss(patches, labels)
+        features = self.bridge(patches)
+        cells = features[:, :9]
+        cell_loss, named = self.heads["features"].loss(cells, labels)
+        return features, loss + cell_loss + self.names.loss(cells, self.words, labels), named
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
         features, vision_loss, named = self._see(batch.frames, batch.labels)
         x = self.model.embed(batch.ids)
         if self.model.layout.cross_layers:
-            attn: DenseAttn = TrainingAttn(batch.rows, self.model.memory(features), batch.sees)
+            attn: TrainingAttn | PointingAttn = TrainingAttn(
+                batch.rows, self.model.memory(features), batch.sees
+            )
         else:
             x = x.index_put((batch.ids.eq(self.encoder.image).nonzero(as_tuple=True)), features.flatten(0, 1))
-            attn = DenseAttn(batch.rows)
+            attn = PointingAttn(batch.rows, self.pointers(batch))
         positions = torch.arange(len(batch.ids) // batch.rows).repeat(batch.rows)
         hidden = self.model(x, positions, attn)
         learned = batch.targets >= 0
@@ -207,7 +189,7 @@ class Trainer:
         right = (logits.argmax(-1) == targets).float().mean().item()
         weights = batch.weights[learned]
         loss = (cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
-        return loss, vision_loss, named, right
+        return loss, vision_loss + attn.loss, named, right
 
     def _update(self, optimizers: list[torch.optim.Optimizer], loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -238,11 +220,12 @@ class Trainer:
         self.report(f"resumed at step {self.step}")
 
 
-def initialise(model: nn.Module) -> None:
+def initialise(model: Any) -> None:
     """Matrices keep the size of what passes; what adds to the stream starts smaller; gates are half open.
 
     Embeddings and positions are as large as what is added to them, else they drown. Gates would start at zero beside
-    a pretrained text model; here there is none.
+    a pretrained text model; here there is none. Most heads begin as a search for what is alike, queries and keys
+    being one matrix (arXiv 2305.09828): a word then finds the cell that shows it from the first step.
     """
     layers = sum(name.endswith(("o_proj.weight", "down_proj.weight")) for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
@@ -259,3 +242,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=scale / math.sqrt(parameter[0].numel()))
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
+    alike = ALIKE_HEADS * model.config.text.head_size
+    for name, module in model.named_modules():
+        if name.endswith(("self_attn", "cross_attn")) and "vision_model" not in name:
+            module.q_proj.weight.data[:alike] = module.k_proj.weight.data[:alike]

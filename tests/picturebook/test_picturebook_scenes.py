@@ -22,7 +22,7 @@ from picturebook import (
 from picturebook import split as held
 from picturebook.drawing import FONT
 from picturebook.examples import EXAMPLES, write
-from picturebook.scene import is_visible
+from picturebook.scene import ROOM, is_visible
 from picturebook.things import COLORS, FIRST_SHAPE, GROUNDS, SHAPES, is_shape, shape_and_color
 
 needs_font = pytest.mark.skipif(not FONT.is_file(), reason="needs the package fonts-noto-color-emoji")
@@ -145,7 +145,7 @@ def test_a_drawn_picture_is_its_own():
 @needs_font
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_things_stay_in_their_cells(size):
-    room = {"large": 1, "small": 6}[size]
+    room = ROOM[size]
     empty = draw(Scene("gray", "plain", False, ()))
     for what in range(1, CELL_CLASSES):
         for angle, shift in ((-20, -room), (20, room)):

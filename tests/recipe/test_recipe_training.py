@@ -134,7 +134,7 @@ def test_every_parameter_learns(name, small, tmp_path):
 @needs_font
 @pytest.mark.parametrize("name", RECIPES)
 def test_seeing_comes_first(name, small, tmp_path):
-    """Before any text the tower learns, the resampler with it, and nothing else moves."""
+    """Before any text the tower learns, with it what leads to the text and the words, and nothing else moves."""
     trainer = start(name, tmp_path)
     trainer.recipe = replace(trainer.recipe, vision_steps=2)
     before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
@@ -142,5 +142,24 @@ def test_seeing_comes_first(name, small, tmp_path):
     moved = {
         key for key, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[key])
     }
-    sees = {key for key in before if "vision_model" in key or "perceiver_resampler" in key}
+    parts = ("vision_model", "perceiver_resampler", "connector", "embed_tokens")
+    sees = {key for key in before if any(part in key for part in parts)}
     assert moved == sees - (IDLE if trainer.model.layout.cross_layers else set())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_word_finds_what_is_like_it_from_the_first_step(name, tmp_path):
+    """In the heads that search, a query meets no key better than its own kind's."""
+    text = start(name, tmp_path).model
+    attention = next(
+        module
+        for key, module in text.named_modules()
+        if key.endswith(("cross_attn", "text_model.layers.0.self_attn"))
+    )
+    words = torch.nn.functional.normalize(torch.randn(50, text.config.text.width), dim=-1)
+    heads = (text.config.text.heads, text.config.text.head_size)
+    q, k = (project(words).unflatten(-1, heads) for project in (attention.q_proj, attention.k_proj))
+    best = torch.einsum("qhk,phk->hqp", q, k).argmax(-1)  # (H, 50)
+    found = best.eq(torch.arange(50)).float().mean(-1)
+    assert (found[: training.ALIKE_HEADS] > 0.9).all()
+    assert (found[training.ALIKE_HEADS :] < 0.2).all()
