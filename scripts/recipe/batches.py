@@ -32,12 +32,14 @@ class Labels:
         kinds: (P, 9) what stands in each cell: 0 nothing, then things, then shapes of whatever colour.
         colors: (P, 9) the colour of a shape, -100 elsewhere. Apart from its shape, so that new pairs stay open.
         sizes: (P, 9) 0 nothing, 1 small, 2 large.
+        alike: (P, 9) how many cells show the same, this one included; 0 where there is nothing.
         grounds: (P,) ground and time of day.
     """
 
     kinds: Tensor
     colors: Tensor
     sizes: Tensor
+    alike: Tensor
     grounds: Tensor
 
 
@@ -80,7 +82,8 @@ def labels_of(scenes: list[Scene]) -> Labels:
             sizes[row, item.cell] = 1 + (item.size == "large")
     names = list(GROUNDS)
     grounds = torch.tensor([names.index(scene.ground) * 2 + scene.night for scene in scenes])
-    return Labels(kinds, colors, sizes, grounds)
+    alike = (cells[:, :, None] == cells[:, None]).sum(-1) * (cells > 0)
+    return Labels(kinds, colors, sizes, alike, grounds)
 
 
 def answer_weights(learned: np.ndarray) -> np.ndarray:

@@ -27,9 +27,7 @@ from .optimizer import optimizers, set_rate
 
 ROWS = 16
 VISION_PICTURES = 32
-MOST_TO_SEE = (
-    8  # things in a picture of the first stage: three times as much to learn from as in a scene of the second
-)
+MOST_TO_SEE = 8  # things in a picture of the first stage: three times as much to learn from as in the second
 SIMPLE_STEPS = 1_500
 SIMPLE_MIX = {"caption": 1.0, "question": 6.0, "classify/names": 1.5, "readout": 1.0}
 VISION_WEIGHT = 0.3
@@ -47,9 +45,10 @@ class CellHeads(nn.Module):
         self.colors = nn.Linear(width, len(COLORS))
         self.sizes = nn.Linear(width, 3)
         self.places = nn.Linear(width, 9)
+        self.alike = nn.Linear(width, 1 + MOST_TO_SEE)
 
     def loss(self, cells: Tensor, labels: Labels) -> tuple[Tensor, float]:
-        """(P, 9, D) -> the summed loss of the four questions, and the share of filled cells named right."""
+        """(P, 9, D) -> the summed loss of the five questions, and the share of filled cells named right."""
         named = self.kinds(cells)
         places = torch.arange(9).expand(len(cells), 9)
         colors = cross_entropy(self.colors(cells).flatten(0, 1), labels.colors.flatten(), reduction="sum")
@@ -58,6 +57,7 @@ class CellHeads(nn.Module):
             + colors / (labels.colors >= 0).sum().clamp(min=1)
             + cross_entropy(self.sizes(cells).flatten(0, 1), labels.sizes.flatten())
             + cross_entropy(self.places(cells).flatten(0, 1), places.flatten())
+            + cross_entropy(self.alike(cells).flatten(0, 1), labels.alike.flatten())
         )
         filled = labels.kinds > 0
         return losses, (named.argmax(-1) == labels.kinds)[filled].float().mean().item()

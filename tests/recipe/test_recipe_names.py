@@ -14,7 +14,7 @@ from picturebook.scene import Item, Scene
 from picturebook.things import class_of
 from picturebook.turns import assistant, user
 from recipe.attention import PointingAttn
-from recipe.batches import KIND_NAMES, Labels, collate
+from recipe.batches import KIND_NAMES, Labels, collate, labels_of
 from recipe.encoding import Encoder
 from recipe.names import Names, Pointers
 
@@ -123,7 +123,7 @@ def test_features_are_drawn_to_their_words(tokenizer):
     names, embedding = Names(tokenizer), torch.nn.Embedding(tokenizer.get_vocab_size(), 32)
     puppy = KIND_NAMES.index("puppy")
     cells = torch.full((1, 9), puppy)
-    labels = Labels(cells, torch.full_like(cells, -100), torch.ones_like(cells), torch.zeros(1))
+    labels = Labels(cells, torch.full_like(cells, -100), cells, cells, torch.zeros(1))
     right = embedding.weight[names.kinds[puppy]].detach().expand(1, 9, 32)
     wrong = embedding.weight[names.kinds[puppy + 1]].detach().expand(1, 9, 32)
     loss = names.loss(right, embedding, labels)
@@ -132,3 +132,10 @@ def test_features_are_drawn_to_their_words(tokenizer):
     assert len(set(names.kinds.tolist())) > 0.9 * len(KIND_NAMES), (
         "a name's first token tells it from the others"
     )
+
+
+def test_a_cell_says_how_many_show_the_same():
+    """The same thing in the same colour: a blue circle is not one of two red ones."""
+    two = (*SHAPES.items[:2], Item(class_of("red circle"), 5), SHAPES.items[2])
+    (alike,) = labels_of([Scene("gray", "plain", False, two)]).alike.tolist()
+    assert alike == [2, 0, 0, 0, 1, 2, 0, 1, 0]
