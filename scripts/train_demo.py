@@ -23,6 +23,7 @@ def main() -> None:
         "--out", type=Path, required=True, help="the folder of the checkpoint and of the state"
     )
     parser.add_argument("--steps", type=int, default=8000, help="of 16 samples each (%(default)s)")
+    parser.add_argument("--start", type=Path, help="a checkpoint of the same shape to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -32,7 +33,8 @@ def main() -> None:
     def report(line: str) -> None:
         print(f"{(time.monotonic() - began) / 60:6.1f} min  {line}", flush=True)
 
-    Trainer(RECIPES[arguments.name], arguments.out, arguments.steps, arguments.seed, report).run()
+    recipe, out, start = RECIPES[arguments.name], arguments.out, arguments.start
+    Trainer(recipe, out, arguments.steps, arguments.seed, report, start).run()
 
 
 if __name__ == "__main__":

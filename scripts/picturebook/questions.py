@@ -243,10 +243,10 @@ def ask_size(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
 
 
 QUESTIONS: dict[str, tuple[float, Callable[[random.Random, Scene], QuestionAndAnswer | None]]] = {
-    "what": (1.0, ask_what),
+    "what": (3.0, ask_what),
     "at": (2.0, ask_at),
     "color": (1.5, ask_color),
-    "count": (5.0, ask_count),
+    "count": (6.0, ask_count),
     "where": (2.0, ask_where),
     "exists": (2.0, ask_exists),
     "relation": (3.0, ask_relation),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,6 +282,13 @@ def write_settings(recipe: Recipe, folder: Path) -> None:
     for name, content in files.items():
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def copy_settings(source: Path, folder: Path) -> None:
+    """Everything of another checkpoint but its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
 
 
 def write_weights(model: nn.Module, folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -20,7 +21,7 @@ from picturebook.things import COLORS, GROUNDS
 
 from .attention import PointingAttn, TrainingAttn
 from .batches import NUMBER_OF_KINDS, Batch, Labels, batches, frames_of, labels_of
-from .checkpoints import Recipe, write_settings, write_weights
+from .checkpoints import Recipe, copy_settings, write_settings, write_weights
 from .encoding import Encoder
 from .names import Names, Pointers
 from .optimizer import optimizers, set_rate
@@ -34,6 +35,7 @@ VISION_WEIGHT = 0.3
 DECAY = 0.5
 SAVE_EVERY = 250
 ALIKE_HEADS = 3
+HEAD_STEPS = 300  # for the heads alone, which no checkpoint holds, where training goes on from one
 
 
 class CellHeads(nn.Module):
@@ -80,13 +82,25 @@ class PatchHeads(nn.Module):
 
 
 class Trainer:
-    """One checkpoint's training; its state can be saved after any step and taken up again."""
+    """One checkpoint's training; its state can be saved after any step and taken up again.
+
+    Args:
+        start: a checkpoint whose weights it begins with, in place of the first stage and of simple topics.
+    """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, total: int, seed: int, report: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        folder: Path,
+        total: int,
+        seed: int,
+        report: Callable[[str], None],
+        start: Path | None = None,
     ) -> None:
         self.recipe, self.folder, self.total, self.report = recipe, folder, total, report
-        if not (folder / "config.json").exists():
+        if start:
+            copy_settings(start, folder)  # a tokenizer trained anew would have other ids
+        elif not (folder / "config.json").exists():
             write_settings(recipe, folder)
         checkpoint = read_checkpoint(folder)
         torch.manual_seed(seed)
@@ -107,7 +121,7 @@ class Trainer:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.encoder, self.names = Encoder(tokenizer, places), Names(tokenizer)
         self.pointers = Pointers(tokenizer, self.names)
-        self.seed, self.step = seed, 0
+        self.seed, self.step, self.start = seed, 0, start
         self.state = folder / "training-state.pt"
         if self.state.exists():
             self._resume()
@@ -115,21 +129,30 @@ class Trainer:
     def run(self) -> None:
         """To the last step; the checkpoint in the folder is written every few minutes and at the end."""
         if self.step == 0:
-            self._learn_to_see()
+            self._begin()
             self._save()
         mix = dict(
             MIX if self.recipe.raw else {kind: weight for kind, weight in MIX.items() if kind != "raw"}
         )
-        for stage_mix, end in ((SIMPLE_MIX, min(SIMPLE_STEPS, self.total)), (mix, self.total)):
+        simple = 0 if self.start else min(SIMPLE_STEPS, self.total)
+        for stage_mix, end in ((SIMPLE_MIX, simple), (mix, self.total)):
             rng = random.Random(f"{self.seed} {self.step}")
             stream = batches(self.encoder, self.plan, rng, stage_mix, ROWS)
             while self.step < end:
                 self._train_step(next(stream))
         self._save()
 
-    def _learn_to_see(self) -> None:
+    def _begin(self) -> None:
+        if self.start is None:
+            self._learn_to_see(self.recipe.vision_steps)
+            return
+        self.model.load_state_dict(load_file(self.start / "model.safetensors"))
+        self.model.requires_grad_(False)
+        self._learn_to_see(HEAD_STEPS)
+        self.model.requires_grad_(True)
+
+    def _learn_to_see(self, steps: int) -> None:
         rng, began = random.Random(f"{self.seed} vision"), time.monotonic()
-        steps = self.recipe.vision_steps
         for step in range(steps):
             for optimizer in self.vision_optimizers:
                 set_rate(optimizer, step, steps, DECAY)
