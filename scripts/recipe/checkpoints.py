@@ -286,9 +286,7 @@ def write_settings(recipe: Recipe, folder: Path) -> None:
 
 def copy_settings(source: Path, folder: Path) -> None:
     """Everything of another checkpoint but its weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in source.glob("*.json"):
-        shutil.copyfile(file, folder / file.name)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
 
 
 def write_weights(model: nn.Module, folder: Path) -> None:

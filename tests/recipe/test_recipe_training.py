@@ -1,11 +1,11 @@
 """The trainer: its attention is the product's, its state can be taken up again, its checkpoints load."""
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import idefics
 from idefics.nn.attention import DenseAttn, LayerMemory
@@ -92,7 +92,7 @@ def start(name, folder, total=3):
 @needs_font
 @pytest.mark.parametrize("name", RECIPES)
 def test_training_goes_on_where_it_stopped(name, small, monkeypatch, tmp_path):
-    monkeypatch.setattr(training.Trainer, "_learn_to_see", lambda self: None)
+    monkeypatch.setattr(training.Trainer, "_learn_to_see", lambda self, steps: None)
     stopped = start(name, tmp_path / "one", total=2)
     stopped.run()
     (tmp_path / "two").mkdir()
@@ -136,15 +136,32 @@ def test_every_parameter_learns(name, small, tmp_path):
 def test_seeing_comes_first(name, small, tmp_path):
     """Before any text the tower learns, with it what leads to the text and the words, and nothing else moves."""
     trainer = start(name, tmp_path)
-    trainer.recipe = replace(trainer.recipe, vision_steps=2)
     before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
-    trainer._learn_to_see()
+    trainer._learn_to_see(2)
     moved = {
         key for key, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[key])
     }
     parts = ("vision_model", "perceiver_resampler", "connector", "embed_tokens")
     sees = {key for key in before if any(part in key for part in parts)}
     assert moved == sees - (IDLE if trainer.model.layout.cross_layers else set())
+
+
+@needs_font
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_goes_on_from_a_checkpoint(name, small, monkeypatch, tmp_path):
+    """With its weights and its tokenizer; what is learned first is to ask it, and that changes nothing in it."""
+    monkeypatch.setattr(training, "HEAD_STEPS", 2)
+    shipped = DEMO / RECIPES[name].folder
+    trainer = training.Trainer(RECIPES[name], tmp_path, 1, seed=0, report=lambda line: None, start=shipped)
+    heads = [parameter.clone() for parameter in trainer.heads.parameters()]
+    trainer._begin()
+    weights = load_file(shipped / "model.safetensors")
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in trainer.model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    assert all((a != b).any() for a, b in zip(heads, trainer.heads.parameters(), strict=True))
+    assert (tmp_path / "tokenizer.json").read_bytes() == (shipped / "tokenizer.json").read_bytes()
+    trainer.run()
+    assert not all(torch.equal(tensor, weights[key]) for key, tensor in trainer.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", RECIPES)
