@@ -243,7 +243,7 @@ def ask_size(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
 
 
 QUESTIONS: dict[str, tuple[float, Callable[[random.Random, Scene], QuestionAndAnswer | None]]] = {
-    "what": (3.0, ask_what),
+    "what": (4.0, ask_what),
     "at": (2.0, ask_at),
     "color": (1.5, ask_color),
     "count": (6.0, ask_count),

@@ -33,6 +33,9 @@ class Labels:
         colors: (P, 9) the colour of a shape, -100 elsewhere. Apart from its shape, so that new pairs stay open.
         sizes: (P, 9) 0 nothing, 1 small, 2 large.
         alike: (P, 9) how many cells show the same, this one included; 0 where there is nothing.
+        kin: (P, 9) how many cells show the same kind: as `alike`, but a shape of whatever colour counts.
+        turns: (P, 9) when an inventory comes to what the cell shows: 1 for the first thing in reading order and all
+            that are like it, 2 for the next; 0 where there is nothing.
         grounds: (P,) ground and time of day.
     """
 
@@ -40,6 +43,8 @@ class Labels:
     colors: Tensor
     sizes: Tensor
     alike: Tensor
+    kin: Tensor
+    turns: Tensor
     grounds: Tensor
 
 
@@ -82,8 +87,12 @@ def labels_of(scenes: list[Scene]) -> Labels:
             sizes[row, item.cell] = 1 + (item.size == "large")
     names = list(GROUNDS)
     grounds = torch.tensor([names.index(scene.ground) * 2 + scene.night for scene in scenes])
-    alike = (cells[:, :, None] == cells[:, None]).sum(-1) * (cells > 0)
-    return Labels(kinds, colors, sizes, alike, grounds)
+    filled, same = cells > 0, cells[:, :, None] == cells[:, None]  # (P, 9), (P, 9, 9)
+    alike, kin = same.sum(-1) * filled, (kinds[:, :, None] == kinds[:, None]).sum(-1) * filled
+    first = same.int().argmax(-1)  # (P, 9) the first cell that shows the same
+    new = (first == torch.arange(first.shape[1])) & filled
+    turns = new.cumsum(-1).gather(1, first) * filled
+    return Labels(kinds, colors, sizes, alike, kin, turns, grounds)
 
 
 def answer_weights(learned: np.ndarray) -> np.ndarray:

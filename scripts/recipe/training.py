@@ -48,9 +48,11 @@ class CellHeads(nn.Module):
         self.sizes = nn.Linear(width, 3)
         self.places = nn.Linear(width, 9)
         self.alike = nn.Linear(width, 1 + MOST_TO_SEE)
+        self.kin = nn.Linear(width, 1 + MOST_TO_SEE)
+        self.turns = nn.Linear(width, 1 + MOST_TO_SEE)
 
     def loss(self, cells: Tensor, labels: Labels) -> tuple[Tensor, float]:
-        """(P, 9, D) -> the summed loss of the five questions, and the share of filled cells named right."""
+        """(P, 9, D) -> the summed loss of the seven questions, and the share of filled cells named right."""
         named = self.kinds(cells)
         places = torch.arange(9).expand(len(cells), 9)
         colors = cross_entropy(self.colors(cells).flatten(0, 1), labels.colors.flatten(), reduction="sum")
@@ -60,6 +62,8 @@ class CellHeads(nn.Module):
             + cross_entropy(self.sizes(cells).flatten(0, 1), labels.sizes.flatten())
             + cross_entropy(self.places(cells).flatten(0, 1), places.flatten())
             + cross_entropy(self.alike(cells).flatten(0, 1), labels.alike.flatten())
+            + cross_entropy(self.kin(cells).flatten(0, 1), labels.kin.flatten())
+            + cross_entropy(self.turns(cells).flatten(0, 1), labels.turns.flatten())
         )
         filled = labels.kinds > 0
         return losses, (named.argmax(-1) == labels.kinds)[filled].float().mean().item()

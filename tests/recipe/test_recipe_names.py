@@ -123,7 +123,7 @@ def test_features_are_drawn_to_their_words(tokenizer):
     names, embedding = Names(tokenizer), torch.nn.Embedding(tokenizer.get_vocab_size(), 32)
     puppy = KIND_NAMES.index("puppy")
     cells = torch.full((1, 9), puppy)
-    labels = Labels(cells, torch.full_like(cells, -100), cells, cells, torch.zeros(1))
+    labels = Labels(cells, torch.full_like(cells, -100), *[cells] * 4, torch.zeros(1))
     right = embedding.weight[names.kinds[puppy]].detach().expand(1, 9, 32)
     wrong = embedding.weight[names.kinds[puppy + 1]].detach().expand(1, 9, 32)
     loss = names.loss(right, embedding, labels)
@@ -134,8 +134,11 @@ def test_features_are_drawn_to_their_words(tokenizer):
     )
 
 
-def test_a_cell_says_how_many_show_the_same():
-    """The same thing in the same colour: a blue circle is not one of two red ones."""
-    two = (*SHAPES.items[:2], Item(class_of("red circle"), 5), SHAPES.items[2])
-    (alike,) = labels_of([Scene("gray", "plain", False, two)]).alike.tolist()
-    assert alike == [2, 0, 0, 0, 1, 2, 0, 1, 0]
+def test_a_cell_says_how_many_are_like_it():
+    """The same thing in the same colour; of its kind, in any; and when an inventory comes to it."""
+    shown = {0: "red circle", 4: "blue square", 5: "red circle", 7: "green star", 8: "blue circle"}
+    items = tuple(Item(class_of(name), cell) for cell, name in shown.items())
+    labels = labels_of([Scene("gray", "plain", False, items)])
+    assert labels.alike.tolist() == [[2, 0, 0, 0, 1, 2, 0, 1, 1]]
+    assert labels.kin.tolist() == [[3, 0, 0, 0, 1, 3, 0, 1, 3]]
+    assert labels.turns.tolist() == [[1, 0, 0, 0, 2, 1, 0, 3, 4]]
