@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,3 +99,50 @@ def _whole_blocks(positions: int) -> int:
 def _longer(x: Tensor, missing: int) -> Tensor:
     rows, heads, _, size = x.shape
     return torch.cat((x, x.new_zeros(rows, heads, missing, size)), dim=2)
+
+
+PAGE = 16  # positions of one page
+
+
+class PagedCache:
+    """Keys and values in pages of 16 positions; which page is whose, others know.
+
+    P pages, h key/value heads, K head size. Page 0 is never owned: it stands where a row has no page.
+
+    Attributes:
+        keys, values: for each layer (P, h, 16, K); keys after rotation. Zero at first: a masked position still counts
+            as 0 times its value, and memory as it lies may hold NaN.
+
+    Args:
+        device: where all layers lie; None where they lie apart: each is then made where its first keys appear.
+    """
+
+    def __init__(
+        self, layout: CacheLayout, pages: int, dtype: torch.dtype, device: torch.device | None
+    ) -> None:
+        self.layout, self.pages, self.dtype = layout, pages, dtype
+        self.keys, self.values = (
+            [self._zeros(device or torch.device("meta")) for _ in range(layout.layers)] for _ in range(2)
+        )
+
+    def layer(self, layer: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, which lie on `device`."""
+        if self.keys[layer].device != device:
+            self.keys[layer], self.values[layer] = self._zeros(device), self._zeros(device)
+        return self.keys[layer], self.values[layer]
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Pages over others, in every layer."""
+        for pages in (*self.keys, *self.values):
+            if not pages.is_meta:
+                pages[torch.tensor(targets, device=pages.device)] = pages[
+                    torch.tensor(sources, device=pages.device)
+                ]
+
+    def _zeros(self, device: torch.device) -> Tensor:
+        shape = (self.pages, self.layout.kv_heads, PAGE, self.layout.head_size)
+        if device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=device)
+        # NumPy asks the system for memory that is zero already: pages that nobody touches cost nothing.
+        count = int(np.prod(shape)) * self.dtype.itemsize
+        return torch.from_numpy(np.zeros(count, np.uint8)).view(self.dtype).view(shape)
