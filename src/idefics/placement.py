@@ -179,7 +179,7 @@ def _fitted(
     from accelerate import infer_auto_device_map
     from accelerate.utils import CustomDtype, get_balanced_memory, get_max_memory
 
-    small = {4: CustomDtype.INT4, 8: torch.int8}
+    small = {4: CustomDtype.INT4, 8: torch.int8, 16: torch.float16}
     how: dict[str, Any] = {
         "dtype": dtype,
         "special_dtypes": {name: small[count] for name, count in bits.items()},

@@ -59,6 +59,10 @@ class FakeVLM(nn.Module):
             [],
         )  # frames in each call of `encode`; pictures in each of `memory`
 
+    @property
+    def dtype(self):
+        return self.norm.weight.dtype
+
     def encode(self, frames):
         assert frames.dtype == self.eye.weight.dtype
         self.encoded.append(len(frames))

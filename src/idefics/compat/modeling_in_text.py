@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from idefics.models.idefics2 import Idefics2
 from idefics.models.idefics3 import Idefics3
 from idefics.models.in_text import InTextModel
 from idefics.nn.attention import Attn
+from idefics.nn.stored import TokenEmbedding
 
 
 class InTextForConditionalGeneration(ModelWithHead, InTextModel):
@@ -51,7 +52,7 @@ class InTextForConditionalGeneration(ModelWithHead, InTextModel):
         return self.model.text_model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.text_model.embed_tokens = value
+        self.model.text_model.embed_tokens = cast(TokenEmbedding, value)
 
     def _resize(self, size: int, *, like_mean: bool) -> None:
         for table in (self.get_input_embeddings(), self.lm_head):

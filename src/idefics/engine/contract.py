@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -42,6 +43,11 @@ class VLM(Protocol):
         """(R, D) -> (R, V): only the rows that are sampled."""
         ...
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all that is computed; weights may be stored in another."""
+        ...
+
     def parameters(self) -> Iterator[Parameter]:
-        """As `nn.Module` has it: where they lie and their dtype are the engine's too."""
+        """As `nn.Module` has it: where they lie is where the engine computes."""
         ...

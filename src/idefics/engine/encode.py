@@ -18,7 +18,7 @@ from idefics.prompt import Tiles
 
 
 def first_weight(model: VLM) -> Tensor:
-    """A floating-point parameter of the model: its device and dtype are where and how the engine computes."""
+    """A floating-point parameter of the model: its device is where the engine computes."""
     return next(weight for weight in model.parameters() if weight.is_floating_point())
 
 
@@ -27,7 +27,7 @@ def encode_frames(model: VLM, frames: Sequence[np.ndarray], at_once: int) -> lis
 
     Frames of one size go through the vision tower together, `at_once` at most.
     """
-    weight = first_weight(model)
+    device = first_weight(model).device
     by_size: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, frame in enumerate(frames):
         by_size[frame.shape].append(index)
@@ -36,7 +36,7 @@ def encode_frames(model: VLM, frames: Sequence[np.ndarray], at_once: int) -> lis
         for start in range(0, len(indices), at_once):
             some = indices[start : start + at_once]
             pixels = torch.from_numpy(np.stack([frames[index] for index in some]))  # (P, 3, h, w)
-            encoded = model.encode(pixels.to(weight.device, weight.dtype))  # (P, M, D')
+            encoded = model.encode(pixels.to(device, model.dtype))  # (P, M, D')
             features.update(zip(some, encoded, strict=True))
     return [features[index] for index in range(len(frames))]
 

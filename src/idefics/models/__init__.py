@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +20,10 @@ from idefics.errors import UnsupportedModel
 from idefics.models.family import Family
 from idefics.placement import Spread
 from idefics.weights import KeyRules
+
+# How matrices are stored beside what is computed with them: in a dtype; or as the file has them, where that is in
+# sixteen bits; None: as they are computed with.
+Storage = torch.dtype | Literal["file"] | None
 
 # config.json's "model_type" -> file in this folder. SmolVLM is Idefics 3's mathematics with other numbers.
 REGISTRY = {"idefics": "idefics1", "idefics2": "idefics2", "idefics3": "idefics3", "smolvlm": "idefics3"}
@@ -90,6 +94,7 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device | Spread,
+    storage: Storage = None,
     quantisation: Quantisation | None = None,
 ) -> nn.Module:
     """The module with its weights; arguments as in `fill`."""
@@ -100,6 +105,7 @@ def load_model(
         checkpoint.family.keys,
         dtype=dtype,
         device=device,
+        storage=storage,
         quantisation=quantisation,
     )
     return model
@@ -112,12 +118,15 @@ def fill(
     *,
     dtype: torch.dtype,
     device: torch.device | Spread,
+    storage: Storage = None,
     quantisation: Quantisation | None = None,
 ) -> None:
     """Weights for a module on the meta device, each streamed straight to its final dtype, device and number of bits.
 
     Args:
+        dtype: in which the module computes.
         device: one device, or how to spread the module over several (`placement.wanted`).
+        storage: of matrices that are not quantised, and of tables of tokens.
         quantisation: which layers keep their weights in few bits, and how; None: none does.
 
     Raises:
@@ -127,8 +136,12 @@ def fill(
     """
     packs = quant.packs(model, quantisation) if quantisation else {}
     bits = dict.fromkeys(packs, quantisation.bits) if quantisation else {}
+    kept: dict[str, torch.dtype | None] = {}
+    if storage is not None:
+        kept = dict.fromkeys(quant.stored(model), None if storage == "file" else storage)
+        bits = dict.fromkeys(kept, 16) | bits
     places = placement.places(model, device, dtype=dtype, bits=bits)
-    weights.load(model, folder, keys, dtype=dtype, device=places, pack=packs)
+    weights.load(model, folder, keys, dtype=dtype, device=places, storage=kept, pack=packs)
     placement.join(model)
 
 

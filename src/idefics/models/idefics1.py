@@ -29,6 +29,7 @@ from idefics.nn.kernels import Attending
 from idefics.nn.norm import RMSNorm
 from idefics.nn.resampler import Resampler
 from idefics.nn.rope import rotary_tables
+from idefics.nn.stored import TokenEmbedding, widened
 from idefics.nn.vit import ClipEmbeddings, VisionEncoder
 from idefics.weights import KeyRules
 
@@ -48,13 +49,13 @@ class VisionTower(nn.Module):
         return out
 
 
-class DecoupledEmbedding(nn.Embedding):
+class DecoupledEmbedding(TokenEmbedding):
     """A vocabulary in two tables: ids from `vocabulary` on index `additional_embedding`."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config.vocabulary, config.width)
         if config.additional_vocabulary:
-            self.additional_embedding = nn.Embedding(config.additional_vocabulary, config.width)
+            self.additional_embedding = TokenEmbedding(config.additional_vocabulary, config.width)
         self.additional = config.additional_vocabulary
 
     def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., D)
@@ -75,7 +76,7 @@ class DecoupledHead(nn.Linear):
         self.additional = config.additional_vocabulary
 
     def forward(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V + A)
-        logits = super().forward(h)
+        logits = widened(h, self.weight)
         return torch.cat((logits, self.additional_fc(h)), dim=-1) if self.additional else logits
 
 
@@ -164,7 +165,7 @@ class Idefics1Model(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         out: Tensor = self.embed_tokens(ids)
-        return out
+        return out.to(self.norm.weight.dtype)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
         rotary = rotary_tables(positions, self.text.rope, self.text.head_size, x.dtype)
@@ -198,6 +199,11 @@ class Idefics1(Attending):
             self.lm_head.weight = self.model.embed_tokens.weight
             if text.additional_vocabulary:
                 self.lm_head.additional_fc.weight = self.model.embed_tokens.additional_embedding.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes: that of a norm, whose weights are never stored in fewer bits."""
+        return self.model.norm.weight.dtype
 
     def encode(self, frames: Tensor) -> Tensor:  # (P, 3, side, side) -> (P, M, D')
         return self.model.encode(frames)

@@ -6,6 +6,7 @@ the places of `<image>` tokens. Source: arXiv 2405.02246, arXiv 2408.12637 and t
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from idefics.config import CacheLayout, ModelConfig, VisionConfig
@@ -65,6 +66,11 @@ class InTextModel(Attending):
         if text.tied:
             self.lm_head.weight = self.model.text_model.embed_tokens.weight
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes: that of a norm, whose weights are never stored in fewer bits."""
+        return self.model.text_model.norm.weight.dtype
+
     def encode(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, M, D)
         out: Tensor = self.model.connector(self.model.vision_model(frames))
         return out
@@ -74,7 +80,7 @@ class InTextModel(Attending):
 
     def embed(self, ids: Tensor) -> Tensor:
         out: Tensor = self.model.text_model.embed_tokens(ids)
-        return out
+        return out.to(self.dtype)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
         out: Tensor = self.model.text_model(x, positions, attn)

@@ -9,6 +9,7 @@ from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.attention import Attn
 from idefics.nn.norm import RMSNorm
 from idefics.nn.rope import rotary_tables, rotate
+from idefics.nn.stored import TokenEmbedding
 
 
 class GatedMLP(nn.Module):
@@ -66,7 +67,7 @@ class Decoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.embed_tokens = TokenEmbedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
 

@@ -12,7 +12,7 @@ from idefics import models, weights
 from idefics.config import EngineConfig, Quantisation, QuantKind
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting
-from idefics.models import Checkpoint
+from idefics.models import Checkpoint, Storage
 from idefics.nn.kernels import give_kernel, kernel_called
 from idefics.placement import Device, Spread, wanted
 from idefics.processing import settings
@@ -51,8 +51,8 @@ class Loaded:
         Args:
             model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
             device: "auto" (CUDA, Apple's, else the CPU) or a torch device.
-            dtype: "auto" (the checkpoint's on a GPU, float32 on a CPU, where half precision is slower),
-                "float32", "bfloat16" or "float16".
+            dtype: "auto" (the checkpoint's on a GPU; on a CPU weights are stored as in the checkpoint and computed
+                with in float32), "float32", "bfloat16" or "float16".
             device_map: in place of `device`: "auto" spreads layers over all GPUs, and over CPU memory what does not
                 fit; or where each part lies, by module names, "" for the rest.
             max_memory: with "auto", what may be used of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
@@ -74,10 +74,12 @@ class Loaded:
         quantisation = Quantisation(kind=quantize) if isinstance(quantize, str) else quantize
         folder = weights.find(model, revision=revision, offline=offline, progress=progress)
         checkpoint = models.read_checkpoint(folder)
-        computed = dtype_called(dtype, main, checkpoint.config.dtype)
+        computed, storage = dtypes_called(dtype, main, checkpoint.config.dtype)
         kernel = kernel_called(attn_implementation, computed, main)
         processor = processor_for(checkpoint, fetcher)
-        module = models.load_model(checkpoint, dtype=computed, device=place, quantisation=quantisation)
+        module = models.load_model(
+            checkpoint, dtype=computed, device=place, storage=storage, quantisation=quantisation
+        )
         give_kernel(module, kernel)
         engine = Engine(module, EngineConfig())  # type: ignore[arg-type]  # a VLM by its methods
         return cls(processor, engine, stop_ids(checkpoint, processor))
@@ -106,11 +108,19 @@ def stop_ids(checkpoint: Checkpoint, processor: Processor) -> frozenset[int]:
     return frozenset(checkpoint.config.stop_ids) | (frozenset() if turn_end is None else {turn_end})
 
 
-def dtype_called(dtype: str | torch.dtype, device: torch.device, stored: str | None) -> torch.dtype:
-    """The dtype by its name; "auto" is the stored one, but float32 on a CPU, where halves are computed slowly."""
+def dtypes_called(
+    dtype: str | torch.dtype, device: torch.device, stored: str | None
+) -> tuple[torch.dtype, Storage]:
+    """In which dtype is computed, and how matrices are stored.
+
+    "auto" is the checkpoint's on a GPU. On a CPU it is float32 with weights stored as the checkpoint has them: the
+    numbers of float32 in half the memory.
+    """
     name = str(dtype).removeprefix("torch.")
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else DTYPES.get(stored or "", torch.bfloat16)
+        if device.type == "cpu":
+            return torch.float32, "file"
+        return DTYPES.get(stored or "", torch.bfloat16), None
     if name not in DTYPES:
         raise BadSetting(f"dtype is {name!r}; give auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return DTYPES[name], None

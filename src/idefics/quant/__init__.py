@@ -15,6 +15,7 @@ from itertools import chain
 from torch import Tensor, nn
 
 from idefics.config import Quantisation
+from idefics.nn.stored import StoredLinear, TokenEmbedding
 from idefics.quant.integers import Int4Linear, Int8Linear
 
 Make = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
@@ -40,6 +41,18 @@ def packs(model: nn.Module, quantisation: Quantisation) -> Mapping[str, Callable
     """
     make = _make(quantisation)
     return {f"{name}.weight": partial(_replace, model, name, make) for name in chosen(model, quantisation)}
+
+
+def stored(model: nn.Module) -> list[str]:
+    """Lets a model compute in another dtype than its matrices are stored in: the names of those, tied ones too."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = StoredLinear  # the same parameters, another forward
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, TokenEmbedding))
+    ]
 
 
 def footprint(model: nn.Module, buffers: bool = True) -> int:

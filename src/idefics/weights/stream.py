@@ -41,6 +41,7 @@ def load(
     *,
     dtype: torch.dtype,
     device: torch.device | str | Places,
+    storage: Mapping[str, torch.dtype | None] | None = None,
     pack: Mapping[str, Callable[[Tensor], None]] | None = None,
 ) -> None:
     """Fills `model` with the checkpoint in `folder`.
@@ -54,7 +55,9 @@ def load(
         rules: how the checkpoint's names become the model's.
         dtype: of every floating-point tensor; integers and booleans keep theirs.
         device: of all, or for every part of the model its own.
+        storage: for some names another dtype; None: the file's own where that is of sixteen bits, else float32.
         pack: for some names what takes their tensor instead of the model: it quantises it and puts it into its place.
+            Where tied weights are packed under one name, they are kept under the others too.
 
     Raises:
         WeightsMismatch: weights are missing, unused or misshapen: all are listed.
@@ -65,28 +68,20 @@ def load(
     import torch
 
     places = device if isinstance(device, Mapping) else {"": torch.device(device)}
-    packs = pack or {}
+    packs, kept = pack or {}, storage or {}
     with ExitStack() as stack:
         stored = _open(weight_files(folder), stack)
         sources = {ours: [stored[name] for name in names] for ours, names in rules.sources(stored).items()}
         slots = _slots(model)
         _compare(slots, sources)
         for slot in slots:
-            first, *others = [name for name in slot.names if name in sources]
             place = place_of(slot.names[0], places)
-            value = _read(sources[first], slot, dtype, place)
-            for other in others:
-                if not torch.equal(value, _read(sources[other], slot, dtype, place)):
-                    raise UnsupportedModel(
-                        f"{folder}: {other} differs from {first} although config.json ties them: "
-                        'set "tie_word_embeddings" to false in it'
-                    )
-            if take := packs.get(slot.names[0]):
-                take(value)
-                del value
-                _close_gaps()
-            else:
-                slot.fill(model, value)
+            for name in slot.names:
+                if take := packs.get(name):
+                    take(_read(slot, sources, dtype, place))
+                    _close_gaps()
+            if rest := [name for name in slot.names if name not in packs]:
+                slot.fill(model, rest, _read(slot, sources, kept.get(rest[0], dtype), place))
     _refuse_meta(model)
     for name, buffer in model.named_buffers():  # those that are not persistent, the model computed for itself
         _put(model, name, buffer.to(place_of(name, places)))
@@ -122,12 +117,13 @@ class _Slot:
     tensor: Tensor
     names: list[str]
 
-    def fill(self, model: nn.Module, value: Tensor) -> None:
+    def fill(self, model: nn.Module, names: Sequence[str], value: Tensor) -> None:
+        """Puts its value under some of its names."""
         from torch import nn
 
         if isinstance(self.tensor, nn.Parameter):
             value = nn.Parameter(value, requires_grad=self.tensor.requires_grad)
-        for name in self.names:
+        for name in names:
             _put(model, name, value)
 
 
@@ -205,7 +201,29 @@ def _stacked(parts: Sequence[_Stored], wanted: tuple[int, ...]) -> tuple[int, ..
     return (sum(math.prod(part.shape[:1]) for part in parts), *tail)
 
 
-def _read(parts: Sequence[_Stored], slot: _Slot, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _read(
+    slot: _Slot,
+    sources: Mapping[str, Sequence[_Stored]],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> Tensor:
+    """A slot's value, which is the same under each name that the checkpoint has of it."""
+    import torch
+
+    first, *others = [name for name in slot.names if name in sources]
+    if dtype is None:
+        dtype = _sixteen_bits(sources[first]) or torch.float32
+    value = _joined(sources[first], slot, dtype, device)
+    for other in others:
+        if not torch.equal(value, _joined(sources[other], slot, dtype, device)):
+            raise UnsupportedModel(
+                f"{sources[first][0].file.parent}: {other} differs from {first} although config.json ties them: "
+                'set "tie_word_embeddings" to false in it'
+            )
+    return value
+
+
+def _joined(parts: Sequence[_Stored], slot: _Slot, dtype: torch.dtype, device: torch.device) -> Tensor:
     import torch
 
     if not slot.tensor.is_floating_point():
@@ -216,6 +234,14 @@ def _read(parts: Sequence[_Stored], slot: _Slot, dtype: torch.dtype, device: tor
     for rows, part in zip(whole.split([part.shape[0] for part in parts]), parts, strict=True):
         rows.copy_(part.read())
     return whole
+
+
+def _sixteen_bits(parts: Sequence[_Stored]) -> torch.dtype | None:
+    """The dtype in which all parts are stored, if it is one of sixteen bits."""
+    import torch
+
+    kinds = {part.kind for part in parts}
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def _close_gaps() -> None:
