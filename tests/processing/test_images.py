@@ -9,7 +9,11 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from idefics.processing.images import grid, longest_edge, prepare, rgb, split, tile_multiple
+from idefics.messages import Picture
+from idefics.processing.fetch import Fetcher
+from idefics.processing.images import prepare, prepared, rgb, split
+from idefics.processing.resize import pixels_of
+from idefics.processing.sizes import grid, longest_edge, tile_multiple
 from processing.pictures_tiny import BESIDE, PLANS, TILES, UNSPLIT, encoded, noise, opened, oriented, picture
 
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -72,7 +76,7 @@ def reference():
 @every_kind
 def test_uint8_frames_are_the_released_ones(image, plan, reference):
     expected = reference(plan)(image, do_rescale=False, do_normalize=False)
-    frames, rows, columns = split(rgb(image), plan)
+    frames, rows, columns = split(pixels_of(rgb(image)), plan)
     assert np.array_equal(np.stack(frames).transpose(0, 3, 1, 2), expected)
     assert len(frames) == rows * columns + 1
 
@@ -125,7 +129,7 @@ def test_tiles_are_row_by_row_and_the_whole_is_last():
     for row in range(2):
         for column in range(4):
             array[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = 10 * (4 * row + column)
-    frames, rows, columns = split(PIL.Image.fromarray(array), TILES)
+    frames, rows, columns = split(array, TILES)
     assert (rows, columns) == (2, 4)
     assert [int(frame[8, 8, 0]) for frame in frames[:8]] == [0, 10, 20, 30, 40, 50, 60, 70]
     assert len(np.unique(frames[8])) > 8
@@ -136,8 +140,9 @@ def test_the_whole_is_made_of_the_tile_multiple():
     image = picture("RGB", (50, 37))
     lanczos = PIL.Image.Resampling.LANCZOS
     expected = image.resize((64, 48), lanczos).resize((64, 48), lanczos).resize((16, 16), lanczos)
-    assert np.array_equal(split(image, TILES)[0][-1], np.asarray(expected))
-    assert not np.array_equal(split(image, TILES)[0][-1], np.asarray(image.resize((16, 16), lanczos)))
+    whole = split(np.asarray(image), TILES)[0][-1]
+    assert np.array_equal(whole, np.asarray(expected))
+    assert not np.array_equal(whole, np.asarray(image.resize((16, 16), lanczos)))
 
 
 def test_a_small_picture_is_scaled_up_and_split():
@@ -163,7 +168,7 @@ def test_upright_frames_are_the_released_ones(orientation, plan, reference):
     data = oriented(orientation, "PNG")
     upright = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data)))
     expected = reference(plan)(upright, do_rescale=False, do_normalize=False)
-    assert np.array_equal(np.stack(split(opened(data), plan)[0]).transpose(0, 3, 1, 2), expected)
+    assert np.array_equal(np.stack(split(pixels_of(opened(data)), plan)[0]).transpose(0, 3, 1, 2), expected)
 
 
 def test_16_bit_grey_is_only_a_grey_picture_to_the_frames(reference):
@@ -171,7 +176,7 @@ def test_16_bit_grey_is_only_a_grey_picture_to_the_frames(reference):
     grey = noise(23, 37, 1)
     wide = encoded(PIL.Image.fromarray(grey.astype(np.uint16) * 257), "PNG")
     expected = reference(TILES)(PIL.Image.fromarray(grey), do_rescale=False, do_normalize=False)
-    assert np.array_equal(np.stack(split(opened(wide), TILES)[0]).transpose(0, 3, 1, 2), expected)
+    assert np.array_equal(np.stack(split(pixels_of(opened(wide)), TILES)[0]).transpose(0, 3, 1, 2), expected)
 
 
 def test_equal_pictures_have_equal_keys():
@@ -189,3 +194,22 @@ def test_other_pixels_sizes_and_plans_have_other_keys():
         prepare(image, plan).key for plan in (UNSPLIT, BESIDE, dataclasses.replace(TILES, scale=1 / 256))
     ]
     assert len(set(keys)) == 6
+
+
+def test_a_file_has_one_key_however_it_comes(tmp_path):
+    """Its bytes are hashed, not its pixels: another file, or another plan, is another key."""
+    data, other = encoded(picture("RGB"), "PNG"), encoded(picture("RGB"), "BMP")
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    a, b, c = (prepared(Picture(source), TILES, Fetcher(policy="off")) for source in (data, path, other))
+    assert a.key == b.key != c.key
+    assert prepared(Picture(data), UNSPLIT, Fetcher(policy="off")).key != a.key
+    for ours, theirs in zip(a.frames, c.frames, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_frames_lie_one_after_another():
+    """Nothing need be copied to make one tensor of them."""
+    frames = prepare(picture("RGB"), TILES).frames
+    starts = [frame.ctypes.data for frame in frames]
+    assert np.diff(starts).tolist() == [frames[0].nbytes] * (len(frames) - 1)

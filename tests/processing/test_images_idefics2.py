@@ -4,11 +4,12 @@ import dataclasses
 import warnings
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from idefics.config import ImagePlan
-from idefics.processing.images import grid, native_size, prepare, rgb, split
+from idefics.processing.images import prepare, rgb, split
+from idefics.processing.resize import pixels_of
+from idefics.processing.sizes import grid, native_size
 from processing.pictures_tiny import picture
 from processing.test_images import KINDS
 
@@ -62,7 +63,7 @@ def reference(processor):
 @pytest.mark.parametrize("name", sorted(PICTURES.keys() - LINES))
 def test_uint8_frames_are_the_released_ones(name, plan, reference):
     expected = reference(PICTURES[name], plan, do_rescale=False, do_normalize=False)
-    frames, rows, columns = split(rgb(PICTURES[name]), plan)
+    frames, rows, columns = split(pixels_of(rgb(PICTURES[name])), plan)
     assert (rows, columns) == ((2, 2) if plan.splitting else (0, 0))
     assert len(frames) == len(expected) == (5 if plan.splitting else 1)
     for ours, theirs in zip(frames, expected, strict=True):
@@ -110,7 +111,7 @@ def test_quarters_are_cut_before_they_are_resized_and_stand_row_by_row():
     """One colour a quarter; the middle of an odd picture belongs to the right and to the lower ones."""
     pixels = np.zeros((75, 91, 3), np.uint8)
     pixels[:37, :45], pixels[:37, 45:], pixels[37:, :45], pixels[37:, 45:] = 10, 20, 30, 40
-    frames, *_ = split(PIL.Image.fromarray(pixels), SPLIT)
+    frames, *_ = split(pixels, SPLIT)
     assert [frame.shape[:2] for frame in frames] == [(38, 45), (38, 46), (38, 45), (38, 46), (75, 91)]
     assert [np.unique(frame).tolist() for frame in frames[:4]] == [[10], [20], [30], [40]]
 
@@ -119,7 +120,7 @@ def test_quarters_are_cut_before_they_are_resized_and_stand_row_by_row():
 def test_a_line_of_pixels_is_used_whole(name, reference):
     """The released processor fails at a quarter that has no pixels, or invents some."""
     image = PICTURES[name]
-    frames, rows, columns = split(image, SPLIT)
+    frames, rows, columns = split(pixels_of(image), SPLIT)
     assert (rows, columns) == grid(*image.size, SPLIT) == (0, 0)
     (expected,) = reference(image, WHOLE, do_rescale=False, do_normalize=False)
     assert len(frames) == 1 and np.array_equal(frames[0].transpose(2, 0, 1), expected)

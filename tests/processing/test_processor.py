@@ -356,7 +356,10 @@ def test_every_form_of_a_picture(png):
         "data:image/png;base64," + base64.b64encode(data).decode(),
     ]
     prompts = [BESIDE.raw(["a", form, "b"]) for form in forms]
-    assert len({prompt.pictures[0].key for prompt in prompts}) == 1
+    keys = [prompt.pictures[0].key for prompt in prompts]
+    assert len(set(keys)) == 2  # of the file, and of the pixels
+    assert keys[3] == keys[4]
+    assert len({prompt.pictures[0].frames[0].tobytes() for prompt in prompts}) == 1
     assert len({prompt.ids for prompt in prompts}) == 1
 
 

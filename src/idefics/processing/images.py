@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -25,13 +26,14 @@ from idefics.config import ImagePlan
 from idefics.errors import BadPicture
 from idefics.messages import Picture
 from idefics.processing.fetch import Fetcher, is_remote, short
+from idefics.processing.resize import normalise, pixels_of, resize
+from idefics.processing.sizes import grid, longest_edge, native_size
 from idefics.prompt import Tiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_PIXELS = 178_956_970  # PIL's own limit against decompression bombs: half a gigabyte of RGB
-LONGEST_EDGE = 4096  # Idefics 3's processor never resizes to more than this
 # Photographs and drawings. PIL also opens page descriptions (EPS) by starting other programs: never here.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 ORIENTATION = 0x0112  # the EXIF tag, and what turns each of its values upright (EXIF 2.32, 4.6.4)
@@ -58,26 +60,34 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
         BadPicture: no such file, not a picture, broken, larger than `MOST_PIXELS`, or not to be fetched.
     """
     source = picture.source
+    if isinstance(source, PIL.Image.Image):
+        return _upright_rgb(source, f"a PIL picture of mode {source.mode}")
+    if isinstance(source, np.ndarray):
+        return rgb(_from_array(source))
+    with _opened(source, fetcher) as (file, name):
+        return _decode(file, name)
+
+
+@contextmanager
+def _opened(source: object, fetcher: Fetcher) -> Iterator[tuple[io.BytesIO | io.BufferedReader, str]]:
+    """A picture file to read from, and its name for messages."""
     match source:
-        case PIL.Image.Image():
-            return _upright_rgb(source, f"a PIL picture of mode {source.mode}")
-        case np.ndarray():
-            return rgb(_from_array(source))
         case bytes():
-            return _decode(io.BytesIO(source), f"a picture of {len(source)} bytes")
+            yield io.BytesIO(source), f"a picture of {len(source)} bytes"
         case str() if is_remote(source):
-            return _decode(io.BytesIO(fetcher.get(source)), short(source))
+            yield io.BytesIO(fetcher.get(source)), short(source)
         case str() | os.PathLike():
-            path = Path(source)
-            with open_file(path, short(str(path))) as file:
-                return _decode(file, short(str(path)))
-    raise BadPicture(
-        f"a picture cannot be a {type(source).__name__}: give a path, bytes, a PIL picture, a uint8 array, "
-        "an http(s) URL or a data URI"
-    )
+            name = short(str(source))
+            with open_file(Path(source), name) as file:
+                yield file, name
+        case _:
+            raise BadPicture(
+                f"a picture cannot be a {type(source).__name__}: give a path, bytes, a PIL picture, a uint8 array, "
+                "an http(s) URL or a data URI"
+            )
 
 
-def open_file(path: Path, name: str) -> BinaryIO:
+def open_file(path: Path, name: str) -> io.BufferedReader:
     """A plain file: a folder, pipe or device is refused, as reading it might never end."""
     try:
         if path.is_file():
@@ -179,106 +189,70 @@ def _from_array(array: NDArray[np.generic]) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.ascontiguousarray(array))
 
 
-def prepare(image: PIL.Image.Image, plan: ImagePlan) -> Tiles:
-    """An RGB picture into normalised frames (3, h, w).
+def prepared(picture: Picture, plan: ImagePlan, fetcher: Fetcher) -> Tiles:
+    """A picture opened and made ready; see `open_picture` and `prepare`."""
+    if isinstance(picture.source, (PIL.Image.Image, np.ndarray)):
+        return prepare(open_picture(picture, fetcher), plan)
+    with _opened(picture.source, fetcher) as (file, name):
+        image = _decode(file, name)
+        file.seek(0)
+        return prepare(image, plan, content=hashlib.file_digest(file, "sha256").digest())
+
+
+def prepare(image: PIL.Image.Image, plan: ImagePlan, *, content: bytes | None = None) -> Tiles:
+    """An RGB picture into normalised frames (3, h, w), which lie one after another.
 
     The order of the steps is the released processors': resize and tile (or quarter and resize), rescale, normalise.
+
+    Args:
+        content: SHA-256 of the file that the picture came from: much shorter than its pixels.
     """
-    key = hashlib.sha256(f"{image.mode} {image.size} {plan!r} ".encode())
-    key.update(image.tobytes())
-    frames, rows, columns = split(image, plan)
-    return Tiles(tuple(_normalise(frame, plan) for frame in frames), rows, columns, key.hexdigest())
-
-
-def split(image: PIL.Image.Image, plan: ImagePlan) -> tuple[list[NDArray[np.uint8]], int, int]:
-    """The uint8 frames (h, w, 3), row by row, the whole picture last; rows and columns of the grid."""
-    resample, side = PIL.Image.Resampling[plan.resample.upper()], plan.side
-    rows, columns = grid(*image.size, plan)
-    if plan.shortest is not None:
-        parts = [*_quarters(image), image] if rows else [image]
-        resized = (part.resize(native_size(*part.size, plan), resample) for part in parts)
-        return [np.asarray(part) for part in resized], rows, columns
-    if plan.longest is not None:
-        image = image.resize(longest_edge(*image.size, plan.longest), resample)
-    if not rows:
-        return [np.asarray(image.resize((side, side), resample))], 0, 0
-    image = image.resize((columns * side, rows * side), resample)
-    tiles = np.asarray(image).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
-    frames = list(tiles.reshape(rows * columns, side, side, 3))
-    return [*frames, np.asarray(image.resize((side, side), resample))], rows, columns
-
-
-def grid(width: int, height: int, plan: ImagePlan) -> tuple[int, int]:
-    """Rows and columns of tiles; (0, 0) where the picture stays whole: it fits one tile or is not split."""
-    if plan.longest is None or not plan.splitting:
-        return 0, 0
-    if plan.shortest is not None:
-        return (2, 2) if min(width, height) > 1 else (0, 0)  # a line of pixels has no quarters
-    width, height = tile_multiple(*longest_edge(width, height, plan.longest), plan.side)
-    rows, columns = height // plan.side, width // plan.side
-    return (rows, columns) if rows * columns > 1 else (0, 0)
-
-
-def _quarters(image: PIL.Image.Image) -> list[PIL.Image.Image]:
-    """Row by row; the right and the lower ones are a pixel larger where the number is odd."""
-    (width, height), x, y = image.size, image.width // 2, image.height // 2
-    boxes = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
-    return [image.crop(box) for box in boxes]
-
-
-def native_size(width: int, height: int, plan: ImagePlan) -> tuple[int, int]:
-    """(width, height) of a frame of its own size: `longest` bounds it, then each edge is at least `shortest`."""
-    assert plan.longest is not None
-    assert plan.shortest is not None
-    aspect = width / height
-    if width >= height and width > plan.longest:
-        width, height = plan.longest, int(plan.longest / aspect)
-    elif height > width and height > plan.longest:
-        width, height = int(plan.longest * aspect), plan.longest
-    return max(width, plan.shortest), max(height, plan.shortest)
-
-
-def longest_edge(width: int, height: int, longest: int) -> tuple[int, int]:
-    """(width, height), the longer edge exactly `longest`; the shorter keeps the aspect and is made even."""
-    aspect = width / height
-    if width >= height:
-        width, height = longest, int(longest / aspect)
-        height += height % 2
+    pixels = pixels_of(image)
+    key = hashlib.sha256(f"{plan!r} ".encode())
+    if content is None:
+        key.update(f"{image.mode} {image.size} ".encode())
+        key.update(pixels.data)
     else:
-        width, height = int(longest * aspect), longest
-        width += width % 2
-    width, height = max(width, 1), max(height, 1)
-    if max(width, height) <= LONGEST_EDGE:
-        return width, height
-    aspect = width / height
-    if width >= height:
-        return LONGEST_EDGE, max(int(LONGEST_EDGE / aspect), 1)
-    return max(int(LONGEST_EDGE * aspect), 1), LONGEST_EDGE
+        key.update(content)
+    parts, rows, columns = split(pixels, plan)
+    sizes = [(3, *part.shape[:2]) for part in parts]
+    ends = list(accumulate(map(math.prod, sizes)))
+    values = np.empty(ends[-1], np.float32)
+    frames = tuple(
+        values[end - math.prod(size) : end].reshape(size) for size, end in zip(sizes, ends, strict=True)
+    )
+    for part, frame in zip(parts, frames, strict=True):
+        normalise(part, plan, frame)
+    return Tiles(frames, rows, columns, key.hexdigest())
 
 
-def tile_multiple(width: int, height: int, side: int) -> tuple[int, int]:
-    """(width, height) rounded up to multiples of `side`, the shorter from the longer's new length."""
-    aspect = width / height
-    if width >= height:
-        width = math.ceil(width / side) * side
-        return width, math.ceil(int(width / aspect) / side) * side
-    height = math.ceil(height / side) * side
-    return math.ceil(int(height * aspect) / side) * side, height
+def split(pixels: NDArray[np.uint8], plan: ImagePlan) -> tuple[list[NDArray[np.uint8]], int, int]:
+    """(h, w, 3) -> the uint8 frames (h, w, 3), row by row, the whole picture last; rows and columns of the grid."""
+    side = plan.side
+    height, width = pixels.shape[:2]
+    rows, columns = grid(width, height, plan)
+    if plan.shortest is not None:
+        parts = [*_quarters(pixels), pixels] if rows else [pixels]
+        sizes = [native_size(part.shape[1], part.shape[0], plan) for part in parts]
+        return (
+            [resize(part, size, plan.resample) for part, size in zip(parts, sizes, strict=True)],
+            rows,
+            columns,
+        )
+    if plan.longest is not None:
+        pixels = resize(pixels, longest_edge(width, height, plan.longest), plan.resample)
+    if not rows:
+        return [resize(pixels, (side, side), plan.resample)], 0, 0
+    pixels = resize(pixels, (columns * side, rows * side), plan.resample)
+    tiles = [
+        pixels[side * row : side * (row + 1), side * column : side * (column + 1)]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return [*tiles, resize(pixels, (side, side), plan.resample)], rows, columns
 
 
-def _normalise(frame: NDArray[np.uint8], plan: ImagePlan) -> NDArray[np.float32]:
-    """(h, w, 3) of uint8 -> (3, h, w) of float32: (value * scale - mean) / std."""
-    table = _table(plan)
-    values = np.empty((3, *frame.shape[:2]), np.float32)
-    for channel in range(3):  # "clip" spares the look at bounds that 256 entries and uint8 cannot break
-        np.take(table[channel], frame[:, :, channel], out=values[channel], mode="clip")
-    return values
-
-
-@lru_cache(maxsize=8)
-def _table(plan: ImagePlan) -> NDArray[np.float32]:
-    """What each uint8 value becomes in each channel: (3, 256)."""
-    scaled = (np.arange(256) * plan.scale).astype(np.float32)
-    mean, std = np.array(plan.mean, np.float32), np.array(plan.std, np.float32)
-    table: NDArray[np.float32] = (scaled - mean[:, None]) / std[:, None]
-    return table
+def _quarters(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Row by row; the right and the lower ones are a pixel larger where the number is odd."""
+    y, x = pixels.shape[0] // 2, pixels.shape[1] // 2
+    return [pixels[:y, :x], pixels[:y, x:], pixels[y:, :x], pixels[y:, x:]]

@@ -17,7 +17,8 @@ from idefics.errors import BadPicture, BadPrompt, BadSetting, UnsupportedModel
 from idefics.messages import Message, Part, Picture, Video, Visual
 from idefics.processing.chat import IMAGE, render, to_messages
 from idefics.processing.fetch import Fetcher, is_remote
-from idefics.processing.images import grid, open_picture, prepare
+from idefics.processing.images import open_picture, prepared
+from idefics.processing.sizes import grid
 from idefics.processing.tokenizer import Piece, Tokenizer
 from idefics.processing.video import SUFFIXES as VIDEO_SUFFIXES
 from idefics.processing.video import as_visual, watch
@@ -179,7 +180,7 @@ class Processor:
                 yield part
 
     def _prepared(self, picture: Picture) -> Tiles:
-        return prepare(open_picture(picture, self.fetcher), self.plan)
+        return prepared(picture, self.plan, self.fetcher)
 
     def _marks(self, rows: int, columns: int, *, follows_picture: bool) -> str:
         """What stands in the text for one picture, as the released processors write it."""

@@ -1,0 +1,132 @@
+"""Resizing as Pillow does it, bit for bit, and normalising: the two steps that take a picture's time.
+
+A kernel in C (`native/pixels.c`) does both where the package was built with a compiler; else Pillow and NumPy do.
+Threads may call it at once: both leave the interpreter's lock while they work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL
+import PIL.Image
+
+from idefics.config import Filter, ImagePlan
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+    Resize = Callable[[Pixels, tuple[int, int], Filter], Pixels]
+    Normalise = Callable[[Pixels, NDArray[np.float32], NDArray[np.float32]], None]
+
+# Pillow 13 begins with columns where a picture loses much more height than width, and rounds between: the kernel does
+# as it does. Where another Pillow is installed, that one resizes: a picture is the same with the kernel and without.
+KNOWN_PILLOW = "13."
+STRIP = 64  # rows copied out of a PIL picture at once: what fits a cache
+
+
+def pixels_of(image: PIL.Image.Image) -> Pixels:
+    """An RGB picture as (h, w, 3); strip by strip, as PIL gives a whole one in many pieces that are joined again."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):
+        bottom = min(top + STRIP, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def resize(pixels: Pixels, size: tuple[int, int], resample: Filter) -> Pixels:
+    """(h, w, 3) -> (height, width, 3); `size` is (width, height), as PIL has it."""
+    return kernels()[0](pixels, size, resample)
+
+
+def normalise(pixels: Pixels, plan: ImagePlan, out: NDArray[np.float32]) -> None:
+    """(h, w, 3) of uint8, maybe a part of a larger picture, into (3, h, w) of float32: (value * scale - mean) / std."""
+    kernels()[1](pixels, _table(plan), out)
+
+
+@lru_cache(maxsize=1)
+def kernels() -> tuple[Resize, Normalise]:
+    """How this process resizes and normalises."""
+    library = _library()
+    if library is None:
+        return by_pillow, by_numpy
+    native = Native(library)
+    return native.resize if PIL.__version__.startswith(KNOWN_PILLOW) else by_pillow, native.normalise
+
+
+def by_pillow(pixels: Pixels, size: tuple[int, int], resample: Filter) -> Pixels:
+    """`resize` by Pillow."""
+    return np.asarray(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling[resample.upper()]))
+
+
+def by_numpy(pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """`normalise` by NumPy; `table` (3, 256) says what each value becomes in each channel."""
+    for channel in range(3):  # "clip" spares the look at bounds that 256 entries and uint8 cannot break
+        np.take(table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
+
+
+class Native:
+    """The kernel's functions, over contiguous arrays.
+
+    Args:
+        width: of vectors: 2 for AVX-512, 1 for AVX2, 0 for what any machine has; less where the machine has less.
+    """
+
+    def __init__(self, library: ctypes.CDLL, width: int = 2) -> None:
+        number, address, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+        library.idefics_pixels_width.argtypes = [number]
+        self._resize, self._normalise = library.idefics_resize, library.idefics_normalise
+        self._resize.argtypes = [number, number, address, number, number, address, number, number]
+        self._normalise.argtypes = [address, size, number, number, address, address]
+        self._normalise.restype = None
+        self.width = library.idefics_pixels_width(width)
+
+    def resize(self, pixels: Pixels, size: tuple[int, int], resample: Filter) -> Pixels:
+        """See `resize`. Pillow takes the nearest pixel, which is no filter."""
+        if resample == "nearest":
+            return by_pillow(pixels, size, resample)
+        pixels = np.ascontiguousarray(pixels)
+        height, width = pixels.shape[:2]
+        out = np.empty((size[1], size[0], 3), np.uint8)
+        number = PIL.Image.Resampling[resample.upper()]
+        if not self._resize(self.width, number, pixels.ctypes.data, width, height, out.ctypes.data, *size):
+            raise MemoryError(
+                f"there is no memory to resize {width} x {height} pixels to {size[0]} x {size[1]}"
+            )
+        return out
+
+    def normalise(self, pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """See `by_numpy`."""
+        if pixels.strides[1:] != (3, 1):
+            pixels = np.ascontiguousarray(pixels)
+        assert table.flags.c_contiguous
+        assert out.flags.c_contiguous
+        height, width = pixels.shape[:2]
+        self._normalise(
+            pixels.ctypes.data, pixels.strides[0], height, width, table.ctypes.data, out.ctypes.data
+        )
+
+
+def _library() -> ctypes.CDLL | None:
+    """What the build put beside this file, if a compiler was there."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name("_pixels" + suffix)
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    return None
+
+
+@lru_cache(maxsize=8)
+def _table(plan: ImagePlan) -> NDArray[np.float32]:
+    """What each uint8 value becomes in each channel: (3, 256)."""
+    scaled = (np.arange(256) * plan.scale).astype(np.float32)
+    mean, std = np.array(plan.mean, np.float32), np.array(plan.std, np.float32)
+    table: NDArray[np.float32] = np.ascontiguousarray((scaled - mean[:, None]) / std[:, None])
+    return table

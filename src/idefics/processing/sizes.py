@@ -1,0 +1,60 @@
+"""How large the frames of a picture are and how many: arithmetic on widths, heights and plans."""
+
+from __future__ import annotations
+
+import math
+
+from idefics.config import ImagePlan
+
+LONGEST_EDGE = 4096  # Idefics 3's processor never resizes to more than this
+
+
+def grid(width: int, height: int, plan: ImagePlan) -> tuple[int, int]:
+    """Rows and columns of tiles; (0, 0) where the picture stays whole: it fits one tile or is not split."""
+    if plan.longest is None or not plan.splitting:
+        return 0, 0
+    if plan.shortest is not None:
+        return (2, 2) if min(width, height) > 1 else (0, 0)  # a line of pixels has no quarters
+    width, height = tile_multiple(*longest_edge(width, height, plan.longest), plan.side)
+    rows, columns = height // plan.side, width // plan.side
+    return (rows, columns) if rows * columns > 1 else (0, 0)
+
+
+def native_size(width: int, height: int, plan: ImagePlan) -> tuple[int, int]:
+    """(width, height) of a frame of its own size: `longest` bounds it, then each edge is at least `shortest`."""
+    assert plan.longest is not None
+    assert plan.shortest is not None
+    aspect = width / height
+    if width >= height and width > plan.longest:
+        width, height = plan.longest, int(plan.longest / aspect)
+    elif height > width and height > plan.longest:
+        width, height = int(plan.longest * aspect), plan.longest
+    return max(width, plan.shortest), max(height, plan.shortest)
+
+
+def longest_edge(width: int, height: int, longest: int) -> tuple[int, int]:
+    """(width, height), the longer edge exactly `longest`; the shorter keeps the aspect and is made even."""
+    aspect = width / height
+    if width >= height:
+        width, height = longest, int(longest / aspect)
+        height += height % 2
+    else:
+        width, height = int(longest * aspect), longest
+        width += width % 2
+    width, height = max(width, 1), max(height, 1)
+    if max(width, height) <= LONGEST_EDGE:
+        return width, height
+    aspect = width / height
+    if width >= height:
+        return LONGEST_EDGE, max(int(LONGEST_EDGE / aspect), 1)
+    return max(int(LONGEST_EDGE * aspect), 1), LONGEST_EDGE
+
+
+def tile_multiple(width: int, height: int, side: int) -> tuple[int, int]:
+    """(width, height) rounded up to multiples of `side`, the shorter from the longer's new length."""
+    aspect = width / height
+    if width >= height:
+        width = math.ceil(width / side) * side
+        return width, math.ceil(int(width / aspect) / side) * side
+    height = math.ceil(height / side) * side
+    return math.ceil(int(height * aspect) / side) * side, height

@@ -1,0 +1,159 @@
+"""The kernel in C resizes as Pillow does, bit for bit, on every kind of vector that this machine has."""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import PIL
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from idefics.config import Filter
+from idefics.processing import resize as module
+from idefics.processing.resize import Native, by_numpy, by_pillow, pixels_of
+from processing.pictures_tiny import TILES, noise
+
+SOURCE = Path(module.__file__).parent / "native" / "pixels.c"
+FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+
+edges = st.integers(1, 90)
+
+
+def compiled(folder, *flags):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    path = folder / "pixels.so"
+    subprocess.run([compiler, *FLAGS, *flags, "-o", path, SOURCE, "-lm"], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return ctypes.CDLL(str(compiled(tmp_path_factory.mktemp("kernel"), *SANITIZERS)))
+
+
+@pytest.fixture(scope="module", params=[2, 1, 0], ids=["avx512", "avx2", "portable"])
+def native(request, library):
+    kernel = Native(library, request.param)
+    if kernel.width != request.param:
+        pytest.skip("this machine has no such vectors")
+    return kernel
+
+
+def is_as_pillow(native, pixels, size, resample):
+    ours, theirs = native.resize(pixels, size, resample), by_pillow(pixels, size, resample)
+    return ours.shape == (size[1], size[0], 3) and np.array_equal(ours, theirs)
+
+
+known_pillow = pytest.mark.skipif(
+    not PIL.__version__.startswith(module.KNOWN_PILLOW), reason="the kernel follows another Pillow"
+)
+
+
+@known_pillow
+@pytest.mark.parametrize("resample", get_args(Filter))
+@settings(max_examples=60, deadline=None)
+@given(edges, edges, edges, edges, st.integers(0, 2**32 - 1), st.booleans())
+def test_any_size_is_resized_as_pillow_does(native, resample, width, height, wide, high, seed, harsh):
+    """Harsh pictures, black and white, overshoot at every edge."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if harsh:
+        pixels = (pixels > 127).astype(np.uint8) * 255
+    assert is_as_pillow(native, pixels, (wide, high), resample)
+
+
+@known_pillow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((1, 1), (64, 64)), ((700, 3), (512, 512)), ((3, 900), (16, 16)), ((640, 480), (2048, 1536))],
+)
+def test_long_rows_and_columns_are_too(native, before, after):
+    assert is_as_pillow(native, noise(*before[::-1], 3), after, "lanczos")
+
+
+@known_pillow
+def test_columns_come_first_where_much_more_height_is_lost(native):
+    """Pillow 13's rule, at its edge: between the passes values are rounded, so the order shows."""
+    pixels = noise(100, 100, 3) // 128 * 255
+    for height in (59, 60, 61):  # 2 * (100 - 80) less
+        assert is_as_pillow(native, pixels, (80, height), "lanczos")
+
+
+@known_pillow
+def test_hammings_constants_are_pillows_floats(native):
+    """They show in few pixels."""
+    assert is_as_pillow(native, noise(1200, 1000, 3), (111, 1500), "hamming")
+
+
+def test_a_part_of_a_picture_is_resized_and_normalised_like_its_copy(native):
+    pixels = noise(40, 50, 3)
+    part = pixels[3:30, 7:41]
+    assert np.array_equal(
+        native.resize(part, (20, 20), "bicubic"), native.resize(part.copy(), (20, 20), "bicubic")
+    )
+    table = module._table(TILES)
+    ours, theirs = np.empty((3, 27, 34), np.float32), np.empty((3, 27, 34), np.float32)
+    native.normalise(part, table, ours)
+    by_numpy(part, table, theirs)
+    assert np.array_equal(ours, theirs)
+    native.normalise(part[:, ::2], table, turned := np.empty((3, 27, 17), np.float32))
+    assert np.array_equal(turned, theirs[:, :, ::2])
+
+
+def test_threads_may_resize_at_once(native):
+    pictures = [noise(60 + index, 70, 3) for index in range(16)]
+    alone = [native.resize(pixels, (64, 64), "lanczos") for pixels in pictures]
+    with ThreadPoolExecutor(4) as threads:
+        together = threads.map(lambda pixels: native.resize(pixels, (64, 64), "lanczos"), pictures)
+        assert all(map(np.array_equal, together, alone))
+
+
+def test_pixels_are_copied_out_of_a_picture_of_any_height():
+    for height in (1, module.STRIP - 1, module.STRIP, 2 * module.STRIP + 3):
+        pixels = noise(height, 5, 3)
+        assert np.array_equal(pixels_of(PIL.Image.fromarray(pixels)), pixels)
+
+
+def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):
+    monkeypatch.setattr(module, "_library", lambda: None)
+    monkeypatch.setattr(module, "kernels", module.kernels.__wrapped__)
+    assert module.kernels() == (by_pillow, by_numpy)
+    assert module.resize(noise(9, 8, 3), (4, 5), "bilinear").shape == (5, 4, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is found by its name on Linux")
+def test_no_byte_beyond_the_pictures_is_touched(tmp_path):
+    """The same sizes under AddressSanitizer, in a process of its own."""
+    path = compiled(tmp_path, "-g", "-fsanitize=address", "-fno-omit-frame-pointer")
+    runtime = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("the compiler has no AddressSanitizer")
+    code = f"""
+import ctypes, numpy as np
+from idefics.processing.resize import Native
+library = ctypes.CDLL({str(path)!r})
+rng = np.random.default_rng(0)
+for _ in range(150):
+    width, height, wide, high = map(int, rng.integers(1, 80, 4))
+    for kind in (0, 1, 2):
+        native = Native(library, kind)
+        out = native.resize(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (wide, high), "lanczos")
+        native.normalise(out, np.zeros((3, 256), np.float32), np.empty((3, high, wide), np.float32))
+print("clean")
+"""
+    source = str(Path(module.__file__).parents[2])
+    environment = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": source}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "clean\n", done.stderr[-2000:]
