@@ -1,19 +1,32 @@
 """Compiles the kernels in C. Where no compiler is, the package works without them, slower."""
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
-NATIVE = "src/idefics/processing/native"
+PIXELS, DECODE = Path("src/idefics/processing/native"), Path("src/idefics/engine/native")
 
+# Plain libraries, read through ctypes: they do not know Python.
 setup(
     ext_modules=[
         Extension(
-            "idefics.processing._pixels",  # a plain library, read through ctypes: it does not know Python
-            [f"{NATIVE}/pixels.c"],
-            depends=[f"{NATIVE}/passes.h"],
+            "idefics.processing._pixels",
+            [str(PIXELS / "pixels.c")],
+            depends=[str(PIXELS / "passes.h")],
             # A product and a sum stay two roundings, as in the Pillow that is followed.
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
             libraries=["m"],
             optional=True,
-        )
+        ),
+        Extension(
+            "idefics.engine.native._kernel",
+            sorted(map(str, DECODE.glob("*.c"))),
+            depends=sorted(map(str, DECODE.glob("*.h"))),
+            # Loops over floats may become vectors: nobody asks for errno or floating-point traps.
+            extra_compile_args=["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],
+            extra_link_args=["-pthread"],
+            libraries=["m"],
+            optional=True,
+        ),
     ]
 )

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from idefics.config import CacheLayout
 from idefics.nn.attention import Attn, Memory
 from idefics.nn.kernels import Kernel
+from idefics.nn.stack import Stack
 
 
 class VLM(Protocol):
@@ -46,6 +47,10 @@ class VLM(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Of all that is computed; weights may be stored in another."""
+        ...
+
+    def stack(self) -> Stack | None:
+        """The decoder's own modules; None where its steps cannot be told in them."""
         ...
 
     def parameters(self) -> Iterator[Parameter]:

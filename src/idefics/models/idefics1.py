@@ -7,6 +7,10 @@ latest before it. Source: OBELICS (arXiv 2306.16527), Flamingo (arXiv 2204.14198
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,6 +33,7 @@ from idefics.nn.kernels import Attending
 from idefics.nn.norm import RMSNorm
 from idefics.nn.resampler import Resampler
 from idefics.nn.rope import rotary_tables
+from idefics.nn.stack import Cross, Stack
 from idefics.nn.stored import TokenEmbedding, widened
 from idefics.nn.vit import ClipEmbeddings, VisionEncoder
 from idefics.weights import KeyRules
@@ -131,6 +136,20 @@ class GatedBlock(nn.Module):
         out: Tensor = x + self.alpha_dense.flatten().tanh() * self.mlp(self.post_attention_layernorm(x))
         return out
 
+    def laid_open(self) -> Cross:
+        """Its modules, for a `Stack`."""
+        attention = self.cross_attn
+        return Cross(
+            norm=self.input_layernorm,
+            q=attention.q_proj,
+            q_norm=attention.q_layer_norm if isinstance(attention.q_layer_norm, RMSNorm) else None,
+            o=attention.o_proj,
+            gate=self.alpha_cross_attn,
+            mlp_norm=self.post_attention_layernorm,
+            mlp=self.mlp,
+            mlp_gate=self.alpha_dense,
+        )
+
 
 class Idefics1Model(nn.Module):
     """Everything but the head, under the names that checkpoints use."""
@@ -221,6 +240,25 @@ class Idefics1(Attending):
     def logits(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V + A)
         out: Tensor = self.lm_head(h)
         return out
+
+    def stack(self) -> Stack:
+        """The decoder's own modules."""
+        model = self.model
+        tables: tuple[nn.Embedding, ...] = (model.embed_tokens,)
+        heads: tuple[nn.Linear, ...] = (self.lm_head,)
+        if self.config.text.additional_vocabulary:
+            tables += (model.embed_tokens.additional_embedding,)
+            heads += (self.lm_head.additional_fc,)
+        blocks = cast(Iterable[GatedBlock], model.gated_cross_attn_layers)
+        crosses = ((block.laid_open(), *(None,) * (model.interval - 1)) for block in blocks)
+        return Stack(
+            config=self.config.text,
+            tables=tables,
+            layers=cast(tuple[DecoderLayer, ...], tuple(model.layers)),
+            crosses=tuple(chain.from_iterable(crosses)),
+            norm=model.norm,
+            heads=heads,
+        )
 
 
 def config(raw: Raw, generation: Raw) -> ModelConfig:

@@ -6,13 +6,16 @@ the places of `<image>` tokens. Source: arXiv 2405.02246, arXiv 2408.12637 and t
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from idefics.config import CacheLayout, ModelConfig, VisionConfig
 from idefics.nn.attention import Attn
-from idefics.nn.decoder import Decoder
+from idefics.nn.decoder import Decoder, DecoderLayer
 from idefics.nn.kernels import Attending
+from idefics.nn.stack import Stack
 from idefics.nn.vit import SiglipEmbeddings, VisionEncoder
 from idefics.weights import Join, KeyRules
 
@@ -89,6 +92,19 @@ class InTextModel(Attending):
     def logits(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V)
         out: Tensor = self.lm_head(h)
         return out
+
+    def stack(self) -> Stack:
+        """The decoder's own modules."""
+        text = self.model.text_model
+        layers = cast(tuple[DecoderLayer, ...], tuple(text.layers))
+        return Stack(
+            config=self.config.text,
+            tables=(text.embed_tokens,),
+            layers=layers,
+            crosses=(None,) * len(layers),
+            norm=text.norm,
+            heads=(self.lm_head,),
+        )
 
 
 IN_TEXT_KEYS = KeyRules(

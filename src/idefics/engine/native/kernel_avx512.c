@@ -1,0 +1,55 @@
+/* The stages with AVX-512 and its dot products of bytes (VNNI). */
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,prefer-vector-width=512")
+#endif
+
+#define WORK work_avx512
+#define BYTES 64
+#define TOGETHER 4
+#include "vector.h"
+
+INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
+
+INLINE I load_some(const void *from, int bytes) {
+    return (I)_mm512_maskz_loadu_epi8(((__mmask64)1 << bytes) - 1, from);
+}
+
+/* Weights as unsigned bytes, 128 larger than they are; `minus` takes that away again. */
+INLINE F dot_bytes(I w, const int8_t *x, const int32_t *minus) {
+    __m512i larger = _mm512_xor_si512((__m512i)w, _mm512_set1_epi8((char)0x80));
+    __m512i sums = _mm512_dpbusd_epi32(_mm512_loadu_si512(minus), larger, _mm512_loadu_si512(x));
+    return _mm512_cvtepi32_ps(sums);
+}
+
+INLINE F dot_halves(I w, const int8_t *even, const int8_t *odd, const int32_t *minus) {
+    __m512i mask = _mm512_set1_epi8(15);
+    __m512i low = _mm512_and_si512((__m512i)w, mask), high = _mm512_and_si512(_mm512_srli_epi16((__m512i)w, 4), mask);
+    __m512i sums = _mm512_dpbusd_epi32(_mm512_loadu_si512(minus), low, _mm512_loadu_si512(even));
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(odd)));
+}
+
+/* Each of four scales to the four lanes of its group. */
+INLINE F spread(const float *scale, int groups) {
+    __m512 four = _mm512_maskz_loadu_ps((__mmask16)((1 << groups) - 1), scale);
+    return _mm512_permutexvar_ps(_mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0), four);
+}
+
+INLINE F spread_narrow(const uint16_t *scale, int groups) {
+    uint64_t four = 0;
+    memcpy(&four, scale, 2 * (size_t)groups);
+    __m512i wide = _mm512_castsi128_si512(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_cvtsi64_si128((int64_t)four)), 16));
+    __m512i index = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    return (F)_mm512_permutexvar_epi32(index, wide);
+}
+
+#include "kernel.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,51 @@
+/* The stages with Armv8.2's dot products. */
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
+
+#define WORK work_neon
+#define BYTES 16
+#define TOGETHER 4
+#include "vector.h"
+
+INLINE float sum(F v) { return vaddvq_f32((float32x4_t)v); }
+
+INLINE I load_some(const void *from, int bytes) {
+    I values = {0};
+    memcpy(&values, from, (size_t)bytes);
+    return values;
+}
+
+INLINE F dot_bytes(I w, const int8_t *x, const int32_t *minus) {
+    (void)minus;
+    return (F)vcvtq_f32_s32(vdotq_s32(vdupq_n_s32(0), (int8x16_t)w, vld1q_s8(x)));
+}
+
+INLINE F dot_halves(I w, const int8_t *even, const int8_t *odd, const int32_t *minus) {
+    int8x16_t low = vreinterpretq_s8_u8(vandq_u8((uint8x16_t)w, vdupq_n_u8(15)));
+    int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8((uint8x16_t)w, 4));
+    int32x4_t sums = vdotq_s32(vld1q_s32(minus), low, vld1q_s8(even));
+    return (F)vcvtq_f32_s32(vdotq_s32(sums, high, vld1q_s8(odd)));
+}
+
+INLINE F spread(const float *scale, int groups) {
+    (void)groups; /* one: a vector is a group */
+    return (F)vld1q_dup_f32(scale);
+}
+
+INLINE F spread_narrow(const uint16_t *scale, int groups) {
+    float wide = widened(scale[0]);
+    return spread(&wide, groups);
+}
+
+#include "kernel.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

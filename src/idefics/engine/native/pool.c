@@ -1,0 +1,153 @@
+/* A pool of threads that do the stages of a step one after another, each stage in pieces.
+ *
+ * The stage at work and its next piece are one word, and who finishes the last piece of a stage begins the next. So
+ * nobody waits for a thread that holds no piece: one that the system has put aside is not missed, and one that wakes
+ * late takes part from where the others are. Who finds nothing to do spins for a moment, then sleeps.
+ */
+#include "native.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum { SPIN_NANOSECONDS = 50000 }; /* about what it costs to be woken */
+
+struct Pool {
+    _Atomic uint64_t place; /* stage number << 32 | its next unit */
+    _Atomic uint32_t first; /* number of this step's first stage: numbers go on from step to step */
+    _Atomic int32_t done; /* units of the stage at work */
+    _Atomic int32_t sleepers;
+    _Atomic int over;
+    Engine *engine;
+    int threads;
+    pthread_mutex_t lock;
+    pthread_cond_t moved;
+    pthread_t *helpers;
+};
+
+typedef struct {
+    Pool *pool;
+    Thread *thread;
+} Helper;
+
+static uint32_t stage_of(uint64_t place) { return (uint32_t)(place >> 32); }
+
+static void go_to(Pool *pool, uint32_t stage) {
+    atomic_store(&pool->place, (uint64_t)stage << 32);
+    if (atomic_load(&pool->sleepers)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->moved);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+static void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* Until another stage than this one is at work. */
+static void wait_beyond(Pool *pool, uint32_t stage) {
+    int64_t end = nanoseconds() + SPIN_NANOSECONDS;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (stage_of(atomic_load(&pool->place)) != stage) return;
+            relax();
+        }
+    } while (nanoseconds() < end);
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->sleepers, 1); /* before the place is looked at: who moves it looks here after */
+    while (stage_of(atomic_load(&pool->place)) == stage && !atomic_load(&pool->over))
+        pthread_cond_wait(&pool->moved, &pool->lock);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+/* Takes pieces of one stage, if it is still at work, until none is left. */
+static void do_stage(Pool *pool, Thread *thread, uint32_t stage) {
+    for (;;) {
+        uint64_t place = atomic_load(&pool->place);
+        if (stage_of(place) != stage) return;
+        /* A number from before this step is far beyond its stages. */
+        uint32_t index = stage - atomic_load(&pool->first);
+        if (index >= (uint32_t)pool->engine->stage_count) return;
+        int32_t units = atomic_load(&pool->engine->units[index]), from = (int32_t)(uint32_t)place;
+        if (from >= units) return;
+        /* Large pieces first, so that they are few; small ones last, so that all end together. */
+        int32_t count = (units - from) / (2 * pool->threads);
+        if (count < 1) count = 1;
+        /* Succeeds only where what was read above belongs to the stage at work; then the stage waits for us. */
+        if (!atomic_compare_exchange_weak(&pool->place, &place, place + (uint32_t)count)) continue;
+        pool->engine->work(pool->engine, thread, (int)index, from, from + count);
+        if (atomic_fetch_add(&pool->done, count) + count == units) {
+            atomic_store(&pool->done, 0);
+            go_to(pool, stage + 1);
+            return;
+        }
+    }
+}
+
+static void *help(void *argument) {
+    Helper helper = *(Helper *)argument;
+    free(argument);
+    while (!atomic_load(&helper.pool->over)) {
+        uint32_t stage = stage_of(atomic_load(&helper.pool->place));
+        do_stage(helper.pool, helper.thread, stage);
+        if (stage_of(atomic_load(&helper.pool->place)) == stage) wait_beyond(helper.pool, stage);
+    }
+    return NULL;
+}
+
+/* All stages of a step. Units are set, and nobody is at work. */
+void pool_run(Pool *pool) {
+    uint32_t first = stage_of(atomic_load(&pool->place)) + 1;
+    uint32_t last = first + (uint32_t)pool->engine->stage_count;
+    atomic_store(&pool->first, first);
+    go_to(pool, first);
+    for (uint32_t stage = first; stage != last; stage = stage_of(atomic_load(&pool->place))) {
+        do_stage(pool, pool->engine->threads, stage);
+        if (stage_of(atomic_load(&pool->place)) == stage) wait_beyond(pool, stage);
+    }
+}
+
+int pool_threads(const Pool *pool) { return pool->threads; }
+
+Pool *pool_new(Engine *engine, int threads) {
+    Pool *pool = calloc(1, sizeof *pool);
+    if (!pool) return NULL;
+    pool->engine = engine;
+    pool->helpers = calloc((size_t)threads, sizeof *pool->helpers);
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->moved, NULL);
+    pool->threads = 1;
+    while (pool->helpers && pool->threads < threads) { /* as many as the system gives */
+        Helper *helper = malloc(sizeof *helper);
+        if (!helper) break;
+        *helper = (Helper){pool, engine->threads + pool->threads};
+        if (pthread_create(&pool->helpers[pool->threads - 1], NULL, help, helper)) {
+            free(helper);
+            break;
+        }
+        pool->threads++;
+    }
+    return pool;
+}
+
+void pool_free(Pool *pool) {
+    atomic_store(&pool->over, 1);
+    go_to(pool, stage_of(atomic_load(&pool->place)) + 1);
+    for (int i = 0; i + 1 < pool->threads; i++) pthread_join(pool->helpers[i], NULL);
+    pthread_cond_destroy(&pool->moved);
+    pthread_mutex_destroy(&pool->lock);
+    free(pool->helpers);
+    free(pool);
+}
