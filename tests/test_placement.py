@@ -7,9 +7,9 @@ import torch
 
 from devices import CPU, FIRST, SECOND, Devices, put
 from idefics.config import Quantisation
-from idefics.engine.encode import Pictures
-from idefics.engine.runner import decode, prefill
-from idefics.engine.score import score_endings
+from idefics.config import EngineConfig, Sampling
+from idefics.engine.engine import Engine
+from idefics.engine.request import Request
 from idefics.engine.slow import SlowTwin
 from idefics.errors import BadSetting
 from idefics.nn.decoder import DecoderLayer
@@ -50,15 +50,19 @@ def read(model):
     """All that the engine does with a model: two prompts, a second token after each, endings; the slow twin's too."""
     prompts = [tiny.prompt(model, "tt1tt"), tiny.prompt(model, "1tttttt1t")]
     with Devices():
-        pictures = Pictures(model, 4)
-        pictures.read(tiles for prompt in prompts for tiles in prompt.pictures)
-        cache, h = prefill(model, prompts, pictures)
-        first = model.logits(h)
-        cache.select([1, 0])
-        second = model.logits(decode(model, cache, torch.tensor([5, 7])))
-        scores = score_endings(model, prompts[1], [[4, 5], [6], [7, 8, 9]], pictures)
+        engine = Engine(model, EngineConfig(cache_pages=20))
+        engine._driver.wake = lambda: (
+            None
+        )  # steps are taken here: another thread would not know these devices
+        asked = [Request(prompt, Sampling(max_new_tokens=2, logprobs=True)) for prompt in prompts]
+        asked.append(Request(prompts[1], endings=((4, 5), (6,), (7, 8, 9))))
+        handles = [engine.submit(request) for request in asked]
+        while engine.is_busy:
+            engine.step()
+        found = [handle.result() for handle in handles]
+        numbers = [torch.tensor([*one.ids, *one.logprobs, *chain(*one.scores)]) for one in found]
         slow = model.logits(SlowTwin(model, prompts[0]).hidden())
-    return cache, [first, second, torch.tensor([*chain(*scores)]), slow]
+    return engine, [*numbers, slow]
 
 
 @families
@@ -83,11 +87,12 @@ def test_what_is_computed_is_the_same(family, where):
 @families
 def test_a_cache_lies_where_its_layer_lies(family):
     model = model_of(family)
-    cache, _ = read(on(model, halves(model)))
+    engine, _ = read(on(model, halves(model)))
     with Devices():
-        found = [cache.keys[layer].device for layer in range(len(cache.keys))]
+        found = [keys.device for keys in engine.cache.keys]
         assert found == sorted(found, key=str) and set(found) == {FIRST, SECOND}
-        assert {memory.keys.device for memory in cache.cross} in (set(), {FIRST, SECOND})
+        memories = [layer for kept in engine.pictures.kept.values() for layer in kept.memory]
+        assert {memory.keys.device for memory in memories} in (set(), {FIRST, SECOND})
 
 
 def test_what_spills_computes_on_the_gpu_and_stays_in_memory():

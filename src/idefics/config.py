@@ -309,15 +309,31 @@ class EngineConfig:
 
     Attributes:
         batch_rows: at most so many prompts are answered side by side.
-        encode_frames: at most so many frames go through the vision tower at once.
+        encode_frames: at most so many frames go through the vision tower in a step.
+        step_tokens: at most so many tokens of prompts are read in a step, so that running answers keep flowing.
+        waiting: at most so many requests wait.
+        cache_share: of the memory that is free when the engine is made, the share that its cache may take.
+        cache_pages: the size of the cache in pages of 16 positions instead; None: what `cache_share` allows.
+        picture_bytes: pictures that have been encoded are kept up to so many bytes.
     """
 
     batch_rows: int = 8
     encode_frames: int = 16
+    step_tokens: int = 512
+    waiting: int = 1024
+    cache_share: float = 0.3
+    cache_pages: int | None = None
+    picture_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         _range("batch_rows", self.batch_rows, 1, 1024)
         _range("encode_frames", self.encode_frames, 1, 1024)
+        _range("step_tokens", self.step_tokens, 1, 1 << 20)
+        _range("waiting", self.waiting, 1, 1 << 20)
+        _range("cache_share", self.cache_share, 0.001, 0.95)
+        if self.cache_pages is not None:
+            _range("cache_pages", self.cache_pages, 2, 1 << 30)
+        _range("picture_bytes", self.picture_bytes, 0, 1 << 50)
 
 
 def _range(name: str, value: float, low: float, high: float) -> None:

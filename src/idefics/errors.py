@@ -8,6 +8,7 @@
     │   │   └── BadVideo            not a video, broken, too long, or the checkpoint was not trained with video
     │   ├── BadPrompt               pictures and their places disagree, an empty prompt, a malformed message
     │   └── PromptTooLong           more tokens than the model reads
+    ├── EngineBusy                  as many requests wait as may: try again later
     ├── ModelError                  the model cannot be had or used
     │   ├── ModelNotFound           no such folder or hub repository, or not cached and no network
     │   ├── UnsupportedModel        a checkpoint that this package does not run
@@ -62,6 +63,14 @@ class PromptTooLong(BadRequest):
             f"this model reads {limit}: send fewer pictures or less text"
         )
         self.length, self.limit, self.pictures = length, limit, pictures
+
+
+class EngineBusy(IdeficsError):
+    """As many requests wait as may."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} requests are waiting already, and more may not: try again in a moment")
+        self.limit = limit
 
 
 class ModelError(IdeficsError):

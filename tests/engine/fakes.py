@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from idefics.config import CacheLayout, TextConfig
+from idefics.config import CacheLayout, EngineConfig, Sampling, TextConfig
+from idefics.engine.engine import Engine
+from idefics.engine.request import Request
 from idefics.nn.attention import LayerMemory
 from idefics.nn.decoder import DecoderLayer
 from idefics.nn.kernels import fused
@@ -139,3 +141,29 @@ def mixed(kind):
         prompt(kind, *itertools.chain(*((p, 30 + i) for i, p in enumerate((cat, dog, bird, cat, dog)))), 4),
         prompt(kind, 2, *many, 9, 10),
     ]
+
+
+def engine_for(kind, **config):
+    """An engine for a model of a kind, or for a model."""
+    return Engine(fake(kind) if isinstance(kind, str) else kind, EngineConfig(**config))
+
+
+def request(asked, *, stop_ids=(), banned_ids=(), watch=None, **sampling):
+    return Request(asked, Sampling(**sampling), frozenset(stop_ids), frozenset(banned_ids), watch)
+
+
+def answered(engine, requests):
+    """The handles of requests that are asked together, when all are done; the engine must have leaked nothing."""
+    handles = [engine.submit(one) for one in requests]
+    for handle in handles:
+        handle.result()
+    settled(engine)
+    return handles
+
+
+def settled(engine):
+    """Waits for the end of the last step; then nobody owns a page."""
+    with engine.work:
+        assert engine.work.wait_for(lambda: not engine.is_busy, timeout=10)
+        engine.scheduler.pages.check()
+        assert not any(engine.scheduler.pages.owners)

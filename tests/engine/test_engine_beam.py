@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.fakes import IMAGE, TEXT, VOCABULARY, fake, mixed, picture, prompt
-from idefics.config import CacheLayout, EngineConfig, Sampling, TextConfig
-from idefics.engine.engine import Engine
-from idefics.engine.request import Request, Sequence
+from engine.fakes import IMAGE, TEXT, VOCABULARY, answered, engine_for, fake, mixed, picture, prompt, request
+from idefics.config import CacheLayout, TextConfig
 from idefics.engine.slow import SlowTwin, slow_greedy
 from idefics.nn.decoder import Decoder
 from idefics.nn.kernels import Attending
@@ -17,10 +15,8 @@ from idefics.nn.kernels import Attending
 KINDS = ["text", "beside"]
 
 
-def beam(model, asked, *, stop_ids=(), banned_ids=(), **sampling):
-    one = Sequence(Request(asked, Sampling(**sampling), frozenset(stop_ids), frozenset(banned_ids)))
-    Engine(model, EngineConfig()).beam(one)
-    return one
+def beam(model, asked, **options):
+    return answered(engine_for(model), [request(asked, **options)])[0]
 
 
 class Llama(Attending):
@@ -163,7 +159,7 @@ def test_one_beam_is_greedy(kind, which):
 @pytest.mark.parametrize("kind", KINDS)
 def test_beams_score_better_than_greed(kind):
     model, asked = fake(kind), mixed(kind)[4]
-    engine = Engine(model, EngineConfig())
+    engine = engine_for(model)
     greedy = slow_greedy(model, asked, 12)
     found = beam(model, asked, max_new_tokens=12, num_beams=6, logprobs=True)
     by_greed, by_beams = (sum(scores) for scores in engine.score(asked, [greedy, found.ids]))

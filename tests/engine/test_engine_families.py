@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from idefics.config import EngineConfig, Sampling
-from idefics.engine.engine import Engine
-from idefics.engine.request import Request, Sequence
+from engine.fakes import answered as handles_of
+from engine.fakes import engine_for, request
 from idefics.engine.slow import SlowTwin, slow_greedy
 from models import tiny
 
@@ -24,10 +23,9 @@ def prompts_for(model):
 
 
 def answered(model, prompts, **sampling):
-    rows = [Sequence(Request(asked, Sampling(**sampling), frozenset({7, 8, 9}))) for asked in prompts]
-    for _ in Engine(model, EngineConfig(batch_rows=5, encode_frames=3)).run(rows):
-        pass
-    return [one.ids for one in rows]
+    engine = engine_for(model, batch_rows=5, encode_frames=3)
+    rows = [request(asked, stop_ids={7, 8, 9}, **sampling) for asked in prompts]
+    return [one.ids for one in handles_of(engine, rows)]
 
 
 @FAMILIES
@@ -44,7 +42,7 @@ def test_scores_equal_one_uncached_pass_each(raw):
     model = tiny.model_of(raw)
     endings = [(5,), (6, 7, 8), (6, 7), (9, 10, 11, 12, 13)]
     for asked in prompts_for(model):
-        scores = Engine(model, EngineConfig()).score(asked, endings)
+        scores = engine_for(model).score(asked, endings)
         twin = SlowTwin(model, asked)
         for ending, score in zip(endings, scores, strict=True):
             with torch.inference_mode():
@@ -57,12 +55,11 @@ def test_scores_equal_one_uncached_pass_each(raw):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_answers_equal_those_of_transformers(raw, beams, tmp_path):
     reference, model = tiny.pair(tmp_path, raw)
-    engine = Engine(model, EngineConfig())
+    engine = engine_for(model)
     for asked in prompts_for(model):
         if not asked.pictures:
             continue
-        one = Sequence(Request(asked, Sampling(max_new_tokens=10, num_beams=beams), frozenset({7, 8, 9})))
-        engine.beam(one)
+        (one,) = handles_of(engine, [request(asked, max_new_tokens=10, num_beams=beams, stop_ids={7, 8, 9})])
         assert one.ids == generated(reference, asked, beams)
 
 

@@ -1,18 +1,13 @@
 """Generation: the fast engine against its slow twin, and the manners of a run."""
 
-import gc
-import weakref
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.fakes import IMAGE, TEXT, VOCABULARY, fake, mixed, picture, prompt
-from idefics.config import EngineConfig, Sampling
-from idefics.engine import cache
-from idefics.engine.engine import Engine
-from idefics.engine.request import Request, Sequence
+from engine.fakes import IMAGE, TEXT, VOCABULARY, engine_for, fake, mixed, picture, prompt
+from engine.fakes import answered as handles_of
+from engine.fakes import request as row
 from idefics.engine.slow import slow_greedy
 from idefics.errors import BadPrompt, PromptTooLong
 
@@ -24,22 +19,8 @@ def kind(request):
     return request.param
 
 
-def engine_for(kind, **config):
-    return Engine(fake(kind), EngineConfig(**config))
-
-
-def row(asked, *, stop_ids=(), banned_ids=(), **sampling):
-    return Sequence(Request(asked, Sampling(**sampling), frozenset(stop_ids), frozenset(banned_ids)))
-
-
 def answered(engine, rows):
-    """Runs rows to their end; what was yielded must be what they hold."""
-    said = {id(one): [] for one in rows}
-    for step in engine.run(rows):
-        for one, token in step:
-            said[id(one)].append(token)
-    assert [said[id(one)] for one in rows] == [one.ids for one in rows]
-    return [one.ids for one in rows]
+    return [handle.ids for handle in handles_of(engine, rows)]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 10])
@@ -84,13 +65,6 @@ def test_a_token_sees_the_picture_before_it_and_no_other():
     assert (both[4] - cat[4]).abs().max() > 0.1
 
 
-def test_long_answers_outgrow_the_cache(kind, monkeypatch):
-    monkeypatch.setattr(cache, "BLOCK", 4)
-    engine = engine_for(kind)
-    rows = [row(asked, max_new_tokens=21) for asked in mixed(kind)[:4]]
-    assert answered(engine, rows) == [slow_greedy(engine.model, one.request.prompt, 21) for one in rows]
-
-
 def test_a_picture_is_read_once_a_run(kind):
     engine = engine_for(kind, batch_rows=2)
     cat, dog = picture("cat"), picture("dog")
@@ -106,157 +80,10 @@ def test_a_picture_is_read_once_a_run(kind):
     assert sum(engine.model.remembered) == (2 if kind == "beside" else 0)
 
 
-def test_frames_are_read_together_by_size():
-    engine = engine_for("text", encode_frames=3)
-    asked = prompt("text", picture("wide", frames=4), 5, picture("odd", frames=2, side=9), picture("cat"))
-    assert answered(engine, [row(asked, max_new_tokens=6)]) == [slow_greedy(fake("text"), asked, 6)]
-    assert engine.model.encoded == [3, 2, 2]
-
-
 def test_words_alone_never_enter_the_vision_tower(kind):
     engine = engine_for(kind)
     answered(engine, [row(prompt(kind, 4, 5), max_new_tokens=4), row(prompt(kind, 6), max_new_tokens=4)])
     assert engine.model.encoded == engine.model.remembered == []
-
-
-def test_a_stop_id_ends_the_answer_and_is_no_part_of_it(kind):
-    engine = engine_for(kind)
-    asked = prompt(kind, 5, 6, 7)
-    free = slow_greedy(engine.model, asked, 12)
-    stop = free[5]
-    one = row(asked, max_new_tokens=12, stop_ids={stop}, logprobs=True)
-    answered(engine, [one])
-    assert one.ids == free[: free.index(stop)]
-    assert one.finish_reason == "stop"
-    assert len(one.logprobs) == len(one.ids)
-
-
-def test_a_stop_id_may_come_first(kind):
-    engine = engine_for(kind)
-    first, other = prompt(kind, 5, 6, 7), prompt(kind, 5, picture("cat"))
-    stop = slow_greedy(engine.model, first, 1)[0]
-    rows = [row(first, max_new_tokens=4, stop_ids={stop}), row(other, max_new_tokens=4)]
-    assert answered(engine, rows) == [[], slow_greedy(engine.model, other, 4)]
-    assert [one.finish_reason for one in rows] == ["stop", "length"]
-
-
-def test_each_answer_has_its_own_length(kind):
-    rows = [row(prompt(kind, 5, 6), max_new_tokens=n) for n in (1, 7, 3)]
-    assert [len(ids) for ids in answered(engine_for(kind), rows)] == [1, 7, 3]
-    assert {one.finish_reason for one in rows} == {"length"}
-
-
-def test_a_full_context_ends_the_answer(kind):
-    engine = engine_for(kind)
-    long = prompt(kind, picture("cat"), *[5 + n % 30 for n in range(TEXT.max_positions - 10)])
-    one, other = row(long), row(prompt(kind, 5), max_new_tokens=3)
-    answered(engine, [one, other])
-    assert len(long) + len(one.ids) == TEXT.max_positions
-    assert one.finish_reason == "length"
-    assert one.ids == slow_greedy(engine.model, long, 100)
-
-
-def test_a_prompt_that_leaves_no_room_is_refused_before_any_work(kind):
-    engine = engine_for(kind)
-    fits, too_long = prompt(kind, picture("cat"), 4), prompt(kind, *[5] * TEXT.max_positions)
-    with pytest.raises(PromptTooLong, match=r"has 160 tokens.*reads 159"):
-        engine.run([row(fits), row(too_long)])
-    assert not engine.model.encoded
-    assert len(engine.logits(too_long)) == TEXT.max_positions
-
-
-def test_an_empty_prompt_and_foreign_ids_are_refused(kind):
-    engine = engine_for(kind)
-    with pytest.raises(BadPrompt, match="empty"):
-        engine.run([row(prompt(kind))])
-    with pytest.raises(BadPrompt, match=f"token {VOCABULARY}.*0 to {VOCABULARY - 1}"):
-        engine.logits(prompt(kind, 5, VOCABULARY))
-
-
-def test_no_prompts_no_steps(kind):
-    assert list(engine_for(kind).run([])) == []
-
-
-def test_the_caller_may_finish_a_row_between_steps(kind):
-    engine = engine_for(kind, batch_rows=3)
-    prompts = mixed(kind)[1:4]
-    rows = [row(asked, max_new_tokens=8) for asked in prompts]
-    for number, _ in enumerate(engine.run(rows), start=1):
-        if number == 3:
-            rows[1].finish("stop")
-    slow = [slow_greedy(engine.model, asked, 8) for asked in prompts]
-    assert [one.ids for one in rows] == [slow[0], slow[1][:3], slow[2]]
-    assert [one.finish_reason for one in rows] == ["length", "stop", "length"]
-
-
-def test_the_callers_reason_stands():
-    """A stop string may be seen in the last token that the limit allows."""
-    one = row(prompt("text", 5), max_new_tokens=2)
-    for _ in engine_for("text").run([one]):
-        if len(one.ids) == 2:
-            one.finish("stop")
-    assert one.finish_reason == "stop"
-
-
-def test_a_row_may_be_finished_before_its_turn(kind):
-    engine = engine_for(kind, batch_rows=1)
-    rows = [row(prompt(kind, 5), max_new_tokens=3), row(prompt(kind, picture("cat"), 6), max_new_tokens=3)]
-    for _ in engine.run(rows):
-        rows[1].finish("cancelled")
-    assert [len(one.ids) for one in rows] == [3, 0]
-    assert not engine.model.encoded
-
-
-def test_closing_early_cancels_and_frees(kind, monkeypatch):
-    caches = []
-    build = cache.Cache.__init__
-
-    def remember(self, *args, **kwargs):
-        build(self, *args, **kwargs)
-        caches.append(weakref.ref(self))
-
-    monkeypatch.setattr(cache.Cache, "__init__", remember)
-    short, long = row(prompt(kind, 5), max_new_tokens=1), row(prompt(kind, picture("cat"), 5))
-    waiting = row(prompt(kind, 6))
-    steps = engine_for(kind, batch_rows=2).run([short, long, waiting])
-    next(steps), next(steps)
-    assert caches[0]() is not None
-    steps.close()
-    gc.collect()
-    assert caches[0]() is None
-    assert [one.finish_reason for one in (short, long, waiting)] == ["length", "cancelled", "cancelled"]
-    assert len(long.ids) == 2
-
-
-def test_an_error_leaves_nobody_waiting(kind, monkeypatch):
-    engine = engine_for(kind)
-    monkeypatch.setattr(engine.model, "logits", lambda h: h.unsqueeze(99))
-    one = row(prompt(kind, 5))
-    with pytest.raises(IndexError):
-        list(engine.run([one]))
-    assert one.finish_reason == "cancelled"
-
-
-def test_the_callers_code_runs_outside_inference_mode(kind):
-    steps = engine_for(kind).run([row(prompt(kind, 5), max_new_tokens=3)])
-    assert [torch.is_inference_mode_enabled() for _ in steps] == [False] * 3
-    assert torch.is_grad_enabled()
-
-
-def test_log_probabilities_are_the_models_own(kind):
-    """Before the temperature and the penalty, after banning, and for the rows that asked."""
-    engine = engine_for(kind)
-    asked = prompt(kind, picture("cat"), 5, 6)
-    sampling = {"max_new_tokens": 6, "temperature": 0.7, "repetition_penalty": 1.3, "top_k": 5, "seed": 3}
-    one = row(asked, banned_ids={IMAGE, 8}, logprobs=True, **sampling)
-    other = row(asked, max_new_tokens=6)
-    answered(engine, [one, other])
-    whole = prompt(kind, picture("cat"), 5, 6, *one.ids)
-    logits = engine.logits(whole)[len(asked) - 1 : -1]
-    logits[:, [IMAGE, 8]] = -torch.inf
-    expected = logits.log_softmax(-1)[range(6), one.ids]
-    torch.testing.assert_close(torch.tensor(one.logprobs), expected, rtol=0, atol=1e-4)
-    assert other.logprobs == []
 
 
 def test_banned_ids_never_appear(kind):
@@ -315,12 +142,130 @@ def test_logits_are_the_uncached_models(kind):
     assert logits[-1].argmax() == slow_greedy(engine.model, asked, 1)[0]
 
 
+@pytest.mark.parametrize("step_tokens", [1, 5, 16, 17])
+def test_long_prompts_are_read_in_chunks(kind, step_tokens):
+    engine = engine_for(kind, step_tokens=step_tokens)
+    prompts = mixed(kind)
+    assert answered(engine, [row(asked, max_new_tokens=21) for asked in prompts]) == [
+        slow_greedy(engine.model, asked, 21) for asked in prompts
+    ]
+
+
+def test_frames_are_read_together_by_size():
+    engine = engine_for("text", encode_frames=7)
+    asked = prompt("text", picture("wide", frames=4), 5, picture("odd", frames=2, side=9), picture("cat"))
+    assert answered(engine, [row(asked, max_new_tokens=6)]) == [slow_greedy(fake("text"), asked, 6)]
+    assert engine.model.encoded == [5, 2]
+
+
+def test_few_frames_are_encoded_in_a_step():
+    engine = engine_for("text", encode_frames=3)
+    asked = prompt("text", picture("wide", frames=4), 5, picture("odd", frames=2, side=9), picture("cat"))
+    assert answered(engine, [row(asked, max_new_tokens=6)]) == [slow_greedy(fake("text"), asked, 6)]
+    assert engine.model.encoded == [3, 1, 2, 1]
+
+
+def test_a_stop_id_ends_the_answer_and_is_no_part_of_it(kind):
+    engine = engine_for(kind)
+    asked = prompt(kind, 5, 6, 7)
+    free = slow_greedy(engine.model, asked, 12)
+    stop = free[5]
+    (one,) = handles_of(engine, [row(asked, max_new_tokens=12, stop_ids={stop}, logprobs=True)])
+    assert one.ids == free[: free.index(stop)]
+    assert one.finish_reason == "stop"
+    assert len(one.logprobs) == len(one.ids)
+
+
+def test_a_stop_id_may_come_first(kind):
+    engine = engine_for(kind)
+    first, other = prompt(kind, 5, 6, 7), prompt(kind, 5, picture("cat"))
+    stop = slow_greedy(engine.model, first, 1)[0]
+    rows = handles_of(engine, [row(first, max_new_tokens=4, stop_ids={stop}), row(other, max_new_tokens=4)])
+    assert [one.ids for one in rows] == [[], slow_greedy(engine.model, other, 4)]
+    assert [one.finish_reason for one in rows] == ["stop", "length"]
+
+
+def test_each_answer_has_its_own_length(kind):
+    rows = handles_of(engine_for(kind), [row(prompt(kind, 5, 6), max_new_tokens=n) for n in (1, 7, 3)])
+    assert [len(one.ids) for one in rows] == [1, 7, 3]
+    assert {one.finish_reason for one in rows} == {"length"}
+
+
+def test_a_full_context_ends_the_answer(kind):
+    engine = engine_for(kind)
+    long = prompt(kind, picture("cat"), *[5 + n % 30 for n in range(TEXT.max_positions - 10)])
+    one, _ = handles_of(engine, [row(long), row(prompt(kind, 5), max_new_tokens=3)])
+    assert len(long) + len(one.ids) == TEXT.max_positions
+    assert one.finish_reason == "length"
+    assert one.ids == slow_greedy(engine.model, long, 100)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_any_work(kind):
+    engine = engine_for(kind)
+    too_long = prompt(kind, *[5] * TEXT.max_positions)
+    with pytest.raises(PromptTooLong, match=r"has 160 tokens.*reads 159"):
+        engine.submit(row(too_long))
+    assert len(engine.logits(too_long)) == TEXT.max_positions
+
+
+def test_an_empty_prompt_and_foreign_ids_are_refused(kind):
+    engine = engine_for(kind)
+    with pytest.raises(BadPrompt, match="empty"):
+        engine.submit(row(prompt(kind)))
+    with pytest.raises(BadPrompt, match=f"token {VOCABULARY}.*0 to {VOCABULARY - 1}"):
+        engine.logits(prompt(kind, 5, VOCABULARY))
+
+
+def test_a_watcher_ends_its_answer_at_once(kind):
+    engine = engine_for(kind, batch_rows=3)
+    prompts = mixed(kind)[1:4]
+    seen = []
+    watch = lambda id: seen.append(id) or len(seen) == 3  # noqa: E731
+    rows = handles_of(
+        engine,
+        [
+            row(asked, max_new_tokens=8, watch=w)
+            for asked, w in zip(prompts, (None, watch, None), strict=True)
+        ],
+    )
+    slow = [slow_greedy(engine.model, asked, 8) for asked in prompts]
+    assert [one.ids for one in rows] == [slow[0], slow[1][:3], slow[2]]
+    assert seen == rows[1].ids
+    assert [one.finish_reason for one in rows] == ["length", "stop", "length"]
+
+
+def test_a_watcher_may_end_the_last_token():
+    """A stop string may be seen in the last token that the limit allows."""
+    seen = []
+    watch = lambda id: seen.append(id) or len(seen) == 2  # noqa: E731
+    (one,) = handles_of(engine_for("text"), [row(prompt("text", 5), max_new_tokens=2, watch=watch)])
+    assert one.finish_reason == "stop"
+
+
+def test_log_probabilities_are_the_models_own(kind):
+    """Before the temperature and the penalty, after banning, and for the rows that asked."""
+    engine = engine_for(kind)
+    asked = prompt(kind, picture("cat"), 5, 6)
+    sampling = {"max_new_tokens": 6, "temperature": 0.7, "repetition_penalty": 1.3, "top_k": 5, "seed": 3}
+    one, other = handles_of(
+        engine,
+        [row(asked, banned_ids={IMAGE, 8}, logprobs=True, **sampling), row(asked, max_new_tokens=6)],
+    )
+    whole = prompt(kind, picture("cat"), 5, 6, *one.ids)
+    logits = engine.logits(whole)[len(asked) - 1 : -1]
+    logits[:, [IMAGE, 8]] = -torch.inf
+    expected = logits.log_softmax(-1)[range(6), one.ids]
+    torch.testing.assert_close(torch.tensor(one.logprobs), expected, rtol=0, atol=1e-4)
+    assert other.logprobs == []
+
+
 def test_half_precision_models_run_in_their_own_dtype(kind):
     model = fake(kind).to(torch.bfloat16)
-    engine = Engine(model, EngineConfig())
-    one = row(prompt(kind, picture("cat"), 5, 6), max_new_tokens=5, logprobs=True)
-    assert answered(engine, [one]) == [slow_greedy(model, one.request.prompt, 5)]
-    assert engine.logits(one.request.prompt).dtype == torch.float32
+    engine = engine_for(model)
+    asked = prompt(kind, picture("cat"), 5, 6)
+    (one,) = handles_of(engine, [row(asked, max_new_tokens=5, logprobs=True)])
+    assert one.ids == slow_greedy(model, asked, 5)
+    assert engine.logits(asked).dtype == torch.float32
 
 
 @pytest.mark.gpu
@@ -328,5 +273,5 @@ def test_a_gpu_answers_as_the_cpu_does(kind):
     prompts = mixed(kind)
     rows = [[row(asked, max_new_tokens=12) for asked in prompts] for _ in range(2)]
     on_cpu = answered(engine_for(kind), rows[0])
-    on_gpu = answered(Engine(fake(kind).cuda(), EngineConfig()), rows[1])
+    on_gpu = answered(engine_for(fake(kind).cuda()), rows[1])
     assert on_cpu == on_gpu

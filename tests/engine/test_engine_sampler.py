@@ -5,7 +5,7 @@ import torch
 
 from idefics.config import Sampling
 from idefics.engine.request import Request
-from idefics.engine.sampler import Sampler, keep_min_p, keep_top_k, keep_top_p, penalise
+from idefics.engine.sampler import Sampler, generator, keep_min_p, keep_top_k, keep_top_p, penalise
 from idefics.prompt import Prompt
 
 CPU = torch.device("cpu")
@@ -23,7 +23,16 @@ def asked(*ids, banned=(), **sampling):
 
 
 def sampler(*requests, vocabulary=VOCABULARY):
-    return Sampler(requests, vocabulary, CPU)
+    return again(requests, vocabulary=vocabulary)
+
+
+def again(requests, ids=None, generators=None, vocabulary=VOCABULARY):
+    """The settings of rows after they have changed: what a row has said and draws from goes with it."""
+    ids = [request.prompt.ids for request in requests] if ids is None else ids
+    made = (
+        [generator(request.sampling.seed, CPU) for request in requests] if generators is None else generators
+    )
+    return Sampler(requests, ids, made, vocabulary, CPU)
 
 
 def column(*values, dtype=torch.float32):
@@ -109,7 +118,7 @@ def test_a_row_draws_alone_as_it_draws_in_company():
     together = sampler(*requests)
     alone = sampler(requests[1])
     first = [together.choose(logits).ids[1].item(), alone.choose(logits[1:2]).ids.item()]
-    together.select([2, 1])
+    together = again([requests[2], requests[1]], generators=[together.generators[n] for n in (2, 1)])
     second = [together.choose(logits[[2, 1]]).ids[1].item(), alone.choose(logits[1:2]).ids.item()]
     assert first[0] == first[1]
     assert second[0] == second[1]
@@ -144,9 +153,10 @@ def test_the_models_logits_are_left_alone():
 def test_the_penalty_follows_the_answer_and_the_rows():
     logits = torch.zeros(2, VOCABULARY)
     logits[:, 9], logits[:, 8], logits[:, 7] = 3.0, 2.0, 1.8
-    rows = sampler(asked(1), asked(9, repetition_penalty=2.0))
+    requests = asked(1), asked(9, repetition_penalty=2.0)
+    rows = sampler(*requests)
     assert rows.choose(logits).ids.tolist() == [9, 8]  # 9 is in the prompt: 3 / 2 is less than 2
-    rows.select([1])
+    rows = again(requests[1:], ids=[(9, 8)])
     assert rows.choose(logits[:1]).ids.tolist() == [7]  # and 8 in the answer
 
 

@@ -3,11 +3,8 @@
 import pytest
 import torch
 
-from engine.fakes import TEXT, VOCABULARY, fake, mixed, picture, prompt
-from idefics.config import EngineConfig
-from idefics.engine.encode import Pictures
-from idefics.engine.engine import Engine
-from idefics.engine.score import score_endings
+from engine.fakes import TEXT, VOCABULARY, engine_for, fake, mixed, picture, prompt
+from idefics.engine import score
 from idefics.engine.slow import SlowTwin
 from idefics.errors import BadPrompt, PromptTooLong
 
@@ -35,32 +32,39 @@ def assert_same(scores, expected):
 @pytest.mark.parametrize("which", range(10))
 def test_scores_equal_the_slow_reference(kind, which):
     model, asked = fake(kind), mixed(kind)[which]
-    assert_same(Engine(model, EngineConfig()).score(asked, ENDINGS), slow_scores(model, asked, ENDINGS))
+    assert_same(engine_for(model).score(asked, ENDINGS), slow_scores(model, asked, ENDINGS))
+
+
+def count_passes(model, monkeypatch):
+    passes, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
+    return passes
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pass_tokens", [1, 5])
-def test_passes_and_logits_may_be_cut(kind, pass_tokens, monkeypatch):
+@pytest.mark.parametrize("most", [1, 5, 9])
+def test_groups_and_logits_may_be_cut(kind, most, monkeypatch):
     model, asked = fake(kind), mixed(kind)[4]
-    pictures = Pictures(model, at_once=8)
-    pictures.read(asked.pictures)
-    passes, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
-    with torch.inference_mode():
-        cut = score_endings(model, asked, ENDINGS, pictures, pass_tokens=pass_tokens, logit_rows=2)
-    assert passes[1:] == {1: [2, 1, 7, 2], 5: [3, 7, 2]}[pass_tokens]  # the longest ending goes alone
-    assert_same(cut, Engine(model, EngineConfig()).score(asked, ENDINGS))
+    whole = engine_for(kind).score(asked, ENDINGS)
+    monkeypatch.setattr(score.Scores.__init__, "__defaults__", (most,))
+    monkeypatch.setattr(score.Scores.read, "__defaults__", (2,))
+    passes = count_passes(model, monkeypatch)
+    assert_same(engine_for(model, step_tokens=max(most, len(asked))).score(asked, ENDINGS), whole)
+    # 5, then 6 7 for two endings, then the longest ending's 7 tokens, alone where it is too long.
+    read = {1: [1, 2, 7], 5: [3, 7], 9: [3, 7]}[most]
+    assert sum(passes[1:]) == sum(read)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hundreds_of_endings_are_two_passes_and_one_picture(kind, monkeypatch):
+def test_common_beginnings_are_read_once(kind, monkeypatch):
     model = fake(kind)
-    passes, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
+    passes = count_passes(model, monkeypatch)
     asked = prompt(kind, picture("cat"), 4, 5)
     endings = [[n % VOCABULARY, n % 7, n % 11, n % 13] for n in range(300)]
-    scores = Engine(model, EngineConfig()).score(asked, endings)
-    assert passes == [len(asked), 3 * 300]
+    scores = engine_for(model).score(asked, endings)
+    beginnings = {tuple(ending[:n]) for ending in endings for n in (1, 2, 3)}
+    assert passes == [len(asked), len(beginnings)]
+    assert len(beginnings) < 3 * 300
     assert sum(model.encoded) == 1
     assert_same(scores[200:210], slow_scores(model, asked, endings[200:210]))
 
@@ -70,19 +74,19 @@ def test_single_tokens_need_no_second_pass(monkeypatch):
     passes, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
     asked = prompt("text", 4, 5)
-    scores = Engine(model, EngineConfig()).score(asked, [[n] for n in range(VOCABULARY)])
+    scores = engine_for(model).score(asked, [[n] for n in range(VOCABULARY)])
     assert passes == [2]
     assert sum(torch.tensor(scores).exp()).item() == pytest.approx(1)
 
 
 def test_no_endings_no_scores():
-    engine = Engine(fake("text"), EngineConfig())
+    engine = engine_for("text")
     assert engine.score(prompt("text", 4), []) == []
     assert engine.score(prompt("text", 4), [[], []]) == [[], []]
 
 
 def test_endings_must_fit_and_be_the_models():
-    engine = Engine(fake("text"), EngineConfig())
+    engine = engine_for("text")
     long = prompt("text", *[5] * (TEXT.max_positions - 3))
     assert len(engine.score(long, [[1, 2, 3]])[0]) == 3
     with pytest.raises(PromptTooLong, match=r"has 157 tokens.*reads 156"):

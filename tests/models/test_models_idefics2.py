@@ -9,7 +9,7 @@ import torch
 
 from idefics.config import EngineConfig, ImagePlan, PerceiverConfig, RopeConfig, Sampling, VisionConfig
 from idefics.engine.engine import Engine
-from idefics.engine.request import Request, Sequence
+from idefics.engine.request import Request
 from idefics.errors import UnsupportedModel
 from idefics.models import family_for, read_checkpoint
 from models import tiny
@@ -155,9 +155,9 @@ def test_pictures_of_unequal_size_are_not_padded_through_the_tower():
     prompts = [tiny.prompt(model, scene) for scene in ("1t3t", "2tt1")]
     seen = []
     model.model.vision_model.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
-    rows = [Sequence(Request(asked, Sampling(max_new_tokens=1))) for asked in prompts]
-    for _ in Engine(model, EngineConfig()).run(rows):
-        pass
+    engine = Engine(model, EngineConfig())
+    for handle in [engine.submit(Request(asked, Sampling(max_new_tokens=1))) for asked in prompts]:
+        handle.result()
     frames = [frame.shape for asked in prompts for tiles in asked.pictures for frame in tiles.frames]
     assert len(set(frames)) > 3
     assert sorted(shape[1:] for shape in seen for _ in range(shape[0])) == sorted(frames)

@@ -8,7 +8,7 @@ import torch
 
 import idefics
 from idefics.config import Sampling
-from idefics.engine.request import Request, Sequence
+from idefics.engine.request import Request
 from idefics.engine.slow import slow_greedy
 from idefics.errors import BadPrompt, UnsupportedModel
 from idefics.messages import Picture, Shot, assistant, user
@@ -105,10 +105,8 @@ def test_marks_and_stop_ids(vlm):
         Sampling(max_new_tokens=200, temperature=5.0, seed=1),
         banned_ids=vlm.processor.mark_ids,
     )
-    sequence = Sequence(request)
-    for _ in vlm.engine.run([sequence]):
-        pass
-    assert len(sequence.ids) == 200 and not vlm.processor.mark_ids & set(sequence.ids)
+    ids = vlm.engine.submit(request).result().ids
+    assert len(ids) == 200 and not vlm.processor.mark_ids & set(ids)
 
 
 def test_answers_are_those_of_transformers(vlm, folder):

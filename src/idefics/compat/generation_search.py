@@ -145,7 +145,7 @@ def beam_search(
         if search.is_over:
             break
         logits = reader.more(search.ids, rows)
-    ids, parents, scores = search.best(config.num_return_sequences)
+    ids, parents, scores, _ = search.best(config.num_return_sequences)
     return GenerateBeamDecoderOnlyOutput(
         sequences=ids,
         sequences_scores=scores if config.output_scores else None,

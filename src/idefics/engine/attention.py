@@ -1,121 +1,121 @@
-"""The engine's three ways to attend: within a prompt, to a row's past, to a prefix that endings share.
+"""How prompts are read over pages: chunks of several rows packed one after another, and endings after a prefix.
 
-N packed tokens, R rows, H query heads, h key/value heads, K head size, L positions, M feature rows a picture.
+N packed tokens, H query heads, h key/value heads, K head size, L positions, M feature rows a picture.
 Keys come rotated. Knows no ids and no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, groupby, pairwise
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from idefics.engine.cache import Cache
+from idefics.engine.cache import PagedCache
+from idefics.engine.pages import PAGE
 from idefics.nn.attention import Memory, visible
 from idefics.nn.kernels import Kernel, fused
 
+Looks = Sequence[tuple[slice, Memory]]  # which of the packed tokens see which picture
 
-class PrefillAttn:
-    """Prompts of unequal length, packed one after another, each kept in its cache row. Nothing is padded.
 
-    Args:
-        cache: its `lengths` are the prompts'.
-        looks: for each of the N tokens what it sees: (1, M, H, K) keys and values for each cross layer, or
-            nothing. Neighbours that see the same picture hold the same object.
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some of the packed tokens, which follow one another in a row.
+
+    Attributes:
+        tokens: which of the N.
+        start: how many tokens of their row have been read before them.
+        pages: of their row, from its beginning to the chunk's end at least.
+        tree: None, or (n, n) which of the chunk's own tokens each of them sees. Tokens of a tree are not kept.
+        depths: (n,) for a tree: how far after `start` each stands.
     """
 
-    def __init__(self, cache: Cache, looks: Sequence[Memory], kernel: Kernel = fused) -> None:
-        self.cache, self.kernel = cache, kernel
-        self.prompts = [slice(*ends) for ends in pairwise(accumulate(cache.lengths, initial=0))]
-        self.spans: list[tuple[slice, Memory]] = []  # stretches of tokens that see one picture
-        for _, tokens in groupby(range(len(looks)), key=lambda token: id(looks[token])):
-            first, *others = tokens
-            if looks[first]:
-                self.spans.append((slice(first, first + 1 + len(others)), looks[first]))
+    tokens: slice
+    start: int
+    pages: Sequence[int]
+    tree: Tensor | None = None
+    depths: Tensor | None = None
+
+
+class PagedAttn:
+    """Packed chunks: each token sees its row up to itself, as far back as the window, and joins the cache."""
+
+    def __init__(
+        self, cache: PagedCache, chunks: Sequence[Chunk], looks: Looks, kernel: Kernel = fused
+    ) -> None:
+        self.cache, self.looks, self.kernel = cache, looks, kernel
+        self.chunks = [_Sight(cache, chunk) for chunk in chunks]
+        kept = [chunk for chunk in chunks if chunk.tree is None]
+        # (n,) the tokens that are kept, and where: page and place in it.
+        self.kept = torch.cat([torch.arange(c.tokens.start, c.tokens.stop) for c in kept] or [_none()])
+        positions = [torch.arange(c.start, c.start + c.tokens.stop - c.tokens.start) for c in kept]
+        pages = [torch.tensor(c.pages)[places // PAGE] for c, places in zip(kept, positions, strict=True)]
+        self.pages, self.places = torch.cat(pages or [_none()]), torch.cat(positions or [_none()]) % PAGE
+        self.all_kept = len(kept) == len(chunks)
 
     def self_(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.layer(layer, like=k)
+        keys, values = self.cache.layer(layer, k.device)
+        pages, places = self.pages.to(k.device), self.places.to(k.device)
+        kept = slice(None) if self.all_kept else self.kept.to(k.device)
+        keys[pages, :, places] = k[kept]
+        values[pages, :, places] = v[kept]
         out = torch.empty_like(q)
-        for row, prompt in enumerate(self.prompts):
-            kept = slice(self.cache.lengths[row])
-            keys[row, :, kept] = k[prompt].transpose(0, 1)
-            values[row, :, kept] = v[prompt].transpose(0, 1)
-            out[prompt] = _attend_back(self.kernel, q[prompt], k[prompt], v[prompt], self.cache.window)
+        for chunk in self.chunks:
+            out[chunk.tokens] = chunk.attend(
+                self.kernel, q[chunk.tokens], k[chunk.tokens], v[chunk.tokens], keys, values
+            )
         return out
 
     def cross(self, layer: int, q: Tensor) -> Tensor:
         out = torch.zeros_like(q)
-        for tokens, memory in self.spans:
+        for tokens, memory in self.looks:
             out[tokens] = _attend(self.kernel, q[tokens], memory[layer].keys[0], memory[layer].values[0])
         return out
 
 
-class DecodeAttn:
-    """One new token in each row, which joins the cache and sees its row, as far back as the window.
+class _Sight:
+    """What a chunk's tokens see of their row, worked out once for all layers."""
 
-    Args:
-        cache: advanced by one position, which this token fills.
-        positions: (R,) where the new tokens stand.
-    """
+    def __init__(self, cache: PagedCache, chunk: Chunk) -> None:
+        self.tokens, self.window, self.tree = chunk.tokens, cache.layout.window, chunk.tree
+        count = chunk.tokens.stop - chunk.tokens.start
+        self.is_first = chunk.start == 0 and chunk.tree is None
+        if self.is_first:
+            return
+        window = self.window
+        first = 0 if window is None else max(0, chunk.start + 1 - window) // PAGE
+        end = chunk.start if chunk.tree is not None else chunk.start + count
+        self.length = end - first * PAGE  # positions that are read from pages
+        pages, heads = torch.tensor(chunk.pages[first : -(-end // PAGE)]), cache.layout.kv_heads
+        self.gather = (pages * heads + torch.arange(heads)[:, None]).flatten()
+        places = torch.arange(first * PAGE, end)
+        if chunk.tree is None:
+            self.mask = visible(torch.arange(chunk.start, end), places, window)  # (n, L)
+        else:
+            assert chunk.depths is not None, "a tree says how deep its tokens stand"
+            depths = chunk.depths
+            own = chunk.tree if window is None else chunk.tree & visible(depths, depths, window)
+            self.mask = torch.cat((visible(chunk.start + depths, places, window), own), dim=1)
 
-    def __init__(self, cache: Cache, positions: Tensor, kernel: Kernel = fused) -> None:
-        self.cache, self.positions, self.kernel = cache, positions, kernel
-        self.rows = torch.arange(cache.rows, device=positions.device)
-        shortest, longest = min(cache.lengths), max(cache.lengths)
-        self.past = slice(0 if cache.window is None else max(0, shortest - cache.window), longest)
-        self.mask = None  # (R, 1, 1, L)
-        if shortest < longest:
-            places = torch.arange(self.past.start, longest, device=positions.device)
-            self.mask = visible(positions, places, cache.window)[:, None, None]
+    def attend(self, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(n, H, K), (n, h, K) twice, and the layer's pages -> (n, H, K)."""
+        if self.is_first:
+            return _attend_back(kernel, q, k, v, self.window)
+        seen_keys, seen_values = self._gathered(keys), self._gathered(values)  # (h, L, K)
+        if self.tree is not None:
+            seen_keys = torch.cat((seen_keys, k.transpose(0, 1)), dim=1)
+            seen_values = torch.cat((seen_values, v.transpose(0, 1)), dim=1)
+        mask = self.mask.to(q.device)
+        return kernel(q.transpose(0, 1)[None], seen_keys[None], seen_values[None], mask=mask)[0].transpose(
+            0, 1
+        )
 
-    def self_(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]  # (R, h, C, K)
-        rows, positions = self.rows.to(k.device), self.positions.to(k.device)
-        keys[rows, :, positions] = k
-        values[rows, :, positions] = v
-        # Query heads that share a key head are taken for that head's queries: no key is copied.
-        q = q.unflatten(1, (k.shape[1], -1))  # (R, h, H/h, K)
-        seen = keys[:, :, self.past], values[:, :, self.past]
-        out = self.kernel(q, *seen, mask=self.mask if self.mask is None else self.mask.to(q.device))
-        return out.flatten(1, 2)
-
-    def cross(self, layer: int, q: Tensor) -> Tensor:
-        out = torch.zeros_like(q)
-        if self.cache.cross:
-            keys, values = (x.transpose(1, 2) for x in self.cache.cross[layer])  # (S, H, M, K)
-            seeing = self.cache.seeing.to(q.device)
-            out[seeing] = self.kernel(q[seeing, :, None], keys, values).squeeze(2)
-        return out
-
-
-class EndingsAttn:
-    """Many endings of one prefix, packed: a token sees the prefix and its own ending up to itself, within the window.
-
-    Args:
-        cache: one row, the prefix. Endings are not kept in it.
-        lengths: tokens of each ending; N is their sum.
-    """
-
-    def __init__(self, cache: Cache, lengths: Sequence[int], kernel: Kernel = fused) -> None:
-        self.cache, self.kernel = cache, kernel
-        ending = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))  # (N,) whose token it is
-        places = cache.lengths[0] + torch.cat([torch.arange(length) for length in lengths])  # (N,)
-        own = (ending[:, None] == ending) & visible(places, places, cache.window)
-        prefix = visible(places, torch.arange(cache.lengths[0]), cache.window)
-        self.mask = torch.cat((prefix, own), dim=1).to(cache.device)  # (N, L+N)
-
-    def self_(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        past = slice(self.cache.lengths[0])
-        keys = torch.cat((self.cache.keys[layer][0, :, past].transpose(0, 1), k))
-        values = torch.cat((self.cache.values[layer][0, :, past].transpose(0, 1), v))
-        return _attend(self.kernel, q, keys, values, mask=self.mask.to(q.device))
-
-    def cross(self, layer: int, q: Tensor) -> Tensor:
-        if not self.cache.cross:
-            return torch.zeros_like(q)
-        return _attend(self.kernel, q, self.cache.cross[layer].keys[0], self.cache.cross[layer].values[0])
+    def _gathered(self, pages: Tensor) -> Tensor:
+        _, heads, _, size = pages.shape
+        flat = pages.view(-1, PAGE * size).index_select(0, self.gather.to(pages.device))
+        return flat.view(heads, -1, size)[:, : self.length]
 
 
 def _attend_back(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
@@ -137,3 +137,7 @@ def _attend(
     """Attention between packed tokens: (N, H, K), (L, h, K), (L, h, K) -> (N, H, K); mask (N, L)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return kernel(q, k, v, mask=mask, causal=causal)[0].transpose(0, 1)
+
+
+def _none() -> Tensor:
+    return torch.empty(0, dtype=torch.long)

@@ -1,7 +1,15 @@
 """Beam search over a batch of prompts, as tensors: what goes on, what has ended, when it is over.
 
 Token for token the search of transformers 5 with its length penalty, its three ways of stopping early and its
-sampled beams. `beam.py` says the rules for one prompt and without those.
+sampled beams. Its rules, n beams and s stop ids:
+
+- Every step looks at some continuations of all beams, usually the best max(2, 1 + s) * n. Their score is the sum of
+  their log-probabilities.
+- Those among the best n that end (with a stop id, or at the length limit) compete for n places by their mean
+  log-probability, the stop id counted; those beyond the best n that end are lost.
+- The best n that do not end go on.
+- The search is over at the length limit, or when n have ended and the mean of the best that goes on is no better than
+  the worst of them. Length penalties and ways to stop early change the mean and this.
 
 B prompts, n beams of each, C candidates looked at, T ids so far, V vocabulary. Knows ids and scores; no model.
 """
@@ -48,11 +56,13 @@ class Beams(NamedTuple):
         ids: (B, n, T + room) prompt and answer, filled up on the right.
         parents: (B, n, room) for each id of the answer the row of (B * n) that it continued; -1 where none is.
         scores: (B, n) sums of log-probabilities, or what ended beams compete by.
+        logprobs: (B, n, room) of each id of the answer what `advance` was told of it; 0 where none is.
     """
 
     ids: Tensor
     parents: Tensor
     scores: Tensor
+    logprobs: Tensor
 
     def take(self, index: Tensor) -> Beams:
         """Of each prompt the beams in `index` (B, m)."""
@@ -60,6 +70,7 @@ class Beams(NamedTuple):
             self.ids.take_along_dim(index[..., None], 1),
             self.parents.take_along_dim(index[..., None], 1),
             self.scores.take_along_dim(index, 1),
+            self.logprobs.take_along_dim(index[..., None], 1),
         )
 
 
@@ -84,12 +95,13 @@ class BeamSearch:
         whole = torch.cat((ids, room), dim=1)[:, None].repeat(1, rules.width, 1)
         parents = torch.full((*beams, rules.room), -1, dtype=torch.int32, device=ids.device)
         scores = torch.full(beams, OUT, device=ids.device)
-        self.ended = Beams(whole, parents, scores)
+        logprobs = torch.zeros(parents.shape, device=ids.device)
+        self.ended = Beams(whole, parents, scores, logprobs)
         scores = scores.clone()
         scores[:, 0] = (
             0  # all beams are the prompt still: one of them has continuations, the rest would repeat
         )
-        self.running = Beams(whole, parents, scores)
+        self.running = Beams(whole, parents, scores, logprobs)
         self.is_ended = torch.zeros(beams, dtype=torch.bool, device=ids.device)
         self.improvable = torch.ones(len(ids), 1, dtype=torch.bool, device=ids.device)  # (B, 1)
         self.is_over = False
@@ -99,18 +111,21 @@ class BeamSearch:
         """(B * n, T) the beams that go on."""
         return self.running.ids[..., : self.length].flatten(0, 1)
 
-    def advance(self, scores: Tensor, ends: Callable[[Tensor], Tensor]) -> Tensor:
+    def advance(
+        self, scores: Tensor, ends: Callable[[Tensor], Tensor], logprobs: Tensor | None = None
+    ) -> Tensor:
         """One id more.
 
         Args:
-            scores: (B * n, V) log-probabilities of the next id.
+            scores: (B * n, V) log-probabilities of the next id, by which beams compete.
             ends: which candidates end, (B * C, T + 1) ids -> (B * C,).
+            logprobs: (B * n, V) what shall be kept of each id that is chosen.
 
         Returns:
             (B * n,) the row that each running beam continues.
         """
         step = self.length - self.prompt
-        candidates = self._candidates(scores, step)
+        candidates = self._candidates(scores, step, logprobs)
         self.length += 1
         ending = ends(candidates.ids[..., : self.length].flatten(0, 1)).view(
             candidates.scores.shape
@@ -123,11 +138,11 @@ class BeamSearch:
 
     def best(self, count: int) -> Beams:
         """The best `count` of each prompt, one after another, cut to the longest: (B * count, ...)."""
-        ids, parents, scores = (x[:, :count].flatten(0, 1) for x in self.ended)
+        ids, parents, scores, logprobs = (x[:, :count].flatten(0, 1) for x in self.ended)
         longest = int((parents >= 0).sum(1).max())
-        return Beams(ids[:, : self.prompt + longest], parents[:, :longest], scores)
+        return Beams(ids[:, : self.prompt + longest], parents[:, :longest], scores, logprobs[:, :longest])
 
-    def _candidates(self, scores: Tensor, step: int) -> Beams:
+    def _candidates(self, scores: Tensor, step: int, logprobs: Tensor | None) -> Beams:
         """C continuations of each prompt: the best ones, or drawn ones."""
         prompts, width = self.running.scores.shape
         totals = (scores.view(prompts, width, -1) + self.running.scores[..., None]).flatten(1)  # (B, n * V)
@@ -141,6 +156,8 @@ class BeamSearch:
         candidates.ids[..., self.length] = chosen % vocabulary
         rows = torch.arange(0, prompts * width, width, device=scores.device)[:, None] + parents
         candidates.parents[..., step] = rows.int()
+        if logprobs is not None:
+            candidates.logprobs[..., step] = logprobs[rows, chosen % vocabulary]
         return candidates
 
     def _end(self, candidates: Beams, ending: Tensor, generated: int) -> None:

@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from idefics.engine.cache import PAGE, PagedCache
+from idefics.engine.cache import PagedCache
 from idefics.engine.contract import VLM
+from idefics.engine.pages import PAGE
 from idefics.nn.attention import LayerMemory, Memory, visible
 
 

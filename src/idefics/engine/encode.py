@@ -5,15 +5,16 @@ Knows no tokens and no caches.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from idefics.engine.contract import VLM
-from idefics.nn.attention import LayerMemory, Memory
+from idefics.nn.attention import Memory
 from idefics.prompt import Tiles
 
 
@@ -41,47 +42,118 @@ def encode_frames(model: VLM, frames: Sequence[np.ndarray], at_once: int) -> lis
     return [features[index] for index in range(len(frames))]
 
 
-class Pictures:
-    """What the model keeps of each picture, by the picture's key. Each is encoded once.
+@dataclass(slots=True)
+class Kept:
+    """What is kept of one picture.
 
     Attributes:
-        features: the rows (F*M, D) that stand in the text for a picture of F frames; empty where pictures are
-            read beside the text.
-        memory: keys and values (1, M, H, K) of each cross layer; empty where pictures are read in the text.
+        frames: (M, D') of each frame that has been encoded, until all have been.
+        features: the rows (F*M, D) that stand in the text for a picture of F frames.
+        memory: keys and values (1, M, H, K) of each cross layer, where pictures are read beside the text.
     """
 
-    def __init__(self, model: VLM, at_once: int) -> None:
-        self.model, self.at_once = model, at_once
-        self.features: dict[str, Tensor] = {}
-        self.memory: dict[str, Memory] = {}
+    frames: list[Tensor]
+    features: Tensor | None = None
+    memory: Memory = ()
 
-    def read(self, pictures: Iterable[Tiles]) -> None:
-        """Encodes those that are new."""
-        new = [
-            tiles
-            for key, tiles in {tiles.key: tiles for tiles in pictures}.items()
-            if key not in self.features and key not in self.memory
-        ]
-        if not new:
-            return
-        encoded = encode_frames(self.model, [frame for tiles in new for frame in tiles.frames], self.at_once)
+    @property
+    def is_whole(self) -> bool:
+        return self.features is not None or bool(self.memory)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        whole = () if self.features is None else (self.features,)
+        return sum(x.nbytes for x in (*self.frames, *whole, *(x for layer in self.memory for x in layer)))
+
+
+class Pictures:
+    """Pictures that have been encoded, by their keys: each once, until its room is wanted.
+
+    Args:
+        at_once: so many frames go through the vision tower together.
+        most: bytes. What is in use is kept even beyond them.
+    """
+
+    def __init__(self, model: VLM, at_once: int, most: int) -> None:
+        self.model, self.at_once, self.most = model, at_once, most
+        self.kept: OrderedDict[str, Kept] = OrderedDict()  # the longest unused first
+        self.size = 0
+
+    def missing(self, tiles: Tiles) -> int:
+        """How many frames of a picture are not encoded yet."""
+        kept = self.kept.get(tiles.key)
+        if kept is None:
+            return len(tiles.frames)
+        return 0 if kept.is_whole else len(tiles.frames) - len(kept.frames)
+
+    def features(self, tiles: Tiles) -> Tensor:
+        """(F*M, D): what stands in the text for a picture."""
+        kept = self._used(tiles)
+        assert kept.features is not None, "pictures stand in the text"
+        return kept.features
+
+    def memory(self, tiles: Tiles) -> Memory:
+        """What a token that sees a picture beside the text sees of it."""
+        return self._used(tiles).memory
+
+    def encode(self, wanted: Sequence[tuple[Tiles, int]], in_use: Collection[str]) -> dict[str, Exception]:
+        """Encodes so many more frames of each picture, those of one size together.
+
+        Args:
+            in_use: keys of pictures that must stay.
+
+        Returns:
+            What went wrong, by the keys of pictures.
+        """
+        errors: dict[str, Exception] = {}
+        try:
+            self._encode(wanted)
+        except Exception:  # one of them: which?
+            for one in wanted:
+                try:
+                    self._encode([one])
+                except Exception as error:
+                    errors[one[0].key] = error
+                    self._drop(one[0].key)
+        self._make_room(in_use)
+        return errors
+
+    def _encode(self, wanted: Sequence[tuple[Tiles, int]]) -> None:
+        frames = []
+        for tiles, count in wanted:
+            begun = len(tiles.frames) - self.missing(tiles)
+            frames.append(tiles.frames[begun : begun + count])
+        encoded = iter(encode_frames(self.model, [frame for some in frames for frame in some], self.at_once))
+        for (tiles, _), some in zip(wanted, frames, strict=True):
+            kept = self.kept.setdefault(tiles.key, Kept([]))
+            before = kept.size
+            # Copies: a slice would keep all that was encoded with it.
+            kept.frames += [next(encoded).clone() for _ in some]
+            if len(kept.frames) == len(tiles.frames) and not kept.is_whole:
+                self._finish(kept)
+            self.size += kept.size - before
+
+    def _finish(self, kept: Kept) -> None:
+        features = torch.cat(kept.frames)
         if self.model.layout.cross_layers:
-            self._remember(new, torch.stack(encoded))
+            memory = self.model.memory(features[None])
+            assert memory is not None, "a model with cross layers has a memory for them"
+            kept.memory = memory
         else:
-            rows = iter(encoded)
-            for tiles in new:
-                self.features[tiles.key] = torch.cat([next(rows) for _ in tiles.frames])
+            kept.features = features
+        kept.frames = []
 
-    def _remember(self, pictures: list[Tiles], features: Tensor) -> None:
-        """Keys and values beside the text, where a picture is one frame: features are (P, M, D')."""
-        memory = self.model.memory(features)
-        assert memory is not None, "a model with cross layers has a memory for them"
-        for index, tiles in enumerate(pictures):
-            one = slice(index, index + 1)
-            self.memory[tiles.key] = [LayerMemory(keys[one], values[one]) for keys, values in memory]
+    def _used(self, tiles: Tiles) -> Kept:
+        self.kept.move_to_end(tiles.key)
+        return self.kept[tiles.key]
 
-    def forget(self, pictures: Iterable[Tiles]) -> None:
-        """Drops what is kept of these pictures; caches that have read them are not touched."""
-        for tiles in pictures:
-            self.features.pop(tiles.key, None)
-            self.memory.pop(tiles.key, None)
+    def _make_room(self, in_use: Collection[str]) -> None:
+        for key in [key for key in self.kept if key not in in_use]:
+            if self.size <= self.most:
+                break
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        if kept := self.kept.pop(key, None):
+            self.size -= kept.size

@@ -1,141 +1,154 @@
-"""The engine: prompts in, ids out. Simple and exact: rows of a batch start together and leave one by one.
+"""The engine: prompts in, ids out. Requests join and leave between steps; a thread of its own takes the steps.
 
 Knows ids and the tensors of pictures; no text and no families.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+import threading
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from idefics.config import EngineConfig
-from idefics.engine.beam import beam_search
+from idefics.engine.cache import PagedCache
 from idefics.engine.contract import VLM
-from idefics.engine.encode import Pictures
-from idefics.engine.request import Request, Sequence
-from idefics.engine.runner import decode, prefill
-from idefics.engine.sampler import Chosen, Sampler
-from idefics.engine.score import Ending, score_endings
+from idefics.engine.decode import decode_step
+from idefics.engine.driver import Driver
+from idefics.engine.encode import Pictures, first_weight
+from idefics.engine.handle import Handle
+from idefics.engine.job import Job
+from idefics.engine.memory import page_count
+from idefics.engine.pages import Pages
+from idefics.engine.picker import Picker
+from idefics.engine.plan import Limits
+from idefics.engine.request import Ending, Request
+from idefics.engine.runner import Runner
+from idefics.engine.scheduler import Scheduler
 from idefics.engine.slow import SlowTwin
 from idefics.errors import BadPrompt, PromptTooLong
-from idefics.prompt import Prompt, Tiles
-
-Step = list[tuple[Sequence, int]]  # the tokens chosen in one step, and whose they are
+from idefics.prompt import Prompt
 
 
 class Engine:
-    """Continues prompts with a model, on the model's device and in its dtype.
+    """Continues prompts with a model, on the model's device and in its dtype. Any thread may call it.
 
     Every call raises, before any work, PromptTooLong for a prompt that leaves no room, and BadPrompt for an
     empty one or for ids that the model does not have.
+
+    Attributes:
+        work: the lock over all bookkeeping; told when there is something to do, or room in the queue.
     """
 
     def __init__(self, model: VLM, config: EngineConfig) -> None:
         self.model, self.config = model, config
+        weight = first_weight(model)
+        devices = {parameter.device for parameter in model.parameters()}
+        pages = page_count(model.layout, weight.dtype, weight.device, config)
+        self.cache = PagedCache(
+            model.layout, pages, weight.dtype, weight.device if len(devices) == 1 else None
+        )
+        self.pictures = Pictures(model, config.encode_frames, config.picture_bytes)
+        limits = Limits(
+            rows=config.batch_rows,
+            tokens=config.step_tokens,
+            frames=config.encode_frames,
+            queue=config.waiting,
+        )
+        self.scheduler = Scheduler(Pages(pages), limits, self.pictures)
+        decode = decode_step(model, self.cache)
+        self.runner = Runner(model, self.cache, decode, self.pictures, weight.device)
+        self.picker = Picker(model, self.runner)
+        self.work = threading.Condition(threading.RLock())
+        self._jobs: dict[Handle, Job] = {}
+        self._computing = threading.Lock()
+        self._driver = Driver(self)
 
-    def run(self, sequences: Iterable[Sequence]) -> Generator[Step, None, None]:
-        """Answers prompts together, `batch_rows` at a time, by sampling or greedily.
+    def submit(self, request: Request, *, wait: bool = False) -> Handle:
+        """Asks for an answer, or for the scores of endings.
 
-        Yields what each step has chosen, stop ids left out, until all have finished: "stop" on a stop id,
-        "length" at `max_new_tokens` or when the model's positions are full. Between steps the caller may
-        `finish` a sequence. Closing the generator frees everything and leaves the unfinished "cancelled".
-        `num_beams` is for `beam`.
+        Args:
+            wait: for room in the queue, if there is none.
+
+        Raises:
+            EngineBusy: the queue is full.
+            BadSetting: the request could never fit into the cache.
         """
-        sequences = list(sequences)
-        for sequence in sequences:
-            self._check(sequence.request.prompt)
-        return self._run(sequences)
+        endings = request.endings
+        longest = 1 if endings is None else max(map(len, endings), default=0)
+        self._check(request.prompt, room=longest, after=chain.from_iterable(endings or ()))
+        handle = Handle(request, self._cancel)
+        job = Job(request, handle, self._room(request), beside=self.model.layout.cross_layers > 0)
+        with self.work:
+            while wait and self.scheduler.is_full:
+                self.work.wait()
+            self.scheduler.submit(job)
+            self._jobs[handle] = job
+            self._driver.wake()
+        return handle
 
-    @torch.inference_mode()  # around each step; the caller between steps is outside of it
-    def _run(self, sequences: list[Sequence]) -> Generator[Step, None, None]:
-        rows = self.config.batch_rows
-        batches = [sequences[start : start + rows] for start in range(0, len(sequences), rows)]
-        last_use = {tiles.key: number for number, batch in enumerate(batches) for tiles in _pictures(batch)}
-        pictures = Pictures(self.model, self.config.encode_frames)
-        try:
-            for number, batch in enumerate(batches):
-                unfinished = [sequence for sequence in batch if sequence.finish_reason is None]
-                pictures.read(_pictures(unfinished))
-                yield from self._answer(unfinished, pictures)
-                pictures.forget(tiles for tiles in _pictures(batch) if last_use[tiles.key] == number)
-        finally:
-            for sequence in sequences:
-                if sequence.finish_reason is None:
-                    sequence.finish("cancelled")
-
-    def _answer(self, batch: list[Sequence], pictures: Pictures) -> Generator[Step, None, None]:
-        """Reads the prompts; then chooses a token for each row and reads it, until every row has finished."""
-        if not batch:
-            return
-        cache, h = prefill(self.model, [sequence.request.prompt for sequence in batch], pictures)
-        logits = self.model.logits(h)
-        requests = [sequence.request for sequence in batch]
-        sampler = Sampler(requests, self.model.layout.vocabulary, logits.device)
-        while True:
-            chosen = sampler.choose(logits)
-            yield self._commit(batch, chosen)
-            going = [row for row, sequence in enumerate(batch) if sequence.finish_reason is None]
-            if not going:
-                return
-            batch = [batch[row] for row in going]
-            cache.select(going)
-            sampler.select(going)
-            logits = self.model.logits(decode(self.model, cache, chosen.ids[going]))
-
-    def _commit(self, batch: list[Sequence], chosen: Chosen) -> Step:
-        """Writes the chosen tokens down and finishes the rows that end with them."""
-        step: Step = []
-        logprobs = [0.0] * len(batch) if chosen.logprobs is None else chosen.logprobs.tolist()
-        for sequence, id, logprob in zip(batch, chosen.ids.tolist(), logprobs, strict=True):
-            if id in sequence.request.stop_ids:
-                sequence.finish("stop")
-                continue
-            sequence.ids.append(id)
-            if sequence.request.sampling.logprobs:
-                sequence.logprobs.append(logprob)
-            if len(sequence.ids) == self._room(sequence.request):
-                sequence.finish("length")
-            step.append((sequence, id))
-        return step
-
-    @torch.inference_mode()
-    def beam(self, sequence: Sequence) -> None:
-        """Answers one prompt by beam search, from beginning to end, with the best of `num_beams` beams."""
-        prompt = sequence.request.prompt
-        self._check(prompt)
-        beam_search(self.model, sequence, self._room(sequence.request), self._read(prompt))
-
-    @torch.inference_mode()
     def score(self, prompt: Prompt, endings: Iterable[Ending]) -> list[list[float]]:
         """The natural-log probability of each token of each ending, if it followed the prompt.
 
         The prompt and its pictures are read once, the endings together after it. Probabilities are the
         model's own: nothing is banned.
         """
-        endings = list(endings)
-        longest = max((len(ending) for ending in endings), default=0)
-        self._check(prompt, room=longest, after=chain.from_iterable(endings))
-        return score_endings(self.model, prompt, endings, self._read(prompt))
+        request = Request(prompt, endings=tuple(endings))
+        return self.submit(request, wait=True).result().scores
 
     @torch.no_grad()  # not inference_mode: the caller may go on computing with an ordinary tensor
     def logits(self, prompt: Prompt) -> Tensor:
         """(N, V) float32: after each token of a prompt, the logits of the next. One pass, nothing cached."""
         self._check(prompt, room=0)
-        return self.model.logits(SlowTwin(self.model, prompt).hidden()).float()
+        with self._computing:
+            return self.model.logits(SlowTwin(self.model, prompt).hidden()).float()
 
-    def _read(self, prompt: Prompt) -> Pictures:
-        pictures = Pictures(self.model, self.config.encode_frames)
-        pictures.read(prompt.pictures)
-        return pictures
+    def close(self) -> None:
+        """Cancels everything and ends the thread. The engine may be used again."""
+        with self.work:
+            for handle in list(self._jobs):
+                self._cancel(handle)
+        self._driver.close()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything to do."""
+        return self.scheduler.is_busy
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One step for all who are there."""
+        try:
+            with self.work:
+                plan = self.scheduler.plan()  # who is read, and how far
+            with self._computing:
+                read = self.runner.run(plan, self.scheduler.in_use())
+                picks = self.picker.pick(plan, read)  # what follows for each
+            with self.work:
+                self.scheduler.commit(plan, picks)  # ids, pages, who has ended
+        except Exception as error:  # not of one request: nobody shall wait for ever
+            with self.work:
+                self.scheduler.fail(error)
+        with self.work:
+            for handle in [handle for handle in self._jobs if handle.done]:
+                del self._jobs[handle]
+            self.work.notify_all()
+
+    def _cancel(self, handle: Handle) -> None:
+        with self.work:
+            if handle in self._jobs:
+                self.scheduler.cancel(self._jobs.pop(handle))
+                self.work.notify_all()
 
     def _room(self, request: Request) -> int:
         """How many tokens the answer may have."""
+        if request.endings is not None:
+            return 0
         return min(request.sampling.max_new_tokens, self.model.layout.max_positions - len(request.prompt))
 
-    def _check(self, prompt: Prompt, room: int = 1, after: Iterable[int] = ()) -> None:
+    def _check(self, prompt: Prompt, room: int, after: Iterable[int] = ()) -> None:
         """That the model has the ids of a prompt and `after` it, and `room` for so many more."""
         layout = self.model.layout
         if not prompt.ids:
@@ -150,6 +163,12 @@ class Engine:
             )
 
 
-def _pictures(sequences: Iterable[Sequence]) -> Iterator[Tiles]:
-    """Every picture of every prompt."""
-    return (tiles for sequence in sequences for tiles in sequence.request.prompt.pictures)
+def answers(engine: Engine, requests: Sequence[Request]) -> list[Handle]:
+    """Answers requests together and waits for all; an error or an interrupt cancels the rest."""
+    handles: list[Handle] = []
+    try:
+        handles.extend(engine.submit(request, wait=True) for request in requests)
+        return [handle.result() for handle in handles]
+    finally:
+        for handle in handles:
+            handle.cancel()

@@ -34,25 +34,24 @@ class Sampler:
     A row draws from a generator of its own: a seeded answer does not depend on its neighbours.
 
     Args:
+        ids: each row's so far, prompt and answer.
+        generators: what each row draws from, which it keeps while it lives (see `generator`); None for greedy ones.
         vocabulary: V, the number of logits.
     """
 
-    def __init__(self, requests: Sequence[Request], vocabulary: int, device: torch.device) -> None:
-        self.requests, self.vocabulary, self.device = list(requests), vocabulary, device
-        self.generators = [_generator(request.sampling.seed, device) for request in requests]
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        ids: Sequence[Collection[int]],
+        generators: Sequence[torch.Generator | None],
+        vocabulary: int,
+        device: torch.device,
+    ) -> None:
+        self.requests, self.generators = requests, generators
+        self.vocabulary, self.device = vocabulary, device
         self.present: Tensor | None = None  # (R, V) ids of prompt and answer, where a penalty needs them
         if any(request.sampling.repetition_penalty != 1 for request in requests):
-            self.present = self._masks(request.prompt.ids for request in requests)
-        self._settle()
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keeps these rows in this order."""
-        if list(rows) == list(range(len(self.requests))):
-            return
-        self.requests = [self.requests[row] for row in rows]
-        self.generators = [self.generators[row] for row in rows]
-        if self.present is not None:
-            self.present = self.present[torch.tensor(rows, device=self.device)]
+            self.present = self._masks(ids)
         self._settle()
 
     def choose(self, logits: Tensor) -> Chosen:
@@ -190,10 +189,11 @@ def keep_typical(logits: Tensor, p: float, at_least: int = 1) -> Tensor:
     return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
 
 
-def _generator(seed: int | None, device: torch.device) -> torch.Generator:
-    generator = torch.Generator(device)
+def generator(seed: int | None, device: torch.device) -> torch.Generator:
+    """What a row draws from: repeatable with a seed."""
+    made = torch.Generator(device)
     if seed is None:
-        generator.seed()
+        made.seed()
     else:
-        generator.manual_seed(seed)
-    return generator
+        made.manual_seed(seed)
+    return made

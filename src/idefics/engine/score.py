@@ -1,76 +1,125 @@
-"""How likely each of many endings is after one prompt: the prompt is read once, the endings side by side.
+"""How likely each of many endings is after one prompt: they are read side by side as trees, common beginnings once.
 
-Knows ids; does not know labels.
+Knows ids; does not know labels. A node of a tree is a token after the tokens that lead to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from idefics.engine.attention import EndingsAttn
-from idefics.engine.cache import Cache
-from idefics.engine.contract import VLM
-from idefics.engine.encode import Pictures
-from idefics.engine.runner import prefill
-from idefics.engine.sampler import log_probabilities
-from idefics.prompt import Prompt
+from idefics.engine.request import Ending
 
-PASS_TOKENS = 2048  # tokens of endings read at once: hundreds of labels
+GROUP_TOKENS = 2048  # so many tokens of endings are read at once
 LOGIT_ROWS = 256  # rows of float32 logits at once: 128 MiB for a vocabulary of 128 Ki
 
-Ending = Sequence[int]
 
+class Tree:
+    """Some endings whose common beginnings are read once. N nodes: all tokens that others come after.
 
-def score_endings(
-    model: VLM,
-    prompt: Prompt,
-    endings: Sequence[Ending],
-    pictures: Pictures,
-    *,
-    pass_tokens: int = PASS_TOKENS,
-    logit_rows: int = LOGIT_ROWS,
-) -> list[list[float]]:
-    """The log-probability of each token of each ending.
-
-    The prompt's last token predicts every ending's first, so an ending's own last token need not be read.
-    Endings see the picture that the prompt's last token sees.
+    Attributes:
+        ids: (N,) int64.
+        depths: (N,) how far each stands after the prompt, from 0.
+        sees: (N, N) which nodes each of them sees: those that lead to it, and itself.
     """
-    cache, last = prefill(model, [prompt], pictures)
-    after_prompt = model.logits(last)[0].float().log_softmax(-1)  # (V,)
-    firsts = iter(after_prompt[[ending[0] for ending in endings if ending]].tolist())
-    longer = [ending for ending in endings if len(ending) > 1]
-    passes = [_read(model, cache, some, logit_rows) for some in _passes(longer, pass_tokens)]
-    laters = iter(torch.cat(passes).tolist() if passes else [])
-    return [[next(firsts), *islice(laters, len(ending) - 1)] if ending else [] for ending in endings]
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[int, ...], int] = {}
+        self._parents: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def new(self, ending: Ending) -> int:
+        """How many nodes an ending would add."""
+        return sum(tuple(ending[:end]) not in self._nodes for end in range(1, len(ending)))
+
+    def add(self, ending: Ending) -> None:
+        """Takes an ending in."""
+        for end in range(1, len(ending)):
+            path = tuple(ending[:end])
+            if path not in self._nodes:
+                self._parents.append(self._nodes[path[:-1]] if end > 1 else -1)
+                self._nodes[path] = len(self._nodes)
+
+    def node(self, path: Ending) -> int:
+        """The number of the node at the end of a path."""
+        return self._nodes[tuple(path)]
+
+    @property
+    def ids(self) -> Tensor:
+        return torch.tensor([path[-1] for path in self._nodes])
+
+    @property
+    def depths(self) -> Tensor:
+        return torch.tensor([len(path) - 1 for path in self._nodes])
+
+    @property
+    def sees(self) -> Tensor:
+        seen = torch.eye(len(self), dtype=torch.bool)
+        for node, parent in enumerate(self._parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
 
 
-def _passes(endings: Sequence[Ending], most: int) -> Iterator[list[Ending]]:
-    """Endings in groups whose tokens to be read are `most` or fewer; a longer one alone."""
-    some: list[Ending] = []
-    tokens = 0
-    for ending in endings:
-        if some and tokens + len(ending) - 1 > most:
-            yield some
-            some, tokens = [], 0
-        some.append(ending)
-        tokens += len(ending) - 1
-    if some:
-        yield some
+class Scores:
+    """The endings of one prompt, and what is known of them so far.
+
+    The prompt's last token predicts every ending's first, and no ending's last token need be read.
+
+    Args:
+        after_prompt: (V,) logits after the prompt.
+        most: so many tokens are read at once; a longer ending alone.
+    """
+
+    def __init__(self, endings: Sequence[Ending], after_prompt: Tensor, most: int = GROUP_TOKENS) -> None:
+        self.scores: list[list[float]] = [[0.0] * len(ending) for ending in endings]
+        self.endings = endings
+        firsts = [index for index, ending in enumerate(endings) if ending]
+        logprobs = after_prompt.float().log_softmax(-1)[[endings[index][0] for index in firsts]]
+        for index, logprob in zip(firsts, logprobs.tolist(), strict=True):
+            self.scores[index][0] = logprob
+        self.trees: dict[int, Tree] = {}
+        self._members: dict[int, list[int]] = {}
+        self._group(most)
+
+    def read(
+        self, number: int, h: Tensor, logits: Callable[[Tensor], Tensor], rows: int = LOGIT_ROWS
+    ) -> None:
+        """(N, D) hidden states after the nodes of a tree, which is done with then."""
+        tree = self.trees.pop(number)
+        asked = [  # after which node which id: whose score is it
+            (tree.node(self.endings[index][:place]), self.endings[index][place], index, place)
+            for index in self._members.pop(number)
+            for place in range(1, len(self.endings[index]))
+        ]
+        asked.sort(key=lambda one: one[0])
+        for start in range(0, len(h), rows):
+            some = [one for one in asked if start <= one[0] < start + rows]
+            logprobs = _after(logits(h[start : start + rows]).float(), start, some)
+            for (_, _, index, place), logprob in zip(some, logprobs, strict=True):
+                self.scores[index][place] = logprob
+
+    def _group(self, most: int) -> None:
+        """Neighbours in the order of the alphabet share most."""
+        tree: Tree | None = None
+        for index in sorted(range(len(self.endings)), key=lambda index: tuple(self.endings[index])):
+            ending = self.endings[index]
+            if len(ending) < 2:
+                continue
+            if tree is None or (len(tree) and (new := tree.new(ending)) and len(tree) + new > most):
+                tree = self.trees[len(self.trees)] = Tree()
+            tree.add(ending)
+            self._members.setdefault(len(self.trees) - 1, []).append(index)
 
 
-def _read(model: VLM, cache: Cache, endings: Sequence[Ending], logit_rows: int) -> Tensor:
-    """One packed pass after the prompt: (N,) log-probabilities of all tokens of endings but their first."""
-    lengths = [len(ending) - 1 for ending in endings]
-    ids = torch.tensor([id for ending in endings for id in ending[:-1]], device=cache.device)
-    targets = torch.tensor([id for ending in endings for id in ending[1:]], device=cache.device)
-    positions = cache.lengths[0] + torch.cat([torch.arange(length) for length in lengths]).to(cache.device)
-    h = model.forward(model.embed(ids), positions, EndingsAttn(cache, lengths, model.kernel))  # (N, D)
-    logprobs = []
-    for rows, wanted in zip(h.split(logit_rows), targets.split(logit_rows), strict=True):
-        logits = model.logits(rows).float()
-        logprobs.append(log_probabilities(logits, wanted.to(logits.device)))
-    return torch.cat(logprobs)
+def _after(logits: Tensor, start: int, asked: Iterable[tuple[int, int, int, int]]) -> list[float]:
+    """Log-probabilities of ids after nodes; (n, V) are those of the nodes from `start` on."""
+    pairs = [(node - start, id) for node, id, *_ in asked]
+    logprobs = logits.log_softmax(-1)
+    index = torch.tensor(pairs, device=logits.device).T
+    found: list[float] = logprobs[index[0], index[1]].tolist()
+    return found

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
-from idefics.engine.request import Sequence as Row
+from idefics.config import Sampling
+from idefics.engine.engine import Engine
+from idefics.engine.handle import Handle
+from idefics.engine.request import Request
 from idefics.messages import Answer, Timings, Usage
 from idefics.processing.detokenizer import Detokenizer
+from idefics.processing.tokenizer import Tokenizer
+from idefics.prompt import Prompt
 
 
 class Options(TypedDict, total=False):
@@ -26,14 +34,85 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
 
 
+class Growing:
+    """One answer while it is generated: the engine's thread writes it, the caller reads it.
+
+    Args:
+        start: the caller's words that its text begins with.
+        began: when the caller asked.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], start: str, began: float) -> None:
+        self.tokenizer, self.start, self.began = tokenizer, start, began
+        self.detokenizer = Detokenizer(tokenizer, stops)
+        self.prepared = self.last = time.perf_counter()
+        self.first: float | None = None
+        self.lengths: list[int] = []  # of the text, after each token
+        self.handle: Handle
+
+    def push(self, token: int) -> bool:
+        """Takes the next token; whether a stop string ends the answer with it."""
+        self.last = time.perf_counter()
+        self.detokenizer.push(token)
+        if self.first is None:
+            self.first = self.last
+            if self.start and self.tokenizer.decode_bytes([token]).startswith(b" "):
+                self.start += " "
+        self.lengths.append(len(self.text))
+        return self.detokenizer.stopped
+
+    @property
+    def text(self) -> str:
+        """What is certain of it."""
+        return self.start + self.detokenizer.text
+
+    def pieces(self) -> Generator[str]:
+        """Its text as it comes. Whoever leaves early cancels the rest, and has the answer up to there."""
+        shown = ""
+        try:
+            for _ in self.handle:
+                if piece := self.text[len(shown) :]:
+                    shown += piece
+                    yield piece
+        except GeneratorExit:
+            self._cut(len(shown))
+            raise
+        finally:
+            self.handle.cancel()
+        if rest := self.answer().text[len(shown) :]:
+            yield rest
+
+    def answer(self) -> Answer:
+        """The answer, or what there is of it."""
+        if self.handle.done:
+            self.detokenizer.finish()
+        handle, request = self.handle, self.handle.request
+        first = self.last if self.first is None else self.first
+        return Answer(
+            text=self.start + self.detokenizer.text,
+            tokens=tuple(handle.ids),
+            finish=handle.finish_reason or "cancelled",
+            usage=Usage(len(request.prompt), len(handle.ids), len(request.prompt.pictures)),
+            timings=Timings(self.prepared - self.began, first - self.began, self.last - self.began),
+            logprobs=tuple(handle.logprobs) if request.sampling.logprobs else None,
+        )
+
+    def _cut(self, length: int) -> None:
+        """Forgets what came after the text's first `length` characters."""
+        self.handle.cancel()
+        tokens = bisect_right(self.lengths, length)
+        self.handle.ids, self.handle.logprobs = self.handle.ids[:tokens], self.handle.logprobs[:tokens]
+        self.detokenizer.cut(length - len(self.start))
+
+
 class Stream:
     """An answer as it comes: iterate it for pieces of text; afterwards `answer` holds the whole.
 
     Leaving the loop early cancels the rest; `answer` is then what came until there.
     """
 
-    def __init__(self, pieces: Generator[str], collected: Growing) -> None:
-        self._pieces, self._collected = pieces, collected
+    def __init__(self, growing: Growing) -> None:
+        self._growing, self._pieces = growing, growing.pieces()
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -41,48 +120,74 @@ class Stream:
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def __del__(self) -> None:
+        self._growing.handle.cancel()
+
     def close(self) -> None:
         """Ends the answer here."""
         self._pieces.close()
+        self._growing.handle.cancel()
 
     @property
     def answer(self) -> Answer:
         """The answer so far; complete once the stream has ended."""
-        return self._collected.answer()
+        return self._growing.answer()
 
 
 Reply = Answer | list[Answer] | Stream
 
 
-class Growing:
-    """One answer while it is generated. `start` are the caller's words that its text begins with."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """How prompts are answered, whatever they are.
 
-    def __init__(self, row: Row, text: Detokenizer, start: str, began: float) -> None:
-        self.row, self.text, self.start, self.began = row, text, start, began
-        self.prepared = self.last = time.perf_counter()
-        self.first: float | None = None
+    Attributes:
+        stop_ids, banned_ids: as in `Request`.
+        stops: strings that end an answer.
+        start: the caller's words that each answer's text begins with.
+        began: when the caller asked.
+    """
 
-    def push(self, token: int, spelled: bytes) -> str:
-        """Takes the next token, whose UTF-8 is `spelled`; returns the text that became certain."""
-        self.last = time.perf_counter()
-        piece = self.text.push(token)
-        if self.text.stopped:
-            self.row.finish("stop")
-        if self.first is not None:
-            return piece
-        self.first = self.last
-        if self.start and spelled.startswith(b" "):
-            self.start += " "
-        return self.start + piece
+    engine: Engine
+    tokenizer: Tokenizer
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    banned_ids: frozenset[int]
+    stops: tuple[str, ...]
+    start: str
+    began: float
 
-    def answer(self) -> Answer:
-        request = self.row.request
-        first = self.last if self.first is None else self.first
-        return Answer(
-            text=self.start + self.text.text,
-            tokens=tuple(self.row.ids),
-            finish=self.row.finish_reason or "cancelled",
-            usage=Usage(len(request.prompt), len(self.row.ids), len(request.prompt.pictures)),
-            timings=Timings(self.prepared - self.began, first - self.began, self.last - self.began),
-            logprobs=tuple(self.row.logprobs) if request.sampling.logprobs else None,
-        )
+    def submit(self, prompt: Prompt) -> Growing:
+        """Asks for one answer, and waits for room in the queue."""
+        growing = Growing(self.tokenizer, self.stops, self.start, self.began)
+        request = Request(prompt, self.sampling, self.stop_ids, self.banned_ids, growing.push)
+        growing.handle = self.engine.submit(request, wait=True)
+        return growing
+
+    def answer(self, prompt: Prompt) -> Answer:
+        """One answer."""
+        growing = self.submit(prompt)
+        growing.handle.result()
+        return growing.answer()
+
+    def answers(self, prompts: Iterator[Prompt]) -> list[Answer]:
+        """Answers to many, which are asked for as they come; an error of one cancels the rest."""
+        most = 2 * self.engine.config.batch_rows  # asked for at once: prompts hold pictures
+        growing: deque[Growing] = deque()
+        answers: list[Answer] = []
+        try:
+            for prompt in prompts:
+                growing.append(self.submit(prompt))
+                if len(growing) == most:
+                    answers.append(_whole(growing))
+            while growing:
+                answers.append(_whole(growing))
+        finally:
+            for one in growing:
+                one.handle.cancel()
+        return answers
+
+
+def _whole(growing: deque[Growing]) -> Answer:
+    growing[0].handle.result()
+    return growing.popleft().answer()

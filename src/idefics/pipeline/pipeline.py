@@ -6,21 +6,18 @@ Knows prompts, sampling and streams. Does not know tasks (they word prompts) nor
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from torch import Tensor
 
 from idefics.config import Sampling
-from idefics.engine.request import Request
-from idefics.engine.request import Sequence as Row
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Message
-from idefics.pipeline.answering import Growing, Options, Reply, Stream
+from idefics.pipeline.ahead import ahead
+from idefics.pipeline.answering import Asking, Options, Reply, Stream
 from idefics.pipeline.loading import Loaded
-from idefics.processing.detokenizer import Detokenizer
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -103,11 +100,8 @@ class Pipeline(Loaded):
         began = time.perf_counter()
         many = bool(items) and isinstance(items[0], (list, tuple))
         prompts: list[Items] = list(items) if many else [items]  # type: ignore[arg-type, list-item]
-        made = [
-            self.processor.raw(prompt, add_end_of_utterance_token=add_end_of_utterance_token)
-            for prompt in prompts
-        ]
-        return self._reply(made, many, stream, began, options)
+        make = partial(self.processor.raw, add_end_of_utterance_token=add_end_of_utterance_token)
+        return self._reply(make, prompts, many, stream, began, options)
 
     @overload
     def chat(
@@ -155,8 +149,8 @@ class Pipeline(Loaded):
         began = time.perf_counter()
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         conversations: list[Conversation] = list(messages) if many else [messages]  # type: ignore
-        made = [self.processor.chat(turns, answer_start=answer_start) for turns in conversations]
-        return self._reply(made, many, stream, began, options)
+        make = partial(self.processor.chat, answer_start=answer_start)
+        return self._reply(make, conversations, many, stream, began, options)
 
     def score(
         self, items: Items | Conversation, endings: Sequence[str], *, answer_start: str = ""
@@ -176,75 +170,39 @@ class Pipeline(Loaded):
 
     def _reply(
         self,
-        prompts: Sequence[Prompt],
+        make: Callable[[Any], Prompt],
+        items: Sequence[Any],
         many: bool,
         stream: bool,
         began: float,
         options: Options,
         start: str = "",
     ) -> Reply:
-        """Answers prompts; `start` are words of the caller that each answer's text shall begin with."""
+        """Answers the prompts that `make` makes of `items`; `start` are words that each text shall begin with."""
         if stream and many:
             raise BadSetting(
-                f"stream=True takes one prompt, not a list of {len(prompts)}: call it once for each"
+                f"stream=True takes one prompt, not a list of {len(items)}: call it once for each"
             )
-        collected = self._collect(prompts, began, options, start)
+        asking = self._asking(began, options, start)
         if stream:
-            return Stream(self._stream(collected[0]), collected[0])
-        for _ in self._pieces(collected):
-            pass
-        answers = [one.answer() for one in collected]
+            return Stream(asking.submit(make(items[0])))
+        answers = asking.answers(ahead(make, items))
         return answers if many else answers[0]
 
-    def _collect(
-        self, prompts: Sequence[Prompt], began: float, options: Options, start: str
-    ) -> list[Growing]:
+    def _asking(self, began: float, options: Options, start: str) -> Asking:
         choices: dict[str, Any] = dict(options)
         stop = choices.pop("stop", ())
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        sampling = Sampling(**choices)
-        tokenizer, banned = self.processor.tokenizer, self.processor.mark_ids
-        return [
-            Growing(
-                Row(Request(prompt, sampling, self.stop_ids, banned)),
-                Detokenizer(tokenizer, stops),
-                start,
-                began,
-            )
-            for prompt in prompts
-        ]
-
-    def _pieces(self, collected: Sequence[Growing]) -> Iterator[tuple[Growing, str]]:
-        """Runs the engine; yields each answer's text as it becomes certain."""
-        try:
-            if collected and collected[0].row.request.sampling.num_beams > 1:
-                yield from self._beams(collected)
-            else:
-                of = {id(one.row): one for one in collected}
-                with closing(self.engine.run([one.row for one in collected])) as steps:
-                    for row, token in chain.from_iterable(steps):
-                        yield of[id(row)], self._push(of[id(row)], token)
-        finally:
-            for one in collected:
-                one.text.finish()
-
-    def _beams(self, collected: Sequence[Growing]) -> Iterator[tuple[Growing, str]]:
-        for one in collected:
-            self.engine.beam(one.row)
-            for token in one.row.ids:
-                yield one, self._push(one, token)
-
-    def _push(self, one: Growing, token: int) -> str:
-        return one.push(token, self.processor.tokenizer.decode_bytes([token]))
-
-    def _stream(self, one: Growing) -> Generator[str]:
-        shown = ""
-        for _, piece in self._pieces([one]):
-            shown += piece
-            if piece:
-                yield piece
-        if rest := one.answer().text[len(shown) :]:
-            yield rest
+        return Asking(
+            engine=self.engine,
+            tokenizer=self.processor.tokenizer,
+            sampling=Sampling(**choices),
+            stop_ids=self.stop_ids,
+            banned_ids=self.processor.mark_ids,
+            stops=stops,
+            start=start,
+            began=began,
+        )
 
 
 def _is_conversation(items: Any) -> bool:

@@ -47,6 +47,10 @@ class Detokenizer:
         self.text += rest
         return text + rest
 
+    def cut(self, length: int) -> None:
+        """Ends the text after its first `length` characters: nobody wants the rest."""
+        self.text, self._held, self.stopped = self.text[:length], "", True
+
     def _advance(self, text: str) -> str:
         if self.stopped or not text:
             return ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeGuard, Unpack, cast, overload
 from idefics.errors import BadPrompt
 from idefics.messages import Answer, Picture, RankedLabel, Ranking, Shot, Timings, Usage, Visual
 from idefics.pipeline import Options, Pipeline, Reply, Stream
+from idefics.pipeline.ahead import ahead
 from idefics.processing.video import as_visual
 from idefics.prompt import Prompt
 from idefics.tasks import TASKS, classify
@@ -111,10 +112,13 @@ class Idefics(Pipeline):
         began = time.perf_counter()
         o.setdefault("max_new_tokens", task.max_new_tokens)
         kind = self.processor.style.kind
-        composed = [compose(task, kind, picture, words, self.shots) for picture in _pictures(image)]
-        prompts = [self.prompt(one.items, answer_start=one.answer_start) for one in composed]
+
+        def make(picture: Visual) -> Prompt:
+            composed = compose(task, kind, picture, words, self.shots)
+            return self.prompt(composed.items, answer_start=composed.answer_start)
+
         start = words if task.name == "complete" else ""
-        return self._reply(prompts, _is_many(image), stream, began, o, start=start)
+        return self._reply(make, _pictures(image), _is_many(image), stream, began, o, start=start)
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is one picture
@@ -145,10 +149,11 @@ class Idefics(Pipeline):
         wanted = classify.checked(labels)
         task, words = classify.worded(wanted, self.processor.style.kind)
         prior = self._label_logprobs(task, words, wanted, _neutral())[1] if calibrated else None
-        rankings = [
-            self._ranking(task, words, wanted, picture, prior, length_normalized)
-            for picture in _pictures(image)
-        ]
+
+        def rank(picture: Visual) -> Ranking:
+            return self._ranking(task, words, wanted, picture, prior, length_normalized)
+
+        rankings = list(ahead(rank, _pictures(image)))
         return rankings if _is_many(image) else rankings[0]
 
     def _ranking(

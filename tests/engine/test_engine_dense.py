@@ -1,13 +1,12 @@
-"""The engine's attention and cache against the uncached reference."""
+"""The dense cache, an oracle, against the uncached reference."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from engine.dense import Cache, DecodeAttn, PrefillAttn
 from idefics.config import CacheLayout
-from idefics.engine.attention import DecodeAttn, EndingsAttn, PrefillAttn
-from idefics.engine.cache import Cache
 from idefics.nn.attention import DenseAttn, LayerMemory
 
 HEADS, KV_HEADS, SIZE, PLACES = 4, 2, 8, 3
@@ -120,23 +119,3 @@ def test_selecting_rows_takes_their_past_along():
     assert cache.lengths == [3, 2, 2]
     assert cache.keys[0][:, 0, 0, 0].tolist() == [2, 0, 0]
     assert cache.values[0][:, 0, 0, 0].tolist() == [-2, 0, 0]
-
-
-@windows
-@pytest.mark.parametrize("seen", [False, True])
-def test_endings_see_the_prefix_and_themselves(seen, window):
-    prefix, endings = 4, [3, 1, 2]
-    cat = memory() if seen else ()
-    start, *parts = qkv(prefix), *map(qkv, endings)
-    cache = Cache(replace(LAYOUT, window=window), [prefix], [cat], like=start[0])
-    PrefillAttn(cache, [cat] * prefix).self_(0, *start)
-    packed = [torch.cat([part[i] for part in parts]) for i in range(3)]
-    attn = EndingsAttn(cache, endings)
-    out = attn.self_(0, *packed).split(endings)
-    for got, part in zip(out, parts, strict=True):
-        whole = [torch.cat(pair) for pair in zip(start, part, strict=True)]
-        torch.testing.assert_close(got, DenseAttn(1, window=window).self_(0, *whole)[prefix:])
-
-    q = packed[0]
-    dense = DenseAttn(1, cat, torch.zeros(len(q), dtype=torch.long)) if seen else DenseAttn(1)
-    torch.testing.assert_close(attn.cross(0, q), dense.cross(0, q))

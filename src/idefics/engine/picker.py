@@ -1,0 +1,186 @@
+"""What follows for every job of a step: a token of each row that samples, new beams, the scores of endings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from idefics.engine.beams import BeamRules, BeamSearch
+from idefics.engine.constraints import present_ids
+from idefics.engine.contract import VLM
+from idefics.engine.job import Branch, Job
+from idefics.engine.plan import Pick, Plan
+from idefics.engine.runner import Read, Runner
+from idefics.engine.sampler import Sampler, generator, ids_mask, penalise
+from idefics.engine.score import Scores
+
+
+class Picker:
+    """Turns what has been read into what follows. While the same rows go on, their settings stay as they are.
+
+    Args:
+        runner: is told the ids, which it will read next.
+    """
+
+    def __init__(self, model: VLM, runner: Runner) -> None:
+        self.model, self.runner = model, runner
+        self.vocabulary = model.layout.vocabulary
+        self._rows: list[Branch] = []
+        self._sampler: Sampler | None = None
+
+    def pick(self, plan: Plan, read: Read) -> list[Pick]:
+        """One pick for each job that has something to follow. An error of one job is written into the plan."""
+        picks: list[Pick] = []
+        if read.branches:
+            logits = read.logits[0] if len(read.logits) == 1 else torch.cat(read.logits)
+            plain = [row for row, branch in enumerate(read.branches) if _samples(branch.job)]
+            if len(plain) == len(read.branches):
+                picks += self._sample(plan, read.branches, logits)
+            else:
+                if plain:
+                    picks += self._sample(plan, [read.branches[row] for row in plain], logits[plain])
+                picks += self._searches(plan, read.branches, logits)
+        for span, h in read.endings:
+            job, group = span.branch.job, span.group
+            assert group is not None, "endings are read in groups"
+            try:
+                job.search.read(group, h, self.model.logits)
+            except Exception as error:
+                plan.errors[job] = error
+            else:
+                del job.groups[group]
+                picks += _scored(job)
+        return picks
+
+    def _sample(self, plan: Plan, branches: list[Branch], logits: Tensor) -> list[Pick]:
+        """Rows that sample, greedy ones among them, all at once; each alone if that fails."""
+        try:
+            if self._sampler is None or branches != self._rows:
+                self._sampler, self._rows = self._settings(branches, logits.device), branches
+            chosen = self._sampler.choose(logits)
+            ids = chosen.ids.tolist()
+        except Exception as error:
+            self._sampler = None
+            if len(branches) == 1:
+                plan.errors[branches[0].job] = error
+                return []
+            return [
+                pick
+                for row, branch in enumerate(branches)
+                for pick in self._sample(plan, [branch], logits[row : row + 1])
+            ]
+        self.runner.chose(branches, chosen.ids)
+        if chosen.logprobs is None:
+            return [Pick(branch.job, (id,)) for branch, id in zip(branches, ids, strict=True)]
+        wants = [branch.job.request.sampling.logprobs for branch in branches]
+        return [
+            Pick(branch.job, (id,), logprob=logprob if asked else None)
+            for branch, id, logprob, asked in zip(branches, ids, chosen.logprobs.tolist(), wants, strict=True)
+        ]
+
+    def _settings(self, branches: list[Branch], device: torch.device) -> Sampler:
+        for branch in branches:
+            sampling = branch.job.request.sampling
+            if sampling.temperature > 0 and branch.job.draws is None:
+                branch.job.draws = generator(sampling.seed, device)
+        return Sampler(
+            [branch.job.request for branch in branches],
+            [branch.ids for branch in branches],
+            [branch.job.draws for branch in branches],
+            self.vocabulary,
+            device,
+        )
+
+    def _searches(self, plan: Plan, branches: list[Branch], logits: Tensor) -> list[Pick]:
+        """Beams, and prompts whose endings are to be read."""
+        rows: dict[Job, list[int]] = {}
+        for row, branch in enumerate(branches):
+            if not _samples(branch.job):
+                rows.setdefault(branch.job, []).append(row)
+        picks: list[Pick] = []
+        for job, own in rows.items():
+            try:
+                picks += self._search(job, logits[own])
+            except Exception as error:
+                plan.errors[job] = error
+        return picks
+
+    def _search(self, job: Job, logits: Tensor) -> list[Pick]:
+        endings = job.request.endings
+        if endings is not None:
+            job.search = Scores(endings, logits[0])
+            job.groups = {number: len(tree) for number, tree in job.search.trees.items()}
+            return _scored(job)
+        if job.search is None:
+            job.search = Beaming(job, self.vocabulary, logits.device)
+        return [job.search.advance(logits)]
+
+
+class Beaming:
+    """One request's beams. n of them, V vocabulary.
+
+    The search is that of transformers' `generate(num_beams=n)`: a repetition penalty acts on log-probabilities, and
+    banned ids lose theirs afterwards. `logprobs` are, as in sampling, of the model's own distribution with banned ids
+    left out.
+    """
+
+    def __init__(self, job: Job, vocabulary: int, device: torch.device) -> None:
+        self.job, request = job, job.request
+        self.stop_ids = torch.tensor(sorted(request.stop_ids), dtype=torch.long, device=device)
+        self.banned = ids_mask(request.banned_ids, vocabulary, device)  # (V,)
+        width = request.sampling.num_beams
+        rules = BeamRules(
+            width=width,
+            room=job.room,
+            candidates=min(max(2, 1 + len(request.stop_ids)) * width, width * vocabulary),
+        )
+        self.search = BeamSearch(torch.tensor([request.prompt.ids], device=device), rules, fill=0)
+
+    def advance(self, logits: Tensor) -> Pick:
+        """(n, V), or (1, V) after the prompt -> the next id of each beam, or the end."""
+        request, search = self.job.request, self.search
+        is_first = len(logits) == 1
+        logits = logits.expand(request.sampling.num_beams, -1)
+        scores = logits.log_softmax(-1)
+        if request.sampling.repetition_penalty != 1:
+            starts = torch.zeros(len(search.ids), dtype=torch.long, device=logits.device)
+            present = present_ids(search.ids, logits.shape[1], starts)
+            scores = penalise(scores, present, request.sampling.repetition_penalty)
+        scores = scores.masked_fill(self.banned, -torch.inf)
+        thoughts = None
+        if request.sampling.logprobs:
+            thoughts = logits.masked_fill(self.banned, -torch.inf).log_softmax(-1)
+        rows = search.advance(scores, self._ends, thoughts)
+        if search.is_over:
+            return self._end()
+        parents = [0] * len(rows) if is_first else rows.tolist()
+        return Pick(self.job, search.ids[:, -1].tolist(), parents)
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        """(C, T) -> (C,) which of the candidates end here."""
+        if ids.shape[1] == len(self.job.request.prompt) + self.job.room:
+            return torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        return torch.isin(ids[:, -1], self.stop_ids)
+
+    def _end(self) -> Pick:
+        request, handle = self.job.request, self.job.handle
+        best = self.search.best(1)
+        ids = best.ids[0, len(request.prompt) :].tolist()
+        stopped = ids[-1] in request.stop_ids
+        kept = slice(len(ids) - stopped)
+        if request.sampling.logprobs:
+            handle.logprobs = best.logprobs[0, kept].tolist()
+        handle.ids = ids[kept]
+        return Pick(self.job, end="stop" if stopped else "length")
+
+
+def _samples(job: Job) -> bool:
+    return job.request.endings is None and job.request.sampling.num_beams == 1
+
+
+def _scored(job: Job) -> list[Pick]:
+    """The end of a ranking, once all groups of its endings have been read."""
+    if job.groups:
+        return []
+    job.handle.scores = job.search.scores
+    return [Pick(job, end="stop")]
