@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from devices import CPU, FIRST, SECOND, Devices, put
-from idefics.config import Quantisation
-from idefics.config import EngineConfig, Sampling
+from idefics.config import EngineConfig, Quantisation, Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.request import Request
 from idefics.engine.slow import SlowTwin

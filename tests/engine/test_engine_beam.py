@@ -22,6 +22,8 @@ def beam(model, asked, **options):
 class Llama(Attending):
     """A decoder and its head under the names of transformers' LlamaForCausalLM: no pictures."""
 
+    dtype = torch.float32
+
     def __init__(self, config):
         super().__init__()
         self.model = Decoder(config)
@@ -189,6 +191,8 @@ def test_beams_end_where_the_context_does():
 
 class Bigrams(Attending):
     """A language whose next token depends on the last alone; `table` holds log-probabilities."""
+
+    dtype = torch.float32
 
     def __init__(self, table):
         super().__init__()

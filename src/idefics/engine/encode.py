@@ -119,6 +119,11 @@ class Pictures:
         self._make_room(in_use)
         return errors
 
+    def forget(self, in_use: Collection[str]) -> None:
+        """Drops all but those pictures."""
+        for key in [key for key in self.kept if key not in in_use]:
+            self._drop(key)
+
     def _encode(self, wanted: Sequence[tuple[Tiles, int]]) -> None:
         frames = []
         for tiles, count in wanted:

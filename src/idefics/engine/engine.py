@@ -46,9 +46,9 @@ class Engine:
         self.model, self.config = model, config
         weight = first_weight(model)
         devices = {parameter.device for parameter in model.parameters()}
-        pages = page_count(model.layout, weight.dtype, weight.device, config)
+        pages = page_count(model.layout, model.dtype, weight.device, config)
         self.cache = PagedCache(
-            model.layout, pages, weight.dtype, weight.device if len(devices) == 1 else None
+            model.layout, pages, model.dtype, weight.device if len(devices) == 1 else None
         )
         self.pictures = Pictures(model, config.encode_frames, config.picture_bytes)
         limits = Limits(
@@ -104,6 +104,12 @@ class Engine:
         self._check(prompt, room=0)
         with self._computing:
             return self.model.logits(SlowTwin(self.model, prompt).hidden()).float()
+
+    def forget(self) -> None:
+        """Drops what is kept for later requests: beginnings of prompts, and pictures."""
+        with self._computing, self.work:
+            self.scheduler.pages.forget()
+            self.pictures.forget(self.scheduler.in_use())
 
     def close(self) -> None:
         """Cancels everything and ends the thread. The engine may be used again."""

@@ -88,6 +88,13 @@ class Pages:
             found.append(self._page_of[key])
         return found
 
+    def forget(self) -> None:
+        """No page can be found any more; those that nobody owns are free."""
+        self._freed += self._kept
+        self._kept.clear()
+        self._page_of.clear()
+        self._key_of.clear()
+
     def __contains__(self, key: Key) -> bool:
         return key in self._page_of
 
