@@ -270,6 +270,10 @@ class Sampling:
 QuantKind = Literal["int8", "int4", "nf4", "fp4"]
 # What describes a picture or names a token, by the names that checkpoints use: small beside the decoder, and delicate.
 FULL_PRECISION = ("vision_model", "connector", "perceiver_resampler", "lm_head")
+BRIDGES = (
+    "connector",
+    "perceiver_resampler",
+)  # between the two; of these an error reaches every token of a picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,22 +283,34 @@ class Quantisation:
     Attributes:
         kind: "int8", a scale for each output; "int4", a scale for each 32 inputs; "nf4" and "fp4", bitsandbytes'
             kinds of four bits with a scale for each 64 weights.
-        skip: parts of the model that keep full precision, by their names or those of modules around them. With ()
-            every linear layer is quantised, but for a head that is tied to the embedding or has two tables.
+        skip: parts of the model that keep full precision, by their names or those of modules around them; None: the
+            bridge between vision and text, and for nf4 and fp4 all but the decoder's layers. A head of two tables
+            keeps it in any case.
         double: whether the scales of nf4 and fp4 are quantised too.
         compute_dtype: in which products with nf4 and fp4 are computed: "float32", "bfloat16", "float16"; None: the
             dtype that the weights were loaded in.
     """
 
     kind: QuantKind
-    skip: tuple[str, ...] = FULL_PRECISION
+    skip: tuple[str, ...] | None = None
     double: bool = False
     compute_dtype: str | None = None
 
     @property
-    def bits(self) -> int:
-        """Of a weight, scales left aside."""
-        return 8 if self.kind == "int8" else 4
+    def skipped(self) -> tuple[str, ...]:
+        """`skip`, or what stands for None."""
+        if self.skip is not None:
+            return self.skip
+        return BRIDGES if self.kind in ("int8", "int4") else FULL_PRECISION
+
+    def kind_of(self, name: str) -> QuantKind:
+        """How a layer is kept: "int4" is for the decoder, what sees and what names tokens has eight bits beside it."""
+        delicate = any(f".{part}." in f".{name}." for part in FULL_PRECISION)
+        return "int8" if self.kind == "int4" and delicate else self.kind
+
+    def bits_of(self, name: str) -> int:
+        """Of a layer's weight, scales left aside."""
+        return 8 if self.kind_of(name) == "int8" else 4
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(QuantKind):

@@ -34,6 +34,7 @@ def test_the_keywords_are_those_of_load(loads, capsys):
     options = {
         "device": "cpu",
         "dtype": "auto",
+        "threads": None,
         "device_map": None,
         "quantize": None,
         "revision": "v1",
@@ -46,8 +47,25 @@ def test_the_keywords_are_those_of_load(loads, capsys):
 
 
 def test_placement_and_bits_are_flags(loads):
-    assert run(["caption", "a.png", "--device-map", "auto", "--quantize", "nf4", "--dtype", "bfloat16"]) == 0
+    assert (
+        run(
+            [
+                "caption",
+                "a.png",
+                "--device-map",
+                "auto",
+                "--quantize",
+                "nf4",
+                "--dtype",
+                "bfloat16",
+                "--threads",
+                "3",
+            ]
+        )
+        == 0
+    )
     [(_, options)] = loads.calls
+    assert options["threads"] == 3
     assert (options["device_map"], options["quantize"], options["dtype"]) == ("auto", "nf4", "bfloat16")
 
 
@@ -55,6 +73,7 @@ def test_placement_and_bits_are_flags(loads):
     ("flag", "value", "said"),
     [
         ("--quantize", "int3", "--quantize is 'int3': give int8, int4, nf4 or fp4"),
+        ("--threads", "many", "--threads is 'many': give a whole number"),
         ("--device-map", "all", "--device-map is 'all': give auto, balanced, balanced_low_0 or sequential"),
     ],
 )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import idefics
 from idefics import weights
-from idefics.config import FULL_PRECISION, Quantisation
+from idefics.config import BRIDGES, FULL_PRECISION, Quantisation
 from idefics.errors import BadSetting, MissingExtra
 from idefics.nn.kernels import explicit, flash, fused, kernel_called
 from idefics.quant.blocks import BLOCK
@@ -53,14 +53,19 @@ def logits(vlm, picture):
     return vlm.logits(vlm.prompt([picture, "A small red square"]))
 
 
-def decoder(vlm):
-    """Weights of the decoder's matrices by name, gated blocks included."""
+SHRINKS = (".q_proj", ".k_proj", ".v_proj", ".o_proj", ".out_proj", ".gate_proj", ".up_proj", ".down_proj")
+
+
+def matrices(vlm, kind):
+    """Weights by name that a kind makes small: the decoder's, gated blocks included; tower and a plain head too."""
+    skipped = FULL_PRECISION if kind == "nf4" else BRIDGES
+    ends = (*SHRINKS, ".fc1", ".fc2", *([] if "perceiver" in str(vlm.engine.model) else ["lm_head"]))
     return {
         name: weight
         for name, weight in vlm.engine.model.named_parameters()
-        if "layers." in name
-        and name.endswith("proj.weight")
-        and not any(part in name for part in FULL_PRECISION)
+        if name.removesuffix(".weight").endswith(ends)
+        and name.endswith("weight")
+        and not any(part in name for part in skipped)
     }
 
 
@@ -68,7 +73,7 @@ def test_logits_stay_near(pair, memory, picture):
     vlm, full, kind = pair
     before, after = logits(full, picture), logits(vlm, picture)
     error = (after - before).norm() / before.norm()
-    most = {"int8": 0.0096, "int4": 0.117, "nf4": 0.097}  # a tenth more than these weights show
+    most = {"int8": 0.0182, "int4": 0.13, "nf4": 0.097}  # a tenth more than these weights show
     assert 0 < error < most[kind]
 
 
@@ -80,9 +85,9 @@ def test_it_still_answers(pair, picture):
         assert answer.text == full.caption(picture).text
 
 
-def test_the_decoder_shrinks_and_nothing_else_does(pair):
-    vlm, full, _ = pair
-    before, after = decoder(full), dict(vlm.engine.model.named_parameters())
+def test_what_shall_shrink_does_and_nothing_else(pair):
+    vlm, full, kind = pair
+    before, after = matrices(full, kind), dict(vlm.engine.model.named_parameters())
     assert len(before) > 20
     assert all(after[name].dtype in (torch.int8, torch.uint8) for name in before)
     kept = {name: weight for name, weight in full.engine.model.named_parameters() if name not in before}
@@ -90,10 +95,11 @@ def test_the_decoder_shrinks_and_nothing_else_does(pair):
 
 
 def test_memory_is_what_the_formula_says(pair, memory):
-    _, full, kind = pair
+    _, full, asked = pair
     saved = 0
-    for weight in decoder(full).values():
+    for name, weight in matrices(full, asked).items():
         outputs, inputs = weight.shape
+        kind = "int8" if asked == "int4" and any(part in name for part in FULL_PRECISION) else asked
         width = {"int8": inputs, "int4": -(-inputs // GROUP) * GROUP, "nf4": -(-inputs // BLOCK) * BLOCK}[
             kind
         ]
@@ -102,7 +108,7 @@ def test_memory_is_what_the_formula_says(pair, memory):
         saved += weight.nbytes - small
     assert full.memory == sum(weight.nbytes for weight in full.engine.model.parameters())
     assert memory == full.memory - saved
-    assert saved > {"int8": 0.2, "int4": 0.25, "nf4": 0.25}[kind] * full.memory
+    assert saved > {"int8": 0.35, "int4": 0.45, "nf4": 0.25}[asked] * full.memory
 
 
 @models
@@ -127,7 +133,12 @@ def test_everything_on_request(plain):
 
 def test_few_bits_of_sixteen(picture):
     vlm = idefics.load("demo", device="cpu", quantize="int8", dtype=torch.bfloat16)
-    assert {weight.dtype for weight in vlm.engine.model.parameters()} == {torch.bfloat16, torch.int8}
+    dtypes = {
+        torch.bfloat16,
+        torch.int8,
+        torch.float32,
+    }  # halves are not known to be quick
+    assert {weight.dtype for weight in vlm.engine.model.parameters()} == dtypes
     assert vlm.caption(picture, max_new_tokens=4).tokens
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from idefics.config import Quantisation
 from idefics.errors import BadSetting, MissingExtra
+from idefics.nn.stored import TokenEmbedding
 from idefics.quant import chosen, footprint, packs
-from idefics.quant.integers import GROUP, Int4Linear, Int8Linear
+from idefics.quant.integers import GROUP, Int4Linear, Int8Linear, rounded
 
 KINDS = ("int8", "int4", "nf4", "fp4")
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -83,16 +84,26 @@ def test_large_weights_of_half_precision_do_not_overflow():
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("int8", 127), ("int4", 7)])
-def test_no_weight_is_further_than_half_a_step(kind, steps):
+def test_no_weight_is_further_than_half_a_step():
     plain = nn.Linear(96, 64)
-    found = dequantised(quantised(plain, kind))
-    group = 96 if kind == "int8" else GROUP
-    step = plain.weight.unflatten(1, (-1, group)).abs().amax(-1) / steps  # (O, groups)
-    assert ((found - plain.weight).abs() <= 0.5001 * step.repeat_interleave(group, dim=1)).all()
+    found = dequantised(quantised(plain, "int8"))
+    step = plain.weight.abs().amax(-1, keepdim=True) / 127
+    assert ((found - plain.weight).abs() <= 0.5001 * step).all()
 
 
-@pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("int4", 0.11), ("nf4", 0.11), ("fp4", 0.13)])
+def test_steps_of_four_bits_leave_less_error_than_those_of_the_largest_weight():
+    plain = nn.Linear(96, 64)
+    nn.init.normal_(plain.weight)
+    groups = plain.weight.detach().unflatten(1, (-1, GROUP))
+    levels, scale = rounded(groups, 7)
+    largest = (levels * scale - groups).square().sum(-1)  # (O, groups)
+    layer = quantised(plain, "int4")
+    least = (dequantised(layer) - plain.weight).unflatten(1, (-1, GROUP)).square().sum(-1)
+    assert (least <= largest * 1.0001).all() and least.sum() < 0.95 * largest.sum()
+    assert (layer.scale >= 0.69 * scale[..., 0]).all() and (layer.scale <= scale[..., 0]).all()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("int4", 0.1), ("nf4", 0.11), ("fp4", 0.13)])
 @pytest.mark.parametrize("inputs", [256, 160, 4304])
 def test_errors_are_those_of_the_kind(kind, error, inputs):
     """Relative to the weights' own size, for normal weights; each bound is a tenth or so above what is measured.
@@ -177,14 +188,15 @@ class Parts(nn.Module):
                 "vision_model": nn.Linear(8, 8),
                 "connector": nn.ModuleDict({"proj": nn.Linear(8, 8)}),
                 "perceiver_resampler": nn.Linear(8, 8),
-                "embed_tokens": nn.Embedding(8, 8),
+                "embed_tokens": TokenEmbedding(8, 8),
                 "layers": nn.ModuleList(nn.ModuleDict({"q_proj": nn.Linear(8, 8)}) for _ in range(2)),
-                "tied": nn.Linear(8, 8, bias=False),
+                "tied": nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2)),
             }
         )
         self.lm_head = nn.Linear(8, 8)
         self.connectors = nn.Linear(8, 8)
-        self.model["tied"].weight = self.model["embed_tokens"].weight
+        self.lm_head.weight = self.model["embed_tokens"].weight  # a table of tokens keeps it
+        self.model["tied"][1].weight = self.model["tied"][0].weight  # nobody would
 
 
 LAYERS = ["model.layers.0.q_proj", "model.layers.1.q_proj"]
@@ -193,7 +205,7 @@ LAYERS = ["model.layers.0.q_proj", "model.layers.1.q_proj"]
 @pytest.mark.parametrize(
     ("skip", "expected"),
     [
-        (None, [*LAYERS, "connectors"]),
+        (None, ["model.vision_model", *LAYERS, "lm_head", "connectors"]),
         (("connectors", "vision_model", "connector", "perceiver_resampler", "lm_head"), LAYERS),
         (("model.layers.1", "model.vision_model", "model.connector"), None),
         (
@@ -213,6 +225,23 @@ def test_which_layers_are_quantised(skip, expected):
     how = Quantisation(kind="int8") if skip is None else Quantisation(kind="int8", skip=skip)
     expected = expected or ["model.perceiver_resampler", LAYERS[0], "lm_head", "connectors"]
     assert chosen(Parts(), how) == expected
+
+
+def test_what_sees_and_what_names_tokens_has_eight_bits_beside_four():
+    model = Parts()
+    for name, pack in packs(model, Quantisation(kind="int4")).items():
+        pack(model.get_parameter(name).detach())
+    kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert kinds["model.layers.0.q_proj"] is Int4Linear
+    assert kinds["lm_head"] is kinds["model.vision_model"] is Int8Linear
+    assert kinds["model.connector.proj"] is nn.Linear
+    assert isinstance(model.model["embed_tokens"].weight, nn.Parameter)
+    assert model.model["embed_tokens"].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", FOUR_BIT)
+def test_bitsandbytes_keeps_to_the_decoder(kind):
+    assert chosen(Parts(), Quantisation(kind=kind)) == [*LAYERS, "connectors"]
 
 
 def test_training_or_not_is_kept():

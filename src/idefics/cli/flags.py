@@ -97,6 +97,15 @@ class ModelFlags:
             help="auto, float32, bfloat16 or float16.",
         ),
     ] = "auto"
+    threads: Annotated[
+        int | None,
+        _model(
+            "--threads",
+            metavar="N",
+            parser=_number("--threads", int),
+            help="Threads of the CPU that compute.",
+        ),
+    ] = None
     device_map: Annotated[
         str | None,
         _model(
@@ -112,7 +121,7 @@ class ModelFlags:
             "--quantize",
             metavar="BITS",
             parser=_one_of("--quantize", get_args(QuantKind)),
-            help="Keep the decoder in fewer bits: int8, int4, nf4 or fp4.",
+            help="Keep weights in fewer bits: int8, int4, nf4 or fp4.",
         ),
     ] = None
     offline: Annotated[bool, _model("--offline", help="Never download a model.")] = False

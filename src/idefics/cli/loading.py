@@ -24,6 +24,7 @@ def load(flags: ModelFlags, screen: Screen) -> Idefics:
         flags.model,
         device=flags.device,
         dtype=flags.dtype,
+        threads=flags.threads,
         device_map=flags.device_map,
         quantize=flags.quantize,
         revision=flags.revision,

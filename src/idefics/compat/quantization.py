@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from idefics.config import Quantisation, QuantKind
+from idefics.config import FULL_PRECISION, Quantisation, QuantKind
 from idefics.errors import BadSetting
 
 
@@ -82,6 +82,4 @@ QuantizationConfig = BitsAndBytesConfig | QuantoConfig
 
 
 def _quantisation(kind: QuantKind, skip: Sequence[str] | None, **more: Any) -> Quantisation:
-    if skip is not None:
-        more["skip"] = tuple(skip)
-    return Quantisation(kind=kind, **more)
+    return Quantisation(kind=kind, skip=FULL_PRECISION if skip is None else tuple(skip), **more)

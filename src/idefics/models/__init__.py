@@ -19,6 +19,7 @@ from idefics.config import ModelConfig, Quantisation
 from idefics.errors import UnsupportedModel
 from idefics.models.family import Family
 from idefics.placement import Spread
+from idefics.quant.measure import Verdict
 from idefics.weights import KeyRules
 
 # How matrices are stored beside what is computed with them: in a dtype; or as the file has them, where that is in
@@ -120,6 +121,7 @@ def fill(
     device: torch.device | Spread,
     storage: Storage = None,
     quantisation: Quantisation | None = None,
+    verdict: Verdict | None = None,
 ) -> None:
     """Weights for a module on the meta device, each streamed straight to its final dtype, device and number of bits.
 
@@ -128,6 +130,7 @@ def fill(
         device: one device, or how to spread the module over several (`placement.wanted`).
         storage: of matrices that are not quantised, and of tables of tokens.
         quantisation: which layers keep their weights in few bits, and how; None: none does.
+        verdict: what is quick on this machine; None: torch's own products.
 
     Raises:
         ModelError: as `weights.load`.
@@ -135,13 +138,15 @@ def fill(
         MissingExtra: the quantisation needs one.
     """
     packs = quant.packs(model, quantisation) if quantisation else {}
-    bits = dict.fromkeys(packs, quantisation.bits) if quantisation else {}
+    bits = {name: quantisation.bits_of(name) for name in packs} if quantisation else {}
     kept: dict[str, torch.dtype | None] = {}
     if storage is not None:
         kept = dict.fromkeys(quant.stored(model), None if storage == "file" else storage)
         bits = dict.fromkeys(kept, 16) | bits
     places = placement.places(model, device, dtype=dtype, bits=bits)
     weights.load(model, folder, keys, dtype=dtype, device=places, storage=kept, pack=packs)
+    if verdict is not None:
+        quant.tune(model, verdict)
     placement.join(model)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (..., I), (O, I), (O,) or None -> (..., O)
 
-WIDE = 2**22  # weights that are wide at once: 16 MiB in float32, which stay in a processor's cache
+WIDE = 2**21  # weights that are wide at once: 8 MiB in float32, which stay in a processor's cache
 
 
 class TokenEmbedding(nn.Embedding):
@@ -33,12 +32,30 @@ class StoredLinear(nn.Linear):
 def widened(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, product: Product = functional.linear
 ) -> Tensor:
-    """(..., I), (O, I) -> (..., O): a product in the input's dtype. Of a weight in another, `WIDE` are wide at once."""
+    """(..., I), (O, I) -> (..., O): a product in the input's dtype, whatever that of the weight."""
     if weight.dtype == input.dtype:
         return product(input, weight, bias)
-    rows = max(1, WIDE // weight.shape[1])
-    parts = [
-        product(input, some.to(input.dtype), None if bias is None else bias[start : start + rows])
-        for start, some in zip(range(0, len(weight), rows), weight.split(rows), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return by_blocks(input, weight.shape, lambda rows: weight[rows].to(input.dtype), bias, product)
+
+
+def by_blocks(
+    input: Tensor,
+    shape: tuple[int, ...],
+    wide: Callable[[slice], Tensor],
+    bias: Tensor | None,
+    product: Product = functional.linear,
+) -> Tensor:
+    """A product with a weight of (O, I), of which no more than `WIDE` are wide at once.
+
+    Args:
+        wide: some rows of the weight, in the input's dtype.
+    """
+    outputs, inputs = shape
+    rows = max(1, WIDE // inputs)
+    if rows >= outputs:
+        return product(input, wide(slice(None)), bias)
+    out = input.new_empty(*input.shape[:-1], outputs)
+    for start in range(0, outputs, rows):
+        some = slice(start, start + rows)
+        out[..., some] = product(input, wide(some), None if bias is None else bias[some])
+    return out

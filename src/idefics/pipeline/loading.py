@@ -20,7 +20,9 @@ from idefics.processing.fetch import Fetcher, Policy
 from idefics.processing.processor import Processor
 from idefics.processing.tokenizer import Tokenizer
 from idefics.quant import footprint
+from idefics.quant.measure import Verdict, verdict
 
+MOST_THREADS = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,6 +39,7 @@ class Loaded:
         *,
         device: Device = "auto",
         dtype: str | torch.dtype = "auto",
+        threads: int | None = None,
         device_map: Device | Mapping[str, Device] | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
         quantize: QuantKind | Quantisation | None = None,
@@ -52,7 +55,9 @@ class Loaded:
             model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
             device: "auto" (CUDA, Apple's, else the CPU) or a torch device.
             dtype: "auto" (the checkpoint's on a GPU; on a CPU weights are stored as in the checkpoint and computed
-                with in float32), "float32", "bfloat16" or "float16".
+                with in float32), "float32", "bfloat16" or "float16" (on a CPU computed with in float32 where it is
+                slower with halves).
+            threads: of the CPU that are used, in the whole process; None: as many as torch takes.
             device_map: in place of `device`: "auto" spreads layers over all GPUs, and over CPU memory what does not
                 fit; or where each part lies, by module names, "" for the rest.
             max_memory: with "auto", what may be used of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
@@ -69,16 +74,27 @@ class Loaded:
             BadSetting: an unknown device, dtype or other word; no room in memory; flash attention where it cannot be.
             MissingExtra: "nf4" or "fp4" without bitsandbytes.
         """
+        if threads is not None:
+            use_threads(threads)
         fetcher, place = Fetcher(policy=remote_images), wanted(device, device_map, max_memory)
         main = place.main if isinstance(place, Spread) else place
         quantisation = Quantisation(kind=quantize) if isinstance(quantize, str) else quantize
         folder = weights.find(model, revision=revision, offline=offline, progress=progress)
         checkpoint = models.read_checkpoint(folder)
-        computed, storage = dtypes_called(dtype, main, checkpoint.config.dtype)
+        module = models.build(checkpoint)
+        quick = verdict(module) if main.type == "cpu" else Verdict()
+        computed, storage = dtypes_called(dtype, main, checkpoint.config.dtype, quick)
         kernel = kernel_called(attn_implementation, computed, main)
         processor = processor_for(checkpoint, fetcher)
-        module = models.load_model(
-            checkpoint, dtype=computed, device=place, storage=storage, quantisation=quantisation
+        models.fill(
+            module,
+            folder,
+            checkpoint.family.keys,
+            dtype=computed,
+            device=place,
+            storage=storage,
+            quantisation=quantisation,
+            verdict=quick,
         )
         give_kernel(module, kernel)
         engine = Engine(module, EngineConfig())  # type: ignore[arg-type]  # a VLM by its methods
@@ -108,13 +124,25 @@ def stop_ids(checkpoint: Checkpoint, processor: Processor) -> frozenset[int]:
     return frozenset(checkpoint.config.stop_ids) | (frozenset() if turn_end is None else {turn_end})
 
 
+def use_threads(count: int) -> None:
+    """Has torch compute with so many threads.
+
+    Raises:
+        BadSetting: none, or more than any machine has.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_THREADS:
+        raise BadSetting(f"threads is {count!r}; give a whole number from 1 to {MOST_THREADS}")
+    torch.set_num_threads(count)
+
+
 def dtypes_called(
-    dtype: str | torch.dtype, device: torch.device, stored: str | None
+    dtype: str | torch.dtype, device: torch.device, stored: str | None, quick: Verdict
 ) -> tuple[torch.dtype, Storage]:
     """In which dtype is computed, and how matrices are stored.
 
     "auto" is the checkpoint's on a GPU. On a CPU it is float32 with weights stored as the checkpoint has them: the
-    numbers of float32 in half the memory.
+    numbers of float32 in half the memory. Sixteen bits by name are stored; they are computed with where this machine
+    is quicker with them than with float32.
     """
     name = str(dtype).removeprefix("torch.")
     if name == "auto":
@@ -123,4 +151,6 @@ def dtypes_called(
         return DTYPES.get(stored or "", torch.bfloat16), None
     if name not in DTYPES:
         raise BadSetting(f"dtype is {name!r}; give auto, {', '.join(DTYPES)}")
+    if device.type == "cpu" and name not in ("float32", *quick.halves):
+        return torch.float32, DTYPES[name]
     return DTYPES[name], None

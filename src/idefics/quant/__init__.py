@@ -14,22 +14,29 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from idefics.config import Quantisation
+from idefics.config import Quantisation, QuantKind
 from idefics.nn.stored import StoredLinear, TokenEmbedding
 from idefics.quant.integers import Int4Linear, Int8Linear
+from idefics.quant.measure import Verdict
+from idefics.quant.products import integers, onednn
 
 Make = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
 
 
 def chosen(model: nn.Module, quantisation: Quantisation) -> list[str]:
-    """The names of the layers that are quantised: plain `nn.Linear`, under no part to skip, and tied to nothing."""
+    """The names of the layers that are quantised: plain `nn.Linear`, under no part to skip.
+
+    A weight that is tied to a table of tokens stays there as it is. One that is tied to another is not quantised.
+    """
     uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    uses.subtract(id(table.weight) for table in model.modules() if isinstance(table, TokenEmbedding))
     return [
         name
         for name, module in model.named_modules()
         if type(module) is nn.Linear  # kinds of their own, such as a head of two tables, stay as they are
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
         and uses[id(module.weight)] == 1
-        and not any(f".{part}." in f".{name}." for part in quantisation.skip)
+        and not any(f".{part}." in f".{name}." for part in quantisation.skipped)
     ]
 
 
@@ -39,8 +46,11 @@ def packs(model: nn.Module, quantisation: Quantisation) -> Mapping[str, Callable
     Raises:
         MissingExtra: nf4 and fp4 without bitsandbytes.
     """
-    make = _make(quantisation)
-    return {f"{name}.weight": partial(_replace, model, name, make) for name in chosen(model, quantisation)}
+    names = chosen(model, quantisation)
+    makes = {kind: _make(quantisation, kind) for kind in {quantisation.kind_of(name) for name in names}}
+    return {
+        f"{name}.weight": partial(_replace, model, name, makes[quantisation.kind_of(name)]) for name in names
+    }
 
 
 def stored(model: nn.Module) -> list[str]:
@@ -70,8 +80,19 @@ def footprint(model: nn.Module, buffers: bool = True) -> int:
     return total
 
 
-def _make(quantisation: Quantisation) -> Make:
-    match quantisation.kind:
+def tune(model: nn.Module, verdict: Verdict) -> None:
+    """Has layers in float32 and int8 multiply by what is quickest here."""
+    if verdict.onednn:
+        stored(model)
+    for module in model.modules():
+        if verdict.onednn and isinstance(module, StoredLinear):
+            module.product = onednn
+        if verdict.integers and isinstance(module, Int8Linear):
+            module.product = integers
+
+
+def _make(quantisation: Quantisation, kind: QuantKind) -> Make:
+    match kind:
         case "int8":
             return Int8Linear.of
         case "int4":

@@ -6,16 +6,19 @@ before they were rounded, to half a step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idefics.nn.stored import by_blocks
+
 GROUP = 32  # neighbouring inputs that share a scale in four bits
 L = TypeVar("L", bound=nn.Linear)
-
-FEW_ROWS = 4  # up to here a CPU is quicker with the kernel that reads integers
+SHRINKINGS = tuple(1 - step / 40 for step in range(1, 13))  # of a group's step in four bits, which are tried
+Product = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # inputs, levels, scales, bias -> outputs
 
 
 class Int8Linear(nn.Linear):
@@ -24,16 +27,23 @@ class Int8Linear(nn.Linear):
     Attributes:
         weight: (O, I) int8 from -127 to 127.
         scale: (O,) the largest weight of each output, divided by 127, in the dtype that the weights had.
+        product: what multiplies where no gradient is wanted.
     """
 
     scale: nn.Parameter
+    product: Product
 
     @classmethod
     def of(cls, layer: nn.Linear, weight: Tensor) -> Self:
         """A layer's place taker, with this (O, I) weight and the layer's bias."""
-        made = _shell(cls, layer)
         levels, scale = rounded(weight, 127)
-        made.weight, made.scale = _kept(levels), _kept(scale[:, 0])
+        return cls.holding(layer, levels, scale[:, 0])
+
+    @classmethod
+    def holding(cls, layer: nn.Linear, levels: Tensor, scale: Tensor) -> Self:
+        """A layer's place taker, with what has been rounded before."""
+        made = _shell(cls, layer)
+        made.weight, made.scale, made.product = _kept(levels), _kept(scale), rounded_back
         return made
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
@@ -41,12 +51,18 @@ class Int8Linear(nn.Linear):
         return self.weight.to(dtype) * self.scale.to(dtype)[:, None]
 
     def forward(self, input: Tensor) -> Tensor:  # (..., I) -> (..., O)
-        if input.device.type == "cpu" and input.numel() <= FEW_ROWS * self.in_features and not _learning():
-            rows = input.flatten(0, -2)
-            out = torch._weight_int8pack_mm(rows, self.weight, self.scale.to(input.dtype))
-            out = out.view(*input.shape[:-1], self.out_features)
-            return out if self.bias is None else out + self.bias
-        return functional.linear(input, self.dequantised(input.dtype), self.bias)
+        product = rounded_back if torch.is_grad_enabled() else self.product
+        return product(input, self.weight, self.scale, self.bias)
+
+
+def rounded_back(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """A product of eight-bit weights in the input's dtype, on every device."""
+    dtype = input.dtype
+
+    def wide(rows: slice) -> Tensor:  # scaled before the sum, which would leave the range of float16
+        return weight[rows].to(dtype).mul_(scale[rows, None].to(dtype))
+
+    return by_blocks(input, weight.shape, wide, bias)
 
 
 class Int4Linear(nn.Linear):
@@ -55,7 +71,7 @@ class Int4Linear(nn.Linear):
     Attributes:
         weight: (O, ceil(I / GROUP) * GROUP / 2) uint8, two weights a byte, the even one in the low half, each from
             1 to 15 with 8 for zero.
-        scale: (O, ceil(I / GROUP)) the largest weight of each group, divided by 7, in the dtype that the weights had.
+        scale: (O, ceil(I / GROUP)) a step of each group, in the dtype that the weights had.
     """
 
     scale: nn.Parameter
@@ -63,22 +79,33 @@ class Int4Linear(nn.Linear):
     @classmethod
     def of(cls, layer: nn.Linear, weight: Tensor) -> Self:
         """A layer's place taker, with this (O, I) weight and the layer's bias."""
-        made = _shell(cls, layer)
         groups = functional.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-        levels, scale = rounded(groups, 7)
+        levels, scale = nearest(groups, 7)
         halves = (levels + 8).to(torch.uint8).flatten(1)
-        made.weight, made.scale = _kept(halves[:, ::2] | halves[:, 1::2] << 4), _kept(scale[..., 0])
+        return cls.holding(layer, halves[:, ::2] | halves[:, 1::2] << 4, scale[..., 0])
+
+    @classmethod
+    def holding(cls, layer: nn.Linear, levels: Tensor, scale: Tensor) -> Self:
+        """A layer's place taker, with what has been rounded before."""
+        made = _shell(cls, layer)
+        made.weight, made.scale = _kept(levels), _kept(scale)
         return made
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the weights that are computed with."""
-        halves = torch.stack((self.weight & 15, self.weight >> 4), dim=-1).flatten(1)
-        groups = (halves.to(dtype) - 8).unflatten(1, (-1, GROUP)) * self.scale.to(dtype)[..., None]
-        weights: Tensor = groups.flatten(1)[:, : self.in_features]
-        return weights
+        return self._wide(slice(None), dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # (..., I) -> (..., O)
-        return functional.linear(input, self.dequantised(input.dtype), self.bias)
+        shape = self.out_features, self.in_features
+        return by_blocks(input, shape, lambda rows: self._wide(rows, input.dtype), self.bias)
+
+    def _wide(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        levels, scale = self.weight[rows], self.scale[rows].to(dtype)
+        wide = torch.empty(*levels.shape, 2, dtype=dtype, device=levels.device)  # (rows, bytes, halves)
+        wide[..., 0], wide[..., 1] = levels & 15, levels >> 4
+        groups = wide.flatten(1).unflatten(1, (-1, GROUP)).sub_(8).mul_(scale[..., None])
+        weights: Tensor = groups.flatten(1)[:, : self.in_features]
+        return weights
 
 
 def rounded(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -88,8 +115,34 @@ def rounded(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """
     largest = torch.linalg.vector_norm(weight, torch.inf, dim=-1, keepdim=True, dtype=torch.float32)
     scale = (largest / most).to(weight.dtype).clamp(min=torch.finfo(weight.dtype).tiny)  # zeros stay zeros
-    levels = weight.float().div(scale.float()).round_().clamp_(-most, most)
-    return levels.to(torch.int8), scale
+    return _levels(weight, scale, most), scale
+
+
+def nearest(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """As `rounded`, but of each group's steps that which leaves the least squared error.
+
+    Steps are tried from that of `rounded` down to seven tenths of it: a group's few largest weights are cut off where
+    the many others gain more.
+    """
+    best, scale = rounded(weight, most)
+    error = _squares(weight, best, scale)
+    widest = scale
+    for tenths in SHRINKINGS:
+        tried = (widest.float() * tenths).to(weight.dtype).clamp(min=torch.finfo(weight.dtype).tiny)
+        levels = _levels(weight, tried, most)
+        found = _squares(weight, levels, tried)
+        better = found < error
+        best, scale = torch.where(better, levels, best), torch.where(better, tried, scale)
+        error = torch.where(better, found, error)
+    return best, scale
+
+
+def _levels(weight: Tensor, scale: Tensor, most: int) -> Tensor:
+    return weight.float().div(scale.float()).round_().clamp_(-most, most).to(torch.int8)
+
+
+def _squares(weight: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
+    return levels.float().mul_(scale.float()).sub_(weight.float()).square_().sum(dim=-1, keepdim=True)
 
 
 def _shell(kind: type[L], layer: nn.Linear) -> L:
@@ -101,7 +154,3 @@ def _shell(kind: type[L], layer: nn.Linear) -> L:
 
 def _kept(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.contiguous(), requires_grad=False)
-
-
-def _learning() -> bool:
-    return torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
