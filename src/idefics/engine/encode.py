@@ -97,11 +97,8 @@ class Pictures:
         """What a token that sees a picture beside the text sees of it."""
         return self._used(tiles).memory
 
-    def encode(self, wanted: Sequence[tuple[Tiles, int]], in_use: Collection[str]) -> dict[str, Exception]:
+    def encode(self, wanted: Sequence[tuple[Tiles, int]]) -> dict[str, Exception]:
         """Encodes so many more frames of each picture, those of one size together.
-
-        Args:
-            in_use: keys of pictures that must stay.
 
         Returns:
             What went wrong, by the keys of pictures.
@@ -116,12 +113,13 @@ class Pictures:
                 except Exception as error:
                     errors[one[0].key] = error
                     self._drop(one[0].key)
-        self._make_room(in_use)
         return errors
 
-    def forget(self, in_use: Collection[str]) -> None:
-        """Drops all but those pictures."""
+    def make_room(self, in_use: Collection[str], most: int | None = None) -> None:
+        """Drops the longest unused until `most` bytes are left, or as many as may be; those `in_use` stay."""
         for key in [key for key in self.kept if key not in in_use]:
+            if self.size <= (self.most if most is None else most):
+                break
             self._drop(key)
 
     def _encode(self, wanted: Sequence[tuple[Tiles, int]]) -> None:
@@ -152,12 +150,6 @@ class Pictures:
     def _used(self, tiles: Tiles) -> Kept:
         self.kept.move_to_end(tiles.key)
         return self.kept[tiles.key]
-
-    def _make_room(self, in_use: Collection[str]) -> None:
-        for key in [key for key in self.kept if key not in in_use]:
-            if self.size <= self.most:
-                break
-            self._drop(key)
 
     def _drop(self, key: str) -> None:
         if kept := self.kept.pop(key, None):

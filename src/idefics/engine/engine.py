@@ -109,7 +109,7 @@ class Engine:
         """Drops what is kept for later requests: beginnings of prompts, and pictures."""
         with self._computing, self.work:
             self.scheduler.pages.forget()
-            self.pictures.forget(self.scheduler.in_use())
+            self.pictures.make_room(self.scheduler.in_use(), most=0)
 
     def close(self) -> None:
         """Cancels everything and ends the thread. The engine may be used again."""
@@ -130,10 +130,12 @@ class Engine:
             with self.work:
                 plan = self.scheduler.plan()  # who is read, and how far
             with self._computing:
-                read = self.runner.run(plan, self.scheduler.in_use())
+                read = self.runner.run(plan)
                 picks = self.picker.pick(plan, read)  # what follows for each
             with self.work:
                 self.scheduler.commit(plan, picks)  # ids, pages, who has ended
+                if self.pictures.size > self.pictures.most:
+                    self.pictures.make_room(self.scheduler.in_use())
         except Exception as error:  # not of one request: nobody shall wait for ever
             with self.work:
                 self.scheduler.fail(error)

@@ -60,10 +60,10 @@ class Runner:
         """(R,) the ids that follow: where the same rows go on, they need not leave the device."""
         self._chosen = branches, ids
 
-    def run(self, plan: Plan, in_use: set[str]) -> Read:
+    def run(self, plan: Plan) -> Read:
         """One step. An error of one job is written into the plan, and the others go on."""
         if plan.encode:
-            errors = self.pictures.encode(plan.encode, in_use)
+            errors = self.pictures.encode(plan.encode)
             for job in plan.readers:
                 for tiles in job.request.prompt.pictures:
                     if tiles.key in errors:

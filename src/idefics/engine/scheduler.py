@@ -63,7 +63,7 @@ class Scheduler:
     def plan(self) -> Plan:
         """The next step."""
         self._reap()
-        plan, waiting = Plan(), len(self.queue)
+        plan = Plan()
         for job in list(self.running):
             if job in self.running and not job.is_reading:
                 self._decode(job, plan)
@@ -71,9 +71,7 @@ class Scheduler:
         for job in self.running:
             if job.is_reading:
                 frames, tokens = self._read(job, plan, frames, tokens)
-        # Whoever was sent away in this step for want of pages would only take them again.
-        is_short = len(self.queue) > waiting
-        while self.queue and not is_short and tokens > 0 and self._admit():
+        while self.queue and tokens > 0 and self._admit():
             frames, tokens = self._read(self.running[-1], plan, frames, tokens)
         return plan
 
@@ -120,7 +118,7 @@ class Scheduler:
             if is_new or self.pages.owners[branch.pages[number]] > 1:
                 while not self.pages.room:
                     latest = self.running[-1]
-                    self._preempt(latest, plan)
+                    self._preempt(latest)
                     if latest is job:
                         return
                 page = self.pages.take()
@@ -194,13 +192,10 @@ class Scheduler:
         """What will be published as soon as it is read."""
         return {key for job in self.running if job.is_reading for key in job.branches[0].unpublished()}
 
-    def _preempt(self, job: Job, plan: Plan) -> None:
-        """Sends a job back to its place in the queue."""
+    def _preempt(self, job: Job) -> None:
+        """Sends a job, the latest, back to its place in the queue: nothing of it is planned yet."""
         self.running.remove(job)
         self._release(job)
-        given_up = {id(branch) for branch in job.branches}
-        plan.decode = [branch for branch in plan.decode if id(branch) not in given_up]
-        plan.copies = {to: page for to, page in plan.copies.items() if self.pages.owners[to]}
         job.start_over()
         self.queue.appendleft(job)
 

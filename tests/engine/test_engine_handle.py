@@ -1,0 +1,289 @@
+"""What callers do with answers: wait, iterate, cancel, await; and what becomes of the engine's thread."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+
+from engine.fakes import engine_for, fake, mixed, picture, prompt, request, settled
+from idefics.engine import driver
+from idefics.engine.slow import slow_greedy
+from idefics.errors import EngineBusy
+
+ASKED = prompt("text", 5, 6, 7)
+
+
+@pytest.fixture
+def engine():
+    made = engine_for("text", waiting=4)
+    yield made
+    made.close()
+
+
+def paused(engine, monkeypatch):
+    """The engine does not go beyond its next pass until the returned event is set."""
+    go, forward = threading.Event(), engine.model.forward
+
+    def slowly(*given):
+        go.wait(10)
+        return forward(*given)
+
+    monkeypatch.setattr(engine.model, "forward", slowly)
+    return go
+
+
+def test_ids_come_one_by_one(engine):
+    handle = engine.submit(request(ASKED, max_new_tokens=30))
+    assert list(handle) == handle.ids == slow_greedy(engine.model, ASKED, 30)
+    assert list(handle) == handle.ids, "again, from the beginning"
+    assert handle.finish_reason == "length"
+
+
+def test_leaving_a_loop_cancels(engine):
+    handle = engine.submit(request(ASKED, max_new_tokens=100))
+    for _ in handle:
+        break
+    assert handle.finish_reason == "cancelled"
+    settled(engine)
+
+
+def test_who_waits_and_who_runs_may_be_cancelled(monkeypatch):
+    engine = engine_for("text", batch_rows=1)
+    go = paused(engine, monkeypatch)
+    running, waiting, last = (engine.submit(request(ASKED, max_new_tokens=5)) for _ in range(3))
+    time.sleep(0.05)
+    waiting.cancel()
+    running.cancel()
+    assert (running.finish_reason, waiting.finish_reason) == ("cancelled", "cancelled")
+    go.set()
+    assert last.result().ids == slow_greedy(fake("text"), ASKED, 5)
+    assert running.ids == waiting.ids == []
+    last.cancel()
+    assert last.finish_reason == "length", "what is done stays as it is"
+    settled(engine)
+
+
+def test_waiting_may_have_an_end(engine, monkeypatch):
+    go = paused(engine, monkeypatch)
+    handle = engine.submit(request(ASKED, max_new_tokens=5))
+    assert not handle.wait(timeout=0.01)
+    assert not handle.done
+    go.set()
+    assert handle.wait()
+
+
+def test_an_interrupt_cancels_what_is_waited_for(engine, monkeypatch):
+    go = paused(engine, monkeypatch)
+    handle = engine.submit(request(ASKED))
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(handle._changed, "wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        handle.result()
+    assert handle.finish_reason == "cancelled"
+    go.set()
+    settled(engine)
+
+
+def test_the_queue_is_bounded_and_may_be_waited_for(monkeypatch):
+    engine = engine_for("text", waiting=2, batch_rows=1)
+    go = paused(engine, monkeypatch)
+    handles = [engine.submit(request(ASKED, max_new_tokens=3))]
+    time.sleep(0.05)  # it runs
+    handles += [engine.submit(request(ASKED, max_new_tokens=3)) for _ in range(2)]
+    with pytest.raises(EngineBusy, match="2 requests"):
+        engine.submit(request(ASKED))
+    late = []
+    thread = threading.Thread(
+        target=lambda: late.append(engine.submit(request(ASKED, max_new_tokens=3), wait=True))
+    )
+    thread.start()
+    time.sleep(0.05)
+    assert not late
+    go.set()
+    thread.join(10)
+    assert [len(handle.result().ids) for handle in (*handles, *late)] == [3] * 4
+
+
+def test_an_error_ends_its_own_request_alone(engine, monkeypatch):
+    """Of a picture, of reading, of choosing: the others get their answers."""
+    prompts = mixed("text")[:6]
+    bad_picture = prompt("text", 5, picture("bad", side=7), 6)
+    encode, forward = engine.model.encode, engine.model.forward
+
+    def picky_encode(frames):
+        if frames.shape[-1] == 7:
+            raise ValueError("no such picture")
+        return encode(frames)
+
+    def picky_forward(x, positions, attn):
+        if (x == engine.model.embedding.weight[33]).all(-1).any():
+            raise ValueError("no such token")
+        return forward(x, positions, attn)
+
+    def watch(id):
+        raise ValueError("no such end")
+
+    monkeypatch.setattr(engine.model, "encode", picky_encode)
+    monkeypatch.setattr(engine.model, "forward", picky_forward)
+    good = [engine.submit(request(asked, max_new_tokens=9, banned_ids={33}), wait=True) for asked in prompts]
+    bad = [
+        engine.submit(one, wait=True)
+        for one in (
+            request(bad_picture, max_new_tokens=9),
+            request(prompt("text", 3, 33, 4), max_new_tokens=9),
+            request(prompt("text", 3), watch=watch),
+        )
+    ]
+    more = engine.submit(request(prompts[4], max_new_tokens=9, banned_ids={33}), wait=True)
+    for handle, why in zip(bad, ("no such picture", "no such token", "no such end"), strict=True):
+        with pytest.raises(ValueError, match=why):
+            handle.result()
+        assert handle.done and handle.finish_reason is None
+    monkeypatch.undo()
+    for handle in (*good, more):
+        asked = handle.request.prompt
+        assert handle.result().ids == slow_greedy(engine.model, asked, 9, banned_ids={33})
+    settled(engine)
+
+
+def test_a_sampler_that_fails_fails_its_own_row_alone(engine, monkeypatch):
+    from idefics.engine import sampler
+
+    draw = sampler.Sampler._draw
+
+    def picky(self, logits):
+        if any(request.sampling.seed == 13 for request in self.requests):
+            raise ValueError("unlucky")
+        return draw(self, logits)
+
+    alone = engine.submit(request(ASKED, max_new_tokens=9, temperature=1.0, seed=5)).result().ids
+    monkeypatch.setattr(sampler.Sampler, "_draw", picky)
+    handles = [engine.submit(request(ASKED, max_new_tokens=9, temperature=1.0, seed=n)) for n in (5, 13)]
+    assert handles[0].result().ids == alone
+    with pytest.raises(ValueError, match="unlucky"):
+        handles[1].result()
+    settled(engine)
+
+
+def test_an_error_of_the_engine_itself_leaves_nobody_waiting(engine, monkeypatch):
+    monkeypatch.setattr(engine.scheduler, "plan", lambda: 1 / 0)
+    handles = [engine.submit(request(ASKED)) for _ in range(3)]
+    for handle in handles:
+        with pytest.raises(ZeroDivisionError):
+            handle.result()
+    monkeypatch.undo()
+    assert engine.submit(request(ASKED, max_new_tokens=4)).result().ids == slow_greedy(engine.model, ASKED, 4)
+    settled(engine)
+
+
+def test_asyncio_iterates_awaits_and_cancels(engine):
+    slow = slow_greedy(engine.model, ASKED, 20)
+
+    async def iterate():
+        return [id async for id in engine.submit(request(ASKED, max_new_tokens=20))]
+
+    async def wait():
+        return (await engine.submit(request(ASKED, max_new_tokens=20))).ids
+
+    async def everything():
+        left = engine.submit(request(ASKED, max_new_tokens=150))
+        task = asyncio.create_task(collect(left))
+        while len(left.ids) < 2:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert left.finish_reason == "cancelled"
+        return await asyncio.gather(iterate(), wait())
+
+    async def collect(handle):
+        async for _ in handle:
+            pass
+
+    assert asyncio.run(everything()) == [slow, slow]
+    settled(engine)
+
+
+def test_asyncio_is_told_of_errors(engine, monkeypatch):
+    monkeypatch.setattr(engine.model, "forward", lambda *given: 1 / 0)
+
+    async def wait():
+        await engine.submit(request(ASKED))
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(wait())
+
+
+def test_the_callers_thread_keeps_its_modes(engine):
+    handle = engine.submit(request(ASKED, max_new_tokens=3))
+    assert [torch.is_inference_mode_enabled() for _ in handle] == [False] * 3
+    assert torch.is_grad_enabled()
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "idefics-engine"]
+
+
+def gone(some, seconds=5):
+    until = time.monotonic() + seconds
+    while any(thread.is_alive() for thread in some) and time.monotonic() < until:
+        time.sleep(0.01)
+    return not any(thread.is_alive() for thread in some)
+
+
+def test_the_thread_lives_while_there_is_work(monkeypatch):
+    monkeypatch.setattr(driver, "LINGER", 0.05)
+    before = set(threads())
+    engine = engine_for("text")
+    assert set(threads()) == before
+    engine.submit(request(ASKED, max_new_tokens=3)).result()
+    mine = set(threads()) - before
+    assert len(mine) == 1
+    assert gone(mine)
+    assert engine.submit(request(ASKED, max_new_tokens=3)).result().ids, "another begins"
+
+
+def test_a_dropped_engine_ends_its_thread(monkeypatch):
+    monkeypatch.setattr(driver, "LINGER", 60)
+    before = set(threads())
+    engine = engine_for("text")
+    engine.submit(request(ASKED, max_new_tokens=3)).result()
+    mine, dropped = set(threads()) - before, weakref.ref(engine)
+    settled(engine)
+    del engine
+    for _ in range(100):
+        gc.collect()
+        if dropped() is None:
+            break
+        time.sleep(0.01)
+    assert dropped() is None
+    assert gone(mine)
+
+
+def test_the_interpreter_ends_while_an_answer_grows():
+    code = """
+import sys
+sys.path[:0] = {path!r}
+from engine.fakes import engine_for, prompt, request
+handle = engine_for("text").submit(request(prompt("text", 5), max_new_tokens=150))
+next(iter(handle))
+keep = engine_for("text").submit(request(prompt("text", 5), max_new_tokens=150))
+print("bye")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(path=sys.path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "bye\n", "")
