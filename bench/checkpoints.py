@@ -100,9 +100,7 @@ def _tokenizer(rows: int, special: dict[int, str]) -> Tokenizer:
 
 def _weights(folder: Path) -> None:
     torch.manual_seed(0)
-    shapes = {
-        name: weight.shape for name, weight in build(read_checkpoint(folder)).named_parameters()
-    }
+    shapes = {name: weight.shape for name, weight in build(read_checkpoint(folder)).named_parameters()}
     where: dict[str, str] = {}
     shards = list(_shards(shapes))
     for number, names in enumerate(shards, 1):

@@ -42,8 +42,8 @@ class Run:
 
     @property
     def speed(self) -> float:
-        """Tokens a second after the first."""
-        return self.tokens / self.rest
+        """Tokens a second after the first; 0 where there was none."""
+        return self.tokens / self.rest if self.tokens else 0.0
 
 
 def rounds(runs: Mapping[str, Callable[[int], T]], count: int) -> dict[str, list[T]]:
@@ -90,7 +90,7 @@ def bandwidth() -> float:
             lambda: list(pool.map(lambda part: np.dot(part, part), parts)),
             lambda: list(pool.map(lambda part: part.max(), parts)),
             lambda: torch.dot(whole, whole),
-            whole.max,
+            whole.sum,
         ]
         return block.nbytes / min(seconds(way) for way in ways for _ in range(6))
 
@@ -134,11 +134,13 @@ class Report:
         title: of the script.
         figures: one row each: what was measured, who did it, how much of what.
         targets: what was to be reached, and what was.
+        shares: of the last race, how much of the machine's bandwidth each used.
     """
 
     title: str
     figures: list[dict[str, Any]] = field(default_factory=list)
     targets: list[dict[str, Any]] = field(default_factory=list)
+    shares: dict[str, float] = field(default_factory=dict)
 
     def figure(self, case: str, who: str, value: float, unit: str, note: str = "") -> None:
         """A median."""

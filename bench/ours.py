@@ -3,50 +3,83 @@
 from __future__ import annotations
 
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Run
+import PIL.Image
 
 import idefics
-from idefics.config import EngineConfig, Sampling
-from idefics.engine.engine import Engine
-from idefics.engine.request import Request, Sequence
+from harness import Run
+from idefics.config import EngineConfig, Quantisation, Sampling
+from idefics.engine.engine import Engine, answers
+from idefics.engine.request import Request
 from idefics.models import read_checkpoint
-from idefics.processing.processor import Processor
 from idefics.prompt import Prompt
 
-# What a user gives to `load` for each kind of weights.
+# What a user gives to `load` for each kind of weights; "+head" quantises the head too, as llama.cpp does.
+PICTURES = ("vision_model", "connector", "perceiver_resampler")
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "float32"},
-    "bf16": {"dtype": "bfloat16"},
+    "bf16": {},
     "int8": {"quantize": "int8"},
     "int4": {"quantize": "int4"},
+    "int8+head": {"quantize": Quantisation(kind="int8", skip=PICTURES)},
+    "int4+head": {"quantize": Quantisation(kind="int4", skip=PICTURES)},
 }
+ELSEWHERE = (*PICTURES, "embed_tokens")  # what no decode step reads, or one row of it
 
 
 class Ours:
     """An engine over a checkpoint, its weights of one kind."""
 
-    def __init__(self, folder: Path, kind: str, *, rows: int = 32) -> None:
+    def __init__(self, folder: Path, kind: str, *, rows: int = 8) -> None:
         self.vlm = idefics.load(folder, **KINDS[kind])
+        self.vlm.engine.close()
         self.engine = Engine(self.vlm.engine.model, EngineConfig(batch_rows=rows))
+        self.vlm.engine = self.engine
 
     def run(self, prompts: list[Prompt], tokens: int) -> Run:
         """Exactly `tokens` greedy tokens for each prompt: no id stops them."""
-        sampling = Sampling(max_new_tokens=tokens)
-        began = time.perf_counter()
-        stamps = [
-            time.perf_counter()
-            for _ in self.engine.run([Sequence(Request(prompt, sampling)) for prompt in prompts])
+        stamps: list[list[float]] = [[] for _ in prompts]
+        requests = [
+            Request(prompt, Sampling(max_new_tokens=tokens), watch=_stamper(mine))
+            for prompt, mine in zip(prompts, stamps, strict=True)
         ]
-        return Run(stamps[0] - began, stamps[-1] - stamps[0], len(prompts) * (len(stamps) - 1))
+        began = time.perf_counter()
+        answers(self.engine, requests)
+        started = max(mine[0] for mine in stamps)
+        after = [stamp for stamp in chain(*stamps) if stamp > started]
+        return Run(started - began, max(after, default=started) - started, len(after))
+
+    def bytes_a_token(self, context: int) -> int:
+        """What one decode step of one row has to read: the decoder, its head, and keys and values so far."""
+        model, layout = self.engine.model, self.engine.model.layout
+        tensors = chain(model.named_parameters(), model.named_buffers())  # type: ignore[attr-defined]
+        weights = sum(
+            tensor.nbytes for name, tensor in tensors if not any(part in name for part in ELSEWHERE)
+        )
+        cache = 2 * layout.layers * layout.kv_heads * layout.head_size * model.dtype.itemsize
+        return weights + context * cache
+
+
+def _stamper(stamps: list[float]) -> Any:
+    def watch(id: int) -> bool:
+        stamps.append(time.perf_counter())
+        return False
+
+    return watch
 
 
 def words(folder: Path, count: int, rows: int, seed: int) -> list[Prompt]:
     """Prompts of text: `count` random ids each, none of them special."""
     vocabulary = read_checkpoint(folder).config.text.vocabulary
-    draw = np.random.default_rng(seed)
-    drawn = draw.integers(3, min(vocabulary, 32000), size=(rows, count)).tolist()
+    drawn = np.random.default_rng(seed).integers(3, min(vocabulary, 32000), size=(rows, count)).tolist()
     return [Prompt(tuple(ids), (), (), (-1,) * count) for ids in drawn]
+
+
+def photo(seed: int, side: int = 1200) -> PIL.Image.Image:
+    """A square picture with something in it everywhere, a new one for each seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, size=(24, 24, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(coarse).resize((side, side), PIL.Image.Resampling.BICUBIC)

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from checkpoints import CACHE
 from harness import Run
-
 from idefics.prompt import Prompt
 
 
 class Transformers:
     """`generate` of transformers in one dtype; `cache` is the word for its kind of cache ("static")."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, *, device: str = "cpu", cache: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, *, device: str = "cpu", cache: str | None = None
+    ) -> None:
         from transformers import AutoModelForImageTextToText, logging
 
         logging.set_verbosity_error()
@@ -135,7 +137,10 @@ def gguf(folder: Path, kind: str) -> Path:
         import llama_cpp
 
         settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[kind]
+        settings.ftype = {
+            "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+            "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+        }[kind]
         source, wanted = str(gguf(folder, "f16")).encode(), str(part).encode()
         if llama_cpp.llama_model_quantize(source, wanted, ctypes.byref(settings)):
             raise RuntimeError(f"llama.cpp could not write {file}")
@@ -187,7 +192,9 @@ def _write_f16(folder: Path, file: Path) -> None:
                 tensor = weights.get_tensor(name).float()
                 heads = {"attn_q": text.heads, "attn_k": text.kv_heads}.get(called.split(".")[-2], 0)
                 if heads:  # its rotation takes neighbours for a pair, ours the two halves of a head
-                    tensor = tensor.unflatten(0, (heads, 2, text.head_size // 2)).transpose(1, 2).flatten(0, 2)
+                    tensor = (
+                        tensor.unflatten(0, (heads, 2, text.head_size // 2)).transpose(1, 2).flatten(0, 2)
+                    )
                 data = tensor.numpy() if tensor.ndim == 1 else tensor.half().numpy()
                 kind = GGMLQuantizationType.F32 if tensor.ndim == 1 else GGMLQuantizationType.F16
                 writer.add_tensor(called, np.ascontiguousarray(data), raw_dtype=kind)
