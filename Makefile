@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 DEV := $(VENV)/dev.stamp
+BENCH := $(VENV)/bench.stamp
 PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
 # Errors only; but on a terminal pip draws the bar of the one long download.
 INSTALL := $(PIP) install -qq --constraint constraints.txt
@@ -31,8 +32,8 @@ check: $(DEV) ## check the layout, the lint rules and the types
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 
-bench: $(DEV) ## measure, with the rivals and the machine's limits beside each figure
-	@set -e; for script in bench/*.py; do echo "$$script"; $(BIN)/python $$script; done
+bench: $(BENCH) ## measure, with the rivals and the machine's limits beside each figure
+	@set -e; for script in generate images reuse start; do $(BIN)/python bench/$$script.py; done
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -53,4 +54,10 @@ $(BASE): pyproject.toml constraints.txt
 $(DEV): $(BASE)
 	@echo "Installing the tools for tests and checks"
 	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+# llama.cpp is compiled for this machine, which takes minutes; it does not build with Ninja everywhere.
+$(BENCH): $(DEV) bench/requirements.txt
+	@echo "Compiling llama.cpp, a rival of the benchmarks"
+	@CMAKE_ARGS=-DGGML_NATIVE=ON CMAKE_GENERATOR="Unix Makefiles" $(INSTALL) --requirement bench/requirements.txt
 	@touch $@

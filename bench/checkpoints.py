@@ -57,6 +57,20 @@ def checkpoint(name: str, *, whole: bool = False) -> Path:
     return folder
 
 
+def unsplit(folder: Path) -> Path:
+    """The same checkpoint, whose preprocessor does not split pictures: one frame each, as few-shot users set it."""
+    other = CACHE / f"{folder.name}-unsplit"
+    if not other.exists():
+        other.mkdir(parents=True)
+        for path in folder.iterdir():
+            (other / path.name).symlink_to(path.resolve())
+        plan = other / "preprocessor_config.json"
+        content = json.loads(plan.read_text(encoding="utf-8"))
+        plan.unlink()
+        plan.write_text(json.dumps({**content, "do_image_splitting": False}), encoding="utf-8")
+    return other
+
+
 def _write(folder: Path, released: Released, changes: dict[str, Any]) -> None:
     config = _changed(released.config, changes)
     files = {

@@ -13,7 +13,6 @@ wide     Idefics2-8b and Idefics3-8B, text, at their width
 from __future__ import annotations
 
 import argparse
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ def decode(report: Report, name: str, size: Size) -> None:
     static = Transformers(folder, torch.bfloat16, cache="static")
     runs["transformers bf16, static cache"] = _run(static, prompts, size.tokens // 4)
     limits = {f"ours {kind}": one.bytes_a_token(size.short) for kind, one in ours.items()}
-    found = race(report, f"{name}, text, context {size.short}", runs, size, limits)
+    found = race(report, f"{folder.name}, text, context {size.short}", runs, size, limits)
     best = max(speed(mine) for who, mine in found.items() if who.startswith("transformers"))
     for kind in kinds if name in SMOL else ():
         mine = speed(found[f"ours {kind}"])
@@ -118,7 +117,7 @@ def context(report: Report, name: str, size: Size) -> None:
         if name in SMOL:
             rival = LlamaCpp(gguf(folder, "q8_0"), threads)
             runs[f"llama.cpp q8_0, after {count}"] = _run(rival, prompts, size.tokens)
-    found = race(report, f"{name}, text, contexts", runs, size, limits)
+    found = race(report, f"{folder.name}, text, contexts", runs, size, limits)
     for who in racers:
         short, long = (speed(found[f"{who}, after {count}"]) for count in (size.short, size.long))
         report.target(f"{name}: {who}, after {size.long} / after {size.short}", long / short, at_least=0.85)
@@ -133,7 +132,7 @@ def batch(report: Report, name: str, size: Size) -> None:
         prompts = _texts(folder, size.short, rows)
         tokens = {who: size.tokens // (1 if who.startswith("ours") else 4) for who in racers}
         runs = {who: _run(one, prompts, tokens[who]) for who, one in racers.items()}
-        found = race(report, f"{name}, text, {rows} rows", runs, size, {})
+        found = race(report, f"{folder.name}, text, {rows} rows", runs, size, {})
         best = max(speed(mine) for who, mine in found.items() if who.startswith("transformers"))
         if rows == 8:
             report.target(
@@ -153,7 +152,9 @@ def first_token(report: Report, name: str, size: Size) -> None:
     (prompt,) = prompts(0)
     frames = sum(len(tiles.frames) for tiles in prompt.pictures)
     for who, mine in found.items():
-        report.figure(f"{name}, a picture of {frames} frames, {len(prompt)} tokens", who, first(mine), "s")
+        report.figure(
+            f"{folder.name}, a picture of {frames} frames, {len(prompt)} tokens", who, first(mine), "s"
+        )
     theirs = first(found["transformers fp32"])
     report.target(
         f"{name}: int8 / transformers fp32, first token", first(found["ours int8"]) / theirs, at_most=0.4
@@ -229,8 +230,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    report = Report("generate")
+    report = Report("generate", quick=given.quick)
     demo = Path(idefics.__file__).parent / "demo"
     for case in given.case or CASES:
         measure, names = CASES[case]

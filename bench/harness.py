@@ -132,12 +132,14 @@ class Report:
 
     Attributes:
         title: of the script.
+        quick: whether it was only to see that the script works: no target is then kept or missed.
         figures: one row each: what was measured, who did it, how much of what.
         targets: what was to be reached, and what was.
         shares: of the last race, how much of the machine's bandwidth each used.
     """
 
     title: str
+    quick: bool = False
     figures: list[dict[str, Any]] = field(default_factory=list)
     targets: list[dict[str, Any]] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
@@ -150,6 +152,8 @@ class Report:
         self, what: str, value: float, *, at_least: float | None = None, at_most: float | None = None
     ) -> None:
         """A ratio and the bound it was to keep; one of the two bounds is given."""
+        if self.quick:
+            return
         reached = value >= at_least if at_least is not None else value <= (at_most or 0.0)
         self.targets.append(
             {"what": what, "value": value, "at_least": at_least, "at_most": at_most, "reached": reached}
@@ -161,6 +165,8 @@ class Report:
         print(f"{self.title}: {here['processor']}, {here['threads']} threads, {here['gpu'] or 'no GPU'}")
         print(", ".join(f"{name} {found}" for name, found in here["versions"].items()), end=" ")
         print(f"on commit {here['commit']}")
+        if self.quick:
+            print("A quick look: these figures mean nothing.")
         case = ""
         for row in self.figures:
             if row["case"] != case:

@@ -17,6 +17,8 @@ from idefics.engine.engine import Engine, answers
 from idefics.engine.request import Request
 from idefics.models import read_checkpoint
 from idefics.prompt import Prompt
+from idefics.tasks import classify
+from idefics.tasks.record import compose
 
 # What a user gives to `load` for each kind of weights; "+head" quantises the head too, as llama.cpp does.
 PICTURES = ("vision_model", "connector", "perceiver_resampler")
@@ -83,3 +85,12 @@ def photo(seed: int, side: int = 1200) -> PIL.Image.Image:
     """A square picture with something in it everywhere, a new one for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, size=(24, 24, 3), dtype=np.uint8)
     return PIL.Image.fromarray(coarse).resize((side, side), PIL.Image.Resampling.BICUBIC)
+
+
+def question(
+    vlm: idefics.Idefics, labels: list[str], picture: idefics.Picture
+) -> tuple[Prompt, list[list[int]]]:
+    """The prompt that `classify` asks of the model, with the shots that `vlm` has, and the ids of each label."""
+    kind = vlm.processor.style.kind
+    task, listed = classify.worded(labels, kind)
+    return vlm.processor.chat_endings(compose(task, kind, picture, listed, vlm.shots).items, labels)

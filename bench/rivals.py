@@ -71,6 +71,16 @@ class Transformers:
         )
         return Run(stamps[0] - began, stamps[-1] - stamps[0], len(prompts) * (len(stamps) - 1))
 
+    @torch.inference_mode()
+    def score(self, prompt: Prompt, ending: list[int]) -> float:
+        """The log-probability of an ending after a prompt: all of it in one pass, as a loop over labels does."""
+        whole = (*prompt.ids, *ending)
+        sees = prompt.sees + (len(prompt.pictures) - 1,) * len(ending)
+        given = self.inputs([Prompt(whole, prompt.pictures, prompt.places, sees)])
+        logits = self.model(**given).logits[0, len(prompt) - 1 : -1].float()
+        chosen = logits.log_softmax(-1).gather(1, torch.tensor([ending], device=logits.device).T)
+        return chosen.sum().item()
+
 
 class LlamaCpp:
     """llama.cpp through its C interface: one call a step, the most likely id taken from the logits."""
