@@ -33,7 +33,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SMOL = ("smolvlm-256m", "smolvlm-500m")
 # ours: (llama.cpp's kind, times its speed, share of the bandwidth)
 AGAINST = {"int8": ("q8_0", 1.5, 0.85), "int4": ("q4_0", 1.5, 0.80), "bf16": ("f16", 1.2, 0.0)}
-AGAINST |= {f"{kind}+head": AGAINST[kind] for kind in ("int8", "int4")}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def race(
 def decode(report: Report, name: str, size: Size) -> None:
     """Every kind of weights against every kind of the rivals, one row of text."""
     folder, threads = checkpoint(name), torch.get_num_threads()
-    kinds = ["bf16", "int8", "int4", "int8+head", "int4+head"]
+    kinds = ["bf16", "int8", "int4"]
     ours = {kind: Ours(folder, kind) for kind in kinds}
     prompts = _texts(folder, size.short, 1)
     runs = {f"ours {kind}": _run(one, prompts, size.tokens) for kind, one in ours.items()}
@@ -94,7 +93,7 @@ def decode(report: Report, name: str, size: Size) -> None:
             report.target(
                 f"{name}: {kind}, share of bandwidth", report.shares[f"ours {kind}"], at_least=share
             )
-        if not kind.startswith("int4"):
+        if kind != "int4":
             report.target(
                 f"{name}: {kind} / transformers at its best",
                 mine / best,

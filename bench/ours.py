@@ -12,7 +12,7 @@ import PIL.Image
 
 import idefics
 from harness import Run
-from idefics.config import EngineConfig, Quantisation, Sampling
+from idefics.config import EngineConfig, Sampling
 from idefics.engine.engine import Engine, answers
 from idefics.engine.request import Request
 from idefics.models import read_checkpoint
@@ -20,17 +20,19 @@ from idefics.prompt import Prompt
 from idefics.tasks import classify
 from idefics.tasks.record import compose
 
-# What a user gives to `load` for each kind of weights; "+head" quantises the head too, as llama.cpp does.
-PICTURES = ("vision_model", "connector", "perceiver_resampler")
+# What a user gives to `load` for each kind of weights.
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "float32"},
     "bf16": {},
     "int8": {"quantize": "int8"},
     "int4": {"quantize": "int4"},
-    "int8+head": {"quantize": Quantisation(kind="int8", skip=PICTURES)},
-    "int4+head": {"quantize": Quantisation(kind="int4", skip=PICTURES)},
 }
-ELSEWHERE = (*PICTURES, "embed_tokens")  # what no decode step reads, or one row of it
+ELSEWHERE = (
+    "vision_model",
+    "connector",
+    "perceiver_resampler",
+    "embed_tokens",
+)  # what no decode step reads, or one row of it
 
 
 class Ours:
