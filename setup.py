@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 PIXELS, DECODE = Path("src/idefics/processing/native"), Path("src/idefics/engine/native")
+ATTENTION = Path("src/idefics/nn/native")
 
 # Plain libraries, read through ctypes: they do not know Python.
 setup(
@@ -15,6 +16,13 @@ setup(
             depends=[str(PIXELS / "passes.h")],
             # A product and a sum stay two roundings, as in the Pillow that is followed.
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
+            libraries=["m"],
+            optional=True,
+        ),
+        Extension(
+            "idefics.nn._attention",
+            [str(ATTENTION / "attention.c")],
+            extra_compile_args=["-std=gnu11", "-O3", "-Wno-psabi"],
             libraries=["m"],
             optional=True,
         ),

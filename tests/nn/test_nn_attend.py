@@ -1,0 +1,139 @@
+"""The attention kernel in C equals the plain formula, at any size, stride and number of threads."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from idefics.config import VisionConfig
+from idefics.nn import attend as module
+from idefics.nn import vit
+from idefics.nn.kernels import KERNELS, explicit, fast, fused, give_kernel
+from idefics.nn.vit import VisionEncoder
+
+SOURCE = Path(module.__file__).parent / "native" / "attention.c"
+FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-shared", "-fPIC"]
+SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+
+# frames, heads, key heads, queries, keys, head size
+SIZES = {
+    "SmolVLM": (2, 3, 3, 1024, 1024, 64),
+    "SigLIP so400m": (1, 2, 2, 729, 729, 72),
+    "CLIP": (2, 4, 4, 257, 257, 80),
+    "perceiver": (2, 8, 2, 64, 200, 96),
+    "one key": (1, 1, 1, 16, 1, 8),
+    "odd": (3, 2, 1, 33, 70, 5),
+    "wide": (1, 1, 1, 21, 17, 200),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel(tmp_path_factory):
+    """Compiled here, so that undefined behaviour ends the test."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    path = tmp_path_factory.mktemp("kernel") / "_attention.so"
+    subprocess.run([compiler, *FLAGS, *SANITIZERS, "-o", path, SOURCE, "-lm"], check=True)
+    code = ctypes.CDLL(str(path))
+    if not code.idefics_attention_works():
+        pytest.skip("this machine has no AVX-512")
+    code.idefics_attend.argtypes = (ctypes.POINTER(module.Attention), ctypes.c_int, ctypes.c_void_p)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "library", lambda: code)
+        yield
+
+
+def drawn(frames, heads, key_heads, queries, keys, size):
+    """As projections give them: heads are not the outer axis of memory."""
+    torch.manual_seed(0)
+    q = torch.randn(frames, queries, heads, size).transpose(1, 2) * 3
+    k, v = (torch.randn(frames, keys, key_heads, size).transpose(1, 2) for _ in range(2))
+    return q, k, v
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    if request.param > 1 and module.parallel() is None:
+        pytest.skip("torch works with another OpenMP")
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_it_is_the_formula(size, threads):
+    q, k, v = drawn(*size)
+    assert module.can_attend(q, k, v)
+    ours, exact = module.attend(q, k, v), explicit(q.double(), k.double(), v.double())
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
+    torch.testing.assert_close(ours, fused(q, k, v), rtol=0, atol=2e-5)
+    torch.testing.assert_close(module.attend(q.contiguous(), k.contiguous(), v), ours, rtol=0, atol=0)
+
+
+def test_scores_that_are_far_apart():
+    """The largest is taken away before anything is raised: no overflow, and what is far below it is nothing."""
+    q, k, v = drawn(1, 1, 1, 20, 40, 16)
+    torch.testing.assert_close(module.attend(q * 1e4, k, v), explicit(q * 1e4, k, v), rtol=0, atol=1e-5)
+
+
+def test_what_is_not_a_number_shows():
+    q, k, v = drawn(1, 1, 1, 20, 40, 16)
+    k[0, 0, 39, 3] = float("nan")
+    assert module.attend(q, k, v).isnan().all()
+
+
+def test_what_it_cannot_do_goes_to_torch(monkeypatch):
+    """A mask, an order in time, gradients, other numbers: never a wrong answer."""
+    q, k, v = drawn(1, 2, 2, 20, 20, 16)
+    monkeypatch.setattr("idefics.nn.kernels.attend", lambda *_: pytest.fail("not for the kernel"))
+    mask = torch.rand(20, 20) > 0.3
+    mask |= torch.eye(20, dtype=torch.bool)
+    assert torch.equal(fast(q, k, v, mask=mask), fused(q, k, v, mask=mask))
+    assert torch.equal(fast(q, k, v, causal=True), fused(q, k, v, causal=True))
+    assert torch.equal(fast(q.double(), k.double(), v.double()), fused(q.double(), k.double(), v.double()))
+    assert fast(q.requires_grad_(), k, v).requires_grad
+    assert fast(q.detach()[:, :, :3], k, v).shape == (1, 2, 3, 16)
+    monkeypatch.setattr(module, "library", lambda: None)
+    assert torch.equal(fast(q.detach(), k, v), fused(q.detach(), k, v))
+
+
+def test_a_tower_computes_the_same_with_it_and_a_few_frames_at_a_time(monkeypatch):
+    config = VisionConfig(
+        width=48, inner=96, layers=2, heads=3, side=64, patch=8, norm_epsilon=1e-6, activation="gelu"
+    )
+    torch.manual_seed(0)
+    tower = VisionEncoder(config)
+    x = torch.randn(5, 64, 48)
+    with torch.no_grad():
+        give_kernel(tower, fused)
+        monkeypatch.setattr(vit, "CACHED", 10**6)
+        whole = tower(x)
+        give_kernel(tower, KERNELS["sdpa"])
+        for cached in (1, 128, 10**6):
+            monkeypatch.setattr(vit, "CACHED", cached)
+            torch.testing.assert_close(tower(x), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_few_frames_go_through_the_layers_together(monkeypatch):
+    seen = []
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x
+
+    config = VisionConfig(
+        width=8, inner=8, layers=0, heads=1, side=64, patch=8, norm_epsilon=1e-6, activation="gelu"
+    )
+    tower = VisionEncoder(config)
+    tower.layers.append(Layer())
+    monkeypatch.setattr(vit, "CACHED", 130)
+    x = torch.randn(5, 64, 8)
+    assert torch.equal(tower(x), x)
+    assert seen == [2, 2, 1]
