@@ -87,10 +87,10 @@ TARGET static float weigh(float *scores, int keys, int padded, float scale) {
     for (int at = keys; at < padded; at++) scores[at] = -INFINITY;
     for (int at = 0; at < padded; at += WIDTH) {
         Vector some = *(Vector *)(scores + at);
-        most = chosen(some <= most, most, some); /* what is not a number is kept: it shall be seen */
+        most = chosen(some > most, some, most);
     }
     float largest = -INFINITY, total = 0.0f;
-    for (int i = 0; i < WIDTH; i++) largest = most[i] <= largest ? largest : most[i];
+    for (int i = 0; i < WIDTH; i++) largest = most[i] > largest ? most[i] : largest;
     for (int at = 0; at < padded; at += WIDTH) {
         Vector some = exponential((*(Vector *)(scores + at) - largest) * scale);
         *(Vector *)(scores + at) = some;
