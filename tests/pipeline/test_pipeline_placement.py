@@ -15,7 +15,7 @@ import idefics
 from idefics import weights
 from idefics.config import BRIDGES, FULL_PRECISION, Quantisation
 from idefics.errors import BadSetting, MissingExtra
-from idefics.nn.kernels import explicit, flash, fused, kernel_called
+from idefics.nn.kernels import explicit, fast, flash, kernel_called
 from idefics.quant.blocks import BLOCK
 from idefics.quant.integers import GROUP, Int4Linear, Int8Linear
 
@@ -184,7 +184,7 @@ def test_all_that_attends_is_given_the_kernel(plain):
         }
         for name in ("sdpa", "eager")
     }
-    assert kernels == {"sdpa": {fused}, "eager": {explicit}}
+    assert kernels == {"sdpa": {fast}, "eager": {explicit}}
 
 
 @pytest.mark.parametrize("kernel", [explicit, flash])
