@@ -15,7 +15,7 @@ import idefics
 from idefics import weights
 from idefics.config import BRIDGES, FULL_PRECISION, Quantisation
 from idefics.errors import BadSetting, MissingExtra
-from idefics.nn.kernels import explicit, fast, flash, kernel_called
+from idefics.nn.kernels import explicit, fast, flash, fused, kernel_called
 from idefics.quant.blocks import BLOCK
 from idefics.quant.integers import GROUP, Int4Linear, Int8Linear
 
