@@ -65,6 +65,9 @@ class FakeVLM(nn.Module):
     def dtype(self):
         return self.norm.weight.dtype
 
+    def stack(self):
+        return None
+
     def encode(self, frames):
         assert frames.dtype == self.eye.weight.dtype
         self.encoded.append(len(frames))

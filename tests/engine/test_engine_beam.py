@@ -37,6 +37,9 @@ class Llama(Attending):
             vocabulary=config.vocabulary,
         )
 
+    def stack(self):
+        return None
+
     def embed(self, ids):
         return self.model.embed_tokens(ids)
 
@@ -200,6 +203,9 @@ class Bigrams(Attending):
         self.layout = CacheLayout(
             layers=1, kv_heads=1, head_size=1, cross_layers=0, max_positions=9, vocabulary=len(table)
         )
+
+    def stack(self):
+        return None
 
     def embed(self, ids):
         return self.table[ids]

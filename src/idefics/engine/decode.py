@@ -5,6 +5,7 @@ R rows, P pages of the longest row, h key/value heads, H query heads, K head siz
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,8 +15,12 @@ from torch import Tensor
 
 from idefics.engine.cache import PagedCache
 from idefics.engine.contract import VLM
+from idefics.engine.native import NativeDecode, why_not
 from idefics.engine.pages import PAGE
 from idefics.nn.attention import LayerMemory, Memory, visible
+from idefics.nn.kernels import fused
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -48,7 +53,13 @@ class DecodeStep(Protocol):
 
 
 def decode_step(model: VLM, cache: PagedCache) -> DecodeStep:
-    """The quickest step for a model, chosen once."""
+    """The quickest step for a model and its cache, chosen once; the log says why where it is not the native one."""
+    stack, reason = model.stack(), why_not(model, cache)
+    if reason is None and model.kernel is not fused:
+        reason = "another attn_implementation was asked for"
+    if stack is not None and reason is None:
+        return NativeDecode(stack, cache)
+    log.info("decode steps are computed by torch: %s", reason)
     return TorchDecode(model, cache)
 
 
