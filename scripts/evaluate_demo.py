@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import idefics
@@ -92,7 +93,15 @@ def table(results: Mapping[str, Sequence[Mark]], with_details: bool) -> str:
         asked = max(asked for _, asked in found.values())
         goal = f"{100 * row.goal:.0f}" if row.goal else ""
         lines.append(f"| {row.title} | {asked} | {goal} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    means = [f"{mean(results, name):.2f}" for name in results]
+    return "\n".join([*lines, f"| mean of the rows | | | {' | '.join(means)} |"])
+
+
+def mean(results: Mapping[str, Sequence[Mark]], name: str) -> float:
+    """Of the rows' percentages, details left aside."""
+    found = (shares(row, results)[name] for row in ROWS if not row.detail)
+    percents = [100 * right / asked for right, asked in found if asked]
+    return sum(percents) / len(percents)
 
 
 def as_json(results: Mapping[str, Sequence[Mark]], arguments: argparse.Namespace) -> str:
@@ -127,6 +136,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200, help="for each kind of question (%(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="of the scenes (%(default)s)")
     parser.add_argument("--side", type=int, default=96, help="of the pictures in pixels (%(default)s)")
+    parser.add_argument(
+        "--quantize", action="append", default=[], metavar="BITS", help="also in few bits: int8, int4, nf4"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--details", action="store_true", help="tell apart what a row of the table joins")
     parser.add_argument(
@@ -135,17 +147,19 @@ def main() -> None:
     parser.add_argument("--write-golden", action="store_true", help=f"write {GOLDEN} instead")
     arguments = parser.parse_args()
     results: dict[str, list[Mark]] = {}
-    for model in arguments.models:
-        vlm = idefics.load(model, device="cpu", dtype="float32")
+    for model, bits in product(arguments.models, [None, *arguments.quantize]):
+        vlm = idefics.load(model, device="cpu", dtype="float32", quantize=bits)
         if arguments.write_golden:
             print(write_golden(vlm, Path(model).name))
             continue
 
-        def report(kind: str, model: str = model) -> None:
-            if sys.stderr.isatty():
-                print(f"\r{model}: {kind:<20}", end="", file=sys.stderr, flush=True)
+        name = f"{model} {bits}" if bits else model
 
-        results[model] = list(examine(vlm, arguments.scenes, arguments.seed, arguments.side, report))
+        def report(kind: str, name: str = name) -> None:
+            if sys.stderr.isatty():
+                print(f"\r{name}: {kind:<20}", end="", file=sys.stderr, flush=True)
+
+        results[name] = list(examine(vlm, arguments.scenes, arguments.seed, arguments.side, report))
         report("done\n")
     if results:
         print(as_json(results, arguments) if arguments.json else table(results, arguments.details))

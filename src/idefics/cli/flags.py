@@ -38,7 +38,9 @@ def _number(flag: str, kind: type[int] | type[float]) -> Callable[[str], float]:
     return read
 
 
-def _one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
+def one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
+    """What reads a flag that takes one of some words."""
+
     def read(text: str) -> str:
         if text not in words:
             raise BadSetting(f"{flag} is {text!r}: give {', '.join(words[:-1])} or {words[-1]}")
@@ -93,7 +95,7 @@ class ModelFlags:
         _model(
             "--dtype",
             metavar="DTYPE",
-            parser=_one_of("--dtype", DTYPES),
+            parser=one_of("--dtype", DTYPES),
             help="auto, float32, bfloat16 or float16.",
         ),
     ] = "auto"
@@ -111,7 +113,7 @@ class ModelFlags:
         _model(
             "--device-map",
             metavar="HOW",
-            parser=_one_of("--device-map", DEVICE_MAPS),
+            parser=one_of("--device-map", DEVICE_MAPS),
             help="auto spreads the model over all GPUs and CPU memory, evenly; sequential fills one by one.",
         ),
     ] = None
@@ -120,7 +122,7 @@ class ModelFlags:
         _model(
             "--quantize",
             metavar="BITS",
-            parser=_one_of("--quantize", get_args(QuantKind)),
+            parser=one_of("--quantize", get_args(QuantKind)),
             help="Keep weights in fewer bits: int8, int4, nf4 or fp4.",
         ),
     ] = None
@@ -132,7 +134,7 @@ class ModelFlags:
             metavar="WHICH",
             envvar="IDEFICS_REMOTE_IMAGES",
             show_envvar=False,
-            parser=_one_of("--remote-images", POLICIES),
+            parser=one_of("--remote-images", POLICIES),
             help="Addresses that may be fetched: any, public or off; else $IDEFICS_REMOTE_IMAGES, else any.",
         ),
     ] = "any"

@@ -30,13 +30,15 @@ def load(flags: ModelFlags, screen: Screen) -> Idefics:
         revision=flags.revision,
         offline=flags.offline or None,  # None leaves it to the environment
         remote_images=flags.remote_images,
-        progress=_download(flags.model, screen),
+        progress=download(flags.model, screen),
     )
     screen.waiting.end()
     return vlm
 
 
-def _download(model: str, screen: Screen) -> Progress:
+def download(model: str, screen: Screen) -> Progress:
+    """What shows how far a model's download is."""
+
     def report(done: int, total: int) -> None:
         if done:
             screen.waiting.reach(done)

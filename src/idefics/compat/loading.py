@@ -118,8 +118,9 @@ class Loading(nn.Module):
             dtype=dtype_called(torch_dtype if dtype is None else dtype, checkpoint.config.dtype),
             device=wanted("cpu" if device_map is None else "auto", device_map, max_memory),
             quantisation=None if quantization_config is None else quantization_config.quantisation(),
+            stored=checkpoint.quantisation,
         )
-        model.is_quantized = quantization_config is not None
+        model.is_quantized = quantization_config is not None or checkpoint.quantisation is not None
         model.set_attn_implementation(attn_implementation)
         if (folder / GENERATION_FILE).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -165,8 +166,8 @@ class Loading(nn.Module):
             raise BadSetting("safe_serialization is False; only safetensors are written: leave it out")
         if self.is_quantized:
             raise UnsupportedModel(
-                "weights in few bits are not saved: save the model in its original precision, "
-                "and give quantization_config when it is loaded"
+                "weights in few bits are not saved here: `idefics quantize MODEL --to int8 --out DIR` writes a folder "
+                "of them; or save the model in its original precision"
             )
         if not is_main_process:
             return

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from idefics import placement, quant, weights
 from idefics.config import ModelConfig, Quantisation
-from idefics.errors import UnsupportedModel
+from idefics.errors import BadSetting, UnsupportedModel
 from idefics.models.family import Family
 from idefics.placement import Spread
 from idefics.quant.measure import Verdict
@@ -25,6 +25,8 @@ from idefics.weights import KeyRules
 # How matrices are stored beside what is computed with them: in a dtype; or as the file has them, where that is in
 # sixteen bits; None: as they are computed with.
 Storage = torch.dtype | Literal["file"] | None
+
+METHOD = "idefics"  # of `quantization_config` in config.json
 
 # config.json's "model_type" -> file in this folder. SmolVLM is Idefics 3's mathematics with other numbers.
 REGISTRY = {"idefics": "idefics1", "idefics2": "idefics2", "idefics3": "idefics3", "smolvlm": "idefics3"}
@@ -37,6 +39,7 @@ class Checkpoint:
     folder: Path
     family: Family
     config: ModelConfig
+    quantisation: Quantisation | None = None  # in which its weights are stored
 
 
 def family_for(model_type: str) -> Family:
@@ -56,13 +59,33 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     generation = (
         _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     )
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise UnsupportedModel(
-            f"{folder} is quantised ({method}); give the checkpoint in its original precision"
-        )
     family = family_for(raw.get("model_type", "(none)"))
-    return Checkpoint(folder, family, family.config(raw, generation))
+    return Checkpoint(folder, family, family.config(raw, generation), _quantisation(folder, raw))
+
+
+def quantisation_block(quantisation: Quantisation) -> dict[str, Any]:
+    """What config.json says of a checkpoint that `idefics quantize` has written."""
+    return {
+        "quant_method": METHOD,
+        "bits": quantisation.kind,
+        "modules_to_not_convert": list(quantisation.skipped),
+    }
+
+
+def _quantisation(folder: Path, raw: dict[str, Any]) -> Quantisation | None:
+    match raw.get("quantization_config"):
+        case None | {} as block if not block:
+            return None
+        case {"quant_method": "idefics", "bits": "int8" | "int4" as kind, "modules_to_not_convert": [*skip]}:
+            return Quantisation(kind=kind, skip=tuple(skip))
+        case {"quant_method": method}:
+            pass
+        case _:
+            method = "unknown"
+    raise UnsupportedModel(
+        f"{folder} is quantised ({method}); give the checkpoint in its original precision, "
+        "or one that `idefics quantize` has written"
+    )
 
 
 def build(checkpoint: Checkpoint) -> nn.Module:
@@ -108,6 +131,7 @@ def load_model(
         device=device,
         storage=storage,
         quantisation=quantisation,
+        stored=checkpoint.quantisation,
     )
     return model
 
@@ -121,6 +145,7 @@ def fill(
     device: torch.device | Spread,
     storage: Storage = None,
     quantisation: Quantisation | None = None,
+    stored: Quantisation | None = None,
     verdict: Verdict | None = None,
 ) -> None:
     """Weights for a module on the meta device, each streamed straight to its final dtype, device and number of bits.
@@ -130,6 +155,7 @@ def fill(
         device: one device, or how to spread the module over several (`placement.wanted`).
         storage: of matrices that are not quantised, and of tables of tokens.
         quantisation: which layers keep their weights in few bits, and how; None: none does.
+        stored: which layers are in few bits in the folder already.
         verdict: what is quick on this machine; None: torch's own products.
 
     Raises:
@@ -137,6 +163,12 @@ def fill(
         BadSetting: it does not fit on the devices, or the device map does not fit it.
         MissingExtra: the quantisation needs one.
     """
+    if stored is not None:
+        if quantisation is not None:
+            raise BadSetting(
+                f"{folder} is kept in {stored.kind} already: leave quantize out, or give the original"
+            )
+        quant.hollow(model, stored)
     packs = quant.packs(model, quantisation) if quantisation else {}
     bits = {name: quantisation.bits_of(name) for name in packs} if quantisation else {}
     kept: dict[str, torch.dtype | None] = {}

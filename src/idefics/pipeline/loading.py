@@ -94,6 +94,7 @@ class Loaded:
             device=place,
             storage=storage,
             quantisation=quantisation,
+            stored=checkpoint.quantisation,
             verdict=quick,
         )
         give_kernel(module, kernel)

@@ -40,6 +40,15 @@ def chosen(model: nn.Module, quantisation: Quantisation) -> list[str]:
     ]
 
 
+def hollow(model: nn.Module, quantisation: Quantisation) -> None:
+    """Gives a model on the meta device the layers of a checkpoint that is stored in few bits, without their numbers."""
+    for name in chosen(model, quantisation):
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        kind = Int8Linear if quantisation.kind_of(name) == "int8" else Int4Linear
+        model.set_submodule(name, kind.hollow(layer).train(layer.training))
+
+
 def packs(model: nn.Module, quantisation: Quantisation) -> Mapping[str, Callable[[Tensor], None]]:
     """For the name of each weight to be quantised what is done with its value: for `idefics.weights.load`.
 

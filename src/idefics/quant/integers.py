@@ -46,6 +46,13 @@ class Int8Linear(nn.Linear):
         made.weight, made.scale, made.product = _kept(levels), _kept(scale), rounded_back
         return made
 
+    @classmethod
+    def hollow(cls, layer: nn.Linear) -> Self:
+        """A layer's place taker on the meta device, whose numbers are still to come."""
+        outputs, inputs = layer.weight.shape
+        levels = torch.empty(outputs, inputs, dtype=torch.int8, device="meta")
+        return cls.holding(layer, levels, torch.empty(outputs, device="meta"))
+
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the weights that are computed with."""
         return self.weight.to(dtype) * self.scale.to(dtype)[:, None]
@@ -90,6 +97,13 @@ class Int4Linear(nn.Linear):
         made = _shell(cls, layer)
         made.weight, made.scale = _kept(levels), _kept(scale)
         return made
+
+    @classmethod
+    def hollow(cls, layer: nn.Linear) -> Self:
+        """A layer's place taker on the meta device, whose numbers are still to come."""
+        outputs, groups = layer.out_features, -(-layer.in_features // GROUP)
+        levels = torch.empty(outputs, groups * GROUP // 2, dtype=torch.uint8, device="meta")
+        return cls.holding(layer, levels, torch.empty(outputs, groups, device="meta"))
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the weights that are computed with."""

@@ -1,0 +1,190 @@
+"""Checkpoints written in few bits: they answer as if they had been quantised when loaded, and nothing is half there."""
+
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import idefics
+from idefics import weights
+from idefics.cli.main import run
+from idefics.compat import AutoModelForImageTextToText
+from idefics.config import Quantisation
+from idefics.errors import BadSetting, UnsupportedModel
+from idefics.pipeline import quantising
+from idefics.pipeline.quantising import errors, quantise
+
+MODELS = ("demo", "demo-idefics1")
+KINDS = ("int8", "int4")
+
+
+@pytest.fixture(scope="module")
+def picture():
+    pixels = np.full((96, 96, 3), (90, 160, 90), np.uint8)
+    pixels[36:60, 36:60] = (215, 30, 40)
+    return PIL.Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module", params=[(model, kind) for model in MODELS for kind in KINDS], ids="-".join)
+def made(request, tmp_path_factory):
+    """A checkpoint, its kind and what was written."""
+    model, kind = request.param
+    out = tmp_path_factory.mktemp("made") / "deep" / "small"
+    return model, kind, quantise(model, Quantisation(kind=kind), out)
+
+
+def logits(vlm, picture):
+    return vlm.logits(vlm.prompt([picture, "A small red square"]))
+
+
+def test_it_computes_what_a_model_does_that_is_quantised_when_loaded(made, picture):
+    model, kind, written = made
+    one, other = idefics.load(written.folder, device="cpu"), idefics.load(model, device="cpu", quantize=kind)
+    assert torch.equal(logits(one, picture), logits(other, picture))
+    assert one.caption(picture).tokens == other.caption(picture).tokens
+    assert one.memory == other.memory
+
+
+def test_bytes_layers_and_group_are_true(made):
+    model, kind, written = made
+    assert written.new and written.group == (32 if kind == "int4" else None)
+    assert written.before == (weights.find(model) / "model.safetensors").stat().st_size
+    assert written.after == sum(file.stat().st_size for file in written.folder.glob("*.safetensors"))
+    assert written.after < 0.7 * written.before
+    stored = load_file(written.folder / "model.safetensors")
+    counts = {8: 0, 4: 0}
+    for tensor in stored.values():
+        counts[8] += tensor.dtype == torch.int8
+        counts[4] += tensor.dtype == torch.uint8
+    assert dict(written.layers) == {bits: count for bits, count in counts.items() if count}
+    assert all("n" in name.split(".") or "." in name or name == "lm_head" for name in written.skipped)
+
+
+def test_what_is_there_already_is_left_as_it_is(made):
+    model, kind, written = made
+    before = {file: file.stat().st_mtime_ns for file in written.folder.iterdir()}
+    again = quantise(model, Quantisation(kind=kind), written.folder)
+    assert not again.new and (again.layers, again.after, again.skipped) == (
+        written.layers,
+        written.after,
+        written.skipped,
+    )
+    assert {file: file.stat().st_mtime_ns for file in written.folder.iterdir()} == before
+
+
+def test_errors_of_layers_worst_first(made):
+    model, kind, written = made
+    found = errors(model, written.folder)
+    assert len(found) == sum(written.layers.values())
+    assert [row.outputs for row in found] == sorted((row.outputs for row in found), reverse=True)
+    most = {"int8": 0.02, "int4": 0.13}[kind]
+    assert all(0 < row.weights < most and 0 < row.outputs < 2 * most for row in found)
+
+
+def test_the_guides_classes_read_it_and_say_how_it_is_written(made, tmp_path):
+    *_, written = made
+    model = AutoModelForImageTextToText.from_pretrained(written.folder)
+    assert model.is_quantized and model.get_memory_footprint() < 2 * written.after
+    with pytest.raises(UnsupportedModel, match="idefics quantize"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("holds", ["a file", "other bits", "broken"])
+def test_a_folder_that_holds_something_is_refused(tmp_path, holds):
+    out = tmp_path / "out"
+    if holds == "other bits":
+        quantise("demo", Quantisation(kind="int4"), out)
+    else:
+        out.mkdir()
+        (out / ("config.json" if holds == "broken" else "diary.txt")).write_text("{")
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(BadSetting, match="holds something else already"):
+        quantise("demo", Quantisation(kind="int8"), out)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_a_run_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.save_torch_state_dict", full)
+    with pytest.raises(BadSetting, match=r"cannot be written .No space left"):
+        quantise("demo", Quantisation(kind="int8"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_few_bits_are_not_quantised_again(tmp_path):
+    quantise("demo", Quantisation(kind="int8"), tmp_path / "one")
+    with pytest.raises(BadSetting, match="is kept in int8 already: give the original"):
+        quantise(tmp_path / "one", Quantisation(kind="int4"), tmp_path / "two")
+    with pytest.raises(BadSetting, match="is kept in int8 already: leave quantize out"):
+        idefics.load(tmp_path / "one", quantize="int4")
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    assert quantise("demo", Quantisation(kind="int8"), tmp_path).new
+    assert (tmp_path / "tokenizer.json").is_file() and not (
+        tmp_path / "model.safetensors.index.json"
+    ).exists()
+
+
+@pytest.mark.parametrize(
+    "block", [{"quant_method": "awq"}, {"bits": 4}, {"quant_method": "idefics", "bits": "int3"}]
+)
+def test_other_schemes_are_refused(tmp_path, block):
+    folder = shutil.copytree(weights.find("demo"), tmp_path / "demo")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": block}))
+    with pytest.raises(UnsupportedModel, match=r"is quantised \((awq|unknown|idefics)\); give"):
+        idefics.load(folder)
+
+
+def test_a_person_is_told_what_was_done(tmp_path, capsys):
+    out = tmp_path / "small"
+    assert run(["quantize", "demo", "--to", "int4", "--out", str(out), "--check"]) == 0
+    said = capsys.readouterr().out
+    for word in (
+        f"{out} is written",
+        "in 4 bits",
+        "in 8 bits",
+        "a scale for 32 weights",
+        "connector",
+        "before",
+        "%",
+    ):
+        assert word in said
+    assert said.count("gate_proj") >= 2
+    assert run(["quantize", "demo", "--to", "int4", "--out", str(out), "--check", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["new"] is False and found["group"] == 32
+    assert found["bytes"]["after"] == sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    assert len(found["errors"]) == sum(found["layers"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo", "--to", "int3", "--out", "x"], "--to is 'int3': give int8 or int4"),
+        (["demo", "--to", "int8"], "--out"),
+        (["nothing", "--to", "int8", "--out", "x"], "nothing"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["quantize", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_weights_may_be_many(tmp_path, monkeypatch, picture):
+    monkeypatch.setattr(quantising, "SHARD", "1MB")
+    written = quantise("demo", Quantisation(kind="int8"), tmp_path / "shards")
+    assert len(list(written.folder.glob("*.safetensors"))) > 2
+    whole = idefics.load("demo", device="cpu", quantize="int8")
+    assert torch.equal(logits(idefics.load(written.folder, device="cpu"), picture), logits(whole, picture))
+    assert not quantise("demo", Quantisation(kind="int8"), tmp_path / "shards").new
