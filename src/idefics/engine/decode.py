@@ -53,12 +53,17 @@ class DecodeStep(Protocol):
 
 
 def decode_step(model: VLM, cache: PagedCache) -> DecodeStep:
-    """The quickest step for a model and its cache, chosen once; the log says why where it is not the native one."""
+    """The quickest step for a model and its cache, chosen once; the log says why where it is torch's plain one."""
     stack, reason = model.stack(), why_not(model, cache)
     if reason is None and model.kernel is not fused:
         reason = "another attn_implementation was asked for"
     if stack is not None and reason is None:
         return NativeDecode(stack, cache)
+    devices = {weight.device for weight in model.parameters()}
+    if {device.type for device in devices} == {"cuda"} and len(devices) == 1:
+        from idefics.engine.graph import CudaGraphs, GraphDecode
+
+        return GraphDecode(model, cache, CudaGraphs(devices.pop()))
     log.info("decode steps are computed by torch: %s", reason)
     return TorchDecode(model, cache)
 
