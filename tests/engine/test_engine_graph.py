@@ -17,10 +17,11 @@ from idefics.engine import engine as engine_module
 from idefics.engine.cache import PAGE, PagedCache
 from idefics.engine.decode import DecodeRows, TorchDecode, decode_step
 from idefics.engine.graph import CudaGraphs, GraphDecode, pages_size, rows_size
+from idefics.engine.native import NativeDecode, instruction_sets
 from idefics.engine.reading import Gathered, InPlace, reading, reads_in_place
 from idefics.engine.slow import slow_greedy
 from idefics.nn.attention import DenseAttn
-from idefics.nn.kernels import explicit, fused
+from idefics.nn.kernels import KERNELS, explicit, fused, give_kernel
 from models import tiny
 
 CPU = torch.device("cpu")
@@ -262,9 +263,14 @@ def test_pages_are_read_in_place_where_torch_does_it_right(monkeypatch):
     assert reading(cache, explicit) is Gathered, "who asked for plain products gets them"
 
 
-def test_a_cpu_has_no_graphs():
+@pytest.mark.parametrize("name", KERNELS)
+def test_who_computes_on_a_cpu(name):
+    """The native step where it was compiled and nobody asked for another kernel; torch's plain one else."""
     model = tiny.model_of(tiny.IDEFICS3)
-    assert isinstance(decode_step(model, PagedCache(model.layout, 9, torch.float32, CPU)), TorchDecode)
+    give_kernel(model, KERNELS[name])
+    is_native = bool(instruction_sets()) and name == "sdpa"
+    step = decode_step(model, PagedCache(model.layout, 9, torch.float32, CPU))
+    assert type(step) is (NativeDecode if is_native else TorchDecode)
 
 
 @pytest.mark.gpu

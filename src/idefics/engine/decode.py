@@ -18,7 +18,7 @@ from idefics.engine.contract import VLM
 from idefics.engine.native import NativeDecode, why_not
 from idefics.engine.pages import PAGE
 from idefics.nn.attention import LayerMemory, Memory, visible
-from idefics.nn.kernels import fused
+from idefics.nn.kernels import fast, fused
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class DecodeStep(Protocol):
 def decode_step(model: VLM, cache: PagedCache) -> DecodeStep:
     """The quickest step for a model and its cache, chosen once; the log says why where it is torch's plain one."""
     stack, reason = model.stack(), why_not(model, cache)
-    if reason is None and model.kernel is not fused:
+    if reason is None and model.kernel not in (fast, fused):
         reason = "another attn_implementation was asked for"
     if stack is not None and reason is None:
         return NativeDecode(stack, cache)

@@ -15,7 +15,7 @@ from torch import Tensor
 from idefics.config import CacheLayout
 from idefics.engine.cache import PagedCache
 from idefics.engine.pages import PAGE
-from idefics.nn.kernels import Kernel, flash, fused
+from idefics.nn.kernels import Kernel, fast, flash, fused
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -34,7 +34,7 @@ class Reading(Protocol):
 
 def reading(cache: PagedCache, kernel: Kernel) -> type[Reading]:
     """The way for a cache. Gathering reads every key, writes it and reads it again: in place is always better."""
-    return InPlace if kernel in (fused, flash) and reads_in_place(cache) else Gathered
+    return InPlace if kernel in (fast, flash, fused) and reads_in_place(cache) else Gathered
 
 
 def reads_in_place(cache: PagedCache) -> bool:
