@@ -7,6 +7,8 @@
 
 /* --- linear layers --- */
 
+enum { AHEAD = 8192 }; /* bytes of weights that are on their way while others are multiplied: rows are short */
+
 typedef struct { /* one vector of weights, as its kind wants it */
     F first, second;
     I raw;
@@ -28,14 +30,16 @@ INLINE float stored(const void *values, int kind, size_t index) {
 }
 
 /* Weights of output o from byte s * BYTES on; `bytes` of them, fewer than a vector at the end of a row. */
-INLINE Piece take(const Linear *l, int kind, int o, int s, int bytes) {
+INLINE Piece take(const Linear *l, int kind, int o, int s, int bytes, size_t ahead) {
     const uint8_t *at = (const uint8_t *)l->weight + (size_t)o * row_bytes(l, kind) + (size_t)s * BYTES;
     Piece w = {0};
+    __builtin_prefetch(at + ahead);
     w.raw = bytes == BYTES ? load_bytes(at) : load_some(at, bytes);
     if (kind == FLOAT32) w.first = (F)w.raw;
     if (kind == BFLOAT16) w.first = (F)(w.raw << 16), w.second = (F)(w.raw & (int32_t)0xffff0000);
     if (kind == INT4) {
         size_t group = (size_t)o * (size_t)((l->inputs + GROUP - 1) / GROUP) + (size_t)(s * (BYTES / 16));
+        __builtin_prefetch((const char *)l->scale + group * (l->scale_kind == FLOAT32 ? 4 : 2) + ahead / 4);
         if (l->scale_kind == FLOAT32)
             w.first = spread((const float *)l->scale + group, bytes / 16);
         else
@@ -66,15 +70,16 @@ INLINE F meet(F sums, Piece w, const Inputs *x, int kind, int row, int s) {
 INLINE void block(const Linear *l, int kind, int outputs, int rows, const Inputs *x, int row, int o, float *out,
                   int stride) {
     int bytes = (int)row_bytes(l, kind), whole = bytes / BYTES, rest = bytes % BYTES;
+    size_t four = UNIT * row_bytes(l, kind), ahead = four < AHEAD ? (AHEAD + four - 1) / four * four : AHEAD / UNIT;
     F sums[UNIT][4] = {{{0}}};
     Piece w[UNIT];
     for (int s = 0; s < whole; s++) {
-        UNROLL for (int i = 0; i < outputs; i++) w[i] = take(l, kind, o + i, s, BYTES);
+        UNROLL for (int i = 0; i < outputs; i++) w[i] = take(l, kind, o + i, s, BYTES, ahead);
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int i = 0; i < outputs; i++) sums[i][r] = meet(sums[i][r], w[i], x, kind, row + r, s);
     }
     if (rest) {
-        UNROLL for (int i = 0; i < outputs; i++) w[i] = take(l, kind, o + i, whole, rest);
+        UNROLL for (int i = 0; i < outputs; i++) w[i] = take(l, kind, o + i, whole, rest, ahead);
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int i = 0; i < outputs; i++) sums[i][r] = meet(sums[i][r], w[i], x, kind, row + r, whole);
     }
@@ -240,14 +245,17 @@ INLINE void store_upto(float *to, F values, int count) {
     memcpy(to, &values, (size_t)(count >= LANES ? LANES : count) * sizeof *to);
 }
 
-/* Attention of some heads to up to PAGE positions, added to what they saw before: part = largest score, sum, mix. */
+/* Attention of some heads to up to PAGE positions, added to what they saw before: part = largest score, sum, mix.
+ * Positions are `stride` floats apart; those that come next lie `next` floats further. */
 INLINE void attend_some(int heads, const float *query, int size, const float *keys, const float *values,
-                        size_t stride, int count, float *part) {
+                        size_t stride, int count, ptrdiff_t next, float *part) {
     float scores[4][PAGE], factor[4];
     for (int p = 0; p < count; p++) {
         F sums[4] = {{0}};
         for (int i = 0; i < size; i += LANES) {
-            F key = load_upto(keys + (size_t)p * stride + i, size - i);
+            const float *at = keys + (size_t)p * stride + i;
+            F key = load_upto(at, size - i);
+            __builtin_prefetch(at + next);
             UNROLL for (int h = 0; h < heads; h++) sums[h] += load_upto(query + h * size + i, size - i) * key;
         }
         UNROLL for (int h = 0; h < heads; h++) scores[h][p] = sum(sums[h]);
@@ -265,7 +273,9 @@ INLINE void attend_some(int heads, const float *query, int size, const float *ke
         F mix[4];
         UNROLL for (int h = 0; h < heads; h++) mix[h] = load_upto(part + h * (size + 2) + 2 + i, size - i) * factor[h];
         for (int p = 0; p < count; p++) {
-            F value = load_upto(values + (size_t)p * stride + i, size - i);
+            const float *at = values + (size_t)p * stride + i;
+            F value = load_upto(at, size - i);
+            __builtin_prefetch(at + next);
             UNROLL for (int h = 0; h < heads; h++) mix[h] += scores[h][p] * value;
         }
         UNROLL for (int h = 0; h < heads; h++) store_upto(part + h * (size + 2) + 2 + i, mix[h], size - i);
@@ -273,12 +283,12 @@ INLINE void attend_some(int heads, const float *query, int size, const float *ke
 }
 
 static void attend(int heads, const float *query, int size, const float *keys, const float *values, size_t stride,
-                   int count, float *part) {
+                   int count, ptrdiff_t next, float *part) {
     for (; heads >= 4; heads -= 4, query += 4 * size, part += 4 * (size + 2))
-        attend_some(4, query, size, keys, values, stride, count, part);
-    if (heads == 3) attend_some(3, query, size, keys, values, stride, count, part);
-    if (heads == 2) attend_some(2, query, size, keys, values, stride, count, part);
-    if (heads == 1) attend_some(1, query, size, keys, values, stride, count, part);
+        attend_some(4, query, size, keys, values, stride, count, next, part);
+    if (heads == 3) attend_some(3, query, size, keys, values, stride, count, next, part);
+    if (heads == 2) attend_some(2, query, size, keys, values, stride, count, next, part);
+    if (heads == 1) attend_some(1, query, size, keys, values, stride, count, next, part);
 }
 
 static void clear(float *part, int heads, int size) {
@@ -339,8 +349,10 @@ static void attend_to_stretch(Engine *e, Thread *t, const Layer *layer, int row,
     int from = stretch * STRETCH, to = from + STRETCH <= position ? from + STRETCH : position + 1;
     for (int p = from > seen ? from : seen; p < to;) {
         int count = PAGE - p % PAGE < to - p ? PAGE - p % PAGE : to - p;
-        size_t place = (size_t)table[p / PAGE] * page_size + head + (size_t)(p % PAGE * size);
-        attend(shared, t->query, size, layer->keys + place, layer->values + place, (size_t)size, count, part);
+        int page = table[p / PAGE], then = p + PAGE <= position ? table[p / PAGE + 1] : page;
+        size_t place = (size_t)page * page_size + head + (size_t)(p % PAGE * size);
+        attend(shared, t->query, size, layer->keys + place, layer->values + place, (size_t)size, count,
+               (ptrdiff_t)(then - page) * (ptrdiff_t)page_size, part);
         p += count;
     }
     if (atomic_fetch_sub(&e->missing[row * m->kv_heads + g], 1) == 1) { /* who is last joins what all saw */
@@ -371,7 +383,8 @@ static void attend_to_picture(Engine *e, Thread *t, const Cross *cross, int inde
     for (int p = 0; p < e->step->places[row]; p += PAGE) {
         int count = PAGE < e->step->places[row] - p ? PAGE : e->step->places[row] - p;
         size_t place = (size_t)p * (size_t)width + (size_t)(head * size);
-        attend(1, query, size, seen.keys + place, seen.values + place, (size_t)width, count, part);
+        attend(1, query, size, seen.keys + place, seen.values + place, (size_t)width, count,
+               PAGE * width, part);
     }
     join(part, 0, 1, 1, size, out);
 }
