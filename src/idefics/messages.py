@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from idefics.errors import BadSetting
 
@@ -19,6 +19,36 @@ if TYPE_CHECKING:
     PictureSource = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
 
 
+Detail = Literal["low", "high", "auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How closely pictures are looked at, by checkpoints that cut them into tiles; others see one frame anyhow.
+
+    Attributes:
+        detail: "high": as the checkpoint was released; "low": the whole picture as one frame; "auto": as "high", but no
+            picture is enlarged into more tiles than its own pixels fill.
+        max_tiles: at most so many frames of a picture, the whole one among them: the grid shrinks and keeps the aspect.
+            None: as many as the checkpoint makes.
+
+    Raises:
+        BadSetting: another word, or no whole number above 0.
+    """
+
+    detail: Detail = "high"
+    max_tiles: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.detail not in get_args(Detail):
+            raise BadSetting(f"detail is {self.detail!r}; give one of {', '.join(get_args(Detail))}")
+        most = self.max_tiles
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise BadSetting(
+                f"max_tiles is {most!r}; give a whole number from 1 (the picture as one frame), or None for no bound"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """Something to look at. Opened late, when a prompt is made of it.
@@ -26,9 +56,25 @@ class Picture:
     Args:
         source: a path, the bytes of a picture file, a `PIL.Image`, a NumPy array (H, W), (H, W, 1), (H, W, 3) or
             (H, W, 4) of uint8, an http(s) URL, or a data URI.
+        detail, max_tiles: of this picture, whatever the call says: see `Look`. None: what the call says.
+
+    Raises:
+        BadSetting: as `Look`.
     """
 
     source: PictureSource
+    detail: Detail | None = None
+    max_tiles: int | None = None
+
+    def __post_init__(self) -> None:
+        self.look(Look())
+
+    def look(self, call: Look) -> Look:
+        """How closely this one is looked at in a call."""
+        return Look(
+            call.detail if self.detail is None else self.detail,
+            call.max_tiles if self.max_tiles is None else self.max_tiles,
+        )
 
     @classmethod
     def of(cls, source: Picture | PictureSource) -> Picture:

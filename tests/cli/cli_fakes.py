@@ -66,8 +66,8 @@ class FakeIdefics:
     def _text(self, task, picture, words):
         return self.text or " ".join(filter(None, [task.name, name_of(picture), words]))
 
-    def classify(self, image, labels, *, length_normalized=False, calibrated=False):
-        options = {"length_normalized": length_normalized, "calibrated": calibrated}
+    def classify(self, image, labels, *, length_normalized=False, calibrated=False, **look):
+        options = {"length_normalized": length_normalized, "calibrated": calibrated, **look}
         self.calls.append(SimpleNamespace(task="classify", image=image, words=labels, options=options))
         weights = [2.0**-index for index in range(len(labels))]
         ranked = [

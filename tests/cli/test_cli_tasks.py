@@ -172,9 +172,32 @@ def test_ranking_flags_reach_the_call(idefics):
     assert done.vlm.calls[0].options == {"calibrated": True, "length_normalized": True}
 
 
+WORDED = [["caption", "a.png"], ["ask", "a.png", "What?"], ["classify", "a.png", "--labels", "x,y"]]
+
+
+@pytest.mark.parametrize("argv", [*WORDED, ["generate", "a.png", "What?"]])
+def test_how_closely_pictures_are_looked_at(idefics, argv):
+    options = idefics(*argv, "--detail", "auto", "--max-tiles", "5").vlm.calls[0].options
+    assert (options["detail"], options["max_tiles"]) == ("auto", 5)
+    assert not {"detail", "max_tiles"} & idefics(*argv).vlm.calls[0].options.keys()
+
+
 @pytest.mark.parametrize(
-    "argv", [["caption", "a.png"], ["ask", "a.png", "What?"], ["classify", "a.png", "--labels", "x,y"]]
+    ("flag", "message"),
+    [
+        (("--detail", "best"), "--detail is 'best': give low, high or auto"),
+        (("--max-tiles", "0"), "max_tiles is 0; give a whole number from 1"),
+        (("--max-tiles", "few"), "--max-tiles is 'few': give a whole number"),
+    ],
 )
+@pytest.mark.parametrize("argv", WORDED)
+def test_what_is_no_look_is_refused(idefics, argv, flag, message):
+    done = idefics(*argv, *flag)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+
+
+@pytest.mark.parametrize("argv", WORDED)
 def test_shots_are_a_file(idefics, photos, argv):
     (photos / "shots.jsonl").write_text('{"image": "b.png", "answer": "A puppy."}\n')
     [shot] = idefics(*argv, "--shots", "shots.jsonl").vlm.shots

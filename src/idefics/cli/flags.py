@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -17,6 +17,7 @@ from idefics.catalog import DEFAULT
 from idefics.cli.look import OUTPUT
 from idefics.config import QuantKind, Sampling
 from idefics.errors import BadSetting
+from idefics.messages import Detail, Look
 
 if TYPE_CHECKING:
     from idefics.pipeline import Options
@@ -141,7 +142,39 @@ class ModelFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingFlags:
+class LookFlags:
+    """How closely pictures are looked at."""
+
+    detail: Annotated[
+        Detail | None,
+        _input(
+            "--detail",
+            metavar="HOW",
+            parser=_one_of("--detail", get_args(Detail)),
+            help="high: as the model was released, the default; low: the whole picture only; "
+            "auto: small ones are not enlarged into many tiles.",
+        ),
+    ] = None
+    max_tiles: Annotated[
+        int | None,
+        _input(
+            "--max-tiles",
+            metavar="N",
+            parser=_number("--max-tiles", int),
+            help="At most N tiles of a picture, the whole one among them: fewer are faster.",
+        ),
+    ] = None
+
+    def looking(self) -> dict[str, Any]:
+        """The keywords of a call. Raises BadSetting for what is no look, before any model is loaded."""
+        given = {"detail": self.detail, "max_tiles": self.max_tiles}
+        given = {name: value for name, value in given.items() if value is not None}
+        Look(**given)  # type: ignore[arg-type]
+        return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags(LookFlags):
     """How the next token is chosen; what is not given is left to the call."""
 
     max_new_tokens: Annotated[
@@ -218,6 +251,7 @@ class SamplingFlags:
 
     def options(self) -> Options:
         """The keywords of a call. Raises BadSetting for what is out of range, before any model is loaded."""
+        self.looking()
         given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
         Sampling(**{field.name: given[field.name] for field in fields(Sampling) if field.name in given})
         return given  # type: ignore[return-value]  # the fields are the options' names

@@ -9,7 +9,7 @@ import glob
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +98,7 @@ def opened(named: Named, fetcher: Fetcher) -> Named:
     picture = named.picture
     try:
         if isinstance(picture.source, str) and is_remote(picture.source):
-            picture = type(picture)(fetcher.get(picture.source))
+            picture = replace(picture, source=fetcher.get(picture.source))
         if isinstance(picture, Video):
             check(picture, fetcher)
         else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt, SamplingFlags, Shots
+from idefics.cli.flags import Arguments, LookFlags, ModelFlags, OutputFlags, Prompt, SamplingFlags, Shots
 from idefics.cli.output import Screen
 from idefics.cli.pictures import reads_like_words, split_words
 from idefics.cli.rounds import Round
@@ -193,8 +193,10 @@ def _classify(
     shots: Shots = None,
     *,
     model: ModelFlags,
+    seen: LookFlags,
     output: OutputFlags,
 ) -> int:
+    closely = seen.looking()
     _refuse_words(arguments, 'labels are given as --labels "cat,dog"')
     wanted = [*(labels.split(",") if labels else ()), *(label or ())]
     if not wanted:
@@ -204,7 +206,11 @@ def _classify(
         pictures = Round(arguments, shots, screen, model, context.obj)
         rankings = pictures.replies(
             lambda vlm, several: vlm.classify(
-                several, wanted, length_normalized=length_normalized, calibrated=calibrated
+                several,
+                wanted,
+                length_normalized=length_normalized,
+                calibrated=calibrated,
+                **closely,
             )
         )
         for ranking, name in rankings:

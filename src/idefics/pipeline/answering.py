@@ -13,14 +13,14 @@ from idefics.config import Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
-from idefics.messages import Answer, Timings, Usage
+from idefics.messages import Answer, Detail, Timings, Usage
 from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.tokenizer import Tokenizer
 from idefics.prompt import Prompt
 
 
 class Options(TypedDict, total=False):
-    """What every call that generates takes; the fields of `Sampling`, and stop strings."""
+    """What every call that generates takes: the fields of `Sampling`, stop strings, and those of `Look`."""
 
     max_new_tokens: int
     temperature: float
@@ -32,6 +32,8 @@ class Options(TypedDict, total=False):
     seed: int | None
     logprobs: bool
     stop: str | Sequence[str]
+    detail: Detail
+    max_tiles: int | None
 
 
 class Growing:

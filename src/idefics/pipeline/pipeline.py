@@ -14,15 +14,15 @@ from torch import Tensor
 
 from idefics.config import Sampling
 from idefics.errors import BadPrompt, BadSetting
-from idefics.messages import Message
+from idefics.messages import Detail, Look, Message, Picture
 from idefics.pipeline.ahead import ahead
 from idefics.pipeline.answering import Asking, Options, Reply, Stream
 from idefics.pipeline.loading import Loaded
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
-    from idefics.messages import Answer
-    from idefics.processing.processor import Item
+    from idefics.messages import Answer, PictureSource
+    from idefics.processing.processor import Item, Processor
 
     Items = Sequence[Item]
     Conversation = Sequence[Message | Mapping[str, Any]]
@@ -31,20 +31,39 @@ if TYPE_CHECKING:
 class Pipeline(Loaded):
     """A loaded model that continues prompts and holds conversations. `Idefics` adds the tasks."""
 
-    def prompt(self, items: Items | Conversation, *, answer_start: str = "") -> Prompt:
+    def prompt(
+        self,
+        items: Items | Conversation,
+        *,
+        answer_start: str = "",
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+    ) -> Prompt:
         """Ids and pictures of a raw prompt or a conversation: the low-level door.
 
         Args:
             items: a list of text and pictures (see `generate`), or of messages (see `chat`).
             answer_start: words that the answer begins with; conversations only.
+            detail, max_tiles: how closely pictures are looked at; see `Look`.
         """
+        processor = self.processor.looking(Look(detail, max_tiles))
         if _is_conversation(items):
-            return self.processor.chat(items, answer_start=answer_start)  # type: ignore[arg-type]
+            return processor.chat(items, answer_start=answer_start)  # type: ignore[arg-type]
         if answer_start:
             raise BadSetting(
                 "answer_start goes with a conversation; write the words at the end of a raw prompt"
             )
-        return self.processor.raw(items)  # type: ignore[arg-type]
+        return processor.raw(items)  # type: ignore[arg-type]
+
+    def cost(
+        self, picture: Picture | PictureSource, *, detail: Detail = "high", max_tiles: int | None = None
+    ) -> int:
+        """How many tokens of a prompt a picture takes, standing alone; nothing is computed of it but its size.
+
+        Raises:
+            BadPicture: it cannot be opened.
+        """
+        return self.processor.looking(Look(detail, max_tiles)).tokens_of(Picture.of(picture))
 
     def logits(self, prompt: Prompt) -> Tensor:
         """(N, V) float32: the model's logits after each of the prompt's N tokens, in one uncached pass."""
@@ -92,7 +111,7 @@ class Pipeline(Loaded):
             stream: return a `Stream` of text instead; one prompt only.
             add_end_of_utterance_token: whether Idefics 1 puts its `<end_of_utterance>` between neighbouring texts;
                 None: where the checkpoint has it.
-            **options: see `Options` and `Sampling`; greedy and at most 256 new tokens unless told.
+            **options: see `Options`, `Sampling` and `Look`; greedy and at most 256 new tokens unless told.
 
         Raises:
             BadRequest: a picture, a prompt or a setting is wrong; the message says which.
@@ -100,7 +119,7 @@ class Pipeline(Loaded):
         began = time.perf_counter()
         many = bool(items) and isinstance(items[0], (list, tuple))
         prompts: list[Items] = list(items) if many else [items]  # type: ignore[arg-type, list-item]
-        make = partial(self.processor.raw, add_end_of_utterance_token=add_end_of_utterance_token)
+        make = partial(self._seeing(options).raw, add_end_of_utterance_token=add_end_of_utterance_token)
         return self._reply(make, prompts, many, stream, began, options)
 
     @overload
@@ -149,11 +168,17 @@ class Pipeline(Loaded):
         began = time.perf_counter()
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         conversations: list[Conversation] = list(messages) if many else [messages]  # type: ignore
-        make = partial(self.processor.chat, answer_start=answer_start)
+        make = partial(self._seeing(options).chat, answer_start=answer_start)
         return self._reply(make, conversations, many, stream, began, options)
 
     def score(
-        self, items: Items | Conversation, endings: Sequence[str], *, answer_start: str = ""
+        self,
+        items: Items | Conversation,
+        endings: Sequence[str],
+        *,
+        answer_start: str = "",
+        detail: Detail = "high",
+        max_tiles: int | None = None,
     ) -> tuple[Prompt, list[list[float]]]:
         """How likely each of many texts is after one prompt, read once: log-probabilities of its tokens.
 
@@ -162,11 +187,16 @@ class Pipeline(Loaded):
         Returns:
             The prompt shared by all endings, and for each ending one number a token.
         """
+        processor = self.processor.looking(Look(detail, max_tiles))
         if _is_conversation(items):
-            prompt, rests = self.processor.chat_endings(items, endings, answer_start=answer_start)  # type: ignore
+            prompt, rests = processor.chat_endings(items, endings, answer_start=answer_start)  # type: ignore
         else:
-            prompt, rests = self.processor.raw_endings(items, endings)  # type: ignore[arg-type]
+            prompt, rests = processor.raw_endings(items, endings)  # type: ignore[arg-type]
         return prompt, self.engine.score(prompt, rests)
+
+    def _seeing(self, options: Options) -> Processor:
+        """What makes the prompts of a call; the options that are about pictures go no further."""
+        return self.processor.looking(Look(options.pop("detail", "high"), options.pop("max_tiles", None)))
 
     def _reply(
         self,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from idefics.errors import BadPrompt, UnsupportedModel
+from idefics.errors import BadPrompt, BadSetting, UnsupportedModel
 from idefics.messages import Message, Part, Picture, Role, Video, Visual
 from idefics.processing.tokenizer import Piece
 
@@ -149,7 +150,8 @@ def to_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message
     A dict has a "role" and a "content": a string, or a list of
     `{"type": "text", "text": ...}`, `{"type": "image", "image": a picture}`, `{"type": "image", "url": ...}`,
     `{"type": "image", "path": ...}`, `{"type": "image_url", "image_url": {"url": ...}}` and
-    `{"type": "video", "video": a file or its frames}`, which may be a "url" or "path" as well.
+    `{"type": "video", "video": a file or its frames}`, which may be a "url" or "path" as well. Beside
+    the picture, or in the `image_url`, may stand "detail" and "max_tiles": see `Look`.
 
     Raises:
         BadPrompt: names the message (counted from 1) and the field.
@@ -189,13 +191,24 @@ def _part(part: Any, where: str) -> Part:
                 raise BadPrompt(f"{where}: text is a {type(text).__name__}; give a string")
             return text
         case "image":
-            return Picture.of(_source(part, "image", "picture", where))
+            return _seen(Picture.of(_source(part, "image", "picture", where)), part, where)
         case "video":
             return Video.of(_source(part, "video", "video", where))
         case "image_url":
-            return Picture.of(_field(_field(part, "image_url", where), "url", f"{where}: image_url"))
+            address = _field(part, "image_url", where)
+            url, name = _field(address, "url", f"{where}: image_url"), f"{where}: image_url"
+            return _seen(Picture.of(url), address, name)
         case other:
             raise BadPrompt(f"{where}: type is {other!r}; give one of text, image, video, image_url")
+
+
+def _seen(picture: Picture, part: Mapping[str, Any], where: str) -> Picture:
+    """With the "detail" and "max_tiles" that a part may say of its picture."""
+    said = {name: part[name] for name in ("detail", "max_tiles") if part.get(name) is not None}
+    try:
+        return replace(picture, **said) if said else picture
+    except BadSetting as error:
+        raise BadPrompt(f"{where}: {error}") from None
 
 
 def _source(part: Mapping[str, Any], name: str, noun: str, where: str) -> Any:

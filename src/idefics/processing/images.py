@@ -24,10 +24,10 @@ import PIL.Image
 
 from idefics.config import ImagePlan
 from idefics.errors import BadPicture
-from idefics.messages import Picture
+from idefics.messages import Look, Picture
 from idefics.processing.fetch import Fetcher, is_remote, short
 from idefics.processing.resize import normalise, pixels_of, resize
-from idefics.processing.sizes import grid, longest_edge, native_size
+from idefics.processing.sizes import grid, longest_edge, native_size, plan_for
 from idefics.prompt import Tiles
 
 if TYPE_CHECKING:
@@ -189,14 +189,21 @@ def _from_array(array: NDArray[np.generic]) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.ascontiguousarray(array))
 
 
-def prepared(picture: Picture, plan: ImagePlan, fetcher: Fetcher) -> Tiles:
-    """A picture opened and made ready; see `open_picture` and `prepare`."""
+def prepared(picture: Picture, plan: ImagePlan, fetcher: Fetcher, look: Look) -> Tiles:
+    """A picture opened and made ready; see `open_picture` and `prepare`.
+
+    Args:
+        look: how closely, where the picture itself does not say.
+    """
+    look = picture.look(look)
     if isinstance(picture.source, (PIL.Image.Image, np.ndarray)):
-        return prepare(open_picture(picture, fetcher), plan)
+        image = open_picture(picture, fetcher)
+        return prepare(image, plan_for(*image.size, plan, look))
     with _opened(picture.source, fetcher) as (file, name):
         image = _decode(file, name)
         file.seek(0)
-        return prepare(image, plan, content=hashlib.file_digest(file, "sha256").digest())
+        content = hashlib.file_digest(file, "sha256").digest()
+        return prepare(image, plan_for(*image.size, plan, look), content=content)
 
 
 def prepare(image: PIL.Image.Image, plan: ImagePlan, *, content: bytes | None = None) -> Tiles:

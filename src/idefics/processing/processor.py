@@ -6,19 +6,20 @@ Knows where a picture's tokens stand; does not know models. What differs between
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImagePlan, PromptStyle
 from idefics.errors import BadPicture, BadPrompt, BadSetting, UnsupportedModel
-from idefics.messages import Message, Part, Picture, Video, Visual
+from idefics.messages import Look, Message, Part, Picture, Video, Visual
 from idefics.processing.chat import IMAGE, render, to_messages
 from idefics.processing.fetch import Fetcher, is_remote
 from idefics.processing.images import open_picture, prepared
-from idefics.processing.sizes import grid
+from idefics.processing.marks import FAKE, MARK, marks, share_fakes
+from idefics.processing.sizes import grid, plan_for
 from idefics.processing.tokenizer import Piece, Tokenizer
 from idefics.processing.video import SUFFIXES as VIDEO_SUFFIXES
 from idefics.processing.video import as_visual, watch
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     Item = Part | PictureSource
 
-FAKE = "<fake_token_around_image>"
-MARK = re.compile(r"<image>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>")
 END_OF_DOCUMENT = "</s>"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -42,6 +41,7 @@ class Processor:
 
     Attributes:
         mark_ids: ids of the tokens that stand for pictures; an answer never holds one.
+        look: how closely pictures are looked at that do not say it themselves.
     """
 
     def __init__(self, tokenizer: Tokenizer, plan: ImagePlan, style: PromptStyle, fetcher: Fetcher) -> None:
@@ -52,9 +52,16 @@ class Processor:
                 f"this checkpoint's tokenizer.json has no {' and no '.join(sorted(missing))}"
             )
         self._image = tokenizer.token_id(IMAGE)
-        marks = (tokenizer.token_id(token) for token in tokenizer.added if MARK.fullmatch(token))
-        self.mark_ids = frozenset(id for id in marks if id is not None)
+        ids = (tokenizer.token_id(token) for token in tokenizer.added if MARK.fullmatch(token))
+        self.mark_ids = frozenset(id for id in ids if id is not None)
+        self.look = Look()
         self._end_of_document = tokenizer.token_id(END_OF_DOCUMENT) if style.marks == "beside" else None
+
+    def looking(self, look: Look) -> Processor:
+        """The same processor with another look; nothing is copied."""
+        other = copy.copy(self)
+        other.look = look
+        return other
 
     def chat(self, messages: Sequence[Message | Mapping[str, Any]], *, answer_start: str = "") -> Prompt:
         """The prompt for the next answer of a conversation. Special tokens in its text are plain characters.
@@ -124,9 +131,10 @@ class Processor:
 
     def tokens_of(self, picture: Picture) -> int:
         """What one picture, standing alone, costs in tokens."""
-        rows, columns = grid(*open_picture(picture, self.fetcher).size, self.plan)
-        marks = self._marks(rows, columns, follows_picture=False)
-        return len(self.tokenizer.encode(marks, adds_special=False))
+        size = open_picture(picture, self.fetcher).size
+        rows, columns = grid(*size, plan_for(*size, self.plan, picture.look(self.look)))
+        text = marks(self.style, self.plan.tokens, rows, columns, follows_picture=False)
+        return len(self.tokenizer.encode(text, adds_special=False))
 
     def _conversation(
         self, messages: Sequence[Message | Mapping[str, Any]], answer_start: str
@@ -167,10 +175,12 @@ class Processor:
             else:
                 tiles = part if isinstance(part, Tiles) else self._prepared(part)
                 pictures.append(tiles)
-                marks = self._marks(tiles.rows, tiles.columns, follows_picture=follows_picture)
-                pieces.append(Piece(marks, trusted=True))
+                text = marks(
+                    self.style, self.plan.tokens, tiles.rows, tiles.columns, follows_picture=follows_picture
+                )
+                pieces.append(Piece(text, trusted=True))
             follows_picture = not isinstance(part, Piece)
-        return (_share_fakes(pieces) if self.style.marks == "frames" else pieces), pictures
+        return (share_fakes(pieces) if self.style.marks == "frames" else pieces), pictures
 
     def _watched(self, parts: Iterable[Piece | Visual | Tiles]) -> Iterator[Piece | Picture | Tiles]:
         for part in parts:
@@ -180,21 +190,7 @@ class Processor:
                 yield part
 
     def _prepared(self, picture: Picture) -> Tiles:
-        return prepared(picture, self.plan, self.fetcher)
-
-    def _marks(self, rows: int, columns: int, *, follows_picture: bool) -> str:
-        """What stands in the text for one picture, as the released processors write it."""
-        if self.style.marks == "beside":  # neighbouring pictures share the fake between them
-            return f"{IMAGE}{FAKE}" if follows_picture else f"{FAKE}{IMAGE}{FAKE}"
-        frame = IMAGE * self.plan.tokens
-        if self.style.marks == "frames":
-            return f"{FAKE}{frame}" * (rows * columns + 1) + FAKE
-        tiles = "".join(
-            "".join(f"{FAKE}<row_{row}_col_{column}>{frame}" for column in range(1, columns + 1)) + "\n"
-            for row in range(1, rows + 1)
-        )
-        whole = f"{FAKE}<global-img>{frame}{FAKE}"
-        return f"{tiles}\n{whole}" if tiles else whole
+        return prepared(picture, self.plan, self.fetcher, self.look)
 
     def _opening(self) -> list[int]:
         """What `tokenizer.json` itself puts before a text, whatever the text begins with."""
@@ -247,13 +243,6 @@ class Processor:
             if id == self._end_of_document:
                 current = -1
         return sees
-
-
-def _share_fakes(pieces: Sequence[Piece]) -> list[Piece]:
-    """Two fakes in a row become one, wherever they come from: Idefics 2's processor replaces them in the whole text."""
-    runs = groupby(pieces, key=lambda piece: piece.trusted)
-    texts = [("".join(piece.text for piece in run), trusted) for trusted, run in runs]
-    return [Piece(text.replace(FAKE * 2, FAKE) if trusted else text, trusted) for text, trusted in texts]
 
 
 def _listed(items: Sequence[Item]) -> Sequence[Item]:

@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from idefics.config import ImagePlan
+from idefics.messages import Look
 
 LONGEST_EDGE = 4096  # Idefics 3's processor never resizes to more than this
+
+
+def plan_for(width: int, height: int, plan: ImagePlan, look: Look) -> ImagePlan:
+    """The checkpoint's plan, changed as far as a look at a picture of this size asks for less than it."""
+    whole = replace(plan, splitting=False)
+    if not plan.splitting or plan.longest is None or (look.detail == "high" and look.max_tiles is None):
+        return plan
+    if look.detail == "low":
+        return whole
+    if plan.shortest is not None:  # quarters, which show more than the whole only where it is made smaller
+        shows_more = look.detail == "high" or max(width, height) > plan.longest
+        return plan if shows_more and _frames(width, height, plan) <= _most(look) else whole
+    longest = plan.longest
+    if look.detail == "auto":  # to the nearest number of tiles: enlarged by a third at most
+        longest = min(longest, max(1, round(max(width, height) / plan.side)) * plan.side)
+    smaller = replace(plan, longest=longest)
+    while _frames(width, height, smaller) > _most(look):
+        longest = math.ceil(longest / plan.side - 1) * plan.side
+        smaller = replace(plan, longest=longest)
+    return smaller
+
+
+def _most(look: Look) -> float:
+    return math.inf if look.max_tiles is None else look.max_tiles
+
+
+def _frames(width: int, height: int, plan: ImagePlan) -> int:
+    rows, columns = grid(width, height, plan)
+    return rows * columns + 1
 
 
 def grid(width: int, height: int, plan: ImagePlan) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeGuard, Unpack, cast, overload
 
 from idefics.errors import BadPrompt
-from idefics.messages import Answer, Picture, RankedLabel, Ranking, Shot, Timings, Usage, Visual
+from idefics.messages import Answer, Detail, Look, Picture, RankedLabel, Ranking, Shot, Timings, Usage, Visual
 from idefics.pipeline import Options, Pipeline, Reply, Stream
 from idefics.pipeline.ahead import ahead
 from idefics.processing.video import as_visual
@@ -112,21 +112,38 @@ class Idefics(Pipeline):
         began = time.perf_counter()
         o.setdefault("max_new_tokens", task.max_new_tokens)
         kind = self.processor.style.kind
+        detail, max_tiles = o.pop("detail", "high"), o.pop("max_tiles", None)
 
         def make(picture: Visual) -> Prompt:
             composed = compose(task, kind, picture, words, self.shots)
-            return self.prompt(composed.items, answer_start=composed.answer_start)
+            return self.prompt(
+                composed.items, answer_start=composed.answer_start, detail=detail, max_tiles=max_tiles
+            )
 
         start = words if task.name == "complete" else ""
         return self._reply(make, _pictures(image), _is_many(image), stream, began, o, start=start)
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is one picture
-        self, image: One, labels: Sequence[str], *, length_normalized: bool = ..., calibrated: bool = ...
+        self,
+        image: One,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        detail: Detail = ...,
+        max_tiles: int | None = ...,
     ) -> Ranking: ...
     @overload
     def classify(
-        self, image: Many, labels: Sequence[str], *, length_normalized: bool = ..., calibrated: bool = ...
+        self,
+        image: Many,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        detail: Detail = ...,
+        max_tiles: int | None = ...,
     ) -> list[Ranking]: ...
     def classify(
         self,
@@ -135,6 +152,8 @@ class Idefics(Pipeline):
         *,
         length_normalized: bool = False,
         calibrated: bool = False,
+        detail: Detail = "high",
+        max_tiles: int | None = None,
     ) -> Ranking | list[Ranking]:
         """Ranks labels by the summed log-probability of each one's tokens as the answer.
 
@@ -145,13 +164,15 @@ class Idefics(Pipeline):
             length_normalized: divide each sum by the label's number of tokens.
             calibrated: subtract what the model says of a plain grey picture, so that labels it likes anyway
                 gain nothing by it (arXiv 2102.09690).
+            detail, max_tiles: how closely pictures are looked at; see `Look`.
         """
+        look = Look(detail, max_tiles)
         wanted = classify.checked(labels)
         task, words = classify.worded(wanted, self.processor.style.kind)
-        prior = self._label_logprobs(task, words, wanted, _neutral())[1] if calibrated else None
+        prior = self._label_logprobs(task, words, wanted, _neutral(), look)[1] if calibrated else None
 
         def rank(picture: Visual) -> Ranking:
-            return self._ranking(task, words, wanted, picture, prior, length_normalized)
+            return self._ranking(task, words, wanted, picture, look, prior, length_normalized)
 
         rankings = list(ahead(rank, _pictures(image)))
         return rankings if _is_many(image) else rankings[0]
@@ -162,11 +183,12 @@ class Idefics(Pipeline):
         words: str,
         labels: list[str],
         picture: Visual,
+        look: Look,
         prior: list[list[float]] | None,
         length_normalized: bool,
     ) -> Ranking:
         began = time.perf_counter()
-        prompt, logprobs = self._label_logprobs(task, words, labels, picture)
+        prompt, logprobs = self._label_logprobs(task, words, labels, picture, look)
         found = classify.scores(logprobs, prior, length_normalized=length_normalized)
         ranked = sorted(
             zip(labels, classify.probabilities(found), found, strict=True), key=lambda row: -row[2]
@@ -179,11 +201,11 @@ class Idefics(Pipeline):
         )
 
     def _label_logprobs(
-        self, task: Task, words: str, labels: list[str], picture: Visual
+        self, task: Task, words: str, labels: list[str], picture: Visual, look: Look
     ) -> tuple[Prompt, list[list[float]]]:
         composed = compose(task, self.processor.style.kind, picture, words, self.shots)
         spaced = labels if self.processor.style.kind == "chat" else [f" {label}" for label in labels]
-        return self.score(composed.items, spaced)
+        return self.score(composed.items, spaced, detail=look.detail, max_tiles=look.max_tiles)
 
 
 def _pictures(image: One | Many) -> list[Visual]:
