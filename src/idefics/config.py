@@ -326,7 +326,7 @@ class EngineConfig:
     Attributes:
         batch_rows: at most so many prompts are answered side by side.
         encode_frames: at most so many frames go through the vision tower in a step.
-        step_tokens: at most so many tokens of prompts are read in a step, so that running answers keep flowing.
+        step_tokens: while answers are running, at most so many tokens of prompts are read in a step, so that they flow.
         waiting: at most so many requests wait.
         cache_share: of the memory that is free when the engine is made, the share that its cache may take.
         cache_pages: the size of the cache in pages of 16 positions instead; None: what `cache_share` allows.

@@ -143,7 +143,8 @@ def test_logits_are_the_uncached_models(kind):
 
 
 @pytest.mark.parametrize("step_tokens", [1, 5, 16, 17])
-def test_long_prompts_are_read_in_chunks(kind, step_tokens):
+def test_long_prompts_are_read_in_chunks(kind, step_tokens, monkeypatch):
+    monkeypatch.setattr("idefics.engine.engine.ALONE", 1)
     engine = engine_for(kind, step_tokens=step_tokens)
     prompts = mixed(kind)
     assert answered(engine, [row(asked, max_new_tokens=21) for asked in prompts]) == [

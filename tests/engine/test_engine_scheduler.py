@@ -33,7 +33,7 @@ class Steps:
 
     def __init__(self, *, pages=20, rows=3, tokens=24, frames=2, queue=99):
         self.frames = Frames()
-        limits = Limits(rows=rows, tokens=tokens, frames=frames, queue=queue)
+        limits = Limits(rows=rows, tokens=tokens, alone=2 * tokens, frames=frames, queue=queue)
         self.scheduler = Scheduler(Pages(pages), limits, self.frames)
         self.read = {}  # page -> what has been written there, a position each
         self.plans, self.arrived = [], []
@@ -52,7 +52,9 @@ class Steps:
         self.check()
         limits = scheduler.limits
         assert sum(count for _, count in plan.encode) <= limits.frames
-        assert sum(s.end - s.start for s in plan.spans[1:] if s.group is None) <= limits.tokens
+        assert sum(s.end - s.start for s in plan.spans[1:] if s.group is None) <= (
+            limits.tokens if plan.decode else limits.alone
+        )
         assert len({id(branch) for branch in plan.decode}) == len(plan.decode)
         for job in scheduler.running:
             if not job.is_reading:

@@ -40,7 +40,7 @@ class Driver:
 
     def wake(self) -> None:
         """There is work. The caller holds `work`."""
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():  # in a forked process it is not
             self._thread = threading.Thread(target=self._drive, name="idefics-engine", daemon=True)
             self._thread.start()
         self._work.notify_all()

@@ -6,7 +6,7 @@ Knows ids and the tensors of pictures; no text and no families.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
@@ -31,6 +31,8 @@ from idefics.engine.slow import SlowTwin
 from idefics.errors import BadPrompt, PromptTooLong
 from idefics.prompt import Prompt
 
+ALONE = 8  # times as many tokens of prompts are read in a step where no answer has to wait for it
+
 
 class Engine:
     """Continues prompts with a model, on the model's device and in its dtype. Any thread may call it.
@@ -54,6 +56,7 @@ class Engine:
         limits = Limits(
             rows=config.batch_rows,
             tokens=config.step_tokens,
+            alone=ALONE * config.step_tokens,
             frames=config.encode_frames,
             queue=config.waiting,
         )
@@ -169,14 +172,3 @@ class Engine:
                 f"the prompt has token {highest}, but this model's tokens are 0 to {layout.vocabulary - 1}: "
                 "leave it out, or use the tokenizer of the same checkpoint"
             )
-
-
-def answers(engine: Engine, requests: Sequence[Request]) -> list[Handle]:
-    """Answers requests together and waits for all; an error or an interrupt cancels the rest."""
-    handles: list[Handle] = []
-    try:
-        handles.extend(engine.submit(request, wait=True) for request in requests)
-        return [handle.result() for handle in handles]
-    finally:
-        for handle in handles:
-            handle.cancel()

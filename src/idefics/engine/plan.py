@@ -17,13 +17,15 @@ class Limits:
 
     Attributes:
         rows: so many rows are answered side by side. A wider request runs alone.
-        tokens: so many tokens of prompts are read in a step.
+        tokens: so many tokens of prompts are read in a step while others are being answered.
+        alone: so many, if nobody is being answered.
         frames: so many frames of pictures are encoded in a step.
         queue: so many requests wait.
     """
 
     rows: int
     tokens: int
+    alone: int
     frames: int
     queue: int
 

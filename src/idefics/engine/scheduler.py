@@ -67,7 +67,8 @@ class Scheduler:
         for job in list(self.running):
             if job in self.running and not job.is_reading:
                 self._decode(job, plan)
-        frames, tokens = self.limits.frames, self.limits.tokens
+        frames = self.limits.frames
+        tokens = self.limits.tokens if plan.decode else self.limits.alone
         for job in self.running:
             if job.is_reading:
                 frames, tokens = self._read(job, plan, frames, tokens)

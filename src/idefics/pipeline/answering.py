@@ -50,6 +50,7 @@ class Growing:
         self.prepared = self.last = time.perf_counter()
         self.first: float | None = None
         self.lengths: list[int] = []  # of the text, after each token
+        self.is_abandoned = False  # nobody will read it: the next token is the last
         self.handle: Handle
 
     def push(self, token: int) -> bool:
@@ -61,7 +62,7 @@ class Growing:
             if self.start and self.tokenizer.decode_bytes([token]).startswith(b" "):
                 self.start += " "
         self.lengths.append(len(self.text))
-        return self.detokenizer.stopped
+        return self.detokenizer.stopped or self.is_abandoned
 
     @property
     def text(self) -> str:
@@ -123,7 +124,7 @@ class Stream:
         return next(self._pieces)
 
     def __del__(self) -> None:
-        self._growing.handle.cancel()
+        self._growing.is_abandoned = True  # and no lock: this may run anywhere
 
     def close(self) -> None:
         """Ends the answer here."""
