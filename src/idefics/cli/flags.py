@@ -150,7 +150,7 @@ class LookFlags:
         _input(
             "--detail",
             metavar="HOW",
-            parser=_one_of("--detail", get_args(Detail)),
+            parser=one_of("--detail", get_args(Detail)),
             help="high: as the model was released, the default; low: the whole picture only; "
             "auto: small ones are not enlarged into many tiles.",
         ),
