@@ -267,7 +267,7 @@ class Sampling:
             )
 
 
-QuantKind = Literal["int8", "int4", "nf4", "fp4"]
+QuantKind = Literal["int8", "int4", "fp8", "nf4", "fp4"]
 # What describes a picture or names a token, by the names that checkpoints use: small beside the decoder, and delicate.
 FULL_PRECISION = ("vision_model", "connector", "perceiver_resampler", "lm_head")
 BRIDGES = (
@@ -281,8 +281,9 @@ class Quantisation:
     """In how few bits the weights of linear layers are kept; what is computed with them stays in floating point.
 
     Attributes:
-        kind: "int8", a scale for each output; "int4", a scale for each 32 inputs; "nf4" and "fp4", bitsandbytes'
-            kinds of four bits with a scale for each 64 weights.
+        kind: "int8", a scale for each output; "int4", a scale for each 32 inputs; "fp8", eight bits of floating point
+            and a scale for each output; "nf4" and "fp4", bitsandbytes' kinds of four bits with a scale for each 64
+            weights.
         skip: parts of the model that keep full precision, by their names or those of modules around them; None: the
             bridge between vision and text, and for nf4 and fp4 all but the decoder's layers. A head of two tables
             keeps it in any case.
@@ -301,7 +302,7 @@ class Quantisation:
         """`skip`, or what stands for None."""
         if self.skip is not None:
             return self.skip
-        return BRIDGES if self.kind in ("int8", "int4") else FULL_PRECISION
+        return BRIDGES if self.kind in ("int8", "int4", "fp8") else FULL_PRECISION
 
     def kind_of(self, name: str) -> QuantKind:
         """How a layer is kept: "int4" is for the decoder, what sees and what names tokens has eight bits beside it."""
@@ -310,7 +311,7 @@ class Quantisation:
 
     def bits_of(self, name: str) -> int:
         """Of a layer's weight, scales left aside."""
-        return 8 if self.kind_of(name) == "int8" else 4
+        return 8 if self.kind_of(name) in ("int8", "fp8") else 4
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(QuantKind):

@@ -11,9 +11,10 @@ from idefics.config import Quantisation
 from idefics.errors import BadSetting, MissingExtra
 from idefics.nn.stored import TokenEmbedding
 from idefics.quant import chosen, footprint, packs
+from idefics.quant.floats import Float8Linear
 from idefics.quant.integers import GROUP, Int4Linear, Int8Linear, rounded
 
-KINDS = ("int8", "int4", "nf4", "fp4")
+KINDS = ("int8", "int4", "fp8", "nf4", "fp4")
 kinds = pytest.mark.parametrize("kind", KINDS)
 FOUR_BIT = ("nf4", "fp4")
 
@@ -35,7 +36,7 @@ def quantised(layer, kind, **how):
 
 def dequantised(layer):
     """(O, I) float weights that a layer in few bits stands for."""
-    if isinstance(layer, (Int8Linear, Int4Linear)):
+    if isinstance(layer, (Int8Linear, Int4Linear, Float8Linear)):
         return layer.dequantised(torch.float32)
     functional = importlib.import_module("bitsandbytes.functional")
     return functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()[
@@ -103,7 +104,9 @@ def test_steps_of_four_bits_leave_less_error_than_those_of_the_largest_weight():
     assert (layer.scale >= 0.69 * scale[..., 0]).all() and (layer.scale <= scale[..., 0]).all()
 
 
-@pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("int4", 0.1), ("nf4", 0.11), ("fp4", 0.13)])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("int8", 0.01), ("int4", 0.1), ("fp8", 0.03), ("nf4", 0.11), ("fp4", 0.13)]
+)
 @pytest.mark.parametrize("inputs", [256, 160, 4304])
 def test_errors_are_those_of_the_kind(kind, error, inputs):
     """Relative to the weights' own size, for normal weights; each bound is a tenth or so above what is measured.

@@ -124,7 +124,7 @@ class ModelFlags:
             "--quantize",
             metavar="BITS",
             parser=one_of("--quantize", get_args(QuantKind)),
-            help="Keep weights in fewer bits: int8, int4, nf4 or fp4.",
+            help="Keep weights in fewer bits: int8, int4, fp8, nf4 or fp4.",
         ),
     ] = None
     offline: Annotated[bool, _model("--offline", help="Never download a model.")] = False

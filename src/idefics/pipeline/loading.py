@@ -61,7 +61,7 @@ class Loaded:
             device_map: in place of `device`: "auto" spreads layers over all GPUs, and over CPU memory what does not
                 fit; or where each part lies, by module names, "" for the rest.
             max_memory: with "auto", what may be used of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
-            quantize: keep the decoder's weights in fewer bits: "int8", "int4", "nf4" or "fp4" (these two need
+            quantize: keep the decoder's weights in fewer bits: "int8", "int4", "fp8", "nf4" or "fp4" (these two need
                 `idefics[quant]`), or a `Quantisation` that says more.
             attn_implementation: "sdpa", "eager" (plain products and a softmax) or "flash_attention_2".
             revision: branch, tag or commit on the hub.

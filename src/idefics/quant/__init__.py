@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from idefics.config import Quantisation, QuantKind
 from idefics.nn.stored import StoredLinear, TokenEmbedding
+from idefics.quant.floats import Float8Linear, can_multiply, scaled
 from idefics.quant.integers import Int4Linear, Int8Linear
 from idefics.quant.measure import Verdict
-from idefics.quant.products import integers, onednn
+from idefics.quant.products import cuda_takes, integers, integers_on_cuda, onednn
 
 Make = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
 
@@ -90,7 +91,7 @@ def footprint(model: nn.Module, buffers: bool = True) -> int:
 
 
 def tune(model: nn.Module, verdict: Verdict) -> None:
-    """Has layers in float32 and int8 multiply by what is quickest here."""
+    """Has layers in float32 and eight bits multiply by what is quickest here."""
     if verdict.onednn:
         stored(model)
     for module in model.modules():
@@ -98,6 +99,10 @@ def tune(model: nn.Module, verdict: Verdict) -> None:
             module.product = onednn
         if verdict.integers and isinstance(module, Int8Linear):
             module.product = integers
+        if isinstance(module, Int8Linear) and cuda_takes(module.weight):
+            module.product = integers_on_cuda
+        if isinstance(module, Float8Linear) and can_multiply(module.weight):
+            module.product = scaled
 
 
 def _make(quantisation: Quantisation, kind: QuantKind) -> Make:
@@ -106,6 +111,8 @@ def _make(quantisation: Quantisation, kind: QuantKind) -> Make:
             return Int8Linear.of
         case "int4":
             return Int4Linear.of
+        case "fp8":
+            return Float8Linear.of
         case "nf4" | "fp4":
             from idefics.quant.blocks import maker
 

@@ -42,8 +42,8 @@ class Int8Linear(nn.Linear):
     @classmethod
     def holding(cls, layer: nn.Linear, levels: Tensor, scale: Tensor) -> Self:
         """A layer's place taker, with what has been rounded before."""
-        made = _shell(cls, layer)
-        made.weight, made.scale, made.product = _kept(levels), _kept(scale), rounded_back
+        made = shell(cls, layer)
+        made.weight, made.scale, made.product = kept(levels), kept(scale), rounded_back
         return made
 
     @classmethod
@@ -94,8 +94,8 @@ class Int4Linear(nn.Linear):
     @classmethod
     def holding(cls, layer: nn.Linear, levels: Tensor, scale: Tensor) -> Self:
         """A layer's place taker, with what has been rounded before."""
-        made = _shell(cls, layer)
-        made.weight, made.scale = _kept(levels), _kept(scale)
+        made = shell(cls, layer)
+        made.weight, made.scale = kept(levels), kept(scale)
         return made
 
     @classmethod
@@ -159,12 +159,13 @@ def _squares(weight: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
     return levels.float().mul_(scale.float()).sub_(weight.float()).square_().sum(dim=-1, keepdim=True)
 
 
-def _shell(kind: type[L], layer: nn.Linear) -> L:
+def shell(kind: type[L], layer: nn.Linear) -> L:
     """A layer of this kind without a weight yet, with the shape and the bias of another."""
     made = kind(layer.in_features, layer.out_features, bias=False, device="meta")
     made.bias = layer.bias
     return made
 
 
-def _kept(tensor: Tensor) -> nn.Parameter:
+def kept(tensor: Tensor) -> nn.Parameter:
+    """A tensor as a parameter that is not learned."""
     return nn.Parameter(tensor.contiguous(), requires_grad=False)

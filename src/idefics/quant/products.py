@@ -1,4 +1,4 @@
-"""Matrix products on a CPU beside torch's own: which is quickest differs by machine, so `measure` chooses."""
+"""Matrix products beside torch's own. Which is quickest on a CPU differs by machine, so `measure` chooses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+FEW, MORE = 16, 32  # CUDA's product of whole numbers takes more than 16 rows
+TILE = 8  # and sizes that are multiples of this
 ROOM = 2**22  # sums that are held at once: 16 MiB
 
 
@@ -34,3 +36,23 @@ def integers(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
         else:
             torch.addcmul(bias, found, scale, out=found)
     return out.view(*input.shape[:-1], len(weight))
+
+
+def integers_on_cuda(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """`integers` as CUDA computes them: few rows are padded, and sums scaled in float32, or halves would overflow.
+
+    A weight is read as it lies, once: rounding it back would write and read it twice over in sixteen bits.
+    """
+    rows = input.reshape(-1, input.shape[-1]).float()
+    if (count := len(rows)) <= FEW:
+        rows = functional.pad(rows, (0, 0, 0, MORE - count))
+    step_of = rows.abs().amax(dim=-1, keepdim=True).div_(127).clamp_(min=torch.finfo(rows.dtype).tiny)
+    levels = (rows / step_of).round_().to(torch.int8)
+    found = torch._int_mm(levels, weight.t())[:count] * step_of[:count] * scale.float()
+    out = found.to(input.dtype).view(*input.shape[:-1], len(weight))
+    return out if bias is None else out + bias
+
+
+def cuda_takes(weight: Tensor) -> bool:
+    """Whether CUDA multiplies a weight of eight-bit whole numbers."""
+    return weight.is_cuda and not any(size % TILE for size in weight.shape)
