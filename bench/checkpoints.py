@@ -53,7 +53,18 @@ def checkpoint(name: str, *, whole: bool = False) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         _write(part, RELEASED[name], changes)
+        _weights(part)
         part.rename(folder)
+    return folder
+
+
+def hollow(name: str) -> Path:
+    """The folder of a whole checkpoint without its weights, by its short name or a path: for who draws them himself."""
+    if name not in RELEASED:
+        return Path(name)
+    folder = CACHE / f"{name}-hollow"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, RELEASED[name], {})
     return folder
 
 
@@ -88,7 +99,6 @@ def _write(folder: Path, released: Released, changes: dict[str, Any]) -> None:
             (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
     rows = config.get("text_config", config)["vocab_size"] + config.get("additional_vocab_size", 0)
     _tokenizer(rows, released.tokens).save(str(folder / "tokenizer.json"))
-    _weights(folder)
 
 
 def _changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

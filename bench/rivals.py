@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -48,6 +48,18 @@ class Transformers:
             given["pixel_values"] = torch.zeros(len(prompts), 1, 3, side, side, dtype=self.dtype)
             given["image_attention_mask"] = torch.zeros(*ids.shape, 1, dtype=torch.long)
         return {name: tensor.to(self.device) for name, tensor in given.items()}
+
+    @classmethod
+    def hollow(cls, folder: Path, dtype: torch.dtype, device: str) -> Self:
+        """With weights drawn where they lie: a folder without them is enough."""
+        from transformers import AutoConfig, AutoModelForImageTextToText, logging
+
+        logging.set_verbosity_error()
+        made = cls.__new__(cls)
+        with torch.device(device):
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+        made.model, made.device, made.dtype, made.cache = model.eval(), device, dtype, None
+        return made
 
     @torch.inference_mode()
     def run(self, prompts: list[Prompt], tokens: int) -> Run:
