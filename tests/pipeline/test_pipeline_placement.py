@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import idefics
 from idefics import weights
-from idefics.config import BRIDGES, FULL_PRECISION, Quantisation
+from idefics.config import BRIDGES, FULL_PRECISION, EngineConfig, Quantisation
 from idefics.errors import BadSetting, MissingExtra
 from idefics.nn.kernels import explicit, fast, flash, fused, kernel_called
+from idefics.pipeline.loading import engine_config
 from idefics.quant.blocks import BLOCK
 from idefics.quant.integers import GROUP, Int4Linear, Int8Linear
 
@@ -289,3 +290,9 @@ def test_memory_peaks_at_the_small_model_and_a_few_tensors(tmp_path, kind, model
     peak = float(subprocess.run(command, check=True, capture_output=True, text=True, env=here).stdout)
     # A tensor has 8 MiB: as it is read, cast, and while it is rounded. The whole in float32 would be 128.
     assert model <= peak + 1 <= model + 7 * 8
+
+
+def test_a_gpu_is_given_more_at_once():
+    cpu, gpu = (engine_config(torch.device(name)) for name in ("cpu", "cuda:1"))
+    assert cpu == EngineConfig()
+    assert gpu.batch_rows > cpu.batch_rows and gpu.step_tokens > cpu.step_tokens
