@@ -124,8 +124,8 @@ def test_whole_models(raw, kinds, instructions):
     )
     later = iter(pairs)
     reference = replaced(deepcopy(ours), lambda _: next(later)[1])
-    rows = sequences(ours, [1, 2, 5, 17, 20, 3])
-    cache = Pages.of(ours.layout, 30)
+    rows = sequences(ours, [3] * 30 + [18])
+    cache = Pages.of(ours.layout, 40)
     assert why_not(ours, cache) is None
     with torch.inference_mode():
         read(NativeDecode(ours.stack(), cache, instructions), rows)
