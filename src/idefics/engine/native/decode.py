@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idefics.engine.contract import VLM
 from idefics.engine.native import structures as c
-from idefics.engine.native.description import Description, lacks, linears
+from idefics.engine.native.description import Description, hooked, lacks, linears
 from idefics.engine.native.library import instruction_sets, library
 from idefics.nn.attention import Memory
 from idefics.nn.stack import Stack
@@ -46,6 +46,8 @@ def why_not(model: VLM, cache: Pages) -> str | None:
     for layer in (*stack.tables, *linears(stack)):
         if lack := lacks(layer):
             return lack
+    if module := hooked(stack):
+        return f"a {type(module).__name__} has a hook, which would not run"
     for pages in (*cache.keys, *cache.values):
         if pages.device.type != "cpu" or pages.dtype != torch.float32:
             return f"the cache is {pages.dtype} on {pages.device}, and it needs float32 on the CPU"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import POINTER, cast
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,15 @@ def linears(stack: Stack) -> list[nn.Linear]:
     return found
 
 
+def hooked(stack: Stack) -> nn.Module | None:
+    """A module with a hook, which would not run."""
+    parts: list[nn.Module] = [*stack.tables, *stack.layers, stack.norm, *linears(stack)]
+    for cross in filter(None, stack.crosses):
+        parts += [cross.norm, cross.mlp_norm, cross.mlp, *([cross.q_norm] if cross.q_norm else [])]
+    modules = chain.from_iterable(part.modules() for part in parts)
+    return next((one for one in modules if one._forward_hooks or one._forward_pre_hooks), None)
+
+
 def lacks(layer: nn.Module) -> str:
     """Why a linear layer or a table cannot be read here; nothing where it can."""
     name = type(layer).__name__
@@ -40,8 +50,6 @@ def lacks(layer: nn.Module) -> str:
         return f"the weight of a {name} is not on the CPU but on {weight.device}"
     if not weight.is_contiguous():
         return f"the weight of a {name} does not lie in one piece"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return f"a {name} has a hook, which would not run"
     if isinstance(layer, nn.Linear) and layer.bias is not None:
         return f"a {name} has a bias"
     if isinstance(layer, Int8Linear | Int4Linear):

@@ -17,11 +17,12 @@ def library() -> ctypes.CDLL | None:
     folder = Path(__file__).parent
     for path in (folder / f"_kernel{suffix}" for suffix in EXTENSION_SUFFIXES):
         if path.exists():
-            return _declared(path)
+            return declared(path)
     return None
 
 
-def _declared(path: Path) -> ctypes.CDLL | None:
+def declared(path: Path) -> ctypes.CDLL | None:
+    """The library of a file; None where it is none, or one of other sources."""
     try:
         found = ctypes.CDLL(str(path))
     except OSError:  # built for another machine
