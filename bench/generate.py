@@ -142,12 +142,11 @@ def batch(report: Report, name: str, size: Size) -> None:
 def first_token(report: Report, name: str, size: Size) -> None:
     """A new picture each time, its frames at hand."""
     folder = checkpoint(name)
-    racers = {f"ours {kind}": Ours(folder, kind) for kind in ("fp32", "bf16", "int8")}
+    racers = {f"ours {kind}": Ours(folder, kind) for kind in ("fp32", "int8")}
     prompts = _looks(racers["ours fp32"])
     runs = {who: _run(one, prompts, 1) for who, one in racers.items()}
     runs["transformers fp32"] = _run(Transformers(folder, torch.float32), prompts, 1)
-    runs["transformers bf16"] = _run(Transformers(folder, torch.bfloat16), prompts, 1)
-    found = rounds(runs, min(size.rounds, 3))
+    found = rounds(runs, size.rounds)
     (prompt,) = prompts(0)
     frames = sum(len(tiles.frames) for tiles in prompt.pictures)
     for who, mine in found.items():
@@ -226,7 +225,8 @@ def main() -> None:
     parser.add_argument(
         "--model", action="append", help="a short name or a folder; those of the case unless given"
     )
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=Size.rounds)
+    parser.add_argument("--quick", action="store_true", help="the demo checkpoints, hardly any rounds")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     report = Report("generate", quick=given.quick)
@@ -236,7 +236,7 @@ def main() -> None:
         if given.quick:
             names = (str(demo / ("idefics1" if case == "beside" else "idefics3")),)
         for name in given.model or names:
-            measure(report, name, QUICK if given.quick else Size())
+            measure(report, name, QUICK if given.quick else Size(rounds=given.rounds))
     report.close()
 
 

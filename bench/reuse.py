@@ -126,13 +126,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", choices=CASES, action="append", help="one of the above; all unless given")
     parser.add_argument("--model", default="smolvlm-256m", help="a short name or a folder")
+    parser.add_argument("--rounds", type=int, default=Size.rounds)
+    parser.add_argument("--pictures", type=int, default=Size.pictures, help="of the case shots")
     parser.add_argument("--quick", action="store_true", help="the demo checkpoint, hardly any rounds")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     demo = Path(idefics.__file__).parent / "demo" / "idefics3"
     report = Report("reuse", quick=given.quick)
     for case in given.case or CASES:
-        CASES[case](report, str(demo) if given.quick else given.model, QUICK if given.quick else Size())
+        size = QUICK if given.quick else Size(rounds=given.rounds, pictures=given.pictures)
+        CASES[case](report, str(demo) if given.quick else given.model, size)
     report.close()
 
 
