@@ -72,7 +72,7 @@ def test_placement_and_bits_are_flags(loads):
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [
-        ("--quantize", "int3", "--quantize is 'int3': give int8, int4, nf4 or fp4"),
+        ("--quantize", "int3", "--quantize is 'int3': give int8, int4, fp8, nf4 or fp4"),
         ("--threads", "many", "--threads is 'many': give a whole number"),
         ("--device-map", "all", "--device-map is 'all': give auto, balanced, balanced_low_0 or sequential"),
     ],
