@@ -9,7 +9,7 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from idefics.messages import Picture
+from idefics.messages import Look, Picture
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import prepare, prepared, rgb, split
 from idefics.processing.resize import pixels_of
@@ -201,9 +201,11 @@ def test_a_file_has_one_key_however_it_comes(tmp_path):
     data, other = encoded(picture("RGB"), "PNG"), encoded(picture("RGB"), "BMP")
     path = tmp_path / "picture.png"
     path.write_bytes(data)
-    a, b, c = (prepared(Picture(source), TILES, Fetcher(policy="off")) for source in (data, path, other))
+    a, b, c = (
+        prepared(Picture(source), TILES, Fetcher(policy="off"), Look()) for source in (data, path, other)
+    )
     assert a.key == b.key != c.key
-    assert prepared(Picture(data), UNSPLIT, Fetcher(policy="off")).key != a.key
+    assert prepared(Picture(data), UNSPLIT, Fetcher(policy="off"), Look()).key != a.key
     for ours, theirs in zip(a.frames, c.frames, strict=True):
         assert np.array_equal(ours, theirs)
 
