@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+import idefics
 from checkpoints import RELEASED, checkpoint
 from harness import Report, rounds, seconds
 from idefics import Picture
@@ -25,7 +26,6 @@ from idefics.messages import Look
 from idefics.models import family_for
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import prepared
-from ours import Ours, photo
 from rivals import Transformers
 
 # Preprocessing: what is measured, whose plan, the side of tiles where another release has it smaller, the photo's size.
@@ -38,12 +38,15 @@ PLANS: tuple[tuple[str, str, int | None, tuple[int, int]], ...] = (
     ("Idefics, one frame", "9b", None, (1600, 1500)),
 )
 TARGETED = (1600, 1500)
+KINDS: dict[str, dict[str, Any]] = {"fp32": {"dtype": "float32"}, "bf16": {}, "int8": {"quantize": "int8"}}
 
 
 def jpeg(size: tuple[int, int]) -> bytes:
     """A photo as a camera's file: smooth, with a little noise."""
-    noise = np.random.default_rng(0).integers(-6, 7, (size[1], size[0], 1))
-    pixels = np.clip(np.asarray(photo(0).resize(size)).astype(np.int16) + noise, 0, 255).astype(np.uint8)
+    random = np.random.default_rng(0)
+    coarse = PIL.Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(size, PIL.Image.Resampling.BICUBIC)).astype(np.int16)
+    pixels = np.clip(smooth + random.integers(-6, 7, (size[1], size[0], 1)), 0, 255).astype(np.uint8)
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -94,7 +97,7 @@ def vision(report: Report, kinds: list[str], frames: int, count: int) -> None:
         )
     }
     for kind in kinds:
-        tower = Ours(folder, kind).engine.model
+        tower = idefics.load(folder, device="cpu", **KINDS[kind]).engine.model
         runs[f"ours {kind}"] = lambda _, tower=tower: seconds(lambda: tower.encode(pixels))
     spent = {who: statistics.median(times) for who, times in rounds(runs, count).items()}
     theirs = spent["transformers fp32"]
