@@ -73,8 +73,8 @@ class Growing:
         """Its text as it comes. Whoever leaves early cancels the rest, and has the answer up to there."""
         shown = ""
         try:
-            for _ in self.handle:
-                if piece := self.text[len(shown) :]:
+            for count, _ in enumerate(self.handle):
+                if piece := self.text[len(shown) : self.lengths[count]]:
                     shown += piece
                     yield piece
         except GeneratorExit:
