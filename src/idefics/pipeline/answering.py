@@ -104,6 +104,8 @@ class Growing:
         """Forgets what came after the text's first `length` characters."""
         self.handle.cancel()
         tokens = bisect_right(self.lengths, length)
+        if tokens < len(self.handle.ids):  # it may have been done already
+            self.handle.finish("cancelled")
         self.handle.ids, self.handle.logprobs = self.handle.ids[:tokens], self.handle.logprobs[:tokens]
         self.detokenizer.cut(length - len(self.start))
 
