@@ -17,6 +17,7 @@ from idefics.nn.vit import VisionEncoder
 
 SOURCE = Path(module.__file__).parent / "native" / "attention.c"
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-shared", "-fPIC"]
+FOUND = module.library.__wrapped__
 SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 
 # frames, heads, key heads, queries, keys, head size
@@ -101,6 +102,12 @@ def test_what_it_cannot_do_goes_to_torch(monkeypatch):
     assert fast(q.detach()[:, :, :3], k, v).shape == (1, 2, 3, 16)
     monkeypatch.setattr(module, "library", lambda: None)
     assert torch.equal(fast(q.detach(), k, v), fused(q.detach(), k, v))
+
+
+def test_a_kernel_of_another_machine_is_none(tmp_path, monkeypatch):
+    (tmp_path / ("_attention" + module.EXTENSION_SUFFIXES[0])).write_bytes(b"no library")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "attend.py"))
+    assert FOUND() is None
 
 
 def test_a_tower_computes_the_same_with_it_and_a_few_frames_at_a_time(monkeypatch):

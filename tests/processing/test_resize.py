@@ -131,6 +131,13 @@ def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):
     assert module.resize(noise(9, 8, 3), (4, 5), "bilinear").shape == (5, 4, 3)
 
 
+def test_a_kernel_of_another_machine_is_none(tmp_path, monkeypatch):
+    name = "_pixels" + module.EXTENSION_SUFFIXES[0]
+    (tmp_path / name).write_bytes(b"no library")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "resize.py"))
+    assert module._library() is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is found by its name on Linux")
 def test_no_byte_beyond_the_pictures_is_touched(tmp_path):
     """The same sizes under AddressSanitizer, in a process of its own."""

@@ -36,9 +36,13 @@ def library() -> ctypes.CDLL | None:
     """The compiled code, where there is some for this machine."""
     folder = Path(__file__).parent
     for path in (folder / f"_attention{suffix}" for suffix in EXTENSION_SUFFIXES):
-        if path.exists() and (found := ctypes.CDLL(str(path))).idefics_attention_works():
+        if path.exists():
+            try:
+                found = ctypes.CDLL(str(path))
+            except OSError:  # built for another machine
+                return None
             found.idefics_attend.argtypes = (ctypes.POINTER(Attention), ctypes.c_int, ctypes.c_void_p)
-            return found
+            return found if found.idefics_attention_works() else None
     return None
 
 

@@ -119,7 +119,10 @@ def _library() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name("_pixels" + suffix)
         if path.exists():
-            return ctypes.CDLL(str(path))
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:  # built for another machine
+                return None
     return None
 
 
