@@ -348,6 +348,39 @@ def test_what_is_packed_is_handed_over_in_its_final_dtype(tmp_path):
     assert torch.equal(model.body[0].bias, saved["body.0.bias"].bfloat16())
 
 
+def test_what_is_used_as_it_is_stored_may_stay_in_the_file(tmp_path):
+    saved = tensors()
+    saved["head.weight"] = saved["head.weight"].bfloat16()
+    file = tmp_path / "model.safetensors"
+    save_file(saved, file)
+    model = toy()
+    load(model, tmp_path, NO_RULES, dtype=torch.float32, device="cpu", mapped=True)
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], saved[name].to(loaded[name].dtype)) for name in saved)
+    with file.open("r+b") as written:  # in place, as nobody should
+        written.seek(-file.stat().st_size, os.SEEK_END)
+        header = int.from_bytes(written.read(8), "little")
+        written.seek(8 + header)
+        written.write(bytes(file.stat().st_size - 8 - header))
+    changed = {name for name, tensor in model.state_dict().items() if not tensor.any()}
+    assert changed == saved.keys() - {
+        "head.weight",
+        "steps",
+    }  # one was cast, the other is a buffer of whole numbers
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_model_that_writes_leaves_its_file_as_it_was(tmp_path, mapped):
+    save_file(tensors(), tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model = toy()
+    load(model, tmp_path, NO_RULES, dtype=torch.float32, device="cpu", mapped=mapped)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
 MEASURE = """
 import sys
 import torch

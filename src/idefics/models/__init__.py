@@ -147,6 +147,7 @@ def fill(
     quantisation: Quantisation | None = None,
     stored: Quantisation | None = None,
     verdict: Verdict | None = None,
+    mapped: bool = False,
 ) -> None:
     """Weights for a module on the meta device, each streamed straight to its final dtype, device and number of bits.
 
@@ -157,6 +158,7 @@ def fill(
         quantisation: which layers keep their weights in few bits, and how; None: none does.
         stored: which layers are in few bits in the folder already.
         verdict: what is quick on this machine; None: torch's own products.
+        mapped: whether what is used as it is stored stays in the files, as in `weights.load`.
 
     Raises:
         ModelError: as `weights.load`.
@@ -176,7 +178,7 @@ def fill(
         kept = dict.fromkeys(quant.stored(model), None if storage == "file" else storage)
         bits = dict.fromkeys(kept, 16) | bits
     places = placement.places(model, device, dtype=dtype, bits=bits)
-    weights.load(model, folder, keys, dtype=dtype, device=places, storage=kept, pack=packs)
+    weights.load(model, folder, keys, dtype=dtype, device=places, storage=kept, pack=packs, mapped=mapped)
     if verdict is not None:
         quant.tune(model, verdict)
     placement.join(model)

@@ -96,6 +96,7 @@ class Loaded:
             quantisation=quantisation,
             stored=checkpoint.quantisation,
             verdict=quick,
+            mapped=True,
         )
         give_kernel(module, kernel)
         engine = Engine(module, engine_config(main))  # type: ignore[arg-type]  # a VLM by its methods

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from idefics.nn.stored import by_blocks
 
+AT_ONCE = 2**19  # weights whose steps are looked for together: each has some bytes of its own meanwhile
 GROUP = 32  # neighbouring inputs that share a scale in four bits
 L = TypeVar("L", bound=nn.Linear)
 SHRINKINGS = tuple(1 - step / 40 for step in range(1, 13))  # of a group's step in four bits, which are tried
@@ -87,9 +88,9 @@ class Int4Linear(nn.Linear):
     def of(cls, layer: nn.Linear, weight: Tensor) -> Self:
         """A layer's place taker, with this (O, I) weight and the layer's bias."""
         groups = functional.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-        levels, scale = nearest(groups, 7)
-        halves = (levels + 8).to(torch.uint8).flatten(1)
-        return cls.holding(layer, halves[:, ::2] | halves[:, 1::2] << 4, scale[..., 0])
+        found = [_halves(*nearest(some, 7)) for some in groups.split(max(1, AT_ONCE // layer.in_features))]
+        levels, scales = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return cls.holding(layer, levels, scales)
 
     @classmethod
     def holding(cls, layer: nn.Linear, levels: Tensor, scale: Tensor) -> Self:
@@ -130,6 +131,12 @@ def rounded(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
     largest = torch.linalg.vector_norm(weight, torch.inf, dim=-1, keepdim=True, dtype=torch.float32)
     scale = (largest / most).to(weight.dtype).clamp(min=torch.finfo(weight.dtype).tiny)  # zeros stay zeros
     return _levels(weight, scale, most), scale
+
+
+def _halves(levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(O, groups, GROUP) integers and scales as they are stored in four bits."""
+    halves = levels.add_(8).to(torch.uint8).flatten(1)
+    return halves[:, ::2] | halves[:, 1::2] << 4, scale[..., 0]
 
 
 def nearest(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel, WeightsMismatch
 from idefics.weights.files import weight_files
@@ -43,6 +43,7 @@ def load(
     device: torch.device | str | Places,
     storage: Mapping[str, torch.dtype | None] | None = None,
     pack: Mapping[str, Callable[[Tensor], None]] | None = None,
+    mapped: bool = False,
 ) -> None:
     """Fills `model` with the checkpoint in `folder`.
 
@@ -58,6 +59,8 @@ def load(
         storage: for some names another dtype; None: the file's own where that is of sixteen bits, else float32.
         pack: for some names what takes their tensor instead of the model: it quantises it and puts it into its place.
             Where tied weights are packed under one name, they are kept under the others too.
+        mapped: leaves in the file what is used as it is stored there: read when it is first needed, and shared with
+            other processes. The files must then stay as they are while the model lives.
 
     Raises:
         WeightsMismatch: weights are missing, unused or misshapen: all are listed.
@@ -70,7 +73,9 @@ def load(
     places = device if isinstance(device, Mapping) else {"": torch.device(device)}
     packs, kept = pack or {}, storage or {}
     with ExitStack() as stack:
-        stored = _open(weight_files(folder), stack)
+        files = weight_files(folder)
+        stored = _open(files, stack)
+        maps = _open(files, stack, "mmap") if mapped else {}
         sources = {ours: [stored[name] for name in names] for ours, names in rules.sources(stored).items()}
         slots = _slots(model)
         _compare(slots, sources)
@@ -81,7 +86,7 @@ def load(
                     take(_read(slot, sources, dtype, place))
                     _close_gaps()
             if rest := [name for name in slot.names if name not in packs]:
-                slot.fill(model, rest, _read(slot, sources, kept.get(rest[0], dtype), place))
+                slot.fill(model, rest, _read(slot, sources, kept.get(rest[0], dtype), place, maps))
     _refuse_meta(model)
     for name, buffer in model.named_buffers():  # those that are not persistent, the model computed for itself
         _put(model, name, buffer.to(place_of(name, places)))
@@ -132,14 +137,16 @@ def _put(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(owner), attribute, value)
 
 
-def _open(files: Sequence[Path], stack: ExitStack) -> dict[str, _Stored]:
+def _open(
+    files: Sequence[Path], stack: ExitStack, way: Literal["pread", "mmap"] = "pread"
+) -> dict[str, _Stored]:
     from safetensors import safe_open
 
     stored: dict[str, _Stored] = {}
     for file in files:
-        # "pread" reads one tensor and no more; pages of a mapped file would stay, a second copy of the model.
+        # "pread" reads one tensor and no more; where it is then cast, pages of a mapped file would stay beside it.
         with _reading(file):
-            handle = stack.enter_context(safe_open(file, framework="pt", backend="pread"))
+            handle = stack.enter_context(safe_open(file, framework="pt", backend=way))
         for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
             if name in stored:
                 raise BrokenCheckpoint(
@@ -206,6 +213,7 @@ def _read(
     sources: Mapping[str, Sequence[_Stored]],
     dtype: torch.dtype | None,
     device: torch.device,
+    maps: Mapping[str, _Stored] | None = None,
 ) -> Tensor:
     """A slot's value, which is the same under each name that the checkpoint has of it."""
     import torch
@@ -213,7 +221,12 @@ def _read(
     first, *others = [name for name in slot.names if name in sources]
     if dtype is None:
         dtype = _sixteen_bits(sources[first]) or torch.float32
-    value = _joined(sources[first], slot, dtype, device)
+    if not slot.tensor.is_floating_point():
+        dtype = slot.tensor.dtype
+    if maps and device.type == "cpu" and len(sources[first]) == 1 and _as_stored(sources[first][0], dtype):
+        value = maps[sources[first][0].name].read()
+    else:
+        value = _joined(sources[first], slot, dtype, device)
     for other in others:
         if not torch.equal(value, _joined(sources[other], slot, dtype, device)):
             raise UnsupportedModel(
@@ -226,14 +239,25 @@ def _read(
 def _joined(parts: Sequence[_Stored], slot: _Slot, dtype: torch.dtype, device: torch.device) -> Tensor:
     import torch
 
-    if not slot.tensor.is_floating_point():
-        dtype = slot.tensor.dtype
     whole = torch.empty(slot.tensor.shape, dtype=dtype, device=device)
     if len(parts) == 1:
         return whole.copy_(parts[0].read())
     for rows, part in zip(whole.split([part.shape[0] for part in parts]), parts, strict=True):
         rows.copy_(part.read())
     return whole
+
+
+def _as_stored(part: _Stored, dtype: torch.dtype) -> bool:
+    import torch
+
+    kinds = {
+        "F32": torch.float32,
+        "BF16": torch.bfloat16,
+        "F16": torch.float16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+    }
+    return kinds.get(part.kind) == dtype
 
 
 def _sixteen_bits(parts: Sequence[_Stored]) -> torch.dtype | None:
