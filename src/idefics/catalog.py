@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
-# Bits of a number in the matrices of the decoder's layers, and of a number anywhere else. int4 has a 16-bit scale for
-# every 32 numbers (nf4 a 32-bit one for every 64: QLoRA, arXiv 2305.14314). int8 has one for each output: under a
-# thousandth, left out.
-BITS: dict[Precision, tuple[float, float]] = {
-    "float32": (32, 32),
-    "bfloat16": (16, 16),
-    "int8": (8, 16),
-    "int4": (4 + 16 / 32, 16),
+# Bits of a number in the matrices of the decoder's layers, in other matrices that int8 and int4 make smaller, and
+# anywhere else. int4 has a 32-bit scale for every 32 numbers. int8 has one for each output: left out.
+BITS: dict[Precision, tuple[float, float, float]] = {
+    "float32": (32, 32, 32),
+    "bfloat16": (16, 16, 16),
+    "int8": (8, 8, 16),
+    "int4": (4 + 32 / 32, 8, 16),
 }
 
 
@@ -32,7 +31,10 @@ class CheckpointRow:
         model_type: config.json's word for the architecture.
         parameters: how many numbers its weights are.
         matrices: how many of them are in matrices of the decoder's layers, cross-attention included: what int8 and
-            int4 make smaller. Vision tower, connector, embeddings, head and norms stay as they are.
+            int4 make smaller.
+        eights: how many are in matrices of the vision tower and in a head of one table, which int8 and int4 keep in
+            eight bits. Connector, tables of tokens and norms stay as they are.
+        twice: how many of `eights` are in a head that is tied: in few bits it stands beside the table of tokens.
         licence: of the weights.
         kind: "base" continues documents, "instruct" follows a request, "chat" is tuned for long talk.
         note: what to know before choosing it, in one sentence; may be empty.
@@ -46,10 +48,12 @@ class CheckpointRow:
     model_type: str
     parameters: int
     matrices: int
+    eights: int
     licence: str
     kind: Literal["base", "instruct", "chat"]
     note: str = ""
     video: bool = False
+    twice: int = 0
 
     @property
     def name(self) -> str:
@@ -68,6 +72,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics3",
         parameters=3_493_440,
         matrices=1_587_200,
+        eights=1_344_640,
         licence=_APACHE,
         kind="instruct",
         note="Inside the package, needs no network; knows nothing but its picture book.",
@@ -79,6 +84,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics",
         parameters=4_741_352,
         matrices=2_539_520,
+        eights=1_024_000,
         licence=_APACHE,
         kind="instruct",
         note="Inside the package, needs no network; knows nothing but its picture book.",
@@ -90,6 +96,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics3",
         parameters=256_484_928,
         matrices=106_168_320,
+        eights=113_319_936,
         licence=_APACHE,
         kind="instruct",
         note="The smallest for real photographs.",
@@ -101,6 +108,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics3",
         parameters=507_482_304,
         matrices=314_572_800,
+        eights=132_243_456,
         licence=_APACHE,
         kind="instruct",
         note="The default: good answers on a laptop's CPU.",
@@ -112,6 +120,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics3",
         parameters=2_246_272_880,
         matrices=1_610_612_736,
+        eights=511_739_904,
         licence=_APACHE,
         kind="instruct",
     ),
@@ -122,6 +131,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="smolvlm",
         parameters=256_484_928,
         matrices=106_168_320,
+        eights=113_319_936,
         licence=_APACHE,
         kind="instruct",
         video=True,
@@ -133,6 +143,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="smolvlm",
         parameters=507_482_304,
         matrices=314_572_800,
+        eights=132_243_456,
         licence=_APACHE,
         kind="instruct",
         video=True,
@@ -144,6 +155,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="smolvlm",
         parameters=2_246_784_880,
         matrices=1_610_612_736,
+        eights=511_995_904,
         licence=_APACHE,
         kind="instruct",
         video=True,
@@ -155,6 +167,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics3",
         parameters=256_484_928,
         matrices=106_168_320,
+        eights=113_319_936,
         licence="CDLA-Permissive-2.0",
         kind="instruct",
         note='Writes pages down as DocTags: "Convert this page to docling."',
@@ -166,6 +179,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics3",
         parameters=257_517_120,
         matrices=106_168_320,
+        eights=142_737_408,
+        twice=57_802_752,
         licence=_APACHE,
         kind="instruct",
         note="Successor of SmolDocling.",
@@ -177,6 +192,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics3",
         parameters=8_462_086_384,
         matrices=6_979_321_856,
+        eights=936_419_328,
         licence=_APACHE,
         kind="instruct",
         note="Strong at documents, charts and text in pictures.",
@@ -188,6 +204,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics2",
         parameters=8_402_768_112,
         matrices=6_979_321_856,
+        eights=542_154_752,
         licence=_APACHE,
         kind="instruct",
     ),
@@ -198,6 +215,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics2",
         parameters=8_402_759_920,
         matrices=6_979_321_856,
+        eights=542_150_656,
         licence=_APACHE,
         kind="base",
     ),
@@ -208,6 +226,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics2",
         parameters=8_402_768_112,
         matrices=6_979_321_856,
+        eights=542_154_752,
         licence=_APACHE,
         kind="chat",
     ),
@@ -218,6 +237,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics",
         parameters=8_929_679_632,
         matrices=7_910_457_344,
+        eights=629_145_600,
         licence=_LLAMA,
         kind="base",
         note="Learns a task from a few interleaved examples.",
@@ -229,6 +249,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics",
         parameters=8_929_687_824,
         matrices=7_910_457_344,
+        eights=629_145_600,
         licence=_LLAMA,
         kind="instruct",
     ),
@@ -239,6 +260,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics",
         parameters=79_967_843_624,
         matrices=78_685_143_040,
+        eights=629_145_600,
         licence=_LLAMA,
         kind="base",
     ),
@@ -249,6 +271,7 @@ CATALOG: tuple[CheckpointRow, ...] = (
         model_type="idefics",
         parameters=79_967_860_008,
         matrices=78_685_143_040,
+        eights=629_145_600,
         licence=_LLAMA,
         kind="instruct",
     ),
@@ -272,7 +295,10 @@ def short_names() -> tuple[str, ...]:
 def memory(row: CheckpointRow, precision: Precision) -> int:
     """Bytes that the weights take; pictures and the key/value cache come on top.
 
-    matrices * (their bits) / 8 + (parameters - matrices) * (bits of the rest) / 8, with the bits of `BITS`.
+    Numbers times their bits, those of `BITS`; eights that are tied are counted a second time where they are smaller.
     """
-    inner, outer = BITS[precision]
-    return round((row.matrices * inner + (row.parameters - row.matrices) * outer) / 8)
+    decoder, beside, outer = BITS[precision]
+    rest = row.parameters - row.matrices - row.eights
+    if beside != outer:
+        rest += row.twice
+    return round((row.matrices * decoder + row.eights * beside + rest * outer) / 8)

@@ -24,8 +24,8 @@ EXAMPLES = ("idefics models", "idefics models --json")
 WIDTHS: dict[Precision, int] = {"float32": 8, "bfloat16": 6, "int8": 6, "int4": 6}
 HEADING = "  name              parameters float32  bf16  int8  int4  on the hub"
 FOOT = """
-From float32 to int4: GB of memory that the weights take. int8 and int4 shrink the matrices of the
-decoder; vision tower, connector, embeddings and head stay in 16 bits.
+From float32 to int4: GB of memory that the weights take. int8 shrinks all matrices but the bridge
+between vision and text and the tables of tokens; int4 those of the decoder further.
 * is on this machine already. Others are downloaded when they are first asked for, to
   {cache}
 The demo models know only the picture book inside this package; for real photographs use one of the
