@@ -59,10 +59,11 @@ class Engine:
             alone=ALONE * config.step_tokens,
             frames=config.encode_frames,
             queue=config.waiting,
+            ahead=weight.device.type == "cuda" and len(devices) == 1,
         )
         self.scheduler = Scheduler(Pages(pages), limits, self.pictures)
         decode = decode_step(model, self.cache)
-        self.runner = Runner(model, self.cache, decode, self.pictures, weight.device)
+        self.runner = Runner(model, self.cache, decode, self.pictures, weight.device, ahead=limits.ahead)
         self.picker = Picker(model, self.runner)
         self.work = threading.Condition(threading.RLock())
         self._jobs: dict[Handle, Job] = {}

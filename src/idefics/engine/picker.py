@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,7 +61,8 @@ class Picker:
             if self._sampler is None or branches != self._rows:
                 self._sampler, self._rows = self._settings(branches, logits.device), branches
             chosen = self._sampler.choose(logits)
-            ids = chosen.ids.tolist()
+            ids = sent(chosen.ids)
+            logprobs = None if chosen.logprobs is None else sent(chosen.logprobs)
         except Exception as error:
             self._sampler = None
             if len(branches) == 1:
@@ -70,12 +74,12 @@ class Picker:
                 for pick in self._sample(plan, [branch], logits[row : row + 1])
             ]
         self.runner.chose(branches, chosen.ids)
-        if chosen.logprobs is None:
-            return [Pick(branch.job, (id,)) for branch, id in zip(branches, ids, strict=True)]
+        if logprobs is None:
+            return [Pick(branch.job, (id,)) for branch, id in zip(branches, ids(), strict=True)]
         wants = [branch.job.request.sampling.logprobs for branch in branches]
         return [
             Pick(branch.job, (id,), logprob=logprob if asked else None)
-            for branch, id, logprob, asked in zip(branches, ids, chosen.logprobs.tolist(), wants, strict=True)
+            for branch, id, logprob, asked in zip(branches, ids(), logprobs(), wants, strict=True)
         ]
 
     def _settings(self, branches: list[Branch], device: torch.device) -> Sampler:
@@ -114,6 +118,21 @@ class Picker:
         if job.search is None:
             job.search = Beaming(job, self.vocabulary, logits.device)
         return [job.search.advance(logits)]
+
+
+def sent(numbers: Tensor) -> Callable[[], list[Any]]:
+    """Sends numbers to the host: -> what waits for them, and for nothing that the device is given meanwhile."""
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    there = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record(torch.cuda.current_stream(numbers.device))
+
+    def received() -> list[Any]:
+        arrival.synchronize()
+        return there.tolist()
+
+    return received
 
 
 class Beaming:

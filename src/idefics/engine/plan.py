@@ -21,6 +21,7 @@ class Limits:
         alone: so many, if nobody is being answered.
         frames: so many frames of pictures are encoded in a step.
         queue: so many requests wait.
+        ahead: whether rows get pages a token before they need them, as long as there are enough.
     """
 
     rows: int
@@ -28,6 +29,7 @@ class Limits:
     alone: int
     frames: int
     queue: int
+    ahead: bool = False
 
 
 class Shelf(Protocol):

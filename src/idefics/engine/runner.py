@@ -19,6 +19,7 @@ from idefics.engine.contract import VLM
 from idefics.engine.decode import DecodeRows, DecodeStep
 from idefics.engine.encode import Pictures
 from idefics.engine.job import Branch, Job
+from idefics.engine.pages import PAGE
 from idefics.engine.plan import Plan, Span
 from idefics.engine.score import Tree
 from idefics.nn.attention import Memory
@@ -43,15 +44,30 @@ class Read(NamedTuple):
 class Runner:
     """Runs plans. While the same rows are read one token further, their tensors stay.
 
+    Attributes:
+        ahead: whether rows are read further as soon as their ids are chosen, before the host knows which they are: for
+            a device that computes by itself, which would wait for the host else. A row that turns out to have ended has
+            then been read in vain, on a page that nobody else had yet.
+
     Args:
         device: where ids are looked up.
     """
 
     def __init__(
-        self, model: VLM, cache: PagedCache, decode: DecodeStep, pictures: Pictures, device: torch.device
+        self,
+        model: VLM,
+        cache: PagedCache,
+        decode: DecodeStep,
+        pictures: Pictures,
+        device: torch.device,
+        *,
+        ahead: bool,
     ) -> None:
         self.model, self.cache, self.decode, self.pictures = model, cache, decode, pictures
-        self.device = device
+        self.device, self.ahead = device, ahead
+        self._started: tuple[list[Branch], Tensor] | None = (
+            None  # rows that were read ahead, and their logits
+        )
         self._going: list[Branch] = []  # the rows of `_rows`
         self._rows: DecodeRows | None = None
         self._chosen: tuple[list[Branch], Tensor] = ([], torch.empty(0))
@@ -59,6 +75,11 @@ class Runner:
     def chose(self, branches: list[Branch], ids: Tensor) -> None:
         """(R,) the ids that follow: where the same rows go on, they need not leave the device."""
         self._chosen = branches, ids
+        if self.ahead and branches == self._going and all(map(_has_room, branches)):
+            try:
+                self._started = branches, self.decode(self._next(branches, has_moved=False))
+            except Exception:  # it comes again in the step itself, where it is told
+                self._going = []
 
     def run(self, plan: Plan) -> Read:
         """One step. An error of one job is written into the plan, and the others go on."""
@@ -105,7 +126,9 @@ class Runner:
         read = Read([], [], [])
         if decode:
             read.branches.extend(decode)
-            read.logits.append(self.decode(self._next(decode, has_moved)))
+            read.logits.append(self._decoded(decode, has_moved))
+        else:
+            self._started = None
         if spans:
             h, ends = self._read(spans)
             last = [(span, end) for span, end in zip(spans, ends, strict=True) if span.is_last]
@@ -119,6 +142,20 @@ class Runner:
                 if span.group is not None
             )
         return read
+
+    def _decoded(self, branches: list[Branch], has_moved: bool) -> Tensor:
+        """(R, V): the rows read one token further, if they have not been."""
+        if self._started is None:
+            return self.decode(self._next(branches, has_moved))
+        (started, logits), self._started = self._started, None
+        if branches == started:
+            if has_moved and self._rows is not None:
+                self._rows.tables = self._tables(branches)
+            return logits
+        places = {branch: row for row, branch in enumerate(started)}
+        if places.keys() >= set(branches):
+            return logits[torch.tensor([places[branch] for branch in branches], device=logits.device)]
+        return self.decode(self._next(branches, has_moved))
 
     def _next(self, branches: list[Branch], has_moved: bool) -> DecodeRows:
         """Rows as tensors; those of the step before where they have not changed."""
@@ -204,3 +241,8 @@ class Runner:
             if index >= 0:
                 yield slice(start, start + count), self.pictures.memory(prompt.pictures[index])
             start += count
+
+
+def _has_room(branch: Branch) -> bool:
+    """Whether a row has a page for the token after the one that is being read."""
+    return (branch.read + 1) // PAGE < len(branch.pages)

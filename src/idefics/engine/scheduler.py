@@ -130,6 +130,10 @@ class Scheduler:
                     plan.copies[page] = branch.pages[number]
                     self.pages.release([branch.pages[number]])
                     branch.pages[number] = page
+            is_full = (branch.read + 1) // PAGE == len(branch.pages)
+            if self.limits.ahead and is_full and self.pages.room > self.limits.rows:
+                branch.pages.append(self.pages.take())
+                plan.has_moved = True
         plan.decode += job.branches
 
     def _read(self, job: Job, plan: Plan, frames: int, tokens: int) -> tuple[int, int]:

@@ -113,7 +113,7 @@ def engine_config(device: torch.device) -> EngineConfig:
     if device.type != "cuda":
         return EngineConfig()
     return EngineConfig(
-        batch_rows=64, encode_frames=32, step_tokens=4096, cache_share=0.6, picture_bytes=4 << 30
+        batch_rows=64, encode_frames=32, step_tokens=2048, cache_share=0.6, picture_bytes=4 << 30
     )
 
 
