@@ -160,10 +160,6 @@ def test_what_is_read_in_vain_spoils_no_beginning():
     settled(engine)
 
 
-def test_numbers_arrive():
-    assert sent(torch.tensor([3, 1, 2]))() == [3, 1, 2]
-
-
 @pytest.mark.gpu
 def test_numbers_arrive_from_a_gpu():
     numbers = torch.arange(5, device="cuda")

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from idefics.nn.attention import DenseAttn, LayerMemory
+from idefics.nn.kernels import fused, ungrouped
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -118,3 +119,26 @@ def test_half_precision_stays(dtype):
     q, k, v = (x.to(dtype) for x in qkv(3))
     assert attn.cross(0, q).dtype == attn.self_(0, q, k, v).dtype == dtype
     assert attn.cross(0, q).isfinite().all()
+
+
+def heads_in_groups(device="cpu"):
+    q, k, v = (torch.randn(2, heads, length, 8, device=device) for heads, length in ((6, 5), (2, 9), (2, 9)))
+    return q, k, v, torch.rand(5, 9, device=device) < 0.7
+
+
+def test_heads_are_shared_or_repeated():
+    """Keys repeated for each head of the queries, in their order, are the same keys."""
+    q, k, v, mask = heads_in_groups()
+    mask[:, 0] = True
+    k_, v_ = ungrouped(q, k, v)
+    assert k_.shape == v_.shape == (2, 6, 9, 8)
+    torch.testing.assert_close(fused(q, k_, v_, mask=mask), fused(q, k, v, mask=mask))
+    assert ungrouped(q, k_, v_) == (k_, v_)
+
+
+@pytest.mark.gpu
+def test_a_mask_over_shared_heads_on_a_gpu():
+    q, k, v, mask = heads_in_groups("cuda")
+    mask[:, 0] = True
+    wanted = fused(*(x.cpu() for x in (q, k, v)), mask=mask.cpu())
+    torch.testing.assert_close(fused(q, k, v, mask=mask).cpu(), wanted, rtol=1e-3, atol=1e-3)

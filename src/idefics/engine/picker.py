@@ -30,6 +30,7 @@ class Picker:
         self.vocabulary = model.layout.vocabulary
         self._rows: list[Branch] = []
         self._sampler: Sampler | None = None
+        self._sent = sent if runner.ahead else at_once
 
     def pick(self, plan: Plan, read: Read) -> list[Pick]:
         """One pick for each job that has something to follow. An error of one job is written into the plan."""
@@ -61,8 +62,8 @@ class Picker:
             if self._sampler is None or branches != self._rows:
                 self._sampler, self._rows = self._settings(branches, logits.device), branches
             chosen = self._sampler.choose(logits)
-            ids = sent(chosen.ids)
-            logprobs = None if chosen.logprobs is None else sent(chosen.logprobs)
+            ids = self._sent(chosen.ids)
+            logprobs = None if chosen.logprobs is None else self._sent(chosen.logprobs)
         except Exception as error:
             self._sampler = None
             if len(branches) == 1:
@@ -120,10 +121,14 @@ class Picker:
         return [job.search.advance(logits)]
 
 
+def at_once(numbers: Tensor) -> Callable[[], list[Any]]:
+    """What has the numbers, which the host has waited for."""
+    found = numbers.tolist()
+    return lambda: found
+
+
 def sent(numbers: Tensor) -> Callable[[], list[Any]]:
-    """Sends numbers to the host: -> what waits for them, and for nothing that the device is given meanwhile."""
-    if numbers.device.type != "cuda":
-        return numbers.tolist
+    """Sends numbers from CUDA to the host: -> what waits for them, and for nothing that is computed meanwhile."""
     there = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
     arrival = torch.cuda.Event()
     arrival.record(torch.cuda.current_stream(numbers.device))

@@ -35,8 +35,20 @@ def fused(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, drop: float = 0.0
 ) -> Tensor:
     """torch's best kernel for the device."""
+    if mask is not None and q.is_cuda:
+        k, v = ungrouped(q, k, v)
     grouped = q.shape[1] != k.shape[1]
     return scaled_dot_product_attention(q, k, v, mask, drop, is_causal=causal, enable_gqa=grouped)
+
+
+def ungrouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values with a head for each head of the queries.
+
+    CUDA's kernel that takes a mask and holds no (T, L) matrix does not share heads: with shared ones torch would
+    compute that matrix for every head.
+    """
+    shared = q.shape[1] // k.shape[1]
+    return (k, v) if shared == 1 else (k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1))
 
 
 def fast(
@@ -77,8 +89,7 @@ class Explicit:
         causal: bool = False,
         drop: float = 0.0,
     ) -> Tensor:
-        shared = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+        k, v = ungrouped(q, k, v)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
