@@ -310,7 +310,8 @@ def reference_inputs(reference, prompts):
     frames = [[frame for tiles in p.pictures for frame in tiles.frames] for p in prompts]
     most, side = max(map(len, frames)), config.vision_config.image_size
     sizes = [frame.shape[1:] for row in frames for frame in row] or [(side, side)]
-    pixels = torch.zeros(len(prompts), max(most, 1), 3, *map(max, zip(*sizes, strict=True)))
+    shape = len(prompts), max(most, 1), 3, *map(max, zip(*sizes, strict=True))
+    pixels = torch.zeros(shape, dtype=reference.dtype)
     real = torch.zeros(len(prompts), max(most, 1), *pixels.shape[3:], dtype=torch.long)
     seen = torch.zeros(len(prompts), longest, max(most, 1))
     for row, p in enumerate(prompts):

@@ -213,7 +213,7 @@ def test_dtype_and_device_are_checked():
 
 def test_bfloat16_runs_too(picture):
     vlm = idefics.load("demo", dtype="bfloat16")
-    assert next(iter(vlm.engine.model.parameters())).dtype == torch.bfloat16
+    assert torch.bfloat16 in {parameter.dtype for parameter in vlm.engine.model.parameters()}
     assert vlm.caption(picture, max_new_tokens=4).tokens
 
 
