@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 PIXELS, DECODE = Path("src/idefics/processing/native"), Path("src/idefics/engine/native")
-ATTENTION = Path("src/idefics/nn/native")
+ATTENTION, PASSES = Path("src/idefics/nn/native"), Path("src/idefics/quant/native")
 
 # Plain libraries, read through ctypes: they do not know Python.
 setup(
@@ -24,6 +24,12 @@ setup(
             [str(ATTENTION / "attention.c")],
             extra_compile_args=["-std=gnu11", "-O3", "-Wno-psabi"],
             libraries=["m"],
+            optional=True,
+        ),
+        Extension(
+            "idefics.quant._passes",
+            [str(PASSES / "passes.c")],
+            extra_compile_args=["-std=gnu11", "-O3"],
             optional=True,
         ),
         Extension(

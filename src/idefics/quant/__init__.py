@@ -91,11 +91,11 @@ def footprint(model: nn.Module, buffers: bool = True) -> int:
 
 
 def tune(model: nn.Module, verdict: Verdict) -> None:
-    """Has layers in float32 and eight bits multiply by what is quickest here."""
+    """Has layers in float32, eight and four bits multiply by what is quickest here."""
     if verdict.onednn:
         stored(model)
     for module in model.modules():
-        if verdict.onednn and isinstance(module, StoredLinear):
+        if verdict.onednn and isinstance(module, (StoredLinear, Int4Linear)):
             module.product = onednn
         if verdict.integers and isinstance(module, Int8Linear):
             module.product = integers

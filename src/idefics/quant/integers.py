@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idefics.nn.stored import Product as WideProduct
 from idefics.nn.stored import by_blocks
+from idefics.quant.passes import can_widen, widen
 
 AT_ONCE = 2**19  # weights whose steps are looked for together: each has some bytes of its own meanwhile
 GROUP = 32  # neighbouring inputs that share a scale in four bits
@@ -80,9 +82,11 @@ class Int4Linear(nn.Linear):
         weight: (O, ceil(I / GROUP) * GROUP / 2) uint8, two weights a byte, the even one in the low half, each from
             1 to 15 with 8 for zero.
         scale: (O, ceil(I / GROUP)) a step of each group, in the dtype that the weights had.
+        product: what computes with some outputs' wide weights.
     """
 
     scale: nn.Parameter
+    product: WideProduct = staticmethod(functional.linear)
 
     @classmethod
     def of(cls, layer: nn.Linear, weight: Tensor) -> Self:
@@ -112,10 +116,13 @@ class Int4Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # (..., I) -> (..., O)
         shape = self.out_features, self.in_features
-        return by_blocks(input, shape, lambda rows: self._wide(rows, input.dtype), self.bias)
+        return by_blocks(input, shape, lambda rows: self._wide(rows, input.dtype), self.bias, self.product)
 
     def _wide(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        levels, scale = self.weight[rows], self.scale[rows].to(dtype)
+        levels, scale = self.weight[rows], self.scale[rows]
+        if can_widen(levels, scale, dtype):
+            return widen(levels, scale, self.in_features)
+        scale = scale.to(dtype)
         wide = torch.empty(*levels.shape, 2, dtype=dtype, device=levels.device)  # (rows, bytes, halves)
         wide[..., 0], wide[..., 1] = levels & 15, levels >> 4
         groups = wide.flatten(1).unflatten(1, (-1, GROUP)).sub_(8).mul_(scale[..., None])
