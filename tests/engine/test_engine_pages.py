@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.fakes import picture, prompt
-from idefics.engine.pages import PAGE, Keys, Pages
+from idefics.engine.pages import PAGE, Content, Keys, Pages
 
 
 class AnyUse(RuleBasedStateMachine):
@@ -41,8 +41,7 @@ class AnyUse(RuleBasedStateMachine):
     @rule(data=st.data(), name=st.binary(min_size=1, max_size=1))
     def publish(self, data, name):
         page = data.draw(st.sampled_from(data.draw(st.sampled_from(self.rows))))
-        if page not in self.pages._key_of:
-            self.pages.publish(page, name)
+        self.pages.publish(page, Content(name, b"", ((name[0], ""),)))
 
     @rule(names=st.lists(st.binary(min_size=1, max_size=1), max_size=3))
     def find(self, names):
@@ -76,7 +75,7 @@ def test_the_longest_unused_page_goes_first_and_ends_before_beginnings():
     pages = Pages(5)
     row, other = [pages.take(), pages.take()], [pages.take()]
     for number, page in enumerate([*row, *other]):
-        pages.publish(page, bytes([number]))
+        pages.publish(page, Content(bytes([number]), b"", ()))
     pages.release(row)
     pages.release(other)
     assert pages.kept == 3
@@ -135,10 +134,27 @@ def test_an_answer_sees_what_the_prompts_end_saw():
 def test_a_match_never_ends_within_a_picture(before, frames, after):
     asked = prompt("text", *[5] * before, picture("wide", frames=frames), *[5] * after)
     pages = Keys(asked, beside=False)
-    for most in range(len(asked) // PAGE + 1):
-        whole = pages.whole(most)
-        assert whole <= most
-        inside = before < whole * PAGE < before + 3 * frames
-        assert not inside
-        if not before < most * PAGE < before + 3 * frames:
-            assert whole == most, "no more is given up than must be"
+    for most in range(len(asked) + 1):
+        outside = pages.outside(most)
+        assert outside <= most
+        assert not before < outside < before + 3 * frames
+        if not before < most < before + 3 * frames:
+            assert outside == most, "no more is given up than must be"
+
+
+def test_a_page_serves_as_far_as_it_goes():
+    pages, (one, other) = (
+        Pages(5),
+        ([(n, "") for n in range(PAGE)], [(n, "") for n in range(8)] + [(1, "cat")] * 4),
+    )
+    first, second = pages.take(), pages.take()
+    pages.publish(first, Content(b"1", b"before", tuple(one)))
+    pages.publish(second, Content(b"2", b"before", tuple(other)))
+    assert pages.partly(b"before", one[:12]) == (first, 12)
+    assert pages.partly(b"before", other) == (second, 12)
+    assert pages.partly(b"before", [*other[:10], (1, "dog")]) == (second, 10)
+    assert pages.partly(b"before", [(9, "")]) == pages.partly(b"another", one) == (0, 0)
+    more = (*other, (5, ""))
+    pages.publish(second, Content(b"3", b"before", more))
+    assert pages.partly(b"before", [*more, (6, "")]) == (second, 13)
+    pages.check()

@@ -72,7 +72,7 @@ class Scheduler:
         for job in self.running:
             if job.is_reading:
                 frames, tokens = self._read(job, plan, frames, tokens)
-        while self.queue and tokens > 0 and self._admit():
+        while self.queue and tokens > 0 and self._admit(plan):
             frames, tokens = self._read(self.running[-1], plan, frames, tokens)
         return plan
 
@@ -81,7 +81,8 @@ class Scheduler:
         for branch in plan.decode:
             if branch.job not in plan.errors:
                 branch.read += 1
-                self._publish(branch)
+                if branch.read % PAGE == 0:
+                    self._publish(branch)
         for span in plan.spans:
             if span.group is None and span.branch.job not in plan.errors:
                 span.branch.read = span.end
@@ -166,30 +167,40 @@ class Scheduler:
             plan.spans.append(Span(branch, branch.read, end))
         return frames, tokens - (end - branch.read)
 
-    def _admit(self) -> bool:
+    def _admit(self, plan: Plan) -> bool:
         """Lets the first of the queue run, if there is room: whether it does."""
         job = self.queue[0]
         rows = sum(other.request.rows for other in self.running)
         if self.running and rows + job.request.rows > self.limits.rows:
             return False
         (branch,) = job.branches
-        keys = branch.keys.upto(
-            branch.ids, len(branch.ids) - 1
-        )  # the last token is read, for what follows it
+        last = len(branch.ids) - 1  # it is read in any case, for what follows it
+        keys = branch.keys.upto(branch.ids, last)
         found = self.pages.find(keys)
         if len(found) < len(keys) and keys[len(found)] in self._promised():
             return False  # another is reading the same beginning: in a step or so it can be shared
-        found = found[: branch.keys.whole(len(found))]
-        new = -(-len(branch.ids) // PAGE) - len(found)
-        room = self.pages.room - sum(not self.pages.owners[page] for page in found)
+        after = branch.keys.content(branch.ids, len(found), last)
+        part, count = self.pages.partly(after.after, after.marks)
+        candidates, known = [*found, part], branch.keys.outside(len(found) * PAGE + count)
         growing = sum(
             len(other.branches) for other in self.running
         )  # a page each, or they would soon be sent away
-        if new + growing > room:
-            return False
-        self.pages.share(found)
-        branch.pages = found + [self.pages.take() for _ in range(new)]
-        branch.read, branch.published = len(found) * PAGE, len(found)
+        while True:
+            full = known // PAGE
+            shared, begun = candidates[:full], candidates[full:][: min(known % PAGE, 1)]  # the last is copied
+            new = -(-len(branch.ids) // PAGE) - full
+            room = self.pages.room - sum(not self.pages.owners[page] for page in (*shared, *begun))
+            if new + growing <= room:
+                break
+            if self.running or not begun:
+                return False
+            known = branch.keys.outside(full * PAGE)  # the copied page is in the way
+        self.pages.share(shared + begun)
+        branch.pages = shared + [self.pages.take() for _ in range(new)]
+        if begun:
+            plan.copies[branch.pages[len(shared)]] = begun[0]
+        self.pages.release(begun)
+        branch.read, branch.published = known, len(shared)
         self.running.append(self.queue.popleft())
         return True
 
@@ -251,17 +262,20 @@ class Scheduler:
             self.pages.release(branch.pages)
 
     def _publish(self, branch: Branch) -> None:
+        """What has been read can be found: whole pages, and what there is of the last one where others may go on."""
         full = branch.read // PAGE
-        if full > branch.published:
-            keys = branch.keys.upto(branch.ids, branch.read)
-            for number in range(branch.published, full):
-                self.pages.publish(branch.pages[number], keys[number])
-            branch.published = full
+        pages = range(branch.published, full + (branch.read % PAGE > 0))
+        for number in pages:
+            self.pages.publish(branch.pages[number], branch.keys.content(branch.ids, number, branch.read))
+        branch.published = full
 
     def _reap(self) -> None:
         """Who is done gives pages back."""
         for job in [job for job in self.running if job.handle.done]:
             self.running.remove(job)
+            if job.handle.error is None:
+                for branch in job.branches:
+                    self._publish(branch)
             self._release(job)
             job.branches = []
 

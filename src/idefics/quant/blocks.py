@@ -40,7 +40,7 @@ def maker(quantisation: Quantisation) -> Callable[[nn.Linear, Tensor], nn.Linear
         made: nn.Linear = Linear4bit(*shape, bias=False, compute_dtype=dtype, device="meta", **how)
         # Processors with bfloat16 products would repack weights in place at the first call, round float32 inputs, and
         # fail where outputs are no multiple of 32 (bitsandbytes 0.50).
-        made.support_avx512bf16_for_cpu = False
+        made.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         if missing := -layer.in_features % BLOCK:
             weight = functional.pad(weight, (0, missing))
             made.register_forward_pre_hook(partial(_widen, missing))
