@@ -80,9 +80,9 @@ def test_memory_is_what_the_models_have(row):
     assert memory(row, "int8") == kept + sum(weight.numel() for weight in matrices)
     scales = sum(4 * len(weight) for weight in (*matrices, *eights))  # of int8, left out
     assert scales < memory(row, "int8") / (250 if row.hub else 50)
-    # Half a byte a number, and four bytes of scale for every GROUP of them.
+    # Half a byte a number, and two bytes of scale for every GROUP of them.
     assert memory(row, "int4") == kept + sum(
-        weight.numel() // 2 + 4 * weight.numel() // GROUP for weight in matrices
+        weight.numel() // 2 + 2 * weight.numel() // GROUP for weight in matrices
     )
 
 
@@ -119,5 +119,5 @@ def test_memory_of_the_default():
         "float32": 2_029_929_216,
         "bfloat16": 1_014_964_608,
         "int8": 568_148_352,
-        "int4": 450_183_552,
+        "int4": 430_522_752,
     }

@@ -10,12 +10,12 @@ from typing import Literal
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
 # Bits of a number in the matrices of the decoder's layers, in other matrices that int8 and int4 make smaller, and
-# anywhere else. int4 has a 32-bit scale for every 32 numbers. int8 has one for each output: left out.
+# anywhere else. int4 has a 16-bit scale for every 32 numbers. int8 has one for each output: left out.
 BITS: dict[Precision, tuple[float, float, float]] = {
     "float32": (32, 32, 32),
     "bfloat16": (16, 16, 16),
     "int8": (8, 8, 16),
-    "int4": (4 + 32 / 32, 8, 16),
+    "int4": (4 + 16 / 32, 8, 16),
 }
 
 

@@ -23,7 +23,7 @@ def test_the_table_has_a_line_for_every_model(idefics):
         assert any(
             heading.startswith(f"{'Demo' if row.folder else row.family}: {row.licence}") for heading in lines
         )
-    assert "  9b                    8.93 B    35.7  17.9  9.32  6.35  HuggingFaceM4/idefics-9b" in lines
+    assert "  9b                    8.93 B    35.7  17.9  9.32  5.86  HuggingFaceM4/idefics-9b" in lines
 
 
 def test_the_table_fits_a_terminal_of_100_columns(idefics):

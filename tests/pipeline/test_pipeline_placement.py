@@ -74,7 +74,7 @@ def test_logits_stay_near(pair, memory, picture):
     vlm, full, kind = pair
     before, after = logits(full, picture), logits(vlm, picture)
     error = (after - before).norm() / before.norm()
-    most = {"int8": 0.0182, "int4": 0.13, "nf4": 0.097}  # a tenth more than these weights show
+    most = {"int8": 0.0182, "int4": 0.1435, "nf4": 0.097}  # a tenth more than these weights show
     assert 0 < error < most[kind]
 
 
@@ -104,8 +104,12 @@ def test_memory_is_what_the_formula_says(pair, memory):
         width = {"int8": inputs, "int4": -(-inputs // GROUP) * GROUP, "nf4": -(-inputs // BLOCK) * BLOCK}[
             kind
         ]
-        bits, group, table = {"int8": (8, inputs, 0), "int4": (4, GROUP, 0), "nf4": (4, BLOCK, 16)}[kind]
-        small = outputs * width * bits // 8 + 4 * (outputs * width // group + table)
+        bits, group, scale, table = {
+            "int8": (8, inputs, 4, 0),
+            "int4": (4, GROUP, 2, 0),
+            "nf4": (4, BLOCK, 4, 64),
+        }[kind]
+        small = outputs * width * bits // 8 + scale * (outputs * width // group) + table
         saved += weight.nbytes - small
     assert full.memory == sum(weight.nbytes for weight in full.engine.model.parameters())
     assert memory == full.memory - saved

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import idefics
 from idefics import weights
@@ -47,6 +47,23 @@ def test_it_computes_what_a_model_does_that_is_quantised_when_loaded(made, pictu
     assert torch.equal(logits(one, picture), logits(other, picture))
     assert one.caption(picture).tokens == other.caption(picture).tokens
     assert one.memory == other.memory
+
+
+def test_scales_of_older_folders_stay_exactly_as_they_are(tmp_path, picture):
+    """They had 32 bits, and the integers beside them were chosen for those."""
+    quantise("demo", Quantisation(kind="int4"), tmp_path)
+    file = tmp_path / "model.safetensors"
+    stored = load_file(file)
+    wide = {
+        name: tensor.float() * 1.0001
+        for name, tensor in stored.items()
+        if name.endswith(".scale") and tensor.dtype == torch.bfloat16
+    }
+    assert wide
+    save_file({**stored, **wide}, file, metadata={"format": "pt"})
+    vlm = idefics.load(tmp_path, device="cpu")
+    assert all(torch.equal(vlm.engine.model.get_parameter(name), scale) for name, scale in wide.items())
+    assert vlm.caption(picture, max_new_tokens=4).tokens
 
 
 def test_bytes_layers_and_group_are_true(made):

@@ -165,18 +165,19 @@ def fill(
         BadSetting: it does not fit on the devices, or the device map does not fit it.
         MissingExtra: the quantisation needs one.
     """
+    kept: dict[str, torch.dtype | None] = {}
     if stored is not None:
         if quantisation is not None:
             raise BadSetting(
                 f"{folder} is kept in {stored.kind} already: leave quantize out, or give the original"
             )
-        quant.hollow(model, stored)
+        kept = dict.fromkeys(quant.hollow(model, stored))
     packs = quant.packs(model, quantisation) if quantisation else {}
     bits = {name: quantisation.bits_of(name) for name in packs} if quantisation else {}
-    kept: dict[str, torch.dtype | None] = {}
     if storage is not None:
-        kept = dict.fromkeys(quant.stored(model), None if storage == "file" else storage)
-        bits = dict.fromkeys(kept, 16) | bits
+        narrow = dict.fromkeys(quant.stored(model), None if storage == "file" else storage)
+        bits = dict.fromkeys(narrow, 16) | bits
+        kept |= narrow
     places = placement.places(model, device, dtype=dtype, bits=bits)
     weights.load(model, folder, keys, dtype=dtype, device=places, storage=kept, pack=packs, mapped=mapped)
     if verdict is not None:

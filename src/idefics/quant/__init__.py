@@ -41,13 +41,20 @@ def chosen(model: nn.Module, quantisation: Quantisation) -> list[str]:
     ]
 
 
-def hollow(model: nn.Module, quantisation: Quantisation) -> None:
-    """Gives a model on the meta device the layers of a checkpoint that is stored in few bits, without their numbers."""
+def hollow(model: nn.Module, quantisation: Quantisation) -> list[str]:
+    """Gives a model on the meta device the layers of a checkpoint that is stored in few bits, without their numbers.
+
+    Returns:
+        The names of scales that stay as the file has them: the integers beside them were chosen for those.
+    """
+    exact = []
     for name in chosen(model, quantisation):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         kind = Int8Linear if quantisation.kind_of(name) == "int8" else Int4Linear
         model.set_submodule(name, kind.hollow(layer).train(layer.training))
+        exact += [f"{name}.scale"] * (kind is Int4Linear)
+    return exact
 
 
 def packs(model: nn.Module, quantisation: Quantisation) -> Mapping[str, Callable[[Tensor], None]]:

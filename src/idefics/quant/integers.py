@@ -19,6 +19,7 @@ from idefics.quant.passes import can_widen, widen
 
 AT_ONCE = 2**19  # weights whose steps are looked for together: each has some bytes of its own meanwhile
 GROUP = 32  # neighbouring inputs that share a scale in four bits
+SCALE = torch.bfloat16  # of these: a tenth of the memory less than in float32, and its range
 L = TypeVar("L", bound=nn.Linear)
 SHRINKINGS = tuple(1 - step / 40 for step in range(1, 13))  # of a group's step in four bits, which are tried
 Product = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # inputs, levels, scales, bias -> outputs
@@ -39,7 +40,7 @@ class Int8Linear(nn.Linear):
     @classmethod
     def of(cls, layer: nn.Linear, weight: Tensor) -> Self:
         """A layer's place taker, with this (O, I) weight and the layer's bias."""
-        levels, scale = rounded(weight, 127)
+        levels, scale = rounded(weight, 127, weight.dtype)
         return cls.holding(layer, levels, scale[:, 0])
 
     @classmethod
@@ -81,7 +82,7 @@ class Int4Linear(nn.Linear):
     Attributes:
         weight: (O, ceil(I / GROUP) * GROUP / 2) uint8, two weights a byte, the even one in the low half, each from
             1 to 15 with 8 for zero.
-        scale: (O, ceil(I / GROUP)) a step of each group, in the dtype that the weights had.
+        scale: (O, ceil(I / GROUP)) bfloat16, a step of each group; float32 from folders of older versions.
         product: what computes with some outputs' wide weights.
     """
 
@@ -92,7 +93,9 @@ class Int4Linear(nn.Linear):
     def of(cls, layer: nn.Linear, weight: Tensor) -> Self:
         """A layer's place taker, with this (O, I) weight and the layer's bias."""
         groups = functional.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-        found = [_halves(*nearest(some, 7)) for some in groups.split(max(1, AT_ONCE // layer.in_features))]
+        found = [
+            _halves(*nearest(some, 7, SCALE)) for some in groups.split(max(1, AT_ONCE // layer.in_features))
+        ]
         levels, scales = (torch.cat(parts) for parts in zip(*found, strict=True))
         return cls.holding(layer, levels, scales)
 
@@ -108,7 +111,7 @@ class Int4Linear(nn.Linear):
         """A layer's place taker on the meta device, whose numbers are still to come."""
         outputs, groups = layer.out_features, -(-layer.in_features // GROUP)
         levels = torch.empty(outputs, groups * GROUP // 2, dtype=torch.uint8, device="meta")
-        return cls.holding(layer, levels, torch.empty(outputs, groups, device="meta"))
+        return cls.holding(layer, levels, torch.empty(outputs, groups, dtype=SCALE, device="meta"))
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the weights that are computed with."""
@@ -130,15 +133,13 @@ class Int4Linear(nn.Linear):
         return weights
 
 
-def rounded(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Integers from -most to most, as int8, and scales (..., 1), symmetric over the last dimension.
+def rounded(weight: Tensor, most: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Integers from -most to most, as int8, and scales (..., 1) in a dtype, symmetric over the last dimension.
 
     Integers are chosen for the scale as it is stored, not as it was before its own rounding.
     """
     largest = weight.abs().amax(dim=-1, keepdim=True)  # twenty times as quick as torch's norm
-    scale = (
-        (largest.float() / most).to(weight.dtype).clamp(min=torch.finfo(weight.dtype).tiny)
-    )  # zeros stay zeros
+    scale = (largest.float() / most).to(dtype).clamp(min=torch.finfo(dtype).tiny)  # zeros stay zeros
     return _levels(weight, scale, most), scale
 
 
@@ -148,17 +149,17 @@ def _halves(levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return halves[:, ::2] | halves[:, 1::2] << 4, scale[..., 0]
 
 
-def nearest(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def nearest(weight: Tensor, most: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """As `rounded`, but of each group's steps that which leaves the least squared error.
 
     Steps are tried from that of `rounded` down to seven tenths of it: a group's few largest weights are cut off where
     the many others gain more.
     """
-    best, scale = rounded(weight, most)
+    best, scale = rounded(weight, most, dtype)
     error = _squares(weight, best, scale)
     widest = scale
     for tenths in SHRINKINGS:
-        tried = (widest.float() * tenths).to(weight.dtype).clamp(min=torch.finfo(weight.dtype).tiny)
+        tried = (widest.float() * tenths).to(dtype).clamp(min=torch.finfo(dtype).tiny)
         levels = _levels(weight, tried, most)
         found = _squares(weight, levels, tried)
         better = found < error
