@@ -84,9 +84,16 @@ def test_every_layout_is_the_same_model(row, tmp_path, name, layout):
     assert read_checkpoint(folder).config == hub.config
     vlm = load(folder)
     logits, tokens = said(vlm)
-    assert torch.equal(logits, hub.logits)
+    weights = hub.vlm.engine.model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in vlm.engine.model.state_dict().items())
+    assert_same(logits, hub.logits)
     assert tokens == hub.tokens
     assert same_processor(vlm, hub.vlm)
+
+
+def assert_same(logits, others):
+    """But for how products are rounded: mapped weights lie as their place in a file has it, aligned or not."""
+    torch.testing.assert_close(logits, others, rtol=0, atol=1e-5)
 
 
 def same_processor(one, other):
@@ -112,12 +119,12 @@ def test_what_transformers_5_really_saves(row, tmp_path, name):
         kind.from_pretrained(hub.folder).save_pretrained(tmp_path)
     assert not (tmp_path / "preprocessor_config.json").exists()
     vlm = load(tmp_path)
-    assert torch.equal(vlm.logits(hub.vlm.prompt([photo(), QUESTION])), hub.logits)
+    assert_same(vlm.logits(hub.vlm.prompt([photo(), QUESTION])), hub.logits)
     assert same_processor(vlm, hub.vlm)
     logits, tokens = said(vlm)
     # It writes another tokenizer.json than it read for the two that came from SentencePiece: their ids differ.
     if name not in ("9b-instruct", "idefics2-8b"):
-        assert torch.equal(logits, hub.logits)
+        assert_same(logits, hub.logits)
         assert tokens == hub.tokens
 
 
@@ -166,4 +173,4 @@ def test_safetensors_win_over_pickles_beside_them(row, tmp_path, name):
     folder = copied(row(name).folder, tmp_path)
     for file in PICKLES["an index"]:
         (folder / file).write_bytes(b"never opened")
-    assert torch.equal(said(load(folder))[0], row(name).logits)
+    assert_same(said(load(folder))[0], row(name).logits)
