@@ -13,7 +13,6 @@ from idefics.quant import passes as module
 from idefics.quant import tune
 from idefics.quant.integers import GROUP, Int4Linear
 from idefics.quant.measure import Verdict
-from idefics.quant.products import onednn
 
 LAYERS = import_module("idefics.quant.integers")  # a function of this name hides it in the package
 SOURCE = Path(module.__file__).parent / "native" / "passes.c"
@@ -98,13 +97,90 @@ def test_what_it_cannot_do_stays_with_torch(dtype, monkeypatch):
     assert drawn((4, 64), torch.float16).dequantised(torch.float32).dtype == torch.float32
 
 
-def test_a_layer_of_four_bits_multiplies_by_what_is_quickest():
+def test_a_layer_of_four_bits_multiplies_by_what_is_quickest(monkeypatch):
     layer, x = drawn((40, 70), torch.float32), torch.randn(3, 70)
     before = layer(x)
+    seen = []
+    monkeypatch.setattr(
+        "idefics.quant.onednn", lambda *args: seen.append(args) or nn.functional.linear(*args)
+    )
     tune(nn.Sequential(layer), Verdict(onednn=True))
-    assert layer.product is onednn
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), before)
+    assert len(seen) == 1
+
+
+@pytest.fixture
+def vnni(code):
+    if not code.idefics_multiply_works():
+        pytest.skip("this machine has no dot products of bytes in AVX-512")
+
+
+def in_groups(layer, x):
+    """The product of rounded inputs, in float64: nothing is rounded after the inputs."""
+    groups = nn.functional.pad(x, (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+    most = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    whole = (groups * (127.0 / most)).round().clamp(-127, 127)
+    rounded = (whole.double() * (most / 127).double()).flatten(-2)[..., : x.shape[-1]]
+    return rounded @ layer.dequantised(torch.float64).T + layer.bias.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 12, 13, 125, 250])
+@pytest.mark.parametrize("shape", [*SHAPES, (17, 1100)], ids=str)
+def test_four_bits_are_multiplied_with_rounded_inputs(shape, rows, dtype, threads, vnni):
+    layer, x = drawn(shape, dtype), torch.randn(rows, shape[1])
+    assert module.can_multiply_packed(layer.weight, layer.scale)
+    ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+    expected = in_groups(layer, x)
+    size = expected.abs().max().clamp(min=1).item()
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=3e-6 * size)
+    bare = module.multiply_packed(x, layer.weight, layer.scale, None)
+    torch.testing.assert_close(bare + layer.bias, ours, rtol=0, atol=3e-6 * size)
+
+
+def test_leading_axes_and_dtypes_are_kept(vnni):
+    layer, x = drawn((40, 70), torch.bfloat16), torch.randn(70, 2, 3).permute(1, 2, 0)
+    ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+    torch.testing.assert_close(ours.double(), in_groups(layer, x), rtol=0, atol=1e-4)
+    narrow = module.multiply_packed(x.bfloat16(), layer.weight, layer.scale, layer.bias)
+    assert narrow.dtype == torch.bfloat16 and narrow.shape == (2, 3, 40)
+    assert module.multiply_packed(x[:, :0], layer.weight, layer.scale, layer.bias).shape == (2, 0, 40)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 31, 40, 69])
+def test_what_is_no_number_shows_in_its_row_alone(value, place, vnni):
+    layer, x = drawn((40, 70), torch.float32), torch.randn(14, 70)
+    right = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+    x[13, place] = value
+    ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+    assert not ours[13].isfinite().any()
+    assert torch.equal(ours[:13], right[:13])
+
+
+def test_zeros_and_the_smallest_numbers(vnni):
+    layer = drawn((40, 70), torch.float32)
+    for x in (torch.zeros(2, 70), torch.full((2, 70), 1e-42)):
+        ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+        torch.testing.assert_close(ours, layer.bias.expand(2, 40))
+
+
+def test_inputs_are_rounded_where_products_of_integers_are_quicker(vnni):
+    layer, x = drawn((40, 70), torch.float32), torch.randn(3, 70)
+    whole = layer(x)
+    tune(nn.Sequential(layer), Verdict())
+    with torch.inference_mode():
+        assert torch.equal(layer(x), whole)
+        tune(nn.Sequential(layer), Verdict(onednn=True, integers=True))
+        assert torch.equal(layer(x), module.multiply_packed(x, layer.weight, layer.scale, layer.bias))
+    torch.testing.assert_close(layer(x), whole)  # a gradient is wanted
+
+
+def test_who_has_no_such_products_widens(code, monkeypatch):
+    layer = drawn((40, 70), torch.float32)
+    monkeypatch.setattr(module, "library", lambda: None)
+    assert not module.can_multiply_packed(layer.weight, layer.scale)
 
 
 def test_a_library_of_another_machine_is_none(tmp_path, monkeypatch):

@@ -22,7 +22,8 @@ from idefics.demo import pictures
 from idefics.errors import BadSetting
 from idefics.models import Checkpoint
 from idefics.pipeline.pipeline import Pipeline
-from idefics.quant.integers import GROUP, Int4Linear, Int8Linear
+from idefics.quant.integers import Int4Linear, Int8Linear
+from idefics.quant.passes import GROUP
 from idefics.weights.files import weight_files
 
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # what goes with weights

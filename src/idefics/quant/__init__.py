@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from idefics.config import Quantisation, QuantKind
 from idefics.nn.stored import StoredLinear, TokenEmbedding
 from idefics.quant.floats import Float8Linear, can_multiply, scaled
-from idefics.quant.integers import Int4Linear, Int8Linear
+from idefics.quant.integers import Int4Linear, Int8Linear, packed_widened
 from idefics.quant.measure import Verdict
+from idefics.quant.passes import can_multiply_packed, multiply_packed
 from idefics.quant.products import cuda_takes, integers, integers_on_cuda, onednn
 
 Make = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
@@ -102,8 +103,16 @@ def tune(model: nn.Module, verdict: Verdict) -> None:
     if verdict.onednn:
         stored(model)
     for module in model.modules():
-        if verdict.onednn and isinstance(module, (StoredLinear, Int4Linear)):
+        if verdict.onednn and isinstance(module, StoredLinear):
             module.product = onednn
+        if verdict.onednn and isinstance(module, Int4Linear):
+            module.product = partial(packed_widened, product=onednn)
+        if (
+            verdict.integers
+            and isinstance(module, Int4Linear)
+            and can_multiply_packed(module.weight, module.scale)
+        ):
+            module.product = multiply_packed
         if verdict.integers and isinstance(module, Int8Linear):
             module.product = integers
         if isinstance(module, Int8Linear) and cuda_takes(module.weight):

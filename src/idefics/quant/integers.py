@@ -15,10 +15,9 @@ from torch.nn import functional
 
 from idefics.nn.stored import Product as WideProduct
 from idefics.nn.stored import by_blocks
-from idefics.quant.passes import can_widen, widen
+from idefics.quant.passes import GROUP, can_widen, widen
 
 AT_ONCE = 2**19  # weights whose steps are looked for together: each has some bytes of its own meanwhile
-GROUP = 32  # neighbouring inputs that share a scale in four bits
 SCALE = torch.bfloat16  # of these: a tenth of the memory less than in float32, and its range
 L = TypeVar("L", bound=nn.Linear)
 SHRINKINGS = tuple(1 - step / 40 for step in range(1, 13))  # of a group's step in four bits, which are tried
@@ -83,11 +82,11 @@ class Int4Linear(nn.Linear):
         weight: (O, ceil(I / GROUP) * GROUP / 2) uint8, two weights a byte, the even one in the low half, each from
             1 to 15 with 8 for zero.
         scale: (O, ceil(I / GROUP)) bfloat16, a step of each group; float32 from folders of older versions.
-        product: what computes with some outputs' wide weights.
+        product: what multiplies where no gradient is wanted.
     """
 
     scale: nn.Parameter
-    product: WideProduct = staticmethod(functional.linear)
+    product: Product
 
     @classmethod
     def of(cls, layer: nn.Linear, weight: Tensor) -> Self:
@@ -103,7 +102,7 @@ class Int4Linear(nn.Linear):
     def holding(cls, layer: nn.Linear, levels: Tensor, scale: Tensor) -> Self:
         """A layer's place taker, with what has been rounded before."""
         made = shell(cls, layer)
-        made.weight, made.scale = kept(levels), kept(scale)
+        made.weight, made.scale, made.product = kept(levels), kept(scale), packed_widened
         return made
 
     @classmethod
@@ -115,22 +114,42 @@ class Int4Linear(nn.Linear):
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the weights that are computed with."""
-        return self._wide(slice(None), dtype)
+        return _wide(self.weight, self.scale, self.in_features, dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # (..., I) -> (..., O)
-        shape = self.out_features, self.in_features
-        return by_blocks(input, shape, lambda rows: self._wide(rows, input.dtype), self.bias, self.product)
+        product = packed_widened if torch.is_grad_enabled() else self.product
+        return product(input, self.weight, self.scale, self.bias)
 
-    def _wide(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        levels, scale = self.weight[rows], self.scale[rows]
-        if can_widen(levels, scale, dtype):
-            return widen(levels, scale, self.in_features)
-        scale = scale.to(dtype)
-        wide = torch.empty(*levels.shape, 2, dtype=dtype, device=levels.device)  # (rows, bytes, halves)
-        wide[..., 0], wide[..., 1] = levels & 15, levels >> 4
-        groups = wide.flatten(1).unflatten(1, (-1, GROUP)).sub_(8).mul_(scale[..., None])
-        weights: Tensor = groups.flatten(1)[:, : self.in_features]
-        return weights
+
+def packed_widened(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    product: WideProduct = functional.linear,
+) -> Tensor:
+    """A product of four-bit weights in the input's dtype, on every device.
+
+    Args:
+        product: what computes with some outputs' wide weights.
+    """
+    inputs, dtype = input.shape[-1], input.dtype
+
+    def wide(rows: slice) -> Tensor:
+        return _wide(weight[rows], scale[rows], inputs, dtype)
+
+    return by_blocks(input, (len(weight), inputs), wide, bias, product)
+
+
+def _wide(levels: Tensor, scale: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    """(O, inputs) four-bit weights as they are computed with."""
+    if can_widen(levels, scale, dtype):
+        return widen(levels, scale, inputs)
+    wide = torch.empty(*levels.shape, 2, dtype=dtype, device=levels.device)  # (O, bytes, halves)
+    wide[..., 0], wide[..., 1] = levels & 15, levels >> 4
+    groups = wide.flatten(1).unflatten(1, (-1, GROUP)).sub_(8).mul_(scale.to(dtype)[..., None])
+    weights: Tensor = groups.flatten(1)[:, :inputs]
+    return weights
 
 
 def rounded(weight: Tensor, most: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

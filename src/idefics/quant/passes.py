@@ -1,4 +1,4 @@
-"""Weights of four bits into float32 in one pass over memory, in C (`native/passes.c`); torch needs five."""
+"""Weights of four bits in C (`native/passes.c`): into float32 in one pass over memory, and multiplied as they are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from idefics.nn.attend import parallel
 
+GROUP = 32  # neighbouring inputs that share a scale
 BEST = 2  # AVX-512, where there is some
 SCALES = torch.float32, torch.bfloat16
 
@@ -23,6 +24,16 @@ class Widening(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("levels", "scales", "out")),
         *((name, ctypes.c_int64) for name in ("outputs", "inputs")),
         *((name, ctypes.c_int) for name in ("bfloat16", "width")),
+    )
+
+
+class Product(ctypes.Structure):
+    """As the C code declares it."""
+
+    _fields_ = (
+        *((n, ctypes.c_void_p) for n in ("x", "whole", "steps", "minus", "levels", "scales", "bias", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "outputs", "inputs")),
+        ("bfloat16", ctypes.c_int),
     )
 
 
@@ -43,7 +54,8 @@ def declared(path: Path) -> ctypes.CDLL:
     """The library of a file, its functions declared."""
     found = ctypes.CDLL(str(path))
     found.idefics_widen.argtypes = (ctypes.POINTER(Widening), ctypes.c_int, ctypes.c_void_p)
-    found.idefics_widen.restype = None
+    found.idefics_multiply.argtypes = (ctypes.POINTER(Product), ctypes.c_int, ctypes.c_void_p)
+    found.idefics_widen.restype = found.idefics_multiply.restype = None
     return found
 
 
@@ -76,3 +88,33 @@ def widen(levels: Tensor, scale: Tensor, inputs: int, width: int = BEST) -> Tens
     address = parallel()
     code.idefics_widen(call, torch.get_num_threads() if address else 1, address)
     return out
+
+
+def can_multiply_packed(levels: Tensor, scale: Tensor) -> bool:
+    """Whether `multiply_packed` can take this weight: the machine has dot products of bytes."""
+    code = library()
+    return code is not None and code.idefics_multiply_works() and can_widen(levels, scale, torch.float32)
+
+
+def multiply_packed(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """A product with `Int4Linear`'s weight whose inputs are rounded too: to eight bits, in the same groups of 32.
+
+    (..., I), (O, ceil(I / 32) * 16) uint8, (O, ceil(I / 32)), (O,) or None -> (..., O). A group's sums are exact.
+    """
+    code = library()
+    assert code is not None, "see can_multiply_packed"
+    assert input.is_cpu, "see can_multiply_packed"
+    rows = input.reshape(-1, inputs := input.shape[-1]).float().contiguous()
+    outputs, groups = scale.shape
+    whole = torch.empty(len(rows), groups * GROUP, dtype=torch.int8)
+    steps, minus = torch.empty(len(rows), groups), torch.empty(len(rows), groups, dtype=torch.int32)
+    added = None if bias is None else bias.float().contiguous()
+    out = torch.empty(len(rows), outputs)
+    call = Product(
+        *(x.data_ptr() for x in (rows, whole, steps, minus, levels, scale)),
+        *(None if added is None else added.data_ptr(), out.data_ptr()),
+        *(len(rows), outputs, inputs, scale.dtype == torch.bfloat16),
+    )
+    address = parallel()
+    code.idefics_multiply(call, torch.get_num_threads() if address else 1, address)
+    return out.view(*input.shape[:-1], outputs).to(input.dtype)
