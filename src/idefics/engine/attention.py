@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from idefics.engine.cache import PagedCache
+from idefics.engine.cache import PagedCache, narrowed
 from idefics.engine.pages import PAGE
 from idefics.nn.attention import Memory, visible
 from idefics.nn.kernels import Kernel, fused
@@ -59,8 +59,11 @@ class PagedAttn:
         keys, values = self.cache.layer(layer, k.device)
         pages, places = self.pages.to(k.device), self.places.to(k.device)
         kept = slice(None) if self.all_kept else self.kept.to(k.device)
+        k, v = narrowed(k, keys.dtype), narrowed(v, values.dtype)
         keys[pages, :, places] = k[kept]
         values[pages, :, places] = v[kept]
+        # What is seen is what is kept, or answers would depend on where prompts are cut.
+        k, v = k.to(q.dtype), v.to(q.dtype)
         out = torch.empty_like(q)
         for chunk in self.chunks:
             out[chunk.tokens] = chunk.attend(
@@ -103,7 +106,7 @@ class _Sight:
         """(n, H, K), (n, h, K) twice, and the layer's pages -> (n, H, K)."""
         if self.is_first:
             return _attend_back(kernel, q, k, v, self.window)
-        seen_keys, seen_values = self._gathered(keys), self._gathered(values)  # (h, L, K)
+        seen_keys, seen_values = (self._gathered(pages).to(q.dtype) for pages in (keys, values))  # (h, L, K)
         if self.tree is not None:
             seen_keys = torch.cat((seen_keys, k.transpose(0, 1)), dim=1)
             seen_values = torch.cat((seen_values, v.transpose(0, 1)), dim=1)

@@ -12,6 +12,18 @@ from idefics.config import CacheLayout
 from idefics.engine.pages import PAGE
 
 
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keys or values as a cache of another dtype keeps them.
+
+    What is too large becomes the largest number that there is: an infinity would make every later score that it meets
+    no number at all.
+    """
+    if x.dtype == dtype:
+        return x
+    most = torch.finfo(dtype).max
+    return x.clamp(-most, most).to(dtype)
+
+
 class PagedCache:
     """Keys and values in pages of 16 positions; which page is whose, others know.
 

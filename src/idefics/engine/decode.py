@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from idefics.engine.cache import PagedCache
+from idefics.engine.cache import PagedCache, narrowed
 from idefics.engine.contract import VLM
 from idefics.engine.native import NativeDecode, why_not
 from idefics.engine.pages import PAGE
@@ -127,9 +127,9 @@ class DecodeAttn:
     def self_(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.cache.layer(layer, k.device)
         pages, places = (x.to(k.device) for x in self.place)
-        keys[pages, :, places] = k
-        values[pages, :, places] = v
-        seen = self._gathered(keys, len(q)), self._gathered(values, len(q))
+        keys[pages, :, places] = narrowed(k, keys.dtype)
+        values[pages, :, places] = narrowed(v, values.dtype)
+        seen = (self._gathered(pages, len(q)).to(q.dtype) for pages in (keys, values))
         # Query heads that share a key head are taken for that head's queries: no key is copied.
         q = q.unflatten(1, (k.shape[1], -1))  # (R, h, H/h, K)
         out = self.kernel(q, *seen, mask=self.mask if self.mask is None else self.mask.to(q.device))

@@ -20,7 +20,7 @@ from idefics.engine.driver import Driver
 from idefics.engine.encode import Pictures, first_weight
 from idefics.engine.handle import Handle
 from idefics.engine.job import Job
-from idefics.engine.memory import page_count
+from idefics.engine.memory import cache_dtype, page_count
 from idefics.engine.pages import Pages
 from idefics.engine.picker import Picker
 from idefics.engine.plan import Limits
@@ -48,10 +48,9 @@ class Engine:
         self.model, self.config = model, config
         weight = first_weight(model)
         devices = {parameter.device for parameter in model.parameters()}
-        pages = page_count(model.layout, model.dtype, weight.device, config)
-        self.cache = PagedCache(
-            model.layout, pages, model.dtype, weight.device if len(devices) == 1 else None
-        )
+        kept = cache_dtype(model)
+        pages = page_count(model.layout, kept, weight.device, config)
+        self.cache = PagedCache(model.layout, pages, kept, weight.device if len(devices) == 1 else None)
         self.pictures = Pictures(model, config.encode_frames, config.picture_bytes)
         limits = Limits(
             rows=config.batch_rows,

@@ -1,4 +1,4 @@
-"""How much memory the engine's cache may take."""
+"""How much memory the engine's cache may take, and in which dtype it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,23 @@ from pathlib import Path
 import torch
 
 from idefics.config import CacheLayout, EngineConfig
+from idefics.engine.contract import VLM
+from idefics.engine.native.description import linears
 from idefics.engine.pages import PAGE
+from idefics.quant.integers import Int4Linear, Int8Linear
+
+
+def cache_dtype(model: VLM) -> torch.dtype:
+    """In which keys and values are kept: as the model computes, but float16 beside a decoder of integers on a CPU.
+
+    Long contexts are slow there because every key and value is read for each token, and float16 rounds them by less
+    than the weights were rounded. Other models answer to the token as they do without a cache.
+    """
+    stack = model.stack()
+    if stack is None or {weight.device.type for weight in model.parameters()} != {"cpu"}:
+        return model.dtype
+    integers = any(isinstance(layer, Int8Linear | Int4Linear) for layer in linears(stack))
+    return torch.float16 if integers and model.dtype == torch.float32 else model.dtype
 
 
 def page_count(layout: CacheLayout, dtype: torch.dtype, device: torch.device, config: EngineConfig) -> int:

@@ -30,7 +30,7 @@ class Rows(Protocol):
 
 
 class Pages(Protocol):
-    """(pages, h, 16, K) float32 for each layer, which stay where they are."""
+    """(pages, h, 16, K) float32 or float16 for each layer, which stay where they are."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -49,8 +49,8 @@ def why_not(model: VLM, cache: Pages) -> str | None:
     if module := hooked(stack):
         return f"a {type(module).__name__} has a hook, which would not run"
     for pages in (*cache.keys, *cache.values):
-        if pages.device.type != "cpu" or pages.dtype != torch.float32:
-            return f"the cache is {pages.dtype} on {pages.device}, and it needs float32 on the CPU"
+        if pages.device.type != "cpu" or pages.dtype not in (torch.float32, torch.float16):
+            return f"the cache is {pages.dtype} on {pages.device}, and it needs float32 or float16 on the CPU"
     return None
 
 

@@ -98,6 +98,7 @@ class Description:
             table_count=len(stack.tables),
             activation=c.ACTIVATIONS.index(config.activation),
             window=config.window or 0,
+            float16=any(pages.dtype == torch.float16 for pages in keys),
             epsilon=config.norm_epsilon,
             frequencies=self._vector(rates),
             norm=self._vector(stack.norm.weight),

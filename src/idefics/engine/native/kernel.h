@@ -1,7 +1,7 @@
 /* The stages of a step, compiled once for each instruction set.
  *
  * Before this file is included: WORK (the name of what it defines), BYTES (of a vector), TOGETHER (rows that are
- * multiplied at once), and, after `vector.h`, sum, load_some, dot_bytes, dot_halves and spread.
+ * multiplied at once), and, after `vector.h`, sum, load_some, dot_bytes, dot_halves, spread and widen_halves.
  */
 #include <math.h>
 
@@ -245,17 +245,46 @@ INLINE void store_upto(float *to, F values, int count) {
     memcpy(to, &values, (size_t)(count >= LANES ? LANES : count) * sizeof *to);
 }
 
-/* Attention of some heads to up to PAGE positions, added to what they saw before: part = largest score, sum, mix.
- * Positions are `stride` floats apart; those that come next lie `next` floats further. */
-INLINE void attend_some(int heads, const float *query, int size, const float *keys, const float *values,
-                        size_t stride, int count, ptrdiff_t next, float *part) {
+/* Numbers of a key or a value from `at` on; fewer than a vector at its end. */
+INLINE F load_kept(const void *kept, int float16, size_t at, int count) {
+    if (!float16) return load_upto((const float *)kept + at, count);
+    const uint16_t *from = (const uint16_t *)kept + at;
+    if (count >= LANES) return widen_halves(from);
+    uint16_t some[LANES] = {0};
+    memcpy(some, from, (size_t)count * sizeof *from);
+    return widen_halves(some);
+}
+
+static void keep(void *kept, int float16, size_t at, const float *from, int count) {
+    if (float16)
+        for (int i = 0; i < count; i++) ((uint16_t *)kept)[at + (size_t)i] = narrowed_half(from[i]);
+    else
+        memcpy((float *)kept + at, from, (size_t)count * sizeof *from);
+}
+
+/* Positions that heads attend to: `stride` numbers apart from number `at` on, in float16 or float32. Those that come
+ * after them lie `next` numbers further. */
+typedef struct {
+    const void *keys, *values;
+    size_t at, stride;
+    ptrdiff_t next;
+    int float16, count;
+} Positions;
+
+INLINE void prefetch(const void *kept, int float16, size_t at, ptrdiff_t next) {
+    __builtin_prefetch((const char *)kept + ((ptrdiff_t)at + next) * (float16 ? 2 : 4));
+}
+
+/* Attention of some heads to up to PAGE positions, added to what they saw before: part = largest score, sum, mix. */
+INLINE void attend_some(int heads, const float *query, int size, const Positions *to, int float16, float *part) {
+    int count = to->count;
     float scores[4][PAGE], factor[4];
     for (int p = 0; p < count; p++) {
         F sums[4] = {{0}};
         for (int i = 0; i < size; i += LANES) {
-            const float *at = keys + (size_t)p * stride + i;
-            F key = load_upto(at, size - i);
-            __builtin_prefetch(at + next);
+            size_t at = to->at + (size_t)p * to->stride + (size_t)i;
+            F key = load_kept(to->keys, float16, at, size - i);
+            prefetch(to->keys, float16, at, to->next);
             UNROLL for (int h = 0; h < heads; h++) sums[h] += load_upto(query + h * size + i, size - i) * key;
         }
         UNROLL for (int h = 0; h < heads; h++) scores[h][p] = sum(sums[h]);
@@ -273,22 +302,28 @@ INLINE void attend_some(int heads, const float *query, int size, const float *ke
         F mix[4];
         UNROLL for (int h = 0; h < heads; h++) mix[h] = load_upto(part + h * (size + 2) + 2 + i, size - i) * factor[h];
         for (int p = 0; p < count; p++) {
-            const float *at = values + (size_t)p * stride + i;
-            F value = load_upto(at, size - i);
-            __builtin_prefetch(at + next);
+            size_t at = to->at + (size_t)p * to->stride + (size_t)i;
+            F value = load_kept(to->values, float16, at, size - i);
+            prefetch(to->values, float16, at, to->next);
             UNROLL for (int h = 0; h < heads; h++) mix[h] += scores[h][p] * value;
         }
         UNROLL for (int h = 0; h < heads; h++) store_upto(part + h * (size + 2) + 2 + i, mix[h], size - i);
     }
 }
 
-static void attend(int heads, const float *query, int size, const float *keys, const float *values, size_t stride,
-                   int count, ptrdiff_t next, float *part) {
+INLINE void attend_all(int heads, const float *query, int size, const Positions *to, int float16, float *part) {
     for (; heads >= 4; heads -= 4, query += 4 * size, part += 4 * (size + 2))
-        attend_some(4, query, size, keys, values, stride, count, next, part);
-    if (heads == 3) attend_some(3, query, size, keys, values, stride, count, next, part);
-    if (heads == 2) attend_some(2, query, size, keys, values, stride, count, next, part);
-    if (heads == 1) attend_some(1, query, size, keys, values, stride, count, next, part);
+        attend_some(4, query, size, to, float16, part);
+    if (heads == 3) attend_some(3, query, size, to, float16, part);
+    if (heads == 2) attend_some(2, query, size, to, float16, part);
+    if (heads == 1) attend_some(1, query, size, to, float16, part);
+}
+
+static void attend(int heads, const float *query, int size, const Positions *to, float *part) {
+    if (to->float16)
+        attend_all(heads, query, size, to, 1, part);
+    else
+        attend_all(heads, query, size, to, 0, part);
 }
 
 static void clear(float *part, int heads, int size) {
@@ -339,8 +374,10 @@ static void attend_to_stretch(Engine *e, Thread *t, const Layer *layer, int row,
         turn(t->query + h * size, q + (g * shared + h) * size, turns, size, 1.0f / sqrtf((float)size));
     if (stretch == last) {
         size_t place = (size_t)table[position / PAGE] * page_size + head + (size_t)(position % PAGE * size);
-        turn(layer->keys + place, k, turns, size, 1.0f);
-        memcpy(layer->values + place, v, (size_t)size * sizeof *v);
+        float *key = t->query + shared * size;
+        turn(key, k, turns, size, 1.0f);
+        keep(layer->keys, m->float16, place, key, size);
+        keep(layer->values, m->float16, place, v, size);
     }
     size_t apart = (size_t)(m->heads * (size + 2)); /* parts lie as (R, stretches, H, K + 2) */
     float *parts = e->parts + (size_t)row * (size_t)e->stretches * apart + (size_t)(g * shared * (size + 2));
@@ -350,9 +387,10 @@ static void attend_to_stretch(Engine *e, Thread *t, const Layer *layer, int row,
     for (int p = from > seen ? from : seen; p < to;) {
         int count = PAGE - p % PAGE < to - p ? PAGE - p % PAGE : to - p;
         int page = table[p / PAGE], then = p + PAGE <= position ? table[p / PAGE + 1] : page;
-        size_t place = (size_t)page * page_size + head + (size_t)(p % PAGE * size);
-        attend(shared, t->query, size, layer->keys + place, layer->values + place, (size_t)size, count,
-               (ptrdiff_t)(then - page) * (ptrdiff_t)page_size, part);
+        Positions some = {.keys = layer->keys, .values = layer->values, .float16 = m->float16, .count = count};
+        some.at = (size_t)page * page_size + head + (size_t)(p % PAGE * size), some.stride = (size_t)size;
+        some.next = (ptrdiff_t)(then - page) * (ptrdiff_t)page_size;
+        attend(shared, t->query, size, &some, part);
         p += count;
     }
     if (atomic_fetch_sub(&e->missing[row * m->kv_heads + g], 1) == 1) { /* who is last joins what all saw */
@@ -382,9 +420,9 @@ static void attend_to_picture(Engine *e, Thread *t, const Cross *cross, int inde
     clear(part, 1, size);
     for (int p = 0; p < e->step->places[row]; p += PAGE) {
         int count = PAGE < e->step->places[row] - p ? PAGE : e->step->places[row] - p;
-        size_t place = (size_t)p * (size_t)width + (size_t)(head * size);
-        attend(1, query, size, seen.keys + place, seen.values + place, (size_t)width, count,
-               PAGE * width, part);
+        Positions some = {.keys = seen.keys, .values = seen.values, .count = count, .next = PAGE * width};
+        some.at = (size_t)p * (size_t)width + (size_t)(head * size), some.stride = (size_t)width;
+        attend(1, query, size, &some, part);
     }
     join(part, 0, 1, 1, size, out);
 }

@@ -1,11 +1,11 @@
-/* The stages with AVX2 and FMA. */
+/* The stages with AVX2, FMA and F16C. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #define WORK work_avx2
@@ -52,6 +52,8 @@ INLINE F spread(const float *scale, int groups) {
 INLINE F spread_narrow(const uint16_t *scale, int groups) {
     return _mm256_set_m128(_mm_set1_ps(groups > 1 ? widened(scale[1]) : 0), _mm_set1_ps(widened(scale[0])));
 }
+
+INLINE F widen_halves(const uint16_t *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 
 #include "kernel.h"
 

@@ -47,6 +47,8 @@ INLINE F spread_narrow(const uint16_t *scale, int groups) {
     return (F)_mm512_permutexvar_epi32(index, wide);
 }
 
+INLINE F widen_halves(const uint16_t *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+
 #include "kernel.h"
 
 #if defined(__clang__)

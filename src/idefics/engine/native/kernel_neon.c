@@ -43,6 +43,8 @@ INLINE F spread_narrow(const uint16_t *scale, int groups) {
     return spread(&wide, groups);
 }
 
+INLINE F widen_halves(const uint16_t *from) { return (F)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
+
 #include "kernel.h"
 
 #if defined(__clang__)

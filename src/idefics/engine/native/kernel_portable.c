@@ -47,4 +47,8 @@ INLINE F spread_narrow(const uint16_t *scale, int groups) {
     return spread(&wide, groups);
 }
 
+INLINE F widen_halves(const uint16_t *from) {
+    return (F){widened_half(from[0]), widened_half(from[1]), widened_half(from[2]), widened_half(from[3])};
+}
+
 #include "kernel.h"

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LAYOUT = 1 };                           /* counts changes of the structs that Python mirrors */
+enum { LAYOUT = 2 };                           /* counts changes of the structs that Python mirrors */
 enum { FLOAT32, BFLOAT16, INT8, INT4, KINDS }; /* how a weight is stored */
 enum { NO_MEMORY = 1, NO_SUCH_ID };            /* what a step may answer instead of 0 */
 enum { SILU, GELU, GELU_TANH, RELU };
@@ -42,8 +42,8 @@ typedef struct {
     const float *norm, *mlp_norm; /* (D,) */
     Linear q, k, v, o;
     Mlp mlp;
-    float *keys, *values; /* (pages, h, PAGE, K) */
-    int32_t cross;        /* the gated block before this layer, or -1 */
+    void *keys, *values; /* (pages, h, PAGE, K) float32 or float16, as the model says */
+    int32_t cross;       /* the gated block before this layer, or -1 */
 } Layer;
 
 typedef struct {                        /* a gated cross-attention block */
@@ -58,6 +58,7 @@ typedef struct {
     int32_t width, heads, kv_heads, head_size;
     int32_t layer_count, cross_count, table_count; /* tables and heads are as many */
     int32_t activation, window;                    /* window 0: none */
+    int32_t float16;                               /* whether keys and values in pages are, else float32 */
     float epsilon;
     const float *frequencies; /* (K/2,) radians a position */
     const float *norm;        /* (D,) the last one */

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
 
-LAYOUT = 1
+LAYOUT = 2
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # by their numbers
 MOST_ROWS = 16
@@ -81,6 +81,7 @@ class Model(Structure):
         ("table_count", c_int32),
         ("activation", c_int32),
         ("window", c_int32),
+        ("float16", c_int32),
         ("epsilon", c_float),
         ("frequencies", c_void_p),
         ("norm", c_void_p),
