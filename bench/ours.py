@@ -58,12 +58,12 @@ class Ours:
 
     def bytes_a_token(self, context: int) -> int:
         """What one decode step of one row has to read: the decoder, its head, and keys and values so far."""
-        model, layout = self.engine.model, self.engine.model.layout
+        model, layout = self.engine.model, self.engine.cache.layout
         tensors = chain(model.named_parameters(), model.named_buffers())  # type: ignore[attr-defined]
         weights = sum(
             tensor.nbytes for name, tensor in tensors if not any(part in name for part in ELSEWHERE)
         )
-        cache = 2 * layout.layers * layout.kv_heads * layout.head_size * model.dtype.itemsize
+        cache = 2 * layout.layers * layout.kv_heads * layout.head_size * self.engine.cache.dtype.itemsize
         return weights + context * cache
 
 
