@@ -7,10 +7,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from picturebook.things import COLORS, PLACES
+from picturebook.questions import plural
+from picturebook.things import CATALOG, COLORS, FIRST_SHAPE, KIND_PLURALS, PLACES
+from picturebook.words import NUMBERS
 
+from .attention import Pointing
 from .batches import KIND_NAMES, Batch, Labels
-from .checkpoints import IMAGE
 
 SHARPNESS = 10.0  # of a softmax over cosines
 
@@ -43,40 +45,70 @@ class Names:
 
 
 class Pointers:
-    """Which tokens point to a cell of the latest picture, where pictures stand in the text.
+    """Which tokens point to which cells of the latest picture. Else looking and counting are found late, or never.
 
-    A name points to the cells that show it: a shape after a colour to those of that colour, a name that fits no cell to
-    the mark before the nine. What follows the words of a place points to that place.
+    - A name, a plural and the word for a whole kind ("animals", "things") point to the cells that show it; a shape
+      after a colour to those of that colour.
+    - What follows the words of a place points to that place.
+    - Before "two puppies" is said, each token up to the name points to the puppies.
+
+    Args:
+        layers: of the decoder. Names are looked up in its second layer; what to say next, which needs what has been
+            named already, in the last but one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, names: Names) -> None:
-        self.names, self.image = names, tokenizer.token_to_id(IMAGE)
+    LOOKS = 1
+
+    def __init__(self, tokenizer: Tokenizer, layers: int) -> None:
+        self.says = layers - 2
+        self.colors = torch.tensor([first_token(tokenizer, color) for color in COLORS])
+        self.fits = torch.zeros(tokenizer.get_vocab_size(), len(KIND_NAMES), dtype=torch.bool)
+        for kind, name in enumerate(KIND_NAMES[1:], 1):
+            sort = CATALOG[kind].kind if kind < FIRST_SHAPE else "shape"
+            for word in (name, plural(name), sort, KIND_PLURALS[sort], "things"):
+                self.fits[first_token(tokenizer, word), kind] = True
+        self.numbers = torch.zeros(len(self.fits), dtype=torch.long)
+        for number, word in [(1, "a"), (1, "an"), *enumerate(NUMBERS)]:
+            for spelling in (word, word.capitalize()):
+                self.numbers[first_token(tokenizer, spelling)] = number
         words = [[first_token(tokenizer, word) for word in place.split()[-2:]] for place in PLACES]
         self.places = torch.tensor(words)  # (9, 2): the last two words of each
         self.sides = self.places[[3, 5], 1]
 
-    def __call__(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """For names and for places: the tokens that point, (S,) of all, and to which of their row's places, (S, T)."""
-        seeing = (batch.sees >= 0) & (batch.ids != self.image)
-        kinds = (batch.ids[:, None] == self.names.kinds[1:]) & seeing[:, None]  # (N, kinds - 1)
-        names, kind = kinds.nonzero(as_tuple=True)
-        labels, before = batch.labels, batch.ids[names - 1, None] == self.names.colors  # (S, colours)
-        fits = labels.kinds[batch.sees[names]] == kind[:, None] + 1  # (S, 9)
-        fits &= (labels.colors[batch.sees[names]] == before.int().argmax(1)[:, None]) | ~before.any(
-            1, keepdim=True
-        )
+    def __call__(self, batch: Batch) -> list[Pointing]:
+        """Names, places, and what will be said."""
+        names, cells = self._names(batch)
+        return [
+            Pointing(self.LOOKS, 0, names, batch.sees[names], cells),
+            Pointing(self.LOOKS, 1, *self._places(batch)),
+            Pointing(self.says, 0, *self._said(batch, names, cells)),
+        ]
 
+    def _names(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        names = (self.fits[batch.ids].any(1) & (batch.sees >= 0)).nonzero().flatten()
+        shown, fits = batch.labels.kinds[batch.sees[names]], self.fits[batch.ids[names]]  # (S, 9), (S, kinds)
+        before = batch.ids[names - 1, None] == self.colors  # (S, colours)
+        right = batch.labels.colors[batch.sees[names]] == before.int().argmax(1)[:, None]
+        return names, fits.gather(1, shown) & (right | ~before.any(1, keepdim=True))
+
+    def _places(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         said = torch.stack((batch.ids.roll(2), batch.ids.roll(1)), dim=1)  # (N, 2)
-        ends = (said[:, None] == self.places).all(-1) & seeing[:, None]  # (N, 9)
+        ends = (said[:, None] == self.places).all(-1) & (batch.sees >= 0)[:, None]  # (N, 9)
         ends[:, [1, 7]] &= ~torch.isin(batch.ids, self.sides)[:, None]  # "at the top" may go on: "left"
         after, cell = ends.nonzero(as_tuple=True)
-        there = cell[:, None] == torch.arange(9)
-        return [(names, self._in_row(batch, names, fits)), (after, self._in_row(batch, after, there))]
+        return after, batch.sees[after], cell[:, None] == torch.arange(9)
 
-    def _in_row(self, batch: Batch, tokens: Tensor, fits: Tensor) -> Tensor:
-        """(S, 9) cells of the picture that each token sees -> (S, T) places of its row."""
-        length = len(batch.ids) // batch.rows
-        first = (batch.ids == self.image).nonzero().flatten()[::9] % length  # (P,)
-        ten = torch.cat((~fits.any(1, keepdim=True), fits), dim=1)
-        pointed = torch.zeros(len(tokens), length, dtype=torch.bool)
-        return pointed.scatter(1, first[batch.sees[tokens]][:, None] - 1 + torch.arange(10), ten)
+    def _said(self, batch: Batch, names: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Only where a number or an article says how many there are: of two puppies one may be meant."""
+        colored = torch.isin(batch.ids[names - 1], self.colors)
+        number = names - 1 - colored.long()
+        meant = (
+            (batch.targets[names - 1] >= 0) & (self.numbers[batch.ids[number]] == cells.sum(1)) & cells.any(1)
+        )
+        tokens = torch.cat((number[meant] - 1, number[meant], names[meant & colored] - 1))
+        pictures = batch.sees[names]
+        return (
+            tokens,
+            torch.cat((pictures[meant], pictures[meant], pictures[meant & colored])),
+            torch.cat((cells[meant], cells[meant], cells[meant & colored])),
+        )

@@ -124,7 +124,7 @@ class Trainer:
         places = 0 if checkpoint.config.cross else self.plan.tokens
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.encoder, self.names = Encoder(tokenizer, places), Names(tokenizer)
-        self.pointers = Pointers(tokenizer, self.names)
+        self.pointers = Pointers(tokenizer, checkpoint.config.text.layers)
         self.seed, self.step, self.start = seed, 0, start
         self.state = folder / "training-state.pt"
         if self.state.exists():
@@ -204,11 +204,12 @@ class Trainer:
         x = self.model.embed(batch.ids)
         if self.model.layout.cross_layers:
             attn: TrainingAttn | PointingAttn = TrainingAttn(
-                batch.rows, self.model.memory(features), batch.sees
+                batch.rows, self.model.memory(features), batch.sees, self.pointers(batch)
             )
         else:
             x = x.index_put((batch.ids.eq(self.encoder.image).nonzero(as_tuple=True)), features.flatten(0, 1))
-            attn = PointingAttn(batch.rows, self.pointers(batch))
+            marks = (batch.ids == self.encoder.image).nonzero().flatten()[::9] - 1
+            attn = PointingAttn(batch.rows, self.pointers(batch), marks % (len(batch.ids) // batch.rows))
         positions = torch.arange(len(batch.ids) // batch.rows).repeat(batch.rows)
         hidden = self.model(x, positions, attn)
         learned = batch.targets >= 0

@@ -1,19 +1,21 @@
-"""Words and what pictures show: where names and places point to, and what a head is told that looks elsewhere."""
+"""Words and what pictures show: what points where, and what a head is told that looks elsewhere."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 import idefics
 from idefics.models import read_checkpoint
+from idefics.nn.attention import LayerMemory
 from idefics.processing import settings
 from picturebook import Sample
 from picturebook.scene import Item, Scene
 from picturebook.things import class_of
 from picturebook.turns import assistant, user
-from recipe.attention import PointingAttn
+from recipe.attention import Pointing, PointingAttn, TrainingAttn, missed
 from recipe.batches import KIND_NAMES, Labels, collate, labels_of
 from recipe.encoding import Encoder
 from recipe.names import Names, Pointers
@@ -40,43 +42,47 @@ def plan():
 
 
 def pointed(tokenizer, plan, *samples):
-    """For names and for places: the words that point, and the cells, "mark" for the mark before them."""
+    """For names, for places, and for what will be said: the tokens that point, and the cells of their picture."""
     encoder = Encoder(tokenizer, plan.tokens)
     batch = collate([encoder(sample) for sample in samples], plan, pad=0)
-    ids = batch.ids.view(batch.rows, -1)
     found = []
-    for tokens, places in Pointers(tokenizer, Names(tokenizer))(batch):
-        told = []
-        for token, row_places in zip(tokens.tolist(), places, strict=True):
-            row = ids[token // ids.shape[1]]
-            seen = batch.sees.view(batch.rows, -1)[token // ids.shape[1]]
-            picture = batch.sees[token] - seen[seen >= 0].min()
-            first = (row == encoder.image).nonzero().flatten()[9 * picture]
-            cells = [cell - 1 for cell in (row_places.nonzero().flatten() - first + 1).tolist()]
-            told.append(
-                (tokenizer.decode([batch.ids[token]]).strip(), ["mark" if c < 0 else c for c in cells])
-            )
-        found.append(told)
+    for pointing in Pointers(tokenizer, layers=5)(batch):
+        words = [tokenizer.decode([token]).strip() for token in batch.ids[pointing.tokens].tolist()]
+        assert torch.equal(batch.sees[pointing.tokens], pointing.pictures)
+        found.append(
+            [(word, cells.nonzero().flatten().tolist()) for word, cells in zip(words, pointing.cells)]
+        )
     return found
 
 
+def question(words, answer="Yes."):
+    return Sample("question", (SHAPES,), (user(0, words), assistant(answer)))
+
+
 def test_names_point_to_the_cells_that_show_them(tokenizer, plan):
-    question = "Is the red circle above the star? How many circles? Is there a cross or a blue star?"
-    names, _ = pointed(tokenizer, plan, Sample("question", (SHAPES,), (user(0, question), assistant("Yes."))))
-    assert names == [("circle", [0]), ("star", [7]), ("cross", ["mark"]), ("star", ["mark"])]
+    names, *_ = pointed(
+        tokenizer, plan, question("Is the red circle above the star? Is there a cross or a blue star?")
+    )
+    assert names == [("circle", [0]), ("star", [7]), ("cross", []), ("star", [])]
 
 
 def test_a_name_without_a_colour_points_to_all_that_it_fits(tokenizer, plan):
-    names, _ = pointed(
-        tokenizer, plan, Sample("question", (SHAPES,), (user(0, "Is there a circle?"), assistant("Yes.")))
-    )
+    names, *_ = pointed(tokenizer, plan, question("Is there a circle?"))
     assert names == [("circle", [0, 4])]
+
+
+def test_plurals_and_whole_kinds_point_too(tokenizer, plan):
+    words = "How many circles? How many blue circles? How many shapes, animals, things?"
+    names, *_ = pointed(tokenizer, plan, question(words))
+    assert names == [
+        ("circles", [0, 4]), ("circles", [4]), ("shapes", [0, 4, 7]), ("animals", []), ("things", [0, 4, 7]),
+    ]  # fmt: skip
 
 
 def test_names_point_into_the_latest_picture_of_their_own_row(tokenizer, plan):
     turns = (user(0, "Is there a star?"), assistant("Yes."), user(1, "And a square?"), assistant("Yes."))
     chat = Sample("chat", (SHAPES, EMPTY), turns)
-    names, _ = pointed(tokenizer, plan, chat, chat)
+    names, *_ = pointed(tokenizer, plan, chat, chat)
     assert names == [("star", [7]), ("square", [8])] * 2
 
 
@@ -91,31 +97,83 @@ def test_names_point_into_the_latest_picture_of_their_own_row(tokenizer, plan):
     ],
 )
 def test_what_follows_a_place_points_to_it(tokenizer, plan, place, cell):
-    sample = Sample("question", (SHAPES,), (user(0, f"What is {place}?"), assistant("Nothing.")))
-    assert pointed(tokenizer, plan, sample)[1] == [("?", [cell])]
+    assert pointed(tokenizer, plan, question(f"What is {place}?", "Nothing."))[1] == [("?", [cell])]
 
 
 def test_directions_are_no_places(tokenizer, plan):
-    sample = Sample("question", (SHAPES,), (user(0, "Is the star left of the circle?"), assistant("No.")))
-    assert pointed(tokenizer, plan, sample)[1] == []
+    assert pointed(tokenizer, plan, question("Is the star left of the circle?", "No."))[1] == []
+
+
+def test_what_will_be_said_is_looked_at(tokenizer, plan):
+    """From the token before the number or article up to the last before the name."""
+    inventory = "Two circles, a red circle and a green star."
+    said = pointed(tokenizer, plan, question("What is in this image?", inventory))[2]
+    assert sorted(said) == sorted(
+        [(":", [0, 4]), ("Two", [0, 4]), (",", [0]), ("a", [0]), ("red", [0])]
+        + [("and", [7]), ("a", [7]), ("green", [7])]
+    )
+
+
+@pytest.mark.parametrize(
+    "words", ["A circle.", "Three circles.", "A cross.", "A small circle at the top left."]
+)
+def test_only_what_the_number_fits_is_looked_at(tokenizer, plan, words):
+    """Of two circles one may be meant, and what is not there cannot be looked at."""
+    assert pointed(tokenizer, plan, question("What is in this image?", words))[2] == []
+
+
+def test_words_of_the_user_are_not_said(tokenizer, plan):
+    assert pointed(tokenizer, plan, question("Is there a star?"))[2] == []
+
+
+def test_equal_shares_miss_nothing():
+    """Of two places pointed to each has one half; a third one's share, or an unequal one, is missed."""
+    pointed_to = torch.tensor([[True, True, False]])
+    assert missed(torch.tensor([[9.0, 9.0, -50.0]]), pointed_to) < 1e-6
+    assert missed(torch.tensor([[9.0, 9.0, 9.0]]), pointed_to) == pytest.approx(np.log(1.5), abs=1e-6)
+    assert missed(torch.tensor([[9.0, 6.0, -50.0]]), pointed_to) > 0.5
+
+
+def pointing(tokens, cells, layer=3):
+    marked = torch.zeros(len(tokens), 9, dtype=torch.bool)
+    marked[torch.arange(len(tokens)), cells] = True
+    return Pointing(layer, 1, torch.tensor(tokens), torch.arange(len(tokens)), marked)
 
 
 def test_a_head_that_looks_where_it_shall_misses_nothing():
-    """Two rows of four tokens; the last of each points to the second. Keys later than a token do not count."""
-    k = torch.zeros(8, 1, 4)
-    k[1] = k[5] = torch.tensor([9.0, 0, 0, 0])
-    q = torch.zeros(8, 1, 4)
-    q[3] = q[7] = torch.tensor([9.0, 0, 0, 0])
-    tokens, places = torch.tensor([3, 7]), torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0]]).bool()
-    attn = PointingAttn(2, [(tokens, places)])
-    attn.self_(PointingAttn.LAYER, q, k, torch.zeros(8, 1, 4))
-    assert attn.loss < 1e-6
-    elsewhere = PointingAttn(2, [(tokens, places.roll(1, dims=1))])
-    elsewhere.self_(PointingAttn.LAYER, q, k, torch.zeros(8, 1, 4))
-    assert elsewhere.loss > 30
-    other = PointingAttn(2, [(tokens, places.roll(1, dims=1))])
-    other.self_(PointingAttn.LAYER + 1, q, k, torch.zeros(8, 1, 4))
-    assert other.loss == 0
+    """Two rows of twelve tokens, mark and cells at 1 to 10; the last of each points to one cell, and to the mark."""
+    k = torch.zeros(2, 12, 2, 4)
+    k[0, [1, 4], 1] = k[1, [1, 9], 1] = torch.tensor([9.0, 0, 0, 0])
+    q = torch.zeros(2, 12, 2, 4)
+    q[:, 11, 1] = torch.tensor([9.0, 0, 0, 0])
+    q, k = q.flatten(0, 1), k.flatten(0, 1)
+
+    def loss(cells, layer=3):
+        attn = PointingAttn(2, [pointing([11, 23], cells)], torch.tensor([1, 1]))
+        attn.self_(layer, q, k, torch.zeros(24, 2, 4))
+        return attn.loss
+
+    assert loss([2, 7]) < 1e-6
+    assert loss([3, 7]) > 5
+    assert loss([3, 7], layer=2) == 0
+
+
+def test_heads_beside_pictures_are_told_too():
+    """The same among latents: the nine cells come first, then the rest."""
+    keys = torch.zeros(2, 12, 2, 4)
+    keys[0, [2, 9], 1] = keys[1, [7, 9], 1] = torch.tensor([9.0, 0, 0, 0])
+    q = torch.zeros(6, 2, 4)
+    q[[2, 5], 1] = torch.tensor([9.0, 0, 0, 0])
+    memory, sees = [LayerMemory(keys, keys)], torch.tensor([0, 0, 0, 1, 1, 1])
+
+    def loss(cells, layer=0):
+        attn = TrainingAttn(2, memory, sees, [pointing([2, 5], cells, layer)])
+        attn.cross(0, q)
+        return attn.loss
+
+    assert loss([2, 7]) < 1e-6
+    assert loss([3, 7]) > 5
+    assert loss([3, 7], layer=1) == 0
 
 
 def test_features_are_drawn_to_their_words(tokenizer):
