@@ -50,7 +50,10 @@ def pointed(tokenizer, plan, *samples):
         words = [tokenizer.decode([token]).strip() for token in batch.ids[pointing.tokens].tolist()]
         assert torch.equal(batch.sees[pointing.tokens], pointing.pictures)
         found.append(
-            [(word, cells.nonzero().flatten().tolist()) for word, cells in zip(words, pointing.cells)]
+            [
+                (word, cells.nonzero().flatten().tolist())
+                for word, cells in zip(words, pointing.cells, strict=True)
+            ]
         )
     return found
 
@@ -108,10 +111,8 @@ def test_what_will_be_said_is_looked_at(tokenizer, plan):
     """From the token before the number or article up to the last before the name."""
     inventory = "Two circles, a red circle and a green star."
     said = pointed(tokenizer, plan, question("What is in this image?", inventory))[2]
-    assert sorted(said) == sorted(
-        [(":", [0, 4]), ("Two", [0, 4]), (",", [0]), ("a", [0]), ("red", [0])]
-        + [("and", [7]), ("a", [7]), ("green", [7])]
-    )
+    circles = [(":", [0, 4]), ("Two", [0, 4]), (",", [0]), ("a", [0]), ("red", [0])]
+    assert sorted(said) == sorted([*circles, ("and", [7]), ("a", [7]), ("green", [7])])
 
 
 @pytest.mark.parametrize(
