@@ -202,6 +202,21 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """What an answer has gained since the last one. All deltas of an answer joined are its text, tokens and logprobs.
+
+    Attributes:
+        text: characters that are certain now; empty in a last one that has tokens alone.
+        tokens: ids, from the one after the last delta's to the one that made the text certain.
+        logprobs: natural-log probability of each token, where it was asked for.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RankedLabel:
     """One label of a ranking.
 

@@ -112,9 +112,9 @@ class Handle:
 
     def push(self, id: int, logprob: float | None) -> None:
         """One id more; the engine alone calls this and what follows."""
-        self.ids.append(id)
-        if logprob is not None:
+        if logprob is not None:  # first: whoever sees an id may look for what belongs to it
             self.logprobs.append(logprob)
+        self.ids.append(id)
         self._tell()
 
     def finish(self, reason: Finish) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -13,14 +14,14 @@ from idefics.config import Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
-from idefics.messages import Answer, Detail, Timings, Usage
+from idefics.messages import Answer, Delta, Detail, Timings, Usage
 from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.tokenizer import Tokenizer
 from idefics.prompt import Prompt
 
 
-class Options(TypedDict, total=False):
-    """What every call that generates takes: the fields of `Sampling`, stop strings, and those of `Look`."""
+class Wishes(TypedDict, total=False):
+    """How a prompt is to be answered: the fields of `Sampling`, and stop strings."""
 
     max_new_tokens: int
     temperature: float
@@ -32,6 +33,11 @@ class Options(TypedDict, total=False):
     seed: int | None
     logprobs: bool
     stop: str | Sequence[str]
+
+
+class Options(Wishes, total=False):
+    """What every call that generates takes: `Wishes`, and the fields of `Look`."""
+
     detail: Detail
     max_tiles: int | None
 
@@ -69,21 +75,20 @@ class Growing:
         """What is certain of it."""
         return self.start + self.detokenizer.text
 
-    def pieces(self) -> Generator[str]:
-        """Its text as it comes. Whoever leaves early cancels the rest, and has the answer up to there."""
-        shown = ""
+    def deltas(self) -> Generator[Delta]:
+        """The answer as it comes. Whoever leaves early cancels the rest, and has the answer up to there."""
+        shown = Shown(self)
         try:
-            for count, _ in enumerate(self.handle):
-                if piece := self.text[len(shown) : self.lengths[count]]:
-                    shown += piece
-                    yield piece
+            for _ in self.handle:
+                if delta := shown.next():
+                    yield delta
         except GeneratorExit:
-            self._cut(len(shown))
+            self.cut(shown.length)
             raise
         finally:
             self.handle.cancel()
-        if rest := self.answer().text[len(shown) :]:
-            yield rest
+        if delta := shown.rest():
+            yield delta
 
     def answer(self) -> Answer:
         """The answer, or what there is of it."""
@@ -100,7 +105,7 @@ class Growing:
             logprobs=tuple(handle.logprobs) if request.sampling.logprobs else None,
         )
 
-    def _cut(self, length: int) -> None:
+    def cut(self, length: int) -> None:
         """Forgets what came after the text's first `length` characters."""
         self.handle.cancel()
         tokens = bisect_right(self.lengths, length)
@@ -110,27 +115,86 @@ class Growing:
         self.detokenizer.cut(length - len(self.start))
 
 
-class Stream:
-    """An answer as it comes: iterate it for pieces of text; afterwards `answer` holds the whole.
+class Shown:
+    """How much of a growing answer has been handed on.
 
-    Leaving the loop early cancels the rest; `answer` is then what came until there.
+    Attributes:
+        length: characters.
+        tokens: ids.
     """
 
     def __init__(self, growing: Growing) -> None:
-        self._growing, self._pieces = growing, growing.pieces()
+        self.growing = growing
+        self.length = self.tokens = self._count = 0
+
+    def next(self) -> Delta | None:
+        """What is new with one id more, once there is text."""
+        self._count += 1
+        length = self.growing.lengths[self._count - 1]
+        return self._delta(self.growing.text[:length], self._count) if length > self.length else None
+
+    def rest(self) -> Delta | None:
+        """What has not been handed on of an answer that has ended."""
+        answer = self.growing.answer()
+        if len(answer.text) == self.length and len(answer.tokens) == self.tokens:
+            return None
+        return self._delta(answer.text, len(answer.tokens))
+
+    def _delta(self, text: str, tokens: int) -> Delta:
+        handle, new = self.growing.handle, slice(self.tokens, tokens)
+        logprobs = tuple(handle.logprobs[new]) if handle.request.sampling.logprobs else None
+        delta = Delta(text[self.length :], tuple(handle.ids[new]), logprobs)
+        self.length, self.tokens = len(text), tokens
+        return delta
+
+
+class Stream:
+    """An answer as it comes: iterate it for pieces of text; afterwards `answer` holds the whole.
+
+    Leaving the loop early cancels the rest; `answer` is then what came until there. In asyncio, `async for delta in
+    stream.deltas()` gives text, ids and log-probabilities as they come.
+    """
+
+    def __init__(self, growing: Growing) -> None:
+        self._growing, self._deltas = growing, growing.deltas()
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        for delta in self._deltas:
+            if delta.text:
+                return delta.text
+        raise StopIteration
 
     def __del__(self) -> None:
         self._growing.is_abandoned = True  # and no lock: this may run anywhere
 
+    async def deltas(self) -> AsyncGenerator[Delta]:
+        """The answer as it comes, for asyncio; once, and instead of iterating the stream.
+
+        A cancelled task cancels the rest of the answer. Whoever leaves the loop calls `close`, since Python closes a
+        generator of this kind late.
+
+        Raises:
+            IdeficsError: what went wrong with the request, after what came until there.
+        """
+        growing, shown = self._growing, Shown(self._growing)
+        try:
+            async for _ in growing.handle:
+                if delta := shown.next():
+                    yield delta
+        except (GeneratorExit, asyncio.CancelledError):
+            growing.cut(shown.length)
+            raise
+        finally:
+            growing.handle.cancel()
+        if delta := shown.rest():
+            yield delta
+
     def close(self) -> None:
-        """Ends the answer here."""
-        self._pieces.close()
+        """Ends the answer here, waiting or running; its pages are free after the step. Never waits for a step."""
+        self._deltas.close()
         self._growing.handle.cancel()
 
     @property
@@ -162,11 +226,11 @@ class Asking:
     start: str
     began: float
 
-    def submit(self, prompt: Prompt) -> Growing:
-        """Asks for one answer, and waits for room in the queue."""
+    def submit(self, prompt: Prompt, *, wait: bool = True) -> Growing:
+        """Asks for one answer, and waits for room in the queue unless told not to."""
         growing = Growing(self.tokenizer, self.stops, self.start, self.began)
         request = Request(prompt, self.sampling, self.stop_ids, self.banned_ids, growing.push)
-        growing.handle = self.engine.submit(request, wait=True)
+        growing.handle = self.engine.submit(request, wait=wait)
         return growing
 
     def answer(self, prompt: Prompt) -> Answer:

@@ -16,7 +16,7 @@ from idefics.config import Sampling
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Detail, Look, Message, Picture
 from idefics.pipeline.ahead import ahead
-from idefics.pipeline.answering import Asking, Options, Reply, Stream
+from idefics.pipeline.answering import Asking, Options, Reply, Stream, Wishes
 from idefics.pipeline.loading import Loaded
 from idefics.prompt import Prompt
 
@@ -171,6 +171,18 @@ class Pipeline(Loaded):
         make = partial(self._seeing(options).chat, answer_start=answer_start)
         return self._reply(make, conversations, many, stream, began, options)
 
+    def submit(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> Stream:
+        """Asks for the answer to a prompt that is ready, and waits for nothing: the door of a server.
+
+        `prompt` does what takes its time, and may run in any thread; this may run in an event loop. The stream is
+        read by a thread (`for text in stream`) or by a task (`async for delta in stream.deltas()`).
+
+        Raises:
+            EngineBusy: as many requests wait as may.
+            BadRequest: a setting is wrong, or the prompt can never be answered with them.
+        """
+        return Stream(self._asking(time.perf_counter(), wishes).submit(prompt, wait=False))
+
     def score(
         self,
         items: Items | Conversation,
@@ -219,8 +231,8 @@ class Pipeline(Loaded):
         answers = asking.answers(ahead(make, items))
         return answers if many else answers[0]
 
-    def _asking(self, began: float, options: Options, start: str) -> Asking:
-        choices: dict[str, Any] = dict(options)
+    def _asking(self, began: float, wishes: Wishes, start: str = "") -> Asking:
+        choices: dict[str, Any] = dict(wishes)
         stop = choices.pop("stop", ())
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         return Asking(

@@ -1,0 +1,206 @@
+"""A prompt that is ready, asked for without waiting, and its answer as deltas in asyncio: what a server stands on."""
+
+import asyncio
+import contextlib
+import gc
+import threading
+from dataclasses import replace
+
+import PIL.Image
+import pytest
+
+import idefics
+from idefics.errors import BadSetting, EngineBusy, PromptTooLong
+from idefics.messages import user
+
+LONG = {"max_new_tokens": 200, "temperature": 2.0, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return idefics.load("demo")
+
+
+@pytest.fixture(scope="module")
+def asked(vlm):
+    shown = PIL.Image.new("RGB", (96, 96), "white")
+    shown.paste("red", (30, 30, 60, 60))
+    return vlm.prompt([user(idefics.Picture(shown), "What is this?")])
+
+
+@pytest.fixture
+def steps(vlm, monkeypatch):
+    """The engine takes a step for each release of the semaphore, and answers end at their limit alone."""
+    allowed, run = threading.Semaphore(0), vlm.engine.runner.run
+
+    def slowly(plan):
+        allowed.acquire(timeout=10)
+        return run(plan)
+
+    monkeypatch.setattr(vlm.engine.runner, "run", slowly)
+    monkeypatch.setattr(vlm, "stop_ids", frozenset())
+    yield allowed
+    allowed.release(1000)
+    settled(vlm)
+
+
+def settled(vlm):
+    with vlm.engine.work:
+        assert vlm.engine.work.wait_for(lambda: not vlm.engine.is_busy, timeout=10)
+    assert not any(vlm.engine.scheduler.pages.owners)
+
+
+def whole(stream):
+    for _ in stream:
+        pass
+    return stream.answer
+
+
+async def gathered(stream):
+    return [delta async for delta in stream.deltas()]
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"max_new_tokens": 40, "logprobs": True},
+        {**LONG, "logprobs": True},
+        {**LONG, "stop": [" a", "e t"], "logprobs": True},
+        {"num_beams": 3, "logprobs": True, "max_new_tokens": 20},
+    ],
+    ids=["greedy", "drawn", "stopped", "beams"],
+)
+def test_deltas_joined_are_the_answer(vlm, asked, wishes):
+    stream = vlm.submit(asked, **wishes)
+    deltas, answer = asyncio.run(gathered(stream)), stream.answer
+    assert "".join(delta.text for delta in deltas) == answer.text == whole(vlm.submit(asked, **wishes)).text
+    assert sum((delta.tokens for delta in deltas), ()) == answer.tokens
+    assert sum((delta.logprobs for delta in deltas), ()) == answer.logprobs
+    assert all(delta.text for delta in deltas[:-1])
+    assert answer.usage.completion_tokens == len(answer.tokens)
+
+
+def test_without_logprobs_there_are_none(vlm, asked):
+    deltas = asyncio.run(gathered(vlm.submit(asked, max_new_tokens=4)))
+    assert deltas
+    assert all(delta.logprobs is None for delta in deltas)
+
+
+def test_tokens_without_text_are_not_lost(vlm, asked):
+    stream = vlm.submit(asked, stop=["."], max_new_tokens=40)
+    deltas = asyncio.run(gathered(stream))
+    assert stream.answer.finish == "stop"
+    assert deltas[-1].text == "", "the token of the stop string"
+    assert deltas[-1].tokens == stream.answer.tokens[-1:]
+
+
+def test_many_tasks_read_side_by_side(vlm, asked):
+    async def all_of_them():
+        return await asyncio.gather(*(gathered(vlm.submit(asked, **{**LONG, "seed": n})) for n in range(5)))
+
+    together = asyncio.run(all_of_them())
+    for seed, deltas in enumerate(together):
+        alone = whole(vlm.submit(asked, **{**LONG, "seed": seed}))
+        assert "".join(delta.text for delta in deltas) == alone.text
+
+
+def test_a_task_that_is_cancelled_cancels_its_answer(vlm, asked, steps):
+    stream = vlm.submit(asked, **LONG)
+
+    async def leave():
+        task = asyncio.create_task(gathered(stream))
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    assert stream.answer.finish == "cancelled"
+    assert stream.answer.tokens == ()
+
+
+def test_close_ends_an_answer_that_another_task_reads(vlm, asked, steps):
+    stream = vlm.submit(asked, **LONG)
+    steps.release(6)
+
+    async def close_after_two():
+        seen = []
+        async for delta in stream.deltas():
+            seen.append(delta)
+            if len(seen) == 2:
+                stream.close()
+        return seen
+
+    seen = asyncio.run(close_after_two())
+    assert stream.answer.finish == "cancelled"
+    assert "".join(delta.text for delta in seen) == stream.answer.text
+    steps.release(1000)
+    settled(vlm)
+
+
+def test_left_deltas_hold_what_was_shown(vlm, asked):
+    stream = vlm.submit(asked, **LONG)
+
+    async def leave():
+        async with contextlib.aclosing(stream.deltas()) as deltas:
+            return await anext(deltas)
+
+    delta = asyncio.run(leave())
+    assert stream.answer.text == delta.text
+    assert stream.answer.tokens == delta.tokens
+    assert stream.answer.finish == "cancelled"
+    settled(vlm)
+
+
+def test_deltas_hold_their_stream(vlm, asked):
+    async def read():
+        deltas = vlm.submit(asked, **LONG).deltas()
+        gc.collect()
+        return [delta async for delta in deltas]
+
+    assert "".join(delta.text for delta in asyncio.run(read())) == whole(vlm.submit(asked, **LONG)).text
+
+
+def test_a_full_queue_is_told_at_once(vlm, asked, steps, monkeypatch):
+    monkeypatch.setattr(vlm.engine.scheduler, "limits", replace(vlm.engine.scheduler.limits, queue=1))
+    streams = [vlm.submit(asked, **LONG)]
+    with pytest.raises(EngineBusy):
+        streams += [vlm.submit(asked, **LONG) for _ in range(2)]
+    for stream in streams:
+        stream.close()
+        assert stream.answer.finish == "cancelled"
+
+
+def test_mistakes_are_told_at_once(vlm, asked):
+    with pytest.raises(BadSetting, match="temperature is 9"):
+        vlm.submit(asked, temperature=9)
+    with pytest.raises(TypeError, match="detail"):
+        vlm.submit(asked, detail="low")
+    long = vlm.prompt(["word " * 3000])
+    with pytest.raises(PromptTooLong):
+        vlm.submit(long)
+
+
+def test_an_error_comes_after_what_was_said(vlm, asked, monkeypatch, steps):
+    stream = vlm.submit(asked, **LONG)
+    detokenizer, count = stream._growing.detokenizer, 0
+    push = detokenizer.push
+
+    def third(token):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise RuntimeError("broken")
+        return push(token)
+
+    monkeypatch.setattr(detokenizer, "push", third)
+    steps.release(10)
+    seen = []
+
+    async def read():
+        async for delta in stream.deltas():
+            seen.append(delta)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        asyncio.run(read())
+    assert len(sum((delta.tokens for delta in seen), ())) <= 2
