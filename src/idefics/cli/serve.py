@@ -1,0 +1,99 @@
+"""`idefics serve`: a model behind OpenAI's API."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import Field, fields, make_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from idefics.cli import look
+from idefics.cli.flags import Debug, ModelFlags
+from idefics.cli.output import Screen
+from idefics.errors import MissingExtra
+from idefics.server.settings import PREFIX, Settings, read
+
+if TYPE_CHECKING:
+    from idefics import Idefics
+
+HELP = f"""
+Serve a model to OpenAI's clients: chat completions, completions, responses, and a route for each task.
+
+Every flag may be written as environment variable ({PREFIX}PORT=8001) or in a TOML file (port = 8001) as well; a flag
+goes before the environment, and that before the file. docs/server.md lists all, with examples for clients.
+"""
+EXAMPLES = (
+    "idefics serve",
+    "idefics serve --model demo --port 8001",
+    "idefics serve --host 0.0.0.0 --api-key-file keys.txt --remote-images public",
+    "idefics serve --config server.toml",
+)
+PLAIN = {bool: None, int: "N", float: "SECONDS", str: "TEXT", Path: "FILE"}  # what flags call their values
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        envvar=f"{PREFIX}CONFIG",
+        show_envvar=False,
+        help="TOML file of settings.",
+    ),
+]
+
+
+def _flag(one: Field[Any], hint: Any) -> tuple[str, Any, None]:
+    """A setting as a flag; what is not given is left to the environment and the file."""
+    (kind,) = {*(get_args(hint) or (hint,))} - {NoneType}
+    default = "" if one.default in (None, False) else f" [default: {one.default}]"
+    option = typer.Option(
+        "--" + one.name.replace("_", "-"),
+        metavar=PLAIN[kind],
+        help=one.metadata["help"] + default,
+        show_default=False,
+        rich_help_panel=one.metadata["section"],
+    )
+    return one.name, Annotated[kind | None, option], None
+
+
+HINTS = get_type_hints(Settings)
+Flags: Any = make_dataclass(
+    "Flags",
+    [
+        (name, hint, default)
+        for name, hint, default in (_flag(one, HINTS[one.name]) for one in fields(Settings))
+    ],
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    look.add(app, "serve", _serve, help=HELP, examples=EXAMPLES)
+
+
+def _serve(context: typer.Context, config: Config = None, debug: Debug = False, *, given: Flags) -> int:
+    said = {one.name: value for one in fields(Settings) if (value := getattr(given, one.name)) is not None}
+    settings = read(said, config)
+    try:
+        from idefics.server.app import create_app
+        from idefics.server.run import bind, run, url_of
+    except ModuleNotFoundError:
+        raise MissingExtra("idefics serve", "serve") from None
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("idefics").setLevel(logging.INFO)
+    settings.keys()
+    with bind(settings) as listener, Screen(context.command_path) as screen:
+        vlm = _load(context, settings, screen)
+        app = create_app(vlm, settings)
+        screen.say(f"{settings.served} is served at {url_of(listener)}; Ctrl-C ends it")
+        run(app, listener)
+        return screen.code
+
+
+def _load(context: typer.Context, settings: Settings, screen: Screen) -> Idefics:
+    shared = {one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in HINTS}
+    vlm: Idefics = context.obj(ModelFlags(**shared), screen)
+    return vlm

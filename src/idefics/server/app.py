@@ -1,0 +1,34 @@
+"""The app: routes behind the gate, over one loaded model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from idefics import __version__
+from idefics.server import chat, faults, status
+from idefics.server.gate import Gate
+from idefics.server.settings import Settings
+from idefics.server.visit import Service
+
+if TYPE_CHECKING:
+    from idefics import Idefics
+
+
+def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
+    """OpenAI's API over a loaded model, which all requests share.
+
+    `app.state.service` is what they share; its `admission.close` lets nobody in any more.
+
+    Raises:
+        BadSetting: the file of keys cannot be read.
+    """
+    service = Service(vlm, settings)
+    app = FastAPI(title="idefics", version=__version__, summary="Questions about pictures.")
+    app.state.service = service
+    faults.install(app)
+    for part in (chat, status):
+        app.include_router(part.router)
+    app.add_middleware(Gate, service=service, keys=settings.keys())
+    return app

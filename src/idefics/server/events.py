@@ -1,0 +1,43 @@
+"""Server-sent events: an answer in pieces, while it grows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from idefics.server.faults import fault_of
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: dict[str, Any], name: str | None = None) -> bytes:
+    """One event."""
+    line = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return (f"event: {name}\ndata: {line}\n\n" if name else f"data: {line}\n\n").encode()
+
+
+class Events(Response):
+    """A stream of events. An error in the midst of them is the last one."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(self.events) as events:
+                async for one in events:
+                    await send({"type": "http.response.body", "body": one, "more_body": True})
+        except Exception as error:
+            last = event(fault_of(error).body)
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,141 @@
+"""What went wrong, as OpenAI's clients read it: a status and `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from idefics.errors import BadPicture, BadRequest, EngineBusy, IdeficsError, PromptTooLong
+
+MOST_NAMED = 10  # faults of one request that are listed
+REFUSED = "invalid_request_error"
+
+log = logging.getLogger("idefics.server")
+
+
+class Fault(Exception):
+    """An answer that is an error.
+
+    Attributes:
+        status: of HTTP.
+        headers: beside it, such as Retry-After.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = REFUSED,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.type, self.code, self.param = status, message, type, code, param
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What a client is told."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Response:
+        """As an answer of its own."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def busy(message: str, seconds: int) -> Fault:
+    """There is no room now: ask again after so many seconds."""
+    return Fault(
+        429,
+        message,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(seconds)},
+    )
+
+
+def closing() -> Fault:
+    """The server goes down, and what is asked cannot be finished."""
+    return Fault(
+        503,
+        "the server is shutting down: ask again in a moment",
+        type="server_error",
+        code="shutting_down",
+        headers={"Retry-After": "5"},
+    )
+
+
+def fault_of(error: Exception) -> Fault:
+    """What a client is told about any error. Of one that nobody foresaw it learns nothing, and the log no contents."""
+    match error:
+        case Fault():
+            return error
+        case PromptTooLong():
+            return Fault(400, str(error), code="context_length_exceeded", param="messages")
+        case BadPicture():
+            return Fault(400, str(error), code="invalid_image")
+        case BadRequest():
+            return Fault(400, str(error))
+        case EngineBusy():
+            return busy(str(error), 1)
+        case HTTPException():
+            return Fault(error.status_code, str(error.detail), headers=error.headers)
+        case RequestValidationError():
+            return _invalid(error.errors())
+        case IdeficsError():
+            return Fault(500, str(error), type="server_error")
+    where = "".join(traceback.format_tb(error.__traceback__))  # the message may hold what a client has said
+    log.error("%s\n%s", type(error).__name__, where)
+    return Fault(500, "something went wrong here, not with what you asked", type="server_error")
+
+
+def _invalid(errors: Sequence[Mapping[str, Any]]) -> Fault:
+    """Fields that are unknown, missing, or hold what they may not; each is named."""
+    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
+    if unknown:
+        names = [_place(error["loc"]) for error in unknown]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        listed = ", ".join(names[:MOST_NAMED]) + more
+        message = f"unknown field{'s' * (len(names) > 1)}: {listed}: leave out what this server does not know"
+        return Fault(400, message, code="unknown_parameter", param=names[0])
+    said = "; ".join(f"{_place(error['loc'])}: {_lower(error['msg'])}" for error in errors[:MOST_NAMED])
+    more = f"; and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else ""
+    is_missing = errors[0]["type"] == "missing"
+    code = "missing_required_parameter" if is_missing else "invalid_value"
+    return Fault(400, said + more, code=code, param=_place(errors[0]["loc"]))
+
+
+def _place(loc: Sequence[int | str]) -> str:
+    """`messages[0].content[1].text`; the names of alternatives, in angle brackets, are left out."""
+    place = ""
+    for part in loc[1:]:  # the first says that it is of the body
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif not part.startswith("<"):
+            place += f".{part[:100]}"
+    return place.removeprefix(".") or "body"
+
+
+def _lower(text: str) -> str:
+    text = text.removeprefix("Value error, ")
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+def install(app: FastAPI) -> None:
+    """Every error that a route raises on purpose is answered so; what nobody foresaw is caught by the `Gate`."""
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return fault_of(error).response()
+
+    for kind in (Fault, IdeficsError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, answer)

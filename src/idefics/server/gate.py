@@ -1,0 +1,188 @@
+"""What every request passes before a route sees it: the key, the limits of its size, the room; and the access log.
+
+A client that goes away ends its request here, whatever the request is waiting for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Sequence
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from idefics.server.faults import Fault, fault_of
+from idefics.server.visit import Service, Visit
+
+MOST_HEADERS = 100
+BODY_SECONDS = 60.0  # that a request may take to arrive
+GONE = 499  # what the access log says of a client that left, as nginx does
+VISIT = "idefics.visit"  # in a request's scope
+
+log = logging.getLogger("idefics.server.access")
+
+
+class Gate:
+    """The outermost part of the app."""
+
+    def __init__(self, app: ASGIApp, service: Service, keys: Sequence[bytes]) -> None:
+        self.app, self.service = app, service
+        self.keys = [hashlib.sha256(key).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks so
+        else:
+            await Passage(self, scope, receive, send).run()
+
+    def check(self, scope: Scope) -> None:
+        """Raises the Fault of a request whose headers say that it must not come in."""
+        headers = scope["headers"]
+        if len(headers) > MOST_HEADERS:
+            raise Fault(431, f"the request has {len(headers)} headers; at most {MOST_HEADERS} are read")
+        if self.keys and scope["path"] != "/health" and not self._knows(scope):
+            wants_page = b"text/html" in _header(scope, b"accept")
+            scheme = 'Basic realm="idefics"' if wants_page else "Bearer"
+            raise Fault(
+                401,
+                "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": scheme},
+            )
+        length = _header(scope, b"content-length")
+        if length.isdigit() and int(length[:20]) > self.most:
+            raise self.too_large()
+
+    @property
+    def most(self) -> int:
+        """Bytes of a body."""
+        return self.service.settings.body_megabytes << 20
+
+    def too_large(self) -> Fault:
+        """What is said of a larger body."""
+        return Fault(413, f"the request is larger than {self.most:,} bytes: send fewer or smaller pictures")
+
+    def _knows(self, scope: Scope) -> bool:
+        """Whether the request brings a key. How long it takes tells nothing of the keys."""
+        given = hashlib.sha256(_key(_header(scope, b"authorization"))).digest()
+        return sum(hmac.compare_digest(key, given) for key in self.keys) > 0  # all of them, always
+
+
+class Passage:
+    """One request on its way through the gate."""
+
+    def __init__(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
+        self.gate, self.scope, self._receive, self._send = gate, scope, receive, send
+        self.status = 0  # of the answer, once it has begun
+        self.is_answered = False
+        self.size = 0  # bytes of the body so far
+        self.has_arrived, self.is_gone = asyncio.Event(), asyncio.Event()
+        self.began = time.monotonic()
+
+    async def run(self) -> None:
+        """Answers the request, and writes a line about it."""
+        try:
+            await self._answer()
+        except Exception as error:
+            if (
+                self.status
+            ):  # its beginning is with the client: only the connection can say that the rest is missing
+                fault_of(error)
+                raise ConnectionAbortedError from None
+            await fault_of(error).response()(self.scope, self._receive, self.send)
+        finally:
+            self._tell()
+
+    async def _answer(self) -> None:
+        self.gate.check(self.scope)
+        if self.scope["method"] != "POST" or not self.scope["path"].startswith("/v1/"):
+            await self.gate.app(self.scope, self.receive, self.send)
+            return
+        visit = Visit(self.gate.service)
+        self.scope[VISIT] = visit
+        try:
+            await self._watched()
+        finally:
+            visit.leave()
+
+    async def _watched(self) -> None:
+        """Lets the app answer, and stops it when the client leaves."""
+        work = asyncio.ensure_future(self.gate.app(self.scope, self.receive, self.send))
+        watch = asyncio.create_task(self._watch(work))
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not self.is_gone.is_set():
+                raise
+            self.status = self.status or GONE
+            self.gate.service.metrics.gone.inc()
+        finally:
+            watch.cancel()
+
+    async def _watch(self, work: asyncio.Future[None]) -> None:
+        await self.has_arrived.wait()
+        while not self.is_gone.is_set():
+            if (await self._receive())["type"] == "http.disconnect":
+                self.is_gone.set()
+        if not self.is_answered:
+            work.cancel()
+
+    async def receive(self) -> Message:
+        """What the app reads: the body, up to its limits; then, some day, that the client is gone."""
+        if self.has_arrived.is_set():
+            await self.is_gone.wait()
+            return {"type": "http.disconnect"}
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the request took longer than {BODY_SECONDS:g} s to arrive") from None
+        self.size += len(message.get("body", b""))
+        if self.size > self.gate.most:
+            raise HTTPException(413, self.gate.too_large().message)
+        if message["type"] == "http.disconnect":
+            self.is_gone.set()
+        if self.is_gone.is_set() or not message.get("more_body", False):
+            self.has_arrived.set()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """What the app says."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif not message.get("more_body", False):
+            self.is_answered = True
+        await self._send(message)
+
+    def _tell(self) -> None:
+        route = self.scope.get("route")
+        path = route.path if route is not None else "(no route)"  # as it was declared: a client writes no log
+        self.gate.service.metrics.requests.labels(path, str(self.status)).inc()
+        client, milliseconds = self.scope.get("client"), 1000 * (time.monotonic() - self.began)
+        host = client[0] if client else "-"
+        log.info("%s %s %s %s %.0f ms", host, self.scope["method"], path, self.status or "-", milliseconds)
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _key(authorization: bytes) -> bytes:
+    """The key that a header brings: as bearer token, or as a browser's password."""
+    scheme, _, rest = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return rest.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(rest, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return b""

@@ -1,0 +1,79 @@
+"""Serves an app on a socket, and ends in an orderly way: whoever has been let in is answered first."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from idefics.errors import BadSetting
+from idefics.server.settings import Settings
+from idefics.server.visit import Service
+
+HEADER_BYTES = 32 << 10  # of one request, all together
+LAST_WORDS = 5  # seconds that clients have to read the errors which end their answers
+BACKLOG = 2048
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The place to listen on, taken at once: nobody waits for a model to learn that a port is in use.
+
+    Raises:
+        BadSetting: there is no such address, or the port is taken.
+    """
+    host, port = settings.host, settings.port
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise BadSetting(
+            f"nothing can listen on {host}, port {port}: {error.strerror}; give another --host or --port"
+        ) from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where clients find it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, whose end begins with a time in which answers may become complete."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.service: Service = app.state.service
+        seconds = self.service.settings.drain
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",  # httptools bounds neither the number of headers nor their size
+                h11_max_incomplete_event_size=HEADER_BYTES,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=int(seconds) + LAST_WORDS,
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What SIGTERM and Ctrl-C lead to."""
+        closing = asyncio.create_task(self.service.admission.close(self.service.settings.drain))
+        await super().shutdown(sockets)
+        closing.cancel()
+
+
+def run(app: FastAPI, listener: socket.socket) -> None:
+    """Serves until the process is told to end."""
+    Server(app).run(sockets=[listener])

@@ -1,0 +1,161 @@
+"""What the server can be told. The flags of `idefics serve` and the list in docs/server.md are made of `Settings`.
+
+Knows no HTTP, and imports nothing that the base installation lacks until a setting is read.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from idefics.catalog import DEFAULT
+from idefics.errors import BadSetting, MissingExtra
+
+PREFIX = "IDEFICS_"  # of the environment's names
+
+
+def _setting(section: str, default: Any, help: str, low: float = 0, high: float = 0, **more: Any) -> Any:
+    """A field; `low` and `high` bound a number."""
+    return field(default=default, metadata={"section": section, "help": help, "range": (low, high)}, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that the server can be told, checked.
+
+    Raises:
+        BadSetting: a value is out of range, or an address other than this machine's is to be served without a key.
+    """
+
+    model: str = _setting("Model", DEFAULT, "Short name (`idefics models` lists them), folder or hub id.")
+    name: str | None = _setting(
+        "Model", None, "What clients call the model; unset: the last part of what --model says."
+    )
+    revision: str | None = _setting("Model", None, "Branch, tag or commit on the hub.")
+    device: str = _setting("Model", "auto", "auto, cpu, cuda, cuda:1 or mps.")
+    dtype: str = _setting("Model", "auto", "auto, float32, bfloat16 or float16.")
+    threads: int | None = _setting("Model", None, "Threads of the CPU that compute.", 1, 1024)
+    quantize: str | None = _setting("Model", None, "Keep weights in fewer bits: int8, int4, fp8, nf4 or fp4.")
+    offline: bool = _setting("Model", False, "Never download a model.")
+    host: str = _setting("Address", "127.0.0.1", "Address to listen on.")
+    port: int = _setting("Address", 8000, "Port to listen on; 0 takes a free one.", 0, 65535)
+    api_key: str | None = _setting(
+        "Access",
+        None,
+        "What clients must send as bearer token. Other users of the machine may see a flag.",
+        repr=False,
+    )
+    api_key_file: Path | None = _setting("Access", None, "File of such keys, one a line.")  # noqa: RUF009
+    insecure: bool = _setting("Access", False, "Serve other machines although there is no key.")
+    remote_images: str = _setting(
+        "Access",
+        "off",
+        "Addresses of pictures that are fetched: off, public, any, or a list of hosts with commas between.",
+    )
+    requests_at_once: int = _setting(
+        "Limits", 256, "Requests that wait or are being answered; more are refused.", 1, 1 << 16
+    )
+    tokens_at_once: int = _setting("Limits", 1 << 18, "Tokens of their prompts and answers.", 1, 1 << 40)
+    pictures_at_once: int = _setting("Limits", 128, "Pictures of their prompts.", 1, 1 << 16)
+    prepared_at_once: int = _setting(
+        "Limits", 2, "Prompts that are made at the same time: pictures decoded, texts cut into tokens.", 1, 64
+    )
+    body_megabytes: int = _setting("Limits", 20, "What one request may weigh.", 1, 1024)
+    drain: float = _setting(
+        "Limits", 30.0, "Seconds that answers may still take after SIGTERM or Ctrl-C.", 0, 86400
+    )
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            (low, high), value = one.metadata["range"], getattr(self, one.name)
+            if high and value is not None and not low <= value <= high:
+                raise BadSetting(f"{one.name} is {value!r}; give a number from {low} to {high}")
+        if not (is_loopback(self.host) or self.insecure or self.api_key or self.api_key_file):
+            raise BadSetting(
+                f"host is {self.host}, which other machines reach, and there is no key: give --api-key-file (or "
+                f"{PREFIX}API_KEY), or say --insecure if everyone may ask"
+            )
+
+    def keys(self) -> tuple[bytes, ...]:
+        """The keys that open the server; none where it is open.
+
+        Raises:
+            BadSetting: the file of keys cannot be read, or holds none.
+        """
+        lines = [] if self.api_key is None else [self.api_key]
+        if self.api_key_file is not None:
+            try:
+                lines += self.api_key_file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise BadSetting(
+                    f"{self.api_key_file}: the file of keys cannot be read ({type(error).__name__})"
+                ) from None
+        keys = tuple(line.strip().encode() for line in lines if line.strip())
+        if not keys and (self.api_key is not None or self.api_key_file is not None):
+            raise BadSetting("the API key is blank: give at least one character, or leave it out")
+        return keys
+
+    @property
+    def served(self) -> str:
+        """What clients call the model. Of a path only the last part is told."""
+        return self.name or Path(self.model).name or self.model
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is one of this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read(given: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """What is given, else what the environment says (`IDEFICS_PORT`), else a TOML file (`port = 8000`), else defaults.
+
+    Raises:
+        BadSetting: a value cannot be, a name is unknown, or the file cannot be read; the message says which.
+        MissingExtra: the extra is not installed.
+    """
+    try:
+        from pydantic import ValidationError, create_model
+        from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
+    except ModuleNotFoundError:
+        raise MissingExtra("idefics serve", "serve") from None
+
+    class Sources(BaseSettings, env_prefix=PREFIX, env_ignore_empty=True, extra="forbid"):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            *sources: PydanticBaseSettingsSource,
+            **named: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                named["init_settings"],
+                named["env_settings"],
+                TomlConfigSettingsSource(settings_cls, config),
+            )
+
+    hints = get_type_hints(Settings)
+    known: dict[str, Any] = {one.name: (hints[one.name], one.default) for one in fields(Settings)}
+    reader = create_model("Reader", __base__=Sources, **known)
+    if config is not None and not config.is_file():
+        raise BadSetting(f"{config}: no such file")
+    try:
+        return Settings(**dict(reader(**given)))
+    except ValidationError as error:
+        raise BadSetting("; ".join(_fault(one) for one in error.errors())) from None
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+        raise BadSetting(f"{config} cannot be read: {error}") from None
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    """What pydantic says of one value, for people."""
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}; docs/server.md lists all"
+    return f"{name} is {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -1,0 +1,146 @@
+"""One request of a client on its way: let in, its prompt made off the event loop, its answers, what it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from idefics.messages import Answer, Delta
+from idefics.server.admission import Admission
+from idefics.server.faults import Fault, closing
+from idefics.server.metrics import Metrics
+from idefics.server.settings import Settings
+
+if TYPE_CHECKING:
+    from idefics import Idefics
+    from idefics.pipeline import Stream
+    from idefics.prompt import Prompt
+
+R = TypeVar("R")
+
+
+class Service:
+    """What all requests share.
+
+    Attributes:
+        workers: make prompts: pictures are decoded and texts cut into tokens there, a few at a time.
+    """
+
+    def __init__(self, vlm: Idefics, settings: Settings) -> None:
+        self.vlm, self.settings = vlm, settings
+        self.metrics = Metrics(vlm)
+        self.admission = Admission(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
+        self.workers = ThreadPoolExecutor(settings.prepared_at_once, thread_name_prefix="idefics-server")
+
+    def check_model(self, name: str) -> None:
+        """Raises a Fault where a client asks for another model than the one that is served."""
+        if name != self.settings.served:
+            raise Fault(
+                404,
+                f"the model {name[:100]!r} is not served here: {self.settings.served!r} is",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def aside(self, work: Callable[[], R]) -> R:
+        """Work that takes its time, in a thread. Whoever no longer waits for it takes it out of the queue."""
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
+
+
+class Visit:
+    """A request that has been let in. Whoever makes one calls `leave`, however it ends.
+
+    Attributes:
+        streams: its answers as they grow, one for each choice.
+        prepared: seconds from its arrival until they were asked for.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.place = service.admission.enter(self.end)
+        self.streams: list[Stream] = []
+        self.prepared = 0.0
+        self.is_ended = False
+
+    async def ask(
+        self, make: Callable[[], Prompt], wishes: Mapping[str, Any], *, choices: int = 1, pictures: int = 0
+    ) -> None:
+        """Makes the prompt and asks for its answers; waits for neither to grow.
+
+        Raises:
+            Fault, IdeficsError: there is no room, or the request is wrong.
+        """
+        admission = self.service.admission
+        admission.take(self.place, pictures=pictures)
+        prompt = await self.service.aside(make)
+        longest = self.service.vlm.engine.model.layout.max_positions
+        tokens = min(len(prompt) + wishes["max_new_tokens"], longest)
+        admission.take(self.place, tokens=choices * tokens)
+        if self.is_ended:
+            raise closing()
+        self.prepared = time.monotonic() - self.place.began
+        metrics, seed = self.service.metrics, wishes.get("seed")
+        metrics.prompt_tokens.inc(len(prompt))
+        metrics.pictures.inc(len(prompt.pictures))
+        for number in range(choices):
+            own = {} if seed is None else {"seed": (seed + number) % (1 << 63)}
+            self.streams.append(self.service.vlm.submit(prompt, **{**wishes, **own}))
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
+        """What each choice gains, as it comes: (its number, what is new).
+
+        Raises:
+            Fault: the server went down before the end.
+        """
+        coming = [stream.deltas() for stream in self.streams]
+        if len(coming) == 1:
+            async for only in coming[0]:
+                yield 0, only
+            coming = []
+        waiting = {_next(one): number for number, one in enumerate(coming)}
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    number, delta = waiting.pop(task), task.result()
+                    if delta is not None:
+                        yield number, delta
+                        waiting[_next(coming[number])] = number
+        finally:
+            for task in waiting:
+                task.cancel()
+        if self.is_ended:
+            raise closing()
+
+    async def answers(self) -> list[Answer]:
+        """The choices, once all of them have ended. Raises as `deltas`."""
+        async for _ in self.deltas():
+            pass
+        return [stream.answer for stream in self.streams]
+
+    def end(self) -> None:
+        """The server goes down: no answer grows any more."""
+        self.is_ended = True
+        for stream in self.streams:
+            stream.close()
+
+    def leave(self) -> None:
+        """Gives back what the request held; answers that nobody will read end here."""
+        for stream in self.streams:
+            stream.close()
+            answer = stream.answer
+            timings = answer.timings
+            waited = timings.first_token + self.prepared
+            self.service.metrics.answered(answer.usage, waited, timings.total - timings.first_token)
+        self.service.admission.leave(self.place)
+
+
+async def _anext(coming: AsyncGenerator[Delta]) -> Delta | None:
+    return await anext(coming, None)
+
+
+def _next(coming: AsyncGenerator[Delta]) -> asyncio.Task[Delta | None]:
+    return asyncio.create_task(_anext(coming))

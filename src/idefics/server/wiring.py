@@ -1,0 +1,53 @@
+"""What routes are given: the service and their visit; and how their errors are described."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+
+from idefics.server.gate import VISIT
+from idefics.server.visit import Service, Visit
+
+
+class ErrorField(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorField
+
+
+def faults(*more: int) -> dict[int | str, dict[str, Any]]:
+    """The statuses that a route may answer with beside 200, for the API's description."""
+    said = {
+        400: "The request is wrong; the message says what.",
+        401: "The API key is missing or wrong.",
+        404: "There is no such model.",
+        408: "The request took too long to arrive.",
+        413: "The request is too large.",
+        429: "There is no room now: ask again after Retry-After seconds.",
+        500: "Something went wrong in the server.",
+        503: "The server is shutting down.",
+    }
+    return {status: {"model": ErrorBody, "description": text} for status, text in said.items()}
+
+
+async def _service(request: Request) -> Service:
+    return cast("Service", request.app.state.service)
+
+
+async def _visit(request: Request) -> Visit:
+    return cast("Visit", request.scope[VISIT])
+
+
+Serving = Annotated[Service, Depends(_service)]
+Visiting = Annotated[Visit, Depends(_visit)]

@@ -1,0 +1,213 @@
+"""The key, the limits, the room there is: what a request passes before anything is done for it."""
+
+import base64
+import logging
+
+import pytest
+
+from idefics.errors import BadSetting
+from idefics.server.app import create_app
+from idefics.server.settings import Settings
+from server.asking import chat, data_uri, said, shown, user
+from server.conftest import Client
+
+PATH = "/v1/chat/completions"
+SECRET = "xylo" + "phone"  # tracebacks show lines of this file
+
+
+@pytest.fixture
+def locked(vlm, tmp_path):
+    keys = tmp_path / "keys.txt"
+    keys.write_text("first\n\nsecond \n")
+    return Client(create_app(vlm, Settings(model="demo", api_key="third", api_key_file=keys)))
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def basic(key):
+    return {"Authorization": "Basic " + base64.b64encode(f"anyone:{key}".encode()).decode()}
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/ready", "/metrics", "/v1/models", "/docs", "/openapi.json", "/none", "/health/"]
+)
+def test_a_key_covers_everything(locked, path):
+    answer = locked.get(path)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_but_health(locked):
+    assert locked.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("key", ["first", "second", "third"])
+def test_each_key_opens(locked, key):
+    assert locked.get("/v1/models", headers=bearer(key)).status_code == 200
+    assert locked.get("/v1/models", headers=basic(key)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        bearer(""),
+        bearer("firs"),
+        bearer("first2"),
+        basic("fourth"),
+        {"Authorization": "first"},
+        {"Authorization": "Basic %"},
+    ],
+)
+def test_nothing_else_does(locked, headers):
+    assert locked.post(PATH, chat(), headers=headers).status_code == 401
+
+
+def test_a_browser_is_asked_for_the_key(locked):
+    answer = locked.get("/", headers={"Accept": "text/html,*/*"})
+    assert answer.headers["www-authenticate"].startswith("Basic")
+
+
+def test_a_body_has_a_limit(vlm):
+    small = Client(create_app(vlm, Settings(model="demo", body_megabytes=1)))
+    large = b'{"model": "' + b"a" * (1 << 20) + b'"}'
+    said_so = small("POST", PATH, content=large)
+    assert said_so.status_code == 413
+
+    async def pieces():
+        for start in range(0, len(large), 1 << 16):
+            yield large[start : start + (1 << 16)]
+
+    counted = small("POST", PATH, content=pieces(), headers={"Content-Type": "application/json"})
+    assert counted.status_code == 413
+    for answer in (said_so, counted):
+        assert "1,048,576 bytes" in answer.json()["error"]["message"]
+
+
+def test_headers_have_a_limit(client):
+    flood = {f"x-{number}": "1" for number in range(101)}
+    assert client.get("/health", headers=flood).status_code == 431
+
+
+@pytest.mark.parametrize(
+    ("limits", "kind"),
+    [
+        ({"requests_at_once": 1}, "requests"),
+        ({"pictures_at_once": 2}, "pictures"),
+        ({"tokens_at_once": 300}, "tokens"),
+    ],
+)
+def test_there_is_room_for_so_many(vlm, limits, kind):
+    client = Client(create_app(vlm, Settings(model="demo", **limits)))
+    admission = client.app.state.service.admission
+    alone = client.post(PATH, chat([user(shown("door"), shown("puppy"), shown("tower"), said("?"))]))
+    assert alone.status_code == 200, "a request alone is always let in"
+    other = admission.enter(lambda: None)
+    admission.take(other, pictures=2, tokens=290)
+    refused = client.post(PATH, chat())
+    assert refused.status_code == 429
+    assert kind in refused.json()["error"]["message"]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert f'idefics_refusals_total{{reason="{kind}"}} 1.0' in client.get("/metrics").text
+    assert client.get("/ready").status_code == (200 if kind == "tokens" else 503)
+    admission.leave(other)
+    assert client.post(PATH, chat()).status_code == 200
+    assert client.get("/ready").status_code == 200
+    assert (admission.pictures, admission.tokens, admission.places) == (0, 0, set())
+
+
+def test_whoever_is_refused_leaves_nothing(client):
+    admission = client.app.state.service.admission
+    for wrong in (
+        chat(foo=1),
+        chat([user(shown("door"), {"type": "image_url", "image_url": {"url": "data:,x"}})]),
+    ):
+        assert client.post(PATH, wrong).status_code == 400
+    assert (admission.pictures, admission.tokens, admission.places) == (0, 0, set())
+
+
+def test_other_machines_are_served_only_with_a_key():
+    with pytest.raises(BadSetting, match="no key"):
+        Settings(host="0.0.0.0")
+    for host in ("192.168.1.4", "::", "example.com"):
+        with pytest.raises(BadSetting, match="no key"):
+            Settings(host=host)
+    for more in ({"api_key": "a"}, {"insecure": True}):
+        assert Settings(host="0.0.0.0", **more).host == "0.0.0.0"
+    assert [Settings(host=host).host for host in ("localhost", "127.0.0.2", "::1")]
+
+
+def test_a_blank_key_is_no_key(tmp_path):
+    empty = tmp_path / "keys.txt"
+    empty.write_text("\n \n")
+    for settings in (Settings(api_key_file=empty), Settings(api_key=" ")):
+        with pytest.raises(BadSetting, match="blank"):
+            settings.keys()
+    with pytest.raises(BadSetting, match="cannot be read"):
+        Settings(api_key_file=tmp_path / "nowhere").keys()
+
+
+def test_the_log_and_the_metrics_hold_no_contents(client, caplog):
+    caplog.set_level(logging.DEBUG)
+    client.post(PATH + f"?{SECRET}=1", chat([user(said(SECRET))], user=SECRET), headers={"X-Secret": SECRET})
+    client.post(PATH, chat([user(said(SECRET))], foo=SECRET))
+    client.get(f"/{SECRET}")
+    client.post(PATH, chat([user({"type": "image_url", "image_url": {"url": f"https://{SECRET}.com"}})]))
+    lines = [record.getMessage() for record in caplog.records if record.name == "idefics.server.access"]
+    assert [line.split()[1:4] for line in lines] == [
+        ["POST", PATH, "200"],
+        ["POST", PATH, "400"],
+        ["GET", "(no", "route)"],
+        ["POST", PATH, "400"],
+    ]
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith("httpx")]
+    assert SECRET not in "\n".join(ours)
+    assert SECRET not in client.get("/metrics").text
+
+
+def test_an_error_that_nobody_foresaw_tells_nothing(client, vlm, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(vlm, "prompt", broken)
+    answer = client.post(PATH, chat())
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert SECRET not in answer.text
+    assert SECRET not in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "in broken" in caplog.text
+    monkeypatch.undo()
+    assert client.post(PATH, chat()).status_code == 200
+
+
+def test_a_failure_in_the_midst_of_a_stream_is_its_last_event(client, vlm, monkeypatch):
+    monkeypatch.setattr(vlm.engine.runner, "run", fails_after(vlm.engine.runner.run, 3))
+    answer = client.post(PATH, chat(stream=True))
+    assert answer.status_code == 200
+    lines = [line for line in answer.text.splitlines() if line]
+    assert '"error"' in lines[-1]
+    assert SECRET not in answer.text
+    assert "[DONE]" not in answer.text
+    monkeypatch.undo()
+    assert client.post(PATH, chat()).status_code == 200
+
+
+def fails_after(run, steps):
+    left = iter(range(steps))
+
+    def running(plan):
+        if next(left, None) is None:
+            raise RuntimeError(SECRET)
+        return run(plan)
+
+    return running
+
+
+def test_uris_of_pictures_do_not_show_in_errors(client):
+    wrong = data_uri("door").replace("data:image/png;base64,", "data:image/png;base64,!!")
+    answer = client.post(PATH, chat([user({"type": "image_url", "image_url": {"url": wrong}})]))
+    assert answer.status_code == 400
+    assert len(answer.text) < 500
