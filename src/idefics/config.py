@@ -6,7 +6,8 @@ Three kinds: what a checkpoint is (`ModelConfig` and its parts, translated once 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from idefics.errors import BadSetting
@@ -235,9 +236,13 @@ class Sampling:
         min_p: drop tokens less likely than min_p times the most likely one.
         repetition_penalty: divides positive and multiplies negative logits of tokens already there
             (CTRL, arXiv 1909.05858); 1 is none.
+        presence_penalty: subtracted from the logit of each token that the answer has already.
+        frequency_penalty: the same, as many times as the answer has it.
+        logit_bias: token id -> what is added to its logit, -100 to 100: the ends forbid it or leave nothing else.
         num_beams: beams of a beam search; 1 is none. Beams are greedy: temperature must be 0.
         seed: makes sampling repeatable.
         logprobs: whether the log-probability of each chosen token is kept.
+        top_logprobs: of how many of the most likely tokens beside each chosen one.
     """
 
     max_new_tokens: int = 256
@@ -246,9 +251,13 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_beams: int = 1
     seed: int | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         _range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
@@ -257,7 +266,13 @@ class Sampling:
         _range("top_p", self.top_p, 0.0, 1.0)
         _range("min_p", self.min_p, 0.0, 1.0)
         _range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
+        _range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _biases(self.logit_bias)
         _range("num_beams", self.num_beams, 1, 64)
+        _range("top_logprobs", self.top_logprobs, 0, 20)
+        if self.top_logprobs and not self.logprobs:
+            raise BadSetting(f"top_logprobs is {self.top_logprobs} without logprobs: give logprobs=True too")
         if self.seed is not None:
             _range("seed", self.seed, 0, 2**63 - 1)
         if self.num_beams > 1 and self.temperature > 0:
@@ -265,6 +280,13 @@ class Sampling:
                 f"num_beams is {self.num_beams} and temperature {self.temperature}: beams are greedy; "
                 "give temperature=0, or num_beams=1 to sample"
             )
+        if self.num_beams > 1:
+            for name in ("presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs"):
+                if value := getattr(self, name):
+                    raise BadSetting(
+                        f"num_beams is {self.num_beams} and {name} {value}, which beams do not know: "
+                        "give num_beams=1, or leave it out"
+                    )
 
 
 QuantKind = Literal["int8", "int4", "fp8", "nf4", "fp4"]
@@ -354,5 +376,16 @@ class EngineConfig:
 
 
 def _range(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise BadSetting(f"{name} is {value!r}; give a number from {low} to {high}")
+    """Whole numbers where the ends are."""
+    kind, called = (int, "whole number") if isinstance(low, int) else ((int, float), "number")
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        raise BadSetting(f"{name} is {value!r}; give a {called} from {low} to {high}")
+
+
+def _biases(biases: Mapping[int, float]) -> None:
+    if not isinstance(biases, Mapping):
+        raise BadSetting(f"logit_bias is {biases!r}; give a dict of token ids and numbers from -100 to 100")
+    for id, bias in biases.items():
+        if isinstance(id, bool) or not isinstance(id, int) or id < 0:
+            raise BadSetting(f"logit_bias names the token {id!r}; give its id, a whole number from 0")
+        _range(f"logit_bias of token {id}", bias, -100.0, 100.0)

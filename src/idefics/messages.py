@@ -174,6 +174,14 @@ class Timings:
     total: float
 
 
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that might have stood in an answer's place, with its natural-log probability there."""
+
+    token: int
+    logprob: float
+
+
 Finish = Literal["stop", "length", "cancelled"]
 
 
@@ -188,6 +196,7 @@ class Answer:
         usage: tokens and pictures.
         timings: seconds; of the whole batch where several prompts were answered together.
         logprobs: natural-log probability of each token, where it was asked for.
+        top_logprobs: for each token the most likely ones in its place, the likeliest first, where asked for.
     """
 
     text: str
@@ -196,6 +205,7 @@ class Answer:
     usage: Usage
     timings: Timings
     logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[Alternative, ...], ...] | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -208,12 +218,13 @@ class Delta:
     Attributes:
         text: characters that are certain now; empty in a last one that has tokens alone.
         tokens: ids, from the one after the last delta's to the one that made the text certain.
-        logprobs: natural-log probability of each token, where it was asked for.
+        logprobs, top_logprobs: of each token, as in `Answer`.
     """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[Alternative, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

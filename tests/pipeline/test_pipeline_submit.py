@@ -63,7 +63,7 @@ async def gathered(stream):
 @pytest.mark.parametrize(
     "wishes",
     [
-        {"max_new_tokens": 40, "logprobs": True},
+        {"max_new_tokens": 40, "logprobs": True, "top_logprobs": 2},
         {**LONG, "logprobs": True},
         {**LONG, "stop": [" a", "e t"], "logprobs": True},
         {"num_beams": 3, "logprobs": True, "max_new_tokens": 20},
@@ -76,6 +76,12 @@ def test_deltas_joined_are_the_answer(vlm, asked, wishes):
     assert "".join(delta.text for delta in deltas) == answer.text == whole(vlm.submit(asked, **wishes)).text
     assert sum((delta.tokens for delta in deltas), ()) == answer.tokens
     assert sum((delta.logprobs for delta in deltas), ()) == answer.logprobs
+    if answer.top_logprobs is not None:
+        assert sum((delta.top_logprobs for delta in deltas), ()) == answer.top_logprobs
+        best = [alternatives[0] for alternatives in answer.top_logprobs]
+        assert [(one.token, one.logprob) for one in best] == list(
+            zip(answer.tokens, answer.logprobs, strict=True)
+        ), "greedy"
     assert all(delta.text for delta in deltas[:-1])
     assert answer.usage.completion_tokens == len(answer.tokens)
 

@@ -28,7 +28,7 @@ from idefics.engine.request import Ending, Request
 from idefics.engine.runner import Runner
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.slow import SlowTwin
-from idefics.errors import BadPrompt, PromptTooLong
+from idefics.errors import BadPrompt, BadSetting, PromptTooLong
 from idefics.prompt import Prompt
 
 ALONE = 8  # times as many tokens of prompts are read in a step where no answer has to wait for it
@@ -79,9 +79,14 @@ class Engine:
             EngineBusy: the queue is full.
             BadSetting: the request could never fit into the cache.
         """
-        endings = request.endings
+        endings, biases = request.endings, request.sampling.logit_bias
         longest = 1 if endings is None else max(map(len, endings), default=0)
         self._check(request.prompt, room=longest, after=chain.from_iterable(endings or ()))
+        if biases and (highest := max(biases)) >= self.model.layout.vocabulary:
+            raise BadSetting(
+                f"logit_bias names token {highest}; "
+                f"this model's tokens are 0 to {self.model.layout.vocabulary - 1}"
+            )
         handle = Handle(request, self._cancel)
         job = Job(request, handle, self._room(request), beside=self.model.layout.cross_layers > 0)
         with self.work:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 from idefics.engine.request import Request
-from idefics.messages import Finish
+from idefics.messages import Alternative, Finish
 
 
 class Handle:
@@ -21,6 +21,7 @@ class Handle:
         request: what was asked.
         ids: what has been generated so far; a stop id is never among them.
         logprobs: natural-log probability of each of `ids` if `sampling.logprobs` asks for them; else empty.
+        top_logprobs: the most likely tokens in the place of each of `ids` if `sampling.top_logprobs` asks for them.
         scores: of each of the request's endings the natural-log probability of each token, once done.
         finish_reason: why the answer ended, or None while it goes on or if it failed.
         error: what went wrong, if something did.
@@ -30,6 +31,7 @@ class Handle:
         self.request = request
         self.ids: list[int] = []
         self.logprobs: list[float] = []
+        self.top_logprobs: list[tuple[Alternative, ...]] = []
         self.scores: list[list[float]] = []
         self.finish_reason: Finish | None = None
         self.error: Exception | None = None
@@ -110,10 +112,12 @@ class Handle:
         if self.error is not None:
             raise self.error
 
-    def push(self, id: int, logprob: float | None) -> None:
+    def push(self, id: int, logprob: float | None, top: tuple[Alternative, ...]) -> None:
         """One id more; the engine alone calls this and what follows."""
         if logprob is not None:  # first: whoever sees an id may look for what belongs to it
             self.logprobs.append(logprob)
+        if top:
+            self.top_logprobs.append(top)
         self.ids.append(id)
         self._tell()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice, starmap
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from idefics.engine.plan import Pick, Plan
 from idefics.engine.runner import Read, Runner
 from idefics.engine.sampler import Sampler, generator, ids_mask, penalise
 from idefics.engine.score import Scores
+from idefics.messages import Alternative
 
 
 class Picker:
@@ -63,7 +65,7 @@ class Picker:
                 self._sampler, self._rows = self._settings(branches, logits.device), branches
             chosen = self._sampler.choose(logits)
             ids = self._sent(chosen.ids)
-            logprobs = None if chosen.logprobs is None else self._sent(chosen.logprobs)
+            thoughts = [None if one is None else self._sent(one) for one in chosen[1:]]
         except Exception as error:
             self._sampler = None
             if len(branches) == 1:
@@ -75,13 +77,7 @@ class Picker:
                 for pick in self._sample(plan, [branch], logits[row : row + 1])
             ]
         self.runner.chose(branches, chosen.ids)
-        if logprobs is None:
-            return [Pick(branch.job, (id,)) for branch, id in zip(branches, ids(), strict=True)]
-        wants = [branch.job.request.sampling.logprobs for branch in branches]
-        return [
-            Pick(branch.job, (id,), logprob=logprob if asked else None)
-            for branch, id, logprob, asked in zip(branches, ids(), logprobs(), wants, strict=True)
-        ]
+        return _picked(branches, ids(), *(None if one is None else one() for one in thoughts))
 
     def _settings(self, branches: list[Branch], device: torch.device) -> Sampler:
         for branch in branches:
@@ -119,6 +115,27 @@ class Picker:
         if job.search is None:
             job.search = Beaming(job, self.vocabulary, logits.device)
         return [job.search.advance(logits)]
+
+
+def _picked(
+    branches: Sequence[Branch],
+    ids: list[int],
+    logprobs: list[float] | None,
+    top_ids: list[list[int]] | None,
+    top_logprobs: list[list[float]] | None,
+) -> list[Pick]:
+    """A pick for each row, with what it asked for."""
+    picks = []
+    for row, branch in enumerate(branches):
+        sampling = branch.job.request.sampling
+        pick = Pick(branch.job, (ids[row],))
+        if logprobs is not None and sampling.logprobs:
+            pick = pick._replace(logprob=logprobs[row])
+        if top_ids is not None and top_logprobs is not None:
+            pairs = zip(top_ids[row], top_logprobs[row], strict=True)
+            pick = pick._replace(top=tuple(starmap(Alternative, islice(pairs, sampling.top_logprobs))))
+        picks.append(pick)
+    return picks
 
 
 def at_once(numbers: Tensor) -> Callable[[], list[Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from idefics.engine.job import Branch, Job
-from idefics.messages import Finish
+from idefics.messages import Alternative, Finish
 from idefics.prompt import Tiles
 
 
@@ -84,6 +84,7 @@ class Pick(NamedTuple):
         ids: the next id of each row that goes on.
         parents: the row that each of them continues; None: its own.
         logprob: of the id, where one row is asked for it.
+        top: what was most likely in its place.
         end: why the job has ended with `answer` and `logprobs`, if it has.
     """
 
@@ -91,4 +92,5 @@ class Pick(NamedTuple):
     ids: Sequence[int] = ()
     parents: Sequence[int] | None = None
     logprob: float | None = None
+    top: tuple[Alternative, ...] = ()
     end: Finish | None = None

@@ -1,6 +1,7 @@
 """Choosing the next token of every row at once, each row by its own settings.
 
-Order, as in transformers: banned ids, repetition penalty, temperature, top-k, top-p, min-p.
+Order, as in transformers: banned ids, repetition penalty, temperature, top-k, top-p, min-p. What is added to logits
+(presence and frequency penalties, biases, as OpenAI's API defines them) comes after the repetition penalty.
 R rows, S of them that sample, V vocabulary.
 """
 
@@ -18,14 +19,20 @@ from idefics.engine.request import Request
 
 
 class Chosen(NamedTuple):
-    """The next token of each row: ids (R,), and log-probabilities (R,) in float32 if any row asked for them.
+    """The next token of each row: ids (R,), and what the model thought, in float32, if any row asked for it.
 
-    The log-probability is of the model's own distribution, banned ids left out, before penalty, temperature
-    and the rest: it says what the model thought, not how it was sampled.
+    Log-probabilities are of the model's own distribution, banned ids left out, before penalties, biases, temperature
+    and the rest: they say what the model thought, not how it was sampled.
+
+    Attributes:
+        logprobs: (R,) of the ids.
+        top_ids, top_logprobs: (R, T) the most likely ids and theirs, as many as the most demanding row asked for.
     """
 
     ids: Tensor
-    logprobs: Tensor | None
+    logprobs: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_logprobs: Tensor | None = None
 
 
 class Sampler:
@@ -42,7 +49,7 @@ class Sampler:
     def __init__(
         self,
         requests: Sequence[Request],
-        ids: Sequence[Collection[int]],
+        ids: Sequence[Sequence[int]],
         generators: Sequence[torch.Generator | None],
         vocabulary: int,
         device: torch.device,
@@ -52,6 +59,9 @@ class Sampler:
         self.present: Tensor | None = None  # (R, V) ids of prompt and answer, where a penalty needs them
         if any(request.sampling.repetition_penalty != 1 for request in requests):
             self.present = self._masks(ids)
+        self.counts: Tensor | None = None  # (R, V) how often an answer has an id, where a penalty needs it
+        if any(_counts(request.sampling) for request in requests):
+            self.counts = self._counted(ids)
         self._settle()
 
     def choose(self, logits: Tensor) -> Chosen:
@@ -62,12 +72,29 @@ class Sampler:
         model_logits = logits
         if self.present is not None:
             logits = penalise(logits, self.present, self.penalty)
+        if self.counts is not None:
+            logits = logits - self.presence * (self.counts > 0) - self.frequency * self.counts
+        if self.biases is not None:
+            logits = logits + self.biases
         ids = logits.argmax(-1)
         if self.drawing:
             ids[self.drawn] = self._draw(self.warp(logits[self.drawn]))
         if self.present is not None:
             self.present.scatter_(1, ids[:, None], True)
-        return Chosen(ids, log_probabilities(model_logits, ids) if self.wants_logprobs else None)
+        if self.counts is not None:
+            self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
+        return Chosen(ids, *self._thoughts(model_logits, ids))
+
+    def _thoughts(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Log-probabilities of ids, of the most likely ones, or of none."""
+        if not self.wants_logprobs:
+            return ()
+        thoughts = logits.log_softmax(-1)
+        chosen = thoughts.gather(1, ids[:, None])[:, 0]
+        if not self.most_top:
+            return (chosen,)
+        top = thoughts.topk(min(self.most_top, self.vocabulary))
+        return chosen, top.indices, top.values
 
     def warp(self, logits: Tensor) -> Tensor:
         """Temperature, top-k, top-p and min-p of the rows that sample: (S, V) -> (S, V), -inf where dropped."""
@@ -93,7 +120,17 @@ class Sampler:
         if any(request.banned_ids for request in self.requests):
             self.banned = self._masks(request.banned_ids for request in self.requests)
         self.wants_logprobs = any(setting.logprobs for setting in settings)
+        self.most_top = max((setting.top_logprobs for setting in settings), default=0)
         self.penalty = self._column(setting.repetition_penalty for setting in settings)
+        self.presence = self._column(setting.presence_penalty for setting in settings)
+        self.frequency = self._column(setting.frequency_penalty for setting in settings)
+        self.biases: Tensor | None = None  # (R, V)
+        if any(setting.logit_bias for setting in settings):
+            biases = torch.zeros(len(settings), self.vocabulary)
+            for row, setting in zip(biases, settings, strict=True):
+                for id, bias in setting.logit_bias.items():
+                    row[id] = bias
+            self.biases = biases.to(self.device)
 
         rows = [row for row, setting in enumerate(settings) if setting.temperature > 0]
         self.drawn = torch.tensor(rows, device=self.device, dtype=torch.long)  # (S,) the rows that sample
@@ -117,8 +154,19 @@ class Sampler:
     def _column(self, values: Iterable[float]) -> Tensor:  # (R, 1)
         return torch.tensor(list(values), dtype=torch.float32, device=self.device)[:, None]
 
+    def _counted(self, ids: Sequence[Sequence[int]]) -> Tensor:  # (R, V)
+        counts = torch.zeros(len(ids), self.vocabulary)
+        for row, said, request in zip(counts, ids, self.requests, strict=True):
+            answer = torch.tensor(said[len(request.prompt) :], dtype=torch.long)
+            row.scatter_add_(0, answer, torch.ones(len(answer)))
+        return counts.to(self.device)
+
     def _masks(self, rows: Iterable[Collection[int]]) -> Tensor:  # (R, V)
         return torch.stack([ids_mask(ids, self.vocabulary, self.device) for ids in rows])
+
+
+def _counts(setting: Sampling) -> bool:
+    return setting.presence_penalty != 0 or setting.frequency_penalty != 0
 
 
 def ids_mask(ids: Collection[int], vocabulary: int, device: torch.device) -> Tensor:
@@ -134,11 +182,6 @@ def penalise(scores: Tensor, present: Tensor, penalty: Tensor | float) -> Tensor
     Positive scores are divided by the penalty and negative ones multiplied (CTRL, arXiv 1909.05858).
     """
     return torch.where(present, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-
-
-def log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
-    """Of one token in each row: (R, V), (R,) -> (R,)."""
-    return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
 
 
 def keep_top_k(logits: Tensor, counts: Tensor, most: int) -> Tensor:

@@ -224,17 +224,17 @@ class Scheduler:
             if pick.end is not None:
                 self._end(job, pick.end)
             else:
-                self._answer(job, pick.ids[0], pick.logprob)
+                self._answer(job, pick)
         except Exception as error:  # of the caller's `watch`
             job.handle.fail(error)
 
-    def _answer(self, job: Job, id: int, logprob: float | None) -> None:
-        handle, request = job.handle, job.request
+    def _answer(self, job: Job, pick: Pick) -> None:
+        handle, request, id = job.handle, job.request, pick.ids[0]
         if id in request.stop_ids:
             handle.finish("stop")
             return
         ends = request.watch is not None and request.watch(id)
-        handle.push(id, logprob)
+        handle.push(id, pick.logprob, pick.top)
         if ends:
             handle.finish("stop")
         elif len(handle.ids) == job.room:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -29,9 +29,13 @@ class Wishes(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
     num_beams: int
     seed: int | None
     logprobs: bool
+    top_logprobs: int
     stop: str | Sequence[str]
 
 
@@ -103,6 +107,7 @@ class Growing:
             usage=Usage(len(request.prompt), len(handle.ids), len(request.prompt.pictures)),
             timings=Timings(self.prepared - self.began, first - self.began, self.last - self.began),
             logprobs=tuple(handle.logprobs) if request.sampling.logprobs else None,
+            top_logprobs=tuple(handle.top_logprobs) if request.sampling.top_logprobs else None,
         )
 
     def cut(self, length: int) -> None:
@@ -111,7 +116,8 @@ class Growing:
         tokens = bisect_right(self.lengths, length)
         if tokens < len(self.handle.ids):  # it may have been done already
             self.handle.finish("cancelled")
-        self.handle.ids, self.handle.logprobs = self.handle.ids[:tokens], self.handle.logprobs[:tokens]
+        for of_each in (self.handle.ids, self.handle.logprobs, self.handle.top_logprobs):
+            del of_each[tokens:]
         self.detokenizer.cut(length - len(self.start))
 
 
@@ -142,8 +148,13 @@ class Shown:
 
     def _delta(self, text: str, tokens: int) -> Delta:
         handle, new = self.growing.handle, slice(self.tokens, tokens)
-        logprobs = tuple(handle.logprobs[new]) if handle.request.sampling.logprobs else None
-        delta = Delta(text[self.length :], tuple(handle.ids[new]), logprobs)
+        sampling = handle.request.sampling
+        delta = Delta(
+            text[self.length :],
+            tuple(handle.ids[new]),
+            tuple(handle.logprobs[new]) if sampling.logprobs else None,
+            tuple(handle.top_logprobs[new]) if sampling.top_logprobs else None,
+        )
         self.length, self.tokens = len(text), tokens
         return delta
 

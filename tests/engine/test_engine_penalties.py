@@ -1,0 +1,126 @@
+"""Presence and frequency penalties, biases and the likeliest tokens, held against plain arithmetic on the slow twin."""
+
+import pytest
+import torch
+
+from engine.fakes import VOCABULARY, answered, engine_for, fake, mixed, prompt, request
+from idefics.engine.slow import SlowTwin
+from idefics.errors import BadSetting
+
+KINDS = pytest.mark.parametrize("kind", ["text", "beside"])
+TOKENS = 12
+SETTINGS = [
+    {},
+    {"presence_penalty": 2.0},
+    {"frequency_penalty": 1.5},
+    {"presence_penalty": -2.0, "frequency_penalty": 0.5},
+    {"logit_bias": {7: 4.0, 11: -100.0, 46: 100.0}},
+    {"logit_bias": {3: 5.0}, "frequency_penalty": 2.0, "repetition_penalty": 1.3},
+    {"frequency_penalty": -2.0, "logprobs": True, "top_logprobs": 3},
+    {"logprobs": True, "top_logprobs": 20, "logit_bias": {5: 100.0}},
+    {"logprobs": True},
+]
+
+
+@torch.inference_mode()
+def plain(model, asked, banned=(), tokens=TOKENS, **sampling):
+    """One token after another, every number by itself: ids, log-probabilities, and the likeliest of each place."""
+    twin, ids, logprobs, tops = SlowTwin(model, asked), [], [], []
+    for _ in range(tokens):
+        logits = model.logits(twin.hidden(tuple(ids))[-1:])[0].float()
+        for id in banned:
+            logits[id] = -torch.inf
+        thoughts = logits.log_softmax(-1)
+        scores = logits.tolist()
+        for id in {*asked.ids, *ids}:
+            penalty = sampling.get("repetition_penalty", 1.0)
+            scores[id] = scores[id] * penalty if scores[id] < 0 else scores[id] / penalty
+        for id in range(VOCABULARY):
+            scores[id] -= sampling.get("presence_penalty", 0.0) * (id in ids)
+            scores[id] -= sampling.get("frequency_penalty", 0.0) * ids.count(id)
+            scores[id] += sampling.get("logit_bias", {}).get(id, 0.0)
+        id = max(range(VOCABULARY), key=scores.__getitem__)
+        ids.append(id)
+        logprobs.append(thoughts[id].item())
+        order = sorted(range(VOCABULARY), key=lambda one: -thoughts[one].item())
+        tops.append([(one, thoughts[one].item()) for one in order[: sampling.get("top_logprobs", 0)]])
+    return ids, logprobs, tops
+
+
+@KINDS
+@pytest.mark.parametrize("banned", [(), (1, 9, 30)])
+def test_rows_of_a_batch_are_each_what_plain_arithmetic_says(kind, banned):
+    engine = engine_for(kind)
+    pairs = list(zip(mixed(kind), SETTINGS, strict=False))
+    handles = answered(
+        engine, [request(p, max_new_tokens=TOKENS, banned_ids=banned, **settings) for p, settings in pairs]
+    )
+    for handle, (asked, settings) in zip(handles, pairs, strict=True):
+        ids, logprobs, tops = plain(engine.model, asked, banned, **settings)
+        assert handle.ids == ids
+        assert handle.logprobs == (pytest.approx(logprobs, abs=1e-4) if settings.get("logprobs") else [])
+        assert len(handle.top_logprobs) == (TOKENS if settings.get("top_logprobs") else 0)
+        for found, expected in zip(handle.top_logprobs, tops, strict=False):
+            assert [one.token for one in found] == [id for id, _ in expected]
+            assert [one.logprob for one in found] == pytest.approx([p for _, p in expected], abs=1e-4)
+
+
+def test_penalties_are_felt():
+    asked = prompt("text", 5, 6, 7)
+    free, *others = (plain(fake("text"), asked, **settings)[0] for settings in SETTINGS[:6])
+    assert all(other != free for other in others), "a setting that changes nothing tests nothing"
+
+
+@KINDS
+def test_counts_go_on_where_rows_change_and_requests_are_read_again(kind):
+    """Pages for little more than one of them: they send one another away; and they end one after another."""
+    settings = {"frequency_penalty": 1.5, "presence_penalty": 0.5}
+    engine = engine_for(kind, cache_pages=8)
+    sent_away, preempt = [], engine.scheduler._preempt
+    engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
+    prompts = mixed(kind)[:4]
+    handles = answered(
+        engine,
+        [request(p, max_new_tokens=44 - n, **settings) for n, p in enumerate(prompts)],
+    )
+    assert sent_away
+    for n, (handle, asked) in enumerate(zip(handles, prompts, strict=True)):
+        assert handle.ids == plain(engine.model, asked, tokens=44 - n, **settings)[0]
+
+
+def test_seeded_draws_with_penalties_do_not_depend_on_neighbours():
+    asked = [
+        request(p, max_new_tokens=TOKENS, temperature=1.0, seed=n, **SETTINGS[n % 6])
+        for n, p in enumerate(mixed("text"))
+    ]
+    together = [handle.ids for handle in answered(engine_for("text"), asked)]
+    assert together == [answered(engine_for("text"), [one])[0].ids for one in asked]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"presence_penalty": 2.1}, "presence_penalty is 2.1; give a number from -2.0 to 2.0"),
+        ({"frequency_penalty": "much"}, "frequency_penalty is 'much'"),
+        ({"logit_bias": {5: 101}}, "logit_bias of token 5 is 101; give a number from -100.0 to 100.0"),
+        ({"logit_bias": {"5": 1}}, "logit_bias names the token '5'"),
+        ({"logit_bias": {-1: 1}}, "logit_bias names the token -1"),
+        ({"logit_bias": [5]}, "give a dict"),
+        ({"logit_bias": {5: float("nan")}}, "logit_bias of token 5 is nan"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs is 21; give a whole number from 0 to 20"),
+        ({"top_logprobs": 1.5, "logprobs": True}, "top_logprobs is 1.5"),
+        ({"top_logprobs": 2}, "give logprobs=True too"),
+        ({"num_beams": 2, "presence_penalty": 1.0}, "num_beams is 2 and presence_penalty 1.0"),
+        ({"num_beams": 2, "top_logprobs": 1, "logprobs": True}, "num_beams is 2 and top_logprobs 1"),
+    ],
+)
+def test_mistakes_are_told(settings, message):
+    with pytest.raises(BadSetting, match=message):
+        request(prompt("text", 5), **settings)
+
+
+def test_a_bias_of_a_token_that_the_model_lacks_is_told():
+    with pytest.raises(
+        BadSetting, match=f"token {VOCABULARY}; this model's tokens are 0 to {VOCABULARY - 1}"
+    ):
+        engine_for("text").submit(request(prompt("text", 5), logit_bias={VOCABULARY: 1.0}))
