@@ -40,7 +40,8 @@ Config = Annotated[
         metavar="FILE",
         envvar=f"{PREFIX}CONFIG",
         show_envvar=False,
-        help="TOML file of settings.",
+        help="TOML file of settings; else $IDEFICS_CONFIG.",
+        rich_help_panel="File",
     ),
 ]
 
@@ -74,7 +75,7 @@ def register(app: typer.Typer) -> None:
     look.add(app, "serve", _serve, help=HELP, examples=EXAMPLES)
 
 
-def _serve(context: typer.Context, config: Config = None, debug: Debug = False, *, given: Flags) -> int:
+def _serve(context: typer.Context, *, given: Flags, config: Config = None, debug: Debug = False) -> int:
     said = {one.name: value for one in fields(Settings) if (value := getattr(given, one.name)) is not None}
     settings = read(said, config)
     try:
