@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 
 import uvicorn
@@ -75,5 +76,8 @@ class Server(uvicorn.Server):
 
 
 def run(app: FastAPI, listener: socket.socket) -> None:
-    """Serves until the process is told to end."""
+    """Serves until the process is told to end, by SIGTERM or Ctrl-C."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # uvicorn raises it again afterwards: an orderly end is no failure
     Server(app).run(sockets=[listener])
