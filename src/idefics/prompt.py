@@ -16,7 +16,7 @@ class Tiles:
     Attributes:
         frames: arrays (3, h, w) of float32, normalised; several where the picture was split, the whole one last.
         rows, columns: the grid of the split; (0, 0) where the picture was not split.
-        key: SHA-256 (hex) over the plan and the picture's file, or its size and pixels: equal keys mean equal frames.
+        key: SHA-256 (hex) over the plan, and the picture's mode, size and upright pixels: equal keys mean equal frames.
     """
 
     frames: tuple[np.ndarray, ...]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-POLICIES = ("any", "public", "off")
 
 
 def _number(flag: str, kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -48,6 +47,14 @@ def one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def policy(text: str) -> str:
+    """What reads `--remote-images`."""
+    from idefics.processing.addresses import allowed_hosts
+
+    allowed_hosts(text, "--remote-images")
+    return text
 
 
 _input = partial(typer.Option, rich_help_panel="Pictures and words")
@@ -129,14 +136,15 @@ class ModelFlags:
     ] = None
     offline: Annotated[bool, _model("--offline", help="Never download a model.")] = False
     remote_images: Annotated[
-        Literal["any", "public", "off"],
+        str,
         _model(
             "--remote-images",
             metavar="WHICH",
             envvar="IDEFICS_REMOTE_IMAGES",
             show_envvar=False,
-            parser=one_of("--remote-images", POLICIES),
-            help="Addresses that may be fetched: any, public or off; else $IDEFICS_REMOTE_IMAGES, else any.",
+            parser=policy,
+            help="Addresses that may be fetched: any, public, off, or hosts with commas between them; else "
+            "$IDEFICS_REMOTE_IMAGES, else any.",
         ),
     ] = "any"
 

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import PIL.Image
@@ -23,7 +23,7 @@ from idefics.errors import BadPicture, BadPrompt, BadSetting
 from idefics.messages import Picture
 from idefics.models.family import FILTERS, filter_name
 from idefics.processing import settings
-from idefics.processing.fetch import Fetcher, Policy
+from idefics.processing.fetch import Fetcher
 from idefics.processing.images import open_picture, prepare, rgb
 from idefics.prompt import Tiles
 
@@ -33,7 +33,7 @@ Transform = Callable[[Any], torch.Tensor]
 
 def fetcher() -> Fetcher:
     """Fetches any address, unless IDEFICS_REMOTE_IMAGES says otherwise."""
-    return Fetcher(policy=cast(Policy, os.environ.get("IDEFICS_REMOTE_IMAGES", "any")))
+    return Fetcher(policy=os.environ.get("IDEFICS_REMOTE_IMAGES", "any"))
 
 
 def as_picture(source: Any) -> Picture:

@@ -109,7 +109,8 @@ class IdeficsImageProcessor(ImageProcessor):
                 f"transform returned a {type(frame).__name__}; it takes a picture and returns a tensor (3, side, side)"
             )
         array = frame.detach().cpu().float().numpy()
-        return Tiles((array,), 0, 0, hashlib.sha256(array.tobytes()).hexdigest())
+        key = hashlib.sha256(f"{array.shape} ".encode() + array.tobytes())
+        return Tiles((array,), 0, 0, key.hexdigest())
 
 
 def alike(samples: Sequence[Sequence[Array]]) -> Array:

@@ -180,7 +180,7 @@ class Keys:
         """What a page holds when `length` of a row's ids have been read."""
         after = self.upto(ids, number * PAGE)[-1] if number else b""
         marks = self.marks(ids, number * PAGE, min((number + 1) * PAGE, length))
-        key = hashlib.blake2b(after + repr(marks).encode(), digest_size=16).digest()
+        key = hashlib.sha256(after + repr(marks).encode()).digest()
         return Content(key, after, marks)
 
     def marks(self, ids: Sequence[int], start: int, end: int) -> tuple[Mark, ...]:

@@ -16,7 +16,8 @@ from idefics.models import Checkpoint, Storage
 from idefics.nn.kernels import give_kernel, kernel_called
 from idefics.placement import Device, Spread, wanted
 from idefics.processing import settings
-from idefics.processing.fetch import Fetcher, Policy
+from idefics.processing.addresses import Policy
+from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.tokenizer import Tokenizer
 from idefics.quant import footprint
@@ -66,7 +67,7 @@ class Loaded:
             attn_implementation: "sdpa", "eager" (plain products and a softmax) or "flash_attention_2".
             revision: branch, tag or commit on the hub.
             offline: never use the network.
-            remote_images: which addresses may be fetched: "any", "public" or "off".
+            remote_images: which addresses may be fetched: "any", "public", "off", or hosts ("a.example,*.b.example").
             progress: called with (bytes done, bytes in all) while a model is downloaded.
 
         Raises:

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import re
-import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from idefics.errors import BadPicture, BadSetting
+from idefics.errors import BadPicture
+from idefics.processing.addresses import PORTS, Policy, allowed_hosts, is_allowed, look_up, spelled_plainly
 
 if TYPE_CHECKING:
     import httpx
 
-Policy = Literal["any", "public", "off"]
+    T = TypeVar("T")
+
 REMOTE = re.compile(r"https?://\S+|data:[^\s,]*[;/][^\s,]*,\S*", re.IGNORECASE)
 REDIRECTS = 3
 
@@ -43,22 +46,32 @@ def short(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
-    """Gets remote pictures and videos, as far as its policy allows.
+    """Gets remote pictures and videos, as far as its policy allows, and says whom it gets them for.
 
     Attributes:
         policy: "any" address that the caller names; "public" hosts of the open internet only, for data from
-            strangers; "off" none at all. Data URIs need no network and are always read.
+            strangers; names of hosts with commas between them ("images.example.com,*.example.org"), and those only on
+            the open internet; "off" none at all. Data URIs need no network and are always read.
         limit_bytes: the most that one of them may weigh.
-        timeout: seconds for one of them, redirects included.
+        timeout: seconds for one of them, names' look-ups and redirects included.
+        strangers: whether all pictures come from strangers, however they come: then no file of this machine is opened,
+            and what is opened is bounded as `processing.strangers` says.
+        turns: held while a picture is decoded and prepared, not while it is fetched: a semaphore bounds how many are at
+            once.
     """
 
     policy: Policy = "any"
     limit_bytes: int = 20 * 2**20
     timeout: float = 10.0
+    strangers: bool = False
+    turns: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
-        if self.policy not in {"any", "public", "off"}:
-            raise BadSetting(f"remote_images is {self.policy!r}; give any, public or off")
+        allowed_hosts(self.policy)
+
+    def distrusts(self, source: object) -> bool:
+        """Whether a picture is a stranger's: the owner's own are files and objects, and under "any" all of them."""
+        return self.strangers or (self.policy != "any" and isinstance(source, str) and is_remote(source))
 
     def get(self, url: str) -> bytes:
         """The bytes behind an http(s) address or a data URI.
@@ -70,20 +83,29 @@ class Fetcher:
             return self._decode(url)
         if self.policy == "off":
             raise BadPicture(
-                f"{short(url)} may not be fetched, remote pictures are off: allow them with "
-                'remote_images="any" (--remote-images any), or download it first'
+                f"{short(url)} may not be fetched, remote pictures are off: "
+                + self._way_out("download it first and send the picture itself")
             )
         import httpx
 
         try:
             return self._get(url)
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, TimeoutError):
             raise BadPicture(
                 f"{short(url)} took longer than {self.timeout:g} seconds: download it first"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
             # The last two: the environment names a proxy that httpx cannot use.
-            raise BadPicture(f"{short(url)} cannot be fetched: {error}") from None
+            why = error if self.policy == "any" else "its host does not answer as it should"
+            raise BadPicture(f"{short(url)} cannot be fetched: {why}") from None
+
+    def _way_out(self, words: str) -> str:
+        """What can be done about a refusal, by a stranger or by the owner."""
+        return (
+            words
+            if self.strangers
+            else f'{words}, or allow it with remote_images="any" (--remote-images any)'
+        )
 
     def _decode(self, uri: str) -> bytes:
         head, comma, body = uri.partition(",")
@@ -105,41 +127,59 @@ class Fetcher:
         import httpx
 
         deadline = time.monotonic() + self.timeout
-        # Proxies and passwords of the environment are the owner's, for the owner's own addresses.
-        trusts_environment = self.policy == "any"
-        with httpx.Client(verify=_tls(), trust_env=trusts_environment, timeout=self.timeout) as client:
-            # Each read has its own timeout; a host that drips single bytes meets this one.
-            watch = threading.Timer(self.timeout, client.close)
-            watch.daemon = True
-            watch.start()
-            try:
-                return self._follow(client, httpx.URL(url), deadline)
-            except (httpx.HTTPError, RuntimeError):  # RuntimeError: closed between two redirects
-                if time.monotonic() > deadline:
-                    raise httpx.ReadTimeout("deadline") from None
-                raise
-            finally:
-                watch.cancel()
+        with httpx.Client(
+            verify=_tls(),
+            # Proxies and passwords of the environment are the owner's, for the owner's own addresses.
+            trust_env=self.policy == "any",
+            timeout=self.timeout,
+            # A connection to one address may have been opened, and its certificate checked, for another name.
+            limits=httpx.Limits(max_keepalive_connections=0),
+        ) as client:  # closed at the deadline, which also ends the thread's reading
+            return _within(self.timeout, lambda: self._follow(client, url, deadline))
 
-    def _follow(self, client: httpx.Client, url: httpx.URL, deadline: float) -> bytes:
-        address = url
+    def _follow(self, client: httpx.Client, url: str, deadline: float) -> bytes:
+        import httpx
+
+        def in_time(*_: object) -> None:
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout("deadline")
+
+        address, written = httpx.URL(url), url
         for _ in range(REDIRECTS + 1):
-            if address.scheme not in {"http", "https"} or not address.host:
+            in_time()
+            if address.scheme not in PORTS or not address.host:
                 raise BadPicture(f"{short(str(address))} is not an http(s) address")
-            target, extensions = address, {}
+            target = address
+            extensions: dict[str, Any] = {"trace": in_time}
             # Not compressed: the cap counts what arrives.
             headers = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}
-            if self.policy == "public":
-                target = address.copy_with(host=_public_address(address.host, address.port))
+            if self.policy != "any":
+                host = spelled_plainly(address, written)
+                target = address.copy_with(host=self._checked(host, PORTS[address.scheme]))
                 headers["Host"] = address.netloc.decode()
-                extensions["sni_hostname"] = address.raw_host.decode()
+                extensions["sni_hostname"] = host
+                client.cookies.clear()
             with client.stream("GET", target, headers=headers, extensions=extensions) as response:
                 if not response.has_redirect_location:
-                    return self._read(response, str(url), deadline)
-                address = address.join(response.headers["location"])
-        raise BadPicture(f"{short(str(url))} redirects more than {REDIRECTS} times: download it first")
+                    return self._read(response, url, in_time)
+                written = response.headers["location"]
+                address = address.join(written)
+        raise BadPicture(f"{short(url)} redirects more than {REDIRECTS} times: download it first")
 
-    def _read(self, response: httpx.Response, url: str, deadline: float) -> bytes:
+    def _checked(self, host: str, port: int) -> str:
+        """The address that a host is connected to by.
+
+        A host of a list is looked up as any other: who lists a name does not say where its owner may let it lead.
+        """
+        hosts = allowed_hosts(self.policy)
+        if hosts and not is_allowed(host, hosts):
+            raise BadPicture(f"{host} is not among the hosts that pictures may be fetched from")
+        try:
+            return look_up(host, port)
+        except BadPicture as error:
+            raise BadPicture(f"{error}: " + self._way_out("send the picture itself")) from None
+
+    def _read(self, response: httpx.Response, url: str, in_time: Callable[[], None]) -> bytes:
         import httpx
 
         if response.status_code != httpx.codes.OK:
@@ -149,12 +189,29 @@ class Fetcher:
             data += chunk
             if len(data) > self.limit_bytes:
                 raise BadPicture(self._too_large(short(url)))
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("deadline")
+            in_time()
         return bytes(data)
 
     def _too_large(self, name: str) -> str:
         return f"{name} is larger than {self.limit_bytes:,} bytes: make it smaller"
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` gives in time, in a thread of its own: the look-up of a name cannot be interrupted, only left.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="idefics-fetch", daemon=True).start()
+    return outcome.result(seconds)
 
 
 @lru_cache(maxsize=1)
@@ -163,32 +220,3 @@ def _tls() -> ssl.SSLContext:
     import httpx
 
     return httpx.create_ssl_context()
-
-
-def _public_address(host: str, port: int | None) -> str:
-    """The address to connect to: the first of a host all of whose addresses are on the open internet.
-
-    The caller connects to this very address: a second look-up could give another one.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
-        raise BadPicture(f"{host}: no such host") from None
-    addresses = [str(entry[4][0]) for entry in found]
-    for address in addresses:
-        if not _is_public(address):
-            raise BadPicture(
-                f"{host} is {address}, not on the open internet: allow it with "
-                'remote_images="any" (--remote-images any)'
-            )
-    return addresses[0]
-
-
-def _is_public(text: str) -> bool:
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour  # an IPv4 address in other clothes
-        if inner is not None:
-            return _is_public(str(inner))
-    # `is_global` alone lets multicast through, and the reserved ::/8, which holds NAT64's 64:ff9b::/96.
-    return address.is_global and not address.is_multicast and not address.is_reserved

@@ -12,9 +12,9 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -25,8 +25,9 @@ import PIL.Image
 from idefics.config import ImagePlan
 from idefics.errors import BadPicture
 from idefics.messages import Look, Picture
+from idefics.processing import strangers
 from idefics.processing.fetch import Fetcher, is_remote, short
-from idefics.processing.resize import normalise, pixels_of, resize
+from idefics.processing.resize import STRIP, normalise, pixels_of, resize
 from idefics.processing.sizes import grid, longest_edge, native_size, plan_for
 from idefics.prompt import Tiles
 
@@ -54,32 +55,38 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
     Args:
         picture: a path, bytes, a `PIL.Image`, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, an
             http(s) URL or a data URI.
-        fetcher: gets what is remote, or refuses to.
+        fetcher: gets what is remote, or refuses to; says what is a stranger's.
 
     Raises:
-        BadPicture: no such file, not a picture, broken, larger than `MOST_PIXELS`, or not to be fetched.
+        BadPicture: no such file, not a picture, broken, not to be fetched, or larger than `MOST_PIXELS`; of a stranger:
+            a path, another format than `strangers.FORMATS`, larger than `strangers.MOST_PIXELS`, or a file that takes
+            more work than a picture should.
     """
-    source = picture.source
-    if isinstance(source, PIL.Image.Image):
-        return _upright_rgb(source, f"a PIL picture of mode {source.mode}")
-    if isinstance(source, np.ndarray):
-        return rgb(_from_array(source))
-    with _opened(source, fetcher) as (file, name):
-        return _decode(file, name)
+    with _opened(picture.source, fetcher) as decode, fetcher.turns:
+        return decode()
 
 
 @contextmanager
-def _opened(source: object, fetcher: Fetcher) -> Iterator[tuple[io.BytesIO | io.BufferedReader, str]]:
-    """A picture file to read from, and its name for messages."""
+def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], PIL.Image.Image]]:
+    """What decodes a picture: all of it is here then, and its turn may be waited for."""
+    distrusted = fetcher.distrusts(source)
+    decode = _decode_strangers if distrusted else _decode
+    most = strangers.MOST_PIXELS if distrusted else MOST_PIXELS
     match source:
+        case PIL.Image.Image():
+            yield partial(_upright_rgb, source, f"a PIL picture of mode {source.mode}", most)
+        case np.ndarray():
+            yield partial(_from_array, source, most)
         case bytes():
-            yield io.BytesIO(source), f"a picture of {len(source)} bytes"
+            yield partial(decode, io.BytesIO(source), f"a picture of {len(source)} bytes")
         case str() if is_remote(source):
-            yield io.BytesIO(fetcher.get(source)), short(source)
+            yield partial(decode, io.BytesIO(fetcher.get(source)), short(source))
+        case str() | os.PathLike() if fetcher.strangers:
+            raise BadPicture("a picture cannot be a path here: send an http(s) address, or a data URI")
         case str() | os.PathLike():
             name = short(str(source))
             with open_file(Path(source), name) as file:
-                yield file, name
+                yield partial(decode, file, name)
         case _:
             raise BadPicture(
                 f"a picture cannot be a {type(source).__name__}: give a path, bytes, a PIL picture, a uint8 array, "
@@ -101,17 +108,37 @@ def open_file(path: Path, name: str) -> io.BufferedReader:
 
 
 def _decode(file: BinaryIO, name: str) -> PIL.Image.Image:
+    with _image(file, name, FORMATS, "JPEG, PNG, WebP, GIF, BMP or TIFF", MOST_PIXELS) as image:
+        return _upright_rgb(image, name, MOST_PIXELS)
+
+
+def _decode_strangers(file: BinaryIO, name: str) -> PIL.Image.Image:
+    data, exif, most = file.read(), b"", strangers.MOST_PIXELS
+    try:
+        if data.startswith(b"\xff\xd8"):
+            data, exif = strangers.bare_jpeg(data)
+        sparing = strangers.Sparing(data)
+        with _image(sparing, name, strangers.FORMATS, "JPEG, PNG, WebP, GIF or BMP", most) as image:
+            return _upright_rgb(
+                image, name, most, lambda: strangers.orientation(exif or image.info.get("exif", b""))
+            )
+    except strangers.BadFile:
+        raise BadPicture(
+            f"{name} is built to take more work than a picture takes: save it again with an ordinary program"
+        ) from None
+
+
+def _image(file: BinaryIO, name: str, formats: tuple[str, ...], wanted: str, most: int) -> PIL.Image.Image:
+    """A picture of which the header has been read."""
     try:
         with _quiet():
-            image = PIL.Image.open(file, formats=_formats())
+            return PIL.Image.open(file, formats=_readable(formats))
+    except strangers.BadFile:
+        raise
     except PIL.Image.DecompressionBombError:
-        raise BadPicture(f"{name} has more than {MOST_PIXELS:,} pixels: make it smaller") from None
+        raise BadPicture(f"{name} has more than {most:,} pixels: make it smaller") from None
     except Exception:  # plugins raise whatever they like about a file that is not theirs
-        raise BadPicture(
-            f"{name} is not a picture that can be read: give JPEG, PNG, WebP, GIF, BMP or TIFF"
-        ) from None
-    with image:
-        return _upright_rgb(image, name)
+        raise BadPicture(f"{name} is not a picture that can be read: give {wanted}") from None
 
 
 _FILTERS = threading.Lock()
@@ -125,32 +152,43 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of PIL reads."""
+@lru_cache(maxsize=2)
+def _readable(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that this build of PIL reads."""
     PIL.Image.init()
-    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
+    return tuple(name for name in formats if name in PIL.Image.OPEN)
 
 
-def _upright_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    if image.width * image.height > MOST_PIXELS:
+def _upright_rgb(
+    image: PIL.Image.Image, name: str, most: int, orientation: Callable[[], int] | None = None
+) -> PIL.Image.Image:
+    """Decoded, upright and RGB.
+
+    Args:
+        most: pixels; looked at before the first is decoded.
+        orientation: what the tag says, once the picture is decoded; None: as PIL reads it.
+    """
+    if image.width * image.height > most:
         raise BadPicture(
-            f"{name} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read: "
-            "make it smaller"
+            f"{name} has {image.width} x {image.height} pixels; at most {most:,} are read: make it smaller"
         )
     if not image.width * image.height:
         raise BadPicture(f"{name} is empty: {image.width} x {image.height} pixels")
     try:
         image.load()  # before its tag is read: PNG may hold it behind the pixels, PIL obeys TIFF's by itself
         upright = rgb(image)
+    except strangers.BadFile:
+        raise
     except Exception:
         raise BadPicture(f"{name} is broken: its pixels cannot be read to the end") from None
-    turn = _turn(image)
+    turn = _turn(image, orientation)
     return upright if turn is None else upright.transpose(turn)
 
 
-def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
+def _turn(image: PIL.Image.Image, orientation: Callable[[], int] | None) -> PIL.Image.Transpose | None:
     try:
+        if orientation is not None:
+            return UPRIGHT.get(orientation())
         with _quiet():
             return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # a broken tag is no reason to refuse good pixels
@@ -163,8 +201,7 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     16-bit grey (0 to 65535) is scaled to 0 to 255; PIL itself would clip it at 255, a nearly white picture.
     """
     if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        return PIL.Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        return _from_wide_grey(image)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -172,7 +209,17 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_array(array: NDArray[np.generic]) -> PIL.Image.Image:
+def _from_wide_grey(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Strip by strip: the numbers in between take many times the room of the picture."""
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top in range(0, image.height, STRIP):
+        bottom = min(top + STRIP, image.height)
+        strip = np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.int64)
+        grey[top:bottom] = (np.clip(strip, 0, 65535) + 128) // 257
+    return PIL.Image.fromarray(grey).convert("RGB")
+
+
+def _from_array(array: NDArray[np.generic], most: int) -> PIL.Image.Image:
     if array.dtype != np.uint8:
         raise BadPicture(f"a picture array of {array.dtype} is ambiguous: scale it to 0..255 and give uint8")
     if array.ndim == 3 and array.shape[2] == 1:
@@ -182,11 +229,9 @@ def _from_array(array: NDArray[np.generic]) -> PIL.Image.Image:
             f"a picture array has the shape {array.shape}; give (height, width) or (height, width, channels) "
             "with 1, 3 or 4 channels"
         )
-    if array.shape[0] * array.shape[1] > MOST_PIXELS:
-        raise BadPicture(
-            f"a picture array of {array.shape} has more than {MOST_PIXELS:,} pixels: make it smaller"
-        )
-    return PIL.Image.fromarray(np.ascontiguousarray(array))
+    if array.shape[0] * array.shape[1] > most:
+        raise BadPicture(f"a picture array of {array.shape} has more than {most:,} pixels: make it smaller")
+    return rgb(PIL.Image.fromarray(np.ascontiguousarray(array)))
 
 
 def prepared(picture: Picture, plan: ImagePlan, fetcher: Fetcher, look: Look) -> Tiles:
@@ -196,31 +241,19 @@ def prepared(picture: Picture, plan: ImagePlan, fetcher: Fetcher, look: Look) ->
         look: how closely, where the picture itself does not say.
     """
     look = picture.look(look)
-    if isinstance(picture.source, (PIL.Image.Image, np.ndarray)):
-        image = open_picture(picture, fetcher)
+    with _opened(picture.source, fetcher) as decode, fetcher.turns:
+        image = decode()
         return prepare(image, plan_for(*image.size, plan, look))
-    with _opened(picture.source, fetcher) as (file, name):
-        image = _decode(file, name)
-        file.seek(0)
-        content = hashlib.file_digest(file, "sha256").digest()
-        return prepare(image, plan_for(*image.size, plan, look), content=content)
 
 
-def prepare(image: PIL.Image.Image, plan: ImagePlan, *, content: bytes | None = None) -> Tiles:
+def prepare(image: PIL.Image.Image, plan: ImagePlan) -> Tiles:
     """An RGB picture into normalised frames (3, h, w), which lie one after another.
 
     The order of the steps is the released processors': resize and tile (or quarter and resize), rescale, normalise.
-
-    Args:
-        content: SHA-256 of the file that the picture came from: much shorter than its pixels.
     """
     pixels = pixels_of(image)
-    key = hashlib.sha256(f"{plan!r} ".encode())
-    if content is None:
-        key.update(f"{image.mode} {image.size} ".encode())
-        key.update(pixels.data)
-    else:
-        key.update(content)
+    key = hashlib.sha256(f"{plan!r} {image.mode} {image.size} ".encode())
+    key.update(pixels.data)
     parts, rows, columns = split(pixels, plan)
     sizes = [(3, *part.shape[:2]) for part in parts]
     ends = list(accumulate(map(math.prod, sizes)))

@@ -89,8 +89,7 @@ class Processor:
             BadPicture: a picture cannot be opened.
             BadSetting: the checkpoint has no `<end_of_utterance>` to add.
         """
-        parts = [to_part(item) for item in _listed(items)]
-        return self.document(parts, add_end_of_utterance_token=add_end_of_utterance_token)
+        return self.document(self._parts(items), add_end_of_utterance_token=add_end_of_utterance_token)
 
     def document(
         self, parts: Sequence[Part | Tiles], *, add_end_of_utterance_token: bool | None = None
@@ -125,7 +124,7 @@ class Processor:
 
         Each ending continues the last text as it stands: give it its own space where it wants one.
         """
-        pieces, pictures = self._pieces(self._document([to_part(item) for item in _listed(items)], None))
+        pieces, pictures = self._pieces(self._document(self._parts(items), None))
         ids, rests = self._endings(pieces, [Piece(ending, trusted=True) for ending in endings])
         return self._prompt(self._opening() + ids, pictures), rests
 
@@ -135,6 +134,13 @@ class Processor:
         rows, columns = grid(*size, plan_for(*size, self.plan, picture.look(self.look)))
         text = marks(self.style, self.plan.tokens, rows, columns, follows_picture=False)
         return len(self.tokenizer.encode(text, adds_special=False))
+
+    def _parts(self, items: Sequence[Item]) -> list[Part]:
+        """Text from a stranger names no address and no file, whatever it looks like."""
+        return [
+            item if self.fetcher.strangers and isinstance(item, str) else to_part(item)
+            for item in _listed(items)
+        ]
 
     def _conversation(
         self, messages: Sequence[Message | Mapping[str, Any]], answer_start: str

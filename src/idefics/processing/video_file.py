@@ -54,9 +54,11 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
 
     Raises:
         BadPicture: no such file, or not to be fetched.
-        BadVideo: not a video, broken, too large or too long.
+        BadVideo: not a video, broken, too large or too long; or a stranger's, of whom no video file is read.
         MissingExtra: PyAV is not installed.
     """
+    if fetcher.strangers:  # FFmpeg is far more to trust than five formats of pictures
+        raise BadVideo("video files are not read from strangers: send its frames as pictures")
     try:
         import av
     except ImportError:
