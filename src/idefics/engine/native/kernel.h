@@ -7,22 +7,13 @@
 
 /* --- linear layers --- */
 
-enum { AHEAD = 8192 }; /* bytes of weights that are on their way while others are multiplied: rows are short */
+enum { AHEAD = 8192 }; /* bytes of weights that are on their way while others are multiplied */
+enum { LINE = 64 }; /* bytes that come into a cache together */
 
 typedef struct { /* one vector of weights, as its kind wants it */
     F first, second;
     I raw;
 } Piece;
-
-INLINE size_t row_bytes(const Linear *l, int kind) {
-    size_t inputs = (size_t)l->inputs;
-    switch (kind) {
-    case FLOAT32: return 4 * inputs;
-    case BFLOAT16: return 2 * inputs;
-    case INT8: return inputs;
-    default: return (inputs + GROUP - 1) / GROUP * (GROUP / 2);
-    }
-}
 
 INLINE float stored(const void *values, int kind, size_t index) {
     if (kind == FLOAT32) return ((const float *)values)[index];
@@ -30,16 +21,14 @@ INLINE float stored(const void *values, int kind, size_t index) {
 }
 
 /* Weights of output o from byte s * BYTES on; `bytes` of them, fewer than a vector at the end of a row. */
-INLINE Piece take(const Linear *l, int kind, int o, int s, int bytes, size_t ahead) {
+INLINE Piece take(const Linear *l, int kind, int o, int s, int bytes) {
     const uint8_t *at = (const uint8_t *)l->weight + (size_t)o * row_bytes(l, kind) + (size_t)s * BYTES;
     Piece w = {0};
-    __builtin_prefetch(at + ahead);
     w.raw = bytes == BYTES ? load_bytes(at) : load_some(at, bytes);
     if (kind == FLOAT32) w.first = (F)w.raw;
     if (kind == BFLOAT16) w.first = (F)(w.raw << 16), w.second = (F)(w.raw & (int32_t)0xffff0000);
     if (kind == INT4) {
         size_t group = (size_t)o * (size_t)((l->inputs + GROUP - 1) / GROUP) + (size_t)(s * (BYTES / 16));
-        __builtin_prefetch((const char *)l->scale + group * (l->scale_kind == FLOAT32 ? 4 : 2) + ahead / 4);
         if (l->scale_kind == FLOAT32)
             w.first = spread((const float *)l->scale + group, bytes / 16);
         else
@@ -67,19 +56,33 @@ INLINE F meet(F sums, Piece w, const Inputs *x, int kind, int row, int s) {
     }
 }
 
+/* The caches are told of `bytes` that will be read. */
+INLINE void send_for(const void *from, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += LINE) __builtin_prefetch((const char *)from + at);
+}
+
+INLINE size_t scale_bytes(const Linear *l) {
+    return (size_t)((l->inputs + GROUP - 1) / GROUP) * (l->scale_kind == FLOAT32 ? 4 : 2);
+}
+
 INLINE void block(const Linear *l, int kind, int outputs, int rows, const Inputs *x, int row, int o, float *out,
                   int stride) {
     int bytes = (int)row_bytes(l, kind), whole = bytes / BYTES, rest = bytes % BYTES;
-    size_t four = UNIT * row_bytes(l, kind), ahead = four < AHEAD ? (AHEAD + four - 1) / four * four : AHEAD / UNIT;
+    const char *next = (const char *)l->weight + (size_t)o * row_bytes(l, kind) + AHEAD;
     F sums[UNIT][4] = {{{0}}};
     Piece w[UNIT];
+    if (kind == INT4) send_for((const char *)l->scale + (size_t)(o + UNIT) * scale_bytes(l), UNIT * scale_bytes(l));
     for (int s = 0; s < whole; s++) {
-        UNROLL for (int i = 0; i < outputs; i++) w[i] = take(l, kind, o + i, s, BYTES, ahead);
+        UNROLL for (int i = 0; i < outputs; i++) {
+            w[i] = take(l, kind, o + i, s, BYTES);
+            if (i * BYTES % LINE == 0) __builtin_prefetch(next + (s * outputs + i) * BYTES);
+        }
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int i = 0; i < outputs; i++) sums[i][r] = meet(sums[i][r], w[i], x, kind, row + r, s);
     }
     if (rest) {
-        UNROLL for (int i = 0; i < outputs; i++) w[i] = take(l, kind, o + i, whole, rest, ahead);
+        UNROLL for (int i = 0; i < outputs; i++) w[i] = take(l, kind, o + i, whole, rest);
+        send_for(next + whole * outputs * BYTES, (size_t)(rest * outputs));
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int i = 0; i < outputs; i++) sums[i][r] = meet(sums[i][r], w[i], x, kind, row + r, whole);
     }
@@ -119,6 +122,15 @@ static void multiply_all(const Linear *const *layers, int count, int rows, const
         int end = start + layers[i]->outputs, first = from > start ? from : start, last = to < end ? to : end;
         if (first < last) multiply(layers[i], rows, x, first - start, last - start, out + first, stride);
         start = end;
+    }
+}
+
+/* Tells the caches of the first weights of a piece, which come while its inputs are prepared. */
+static void expect(const Linear *const *layers, int count, int from) {
+    for (int i = 0; i < count; from -= layers[i++]->outputs) {
+        if (from >= layers[i]->outputs) continue;
+        send_for((const char *)layers[i]->weight + (size_t)from * row_bytes(layers[i], layers[i]->kind), AHEAD);
+        return;
     }
 }
 
@@ -482,35 +494,46 @@ void WORK(Engine *e, Thread *t, int index, int from, int to) {
     to = to < most ? to : most;
     switch (stage.kind) {
     case CROSS_Q:
+        several[0] = &cross->q;
+        expect(several, 1, from);
         prepare(e, t, index, e->x, m->width, cross->norm, 1u << cross->q.kind);
         multiply(&cross->q, rows, &t->inputs, from, to, e->qkv + from, inner);
         break;
     case CROSS_O:
+        several[0] = &cross->o;
+        expect(several, 1, from);
         prepare(e, t, index, e->mixed, inner, NULL, 1u << cross->o.kind);
         add(e, t, &cross->o, from, to, cross->gate);
         break;
     case QKV:
         several[0] = &layer->q, several[1] = &layer->k, several[2] = &layer->v;
+        expect(several, 3, from);
         prepare(e, t, index, e->x, m->width, layer->norm, kinds_of(several, 3));
         multiply_all(several, 3, rows, &t->inputs, from, to, e->qkv, all);
         break;
     case O:
+        several[0] = &layer->o;
+        expect(several, 1, from);
         prepare(e, t, index, e->mixed, inner, NULL, 1u << layer->o.kind);
         add(e, t, &layer->o, from, to, NULL);
         break;
     case CROSS_UP:
     case UP:
         several[0] = &mlp->gate, several[1] = &mlp->up;
+        expect(several, 1, from), expect(several + 1, 1, from);
         prepare(e, t, index, e->x, m->width, stage.kind == UP ? layer->mlp_norm : cross->mlp_norm, kinds_of(several, 2));
         widen_and_gate(e, t, mlp, from, to);
         break;
     case CROSS_DOWN:
     case DOWN:
+        several[0] = &mlp->down;
+        expect(several, 1, from);
         prepare(e, t, index, e->mid, mlp->down.inputs, NULL, 1u << mlp->down.kind);
         add(e, t, &mlp->down, from, to, stage.kind == DOWN ? NULL : cross->mlp_gate);
         break;
     default: /* HEAD */
         several[0] = &m->heads_[0], several[1] = &m->heads_[1];
+        expect(several, m->table_count, from);
         prepare(e, t, index, e->x, m->width, m->norm, kinds_of(several, m->table_count));
         multiply_all(several, m->table_count, rows, &t->inputs, from, to, e->step->logits, most);
     }

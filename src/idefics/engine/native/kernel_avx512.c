@@ -40,9 +40,8 @@ INLINE F spread(const float *scale, int groups) {
 }
 
 INLINE F spread_narrow(const uint16_t *scale, int groups) {
-    uint64_t four = 0;
-    memcpy(&four, scale, 2 * (size_t)groups);
-    __m512i wide = _mm512_castsi128_si512(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_cvtsi64_si128((int64_t)four)), 16));
+    __m128i four = _mm_maskz_loadu_epi16((__mmask8)((1 << groups) - 1), scale);
+    __m512i wide = _mm512_castsi128_si512(_mm_slli_epi32(_mm_cvtepu16_epi32(four), 16));
     __m512i index = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     return (F)_mm512_permutexvar_epi32(index, wide);
 }

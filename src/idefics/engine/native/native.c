@@ -75,18 +75,43 @@ int outputs_of(const Model *m, Stage stage) {
     }
 }
 
+static int larger(int a, int b) { return a > b ? a : b; }
+
+/* The first of the layers that a stage multiplies with; NULL where it attends. */
+static const Linear *layer_of(const Model *m, Stage stage) {
+    const Layer *layer = m->layers + stage.layer;
+    const Cross *cross = m->crosses + stage.layer;
+    switch (stage.kind) {
+    case CROSS_Q: return &cross->q;
+    case CROSS_O: return &cross->o;
+    case CROSS_UP: return &cross->mlp.gate;
+    case CROSS_DOWN: return &cross->mlp.down;
+    case QKV: return &layer->q;
+    case O: return &layer->o;
+    case UP: return &layer->mlp.gate;
+    case DOWN: return &layer->mlp.down;
+    case HEAD: return &m->heads_[0];
+    default: return NULL;
+    }
+}
+
+static void add_stage(Engine *e, StageKind kind, int number) {
+    Stage stage = {kind, number, 1};
+    const Linear *layer = layer_of(e->model, stage);
+    if (layer) stage.least = larger(1, (int)(LEAST / (UNIT * row_bytes(layer, layer->kind))));
+    e->stages[e->stage_count++] = stage;
+}
+
 static void list_stages(Engine *e) {
     static const StageKind CROSS[] = {CROSS_Q, CROSS_ATTEND, CROSS_O, CROSS_UP, CROSS_DOWN};
     static const StageKind SELF[] = {QKV, ATTEND, O, UP, DOWN};
     for (int i = 0; i < e->model->layer_count; i++) {
         int cross = e->model->layers[i].cross;
-        for (int j = 0; cross >= 0 && j < 5; j++) e->stages[e->stage_count++] = (Stage){CROSS[j], cross};
-        for (int j = 0; j < 5; j++) e->stages[e->stage_count++] = (Stage){SELF[j], i};
+        for (int j = 0; cross >= 0 && j < 5; j++) add_stage(e, CROSS[j], cross);
+        for (int j = 0; j < 5; j++) add_stage(e, SELF[j], i);
     }
-    e->stages[e->stage_count++] = (Stage){HEAD, 0};
+    add_stage(e, HEAD, 0);
 }
-
-static int larger(int a, int b) { return a > b ? a : b; }
 
 /* Zeroed memory that is freed with the engine. 64 bytes beyond it may be read: vectors run over the end of rows. */
 static void *reserve(Engine *e, size_t count, size_t size) {

@@ -21,6 +21,7 @@ enum {
     PAD = 128,      /* prepared activations are filled up with zeros to a multiple of this */
     STRETCH = 128,  /* positions that are attended to as one piece of work */
     UNIT = 4,       /* outputs of a linear layer that are computed together: the least piece of work */
+    LEAST = 16384,  /* bytes of weights that are worth a piece of their own, and their caches' looking ahead */
 };
 
 typedef struct { /* (O, I): see docs/native.md for the layout of each kind */
@@ -110,6 +111,7 @@ typedef enum { CROSS_Q, CROSS_ATTEND, CROSS_O, CROSS_UP, CROSS_DOWN, QKV, ATTEND
 typedef struct {
     StageKind kind;
     int32_t layer;
+    int32_t least; /* units of a piece, but for the last one */
 } Stage;
 
 typedef struct Pool Pool;
@@ -138,6 +140,16 @@ int pool_threads(const Pool *pool);
 void pool_run(Pool *pool);
 
 int outputs_of(const Model *model, Stage stage); /* of the stages that multiply */
+
+static inline size_t row_bytes(const Linear *l, int kind) {
+    size_t inputs = (size_t)l->inputs;
+    switch (kind) {
+    case FLOAT32: return 4 * inputs;
+    case BFLOAT16: return 2 * inputs;
+    case INT8: return inputs;
+    default: return (inputs + GROUP - 1) / GROUP * (GROUP / 2);
+    }
+}
 
 /* kernel_*.c: the same algorithm in each instruction set. */
 typedef void Work(Engine *, Thread *, int stage, int from, int to);

@@ -83,8 +83,8 @@ static void do_stage(Pool *pool, Thread *thread, uint32_t stage) {
         int32_t units = atomic_load(&pool->engine->units[index]), from = (int32_t)(uint32_t)place;
         if (from >= units) return;
         /* Large pieces first, so that they are few; small ones last, so that all end together. */
-        int32_t count = (units - from) / (2 * pool->threads);
-        if (count < 1) count = 1;
+        int32_t count = (units - from) / (2 * pool->threads), least = pool->engine->stages[index].least;
+        if (count < least) count = least < units - from ? least : units - from;
         /* Succeeds only where what was read above belongs to the stage at work; then the stage waits for us. */
         if (!atomic_compare_exchange_weak(&pool->place, &place, place + (uint32_t)count)) continue;
         pool->engine->work(pool->engine, thread, (int)index, from, from + count);
