@@ -12,7 +12,7 @@ from idefics.cli import chat, demo, generate, models, quantize, tasks
 from idefics.cli import main as cli
 from idefics.tasks import TASKS
 
-COMMANDS = [*TASKS, "chat", "generate", "serve", "models", "quantize", "demo"]
+COMMANDS = [*TASKS, "chat", "generate", "serve", "ui", "models", "quantize", "demo"]
 EXAMPLES = [
     *(example for page in tasks.PAGES.values() for example in page.examples),
     *(example for part in (chat, generate, models, quantize, demo) for example in part.EXAMPLES),

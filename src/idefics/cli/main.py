@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from idefics import __version__
-from idefics.cli import chat, demo, generate, look, models, quantize, serve, tasks
+from idefics.cli import chat, demo, generate, look, models, quantize, serve, tasks, ui
 from idefics.cli.loading import Loader, load
 from idefics.cli.output import one_line
 from idefics.errors import IdeficsError
@@ -101,7 +101,7 @@ def _app() -> typer.Typer:
             raise typer.Exit
         return 0
 
-    for part in (tasks, chat, generate, serve, models, quantize, demo):
+    for part in (tasks, chat, generate, serve, ui, models, quantize, demo):
         part.register(app)
     return app
 

@@ -208,6 +208,10 @@ class Stream:
         self._deltas.close()
         self._growing.handle.cancel()
 
+    def cancel(self) -> None:
+        """Ends the answer, from any thread: whoever iterates it gets what has come, and then the end."""
+        self._growing.handle.cancel()
+
     @property
     def answer(self) -> Answer:
         """The answer so far; complete once the stream has ended."""

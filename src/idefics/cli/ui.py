@@ -1,0 +1,104 @@
+"""`idefics ui`: the page in the browser, for the owner of this machine."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from idefics.cli import look
+from idefics.cli.flags import Debug, ModelFlags, policy
+from idefics.cli.output import Screen
+from idefics.errors import BadSetting, MissingExtra
+
+HELP = """
+Open a page in the browser: chat, caption, ask, classify, write, follow examples, and label whole folders.
+
+Only this machine reaches it; `idefics serve --ui` serves the page to others too, behind a key. Pictures are fetched
+from addresses of the open internet only, unless --remote-images says otherwise: a page is nearer to strangers than a
+command line.
+"""
+EXAMPLES = ("idefics ui", "idefics ui --model demo --port 8080")
+HOST = "127.0.0.1"
+
+
+def _whole(text: str) -> int:
+    """A port; typer's own message would not name it."""
+    try:
+        return int(text)
+    except ValueError:
+        raise BadSetting(f"--port is {text!r}: give a whole number") from None
+
+
+Port = Annotated[
+    int,
+    typer.Option(
+        "--port",
+        metavar="N",
+        parser=_whole,
+        rich_help_panel="Address",
+        help="Port to listen on; 0 takes a free one.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageFlags(ModelFlags):
+    """The same, with another word where none is given."""
+
+    remote_images: Annotated[
+        str,
+        typer.Option(
+            "--remote-images",
+            metavar="WHICH",
+            envvar="IDEFICS_REMOTE_IMAGES",
+            show_envvar=False,
+            show_default=False,
+            rich_help_panel="Model",
+            parser=policy,
+            help="Addresses that may be fetched, as in other commands; else "
+            "$IDEFICS_REMOTE_IMAGES, else public.",
+        ),
+    ] = "public"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    look.add(app, "ui", _ui, help=HELP, examples=EXAMPLES)
+
+
+def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: Debug = False) -> int:
+    with Screen(context.command_path) as screen, bound(port) as listener:
+        try:
+            import uvicorn
+
+            from idefics.ui.app import application
+            from idefics.ui.desk import Settings
+        except ModuleNotFoundError:
+            raise MissingExtra("the page in the browser", "ui") from None
+        from idefics.processing.fetch import Fetcher
+
+        vlm = context.obj(model, screen)
+        app = application(vlm, Settings(model.model, Fetcher(policy=model.remote_images, strangers=True)))
+        port = listener.getsockname()[1]
+        screen.say(f"the page is at http://{HOST}:{port}; Ctrl-C ends it")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+        uvicorn.Server(config).run(sockets=[listener])
+        return screen.code
+
+
+def bound(port: int) -> socket.socket:
+    """The port, taken before the model is loaded; BadSetting where it cannot be."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        said = error.strerror if isinstance(error, OSError) else "ports end at 65535"
+        raise BadSetting(
+            f"--port is {port}, which cannot be had ({said}): give another, or 0 for a free one"
+        ) from None
+    return listener

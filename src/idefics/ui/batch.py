@@ -1,0 +1,145 @@
+"""The tab "Batch": one thing done to many pictures, and a table of what came of it."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from idefics.errors import BadPicture, BadPrompt
+from idefics.tasks import TASKS
+from idefics.tasks.write import STORY
+from idefics.ui.archive import Sources
+from idefics.ui.classify import labels
+from idefics.ui.desk import PAUSE, Desk
+from idefics.ui.files import written
+from idefics.ui.given import Given, Payload
+from idefics.ui.rows import Job, Row, as_csv, as_jsonl, rows
+from idefics.ui.run import HIDDEN, Run
+from idefics.ui.words import counted
+
+PLACE = "batch"
+CHOICES = [(task.help, task.name) for task in TASKS.values()]
+HEADERS = ["Picture", "Answer", "Why there is none"]
+HINTS = {
+    "complete": ("How each answer begins", "This is an image of"),
+    "ask": ("Question", "What is on the table?"),
+    "classify": ("Labels, with commas between", "cat, dog, bird"),
+    "write": ("Instruction", STORY),
+}
+
+
+def job_of(task: str, words: str) -> Job:
+    """What the person wants done.
+
+    Raises:
+        BadPrompt, BadSetting: the words or labels are missing.
+    """
+    words = words.strip()
+    if task == "classify":
+        return Job(task=task, labels=labels(words), options={})
+    if not words and task in ("ask", "complete"):
+        raise BadPrompt(f"the {TASKS[task].words} is empty: give one for all pictures")
+    words = words or (STORY if task == "write" else "")
+    return Job(
+        task=task,
+        words="" if task == "caption" else words,
+        options={"max_new_tokens": TASKS[task].max_new_tokens},
+    )
+
+
+def tab(desk: Desk) -> None:
+    """Makes it."""
+    with gr.Row():
+        with gr.Column(min_width=300):
+            files = gr.File(
+                label="Pictures, or a zip of pictures",
+                file_count="multiple",
+                file_types=["image", ".zip"],
+                height=150,
+                elem_id="batch-files",
+            )
+            folder = gr.File(label="or a folder", file_count="directory", height=110, elem_id="batch-folder")
+            task = gr.Radio(CHOICES, value="caption", label="What to do with each", elem_id="batch-task")
+            words = gr.Textbox(visible=False, max_lines=4, elem_id="batch-words")
+            run = Run(desk, PLACE, "Start")
+        with gr.Column(min_width=300, scale=2):
+            progress = gr.HTML("", elem_id="batch-progress")
+            table = gr.Dataframe(
+                headers=HEADERS,
+                datatype="str",
+                interactive=False,
+                wrap=True,
+                label="Answers",
+                column_widths=["26%", "44%", "30%"],
+                elem_id="batch-table",
+            )
+            with gr.Row():
+                as_lines = gr.DownloadButton("Download JSONL", interactive=False, elem_id="batch-jsonl")
+                as_table = gr.DownloadButton("Download CSV", interactive=False, elem_id="batch-csv")
+
+    def fit(chosen: str) -> Any:
+        label, hint = HINTS.get(chosen, ("", ""))
+        return gr.update(visible=chosen in HINTS, label=label, placeholder=hint)
+
+    task.change(fit, task, words, **HIDDEN)
+
+    def respond(session: str, *given: Any) -> Iterator[Any]:
+        for done, total, found, note in batch(desk, session, *given):
+            cells = [[row.image, row.text, row.error] for row in found]
+            is_over = note is not None
+            yield (
+                bar(done, total, found, note or ""),
+                {"headers": HEADERS, "data": cells, "metadata": None},
+                _file(as_jsonl(found), "answers.jsonl") if is_over and found else None,
+                _file(as_csv(found), "answers.csv") if is_over and found else None,
+            )
+
+    outputs = [progress, table, as_lines, as_table]
+    done = run.follow(run.button.click, respond, [files, folder, task, words], outputs, postprocess=False)
+    done.then(lambda: [gr.update(interactive=True)] * 2, None, [as_lines, as_table], queue=False, **HIDDEN)
+
+
+def batch(
+    desk: Desk,
+    session: str,
+    files: Sequence[Payload] | None,
+    folder: Sequence[Payload] | None,
+    task: str,
+    words: str,
+) -> Iterator[tuple[int, int, list[Row], str | None]]:
+    """(rows done, pictures, rows, note); the note is None until it is over."""
+    job = job_of(task, words)
+    with Sources([Given.of(file) for file in [*(files or ()), *(folder or ())]]) as sources:
+        total, found, seen = len(sources.entries), [], 0.0
+        if not total:
+            raise BadPicture(
+                "there is no picture in it: give files, a folder or a zip with JPEG, PNG, WebP, GIF or BMP"
+            )
+        yield 0, total, [], None
+        for row in rows(desk, session, PLACE, sources.entries, job):
+            found.append(row)
+            if time.monotonic() - seen >= 4 * PAUSE:
+                yield len(found), total, list(found), None
+                seen = time.monotonic()
+        found.sort(key=lambda row: row.image)
+        yield len(found), total, found, _left_out(sources.left_out)
+
+
+def bar(done: int, total: int, found: Sequence[Row], note: str) -> str:
+    """How far it is, for eyes and for screen readers."""
+    failed = sum(bool(row.error) for row in found)
+    text = f"{done:,} of {counted(total, 'picture')}" + (f", {failed:,} without an answer" if failed else "")
+    text = html.escape(f"{text}. {note}".strip())
+    return f'<progress max="{total}" value="{done}" aria-label="Pictures done"></progress><p role="status">{text}</p>'
+
+
+def _left_out(count: int) -> str:
+    return f"{counted(count, 'file')} left out, named like no picture." if count else ""
+
+
+def _file(data: bytes, name: str) -> Payload:
+    return written(data, name).payload

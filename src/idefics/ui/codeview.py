@@ -1,0 +1,59 @@
+""" "Show code": what was clicked, in three languages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gradio as gr
+
+from idefics.errors import IdeficsError
+from idefics.ui.run import RAW
+from idefics.ui.words import spoken
+
+
+class Written(Protocol):
+    """A `Call` or a `Talk`."""
+
+    @property
+    def python(self) -> str: ...
+
+    @property
+    def shell(self) -> str: ...
+
+    @property
+    def curl(self) -> str: ...
+
+
+class CodeView:
+    """Folded away, until somebody opens it."""
+
+    def __init__(self, place: str) -> None:
+        self.outputs: list[Any] = []
+        with gr.Accordion("Show code", open=False, elem_id=f"{place}-code") as self.fold, gr.Tabs():
+            for name, language in (("Python", "python"), ("Command line", "shell"), ("curl", "shell")):
+                with gr.Tab(name):
+                    self.outputs.append(
+                        gr.Code(
+                            language=language,
+                            interactive=False,
+                            show_label=False,
+                            show_line_numbers=False,
+                            wrap_lines=True,
+                            lines=3,
+                            elem_id=f"{place}-{name.split()[0].lower()}",
+                        )
+                    )
+
+    def listen(self, write: Callable[..., Written], inputs: Sequence[Any], *after: Any) -> None:
+        """Shows `write(*inputs)` once it is opened, and after events that have changed it, such as `event.then`."""
+
+        def show(*values: Any) -> tuple[str, str, str]:
+            try:
+                written = write(*values)
+            except IdeficsError as error:
+                return (f"# {error}\n",) * 3
+            return written.python, written.shell, written.curl
+
+        for event in (self.fold.expand, *after):
+            event(spoken(show), list(inputs), self.outputs, **RAW)
