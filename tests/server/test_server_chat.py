@@ -215,3 +215,37 @@ def test_another_model_is_not_loaded(client):
     answer = client.post(PATH, {**chat(), "model": "smolvlm-256m"})
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_log_probabilities_are_the_models(client, vlm):
+    body = client.post(PATH, chat(logprobs=True, top_logprobs=2)).json()
+    rows = body["choices"][0]["logprobs"]["content"]
+    expected = direct(vlm, picture("shapes"), "What is shown?", logprobs=True, top_logprobs=2)
+    assert [row["logprob"] for row in rows] == pytest.approx(expected.logprobs)
+    spelled = vlm.processor.tokenizer.decode_bytes(expected.tokens)
+    assert b"".join(bytes(row["bytes"]) for row in rows) == spelled
+    assert "".join(row["token"] for row in rows) == spelled.decode()
+    for row in rows:
+        assert len(row["top_logprobs"]) == 2
+        assert row["top_logprobs"][0] == {key: row[key] for key in ("token", "logprob", "bytes")}
+    chunks = events(client.post(PATH, chat(logprobs=True, top_logprobs=2, stream=True)).text)[:-1]
+    said = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [row for one in said if one for row in one["content"]] == rows
+
+
+def test_what_forbids_and_prefers_tokens_reaches_the_model(client, vlm):
+    tokens = direct(vlm, picture("shapes"), "What is shown?").tokens
+    body = client.post(PATH, chat(logit_bias={str(tokens[1]): -100})).json()
+    expected = direct(vlm, picture("shapes"), "What is shown?", logit_bias={tokens[1]: -100})
+    assert body["choices"][0]["message"]["content"] == expected.text
+    assert tokens[1] not in expected.tokens
+    how = {
+        "presence_penalty": 2.0,
+        "frequency_penalty": 2.0,
+        "repetition_penalty": 1.5,
+        "min_p": 0.1,
+        "top_k": 5,
+    }
+    body = client.post(PATH, chat(temperature=1.0, seed=2, **how)).json()
+    expected = direct(vlm, picture("shapes"), "What is shown?", temperature=1.0, seed=2, **how)
+    assert body["choices"][0]["message"]["content"] == expected.text

@@ -167,11 +167,11 @@ def test_the_log_and_the_metrics_hold_no_contents(client, caplog):
     assert SECRET not in client.get("/metrics").text
 
 
-def test_an_error_that_nobody_foresaw_tells_nothing(client, vlm, monkeypatch, caplog):
+def test_an_error_that_nobody_foresaw_tells_nothing(client, monkeypatch, caplog):
     def broken(*_, **__):
         raise RuntimeError(SECRET)
 
-    monkeypatch.setattr(vlm, "prompt", broken)
+    monkeypatch.setattr(client.app.state.service.vlm, "prompt", broken)
     answer = client.post(PATH, chat())
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"

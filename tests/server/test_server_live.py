@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from idefics.errors import BadSetting
+from idefics.server import visit
 from idefics.server.app import create_app
 from idefics.server.run import Server, bind, url_of
 from idefics.server.settings import Settings
@@ -133,17 +134,19 @@ def test_one_that_waits_for_its_turn_may_leave_too(vlm, pace):
 
 
 def test_one_whose_prompt_is_being_made_may_leave_too(vlm, monkeypatch):
-    made, go, prompt = [], threading.Event(), vlm.prompt
-
-    def slowly(messages, **options):
-        made.append(messages)
-        go.wait(20)
-        return prompt(messages, **options)
-
-    monkeypatch.setattr(vlm, "prompt", slowly)
+    monkeypatch.setattr(visit, "WORKERS", 1)
+    made, go = [], threading.Event()
 
     async def scene():
-        async with served(vlm, prepared_at_once=1) as (client, service):
+        async with served(vlm) as (client, service):
+            prompt = service.vlm.prompt
+
+            def slowly(messages, **options):
+                made.append(messages)
+                go.wait(20)
+                return prompt(messages, **options)
+
+            service.vlm.prompt = slowly
             asking = [asyncio.create_task(client.post(PATH, json=chat())) for _ in range(3)]
             await until(
                 lambda: len(service.admission.places) == 3 and service.workers._work_queue.qsize() == 2

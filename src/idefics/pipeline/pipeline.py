@@ -22,7 +22,7 @@ from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
     from idefics.messages import Answer, PictureSource
-    from idefics.processing.processor import Item, Processor
+    from idefics.processing.processor import Endings, Item, Processor
 
     Items = Sequence[Item]
     Conversation = Sequence[Message | Mapping[str, Any]]
@@ -171,17 +171,20 @@ class Pipeline(Loaded):
         make = partial(self._seeing(options).chat, answer_start=answer_start)
         return self._reply(make, conversations, many, stream, began, options)
 
-    def submit(self, prompt: Prompt, **wishes: Unpack[Wishes]) -> Stream:
+    def submit(self, prompt: Prompt, *, start: str = "", **wishes: Unpack[Wishes]) -> Stream:
         """Asks for the answer to a prompt that is ready, and waits for nothing: the door of a server.
 
         `prompt` does what takes its time, and may run in any thread; this may run in an event loop. The stream is
         read by a thread (`for text in stream`) or by a task (`async for delta in stream.deltas()`).
 
+        Args:
+            start: words that the answer's text begins with.
+
         Raises:
             EngineBusy: as many requests wait as may.
             BadRequest: a setting is wrong, or the prompt can never be answered with them.
         """
-        return Stream(self._asking(time.perf_counter(), wishes).submit(prompt, wait=False))
+        return Stream(self._asking(time.perf_counter(), wishes, start).submit(prompt, wait=False))
 
     def score(
         self,
@@ -199,12 +202,25 @@ class Pipeline(Loaded):
         Returns:
             The prompt shared by all endings, and for each ending one number a token.
         """
+        prompt, rests = self.endings(
+            items, endings, answer_start=answer_start, detail=detail, max_tiles=max_tiles
+        )
+        return prompt, self.engine.score(prompt, rests)
+
+    def endings(
+        self,
+        items: Items | Conversation,
+        endings: Sequence[str],
+        *,
+        answer_start: str = "",
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+    ) -> Endings:
+        """What `score` asks of the engine: the prompt shared by all endings, and the ids of each."""
         processor = self.processor.looking(Look(detail, max_tiles))
         if _is_conversation(items):
-            prompt, rests = processor.chat_endings(items, endings, answer_start=answer_start)  # type: ignore
-        else:
-            prompt, rests = processor.raw_endings(items, endings)  # type: ignore[arg-type]
-        return prompt, self.engine.score(prompt, rests)
+            return processor.chat_endings(items, endings, answer_start=answer_start)  # type: ignore[arg-type]
+        return processor.raw_endings(items, endings)  # type: ignore[arg-type]
 
     def _seeing(self, options: Options) -> Processor:
         """What makes the prompts of a call; the options that are about pictures go no further."""

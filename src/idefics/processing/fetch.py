@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-REMOTE = re.compile(r"https?://\S+|data:[^\s,]*[;/][^\s,]*,\S*", re.IGNORECASE)
+REMOTE = re.compile(
+    r"https?://\S+|data:[^\s,;/]*[;/][^\s,]*,\S*", re.IGNORECASE
+)  # read once, from left to right
 REDIRECTS = 3
 
 

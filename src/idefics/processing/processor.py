@@ -77,7 +77,7 @@ class Processor:
         return self._prompt(self._opening() + self.tokenizer.encode_pieces(pieces), pictures)
 
     def raw(self, items: Sequence[Item], *, add_end_of_utterance_token: bool | None = None) -> Prompt:
-        """The prompt that is exactly these texts and pictures. Special tokens in the text are honoured.
+        """The prompt that is exactly these texts and pictures. Special tokens are honoured, but in a stranger's text.
 
         Args:
             items: text, and pictures in any form; see `to_part` for the texts that name a picture.
@@ -125,7 +125,8 @@ class Processor:
         Each ending continues the last text as it stands: give it its own space where it wants one.
         """
         pieces, pictures = self._pieces(self._document(self._parts(items), None))
-        ids, rests = self._endings(pieces, [Piece(ending, trusted=True) for ending in endings])
+        trusted = not self.fetcher.strangers
+        ids, rests = self._endings(pieces, [Piece(ending, trusted=trusted) for ending in endings])
         return self._prompt(self._opening() + ids, pictures), rests
 
     def tokens_of(self, picture: Picture) -> int:
@@ -162,9 +163,11 @@ class Processor:
         for part in items:
             if isinstance(part, str):
                 text = part.strip(" ") if self.style.strip_items else part
-                if separates and isinstance(last, str):
-                    text = self.style.turn_end + text
-                parts.append(Piece(text, trusted=True))
+                between = self.style.turn_end if separates and isinstance(last, str) else ""
+                if self.fetcher.strangers:
+                    parts += [Piece(between, trusted=True), Piece(text, trusted=False)]
+                else:
+                    parts.append(Piece(between + text, trusted=True))
             else:
                 parts.append(part)
             last = part

@@ -3,69 +3,88 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from idefics.messages import Answer, Usage
+from idefics.messages import Answer, Delta
+from idefics.processing.tokenizer import Tokenizer
+from idefics.server import likelihood
 from idefics.server.events import DONE, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import (
-    MOST_CHOICES,
     MOST_MESSAGES,
-    MOST_STOPS,
+    MOST_TOKENS,
     NEW_TOKENS,
-    Choosing,
+    Asked,
     Fields,
+    JsonSchema,
     MessageField,
-    Stop,
     count_pictures,
+    kind_of,
 )
+from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, faults
 
 router = APIRouter(tags=["OpenAI"])
 
-
-class StreamOptions(Fields):
-    """What a stream tells beside the answer."""
-
-    include_usage: bool | None = None
+ANY_OBJECT = {"type": "object"}
 
 
-class ChatRequest(Choosing):
+class PlainFormat(Fields):
+    """Any text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Fields):
+    """JSON of one kind."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+Format = Annotated[
+    Annotated[PlainFormat, Tag("<text>")]
+    | Annotated[PlainFormat, Tag("<json_object>")]
+    | Annotated[SchemaFormat, Tag("<json_schema>")],
+    Discriminator(
+        kind_of,
+        custom_error_type="unknown_format",
+        custom_error_message='it has a "type", which is "text", "json_object" or "json_schema"',
+    ),
+]
+
+
+class ChatRequest(Asked):
     """A conversation, and how it is to be continued."""
 
-    model: str
     messages: list[MessageField] = Field(min_length=1, max_length=MOST_MESSAGES)
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     logprobs: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: Format | None = None
     metadata: dict[str, str] | None = Field(None, max_length=16)
     store: Literal[False] | None = None
 
     def wishes(self) -> dict[str, Any]:
         """The keywords of a call."""
-        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise Fault(
-                400,
-                f"max_tokens is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}: give one",
-                param="max_tokens",
-            )
-        most = self.max_completion_tokens or self.max_tokens or NEW_TOKENS
-        wishes = super().wishes() | {"max_new_tokens": most, "logprobs": bool(self.logprobs)}
-        if self.stop:
-            wishes["stop"] = self.stop
+        one, other = self.max_tokens, self.max_completion_tokens
+        if one and other and one != other:
+            message = f"max_tokens is {one} and max_completion_tokens {other}: give one"
+            raise Fault(400, message, param="max_tokens")
+        wishes = super().wishes() | {"max_new_tokens": other or one or NEW_TOKENS}
+        wishes |= {"logprobs": bool(self.logprobs), "top_logprobs": self.top_logprobs or 0}
+        if isinstance(self.response_format, SchemaFormat):
+            wishes["schema"] = self.response_format.json_schema.schema_
+        elif self.response_format is not None and self.response_format.type == "json_object":
+            wishes["schema"] = ANY_OBJECT
         return wishes
 
 
@@ -74,47 +93,46 @@ async def chat(asked: ChatRequest, service: Serving, visit: Visiting) -> Respons
     """The next answer of a conversation of words and pictures."""
     service.check_model(asked.model)
     messages = [message.message() for message in asked.messages]
-    pictures, choices = count_pictures(messages), asked.n or 1
     make = partial(service.vlm.prompt, messages)
-    await visit.ask(make, asked.wishes(), choices=choices, pictures=pictures)
+    await visit.ask(make, asked.wishes(), choices=asked.n or 1, pictures=count_pictures(messages))
     head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": service.settings.served}
     if asked.stream:
-        options = asked.stream_options or StreamOptions()
-        return Events(chunks(visit, head, with_usage=bool(options.include_usage)))
+        return Events(_chunks(visit, head, asked))
     answers = await visit.answers()
-    found = [_choice(number, answer) for number, answer in enumerate(answers)]
-    return JSONResponse(
-        {**head, "object": "chat.completion", "choices": found, "usage": usage_of([a.usage for a in answers])}
-    )
+    found = [
+        {
+            "index": number,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": _logprobs(service.tokenizer, answer),
+            "finish_reason": answer.finish,
+        }
+        for number, answer in enumerate(answers)
+    ]
+    return JSONResponse({**head, "object": "chat.completion", "choices": found, "usage": usage_of(answers)})
 
 
-async def chunks(visit: Visit, head: dict[str, Any], *, with_usage: bool) -> AsyncGenerator[bytes]:
+async def _chunks(visit: Visit, head: dict[str, Any], asked: ChatRequest) -> AsyncGenerator[bytes]:
     """The same answer in pieces."""
     head = {**head, "object": "chat.completion.chunk"}
+    tokenizer = visit.service.tokenizer
 
-    def chunk(number: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
-        choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
+    def chunk(number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> bytes:
+        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return event({**head, "choices": [choice], **({"usage": None} if asked.tells_usage else {})})
 
     for number in range(len(visit.streams)):
         yield chunk(number, {"role": "assistant", "content": ""})
     async for number, delta in visit.deltas():
-        if delta.text:
-            yield chunk(number, {"content": delta.text})
+        if delta.text or delta.logprobs:
+            yield chunk(number, {"content": delta.text}, _logprobs(tokenizer, delta))
     answers = [stream.answer for stream in visit.streams]
     for number, answer in enumerate(answers):
-        yield chunk(number, {}, answer.finish)
-    if with_usage:
-        yield event({**head, "choices": [], "usage": usage_of([answer.usage for answer in answers])})
+        yield chunk(number, {}, finish=answer.finish)
+    if asked.tells_usage:
+        yield event({**head, "choices": [], "usage": usage_of(answers)})
     yield DONE
 
 
-def _choice(number: int, answer: Answer) -> dict[str, Any]:
-    message = {"role": "assistant", "content": answer.text, "refusal": None}
-    return {"index": number, "message": message, "logprobs": None, "finish_reason": answer.finish}
-
-
-def usage_of(usages: Sequence[Usage]) -> dict[str, int]:
-    """What all choices cost together; they share their prompt."""
-    prompt, answers = usages[0].prompt_tokens, sum(usage.completion_tokens for usage in usages)
-    return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers}
+def _logprobs(tokenizer: Tokenizer, said: Answer | Delta) -> dict[str, Any] | None:
+    content = likelihood.content(tokenizer, said)
+    return None if content is None else {"content": content, "refusal": None}

@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from idefics.messages import Detail, Message, Part, Picture
 from idefics.processing.fetch import is_remote
 from idefics.server.faults import Fault
+from idefics.tasks.classify import MOST_LABELS
 
 MOST_CHOICES = 16
 MOST_PICTURES = 16
 MOST_STOPS = 4
 MOST_MESSAGES = 512
 MOST_PARTS = 64
+MOST_BIASES = 300
+MOST_BANNED = 128
+MOST_NESTED = 32  # levels of a JSON schema
+MOST_TOKENS = 1_000_000  # of an answer; a model's own limit is lower
 NEW_TOKENS = 256  # where a request does not say it
 LONGEST_ADDRESS = 2048  # characters
 LONGEST_HEAD = 256  # of a data URI, before its comma
@@ -30,22 +35,85 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+def _flat_enough(schema: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [schema]
+    for _ in range(MOST_NESTED):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return schema
+    raise ValueError(f"the schema is nested more than {MOST_NESTED} times")
+
+
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+Texts = Annotated[list[Text], Field(max_length=MOST_STOPS)]
 
 
 class Choosing(Fields):
-    """How words are chosen, by the names of OpenAI's API, and what goes beyond it."""
+    """How words are chosen: what all routes call the same."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
     top_k: int | None = Field(None, ge=0, le=1_000_000)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MOST_BIASES
+    )
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    stop: Text | Texts | None = None
+    regex: str | None = Field(None, min_length=1, max_length=4096)
+    choices: list[Text] | None = Field(None, min_length=1, max_length=MOST_LABELS)
+    banned: list[Text] | None = Field(None, max_length=MOST_BANNED)
 
     def wishes(self) -> dict[str, Any]:
-        """Those of them that are said."""
-        return {name: value for name in Choosing.model_fields if (value := getattr(self, name)) is not None}
+        """The keywords of a call, as far as they are said."""
+        said = {name: value for name in Choosing.model_fields if (value := getattr(self, name)) is not None}
+        if self.logit_bias is not None:
+            said["logit_bias"] = {int(id): value for id, value in self.logit_bias.items()}
+        return said
+
+
+class StreamOptions(Fields):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class Asked(Choosing):
+    """What OpenAI's older two routes share."""
+
+    model: str
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=512)
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream ends with what it has cost."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+Schema = Annotated[dict[str, Any], Field(max_length=256), AfterValidator(_flat_enough)]
+
+
+class JsonSchema(Fields):
+    """What a JSON answer has to look like."""
+
+    name: str | None = Field(None, max_length=256)
+    description: str | None = None
+    schema_: Schema = Field(alias="schema")
+    strict: bool | None = None
 
 
 class ImageAddress(Fields):

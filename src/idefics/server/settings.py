@@ -61,9 +61,7 @@ class Settings:
     )
     tokens_at_once: int = _setting("Limits", 1 << 18, "Tokens of their prompts and answers.", 1, 1 << 40)
     pictures_at_once: int = _setting("Limits", 128, "Pictures of their prompts.", 1, 1 << 16)
-    prepared_at_once: int = _setting(
-        "Limits", 2, "Prompts that are made at the same time: pictures decoded, texts cut into tokens.", 1, 64
-    )
+    decoded_at_once: int = _setting("Limits", 2, "Pictures that are decoded at the same time.", 1, 64)
     body_megabytes: int = _setting("Limits", 20, "What one request may weigh.", 1, 1024)
     drain: float = _setting(
         "Limits", 30.0, "Seconds that answers may still take after SIGTERM or Ctrl-C.", 0, 86400

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from idefics.engine.handle import Handle
+from idefics.engine.request import Request
 from idefics.messages import Answer, Delta
+from idefics.processing.fetch import Fetcher
 from idefics.server.admission import Admission
 from idefics.server.faults import Fault, closing
 from idefics.server.metrics import Metrics
@@ -17,7 +22,11 @@ from idefics.server.settings import Settings
 if TYPE_CHECKING:
     from idefics import Idefics
     from idefics.pipeline import Stream
+    from idefics.processing.processor import Endings
+    from idefics.processing.tokenizer import Tokenizer
     from idefics.prompt import Prompt
+
+WORKERS = 16  # most of them wait for other machines, or for their turn to decode
 
 R = TypeVar("R")
 
@@ -26,14 +35,20 @@ class Service:
     """What all requests share.
 
     Attributes:
-        workers: make prompts: pictures are decoded and texts cut into tokens there, a few at a time.
+        vlm: the model, for pictures and words of strangers.
+        workers: make prompts: pictures are fetched and decoded and texts cut into tokens there, a few at a time.
     """
 
     def __init__(self, vlm: Idefics, settings: Settings) -> None:
-        self.vlm, self.settings = vlm, settings
+        self.vlm, self.settings = for_strangers(vlm, settings), settings
         self.metrics = Metrics(vlm)
         self.admission = Admission(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
-        self.workers = ThreadPoolExecutor(settings.prepared_at_once, thread_name_prefix="idefics-server")
+        self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="idefics-server")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self.vlm.processor.tokenizer
 
     def check_model(self, name: str) -> None:
         """Raises a Fault where a client asks for another model than the one that is served."""
@@ -50,11 +65,21 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
 
+def for_strangers(vlm: Idefics, settings: Settings) -> Idefics:
+    """The same model (nothing is copied), which opens no file of this machine and fetches what the settings allow."""
+    other = copy.copy(vlm)
+    other.processor = copy.copy(vlm.processor)
+    turns = threading.Semaphore(settings.decoded_at_once)
+    other.processor.fetcher = Fetcher(policy=settings.remote_images, strangers=True, turns=turns)
+    return other
+
+
 class Visit:
     """A request that has been let in. Whoever makes one calls `leave`, however it ends.
 
     Attributes:
         streams: its answers as they grow, one for each choice.
+        ranking: endings whose likelihood it waits for.
         prepared: seconds from its arrival until they were asked for.
     """
 
@@ -62,13 +87,27 @@ class Visit:
         self.service = service
         self.place = service.admission.enter(self.end)
         self.streams: list[Stream] = []
+        self.ranking: Handle | None = None
         self.prepared = 0.0
         self.is_ended = False
 
     async def ask(
-        self, make: Callable[[], Prompt], wishes: Mapping[str, Any], *, choices: int = 1, pictures: int = 0
+        self,
+        make: Callable[[], Prompt],
+        wishes: Mapping[str, Any],
+        *,
+        choices: int = 1,
+        pictures: int = 0,
+        start: str = "",
     ) -> None:
-        """Makes the prompt and asks for its answers; waits for neither to grow.
+        """Makes the prompt and asks for its answers; waits for none to grow.
+
+        Args:
+            make: the prompt, in a worker.
+            wishes: the keywords of `Idefics.submit`; a seed counts up from choice to choice.
+            choices: how many answers.
+            pictures: how many the prompt will hold.
+            start: words that each answer's text begins with.
 
         Raises:
             Fault, IdeficsError: there is no room, or the request is wrong.
@@ -82,12 +121,37 @@ class Visit:
         if self.is_ended:
             raise closing()
         self.prepared = time.monotonic() - self.place.began
-        metrics, seed = self.service.metrics, wishes.get("seed")
-        metrics.prompt_tokens.inc(len(prompt))
-        metrics.pictures.inc(len(prompt.pictures))
+        self._count(prompt)
+        await self.service.aside(lambda: self._submit(prompt, {**wishes, "start": start}, choices))
+
+    async def scores(self, make: Callable[[], Endings], *, pictures: int) -> tuple[Prompt, list[list[float]]]:
+        """Makes a prompt and its endings, and asks how likely they are. Raises as `ask`."""
+        admission = self.service.admission
+        admission.take(self.place, pictures=pictures)
+        prompt, endings = await self.service.aside(make)
+        admission.take(self.place, tokens=len(prompt) + sum(map(len, endings)))
+        if self.is_ended:
+            raise closing()
+        self._count(prompt)
+        self.ranking = self.service.vlm.engine.submit(Request(prompt, endings=endings))
+        await self.ranking
+        if self.is_ended:
+            raise closing()
+        return prompt, self.ranking.scores
+
+    def _count(self, prompt: Prompt) -> None:
+        self.service.metrics.prompt_tokens.inc(len(prompt))
+        self.service.metrics.pictures.inc(len(prompt.pictures))
+
+    def _submit(self, prompt: Prompt, wishes: Mapping[str, Any], choices: int) -> None:
+        """In a worker: what a forced form allows takes a while to find out."""
+        seed = wishes.get("seed")
         for number in range(choices):
             own = {} if seed is None else {"seed": (seed + number) % (1 << 63)}
-            self.streams.append(self.service.vlm.submit(prompt, **{**wishes, **own}))
+            stream = self.service.vlm.submit(prompt, **{**wishes, **own})
+            self.streams.append(stream)
+            if self.is_ended:  # meanwhile
+                stream.close()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
         """What each choice gains, as it comes: (its number, what is new).
@@ -124,13 +188,15 @@ class Visit:
     def end(self) -> None:
         """The server goes down: no answer grows any more."""
         self.is_ended = True
-        for stream in self.streams:
+        for stream in list(self.streams):
             stream.close()
+        if self.ranking is not None:
+            self.ranking.cancel()
 
     def leave(self) -> None:
         """Gives back what the request held; answers that nobody will read end here."""
+        self.end()
         for stream in self.streams:
-            stream.close()
             answer = stream.answer
             timings = answer.timings
             waited = timings.first_token + self.prepared

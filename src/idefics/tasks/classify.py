@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from idefics.errors import BadSetting
+from idefics.messages import RankedLabel
 from idefics.tasks.record import Task
 
 MOST_LISTED = 20  # more labels than this are ranked without being read out first: the prompt stays short
@@ -52,6 +53,19 @@ def checked(labels: Sequence[str]) -> list[str]:
     if twice := sorted({label for label in found if found.count(label) > 1}):
         raise BadSetting(f"labels given twice: {', '.join(twice)}: give each once")
     return found
+
+
+def ranked(
+    labels: Sequence[str],
+    logprobs: Sequence[Sequence[float]],
+    prior: Sequence[Sequence[float]] | None = None,
+    *,
+    length_normalized: bool = False,
+) -> tuple[RankedLabel, ...]:
+    """The labels with their probabilities, the likeliest first; for the rest see `scores`."""
+    found = scores(logprobs, prior, length_normalized=length_normalized)
+    rows = sorted(zip(labels, probabilities(found), found, strict=True), key=lambda row: -row[2])
+    return tuple(RankedLabel(*row) for row in rows)
 
 
 def scores(

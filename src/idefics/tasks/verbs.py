@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeGuard, Unpack, cast, overload
 
 from idefics.errors import BadPrompt
-from idefics.messages import Answer, Detail, Look, Picture, RankedLabel, Ranking, Shot, Timings, Usage, Visual
+from idefics.messages import Answer, Detail, Look, Picture, Ranking, Shot, Timings, Usage, Visual
 from idefics.pipeline import Options, Pipeline, Reply, Stream
 from idefics.pipeline.ahead import ahead
 from idefics.processing.video import as_visual
@@ -19,6 +19,7 @@ from idefics.tasks.write import STORY
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource
+    from idefics.processing.processor import Endings
 
     One = Visual | PictureSource
     Many = Sequence[One]
@@ -111,14 +112,10 @@ class Idefics(Pipeline):
         """Any task of TASKS but `classify`, by its record."""
         began = time.perf_counter()
         o.setdefault("max_new_tokens", task.max_new_tokens)
-        kind = self.processor.style.kind
-        detail, max_tiles = o.pop("detail", "high"), o.pop("max_tiles", None)
+        look = Look(o.pop("detail", "high"), o.pop("max_tiles", None))
 
         def make(picture: Visual) -> Prompt:
-            composed = compose(task, kind, picture, words, self.shots)
-            return self.prompt(
-                composed.items, answer_start=composed.answer_start, detail=detail, max_tiles=max_tiles
-            )
+            return self.task_prompt(task, picture, words, look)
 
         start = words if task.name == "complete" else ""
         return self._reply(make, _pictures(image), _is_many(image), stream, began, o, start=start)
@@ -169,7 +166,7 @@ class Idefics(Pipeline):
         look = Look(detail, max_tiles)
         wanted = classify.checked(labels)
         task, words = classify.worded(wanted, self.processor.style.kind)
-        prior = self._label_logprobs(task, words, wanted, _neutral(), look)[1] if calibrated else None
+        prior = self._label_logprobs(task, words, wanted, neutral(), look)[1] if calibrated else None
 
         def rank(picture: Visual) -> Ranking:
             return self._ranking(task, words, wanted, picture, look, prior, length_normalized)
@@ -189,13 +186,9 @@ class Idefics(Pipeline):
     ) -> Ranking:
         began = time.perf_counter()
         prompt, logprobs = self._label_logprobs(task, words, labels, picture, look)
-        found = classify.scores(logprobs, prior, length_normalized=length_normalized)
-        ranked = sorted(
-            zip(labels, classify.probabilities(found), found, strict=True), key=lambda row: -row[2]
-        )
         seconds = time.perf_counter() - began
         return Ranking(
-            tuple(RankedLabel(*row) for row in ranked),
+            classify.ranked(labels, logprobs, prior, length_normalized=length_normalized),
             Usage(len(prompt), sum(map(len, logprobs)), len(prompt.pictures)),
             Timings(0.0, seconds, seconds),
         )
@@ -203,9 +196,31 @@ class Idefics(Pipeline):
     def _label_logprobs(
         self, task: Task, words: str, labels: list[str], picture: Visual, look: Look
     ) -> tuple[Prompt, list[list[float]]]:
+        prompt, rests = self.label_endings(task, words, labels, picture, look)
+        return prompt, self.engine.score(prompt, rests)
+
+    def label_endings(
+        self, task: Task, words: str, labels: Sequence[str], picture: Visual, look: Look
+    ) -> Endings:
+        """What `classify` asks of the engine: the prompt for one picture, and the ids of each label after it.
+
+        Args:
+            task, words: as `tasks.classify.worded` gives them.
+            labels: as `tasks.classify.checked` gives them.
+        """
         composed = compose(task, self.processor.style.kind, picture, words, self.shots)
         spaced = labels if self.processor.style.kind == "chat" else [f" {label}" for label in labels]
-        return self.score(composed.items, spaced, detail=look.detail, max_tiles=look.max_tiles)
+        return self.endings(composed.items, spaced, detail=look.detail, max_tiles=look.max_tiles)
+
+    def task_prompt(self, task: Task, picture: Visual, words: str, look: Look) -> Prompt:
+        """What any other task asks of the engine."""
+        composed = compose(task, self.processor.style.kind, picture, words, self.shots)
+        return self.prompt(
+            composed.items,
+            answer_start=composed.answer_start,
+            detail=look.detail,
+            max_tiles=look.max_tiles,
+        )
 
 
 def _pictures(image: One | Many) -> list[Visual]:
@@ -220,7 +235,7 @@ def _is_many(image: One | Many) -> TypeGuard[Many]:
     return isinstance(image, Sequence) and not isinstance(image, (str, bytes))
 
 
-def _neutral() -> Picture:
+def neutral() -> Picture:
     """A plain mid-grey picture: as good as no picture at all."""
     import PIL.Image
 

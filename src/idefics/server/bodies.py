@@ -1,0 +1,87 @@
+"""Bodies that come as JSON or as a form with a file, one description for both."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from idefics.server.faults import Fault
+from idefics.server.fields import Fields
+
+FILE = "image"  # the part of a form that holds a picture's file
+ADDRESS = "image_url"  # the field that holds its address
+
+LISTS = ("labels", "choices", "banned", "stop")  # fields of a form that may come several times
+TEXTS = (
+    "words",
+    "image_url",
+    "detail",
+    "regex",
+    "stop",
+)  # and those that mean what they say; others are JSON
+
+F = TypeVar("F", bound=Fields)
+
+
+async def read(request: Request, kind: type[F], most: int) -> tuple[F, bytes | None]:
+    """The fields of a request, and the file that came with them, if one did; `most` bounds a part in bytes.
+
+    Raises:
+        RequestValidationError: as of a route that reads JSON alone.
+        Fault: it is neither JSON nor a form, or it has several files.
+    """
+    type_ = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if type_ == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=2048, max_part_size=most) as form:
+            return await _from_form(form, kind)
+    if type_ != "application/json":
+        raise Fault(400, f"the Content-Type is {type_[:100]!r}: send application/json or multipart/form-data")
+    body = await request.body()
+    try:
+        return kind.model_validate_json(body), None
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+async def _from_form(form: FormData, kind: type[F]) -> tuple[F, bytes | None]:
+    file: bytes | None = None
+    fields: dict[str, Any] = {}
+    for name in form:
+        values = form.getlist(name)
+        if any(isinstance(value, UploadFile) for value in values):
+            if name != FILE:
+                raise Fault(400, f"the file is called {name[:100]!r}: call it {FILE!r}", param=name[:100])
+            (upload,) = values
+            file = await upload.read()  # type: ignore[union-attr]  # a file, as was asked
+        else:
+            fields[name] = _value(name, values)
+    try:
+        return kind.model_validate_json(json.dumps(fields)), file
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _value(name: str, values: list[Any]) -> Any:
+    """What the texts of a form's field say: a list, a text, or JSON."""
+    if name in LISTS:
+        return values[0] if name in TEXTS and len(values) == 1 else values
+    if len(values) > 1 or name in TEXTS:
+        return values[0] if len(values) == 1 else values
+    try:
+        return json.loads(values[0])
+    except ValueError:
+        return values[0]
+
+
+def _invalid(error: ValidationError) -> RequestValidationError:
+    return RequestValidationError(
+        [
+            {**one, "loc": ("body", *one["loc"])}
+            for one in error.errors(include_url=False, include_input=False)
+        ]
+    )

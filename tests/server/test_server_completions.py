@@ -1,0 +1,83 @@
+"""`/v1/completions`."""
+
+import pytest
+
+from idefics.processing.tokenizer import Piece
+from server.asking import events
+
+PATH = "/v1/completions"
+TEXT = "The red circle is"
+
+
+def asked(**more):
+    return {"model": "demo", "prompt": TEXT, "max_tokens": 6, **more}
+
+
+def test_a_text_goes_on(client, vlm):
+    body = client.post(PATH, asked(prompt=[TEXT])).json()
+    expected = vlm.generate([TEXT], max_new_tokens=6)
+    (choice,) = body["choices"]
+    assert body["object"] == "text_completion"
+    assert choice["text"] == expected.text
+    assert choice["finish_reason"] == expected.finish
+    assert choice["logprobs"] is None
+    assert body["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
+    assert client.post(PATH, asked(echo=True)).json()["choices"][0]["text"] == TEXT + expected.text
+
+
+@pytest.mark.parametrize("more", [{}, {"echo": True}, {"n": 2, "temperature": 1.2, "seed": 3, "logprobs": 2}])
+def test_a_stream_says_the_same(client, more):
+    whole = client.post(PATH, asked(**more)).json()
+    *chunks, last, done = events(
+        client.post(PATH, asked(stream=True, stream_options={"include_usage": True}, **more)).text
+    )
+    assert done == "[DONE]"
+    assert last["usage"] == whole["usage"]
+    for number, choice in enumerate(whole["choices"]):
+        mine = [one for chunk in chunks for one in chunk["choices"] if one["index"] == number]
+        assert "".join(one["text"] for one in mine) == choice["text"]
+        assert mine[-1]["finish_reason"] == choice["finish_reason"]
+        if choice["logprobs"]:
+            said = [one["logprobs"] for one in mine if one["logprobs"]]
+            for field in choice["logprobs"]:
+                assert [value for one in said for value in one[field]] == choice["logprobs"][field]
+
+
+def test_log_probabilities_are_the_models(client, vlm):
+    said = client.post(PATH, asked(logprobs=3)).json()["choices"][0]["logprobs"]
+    expected = vlm.generate([TEXT], max_new_tokens=6, logprobs=True, top_logprobs=3)
+    assert said["token_logprobs"] == pytest.approx(expected.logprobs)
+    assert len(said["tokens"]) == len(expected.tokens) == len(said["text_offset"])
+    for token, logprob, top in zip(said["tokens"], said["token_logprobs"], said["top_logprobs"], strict=True):
+        assert len(top) == 3
+        assert top[token] == pytest.approx(logprob), "greedy takes the likeliest"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["<image>", "a<end_of_utterance>b", "https://example.com/a.png", "data:image/png;base64,AA", "photo.jpg"],
+)
+def test_text_is_text_whatever_it_looks_like(client, vlm, prompt):
+    body = client.post(PATH, asked(prompt=prompt)).json()
+    tokenizer = vlm.processor.tokenizer
+    plain = tokenizer.encode_pieces(
+        [Piece(vlm.processor.style.start, trusted=True), Piece(prompt, trusted=False)]
+    )
+    assert body["usage"]["prompt_tokens"] == len(vlm.processor._opening() + plain)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": ""}, "empty"),
+        ({"suffix": "a"}, "unknown field: suffix"),
+        ({"best_of": 2}, "unknown field: best_of"),
+        ({"logprobs": 6}, "logprobs"),
+    ],
+)
+def test_what_cannot_be_is_named(client, wrong, words):
+    answer = client.post(PATH, asked(**wrong))
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]["message"]

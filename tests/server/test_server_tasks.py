@@ -1,0 +1,151 @@
+"""`/v1/images/tasks/...`: each says what its method says, for a file in a form and for JSON."""
+
+import json
+
+import pytest
+
+from idefics.messages import Picture, Shot
+from idefics.tasks import TASKS
+from server.asking import PICTURES, data_uri, events
+
+WORDS = {"caption": "", "complete": "This is", "ask": "What is it?", "write": "Write a story."}
+
+
+def path(task):
+    return f"/v1/images/tasks/{task}"
+
+
+def file(name):
+    return {"image": (f"{name}.png", (PICTURES / f"{name}.png").read_bytes(), "image/png")}
+
+
+def fields(task):
+    return {"words": WORDS[task]} if WORDS[task] else {}
+
+
+def direct(vlm, task, name, **options):
+    return vlm.run(TASKS[task], Picture(data_uri(name)), WORDS[task], **options)
+
+
+def test_every_task_has_a_route(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {path(task) for task in TASKS} == {one for one in paths if "/tasks/" in one}
+
+
+@pytest.mark.parametrize("task", WORDS)
+def test_a_form_with_a_file_is_answered(client, vlm, task):
+    options = {"max_new_tokens": "9", "repetition_penalty": "1.1"}
+    body = client.post(path(task), files=file("door"), data={**fields(task), **options}).json()
+    expected = direct(vlm, task, "door", max_new_tokens=9, repetition_penalty=1.1)
+    assert body == {
+        "object": "image.task",
+        "task": task,
+        "text": expected.text,
+        "finish_reason": expected.finish,
+        "usage": {
+            "prompt_tokens": expected.usage.prompt_tokens,
+            "completion_tokens": len(expected.tokens),
+            "total_tokens": expected.usage.prompt_tokens + len(expected.tokens),
+            "pictures": 1,
+        },
+    }
+
+
+@pytest.mark.parametrize("task", WORDS)
+def test_json_is_answered(client, vlm, task):
+    asked = {"image_url": data_uri("door"), "num_beams": 2, "detail": "low", **fields(task)}
+    body = client.post(path(task), asked).json()
+    assert body["text"] == direct(vlm, task, "door", num_beams=2, detail="low").text
+
+
+@pytest.mark.parametrize("task", WORDS)
+def test_a_stream_says_the_same(client, vlm, task):
+    asked = {"image_url": data_uri("door"), "stream": True, **fields(task)}
+    *pieces, last, done = events(client.post(path(task), asked).text)
+    assert done == "[DONE]"
+    assert "".join(piece["text"] for piece in pieces) == direct(vlm, task, "door").text
+    assert last["finish_reason"] == "stop"
+    assert last["usage"]["pictures"] == 1
+
+
+def test_write_tells_a_story_unless_told_otherwise(client, vlm):
+    body = client.post(path("write"), files=file("door"), data={"max_new_tokens": "7"}).json()
+    assert body["text"] == vlm.write(Picture(data_uri("door")), max_new_tokens=7).text
+
+
+def test_shots_are_followed(client, vlm):
+    shots = [
+        {"image_url": data_uri("puppy"), "answer": "A dog."},
+        {"image_url": data_uri("tower"), "answer": "A tower.", "question": "What?"},
+    ]
+    expected = vlm.with_shots(
+        [
+            Shot(Picture(data_uri("puppy")), "A dog."),
+            Shot(Picture(data_uri("tower")), "A tower.", "What?"),
+        ]
+    ).ask(Picture(data_uri("door")), "What is it?")
+    asked = {"image_url": data_uri("door"), "words": "What is it?", "shots": shots}
+    as_json = client.post(path("ask"), asked).json()
+    form = {"words": "What is it?", "shots": json.dumps(shots)}
+    as_form = client.post(path("ask"), files=file("door"), data=form).json()
+    assert as_json == as_form
+    assert as_json["text"] == expected.text
+    assert as_json["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
+    assert as_json["usage"]["pictures"] == 3
+
+
+@pytest.mark.parametrize("how", [{}, {"calibrated": True}, {"length_normalized": True}])
+def test_labels_are_ranked(client, vlm, how):
+    labels = ["a red door", "a puppy", "a tower"]
+    expected = vlm.classify(Picture(data_uri("door")), labels, **how)
+    as_json = client.post(path("classify"), {"image_url": data_uri("door"), "labels": labels, **how}).json()
+    form = {"labels": labels, **dict.fromkeys(how, "true")}
+    as_form = client.post(path("classify"), files=file("door"), data=form).json()
+    for body in (as_json, as_form):
+        assert [row["label"] for row in body["labels"]] == [row.label for row in expected]
+        for found, row in zip(body["labels"], expected, strict=True):
+            assert found["probability"] == pytest.approx(row.probability)
+            assert found["logprob"] == pytest.approx(row.logprob)
+
+
+REFUSED = [
+    ("ask", {"words": " "}, "words"),
+    ("ask", {}, "words"),
+    ("caption", {"words": "Hi"}, "unknown field: words"),
+    ("caption", {"image_url": None}, "one of the two"),
+    ("caption", {"image_url": "photo.jpg"}, "neither"),
+    ("caption", {"num_beams": 17}, "num_beams"),
+    ("caption", {"temperature": 1, "num_beams": 2}, "beams are greedy"),
+    ("caption", {"max_tokens": 1}, "unknown field: max_tokens"),
+    ("caption", {"shots": [{"image_url": "/etc/passwd", "answer": "a"}]}, "neither"),
+    ("caption", {"shots": [{"image_url": "data:,", "answer": "a"}] * 16}, "shots"),
+    ("classify", {"labels": ["a"]}, "labels"),
+    ("classify", {"labels": ["a", " a "]}, "given twice"),
+    ("classify", {"labels": [str(n) for n in range(1001)]}, "labels"),
+    ("classify", {"labels": ["a", "b"], "temperature": 1}, "unknown field: temperature"),
+]
+
+
+@pytest.mark.parametrize(("task", "wrong", "words"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_is_named(client, task, wrong, words):
+    answer = client.post(path(task), {"image_url": data_uri("door"), **wrong})
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+def test_forms_are_checked_as_json_is(client):
+    door = file("door")["image"]
+    for files, data, words in [
+        (file("door"), {"max_new_tokens": "many"}, "max_new_tokens"),
+        (file("door"), {"foo": "1"}, "unknown field: foo"),
+        (file("door"), {"image_url": data_uri("door")}, "one of the two"),
+        ({"picture": door}, {}, "call it 'image'"),
+        ([("image", door), ("image", door)], {}, "files"),
+        ({"image": ("a.png", b"", "image/png")}, {}, "picture"),
+    ]:
+        answer = client.post(path("caption"), files=files, data=data)
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["error"]["message"]
+    text = client("POST", path("caption"), content=b"hi", headers={"Content-Type": "text/plain"})
+    assert text.status_code == 400
+    assert "text/plain" in text.json()["error"]["message"]
