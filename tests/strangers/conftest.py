@@ -9,3 +9,10 @@ from strangers.internet import Internet, serving
 def internet(monkeypatch):
     with serving() as outer, serving() as inner:
         yield Internet(monkeypatch, outer, inner)
+
+
+@pytest.fixture(scope="session")
+def vlm():
+    import idefics
+
+    return idefics.load("demo", remote_images="off")

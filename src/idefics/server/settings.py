@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from idefics.catalog import DEFAULT
 from idefics.errors import BadSetting, MissingExtra
+from idefics.processing.addresses import allowed_hosts
 
 PREFIX = "IDEFICS_"  # of the environment's names
 
@@ -54,7 +55,7 @@ class Settings:
     remote_images: str = _setting(
         "Access",
         "off",
-        "Addresses of pictures that are fetched: off, public, any, or a list of hosts with commas between.",
+        "Addresses of pictures that are fetched: off, public, or a list of public hosts with commas between.",
     )
     requests_at_once: int = _setting(
         "Limits", 256, "Requests that wait or are being answered; more are refused.", 1, 1 << 16
@@ -72,6 +73,12 @@ class Settings:
             (low, high), value = one.metadata["range"], getattr(self, one.name)
             if high and value is not None and not low <= value <= high:
                 raise BadSetting(f"{one.name} is {value!r}; give a number from {low} to {high}")
+        allowed_hosts(self.remote_images)
+        if self.remote_images == "any":
+            raise BadSetting(
+                "remote_images is 'any', and clients would reach this machine's own network: give off, public, or "
+                "hosts with commas between them; pictures of this network can be sent as data URIs"
+            )
         if not (is_loopback(self.host) or self.insecure or self.api_key or self.api_key_file):
             raise BadSetting(
                 f"host is {self.host}, which other machines reach, and there is no key: give --api-key-file (or "

@@ -1,0 +1,551 @@
+"""Picture files from strangers: none costs more than a picture may, is taken for another kind, or tells what is here.
+
+Tests carry the names of the holes that they keep shut.
+"""
+
+import base64
+import io
+import itertools
+import re
+import resource
+import threading
+import tracemalloc
+import zlib
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFile
+import PIL.ImageOps
+import pytest
+
+from idefics import Message
+from idefics.errors import BadPicture, BadVideo
+from idefics.messages import Look, Picture, Video
+from idefics.processing import strangers
+from idefics.processing.fetch import Fetcher
+from idefics.processing.images import open_picture, prepared
+from idefics.processing.video_file import open_video
+from idefics.server.settings import Settings
+from idefics.server.visit import for_strangers
+from processing.pictures_tiny import BESIDE, TILES, encoded, noise, oriented, picture
+from strangers.files import (
+    CLAIMING,
+    FORMATS,
+    chunk,
+    exif_bomb,
+    file_of,
+    gif_of,
+    png_of,
+    with_scans,
+    with_segments,
+)
+from strangers.internet import OUTSIDE
+
+STRICT = Fetcher(policy="off", strangers=True)
+
+
+def opened(source, fetcher=STRICT):
+    return open_picture(Picture(source), fetcher)
+
+
+def refused(source, match, fetcher=STRICT):
+    with pytest.raises(BadPicture, match=match) as error:
+        opened(source, fetcher)
+    said = str(error.value)
+    told = re.sub(r"http://\S+", "", said)  # the sender's own
+    assert not re.search(r"0x[0-9a-f]{6,}|BytesIO|/|\n", told), "no address in memory, no path"
+    assert error.value.__cause__ is None
+    return said
+
+
+def data_uri(data):
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_five_formats_are_read(format):
+    for form in (file_of(format), data_uri(file_of(format))):
+        assert opened(form).size == (37, 23)
+        assert np.array_equal(opened(form), opened(form, Fetcher()))
+
+
+OTHERS = [
+    "TIFF",
+    "ICO",
+    "JPEG2000",
+    "PPM",
+    "AVIF",
+    "TGA",
+    "PCX",
+    "EPS",
+    "PDF",
+    "SGI",
+    "DDS",
+    "IM",
+    "MSP",
+    "XBM",
+    "ICNS",
+]
+
+
+@pytest.mark.parametrize("format", OTHERS)
+def test_cve_2026_22778_no_other_decoder_sees_a_file(format, monkeypatch):
+    """Rare decoders are where the holes are: JPEG2000 was a way to run code. Not even their headers are read."""
+    image = picture("1") if format in ("MSP", "XBM") else picture("RGB", (64, 64))
+    data = encoded(image, format)
+    seen = []
+    for name, (_, accept) in list(PIL.Image.OPEN.items()):
+        if name not in strangers.FORMATS:
+            monkeypatch.setitem(PIL.Image.OPEN, name, (lambda *a: seen.append(a), accept))
+    for form in (data, data_uri(data)):
+        refused(form, "is not a picture that can be read: give JPEG, PNG, WebP, GIF or BMP")
+    assert not seen
+
+
+def test_cve_2026_22778_what_a_plugin_adds_is_not_read(monkeypatch):
+    """Pillow takes decoders from anyone."""
+    monkeypatch.setitem(PIL.Image.OPEN, "MINE", (lambda *_: pytest.fail("it was opened"), lambda _: True))
+    monkeypatch.setattr(PIL.Image, "ID", ["MINE", *PIL.Image.ID])
+    refused(b"hello", "is not a picture that can be read")
+
+
+def test_the_type_that_is_claimed_is_not_believed(internet):
+    """What the bytes are counts."""
+    data = base64.b64encode(file_of("GIF")).decode()
+    assert opened(f"data:image/png;base64,{data}").size == (37, 23)
+    assert opened(f"data:text/html;base64,{data}").size == (37, 23)
+    internet.outer.pages |= {
+        "/a": lambda page: page.answer(200, file_of("BMP"), **{"Content-Type": "text/html"}),
+        "/b": lambda page: page.answer(200, b"<html>", **{"Content-Type": "image/png"}),
+        "/c": lambda page: page.answer(200, encoded(picture("RGB"), "TIFF"), **{"Content-Type": "image/png"}),
+    }
+    for fetcher in (Fetcher(policy="public"), Fetcher(policy="public", strangers=True)):
+        assert opened("http://photos.example.com/a", fetcher).size == (37, 23)
+        for page in ("b", "c"):
+            with pytest.raises(BadPicture, match="give JPEG, PNG, WebP, GIF or BMP"):
+                opened(f"http://photos.example.com/{page}", fetcher)
+    assert {address for address, _ in internet.reached} == {OUTSIDE[0]}
+
+
+def test_the_owner_opens_what_he_did(tmp_path, internet):
+    """A TIFF of his own by path and as bytes, under every policy; by address under `any`."""
+    path = tmp_path / "photo.tif"
+    path.write_bytes(encoded(picture("RGB"), "TIFF"))
+    for policy in ("any", "public", "off"):
+        for source in (path, str(path), path.read_bytes()):
+            assert opened(source, Fetcher(policy=policy)).size == (37, 23)
+    internet.outer.pages["/photo.tif"] = path.read_bytes()
+    assert opened("http://photos.example.com/photo.tif", Fetcher()).size == (37, 23)
+    assert opened(data_uri(path.read_bytes()), Fetcher()).size == (37, 23)
+
+
+def test_no_file_of_this_machine_is_opened(tmp_path, monkeypatch):
+    """Not even looked for: what is said of one that is there is said of one that is not."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(file_of("PNG"))
+    monkeypatch.chdir(tmp_path)
+    said = {
+        refused(source, "cannot be a path here") for source in (path, str(path), "photo.png", "none.png", "")
+    }
+    said |= {
+        refused(f"file://{path}", "cannot be a path here"),
+        refused("file:photo.png", "cannot be a path here"),
+    }
+    assert len(said) == 1
+    for source in (path, str(path), b"a video"):
+        with (
+            pytest.raises(BadVideo, match="video files are not read from strangers"),
+            open_video(source, STRICT),
+        ):
+            pass
+
+
+def test_words_that_look_like_a_file_or_an_address_are_words(vlm, tmp_path, internet):
+    """In a raw prompt the owner names pictures so; a stranger's text is text."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(file_of("PNG"))
+    theirs = for_strangers(vlm, Settings(model="demo", remote_images="public"))
+    for words in (str(path), "http://photos.example.com/cat.png", data_uri(file_of("PNG")), "none.png"):
+        assert not theirs.prompt([words]).pictures
+        assert not theirs.prompt([Message("user", (words,))]).pictures
+    assert len(vlm.prompt([str(path)]).pictures) == 1
+    assert internet.looked_up == []
+    with pytest.raises(BadPicture, match="cannot be a path here"):
+        theirs.prompt([{"role": "user", "content": [{"type": "image", "image": str(path)}]}])
+
+
+SIDES = {
+    "JPEG": 65_535,
+    "PNG": 1 << 31,
+    "WEBP": 16_384,
+    "GIF": 65_535,
+    "BMP": 1 << 31,
+}  # the longest of each format
+TOO_LARGE = [(8000, 5001), (5001, 8000), (1, 40_000_001), (65_535, 65_535)]
+
+
+@pytest.mark.parametrize(
+    ("format", "size"),
+    [(format, size) for format in CLAIMING for size in TOO_LARGE if max(size) <= SIDES[format]],
+)
+def test_vllm_47010_a_picture_of_too_many_pixels(format, size, monkeypatch):
+    """By its header: nothing is decoded. At the limit itself the header is let through."""
+    data = CLAIMING[format](*size)
+    assert len(data) < 1000
+    loads = []
+
+    def load(image):
+        loads.append(image.size)
+        raise OSError
+
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", load)
+    refused(data, r"at most 40,000,000 are read|more than 40,000,000 pixels")
+    assert not loads
+    refused(CLAIMING[format](8000, 5000), "is broken")
+    assert loads == [(8000, 5000)]
+
+
+def test_vllm_47010_a_frame_larger_than_its_screen():
+    refused(gif_of(8, 8, frame=(0, 0, 65_535, 65_535)), "more than 40,000,000 pixels|at most 40,000,000")
+    refused(gif_of(8, 8, frame=(7990, 5000, 10, 10)), "at most 40,000,000")
+
+
+@pytest.mark.parametrize("policy", ["public", "photos.example.com"])
+def test_vllm_omni_6963_every_way_in_has_the_limit(policy, internet):
+    """Bytes, data URIs, addresses, objects; a picture in a prompt and its price."""
+    bomb, fetcher = png_of(8000, 5001), Fetcher(policy=policy, strangers=True)
+    internet.outer.pages["/bomb.png"] = bomb
+    large = np.broadcast_to(np.uint8(0), (5001, 8000, 3))
+    for source in (bomb, data_uri(bomb), "http://photos.example.com/bomb.png", large):
+        refused(source, "40,000,000", fetcher)
+        with pytest.raises(BadPicture, match="40,000,000"):
+            prepared(Picture(source), BESIDE, fetcher, Look())
+    with pytest.raises(BadPicture, match="40,000,000"):  # whoever fetches for data of others
+        opened("http://photos.example.com/bomb.png", Fetcher(policy=policy))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (1, 4), (2, 1), (1, 500), (500, 1)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA"])
+def test_cve_2026_22773_the_smallest_pictures(size, mode):
+    """A picture of (1, 1, 3) was read as one of three rows: channels are never guessed at."""
+    image = PIL.Image.fromarray(noise(size[1], size[0], 3)).convert(mode)
+    for source in (encoded(image, "PNG"), image, np.asarray(image.convert("RGB"))):
+        assert opened(source).size == size
+        for plan in (TILES, BESIDE):
+            tiles = prepared(Picture(source), plan, STRICT, Look())
+            assert {frame.shape for frame in tiles.frames} == {(3, plan.side, plan.side)}
+
+
+def test_cve_2026_22773_the_smallest_pictures_are_answered(vlm):
+    for source in (file_of("PNG", (1, 1)), np.zeros((1, 1, 3), np.uint8), np.zeros((1, 3), np.uint8)):
+        assert vlm.ask(source, "What is this?", max_new_tokens=1).usage.pictures == 1
+
+
+BROKEN = [
+    b"",
+    b"hello",
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",
+    b"GIF89a",
+    b"BM",
+    b"RIFF\0\0\0\0WEBPVP8 ",
+    b"\xff\xd8",
+]
+
+
+@pytest.mark.parametrize("data", BROKEN)
+def test_cve_2026_22778_no_address_in_an_error(data):
+    """Pillow's own message has the address of the file's object in memory."""
+    for form in (data, data_uri(data)):
+        refused(form, "is not a picture that can be read")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError, ValueError, SyntaxError, MemoryError, RuntimeError, KeyError, RecursionError]
+)
+@pytest.mark.parametrize("step", ["_open", "load", "convert"])
+def test_cve_2026_22778_what_a_decoder_says_is_not_passed_on(error, step, monkeypatch):
+    def fails(*_, **__):
+        raise error(f"{object()!r} at /etc/passwd\nsecret")
+
+    owner = {
+        "_open": PIL.PngImagePlugin.PngImageFile,
+        "load": PIL.ImageFile.ImageFile,
+        "convert": PIL.Image.Image,
+    }
+    monkeypatch.setattr(owner[step], step, fails)
+    data = encoded(picture("L"), "PNG") if step != "convert" else GREY
+    assert "secret" not in refused(data, "is not a picture that can be read|is broken")
+
+
+GREY = encoded(picture("L"), "PNG")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_is_cut_short_is_an_error_or_whole(format):
+    """Wherever it is cut: never a picture with a part missing."""
+    data = file_of(format, (60, 50))
+    whole = np.asarray(opened(data))
+    errors = 0
+    for end in range(0, len(data), max(1, len(data) // 97)):
+        try:
+            image = opened(data[:end])
+        except BadPicture as error:
+            errors += 1
+            assert "be read" in str(error)  # noqa: PT017
+        else:
+            assert np.array_equal(image, whole), f"cut after {end} of {len(data)} bytes"
+    assert errors > 90
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_strangers_pictures_are_upright_too(orientation, format):
+    """Read by our own lines; Pillow's reader is not given the tag."""
+    data = oriented(orientation, format)
+    assert np.array_equal(opened(data), opened(data, Fetcher()))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_orientation_in_either_order_of_bytes(order):
+    exif = PIL.Image.Exif()
+    exif.endian, exif[0x0112], exif[0x010F] = order, 6, "a camera"
+    assert strangers.orientation(exif.tobytes()) == 6
+    assert strangers.orientation(exif.tobytes()[: len(exif.tobytes()) // 2]) in (1, 6)
+
+
+BAD_EXIF = [
+    b"",
+    b"Exif\0\0",
+    b"II*\0",
+    b"II*\0\xff\xff\xff\xff",
+    b"MM\0*\0\0\0\x08\xff\xff",
+    b"II*\0\x08\0\0\0\0\0",
+    b"garbage",
+]
+
+
+@pytest.mark.parametrize("exif", BAD_EXIF)
+def test_a_tag_that_means_nothing(exif):
+    assert strangers.orientation(exif) == 1
+    assert opened(with_segments(file_of("JPEG"), [b"Exif\0\0" + exif])).size == (37, 23)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"quality": 100}]
+)
+def test_a_bare_jpeg_has_the_same_pixels(mode, options):
+    """What is left out has nothing to do with them; what says how colours are stored is kept."""
+    image = picture(mode, (100, 70))
+    data = encoded(image, "JPEG", comment=b"hello", icc_profile=b"x" * 70_000, dpi=(72, 72), **options)
+    bare, exif = strangers.bare_jpeg(data + b"a film that a telephone puts behind its picture \xff\xda" * 200)
+    assert exif == b""
+    assert len(bare) < len(data) - 70_000
+    assert np.array_equal(PIL.Image.open(io.BytesIO(bare)), PIL.Image.open(io.BytesIO(data)))
+    assert np.array_equal(opened(data), opened(data, Fetcher()))
+
+
+def peak(work):
+    """The most memory that Python's own objects took, in bytes."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_exif_whose_entries_all_hold_the_same_megabyte():
+    """Pillow reads all of them when it opens a JPEG: this file would take 800 MB, one of 20 MB a terabyte."""
+    bomb = exif_bomb(400_000, 2000)
+    parts = [b"Exif\0\0" + bomb[start : start + 65_000] for start in range(0, len(bomb), 65_000)]
+    plain = file_of("JPEG")
+    without_density = plain[:2] + plain[plain.index(b"\xff\xdb") :]
+    for data in (
+        with_segments(without_density, parts),
+        file_of("PNG")[:33] + chunk(b"eXIf", bomb) + file_of("PNG")[33:],
+    ):
+        assert peak(lambda data=data: opened(data)) < 10_000_000
+
+
+def test_exif_that_hides_in_an_unknown_segment():
+    """Pillow does not know the length of such a segment and reads on inside; libjpeg refuses it, and so do we."""
+    inner = b"\xff\xe1" + (8 + len(b"MM")).to_bytes(2) + b"Exif\0\0MM"
+    for kind in (0x02, 0xBF, 0xC8, 0xDE, 0xDF, 0xF0, 0xF7, 0xFD):
+        refused(with_segments(file_of("JPEG"), [inner], kind), "more work than a picture takes")
+
+
+def test_thousands_of_scans():
+    """Each of 65 bytes goes over all pixels: a JPEG of 20 MB would take an hour. Nobody uses a hundred."""
+    assert opened(with_scans((64, 64), 90)).size == (64, 64)
+    refused(with_scans((64, 64), 100), "more work than a picture takes")
+
+
+def segments(many):
+    return with_segments(file_of("JPEG"), [b"x"] * many, 0xFE)
+
+
+def exif_segments(many):
+    return with_segments(file_of("JPEG"), [b"Exif\0\0x"] * many)
+
+
+def chunks(many):
+    data = file_of("PNG")
+    return data[:33] + chunk(b"abCd", b"") * many + data[33:]
+
+
+def comments(many):
+    data = file_of("GIF")
+    head = 13 + 3 * (2 << (data[10] & 7))
+    return data[:head] + (b"!\xfe\x01x\0") * many + data[head:]
+
+
+@pytest.mark.parametrize("made", [segments, exif_segments, chunks, comments])
+def test_a_file_in_crumbs(made):
+    """Some readers join what they read to what they have, over and over."""
+    assert opened(made(1000)).size == (37, 23)
+    reads = []
+    monkey = strangers.Sparing.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strangers.Sparing, "read", lambda *a: reads.append(0) or monkey(*a))
+        refused(made(50_000), "more work than a picture takes")
+    assert len(reads) <= strangers.MOST_READS + 1
+
+
+def test_a_large_png_in_ordinary_parts_is_read():
+    """20 MB in parts of 8 kB, as libpng writes them."""
+    packed = zlib.compress(noise(1500, 4 * 1100, 1).tobytes(), 0)
+    whole = png_of(1, 1)
+    parts = b"".join(chunk(b"IDAT", packed[start : start + 2048]) for start in range(0, len(packed), 2048))
+    rows = 1500 * (4 * 1100) // (3 * 1000 + 1)
+    head = whole[:8] + png_of(1000, rows)[8:33]
+    body = bytes((0,) + (0,) * 3000) * rows
+    packed = zlib.compress(body, 0)
+    parts = b"".join(chunk(b"IDAT", packed[start : start + 2048]) for start in range(0, len(packed), 2048))
+    assert 3 * (len(packed) // 2048) < strangers.MOST_READS
+    assert opened(head + parts + chunk(b"IEND", b"")).size == (1000, rows)
+
+
+def test_text_that_unpacks_to_much():
+    """A PNG's compressed text, colour profile: Pillow's own limits hold, and the error is ours."""
+    packed = zlib.compress(bytes(80_000_000), 9)
+    data = file_of("PNG")
+    for name, head in ((b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")):
+        bomb = data[:33] + chunk(name, head + packed) + data[33:]
+
+        def work(bomb=bomb):
+            try:
+                assert opened(bomb).size == (37, 23)
+            except BadPicture as error:
+                assert "be read" in str(error)  # noqa: PT017
+
+        assert peak(work) < 10_000_000
+
+
+def test_an_animation_costs_its_first_frame():
+    """A thousand frames, none of which is decoded but the first."""
+    frames = [PIL.Image.new("L", (64, 64), n % 256) for n in range(200)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], optimize=False, disposal=1)
+    loads, load_prepare = [], PIL.ImageFile.ImageFile.load_prepare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PIL.ImageFile.ImageFile, "load_prepare", lambda im: loads.append(0) or load_prepare(im))
+        assert np.asarray(opened(data)).max() == 0
+    assert len(loads) <= 1
+
+
+def test_wide_grey_takes_no_more_room_than_a_picture():
+    """A few kilobytes of 16 bits a pixel: whole-number arithmetic over all of it at once took a gigabyte."""
+    rows = zlib.compress(bytes((1 + 2 * 2000) * 2000))
+    data = png_of(2000, 2000, depth=16, colour=0, rows=rows)
+    assert len(data) < 10_000
+    assert peak(lambda: opened(data)) < 5 * 2000 * 2000
+
+
+def test_so_many_are_decoded_at_once(internet, monkeypatch):
+    """A semaphore bounds them; a slow host holds none of its places."""
+    inside, most, go = [0], [0], threading.Event()
+    decode = PIL.Image.open
+    lock = threading.Lock()
+
+    def counted(*args, **kwargs):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        try:
+            return decode(*args, **kwargs)
+        finally:
+            go.wait(0.02)
+            with lock:
+                inside[0] -= 1
+
+    monkeypatch.setattr("idefics.processing.images._FILTERS", threading.Semaphore(99))
+    monkeypatch.setattr(PIL.Image, "open", counted)
+    waiting = threading.Event()
+    internet.outer.pages["/slow"] = lambda page: (
+        waiting.set(),
+        go.wait(10),
+        page.answer(200, file_of("PNG")),
+    )
+    fetcher = Fetcher(policy="public", strangers=True, turns=threading.BoundedSemaphore(2))
+    slow = [
+        threading.Thread(target=opened, args=("http://photos.example.com/slow", fetcher)) for _ in range(3)
+    ]
+    quick = [threading.Thread(target=opened, args=(file_of("PNG"), fetcher)) for _ in range(8)]
+    for thread in slow:
+        thread.start()
+    assert waiting.wait(10)
+    for thread in quick:
+        thread.start()
+    for thread in quick:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in quick), "hosts keep no one from decoding"
+    assert most[0] == 2
+    go.set()
+    for thread in slow:
+        thread.join(10)
+    assert most[0] == 2
+
+
+def test_prepared_pictures_take_turns_too():
+    held = []
+
+    class Turns:
+        def __enter__(self):
+            held.append("in")
+
+        def __exit__(self, *_):
+            held.append("out")
+
+    fetcher = Fetcher(policy="off", strangers=True, turns=Turns())
+    prepared(Picture(file_of("PNG")), TILES, fetcher, Look())
+    with pytest.raises(BadPicture):
+        prepared(Picture(b"hello"), TILES, fetcher, Look())
+    assert held == ["in", "out"] * 2
+
+
+def test_memory_of_the_largest_picture_is_bounded():
+    """What Pillow takes is not Python's to count: the process says it. Eight bytes a pixel, and what comes of it."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = zlib.compress(bytes((1 + 4 * 2000) * 2000))
+    opened(png_of(2000, 2000, colour=6, rows=rows))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # kilobytes
+    assert grown * 1024 < 30 * 2000 * 2000
+
+
+def test_videos_of_frames_are_pictures(vlm):
+    """Each frame is opened as any picture of a stranger."""
+    theirs = for_strangers(vlm, Settings(model="demo"))
+    with pytest.raises(BadPicture):
+        theirs.prompt([Message("user", (Video([encoded(picture("RGB"), "TIFF")]), "What happens?"))])
+
+
+def test_every_pair_of_formats_joined():
+    """Two files in one: whatever is read is one of the five."""
+    files = [file_of(format) for format in FORMATS] + [encoded(picture("RGB"), "TIFF")]
+    for one, other in itertools.permutations(files, 2):
+        for data in (one + other, one[: len(one) // 2] + other):
+            try:
+                assert opened(data).size == (37, 23)
+            except BadPicture as error:
+                assert re.search("be read|more work", str(error))  # noqa: PT017
