@@ -549,3 +549,15 @@ def test_every_pair_of_formats_joined():
                 assert opened(data).size == (37, 23)
             except BadPicture as error:
                 assert re.search("be read|more work", str(error))  # noqa: PT017
+
+
+def test_the_page_opens_pictures_as_the_server_does(vlm):
+    """A look at a file by a strict fetcher is no leave to open it with the owner's."""
+    from idefics.ui.desk import Desk
+    from idefics.ui.desk import Settings as PageSettings
+
+    desk = Desk(vlm, PageSettings("demo", STRICT))
+    with pytest.raises(BadPicture, match="more work"):
+        desk.vlm.ask(segments(50_000), "What is this?", max_new_tokens=1)
+    with pytest.raises(BadPicture, match="give JPEG, PNG, WebP, GIF or BMP"):
+        desk.vlm.ask(encoded(picture("RGB"), "TIFF"), "What is this?", max_new_tokens=1)

@@ -5,10 +5,11 @@ Knows prompts, sampling and streams. Does not know tasks (they word prompts) nor
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
     from idefics.messages import Answer, PictureSource
+    from idefics.processing.fetch import Fetcher
     from idefics.processing.processor import Endings, Item, Processor
 
     Items = Sequence[Item]
@@ -54,6 +56,12 @@ class Pipeline(Loaded):
                 "answer_start goes with a conversation; write the words at the end of a raw prompt"
             )
         return processor.raw(items)  # type: ignore[arg-type]
+
+    def fetching(self, fetcher: Fetcher) -> Self:
+        """The same model (nothing is copied), whose pictures another fetcher gets: one for strangers bounds them."""
+        other = copy.copy(self)
+        other.processor = self.processor.fetching(fetcher)
+        return other
 
     def cost(
         self, picture: Picture | PictureSource, *, detail: Detail = "high", max_tiles: int | None = None

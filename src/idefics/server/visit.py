@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -67,11 +66,8 @@ class Service:
 
 def for_strangers(vlm: Idefics, settings: Settings) -> Idefics:
     """The same model (nothing is copied), which opens no file of this machine and fetches what the settings allow."""
-    other = copy.copy(vlm)
-    other.processor = copy.copy(vlm.processor)
     turns = threading.Semaphore(settings.decoded_at_once)
-    other.processor.fetcher = Fetcher(policy=settings.remote_images, strangers=True, turns=turns)
-    return other
+    return vlm.fetching(Fetcher(policy=settings.remote_images, strangers=True, turns=turns))
 
 
 class Visit:

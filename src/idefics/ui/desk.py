@@ -81,7 +81,7 @@ class Desk:
     """
 
     def __init__(self, vlm: Idefics, settings: Settings) -> None:
-        self.vlm, self.settings = vlm, settings
+        self.vlm, self.settings = vlm.fetching(settings.fetcher), settings
         self._running: dict[tuple[str, str], set[Running]] = defaultdict(set)
         self._lock = threading.Lock()
         self._cost = lru_cache(1024)(self._cost_of)  # asked at each key that is typed beside a picture
