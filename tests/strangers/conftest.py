@@ -15,4 +15,6 @@ def internet(monkeypatch):
 def vlm():
     import idefics
 
-    return idefics.load("demo", remote_images="off")
+    vlm = idefics.load("demo", remote_images="off")
+    yield vlm
+    vlm.engine.close()

@@ -60,7 +60,8 @@ class Pipeline(Loaded):
     def fetching(self, fetcher: Fetcher) -> Self:
         """The same model (nothing is copied), whose pictures another fetcher gets: one for strangers bounds them."""
         other = copy.copy(self)
-        other.processor = self.processor.fetching(fetcher)
+        other.processor = copy.copy(self.processor)
+        other.processor.fetcher = fetcher
         return other
 
     def cost(

@@ -63,12 +63,6 @@ class Processor:
         other.look = look
         return other
 
-    def fetching(self, fetcher: Fetcher) -> Processor:
-        """The same processor, whose pictures another fetcher gets; nothing is copied."""
-        other = copy.copy(self)
-        other.fetcher = fetcher
-        return other
-
     def chat(self, messages: Sequence[Message | Mapping[str, Any]], *, answer_start: str = "") -> Prompt:
         """The prompt for the next answer of a conversation. Special tokens in its text are plain characters.
 
