@@ -89,6 +89,7 @@ def _serve(context: typer.Context, *, given: Flags, config: Config = None, debug
     with bind(settings) as listener, Screen(context.command_path) as screen:
         vlm = _load(context, settings, screen)
         app = create_app(vlm, settings)
+        listener.listen()  # from here on clients wait, and are not refused
         screen.say(f"{settings.served} is served at {url_of(listener)}; Ctrl-C ends it")
         run(app, listener)
         return screen.code

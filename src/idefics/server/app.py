@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from idefics import __version__
-from idefics.server import chat, completions, faults, status, tasks
+from idefics.server import chat, completions, faults, responses, status, tasks
 from idefics.server.gate import Gate
 from idefics.server.settings import Settings
 from idefics.server.visit import Service
@@ -28,7 +28,7 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
     app = FastAPI(title="idefics", version=__version__, summary="Questions about pictures.")
     app.state.service = service
     faults.install(app)
-    for part in (chat, completions, tasks, status):
+    for part in (chat, completions, responses, tasks, status):
         app.include_router(part.router)
     app.add_middleware(Gate, service=service, keys=settings.keys())
     return app

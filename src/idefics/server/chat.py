@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from idefics.messages import Answer, Delta
 from idefics.processing.tokenizer import Tokenizer
@@ -26,21 +26,13 @@ from idefics.server.fields import (
     JsonSchema,
     MessageField,
     count_pictures,
-    kind_of,
+    one_format,
 )
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, faults
 
 router = APIRouter(tags=["OpenAI"])
-
-ANY_OBJECT = {"type": "object"}
-
-
-class PlainFormat(Fields):
-    """Any text, or any JSON object."""
-
-    type: Literal["text", "json_object"]
 
 
 class SchemaFormat(Fields):
@@ -49,17 +41,10 @@ class SchemaFormat(Fields):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
-
-Format = Annotated[
-    Annotated[PlainFormat, Tag("<text>")]
-    | Annotated[PlainFormat, Tag("<json_object>")]
-    | Annotated[SchemaFormat, Tag("<json_schema>")],
-    Discriminator(
-        kind_of,
-        custom_error_type="unknown_format",
-        custom_error_message='it has a "type", which is "text", "json_object" or "json_schema"',
-    ),
-]
+    @property
+    def form(self) -> dict[str, Any]:
+        """The JSON schema of the answer."""
+        return self.json_schema.schema_
 
 
 class ChatRequest(Asked):
@@ -69,7 +54,7 @@ class ChatRequest(Asked):
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: Format | None = None
+    response_format: one_format(SchemaFormat) | None = None  # type: ignore[valid-type]
     metadata: dict[str, str] | None = Field(None, max_length=16)
     store: Literal[False] | None = None
 
@@ -81,11 +66,8 @@ class ChatRequest(Asked):
             raise Fault(400, message, param="max_tokens")
         wishes = super().wishes() | {"max_new_tokens": other or one or NEW_TOKENS}
         wishes |= {"logprobs": bool(self.logprobs), "top_logprobs": self.top_logprobs or 0}
-        if isinstance(self.response_format, SchemaFormat):
-            wishes["schema"] = self.response_format.json_schema.schema_
-        elif self.response_format is not None and self.response_format.type == "json_object":
-            wishes["schema"] = ANY_OBJECT
-        return wishes
+        form = self.response_format and self.response_format.form
+        return wishes | ({"schema": form} if form else {})
 
 
 @router.post("/v1/chat/completions", responses=faults())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from idefics.server.faults import fault_of
+from idefics.server.faults import Fault, fault_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -22,14 +22,14 @@ def event(data: dict[str, Any], name: str | None = None) -> bytes:
 
 
 class Events(Response):
-    """A stream of events. An error in the midst of them is the last one."""
+    """A stream of events. An error in the midst of them is the last one, as `last` words it."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], last: Callable[[Fault], bytes] | None = None) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.events = events
+        self.events, self.last = events, last or _plainly
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -38,6 +38,10 @@ class Events(Response):
                 async for one in events:
                     await send({"type": "http.response.body", "body": one, "more_body": True})
         except Exception as error:
-            last = event(fault_of(error).body)
+            last = self.last(fault_of(error))
             await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+def _plainly(fault: Fault) -> bytes:
+    return event(fault.body)

@@ -142,6 +142,34 @@ class ImagePart(Fields):
     image_url: ImageAddress
 
 
+ANY_OBJECT = {"type": "object"}
+
+
+class PlainFormat(Fields):
+    """Any text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+    @property
+    def form(self) -> dict[str, Any] | None:
+        """The JSON schema of the answer."""
+        return ANY_OBJECT if self.type == "json_object" else None
+
+
+def one_format(schema_format: Any) -> Any:
+    """A field that says what an answer looks like: a `PlainFormat`, or JSON of one kind."""
+    return Annotated[
+        Annotated[PlainFormat, Tag("<text>")]
+        | Annotated[PlainFormat, Tag("<json_object>")]
+        | Annotated[schema_format, Tag("<json_schema>")],
+        Discriminator(
+            kind_of,
+            custom_error_type="unknown_format",
+            custom_error_message='it has a "type", which is "text", "json_object" or "json_schema"',
+        ),
+    ]
+
+
 def kind_of(value: Any) -> str:
     """The tag of a part: its "type"."""
     return f"<{value.get('type')}>" if isinstance(value, dict) else "<>"

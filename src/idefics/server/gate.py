@@ -58,7 +58,7 @@ class Gate:
                 headers={"WWW-Authenticate": scheme},
             )
         length = _header(scope, b"content-length")
-        if length.isdigit() and int(length[:20]) > self.most:
+        if is_api(scope) and length.isdigit() and int(length[:20]) > self.most:
             raise self.too_large()
 
     @property
@@ -103,8 +103,8 @@ class Passage:
 
     async def _answer(self) -> None:
         self.gate.check(self.scope)
-        if self.scope["method"] != "POST" or not self.scope["path"].startswith("/v1/"):
-            await self.gate.app(self.scope, self.receive, self.send)
+        if self.scope["method"] != "POST" or not is_api(self.scope):  # the page counts what it is sent itself
+            await self.gate.app(self.scope, self._receive, self.send)
             return
         visit = Visit(self.gate.service)
         self.scope[VISIT] = visit
@@ -169,6 +169,12 @@ class Passage:
         client, milliseconds = self.scope.get("client"), 1000 * (time.monotonic() - self.began)
         host = client[0] if client else "-"
         log.info("%s %s %s %s %.0f ms", host, self.scope["method"], path, self.status or "-", milliseconds)
+
+
+def is_api(scope: Scope) -> bool:
+    """Whether a request is of OpenAI's API, and not of the page."""
+    path: str = scope["path"]
+    return path.startswith("/v1/")
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

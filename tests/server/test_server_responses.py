@@ -1,0 +1,128 @@
+"""`/v1/responses`."""
+
+import pytest
+
+from server.asking import chat, data_uri, events, said, shown, user
+
+PATH = "/v1/responses"
+
+
+def picture(name, **more):
+    return {"type": "input_image", "image_url": data_uri(name), **more}
+
+
+def words(text):
+    return {"type": "input_text", "text": text}
+
+
+def asked(**more):
+    content = [picture("shapes"), words("What is shown?")]
+    return {"model": "demo", "input": [{"role": "user", "content": content}], **more}
+
+
+def as_chat(client, messages=None, **more):
+    messages = messages or [user(shown("shapes"), said("What is shown?"))]
+    return client.post("/v1/chat/completions", chat(messages, **more)).json()
+
+
+def text_of(body):
+    ((part,),) = [item["content"] for item in body["output"]]
+    return part["text"]
+
+
+def test_an_answer_is_that_of_a_chat(client):
+    body, expected = client.post(PATH, asked()).json(), as_chat(client)
+    assert body["object"] == "response"
+    assert body["status"] == "completed"
+    assert text_of(body) == expected["choices"][0]["message"]["content"]
+    usage = expected["usage"]
+    assert [body["usage"][name] for name in ("input_tokens", "output_tokens", "total_tokens")] == list(
+        usage.values()
+    )
+
+
+def test_words_alone_and_instructions(client):
+    body = client.post(PATH, {"model": "demo", "input": "Hi", "instructions": "Be short."}).json()
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
+    assert text_of(body) == as_chat(client, turns)["choices"][0]["message"]["content"]
+    assert body["instructions"] == "Be short."
+
+
+def test_a_conversation_goes_on_with_what_came_back(client):
+    first = client.post(PATH, asked()).json()
+    more = {"role": "user", "content": [words("And the colour?"), picture("door", detail="low")]}
+    body = client.post(PATH, {"model": "demo", "input": [*asked()["input"], *first["output"], more]}).json()
+    turns = [
+        user(shown("shapes"), said("What is shown?")),
+        {"role": "assistant", "content": text_of(first)},
+        user(said("And the colour?"), shown("door", detail="low")),
+    ]
+    assert text_of(body) == as_chat(client, turns)["choices"][0]["message"]["content"]
+
+
+def test_an_answer_that_is_cut_is_incomplete(client):
+    body = client.post(PATH, asked(max_output_tokens=2)).json()
+    assert body["status"] == "incomplete"
+    assert body["incomplete_details"] == {"reason": "max_output_tokens"}
+    last = events(client.post(PATH, asked(max_output_tokens=2, stream=True)).text)[-1]
+    assert last["type"] == "response.incomplete"
+
+
+def test_a_stream_says_the_same(client):
+    how = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    whole = client.post(PATH, asked(**how)).json()
+    answer = client.post(PATH, asked(stream=True, **how))
+    told = events(answer.text)
+    assert [one["sequence_number"] for one in told] == list(range(len(told)))
+    names = [line.removeprefix("event: ") for line in answer.text.splitlines() if line.startswith("event: ")]
+    assert names == [one["type"] for one in told]
+    assert names[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    deltas = [one for one in told if one["type"] == "response.output_text.delta"]
+    assert "".join(one["delta"] for one in deltas) == text_of(whole)
+    assert [row for one in deltas for row in one["logprobs"]] == whole["output"][0]["content"][0]["logprobs"]
+    assert names[-1] == "response.completed"
+    last = told[-1]["response"]
+    own = {"id", "created_at", "output"}
+    assert {name: value for name, value in last.items() if name not in own} == {
+        name: value for name, value in whole.items() if name not in own
+    }
+    assert last["output"][0]["content"] == whole["output"][0]["content"]
+
+
+def test_an_error_in_the_midst_is_the_last_event(client, vlm, monkeypatch):
+    run, left = vlm.engine.runner.run, iter(range(3))
+
+    def fails(plan):
+        if next(left, None) is None:
+            raise RuntimeError
+        return run(plan)
+
+    monkeypatch.setattr(vlm.engine.runner, "run", fails)
+    last = events(client.post(PATH, asked(stream=True)).text)[-1]
+    assert last["type"] == "error"
+    assert last["message"].startswith("something went wrong")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"previous_response_id": "resp_1"}, "unknown field: previous_response_id"),
+        ({"store": True}, "store"),
+        ({"tools": []}, "unknown field: tools"),
+        ({"input": []}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, '"input_text"'),
+        ({"input": [{"role": "user", "content": [picture("door")] * 17}]}, "at most 16"),
+        ({"input": [{"role": "user", "content": [{**picture("door"), "image_url": "/a.png"}]}]}, "neither"),
+        ({"text": {"format": {"type": "xml"}}}, "json_schema"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_is_named(client, wrong, told):
+    answer = client.post(PATH, {**asked(), **wrong})
+    assert answer.status_code == 400, answer.text
+    assert told in answer.json()["error"]["message"]
