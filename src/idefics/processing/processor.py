@@ -125,8 +125,8 @@ class Processor:
         Each ending continues the last text as it stands: give it its own space where it wants one.
         """
         pieces, pictures = self._pieces(self._document(self._parts(items), None))
-        trusted = not self.fetcher.strangers
-        ids, rests = self._endings(pieces, [Piece(ending, trusted=trusted) for ending in endings])
+        last = [Piece(ending, trusted=not self.fetcher.strangers) for ending in endings]
+        ids, rests = self._endings(pieces, last)
         return self._prompt(self._opening() + ids, pictures), rests
 
     def tokens_of(self, picture: Picture) -> int:
@@ -163,11 +163,9 @@ class Processor:
         for part in items:
             if isinstance(part, str):
                 text = part.strip(" ") if self.style.strip_items else part
-                between = self.style.turn_end if separates and isinstance(last, str) else ""
-                if self.fetcher.strangers:
-                    parts += [Piece(between, trusted=True), Piece(text, trusted=False)]
-                else:
-                    parts.append(Piece(between + text, trusted=True))
+                if separates and isinstance(last, str):
+                    parts.append(Piece(self.style.turn_end, trusted=True))
+                parts.append(Piece(text, trusted=not self.fetcher.strangers))
             else:
                 parts.append(part)
             last = part
