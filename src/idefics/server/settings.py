@@ -58,14 +58,16 @@ class Settings:
         "Addresses of pictures that are fetched: off, public, or a list of public hosts with commas between.",
     )
     requests_at_once: int = _setting(
-        "Limits", 256, "Requests that wait or are being answered; more are refused.", 1, 1 << 16
+        "Limits", 256, "Requests that wait or are being answered; more are refused.", 1, 100_000
     )
-    tokens_at_once: int = _setting("Limits", 1 << 18, "Tokens of their prompts and answers.", 1, 1 << 40)
-    pictures_at_once: int = _setting("Limits", 128, "Pictures of their prompts.", 1, 1 << 16)
+    tokens_at_once: int = _setting(
+        "Limits", 250_000, "Tokens of their prompts and answers.", 1, 1_000_000_000
+    )
+    pictures_at_once: int = _setting("Limits", 128, "Pictures of their prompts.", 1, 100_000)
     decoded_at_once: int = _setting("Limits", 2, "Pictures that are decoded at the same time.", 1, 64)
     body_megabytes: int = _setting("Limits", 20, "What one request may weigh.", 1, 1024)
     drain: float = _setting(
-        "Limits", 30.0, "Seconds that answers may still take after SIGTERM or Ctrl-C.", 0, 86400
+        "Limits", 30.0, "Seconds that answers may still take after SIGTERM or Ctrl-C.", 0, 86_400
     )
 
     def __post_init__(self) -> None:

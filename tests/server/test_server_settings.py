@@ -1,0 +1,77 @@
+"""Settings by flag, environment and file; the page that lists them."""
+
+import re
+from dataclasses import fields
+
+import pytest
+import typer
+
+import refresh_server_docs as page
+from idefics.cli import serve
+from idefics.errors import BadSetting
+from idefics.server.settings import Settings, read
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_the_file(tmp_path, monkeypatch):
+    file = tmp_path / "server.toml"
+    file.write_text('port = 1001\nname = "file"\ndrain = 1.5\noffline = true\napi_key_file = "keys"\n')
+    monkeypatch.setenv("IDEFICS_PORT", "1002")
+    monkeypatch.setenv("IDEFICS_NAME", "environment")
+    monkeypatch.setenv("IDEFICS_UNRELATED", "1")
+    settings = read({"port": 1003}, file)
+    assert (settings.port, settings.name, settings.drain) == (1003, "environment", 1.5)
+    assert settings.offline is True
+    assert str(settings.api_key_file) == "keys"
+    assert settings.host == Settings().host
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", "no setting 'prot'"),
+        ("port = 'x'", "port is 'x'"),
+        ("port = 70000", "from 0 to 65535"),
+        ("port = ", "cannot be read"),
+        ("host = '0.0.0.0'", "no key"),
+        ("remote_images = 'any'", "any"),
+    ],
+)
+def test_what_cannot_be_is_told(tmp_path, text, words):
+    file = tmp_path / "server.toml"
+    file.write_text(text)
+    with pytest.raises(BadSetting, match=re.escape(words)):
+        read({}, file)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(BadSetting, match="no such file"):
+        read({}, tmp_path / "none.toml")
+
+
+def test_a_wrong_variable_is_told(monkeypatch):
+    monkeypatch.setenv("IDEFICS_REQUESTS_AT_ONCE", "many")
+    with pytest.raises(BadSetting, match="requests_at_once is 'many'"):
+        read({})
+
+
+def test_a_key_does_not_show():
+    assert "secret" not in repr(Settings(api_key="secret"))
+
+
+def test_of_a_path_only_the_last_part_is_told():
+    assert Settings(model="/home" + "/me/models/mine").served == "mine"
+    assert Settings(model="a/b").served == "b"
+    assert Settings(model="demo", name="eyes").served == "eyes"
+
+
+def test_every_setting_is_a_flag():
+    app = typer.Typer()
+    serve.register(app)
+    flags = {flag for param in typer.main.get_command(app).params for flag in param.opts}
+    assert {f"--{one.name.replace('_', '-')}" for one in fields(Settings)} <= flags
+
+
+def test_the_page_of_settings_is_up_to_date():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.refreshed(text) == text, "run scripts/refresh_server_docs.py"
+    assert all(f"`--{one.name.replace('_', '-')}`" in text for one in fields(Settings))
