@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "idefics"
 # Lowest first. A part imports from lower levels and from its own folder, never from its own level.
 LEVELS = (
     ("errors",),
-    ("messages", "config", "prompt", "catalog", "demo"),
+    ("messages", "form", "config", "prompt", "catalog", "demo"),
     ("nn", "weights"),
     ("processing", "quant", "placement"),
     ("models", "engine"),
@@ -50,7 +50,19 @@ PUBLIC = [
 ]
 
 # What `idefics --help` reads, or may read: nothing of it may wait for torch.
-QUICK = ("errors", "messages", "config", "prompt", "catalog", "demo", "tasks", "__init__", "cli", "__main__")
+QUICK = (
+    "errors",
+    "messages",
+    "form",
+    "config",
+    "prompt",
+    "catalog",
+    "demo",
+    "tasks",
+    "__init__",
+    "cli",
+    "__main__",
+)
 LATE = ("idefics.tasks.verbs",)  # methods of a loaded model
 EXTRA = ("server", "ui")  # doors whose modules need an extra,
 NEEDED = ["idefics.server", "idefics.server.settings"]  # but for these, which the command line reads

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from idefics.config import EngineConfig
+from idefics.config import EngineConfig, Sampling
 from idefics.engine.cache import PagedCache
 from idefics.engine.contract import VLM
 from idefics.engine.decode import decode_step
@@ -88,7 +88,8 @@ class Engine:
                 f"this model's tokens are 0 to {self.model.layout.vocabulary - 1}"
             )
         handle = Handle(request, self._cancel)
-        job = Job(request, handle, self._room(request), beside=self.model.layout.cross_layers > 0)
+        room = 0 if endings is not None else self.room(request.prompt, request.sampling)
+        job = Job(request, handle, room, beside=self.model.layout.cross_layers > 0)
         with self.work:
             while wait and self.scheduler.is_full:
                 self.work.wait()
@@ -158,11 +159,10 @@ class Engine:
                 self.scheduler.cancel(self._jobs.pop(handle))
                 self.work.notify_all()
 
-    def _room(self, request: Request) -> int:
-        """How many tokens the answer may have."""
-        if request.endings is not None:
-            return 0
-        return min(request.sampling.max_new_tokens, self.model.layout.max_positions - len(request.prompt))
+    def room(self, prompt: Prompt, sampling: Sampling) -> int:
+        """How many tokens an answer may have: at least one."""
+        self._check(prompt, room=1)
+        return min(sampling.max_new_tokens, self.model.layout.max_positions - len(prompt))
 
     def _check(self, prompt: Prompt, room: int, after: Iterable[int] = ()) -> None:
         """That the model has the ids of a prompt and `after` it, and `room` for so many more."""

@@ -77,7 +77,28 @@ class Picker:
                 for pick in self._sample(plan, [branch], logits[row : row + 1])
             ]
         self.runner.chose(branches, chosen.ids)
-        return _picked(branches, ids(), *(None if one is None else one() for one in thoughts))
+        picks = _picked(branches, ids(), *(None if one is None else one() for one in thoughts))
+        return self._settled(plan, picks, logits) if self._sampler.guides else picks
+
+    def _settled(self, plan: Plan, picks: list[Pick], logits: Tensor) -> list[Pick]:
+        """What guides say to the ids of their rows, (R, V) logits."""
+        settled, sampler = list(picks), self._sampler
+        assert sampler is not None, "it has just chosen"
+        for row, pick in enumerate(picks):
+            job, id = pick.job, pick.ids[0]
+            if (guide := job.request.guide) is None:
+                continue
+            try:
+                taken = guide.settle(id, job.room - len(job.handle.ids) - 1)
+            except Exception as error:
+                plan.errors[job] = error
+                continue
+            if taken != id:
+                logprob = None if pick.logprob is None else sampler.logprob(logits, row, taken)
+                settled[row] = pick._replace(ids=(taken,), logprob=logprob)
+                self._sampler = None  # it has counted the other one
+                self.runner.took_another()
+        return [pick for pick in settled if pick.job not in plan.errors]
 
     def _settings(self, branches: list[Branch], device: torch.device) -> Sampler:
         for branch in branches:

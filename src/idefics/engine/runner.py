@@ -81,6 +81,10 @@ class Runner:
             except Exception:  # it comes again in the step itself, where it is told
                 self._going = []
 
+    def took_another(self) -> None:
+        """Some row takes another id than was `chosen`: what was read ahead is read again."""
+        self._going, self._started = [], None
+
     def run(self, plan: Plan) -> Read:
         """One step. An error of one job is written into the plan, and the others go on."""
         if plan.encode:

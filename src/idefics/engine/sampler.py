@@ -1,7 +1,8 @@
 """Choosing the next token of every row at once, each row by its own settings.
 
 Order, as in transformers: banned ids, repetition penalty, temperature, top-k, top-p, min-p. What is added to logits
-(presence and frequency penalties, biases, as OpenAI's API defines them) comes after the repetition penalty.
+(presence and frequency penalties, biases, as OpenAI's API defines them) comes after the repetition penalty, and then
+what guides leave out.
 R rows, S of them that sample, V vocabulary.
 """
 
@@ -66,16 +67,17 @@ class Sampler:
 
     def choose(self, logits: Tensor) -> Chosen:
         """(R, V) in any dtype -> the next token of each row. A greedy row costs an argmax and no softmax."""
-        logits = logits.float()
-        if self.banned is not None:
-            logits = logits.masked_fill(self.banned, -torch.inf)
-        model_logits = logits
+        forbidden = self._forbidden() if self.guides else None  # first: only this may fail
+        model_logits = logits = self._own(logits)
         if self.present is not None:
             logits = penalise(logits, self.present, self.penalty)
         if self.counts is not None:
             logits = logits - self.presence * (self.counts > 0) - self.frequency * self.counts
         if self.biases is not None:
             logits = logits + self.biases
+        if forbidden is not None:
+            rows = self.guided
+            logits = logits.index_copy(0, rows, logits[rows].masked_fill(forbidden, -torch.inf))
         ids = logits.argmax(-1)
         if self.drawing:
             ids[self.drawn] = self._draw(self.warp(logits[self.drawn]))
@@ -84,6 +86,22 @@ class Sampler:
         if self.counts is not None:
             self.counts.scatter_add_(1, ids[:, None], torch.ones_like(self.counts[:, :1]))
         return Chosen(ids, *self._thoughts(model_logits, ids))
+
+    def logprob(self, logits: Tensor, row: int, id: int) -> float:
+        """What the model thought, (R, V) of an id that a row takes although another was chosen."""
+        return float(self._own(logits)[row].log_softmax(-1)[id])
+
+    def _own(self, logits: Tensor) -> Tensor:
+        """The model's distribution, banned ids left out."""
+        logits = logits.float()
+        return logits if self.banned is None else logits.masked_fill(self.banned, -torch.inf)
+
+    def _forbidden(self) -> Tensor:
+        """(G, V) what may not follow in the rows that have a guide."""
+        bits = bytearray(b"".join(guide.allowed() for guide in self.guides))
+        eights = torch.frombuffer(bits, dtype=torch.uint8).view(len(self.guides), -1, 1).to(self.device)
+        may = (eights >> torch.arange(8, dtype=torch.uint8, device=self.device)) & 1
+        return may.flatten(1)[:, : self.vocabulary] == 0
 
     def _thoughts(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Log-probabilities of ids, of the most likely ones, or of none."""
@@ -131,6 +149,10 @@ class Sampler:
                 for id, bias in setting.logit_bias.items():
                     row[id] = bias
             self.biases = biases.to(self.device)
+
+        self.guides = [request.guide for request in self.requests if request.guide is not None]
+        rows = [row for row, request in enumerate(self.requests) if request.guide is not None]
+        self.guided = torch.tensor(rows, device=self.device, dtype=torch.long)  # (G,) the rows that have one
 
         rows = [row for row, setting in enumerate(settings) if setting.temperature > 0]
         self.drawn = torch.tensor(rows, device=self.device, dtype=torch.long)  # (S,) the rows that sample

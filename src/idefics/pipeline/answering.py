@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from idefics.config import Sampling
 from idefics.engine.engine import Engine
@@ -16,12 +16,13 @@ from idefics.engine.handle import Handle
 from idefics.engine.request import Request
 from idefics.messages import Answer, Delta, Detail, Timings, Usage
 from idefics.processing.detokenizer import Detokenizer
+from idefics.processing.guides import BannedGuide, BannedWords, FormGuide, Shape
 from idefics.processing.tokenizer import Tokenizer
 from idefics.prompt import Prompt
 
 
 class Wishes(TypedDict, total=False):
-    """How a prompt is to be answered: the fields of `Sampling`, and stop strings."""
+    """How a prompt is to be answered: the fields of `Sampling` and of `Form`, stop strings and banned words."""
 
     max_new_tokens: int
     temperature: float
@@ -37,6 +38,10 @@ class Wishes(TypedDict, total=False):
     logprobs: bool
     top_logprobs: int
     stop: str | Sequence[str]
+    banned: str | Sequence[str]
+    regex: str | None
+    choices: Sequence[str] | None
+    schema: Mapping[str, Any] | None
 
 
 class Options(Wishes, total=False):
@@ -50,13 +55,14 @@ class Growing:
     """One answer while it is generated: the engine's thread writes it, the caller reads it.
 
     Args:
-        start: the caller's words that its text begins with.
-        began: when the caller asked.
+        asking: what was asked for.
+        guide: of an answer that is not free.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], start: str, began: float) -> None:
-        self.tokenizer, self.start, self.began = tokenizer, start, began
-        self.detokenizer = Detokenizer(tokenizer, stops)
+    def __init__(self, asking: Asking, guide: FormGuide | BannedGuide | None) -> None:
+        self.tokenizer, self.start, self.began = asking.tokenizer, asking.start, asking.began
+        self.guide, self.keeps_blank = guide, isinstance(asking.limits, Shape) and not asking.limits.is_spaced
+        self.detokenizer = Detokenizer(asking.tokenizer, asking.stops, keeps_blank=self.keeps_blank)
         self.prepared = self.last = time.perf_counter()
         self.first: float | None = None
         self.lengths: list[int] = []  # of the text, after each token
@@ -64,15 +70,16 @@ class Growing:
         self.handle: Handle
 
     def push(self, token: int) -> bool:
-        """Takes the next token; whether a stop string ends the answer with it."""
+        """Takes the next token; whether a stop string ends the answer with it, or its form."""
         self.last = time.perf_counter()
         self.detokenizer.push(token)
         if self.first is None:
             self.first = self.last
-            if self.start and self.tokenizer.decode_bytes([token]).startswith(b" "):
+            if self.start and not self.keeps_blank and self.tokenizer.decode_bytes([token]).startswith(b" "):
                 self.start += " "
         self.lengths.append(len(self.text))
-        return self.detokenizer.stopped or self.is_abandoned
+        is_over = self.guide is not None and self.guide.is_over
+        return is_over or self.detokenizer.stopped or self.is_abandoned
 
     @property
     def text(self) -> str:
@@ -228,6 +235,7 @@ class Asking:
     Attributes:
         stop_ids, banned_ids: as in `Request`.
         stops: strings that end an answer.
+        limits: the form of the answers, or words that are banned from them.
         start: the caller's words that each answer's text begins with.
         began: when the caller asked.
     """
@@ -238,13 +246,17 @@ class Asking:
     stop_ids: frozenset[int]
     banned_ids: frozenset[int]
     stops: tuple[str, ...]
+    limits: Shape | BannedWords | None
     start: str
     began: float
 
     def submit(self, prompt: Prompt, *, wait: bool = True) -> Growing:
         """Asks for one answer, and waits for room in the queue unless told not to."""
-        growing = Growing(self.tokenizer, self.stops, self.start, self.began)
-        request = Request(prompt, self.sampling, self.stop_ids, self.banned_ids, growing.push)
+        guide = None
+        if self.limits is not None:
+            guide = self.limits.guide(self.engine.room(prompt, self.sampling))
+        growing = Growing(self, guide)
+        request = Request(prompt, self.sampling, self.stop_ids, self.banned_ids, growing.push, guide=guide)
         growing.handle = self.engine.submit(request, wait=wait)
         return growing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -19,6 +20,7 @@ from idefics.processing import settings
 from idefics.processing.addresses import Policy
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
+from idefics.processing.spelling import Spelling
 from idefics.processing.tokenizer import Tokenizer
 from idefics.quant import footprint
 from idefics.quant.measure import Verdict, verdict
@@ -32,6 +34,12 @@ class Loaded:
 
     def __init__(self, processor: Processor, engine: Engine, stop_ids: frozenset[int]) -> None:
         self.processor, self.engine, self.stop_ids = processor, engine, stop_ids
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The model's tokens in bytes, for answers in which not everything may be said."""
+        vocabulary = self.engine.model.layout.vocabulary
+        return Spelling(self.processor.tokenizer, vocabulary, self.stop_ids, self.processor.mark_ids)
 
     @classmethod
     def load(

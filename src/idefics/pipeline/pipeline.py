@@ -15,10 +15,12 @@ from torch import Tensor
 
 from idefics.config import Sampling
 from idefics.errors import BadPrompt, BadSetting
+from idefics.form import Form
 from idefics.messages import Detail, Look, Message, Picture
 from idefics.pipeline.ahead import ahead
 from idefics.pipeline.answering import Asking, Options, Reply, Stream, Wishes
 from idefics.pipeline.loading import Loaded
+from idefics.processing.guides import limits
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ class Pipeline(Loaded):
             stream: return a `Stream` of text instead; one prompt only.
             add_end_of_utterance_token: whether Idefics 1 puts its `<end_of_utterance>` between neighbouring texts;
                 None: where the checkpoint has it.
-            **options: see `Options`, `Sampling` and `Look`; greedy and at most 256 new tokens unless told.
+            **options: see `Options`, `Sampling`, `Form` and `Look`; greedy and at most 256 new tokens unless told.
 
         Raises:
             BadRequest: a picture, a prompt or a setting is wrong; the message says which.
@@ -257,19 +259,30 @@ class Pipeline(Loaded):
         return answers if many else answers[0]
 
     def _asking(self, began: float, wishes: Wishes, start: str = "") -> Asking:
-        choices: dict[str, Any] = dict(wishes)
-        stop = choices.pop("stop", ())
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        chosen: dict[str, Any] = dict(wishes)
+        stops, banned = (_strings(name, chosen.pop(name, ())) for name in ("stop", "banned"))
+        form = Form.of(*(chosen.pop(name, None) for name in ("regex", "choices", "schema")))
+        sampling = Sampling(**chosen)
         return Asking(
             engine=self.engine,
             tokenizer=self.processor.tokenizer,
-            sampling=Sampling(**choices),
+            sampling=sampling,
             stop_ids=self.stop_ids,
             banned_ids=self.processor.mark_ids,
             stops=stops,
+            limits=None if form is None and not banned else limits(form, banned, self.spelling),
             start=start,
             began=began,
         )
+
+
+def _strings(name: str, given: object) -> tuple[str, ...]:
+    several = (given,) if isinstance(given, str) else given
+    if not isinstance(several, (list, tuple, set, frozenset)) or not all(
+        isinstance(one, str) for one in several
+    ):
+        raise BadSetting(f"{name} is {given!r}; give a text or a list of texts")
+    return tuple(several)
 
 
 def _is_conversation(items: Any) -> bool:

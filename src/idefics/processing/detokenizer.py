@@ -16,20 +16,20 @@ class Detokenizer:
     """The text of one answer, piece by piece.
 
     One space at the very beginning of the answer is dropped, whatever the tokenizer: it belongs to the way a
-    first word is spelled (" It" after "Assistant:"), not to the answer. Special tokens are left out. The text
-    ends before the first stop string: the one that is complete first.
+    first word is spelled (" It" after "Assistant:"), not to the answer; `keeps_blank` keeps it. Special tokens are
+    left out. The text ends before the first stop string: the one that is complete first.
 
     Attributes:
         text: what has been returned so far.
         stopped: whether a stop string has been met; what is pushed then is ignored.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, keeps_blank: bool = False) -> None:
         if not all(stop):
             raise BadSetting("a stop string is empty: give at least one character")
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._is_at_start = True
+        self._strips = not keeps_blank  # until there is text
         self._held = ""  # text that may be the beginning of a stop string
         self.text = ""
         self.stopped = False
@@ -54,8 +54,8 @@ class Detokenizer:
     def _advance(self, text: str) -> str:
         if self.stopped or not text:
             return ""
-        if self._is_at_start:
-            text, self._is_at_start = text.removeprefix(" "), False
+        if self._strips:
+            text, self._strips = text.removeprefix(" "), False
         self._held += text
         starts = [(self._held.find(stop), len(stop)) for stop in self._stop if stop in self._held]
         if starts:
