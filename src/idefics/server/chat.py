@@ -15,7 +15,7 @@ from pydantic import Field
 from idefics.messages import Answer, Delta
 from idefics.processing.tokenizer import Tokenizer
 from idefics.server import likelihood
-from idefics.server.events import DONE, Events, event
+from idefics.server.events import DONE, STREAMED, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import (
     MOST_MESSAGES,
@@ -25,6 +25,7 @@ from idefics.server.fields import (
     Fields,
     JsonSchema,
     MessageField,
+    Unkept,
     count_pictures,
     one_format,
 )
@@ -56,7 +57,7 @@ class ChatRequest(Asked):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: one_format(SchemaFormat) | None = None  # type: ignore[valid-type]
     metadata: dict[str, str] | None = Field(None, max_length=16)
-    store: Literal[False] | None = None
+    store: Unkept | None = None
 
     def wishes(self) -> dict[str, Any]:
         """The keywords of a call."""
@@ -70,7 +71,7 @@ class ChatRequest(Asked):
         return wishes | ({"schema": form} if form else {})
 
 
-@router.post("/v1/chat/completions", responses=faults())
+@router.post("/v1/chat/completions", responses=faults() | STREAMED)
 async def chat(asked: ChatRequest, service: Serving, visit: Visiting) -> Response:
     """The next answer of a conversation of words and pictures."""
     service.check_model(asked.model)

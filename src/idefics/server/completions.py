@@ -14,7 +14,7 @@ from pydantic import Field
 
 from idefics.messages import Answer, Delta
 from idefics.server import likelihood
-from idefics.server.events import DONE, Events, event
+from idefics.server.events import DONE, STREAMED, Events, event
 from idefics.server.fields import Asked
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
@@ -43,7 +43,7 @@ class CompletionRequest(Asked):
         return wishes | {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs or 0}
 
 
-@router.post("/v1/completions", responses=faults())
+@router.post("/v1/completions", responses=faults() | STREAMED)
 async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) -> Response:
     """How a text goes on."""
     service.check_model(asked.model)

@@ -82,6 +82,15 @@ class Choosing(Fields):
         return said
 
 
+def _unkept(store: bool) -> bool:
+    if store:
+        raise ValueError("nothing that is asked here is kept: leave it out, or say false")
+    return store
+
+
+Unkept = Annotated[bool, AfterValidator(_unkept)]
+
+
 class StreamOptions(Fields):
     """What a stream tells beside the answer."""
 

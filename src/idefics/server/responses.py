@@ -15,7 +15,7 @@ from pydantic import Discriminator, Field, Tag
 
 from idefics.messages import Answer, Detail, Message, Part, Usage
 from idefics.server import likelihood
-from idefics.server.events import Events, event
+from idefics.server.events import STREAMED, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import (
     MOST_MESSAGES,
@@ -25,6 +25,7 @@ from idefics.server.fields import (
     Choosing,
     Fields,
     JsonSchema,
+    Unkept,
     content_kind,
     count_pictures,
     kind_of,
@@ -132,7 +133,7 @@ class ResponseRequest(Choosing):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     metadata: dict[str, str] | None = Field(None, max_length=16)
     user: str | None = Field(None, max_length=512)
-    store: Literal[False] | None = None
+    store: Unkept | None = None
     truncation: Literal["disabled"] | None = None
 
     def messages(self) -> list[Message]:
@@ -150,7 +151,7 @@ class ResponseRequest(Choosing):
         return wishes | ({"schema": form} if form else {})
 
 
-@router.post("/v1/responses", responses=faults())
+@router.post("/v1/responses", responses=faults() | STREAMED)
 async def respond(asked: ResponseRequest, service: Serving, visit: Visiting) -> Response:
     """The next answer of a conversation of words and pictures."""
     service.check_model(asked.model)

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from idefics.server.wiring import Serving, faults
@@ -22,14 +22,14 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/ready")
+@router.get("/ready", responses={503: {"description": "There is no room now."}})
 async def ready(service: Serving) -> Response:
     """Whether a request would be let in now: 200, else 503."""
     has_room = service.admission.has_room
     return JSONResponse({"status": "ready" if has_room else "busy"}, 200 if has_room else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Serving) -> Response:
     """Counts and times in Prometheus' format; never a word of what anyone has said."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -12,7 +12,7 @@ from pydantic import Field, create_model
 
 from idefics.messages import Answer, Detail, Look, Picture, Shot
 from idefics.server.bodies import FILE, read
-from idefics.server.events import DONE, Events, event
+from idefics.server.events import DONE, STREAMED, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import MOST_PICTURES, MOST_TOKENS, Choosing, Fields, picture_at
 from idefics.server.visit import Visit
@@ -173,6 +173,6 @@ for _task in TASKS.values():
         f"/{_task.name}",
         name=_task.name,
         summary=_task.help,
-        responses=faults(),
+        responses=faults() if _task is classify.TASK else faults() | STREAMED,
         openapi_extra={"requestBody": _described(_kind)},
     )(_answering(_task, _kind))

@@ -1,0 +1,79 @@
+"""A server on a free port of this machine, for clients that no one here wrote; it lives as long as a module's tests."""
+
+import asyncio
+import threading
+import time
+from contextlib import contextmanager
+
+import openai
+import pytest
+
+import idefics
+from idefics.server.app import create_app
+from idefics.server.run import Server, bind, url_of
+from idefics.server.settings import Settings
+
+
+@contextmanager
+def serving(vlm, **settings):
+    """A server in a thread of its own: (its url, what its requests share)."""
+    settings = Settings(model="demo", port=0, **settings)
+    with bind(settings) as listener:
+        server = Server(create_app(vlm, settings))
+        thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.002)
+            yield url_of(listener), server.service
+        finally:
+            server.should_exit = True
+            thread.join()
+            vlm.engine.close()
+
+
+@pytest.fixture(scope="session")
+def vlm():
+    return idefics.load("demo", remote_images="off")
+
+
+@pytest.fixture(scope="module")
+def served(vlm):
+    with serving(vlm) as (url, service):
+        yield url, service
+
+
+@pytest.fixture(scope="module")
+def url(served):
+    return served[0]
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    """OpenAI's; strict, so that an answer which is not of the shape it knows is an error."""
+    with opened(url) as client:
+        yield client
+
+
+def opened(url, kind=openai.OpenAI, **options):
+    """A client that asks once and takes nothing but the shapes that it knows."""
+    options = {"api_key": "none", "max_retries": 0, "timeout": 60, **options}
+    return kind(base_url=f"{url}/v1", _strict_response_validation=True, **options)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(served):
+    """Whatever a client did, its request is over soon after: no place, no row, no page is held."""
+    yield
+    service = served[1]
+    scheduler = service.vlm.engine.scheduler
+    for _ in range(5000):
+        if not (service.admission.places or scheduler.running or scheduler.queue or held(service.vlm)):
+            return
+        time.sleep(0.002)
+    pytest.fail("a request is held that nobody waits for")
+
+
+def held(vlm):
+    """Pages that belong to a running answer."""
+    return sum(owners > 0 for owners in vlm.engine.scheduler.pages.owners)

@@ -1,0 +1,69 @@
+"""curl, as the examples of the documentation write it."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from server.asking import QUESTION, chat, events
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+
+def curl(*arguments, given=""):
+    """What it prints, then the status of the answer."""
+    command = [
+        "curl",
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "60",
+        "--write-out",
+        "\n%{http_code}",
+        *arguments,
+    ]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    body, _, status = done.stdout.rpartition("\n")
+    return int(status), body
+
+
+def post(url, body, *more):
+    head = ("--header", "Content-Type: application/json")
+    return curl(f"{url}/v1/chat/completions", *head, "--data-binary", "@-", *more, given=json.dumps(body))
+
+
+def test_a_question(url, client):
+    status, body = post(url, chat())
+    assert status == 200
+    same = client.chat.completions.create(model="demo", messages=QUESTION)
+    assert json.loads(body)["choices"][0]["message"]["content"] == same.choices[0].message.content
+
+
+def test_a_stream(url):
+    _, whole = post(url, chat())
+    status, body = post(url, chat(stream=True), "--no-buffer")
+    *chunks, done = events(body)
+    assert (status, done) == (200, "[DONE]")
+    pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert "".join(pieces) == json.loads(whole)["choices"][0]["message"]["content"]
+
+
+def test_an_error_has_a_body_and_a_status(url):
+    status, body = post(url, chat(n=0))
+    assert status == 400
+    assert json.loads(body)["error"]["param"] == "n"
+    assert curl(f"{url}/none")[0] == 404
+    assert curl("--request", "PUT", f"{url}/v1/chat/completions")[0] == 405
+
+
+def test_a_large_body_is_asked_for_and_not_sent_in_vain(url):
+    """curl waits for "100 Continue" before it sends much; told 413 instead, it sends nothing."""
+    flood = json.dumps(chat()) + " " * (21 << 20)
+    status, body = curl(f"{url}/v1/chat/completions", "--data-binary", "@-", given=flood)
+    assert status == 413
+    assert "larger than" in json.loads(body)["error"]["message"]
+
+
+def test_health(url):
+    assert curl(f"{url}/health") == (200, '{"status":"ok"}')
