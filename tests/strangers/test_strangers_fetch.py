@@ -141,7 +141,7 @@ def test_ghsa_3f6c_7fw2_ppm4_one_address_inside_spoils_a_host(internet):
 def test_ghsa_3f6c_7fw2_ppm4_hosts_that_can_be_read_in_two_ways(host, internet):
     """Short, whole-number, octal and hexadecimal hosts, zones, dots at ends, dots and digits of other scripts."""
     internet.names.update({"localhost": ["127.0.0.1"], "intranet": [OUTSIDE[0]], "db": [OUTSIDE[0]]})
-    internet.names.update({host: [OUTSIDE[0]]})  # even where the name itself leads outside
+    internet.names.update({host.strip("[]"): [OUTSIDE[0]]})  # even where the name itself leads outside
     refused(internet, f"http://{host}/cat.png")
     assert internet.reached == []
 

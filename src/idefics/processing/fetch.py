@@ -134,8 +134,6 @@ class Fetcher:
             # Proxies and passwords of the environment are the owner's, for the owner's own addresses.
             trust_env=self.policy == "any",
             timeout=self.timeout,
-            # A connection to one address may have been opened, and its certificate checked, for another name.
-            limits=httpx.Limits(max_keepalive_connections=0),
         ) as client:  # closed at the deadline, which also ends the thread's reading
             return _within(self.timeout, lambda: self._follow(client, url, deadline))
 
@@ -164,6 +162,7 @@ class Fetcher:
             with client.stream("GET", target, headers=headers, extensions=extensions) as response:
                 if not response.has_redirect_location:
                     return self._read(response, url, in_time)
+                # Its body is not read, so its connection, opened for this name, serves no other.
                 written = response.headers["location"]
                 address = address.join(written)
         raise BadPicture(f"{short(url)} redirects more than {REDIRECTS} times: download it first")
