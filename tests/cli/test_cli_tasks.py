@@ -152,6 +152,49 @@ def test_flags_reach_the_call(idefics):
     assert idefics("ask", "a.png", "What?").vlm.calls[0].options == {}
 
 
+def test_forms_and_penalties_reach_the_call(idefics, photos):
+    def options(*flags):
+        return idefics("ask", "a.png", "What?", *flags).vlm.calls[0].options
+
+    assert options(
+        "--presence-penalty", 0.5, "--frequency-penalty", -1, "--banned", "a", "--banned", "b"
+    ) == {
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1.0,
+        "banned": ["a", "b"],
+    }
+    assert options("--regex", "[a,b]+") == {"regex": "[a,b]+"}
+    assert options("--choices", "day, night", "--choice", "dusk, dawn") == {
+        "choices": ["day", "night", "dusk, dawn"]
+    }
+    assert options("--choice", "x") == {"choices": ["x"]}
+    (photos / "schema.json").write_text('{"type": "object"}')
+    assert options("--schema", "schema.json") == {"schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--presence-penalty", "3"], "presence_penalty is 3.0; give a number from -2.0 to 2.0"),
+        (["--frequency-penalty", "x"], "--frequency-penalty is 'x': give a number"),
+        (["--schema", "none.json"], "--schema none.json cannot be read: No such file or directory"),
+        (["--schema", "a.png"], "--schema a.png is not JSON"),
+        (["--schema", "list.json"], "schema is [1]; give a JSON schema as a dict"),
+        (
+            ["--regex", "a", "--choice", "b"],
+            "an answer has one form, not 2: give one of regex, choices, schema",
+        ),
+        (["--choices", "a,,b"], "give a list of texts"),
+    ],
+)
+def test_forms_that_are_none_are_refused_before_a_model_is_loaded(idefics, photos, flags, message):
+    (photos / "list.json").write_text("[1]")
+    done = idefics("ask", "a.png", "What?", *flags)
+    assert done.code == 2
+    assert message in done.refusals[0]
+    assert not done.loads
+
+
 def test_flags_reach_the_model(idefics, monkeypatch):
     [flags] = idefics(
         *("caption", "a.png", "--model", "x", "--revision", "v1", "--device", "cpu", "--dtype", "bfloat16"),

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt, SamplingFlags
+from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt
 from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, find, opened, split_words
+from idefics.cli.sampling import SamplingFlags
 from idefics.errors import BadPicture, BadRequest, PromptTooLong
 from idefics.messages import Message, Visual, assistant, user
 

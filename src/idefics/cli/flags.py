@@ -1,12 +1,9 @@
-"""The flags that commands share, in groups, and what each group means to the package.
-
-Sampling flags are named as the Python keywords, with the same ranges and the same defaults.
-"""
+"""The flags that commands share, in groups, and what each group means to the package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -15,18 +12,18 @@ import typer
 
 from idefics.catalog import DEFAULT
 from idefics.cli.look import OUTPUT
-from idefics.config import QuantKind, Sampling
+from idefics.config import QuantKind
 from idefics.errors import BadSetting
 from idefics.messages import Detail, Look
 
 if TYPE_CHECKING:
-    from idefics.pipeline import Options
+    pass
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def _number(flag: str, kind: type[int] | type[float]) -> Callable[[str], float]:
+def number(flag: str, kind: type[int] | type[float]) -> Callable[[str], float]:
     """What reads a flag's value; typer's own message would not name the value."""
 
     def read(text: str) -> float:
@@ -59,7 +56,6 @@ def policy(text: str) -> str:
 
 _input = partial(typer.Option, rich_help_panel="Pictures and words")
 _model = partial(typer.Option, rich_help_panel="Model", show_default=False)
-_sampling = partial(typer.Option, rich_help_panel="How words are chosen")
 _output = partial(typer.Option, rich_help_panel=OUTPUT)
 
 Arguments = Annotated[list[str], typer.Argument(default_factory=list)]
@@ -112,7 +108,7 @@ class ModelFlags:
         _model(
             "--threads",
             metavar="N",
-            parser=_number("--threads", int),
+            parser=number("--threads", int),
             help="Threads of the CPU that compute.",
         ),
     ] = None
@@ -168,7 +164,7 @@ class LookFlags:
         _input(
             "--max-tiles",
             metavar="N",
-            parser=_number("--max-tiles", int),
+            parser=number("--max-tiles", int),
             help="At most N tiles of a picture, the whole one among them: fewer are faster.",
         ),
     ] = None
@@ -179,90 +175,6 @@ class LookFlags:
         given = {name: value for name, value in given.items() if value is not None}
         Look(**given)  # type: ignore[arg-type]
         return given
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingFlags(LookFlags):
-    """How the next token is chosen; what is not given is left to the call."""
-
-    max_new_tokens: Annotated[
-        int | None,
-        _sampling(
-            "--max-new-tokens",
-            metavar="N",
-            parser=_number("--max-new-tokens", int),
-            help="Tokens of an answer, at most.",
-        ),
-    ] = None
-    temperature: Annotated[
-        float | None,
-        _sampling(
-            "--temperature",
-            metavar="T",
-            parser=_number("--temperature", float),
-            help="0, the default, always takes the likeliest.",
-        ),
-    ] = None
-    top_k: Annotated[
-        int | None,
-        _sampling(
-            "--top-k",
-            metavar="K",
-            parser=_number("--top-k", int),
-            help="Choose among the K likeliest; 0 means all.",
-        ),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        _sampling(
-            "--top-p",
-            metavar="P",
-            parser=_number("--top-p", float),
-            help="Choose among the likeliest that sum up to P.",
-        ),
-    ] = None
-    min_p: Annotated[
-        float | None,
-        _sampling(
-            "--min-p",
-            metavar="P",
-            parser=_number("--min-p", float),
-            help="Drop those below P times the likeliest.",
-        ),
-    ] = None
-    repetition_penalty: Annotated[
-        float | None,
-        _sampling(
-            "--repetition-penalty",
-            metavar="X",
-            parser=_number("--repetition-penalty", float),
-            help="Above 1 discourages repeating.",
-        ),
-    ] = None
-    num_beams: Annotated[
-        int | None,
-        _sampling(
-            "--num-beams",
-            metavar="N",
-            parser=_number("--num-beams", int),
-            help="Beams of a beam search; 1 is none.",
-        ),
-    ] = None
-    seed: Annotated[
-        int | None,
-        _sampling("--seed", metavar="N", parser=_number("--seed", int), help="Makes sampling repeatable."),
-    ] = None
-    stop: Annotated[
-        list[str] | None,
-        _sampling("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable."),
-    ] = None
-
-    def options(self) -> Options:
-        """The keywords of a call. Raises BadSetting for what is out of range, before any model is loaded."""
-        self.looking()
-        given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
-        Sampling(**{field.name: given[field.name] for field in fields(Sampling) if field.name in given})
-        return given  # type: ignore[return-value]  # the fields are the options' names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, SamplingFlags
+from idefics.cli.flags import Arguments, ModelFlags, OutputFlags
 from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, Named, opened, standard_input
+from idefics.cli.sampling import SamplingFlags
 from idefics.errors import BadPrompt
 from idefics.messages import Part
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import Arguments, LookFlags, ModelFlags, OutputFlags, Prompt, SamplingFlags, Shots
+from idefics.cli.flags import Arguments, LookFlags, ModelFlags, OutputFlags, Prompt, Shots
 from idefics.cli.output import Screen
 from idefics.cli.pictures import reads_like_words, split_words
 from idefics.cli.rounds import Round
+from idefics.cli.sampling import SamplingFlags
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Answer
 from idefics.tasks import TASKS
@@ -86,7 +87,7 @@ PAGES = {
         (
             'idefics ask photo.jpg "What is on the table?"',
             'idefics ask *.jpg "How many people are there?"',
-            'idefics ask photo.jpg --prompt "Is it day or night?" --json',
+            'idefics ask photo.jpg --prompt "Is it day or night?" --choices day,night --json',
         ),
     ),
     "classify": Page(

@@ -1,0 +1,160 @@
+"""The flags of all commands that generate. They are named as the Python keywords, with the same ranges and defaults."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from idefics.cli.flags import LookFlags, number
+from idefics.config import Sampling
+from idefics.errors import BadSetting
+from idefics.form import Form
+
+if TYPE_CHECKING:
+    from idefics.pipeline import Options
+
+_sampling = partial(typer.Option, rich_help_panel="How words are chosen")
+_form = partial(typer.Option, rich_help_panel="Form of the answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags(LookFlags):
+    """How the next token is chosen; what is not given is left to the call."""
+
+    max_new_tokens: Annotated[
+        int | None,
+        _sampling(
+            "--max-new-tokens",
+            metavar="N",
+            parser=number("--max-new-tokens", int),
+            help="Tokens of an answer, at most.",
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        _sampling(
+            "--temperature",
+            metavar="T",
+            parser=number("--temperature", float),
+            help="0, the default, always takes the likeliest.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        _sampling(
+            "--top-k",
+            metavar="K",
+            parser=number("--top-k", int),
+            help="Choose among the K likeliest; 0 means all.",
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        _sampling(
+            "--top-p",
+            metavar="P",
+            parser=number("--top-p", float),
+            help="Choose among the likeliest that sum up to P.",
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        _sampling(
+            "--min-p",
+            metavar="P",
+            parser=number("--min-p", float),
+            help="Drop those below P times the likeliest.",
+        ),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        _sampling(
+            "--repetition-penalty",
+            metavar="X",
+            parser=number("--repetition-penalty", float),
+            help="Above 1 discourages repeating.",
+        ),
+    ] = None
+    presence_penalty: Annotated[
+        float | None,
+        _sampling(
+            "--presence-penalty",
+            metavar="X",
+            parser=number("--presence-penalty", float),
+            help="Above 0 discourages words that the answer has, -2 to 2.",
+        ),
+    ] = None
+    frequency_penalty: Annotated[
+        float | None,
+        _sampling(
+            "--frequency-penalty",
+            metavar="X",
+            parser=number("--frequency-penalty", float),
+            help="The same, as often as it has them.",
+        ),
+    ] = None
+    num_beams: Annotated[
+        int | None,
+        _sampling(
+            "--num-beams",
+            metavar="N",
+            parser=number("--num-beams", int),
+            help="Beams of a beam search; 1 is none.",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        _sampling("--seed", metavar="N", parser=number("--seed", int), help="Makes sampling repeatable."),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        _sampling("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable."),
+    ] = None
+    banned: Annotated[
+        list[str] | None,
+        _sampling("--banned", metavar="TEXT", help="Never say TEXT; repeatable."),
+    ] = None
+    regex: Annotated[
+        str | None,
+        _form("--regex", metavar="REGEX", help="The whole answer fits a regular expression."),
+    ] = None
+    choices: Annotated[
+        str | None,
+        _form("--choices", metavar="TEXT,TEXT", help="The answer is one of these, with commas between."),
+    ] = None
+    choice: Annotated[
+        list[str] | None,
+        _form("--choice", metavar="TEXT", help="One of them, which may hold a comma; repeatable."),
+    ] = None
+    schema: Annotated[
+        Path | None,
+        _form("--schema", metavar="FILE", help="The answer is JSON of a schema, which is read from FILE."),
+    ] = None
+
+    def options(self) -> Options:
+        """The keywords of a call. Raises BadSetting for what is out of range, before any model is loaded."""
+        self.looking()
+        given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
+        listed = [choice.strip() for choice in given.pop("choices", "").split(",")] if self.choices else []
+        if choices := [*listed, *given.pop("choice", ())]:
+            given["choices"] = choices
+        if self.schema is not None:
+            given["schema"] = _read_schema(self.schema)
+        Sampling(**{field.name: given[field.name] for field in fields(Sampling) if field.name in given})
+        Form.of(*(given.get(name) for name in ("regex", "choices", "schema")))
+        return given  # type: ignore[return-value]  # the fields are the options' names
+
+
+def _read_schema(path: Path) -> Any:
+    """What a file of JSON holds."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadSetting(f"--schema {path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadSetting(f"--schema {path} is not JSON: {error}") from None
