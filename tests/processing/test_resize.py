@@ -54,12 +54,6 @@ def is_as_pillow(native, pixels, size, resample):
     return ours.shape == (size[1], size[0], 3) and np.array_equal(ours, theirs)
 
 
-known_pillow = pytest.mark.skipif(
-    not PIL.__version__.startswith(module.KNOWN_PILLOW), reason="the kernel follows another Pillow"
-)
-
-
-@known_pillow
 @pytest.mark.parametrize("resample", get_args(Filter))
 @settings(max_examples=60, deadline=None)
 @given(edges, edges, edges, edges, st.integers(0, 2**32 - 1), st.booleans())
@@ -72,7 +66,6 @@ def test_any_size_is_resized_as_pillow_does(native, resample, width, height, wid
     assert is_as_pillow(native, pixels, (wide, high), resample)
 
 
-@known_pillow
 @pytest.mark.parametrize(
     ("before", "after"),
     [((1, 1), (64, 64)), ((700, 3), (512, 512)), ((3, 900), (16, 16)), ((640, 480), (2048, 1536))],
@@ -81,15 +74,24 @@ def test_long_rows_and_columns_are_too(native, before, after):
     assert is_as_pillow(native, noise(*before[::-1], 3), after, "lanczos")
 
 
-@known_pillow
-def test_columns_come_first_where_much_more_height_is_lost(native):
-    """Pillow 13's rule, at its edge: between the passes values are rounded, so the order shows."""
+@pytest.mark.parametrize("height", [1, 59, 60, 61, 99])
+def test_rows_come_first_whatever_is_lost(native, height):
+    """As until Pillow 12: between the passes values are rounded, so the order shows."""
     pixels = noise(100, 100, 3) // 128 * 255
-    for height in (59, 60, 61):  # 2 * (100 - 80) less
-        assert is_as_pillow(native, pixels, (80, height), "lanczos")
+    assert is_as_pillow(native, pixels, (80, height), "lanczos")
+    image = PIL.Image.fromarray(pixels)
+    columns_first = image.resize((100, height), PIL.Image.Resampling.LANCZOS).resize((80, height), 1)
+    assert not np.array_equal(native.resize(pixels, (80, height), "lanczos"), np.asarray(columns_first))
 
 
-@known_pillow
+@pytest.mark.skipif(not PIL.__version__.startswith(("11.", "12.")), reason="that Pillow changed the order")
+@pytest.mark.parametrize("resample", get_args(Filter))
+def test_that_is_what_pillow_did_in_one_call(resample):
+    pixels = noise(100, 100, 3) // 128 * 255
+    at_once = PIL.Image.fromarray(pixels).resize((80, 30), PIL.Image.Resampling[resample.upper()])
+    assert np.array_equal(by_pillow(pixels, (80, 30), resample), np.asarray(at_once))
+
+
 def test_hammings_constants_are_pillows_floats(native):
     """They show in few pixels."""
     assert is_as_pillow(native, noise(1200, 1000, 3), (111, 1500), "hamming")

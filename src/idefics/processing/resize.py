@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import PIL
 import PIL.Image
 
 from idefics.config import Filter, ImagePlan
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     Resize = Callable[[Pixels, tuple[int, int], Filter], Pixels]
     Normalise = Callable[[Pixels, NDArray[np.float32], NDArray[np.float32]], None]
 
-# Pillow 13 begins with columns where a picture loses much more height than width, and rounds between: the kernel does
-# as it does. Where another Pillow is installed, that one resizes: a picture is the same with the kernel and without.
-KNOWN_PILLOW = "13."
 STRIP = 64  # rows copied out of a PIL picture at once: what fits a cache
 
 
@@ -58,12 +54,16 @@ def kernels() -> tuple[Resize, Normalise]:
     if library is None:
         return by_pillow, by_numpy
     native = Native(library)
-    return native.resize if PIL.__version__.startswith(KNOWN_PILLOW) else by_pillow, native.normalise
+    return native.resize, native.normalise
 
 
 def by_pillow(pixels: Pixels, size: tuple[int, int], resample: Filter) -> Pixels:
-    """`resize` by Pillow."""
-    return np.asarray(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling[resample.upper()]))
+    """`resize` by Pillow: width first, as every Pillow did when the models were released.
+
+    Since 13.0 Pillow begins with the height where much more of it is lost; values are rounded between the two passes.
+    """
+    image, kind = PIL.Image.fromarray(pixels), PIL.Image.Resampling[resample.upper()]
+    return np.asarray(image.resize((size[0], image.height), kind).resize(size, kind))
 
 
 def by_numpy(pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:

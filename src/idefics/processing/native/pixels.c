@@ -290,7 +290,8 @@ static int resize_columns(Passes passes, int filter, const uint8_t *in, int old,
     return 1;
 }
 
-/* (h, w, 3) -> (new_h, new_w, 3), as PIL.Image.resize((new_w, new_h), filter); true unless there is no memory.
+/* (h, w, 3) -> (new_h, new_w, 3), as PIL.Image.resize((new_w, new_h), filter) until Pillow 12: rows are done first,
+   rounded, then columns. True unless there is no memory.
    `width_of_vectors` is an answer of idefics_pixels_width. */
 int idefics_resize(int width_of_vectors, int filter, const uint8_t *in, int width, int height, uint8_t *out,
                    int new_width, int new_height) {
@@ -299,17 +300,9 @@ int idefics_resize(int width_of_vectors, int filter, const uint8_t *in, int widt
     if (width == new_width && height == new_height) return memcpy(out, in, length * height) != NULL;
     if (height == new_height) return resize_rows(passes, filter, in, width, height, out, new_width);
     if (width == new_width) return resize_columns(passes, filter, in, height, length, out, new_height);
-    /* Pillow 13 begins with columns where the height shrinks by much more than the width. */
-    int columns_first = new_height < height && height - new_height > 2 * (width - new_width);
-    uint8_t *between = malloc(columns_first ? length * new_height : new_length * height);
-    int made = between != NULL;
-    if (columns_first) {
-        made = made && resize_columns(passes, filter, in, height, length, between, new_height) &&
-               resize_rows(passes, filter, between, width, new_height, out, new_width);
-    } else {
-        made = made && resize_rows(passes, filter, in, width, height, between, new_width) &&
+    uint8_t *between = malloc(new_length * height);
+    int made = between && resize_rows(passes, filter, in, width, height, between, new_width) &&
                resize_columns(passes, filter, between, height, new_length, out, new_height);
-    }
     free(between);
     return made;
 }
