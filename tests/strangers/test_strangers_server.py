@@ -1,0 +1,368 @@
+"""The server under the holes of others: what a request may ask for, who may ask, and what is never opened.
+
+Tests carry the names of the holes that they keep shut.
+"""
+
+import asyncio
+import json
+import pickle
+import re
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+import idefics
+from idefics.server.app import create_app
+from idefics.server.run import HEADER_BYTES, Server, bind
+from idefics.server.settings import Settings
+from strangers.files import CLAIMING, exif_bomb, file_of, png_of, with_scans, with_segments
+from strangers.test_strangers_pictures import data_uri
+
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+INPUTS = {
+    CHAT: {"messages": [{"role": "user", "content": "Hi"}]},
+    COMPLETIONS: {"prompt": "Hi"},
+    RESPONSES: {"input": "Hi"},
+}
+
+
+class Client:
+    """Calls an app without a network."""
+
+    def __init__(self, vlm, **said):
+        self.app = create_app(vlm, Settings(model="demo", **said))
+        self.service = self.app.state.service
+
+    def __call__(self, method, path, **request):
+        async def call():
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **request)
+
+        return asyncio.run(call())
+
+    def ask(self, path, **more):
+        return self("POST", path, json={"model": "demo", **INPUTS[path], **more})
+
+    def look(self, url):
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+        return self.ask(CHAT, messages=[{"role": "user", "content": parts}], max_tokens=1)
+
+
+@pytest.fixture
+def client(vlm):
+    client = Client(vlm)
+    yield client
+    client.service.workers.shutdown()
+
+
+@pytest.fixture
+def idle(vlm, monkeypatch):
+    """Fails a test in which the model is asked for anything, or a prompt made."""
+    for name in ("submit", "score"):
+        monkeypatch.setattr(vlm.engine, name, lambda *_, **__: pytest.fail("work was done"))
+
+
+def told(answer, status=400):
+    assert answer.status_code == status, answer.text
+    return answer.json()["error"]["message"]
+
+
+TOO_MUCH = [
+    *((CHAT, {"n": n}) for n in (17, 16_384, 2**31, 0, -1)),
+    (COMPLETIONS, {"n": 17}),
+    *((path, {"stop": ["x"] * 5}) for path in (CHAT, COMPLETIONS)),
+    *((path, {"stop": [str(n) for n in range(100_000)]}) for path in (CHAT, COMPLETIONS)),
+    (CHAT, {"stop": "x" * 300}),
+    (CHAT, {"logprobs": True, "top_logprobs": 21}),
+    (CHAT, {"logprobs": True, "top_logprobs": 10**9}),
+    (COMPLETIONS, {"logprobs": 6}),
+    (RESPONSES, {"top_logprobs": 21}),
+    *((path, {"banned": ["x"] * 129}) for path in (CHAT, COMPLETIONS)),
+    (CHAT, {"logit_bias": {str(n): 1 for n in range(301)}}),
+    (CHAT, {"max_tokens": 10**12}),
+    (RESPONSES, {"max_output_tokens": 10**12}),
+    (CHAT, {"messages": [{"role": "user", "content": "Hi"}] * 513}),
+    (CHAT, {"prompt_logprobs": 100}),
+    (CHAT, {"best_of": 100}),
+    (COMPLETIONS, {"best_of": 100}),
+    (COMPLETIONS, {"prompt": ["a", "b"]}),
+    (CHAT, {"choices": [str(n) for n in range(1001)]}),
+    (CHAT, {"regex": "a" * 5000}),
+]
+
+
+@pytest.mark.parametrize(("path", "more"), TOO_MUCH, ids=lambda value: str(value)[:40])
+def test_vllm_37952_51447_a_request_for_too_much(path, more, client, idle):
+    """Of choices, stops, words, log-probabilities: refused by name before anything is done."""
+    said = told(client.ask(path, **more))
+    assert next(iter(more)) in said
+    assert len(said) < 2000
+
+
+@pytest.mark.parametrize("count", [17, 60])
+def test_a_request_with_too_many_pictures(count, client, idle):
+    part = {"type": "image_url", "image_url": {"url": data_uri(file_of("PNG"))}}
+    said = told(client.ask(CHAT, messages=[{"role": "user", "content": [part] * count}]))
+    assert f"{count} pictures" in said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prompt_embeds": pickle.dumps([1]).hex()},
+        {"image_embeds": "x"},
+        {"mm_processor_kwargs": {"max_pixels": 1}},
+        {"chat_template": "{{ 1 }}"},
+        {"lora": "x"},
+        {"uuid": "1"},
+        {"cache_salt": "1"},
+        {"media_io_kwargs": {}},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+@pytest.mark.parametrize("path", INPUTS)
+def test_embeddings_pickles_templates_and_keys_of_caches_are_not_taken(path, more, client, idle):
+    """What would be believed without a look: nobody's tensors, templates or names of what is cached."""
+    assert f"unknown field: {next(iter(more))}" in told(client.ask(path, **more))
+
+
+@pytest.mark.parametrize("type", ["image_embeds", "input_audio", "video_url", "file", "image"])
+def test_embeddings_among_the_parts_are_not_taken(type, client, idle):
+    part = {"type": type, type: {"data": "gASV", "url": "/etc/passwd"}}
+    told(client.ask(CHAT, messages=[{"role": "user", "content": [part]}]))
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models",
+        "/v1/models/demo",
+        "/v1/load_lora_adapter",
+        "/api/create",
+        "/api/pull",
+        "/v1/files",
+        "/pause",
+    ],
+)
+def test_cve_2024_37032_no_model_comes_over_http(method, path, client):
+    """Nor are there the routes that others left open beside their API."""
+    assert client(method, path, json={"model": "/etc", "path": "../../x"}).status_code in (404, 405)
+
+
+@pytest.mark.parametrize("model", ["/etc", "../demo", "idefics2-8b", "demo/../demo", "", "a" * 100_000])
+def test_cve_2024_37032_no_path_of_a_client_is_loaded(model, client, idle, monkeypatch):
+    monkeypatch.setattr(idefics, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    for path in INPUTS:
+        assert len(told(client.ask(path, model=model), 404)) < 500
+
+
+def paths_of(app):
+    return [
+        "/",
+        "/docs",
+        "/redoc",
+        "/openapi.json",
+        *(path.format(name="demo") for path in app.openapi()["paths"]),
+    ]
+
+
+def test_auth_gaps_every_route_asks_for_the_key(vlm):
+    """Not only those below one prefix; and what is no route too."""
+    client = Client(vlm, api_key="key")
+    paths = [
+        *paths_of(client.app),
+        "/v1",
+        "//v1/models",
+        "/V1/models",
+        "/health/x",
+        "/health/../v1/models",
+        "/none",
+    ]
+    assert len(paths) > 12
+    for path in paths:
+        for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT"):
+            if path != "/health":
+                assert client(method, path).status_code == 401, f"{method} {path}"
+    assert client("GET", "/health").status_code == 200
+    assert client("GET", "/v1/models", headers={"Authorization": "Bearer key"}).status_code == 200
+    assert client("GET", "/v1/models?api_key=key").status_code == 401, "addresses are written into logs"
+    client.service.workers.shutdown()
+
+
+def test_auth_gaps_a_refused_request_is_not_read(vlm, idle):
+    client, read = Client(vlm, api_key="key"), []
+
+    async def body():
+        read.append(1)
+        yield b"x"
+
+    assert client("POST", CHAT, content=body()).status_code == 401
+    assert not client.service.admission.places
+    client.service.workers.shutdown()
+
+
+@pytest.fixture
+def live(vlm):
+    """(host, port) of a server on a socket."""
+    with bind(Settings(model="demo", port=0)) as listener:
+        server = Server(create_app(vlm, Settings(model="demo", drain=0.0)))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Server, "install_signal_handlers", lambda _: None, raising=False)
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            yield listener.getsockname()
+            server.should_exit = True
+            thread.join()
+    server.service.workers.shutdown()
+
+
+def spoken(address, *pieces):
+    """What a server says to these bytes."""
+    with socket.create_connection(address, timeout=20) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+        except OSError:
+            pass  # it has heard enough
+        try:
+            return connection.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (HEADER_BYTES + 65_536)],
+        [b"GET /health HTTP/1.1\r\nHost: x\r\n", *([b"X: 1\r\n" * 1000] * 20), b"\r\n"],
+        [b"GET /" + b"a" * (HEADER_BYTES + 65_536) + b" HTTP/1.1\r\nHost: x\r\n\r\n"],
+    ],
+    ids=["one long header", "many headers", "a long path"],
+)
+def test_cve_2025_48956_a_flood_of_headers(live, pieces):
+    """The parser gives up at its limit: what comes after is not kept."""
+    assert b" 200 " not in spoken(live, *pieces).split(b"\r\n")[0]
+    assert b" 200 " in spoken(live, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").split(b"\r\n")[0]
+
+
+def test_cve_2025_48956_a_hundred_headers_at_most(live):
+    def head(count):
+        extra = b"".join(b"X-%d: 1\r\n" % number for number in range(count))
+        return b"GET /health HTTP/1.1\r\nHost: x\r\n" + extra + b"\r\n"
+
+    assert b" 200 " in spoken(live, head(99)).split(b"\r\n")[0]
+    assert b" 431 " in spoken(live, head(100)).split(b"\r\n")[0]
+
+
+def test_cve_2026_0599_a_body_without_end(vlm, idle):
+    """Counted as it comes, whatever its length is said to be; the rest is not asked for."""
+    client, sent = Client(vlm, body_megabytes=1), []
+
+    async def endless():
+        for _ in range(1000):
+            sent.append(1)
+            yield b" " * 65_536
+
+    told(client("POST", CHAT, content=endless(), headers={"Content-Type": "application/json"}), 413)
+    assert len(sent) < 1000 or not client.service.admission.places
+    large = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "x" * (1 << 20)}]})
+    told(client("POST", CHAT, content=large), 413)
+    client.service.workers.shutdown()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1/x.png", "http://photos.example.com/cat.png", "https://a.example.com/"]
+)
+def test_cve_2026_0599_no_address_in_words_is_fetched(url, vlm, internet):
+    """Markdown in a text was enough."""
+    client = Client(vlm, remote_images="public")
+    for text in (f"![]({url})", f"<img src={url}>", url, f"<image>{url}"):
+        assert client.ask(CHAT, messages=[{"role": "user", "content": text}], max_tokens=1).status_code == 200
+        assert client.ask(COMPLETIONS, prompt=text, max_tokens=1).status_code == 200
+        assert client.ask(RESPONSES, input=text, max_output_tokens=1).status_code == 200
+    assert internet.looked_up == internet.reached == []
+    client.service.workers.shutdown()
+
+
+def test_ghsa_3f6c_7fw2_ppm4_addresses_are_off_until_switched_on(client, internet):
+    for url in ("http://photos.example.com/cat.png", "http://127.0.0.1/latest/meta-data"):
+        assert "are off" in told(client.look(url))
+    assert internet.looked_up == internet.reached == []
+
+
+@pytest.mark.parametrize("allowed", ["public", "photos.example.com,*.example.org"])
+def test_ghsa_3f6c_7fw2_ppm4_through_the_server(allowed, vlm, internet):
+    client = Client(vlm, remote_images=allowed)
+    internet.names |= {"inside.example.org": ["10.0.0.1"], "photos.example.com": [OUTSIDE]}
+    internet.outer.pages["/to"] = "http://169.254.169.254/latest/meta-data"
+    assert client.look("http://photos.example.com/cat.png").status_code == 200
+    for url in (
+        *(
+            "http://127.0.0.1/latest/meta-data",
+            "http://inside.example.org/cat.png",
+            "http://photos.example.com/to",
+        ),
+        *(
+            "http://2130706433/",
+            "http://[::1]/",
+            "http://photos.example.com@127.0.0.1/",
+            "http://photos.example.com:22/",
+        ),
+    ):
+        said = told(client.look(url))
+        assert not re.search(r"10\.0\.0\.1|remote_images|--", said.replace(url, "")), said
+    assert internet.inner.hits == []
+    assert {address for address, _ in internet.reached} == {OUTSIDE}
+    client.service.workers.shutdown()
+
+
+OUTSIDE = "93.184.216.34"
+
+
+@pytest.mark.parametrize("policy", ["any", "all", "10.0.0.1", "localhost"])
+def test_the_server_never_fetches_any_address(policy):
+    from idefics.errors import BadSetting
+
+    with pytest.raises(BadSetting, match="remote_images"):
+        Settings(model="demo", remote_images=policy)
+
+
+FILES = {
+    **{f"too many pixels, {format}": claiming(8000, 5001) for format, claiming in CLAIMING.items()},
+    "too many scans": with_scans((64, 64), 200),
+    "another format": b"II*\0\x08\0\0\0\0\0",
+    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "cut short": file_of("PNG")[:60],
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("data", FILES.values(), ids=FILES)
+def test_cve_2026_22778_47010_bad_pictures_through_the_server(data, client):
+    said = told(client.look(data_uri(data)))
+    assert not re.search(r"0x[0-9a-f]{6,}|BytesIO|/(?!png)|\n", said)
+    form = client(
+        "POST", "/v1/images/tasks/caption", files={"image": ("x.png", data)}, data={"model": "demo"}
+    )
+    assert form.status_code == 400
+    assert not client.service.admission.places
+
+
+def test_cve_2026_22773_the_smallest_picture_through_the_server(client):
+    for size in ((1, 1), (1, 3), (3, 1), (4, 1)):
+        assert client.look(data_uri(file_of("PNG", size))).status_code == 200
+    assert client.look(data_uri(png_of(1, 1, rows=b""))).status_code == 400
+    assert client.look(data_uri(file_of("PNG", (1, 1)))).status_code == 200, "and the engine lives on"
+
+
+def test_exif_that_would_fill_the_memory_is_harmless(client):
+    bomb = exif_bomb(60_000, 4000)
+    assert client.look(data_uri(with_segments(file_of("JPEG"), [b"Exif\0\0" + bomb]))).status_code == 200
