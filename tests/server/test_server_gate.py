@@ -211,3 +211,30 @@ def test_uris_of_pictures_do_not_show_in_errors(client):
     answer = client.post(PATH, chat([user({"type": "image_url", "image_url": {"url": wrong}})]))
     assert answer.status_code == 400
     assert len(answer.text) < 500
+
+
+def metrics(client):
+    rows = [line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#"]
+    return {name: float(value) for name, value in rows}
+
+
+def test_metrics_count_what_happens(client, vlm):
+    vlm.engine.forget()
+    before = metrics(client)
+    picture = user(shown("tower"), shown("puppy"), said("Which of the two is the older one?"))
+    first = client.post(PATH, chat([picture])).json()["usage"]
+    assert client.post(PATH, chat([picture], stream=True)).status_code == 200
+    gained = {name: value - before.get(name, 0) for name, value in metrics(client).items()}
+    assert gained[f'idefics_requests_total{{path="{PATH}",status="200"}}'] == 2
+    assert gained["idefics_prompt_tokens_total"] == 2 * first["prompt_tokens"]
+    assert gained["idefics_completion_tokens_total"] == 2 * first["completion_tokens"]
+    assert gained["idefics_time_to_first_token_seconds_count"] == 2
+    assert gained["idefics_pictures_total"] == 4
+    assert gained["idefics_pictures_encoded_total"] == 2
+    assert (
+        0.8 * first["prompt_tokens"] < gained["idefics_prompt_tokens_cached_total"] < first["prompt_tokens"]
+    )
+    after = metrics(client)
+    assert (after["idefics_queue"], after["idefics_batch"]) == (0, 0)
+    assert after["idefics_cache_pages_free"] < after["idefics_cache_pages"]
+    assert after["idefics_picture_cache_bytes"] > 0

@@ -73,12 +73,15 @@ class Pictures:
     Args:
         at_once: so many frames go through the vision tower together.
         most: bytes. What is in use is kept even beyond them.
+
+    Attributes:
+        encoded: how many pictures have been encoded so far.
     """
 
     def __init__(self, model: VLM, at_once: int, most: int) -> None:
         self.model, self.at_once, self.most = model, at_once, most
         self.kept: OrderedDict[str, Kept] = OrderedDict()  # the longest unused first
-        self.size = 0
+        self.size = self.encoded = 0
 
     def missing(self, tiles: Tiles) -> int:
         """How many frames of a picture are not encoded yet."""
@@ -146,6 +149,7 @@ class Pictures:
         else:
             kept.features = features
         kept.frames = []
+        self.encoded += 1
 
     def _used(self, tiles: Tiles) -> Kept:
         self.kept.move_to_end(tiles.key)

@@ -18,12 +18,17 @@ from idefics.messages import Finish
 
 
 class Scheduler:
-    """The queue, the running jobs and their pages. One caller at a time."""
+    """The queue, the running jobs and their pages. One caller at a time.
+
+    Attributes:
+        found: how many tokens of prompts had been read already, for others, when their turn came.
+    """
 
     def __init__(self, pages: Pages, limits: Limits, shelf: Shelf) -> None:
         self.pages, self.limits, self.shelf = pages, limits, shelf
         self.queue: deque[Job] = deque()  # by arrival
         self.running: list[Job] = []  # by arrival
+        self.found = 0
 
     @property
     def is_busy(self) -> bool:
@@ -201,6 +206,7 @@ class Scheduler:
             plan.copies[branch.pages[len(shared)]] = begun[0]
         self.pages.release(begun)
         branch.read, branch.published = known, len(shared)
+        self.found += known
         self.running.append(self.queue.popleft())
         return True
 

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from idefics.messages import Usage
 
 if TYPE_CHECKING:
     from idefics import Idefics
+    from idefics.engine.engine import Engine
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 SECONDS_A_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+
+class EngineCollector(Collector):
+    """What the engine counts itself, read when somebody asks."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """Each as it is now."""
+        scheduler, pictures, pages = self.engine.scheduler, self.engine.pictures, self.engine.scheduler.pages
+        for name, help, value in (
+            ("idefics_queue", "Answers that wait for a place in the batch.", len(scheduler.queue)),
+            ("idefics_batch", "Answers in the running batch.", len(scheduler.running)),
+            ("idefics_cache_pages", "Pages of 16 tokens in the cache.", pages.count),
+            ("idefics_cache_pages_free", "Those of them that can be taken.", pages.room),
+            ("idefics_picture_cache_bytes", "Size of the pictures that are kept encoded.", pictures.size),
+        ):
+            yield GaugeMetricFamily(name, help, value)
+        yield CounterMetricFamily(
+            "idefics_prompt_tokens_cached", "Tokens of prompts that were found in the cache.", scheduler.found
+        )
+        yield CounterMetricFamily(
+            "idefics_pictures_encoded", "Pictures that were not found in the cache.", pictures.encoded
+        )
 
 
 class Metrics:
@@ -49,11 +78,7 @@ class Metrics:
             registry=self.registry,
             buckets=SECONDS_A_TOKEN,
         )
-        scheduler = vlm.engine.scheduler
-        queue = Gauge("idefics_queue", "Answers that wait for a place in the batch.", registry=self.registry)
-        queue.set_function(lambda: len(scheduler.queue))
-        batch = Gauge("idefics_batch", "Answers in the running batch.", registry=self.registry)
-        batch.set_function(lambda: len(scheduler.running))
+        self.registry.register(EngineCollector(vlm.engine))
 
     def answered(self, usage: Usage, first: float, rest: float) -> None:
         """One answer has ended.

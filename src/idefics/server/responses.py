@@ -194,9 +194,7 @@ class Reply:
             "previous_response_id": None,
             "store": False,
             "temperature": asked.temperature or 0.0,
-            "text": {"format": {"type": "text"}}
-            if asked.text is None
-            else asked.text.model_dump(by_alias=True, exclude_none=True),
+            "text": {"format": self.format()},
             "tool_choice": "none",
             "tools": [],
             "top_logprobs": asked.top_logprobs or 0,
@@ -205,6 +203,11 @@ class Reply:
             "usage": None if answer is None else _usage(answer.usage),
             "user": asked.user,
         }
+
+    def format(self) -> dict[str, Any]:
+        """What was said of the answer's form."""
+        said: Fields | None = self.asked.text and self.asked.text.format
+        return said.model_dump(by_alias=True, exclude_none=True) if said else {"type": "text"}
 
     def item(self, answer: Answer | None = None) -> dict[str, Any]:
         """The one message of the output."""
