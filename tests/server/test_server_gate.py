@@ -1,11 +1,14 @@
 """The key, the limits, the room there is: what a request passes before anything is done for it."""
 
+import asyncio
 import base64
+import json
 import logging
 
 import pytest
 
 from idefics.errors import BadSetting
+from idefics.server import gate
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from server.asking import chat, data_uri, said, shown, user
@@ -238,3 +241,58 @@ def test_metrics_count_what_happens(client, vlm):
     assert (after["idefics_queue"], after["idefics_batch"]) == (0, 0)
     assert after["idefics_cache_pages_free"] < after["idefics_cache_pages"]
     assert after["idefics_picture_cache_bytes"] > 0
+
+
+def test_a_body_that_drips_is_given_up(client, monkeypatch):
+    monkeypatch.setattr(gate, "BODY_SECONDS", 0.2)
+
+    async def drips():
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    answer = client("POST", PATH, content=drips(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 408
+    assert not client.app.state.service.admission.places
+
+
+def test_bodies_together_have_a_limit(vlm):
+    client = Client(create_app(vlm, Settings(model="demo", megabytes_at_once=1)))
+    admission = client.app.state.service.admission
+    other = admission.enter(lambda: None)
+    admission.take(other, bytes=(1 << 20) - 500)
+    refused = client.post(PATH, chat())
+    assert refused.status_code == 429
+    assert "bytes" in refused.json()["error"]["message"]
+    admission.leave(other)
+    assert client.post(PATH, chat()).status_code == 200
+    assert admission.bytes == 0
+
+
+def test_one_that_does_not_read_is_let_go(client, monkeypatch):
+    monkeypatch.setattr(gate, "READ_SECONDS", 0.2)
+    body, said = json.dumps(chat(stream=True)).encode(), []
+
+    async def receive():
+        if not said:
+            said.append("asked")
+            return {"type": "http.request", "body": body}
+        return await asyncio.sleep(60)
+
+    async def send(message):
+        said.append(message["type"])
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(60)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PATH,
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    asyncio.run(client.app(scope, receive, send))
+    assert said == ["asked", "http.response.start", "http.response.body"]
+    service = client.app.state.service
+    assert not service.admission.places
+    assert service.metrics.gone._value.get() == 1

@@ -1,4 +1,4 @@
-"""Who is let in: so many requests, tokens and pictures at once. Knows no model."""
+"""Who is let in: so many requests, bytes, tokens and pictures at once. Knows no model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Place:
     """What one request takes, from its first moment to its last."""
 
     def __init__(self, end: Callable[[], None]) -> None:
-        self.pictures = self.tokens = 0
+        self.pictures = self.tokens = self.bytes = 0
         self.began = time.monotonic()
         self.end = end  # stops the request, which then answers with an error
 
@@ -35,7 +35,7 @@ class Admission:
     def __init__(self, settings: Settings, refused: Callable[[str], None]) -> None:
         self.settings, self.refused = settings, refused
         self.places: set[Place] = set()
-        self.pictures = self.tokens = 0
+        self.pictures = self.tokens = self.bytes = 0
         self.is_closing = False
         self._usual = 1.0  # seconds of a request, lately
         self._left = asyncio.Event()
@@ -60,15 +60,19 @@ class Admission:
         if self.is_closing:
             self.refused("closing")
             raise closing()
-        self._check("requests", len(self.places), 1, self.settings.requests_at_once)
+        self._check("requests", len(self.places), 0, 1, self.settings.requests_at_once)
         place = Place(end)
         self.places.add(place)
         return place
 
-    def take(self, place: Place, *, pictures: int = 0, tokens: int = 0) -> None:
-        """A request turns out to have so many pictures or tokens. Raises as `enter`."""
-        self._check("pictures", self.pictures, pictures, self.settings.pictures_at_once)
-        self._check("tokens", self.tokens, tokens, self.settings.tokens_at_once)
+    def take(self, place: Place, *, pictures: int = 0, tokens: int = 0, bytes: int = 0) -> None:
+        """A request turns out to have so many more pictures, tokens, or bytes of its body. Raises as `enter`."""
+        limits = self.settings
+        self._check("pictures", self.pictures, place.pictures, pictures, limits.pictures_at_once)
+        self._check("tokens", self.tokens, place.tokens, tokens, limits.tokens_at_once)
+        self._check("bytes", self.bytes, place.bytes, bytes, limits.megabytes_at_once << 20)
+        place.bytes += bytes
+        self.bytes += bytes
         place.pictures += pictures
         place.tokens += tokens
         self.pictures += pictures
@@ -79,6 +83,7 @@ class Admission:
         self.places.remove(place)
         self.pictures -= place.pictures
         self.tokens -= place.tokens
+        self.bytes -= place.bytes
         self._usual += 0.1 * (time.monotonic() - place.began - self._usual)
         self._left.set()
 
@@ -94,14 +99,15 @@ class Admission:
             for place in list(self.places):
                 place.end()
 
-    def _check(self, kind: str, there: int, more: int, most: int) -> None:
-        if more and there and there + more > most:
+    def _check(self, kind: str, there: int, own: int, more: int, most: int) -> None:
+        """That there is room for `more`, where of what is there so much is the request's own."""
+        if more and there > own and there + more > most:
             self.refused(kind)
             raise self._full(kind, there, most)
 
     def _full(self, kind: str, there: int, most: int) -> Fault:
         seconds = min(max(math.ceil(self._usual), 1), LONGEST_WAIT)
         return busy(
-            f"{there} {kind} are being answered or wait, and at most {most} may: ask again in {seconds} s",
+            f"{there:,} {kind} are being answered or wait, and at most {most:,} may: ask again in {seconds} s",
             seconds,
         )

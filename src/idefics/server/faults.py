@@ -20,10 +20,10 @@ REFUSED = "invalid_request_error"
 log = logging.getLogger("idefics.server")
 
 
-class Fault(Exception):
+class Fault(HTTPException):
     """An answer that is an error.
 
-    Attributes:
+    Args:
         status: of HTTP.
         headers: beside it, such as Retry-After.
     """
@@ -38,9 +38,8 @@ class Fault(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.type, self.code, self.param = status, message, type, code, param
-        self.headers = dict(headers or {})
+        super().__init__(status, message, dict(headers or {}))
+        self.message, self.type, self.code, self.param = message, type, code, param
 
     @property
     def body(self) -> dict[str, Any]:
@@ -50,7 +49,7 @@ class Fault(Exception):
 
     def response(self) -> Response:
         """As an answer of its own."""
-        return JSONResponse(self.body, self.status, self.headers)
+        return JSONResponse(self.body, self.status_code, self.headers)
 
 
 def busy(message: str, seconds: int) -> Fault:

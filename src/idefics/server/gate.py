@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Sequence
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idefics.server.faults import Fault, fault_of
@@ -22,6 +21,7 @@ from idefics.server.visit import Service, Visit
 
 MOST_HEADERS = 100
 BODY_SECONDS = 60.0  # that a request may take to arrive
+READ_SECONDS = 60.0  # that a client may take to read a piece of its answer
 GONE = 499  # what the access log says of a client that left, as nginx does
 VISIT = "idefics.visit"  # in a request's scope
 
@@ -83,7 +83,7 @@ class Passage:
         self.gate, self.scope, self._receive, self._send = gate, scope, receive, send
         self.status = 0  # of the answer, once it has begun
         self.is_answered = False
-        self.size = 0  # bytes of the body so far
+        self.latest = asyncio.get_running_loop().time() + BODY_SECONDS
         self.has_arrived, self.is_gone = asyncio.Event(), asyncio.Event()
         self.began = time.monotonic()
 
@@ -141,13 +141,14 @@ class Passage:
             await self.is_gone.wait()
             return {"type": "http.disconnect"}
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout_at(self.latest):
                 message = await self._receive()
         except TimeoutError:
-            raise HTTPException(408, f"the request took longer than {BODY_SECONDS:g} s to arrive") from None
-        self.size += len(message.get("body", b""))
-        if self.size > self.gate.most:
-            raise HTTPException(413, self.gate.too_large().message)
+            raise Fault(408, f"the request took longer than {BODY_SECONDS:g} s to arrive") from None
+        visit: Visit = self.scope[VISIT]
+        self.gate.service.admission.take(visit.place, bytes=len(message.get("body", b"")))
+        if visit.place.bytes > self.gate.most:
+            raise self.gate.too_large()
         if message["type"] == "http.disconnect":
             self.is_gone.set()
         if self.is_gone.is_set() or not message.get("more_body", False):
@@ -160,7 +161,12 @@ class Passage:
             self.status = message["status"]
         elif not message.get("more_body", False):
             self.is_answered = True
-        await self._send(message)
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            self.is_gone.set()  # as good as: its answers end, and it makes room
+            raise asyncio.CancelledError from None
 
     def _tell(self) -> None:
         route = self.scope.get("route")
