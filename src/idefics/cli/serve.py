@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import Field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -17,6 +18,8 @@ from idefics.errors import MissingExtra
 from idefics.server.settings import PREFIX, Settings, read
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from idefics import Idefics
 
 HELP = f"""
@@ -89,10 +92,38 @@ def _serve(context: typer.Context, *, given: Flags, config: Config = None, debug
     with bind(settings) as listener, Screen(context.command_path) as screen:
         vlm = _load(context, settings, screen)
         app = create_app(vlm, settings)
+        if settings.ui:
+            _add_page(app, vlm, settings, url_of(listener))
         listener.listen()  # from here on clients wait, and are not refused
         screen.say(f"{settings.served} is served at {url_of(listener)}; Ctrl-C ends it")
         run(app, listener)
         return screen.code
+
+
+def _add_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> None:
+    """Puts the page at /, behind the same key and within the same limits."""
+    try:
+        from idefics.ui import desk
+        from idefics.ui.app import mount
+        from idefics.ui.sliders import suggested
+    except ModuleNotFoundError:
+        raise MissingExtra("idefics serve --ui", "ui") from None
+    from idefics import weights
+    from idefics.processing.fetch import Fetcher
+    from idefics.server.guests import admitted
+
+    mount(
+        app,
+        vlm,
+        desk.Settings(
+            model=settings.served,
+            fetcher=Fetcher(policy=settings.remote_images, strangers=True),
+            server=url,
+            has_key=bool(settings.keys()),
+            start=suggested(weights.find(settings.model, revision=settings.revision, offline=True)),
+            admit=partial(admitted, app.state.service.admission),
+        ),
+    )
 
 
 def _load(context: typer.Context, settings: Settings, screen: Screen) -> Idefics:

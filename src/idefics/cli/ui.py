@@ -76,12 +76,16 @@ def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: D
 
             from idefics.ui.app import application
             from idefics.ui.desk import Settings
+            from idefics.ui.sliders import suggested
         except ModuleNotFoundError:
             raise MissingExtra("the page in the browser", "ui") from None
+        from idefics import weights
         from idefics.processing.fetch import Fetcher
 
         vlm = context.obj(model, screen)
-        app = application(vlm, Settings(model.model, Fetcher(policy=model.remote_images, strangers=True)))
+        start = suggested(weights.find(model.model, revision=model.revision, offline=True))
+        fetcher = Fetcher(policy=model.remote_images, strangers=True)
+        app = application(vlm, Settings(model.model, fetcher, start=start))
         port = listener.getsockname()[1]
         screen.say(f"the page is at http://{HOST}:{port}; Ctrl-C ends it")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)

@@ -44,6 +44,7 @@ class Settings:
     offline: bool = _setting("Model", False, "Never download a model.")
     host: str = _setting("Address", "127.0.0.1", "Address to listen on.")
     port: int = _setting("Address", 8000, "Port to listen on; 0 takes a free one.", 0, 65535)
+    ui: bool = _setting("Address", False, "Serve the page in the browser too, at /.")
     api_key: str | None = _setting(
         "Access",
         None,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from idefics.demo import pictures as bundled
 from idefics.errors import BadPicture, BadPrompt
 from idefics.tasks import TASKS
 from idefics.tasks.write import STORY
 from idefics.ui.archive import Sources
 from idefics.ui.classify import labels
+from idefics.ui.code import Many
+from idefics.ui.codeview import CodeView
 from idefics.ui.desk import PAUSE, Desk
 from idefics.ui.files import written
 from idefics.ui.given import Given, Payload
@@ -62,9 +66,10 @@ def tab(desk: Desk) -> None:
                 height=150,
                 elem_id="batch-files",
             )
+            example = gr.Button("Take the bundled pictures", size="sm", elem_id="batch-example")
             folder = gr.File(label="or a folder", file_count="directory", height=110, elem_id="batch-folder")
             task = gr.Radio(CHOICES, value="caption", label="What to do with each", elem_id="batch-task")
-            words = gr.Textbox(visible=False, max_lines=4, elem_id="batch-words")
+            words = gr.Textbox("", visible=False, max_lines=4, elem_id="batch-words")
             run = Run(desk, PLACE, "Start")
         with gr.Column(min_width=300, scale=2):
             progress = gr.HTML("", elem_id="batch-progress")
@@ -80,12 +85,11 @@ def tab(desk: Desk) -> None:
             with gr.Row():
                 as_lines = gr.DownloadButton("Download JSONL", interactive=False, elem_id="batch-jsonl")
                 as_table = gr.DownloadButton("Download CSV", interactive=False, elem_id="batch-csv")
+            code = CodeView(PLACE)
 
-    def fit(chosen: str) -> Any:
-        label, hint = HINTS.get(chosen, ("", ""))
-        return gr.update(visible=chosen in HINTS, label=label, placeholder=hint)
-
-    task.change(fit, task, words, **HIDDEN)
+    task.change(_fit, task, words, **HIDDEN)
+    example.click(_sample, None, files, postprocess=False, **HIDDEN)
+    code.listen(partial(_written, desk), [task, words], task.change, words.blur)
 
     def respond(session: str, *given: Any) -> Iterator[Any]:
         for done, total, found, note in batch(desk, session, *given):
@@ -101,6 +105,28 @@ def tab(desk: Desk) -> None:
     outputs = [progress, table, as_lines, as_table]
     done = run.follow(run.button.click, respond, [files, folder, task, words], outputs, postprocess=False)
     done.then(lambda: [gr.update(interactive=True)] * 2, None, [as_lines, as_table], queue=False, **HIDDEN)
+
+
+def _fit(chosen: str) -> Any:
+    """The field for words, as a task wants it."""
+    label, hint = HINTS.get(chosen, ("", ""))
+    return gr.update(visible=chosen in HINTS, label=label, placeholder=hint)
+
+
+def _written(desk: Desk, chosen: str, said: str) -> Many:
+    job, own = job_of(chosen, said), desk.settings
+    return Many(
+        task=job.task,
+        words=job.words,
+        labels=job.labels,
+        model=own.model,
+        server=own.server,
+        has_key=own.has_key,
+    )
+
+
+def _sample() -> list[Payload]:
+    return [Given(str(path), path.name).payload for path in bundled()]
 
 
 def batch(

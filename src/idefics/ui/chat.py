@@ -65,7 +65,7 @@ class Chat:
         self.price = gr.Markdown("", elem_id="chat-cost", elem_classes="note")
         self.run = Run(desk, PLACE, "Send")
         with self.run.row:
-            self.new = gr.Button("New conversation", elem_id="chat-new", min_width=160, scale=0)
+            self.new = gr.Button("New conversation", elem_id="chat-new", min_width=180, scale=0)
         self.note = gr.Markdown("", elem_id="chat-note", elem_classes="note")
         with gr.Accordion("A picture from the webcam or by its address", open=False, elem_id="chat-more"):
             self.other = AddressInput(PLACE, "Add")
@@ -142,7 +142,9 @@ class Chat:
             self.run.follow(start.success, self._answer, inputs, outputs, postprocess=False)
             for start in starts
         ]
-        self.code.listen(self._code, [self.talk, *self.sliders.inputs], *(end.then for end in ends))
+        self.code.listen(
+            self._code, [self.talk, *self.sliders.inputs], *(end.then for end in ends), *self.sliders.changes
+        )
         self.talk.undo(undone, self.talk, [self.talk, self.box], **shown)
         self.new.click(lambda: ([], ""), None, [self.talk, self.note], queue=False, **HIDDEN)
 
@@ -166,10 +168,11 @@ class Chat:
         """Answers the last question; one that cannot be answered goes back into the box."""
         turns = cleaned(talk)
         try:
-            options: Any = self.sliders.options(*values)
+            options: Any = {"max_new_tokens": DEFAULT.max_new_tokens, **self.sliders.options(*values)}
+            most = options["max_new_tokens"]
             conversation = messages(turns, self.desk.picture)
             for one in self.desk.answer(
-                session, PLACE, lambda: self.desk.vlm.chat(conversation, stream=True, **options)
+                session, PLACE, most, lambda: self.desk.vlm.chat(conversation, stream=True, **options)
             ):
                 text, note = (one.text, cost(one)) if isinstance(one, Answer) else (one, "")
                 yield [*turns, said("assistant", text)], box, note

@@ -44,6 +44,7 @@ def tab(desk: Desk) -> None:
         with gr.Column(min_width=300):
             picture = PictureInput(desk, "classify")
             words = gr.Textbox(
+                "",
                 label="Labels",
                 info="with commas between, or one a line",
                 placeholder="cat, dog, bird",
@@ -82,14 +83,20 @@ def tab(desk: Desk) -> None:
 
     def respond(session: str, payload: Any, *values: Any) -> Iterator[tuple[Any, str]]:
         wanted = call(payload, *values)
-        look = desk.picture(Given.of(payload))
+        given = Given.of(payload)
+        look = desk.picture(given)
         yield None, ""
-        ranking = desk.vlm.classify(look, list(wanted.labels), **wanted.options)
+        with (
+            desk.running(session, "classify") as running,
+            desk.settings.admit(running.stop, 1, desk.cost(given)),
+        ):
+            ranking = desk.vlm.classify(look, list(wanted.labels), **wanted.options)
         yield shown(ranking), f"{reading(ranking.usage)} · {ranking.timings.total:.1f} s"
 
     inputs = [picture.image, words, calibrated, normalized, detail]
     done = run.listen(respond, inputs, [bars, note])
-    code.listen(call, inputs, done.then)
+    changes = [one.change for one in (picture.image, calibrated, normalized, detail)]
+    code.listen(call, inputs, done.then, words.blur, *changes)
 
 
 def shown(ranking: Ranking) -> dict[str, float]:

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from idefics.config import Sampling
 from idefics.messages import Message, Picture
 
+DEFAULT = Sampling()
 AS_FLAG = re.compile(
     r"-|\S*\.\w{2,5}$|https?://\S+$|data:"
 )  # words that a command could take for something else
@@ -76,20 +78,23 @@ class Call:
 
     @property
     def curl(self) -> str:
-        """A request to `idefics serve`."""
-        fields: list[tuple[str, str]] = []
-        if self.words:
-            fields.append(("words", self.words))
+        """A request to `idefics serve`: a form, or JSON where there are shots."""
+        url = f"{self.server}/v1/images/tasks/{self.task}"
+        if self.shots:
+            files: list[str] = []
+            words = {"words": self.words} if self.words else {}
+            shots = [
+                {"image_url": _address(picture, files), "question": question, "answer": answer}
+                for picture, question, answer in self.shots
+            ]
+            body = {"image_url": _address(self.picture, files), **words, **self.options, "shots": shots}
+            return _posted(url, body, files, has_key=self.has_key)
+        fields = [("words", self.words)] if self.words else []
         fields += [("labels", label) for label in self.labels]
         fields += [(name, _plain(value)) for name, value in self.options.items()]
-        is_address = self.picture.startswith(("http://", "https://"))
-        image = f"image_url={self.picture}" if is_address else f"image=@{self.picture}"
-        lines = [
-            f"curl {self.server}/v1/images/tasks/{self.task}",
-            *_key(self.has_key),
-            f"-F {_quoted(image)}",
-        ]
-        lines += [f"--form-string {_quoted(f'{name}={value}')}" for name, value in fields]
+        image = f"image_url={self.picture}" if _is_address(self.picture) else f"image=@{self.picture}"
+        lines = [f"curl {url}", *_key(self.has_key), f"-F {shlex.quote(image)}"]
+        lines += [f"--form-string {shlex.quote(f'{name}={value}')}" for name, value in fields]
         return " \\\n  ".join(lines) + "\n"
 
 
@@ -150,15 +155,66 @@ class Talk:
     def curl(self) -> str:
         """A request to `idefics serve`; files are put into it as data URIs."""
         files: list[str] = []
-        messages = [{"role": m.role, "content": _content(m, files)} for m in self.messages]
-        body = {"model": self.model, "messages": messages, **self.options}
-        text = json.dumps(body, indent=2, ensure_ascii=False)
-        key = "".join(f" {part} \\\n " for part in _key(self.has_key))
-        head = f"curl {self.server}/v1/chat/completions \\\n {key} -H 'Content-Type: application/json'"
-        text = text.replace("'", r"\u0027")
-        for number, name in enumerate(files):
-            text = text.replace(_mark(number), f"'$(base64 < {shlex.quote(name)} | tr -d '\\n')'")
-        return f"printf '%s' '{text}' |\n  {head} --data-binary @-\n"
+        options = {"max_completion_tokens": DEFAULT.max_new_tokens, **self.options}
+        options["max_completion_tokens"] = options.pop("max_new_tokens", options["max_completion_tokens"])
+        detail = options.pop("detail", None)
+        messages = [{"role": m.role, "content": _content(m, files, detail)} for m in self.messages]
+        url = f"{self.server}/v1/chat/completions"
+        return _posted(
+            url, {"model": self.model, "messages": messages, **options}, files, has_key=self.has_key
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Many:
+    """The same done to each picture of a folder; the rest as in `Call`."""
+
+    task: str
+    folder: str = "photos"
+    words: str = ""
+    labels: Sequence[str] = ()
+    model: str
+    server: str
+    has_key: bool = False
+
+    @property
+    def python(self) -> str:
+        """A script. One bad picture spoils no other."""
+        words = list(self.labels) if self.task == "classify" else self.words
+        given = ", ".join(["path", repr(words)] if words else ["path"])
+        return f"""from pathlib import Path
+
+import idefics
+
+vlm = idefics.load({self.model!r})
+for path in sorted(Path({self.folder!r}).iterdir()):
+    try:
+        print(f"{{path}}: {{vlm.{self.task}({given})}}")
+    except idefics.IdeficsError as error:
+        print(f"{{path}}: {{error}}")
+"""
+
+    @property
+    def shell(self) -> str:
+        """A command line, which reads any number."""
+        return self._call(self.folder).shell.removesuffix("\n") + " > answers.txt\n"
+
+    @property
+    def curl(self) -> str:
+        """A request for each picture."""
+        one = self._call("FILE").curl.replace("-F image=@FILE", '-F "image=@$file"').replace("\n", "\n  ")
+        return f"for file in {shlex.quote(self.folder)}/*; do\n  {one.rstrip()}\ndone\n"
+
+    def _call(self, picture: str) -> Call:
+        return Call(
+            task=self.task,
+            picture=picture,
+            words=self.words,
+            labels=self.labels,
+            model=self.model,
+            server=self.server,
+            has_key=self.has_key,
+        )
 
 
 def _shot(shot: tuple[str, str, str]) -> str:
@@ -197,25 +253,38 @@ def _key(has_key: bool) -> list[str]:
     return ['-H "Authorization: Bearer $IDEFICS_API_KEY"'] if has_key else []
 
 
-def _quoted(text: str) -> str:
-    return shlex.quote(text)
+def _is_address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _address(name: str, files: list[str]) -> str:
+    """An address as it is; a file as a data URI whose bytes the shell is to put in."""
+    if _is_address(name):
+        return name
+    files.append(name)
+    return f"data:;base64,{_mark(len(files) - 1)}"
 
 
 def _mark(number: int) -> str:
     return f"\ue000{number}\ue000"  # of the private use area: no one writes it
 
 
-def _content(message: Message, files: list[str]) -> str | list[dict[str, Any]]:
+def _posted(url: str, body: Mapping[str, Any], files: Sequence[str], *, has_key: bool) -> str:
+    """JSON through a pipe: a file's bytes would be too long for an argument, but not for what shells do themselves."""
+    text = json.dumps(body, indent=2, ensure_ascii=False).replace("'", r"\u0027")
+    for number, name in enumerate(files):
+        text = text.replace(_mark(number), f"'\"$(base64 < {shlex.quote(name)} | tr -d '\\n')\"'")
+    parts = [f"curl {url}", *_key(has_key), "-H 'Content-Type: application/json'", "--data-binary @-"]
+    return f"printf '%s' '{text}' |\n  " + " \\\n    ".join(parts) + "\n"
+
+
+def _content(message: Message, files: list[str], detail: str | None) -> str | list[dict[str, Any]]:
     if message.role == "assistant":
         return " ".join(part for part in message.parts if isinstance(part, str))
-    content: list[dict[str, Any]] = []
-    for part in message.parts:
-        if isinstance(part, str):
-            content.append({"type": "text", "text": part})
-            continue
-        url = str(part.source)
-        if not url.startswith(("http://", "https://")):
-            files.append(url)
-            url = f"data:;base64,{_mark(len(files) - 1)}"
-        content.append({"type": "image_url", "image_url": {"url": url}})
-    return content
+    look = {} if detail is None else {"detail": detail}
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": _address(str(part.source), files), **look}}
+        for part in message.parts
+    ]

@@ -56,4 +56,4 @@ class CodeView:
             return written.python, written.shell, written.curl
 
         for event in (self.fold.expand, *after):
-            event(spoken(show), list(inputs), self.outputs, **RAW)
+            event(spoken(show), list(inputs), self.outputs, queue=False, trigger_mode="always_last", **RAW)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +41,7 @@ class Settings:
         has_key: whether the API wants a key.
         start: sampling settings that "Advanced" begins with, where they are not the usual ones.
         side_by_side: answers that are written at once; more wait their turn.
+        admit: given what ends it, its pictures and its tokens, a place for an answer while a block lasts, or an error.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Settings:
     has_key: bool = False
     start: Mapping[str, Any] = field(default_factory=dict)
     side_by_side: int = 16
+    admit: Callable[[Callable[[], None], int, int], AbstractContextManager[None]] = lambda *_: nullcontext()
 
 
 class Running:
@@ -115,18 +117,22 @@ class Desk:
         for one in found:
             one.stop()
 
-    def answer(self, session: str, place: str, ask: Callable[[], Stream]) -> Iterator[str | Answer]:
-        """The text of an answer while it grows, a few times a second; at last the answer itself."""
+    def answer(
+        self, session: str, place: str, most: int, ask: Callable[[], Stream]
+    ) -> Iterator[str | Answer]:
+        """The text of an answer of at most so many tokens while it grows, a few times a second; at last the answer."""
         with self.running(session, place) as running:
             stream = ask()
             running.begin(stream)
-            text, seen = "", 0.0
-            for piece in stream:
-                text += piece
-                if time.monotonic() - seen >= PAUSE:
-                    yield text
-                    seen = time.monotonic()
-            yield stream.answer
+            usage = stream.answer.usage
+            with self.settings.admit(running.stop, usage.pictures, usage.prompt_tokens + most):
+                text, seen = "", 0.0
+                for piece in stream:
+                    text += piece
+                    if time.monotonic() - seen >= PAUSE:
+                        yield text
+                        seen = time.monotonic()
+                yield stream.answer
 
     def stream(
         self, task: str, picture: Picture, words: str, options: Mapping[str, Any], shots: Sequence[Shot] = ()

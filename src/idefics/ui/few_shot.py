@@ -53,7 +53,7 @@ class FewShot:
                 self.picture = PictureInput(desk, PLACE)
                 self.task = gr.Radio(CHOICES, value="caption", label="What to do", elem_id="few-shot-task")
                 self.words = gr.Textbox(
-                    label="Question or words", visible=False, max_lines=4, elem_id="few-shot-words"
+                    value="", label="Question or words", visible=False, max_lines=4, elem_id="few-shot-words"
                 )
                 self.run = Run(desk, PLACE, "Answer")
                 self.answer = gr.Textbox(
@@ -73,6 +73,7 @@ class FewShot:
         self.gallery = gr.Gallery(
             label="Examples",
             columns=3,
+            fit_columns=False,
             height=240,
             object_fit="contain",
             interactive=False,
@@ -103,8 +104,8 @@ class FewShot:
             elem_id="few-shot-shown",
             alt_text="The picture of the example that is being added",
         )
-        self.said = gr.Textbox(label="What should be answered", max_lines=4, elem_id="few-shot-said")
-        self.asked = gr.Textbox(label="What was asked (optional)", max_lines=4, elem_id="few-shot-asked")
+        self.said = gr.Textbox("", label="What should be answered", max_lines=4, elem_id="few-shot-said")
+        self.asked = gr.Textbox("", label="What was asked (optional)", max_lines=4, elem_id="few-shot-asked")
         self.add = gr.Button("Add the example", elem_id="few-shot-add")
 
     def _listen(self) -> None:
@@ -140,7 +141,8 @@ class FewShot:
         self.picture.listen(self.sliders.detail)
         inputs = [self.shots, self.picture.image, self.task, self.words, *self.sliders.inputs]
         done = self.run.listen(self._respond, inputs, [self.answer, self.note], self.words.submit)
-        self.code.listen(self._call, inputs, done.then)
+        changes = [self.gallery.change, self.picture.image.change, self.task.change, self.words.blur]
+        self.code.listen(self._call, inputs, done.then, *changes, *self.sliders.changes)
 
     def _held(self, shots: Sequence[Example]) -> list[Any]:
         """The examples for the state, the gallery and the file."""
@@ -168,12 +170,12 @@ class FewShot:
         wanted = self._call(shots, payload, *values)
         look = self.desk.picture(Given.of(payload))
         followed = [shot.shot(self.desk) for shot in shots]
-        options = {"max_new_tokens": MOST, **wanted.options}
+        options: dict[str, Any] = {"max_new_tokens": MOST, **wanted.options}
 
         def ask() -> Stream:
             return self.desk.stream(wanted.task, look, wanted.words, options, followed)
 
-        yield from growing(self.desk, session, PLACE, ask)
+        yield from growing(self.desk, session, PLACE, options["max_new_tokens"], ask)
 
 
 def _caption(shot: Example) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
@@ -22,10 +23,33 @@ FONT = ("system-ui", "sans-serif")  # what the machine has: nothing is fetched
 MONO = ("ui-monospace", "monospace")
 KEPT = 24 * 3600  # seconds that an uploaded picture is kept, at most
 
+ALTS = {  # what is to be seen in the bundled pictures, for who does not see them
+    "door.png": "A door at night, and a pumpkin",
+    "picnic.png": "A couple, a basket and a sandwich on grass",
+    "puppy.png": "A puppy among flowers",
+    "shapes.png": "A red circle, a blue square and a green star",
+    "statue.png": "A statue",
+    "tower.png": "A tower at night",
+    "vegetables.png": "A tomato, a corn cob, a carrot and an eggplant",
+}
+# Gradio leaves the alternative text of many pictures empty; the name of the file is better than nothing.
+SCRIPT = """
+const alts = ALTS;
+const mend = () => document.querySelectorAll('img:not([alt]), img[alt=""]').forEach((img) => {
+  const name = decodeURIComponent((img.getAttribute("src") || "").split("/").pop());
+  if (name) img.alt = alts[name] || name;
+});
+new MutationObserver(mend).observe(document.body, {subtree: true, childList: true, attributeFilter: ["src"]});
+mend();
+"""
 STYLE = """
 .together { align-items: end; }
+.together > button, .together > .block + button { white-space: nowrap; }
 .note { font-size: var(--text-sm); opacity: .85; }
 .note:not(:has(p)) { display: none; }
+button[aria-label="Share"] { display: none; }
+progress { width: 100%; accent-color: var(--color-accent); }
+footer { display: none; }
 """
 
 
@@ -51,4 +75,5 @@ def page(desk: Desk) -> gr.Blocks:
 def look() -> dict[str, Any]:
     """Theme and style, for whoever mounts the page."""
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO)
-    return {"theme": theme, "css": STYLE}
+    script = SCRIPT.replace("ALTS", json.dumps(ALTS))
+    return {"theme": theme, "css": STYLE, "js": f"() => {{{script}}}"}

@@ -42,7 +42,7 @@ class AddressInput:
     def __init__(self, place: str, button: str = "Fetch") -> None:
         with gr.Row(elem_classes="together"):
             self.address = gr.Textbox(
-                label="or its address", placeholder="https://…", scale=4, elem_id=f"{place}-address"
+                "", label="or its address", placeholder="https://…", scale=4, elem_id=f"{place}-address"
             )
             self.button = gr.Button(button, scale=0, min_width=80, elem_id=f"{place}-fetch")
 

@@ -81,11 +81,12 @@ def build(desk: Desk, reply: Reply) -> None:
     def respond(session: str, payload: Any, said: str, *values: Any) -> Iterator[tuple[str, str]]:
         wanted = call(payload, said, *values)
         look = desk.picture(Given.of(payload))
-        options = {"max_new_tokens": reply.most, **wanted.options}
+        options: dict[str, Any] = {"max_new_tokens": reply.most, **wanted.options}
+        most = options["max_new_tokens"]
         yield from growing(
-            desk, session, place, lambda: desk.stream(wanted.task, look, wanted.words, options)
+            desk, session, place, most, lambda: desk.stream(wanted.task, look, wanted.words, options)
         )
 
     inputs = [picture.image, words, *sliders.inputs]
     done = run.listen(respond, inputs, [answer, note], words.submit)
-    code.listen(call, inputs, done.then)
+    code.listen(call, inputs, done.then, picture.image.change, words.blur, *sliders.changes)

@@ -48,7 +48,9 @@ def rows(desk: Desk, session: str, place: str, entries: Sequence[Entry], job: Jo
     side_by_side = desk.vlm.engine.config.batch_rows
     left = iter(entries)
     pool = ThreadPoolExecutor(side_by_side, thread_name_prefix="idefics-batch")
-    with pool, desk.running(session, place) as running:  # stopped first: who leaves early waits for nothing
+    pictures = min(2 * side_by_side, len(entries))  # at once
+    # From right to left, who leaves early stops what runs, and waits for nothing.
+    with pool, desk.running(session, place) as running, desk.settings.admit(running.stop, pictures, 0):
         doing: set[Future[Row | None]] = set()
         while True:
             while len(doing) < 2 * side_by_side and not running.stopped:

@@ -47,7 +47,7 @@ class Run:
         """Runs `handler(session, *inputs)`, which yields outputs, on a click or one of the events `also`.
 
         Returns:
-            The event after it, whether it went well or not.
+            The event after it, where it went well.
         """
         return self.follow(partial(gr.on, [self.button.click, *also]), handler, inputs, outputs)
 
@@ -74,11 +74,14 @@ class Run:
             **RAW,
             **how,
         )
+        ended.failure(set_to(False), None, both, queue=False, **HIDDEN)  # after an error `then` is not run
         return ended.then(set_to(False), None, both, queue=False, **HIDDEN)
 
 
-def growing(desk: Desk, session: str, place: str, ask: Callable[[], Stream]) -> Iterator[tuple[str, str]]:
+def growing(
+    desk: Desk, session: str, place: str, most: int, ask: Callable[[], Stream]
+) -> Iterator[tuple[str, str]]:
     """An answer's text and what it took, while it grows."""
     yield "", ""
-    for one in desk.answer(session, place, ask):
+    for one in desk.answer(session, place, most, ask):
         yield (one.text, cost(one)) if isinstance(one, Answer) else (one, "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from idefics.config import Sampling
+from idefics.processing.settings import json_object
 
 DETAILS = [("as closely as the model can", "high"), ("as a whole only", "low"), ("by their own size", "auto")]
 STRATEGIES = [("Greedy", "greedy"), ("Beam search", "beams"), ("Sampling", "sampling")]
@@ -96,6 +98,11 @@ class Sliders:
         """How closely pictures are looked at."""
         return self.by_name["detail"]
 
+    @property
+    def changes(self) -> list[Any]:
+        """The events of somebody moving one."""
+        return [one.change for one in self.inputs]
+
     def options(self, *values: Any) -> dict[str, Any]:
         """The keywords that a call needs to be given."""
         return keywords(dict(zip(self.by_name, values, strict=True)), self.most)
@@ -110,6 +117,14 @@ class Sliders:
         self.by_name["strategy"].change(
             fit, self.by_name["strategy"], own, api_visibility="private", show_progress="hidden"
         )
+
+
+def suggested(folder: Path) -> dict[str, Any]:
+    """Where sampling begins by a checkpoint's generation_config.json; nothing, where it wants to be greedy."""
+    said = json_object(folder / "generation_config.json")
+    if not said.get("do_sample"):
+        return {}
+    return {name: said[name] for name in ("temperature", "top_p", "top_k") if said.get(name) is not None}
 
 
 DEFAULT = Sampling()

@@ -1,0 +1,299 @@
+"""What stands behind the tabs, without a browser."""
+
+import json
+import threading
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from idefics.errors import BadPicture, BadPrompt, BadRequest, BadSetting
+from idefics.messages import Picture, assistant, user
+from idefics.tasks.shots import read_shots
+from idefics.ui import archive, batch, classify, shots, talk
+from idefics.ui.archive import Sources
+from idefics.ui.given import Given
+from idefics.ui.rows import Job, Row, as_csv, as_jsonl, rows
+from idefics.ui.sliders import keywords, suggested
+from idefics.ui.words import cost
+
+USUAL = {
+    "max_new_tokens": 64.0,
+    "temperature": 0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0,
+    "seed": None,
+    "repetition_penalty": 1,
+    "detail": "high",
+}
+
+
+def test_nothing_is_said_that_a_call_does_anyway():
+    assert keywords(USUAL, 64) == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"max_new_tokens": 7.0}, {"max_new_tokens": 7}),
+        ({"seed": 3.0, "top_p": 0.5}, {}),  # greedy obeys neither
+        ({"temperature": 0.5, "seed": 3.0, "top_k": 5.0}, {"temperature": 0.5, "seed": 3, "top_k": 5}),
+        ({"strategy": "greedy", "temperature": 0.5, "num_beams": 4}, {}),
+        ({"strategy": "beams", "temperature": 0.5, "num_beams": 4.0}, {"num_beams": 4}),
+        ({"strategy": "sampling", "temperature": 0.5, "num_beams": 4}, {"temperature": 0.5}),
+        ({"detail": "low", "repetition_penalty": 1.2}, {"detail": "low", "repetition_penalty": 1.2}),
+    ],
+)
+def test_a_strategy_is_told_what_it_obeys(changed, said):
+    assert keywords(USUAL | changed, 64) == said
+
+
+def test_a_checkpoint_may_suggest_to_sample(tmp_path):
+    file = tmp_path / "generation_config.json"
+    assert suggested(tmp_path) == {}
+    file.write_text(json.dumps({"temperature": 0.6, "do_sample": False}))
+    assert suggested(tmp_path) == {}
+    file.write_text(
+        json.dumps({"temperature": 0.6, "do_sample": True, "top_k": 20, "top_p": None, "eos_token_id": 2})
+    )
+    assert suggested(tmp_path) == {"temperature": 0.6, "top_k": 20}
+
+
+def test_turns_go_to_the_model_as_they_were_said(given):
+    turns = [
+        talk.said("user", given("tower.png"), "What is it?"),
+        talk.said("assistant", "A tower."),
+        talk.said("user", "Really?"),
+    ]
+    back = json.loads(json.dumps(turns))
+    back[0]["content"][0]["file"]["url"] = "http://somewhere/else"  # a browser adds it
+    found = talk.messages(talk.cleaned(back), lambda one: Picture(one.name))
+    assert [(m.role, [p if isinstance(p, str) else p.source for p in m.parts]) for m in found] == [
+        ("user", ["tower.png", "What is it?"]),
+        ("assistant", ["A tower."]),
+        ("user", ["Really?"]),
+    ]
+    assert talk.cleaned(back) == turns
+    assert talk.until_asked(turns, 1) == turns[:1]
+    assert talk.until_asked(turns, 2) == turns
+
+
+def test_a_question_without_words_is_none(given):
+    with pytest.raises(BadPrompt, match="question is empty"):
+        talk.question([given("tower.png")], "  ")
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as pack:
+        for name, data in files.items():
+            pack.writestr(name, data)
+    return Given(str(path), path.name)
+
+
+def test_a_zip_gives_its_pictures_and_writes_nothing(tmp_path):
+    given = zipped(
+        tmp_path / "a.zip",
+        {
+            "b/two.jpg": b"2",
+            "one.PNG": b"1",
+            "../../up.png": b"x",
+            "/etc/root.png": b"r",
+            "..\\back.png": b"x",
+            "__MACOSX/._one.png": b"x",
+            ".hidden.png": b"x",
+            "notes.txt": b"x",
+            "inner.zip": b"x",
+        },
+    )
+    with Sources([given]) as sources:
+        assert {entry.name: entry.read() for entry in sources.entries} == {
+            "a.zip/b/two.jpg": b"2",
+            "a.zip/one.PNG": b"1",
+            "a.zip//etc/root.png": b"r",  # a name, and no path: it is never written
+        }
+        assert sources.left_out == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_zip_that_lies_about_its_sizes_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
+    given = zipped(tmp_path / "a.zip", {"bomb.png": b"0" * 100_000, "fine.png": b"1" * 1000})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    place = data.index(b"PK\x01\x02")  # the directory's entry of the bomb
+    data[place + 24 : place + 28] = (900).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(data)
+    with Sources([given]) as sources:
+        bomb, fine = sources.entries
+        with pytest.raises(BadPicture, match=r"bomb\.png is broken in the zip"):
+            bomb.read()
+        assert len(fine.read()) == 1000
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "words"),
+    [
+        ("MOST_MEMBERS", 2, "holds 3 files"),
+        ("MOST_UNPACKED", 2, "unpacks to 3 bytes"),
+        ("MOST_PICTURES", 2, "3 pictures"),
+    ],
+)
+def test_a_zip_with_too_much_in_it_is_refused(tmp_path, monkeypatch, limit, value, words):
+    monkeypatch.setattr(archive, limit, value)
+    given = zipped(tmp_path / "a.zip", {f"{number}.png": b"x" for number in range(3)})
+    with pytest.raises(BadRequest, match=words):
+        Sources([given])
+
+
+def test_what_is_no_zip_is_said(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"hello")
+    with pytest.raises(BadRequest, match=r"a\.zip is not a zip"):
+        Sources([Given(str(tmp_path / "a.zip"), "a.zip")])
+
+
+def test_rows_hold_answers_and_reasons(desk, demo, bundled, tmp_path):
+    files = {"tower.png": bundled["tower.png"].read_bytes(), "broken.png": b"no picture"}
+    with Sources([zipped(tmp_path / "a.zip", files)]) as sources:
+        found = {
+            row.image: row for row in rows(desk, "me", "batch", sources.entries, batch.job_of("caption", ""))
+        }
+    assert found["a.zip/tower.png"] == Row("a.zip/tower.png", demo.caption(bundled["tower.png"]).text)
+    assert found["a.zip/broken.png"].error.startswith("a.zip/broken.png is not a picture")
+    assert not desk._running
+
+
+def test_rows_end_when_they_are_stopped(desk, bundled):
+    asked = []
+
+    def read():
+        asked.append(1)
+        if len(asked) == 3:
+            desk.stop("me", "batch")
+        return bundled["tower.png"].read_bytes()
+
+    entries = [SimpleNamespace(name=str(number), read=read) for number in range(1000)]
+    found = list(rows(desk, "me", "batch", entries, Job(task="caption", options={"max_new_tokens": 3})))
+    assert len(found) <= len(asked) < 100
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("idefics-batch")]
+
+
+def test_a_job_needs_its_words():
+    with pytest.raises(BadPrompt, match="question is empty"):
+        batch.job_of("ask", " ")
+    with pytest.raises(BadSetting, match="1 label given"):
+        batch.job_of("classify", "cat")
+    assert batch.job_of("classify", "cat, dog").labels == ["cat", "dog"]
+    assert batch.job_of("caption", "left over").words == ""
+
+
+def test_labels_are_told_apart_by_lines_or_commas():
+    assert classify.labels("cat, dog") == ["cat", "dog"]
+    assert classify.labels("red, round\nblue, square\n") == ["red, round", "blue, square"]
+
+
+def test_tables_hold_every_row_and_no_formula():
+    found = [
+        Row("=cmd.png", '=HYPERLINK("x")', labels={"-a": 0.25, "b": 0.75}),
+        Row("b.png", error="b.png is broken"),
+        Row("c.png", "two\nlines, and ünïcode"),
+    ]
+    assert [json.loads(line) for line in as_jsonl(found).decode().splitlines()] == [
+        {"image": "=cmd.png", "text": '=HYPERLINK("x")', "labels": {"-a": 0.25, "b": 0.75}},
+        {"image": "b.png", "error": "b.png is broken"},
+        {"image": "c.png", "text": "two\nlines, and ünïcode"},
+    ]
+    import csv
+    import io
+
+    table = list(csv.reader(io.StringIO(as_csv(found).decode("utf-8-sig"))))
+    assert table[0] == ["image", "text", "error", "'-a", "b"]
+    assert table[1] == ["'=cmd.png", '\'=HYPERLINK("x")', "", "0.250000", "0.750000"]
+    assert table[3] == ["c.png", "two\nlines, and ünïcode", "", "", ""]
+
+
+def test_examples_survive_their_file(desk, given, tmp_path):
+    some = [
+        shots.checked(desk, given("tower.png"), "What?", " A tower. "),
+        shots.checked(desk, given("door.png"), "", "x"),
+    ]
+    (tmp_path / "shots.jsonl").write_bytes(shots.as_jsonl(some))
+    back = shots.read(desk, [Given(str(tmp_path / "shots.jsonl"), "shots.jsonl")])
+    assert [(one.question, one.answer) for one in back] == [("What?", "A tower."), ("", "x")]
+    assert [Path(one.given.path).read_bytes() for one in back] == [
+        Path(one.given.path).read_bytes() for one in some
+    ]
+    assert len(read_shots(tmp_path / "shots.jsonl")) == 2
+
+
+def test_an_example_never_opens_a_file_of_this_machine(desk, given, bundled, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(bundled["door.png"].read_bytes())
+    file = tmp_path / "shots.jsonl"
+    named = Given(str(file), "shots.jsonl")
+    for image in (str(secret), "secret.png", "../secret.png"):
+        file.write_text(json.dumps({"image": image, "answer": "x"}) + "\n")
+        with pytest.raises(BadPicture, match="choose that picture too"):
+            shots.read(desk, [named])
+    file.write_text(json.dumps({"image": "http://127.0.0.1:1/secret.png", "answer": "x"}) + "\n")
+    with pytest.raises(BadPicture, match="may not be fetched"):
+        shots.read(desk, [named])
+    file.write_text(json.dumps({"image": "tower.png", "answer": "x"}) + "\n")
+    assert shots.read(desk, [named, given("tower.png")])[0].given == given("tower.png")
+
+
+def test_a_broken_file_of_examples_is_told_by_its_name(desk, tmp_path):
+    (tmp_path / "x.jsonl").write_text("{")
+    with pytest.raises(BadPrompt, match=r"^mine\.jsonl, line 1"):
+        shots.read(desk, [Given(str(tmp_path / "x.jsonl"), "mine.jsonl")])
+    with pytest.raises(BadPrompt, match="0 files of examples"):
+        shots.read(desk, [])
+
+
+def test_too_many_examples_are_refused(desk, given):
+    one = shots.checked(desk, given("tower.png"), "", "x")
+    with pytest.raises(BadPrompt, match="33 examples"):
+        shots.room([one] * 33)
+
+
+def test_a_stop_before_the_answer_has_begun_holds(desk, demo):
+    def ask():
+        desk.stop("me", "ask")
+        return demo.chat([user("Tell me all.")], stream=True, max_new_tokens=500)
+
+    *_, answer = desk.answer("me", "ask", 500, ask)
+    assert answer.finish == "cancelled"
+    assert "stopped" in cost(answer)
+
+
+def test_who_leaves_stops_only_what_was_theirs(desk, demo):
+    def ask():
+        return demo.chat([user("What is it?"), assistant("A tower."), user("Where?")], stream=True)
+
+    mine, yours = desk.answer("me", "ask", 64, ask), desk.answer("you", "ask", 64, ask)
+    next(mine), next(yours)
+    desk.leave("me")
+    desk.stop("you", "chat")
+    *_, answer = yours
+    assert answer.finish != "cancelled"
+    list(mine)
+    assert not desk._running
+
+
+def test_what_an_answer_may_take_is_asked_for_and_given_back(desk, given):
+    taken = []
+
+    class Place:
+        def __init__(self, end, pictures, tokens):
+            taken.append((pictures, tokens))
+
+        def __enter__(self):
+            taken.append("in")
+
+        def __exit__(self, *_):
+            taken.append("out")
+
+    object.__setattr__(desk.settings, "admit", Place)
+    picture = desk.picture(given("tower.png"))
+    *_, answer = desk.answer("me", "ask", 50, lambda: desk.stream("ask", picture, "What?", {}))
+    assert taken == [(1, answer.usage.prompt_tokens + 50), "in", "out"]

@@ -1,0 +1,139 @@
+"""The page on the server: the same application, model, key and limits."""
+
+import asyncio
+import base64
+import json
+import shutil
+import subprocess
+
+import anyio.to_thread
+import pytest
+from starlette.testclient import TestClient
+
+from idefics.cli.serve import _add_page
+from idefics.errors import IdeficsError
+from idefics.messages import Picture, assistant, user
+from idefics.server.app import create_app
+from idefics.server.guests import admitted
+from idefics.server.settings import Settings
+from idefics.ui.code import Talk
+from ui.browser import served
+
+
+def with_page(demo, **settings):
+    settings = Settings(model="demo", ui=True, **settings)
+    app = create_app(demo, settings)
+    _add_page(app, demo, settings, "http://127.0.0.1:8000")
+    return app
+
+
+def test_the_page_stands_beside_the_api(demo):
+    with TestClient(with_page(demo), base_url="http://127.0.0.1") as client:
+        assert "gradio_config" in client.get("/").text
+        assert client.get("/v1/models").json()["data"][0]["id"] == "demo"
+        assert client.get("/health").status_code == 200
+
+
+def test_the_page_is_behind_the_key(demo):
+    with TestClient(with_page(demo, api_key="secret"), base_url="http://127.0.0.1") as client:
+        asked = {"accept": "text/html"}
+        for path in ("/", "/config", "/gradio_api/info", "/assets/x.js", "/theme.css"):
+            assert client.get(path, headers=asked).status_code == 401
+        refused = client.get("/", headers=asked)
+        assert refused.headers["www-authenticate"].startswith("Basic")  # a browser asks for it
+        assert client.post("/gradio_api/queue/join", json={}).status_code == 401
+        word = base64.b64encode(b"me:secret").decode()
+        page = client.get("/", headers={**asked, "authorization": f"Basic {word}"})
+        assert page.status_code == 200
+        assert "IDEFICS_API_KEY" not in page.text
+        assert "secret" not in page.text
+
+
+def test_without_the_flag_there_is_no_page(demo):
+    with TestClient(create_app(demo, Settings(model="demo"))) as client:
+        assert client.get("/").status_code == 404
+
+
+def in_a_thread(work):
+    """Runs work where handlers of the page run, and gives what it returns."""
+
+    async def run():
+        return await anyio.to_thread.run_sync(work)
+
+    return asyncio.run(run())
+
+
+def test_an_answer_of_the_page_takes_a_place_and_gives_it_back(demo):
+    admission = create_app(demo, Settings(model="demo", pictures_at_once=4)).state.service.admission
+
+    def work():
+        with admitted(admission, lambda: None, 3, 100):
+            there = len(admission.places), admission.pictures, admission.tokens
+            with pytest.raises(IdeficsError, match="3 pictures are being answered"):
+                admitted(admission, lambda: None, 2, 1).__enter__()
+            assert len(admission.places) == 1
+        return there
+
+    assert in_a_thread(work) == (1, 3, 100)
+    assert (len(admission.places), admission.pictures, admission.tokens) == (0, 0, 0)
+
+
+def test_a_server_that_goes_down_ends_answers_of_the_page(demo):
+    admission = create_app(demo, Settings(model="demo")).state.service.admission
+    ended = []
+
+    async def run():
+        async def close():
+            await asyncio.sleep(0)
+            await admission.close(0)
+
+        def work():
+            with admitted(admission, lambda: ended.append("ended"), 1, 1):
+                anyio.from_thread.run(close)
+            with pytest.raises(IdeficsError):
+                admitted(admission, lambda: None, 1, 1).__enter__()
+
+        await anyio.to_thread.run_sync(work)
+
+    asyncio.run(run())
+    assert ended == ["ended"]
+
+
+@pytest.fixture
+def shell(demo, bundled, tmp_path):
+    """Runs lines of a shell against a server, in a folder with the bundled pictures; the JSON that comes back."""
+    for name, path in bundled.items():
+        (tmp_path / name).write_bytes(path.read_bytes())
+    with served(create_app(demo, Settings(model="demo"))) as address:
+
+        def execute(make):
+            call = make(address)
+            done = subprocess.run(
+                ["bash", "-c", call.curl], cwd=tmp_path, capture_output=True, text=True, check=True
+            )
+            return json.loads(done.stdout)
+
+        yield execute
+
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+
+
+def test_the_curl_of_a_conversation_gives_its_answer(demo, bundled, shell):
+    def messages(name):
+        return [
+            user(Picture(name("tower.png")), "What is in this image?"),
+            assistant("A tower."),
+            user(Picture(name("statue.png")), 'And in this one?\nSay it\'s "so".'),
+        ]
+
+    said = shell(
+        lambda address: Talk(
+            messages=messages(str),
+            options={"max_new_tokens": 20, "detail": "low"},
+            model="demo",
+            server=address,
+        )
+    )
+    wanted = demo.chat(messages(bundled.__getitem__), max_new_tokens=20, detail="low").text
+    assert said["choices"][0]["message"]["content"] == wanted
