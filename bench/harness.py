@@ -46,15 +46,19 @@ class Run:
         return self.tokens / self.rest if self.tokens else 0.0
 
 
-def rounds(runs: Mapping[str, Callable[[int], T]], count: int) -> dict[str, list[T]]:
+def rounds(
+    runs: Mapping[str, Callable[[int], T]], count: int, before: Callable[[], object] = lambda: None
+) -> dict[str, list[T]]:
     """Calls each of `runs` once to warm up, then `count` times; each round turns the order of the last one around.
 
     A call gets the number of its round, 0 to warm up: what must not be known from an earlier round depends on it.
+    `before` is called before each round.
     """
     results: dict[str, list[T]] = {name: [] for name in runs}
     for call in runs.values():
         call(0)
     for number in range(1, count + 1):
+        before()
         for name in list(runs)[:: 1 if number % 2 else -1]:
             results[name].append(runs[name](number))
     return results

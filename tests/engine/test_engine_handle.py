@@ -85,7 +85,7 @@ def test_an_interrupt_cancels_what_is_waited_for(engine, monkeypatch):
     def interrupted(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(handle._changed, "wait_for", interrupted)
+    monkeypatch.setattr(handle._ended, "wait_for", interrupted)
     with pytest.raises(KeyboardInterrupt):
         handle.result()
     assert handle.finish_reason == "cancelled"

@@ -37,6 +37,7 @@ class Handle:
         self.error: Exception | None = None
         self._cancel = cancel
         self._changed = threading.Condition()
+        self._ended = threading.Condition()  # apart: who waits for the end is not woken for each id
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -51,8 +52,8 @@ class Handle:
     def wait(self, timeout: float | None = None) -> bool:
         """Until it is done, or `timeout` seconds: whether it is. An interrupt cancels."""
         try:
-            with self._changed:
-                return self._changed.wait_for(lambda: self.done, timeout)
+            with self._ended:
+                return self._ended.wait_for(lambda: self.done, timeout)
         except BaseException:
             self.cancel()
             raise
@@ -123,11 +124,16 @@ class Handle:
 
     def finish(self, reason: Finish) -> None:
         self.finish_reason = reason
-        self._tell()
+        self._end()
 
     def fail(self, error: Exception) -> None:
         self.error = error
+        self._end()
+
+    def _end(self) -> None:
         self._tell()
+        with self._ended:
+            self._ended.notify_all()
 
     def _tell(self) -> None:
         with self._changed:

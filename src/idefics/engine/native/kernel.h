@@ -20,19 +20,17 @@ INLINE float stored(const void *values, int kind, size_t index) {
     return widened(((const uint16_t *)values)[index]);
 }
 
-/* Weights of output o from byte s * BYTES on; `bytes` of them, fewer than a vector at the end of a row. */
-INLINE Piece take(const Linear *l, int kind, int o, int s, int bytes) {
-    const uint8_t *at = (const uint8_t *)l->weight + (size_t)o * row_bytes(l, kind) + (size_t)s * BYTES;
+/* The s-th vector of an output's weights: `bytes` of them, fewer than a vector at the end of a row. */
+INLINE Piece take(const char *weights, const char *scales, int kind, int scale_kind, int s, int bytes) {
+    const char *at = weights + s * BYTES;
     Piece w = {0};
     w.raw = bytes == BYTES ? load_bytes(at) : load_some(at, bytes);
     if (kind == FLOAT32) w.first = (F)w.raw;
     if (kind == BFLOAT16) w.first = (F)(w.raw << 16), w.second = (F)(w.raw & (int32_t)0xffff0000);
     if (kind == INT4) {
-        size_t group = (size_t)o * (size_t)((l->inputs + GROUP - 1) / GROUP) + (size_t)(s * (BYTES / 16));
-        if (l->scale_kind == FLOAT32)
-            w.first = spread((const float *)l->scale + group, bytes / 16);
-        else
-            w.first = spread_narrow((const uint16_t *)l->scale + group, bytes / 16);
+        int group = s * (BYTES / 16), groups = bytes / 16;
+        w.first = scale_kind == FLOAT32 ? spread((const float *)scales + group, groups)
+                                        : spread_narrow((const uint16_t *)scales + group, groups);
     }
     return w;
 }
@@ -61,56 +59,62 @@ INLINE void send_for(const void *from, size_t bytes) {
     for (size_t at = 0; at < bytes; at += LINE) __builtin_prefetch((const char *)from + at);
 }
 
-INLINE size_t scale_bytes(const Linear *l) {
-    return (size_t)((l->inputs + GROUP - 1) / GROUP) * (l->scale_kind == FLOAT32 ? 4 : 2);
-}
-
-INLINE void block(const Linear *l, int kind, int outputs, int rows, const Inputs *x, int row, int o, float *out,
-                  int stride) {
-    int bytes = (int)row_bytes(l, kind), whole = bytes / BYTES, rest = bytes % BYTES;
-    const char *next = (const char *)l->weight + (size_t)o * row_bytes(l, kind) + AHEAD;
+INLINE void block(const Linear *l, int kind, int scale_kind, int outputs, int rows, const Inputs *x, int row, int o,
+                  float *out, int stride) {
+    size_t bytes = row_bytes(l, kind), scales = kind == INT4 ? bytes / 16 * (scale_kind == FLOAT32 ? 4 : 2) : 0;
+    int whole = (int)bytes / BYTES, rest = (int)bytes % BYTES;
+    const char *weight = (const char *)l->weight + (size_t)o * bytes, *next = weight + AHEAD;
+    const char *scale = (const char *)l->scale + (size_t)o * scales;
     F sums[UNIT][4] = {{{0}}};
     Piece w[UNIT];
-    if (kind == INT4) send_for((const char *)l->scale + (size_t)(o + UNIT) * scale_bytes(l), UNIT * scale_bytes(l));
+    if (kind == INT4) send_for(scale + UNIT * scales, UNIT * scales);
     for (int s = 0; s < whole; s++) {
         UNROLL for (int i = 0; i < outputs; i++) {
-            w[i] = take(l, kind, o + i, s, BYTES);
+            w[i] = take(weight + (size_t)i * bytes, scale + (size_t)i * scales, kind, scale_kind, s, BYTES);
             if (i * BYTES % LINE == 0) __builtin_prefetch(next + (s * outputs + i) * BYTES);
         }
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int i = 0; i < outputs; i++) sums[i][r] = meet(sums[i][r], w[i], x, kind, row + r, s);
     }
     if (rest) {
-        UNROLL for (int i = 0; i < outputs; i++) w[i] = take(l, kind, o + i, whole, rest);
         send_for(next + whole * outputs * BYTES, (size_t)(rest * outputs));
+        UNROLL for (int i = 0; i < outputs; i++)
+            w[i] = take(weight + (size_t)i * bytes, scale + (size_t)i * scales, kind, scale_kind, whole, rest);
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int i = 0; i < outputs; i++) sums[i][r] = meet(sums[i][r], w[i], x, kind, row + r, whole);
     }
     UNROLL for (int i = 0; i < outputs; i++) {
-        float scale = kind == INT8 ? stored(l->scale, l->scale_kind, (size_t)(o + i)) : 1.0f;
-        UNROLL for (int r = 0; r < rows; r++) out[(size_t)(row + r) * (size_t)stride + (size_t)i] = sum(sums[i][r]) * scale;
+        float step = kind == INT8 ? stored(l->scale, l->scale_kind, (size_t)(o + i)) : 1.0f;
+        UNROLL for (int r = 0; r < rows; r++) out[(size_t)(row + r) * (size_t)stride + (size_t)i] = sum(sums[i][r]) * step;
     }
 }
 
-INLINE void all_rows(const Linear *l, int kind, int outputs, int rows, const Inputs *x, int o, float *out, int stride) {
+INLINE void all_rows(const Linear *l, int kind, int scale_kind, int outputs, int rows, const Inputs *x, int o,
+                     float *out, int stride) {
     int row = 0;
-    for (; rows - row >= TOGETHER; row += TOGETHER) block(l, kind, outputs, TOGETHER, x, row, o, out, stride);
-    for (; row < rows; row++) block(l, kind, outputs, 1, x, row, o, out, stride);
+    for (; rows - row >= TOGETHER; row += TOGETHER)
+        block(l, kind, scale_kind, outputs, TOGETHER, x, row, o, out, stride);
+    for (; row < rows; row++) block(l, kind, scale_kind, outputs, 1, x, row, o, out, stride);
 }
 
-INLINE void span(const Linear *l, int kind, int rows, const Inputs *x, int from, int to, float *out, int stride) {
+INLINE void span(const Linear *l, int kind, int scale_kind, int rows, const Inputs *x, int from, int to, float *out,
+                 int stride) {
     int o = from;
-    for (; o + UNIT <= to; o += UNIT) all_rows(l, kind, UNIT, rows, x, o, out + (o - from), stride);
-    for (; o < to; o++) all_rows(l, kind, 1, rows, x, o, out + (o - from), stride);
+    for (; o + UNIT <= to; o += UNIT) all_rows(l, kind, scale_kind, UNIT, rows, x, o, out + (o - from), stride);
+    for (; o < to; o++) all_rows(l, kind, scale_kind, 1, rows, x, o, out + (o - from), stride);
 }
 
 /* Outputs `from` to `to` of a layer for each row: out[row * stride + o - from]. */
 static void multiply(const Linear *l, int rows, const Inputs *x, int from, int to, float *out, int stride) {
     switch (l->kind) {
-    case FLOAT32: span(l, FLOAT32, rows, x, from, to, out, stride); break;
-    case BFLOAT16: span(l, BFLOAT16, rows, x, from, to, out, stride); break;
-    case INT8: span(l, INT8, rows, x, from, to, out, stride); break;
-    default: span(l, INT4, rows, x, from, to, out, stride);
+    case FLOAT32: span(l, FLOAT32, 0, rows, x, from, to, out, stride); break;
+    case BFLOAT16: span(l, BFLOAT16, 0, rows, x, from, to, out, stride); break;
+    case INT8: span(l, INT8, 0, rows, x, from, to, out, stride); break;
+    default:
+        if (l->scale_kind == FLOAT32)
+            span(l, INT4, FLOAT32, rows, x, from, to, out, stride);
+        else
+            span(l, INT4, BFLOAT16, rows, x, from, to, out, stride);
     }
 }
 

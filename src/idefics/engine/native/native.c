@@ -77,8 +77,7 @@ int outputs_of(const Model *m, Stage stage) {
 
 static int larger(int a, int b) { return a > b ? a : b; }
 
-/* The first of the layers that a stage multiplies with; NULL where it attends. */
-static const Linear *layer_of(const Model *m, Stage stage) {
+const Linear *layer_of(const Model *m, Stage stage) {
     const Layer *layer = m->layers + stage.layer;
     const Cross *cross = m->crosses + stage.layer;
     switch (stage.kind) {

@@ -140,6 +140,7 @@ int pool_threads(const Pool *pool);
 void pool_run(Pool *pool);
 
 int outputs_of(const Model *model, Stage stage); /* of the stages that multiply */
+const Linear *layer_of(const Model *model, Stage stage); /* the first that it multiplies with, or NULL */
 
 static inline size_t row_bytes(const Linear *l, int kind) {
     size_t inputs = (size_t)l->inputs;

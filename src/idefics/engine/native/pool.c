@@ -11,6 +11,7 @@
 #include <time.h>
 
 enum { SPIN_NANOSECONDS = 50000 }; /* about what it costs to be woken */
+enum { EXPECTED = 16384 };         /* bytes of weights that are sent for while others end a stage */
 
 struct Pool {
     _Atomic uint64_t place; /* stage number << 32 | its next unit */
@@ -72,6 +73,18 @@ static void wait_beyond(Pool *pool, uint32_t stage) {
     pthread_mutex_unlock(&pool->lock);
 }
 
+/* Tells the caches of what the next stage that multiplies will read: memory would be idle while we wait. Who ends this
+ * stage takes the first piece of it, so ours is the second one. */
+static void expect_next(const Engine *e, uint32_t index, int threads) {
+    while (++index < (uint32_t)e->stage_count) {
+        const Linear *l = layer_of(e->model, e->stages[index]);
+        if (!l) continue;
+        size_t row = row_bytes(l, l->kind), from = row * UNIT * ((size_t)l->outputs / UNIT / (size_t)(2 * threads));
+        for (size_t at = 0; at < EXPECTED; at += 64) __builtin_prefetch((const char *)l->weight + from + at);
+        return;
+    }
+}
+
 /* Takes pieces of one stage, if it is still at work, until none is left. */
 static void do_stage(Pool *pool, Thread *thread, uint32_t stage) {
     for (;;) {
@@ -81,7 +94,10 @@ static void do_stage(Pool *pool, Thread *thread, uint32_t stage) {
         uint32_t index = stage - atomic_load(&pool->first);
         if (index >= (uint32_t)pool->engine->stage_count) return;
         int32_t units = atomic_load(&pool->engine->units[index]), from = (int32_t)(uint32_t)place;
-        if (from >= units) return;
+        if (from >= units) {
+            expect_next(pool->engine, index, pool->threads);
+            return;
+        }
         /* Large pieces first, so that they are few; small ones last, so that all end together. */
         int32_t count = (units - from) / (2 * pool->threads), least = pool->engine->stages[index].least;
         if (count < least) count = least < units - from ? least : units - from;
