@@ -78,7 +78,7 @@ def test_equal_bytes_of_other_modes():
     differ([PIL.Image.frombytes(mode, size, raw) for mode, size in sizes.items()])
 
 
-def test_transposed_and_turned_pictures():
+def test_sglang_2151_8342_transposed_and_turned_pictures():
     array = noise(7, 7, 3)
     differ([array, array.transpose(1, 0, 2), array[::-1], array[:, ::-1], np.rot90(array), array[:, :, ::-1]])
 

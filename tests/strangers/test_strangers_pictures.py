@@ -6,11 +6,14 @@ Tests carry the names of the holes that they keep shut.
 import base64
 import io
 import itertools
+import os
 import re
-import resource
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -18,6 +21,7 @@ import PIL.ImageFile
 import PIL.ImageOps
 import pytest
 
+import idefics
 from idefics import Message
 from idefics.errors import BadPicture, BadVideo
 from idefics.messages import Look, Picture, Video
@@ -524,13 +528,33 @@ def test_prepared_pictures_take_turns_too():
     assert held == ["in", "out"] * 2
 
 
-def test_memory_of_the_largest_picture_is_bounded():
-    """What Pillow takes is not Python's to count: the process says it. Eight bytes a pixel, and what comes of it."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows = zlib.compress(bytes((1 + 4 * 2000) * 2000))
-    opened(png_of(2000, 2000, colour=6, rows=rows))
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # kilobytes
-    assert grown * 1024 < 30 * 2000 * 2000
+def memory_of(data):
+    """Bytes that a process of its own takes to open a picture: what Pillow takes is not Python's to count."""
+    code = """
+import resource, sys
+from idefics.messages import Picture
+from idefics.processing.fetch import Fetcher
+from idefics.processing.images import open_picture
+def opened(data):
+    open_picture(Picture(data), Fetcher(strangers=True))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+small = opened(bytes.fromhex(sys.argv[1]))
+print((opened(sys.stdin.buffer.read()) - small) * 1024)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(idefics.__file__).parents[1])}
+    command = [sys.executable, "-c", code, png_of(1, 1, rows=zlib.compress(bytes(4))).hex()]
+    return int(subprocess.run(command, input=data, capture_output=True, check=True, env=environment).stdout)
+
+
+@pytest.mark.parametrize(("depth", "colour", "bytes_"), [(8, 6, 4), (16, 6, 8), (16, 0, 2), (8, 2, 3)])
+def test_memory_of_a_picture_is_bounded(depth, colour, bytes_):
+    """Of 4 million pixels in a few kilobytes: as Pillow has them, as RGB, and not much beside."""
+    side = 2000
+    data = png_of(
+        side, side, depth=depth, colour=colour, rows=zlib.compress(bytes((1 + bytes_ * side) * side))
+    )
+    assert len(data) < 50_000
+    assert memory_of(data) < 14 * side * side
 
 
 def test_videos_of_frames_are_pictures(vlm):

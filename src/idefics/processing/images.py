@@ -114,18 +114,13 @@ def _decode(file: BinaryIO, name: str) -> PIL.Image.Image:
 
 def _decode_strangers(file: BinaryIO, name: str) -> PIL.Image.Image:
     data, exif, most = file.read(), b"", strangers.MOST_PIXELS
-    try:
-        if data.startswith(b"\xff\xd8"):
-            data, exif = strangers.bare_jpeg(data)
-        sparing = strangers.Sparing(data)
-        with _image(sparing, name, strangers.FORMATS, "JPEG, PNG, WebP, GIF or BMP", most) as image:
-            return _upright_rgb(
-                image, name, most, lambda: strangers.orientation(exif or image.info.get("exif", b""))
-            )
-    except strangers.BadFile:
-        raise BadPicture(
-            f"{name} is built to take more work than a picture takes: save it again with an ordinary program"
-        ) from None
+    if data.startswith(b"\xff\xd8"):
+        data, exif = strangers.bare_jpeg(data)
+    sparing = strangers.Sparing(data)
+    with _image(sparing, name, strangers.FORMATS, "JPEG, PNG, WebP, GIF or BMP", most) as image:
+        return _upright_rgb(
+            image, name, most, lambda: strangers.orientation(exif or image.info.get("exif", b""))
+        )
 
 
 def _image(file: BinaryIO, name: str, formats: tuple[str, ...], wanted: str, most: int) -> PIL.Image.Image:
@@ -133,7 +128,7 @@ def _image(file: BinaryIO, name: str, formats: tuple[str, ...], wanted: str, mos
     try:
         with _quiet():
             return PIL.Image.open(file, formats=_readable(formats))
-    except strangers.BadFile:
+    except BadPicture:
         raise
     except PIL.Image.DecompressionBombError:
         raise BadPicture(f"{name} has more than {most:,} pixels: make it smaller") from None
@@ -177,7 +172,7 @@ def _upright_rgb(
     try:
         image.load()  # before its tag is read: PNG may hold it behind the pixels, PIL obeys TIFF's by itself
         upright = rgb(image)
-    except strangers.BadFile:
+    except BadPicture:
         raise
     except Exception:
         raise BadPicture(f"{name} is broken: its pixels cannot be read to the end") from None
@@ -201,22 +196,26 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     16-bit grey (0 to 65535) is scaled to 0 to 255; PIL itself would clip it at 255, a nearly white picture.
     """
     if image.mode.startswith("I"):
-        return _from_wide_grey(image)
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return PIL.Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        flat = _from_wide_grey
+    elif "A" in image.getbands() or image.info.get("transparency") is not None:
+        flat = _over_white
+    else:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    whole = PIL.Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):  # what lies between takes many times the room of the picture
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        whole.paste(flat(strip), (0, top))
+    return whole
 
 
-def _from_wide_grey(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Strip by strip: the numbers in between take many times the room of the picture."""
-    grey = np.empty((image.height, image.width), np.uint8)
-    for top in range(0, image.height, STRIP):
-        bottom = min(top + STRIP, image.height)
-        strip = np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.int64)
-        grey[top:bottom] = (np.clip(strip, 0, 65535) + 128) // 257
-    return PIL.Image.fromarray(grey).convert("RGB")
+def _over_white(strip: PIL.Image.Image) -> PIL.Image.Image:
+    white = PIL.Image.new("RGBA", strip.size, (255, 255, 255, 255))
+    return PIL.Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB")
+
+
+def _from_wide_grey(strip: PIL.Image.Image) -> PIL.Image.Image:
+    grey = (np.clip(np.asarray(strip, dtype=np.int64), 0, 65535) + 128) // 257
+    return PIL.Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
 def _from_array(array: NDArray[np.generic], most: int) -> PIL.Image.Image:

@@ -11,6 +11,8 @@ import io
 import re
 import struct
 
+from idefics.errors import BadPicture
+
 MOST_PIXELS = 40_000_000
 # Each is opened by the decoder of that name and by no other, whatever the sender calls it.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
@@ -31,15 +33,18 @@ DECODED = {*range(0xC0, 0xD0), *range(0xDA, 0xDE), 0xE0, 0xEE} - {0xC8}
 APPLICATIONS = {*range(0xE0, 0xF0), 0xFE} - DECODED  # and comments
 
 
-class BadFile(Exception):
+def too_much() -> BadPicture:
     """The file asks for more work than a picture takes."""
+    return BadPicture(
+        "the picture is built to take more work than a picture takes: save it again with an ordinary program"
+    )
 
 
 class Sparing(io.BytesIO):
     """A file that ends in an error where a decoder reads it in crumbs: each costs more than its bytes.
 
     Raises:
-        BadFile: at the read beyond `MOST_READS`.
+        BadPicture: at the read beyond `MOST_READS`.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -50,7 +55,7 @@ class Sparing(io.BytesIO):
         """As of any file."""
         self.reads += 1
         if self.reads > MOST_READS:
-            raise BadFile
+            raise too_much()
         return super().read(size)
 
 
@@ -61,7 +66,7 @@ def bare_jpeg(data: bytes) -> tuple[bytes, bytes]:
     What follows the end of the picture is left out.
 
     Raises:
-        BadFile: more scans than `MOST_SCANS`, more segments than `MOST_SEGMENTS`, or a segment of an unknown kind.
+        BadPicture: more scans than `MOST_SCANS`, more segments than `MOST_SEGMENTS`, or a segment of an unknown kind.
     """
     kept, exif, scans, begun = [data[:2]], b"", 0, 2
     for _ in range(MOST_SEGMENTS):
@@ -74,12 +79,12 @@ def bare_jpeg(data: bytes) -> tuple[bytes, bytes]:
         end = start + int.from_bytes(data[start : start + 2])
         scans += kind == SCAN
         if end < start + 2 or scans > MOST_SCANS or kind not in DECODED | APPLICATIONS:
-            raise BadFile
+            raise too_much()
         kept.append(data[begun : end if kind in DECODED else marker.start()])
         if not exif and kind == APP1 and data.startswith(EXIF, start + 2):
             exif = data[start + 2 : end]
         begun = end
-    raise BadFile
+    raise too_much()
 
 
 def orientation(exif: bytes) -> int:
