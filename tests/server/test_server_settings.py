@@ -1,6 +1,7 @@
 """Settings by flag, environment and file; the page that lists them."""
 
 import re
+import sys
 from dataclasses import fields
 
 import pytest
@@ -8,6 +9,7 @@ import typer
 
 import refresh_server_docs as page
 from idefics.cli import serve
+from idefics.cli.main import run
 from idefics.errors import BadSetting
 from idefics.server.settings import Settings, read
 
@@ -75,3 +77,35 @@ def test_the_page_of_settings_is_up_to_date():
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.refreshed(text) == text, "run scripts/refresh_server_docs.py"
     assert all(f"`--{one.name.replace('_', '-')}`" in text for one in fields(Settings))
+
+
+def refused(*flags):
+    """What the command says before it would load a model."""
+
+    def load(*_):
+        raise AssertionError("a model was loaded")
+
+    return run(["serve", *flags], load)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--host", "0.0.0.0"], "there is no key"),
+        (["--api-key-file", "nowhere.txt"], "nowhere.txt: the file of keys cannot be read"),
+        (["--config", "nowhere.toml"], "nowhere.toml: no such file"),
+        (["--drain", "-1"], "from 0 to 86400"),
+        (["--host", "203.0.113.1", "--insecure", "--port", "0"], "nothing can listen on 203.0.113.1"),
+    ],
+)
+def test_the_command_refuses_before_any_model_is_loaded(capsys, flags, words):
+    assert refused(*flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("idefics serve: ")
+    assert words in line
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydantic_settings", None)
+    assert refused() == 2
+    assert "idefics[serve]" in capsys.readouterr().err
