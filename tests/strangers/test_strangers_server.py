@@ -272,6 +272,10 @@ def test_cve_2026_0599_a_body_without_end(vlm, idle):
 
     told(client("POST", CHAT, content=endless(), headers={"Content-Type": "application/json"}), 413)
     assert len(sent) < 1000 or not client.service.admission.places
+    sent.clear()
+    announced = {"Content-Type": "application/json", "Content-Length": str(2 << 20)}
+    told(client("POST", CHAT, content=endless(), headers=announced), 413)
+    assert not sent, "what is announced as too large is not read"
     large = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "x" * (1 << 20)}]})
     told(client("POST", CHAT, content=large), 413)
     client.service.workers.shutdown()
