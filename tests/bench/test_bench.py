@@ -100,7 +100,7 @@ def test_unsplit_pictures_are_one_frame(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["generate", "reuse", "start"])
+@pytest.mark.parametrize("script", ["generate", "reuse", "serve", "start"])
 def test_a_quick_look_runs(script):
     done = subprocess.run(
         [sys.executable, ROOT / "bench" / f"{script}.py", "--quick"],

@@ -57,8 +57,8 @@ def client(url):
 
 def opened(url, kind=openai.OpenAI, **options):
     """A client that asks once and takes nothing but the shapes that it knows."""
-    options = {"api_key": "none", "max_retries": 0, "timeout": 60, **options}
-    return kind(base_url=f"{url}/v1", _strict_response_validation=True, **options)
+    usual = {"api_key": "none", "max_retries": 0, "timeout": 60, "_strict_response_validation": True}
+    return kind(base_url=f"{url}/v1", **(usual | options))
 
 
 @pytest.fixture(autouse=True)

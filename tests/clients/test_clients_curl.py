@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from server.asking import QUESTION, chat, events
+from server.asking import PICTURES, QUESTION, chat, events
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -63,6 +63,36 @@ def test_a_large_body_is_asked_for_and_not_sent_in_vain(url):
     status, body = curl(f"{url}/v1/chat/completions", "--data-binary", "@-", given=flood)
     assert status == 413
     assert "larger than" in json.loads(body)["error"]["message"]
+
+
+def form(url, task, *fields):
+    flags = [flag for field in fields for flag in ("--form", field)]
+    status, body = curl(f"{url}/v1/images/tasks/{task}", *flags)
+    return status, json.loads(body)
+
+
+def test_a_form_with_a_file(url, vlm):
+    picture = PICTURES / "puppy.png"
+    file = f"image=@{picture}"
+    assert form(url, "caption", file)[1]["text"] == vlm.caption(picture).text
+    answer = form(url, "ask", file, "words=What is it?", "max_new_tokens=3")[1]
+    assert answer["text"] == vlm.ask(picture, "What is it?", max_new_tokens=3).text
+    status, ranked = form(url, "classify", file, "labels=a dog", "labels=a door")
+    assert status == 200
+    same = vlm.classify(picture, ["a dog", "a door"])
+    assert [row["label"] for row in ranked["labels"]] == [row.label for row in same]
+
+
+def test_a_form_that_is_wrong(url, tmp_path):
+    (tmp_path / "words.png").write_text("no picture")
+    for fields in (
+        ["words=What?"],
+        [f"image=@{tmp_path / 'words.png'}", "words=What?"],
+        [f"photo=@{__file__}"],
+    ):
+        status, body = form(url, "ask", *fields)
+        assert status == 400
+        assert body["error"]["message"]
 
 
 def test_health(url):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -79,6 +79,13 @@ class Metrics:
             buckets=SECONDS_A_TOKEN,
         )
         self.registry.register(EngineCollector(vlm.engine))
+
+    def visits(self, count: Callable[[], int]) -> None:
+        """What counts the requests that are there."""
+        gauge = Gauge(
+            "idefics_visits", "Requests that have been let in and are not over.", registry=self.registry
+        )
+        gauge.set_function(count)
 
     def answered(self, usage: Usage, first: float, rest: float) -> None:
         """One answer has ended.

@@ -42,6 +42,7 @@ class Service:
         self.vlm, self.settings = for_strangers(vlm, settings), settings
         self.metrics = Metrics(vlm)
         self.admission = Admission(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
+        self.metrics.visits(lambda: len(self.admission.places))
         self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="idefics-server")
 
     @property

@@ -1,0 +1,145 @@
+"""OpenAI's own Python package: likelihoods, forced form, and its other two ways to ask."""
+
+import math
+
+import openai
+import pydantic
+import pytest
+
+from clients.conftest import opened
+from clients.test_clients_openai import ask, direct, picture
+from idefics.messages import Message
+from server.asking import QUESTION, data_uri, said, shown, user
+
+
+@pytest.fixture
+def expected(vlm):
+    return direct(vlm, picture("shapes"), "What is shown?", logprobs=True, top_logprobs=3)
+
+
+def test_how_likely_each_token_was(client, expected):
+    choice = ask(client, logprobs=True, top_logprobs=3).choices[0]
+    content = choice.logprobs.content
+    assert [token.logprob for token in content] == pytest.approx(list(expected.logprobs))
+    assert [len(token.top_logprobs) for token in content] == [3] * len(expected.tokens)
+    for token in content:
+        assert token.top_logprobs[0].token == token.token, "greedy takes the likeliest"
+        assert sum(math.exp(other.logprob) for other in token.top_logprobs) <= 1 + 1e-4
+    assert b"".join(bytes(token.bytes) for token in content).decode().strip() == choice.message.content
+
+
+def test_the_same_in_a_stream(client, expected):
+    with ask(client, logprobs=True, top_logprobs=3, stream=True) as stream:
+        given = [chunk.choices[0].logprobs for chunk in stream]
+    found = [token.logprob for one in given if one is not None for token in one.content]
+    assert found == pytest.approx(list(expected.logprobs))
+
+
+class Scene(pydantic.BaseModel):
+    """What a picture shows."""
+
+    colour: str
+    count: int
+
+
+def test_an_answer_in_a_form_of_the_callers(client):
+    answer = client.chat.completions.parse(
+        model="demo", messages=QUESTION, response_format=Scene, max_tokens=200
+    )
+    scene = answer.choices[0].message.parsed
+    assert isinstance(scene, Scene)
+    assert Scene.model_validate_json(answer.choices[0].message.content) == scene
+
+
+def test_the_same_in_a_stream_of_the_helper(client):
+    with client.chat.completions.stream(
+        model="demo", messages=QUESTION, response_format=Scene, max_tokens=200
+    ) as stream:
+        final = stream.get_final_completion()
+    assert isinstance(final.choices[0].message.parsed, Scene)
+
+
+def test_a_form_that_has_no_room_is_refused_before_it_is_begun(client):
+    with pytest.raises(openai.BadRequestError, match="there is room for 2"):
+        client.chat.completions.parse(model="demo", messages=QUESTION, response_format=Scene, max_tokens=2)
+
+
+FORCED = {"choices": ["a cat", "a red circle"], "regex": r"[0-9]{3}-[0-9]{2}"}
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_forms_beyond_the_clients_own(client, vlm, name):
+    text = ask(client, extra_body={name: FORCED[name]}).choices[0].message.content
+    assert text == direct(vlm, picture("shapes"), "What is shown?", **{name: FORCED[name]}).text
+    if name == "choices":
+        assert text in FORCED[name]
+
+
+def test_completions(client, url, vlm):
+    answer = client.completions.create(model="demo", prompt="The picture shows", max_tokens=5, logprobs=2)
+    same = vlm.generate(["The picture shows"], max_new_tokens=5)
+    (choice,) = answer.choices
+    assert choice.text == same.text
+    assert (choice.finish_reason, answer.usage.completion_tokens) == (same.finish, len(same.tokens))
+    assert len(choice.logprobs.token_logprobs) == len(same.tokens)
+    # Not strict: the package has no null in a chunk's finish_reason, which OpenAI itself sends.
+    lenient = opened(url, _strict_response_validation=False)
+    with (
+        lenient,
+        lenient.completions.create(
+            model="demo", prompt="The picture shows", max_tokens=5, stream=True
+        ) as stream,
+    ):
+        assert "".join(chunk.choices[0].text for chunk in stream) == same.text
+
+
+def test_responses(client, vlm):
+    content = [
+        {"type": "input_image", "image_url": data_uri("shapes"), "detail": "low"},
+        {"type": "input_text", "text": "What is shown?"},
+    ]
+    asked = {"model": "demo", "input": [{"role": "user", "content": content}]}
+    same = direct(vlm, picture("shapes", detail="low"), "What is shown?")
+    answer = client.responses.create(**asked)
+    assert answer.output_text == same.text
+    assert (answer.status, answer.usage.output_tokens) == ("completed", len(same.tokens))
+    with client.responses.create(**asked, stream=True) as stream:
+        events = list(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == same.text
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+    assert events[-1].response.output_text == same.text
+
+
+def test_responses_go_on_with_what_was_said(client, vlm):
+    first = client.responses.create(model="demo", input="Hello", instructions="Be short.")
+    turns = [{"role": "user", "content": "Hello"}, *first.output, {"role": "user", "content": "Why?"}]
+    second = client.responses.create(
+        model="demo", input=[one if isinstance(one, dict) else one.model_dump() for one in turns]
+    )
+    same = vlm.chat(
+        [Message("user", ("Hello",)), Message("assistant", (first.output_text,)), Message("user", ("Why?",))]
+    )
+    assert second.output_text == same.text
+
+
+def test_responses_in_a_form_of_the_callers(client):
+    answer = client.responses.parse(
+        model="demo", input="How many circles?", text_format=Scene, max_output_tokens=200
+    )
+    assert isinstance(answer.output_parsed, Scene)
+
+
+def test_penalties_and_biases(client, vlm):
+    story = [user(said("Tell me a story."))]
+    for wish in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"logit_bias": {"5": 100.0}}):
+        same = dict(wish)
+        if "logit_bias" in same:
+            same["logit_bias"] = {5: 100.0}
+        text = ask(client, story, max_tokens=8, **wish).choices[0].message.content
+        assert text == direct(vlm, "Tell me a story.", max_new_tokens=8, **same).text
+
+
+def test_several_pictures_as_the_documentation_shows_them(client):
+    answer = ask(client, [user(said("Which is alive?"), shown("door"), shown("puppy"))], max_tokens=8)
+    assert answer.choices[0].message.content
