@@ -5,6 +5,7 @@ import io
 import json
 import re
 import zipfile
+from dataclasses import replace
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -292,7 +293,12 @@ class Slow:
 
 def no_end(monkeypatch, demo):
     """Answers go on until they are as long as may be."""
-    monkeypatch.setattr(demo, "stop_ids", frozenset())
+    submit = demo.engine.submit
+
+    def endless(request, **how):
+        return submit(replace(request, stop_ids=frozenset()), **how)
+
+    monkeypatch.setattr(demo.engine, "submit", endless)
 
 
 def is_idle(demo):

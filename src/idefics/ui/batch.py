@@ -67,7 +67,7 @@ def tab(desk: Desk) -> None:
                 elem_id="batch-files",
             )
             example = gr.Button("Take the bundled pictures", size="sm", elem_id="batch-example")
-            folder = gr.File(label="or a folder", file_count="directory", height=110, elem_id="batch-folder")
+            folder = gr.File(label="or a folder", file_count="directory", height=140, elem_id="batch-folder")
             task = gr.Radio(CHOICES, value="caption", label="What to do with each", elem_id="batch-task")
             words = gr.Textbox("", visible=False, max_lines=4, elem_id="batch-words")
             run = Run(desk, PLACE, "Start")

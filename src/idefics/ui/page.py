@@ -48,7 +48,7 @@ STYLE = """
 .note { font-size: var(--text-sm); opacity: .85; }
 .note:not(:has(p)) { display: none; }
 button[aria-label="Share"] { display: none; }
-progress { width: 100%; accent-color: var(--color-accent); }
+progress { width: 100%; accent-color: var(--primary-500); }
 footer { display: none; }
 """
 
