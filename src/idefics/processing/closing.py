@@ -1,14 +1,14 @@
 """The shortest way to bring a text to an end that its form allows. Bytes only: knows no tokens and no models.
 
 llguidance says which bytes may follow and whether a text may end; it does not say how far the end is. So ends are
-searched for: of a regular expression exactly, by asking for texts of bounded length; of a JSON schema by walking on,
-what closes first.
+searched for: of a regular expression by asking for texts of bounded length; of a JSON schema by walking on, what closes
+first.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 Cost = Callable[[bytes], float]
 
-MOST = 8192  # bytes, or characters of a regular expression: ends further away are not found
-STEPS = 1024  # of a walk while an answer is being generated
+MOST = 8192  # bytes: ends further away are not found
+WIDEST = 2048  # characters, the bound of a regular expression
+STEPS = 256  # of a walk while an answer is being generated, or of the first that looks ahead
+SOUGHT = 64  # of a later one that looks ahead
+DROPPED = 64  # bytes of an earlier end
 CIRCLES = 100  # places where circles are looked for
 ATTEMPTS = 200  # other ways that are tried to shorten the first end
 END = 256  # the "token" that ends a text of bytes
@@ -61,35 +64,40 @@ def allowed(at: LLMatcher) -> int:
 
 
 def first_end(form: Form, at: LLMatcher, is_spaced: bool, cost: Cost) -> bytes | None:
-    """What a text of a form consists of at least, or as good as; None where no end was found."""
-    if form.schema is None:
-        return next_end(form, at, b"", is_spaced, cost)
-    end = _schema_end(at, MOST)
-    return None if end is None else _shortened(at, end)
-
-
-def next_end(form: Form, at: LLMatcher, said: bytes, is_spaced: bool, cost: Cost) -> bytes | None:
-    """What has at least to follow what has been said; None where no end was found.
+    """What a text of a form consists of at least, or as good as; None where no end was found.
 
     Args:
-        at: the place after it.
+        at: the place before it.
         is_spaced: as in `grammar`.
         cost: in tokens, of one of the choices.
     """
+    if form.choices is not None or (form.regex is not None and (end := _regex_end(form, b"")) is not None):
+        return next(ends(form, at, b"", is_spaced, cost)) if form.choices is not None else end
+    found = walk(at, MOST)
+    if found is None:
+        found = _sought(at, STEPS)
+    return None if found is None else _shortened(at, found)
+
+
+def ends(form: Form, at: LLMatcher, said: bytes, is_spaced: bool, cost: Cost) -> Iterator[bytes]:
+    """Ways to end after what has been said, those that are found quickly first. Arguments as in `first_end`."""
     own = said[1:] if is_spaced and said.startswith(b" ") else said
     if form.choices is not None:
         rests = [choice[len(own) :] for choice in map(str.encode, form.choices) if choice.startswith(own)]
-        return min(rests, key=cost, default=None)
-    if form.regex is not None:
-        return _regex_end(form, own)
-    return _schema_end(at, STEPS)
+        yield from sorted(rests, key=cost)[:1]
+        return
+    if (end := walk(at, STEPS)) is not None:
+        yield end
+    if form.regex is not None and (end := _regex_end(form, own)) is not None:
+        yield end
+        return
+    if (end := _sought(at, SOUGHT)) is not None:
+        yield end
 
 
-def _schema_end(at: LLMatcher, most: int) -> bytes | None:
-    """What closes first; where that goes round in circles, something else each time, and the circles cut out."""
-    if (end := walk(at, most)) is not None:
-        return end
-    if (end := walk(at, most, turns=True)) is None:
+def _sought(at: LLMatcher, most: int) -> bytes | None:
+    """An end of a form in which what closes first goes round in circles."""
+    if (end := walk(at, most, seeks=True)) is None:
         return None
     at, place = at.deep_copy(), 0
     while place < min(len(end), CIRCLES):
@@ -101,23 +109,27 @@ def _schema_end(at: LLMatcher, most: int) -> bytes | None:
     return end
 
 
-def walk(at: LLMatcher, most: int, *, turns: bool = False) -> bytes | None:
+def walk(at: LLMatcher, most: int, *, seeks: bool = False) -> bytes | None:
     """Bytes from a place to an end, what closes first; None where there are more than `most`.
 
     Args:
-        turns: where the same bytes may follow as before, take another one than before.
+        seeks: look one byte ahead, and go where the fewest steps have led: what may follow there tells places apart.
     """
     at, said, met = at.deep_copy(), bytearray(), Counter[int]()
+
+    def times(byte: int) -> int:
+        ahead = at.deep_copy()
+        ahead.consume_token(byte)
+        return -1 if ahead.is_accepting() else met[allowed(ahead)]
+
     while not at.is_accepting():
         there = allowed(at)
         if not there or len(said) >= most:
             return None
+        met[there] += 1
         order = STRING_FIRST if there.bit_count() > IN_TEXT else BRACKET_FIRST
-        if turns:
-            order = bytes(byte for byte in order if there >> byte & 1)
-            order = order[met[there] % len(order) :]
-            met[there] += 1
-        byte = next(byte for byte in order if there >> byte & 1)
+        may = (byte for byte in order if there >> byte & 1)
+        byte = min(may, key=times) if seeks else next(may)
         at.consume_token(byte)
         said.append(byte)
     return bytes(said)
@@ -144,7 +156,7 @@ def _shortened(at: LLMatcher, end: bytes) -> bytes:
 
 
 def _regex_end(form: Form, said: bytes) -> bytes | None:
-    """Exactly: as few characters as there can be."""
+    """As few characters as there can be; None where llguidance does not see that a bound is too narrow."""
     length = sum(byte & 0xC0 != 0x80 for byte in said)  # characters, one that has only begun among them
 
     def within(most: int) -> LLMatcher | None:
@@ -154,7 +166,7 @@ def _regex_end(form: Form, said: bytes) -> bytes | None:
 
     low, more = length, 0  # `low` is too few, or nothing has been said of it
     while (found := within(length + more)) is None:
-        if more > MOST:
+        if more > WIDEST:
             return None
         low, more = length + more + 1, 2 * more + 1
     high = length + more
@@ -164,12 +176,14 @@ def _regex_end(form: Form, said: bytes) -> bytes | None:
             low = middle + 1
         else:
             found, high = at, middle
-    return walk(found, 4 * MOST)
+    return walk(found, 4 * WIDEST)
 
 
 def reused(at: LLMatcher, end: bytes) -> bytes | None:
-    """An earlier end, or the shortest end of it, that still leads to one."""
-    for start in range(len(end), -1, -1):
+    """The shortest rest of an earlier end that leads to one from here too; of a long one only its first bytes go."""
+    if at.is_accepting():
+        return b""
+    for start in range(min(len(end), DROPPED), -1, -1):
         rest = end[start:]
         other = at.deep_copy()
         if other.try_consume_tokens(list(rest)) == len(rest) and other.is_accepting():

@@ -15,7 +15,7 @@ from idefics.errors import BadSetting
 from idefics.form import Form
 from idefics.processing import closing
 from idefics.processing.grammar import complaint, grammar
-from idefics.processing.spelling import Spelling
+from idefics.processing.spelling import LONGEST, Spelling
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -85,7 +85,7 @@ class FormGuide:
     def __init__(self, shape: Shape) -> None:
         self._shape, self._spelling = shape, shape.spelling
         self._matcher, self._bytes = shape.matcher.deep_copy(), shape.bytes.deep_copy()
-        self._said, self._end = b"", shape.end
+        self._said, self._end, self._counted = b"", shape.end, shape.length
         self.is_over = False
 
     def allowed(self) -> bytes:
@@ -122,14 +122,20 @@ class FormGuide:
         """An end that follows an id and fits, if one is found."""
         spelled = self._spelling.bytes_of[id]
         at.consume_tokens(list(spelled))
-        if self._end.startswith(spelled):
-            end: bytes | None = self._end[len(spelled) :]
-        else:
-            end = closing.reused(at, self._end)
-        if end is None:
-            said, shape = self._said + spelled, self._shape
-            end = closing.next_end(shape.form, at, said, shape.is_spaced, self._spelling.count)
-        return end if end is not None and self._spelling.fits(end, room) else None
+        end = self._end[len(spelled) :] if self._end.startswith(spelled) else closing.reused(at, self._end)
+        if end is not None:
+            # It ends what has been counted: the token that is cut may take as many as it has bytes, and no more do.
+            has_room = self._spelling.has_all_bytes and self._counted + LONGEST <= room
+            return end if has_room or self._fits(end, room) else None
+        said, shape = self._said + spelled, self._shape
+        ends = closing.ends(shape.form, at, said, shape.is_spaced, self._spelling.count)
+        return next((end for end in ends if self._fits(end, room)), None)
+
+    def _fits(self, end: bytes, room: int) -> bool:
+        count = self._spelling.count(end)
+        if count <= room:
+            self._counted = int(count)
+        return count <= room
 
 
 class BannedWords:

@@ -66,12 +66,6 @@ class Spelling:
         tokens = self.tokens(text)
         return math.inf if tokens is None else len(tokens)
 
-    def fits(self, text: bytes, room: int) -> bool:
-        """Whether so many tokens can spell a text."""
-        if len(text) <= room and self._letters.issuperset(text):  # a token a byte: no need to count
-            return True
-        return self.count(text) <= room
-
     def holding(self, word: bytes) -> Iterator[int]:
         """Ids of tokens that have a word in them."""
         start = self._joined.find(word)
@@ -98,8 +92,9 @@ class Spelling:
         return guidance(self.bytes_of, sorted(self.stop_ids), self.tokens)
 
     @cached_property
-    def _letters(self) -> frozenset[int]:
-        return frozenset(spelled[0] for spelled in self._ids if len(spelled) == 1)
+    def has_all_bytes(self) -> bool:
+        """Whether each byte has a token, so that every text can be spelled."""
+        return all(bytes([byte]) in self._ids for byte in range(256))
 
     @cached_property
     def _sorted(self) -> list[tuple[bytes, int]]:
