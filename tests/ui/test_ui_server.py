@@ -12,11 +12,12 @@ from starlette.testclient import TestClient
 
 from idefics.cli.serve import _add_page
 from idefics.errors import IdeficsError
-from idefics.messages import Picture, assistant, user
+from idefics.messages import Picture, Shot, assistant, user
 from idefics.server.app import create_app
 from idefics.server.guests import admitted
 from idefics.server.settings import Settings
-from idefics.ui.code import Talk
+from idefics.tasks import TASKS
+from idefics.ui.code import Call, Talk
 from ui.browser import served
 
 
@@ -137,3 +138,23 @@ def test_the_curl_of_a_conversation_gives_its_answer(demo, bundled, shell):
     )
     wanted = demo.chat(messages(bundled.__getitem__), max_new_tokens=20, detail="low").text
     assert said["choices"][0]["message"]["content"] == wanted
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"task": "ask", "words": "What is on the 'left'?", "options": {"max_new_tokens": 9, "detail": "low"}},
+        {"task": "caption", "shots": [("statue.png", "", "1 STATUE")], "options": {"num_beams": 2}},
+        {"task": "classify", "labels": ["red, round", "vegetables"], "options": {"calibrated": True}},
+    ],
+    ids=lambda call: call["task"],
+)
+def test_the_curl_of_a_task_gives_its_answer(demo, bundled, shell, call):
+    said = shell(lambda address: Call(picture="picnic.png", model="demo", server=address, **call))
+    picture, options = bundled["picnic.png"], call["options"]
+    if call["task"] == "classify":
+        assert said["labels"][0]["label"] == demo.classify(picture, call["labels"], **options).best
+        return
+    shots = [Shot(Picture(bundled[name]), answer) for name, _, answer in call.get("shots", ())]
+    task = TASKS[call["task"]]
+    assert said["text"] == demo.with_shots(shots).run(task, picture, call.get("words", ""), **options).text
