@@ -8,16 +8,21 @@ command, and the lines up to the next command are all that it writes; `sh` block
 
 import ast
 import io
+import json
 import os
 import re
 import shlex
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tokenize
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,8 +160,43 @@ def cases():
         yield pytest.param(command, id=str(command), marks=marks)
 
 
+@pytest.fixture(scope="module")
+def servers(programs, workplace):
+    """Starts what the README serves, on a free port in place of 8000, and ends it as Ctrl-C does."""
+    with ExitStack() as running, socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = str(reserved.getsockname()[1])
+        reserved.close()
+
+        def start(line):
+            process = subprocess.Popen(
+                [*shlex.split(line), "--port", port],
+                executable=programs / "idefics",
+                cwd=workplace,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            running.enter_context(process.stdout)
+            running.callback(process.wait, 60)
+            running.callback(process.send_signal, signal.SIGINT)
+            assert port in process.stdout.readline(), f"{line} did not say where it listens"
+
+        yield SimpleNamespace(start=start, port=port)
+
+
 @pytest.mark.parametrize("command", list(cases()))
-def test_commands(command, programs):
+def test_commands(command, programs, servers):
+    if command.line.startswith("idefics serve"):
+        servers.start(command.line)
+        return
+    if command.line.startswith("curl"):
+        if not shutil.which("curl"):
+            pytest.skip("no curl here")
+        code, shown = run_shell(command.line.replace("8000", servers.port), programs)
+        assert code == 0, shown
+        assert "error" not in json.loads(shown[shown.index("{") :])
+        return
     words = plain_words(command.line)
     code, shown = run_command(words) if words else run_shell(command.line, programs)
     refusal = code == 2 and command.expected  # the README may show what a refusal looks like
