@@ -123,7 +123,7 @@ def test_what_is_no_picture_is_named(standard_input):
 def test_a_remote_picture_is_fetched_once(photos):
     asked = []
 
-    class Counting:
+    class Counting(Fetcher):
         def get(self, url):
             asked.append(url)
             return (photos / "a.png").read_bytes()

@@ -48,7 +48,9 @@ def page(chromium, address):
 
 
 def example(page, place, number=0):
+    """The example's picture is there when its cost is said."""
     page.locator(f"#{place}-examples button").nth(number).click()
+    expect(page.locator(f"#{place}-cost")).to_contain_text("tokens")
 
 
 def run(page, place):
