@@ -58,6 +58,21 @@ def address_of(host):
         return None
 
 
+@pytest.fixture(params=[1, 2])
+def openmp_threads(request):
+    """One of torch's threads, and two where kernels in C can share them."""
+    import torch
+
+    from idefics.nn.attend import parallel
+
+    before = torch.get_num_threads()
+    if request.param > 1 and parallel() is None:
+        pytest.skip("torch works with another OpenMP")
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Sockets reach this machine only, and names are not looked up."""

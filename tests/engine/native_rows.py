@@ -6,8 +6,28 @@ import torch
 from torch import Tensor
 
 from idefics.nn.attention import DenseAttn
+from models.tiny import IDEFICS3, changed
 
 PAGE = 16
+# Decoders whose widths no vector divides, and whose many heads share one key head.
+SHAPES = {
+    "odd sizes": changed(
+        IDEFICS3,
+        text_config={
+            "hidden_size": 50,
+            "intermediate_size": 33,
+            "head_dim": 10,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+            "vocab_size": 67,
+        },
+        image_token_id=66,
+    ),
+    "many heads": changed(
+        IDEFICS3,
+        text_config={"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 20, "hidden_size": 140},
+    ),
+}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.native_rows import Pages, expected, read, rows_of, sequences
+from engine.native_rows import SHAPES, Pages, expected, read, rows_of, sequences
 from idefics.engine.native import NativeDecode, instruction_sets, why_not
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, changed, model_of
 
@@ -19,22 +19,7 @@ KINDS = {
     "gelu": changed(IDEFICS3, text_config={"hidden_act": "gelu"}),
     "tanh": changed(IDEFICS3, text_config={"hidden_act": "gelu_pytorch_tanh"}),
     "relu": changed(IDEFICS1, hidden_act="relu"),
-    "odd sizes": changed(
-        IDEFICS3,
-        text_config={
-            "hidden_size": 50,
-            "intermediate_size": 33,
-            "head_dim": 10,
-            "num_attention_heads": 5,
-            "num_key_value_heads": 1,
-            "vocab_size": 67,
-        },
-        image_token_id=66,
-    ),
-    "many heads": changed(
-        IDEFICS3,
-        text_config={"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 20, "hidden_size": 140},
-    ),
+    **SHAPES,
 }
 
 

@@ -7,34 +7,21 @@ import pytest
 import torch
 
 import idefics
-from engine.native_rows import Pages, read, sequences
+from engine.native_rows import SHAPES, Pages, read, sequences
 from idefics.config import EngineConfig
 from idefics.engine import memory
 from idefics.engine.attention import Chunk, PagedAttn
 from idefics.engine.cache import PAGE, PagedCache, narrowed
 from idefics.engine.decode import DecodeRows, TorchDecode
 from idefics.engine.native import NativeDecode, instruction_sets, why_not
-from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, changed, model_of
+from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, model_of
 
 native = pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
 KINDS = {
     "beside": IDEFICS1,
     "window": IDEFICS2,
     "grouped": IDEFICS3,
-    "odd sizes": changed(
-        IDEFICS3,
-        text_config={
-            "hidden_size": 50,
-            "intermediate_size": 33,
-            "head_dim": 10,
-            "num_attention_heads": 5,
-            "num_key_value_heads": 1,
-        },
-    ),
-    "many heads": changed(
-        IDEFICS3,
-        text_config={"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 20, "hidden_size": 140},
-    ),
+    **SHAPES,
 }
 LARGEST = torch.finfo(torch.float16).max
 

@@ -57,18 +57,8 @@ def drawn(frames, heads, key_heads, queries, keys, size):
     return q, k, v
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    if request.param > 1 and module.parallel() is None:
-        pytest.skip("torch works with another OpenMP")
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_it_is_the_formula(size, threads):
+def test_it_is_the_formula(size, openmp_threads):
     q, k, v = drawn(*size)
     assert module.can_attend(q, k, v)
     ours, exact = module.attend(q, k, v), explicit(q.double(), k.double(), v.double())

@@ -43,16 +43,6 @@ def width(request, code):
     return request.param
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    if request.param > 1 and module.parallel() is None:
-        pytest.skip("torch works with another OpenMP")
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def drawn(shape, dtype):
     """Every level of four bits, those that nothing is rounded to as well."""
     torch.manual_seed(0)
@@ -65,7 +55,7 @@ def drawn(shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_four_bits_are_widened_as_torch_widens_them(shape, dtype, width, threads, monkeypatch):
+def test_four_bits_are_widened_as_torch_widens_them(shape, dtype, width, openmp_threads, monkeypatch):
     layer = drawn(shape, dtype)
     assert module.can_widen(layer.weight, layer.scale, torch.float32)
     ours = module.widen(layer.weight, layer.scale, layer.in_features, width)
@@ -128,7 +118,7 @@ def in_groups(layer, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [1, 12, 13, 125, 250])
 @pytest.mark.parametrize("shape", [*SHAPES, (17, 1100)], ids=str)
-def test_four_bits_are_multiplied_with_rounded_inputs(shape, rows, dtype, threads, vnni):
+def test_four_bits_are_multiplied_with_rounded_inputs(shape, rows, dtype, openmp_threads, vnni):
     layer, x = drawn(shape, dtype), torch.randn(rows, shape[1])
     assert module.can_multiply_packed(layer.weight, layer.scale)
     ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)

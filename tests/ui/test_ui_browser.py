@@ -77,6 +77,7 @@ def test_words_are_continued(page, demo, bundled):
 def test_a_question_is_answered_by_keyboard_alone(page):
     tab(page, "Ask")
     page.locator("#ask-examples button").nth(2).press("Enter")
+    expect(page.locator("#ask-cost")).to_contain_text("tokens")
     page.locator("#ask-words textarea").fill("Is it day or night?")
     page.locator("#ask-words textarea").press("Enter")
     expect(page.locator("#ask-answer textarea")).to_have_value("Night.")

@@ -7,6 +7,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -88,18 +89,24 @@ class Growing:
 
     def deltas(self) -> Generator[Delta]:
         """The answer as it comes. Whoever leaves early cancels the rest, and has the answer up to there."""
-        shown = Shown(self)
-        try:
+        with self.handing_on() as shown:
             for _ in self.handle:
                 if delta := shown.next():
                     yield delta
-        except GeneratorExit:
+        if delta := shown.rest():
+            yield delta
+
+    @contextmanager
+    def handing_on(self) -> Generator[Shown]:
+        """What is done within hands the answer on. However it ends, the handle does; left early, it is cut there."""
+        shown = Shown(self)
+        try:
+            yield shown
+        except (GeneratorExit, asyncio.CancelledError):
             self.cut(shown.length)
             raise
         finally:
             self.handle.cancel()
-        if delta := shown.rest():
-            yield delta
 
     def answer(self) -> Answer:
         """The answer, or what there is of it."""
@@ -197,16 +204,10 @@ class Stream:
         Raises:
             IdeficsError: what went wrong with the request, after what came until there.
         """
-        growing, shown = self._growing, Shown(self._growing)
-        try:
-            async for _ in growing.handle:
+        with self._growing.handing_on() as shown:
+            async for _ in self._growing.handle:
                 if delta := shown.next():
                     yield delta
-        except (GeneratorExit, asyncio.CancelledError):
-            growing.cut(shown.length)
-            raise
-        finally:
-            growing.handle.cancel()
         if delta := shown.rest():
             yield delta
 

@@ -171,17 +171,18 @@ def one_format(schema_format: Any) -> Any:
         Annotated[PlainFormat, Tag("<text>")]
         | Annotated[PlainFormat, Tag("<json_object>")]
         | Annotated[schema_format, Tag("<json_schema>")],
-        Discriminator(
-            kind_of,
-            custom_error_type="unknown_format",
-            custom_error_message='it has a "type", which is "text", "json_object" or "json_schema"',
-        ),
+        by_type("it", "unknown_format", "text", "json_object", "json_schema"),
     ]
 
 
-def kind_of(value: Any) -> str:
-    """The tag of a part: its "type"."""
-    return f"<{value.get('type')}>" if isinstance(value, dict) else "<>"
+def by_type(what: str, fault: str, *types: str) -> Discriminator:
+    """Chooses among members tagged "<text>" and the like by "type"; `what` and `fault` name and class the refusal."""
+    *first, last = (f'"{name}"' for name in types)
+    return Discriminator(
+        lambda value: f"<{value.get('type')}>" if isinstance(value, dict) else "<>",
+        custom_error_type=fault,
+        custom_error_message=f'{what} has a "type", which is {", ".join(first)} or {last}',
+    )
 
 
 def content_kind(value: Any) -> str:
@@ -191,11 +192,7 @@ def content_kind(value: Any) -> str:
 
 PartField = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    Discriminator(
-        kind_of,
-        custom_error_type="unknown_part",
-        custom_error_message='a part has a "type", which is "text" or "image_url"',
-    ),
+    by_type("a part", "unknown_part", "text", "image_url"),
 ]
 Content = Annotated[
     Annotated[str, Tag("<words>")]

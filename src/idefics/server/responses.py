@@ -26,9 +26,9 @@ from idefics.server.fields import (
     Fields,
     JsonSchema,
     Unkept,
+    by_type,
     content_kind,
     count_pictures,
-    kind_of,
     one_format,
     picture_at,
 )
@@ -68,11 +68,7 @@ PartField = Annotated[
     Annotated[TextPart, Tag("<input_text>")]
     | Annotated[TextPart, Tag("<output_text>")]
     | Annotated[ImagePart, Tag("<input_image>")],
-    Discriminator(
-        kind_of,
-        custom_error_type="unknown_part",
-        custom_error_message='a part has a "type", which is "input_text", "input_image" or "output_text"',
-    ),
+    by_type("a part", "unknown_part", "input_text", "input_image", "output_text"),
 ]
 
 
