@@ -32,7 +32,7 @@ def served(app):
 def opened(browser, address, strangers, **context):
     """A page in a browser of its own; addresses that it asks for elsewhere are written down in `strangers`."""
     page = browser.new_context(**context).new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(30_000)
 
     def note(request):
         if not request.url.startswith((address, "data:", "blob:")):

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import threading
+import time
 import zipfile
 from dataclasses import replace
 
@@ -20,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # between Gradio and pandas
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
 ]
-expect.set_options(timeout=10_000)
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -278,16 +280,15 @@ def test_a_folder_is_classified(page, bundled, tmp_path):
 
 
 class Slow:
-    """Makes a model's answers long and slow, one token at a time."""
+    """Makes a model's answers slow, one token at a time. None comes while `going` is not set."""
 
     def __init__(self, monkeypatch, demo):
-        self.steps = 0
+        self.going = threading.Event()
+        self.going.set()
         step = demo.engine.step
 
         def slowly():
-            import time
-
-            self.steps += 1
+            self.going.wait(20)
             time.sleep(0.05)
             step()
 
@@ -373,16 +374,18 @@ def test_two_browsers_at_once_do_not_meet(chromium, address, demo, monkeypatch):
         for number, page in enumerate(pages):
             tab(page, "Write")
             example(page, "write", number)
+        slow.going.clear()
         for page in pages:
             run(page, "write")
         pages[0].locator("#write-stop").click()
         expect(pages[0].locator("#write-note")).to_contain_text("stopped")
+        slow.going.set()
         expect(pages[1].locator("#write-note")).to_contain_text("written")
         assert "stopped" not in pages[1].locator("#write-note").inner_text()
         assert "tulip" in value(pages[1], "#write-answer")
         assert "tulip" not in value(pages[0], "#write-answer")
-        assert slow.steps
     finally:
+        slow.going.set()
         for page in pages:
             page.context.close()
 
