@@ -33,7 +33,7 @@ check: $(DEV) ## check the layout, the lint rules and the types
 	@$(BIN)/mypy
 
 bench: $(BENCH) ## measure, with the rivals and the machine's limits beside each figure
-	@set -e; for script in generate images reuse start; do $(BIN)/python bench/$$script.py; done
+	@set -e; for script in generate images reuse start serve; do $(BIN)/python bench/$$script.py; done
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

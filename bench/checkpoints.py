@@ -69,16 +69,19 @@ def hollow(name: str) -> Path:
 
 
 def unsplit(folder: Path) -> Path:
-    """The same checkpoint, whose preprocessor does not split pictures: one frame each, as few-shot users set it."""
+    """The same checkpoint, whose preprocessor does not split pictures: one frame each, as few-shot users set it.
+
+    Made anew each time, of links: the folder may be another one by the same name than last time.
+    """
     other = CACHE / f"{folder.name}-unsplit"
-    if not other.exists():
-        other.mkdir(parents=True)
-        for path in folder.iterdir():
-            (other / path.name).symlink_to(path.resolve())
-        plan = other / "preprocessor_config.json"
-        content = json.loads(plan.read_text(encoding="utf-8"))
-        plan.unlink()
-        plan.write_text(json.dumps({**content, "do_image_splitting": False}), encoding="utf-8")
+    shutil.rmtree(other, ignore_errors=True)
+    other.mkdir(parents=True)
+    for path in folder.iterdir():
+        (other / path.name).symlink_to(path.resolve())
+    plan = other / "preprocessor_config.json"
+    content = json.loads(plan.read_text(encoding="utf-8"))
+    plan.unlink()
+    plan.write_text(json.dumps({**content, "do_image_splitting": False}), encoding="utf-8")
     return other
 
 
