@@ -158,11 +158,16 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer cost, in tokens (pictures' tokens included in the prompt's)."""
+    """What an answer cost, in tokens (pictures' tokens included in the prompt's).
+
+    Attributes:
+        cached_tokens: so many of the prompt's had been read already, for an earlier prompt with the same beginning.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     pictures: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

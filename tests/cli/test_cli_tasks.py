@@ -97,7 +97,7 @@ def test_json_is_one_object_a_picture(idefics):
         "image": "a.png",
         "text": "ask a What?",
         "finish": "stop",
-        "usage": {"prompt_tokens": 12, "completion_tokens": 3, "pictures": 1},
+        "usage": {"prompt_tokens": 12, "completion_tokens": 3, "pictures": 1, "cached_tokens": 0},
         "timings": {"prepare": 0.1, "first_token": 0.2, "total": 0.3},
     }
 

@@ -37,6 +37,9 @@ def test_a_question_about_a_picture(client, expected):
     assert usage.prompt_tokens == expected.usage.prompt_tokens
     assert usage.completion_tokens == len(expected.tokens)
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1, (
+        "`expected` has asked the same"
+    )
 
 
 def test_a_stream_with_its_usage(client, expected):

@@ -103,6 +103,7 @@ def test_responses(client, vlm):
     answer = client.responses.create(**asked)
     assert answer.output_text == same.text
     assert (answer.status, answer.usage.output_tokens) == ("completed", len(same.tokens))
+    assert answer.usage.input_tokens_details.cached_tokens == answer.usage.input_tokens - 1
     with client.responses.create(**asked, stream=True) as stream:
         events = list(stream)
     assert [event.sequence_number for event in events] == list(range(len(events)))

@@ -106,8 +106,10 @@ def test_rows_are_sent_away_and_come_back():
     engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
     prompts = [prompt("text", n, picture("cat"), 4) for n in (5, 6, 7, 8)]
     requests = [request(asked, max_new_tokens=60, temperature=1.2, seed=n) for n, asked in enumerate(prompts)]
-    ids = [handle.result().ids for handle in [engine.submit(one) for one in requests]]
+    handles = [engine.submit(one) for one in requests]
+    ids = [handle.result().ids for handle in handles]
     assert sent_away
+    assert [handle.cached for handle in handles] == [0] * 4, "what it finds of its own is no gift of others"
     assert ids == [engine_for("text").submit(one).result().ids for one in requests]
     settled(engine)
 

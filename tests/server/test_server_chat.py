@@ -1,5 +1,7 @@
 """`/v1/chat/completions` says what `Idefics.chat` says, and refuses what it should."""
 
+from unittest.mock import ANY
+
 import pytest
 
 from idefics.messages import Message, Picture
@@ -29,6 +31,7 @@ def test_an_answer_is_that_of_the_model(client, vlm):
         "prompt_tokens": expected.usage.prompt_tokens,
         "completion_tokens": len(expected.tokens),
         "total_tokens": expected.usage.prompt_tokens + len(expected.tokens),
+        "prompt_tokens_details": {"cached_tokens": ANY},
     }
 
 
@@ -73,7 +76,7 @@ def test_a_stream_says_the_same(client):
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert last["choices"] == []
-    assert last["usage"] == whole["usage"]
+    assert last["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
     assert {chunk["usage"] for chunk in chunks} == {None}
 
 
@@ -81,6 +84,24 @@ def test_a_stream_tells_its_usage_only_when_asked(client):
     *chunks, done = events(client.post(PATH, chat(stream=True)).text)
     assert done == "[DONE]"
     assert not any("usage" in chunk for chunk in chunks)
+
+
+def cached(body):
+    return body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_usage_tells_what_the_cache_has_saved(client, vlm):
+    vlm.engine.forget()
+    first, again = (client.post(PATH, chat()).json() for _ in range(2))
+    assert cached(first) == 0
+    assert cached(again) == first["usage"]["prompt_tokens"] - 1, "the last token is read for what follows it"
+    streamed = client.post(PATH, chat(stream=True, stream_options={"include_usage": True}))
+    assert events(streamed.text)[-2]["usage"] == again["usage"]
+    before = vlm.engine.scheduler.found
+    other = client.post(PATH, chat([user(shown("shapes"), said("Where are they, and why?"))])).json()
+    assert cached(other) == vlm.engine.scheduler.found - before > 0.5 * other["usage"]["prompt_tokens"]
+    vlm.engine.forget()
+    assert cached(client.post(PATH, chat(n=3)).json()) == 0, "what its own choices share is no gift of others"
 
 
 def test_choices_are_drawn_apart_and_seeded(client, vlm):

@@ -35,10 +35,21 @@ def test_an_answer_is_that_of_a_chat(client):
     assert body["object"] == "response"
     assert body["status"] == "completed"
     assert text_of(body) == expected["choices"][0]["message"]["content"]
-    usage = expected["usage"]
-    assert [body["usage"][name] for name in ("input_tokens", "output_tokens", "total_tokens")] == list(
-        usage.values()
-    )
+    usage, details = expected["usage"], body["usage"]["input_tokens_details"]
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [body["usage"][name] for name in ("input_tokens", "output_tokens", "total_tokens")] == [
+        usage[name] for name in names
+    ]
+    assert sum(details.values()) == usage["prompt_tokens"], "what is not found is read and kept"
+
+
+def test_usage_tells_what_the_cache_has_saved(client, vlm):
+    vlm.engine.forget()
+    first, again = (client.post(PATH, asked()).json()["usage"] for _ in range(2))
+    found = [usage["input_tokens_details"]["cached_tokens"] for usage in (first, again)]
+    assert found == [0, first["input_tokens"] - 1]
+    streamed = events(client.post(PATH, asked(stream=True)).text)
+    assert streamed[-1]["response"]["usage"] == again
 
 
 def test_words_alone_and_instructions(client):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 from idefics.engine.request import Request
-from idefics.messages import Alternative, Finish
+from idefics.messages import Alternative, Finish, Usage
 
 
 class Handle:
@@ -22,6 +22,7 @@ class Handle:
         ids: what has been generated so far; a stop id is never among them.
         logprobs: natural-log probability of each of `ids` if `sampling.logprobs` asks for them; else empty.
         top_logprobs: the most likely tokens in the place of each of `ids` if `sampling.top_logprobs` asks for them.
+        cached: how many tokens of its prompt were found in the cache when its turn came first; None until then.
         scores: of each of the request's endings the natural-log probability of each token, once done.
         finish_reason: why the answer ended, or None while it goes on or if it failed.
         error: what went wrong, if something did.
@@ -32,6 +33,7 @@ class Handle:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.top_logprobs: list[tuple[Alternative, ...]] = []
+        self.cached: int | None = None
         self.scores: list[list[float]] = []
         self.finish_reason: Finish | None = None
         self.error: Exception | None = None
@@ -44,6 +46,12 @@ class Handle:
     def done(self) -> bool:
         """Whether nothing more comes."""
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def usage(self) -> Usage:
+        """What it has cost so far."""
+        prompt, said = self.request.prompt, len(self.ids) + sum(map(len, self.scores))
+        return Usage(len(prompt), said, len(prompt.pictures), self.cached or 0)
 
     def cancel(self) -> None:
         """Ends the answer here, waiting or running; one that is done stays as it is."""

@@ -207,6 +207,8 @@ class Scheduler:
         self.pages.release(begun)
         branch.read, branch.published = known, len(shared)
         self.found += known
+        if job.handle.cached is None:  # one that was sent away finds what it has read itself
+            job.handle.cached = known
         self.running.append(self.queue.popleft())
         return True
 

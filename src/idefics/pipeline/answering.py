@@ -15,7 +15,7 @@ from idefics.config import Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
-from idefics.messages import Answer, Delta, Detail, Timings, Usage
+from idefics.messages import Answer, Delta, Detail, Timings
 from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.guides import BannedGuide, BannedWords, FormGuide, Shape
 from idefics.processing.tokenizer import Tokenizer
@@ -118,7 +118,7 @@ class Growing:
             text=self.start + self.detokenizer.text,
             tokens=tuple(handle.ids),
             finish=handle.finish_reason or "cancelled",
-            usage=Usage(len(request.prompt), len(handle.ids), len(request.prompt.pictures)),
+            usage=handle.usage,
             timings=Timings(self.prepared - self.began, first - self.began, self.last - self.began),
             logprobs=tuple(handle.logprobs) if request.sampling.logprobs else None,
             top_logprobs=tuple(handle.top_logprobs) if request.sampling.top_logprobs else None,

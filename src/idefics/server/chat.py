@@ -91,7 +91,8 @@ async def chat(asked: ChatRequest, service: Serving, visit: Visiting) -> Respons
         }
         for number, answer in enumerate(answers)
     ]
-    return JSONResponse({**head, "object": "chat.completion", "choices": found, "usage": usage_of(answers)})
+    usage = usage_of(*(answer.usage for answer in answers))
+    return JSONResponse({**head, "object": "chat.completion", "choices": found, "usage": usage})
 
 
 async def _chunks(visit: Visit, head: dict[str, Any], asked: ChatRequest) -> AsyncGenerator[bytes]:
@@ -112,7 +113,7 @@ async def _chunks(visit: Visit, head: dict[str, Any], asked: ChatRequest) -> Asy
     for number, answer in enumerate(answers):
         yield chunk(number, {}, finish=answer.finish)
     if asked.tells_usage:
-        yield event({**head, "choices": [], "usage": usage_of(answers)})
+        yield event({**head, "choices": [], "usage": usage_of(*(answer.usage for answer in answers))})
     yield DONE
 
 

@@ -59,7 +59,8 @@ async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) 
         return Events(_chunks(visit, head, asked, start))
     answers = await visit.answers()
     choices = [_choice(visit, number, start, said, 0) for number, said in enumerate(answers)]
-    return JSONResponse({**head, "choices": choices, "usage": usage_of(answers)})
+    usage = usage_of(*(answer.usage for answer in answers))
+    return JSONResponse({**head, "choices": choices, "usage": usage})
 
 
 async def _chunks(
@@ -78,7 +79,7 @@ async def _chunks(
     for number, answer in enumerate(answers):
         yield event({**head, "choices": [_plain(number, "", answer.finish)], **nothing})
     if asked.tells_usage:
-        yield event({**head, "choices": [], "usage": usage_of(answers)})
+        yield event({**head, "choices": [], "usage": usage_of(*(answer.usage for answer in answers))})
     yield DONE
 
 

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, create_model
 
-from idefics.messages import Answer, Detail, Look, Picture, Shot
+from idefics.messages import Answer, Detail, Look, Picture, Shot, Usage
 from idefics.server.bodies import FILE, read
 from idefics.server.events import DONE, STREAMED, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import MOST_PICTURES, MOST_TOKENS, Choosing, Fields, picture_at
+from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, faults
 from idefics.tasks import TASKS, classify
@@ -130,29 +131,20 @@ async def _ranking(visit: Visit, vlm: Idefics, asked: ClassifyRequest, picture: 
     labels = classify.checked(asked.labels)
     task, words = classify.worded(labels, vlm.processor.style.kind)
     ask = partial(vlm.label_endings, task, words, labels, look=asked.look())
-    prompt, logprobs = await visit.scores(partial(ask, picture), pictures=1 + len(asked.shots))
-    prior = (await visit.scores(partial(ask, neutral()), pictures=1))[1] if asked.calibrated else None
-    rows = classify.ranked(labels, logprobs, prior, length_normalized=asked.length_normalized)
+    handle = await visit.scores(partial(ask, picture), pictures=1 + len(asked.shots))
+    prior = (await visit.scores(partial(ask, neutral()), pictures=1)).scores if asked.calibrated else None
+    rows = classify.ranked(labels, handle.scores, prior, length_normalized=asked.length_normalized)
     found = [{"label": row.label, "probability": row.probability, "logprob": row.logprob} for row in rows]
-    usage = _usage(len(prompt), sum(map(len, logprobs)), len(prompt.pictures))
+    usage = _usage(handle.usage)
     return JSONResponse({"object": "image.task", "task": task.name, "labels": found, "usage": usage})
 
 
 def _end(answer: Answer) -> dict[str, Any]:
-    usage = answer.usage
-    return {
-        "finish_reason": answer.finish,
-        "usage": _usage(usage.prompt_tokens, usage.completion_tokens, usage.pictures),
-    }
+    return {"finish_reason": answer.finish, "usage": _usage(answer.usage)}
 
 
-def _usage(prompt: int, words: int, pictures: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": words,
-        "total_tokens": prompt + words,
-        "pictures": pictures,
-    }
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {**usage_of(usage), "pictures": usage.pictures}
 
 
 def _described(kind: type[Shown]) -> dict[str, Any]:

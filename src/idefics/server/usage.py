@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
-from idefics.messages import Answer
+from idefics.messages import Usage
 
 
-def usage_of(answers: Sequence[Answer]) -> dict[str, int]:
-    """What all choices cost together; they share their prompt."""
-    prompt = answers[0].usage.prompt_tokens
-    words = sum(answer.usage.completion_tokens for answer in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": words, "total_tokens": prompt + words}
+def usage_of(*choices: Usage) -> dict[str, Any]:
+    """What all choices cost together; they share their prompt, which the first one brought."""
+    first = choices[0]
+    words = sum(usage.completion_tokens for usage in choices)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": words,
+        "total_tokens": first.prompt_tokens + words,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+    }

@@ -121,7 +121,7 @@ class Visit:
         self._count(prompt)
         await self.service.aside(lambda: self._submit(prompt, {**wishes, "start": start}, choices))
 
-    async def scores(self, make: Callable[[], Endings], *, pictures: int) -> tuple[Prompt, list[list[float]]]:
+    async def scores(self, make: Callable[[], Endings], *, pictures: int) -> Handle:
         """Makes a prompt and its endings, and asks how likely they are. Raises as `ask`."""
         admission = self.service.admission
         admission.take(self.place, pictures=pictures)
@@ -134,7 +134,7 @@ class Visit:
         await self.ranking
         if self.is_ended:
             raise closing()
-        return prompt, self.ranking.scores
+        return self.ranking
 
     def _count(self, prompt: Prompt) -> None:
         self.service.metrics.prompt_tokens.inc(len(prompt))

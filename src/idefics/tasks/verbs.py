@@ -7,8 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeGuard, Unpack, cast, overload
 
+from idefics.engine.handle import Handle
+from idefics.engine.request import Request
 from idefics.errors import BadPrompt
-from idefics.messages import Answer, Detail, Look, Picture, Ranking, Shot, Timings, Usage, Visual
+from idefics.messages import Answer, Detail, Look, Picture, Ranking, Shot, Timings, Visual
 from idefics.pipeline import Options, Pipeline, Reply, Stream
 from idefics.pipeline.ahead import ahead
 from idefics.processing.video import as_visual
@@ -166,7 +168,7 @@ class Idefics(Pipeline):
         look = Look(detail, max_tiles)
         wanted = classify.checked(labels)
         task, words = classify.worded(wanted, self.processor.style.kind)
-        prior = self._label_logprobs(task, words, wanted, neutral(), look)[1] if calibrated else None
+        prior = self._label_scores(task, words, wanted, neutral(), look).scores if calibrated else None
 
         def rank(picture: Visual) -> Ranking:
             return self._ranking(task, words, wanted, picture, look, prior, length_normalized)
@@ -185,19 +187,17 @@ class Idefics(Pipeline):
         length_normalized: bool,
     ) -> Ranking:
         began = time.perf_counter()
-        prompt, logprobs = self._label_logprobs(task, words, labels, picture, look)
+        handle = self._label_scores(task, words, labels, picture, look)
         seconds = time.perf_counter() - began
         return Ranking(
-            classify.ranked(labels, logprobs, prior, length_normalized=length_normalized),
-            Usage(len(prompt), sum(map(len, logprobs)), len(prompt.pictures)),
+            classify.ranked(labels, handle.scores, prior, length_normalized=length_normalized),
+            handle.usage,
             Timings(0.0, seconds, seconds),
         )
 
-    def _label_logprobs(
-        self, task: Task, words: str, labels: list[str], picture: Visual, look: Look
-    ) -> tuple[Prompt, list[list[float]]]:
+    def _label_scores(self, task: Task, words: str, labels: list[str], picture: Visual, look: Look) -> Handle:
         prompt, rests = self.label_endings(task, words, labels, picture, look)
-        return prompt, self.engine.score(prompt, rests)
+        return self.engine.submit(Request(prompt, endings=rests), wait=True).result()
 
     def label_endings(
         self, task: Task, words: str, labels: Sequence[str], picture: Visual, look: Look
