@@ -98,7 +98,9 @@ def test_unsplit_pictures_are_one_frame(tiny):
     assert len(tiles.frames) == 1
     (tiny.parent / "other").mkdir()
     moved = tiny.rename(tiny.parent / "other" / tiny.name)
-    assert len(idefics.load(checkpoints.unsplit(moved)).prompt([idefics.Picture(ours.photo(1))]).pictures) == 1
+    assert (
+        len(idefics.load(checkpoints.unsplit(moved)).prompt([idefics.Picture(ours.photo(1))]).pictures) == 1
+    )
     assert len(idefics.load(moved).prompt([idefics.Picture(ours.photo(1))]).pictures[0].frames) == 17
 
 
