@@ -15,10 +15,12 @@ import httpx
 import pytest
 
 import idefics
+from idefics.server import visit
 from idefics.server.app import create_app
 from idefics.server.run import HEADER_BYTES, Server, bind
 from idefics.server.settings import Settings
 from strangers.files import CLAIMING, exif_bomb, file_of, png_of, with_scans, with_segments
+from strangers.internet import PNG
 from strangers.test_strangers_pictures import data_uri
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -299,6 +301,47 @@ def test_ghsa_3f6c_7fw2_ppm4_addresses_are_off_until_switched_on(client, interne
     for url in ("http://photos.example.com/cat.png", "http://127.0.0.1/latest/meta-data"):
         assert "are off" in told(client.look(url))
     assert internet.looked_up == internet.reached == []
+
+
+@pytest.mark.parametrize("route", ["chat", "classify"])
+def test_slow_hosts_keep_nobody_else_waiting(route, vlm, internet, monkeypatch):
+    """As many as may be fetched at once hang, and one more; whoever brings a picture along is answered meanwhile."""
+    monkeypatch.setattr(visit, "WORKERS", 2)
+    client, go = Client(vlm, remote_images="public", fetched_at_once=2), threading.Event()
+    slow = "http://photos.example.com/slow.png"
+
+    def hang(page):
+        go.wait(20)
+        page.answer(200, PNG)
+
+    internet.outer.pages["/slow.png"] = hang
+
+    def body(url):
+        if route == "classify":
+            return {"image_url": url, "labels": ["cat", "dog"], "calibrated": True}
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+        return {"model": "demo", "messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+
+    async def scene():
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            path = CHAT if route == "chat" else "/v1/images/tasks/classify"
+            hanging = [asyncio.create_task(http.post(path, json=body(slow))) for _ in range(3)]
+            try:
+                async with asyncio.timeout(8):
+                    while len(internet.outer.hits) < 2:
+                        await asyncio.sleep(0.005)
+                    for url in (data_uri(PNG), data_uri(PNG)):
+                        assert (await http.post(path, json=body(url))).status_code == 200
+            finally:
+                assert internet.outer.hits == ["/slow.png"] * 2, "the third waits for its turn"
+                go.set()
+                answers = await asyncio.gather(*hanging)
+            assert [answer.status_code for answer in answers] == [200] * 3
+
+    asyncio.run(scene())
+    client.service.workers.shutdown()
+    client.service.fetchers.shutdown()
 
 
 @pytest.mark.parametrize("allowed", ["public", "photos.example.com,*.example.org"])

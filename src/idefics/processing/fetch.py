@@ -38,9 +38,14 @@ def is_remote(text: str) -> bool:
     return REMOTE.fullmatch(text) is not None
 
 
+def is_data(text: str) -> bool:
+    """Whether a remote picture stands in its address itself, and so needs no network."""
+    return text[:5].lower() == "data:"
+
+
 def short(name: str) -> str:
     """An address or path for an error message: one line, not too long."""
-    if name[:5].lower() == "data:":
+    if is_data(name):
         return "a data URI"
     name = name if len(name) <= 100 else f"{name[:97]}..."
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
@@ -81,7 +86,7 @@ class Fetcher:
         Raises:
             BadPicture: refused by the policy, unreachable, too large or too slow.
         """
-        if url[:5].lower() == "data:":
+        if is_data(url):
             return self._decode(url)
         if self.policy == "off":
             raise BadPicture(

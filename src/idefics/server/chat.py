@@ -26,8 +26,8 @@ from idefics.server.fields import (
     JsonSchema,
     MessageField,
     Unkept,
-    count_pictures,
     one_format,
+    pictures_of,
 )
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
@@ -77,7 +77,7 @@ async def chat(asked: ChatRequest, service: Serving, visit: Visiting) -> Respons
     service.check_model(asked.model)
     messages = [message.message() for message in asked.messages]
     make = partial(service.vlm.prompt, messages)
-    await visit.ask(make, asked.wishes(), choices=asked.n or 1, pictures=count_pictures(messages))
+    await visit.ask(make, asked.wishes(), choices=asked.n or 1, pictures=pictures_of(messages))
     head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": service.settings.served}
     if asked.stream:
         return Events(_chunks(visit, head, asked))

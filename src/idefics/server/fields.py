@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from idefics.messages import Detail, Message, Part, Picture
-from idefics.processing.fetch import is_remote
+from idefics.processing.fetch import is_data, is_remote
 from idefics.server.faults import Fault
 from idefics.tasks.classify import MOST_LABELS
 
@@ -231,9 +231,9 @@ def picture_at(url: str, detail: Detail | None = None, max_tiles: int | None = N
     Raises:
         Fault: it is neither an http(s) address nor a data URI.
     """
-    is_data = url[:5].lower() == "data:" and "," in url[:LONGEST_HEAD]
+    has_data = is_data(url) and "," in url[:LONGEST_HEAD]
     is_address = url[:8].lower().startswith(("http://", "https://")) and len(url) <= LONGEST_ADDRESS
-    if not ((is_data or is_address) and is_remote(url)):
+    if not ((has_data or is_address) and is_remote(url)):
         raise Fault(
             400,
             "the url of a picture is neither a data URI (data:image/png;base64,...) nor an http(s) address",
@@ -242,15 +242,17 @@ def picture_at(url: str, detail: Detail | None = None, max_tiles: int | None = N
     return Picture(url, detail, max_tiles)
 
 
-def count_pictures(messages: Sequence[Message]) -> int:
-    """How many pictures a conversation holds.
+def pictures_of(messages: Sequence[Message]) -> list[Picture]:
+    """The pictures of a conversation.
 
     Raises:
         Fault: more than a request may have.
     """
-    count = sum(isinstance(part, Picture) for message in messages for part in message.parts)
-    if count > MOST_PICTURES:
+    pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+    if len(pictures) > MOST_PICTURES:
         raise Fault(
-            400, f"the request has {count} pictures; at most {MOST_PICTURES} are read", param="messages"
+            400,
+            f"the request has {len(pictures)} pictures; at most {MOST_PICTURES} are read",
+            param="messages",
         )
-    return count
+    return pictures

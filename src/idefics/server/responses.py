@@ -28,9 +28,9 @@ from idefics.server.fields import (
     Unkept,
     by_type,
     content_kind,
-    count_pictures,
     one_format,
     picture_at,
+    pictures_of,
 )
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, faults
@@ -153,7 +153,7 @@ async def respond(asked: ResponseRequest, service: Serving, visit: Visiting) -> 
     service.check_model(asked.model)
     messages = asked.messages()
     make = partial(service.vlm.prompt, messages)
-    await visit.ask(make, asked.wishes(), pictures=count_pictures(messages))
+    await visit.ask(make, asked.wishes(), pictures=pictures_of(messages))
     reply = Reply(visit, asked)
     if asked.stream:
         return Events(reply.events(), reply.error)

@@ -66,6 +66,9 @@ class Settings:
     )
     pictures_at_once: int = _setting("Limits", 128, "Pictures of their prompts.", 1, 100_000)
     megabytes_at_once: int = _setting("Limits", 512, "Size of all requests together.", 1, 1_000_000)
+    fetched_at_once: int = _setting(
+        "Limits", 16, "Pictures that are fetched from other machines at the same time.", 1, 1024
+    )
     decoded_at_once: int = _setting("Limits", 2, "Pictures that are decoded at the same time.", 1, 64)
     body_megabytes: int = _setting("Limits", 20, "What one request may weigh.", 1, 1024)
     drain: float = _setting(

@@ -111,7 +111,7 @@ def _answering(task: Task, kind: type[Shown]) -> Callable[..., Any]:
         words = asked.model_dump().get("words", "").strip()
         start = words if task.name == "complete" else ""
         make = partial(vlm.task_prompt, task, picture, words, asked.look())
-        await visit.ask(make, wishes, pictures=1 + len(shots), start=start)
+        await visit.ask(make, wishes, pictures=[picture, *(shot.picture for shot in shots)], start=start)
         if asked.stream:
             return Events(_pieces(visit))
         (said,) = await visit.answers()
@@ -131,8 +131,11 @@ async def _ranking(visit: Visit, vlm: Idefics, asked: ClassifyRequest, picture: 
     labels = classify.checked(asked.labels)
     task, words = classify.worded(labels, vlm.processor.style.kind)
     ask = partial(vlm.label_endings, task, words, labels, look=asked.look())
-    handle = await visit.scores(partial(ask, picture), pictures=1 + len(asked.shots))
-    prior = (await visit.scores(partial(ask, neutral()), pictures=1)).scores if asked.calibrated else None
+    shots = [shot.picture for shot in vlm.shots]
+    handle = await visit.scores(partial(ask, picture), pictures=[picture, *shots])
+    prior: list[list[float]] | None = None
+    if asked.calibrated:
+        prior = (await visit.scores(partial(ask, neutral()), pictures=[neutral(), *shots])).scores
     rows = classify.ranked(labels, handle.scores, prior, length_normalized=asked.length_normalized)
     found = [{"label": row.label, "probability": row.probability, "logprob": row.logprob} for row in rows]
     usage = _usage(handle.usage)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
-from idefics.messages import Answer, Delta
-from idefics.processing.fetch import Fetcher
+from idefics.messages import Answer, Delta, Picture
+from idefics.processing.fetch import Fetcher, is_data
 from idefics.server.admission import Admission
 from idefics.server.faults import Fault, closing
 from idefics.server.metrics import Metrics
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from idefics.processing.tokenizer import Tokenizer
     from idefics.prompt import Prompt
 
-WORKERS = 16  # most of them wait for other machines, or for their turn to decode
+WORKERS = 16  # most of them wait for their turn to decode
 
 R = TypeVar("R")
 
@@ -35,7 +35,8 @@ class Service:
 
     Attributes:
         vlm: the model, for pictures and words of strangers.
-        workers: make prompts: pictures are fetched and decoded and texts cut into tokens there, a few at a time.
+        workers: make prompts: pictures are decoded and texts cut into tokens there, a few at a time.
+        fetchers: make those whose pictures other machines hold. Slow ones keep nobody else waiting.
     """
 
     def __init__(self, vlm: Idefics, settings: Settings) -> None:
@@ -44,6 +45,7 @@ class Service:
         self.admission = Admission(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
         self.metrics.visits(lambda: len(self.admission.places))
         self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="idefics-server")
+        self.fetchers = ThreadPoolExecutor(settings.fetched_at_once, thread_name_prefix="idefics-fetcher")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -60,9 +62,15 @@ class Service:
                 param="model",
             )
 
-    async def aside(self, work: Callable[[], R]) -> R:
-        """Work that takes its time, in a thread. Whoever no longer waits for it takes it out of the queue."""
-        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
+    async def aside(self, work: Callable[[], R], pictures: Sequence[Picture] = ()) -> R:
+        """Work that takes its time, in a thread. Whoever no longer waits for it takes it out of the queue.
+
+        Args:
+            pictures: those that it opens.
+        """
+        is_far = any(isinstance(one.source, str) and not is_data(one.source) for one in pictures)
+        pool = self.fetchers if is_far else self.workers
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
 def for_strangers(vlm: Idefics, settings: Settings) -> Idefics:
@@ -94,7 +102,7 @@ class Visit:
         wishes: Mapping[str, Any],
         *,
         choices: int = 1,
-        pictures: int = 0,
+        pictures: Sequence[Picture] = (),
         start: str = "",
     ) -> None:
         """Makes the prompt and asks for its answers; waits for none to grow.
@@ -103,15 +111,15 @@ class Visit:
             make: the prompt, in a worker.
             wishes: the keywords of `Idefics.submit`; a seed counts up from choice to choice.
             choices: how many answers.
-            pictures: how many the prompt will hold.
+            pictures: those that the prompt will hold.
             start: words that each answer's text begins with.
 
         Raises:
             Fault, IdeficsError: there is no room, or the request is wrong.
         """
         admission = self.service.admission
-        admission.take(self.place, pictures=pictures)
-        prompt = await self.service.aside(make)
+        admission.take(self.place, pictures=len(pictures))
+        prompt = await self.service.aside(make, pictures)
         longest = self.service.vlm.engine.model.layout.max_positions
         tokens = min(len(prompt) + wishes["max_new_tokens"], longest)
         admission.take(self.place, tokens=choices * tokens)
@@ -121,11 +129,11 @@ class Visit:
         self._count(prompt)
         await self.service.aside(lambda: self._submit(prompt, {**wishes, "start": start}, choices))
 
-    async def scores(self, make: Callable[[], Endings], *, pictures: int) -> Handle:
+    async def scores(self, make: Callable[[], Endings], *, pictures: Sequence[Picture]) -> Handle:
         """Makes a prompt and its endings, and asks how likely they are. Raises as `ask`."""
         admission = self.service.admission
-        admission.take(self.place, pictures=pictures)
-        prompt, endings = await self.service.aside(make)
+        admission.take(self.place, pictures=len(pictures))
+        prompt, endings = await self.service.aside(make, pictures)
         admission.take(self.place, tokens=len(prompt) + sum(map(len, endings)))
         if self.is_ended:
             raise closing()
