@@ -275,7 +275,7 @@ def test_requests(vlm):
 
     async def asked(path, body):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post(path, content=body, headers={"Content-Type": "application/json"})
 
     statuses = set()

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 import idefics
+from idefics.errors import BadSetting
 from idefics.server import visit
 from idefics.server.app import create_app
 from idefics.server.run import HEADER_BYTES, Server, bind
@@ -41,7 +42,7 @@ class Client:
     def __call__(self, method, path, **request):
         async def call():
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.request(method, path, **request)
 
         return asyncio.run(call())
@@ -194,6 +195,63 @@ def test_auth_gaps_every_route_asks_for_the_key(vlm):
     assert client("GET", "/v1/models", headers={"Authorization": "Bearer key"}).status_code == 200
     assert client("GET", "/v1/models?api_key=key").status_code == 401, "addresses are written into logs"
     client.service.workers.shutdown()
+
+
+STRANGE = (
+    "evil.example",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "10.0.0.1",
+    "",
+    "a b",
+    "[::2]",
+    "0",
+)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_dns_rebinding_a_page_that_gives_this_machine_its_own_name_is_refused(name, client, idle):
+    for path in ("/v1/models", "/", "/docs", "/openapi.json", "/metrics", "/ready"):
+        for port in ("", ":8000"):
+            assert "--allowed-hosts" in told(client("GET", path, headers={"Host": name + port}), 421)
+    body = {"model": "demo", **INPUTS[CHAT]}
+    assert told(client("POST", CHAT, json=body, headers={"Host": name}), 421)
+    assert client("GET", "/health", headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://127.0.0.1.evil.example:8000", "null", "file://"]
+)
+def test_csrf_what_a_page_elsewhere_sends_is_refused(origin, client, idle):
+    """A form, or JSON called text: a browser sends them without asking first."""
+    path, form = "/v1/images/tasks/caption", {"files": {"image": ("a.png", PNG)}}
+    assert "--allowed-hosts" in told(client("POST", path, headers={"Origin": origin}, **form), 403)
+    said = {"Origin": origin, "Content-Type": "text/plain"}
+    body = json.dumps({"model": "demo", **INPUTS[CHAT]})
+    assert told(client("POST", CHAT, content=body, headers=said), 403)
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost", "LocalHost:3000", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000", "[::1]"]
+)
+def test_this_machine_s_own_names_are_served(name, client):
+    assert client("GET", "/v1/models", headers={"Host": name}).status_code == 200
+    assert client("GET", "/v1/models", headers={"Origin": f"http://{name}"}).status_code == 200
+
+
+def test_more_names_may_be_allowed(vlm):
+    box = {"Host": "Box:80", "Origin": "https://idefics.example.com"}
+    said = {"allowed_hosts": " box, idefics.example.com"}
+    for settings in (said, said | {"host": "0.0.0.0", "insecure": True}, said | {"api_key": "key"}):
+        client, key = Client(vlm, **settings), {"Authorization": "Bearer key"}
+        assert client("GET", "/v1/models", headers=box | key).status_code == 200
+        assert client("GET", "/v1/models", headers={"Host": "example.com"} | key).status_code == 421
+        assert client("GET", "/v1/models", headers={"Origin": "http://example.com"} | key).status_code == 403
+    for free in ({"api_key": "key"}, {"host": "0.0.0.0", "insecure": True}):
+        assert Client(vlm, **free)("GET", "/v1/models", headers=box | key).status_code == 200
+    for wrong in ("https://example.com", "box:80", "*", "[::1]", "a b"):
+        with pytest.raises(BadSetting, match="without scheme and port"):
+            Settings(model="demo", allowed_hosts=wrong)
 
 
 def test_auth_gaps_a_refused_request_is_not_read(vlm, idle):
@@ -375,8 +433,6 @@ OUTSIDE = "93.184.216.34"
 
 @pytest.mark.parametrize("policy", ["any", "all", "10.0.0.1", "localhost"])
 def test_the_server_never_fetches_any_address(policy):
-    from idefics.errors import BadSetting
-
     with pytest.raises(BadSetting, match="remote_images"):
         Settings(model="demo", remote_images=policy)
 

@@ -51,7 +51,7 @@ def test_the_page_is_behind_the_key(demo):
 
 
 def test_without_the_flag_there_is_no_page(demo):
-    with TestClient(create_app(demo, Settings(model="demo"))) as client:
+    with TestClient(create_app(demo, Settings(model="demo")), base_url="http://127.0.0.1") as client:
         assert client.get("/").status_code == 404
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idefics.server.faults import Fault, fault_of
+from idefics.server.names import Names
 from idefics.server.visit import Service, Visit
 
 MOST_HEADERS = 100
@@ -32,7 +33,7 @@ class Gate:
     """The outermost part of the app."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: Sequence[bytes]) -> None:
-        self.app, self.service = app, service
+        self.app, self.service, self.names = app, service, Names(service.settings)
         self.keys = [hashlib.sha256(key).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +49,10 @@ class Gate:
         headers = scope["headers"]
         if len(headers) > MOST_HEADERS:
             raise Fault(431, f"the request has {len(headers)} headers; at most {MOST_HEADERS} are read")
-        if self.keys and scope["path"] != "/health" and not self._knows(scope):
+        if scope["path"] == "/health":
+            return
+        self.names.check(scope)
+        if self.keys and not self._knows(scope):
             wants_page = b"text/html" in _header(scope, b"accept")
             scheme = 'Basic realm="idefics"' if wants_page else "Bearer"
             raise Fault(

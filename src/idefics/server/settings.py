@@ -5,6 +5,7 @@ Knows no HTTP, and imports nothing that the base installation lacks until a sett
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -14,7 +15,7 @@ from typing import Any, get_type_hints
 
 from idefics.catalog import DEFAULT
 from idefics.errors import BadSetting, MissingExtra
-from idefics.processing.addresses import allowed_hosts
+from idefics.processing import addresses
 
 PREFIX = "IDEFICS_"  # of the environment's names
 
@@ -53,6 +54,12 @@ class Settings:
     )
     api_key_file: Path | None = _setting("Access", None, "File of such keys, one a line.")  # noqa: RUF009
     insecure: bool = _setting("Access", False, "Serve other machines although there is no key.")
+    allowed_hosts: str | None = _setting(
+        "Access",
+        None,
+        "Names by which the server may be called, with commas between; localhost always. Unset: any, where it has a "
+        "key or serves other machines.",
+    )
     remote_images: str = _setting(
         "Access",
         "off",
@@ -80,12 +87,13 @@ class Settings:
             (low, high), value = one.metadata["range"], getattr(self, one.name)
             if high and value is not None and not low <= value <= high:
                 raise BadSetting(f"{one.name} is {value!r}; give a number from {low} to {high}")
-        allowed_hosts(self.remote_images)
+        addresses.allowed_hosts(self.remote_images)
         if self.remote_images == "any":
             raise BadSetting(
                 "remote_images is 'any', and clients would reach this machine's own network: give off, public, or "
                 "hosts with commas between them; pictures of this network can be sent as data URIs"
             )
+        self.names()
         if not (is_loopback(self.host) or self.insecure or self.api_key or self.api_key_file):
             raise BadSetting(
                 f"host is {self.host}, which other machines reach, and there is no key: give --api-key-file (or "
@@ -110,6 +118,21 @@ class Settings:
         if not keys and (self.api_key is not None or self.api_key_file is not None):
             raise BadSetting("the API key is blank: give at least one character, or leave it out")
         return keys
+
+    def names(self) -> tuple[str, ...]:
+        """The names that `allowed_hosts` lists.
+
+        Raises:
+            BadSetting: one of them is no name.
+        """
+        names = tuple(name.strip().lower() for name in (self.allowed_hosts or "").split(",") if name.strip())
+        for name in names:
+            if re.search(r"[\s:/*\[\]]", name):
+                raise BadSetting(
+                    f"allowed_hosts has {name!r}; give names as clients call them, without scheme and port, such as "
+                    "box,idefics.example.com"
+                )
+        return names
 
     @property
     def served(self) -> str:

@@ -31,9 +31,11 @@ def faults(*more: int) -> dict[int | str, dict[str, Any]]:
     said = {
         400: "The request is wrong; the message says what.",
         401: "The API key is missing or wrong.",
+        403: "The page of a stranger sends it.",
         404: "There is no such model.",
         408: "The request took too long to arrive.",
         413: "The request is too large.",
+        421: "The server is not called so.",
         429: "There is no room now: ask again after Retry-After seconds.",
         500: "Something went wrong in the server.",
         503: "The server is shutting down.",
