@@ -289,7 +289,7 @@ def test_one_that_does_not_read_is_let_go(client, monkeypatch):
         "method": "POST",
         "path": PATH,
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
     }
     asyncio.run(client.app(scope, receive, send))
     assert said == ["asked", "http.response.start", "http.response.body"]
