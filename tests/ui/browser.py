@@ -3,13 +3,24 @@
 import shutil
 import threading
 import time
+import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 
+import pytest
 import uvicorn
+from playwright.sync_api import expect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # between Gradio and pandas
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+]
+FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 TABS = ["Chat", "Caption", "Ask", "Classify", "Write", "Few-shot", "Batch"]
+expect.set_options(timeout=30_000)
 
 
 @contextmanager
@@ -52,3 +63,58 @@ def tab(page, name):
 def value(page, selector):
     """What stands in a text field."""
     return page.locator(f"{selector} textarea").input_value()
+
+
+def example(page, place, number=0):
+    """The example's picture is there when its cost is said."""
+    page.locator(f"#{place}-examples button").nth(number).click()
+    expect(page.locator(f"#{place}-cost")).to_contain_text("tokens")
+
+
+def run(page, place):
+    page.locator(f"#{place}-run").click()
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+class Slow:
+    """Makes a model's answers slow, one token at a time. None comes while `going` is not set."""
+
+    def __init__(self, monkeypatch, demo):
+        self.going = threading.Event()
+        self.going.set()
+        step = demo.engine.step
+
+        def slowly():
+            self.going.wait(20)
+            time.sleep(0.05)
+            step()
+
+        monkeypatch.setattr(demo.engine, "step", slowly)
+
+
+def no_end(monkeypatch, demo):
+    """Answers go on until they are as long as may be."""
+    submit = demo.engine.submit
+
+    def endless(request, **how):
+        return submit(replace(request, stop_ids=frozenset()), **how)
+
+    monkeypatch.setattr(demo.engine, "submit", endless)
+
+
+def is_idle(demo):
+    return not demo.engine.is_busy and not demo.engine._jobs
+
+
+def wait_until(page, condition):
+    for _ in range(400):
+        if condition():
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError("it never came to that")

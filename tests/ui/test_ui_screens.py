@@ -1,0 +1,52 @@
+"""Every tab as it looks on a desktop, on a phone and in the dark; screenshots are left for a person to look at."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from ui.browser import BROWSER, DESKTOP, PHONE, TABS, example, opened, run, tab
+
+pytestmark = BROWSER
+
+
+@pytest.mark.parametrize("look", ["desktop", "phone", "dark"])
+def test_every_tab_fits_and_every_picture_has_words(chromium, address, look):
+    """Screenshots are left in build/screens for a person to look at."""
+    screens = Path(__file__).parents[2] / "build" / "screens"
+    screens.mkdir(parents=True, exist_ok=True)
+    options = {"viewport": PHONE if look == "phone" else DESKTOP}
+    if look == "dark":
+        options["color_scheme"] = "dark"
+    strangers = []
+    page = opened(chromium, address, strangers, **options)
+    try:
+        for name in TABS:
+            place = name.lower()
+            if look == "phone" and not page.get_by_role("tab", name=name, exact=True).is_visible():
+                page.get_by_label("More tabs").click()
+                page.locator(".overflow-dropdown button", has_text=name).click()
+            else:
+                tab(page, name)
+            if name == "Batch":
+                page.locator("#batch-example").click()
+                expect(page.locator("#batch-files")).to_contain_text("vegetables")
+                run(page, place)
+                expect(page.locator("#batch-progress")).to_contain_text("7 of 7")
+            else:
+                example(page, place)
+                page.wait_for_timeout(600)
+                run(page, place)
+                expect(page.locator(f"#{place}-note")).to_contain_text("read")
+            page.wait_for_timeout(300)
+            page.mouse.move(0, 0)
+            page.screenshot(path=screens / f"{look}-{place}.png", full_page=True)
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= options["viewport"]["width"], f"{name} is {width} wide"
+            blank = page.locator("img:visible").evaluate_all(
+                "all => all.filter(one => !one.alt).map(one => one.src)"
+            )
+            assert blank == []
+    finally:
+        page.context.close()
+    assert strangers == []
