@@ -54,10 +54,12 @@ class Gate:
         self.names.check(scope)
         if self.keys and not self._knows(scope):
             wants_page = b"text/html" in _header(scope, b"accept")
-            scheme = 'Basic realm="idefics"' if wants_page else "Bearer"
+            scheme, way = 'Basic realm="idefics"', "reload the page and give it as password, beside any name"
+            if not wants_page:
+                scheme, way = "Bearer", "send it as 'Authorization: Bearer KEY'"
             raise Fault(
                 401,
-                "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'",
+                f"the API key is missing or wrong: {way}",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": scheme},
             )
