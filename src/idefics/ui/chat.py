@@ -61,6 +61,7 @@ class Chat:
             submit_btn=False,
             max_lines=6,
             elem_id="chat-box",
+            elem_classes="takes-picture",
         )
         self.price = gr.Markdown("", elem_id="chat-cost", elem_classes="note")
         self.run = Run(desk, PLACE, "Send")
@@ -95,20 +96,21 @@ class Chat:
             return add(box, Given.of(seen).payload)
 
         into: Any = {"outputs": self.box, "postprocess": False, **RAW}
-        gr.on(self.other.events, spoken(add_fetched), [self.box, self.other.address], **into).success(
+        named = gr.on(self.other.events, spoken(add_fetched), [self.box, self.other.address], **into).success(
             lambda: "", None, self.other.address, queue=False, **HIDDEN
         )
-        self.webcam.input(spoken(add_seen), [self.box, self.webcam], **into).then(
+        taken = self.webcam.input(spoken(add_seen), [self.box, self.webcam], **into).then(
             lambda: None, None, self.webcam, queue=False, **HIDDEN
         )
-        gr.on(
-            [self.box.change, self.sliders.detail.change],
-            spoken(self._price),
-            [self.box, self.sliders.detail],
-            self.price,
-            trigger_mode="always_last",
-            **RAW,
-        )
+        # A box whose words stay as they are does not tell that it has been given pictures.
+        for event in (self.box.change, self.sliders.detail.change, named.then, taken.then):
+            event(
+                spoken(self._price),
+                [self.box, self.sliders.detail],
+                self.price,
+                trigger_mode="always_last",
+                **RAW,
+            )
 
     def _listen_to_talk(self) -> None:
         def again(talk: Sequence[Turn], data: gr.RetryData) -> list[Turn]:

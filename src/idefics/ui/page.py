@@ -33,6 +33,7 @@ ALTS = {  # what is to be seen in the bundled pictures, for who does not see the
     "vegetables.png": "A tomato, a corn cob, a carrot and an eggplant",
 }
 # Gradio leaves the alternative text of many pictures empty; the name of the file is better than nothing.
+# It takes pasted pictures in the box of a conversation alone; here, wherever the focus is, into the tab's own place.
 SCRIPT = """
 const alts = ALTS;
 const mend = () => document.querySelectorAll('img:not([alt]), img[alt=""]').forEach((img) => {
@@ -41,6 +42,27 @@ const mend = () => document.querySelectorAll('img:not([alt]), img[alt=""]').forE
 });
 new MutationObserver(mend).observe(document.body, {subtree: true, childList: true, attributeFilter: ["src"]});
 mend();
+const take = async (place, file) => {
+  place.querySelector('[aria-label="Remove Image"]')?.click();
+  for (let looks = 0; looks < 40; looks++) {
+    const input = place.querySelector("input[type=file]");
+    if (input) {
+      const data = new DataTransfer();
+      data.items.add(file);
+      input.files = data.files;
+      input.dispatchEvent(new Event("change", {bubbles: true}));
+      return;
+    }
+    await new Promise((done) => setTimeout(done, 50));
+  }
+};
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+  const place = [...document.querySelectorAll(".takes-picture")].find((one) => one.checkVisibility());
+  if (!file || !place || event.defaultPrevented) return;
+  event.preventDefault();
+  take(place, file);
+});
 """
 STYLE = """
 .together { align-items: end; }

@@ -65,6 +65,7 @@ class PictureInput:
             height=300,
             buttons=["fullscreen"],
             elem_id=f"{place}-picture",
+            elem_classes="takes-picture",
             alt_text="The picture that is asked about",
         )
         self.note = gr.Markdown("", elem_id=f"{place}-cost", elem_classes="note")
