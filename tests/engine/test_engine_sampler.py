@@ -58,6 +58,20 @@ def test_top_p(reference, logits, p):
     assert torch.equal(ours, reference.TopPLogitsWarper(p)(None, logits))
 
 
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.5, 2.0, 8.0])
+def test_top_p_of_a_few_likely_tokens_is_that_of_all(monkeypatch, p, spread):
+    logits = torch.randn(12, VOCABULARY) * spread
+    rest = column(*[1 - p] * len(logits))
+    slow = keep_top_p(logits, rest)
+    wholly, sort = [], torch.Tensor.sort
+    monkeypatch.setattr("idefics.engine.sampler.LIKELY", 40)
+    monkeypatch.setattr(torch.Tensor, "sort", lambda x: wholly.append(x) or sort(x))
+    assert torch.equal(keep_top_p(logits, rest), slow)
+    others = 1 - logits.softmax(-1).topk(40).values.sum(-1)
+    assert bool(wholly) == bool((others > 1 - p).any())
+
+
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.5, 1.0])
 def test_min_p(reference, logits, p):
     ours = keep_min_p(logits, column(*[p] * len(logits)))
