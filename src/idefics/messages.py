@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from idefics.errors import BadSetting
@@ -167,7 +167,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     pictures: int
-    cached_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)  # says what came before, not what was asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,20 @@ def test_samples_follow_the_probabilities():
     assert seen[3] == 0
 
 
+@pytest.mark.parametrize("point", [0.0, 1.0])  # the latter by rounding only
+def test_what_may_not_be_said_is_not_drawn_at_the_ends_either(monkeypatch, point):
+    logits = torch.randn(64, VOCABULARY)
+    logits[:, :3] = logits[:, -3:] = -torch.inf
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda x, generator: x.fill_(point))
+    ids = sampler(*(asked(temperature=1.0) for _ in logits)).choose(logits).ids
+    assert set(ids.tolist()) == {3 if point == 0 else VOCABULARY - 4}
+
+
+def test_a_broken_models_rows_end_as_others_do():
+    logits = torch.full((1, VOCABULARY), torch.nan)
+    assert sampler(asked(temperature=1.0)).choose(logits).ids.item() < VOCABULARY
+
+
 def test_a_row_draws_alone_as_it_draws_in_company():
     logits = torch.randn(3, VOCABULARY)
     requests = [asked(temperature=1.0, seed=seed) for seed in (5, 6, 7)]

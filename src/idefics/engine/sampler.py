@@ -123,15 +123,21 @@ class Sampler:
         return logits
 
     def _draw(self, logits: Tensor) -> Tensor:
-        """One sample of each row's softmax, (S, V) -> (S,), by the Gumbel-max trick.
+        """One sample of each row's softmax, (S, V) -> (S,): the first token where the cumulated sum is above a point.
 
-        With Gumbel noise, which is -log of exponential noise, argmax(logits + noise) is distributed as the
-        softmax. A token at minus infinity can never win: a search in rounded cumulative sums would not promise it.
+        One number a row is drawn, not one a token. A token at minus infinity can never win: it adds nothing to the sum,
+        and the point is below the sum of all.
         """
-        noise = torch.empty_like(logits)
-        for row, generator in zip(noise, self.drawing, strict=True):
-            row.exponential_(generator=generator)
-        return (logits - noise.log()).argmax(-1)
+        cumulated = logits.softmax(-1).double().cumsum(-1)
+        points = cumulated.new_empty(len(logits), 1)
+        for point, generator in zip(points, self.drawing, strict=True):
+            point.uniform_(generator=generator)
+        total = cumulated[:, -1:]
+        points = torch.minimum(points * total, total.nextafter(torch.zeros_like(total)))
+        found = torch.searchsorted(cumulated, points, right=True)[:, 0]
+        return found.clamp(
+            max=self.vocabulary - 1
+        )  # a broken model's logits are no numbers, and nothing is above one
 
     def _settle(self) -> None:
         """Turns the rows' settings into tensors and picks the steps that some row needs."""
