@@ -3,8 +3,10 @@
 import json
 import re
 
+import jsonschema_rs
 import pytest
 
+from idefics.processing import closing
 from server.asking import QUESTION, chat, data_uri, events
 
 PATH = "/v1/chat/completions"
@@ -83,6 +85,90 @@ def nested(depth):
     for _ in range(depth):
         schema = {"type": "array", "items": schema}
     return schema
+
+
+def doubling(levels, **last):
+    """A few lines that say something of 10 ** levels parts."""
+    defs = {
+        f"d{i}": {
+            "type": "object",
+            "properties": {f"p{j}": {"$ref": f"#/$defs/d{i + 1}"} for j in range(10)},
+            "required": [f"p{j}" for j in range(10)],
+            "additionalProperties": False,
+        }
+        for i in range(levels)
+    }
+    return {"$defs": {**defs, f"d{levels}": last or {"type": "string"}}, "$ref": "#/$defs/d0"}
+
+
+ENDLESS = {
+    "type": "object",
+    "properties": {"a": {"$ref": "#"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+MANY = [f"value number {number}" for number in range(3000)]
+HOSTILE = {
+    "counted in counted": ({"regex": "(((a{100}){100}){100}){100}"}, "no text of the given regex"),
+    "a state for each choice": ({"regex": ".*a.{300}b"}, "no text of the given regex"),
+    "brackets in brackets": ({"regex": "(" * 1500 + "a" + ")" * 1500}, "regex cannot be used"),
+    "large classes": ({"regex": r"\p{L}{1,900}" * 300}, "no text of the given regex"),
+    "refers to itself": ({"schema": {"$ref": "#"}}, "no text of the given schema"),
+    "needs itself": ({"schema": ENDLESS}, "no text of the given schema"),
+    "grows tenfold": ({"schema": doubling(8)}, "no text of the given schema"),
+    "grows tenfold, and again": ({"schema": doubling(25)}, "no text of the given schema"),
+    "long": ({"schema": {"type": "string", "minLength": 10**9}}, "no text of the given schema"),
+    "wide": ({"schema": {"type": "array", "minItems": 10**9, "items": {}}}, "no text of the given schema"),
+    "values": ({"schema": {"enum": MANY}}, "characters; at most 16,384"),
+    "a constant": ({"schema": {"const": "x" * 20_000}}, "characters; at most 16,384"),
+    "properties": ({"schema": {"properties": {name: {} for name in MANY}}}, "characters; at most 16,384"),
+    "multiples": ({"schema": {"type": "integer", "multipleOf": 99_991}}, "four digits"),
+    "small multiples": ({"schema": {"type": "number", "multipleOf": 0.99991}}, "four digits"),
+    "huge multiples": ({"schema": {"items": [{"multipleOf": 10**400}]}}, "four digits"),
+    "choices": ({"choices": [f"{number}{'é' * 200}" for number in range(50)]}, "at most 16,384"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_forms_are_refused(client, name):
+    form, words = HOSTILE[name]
+    asked = {"response_format": as_format(form["schema"])} if "schema" in form else form
+    answer = client.post(PATH, chat(**asked))
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_form_that_becomes_too_complex_fails_alone(client, monkeypatch, stream):
+    """Where the limit is met in the midst of an answer, there is no end to it, and no answer without one."""
+    monkeypatch.setattr(closing, "STATES", 300)
+    asked = chat(regex="[ab]*a[ab]{40}c", temperature=2.0, seed=1, max_tokens=150, stream=stream)
+    answer = client.post(PATH, asked)
+    if stream:
+        fault = events(answer.text)[-1]["error"]
+    else:
+        assert answer.status_code == 400
+        fault = answer.json()["error"]
+    assert "the given regex is too complex" in fault["message"]
+    monkeypatch.undo()
+    text = text_of(client.post(PATH, asked | {"stream": False}).json())
+    assert re.fullmatch("[ab]*a[ab]{40}c", text)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "number", "multipleOf": 0.01},
+        {"type": "integer", "multipleOf": 9_999, "minimum": 0},
+        {"enum": [f"value {number}" for number in range(1_000)]},
+        {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(50)}},
+    ],
+    ids=lambda schema: str(schema)[:40],
+)
+def test_large_ones_in_good_faith_are_kept_to(client, schema):
+    answer = client.post(PATH, chat(response_format=as_format(schema), max_tokens=100))
+    assert answer.status_code == 200, answer.text
+    jsonschema_rs.validator_for(schema).validate(json.loads(text_of(answer.json())))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,12 @@ from idefics.processing.spelling import guidance
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-Cost = Callable[[bytes], float]
+Costs = Callable[[bytes], Sequence[float]]
 
+# Limits of one form, so that a stranger's takes a moment and some megabytes at most.
+FUEL = 100_000  # work before the first token, and for each
+STATES = 10_000  # of the lexer, at 2 kB; a text of N characters with a bound has N at least
+SYMBOLS = 50_000  # of the grammar
 MOST = 8192  # bytes: ends further away are not found
 WIDEST = 2048  # characters, the bound of a regular expression
 STEPS = 256  # of a walk while an answer is being generated, or of the first that looks ahead
@@ -51,11 +55,17 @@ def byte_tokens() -> LLTokenizer:
     return guidance([*(bytes([byte]) for byte in range(256)), b""], [END], list)
 
 
-def matcher(lark: str) -> LLMatcher:
-    """What follows a text byte by byte."""
+def matcher(lark: str, tokens: LLTokenizer | None = None) -> LLMatcher:
+    """What may follow in a text of a grammar: which tokens, or byte by byte.
+
+    A grammar that is too much work is an error of the matcher, at once or at the token that would make it so.
+    """
     import llguidance
 
-    return llguidance.LLMatcher(byte_tokens(), lark, log_level=0)
+    limits = llguidance.LLParserLimits(
+        initial_lexer_fuel=FUEL, step_lexer_fuel=FUEL, max_lexer_states=STATES, max_grammar_size=SYMBOLS
+    )
+    return llguidance.LLMatcher(byte_tokens() if tokens is None else tokens, lark, log_level=0, limits=limits)
 
 
 def allowed(at: LLMatcher) -> int:
@@ -63,28 +73,29 @@ def allowed(at: LLMatcher) -> int:
     return int.from_bytes(at.compute_bitmask(), "little") & ANY_BYTE
 
 
-def first_end(form: Form, at: LLMatcher, is_spaced: bool, cost: Cost) -> bytes | None:
+def first_end(form: Form, at: LLMatcher, is_spaced: bool, costs: Costs) -> bytes | None:
     """What a text of a form consists of at least, or as good as; None where no end was found.
 
     Args:
         at: the place before it.
         is_spaced: as in `grammar`.
-        cost: in tokens, of one of the choices.
+        costs: in tokens, of what follows each place of one of the choices.
     """
     if form.choices is not None or (form.regex is not None and (end := _regex_end(form, b"")) is not None):
-        return next(ends(form, at, b"", is_spaced, cost)) if form.choices is not None else end
+        return next(ends(form, at, b"", is_spaced, costs)) if form.choices is not None else end
     found = walk(at, MOST)
     if found is None:
         found = _sought(at, STEPS)
     return None if found is None else _shortened(at, found)
 
 
-def ends(form: Form, at: LLMatcher, said: bytes, is_spaced: bool, cost: Cost) -> Iterator[bytes]:
+def ends(form: Form, at: LLMatcher, said: bytes, is_spaced: bool, costs: Costs) -> Iterator[bytes]:
     """Ways to end after what has been said, those that are found quickly first. Arguments as in `first_end`."""
     own = said[1:] if is_spaced and said.startswith(b" ") else said
     if form.choices is not None:
-        rests = [choice[len(own) :] for choice in map(str.encode, form.choices) if choice.startswith(own)]
-        yield from sorted(rests, key=cost)[:1]
+        choices = [choice for choice in map(str.encode, form.choices) if choice.startswith(own)]
+        if choices:
+            yield min(choices, key=lambda choice: costs(choice)[len(own)])[len(own) :]
         return
     if (end := walk(at, STEPS)) is not None:
         yield end

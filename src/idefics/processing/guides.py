@@ -6,7 +6,7 @@ A guide is one answer's: it is asked before each token and told each token. Know
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,16 +36,15 @@ class Shape:
 
     def __init__(self, form: Form, spelling: Spelling) -> None:
         tokens = spelling.guidance
-        import llguidance
-
         self.form, self.spelling = form, spelling
+        self.costs = cache(spelling.counts)  # of choices: they are asked for again after each token
         bare = closing.matcher(grammar(form, is_spaced=False))
         if bare.is_error():
             raise BadSetting(f"{form.name} cannot be used: {complaint(bare.get_error())}")
         self.is_spaced = not closing.allowed(bare) >> ord(" ") & 1
         lark = grammar(form, is_spaced=self.is_spaced)
-        self.matcher, self.bytes = llguidance.LLMatcher(tokens, lark, log_level=0), closing.matcher(lark)
-        end = closing.first_end(form, self.bytes, self.is_spaced, spelling.count)
+        self.matcher, self.bytes = closing.matcher(lark, tokens), closing.matcher(lark)
+        end = closing.first_end(form, self.bytes, self.is_spaced, self.costs)
         if end is None or self._tokens(end) is None:
             raise BadSetting(f"no text of the given {form.name} was found: give a simpler one")
         self.end = end
@@ -91,10 +90,7 @@ class FormGuide:
     def allowed(self) -> bytes:
         """A bit for each id that may follow, the lowest first."""
         bits = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
-            raise BadSetting(
-                f"the given {self._shape.form.name} is too complex: {complaint(self._matcher.get_error())}"
-            )
+        self._check(self._matcher)
         return bits[: -(-len(self._spelling.bytes_of) // 8)]
 
     def settle(self, id: int, room: int) -> int:
@@ -113,10 +109,18 @@ class FormGuide:
             after, end = self._bytes, self._end[len(spelled) :]
             after.consume_tokens(list(spelled))
         self._matcher.consume_token(id)
+        self._check(after)
         self._bytes, self._end = after, end
         self._said += self._spelling.bytes_of[id]
         self.is_over = self._bytes.is_stopped()
         return id
+
+    def _check(self, at: LLMatcher) -> None:
+        """A matcher with an error says that a text is over."""
+        if at.is_error():
+            raise BadSetting(
+                f"the given {self._shape.form.name} is too complex: {complaint(at.get_error())}; give a simpler one"
+            )
 
     def _end_after(self, at: LLMatcher, id: int, room: int) -> bytes | None:
         """An end that follows an id and fits, if one is found."""
@@ -128,7 +132,7 @@ class FormGuide:
             has_room = self._spelling.has_all_bytes and self._counted + LONGEST <= room
             return end if has_room or self._fits(end, room) else None
         said, shape = self._said + spelled, self._shape
-        ends = closing.ends(shape.form, at, said, shape.is_spaced, self._spelling.count)
+        ends = closing.ends(shape.form, at, said, shape.is_spaced, shape.costs)
         return next((end for end in ends if self._fits(end, room)), None)
 
     def _fits(self, end: bytes, room: int) -> bool:

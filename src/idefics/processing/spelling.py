@@ -42,29 +42,32 @@ class Spelling:
         self.bytes_of = [b"" if id in silent else tokenizer.decode_bytes([id]) for id in range(vocabulary)]
         self._ids = {spelled: id for id, spelled in enumerate(self.bytes_of) if spelled}
 
-    def tokens(self, text: bytes) -> list[int] | None:
-        """The fewest tokens that spell a text; None where it cannot be spelled."""
-        best: list[int | None] = [0, *[None] * len(text)]  # of each beginning: how many tokens
-        last = [0] * (len(text) + 1)  # and where the last of them begins
-        for end in range(1, len(text) + 1):
-            for start in range(max(0, end - LONGEST), end):
-                count, known = best[start], best[end]
-                if count is None or (known is not None and known <= count + 1):
-                    continue
-                if text[start:end] in self._ids:
-                    best[end], last[end] = count + 1, start
-        if best[-1] is None:
-            return None
-        ids, end = [], len(text)
-        while end:
-            ids.append(self._ids[text[last[end] : end]])
-            end = last[end]
-        return ids[::-1]
+    def counts(self, text: bytes) -> list[float]:
+        """How many tokens spell at least what follows each place of a text; infinite where it cannot be spelled."""
+        fewest = [*[math.inf] * len(text), 0.0]
+        for start in reversed(range(len(text))):
+            for end in range(start + 1, min(start + LONGEST, len(text)) + 1):
+                if fewest[end] + 1 < fewest[start] and text[start:end] in self._ids:
+                    fewest[start] = fewest[end] + 1
+        return fewest
 
     def count(self, text: bytes) -> float:
         """How many tokens spell a text at least; infinite where it cannot be spelled."""
-        tokens = self.tokens(text)
-        return math.inf if tokens is None else len(tokens)
+        return self.counts(text)[0]
+
+    def tokens(self, text: bytes) -> list[int] | None:
+        """The fewest tokens that spell a text, long ones first; None where it cannot be spelled."""
+        fewest, ids, start = self.counts(text), list[int](), 0
+        if fewest[0] == math.inf:
+            return None
+        while start < len(text):
+            ends = range(min(start + LONGEST, len(text)), start, -1)
+            end = next(
+                end for end in ends if fewest[end] + 1 == fewest[start] and text[start:end] in self._ids
+            )
+            ids.append(self._ids[text[start:end]])
+            start = end
+        return ids
 
     def holding(self, word: bytes) -> Iterator[int]:
         """Ids of tokens that have a word in them."""

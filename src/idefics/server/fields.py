@@ -5,6 +5,7 @@ A field that is not here is refused with its name. Everything has a limit, so th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ MOST_PARTS = 64
 MOST_BIASES = 300
 MOST_BANNED = 128
 MOST_NESTED = 32  # levels of a JSON schema
+MOST_FORM = 16_384  # bytes of a JSON schema, or of all choices
 MOST_TOKENS = 1_000_000  # of an answer; a model's own limit is lower
 NEW_TOKENS = 256  # where a request does not say it
 LONGEST_ADDRESS = 2048  # characters
@@ -35,9 +37,13 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-def _flat_enough(schema: dict[str, Any]) -> dict[str, Any]:
+def _small_enough(schema: dict[str, Any]) -> dict[str, Any]:
     level: list[Any] = [schema]
     for _ in range(MOST_NESTED):
+        for outer in level:
+            step = outer.get("multipleOf", 1) if isinstance(outer, dict) else 1
+            if isinstance(step, int | float) and not _has_few_digits(step):
+                raise ValueError("multipleOf is a number of more than four digits: give one of fewer")
         level = [
             inner
             for outer in level
@@ -45,13 +51,31 @@ def _flat_enough(schema: dict[str, Any]) -> dict[str, Any]:
             if isinstance(inner, dict | list)
         ]
         if not level:
-            return schema
-    raise ValueError(f"the schema is nested more than {MOST_NESTED} times")
+            break
+    else:
+        raise ValueError(f"the schema is nested more than {MOST_NESTED} times")
+    if (size := len(json.dumps(schema))) > MOST_FORM:
+        raise ValueError(f"the schema has {size:,} characters; at most {MOST_FORM:,} are read")
+    return schema
+
+
+def _has_few_digits(number: float) -> bool:
+    """At most four: what is a multiple of N has N states."""
+    return abs(number) < 10_000 and (
+        number == round(number, 3) if abs(number) < 10 else number == round(number)
+    )
+
+
+def _few_enough(choices: list[str]) -> list[str]:
+    if (size := sum(len(choice.encode(errors="surrogatepass")) for choice in choices)) > MOST_FORM:
+        raise ValueError(f"the choices have {size:,} bytes together; at most {MOST_FORM:,} are read")
+    return choices
 
 
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
+Choices = Annotated[list[Text], AfterValidator(_few_enough)]
 Texts = Annotated[list[Text], Field(max_length=MOST_STOPS)]
 
 
@@ -71,7 +95,7 @@ class Choosing(Fields):
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     stop: Text | Texts | None = None
     regex: str | None = Field(None, min_length=1, max_length=4096)
-    choices: list[Text] | None = Field(None, min_length=1, max_length=MOST_LABELS)
+    choices: Choices | None = Field(None, min_length=1, max_length=MOST_LABELS)
     banned: list[Text] | None = Field(None, max_length=MOST_BANNED)
 
     def wishes(self) -> dict[str, Any]:
@@ -113,7 +137,7 @@ class Asked(Choosing):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-Schema = Annotated[dict[str, Any], Field(max_length=256), AfterValidator(_flat_enough)]
+Schema = Annotated[dict[str, Any], Field(max_length=256), AfterValidator(_small_enough)]
 
 
 class JsonSchema(Fields):
