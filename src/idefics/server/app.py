@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -27,8 +28,20 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
     service = Service(vlm, settings)
     app = FastAPI(title="idefics", version=__version__, summary="Questions about pictures.")
     app.state.service = service
+    app.openapi = partial(_description, app)  # type: ignore[method-assign]
     faults.install(app)
     for part in (chat, completions, responses, tasks, status):
         app.include_router(part.router)
     app.add_middleware(Gate, service=service, keys=settings.keys())
     return app
+
+
+def _description(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description of the app without its own way to say that a request is wrong: here that is a 400."""
+    said = FastAPI.openapi(app)
+    for route in said["paths"].values():
+        for method in route.values():
+            method["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        said["components"]["schemas"].pop(name, None)
+    return said

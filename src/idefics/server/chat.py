@@ -15,7 +15,8 @@ from pydantic import Field
 from idefics.messages import Answer, Delta
 from idefics.processing.tokenizer import Tokenizer
 from idefics.server import likelihood
-from idefics.server.events import DONE, STREAMED, Events, event
+from idefics.server.answers import ChatShape
+from idefics.server.events import DONE, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import (
     MOST_MESSAGES,
@@ -31,7 +32,7 @@ from idefics.server.fields import (
 )
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
-from idefics.server.wiring import Serving, Visiting, faults
+from idefics.server.wiring import Serving, Visiting, described
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -71,7 +72,7 @@ class ChatRequest(Asked):
         return wishes | ({"schema": form} if form else {})
 
 
-@router.post("/v1/chat/completions", responses=faults() | STREAMED)
+@router.post("/v1/chat/completions", responses=described(ChatShape, streams=True))
 async def chat(asked: ChatRequest, service: Serving, visit: Visiting) -> Response:
     """The next answer of a conversation of words and pictures."""
     service.check_model(asked.model)

@@ -14,11 +14,12 @@ from pydantic import Field
 
 from idefics.messages import Answer, Delta
 from idefics.server import likelihood
-from idefics.server.events import DONE, STREAMED, Events, event
+from idefics.server.answers import CompletionShape
+from idefics.server.events import DONE, Events, event
 from idefics.server.fields import Asked
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
-from idefics.server.wiring import Serving, Visiting, faults
+from idefics.server.wiring import Serving, Visiting, described
 
 NEW_TOKENS = 16  # OpenAI's default for this route
 
@@ -43,7 +44,7 @@ class CompletionRequest(Asked):
         return wishes | {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs or 0}
 
 
-@router.post("/v1/completions", responses=faults() | STREAMED)
+@router.post("/v1/completions", responses=described(CompletionShape, streams=True))
 async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) -> Response:
     """How a text goes on."""
     service.check_model(asked.model)

@@ -14,7 +14,7 @@ from idefics.server.faults import Fault, fault_of
 
 DONE = b"data: [DONE]\n\n"
 # For the API's description: an answer is JSON, or comes in pieces.
-STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+PIECES = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:

@@ -15,7 +15,8 @@ from pydantic import Discriminator, Field, Tag
 
 from idefics.messages import Answer, Detail, Message, Part, Usage
 from idefics.server import likelihood
-from idefics.server.events import STREAMED, Events, event
+from idefics.server.answers import ResponseShape
+from idefics.server.events import Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import (
     MOST_MESSAGES,
@@ -33,7 +34,7 @@ from idefics.server.fields import (
     pictures_of,
 )
 from idefics.server.visit import Visit
-from idefics.server.wiring import Serving, Visiting, faults
+from idefics.server.wiring import Serving, Visiting, described
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -147,7 +148,7 @@ class ResponseRequest(Choosing):
         return wishes | ({"schema": form} if form else {})
 
 
-@router.post("/v1/responses", responses=faults() | STREAMED)
+@router.post("/v1/responses", responses=described(ResponseShape, streams=True))
 async def respond(asked: ResponseRequest, service: Serving, visit: Visiting) -> Response:
     """The next answer of a conversation of words and pictures."""
     service.check_model(asked.model)

@@ -11,13 +11,14 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field, create_model
 
 from idefics.messages import Answer, Detail, Look, Picture, Shot, Usage
+from idefics.server.answers import RankingShape, TaskShape
 from idefics.server.bodies import FILE, read
-from idefics.server.events import DONE, STREAMED, Events, event
+from idefics.server.events import DONE, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import MOST_PICTURES, MOST_TOKENS, Choosing, Fields, picture_at
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
-from idefics.server.wiring import Serving, Visiting, faults
+from idefics.server.wiring import Serving, Visiting, described
 from idefics.tasks import TASKS, classify
 from idefics.tasks.record import Task
 from idefics.tasks.verbs import neutral
@@ -168,6 +169,6 @@ for _task in TASKS.values():
         f"/{_task.name}",
         name=_task.name,
         summary=_task.help,
-        responses=faults() if _task is classify.TASK else faults() | STREAMED,
+        responses=described(RankingShape) if _task is classify.TASK else described(TaskShape, streams=True),
         openapi_extra={"requestBody": _described(_kind)},
     )(_answering(_task, _kind))
