@@ -142,7 +142,7 @@ def test_a_turn_is_retried_edited_and_taken_back(page):
     expect(page.locator("#chat-run")).to_be_enabled()
     expect(page.get_by_test_id("bot")).to_have_count(2)
     expect(page.get_by_test_id("bot").last).to_have_text(re.compile("Night."))
-    page.get_by_label("Edit").last.click()
+    page.get_by_label("Edit").locator("visible=true").last.click()
     field = page.locator("#chat-talk textarea")
     field.fill("Where is it?")
     page.get_by_label("Submit").click()

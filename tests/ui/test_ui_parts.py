@@ -63,12 +63,13 @@ def test_a_checkpoint_may_suggest_to_sample(tmp_path):
 
 def test_turns_go_to_the_model_as_they_were_said(given):
     turns = [
-        talk.said("user", given("tower.png"), "What is it?"),
+        talk.question([given("tower.png")], "What is it?"),
         talk.said("assistant", "A tower."),
         talk.said("user", "Really?"),
     ]
+    turns = talk.named(turns, "17")
     back = json.loads(json.dumps(turns))
-    back[0]["content"][0]["file"]["url"] = "http://somewhere/else"  # a browser adds it
+    back[0]["content"][1]["file"]["url"] = "http://somewhere/else"  # a browser adds it
     found = talk.messages(talk.cleaned(back), lambda one: Picture(one.name))
     assert [(m.role, [p if isinstance(p, str) else p.source for p in m.parts]) for m in found] == [
         ("user", ["tower.png", "What is it?"]),
@@ -76,6 +77,7 @@ def test_turns_go_to_the_model_as_they_were_said(given):
         ("user", ["Really?"]),
     ]
     assert talk.cleaned(back) == turns
+    assert talk.name_of(back) == "17"
     assert talk.until_asked(turns, 1) == turns[:1]
     assert talk.until_asked(turns, 2) == turns
 

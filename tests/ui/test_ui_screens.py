@@ -38,6 +38,9 @@ def test_every_tab_fits_and_every_picture_has_words(chromium, address, look):
                 page.wait_for_timeout(600)
                 run(page, place)
                 expect(page.locator(f"#{place}-note")).to_contain_text("read")
+            if name == "Chat":
+                page.locator("#chat-earlier > button").click()
+                expect(page.locator("#chat-history label")).to_have_count(1)
             page.wait_for_timeout(300)
             page.mouse.move(0, 0)
             page.screenshot(path=screens / f"{look}-{place}.png", full_page=True)

@@ -14,10 +14,22 @@ from idefics.ui.code import Talk
 from idefics.ui.codeview import CodeView
 from idefics.ui.desk import Desk
 from idefics.ui.given import Given, Payload
+from idefics.ui.history import WHOLE, History
 from idefics.ui.pictures import AddressInput, examples, fetched
 from idefics.ui.run import HIDDEN, RAW, Run
 from idefics.ui.sliders import DEFAULT, Sliders
-from idefics.ui.talk import Turn, cleaned, messages, pictures_of, question, said, text_of, until_asked
+from idefics.ui.talk import (
+    Turn,
+    cleaned,
+    messages,
+    name_of,
+    named,
+    pictures_of,
+    question,
+    said,
+    text_of,
+    until_asked,
+)
 from idefics.ui.words import cost, counted, spoken
 
 PLACE = "chat"
@@ -41,10 +53,11 @@ class Chat:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
+        self.history = History()
         self.talk = gr.Chatbot(
             label="Conversation",
             height=420,
-            editable="user",
+            editable="all",  # "user" is for turns without pictures alone; the style hides it from answers
             buttons=["copy"],
             feedback_options=None,
             render_markdown=False,  # models write plain text; nothing in it shall become a link or a picture
@@ -67,6 +80,7 @@ class Chat:
         self.run = Run(desk, PLACE, "Send")
         with self.run.row:
             self.new = gr.Button("New conversation", elem_id="chat-new", min_width=180, scale=0)
+        self.run.resting += [self.new, *self.history.controls]
         self.note = gr.Markdown("", elem_id="chat-note", elem_classes="note")
         with gr.Accordion("A picture from the webcam or by its address", open=False, elem_id="chat-more"):
             self.other = AddressInput(PLACE, "Add")
@@ -118,7 +132,8 @@ class Chat:
 
         def edited(talk: Sequence[Turn], data: gr.EditData) -> list[Turn]:
             kept = until_asked(cleaned(talk), _place(data.index))
-            return [*kept[:-1], question(pictures_of(kept[-1]), str(data.value))]
+            asked = question(pictures_of(kept[-1]), str(data.value).strip() or text_of(kept[-1]))
+            return named([*kept[:-1], asked], name_of(kept))
 
         def undone(talk: Sequence[Turn], data: gr.UndoData) -> tuple[list[Turn], Box]:
             kept = until_asked(cleaned(talk), _place(data.index))
@@ -136,7 +151,7 @@ class Chat:
         starts = [
             sent(),
             self.talk.retry(again, self.talk, self.talk, **shown),
-            self.talk.edit(spoken(edited), self.talk, self.talk, **shown),
+            self.talk.edit(spoken(edited), self.talk, self.talk, js=WHOLE, **shown),
         ]
         inputs = [self.talk, self.box, *self.sliders.inputs]
         outputs = [self.talk, self.box, self.note]
@@ -147,8 +162,11 @@ class Chat:
         self.code.listen(
             self._code, [self.talk, *self.sliders.inputs], *(end.then for end in ends), *self.sliders.changes
         )
-        self.talk.undo(undone, self.talk, [self.talk, self.box], **shown)
-        self.new.click(lambda: ([], ""), None, [self.talk, self.note], queue=False, **HIDDEN)
+        taken_back = self.talk.undo(undone, self.talk, [self.talk, self.box], **shown)
+        self.history.listen(self.talk, self.note, taken_back.then, *(end.then for end in ends))
+        both: Any = [self.new.click, self.talk.clear]  # Gradio's conversation has such a button too
+        cleared = [self.talk, self.note, self.history.list]
+        gr.on(both, lambda: ([], "", None), None, cleared, queue=False, **HIDDEN)
 
     def _price(self, box: Box | None, detail: Detail) -> str:
         costs = [
@@ -162,7 +180,8 @@ class Chat:
 
     def _send(self, talk: Sequence[Turn], box: Box) -> tuple[list[Turn], Box]:
         asked = question([Given.of(file) for file in box["files"]], box["text"])
-        return [*cleaned(talk), asked], EMPTY
+        turns = [*cleaned(talk), asked]
+        return named(turns, name_of(turns)), EMPTY
 
     def _answer(
         self, session: str, talk: Sequence[Turn], box: Box, *values: Any

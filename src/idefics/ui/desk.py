@@ -156,7 +156,10 @@ class Desk:
 
     def picture(self, given: Given) -> Picture:
         """A file that came from the browser, known to be a picture; else BadPicture, by the person's name for it."""
-        data = Path(given.path).read_bytes()
+        try:
+            data = Path(given.path).read_bytes()
+        except FileNotFoundError:
+            raise BadPicture(f"{given.name} is no longer kept: show it again") from None
         self.check(data, given.name)
         return Picture(data)
 

@@ -69,7 +69,10 @@ STYLE = """
 .together > button, .together > .block + button { white-space: nowrap; }
 .note { font-size: var(--text-sm); opacity: .85; }
 .note:not(:has(p)) { display: none; }
-button[aria-label="Share"] { display: none; }
+button[aria-label="Share"], .message-buttons-left button[aria-label="Edit"] { display: none; }
+#chat-history .wrap { flex-direction: column; flex-wrap: nowrap; max-height: 240px; overflow: auto; }
+#chat-history label { flex-shrink: 0; }
+#chat-talk img { max-height: 200px; }
 progress { width: 100%; accent-color: var(--primary-500); }
 footer { display: none; }
 """

@@ -30,12 +30,16 @@ class Run:
     Args:
         place: of the tab, in ids and for `Desk.stop`.
         label: of the first button.
+
+    Attributes:
+        resting: what nobody may touch while it runs.
     """
 
     def __init__(self, desk: Desk, place: str, label: str) -> None:
         self.desk, self.place = desk, place
         with gr.Row(elem_classes="together") as self.row:
             self.button = gr.Button(label, variant="primary", elem_id=f"{place}-run", min_width=120)
+            self.resting: list[Any] = [self.button]
             self.end = gr.Button("Stop", interactive=False, elem_id=f"{place}-stop", min_width=90, scale=0)
 
         def stop(request: gr.Request) -> None:
@@ -61,10 +65,12 @@ class Run:
             yield from told(request.session_hash or "", *values)
 
         def set_to(busy: bool) -> Callable[[], list[Any]]:
-            return lambda: [gr.update(interactive=not busy), gr.update(interactive=busy)]
+            return lambda: (
+                [gr.update(interactive=not busy)] * len(self.resting) + [gr.update(interactive=busy)]
+            )
 
-        both = [self.button, self.end]
-        begun = first(set_to(True), None, both, queue=False, **HIDDEN)
+        all = [*self.resting, self.end]
+        begun = first(set_to(True), None, all, queue=False, **HIDDEN)
         ended = begun.then(
             run,
             list(inputs),
@@ -74,8 +80,8 @@ class Run:
             **RAW,
             **how,
         )
-        ended.failure(set_to(False), None, both, queue=False, **HIDDEN)  # after an error `then` is not run
-        return ended.then(set_to(False), None, both, queue=False, **HIDDEN)
+        ended.failure(set_to(False), None, all, queue=False, **HIDDEN)  # after an error `then` is not run
+        return ended.then(set_to(False), None, all, queue=False, **HIDDEN)
 
 
 def growing(

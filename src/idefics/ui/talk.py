@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 from idefics.errors import BadPrompt
 from idefics.messages import Message, Part, Picture
 from idefics.ui.given import Given
 
-Turn = Mapping[str, Any]  # {"role": ..., "content": [{"type": "text", ...} or {"type": "file", ...}]}
+# {"role": ..., "content": [{"type": "text", ...}, {"type": "file", ...}]}; the first has its "metadata": {"id": ...}
+Turn = Mapping[str, Any]
 
 
-def said(role: str, *parts: str | Given) -> Turn:
-    """One turn, for the browser. The name of a picture is its alternative text."""
-    return {"role": role, "content": [_content(part) for part in parts]}
+def said(role: str, text: str, pictures: Sequence[Given] = ()) -> Turn:
+    """One turn, for the browser. The name of a picture is its alternative text.
 
-
-def _content(part: str | Given) -> Mapping[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    return {"type": "file", "file": part.payload, "alt_text": part.name}
-
-
-def cleaned(turns: Sequence[Turn] | None) -> list[Turn]:
-    """Turns as they came back from a browser, without what it has added."""
-    return [said(turn["role"], *_parts(turn)) for turn in turns or ()]
-
-
-def _parts(turn: Turn) -> Iterator[str | Given]:
-    for part in turn["content"]:
-        yield Given.of(part["file"]) if part["type"] == "file" else str(part["text"])
+    The words come first: Gradio cannot edit a turn that begins with a picture.
+    """
+    seen = [{"type": "file", "file": given.payload, "alt_text": given.name} for given in pictures]
+    return {"role": role, "content": [{"type": "text", "text": text}, *seen]}
 
 
 def text_of(turn: Turn) -> str:
     """Its words."""
-    return " ".join(part for part in _parts(turn) if isinstance(part, str))
+    return " ".join(str(part["text"]) for part in turn["content"] if part["type"] == "text")
 
 
 def pictures_of(turn: Turn) -> list[Given]:
     """Its pictures."""
-    return [part for part in _parts(turn) if isinstance(part, Given)]
+    return [Given.of(part["file"]) for part in turn["content"] if part["type"] == "file"]
+
+
+def named(turns: Sequence[Turn], name: str) -> list[Turn]:
+    """Turns of the conversation of this name, which the first of them carries wherever it goes."""
+    return [{**turns[0], "metadata": {"id": name}}, *turns[1:]] if turns else []
+
+
+def name_of(turns: Sequence[Turn]) -> str:
+    """The name of a conversation; a new one, where it has none yet."""
+    known = (turns[0].get("metadata") or {}).get("id") if turns else None
+    return str(known or uuid4().hex)
+
+
+def cleaned(turns: Sequence[Turn] | None) -> list[Turn]:
+    """Turns as they came back from a browser, without what it has added."""
+    turns = turns or ()
+    return named([said(turn["role"], text_of(turn), pictures_of(turn)) for turn in turns], name_of(turns))
 
 
 def question(pictures: Sequence[Given], text: str) -> Turn:
-    """What a person has put into the box: pictures, then words.
+    """What a person has put into the box.
 
     Raises:
         BadPrompt: no words.
     """
     if not text.strip():
         raise BadPrompt("the question is empty: write one, such as “What is in this image?”")
-    return said("user", *pictures, text.strip())
+    return said("user", text.strip(), pictures)
 
 
 def until_asked(turns: Sequence[Turn], index: int) -> list[Turn]:
@@ -63,9 +70,9 @@ def until_asked(turns: Sequence[Turn], index: int) -> list[Turn]:
 
 
 def messages(turns: Sequence[Turn], picture: Callable[[Given], Picture]) -> list[Message]:
-    """The turns for the model; `picture` opens, or names, what the browser has sent."""
+    """The turns for the model, pictures before words; `picture` opens, or names, what the browser has sent."""
     found: list[Message] = []
     for turn in turns:
-        parts: list[Part] = [part if isinstance(part, str) else picture(part) for part in _parts(turn)]
+        parts: list[Part] = [*map(picture, pictures_of(turn)), text_of(turn)]
         found.append(Message(turn["role"], tuple(parts)))
     return found
