@@ -197,6 +197,7 @@ def test_a_zip_is_labelled_and_failed_rows_say_why(page, demo, bundled, tmp_path
     expect(page.locator("#batch-progress")).to_contain_text(
         "8 of 8 pictures, 1 without an answer. 2 files left out"
     )
+    expect(page.locator("#batch-table")).to_contain_text("None: photos.zip/sub/broken.png")
     with page.expect_download() as download:
         page.locator("#batch-jsonl").click()
     rows = [json.loads(line) for line in download.value.path().read_text().splitlines()]

@@ -9,7 +9,8 @@ import pytest
 
 from idefics.cli.main import run
 from idefics.messages import Picture, assistant, user
-from idefics.ui.code import Call, Talk
+from idefics.ui.batch import HINTS, batch, job_of
+from idefics.ui.code import Call, Many, Talk
 
 OWN = {"model": "demo", "server": "http://127.0.0.1:8000"}
 COUNTS = [
@@ -143,3 +144,37 @@ def test_the_command_line_of_a_conversation_has_its_turns(folder, demo, shell, m
 
 def test_a_name_that_looks_like_a_flag_stays_a_name():
     assert "./-x.png" in shlex.split(Call(task="caption", picture="-x.png", **OWN).shell)
+
+
+WORDS = {task: "vegetables, animals" if task == "classify" else hint for task, (_, hint) in HINTS.items()}
+
+
+@pytest.fixture(params=["caption", *WORDS])
+def many(request, desk, bundled, tmp_path):
+    """What "Show code" says of a task's batch, and the table of it: names of pictures -> answers."""
+    task, words = request.param, WORDS.get(request.param, "")
+    files = [{"path": str(path), "orig_name": name} for name, path in bundled.items()]
+    *_, (_, _, rows, _) = batch(desk, "me", files, None, task, words)
+    (tmp_path / "photos").mkdir()
+    for name, path in bundled.items():
+        (tmp_path / "photos" / name).write_bytes(path.read_bytes())
+    job = job_of(task, words)
+    shown = Many(task=job.task, words=job.words, labels=job.labels, **OWN)
+    return shown, {row.image: row.text for row in rows}
+
+
+def told(lines):
+    """Names of pictures -> answers, of lines that say both."""
+    return dict(line.removeprefix("photos/").split(": ", 1) for line in lines.splitlines())
+
+
+def test_the_python_of_a_batch_gives_its_table(folder, python, many):
+    shown, table = many
+    assert told(python(shown.python)) == table
+
+
+def test_the_command_line_of_a_batch_gives_its_table(folder, shell, many):
+    shown, table = many
+    line, file = shown.shell.rstrip().split(" > ")  # what the shell itself does
+    assert file == "answers.txt"
+    assert told(shell(line)) == table

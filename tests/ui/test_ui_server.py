@@ -17,7 +17,8 @@ from idefics.server.app import create_app
 from idefics.server.guests import admitted
 from idefics.server.settings import Settings
 from idefics.tasks import TASKS
-from idefics.ui.code import Call, Talk
+from idefics.ui.batch import batch
+from idefics.ui.code import Call, Many, Talk
 from ui.browser import served
 
 
@@ -102,7 +103,7 @@ def test_a_server_that_goes_down_ends_answers_of_the_page(demo):
 
 @pytest.fixture
 def shell(demo, bundled, tmp_path):
-    """Runs lines of a shell against a server, in a folder with the bundled pictures; the JSON that comes back."""
+    """Runs lines of a shell against a server, in a folder with the bundled pictures; what comes back."""
     for name, path in bundled.items():
         (tmp_path / name).write_bytes(path.read_bytes())
     with served(create_app(demo, Settings(model="demo"))) as address:
@@ -112,7 +113,7 @@ def shell(demo, bundled, tmp_path):
             done = subprocess.run(
                 ["bash", "-c", call.curl], cwd=tmp_path, capture_output=True, text=True, check=True
             )
-            return json.loads(done.stdout)
+            return done.stdout
 
         yield execute
 
@@ -128,12 +129,14 @@ def test_the_curl_of_a_conversation_gives_its_answer(demo, bundled, shell):
             user(Picture(name("statue.png")), 'And in this one?\nSay it\'s "so".'),
         ]
 
-    said = shell(
-        lambda address: Talk(
-            messages=messages(str),
-            options={"max_new_tokens": 20, "detail": "low"},
-            model="demo",
-            server=address,
+    said = json.loads(
+        shell(
+            lambda address: Talk(
+                messages=messages(str),
+                options={"max_new_tokens": 20, "detail": "low"},
+                model="demo",
+                server=address,
+            )
         )
     )
     wanted = demo.chat(messages(bundled.__getitem__), max_new_tokens=20, detail="low").text
@@ -150,7 +153,7 @@ def test_the_curl_of_a_conversation_gives_its_answer(demo, bundled, shell):
     ids=lambda call: call["task"],
 )
 def test_the_curl_of_a_task_gives_its_answer(demo, bundled, shell, call):
-    said = shell(lambda address: Call(picture="picnic.png", model="demo", server=address, **call))
+    said = json.loads(shell(lambda address: Call(picture="picnic.png", model="demo", server=address, **call)))
     picture, options = bundled["picnic.png"], call["options"]
     if call["task"] == "classify":
         assert said["labels"][0]["label"] == demo.classify(picture, call["labels"], **options).best
@@ -158,3 +161,24 @@ def test_the_curl_of_a_task_gives_its_answer(demo, bundled, shell, call):
     shots = [Shot(Picture(bundled[name]), answer) for name, _, answer in call.get("shots", ())]
     task = TASKS[call["task"]]
     assert said["text"] == demo.with_shots(shots).run(task, picture, call.get("words", ""), **options).text
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [("caption", ""), ("ask", "What's on the table?"), ("classify", "vegetables, animals")],
+    ids=["caption", "ask", "classify"],
+)
+def test_the_curl_of_a_batch_gives_its_table(desk, bundled, shell, tmp_path, task, words):
+    (tmp_path / "my photos").mkdir()
+    for name, path in bundled.items():
+        (tmp_path / "my photos" / name).write_bytes(path.read_bytes())
+    what = {"labels": words.split(", ")} if task == "classify" else {"words": words}
+    said = shell(lambda address: Many(task=task, folder="my photos", model="demo", server=address, **what))
+    files = [{"path": str(path), "orig_name": name} for name, path in bundled.items()]
+    *_, (_, _, rows, _) = batch(desk, "me", files, None, task, words)
+    told = {}
+    for line in said.splitlines():
+        name, _, answer = line.removeprefix("my photos/").partition(": ")
+        answer = json.loads(answer)
+        told[name] = answer["labels"][0]["label"] if task == "classify" else answer["text"]
+    assert told == {row.image: row.text for row in rows}

@@ -27,7 +27,7 @@ from idefics.ui.words import counted
 
 PLACE = "batch"
 CHOICES = [(task.help, task.name) for task in TASKS.values()]
-HEADERS = ["Picture", "Answer", "Why there is none"]
+HEADERS = ["Picture", "Answer"]
 HINTS = {
     "complete": ("How each answer begins", "This is an image of"),
     "ask": ("Question", "What is on the table?"),
@@ -79,7 +79,7 @@ def tab(desk: Desk) -> None:
                 interactive=False,
                 wrap=True,
                 label="Answers",
-                column_widths=["26%", "44%", "30%"],
+                column_widths=["34%", "66%"],
                 elem_id="batch-table",
             )
             with gr.Row():
@@ -93,7 +93,7 @@ def tab(desk: Desk) -> None:
 
     def respond(session: str, *given: Any) -> Iterator[Any]:
         for done, total, found, note in batch(desk, session, *given):
-            cells = [[row.image, row.text, row.error] for row in found]
+            cells = [[row.image, f"None: {row.error}" if row.error else row.text] for row in found]
             is_over = note is not None
             yield (
                 bar(done, total, found, note or ""),
@@ -126,7 +126,7 @@ def _written(desk: Desk, chosen: str, said: str) -> Many:
 
 
 def _sample() -> list[Payload]:
-    return [Given(str(path), path.name).payload for path in bundled()]
+    return [{**Given(str(path), path.name).payload, "size": path.stat().st_size} for path in bundled()]
 
 
 def batch(

@@ -201,9 +201,10 @@ for path in sorted(Path({self.folder!r}).iterdir()):
 
     @property
     def curl(self) -> str:
-        """A request for each picture."""
+        """A request for each picture; a line for each, which begins with its name."""
         one = self._call("FILE").curl.replace("-F image=@FILE", '-F "image=@$file"').replace("\n", "\n  ")
-        return f"for file in {shlex.quote(self.folder)}/*; do\n  {one.rstrip()}\ndone\n"
+        said = f"  printf '%s: ' \"$file\"\n  {one.rstrip()}\n  echo\n"
+        return f"for file in {shlex.quote(self.folder)}/*; do\n{said}done\n"
 
     def _call(self, picture: str) -> Call:
         return Call(

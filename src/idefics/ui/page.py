@@ -73,7 +73,11 @@ button[aria-label="Share"], .message-buttons-left button[aria-label="Edit"] { di
 #chat-history .wrap { flex-direction: column; flex-wrap: nowrap; max-height: 240px; overflow: auto; }
 #chat-history label { flex-shrink: 0; }
 #chat-talk img { max-height: 200px; }
-progress { width: 100%; accent-color: var(--primary-500); }
+#batch-table * { font-family: var(--font); }
+progress { width: 100%; height: 12px; appearance: none; border: 0; background: var(--neutral-300); }
+progress::-webkit-progress-bar { background: var(--neutral-300); }
+progress::-webkit-progress-value { background: var(--primary-500); }
+progress::-moz-progress-bar { background: var(--primary-500); }
 footer { display: none; }
 """
 
