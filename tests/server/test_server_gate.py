@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hmac
 import json
 import logging
 
@@ -66,6 +67,32 @@ def test_each_key_opens(locked, key):
 )
 def test_nothing_else_does(locked, headers):
     assert locked.post(PATH, chat(), headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("key", ["first", "third", "fourth", ""])
+def test_a_comparison_takes_as_long_whatever_is_compared(locked, monkeypatch, key):
+    """Every key is looked at, to its end, and all are of one length."""
+    compared, compare = [], hmac.compare_digest
+
+    def counted(one, other):
+        compared.append((len(one), len(other)))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", counted)
+    assert locked.get("/v1/models", headers=bearer(key)).status_code == (
+        200 if key in ("first", "third") else 401
+    )
+    assert compared == [(32, 32)] * 3
+
+
+def test_nobody_is_let_in_while_the_server_goes_down(client):
+    client.app.state.service.admission.is_closing = True
+    answer = client.post(PATH, chat())
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "shutting_down"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert client.get("/ready").status_code == 503
+    assert client.get("/health").status_code == 200
 
 
 def test_a_browser_is_asked_for_the_key(locked):

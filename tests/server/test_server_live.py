@@ -162,6 +162,31 @@ def test_one_whose_prompt_is_being_made_may_leave_too(vlm, monkeypatch):
     asyncio.run(scene())
 
 
+def test_one_whose_answer_is_being_asked_for_may_leave_too(vlm, pace):
+    submitted, asked, go = [], threading.Event(), threading.Event()
+
+    async def scene():
+        async with served(vlm) as (client, service):
+            submit = service.vlm.submit
+
+            def slowly(prompt, **wishes):
+                asked.set()
+                go.wait(20)
+                submitted.append(submit(prompt, **wishes))
+                return submitted[-1]
+
+            service.vlm.submit = slowly
+            task = asyncio.create_task(client.post(PATH, json=LONG))
+            await until(asked.is_set)
+            task.cancel()
+            await until(lambda: not service.admission.places)
+            go.set()
+            await until(lambda: submitted and submitted[0]._growing.handle.done, seconds=5)
+            assert pages(vlm) == 0
+
+    asyncio.run(scene())
+
+
 def test_requests_join_the_running_batch_and_get_what_they_would_get_alone(vlm):
     asked = [
         chat(),
