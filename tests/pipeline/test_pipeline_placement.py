@@ -74,7 +74,7 @@ def test_logits_stay_near(pair, memory, picture):
     vlm, full, kind = pair
     before, after = logits(full, picture), logits(vlm, picture)
     error = (after - before).norm() / before.norm()
-    most = {"int8": 0.0136, "int4": 0.1435, "nf4": 0.1202}  # a tenth more than these weights show
+    most = {"int8": 0.0136, "int4": 0.1435, "nf4": 0.0938}  # a tenth more than these weights show
     assert 0 < error < most[kind]
 
 
