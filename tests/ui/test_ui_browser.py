@@ -69,7 +69,7 @@ def test_a_file_that_is_no_picture_is_refused_by_its_name(page, tmp_path):
     (tmp_path / "letter.png").write_text("Dear Sir or Madam")
     tab(page, "Ask")
     page.locator("#ask-picture input[type=file]").set_input_files(tmp_path / "letter.png")
-    expect(page.get_by_test_id("toast-body")).to_contain_text("Letter.png is not a picture that can be read")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("letter.png is not a picture that can be read")
     page.locator("#ask-words textarea").fill("What is it?")
     run(page, "ask")
     expect(page.get_by_test_id("toast-body")).to_contain_text("Error (2)")

@@ -128,7 +128,9 @@ def test_pictures_that_are_no_longer_kept_are_named(page, bundled, tmp_path):
     expect(page.locator("#chat-note")).to_contain_text("my tower.png")
     page.locator("#chat-box textarea").fill("What is it?")
     run(page, "chat")
-    expect(page.get_by_test_id("toast-body")).to_contain_text("My tower.png is no longer kept: show it again")
+    expect(page.get_by_test_id("toast-body")).to_contain_text(
+        "The picture my tower.png is no longer kept: show it again"
+    )
     expect(page.locator("#chat-box textarea")).to_have_value("What is it?")
     expect(answers(page)).to_have_text("Night.")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from idefics.errors import BadPrompt
+from idefics.errors import BadPicture, BadPrompt
 from idefics.messages import Answer, Detail, Picture
 from idefics.ui.code import Talk
 from idefics.ui.codeview import CodeView
@@ -73,6 +73,7 @@ class Chat:
             file_count="multiple",
             submit_btn=False,
             max_lines=6,
+            max_plain_text_length=10**6,  # of what is pasted: more would become a file, which is no picture
             elem_id="chat-box",
             elem_classes="takes-picture",
         )
@@ -169,9 +170,13 @@ class Chat:
         gr.on(both, lambda: ([], "", None), None, cleared, queue=False, **HIDDEN)
 
     def _price(self, box: Box | None, detail: Detail) -> str:
-        costs = [
-            (given.name, self.desk.cost(given, detail)) for given in map(Given.of, (box or EMPTY)["files"])
-        ]
+        files = [Given.of(file) for file in (box or EMPTY)["files"]]
+        try:
+            costs = [(given.name, self.desk.cost(given, detail)) for given in files]
+        except (
+            BadPicture
+        ) as error:  # said beside the box, as often as the box changes; and again if it is sent
+            return f"{error}."
         if not costs:
             return ""
         each = ", ".join(f"{name}: {counted(tokens, 'token')}" for name, tokens in costs)

@@ -159,7 +159,7 @@ class Desk:
         try:
             data = Path(given.path).read_bytes()
         except FileNotFoundError:
-            raise BadPicture(f"{given.name} is no longer kept: show it again") from None
+            raise BadPicture(f"the picture {given.name} is no longer kept: show it again") from None
         self.check(data, given.name)
         return Picture(data)
 

@@ -74,6 +74,8 @@ button[aria-label="Share"], .message-buttons-left button[aria-label="Edit"] { di
 #chat-history label { flex-shrink: 0; }
 #chat-talk img { max-height: 200px; }
 #batch-table * { font-family: var(--font); }
+[data-testid="status-tracker"]:has(.error) { display: none !important; }
+textarea, #chat-talk .message { unicode-bidi: plaintext; text-align: start; }
 progress { width: 100%; height: 12px; appearance: none; border: 0; background: var(--neutral-300); }
 progress::-webkit-progress-bar { background: var(--neutral-300); }
 progress::-webkit-progress-value { background: var(--primary-500); }

@@ -50,7 +50,9 @@ def shown(error: Exception) -> Any:
     else:
         LOG.exception("a handler of the page failed", exc_info=error)
         text, title = "This was not foreseen. The terminal that serves this page shows what it was.", "Error"
-    return gr.Error(html.escape(text[:1].upper() + text[1:]), title=title, print_exception=False)
+    if text.partition(" ")[0].isalpha():  # and no name of a file
+        text = text[0].upper() + text[1:]
+    return gr.Error(html.escape(text), title=title, print_exception=False)
 
 
 def cost(answer: Answer) -> str:
