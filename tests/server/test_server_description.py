@@ -98,7 +98,7 @@ def test_a_wrong_request_is_a_400_and_nothing_else(document):
     posts = [methods["post"] for methods in document["paths"].values() if "post" in methods]
     assert len(posts) == 8
     for route in posts:
-        errors = {"400", "401", "403", "404", "408", "413", "421", "429", "431", "500", "503"}
+        errors = {"400", "401", "403", "404", "408", "413", "415", "421", "429", "431", "500", "503"}
         assert set(route["responses"]) == {"200"} | errors
         for status in errors:
             schema = route["responses"][status]["content"]["application/json"]["schema"]

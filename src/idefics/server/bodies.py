@@ -58,6 +58,8 @@ async def _from_form(form: FormData, kind: type[F]) -> tuple[F, bytes | None]:
                 raise Fault(400, f"the file is called {name[:100]!r}: call it {FILE!r}", param=name[:100])
             (upload,) = values
             file = await upload.read()  # type: ignore[union-attr]  # a file, as was asked
+        elif name == FILE:
+            raise Fault(400, f"{FILE} is a text here: send the file itself ({FILE}=@photo.jpg)", param=FILE)
         else:
             fields[name] = _value(name, values)
     try:

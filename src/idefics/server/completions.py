@@ -10,13 +10,13 @@ from uuid import uuid4
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from idefics.messages import Answer, Delta
 from idefics.server import likelihood
 from idefics.server.answers import CompletionShape
 from idefics.server.events import DONE, Events, event
-from idefics.server.fields import Asked
+from idefics.server.fields import Asked, content_kind
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
@@ -29,7 +29,11 @@ router = APIRouter(tags=["OpenAI"])
 class CompletionRequest(Asked):
     """A text, and how it goes on."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: Annotated[
+        Annotated[str, Tag("<words>")]
+        | Annotated[list[str], Tag("<parts>"), Field(min_length=1, max_length=1)],
+        Discriminator(content_kind),
+    ]
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
 

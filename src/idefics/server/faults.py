@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from idefics.errors import BadPicture, BadRequest, EngineBusy, IdeficsError, PromptTooLong
 
 MOST_NAMED = 10  # faults of one request that are listed
+OBJECT = "a valid dictionary or object to extract fields from"  # pydantic's words
+HALF = "a text holds half of a character (a lone surrogate): send whole ones"
 REFUSED = "invalid_request_error"
 
 log = logging.getLogger("idefics.server")
@@ -87,8 +89,15 @@ def fault_of(error: Exception) -> Fault:
             return Fault(400, str(error))
         case EngineBusy():
             return busy(str(error), 1)
+        case HTTPException(status_code=404):
+            return Fault(404, "there is nothing at this address: /docs lists all that there is")
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "another method")
+            return Fault(405, f"this address is asked by {allowed}", headers=error.headers)
         case HTTPException():
             return Fault(error.status_code, str(error.detail), headers=error.headers)
+        case UnicodeEncodeError():
+            return Fault(400, HALF)
         case RequestValidationError():
             return _invalid(error.errors())
         case IdeficsError():
@@ -107,11 +116,18 @@ def _invalid(errors: Sequence[Mapping[str, Any]]) -> Fault:
         listed = ", ".join(names[:MOST_NAMED]) + more
         message = f"unknown field{'s' * (len(names) > 1)}: {listed}: leave out what this server does not know"
         return Fault(400, message, code="unknown_parameter", param=names[0])
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        why = first["ctx"]["error"]
+        return Fault(400, f"the body is not JSON: {_lower(why)}", code="invalid_json")
+    if first["type"] == "model_attributes_type" and len(first["loc"]) == 1:
+        message = "the body is not an object of JSON: send one, with Content-Type: application/json"
+        return Fault(400, message, code="invalid_json")
     said = "; ".join(f"{_place(error['loc'])}: {_lower(error['msg'])}" for error in errors[:MOST_NAMED])
     more = f"; and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else ""
-    is_missing = errors[0]["type"] == "missing"
+    is_missing = first["type"] == "missing"
     code = "missing_required_parameter" if is_missing else "invalid_value"
-    return Fault(400, said + more, code=code, param=_place(errors[0]["loc"]))
+    return Fault(400, said + more, code=code, param=_place(first["loc"]))
 
 
 def _place(loc: Sequence[int | str]) -> str:
@@ -126,7 +142,9 @@ def _place(loc: Sequence[int | str]) -> str:
 
 
 def _lower(text: str) -> str:
-    text = text.removeprefix("Value error, ")
+    if "surrogates not allowed" in text or "as a unicode string" in text:
+        return HALF
+    text = text.removeprefix("Value error, ").replace(OBJECT, "an object")
     return f"{text[:1].lower()}{text[1:]}"
 
 

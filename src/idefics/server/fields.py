@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from idefics.messages import Detail, Message, Part, Picture
 from idefics.processing.fetch import is_data, is_remote
@@ -35,6 +35,14 @@ class Fields(BaseModel):
     """JSON as it says, with no field that is not known here."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, said: Any) -> Any:
+        for text in said.values() if isinstance(said, dict) else ():
+            if isinstance(text, str) and not text.isascii():
+                text.encode()  # raises what is a fault of the client's everywhere
+        return said
 
 
 def _small_enough(schema: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +87,16 @@ Choices = Annotated[list[Text], AfterValidator(_few_enough)]
 Texts = Annotated[list[Text], Field(max_length=MOST_STOPS)]
 
 
+def content_kind(value: Any) -> str:
+    """The tag of a content: a text alone, or a list of parts."""
+    return "<words>" if isinstance(value, str) else "<parts>"
+
+
+Stops = Annotated[
+    Annotated[Text, Tag("<words>")] | Annotated[Texts, Tag("<parts>")], Discriminator(content_kind)
+]
+
+
 class Choosing(Fields):
     """How words are chosen: what all routes call the same."""
 
@@ -93,7 +111,7 @@ class Choosing(Fields):
         None, max_length=MOST_BIASES
     )
     seed: int | None = Field(None, ge=0, lt=1 << 63)
-    stop: Text | Texts | None = None
+    stop: Stops | None = None
     regex: str | None = Field(None, min_length=1, max_length=4096)
     choices: Choices | None = Field(None, min_length=1, max_length=MOST_LABELS)
     banned: list[Text] | None = Field(None, max_length=MOST_BANNED)
@@ -207,11 +225,6 @@ def by_type(what: str, fault: str, *types: str) -> Discriminator:
         custom_error_type=fault,
         custom_error_message=f'{what} has a "type", which is {", ".join(first)} or {last}',
     )
-
-
-def content_kind(value: Any) -> str:
-    """The tag of a content: a text alone, or a list of parts."""
-    return "<words>" if isinstance(value, str) else "<parts>"
 
 
 PartField = Annotated[

@@ -63,6 +63,9 @@ class Gate:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": scheme},
             )
+        packed = _header(scope, b"content-encoding").lower()
+        if is_api(scope) and packed not in (b"", b"identity"):
+            raise Fault(415, f"the body is packed ({packed[:20].decode('latin-1')!r}): send it as it is")
         length = _header(scope, b"content-length")
         if is_api(scope) and length.isdigit() and int(length[:20]) > self.most:
             raise self.too_large()

@@ -22,6 +22,7 @@ TOLD_APART: Statuses = {status: {"description": FAULTS[status], "content": ERROR
 
 
 @router.get("/health", responses={200: {"model": HealthShape}})
+@router.head("/health", include_in_schema=False)
 async def health() -> dict[str, str]:
     """The process is alive; needs no key."""
     return {"status": "ok"}
@@ -32,6 +33,7 @@ async def health() -> dict[str, str]:
     responses=described(ReadyShape, 503)
     | {503: {"model": ReadyShape, "description": "There is no room now."}},
 )
+@router.head("/ready", include_in_schema=False)
 async def ready(service: Serving) -> Response:
     """Whether a request would be let in now: 200, else 503."""
     has_room = service.admission.has_room

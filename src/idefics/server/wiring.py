@@ -36,6 +36,7 @@ FAULTS = {
     404: "There is no such model.",
     408: "The request took too long to arrive.",
     413: "The request is too large.",
+    415: "The body is packed.",
     421: "The server is not called so.",
     429: "There is no room now: ask again after Retry-After seconds.",
     431: "There are too many headers.",

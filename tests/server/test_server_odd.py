@@ -1,0 +1,118 @@
+"""What clients send by mistake or on purpose: each is answered in words, and never by a 500."""
+
+import gzip
+import json
+import re
+
+import pytest
+
+from server.asking import chat, data_uri, said, user
+
+CHAT, COMPLETIONS, RESPONSES, CAPTION = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/images/tasks/caption",
+)
+HALF = "\ud800"
+HALVES = [
+    (CHAT, chat([user(said(HALF))])),
+    (CHAT, chat([{"role": "system", "content": HALF}, user(said("Hi"))])),
+    (CHAT, chat(stop=HALF)),
+    (CHAT, chat(regex=HALF)),
+    (CHAT, chat(choices=["a", HALF])),
+    (CHAT, chat(banned=[HALF])),
+    (CHAT, chat(stream=True, messages=[user(said(HALF))])),
+    (CHAT, chat(**{HALF: 1})),
+    (CHAT, chat([user({"type": "image_url", "image_url": {"url": "https://" + HALF}})])),
+    (CHAT, chat([user({"type": "image_url", "image_url": {"url": "data:image/png;base64," + HALF}})])),
+    (COMPLETIONS, {"model": "demo", "prompt": HALF}),
+    (RESPONSES, {"model": "demo", "input": HALF}),
+    (RESPONSES, {"model": "demo", "input": "Hi", "instructions": HALF}),
+    (RESPONSES, {"model": "demo", "input": "Hi", "metadata": {"a": HALF}}),
+    (CAPTION, {"image_url": data_uri("door"), "stop": HALF}),
+]
+
+
+def sent(client, path, body, kind="application/json", **headers):
+    """The status of what comes back, and its message."""
+    answer = client("POST", path, content=body, headers={"Content-Type": kind, **headers})
+    return answer.status_code, answer.json().get("error", {}).get("message")
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"), HALVES, ids=lambda value: str(value)[-30:].encode("ascii", "replace")
+)
+def test_half_a_character_is_a_mistake_of_the_client(client, path, asked):
+    status, message = sent(client, path, json.dumps(asked))
+    assert status == 400, message
+    assert re.search(r"half of a character|hex escape|ud800", message), message
+    assert not client.app.state.service.admission.places
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_another_content_type_is_told(client, kind):
+    assert sent(client, CHAT, json.dumps(chat()), kind) == (
+        400,
+        "the body is not an object of JSON: send one, with Content-Type: application/json",
+    )
+
+
+@pytest.mark.parametrize("body", ["null", "[]", "5", '"a"'])
+def test_a_body_is_an_object(client, body):
+    status, message = sent(client, CHAT, body)
+    assert status == 400
+    assert "not an object" in message
+
+
+def test_a_body_that_is_cut_off_is_told(client):
+    status, message = sent(client, CHAT, '{"model": "demo"')
+    assert status == 400
+    assert message.startswith("the body is not JSON: ")
+    assert sent(client, CAPTION, "{")[0] == 400
+    assert sent(client, CHAT, "[" * 100_000)[0] == 400
+    assert sent(client, CHAT, b'{"model": "\xff"}')[0] == 400
+
+
+def test_a_packed_body_is_told(client):
+    body = gzip.compress(json.dumps(chat()).encode())
+    assert sent(client, CHAT, body, **{"Content-Encoding": "gzip"}) == (
+        415,
+        "the body is packed ('gzip'): send it as it is",
+    )
+    assert sent(client, CHAT, json.dumps(chat()), **{"Content-Encoding": "identity"})[0] == 200
+
+
+def test_places_are_named_as_clients_know_them(client):
+    for asked, path, words in (
+        (chat(stop=""), CHAT, "stop: string should"),
+        (chat(stop=["a", ""]), CHAT, "stop[1]: string should"),
+        (chat(stop=5), CHAT, "stop: input should be a valid list"),
+        ({"model": "demo", "prompt": [1, 2]}, COMPLETIONS, "prompt: list should"),
+        ({"model": "demo", "prompt": [1]}, COMPLETIONS, "prompt[0]: input should be a valid string"),
+        (
+            chat([user({"type": "image_url", "image_url": "data:,"})]),
+            CHAT,
+            "image_url: input should be an object",
+        ),
+    ):
+        status, message = sent(client, path, json.dumps(asked))
+        assert status == 400
+        assert words in message
+    answer = client.post(CAPTION, files={"image": (None, "hello")})
+    assert "image=@photo.jpg" in answer.json()["error"]["message"]
+
+
+def test_an_address_that_is_none_and_a_wrong_method_are_told(client):
+    nothing = client.post("/v1/embeddings", {"model": "demo"})
+    assert (nothing.status_code, "/docs" in nothing.json()["error"]["message"]) == (404, True)
+    wrong = client.get(CHAT)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["error"]["message"] == "this address is asked by POST"
+
+
+def test_whoever_watches_may_ask_by_head(client):
+    for path in ("/health", "/ready"):
+        assert client("HEAD", path).status_code == 200
+    client.app.state.service.admission.is_closing = True
+    assert client("HEAD", "/ready").status_code == 503
