@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import expect
 
 from ui.browser import BROWSER, DESKTOP, Slow, example, opened, run, wait_until
@@ -133,6 +134,46 @@ def test_pictures_that_are_no_longer_kept_are_named(page, bundled, tmp_path):
     )
     expect(page.locator("#chat-box textarea")).to_have_value("What is it?")
     expect(answers(page)).to_have_text("Night.")
+
+
+FILL = """(most) => {
+    const old = (number) => ({id: `old ${number}`, when: number, turns: [
+        {role: "user", content: [{type: "text", text: `Question ${number}`}], metadata: {id: `old ${number}`}}
+    ]});
+    localStorage.setItem("idefics.conversations", JSON.stringify([...Array(50).keys()].reverse().map(old)));
+    for (let size = most; size >= 1; size = Math.floor(size / 2)) {
+        try { while (true) localStorage.setItem("filler", (localStorage.getItem("filler") ?? "") + "x".repeat(size)); }
+        catch {}
+    }
+}"""
+
+
+@pytest.mark.parametrize("size", [0, 2**20], ids=["room", "no room"])
+def test_the_oldest_go_first(page, size):
+    page.evaluate(FILL, size)
+    example(page, "chat", 0)
+    run(page, "chat")
+    expect(answers(page)).to_have_text("A tower.")
+    unfold(page)
+    wait_until(page, lambda: "What is in this image?" in titles(page))
+    left = titles(page)
+    assert left == [
+        "What is in this image?",
+        *(f"Question {number}" for number in range(49, 50 - len(left), -1)),
+    ]
+    assert len(left) < 50 if size else len(left) == 50
+
+
+def test_a_conversation_from_elsewhere_is_refused_in_words(page):
+    ask(page, 0)
+    page.evaluate("""() => {
+        const key = "idefics.conversations";
+        localStorage.setItem(key, localStorage.getItem(key).replaceAll('"path":"', '"path":"/elsewhere'));
+    }""")
+    reload(page)
+    unfold(page)
+    pick(page, "What is in this image?")
+    expect(page.locator("#chat-note")).to_contain_text("its pictures are not of this server")
 
 
 def test_two_windows_of_a_browser_keep_both_and_another_browser_sees_none(page, chromium, address):

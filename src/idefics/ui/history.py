@@ -52,6 +52,8 @@ KEEP = script(
     """,
 )
 OPEN = script("open", "return [hold(read().find((one) => one.id === open)?.turns ?? [])];")
+# The guard lets no file be named that was not uploaded to this server.
+REFUSED = '() => [[], "It cannot be opened: its pictures are not of this server, or the server is gone."]'
 WHOLE = script("", "return [window.ideficsTalk];")  # Gradio takes its pictures from a turn that is edited
 DELETE = script("open", 'write(read().filter((one) => one.id !== open)); return [...shown(null), [], ""];')
 CLEAR = script(
@@ -97,7 +99,7 @@ class History:
             event(None, talk, both, js=KEEP, queue=False, **HIDDEN)
         self.list.input(
             spoken(opened), self.list, [talk, note], js=OPEN, postprocess=False, queue=False, **RAW
-        )
+        ).failure(None, None, [talk, note], js=REFUSED, queue=False, **HIDDEN)
         self.delete.click(None, self.list, all, js=DELETE, queue=False, **HIDDEN)
         self.clear.click(None, [self.list, talk, note], all, js=CLEAR, queue=False, **HIDDEN)
 
