@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from idefics.errors import BadSetting
-from idefics.server import visit
+from idefics.server import listening, visit
 from idefics.server.app import create_app
 from idefics.server.run import Server, bind, url_of
 from idefics.server.settings import Settings
@@ -207,6 +207,47 @@ def test_requests_join_the_running_batch_and_get_what_they_would_get_alone(vlm):
             assert answers.pop().status_code == 400
             for i, answer in enumerate(answers):
                 assert answer.json()["choices"] == alone[i % 4]
+
+    asyncio.run(scene())
+
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[], [HEAD + b"X-"], [HEAD + b"\r\n", b"GET /"]],
+    ids=["nothing", "half a head", "half a second head"],
+)
+def test_a_head_that_drips_is_given_up(vlm, monkeypatch, pieces):
+    monkeypatch.setattr(listening, "HEAD_SECONDS", 0.2)
+
+    async def scene():
+        async with served(vlm) as (client, _):
+            url = client.base_url
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            for number, piece in enumerate(pieces):
+                writer.write(piece)
+                if number + 1 < len(pieces):
+                    assert b" 200 " in await reader.readuntil(b"ok")
+            with suppress(ConnectionError):
+                async with asyncio.timeout(4):  # an idle connection is closed after five
+                    await reader.read()
+            writer.close()
+            assert (await client.get("/health")).status_code == 200
+
+    asyncio.run(scene())
+
+
+def test_a_long_answer_outlasts_the_time_for_a_head(vlm, pace, monkeypatch):
+    monkeypatch.setattr(listening, "HEAD_SECONDS", 0.05)
+
+    async def scene():
+        async with served(vlm) as (client, _):
+            _, lines = await begun(client, LONG)
+            await asyncio.sleep(0.2)
+            pace.free()
+            assert "data: [DONE]" in [line async for line in lines]
 
     asyncio.run(scene())
 

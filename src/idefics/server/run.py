@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from idefics.errors import BadSetting
+from idefics.server.listening import Connection
 from idefics.server.settings import Settings
 from idefics.server.visit import Service
 
@@ -56,7 +57,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # httptools bounds neither the number of headers nor their size
+                http=Connection,  # of h11: httptools bounds neither the number of headers nor their size
                 h11_max_incomplete_event_size=HEADER_BYTES,
                 ws="none",
                 lifespan="on",
