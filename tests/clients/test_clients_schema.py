@@ -42,4 +42,4 @@ def test_nothing_happens_that_is_not_described(url, tmp_path):
 
 @pytest.mark.slow
 def test_nothing_happens_that_is_not_described_however_long_one_looks(url, tmp_path):
-    assert "passed" in look(url, tmp_path, "coverage,fuzzing", 100)
+    assert "passed" in look(url, tmp_path, "coverage,fuzzing", 200)
