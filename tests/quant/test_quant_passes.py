@@ -13,6 +13,7 @@ from idefics.quant import passes as module
 from idefics.quant import tune
 from idefics.quant.integers import GROUP, Int4Linear
 from idefics.quant.measure import Verdict
+from idefics.quant.products import integers, integers_in_torch
 
 LAYERS = import_module("idefics.quant.integers")  # a function of this name hides it in the package
 SOURCE = Path(module.__file__).parent / "native" / "passes.c"
@@ -78,6 +79,52 @@ def test_gradients_go_through_it():
     tune(nn.Sequential(layer), Verdict(onednn=True))
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, layer.dequantised(torch.float32).sum(0).expand(3, 70))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 17, 50])
+@pytest.mark.parametrize("shape", [(16, 32), (40, 96), (24, 1100)], ids=str)
+@torch.inference_mode()
+def test_rows_are_rounded_and_sums_scaled_as_in_torch(shape, rows, bias, width, openmp_threads):
+    outputs, inputs = shape
+    x = torch.randn(rows, inputs) * torch.logspace(-3, 3, rows)[:, None]
+    x[:, 0] = 127 * 2.5 / 8  # halves are among them
+    x[-1, :5] = torch.arange(5) / 4 - 0.5
+    weight = torch.randint(-127, 128, shape, dtype=torch.int8)
+    scale, added = torch.rand(outputs).bfloat16(), torch.randn(outputs) if bias else None
+    ours, theirs = torch.empty(2, rows, outputs)
+    module.multiply_rounded(x, weight, scale, added, ours, width)
+    integers_in_torch(x, weight, scale, added, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@torch.inference_mode()
+def test_rows_that_are_no_numbers_become_none(value, width):
+    x, weight, out = torch.randn(20, 32), torch.ones(8, 32, dtype=torch.int8), torch.empty(20, 8)
+    x[3, 7], x[5], x[6] = value, 0.0, 1e-42
+    module.multiply_rounded(x, weight, torch.ones(8), None, out, width)
+    assert not out[3].isfinite().any()
+    assert torch.equal(out.isfinite().all(1), torch.arange(20) != 3)
+    assert not out[5].any() and out[6].abs().max() < 1e-37
+
+
+@torch.inference_mode()
+def test_products_of_whole_numbers_take_it(monkeypatch):
+    plain = nn.Linear(64, 40)
+    layer, x = LAYERS.Int8Linear.of(plain, plain.weight.detach()), torch.randn(2, 3, 64)
+    layer.product = integers
+    seen = []
+    monkeypatch.setattr(
+        "idefics.quant.products.multiply_rounded",
+        lambda *args: seen.append(args) or module.multiply_rounded(*args),
+    )
+    ours = layer(x)
+    assert len(seen) == 1 and ours.shape == (2, 3, 40)
+    monkeypatch.setattr(module, "library", lambda: None)
+    torch.testing.assert_close(ours, layer(x), rtol=1e-6, atol=1e-6)
+    assert len(seen) == 1
+    assert layer(x.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -79,6 +79,9 @@ class VisionEncoder(nn.Module):
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.layers))
 
     def forward(self, x: Tensor) -> Tensor:  # (P, S, D) -> (P, S, D)
+        x = (
+            x.contiguous()
+        )  # patches come from a convolution with D before S, and every layer would turn them round
         if x.device.type != "cpu":
             return self._through(x)
         at_once = max(1, CACHED // x.shape[1])

@@ -1,4 +1,6 @@
-"""Weights of four bits in C (`native/passes.c`): into float32 in one pass over memory, and multiplied as they are."""
+"""Passes over memory in C (`native/passes.c`): weights of four bits into float32, or multiplied as they are; inputs
+rounded to eight bits, and the sums of their products scaled.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,16 @@ class Widening(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("levels", "scales", "out")),
         *((name, ctypes.c_int64) for name in ("outputs", "inputs")),
         *((name, ctypes.c_int) for name in ("bfloat16", "width")),
+    )
+
+
+class Rows(ctypes.Structure):
+    """As the C code declares it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "levels", "steps", "sums", "scales", "bias")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
+        ("width", ctypes.c_int),
     )
 
 
@@ -55,6 +67,8 @@ def declared(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     found.idefics_widen.argtypes = (ctypes.POINTER(Widening), ctypes.c_int, ctypes.c_void_p)
     found.idefics_multiply.argtypes = (ctypes.POINTER(Product), ctypes.c_int, ctypes.c_void_p)
+    for function in (found.idefics_round_rows, found.idefics_scale_rows):
+        function.argtypes, function.restype = (ctypes.POINTER(Rows), ctypes.c_int, ctypes.c_void_p), None
     found.idefics_widen.restype = found.idefics_multiply.restype = None
     return found
 
@@ -118,3 +132,36 @@ def multiply_packed(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor |
     address = parallel()
     code.idefics_multiply(call, torch.get_num_threads() if address else 1, address)
     return out.view(*input.shape[:-1], outputs).to(input.dtype)
+
+
+def can_round(rows: Tensor) -> bool:
+    """Whether `multiply_rounded` can take these inputs."""
+    return rows.dtype == torch.float32 and rows.is_cpu and rows.is_contiguous() and library() is not None
+
+
+def multiply_rounded(
+    rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor, width: int = BEST
+) -> None:
+    """A product with `Int8Linear`'s weight by torch's product of bytes: (R, I), (O, I) int8, (O,), (O,) or None.
+
+    Each row is rounded by a step of its own. A row with something in it that is no number, or not finite, becomes none.
+
+    Args:
+        out: (R, O) float32, where the result goes, and before it the sums.
+        width: as in `widen`.
+    """
+    code = library()
+    assert code is not None, "see can_round"
+    levels, steps = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows))
+    sums, scales = out.view(torch.int32), scale.float()
+    added = None if bias is None else bias.float()
+    call = Rows(
+        *(x.data_ptr() for x in (rows, levels, steps, sums, scales)),
+        None if added is None else added.data_ptr(),
+        *(*rows.shape, len(weight), code.idefics_passes_width(width)),
+    )
+    address = parallel()
+    threads = torch.get_num_threads() if address else 1
+    code.idefics_round_rows(call, threads, address)
+    torch._int_mm(levels, weight.t(), out=sums)
+    code.idefics_scale_rows(call, threads, address)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from idefics.quant.passes import can_round, multiply_rounded
+
 FEW, MORE = 16, 32  # CUDA's product of whole numbers takes more than 16 rows
 TILE = 8  # and sizes that are multiples of this
 ROOM = 2**22  # sums that are held at once: 16 MiB
@@ -26,16 +28,21 @@ def integers(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
     """
     rows = input.reshape(-1, input.shape[-1])
     out = rows.new_empty(len(rows), len(weight))
-    across = weight.t()
+    multiply = multiply_rounded if can_round(rows) else integers_in_torch
     for some, found in zip(rows.split(step := max(1, ROOM // len(weight))), out.split(step), strict=True):
-        step_of = some.abs().amax(dim=-1, keepdim=True).div_(127).clamp_(min=torch.finfo(some.dtype).tiny)
-        levels = (some / step_of).round_().to(torch.int8)
-        torch.mul(torch._int_mm(levels, across), step_of, out=found)
-        if bias is None:
-            found.mul_(scale)
-        else:
-            torch.addcmul(bias, found, scale, out=found)
+        multiply(some, weight, scale, bias, found)
     return out.view(*input.shape[:-1], len(weight))
+
+
+def integers_in_torch(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """The slow twin of `multiply_rounded`, for every dtype."""
+    step_of = rows.abs().amax(dim=-1, keepdim=True).div_(127).clamp_(min=torch.finfo(rows.dtype).tiny)
+    levels = (rows / step_of).round_().to(torch.int8)
+    torch.mul(torch._int_mm(levels, weight.t()), step_of, out=out)
+    if bias is None:
+        out.mul_(scale)
+    else:
+        torch.addcmul(bias, out, scale, out=out)
 
 
 def integers_on_cuda(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

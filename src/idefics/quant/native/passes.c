@@ -1,5 +1,6 @@
 /* Weights of four bits into float32: level * scale, rounded once, as torch does it. And, with AVX-512's dot products of
-   bytes (VNNI), products of such weights with inputs that are rounded to eight bits. C11; keeps no state. */
+   bytes (VNNI), products of such weights with inputs that are rounded to eight bits. And what stands before and after a
+   product of bytes by oneDNN: inputs are rounded, sums scaled. C11; keeps no state. */
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -7,7 +8,7 @@
 
 #define GROUP 32 /* neighbouring weights that share a scale, two in a byte, the even one in the low half */
 #define ZERO 8   /* the level of zero */
-#define SHARE 16 /* outputs that a thread takes */
+#define SHARE 16 /* outputs or rows that a thread takes */
 #define INLINE static inline __attribute__((always_inline))
 
 /* idefics/quant/passes.py has the same fields in the same order. */
@@ -53,7 +54,7 @@ INLINE void widen_output(const Widening *all, int64_t output, Group *widen_group
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2")))
-#define AVX512 __attribute__((target("avx512f")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 
 INLINE AVX2 void avx2_group(const uint8_t *levels, float scale, float *out) {
     const __m256 zero = _mm256_set1_ps(ZERO), by = _mm256_set1_ps(scale);
@@ -92,10 +93,17 @@ static Widen *const WIDENS[] = {widen_plain, widen_avx2, widen_avx512};
 static Widen *const WIDENS[] = {widen_plain};
 #endif
 
+#if defined(__x86_64__)
+static int has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
 /* The widest vectors of this machine, no wider than `most`: 2 for AVX-512, 1 for AVX2, 0 for what any machine has. */
 int idefics_passes_width(int most) {
 #if defined(__x86_64__)
-    int width = __builtin_cpu_supports("avx512f") ? 2 : __builtin_cpu_supports("avx2") ? 1 : 0;
+    int width = has_avx512() ? 2 : __builtin_cpu_supports("avx2") ? 1 : 0;
     return width < most ? width : most;
 #else
     return (void)most, 0;
@@ -125,6 +133,103 @@ void idefics_widen(const Widening *all, int threads, Parallel *parallel) {
         parallel(take_part, &work, threads, 0);
     else
         take_part(&work);
+}
+
+/* idefics/quant/passes.py has the same fields in the same order. */
+typedef struct {
+    const float *x;      /* (rows, inputs) */
+    int8_t *levels;      /* (rows, inputs) for x in whole numbers of its row's step, 127 for the largest */
+    float *steps;        /* (rows) */
+    int32_t *sums;       /* (rows, outputs) of products of levels; becomes the outputs in float32 */
+    const float *scales; /* (outputs) */
+    const float *bias;   /* (outputs) or null */
+    int64_t rows, inputs, outputs;
+    int width;
+} Rows;
+
+/* As integers, the bits of numbers without a sign are in the order of the numbers, and what is none is above them. */
+INLINE void round_row(const Rows *all, int64_t row) {
+    const int32_t INFINITE = 0x7f800000, SIGNLESS = 0x7fffffff;
+    const float MIDDLE = 12582912.0f; /* 1.5 * 2^23: beside it floats are whole numbers, the last byte theirs */
+    const float *x = all->x + row * all->inputs;
+    int8_t *levels = all->levels + row * all->inputs;
+    int32_t largest = 0;
+    for (int64_t i = 0; i < all->inputs; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= SIGNLESS;
+        largest = bits > largest ? bits : largest;
+    }
+    float most;
+    memcpy(&most, &largest, sizeof most);
+    if (largest >= INFINITE) { /* shows in the whole row */
+        memset(levels, 0, (size_t)all->inputs);
+        all->steps[row] = __builtin_nanf("");
+        return;
+    }
+    float step = most / 127.0f > __FLT_MIN__ ? most / 127.0f : __FLT_MIN__;
+    for (int64_t i = 0; i < all->inputs; i++) {
+        float near = x[i] / step + MIDDLE;
+        int32_t bits;
+        memcpy(&bits, &near, sizeof bits);
+        levels[i] = (int8_t)bits;
+    }
+    all->steps[row] = step;
+}
+
+INLINE void scale_row(const Rows *all, int64_t row) {
+    int32_t *sums = all->sums + row * all->outputs;
+    const float step = all->steps[row], *scales = all->scales, *bias = all->bias;
+    for (int64_t i = 0; i < all->outputs; i++) {
+        float out = (float)sums[i] * step * scales[i];
+        if (bias) out += bias[i];
+        memcpy(sums + i, &out, sizeof out);
+    }
+}
+
+typedef void Row(const Rows *, int64_t row);
+static void round_plain(const Rows *all, int64_t row) { round_row(all, row); }
+static void scale_plain(const Rows *all, int64_t row) { scale_row(all, row); }
+#if defined(__x86_64__)
+AVX2 static void round_avx2(const Rows *all, int64_t row) { round_row(all, row); }
+AVX2 static void scale_avx2(const Rows *all, int64_t row) { scale_row(all, row); }
+AVX512 static void round_avx512(const Rows *all, int64_t row) { round_row(all, row); }
+AVX512 static void scale_avx512(const Rows *all, int64_t row) { scale_row(all, row); }
+static Row *const ROUNDS[] = {round_plain, round_avx2, round_avx512};
+static Row *const SCALES[] = {scale_plain, scale_avx2, scale_avx512};
+#else
+static Row *const ROUNDS[] = {round_plain};
+static Row *const SCALES[] = {scale_plain};
+#endif
+
+typedef struct {
+    const Rows *all;
+    Row *part;
+    atomic_llong next;
+} Passing;
+
+static void pass_rows(void *shared) {
+    Passing *work = shared;
+    for (int64_t start; (start = atomic_fetch_add(&work->next, SHARE)) < work->all->rows;)
+        for (int64_t row = start; row < start + SHARE && row < work->all->rows; row++) work->part(work->all, row);
+}
+
+static void each_row(const Rows *all, Row *part, int threads, Parallel *parallel) {
+    Passing work = {.all = all, .part = part};
+    if (threads > 1 && all->rows > SHARE)
+        parallel(pass_rows, &work, threads, 0);
+    else
+        pass_rows(&work);
+}
+
+/* Before the product of bytes. */
+void idefics_round_rows(const Rows *all, int threads, Parallel *parallel) {
+    each_row(all, ROUNDS[all->width], threads, parallel);
+}
+
+/* And after it. */
+void idefics_scale_rows(const Rows *all, int threads, Parallel *parallel) {
+    each_row(all, SCALES[all->width], threads, parallel);
 }
 
 /* idefics/quant/passes.py has the same fields in the same order. */
