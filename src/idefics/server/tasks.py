@@ -156,7 +156,8 @@ def _described(kind: type[Shown]) -> dict[str, Any]:
     fields = kind.model_json_schema()
     parts = fields.pop("$defs", {})
     fields["properties"]["shots"]["items"] = parts["ShotField"]
-    form = {**fields, "properties": {**fields["properties"], FILE: {"type": "string", "format": "binary"}}}
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    form = {**fields, "properties": {**fields["properties"], FILE: file}}
     return {
         "required": True,
         "content": {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}},
