@@ -12,7 +12,7 @@ from idefics.errors import BadSetting
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Form:
-    """What an answer has to look like: one of the three.
+    """What an answer has to look like: one of the three. Two are equal that read the same.
 
     Attributes:
         regex: a regular expression for the whole answer, in Rust's dialect: nothing that looks around or back; a digit
@@ -64,6 +64,15 @@ class Form:
     def name(self) -> str:
         """Which of the three it is."""
         return next(name for name, value in self._all().items() if value is not None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Form) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __str__(self) -> str:
+        return json.dumps(self._all())  # the order of a schema's properties is that of the answer
 
     def _all(self) -> dict[str, Any]:
         return {"regex": self.regex, "choices": self.choices, "schema": self.schema}

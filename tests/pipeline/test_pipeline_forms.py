@@ -13,6 +13,7 @@ import idefics
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting, MissingExtra, PromptTooLong
 from idefics.messages import user
+from idefics.processing.guides import Shape
 
 pytest.importorskip("llguidance")
 
@@ -60,6 +61,20 @@ def test_answers_have_their_form(vlm, picture, form):
         assert len(answer.tokens) <= 40
         said = vlm.processor.tokenizer.decode_bytes(answer.tokens).decode()
         assert said.removeprefix(" ") == answer.text
+
+
+def test_a_form_is_made_ready_once(vlm, picture, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "idefics.pipeline.loading.Shape", lambda form, spelling: made.append(form) or Shape(form, spelling)
+    )
+    fresh = idefics.Idefics(vlm.processor, vlm.engine, vlm.stop_ids)
+    turned = {**SCHEMA, "properties": dict(reversed(SCHEMA["properties"].items()))}
+    asked = [SCHEMA, json.loads(json.dumps(SCHEMA)), turned, SCHEMA]
+    said = [fresh.ask(picture, "What is this?", schema=one).text for one in asked]
+    assert [form.schema for form in made] == [SCHEMA, turned]
+    assert said[0] == said[1] == said[3] != said[2]
+    assert list(json.loads(said[2])) == ["colours", "what"]
 
 
 def test_every_call_takes_them(vlm, picture):
@@ -177,7 +192,8 @@ def test_a_prompt_that_is_too_long_is_told_as_ever(vlm):
 
 def test_without_llguidance_the_extra_is_named(vlm, picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    vlm.__dict__.pop("spelling", None)
+    for kept in ("spelling", "shape"):
+        vlm.__dict__.pop(kept, None)
     with pytest.raises(MissingExtra, match=r"pip install 'idefics\[form\]'"):
         vlm.ask(picture, "What?", choices=["a"])
     assert "a" not in vlm.ask(picture, "What?", banned="a").text, "which needs none"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache, partial
 from typing import Self
 
 import torch
@@ -13,12 +13,14 @@ from idefics import models, weights
 from idefics.config import EngineConfig, Quantisation, QuantKind
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting
+from idefics.form import Form
 from idefics.models import Checkpoint, Storage
 from idefics.nn.kernels import give_kernel, kernel_called
 from idefics.placement import Device, Spread, wanted
 from idefics.processing import settings
 from idefics.processing.addresses import Policy
 from idefics.processing.fetch import Fetcher
+from idefics.processing.guides import Shape
 from idefics.processing.processor import Processor
 from idefics.processing.spelling import Spelling
 from idefics.processing.tokenizer import Tokenizer
@@ -26,6 +28,7 @@ from idefics.quant import footprint
 from idefics.quant.measure import Verdict, verdict
 
 MOST_THREADS = 1024
+FORMS = 16  # that are kept ready, with megabytes each at most
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,6 +43,11 @@ class Loaded:
         """The model's tokens in bytes, for answers in which not everything may be said."""
         vocabulary = self.engine.model.layout.vocabulary
         return Spelling(self.processor.tokenizer, vocabulary, self.stop_ids, self.processor.mark_ids)
+
+    @cached_property
+    def shape(self) -> Callable[[Form], Shape]:
+        """Gets a form ready, and keeps the last few: an app asks for one again and again, a schema takes 60 ms."""
+        return lru_cache(maxsize=FORMS)(partial(Shape, spelling=self.spelling))
 
     @classmethod
     def load(

@@ -270,7 +270,7 @@ class Pipeline(Loaded):
             stop_ids=self.stop_ids,
             banned_ids=self.processor.mark_ids,
             stops=stops,
-            limits=None if form is None and not banned else limits(form, banned, self.spelling),
+            limits=None if form is None and not banned else limits(form, banned, self.spelling, self.shape),
             start=start,
             began=began,
         )

@@ -5,7 +5,7 @@ A guide is one answer's: it is asked before each token and told each token. Know
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -202,8 +202,13 @@ class BannedGuide:
         return id
 
 
-def limits(form: Form | None, banned: Sequence[str], spelling: Spelling) -> Shape | BannedWords:
+def limits(
+    form: Form | None, banned: Sequence[str], spelling: Spelling, shape: Callable[[Form], Shape]
+) -> Shape | BannedWords:
     """What holds answers to a form, or keeps words out of them.
+
+    Args:
+        shape: gets a form ready, or has it ready.
 
     Raises:
         BadSetting: as these two, or both are asked for.
@@ -215,4 +220,4 @@ def limits(form: Form | None, banned: Sequence[str], spelling: Spelling) -> Shap
             f"banned goes with free answers, and {form.name} is given: leave one of the two out; "
             "a form says itself what may stand in it"
         )
-    return Shape(form, spelling)
+    return shape(form)

@@ -27,6 +27,7 @@ from idefics.quant.products import integers, onednn
 
 SMALL = 2**25  # weights; a smaller model has answered before a measurement pays
 ROWS, OUTPUTS = 128, 4096  # of a product that is timed: as many rows as a prompt, and at most so many outputs
+KIND = 2  # of the products that are timed: with other ones, what is remembered is of no use
 ROUNDS, HOPELESS = 12, 8  # a product that takes so many times the best one's time is not tried again
 CLEARLY = 0.9  # what takes the place of torch's float32 product must take less of its time than this
 
@@ -57,7 +58,7 @@ def verdict(model: nn.Module) -> Verdict:
     if shapes.total() < SMALL:
         return Verdict()
     widest = sorted({(min(o, OUTPUTS), i) for (o, i), _ in shapes.most_common(2)})
-    key = " | ".join((_processor(), torch.__version__, str(widest)))
+    key = " | ".join((_processor(), torch.__version__, str(KIND), str(widest)))
     known = _read(file := cache_file())
     if (found := _verdict(known.get(key))) is None:
         found = measured(widest)
