@@ -155,7 +155,8 @@ def test_a_form_that_becomes_too_complex_fails_alone(client, monkeypatch):
         found.append(answer.status_code)
     assert 400 in found
     monkeypatch.undo()
-    assert client.post(PATH, asked).status_code == 200
+    another = asked | {"regex": "[ab]*a[ab]{40}d"}  # the first one is kept as it was made ready
+    assert client.post(PATH, another).status_code == 200
 
 
 @pytest.mark.parametrize(
