@@ -22,14 +22,6 @@ def test_an_error_does_not_cover_the_conversation(page):
     assert page.get_by_test_id("status-tracker").get_by_text("Error").locator("visible=true").count() == 0
 
 
-def test_a_long_text_that_is_pasted_stays_text(page, address):
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
-    page.evaluate("navigator.clipboard.writeText('word '.repeat(400))")
-    page.locator("#chat-box textarea").focus()
-    page.keyboard.press("Control+V")
-    expect(page.locator("#chat-box textarea")).to_have_value("word " * 400)
-
-
 def test_a_huge_picture_is_refused_beside_the_box(page, tmp_path):
     Image.new("1", (9000, 6000)).save(tmp_path / "huge.png")
     page.locator("#chat-box input[type=file]").set_input_files(tmp_path / "huge.png")

@@ -116,3 +116,11 @@ def test_a_conversation_is_given_a_picture_by_its_address(page, bundled):
     page.locator("#chat-address textarea, #chat-address input").fill(f"data:image/png;base64,{data}")
     page.locator("#chat-fetch").click()
     expect(page.locator("#chat-cost")).to_contain_text("12 tokens")
+
+
+def test_a_long_text_that_is_pasted_stays_text(page, address):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+    page.evaluate("navigator.clipboard.writeText('word '.repeat(400))")
+    page.locator("#chat-box textarea").focus()
+    page.keyboard.press("Control+V")
+    expect(page.locator("#chat-box textarea")).to_have_value("word " * 400)
