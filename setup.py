@@ -1,11 +1,16 @@
-"""Compiles the kernels in C. Where no compiler is, the package works without them, slower."""
+"""Compiles the kernels in C. Where no compiler is, the package works without them, slower.
 
+With IDEFICS_REQUIRE_NATIVE=1 in the environment a library that does not compile is an error instead.
+"""
+
+import os
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 PIXELS, DECODE = Path("src/idefics/processing/native"), Path("src/idefics/engine/native")
 ATTENTION, PASSES = Path("src/idefics/nn/native"), Path("src/idefics/quant/native")
+OPTIONAL = os.environ.get("IDEFICS_REQUIRE_NATIVE", "") in ("", "0")
 
 # Plain libraries, read through ctypes: they do not know Python.
 setup(
@@ -17,20 +22,20 @@ setup(
             # A product and a sum stay two roundings, as in the Pillow that is followed.
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
             libraries=["m"],
-            optional=True,
+            optional=OPTIONAL,
         ),
         Extension(
             "idefics.nn._attention",
             [str(ATTENTION / "attention.c")],
             extra_compile_args=["-std=gnu11", "-O3", "-Wno-psabi"],
             libraries=["m"],
-            optional=True,
+            optional=OPTIONAL,
         ),
         Extension(
             "idefics.quant._passes",
             [str(PASSES / "passes.c")],
             extra_compile_args=["-std=gnu11", "-O3"],
-            optional=True,
+            optional=OPTIONAL,
         ),
         Extension(
             "idefics.engine.native._kernel",
@@ -40,7 +45,7 @@ setup(
             extra_compile_args=["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],
             extra_link_args=["-pthread"],
             libraries=["m"],
-            optional=True,
+            optional=OPTIONAL,
         ),
     ]
 )

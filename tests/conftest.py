@@ -13,7 +13,9 @@ import pytest
 # Libraries read these when they are first imported; processes that tests start inherit them.
 CACHE = tempfile.TemporaryDirectory(prefix="idefics-tests-")
 for name in [
-    name for name in os.environ if re.match("IDEFICS_|HF_|HUGGINGFACE_|TRANSFORMERS_|.*_proxy", name, re.I)
+    name
+    for name in os.environ
+    if re.match("IDEFICS_(?!REQUIRE_NATIVE$)|HF_|HUGGINGFACE_|TRANSFORMERS_|.*_proxy", name, re.I)
 ]:
     del os.environ[name]
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -25,6 +27,9 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu:
         import torch

@@ -23,7 +23,9 @@ from processing.tokenizers_tiny import CORPUS
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "docs" / "guides"
 PUBLISHED = ROOT.parent / "shared" / "guides"
-needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason=f"{PUBLISHED} is not here")
+needs_published = pytest.mark.skipif(
+    not PUBLISHED.exists(), reason="the published guides are needed: ../shared/guides"
+)
 
 SERVED = "http://localhost:8000"  # as the guides tell the reader
 CHECKPOINTS = {

@@ -15,7 +15,9 @@ from processing.tokenizers_tiny import llama_of
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SENTENCEPIECE = DATA / "llama_tokenizer.model"
 RECORDED = DATA / "tgi_outputs" / "test_idefics.json"
-needs_data = pytest.mark.skipif(not SENTENCEPIECE.exists(), reason=f"{SENTENCEPIECE} is not here")
+needs_data = pytest.mark.skipif(
+    not SENTENCEPIECE.exists(), reason="recorded tokens are needed: ../shared/data"
+)
 pytestmark = needs_data
 
 
