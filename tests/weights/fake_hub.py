@@ -10,8 +10,11 @@ COMMIT = hashlib.sha1(b"commit").hexdigest()
 
 
 @contextmanager
-def fake_hub(repositories):
-    """Serves {"owner/name": {path: bytes}}; yields its address and the list of (method, path) asked for."""
+def fake_hub(repositories, token=None):
+    """Serves {"owner/name": {path: bytes}}; yields its address and the list of (method, path) asked for.
+
+    With a token, whoever does not send it is told that there is no such repository.
+    """
     asked = []
 
     class Hub(BaseHTTPRequestHandler):
@@ -24,7 +27,8 @@ def fake_hub(repositories):
         def answer(self, body):
             path = self.path.split("?")[0].strip("/")
             asked.append((self.command, path))
-            for name, files in repositories.items():
+            allowed = token is None or self.headers.get("Authorization") == f"Bearer {token}"
+            for name, files in repositories.items() if allowed else ():
                 if path == f"api/models/{name}" or path == f"api/models/{name}/revision/main":
                     return self.send(json.dumps(described(name, files)).encode(), body)
                 if path == f"api/models/{name}/tree/{COMMIT}":

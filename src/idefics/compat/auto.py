@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from idefics.compat.folders import folder_of
+from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest
 from idefics.compat.processing import BaseProcessor
 from idefics.compat.processing_idefics import IdeficsProcessor
 from idefics.compat.processing_in_text import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
@@ -33,14 +33,11 @@ class AutoProcessor:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **changes: Any,
+        **keywords: Any,
     ) -> BaseProcessor:
         """The processor of a folder, a hub id or a short name; arguments as in the processors' own call."""
-        folder = folder_of(
-            pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only
+        folder, changes = folder_and_rest(
+            pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
         )
         model_type = json_object(folder / "config.json").get("model_type")
         name = json_object(folder / "processor_config.json").get("processor_class")

@@ -1,35 +1,93 @@
-"""Where the files of a checkpoint are read from and written to."""
+"""Which files `from_pretrained` reads: the keywords of model cards that say so, and those that change nothing here."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from idefics import weights
 from idefics.catalog import resolve
+from idefics.errors import BadSetting
 
-if TYPE_CHECKING:
-    import os
+# Accepted by every `from_pretrained` and ignored, with the reason.
+IGNORED = {
+    "_commit_hash": "a note from one loader to the next",
+    "_from_auto": "a note from one loader to the next",
+    "code_revision": "no code of a checkpoint is ever run",
+    "force_download": "a file of a revision never changes; a broken one is downloaded again anyway",
+    "from_auto": "a note from one loader to the next",
+    "mirror": "HF_ENDPOINT names another hub",
+    "proxies": "the hub's client reads HTTPS_PROXY",
+    "resume_download": "a download always continues where it stopped",
+    "trust_remote_code": "no code of a checkpoint is ever run",
+    "user_agent": "a name that is told to the hub",
+}
+# Likewise, by processors, image processors and tokenizers.
+IGNORED_BY_PROCESSORS = IGNORED | {
+    "_attn_implementation": "there is no attention in a processor",
+    "attn_implementation": "there is no attention in a processor",
+    "backend": "there is one implementation",
+    "device_map": "there are no weights in a processor",
+    "dtype": "there are no weights in a processor",
+    "from_slow": "tokenizer.json is always read",
+    "legacy": "tokenizer.json says how text is split",
+    "low_cpu_mem_usage": "there are no weights in a processor",
+    "torch_dtype": "there are no weights in a processor",
+    "use_fast": "there is one implementation: the tokenizers library, and the resizing of Pillow",
+    "use_safetensors": "there are no weights in a processor",
+}
+LOCATING = ("revision", "local_files_only", "subfolder", "token", "use_auth_token", "cache_dir")
 
 
-def folder_of(model: str | os.PathLike[str], *, revision: str | None, local_files_only: bool) -> Path:
-    """The folder of a checkpoint, weights left aside, or of a processor or tokenizer that was saved alone.
+def folder_and_rest(
+    model: str | os.PathLike[str], keywords: Mapping[str, Any], *, ignored: Mapping[str, str], needs: str
+) -> tuple[Path, dict[str, Any]]:
+    """The folder that `from_pretrained` reads, and the keywords that are left when those of the hub are taken out.
 
     Args:
         model: a folder, a hub id ("owner/name") or a short name ("demo").
-        revision: branch, tag or commit on the hub.
-        local_files_only: never use the network; False asks IDEFICS_OFFLINE and HF_HUB_OFFLINE.
+        keywords: what the caller gave. Of these, `LOCATING` say which folder is meant: `revision`, a branch, tag or
+            commit on the hub ("main" is also any folder's); `local_files_only`, never use the network; `subfolder` of
+            a folder; `token` (or `use_auth_token`) for private models; `cache_dir`, where downloads are kept.
+        ignored: keywords that are dropped: `IGNORED` or `IGNORED_BY_PROCESSORS`.
+        needs: "weights"; "config", all small files of a checkpoint; or "files", any that are there, as a processor or
+            tokenizer may have been saved alone.
 
     Raises:
+        BadSetting: another revision than "main" of a folder, or a subfolder on the hub.
         ModelNotFound: as `idefics.weights.find`.
     """
-    folder = Path(model).expanduser()
-    saved = any((folder / name).is_file() for name in ("tokenizer.json", "preprocessor_config.json"))
-    if saved and revision is None and resolve(str(model)) is None:
-        return folder
-    return weights.find(model, revision=revision, offline=local_files_only or None, weights=False)
+    where = {name: keywords[name] for name in LOCATING if keywords.get(name) is not None}
+    rest = {name: value for name, value in keywords.items() if name not in LOCATING and name not in ignored}
+    folder, subfolder = Path(model).expanduser(), where.get("subfolder", "")
+    revision = where.get("revision")
+    if folder.is_dir() and resolve(str(model)) is None:
+        revision = None if revision == "main" else revision
+        if subfolder:
+            folder = model = folder / subfolder
+    elif subfolder:
+        raise BadSetting(
+            f"subfolder is {subfolder!r}, but {model} is not a folder: download it with `hf download {model}`, "
+            "and give the folder"
+        )
+    if needs == "files" and revision is None and resolve(str(model)) is None and _holds_some(folder):
+        return folder, rest
+    cache = where.get("cache_dir")
+    return weights.find(
+        model,
+        revision=revision,
+        offline=where.get("local_files_only") or None,
+        weights=needs == "weights",
+        token=where.get("token", where.get("use_auth_token")),
+        cache=None if cache is None else Path(cache).expanduser(),
+    ), rest
+
+
+def _holds_some(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "preprocessor_config.json"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

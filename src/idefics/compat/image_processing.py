@@ -17,7 +17,7 @@ import PIL.Image
 import torch
 
 from idefics.compat.features import Array, BatchFeature, as_asked
-from idefics.compat.folders import folder_of, write_json
+from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
 from idefics.config import ImagePlan
 from idefics.errors import BadPicture, BadPrompt, BadSetting
 from idefics.messages import Picture
@@ -78,14 +78,15 @@ class ImageProcessor:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **changes: Any,
+        **keywords: Any,
     ) -> Self:
-        """The settings in a checkpoint's folder, or on the hub; `changes` instead of what the file says."""
-        folder = folder_of(
-            pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only
+        """The settings in a checkpoint's folder, or on the hub.
+
+        Args:
+            keywords: which folder is meant, as in `folder_and_rest`; settings instead of what the file says.
+        """
+        folder, changes = folder_and_rest(
+            pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
         )
         return cls.from_settings(settings.preprocessor(folder)).changed(**changes)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.compat.features import BatchFeature, Fitting
-from idefics.compat.folders import folder_of, write_json
+from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
 from idefics.compat.image_processing import ImageProcessor, fetcher
 from idefics.compat.processing_chat import conversations_of, shown, sources_of
 from idefics.compat.tokenization import PreTrainedTokenizer
@@ -66,25 +66,21 @@ class BaseProcessor:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **changes: Any,
+        **keywords: Any,
     ) -> Self:
         """Reads a checkpoint's folder, or a processor that was saved alone.
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id or a short name.
-            revision: branch, tag or commit on the hub.
-            local_files_only: never use the network.
-            changes: settings of the image processor (`size`, `do_image_splitting`, ...) and of the tokenizer
+            keywords: which files are read, as in `folder_and_rest`; `image_seq_len` and `chat_template`, as in the
+                class; settings of the image processor (`size`, `do_image_splitting`, ...) and of the tokenizer
                 (`padding_side`, ...) instead of those in the files.
 
         Raises:
             UnsupportedModel: the checkpoint is another family's.
         """
-        folder = folder_of(
-            pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only
+        folder, changes = folder_and_rest(
+            pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
         )
         words = {name: changes.pop(name) for name in changes.keys() & TOKENIZER_WORDS}
         tokenizer = PreTrainedTokenizer.from_pretrained(folder, **words)

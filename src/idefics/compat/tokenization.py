@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from idefics.compat.features import NO_LIMIT, BatchFeature, Fitting, Side
-from idefics.compat.folders import folder_of, write_json
+from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
 from idefics.errors import BadPrompt, BadSetting
 from idefics.processing import settings
 from idefics.processing.chat import render_text
@@ -71,21 +71,17 @@ class PreTrainedTokenizer:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **changes: Any,
+        **keywords: Any,
     ) -> Self:
         """Reads tokenizer.json, and from tokenizer_config.json and special_tokens_map.json what they say of it.
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id or a short name.
-            revision: branch, tag or commit on the hub.
-            local_files_only: never use the network.
-            changes: arguments of the class, instead of what the files say.
+            keywords: which files are read, as in `folder_and_rest`; arguments of the class, instead of what the files
+                say.
         """
-        folder = folder_of(
-            pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only
+        folder, changes = folder_and_rest(
+            pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
         )
         codec = Tokenizer.load(folder)
         files = {

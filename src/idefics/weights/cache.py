@@ -21,11 +21,12 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
-def snapshot(hub: str, revision: str | None) -> Path | None:
-    """The folder that a revision stands for in the cache, complete or not. The layout is a documented one:
-    https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+def snapshot(hub: str, revision: str | None, cache: Path | None = None) -> Path | None:
+    """The folder that a revision stands for in a cache (None: `cache_folder`), complete or not.
+
+    The layout is a documented one: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
-    repository = cache_folder() / f"models--{hub.replace('/', '--')}"
+    repository = (cache or cache_folder()) / f"models--{hub.replace('/', '--')}"
     commit = revision or "main"
     reference = repository / "refs" / commit
     if reference.is_file():

@@ -39,10 +39,17 @@ WAYS_OUT = "use --model demo, which needs no network, or give a folder"
 
 
 def from_hub(
-    hub: str, *, revision: str | None, offline: bool | None, progress: Progress | None, weights: bool
+    hub: str,
+    *,
+    revision: str | None,
+    offline: bool | None,
+    progress: Progress | None,
+    weights: bool,
+    token: str | bool | None,
+    cache: Path | None,
 ) -> Path:
     """A hub repository's folder in the cache, downloaded where it is not complete. Arguments as in `find`."""
-    folder = snapshot(hub, revision)
+    folder = snapshot(hub, revision, cache)
     missing = ["everything"] if folder is None else lacking(folder, weights=weights)
     if folder is not None and not missing:
         return folder
@@ -55,7 +62,7 @@ def from_hub(
         raise ModelNotFound(
             f"{hub} is {where} and offline mode is on: {WAYS_OUT}, or go online to download it"
         )
-    return _download(hub, revision, progress, weights=weights)
+    return _download(hub, revision, progress, weights=weights, token=token, cache=cache)
 
 
 def _is_offline() -> bool:
@@ -63,26 +70,41 @@ def _is_offline() -> bool:
     return any(os.environ.get(name, "").lower() in on for name in ("IDEFICS_OFFLINE", "HF_HUB_OFFLINE"))
 
 
-def _download(hub: str, revision: str | None, progress: Progress | None, *, weights: bool) -> Path:
+def _download(
+    hub: str,
+    revision: str | None,
+    progress: Progress | None,
+    *,
+    weights: bool,
+    token: str | bool | None,
+    cache: Path | None,
+) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        info = HfApi().model_info(hub, revision=revision, files_metadata=True, timeout=10)
+        info = HfApi(token=token).model_info(hub, revision=revision, files_metadata=True, timeout=10)
     except Exception as error:  # the client's own errors, and those of whichever HTTP library it uses
         unreachable = "{hub} is not in the cache and the hub cannot be reached ({reason}): " + WAYS_OUT
         raise _explained(error, hub, revision, unreachable) from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     wanted = _wanted(hub, info.config or {}, sizes)
     wanted = wanted if weights else [name for name in wanted if name in SETTINGS]
-    here = snapshot(hub, info.sha)
+    here = snapshot(hub, info.sha, cache)
     total = sum(sizes[name] for name in wanted if here is None or not (here / name).is_file())
-    _refuse_full_disk(hub, total)
+    _refuse_full_disk(hub, total, cache or cache_folder())
     tally = _Tally(total, progress)
     folder = ""
     try:
         # Settings first: whatever breaks off later, a snapshot with its weights is a whole one.
         for names in ([name for name in wanted if name in SETTINGS], wanted):
-            folder = snapshot_download(hub, revision=revision, allow_patterns=names, tqdm_class=tally.bars())
+            folder = snapshot_download(
+                hub,
+                revision=revision,
+                allow_patterns=names,
+                tqdm_class=tally.bars(),
+                token=token,
+                cache_dir=cache,
+            )
     except Exception as error:
         broken = "the download of {hub} broke off ({reason}): run the same again, it goes on where it stopped"
         raise _explained(error, hub, revision, broken) from error
@@ -117,8 +139,7 @@ def _wanted(hub: str, config: dict[str, Any], names: Iterable[str]) -> list[str]
     return [name for name in names if name in SETTINGS] + weights
 
 
-def _refuse_full_disk(hub: str, needed: int) -> None:
-    place = cache_folder()
+def _refuse_full_disk(hub: str, needed: int, place: Path) -> None:
     while not place.exists():
         place = place.parent
     if (free := shutil.disk_usage(place).free) < needed:

@@ -22,6 +22,8 @@ def find(
     offline: bool | None = None,
     progress: Progress | None = None,
     weights: bool = True,
+    token: str | bool | None = None,
+    cache: Path | None = None,
 ) -> Path:
     """The folder of a checkpoint, downloaded first where that is needed.
 
@@ -35,6 +37,8 @@ def find(
         progress: called with (bytes so far, bytes in all): first with (0, all) before anything is downloaded,
             then from the client's threads. Not called for what is already on this machine.
         weights: whether they are needed too; a processor reads the small files alone.
+        token: for private and gated models; True or None is the one of `hf auth login`, False is none.
+        cache: the folder that downloads are kept in; None is the hub client's own.
 
     Raises:
         ModelNotFound: no such name, folder, repository or revision; not in the cache and the hub out of
@@ -52,7 +56,15 @@ def find(
         if revision is not None:
             raise BadSetting(f"revision is {revision!r}, but {model} is a folder: only the hub has revisions")
         return _checkpoint(folder, model)
-    return from_hub(hub, revision=revision, offline=offline, progress=progress, weights=weights)
+    return from_hub(
+        hub,
+        revision=revision,
+        offline=offline,
+        progress=progress,
+        weights=weights,
+        token=token,
+        cache=cache,
+    )
 
 
 def _checkpoint(folder: Path, called: str | os.PathLike[str]) -> Path:
