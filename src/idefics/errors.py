@@ -1,32 +1,53 @@
 """Every error that idefics raises on purpose.
 
     IdeficsError                    the root: `except IdeficsError` catches all of it
-    ├── BadRequest                  the caller named something that cannot be: change the call
+    ├── BadRequest                  a ValueError: the caller named something that cannot be: change the call
     │   ├── BadSetting              a number or word outside its range
-    │   │   └── UnknownArgument     a keyword that the call does not have; a TypeError too
-    │   ├── BadPicture              no such file, not a picture, broken, too large, refused address
+    │   │   └── UnknownArgument     a TypeError too: a keyword that the call does not have
+    │   ├── BadPicture              an OSError too: no such file, not a picture, broken, too large, refused address
     │   │   └── BadVideo            not a video, broken, too long, or the checkpoint was not trained with video
     │   ├── BadPrompt               pictures and their places disagree, an empty prompt, a malformed message
     │   └── PromptTooLong           more tokens than the model reads
     ├── EngineBusy                  as many requests wait as may: try again later
-    ├── ModelError                  the model cannot be had or used
+    ├── RequestTimeout              a TimeoutError: the answer was not done in time
+    ├── ModelError                  an OSError and a ValueError: the model cannot be had or used
     │   ├── ModelNotFound           no such folder or hub repository, or not cached and no network
     │   ├── UnsupportedModel        a checkpoint that this package does not run
     │   ├── BrokenCheckpoint        a file of a checkpoint is missing, damaged or contradicts another
-    │   └── WeightsMismatch         weights missing, unused or misshapen: all listed at once
-    └── MissingExtra                an optional part is not installed: says which
+    │   └── WeightsMismatch         a RuntimeError too: weights missing, unused or misshapen: all listed at once
+    ├── ModelClosed                 a RuntimeError: the model was closed, or loaded by another process
+    └── MissingExtra                an ImportError: an optional part is not installed: says which
 
-Each message holds the value, the limit and the way out, on one line. Knows no tensors and no files.
+The built-in classes are those that transformers and Pillow raise in the same place, so that clauses written for them
+catch ours. (Of a checkpoint transformers raises OSError or ValueError, depending on the class that loads it.)
+
+Each message holds the value, the limit and the way out, on one line. All survive `pickle` and `copy` with their text
+and attributes. Knows no tensors and no files.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
 
 
 class IdeficsError(Exception):
     """The root of the tree; its text is one line for a person."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuilds the error from its text and attributes: not by `__init__`, whose arguments are others."""
+        return _rebuilt, (type(self), self.args), self.__dict__
 
-class BadRequest(IdeficsError):
+
+def _rebuilt(kind: type[IdeficsError], args: tuple[Any, ...]) -> IdeficsError:
+    # An OSError holds more than other exceptions: an error that is a ValueError too has to be made as an OSError.
+    error = OSError.__new__(kind) if issubclass(kind, OSError) else kind.__new__(kind)
+    error.args = args
+    return error
+
+
+class BadRequest(IdeficsError, ValueError):
     """The caller named something that cannot be."""
 
 
@@ -35,14 +56,64 @@ class BadSetting(BadRequest):
 
 
 class UnknownArgument(BadSetting, TypeError):
-    """Keywords that a call does not have; the message lists those that it has."""
+    """Keywords that a call does not have; the message names the nearest that it has, or lists all.
+
+    Args:
+        call: its name, as people write it.
+        names: the unknown keywords.
+        known: those that it has.
+    """
 
     def __init__(self, call: str, names: Sequence[str], known: Sequence[str]) -> None:
-        unknown = " and ".join(map(repr, names))
-        super().__init__(f"{call} has no argument {unknown}; it knows {', '.join(known)}")
+        super().__init__(
+            f"{call} has no argument {' and '.join(map(repr, names))}{did_you_mean(names, known)}; "
+            f"it knows {', '.join(known)}"
+        )
+        self.names, self.known = tuple(names), tuple(known)
 
 
-class BadPicture(BadRequest):
+# Names that other libraries have for arguments of ours, for those that are not spelled alike.
+ELSEWHERE = {
+    "max_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "n_predict": "max_new_tokens",
+    "do_sample": "temperature",
+    "bad_words": "banned",
+    "bad_words_ids": "banned",
+    "stop_strings": "stop",
+    "response_format": "schema",
+    "json_schema": "schema",
+    "guided_choice": "choices",
+    "guided_regex": "regex",
+    "guided_json": "schema",
+    "random_seed": "seed",
+    "load_in_8bit": "quantize",
+    "load_in_4bit": "quantize",
+    "quantization_config": "quantize",
+    "quantization": "quantize",
+    "torch_dtype": "dtype",
+    "local_files_only": "offline",
+    "candidate_labels": "labels",
+    "prompt": "question",
+    "picture": "image",
+    "images": "image",
+    "num_threads": "threads",
+}
+
+
+def did_you_mean(names: Sequence[str], known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` for the first of `names` that resembles one of `known`, else nothing."""
+    for name in names:
+        near = ELSEWHERE.get(name)
+        if near not in known:
+            near = next(iter(get_close_matches(name, known, n=1, cutoff=0.6)), None)
+        if near is not None:
+            return f" (did you mean {near!r}?)"
+    return ""
+
+
+class BadPicture(BadRequest, OSError):
     """A picture cannot be opened or may not be fetched."""
 
 
@@ -73,7 +144,18 @@ class EngineBusy(IdeficsError):
         self.limit = limit
 
 
-class ModelError(IdeficsError):
+class RequestTimeout(IdeficsError, TimeoutError):
+    """An answer was not done within the `timeout` of its call; what it used is free again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the answer was not done after {seconds:g} seconds (timeout={seconds:g}): "
+            "give more time, or fewer max_new_tokens"
+        )
+        self.seconds = seconds
+
+
+class ModelError(IdeficsError, OSError, ValueError):
     """The model cannot be had or used."""
 
 
@@ -89,7 +171,7 @@ class BrokenCheckpoint(ModelError):
     """A file of a checkpoint is missing, damaged or contradicts another; the message names it."""
 
 
-class WeightsMismatch(ModelError):
+class WeightsMismatch(ModelError, RuntimeError):
     """The checkpoint's tensors are not exactly the model's.
 
     Args:
@@ -114,7 +196,11 @@ class WeightsMismatch(ModelError):
         )
 
 
-class MissingExtra(IdeficsError):
+class ModelClosed(IdeficsError, RuntimeError):
+    """The model was closed, or belongs to the process that this one was forked from."""
+
+
+class MissingExtra(IdeficsError, ImportError):
     """An optional part of the package is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:

@@ -179,10 +179,11 @@ def _is_there(out: Path, config: Mapping[str, Any]) -> bool:
         return False
     if (out / "config.json").is_file():
         try:
-            if json.loads((out / "config.json").read_text(encoding="utf-8")) == config and weight_files(out):
-                return True
+            found = json.loads((out / "config.json").read_text(encoding="utf-8"))
         except ValueError:
-            pass
+            found = None
+        if found == config and weight_files(out):
+            return True
     raise BadSetting(f"{out} holds something else already: give a new folder, or empty it")
 
 

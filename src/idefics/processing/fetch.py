@@ -97,6 +97,8 @@ class Fetcher:
 
         try:
             return self._get(url)
+        except BadPicture:
+            raise
         except (httpx.TimeoutException, TimeoutError):
             raise BadPicture(
                 f"{short(url)} took longer than {self.timeout:g} seconds: download it first"

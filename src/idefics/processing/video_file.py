@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import PIL.Image
 
-from idefics.errors import BadVideo, MissingExtra
+from idefics.errors import BadVideo, IdeficsError, MissingExtra
 from idefics.processing.fetch import Fetcher, is_remote, short
 from idefics.processing.images import MOST_PIXELS, open_file
 
@@ -77,6 +77,8 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
         with container:
             try:
                 yield VideoFile(container, name)
+            except IdeficsError:
+                raise
             except (av.FFmpegError, OSError):
                 raise BadVideo(f"{name} is broken: its frames cannot be read to the end") from None
 

@@ -1,0 +1,113 @@
+"""Errors travel: through pickle, copy and the processes of a pool, and into `except` clauses written for others."""
+
+import copy
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+
+import pytest
+
+from idefics import errors
+from idefics.errors import IdeficsError
+from test_house import MODULES, module_name
+
+# One of each, with every argument of its own.
+MADE = [
+    errors.IdeficsError("text"),
+    errors.BadRequest("text"),
+    errors.BadSetting("text"),
+    errors.UnknownArgument("ask", ["max_tokens"], ["max_new_tokens", "seed"]),
+    errors.BadPicture("text"),
+    errors.BadVideo("text"),
+    errors.BadPrompt("text"),
+    errors.PromptTooLong(3000, 2048, 2),
+    errors.EngineBusy(8),
+    errors.RequestTimeout(2.5),
+    errors.ModelError("text"),
+    errors.ModelNotFound("text"),
+    errors.UnsupportedModel("text"),
+    errors.BrokenCheckpoint("text"),
+    errors.WeightsMismatch(["a", "b"], ["c"], {"d": ((1, 2), (2, 1))}),
+    errors.ModelClosed("text"),
+    errors.MissingExtra("reading a video file", "video"),
+]
+
+
+def tree(kind):
+    yield kind
+    for below in kind.__subclasses__():
+        yield from tree(below)
+
+
+def same(made, back):
+    """Whether an error has come back as it was."""
+    return type(back) is type(made) and str(back) == str(made) and vars(back) == vars(made)
+
+
+def raised(number):
+    """Runs in another process."""
+    raise MADE[number]
+
+
+def test_every_error_is_tried():
+    for path in MODULES:
+        if module_name(path) != "idefics.__main__":
+            import_module(module_name(path))
+    assert set(tree(IdeficsError)) == {type(made) for made in MADE}
+
+
+@pytest.mark.parametrize("made", MADE, ids=lambda made: type(made).__name__)
+@pytest.mark.parametrize(
+    "trip",
+    [
+        *(lambda made, version=version: pickle.loads(pickle.dumps(made, version)) for version in range(6)),
+        copy.copy,
+        copy.deepcopy,
+    ],
+    ids=[*(f"pickle {version}" for version in range(6)), "copy", "deepcopy"],
+)
+def test_an_error_comes_back_whole(made, trip):
+    assert same(made, trip(made))
+
+
+def test_a_note_and_a_field_of_the_callers_travel():
+    error = errors.PromptTooLong(3000, 2048, 2)
+    error.add_note("photo.jpg")
+    error.name = "photo.jpg"
+    back = pickle.loads(pickle.dumps(error))
+    assert (back.limit, back.name, back.__notes__) == (2048, "photo.jpg", ["photo.jpg"])
+
+
+def test_errors_come_out_of_processes():
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as executor:
+        futures = [executor.submit(raised, number) for number in range(len(MADE))]
+        assert all(same(made, future.exception(60)) for made, future in zip(MADE, futures, strict=True))
+    with spawn.Pool(1) as pool:
+        for number, made in enumerate(MADE):
+            with pytest.raises(type(made)) as caught:
+                pool.apply_async(raised, (number,)).get(60)
+            assert same(made, caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "clauses"),
+    [
+        (errors.BadRequest, (ValueError,)),
+        (errors.BadSetting, (ValueError,)),
+        (errors.UnknownArgument, (ValueError, TypeError)),
+        (errors.BadPicture, (ValueError, OSError)),
+        (errors.BadPrompt, (ValueError,)),
+        (errors.PromptTooLong, (ValueError,)),
+        (errors.RequestTimeout, (TimeoutError,)),
+        (errors.ModelNotFound, (OSError, ValueError)),
+        (errors.UnsupportedModel, (OSError, ValueError)),
+        (errors.BrokenCheckpoint, (OSError, ValueError)),
+        (errors.WeightsMismatch, (OSError, ValueError, RuntimeError)),
+        (errors.ModelClosed, (RuntimeError,)),
+        (errors.MissingExtra, (ImportError,)),
+    ],
+)
+def test_clauses_for_others_errors_catch_ours(kind, clauses):
+    assert all(issubclass(kind, clause) for clause in clauses)
