@@ -1,0 +1,314 @@
+"""The documents are true: their code runs against the demo checkpoints and prints what they say it prints.
+
+`python` blocks of a document run one after the other in one namespace, as a reader types them; a comment after a
+statement that shows something is what it must show. In `console` blocks a line that begins with `$ ` is a
+command, and the lines up to the next command are all that it writes; `sh` blocks are commands alone.
+`…` in what is expected stands for any text, and numbers of seconds are not compared.
+
+What cannot run here stands in `NOT_RUN`, with the reason. Python of the guides is run by `test_guides.py`.
+"""
+
+import ast
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import tokenize
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from glob import glob
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL.Image
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+GUIDES = ROOT / "docs" / "guides"
+
+# The commands of documents that no test runs, and why.
+NOT_RUN = {
+    r"(python3? -m )?pip install .*": "sets a machine up",
+    r"make (demo|test|test-all|check)": "sets a machine up; CI runs it",
+    r"make bench": "takes hours",
+    r"python bench/\w+\.py .*": "takes minutes; tests/bench runs the tools",
+    r"python -m http\.server .*": "runs until it is ended; tests/test_guides.py serves the same pictures",
+}
+OUTPUT = "text"  # the language of blocks that show what something wrote
+SECONDS = re.compile(r"\d+(\.\d+)? ?(s|ms|seconds?)\b")
+
+
+class Block(NamedTuple):
+    document: Path
+    language: str
+    line: int  # of its first line of code
+    text: str
+
+    def __str__(self):
+        return f"{self.document.relative_to(ROOT)}:{self.line}"
+
+
+class Command(NamedTuple):
+    document: Path
+    line: str
+    number: int
+    expected: str | None  # None: the document does not say
+
+    def __str__(self):
+        return f"{self.document.relative_to(ROOT)}:{self.number}: {self.line}"
+
+
+def blocks(document):
+    """The fenced blocks of a document, each with a language."""
+    text = document.read_text(encoding="utf-8")
+    for match in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", text, re.M | re.S):
+        line = text[: match.start(3)].count("\n") + 1
+        yield Block(document, match[2], line, textwrap.dedent(match[3]))
+
+
+def commands(block):
+    console = block.language == "console"
+    start = r"^\$ " if console else r"^(?=[^#\s])"
+    pieces = list(re.finditer(start + r"((?:[^\n]*\\\n)*[^\n]*)\n", block.text, re.M))
+    assert pieces, f"{block}: no command in the block"
+    assert not console or block.text.startswith("$ "), f"{block}: output before any command"
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+        said = block.text[piece.end() : following.start() if following else None].strip()
+        line = re.sub(r"\s*\\\n\s*", " ", piece[1]).split("  #")[0].strip()
+        number = block.line + block.text[: piece.start()].count("\n")
+        yield Command(block.document, line, number, said if console else None)
+
+
+def cases():
+    for block in (block for document in DOCUMENTS for block in blocks(document)):
+        for command in commands(block) if block.language in ("console", "sh") else ():
+            reasons = [why for pattern, why in NOT_RUN.items() if re.fullmatch(pattern, command.line)]
+            marks = pytest.mark.skip(reason=reasons[0]) if reasons else ()
+            yield pytest.param(command, id=str(command), marks=marks)
+
+
+CASES = list(cases())
+COMMANDS = [case.values[0] for case in CASES]
+PYTHON = [
+    path
+    for path in DOCUMENTS
+    if path.parent != GUIDES and any(block.language == "python" for block in blocks(path))
+]
+
+
+def same(shown, expected):
+    """Whether what was shown is what is expected: `…` is any text, seconds are any number."""
+    shown, expected = (SECONDS.sub("SECONDS", text.strip()) for text in (shown, expected))
+    return re.fullmatch(".*?".join(map(re.escape, expected.split("…"))), shown, re.S) is not None
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder that looks like the clone, with the reader's own pictures; what commands write stays in it."""
+    folder = tmp_path_factory.mktemp("clone")
+    for path in ROOT.iterdir():
+        (folder / path.name).symlink_to(path)
+    for name in ("photo.jpg", "scan.png"):
+        PIL.Image.open(ROOT / "src/idefics/demo/pictures/door.png").convert("RGB").save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """A folder for PATH with `idefics` and `python` as they are after an installation."""
+    folder = tmp_path_factory.mktemp("bin")
+    python = shlex.quote(sys.executable)
+    for name, words in {"idefics": f"{python} -m idefics", "python": python}.items():
+        (folder / name).write_text(
+            f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT / "src"))} exec {words} "$@"\n'
+        )
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_home(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("IDEFICS_MODEL", "demo")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+
+def run_command(words):
+    """Runs `idefics` in this process, which has torch loaded already: (exit code, all that it wrote)."""
+    from idefics.cli.main import main
+
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):
+        patch.setattr(sys, "argv", words)
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return code, out.buffer.getvalue().decode()
+
+
+def run_shell(line, programs):
+    """Runs a line that uses the shell's own means: (exit code, all that it wrote)."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def plain_words(line):
+    """The words of a command that needs nothing of the shell but quotes and globs; None for any other."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(lexer)
+    if (
+        words[0] != "idefics"
+        or any(set(word) <= set("|<>;&()") for word in words)
+        or re.search(r"[$`]", line)
+    ):
+        return None
+    return [found for word in words for found in (sorted(glob(word)) or [word])]
+
+
+class Servers:
+    """What a document serves: on a free port in place of 8000, and ended as Ctrl-C does."""
+
+    def __init__(self, programs, workplace, running):
+        self.programs, self.workplace, self.running = programs, workplace, running
+        self.ports = {}
+
+    def start(self, command):
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            port = self.ports[command.document] = str(reserved.getsockname()[1])
+        process = subprocess.Popen(
+            [*shlex.split(command.line), "--port", port],
+            executable=self.programs / "idefics",
+            cwd=self.workplace,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.running.enter_context(process.stdout)
+        self.running.callback(process.wait, 60)
+        self.running.callback(process.send_signal, signal.SIGINT)
+        said = process.stdout.readline().replace(port, "8000").strip()
+        assert "8000" in said, f"{command} did not say where it listens"
+        assert not command.expected or same(said, command.expected), f"{command} wrote:\n{said}"
+
+    def placed(self, document, text):
+        """Code of a document, with the port where its server listens."""
+        if "8000" not in text:
+            return text
+        if document not in self.ports:  # this test runs without those before it
+            serving = (command for command in COMMANDS if command.document == document)
+            self.start(next(command for command in serving if command.line.startswith("idefics serve")))
+        return text.replace("8000", self.ports[document])
+
+
+@pytest.fixture(scope="module")
+def servers(programs, workplace):
+    with ExitStack() as running:
+        yield Servers(programs, workplace, running)
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_commands(command, programs, servers):
+    if command.line.startswith("idefics serve"):
+        servers.start(command)
+    elif command.line.startswith("curl"):
+        if not shutil.which("curl"):
+            pytest.skip("no curl here")
+        code, shown = run_shell(servers.placed(command.document, command.line), programs)
+        assert code == 0, shown
+        assert "error" not in json.loads(shown[shown.index("{") :])
+    else:
+        words = plain_words(command.line)
+        code, shown = run_command(words) if words else run_shell(command.line, programs)
+        refusal = code == 2 and command.expected  # a document may show what a refusal looks like
+        assert code == 0 or refusal, f"{command} ended with {code}:\n{shown}"
+        assert command.expected is None or same(shown, command.expected), f"{command} wrote:\n{shown}"
+
+
+def comments_after(source):
+    """Number of a line -> the comment after its code."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    return {c.start[0]: c.string[1:].strip() for c in comments if c.line[: c.start[1]].strip()}
+
+
+def show(statement, namespace, name):
+    """Runs one statement and returns what a reader sees: what it printed, else the expression's value."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        if isinstance(statement, ast.Expr):
+            value = eval(compile(ast.Expression(statement.value), name, "eval"), namespace)
+        else:
+            value = exec(compile(ast.Module([statement], []), name, "exec"), namespace)
+    return out.getvalue() or ("" if value is None else str(value))
+
+
+@pytest.mark.parametrize("document", PYTHON, ids=lambda path: path.name)
+def test_python_blocks(document, servers):
+    namespace = {"__name__": "__main__"}
+    for block in (block for block in blocks(document) if block.language == "python"):
+        # Line numbers are the document's.
+        source = "\n" * (block.line - 1) + servers.placed(document, block.text)
+        expected = comments_after(source)
+        for statement in ast.parse(source).body:
+            shown = show(statement, namespace, document.name)
+            said = expected.get(statement.end_lineno)
+            if shown and said is not None:
+                assert same(shown, said), f"{document.name}:{statement.end_lineno} shows:\n{shown}"
+
+
+def test_the_readme_is_short_and_has_examples_of_both_kinds():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+    assert any(block.language == "python" for block in blocks(README))
+    shown = [command for command in COMMANDS if command.document == README and command.expected]
+    assert any(command.line.startswith("idefics ") for command in shown)
+
+
+def test_every_block_is_run_or_is_output():
+    """A block without a fence or of another language would be read by no test."""
+    known = {"python", "console", "sh", OUTPUT}
+    other = [
+        f"{block} is {block.language}"
+        for path in DOCUMENTS
+        for block in blocks(path)
+        if block.language not in known
+    ]
+    assert not other
+    indented = re.compile(r"\n\n(?: {4,}|\t)(\$ |(idefics|make|python|pip|curl|git|import|from|vlm)\b)")
+    assert not [path.name for path in DOCUMENTS if indented.search(path.read_text(encoding="utf-8"))]
+
+
+def test_what_is_not_run_is_written_somewhere():
+    lines = [command.line for command in COMMANDS]
+    assert not [p for p in NOT_RUN if not any(re.fullmatch(p, line) for line in lines)], "strike these"
+
+
+def test_links_lead_somewhere():
+    """Within the repository; addresses of the web are not asked."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)\"", text)
+        broken = [
+            a or b for a, b in targets if "://" not in (a or b) and not (document.parent / (a or b)).exists()
+        ]
+        assert not broken, f"{document.name}: {broken}"
