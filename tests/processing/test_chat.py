@@ -204,3 +204,42 @@ def test_a_malformed_message_is_named(message, complaint):
 def test_one_message_is_not_a_conversation(messages):
     with pytest.raises(BadPrompt, match="give a list of messages"):
         to_messages(messages)
+
+
+def test_the_last_message_goes_on():
+    conversation = [user(PHOTO, "What is this?"), assistant("A <image> cat. ")]
+    assert render(SMOLVLM, conversation, continue_final_message=True) == [
+        trusted("<|im_start|>User:"),
+        PHOTO,
+        plain("What is this?"),
+        trusted("<end_of_utterance>\nAssistant: "),
+        plain("A <image> cat."),
+        trusted(" "),
+    ]
+
+
+def test_an_answer_of_the_assistant_at_the_end_is_never_answered_by_a_new_turn():
+    with pytest.raises(
+        BadPrompt, match="the last message is the assistant's: give continue_final_message=True"
+    ):
+        render(SMOLVLM, [user("Hi"), assistant("Well")])
+
+
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [(user("Hi"), "is the user's"), (assistant("See", PHOTO), "ends with a picture")],
+)
+def test_only_text_of_the_assistant_goes_on(last, says):
+    with pytest.raises(BadPrompt, match=says):
+        render(SMOLVLM, [user("Hi"), last], continue_final_message=True)
+
+
+def test_words_to_begin_with_are_said_in_one_place():
+    with pytest.raises(BadPrompt, match="answer_start and continue_final_message"):
+        render(SMOLVLM, [assistant("Well")], answer_start="x", continue_final_message=True)
+
+
+def test_templates_read_the_names_of_special_tokens():
+    template = "{{ bos_token }}{{ tools is none }}{{ messages[0]['content'][0]['text'] }}"
+    parts = render(template, [user("Hi")], variables={"bos_token": "<s>"})
+    assert parts == [trusted("<s>True"), plain("Hi")]

@@ -20,8 +20,8 @@ from idefics.config import ImagePlan
 from idefics.errors import BadPrompt, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
 from idefics.processing import settings
-from idefics.processing.chat import render_text
 from idefics.processing.processor import Processor
+from idefics.processing.templates import render_template
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class BaseProcessor:
         template = self.chat_template if chat_template is None else chat_template
         names = self.tokenizer.special_tokens_map
         texts = [
-            render_text(template, shown(turns), add_generation_prompt=add_generation_prompt, **names)
+            render_template(template, shown(turns), names, add_generation_prompt=add_generation_prompt).text
             for turns in conversations
         ]
         if not tokenize:

@@ -17,7 +17,7 @@ from idefics.compat.features import NO_LIMIT, BatchFeature, Fitting, Side
 from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
 from idefics.errors import BadPrompt, BadSetting
 from idefics.processing import settings
-from idefics.processing.chat import render_text
+from idefics.processing.templates import render_template
 from idefics.processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -239,12 +239,12 @@ class PreTrainedTokenizer:
         self, conversation: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
     ) -> str:
         """A conversation's text through the checkpoint's template, its turns as they are."""
-        return render_text(
+        return render_template(
             self.chat_template,
             conversation,
+            self.special_tokens_map,
             add_generation_prompt=add_generation_prompt,
-            **self.special_tokens_map,
-        )
+        ).text
 
     def get_vocab(self) -> dict[str, int]:
         """Every token, added ones included, and its id."""

@@ -1,6 +1,6 @@
-"""A conversation through a checkpoint's Jinja template into trusted pieces, plain pieces, pictures and videos.
+"""A conversation through a checkpoint's chat template into trusted pieces, plain pieces, pictures and videos.
 
-Knows templates and messages; does not know tokens or pixels. What a user or an earlier answer says never
+Knows messages and what a template writes; does not know tokens or pixels. What a user or an earlier answer says never
 passes through the template: a placeholder that nobody can guess does, so that neither a token nor the
 template's logic can be forged.
 """
@@ -11,35 +11,42 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import Any, get_args
 
-from idefics.errors import BadPrompt, BadSetting, UnsupportedModel
+from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Message, Part, Picture, Role, Video, Visual
+from idefics.processing.templates import render_template
 from idefics.processing.tokenizer import Piece
-
-if TYPE_CHECKING:
-    import jinja2
 
 IMAGE = "<image>"  # what every template of the family writes where a picture stands
 ROLES = get_args(Role)
 
 
-def render(template: str, messages: Sequence[Message], *, answer_start: str = "") -> list[Piece | Visual]:
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    answer_start: str = "",
+    continue_final_message: bool = False,
+    variables: Mapping[str, Any] | None = None,
+) -> list[Piece | Visual]:
     """The prompt for the next answer. A video is a text to the template: it will be read as words and pictures.
 
     Args:
-        template: Jinja source; it sees `messages` (each a role and a list of text and image parts) and
-            `add_generation_prompt`, true.
+        template: Jinja source; it sees `messages` (each a role and a list of text and image parts),
+            `add_generation_prompt`, true, and `variables`.
         messages: the conversation so far.
         answer_start: words that the answer begins with; a space goes before them.
+        continue_final_message: the last message is the assistant's, and the answer goes on with its text: the prompt
+            ends where that text ends.
+        variables: what else the template may read, such as `bos_token`.
 
     Raises:
-        BadPrompt: no messages, or the template refuses them or drops one of their pictures.
+        BadPrompt: no messages, the template refuses them or drops one of their pictures, or the last message is the
+            assistant's where none shall be continued, or the other way round.
         UnsupportedModel: there is no template, or it is broken.
     """
-    if not messages:
-        raise BadPrompt("the conversation is empty: give at least one message")
+    _check_end(messages, answer_start, continue_final_message)
     slots = _Slots()
     turns = [
         {
@@ -52,7 +59,13 @@ def render(template: str, messages: Sequence[Message], *, answer_start: str = ""
         for message in messages
     ]
     pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
-    rendered = render_text(template, turns)
+    rendered = render_template(
+        template,
+        turns,
+        variables,
+        add_generation_prompt=not continue_final_message,
+        continue_final_message=continue_final_message,
+    ).text
     if rendered.count(IMAGE) != len(pictures):
         raise BadPrompt(
             f"the conversation has {len(pictures)} pictures, but this checkpoint's chat template places "
@@ -60,6 +73,30 @@ def render(template: str, messages: Sequence[Message], *, answer_start: str = ""
         )
     start = [Piece(" " + answer_start, trusted=False)] if answer_start else []
     return [*slots.reveal(rendered, pictures), *start]
+
+
+def _check_end(messages: Sequence[Message], answer_start: str, continue_final_message: bool) -> None:
+    """Refuses a conversation whose last message does not say whether the answer continues it or follows it."""
+    if not messages:
+        raise BadPrompt("the conversation is empty: give at least one message")
+    last = messages[-1]
+    if not continue_final_message:
+        if last.role == "assistant":
+            raise BadPrompt(
+                "the last message is the assistant's: give continue_final_message=True to go on with its text, "
+                "or end with a message of the user"
+            )
+        return
+    if answer_start:
+        raise BadPrompt(
+            "answer_start and continue_final_message are both given: write the words at the end of the last message"
+        )
+    if last.role != "assistant" or not isinstance(next(reversed(last.parts), None), str):
+        given = f"the {last.role}'s" if last.role != "assistant" else "one that ends with a picture"
+        raise BadPrompt(
+            f"continue_final_message is true, but the last message is {given}: end the conversation with text of "
+            "the assistant"
+        )
 
 
 class _Slots:
@@ -94,54 +131,6 @@ class _Slots:
                 yield part if isinstance(part, Video) else Piece(part, trusted=False)
             elif text:
                 yield Piece(text, trusted=True)
-
-
-def render_text(
-    template: str, turns: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **names: Any
-) -> str:
-    """What a template makes of turns as they are: whoever wrote their text is trusted with special tokens.
-
-    Args:
-        turns: each a role and a list of content parts.
-        names: further variables of the template, such as `bos_token`.
-
-    Raises:
-        BadPrompt: the template refuses the turns.
-        UnsupportedModel: there is no template, or it is broken.
-    """
-    import jinja2
-
-    if not template:
-        raise UnsupportedModel(
-            "this checkpoint has no chat template: give it a raw prompt (generate), "
-            "or use an instruct checkpoint"
-        )
-    try:
-        return _compile(template).render(messages=turns, add_generation_prompt=add_generation_prompt, **names)
-    except Refusal as refusal:
-        raise BadPrompt(f"this checkpoint's chat template refuses the conversation: {refusal}") from None
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise UnsupportedModel(f"this checkpoint's chat template is broken: {error}") from None
-
-
-class Refusal(Exception):
-    """A template called `raise_exception`."""
-
-
-@lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
-    """With the settings that templates are written for (transformers' `apply_chat_template`)."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _refuse
-    return environment.from_string(template)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise Refusal(message)
 
 
 def to_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message]:
