@@ -125,7 +125,7 @@ def test_what_cannot_be_found(tmp_path):
     with pytest.raises(UnsupportedModel, match="there are processors for idefics, idefics2"):
         AutoProcessor.from_pretrained(tmp_path)
     with pytest.raises(BadSetting, match="revision"):
-        AutoProcessor.from_pretrained(tmp_path, revision="main")
+        AutoProcessor.from_pretrained(tmp_path, revision="v2")
 
 
 @pytest.mark.parametrize("auto", [AutoProcessor, AutoTokenizer])

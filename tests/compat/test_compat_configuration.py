@@ -188,3 +188,34 @@ def test_files_of_another_class_or_none(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BrokenCheckpoint, match="cannot be read"):
         IdeficsConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["idefics2", "idefics3", "smolvlm"])
+def test_heads_are_numbers_always(family):
+    text = CONFIGS[family](
+        text_config={"hidden_size": 64, "num_attention_heads": 4, "head_dim": None}
+    ).text_config
+    assert text.head_dim == 16
+    assert text.num_key_value_heads == (8 if family == "idefics2" else 4)
+    assert CONFIGS[family](text_config={"num_key_value_heads": None}).text_config.num_key_value_heads == 32
+
+
+@pytest.mark.parametrize("config", CONFIGS.values())
+def test_helpers_of_configs(config, tmp_path):
+    changed = config(image_token_id=11, text_config={"hidden_size": 64})
+    changed.to_json_file(tmp_path / "mine.json")
+    assert config.from_json_file(tmp_path / "mine.json") == changed
+    assert json.loads(changed.to_json_string(use_diff=False)) == json.loads(changed.to_json_string())
+    difference = changed.to_diff_dict()
+    assert difference["image_token_id"] == 11
+    assert difference["model_type"] == config.model_type
+    assert "use_cache" not in difference
+    assert config.from_dict(difference) == changed
+    text = changed.get_text_config(decoder=True)
+    assert text is (changed if config.model_type == "idefics" else changed.text_config)
+
+
+def test_a_dict_for_a_part_changes_what_it_names():
+    content = CONFIGS["idefics3"](text_config={"hidden_size": 64, "num_hidden_layers": 2}).to_dict()
+    text = CONFIGS["idefics3"].from_dict(content, text_config={"num_hidden_layers": 3}).text_config
+    assert (text.hidden_size, text.num_hidden_layers) == (64, 3)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from idefics.compat.auto import AutoProcessor, AutoTokenizer
+    from idefics.compat.configuration_auto import AutoConfig
     from idefics.compat.configuration_idefics import (
         IdeficsConfig,
         IdeficsPerceiverConfig,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from idefics.compat.image_processing_idefics import IdeficsImageProcessor
     from idefics.compat.image_processing_in_text import Idefics2ImageProcessor, Idefics3ImageProcessor
     from idefics.compat.logits_process import LogitsProcessor, LogitsProcessorList
-    from idefics.compat.modeling_auto import AutoModelForImageTextToText
+    from idefics.compat.modeling_auto import AutoModelForImageTextToText, AutoModelForVision2Seq
     from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
     from idefics.compat.modeling_in_text import (
         Idefics2ForConditionalGeneration,
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from idefics.compat.streamers import TextIteratorStreamer, TextStreamer
 
 __all__ = [
+    "AutoConfig",
     "AutoModelForImageTextToText",
+    "AutoModelForVision2Seq",
     "AutoProcessor",
     "AutoTokenizer",
     "BatchFeature",
@@ -71,7 +74,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "AutoConfig": "idefics.compat.configuration_auto",
     "AutoModelForImageTextToText": "idefics.compat.modeling_auto",
+    "AutoModelForVision2Seq": "idefics.compat.modeling_auto",
     "AutoProcessor": "idefics.compat.auto",
     "AutoTokenizer": "idefics.compat.auto",
     "BatchFeature": "idefics.compat.features",

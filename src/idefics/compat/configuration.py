@@ -12,7 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from idefics import weights
+from idefics.compat.folders import folder_and_rest
+from idefics.compat.loading_arguments import IGNORED_BY_MODELS, without_neutral
 from idefics.config import ModelConfig
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.models import family_for
@@ -86,26 +87,60 @@ class PretrainedConfig:
         }
         return {**content, "model_type": self.model_type}
 
-    def to_json_string(self) -> str:
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The fields that differ from those of a config made without arguments, `model_type` included."""
+        plain = type(self)().to_dict()
+        content = self.to_dict()
+        return {
+            name: value
+            for name, value in content.items()
+            if name == "model_type" or name not in plain or value != plain[name]
+        }
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The content of config.json. It is always whole: `use_diff` is there because transformers has it."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str) + "\n"
+
+    def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
+        """Writes `to_json_string` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike[str]) -> Self:
+        """The config in a JSON file, whatever it is called."""
+        return cls(**read_json_object(Path(json_file)))
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        """The config of the text model: the part of that name, or this config where there is none."""
+        text: PretrainedConfig = vars(self)["text_config"] if "text_config" in self.parts else self
+        return text
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], **changes: Any) -> Self:
-        """The config of a config.json's content; `changes` are fields with another value."""
-        return cls(**{**deepcopy(content), **changes})
+        """The config of a config.json's content; `changes` are fields with another value.
+
+        A dict for a part ("text_config") changes the fields that it names and leaves the others.
+        """
+        fields = deepcopy(content)
+        for name, value in changes.items():
+            part = fields.get(name)
+            if name in cls.parts and isinstance(part, dict) and isinstance(value, dict):
+                value = {**part, **value}  # noqa: PLW2901
+            fields[name] = value
+        return cls(**fields)
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **changes: Any,
+        **keywords: Any,
     ) -> Self:
-        """The config of a folder, a model on the hub or a short name."""
-        folder = weights.find(
-            pretrained_model_name_or_path, revision=revision, offline=True if local_files_only else None
+        """The config of a folder, a model on the hub or a short name; keywords are as in models' `from_pretrained`."""
+        folder, changes = folder_and_rest(
+            pretrained_model_name_or_path,
+            without_neutral(f"{cls.__name__}.from_pretrained", keywords),
+            ignored=IGNORED_BY_MODELS,
+            needs="config",
         )
         content = read_config(folder)
         if (model_type := content.get("model_type", cls.model_type)) != cls.model_type:
@@ -142,7 +177,11 @@ PretrainedConfig.fields = {
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder, or an error that says what is wrong with it."""
-    path = folder / CONFIG_FILE
+    return read_json_object(folder / CONFIG_FILE)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object, or an error that says what is wrong with it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

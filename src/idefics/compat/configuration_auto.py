@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from idefics.compat.configuration import PretrainedConfig, read_config
 from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.configuration_in_text import Idefics2Config, Idefics3Config, SmolVLMConfig
+from idefics.compat.folders import folder_and_rest
+from idefics.compat.loading_arguments import IGNORED_BY_MODELS, content_of, without_neutral
+from idefics.errors import BadSetting
 from idefics.models import family_for
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
@@ -15,9 +20,67 @@ CONFIGS: dict[str, type[PretrainedConfig]] = {
 }
 
 
+class AutoConfig:
+    """`AutoConfig.from_pretrained(...)` gives the config of a checkpoint, as the class of its model_type."""
+
+    def __init__(self) -> NoReturn:
+        raise TypeError("AutoConfig is not made by itself: call AutoConfig.from_pretrained(...)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        **keywords: Any,
+    ) -> PretrainedConfig:
+        """The config of a folder, a hub id or a short name; keywords are as in models' `from_pretrained`."""
+        folder, changes = folder_and_rest(
+            pretrained_model_name_or_path,
+            without_neutral("AutoConfig.from_pretrained", keywords),
+            ignored=IGNORED_BY_MODELS,
+            needs="config",
+        )
+        return config_of(folder, **changes)
+
+    @classmethod
+    def for_model(cls, model_type: str, **fields: Any) -> PretrainedConfig:
+        """A config of this model_type."""
+        family_for(model_type)  # or an error that lists what can be run
+        return CONFIGS[model_type](**fields)
+
+
+def config_from(config: object, **changes: Any) -> PretrainedConfig:
+    """A config from whatever says one, with other values in some fields.
+
+    Args:
+        config: a config of this package (kept as it is where nothing changes) or of transformers, the content of a
+            config.json, or the folder or config.json of a checkpoint.
+
+    Raises:
+        BadSetting: it is none of these.
+        UnsupportedModel: it is of a model_type that this package does not run.
+    """
+    if isinstance(config, str | PathLike):
+        path = Path(config)
+        return config_of(path.parent if path.is_file() else path, **changes)
+    if isinstance(config, PretrainedConfig) and not changes:
+        return config
+    content = content_of(config)
+    if content is None:
+        raise BadSetting(
+            f"config is a {type(config).__name__}; give a config, the content of a config.json, or a folder"
+        )
+    if isinstance(config, PretrainedConfig):
+        return type(config).from_dict(dict(content), **changes)
+    return config_from_content(content, **changes)
+
+
 def config_of(folder: Path, **changes: Any) -> PretrainedConfig:
     """The config in a folder, as the class that its model_type names."""
-    content = read_config(folder)
+    return config_from_content(read_config(folder), **changes)
+
+
+def config_from_content(content: Mapping[str, Any], **changes: Any) -> PretrainedConfig:
+    """The config of a config.json's content, as the class that its model_type names."""
     model_type = content.get("model_type", "(none)")
     family_for(model_type)  # or an error that lists what can be run
-    return CONFIGS[model_type].from_dict(content, **changes)
+    return CONFIGS[model_type].from_dict(dict(content), **changes)

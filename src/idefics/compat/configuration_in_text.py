@@ -67,6 +67,13 @@ class TextModelConfig(PretrainedConfig):
     eos_token_id: int | list[int] | None = 2
     attention_dropout: float = 0.0
 
+    def __init__(self, *values: Any, **named: Any) -> None:
+        super().__init__(*values, **named)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+
 
 class LlamaConfig(TextModelConfig):
     """The text model of Idefics3 and SmolVLM."""

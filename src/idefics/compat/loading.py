@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from os import PathLike
@@ -12,12 +12,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from idefics import weights
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.configuration_auto import config_of
+from idefics.compat.configuration_auto import config_from
+from idefics.compat.folders import LOCATING, folder_and_rest
 from idefics.compat.generation_config import FILE as GENERATION_FILE
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.quantization import QuantizationConfig
+from idefics.compat.loading_arguments import IGNORED_BY_MODELS, NEUTRAL, without_neutral
+from idefics.compat.quantization import BitsAndBytesConfig, QuantizationConfig, quantization_config_from
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import Checkpoint, fill, read_checkpoint, shapes_only
 from idefics.placement import Device, wanted
@@ -56,36 +57,35 @@ class Loading(nn.Module):
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
         *,
-        config: PretrainedConfig | None = None,
+        config: PretrainedConfig | Mapping[str, Any] | str | PathLike[str] | None = None,
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: Device | Mapping[str, Device] | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
-        quantization_config: QuantizationConfig | None = None,
-        attn_implementation: str = "sdpa",
-        revision: str | None = None,
-        local_files_only: bool = False,
-        use_safetensors: bool = True,
-        low_cpu_mem_usage: bool = True,
-        trust_remote_code: bool = False,
-        **changes: Any,
+        quantization_config: QuantizationConfig | Mapping[str, Any] | None = None,
+        load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
+        attn_implementation: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        use_safetensors: bool | None = None,
+        **keywords: Any,
     ) -> Self:
         """The model of a checkpoint, ready to answer (`eval`).
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id ("owner/name") or a short name ("9b-instruct").
-            config: in place of the checkpoint's own.
+            config: in place of the checkpoint's own: a config of this package or of transformers, the content of a
+                config.json, or the folder of one.
             torch_dtype, dtype: of the weights, by name or as torch has it; None or "auto": as they are stored.
             device_map: "auto" spreads layers over all GPUs, and over CPU memory what does not fit; or one device, or
                 where each part lies, by module names, "" for the rest. None: CPU memory.
             max_memory: with "auto", what may be used of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
-            quantization_config: keeps the decoder's weights in fewer bits.
-            attn_implementation: "sdpa", "eager" or "flash_attention_2".
-            revision: branch, tag or commit on the hub.
-            local_files_only: never use the network.
-            low_cpu_mem_usage, trust_remote_code: of no effect: no more than one tensor is ever in memory beside the
-                model, and no code of others is ever run.
-            **changes: fields of the config with another value.
+            quantization_config: keeps the decoder's weights in fewer bits; `load_in_8bit` and `load_in_4bit` are
+                short for `BitsAndBytesConfig` with that field.
+            attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2".
+            generation_config: in place of the checkpoint's own.
+            **keywords: fields of the config with another value; which files are meant (`folders.LOCATING`: `revision`,
+                `token`, `cache_dir`, ...); and what `loading_arguments` ignores.
 
         Raises:
             UnknownArgument: a keyword that is neither an argument nor a field of the config.
@@ -94,22 +94,31 @@ class Loading(nn.Module):
             UnsupportedModel: a checkpoint of another class, or of pickles.
             ModelNotFound, BrokenCheckpoint, WeightsMismatch: as `idefics.load`.
         """
-        if unknown := sorted(changes.keys() - cls.config_class.fields.keys()):
-            raise UnknownArgument(f"{cls.__name__}.from_pretrained", unknown, _arguments(cls))
-        if not use_safetensors:
+        call = f"{cls.__name__}.from_pretrained"
+        if attn_implementation is None:
+            attn_implementation = keywords.pop("_attn_implementation", None)
+        if use_safetensors is False:
             raise BadSetting("use_safetensors is False; only safetensors are read: leave it out")
-        folder = weights.find(
-            pretrained_model_name_or_path, revision=revision, offline=True if local_files_only else None
+        if unknown := sorted(_unknown(cls, keywords)):
+            raise UnknownArgument(call, unknown, _arguments(cls))
+        if load_in_8bit or load_in_4bit:
+            quantization_config = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
+        quantization = quantization_config_from(quantization_config)
+        folder, changes = folder_and_rest(
+            pretrained_model_name_or_path,
+            without_neutral(call, keywords),
+            ignored=IGNORED_BY_MODELS,
+            needs="weights",
         )
         checkpoint = read_checkpoint(folder)
-        config = config_of(folder, **changes) if config is None else config
-        if config.model_type not in cls.model_types:
+        found = config_from(folder if config is None else config, **changes)
+        if found.model_type not in cls.model_types:
             raise UnsupportedModel(
-                f"{folder} is of model_type {config.model_type!r} and {cls.__name__} reads "
+                f"{folder} is of model_type {found.model_type!r} and {cls.__name__} reads "
                 f"{', '.join(cls.model_types)}: use AutoModelForImageTextToText"
             )
         with shapes_only():
-            model = cls(config)
+            model = cls(found)
         module, keys = _as_stored(model, checkpoint)
         fill(
             module,
@@ -117,12 +126,14 @@ class Loading(nn.Module):
             keys,
             dtype=dtype_called(torch_dtype if dtype is None else dtype, checkpoint.config.dtype),
             device=wanted("cpu" if device_map is None else "auto", device_map, max_memory),
-            quantisation=None if quantization_config is None else quantization_config.quantisation(),
+            quantisation=None if quantization is None else quantization.quantisation(),
             stored=checkpoint.quantisation,
         )
-        model.is_quantized = quantization_config is not None or checkpoint.quantisation is not None
-        model.set_attn_implementation(attn_implementation)
-        if (folder / GENERATION_FILE).is_file():
+        model.is_quantized = quantization is not None or checkpoint.quantisation is not None
+        model.set_attn_implementation(attn_implementation or "sdpa")
+        if generation_config is not None:
+            model.generation_config = generation_config
+        elif (folder / GENERATION_FILE).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = str(pretrained_model_name_or_path)
         return model.eval()
@@ -130,14 +141,22 @@ class Loading(nn.Module):
     @classmethod
     def from_config(
         cls,
-        config: PretrainedConfig,
+        config: PretrainedConfig | Mapping[str, Any],
         *,
-        torch_dtype: torch.dtype | str = "float32",
-        attn_implementation: str = "sdpa",
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
     ) -> Self:
-        """A model with first weights: to be trained, or filled by the caller."""
-        model = cls(config).to(dtype_called(torch_dtype, config.torch_dtype))
-        model.set_attn_implementation(attn_implementation)
+        """A model with first weights: to be trained, or filled by the caller.
+
+        Args:
+            config: of this package or of transformers, or the content of a config.json.
+            torch_dtype, dtype: of the weights; None: float32, "auto": the config's.
+            attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2".
+        """
+        found = config_from(config)
+        model = cls(found).to(dtype_called(torch_dtype or dtype or "float32", found.torch_dtype))
+        model.set_attn_implementation(attn_implementation or "sdpa")
         return model
 
     def save_pretrained(
@@ -217,7 +236,12 @@ def _tied(model: nn.Module) -> list[str]:
     ]
 
 
+def _unknown(cls: type[Loading], keywords: Iterable[str]) -> set[str]:
+    """Those that are neither fields of the config nor known to be about files or without effect."""
+    return set(keywords) - {*cls.config_class.fields, *LOCATING, *IGNORED_BY_MODELS, *NEUTRAL}
+
+
 def _arguments(cls: type[Loading]) -> list[str]:
     code = cls.from_pretrained.__func__.__code__  # type: ignore[attr-defined]
     names = code.co_varnames[2 : code.co_argcount + code.co_kwonlyargcount]
-    return [*names, *cls.config_class.fields]
+    return [*names, *LOCATING, *cls.config_class.fields]

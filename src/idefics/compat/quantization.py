@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
 from typing import Any, cast
 
+from idefics.compat.loading_arguments import content_of
 from idefics.config import FULL_PRECISION, Quantisation, QuantKind
 from idefics.errors import BadSetting
 
@@ -16,12 +18,14 @@ class BitsAndBytesConfig:
 
     Attributes:
         load_in_8bit, load_in_4bit: one of them.
-        llm_int8_threshold, llm_int8_enable_fp32_cpu_offload: of no effect: no value is kept out of the eight bits, and
-            what lies in CPU memory is always run.
+        llm_int8_threshold, llm_int8_has_fp16_weight, llm_int8_enable_fp32_cpu_offload: of no effect: no value is kept
+            out of the eight bits, and what lies in CPU memory is always run.
         llm_int8_skip_modules: parts that keep full precision; None: all but the decoder's layers.
         bnb_4bit_compute_dtype: in which products with four-bit weights are computed; None: the dtype of the others.
         bnb_4bit_quant_type: "nf4" or "fp4".
         bnb_4bit_use_double_quant: whether the scales of four-bit weights are quantised too.
+        bnb_4bit_quant_storage: of no effect: the dtype of the tensor that holds the packed weights is uint8, and no
+            value depends on it.
     """
 
     load_in_8bit: bool = False
@@ -29,9 +33,11 @@ class BitsAndBytesConfig:
     llm_int8_threshold: float = 6.0
     llm_int8_skip_modules: Sequence[str] | None = None
     llm_int8_enable_fp32_cpu_offload: bool = False
+    llm_int8_has_fp16_weight: bool = False
     bnb_4bit_compute_dtype: Any = None
     bnb_4bit_quant_type: str = "nf4"
     bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_quant_storage: Any = None
 
     def __post_init__(self) -> None:
         if self.load_in_8bit == self.load_in_4bit:
@@ -39,6 +45,15 @@ class BitsAndBytesConfig:
             raise BadSetting(f"{both} of load_in_8bit and load_in_4bit are asked for: give one of them")
         if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
             raise BadSetting(f"bnb_4bit_quant_type is {self.bnb_4bit_quant_type!r}; give nf4 or fp4")
+
+    @property
+    def quant_method(self) -> str:
+        """The name that config.json has for it."""
+        return "bitsandbytes"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as config.json writes it."""
+        return _written(self)
 
     def quantisation(self) -> Quantisation:
         """What it means."""
@@ -73,12 +88,57 @@ class QuantoConfig:
         if self.activations is not None:
             raise BadSetting(f"activations is {self.activations!r}; only weights are quantised: leave it out")
 
+    @property
+    def quant_method(self) -> str:
+        """The name that config.json has for it."""
+        return "quanto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as config.json writes it."""
+        return _written(self)
+
     def quantisation(self) -> Quantisation:
         """What it means."""
         return _quantisation(cast(QuantKind, self.weights), self.modules_to_not_convert)
 
 
 QuantizationConfig = BitsAndBytesConfig | QuantoConfig
+
+
+def quantization_config_from(config: object) -> QuantizationConfig | None:
+    """A quantization config from what callers give: one of this package or of transformers, or its content.
+
+    Raises:
+        BadSetting: it asks for a method that is not here.
+    """
+    if config is None or isinstance(config, BitsAndBytesConfig | QuantoConfig):
+        return config
+    content = content_of(config)
+    if content is None:
+        raise BadSetting(
+            f"quantization_config is a {type(config).__name__}; give a BitsAndBytesConfig or a QuantoConfig"
+        )
+    method = content.get("quant_method", "bitsandbytes")
+    method = str(method.value) if isinstance(method, Enum) else str(method)
+    known: dict[str, type[QuantizationConfig]] = {"bitsandbytes": BitsAndBytesConfig, "quanto": QuantoConfig}
+    if method not in known:
+        raise BadSetting(
+            f"quantization_config asks for {method}; give a BitsAndBytesConfig or a QuantoConfig"
+        )
+    names = {field.name for field in fields(known[method])}
+    # transformers writes names of its own besides ("_load_in_4bit"), which repeat the others
+    return known[method](**{name: value for name, value in content.items() if name in names})
+
+
+def _written(config: QuantizationConfig) -> dict[str, Any]:
+    named = {
+        name: str(value).removeprefix("torch.") if name in DTYPE_FIELDS and value is not None else value
+        for name, value in asdict(config).items()
+    }
+    return {**named, "quant_method": config.quant_method}
+
+
+DTYPE_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
 
 
 def _quantisation(kind: QuantKind, skip: Sequence[str] | None, **more: Any) -> Quantisation:

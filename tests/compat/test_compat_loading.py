@@ -1,0 +1,145 @@
+"""What model cards and scripts pass to `from_pretrained`: taken, ignored for a reason, or refused by name."""
+
+import json
+
+import pytest
+import torch
+
+from compat.models_tiny import FAMILIES, RAWS, assert_close, batch, ours, theirs
+from idefics import compat
+from idefics.compat.folders import LOCATING
+from idefics.compat.loading_arguments import IGNORED_BY_MODELS, NEUTRAL
+from idefics.errors import BadSetting, ModelNotFound, UnknownArgument, UnsupportedModel
+
+SCENES = ("tt1ttttt1ttttt", "t1tttett")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("smolvlm")
+    ours("smolvlm").save_pretrained(path)
+    return path
+
+
+def load(folder, **options):
+    return compat.AutoModelForImageTextToText.from_pretrained(folder, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"_attn_implementation": "eager", "torch_dtype": torch.float32},
+        {"attn_implementation": None},
+        {"cache_dir": "/somewhere", "token": "hf_x", "trust_remote_code": True, "use_auth_token": True},
+        {"revision": "main", "subfolder": "", "use_safetensors": None},
+        {"load_in_8bit": False, "load_in_4bit": False, "low_cpu_mem_usage": True, "force_download": False},
+        dict.fromkeys(IGNORED_BY_MODELS, True),
+        {name: values[0] for name, (values, _) in NEUTRAL.items()},
+        {name: values[-1] for name, (values, _) in NEUTRAL.items()},
+    ],
+)
+def test_keywords_that_change_nothing(folder, options):
+    model, plain = load(folder, **options), load(folder)
+    assert model.attn_implementation == options.get("_attn_implementation", "sdpa")
+    inputs = batch(plain, *SCENES)
+    assert_close(model(**inputs).logits, plain(**inputs).logits)
+    assert compat.SmolVLMForConditionalGeneration.from_pretrained(folder, **options).dtype == torch.float32
+    settings = {
+        name: value for name, value in options.items() if name in {*IGNORED_BY_MODELS, *NEUTRAL, *LOCATING}
+    }
+    assert compat.AutoConfig.from_pretrained(folder, **settings) == plain.config
+    assert compat.SmolVLMConfig.from_pretrained(folder, **settings) == plain.config
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_is_not_here_is_refused_with_its_reason(folder, name):
+    with pytest.raises(BadSetting, match=rf"{name} is 'other'.*leave it out") as caught:
+        load(folder, **{name: "other"})
+    assert NEUTRAL[name][1] in str(caught.value)
+
+
+def test_a_revision_of_a_folder_that_is_no_default(folder):
+    with pytest.raises(BadSetting, match="only the hub has revisions"):
+        load(folder, revision="v2")
+    with pytest.raises(UnknownArgument, match="'colour'"):
+        load(folder, colour="red")
+
+
+def test_a_subfolder(folder):
+    assert load(folder.parent, subfolder=folder.name).config == load(folder).config
+    assert compat.AutoConfig.from_pretrained(folder.parent, subfolder=folder.name) == load(folder).config
+    with pytest.raises(ModelNotFound, match="elsewhere"):
+        load(folder, subfolder="elsewhere")
+    with pytest.raises(BadSetting, match="subfolder is 'x'"):
+        load("owner/name", subfolder="x")
+
+
+def test_few_bits_by_keyword(folder):
+    eight = load(folder, load_in_8bit=True)
+    assert eight.is_quantized
+    same = load(folder, quantization_config=compat.BitsAndBytesConfig(load_in_8bit=True))
+    inputs = batch(same, *SCENES)
+    assert torch.equal(eight(**inputs).logits, same(**inputs).logits)
+    assert eight.get_memory_footprint() < 0.9 * load(folder).get_memory_footprint()
+
+
+def test_quantization_configs_of_others():
+    transformers = pytest.importorskip("transformers")
+    from idefics.compat.quantization import quantization_config_from
+
+    four = {
+        "load_in_4bit": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_quant_storage": torch.bfloat16,
+    }
+    own = compat.BitsAndBytesConfig(**four).quantisation()
+    assert (own.kind, own.double, own.compute_dtype) == ("nf4", True, "bfloat16")
+    foreign = transformers.BitsAndBytesConfig(**four)
+    for given in (foreign, foreign.to_dict(), compat.BitsAndBytesConfig(**four).to_dict()):
+        assert quantization_config_from(given).quantisation() == own
+    assert quantization_config_from({"quant_method": "quanto", "weights": "int4"}).weights == "int4"
+    with pytest.raises(BadSetting, match="asks for gptq"):
+        quantization_config_from({"quant_method": "gptq", "bits": 4})
+    with pytest.raises(BadSetting, match="is a int"):
+        quantization_config_from(4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_configs_of_others(family, tmp_path):
+    reference = theirs(RAWS[family])
+    reference.save_pretrained(tmp_path)
+    plain = load(tmp_path)
+    inputs = batch(plain, *SCENES)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for config in (reference.config, content, tmp_path, str(tmp_path / "config.json"), plain.config):
+        assert_close(load(tmp_path, config=config)(**inputs).logits, plain(**inputs).logits)
+        assert type(plain).from_pretrained(tmp_path, config=config).config.model_type == family
+    made = compat.AutoModelForImageTextToText.from_config(reference.config)
+    assert made.num_parameters() == plain.num_parameters()
+    assert type(plain).from_config(content).num_parameters() == plain.num_parameters()
+
+
+def test_configs_that_are_none(folder):
+    for wrong in (5, object()):
+        with pytest.raises(BadSetting, match=f"config is a {type(wrong).__name__}"):
+            load(folder, config=wrong)
+    with pytest.raises(UnsupportedModel, match="llava"):
+        load(folder, config={"model_type": "llava"})
+
+
+def test_auto_classes(folder):
+    assert compat.AutoModelForVision2Seq.from_pretrained(folder).config == load(folder).config
+    assert type(compat.AutoConfig.from_pretrained(folder)) is compat.SmolVLMConfig
+    assert type(compat.AutoConfig.for_model("idefics2", image_token_id=7)) is compat.Idefics2Config
+    assert compat.AutoConfig.for_model("idefics2", image_token_id=7).image_token_id == 7
+    assert compat.AutoConfig.from_pretrained(folder, image_token_id=9).image_token_id == 9
+    for auto in (compat.AutoConfig, compat.AutoModelForVision2Seq):
+        with pytest.raises(TypeError, match=f"{auto.__name__} is"):
+            auto()
+
+
+def test_a_given_generation_config(folder):
+    settings = compat.GenerationConfig(max_new_tokens=3)
+    assert load(folder, generation_config=settings).generation_config is settings
