@@ -1,0 +1,87 @@
+"""What each field of a generation_config.json means for an answer: the one table of transformers' 5.x fields.
+
+`idefics.load` and `idefics.compat` both read it. A field that cannot change an answer is ignored, one that does is
+honoured or refused by name; which of them each of the two honours is its own to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# How fast, where and with what help something is computed, what is returned beside the answer, and where a file comes
+# from. Speculative decoding answers as the model alone would; the last line is for encoder-decoder models.
+NO_EFFECT = frozenset(
+    """
+    use_cache cache_implementation cache_config max_cache_len prefill_chunk_size low_memory
+    compile_config disable_compile continuous_batching_config remove_invalid_values use_mtp speculation_type
+    is_assistant num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold
+    prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit assistant_lookbehind target_lookbehind
+    assistant_ensemble_weight
+    output_attentions output_hidden_states output_scores output_logits return_dict_in_generate
+    transformers_version pad_token_id bos_token_id
+    decoder_start_token_id
+    """.split()  # noqa: SIM905  # a list would take thirty lines
+)
+
+# Which way answers are searched for, how many and how long: what a caller of `idefics.load` decides. -> Values that
+# change nothing, beside None.
+STRATEGY: Mapping[str, tuple[object, ...]] = {
+    "do_sample": (False,),
+    "temperature": (1.0,),
+    "top_k": (50,),
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+    "top_h": (),
+    "typical_p": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "length_penalty": (1.0,),
+    "early_stopping": (False,),
+    "num_return_sequences": (1,),
+    "max_length": (20,),
+    "max_new_tokens": (),
+    "max_time": (),
+}
+
+# What changes which tokens follow, whatever the strategy. -> Values that change nothing, beside None.
+ANSWER: Mapping[str, tuple[object, ...]] = {
+    "eos_token_id": (),
+    "stop_strings": ([], ""),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "renormalize_logits": (False,),
+    "sequence_bias": ([], {}),
+    "exponential_decay_length_penalty": (),
+    "encoder_repetition_penalty": (1.0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "token_healing": (False,),
+    "guidance_scale": (1.0,),
+    "watermarking_config": ({},),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "constraints": ([],),
+    "force_words_ids": ([],),
+}
+
+NEUTRAL: Mapping[str, tuple[object, ...]] = {**STRATEGY, **ANSWER}
+
+
+def is_neutral(name: str, value: object) -> bool:
+    """Whether a field at this value leaves an answer as it is without the field."""
+    return name not in NEUTRAL or value is None or value in NEUTRAL[name]
+
+
+def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a file that change an answer, at values that do; unknown fields mean nothing to `generate`."""
+    return {name: value for name, value in settings.items() if not is_neutral(name, value)}
