@@ -27,7 +27,7 @@ import idefics
 from checkpoints import hollow
 from harness import Report, Run, bandwidth, first, rounds, seconds, speed
 from idefics import models, quant
-from idefics.config import EngineConfig, Quantisation, QuantKind
+from idefics.config import EngineConfig, QuantizationConfig, QuantKind
 from idefics.engine.decode import TorchDecode
 from idefics.engine.engine import Engine
 from idefics.models import read_checkpoint
@@ -64,7 +64,7 @@ class Drawn(Ours):
         model = models.build(checkpoint).to(DTYPE).to_empty(device=place)
         drawn(model)
         if kind is not None:
-            for name, pack in quant.packs(model, Quantisation(kind=kind)).items():
+            for name, pack in quant.packs(model, QuantizationConfig(kind=kind)).items():
                 pack(model.get_parameter(name).detach())
         quant.tune(model, Verdict())
         processor = processor_for(checkpoint, Fetcher(policy="off"))

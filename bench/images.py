@@ -22,7 +22,7 @@ import idefics
 from checkpoints import RELEASED, checkpoint
 from harness import Report, rounds, seconds
 from idefics import Picture
-from idefics.messages import Look
+from idefics.messages import ImageDetail
 from idefics.models import family_for
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import prepared
@@ -73,7 +73,7 @@ def preprocessing(report: Report, count: int) -> None:
             settings |= {"max_image_size": {"longest_edge": side}, "size": {"longest_edge": 4 * side}}
         family = family_for(released.config["model_type"])
         plan = family.images(family.config(released.config, {}), settings)
-        ours = partial(prepared, Picture(data), plan, Fetcher(policy="off"), Look())
+        ours = partial(prepared, Picture(data), plan, Fetcher(policy="off"), ImageDetail())
         runs = {"ours": lambda _, call=ours: seconds(call), "transformers": rival(settings, data)}
         spent = rounds(runs, count)
         mine, theirs = (statistics.median(spent[who]) for who in ("ours", "transformers"))

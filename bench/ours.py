@@ -13,7 +13,7 @@ import PIL.Image
 import idefics
 from checkpoints import CACHE
 from harness import Run
-from idefics.config import EngineConfig, Quantisation, Sampling
+from idefics.config import EngineConfig, QuantizationConfig, Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.request import Request
 from idefics.models import read_checkpoint
@@ -72,7 +72,7 @@ def _loaded(folder: Path, kind: str) -> idefics.Idefics:
     if "quantize" not in KINDS[kind] or folder.parent != CACHE:
         return idefics.load(folder, **KINDS[kind])
     packed = CACHE / f"{folder.name}-{kind}"
-    quantise(str(folder), Quantisation(kind=KINDS[kind]["quantize"]), packed)
+    quantise(str(folder), QuantizationConfig(kind=KINDS[kind]["quantize"]), packed)
     return idefics.load(packed)
 
 

@@ -6,7 +6,7 @@ import torch
 import idefics
 from idefics import weights
 from idefics.catalog import BITS, CATALOG, DEFAULT, memory, resolve, short_names
-from idefics.config import Quantisation
+from idefics.config import QuantizationConfig
 from idefics.models import REGISTRY, build, family_for, read_checkpoint
 from idefics.quant import chosen
 from idefics.quant.integers import GROUP, Int8Linear
@@ -60,9 +60,9 @@ def empty(row):
 def test_memory_is_what_the_models_have(row):
     """Weight by weight: what quantisation chooses at the precision asked for, all others at 16 bits or more."""
     model = empty(row)
-    how = Quantisation(kind="int4")
+    how = QuantizationConfig(kind="int4")
     names = chosen(model, how)
-    assert names == chosen(model, Quantisation(kind="int8"))
+    assert names == chosen(model, QuantizationConfig(kind="int8"))
     matrices = [model.get_submodule(name).weight for name in names if how.kind_of(name) == "int4"]
     eights = [model.get_submodule(name).weight for name in names if how.kind_of(name) == "int8"]
     assert all(name.startswith(DECODER) for name in names if how.kind_of(name) == "int4")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from devices import CPU, FIRST, SECOND, Devices, put
-from idefics.config import EngineConfig, Quantisation, Sampling
+from idefics.config import EngineConfig, QuantizationConfig, Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.request import Request
 from idefics.engine.slow import SlowTwin
@@ -182,7 +182,7 @@ def test_fewer_bits_need_less_room():
     model = model_of("idefics3", text_config={"num_hidden_layers": 24})
     whole = sum(weight.nbytes for weight in model.parameters())
     room = {0: whole // 2, "cpu": whole}
-    bits = dict.fromkeys(packs(model, Quantisation(kind="int8")), 8)
+    bits = dict.fromkeys(packs(model, QuantizationConfig(kind="int8")), 8)
     assert CPU in set(fit(model, room).values())
     assert set(fit(model, room, dtype=torch.bfloat16).values()) == {FIRST}
     assert set(fit(model, room, bits=bits).values()) == {FIRST}

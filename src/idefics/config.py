@@ -299,7 +299,7 @@ BRIDGES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quantisation:
+class QuantizationConfig:
     """In how few bits the weights of linear layers are kept; what is computed with them stays in floating point.
 
     Attributes:

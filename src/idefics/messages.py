@@ -23,7 +23,7 @@ Detail = Literal["low", "high", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ImageDetail:
     """How closely pictures are looked at, by checkpoints that cut them into tiles; others see one frame anyhow.
 
     Attributes:
@@ -56,10 +56,10 @@ class Picture:
     Args:
         source: a path, the bytes of a picture file, a `PIL.Image`, a NumPy array (H, W), (H, W, 1), (H, W, 3) or
             (H, W, 4) of uint8, an http(s) URL, or a data URI.
-        detail, max_tiles: of this picture, whatever the call says: see `Look`. None: what the call says.
+        detail, max_tiles: of this picture, whatever the call says: see `ImageDetail`. None: what the call says.
 
     Raises:
-        BadSetting: as `Look`.
+        BadSetting: as `ImageDetail`.
     """
 
     source: PictureSource
@@ -67,11 +67,11 @@ class Picture:
     max_tiles: int | None = None
 
     def __post_init__(self) -> None:
-        self.look(Look())
+        self.look(ImageDetail())
 
-    def look(self, call: Look) -> Look:
+    def look(self, call: ImageDetail) -> ImageDetail:
         """How closely this one is looked at in a call."""
-        return Look(
+        return ImageDetail(
             call.detail if self.detail is None else self.detail,
             call.max_tiles if self.max_tiles is None else self.max_tiles,
         )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import idefics
 from idefics import weights
-from idefics.config import BRIDGES, FULL_PRECISION, EngineConfig, Quantisation
+from idefics.config import BRIDGES, FULL_PRECISION, EngineConfig, QuantizationConfig
 from idefics.errors import BadSetting, MissingExtra
 from idefics.nn.kernels import explicit, fast, flash, fused, kernel_called
 from idefics.pipeline.loading import engine_config
@@ -131,7 +131,7 @@ def test_the_model_equals_the_one_with_rounded_weights(model, kind, picture):
 
 
 def test_everything_on_request(plain):
-    vlm = idefics.load("demo", device="cpu", quantize=Quantisation(kind="int8", skip=()))
+    vlm = idefics.load("demo", device="cpu", quantize=QuantizationConfig(kind="int8", skip=()))
     assert vlm.memory < idefics.load("demo", device="cpu", quantize="int8").memory
     assert isinstance(vlm.engine.model.lm_head, Int8Linear)
 
@@ -259,7 +259,7 @@ import sys
 import torch
 from pathlib import Path
 from torch import nn
-from idefics.config import Quantisation
+from idefics.config import QuantizationConfig
 from idefics.models import fill
 from idefics.weights import KeyRules
 
@@ -273,11 +273,11 @@ def model():
 
 def load(folder):
     fill(model_, Path(folder), KeyRules(), dtype=torch.float32, device=torch.device("cpu"),
-         quantisation=Quantisation(kind=sys.argv[2]))
+         quantisation=QuantizationConfig(kind=sys.argv[2]))
 
 from idefics.quant import packs
 warm = nn.ModuleList([nn.Linear(64, 64)])
-packs(warm, Quantisation(kind=sys.argv[2]))["0.weight"](torch.ones(64, 64))  # libraries are there
+packs(warm, QuantizationConfig(kind=sys.argv[2]))["0.weight"](torch.ones(64, 64))  # libraries are there
 model_ = model()
 before = kibibytes("VmRSS")
 load(sys.argv[1])

@@ -13,7 +13,7 @@ import idefics
 from idefics import weights
 from idefics.cli.main import run
 from idefics.compat import AutoModelForImageTextToText
-from idefics.config import Quantisation
+from idefics.config import QuantizationConfig
 from idefics.errors import BadSetting, UnsupportedModel
 from idefics.pipeline import quantising
 from idefics.pipeline.quantising import errors, quantise
@@ -34,7 +34,7 @@ def made(request, tmp_path_factory):
     """A checkpoint, its kind and what was written."""
     model, kind = request.param
     out = tmp_path_factory.mktemp("made") / "deep" / "small"
-    return model, kind, quantise(model, Quantisation(kind=kind), out)
+    return model, kind, quantise(model, QuantizationConfig(kind=kind), out)
 
 
 def logits(vlm, picture):
@@ -51,7 +51,7 @@ def test_it_computes_what_a_model_does_that_is_quantised_when_loaded(made, pictu
 
 def test_scales_of_older_folders_stay_exactly_as_they_are(tmp_path, picture):
     """They had 32 bits, and the integers beside them were chosen for those."""
-    quantise("demo", Quantisation(kind="int4"), tmp_path)
+    quantise("demo", QuantizationConfig(kind="int4"), tmp_path)
     file = tmp_path / "model.safetensors"
     stored = load_file(file)
     wide = {
@@ -84,7 +84,7 @@ def test_bytes_layers_and_group_are_true(made):
 def test_what_is_there_already_is_left_as_it_is(made):
     model, kind, written = made
     before = {file: file.stat().st_mtime_ns for file in written.folder.iterdir()}
-    again = quantise(model, Quantisation(kind=kind), written.folder)
+    again = quantise(model, QuantizationConfig(kind=kind), written.folder)
     assert not again.new and (again.layers, again.after, again.skipped) == (
         written.layers,
         written.after,
@@ -114,13 +114,13 @@ def test_the_guides_classes_read_it_and_say_how_it_is_written(made, tmp_path):
 def test_a_folder_that_holds_something_is_refused(tmp_path, holds):
     out = tmp_path / "out"
     if holds == "other bits":
-        quantise("demo", Quantisation(kind="int4"), out)
+        quantise("demo", QuantizationConfig(kind="int4"), out)
     else:
         out.mkdir()
         (out / ("config.json" if holds == "broken" else "diary.txt")).write_text("{")
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     with pytest.raises(BadSetting, match="holds something else already"):
-        quantise("demo", Quantisation(kind="int8"), out)
+        quantise("demo", QuantizationConfig(kind="int8"), out)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
@@ -130,20 +130,20 @@ def test_a_run_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.save_torch_state_dict", full)
     with pytest.raises(BadSetting, match=r"cannot be written .No space left"):
-        quantise("demo", Quantisation(kind="int8"), tmp_path / "out")
+        quantise("demo", QuantizationConfig(kind="int8"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_few_bits_are_not_quantised_again(tmp_path):
-    quantise("demo", Quantisation(kind="int8"), tmp_path / "one")
+    quantise("demo", QuantizationConfig(kind="int8"), tmp_path / "one")
     with pytest.raises(BadSetting, match="is kept in int8 already: give the original"):
-        quantise(tmp_path / "one", Quantisation(kind="int4"), tmp_path / "two")
+        quantise(tmp_path / "one", QuantizationConfig(kind="int4"), tmp_path / "two")
     with pytest.raises(BadSetting, match="is kept in int8 already: leave quantize out"):
         idefics.load(tmp_path / "one", quantize="int4")
 
 
 def test_an_empty_folder_is_filled(tmp_path):
-    assert quantise("demo", Quantisation(kind="int8"), tmp_path).new
+    assert quantise("demo", QuantizationConfig(kind="int8"), tmp_path).new
     assert (tmp_path / "tokenizer.json").is_file() and not (
         tmp_path / "model.safetensors.index.json"
     ).exists()
@@ -200,8 +200,8 @@ def test_mistakes_are_one_line(arguments, said, capsys, tmp_path, monkeypatch):
 
 def test_files_of_weights_may_be_many(tmp_path, monkeypatch, picture):
     monkeypatch.setattr(quantising, "SHARD", "1MB")
-    written = quantise("demo", Quantisation(kind="int8"), tmp_path / "shards")
+    written = quantise("demo", QuantizationConfig(kind="int8"), tmp_path / "shards")
     assert len(list(written.folder.glob("*.safetensors"))) > 2
     whole = idefics.load("demo", device="cpu", quantize="int8")
     assert torch.equal(logits(idefics.load(written.folder, device="cpu"), picture), logits(whole, picture))
-    assert not quantise("demo", Quantisation(kind="int8"), tmp_path / "shards").new
+    assert not quantise("demo", QuantizationConfig(kind="int8"), tmp_path / "shards").new

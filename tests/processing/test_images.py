@@ -9,7 +9,7 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from idefics.messages import Look, Picture
+from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import prepare, prepared, rgb, split
 from idefics.processing.resize import pixels_of
@@ -202,9 +202,9 @@ def test_a_picture_has_one_key_however_it_comes(tmp_path):
     path.write_bytes(encoded(picture("RGB"), "PNG"))
     sources = (path, path.read_bytes(), encoded(picture("RGB"), "BMP"), picture("RGB"), noise(23, 37, 3))
     closed = Fetcher(policy="off")
-    keys = {prepared(Picture(source), TILES, closed, Look()).key for source in sources}
+    keys = {prepared(Picture(source), TILES, closed, ImageDetail()).key for source in sources}
     assert len(keys) == 1
-    assert prepared(Picture(path), UNSPLIT, closed, Look()).key not in keys
+    assert prepared(Picture(path), UNSPLIT, closed, ImageDetail()).key not in keys
 
 
 def test_frames_lie_one_after_another():

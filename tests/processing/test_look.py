@@ -7,7 +7,7 @@ import pytest
 
 from idefics.config import ImagePlan
 from idefics.errors import BadPrompt, BadSetting
-from idefics.messages import Look, Picture, user
+from idefics.messages import ImageDetail, Picture, user
 from idefics.processing.chat import to_messages
 from idefics.processing.sizes import grid, plan_for
 from processing.pictures_tiny import BESIDE as BESIDE_PLAN
@@ -35,12 +35,12 @@ def grid_of(size, look, plan=RELEASED):
 )
 @pytest.mark.parametrize("size", [(1, 1), (640, 480), (4000, 3000)])
 def test_high_is_the_released_plan(plan, size):
-    assert plan_for(*size, plan, Look()) == plan
+    assert plan_for(*size, plan, ImageDetail()) == plan
 
 
 @pytest.mark.parametrize("plan", [RELEASED, SPLIT, BESIDE_PLAN])
 def test_low_is_one_frame_made_as_where_the_checkpoint_does_not_split(plan):
-    assert plan_for(3000, 2000, plan, Look("low")) == dataclasses.replace(plan, splitting=False)
+    assert plan_for(3000, 2000, plan, ImageDetail("low")) == dataclasses.replace(plan, splitting=False)
 
 
 @pytest.mark.parametrize(
@@ -58,22 +58,22 @@ def test_low_is_one_frame_made_as_where_the_checkpoint_does_not_split(plan):
     ],
 )
 def test_auto_has_no_more_tiles_than_pixels_fill(size, expected):
-    assert grid_of(size, Look("auto")) == expected
-    assert grid_of(size, Look()) >= expected
+    assert grid_of(size, ImageDetail("auto")) == expected
+    assert grid_of(size, ImageDetail()) >= expected
 
 
 def test_auto_quarters_only_what_is_made_smaller():
     """Idefics 2: quarters of a picture within 980 pixels show what the whole shows."""
     plan = dataclasses.replace(SPLIT, longest=980, shortest=378)
-    assert grid_of((980, 500), Look("auto"), plan) == (0, 0)
-    assert grid_of((981, 500), Look("auto"), plan) == (2, 2)
-    assert grid_of((980, 500), Look(), plan) == (2, 2)
+    assert grid_of((980, 500), ImageDetail("auto"), plan) == (0, 0)
+    assert grid_of((981, 500), ImageDetail("auto"), plan) == (2, 2)
+    assert grid_of((980, 500), ImageDetail(), plan) == (2, 2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (640, 480), (2000, 1999), (300, 3000), (5000, 100)])
 @pytest.mark.parametrize("most", [1, 2, 4, 5, 9, 16, 17, 100])
 def test_max_tiles_counts_every_frame_and_keeps_the_aspect(size, most):
-    full, bounded = grid_of(size, Look()), grid_of(size, Look(max_tiles=most))
+    full, bounded = grid_of(size, ImageDetail()), grid_of(size, ImageDetail(max_tiles=most))
     assert bounded[0] * bounded[1] + 1 <= most
     assert bounded == full or full[0] * full[1] + 1 > most
     if bounded != (0, 0):
@@ -81,19 +81,21 @@ def test_max_tiles_counts_every_frame_and_keeps_the_aspect(size, most):
 
 
 def test_max_tiles_takes_the_largest_grid_that_fits():
-    assert [grid_of((2000, 1999), Look(max_tiles=most)) for most in (17, 16, 10, 9, 5, 4)] == [
+    assert [grid_of((2000, 1999), ImageDetail(max_tiles=most)) for most in (17, 16, 10, 9, 5, 4)] == [
         *[(4, 4), (3, 3), (3, 3), (2, 2), (2, 2), (0, 0)]
     ]
-    assert grid_of((1200, 1000), Look("auto", 4), RELEASED) == (0, 0)
+    assert grid_of((1200, 1000), ImageDetail("auto", 4), RELEASED) == (0, 0)
 
 
 def test_quarters_and_the_whole_are_five():
     plan = dataclasses.replace(SPLIT, longest=980)
-    assert grid_of((2000, 1000), Look(max_tiles=5), plan) == (2, 2)
-    assert grid_of((2000, 1000), Look(max_tiles=4), plan) == (0, 0)
+    assert grid_of((2000, 1000), ImageDetail(max_tiles=5), plan) == (2, 2)
+    assert grid_of((2000, 1000), ImageDetail(max_tiles=4), plan) == (0, 0)
 
 
-@pytest.mark.parametrize("look", [Look("low"), Look("auto"), Look(max_tiles=5), Look(max_tiles=1)])
+@pytest.mark.parametrize(
+    "look", [ImageDetail("low"), ImageDetail("auto"), ImageDetail(max_tiles=5), ImageDetail(max_tiles=1)]
+)
 def test_the_prompt_has_places_for_the_frames_there_are(look):
     pixels = np.zeros((9, 14, 3), np.uint8)
     processor = TILES.looking(look)
@@ -103,14 +105,14 @@ def test_the_prompt_has_places_for_the_frames_there_are(look):
     assert len(prompt.places[0]) == len(tiles.frames) * TILES.plan.tokens
     assert processor.tokens_of(Picture(pixels)) == len(processor.raw([pixels]))
     assert len(prompt) < len(TILES.raw(["a", pixels, "b"]))
-    assert TILES.look == Look()
+    assert TILES.look == ImageDetail()
 
 
 def test_a_picture_may_say_it_itself():
     pixels = np.zeros((40, 64, 3), np.uint8)
     frames = [
         len(tiles.frames)
-        for tiles in TILES.looking(Look(max_tiles=5))
+        for tiles in TILES.looking(ImageDetail(max_tiles=5))
         .raw([pixels, Picture(pixels, detail="low"), Picture(pixels, max_tiles=100)])
         .pictures
     ]
@@ -121,13 +123,13 @@ def test_one_look_that_comes_to_the_released_plan_is_one_picture():
     """Equal frames have equal keys, whatever was asked for; others have others."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     key = TILES.raw([pixels]).pictures[0].key
-    assert TILES.looking(Look(max_tiles=10**6)).raw([pixels]).pictures[0].key == key
-    assert TILES.looking(Look("low")).raw([pixels]).pictures[0].key != key
+    assert TILES.looking(ImageDetail(max_tiles=10**6)).raw([pixels]).pictures[0].key == key
+    assert TILES.looking(ImageDetail("low")).raw([pixels]).pictures[0].key != key
 
 
 def test_where_pictures_are_one_frame_nothing_changes():
     pixels = np.zeros((40, 64, 3), np.uint8)
-    for look in (Look("low"), Look("auto"), Look(max_tiles=1)):
+    for look in (ImageDetail("low"), ImageDetail("auto"), ImageDetail(max_tiles=1)):
         assert BESIDE.looking(look).raw(["a", pixels]).ids == BESIDE.raw(["a", pixels]).ids
 
 
@@ -162,6 +164,6 @@ def test_parts_of_messages_say_it_as_in_openais_api():
     ],
 )
 def test_what_is_no_look_says_so(said, message):
-    for make in (Look, lambda **said: user(Picture("a.png", **said))):
+    for make in (ImageDetail, lambda **said: user(Picture("a.png", **said))):
         with pytest.raises(BadSetting, match=message):
             make(**said)

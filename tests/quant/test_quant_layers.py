@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from idefics.config import Quantisation
+from idefics.config import QuantizationConfig
 from idefics.errors import BadSetting, MissingExtra
 from idefics.nn.stored import TokenEmbedding
 from idefics.quant import chosen, footprint, packs
@@ -29,7 +29,7 @@ def quantised(layer, kind, **how):
     """The layer that takes the place of a float one."""
     holder = Holder()
     holder.layer = layer
-    for name, pack in packs(holder, Quantisation(kind=kind, **how)).items():
+    for name, pack in packs(holder, QuantizationConfig(kind=kind, **how)).items():
         pack(holder.get_parameter(name).detach())
     return holder.layer
 
@@ -226,14 +226,14 @@ LAYERS = ["model.layers.0.q_proj", "model.layers.1.q_proj"]
     ],
 )
 def test_which_layers_are_quantised(skip, expected):
-    how = Quantisation(kind="int8") if skip is None else Quantisation(kind="int8", skip=skip)
+    how = QuantizationConfig(kind="int8") if skip is None else QuantizationConfig(kind="int8", skip=skip)
     expected = expected or ["model.perceiver_resampler", LAYERS[0], "lm_head", "connectors"]
     assert chosen(Parts(), how) == expected
 
 
 def test_what_sees_and_what_names_tokens_has_eight_bits_beside_four():
     model = Parts()
-    for name, pack in packs(model, Quantisation(kind="int4")).items():
+    for name, pack in packs(model, QuantizationConfig(kind="int4")).items():
         pack(model.get_parameter(name).detach())
     kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert kinds["model.layers.0.q_proj"] is Int4Linear
@@ -245,7 +245,7 @@ def test_what_sees_and_what_names_tokens_has_eight_bits_beside_four():
 
 @pytest.mark.parametrize("kind", FOUR_BIT)
 def test_bitsandbytes_keeps_to_the_decoder(kind):
-    assert chosen(Parts(), Quantisation(kind=kind)) == [*LAYERS, "connectors"]
+    assert chosen(Parts(), QuantizationConfig(kind=kind)) == [*LAYERS, "connectors"]
 
 
 def test_training_or_not_is_kept():
@@ -265,17 +265,17 @@ def test_a_missing_extra_is_named(monkeypatch, kind):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
     with pytest.raises(MissingExtra, match=r"pip install 'idefics\[quant\]'") as caught:
-        packs(Holder(), Quantisation(kind=kind))
+        packs(Holder(), QuantizationConfig(kind=kind))
     assert kind in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_integers_need_no_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for kind in ("int8", "int4"):
-        packs(Holder(), Quantisation(kind=kind))
+        packs(Holder(), QuantizationConfig(kind=kind))
 
 
 @pytest.mark.parametrize("wrong", [{"kind": "int3"}, {"kind": "nf4", "compute_dtype": "int8"}])
 def test_settings_are_checked(wrong):
     with pytest.raises(BadSetting, match="give"):
-        Quantisation(**wrong)
+        QuantizationConfig(**wrong)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from idefics.engine.pages import PAGE, Keys
-from idefics.messages import Look, Picture
+from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import prepare, prepared
 from idefics.prompt import Prompt, Tiles
@@ -22,7 +22,7 @@ STRANGERS = Fetcher(policy="off", strangers=True)
 
 def key(source, plan=TILES, **look):
     fetcher = STRANGERS if isinstance(source, bytes) else Fetcher(policy="off")
-    return prepared(Picture(source), plan, fetcher, Look(**look)).key
+    return prepared(Picture(source), plan, fetcher, ImageDetail(**look)).key
 
 
 def differ(sources, plan=TILES):
@@ -145,7 +145,7 @@ def test_equal_keys_mean_equal_frames():
         encoded(image, "BMP"),
         encoded(image, "WEBP", lossless=True),
     ]
-    tiles = [prepared(Picture(form), TILES, Fetcher(), Look()) for form in forms]
+    tiles = [prepared(Picture(form), TILES, Fetcher(), ImageDetail()) for form in forms]
     assert len({one.key for one in tiles}) == 1
     for one in tiles:
         for frame, first in zip(one.frames, tiles[0].frames, strict=True):

@@ -24,7 +24,7 @@ import pytest
 import idefics
 from idefics import Message
 from idefics.errors import BadPicture, BadVideo
-from idefics.messages import Look, Picture, Video
+from idefics.messages import ImageDetail, Picture, Video
 from idefics.processing import strangers
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import open_picture, prepared
@@ -223,7 +223,7 @@ def test_vllm_omni_6963_every_way_in_has_the_limit(policy, internet):
     for source in (bomb, data_uri(bomb), "http://photos.example.com/bomb.png", large):
         refused(source, "40,000,000", fetcher)
         with pytest.raises(BadPicture, match="40,000,000"):
-            prepared(Picture(source), BESIDE, fetcher, Look())
+            prepared(Picture(source), BESIDE, fetcher, ImageDetail())
     with pytest.raises(BadPicture, match="40,000,000"):  # whoever fetches for data of others
         opened("http://photos.example.com/bomb.png", Fetcher(policy=policy))
 
@@ -236,7 +236,7 @@ def test_cve_2026_22773_the_smallest_pictures(size, mode):
     for source in (encoded(image, "PNG"), image, np.asarray(image.convert("RGB"))):
         assert opened(source).size == size
         for plan in (TILES, BESIDE):
-            tiles = prepared(Picture(source), plan, STRICT, Look())
+            tiles = prepared(Picture(source), plan, STRICT, ImageDetail())
             assert {frame.shape for frame in tiles.frames} == {(3, plan.side, plan.side)}
 
 
@@ -522,9 +522,9 @@ def test_prepared_pictures_take_turns_too():
             held.append("out")
 
     fetcher = Fetcher(policy="off", strangers=True, turns=Turns())
-    prepared(Picture(file_of("PNG")), TILES, fetcher, Look())
+    prepared(Picture(file_of("PNG")), TILES, fetcher, ImageDetail())
     with pytest.raises(BadPicture):
-        prepared(Picture(b"hello"), TILES, fetcher, Look())
+        prepared(Picture(b"hello"), TILES, fetcher, ImageDetail())
     assert held == ["in", "out"] * 2
 
 

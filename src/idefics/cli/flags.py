@@ -14,7 +14,7 @@ from idefics.catalog import DEFAULT
 from idefics.cli.look import OUTPUT
 from idefics.config import QuantKind
 from idefics.errors import BadSetting
-from idefics.messages import Detail, Look
+from idefics.messages import Detail, ImageDetail
 
 if TYPE_CHECKING:
     pass
@@ -173,7 +173,7 @@ class LookFlags:
         """The keywords of a call. Raises BadSetting for what is no look, before any model is loaded."""
         given = {"detail": self.detail, "max_tiles": self.max_tiles}
         given = {name: value for name, value in given.items() if value is not None}
-        Look(**given)  # type: ignore[arg-type]
+        ImageDetail(**given)  # type: ignore[arg-type]
         return given
 
 

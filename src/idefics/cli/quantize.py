@@ -57,14 +57,14 @@ def _quantize(
     offline: Offline = False,
     output: OutputFlags,
 ) -> int:
-    from idefics.config import Quantisation
+    from idefics.config import QuantizationConfig
     from idefics.pipeline.quantising import errors, quantise
 
     with Screen(context.command_path, as_json=output.json) as screen:
         screen.waiting.spin(f"Quantising {model}")
         written = quantise(
             model,
-            Quantisation(kind=to),  # type: ignore[arg-type]  # one of the words
+            QuantizationConfig(kind=to),  # type: ignore[arg-type]  # one of the words
             out,
             revision=revision,
             offline=offline or None,  # None leaves it to the environment

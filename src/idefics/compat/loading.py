@@ -18,7 +18,7 @@ from idefics.compat.folders import LOCATING, folder_and_rest
 from idefics.compat.generation_config import FILE as GENERATION_FILE
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.loading_arguments import IGNORED_BY_MODELS, NEUTRAL, without_neutral
-from idefics.compat.quantization import BitsAndBytesConfig, QuantizationConfig, quantization_config_from
+from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, quantization_config_from
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import Checkpoint, fill, read_checkpoint, shapes_only
 from idefics.placement import Device, wanted
@@ -62,7 +62,7 @@ class Loading(nn.Module):
         dtype: torch.dtype | str | None = None,
         device_map: Device | Mapping[str, Device] | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
-        quantization_config: QuantizationConfig | Mapping[str, Any] | None = None,
+        quantization_config: AnyQuantizationConfig | Mapping[str, Any] | None = None,
         load_in_8bit: bool = False,
         load_in_4bit: bool = False,
         attn_implementation: str | None = None,

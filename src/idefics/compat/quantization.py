@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, cast
 
 from idefics.compat.loading_arguments import content_of
-from idefics.config import FULL_PRECISION, Quantisation, QuantKind
+from idefics.config import FULL_PRECISION, QuantizationConfig, QuantKind
 from idefics.errors import BadSetting
 
 
@@ -55,7 +55,7 @@ class BitsAndBytesConfig:
         """Every field, as config.json writes it."""
         return _written(self)
 
-    def quantisation(self) -> Quantisation:
+    def quantisation(self) -> QuantizationConfig:
         """What it means."""
         if self.load_in_8bit:
             return _quantisation("int8", self.llm_int8_skip_modules)
@@ -97,15 +97,15 @@ class QuantoConfig:
         """Every field, as config.json writes it."""
         return _written(self)
 
-    def quantisation(self) -> Quantisation:
+    def quantisation(self) -> QuantizationConfig:
         """What it means."""
         return _quantisation(cast(QuantKind, self.weights), self.modules_to_not_convert)
 
 
-QuantizationConfig = BitsAndBytesConfig | QuantoConfig
+AnyQuantizationConfig = BitsAndBytesConfig | QuantoConfig
 
 
-def quantization_config_from(config: object) -> QuantizationConfig | None:
+def quantization_config_from(config: object) -> AnyQuantizationConfig | None:
     """A quantization config from what callers give: one of this package or of transformers, or its content.
 
     Raises:
@@ -120,7 +120,10 @@ def quantization_config_from(config: object) -> QuantizationConfig | None:
         )
     method = content.get("quant_method", "bitsandbytes")
     method = str(method.value) if isinstance(method, Enum) else str(method)
-    known: dict[str, type[QuantizationConfig]] = {"bitsandbytes": BitsAndBytesConfig, "quanto": QuantoConfig}
+    known: dict[str, type[AnyQuantizationConfig]] = {
+        "bitsandbytes": BitsAndBytesConfig,
+        "quanto": QuantoConfig,
+    }
     if method not in known:
         raise BadSetting(
             f"quantization_config asks for {method}; give a BitsAndBytesConfig or a QuantoConfig"
@@ -130,7 +133,7 @@ def quantization_config_from(config: object) -> QuantizationConfig | None:
     return known[method](**{name: value for name, value in content.items() if name in names})
 
 
-def _written(config: QuantizationConfig) -> dict[str, Any]:
+def _written(config: AnyQuantizationConfig) -> dict[str, Any]:
     named = {
         name: str(value).removeprefix("torch.") if name in DTYPE_FIELDS and value is not None else value
         for name, value in asdict(config).items()
@@ -141,5 +144,5 @@ def _written(config: QuantizationConfig) -> dict[str, Any]:
 DTYPE_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
 
 
-def _quantisation(kind: QuantKind, skip: Sequence[str] | None, **more: Any) -> Quantisation:
-    return Quantisation(kind=kind, skip=FULL_PRECISION if skip is None else tuple(skip), **more)
+def _quantisation(kind: QuantKind, skip: Sequence[str] | None, **more: Any) -> QuantizationConfig:
+    return QuantizationConfig(kind=kind, skip=FULL_PRECISION if skip is None else tuple(skip), **more)

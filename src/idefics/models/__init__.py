@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from idefics import placement, quant, weights
-from idefics.config import ModelConfig, Quantisation
+from idefics.config import ModelConfig, QuantizationConfig
 from idefics.errors import BadSetting, UnsupportedModel
 from idefics.models.family import Family
 from idefics.placement import Spread
@@ -39,7 +39,7 @@ class Checkpoint:
     folder: Path
     family: Family
     config: ModelConfig
-    quantisation: Quantisation | None = None  # in which its weights are stored
+    quantisation: QuantizationConfig | None = None  # in which its weights are stored
 
 
 def family_for(model_type: str) -> Family:
@@ -63,7 +63,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, family, family.config(raw, generation), _quantisation(folder, raw))
 
 
-def quantisation_block(quantisation: Quantisation) -> dict[str, Any]:
+def quantisation_block(quantisation: QuantizationConfig) -> dict[str, Any]:
     """What config.json says of a checkpoint that `idefics quantize` has written."""
     return {
         "quant_method": METHOD,
@@ -72,12 +72,12 @@ def quantisation_block(quantisation: Quantisation) -> dict[str, Any]:
     }
 
 
-def _quantisation(folder: Path, raw: dict[str, Any]) -> Quantisation | None:
+def _quantisation(folder: Path, raw: dict[str, Any]) -> QuantizationConfig | None:
     match raw.get("quantization_config"):
         case None | {} as block if not block:
             return None
         case {"quant_method": "idefics", "bits": "int8" | "int4" as kind, "modules_to_not_convert": [*skip]}:
-            return Quantisation(kind=kind, skip=tuple(skip))
+            return QuantizationConfig(kind=kind, skip=tuple(skip))
         case {"quant_method": method}:
             pass
         case _:
@@ -119,7 +119,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | Spread,
     storage: Storage = None,
-    quantisation: Quantisation | None = None,
+    quantisation: QuantizationConfig | None = None,
 ) -> nn.Module:
     """The module with its weights; arguments as in `fill`."""
     model = build(checkpoint)
@@ -144,8 +144,8 @@ def fill(
     dtype: torch.dtype,
     device: torch.device | Spread,
     storage: Storage = None,
-    quantisation: Quantisation | None = None,
-    stored: Quantisation | None = None,
+    quantisation: QuantizationConfig | None = None,
+    stored: QuantizationConfig | None = None,
     verdict: Verdict | None = None,
     mapped: bool = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Answers while they grow: options of a call, an answer that is collected, a stream of its text."""
+"""Answers while they grow: an answer that is collected, a stream of its text."""
 
 from __future__ import annotations
 
@@ -6,50 +6,19 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict
 
 from idefics.config import Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
-from idefics.messages import Answer, Delta, Detail, Timings
+from idefics.messages import Answer, Delta, Timings
 from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.guides import BannedGuide, BannedWords, FormGuide, Shape
 from idefics.processing.tokenizer import Tokenizer
 from idefics.prompt import Prompt
-
-
-class Wishes(TypedDict, total=False):
-    """How a prompt is to be answered: the fields of `Sampling` and of `Form`, stop strings and banned words."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    num_beams: int
-    seed: int | None
-    logprobs: bool
-    top_logprobs: int
-    stop: str | Sequence[str]
-    banned: str | Sequence[str]
-    regex: str | None
-    choices: Sequence[str] | None
-    schema: Mapping[str, Any] | None
-
-
-class Options(Wishes, total=False):
-    """What every call that generates takes: `Wishes`, and the fields of `Look`."""
-
-    detail: Detail
-    max_tiles: int | None
 
 
 class Growing:

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 
 from idefics import models, weights
-from idefics.config import EngineConfig, Quantisation, QuantKind
+from idefics.config import EngineConfig, QuantizationConfig, QuantKind
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting
 from idefics.form import Form
@@ -59,7 +59,7 @@ class Loaded:
         threads: int | None = None,
         device_map: Device | Mapping[str, Device] | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
-        quantize: QuantKind | Quantisation | None = None,
+        quantize: QuantKind | QuantizationConfig | None = None,
         attn_implementation: str = "sdpa",
         revision: str | None = None,
         offline: bool | None = None,
@@ -79,7 +79,7 @@ class Loaded:
                 fit; or where each part lies, by module names, "" for the rest.
             max_memory: with "auto", what may be used of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
             quantize: keep the decoder's weights in fewer bits: "int8", "int4", "fp8", "nf4" or "fp4" (these two need
-                `idefics[quant]`), or a `Quantisation` that says more.
+                `idefics[quant]`), or a `QuantizationConfig` that says more.
             attn_implementation: "sdpa", "eager" (plain products and a softmax) or "flash_attention_2".
             revision: branch, tag or commit on the hub.
             offline: never use the network.
@@ -95,7 +95,7 @@ class Loaded:
             use_threads(threads)
         fetcher, place = Fetcher(policy=remote_images), wanted(device, device_map, max_memory)
         main = place.main if isinstance(place, Spread) else place
-        quantisation = Quantisation(kind=quantize) if isinstance(quantize, str) else quantize
+        quantisation = QuantizationConfig(kind=quantize) if isinstance(quantize, str) else quantize
         folder = weights.find(model, revision=revision, offline=offline, progress=progress)
         checkpoint = models.read_checkpoint(folder)
         module = models.build(checkpoint)

@@ -16,9 +16,10 @@ from torch import Tensor
 from idefics.config import Sampling
 from idefics.errors import BadPrompt, BadSetting
 from idefics.form import Form
-from idefics.messages import Detail, Look, Message, Picture
+from idefics.messages import Detail, ImageDetail, Message, Picture
+from idefics.options import Options, Wishes
 from idefics.pipeline.ahead import ahead
-from idefics.pipeline.answering import Asking, Options, Reply, Stream, Wishes
+from idefics.pipeline.answering import Asking, Reply, Stream
 from idefics.pipeline.loading import Loaded
 from idefics.processing.guides import limits
 from idefics.prompt import Prompt
@@ -48,9 +49,9 @@ class Pipeline(Loaded):
         Args:
             items: a list of text and pictures (see `generate`), or of messages (see `chat`).
             answer_start: words that the answer begins with; conversations only.
-            detail, max_tiles: how closely pictures are looked at; see `Look`.
+            detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
         """
-        processor = self.processor.looking(Look(detail, max_tiles))
+        processor = self.processor.looking(ImageDetail(detail, max_tiles))
         if _is_conversation(items):
             return processor.chat(items, answer_start=answer_start)  # type: ignore[arg-type]
         if answer_start:
@@ -74,7 +75,7 @@ class Pipeline(Loaded):
         Raises:
             BadPicture: it cannot be opened.
         """
-        return self.processor.looking(Look(detail, max_tiles)).tokens_of(Picture.of(picture))
+        return self.processor.looking(ImageDetail(detail, max_tiles)).tokens_of(Picture.of(picture))
 
     def logits(self, prompt: Prompt) -> Tensor:
         """(N, V) float32: the model's logits after each of the prompt's N tokens, in one uncached pass."""
@@ -122,7 +123,7 @@ class Pipeline(Loaded):
             stream: return a `Stream` of text instead; one prompt only.
             add_end_of_utterance_token: whether Idefics 1 puts its `<end_of_utterance>` between neighbouring texts;
                 None: where the checkpoint has it.
-            **options: see `Options`, `Sampling`, `Form` and `Look`; greedy and at most 256 new tokens unless told.
+            **options: see `Options`; greedy and at most 256 new tokens unless told.
 
         Raises:
             BadRequest: a picture, a prompt or a setting is wrong; the message says which.
@@ -228,14 +229,16 @@ class Pipeline(Loaded):
         max_tiles: int | None = None,
     ) -> Endings:
         """What `score` asks of the engine: the prompt shared by all endings, and the ids of each."""
-        processor = self.processor.looking(Look(detail, max_tiles))
+        processor = self.processor.looking(ImageDetail(detail, max_tiles))
         if _is_conversation(items):
             return processor.chat_endings(items, endings, answer_start=answer_start)  # type: ignore[arg-type]
         return processor.raw_endings(items, endings)  # type: ignore[arg-type]
 
     def _seeing(self, options: Options) -> Processor:
         """What makes the prompts of a call; the options that are about pictures go no further."""
-        return self.processor.looking(Look(options.pop("detail", "high"), options.pop("max_tiles", None)))
+        return self.processor.looking(
+            ImageDetail(options.pop("detail", "high"), options.pop("max_tiles", None))
+        )
 
     def _reply(
         self,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from idefics import models, quant, weights
-from idefics.config import Quantisation
+from idefics.config import QuantizationConfig
 from idefics.demo import pictures
 from idefics.errors import BadSetting
 from idefics.models import Checkpoint
@@ -70,7 +70,7 @@ class LayerError:
 
 def quantise(
     model: str | os.PathLike[str],
-    quantisation: Quantisation,
+    quantisation: QuantizationConfig,
     out: Path,
     *,
     revision: str | None = None,

@@ -140,7 +140,7 @@ def to_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message
     `{"type": "text", "text": ...}`, `{"type": "image", "image": a picture}`, `{"type": "image", "url": ...}`,
     `{"type": "image", "path": ...}`, `{"type": "image_url", "image_url": {"url": ...}}` and
     `{"type": "video", "video": a file or its frames}`, which may be a "url" or "path" as well. Beside
-    the picture, or in the `image_url`, may stand "detail" and "max_tiles": see `Look`.
+    the picture, or in the `image_url`, may stand "detail" and "max_tiles": see `ImageDetail`.
 
     Raises:
         BadPrompt: names the message (counted from 1) and the field.

@@ -24,7 +24,7 @@ import PIL.Image
 
 from idefics.config import ImagePlan
 from idefics.errors import BadPicture
-from idefics.messages import Look, Picture
+from idefics.messages import ImageDetail, Picture
 from idefics.processing import strangers
 from idefics.processing.fetch import Fetcher, is_remote, short
 from idefics.processing.resize import STRIP, normalise, pixels_of, resize
@@ -233,7 +233,7 @@ def _from_array(array: NDArray[np.generic], most: int) -> PIL.Image.Image:
     return rgb(PIL.Image.fromarray(np.ascontiguousarray(array)))
 
 
-def prepared(picture: Picture, plan: ImagePlan, fetcher: Fetcher, look: Look) -> Tiles:
+def prepared(picture: Picture, plan: ImagePlan, fetcher: Fetcher, look: ImageDetail) -> Tiles:
     """A picture opened and made ready; see `open_picture` and `prepare`.
 
     Args:

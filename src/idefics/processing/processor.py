@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImagePlan, PromptStyle
 from idefics.errors import BadPicture, BadPrompt, BadSetting, UnsupportedModel
-from idefics.messages import Look, Message, Part, Picture, Video, Visual
+from idefics.messages import ImageDetail, Message, Part, Picture, Video, Visual
 from idefics.processing.chat import IMAGE, render, to_messages
 from idefics.processing.fetch import Fetcher, is_remote
 from idefics.processing.images import open_picture, prepared
@@ -54,10 +54,10 @@ class Processor:
         self._image = tokenizer.token_id(IMAGE)
         ids = (tokenizer.token_id(token) for token in tokenizer.added if MARK.fullmatch(token))
         self.mark_ids = frozenset(id for id in ids if id is not None)
-        self.look = Look()
+        self.look = ImageDetail()
         self._end_of_document = tokenizer.token_id(END_OF_DOCUMENT) if style.marks == "beside" else None
 
-    def looking(self, look: Look) -> Processor:
+    def looking(self, look: ImageDetail) -> Processor:
         """The same processor with another look; nothing is copied."""
         other = copy.copy(self)
         other.look = look

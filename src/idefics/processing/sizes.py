@@ -6,12 +6,12 @@ import math
 from dataclasses import replace
 
 from idefics.config import ImagePlan
-from idefics.messages import Look
+from idefics.messages import ImageDetail
 
 LONGEST_EDGE = 4096  # Idefics 3's processor never resizes to more than this
 
 
-def plan_for(width: int, height: int, plan: ImagePlan, look: Look) -> ImagePlan:
+def plan_for(width: int, height: int, plan: ImagePlan, look: ImageDetail) -> ImagePlan:
     """The checkpoint's plan, changed as far as a look at a picture of this size asks for less than it."""
     whole = replace(plan, splitting=False)
     if not plan.splitting or plan.longest is None or (look.detail == "high" and look.max_tiles is None):
@@ -31,7 +31,7 @@ def plan_for(width: int, height: int, plan: ImagePlan, look: Look) -> ImagePlan:
     return smaller
 
 
-def _most(look: Look) -> float:
+def _most(look: ImageDetail) -> float:
     return math.inf if look.max_tiles is None else look.max_tiles
 
 

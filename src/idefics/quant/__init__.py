@@ -14,7 +14,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from idefics.config import Quantisation, QuantKind
+from idefics.config import QuantizationConfig, QuantKind
 from idefics.nn.stored import StoredLinear, TokenEmbedding
 from idefics.quant.floats import Float8Linear, can_multiply, scaled
 from idefics.quant.integers import Int4Linear, Int8Linear, packed_widened
@@ -25,7 +25,7 @@ from idefics.quant.products import cuda_takes, integers, integers_on_cuda, onedn
 Make = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
 
 
-def chosen(model: nn.Module, quantisation: Quantisation) -> list[str]:
+def chosen(model: nn.Module, quantisation: QuantizationConfig) -> list[str]:
     """The names of the layers that are quantised: plain `nn.Linear`, under no part to skip.
 
     A weight that is tied to a table of tokens stays there as it is. One that is tied to another is not quantised.
@@ -42,7 +42,7 @@ def chosen(model: nn.Module, quantisation: Quantisation) -> list[str]:
     ]
 
 
-def hollow(model: nn.Module, quantisation: Quantisation) -> list[str]:
+def hollow(model: nn.Module, quantisation: QuantizationConfig) -> list[str]:
     """Gives a model on the meta device the layers of a checkpoint that is stored in few bits, without their numbers.
 
     Returns:
@@ -58,7 +58,7 @@ def hollow(model: nn.Module, quantisation: Quantisation) -> list[str]:
     return exact
 
 
-def packs(model: nn.Module, quantisation: Quantisation) -> Mapping[str, Callable[[Tensor], None]]:
+def packs(model: nn.Module, quantisation: QuantizationConfig) -> Mapping[str, Callable[[Tensor], None]]:
     """For the name of each weight to be quantised what is done with its value: for `idefics.weights.load`.
 
     Raises:
@@ -121,7 +121,7 @@ def tune(model: nn.Module, verdict: Verdict) -> None:
             module.product = scaled
 
 
-def _make(quantisation: Quantisation, kind: QuantKind) -> Make:
+def _make(quantisation: QuantizationConfig, kind: QuantKind) -> Make:
     match kind:
         case "int8":
             return Int8Linear.of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from idefics.config import Quantisation
+from idefics.config import QuantizationConfig
 from idefics.errors import MissingExtra
 
 # Weights that share a scale, bitsandbytes' own default. Rows are padded to whole blocks: where a block runs over the
@@ -20,7 +20,7 @@ from idefics.errors import MissingExtra
 BLOCK = 64
 
 
-def maker(quantisation: Quantisation) -> Callable[[nn.Linear, Tensor], nn.Linear]:
+def maker(quantisation: QuantizationConfig) -> Callable[[nn.Linear, Tensor], nn.Linear]:
     """What makes a 4-bit layer of a layer and its (O, I) weight, on the weight's device.
 
     Raises:

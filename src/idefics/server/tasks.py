@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, create_model
 
-from idefics.messages import Answer, Detail, Look, Picture, Shot, Usage
+from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot, Usage
 from idefics.server.answers import RankingShape, TaskShape
 from idefics.server.bodies import FILE, read
 from idefics.server.events import DONE, Events, event
@@ -58,9 +58,9 @@ class Shown(Fields):
             )
         return Picture(file) if file is not None else picture_at(self.image_url or "")
 
-    def look(self) -> Look:
+    def look(self) -> ImageDetail:
         """How closely."""
-        return Look(self.detail or "high", self.max_tiles)
+        return ImageDetail(self.detail or "high", self.max_tiles)
 
     def examples(self) -> list[Shot]:
         """The shots, as the rest of the house says them."""

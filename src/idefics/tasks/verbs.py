@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeGuard, Unpack, cast, overload
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
 from idefics.errors import BadPrompt
-from idefics.messages import Answer, Detail, Look, Picture, Ranking, Shot, Timings, Visual
+from idefics.messages import Answer, Detail, ImageDetail, Picture, Ranking, Shot, Timings, Visual
 from idefics.pipeline import Options, Pipeline, Reply, Stream
 from idefics.pipeline.ahead import ahead
 from idefics.processing.video import as_visual
@@ -114,7 +114,7 @@ class Idefics(Pipeline):
         """Any task of TASKS but `classify`, by its record."""
         began = time.perf_counter()
         o.setdefault("max_new_tokens", task.max_new_tokens)
-        look = Look(o.pop("detail", "high"), o.pop("max_tiles", None))
+        look = ImageDetail(o.pop("detail", "high"), o.pop("max_tiles", None))
 
         def make(picture: Visual) -> Prompt:
             return self.task_prompt(task, picture, words, look)
@@ -163,9 +163,9 @@ class Idefics(Pipeline):
             length_normalized: divide each sum by the label's number of tokens.
             calibrated: subtract what the model says of a plain grey picture, so that labels it likes anyway
                 gain nothing by it (arXiv 2102.09690).
-            detail, max_tiles: how closely pictures are looked at; see `Look`.
+            detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
         """
-        look = Look(detail, max_tiles)
+        look = ImageDetail(detail, max_tiles)
         wanted = classify.checked(labels)
         task, words = classify.worded(wanted, self.processor.style.kind)
         prior = self._label_scores(task, words, wanted, neutral(), look).scores if calibrated else None
@@ -182,7 +182,7 @@ class Idefics(Pipeline):
         words: str,
         labels: list[str],
         picture: Visual,
-        look: Look,
+        look: ImageDetail,
         prior: list[list[float]] | None,
         length_normalized: bool,
     ) -> Ranking:
@@ -195,12 +195,14 @@ class Idefics(Pipeline):
             Timings(0.0, seconds, seconds),
         )
 
-    def _label_scores(self, task: Task, words: str, labels: list[str], picture: Visual, look: Look) -> Handle:
+    def _label_scores(
+        self, task: Task, words: str, labels: list[str], picture: Visual, look: ImageDetail
+    ) -> Handle:
         prompt, rests = self.label_endings(task, words, labels, picture, look)
         return self.engine.submit(Request(prompt, endings=rests), wait=True).result()
 
     def label_endings(
-        self, task: Task, words: str, labels: Sequence[str], picture: Visual, look: Look
+        self, task: Task, words: str, labels: Sequence[str], picture: Visual, look: ImageDetail
     ) -> Endings:
         """What `classify` asks of the engine: the prompt for one picture, and the ids of each label after it.
 
@@ -212,7 +214,7 @@ class Idefics(Pipeline):
         spaced = labels if self.processor.style.kind == "chat" else [f" {label}" for label in labels]
         return self.endings(composed.items, spaced, detail=look.detail, max_tiles=look.max_tiles)
 
-    def task_prompt(self, task: Task, picture: Visual, words: str, look: Look) -> Prompt:
+    def task_prompt(self, task: Task, picture: Visual, words: str, look: ImageDetail) -> Prompt:
         """What any other task asks of the engine."""
         composed = compose(task, self.processor.style.kind, picture, words, self.shots)
         return self.prompt(
