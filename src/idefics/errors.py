@@ -8,6 +8,7 @@
     │   │   └── BadVideo            not a video, broken, too long, or the checkpoint was not trained with video
     │   ├── BadPrompt               pictures and their places disagree, an empty prompt, a malformed message
     │   └── PromptTooLong           more tokens than the model reads
+    │       └── TextTooLong         so many characters that this is certain before they are tokenized
     ├── EngineBusy                  as many requests wait as may: try again later
     ├── RequestTimeout              a TimeoutError: the answer was not done in time
     ├── ModelError                  an OSError and a ValueError: the model cannot be had or used
@@ -134,6 +135,24 @@ class PromptTooLong(BadRequest):
             f"this model reads {limit}: send fewer pictures or less text"
         )
         self.length, self.limit, self.pictures = length, limit, pictures
+
+
+class TextTooLong(PromptTooLong):
+    """A prompt's text has more characters than the model's positions can hold, however it is tokenized.
+
+    Args:
+        characters: of the text.
+        limit: characters that no text can exceed.
+        tokens: that the model reads.
+    """
+
+    def __init__(self, characters: int, limit: int, tokens: int) -> None:
+        BadRequest.__init__(
+            self,
+            f"the text has {characters:,} characters, which cannot fit this model: it reads {tokens:,} tokens "
+            f"(never more than {limit:,} characters, mostly far fewer): send less text",
+        )
+        self.characters, self.limit = characters, limit
 
 
 class EngineBusy(IdeficsError):

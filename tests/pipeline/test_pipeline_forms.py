@@ -14,6 +14,7 @@ from idefics.engine.engine import Engine
 from idefics.errors import BadSetting, MissingExtra, PromptTooLong
 from idefics.messages import user
 from idefics.processing.guides import Shape
+from idefics.prompt import Prompt
 
 pytest.importorskip("llguidance")
 
@@ -185,7 +186,9 @@ def test_mistakes_are_told(vlm, picture, options, message):
 
 
 def test_a_prompt_that_is_too_long_is_told_as_ever(vlm):
-    asked = vlm.prompt(["word " * 3000])
+    longest = vlm.engine.model.layout.max_positions  # no room for an answer
+    ids = (vlm.prompt(["word"]).ids * longest)[:longest]
+    asked = Prompt(ids, (), (), (-1,) * longest)
     with pytest.raises(PromptTooLong):
         vlm.submit(asked, choices=["a"])
 

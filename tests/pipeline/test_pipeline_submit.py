@@ -12,6 +12,7 @@ import pytest
 import idefics
 from idefics.errors import BadSetting, EngineBusy, PromptTooLong
 from idefics.messages import user
+from idefics.prompt import Prompt
 
 LONG = {"max_new_tokens": 200, "temperature": 2.0, "seed": 1}
 
@@ -182,9 +183,11 @@ def test_mistakes_are_told_at_once(vlm, asked):
         vlm.submit(asked, temperature=9)
     with pytest.raises(TypeError, match="detail"):
         vlm.submit(asked, detail="low")
-    long = vlm.prompt(["word " * 3000])
     with pytest.raises(PromptTooLong):
-        vlm.submit(long)
+        vlm.prompt(["word " * 3000])
+    longest = vlm.engine.model.layout.max_positions  # no room for an answer
+    with pytest.raises(PromptTooLong):
+        vlm.submit(Prompt((asked.ids * longest)[:longest], (), (), (-1,) * longest))
 
 
 def test_an_error_comes_after_what_was_said(vlm, asked, monkeypatch, steps):

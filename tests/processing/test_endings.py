@@ -90,10 +90,10 @@ def test_a_prompt_is_tokenised_once_however_many_endings(processor, monkeypatch)
     seen = []
     encode = processor.tokenizer.encode_pieces
 
-    def spy(pieces):
+    def spy(pieces, **limits):
         pieces = list(pieces)
         seen.append(sum(len(piece.text) for piece in pieces))
-        return encode(pieces)
+        return encode(pieces, **limits)
 
     monkeypatch.setattr(processor.tokenizer, "encode_pieces", spy)
     processor.chat_endings([user(Picture(WIDE), "What is it? " * 50)], [str(n) for n in range(300)])

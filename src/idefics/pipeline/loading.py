@@ -142,7 +142,7 @@ def processor_for(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:
     known = tokenizer.added_below(text.vocabulary + text.additional_vocabulary)
     style = family.prompt(settings.chat_template(folder), known)
     plan = family.images(checkpoint.config, settings.preprocessor(folder))
-    return Processor(tokenizer, plan, style, fetcher)
+    return Processor(tokenizer, plan, style, fetcher, text.max_positions)
 
 
 def stop_ids(checkpoint: Checkpoint, processor: Processor) -> frozenset[int]:

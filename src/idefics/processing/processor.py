@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImagePlan, PromptStyle
-from idefics.errors import BadPicture, BadPrompt, BadSetting, UnsupportedModel
+from idefics.errors import BadPicture, BadPrompt, BadSetting, PromptTooLong, UnsupportedModel
 from idefics.messages import ImageDetail, Message, Part, Picture, Video, Visual
 from idefics.processing.chat import IMAGE, render, to_messages
+from idefics.processing.continuations import encode_continuations
 from idefics.processing.fetch import Fetcher, is_remote
 from idefics.processing.images import open_picture, prepared
 from idefics.processing.marks import FAKE, MARK, marks, share_fakes
 from idefics.processing.sizes import grid, plan_for
+from idefics.processing.text_length import TextLimit
 from idefics.processing.tokenizer import Piece, Tokenizer
 from idefics.processing.video import SUFFIXES as VIDEO_SUFFIXES
 from idefics.processing.video import as_visual, watch
@@ -42,10 +44,19 @@ class Processor:
     Attributes:
         mark_ids: ids of the tokens that stand for pictures; an answer never holds one.
         look: how closely pictures are looked at that do not say it themselves.
+        text_limit: refuses texts that cannot fit into `most` tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, plan: ImagePlan, style: PromptStyle, fetcher: Fetcher) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        plan: ImagePlan,
+        style: PromptStyle,
+        fetcher: Fetcher,
+        most: int | None = None,
+    ) -> None:
         self.tokenizer, self.plan, self.style, self.fetcher = tokenizer, plan, style, fetcher
+        self.text_limit = TextLimit(tokenizer, most)
         missing = {IMAGE, FAKE} - tokenizer.added
         if missing:
             raise UnsupportedModel(
@@ -74,7 +85,7 @@ class Processor:
             BadPrompt, BadPicture: something in the messages is wrong; the error says which.
         """
         pieces, pictures = self._pieces(self._conversation(messages, answer_start))
-        return self._prompt(self._opening() + self.tokenizer.encode_pieces(pieces), pictures)
+        return self._prompt(self._encoded(pieces, pictures), pictures)
 
     def raw(self, items: Sequence[Item], *, add_end_of_utterance_token: bool | None = None) -> Prompt:
         """The prompt that is exactly these texts and pictures. Special tokens are honoured, but in a stranger's text.
@@ -96,7 +107,7 @@ class Processor:
     ) -> Prompt:
         """As `raw`, but no text is taken for an address or a file, and a picture may be prepared already."""
         pieces, pictures = self._pieces(self._document(parts, add_end_of_utterance_token))
-        return self._prompt(self._opening() + self.tokenizer.encode_pieces(pieces), pictures)
+        return self._prompt(self._encoded(pieces, pictures), pictures)
 
     def chat_endings(
         self,
@@ -116,7 +127,8 @@ class Processor:
             BadPrompt: no answers, or a blank one.
         """
         pieces, pictures = self._pieces(self._conversation(messages, answer_start))
-        ids, rests = self._endings(pieces, [Piece(" " + ending, trusted=False) for ending in endings])
+        last = [Piece(" " + ending, trusted=False) for ending in endings]
+        ids, rests = encode_continuations(self.tokenizer, self.text_limit, pieces, last)
         return self._prompt(self._opening() + ids, pictures), rests
 
     def raw_endings(self, items: Sequence[Item], endings: Sequence[str]) -> Endings:
@@ -126,7 +138,7 @@ class Processor:
         """
         pieces, pictures = self._pieces(self._document(self._parts(items), None))
         last = [Piece(ending, trusted=not self.fetcher.strangers) for ending in endings]
-        ids, rests = self._endings(pieces, last)
+        ids, rests = encode_continuations(self.tokenizer, self.text_limit, pieces, last)
         return self._prompt(self._opening() + ids, pictures), rests
 
     def tokens_of(self, picture: Picture) -> int:
@@ -173,6 +185,7 @@ class Processor:
 
     def _pieces(self, parts: Sequence[Piece | Visual | Tiles]) -> tuple[list[Piece], list[Tiles]]:
         """Pictures opened and prepared where they are not yet, and their marks in their places; videos as both."""
+        self.text_limit.check(part.text for part in parts if isinstance(part, Piece))
         pieces: list[Piece] = []
         pictures: list[Tiles] = []
         follows_picture = False
@@ -203,27 +216,14 @@ class Processor:
         """What `tokenizer.json` itself puts before a text, whatever the text begins with."""
         return self.tokenizer.encode("", adds_special=True) if self.style.adds_special else []
 
-    def _endings(
-        self, pieces: list[Piece], endings: Sequence[Piece]
-    ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
-        """Ids of `pieces` as far as all endings agree, and the ids of each ending from there."""
-        if not endings:
-            raise BadPrompt("there are no endings to choose from: give at least one")
-        encode = self.tokenizer.encode_pieces
-        ids = encode(pieces)
-        tail = self.tokenizer.last_segment(pieces)  # an ending changes nothing before it
-        shared = encode(tail)
-        if ids[len(ids) - len(shared) :] != shared:
-            tail, shared = pieces, ids
-        wholes = [encode([*tail, ending]) for ending in endings]
-        common = _common(shared, wholes)
-        rests = tuple(tuple(whole[common:]) for whole in wholes)
-        for ending, rest in zip(endings, rests, strict=True):
-            if not rest or not ending.text.strip():
-                raise BadPrompt(f"the ending {ending.text!r} is blank: give words to choose from")
-            if self._image in rest:
-                raise BadPrompt(f"the ending {ending.text!r} holds an {IMAGE}: endings are text")
-        return ids[: len(ids) - len(shared) + common], rests
+    def _encoded(self, pieces: list[Piece], pictures: list[Tiles]) -> list[int]:
+        """Ids of a prompt, which are not even looked at where there are more than the model reads."""
+        try:
+            return self._opening() + self.tokenizer.encode_pieces(
+                pieces, max_tokens=self.text_limit.max_tokens
+            )
+        except PromptTooLong as error:
+            raise PromptTooLong(error.length, error.limit, len(pictures)) from None
 
     def _prompt(self, ids: list[int], pictures: list[Tiles]) -> Prompt:
         if not ids:
@@ -284,11 +284,3 @@ def _is_file(name: str) -> bool:
         return Path(name).is_file()
     except OSError:  # longer than any file's name
         return False
-
-
-def _common(shared: Sequence[int], wholes: Sequence[Sequence[int]]) -> int:
-    """How many ids at the beginning all have in common."""
-    for position, ids in enumerate(zip(shared, *wholes, strict=False)):
-        if len(set(ids)) > 1:
-            return position
-    return min(map(len, [shared, *wholes]))

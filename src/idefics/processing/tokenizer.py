@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from idefics.errors import UnsupportedModel
+from idefics.errors import PromptTooLong, UnsupportedModel
+from idefics.processing.text_length import spells_whole_text
 
 if TYPE_CHECKING:
     import tokenizers
 
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space
+LONG_TEXT = 4096  # characters from which on a text is encoded while other threads run
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how it spells one byte of a character that it lacks
 
 
@@ -36,6 +38,8 @@ class Tokenizer:
         added: each token that `tokenizer.json` adds to its vocabulary or lifts out of it (`<image>`, `<s>`).
         special_ids: ids of those that are marked special and so are left out of decoded text.
         strips_blank: whether decoding drops one space at the very beginning (SentencePiece puts one there).
+        spells_whole_text: whether the bytes of a text's tokens are those of the text, blanks apart.
+        swallows_blanks: whether an added token takes the blanks around it, however many.
     """
 
     def __init__(self, text: str) -> None:
@@ -50,8 +54,10 @@ class Tokenizer:
         self.special_ids = frozenset(
             id for id, token in self._library.get_added_tokens_decoder().items() if token.special
         )
-        decoder = json.loads(text)["decoder"]
-        self._is_byte_level, self.strips_blank = _decoder_kind(decoder)
+        file = json.loads(text)
+        self._is_byte_level, self.strips_blank = _decoder_kind(file["decoder"])
+        self.spells_whole_text = spells_whole_text(file)
+        self.swallows_blanks = any(token["lstrip"] or token["rstrip"] for token in file["added_tokens"])
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -87,20 +93,28 @@ class Tokenizer:
         ids: list[int] = self._library.encode(text, add_special_tokens=adds_special).ids
         return ids
 
-    def encode_pieces(self, pieces: Iterable[Piece]) -> list[int]:
+    def encode_pieces(self, pieces: Iterable[Piece], *, max_tokens: int | None = None) -> list[int]:
         """Ids of the joined text, where special tokens are honoured in trusted pieces only.
 
         Text between two honoured special tokens is tokenised as one, across the borders of pieces: where no
         special token is forged, this is `encode` of the joined text.
+
+        Raises:
+            PromptTooLong: there are more than `max_tokens`.
         """
         text, trust = "", bytearray()
         for piece in pieces:
             text += piece.text
             trust += bytes([piece.trusted]) * len(piece.text)
-        encoding = self._library.encode(text, add_special_tokens=False)
+        encoding = _encoding(self._library, text)
+        if max_tokens is not None and len(encoding) > max_tokens:
+            raise PromptTooLong(len(encoding), max_tokens, pictures=0)
+        ids: list[int] = encoding.ids
         honoured, forged = [], False
-        for id, offsets in zip(encoding.ids, encoding.offsets, strict=True):
+        for index, id in enumerate(ids):
             if id in self._contents:
+                offsets = encoding.token_to_chars(index)
+                assert offsets is not None  # only a post-processor's tokens stand for no text
                 # A token with "lstrip" or "rstrip" swallows the spaces beside it.
                 start = max(offsets[0], text.find(self._contents[id], *offsets))
                 end = min(offsets[1], start + len(self._contents[id]))
@@ -108,7 +122,7 @@ class Tokenizer:
                     honoured.append((start, end, id))
                 else:
                     forged = True
-        return self._encode_honouring(text, honoured) if forged else list(encoding.ids)
+        return self._encode_honouring(text, honoured) if forged else ids
 
     def _encode_honouring(self, text: str, honoured: list[tuple[int, int, int]]) -> list[int]:
         """Ids of `text`, special tokens only at `honoured` (start, end, id)."""
@@ -116,7 +130,7 @@ class Tokenizer:
         for start, end, id in honoured:
             parts += [text[last:start], self._aliases[self._contents[id]]]
             last = end
-        ids: list[int] = self._aliased.encode("".join(parts) + text[last:], add_special_tokens=False).ids
+        ids: list[int] = _encoding(self._aliased, "".join(parts) + text[last:]).ids
         return ids
 
     @cached_property
@@ -214,6 +228,13 @@ class Tokenizer:
         """The text of a `tokenizer.json` that makes this tokenizer."""
         text: str = self._library.to_str(pretty=True)
         return text
+
+
+def _encoding(library: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """Of a long text without the interpreter's lock, which `encode` holds to the end: seconds for a megabyte."""
+    if len(text) < LONG_TEXT:
+        return library.encode(text, add_special_tokens=False)
+    return library.encode_batch([text], add_special_tokens=False)[0]
 
 
 def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:

@@ -1,0 +1,53 @@
+"""The token ids of texts that may follow a prompt, whose likelihood is compared.
+
+Knows the tokenizer; does not know pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from idefics.errors import BadPrompt
+from idefics.processing.chat import IMAGE
+from idefics.processing.text_length import TextLimit
+from idefics.processing.tokenizer import Piece, Tokenizer
+
+
+def encode_continuations(
+    tokenizer: Tokenizer, limit: TextLimit, pieces: list[Piece], continuations: Sequence[Piece]
+) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+    """Ids of `pieces` as far as all continuations agree, and the ids of each continuation from there.
+
+    Raises:
+        BadPrompt: there are no continuations, or one is blank or holds an `<image>`.
+        PromptTooLong: the prompt or a continuation has more tokens than the model reads.
+    """
+    if not continuations:
+        raise BadPrompt("there are no endings to choose from: give at least one")
+    for one in continuations:
+        limit.check([one.text])
+    encode = partial(tokenizer.encode_pieces, max_tokens=limit.max_tokens)
+    ids = encode(pieces)
+    tail = tokenizer.last_segment(pieces)  # a continuation changes nothing before it
+    shared = encode(tail)
+    if ids[len(ids) - len(shared) :] != shared:
+        tail, shared = pieces, ids
+    wholes = [encode([*tail, one]) for one in continuations]
+    common = _common(shared, wholes)
+    rests = tuple(tuple(whole[common:]) for whole in wholes)
+    image = tokenizer.token_id(IMAGE)
+    for one, rest in zip(continuations, rests, strict=True):
+        if not rest or not one.text.strip():
+            raise BadPrompt(f"the ending {one.text!r} is blank: give words to choose from")
+        if image in rest:
+            raise BadPrompt(f"the ending {one.text!r} holds an {IMAGE}: endings are text")
+    return ids[: len(ids) - len(shared) + common], rests
+
+
+def _common(shared: Sequence[int], wholes: Sequence[Sequence[int]]) -> int:
+    """How many ids at the beginning all have in common."""
+    for position, ids in enumerate(zip(shared, *wholes, strict=False)):
+        if len(set(ids)) > 1:
+            return position
+    return min(map(len, [shared, *wholes]))

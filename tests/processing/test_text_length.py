@@ -1,0 +1,177 @@
+"""What cannot fit is refused by its characters alone; whatever could fit is not."""
+
+import json
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers, pre_tokenizers
+
+import idefics
+from idefics.errors import PromptTooLong, TextTooLong
+from idefics.messages import Picture, user
+from idefics.processing.text_length import TextLimit
+from idefics.processing.tokenizer import Piece, Tokenizer
+from processing.tokenizers_tiny import IMAGE, byte_level, legacy_llama
+
+OURS = {"byte-level": Tokenizer(byte_level().to_str()), "legacy": Tokenizer(legacy_llama().to_str())}
+QUICK = settings(max_examples=100, deadline=None, derandomize=True)
+MEGABYTE = 1_000_000
+
+both = pytest.mark.parametrize("kind", OURS)
+words = st.lists(
+    st.sampled_from(
+        ["The picture", " ", "   ", "table", "é", "日本", "🙂", "\n\n", "0", "<image>", "\u3000", "\ue000"]
+    ),
+    max_size=40,
+).map("".join)
+
+
+def refuses(tokenizer, texts, max_tokens):
+    try:
+        TextLimit(tokenizer, max_tokens).check(texts)
+    except TextTooLong:
+        return True
+    return False
+
+
+@both
+@QUICK
+@given(texts=st.lists(words, min_size=1, max_size=3), trusted=st.booleans())
+def test_a_text_that_fits_is_never_refused(kind, texts, trusted):
+    ids = OURS[kind].encode_pieces([Piece(text, trusted=trusted) for text in texts])
+    assert not refuses(OURS[kind], texts, max(len(ids), 1))
+
+
+@both
+@pytest.mark.parametrize("text", ["a", "The ", " ", "\n", "日", "🙂", "-"])
+def test_a_megabyte_of_anything_is_refused_where_256_tokens_are_read(kind, text):
+    many = "x" + text * (MEGABYTE // len(text.encode())) + "x"
+    assert refuses(OURS[kind], [many], 256)
+    assert refuses(OURS[kind], [many[:500_000], many[500_000:]], 256)
+
+
+def test_the_limit_is_the_longest_token_for_each_place():
+    """`<fake_token_around_image>` has 25 bytes; a token of its own letters only fits the positions exactly."""
+    ours, token = OURS["byte-level"], "<fake_token_around_image>"
+    assert ours.encode(token * 40, adds_special=False) == [ours.token_id(token)] * 40
+    assert not refuses(ours, [token * 40], 40)
+    assert refuses(ours, [token * 42], 40)
+
+
+def test_blanks_that_a_token_swallows_cost_nothing():
+    library = byte_level()
+    library.add_special_tokens([AddedToken("<wide>", lstrip=True, rstrip=True, normalized=False)])
+    ours = Tokenizer(library.to_str())
+    text = "<wide>" + " \u3000" * 5_000 + "<wide>"
+    assert len(ours.encode(text, adds_special=False)) == 2
+    assert not refuses(ours, [text], 2)
+    assert refuses(ours, [text + "a" * 100], 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda library: setattr(library, "normalizer", normalizers.NFKC()),
+        lambda library: setattr(library, "normalizer", normalizers.Replace("b", "")),
+        lambda library: setattr(
+            library,
+            "pre_tokenizer",
+            pre_tokenizers.Sequence([pre_tokenizers.Split("b", "removed"), pre_tokenizers.ByteLevel(False)]),
+        ),
+    ],
+)
+def test_where_a_tokenizer_drops_characters_nothing_is_refused_by_them(change):
+    library = byte_level()
+    change(library)
+    assert not refuses(Tokenizer(library.to_str()), ["b" * MEGABYTE], 256)
+
+
+def test_nor_where_unknown_characters_become_one_token():
+    file = json.loads(legacy_llama().to_str())
+    file["model"]["byte_fallback"] = False
+    ours = Tokenizer(json.dumps(file))
+    assert len(ours.encode("日" * 1000, adds_special=False)) < 10
+    assert not refuses(ours, ["日" * 1000], 10)
+
+
+def test_bytes_that_no_token_spells_cost_nothing():
+    library = byte_level()
+    file = json.loads(library.to_str())
+    known = {token: id for token, id in file["model"]["vocab"].items() if "T" not in token}
+    file["model"] |= {"vocab": known, "merges": [m for m in file["model"]["merges"] if "T" not in "".join(m)]}
+    ours = Tokenizer(json.dumps(file))
+    assert ours.encode("T" * 1000, adds_special=False) == []
+    assert not refuses(ours, ["T" * 1000 + "a"], 1)
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return idefics.load("demo", remote_images="off")
+
+
+@pytest.fixture
+def never_tokenized(vlm, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "encode_pieces", lambda *_, **__: pytest.fail("it was tokenized"))
+
+
+LONG = "word " * (MEGABYTE // 5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vlm: vlm.generate([LONG]),
+        lambda vlm: vlm.generate([Picture("missing.png"), LONG]),  # before a picture is opened
+        lambda vlm: vlm.chat([user(LONG)]),
+        lambda vlm: vlm.chat([user("Hi")], answer_start=LONG),
+        lambda vlm: vlm.score(["Hi"], [LONG, "a"]),
+        lambda vlm: vlm.score([user("Hi")], ["a", LONG]),
+    ],
+)
+def test_every_call_refuses_it_before_it_is_tokenized(vlm, never_tokenized, call):
+    with pytest.raises(
+        TextTooLong, match=r"1,000,0\d\d characters.*1,024 tokens.*25,600 characters.*send less"
+    ):
+        call(vlm)
+
+
+def test_what_has_too_many_tokens_is_told_with_their_number(vlm):
+    with pytest.raises(
+        PromptTooLong, match=r"has \d{4} tokens \(0 pictures included\); this model reads 1024"
+    ):
+        vlm.prompt(["word " * 1200])
+
+
+@both
+@pytest.mark.parametrize("forged", ["", IMAGE])
+def test_other_threads_run_while_a_long_text_is_tokenized(kind, forged):
+    ours, ticks, is_done = OURS[kind], [], threading.Event()
+
+    def tick():
+        while not is_done.wait(0.001):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    began = time.perf_counter()
+    ours.encode_pieces([Piece("The table" * 60_000 + forged, trusted=False)])
+    ended = time.perf_counter()
+    is_done.set()
+    thread.join()
+    pauses = [later - earlier for earlier, later in zip([began, *ticks], [*ticks, ended], strict=False)]
+    assert max(pauses) < (ended - began) / 3
+
+
+@both
+def test_long_texts_have_the_ids_of_short_ones(kind):
+    text = "This is an image of a tower at night. 日本 🙂\n" * 200
+    assert len(text) > 4096
+    library = {"byte-level": byte_level, "legacy": legacy_llama}[kind]()
+    expected = library.encode(text, add_special_tokens=False).ids
+    assert OURS[kind].encode_pieces([Piece(text, trusted=False)]) == expected
+    forged = OURS[kind].encode_pieces([Piece(IMAGE, trusted=True), Piece(IMAGE + text, trusted=False)])
+    assert forged.count(OURS[kind].token_id(IMAGE)) == 1
+    assert OURS[kind].decode(forged, skip_special=False).replace("> <", "><") == IMAGE * 2 + text
