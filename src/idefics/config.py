@@ -277,15 +277,15 @@ class Sampling:
             _range("seed", self.seed, 0, 2**63 - 1)
         if self.num_beams > 1 and self.temperature > 0:
             raise BadSetting(
-                f"num_beams is {self.num_beams} and temperature {self.temperature}: beams are greedy; "
-                "give temperature=0, or num_beams=1 to sample"
+                f"beam search cannot sample (num_beams is {self.num_beams}, temperature {self.temperature}): "
+                "use temperature=0 or num_beams=1"
             )
         if self.num_beams > 1:
             for name in ("presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs"):
                 if value := getattr(self, name):
                     raise BadSetting(
-                        f"num_beams is {self.num_beams} and {name} {value}, which beams do not know: "
-                        "give num_beams=1, or leave it out"
+                        f"beam search has no {name} (num_beams is {self.num_beams}, {name} {value}): "
+                        f"use num_beams=1, or leave {name} out"
                     )
 
 

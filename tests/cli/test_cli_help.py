@@ -51,7 +51,9 @@ def test_help_lists_the_commands_in_order(capsys):
     out = text_of(capsys, "--help")
     assert re.findall(r"^  (\w+)  ", out.partition("Commands:")[2], re.M) == COMMANDS
     assert text_of(capsys) == text_of(capsys, "-h") == out
-    assert text_of(capsys, "--version") == f"idefics {package.__version__}\n"
+    assert text_of(capsys, "help") == out
+    assert text_of(capsys, "help", "ask") == text_of(capsys, "ask", "--help")
+    assert text_of(capsys, "-V") == text_of(capsys, "--version") == f"idefics {package.__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -77,6 +79,7 @@ def test_examples_are_true_commands(idefics, photos, monkeypatch, standard_input
     for name in ("photo.jpg", "cat.jpg", "dog.jpg", "photos/one.jpg"):
         (photos / name).parent.mkdir(exist_ok=True)
         (photos / name).write_bytes(data)
+    (photos / "labels.txt").write_text("puppy\n\nkitten\n")
     (photos / "shots.jsonl").write_text('{"image": "a.png", "answer": "A puppy."}\n')
     piped = example.startswith("cat ")
     standard_input(data if piped else b"What is it?\n")

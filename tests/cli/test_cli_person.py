@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -250,6 +251,79 @@ def test_a_reader_that_has_enough_ends_it_quietly(photos):
     assert child.stderr.read() == b""
     child.stderr.close()
     assert child.wait(60) == 0
+
+
+def shell(line):
+    """Runs a line of a shell in which `$IDEFICS` is the command, with the fake model."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1] / "src")!r}]
+from cli_fakes import FakeIdefics
+from idefics.cli.main import run
+sys.exit(run(sys.argv[1:], lambda flags, screen: FakeIdefics()))
+"""
+    command = shlex.join([sys.executable, "-c", code])
+    return subprocess.run(
+        ["bash", "-c", line.replace("$IDEFICS", command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+FULL = "cannot write answers: disk full"
+CLOSED = "cannot write answers: standard output is closed"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "err"),
+    [
+        ("$IDEFICS caption a.png b.png >/dev/full", 1, f"idefics caption: {FULL} (0 of 2 done)"),
+        ("$IDEFICS caption a.png b.png >&-", 1, f"idefics caption: {CLOSED} (0 of 2 done)"),
+        ("$IDEFICS ask a.png What? --json >/dev/full", 1, f"idefics ask: {FULL} (0 of 1 done)"),
+        ("$IDEFICS chat a.png What? >/dev/full </dev/null", 1, f"idefics chat: {FULL}"),
+        ("$IDEFICS generate a.png A >&-", 1, f"idefics generate: {CLOSED}"),
+        ("$IDEFICS models >/dev/full", 1, f"idefics models: {FULL}"),
+        ("$IDEFICS --version >/dev/full", 1, f"idefics: {FULL}"),
+        ("$IDEFICS --help >&-", 1, f"idefics: {CLOSED}"),
+        (
+            "$IDEFICS caption - <&-",
+            2,
+            "idefics caption: standard input is empty: send the bytes of a picture into it",
+        ),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(line, code, err):
+    done = shell(line)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"{err}\n")
+
+
+def test_answers_before_the_disk_was_full_are_kept_and_counted(photos):
+    """Files may have 1 KiB here: what a shell calls a file size limit is what a full disk is to the command."""
+    for number in range(40):
+        (photos / f"many{number:02}.png").write_bytes((photos / "a.png").read_bytes())
+    done = shell("ulimit -f 1; trap '' XFSZ; $IDEFICS caption many*.png >answers.txt")
+    kept = (photos / "answers.txt").read_text().splitlines()
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"idefics caption: cannot write answers: file too large \((\d+) of 40 done\)\n", done.stderr
+    )
+    assert kept[0] == "many00.png: caption many00"
+    assert (
+        int(re.search(r"\d+", done.stderr)[0]) == 1024 // len("many00.png: caption many00\n") == len(kept) - 1
+    )
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_refusals_that_nobody_can_read_do_not_reach_the_answers(closed):
+    done = shell(f"$IDEFICS caption a.png no.png {closed}")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "a.png: caption a\n", "")
+
+
+def test_a_chat_whose_standard_input_is_closed_ends():
+    done = shell("$IDEFICS chat a.png <&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_typed_conversation(typist):

@@ -37,7 +37,7 @@ def found(*arguments):
 )
 @pytest.mark.usefixtures("photos")
 def test_the_last_argument_is_the_words_unless_it_reads_like_a_picture(arguments, prompt, names, words):
-    assert split_words(arguments, prompt) == (names, words)
+    assert split_words(arguments, prompt, "question") == (names, words)
 
 
 @pytest.mark.usefixtures("photos")

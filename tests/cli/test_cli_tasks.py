@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from cli_fakes import FakeIdefics
 
+from idefics.cli.main import run
+
 pytestmark = pytest.mark.usefixtures("photos")
 
 
@@ -175,9 +177,9 @@ def test_forms_and_penalties_reach_the_call(idefics, photos):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--presence-penalty", "3"], "presence_penalty is 3.0; give a number from -2.0 to 2.0"),
+        (["--presence-penalty", "3"], "--presence-penalty is 3.0; give a number from -2.0 to 2.0"),
         (["--frequency-penalty", "x"], "--frequency-penalty is 'x': give a number"),
-        (["--schema", "none.json"], "--schema none.json cannot be read: No such file or directory"),
+        (["--schema", "none.json"], "--schema none.json: no such file"),
         (["--schema", "a.png"], "--schema a.png is not JSON"),
         (["--schema", "list.json"], "schema is [1]; give a JSON schema as a dict"),
         (
@@ -229,7 +231,7 @@ def test_how_closely_pictures_are_looked_at(idefics, argv):
     ("flag", "message"),
     [
         (("--detail", "best"), "--detail is 'best': give low, high or auto"),
-        (("--max-tiles", "0"), "max_tiles is 0; give a whole number from 1"),
+        (("--max-tiles", "0"), "--max-tiles is 0; give a whole number from 1"),
         (("--max-tiles", "few"), "--max-tiles is 'few': give a whole number"),
     ],
 )
@@ -252,3 +254,36 @@ def test_a_refused_policy_fetches_nothing(idefics):
     assert done.code == 2
     assert "may not be fetched" in done.err
     assert not done.loads
+
+
+def test_labels_come_from_a_file_too(idefics, photos):
+    (photos / "labels.txt").write_text("\ufeffsnow leopard, ounce\n\n  kitten \n", encoding="utf-8")
+    done = idefics("classify", "a.png", "--labels-file", "labels.txt", "--label", "puppy")
+    assert (done.code, done.err) == (0, "")
+    assert done.vlm.calls[0].words == ["puppy", "snow leopard, ounce", "kitten"]
+
+
+@pytest.mark.parametrize(
+    "argv", [["caption", "a.png"], ["generate", "a.png", "This is"], ["chat", "a.png", "What?"]]
+)
+def test_log_probabilities_of_tokens_are_in_the_json(capsys, photos, demo, standard_input, argv):
+    standard_input(b"")
+    code = run([*argv, "--json", "--top-logprobs", "2", "--max-new-tokens", "4"], lambda flags, screen: demo)
+    row = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert len(row["tokens"]) == row["usage"]["completion_tokens"] > 0
+    assert "".join(token["text"] for token in row["tokens"]).strip() == row["text"].strip()
+    for token in row["tokens"]:
+        assert token["logprob"] <= 0
+        assert [token["id"], token["logprob"]] == [token["top"][0]["id"], token["top"][0]["logprob"]]
+        assert len(token["top"]) == 2
+
+
+def test_without_top_logprobs_tokens_have_their_own_alone(capsys, photos, demo):
+    assert run(["caption", "a.png", "--json", "--logprobs"], lambda flags, screen: demo) == 0
+    assert set(json.loads(capsys.readouterr().out)["tokens"][0]) == {"id", "text", "logprob"}
+
+
+def test_rows_without_logprobs_have_no_tokens(idefics):
+    done = idefics("caption", "a.png", "--json")
+    assert "tokens" not in json.loads(done.out)

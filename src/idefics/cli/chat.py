@@ -61,8 +61,8 @@ def _chat(
 ) -> int:
     from idefics.processing.fetch import Fetcher
 
-    options = sampling.options()
-    names, words = split_words(arguments, prompt)
+    options = sampling.options(as_json=output.json)
+    names, words = split_words(arguments, prompt, "question")
     with Screen(context.command_path, as_json=output.json) as screen:
         shown = Shown(screen, Fetcher(policy=model.remote_images))
         shown.add(names)
@@ -152,7 +152,7 @@ class Talk:
 
     def _whole(self, messages: list[Message]) -> str:
         answer = self.vlm.chat(messages, **self.options)
-        self.screen.answer(answer)
+        self.screen.answer(answer, model=self.vlm)
         return answer.text
 
     def _stream(self, messages: list[Message]) -> str:

@@ -60,17 +60,17 @@ _output = partial(typer.Option, rich_help_panel=OUTPUT)
 
 Arguments = Annotated[list[str], typer.Argument(default_factory=list)]
 Prompt = Annotated[
-    str | None, _input("--prompt", metavar="TEXT", help="The words, where they are not the last argument.")
+    str | None, _input("--prompt", metavar="TEXT", help="The question or text, instead of the last argument.")
 ]
 Shots = Annotated[
     Path | None,
     _input(
         "--shots",
         metavar="FILE",
-        help='Worked examples to follow, one JSON object a line: {"image": "a.jpg", "answer": "A puppy."}',
+        help='Examples to follow, one JSON object per line: {"image": "a.jpg", "answer": "A puppy."}',
     ),
 ]
-Debug = Annotated[bool, _output("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, _output("--debug", help="Show the traceback of errors.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class ModelFlags:
             "--threads",
             metavar="N",
             parser=number("--threads", int),
-            help="Threads of the CPU that compute.",
+            help="Number of CPU threads.",
         ),
     ] = None
     device_map: Annotated[
@@ -118,7 +118,7 @@ class ModelFlags:
             "--device-map",
             metavar="HOW",
             parser=one_of("--device-map", DEVICE_MAPS),
-            help="auto spreads the model over all GPUs and CPU memory, evenly; sequential fills one by one.",
+            help="auto spreads the model evenly over all GPUs and CPU memory; sequential fills them in turn.",
         ),
     ] = None
     quantize: Annotated[
@@ -127,10 +127,10 @@ class ModelFlags:
             "--quantize",
             metavar="BITS",
             parser=one_of("--quantize", get_args(QuantKind)),
-            help="Keep weights in fewer bits: int8, int4, fp8, nf4 or fp4.",
+            help="Quantize the weights: int8, int4, fp8, nf4 or fp4.",
         ),
     ] = None
-    offline: Annotated[bool, _model("--offline", help="Never download a model.")] = False
+    offline: Annotated[bool, _model("--offline", help="Never use the network for models.")] = False
     remote_images: Annotated[
         str,
         _model(
@@ -139,7 +139,7 @@ class ModelFlags:
             envvar="IDEFICS_REMOTE_IMAGES",
             show_envvar=False,
             parser=policy,
-            help="Addresses that may be fetched: any, public, off, or hosts with commas between them; else "
+            help="Which picture addresses may be fetched: any, public, off, or hosts separated by commas; else "
             "$IDEFICS_REMOTE_IMAGES, else any.",
         ),
     ] = "any"
@@ -147,7 +147,7 @@ class ModelFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class LookFlags:
-    """How closely pictures are looked at."""
+    """At which detail pictures are processed."""
 
     detail: Annotated[
         Detail | None,
@@ -165,7 +165,7 @@ class LookFlags:
             "--max-tiles",
             metavar="N",
             parser=number("--max-tiles", int),
-            help="At most N tiles of a picture, the whole one among them: fewer are faster.",
+            help="At most N tiles per picture, the downscaled whole included; fewer are faster.",
         ),
     ] = None
 
@@ -181,5 +181,5 @@ class LookFlags:
 class OutputFlags:
     """What standard output gets."""
 
-    json: Annotated[bool, _output("--json", help="One JSON object a line, nothing else.")] = False
+    json: Annotated[bool, _output("--json", help="Print one JSON object per line.")] = False
     debug: Debug = False

@@ -47,7 +47,7 @@ def _generate(
 
     if not items:
         raise BadPrompt('no prompt given: name texts and pictures, as in photo.jpg "This is a picture of"')
-    options = sampling.options()
+    options = sampling.options(as_json=output.json)
     fetcher = Fetcher(policy=model.remote_images)
     parts = [_part(item, fetcher) for item in items]
     with Screen(context.command_path, as_json=output.json) as screen:
@@ -55,7 +55,7 @@ def _generate(
         if screen.person:
             screen.stream(vlm.generate(parts, stream=True, **options))
         else:
-            screen.answer(vlm.generate(parts, **options))
+            screen.answer(vlm.generate(parts, **options), model=vlm)
         return screen.code
 
 

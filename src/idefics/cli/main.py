@@ -1,6 +1,7 @@
 """The command `idefics`: finds the command that was typed, runs it, and turns every mistake into one line.
 
-Exit codes: 0, everything asked was answered; 2, something was refused; 130, interrupted.
+Exit codes: 0, everything asked was answered; 1, the answers could not be written; 2, something was refused; 130,
+interrupted.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from idefics import __version__
 from idefics.cli import chat, demo, generate, look, models, quantize, serve, tasks, ui
+from idefics.cli.error_line import error_line
 from idefics.cli.loading import Loader, load
-from idefics.cli.output import one_line
-from idefics.errors import IdeficsError
+from idefics.cli.look import Group
+from idefics.cli.output import AnswerStream, ClosedOutput, OutputLost, discard, print_line
 
+OUTPUT_LOST = 1
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count
 
 EXAMPLES = (
@@ -41,37 +47,85 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(argv: Sequence[str], loader: Loader = load) -> int:
     """Runs a command line; its exit code. `loader` brings the model that it asks for."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # no name and no answer is unprintable
-    debug = "--debug" in argv
-    with warnings.catch_warnings():
+    with ExitStack() as stack:
+        if sys.stdin is None:  # closed, as in `idefics ... <&-`; so are the others
+            sys.stdin = stack.enter_context(Path(os.devnull).open())
+        if sys.stderr is None:
+            stack.enter_context(redirect_stderr(stack.enter_context(Path(os.devnull).open("w"))))
+        if sys.stdout is None:
+            stack.enter_context(redirect_stdout(ClosedOutput()))
+        elif isinstance(sys.stdout, io.TextIOWrapper):
+            stack.enter_context(_answer_stream(sys.stdout))
+        debug = "--debug" in argv
+        stack.enter_context(warnings.catch_warnings())
         if not debug:
             warnings.simplefilter("ignore")  # standard error is for lines to the caller
-        try:
-            return _run(argv, loader)
-        except KeyboardInterrupt:
-            if sys.stderr.isatty():
-                print(file=sys.stderr)  # the shell's prompt does not stand behind the ^C
-            return INTERRUPTED
-        except BrokenPipeError:
-            # The reader has enough. Python would complain once more, when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except Exception as error:
-            if debug:
-                traceback.print_exc()
-            print(_line(error, argv), file=sys.stderr)
-            return 2
+        return _guarded(argv, loader, debug=debug)
+
+
+@contextmanager
+def _answer_stream(stdout: io.TextIOWrapper) -> Iterator[None]:
+    """Standard output as an `AnswerStream`, while a command runs."""
+    stdout.flush()
+    # Of a write that a full disk cuts short, an unbuffered stream (PYTHONUNBUFFERED) loses the rest in silence.
+    under = stdout.buffer
+    added = io.BufferedWriter(under) if isinstance(under, io.RawIOBase) else None
+    stream = AnswerStream(
+        added or under, stdout.encoding, "backslashreplace", line_buffering=stdout.line_buffering
+    )
+    with redirect_stdout(stream):
+        yield
+    stream.detach()  # what the process owns must not be closed with what was put around it
+    if added is not None:
+        added.detach()
+
+
+def _guarded(argv: Sequence[str], loader: Loader, *, debug: bool) -> int:
+    """The exit code of a command line, whatever happens to it."""
+    try:
+        code = _run(argv, loader)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the shell's prompt does not stand behind the ^C
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader has enough
+        _discard_output()
+        code = 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print_line(error_line(error, argv, _group()))
+        code = 2
+        if isinstance(error, OutputLost):
+            _discard_output()
+            code = OUTPUT_LOST
+    return code
+
+
+def _discard_output() -> None:
+    """What standard output could not write goes nowhere."""
+    if isinstance(sys.stdout, AnswerStream):
+        discard(sys.stdout)
 
 
 def _run(argv: Sequence[str], loader: Loader) -> int:
-    command = typer.main.get_command(_app())
+    if list(argv[:1]) == ["help"]:
+        argv = [*argv[1:], "--help"]
     try:
-        with command.make_context("idefics", list(argv), obj=loader) as context:
-            code: int = command.invoke(context)
+        with _group().make_context("idefics", list(argv), obj=loader) as context:
+            code: int = _group().invoke(context)
             return code
     except typer.Exit as done:  # --help, --version
         return done.exit_code
+
+
+@cache
+def _group() -> Group:
+    """All commands."""
+    group = typer.main.get_command(_app())
+    assert isinstance(group, Group)
+    return group
 
 
 def _app() -> typer.Typer:
@@ -90,8 +144,8 @@ def _app() -> typer.Typer:
     @app.callback()
     def start(
         context: typer.Context,
-        version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-        help: Annotated[bool, typer.Option("--help", "-h", help="Show this.")] = False,
+        version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
+        help: Annotated[bool, typer.Option("--help", "-h", help="Show this help.")] = False,
     ) -> int:
         if version:
             print(f"idefics {__version__}")
@@ -104,19 +158,3 @@ def _app() -> typer.Typer:
     for part in (tasks, chat, generate, serve, ui, models, quantize, demo):
         part.register(app)
     return app
-
-
-def _line(error: Exception, argv: Sequence[str]) -> str:
-    """An error as one line that begins with the command and names the way out."""
-    names = [command.name for command in _app().registered_commands]
-    called = f"idefics {argv[0]}" if argv and argv[0] in names else "idefics"
-    if isinstance(error, IdeficsError):
-        text = str(error)
-    elif isinstance(error, typer.TyperException):
-        usage = one_line(error.format_message()).rstrip(".")
-        text = f"{usage[:1].lower()}{usage[1:]} (see {called} --help)"
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-        text = "the memory of this machine is too small for that: `idefics models` says what each model needs"
-    else:
-        text = f"{type(error).__name__}: {error} (not foreseen: --debug shows where)"
-    return one_line(f"{called}: {text}")

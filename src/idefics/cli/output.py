@@ -5,29 +5,98 @@ Answers go to standard output, everything else to standard error. Imports rich o
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from idefics.cli.waiting import Waiting
+from idefics.errors import IdeficsError
 from idefics.messages import Answer, Ranking, Timings, Usage
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from idefics import Idefics
     from idefics.pipeline import Stream
 
 MOST_BARS = 10  # labels that a person is shown; --json has all
 BAR_WIDTH = 30
+LEAST = -9999.0  # stands for a probability of zero: JSON has no infinity
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could take a terminal over
 
 
 def one_line(text: str) -> str:
     """The text with its line breaks as spaces and without control characters."""
     return CONTROL.sub("", re.sub(r"\s*[\r\n]\s*", " ", text)).strip()
+
+
+class OutputLost(IdeficsError):
+    """Answers cannot be written to standard output."""
+
+    def __init__(self, reason: str, progress: str = "") -> None:
+        super().__init__(f"cannot write answers: {reason}{progress}")
+        self.reason = reason
+
+
+class AnswerStream(io.TextIOWrapper):
+    """Standard output while a command runs: whatever its encoding lacks is written as an escape.
+
+    Raises:
+        OutputLost: it cannot be written, as on a full disk.
+        BrokenPipeError: its reader has ended.
+    """
+
+    def write(self, text: str) -> int:
+        """Writes as the base class does."""
+        with _as_output_lost():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Flushes as the base class does."""
+        with _as_output_lost():
+            super().flush()
+
+
+class ClosedOutput(io.StringIO):
+    """Stands for standard output where the caller has closed it, as in `idefics ... >&-`."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        """Raises OutputLost."""
+        raise OutputLost("standard output is closed")
+
+
+@contextmanager
+def _as_output_lost() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = "disk full" if error.errno == errno.ENOSPC else str(error.strerror or error).lower()
+        raise OutputLost(reason) from error
+
+
+def print_line(text: str) -> None:
+    """One line on standard error, lost in silence where that cannot be written."""
+    try:
+        print(one_line(text), file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Sends what a stream could not write, and all that follows, nowhere: Python would fail when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Screen:
@@ -41,6 +110,8 @@ class Screen:
         person: somebody reads standard output.
         names: an answer is preceded by its picture's name.
         code: the exit code so far: 2 once something has been refused.
+        total: how many answers the run is to give; 0 where that is not known.
+        done: how many have been written.
         waiting: what a person sees until there is an answer.
     """
 
@@ -48,14 +119,16 @@ class Screen:
         self.called, self.as_json = called, as_json
         self.person = sys.stdout.isatty() and not as_json
         self.names = False
-        self.code = 0
+        self.code = self.total = self.done = 0
         self.waiting = Waiting()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self.waiting.end()
+        if isinstance(error, OutputLost) and self.total:
+            raise OutputLost(error.reason, f" ({self.done} of {self.total} done)") from error
 
     @cached_property
     def console(self) -> Console:
@@ -72,15 +145,23 @@ class Screen:
     def say(self, text: str) -> None:
         """One line on standard error."""
         with self.waiting.aside():
-            print(one_line(text), file=sys.stderr, flush=True)
+            print_line(text)
 
-    def answer(self, answer: Answer, name: str | None = None) -> None:
-        """An answer, whole."""
+    def answer(self, answer: Answer, name: str | None = None, model: Idefics | None = None) -> None:
+        """An answer, whole.
+
+        Args:
+            name: of its picture.
+            model: what spells the tokens whose log-probabilities were asked for.
+        """
         if self.as_json:
-            row = {"text": answer.text, "finish": answer.finish}
+            row: dict[str, Any] = {"text": answer.text, "finish": answer.finish}
+            if answer.logprobs is not None and model is not None:
+                row["tokens"] = list(_tokens(answer, model))
             self._object(name, row, answer.usage, answer.timings)
         else:
             self._text(answer.text, name)
+        self.done += 1
 
     def ranking(self, ranking: Ranking, name: str | None = None) -> None:
         """A ranking: bars for a person, the best label down a pipe, all of it as JSON."""
@@ -91,6 +172,7 @@ class Screen:
             self._bars(ranking, name)
         else:
             self._text(ranking.best, name)
+        self.done += 1
 
     def stream(self, stream: Stream) -> Answer:
         """Words as they come, to a person. Where it is broken off, the line is ended."""
@@ -146,3 +228,16 @@ class Screen:
         is_unicode = sys.stdout.encoding.lower() in ("utf-8", "utf8")
         with self.waiting.aside():
             print(json.dumps(row, ensure_ascii=not is_unicode), flush=True)
+
+
+def _tokens(answer: Answer, model: Idefics) -> Iterator[dict[str, Any]]:
+    """Each token of an answer: id, text, natural-log probability, and the most likely tokens in its place."""
+    tops = answer.top_logprobs or [()] * len(answer.tokens)
+    for id, logprob, top in zip(answer.tokens, answer.logprobs or (), tops, strict=True):
+        likely = [_token(model, one.token, one.logprob) for one in top]
+        yield _token(model, id, logprob) | ({"top": likely} if answer.top_logprobs else {})
+
+
+def _token(model: Idefics, id: int, logprob: float) -> dict[str, Any]:
+    spelled = model.processor.tokenizer.decode_bytes([id], skip_special=False)
+    return {"id": id, "text": spelled.decode(errors="replace"), "logprob": max(logprob, LEAST)}

@@ -33,8 +33,11 @@ class Named:
     picture: Visual
 
 
-def split_words(arguments: Sequence[str], prompt: str | None) -> tuple[list[str], str | None]:
+def split_words(arguments: Sequence[str], prompt: str | None, kind: str) -> tuple[list[str], str | None]:
     """The names of pictures, and the words: `prompt`, else the last argument unless it reads like a picture.
+
+    Args:
+        kind: what the words are called, such as "question".
 
     Raises:
         BadPrompt: there are words in the pictures' places, as where a question was typed without quotes.
@@ -44,7 +47,7 @@ def split_words(arguments: Sequence[str], prompt: str | None) -> tuple[list[str]
         words = names.pop()
     for name in names:
         if name and not reads_like_picture(name):
-            raise BadPrompt(f"{name!r} is no picture; words that belong together are one argument, in quotes")
+            raise BadPrompt(f"{name!r} is not a picture: put the whole {kind} in quotes")
     return names, words
 
 

@@ -12,8 +12,8 @@ from idefics.cli.loading import Loader
 from idefics.cli.output import Screen
 from idefics.cli.pictures import Named, about, find, names_many, opened
 from idefics.config import EngineConfig
-from idefics.errors import BadPicture, BadVideo, PromptTooLong
-from idefics.messages import Answer, Ranking, Visual
+from idefics.errors import BadPicture, BadPrompt, BadVideo, PromptTooLong
+from idefics.messages import Answer, Ranking, Shot, Visual
 from idefics.tasks.shots import read_shots
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class Round:
         if not arguments:
             raise BadPicture("no picture given: name a file, a folder, an address, or - for standard input")
         self.screen, self.model, self.loader = screen, model, loader
-        self.shots = [] if shots is None else read_shots(shots)
+        self.shots = _shots(shots)
         self.fetcher = Fetcher(policy=model.remote_images)
         self.found = find(arguments, screen.refuse)
-        screen.names = names_many(arguments)
+        screen.names, screen.total = names_many(arguments), len(self.found)
 
     @cached_property
     def vlm(self) -> Idefics:
@@ -92,6 +92,13 @@ class Round:
                 yield from self._together([named], reply)
         else:
             yield from ((result, named.name) for named, result in zip(pictures, results, strict=True))
+
+
+def _shots(path: Path | None) -> list[Shot]:
+    try:
+        return [] if path is None else read_shots(path)
+    except BadPrompt as error:
+        raise BadPrompt(f"--shots {error}") from None
 
 
 def _growing(pictures: Sequence[Named]) -> Iterator[Sequence[Named]]:

@@ -18,8 +18,8 @@ from idefics.form import Form
 if TYPE_CHECKING:
     from idefics.pipeline import Options
 
-_sampling = partial(typer.Option, rich_help_panel="How words are chosen")
-_form = partial(typer.Option, rich_help_panel="Form of the answer")
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_form = partial(typer.Option, rich_help_panel="Structured output")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SamplingFlags(LookFlags):
             "--max-new-tokens",
             metavar="N",
             parser=number("--max-new-tokens", int),
-            help="Tokens of an answer, at most.",
+            help="Longest answer, in tokens.",
         ),
     ] = None
     temperature: Annotated[
@@ -41,7 +41,7 @@ class SamplingFlags(LookFlags):
             "--temperature",
             metavar="T",
             parser=number("--temperature", float),
-            help="0, the default, always takes the likeliest.",
+            help="0, the default, always takes the most likely token.",
         ),
     ] = None
     top_k: Annotated[
@@ -50,7 +50,7 @@ class SamplingFlags(LookFlags):
             "--top-k",
             metavar="K",
             parser=number("--top-k", int),
-            help="Choose among the K likeliest; 0 means all.",
+            help="Sample from the K most likely tokens; 0 means all.",
         ),
     ] = None
     top_p: Annotated[
@@ -59,7 +59,7 @@ class SamplingFlags(LookFlags):
             "--top-p",
             metavar="P",
             parser=number("--top-p", float),
-            help="Choose among the likeliest that sum up to P.",
+            help="Sample from the most likely tokens whose probabilities add up to P.",
         ),
     ] = None
     min_p: Annotated[
@@ -68,7 +68,7 @@ class SamplingFlags(LookFlags):
             "--min-p",
             metavar="P",
             parser=number("--min-p", float),
-            help="Drop those below P times the likeliest.",
+            help="Drop tokens less likely than P times the most likely.",
         ),
     ] = None
     repetition_penalty: Annotated[
@@ -77,7 +77,7 @@ class SamplingFlags(LookFlags):
             "--repetition-penalty",
             metavar="X",
             parser=number("--repetition-penalty", float),
-            help="Above 1 discourages repeating.",
+            help="Above 1 discourages repetition.",
         ),
     ] = None
     presence_penalty: Annotated[
@@ -86,7 +86,7 @@ class SamplingFlags(LookFlags):
             "--presence-penalty",
             metavar="X",
             parser=number("--presence-penalty", float),
-            help="Above 0 discourages words that the answer has, -2 to 2.",
+            help="Above 0 discourages tokens already in the answer; -2 to 2.",
         ),
     ] = None
     frequency_penalty: Annotated[
@@ -95,7 +95,7 @@ class SamplingFlags(LookFlags):
             "--frequency-penalty",
             metavar="X",
             parser=number("--frequency-penalty", float),
-            help="The same, as often as it has them.",
+            help="The same, once for each time a token occurs; -2 to 2.",
         ),
     ] = None
     num_beams: Annotated[
@@ -104,12 +104,29 @@ class SamplingFlags(LookFlags):
             "--num-beams",
             metavar="N",
             parser=number("--num-beams", int),
-            help="Beams of a beam search; 1 is none.",
+            help="Number of beams; 1 turns beam search off.",
         ),
     ] = None
     seed: Annotated[
         int | None,
-        _sampling("--seed", metavar="N", parser=number("--seed", int), help="Makes sampling repeatable."),
+        _sampling(
+            "--seed",
+            metavar="N",
+            parser=number("--seed", int),
+            help="Random seed: the same seed gives the same answer.",
+        ),
+    ] = None
+    logprobs: Annotated[
+        bool, _sampling("--logprobs", help="Give each token's log-probability; needs --json.")
+    ] = False
+    top_logprobs: Annotated[
+        int | None,
+        _sampling(
+            "--top-logprobs",
+            metavar="N",
+            parser=number("--top-logprobs", int),
+            help="And those of the N most likely tokens in its place, 1 to 20; implies --logprobs.",
+        ),
     ] = None
     stop: Annotated[
         list[str] | None,
@@ -117,29 +134,38 @@ class SamplingFlags(LookFlags):
     ] = None
     banned: Annotated[
         list[str] | None,
-        _sampling("--banned", metavar="TEXT", help="Never say TEXT; repeatable."),
+        _sampling("--banned", metavar="TEXT", help="Never write TEXT; repeatable."),
     ] = None
     regex: Annotated[
         str | None,
-        _form("--regex", metavar="REGEX", help="The whole answer fits a regular expression."),
+        _form("--regex", metavar="REGEX", help="The whole answer matches this regular expression."),
     ] = None
     choices: Annotated[
         str | None,
-        _form("--choices", metavar="TEXT,TEXT", help="The answer is one of these, with commas between."),
+        _form("--choices", metavar="TEXT,TEXT", help="The answer is one of these, separated by commas."),
     ] = None
     choice: Annotated[
         list[str] | None,
-        _form("--choice", metavar="TEXT", help="One of them, which may hold a comma; repeatable."),
+        _form("--choice", metavar="TEXT", help="One choice, which may contain a comma; repeatable."),
     ] = None
     schema: Annotated[
         Path | None,
-        _form("--schema", metavar="FILE", help="The answer is JSON of a schema, which is read from FILE."),
+        _form("--schema", metavar="FILE", help="The answer is JSON that matches the JSON schema in FILE."),
     ] = None
 
-    def options(self) -> Options:
-        """The keywords of a call. Raises BadSetting for what is out of range, before any model is loaded."""
+    def options(self, *, as_json: bool) -> Options:
+        """The keywords of a call. Raises BadSetting for what is out of range, before any model is loaded.
+
+        Args:
+            as_json: answers are printed as JSON, which log-probabilities need.
+        """
         self.looking()
         given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
+        wants_logprobs = given.pop("logprobs") or self.top_logprobs is not None
+        if wants_logprobs and not as_json:
+            raise BadSetting("--logprobs needs --json: plain answers have no place for log-probabilities")
+        if wants_logprobs:
+            given["logprobs"] = True
         listed = [choice.strip() for choice in given.pop("choices", "").split(",")] if self.choices else []
         if choices := [*listed, *given.pop("choice", ())]:
             given["choices"] = choices
@@ -154,6 +180,8 @@ def _read_schema(path: Path) -> Any:
     """What a file of JSON holds."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadSetting(f"--schema {path}: no such file") from None
     except OSError as error:
         raise BadSetting(f"--schema {path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:

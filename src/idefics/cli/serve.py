@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from idefics import Idefics
 
 HELP = f"""
-Serve a model to OpenAI's clients: chat completions, completions, responses, and a route for each task.
+Serve a model to OpenAI clients: chat completions, completions, responses, and a route for each task.
 
-Every flag may be written as environment variable ({PREFIX}PORT=8001) or in a TOML file (port = 8001) as well; a flag
-goes before the environment, and that before the file. docs/server.md lists all, with examples for clients.
+Every flag may also be given as an environment variable ({PREFIX}PORT=8001) or in a TOML file (port = 8001).
+Flags override the environment, which overrides the file. docs/server.md lists all, with examples for clients.
 """
 EXAMPLES = (
     "idefics serve",

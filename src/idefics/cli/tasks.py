@@ -26,30 +26,33 @@ from idefics.tasks.write import STORY
 if TYPE_CHECKING:
     from idefics.pipeline import Stream
 
-UNSAID = {"write": STORY}  # the words of a task that can do without the caller's
+DEFAULT_WORDS = {"write": STORY}  # the words of a task that can do without the caller's
 
 PICTURES = """
 A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
-To a checkpoint that was trained with video it may also be a video: clip.mp4.
-One picture gives its answer alone; several, a folder or a pattern give one line each, "name: answer".
-For xargs, whose last call may have a single picture, --json always gives the name.
+Models trained on video also accept videos: clip.mp4.
+One picture prints its answer alone; several, a folder or a pattern print one line each, "name: answer".
+--json always gives the name, also where xargs passes a single picture.
 
-What cannot be read is refused on standard error and the rest is answered; the exit code is then 2.
+Files that cannot be read are reported on standard error, the others are answered; the exit code is then 2.
 """
 
 _label = partial(typer.Option, rich_help_panel="Labels")
 Labels = Annotated[
-    str | None, _label("--labels", metavar="LABEL,LABEL", help="What to choose from, with commas between.")
+    str | None, _label("--labels", metavar="LABEL,LABEL", help="Labels to choose from, separated by commas.")
 ]
 Label = Annotated[
     list[str] | None,
-    _label("--label", metavar="LABEL", help="One label, which may hold a comma; repeatable."),
+    _label("--label", metavar="LABEL", help="One label, which may contain a comma; repeatable."),
+]
+LabelsFile = Annotated[
+    Path | None, _label("--labels-file", metavar="FILE", help="File of labels, one per line.")
 ]
 LengthNormalized = Annotated[
     bool, _label("--length-normalized", help="Divide each label's score by its number of tokens.")
 ]
 Calibrated = Annotated[
-    bool, _label("--calibrated", help="Subtract what the model says of a plain grey picture.")
+    bool, _label("--calibrated", help="Subtract each label's score for a plain gray picture.")
 ]
 
 
@@ -97,6 +100,7 @@ PAGES = {
             'idefics classify photo.jpg --labels "cat,dog,bird"',
             'idefics classify photo.jpg --label "red, round" --label "blue, square"',
             'idefics classify photos/ --labels "indoors,outdoors" --calibrated --json',
+            "idefics classify photo.jpg --labels-file labels.txt",
         ),
     ),
     "write": Page(
@@ -146,13 +150,12 @@ def _with_words(task: Task) -> look.Run:
         sampling: SamplingFlags,
         output: OutputFlags,
     ) -> int:
-        names, words = split_words(arguments, prompt)
-        words = UNSAID.get(task.name) if words is None else words
+        names, words = split_words(arguments, prompt, task.words)
+        words = DEFAULT_WORDS.get(task.name) if words is None else words
         if words is None:
-            last = f": {names[-1]!r} reads like a picture" if names else ""
-            raise BadPrompt(f"the {task.words} is missing{last}; give it last, in quotes, or by --prompt")
+            raise BadPrompt(f"no {task.words} given: put it last, in quotes, or use --prompt")
         if not words.strip():
-            raise BadPrompt(f"the {task.words} is empty: give it last, in quotes, or by --prompt")
+            raise BadPrompt(f"the {task.words} is empty: put it last, in quotes, or use --prompt")
         return _say(task, context, names, words.strip(), shots, model, sampling, output)
 
     return run
@@ -168,7 +171,7 @@ def _say(
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
-    options = sampling.options()
+    options = sampling.options(as_json=output.json)
     with Screen(context.command_path, as_json=output.json) as screen:
         pictures = Round(arguments, shots, screen, model, context.obj)
         if screen.person and not screen.names:
@@ -180,7 +183,7 @@ def _say(
                 lambda vlm, several: cast("list[Answer]", vlm.run(task, several, words, **options))
             )
             for answer, name in said:
-                screen.answer(answer, name)
+                screen.answer(answer, name, pictures.vlm)
         return screen.code
 
 
@@ -189,6 +192,7 @@ def _classify(
     arguments: Arguments,
     labels: Labels = None,
     label: Label = None,
+    labels_file: LabelsFile = None,
     length_normalized: LengthNormalized = False,
     calibrated: Calibrated = False,
     shots: Shots = None,
@@ -199,9 +203,11 @@ def _classify(
 ) -> int:
     closely = seen.looking()
     _refuse_words(arguments, 'labels are given as --labels "cat,dog"')
-    wanted = [*(labels.split(",") if labels else ()), *(label or ())]
+    wanted = [*(labels.split(",") if labels else ()), *(label or ()), *_read_labels(labels_file)]
     if not wanted:
-        raise BadSetting('no labels given: --labels "cat,dog", or --label cat --label dog')
+        raise BadSetting(
+            'no labels given: --labels "cat,dog", --label cat --label dog, or --labels-file FILE'
+        )
     wanted = checked(wanted)
     with Screen(context.command_path, as_json=output.json) as screen:
         pictures = Round(arguments, shots, screen, model, context.obj)
@@ -217,6 +223,21 @@ def _classify(
         for ranking, name in rankings:
             screen.ranking(ranking, name)
         return screen.code
+
+
+def _read_labels(path: Path | None) -> list[str]:
+    """The lines of a file of labels that are not blank."""
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise BadSetting(f"--labels-file {path}: no such file") from None
+    except OSError as error:
+        raise BadSetting(f"--labels-file {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise BadSetting(f"--labels-file {path} is not text in UTF-8: give one label per line") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _refuse_words(arguments: Sequence[str], remark: str) -> None:

@@ -35,25 +35,25 @@ class Settings:
 
     model: str = _setting("Model", DEFAULT, "Short name (`idefics models` lists them), folder or hub id.")
     name: str | None = _setting(
-        "Model", None, "What clients call the model; unset: the last part of what --model says."
+        "Model", None, "Model name that clients use; unset: the last part of --model."
     )
     revision: str | None = _setting("Model", None, "Branch, tag or commit on the hub.")
     device: str = _setting("Model", "auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = _setting("Model", "auto", "auto, float32, bfloat16 or float16.")
-    threads: int | None = _setting("Model", None, "Threads of the CPU that compute.", 1, 1024)
-    quantize: str | None = _setting("Model", None, "Keep weights in fewer bits: int8, int4, fp8, nf4 or fp4.")
-    offline: bool = _setting("Model", False, "Never download a model.")
+    threads: int | None = _setting("Model", None, "Number of CPU threads.", 1, 1024)
+    quantize: str | None = _setting("Model", None, "Quantize the weights: int8, int4, fp8, nf4 or fp4.")
+    offline: bool = _setting("Model", False, "Never use the network for models.")
     host: str = _setting("Address", "127.0.0.1", "Address to listen on.")
     port: int = _setting("Address", 8000, "Port to listen on; 0 takes a free one.", 0, 65535)
-    ui: bool = _setting("Address", False, "Serve the page in the browser too, at /.")
+    ui: bool = _setting("Address", False, "Serve the web page too, at /.")
     api_key: str | None = _setting(
         "Access",
         None,
-        "What clients must send as bearer token. Other users of the machine may see a flag.",
+        "Key that clients must send as bearer token. Other users of this machine can see flags: prefer the file.",
         repr=False,
     )
-    api_key_file: Path | None = _setting("Access", None, "File of such keys, one a line.")  # noqa: RUF009
-    insecure: bool = _setting("Access", False, "Serve other machines although there is no key.")
+    api_key_file: Path | None = _setting("Access", None, "File of such keys, one per line.")  # noqa: RUF009
+    insecure: bool = _setting("Access", False, "Serve other machines without a key.")
     allowed_hosts: str | None = _setting(
         "Access",
         None,
@@ -66,20 +66,20 @@ class Settings:
         "Addresses of pictures that are fetched: off, public, or a list of public hosts with commas between.",
     )
     requests_at_once: int = _setting(
-        "Limits", 256, "Requests that wait or are being answered; more are refused.", 1, 100_000
+        "Limits", 256, "Requests waiting or running; more are refused.", 1, 100_000
     )
     tokens_at_once: int = _setting(
-        "Limits", 250_000, "Tokens of their prompts and answers.", 1, 1_000_000_000
+        "Limits", 250_000, "Tokens in their prompts and answers.", 1, 1_000_000_000
     )
-    pictures_at_once: int = _setting("Limits", 128, "Pictures of their prompts.", 1, 100_000)
-    megabytes_at_once: int = _setting("Limits", 512, "Size of all requests together.", 1, 1_000_000)
+    pictures_at_once: int = _setting("Limits", 128, "Pictures in their prompts.", 1, 100_000)
+    megabytes_at_once: int = _setting("Limits", 512, "Size of all requests together, in MB.", 1, 1_000_000)
     fetched_at_once: int = _setting(
-        "Limits", 16, "Pictures that are fetched from other machines at the same time.", 1, 1024
+        "Limits", 16, "Pictures fetched from other machines at the same time.", 1, 1024
     )
-    decoded_at_once: int = _setting("Limits", 2, "Pictures that are decoded at the same time.", 1, 64)
-    body_megabytes: int = _setting("Limits", 20, "What one request may weigh.", 1, 1024)
+    decoded_at_once: int = _setting("Limits", 2, "Pictures decoded at the same time.", 1, 64)
+    body_megabytes: int = _setting("Limits", 20, "Largest request, in MB.", 1, 1024)
     drain: float = _setting(
-        "Limits", 30.0, "Seconds that answers may still take after SIGTERM or Ctrl-C.", 0, 86_400
+        "Limits", 30.0, "Seconds that running answers may take after SIGTERM or Ctrl-C.", 0, 86_400
     )
 
     def __post_init__(self) -> None:

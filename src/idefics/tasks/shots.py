@@ -23,8 +23,12 @@ def read_shots(path: str | Path) -> list[Shot]:
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadPrompt(f"{path}: the file of shots cannot be read ({type(error).__name__})") from None
+    except FileNotFoundError:
+        raise BadPrompt(f"{path}: no such file") from None
+    except OSError as error:
+        raise BadPrompt(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise BadPrompt(f"{path} is not text in UTF-8: give one JSON object per line") from None
     shots = [_shot(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not 1 <= len(shots) <= MOST_SHOTS:
         raise BadPrompt(f"{path} holds {len(shots)} shots; give 1 to {MOST_SHOTS}, one JSON object a line")

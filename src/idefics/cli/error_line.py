@@ -1,0 +1,89 @@
+"""Every error of a run as one line that begins with the command and names the way out.
+
+Python's keywords in messages become flags: a person on the command line knows `--max-new-tokens`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import typer
+
+from idefics.cli.flags import ModelFlags
+from idefics.cli.look import Group
+from idefics.cli.output import one_line
+from idefics.cli.sampling import SamplingFlags
+from idefics.errors import IdeficsError
+
+KEYWORDS = (
+    *(field.name for group in (ModelFlags, SamplingFlags) for field in fields(group)),
+    "length_normalized",
+)
+SAVES = (
+    "--out",
+    "-o",
+    "--output",
+    "--out-file",
+    "--output-file",
+)  # what other tools call the file of answers
+NO_SUCH_OPTION = re.compile(r"No such option: (\S+)")
+FILE_WITH_DASH = re.compile(r"-[^-=][^=]*\.[A-Za-z0-9]{1,5}")
+
+
+def error_line(error: Exception, argv: Sequence[str], group: Group) -> str:
+    """The line.
+
+    Args:
+        argv: what was typed after `idefics`.
+        group: all commands.
+    """
+    called = f"idefics {argv[0]}" if argv and argv[0] in group.commands else "idefics"
+    if isinstance(error, IdeficsError):
+        text = with_flags(str(error))
+    elif isinstance(error, typer.TyperException):
+        text = f"{_usage(error, argv, group)} (see {called} --help)"
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        text = "not enough memory on this machine: `idefics models` lists what each model needs"
+    else:
+        text = f"{type(error).__name__}: {error} (unexpected error; run again with --debug for details)"
+    return one_line(f"{called}: {text}")
+
+
+def with_flags(message: str) -> str:
+    """The message with Python's keywords as flags: "use num_beams=1" -> "use --num-beams 1"."""
+    for name in KEYWORDS:
+        flag = "--" + name.replace("_", "-")
+        message = re.sub(rf"(?<![\w-]){name}=(?:True\b|(?=\S))", f"{flag} ", message)
+        message = re.sub(rf"^{name} is ", f"{flag} is ", message)
+        if "_" in name:
+            message = re.sub(rf"(?<![\w./-]){name}(?![\w./-])", flag, message)
+    return re.sub(r" +(?=[ ,;:.)]|$)", "", message)
+
+
+def _usage(error: typer.TyperException, argv: Sequence[str], group: Group) -> str:
+    """What is wrong with the words of the command line, and what may have been meant."""
+    text = one_line(error.format_message()).rstrip(".")
+    unknown = NO_SUCH_OPTION.match(text)
+    if unknown is None:
+        return f"{text[:1].lower()}{text[1:]}"
+    command = group.commands.get(argv[0], group)
+    flags = [flag for param in command.params for flag in param.opts if flag.startswith("--")]
+    return f"no such option: {unknown[1]}{_meant(unknown[1], argv, flags)}"
+
+
+def _meant(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
+    """What someone who typed an unknown option may have wanted, as the end of a sentence."""
+    from difflib import get_close_matches
+
+    for argument in argv:
+        if FILE_WITH_DASH.fullmatch(argument) or (
+            len(argument) > 1 and argument[0] == "-" and Path(argument).exists()
+        ):
+            return f"; for a file, write ./{argument}"
+    if option in SAVES:
+        return "; to save answers, write > answers.txt after the command"
+    near = get_close_matches(option, flags, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
