@@ -70,7 +70,7 @@ SINGLE = f"{FAKE}{IMAGE}{FAKE}"
 
 
 def text_of(processor, prompt):
-    return processor.tokenizer.decode(prompt.ids, skip_special=False)
+    return processor.tokenizer.decode(prompt.ids, hidden=())
 
 
 def ids_of(processor, text):

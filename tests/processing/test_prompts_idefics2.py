@@ -101,7 +101,7 @@ def test_a_conversation(processor, frames):
 def test_forged_fakes_are_characters_and_are_not_shared():
     prompt = WHOLES.chat([user(Picture(SQUARE), f"{FAKE}{FAKE}{IMAGE}", Picture(SQUARE))])
     assert prompt.ids.count(TOKENIZER.token_id(FAKE)) == 4
-    assert TOKENIZER.decode(prompt.ids, skip_special=False).count(FAKE) == 6
+    assert TOKENIZER.decode(prompt.ids, hidden=()).count(FAKE) == 6
 
 
 def test_a_turn_ends_with_a_blank_of_its_own():

@@ -239,5 +239,5 @@ def _tokens(answer: Answer, model: Idefics) -> Iterator[dict[str, Any]]:
 
 
 def _token(model: Idefics, id: int, logprob: float) -> dict[str, Any]:
-    spelled = model.processor.tokenizer.decode_bytes([id], skip_special=False)
+    spelled = model.processor.tokenizer.decode_bytes([id], hidden=())
     return {"id": id, "text": spelled.decode(errors="replace"), "logprob": max(logprob, LEAST)}

@@ -207,7 +207,8 @@ class PreTrainedTokenizer:
             )
         if ids.size and ids.min() < 0:
             raise BadPrompt(f"{ids.min()} is no token's id: take it out before decoding")
-        text = self.codec.decode(ids.tolist(), skip_special=skip_special_tokens)
+        hidden = self.codec.special_ids if skip_special_tokens else ()
+        text = self.codec.decode(ids.tolist(), hidden=hidden)
         for spaced, written in CLEANED.items() if clean_up_tokenization_spaces else ():
             text = text.replace(spaced, written)
         return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -11,7 +10,6 @@ from idefics.processing.chat import IMAGE
 from idefics.processing.tokenizer import Piece
 
 FAKE = "<fake_token_around_image>"
-MARK = re.compile(r"<image>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>")
 
 
 def marks(style: PromptStyle, tokens: int, rows: int, columns: int, *, follows_picture: bool) -> str:

@@ -19,8 +19,9 @@ from idefics.processing.chat import IMAGE, render, to_messages
 from idefics.processing.continuations import encode_continuations
 from idefics.processing.fetch import Fetcher, is_remote
 from idefics.processing.images import open_picture, prepared
-from idefics.processing.marks import FAKE, MARK, marks, share_fakes
+from idefics.processing.marks import FAKE, marks, share_fakes
 from idefics.processing.sizes import grid, plan_for
+from idefics.processing.special_tokens import IMAGE_PLACEHOLDER
 from idefics.processing.text_length import TextLimit
 from idefics.processing.tokenizer import Piece, Tokenizer
 from idefics.processing.video import SUFFIXES as VIDEO_SUFFIXES
@@ -63,7 +64,7 @@ class Processor:
                 f"this checkpoint's tokenizer.json has no {' and no '.join(sorted(missing))}"
             )
         self._image = tokenizer.token_id(IMAGE)
-        ids = (tokenizer.token_id(token) for token in tokenizer.added if MARK.fullmatch(token))
+        ids = (tokenizer.token_id(token) for token in tokenizer.added if IMAGE_PLACEHOLDER.fullmatch(token))
         self.mark_ids = frozenset(id for id in ids if id is not None)
         self.look = ImageDetail()
         self._end_of_document = tokenizer.token_id(END_OF_DOCUMENT) if style.marks == "beside" else None

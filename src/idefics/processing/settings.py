@@ -47,6 +47,30 @@ def chat_template(folder: str | Path) -> str:
     return ""
 
 
+def special_tokens(folder: str | Path) -> dict[str, str]:
+    """The tokens that a checkpoint folder gives a role, by the role: "eos_token", "image_token" and the like.
+
+    They stand in tokenizer_config.json, as transformers 5 saves them also under "extra_special_tokens" in it, or in
+    special_tokens_map.json. Lists of further special tokens give no roles.
+
+    Raises:
+        UnsupportedModel: a file is not a JSON object.
+    """
+    config = json_object(Path(folder) / "tokenizer_config.json")
+    extra = config.get("extra_special_tokens")
+    sources = (
+        json_object(Path(folder) / "special_tokens_map.json"),
+        extra if isinstance(extra, dict) else {},
+        config,
+    )
+    roles: dict[str, str] = {}
+    for name, token in (item for source in sources for item in source.items() if item[0].endswith("_token")):
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str) and content:
+            roles[name] = content
+    return roles
+
+
 def _default(template: str | list[Mapping[str, str]], path: Path) -> str:
     """tokenizer_config.json may hold one template or a list of named ones."""
     if isinstance(template, str):

@@ -57,8 +57,7 @@ class TextLimit:
     def _lengths(self) -> NDArray[np.float64]:
         """(256,) for each byte, the bytes of the longest token that holds it; infinite where a byte may be dropped."""
         spelled = {
-            self._tokenizer.decode_bytes([id], skip_special=False)
-            for id in self._tokenizer.vocabulary().values()
+            self._tokenizer.decode_bytes([id], hidden=()) for id in self._tokenizer.vocabulary().values()
         }
         lengths, known = np.full(256, np.inf), set[int]()
         for token in sorted(spelled, key=len, reverse=True):

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from idefics.errors import PromptTooLong, UnsupportedModel
+from idefics.processing.special_tokens import Declared, SpecialTokens, classify
 from idefics.processing.text_length import spells_whole_text
+from idefics.processing.token_aliases import TokenAliases, encoding_of
 
 if TYPE_CHECKING:
-    import tokenizers
+    pass
 
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space
-LONG_TEXT = 4096  # characters from which on a text is encoded while other threads run
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how it spells one byte of a character that it lacks
 
 
 class Piece(NamedTuple):
-    """Part of a prompt's text. Special tokens are honoured in trusted text, else plain characters."""
+    """Part of a prompt's text. Special tokens are honoured in trusted text, else plain characters.
+
+    In text that is not trusted a checkpoint's instructions are honoured too, if its card gives any.
+    """
 
     text: str
     trusted: bool
@@ -36,14 +39,18 @@ class Tokenizer:
 
     Attributes:
         added: each token that `tokenizer.json` adds to its vocabulary or lifts out of it (`<image>`, `<s>`).
-        special_ids: ids of those that are marked special and so are left out of decoded text.
+        special_ids: ids of those that are marked special: what transformers leaves out with `skip_special_tokens`.
         strips_blank: whether decoding drops one space at the very beginning (SentencePiece puts one there).
         spells_whole_text: whether the bytes of a text's tokens are those of the text, blanks apart.
         swallows_blanks: whether an added token takes the blanks around it, however many.
     """
 
-    def __init__(self, text: str) -> None:
-        """Takes the text of a `tokenizer.json`; any exception means that it is not one."""
+    def __init__(self, text: str, declared: Declared | None = None) -> None:
+        """Takes the text of a `tokenizer.json`; any exception means that it is not one.
+
+        Args:
+            declared: what the files beside it say of its special tokens.
+        """
         import tokenizers
 
         self._library = tokenizers.Tokenizer.from_str(text)
@@ -54,6 +61,7 @@ class Tokenizer:
         self.special_ids = frozenset(
             id for id, token in self._library.get_added_tokens_decoder().items() if token.special
         )
+        self._declared = Declared() if declared is None else declared
         file = json.loads(text)
         self._is_byte_level, self.strips_blank = _decoder_kind(file["decoder"])
         self.spells_whole_text = spells_whole_text(file)
@@ -62,10 +70,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Reads `tokenizer.json` of a checkpoint folder.
+        """Reads `tokenizer.json` of a checkpoint folder, and what other files there say of its special tokens.
 
         Raises:
-            UnsupportedModel: the file is missing or broken.
+            UnsupportedModel: the file is missing, or one of them is broken.
         """
         path = Path(folder) / "tokenizer.json"
         try:
@@ -76,12 +84,24 @@ class Tokenizer:
             raise UnsupportedModel(
                 f"{path} cannot be read ({type(error).__name__}): download it again"
             ) from None
+        declared = Declared.read(path.parent)
         try:
-            return cls(text)
+            return cls(text, declared)
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{path}: {error}") from None
         except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
             raise UnsupportedModel(f"{path} is not a tokenizer file ({error}): download it again") from None
+
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """Which special tokens are control tokens, and which are content."""
+        return classify(self.vocabulary(added=False), self._contents, self.special_ids, self._declared)
+
+    @cached_property
+    def _guarded(self) -> dict[int, str]:
+        """Each token that plain characters must not become: added ones, and control tokens of the vocabulary's own."""
+        own = self.special_tokens.control - self._contents.keys()
+        return self._contents | {id: token for id in own if (token := self.token(id)) is not None}
 
     def encode(self, text: str, *, adds_special: bool) -> list[int]:
         """Ids of trusted text.
@@ -94,7 +114,7 @@ class Tokenizer:
         return ids
 
     def encode_pieces(self, pieces: Iterable[Piece], *, max_tokens: int | None = None) -> list[int]:
-        """Ids of the joined text, where special tokens are honoured in trusted pieces only.
+        """Ids of the joined text, where special tokens are honoured in trusted pieces, and instructions in all.
 
         Text between two honoured special tokens is tokenised as one, across the borders of pieces: where no
         special token is forged, this is `encode` of the joined text.
@@ -106,19 +126,20 @@ class Tokenizer:
         for piece in pieces:
             text += piece.text
             trust += bytes([piece.trusted]) * len(piece.text)
-        encoding = _encoding(self._library, text)
+        encoding = encoding_of(self._library, text)
         if max_tokens is not None and len(encoding) > max_tokens:
             raise PromptTooLong(len(encoding), max_tokens, pictures=0)
         ids: list[int] = encoding.ids
+        guarded, instructions = self._guarded, self.special_tokens.instructions
         honoured, forged = [], False
         for index, id in enumerate(ids):
-            if id in self._contents:
+            if id in guarded:
                 offsets = encoding.token_to_chars(index)
                 assert offsets is not None  # only a post-processor's tokens stand for no text
                 # A token with "lstrip" or "rstrip" swallows the spaces beside it.
-                start = max(offsets[0], text.find(self._contents[id], *offsets))
-                end = min(offsets[1], start + len(self._contents[id]))
-                if all(trust[start:end]):
+                start = max(offsets[0], text.find(guarded[id], *offsets))
+                end = min(offsets[1], start + len(guarded[id]))
+                if id in instructions or all(trust[start:end]):
                     honoured.append((start, end, id))
                 else:
                     forged = True
@@ -128,41 +149,13 @@ class Tokenizer:
         """Ids of `text`, special tokens only at `honoured` (start, end, id)."""
         parts, last = [], 0
         for start, end, id in honoured:
-            parts += [text[last:start], self._aliases[self._contents[id]]]
+            parts += [text[last:start], self._aliases.of[self._guarded[id]]]
             last = end
-        ids: list[int] = _encoding(self._aliased, "".join(parts) + text[last:]).ids
-        return ids
+        return self._aliases.encode("".join(parts) + text[last:])
 
     @cached_property
-    def _aliases(self) -> dict[str, str]:
-        """A name for each added token that nobody outside this object can write.
-
-        Digits between private-use characters: no normaliser that we know touches them.
-        """
-        secret = str(secrets.randbits(128))
-        return {content: f"\ue000{secret}\ue001{i}\ue002" for i, content in enumerate(sorted(self.added))}
-
-    @cached_property
-    def _aliased(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, its added tokens renamed: their old names are plain characters to it."""
-        import tokenizers
-
-        raw = json.loads(self._library.to_str())
-        raw["post_processor"] = None
-        for token in raw["added_tokens"]:
-            token["content"] = self._aliases[token["content"]]
-        model = raw["model"]
-        model["vocab"] = {self._aliases.get(token, token): id for token, id in model["vocab"].items()}
-        if model.get("unk_token") in self._aliases:
-            model["unk_token"] = self._aliases[model["unk_token"]]
-        # A merge that builds or uses an added token would bring its id back out of plain characters.
-        if "merges" in model:
-            model["merges"] = [
-                (left, right)
-                for left, right in model["merges"]
-                if self.added.isdisjoint((left, right, left + right))
-            ]
-        return tokenizers.Tokenizer.from_str(json.dumps(raw))
+    def _aliases(self) -> TokenAliases:
+        return TokenAliases(self._library, self._guarded, self._contents)
 
     def last_segment(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The end of the pieces from the last honoured special token on; all of them where there is none."""
@@ -178,14 +171,20 @@ class Tokenizer:
         longest_first = sorted(self.added, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of `ids`; each broken piece of UTF-8 becomes one replacement character (U+FFFD)."""
-        text = self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
+    def decode(self, ids: Iterable[int], *, hidden: Collection[int] | None = None) -> str:
+        """Text of `ids`; each broken piece of UTF-8 becomes one replacement character (U+FFFD).
+
+        Args:
+            hidden: ids that are left out; None: the control tokens.
+        """
+        text = self.decode_bytes(ids, hidden=hidden).decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self.strips_blank else text
 
-    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
+    def decode_bytes(self, ids: Iterable[int], *, hidden: Collection[int] | None = None) -> bytes:
         """UTF-8 of `ids`, where a token may hold part of a character; the first blank is not stripped."""
-        return b"".join(self._token_bytes(id) for id in ids if not (skip_special and id in self.special_ids))
+        if hidden is None:
+            hidden = self.special_tokens.control
+        return b"".join(self._token_bytes(id) for id in ids if id not in hidden)
 
     def _token_bytes(self, id: int) -> bytes:
         known = self._bytes.get(id)
@@ -228,13 +227,6 @@ class Tokenizer:
         """The text of a `tokenizer.json` that makes this tokenizer."""
         text: str = self._library.to_str(pretty=True)
         return text
-
-
-def _encoding(library: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    """Of a long text without the interpreter's lock, which `encode` holds to the end: seconds for a megabyte."""
-    if len(text) < LONG_TEXT:
-        return library.encode(text, add_special_tokens=False)
-    return library.encode_batch([text], add_special_tokens=False)[0]
 
 
 def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:

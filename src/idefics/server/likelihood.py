@@ -50,9 +50,9 @@ def _rows(said: Answer | Delta) -> Iterator[tuple[int, float, Sequence[Alternati
 
 
 def _token(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
-    spelled = tokenizer.decode_bytes([id], skip_special=False)
+    spelled = tokenizer.decode_bytes([id], hidden=())
     return {"token": _text(tokenizer, id), "logprob": max(logprob, LEAST), "bytes": list(spelled)}
 
 
 def _text(tokenizer: Tokenizer, id: int) -> str:
-    return tokenizer.decode_bytes([id], skip_special=False).decode(errors="replace")
+    return tokenizer.decode_bytes([id], hidden=()).decode(errors="replace")
