@@ -19,6 +19,7 @@ PACKAGE = ROOT / "src" / "idefics"
 # Lowest first. A part imports from lower levels and from its own folder, never from its own level.
 LEVELS = (
     ("errors",),
+    ("formats", "sources"),
     ("messages", "form", "config", "prompt", "catalog", "demo", "generation_fields"),
     ("options",),
     ("nn", "weights"),
@@ -80,6 +81,8 @@ PUBLIC = [
 # What `idefics --help` reads, or may read: nothing of it may wait for torch.
 QUICK = (
     "errors",
+    "formats",
+    "sources",
     "messages",
     "form",
     "config",

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from idefics.errors import BadSetting
+from idefics.sources import BinaryFile, held
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
+    from torch import Tensor
 
-    PictureSource = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
+    FileObject = bytearray | memoryview | BinaryFile
+    PictureSource = str | os.PathLike[str] | bytes | FileObject | PIL.Image.Image | np.ndarray | Tensor
 
 
 Detail = Literal["low", "high", "auto"]
@@ -51,15 +54,18 @@ class ImageDetail:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Something to look at. Opened late, when a prompt is made of it.
+    """Something to look at. Opened late, when a prompt is made of it; a file object or a tensor is read at once.
 
     Args:
-        source: a path, the bytes of a picture file, a `PIL.Image`, a NumPy array (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4) of uint8, an http(s) URL, or a data URI.
+        source: a path, the bytes of a picture file, an open file (`open(path, "rb")`, `io.BytesIO`), a `PIL.Image`, an
+            http(s) URL, a data URI, or the pixels as a NumPy array or a torch tensor: (H, W), (H, W, C) or (C, H, W)
+            with 1, 3 or 4 channels; uint8, whole numbers of 0 to 255, uint16, bool, or floats of 0 to 1. What fits
+            two readings, such as (3, H, 3), is refused.
         detail, max_tiles: of this picture, whatever the call says: see `ImageDetail`. None: what the call says.
 
     Raises:
         BadSetting: as `ImageDetail`.
+        BadPicture: a file object cannot be read.
     """
 
     source: PictureSource
@@ -67,6 +73,7 @@ class Picture:
     max_tiles: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", held(self.source))
         self.look(ImageDetail())
 
     def look(self, call: ImageDetail) -> ImageDetail:
@@ -84,7 +91,7 @@ class Picture:
 
 if TYPE_CHECKING:
     VideoFileSource = str | os.PathLike[str] | bytes
-    VideoSource = VideoFileSource | Sequence[Picture | PictureSource] | np.ndarray
+    VideoSource = VideoFileSource | FileObject | Sequence[Picture | PictureSource] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +101,8 @@ class Video:
     A file is read by PyAV (`pip install 'idefics[video]'`); frames need nothing more.
 
     Args:
-        source: a path, the bytes of a video file, an http(s) URL or a data URI; or its frames in order: a list of what
-            `Picture` takes, or an array (T, H, W, 3) of uint8.
+        source: a path, the bytes of a video file, an open file, an http(s) URL or a data URI; or its frames in order: a
+            list of what `Picture` takes, or an array or a tensor of frames, one of them `source[0]`.
         fps: frames a second, for frames alone; a file says it itself. Where it is given, frames are chosen as from a
             file. Where it is not, each one is shown, and the times said are those of 24 a second.
 
@@ -107,6 +114,7 @@ class Video:
     fps: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", held(self.source))
         if self.fps is not None and (
             not isinstance(self.fps, (int, float)) or not 0 < self.fps < float("inf")
         ):

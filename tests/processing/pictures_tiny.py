@@ -9,7 +9,8 @@ import PIL.Image
 from idefics.config import ImagePlan
 from idefics.messages import Picture
 from idefics.processing.fetch import Fetcher
-from idefics.processing.images import ORIENTATION, open_picture
+from idefics.processing.images import open_picture
+from idefics.processing.picture_files import ORIENTATION
 
 TILES = ImagePlan(
     side=16,

@@ -11,9 +11,10 @@ import pytest
 
 from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
-from idefics.processing.images import prepare, prepared, rgb, split
+from idefics.processing.images import prepare, prepared, split
 from idefics.processing.resize import pixels_of
 from idefics.processing.sizes import grid, longest_edge, tile_multiple
+from idefics.processing.to_rgb import rgb
 from processing.pictures_tiny import BESIDE, PLANS, TILES, UNSPLIT, encoded, noise, opened, oriented, picture
 
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from idefics.config import ImagePlan
-from idefics.processing.images import prepare, rgb, split
+from idefics.processing.images import prepare, split
 from idefics.processing.resize import pixels_of
 from idefics.processing.sizes import grid, native_size
+from idefics.processing.to_rgb import rgb
 from processing.pictures_tiny import picture
 from processing.test_images import KINDS
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
+from idefics.formats import IMAGE_SUFFIXES
 from idefics.messages import Picture, Video, Visual
 
 if TYPE_CHECKING:
@@ -63,10 +64,9 @@ def reads_like_words(argument: str) -> bool:
     """Whether an argument in a picture's place is a sentence: it has a space, and is no file, pattern or address."""
     if " " not in argument or _exists(argument) or glob.glob(argument):
         return False
-    from idefics.processing.processor import SUFFIXES
     from idefics.processing.video import names_video
 
-    return not (argument.lower().endswith(SUFFIXES) or names_video(argument))
+    return not (argument.lower().endswith(IMAGE_SUFFIXES) or names_video(argument))
 
 
 def names_many(arguments: Sequence[str]) -> bool:
@@ -145,15 +145,15 @@ def _pictures(argument: str) -> Iterator[Named]:
 
 def _in_folder(folder: Path) -> Iterator[Named]:
     """The pictures of a folder by their suffixes, sorted; not those of the folders in it, nor hidden ones."""
-    from idefics.processing.processor import SUFFIXES
-
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise BadPicture(f"{folder} cannot be read: {error.strerror}") from None
-    paths = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    paths = [
+        path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
     if not paths:
-        raise BadPicture(f"{folder}: no picture in this folder (none ends in {', '.join(SUFFIXES)})")
+        raise BadPicture(f"{folder}: no picture in this folder (none ends in {', '.join(IMAGE_SUFFIXES)})")
     for path in paths:
         yield Named(str(path), Picture(path))
 

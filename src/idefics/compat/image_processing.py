@@ -24,7 +24,8 @@ from idefics.messages import Picture
 from idefics.models.family import FILTERS, filter_name
 from idefics.processing import settings
 from idefics.processing.fetch import Fetcher
-from idefics.processing.images import open_picture, prepare, rgb
+from idefics.processing.images import open_picture, prepare
+from idefics.processing.to_rgb import rgb
 from idefics.prompt import Tiles
 
 Number = float | Sequence[float] | None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImagePlan, PromptStyle
 from idefics.errors import BadPicture, BadPrompt, BadSetting, PromptTooLong, UnsupportedModel
+from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from idefics.messages import ImageDetail, Message, Part, Picture, Video, Visual
 from idefics.processing.chat import IMAGE, render, to_messages
 from idefics.processing.continuations import encode_continuations
@@ -24,7 +25,6 @@ from idefics.processing.sizes import grid, plan_for
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER
 from idefics.processing.text_length import TextLimit
 from idefics.processing.tokenizer import Piece, Tokenizer
-from idefics.processing.video import SUFFIXES as VIDEO_SUFFIXES
 from idefics.processing.video import as_visual, watch
 from idefics.prompt import Prompt, Tiles
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Item = Part | PictureSource
 
 END_OF_DOCUMENT = "</s>"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 Endings = tuple[Prompt, tuple[tuple[int, ...], ...]]
 
@@ -272,7 +271,7 @@ def to_part(item: Item) -> Part:
         return as_visual(item)
     if is_remote(item.strip()):
         return as_visual(item.strip())
-    if "\n" not in item and item.lower().endswith((*SUFFIXES, *VIDEO_SUFFIXES)):
+    if "\n" not in item and item.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)):
         if _is_file(item):
             return as_visual(item)
         if " " not in item:

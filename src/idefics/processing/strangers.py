@@ -14,8 +14,6 @@ import struct
 from idefics.errors import BadPicture
 
 MOST_PIXELS = 40_000_000
-# Each is opened by the decoder of that name and by no other, whatever the sender calls it.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 MOST_READS = (
     20_000  # by which Pillow's readers go through a file: a PNG of 20 MB in parts of 8 kB takes 7,500
 )

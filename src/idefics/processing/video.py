@@ -19,6 +19,7 @@ import numpy as np
 from idefics.catalog import CATALOG
 from idefics.config import ImagePlan, VideoPlan
 from idefics.errors import BadSetting, BadVideo
+from idefics.formats import VIDEO_SUFFIXES
 from idefics.messages import Picture, Video, Visual
 from idefics.processing.fetch import Fetcher, is_remote
 from idefics.processing.images import open_picture, prepare
@@ -33,16 +34,11 @@ INTRODUCTION = "You are provided the following series of {count} frames from a {
 FRAME = "\nFrame from {minutes:02d}:{seconds:02d}:"
 END = "\n\n"
 
-SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".3gp"),
-    *(".mpg", ".mpeg", ".mts", ".m2ts", ".ogv", ".wmv", ".flv"),
-)
-
 
 def names_video(name: str) -> bool:
     """Whether a path or address ends like a video's, or a data URI says that it is one."""
     head = re.split("[?#]", name, maxsplit=1)[0] if is_remote(name) else name
-    return head[:11].lower() == "data:video/" or head.lower().endswith(SUFFIXES)
+    return head[:11].lower() == "data:video/" or head.lower().endswith(VIDEO_SUFFIXES)
 
 
 def as_visual(source: Visual | PictureSource) -> Visual:

@@ -18,7 +18,8 @@ import PIL.Image
 
 from idefics.errors import BadVideo, IdeficsError, MissingExtra
 from idefics.processing.fetch import Fetcher, is_remote, short
-from idefics.processing.images import MOST_PIXELS, open_file
+from idefics.processing.images import MOST_PIXELS
+from idefics.processing.picture_files import open_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer

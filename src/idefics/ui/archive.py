@@ -11,13 +11,14 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from idefics.errors import BadPicture, BadRequest
+from idefics.formats import UNTRUSTED_FORMATS
 from idefics.ui.desk import MOST_BYTES
 from idefics.ui.given import Given
 
 MOST_PICTURES = 2000
 MOST_MEMBERS = 10_000  # of a zip, folders and other files among them
 MOST_UNPACKED = 2 * 2**30  # bytes of a zip's pictures together
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+SUFFIXES = tuple(suffix for one in UNTRUSTED_FORMATS for suffix in one.suffixes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import gradio as gr
 
 from idefics.demo import pictures as bundled
 from idefics.errors import BadPicture, BadPrompt
+from idefics.formats import UNTRUSTED_FORMATS, titles
 from idefics.tasks import TASKS
 from idefics.tasks.write import STORY
 from idefics.ui.archive import Sources
@@ -143,7 +144,7 @@ def batch(
         total, found, seen = len(sources.entries), [], 0.0
         if not total:
             raise BadPicture(
-                "there is no picture in it: give files, a folder or a zip with JPEG, PNG, WebP, GIF or BMP"
+                f"there is no picture in it: give files, a folder or a zip with {titles(UNTRUSTED_FORMATS)}"
             )
         yield 0, total, [], None
         for row in rows(desk, session, PLACE, sources.entries, job):

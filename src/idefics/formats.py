@@ -1,0 +1,140 @@
+"""The formats of picture and video files: their suffixes, how they are recognised, which of them are read.
+
+Opening, folders, patterns, uploads, messages and help all read this table. Plain data: no Pillow, no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+GENERIC_BRANDS = (b"mif1", b"msf1")  # of ISO base media files: HEIC and AVIF may both begin with them
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """One format of picture files.
+
+    Attributes:
+        title: what people call it.
+        suffixes: in lower case, the most common one first.
+        signature: regular expression that the beginning of its files matches; empty: none is known.
+        brands: those of an ISO base media file (ISO/IEC 14496-12, box `ftyp`) of this format.
+        pillow: Pillow's name of the decoder; empty: never read.
+        from_untrusted: whether a file of an untrusted sender is read; see docs/design.md, "Pictures".
+        extra: the optional part of this package that reads it; empty: none is needed.
+    """
+
+    title: str
+    suffixes: tuple[str, ...]
+    signature: bytes = b""
+    brands: tuple[bytes, ...] = ()
+    pillow: str = ""
+    from_untrusted: bool = False
+    extra: str = ""
+
+
+# Read by Pillow, or by a library that makes Pillow's pictures. Pillow also opens page descriptions (EPS) by starting
+# other programs, and dozens of rare formats: never here.
+IMAGE_FORMATS = (
+    ImageFormat(
+        "JPEG",
+        (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+        rb"\xff\xd8\xff",
+        pillow="JPEG",
+        from_untrusted=True,
+    ),
+    ImageFormat("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", pillow="PNG", from_untrusted=True),
+    ImageFormat("WebP", (".webp",), rb"RIFF.{4}WEBP", pillow="WEBP", from_untrusted=True),
+    ImageFormat("GIF", (".gif",), rb"GIF8[79]a", pillow="GIF", from_untrusted=True),
+    ImageFormat("BMP", (".bmp",), rb"BM.{4}\0{4}", pillow="BMP", from_untrusted=True),
+    ImageFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", pillow="TIFF"),
+    ImageFormat("AVIF", (".avif", ".avifs"), brands=(b"avif", b"avis"), pillow="AVIF"),
+    ImageFormat(
+        "HEIC",
+        (".heic", ".heif", ".hif", ".heics", ".heifs"),
+        brands=(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", *GENERIC_BRANDS),
+        pillow="HEIF",
+        extra="heif",
+    ),
+    ImageFormat(
+        "JPEG 2000",
+        (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"),
+        rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+        pillow="JPEG2000",
+    ),
+    ImageFormat("ICO", (".ico",), rb"\0\0\x01\0", pillow="ICO"),
+    ImageFormat("PPM", (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), rb"P[1-6f]\s", pillow="PPM"),
+)
+
+# Recognised, so that a message can name them, and never read.
+OTHER_FORMATS = (
+    ImageFormat(
+        "camera RAW",
+        (
+            *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".raf", ".orf", ".rw2"),
+            *(".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc", ".dcr", ".mrw", ".erf", ".mef", ".rwl", ".raw"),
+        ),
+        rb"(II\*\0|MM\0\*).{4}CR|FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR|FOVb|\0MRM",
+        brands=(b"crx ",),
+    ),
+    ImageFormat("JPEG XL", (".jxl",), rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
+    ImageFormat("PSD", (".psd", ".psb"), rb"8BPS"),
+    ImageFormat("SVG", (".svg", ".svgz"), rb"\s*(<\?xml[^>]*>\s*)?(<!--.*-->\s*)?<svg\b"),
+    ImageFormat("PDF", (".pdf",), rb"%PDF-"),
+    ImageFormat("EPS", (".eps", ".ps", ".ai"), rb"%!PS"),
+    ImageFormat("TGA", (".tga",)),
+    ImageFormat("QOI", (".qoi",), rb"qoif"),
+    ImageFormat("OpenEXR", (".exr",), rb"\x76\x2f\x31\x01"),
+    ImageFormat("HDR", (".hdr",), rb"#\?RADIANCE"),
+    ImageFormat("DDS", (".dds",), rb"DDS "),
+    ImageFormat("PCX", (".pcx",)),
+    ImageFormat("ICNS", (".icns",), rb"icns"),
+    ImageFormat("DICOM", (".dcm",), rb".{128}DICM"),
+)
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".3gp"),
+    *(".mpg", ".mpeg", ".mts", ".m2ts", ".ogv", ".wmv", ".flv"),
+)
+ALL_FORMATS = (*IMAGE_FORMATS, *OTHER_FORMATS)
+UNTRUSTED_FORMATS = tuple(one for one in IMAGE_FORMATS if one.from_untrusted)
+IMAGE_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixes)
+
+HEAD_BYTES = 256  # of a file, all that `recognised` looks at
+
+
+def format_named(name: str) -> ImageFormat | None:
+    """The format that the suffix of a file's name stands for, read or not."""
+    dot = name.rfind(".")
+    return _BY_SUFFIX.get(name[dot:].lower()) if dot >= 0 else None
+
+
+_BY_SUFFIX = {suffix: one for one in ALL_FORMATS for suffix in one.suffixes}
+
+
+def recognised(head: bytes) -> ImageFormat | None:
+    """The format of a file, by its content.
+
+    Args:
+        head: its first `HEAD_BYTES` bytes, or all if it has fewer.
+    """
+    if head[4:8] == b"ftyp":
+        size = min(int.from_bytes(head[:4]), len(head))
+        brands = [head[8:12], *(head[start : start + 4] for start in range(16, size, 4))]
+        brands.sort(key=lambda brand: brand in GENERIC_BRANDS)
+        return next((one for brand in brands for one in ALL_FORMATS if brand in one.brands), None)
+    return next((one for one, signature in _SIGNATURES if signature.match(head)), None)
+
+
+# Some camera RAW files begin as TIFF does, so these formats go first.
+_SIGNATURES = tuple(
+    (one, re.compile(one.signature, re.DOTALL)) for one in (*OTHER_FORMATS, *IMAGE_FORMATS) if one.signature
+)
+
+
+def titles(formats: Iterable[ImageFormat]) -> str:
+    """For a message: "JPEG, PNG or GIF"."""
+    *first, last = (one.title for one in formats)
+    return f"{', '.join(first)} or {last}" if first else last
