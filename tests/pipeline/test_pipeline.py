@@ -167,6 +167,27 @@ def test_several_prompts_at_once(vlm, picture):
     assert one.tokens == vlm.generate([picture], max_new_tokens=5).tokens
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_goes_on_after_words_keeps_its_first_space(vlm, picture, stream):
+    """The words and the text joined are what the model wrote, on both kinds of tokenizer."""
+    decode = vlm.processor.tokenizer.decode_bytes
+    raw = vlm.prompt(["This picture shows"])
+    going_on = vlm.submit(raw, continues=True, max_new_tokens=5)
+    text = "".join(going_on) if stream else going_on.answer.text if list(going_on) else ""
+    assert text == decode(going_on.answer.tokens).decode()
+    assert text.startswith(" ")
+    options = {"answer_start": "This picture shows", "max_new_tokens": 5}
+    asked = [user(Picture(picture), "What is it?")]
+    chatted = vlm.chat(asked, stream=stream, **options)
+    text = "".join(chatted) if stream else chatted.text
+    tokens = vlm.chat(asked, **options).tokens
+    assert text == decode(tokens).decode()
+    assert text.startswith(" ")
+    completed = vlm.complete(picture, "This picture shows", stream=stream, max_new_tokens=5)
+    text = "".join(completed) if stream else completed.text
+    assert text.startswith("This picture shows ")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
@@ -178,7 +199,7 @@ def test_several_prompts_at_once(vlm, picture):
         (lambda v, p: v.caption(p, top_p="x"), BadSetting, "top_p is 'x'"),
         (lambda v, p: v.caption([p, p], stream=True), BadSetting, "stream=True takes one prompt"),
         (lambda v, p: v.caption(p, num_beams=2, temperature=1.0), BadSetting, "beams are greedy"),
-        (lambda v, p: v.ask(p, "word " * 3000), PromptTooLong, "this model reads 1023"),
+        (lambda v, p: v.ask(p, "word " * 3000), PromptTooLong, "this model reads 1024"),
         (lambda v, p: v.generate("text"), BadPrompt, "a list of text and pictures"),
         (lambda v, p: v.chat([{"role": "robot", "content": "x"}]), BadPrompt, "role is 'robot'"),
         (lambda v, p: v.with_shots(["x"]), BadPrompt, "Shot"),

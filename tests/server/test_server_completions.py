@@ -18,11 +18,42 @@ def test_a_text_goes_on(client, vlm):
     expected = vlm.generate([TEXT], max_new_tokens=6)
     (choice,) = body["choices"]
     assert body["object"] == "text_completion"
-    assert choice["text"] == expected.text
+    assert choice["text"] == " " + expected.text  # as the model wrote it
     assert choice["finish_reason"] == expected.finish
     assert choice["logprobs"] is None
     assert body["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
-    assert client.post(PATH, asked(echo=True)).json()["choices"][0]["text"] == TEXT + expected.text
+    assert client.post(PATH, asked(echo=True)).json()["choices"][0]["text"] == f"{TEXT} {expected.text}"
+
+
+@pytest.mark.parametrize("more", [{}, {"echo": True}, {"stream": True}, {"stream": True, "echo": True}])
+@pytest.mark.parametrize("prompt", [TEXT, TEXT + " ", "Once upon a time,", "The red circle i"])
+def test_prompt_and_text_are_the_text_as_the_model_wrote_it(client, vlm, prompt, more):
+    answer = client.post(PATH, asked(prompt=prompt, logprobs=0, **more))
+    parts = events(answer.text)[:-1] if "stream" in more else [answer.json()]
+    choices = [choice for part in parts for choice in part["choices"]]
+    text = "".join(choice["text"] for choice in choices)
+    said = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    tokens = [token for one in said for token in one["tokens"]]
+    offsets = [offset for one in said for offset in one["text_offset"]]
+    generated = vlm.generate([prompt], max_new_tokens=6).tokens
+    written = vlm.processor.tokenizer.decode_bytes(generated).decode()
+    assert text == (prompt if "echo" in more else "") + written
+    assert "".join(tokens) == written
+    assert tokens
+    assert all(text[offset:].startswith(token) for offset, token in zip(offsets, tokens, strict=True))
+
+
+FOX = {"regex": "🦊é", "max_tokens": 20}
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}])
+def test_tokens_join_to_the_text_where_they_split_characters(client, more):
+    answer = client.post(PATH, asked(logprobs=0, **FOX, **more))
+    parts = events(answer.text)[:-1] if more else [answer.json()]
+    choices = [choice for part in parts for choice in part["choices"]]
+    tokens = [token for choice in choices if choice["logprobs"] for token in choice["logprobs"]["tokens"]]
+    assert len(tokens) >= 6, "one for each byte"
+    assert "".join(tokens) == "".join(choice["text"] for choice in choices) == "🦊é"
 
 
 @pytest.mark.parametrize("more", [{}, {"echo": True}, {"n": 2, "temperature": 1.2, "seed": 3, "logprobs": 2}])

@@ -30,9 +30,12 @@ class Growing:
     """
 
     def __init__(self, asking: Asking, guide: FormGuide | BannedGuide | None) -> None:
-        self.tokenizer, self.start, self.began = asking.tokenizer, asking.start, asking.began
-        self.guide, self.keeps_blank = guide, isinstance(asking.limits, Shape) and not asking.limits.is_spaced
-        self.detokenizer = Detokenizer(asking.tokenizer, asking.stops, keeps_blank=self.keeps_blank)
+        self.start, self.began = asking.start, asking.began
+        self.guide = guide
+        keeps_blank = not asking.limits.is_spaced if isinstance(asking.limits, Shape) else asking.continues
+        self.detokenizer = Detokenizer(
+            asking.tokenizer, asking.stops, keeps_blank=keeps_blank or bool(asking.start)
+        )
         self.prepared = self.last = time.perf_counter()
         self.first: float | None = None
         self.lengths: list[int] = []  # of the text, after each token
@@ -45,9 +48,7 @@ class Growing:
         self.detokenizer.push(token)
         if self.first is None:
             self.first = self.last
-            if self.start and not self.keeps_blank and self.tokenizer.decode_bytes([token]).startswith(b" "):
-                self.start += " "
-        self.lengths.append(len(self.text))
+        self.lengths.append(len(self.start) + len(self.detokenizer.text))
         is_over = self.guide is not None and self.guide.is_over
         return is_over or self.detokenizer.stopped or self.is_abandoned
 
@@ -207,6 +208,7 @@ class Asking:
         stops: strings that end an answer.
         limits: the form of the answers, or words that are banned from them.
         start: the caller's words that each answer's text begins with.
+        continues: whether the answer goes on in the middle of a text, and so keeps a space at its beginning.
         began: when the caller asked.
     """
 
@@ -218,6 +220,7 @@ class Asking:
     stops: tuple[str, ...]
     limits: Shape | BannedWords | None
     start: str
+    continues: bool
     began: float
 
     def submit(self, prompt: Prompt, *, wait: bool = True) -> Growing:

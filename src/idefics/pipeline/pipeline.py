@@ -174,16 +174,18 @@ class Pipeline(Loaded):
         Args:
             messages: `Message`s or the dicts of the published guides and of OpenAI's API. Special tokens in their text
                 are plain characters.
-            answer_start: words that the answer begins with; they are not repeated in its text.
+            answer_start: words that the answer begins with; its text goes on after them, its first space included.
             stream, options: as in `generate`.
         """
         began = time.perf_counter()
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         conversations: list[Conversation] = list(messages) if many else [messages]  # type: ignore
         make = partial(self._seeing(options).chat, answer_start=answer_start)
-        return self._reply(make, conversations, many, stream, began, options)
+        return self._reply(make, conversations, many, stream, began, options, continues=bool(answer_start))
 
-    def submit(self, prompt: Prompt, *, start: str = "", **wishes: Unpack[Wishes]) -> Stream:
+    def submit(
+        self, prompt: Prompt, *, start: str = "", continues: bool = False, **wishes: Unpack[Wishes]
+    ) -> Stream:
         """Asks for the answer to a prompt that is ready, and waits for nothing: the door of a server.
 
         `prompt` does what takes its time, and may run in any thread; this may run in an event loop. The stream is
@@ -191,12 +193,13 @@ class Pipeline(Loaded):
 
         Args:
             start: words that the answer's text begins with.
+            continues: whether the text goes on where the prompt ends, and keeps a space at its beginning.
 
         Raises:
             EngineBusy: as many requests wait as may.
             BadRequest: a setting is wrong, or the prompt can never be answered with them.
         """
-        return Stream(self._asking(time.perf_counter(), wishes, start).submit(prompt, wait=False))
+        return Stream(self._asking(time.perf_counter(), wishes, start, continues).submit(prompt, wait=False))
 
     def score(
         self,
@@ -249,19 +252,18 @@ class Pipeline(Loaded):
         began: float,
         options: Options,
         start: str = "",
+        continues: bool = False,
     ) -> Reply:
-        """Answers the prompts that `make` makes of `items`; `start` are words that each text shall begin with."""
+        """Answers the prompts that `make` makes of `items`; `start` and `continues` are as in `submit`."""
         if stream and many:
-            raise BadSetting(
-                f"stream=True takes one prompt, not a list of {len(items)}: call it once for each"
-            )
-        asking = self._asking(began, options, start)
+            raise BadSetting(f"stream=True takes one prompt, not {len(items)}: call it once for each")
+        asking = self._asking(began, options, start, continues)
         if stream:
             return Stream(asking.submit(make(items[0])))
         answers = asking.answers(ahead(make, items))
         return answers if many else answers[0]
 
-    def _asking(self, began: float, wishes: Wishes, start: str = "") -> Asking:
+    def _asking(self, began: float, wishes: Wishes, start: str = "", continues: bool = False) -> Asking:
         chosen: dict[str, Any] = dict(wishes)
         stops, banned = (_strings(name, chosen.pop(name, ())) for name in ("stop", "banned"))
         form = Form.of(*(chosen.pop(name, None) for name in ("regex", "choices", "schema")))
@@ -275,6 +277,7 @@ class Pipeline(Loaded):
             stops=stops,
             limits=None if form is None and not banned else limits(form, banned, self.spelling, self.shape),
             start=start,
+            continues=continues,
             began=began,
         )
 

@@ -52,7 +52,8 @@ class CompletionRequest(Asked):
 async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) -> Response:
     """How a text goes on."""
     service.check_model(asked.model)
-    await visit.ask(partial(service.vlm.prompt, [asked.text]), asked.wishes(), choices=asked.n or 1)
+    make = partial(service.vlm.prompt, [asked.text])
+    await visit.ask(make, asked.wishes(), choices=asked.n or 1, continues=True)
     head = {
         "id": f"cmpl-{uuid4().hex}",
         "object": "text_completion",
@@ -63,7 +64,8 @@ async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) 
     if asked.stream:
         return Events(_chunks(visit, head, asked, start))
     answers = await visit.answers()
-    choices = [_choice(visit, number, start, said, 0) for number, said in enumerate(answers)]
+    texts = [likelihood.TokenTexts(service.tokenizer) for _ in answers]
+    choices = [_choice(texts[number], number, start, said, 0) for number, said in enumerate(answers)]
     usage = usage_of(*(answer.usage for answer in answers))
     return JSONResponse({**head, "choices": choices, "usage": usage})
 
@@ -72,12 +74,13 @@ async def _chunks(
     visit: Visit, head: dict[str, Any], asked: CompletionRequest, start: str
 ) -> AsyncGenerator[bytes]:
     nothing = {"usage": None} if asked.tells_usage else {}
-    lengths = [0] * len(visit.streams)
+    lengths = [len(start)] * len(visit.streams)
+    texts = [likelihood.TokenTexts(visit.service.tokenizer) for _ in lengths]
     if start:
         for number in range(len(lengths)):
             yield event({**head, "choices": [_plain(number, start)], **nothing})
     async for number, delta in visit.deltas():
-        choice = _choice(visit, number, "", delta, lengths[number])
+        choice = _choice(texts[number], number, "", delta, lengths[number])
         lengths[number] += len(delta.text)
         yield event({**head, "choices": [choice], **nothing})
     answers = [stream.answer for stream in visit.streams]
@@ -88,9 +91,11 @@ async def _chunks(
     yield DONE
 
 
-def _choice(visit: Visit, number: int, start: str, said: Answer | Delta, offset: int) -> dict[str, Any]:
+def _choice(
+    texts: likelihood.TokenTexts, number: int, start: str, said: Answer | Delta, offset: int
+) -> dict[str, Any]:
     finish = said.finish if isinstance(said, Answer) else None
-    logprobs = likelihood.legacy(visit.service.tokenizer, said, offset + len(start))
+    logprobs = likelihood.legacy(texts, said, offset + len(start))
     return {**_plain(number, start + said.text, finish), "logprobs": logprobs}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -25,22 +26,44 @@ def content(tokenizer: Tokenizer, said: Answer | Delta) -> list[dict[str, Any]] 
     ]
 
 
-def legacy(tokenizer: Tokenizer, said: Answer | Delta, offset: int) -> dict[str, Any] | None:
+class TokenTexts:
+    """The text of each token of an answer, piece by piece; joined they are the answer's text.
+
+    A character that several tokens spell is the text of the last of them; a space that a form leaves out is of none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._has_begun = False
+
+    def of(self, said: Answer | Delta) -> list[str]:
+        """The texts of a whole answer's tokens, or of those that a delta adds."""
+        spelled = (self.tokenizer.decode_bytes([id], skip_special=False) for id in said.tokens)
+        texts = [self._characters.decode(piece) for piece in spelled]
+        if texts and isinstance(said, Answer):
+            texts[-1] += self._characters.decode(b"", final=True)
+        if texts and not self._has_begun and not said.text.startswith(" "):
+            texts[0] = texts[0].removeprefix(" ")
+        self._has_begun = True
+        return texts
+
+
+def legacy(texts: TokenTexts, said: Answer | Delta, offset: int) -> dict[str, Any] | None:
     """The same as `/v1/completions` has it; `offset` is where the text begins in the whole answer."""
     if said.logprobs is None:
         return None
-    texts = [_text(tokenizer, id) for id in said.tokens]
-    lost = int(
-        bool(texts) and texts[0].startswith(" ") and not said.text.startswith(" ")
-    )  # an answer's first blank
-    offsets = [offset, *(offset - lost + length for length in accumulate(map(len, texts)))]
+    tokens = texts.of(said)
     return {
-        "tokens": texts,
+        "tokens": tokens,
         "token_logprobs": [max(logprob, LEAST) for logprob in said.logprobs],
         "top_logprobs": [
-            {_text(tokenizer, one.token): max(one.logprob, LEAST) for one in top} for _, _, top in _rows(said)
+            {_text(texts.tokenizer, one.token): max(one.logprob, LEAST) for one in top}
+            for _, _, top in _rows(said)
         ],
-        "text_offset": offsets[: len(texts)],
+        "text_offset": [offset + length for length in accumulate(map(len, tokens[:-1]), initial=0)][
+            : len(tokens)
+        ],
     }
 
 

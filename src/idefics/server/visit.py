@@ -104,6 +104,7 @@ class Visit:
         choices: int = 1,
         pictures: Sequence[Picture] = (),
         start: str = "",
+        continues: bool = False,
     ) -> None:
         """Makes the prompt and asks for its answers; waits for none to grow.
 
@@ -112,7 +113,7 @@ class Visit:
             wishes: the keywords of `Idefics.submit`; a seed counts up from choice to choice.
             choices: how many answers.
             pictures: those that the prompt will hold.
-            start: words that each answer's text begins with.
+            start, continues: as in `Idefics.submit`.
 
         Raises:
             Fault, IdeficsError: there is no room, or the request is wrong.
@@ -127,7 +128,8 @@ class Visit:
             raise closing()
         self.prepared = time.monotonic() - self.place.began
         self._count(prompt)
-        await self.service.aside(lambda: self._submit(prompt, {**wishes, "start": start}, choices))
+        wishes = {**wishes, "start": start, "continues": continues}
+        await self.service.aside(lambda: self._submit(prompt, wishes, choices))
 
     async def scores(self, make: Callable[[], Endings], *, pictures: Sequence[Picture]) -> Handle:
         """Makes a prompt and its endings, and asks how likely they are. Raises as `ask`."""
