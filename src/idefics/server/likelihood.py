@@ -39,7 +39,7 @@ class TokenTexts:
 
     def of(self, said: Answer | Delta) -> list[str]:
         """The texts of a whole answer's tokens, or of those that a delta adds."""
-        spelled = (self.tokenizer.decode_bytes([id], skip_special=False) for id in said.tokens)
+        spelled = (self.tokenizer.decode_bytes([id], hidden=()) for id in said.tokens)
         texts = [self._characters.decode(piece) for piece in spelled]
         if texts and isinstance(said, Answer):
             texts[-1] += self._characters.decode(b"", final=True)
