@@ -155,7 +155,7 @@ REFUSED = [
     ({"foo": 1, "bar": 2}, "foo, bar", "foo"),
     ({"messages": [{"role": "user", "content": "Hi", "shape": 1}]}, "messages[0].shape", None),
     ({"messages": []}, "messages", "messages"),
-    ({"messages": [{"role": "tool", "content": "Hi"}]}, "messages[0].role", None),
+    ({"messages": [{"role": "tool", "content": "Hi"}]}, "messages[0] (of the role tool)", None),
     ({"messages": [user({"type": "video", "video": "a.mp4"})]}, '"text" or "image_url"', None),
     ({"messages": [user(*[shown("door")] * 17)]}, "at most 16", "messages"),
     ({"n": 17}, "n: ", "n"),
@@ -169,7 +169,7 @@ REFUSED = [
     ({"messages": [user(said("word " * 20_000))]}, "this model reads", "messages"),
     ({"seed": -1}, "seed", "seed"),
     ({"store": True}, "store", "store"),
-    ({"tools": []}, "tools", "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "response_format", "tools"),
     ({"stream_options": {"pace": 1}}, "stream_options.pace", None),
 ]
 

@@ -106,8 +106,8 @@ def test_text_is_text_whatever_it_looks_like(client, vlm, prompt):
         ({"prompt": ["a", "b"]}, "prompt"),
         ({"prompt": [1, 2]}, "prompt"),
         ({"prompt": ""}, "empty"),
-        ({"suffix": "a"}, "unknown field: suffix"),
-        ({"best_of": 2}, "unknown field: best_of"),
+        ({"suffix": "a"}, 'suffix ("a") is not supported'),
+        ({"best_of": 2}, "best_of (2) is not supported: give n"),
         ({"logprobs": 6}, "logprobs"),
     ],
 )

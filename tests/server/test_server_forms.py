@@ -55,6 +55,23 @@ def test_any_object_and_any_text(client):
     assert text_of(plain) == text_of(client.post(PATH, chat()).json())
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_object", "value": SCHEMA},
+        {"type": "json_object", "schema": SCHEMA},
+        {"type": "json", "value": SCHEMA},
+    ],
+)
+def test_a_schema_in_the_words_of_other_servers_is_kept_to(client, form):
+    text = text_of(client.post(PATH, chat(response_format=form)).json())
+    assert text == text_of(client.post(PATH, chat(response_format=as_format(SCHEMA))).json())
+    asked = {"model": "demo", "input": "Hi", "text": {"format": form}}
+    body = client.post("/v1/responses", asked).json()
+    assert set(json.loads(body["output"][0]["content"][0]["text"])) == {"shape", "sides"}
+    assert body["text"] == {"format": form}
+
+
 def test_expressions_choices_and_banned_words(client):
     assert re.fullmatch(r"[a-c]{5}", text_of(client.post(PATH, chat(regex="[a-c]{5}")).json()))
     assert text_of(client.post(PATH, chat(choices=["seven", "eleven"])).json()) in ("seven", "eleven")
@@ -187,6 +204,8 @@ def test_large_ones_in_good_faith_are_kept_to(client, schema):
         ({"response_format": as_format({"$ref": "https://example.com/a.json"})}, "schema"),
         ({"response_format": as_format(nested(40))}, "nested"),
         ({"response_format": {"type": "yaml"}}, "json_object"),
+        ({"response_format": {"type": "json_object", "value": nested(40)}}, "nested"),
+        ({"response_format": {"type": "json_object", "value": {}, "schema": {}}}, "give one JSON schema"),
         ({"response_format": {"type": "json_schema"}}, "json_schema"),
     ],
     ids=lambda value: str(value)[:40],

@@ -122,9 +122,8 @@ def test_an_error_in_the_midst_is_the_last_event(client, vlm, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"previous_response_id": "resp_1"}, "unknown field: previous_response_id"),
+        ({"previous_response_id": "resp_1"}, "nothing is kept here"),
         ({"store": True}, "store"),
-        ({"tools": []}, "unknown field: tools"),
         ({"input": []}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, '"input_text"'),
         ({"input": [{"role": "user", "content": [picture("door")] * 17}]}, "at most 16"),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from idefics.server.faults import Fault
-from idefics.server.fields import Fields
+from idefics.server.request_object import Fields
 
 FILE = "image"  # the part of a form that holds a picture's file
 ADDRESS = "image_url"  # the field that holds its address

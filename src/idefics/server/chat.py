@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from idefics.messages import Answer, Delta
 from idefics.processing.tokenizer import Tokenizer
-from idefics.server import likelihood
+from idefics.server import likelihood, neutral_fields
 from idefics.server.answers import ChatShape
 from idefics.server.events import DONE, Events, event
 from idefics.server.faults import Fault
@@ -23,13 +23,14 @@ from idefics.server.fields import (
     MOST_TOKENS,
     NEW_TOKENS,
     Asked,
-    Fields,
-    JsonSchema,
     MessageField,
+    ReasoningField,
     Unkept,
-    one_format,
     pictures_of,
 )
+from idefics.server.neutral import Unused
+from idefics.server.output_format import JsonSchema, one_format
+from idefics.server.request_object import Fields
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
@@ -52,6 +53,8 @@ class SchemaFormat(Fields):
 class ChatRequest(Asked):
     """A conversation, and how it is to be continued."""
 
+    unused: ClassVar[Unused] = neutral_fields.CHAT
+
     messages: list[MessageField] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     logprobs: bool | None = None
@@ -59,6 +62,7 @@ class ChatRequest(Asked):
     response_format: one_format(SchemaFormat) | None = None  # type: ignore[valid-type]
     metadata: dict[str, str] | None = Field(None, max_length=16)
     store: Unkept | None = None
+    reasoning: ReasoningField | None = None
 
     def wishes(self) -> dict[str, Any]:
         """The keywords of a call."""

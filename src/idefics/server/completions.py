@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -13,10 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Discriminator, Field, Tag
 
 from idefics.messages import Answer, Delta
-from idefics.server import likelihood
+from idefics.server import likelihood, neutral_fields
 from idefics.server.answers import CompletionShape
 from idefics.server.events import DONE, Events, event
 from idefics.server.fields import Asked, content_kind
+from idefics.server.neutral import Unused
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
@@ -28,6 +29,8 @@ router = APIRouter(tags=["OpenAI"])
 
 class CompletionRequest(Asked):
     """A text, and how it goes on."""
+
+    unused: ClassVar[Unused] = neutral_fields.COMPLETION
 
     prompt: Annotated[
         Annotated[str, Tag("<words>")]

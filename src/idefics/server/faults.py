@@ -18,6 +18,8 @@ MOST_NAMED = 10  # faults of one request that are listed
 OBJECT = "a valid dictionary or object to extract fields from"  # pydantic's words
 HALF = "a text holds half of a character (a lone surrogate): send whole ones"
 REFUSED = "invalid_request_error"
+UNKNOWN, UNSUPPORTED = "unknown_field", "unsupported_field"  # types of errors of `request_object`
+REFUSALS = (UNKNOWN, UNSUPPORTED)
 
 log = logging.getLogger("idefics.server")
 
@@ -109,13 +111,9 @@ def fault_of(error: Exception) -> Fault:
 
 def _invalid(errors: Sequence[Mapping[str, Any]]) -> Fault:
     """Fields that are unknown, missing, or hold what they may not; each is named."""
-    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
-    if unknown:
-        names = [_place(error["loc"]) for error in unknown]
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        listed = ", ".join(names[:MOST_NAMED]) + more
-        message = f"unknown field{'s' * (len(names) > 1)}: {listed}: leave out what this server does not know"
-        return Fault(400, message, code="unknown_parameter", param=names[0])
+    refused = [error for error in errors if error["type"] in REFUSALS]
+    if refused:
+        return Fault(400, _refusal(refused), code="unknown_parameter", param=_place(refused[0]["loc"]))
     first = errors[0]
     if first["type"] == "json_invalid":
         why = first["ctx"]["error"]
@@ -128,6 +126,25 @@ def _invalid(errors: Sequence[Mapping[str, Any]]) -> Fault:
     is_missing = first["type"] == "missing"
     code = "missing_required_parameter" if is_missing else "invalid_value"
     return Fault(400, said + more, code=code, param=_place(first["loc"]))
+
+
+def _refusal(errors: Sequence[Mapping[str, Any]]) -> str:
+    """What is said of fields that are not known, or not used, here."""
+    said = []
+    for error in errors[:MOST_NAMED]:
+        if error["type"] == UNSUPPORTED:
+            way = f": {instead}" if (instead := error["ctx"]["instead"]) else ": leave it out"
+            said.append(f"{_place(error['loc'])}{error['ctx']['shown']} is not supported{way}")
+    unknown = [error for error in errors if error["type"] == UNKNOWN]
+    if unknown:
+        names = [_place(error["loc"]) for error in unknown]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        near = next((near for error in unknown if (near := error["ctx"]["instead"])), None)
+        said.append(
+            f"unknown field{'s' * (len(names) > 1)}: {', '.join(names[:MOST_NAMED])}{more}: "
+            f"{near or 'leave out what this server does not know'}"
+        )
+    return "; ".join(said)
 
 
 def _place(loc: Sequence[int | str]) -> str:

@@ -5,15 +5,18 @@ A field that is not here is refused with its name. Everything has a limit, so th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from idefics.messages import Detail, Message, Part, Picture
 from idefics.processing.fetch import is_data, is_remote
+from idefics.server import neutral_fields
 from idefics.server.faults import Fault
+from idefics.server.neutral import Unused
+from idefics.server.output_format import MOST_FORM
+from idefics.server.request_object import Fields, by_type, unsupported
 from idefics.tasks.classify import MOST_LABELS
 
 MOST_CHOICES = 16
@@ -23,55 +26,10 @@ MOST_MESSAGES = 512
 MOST_PARTS = 64
 MOST_BIASES = 300
 MOST_BANNED = 128
-MOST_NESTED = 32  # levels of a JSON schema
-MOST_FORM = 16_384  # bytes of a JSON schema, or of all choices
 MOST_TOKENS = 1_000_000  # of an answer; a model's own limit is lower
 NEW_TOKENS = 256  # where a request does not say it
 LONGEST_ADDRESS = 2048  # characters
 LONGEST_HEAD = 256  # of a data URI, before its comma
-
-
-class Fields(BaseModel):
-    """JSON as it says, with no field that is not known here."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole(cls, said: Any) -> Any:
-        for text in said.values() if isinstance(said, dict) else ():
-            if isinstance(text, str) and not text.isascii():
-                text.encode()  # raises what is a fault of the client's everywhere
-        return said
-
-
-def _small_enough(schema: dict[str, Any]) -> dict[str, Any]:
-    level: list[Any] = [schema]
-    for _ in range(MOST_NESTED):
-        for outer in level:
-            step = outer.get("multipleOf", 1) if isinstance(outer, dict) else 1
-            if isinstance(step, int | float) and not _has_few_digits(step):
-                raise ValueError("multipleOf is a number of more than four digits: give one of fewer")
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            break
-    else:
-        raise ValueError(f"the schema is nested more than {MOST_NESTED} times")
-    if (size := len(json.dumps(schema))) > MOST_FORM:
-        raise ValueError(f"the schema has {size:,} characters; at most {MOST_FORM:,} are read")
-    return schema
-
-
-def _has_few_digits(number: float) -> bool:
-    """At most four: what is a multiple of N has N states."""
-    return abs(number) < 10_000 and (
-        number == round(number, 3) if abs(number) < 10 else number == round(number)
-    )
 
 
 def _few_enough(choices: list[str]) -> list[str]:
@@ -136,6 +94,8 @@ Unkept = Annotated[bool, AfterValidator(_unkept)]
 class StreamOptions(Fields):
     """What a stream tells beside the answer."""
 
+    unused: ClassVar[Unused] = neutral_fields.STREAM_OPTIONS
+
     include_usage: bool | None = None
 
 
@@ -155,20 +115,10 @@ class Asked(Choosing):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-Schema = Annotated[dict[str, Any], Field(max_length=256), AfterValidator(_small_enough)]
-
-
-class JsonSchema(Fields):
-    """What a JSON answer has to look like."""
-
-    name: str | None = Field(None, max_length=256)
-    description: str | None = None
-    schema_: Schema = Field(alias="schema")
-    strict: bool | None = None
-
-
 class ImageAddress(Fields):
     """Where a picture is: a data URI, or an http(s) address where the server may fetch it."""
+
+    unused: ClassVar[Unused] = neutral_fields.IMAGE_ADDRESS
 
     url: str
     detail: Detail | None = None
@@ -182,6 +132,8 @@ class ImageAddress(Fields):
 class TextPart(Fields):
     """Words."""
 
+    unused: ClassVar[Unused] = neutral_fields.PART
+
     type: Literal["text"]
     text: str
 
@@ -189,66 +141,53 @@ class TextPart(Fields):
 class ImagePart(Fields):
     """A picture among them."""
 
+    unused: ClassVar[Unused] = neutral_fields.PART
+
     type: Literal["image_url"]
     image_url: ImageAddress
 
 
-ANY_OBJECT = {"type": "object"}
+class ReasoningField(Fields):
+    """How a model reasons before it answers: this one does not, so that there is nothing to set."""
 
-
-class PlainFormat(Fields):
-    """Any text, or any JSON object."""
-
-    type: Literal["text", "json_object"]
-
-    @property
-    def form(self) -> dict[str, Any] | None:
-        """The JSON schema of the answer."""
-        return ANY_OBJECT if self.type == "json_object" else None
-
-
-def one_format(schema_format: Any) -> Any:
-    """A field that says what an answer looks like: a `PlainFormat`, or JSON of one kind."""
-    return Annotated[
-        Annotated[PlainFormat, Tag("<text>")]
-        | Annotated[PlainFormat, Tag("<json_object>")]
-        | Annotated[schema_format, Tag("<json_schema>")],
-        by_type("it", "unknown_format", "text", "json_object", "json_schema"),
-    ]
-
-
-def by_type(what: str, fault: str, *types: str) -> Discriminator:
-    """Chooses among members tagged "<text>" and the like by "type"; `what` and `fault` name and class the refusal."""
-    *first, last = (f'"{name}"' for name in types)
-    return Discriminator(
-        lambda value: f"<{value.get('type')}>" if isinstance(value, dict) else "<>",
-        custom_error_type=fault,
-        custom_error_message=f'{what} has a "type", which is {", ".join(first)} or {last}',
-    )
+    unused: ClassVar[Unused] = neutral_fields.REASONING_FIELD
 
 
 PartField = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
     by_type("a part", "unknown_part", "text", "image_url"),
 ]
-Content = Annotated[
-    Annotated[str, Tag("<words>")]
-    | Annotated[list[PartField], Tag("<parts>"), Field(min_length=1, max_length=MOST_PARTS)],
-    Discriminator(content_kind),
-]
+
+
+def content_of(part_field: Any) -> Any:
+    """A field that holds the content of a message: a text, or a list of such parts."""
+    return Annotated[
+        Annotated[str, Tag("<words>")]
+        | Annotated[list[part_field], Tag("<parts>"), Field(min_length=1, max_length=MOST_PARTS)],
+        Discriminator(
+            lambda value: content_kind(value) if isinstance(value, str | list) else None,
+            custom_error_type="no_content",
+            custom_error_message="give text or a list of parts",
+        ),
+    ]
 
 
 class MessageField(Fields):
-    """One turn of a conversation. Clients send back what they got: fields of it that mean nothing here are empty."""
+    """One turn of a conversation. Clients send back what they got, with fields that mean nothing here."""
+
+    unused: ClassVar[Unused] = neutral_fields.MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: content_of(PartField)  # type: ignore[valid-type]
     name: str | None = None
-    refusal: None = None
-    annotations: list[None] | None = Field(None, max_length=0)
-    audio: None = None
-    function_call: None = None
-    tool_calls: list[None] | None = Field(None, max_length=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_no_tool(cls, said: Any) -> Any:
+        role = said.get("role") if isinstance(said, dict) else None
+        if isinstance(role, str) and role in neutral_fields.UNSUPPORTED_ROLES:
+            raise unsupported(f"of the role {role}", neutral_fields.UNSUPPORTED_ROLES[role])
+        return said
 
     def message(self) -> Message:
         """As the rest of the house says it."""

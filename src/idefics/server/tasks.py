@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, create_model
 
 from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot, Usage
+from idefics.server import neutral_fields
 from idefics.server.answers import RankingShape, TaskShape
 from idefics.server.bodies import FILE, read
 from idefics.server.events import DONE, Events, event
 from idefics.server.faults import Fault
-from idefics.server.fields import MOST_PICTURES, MOST_TOKENS, Choosing, Fields, picture_at
+from idefics.server.fields import MOST_PICTURES, MOST_TOKENS, Choosing, picture_at
+from idefics.server.neutral import Unused
+from idefics.server.request_object import Fields
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
@@ -42,6 +45,8 @@ class ShotField(Fields):
 
 class Shown(Fields):
     """A picture, and how closely it is looked at. A form may bring the picture as a file, `image`, instead."""
+
+    unused: ClassVar[Unused] = neutral_fields.TASK
 
     image_url: str | None = None
     detail: Detail | None = None

@@ -1,0 +1,401 @@
+"""Fields that ask for nothing are accepted; others that are not understood are refused by name."""
+
+import json
+import re
+import typing
+
+import jsonschema_rs
+import openai.types.chat as chat_types
+import openai.types.responses as response_types
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+from openai.types.shared_params import Reasoning
+from pydantic import BaseModel, ValidationError
+
+from idefics.server import fields, neutral, responses, tasks
+from idefics.server.chat import ChatRequest
+from idefics.server.completions import CompletionRequest
+from idefics.server.request_object import Fields
+from idefics.server.responses import ResponseRequest
+from server.asking import chat, data_uri, events, said, shown, user
+
+CHAT, COMPLETIONS, RESPONSES, CAPTION = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/images/tasks/caption",
+)
+PICTURE = {"type": "input_image", "image_url": data_uri("shapes")}
+WORDS = {"type": "input_text", "text": "What is shown?"}
+PLAIN = {
+    CHAT: chat(max_tokens=3),
+    COMPLETIONS: {"model": "demo", "prompt": "A", "max_tokens": 3},
+    RESPONSES: {
+        "model": "demo",
+        "input": [{"role": "user", "content": [PICTURE, WORDS]}],
+        "max_output_tokens": 3,
+    },
+    CAPTION: {"image_url": data_uri("shapes"), "max_new_tokens": 3},
+}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def essence(body):
+    """What an answer says."""
+    if "choices" in body:
+        return [one.get("message") or one["text"] for one in body["choices"]]
+    return body["output"][0]["content"] if "output" in body else body["text"]
+
+
+ACCEPTED = [
+    *((path, {name: None}) for path in PLAIN for name in ("tools", "seed", "temperature", "n", "anything")),
+    *((path, {"tools": [], "service_tier": "auto"}) for path in (CHAT, RESPONSES)),
+    *((path, {"tool_choice": choice}) for path in (CHAT, RESPONSES) for choice in ("none", "auto")),
+    *((path, {"parallel_tool_calls": is_so}) for path in (CHAT, RESPONSES) for is_so in (True, False)),
+    *((path, {"prompt_cache_key": "a", "safety_identifier": "b"}) for path in (CHAT, RESPONSES)),
+    *((path, {"skip_special_tokens": True, "min_tokens": 0, "ignore_eos": False}) for path in PLAIN),
+    *((path, {"top_k": -1, "add_special_tokens": True}) for path in PLAIN),
+    (
+        CHAT,
+        {
+            "reasoning_effort": None,
+            "reasoning": {},
+            "verbosity": None,
+            "functions": [],
+            "function_call": "none",
+        },
+    ),
+    (CHAT, {"stream_options": {"include_obfuscation": False, "continuous_usage_stats": False}}),
+    (
+        CHAT,
+        {"best_of": 1, "modalities": ["text"], "store": False, "add_generation_prompt": True, "echo": False},
+    ),
+    (CHAT, {"web_search_options": None, "prediction": {"type": "content", "content": "A"}}),
+    (COMPLETIONS, {"best_of": 1, "suffix": None}),
+    (COMPLETIONS, {"suffix": "", "logprobs": False}),
+    (RESPONSES, {"previous_response_id": None, "conversation": None, "background": False, "prompt": None}),
+    (RESPONSES, {"text": {"verbosity": None, "format": {"type": "text"}}}),
+    (RESPONSES, {"text": {"verbosity": "medium"}}),
+    (RESPONSES, {"include": ["reasoning.encrypted_content", "message.input_image.image_url"]}),
+    (RESPONSES, {"include": [], "max_tool_calls": 3, "truncation": None}),
+    (RESPONSES, {"reasoning": {"effort": "none", "summary": None}, "stream_options": {}}),
+    (CAPTION, {"model": "demo", "detail": None, "shots": None}),
+]
+
+
+@pytest.mark.parametrize(("path", "more"), ACCEPTED, ids=lambda value: str(value)[:60])
+def test_what_asks_for_nothing_changes_nothing(client, path, more):
+    answer = client.post(path, PLAIN[path] | more)
+    assert answer.status_code == 200, answer.text
+    assert essence(answer.json()) == essence(client.post(path, PLAIN[path]).json())
+
+
+def test_a_reply_comes_back_as_clients_keep_it(client):
+    reply = {"role": "assistant", "content": "A circle."}
+    kept = {
+        **reply,
+        "id": "chatcmpl-1",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+        "tool_call_id": None,
+        "reasoning": None,
+        "reasoning_content": "",
+        "parsed": {"shape": "circle"},
+        "provider_specific_fields": {"refusal": None},
+    }
+    more = user({**said("And its colour?"), "cache_control": {"type": "ephemeral"}})
+    first = user(shown("shapes", format="image/png", detail=None), said("What?"))
+    plain = client.post(
+        CHAT, chat([user(shown("shapes"), said("What?")), reply, user(said("And its colour?"))])
+    )
+    answer = client.post(CHAT, chat([first, kept, more | {"cache_control": {"type": "ephemeral"}}]))
+    assert answer.status_code == 200, answer.text
+    assert essence(answer.json()) == essence(plain.json())
+
+
+def test_a_response_comes_back_as_clients_keep_it(client):
+    text = {"type": "output_text", "text": "A circle.", "annotations": [], "logprobs": []}
+    reply = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}
+    more = {"role": "user", "content": "And its colour?"}
+    first = {"role": "user", "content": [{**PICTURE, "file_id": None}, WORDS]}
+    answer = client.post(RESPONSES, {"model": "demo", "input": [first, reply | {"phase": None}, more]})
+    assert answer.status_code == 200, answer.text
+    turns = [*PLAIN[RESPONSES]["input"], {"role": "assistant", "content": "A circle."}, more]
+    plain = client.post(RESPONSES, {"model": "demo", "input": turns})
+    assert essence(answer.json()) == essence(plain.json())
+
+
+REFUSED = [
+    (CHAT, {"tools": [TOOL]}, ["tools is not supported", "response_format", "regex"]),
+    (RESPONSES, {"tools": [TOOL]}, ["tools is not supported", "text.format", "regex"]),
+    (CHAT, {"tool_choice": "required"}, ['tool_choice ("required") is not supported', "response_format"]),
+    (CHAT, {"reasoning_effort": "high"}, ['reasoning_effort ("high")', "without reasoning"]),
+    (RESPONSES, {"reasoning": {"effort": "low"}}, ['reasoning.effort ("low")', "without reasoning"]),
+    (RESPONSES, {"previous_response_id": "resp_1"}, ['previous_response_id ("resp_1")', "nothing is kept"]),
+    (RESPONSES, {"conversation": "conv_1"}, ["conversation", "nothing is kept"]),
+    (CHAT, {"service_tier": "priority"}, ['service_tier ("priority")']),
+    (CHAT, {"web_search_options": {}}, ["web_search_options ({})"]),  # which switches the search on
+    (CHAT, {"guided_json": {}}, ["guided_json ({})", "response_format"]),
+    (CHAT, {"guided_regex": "a"}, ["guided_regex", "give regex"]),
+    (CHAT, {"min_tokens": 5}, ["min_tokens (5)"]),
+    (CHAT, {"bad_words": ["a"]}, ["bad_words", "give banned"]),
+    (CHAT, {"best_of": True}, ["best_of (true)"]),  # 1 and true are different values
+    (COMPLETIONS, {"suffix": "a"}, ['suffix ("a")']),
+    (COMPLETIONS, {"n_predict": 5}, ["n_predict (5)", "give max_tokens"]),
+    (CHAT, {"temprature": 1}, ["unknown field: temprature: did you mean temperature?"]),
+    (CHAT, {"foo": 1, "bar": 2}, ["unknown fields: foo, bar: leave out"]),
+    (CHAT, {"foo": False}, ["unknown field: foo"]),
+    (CHAT, {"foo": 1, "best_of": 2}, ["best_of (2) is not supported", "; unknown field: foo"]),
+    (RESPONSES, {"text": {"verbosity": "low"}}, ['text.verbosity ("low")', "max_tokens"]),
+    (
+        CHAT,
+        {"messages": [{"role": "assistant", "content": "A", "tool_calls": [{}]}]},
+        ["messages[0].tool_calls"],
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": "A", "images": ["a"]}]},
+        ["messages[0].images", "image_url"],
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": None}]},
+        ["messages[0].content: give text or a list of parts"],
+    ),
+    (
+        RESPONSES,
+        {"input": [{"role": "user", "content": None}]},
+        ["input[0].content: give text or a list of parts"],
+    ),
+    (RESPONSES, {"input": [{"type": "item_reference", "id": "msg_1"}]}, ["input[0]", "nothing is kept"]),
+    (RESPONSES, {"input": [{"id": "msg_1"}]}, ["input[0]", "nothing is kept"]),
+    (RESPONSES, {"input": [{"type": "function_call", "name": "f"}]}, ["input[0]", "no tools", "text.format"]),
+    (
+        CHAT,
+        {"messages": [{"role": "tool", "content": "A", "tool_call_id": "1"}]},
+        ["messages[0]", "no tools"],
+    ),
+    (CAPTION, {"max_tokens": 5}, ["max_tokens (5) is not supported: give max_new_tokens"]),
+]
+
+
+@pytest.mark.parametrize(("path", "more", "words"), REFUSED, ids=lambda value: str(value)[:60])
+def test_what_could_change_the_answer_is_refused_by_name(client, path, more, words):
+    answer = client.post(path, PLAIN[path] | more)
+    assert answer.status_code == 400, answer.text
+    message = answer.json()["error"]["message"]
+    assert [word for word in words if word not in message] == [], message
+    assert "\n" not in message
+
+
+def all_kinds(kind=Fields):
+    for one in kind.__subclasses__():
+        yield one
+        yield from all_kinds(one)
+
+
+KINDS = sorted({*all_kinds()}, key=lambda kind: kind.__name__)
+ROWS = [(kind, name) for kind in KINDS for name in kind.unused]
+SMALLEST = {
+    "messages": [{"role": "user", "content": "Hi"}],
+    "content": "Hi",
+    "input": "Hi",
+    "model": "demo",
+    "prompt": "Hi",
+    "role": "user",
+    "text": "Hi",
+    "url": "data:,",
+    "image_url": "data:,",
+    "labels": ["a", "b"],
+    "words": "Hi",
+    "schema": {},
+    "json_schema": {"schema": {}},
+    "answer": "Hi",
+}
+
+
+def smallest(kind):
+    """The smallest object of a class: its required fields."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        if field.is_required():
+            name = field.alias or name
+            literal = typing.get_args(field.annotation)[0] if name == "type" else None
+            found[name] = literal or SMALLEST[name]
+    if kind.__name__ == "ImagePart" and "input_image" not in found.values():
+        found["image_url"] = {"url": "data:,"}
+    return found
+
+
+def outcome(kind, said):
+    """What is read of an object, or None where it is refused."""
+    try:
+        return kind.model_validate(said)
+    except ValidationError:
+        return None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.unused], ids=lambda kind: kind.__name__)
+def test_the_tables_are_kept_to_and_described(kind):
+    plain = kind.model_validate(smallest(kind))
+    described = jsonschema_rs.validator_for(kind.model_json_schema())
+    for name, row in kind.unused.items():
+        for value in (None, *(row.neutral if row.neutral is not None else ("x", 1, True, {"a": 1}))):
+            said = smallest(kind) | {name: value}
+            assert kind.model_validate(said) == plain
+            assert described.is_valid(said), f"the description of the API refuses {said}"
+        if row.neutral is not None:
+            said = smallest(kind) | {name: {"other": "value"}}
+            assert outcome(kind, said) is None
+            assert not described.is_valid(said), f"the description of the API allows {said}"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_null_is_the_same_as_nothing(kind):
+    plain = kind.model_validate(smallest(kind))
+    described = jsonschema_rs.validator_for(kind.model_json_schema())
+    for name in {field.alias or name for name, field in kind.model_fields.items()} - {*smallest(kind)} | {
+        "other"
+    }:
+        said = smallest(kind) | {name: None}
+        assert kind.model_validate(said) == plain
+        assert described.is_valid(said)
+    for value, is_ignored in (([], True), ({}, True), (False, False), (0, False), ("", False)):
+        said = smallest(kind) | {"other": value}
+        assert (outcome(kind, said) == plain) is is_ignored
+        assert described.is_valid(said) is is_ignored
+
+
+def names_of(*params):
+    """The fields of classes of OpenAI's package: what is sent, and what comes back."""
+    return {
+        name
+        for one in params
+        for name in (one.model_fields if issubclass(one, BaseModel) else typing.get_type_hints(one))
+    }
+
+
+def members(union):
+    return {one.__name__: one for one in typing.get_args(union)}
+
+
+MESSAGES = members(chat_types.ChatCompletionMessageParam)
+OPENAI = [
+    (ChatRequest, names_of(chat_create_params.CompletionCreateParamsStreaming)),
+    (CompletionRequest, names_of(completion_create_params.CompletionCreateParamsStreaming)),
+    (ResponseRequest, names_of(response_create_params.ResponseCreateParamsStreaming)),
+    (fields.MessageField, names_of(*MESSAGES.values(), chat_types.ParsedChatCompletionMessage)),
+    (fields.TextPart, names_of(chat_types.ChatCompletionContentPartTextParam)),
+    (fields.ImagePart, names_of(chat_types.ChatCompletionContentPartImageParam)),
+    (fields.ImageAddress, names_of(chat_types.chat_completion_content_part_image_param.ImageURL)),
+    (
+        fields.StreamOptions,
+        names_of(chat_types.ChatCompletionStreamOptionsParam, response_create_params.StreamOptions),
+    ),
+    (fields.ReasoningField, names_of(Reasoning)),
+    (
+        responses.ItemField,
+        names_of(response_types.EasyInputMessageParam, response_types.ResponseOutputMessageParam),
+    ),
+    (
+        responses.TextPart,
+        names_of(response_types.ResponseInputTextParam, response_types.ResponseOutputTextParam),
+    ),
+    (responses.ImagePart, names_of(response_types.ResponseInputImageParam)),
+    (responses.TextField, names_of(response_types.ResponseTextConfigParam)),
+    (responses.SchemaFormat, names_of(response_types.ResponseFormatTextJSONSchemaConfigParam)),
+]
+
+
+@pytest.mark.parametrize(("kind", "names"), OPENAI, ids=lambda value: getattr(value, "__name__", ""))
+def test_every_field_of_the_installed_openai_is_decided(kind, names):
+    """A field that a new version brings is to be read, or to get a line in the tables of `neutral_fields`."""
+    known = {field.alias or name for name, field in kind.model_fields.items()}
+    assert names - known - {*kind.unused} == set()
+
+
+def test_whatever_a_response_may_include_is_known():
+    assert set(typing.get_args(response_types.ResponseIncludable)) == set(typing.get_args(responses.Included))
+
+
+# The fields of other servers' requests that their documents name.
+VLLM = re.findall(
+    r"\w+",
+    """use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids
+    include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens
+    truncate_prompt_tokens truncation_side prompt_logprobs logprob_token_ids allowed_token_ids bad_words
+    add_special_tokens structured_outputs priority request_id session_id return_tokens_as_token_ids return_token_ids
+    repetition_detection thinking_token_budget stream_interval guided_json guided_regex guided_choice guided_grammar
+    guided_decoding_backend guided_whitespace_pattern mm_processor_kwargs media_io_kwargs logits_processors""",
+)
+VLLM_CHAT = re.findall(
+    r"\w+",
+    """echo add_generation_prompt continue_final_message documents chat_template chat_template_kwargs
+    include_reasoning reasoning_effort""",
+)
+LLAMA_CPP = re.findall(
+    r"\w+",
+    """n_predict dynatemp_range dynatemp_exponent top_k min_p top_n_sigma xtc_probability xtc_threshold typical_p
+    repeat_last_n repeat_penalty dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers
+    mirostat mirostat_tau mirostat_eta n_probs min_keep n_keep n_discard n_cache_reuse cache_prompt id_slot grammar
+    json_schema samplers post_sampling_probs return_tokens return_progress timings_per_token t_max_predict_ms lora
+    ignore_eos reasoning_format""",
+)
+TGI = ["adapter_id", "do_sample", "repetition_penalty", "truncate", "typical_p", "watermark", "grammar"]
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponseRequest, tasks.TaskRequest])
+def test_every_field_of_other_servers_is_decided(kind):
+    names = {*VLLM, *LLAMA_CPP, *TGI, *(VLLM_CHAT if kind is ChatRequest else ())}
+    assert names - {*kind.model_fields} - {*kind.unused} == set()
+
+
+def test_the_tables_hold_no_field_that_is_read_whatever_its_value():
+    """A field that is read may have values that ask for nothing, but never all of them."""
+    assert not [
+        (kind, name) for kind, name in ROWS if name in kind.model_fields and kind.unused[name].neutral is None
+    ]
+
+
+def test_a_form_of_a_task_may_say_nothing_too(client):
+    files = {"image": ("a.png", b"x"), "tools": (None, "[]"), "seed": (None, "null"), "n": (None, "2")}
+    answer = client.post(CAPTION, files=files)
+    assert answer.json()["error"]["message"] == "n (2) is not supported: ask several times"
+
+
+def test_a_refused_value_is_shown_only_where_it_is_short(client):
+    message = client.post(CHAT, chat(guided_json={"a": "b" * 50})).json()["error"]["message"]
+    assert message.startswith("guided_json is not supported: ")
+    assert len(client.post(CHAT, chat(**{"x" * 5000: 1})).json()["error"]["message"]) < 300
+
+
+def test_a_stream_takes_the_same_fields(client):
+    body = PLAIN[CHAT] | {"tools": [], "stream": True, "stream_options": {"include_obfuscation": True}}
+    assert events(client.post(CHAT, body).text)[-1] == "[DONE]"
+
+
+def test_emptiness_is_not_looked_for_in_depth(client):
+    deep = json.loads("[" * 400 + "]" * 400)
+    assert "unknown field: foo" in client.post(CHAT, chat(foo=deep)).json()["error"]["message"]
+    assert neutral.EMPTY == (None, [], {})
+
+
+def test_items_of_the_installed_openai_that_are_no_messages_are_refused_by_name(client):
+    kinds = {
+        typing.get_args(typing.get_type_hints(one)["type"])[0]
+        for one in typing.get_args(response_types.ResponseInputItemParam)
+        if one.__name__ != "ItemReference"
+    } - {"message"}
+    assert len(kinds) > 20
+    for kind in kinds:
+        body = {
+            "model": "demo",
+            "input": [{"role": "user", "content": "Hi"}, {"type": kind, "id": "a", "call_id": "b"}],
+        }
+        error = client.post(RESPONSES, body).json()["error"]
+        assert error["message"].startswith(f"input[1] ({kind}) is not supported: "), error
