@@ -10,15 +10,16 @@ import pytest
 
 import idefics
 from idefics.server.app import create_app
-from idefics.server.run import Server, bind, url_of
+from idefics.server.run import Server
 from idefics.server.settings import Settings
+from idefics.server.sockets import bind, url_of
 
 
 @contextmanager
 def serving(vlm, **settings):
     """A server in a thread of its own: (its url, what its requests share)."""
     settings = Settings(model="demo", port=0, **settings)
-    with bind(settings) as listener:
+    with bind(settings.host, settings.port) as listener:
         server = Server(create_app(vlm, settings))
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
         thread.start()

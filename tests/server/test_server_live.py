@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,8 +18,9 @@ import pytest
 from idefics.errors import BadSetting
 from idefics.server import listening, visit
 from idefics.server.app import create_app
-from idefics.server.run import Server, bind, url_of
+from idefics.server.run import Server
 from idefics.server.settings import Settings
+from idefics.server.sockets import bind, listen, url_of
 from server.asking import chat, events, said, shown, user
 
 PATH = "/v1/chat/completions"
@@ -69,7 +71,7 @@ async def until(true, seconds=20):
 async def served(vlm, **settings):
     """A server of its own, in this loop: (client, service)."""
     settings = Settings(model="demo", port=0, **settings)
-    with bind(settings) as listener:
+    with bind(settings.host, settings.port) as listener:
         server = Server(create_app(vlm, settings))
         running = asyncio.create_task(server.serve([listener]))
         async with httpx.AsyncClient(base_url=url_of(listener), timeout=30) as client:
@@ -287,13 +289,58 @@ def test_what_takes_longer_ends_with_an_error(vlm, pace):
 
 
 def test_a_port_that_is_taken_is_told_before_any_model_is_loaded():
-    with bind(Settings(port=0)) as listener:
+    with bind("127.0.0.1", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(BadSetting, match=f"port {port}"):
-            bind(Settings(port=port))
-    with pytest.raises(BadSetting, match="nothing can listen"):
-        bind(Settings(host="203.0.113.1", insecure=True))
+            bind("127.0.0.1", port)
+    with pytest.raises(BadSetting, match=r"cannot listen on 203\.0\.113\.1"):
+        bind("203.0.113.1", 8000)
+
+
+@pytest.mark.parametrize("command", [("serve",), ("ui", "--model", "demo")])
+def test_a_used_port_is_one_line_before_anything_heavy_is_imported(command):
+    """As the command: exit 2, and neither torch nor FastAPI is there by then."""
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        program = (
+            "import sys; from idefics.cli.main import run; code = run(sys.argv[1:]);"
+            "print(code, *({'torch', 'fastapi', 'gradio', 'transformers'} & set(sys.modules)))"
+        )
+        source = str(Path(__file__).parents[2] / "src")
+        ended = subprocess.run(
+            [sys.executable, "-c", program, *command, "--port", str(port)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": source},
+            check=True,
+            timeout=60,
+        )
+    assert ended.stdout == "2\n"
+    (line,) = ended.stderr.splitlines()
+    assert f"cannot listen on 127.0.0.1, port {port}: the port is in use; give another --port" in line
+
+
+def test_two_servers_that_start_at_the_same_time_do_not_share_a_port():
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        listen(first)
+        with pytest.raises(BadSetting, match="the port is in use"):
+            listen(second)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_accepted_connections_send_small_pieces_at_once(vlm, host):
+    """Nagle's algorithm is off on each, as asyncio has it for sockets that name their protocol."""
+
+    async def scene():
+        async with served(vlm, host=host) as (client, _):
+            assert (await client.get("/health")).status_code == 200
+            (connection,) = client.server.server_state.connections
+            accepted = connection.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+    asyncio.run(scene())
 
 
 @contextmanager

@@ -18,8 +18,9 @@ import idefics
 from idefics.errors import BadSetting
 from idefics.server import visit
 from idefics.server.app import create_app
-from idefics.server.run import HEADER_BYTES, Server, bind
+from idefics.server.run import HEADER_BYTES, Server
 from idefics.server.settings import Settings
+from idefics.server.sockets import bind
 from strangers.files import CLAIMING, exif_bomb, file_of, png_of, with_scans, with_segments
 from strangers.internet import PNG
 from strangers.test_strangers_pictures import data_uri
@@ -272,7 +273,7 @@ def test_auth_gaps_a_refused_request_is_not_read(vlm, idle):
 @pytest.fixture
 def live(vlm):
     """(host, port) of a server on a socket."""
-    with bind(Settings(model="demo", port=0)) as listener:
+    with bind("127.0.0.1", 0) as listener:
         server = Server(create_app(vlm, Settings(model="demo", drain=0.0)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from idefics.cli.flags import Debug, ModelFlags
 from idefics.cli.output import Screen
 from idefics.errors import MissingExtra
 from idefics.server.settings import PREFIX, Settings, read
+from idefics.server.sockets import bind, listen, url_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -81,20 +82,20 @@ def register(app: typer.Typer) -> None:
 def _serve(context: typer.Context, *, given: Flags, config: Config = None, debug: Debug = False) -> int:
     said = {one.name: value for one in fields(Settings) if (value := getattr(given, one.name)) is not None}
     settings = read(said, config)
-    try:
-        from idefics.server.app import create_app
-        from idefics.server.run import bind, run, url_of
-    except ModuleNotFoundError:
-        raise MissingExtra("idefics serve", "serve") from None
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("idefics").setLevel(logging.INFO)
     settings.keys()
-    with bind(settings) as listener, Screen(context.command_path) as screen:
+    with bind(settings.host, settings.port) as listener, Screen(context.command_path) as screen:
+        try:
+            from idefics.server.app import create_app
+            from idefics.server.run import run
+        except ModuleNotFoundError:
+            raise MissingExtra("idefics serve", "serve") from None
+        logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+        logging.getLogger("idefics").setLevel(logging.INFO)
         vlm = _load(context, settings, screen)
         app = create_app(vlm, settings)
         if settings.ui:
             _add_page(app, vlm, settings, url_of(listener))
-        listener.listen()  # from here on clients wait, and are not refused
+        listen(listener)  # from here on clients wait, and are not refused
         screen.say(f"{settings.served} is served at {url_of(listener)}; Ctrl-C ends it")
         run(app, listener)
         return screen.code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from idefics.cli import look
 from idefics.cli.flags import Debug, ModelFlags, policy
 from idefics.cli.output import Screen
 from idefics.errors import BadSetting, MissingExtra
+from idefics.server.sockets import bind, listen, url_of
 
 HELP = """
 Open a page in the browser: chat, caption, ask, classify, write, follow examples, and label whole folders.
@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: Debug = False) -> int:
-    with Screen(context.command_path) as screen, bound(port) as listener:
+    with Screen(context.command_path) as screen, bind(HOST, port) as listener:
         try:
             import uvicorn
 
@@ -86,23 +86,8 @@ def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: D
         start = suggested(weights.find(model.model, revision=model.revision, offline=True))
         fetcher = Fetcher(policy=model.remote_images, strangers=True)
         app = application(vlm, Settings(model.model, fetcher, start=start))
-        port = listener.getsockname()[1]
-        screen.say(f"the page is at http://{HOST}:{port}; Ctrl-C ends it")
+        listen(listener)
+        screen.say(f"the page is at {url_of(listener)}; Ctrl-C ends it")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
         uvicorn.Server(config).run(sockets=[listener])
         return screen.code
-
-
-def bound(port: int) -> socket.socket:
-    """The port, taken before the model is loaded; BadSetting where it cannot be."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        said = error.strerror if isinstance(error, OSError) else "ports end at 65535"
-        raise BadSetting(
-            f"--port is {port}, which cannot be had ({said}): give another, or 0 for a free one"
-        ) from None
-    return listener

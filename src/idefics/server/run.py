@@ -9,43 +9,12 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from idefics.errors import BadSetting
 from idefics.server.listening import Connection
-from idefics.server.settings import Settings
 from idefics.server.visit import Service
 
 HEADER_BYTES = 32 << 10  # of one request, all together
 LAST_WORDS = 5  # seconds that clients have to read the errors which end their answers
 BACKLOG = 2048
-
-
-def bind(settings: Settings) -> socket.socket:
-    """The place to listen on, taken at once: nobody waits for a model to learn that a port is in use.
-
-    Raises:
-        BadSetting: there is no such address, or the port is taken.
-    """
-    host, port = settings.host, settings.port
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise BadSetting(
-            f"nothing can listen on {host}, port {port}: {error.strerror}; give another --host or --port"
-        ) from None
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """Where clients find it."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Server(uvicorn.Server):

@@ -1,0 +1,66 @@
+"""The socket that a server listens on: taken before anything else is loaded. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from idefics.errors import BadSetting
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A TCP socket on an address, not listening yet: clients are refused until the model is loaded.
+
+    It names its protocol: asyncio switches Nagle's algorithm off (TCP_NODELAY) for accepted sockets that do. With it,
+    a kept-alive connection waits 40 ms for each answer.
+
+    Args:
+        port: 0 takes a free one.
+
+    Raises:
+        BadSetting: there is no such address, or the port is in use.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise _refusal(host, port, error) from None
+    return listener
+
+
+def listen(listener: socket.socket) -> None:
+    """Accepts clients from here on.
+
+    Raises:
+        BadSetting: another server that was started at the same time listens on the port by now.
+    """
+    try:
+        listener.listen()
+    except OSError as error:
+        raise _refusal(*listener.getsockname()[:2], error) from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where clients find it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _refusal(host: str, port: int, error: OSError | OverflowError) -> BadSetting:
+    if isinstance(error, OverflowError):
+        return BadSetting(f"--port is {port}: ports end at 65535; give another, or 0 for a free one")
+    why = (
+        "the port is in use"
+        if error.errno == errno.EADDRINUSE
+        else error.strerror or os.strerror(error.errno or 0)
+    )
+    return BadSetting(
+        f"cannot listen on {host}, port {port}: {why}; give another --port (0: a free one) or --host"
+    )
