@@ -23,7 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
+        listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -44,7 +44,8 @@ def listen(listener: socket.socket) -> None:
     try:
         listener.listen()
     except OSError as error:
-        raise _refusal(*listener.getsockname()[:2], error) from None
+        host, port = listener.getsockname()[:2]
+        raise _refusal(host, port, error) from None
 
 
 def url_of(listener: socket.socket) -> str:
