@@ -260,7 +260,7 @@ def test_stages_of_pictures_beside_the_text(beside):
     inputs = batch(beside, *SCENES)
     expected = beside(**inputs)
     pixels = inputs.pop("pixel_values")
-    patches = beside.model.vision_model(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+    patches = beside.model.vision_model(pixels.flatten(0, 1)).last_hidden_state.unflatten(0, pixels.shape[:2])
     for stage in (
         {"image_encoder_embeddings": patches},
         {"perceiver_embeddings": expected.image_hidden_states},

@@ -24,12 +24,28 @@ if TYPE_CHECKING:
     from idefics.compat.image_processing_idefics import IdeficsImageProcessor
     from idefics.compat.image_processing_in_text import Idefics2ImageProcessor, Idefics3ImageProcessor
     from idefics.compat.logits_process import LogitsProcessor, LogitsProcessorList
-    from idefics.compat.modeling_auto import AutoModelForImageTextToText, AutoModelForVision2Seq
-    from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
-    from idefics.compat.modeling_in_text import (
+    from idefics.compat.modeling_auto import (
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoModelForVision2Seq,
+    )
+    from idefics.compat.modeling_idefics import (
+        IdeficsForVisionText2Text,
+        IdeficsModel,
+        IdeficsPreTrainedModel,
+    )
+    from idefics.compat.modeling_idefics2 import (
         Idefics2ForConditionalGeneration,
+        Idefics2Model,
+        Idefics2PreTrainedModel,
+    )
+    from idefics.compat.modeling_idefics3 import (
         Idefics3ForConditionalGeneration,
+        Idefics3Model,
+        Idefics3PreTrainedModel,
         SmolVLMForConditionalGeneration,
+        SmolVLMModel,
+        SmolVLMPreTrainedModel,
     )
     from idefics.compat.processing_idefics import IdeficsProcessor
     from idefics.compat.processing_in_text import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
@@ -39,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutoConfig",
+    "AutoModel",
     "AutoModelForImageTextToText",
     "AutoModelForVision2Seq",
     "AutoProcessor",
@@ -49,16 +66,21 @@ __all__ = [
     "Idefics2Config",
     "Idefics2ForConditionalGeneration",
     "Idefics2ImageProcessor",
+    "Idefics2Model",
+    "Idefics2PreTrainedModel",
     "Idefics2Processor",
     "Idefics3Config",
     "Idefics3ForConditionalGeneration",
     "Idefics3ImageProcessor",
+    "Idefics3Model",
+    "Idefics3PreTrainedModel",
     "Idefics3Processor",
     "IdeficsConfig",
     "IdeficsForVisionText2Text",
     "IdeficsImageProcessor",
     "IdeficsModel",
     "IdeficsPerceiverConfig",
+    "IdeficsPreTrainedModel",
     "IdeficsProcessor",
     "IdeficsVisionConfig",
     "LogitsProcessor",
@@ -66,6 +88,8 @@ __all__ = [
     "QuantoConfig",
     "SmolVLMConfig",
     "SmolVLMForConditionalGeneration",
+    "SmolVLMModel",
+    "SmolVLMPreTrainedModel",
     "SmolVLMProcessor",
     "StoppingCriteria",
     "StoppingCriteriaList",
@@ -75,6 +99,7 @@ __all__ = [
 
 _HOME = {
     "AutoConfig": "idefics.compat.configuration_auto",
+    "AutoModel": "idefics.compat.modeling_auto",
     "AutoModelForImageTextToText": "idefics.compat.modeling_auto",
     "AutoModelForVision2Seq": "idefics.compat.modeling_auto",
     "AutoProcessor": "idefics.compat.auto",
@@ -83,25 +108,32 @@ _HOME = {
     "BitsAndBytesConfig": "idefics.compat.quantization",
     "GenerationConfig": "idefics.compat.generation_config",
     "Idefics2Config": "idefics.compat.configuration_in_text",
-    "Idefics2ForConditionalGeneration": "idefics.compat.modeling_in_text",
+    "Idefics2ForConditionalGeneration": "idefics.compat.modeling_idefics2",
     "Idefics2ImageProcessor": "idefics.compat.image_processing_in_text",
+    "Idefics2Model": "idefics.compat.modeling_idefics2",
+    "Idefics2PreTrainedModel": "idefics.compat.modeling_idefics2",
     "Idefics2Processor": "idefics.compat.processing_in_text",
     "Idefics3Config": "idefics.compat.configuration_in_text",
-    "Idefics3ForConditionalGeneration": "idefics.compat.modeling_in_text",
+    "Idefics3ForConditionalGeneration": "idefics.compat.modeling_idefics3",
     "Idefics3ImageProcessor": "idefics.compat.image_processing_in_text",
+    "Idefics3Model": "idefics.compat.modeling_idefics3",
+    "Idefics3PreTrainedModel": "idefics.compat.modeling_idefics3",
     "Idefics3Processor": "idefics.compat.processing_in_text",
     "IdeficsConfig": "idefics.compat.configuration_idefics",
     "IdeficsForVisionText2Text": "idefics.compat.modeling_idefics",
     "IdeficsImageProcessor": "idefics.compat.image_processing_idefics",
     "IdeficsModel": "idefics.compat.modeling_idefics",
     "IdeficsPerceiverConfig": "idefics.compat.configuration_idefics",
+    "IdeficsPreTrainedModel": "idefics.compat.modeling_idefics",
     "IdeficsProcessor": "idefics.compat.processing_idefics",
     "IdeficsVisionConfig": "idefics.compat.configuration_idefics",
     "LogitsProcessor": "idefics.compat.logits_process",
     "LogitsProcessorList": "idefics.compat.logits_process",
     "QuantoConfig": "idefics.compat.quantization",
     "SmolVLMConfig": "idefics.compat.configuration_in_text",
-    "SmolVLMForConditionalGeneration": "idefics.compat.modeling_in_text",
+    "SmolVLMForConditionalGeneration": "idefics.compat.modeling_idefics3",
+    "SmolVLMModel": "idefics.compat.modeling_idefics3",
+    "SmolVLMPreTrainedModel": "idefics.compat.modeling_idefics3",
     "SmolVLMProcessor": "idefics.compat.processing_in_text",
     "StoppingCriteria": "idefics.compat.stopping",
     "StoppingCriteriaList": "idefics.compat.stopping",

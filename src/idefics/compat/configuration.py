@@ -19,12 +19,14 @@ from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.models import family_for
 
 CONFIG_FILE = "config.json"
+UNSAVED = ("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal")
 
 
 class PretrainedConfig:
     """A record whose fields are the annotated names of the class, in this order; other keywords are kept as well.
 
     Attributes:
+        _attn_implementation: how attention is computed in the models that are made by this config; never saved.
         return_dict, output_attentions, output_hidden_states: what `forward` does where its caller does not say.
         torch_dtype: the dtype of the stored weights, by its name.
         architectures: the classes that the weights were saved from.
@@ -40,6 +42,8 @@ class PretrainedConfig:
     output_hidden_states: bool = False
     torch_dtype: Any = None
     architectures: list[str] | None = None
+
+    _attn_implementation: str | None = None
 
     use_cache: bool
     tie_word_embeddings: bool
@@ -58,6 +62,8 @@ class PretrainedConfig:
         given = inspect.signature(type(self)).bind(*values, **named)
         given.apply_defaults()
         others = given.arguments.pop("kwargs")
+        if attn_implementation := others.pop("attn_implementation", None):
+            self._attn_implementation = attn_implementation
         if dtype := others.pop("dtype", self.torch_dtype):  # its name in newer files
             given.arguments["torch_dtype"] = dtype
         for name, value in {**given.arguments, **others}.items():
@@ -83,7 +89,8 @@ class PretrainedConfig:
         content = {
             name: value.to_dict() if isinstance(value, PretrainedConfig) else deepcopy(value)
             for name, value in vars(self).items()
-            if name not in PretrainedConfig.fields or value != PretrainedConfig.fields[name]
+            if name not in UNSAVED
+            and (name not in PretrainedConfig.fields or value != PretrainedConfig.fields[name])
         }
         return {**content, "model_type": self.model_type}
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.configuration_auto import config_from
+from idefics.compat.construction import from_files
 from idefics.compat.folders import LOCATING, folder_and_rest
 from idefics.compat.generation_config import FILE as GENERATION_FILE
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.loading_arguments import IGNORED_BY_MODELS, NEUTRAL, without_neutral
 from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, quantization_config_from
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
-from idefics.models import Checkpoint, fill, read_checkpoint, shapes_only
+from idefics.models import Checkpoint, fill, read_checkpoint
 from idefics.placement import Device, wanted
 from idefics.weights import KeyRules
 
@@ -117,7 +118,7 @@ class Loading(nn.Module):
                 f"{folder} is of model_type {found.model_type!r} and {cls.__name__} reads "
                 f"{', '.join(cls.model_types)}: use AutoModelForImageTextToText"
             )
-        with shapes_only():
+        with from_files():
             model = cls(found)
         module, keys = _as_stored(model, checkpoint)
         fill(
@@ -130,7 +131,7 @@ class Loading(nn.Module):
             stored=checkpoint.quantisation,
         )
         model.is_quantized = quantization is not None or checkpoint.quantisation is not None
-        model.set_attn_implementation(attn_implementation or "sdpa")
+        model.set_attn_implementation(attn_implementation or found._attn_implementation or "sdpa")
         if generation_config is not None:
             model.generation_config = generation_config
         elif (folder / GENERATION_FILE).is_file():
@@ -156,7 +157,8 @@ class Loading(nn.Module):
         """
         found = config_from(config)
         model = cls(found).to(dtype_called(torch_dtype or dtype or "float32", found.torch_dtype))
-        model.set_attn_implementation(attn_implementation or "sdpa")
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
         return model
 
     def save_pretrained(

@@ -1,21 +1,23 @@
-"""The class that finds the class."""
+"""The classes that find the class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, NoReturn
+from typing import Any, ClassVar
 
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.configuration_auto import config_from
 from idefics.compat.folders import folder_and_rest
 from idefics.compat.loading_arguments import IGNORED_BY_MODELS
-from idefics.compat.modeling import ModelWithHead
-from idefics.compat.modeling_idefics import IdeficsForVisionText2Text
-from idefics.compat.modeling_in_text import (
-    Idefics2ForConditionalGeneration,
+from idefics.compat.modeling import ModelWithHead, PreTrainedModel
+from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
+from idefics.compat.modeling_idefics2 import Idefics2ForConditionalGeneration, Idefics2Model
+from idefics.compat.modeling_idefics3 import (
     Idefics3ForConditionalGeneration,
+    Idefics3Model,
     SmolVLMForConditionalGeneration,
+    SmolVLMModel,
 )
 
 CLASSES: dict[str, type[ModelWithHead]] = {
@@ -24,12 +26,20 @@ CLASSES: dict[str, type[ModelWithHead]] = {
     "idefics3": Idefics3ForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
 }
+BASE_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "idefics": IdeficsModel,
+    "idefics2": Idefics2Model,
+    "idefics3": Idefics3Model,
+    "smolvlm": SmolVLMModel,
+}
 
 
-class AutoModelForImageTextToText:
-    """The model with a head that a checkpoint or a config is of."""
+class _AutoClass:
+    """What they share: `classes` says which model_type is of which class."""
 
-    def __init__(self) -> NoReturn:
+    classes: ClassVar[Mapping[str, type[PreTrainedModel]]]
+
+    def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} is never made: call its from_pretrained or from_config")
 
     @classmethod
@@ -39,22 +49,34 @@ class AutoModelForImageTextToText:
         *,
         config: PretrainedConfig | Mapping[str, Any] | str | PathLike[str] | None = None,
         **options: Any,
-    ) -> ModelWithHead:
+    ) -> Any:
         """As `from_pretrained` of the class that config.json's model_type names."""
         folder, options = folder_and_rest(
             pretrained_model_name_or_path, options, ignored=IGNORED_BY_MODELS, needs="weights"
         )
         found = config_from(folder if config is None else config)
         options |= {} if config is None else {"config": found}
-        model = CLASSES[found.model_type].from_pretrained(folder, **options)
+        model = cls.classes[found.model_type].from_pretrained(folder, **options)
         model.name_or_path = str(pretrained_model_name_or_path)
         return model
 
     @classmethod
-    def from_config(cls, config: PretrainedConfig | Mapping[str, Any], **options: Any) -> ModelWithHead:
+    def from_config(cls, config: PretrainedConfig | Mapping[str, Any], **options: Any) -> Any:
         """As `from_config` of the class that the config is for."""
         found = config_from(config)
-        return CLASSES[found.model_type].from_config(found, **options)
+        return cls.classes[found.model_type].from_config(found, **options)
+
+
+class AutoModel(_AutoClass):
+    """The model without a head that a checkpoint or a config is of."""
+
+    classes = BASE_CLASSES
+
+
+class AutoModelForImageTextToText(_AutoClass):
+    """The model with a head that a checkpoint or a config is of."""
+
+    classes = CLASSES
 
 
 class AutoModelForVision2Seq(AutoModelForImageTextToText):

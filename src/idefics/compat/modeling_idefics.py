@@ -13,19 +13,24 @@ from torch import Tensor, nn
 from idefics.compat.beside import PictureArguments
 from idefics.compat.cache import KeyValueCache, Legacy
 from idefics.compat.configuration_idefics import IdeficsConfig
-from idefics.compat.modeling import Asked, ModelWithHead, PreTrainedModel, told
-from idefics.compat.outputs import IdeficsBaseModelOutputWithPast, IdeficsCausalLMOutputWithPast
-from idefics.compat.reading import Pass, Rows, read, rows_of
+from idefics.compat.construction import as_part, constructor
+from idefics.compat.freezing import freeze
+from idefics.compat.modeling import BaseModel, ModelWithHead, PreTrainedModel
+from idefics.compat.modeling_vision import IdeficsVisionTransformer
+from idefics.compat.outputs import (
+    IdeficsBaseModelOutputWithPast,
+    IdeficsCausalLMOutputWithPast,
+)
+from idefics.compat.reading import read, rows_of
 from idefics.errors import BadSetting
-from idefics.models.idefics1 import DecoupledEmbedding, DecoupledHead, Idefics1, Idefics1Model
+from idefics.models.idefics1 import DecoupledEmbedding, DecoupledHead, GatedBlock, Idefics1, Idefics1Model
 from idefics.nn.attention import Attn
 from idefics.nn.dropout import drop_outputs
-
-FREEZABLE = {"LayerNorm": nn.LayerNorm, "Linear": nn.Linear, "Embedding": nn.Embedding}
+from idefics.nn.vit import ClipEmbeddings
 
 
 class IdeficsPreTrainedModel(PreTrainedModel):
-    """What both Idefics classes share: `body` is the house's model without a head."""
+    """What both Idefics classes share: `body` is the model without a head."""
 
     config: IdeficsConfig
     config_class = IdeficsConfig
@@ -33,21 +38,15 @@ class IdeficsPreTrainedModel(PreTrainedModel):
 
     @property
     def body(self) -> Idefics1Model:
-        raise NotImplementedError
+        return cast(Idefics1Model, self.base_model)
 
-    def _begin(self, config: IdeficsConfig) -> None:  # type: ignore[override]
-        super()._begin(config)
-        for block in self.body.gated_cross_attn_layers:
-            for alpha in (block.alpha_cross_attn, block.alpha_dense):
-                _initialise_alpha(cast(nn.Parameter, alpha), config)
-        nn.init.normal_(self.body.vision_model.embeddings.class_embedding)
-        if config.dropout:
-            for name, module in self.body.named_modules():
-                if name.endswith((".self_attn", ".cross_attn", ".mlp")) and not name.startswith(
-                    "vision_model"
-                ):
-                    drop_outputs(module, config.dropout)
-        self.freeze_relevant_params(config)
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GatedBlock):
+            for alpha in (module.alpha_cross_attn, module.alpha_dense):
+                _initialise_alpha(alpha, self.config)
+        if isinstance(module, ClipEmbeddings):
+            nn.init.normal_(module.class_embedding)
 
     @property
     def deviation(self) -> float:
@@ -100,49 +99,40 @@ class IdeficsPreTrainedModel(PreTrainedModel):
 
     def freeze_text_layers(self, module_exceptions: Sequence[str] = ()) -> None:
         """Freezes the decoder's layers and last norm but for modules of these kinds."""
-        _freeze(self.body.layers, module_exceptions)
-        _freeze(self.body.norm, module_exceptions)
+        freeze(self.body.layers, module_exceptions)
+        freeze(self.body.norm, module_exceptions)
 
     def freeze_vision_layers(self, module_exceptions: Sequence[str] = ()) -> None:
         """Freezes the vision tower but for modules of these kinds."""
-        _freeze(self.body.vision_model, module_exceptions)
-
-    def _read(self, rows: Rows, given: PictureArguments, asked: Asked) -> tuple[Pass, Tensor | None]:
-        """-> the pass, and the pictures' features (B, P, M, D') where they were read in it."""
-        past, features = rows.past, None
-        if past.has_pictures:
-            beside = given.still_seen(rows)
-        else:
-            features = given.features(self.body, self.config.vision_config.image_size)
-            beside = None if features is None else given.beside(self.body, features, rows)
-        result = read(
-            self.decode,
-            list(self.body.layers),
-            rows,
-            beside,
-            kernel=self.kernel,
-            drop=self.config.dropout if self.training else 0.0,
-            keeps=asked.use_cache,
-            wants_states=asked.output_hidden_states,
-            wants_weights=asked.output_attentions,
-        )
-        if result.cache is not None:
-            result.cache.has_pictures = past.has_pictures or features is not None
-        return result, features
+        freeze(self.body.vision_model, module_exceptions)
 
 
-class IdeficsModel(IdeficsPreTrainedModel, Idefics1Model):
+class IdeficsModel(BaseModel, IdeficsPreTrainedModel, Idefics1Model):
     """Idefics without a head."""
 
-    base_model_prefix = ""
+    tower_class = IdeficsVisionTransformer
+    output_class = IdeficsBaseModelOutputWithPast
 
+    @constructor
     def __init__(self, config: IdeficsConfig) -> None:
         Idefics1Model.__init__(self, config.settings())
         self._begin(config)
+        if config.dropout:
+            for name, module in self.named_modules():
+                if name.endswith((".self_attn", ".cross_attn", ".mlp")) and not name.startswith(
+                    "vision_model"
+                ):
+                    drop_outputs(module, config.dropout)
+        self.freeze_relevant_params(config)
 
-    @property
-    def body(self) -> Idefics1Model:
-        return self
+    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, M, D')
+        tower: nn.Module = self.vision_model
+        if isinstance(tower, IdeficsVisionTransformer):
+            seen = tower(frames, interpolate_pos_encoding=True)  # sizes have been checked
+        else:  # the caller's own
+            seen = tower(frames)
+        out: Tensor = self.perceiver_resampler(seen if isinstance(seen, Tensor) else seen.last_hidden_state)
+        return out
 
     def decode(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
         return Idefics1Model.forward(self, x, positions, attn)
@@ -163,6 +153,7 @@ class IdeficsModel(IdeficsPreTrainedModel, Idefics1Model):
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool | None = False,
         return_dict: bool | None = None,
+        cache_position: Tensor | None = None,
     ) -> Any:
         """As `IdeficsForVisionText2Text.forward`, without labels.
 
@@ -178,15 +169,24 @@ class IdeficsModel(IdeficsPreTrainedModel, Idefics1Model):
             image_attention_mask,
             bool(interpolate_pos_encoding),
         )
-        result, features = self._read(rows, given, asked)
-        out = IdeficsBaseModelOutputWithPast(
-            last_hidden_state=result.hidden,
-            past_key_values=result.cache,
-            hidden_states=result.states,
-            attentions=result.weights,
-            image_hidden_states=features,
+        past, features = rows.past, None
+        if past.has_pictures:
+            beside = given.still_seen(rows)
+        else:
+            features = given.features(self, self.config.vision_config.image_size)
+            beside = None if features is None else given.beside(self, features, rows)
+        result = read(
+            self.decode,
+            list(self.layers),
+            rows,
+            beside,
+            kernel=self.kernel,
+            drop=self.config.dropout if self.training else 0.0,
+            keeps=asked.use_cache,
+            wants_states=asked.output_hidden_states,
+            wants_weights=asked.output_attentions,
         )
-        return told(out, asked)
+        return self._output(result, rows.past, features, asked)
 
 
 class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1):  # type: ignore[misc]
@@ -197,21 +197,21 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
     """
 
     output_class = IdeficsCausalLMOutputWithPast
+    model: IdeficsModel
 
+    @constructor
     def __init__(self, config: IdeficsConfig, vision_model: nn.Module | None = None) -> None:
-        Idefics1.__init__(self, config.settings())
+        with as_part():
+            body = IdeficsModel(config)
+        Idefics1.__init__(self, config.settings(), body)
         self._begin(config)
         if config.freeze_lm_head:
             self.lm_head.weight.requires_grad_(False)
         if vision_model is not None:
             self.model.vision_model = vision_model  # type: ignore[assignment]
 
-    @property
-    def body(self) -> Idefics1Model:
-        return self.model
-
     def decode(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
-        return Idefics1.forward(self, x, positions, attn)
+        return self.model.decode(x, positions, attn)
 
     def forward(  # type: ignore[override]
         self,
@@ -230,7 +230,9 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool | None = False,
         return_dict: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        cache_position: Tensor | None = None,
     ) -> Any:
         """Reads a batch of rows. L is T and the tokens of the past.
 
@@ -244,7 +246,8 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
                 interpolate_pos_encoding: as in `PictureArguments`; at most one of the first three.
             labels: (B, T), the tokens that are to be learned, -100 for those that are not.
             use_cache, output_attentions, output_hidden_states, return_dict: None: what the config says.
-            logits_to_keep: logits of so many last tokens only; 0: of all.
+            logits_to_keep: logits of so many last tokens only, or a tensor of their indices; 0: of all.
+            num_items_in_batch: the loss is the sum over the tokens divided by this; None: their mean.
 
         Returns:
             IdeficsCausalLMOutputWithPast, or the tuple of what is in it.
@@ -253,16 +256,23 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
             BadPrompt: arguments that contradict each other; the message has both shapes.
         """
         asked = self._asked(use_cache, output_attentions, output_hidden_states, return_dict)
-        rows = rows_of(self.embed, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
-        given = PictureArguments(
-            pixel_values,
-            image_encoder_embeddings,
-            perceiver_embeddings,
-            image_attention_mask,
-            bool(interpolate_pos_encoding),
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_encoder_embeddings=image_encoder_embeddings,
+            perceiver_embeddings=perceiver_embeddings,
+            image_attention_mask=image_attention_mask,
+            use_cache=asked.use_cache,
+            output_attentions=asked.output_attentions,
+            output_hidden_states=asked.output_hidden_states,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
         )
-        result, features = self._read(rows, given, asked)
-        return self._answer(result, asked, features, labels, attention_mask, logits_to_keep)
+        return self._answer(out, asked, labels, attention_mask, logits_to_keep, num_items_in_batch)
 
 
 def _initialise_alpha(alpha: nn.Parameter, config: IdeficsConfig) -> None:
@@ -275,17 +285,3 @@ def _initialise_alpha(alpha: nn.Parameter, config: IdeficsConfig) -> None:
             nn.init.normal_(alpha, std=config.alphas_initializer_range)
         case other:
             raise BadSetting(f"alpha_initializer is {other!r}; give zeros, ones, normal, gaussian or random")
-
-
-def _freeze(module: nn.Module, exceptions: Sequence[str]) -> None:
-    """Freezes all parameters but those of modules of these kinds, which are trained."""
-    if unknown := set(exceptions) - set(FREEZABLE):
-        raise BadSetting(
-            f"modules of the kind {', '.join(sorted(unknown))} cannot be excepted from freezing; "
-            f"give {', '.join(FREEZABLE)}"
-        )
-    kinds = tuple(FREEZABLE[name] for name in exceptions)
-    module.requires_grad_(False)
-    for part in module.modules():
-        if isinstance(part, kinds):
-            part.requires_grad_(True)

@@ -62,6 +62,23 @@ class BaseModelOutputWithPast(ModelOutput):
     image_hidden_states: Tensor | None
 
 
+class BaseModelOutputWithPooling(ModelOutput):
+    """Of a vision tower, or of `get_image_features`. P frames, S patches, D' width of the tower.
+
+    Attributes:
+        last_hidden_state: (P, S, D').
+        pooler_output: (P, D'), the class vector after its norm, in Idefics; from `get_image_features` of the others
+            for each row of the batch (vectors, D), what takes the places of its image tokens.
+        hidden_states: (P, S, D') each: the embeddings, then what each layer gives.
+        attentions: (P, H, S, S) for each layer.
+    """
+
+    last_hidden_state: Tensor | None
+    pooler_output: Any
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
 class CausalLMOutputWithPast(ModelOutput):
     """Of a model with a head. V vocabulary, additional tokens included.
 
@@ -81,6 +98,18 @@ class CausalLMOutputWithPast(ModelOutput):
 
 class IdeficsBaseModelOutputWithPast(BaseModelOutputWithPast):
     """Of `IdeficsModel`."""
+
+
+class Idefics2BaseModelOutputWithPast(BaseModelOutputWithPast):
+    """Of `Idefics2Model`."""
+
+
+class Idefics3BaseModelOutputWithPast(BaseModelOutputWithPast):
+    """Of `Idefics3Model`."""
+
+
+class SmolVLMBaseModelOutputWithPast(BaseModelOutputWithPast):
+    """Of `SmolVLMModel`."""
 
 
 class IdeficsCausalLMOutputWithPast(CausalLMOutputWithPast):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,8 @@ class GatedBlock(nn.Module):
 class Idefics1Model(nn.Module):
     """Everything but the head, under the names that checkpoints use."""
 
+    tower_class: ClassVar[type[VisionTower]] = VisionTower  # what `vision_model` is made of
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.cross is not None
@@ -164,7 +166,7 @@ class Idefics1Model(nn.Module):
                 "num_hidden_layers must be a multiple of cross_layer_interval"
             )
         self.embed_tokens = DecoupledEmbedding(self.text)
-        self.vision_model = VisionTower(config.vision)
+        self.vision_model = self.tower_class(config.vision)
         if config.resampler:
             self.perceiver_resampler: nn.Module = Resampler(config.vision.width, config.resampler)
         else:
@@ -198,13 +200,16 @@ class Idefics1Model(nn.Module):
 
 
 class Idefics1(Attending):
-    """The model as the engine sees it (`VLM`). N tokens, P pictures, M feature rows a picture, D width."""
+    """The model as the engine sees it (`VLM`). N tokens, P pictures, M feature rows a picture, D width.
 
-    def __init__(self, config: ModelConfig) -> None:
+    `body`, everything but the head, is built by the config unless it is given.
+    """
+
+    def __init__(self, config: ModelConfig, body: Idefics1Model | None = None) -> None:
         super().__init__()
         text = config.text
         self.config = config
-        self.model = Idefics1Model(config)
+        self.model = Idefics1Model(config) if body is None else body
         self.layout = CacheLayout(
             layers=text.layers,
             kv_heads=text.kv_heads,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from idefics.config import ImagePlan, ModelConfig, PerceiverConfig, PromptStyle, TextConfig, VisionConfig
 from idefics.errors import UnsupportedModel
 from idefics.models.family import DIALOGUE, TURN_END, Family, Raw, activation, filter_name, rope, stop_ids
-from idefics.models.in_text import IN_TEXT_KEYS, InTextModel
+from idefics.models.in_text import IN_TEXT_KEYS, Body, InTextModel
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.perceiver import Perceiver
 
@@ -33,11 +33,18 @@ class Connector(nn.Module):
         return torch.cat([self.perceiver_resampler(self.modality_projection(frame)) for frame in x.split(1)])
 
 
-class Idefics2(InTextModel):
-    """The model as the engine sees it (`VLM`)."""
+class Idefics2Body(Body):
+    """Everything but the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, Connector(config))
+
+
+class Idefics2(InTextModel):
+    """The model as the engine sees it (`VLM`). `body` is everything but the head; None: built by the config."""
+
+    def __init__(self, config: ModelConfig, body: Body | None = None) -> None:
+        super().__init__(config, Idefics2Body(config) if body is None else body)
 
 
 def config(raw: Raw, generation: Raw) -> ModelConfig:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from idefics.config import ImagePlan, ModelConfig, PromptStyle, TextConfig, VideoPlan, VisionConfig
 from idefics.errors import UnsupportedModel
 from idefics.models.family import TURN_END, Family, Raw, activation, filter_name, rope, stop_ids
-from idefics.models.in_text import IN_TEXT_KEYS, InTextModel
+from idefics.models.in_text import IN_TEXT_KEYS, Body, InTextModel
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
@@ -50,8 +50,8 @@ class Connector(nn.Module):
         return out
 
 
-class Idefics3(InTextModel):
-    """The model as the engine sees it (`VLM`)."""
+class Idefics3Body(Body):
+    """Everything but the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         if config.vision.grid % config.shuffle:
@@ -60,6 +60,13 @@ class Idefics3(InTextModel):
                 "image_size / patch_size must be a multiple of scale_factor"
             )
         super().__init__(config, Connector(config))
+
+
+class Idefics3(InTextModel):
+    """The model as the engine sees it (`VLM`). `body` is everything but the head; None: built by the config."""
+
+    def __init__(self, config: ModelConfig, body: Body | None = None) -> None:
+        super().__init__(config, Idefics3Body(config) if body is None else body)
 
 
 def config(raw: Raw, generation: Raw) -> ModelConfig:

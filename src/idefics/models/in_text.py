@@ -6,7 +6,7 @@ the places of `<image>` tokens. Source: arXiv 2405.02246, arXiv 2408.12637 and t
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,23 +35,44 @@ class VisionTower(nn.Module):
 
 
 class Body(nn.Module):
-    """Everything but the head, under the names that checkpoints use."""
+    """Everything but the head, under the names that checkpoints use.
+
+    Attributes:
+        tower_class: what `vision_model` is made of; `compat` has its own.
+
+    Args:
+        connector: (P, S, D') patches of the vision tower -> (P, M, D).
+    """
+
+    tower_class: ClassVar[type[VisionTower]] = VisionTower
 
     def __init__(self, config: ModelConfig, connector: nn.Module) -> None:
         super().__init__()
-        self.vision_model = VisionTower(config.vision)
+        self.vision_model = self.tower_class(config.vision)
         self.connector = connector
         self.text_model = Decoder(config.text)
+
+    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, M, D)
+        out: Tensor = self.connector(self.vision_model(frames))
+        return out
+
+    def embed(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.text_model.embed_tokens(ids)
+        return out.to(self.text_model.norm.weight.dtype)
+
+    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
+        out: Tensor = self.text_model(x, positions, attn)
+        return out
 
 
 class InTextModel(Attending):
     """The model as the engine sees it (`VLM`). N tokens, P frames, M places a frame, D width, V vocabulary.
 
     Args:
-        connector: (P, S, D') patches of the vision tower -> (P, M, D).
+        body: everything but the head.
     """
 
-    def __init__(self, config: ModelConfig, connector: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, body: Body) -> None:
         super().__init__()
         self.config = config
         text = config.text
@@ -64,7 +85,7 @@ class InTextModel(Attending):
             vocabulary=text.vocabulary,
             window=text.window,
         )
-        self.model = Body(config, connector)
+        self.model = body
         self.lm_head = nn.Linear(text.width, text.vocabulary, bias=False)
         if text.tied:
             self.lm_head.weight = self.model.text_model.embed_tokens.weight
@@ -75,18 +96,16 @@ class InTextModel(Attending):
         return self.model.text_model.norm.weight.dtype
 
     def encode(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, M, D)
-        out: Tensor = self.model.connector(self.model.vision_model(frames))
-        return out
+        return self.model.encode(frames)
 
     def memory(self, features: Tensor) -> None:
         """None: features stand in the text."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.model.text_model.embed_tokens(ids)
-        return out.to(self.dtype)
+        return self.model.embed(ids)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
-        out: Tensor = self.model.text_model(x, positions, attn)
+        out: Tensor = self.model(x, positions, attn)
         return out
 
     def logits(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V)

@@ -7,15 +7,20 @@ from torch import Tensor, nn
 
 
 def initialise(model: nn.Module, deviation: float) -> None:
+    """Gives every module of a model first weights, as `initialise_module` does."""
+    for module in model.modules():
+        initialise_module(module, deviation)
+
+
+def initialise_module(module: nn.Module, deviation: float) -> None:
     """Matrices, convolutions and embeddings are drawn from a normal distribution, biases are zero.
 
     Norms and single parameters keep what their modules gave them.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
-            nn.init.normal_(module.weight, std=deviation)
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+        nn.init.normal_(module.weight, std=deviation)
+    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()
