@@ -242,9 +242,8 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
             position_ids: (B, T); None: counted from `attention_mask`.
             past_key_values: what an earlier pass gave, or (keys, values) for each layer: a learned prefix. Pictures
                 that it has read need not be given again.
-            pixel_values, image_encoder_embeddings, perceiver_embeddings, image_attention_mask,
-                interpolate_pos_encoding: as in `PictureArguments`; at most one of the first three.
-            labels: (B, T), the tokens that are to be learned, -100 for those that are not.
+            pixel_values, image_encoder_embeddings, ...: as in `PictureArguments`; at most one of the first three.
+            labels: (B, T), tokens to be learned, -100 for those that are not.
             use_cache, output_attentions, output_hidden_states, return_dict: None: what the config says.
             logits_to_keep: logits of so many last tokens only, or a tensor of their indices; 0: of all.
             num_items_in_batch: the loss is the sum over the tokens divided by this; None: their mean.
