@@ -9,7 +9,11 @@ from idefics.messages import Detail
 
 
 class Wishes(TypedDict, total=False):
-    """How a prompt is to be answered: the fields of `Sampling` and of `Form`, stop strings and banned words."""
+    """How a prompt is to be answered: the fields of `Sampling` and of `Form`, stop strings and banned words.
+
+    `skip_special_tokens`: None, the default, leaves control tokens out of answers and shows the rest, such as DocTags;
+    True leaves every special token out, False shows every one.
+    """
 
     max_new_tokens: int
     temperature: float
@@ -29,6 +33,7 @@ class Wishes(TypedDict, total=False):
     regex: str | None
     choices: Sequence[str] | None
     schema: Mapping[str, Any] | None
+    skip_special_tokens: bool | None
 
 
 class Options(Wishes, total=False):

@@ -31,10 +31,13 @@ class Growing:
 
     def __init__(self, asking: Asking, guide: FormGuide | BannedGuide | None) -> None:
         self.start, self.began = asking.start, asking.began
-        self.guide = guide
-        keeps_blank = not asking.limits.is_spaced if isinstance(asking.limits, Shape) else asking.continues
+        self.guide, limits = guide, asking.limits
+        keeps_blank = not limits.is_spaced if isinstance(limits, Shape) else asking.continues
         self.detokenizer = Detokenizer(
-            asking.tokenizer, asking.stops, keeps_blank=keeps_blank or bool(asking.start)
+            asking.tokenizer,
+            asking.stops,
+            keeps_blank=keeps_blank or bool(asking.start),
+            hidden=asking.hidden,
         )
         self.prepared = self.last = time.perf_counter()
         self.first: float | None = None
@@ -207,6 +210,7 @@ class Asking:
         stop_ids, banned_ids: as in `Request`.
         stops: strings that end an answer.
         limits: the form of the answers, or words that are banned from them.
+        hidden: ids that an answer's text leaves out.
         start: the caller's words that each answer's text begins with.
         continues: whether the answer goes on in the middle of a text, and so keeps a space at its beginning.
         began: when the caller asked.
@@ -219,6 +223,7 @@ class Asking:
     banned_ids: frozenset[int]
     stops: tuple[str, ...]
     limits: Shape | BannedWords | None
+    hidden: frozenset[int]
     start: str
     continues: bool
     began: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Self
 
 import torch
@@ -39,15 +39,21 @@ class Loaded:
         self.processor, self.engine, self.stop_ids = processor, engine, stop_ids
 
     @cached_property
-    def spelling(self) -> Spelling:
-        """The model's tokens in bytes, for answers in which not everything may be said."""
-        vocabulary = self.engine.model.layout.vocabulary
-        return Spelling(self.processor.tokenizer, vocabulary, self.stop_ids, self.processor.mark_ids)
+    def spelling(self) -> Callable[[bool | None], Spelling]:
+        """The model's tokens in bytes, for answers in which not everything may be said, by `skip_special_tokens`."""
+        vocabulary, tokenizer = self.engine.model.layout.vocabulary, self.processor.tokenizer
+
+        @lru_cache
+        def spelling(skip_special_tokens: bool | None) -> Spelling:
+            hidden = tokenizer.special_tokens.hidden(skip_special_tokens)
+            return Spelling(tokenizer, vocabulary, self.stop_ids, self.processor.mark_ids, hidden)
+
+        return spelling
 
     @cached_property
-    def shape(self) -> Callable[[Form], Shape]:
+    def shape(self) -> Callable[[Form, bool | None], Shape]:
         """Gets a form ready, and keeps the last few: an app asks for one again and again, a schema takes 60 ms."""
-        return lru_cache(maxsize=FORMS)(partial(Shape, spelling=self.spelling))
+        return lru_cache(maxsize=FORMS)(lambda form, skip: Shape(form, spelling=self.spelling(skip)))
 
     @classmethod
     def load(

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from torch import Tensor
 
-from idefics.config import Sampling
 from idefics.errors import BadPrompt, BadSetting
-from idefics.form import Form
 from idefics.messages import Detail, ImageDetail, Message, Picture
 from idefics.options import Options, Wishes
 from idefics.pipeline.ahead import ahead
-from idefics.pipeline.answering import Asking, Reply, Stream
+from idefics.pipeline.answering import Reply, Stream
+from idefics.pipeline.asking import asking_for
 from idefics.pipeline.loading import Loaded
-from idefics.processing.guides import limits
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -41,6 +39,7 @@ class Pipeline(Loaded):
         items: Items | Conversation,
         *,
         answer_start: str = "",
+        continue_final_message: bool = False,
         detail: Detail = "high",
         max_tiles: int | None = None,
     ) -> Prompt:
@@ -49,15 +48,19 @@ class Pipeline(Loaded):
         Args:
             items: a list of text and pictures (see `generate`), or of messages (see `chat`).
             answer_start: words that the answer begins with; conversations only.
+            continue_final_message: as in `chat`; conversations only.
             detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
         """
         processor = self.processor.looking(ImageDetail(detail, max_tiles))
         if _is_conversation(items):
-            return processor.chat(items, answer_start=answer_start)  # type: ignore[arg-type]
-        if answer_start:
-            raise BadSetting(
-                "answer_start goes with a conversation; write the words at the end of a raw prompt"
+            return processor.chat(
+                items,  # type: ignore[arg-type]
+                answer_start=answer_start,
+                continue_final_message=continue_final_message,
             )
+        if answer_start or continue_final_message:
+            name = "answer_start" if answer_start else "continue_final_message"
+            raise BadSetting(f"{name} goes with a conversation; write the words at the end of a raw prompt")
         return processor.raw(items)  # type: ignore[arg-type]
 
     def fetching(self, fetcher: Fetcher) -> Self:
@@ -140,6 +143,7 @@ class Pipeline(Loaded):
         messages: Conversation,
         *,
         answer_start: str = ...,
+        continue_final_message: bool = ...,
         stream: Literal[False] = ...,
         **options: Unpack[Options],
     ) -> Answer: ...
@@ -149,6 +153,7 @@ class Pipeline(Loaded):
         messages: Sequence[Conversation],
         *,
         answer_start: str = ...,
+        continue_final_message: bool = ...,
         stream: Literal[False] = ...,
         **options: Unpack[Options],
     ) -> list[Answer]: ...
@@ -158,6 +163,7 @@ class Pipeline(Loaded):
         messages: Conversation,
         *,
         answer_start: str = ...,
+        continue_final_message: bool = ...,
         stream: Literal[True],
         **options: Unpack[Options],
     ) -> Stream: ...
@@ -166,6 +172,7 @@ class Pipeline(Loaded):
         messages: Conversation | Sequence[Conversation],
         *,
         answer_start: str = "",
+        continue_final_message: bool = False,
         stream: bool = False,
         **options: Unpack[Options],
     ) -> Reply:
@@ -175,13 +182,17 @@ class Pipeline(Loaded):
             messages: `Message`s or the dicts of the published guides and of OpenAI's API. Special tokens in their text
                 are plain characters.
             answer_start: words that the answer begins with; its text goes on after them, its first space included.
+            continue_final_message: the last message is the assistant's and its text goes on: that text and the answer's
+                are the whole, with the space between them if there is one. Without it such a message is refused.
             stream, options: as in `generate`.
         """
         began = time.perf_counter()
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         conversations: list[Conversation] = list(messages) if many else [messages]  # type: ignore
         make = partial(self._seeing(options).chat, answer_start=answer_start)
-        return self._reply(make, conversations, many, stream, began, options, continues=bool(answer_start))
+        make = partial(make, continue_final_message=continue_final_message)
+        continues = bool(answer_start) or continue_final_message
+        return self._reply(make, conversations, many, stream, began, options, continues=continues)
 
     def submit(
         self, prompt: Prompt, *, start: str = "", continues: bool = False, **wishes: Unpack[Wishes]
@@ -199,7 +210,8 @@ class Pipeline(Loaded):
             EngineBusy: as many requests wait as may.
             BadRequest: a setting is wrong, or the prompt can never be answered with them.
         """
-        return Stream(self._asking(time.perf_counter(), wishes, start, continues).submit(prompt, wait=False))
+        asking = asking_for(self, time.perf_counter(), wishes, start, continues)
+        return Stream(asking.submit(prompt, wait=False))
 
     def score(
         self,
@@ -257,38 +269,11 @@ class Pipeline(Loaded):
         """Answers the prompts that `make` makes of `items`; `start` and `continues` are as in `submit`."""
         if stream and many:
             raise BadSetting(f"stream=True takes one prompt, not {len(items)}: call it once for each")
-        asking = self._asking(began, options, start, continues)
+        asking = asking_for(self, began, options, start, continues)
         if stream:
             return Stream(asking.submit(make(items[0])))
         answers = asking.answers(ahead(make, items))
         return answers if many else answers[0]
-
-    def _asking(self, began: float, wishes: Wishes, start: str = "", continues: bool = False) -> Asking:
-        chosen: dict[str, Any] = dict(wishes)
-        stops, banned = (_strings(name, chosen.pop(name, ())) for name in ("stop", "banned"))
-        form = Form.of(*(chosen.pop(name, None) for name in ("regex", "choices", "schema")))
-        sampling = Sampling(**chosen)
-        return Asking(
-            engine=self.engine,
-            tokenizer=self.processor.tokenizer,
-            sampling=sampling,
-            stop_ids=self.stop_ids,
-            banned_ids=self.processor.mark_ids,
-            stops=stops,
-            limits=None if form is None and not banned else limits(form, banned, self.spelling, self.shape),
-            start=start,
-            continues=continues,
-            began=began,
-        )
-
-
-def _strings(name: str, given: object) -> tuple[str, ...]:
-    several = (given,) if isinstance(given, str) else given
-    if not isinstance(several, (list, tuple, set, frozenset)) or not all(
-        isinstance(one, str) for one in several
-    ):
-        raise BadSetting(f"{name} is {given!r}; give a text or a list of texts")
-    return tuple(several)
 
 
 def _is_conversation(items: Any) -> bool:

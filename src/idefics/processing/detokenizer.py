@@ -6,7 +6,7 @@ Knows one answer's text so far; does not know why it is generated.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from idefics.errors import BadSetting
 from idefics.processing.tokenizer import Tokenizer
@@ -16,18 +16,28 @@ class Detokenizer:
     """The text of one answer, piece by piece.
 
     One space at the very beginning of the answer is dropped, whatever the tokenizer: it belongs to the way a
-    first word is spelled (" It" after "Assistant:"), not to the answer; `keeps_blank` keeps it. Special tokens are
+    first word is spelled (" It" after "Assistant:"), not to the answer; `keeps_blank` keeps it. Hidden tokens are
     left out. The text ends before the first stop string: the one that is complete first.
 
     Attributes:
         text: what has been returned so far.
         stopped: whether a stop string has been met; what is pushed then is ignored.
+
+    Args:
+        hidden: ids that are left out; None: the control tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, keeps_blank: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        keeps_blank: bool = False,
+        hidden: Collection[int] | None = None,
+    ) -> None:
         if not all(stop):
             raise BadSetting("a stop string is empty: give at least one character")
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._tokenizer, self._stop, self._hidden = tokenizer, tuple(stop), hidden
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._strips = not keeps_blank  # until there is text
         self._held = ""  # text that may be the beginning of a stop string
@@ -36,7 +46,7 @@ class Detokenizer:
 
     def push(self, id: int) -> str:
         """The text that became certain with this token; often "" or more than one token's."""
-        return self._advance(self._characters.decode(self._tokenizer.decode_bytes([id])))
+        return self._advance(self._characters.decode(self._tokenizer.decode_bytes([id], hidden=self._hidden)))
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens come."""

@@ -74,17 +74,25 @@ class Processor:
         other.look = look
         return other
 
-    def chat(self, messages: Sequence[Message | Mapping[str, Any]], *, answer_start: str = "") -> Prompt:
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        answer_start: str = "",
+        continue_final_message: bool = False,
+    ) -> Prompt:
         """The prompt for the next answer of a conversation. Special tokens in its text are plain characters.
 
         Args:
             messages: `Message`s, or dicts as in `to_messages`.
             answer_start: words that the answer begins with.
+            continue_final_message: the last message is the assistant's, and the answer goes on with its text.
 
         Raises:
             BadPrompt, BadPicture: something in the messages is wrong; the error says which.
         """
-        pieces, pictures = self._pieces(self._conversation(messages, answer_start))
+        prefill = {"answer_start": answer_start, "continue_final_message": continue_final_message}
+        pieces, pictures = self._pieces(self._conversation(messages, **prefill))
         return self._prompt(self._encoded(pieces, pictures), pictures)
 
     def raw(self, items: Sequence[Item], *, add_end_of_utterance_token: bool | None = None) -> Prompt:
@@ -126,7 +134,7 @@ class Processor:
         Raises:
             BadPrompt: no answers, or a blank one.
         """
-        pieces, pictures = self._pieces(self._conversation(messages, answer_start))
+        pieces, pictures = self._pieces(self._conversation(messages, answer_start=answer_start))
         last = [Piece(" " + ending, trusted=False) for ending in endings]
         ids, rests = encode_continuations(self.tokenizer, self.text_limit, pieces, last)
         return self._prompt(self._opening() + ids, pictures), rests
@@ -156,9 +164,9 @@ class Processor:
         ]
 
     def _conversation(
-        self, messages: Sequence[Message | Mapping[str, Any]], answer_start: str
+        self, messages: Sequence[Message | Mapping[str, Any]], **prefill: Any
     ) -> list[Piece | Visual]:
-        parts = render(self.style.template, to_messages(messages), answer_start=answer_start)
+        parts = render(self.style.template, to_messages(messages), variables=self.tokenizer.roles, **prefill)
         return [Piece(self.style.start, trusted=True), *parts]
 
     def _document(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Declared:
     names: frozenset[str] = frozenset()
     ids: frozenset[int] = frozenset()
     template: str = ""
-    roles: Mapping[str, str] | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Declared:

@@ -23,7 +23,7 @@ LONGEST = 64  # bytes of a token that are thought of where a text is cut into to
 
 
 class Spelling:
-    """Each token of a model in bytes. What never stands in a text has none: special tokens and those in `never`.
+    """Each token of a model in bytes. What never stands in a text has none: hidden tokens and those in `never`.
 
     Attributes:
         bytes_of: for each of the model's ids.
@@ -32,14 +32,23 @@ class Spelling:
     Args:
         vocabulary: how many ids the model has; a tokenizer may have more or fewer.
         never: ids that are never chosen.
+        hidden: ids that an answer's text leaves out; None: the control tokens.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, vocabulary: int, stop_ids: Collection[int], never: Collection[int]
+        self,
+        tokenizer: Tokenizer,
+        vocabulary: int,
+        stop_ids: Collection[int],
+        never: Collection[int],
+        hidden: Collection[int] | None = None,
     ) -> None:
         self.stop_ids = frozenset(stop_ids)
-        silent = self.stop_ids | frozenset(never)
-        self.bytes_of = [b"" if id in silent else tokenizer.decode_bytes([id]) for id in range(vocabulary)]
+        left_out = tokenizer.special_tokens.control if hidden is None else frozenset(hidden)
+        silent = self.stop_ids.union(never, left_out)
+        self.bytes_of = [
+            b"" if id in silent else tokenizer.decode_bytes([id], hidden=()) for id in range(vocabulary)
+        ]
         self._ids = {spelled: id for id, spelled in enumerate(self.bytes_of) if spelled}
 
     def counts(self, text: bytes) -> list[float]:

@@ -92,6 +92,11 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
             raise UnsupportedModel(f"{path} is not a tokenizer file ({error}): download it again") from None
 
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """The tokens with a role by their role, such as "bos_token", as templates read them."""
+        return self._declared.roles
+
     @cached_property
     def special_tokens(self) -> SpecialTokens:
         """Which special tokens are control tokens, and which are content."""
