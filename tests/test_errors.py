@@ -29,6 +29,7 @@ MADE = [
     errors.UnsupportedModel("text"),
     errors.BrokenCheckpoint("text"),
     errors.WeightsMismatch(["a", "b"], ["c"], {"d": ((1, 2), (2, 1))}),
+    errors.OutOfMemory("the model", 5 * 10**9, 10**9, "take a smaller one"),
     errors.ModelClosed("text"),
     errors.MissingExtra("reading a video file", "video"),
 ]

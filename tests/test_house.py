@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "idefics"
 # Lowest first. A part imports from lower levels and from its own folder, never from its own level.
 LEVELS = (
     ("errors",),
-    ("formats", "sources"),
+    ("formats", "sources", "host_memory"),
     ("messages", "form", "config", "prompt", "catalog", "demo", "generation_fields"),
     ("options",),
     ("nn", "weights"),
@@ -59,6 +59,7 @@ PUBLIC = [
     "ModelError",
     "ModelNotFound",
     "Options",
+    "OutOfMemory",
     "Picture",
     "PromptTooLong",
     "QuantizationConfig",
@@ -83,6 +84,7 @@ QUICK = (
     "errors",
     "formats",
     "sources",
+    "host_memory",
     "messages",
     "form",
     "config",

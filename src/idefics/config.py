@@ -6,11 +6,12 @@ Three kinds: what a checkpoint is (`ModelConfig` and its parts, translated once 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from idefics.errors import BadSetting
+from idefics.host_memory import memory_amount
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
 
@@ -289,6 +290,7 @@ class Sampling:
                     )
 
 
+Kernels = Literal["auto", "autotune", "reference"]
 QuantKind = Literal["int8", "int4", "fp8", "nf4", "fp4"]
 # What describes a picture or names a token, by the names that checkpoints use: small beside the decoder, and delicate.
 FULL_PRECISION = ("vision_model", "connector", "perceiver_resampler", "lm_head")
@@ -351,28 +353,37 @@ class EngineConfig:
         encode_frames: at most so many frames go through the vision tower in a step.
         step_tokens: while answers are running, at most so many tokens of prompts are read in a step, so that they flow.
         waiting: at most so many requests wait.
-        cache_share: of the memory that is free when the engine is made, the share that its cache may take.
-        cache_pages: the size of the cache in pages of 16 positions instead; None: what `cache_share` allows.
+        kv_cache: bytes (a whole number) that keys and values may take, or a share (a number below 1) of the memory
+            that is free when the engine is made; None: `engine.memory` says how many.
+        cache_pages: the same in pages of 16 positions; goes before `kv_cache`.
         picture_bytes: pictures that have been encoded are kept up to so many bytes.
+        reference: whether decode steps are computed by torch's plain operations, and by nothing quicker.
     """
 
     batch_rows: int = 8
     encode_frames: int = 16
     step_tokens: int = 512
     waiting: int = 1024
-    cache_share: float = 0.3
+    kv_cache: int | float | None = None
     cache_pages: int | None = None
-    picture_bytes: int = 1 << 30
+    picture_bytes: int = 256 << 20
+    reference: bool = False
 
     def __post_init__(self) -> None:
         _range("batch_rows", self.batch_rows, 1, 1024)
         _range("encode_frames", self.encode_frames, 1, 1024)
         _range("step_tokens", self.step_tokens, 1, 1 << 20)
         _range("waiting", self.waiting, 1, 1 << 20)
-        _range("cache_share", self.cache_share, 0.001, 0.95)
+        memory_amount("kv_cache", self.kv_cache)
         if self.cache_pages is not None:
             _range("cache_pages", self.cache_pages, 2, 1 << 30)
         _range("picture_bytes", self.picture_bytes, 0, 1 << 50)
+
+
+def one_of(name: str, value: object, words: Sequence[str]) -> None:
+    """Raises BadSetting unless `value` is one of some words."""
+    if value not in words:
+        raise BadSetting(f"{name} is {value!r}; give {', '.join(words[:-1])} or {words[-1]}")
 
 
 def _range(name: str, value: float, low: float, high: float) -> None:

@@ -16,6 +16,7 @@
     │   ├── UnsupportedModel        a checkpoint that this package does not run
     │   ├── BrokenCheckpoint        a file of a checkpoint is missing, damaged or contradicts another
     │   └── WeightsMismatch         a RuntimeError too: weights missing, unused or misshapen: all listed at once
+    ├── OutOfMemory                 a MemoryError: weights or caches do not fit: says what they need, and what is free
     ├── ModelClosed                 a RuntimeError: the model was closed, or loaded by another process
     └── MissingExtra                an ImportError: an optional part is not installed: says which
 
@@ -213,6 +214,25 @@ class WeightsMismatch(ModelError, RuntimeError):
             + "; ".join(part for part in parts if part)
             + ": is its config.json the one that it was saved with?"
         )
+
+
+class OutOfMemory(MemoryError, IdeficsError):  # in this order: a MemoryError is made in its own way
+    """Weights or caches do not fit into what is free.
+
+    Args:
+        what: what needs it, as the beginning of a sentence.
+        needed, free: bytes.
+        way_out: what to do.
+    """
+
+    def __init__(self, what: str, needed: int, free: int, way_out: str) -> None:
+        super().__init__(f"{what} needs {size_text(needed)}, {size_text(free)} free: {way_out}")
+        self.needed, self.free = needed, free
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: "1.2 GB", "513 MB"."""
+    return f"{count / 1e9:.1f} GB" if count >= 999.5e6 else f"{count / 1e6:.0f} MB"
 
 
 class ModelClosed(IdeficsError, RuntimeError):

@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, OutOfMemory
+from idefics.host_memory import free_host_memory
 from idefics.nn.decoder import DecoderLayer
 from idefics.weights import Places
 
@@ -98,12 +99,39 @@ def places(
 
     Raises:
         BadSetting: it does not fit, or the device map does not fit it.
+        OutOfMemory: it does not fit on the one device.
     """
     if isinstance(device, torch.device):
+        needed, free = weight_bytes(model, dtype, bits), free_memory(device)
+        if needed > free:
+            raise OutOfMemory(
+                "the model", needed, free, "take a smaller one, or keep it in fewer bits (quantize)"
+            )
         return {"": device}
     if isinstance(device.device_map, str):
         return _fitted(model, device.device_map, device.max_memory, dtype, bits)
     return _checked(model, {name: device_called(place) for name, place in device.device_map.items()})
+
+
+def weight_bytes(model: nn.Module, dtype: torch.dtype, bits: Mapping[str, int]) -> int:
+    """Bytes that a model's weights will take, tied ones once; arguments as in `places`."""
+    total = sum(
+        weight.numel() * bits.get(name, 8 * (dtype if weight.is_floating_point() else weight.dtype).itemsize)
+        for name, weight in model.named_parameters()
+    )
+    return total // 8
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still take on a device."""
+    match device.type:
+        case "cuda":
+            free: int = torch.cuda.mem_get_info(device)[0]
+            return free
+        case "mps":
+            most: int = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+            return most
+    return free_host_memory()
 
 
 def join(model: nn.Module) -> None:

@@ -163,8 +163,10 @@ def test_a_decoder_of_integers_has_such_a_cache_on_a_cpu(model):
 
 def test_half_the_bytes_are_twice_the_pages(monkeypatch):
     layout = replace(model_of(IDEFICS3).layout, max_positions=10**6)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 10**7)
-    room = int(EngineConfig().cache_share * 10**7)
+    room = 10**7
     for dtype, size in ((torch.float32, 4), (torch.float16, 2)):
         page = 2 * layout.layers * layout.kv_heads * layout.head_size * PAGE * size
-        assert memory.page_count(layout, dtype, torch.device("cpu"), EngineConfig()) == 1 + room // page
+        assert (
+            memory.page_count(layout, dtype, torch.device("cpu"), EngineConfig(kv_cache=room), 10**8)
+            == 1 + room // page
+        )

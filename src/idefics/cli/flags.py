@@ -12,8 +12,9 @@ import typer
 
 from idefics.catalog import DEFAULT
 from idefics.cli.look import OUTPUT
-from idefics.config import QuantKind
+from idefics.config import Kernels, QuantKind
 from idefics.errors import BadSetting
+from idefics.host_memory import memory_amount
 from idefics.messages import Detail, ImageDetail
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def memory_size(text: str) -> str:
+    """What reads `--kv-cache`."""
+    memory_amount("--kv-cache", text)
+    return text
 
 
 def policy(text: str) -> str:
@@ -130,6 +137,34 @@ class ModelFlags:
             help="Quantize the weights: int8, int4, fp8, nf4 or fp4.",
         ),
     ] = None
+    kv_cache: Annotated[
+        str | None,
+        _model(
+            "--kv-cache",
+            metavar="SIZE",
+            parser=memory_size,
+            help="Memory for keys and values, such as 1GB, or a share of what is free, such as 0.3.",
+        ),
+    ] = None
+    batch_rows: Annotated[
+        int | None,
+        _model(
+            "--batch-rows",
+            metavar="N",
+            parser=number("--batch-rows", int),
+            help="Prompts that are answered side by side.",
+        ),
+    ] = None
+    kernels: Annotated[
+        Kernels,
+        _model(
+            "--kernels",
+            metavar="HOW",
+            parser=one_of("--kernels", get_args(Kernels)),
+            help="What computes: auto goes by the kind of processor, autotune by what is quickest here, "
+            "reference is torch's plain operations.",
+        ),
+    ] = "auto"
     offline: Annotated[bool, _model("--offline", help="Never use the network for models.")] = False
     remote_images: Annotated[
         str,

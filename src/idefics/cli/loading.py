@@ -27,6 +27,9 @@ def load(flags: ModelFlags, screen: Screen) -> Idefics:
         threads=flags.threads,
         device_map=flags.device_map,
         quantize=flags.quantize,
+        kv_cache=flags.kv_cache,
+        batch_rows=flags.batch_rows,
+        kernels=flags.kernels,
         revision=flags.revision,
         offline=flags.offline or None,  # None leaves it to the environment
         remote_images=flags.remote_images,

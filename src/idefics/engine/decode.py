@@ -52,8 +52,14 @@ class DecodeStep(Protocol):
         ...
 
 
-def decode_step(model: VLM, cache: PagedCache) -> DecodeStep:
-    """The quickest step for a model and its cache, chosen once; the log says why where it is torch's plain one."""
+def decode_step(model: VLM, cache: PagedCache, *, reference: bool = False) -> DecodeStep:
+    """The quickest step for a model and its cache, chosen once; the log says why where it is torch's plain one.
+
+    Args:
+        reference: torch's plain one in any case.
+    """
+    if reference:
+        return TorchDecode(model, cache)
     stack, reason = model.stack(), why_not(model, cache)
     if reason is None and model.kernel not in (fast, fused):
         reason = "another attn_implementation was asked for"

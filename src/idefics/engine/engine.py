@@ -40,16 +40,19 @@ class Engine:
     Every call raises, before any work, PromptTooLong for a prompt that leaves no room, and BadPrompt for an
     empty one or for ids that the model does not have.
 
+    Args:
+        free: bytes that its caches may be made of; None: what is free now on the model's device.
+
     Attributes:
         work: the lock over all bookkeeping; told when there is something to do, or room in the queue.
     """
 
-    def __init__(self, model: VLM, config: EngineConfig) -> None:
+    def __init__(self, model: VLM, config: EngineConfig, free: int | None = None) -> None:
         self.model, self.config = model, config
         weight = first_weight(model)
         devices = {parameter.device for parameter in model.parameters()}
         kept = cache_dtype(model)
-        pages = page_count(model.layout, kept, weight.device, config)
+        pages = page_count(model.layout, kept, weight.device, config, free)
         self.cache = PagedCache(model.layout, pages, kept, weight.device if len(devices) == 1 else None)
         self.pictures = Pictures(model, config.encode_frames, config.picture_bytes)
         limits = Limits(
@@ -61,7 +64,7 @@ class Engine:
             ahead=weight.device.type == "cuda" and len(devices) == 1,
         )
         self.scheduler = Scheduler(Pages(pages), limits, self.pictures)
-        decode = decode_step(model, self.cache)
+        decode = decode_step(model, self.cache, reference=config.reference)
         self.runner = Runner(model, self.cache, decode, self.pictures, weight.device, ahead=limits.ahead)
         self.picker = Picker(model, self.runner)
         self.work = threading.Condition(threading.RLock())

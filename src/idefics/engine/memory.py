@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
 from idefics.config import CacheLayout, EngineConfig
 from idefics.engine.contract import VLM
 from idefics.engine.native.description import linears
 from idefics.engine.pages import PAGE
+from idefics.errors import BadSetting, OutOfMemory, size_text
+from idefics.placement import free_memory
 from idefics.quant.integers import Int4Linear, Int8Linear
+
+DEFAULT_TOKENS = 16_384
+DEFAULT_BYTES = 512 << 20
+DEFAULT_SHARE = 0.3
+FEWEST_TOKENS = 512  # with fewer hardly a picture could be asked about
 
 
 def cache_dtype(model: VLM) -> torch.dtype:
@@ -27,29 +31,54 @@ def cache_dtype(model: VLM) -> torch.dtype:
     return torch.float16 if integers and model.dtype == torch.float32 else model.dtype
 
 
-def page_count(layout: CacheLayout, dtype: torch.dtype, device: torch.device, config: EngineConfig) -> int:
+def page_count(
+    layout: CacheLayout,
+    dtype: torch.dtype,
+    device: torch.device,
+    config: EngineConfig,
+    free: int | None = None,
+) -> int:
     """How many pages the cache has, the unused page 0 among them.
 
-    As many as `cache_share` of the free memory holds; never more than twice what `batch_rows` rows can fill: the rows'
-    own, and as much again of what may be asked for once more.
+    What `config` says; where it is silent as many as hold `DEFAULT_TOKENS` tokens, or the model's longest sequence
+    where that is shorter, and `DEFAULT_BYTES` in any case, but no more than `DEFAULT_SHARE` of what is free. Never more
+    than twice what `batch_rows` rows can fill: the rows' own, and as much again of what may be asked for once more.
+
+    Args:
+        free: bytes that there are for it; None: what is free on the device now.
+
+    Raises:
+        BadSetting: `config.kv_cache` is too little for `FEWEST_TOKENS` tokens.
+        OutOfMemory: it is more than what is free, or what is free is too little.
     """
     if config.cache_pages is not None:
         return config.cache_pages
-    page_bytes = 2 * layout.layers * layout.kv_heads * layout.head_size * PAGE * dtype.itemsize
-    most = 2 * config.batch_rows * -(-layout.max_positions // PAGE)
-    return 1 + max(1, min(most, int(config.cache_share * free_memory(device)) // page_bytes))
+    longest = -(-layout.max_positions // PAGE)
+    page_bytes = PAGE * token_bytes(layout, dtype)
+    free = free_memory(device) if free is None else free
+    room = cache_bytes(longest, page_bytes, free, config.kv_cache)
+    return 1 + min(2 * config.batch_rows * longest, room // page_bytes)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
-    if device.type == "mps":
-        most: int = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-        return most
-    told = Path("/proc/meminfo")
-    if told.exists():  # Linux says what programs can have without others being swapped out
-        lines = (line.split() for line in told.read_text().splitlines())
-        return next(int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+def cache_bytes(longest: int, page_bytes: int, free: int, wanted: float | None) -> int:
+    """Bytes that the cache may take; `longest` is in pages, the rest as in `page_count`."""
+    fewest = page_bytes * min(longest, FEWEST_TOKENS // PAGE)
+    if wanted is None:
+        room = max(page_bytes * min(longest, DEFAULT_TOKENS // PAGE), DEFAULT_BYTES)
+        room = max(min(room, int(DEFAULT_SHARE * free)), fewest)
+    else:
+        room = wanted if isinstance(wanted, int) else int(wanted * free)
+        if room < fewest:
+            raise BadSetting(
+                f"kv_cache is {wanted!r}: {size_text(room)} of keys and values; give at least {size_text(fewest)}"
+            )
+    if room > free:
+        raise OutOfMemory(
+            "the cache of keys and values (kv_cache)", room, free, "give less, or end other programs"
+        )
+    return room
+
+
+def token_bytes(layout: CacheLayout, dtype: torch.dtype) -> int:
+    """Bytes that the keys and values of one token take, in all layers."""
+    return 2 * layout.layers * layout.kv_heads * layout.head_size * dtype.itemsize

@@ -52,7 +52,7 @@ class Scheduler:
             raise BadSetting(
                 f"a prompt of {len(job.request.prompt)} tokens with up to {job.room} new ones in "
                 f"{job.request.rows} row{'s' * (job.request.rows > 1)} takes {wanted * PAGE} positions of the cache, "
-                f"which has {there * PAGE}: give fewer max_new_tokens or num_beams, or the engine more memory"
+                f"which has {there * PAGE}: give fewer max_new_tokens or num_beams, or a larger kv_cache (--kv-cache)"
             )
         if self.is_full:
             raise EngineBusy(self.limits.queue)

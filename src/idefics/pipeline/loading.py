@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Self
+from typing import Self, get_args
 
 import torch
 
 from idefics import models, weights
-from idefics.config import EngineConfig, QuantizationConfig, QuantKind
+from idefics.config import EngineConfig, Kernels, QuantizationConfig, QuantKind, one_of
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting
 from idefics.form import Form
+from idefics.host_memory import memory_amount
 from idefics.models import Checkpoint, Storage
-from idefics.nn.kernels import give_kernel, kernel_called
-from idefics.placement import Device, Spread, wanted
+from idefics.nn.kernels import fast, fused, give_kernel, kernel_called
+from idefics.placement import Device, Spread, free_memory, wanted
 from idefics.processing import settings
 from idefics.processing.addresses import Policy
 from idefics.processing.fetch import Fetcher
@@ -25,7 +27,7 @@ from idefics.processing.processor import Processor
 from idefics.processing.spelling import Spelling
 from idefics.processing.tokenizer import Tokenizer
 from idefics.quant import footprint
-from idefics.quant.measure import Verdict, verdict
+from idefics.quant.measure import Verdict, verdict_for
 
 MOST_THREADS = 1024
 FORMS = 16  # that are kept ready, with megabytes each at most
@@ -67,6 +69,9 @@ class Loaded:
         max_memory: Mapping[int | str, int | str] | None = None,
         quantize: QuantKind | QuantizationConfig | None = None,
         attn_implementation: str = "sdpa",
+        kv_cache: float | str | None = None,
+        batch_rows: int | None = None,
+        kernels: Kernels = "auto",
         revision: str | None = None,
         offline: bool | None = None,
         remote_images: Policy = "any",
@@ -87,6 +92,13 @@ class Loaded:
             quantize: keep the decoder's weights in fewer bits: "int8", "int4", "fp8", "nf4" or "fp4" (these two need
                 `idefics[quant]`), or a `QuantizationConfig` that says more.
             attn_implementation: "sdpa", "eager" (plain products and a softmax) or "flash_attention_2".
+            kv_cache: memory for keys and values, which also serve prompts that begin alike: bytes ("1GB", 10**9), or a
+                share of what is free (0.3). None: what 16,384 tokens take, or the model's longest prompt where that is
+                shorter, 512 MiB in any case, but at most 0.3 of what is free; on a GPU 0.6 of what is free.
+            batch_rows: so many prompts are answered side by side; None: 8, on a GPU 64.
+            kernels: what computes. "auto": the C code, and products by the kind of processor, so that equal processors
+                give equal numbers; "autotune": products by what is measured to be quickest here, so that numbers may
+                differ between two machines or two days; "reference": torch's plain operations alone, slowly.
             revision: branch, tag or commit on the hub.
             offline: never use the network.
             remote_images: which addresses may be fetched: "any", "public", "off", or hosts ("a.example,*.b.example").
@@ -94,20 +106,25 @@ class Loaded:
 
         Raises:
             ModelError: no such model, not one that this package runs, or its weights do not fit.
-            BadSetting: an unknown device, dtype or other word; no room in memory; flash attention where it cannot be.
+            BadSetting: an unknown device, dtype or other word; flash attention where it cannot be.
+            OutOfMemory: weights or caches do not fit into what is free, or into a limit of this process or container.
             MissingExtra: "nf4" or "fp4" without bitsandbytes.
         """
         if threads is not None:
             use_threads(threads)
+        one_of("kernels", kernels, get_args(Kernels))
         fetcher, place = Fetcher(policy=remote_images), wanted(device, device_map, max_memory)
         main = place.main if isinstance(place, Spread) else place
         quantisation = QuantizationConfig(kind=quantize) if isinstance(quantize, str) else quantize
         folder = weights.find(model, revision=revision, offline=offline, progress=progress)
         checkpoint = models.read_checkpoint(folder)
         module = models.build(checkpoint)
-        quick = verdict(module) if main.type == "cpu" else Verdict()
-        computed, storage = dtypes_called(dtype, main, checkpoint.config.dtype, quick)
+        is_reference = kernels == "reference"
+        quick = Verdict() if main.type != "cpu" and not is_reference else verdict_for(module, kernels)
+        computed, storage = dtypes_called(dtype, main, checkpoint.config.dtype, quick or Verdict())
         kernel = kernel_called(attn_implementation, computed, main)
+        config = engine_config(main, kv_cache, batch_rows, reference=is_reference)
+        free = free_memory(main) if main.type == "cpu" else None
         processor = processor_for(checkpoint, fetcher)
         models.fill(
             module,
@@ -121,8 +138,10 @@ class Loaded:
             verdict=quick,
             mapped=True,
         )
-        give_kernel(module, kernel)
-        engine = Engine(module, engine_config(main))  # type: ignore[arg-type]  # a VLM by its methods
+        give_kernel(module, fused if kernel is fast and is_reference else kernel)
+        if free is not None:  # weights that stay in the files are not in memory yet
+            free = min(free - footprint(module), free_memory(main))
+        engine = Engine(module, config, free)  # type: ignore[arg-type]  # a VLM by its methods
         return cls(processor, engine, stop_ids(checkpoint, processor))
 
     @property
@@ -131,13 +150,22 @@ class Loaded:
         return footprint(self.engine.model)  # type: ignore[arg-type]  # a module
 
 
-def engine_config(device: torch.device) -> EngineConfig:
+def engine_config(
+    device: torch.device,
+    kv_cache: float | str | None = None,
+    batch_rows: int | None = None,
+    *,
+    reference: bool = False,
+) -> EngineConfig:
     """How much is done at once on a device. A GPU reads its weights as fast for many rows as for one."""
-    if device.type != "cuda":
-        return EngineConfig()
-    return EngineConfig(
-        batch_rows=64, encode_frames=32, step_tokens=2048, cache_share=0.6, picture_bytes=4 << 30
-    )
+    config = EngineConfig(reference=reference)
+    if device.type == "cuda":
+        config = replace(
+            config, batch_rows=64, encode_frames=32, step_tokens=2048, kv_cache=0.6, picture_bytes=4 << 30
+        )
+    if kv_cache is not None:
+        config = replace(config, kv_cache=memory_amount("kv_cache", kv_cache))
+    return config if batch_rows is None else replace(config, batch_rows=batch_rows)
 
 
 def processor_for(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:

@@ -1,4 +1,6 @@
-"""Which product is quickest on this machine: measured once for some milliseconds, and remembered.
+"""Which product computes: by the kind of processor, or by what is quickest on this machine.
+
+The latter is measured once for some milliseconds, and remembered.
 
 What is remembered is a file in the user's cache folder, by processor, version of torch and shapes. Where it
 cannot be read or written, the measurement is made again.
@@ -23,6 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from idefics.config import Kernels
 from idefics.quant.products import integers, onednn
 
 SMALL = 2**25  # weights; a smaller model has answered before a measurement pays
@@ -47,6 +50,33 @@ class Verdict:
     onednn: bool = False
     integers: bool = False
     halves: tuple[str, ...] = ()
+
+
+def verdict_for(model: nn.Module, kernels: Kernels) -> Verdict | None:
+    """What a model on a CPU computes with: None for torch's own products alone.
+
+    "auto" goes by the processor, so that equal processors compute equal numbers; "autotune" by what is measured here.
+    """
+    if kernels == "reference":
+        return None
+    if kernels == "autotune":
+        return verdict(model)
+    linears = (module for module in model.modules() if isinstance(module, nn.Linear))
+    return by_processor() if sum(layer.weight.numel() for layer in linears) >= SMALL else Verdict()
+
+
+def by_processor() -> Verdict:
+    """What is quick on processors of this kind, as measured on some of them.
+
+    Intel's library, which torch computes float32 with, is several times slower than oneDNN on processors of AMD. Whole
+    numbers and bfloat16 are quick where there are instructions for their products.
+    """
+    has = torch.cpu._is_amx_fp16_supported()
+    return Verdict(
+        onednn=torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available() and _is_amd(),
+        integers=torch.cpu._is_vnni_supported(),
+        halves=("bfloat16",) * torch.cpu._is_avx512_bf16_supported() + ("float16",) * has,
+    )
 
 
 def verdict(model: nn.Module) -> Verdict:
@@ -124,13 +154,21 @@ def _products(rows: int, outputs: int, inputs: int) -> dict[str, Callable[[], ob
     return found
 
 
-def _processor() -> str:
-    name = platform.processor()
+def _is_amd() -> bool:
+    return "AuthenticAMD" in (_said_of_processor("vendor_id") or platform.processor())
+
+
+def _said_of_processor(what: str) -> str:
+    """What Linux says of the processor, or nothing."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+            if line.startswith(what):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def _processor() -> str:
+    name = _said_of_processor("model name") or platform.processor()
     return f"{platform.machine()} {name} {torch.backends.cpu.get_cpu_capability()}"
 
 

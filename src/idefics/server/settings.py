@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from idefics.catalog import DEFAULT
+from idefics.config import Kernels, one_of
 from idefics.errors import BadSetting, MissingExtra
+from idefics.host_memory import memory_amount
 from idefics.processing import addresses
 
 PREFIX = "IDEFICS_"  # of the environment's names
@@ -42,6 +44,13 @@ class Settings:
     dtype: str = _setting("Model", "auto", "auto, float32, bfloat16 or float16.")
     threads: int | None = _setting("Model", None, "Number of CPU threads.", 1, 1024)
     quantize: str | None = _setting("Model", None, "Quantize the weights: int8, int4, fp8, nf4 or fp4.")
+    kv_cache: str | None = _setting(
+        "Model", None, "Memory for keys and values, such as 1GB, or a share of what is free, such as 0.3."
+    )
+    batch_rows: int | None = _setting("Model", None, "Prompts that are answered side by side.", 1, 1024)
+    kernels: str = _setting(
+        "Model", "auto", "What computes: auto (by the kind of processor), autotune or reference."
+    )
     offline: bool = _setting("Model", False, "Never use the network for models.")
     host: str = _setting("Address", "127.0.0.1", "Address to listen on.")
     port: int = _setting("Address", 8000, "Port to listen on; 0 takes a free one.", 0, 65535)
@@ -87,6 +96,8 @@ class Settings:
             (low, high), value = one.metadata["range"], getattr(self, one.name)
             if high and value is not None and not low <= value <= high:
                 raise BadSetting(f"{one.name} is {value!r}; give a number from {low} to {high}")
+        memory_amount("kv_cache", self.kv_cache)
+        one_of("kernels", self.kernels, get_args(Kernels))
         addresses.allowed_hosts(self.remote_images)
         if self.remote_images == "any":
             raise BadSetting(

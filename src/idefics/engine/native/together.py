@@ -22,7 +22,7 @@ def bring_together(layers: Iterable[nn.Linear]) -> None:
     """Moves the weights and scales of layers into large pages, where the system is Linux, which has them.
 
     The parameters stay the same objects; their old memory is given back as soon as nobody else holds it. More than
-    `MOST` bytes stay where they are.
+    `MOST` bytes stay where they are, and what there is no memory for.
     """
     if sys.platform != "linux":
         return
@@ -31,7 +31,10 @@ def bring_together(layers: Iterable[nn.Linear]) -> None:
     room = sum(-(-one.nbytes // LINE) * LINE for one in parameters)
     if not 0 < room <= MOST:
         return
-    memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # a limit of this process
+        return
     memory.madvise(mmap.MADV_HUGEPAGE)
     whole, at = torch.frombuffer(memory, dtype=torch.uint8), 0
     for one in parameters:

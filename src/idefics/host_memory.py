@@ -1,0 +1,160 @@
+"""How much memory this process may still take: what the machine has, and what its limits leave of it; sizes in words.
+
+Limits are those of control groups (containers, systemd), of version 1 and 2, each group's and those of the groups
+around it, and the process's own (`ulimit -v`, `ulimit -d`). Knows no torch.
+
+Sources: proc(5), cgroups(7), the kernel's cgroup-v1/memory and cgroup-v2 documents, getrlimit(2).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from idefics.errors import BadSetting
+
+UNLIMITED = 1 << 60  # bytes; version 1 writes "no limit" as the largest number of whole pages
+
+UNITS = {"": 1, "B": 1} | {
+    letter + end: base**power
+    for power, letter in enumerate("KMGT", 1)
+    for end, base in (("B", 1000), ("iB", 1024))
+}
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+class MemoryBound(NamedTuple):
+    """Something that bounds this process's memory.
+
+    Attributes:
+        source: "machine", a file of a control group, or the limit's name in `ulimit`.
+        total: bytes that there are, or that are allowed.
+        free: bytes that can still be taken.
+    """
+
+    source: str
+    total: int
+    free: int
+
+
+def memory_bounds(root: Path = Path("/")) -> list[MemoryBound]:
+    """Everything that bounds this process's memory, the tightest first; at least the machine itself.
+
+    Args:
+        root: where `proc` and `sys` lie.
+    """
+    found = [_machine(root), *_control_groups(root), *_process_limits(root)]
+    return sorted(found, key=lambda bound: bound.free)
+
+
+def free_host_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process can still take, 0 at least: the least that `memory_bounds` leave."""
+    return memory_bounds(root)[0].free
+
+
+def memory_amount(name: str, value: float | str | None) -> int | float | None:
+    """What a caller says of memory: bytes as a whole number, or a share below 1 of what is free.
+
+    Args:
+        name: of the setting, for errors.
+        value: bytes, a share such as 0.3, or either as text: "1GB", "512 MiB", "800000000", "0.3". None is none.
+
+    Raises:
+        BadSetting: it is neither.
+    """
+    found: int | float | None = value if not isinstance(value, str) else None
+    if isinstance(found, float) and found >= 1 and found.is_integer():
+        found = int(found)
+    if isinstance(value, str) and (match := _AMOUNT.fullmatch(value.strip())):
+        number = float(match[1])
+        unit = next((size for unit, size in UNITS.items() if unit.lower() == match[2].lower()), 0)
+        found = round(number * unit) if number * unit >= 1 else number if not match[2] else None
+    is_share = isinstance(found, float) and 0 < found < 1
+    is_bytes = isinstance(found, int) and not isinstance(found, bool) and 1 <= found < 1 << 50
+    if value is not None and not is_share and not is_bytes:
+        raise BadSetting(
+            f'{name} is {value!r}; give bytes ("1GB", "512MiB", 1000000000) or a share of the free memory, such as 0.3'
+        )
+    return found
+
+
+def _machine(root: Path) -> MemoryBound:
+    told = root / "proc" / "meminfo"
+    if told.exists():  # Linux says what programs can have without others being swapped out
+        lines = (line.split() for line in told.read_text().splitlines())
+        kibibytes = {line[0].rstrip(":"): int(line[1]) for line in lines if len(line) > 1}
+        return MemoryBound("machine", kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return MemoryBound("machine", total, total)  # how much of it is free is not said in one way
+
+
+def _control_groups(root: Path) -> Iterator[MemoryBound]:
+    """The limits of the control groups that this process is in, from its own to the outermost that is seen."""
+    with suppress(OSError, ValueError):
+        mounts = [line.split() for line in _read(root / "proc/self/mountinfo").splitlines()]
+        paths: dict[str, str] = {}  # version 2's under "", version 1's by its controllers
+        for line in _read(root / "proc/self/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            paths |= dict.fromkeys(controllers.split(","), path)
+        for mount in mounts:
+            kind, options = mount[mount.index("-") + 1], mount[-1].split(",")
+            if kind == "cgroup2" and "" in paths:
+                yield from _groups(root, mount, paths[""], ("memory.max", "memory.high"), "memory.current")
+            elif kind == "cgroup" and "memory" in options and "memory" in paths:
+                limits = ("memory.limit_in_bytes",)
+                yield from _groups(root, mount, paths["memory"], limits, "memory.usage_in_bytes")
+
+
+def _groups(
+    root: Path, mount: list[str], path: str, limits: tuple[str, ...], usage: str
+) -> Iterator[MemoryBound]:
+    top, place = PurePosixPath(mount[3]), root / mount[4].lstrip("/")
+    # In a container what is mounted may be the group itself, and the path that of the host.
+    inside = PurePosixPath(path).relative_to(top) if PurePosixPath(path).is_relative_to(top) else None
+    group = place / inside if inside is not None and ".." not in inside.parts else place
+    if not group.is_dir():
+        group = place
+    while True:
+        for name in limits:
+            with suppress(OSError, ValueError):  # "max", or the outermost group, which has no such file
+                total = int(_read(group / name))
+                if total < UNLIMITED:
+                    free = total - int(_read(group / usage)) + _reclaimable(group)
+                    yield MemoryBound(f"/{(group / name).relative_to(root)}", total, max(0, free))
+        if group == place:
+            return
+        group = group.parent
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of files that the kernel drops before it refuses memory: what was read once."""
+    counts = dict(line.split() for line in _read(group / "memory.stat").splitlines())
+    return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
+
+
+def _process_limits(root: Path) -> Iterator[MemoryBound]:
+    """Of `ulimit -v` (addresses, mapped files included) and `ulimit -d` (what is not mapped from a file)."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    for name, limit, used in (
+        ("ulimit -v", resource.RLIMIT_AS, "VmSize:"),
+        ("ulimit -d", resource.RLIMIT_DATA, "VmData:"),
+    ):
+        total = resource.getrlimit(limit)[0]
+        if total == resource.RLIM_INFINITY or total >= UNLIMITED:
+            continue
+        with suppress(OSError, StopIteration):
+            lines = (line.split() for line in _read(root / "proc/self/status").splitlines())
+            taken = next(int(line[1]) * 1024 for line in lines if line[0] == used)
+            yield MemoryBound(name, total, max(0, total - taken))
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
