@@ -178,6 +178,29 @@ def test_data_uris_need_no_network():
             fetcher.get("data:image/png;base64," + base64.b64encode(bytes(size)).decode())
 
 
+@pytest.mark.parametrize("size", [256, 257, 258])  # padded by 2, by 1 and not at all
+def test_base64_as_people_send_it(size):
+    """White space, line breaks, no padding, the alphabet for addresses; and still nothing that is no base64."""
+    data = bytes(index * 7 % 256 for index in range(size))
+    plain = base64.b64encode(data).decode()
+    wrapped = base64.encodebytes(data).decode()
+    safe = base64.urlsafe_b64encode(data).decode()
+    assert "+" in plain and "/" in plain and "-" in safe and "_" in safe
+    for text in (
+        plain,
+        wrapped,
+        safe,
+        plain.rstrip("="),
+        safe.rstrip("="),
+        f" {plain}\n",
+        plain.replace("+", "%2B"),
+    ):
+        assert Fetcher(policy="off").get(f"data:image/png;base64,{text}") == data
+    for wrong in (plain + "!", plain[:40] + "=" + plain[40:], "A", plain + "é"):
+        with pytest.raises(BadPicture, match="a data URI is not valid base64"):
+            Fetcher(policy="off").get(f"data:image/png;base64,{wrong}")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -185,6 +208,11 @@ def test_data_uris_need_no_network():
         ("HTTP://example.com", True),
         ("data:image/png;base64,AAAA", True),
         ("data:;base64,AAAA", True),
+        (f"data:image/png;base64,{'A' * 76}\r\n{'B' * 76}\n\t{'C' * 20}==\n", True),
+        (f"data:image/png;base64,\n{'A' * 76} {'B' * 20}", True),
+        (f"data:image/jpeg;base64,{'A' * 76} What is this", False),
+        (f"data:image/jpeg,{'A' * 76} {'B' * 76}", False),
+        (f"data:image/jpeg;base64,{'A' * 76}. {'B' * 20}", False),
         ("data:1,2,3", False),
         ("data: none, here", False),
         ("see http://example.com", False),

@@ -14,7 +14,10 @@ import PIL.ImageOps
 import pytest
 
 from idefics.errors import BadPicture
+from idefics.messages import Picture
 from idefics.processing import images
+from idefics.processing.fetch import Fetcher
+from idefics.processing.images import open_picture
 from idefics.processing.to_rgb import rgb
 from processing.pictures_tiny import encoded, opened, oriented, picture
 
@@ -234,6 +237,32 @@ def test_data_uris():
     assert np.array_equal(opened(uri), opened(data))
     with pytest.raises(BadPicture, match="a data URI is not a picture"):
         opened("data:image/png;base64,aGVsbG8=")
+
+
+def test_base64_alone_is_a_picture_as_in_transformers(monkeypatch):
+    data = encoded(picture("RGB"), "PNG")
+    bare = base64.b64encode(data).decode()
+    for text in (
+        bare,
+        base64.encodebytes(data).decode(),
+        base64.urlsafe_b64encode(data).decode().rstrip("="),
+    ):
+        assert np.array_equal(opened(text), opened(data))
+    assert np.array_equal(opened(f"  data:image/png;base64,{bare}\n"), opened(data))
+    with pytest.raises(BadPicture, match=r"is not a picture|is broken"):
+        opened(bare[: len(bare) // 2])
+    with pytest.raises(BadPicture, match=r"a text of 5,000 characters is no path, no address and no base64"):
+        opened("A" * 5000)
+
+
+def test_base64_alone_is_bounded_as_a_data_uri_is():
+    bare = base64.b64encode(encoded(picture("RGB"), "TIFF")).decode()
+    assert open_picture(Picture(bare), Fetcher(policy="any")).size == (37, 23)
+    for fetcher in (Fetcher(policy="public"), Fetcher(policy="off", strangers=True)):
+        with pytest.raises(BadPicture, match="a data URI is TIFF, which is not read here"):
+            open_picture(Picture(bare), fetcher)
+    with pytest.raises(BadPicture, match="larger than 100 bytes"):
+        open_picture(Picture(bare), Fetcher(policy="any", limit_bytes=100))
 
 
 @pytest.mark.parametrize("source", [None, 3, ["a.jpg"], 1.5, {"url": "x"}])

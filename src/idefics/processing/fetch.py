@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from idefics.errors import BadPicture
+from idefics.formats import recognised
 from idefics.processing.addresses import PORTS, Policy, allowed_hosts, is_allowed, look_up, spelled_plainly
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-REMOTE = re.compile(
-    r"https?://\S+|data:[^\s,;/]*[;/][^\s,]*,\S*", re.IGNORECASE
-)  # read once, from left to right
+# Base64 may be broken into lines (RFC 2045, 6.8), which are longer than words that may follow, and has two alphabets
+# (RFC 4648, 4 and 5). Both patterns are read once, from left to right.
+BASE64 = r"\s*+(?:[A-Za-z0-9+/_%-]{16,}+\s++)*+[A-Za-z0-9+/_%-]*+=*+\s*+"
+REMOTE = re.compile(rf"https?://\S+|data:[^\s,;/]*[;/][^\s,]*(?:,\S*|(?<=;base64),{BASE64})", re.IGNORECASE)
 REDIRECTS = 3
 
 
@@ -43,12 +45,38 @@ def is_data(text: str) -> bool:
     return text[:5].lower() == "data:"
 
 
+def as_address(text: str) -> str:
+    """Base64 of a picture file as a data URI, an address without white space around it, anything else as it is."""
+    stripped = text.strip()
+    if is_remote(stripped):
+        return stripped
+    beginning = decode_base64("".join(text[:512].split())[:64].encode("utf-8", "replace"))
+    if len(text) > 64 and beginning and recognised(beginning) is not None:
+        return f"data:;base64,{stripped}"
+    return text
+
+
 def short(name: str) -> str:
     """An address or path for an error message: one line, not too long."""
     if is_data(name):
         return "a data URI"
     name = name if len(name) <= 100 else f"{name[:97]}..."
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
+
+
+def decode_base64(text: bytes) -> bytes | None:
+    """The bytes that base64 stands for, or None where it is none.
+
+    White space is left out, padding may be missing, and both alphabets are read (RFC 4648, 4 and 5).
+    """
+    plain = b"".join(text.split()).rstrip(b"=").translate(URL_SAFE)
+    try:
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +150,12 @@ class Fetcher:
             raise BadPicture("a data URI has no comma: it reads data:image/png;base64,...")
         if len(body) > 4 * self.limit_bytes:  # base64 takes 4/3, percent signs 3: not worth decoding
             raise BadPicture(self._too_large("a data URI"))
-        try:
-            data = unquote_to_bytes(body)
-            if head.lower().endswith(";base64"):
-                data = base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError):
-            raise BadPicture("a data URI is not valid base64: it reads data:image/png;base64,...") from None
+        data = unquote_to_bytes(body)
+        if head.lower().endswith(";base64"):
+            decoded = decode_base64(data)
+            if decoded is None:
+                raise BadPicture("a data URI is not valid base64: it reads data:image/png;base64,...")
+            data = decoded
         if len(data) > self.limit_bytes:
             raise BadPicture(self._too_large("a data URI"))
         return data

@@ -24,7 +24,7 @@ from idefics.config import ImagePlan
 from idefics.errors import BadPicture
 from idefics.messages import ImageDetail, Picture
 from idefics.processing import strangers
-from idefics.processing.fetch import Fetcher, is_remote, short
+from idefics.processing.fetch import Fetcher, as_address, is_remote, short
 from idefics.processing.picture_files import decode, decode_untrusted, open_file, upright_rgb
 from idefics.processing.resize import normalise, pixels_of, resize
 from idefics.processing.sizes import grid, longest_edge, native_size, plan_for
@@ -34,6 +34,7 @@ from idefics.prompt import Tiles
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LONGEST_PATH = 4096  # characters
 MOST_PIXELS = 178_956_970  # PIL's own limit against decompression bombs: half a gigabyte of RGB
 
 
@@ -41,7 +42,7 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
     """The picture as RGB, upright by its EXIF tag, transparency over white; the first frame of an animation.
 
     Args:
-        picture: a path, bytes, a `PIL.Image`, an array (see `to_rgb.from_array`), an http(s) URL or a data URI.
+        picture: a path, bytes, a `PIL.Image`, an array (see `to_rgb.from_array`), an http(s) URL, a data URI or base64.
         fetcher: gets what is remote, or refuses to; says what is a stranger's.
 
     Raises:
@@ -56,6 +57,7 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
 @contextmanager
 def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], PIL.Image.Image]]:
     """What decodes a picture: all of it is here then, and its turn may be waited for."""
+    source = as_address(source) if isinstance(source, str) else source
     distrusted = fetcher.distrusts(source)
     most = strangers.MOST_PIXELS if distrusted else MOST_PIXELS
     decoded = partial(decode_untrusted if distrusted else decode, most=most)
@@ -70,6 +72,11 @@ def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], PIL.Image
             yield partial(decoded, io.BytesIO(fetcher.get(source)), short(source))
         case str() | os.PathLike() if fetcher.strangers:
             raise BadPicture("a picture cannot be a path here: send an http(s) address, or a data URI")
+        case str() if len(source) > LONGEST_PATH:
+            raise BadPicture(
+                f"a picture given as a text of {len(source):,} characters is no path, no address and no base64 of a "
+                "picture: does it begin with the picture's first byte?"
+            )
         case str() | os.PathLike():
             name = short(str(source))
             with open_file(Path(source), name) as file:

@@ -207,6 +207,7 @@ def picture_at(url: str, detail: Detail | None = None, max_tiles: int | None = N
     Raises:
         Fault: it is neither an http(s) address nor a data URI.
     """
+    url = url.strip()
     has_data = is_data(url) and "," in url[:LONGEST_HEAD]
     is_address = url[:8].lower().startswith(("http://", "https://")) and len(url) <= LONGEST_ADDRESS
     if not ((has_data or is_address) and is_remote(url)):
