@@ -126,6 +126,12 @@ class Video:
         return source if isinstance(source, Video) else cls(source)
 
 
+class Text(str):
+    """Words that are never taken for the name of a file or an address."""
+
+    __slots__ = ()
+
+
 Visual = Picture | Video
 Part = str | Visual
 Role = Literal["system", "user", "assistant"]

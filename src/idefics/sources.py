@@ -40,12 +40,18 @@ def held(source: Any) -> Any:
         return bytes(source)
     if isinstance(source, BinaryFile):
         return _read(source)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(source, torch.Tensor):
+    if is_tensor(source):
+        torch = sys.modules["torch"]
         values = source.detach().cpu()
         is_odd = values.is_floating_point() and values.dtype != torch.float64  # NumPy has no bfloat16
         return (values.float() if is_odd else values).numpy()
     return source
+
+
+def is_tensor(source: Any) -> bool:
+    """Whether it is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
 
 
 def _read(file: BinaryFile) -> bytes:

@@ -5,7 +5,7 @@ import json
 import pytest
 from cli_fakes import FakeIdefics, answer
 
-from idefics.messages import Picture
+from idefics.messages import Picture, Text
 
 pytestmark = pytest.mark.usefixtures("photos")
 
@@ -24,7 +24,7 @@ def test_each_line_is_a_turn(chat):
     assert (done.code, done.err) == (0, "")
     assert done.out == "1 turns, 1 pictures, What is it?\n3 turns, 0 pictures, And now?\n"
     first, second = done.vlm.calls
-    assert [type(part) for part in first.messages[0].parts] == [Picture, str]
+    assert [type(part) for part in first.messages[0].parts] == [Picture, Text]
     assert [message.role for message in second.messages] == ["user", "assistant", "user"]
     assert second.messages[1].parts == ("1 turns, 1 pictures, What is it?",)
 

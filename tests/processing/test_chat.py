@@ -4,7 +4,8 @@ import pytest
 
 from idefics.errors import BadPrompt, UnsupportedModel
 from idefics.messages import Message, Picture, assistant, user
-from idefics.processing.chat import render, to_messages
+from idefics.processing.chat import render
+from idefics.processing.conversation import to_messages
 from idefics.processing.tokenizer import Piece
 
 # The words of SmolVLM's released template.
@@ -181,13 +182,13 @@ def test_dicts_of_the_guides_and_of_openai():
             "message 2: role is 'robot'; give one of system, user, assistant",
         ),
         ({"role": "user"}, 'message 2 has no "content"'),
-        ({"role": "user", "content": None}, "message 2: content is a NoneType"),
+        ({"role": "user", "content": None}, "message 2: content is None; give a string"),
         ({"role": "user", "content": [{"text": "Hi"}]}, r'message 2: content\[0\] has no "type"'),
         ({"role": "user", "content": [{"type": "text"}]}, r'message 2: content\[0\] has no "text"'),
         ({"role": "user", "content": [{"type": "text", "text": 3}]}, r"content\[0\]: text is a int"),
-        ({"role": "user", "content": [{"type": "image"}]}, r"content\[0\] has no picture"),
+        ({"role": "user", "content": [{"type": "image"}]}, r"content\[0\] has no image"),
         ({"role": "user", "content": ["a", {"type": "audio"}]}, r"content\[1\]: type is 'audio'"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, r'image_url has no "url"'),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": 3}]}, r'image_url has no "url"'),
         ({"role": "user", "content": [3]}, r"message 2: content\[0\] is a int"),
         ({"role": "user", "content": []}, "message 2: content is empty"),
         (Message("user", ()), "message 2: content is empty"),

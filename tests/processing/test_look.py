@@ -8,7 +8,7 @@ import pytest
 from idefics.config import ImagePlan
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import ImageDetail, Picture, user
-from idefics.processing.chat import to_messages
+from idefics.processing.conversation import to_messages
 from idefics.processing.sizes import grid, plan_for
 from processing.pictures_tiny import BESIDE as BESIDE_PLAN
 from processing.test_images_idefics2 import SPLIT

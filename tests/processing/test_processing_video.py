@@ -18,7 +18,7 @@ from idefics.errors import BadPicture, BadSetting, BadVideo, MissingExtra
 from idefics.messages import Picture, Video, assistant, user
 from idefics.models import family_for
 from idefics.processing import video_file
-from idefics.processing.chat import to_messages
+from idefics.processing.conversation import to_messages
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import prepare
 from idefics.processing.processor import Processor, to_part

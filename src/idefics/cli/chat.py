@@ -18,7 +18,7 @@ from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, find, opened, split_words
 from idefics.cli.sampling import SamplingFlags
 from idefics.errors import BadPicture, BadRequest, PromptTooLong
-from idefics.messages import Message, Visual, assistant, user
+from idefics.messages import Message, Text, Visual, assistant, user
 
 if TYPE_CHECKING:
     from idefics import Idefics
@@ -139,7 +139,7 @@ class Talk:
 
     def _say(self, words: str) -> None:
         """A turn and its answer. One that cannot be answered leaves the conversation as it was."""
-        messages = [*self.messages, user(*self.shown.pictures, words)]
+        messages = [*self.messages, user(*self.shown.pictures, Text(words))]
         try:
             said = self._stream(messages) if self.is_typed else self._whole(messages)
         except PromptTooLong as error:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, get_args
 
-from idefics.errors import BadPrompt, BadSetting
-from idefics.messages import Message, Part, Picture, Role, Video, Visual
+from idefics.errors import BadPrompt
+from idefics.messages import Message, Picture, Role, Video, Visual
 from idefics.processing.templates import render_template
 from idefics.processing.tokenizer import Piece
 
@@ -131,83 +130,3 @@ class _Slots:
                 yield part if isinstance(part, Video) else Piece(part, trusted=False)
             elif text:
                 yield Piece(text, trusted=True)
-
-
-def to_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message]:
-    """Messages, or the dicts that the published guides and OpenAI's API use, as `Message`s.
-
-    A dict has a "role" and a "content": a string, or a list of
-    `{"type": "text", "text": ...}`, `{"type": "image", "image": a picture}`, `{"type": "image", "url": ...}`,
-    `{"type": "image", "path": ...}`, `{"type": "image_url", "image_url": {"url": ...}}` and
-    `{"type": "video", "video": a file or its frames}`, which may be a "url" or "path" as well. Beside
-    the picture, or in the `image_url`, may stand "detail" and "max_tiles": see `ImageDetail`.
-
-    Raises:
-        BadPrompt: names the message (counted from 1) and the field.
-    """
-    if isinstance(messages, (str, bytes, Mapping, Message)):
-        raise BadPrompt(f"messages is a {type(messages).__name__}: give a list of messages")
-    return [_message(message, f"message {number}") for number, message in enumerate(messages, start=1)]
-
-
-def _message(message: Message | Mapping[str, Any], where: str) -> Message:
-    if isinstance(message, Message):
-        message = {"role": message.role, "content": message.parts}
-    if not isinstance(message, Mapping):
-        raise BadPrompt(f'{where} is a {type(message).__name__}: give a dict with "role" and "content"')
-    role = _field(message, "role", where)
-    if role not in ROLES:
-        raise BadPrompt(f"{where}: role is {role!r}; give one of {', '.join(ROLES)}")
-    content = _field(message, "content", where)
-    if isinstance(content, str):
-        return Message(role, (content,))
-    if not isinstance(content, (list, tuple)):
-        raise BadPrompt(f"{where}: content is a {type(content).__name__}; give a string or a list of parts")
-    if not content:
-        raise BadPrompt(f"{where}: content is empty; give some text or a picture")
-    return Message(role, tuple(_part(part, f"{where}: content[{i}]") for i, part in enumerate(content)))
-
-
-def _part(part: Any, where: str) -> Part:
-    if isinstance(part, Part):
-        return part
-    if not isinstance(part, Mapping):
-        raise BadPrompt(f'{where} is a {type(part).__name__}: give a dict with a "type"')
-    match _field(part, "type", where):
-        case "text":
-            text = _field(part, "text", where)
-            if not isinstance(text, str):
-                raise BadPrompt(f"{where}: text is a {type(text).__name__}; give a string")
-            return text
-        case "image":
-            return _seen(Picture.of(_source(part, "image", "picture", where)), part, where)
-        case "video":
-            return Video.of(_source(part, "video", "video", where))
-        case "image_url":
-            address = _field(part, "image_url", where)
-            url, name = _field(address, "url", f"{where}: image_url"), f"{where}: image_url"
-            return _seen(Picture.of(url), address, name)
-        case other:
-            raise BadPrompt(f"{where}: type is {other!r}; give one of text, image, video, image_url")
-
-
-def _seen(picture: Picture, part: Mapping[str, Any], where: str) -> Picture:
-    """With the "detail" and "max_tiles" that a part may say of its picture."""
-    said = {name: part[name] for name in ("detail", "max_tiles") if part.get(name) is not None}
-    try:
-        return replace(picture, **said) if said else picture
-    except BadSetting as error:
-        raise BadPrompt(f"{where}: {error}") from None
-
-
-def _source(part: Mapping[str, Any], name: str, noun: str, where: str) -> Any:
-    for field in (name, "url", "path"):
-        if part.get(field) is not None:
-            return part[field]
-    raise BadPrompt(f'{where} has no {noun}: give it as "{name}", "url" or "path"')
-
-
-def _field(mapping: Any, field: str, where: str) -> Any:
-    if not isinstance(mapping, Mapping) or field not in mapping:
-        raise BadPrompt(f'{where} has no "{field}"')
-    return mapping[field]

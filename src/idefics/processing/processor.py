@@ -9,17 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImagePlan, PromptStyle
-from idefics.errors import BadPicture, BadPrompt, BadSetting, PromptTooLong, UnsupportedModel
-from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from idefics.messages import ImageDetail, Message, Part, Picture, Video, Visual
-from idefics.processing.chat import IMAGE, render, to_messages
+from idefics.errors import BadPrompt, BadSetting, PromptTooLong, UnsupportedModel
+from idefics.messages import ImageDetail, Message, Part, Picture, Text, Video, Visual
+from idefics.processing.chat import IMAGE, render
 from idefics.processing.continuations import encode_continuations
-from idefics.processing.fetch import Fetcher, is_remote
+from idefics.processing.conversation import to_messages
+from idefics.processing.fetch import Fetcher, as_address, is_remote
 from idefics.processing.images import open_picture, prepared
+from idefics.processing.item_paths import check_item
 from idefics.processing.marks import FAKE, marks, share_fakes
 from idefics.processing.sizes import grid, plan_for
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER
@@ -166,7 +166,8 @@ class Processor:
     def _conversation(
         self, messages: Sequence[Message | Mapping[str, Any]], **prefill: Any
     ) -> list[Piece | Visual]:
-        parts = render(self.style.template, to_messages(messages), variables=self.tokenizer.roles, **prefill)
+        read = to_messages(messages, untrusted=self.fetcher.strangers)
+        parts = render(self.style.template, read, variables=self.tokenizer.roles, **prefill)
         return [Piece(self.style.start, trusted=True), *parts]
 
     def _document(
@@ -269,26 +270,18 @@ def _listed(items: Sequence[Item]) -> Sequence[Item]:
 def to_part(item: Item) -> Part:
     """One item of a raw prompt as text, picture or video.
 
-    A text is a picture or video where it is an http(s) address or a data URI, or where it is one line ending
-    like the name of one and such a file exists.
+    A text is a picture or video where it is an http(s) address, a data URI or base64 of a picture file, and where it is
+    the name of an existing file; `Text` never is.
 
     Raises:
-        BadPicture: the text looks like a file name (no space) and there is no such file.
+        BadPicture: the text names a file that is no picture or a folder, or is like the name of a picture (no space)
+            and there is no such file.
     """
+    if isinstance(item, Text):
+        return item
     if not isinstance(item, str):
         return as_visual(item)
-    if is_remote(item.strip()):
-        return as_visual(item.strip())
-    if "\n" not in item and item.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)):
-        if _is_file(item):
-            return as_visual(item)
-        if " " not in item:
-            raise BadPicture(f"{item}: no such file; if it is meant as text, write it in a sentence")
+    address = as_address(item)
+    if is_remote(address) or check_item(item):
+        return as_visual(address)
     return item
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except OSError:  # longer than any file's name
-        return False
