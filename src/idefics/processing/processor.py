@@ -44,6 +44,7 @@ class Processor:
     Attributes:
         mark_ids: ids of the tokens that stand for pictures; an answer never holds one.
         look: how closely pictures are looked at that do not say it themselves.
+        trusts_text: whether special tokens in raw prompts are honoured; never in a stranger's.
         text_limit: refuses texts that cannot fit into `most` tokens.
     """
 
@@ -66,6 +67,7 @@ class Processor:
         ids = (tokenizer.token_id(token) for token in tokenizer.added if IMAGE_PLACEHOLDER.fullmatch(token))
         self.mark_ids = frozenset(id for id in ids if id is not None)
         self.look = ImageDetail()
+        self.trusts_text = True
         self._end_of_document = tokenizer.token_id(END_OF_DOCUMENT) if style.marks == "beside" else None
 
     def looking(self, look: ImageDetail) -> Processor:
@@ -145,7 +147,7 @@ class Processor:
         Each ending continues the last text as it stands: give it its own space where it wants one.
         """
         pieces, pictures = self._pieces(self._document(self._parts(items), None))
-        last = [Piece(ending, trusted=not self.fetcher.strangers) for ending in endings]
+        last = [Piece(ending, trusted=self._is_trusted) for ending in endings]
         ids, rests = encode_continuations(self.tokenizer, self.text_limit, pieces, last)
         return self._prompt(self._opening() + ids, pictures), rests
 
@@ -156,12 +158,14 @@ class Processor:
         text = marks(self.style, self.plan.tokens, rows, columns, follows_picture=False)
         return len(self.tokenizer.encode(text, adds_special=False))
 
+    @property
+    def _is_trusted(self) -> bool:
+        return self.trusts_text and not self.fetcher.strangers
+
     def _parts(self, items: Sequence[Item]) -> list[Part]:
-        """Text from a stranger names no address and no file, whatever it looks like."""
-        return [
-            item if self.fetcher.strangers and isinstance(item, str) else to_part(item)
-            for item in _listed(items)
-        ]
+        """Text that is not trusted names no address and no file, whatever it looks like."""
+        reads = self._is_trusted
+        return [to_part(item) if reads or not isinstance(item, str) else item for item in _listed(items)]
 
     def _conversation(
         self, messages: Sequence[Message | Mapping[str, Any]], **prefill: Any
@@ -186,7 +190,7 @@ class Processor:
                 text = part.strip(" ") if self.style.strip_items else part
                 if separates and isinstance(last, str):
                     parts.append(Piece(self.style.turn_end, trusted=True))
-                parts.append(Piece(text, trusted=not self.fetcher.strangers))
+                parts.append(Piece(text, trusted=self._is_trusted))
             else:
                 parts.append(part)
             last = part

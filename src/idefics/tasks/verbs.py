@@ -212,12 +212,19 @@ class Idefics(Pipeline):
         """
         composed = compose(task, self.processor.style.kind, picture, words, self.shots)
         spaced = labels if self.processor.style.kind == "chat" else [f" {label}" for label in labels]
-        return self.endings(composed.items, spaced, detail=look.detail, max_tiles=look.max_tiles)
+        return self._plain().endings(composed.items, spaced, detail=look.detail, max_tiles=look.max_tiles)
+
+    def _plain(self) -> Idefics:
+        """The same model, to which special tokens in a task's words are plain characters, whatever its kind."""
+        other = copy.copy(self)
+        other.processor = copy.copy(self.processor)
+        other.processor.trusts_text = False
+        return other
 
     def task_prompt(self, task: Task, picture: Visual, words: str, look: ImageDetail) -> Prompt:
         """What any other task asks of the engine."""
         composed = compose(task, self.processor.style.kind, picture, words, self.shots)
-        return self.prompt(
+        return self._plain().prompt(
             composed.items,
             answer_start=composed.answer_start,
             detail=look.detail,
