@@ -8,7 +8,9 @@ from importlib import import_module
 
 import pytest
 
+import idefics
 from idefics import errors
+from idefics.cli.output import OutputLost
 from idefics.errors import IdeficsError
 from test_house import MODULES, module_name
 
@@ -17,11 +19,14 @@ MADE = [
     errors.IdeficsError("text"),
     errors.BadRequest("text"),
     errors.BadSetting("text"),
+    errors.BadCall("text"),
     errors.UnknownArgument("ask", ["max_tokens"], ["max_new_tokens", "seed"]),
     errors.BadPicture("text"),
     errors.BadVideo("text"),
     errors.BadPrompt("text"),
     errors.PromptTooLong(3000, 2048, 2),
+    errors.TextTooLong(90_000, 80_000, 1024),
+    OutputLost("no space left", " after 3 pictures"),
     errors.EngineBusy(8),
     errors.RequestTimeout(2.5),
     errors.ModelError("text"),
@@ -56,6 +61,11 @@ def test_every_error_is_tried():
         if module_name(path) != "idefics.__main__":
             import_module(module_name(path))
     assert set(tree(IdeficsError)) == {type(made) for made in MADE}
+
+
+def test_every_error_of_the_library_is_public():
+    ours = {kind.__name__ for kind in tree(IdeficsError) if kind.__module__ == "idefics.errors"}
+    assert ours <= set(idefics.__all__)
 
 
 @pytest.mark.parametrize("made", MADE, ids=lambda made: type(made).__name__)
@@ -97,6 +107,7 @@ def test_errors_come_out_of_processes():
     [
         (errors.BadRequest, (ValueError,)),
         (errors.BadSetting, (ValueError,)),
+        (errors.BadCall, (ValueError, TypeError)),
         (errors.UnknownArgument, (ValueError, TypeError)),
         (errors.BadPicture, (ValueError, OSError)),
         (errors.BadPrompt, (ValueError,)),

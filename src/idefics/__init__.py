@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from idefics.config import EngineConfig, QuantizationConfig, Sampling
     from idefics.errors import (
+        BadCall,
         BadPicture,
         BadPrompt,
         BadRequest,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         OutOfMemory,
         PromptTooLong,
         RequestTimeout,
+        TextTooLong,
         UnknownArgument,
         UnsupportedModel,
         WeightsMismatch,
@@ -60,6 +62,7 @@ __all__ = [
     "Alternative",
     "Answer",
     "assistant",
+    "BadCall",
     "BadPicture",
     "BadPrompt",
     "BadRequest",
@@ -90,6 +93,7 @@ __all__ = [
     "Sampling",
     "Shot",
     "Stream",
+    "TextTooLong",
     "Timings",
     "UnknownArgument",
     "UnsupportedModel",
@@ -105,6 +109,7 @@ _HOME = {
     "Alternative": "idefics.messages",
     "Answer": "idefics.messages",
     "assistant": "idefics.messages",
+    "BadCall": "idefics.errors",
     "BadPicture": "idefics.errors",
     "BadPrompt": "idefics.errors",
     "BadRequest": "idefics.errors",
@@ -135,6 +140,7 @@ _HOME = {
     "Sampling": "idefics.config",
     "Shot": "idefics.messages",
     "Stream": "idefics.pipeline.answering",
+    "TextTooLong": "idefics.errors",
     "Timings": "idefics.messages",
     "UnknownArgument": "idefics.errors",
     "UnsupportedModel": "idefics.errors",

@@ -1,4 +1,4 @@
-"""Frozen settings. Unknown keywords are a TypeError, values outside their range a BadSetting, both at once.
+"""Frozen settings. Unknown keywords are an UnknownArgument, values outside their range a BadSetting, both at once.
 
 Three kinds: what a checkpoint is (`ModelConfig` and its parts, translated once by each family), how it is fed
 (`ImagePlan`, `PromptStyle`), and what the caller wants (`Sampling`, `EngineConfig`). Knows no torch.
@@ -6,10 +6,11 @@ Three kinds: what a checkpoint is (`ModelConfig` and its parts, translated once 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from idefics.calls import checked_fields, checked_flag, in_order, in_range
 from idefics.errors import BadSetting
 from idefics.host_memory import memory_amount
 
@@ -225,6 +226,7 @@ class PromptStyle:
     adds_special: bool
 
 
+@checked_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How the next token is chosen.
@@ -261,21 +263,22 @@ class Sampling:
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
-        _range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
-        _range("temperature", self.temperature, 0.0, 5.0)
-        _range("top_k", self.top_k, 0, 1_000_000)
-        _range("top_p", self.top_p, 0.0, 1.0)
-        _range("min_p", self.min_p, 0.0, 1.0)
-        _range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
-        _range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        in_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        in_range("temperature", self.temperature, 0.0, 5.0)
+        in_range("top_k", self.top_k, 0, 1_000_000)
+        in_range("top_p", self.top_p, 0.0, 1.0)
+        in_range("min_p", self.min_p, 0.0, 1.0)
+        in_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
+        in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _biases(self.logit_bias)
-        _range("num_beams", self.num_beams, 1, 64)
-        _range("top_logprobs", self.top_logprobs, 0, 20)
+        in_range("num_beams", self.num_beams, 1, 64)
+        checked_flag("logprobs", self.logprobs)
+        in_range("top_logprobs", self.top_logprobs, 0, 20)
         if self.top_logprobs and not self.logprobs:
             raise BadSetting(f"top_logprobs is {self.top_logprobs} without logprobs: give logprobs=True too")
         if self.seed is not None:
-            _range("seed", self.seed, 0, 2**63 - 1)
+            in_range("seed", self.seed, 0, 2**63 - 1)
         if self.num_beams > 1 and self.temperature > 0:
             raise BadSetting(
                 f"beam search cannot sample (num_beams is {self.num_beams}, temperature {self.temperature}): "
@@ -300,6 +303,7 @@ BRIDGES = (
 )  # between the two; of these an error reaches every token of a picture
 
 
+@checked_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
     """In how few bits the weights of linear layers are kept; what is computed with them stays in floating point.
@@ -338,12 +342,20 @@ class QuantizationConfig:
         return 8 if self.kind_of(name) in ("int8", "fp8") else 4
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(QuantKind):
+        if not isinstance(self.kind, str) or self.kind not in get_args(QuantKind):
             raise BadSetting(f"quantize is {self.kind!r}; give {', '.join(get_args(QuantKind))}")
-        if self.compute_dtype not in (None, "float32", "bfloat16", "float16"):
+        if self.skip is not None:
+            skip = in_order("skip", self.skip, "a list of names of modules", unordered=True)
+            object.__setattr__(self, "skip", tuple(skip))
+        if self.compute_dtype is not None and str(self.compute_dtype) not in (
+            "float32",
+            "bfloat16",
+            "float16",
+        ):
             raise BadSetting(f"compute_dtype is {self.compute_dtype!r}; give float32, bfloat16 or float16")
 
 
+@checked_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How much the engine does at once.
@@ -370,27 +382,14 @@ class EngineConfig:
     reference: bool = False
 
     def __post_init__(self) -> None:
-        _range("batch_rows", self.batch_rows, 1, 1024)
-        _range("encode_frames", self.encode_frames, 1, 1024)
-        _range("step_tokens", self.step_tokens, 1, 1 << 20)
-        _range("waiting", self.waiting, 1, 1 << 20)
+        in_range("batch_rows", self.batch_rows, 1, 1024)
+        in_range("encode_frames", self.encode_frames, 1, 1024)
+        in_range("step_tokens", self.step_tokens, 1, 1 << 20)
+        in_range("waiting", self.waiting, 1, 1 << 20)
         memory_amount("kv_cache", self.kv_cache)
         if self.cache_pages is not None:
-            _range("cache_pages", self.cache_pages, 2, 1 << 30)
-        _range("picture_bytes", self.picture_bytes, 0, 1 << 50)
-
-
-def one_of(name: str, value: object, words: Sequence[str]) -> None:
-    """Raises BadSetting unless `value` is one of some words."""
-    if value not in words:
-        raise BadSetting(f"{name} is {value!r}; give {', '.join(words[:-1])} or {words[-1]}")
-
-
-def _range(name: str, value: float, low: float, high: float) -> None:
-    """Whole numbers where the ends are."""
-    kind, called = (int, "whole number") if isinstance(low, int) else ((int, float), "number")
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        raise BadSetting(f"{name} is {value!r}; give a {called} from {low} to {high}")
+            in_range("cache_pages", self.cache_pages, 2, 1 << 30)
+        in_range("picture_bytes", self.picture_bytes, 0, 1 << 50)
 
 
 def _biases(biases: Mapping[int, float]) -> None:
@@ -399,4 +398,4 @@ def _biases(biases: Mapping[int, float]) -> None:
     for id, bias in biases.items():
         if isinstance(id, bool) or not isinstance(id, int) or id < 0:
             raise BadSetting(f"logit_bias names the token {id!r}; give its id, a whole number from 0")
-        _range(f"logit_bias of token {id}", bias, -100.0, 100.0)
+        in_range(f"logit_bias of token {id}", bias, -100.0, 100.0)

@@ -3,7 +3,8 @@
     IdeficsError                    the root: `except IdeficsError` catches all of it
     ├── BadRequest                  a ValueError: the caller named something that cannot be: change the call
     │   ├── BadSetting              a number or word outside its range
-    │   │   └── UnknownArgument     a TypeError too: a keyword that the call does not have
+    │   │   └── BadCall             a TypeError too: an argument is missing, or one too many
+    │   │       └── UnknownArgument a keyword that the call does not have
     │   ├── BadPicture              an OSError too: no such file, not a picture, broken, too large, refused address
     │   │   └── BadVideo            not a video, broken, too long, or the checkpoint was not trained with video
     │   ├── BadPrompt               pictures and their places disagree, an empty prompt, a malformed message
@@ -57,7 +58,11 @@ class BadSetting(BadRequest):
     """A setting is outside its range; the message names the range."""
 
 
-class UnknownArgument(BadSetting, TypeError):
+class BadCall(BadSetting, TypeError):
+    """A call lacks an argument or has one too many; the message says how it is called."""
+
+
+class UnknownArgument(BadCall):
     """Keywords that a call does not have; the message names the nearest that it has, or lists all.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from idefics.calls import in_order, short, whole_characters
 from idefics.errors import BadSetting
 
 
@@ -38,13 +39,19 @@ class Form:
             raise BadSetting(
                 f"regex is {self.regex!r}; give a regular expression, such as r'\\d+ (cats|dogs)'"
             )
-        choices = self.choices
-        if choices is not None and (
-            isinstance(choices, str)
-            or not choices
-            or not all(isinstance(choice, str) and choice for choice in choices)
-        ):
-            raise BadSetting(f"choices is {choices!r}; give a list of texts, such as ['yes', 'no']")
+        if self.regex is not None:
+            whole_characters("regex", self.regex)
+        if self.choices is not None:
+            choices = in_order(
+                "choices", self.choices, "a list of texts, such as ['yes', 'no']", unordered=True
+            )
+            if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+                raise BadSetting(
+                    f"choices is {short(self.choices)}; give a list of texts, such as ['yes', 'no']"
+                )
+            for choice in choices:
+                whole_characters("choices", choice)
+            object.__setattr__(self, "choices", choices)  # a generator gives its texts once
         if self.schema is not None:
             _check_json(self.schema)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from idefics.calls import checked_fields, checked_text
 from idefics.errors import BadSetting
 from idefics.sources import BinaryFile, held
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Detail = Literal["low", "high", "auto"]
 
 
+@checked_fields
 @dataclass(frozen=True, slots=True)
 class ImageDetail:
     """How closely pictures are looked at, by checkpoints that cut them into tiles; others see one frame anyhow.
@@ -43,7 +45,7 @@ class ImageDetail:
     max_tiles: int | None = None
 
     def __post_init__(self) -> None:
-        if self.detail not in get_args(Detail):
+        if not isinstance(self.detail, str) or self.detail not in get_args(Detail):
             raise BadSetting(f"detail is {self.detail!r}; give one of {', '.join(get_args(Detail))}")
         most = self.max_tiles
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
@@ -52,6 +54,7 @@ class ImageDetail:
             )
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Picture:
     """Something to look at. Opened late, when a prompt is made of it; a file object or a tensor is read at once.
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
     VideoSource = VideoFileSource | FileObject | Sequence[Picture | PictureSource] | np.ndarray | Tensor
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Video:
     """Something to watch, for checkpoints that were trained with video. Opened late, as a picture is.
@@ -137,6 +141,7 @@ Part = str | Visual
 Role = Literal["system", "user", "assistant"]
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation: text, pictures and videos in any order."""
@@ -155,6 +160,7 @@ def assistant(*parts: Part) -> Message:
     return Message("assistant", parts)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Shot:
     """One worked example for few-shot prompting: a picture and the answer wanted for it.
@@ -168,6 +174,13 @@ class Shot:
     picture: Picture
     answer: str
     question: str = ""
+
+    def __post_init__(self) -> None:
+        given: object = self.picture
+        if not isinstance(given, Visual):  # a path alone would be read as text
+            object.__setattr__(self, "picture", Picture(given))  # type: ignore[arg-type]  # opened, it is looked at
+        checked_text("answer", self.answer, "A puppy.", blank=True)
+        checked_text("question", self.question, "What is this?", blank=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +259,8 @@ class Delta:
     top_logprobs: tuple[tuple[Alternative, ...], ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RankedLabel:
-    """One label of a ranking.
+class RankedLabel(NamedTuple):
+    """One label of a ranking: `for label, probability, logprob in ranking`.
 
     Attributes:
         label: the label as it was given.
@@ -259,9 +271,6 @@ class RankedLabel:
     label: str
     probability: float
     logprob: float
-
-    def __iter__(self) -> Iterator[str | float]:
-        return iter((self.label, self.probability, self.logprob))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,17 @@
-"""The keyword options of calls that generate, with their types. No torch."""
+"""The keyword options of calls that generate: their types, and one line on each, which `help` shows. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from inspect import Parameter, cleandoc, formatannotation, signature
+from typing import Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
 
+from idefics.calls import public
+from idefics.config import Sampling
 from idefics.messages import Detail
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Wishes(TypedDict, total=False):
@@ -15,29 +21,94 @@ class Wishes(TypedDict, total=False):
     True leaves every special token out, False shows every one.
     """
 
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    num_beams: int
-    seed: int | None
-    logprobs: bool
-    top_logprobs: int
-    stop: str | Sequence[str]
-    banned: str | Sequence[str]
-    regex: str | None
-    choices: Sequence[str] | None
-    schema: Mapping[str, Any] | None
-    skip_special_tokens: bool | None
+    max_new_tokens: Annotated[int, "at most so many tokens are generated"]
+    temperature: Annotated[
+        float, "0 takes the likeliest token; above, tokens are drawn, the more freely the higher"
+    ]
+    top_k: Annotated[int, "draw from the k likeliest tokens; 0: from all"]
+    top_p: Annotated[float, "draw from the likeliest tokens whose probability reaches p together"]
+    min_p: Annotated[float, "leave out tokens less likely than min_p times the likeliest"]
+    repetition_penalty: Annotated[float, "above 1: tokens of the prompt and the answer become less likely"]
+    presence_penalty: Annotated[float, "taken from the logit of each token that the answer has already"]
+    frequency_penalty: Annotated[float, "the same, as many times as the answer has it"]
+    logit_bias: Annotated[Mapping[int, float], "token id -> what is added to its logit, -100 to 100"]
+    num_beams: Annotated[int, "beams of a beam search, with temperature 0; 1: none"]
+    seed: Annotated[int | None, "makes drawing repeatable"]
+    logprobs: Annotated[bool, "whether the answer has the log-probability of each token"]
+    top_logprobs: Annotated[int, "so many alternatives to each token, with logprobs=True"]
+    stop: Annotated[str | Sequence[str], "texts that end the answer and are left out of it"]
+    banned: Annotated[str | Sequence[str], "texts that the answer never has"]
+    regex: Annotated[str | None, "a regular expression that the whole answer matches"]
+    choices: Annotated[Sequence[str] | None, "texts, one of which is the answer"]
+    schema: Annotated[Mapping[str, Any] | None, "a JSON schema that the answer follows"]
+    skip_special_tokens: Annotated[
+        bool | None,
+        "None leaves control tokens out and shows the rest, such as DocTags; True: none; False: all",
+    ]
 
 
 class Options(Wishes, total=False):
-    """What every call that generates takes: `Wishes`, and the fields of `ImageDetail`."""
+    """What every call that generates takes as keywords: `def mine(**options: Unpack[Options])`."""
 
-    detail: Detail
-    max_tiles: int | None
+    detail: Annotated[Detail, 'how closely pictures are looked at: "low": one frame; "auto": none enlarged']
+    max_tiles: Annotated[
+        int | None, "at most so many frames of a picture; None: as many as the checkpoint makes"
+    ]
+
+
+DEFAULTS: dict[str, Any] = {
+    **{field.name: field.default for field in fields(Sampling)},
+    "logit_bias": {},
+    "stop": (),
+    "banned": (),
+    "regex": None,
+    "choices": None,
+    "schema": None,
+    "skip_special_tokens": None,
+    "detail": "high",
+    "max_tiles": None,
+}
+
+
+# Arguments that several methods share.
+ARGUMENTS = {
+    "image": "a picture in any of the forms that `Picture` takes, a `Video`, or a list of these: then a list of "
+    "answers comes back.",
+    "text": "the words that the answer goes on with; its text begins with them.",
+    "question": "what is asked of each picture.",
+    "instruction": "what to write.",
+    "stream": "return a `Stream` of text instead; one picture or prompt only.",
+}
+
+
+def with_options(kind: type = Options, **defaults: Any) -> Callable[[F], F]:
+    """A method whose last parameter is `**options: Unpack[kind]`, as `help` should show it: with each option.
+
+    A docstring that has no "Args:" gets it from `ARGUMENTS`. The method refuses any other keyword;
+    see `idefics.calls.public`.
+
+    Args:
+        kind: a `TypedDict` whose fields are `Annotated` with a line each.
+        defaults: where they are not those of `DEFAULTS`.
+    """
+
+    def explained(function: F) -> F:
+        hints = get_type_hints(kind, include_extras=True)
+        own = signature(function)
+        rest = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        said = cleandoc(function.__doc__ or "")
+        lines = [said, ""]
+        if "Args:" not in said:
+            named = [one.name for one in rest if one.name in ARGUMENTS]
+            lines += ["Args:", *(f"    {name}: {ARGUMENTS[name]}" for name in named), ""]
+        lines.append("Options:")
+        for name, hint in hints.items():
+            type_, line = get_args(hint)
+            default = defaults.get(name, DEFAULTS[name])
+            rest.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=type_))
+            kind_ = formatannotation(type_).replace("collections.abc.", "").replace("typing.", "")
+            lines.append(f"    {name} ({kind_}; {default!r}): {line}.")
+        function.__doc__ = "\n".join(lines)
+        return public(function, called_as=own.replace(parameters=rest))
+
+    return explained

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from idefics.calls import short
 from idefics.errors import BadSetting, OutOfMemory
 from idefics.host_memory import free_host_memory
 from idefics.nn.decoder import DecoderLayer
@@ -60,6 +62,11 @@ def wanted(
     Raises:
         BadSetting: no such device or way, or arguments that speak against each other.
     """
+    for name, given in (("device", device), ("device_map", device_map)):
+        if not isinstance(given, (str, int, torch.device, Mapping, NoneType)):
+            raise BadSetting(f"{name} is {short(given)}; give auto, cpu, cuda or cuda:1")
+    if isinstance(device_map, Mapping) and not device_map:
+        raise BadSetting('device_map is {}, which names no part: give {"": "cpu"}, or "auto"')
     if device_map is None or (not isinstance(device_map, Mapping) and device_map not in get_args(Way)):
         if max_memory is not None:
             raise BadSetting(f'max_memory is given, but device_map is {device_map!r}: give device_map="auto"')

@@ -92,7 +92,9 @@ def test_names_that_are_none():
         lambda: GenerationConfig().update(max_new_token=3),
         lambda: GenerationConfig.from_dict({"max_new_token": 3}),
     ):
-        with pytest.raises(UnknownArgument, match=r"'max_new_token'; it knows .*max_new_tokens"):
+        with pytest.raises(
+            UnknownArgument, match=r"'max_new_token' \(did you mean 'max_new_tokens'\?\); it knows "
+        ):
             attempt()
 
 

@@ -194,7 +194,7 @@ def test_what_goes_on_after_words_keeps_its_first_space(vlm, picture, stream):
         (lambda v, p: v.caption("nowhere.jpg"), BadPicture, "nowhere.jpg"),
         (lambda v, p: v.caption([]), BadPrompt, "empty"),
         (lambda v, p: v.ask(p, " "), BadPrompt, "question is empty"),
-        (lambda v, p: v.complete(p, ""), BadPrompt, "no words"),
+        (lambda v, p: v.complete(p, ""), BadPrompt, "the text is empty"),
         (lambda v, p: v.caption(p, temperature=-1), BadSetting, "temperature is -1; give a number from 0"),
         (lambda v, p: v.caption(p, top_p="x"), BadSetting, "top_p is 'x'"),
         (lambda v, p: v.caption([p, p], stream=True), BadSetting, "stream=True takes one prompt"),

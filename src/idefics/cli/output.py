@@ -166,7 +166,7 @@ class Screen:
     def ranking(self, ranking: Ranking, name: str | None = None) -> None:
         """A ranking: bars for a person, the best label down a pipe, all of it as JSON."""
         if self.as_json:
-            row = {"best": ranking.best, "labels": [asdict(label) for label in ranking]}
+            row = {"best": ranking.best, "labels": [label._asdict() for label in ranking]}
             self._object(name, row, ranking.usage, ranking.timings)
         elif self.person:
             self._bars(ranking, name)

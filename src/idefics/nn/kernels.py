@@ -118,7 +118,7 @@ def kernel_called(name: str, dtype: torch.dtype, device: torch.device) -> Kernel
         BadSetting: no such name, or FlashAttention where it cannot be: it needs a CUDA device of compute capability
             8.0 (its own requirement) and 16-bit numbers.
     """
-    if name not in KERNELS:
+    if not isinstance(name, str) or name not in KERNELS:
         raise BadSetting(f"attn_implementation is {name!r}; give {', '.join(KERNELS)}")
     if name == "flash_attention_2" and (lack := _flash_lacks(dtype, device)):
         raise BadSetting(f'flash_attention_2 cannot be used: {lack}; give attn_implementation="sdpa"')

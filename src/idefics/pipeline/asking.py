@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from idefics.calls import checked_flag
 from idefics.config import Sampling
-from idefics.errors import BadSetting
 from idefics.form import Form
 from idefics.options import Wishes
 from idefics.pipeline.answering import Asking
+from idefics.pipeline.arguments import strings
 from idefics.pipeline.loading import Loaded
 from idefics.processing.guides import limits
 
@@ -30,11 +31,11 @@ def asking_for(model: Loaded, began: float, wishes: Wishes, start: str, continue
     """
     chosen: dict[str, Any] = dict(wishes)
     skip = chosen.pop("skip_special_tokens", None)
-    if skip not in (None, True, False):
-        raise BadSetting(f"skip_special_tokens is {skip!r}; give True, False or None")
+    if skip is not None:
+        checked_flag("skip_special_tokens", skip)
     tokenizer = model.processor.tokenizer
     hidden = tokenizer.special_tokens.hidden(skip)
-    stops, banned = (_strings(name, chosen.pop(name, ())) for name in ("stop", "banned"))
+    stops, banned = (strings(name, chosen.pop(name, ())) for name in ("stop", "banned"))
     form = Form.of(*(chosen.pop(name, None) for name in ("regex", "choices", "schema")))
     sampling = Sampling(**chosen)
     # A hidden token has no text that a stop string could be found in: its name stops by its id.
@@ -54,12 +55,3 @@ def asking_for(model: Loaded, began: float, wishes: Wishes, start: str, continue
         continues=continues,
         began=began,
     )
-
-
-def _strings(name: str, given: object) -> tuple[str, ...]:
-    several = (given,) if isinstance(given, str) else given
-    if not isinstance(several, (list, tuple, set, frozenset)) or not all(
-        isinstance(one, str) for one in several
-    ):
-        raise BadSetting(f"{name} is {given!r}; give a text or a list of texts")
-    return tuple(several)

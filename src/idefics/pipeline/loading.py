@@ -11,7 +11,8 @@ from typing import Self, get_args
 import torch
 
 from idefics import models, weights
-from idefics.config import EngineConfig, Kernels, QuantizationConfig, QuantKind, one_of
+from idefics.calls import checked_flag, one_of, public
+from idefics.config import EngineConfig, Kernels, QuantizationConfig, QuantKind
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting
 from idefics.form import Form
@@ -58,6 +59,7 @@ class Loaded:
         return lru_cache(maxsize=FORMS)(lambda form, skip: Shape(form, spelling=self.spelling(skip)))
 
     @classmethod
+    @public
     def load(
         cls,
         model: str | os.PathLike[str],
@@ -110,12 +112,14 @@ class Loaded:
             OutOfMemory: weights or caches do not fit into what is free, or into a limit of this process or container.
             MissingExtra: "nf4" or "fp4" without bitsandbytes.
         """
+        if offline is not None:
+            checked_flag("offline", offline)
         if threads is not None:
             use_threads(threads)
         one_of("kernels", kernels, get_args(Kernels))
         fetcher, place = Fetcher(policy=remote_images), wanted(device, device_map, max_memory)
         main = place.main if isinstance(place, Spread) else place
-        quantisation = QuantizationConfig(kind=quantize) if isinstance(quantize, str) else quantize
+        quantisation = quantization(quantize)
         folder = weights.find(model, revision=revision, offline=offline, progress=progress)
         checkpoint = models.read_checkpoint(folder)
         module = models.build(checkpoint)
@@ -148,6 +152,13 @@ class Loaded:
     def memory(self) -> int:
         """Bytes that the model's weights take, on whatever devices; pictures and caches come on top."""
         return footprint(self.engine.model)  # type: ignore[arg-type]  # a module
+
+
+def quantization(quantize: object) -> QuantizationConfig | None:
+    """What the keyword `quantize` says: nothing, a kind, or a `QuantizationConfig`."""
+    if quantize is None or isinstance(quantize, QuantizationConfig):
+        return quantize
+    return QuantizationConfig(kind=quantize)  # type: ignore[arg-type]  # which refuses what is no kind
 
 
 def engine_config(

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from idefics.calls import short
 from idefics.errors import BadPicture, BadSetting
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def allowed_hosts(policy: Policy, called: str = "remote_images") -> tuple[str, .
     Raises:
         BadSetting: neither a policy nor a list of hosts.
     """
+    given: object = policy
+    if not isinstance(given, str):
+        raise BadSetting(f"{called} is {short(given)}; give any, public, off, or names of hosts in a text")
     if policy in POLICIES:
         return ()
     hosts = tuple(host.strip().lower() for host in policy.split(","))

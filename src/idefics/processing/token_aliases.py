@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
+from idefics.calls import whole_characters
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -68,6 +70,8 @@ class TokenAliases:
 
 def encoding_of(library: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     """Of a long text without the interpreter's lock, which `encode` holds to the end: seconds for a megabyte."""
+    if not text.isascii():
+        whole_characters("the prompt", text)
     if len(text) < LONG_TEXT:
         return library.encode(text, add_special_tokens=False)
     return library.encode_batch([text], add_special_tokens=False)[0]

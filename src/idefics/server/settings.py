@@ -13,8 +13,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from idefics.calls import one_of
 from idefics.catalog import DEFAULT
-from idefics.config import Kernels, one_of
+from idefics.config import Kernels
 from idefics.errors import BadSetting, MissingExtra
 from idefics.host_memory import memory_amount
 from idefics.processing import addresses

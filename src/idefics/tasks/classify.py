@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from idefics.calls import in_order, short
 from idefics.errors import BadSetting
 from idefics.messages import RankedLabel
 from idefics.tasks.record import Task
@@ -42,7 +43,11 @@ def checked(labels: Sequence[str]) -> list[str]:
     """The labels, or a BadSetting: two to a thousand different ones, none blank."""
     if isinstance(labels, str):
         raise BadSetting(f"labels is the text {labels!r}: give a list, such as {labels.split(',')!r}")
-    found = [label.strip() for label in labels]
+    given = in_order("labels", labels, "a list of texts")
+    for label in given:
+        if not isinstance(label, str):
+            raise BadSetting(f"a label is {short(label)}: give texts, such as 'cat'")
+    found = [label.strip() for label in given]
     if not 2 <= len(found) <= MOST_LABELS:
         plural = "" if len(found) == 1 else "s"
         raise BadSetting(

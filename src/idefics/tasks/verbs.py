@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeGuard, Unpack, cast, overload
+from collections.abc import Iterator, Sequence, Set, ValuesView
+from io import IOBase
+from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
 
+from idefics.calls import checked_flag, checked_text, in_order, public
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
 from idefics.errors import BadPrompt
 from idefics.messages import Answer, Detail, ImageDetail, Picture, Ranking, Shot, Timings, Visual
-from idefics.pipeline import Options, Pipeline, Reply, Stream
+from idefics.options import Options, with_options
+from idefics.pipeline import Pipeline, Reply, Stream
 from idefics.pipeline.ahead import ahead
 from idefics.processing.video import as_visual
 from idefics.prompt import Prompt
@@ -40,12 +43,18 @@ class Idefics(Pipeline):
 
     shots: tuple[Shot, ...] = ()
 
+    @public
     def with_shots(self, shots: Sequence[Shot]) -> Idefics:
-        """The same model (nothing is copied) whose tasks follow these worked examples."""
-        if not all(isinstance(shot, Shot) for shot in shots):
+        """The same model (nothing is copied) whose tasks follow worked examples.
+
+        Args:
+            shots: the examples, in their order.
+        """
+        given = in_order("shots", shots, "a list of Shot(Picture(...), answer)")
+        if not all(isinstance(shot, Shot) for shot in given):
             raise BadPrompt("with_shots takes a list of Shot(Picture(...), answer)")
         other = copy.copy(self)
-        other.shots = tuple(shots)
+        other.shots = tuple(given)
         return other
 
     @overload
@@ -54,6 +63,7 @@ class Idefics(Pipeline):
     def caption(self, image: Many, *, stream: Literal[False] = ..., **o: Unpack[Options]) -> list[Answer]: ...
     @overload
     def caption(self, image: One, *, stream: Literal[True], **o: Unpack[Options]) -> Stream: ...
+    @with_options(max_new_tokens=TASKS["caption"].max_new_tokens)
     def caption(self, image: One | Many, *, stream: bool = False, **o: Unpack[Options]) -> Reply:
         """Says what a picture shows, with no words from the caller."""
         return self.run(TASKS["caption"], image, stream=stream, **o)
@@ -68,11 +78,11 @@ class Idefics(Pipeline):
     ) -> list[Answer]: ...
     @overload
     def complete(self, image: One, text: str, *, stream: Literal[True], **o: Unpack[Options]) -> Stream: ...
+    @with_options(max_new_tokens=TASKS["complete"].max_new_tokens)
     def complete(self, image: One | Many, text: str, *, stream: bool = False, **o: Unpack[Options]) -> Reply:
         """Continues the caller's words about a picture; the answer's text begins with them."""
-        if not text.strip():
-            raise BadPrompt("there are no words to complete: give some, such as 'This is an image of'")
-        return self.run(TASKS["complete"], image, text.strip(), stream=stream, **o)
+        words = checked_text("text", text, "This is an image of").strip()
+        return self.run(TASKS["complete"], image, words, stream=stream, **o)
 
     @overload
     def ask(  # type: ignore[overload-overlap]  # a str is one picture
@@ -84,11 +94,11 @@ class Idefics(Pipeline):
     ) -> list[Answer]: ...
     @overload
     def ask(self, image: One, question: str, *, stream: Literal[True], **o: Unpack[Options]) -> Stream: ...
+    @with_options(max_new_tokens=TASKS["ask"].max_new_tokens)
     def ask(self, image: One | Many, question: str, *, stream: bool = False, **o: Unpack[Options]) -> Reply:
         """Answers a question about a picture."""
-        if not question.strip():
-            raise BadPrompt("the question is empty: give one, such as 'What is on the table?'")
-        return self.run(TASKS["ask"], image, question, stream=stream, **o)
+        words = checked_text("question", question, "What is on the table?")
+        return self.run(TASKS["ask"], image, words, stream=stream, **o)
 
     @overload
     def write(  # type: ignore[overload-overlap]  # a str is one picture
@@ -102,11 +112,13 @@ class Idefics(Pipeline):
     def write(
         self, image: One, instruction: str = ..., *, stream: Literal[True], **o: Unpack[Options]
     ) -> Stream: ...
+    @with_options(max_new_tokens=TASKS["write"].max_new_tokens)
     def write(
         self, image: One | Many, instruction: str = STORY, *, stream: bool = False, **o: Unpack[Options]
     ) -> Reply:
         """Writes a text guided by a picture: a story, unless the instruction asks for something else."""
-        return self.run(TASKS["write"], image, instruction, stream=stream, **o)
+        words = checked_text("instruction", instruction, STORY, blank=True)
+        return self.run(TASKS["write"], image, words, stream=stream, **o)
 
     def run(
         self, task: Task, image: One | Many, words: str = "", *, stream: bool = False, **o: Unpack[Options]
@@ -144,6 +156,7 @@ class Idefics(Pipeline):
         detail: Detail = ...,
         max_tiles: int | None = ...,
     ) -> list[Ranking]: ...
+    @public
     def classify(
         self,
         image: One | Many,
@@ -159,6 +172,7 @@ class Idefics(Pipeline):
         The picture and the prompt are read once, all labels in one pass after them.
 
         Args:
+            image: a picture or a list of pictures, as in `ask`.
             labels: 2 to 1000; up to 20 are listed in the prompt.
             length_normalized: divide each sum by the label's number of tokens.
             calibrated: subtract what the model says of a plain grey picture, so that labels it likes anyway
@@ -166,12 +180,17 @@ class Idefics(Pipeline):
             detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
         """
         look = ImageDetail(detail, max_tiles)
+        by_length = checked_flag("length_normalized", length_normalized)
         wanted = classify.checked(labels)
         task, words = classify.worded(wanted, self.processor.style.kind)
-        prior = self._label_scores(task, words, wanted, neutral(), look).scores if calibrated else None
+        prior = (
+            self._label_scores(task, words, wanted, neutral(), look).scores
+            if checked_flag("calibrated", calibrated)
+            else None
+        )
 
         def rank(picture: Visual) -> Ranking:
-            return self._ranking(task, words, wanted, picture, look, prior, length_normalized)
+            return self._ranking(task, words, wanted, picture, look, prior, by_length)
 
         rankings = list(ahead(rank, _pictures(image)))
         return rankings if _is_many(image) else rankings[0]
@@ -233,15 +252,18 @@ class Idefics(Pipeline):
 
 
 def _pictures(image: One | Many) -> list[Visual]:
-    if _is_many(image):
-        if not image:
-            raise BadPrompt("the list of pictures is empty: give at least one")
-        return [as_visual(one) for one in image]
-    return [as_visual(cast("One", image))]
+    if not _is_many(image):
+        return [as_visual(cast("One", image))]
+    listed = in_order("image", image, "a picture or a list of pictures", error=BadPrompt)
+    if not listed:
+        raise BadPrompt("the list of pictures is empty: give at least one")
+    return [as_visual(one) for one in listed]
 
 
-def _is_many(image: One | Many) -> TypeGuard[Many]:
-    return isinstance(image, Sequence) and not isinstance(image, (str, bytes))
+def _is_many(image: object) -> bool:
+    """Whether a call is given a list of pictures, or what gives several; a file that is open gives its lines."""
+    is_one = isinstance(image, (str, bytes, IOBase))
+    return isinstance(image, (Sequence, Set, ValuesView, Iterator)) and not is_one
 
 
 def neutral() -> Picture:

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from idefics.calls import short
 from idefics.catalog import resolve, short_names
 from idefics.errors import BadSetting, ModelNotFound
 from idefics.weights.hub import Progress, from_hub
@@ -46,6 +47,9 @@ def find(
         UnsupportedModel: this version does not run it; said before anything large is downloaded.
         BadSetting: a revision of something that is not on the hub.
     """
+    given: object = model
+    if not isinstance(given, (str, os.PathLike)):
+        raise BadSetting(f"model is {short(given)}; give a short name, a folder or a hub id")
     row = resolve(model) if isinstance(model, str) else None
     folder = PACKAGE / row.folder if row is not None else Path(model).expanduser()
     if row is not None and row.hub:

@@ -1,0 +1,146 @@
+"""A loaded model and its prompts: how they are made, what they cost, and how likely texts are after them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import Tensor
+
+from idefics.calls import checked_flag, checked_text, in_order, public
+from idefics.errors import BadPrompt, BadSetting
+from idefics.messages import Detail, ImageDetail, Message, Picture
+from idefics.pipeline.arguments import checked_prompt, is_conversation
+from idefics.pipeline.loading import Loaded
+from idefics.prompt import Prompt
+
+if TYPE_CHECKING:
+    from idefics.messages import PictureSource
+    from idefics.processing.fetch import Fetcher
+    from idefics.processing.processor import Endings, Item
+
+    Items = Sequence[Item]
+    Conversation = Sequence[Message | Mapping[str, Any]]
+PROMPT = "a list of text and pictures, or of messages"
+
+
+class Prompting(Loaded):
+    """A loaded model that makes prompts and scores what may follow. `Pipeline` adds answers."""
+
+    @public
+    def prompt(
+        self,
+        items: Items | Conversation,
+        *,
+        answer_start: str = "",
+        continue_final_message: bool = False,
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+    ) -> Prompt:
+        """Ids and pictures of a raw prompt or a conversation, for `submit` and `logits`.
+
+        Args:
+            items: a list of text and pictures (see `generate`), or of messages (see `chat`).
+            answer_start: words that the answer begins with; conversations only.
+            continue_final_message: as in `chat`; conversations only.
+            detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
+        """
+        processor = self.processor.looking(ImageDetail(detail, max_tiles))
+        given = in_order("items", items, PROMPT, error=BadPrompt)
+        checked_text("answer_start", answer_start, "The picture shows", blank=True)
+        checked_flag("continue_final_message", continue_final_message)
+        if is_conversation(given):
+            return processor.chat(
+                given, answer_start=answer_start, continue_final_message=continue_final_message
+            )
+        if answer_start or continue_final_message:
+            name = "answer_start" if answer_start else "continue_final_message"
+            raise BadSetting(f"{name} goes with a conversation; write the words at the end of a raw prompt")
+        return processor.raw(given)
+
+    @public
+    def fetching(self, fetcher: Fetcher) -> Self:
+        """The same model (nothing is copied), whose pictures another fetcher gets: one for strangers bounds them."""
+        other = copy.copy(self)
+        other.processor = copy.copy(self.processor)
+        other.processor.fetcher = fetcher
+        return other
+
+    @public
+    def cost(
+        self, picture: Picture | PictureSource, *, detail: Detail = "high", max_tiles: int | None = None
+    ) -> int:
+        """How many tokens of a prompt a picture takes, standing alone; nothing is computed of it but its size.
+
+        Args:
+            picture: in any of the forms that `Picture` takes.
+            detail, max_tiles: how closely it is looked at; see `ImageDetail`.
+
+        Raises:
+            BadPicture: it cannot be opened.
+        """
+        return self.processor.looking(ImageDetail(detail, max_tiles)).tokens_of(Picture.of(picture))
+
+    @public
+    def logits(self, prompt: Prompt) -> Tensor:
+        """The model's logits after each of a prompt's tokens, in one uncached pass.
+
+        Args:
+            prompt: as `prompt` makes it, of N tokens.
+
+        Returns:
+            (N, V) float32, V the size of the vocabulary.
+        """
+        return self.engine.logits(checked_prompt(prompt))
+
+    @public
+    def score(
+        self,
+        items: Items | Conversation,
+        endings: Sequence[str],
+        *,
+        answer_start: str = "",
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+    ) -> tuple[Prompt, list[list[float]]]:
+        """How likely each of many texts is after one prompt, read once: log-probabilities of its tokens.
+
+        In a conversation an ending is the answer; in a raw prompt it goes on as it stands, its own space included.
+
+        Args:
+            items: a list of text and pictures (see `generate`), or of messages (see `chat`).
+            endings: the texts.
+            answer_start: words that each begins with; conversations only.
+            detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
+
+        Returns:
+            The prompt shared by all endings, and for each ending one number a token.
+        """
+        prompt, rests = self.endings(
+            items, endings, answer_start=answer_start, detail=detail, max_tiles=max_tiles
+        )
+        return prompt, self.engine.score(prompt, rests)
+
+    @public
+    def endings(
+        self,
+        items: Items | Conversation,
+        endings: Sequence[str],
+        *,
+        answer_start: str = "",
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+    ) -> Endings:
+        """What `score` asks of the engine: the prompt shared by all endings, and the ids of each.
+
+        Its arguments are those of `score`.
+        """
+        processor = self.processor.looking(ImageDetail(detail, max_tiles))
+        given = in_order("items", items, PROMPT, error=BadPrompt)
+        texts = in_order("endings", endings, "a list of texts", error=BadPrompt)
+        for text in texts:
+            checked_text("ending", text, " a dog", blank=True)
+        if is_conversation(given):
+            return processor.chat_endings(given, texts, answer_start=answer_start)
+        return processor.raw_endings(given, texts)
