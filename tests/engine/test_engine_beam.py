@@ -217,6 +217,20 @@ class Bigrams(Attending):
         return h
 
 
+def test_three_likely_ends_leave_room_for_what_goes_on():
+    """Three ends stand before the second beam that goes on, and that one is the best in the long run."""
+    start, good, fair, great, *stops = range(7)
+    table = torch.full((40, 40), 1 / 36)
+    table[:, stops] = 0
+    table[start] = 0
+    table[start, [good, *stops, fair]] = torch.tensor([0.31, 0.2, 0.19, 0.18, 0.12])
+    table[[fair, great]] = 0
+    table[[fair, great], great] = 1
+    asked = prompt("text", start)
+    found = beam(Bigrams(table.log()), asked, max_new_tokens=3, num_beams=2, stop_ids=set(stops))
+    assert (found.ids, found.finish_reason) == ([fair, great, great], "length")
+
+
 def test_an_end_beyond_the_best_beams_is_lost():
     """With two beams, an early end in third place is no answer, though its mean would win."""
     start, good, fair, stop = range(4)

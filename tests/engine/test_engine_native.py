@@ -62,7 +62,8 @@ def test_equals_the_models_own_pass(kind, instructions):
 @pytest.mark.parametrize("kind", ["beside", "window", "grouped"])
 def test_any_number_of_rows_and_threads(kind, threads, instructions):
     model = model_of(KINDS[kind])
-    rows = sequences(model, [3] * 18)
+    # Five kinds of what a row sees: a call takes 16 rows, and row 16 must not see what row 0 does.
+    rows = sequences(model, [3] * 18, pictures=4)
     step = step_of(model, rows, instructions)
     for count in (17, 1, 16, 18, 2):
         some = rows[:count]

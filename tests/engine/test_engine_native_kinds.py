@@ -85,17 +85,22 @@ def test_one_layer(kind, inputs, instructions):
     table, norm = nn.Embedding(40, inputs), RMSNorm(inputs, 1e-5)
     norm.weight.data.normal_()
     table.weight.data[7] = 0  # nothing to scale
+    table.weight.data[8, -1] = torch.nan
     ours, reference = MAKE[kind](linear(inputs, 40))
     stack = Stack(config=config, tables=(table,), layers=(), crosses=(), norm=norm, heads=(ours,))
     step = NativeDecode(stack, Pages([], []), instructions)
     for number in range(1, 18):
         rows = rows_of(sequences(model_of(IDEFICS3), [1] * number))
-        rows.ids = torch.randint(0, 40, (number,))
+        rows.ids = torch.randint(9, 40, (number,))
         rows.ids[-1] = 7
         with torch.inference_mode():
             wanted = reference(norm(table(rows.ids)))
             got = step(rows)
         torch.testing.assert_close(got, wanted, rtol=0, atol=4e-6 * wanted.abs().max().item())
+        rows.ids[0] = 8  # what is not a number shows in its own row, and in no other
+        spoilt = step(rows)
+        assert spoilt[0].isnan().all()
+        torch.testing.assert_close(spoilt[1:], got[1:], rtol=0, atol=0)
 
 
 def replaced(module, make):

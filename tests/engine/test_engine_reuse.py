@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.fakes import answered, engine_for, fake, picture, prompt, request
+from engine.fakes import answered, engine_for, fake, picture, prompt, request, settled
 from idefics.engine.slow import slow_greedy
 
 KINDS = ["text", "beside"]
@@ -134,6 +134,43 @@ def test_pictures_are_kept_within_their_bytes():
         same(engine, prompt("text", id, picture(name), 6))
         assert engine.pictures.size <= engine.pictures.most
     assert sum(engine.model.encoded) == 4, "the dog went when the bird came, for the cat had been seen since"
+
+
+def whole_size(engine):
+    """The bytes of what is kept of pictures, counted anew."""
+    kept = engine.pictures.kept.values()
+    tensors = [x for one in kept for x in (*one.frames, *(() if one.features is None else (one.features,)))]
+    tensors += [x for one in kept for layer in one.memory for x in layer]
+    return sum(x.nbytes for x in tensors)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_picture_that_fails_is_not_kept_half_made(kind, times, monkeypatch):
+    """The next request for it encodes it anew and sees it, and the bytes that are kept are counted right."""
+    engine, failed = engine_for(kind), []
+    finish = type(engine.pictures)._finished
+
+    def fails(pictures, tiles, frames):
+        if tiles.key.startswith("dog") and len(failed) < times:
+            failed.append(tiles.key)
+            raise ValueError("no memory")
+        return finish(pictures, tiles, frames)
+
+    monkeypatch.setattr(type(engine.pictures), "_finished", fails)
+    same(engine, prompt(kind, picture("cat"), 5))
+    for _ in range(3):
+        asked = prompt(kind, 7, picture("dog"), 6, picture("bird"), 8)
+        handle = engine.submit(request(asked, max_new_tokens=8))
+        try:
+            assert handle.result().ids == slow_greedy(fake(kind), asked, 8)
+        except ValueError:
+            assert times > 1
+        settled(engine)
+        assert engine.pictures.size == whole_size(engine) > 0
+    assert len(failed) == times
+    same(engine, prompt(kind, 7, picture("dog"), 9))
+    engine.forget()
+    assert engine.pictures.size == 0
 
 
 def test_no_page_no_reuse():

@@ -56,6 +56,9 @@ class Steps:
             limits.tokens if plan.decode else limits.alone
         )
         assert len({id(branch) for branch in plan.decode}) == len(plan.decode)
+        rows = sum(job.request.rows for job in scheduler.running)
+        assert rows <= limits.rows or len(scheduler.running) == 1, "only one wide request runs alone"
+        assert len(plan.decode) <= rows
         for job in scheduler.running:
             if not job.is_reading:
                 assert all(branch in plan.decode for branch in job.branches), "every row goes on"

@@ -73,6 +73,14 @@ def test_scores_that_are_far_apart():
     torch.testing.assert_close(module.attend(q * 1e4, k, v), explicit(q * 1e4, k, v), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("keys", [1, 15, 17, 40, 65])
+def test_scores_far_below_zero(keys):
+    """Places for keys that are not there have no score: not one of zero, beside which all others would be nothing."""
+    q, k, v = drawn(1, 1, 1, 20, keys, 16)
+    q, k = q.abs() + 30, -k.abs() - 30
+    torch.testing.assert_close(module.attend(q, k, v), explicit(q, k, v), rtol=0, atol=2e-4)
+
+
 def test_what_is_not_a_number_shows():
     q, k, v = drawn(1, 1, 1, 20, 40, 16)
     k[0, 0, 39, 3] = float("nan")

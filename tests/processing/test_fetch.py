@@ -28,6 +28,8 @@ class Pages(BaseHTTPRequestHandler):
         match self.path.strip("/").split("/"):
             case ["picture"]:
                 self.answer(200, PNG)
+            case ["zeros", count]:
+                self.answer(200, bytes(int(count)))
             case ["text"]:
                 self.answer(200, b"hello")
             case ["redirect", count]:
@@ -228,3 +230,19 @@ def test_what_is_remote(text, expected):
 def test_unknown_policy():
     with pytest.raises(BadSetting, match="give any, public or off"):
         Fetcher(policy="maybe")
+
+
+@pytest.mark.parametrize("limit", [1, 100, 65535, 65536, 70_000, 200_000])
+def test_exactly_the_limit_is_accepted_and_one_byte_more_refused(site, limit):
+    fetcher = Fetcher(policy="any", limit_bytes=limit)
+    said = f"larger than {limit:,} bytes"
+    assert fetcher.get(f"{site}/zeros/{limit}") == bytes(limit)
+    with pytest.raises(BadPicture, match=said):
+        fetcher.get(f"{site}/zeros/{limit + 1}")
+    for write in (
+        lambda data: ";base64," + base64.b64encode(data).decode(),
+        lambda data: "," + "a" * len(data),
+    ):
+        assert len(fetcher.get("data:image/png" + write(bytes(limit)))) == limit
+        with pytest.raises(BadPicture, match=said):
+            fetcher.get("data:image/png" + write(bytes(limit + 1)))

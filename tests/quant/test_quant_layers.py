@@ -12,7 +12,7 @@ from idefics.errors import BadSetting, MissingExtra
 from idefics.nn.stored import TokenEmbedding
 from idefics.quant import chosen, footprint, packs
 from idefics.quant.floats import Float8Linear
-from idefics.quant.integers import GROUP, Int4Linear, Int8Linear, rounded
+from idefics.quant.integers import GROUP, Int4Linear, Int8Linear, nearest, rounded
 
 KINDS = ("int8", "int4", "fp8", "nf4", "fp4")
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -279,3 +279,25 @@ def test_integers_need_no_extra(monkeypatch):
 def test_settings_are_checked(wrong):
     with pytest.raises(BadSetting, match="give"):
         QuantizationConfig(**wrong)
+
+
+@pytest.mark.parametrize("most", [127, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_levels_are_chosen_for_the_step_as_it_is_stored(most, dtype):
+    """No weight is further than half a step, which is rounded itself, by up to 1 in 256 in bfloat16."""
+    weight = torch.randn(64, 4096, generator=torch.Generator().manual_seed(1)).to(dtype)
+    levels, scale = rounded(weight, most, dtype)
+    assert levels.abs().max() == most
+    off = (levels.double() * scale.double() - weight.double()).abs()
+    assert (off <= scale.double() * (0.5 + 1e-6)).all()
+
+
+def test_the_nearest_step_is_never_worse():
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+
+    def error(levels, scale):
+        return (levels * scale.float() - weight).square().sum(-1)
+
+    plain, best = (error(*way(weight, 7, torch.bfloat16)) for way in (rounded, nearest))
+    assert (best <= plain).all()
+    assert best.sum() < 0.95 * plain.sum()

@@ -85,6 +85,40 @@ INSIDE = {
 }
 
 
+# IANA's IPv4 and IPv6 Special-Purpose Address Registries and multicast, written out here a second time: a network that
+# is struck from the product's list shall be missed. Not globally reachable, or leading elsewhere by design.
+SPECIAL = """
+0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
+192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 198.18.0.0/15 198.51.100.0/24
+203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 255.255.255.255/32
+::/128 ::1/128 ::/96 ::ffff:0:0/96 ::ffff:0:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23
+2001::/32 2001:1::1/128 2001:1::2/128 2001:1::3/128 2001:2::/48 2001:3::/32 2001:4:112::/48 2001:10::/28 2001:20::/28
+2001:30::/28 2001:db8::/32 2002::/16 2620:4f:8000::/48 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+"""
+# Whole networks are closed on their two sides, these are the neighbours that are open.
+OPEN_NEIGHBOURS = """
+1.0.0.0 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.0 168.63.129.15 168.63.129.17
+169.253.255.255 169.255.0.0 172.15.255.255 172.32.0.0 191.255.255.255 192.0.1.0 192.0.3.0 192.31.195.255 192.31.197.0
+192.52.192.255 192.52.194.0 192.88.98.255 192.88.100.0 192.167.255.255 192.169.0.0 192.175.47.255 192.175.49.0
+198.17.255.255 198.20.0.0 198.51.99.255 198.51.101.0 203.0.112.255 203.0.114.0 223.255.255.255
+2000:: 2001:200:: 2001:db7:ffff:ffff:ffff:ffff:ffff:ffff 2001:db9:: 2003:: 2620:4f:7fff:ffff:ffff:ffff:ffff:ffff
+2620:4f:8001:: 3ffe:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+"""
+
+
+@pytest.mark.parametrize("network", SPECIAL.split())
+def test_every_special_network_is_closed(network):
+    whole = ipaddress.ip_network(network)
+    for place in {0, 1, whole.num_addresses // 2, whole.num_addresses - 1}:
+        if place < whole.num_addresses:
+            assert not is_public(str(whole[place])), whole[place]
+
+
+@pytest.mark.parametrize("address", OPEN_NEIGHBOURS.split())
+def test_what_lies_next_to_one_is_open(address):
+    assert is_public(address)
+
+
 @pytest.mark.parametrize("policy", ["public", "inside.example.com"])
 @pytest.mark.parametrize("address", INSIDE.values(), ids=INSIDE)
 def test_ghsa_3f6c_7fw2_ppm4_a_name_that_leads_inside(address, policy, internet):

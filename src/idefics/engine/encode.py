@@ -132,24 +132,24 @@ class Pictures:
             frames.append(tiles.frames[begun : begun + count])
         encoded = iter(encode_frames(self.model, [frame for some in frames for frame in some], self.at_once))
         for (tiles, _), some in zip(wanted, frames, strict=True):
-            kept = self.kept.setdefault(tiles.key, Kept([]))
-            before = kept.size
+            if not some:
+                continue
+            before = self.kept.get(tiles.key, Kept([]))
             # Copies: a slice would keep all that was encoded with it.
-            kept.frames += [next(encoded).clone() for _ in some]
-            if len(kept.frames) == len(tiles.frames) and not kept.is_whole:
-                self._finish(kept)
-            self.size += kept.size - before
+            now = [*before.frames, *(next(encoded).clone() for _ in some)]
+            kept = self._finished(tiles, now) if len(now) == len(tiles.frames) else Kept(now)
+            self.kept[tiles.key] = kept  # nothing half-made is kept, or counted, if that failed
+            self.size += kept.size - before.size
 
-    def _finish(self, kept: Kept) -> None:
-        features = torch.cat(kept.frames)
+    def _finished(self, tiles: Tiles, frames: list[Tensor]) -> Kept:
+        """What is kept of a picture all of whose frames, (M, D') each, have been encoded."""
+        kept = Kept([], features=torch.cat(frames))
         if self.model.layout.cross_layers:
-            memory = self.model.memory(features[None])
+            memory = self.model.memory(torch.cat(frames)[None])
             assert memory is not None, "a model with cross layers has a memory for them"
-            kept.memory = memory
-        else:
-            kept.features = features
-        kept.frames = []
+            kept = Kept([], memory=memory)
         self.encoded += 1
+        return kept
 
     def _used(self, tiles: Tiles) -> Kept:
         self.kept.move_to_end(tiles.key)
