@@ -45,3 +45,7 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def until(self, end: int) -> Prompt:
+        """The first `end` tokens of a prompt without pictures."""
+        return Prompt(self.ids[:end], (), (), self.sees[:end])

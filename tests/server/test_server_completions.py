@@ -1,11 +1,19 @@
 """`/v1/completions`."""
 
+from pathlib import Path
+
 import pytest
 
+import idefics
 from idefics.processing.tokenizer import Piece
+from idefics.server import prompt_logprobs
+from idefics.server.app import create_app
+from idefics.server.settings import Settings
 from server.asking import events
+from server.conftest import Client
 
 PATH = "/v1/completions"
+DEMO = Path(idefics.__file__).parent / "demo"
 TEXT = "The red circle is"
 
 
@@ -38,7 +46,7 @@ def test_prompt_and_text_are_the_text_as_the_model_wrote_it(client, vlm, prompt,
     generated = vlm.generate([prompt], max_new_tokens=6).tokens
     written = vlm.processor.tokenizer.decode_bytes(generated).decode()
     assert text == (prompt if "echo" in more else "") + written
-    assert "".join(tokens) == written
+    assert "".join(tokens) == (text if "echo" in more else written)
     assert tokens
     assert all(text[offset:].startswith(token) for offset, token in zip(offsets, tokens, strict=True))
 
@@ -103,8 +111,13 @@ def test_text_is_text_whatever_it_looks_like(client, vlm, prompt):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": ["a"] * 20, "n": 8}, "are 160 answers; at most 128"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": None}, "prompt: give a text or a list of texts"),
+        ({"prompt": ["a", ""]}, "empty"),
         ({"prompt": [1, 2]}, "prompt"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"prompt": ""}, "empty"),
         ({"suffix": "a"}, 'suffix ("a") is not supported'),
         ({"best_of": 2}, "best_of (2) is not supported: give n"),
@@ -115,3 +128,98 @@ def test_what_cannot_be_is_named(client, wrong, words):
     answer = client.post(PATH, asked(**wrong))
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]["message"]
+
+
+PROMPTS = [TEXT, "Once upon a time,", TEXT]
+
+
+@pytest.mark.parametrize("more", [{}, {"echo": True, "logprobs": 1}, {"n": 2, "temperature": 1.2, "seed": 3}])
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_several_prompts_are_answered_as_each_alone(client, more, is_streamed):
+    alone = [client.post(PATH, asked(prompt=prompt, **more)).json() for prompt in PROMPTS]
+    wanted = [choice for body in alone for choice in body["choices"]]
+    how = {"stream": True, "stream_options": {"include_usage": True}} if is_streamed else {}
+    answer = client.post(PATH, asked(prompt=PROMPTS, **more, **how))
+    if is_streamed:
+        *chunks, last, done = events(answer.text)
+        assert done == "[DONE]"
+        parts = [choice for chunk in chunks for choice in chunk["choices"]]
+        usage = last["usage"]
+    else:
+        parts, usage = answer.json()["choices"], answer.json()["usage"]
+    for index, choice in enumerate(wanted):
+        own = [part for part in parts if part["index"] == index]
+        assert "".join(part["text"] for part in own) == choice["text"]
+        assert own[-1]["finish_reason"] == choice["finish_reason"]
+        for name in choice["logprobs"] or ():
+            found = [value for part in own for value in (part["logprobs"] or {name: []})[name]]
+            if name in ("tokens", "text_offset"):
+                assert found == choice["logprobs"][name]
+            elif name == "token_logprobs":
+                assert found[1:] == pytest.approx(choice["logprobs"][name][1:], abs=1e-4)
+    assert {part["index"] for part in parts} == set(range(len(wanted)))
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert {name: usage[name] for name in names} == {
+        name: sum(one["usage"][name] for one in alone) for name in names
+    }
+
+
+@pytest.mark.parametrize("piece", [512, 2])
+@pytest.mark.parametrize("folder", ["idefics3", "idefics1"])
+def test_the_tokens_of_a_prompt_are_scored(folder, piece, monkeypatch):
+    """Against one uncached pass. Idefics 1 reads a token before every text, so that its first is scored too."""
+    monkeypatch.setattr(prompt_logprobs, "PIECE", piece)
+    vlm = idefics.load(DEMO / folder, remote_images="off")
+    client = Client(create_app(vlm, Settings(model="demo")))
+    body = client.post(PATH, asked(max_tokens=0, echo=True, logprobs=3)).json()
+    (choice,) = body["choices"]
+    prompt = vlm.prompt([TEXT])
+    opening = vlm.processor.num_opening_tokens
+    assert opening == (folder == "idefics1")
+    said = choice["logprobs"]
+    assert (choice["text"], choice["finish_reason"]) == (TEXT, "length")
+    assert "".join(said["tokens"]) == TEXT
+    assert [
+        TEXT[offset:].startswith(token)
+        for offset, token in zip(said["text_offset"], said["tokens"], strict=True)
+    ]
+    wanted = vlm.logits(prompt).log_softmax(-1)
+    rows = [wanted[place - 1] if place else None for place in range(opening, len(prompt))]
+    assert len(rows) == len(said["tokens"]) == len(said["top_logprobs"])
+    for row, id, token, logprob, top in zip(
+        rows, prompt.ids[opening:], said["tokens"], said["token_logprobs"], said["top_logprobs"], strict=True
+    ):
+        if row is None:
+            assert (logprob, top) == (None, None)
+        else:
+            assert logprob == pytest.approx(row[id].item(), abs=1e-4)
+            assert sorted(top.values(), reverse=True) == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+            assert token not in top or top[token] == logprob
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": 0, "total_tokens": len(prompt)}
+    assert usage.items() <= body["usage"].items()
+    vlm.engine.close()
+
+
+def test_nothing_is_added_where_no_token_may_be(client, vlm):
+    plain = client.post(PATH, asked(max_tokens=0)).json()
+    assert plain["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}]
+    body = client.post(PATH, asked(prompt=["A b", TEXT], max_tokens=0, echo=True, n=2)).json()
+    assert [choice["text"] for choice in body["choices"]] == ["A b", "A b", TEXT, TEXT]
+    *chunks, last, done = events(
+        client.post(PATH, asked(max_tokens=0, echo=True, logprobs=0, stream=True)).text
+    )
+    assert [choice["text"] for chunk in [*chunks, last] for choice in chunk["choices"]] == [TEXT, ""]
+    assert chunks[0]["choices"][0]["logprobs"]["token_logprobs"][0] is None
+    assert (last["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+
+
+def test_prompt_and_answer_are_scored_together(client):
+    whole = client.post(PATH, asked(echo=True, logprobs=2)).json()["choices"][0]
+    prompt = client.post(PATH, asked(echo=True, logprobs=2, max_tokens=0)).json()["choices"][0]
+    answer = client.post(PATH, asked(logprobs=2)).json()["choices"][0]
+    assert whole["text"] == prompt["text"] + answer["text"]
+    count = len(prompt["logprobs"]["tokens"])
+    for name, values in whole["logprobs"].items():
+        assert len(values) == count + len(answer["logprobs"][name])
+    assert whole["logprobs"]["tokens"] == prompt["logprobs"]["tokens"] + answer["logprobs"]["tokens"]
+    assert whole["logprobs"]["text_offset"][count] == len(TEXT)

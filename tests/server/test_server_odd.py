@@ -88,7 +88,7 @@ def test_places_are_named_as_clients_know_them(client):
         (chat(stop=""), CHAT, "stop: string should"),
         (chat(stop=["a", ""]), CHAT, "stop[1]: string should"),
         (chat(stop=5), CHAT, "stop: input should be a valid list"),
-        ({"model": "demo", "prompt": [1, 2]}, COMPLETIONS, "prompt: list should"),
+        ({"model": "demo", "prompt": [1, 2]}, COMPLETIONS, "prompt[1]: input should be a valid string"),
         ({"model": "demo", "prompt": [1]}, COMPLETIONS, "prompt[0]: input should be a valid string"),
         (
             chat([user({"type": "image_url", "image_url": "data:,"})]),

@@ -118,7 +118,7 @@ REFUSED = [
     ("caption", {"image_url": None}, "one of the two"),
     ("caption", {"image_url": "photo.jpg"}, "neither"),
     ("caption", {"num_beams": 17}, "num_beams"),
-    ("caption", {"temperature": 1, "num_beams": 2}, "beams are greedy"),
+    ("caption", {"temperature": 1, "num_beams": 2}, "beam search cannot sample"),
     ("caption", {"max_tokens": 1}, "max_tokens (1) is not supported: give max_new_tokens"),
     ("caption", {"shots": [{"image_url": "/etc/passwd", "answer": "a"}]}, "neither"),
     ("caption", {"shots": [{"image_url": "data:,", "answer": "a"}] * 16}, "shots"),

@@ -93,7 +93,8 @@ TOO_MUCH = [
     (CHAT, {"prompt_logprobs": 100}),
     (CHAT, {"best_of": 100}),
     (COMPLETIONS, {"best_of": 100}),
-    (COMPLETIONS, {"prompt": ["a", "b"]}),
+    (COMPLETIONS, {"prompt": ["a"] * 129}),
+    (COMPLETIONS, {"prompt": ["a"] * 100, "n": 2}),
     (CHAT, {"choices": [str(n) for n in range(1001)]}),
     (CHAT, {"regex": "a" * 5000}),
 ]

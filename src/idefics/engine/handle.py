@@ -24,6 +24,7 @@ class Handle:
         top_logprobs: the most likely tokens in the place of each of `ids` if `sampling.top_logprobs` asks for them.
         cached: how many tokens of its prompt were found in the cache when its turn came first; None until then.
         scores: of each of the request's endings the natural-log probability of each token, once done.
+        score_tops: the most likely tokens in the place of each of those, if `sampling.top_logprobs` asks for them.
         finish_reason: why the answer ended, or None while it goes on or if it failed.
         error: what went wrong, if something did.
     """
@@ -35,6 +36,7 @@ class Handle:
         self.top_logprobs: list[tuple[Alternative, ...]] = []
         self.cached: int | None = None
         self.scores: list[list[float]] = []
+        self.score_tops: list[list[tuple[Alternative, ...]]] = []
         self.finish_reason: Finish | None = None
         self.error: Exception | None = None
         self._cancel = cancel

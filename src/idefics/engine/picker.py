@@ -130,7 +130,7 @@ class Picker:
     def _search(self, job: Job, logits: Tensor) -> list[Pick]:
         endings = job.request.endings
         if endings is not None:
-            job.search = Scores(endings, logits[0])
+            job.search = Scores(endings, logits[0], job.request.sampling.top_logprobs)
             job.groups = {number: len(tree) for number, tree in job.search.trees.items()}
             return _scored(job)
         if job.search is None:
@@ -244,5 +244,5 @@ def _scored(job: Job) -> list[Pick]:
     """The end of a ranking, once all groups of its endings have been read."""
     if job.groups:
         return []
-    job.handle.scores = job.search.scores
+    job.handle.scores, job.handle.score_tops = job.search.scores, job.search.tops
     return [Pick(job, end="stop")]

@@ -5,12 +5,13 @@ Knows ids; does not know labels. A node of a tree is a token after the tokens th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from idefics.engine.request import Ending
+from idefics.messages import Alternative
 
 GROUP_TOKENS = 2048  # so many tokens of endings are read at once
 LOGIT_ROWS = 256  # rows of float32 logits at once: 128 MiB for a vocabulary of 128 Ki
@@ -72,16 +73,21 @@ class Scores:
 
     Args:
         after_prompt: (V,) logits after the prompt.
+        top: so many of the most likely tokens in the place of each are kept.
         most: so many tokens are read at once; a longer ending alone.
+
+    Attributes:
+        scores: of each ending the natural-log probability of each token.
+        tops: of each ending the most likely tokens in the place of each token, the likeliest first.
     """
 
-    def __init__(self, endings: Sequence[Ending], after_prompt: Tensor, most: int = GROUP_TOKENS) -> None:
+    def __init__(
+        self, endings: Sequence[Ending], after_prompt: Tensor, top: int, most: int = GROUP_TOKENS
+    ) -> None:
         self.scores: list[list[float]] = [[0.0] * len(ending) for ending in endings]
-        self.endings = endings
-        firsts = [index for index, ending in enumerate(endings) if ending]
-        logprobs = after_prompt.float().log_softmax(-1)[[endings[index][0] for index in firsts]]
-        for index, logprob in zip(firsts, logprobs.tolist(), strict=True):
-            self.scores[index][0] = logprob
+        self.tops: list[list[tuple[Alternative, ...]]] = [[()] * len(ending) for ending in endings]
+        self.endings, self.top = endings, top
+        self._write(after_prompt[None], 0, [(0, one[0], i, 0) for i, one in enumerate(endings) if one])
         self.trees: dict[int, Tree] = {}
         self._members: dict[int, list[int]] = {}
         self._group(most)
@@ -99,9 +105,17 @@ class Scores:
         asked.sort(key=lambda one: one[0])
         for start in range(0, len(h), rows):
             some = [one for one in asked if start <= one[0] < start + rows]
-            logprobs = _after(logits(h[start : start + rows]).float(), start, some)
-            for (_, _, index, place), logprob in zip(some, logprobs, strict=True):
-                self.scores[index][place] = logprob
+            self._write(logits(h[start : start + rows]), start, some)
+
+    def _write(self, logits: Tensor, start: int, asked: Sequence[tuple[int, int, int, int]]) -> None:
+        """Notes what (n, V) logits after the nodes from `start` on say of (node, id, ending, its place)."""
+        logprobs = logits.float().log_softmax(-1)
+        pairs = [(node - start, id) for node, id, *_ in asked]
+        rows, ids = torch.tensor(pairs, dtype=torch.long, device=logits.device).view(-1, 2).T
+        tops = _likeliest(logprobs, self.top)
+        for (node, _, index, place), logprob in zip(asked, logprobs[rows, ids].tolist(), strict=True):
+            self.scores[index][place] = logprob
+            self.tops[index][place] = tops[node - start]
 
     def _group(self, most: int) -> None:
         """Neighbours in the order of the alphabet share most."""
@@ -116,10 +130,10 @@ class Scores:
             self._members.setdefault(len(self.trees) - 1, []).append(index)
 
 
-def _after(logits: Tensor, start: int, asked: Iterable[tuple[int, int, int, int]]) -> list[float]:
-    """Log-probabilities of ids after nodes; (n, V) are those of the nodes from `start` on."""
-    pairs = [(node - start, id) for node, id, *_ in asked]
-    logprobs = logits.log_softmax(-1)
-    index = torch.tensor(pairs, device=logits.device).T
-    found: list[float] = logprobs[index[0], index[1]].tolist()
-    return found
+def _likeliest(logprobs: Tensor, top: int) -> list[tuple[Alternative, ...]]:
+    """The `top` most likely tokens of each row of (n, V) log-probabilities."""
+    if not top:
+        return [()] * len(logprobs)
+    values, ids = logprobs.topk(top)
+    pairs = zip(ids.tolist(), values.tolist(), strict=True)
+    return [tuple(map(Alternative, *pair)) for pair in pairs]

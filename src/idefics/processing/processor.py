@@ -225,6 +225,13 @@ class Processor:
     def _prepared(self, picture: Picture) -> Tiles:
         return prepared(picture, self.plan, self.fetcher, self.look)
 
+    @property
+    def num_opening_tokens(self) -> int:
+        """How many tokens a raw prompt has before its first text."""
+        return len(self._opening()) + len(
+            self.tokenizer.encode_pieces([Piece(self.style.start, trusted=True)])
+        )
+
     def _opening(self) -> list[int]:
         """What `tokenizer.json` itself puts before a text, whatever the text begins with."""
         return self.tokenizer.encode("", adds_special=True) if self.style.adds_special else []

@@ -81,8 +81,8 @@ class LegacyPlacesShape(Shape):
     """Lists of one length: tokens, how likely each was, the likeliest in its place, where it begins in the text."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -56,15 +57,24 @@ def legacy(texts: TokenTexts, said: Answer | Delta, offset: int) -> dict[str, An
     tokens = texts.of(said)
     return {
         "tokens": tokens,
-        "token_logprobs": [max(logprob, LEAST) for logprob in said.logprobs],
+        "token_logprobs": [None if math.isnan(logprob) else max(logprob, LEAST) for logprob in said.logprobs],
         "top_logprobs": [
-            {_text(texts.tokenizer, one.token): max(one.logprob, LEAST) for one in top}
-            for _, _, top in _rows(said)
+            None
+            if math.isnan(logprob)
+            else {_text(texts.tokenizer, one.token): max(one.logprob, LEAST) for one in top}
+            for _, logprob, top in _rows(said)
         ],
         "text_offset": [offset + length for length in accumulate(map(len, tokens[:-1]), initial=0)][
             : len(tokens)
         ],
     }
+
+
+def joined(first: dict[str, Any] | None, then: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The lists of `legacy` for two texts, one after the other."""
+    if first is None or then is None:
+        return first or then
+    return {name: first[name] + then[name] for name in first}
 
 
 def _rows(said: Answer | Delta) -> Iterator[tuple[int, float, Sequence[Alternative]]]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from idefics.config import Sampling
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
 from idefics.messages import Answer, Delta, Picture
@@ -131,8 +132,14 @@ class Visit:
         wishes = {**wishes, "start": start, "continues": continues}
         await self.service.aside(lambda: self._submit(prompt, wishes, choices))
 
-    async def scores(self, make: Callable[[], Endings], *, pictures: Sequence[Picture]) -> Handle:
-        """Makes a prompt and its endings, and asks how likely they are. Raises as `ask`."""
+    async def scores(
+        self, make: Callable[[], Endings], *, pictures: Sequence[Picture] = (), top: int = 0
+    ) -> Handle:
+        """Makes a prompt and its endings, and asks how likely they are. Raises as `ask`.
+
+        Args:
+            top: so many of the likeliest tokens in the place of each token are told too.
+        """
         admission = self.service.admission
         admission.take(self.place, pictures=len(pictures))
         prompt, endings = await self.service.aside(make, pictures)
@@ -140,7 +147,9 @@ class Visit:
         if self.is_ended:
             raise closing()
         self._count(prompt)
-        self.ranking = self.service.vlm.engine.submit(Request(prompt, endings=endings))
+        self.ranking = self.service.vlm.engine.submit(
+            Request(prompt, Sampling(logprobs=top > 0, top_logprobs=top), endings=endings)
+        )
         await self.ranking
         if self.is_ended:
             raise closing()
