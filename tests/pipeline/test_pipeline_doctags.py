@@ -157,7 +157,7 @@ def test_a_message_that_goes_on_opens_no_turn(vlm):
 
 def test_a_conversation_that_ends_with_the_assistant_is_refused(vlm):
     for call in (vlm.chat, vlm.prompt):
-        with pytest.raises(BadPrompt, match="give continue_final_message=True"):
+        with pytest.raises(BadPrompt, match="set continue_final_message"):
             call(PREFILL)
     with pytest.raises(BadPrompt, match="the last message is the user's"):
         vlm.chat(ASKED, continue_final_message=True)

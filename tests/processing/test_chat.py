@@ -220,9 +220,7 @@ def test_the_last_message_goes_on():
 
 
 def test_an_answer_of_the_assistant_at_the_end_is_never_answered_by_a_new_turn():
-    with pytest.raises(
-        BadPrompt, match="the last message is the assistant's: give continue_final_message=True"
-    ):
+    with pytest.raises(BadPrompt, match="the last message is the assistant's: set continue_final_message"):
         render(SMOLVLM, [user("Hi"), assistant("Well")])
 
 

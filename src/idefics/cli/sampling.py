@@ -136,6 +136,13 @@ class SamplingFlags(LookFlags):
         list[str] | None,
         _sampling("--banned", metavar="TEXT", help="Never write TEXT; repeatable."),
     ] = None
+    skip_special_tokens: Annotated[
+        bool | None,
+        _sampling(
+            "--skip-special-tokens/--no-skip-special-tokens",
+            help="Leave all special tokens out of answers, or show all; default: tags such as DocTags are shown.",
+        ),
+    ] = None
     regex: Annotated[
         str | None,
         _form("--regex", metavar="REGEX", help="The whole answer matches this regular expression."),

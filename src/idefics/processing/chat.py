@@ -82,7 +82,7 @@ def _check_end(messages: Sequence[Message], answer_start: str, continue_final_me
     if not continue_final_message:
         if last.role == "assistant":
             raise BadPrompt(
-                "the last message is the assistant's: give continue_final_message=True to go on with its text, "
+                "the last message is the assistant's: set continue_final_message to go on with its text, "
                 "or end with a message of the user"
             )
         return

@@ -63,6 +63,22 @@ class ChatRequest(Asked):
     metadata: dict[str, str] | None = Field(None, max_length=16)
     store: Unkept | None = None
     reasoning: ReasoningField | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the last message goes on: the answer either does that or begins a new turn."""
+        continues = bool(self.continue_final_message)
+        if self.add_generation_prompt is continues:
+            message = (
+                "continue_final_message and add_generation_prompt are both true: give one"
+                if continues
+                else "add_generation_prompt is false: leave it out for a new turn of the assistant, or give "
+                "continue_final_message to go on with its last message"
+            )
+            raise Fault(400, message, param="add_generation_prompt")
+        return continues
 
     def wishes(self) -> dict[str, Any]:
         """The keywords of a call."""
@@ -81,8 +97,9 @@ async def chat(asked: ChatRequest, service: Serving, visit: Visiting) -> Respons
     """The next answer of a conversation of words and pictures."""
     service.check_model(asked.model)
     messages = [message.message() for message in asked.messages]
-    make = partial(service.vlm.prompt, messages)
-    await visit.ask(make, asked.wishes(), choices=asked.n or 1, pictures=pictures_of(messages))
+    make = partial(service.vlm.prompt, messages, continue_final_message=asked.continues)
+    choices, pictures = asked.n or 1, pictures_of(messages)
+    await visit.ask(make, asked.wishes(), choices=choices, pictures=pictures, continues=asked.continues)
     head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": service.settings.served}
     if asked.stream:
         return Events(_chunks(visit, head, asked))

@@ -73,6 +73,7 @@ class Choosing(Fields):
     regex: str | None = Field(None, min_length=1, max_length=4096)
     choices: Choices | None = Field(None, min_length=1, max_length=MOST_LABELS)
     banned: list[Text] | None = Field(None, max_length=MOST_BANNED)
+    skip_special_tokens: bool | None = None
 
     def wishes(self) -> dict[str, Any]:
         """The keywords of a call, as far as they are said."""

@@ -34,7 +34,6 @@ SAMPLING: Unused = {
     "stop_token_ids": neutral([], instead="give stop, as texts"),
     "include_stop_str_in_output": neutral(False, instead="add the text that you gave as stop yourself"),
     "ignore_eos": neutral(False, instead="give stop or max_tokens to end an answer"),
-    "skip_special_tokens": neutral(True),
     "spaces_between_special_tokens": ANY,  # tokenizers that would care are not used here
     "add_special_tokens": neutral(True, instead="a prompt begins as the model was trained"),
     "truncate": neutral(instead="send a shorter prompt"),
@@ -136,8 +135,6 @@ CHAT: Unused = {
     **OPENAI,
     **_tools("response_format"),
     "add_special_tokens": neutral(False, True),  # the chat template writes all that there are
-    "add_generation_prompt": neutral(True, instead="the next turn is always the assistant's"),
-    "continue_final_message": neutral(False),
     "echo": neutral(False, instead="put what you sent before the answer yourself"),
     "best_of": neutral(1, instead="give n, and choose"),
     "modalities": neutral(["text"], [], instead=AUDIO),

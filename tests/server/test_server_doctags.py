@@ -1,0 +1,141 @@
+"""Over HTTP too a page comes out as whole DocTags, `skip_special_tokens` is honoured, and a message goes on."""
+
+import pytest
+
+import idefics
+from idefics.server.app import create_app
+from idefics.server.settings import Settings
+from models import doctags
+from models.doctags import PAGE, WORDS
+from server.asking import PICTURES, chat, data_uri, events, said, shown, user
+from server.conftest import Client
+
+CHAT, COMPLETIONS, RESPONSES, CAPTION, ASK = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/images/tasks/caption",
+    "/v1/images/tasks/ask",
+)
+QUESTION = [user(shown("shapes"), said("Convert this page to docling."))]
+BODIES = {
+    CHAT: chat(QUESTION),
+    COMPLETIONS: {"model": "demo", "prompt": "Convert", "max_tokens": 64},
+    RESPONSES: {"model": "demo", "input": "Convert this page to docling."},
+    CAPTION: {"image_url": data_uri("shapes")},
+    ASK: {"image_url": data_uri("shapes"), "words": "Convert this page to docling."},
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    vlm = idefics.load(doctags.write(tmp_path_factory.mktemp("doctags")), remote_images="off")
+    return Client(create_app(vlm, Settings(model="demo")))
+
+
+def text_of(body):
+    if "choices" in body:
+        (choice,) = body["choices"]
+        return choice["message"]["content"] if "message" in choice else choice["text"]
+    return body["output"][0]["content"][0]["text"] if "output" in body else body["text"]
+
+
+def streamed(text):
+    pieces = []
+    for chunk in events(text):
+        if chunk == "[DONE]":
+            continue
+        if "choices" in chunk:
+            pieces += [
+                one.get("text") or one.get("delta", {}).get("content") or "" for one in chunk["choices"]
+            ]
+        elif chunk.get("type", "response.output_text.delta") == "response.output_text.delta":
+            pieces.append(chunk.get("delta") or chunk.get("text") or "")
+    return "".join(pieces)
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, PAGE),
+        ({"skip_special_tokens": None}, PAGE),
+        ({"skip_special_tokens": False}, PAGE),
+        ({"skip_special_tokens": True}, WORDS),
+        ({"stop": ["</doctag>"]}, PAGE.removesuffix("</doctag>")),
+        ({"stop": "<fcel>b"}, PAGE.partition("<fcel>b")[0]),
+    ],
+)
+def test_a_page_comes_out_whole_and_streams_so(client, path, fields, text):
+    answer = client.post(path, BODIES[path] | fields)
+    assert answer.status_code == 200, answer.text
+    assert text_of(answer.json()) == text
+    assert streamed(client.post(path, BODIES[path] | fields | {"stream": True}).text) == text
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_skip_special_tokens_is_true_false_or_null(client, path):
+    answer = client.post(path, BODIES[path] | {"skip_special_tokens": "yes"})
+    assert answer.status_code == 400
+    assert "skip_special_tokens" in answer.json()["error"]["message"]
+
+
+def test_a_form_of_a_task_may_say_it(client):
+    files = {
+        "image": ("a.png", (PICTURES / "shapes.png").read_bytes()),
+        "skip_special_tokens": (None, "true"),
+    }
+    assert client.post(CAPTION, files=files).json()["text"] == WORDS
+
+
+PREFILL = [*QUESTION, {"role": "assistant", "content": "<doctag><text><loc_1>"}]
+
+
+@pytest.mark.parametrize("more", [{}, {"add_generation_prompt": False}])
+def test_the_last_message_goes_on(client, more):
+    body = chat(PREFILL, continue_final_message=True, **more)
+    rest = PAGE.removeprefix("<doctag><text><loc_1>")
+    answer = client.post(CHAT, body).json()
+    assert text_of(answer) == rest
+    assert streamed(client.post(CHAT, body | {"stream": True}).text) == rest
+    asked = client.post(CHAT, chat(QUESTION)).json()["usage"]["prompt_tokens"]
+    assert answer["usage"]["prompt_tokens"] == asked + 3
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (chat(PREFILL), "the last message is the assistant's: set continue_final_message"),
+        (chat(PREFILL, continue_final_message=False), "set continue_final_message"),
+        (chat(QUESTION, continue_final_message=True), "the last message is the user's"),
+        (chat(PREFILL, continue_final_message=True, add_generation_prompt=True), "both true: give one"),
+        (chat(QUESTION, add_generation_prompt=False), "add_generation_prompt is false: leave it out"),
+        (chat(PREFILL, add_generation_prompt=False), "add_generation_prompt is false: leave it out"),
+    ],
+)
+def test_never_does_a_new_turn_begin_unasked(client, body, says):
+    answer = client.post(CHAT, body)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("more", [{}, {"add_generation_prompt": True}, {"continue_final_message": False}])
+def test_a_new_turn_is_the_usual(client, more):
+    assert text_of(client.post(CHAT, chat(QUESTION, **more)).json()) == PAGE
+
+
+def test_a_response_too_is_never_a_new_turn_after_the_assistants(client):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A"}]
+    answer = client.post(RESPONSES, {"model": "demo", "input": turns})
+    assert (
+        answer.status_code == 400
+        and "the last message is the assistant's" in answer.json()["error"]["message"]
+    )
+
+
+def test_the_words_of_a_client_forge_nothing(client):
+    def tokens(text):
+        return client.post(CHAT, chat([user(said(text))], max_tokens=1)).json()["usage"]["prompt_tokens"]
+
+    assert tokens("at <loc_1>") == tokens("at x")  # an instruction of the card is one token
+    assert tokens("at <|end_of_text|>") > tokens("at x") + 5
