@@ -39,7 +39,7 @@ MISTAKES = [
     (["caption", "notes.txt"], ["notes.txt is not a picture", "JPEG"]),
     (["caption", "broken.png"], ["broken.png is broken"]),
     (["caption", "*.jpg"], ["*.jpg: no file fits this pattern"]),
-    (["caption", "empty"], ["empty: no picture in this folder", ".png"]),
+    (["caption", "empty"], ["empty: no picture in this folder"]),
     (["caption", ""], ["an empty name"]),
     (["caption", "a.png", "--temperature", "9"], ["--temperature is 9.0", "0.0 to 5.0"]),
     (["caption", "a.png", "--temperature", "hot"], ["--temperature is 'hot'", "number"]),

@@ -15,6 +15,8 @@ import pytest
 from cli_fakes import FakeIdefics, Terminal, answer
 
 from idefics.cli.main import run
+from idefics.formats import titles
+from idefics.processing.picture_files import readable_formats
 
 pytestmark = pytest.mark.usefixtures("photos")
 
@@ -191,7 +193,7 @@ def test_answers_and_refusals_stand_on_lines_of_their_own_beside_a_bar(typist):
     left = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", re.sub(r".*\x1b\[2K", "", seen)).splitlines()
     assert [line for line in left if line and "Answering" not in line] == [
         "a.png: caption a",
-        "idefics caption: notes.txt is not a picture that can be read: give JPEG, PNG, WebP, GIF, BMP or TIFF",
+        f"idefics caption: notes.txt is not a picture that can be read: give {titles(readable_formats())}",
         "b.png: caption b",
     ]
 

@@ -13,7 +13,7 @@ from idefics.processing.fetch import Fetcher
 
 def found(*arguments):
     refused = []
-    return [named.name for named in find(arguments, refused.append)], refused
+    return [named.name for named in find(arguments, refused.append, lambda _: None)], refused
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_one_file_is_one_and_a_folder_is_many():
 @pytest.mark.usefixtures("photos")
 def test_standard_input_is_a_picture(standard_input):
     standard_input(Path("a.png").read_bytes())
-    [named] = find(["-"], pytest.fail)
+    [named] = find(["-"], pytest.fail, pytest.fail)
     assert opened(named, Fetcher()).picture.source == Path("a.png").read_bytes()
 
 
 def test_nobody_types_a_picture(monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal())
     refused = []
-    assert find(["-"], refused.append) == []
+    assert find(["-"], refused.append, pytest.fail) == []
     assert refused[0].startswith("standard input is a terminal")
 
 
@@ -115,7 +115,7 @@ def test_what_is_no_picture_is_named(standard_input):
         ("broken.png", "broken.png is broken"),
         ("-", "standard input: a picture of 5 bytes is not a picture"),
     ):
-        [named] = find([name], pytest.fail)
+        [named] = find([name], pytest.fail, pytest.fail)
         with pytest.raises(BadPicture, match=f"^{message}"):
             opened(named, Fetcher())
 
@@ -128,6 +128,6 @@ def test_a_remote_picture_is_fetched_once(photos):
             asked.append(url)
             return (photos / "a.png").read_bytes()
 
-    [named] = find(["https://example.com/a.png"], pytest.fail)
+    [named] = find(["https://example.com/a.png"], pytest.fail, pytest.fail)
     assert opened(named, Counting()).picture.source == (photos / "a.png").read_bytes()
     assert asked == ["https://example.com/a.png"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt
+from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt, Recursive
 from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, find, opened, split_words
 from idefics.cli.sampling import SamplingFlags
@@ -54,6 +54,7 @@ def _chat(
     context: typer.Context,
     arguments: Arguments,
     prompt: Prompt = None,
+    recursive: Recursive = False,
     *,
     model: ModelFlags,
     sampling: SamplingFlags,
@@ -64,7 +65,7 @@ def _chat(
     options = sampling.options(as_json=output.json)
     names, words = split_words(arguments, prompt, "question")
     with Screen(context.command_path, as_json=output.json) as screen:
-        shown = Shown(screen, Fetcher(policy=model.remote_images))
+        shown = Shown(screen, Fetcher(policy=model.remote_images), recursive=recursive)
         shown.add(names)
         if screen.code:  # the pictures that are there may not be those that it is about
             return screen.code
@@ -81,15 +82,15 @@ def _chat(
 class Shown:
     """Pictures that have been shown and not yet talked about."""
 
-    def __init__(self, screen: Screen, fetcher: Fetcher) -> None:
-        self.screen, self.fetcher = screen, fetcher
+    def __init__(self, screen: Screen, fetcher: Fetcher, *, recursive: bool) -> None:
+        self.screen, self.fetcher, self.recursive = screen, fetcher, recursive
         self.pictures: list[Visual] = []
 
     def add(self, names: Sequence[str]) -> None:
         """Opens pictures; what is none is refused."""
         if STDIN in names:
             raise BadPicture("- cannot be a picture here: the lines of standard input are the turns")
-        for named in find(names, self.screen.refuse):
+        for named in find(names, self.screen.refuse, self.screen.note, recursive=self.recursive):
             try:
                 self.pictures.append(opened(named, self.fetcher).picture)
             except BadPicture as error:

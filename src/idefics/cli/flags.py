@@ -69,6 +69,10 @@ Arguments = Annotated[list[str], typer.Argument(default_factory=list)]
 Prompt = Annotated[
     str | None, _input("--prompt", metavar="TEXT", help="The question or text, instead of the last argument.")
 ]
+Recursive = Annotated[
+    bool,
+    _input("--recursive/--no-recursive", help="Search the subfolders of folders too.", show_default=False),
+]
 Shots = Annotated[
     Path | None,
     _input(

@@ -142,6 +142,10 @@ class Screen:
         self.code = 2
         self.say(f"{self.called}: {text}")
 
+    def note(self, text: str) -> None:
+        """One line on standard error about what is not refused."""
+        self.say(f"{self.called}: {text}")
+
     def say(self, text: str) -> None:
         """One line on standard error."""
         with self.waiting.aside():

@@ -8,11 +8,13 @@ from __future__ import annotations
 import glob
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from idefics.cli.folders import PictureSearch, skipped_line
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
 from idefics.formats import IMAGE_SUFFIXES
 from idefics.messages import Picture, Video, Visual
@@ -74,17 +76,37 @@ def names_many(arguments: Sequence[str]) -> bool:
     return len(arguments) > 1 or any(_is_folder(name) or _is_pattern(name) for name in arguments)
 
 
-def find(arguments: Iterable[str], refuse: Callable[[str], None]) -> list[Named]:
-    """The pictures that arguments stand for, in their order; arguments that stand for none are refused."""
+def find(
+    arguments: Iterable[str],
+    refuse: Callable[[str], None],
+    note: Callable[[str], None],
+    *,
+    recursive: bool = False,
+) -> list[Named]:
+    """The pictures that arguments stand for, in their order.
+
+    Args:
+        refuse: is told which arguments stand for none.
+        note: is told in one line what folders and patterns hold that is left out.
+        recursive: whether subfolders of folders are searched too.
+    """
     found: list[Named] = []
+    skipped: Counter[str] = Counter()
     for argument in arguments:
         try:
-            if _is_pattern(argument):
-                found += find(_matches(argument), refuse)
+            if _is_pattern(argument) or _is_folder(argument):
+                search = PictureSearch(recursive=recursive, refuse=refuse)
+                paths = (
+                    search.matching(argument) if _is_pattern(argument) else search.in_folder(Path(argument))
+                )
+                found += [_named(path) for path in paths]
+                skipped += search.skipped
             else:
-                found += _pictures(argument)
+                found.append(_picture(argument))
         except BadPicture as error:
             refuse(str(error))
+    if skipped:
+        note(f"skipped: {skipped_line(skipped)}")
     return found
 
 
@@ -127,42 +149,23 @@ def standard_input() -> Picture:
     return Picture(data)
 
 
-def _pictures(argument: str) -> Iterator[Named]:
+def _picture(argument: str) -> Named:
     from idefics.processing.fetch import is_remote, short
     from idefics.processing.video import as_visual
 
     if argument == STDIN:
-        yield Named(STDIN, standard_input())
-    elif is_remote(argument):
-        yield Named(short(argument), as_visual(argument))
-    elif not _exists(argument):
+        return Named(STDIN, standard_input())
+    if is_remote(argument):
+        return Named(short(argument), as_visual(argument))
+    if not _exists(argument):
         raise BadPicture(f"{argument[:LONGEST_NAME] or 'an empty name'}: no such file")
-    elif _is_folder(argument):
-        yield from _in_folder(Path(argument))
-    else:
-        yield Named(argument, as_visual(Path(argument)))
+    return _named(argument)
 
 
-def _in_folder(folder: Path) -> Iterator[Named]:
-    """The pictures of a folder by their suffixes, sorted; not those of the folders in it, nor hidden ones."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise BadPicture(f"{folder} cannot be read: {error.strerror}") from None
-    paths = [
-        path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
-    if not paths:
-        raise BadPicture(f"{folder}: no picture in this folder (none ends in {', '.join(IMAGE_SUFFIXES)})")
-    for path in paths:
-        yield Named(str(path), Picture(path))
+def _named(path: str | Path) -> Named:
+    from idefics.processing.video import as_visual
 
-
-def _matches(pattern: str) -> list[str]:
-    matches = sorted(glob.glob(pattern, recursive=True))
-    if not matches:
-        raise BadPicture(f"{pattern[:LONGEST_NAME]}: no file fits this pattern")
-    return matches
+    return Named(str(path), as_visual(Path(path)))
 
 
 def _is_pattern(argument: str) -> bool:

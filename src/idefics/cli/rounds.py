@@ -30,6 +30,7 @@ class Round:
         shots: file of worked examples.
         screen: is told what is refused and how far the round has come.
         loader: loads what `model` says.
+        recursive: whether subfolders of folders are searched too.
 
     Raises:
         BadPrompt: the file of shots is not one.
@@ -37,7 +38,14 @@ class Round:
     """
 
     def __init__(
-        self, arguments: Sequence[str], shots: Path | None, screen: Screen, model: ModelFlags, loader: Loader
+        self,
+        arguments: Sequence[str],
+        shots: Path | None,
+        screen: Screen,
+        model: ModelFlags,
+        loader: Loader,
+        *,
+        recursive: bool,
     ) -> None:
         from idefics.processing.fetch import Fetcher
 
@@ -46,7 +54,7 @@ class Round:
         self.screen, self.model, self.loader = screen, model, loader
         self.shots = _shots(shots)
         self.fetcher = Fetcher(policy=model.remote_images)
-        self.found = find(arguments, screen.refuse)
+        self.found = find(arguments, screen.refuse, screen.note, recursive=recursive)
         screen.names, screen.total = names_many(arguments), len(self.found)
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import Arguments, LookFlags, ModelFlags, OutputFlags, Prompt, Shots
+from idefics.cli.flags import Arguments, LookFlags, ModelFlags, OutputFlags, Prompt, Recursive, Shots
 from idefics.cli.output import Screen
 from idefics.cli.pictures import reads_like_words, split_words
 from idefics.cli.rounds import Round
@@ -31,6 +31,8 @@ DEFAULT_WORDS = {"write": STORY}  # the words of a task that can do without the 
 PICTURES = """
 A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
 Models trained on video also accept videos: clip.mp4.
+Each picture of a folder is taken once, hidden files never; --recursive searches its subfolders too, and so does a
+pattern with **. What is left out is counted on standard error. HEIC needs pip install 'idefics[heif]'.
 One picture prints its answer alone; several, a folder or a pattern print one line each, "name: answer".
 --json always gives the name, also where xargs passes a single picture.
 
@@ -128,13 +130,14 @@ def _caption(
     context: typer.Context,
     arguments: Arguments,
     shots: Shots = None,
+    recursive: Recursive = False,
     *,
     model: ModelFlags,
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
     _refuse_words(arguments, "caption takes no words (`idefics ask` takes a question)")
-    return _say(TASKS["caption"], context, arguments, "", shots, model, sampling, output)
+    return _say(TASKS["caption"], context, arguments, "", shots, recursive, model, sampling, output)
 
 
 def _with_words(task: Task) -> look.Run:
@@ -145,6 +148,7 @@ def _with_words(task: Task) -> look.Run:
         arguments: Arguments,
         prompt: Prompt = None,
         shots: Shots = None,
+        recursive: Recursive = False,
         *,
         model: ModelFlags,
         sampling: SamplingFlags,
@@ -156,7 +160,7 @@ def _with_words(task: Task) -> look.Run:
             raise BadPrompt(f"no {task.words} given: put it last, in quotes, or use --prompt")
         if not words.strip():
             raise BadPrompt(f"the {task.words} is empty: put it last, in quotes, or use --prompt")
-        return _say(task, context, names, words.strip(), shots, model, sampling, output)
+        return _say(task, context, names, words.strip(), shots, recursive, model, sampling, output)
 
     return run
 
@@ -167,13 +171,14 @@ def _say(
     arguments: Sequence[str],
     words: str,
     shots: Path | None,
+    recursive: bool,
     model: ModelFlags,
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
     options = sampling.options(as_json=output.json)
     with Screen(context.command_path, as_json=output.json) as screen:
-        pictures = Round(arguments, shots, screen, model, context.obj)
+        pictures = Round(arguments, shots, screen, model, context.obj, recursive=recursive)
         if screen.person and not screen.names:
             for named in pictures.opened(pictures.found):
                 stream = pictures.vlm.run(task, named.picture, words, stream=True, **options)
@@ -196,6 +201,7 @@ def _classify(
     length_normalized: LengthNormalized = False,
     calibrated: Calibrated = False,
     shots: Shots = None,
+    recursive: Recursive = False,
     *,
     model: ModelFlags,
     seen: LookFlags,
@@ -210,7 +216,7 @@ def _classify(
         )
     wanted = checked(wanted)
     with Screen(context.command_path, as_json=output.json) as screen:
-        pictures = Round(arguments, shots, screen, model, context.obj)
+        pictures = Round(arguments, shots, screen, model, context.obj, recursive=recursive)
         rankings = pictures.replies(
             lambda vlm, several: vlm.classify(
                 several,

@@ -1,0 +1,197 @@
+"""Folders and patterns: each picture once, and what is left out is said in one line."""
+
+import os
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from idefics.cli.pictures import find
+from idefics.processing import picture_files
+from idefics.processing.picture_files import readable_formats
+
+PICTURES = (
+    "album/a.png",
+    "album/b.jfif",
+    "album/c.AVIF",
+    "album/d",
+    "album/sub/e.png",
+    "album/sub/deep/f.jp2",
+)
+
+
+@pytest.fixture
+def album(tmp_path, monkeypatch):
+    """The working folder: `album` with pictures under odd names, subfolders and what is no picture."""
+    monkeypatch.chdir(tmp_path)
+    for name in PICTURES:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        format = {".jfif": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000"}.get(path.suffix.lower(), "PNG")
+        PIL.Image.new("RGB", (16, 16), "red").save(path, format)
+    for name in (
+        "album/x.nef",
+        "album/y.NEF",
+        "album/z.psd",
+        "album/clip.mp4",
+        "album/notes.txt",
+        "album/.hid.png",
+    ):
+        Path(name).write_bytes(b"something")
+    return tmp_path
+
+
+@pytest.fixture
+def without_heif(monkeypatch):
+    """An installation without the extra for HEIC."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(picture_files, "find_spec", lambda name: None)
+    readable_formats.cache_clear()
+    yield
+    readable_formats.cache_clear()
+
+
+def found(*arguments, recursive=False):
+    """Names, refusals and notes."""
+    refused, notes = [], []
+    named = find(arguments, refused.append, notes.append, recursive=recursive)
+    return [one.name for one in named], refused, notes
+
+
+OTHERS = "2 camera RAW (not read: convert to JPEG), 1 PSD (not read: convert to JPEG)"
+
+
+def test_a_folder_alone_and_one_line_about_the_rest(album):
+    names, refused, notes = found("album")
+    assert names == ["album/a.png", "album/b.jfif", "album/c.AVIF", "album/d"]
+    assert refused == []
+    (note,) = notes
+    assert note == (
+        f"skipped: 1 subfolder (--recursive includes it), 1 video (to include one, name it), {OTHERS}, "
+        "1 other file (.txt)"
+    )
+
+
+def test_with_subfolders(album):
+    names, refused, (note,) = found("album", recursive=True)
+    assert names == sorted(PICTURES)
+    assert not refused and "subfolder" not in note
+
+
+def test_heic_in_a_folder(album):
+    pytest.importorskip("pillow_heif")
+    Path("album/p.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    assert "album/p.heic" in found("album")[0]
+
+
+def test_heic_in_a_folder_without_the_extra(album, without_heif):
+    for name in ("p.heic", "q.HEIC"):
+        Path("album", name).write_bytes(b"\0\0\0\x18ftypheic")
+    names, refused, (note,) = found("album")
+    assert not refused and not [name for name in names if "heic" in name.lower()]
+    assert "2 HEIC (pip install 'idefics[heif]', or convert to JPEG)" in note
+
+
+def test_a_folder_without_pictures_says_what_is_there(album):
+    Path("raw").mkdir()
+    Path("raw/x.nef").write_bytes(b"II*\0")
+    _, refused, notes = found("raw")
+    assert refused == ["raw: no picture in this folder; skipped: 1 camera RAW (not read: convert to JPEG)"]
+    assert not notes
+    Path("raw/x.nef").unlink()
+    assert found("raw")[1] == ["raw: no picture in this folder"]
+
+
+@pytest.mark.parametrize("pattern", ["album/**", "album/**/*", "**"])
+def test_a_recursive_pattern_gives_each_picture_once(pattern, album):
+    names, refused, (note,) = found(pattern)
+    assert names == sorted(PICTURES)
+    assert not refused and OTHERS in note and "subfolder" not in note
+
+
+def test_a_recursive_pattern_with_a_suffix(album):
+    assert found("album/**/*.png") == (["album/a.png", "album/sub/e.png"], [], [])
+    assert found("**/deep/*.jp2") == (["album/sub/deep/f.jp2"], [], [])
+    assert found("album/**/sub/**/*.jp2")[0] == ["album/sub/deep/f.jp2"]
+    assert found("al*/**/e.*")[0] == ["album/sub/e.png"]
+    assert found("album/**/*.gif")[1] == ["album/**/*.gif: no file fits this pattern"]
+
+
+def test_a_suffix_in_a_pattern_is_taken_at_its_word(album):
+    """As where the shell expands it: what was asked for is refused, not left out."""
+    assert found("album/*.nef")[0] == ["album/x.nef"]
+    assert found("album/*.mp4")[0] == ["album/clip.mp4"]
+    assert found("album/*.txt")[0] == ["album/notes.txt"]
+
+
+def test_a_pattern_that_is_not_recursive(album):
+    names, refused, (note,) = found("album/*")
+    assert names == ["album/a.png", "album/b.jfif", "album/c.AVIF", "album/d", "album/sub/e.png"]
+    assert not refused and "1 subfolder (--recursive includes it)" in note
+    assert found("album/*", recursive=True)[0] == sorted(PICTURES)
+
+
+@pytest.mark.parametrize("target", [".", "..", "sub", "sub/deep", "../../outside"])
+def test_links_end_and_give_nothing_twice(target, album):
+    Path("album/sub/loop").symlink_to(target, target_is_directory=True)
+    Path("album/again").symlink_to("sub", target_is_directory=True)
+    Path("album/self").symlink_to("self")
+    for names, refused, _ in (found("album/**"), found("album", recursive=True), found("**/*.*", "album/d")):
+        assert sorted(names) == sorted(PICTURES)
+        assert not refused
+
+
+def test_a_link_to_a_picture_of_the_same_folder_is_not_asked_twice(album):
+    Path("album/0.png").symlink_to("a.png")
+    Path("album/gone.png").symlink_to("nothing.png")
+    names, _, (note,) = found("album")
+    assert "album/0.png" not in names and "album/a.png" in names
+    assert "1 link to a picture that is found anyway" in note and "1 broken link" in note
+    Path("links").mkdir()
+    Path("links/one.png").symlink_to("../album/a.png")
+    assert found("links") == (["links/one.png"], [], [])
+
+
+def test_a_subfolder_that_cannot_be_read_is_refused_and_the_rest_is_found(album, monkeypatch):
+    reading = Path.iterdir
+
+    def iterdir(self):
+        if self.name == "sub":
+            raise PermissionError(13, "Permission denied")
+        return reading(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    names, refused, _ = found("album", recursive=True)
+    assert names == ["album/a.png", "album/b.jfif", "album/c.AVIF", "album/d"]
+    assert refused == ["album/sub cannot be read: Permission denied"]
+
+
+def test_no_pipe_is_opened(album):
+    os.mkfifo("album/pipe")
+    names, _, (note,) = found("album")
+    assert "album/pipe" not in names and "1 special file" in note
+
+
+def test_the_line_and_the_flag_on_the_command_line(album, idefics):
+    done = idefics("caption", "album")
+    assert done.code == 0, "what is left out is no refusal"
+    assert done.out.splitlines()[0].startswith("album/a.png: ")
+    assert done.refusals[0].startswith("idefics caption: skipped: 1 subfolder (--recursive includes it)")
+    assert len(done.refusals) == 1
+    done = idefics("ask", "album", "What?", "--recursive")
+    assert len(done.out.splitlines()) == len(PICTURES)
+    assert len(idefics("ask", "album", "What?", "--no-recursive").out.splitlines()) == 4
+
+
+def test_an_empty_picture_in_a_folder_is_refused_and_the_rest_answered(album, idefics):
+    Path("album/zero.jpg").touch()
+    done = idefics("classify", "album", "--labels", "cat,dog")
+    assert done.code == 2
+    assert "idefics classify: album/zero.jpg is empty (0 bytes)" in done.refusals
+    assert len(done.out.splitlines()) == 4
+
+
+@pytest.mark.parametrize("command", ["caption", "complete", "ask", "write", "classify", "chat"])
+def test_every_command_that_takes_folders_has_the_flag(command, idefics):
+    assert "--recursive / --no-recursive" in idefics(command, "--help").out
