@@ -170,7 +170,7 @@ class Processor:
     def _conversation(
         self, messages: Sequence[Message | Mapping[str, Any]], **prefill: Any
     ) -> list[Piece | Visual]:
-        read = to_messages(messages, untrusted=self.fetcher.strangers)
+        read = to_messages(messages, untrusted=not self._is_trusted)
         parts = render(self.style.template, read, variables=self.tokenizer.roles, **prefill)
         return [Piece(self.style.start, trusted=True), *parts]
 

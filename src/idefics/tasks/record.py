@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from idefics.messages import Message, Part, Shot, Text, Visual, assistant, user
+from idefics.messages import Message, Part, Shot, Visual, assistant, user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +58,9 @@ def _chat(task: Task, picture: Visual, words: str, shots: Sequence[Shot]) -> Com
     start = task.answer_start.format(words=words)
     turns: list[Message] = []
     for shot in shots:
-        turns.append(user(shot.picture, Text(task.chat.format(words=shot.question or words))))
+        turns.append(user(shot.picture, task.chat.format(words=shot.question or words)))
         turns.append(assistant(f"{start} {shot.answer}" if start else shot.answer))
-    turns.append(user(picture, Text(task.chat.format(words=words))))
+    turns.append(user(picture, task.chat.format(words=words)))
     return Composed(turns, start)
 
 
@@ -68,11 +68,11 @@ def _document(task: Task, picture: Visual, words: str, shots: Sequence[Shot]) ->
     line = task.line_with_shots if shots and task.line_with_shots else task.line
     parts: list[Part] = []
     if task.lead:
-        parts.append(Text(task.lead.format(words=words)))
+        parts.append(task.lead.format(words=words))
     for shot in shots:
         said = line.format(words=shot.question or words)
-        parts += [shot.picture, Text(f"{said} {shot.answer}\n")]
+        parts += [shot.picture, f"{said} {shot.answer}\n"]
     parts.append(picture)
     if line:
-        parts.append(Text(line.format(words=words)))
+        parts.append(line.format(words=words))
     return Composed(parts)
