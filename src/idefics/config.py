@@ -177,7 +177,8 @@ class ImagePlan:
 
     Attributes:
         side: every frame is side x side pixels, unless `shortest` is given.
-        longest: first resize the longest edge to this, up or down, keeping the aspect; None: straight to the frame.
+        longest: first resize the longest edge to this, up or down, keeping the aspect; None: straight to the frame or
+            to the tiles.
         shortest: frames keep the picture's own size, but for edges longer than `longest` or shorter than this (Idefics
             2); None: frames are squares.
         splitting: cut the resized picture into side x side tiles, the whole picture last; with `shortest`, cut the

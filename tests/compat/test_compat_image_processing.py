@@ -154,8 +154,6 @@ def test_mistakes_are_told():
         OURS["idefics"].preprocess(WIDE, image_mean=[0.5, 0.5])
     with pytest.raises(UnsupportedModel, match="resample is 9"):
         OURS["idefics"].preprocess(WIDE, resample=9)
-    with pytest.raises(BadSetting, match="do_pad is False"):
-        Idefics2ImageProcessor(do_pad=False)
     with pytest.raises(BadSetting, match=r'size is .*; give .*"shortest_edge"'):
         OURS["idefics2"](WIDE, size={"longest_edge": 20})
     with pytest.raises(BadSetting, match="max_image_size is 8"):

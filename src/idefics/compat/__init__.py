@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from idefics.compat.auto import AutoProcessor, AutoTokenizer
+    from idefics.compat.auto import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from idefics.compat.configuration_auto import AutoConfig
     from idefics.compat.configuration_idefics import (
         IdeficsConfig,
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from idefics.compat.features import BatchFeature
     from idefics.compat.generation_config import GenerationConfig
     from idefics.compat.image_processing_idefics import IdeficsImageProcessor
-    from idefics.compat.image_processing_in_text import Idefics2ImageProcessor, Idefics3ImageProcessor
+    from idefics.compat.image_processing_in_text import (
+        Idefics2ImageProcessor,
+        Idefics3ImageProcessor,
+        SmolVLMImageProcessor,
+    )
     from idefics.compat.logits_process import LogitsProcessor, LogitsProcessorList
     from idefics.compat.modeling_auto import (
         AutoModel,
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutoConfig",
+    "AutoImageProcessor",
     "AutoModel",
     "AutoModelForImageTextToText",
     "AutoModelForVision2Seq",
@@ -88,6 +93,7 @@ __all__ = [
     "QuantoConfig",
     "SmolVLMConfig",
     "SmolVLMForConditionalGeneration",
+    "SmolVLMImageProcessor",
     "SmolVLMModel",
     "SmolVLMPreTrainedModel",
     "SmolVLMProcessor",
@@ -99,6 +105,7 @@ __all__ = [
 
 _HOME = {
     "AutoConfig": "idefics.compat.configuration_auto",
+    "AutoImageProcessor": "idefics.compat.auto",
     "AutoModel": "idefics.compat.modeling_auto",
     "AutoModelForImageTextToText": "idefics.compat.modeling_auto",
     "AutoModelForVision2Seq": "idefics.compat.modeling_auto",
@@ -132,6 +139,8 @@ _HOME = {
     "QuantoConfig": "idefics.compat.quantization",
     "SmolVLMConfig": "idefics.compat.configuration_in_text",
     "SmolVLMForConditionalGeneration": "idefics.compat.modeling_idefics3",
+    "SmolVLMForConditionalGeneration": "idefics.compat.modeling_in_text",
+    "SmolVLMImageProcessor": "idefics.compat.image_processing_in_text",
     "SmolVLMModel": "idefics.compat.modeling_idefics3",
     "SmolVLMPreTrainedModel": "idefics.compat.modeling_idefics3",
     "SmolVLMProcessor": "idefics.compat.processing_in_text",

@@ -7,58 +7,63 @@ Addresses and files are turned upright by their EXIF tag; objects are taken as t
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import PIL.Image
-import torch
 
 from idefics.compat.features import Array, BatchFeature, as_asked
 from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
+from idefics.compat.image_inputs import as_picture, fetcher, is_rescaled
 from idefics.config import ImagePlan
-from idefics.errors import BadPicture, BadPrompt, BadSetting
-from idefics.messages import Picture
+from idefics.errors import BadPicture, BadSetting
+from idefics.messages import ImageDetail, Picture
 from idefics.models.family import FILTERS, filter_name
 from idefics.processing import settings
-from idefics.processing.fetch import Fetcher
 from idefics.processing.images import open_picture, prepare
-from idefics.processing.to_rgb import rgb
+from idefics.processing.sizes import plan_for
 from idefics.prompt import Tiles
 
+T = TypeVar("T")
 Number = float | Sequence[float] | None
-Transform = Callable[[Any], torch.Tensor]
+
+# Keywords that image processors of transformers take and that change nothing in this family, with the reason.
+INERT = {
+    "data_format": "frames are (3, height, width)",
+    "default_to_square": "`size` says both edges",
+    "device": "pixels are computed on the CPU",
+    "disable_grouping": "pictures are prepared one by one",
+    "padding_value": "what is filled up is zero",
+    "return_tensors": "a word of the call",
+}
 
 
-def fetcher() -> Fetcher:
-    """Fetches any address, unless IDEFICS_REMOTE_IMAGES says otherwise."""
-    return Fetcher(policy=os.environ.get("IDEFICS_REMOTE_IMAGES", "any"))
+def leaves_out_inert(kind: type[T]) -> type[T]:
+    """A decorator of classes: their constructors leave out keywords that change nothing."""
+    made = kind.__init__
 
+    @wraps(made)
+    def init(self: T, *args: Any, **keywords: Any) -> None:
+        made(self, *args, **_without_inert(keywords))
 
-def as_picture(source: Any) -> Picture:
-    """An address, a file, bytes, a PIL picture, or an array or tensor of uint8 with its channels first or last."""
-    if isinstance(source, torch.Tensor):
-        source = source.cpu().numpy()
-    if isinstance(source, np.ndarray):
-        channels_first = (
-            source.ndim == 3 and source.shape[0] in {1, 3, 4} and source.shape[2] not in {1, 3, 4}
-        )
-        return Picture(source.transpose(1, 2, 0) if channels_first else source)
-    if isinstance(source, PIL.Image.Image):
-        try:
-            return Picture(np.asarray(rgb(source)))  # an array has no tag that could turn it
-        except OSError:
-            raise BadPicture("a PIL picture is broken: its pixels cannot be read to the end") from None
-    return source if isinstance(source, Picture) else Picture(source)
+    kind.__init__ = init  # type: ignore[method-assign,assignment]
+    return kind
 
 
 class ImageProcessor:
     """What the families' image processors share. Its fields are settings, each also a keyword of the call."""
 
     model_input_names: ClassVar = ["pixel_values", "pixel_attention_mask"]
+    is_fast: ClassVar = False
 
+    do_convert_rgb: bool
+    do_resize: bool
     resample: int
     do_rescale: bool
     rescale_factor: float
@@ -76,11 +81,7 @@ class ImageProcessor:
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        **keywords: Any,
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **keywords: Any) -> Self:
         """The settings in a checkpoint's folder, or on the hub.
 
         Args:
@@ -96,19 +97,41 @@ class ImageProcessor:
         """From a preprocessor_config.json; what else it holds, such as class names, means nothing here."""
         return cls(**{name: raw[name] for name in raw.keys() & cls._names()})
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes preprocessor_config.json."""
+    @classmethod
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **changes: Any) -> Self:
+        """From what `to_dict` gives, with other settings where `changes` says so."""
+        return cls.from_settings(image_processor_dict).changed(**changes)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
+        """From what `to_json_file` wrote."""
+        return cls.from_settings(settings.json_object(Path(json_file)))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
+        """Writes preprocessor_config.json, and returns its path in a list."""
+        refuse_upload(keywords)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "preprocessor_config.json", self.to_dict())
+        path = folder / "preprocessor_config.json"
+        write_json(path, self.to_dict())
+        return [str(path)]
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a preprocessor_config.json has them."""
         values = {name: value for name in self._names() if (value := getattr(self, name)) is not None}
         return {**values, "resample": int(self.resample), "image_processor_type": type(self).__name__}
 
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Writes `to_json_string` into a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+
     def changed(self, **changes: Any) -> Self:
-        """The same with other settings; an unknown one is a TypeError."""
+        """The same with other settings; None leaves one as it is, an unknown one is a TypeError."""
+        changes = {name: value for name, value in _without_inert(changes).items() if value is not None}
         if unknown := changes.keys() - self._names():
             known = ", ".join(sorted(self._names()))
             raise TypeError(
@@ -132,13 +155,49 @@ class ImageProcessor:
             return open_picture(as_picture(image_url_or_urls), fetcher())
         return image_url_or_urls
 
-    def tiles(self, source: Any) -> Tiles:
-        """One picture, ready for the vision tower."""
-        return prepare(open_picture(as_picture(source), fetcher()), self.plan())
+    def tiles(self, source: Any, input_data_format: str | None = None) -> Tiles:
+        """One picture, ready for the vision tower.
 
-    def __call__(self, images: Any, **options: Any) -> Any:
+        Args:
+            source: see `as_picture`.
+            input_data_format: "channels_first" or "channels_last", where an array's shape does not say it.
+        """
+        if isinstance(source, Tiles):
+            return source
+        if not self.do_convert_rgb and isinstance(source, PIL.Image.Image) and source.mode != "RGB":
+            raise BadPicture(
+                f"do_convert_rgb is False, and a picture has the mode {source.mode}; the models read RGB: give True"
+            )
+        picture = as_picture(source, input_data_format)
+        image = open_picture(picture, fetcher())
+        plan = self._plan_of(image, self._scaled(picture))
+        if (size := self.exact_size()) is not None and image.size != size:
+            image = image.resize(size, PIL.Image.Resampling(int(self.resample)))
+        return prepare(image, plan_for(*image.size, plan, picture.look(ImageDetail())))
+
+    def exact_size(self) -> tuple[int, int] | None:
+        """(width, height) that pictures are resized to first, whatever their aspect; None where they keep it."""
+        return None
+
+    def _plan_of(self, image: PIL.Image.Image, plan: ImagePlan) -> ImagePlan:
+        """The plan for one picture."""
+        return plan
+
+    def _scaled(self, picture: Picture) -> ImagePlan:
+        """The plan whose `scale` fits the numbers of an array: floats of 0 to 1 are rescaled already."""
+        plan = self.plan()
+        if not is_rescaled(picture):
+            return plan
+        if self.do_rescale:
+            raise BadPicture(
+                "an array holds floats from 0 to 1, and do_rescale would divide them by 255 again: give "
+                "do_rescale=False"
+            )
+        return replace(plan, scale=1 / 255)
+
+    def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
         """As `preprocess`."""
-        return self.preprocess(images, **options)
+        return self.preprocess(images, *args, **options)
 
     def preprocess(self, images: Any, **options: Any) -> Any:
         """Pixel values of pictures."""
@@ -152,6 +211,29 @@ class ImageProcessor:
             "mean": _per_channel(self.image_mean) if self.do_normalize else (0.0,) * 3,
             "std": _per_channel(self.image_std) if self.do_normalize else (1.0,) * 3,
         }
+
+
+def _without_inert(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    if keywords.get("data_format", "channels_first") not in ("channels_first", None):
+        raise BadSetting(
+            f"data_format is {keywords['data_format']!r}; the models read channels first: leave it out"
+        )
+    return {name: value for name, value in keywords.items() if name not in INERT}
+
+
+def refuse_upload(keywords: Mapping[str, Any]) -> None:
+    """Of the further keywords of `save_pretrained`, refuses `push_to_hub=True` and those that nobody knows."""
+    if unknown := keywords.keys() - {
+        "push_to_hub",
+        "token",
+        "repo_id",
+        "commit_message",
+        "private",
+        "revision",
+    }:
+        raise TypeError(f"save_pretrained has no argument {min(unknown)!r}")
+    if keywords.get("push_to_hub"):
+        raise BadSetting("push_to_hub is True; nothing is uploaded here: call `hf upload` with the folder")
 
 
 def settings_of(plan: ImagePlan) -> dict[str, Any]:
@@ -173,32 +255,28 @@ def _per_channel(value: Number) -> tuple[float, ...]:
     return numbers
 
 
-def is_grouped(images: Any) -> bool:
-    """Whether pictures come in a list for each text."""
-    return isinstance(images, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in images)
+def pixels(
+    samples: Sequence[Sequence[Tiles]], return_tensors: str | None, *, padded: bool = True
+) -> BatchFeature:
+    """`pixel_values` and `pixel_attention_mask` of a batch; no entries where it has no pictures.
 
+    Args:
+        padded: False leaves frames as they are, without a mask (`do_pad=False`).
 
-def nested(images: Any) -> list[list[Any]]:
-    """A picture, a list of pictures or a list of lists, as a list for each sample."""
-    if not is_grouped(images):
-        return [list(images)] if isinstance(images, (list, tuple)) else [[images]]
-    lone = [number for number, one in enumerate(images, start=1) if not isinstance(one, (list, tuple))]
-    if lone:
-        raise BadPrompt(
-            f"images mixes lists of pictures with pictures (number {lone[0]}): give one list a text"
-        )
-    return [list(sample) for sample in images]
-
-
-def pixels(samples: Sequence[Sequence[Tiles]], return_tensors: str | None) -> BatchFeature:
-    """`pixel_values` and `pixel_attention_mask` of a batch; no entries where it has no pictures."""
+    Raises:
+        BadSetting: frames of different sizes, or numbers, are no tensor without padding.
+    """
     frames = [[frame for picture in sample for frame in picture.frames] for sample in samples]
     if not any(frames):
         return BatchFeature()
+    if not padded:
+        if return_tensors is None:
+            return BatchFeature(pixel_values=frames)
+        if len({len(sample) for sample in frames}) > 1 or len({f.shape for s in frames for f in s}) > 1:
+            raise BadSetting("do_pad is False, and pictures differ in size or number: give do_pad=True")
     values, mask = stack(frames)
-    return BatchFeature(
-        pixel_values=as_asked(values, return_tensors), pixel_attention_mask=as_asked(mask, return_tensors)
-    )
+    entries = {"pixel_values": values} | ({"pixel_attention_mask": mask} if padded else {})
+    return BatchFeature({name: as_asked(value, return_tensors) for name, value in entries.items()})
 
 
 def stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
@@ -212,3 +290,10 @@ def stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
             values[row, place, :, : frame.shape[1], : frame.shape[2]] = frame
             mask[row, place, : frame.shape[1], : frame.shape[2]] = 1
     return values, mask
+
+
+def edge(name: str, size: Mapping[str, int], key: str) -> int:
+    """One number of a size as the guides write it."""
+    if not isinstance(size, Mapping) or not isinstance(size.get(key), int) or size[key] < 1:
+        raise BadSetting(f'{name} is {size!r}; give {{"{key}": pixels}}')
+    return size[key]

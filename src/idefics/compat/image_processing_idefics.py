@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
+import PIL.Image
 import torch
 
-from idefics.compat.features import Array
-from idefics.compat.image_processing import ImageProcessor, Number, settings_of, stack
+from idefics.compat.features import Array, as_asked
+from idefics.compat.image_inputs import nested
+from idefics.compat.image_processing import ImageProcessor, Number, edge, leaves_out_inert, settings_of, stack
 from idefics.config import ImagePlan
 from idefics.errors import BadSetting
 from idefics.prompt import Tiles
@@ -22,12 +24,16 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenCLIP
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+@leaves_out_inert
 @dataclass
 class IdeficsImageProcessor(ImageProcessor):
     """Idefics': every picture becomes one square, its sides `image_size` pixels.
 
     Args:
         image_size: pixels of a side; also as {"height": ..., "width": ...}, both alike.
+        size: another name of `image_size`.
+        do_resize: False takes pictures that have this size already.
+        do_convert_rgb: False takes pictures that are RGB already.
         image_mean, image_std: a number, or one for each channel; None is CLIP's.
         image_num_channels: 3.
     """
@@ -36,6 +42,9 @@ class IdeficsImageProcessor(ImageProcessor):
     image_mean: Number = None
     image_std: Number = None
     image_num_channels: int = 3
+    size: int | Mapping[str, int] | None = dataclasses.field(default=None, kw_only=True)
+    do_convert_rgb: bool = dataclasses.field(default=True, kw_only=True)
+    do_resize: bool = dataclasses.field(default=True, kw_only=True)
     resample: int = dataclasses.field(default=3, kw_only=True)
     do_rescale: bool = dataclasses.field(default=True, kw_only=True)
     rescale_factor: float = dataclasses.field(default=1 / 255, kw_only=True)
@@ -44,8 +53,10 @@ class IdeficsImageProcessor(ImageProcessor):
     model_input_names: ClassVar = ["pixel_values"]
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            self.image_size, self.size = self.size, None
         if isinstance(self.image_size, Mapping):
-            sides = set(self.image_size.values())
+            sides = {edge("image_size", self.image_size, name) for name in ("height", "width")}
             if len(sides) != 1:
                 raise BadSetting(f"image_size is {dict(self.image_size)}; height and width are alike")
             self.image_size = sides.pop()
@@ -74,13 +85,18 @@ class IdeficsImageProcessor(ImageProcessor):
         image_mean: Number = None,
         image_std: Number = None,
         transform: Transform | None = None,
+        return_tensors: str | None = "pt",
+        input_data_format: str | None = None,
         **changes: Any,
-    ) -> torch.Tensor:
+    ) -> Any:
         """Pixel values (N, 3, side, side) of N pictures.
 
         Args:
-            images: a picture, or a list of them: addresses, files, PIL pictures, arrays or tensors.
+            images: a picture, or a list of them, nested or not: addresses, files, PIL pictures, arrays or tensors; see
+                `as_picture`. An array (N, ...) is N pictures.
             transform: instead of the usual steps: called with each picture, returns a tensor (3, side, side).
+            return_tensors: "pt"; "np" for an array; None for a list of arrays.
+            input_data_format: where an array's channels are, if its shape does not say it.
             image_num_channels, image_size, image_mean, image_std, changes: other settings, for this call.
         """
         given = {
@@ -90,19 +106,29 @@ class IdeficsImageProcessor(ImageProcessor):
             "image_std": image_std,
         }
         changes |= {name: value for name, value in given.items() if value is not None}
-        sources = images if isinstance(images, (list, tuple)) else [images]
         maker = self.changed(**changes)
-        frames = [maker.transformed(source, transform).frames[0] for source in sources]
-        return torch.from_numpy(alike([frames])[0])
+        sources = [source for sample in nested(images) for source in sample]
+        frames = [maker.transformed(source, transform, input_data_format).frames[0] for source in sources]
+        return frames if return_tensors is None else as_asked(alike([frames])[0], return_tensors)
 
     def prepared(self, items: Sequence[Any], transform: Transform | None) -> list[str | Tiles]:
         """Texts and pictures, the pictures made ready."""
         return [item if isinstance(item, str) else self.transformed(item, transform) for item in items]
 
-    def transformed(self, source: Any, transform: Transform | None) -> Tiles:
+    def _plan_of(self, image: PIL.Image.Image, plan: ImagePlan) -> ImagePlan:
+        if not self.do_resize and image.size != (plan.side, plan.side):
+            raise BadSetting(
+                f"do_resize is False, and a picture has {image.width} x {image.height} pixels; the models read "
+                f"{plan.side} x {plan.side}: leave it out"
+            )
+        return plan
+
+    def transformed(
+        self, source: Any, transform: Transform | None, input_data_format: str | None = None
+    ) -> Tiles:
         """One picture, made ready by `transform` if there is one."""
         if transform is None:
-            return self.tiles(source)
+            return self.tiles(source, input_data_format)
         frame = transform(self.fetch_images(source))
         if not isinstance(frame, torch.Tensor) or frame.dim() != 3 or frame.shape[0] != 3:
             raise BadSetting(

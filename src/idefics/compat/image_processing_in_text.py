@@ -8,23 +8,37 @@ from dataclasses import dataclass
 from typing import Any, Self, cast
 
 from idefics.compat.features import BatchFeature
-from idefics.compat.image_processing import ImageProcessor, Number, nested, pixels, settings_of
+from idefics.compat.image_inputs import nested
+from idefics.compat.image_processing import (
+    ImageProcessor,
+    Number,
+    edge,
+    leaves_out_inert,
+    pixels,
+    settings_of,
+)
 from idefics.config import ImagePlan
 from idefics.errors import BadSetting
 from idefics.models.idefics3 import video_plan
 
 HALF = [0.5, 0.5, 0.5]
+UNBOUNDED = 2**31  # pixels of an edge
 
 
+@leaves_out_inert
 @dataclass(kw_only=True)
 class Idefics2ImageProcessor(ImageProcessor):
     """Idefics 2's: pictures keep their size within bounds, and may be cut into quarters first.
 
     Args:
-        size: {"shortest_edge": ..., "longest_edge": ...}, pixels.
+        size: {"shortest_edge": ..., "longest_edge": ...}, pixels; or {"height": ..., "width": ...}, both alike, which
+            does not keep the aspect.
         do_image_splitting: four quarters and the whole picture instead of it alone.
+        return_row_col_info: the call also returns `rows` and `cols`, the grid of each picture.
         resample: PIL's filter, by its number.
-        do_convert_rgb, do_resize, do_pad: True; the models read nothing else.
+        do_convert_rgb: False takes pictures that are RGB already.
+        do_resize: False keeps the sizes of pictures.
+        do_pad: False returns no mask; without `return_tensors`, frames of different sizes.
     """
 
     do_convert_rgb: bool = True
@@ -40,13 +54,7 @@ class Idefics2ImageProcessor(ImageProcessor):
     image_std: Number = dataclasses.field(default_factory=HALF.copy)
     do_pad: bool = True
     do_image_splitting: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("do_convert_rgb", "do_resize", "do_pad"):
-            if not getattr(self, name):
-                raise BadSetting(
-                    f"{name} is {getattr(self, name)!r}; the models of this family need it: give True"
-                )
+    return_row_col_info: bool | None = None
 
     @classmethod
     def from_plan(cls, plan: ImagePlan) -> Self:
@@ -55,12 +63,21 @@ class Idefics2ImageProcessor(ImageProcessor):
         return cls(size=cast(Mapping[str, int], size), do_image_splitting=plan.splitting, **settings_of(plan))
 
     def plan(self, tokens: int = 1) -> ImagePlan:
-        """Frames of the pictures' own sizes."""
-        longest = edge("size", self.size, "longest_edge")
+        """Frames of the pictures' own sizes, within bounds."""
+        if not self.do_resize:
+            shortest, longest = 1, UNBOUNDED
+        elif "height" in self.size:
+            shortest, longest = (edge("size", self.size, name) for name in ("width", "height"))
+            if shortest != longest:
+                raise BadSetting(
+                    f"size is {dict(self.size)}; height and width must be alike: give shortest_edge and longest_edge"
+                )
+        else:
+            shortest, longest = (edge("size", self.size, f"{name}_edge") for name in ("shortest", "longest"))
         return ImagePlan(
             side=longest,
             longest=longest,
-            shortest=edge("size", self.size, "shortest_edge"),
+            shortest=shortest,
             splitting=self.do_image_splitting,
             tokens=tokens,
             **self.numbers(),
@@ -70,14 +87,16 @@ class Idefics2ImageProcessor(ImageProcessor):
         self,
         images: Any,
         *,
-        return_row_col_info: bool = False,
         return_tensors: str | None = None,
+        input_data_format: str | None = None,
         **changes: Any,
     ) -> BatchFeature:
         """Pixels of a batch: a picture, a list of them (one sample) or a list for each of B samples.
 
         Args:
-            return_row_col_info: also return `rows` and `cols` of each picture's grid.
+            images: see `as_picture`; an array (N, ...) is a list of N.
+            return_tensors: "pt", "np" or None, which leaves lists.
+            input_data_format: where an array's channels are, if its shape does not say it.
             changes: other settings, for this call.
 
         Returns:
@@ -85,20 +104,22 @@ class Idefics2ImageProcessor(ImageProcessor):
             H and W the largest of the batch; what is filled up is 0 in both.
         """
         maker = self.changed(**changes)
-        samples = [[maker.tiles(one) for one in sample] for sample in nested(images)]
-        entries = pixels(samples, return_tensors)
-        if return_row_col_info:
+        samples = [[maker.tiles(one, input_data_format) for one in sample] for sample in nested(images)]
+        entries = pixels(samples, return_tensors, padded=maker.do_pad)
+        if maker.return_row_col_info:
             entries["rows"] = [[picture.rows for picture in sample] for sample in samples]
             entries["cols"] = [[picture.columns for picture in sample] for sample in samples]
         return entries
 
 
+@leaves_out_inert
 @dataclass(kw_only=True)
 class Idefics3ImageProcessor(Idefics2ImageProcessor):
-    """Idefics 3's and SmolVLM's: a picture is resized, cut into square tiles, and added whole.
+    """Idefics 3's: a picture is resized, cut into square tiles, and added whole.
 
     Args:
-        size: {"longest_edge": ...}, pixels that the longer edge gets.
+        size: {"longest_edge": ...}, pixels that the longer edge gets; or {"height": ..., "width": ...}.
+        do_resize: False leaves out this first step; tiles have their size all the same.
         max_image_size: {"longest_edge": ...}, the side of a tile.
         do_image_splitting: tiles and the whole picture instead of it alone.
         video_sampling: {"fps": ..., "max_frames": ..., "video_size": {"longest_edge": ...}}, which frames of a video
@@ -129,18 +150,24 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
     def plan(self, tokens: int = 1) -> ImagePlan:
         """Square frames."""
         side = edge("max_image_size", self.max_image_size, "longest_edge")
+        keeps_aspect = self.do_resize and self.exact_size() is None
         return ImagePlan(
             side=side,
-            longest=edge("size", self.size, "longest_edge"),
+            longest=edge("size", self.size, "longest_edge") if keeps_aspect else None,
             video=None if self.video_sampling is None else video_plan(self.video_sampling, side),
             splitting=self.do_image_splitting,
             tokens=tokens,
             **self.numbers(),
         )
 
+    def exact_size(self) -> tuple[int, int] | None:
+        """(width, height) of `size`, where it is not the longest edge."""
+        if not self.do_resize or not isinstance(self.size, Mapping) or "longest_edge" in self.size:
+            return None
+        return edge("size", self.size, "width"), edge("size", self.size, "height")
 
-def edge(name: str, size: Mapping[str, int], key: str) -> int:
-    """One number of a size as the guides write it."""
-    if not isinstance(size, Mapping) or not isinstance(size.get(key), int) or size[key] < 1:
-        raise BadSetting(f'{name} is {size!r}; give {{"{key}": pixels}}')
-    return size[key]
+
+@leaves_out_inert
+@dataclass(kw_only=True)
+class SmolVLMImageProcessor(Idefics3ImageProcessor):
+    """SmolVLM's: as Idefics 3's."""

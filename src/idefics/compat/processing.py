@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.compat.features import BatchFeature, Fitting
 from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
-from idefics.compat.image_processing import ImageProcessor, fetcher
+from idefics.compat.image_inputs import fetcher
+from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.processing_chat import conversations_of, shown, sources_of
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.config import ImagePlan

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self, cast
 import numpy as np
 
 from idefics.compat.features import BatchFeature, Fitting, Side
-from idefics.compat.image_processing import ImageProcessor, is_grouped, nested
+from idefics.compat.image_inputs import is_grouped, nested
+from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, Transform, alike
 from idefics.compat.processing import BaseProcessor, cut
 from idefics.compat.processing_places import fill, pictures_for, texts_of

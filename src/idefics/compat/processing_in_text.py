@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from idefics.compat.features import BatchFeature, Fitting, Side
-from idefics.compat.image_processing import nested, pixels
-from idefics.compat.image_processing_in_text import Idefics2ImageProcessor, Idefics3ImageProcessor
+from idefics.compat.image_inputs import nested
+from idefics.compat.image_processing import pixels
+from idefics.compat.image_processing_in_text import (
+    Idefics2ImageProcessor,
+    Idefics3ImageProcessor,
+    SmolVLMImageProcessor,
+)
 from idefics.compat.processing import BaseProcessor, cut
 from idefics.compat.processing_places import VIDEO, fill, pictures_for, texts_of, videos_for
 from idefics.errors import BadPrompt
@@ -99,6 +104,7 @@ class SmolVLMProcessor(Idefics3Processor):
     """SmolVLM's processor: as Idefics 3's."""
 
     model_type: ClassVar = "smolvlm"
+    image_processor_class: ClassVar = SmolVLMImageProcessor
 
 
 def _fitted(prompt: Prompt, fitting: Fitting, opening: int) -> Prompt:

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from idefics.compat.image_processing import as_picture, is_grouped, nested
+from idefics.compat.image_inputs import as_picture, is_grouped, nested
 from idefics.errors import BadPrompt
 from idefics.messages import Picture, Video
 from idefics.processing.chat import IMAGE

@@ -42,11 +42,13 @@ def _frames(width: int, height: int, plan: ImagePlan) -> int:
 
 def grid(width: int, height: int, plan: ImagePlan) -> tuple[int, int]:
     """Rows and columns of tiles; (0, 0) where the picture stays whole: it fits one tile or is not split."""
-    if plan.longest is None or not plan.splitting:
+    if not plan.splitting:
         return 0, 0
     if plan.shortest is not None:
         return (2, 2) if min(width, height) > 1 else (0, 0)  # a line of pixels has no quarters
-    width, height = tile_multiple(*longest_edge(width, height, plan.longest), plan.side)
+    if plan.longest is not None:
+        width, height = longest_edge(width, height, plan.longest)
+    width, height = tile_multiple(width, height, plan.side)
     rows, columns = height // plan.side, width // plan.side
     return (rows, columns) if rows * columns > 1 else (0, 0)
 

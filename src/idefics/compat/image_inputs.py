@@ -1,0 +1,98 @@
+"""What callers give as pictures -> `Picture`s, and how they are grouped. Opens nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from idefics.compat.features import Array
+from idefics.errors import BadPicture, BadPrompt, BadSetting
+from idefics.messages import Picture
+from idefics.processing.fetch import Fetcher
+from idefics.processing.to_rgb import rgb
+
+
+def fetcher() -> Fetcher:
+    """Fetches any address, unless IDEFICS_REMOTE_IMAGES says otherwise."""
+    return Fetcher(policy=os.environ.get("IDEFICS_REMOTE_IMAGES", "any"))
+
+
+def as_picture(source: Any, input_data_format: str | None = None) -> Picture:
+    """A picture of any kind, as `Picture`.
+
+    Args:
+        source: an address, a file, bytes, a file object, a PIL picture, or an array or tensor (H, W), (H, W, C) or
+            (C, H, W): whole numbers from 0 to 255 of any type, floats of these, or floats from 0 to 1.
+        input_data_format: "channels_first", "channels_last" or "none" (no channels), where the shape does not say it.
+    """
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, PIL.Image.Image):
+        try:
+            return Picture(PIL.Image.fromarray(np.asarray(rgb(source))))  # without a tag that could turn it
+        except OSError:
+            raise BadPicture("a PIL picture is broken: its pixels cannot be read to the end") from None
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        source = (source.float() if source.is_floating_point() else source).numpy()
+    if isinstance(source, np.ndarray):
+        array = _whole(_channels_last(source, input_data_format))
+        said = input_data_format is not None and array.dtype == np.uint8 and array.shape[2:] == (3,)
+        return Picture(PIL.Image.fromarray(np.ascontiguousarray(array)) if said else array)
+    return Picture(source)
+
+
+def _channels_last(array: Array, input_data_format: Any) -> Array:
+    match None if input_data_format is None else str(getattr(input_data_format, "value", input_data_format)):
+        case "channels_first" if array.ndim == 3:
+            return array.transpose(1, 2, 0)
+        case None | "channels_last" | "none" | "channels_first":
+            return array
+        case other:
+            raise BadSetting(
+                f"input_data_format is {other!r}; give 'channels_first', 'channels_last' or 'none'"
+            )
+
+
+def _whole(array: Array) -> Array:
+    """Whole numbers from 0 to 255 as uint8, whatever their type; anything else as it is."""
+    if array.dtype == np.uint8 or array.dtype.kind not in "iuf" or not array.size:
+        return array
+    low, high = array.min(), array.max()
+    is_eight_bits = low >= 0 and 1 < high <= 255 and (array == np.round(array)).all()
+    return array.astype(np.uint8) if is_eight_bits or low == high == 0 else array
+
+
+def is_rescaled(picture: Picture) -> bool:
+    """Whether a picture is an array of floats, which are read as 0 to 1."""
+    return isinstance(picture.source, np.ndarray) and picture.source.dtype.kind == "f"
+
+
+def is_grouped(images: Any) -> bool:
+    """Whether pictures come in a list for each text."""
+    return isinstance(images, (list, tuple)) and any(
+        isinstance(one, (list, tuple)) or _is_batch(one) for one in images
+    )
+
+
+def _is_batch(source: Any) -> bool:
+    """Whether an array or tensor holds several pictures, one after another."""
+    return isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4
+
+
+def nested(images: Any) -> list[list[Any]]:
+    """A picture, a list of pictures or a list of lists, as a list for each sample. A 4-D array is a list."""
+    images = list(images) if _is_batch(images) else images
+    if not is_grouped(images):
+        return [list(images)] if isinstance(images, (list, tuple)) else [[images]]
+    samples = [list(one) if _is_batch(one) else one for one in images]
+    lone = [number for number, one in enumerate(samples, start=1) if not isinstance(one, (list, tuple))]
+    if lone:
+        raise BadPrompt(
+            f"images mixes lists of pictures with pictures (number {lone[0]}): give one list a text"
+        )
+    return [list(sample) for sample in samples]
