@@ -139,7 +139,6 @@ _HOME = {
     "QuantoConfig": "idefics.compat.quantization",
     "SmolVLMConfig": "idefics.compat.configuration_in_text",
     "SmolVLMForConditionalGeneration": "idefics.compat.modeling_idefics3",
-    "SmolVLMForConditionalGeneration": "idefics.compat.modeling_in_text",
     "SmolVLMImageProcessor": "idefics.compat.image_processing_in_text",
     "SmolVLMModel": "idefics.compat.modeling_idefics3",
     "SmolVLMPreTrainedModel": "idefics.compat.modeling_idefics3",

@@ -52,7 +52,7 @@ class BaseProcessor:
         image_seq_len: int | None = None,
         chat_template: str | None = None,
     ) -> None:
-        if not isinstance(image_processor, self.image_processor_class):
+        if not self._accepts(image_processor):
             raise UnsupportedModel(
                 f"{type(self).__name__} needs an {self.image_processor_class.__name__}, "
                 f"not a {type(image_processor).__name__}"
@@ -62,6 +62,10 @@ class BaseProcessor:
         written = tokenizer.chat_template if chat_template is None else chat_template
         self._style = family_for(self.model_type).prompt(written, tokenizer.codec.added)
         self.chat_template = self._style.template
+
+    @classmethod
+    def _accepts(cls, image_processor: object) -> bool:
+        return isinstance(image_processor, cls.image_processor_class)
 
     @classmethod
     def from_pretrained(

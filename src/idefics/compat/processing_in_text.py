@@ -106,6 +106,10 @@ class SmolVLMProcessor(Idefics3Processor):
     model_type: ClassVar = "smolvlm"
     image_processor_class: ClassVar = SmolVLMImageProcessor
 
+    @classmethod
+    def _accepts(cls, image_processor: object) -> bool:
+        return isinstance(image_processor, Idefics3ImageProcessor)
+
 
 def _fitted(prompt: Prompt, fitting: Fitting, opening: int) -> Prompt:
     """The prompt no longer than asked for, if that takes no picture away."""
