@@ -46,8 +46,8 @@ def as_picture(source: Any, input_data_format: str | None = None) -> Picture:
     return Picture(source)
 
 
-def _channels_last(array: Array, input_data_format: Any) -> Array:
-    match None if input_data_format is None else str(getattr(input_data_format, "value", input_data_format)):
+def _channels_last(array: Array, input_data_format: str | None) -> Array:
+    match input_data_format:
         case "channels_first" if array.ndim == 3:
             return array.transpose(1, 2, 0)
         case None | "channels_last" | "none" | "channels_first":
