@@ -179,7 +179,7 @@ def test_what_cannot_be_is_named(client, wrong, words, param):
     answer = client.post(PATH, {**chat(), **wrong})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert words in error["message"]
     assert error["type"] == "invalid_request_error"
     if param is not None:

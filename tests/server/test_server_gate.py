@@ -2,16 +2,18 @@
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import json
 import logging
 
 import pytest
 
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, EngineBusy
 from idefics.server import gate
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
+from idefics.server.visit import Visit
 from server.asking import chat, data_uri, said, shown, user
 from server.conftest import Client
 
@@ -34,8 +36,12 @@ def basic(key):
     return {"Authorization": "Basic " + base64.b64encode(f"anyone:{key}".encode()).decode()}
 
 
+def user_name(key):
+    return {"Authorization": "Basic " + base64.b64encode(f"{key}:".encode()).decode()}
+
+
 @pytest.mark.parametrize(
-    "path", ["/", "/ready", "/metrics", "/v1/models", "/docs", "/openapi.json", "/none", "/health/"]
+    "path", ["/", "/ready", "/metrics", "/v1/models", "/docs", "/openapi.json", "/none", "/healthy/"]
 )
 def test_a_key_covers_everything(locked, path):
     answer = locked.get(path)
@@ -63,6 +69,8 @@ def test_each_key_opens(locked, key):
         basic("fourth"),
         {"Authorization": "first"},
         {"Authorization": "Basic %"},
+        user_name("first"),  # the key goes where a password goes
+        {"Authorization": "Basic " + base64.b64encode(b"first").decode()},
     ],
 )
 def test_nothing_else_does(locked, headers):
@@ -156,6 +164,69 @@ def test_whoever_is_refused_leaves_nothing(client):
     ):
         assert client.post(PATH, wrong).status_code == 400
     assert (admission.pictures, admission.tokens, admission.places) == (0, 0, set())
+
+
+def raises(error):
+    def broken(*_, **__):
+        raise error
+
+    return broken
+
+
+ERRORS = [
+    RuntimeError("unforeseen"),
+    BadSetting("foreseen"),
+    EngineBusy(1),
+    MemoryError(),
+    asyncio.CancelledError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    "where", ["prompt", "submit", "check_model", "deltas", "step", "count", "answered", "end"]
+)
+def test_a_slot_is_given_back_after_every_kind_of_error(client, vlm, monkeypatch, where, stream, error):
+    if where == "step" and isinstance(error, asyncio.CancelledError):
+        error = RuntimeError("the engine runs in a thread, where nothing is cancelled")
+    service = client.app.state.service
+    target, name = {
+        "prompt": (service.vlm, "prompt"),
+        "submit": (service.vlm, "submit"),
+        "check_model": (service, "check_model"),
+        "deltas": (Visit, "deltas"),
+        "step": (vlm.engine.runner, "run"),
+        "count": (Visit, "_count"),
+        "answered": (service.metrics, "answered"),
+        "end": (Visit, "end"),
+    }[where]
+    monkeypatch.setattr(target, name, raises(error))
+    with contextlib.suppress(asyncio.CancelledError):
+        client.post(PATH, chat(stream=stream))
+    admission = service.admission
+    assert not admission.places
+    assert (admission.pictures, admission.tokens, admission.bytes) == (0, 0, 0)
+    monkeypatch.undo()
+    assert client.post(PATH, chat()).status_code == 200
+    assert not admission.places
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/demo", "/health", "/ready", "/metrics", "/openapi.json"]
+)
+def test_a_slash_at_the_end_makes_no_difference(client, path):
+    answers = [client.get(path + slashes) for slashes in ("", "/", "//")]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    if path != "/metrics":
+        assert answers[0].json() == answers[1].json() == answers[2].json()
+
+
+def test_nor_where_something_is_sent(client, locked):
+    assert client.post(PATH + "/", chat()).json()["choices"] == client.post(PATH, chat()).json()["choices"]
+    assert client.post("/v1/none/", chat()).status_code == 404
+    assert locked.get("/v1/models/").status_code == 401
+    assert locked.get("/health/").json() == {"status": "ok"}
 
 
 def test_other_machines_are_served_only_with_a_key():

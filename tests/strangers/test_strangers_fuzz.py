@@ -289,7 +289,7 @@ def test_requests(vlm):
             assert answer.status_code == 200 or 400 <= answer.status_code < 500
             if answer.status_code != 200:
                 error = answer.json()["error"]
-                assert set(error) == {"message", "type", "param", "code"}
+                assert set(error) == {"message", "type", "param", "code", "request_id"}
                 assert len(answer.content) < 20_000
             assert not service.admission.places
             assert service.admission.pictures == service.admission.tokens == 0

@@ -16,6 +16,11 @@ from idefics.server.visit import Service
 if TYPE_CHECKING:
     from idefics import Idefics
 
+ID = {
+    "description": "The id of the request, as the client sent it in x-request-id, or a new one; the log has it too.",
+    "schema": {"type": "string"},
+}
+
 
 def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
     """OpenAI's API over a loaded model, which all requests share.
@@ -37,11 +42,13 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
 
 
 def _description(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description of the app without its own way to say that a request is wrong: here that is a 400."""
+    """FastAPI's description of the app, where a wrong request is a 400, and each answer has its request's id."""
     said = FastAPI.openapi(app)
     for route in said["paths"].values():
         for method in route.values():
             method["responses"].pop("422", None)
+            for answer in method["responses"].values():
+                answer["headers"] = {"x-request-id": ID}
     for name in ("HTTPValidationError", "ValidationError"):
         said["components"]["schemas"].pop(name, None)
     return said

@@ -1,4 +1,4 @@
-"""What went wrong, as OpenAI's clients read it: a status and `{"error": {"message", "type", "param", "code"}}`."""
+"""What went wrong, as OpenAI's clients read it: a status and an object "error" (see docs/server.md)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from idefics.errors import BadPicture, BadRequest, EngineBusy, IdeficsError, PromptTooLong
+from idefics.server import request_ids
 
 MOST_NAMED = 10  # faults of one request that are listed
 OBJECT = "a valid dictionary or object to extract fields from"  # pydantic's words
@@ -49,7 +50,7 @@ class Fault(HTTPException):
     def body(self) -> dict[str, Any]:
         """What a client is told."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": error}
+        return {"error": {**error, "request_id": request_ids.current.get()}}
 
     def response(self) -> Response:
         """As an answer of its own."""
@@ -105,7 +106,7 @@ def fault_of(error: Exception) -> Fault:
         case IdeficsError():
             return Fault(500, str(error), type="server_error")
     where = "".join(traceback.format_tb(error.__traceback__))  # the message may hold what a client has said
-    log.error("%s\n%s", type(error).__name__, where)
+    log.error("%s in request %s\n%s", type(error).__name__, request_ids.current.get(), where)
     return Fault(500, "something went wrong here, not with what you asked", type="server_error")
 
 

@@ -11,11 +11,14 @@ import binascii
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from idefics.server import request_ids
+from idefics.server.cors import CrossOrigin
 from idefics.server.faults import Fault, fault_of
 from idefics.server.names import Names
 from idefics.server.visit import Service, Visit
@@ -25,6 +28,8 @@ BODY_SECONDS = 60.0  # that a request may take to arrive
 READ_SECONDS = 60.0  # that a client may take to read a piece of its answer
 GONE = 499  # what the access log says of a client that left, as nginx does
 VISIT = "idefics.visit"  # in a request's scope
+# A slash at the end makes no difference, but to the page, whose paths are Gradio's.
+SLASHED = re.compile(r"(/v1/.+|/health|/ready|/metrics|/docs|/openapi\.json)/+")
 
 log = logging.getLogger("idefics.server.access")
 
@@ -33,7 +38,9 @@ class Gate:
     """The outermost part of the app."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: Sequence[bytes]) -> None:
-        self.app, self.service, self.names = app, service, Names(service.settings)
+        self.app, self.service = app, service
+        self.cross_origin = CrossOrigin(service.settings)
+        self.names = Names(service.settings, self.cross_origin)
         self.keys = [hashlib.sha256(key).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,6 +49,9 @@ class Gate:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # nothing here speaks so
         else:
+            path: str = scope["path"]
+            if SLASHED.fullmatch(path):
+                scope = {**scope, "path": path.rstrip("/")}
             await Passage(self, scope, receive, send).run()
 
     def check(self, scope: Scope) -> None:
@@ -95,10 +105,18 @@ class Passage:
         self.latest = asyncio.get_running_loop().time() + BODY_SECONDS
         self.has_arrived, self.is_gone = asyncio.Event(), asyncio.Event()
         self.began = time.monotonic()
+        self.id = request_ids.request_id(scope)
+        self.headers = [(request_ids.HEADER, self.id.encode()), *gate.cross_origin.headers(scope)]
 
     async def run(self) -> None:
         """Answers the request, and writes a line about it."""
+        request_ids.current.set(self.id)
         try:
+            told = self.gate.cross_origin.preflight(self.scope)
+            if told is not None:
+                await self.send({"type": "http.response.start", "status": 204, "headers": told})
+                await self.send({"type": "http.response.body"})
+                return
             await self._answer()
         except Exception as error:
             if (
@@ -168,6 +186,7 @@ class Passage:
         """What the app says."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), *self.headers]
         elif not message.get("more_body", False):
             self.is_answered = True
         try:
@@ -183,7 +202,8 @@ class Passage:
         self.gate.service.metrics.requests.labels(path, str(self.status)).inc()
         client, milliseconds = self.scope.get("client"), 1000 * (time.monotonic() - self.began)
         host = client[0] if client else "-"
-        log.info("%s %s %s %s %.0f ms", host, self.scope["method"], path, self.status or "-", milliseconds)
+        method, status = self.scope["method"], self.status or "-"
+        log.info("%s %s %s %s %.0f ms %s", host, method, path, status, milliseconds, self.id)
 
 
 def is_api(scope: Scope) -> bool:

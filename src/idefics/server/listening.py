@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from idefics.server import request_ids
+from idefics.server.faults import Fault
+
+log = logging.getLogger("idefics.server.access")
 
 HEAD_SECONDS = 60.0  # that the head of a request may take to arrive
 
@@ -31,6 +39,26 @@ class Connection(H11Protocol):
         """Nobody is there any more."""
         self._forget()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP: an error as all others, and the end of the connection."""
+        request_ids.current.set(request_ids.new_id())
+        body = json.dumps(Fault(400, f"{msg[:1].lower()}{msg[1:].rstrip('.')}: send HTTP/1.1").body).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            (request_ids.HEADER, request_ids.current.get().encode()),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        client = self.client[0] if self.client else "-"
+        log.info("%s - (no HTTP) 400 - %s", client, request_ids.current.get())
 
     @property
     def _is_asked(self) -> bool:

@@ -10,6 +10,7 @@ import re
 
 from starlette.types import Scope
 
+from idefics.server.cors import CrossOrigin, refused
 from idefics.server.faults import Fault
 from idefics.server.settings import Settings, is_loopback
 
@@ -19,7 +20,8 @@ HOST = re.compile(r"\[([0-9a-f:.]+)\](?::\d*)?|([^\s:/\[\]]+)(?::\d*)?", re.IGNO
 class Names:
     """Those that the settings allow. This machine's own names always are."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cross_origin: CrossOrigin) -> None:
+        self.cross_origin = cross_origin
         self.allowed = {*settings.names(), settings.host.lower()}
         has_key = bool(settings.keys())
         self.is_any = not settings.names() and (has_key or not is_loopback(settings.host))
@@ -36,12 +38,8 @@ class Names:
                 f"this server is not called {host[:100]!r}: ask for localhost, or start it with --allowed-hosts",
                 code="unknown_host",
             )
-        if origin and not self._knows(origin.partition("://")[2]):
-            raise Fault(
-                403,
-                f"pages of {origin[:100]!r} may not ask this server: start it with a key, or with --allowed-hosts",
-                code="unknown_origin",
-            )
+        if origin and not self._knows(origin.partition("://")[2]) and not self.cross_origin.allows(origin):
+            raise refused(origin)
 
     def _knows(self, host: str) -> bool:
         found = HOST.fullmatch(host)

@@ -21,6 +21,8 @@ from idefics.host_memory import memory_amount
 from idefics.processing import addresses
 
 PREFIX = "IDEFICS_"  # of the environment's names
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s:/?#@*\[\]]+)(:\d{1,5})?/?")
+USUAL_PORT = re.compile(r"^(http://.*(?=:80$)|https://.*(?=:443$)):\d+$")  # which browsers leave out
 
 
 def _setting(section: str, default: Any, help: str, low: float = 0, high: float = 0, **more: Any) -> Any:
@@ -70,6 +72,12 @@ class Settings:
         "Names by which the server may be called, with commas between; localhost always. Unset: any, where it has a "
         "key or serves other machines.",
     )
+    allowed_origins: str | None = _setting(
+        "Access",
+        None,
+        "Origins of web pages elsewhere that may ask the server (CORS), such as https://app.example.com, with commas "
+        "between; * for all, only with a key.",
+    )
     remote_images: str = _setting(
         "Access",
         "off",
@@ -106,6 +114,11 @@ class Settings:
                 "hosts with commas between them; pictures of this network can be sent as data URIs"
             )
         self.names()
+        if "*" in self.origins() and not (self.api_key or self.api_key_file):
+            raise BadSetting(
+                "allowed_origins is *, and there is no key: every web page could ask; list the origins, or give "
+                "--api-key-file"
+            )
         if not (is_loopback(self.host) or self.insecure or self.api_key or self.api_key_file):
             raise BadSetting(
                 f"host is {self.host}, which other machines reach, and there is no key: give --api-key-file (or "
@@ -145,6 +158,21 @@ class Settings:
                     "box,idefics.example.com"
                 )
         return names
+
+    def origins(self) -> frozenset[str]:
+        """The origins that `allowed_origins` lists, as browsers spell them: in lower case, without the usual port.
+
+        Raises:
+            BadSetting: one of them is no origin.
+        """
+        listed = [one.strip().lower() for one in (self.allowed_origins or "").split(",") if one.strip()]
+        for one in listed:
+            if one != "*" and not ORIGIN.fullmatch(one):
+                raise BadSetting(
+                    f"allowed_origins has {one!r}; give origins as browsers send them, scheme and host and any port, "
+                    "such as https://app.example.com or http://localhost:3000"
+                )
+        return frozenset(USUAL_PORT.sub(r"\1", one.removesuffix("/")) for one in listed)
 
     @property
     def served(self) -> str:

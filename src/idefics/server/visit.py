@@ -211,13 +211,15 @@ class Visit:
 
     def leave(self) -> None:
         """Gives back what the request held; answers that nobody will read end here."""
-        self.end()
-        for stream in self.streams:
-            answer = stream.answer
-            timings = answer.timings
-            waited = timings.first_token + self.prepared
-            self.service.metrics.answered(answer.usage, waited, timings.total - timings.first_token)
-        self.service.admission.leave(self.place)
+        try:
+            self.end()
+            for stream in self.streams:
+                answer = stream.answer
+                timings = answer.timings
+                waited = timings.first_token + self.prepared
+                self.service.metrics.answered(answer.usage, waited, timings.total - timings.first_token)
+        finally:
+            self.service.admission.leave(self.place)
 
 
 async def _anext(coming: AsyncGenerator[Delta]) -> Delta | None:

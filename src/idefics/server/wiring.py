@@ -19,6 +19,7 @@ class ErrorField(BaseModel):
     type: str
     param: str | None
     code: str | None
+    request_id: str
 
 
 class ErrorBody(BaseModel):
@@ -32,7 +33,7 @@ Statuses = dict[int | str, dict[str, Any]]
 FAULTS = {
     400: "The request is wrong; the message says what.",
     401: "The API key is missing or wrong.",
-    403: "The page of a stranger sends it.",
+    403: "A web page of another origin sends it, which the server does not allow.",
     404: "There is no such model.",
     408: "The request took too long to arrive.",
     413: "The request is too large.",

@@ -1,0 +1,116 @@
+"""Every answer has an id, which stands in the log and in error bodies too."""
+
+import asyncio
+import logging
+import re
+
+import pytest
+
+from idefics.server import listening
+from server.asking import chat, events
+from server.test_server_live import served
+
+PATH = "/v1/chat/completions"
+HEADER = "x-request-id"
+OURS = re.compile(r"req_[0-9a-f]{32}")
+
+
+def lines(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "idefics.server.access"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/health", None, 200),
+        ("GET", "/v1/models", None, 200),
+        ("GET", "/none", None, 404),
+        ("DELETE", PATH, None, 405),
+        ("POST", PATH, chat(), 200),
+        ("POST", PATH, chat(stream=True), 200),
+        ("POST", PATH, chat(foo=1), 400),
+        ("POST", "/v1/images/tasks/ask", {"words": "a"}, 400),
+    ],
+)
+def test_each_answer_has_its_own(client, caplog, method, path, body, status):
+    caplog.set_level(logging.INFO)
+    answers = [client(method, path, json=body) for _ in range(2)]
+    ids = [answer.headers[HEADER] for answer in answers]
+    assert [answer.status_code for answer in answers] == [status] * 2
+    assert all(OURS.fullmatch(id) for id in ids)
+    assert ids[0] != ids[1]
+    assert [line.split()[-1] for line in lines(caplog)] == ids
+    if status >= 400:
+        assert [answer.json()["error"]["request_id"] for answer in answers] == ids
+
+
+@pytest.mark.parametrize("id", ["a", "req_123", "4bf92f35-77b3:1/2+3=@x._", "a" * 128])
+def test_the_clients_own_is_kept(client, caplog, id):
+    caplog.set_level(logging.INFO)
+    answer = client.post(PATH, chat(foo=1), headers={HEADER: id})
+    assert answer.headers.get_list(HEADER) == [id]
+    assert answer.json()["error"]["request_id"] == id
+    assert lines(caplog)[0].endswith(f" ms {id}")
+
+
+@pytest.mark.parametrize("id", ["", "a b", "a" * 129, "é".encode(), 'a"b', "%0a\t"])
+def test_but_none_that_could_forge_a_line_of_the_log(client, id):
+    answer = client.get("/health", headers={HEADER: id})
+    assert OURS.fullmatch(answer.headers[HEADER])
+
+
+def test_an_unforeseen_error_is_found_in_the_log_by_it(client, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr(client.app.state.service.vlm, "prompt", broken)
+    answer = client.post(PATH, chat())
+    id = answer.headers[HEADER]
+    assert answer.json()["error"]["request_id"] == id
+    assert f"RuntimeError in request {id}" in caplog.text
+
+
+def test_an_error_within_a_stream_has_it_too(client, vlm, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr(vlm.engine.runner, "run", broken)
+    answer = client.post(PATH, chat(stream=True))
+    assert answer.status_code == 200
+    assert events(answer.text)[-1]["error"]["request_id"] == answer.headers[HEADER]
+
+
+def test_requests_at_the_same_time_keep_theirs_apart(vlm):
+    async def scene():
+        async with served(vlm) as (client, _):
+            asked = [client.post(PATH, json=chat(foo=1), headers={HEADER: f"id-{n}"}) for n in range(8)]
+            for number, answer in enumerate(await asyncio.gather(*asked)):
+                assert answer.headers[HEADER] == answer.json()["error"]["request_id"] == f"id-{number}"
+
+    asyncio.run(scene())
+
+
+def test_what_is_no_http_gets_one_as_well(vlm, caplog):
+    caplog.set_level(logging.INFO, listening.log.name)
+
+    async def scene():
+        async with served(vlm) as (client, _):
+            reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+            writer.write(b"HELLO\r\n\r\n")
+            said = (await reader.read()).decode()
+            writer.close()
+            return said
+
+    said = asyncio.run(scene())
+    assert said.startswith("HTTP/1.1 400 Bad Request\r\n")
+    id = re.search(rf"{HEADER}: ({OURS.pattern})\r\n", said)[1]
+    assert f'"request_id": "{id}"' in said
+    assert lines(caplog) == [f"127.0.0.1 - (no HTTP) 400 - {id}"]
+
+
+def test_the_description_tells_of_it(client):
+    described = client.get("/openapi.json").json()
+    for route in described["paths"].values():
+        for method in route.values():
+            assert all(HEADER in answer["headers"] for answer in method["responses"].values())
+    assert "request_id" in described["components"]["schemas"]["ErrorField"]["required"]
