@@ -95,7 +95,7 @@ def refused(*flags):
         (["--api-key-file", "nowhere.txt"], "nowhere.txt: the file of keys cannot be read"),
         (["--config", "nowhere.toml"], "nowhere.toml: no such file"),
         (["--drain", "-1"], "from 0 to 86400"),
-        (["--host", "203.0.113.1", "--insecure", "--port", "0"], "nothing can listen on 203.0.113.1"),
+        (["--host", "203.0.113.1", "--insecure", "--port", "0"], "cannot listen on 203.0.113.1, port 0: "),
     ],
 )
 def test_the_command_refuses_before_any_model_is_loaded(capsys, flags, words):

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from idefics.server.faults import Fault
-from idefics.server.settings import Settings
+from idefics.server.settings import ORIGIN, Settings
 
 SECONDS = b"600"  # that a browser may remember what it was told
 ANY = "*"
@@ -72,8 +72,11 @@ class CrossOrigin:
 
 def refused(origin: str) -> Fault:
     """What a page of another origin is told."""
+    way = (
+        f"--allowed-origins {origin[:100]}"
+        if ORIGIN.fullmatch(origin.lower())
+        else "--allowed-origins '*' and a key"
+    )
     return Fault(
-        403,
-        f"pages of {origin[:100]!r} may not ask this server: start it with --allowed-origins {origin[:100]}",
-        code="unknown_origin",
+        403, f"pages of {origin[:100]!r} may not ask this server: start it with {way}", code="unknown_origin"
     )

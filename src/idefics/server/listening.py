@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from idefics.server import request_ids
@@ -44,18 +43,14 @@ class Connection(H11Protocol):
         """Answers what is no HTTP: an error as all others, and the end of the connection."""
         request_ids.current.set(request_ids.new_id())
         body = json.dumps(Fault(400, f"{msg[:1].lower()}{msg[1:].rstrip('.')}: send HTTP/1.1").body).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-            (request_ids.HEADER, request_ids.current.get().encode()),
-        ]
-        for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        head = (
+            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n{request_ids.HEADER.decode()}: {request_ids.current.get()}\r\n\r\n"
+        )
+        if not (
+            self._is_asked and self.cycle.response_started
+        ):  # else it would stand in the midst of that one
+            self.transport.write(head.encode() + body)
         self.transport.close()
         client = self.client[0] if self.client else "-"
         log.info("%s - (no HTTP) 400 - %s", client, request_ids.current.get())
