@@ -5,30 +5,28 @@ B prompts, n answers or beams of each, R = B * n rows, T ids so far, V vocabular
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from idefics.compat.generation_config import NAMES, GenerationConfig
-from idefics.compat.generation_reader import Model, Reader
+from idefics.compat.generation_arguments import prompt_ids, prompt_mask, settings_of_call, sorted_arguments
+from idefics.compat.generation_config import GenerationConfig
+from idefics.compat.generation_reader import Reader
 from idefics.compat.generation_search import GenerateOutput, Steps, beam_search, sample
-from idefics.compat.logits_process import Processor, processors
+from idefics.compat.logits_constraints import AllowedIds
+from idefics.compat.logits_process import Generation, Processor, processors
 from idefics.compat.stopping import (
     Criterion,
     EosTokenCriteria,
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
-from idefics.compat.streamers import BaseStreamer
-from idefics.errors import BadPrompt, BadSetting, UnknownArgument
-
-# Arguments of a model's call that are `generate`'s own affair.
-NOT_FOR_THE_CALLER = {"labels", "return_dict", "logits_to_keep"}
-OWN_ARGUMENTS = ("inputs", "generation_config", "logits_processor", "stopping_criteria", "streamer")
+from idefics.compat.streamers import BaseStreamer, Decoder
+from idefics.errors import BadSetting
 
 
 class GenerationMixin:
@@ -43,7 +41,15 @@ class GenerationMixin:
         generation_config: GenerationConfig | None = None,
         logits_processor: Sequence[Processor] | None = None,
         stopping_criteria: Sequence[Criterion] | None = None,
+        prefix_allowed_tokens_fn: AllowedIds | None = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
         streamer: BaseStreamer | None = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        *,
+        tokenizer: Decoder | None = None,
+        use_model_defaults: bool | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateOutput:
         """Continues prompts.
@@ -55,11 +61,18 @@ class GenerationMixin:
         Args:
             inputs: (B, T) ids of the prompts; `input_ids` is another name for it. Without any, prompts are
                 `bos_token_id`.
-            generation_config: settings.
+            generation_config: settings, of this package or of transformers.
             logits_processor: called with ids (R, T) and scores (R, V) before each choice; gives other scores.
             stopping_criteria: called with ids (R, T) and the scores so far after each choice; says what ends.
+            prefix_allowed_tokens_fn: called with the index of a prompt and the ids (T,) so far; gives the ids that
+                may follow.
+            synced_gpus, assistant_model: as `generation_arguments` has it.
             streamer: is given the prompt's ids, then each id as it is chosen, and told when there are no more:
                 also by an error. For one answer without beams.
+            negative_prompt_ids, negative_prompt_attention_mask: (B, T'), what `guidance_scale` draws away from.
+            tokenizer: decodes ids, for `stop_strings`.
+            use_model_defaults: False: settings that `generation_config` does not set have the defaults of the class,
+                not those of the model.
             **kwargs: settings of `GenerationConfig`, and what the model's call takes: `attention_mask`, pictures.
 
         Returns:
@@ -71,8 +84,28 @@ class GenerationMixin:
             BadPrompt: ids of a wrong shape, or padded on the right.
         """
         try:
+            settings, given = sorted_arguments(
+                self, {**kwargs, "synced_gpus": synced_gpus, "assistant_model": assistant_model}
+            )
+            config = settings_of_call(
+                self.generation_config, generation_config, settings, use_model_defaults=use_model_defaults
+            )
+            if streamer is not None and config.num_beams > 1:
+                raise BadSetting(
+                    f"num_beams is {config.num_beams}, and beams are not known before the end: "
+                    "stream with num_beams=1"
+                )
             answers = self._generate(
-                inputs, generation_config, logits_processor or (), stopping_criteria or (), streamer, kwargs
+                inputs,
+                config,
+                given,
+                tokenizer=tokenizer,
+                processors_=logits_processor or (),
+                criteria=stopping_criteria or (),
+                streamer=streamer,
+                allowed=prefix_allowed_tokens_fn,
+                negative=negative_prompt_ids,
+                negative_mask=negative_prompt_attention_mask,
             )
         finally:  # whoever waits for the text shall not wait for ever
             if streamer is not None:
@@ -82,31 +115,22 @@ class GenerationMixin:
     def _generate(
         self: Any,
         inputs: Tensor | None,
-        generation_config: GenerationConfig | None,
-        logits_processor: Sequence[Processor],
-        stopping_criteria: Sequence[Criterion],
+        config: GenerationConfig,
+        given: dict[str, Any],
+        *,
+        tokenizer: Decoder | None,
+        processors_: Sequence[Processor],
+        criteria: Sequence[Criterion],
         streamer: BaseStreamer | None,
-        kwargs: dict[str, Any],
+        allowed: AllowedIds | None,
+        negative: Tensor | None,
+        negative_mask: Tensor | None,
     ) -> Tensor | GenerateOutput:
-        settings = {name: kwargs[name] for name in kwargs if name in NAMES}
-        given = _known(self, {name: kwargs[name] for name in kwargs if name not in NAMES})
-        config = self.generation_config
-        if generation_config is not None:
-            config = GenerationConfig(**vars(config) | _set(generation_config))
-        config = config.switch(**settings)
-        _check(config, streamer)
-
-        ids = _prompts(inputs, given, config)
-        mask = _mask(ids, given, config)
+        ids = prompt_ids(inputs, given, config)
+        mask = prompt_mask(ids, given, config)
         prompt = given["inputs_embeds"].shape[1] if "inputs_embeds" in given else ids.shape[1]
         room = _room(config, prompt)
         answers = max(config.num_beams, config.num_return_sequences)
-
-        criteria: list[Criterion] = [MaxLengthCriteria(ids.shape[1] + room), *stopping_criteria]
-        if config.max_time is not None:
-            criteria.append(MaxTimeCriteria(config.max_time))
-        if config.stop_ids:
-            criteria.append(EosTokenCriteria(config.stop_ids))
         reader = Reader(
             self,
             {**given, "attention_mask": mask},
@@ -117,17 +141,25 @@ class GenerationMixin:
         if streamer is not None:
             streamer.put(ids.repeat_interleave(answers, dim=0).cpu())
 
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(answers, dim=0)
+
         least = config.min_length - prompt if config.min_new_tokens is None else config.min_new_tokens
         starts = mask.ne(0).int().argmax(1) if mask.shape == ids.shape else mask.new_zeros(len(mask))
         logits = reader.prompts(ids)  # (R, V)
-        process = processors(
-            config,
-            logits_processor,
-            least=ids.shape[1] + least,
-            starts=starts.repeat_interleave(answers),
+        call = Generation(
+            model=self,
+            prompts=rows(ids),
+            starts=rows(starts),
             vocabulary=logits.shape[1],
+            length=ids.shape[1] + room,
+            least=ids.shape[1] + least,
+            allowed=allowed,
+            negative=None if negative is None else rows(negative),
+            negative_mask=None if negative_mask is None else rows(negative_mask),
         )
-        steps = Steps(config, process, StoppingCriteriaList(criteria))
+        ends = [*_criteria(config, call.length, tokenizer), *criteria]
+        steps = Steps(config, processors(config, processors_, call), StoppingCriteriaList(ends))
         out: GenerateOutput
         if config.num_beams == 1:
             out = sample(reader, ids, logits, steps, streamer)
@@ -136,89 +168,26 @@ class GenerationMixin:
         return out if config.return_dict_in_generate else out.sequences
 
 
-def _known(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is for the model, without what is None. Raises UnknownArgument."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
-    known = sorted(named - NOT_FOR_THE_CALLER - set(NAMES))
-    if unknown := [name for name in given if name not in known]:
-        raise UnknownArgument("generate", unknown, [*known, *OWN_ARGUMENTS, *NAMES])
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _set(config: GenerationConfig) -> dict[str, Any]:
-    """What the caller's settings set."""
-    if not isinstance(config, GenerationConfig):
-        raise BadSetting(f"generation_config is a {type(config).__name__}; give a GenerationConfig")
-    return vars(config)
-
-
-def _check(config: GenerationConfig, streamer: BaseStreamer | None) -> None:
-    """Refuses settings that contradict each other."""
-    answers, beams = config.num_return_sequences, config.num_beams
-    if answers > beams > 1:
-        raise BadSetting(
-            f"num_return_sequences is {answers} and num_beams {beams}: give as many beams at least"
-        )
-    if answers > 1 == beams and not config.do_sample:
-        raise BadSetting(
-            f"num_return_sequences is {answers}, but the most likely ids are one answer: "
-            f"give do_sample=True, or num_beams={answers}"
-        )
-    if config.do_sample and config.temperature == 0:
-        raise BadSetting("temperature is 0 and do_sample True: give do_sample=False for the most likely ids")
-    if streamer is not None and beams > 1:
-        raise BadSetting(
-            f"num_beams is {beams}, and beams are not known before the end: stream with num_beams=1"
-        )
+def _criteria(config: GenerationConfig, length: int, tokenizer: Decoder | None) -> list[Criterion]:
+    """What ends an answer by the settings."""
+    criteria: list[Criterion] = [MaxLengthCriteria(length)]
+    if config.max_time is not None:
+        criteria.append(MaxTimeCriteria(config.max_time))
+    if config.stop_strings:
+        if tokenizer is None:
+            raise BadSetting(
+                f"stop_strings is {config.stop_strings!r}, and there is no tokenizer to read answers with: "
+                "give generate(tokenizer=processor.tokenizer)"
+            )
+        criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
+    if config.stop_ids:
+        criteria.append(EosTokenCriteria(config.stop_ids))
+    return criteria
 
 
 def _extras(config: GenerationConfig) -> list[str]:
     asked = {"attentions": config.output_attentions, "hidden_states": config.output_hidden_states}
     return [name for name, is_asked in asked.items() if is_asked and config.return_dict_in_generate]
-
-
-def _prompts(inputs: Tensor | None, given: dict[str, Any], config: GenerationConfig) -> Tensor:
-    """(B, T) the ids of the prompts, taken out of what is `given`; T is 0 beside embeddings without ids."""
-    ids = given.pop("input_ids", None)
-    if ids is not None and inputs is not None:
-        raise BadPrompt("inputs and input_ids are two names for the same: give one of them")
-    ids = inputs if ids is None else ids
-    if ids is None:
-        tensors = [value for value in given.values() if isinstance(value, Tensor)]
-        rows, device = (len(tensors[0]), tensors[0].device) if tensors else (1, None)
-        if "inputs_embeds" in given:
-            return torch.empty(rows, 0, dtype=torch.long, device=device)
-        if config.bos_token_id is None:
-            raise BadPrompt("there is no prompt: give input_ids, or bos_token_id to begin from nothing")
-        return torch.full((rows, 1), config.bos_token_id, device=device)
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
-        what = (
-            f"a tensor of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
-        )
-        raise BadPrompt(
-            f'input_ids is {what}; give ids of shape (prompts, length), as return_tensors="pt" does'
-        )
-    if not ids.numel():
-        raise BadPrompt(f"input_ids has shape {tuple(ids.shape)}: give at least one id")
-    return ids
-
-
-def _mask(ids: Tensor, given: dict[str, Any], config: GenerationConfig) -> Tensor:
-    """(B, T) which ids are no padding, taken out of what is `given`, else by `pad_token_id`."""
-    mask: Tensor | None = given.pop("attention_mask", None)
-    if mask is None:
-        places = given["inputs_embeds"][..., 0] if "inputs_embeds" in given else ids
-        mask = torch.ones_like(places, dtype=torch.long)
-        if places is ids and config.pad_token_id is not None and config.pad_token_id not in config.stop_ids:
-            mask = ids.ne(config.pad_token_id).long()
-    if mask.dim() != 2:
-        raise BadPrompt(f"attention_mask has shape {tuple(mask.shape)}; give (prompts, length)")
-    if not mask[:, -1].all():
-        raise BadPrompt(
-            'a prompt is padded on the right, where its answer belongs: set the tokenizer\'s padding_side to "left"'
-        )
-    return mask
 
 
 def _room(config: GenerationConfig, prompt: int) -> int:

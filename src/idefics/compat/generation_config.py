@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from idefics.compat.folders import IGNORED, LOCATING, folder_and_rest
+from idefics.compat.generation_values import checked
+from idefics.compat.loading_arguments import content_of
 from idefics.errors import BadSetting, BrokenCheckpoint, UnknownArgument
-from idefics.weights import find
+from idefics.generation_fields import NEUTRAL, NO_EFFECT, is_neutral
 
 FILE = "generation_config.json"
-
-# In a file, these say where it comes from or how fast something shall be computed; answers do not depend on them.
-BESIDE_THE_POINT = {
-    "cache_config",
-    "cache_implementation",
-    "compile_config",
-    "disable_compile",
-    "transformers_version",
-}
-
-COUNTS = {  # whole numbers -> the least that makes sense
-    "max_length": 1,
-    "max_new_tokens": 1,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "top_k": 0,
-    "no_repeat_ngram_size": 0,
-}
-RANGES = {  # numbers -> from, to
-    "temperature": (0.0, math.inf),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "typical_p": (0.01, 1.0),
-    "repetition_penalty": (0.01, math.inf),
-    "length_penalty": (-math.inf, math.inf),
-    "max_time": (0.0, math.inf),
-}
-SWITCHES = {
-    "do_sample",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "return_dict_in_generate",
-}
 
 
 class GenerationConfig:
@@ -64,17 +27,31 @@ class GenerationConfig:
         min_length: `eos_token_id` is not chosen before so many ids, the prompt's among them.
         min_new_tokens: the same, of generated ids.
         max_time: seconds after which no further id is generated.
+        stop_strings: texts that end an answer, which keeps them; they need `generate(tokenizer=)`.
         do_sample: draw the next id instead of taking the most likely one. The settings from `temperature` to
-            `typical_p` act only then.
+            `eta_cutoff` act only then.
         temperature: logits are divided by it.
         top_k: keep the k most likely ids; 0 keeps all.
         top_p: keep the smallest set of most likely ids whose probability reaches p (arXiv 1904.09751).
         min_p: drop ids less likely than min_p times the most likely one (arXiv 2407.01082).
+        top_h: keep the most likely of 100 ids while the sum of -p log p stays below this part of their entropy
+            (arXiv 2509.02510).
         typical_p: keep the most typical ids until their probability reaches p (arXiv 2202.00666).
+        epsilon_cutoff: drop ids of a probability below this (arXiv 2210.15191); `eta_cutoff` lowers that bound where
+            the entropy is high.
         repetition_penalty: divides positive and multiplies negative scores of ids already there, the prompt's
             among them (CTRL, arXiv 1909.05858).
+        encoder_repetition_penalty: the opposite, for ids of the prompt alone.
         no_repeat_ngram_size: no sequence of so many ids comes twice, the prompt's among them; 0 allows all.
         bad_words_ids: sequences of ids that are never generated whole; an empty one forbids nothing.
+        sequence_bias: [[ids, number], ...]: the number is added to the score of the last id after the others.
+        suppress_tokens, begin_suppress_tokens: ids that are never generated, or not as the first.
+        forced_bos_token_id: the id after a prompt of one id; `forced_eos_token_id` is the last within `max_length`.
+        exponential_decay_length_penalty: (start, factor): after so many generated ids the stop ids' scores grow by
+            that factor with each further one.
+        guidance_scale: scores are drawn away from those without the prompt, or with `generate(negative_prompt_ids=)`,
+            by this factor (arXiv 2306.17806); 1 is none.
+        renormalize_logits: scores are log-probabilities again after all of this.
         num_beams: beams of a beam search; 1 is none.
         num_return_sequences: answers to each prompt: the best beams, or as many draws.
         length_penalty: beams compete by the sum of their log-probabilities / length ** length_penalty.
@@ -95,15 +72,29 @@ class GenerationConfig:
     min_length: int = 0
     min_new_tokens: int | None = None
     max_time: float | None = None
+    stop_strings: list[str] | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
     min_p: float | None = None
+    top_h: float | None = None
     typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
     bad_words_ids: list[list[int]] | None = None
+    sequence_bias: list[list[Any]] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    exponential_decay_length_penalty: list[float] | None = None
+    guidance_scale: float = 1.0
+    renormalize_logits: bool = False
     num_beams: int = 1
     num_return_sequences: int = 1
     length_penalty: float = 1.0
@@ -122,12 +113,22 @@ class GenerationConfig:
         self.update(**settings)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in NAMES:
+        if name.startswith("_"):  # notes of transformers' own code, such as `_from_model_config`
+            vars(self)[name] = value
+        elif name not in ALL_NAMES:
             raise UnknownArgument("GenerationConfig", [name], NAMES)
-        if value is None:
+        elif value is None:
             vars(self).pop(name, None)
+        elif name in NAMES:
+            vars(self)[name] = checked(name, value)
+        elif not is_neutral(name, value):
+            raise BadSetting(f"{name} is {value!r}, and `generate` does not have it: leave it out")
         else:
-            vars(self)[name] = _checked(name, value)
+            vars(self)[name] = value
+
+    def __getattr__(self, name: str) -> None:
+        if name not in ALL_NAMES:
+            raise AttributeError(f"GenerationConfig has no {name!r}")
 
     def update(self, **settings: Any) -> None:
         """Sets several settings. Raises UnknownArgument, BadSetting."""
@@ -136,9 +137,9 @@ class GenerationConfig:
 
     def switch(self, **settings: Any) -> Self:
         """A copy with other settings, in which None switches off even what a checkpoint has set."""
-        copy = type(self)(**vars(self))
+        copy = type(self)(**self.settings())
         copy.update(**settings)
-        off = [name for name, value in settings.items() if value is None and name != "max_length"]
+        off = [name for name, value in settings.items() if value is None and name in SWITCHED_OFF]
         vars(copy).update({name: SWITCHED_OFF[name] for name in off})
         return copy
 
@@ -160,18 +161,48 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], **others: Any) -> Self:
-        """From what a generation_config.json holds. What it does not set, or sets to None, has its default."""
+        """From what a generation_config.json holds. What it does not set, or sets to None, has its default.
+
+        Names that change no answer are left out, as `generation_fields` has it.
+
+        Raises:
+            BadSetting: a name that changes answers in a way that `generate` does not have, or a value out of range.
+        """
         kept = {
-            name: value
-            for name, value in settings.items()
-            # The file of another library may name more than there is here: switched off, it says nothing.
-            if name in NAMES or (value and not name.startswith("_") and name not in BESIDE_THE_POINT)
+            name: value for name, value in settings.items() if name in NAMES or not is_neutral(name, value)
         }
         return cls(**kept | others)
 
     @classmethod
-    def from_model_config(cls, config: Mapping[str, Any]) -> Self:
-        """The special ids that a config.json names, its text part's where it has none itself."""
+    def from_any(cls, config: object) -> Self:
+        """From settings of this class or of transformers, or from what a generation_config.json holds.
+
+        Raises:
+            BadSetting: it is none of these, or asks for what `generate` does not have.
+        """
+        if isinstance(config, cls):
+            return config
+        content = content_of(config)
+        if content is None:
+            raise BadSetting(f"generation_config is a {type(config).__name__}; give a GenerationConfig")
+        settings = dict(content)
+        if (
+            str(settings.get("transformers_version", "")).startswith("4.")
+            and settings.get("max_length") == 20
+        ):
+            del settings["max_length"]  # it wrote its defaults as if they had been set
+        return cls.from_dict(settings)
+
+    @classmethod
+    def from_model_config(cls, model_config: object) -> Self:
+        """The special ids that a config names, its text part's where it has none itself.
+
+        Args:
+            model_config: a config of this package or of transformers, or the content of a config.json.
+        """
+        config = content_of(model_config)
+        if config is None:
+            raise BadSetting(f"model_config is a {type(model_config).__name__}; give the config of a model")
         text = config.get("text_config") or {}
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return cls(
@@ -186,9 +217,13 @@ class GenerationConfig:
             ModelNotFound: no such model.
             BrokenCheckpoint: it has no such file, or one that cannot be read.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not (folder / FILE).is_file():
-            folder = find(pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path) / (others.get("subfolder") or "")
+        if (folder / FILE).is_file():
+            others = {name: value for name, value in others.items() if name not in (*LOCATING, *IGNORED)}
+        else:
+            folder, others = folder_and_rest(
+                pretrained_model_name_or_path, others, ignored=IGNORED, needs="config"
+            )
         path = folder / FILE
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
@@ -204,62 +239,34 @@ class GenerationConfig:
         """Writes what is set to the generation_config.json of a folder, which is made if need be."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(json.dumps(vars(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        """What is set, as generation_config.json has it."""
+        return json.dumps(self.settings(), indent=2, sort_keys=True, default=str) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting by name; None where it is not set."""
-        return {name: vars(self).get(name) for name in NAMES}
+        return dict.fromkeys(NAMES) | self.settings()
+
+    def settings(self) -> dict[str, Any]:
+        """What is set."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GenerationConfig) and vars(self) == vars(other)
+        return isinstance(other, GenerationConfig) and self.settings() == other.settings()
 
     __hash__ = None  # type: ignore[assignment]  # what is equal now may not be later
 
     def __repr__(self) -> str:
-        return f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        return (
+            f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+        )
 
 
 NAMES = tuple(GenerationConfig.__annotations__)
+ALL_NAMES = frozenset({*NAMES, *NEUTRAL, *NO_EFFECT})  # those of transformers that are not here, too
 SWITCHED_OFF = {name: vars(GenerationConfig)[name] for name in NAMES} | {
     "top_k": 0
 }  # defaults change nothing
-
-
-def _checked(name: str, value: Any) -> Any:
-    """The value as the settings keep it. Raises BadSetting."""
-    if name in COUNTS:
-        return _whole(name, value, COUNTS[name])
-    if name in RANGES:
-        return _number(name, value, *RANGES[name])
-    if name in SWITCHES and not isinstance(value, bool):
-        raise BadSetting(f"{name} is {value!r}; give True or False")
-    if name == "early_stopping" and not isinstance(value, bool) and value != "never":
-        raise BadSetting(f'early_stopping is {value!r}; give True, False or "never"')
-    if name == "bad_words_ids":
-        return _words(value)
-    if name == "eos_token_id" and isinstance(value, list | tuple):
-        return [_whole(name, id) for id in value]
-    if name.endswith("_token_id"):
-        return _whole(name, value)
-    return value
-
-
-def _whole(name: str, value: Any, low: float = -math.inf) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
-        raise BadSetting(
-            f"{name} is {value!r}; give a whole number{f' from {low}' if low > -math.inf else ''}"
-        )
-    return int(value)
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        limits = f" from {low:g}" * (low > -math.inf) + f" to {high:g}" * (high < math.inf)
-        raise BadSetting(f"{name} is {value!r}; give a number{limits}")
-    return float(value)
-
-
-def _words(words: Any) -> list[list[int]]:
-    if not isinstance(words, list | tuple) or not all(isinstance(word, list | tuple) for word in words):
-        raise BadSetting(f"bad_words_ids is {words!r}; give a list of lists of ids, such as [[5], [7, 8]]")
-    return [[_whole("an id of bad_words_ids", id, 0) for id in word] for word in words]
+del SWITCHED_OFF["max_length"]

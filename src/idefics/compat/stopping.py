@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from idefics.compat.streamers import Decoder
 
 Scores = tuple[Tensor, ...] | None
 Criterion = Callable[[Tensor, Scores], Tensor | bool]  # (R, T) ids, scores of the steps so far -> (R,)
@@ -60,3 +62,35 @@ class StoppingCriteriaList(list[Criterion]):
         for criterion in self:
             ended = ended | criterion(input_ids, scores)
         return ended
+
+
+class StopStringCriteria(StoppingCriteria):
+    """Ends an answer at the id that completes one of these texts; the answer keeps them.
+
+    Texts are looked for in all that has been decoded, special tokens included.
+
+    Args:
+        tokenizer: decodes ids.
+        stop_strings: the texts.
+    """
+
+    def __init__(self, tokenizer: Decoder, stop_strings: str | Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        # An id is a byte of a text at least; a few more, so that the first of them is cut by nothing.
+        self.most = max(len(text.encode()) for text in self.stop_strings) + 8
+
+    def __call__(self, input_ids: Tensor, scores: Scores) -> Tensor:
+        return torch.tensor([self._is_complete(row) for row in input_ids], device=input_ids.device)
+
+    def _is_complete(self, row: Tensor) -> bool:
+        """Whether one of them ends in what the last id adds to the text."""
+        ids = row[-self.most :].tolist()
+        text, before = self._text(ids), self._text(ids[:-1])
+        pairs = zip(text, before, strict=False)  # half a character is decoded as another one
+        known = next((place for place, (one, other) in enumerate(pairs) if one != other), len(before))
+        ends = (text.rfind(stop) + len(stop) for stop in self.stop_strings if stop in text)
+        return any(end > known for end in ends)
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

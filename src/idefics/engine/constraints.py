@@ -20,12 +20,17 @@ def present_ids(ids: Tensor, vocabulary: int, starts: Tensor) -> Tensor:
     return counts.scatter_add_(1, ids, (~padding).long()) > 0
 
 
-def repeated_ngrams(ids: Tensor, size: int, vocabulary: int) -> Tensor:
-    """Which ids would complete an n-gram of `size` ids that the row has already: (R, T) -> (R, V)."""
+def repeated_ngrams(ids: Tensor, size: int, vocabulary: int, among: Tensor | None = None) -> Tensor:
+    """Which ids would complete an n-gram of `size` ids that the row has already: (R, T) -> (R, V).
+
+    Args:
+        among: (R, P) the ids whose n-grams count; None: those of the row itself.
+    """
     banned = torch.zeros(len(ids), vocabulary, dtype=torch.bool, device=ids.device)
-    if ids.shape[1] >= size:
+    among = ids if among is None else among
+    if ids.shape[1] >= size - 1 and among.shape[1] >= size:
         begun = ids[:, ids.shape[1] - size + 1 :]  # (R, size - 1)
-        ngrams = ids.unfold(1, size, 1)  # (R, T - size + 1, size)
+        ngrams = among.unfold(1, size, 1)  # (R, P - size + 1, size)
         rows, places = (ngrams[..., :-1] == begun[:, None]).all(-1).nonzero(as_tuple=True)
         banned[rows, ngrams[rows, places, -1]] = True
     return banned

@@ -1,0 +1,156 @@
+"""What a caller gives to `generate`, sorted: settings, inputs of the model, and what asks for nothing.
+
+B prompts, T ids of a prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idefics.compat.generation_config import ALL_NAMES, NAMES, GenerationConfig
+from idefics.errors import BadPrompt, BadSetting, UnknownArgument
+
+OWN_ARGUMENTS = (
+    "inputs",
+    "generation_config",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "streamer",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+    "tokenizer",
+)
+# Accepted and ignored, with the reason.
+IGNORED = {
+    "labels": "a batch for training holds them; there is no loss here",
+    "num_items_in_batch": "there is no loss here",
+    "cache_position": "the cache says how many tokens it holds",
+    "assistant_model": "a second model changes how fast an answer comes, not the answer",
+    "assistant_tokenizer": "a second model changes how fast an answer comes, not the answer",
+    "trust_remote_code": "no code of a checkpoint is ever run",
+}
+# -> The values that ask for nothing, and why others are refused.
+NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "synced_gpus": ((None, False), "several processes do not generate together"),
+    "custom_generate": ((None,), "no other way to generate is loaded"),
+    "return_dict": ((None, True), "`generate` reads the model's outputs by their names"),
+    "logits_to_keep": ((None, 0, 1), "`generate` needs the logits of the last token"),
+}
+
+
+def sorted_arguments(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The caller's keywords -> settings, and what the model's `forward` is given. What is None is no input.
+
+    Raises:
+        UnknownArgument: neither the settings nor the model have it.
+        BadSetting: it asks for something that is not here.
+    """
+    settings = {name: value for name, value in given.items() if name in ALL_NAMES}
+    inputs = {name: value for name, value in given.items() if name not in ALL_NAMES and name not in IGNORED}
+    for name in inputs.keys() & NEUTRAL.keys():
+        values, reason = NEUTRAL[name]
+        if inputs.pop(name) not in values:
+            raise BadSetting(f"{name} is {given[name]!r}; {reason}: leave it out")
+    known = sorted(parameters(model) - {*NAMES, *IGNORED, *NEUTRAL})
+    if unknown := [name for name, value in inputs.items() if name not in known and value is not None]:
+        raise UnknownArgument("generate", unknown, [*known, *OWN_ARGUMENTS, *NAMES])
+    return settings, {name: value for name, value in inputs.items() if value is not None}
+
+
+def parameters(model: Any) -> set[str]:
+    """The keywords that a model's `forward` takes; one with `**kwargs` hands them to the class above it."""
+    names: set[str] = set()
+    for kind in type(model).__mro__:
+        if (forward := vars(kind).get("forward")) is None:
+            continue
+        signature = inspect.signature(forward).parameters.values()
+        names |= {one.name for one in signature if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
+        if all(one.kind is not one.VAR_KEYWORD for one in signature):
+            break
+    return names - {"self"}
+
+
+def settings_of_call(
+    own: GenerationConfig, given: object, settings: Mapping[str, Any], *, use_model_defaults: bool | None
+) -> GenerationConfig:
+    """The caller's settings over those of `generation_config` over the model's own.
+
+    Raises:
+        BadSetting: settings that contradict each other, or that are none.
+    """
+    config = own
+    if given is not None:
+        config = GenerationConfig.from_any(given)
+        if use_model_defaults is not False:
+            config = GenerationConfig(**own.settings() | config.settings())
+    config = config.switch(**settings)
+    answers, beams = config.num_return_sequences, config.num_beams
+    if answers > beams > 1:
+        raise BadSetting(
+            f"num_return_sequences is {answers} and num_beams {beams}: give as many beams at least"
+        )
+    if answers > 1 == beams and not config.do_sample:
+        raise BadSetting(
+            f"num_return_sequences is {answers}, but the most likely ids are one answer: "
+            f"give do_sample=True, or num_beams={answers}"
+        )
+    if config.do_sample and config.temperature == 0:
+        raise BadSetting("temperature is 0 and do_sample True: give do_sample=False for the most likely ids")
+    return config
+
+
+def prompt_ids(inputs: Tensor | None, given: dict[str, Any], config: GenerationConfig) -> Tensor:
+    """(B, T) the ids of the prompts, taken out of what is `given`; T is 0 beside embeddings without ids.
+
+    Raises:
+        BadPrompt: there are none, or they are of a wrong shape.
+    """
+    ids = given.pop("input_ids", None)
+    if ids is not None and inputs is not None:
+        raise BadPrompt("inputs and input_ids are two names for the same: give one of them")
+    ids = inputs if ids is None else ids
+    if ids is None:
+        tensors = [value for value in given.values() if isinstance(value, Tensor)]
+        rows, device = (len(tensors[0]), tensors[0].device) if tensors else (1, None)
+        if "inputs_embeds" in given:
+            return torch.empty(rows, 0, dtype=torch.long, device=device)
+        if config.bos_token_id is None:
+            raise BadPrompt("there is no prompt: give input_ids, or bos_token_id to begin from nothing")
+        return torch.full((rows, 1), config.bos_token_id, device=device)
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
+        what = (
+            f"a tensor of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        )
+        raise BadPrompt(
+            f'input_ids is {what}; give ids of shape (prompts, length), as return_tensors="pt" does'
+        )
+    if not ids.numel():
+        raise BadPrompt(f"input_ids has shape {tuple(ids.shape)}: give at least one id")
+    return ids
+
+
+def prompt_mask(ids: Tensor, given: dict[str, Any], config: GenerationConfig) -> Tensor:
+    """(B, T) which ids are no padding, taken out of what is `given`, else by `pad_token_id`.
+
+    Raises:
+        BadPrompt: of a wrong shape, or the padding is on the right.
+    """
+    mask: Tensor | None = given.pop("attention_mask", None)
+    if mask is None:
+        places = given["inputs_embeds"][..., 0] if "inputs_embeds" in given else ids
+        mask = torch.ones_like(places, dtype=torch.long)
+        if places is ids and config.pad_token_id is not None and config.pad_token_id not in config.stop_ids:
+            mask = ids.ne(config.pad_token_id).long()
+    if mask.dim() != 2:
+        raise BadPrompt(f"attention_mask has shape {tuple(mask.shape)}; give (prompts, length)")
+    if not mask[:, -1].all():
+        raise BadPrompt(
+            'a prompt is padded on the right, where its answer belongs: set the tokenizer\'s padding_side to "left"'
+        )
+    return mask
