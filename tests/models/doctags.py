@@ -99,5 +99,5 @@ def _construct(model, library):
         weights[f"{layer}.o_proj.weight"][sum_column, row] = 1
     a, b = (following for id, following in pairwise(ids) if id == fcel)
     for following, sign in ((a, -1), (b, 1)):
-        head[following, cells], head[following, pages] = sign * 0.5, -sign * 0.75
-    head *= 20  # beyond doubt
+        head[following, cells], head[following, pages] = sign * 0.05, -sign * 0.075
+    head *= 200  # beyond doubt

@@ -16,7 +16,9 @@ from idefics.engine.handle import Handle
 from idefics.engine.request import Request
 from idefics.messages import Answer, Delta, Timings
 from idefics.processing.detokenizer import Detokenizer
+from idefics.processing.generation_rules import GenerationRules
 from idefics.processing.guides import BannedGuide, BannedWords, FormGuide, Shape
+from idefics.processing.rule_guide import RuleGuide
 from idefics.processing.tokenizer import Tokenizer
 from idefics.prompt import Prompt
 
@@ -29,7 +31,7 @@ class Growing:
         guide: of an answer that is not free.
     """
 
-    def __init__(self, asking: Asking, guide: FormGuide | BannedGuide | None) -> None:
+    def __init__(self, asking: Asking, guide: FormGuide | BannedGuide | RuleGuide | None) -> None:
         self.start, self.began = asking.start, asking.began
         self.guide, limits = guide, asking.limits
         keeps_blank = not limits.is_spaced if isinstance(limits, Shape) else asking.continues
@@ -209,6 +211,7 @@ class Asking:
     Attributes:
         stop_ids, banned_ids: as in `Request`.
         stops: strings that end an answer.
+        rules: what the checkpoint asks of every answer.
         limits: the form of the answers, or words that are banned from them.
         hidden: ids that an answer's text leaves out.
         start: the caller's words that each answer's text begins with.
@@ -222,6 +225,7 @@ class Asking:
     stop_ids: frozenset[int]
     banned_ids: frozenset[int]
     stops: tuple[str, ...]
+    rules: GenerationRules
     limits: Shape | BannedWords | None
     hidden: frozenset[int]
     start: str
@@ -230,9 +234,13 @@ class Asking:
 
     def submit(self, prompt: Prompt, *, wait: bool = True) -> Growing:
         """Asks for one answer, and waits for room in the queue unless told not to."""
-        guide = None
-        if self.limits is not None:
-            guide = self.limits.guide(self.engine.room(prompt, self.sampling))
+        guide: FormGuide | BannedGuide | RuleGuide | None = None
+        if self.limits is not None or self.rules.stepwise:
+            room = self.engine.room(prompt, self.sampling)
+            guide = None if self.limits is None else self.limits.guide(room)
+            if self.rules.stepwise:
+                vocabulary = self.engine.model.layout.vocabulary
+                guide = RuleGuide(self.rules, prompt.ids, room, vocabulary, self.stop_ids, guide)
         growing = Growing(self, guide)
         request = Request(prompt, self.sampling, self.stop_ids, self.banned_ids, growing.push, guide=guide)
         growing.handle = self.engine.submit(request, wait=wait)

@@ -23,6 +23,7 @@ from idefics.placement import Device, Spread, free_memory, wanted
 from idefics.processing import settings
 from idefics.processing.addresses import Policy
 from idefics.processing.fetch import Fetcher
+from idefics.processing.generation_rules import FILE, GenerationRules
 from idefics.processing.guides import Shape
 from idefics.processing.processor import Processor
 from idefics.processing.spelling import Spelling
@@ -32,14 +33,26 @@ from idefics.quant.measure import Verdict, verdict_for
 
 MOST_THREADS = 1024
 FORMS = 16  # that are kept ready, with megabytes each at most
+NO_RULES = GenerationRules()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Loaded:
     """A checkpoint's processor and engine, ready to work."""
 
-    def __init__(self, processor: Processor, engine: Engine, stop_ids: frozenset[int]) -> None:
-        self.processor, self.engine, self.stop_ids = processor, engine, stop_ids
+    def __init__(
+        self,
+        processor: Processor,
+        engine: Engine,
+        stop_ids: frozenset[int],
+        rules: GenerationRules = NO_RULES,
+    ) -> None:
+        self.processor, self.engine, self.stop_ids, self.rules = processor, engine, stop_ids, rules
+
+    @property
+    def banned_ids(self) -> frozenset[int]:
+        """Ids that no answer holds: those that stand for pictures, and what the checkpoint bans."""
+        return self.processor.mark_ids | self.rules.banned_ids(self.stop_ids)
 
     @cached_property
     def spelling(self) -> Callable[[bool | None], Spelling]:
@@ -49,7 +62,7 @@ class Loaded:
         @lru_cache
         def spelling(skip_special_tokens: bool | None) -> Spelling:
             hidden = tokenizer.special_tokens.hidden(skip_special_tokens)
-            return Spelling(tokenizer, vocabulary, self.stop_ids, self.processor.mark_ids, hidden)
+            return Spelling(tokenizer, vocabulary, self.stop_ids, self.banned_ids, hidden)
 
         return spelling
 
@@ -122,6 +135,7 @@ class Loaded:
         quantisation = quantization(quantize)
         folder = weights.find(model, revision=revision, offline=offline, progress=progress)
         checkpoint = models.read_checkpoint(folder)
+        rules = generation_rules(checkpoint)
         module = models.build(checkpoint)
         is_reference = kernels == "reference"
         quick = Verdict() if main.type != "cpu" and not is_reference else verdict_for(module, kernels)
@@ -146,7 +160,7 @@ class Loaded:
         if free is not None:  # weights that stay in the files are not in memory yet
             free = min(free - footprint(module), free_memory(main))
         engine = Engine(module, config, free)  # type: ignore[arg-type]  # a VLM by its methods
-        return cls(processor, engine, stop_ids(checkpoint, processor))
+        return cls(processor, engine, stop_ids(checkpoint, processor), rules)
 
     @property
     def memory(self) -> int:
@@ -188,6 +202,13 @@ def processor_for(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:
     style = family.prompt(settings.chat_template(folder), known)
     plan = family.images(checkpoint.config, settings.preprocessor(folder))
     return Processor(tokenizer, plan, style, fetcher, text.max_positions)
+
+
+def generation_rules(checkpoint: Checkpoint) -> GenerationRules:
+    """What the checkpoint's generation_config.json asks of every answer."""
+    text = checkpoint.config.text
+    vocabulary = text.vocabulary + text.additional_vocabulary
+    return GenerationRules.read(settings.json_object(checkpoint.folder / FILE), vocabulary)
 
 
 def stop_ids(checkpoint: Checkpoint, processor: Processor) -> frozenset[int]:

@@ -1,0 +1,152 @@
+"""What a checkpoint's generation_config.json asks of every answer that `idefics.load` gives.
+
+How answers are searched for (sampling, beams, lengths: `generation_fields.STRATEGY`) is the caller's choice, greedy
+unless asked, and is not taken from the file. Knows ids; does not know tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from idefics.errors import BrokenCheckpoint, UnsupportedModel
+from idefics.generation_fields import STRATEGY, effective
+
+FILE = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRules:
+    """The fields of the file, named as there, that hold for every answer; the defaults ask for nothing.
+
+    Attributes:
+        suppress_tokens: ids that are never chosen.
+        begin_suppress_tokens: ids that are not chosen first.
+        bad_words_ids: sequences of ids that are never complete, the prompt's ids among them.
+        repetition_penalty: where the caller gives none.
+        no_repeat_ngram_size: no sequence of so many ids comes twice, the prompt's among them; 0 allows all.
+        min_length, min_new_tokens: no stop id is chosen before so many ids, with the prompt's or without; the latter
+            wins.
+        forced_bos_token_id: chosen first after a prompt of one id.
+        forced_eos_token_id: the first of them is the last id that there is room for; of several the lowest, as in
+            transformers, where all are equally likely.
+        stop_strings: end an answer, as the caller's own do.
+        renormalize_logits: changes beams alone.
+    """
+
+    suppress_tokens: frozenset[int] = frozenset()
+    begin_suppress_tokens: frozenset[int] = frozenset()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    renormalize_logits: bool = False
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any], vocabulary: int) -> GenerationRules:
+        """From what the file holds. Bans of ids that the model does not have mean nothing.
+
+        Args:
+            vocabulary: how many ids it has.
+
+        Raises:
+            UnsupportedModel: a field changes answers and is not supported.
+            BrokenCheckpoint: a field is not what it should be.
+        """
+        given = {name: value for name, value in effective(settings).items() if name not in STRATEGY}
+        given.pop("eos_token_id", None)  # the stop ids, which each family reads
+        if unsupported := sorted(given.keys() - READERS.keys()):
+            name = unsupported[0]
+            raise UnsupportedModel(
+                f"{FILE} sets {name} to {given[name]!r}, which changes answers and is not supported: "
+                f"take it out of the file to go on without it"
+            )
+        read = {name: READERS[name](name, value) for name, value in given.items()}
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if name in read:
+                read[name] = frozenset(id for id in read[name] if id < vocabulary)
+        if "bad_words_ids" in read:
+            read["bad_words_ids"] = tuple(word for word in read["bad_words_ids"] if max(word) < vocabulary)
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if (forced := max(_ids(name, given.get(name, 0)), default=0)) >= vocabulary:
+                raise BrokenCheckpoint(f"{FILE} sets {name} to {forced}, but the model has {vocabulary} ids")
+        return cls(**read)
+
+    def banned_ids(self, stop_ids: Collection[int]) -> frozenset[int]:
+        """Ids that are never chosen, whatever came before. A stop id alone is no bad word, as in transformers."""
+        words = {word[0] for word in self.bad_words_ids if len(word) == 1}
+        return self.suppress_tokens | (words - frozenset(stop_ids))
+
+    @property
+    def stepwise(self) -> tuple[str, ...]:
+        """Names of the fields whose effect depends on the ids so far."""
+        names = (
+            "begin_suppress_tokens",
+            "no_repeat_ngram_size",
+            "min_length",
+            "min_new_tokens",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+        )
+        words = ("bad_words_ids",) if any(len(word) > 1 for word in self.bad_words_ids) else ()
+        return (*(name for name in names if getattr(self, name) not in (None, 0, (), frozenset())), *words)
+
+
+def _broken(name: str, value: object, wanted: str) -> BrokenCheckpoint:
+    return BrokenCheckpoint(f"{FILE} sets {name} to {value!r}: it must be {wanted}")
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _broken(name, value, "a whole number from 0")
+    return value
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    several = value if isinstance(value, list) else [value]
+    return tuple(_whole(name, id) for id in several)
+
+
+def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
+        raise _broken(name, value, "a list of lists of ids")
+    return tuple(_ids(name, word) for word in value if word)
+
+
+def _penalty(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.01 <= value <= 10:
+        raise _broken(name, value, "a number from 0.01 to 10")
+    return float(value)
+
+
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, list) or not all(isinstance(one, str) and one for one in several):
+        raise _broken(name, value, "a text or a list of texts")
+    return tuple(several)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _broken(name, value, "true or false")
+    return value
+
+
+READERS: Mapping[str, Any] = {
+    "suppress_tokens": lambda name, value: frozenset(_ids(name, value)),
+    "begin_suppress_tokens": lambda name, value: frozenset(_ids(name, value)),
+    "bad_words_ids": _words,
+    "repetition_penalty": _penalty,
+    "no_repeat_ngram_size": _whole,
+    "min_length": _whole,
+    "min_new_tokens": _whole,
+    "forced_bos_token_id": _whole,
+    "forced_eos_token_id": lambda name, value: tuple(sorted(_ids(name, value))),
+    "stop_strings": _strings,
+    "renormalize_logits": _flag,
+}
