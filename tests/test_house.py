@@ -101,7 +101,7 @@ QUICK = (
     "cli",
     "__main__",
 )
-LATE = ("idefics.tasks.verbs",)  # methods of a loaded model
+LATE = ("idefics.tasks.verbs", "idefics.tasks.pictured", "idefics.tasks.ranking")  # methods of a loaded model
 EXTRA = ("server", "ui")  # doors whose modules need an extra,
 NEEDED = ["idefics.server", "idefics.server.settings"]  # but for these, which the command line reads
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "tokenizers", "jinja2", "httpx", "huggingface_hub")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from inspect import Parameter, cleandoc, formatannotation, signature
-from typing import Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 from idefics.calls import public
 from idefics.config import Sampling
 from idefics.messages import Detail
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+OnError = Literal["raise", "return"]
+ON_ERROR = get_args(OnError)
 
 
 class Wishes(TypedDict, total=False):
@@ -78,6 +81,8 @@ ARGUMENTS = {
     "question": "what is asked of each picture.",
     "instruction": "what to write.",
     "stream": "return a `Stream` of text instead; one picture or prompt only.",
+    "on_error": '"raise" the first error, with the number of its input; or "return" each error in the place of its '
+    "answer, and answer the rest.",
 }
 
 

@@ -12,7 +12,7 @@ from idefics.cli.loading import Loader
 from idefics.cli.output import Screen
 from idefics.cli.pictures import Named, about, find, names_many, opened
 from idefics.config import EngineConfig
-from idefics.errors import BadPicture, BadPrompt, BadVideo, PromptTooLong
+from idefics.errors import BadPicture, BadPrompt, IdeficsError
 from idefics.messages import Answer, Ranking, Shot, Visual
 from idefics.tasks.shots import read_shots
 
@@ -76,9 +76,9 @@ class Round:
                 self.screen.refuse(str(error))
 
     def replies(
-        self, reply: Callable[[Idefics, tuple[Visual, ...]], list[Result]]
+        self, reply: Callable[[Idefics, tuple[Visual, ...]], list[Result | IdeficsError]]
     ) -> Iterator[tuple[Result, str]]:
-        """Each result with its picture's name. `reply` answers several pictures together."""
+        """Each result with its picture's name. `reply` answers several pictures together, with errors in place."""
         done = 0
         for few in _growing(self.found):
             if sound := list(self.opened(few)):
@@ -87,19 +87,17 @@ class Round:
             self.screen.waiting.reach(done)
 
     def _together(
-        self, pictures: Sequence[Named], reply: Callable[[Idefics, tuple[Visual, ...]], list[Result]]
+        self,
+        pictures: Sequence[Named],
+        reply: Callable[[Idefics, tuple[Visual, ...]], list[Result | IdeficsError]],
     ) -> Iterator[tuple[Result, str]]:
-        """One call for all; where one of them is too much for the model, or nothing for it, one by one."""
-        try:
-            results = reply(self.vlm, tuple(named.picture for named in pictures))
-        except (PromptTooLong, BadVideo) as error:
-            if len(pictures) == 1:
-                self.screen.refuse(about(pictures[0], error))
-                return
-            for named in pictures:
-                yield from self._together([named], reply)
-        else:
-            yield from ((result, named.name) for named, result in zip(pictures, results, strict=True))
+        """One call for all; a picture that the model cannot read is refused."""
+        results = reply(self.vlm, tuple(named.picture for named in pictures))
+        for named, result in zip(pictures, results, strict=True):
+            if isinstance(result, IdeficsError):
+                self.screen.refuse(about(named, result))
+            else:
+                yield result, named.name
 
 
 def _shots(path: Path | None) -> list[Shot]:

@@ -16,7 +16,7 @@ from idefics.cli.output import Screen
 from idefics.cli.pictures import reads_like_words, split_words
 from idefics.cli.rounds import Round
 from idefics.cli.sampling import SamplingFlags
-from idefics.errors import BadPrompt, BadSetting
+from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.messages import Answer
 from idefics.tasks import TASKS
 from idefics.tasks.classify import checked
@@ -185,7 +185,9 @@ def _say(
                 screen.stream(cast("Stream", stream))
         else:
             said = pictures.replies(
-                lambda vlm, several: cast("list[Answer]", vlm.run(task, several, words, **options))
+                lambda vlm, several: cast(
+                    "list[Answer | IdeficsError]", vlm.run(task, several, words, on_error="return", **options)
+                )
             )
             for answer, name in said:
                 screen.answer(answer, name, pictures.vlm)
@@ -223,6 +225,7 @@ def _classify(
                 wanted,
                 length_normalized=length_normalized,
                 calibrated=calibrated,
+                on_error="return",
                 **closely,
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(make: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+def ahead(make: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
     """`map(make, items)`, a few made ahead, in order. An error is raised in its place, and nothing more is made."""
     if len(items) == 1:
         yield make(items[0])

@@ -7,14 +7,17 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from idefics.config import Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
+from idefics.errors import IdeficsError
 from idefics.messages import Answer, Delta, Timings
+from idefics.pipeline.failures import Failures
 from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.generation_rules import GenerationRules
 from idefics.processing.guides import BannedGuide, BannedWords, FormGuide, Shape
@@ -201,7 +204,7 @@ class Stream:
         return self._growing.answer()
 
 
-Reply = Answer | list[Answer] | Stream
+Reply = Answer | IdeficsError | list[Answer] | list[Answer | IdeficsError] | Stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,24 +255,45 @@ class Asking:
         growing.handle.result()
         return growing.answer()
 
-    def answers(self, prompts: Iterator[Prompt]) -> list[Answer]:
-        """Answers to many, which are asked for as they come; an error of one cancels the rest."""
+    def answers(
+        self, prompts: Generator[Prompt | IdeficsError], failures: Failures
+    ) -> list[Answer | IdeficsError]:
+        """Answers to many, which are asked for as they come; an error that is raised cancels the rest.
+
+        Args:
+            prompts: each prompt, or why there is none.
+            failures: what is done about errors.
+        """
         most = 2 * self.engine.config.batch_rows  # asked for at once: prompts hold pictures
-        growing: deque[Growing] = deque()
-        answers: list[Answer] = []
+        growing: deque[Growing | IdeficsError] = deque()
+        answers: list[Answer | IdeficsError] = []
+
+        def collect() -> None:
+            answers.append(failures.attempt(len(answers), partial(_whole, growing[0])))
+            growing.popleft()
+
         try:
-            for prompt in prompts:
-                growing.append(self.submit(prompt))
-                if len(growing) == most:
-                    answers.append(_whole(growing))
+            with closing(prompts):
+                for index, prompt in enumerate(prompts):
+                    growing.append(failures.attempt(index, partial(self._begun, prompt)))
+                    if len(growing) == most:
+                        collect()
             while growing:
-                answers.append(_whole(growing))
+                collect()
         finally:
             for one in growing:
-                one.handle.cancel()
+                if isinstance(one, Growing):
+                    one.handle.cancel()
         return answers
 
+    def _begun(self, prompt: Prompt | IdeficsError) -> Growing:
+        if isinstance(prompt, IdeficsError):
+            raise prompt
+        return self.submit(prompt)
 
-def _whole(growing: deque[Growing]) -> Answer:
-    growing[0].handle.result()
-    return growing.popleft().answer()
+
+def _whole(growing: Growing | IdeficsError) -> Answer:
+    if isinstance(growing, IdeficsError):
+        raise growing
+    growing.handle.result()
+    return growing.answer()

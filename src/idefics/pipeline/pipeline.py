@@ -11,13 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from idefics.calls import checked_flag, checked_text
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, IdeficsError
 from idefics.messages import ImageDetail
-from idefics.options import Options, Wishes, with_options
+from idefics.options import OnError, Options, Wishes, with_options
 from idefics.pipeline.ahead import ahead
 from idefics.pipeline.answering import Reply, Stream
 from idefics.pipeline.arguments import checked_prompt, several
 from idefics.pipeline.asking import asking_for
+from idefics.pipeline.failures import Failures, returning
 from idefics.pipeline.prompting import Prompting
 from idefics.prompt import Prompt
 
@@ -36,6 +37,7 @@ class Pipeline(Prompting):
         items: Items,
         *,
         stream: Literal[False] = ...,
+        on_error: Literal["raise"] = ...,
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[Options],
     ) -> Answer: ...
@@ -45,6 +47,7 @@ class Pipeline(Prompting):
         items: Sequence[Items],
         *,
         stream: Literal[False] = ...,
+        on_error: Literal["raise"] = ...,
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[Options],
     ) -> list[Answer]: ...
@@ -57,12 +60,33 @@ class Pipeline(Prompting):
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[Options],
     ) -> Stream: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # as above
+        self,
+        items: Items,
+        *,
+        stream: Literal[False] = ...,
+        on_error: Literal["return"],
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[Options],
+    ) -> Answer | IdeficsError: ...
+    @overload
+    def generate(
+        self,
+        items: Sequence[Items],
+        *,
+        stream: Literal[False] = ...,
+        on_error: Literal["return"],
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[Options],
+    ) -> list[Answer | IdeficsError]: ...
     @with_options()
     def generate(
         self,
         items: Items | Sequence[Items],
         *,
         stream: bool = False,
+        on_error: OnError = "raise",
         add_end_of_utterance_token: bool | None = None,
         **options: Unpack[Options],
     ) -> Reply:
@@ -71,6 +95,8 @@ class Pipeline(Prompting):
         Args:
             items: text and pictures in any order, or a list of such lists. Special tokens in the text are honoured.
             stream: return a `Stream` of text instead; one prompt only.
+            on_error: "raise" the first error, with the number of its prompt; or "return" each error in the place of its
+                answer, and answer the rest.
             add_end_of_utterance_token: whether Idefics 1 puts its `<end_of_utterance>` between neighbouring texts;
                 None: where the checkpoint has it.
             **options: see `Options`; greedy and at most 256 new tokens unless told.
@@ -83,7 +109,8 @@ class Pipeline(Prompting):
         if add_end_of_utterance_token is not None:
             checked_flag("add_end_of_utterance_token", add_end_of_utterance_token)
         make = partial(self._seeing(options).raw, add_end_of_utterance_token=add_end_of_utterance_token)
-        return self._reply(make, prompts, many, stream, began, options)
+        failures = Failures("prompt", len(prompts) if many else 0, on_error, stream)
+        return self._reply(make, prompts, failures, began, options)
 
     @overload
     def chat(
@@ -93,6 +120,7 @@ class Pipeline(Prompting):
         answer_start: str = ...,
         continue_final_message: bool = ...,
         stream: Literal[False] = ...,
+        on_error: Literal["raise"] = ...,
         **options: Unpack[Options],
     ) -> Answer: ...
     @overload
@@ -103,6 +131,7 @@ class Pipeline(Prompting):
         answer_start: str = ...,
         continue_final_message: bool = ...,
         stream: Literal[False] = ...,
+        on_error: Literal["raise"] = ...,
         **options: Unpack[Options],
     ) -> list[Answer]: ...
     @overload
@@ -115,6 +144,28 @@ class Pipeline(Prompting):
         stream: Literal[True],
         **options: Unpack[Options],
     ) -> Stream: ...
+    @overload
+    def chat(
+        self,
+        messages: Conversation,
+        *,
+        stream: Literal[False] = ...,
+        on_error: Literal["return"],
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        **options: Unpack[Options],
+    ) -> Answer | IdeficsError: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Conversation],
+        *,
+        stream: Literal[False] = ...,
+        on_error: Literal["return"],
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        **options: Unpack[Options],
+    ) -> list[Answer | IdeficsError]: ...
     @with_options()
     def chat(
         self,
@@ -123,6 +174,7 @@ class Pipeline(Prompting):
         answer_start: str = "",
         continue_final_message: bool = False,
         stream: bool = False,
+        on_error: OnError = "raise",
         **options: Unpack[Options],
     ) -> Reply:
         """The next answer of a conversation; or of several, and then a list of answers comes back.
@@ -133,7 +185,7 @@ class Pipeline(Prompting):
             answer_start: words that the answer begins with; its text goes on after them, its first space included.
             continue_final_message: the last message is the assistant's and its text goes on: that text and the answer's
                 are the whole, with the space between them if there is one. Without it such a message is refused.
-            stream, options: as in `generate`.
+            stream, on_error, options: as in `generate`.
         """
         began = time.perf_counter()
         conversations, many = several("messages", messages, "a list of messages, also for one")
@@ -142,7 +194,8 @@ class Pipeline(Prompting):
         make = partial(self._seeing(options).chat, answer_start=answer_start)
         make = partial(make, continue_final_message=continue_final_message)
         continues = bool(answer_start) or continue_final_message
-        return self._reply(make, conversations, many, stream, began, options, continues=continues)
+        failures = Failures("conversation", len(conversations) if many else 0, on_error, stream)
+        return self._reply(make, conversations, failures, began, options, continues=continues)
 
     @with_options(Wishes)
     def submit(
@@ -177,18 +230,18 @@ class Pipeline(Prompting):
         self,
         make: Callable[[Any], Prompt],
         items: Sequence[Any],
-        many: bool,
-        stream: bool,
+        failures: Failures,
         began: float,
         options: Options,
         start: str = "",
         continues: bool = False,
     ) -> Reply:
         """Answers the prompts that `make` makes of `items`; `start` and `continues` are as in `submit`."""
-        if checked_flag("stream", stream) and many:
+        many = failures.total > 0
+        if checked_flag("stream", failures.stream) and many:
             raise BadSetting(f"stream=True takes one prompt, not {len(items)}: call it once for each")
         asking = asking_for(self, began, options, start, continues)
-        if stream:
+        if failures.stream:
             return Stream(asking.submit(make(items[0])))
-        answers = asking.answers(ahead(make, items))
+        answers = asking.answers(ahead(returning(make), items), failures)
         return answers if many else answers[0]

@@ -23,8 +23,8 @@ from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
 from idefics.tasks import TASKS, classify
+from idefics.tasks.ranking import neutral
 from idefics.tasks.record import Task
-from idefics.tasks.verbs import neutral
 from idefics.tasks.write import STORY
 
 if TYPE_CHECKING:

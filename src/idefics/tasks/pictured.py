@@ -1,0 +1,110 @@
+"""What the tasks' methods share: prompts worded for the checkpoint, worked examples, one picture or several."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence, Set, ValuesView
+from io import IOBase
+from typing import TYPE_CHECKING, Self, Unpack, cast
+
+from idefics.calls import in_order, public
+from idefics.errors import BadPrompt, IdeficsError
+from idefics.messages import ImageDetail, Shot, Visual
+from idefics.options import OnError, Options
+from idefics.pipeline import Pipeline, Reply
+from idefics.pipeline.failures import Failures, returning
+from idefics.processing.video import as_visual
+from idefics.prompt import Prompt
+from idefics.tasks.record import Task, compose
+
+if TYPE_CHECKING:
+    from idefics.messages import PictureSource
+
+    One = Visual | PictureSource
+    Many = Sequence[One]
+
+
+class TaskPipeline(Pipeline):
+    """A pipeline that runs tasks by their records."""
+
+    shots: tuple[Shot, ...] = ()
+
+    @public
+    def with_shots(self, shots: Sequence[Shot]) -> Self:
+        """The same model (nothing is copied) whose tasks follow worked examples.
+
+        Args:
+            shots: the examples, in their order.
+        """
+        given = in_order("shots", shots, "a list of Shot(Picture(...), answer)")
+        if not all(isinstance(shot, Shot) for shot in given):
+            raise BadPrompt("with_shots takes a list of Shot(Picture(...), answer)")
+        other = copy.copy(self)
+        other.shots = tuple(given)
+        return other
+
+    def run(
+        self,
+        task: Task,
+        image: One | Many,
+        words: str = "",
+        *,
+        stream: bool = False,
+        on_error: OnError = "raise",
+        **o: Unpack[Options],
+    ) -> Reply:
+        """Any task of TASKS but `classify`, by its record."""
+        began = time.perf_counter()
+        o.setdefault("max_new_tokens", task.max_new_tokens)
+        look = ImageDetail(o.pop("detail", "high"), o.pop("max_tiles", None))
+
+        def make(picture: Visual | IdeficsError) -> Prompt:
+            return self.task_prompt(task, there(picture), words, look)
+
+        pictures, failures = given_pictures(image, on_error, stream)
+        start = words if task.name == "complete" else ""
+        return self._reply(make, pictures, failures, began, o, start=start)
+
+    def _plain(self) -> Self:
+        """The same model, to which special tokens in a task's words are plain characters, whatever its kind."""
+        other = copy.copy(self)
+        other.processor = copy.copy(self.processor)
+        other.processor.trusts_text = False
+        return other
+
+    def task_prompt(self, task: Task, picture: Visual, words: str, look: ImageDetail) -> Prompt:
+        """What any other task asks of the engine."""
+        composed = compose(task, self.processor.style.kind, picture, words, self.shots)
+        return self._plain().prompt(
+            composed.items,
+            answer_start=composed.answer_start,
+            detail=look.detail,
+            max_tiles=look.max_tiles,
+        )
+
+
+def given_pictures(
+    image: One | Many, on_error: OnError, stream: bool = False
+) -> tuple[list[Visual | IdeficsError], Failures]:
+    """The pictures of a call, or why one of them is none, and what the call does about errors."""
+    if not _is_many(image):
+        return [as_visual(cast("One", image))], Failures("picture", 0, on_error, stream)
+    listed = in_order("image", image, "a picture or a list of pictures", error=BadPrompt)
+    if not listed:
+        raise BadPrompt("the list of pictures is empty: give at least one")
+    attempt = returning(as_visual)
+    return [attempt(one) for one in listed], Failures("picture", len(listed), on_error, stream)
+
+
+def there(picture: Visual | IdeficsError) -> Visual:
+    """A picture; raises what stands in its place."""
+    if isinstance(picture, IdeficsError):
+        raise picture
+    return picture
+
+
+def _is_many(image: object) -> bool:
+    """Whether a call is given a list of pictures, or what gives several; a file that is open gives its lines."""
+    is_one = isinstance(image, (str, bytes, IOBase))
+    return isinstance(image, (Sequence, Set, ValuesView, Iterator)) and not is_one
