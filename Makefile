@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 DEV := $(VENV)/dev.stamp
 BENCH := $(VENV)/bench.stamp
+CLIENTS := $(patsubst tests/clients/environments/%.txt,$(VENV)/clients/%.stamp,$(wildcard tests/clients/environments/*.txt))
 PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
 # Errors only; but on a terminal pip draws the bar of the one long download.
 INSTALL := $(PIP) install -qq --constraint constraints.txt
@@ -21,10 +22,10 @@ help: ## say what each target does
 demo: $(BASE) ## answer every kind of question about the bundled pictures; needs no network once installed
 	@$(BIN)/idefics demo
 
-test: $(DEV) ## run the tests, but not those marked slow
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+test: $(DEV) ## run the tests, but not those marked slow or clients
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not clients"
 
-test-all: $(DEV) ## run every test; those for a GPU are skipped where there is none
+test-all: $(DEV) $(CLIENTS) ## run every test; those for a GPU are skipped where there is none
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(DEV) ## check the layout, the lint rules and the types
@@ -60,4 +61,11 @@ $(DEV): $(BASE)
 $(BENCH): $(DEV) bench/requirements.txt
 	@echo "Compiling llama.cpp, a rival of the benchmarks"
 	@CMAKE_ARGS=-DGGML_NATIVE=ON CMAKE_GENERATOR="Unix Makefiles" $(INSTALL) --requirement bench/requirements.txt
+	@touch $@
+
+# Clients of the server that others wrote, apart: they need versions of packages that the tests' own tools do not take.
+$(VENV)/clients/%.stamp: tests/clients/environments/%.txt | $(DEV)
+	@echo "Installing clients of the server ($*)"
+	@$(BIN)/python -m venv $(VENV)/clients/$*
+	@$(VENV)/clients/$*/bin/python -m pip --no-input --disable-pip-version-check install -qq --requirement $<
 	@touch $@

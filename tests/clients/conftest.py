@@ -16,11 +16,14 @@ from idefics.server.sockets import bind, url_of
 
 
 @contextmanager
-def serving(vlm, **settings):
-    """A server in a thread of its own: (its url, what its requests share)."""
+def serving(vlm, *, middleware=None, **settings):
+    """A server in a thread of its own: (its url, what its requests share). `middleware` is (class, argument)."""
     settings = Settings(model="demo", port=0, **settings)
     with bind(settings.host, settings.port) as listener:
-        server = Server(create_app(vlm, settings))
+        app = create_app(vlm, settings)
+        if middleware is not None:
+            app.add_middleware(*middleware)
+        server = Server(app)
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
         thread.start()
         try:

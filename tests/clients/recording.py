@@ -1,0 +1,72 @@
+"""Requests of client programs as they go over the wire, and the files that keep them.
+
+`tests/clients/recorded` holds one file for each program of `tests/clients/programs`: what it sends, in order. Its tests
+send them to the server in process, with no client installed. `python scripts/record_clients.py` writes them again.
+"""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+from server.asking import PICTURES
+
+HERE = Path(__file__).parent
+PROGRAMS = HERE / "programs"
+RECORDED = HERE / "recorded"
+PICTURE = PICTURES / "shapes.png"
+ENVIRONMENTS = {  # the folder of `.venv/clients` in which each program runs
+    "docling_api": "openai3",
+    "hub_inference": "openai3",
+    "instructor_forms": "openai2",
+    "langchain_models": "openai3",
+    "litellm_library": "openai3",
+    "llama_index_llms": "openai2",
+    "llm_command": "openai3",
+    "openai_agents": "openai3",
+    "openai_package": "openai3",
+    "pydantic_ai_agents": "openai3",
+    "strands_agents": "openai2",
+}
+PLACEHOLDER = "data:image/png;base64,{shapes}"  # stands for any picture
+ID = re.compile(r"\b(msg|resp|chatcmpl|cmpl)[_-][0-9a-f]{32}\b")
+
+
+class Recorder:
+    """Middleware that keeps what is posted: (path, body) each."""
+
+    def __init__(self, app, posted):
+        self.app, self.posted = app, posted
+
+    async def __call__(self, scope, receive, send):
+        body = b""
+
+        async def watched():
+            nonlocal body
+            message = await receive()
+            if message["type"] == "http.request":
+                body += message.get("body", b"")
+                if not message.get("more_body") and scope["method"] == "POST":
+                    self.posted.append({"path": scope["path"], "body": json.loads(body)})
+            return message
+
+        await self.app(scope, watched if scope["type"] == "http" else receive, send)
+
+
+def kept(posted):
+    """Requests as they are written down: without pictures, and with ids that do not change from run to run."""
+    text = json.dumps(posted, ensure_ascii=False, indent=1)
+    text = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=]+", PLACEHOLDER, text)
+    return json.loads(ID.sub(lambda found: f"{found[1]}_{'0' * 32}", text))
+
+
+def recorded(name):
+    """The requests of a program, with the picture in them."""
+    uri = PLACEHOLDER.replace("{shapes}", base64.b64encode(PICTURE.read_bytes()).decode())
+    return json.loads((RECORDED / f"{name}.json").read_text().replace(PLACEHOLDER, uri))
+
+
+def write(name, posted):
+    """Keeps the requests of a program."""
+    RECORDED.mkdir(exist_ok=True)
+    (RECORDED / f"{name}.json").write_text(json.dumps(kept(posted), ensure_ascii=False, indent=1) + "\n")

@@ -1,0 +1,87 @@
+"""What client packages send, as it went over the wire: each request is answered as the Python library answers it."""
+
+import json
+
+import pytest
+
+from clients.recording import ENVIRONMENTS, PROGRAMS, RECORDED, recorded
+from idefics.messages import Message, Picture
+from server.asking import events
+
+SHAPES = {"circle", "square"}
+
+
+def parts_of(content):
+    """The texts and pictures of a message's content, as either route writes it."""
+    if isinstance(content, str):
+        return [content]
+    urls = [part.get("image_url") for part in content]
+    urls = [url["url"] if isinstance(url, dict) else url for url in urls]
+    return [Picture(url) if url else part["text"] for url, part in zip(urls, content, strict=True)]
+
+
+def expected(vlm, body):
+    """What the Python library answers to the same words and pictures."""
+    if "prompt" in body:
+        text = body["prompt"] if isinstance(body["prompt"], str) else body["prompt"][0]
+        return f" {vlm.generate([text], max_new_tokens=body['max_tokens']).text}"
+    turns = body.get("messages") or body["input"]
+    turns = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
+    return vlm.chat([Message(turn["role"], tuple(parts_of(turn["content"]))) for turn in turns]).text
+
+
+def texts_of(answer):
+    """The text of each choice of an answer, whole or streamed, of any route."""
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        body = answer.json()
+        if "output" in body:
+            return [part["text"] for item in body["output"] for part in item["content"]]
+        return [
+            choice["message"]["content"] if "message" in choice else choice["text"]
+            for choice in body["choices"]
+        ]
+    *told, last = events(answer.text)
+    if last == "[DONE]":
+        deltas = [choice["delta"] for chunk in told for choice in chunk["choices"]]
+        return ["".join(delta.get("content", "") for delta in deltas)]
+    assert last["type"] == "response.completed"
+    return ["".join(one["delta"] for one in told if one["type"] == "response.output_text.delta")]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_what_clients_send_is_answered(client, vlm, name):
+    requests = recorded(name)
+    assert requests
+    for request in requests:
+        answer = client.post(request["path"], request["body"])
+        assert answer.status_code == 200, answer.text
+        said = json.dumps(request["body"])
+        for text in texts_of(answer):
+            if "json_schema" in said or "json_object" in said:
+                assert json.loads(text)["shape"] in SHAPES
+            else:
+                assert text == expected(vlm, request["body"])
+
+
+def test_the_records_show_what_clients_really_send():
+    """The fields for which these clients were refused once: they are what is tried here."""
+    said = {name: (RECORDED / f"{name}.json").read_text() for name in ENVIRONMENTS}
+    for name, field in (
+        ("openai_agents", '"tools": []'),
+        ("llama_index_llms", '"previous_response_id": null'),
+        ("strands_agents", '"format": "image/png"'),
+        ("hub_inference", '"tool_call_id": null'),
+        ("openai_package", '"parsed": {'),
+        ("docling_api", '"skip_special_tokens": true'),
+        ("litellm_library", '"cache_control": {'),
+        ("litellm_library", '"tools": []'),
+    ):
+        assert field in said[name], name
+
+
+def test_every_program_has_an_environment_and_a_record():
+    programs = {path.stem for path in PROGRAMS.glob("*.py")} - {"asking"}
+    assert programs == set(ENVIRONMENTS) == {path.stem for path in RECORDED.glob("*.json")}
+    assert set(ENVIRONMENTS.values()) == {
+        path.stem for path in (PROGRAMS.parent / "environments").glob("*.txt")
+    }
