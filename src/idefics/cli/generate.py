@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 HELP = """
 Continue a raw prompt: texts and pictures in any order, exactly as given.
 
-An ITEM is a picture or video where it is an http(s) address, a data URI, - for standard input, or where it ends like
-the name of one and there is such a file; anything else is text. Special tokens in a text are honoured.
+An ITEM is a picture or video where it is an http(s) address, a data URI, - for standard input, or an existing file;
+anything else is text. Special tokens in a text are honoured.
 """
 EXAMPLES = (
     'idefics generate photo.jpg "This is a picture of"',

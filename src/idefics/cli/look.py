@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 OUTPUT = "Output"  # the last section of flags
+WIDEST_FLAG = 30  # characters, beside which its help stands
 
 Run = Callable[..., int]  # a command: its arguments in, its exit code out
 
@@ -50,10 +51,11 @@ class Command(_Help, TyperCommand):
             if record is not None and param.param_type_name == "option":
                 panel: str = param.rich_help_panel or OUTPUT  # type: ignore[attr-defined]  # typer's own --help
                 sections.setdefault(panel, []).append(record)
-        width = max(len(flag) for records in sections.values() for flag, _ in records)
+        # A longer flag has its line to itself.
+        width = max(min(len(flag), WIDEST_FLAG) for records in sections.values() for flag, _ in records)
         for name, records in sections.items():
             with formatter.section(name):
-                formatter.write_dl([(flag.ljust(width), help) for flag, help in records])
+                formatter.write_dl([(flag.ljust(width), help) for flag, help in records], col_max=width)
 
 
 class Group(_Help, TyperGroup):
