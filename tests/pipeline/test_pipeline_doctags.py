@@ -180,3 +180,19 @@ def test_the_blank_between_a_message_and_what_follows_is_kept(vlm):
     assert went_on.text == begun.text and went_on.text.startswith(" ")
     pieces = demo.chat([*conversation, assistant("A")], continue_final_message=True, stream=True)
     assert "".join(itertools.islice(pieces, 100)) == went_on.text
+
+
+def test_continuations_of_the_last_message_are_scored_as_they_stand(vlm):
+    said = [*ASKED, assistant("<doctag><text><loc_1>")]
+    prompt, (right, wrong) = vlm.score(said, ["<loc_2>", "<loc_1>"], continue_final_message=True)
+    assert prompt.ids == vlm.prompt(PREFILL, continue_final_message=True).ids
+    assert len(right) == len(wrong) == 1 and right[0] > -1e-6 > wrong[0]
+    with pytest.raises(BadPrompt, match="set continue_final_message"):
+        vlm.score(said, ["a"])
+
+
+@pytest.mark.parametrize("name", ["answer_start", "continue_final_message"])
+def test_a_raw_prompt_is_scored_without_the_settings_of_a_conversation(vlm, name):
+    value = "A" if name == "answer_start" else True
+    with pytest.raises(BadSetting, match=f"{name} goes with a conversation"):
+        vlm.score(["x"], ["a"], **{name: value})

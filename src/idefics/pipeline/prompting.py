@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Items = Sequence[Item]
     Conversation = Sequence[Message | Mapping[str, Any]]
 PROMPT = "a list of text and pictures, or of messages"
+RAW_PREFILL = "{name} goes with a conversation; write the words at the end of a raw prompt"
 
 
 class Prompting(Loaded):
@@ -48,15 +49,11 @@ class Prompting(Loaded):
         """
         processor = self.processor.looking(ImageDetail(detail, max_tiles))
         given = in_order("items", items, PROMPT, error=BadPrompt)
-        checked_text("answer_start", answer_start, "The picture shows", blank=True)
-        checked_flag("continue_final_message", continue_final_message)
+        prefill = _prefill(answer_start, continue_final_message)
         if is_conversation(given):
-            return processor.chat(
-                given, answer_start=answer_start, continue_final_message=continue_final_message
-            )
-        if answer_start or continue_final_message:
-            name = "answer_start" if answer_start else "continue_final_message"
-            raise BadSetting(f"{name} goes with a conversation; write the words at the end of a raw prompt")
+            return processor.chat(given, **prefill)
+        if prefill:
+            raise BadSetting(RAW_PREFILL.format(name=next(iter(prefill))))
         return processor.raw(given)
 
     @public
@@ -101,24 +98,32 @@ class Prompting(Loaded):
         endings: Sequence[str],
         *,
         answer_start: str = "",
+        continue_final_message: bool = False,
         detail: Detail = "high",
         max_tiles: int | None = None,
     ) -> tuple[Prompt, list[list[float]]]:
         """How likely each of many texts is after one prompt, read once: log-probabilities of its tokens.
 
-        In a conversation an ending is the answer; in a raw prompt it goes on as it stands, its own space included.
+        In a conversation an ending is the answer; in a raw prompt, or after a message that goes on, it follows as it
+        stands, its own space included.
 
         Args:
             items: a list of text and pictures (see `generate`), or of messages (see `chat`).
             endings: the texts.
             answer_start: words that each begins with; conversations only.
+            continue_final_message: as in `chat`; conversations only.
             detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
 
         Returns:
             The prompt shared by all endings, and for each ending one number a token.
         """
         prompt, rests = self.endings(
-            items, endings, answer_start=answer_start, detail=detail, max_tiles=max_tiles
+            items,
+            endings,
+            answer_start=answer_start,
+            continue_final_message=continue_final_message,
+            detail=detail,
+            max_tiles=max_tiles,
         )
         return prompt, self.engine.score(prompt, rests)
 
@@ -129,6 +134,7 @@ class Prompting(Loaded):
         endings: Sequence[str],
         *,
         answer_start: str = "",
+        continue_final_message: bool = False,
         detail: Detail = "high",
         max_tiles: int | None = None,
     ) -> Endings:
@@ -141,6 +147,21 @@ class Prompting(Loaded):
         texts = in_order("endings", endings, "a list of texts", error=BadPrompt)
         for text in texts:
             checked_text("ending", text, " a dog", blank=True)
+        prefill = _prefill(answer_start, continue_final_message)
         if is_conversation(given):
-            return processor.chat_endings(given, texts, answer_start=answer_start)
+            return processor.chat_endings(given, texts, **prefill)
+        if prefill:
+            raise BadSetting(RAW_PREFILL.format(name=next(iter(prefill))))
         return processor.raw_endings(given, texts)
+
+
+def _prefill(answer_start: str, continue_final_message: bool) -> dict[str, Any]:
+    """How the answer to a conversation begins, as far as it is said.
+
+    Raises:
+        BadSetting: it is said in the wrong way.
+    """
+    checked_text("answer_start", answer_start, "The picture shows", blank=True)
+    checked_flag("continue_final_message", continue_final_message)
+    said = {"answer_start": answer_start, "continue_final_message": continue_final_message}
+    return {name: value for name, value in said.items() if value}

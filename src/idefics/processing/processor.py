@@ -120,15 +120,12 @@ class Processor:
         return self._prompt(self._encoded(pieces, pictures), pictures)
 
     def chat_endings(
-        self,
-        messages: Sequence[Message | Mapping[str, Any]],
-        endings: Sequence[str],
-        *,
-        answer_start: str = "",
+        self, messages: Sequence[Message | Mapping[str, Any]], endings: Sequence[str], **prefill: Any
     ) -> Endings:
         """A conversation once, and the token ids of each answer that it might get.
 
-        Each answer is tokenised as it would be after the prompt and a space.
+        Each answer is tokenised as it would be after the prompt and a space, or as it stands after a message that goes
+        on; `prefill` are the keywords of `chat`.
 
         Returns:
             The prompt that all answers share, and for each answer the ids that follow it.
@@ -136,8 +133,9 @@ class Processor:
         Raises:
             BadPrompt: no answers, or a blank one.
         """
-        pieces, pictures = self._pieces(self._conversation(messages, answer_start=answer_start))
-        last = [Piece(" " + ending, trusted=False) for ending in endings]
+        pieces, pictures = self._pieces(self._conversation(messages, **prefill))
+        space = "" if prefill.get("continue_final_message") else " "
+        last = [Piece(space + ending, trusted=False) for ending in endings]
         ids, rests = encode_continuations(self.tokenizer, self.text_limit, pieces, last)
         return self._prompt(self._opening() + ids, pictures), rests
 
