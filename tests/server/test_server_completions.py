@@ -223,3 +223,12 @@ def test_prompt_and_answer_are_scored_together(client):
         assert len(values) == count + len(answer["logprobs"][name])
     assert whole["logprobs"]["tokens"] == prompt["logprobs"]["tokens"] + answer["logprobs"]["tokens"]
     assert whole["logprobs"]["text_offset"][count] == len(TEXT)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_a_prompt_that_is_scored_counts_once(client, vlm, max_tokens, monkeypatch):
+    monkeypatch.setattr(prompt_logprobs, "PIECE", 1)
+    prompts = client.app.state.service.metrics.prompt_tokens._value
+    before = prompts.get()
+    assert client.post(PATH, asked(max_tokens=max_tokens, echo=True, logprobs=1)).status_code == 200
+    assert prompts.get() - before == len(vlm.prompt([TEXT]))

@@ -85,7 +85,8 @@ async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) 
         if asked.scores_prompts:
             own = await prompt_logprobs(visit, make, text, asked.logprobs or 0)
         if asked.max_tokens == 0:
-            lengths.append(len(await service.aside(make)))
+            visit.count(prompt := await service.aside(make))
+            lengths.append(len(prompt))
         else:
             await visit.ask(make, asked.wishes(), choices=asked.n or 1, continues=True)
         starts += [own] * (asked.n or 1)

@@ -39,7 +39,7 @@ async def prompt_logprobs(visit: Visit, make: Callable[[], Prompt], text: str, t
     tops: list[tuple[Alternative, ...]] = [()] * (opening == 0)
     for start in range(max(opening, 1), len(prompt), PIECE):
         ending = prompt.ids[start : start + PIECE]
-        handle = await visit.scores(partial(_split, prompt, start, ending), top=top)
+        handle = await visit.scores(partial(_split, prompt, start, ending), top=top, is_counted=False)
         logprobs += handle.scores[0]
         tops += handle.score_tops[0]
     return Delta(text, prompt.ids[opening:], tuple(logprobs), tuple(tops) if top else None)

@@ -128,17 +128,23 @@ class Visit:
         if self.is_ended:
             raise closing()
         self.prepared = time.monotonic() - self.place.began
-        self._count(prompt)
+        self.count(prompt)
         wishes = {**wishes, "start": start, "continues": continues}
         await self.service.aside(lambda: self._submit(prompt, wishes, choices))
 
     async def scores(
-        self, make: Callable[[], Endings], *, pictures: Sequence[Picture] = (), top: int = 0
+        self,
+        make: Callable[[], Endings],
+        *,
+        pictures: Sequence[Picture] = (),
+        top: int = 0,
+        is_counted: bool = True,
     ) -> Handle:
         """Makes a prompt and its endings, and asks how likely they are. Raises as `ask`.
 
         Args:
             top: so many of the likeliest tokens in the place of each token are told too.
+            is_counted: whether the prompt is one more of the metrics.
         """
         admission = self.service.admission
         admission.take(self.place, pictures=len(pictures))
@@ -146,7 +152,8 @@ class Visit:
         admission.take(self.place, tokens=len(prompt) + sum(map(len, endings)))
         if self.is_ended:
             raise closing()
-        self._count(prompt)
+        if is_counted:
+            self.count(prompt)
         self.ranking = self.service.vlm.engine.submit(
             Request(prompt, Sampling(logprobs=top > 0, top_logprobs=top), endings=endings)
         )
@@ -155,7 +162,8 @@ class Visit:
             raise closing()
         return self.ranking
 
-    def _count(self, prompt: Prompt) -> None:
+    def count(self, prompt: Prompt) -> None:
+        """Adds a prompt to the metrics."""
         self.service.metrics.prompt_tokens.inc(len(prompt))
         self.service.metrics.pictures.inc(len(prompt.pictures))
 
