@@ -203,5 +203,7 @@ def test_what_is_no_checkpoint(tmp_path):
 
 def test_a_conversation_of_text():
     assert smol().apply_chat_template(
-        [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], add_generation_prompt=True
+        [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        add_generation_prompt=True,
+        tokenize=False,
     ) == (f"<|im_start|>User: Hi{TURN_END}\nAssistant:")

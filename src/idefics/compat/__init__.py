@@ -56,6 +56,13 @@ if TYPE_CHECKING:
     from idefics.compat.quantization import BitsAndBytesConfig, QuantoConfig
     from idefics.compat.stopping import StoppingCriteria, StoppingCriteriaList
     from idefics.compat.streamers import TextIteratorStreamer, TextStreamer
+    from idefics.compat.tokenization import (
+        GPT2TokenizerFast,
+        LlamaTokenizer,
+        LlamaTokenizerFast,
+        PreTrainedTokenizer,
+        PreTrainedTokenizerFast,
+    )
 
 __all__ = [
     "AutoConfig",
@@ -67,6 +74,7 @@ __all__ = [
     "AutoTokenizer",
     "BatchFeature",
     "BitsAndBytesConfig",
+    "GPT2TokenizerFast",
     "GenerationConfig",
     "Idefics2Config",
     "Idefics2ForConditionalGeneration",
@@ -88,8 +96,12 @@ __all__ = [
     "IdeficsPreTrainedModel",
     "IdeficsProcessor",
     "IdeficsVisionConfig",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
     "LogitsProcessor",
     "LogitsProcessorList",
+    "PreTrainedTokenizer",
+    "PreTrainedTokenizerFast",
     "QuantoConfig",
     "SmolVLMConfig",
     "SmolVLMForConditionalGeneration",
@@ -113,6 +125,7 @@ _HOME = {
     "AutoTokenizer": "idefics.compat.auto",
     "BatchFeature": "idefics.compat.features",
     "BitsAndBytesConfig": "idefics.compat.quantization",
+    "GPT2TokenizerFast": "idefics.compat.tokenization",
     "GenerationConfig": "idefics.compat.generation_config",
     "Idefics2Config": "idefics.compat.configuration_in_text",
     "Idefics2ForConditionalGeneration": "idefics.compat.modeling_idefics2",
@@ -134,8 +147,12 @@ _HOME = {
     "IdeficsPreTrainedModel": "idefics.compat.modeling_idefics",
     "IdeficsProcessor": "idefics.compat.processing_idefics",
     "IdeficsVisionConfig": "idefics.compat.configuration_idefics",
+    "LlamaTokenizer": "idefics.compat.tokenization",
+    "LlamaTokenizerFast": "idefics.compat.tokenization",
     "LogitsProcessor": "idefics.compat.logits_process",
     "LogitsProcessorList": "idefics.compat.logits_process",
+    "PreTrainedTokenizer": "idefics.compat.tokenization",
+    "PreTrainedTokenizerFast": "idefics.compat.tokenization",
     "QuantoConfig": "idefics.compat.quantization",
     "SmolVLMConfig": "idefics.compat.configuration_in_text",
     "SmolVLMForConditionalGeneration": "idefics.compat.modeling_idefics3",

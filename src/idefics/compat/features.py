@@ -5,7 +5,7 @@ Knows lists, arrays and tensors; does not know tokens or pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -27,6 +27,7 @@ PADDINGS: dict[bool | str, str] = {
 TRUNCATIONS: dict[bool | str | None, bool | None] = {
     True: True,
     "longest_first": True,
+    "only_first": True,
     False: False,
     "do_not_truncate": False,
     None: None,
@@ -35,7 +36,29 @@ NO_LIMIT = 10**20  # configs of tokenizers without a longest text say 10^30
 
 
 class BatchFeature(dict[str, Any]):
-    """A dict whose entries are attributes too, and whose tensors move together."""
+    """A dict whose entries are attributes too, and whose tensors move together.
+
+    Args:
+        data: the entries; `entries` are more.
+        tensor_type: see `convert_to_tensors`.
+    """
+
+    def __init__(
+        self, data: Mapping[str, Any] | None = None, tensor_type: str | None = None, **entries: Any
+    ) -> None:
+        super().__init__({**(data or {}), **entries})
+        self.convert_to_tensors(tensor_type)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The entries."""
+        return self
+
+    def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
+        """Rows of numbers as tensors ("pt") or arrays ("np"); None leaves them. Returns itself."""
+        if tensor_type is not None:
+            self.update({name: as_asked(value, tensor_type) for name, value in self.items()})
+        return self
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -48,8 +71,14 @@ class BatchFeature(dict[str, Any]):
         *targets: str | int | torch.device | torch.dtype,
         device: str | int | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
     ) -> Self:
-        """Moves all tensors to a device; a dtype is for those of floating point alone. Returns itself."""
+        """Moves all tensors to a device; a dtype is for those of floating point alone. Returns itself.
+
+        Args:
+            targets: a device, a dtype or both, in any order.
+            non_blocking: as in `torch.Tensor.to`.
+        """
         for target in targets:
             if isinstance(target, torch.dtype):
                 dtype = target
@@ -57,7 +86,8 @@ class BatchFeature(dict[str, Any]):
                 device = target
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
-                self[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+                kind = dtype if value.is_floating_point() else None
+                self[name] = value.to(device=device, dtype=kind, non_blocking=non_blocking)
         return self
 
 
@@ -131,7 +161,7 @@ class Fitting:
         multiple = self.pad_to_multiple_of or 1
         return -(-width // multiple) * multiple
 
-    def pad(self, rows: Sequence[Sequence[int]], value: int) -> list[list[int]]:
+    def pad(self, rows: Sequence[Sequence[Any]], value: Any) -> list[list[Any]]:
         """Rows of one length, or as they are where nothing asks for it."""
         width = self.width([len(row) for row in rows])
         padded = []
@@ -147,7 +177,7 @@ class Fitting:
 
 def as_asked(value: Any, return_tensors: str | None) -> Any:
     """Rows or an array as tensor ("pt"), as array ("np") or as it is (None)."""
-    if return_tensors is None:
+    if return_tensors is None or (return_tensors == "pt" and isinstance(value, torch.Tensor)):
         return value
     array = np.asarray(value)
     if not array.size:  # of no ids at all NumPy makes floats

@@ -1,4 +1,4 @@
-"""The tokenizer with the calls of the guides: text to ids, rows to a batch, ids to text.
+"""The tokenizer with the calls of the guides: text to ids, rows to a batch, conversations, files.
 
 Thin over `processing.Tokenizer`, which follows `tokenizer.json` literally. Special tokens in the text are honoured:
 it is the caller's own.
@@ -6,34 +6,28 @@ it is the caller's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-import torch
-
 from idefics.compat.features import NO_LIMIT, BatchFeature, Fitting, Side
-from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
+from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest
+from idefics.compat.image_processing import refuse_upload
+from idefics.compat.tokenization_files import arguments_in, write_tokenizer
+from idefics.compat.tokenization_rows import ALIKE, EXTRAS, Row, columns_of, row_of, within, without_neutral
+from idefics.compat.tokenization_tokens import NAMED, TokenNames
 from idefics.errors import BadPrompt, BadSetting
-from idefics.processing import settings
 from idefics.processing.templates import render_template
 from idefics.processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
 
-    Ids = int | Sequence[int] | np.ndarray[Any, np.dtype[Any]] | torch.Tensor
-
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
-# What a Llama tokenizer calls them, where no file says otherwise.
-CUSTOMARY = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
-# English as it is written, from words that a space was put between.
-CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s"}
-CLEANED |= {" 've": "'ve", " 're": "'re"}
+# Words of a call that may be given with the tokenizer, for the processor that holds it.
+CALL_WORDS = ("max_length", "pad_to_multiple_of", "padding", "truncation")
 
 
-class PreTrainedTokenizer:
+class PreTrainedTokenizer(TokenNames):
     """A checkpoint's tokenizer.
 
     Args:
@@ -43,6 +37,8 @@ class PreTrainedTokenizer:
         truncation_side: where rows that are too long lose tokens.
         model_max_length: tokens of the longest text; 10^20 and more is no limit.
         chat_template: Jinja source, or "".
+        call_words: `max_length`, `padding`, `truncation` and `pad_to_multiple_of`, which a processor's calls take
+            where they do not say it themselves.
     """
 
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
@@ -60,64 +56,48 @@ class PreTrainedTokenizer:
         truncation_side: Side = "right",
         model_max_length: int = NO_LIMIT,
         chat_template: str = "",
+        **call_words: Any,
     ) -> None:
+        if unknown := call_words.keys() - set(CALL_WORDS):
+            raise TypeError(f"{type(self).__name__} has no argument {min(unknown)!r}")
         self.codec = codec
         self.bos_token, self.eos_token = bos_token, eos_token
         self.unk_token, self.pad_token = unk_token, pad_token
         self.padding_side, self.truncation_side = padding_side, truncation_side
         self.model_max_length, self.chat_template = model_max_length, chat_template
+        self.init_kwargs = call_words
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        **keywords: Any,
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **keywords: Any) -> Self:
         """Reads tokenizer.json, and from tokenizer_config.json and special_tokens_map.json what they say of it.
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id or a short name.
             keywords: which files are read, as in `folder_and_rest`; arguments of the class, instead of what the files
-                say.
+                say: a token that the vocabulary lacks is added to it.
         """
         folder, changes = folder_and_rest(
             pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
         )
         codec = Tokenizer.load(folder)
-        files = {
-            **settings.json_object(folder / "special_tokens_map.json"),
-            **settings.json_object(folder / "tokenizer_config.json"),
-        }
-        known = {name: files[name] for name in ("padding_side", "truncation_side") if files.get(name)}
-        known["model_max_length"] = int(files.get("model_max_length") or NO_LIMIT)
-        known["chat_template"] = settings.chat_template(folder)
-        for name in NAMED:
-            customary = CUSTOMARY[name] if CUSTOMARY[name] in codec.added else None
-            known[name] = _content(files.get(name)) or customary
-        return cls(codec, **{**known, **changes})
+        known = arguments_in(folder, codec)
+        made = cls(codec, **{**known, **changes})
+        made.add_special_tokens({name: changes[name] for name in NAMED if changes.get(name) is not None})
+        return made
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self.codec.to_json(), encoding="utf-8")
-        named = {name: token for name, token in self.special_tokens_map.items() if isinstance(token, str)}
-        write_json(
-            folder / "tokenizer_config.json",
-            {
-                **named,
-                "model_max_length": self.model_max_length,
-                "padding_side": self.padding_side,
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "truncation_side": self.truncation_side,
-            },
-        )
-        if self.chat_template:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> tuple[str, ...]:
+        """Writes tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
+
+        Returns:
+            The paths of the files.
+        """
+        refuse_upload(keywords)
+        return write_tokenizer(self, Path(save_directory), self.chat_template)
 
     def __call__(
         self,
         text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
@@ -125,29 +105,95 @@ class PreTrainedTokenizer:
         max_length: int | None = None,
         padding_side: Side | None = None,
         pad_to_multiple_of: int | None = None,
-        return_attention_mask: bool = True,
+        return_attention_mask: bool | None = True,
+        return_token_type_ids: bool | None = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
         return_tensors: str | None = None,
+        **neutral: Any,
     ) -> BatchFeature:
         """Ids of a text or of a batch of texts; see `Fitting` for how long the rows become.
 
         Args:
+            text_pair: a second text for each, tokenized after the first as tokenizer.json says.
             add_special_tokens: whether what tokenizer.json adds by itself, such as `<s>`, is added.
+            return_token_type_ids: also `token_type_ids`, 1 for tokens of the second text.
+            return_special_tokens_mask: also `special_tokens_mask`, 1 for what was added or filled up.
+            return_offsets_mapping: also `offset_mapping`, the (start, end) of each token in characters.
+            return_length: also `length`, the tokens of each row before it is filled up.
+            neutral: words of transformers' call at the value that asks for nothing, such as `stride=0`.
 
         Returns:
             `input_ids` and `attention_mask`: T numbers for one text, B rows for a batch; tensors are always (B, T).
         """
+        without_neutral(type(self).__name__, neutral)
         fitting = self.fitting(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
+        is_one = isinstance(text, str)
         texts = [text] if isinstance(text, str) else text
-        opening = self.opening() if add_special_tokens else []
-        rows = [self._row(one, opening, fitting) for one in texts]
-        entries: dict[str, Any] = {"input_ids": self.padded(rows, fitting)}
-        if return_attention_mask:
-            entries["attention_mask"] = fitting.pad([[1] * len(row) for row in rows], 0)
-        if isinstance(text, str) and return_tensors is None:
+        pairs: Any = [text_pair] if is_one else text_pair or [None] * len(texts)
+        if len(pairs) != len(texts):
+            raise BadPrompt(f"there are {len(texts)} texts and {len(pairs)} in text_pair: give as many")
+        opening = len(self.opening()) if add_special_tokens else 0
+        rows = [
+            row_of(self.codec, one, pair, fitting, opening=opening, adds_special=add_special_tokens)
+            for one, pair in zip(texts, pairs, strict=True)
+        ]
+        wanted = {
+            "attention_mask": return_attention_mask,
+            "token_type_ids": return_token_type_ids,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        entries = self._entries(rows, [name for name, is_wanted in wanted.items() if is_wanted], fitting)
+        if return_length:
+            entries["length"] = [len(row["input_ids"]) for row in rows]
+        if is_one and return_tensors is None:
             entries = {name: batch[0] for name, batch in entries.items()}
         return fitting.batch(entries)
+
+    def _entries(self, rows: Sequence[Row], names: Sequence[str], fitting: Fitting) -> dict[str, Any]:
+        """Rows as the entries of a batch, of one length where it is asked for."""
+        ids = self.padded([row["input_ids"] for row in rows], fitting)
+        return {"input_ids": ids} | {
+            name: fitting.pad([row[name] for row in rows], EXTRAS[name]) for name in names
+        }
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchFeature:
+        """Rows that were tokenized one by one, as a batch of one length.
+
+        Args:
+            encoded_inputs: what calls returned: a dict of rows, or a list of dicts of one row each.
+            return_attention_mask: whether there is an `attention_mask`; None: as the tokenizer returns it.
+            padding, max_length, pad_to_multiple_of, padding_side, return_tensors: see `Fitting`.
+
+        Raises:
+            BadPrompt: there are no `input_ids`.
+        """
+        inputs = encoded_inputs if isinstance(encoded_inputs, Mapping) else columns_of(encoded_inputs)
+        if "input_ids" not in inputs:
+            raise BadPrompt(f"there are no input_ids among {', '.join(inputs) or 'no entries'}")
+        columns = {name: [list(row) for row in batch] for name, batch in inputs.items() if name in ALIKE}
+        if return_attention_mask is not False:
+            ones = [[1] * len(row) for row in columns["input_ids"]]
+            columns.setdefault("attention_mask", ones)
+        fitting = self.fitting(padding, None, max_length, padding_side, pad_to_multiple_of, return_tensors)
+        others = {name: value for name, value in inputs.items() if name not in ALIKE}
+        ids = self.padded(columns.pop("input_ids"), fitting)
+        padded = {name: fitting.pad(rows, EXTRAS[name]) for name, rows in columns.items()}
+        return fitting.batch({"input_ids": ids, **padded, **others})
 
     def fitting(
         self,
@@ -166,12 +212,6 @@ class PreTrainedTokenizer:
         """What tokenizer.json itself puts before a text."""
         return self.codec.encode("", adds_special=True)
 
-    def _row(self, text: str, opening: list[int], fitting: Fitting) -> list[int]:
-        if not isinstance(text, str):
-            raise BadPrompt(f"a text is a {type(text).__name__}: give a string, or a list of strings")
-        ids = self.codec.encode(text, adds_special=bool(opening))
-        return [ids[position] for position in fitting.kept(len(ids), opening=len(opening))]
-
     def padded(self, rows: Sequence[Sequence[int]], fitting: Fitting) -> list[list[int]]:
         """Rows of ids of one length, or as they are where nothing asks for it."""
         if self.pad_token_id is None and fitting.width([len(row) for row in rows]) is not None:
@@ -180,116 +220,66 @@ class PreTrainedTokenizer:
             return fitting.pad(rows, 0)
         return fitting.pad(rows, self.pad_token_id or 0)
 
-    def encode(self, text: str, **options: Any) -> Any:
+    def encode(self, text: str, text_pair: str | None = None, **options: Any) -> Any:
         """The `input_ids` of a text; options as in the call."""
-        return self(text, **options)["input_ids"]
-
-    def tokenize(self, text: str) -> list[str]:
-        """The tokens of a text, as the vocabulary spells them."""
-        return [self._token(id) for id in self.codec.encode(text, adds_special=False)]
-
-    def decode(
-        self,
-        token_ids: Ids,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool = False,
-    ) -> str:
-        """The text of a row of ids.
-
-        Args:
-            skip_special_tokens: leave out the tokens that are marked special.
-            clean_up_tokenization_spaces: take the space before English punctuation away.
-        """
-        ids = np.atleast_1d(np.asarray(token_ids.cpu() if isinstance(token_ids, torch.Tensor) else token_ids))
-        if ids.ndim != 1:
-            raise BadPrompt(
-                f"decode reads one row of ids, and this has the shape {ids.shape}: use batch_decode"
-            )
-        if ids.size and ids.min() < 0:
-            raise BadPrompt(f"{ids.min()} is no token's id: take it out before decoding")
-        hidden = self.codec.special_ids if skip_special_tokens else ()
-        text = self.codec.decode(ids.tolist(), hidden=hidden)
-        for spaced, written in CLEANED.items() if clean_up_tokenization_spaces else ():
-            text = text.replace(spaced, written)
-        return text
-
-    def batch_decode(
-        self,
-        sequences: Iterable[Ids],
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool = False,
-    ) -> list[str]:
-        """The texts of rows of ids; arguments as in `decode`."""
-        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
-
-    def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
-        """Ids of tokens as the vocabulary spells them; of a token that it lacks, the unknown token's or None."""
-        if isinstance(tokens, list):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        id = self.codec.token_id(tokens)
-        return id if id is not None else self.unk_token_id
-
-    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
-        """Tokens as the vocabulary spells them; "" for ids that it lacks."""
-        return self._token(ids) if isinstance(ids, int) else [self._token(int(id)) for id in ids]
-
-    def _token(self, id: int) -> str:
-        return self.codec.token(id) or ""
+        return self(text, text_pair, **options)["input_ids"]
 
     def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
-    ) -> str:
-        """A conversation's text through the checkpoint's template, its turns as they are."""
-        return render_template(
-            self.chat_template,
-            conversation,
-            self.special_tokens_map,
-            add_generation_prompt=add_generation_prompt,
-        ).text
+        self,
+        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        **variables: Any,
+    ) -> Any:
+        """A conversation, or a batch of them, through the chat template, its turns as they are.
 
-    def get_vocab(self) -> dict[str, int]:
-        """Every token, added ones included, and its id."""
-        return self.codec.vocabulary()
-
-    def __len__(self) -> int:
-        return len(self.codec.vocabulary())
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are, those that were added later left out."""
-        return len(self.codec.vocabulary(added=False))
-
-    @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """The tokens with a part to play, by their part."""
-        parts = dict(
-            zip(NAMED, (self.bos_token, self.eos_token, self.unk_token, self.pad_token), strict=True)
+        Args:
+            tools, documents: variables of the template.
+            chat_template: Jinja source instead of the checkpoint's.
+            add_generation_prompt: end with the beginning of an answer.
+            continue_final_message: end with the text of the last message, so that an answer goes on with it.
+            tokenize: return ids; False returns text.
+            return_dict: with `tokenize`, return all that the call does; False returns the ids alone.
+            return_assistant_tokens_mask: also `assistant_masks`, 1 for tokens within `{% generation %}`.
+            tokenizer_kwargs: options of the call.
+            variables: options of the call (`padding`, `truncation`, `max_length`); further variables of the template.
+        """
+        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        batch: Any = conversation if is_batch else [conversation]
+        options = {name: variables.pop(name) for name in CALL_WORDS if name in variables}
+        rendered = [
+            render_template(
+                self.chat_template if chat_template is None else chat_template,
+                turns,
+                {**self.special_tokens_map, "tools": tools, "documents": documents, **variables},
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            for turns in batch
+        ]
+        texts: Any = [one.text for one in rendered]
+        if not tokenize:
+            return texts if is_batch else texts[0]
+        options |= {"add_special_tokens": False, "return_tensors": return_tensors, **(tokenizer_kwargs or {})}
+        made = self(
+            texts if is_batch else texts[0], return_offsets_mapping=return_assistant_tokens_mask, **options
         )
-        return {name: token for name, token in parts.items() if token is not None}
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids of the tokens that are left out of decoded text on request."""
-        return sorted(self.codec.special_ids)
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """The tokens of `all_special_ids`."""
-        return [self._token(id) for id in self.all_special_ids]
-
-    bos_token_id = property(lambda self: self._id(self.bos_token), doc="Id of the token that begins a text.")
-    eos_token_id = property(lambda self: self._id(self.eos_token), doc="Id of the token that ends a text.")
-    unk_token_id = property(
-        lambda self: self._id(self.unk_token), doc="Id that stands for what the vocabulary lacks."
-    )
-    pad_token_id = property(
-        lambda self: self._id(self.pad_token), doc="Id of the token that fills up short rows."
-    )
-
-    def _id(self, token: str | None) -> int | None:
-        return None if token is None else self.codec.token_id(token)
+        if return_assistant_tokens_mask:
+            offsets = made.pop("offset_mapping")
+            rows = [offsets] if not is_batch and return_tensors is None else offsets
+            masks = [within(row, one.generated) for row, one in zip(rows, rendered, strict=True)]
+            made["assistant_masks"] = masks if is_batch or return_tensors is not None else masks[0]
+            made = made.convert_to_tensors(return_tensors)
+        return made if return_dict else made["input_ids"]
 
 
-def _content(token: str | Mapping[str, Any] | None) -> str | None:
-    """A special token is written as a string, or as an object with its properties."""
-    return token["content"] if isinstance(token, Mapping) else token
+# Names of the guides: there is one class, as tokenizer.json says how text is split.
+GPT2TokenizerFast = LlamaTokenizer = LlamaTokenizerFast = PreTrainedTokenizerFast = PreTrainedTokenizer

@@ -18,7 +18,7 @@ from idefics.processing.text_length import spells_whole_text
 from idefics.processing.token_aliases import TokenAliases, encoding_of
 
 if TYPE_CHECKING:
-    pass
+    import tokenizers
 
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how it spells one byte of a character that it lacks
@@ -115,8 +115,21 @@ class Tokenizer:
             text: special tokens in it are honoured.
             adds_special: whether the file's post-processor adds its own, such as a beginning-of-text.
         """
-        ids: list[int] = self._library.encode(text, add_special_tokens=adds_special).ids
+        ids: list[int] = self.encoding(text, adds_special=adds_special).ids
         return ids
+
+    def encoding(self, text: str, pair: str | None = None, *, adds_special: bool) -> tokenizers.Encoding:
+        """Ids of trusted text, or of a pair of texts, with the characters that each stands for."""
+        return self._library.encode(text, pair, add_special_tokens=adds_special)
+
+    def extended(self, tokens: Sequence[str | tokenizers.AddedToken], *, special: bool) -> Tokenizer:
+        """This tokenizer with more added tokens, marked special or not; those that it has keep their ids."""
+        import tokenizers
+
+        library = tokenizers.Tokenizer.from_str(self._library.to_str())
+        add = library.add_special_tokens if special else library.add_tokens
+        add(list(tokens))
+        return Tokenizer(library.to_str(), self._declared)
 
     def encode_pieces(self, pieces: Iterable[Piece], *, max_tokens: int | None = None) -> list[int]:
         """Ids of the joined text, where special tokens are honoured in trusted pieces, and instructions in all.
