@@ -29,7 +29,7 @@ class Writable(Protocol):
 
 
 def arguments_in(folder: Path, codec: Tokenizer) -> dict[str, Any]:
-    """The arguments of a tokenizer, from tokenizer_config.json, special_tokens_map.json and the file of its template."""
+    """The arguments of a tokenizer: from tokenizer_config.json, special_tokens_map.json, and its template's file."""
     files = {
         **settings.json_object(folder / "special_tokens_map.json"),
         **settings.json_object(folder / "tokenizer_config.json"),

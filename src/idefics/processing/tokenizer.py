@@ -61,6 +61,12 @@ class Tokenizer:
         self.special_ids = frozenset(
             id for id, token in self._library.get_added_tokens_decoder().items() if token.special
         )
+        # Added tokens that stand for text as the vocabulary's own do: with its marks for spaces.
+        self._spelled = frozenset(
+            id
+            for id, token in self._library.get_added_tokens_decoder().items()
+            if token.normalized and not token.special and self._library.id_to_token(id) != token.content
+        )
         self._declared = Declared() if declared is None else declared
         file = json.loads(text)
         self._is_byte_level, self.strips_blank = _decoder_kind(file["decoder"])
@@ -211,7 +217,7 @@ class Tokenizer:
         return known
 
     def _spell(self, id: int) -> bytes:
-        if id in self._contents:
+        if id in self._contents and id not in self._spelled:
             return self._contents[id].encode()
         token = self._library.id_to_token(id)
         if token is None:  # models have more rows than their tokenizers have tokens
