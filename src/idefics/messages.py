@@ -222,7 +222,7 @@ class Answer:
     """What the model said. Prints as its text.
 
     Attributes:
-        text: the words, special tokens left out.
+        text: the words, and content tokens such as DocTags; control tokens are left out (see `skip_special_tokens`).
         tokens: generated ids, the final stop id not among them.
         finish: "stop" (stop id or stop string), "length" (the limit was reached) or "cancelled".
         usage: tokens and pictures.

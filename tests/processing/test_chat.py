@@ -125,6 +125,8 @@ def test_a_template_may_refuse():
         "{{ 1 / 0 }}",
         "{{ messages.append(1) }}",
         "{{ 'a' + 1 }}",
+        "{{ 'a' * 10 ** 15 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_broken_or_hostile_template_is_an_error(template):

@@ -8,15 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 
+import idefics
 from idefics.errors import BadPicture, BadPrompt, BadRequest, BadSetting
 from idefics.messages import Picture, assistant, user
+from idefics.processing.fetch import Fetcher
 from idefics.tasks.shots import read_shots
 from idefics.ui import archive, batch, classify, shots, talk
 from idefics.ui.archive import Sources
+from idefics.ui.desk import Desk, Settings
 from idefics.ui.given import Given
 from idefics.ui.rows import Job, Row, as_csv, as_jsonl, rows
 from idefics.ui.sliders import keywords, suggested
 from idefics.ui.words import cost
+from models import doctags
 
 USUAL = {
     "max_new_tokens": 64.0,
@@ -163,6 +167,16 @@ def test_rows_hold_answers_and_reasons(desk, demo, bundled, tmp_path):
     assert found["a.zip/tower.png"] == Row("a.zip/tower.png", demo.caption(bundled["tower.png"]).text)
     assert found["a.zip/broken.png"].error.startswith("a.zip/broken.png is not a picture")
     assert not desk._running
+
+
+def test_a_row_shows_the_whole_page_of_a_checkpoint_that_writes_doctags(bundled, tmp_path):
+    vlm = idefics.load(doctags.write(tmp_path / "doctags"))
+    desk = Desk(vlm, Settings("doctags", Fetcher(policy="off", strangers=True)))
+    with Sources([zipped(tmp_path / "a.zip", {"tower.png": bundled["tower.png"].read_bytes()})]) as sources:
+        (row,) = rows(desk, "me", "batch", sources.entries, batch.job_of("caption", ""))
+    assert row.text == doctags.PAGE
+    assert doctags.PAGE in as_csv([row]).decode()
+    vlm.engine.close()
 
 
 def test_rows_end_when_they_are_stopped(desk, bundled):

@@ -26,6 +26,18 @@ SECRET = secrets.randbits(128)
 CONTINUED, BEGIN, END = (f"\ue000{SECRET}{mark}" for mark in "\ue003\ue004\ue005")
 
 
+# What a template's expressions may raise beside jinja2's own errors.
+BROKEN = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    RecursionError,
+)
+
+
 class Rendered(NamedTuple):
     """What a template has written.
 
@@ -85,8 +97,9 @@ def render_template(
         )
     except Refusal as refusal:
         raise BadPrompt(f"this checkpoint's chat template refuses the conversation: {refusal}") from None
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise UnsupportedModel(f"this checkpoint's chat template is broken: {error}") from None
+    except (jinja2.TemplateError, *BROKEN) as error:
+        said = str(error) or type(error).__name__
+        raise UnsupportedModel(f"this checkpoint's chat template is broken: {said}") from None
     return _spans(_cut(text) if continue_final_message else text)
 
 
