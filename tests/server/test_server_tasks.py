@@ -152,3 +152,36 @@ def test_forms_are_checked_as_json_is(client):
     text = client("POST", path("caption"), content=b"hi", headers={"Content-Type": "text/plain"})
     assert text.status_code == 400
     assert "text/plain" in text.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "a picture of 0 bytes is empty (0 bytes)"),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "is HEIC, which is not read here: give JPEG, PNG, WebP, GIF or BMP",
+        ),
+        (
+            b"\0\0\0\x18ftypavif\0\0\0\0mif1avif",
+            "is AVIF, which is not read here: give JPEG, PNG, WebP, GIF or BMP",
+        ),
+        (b"II*\0" + bytes(100), "is TIFF, which is not read here: give JPEG, PNG, WebP, GIF or BMP"),
+        (b"hello", "is not a picture that can be read: give JPEG, PNG, WebP, GIF or BMP"),
+    ],
+)
+def test_a_file_that_is_not_read_is_named_by_its_format(client, data, words):
+    """As on the command line, whatever the form calls it."""
+    answer = client.post(path("caption"), files={"image": ("photo.jpg", data)})
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+def test_a_data_uri_as_people_send_it(client):
+    uri = data_uri("door")
+    expected = client.post(path("caption"), json={"image_url": uri}).json()["text"]
+    head, body = uri.split(",")
+    lines = "\n".join(body[start : start + 76] for start in range(0, len(body), 76))
+    for sent in (lines, body.rstrip("="), body.replace("+", "-").replace("/", "_"), f"{lines}\n"):
+        answer = client.post(path("caption"), json={"image_url": f"{head},{sent}"})
+        assert answer.json().get("text") == expected, answer.text[:200]

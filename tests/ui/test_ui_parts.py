@@ -119,8 +119,26 @@ def test_a_zip_gives_its_pictures_and_writes_nothing(tmp_path):
             "a.zip/one.PNG": b"1",
             "a.zip//etc/root.png": b"r",  # a name, and no path: it is never written
         }
-        assert sources.left_out == 6
+        assert sources.left_out == {"other": 6}
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_what_is_left_out_is_named_by_its_format(tmp_path):
+    """The table of formats is that of the command line, with those that untrusted files may have."""
+    png, heic = b"\x89PNG\r\n\x1a\n", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    members = {"a.jfif": b"1", "b.apng": b"2", "photo": png, "IMG.HEIC": heic, "x.nef": b"3", "phone": heic}
+    given = zipped(tmp_path / "a.zip", {**members, "notes.txt": b"4", "README": b"5"})
+    (tmp_path / "alone").write_bytes(png)
+    (tmp_path / "x.avif").write_bytes(b"6")
+    files = [given, Given(str(tmp_path / "alone"), "alone"), Given(str(tmp_path / "x.avif"), "x.avif")]
+    with Sources(files) as sources:
+        names = [entry.name for entry in sources.entries]
+        assert names == ["a.zip/a.jfif", "a.zip/b.apng", "a.zip/photo", "alone"]
+        assert sources.left_out == {"HEIC": 2, "camera RAW": 1, "other": 2, "AVIF": 1}
+    assert batch._left_out(sources.left_out) == (
+        "6 files left out: 2 HEIC (not read here: convert to JPEG), 1 camera RAW (not read here: convert to JPEG), "
+        "1 AVIF (not read here: convert to JPEG), 2 that are no pictures."
+    )
 
 
 def test_a_zip_that_lies_about_its_sizes_is_not_believed(tmp_path, monkeypatch):

@@ -97,8 +97,8 @@ def _from_wide(low: float, high: float, name: str, *, is_full_range: bool) -> Gr
         )
     if 0 < high <= 255 and not is_full_range:
         raise BadPicture(
-            f"{name} has sixteen bits, but no number above {high:g}, so that it is read as black: make it uint8 if "
-            'these are 0 to 255 (in PIL, convert("L")), or scale them to 0 to 65535'
+            f"{name} is read as 0 to 65535 and holds no number above {high:g}, which would be black: make it uint8 "
+            "if these are 0 to 255, or scale them to 0 to 65535"
         )
     return lambda numbers: ((numbers.astype(np.int64) + 128) // 257).astype(np.uint8)
 

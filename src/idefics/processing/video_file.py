@@ -67,6 +67,9 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
 
     file, name = _open(source, fetcher)
     with file:
+        if not file.read(1):
+            raise BadVideo(f"{name} is empty (0 bytes)")
+        file.seek(0)
         try:
             # Packets of old formats lack the time at which they are shown: genpts works it out.
             options = {"format_whitelist": ",".join(FORMATS), "fflags": "+genpts"}

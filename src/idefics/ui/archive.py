@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from idefics.errors import BadPicture, BadRequest
-from idefics.formats import UNTRUSTED_FORMATS
+from idefics.formats import HEAD_BYTES, UNTRUSTED_FORMATS, format_named, recognised
 from idefics.ui.desk import MOST_BYTES
 from idefics.ui.given import Given
 
 MOST_PICTURES = 2000
 MOST_MEMBERS = 10_000  # of a zip, folders and other files among them
 MOST_UNPACKED = 2 * 2**30  # bytes of a zip's pictures together
-SUFFIXES = tuple(suffix for one in UNTRUSTED_FORMATS for suffix in one.suffixes)
+BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,11 @@ class Sources:
     """Pictures by name, sorted; a `with` block, for zips stay open meanwhile.
 
     Args:
-        files: pictures and zips. What is neither by its name is left out, and counted.
+        files: pictures and zips. What is neither is left out, and counted.
 
     Attributes:
         entries: the pictures.
-        left_out: how many files were none.
+        left_out: how many files were none, by their format: its title, or "other".
 
     Raises:
         BadRequest: a zip cannot be read, has too much in it, or there are too many pictures.
@@ -45,7 +47,7 @@ class Sources:
 
     def __init__(self, files: Sequence[Given]) -> None:
         self.entries: list[Entry] = []
-        self.left_out = 0
+        self.left_out: Counter[str] = Counter()
         self._open = ExitStack()
         try:
             for given in files:
@@ -69,10 +71,8 @@ class Sources:
     def _add(self, given: Given) -> None:
         if given.name.lower().endswith(".zip"):
             self.entries += self._members(given)
-        elif is_picture(given.name):
+        elif self._is_picture(given.name, partial(_head_of_file, Path(given.path))):
             self.entries.append(Entry(given.name, Path(given.path).read_bytes))
-        else:
-            self.left_out += 1
 
     def _members(self, given: Given) -> Iterator[Entry]:
         try:
@@ -82,22 +82,44 @@ class Sources:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) > MOST_MEMBERS:
             raise BadRequest(f"{given.name} holds {len(members):,} files; at most {MOST_MEMBERS:,} are read")
-        pictures = [member for member in members if is_picture(member.filename)]
+        pictures = [
+            member
+            for member in members
+            if self._is_picture(member.filename, partial(_head_of_member, archive, member))
+        ]
         size = sum(member.file_size for member in pictures)
         if size > MOST_UNPACKED:
             raise BadRequest(
                 f"{given.name} unpacks to {size:,} bytes of pictures; at most {MOST_UNPACKED:,} are read: split it"
             )
-        self.left_out += len(members) - len(pictures)
         for member in pictures:
             yield Entry(f"{given.name}/{member.filename}", _reader(archive, member))
 
+    def _is_picture(self, name: str, head: Callable[[], bytes]) -> bool:
+        """Whether a file is a picture by its suffix, or by its first bytes if it has none; counts what is not."""
+        path = PurePosixPath(name.replace("\\", "/"))
+        is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+        one = None if is_hidden else format_named(path.name) if path.suffix else recognised(head())
+        if one in UNTRUSTED_FORMATS:
+            return True
+        self.left_out["other" if one is None else one.title] += 1
+        return False
 
-def is_picture(name: str) -> bool:
-    """Whether a file is named like a picture, and is none of those that systems put beside them."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not is_hidden
+
+def _head_of_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _head_of_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(member) as file:
+            return file.read(HEAD_BYTES)
+    except BROKEN:
+        return b""
 
 
 def _reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
@@ -110,7 +132,7 @@ def _reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], b
         try:
             with archive.open(member) as file:
                 data = file.read(MOST_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError):
+        except BROKEN:
             raise BadPicture(f"{name} is broken in the zip: pack it again") from None
         if len(data) > MOST_BYTES:
             raise BadPicture(f"{name} is larger than {MOST_BYTES:,} bytes: make it smaller")

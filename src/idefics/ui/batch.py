@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -144,7 +145,8 @@ def batch(
         total, found, seen = len(sources.entries), [], 0.0
         if not total:
             raise BadPicture(
-                f"there is no picture in it: give files, a folder or a zip with {titles(UNTRUSTED_FORMATS)}"
+                f"there is no picture in it: give files, a folder or a zip with {titles(UNTRUSTED_FORMATS)}. "
+                + _left_out(sources.left_out)
             )
         yield 0, total, [], None
         for row in rows(desk, session, PLACE, sources.entries, job):
@@ -164,8 +166,17 @@ def bar(done: int, total: int, found: Sequence[Row], note: str) -> str:
     return f'<progress max="{total}" value="{done}" aria-label="Pictures done"></progress><p role="status">{text}</p>'
 
 
-def _left_out(count: int) -> str:
-    return f"{counted(count, 'file')} left out, named like no picture." if count else ""
+def _left_out(files: Counter[str]) -> str:
+    """How many files were not read, and why."""
+    if not files:
+        return ""
+    named = [
+        f"{count} {title} (not read here: convert to JPEG)"
+        for title, count in files.items()
+        if title != "other"
+    ]
+    others = [f"{files['other']} that are no pictures"] if files["other"] else []
+    return f"{counted(files.total(), 'file')} left out: {', '.join([*named, *others])}."
 
 
 def _file(data: bytes, name: str) -> Payload:

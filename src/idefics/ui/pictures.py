@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 
 from idefics.demo import pictures as bundled
+from idefics.formats import HEAD_BYTES, recognised
 from idefics.messages import Detail
 from idefics.ui.desk import Desk
 from idefics.ui.files import written
@@ -26,13 +26,10 @@ def fetched(desk: Desk, address: str, name: str = "picture") -> Given:
     Args:
         name: what it is called if the address is a data URI.
     """
-    import PIL.Image
-
     address = address.strip()
     data = desk.fetch(address)
-    with PIL.Image.open(io.BytesIO(data)) as image:  # the desk has looked at it
-        name = f"{name}.{(image.format or 'png').lower()}"
-    given = written(data, name)
+    kind = recognised(data[:HEAD_BYTES])
+    given = written(data, name + (kind.suffixes[0] if kind else ""))
     return given if address[:5].lower() == "data:" else Given(given.path, address)
 
 
