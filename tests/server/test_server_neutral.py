@@ -81,7 +81,8 @@ ACCEPTED = [
     (RESPONSES, {"include": ["reasoning.encrypted_content", "message.input_image.image_url"]}),
     (RESPONSES, {"include": [], "max_tool_calls": 3, "truncation": None}),
     (RESPONSES, {"reasoning": {"effort": "none", "summary": None}, "stream_options": {}}),
-    (CAPTION, {"model": "demo", "detail": None, "shots": None}),
+    (CAPTION, {"model": "demo", "detail": None, "shots": None, "stream": False}),
+    (CHAT, {"chat_template_kwargs": {"enable_thinking": False}, "keep_alive": "5m", "logit_bias": []}),
 ]
 
 
@@ -147,6 +148,7 @@ REFUSED = [
     (CHAT, {"best_of": True}, ["best_of (true)"]),  # 1 and true are different values
     (COMPLETIONS, {"suffix": "a"}, ['suffix ("a")']),
     (COMPLETIONS, {"n_predict": 5}, ["n_predict (5)", "give max_tokens"]),
+    (CHAT, {"chat_template_kwargs": {"enable_thinking": True}}, ["chat_template_kwargs", "no arguments"]),
     (CHAT, {"temprature": 1}, ["unknown field: temprature: did you mean temperature?"]),
     (CHAT, {"foo": 1, "bar": 2}, ["unknown fields: foo, bar: leave out"]),
     (CHAT, {"foo": False}, ["unknown field: foo"]),
@@ -346,12 +348,14 @@ LLAMA_CPP = re.findall(
     json_schema samplers post_sampling_probs return_tokens return_progress timings_per_token t_max_predict_ms lora
     ignore_eos reasoning_format""",
 )
+SGLANG = ["ebnf", "no_stop_trim", "separate_reasoning", "stream_reasoning", "chat_template_kwargs"]
+OLLAMA = ["keep_alive", "options", "think"]
 TGI = ["adapter_id", "do_sample", "repetition_penalty", "truncate", "typical_p", "watermark", "grammar"]
 
 
 @pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponseRequest, tasks.TaskRequest])
 def test_every_field_of_other_servers_is_decided(kind):
-    names = {*VLLM, *LLAMA_CPP, *TGI, *(VLLM_CHAT if kind is ChatRequest else ())}
+    names = {*VLLM, *LLAMA_CPP, *TGI, *SGLANG, *OLLAMA, *(VLLM_CHAT if kind is ChatRequest else ())}
     assert names - {*kind.model_fields} - {*kind.unused} == set()
 
 
@@ -399,3 +403,15 @@ def test_items_of_the_installed_openai_that_are_no_messages_are_refused_by_name(
         }
         error = client.post(RESPONSES, body).json()["error"]
         assert error["message"].startswith(f"input[1] ({kind}) is not supported: "), error
+
+
+def test_a_ranking_takes_what_asks_for_nothing(client):
+    body = {"image_url": data_uri("shapes"), "labels": ["a circle", "a dog"]}
+    plain = client.post("/v1/images/tasks/classify", body).json()
+    more = {"stream": False, "temperature": None, "tools": [], "model": "demo", "calibrated": None}
+    again = client.post("/v1/images/tasks/classify", body | more).json()
+    assert [row["label"] for row in again["labels"]] == [row["label"] for row in plain["labels"]]
+    logprobs = [[row["logprob"] for row in answer["labels"]] for answer in (again, plain)]
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)  # the second one finds the prompt in the cache
+    refused = client.post("/v1/images/tasks/classify", body | {"stream": True})
+    assert refused.json()["error"]["message"].startswith("stream (true) is not supported")

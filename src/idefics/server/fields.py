@@ -40,6 +40,11 @@ def _few_enough(choices: list[str]) -> list[str]:
 
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[
+    dict[TokenId, Bias], Field(max_length=MOST_BIASES, json_schema_extra={"additionalProperties": False})
+]
+
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Choices = Annotated[list[Text], AfterValidator(_few_enough)]
 Texts = Annotated[list[Text], Field(max_length=MOST_STOPS)]
@@ -65,9 +70,7 @@ class Choosing(Fields):
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=MOST_BIASES
-    )
+    logit_bias: Biases | None = None
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     stop: Stops | None = None
     regex: str | None = Field(None, min_length=1, max_length=4096)

@@ -44,6 +44,7 @@ SAMPLING: Unused = {
     "allowed_token_ids": neutral(instead="give choices or regex"),
     "bad_words": neutral([], instead="give banned"),
     "structured_outputs": neutral({}, instead="give response_format, regex or choices"),
+    "logit_bias": neutral([]),
     "structural_tag": neutral(instead="give regex"),
     "guided_json": neutral(instead=SCHEMA),
     "guided_regex": neutral(instead="give regex"),
@@ -54,7 +55,9 @@ SAMPLING: Unused = {
     "grammar": neutral("", instead="give regex or a JSON schema"),
     "json_schema": neutral(instead=SCHEMA),
     "chat_template": neutral(instead="the model's own is used"),
-    "chat_template_kwargs": neutral({}, instead="the model's own chat template has no arguments"),
+    "chat_template_kwargs": neutral(
+        {}, {"enable_thinking": False}, instead="the model's own chat template has no arguments"
+    ),
     "documents": neutral([], instead="write them into a message"),
     "media_io_kwargs": neutral({}, instead="give detail or max_tiles beside the url of a picture"),
     "mm_processor_kwargs": neutral({}, instead="give detail or max_tiles beside the url of a picture"),
@@ -102,6 +105,14 @@ SAMPLING: Unused = {
     "include_reasoning": ANY,  # there is none
     "thinking_token_budget": neutral(-1, instead=REASONING),
     "reasoning_format": ANY,
+    "separate_reasoning": ANY,
+    "stream_reasoning": ANY,
+    "think": neutral(False, instead=REASONING),
+    "enable_thinking": neutral(False, instead=REASONING),
+    "ebnf": neutral(instead="give regex or a JSON schema"),
+    "no_stop_trim": neutral(False, instead="add the text that you gave as stop yourself"),
+    "keep_alive": ANY,  # the model stays loaded
+    "options": neutral({}, instead="give its fields beside the messages"),
 }
 
 # What OpenAI's chat completions and responses share.
@@ -175,6 +186,7 @@ RESPONSE: Unused = {
 TASK: Unused = {
     **SAMPLING,
     "model": ANY,  # there is one
+    "stream": neutral(False),
     "max_tokens": neutral(instead="give max_new_tokens"),
     "n": neutral(1, instead="ask several times"),
     "logprobs": neutral(False, instead="ask /v1/chat/completions"),
