@@ -45,6 +45,17 @@ def test_words_and_pictures_come_in_any_order(client, vlm):
     assert body["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda url: url, lambda url: {"url": url.partition(",")[2]}, lambda url: f" {url}\n"]
+)
+def test_an_image_url_may_be_the_address_itself_or_base64_alone(client, wrap):
+    """As some clients send it, and as transformers reads it."""
+    part = {"type": "image_url", "image_url": wrap(data_uri("shapes"))}
+    answer = client.post(PATH, chat([user(part, said("What is shown?"))]))
+    expected = client.post(PATH, chat()).json()["choices"][0]["message"]
+    assert answer.json().get("choices", [{}])[0].get("message") == expected, answer.text[:300]
+
+
 def test_a_conversation_goes_on(client, vlm):
     turns = [
         {"role": "system", "content": "Be short."},

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from idefics.messages import Detail, Message, Part, Picture
-from idefics.processing.fetch import is_data, is_remote
+from idefics.processing.fetch import as_address, is_data, is_remote
 from idefics.server import neutral_fields
 from idefics.server.faults import Fault
 from idefics.server.neutral import Unused
@@ -133,6 +133,11 @@ class ImageAddress(Fields):
         return picture_at(self.url, self.detail, self.max_tiles)
 
 
+def _with_url(address: object) -> object:
+    """An `image_url` that is the address itself, as some clients send it, as an object."""
+    return {"url": address} if isinstance(address, str) else address
+
+
 class TextPart(Fields):
     """Words."""
 
@@ -148,7 +153,7 @@ class ImagePart(Fields):
     unused: ClassVar[Unused] = neutral_fields.PART
 
     type: Literal["image_url"]
-    image_url: ImageAddress
+    image_url: Annotated[ImageAddress, BeforeValidator(_with_url)]
 
 
 class ReasoningField(Fields):
@@ -211,7 +216,7 @@ def picture_at(url: str, detail: Detail | None = None, max_tiles: int | None = N
     Raises:
         Fault: it is neither an http(s) address nor a data URI.
     """
-    url = url.strip()
+    url = as_address(url)
     has_data = is_data(url) and "," in url[:LONGEST_HEAD]
     is_address = url[:8].lower().startswith(("http://", "https://")) and len(url) <= LONGEST_ADDRESS
     if not ((has_data or is_address) and is_remote(url)):
