@@ -53,6 +53,11 @@ class TextLimit:
                 if cost > most + 1:  # a whole token more than rounding can make of it
                     raise TextTooLong(characters, self._max_characters, most)
 
+    def prepare(self) -> None:
+        """Reads the vocabulary now, which takes about a second of a large one, and not with the first long text."""
+        if self._tokenizer.spells_whole_text:
+            _ = self._costs
+
     @cached_property
     def _lengths(self) -> NDArray[np.float64]:
         """(256,) for each byte, the bytes of the longest token that holds it; infinite where a byte may be dropped."""

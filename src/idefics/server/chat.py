@@ -16,6 +16,7 @@ from idefics.messages import Answer, Delta
 from idefics.processing.tokenizer import Tokenizer
 from idefics.server import likelihood, neutral_fields
 from idefics.server.answers import ChatShape
+from idefics.server.bodies import JSONRoute
 from idefics.server.events import DONE, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import (
@@ -27,6 +28,7 @@ from idefics.server.fields import (
     ReasoningField,
     Unkept,
     pictures_of,
+    texts_of,
 )
 from idefics.server.neutral import Unused
 from idefics.server.output_format import JsonSchema, one_format
@@ -35,7 +37,7 @@ from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], route_class=JSONRoute)
 
 
 class SchemaFormat(Fields):
@@ -97,6 +99,7 @@ async def chat(asked: ChatRequest, service: Serving, visit: Visiting) -> Respons
     """The next answer of a conversation of words and pictures."""
     service.check_model(asked.model)
     messages = [message.message() for message in asked.messages]
+    visit.check_texts(texts_of(messages))
     make = partial(service.vlm.prompt, messages, continue_final_message=asked.continues)
     choices, pictures = asked.n or 1, pictures_of(messages)
     await visit.ask(make, asked.wishes(), choices=choices, pictures=pictures, continues=asked.continues)

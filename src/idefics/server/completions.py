@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, Tag
 from idefics.messages import Answer, Delta, Timings, Usage
 from idefics.server import likelihood, neutral_fields
 from idefics.server.answers import CompletionShape
+from idefics.server.bodies import JSONRoute
 from idefics.server.events import DONE, Events, event
 from idefics.server.faults import Fault
 from idefics.server.fields import MOST_TOKENS, Asked, content_kind
@@ -27,7 +28,7 @@ from idefics.server.wiring import Serving, Visiting, described
 NEW_TOKENS = 16  # OpenAI's default for this route
 MOST_PROMPTS = 128  # and most answers to them in all
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], route_class=JSONRoute)
 
 
 class CompletionRequest(Asked):
@@ -80,12 +81,14 @@ async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) 
     service.check_model(asked.model)
     starts, lengths = [], []
     for text in asked.texts:
+        visit.check_texts([text])
+    for text in asked.texts:
         make = partial(service.vlm.prompt, [text])
         own = Delta(text if asked.echo else "", ())
         if asked.scores_prompts:
             own = await prompt_logprobs(visit, make, text, asked.logprobs or 0)
         if asked.max_tokens == 0:
-            visit.count(prompt := await service.aside(make))
+            visit.count(prompt := await visit.aside(make))
             lengths.append(len(prompt))
         else:
             await visit.ask(make, asked.wishes(), choices=asked.n or 1, continues=True)

@@ -228,6 +228,11 @@ def picture_at(url: str, detail: Detail | None = None, max_tiles: int | None = N
     return Picture(url, detail, max_tiles)
 
 
+def texts_of(messages: Sequence[Message]) -> list[str]:
+    """The texts of a conversation."""
+    return [part for message in messages for part in message.parts if isinstance(part, str)]
+
+
 def pictures_of(messages: Sequence[Message]) -> list[Picture]:
     """The pictures of a conversation.
 

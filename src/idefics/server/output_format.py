@@ -14,6 +14,8 @@ MOST_FORM = 16_384  # bytes of a JSON schema, or of all choices
 
 
 def _small_enough(schema: dict[str, Any]) -> dict[str, Any]:
+    if (size := len(json.dumps(schema))) > MOST_FORM:
+        raise ValueError(f"the schema has {size:,} characters; at most {MOST_FORM:,} are read")
     level: list[Any] = [schema]
     for _ in range(MOST_NESTED):
         for outer in level:
@@ -30,8 +32,6 @@ def _small_enough(schema: dict[str, Any]) -> dict[str, Any]:
             break
     else:
         raise ValueError(f"the schema is nested more than {MOST_NESTED} times")
-    if (size := len(json.dumps(schema))) > MOST_FORM:
-        raise ValueError(f"the schema has {size:,} characters; at most {MOST_FORM:,} are read")
     return schema
 
 

@@ -33,7 +33,7 @@ async def prompt_logprobs(visit: Visit, make: Callable[[], Prompt], text: str, t
     Raises:
         Fault, IdeficsError: as `Visit.scores`.
     """
-    prompt = await visit.service.aside(make)
+    prompt = await visit.aside(make)
     opening = visit.service.vlm.processor.num_opening_tokens
     logprobs = [math.nan] * (opening == 0)
     tops: list[tuple[Alternative, ...]] = [()] * (opening == 0)

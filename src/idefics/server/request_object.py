@@ -19,6 +19,7 @@ from idefics.server.neutral import EMPTY, Unused, is_ignored
 LONGEST_NAME = 64  # characters of an unknown name that are compared with known ones
 LONGEST_VALUE = 40  # characters of a refused value that are shown
 MOST_COMPARED = 10  # unknown names of one object that are compared
+MOST_UNKNOWN = 64  # unknown names of one object that are named
 
 
 def _describe(schema: dict[str, Any], kind: type[Fields]) -> None:
@@ -59,7 +60,7 @@ class Fields(BaseModel):
         """The fields that ask for something.
 
         Raises:
-            ValidationError: some of them are not known here; all are named.
+            ValidationError: some of them are not known here; all are named where they are few.
             UnicodeEncodeError: a text holds half of a character.
         """
         if not isinstance(said, dict):
@@ -74,6 +75,8 @@ class Fields(BaseModel):
             if known.get(name) or not is_ignored(name, value, cls.unused, is_used=name in known)
         }
         unknown = {name: value for name, value in kept.items() if name not in known}
+        if len(unknown) > MOST_UNKNOWN:
+            raise ValueError(f"{len(unknown):,} of its fields are not known here: leave them out")
         if unknown:
             raise ValidationError.from_exception_data(
                 cls.__name__, list(_refusals(unknown, [*known], cls.unused))

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from idefics.messages import Detail, Message, Part
 from idefics.server import neutral_fields
 from idefics.server.answers import ResponseShape
+from idefics.server.bodies import JSONRoute
 from idefics.server.events import Events
 from idefics.server.fields import (
     MOST_MESSAGES,
@@ -24,6 +25,7 @@ from idefics.server.fields import (
     content_of,
     picture_at,
     pictures_of,
+    texts_of,
 )
 from idefics.server.neutral import Unused
 from idefics.server.output_format import JsonSchema, one_format
@@ -31,7 +33,7 @@ from idefics.server.request_object import Fields, by_type, unsupported
 from idefics.server.response_object import Reply
 from idefics.server.wiring import Serving, Visiting, described
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], route_class=JSONRoute)
 
 
 class TextPart(Fields):
@@ -179,6 +181,7 @@ async def respond(asked: ResponseRequest, service: Serving, visit: Visiting) -> 
     """The next answer of a conversation of words and pictures."""
     service.check_model(asked.model)
     messages = asked.messages()
+    visit.check_texts(texts_of(messages))
     make = partial(service.vlm.prompt, messages)
     await visit.ask(make, asked.wishes(), pictures=pictures_of(messages))
     reply = Reply(visit, asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from idefics import Idefics
 
 MOST_BEAMS = 16
+LONGEST_LABEL = 1024  # characters
 
 router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"])
 
@@ -80,10 +81,17 @@ class TaskRequest(Shown, Choosing):
     stream: bool | None = None
 
 
+def shot_texts(shots: Sequence[Shot]) -> Iterator[str]:
+    """All that worked examples say."""
+    return (text for shot in shots for text in (shot.question, shot.answer))
+
+
 class ClassifyRequest(Shown):
     """A picture and labels for it."""
 
-    labels: list[str] = Field(min_length=2, max_length=classify.MOST_LABELS)
+    labels: list[Annotated[str, Field(max_length=LONGEST_LABEL)]] = Field(
+        min_length=2, max_length=classify.MOST_LABELS
+    )
     length_normalized: bool = False
     calibrated: bool = False
 
@@ -116,6 +124,7 @@ def _answering(task: Task, kind: type[Shown]) -> Callable[..., Any]:
             wishes["num_beams"] = asked.num_beams
         words = asked.model_dump().get("words", "").strip()
         start = words if task.name == "complete" else ""
+        visit.check_texts([words, *shot_texts(shots)])
         make = partial(vlm.task_prompt, task, picture, words, asked.look())
         await visit.ask(make, wishes, pictures=[picture, *(shot.picture for shot in shots)], start=start)
         if asked.stream:
@@ -136,6 +145,7 @@ async def _pieces(visit: Visit) -> AsyncGenerator[bytes]:
 async def _ranking(visit: Visit, vlm: Idefics, asked: ClassifyRequest, picture: Picture) -> Response:
     labels = classify.checked(asked.labels)
     task, words = classify.worded(labels, vlm.processor.style.kind)
+    visit.check_texts([words, *shot_texts(vlm.shots)])
     ask = partial(vlm.label_endings, task, words, labels, look=asked.look())
     shots = [shot.picture for shot in vlm.shots]
     handle = await visit.scores(partial(ask, picture), pictures=[picture, *shots])

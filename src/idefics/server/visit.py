@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from idefics.prompt import Prompt
 
 WORKERS = 16  # most of them wait for their turn to decode
+LONG_TEXT = (
+    32_768  # characters of a prompt, from which on it is made in a queue of its own: tens of milliseconds
+)
 
 R = TypeVar("R")
 
@@ -37,15 +40,18 @@ class Service:
     Attributes:
         vlm: the model, for pictures and words of strangers.
         workers: make prompts: pictures are decoded and texts cut into tokens there, a few at a time.
+        long_texts: makes prompts of long texts, one after another, so that others find a worker and a core.
         fetchers: make those whose pictures other machines hold. Slow ones keep nobody else waiting.
     """
 
     def __init__(self, vlm: Idefics, settings: Settings) -> None:
         self.vlm, self.settings = for_strangers(vlm, settings), settings
+        self.vlm.processor.text_limit.prepare()
         self.metrics = Metrics(vlm)
         self.admission = Admission(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
         self.metrics.visits(lambda: len(self.admission.places))
         self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="idefics-server")
+        self.long_texts = ThreadPoolExecutor(1, thread_name_prefix="idefics-long-texts")
         self.fetchers = ThreadPoolExecutor(settings.fetched_at_once, thread_name_prefix="idefics-fetcher")
 
     @property
@@ -63,14 +69,18 @@ class Service:
                 param="model",
             )
 
-    async def aside(self, work: Callable[[], R], pictures: Sequence[Picture] = ()) -> R:
+    async def aside(
+        self, work: Callable[[], R], pictures: Sequence[Picture] = (), *, characters: int = 0
+    ) -> R:
         """Work that takes its time, in a thread. Whoever no longer waits for it takes it out of the queue.
 
         Args:
             pictures: those that it opens.
+            characters: of the text that it tokenizes.
         """
-        is_far = any(isinstance(one.source, str) and not is_data(one.source) for one in pictures)
-        pool = self.fetchers if is_far else self.workers
+        pool = self.long_texts if characters > LONG_TEXT else self.workers
+        if any(isinstance(one.source, str) and not is_data(one.source) for one in pictures):
+            pool = self.fetchers
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
@@ -87,6 +97,7 @@ class Visit:
         streams: its answers as they grow, one for each choice.
         ranking: endings whose likelihood it waits for.
         prepared: seconds from its arrival until they were asked for.
+        characters: of its texts.
     """
 
     def __init__(self, service: Service) -> None:
@@ -95,7 +106,22 @@ class Visit:
         self.streams: list[Stream] = []
         self.ranking: Handle | None = None
         self.prepared = 0.0
+        self.characters = 0
         self.is_ended = False
+
+    def check_texts(self, texts: Iterable[str]) -> None:
+        """Takes in the texts of one prompt, before anything is done with them.
+
+        Raises:
+            TextTooLong: they cannot fit the model, whatever template they come into.
+        """
+        texts = [text.strip() for text in texts]  # a template may leave out blanks at the ends
+        self.service.vlm.processor.text_limit.check(texts)
+        self.characters += sum(map(len, texts))
+
+    async def aside(self, work: Callable[[], R], pictures: Sequence[Picture] = ()) -> R:
+        """As `Service.aside`, for work on the request's texts."""
+        return await self.service.aside(work, pictures, characters=self.characters)
 
     async def ask(
         self,
@@ -121,7 +147,7 @@ class Visit:
         """
         admission = self.service.admission
         admission.take(self.place, pictures=len(pictures))
-        prompt = await self.service.aside(make, pictures)
+        prompt = await self.aside(make, pictures)
         longest = self.service.vlm.engine.model.layout.max_positions
         tokens = min(len(prompt) + wishes["max_new_tokens"], longest)
         admission.take(self.place, tokens=choices * tokens)
@@ -148,7 +174,7 @@ class Visit:
         """
         admission = self.service.admission
         admission.take(self.place, pictures=len(pictures))
-        prompt, endings = await self.service.aside(make, pictures)
+        prompt, endings = await self.aside(make, pictures)
         admission.take(self.place, tokens=len(prompt) + sum(map(len, endings)))
         if self.is_ended:
             raise closing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -55,7 +56,7 @@ def checked(labels: Sequence[str]) -> list[str]:
         )
     if not all(found):
         raise BadSetting("a label is blank: give each label at least one character")
-    if twice := sorted({label for label in found if found.count(label) > 1}):
+    if twice := sorted(label for label, count in Counter(found).items() if count > 1):
         raise BadSetting(f"labels given twice: {', '.join(twice)}: give each once")
     return found
 
