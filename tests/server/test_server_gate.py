@@ -197,7 +197,7 @@ def test_a_slot_is_given_back_after_every_kind_of_error(client, vlm, monkeypatch
         "check_model": (service, "check_model"),
         "deltas": (Visit, "deltas"),
         "step": (vlm.engine.runner, "run"),
-        "count": (Visit, "_count"),
+        "count": (Visit, "count"),
         "answered": (service.metrics, "answered"),
         "end": (Visit, "end"),
     }[where]
