@@ -62,8 +62,8 @@ class Picture:
     Args:
         source: a path, the bytes of a picture file, an open file (`open(path, "rb")`, `io.BytesIO`), a `PIL.Image`, an
             http(s) URL, a data URI, or the pixels as a NumPy array or a torch tensor: (H, W), (H, W, C) or (C, H, W)
-            with 1, 3 or 4 channels; uint8, whole numbers of 0 to 255, uint16, bool, or floats of 0 to 1. What fits
-            two readings, such as (3, H, 3), is refused.
+            with 1, 3 or 4 channels; uint8, whole numbers of 0 to 255, uint16, bool, or floats of 0 to 1. Where a
+            shape fits both orders, such as (3, H, 3), an array has its channels last and a tensor first.
         detail, max_tiles: of this picture, whatever the call says: see `ImageDetail`. None: what the call says.
 
     Raises:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from idefics.errors import BadPicture
 
+CHANNELS = (1, 3, 4)  # of a picture: gray, RGB, RGBA
+
 
 @runtime_checkable
 class BinaryFile(Protocol):
@@ -31,6 +33,7 @@ class _Seekable(Protocol):
 def held(source: Any) -> Any:
     """The bytes of a file object or buffer, the array of a torch tensor; anything else as it is.
 
+    A tensor of one picture that may be (C, H, W) is: torch's own order. Its array is (H, W, C).
     A file object is read from its beginning where it can be rewound, as Pillow does, and is not closed.
 
     Raises:
@@ -44,7 +47,8 @@ def held(source: Any) -> Any:
         torch = sys.modules["torch"]
         values = source.detach().cpu()
         is_odd = values.is_floating_point() and values.dtype != torch.float64  # NumPy has no bfloat16
-        return (values.float() if is_odd else values).numpy()
+        array = (values.float() if is_odd else values).numpy()
+        return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in CHANNELS else array
     return source
 
 

@@ -139,10 +139,12 @@ def test_channels_may_come_first(channels):
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 3), (4, 20, 3), (3, 20, 4), (3, 20, 1), (1, 20, 1), (3, 3, 3)])
-def test_what_fits_both_orders_is_refused(shape):
-    for source in (np.zeros(shape, np.uint8), torch.zeros(shape)):
-        with pytest.raises(BadPicture, match="ambiguous: the channels may be its first or its last axis"):
-            opened(source)
+def test_what_fits_both_orders_has_its_channels_last_in_arrays_and_first_in_tensors(shape):
+    array = noise(shape[0], shape[1], shape[2]).reshape(shape)
+    assert np.array_equal(
+        opened(array), opened(PIL.Image.fromarray(array[:, :, 0] if shape[2] == 1 else array))
+    )
+    assert np.array_equal(opened(torch.from_numpy(array)), opened(array.transpose(1, 2, 0)))
 
 
 def test_a_batch_of_arrays_is_not_one_picture():

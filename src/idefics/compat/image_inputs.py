@@ -14,6 +14,7 @@ from idefics.errors import BadPicture, BadPrompt, BadSetting
 from idefics.messages import Picture
 from idefics.processing.fetch import Fetcher
 from idefics.processing.to_rgb import rgb
+from idefics.sources import CHANNELS
 
 
 def fetcher() -> Fetcher:
@@ -48,6 +49,11 @@ def as_picture(source: Any, input_data_format: str | None = None) -> Picture:
 
 def _channels_last(array: Array, input_data_format: str | None) -> Array:
     match input_data_format:
+        case None if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] in CHANNELS:
+            raise BadPicture(
+                f"a picture array of the shape {array.shape} is ambiguous: the channels may be its first or its last "
+                "axis; give input_data_format='channels_first' or 'channels_last'"
+            )
         case "channels_first" if array.ndim == 3:
             return array.transpose(1, 2, 0)
         case None | "channels_last" | "none" | "channels_first":

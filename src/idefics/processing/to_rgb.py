@@ -14,6 +14,7 @@ import PIL.Image
 
 from idefics.errors import BadPicture
 from idefics.processing.resize import STRIP
+from idefics.sources import CHANNELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.generic]
     Grey = Callable[[Numbers], NDArray[np.uint8]]
 
-CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+
 ROUNDED = 1 / 510  # half a step of eight bits: floats that are off by less than this mean 0 and 1
 FULL_RANGE = ("PNG", "PPM", "JPEG2000")  # formats whose sixteen bits are 0 to 65535 by their definition
 PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}  # modes that PIL converts to one other mode only
@@ -108,11 +109,11 @@ def from_array(array: Numbers, most: int) -> PIL.Image.Image:
 
     Args:
         array: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, whole numbers of 0 to 255, uint16 of
-            0 to 65535, bool, or floats of 0 to 1.
+            0 to 65535, bool, or floats of 0 to 1. Where the shape fits both orders the channels are last.
         most: pixels.
 
     Raises:
-        BadPicture: the shape or the numbers fit no reading, or two; or there are too many pixels.
+        BadPicture: the shape or the numbers fit no reading, or there are too many pixels.
     """
     array = _channels_last(array)
     if array.shape[0] * array.shape[1] > most:
@@ -125,20 +126,14 @@ def _channels_last(array: Numbers) -> Numbers:
     shape = array.shape
     if array.ndim == 2 and array.size:
         return array
-    is_first, is_last = (array.ndim == 3 and shape[axis] in CHANNELS and array.size for axis in (0, 2))
-    if not is_first and not is_last:
+    if array.ndim == 3 and array.size and shape[2] in CHANNELS:
+        return array
+    if not (array.ndim == 3 and array.size and shape[0] in CHANNELS):
         raise BadPicture(
             f"a picture array has the shape {shape}; give (height, width), (height, width, channels) or (channels, "
             "height, width) with 1, 3 or 4 channels; several pictures are a list"
         )
-    if (
-        is_first and is_last and not (shape[0] == 1 and shape[2] > 1)
-    ):  # a row of coloured pixels is no grey column
-        raise BadPicture(
-            f"a picture array of the shape {shape} is ambiguous: the channels may be its first or its last axis; give "
-            "it as a PIL picture"
-        )
-    return array if is_last else array.transpose(1, 2, 0)
+    return array.transpose(1, 2, 0)
 
 
 def _eight_bits(array: Numbers) -> NDArray[np.uint8]:
