@@ -194,4 +194,4 @@ def test_an_empty_picture_in_a_folder_is_refused_and_the_rest_answered(album, id
 
 @pytest.mark.parametrize("command", ["caption", "complete", "ask", "write", "classify", "chat"])
 def test_every_command_that_takes_folders_has_the_flag(command, idefics):
-    assert "--recursive / --no-recursive" in idefics(command, "--help").out
+    assert "--[no-]recursive" in idefics(command, "--help").out

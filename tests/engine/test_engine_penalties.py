@@ -110,8 +110,14 @@ def test_seeded_draws_with_penalties_do_not_depend_on_neighbours():
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs is 21; give a whole number from 0 to 20"),
         ({"top_logprobs": 1.5, "logprobs": True}, "top_logprobs is 1.5"),
         ({"top_logprobs": 2}, "give logprobs=True too"),
-        ({"num_beams": 2, "presence_penalty": 1.0}, "num_beams is 2 and presence_penalty 1.0"),
-        ({"num_beams": 2, "top_logprobs": 1, "logprobs": True}, "num_beams is 2 and top_logprobs 1"),
+        (
+            {"num_beams": 2, "presence_penalty": 1.0},
+            "beam search has no presence_penalty .num_beams is 2, presence_penalty 1.0",
+        ),
+        (
+            {"num_beams": 2, "top_logprobs": 1, "logprobs": True},
+            "beam search has no top_logprobs .num_beams is 2, top_logprobs 1",
+        ),
     ],
 )
 def test_mistakes_are_told(settings, message):

@@ -159,8 +159,8 @@ def test_a_file_that_changes_while_it_is_read_does_not_lend_its_key(tmp_path, mo
     one.save(path)
     from idefics.processing import images
 
-    decode = images._decode
-    monkeypatch.setattr(images, "_decode", lambda *a: (decode(*a), other.save(path))[0])
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda *a, **k: (decode(*a, **k), other.save(path))[0])
     assert key(str(path)) == prepare(one, TILES).key
 
 

@@ -6,6 +6,7 @@ Knows typer; does not know what any command does.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
@@ -50,7 +51,8 @@ class Command(_Help, TyperCommand):
             record = param.get_help_record(ctx)
             if record is not None and param.param_type_name == "option":
                 panel: str = param.rich_help_panel or OUTPUT  # type: ignore[attr-defined]  # typer's own --help
-                sections.setdefault(panel, []).append(record)
+                flag = re.sub(r"--(\S+) / --no-\1", r"--[no-]\1", record[0])  # a pair of flags as one
+                sections.setdefault(panel, []).append((flag, record[1]))
         # A longer flag has its line to itself.
         width = max(min(len(flag), WIDEST_FLAG) for records in sections.values() for flag, _ in records)
         for name, records in sections.items():
