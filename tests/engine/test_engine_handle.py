@@ -26,16 +26,22 @@ def engine():
     made.close()
 
 
-def paused(engine, monkeypatch):
-    """The engine does not go beyond its next pass until the returned event is set."""
-    go, forward = threading.Event(), engine.model.forward
+class Pause:
+    """The engine does not go beyond its next pass until `set` is called."""
 
-    def slowly(*given):
-        go.wait(10)
-        return forward(*given)
+    def __init__(self, engine, monkeypatch):
+        self.go, self.reached, forward = threading.Event(), threading.Event(), engine.model.forward
+        self.set = self.go.set
 
-    monkeypatch.setattr(engine.model, "forward", slowly)
-    return go
+        def slowly(*given):
+            self.reached.set()
+            self.go.wait(10)
+            return forward(*given)
+
+        monkeypatch.setattr(engine.model, "forward", slowly)
+
+    def until_reached(self):
+        assert self.reached.wait(10)
 
 
 def test_ids_come_one_by_one(engine):
@@ -55,9 +61,9 @@ def test_leaving_a_loop_cancels(engine):
 
 def test_who_waits_and_who_runs_may_be_cancelled(monkeypatch):
     engine = engine_for("text", batch_rows=1)
-    go = paused(engine, monkeypatch)
+    go = Pause(engine, monkeypatch)
     running, waiting, last = (engine.submit(request(ASKED, max_new_tokens=5)) for _ in range(3))
-    time.sleep(0.05)
+    go.until_reached()
     waiting.cancel()
     running.cancel()
     assert (running.finish_reason, waiting.finish_reason) == ("cancelled", "cancelled")
@@ -70,7 +76,7 @@ def test_who_waits_and_who_runs_may_be_cancelled(monkeypatch):
 
 
 def test_waiting_may_have_an_end(engine, monkeypatch):
-    go = paused(engine, monkeypatch)
+    go = Pause(engine, monkeypatch)
     handle = engine.submit(request(ASKED, max_new_tokens=5))
     assert not handle.wait(timeout=0.01)
     assert not handle.done
@@ -79,7 +85,7 @@ def test_waiting_may_have_an_end(engine, monkeypatch):
 
 
 def test_an_interrupt_cancels_what_is_waited_for(engine, monkeypatch):
-    go = paused(engine, monkeypatch)
+    go = Pause(engine, monkeypatch)
     handle = engine.submit(request(ASKED))
 
     def interrupted(*given):
@@ -95,18 +101,24 @@ def test_an_interrupt_cancels_what_is_waited_for(engine, monkeypatch):
 
 def test_the_queue_is_bounded_and_may_be_waited_for(monkeypatch):
     engine = engine_for("text", waiting=2, batch_rows=1)
-    go = paused(engine, monkeypatch)
+    go = Pause(engine, monkeypatch)
     handles = [engine.submit(request(ASKED, max_new_tokens=3))]
-    time.sleep(0.05)  # it runs
+    go.until_reached()  # it runs, and the queue is empty
     handles += [engine.submit(request(ASKED, max_new_tokens=3)) for _ in range(2)]
     with pytest.raises(EngineBusy, match="2 requests"):
         engine.submit(request(ASKED))
-    late = []
+    late, is_waiting, wait = [], threading.Event(), engine.work.wait
+
+    def told(*given):
+        is_waiting.set()
+        return wait(*given)
+
+    monkeypatch.setattr(engine.work, "wait", told)
     thread = threading.Thread(
         target=lambda: late.append(engine.submit(request(ASKED, max_new_tokens=3), wait=True))
     )
     thread.start()
-    time.sleep(0.05)
+    assert is_waiting.wait(10)
     assert not late
     go.set()
     thread.join(10)
