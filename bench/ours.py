@@ -38,8 +38,9 @@ class Ours:
 
     def __init__(self, folder: Path, kind: str, *, rows: int = 8) -> None:
         self.vlm = _loaded(folder, kind)
+        model = self.vlm.engine.model
         self.vlm.engine.close()
-        self.engine = Engine(self.vlm.engine.model, EngineConfig(batch_rows=rows))
+        self.engine = Engine(model, EngineConfig(batch_rows=rows))
         self.vlm.engine = self.engine
 
     def run(self, prompts: list[Prompt], tokens: int) -> Run:

@@ -48,6 +48,7 @@ class Wishes(TypedDict, total=False):
         bool | None,
         "None leaves control tokens out and shows the rest, such as DocTags; True: none; False: all",
     ]
+    timeout: Annotated[float | None, "seconds; where the call takes longer it raises RequestTimeout"]
 
 
 class Options(Wishes, total=False):
@@ -68,6 +69,7 @@ DEFAULTS: dict[str, Any] = {
     "choices": None,
     "schema": None,
     "skip_special_tokens": None,
+    "timeout": None,
     "detail": "high",
     "max_tiles": None,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import os
+import sys
 import threading
 import weakref
 from typing import Protocol
@@ -22,6 +24,10 @@ class Driven(Protocol):
     @property
     def is_busy(self) -> bool: ...
 
+    def forked(self) -> None:
+        """Called in a forked process, which has none of the threads and whose locks may be held for ever."""
+        ...
+
     def step(self) -> None:
         """Does some of what there is to do; raises nothing."""
         ...
@@ -35,7 +41,7 @@ class Driver:
         self._work = engine.work
         self._thread: threading.Thread | None = None
         self._is_closed = False
-        weakref.finalize(engine, _wake, engine.work).atexit = False
+        weakref.finalize(engine, self._tell).atexit = False
         DRIVERS.add(self)
 
     def wake(self) -> None:
@@ -45,14 +51,33 @@ class Driver:
             self._thread.start()
         self._work.notify_all()
 
-    def close(self) -> None:
-        """Ends the thread after the step that it is in, whatever is left to do."""
+    def close(self) -> bool:
+        """Ends the thread after the step that it is in, whatever is left to do.
+
+        Returns:
+            Whether it has ended: not where it is this thread.
+        """
         with self._work:
             self._is_closed, thread = True, self._thread
             self._work.notify_all()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is threading.current_thread():
+            return False
+        if thread is not None:
             thread.join()
         self._is_closed = False
+        return True
+
+    def forked(self) -> None:
+        """In a forked process: begins anew, without a thread."""
+        self._thread, self._is_closed = None, False
+        if (engine := self._engine()) is not None:
+            engine.forked()
+            self._work = engine.work
+
+    def _tell(self) -> None:
+        """The engine is gone: whoever waits for it has nothing to wait for."""
+        with self._work:
+            self._work.notify_all()
 
     def _drive(self) -> None:
         has_waited = False
@@ -74,9 +99,13 @@ class Driver:
 DRIVERS: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
-def _wake(work: threading.Condition) -> None:
-    with work:
-        work.notify_all()
+def _forked() -> None:
+    for driver in list(DRIVERS):
+        driver.forked()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_forked)
 
 
 @atexit.register

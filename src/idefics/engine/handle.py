@@ -140,6 +140,12 @@ class Handle:
         self.error = error
         self._end()
 
+    def left_behind(self, error: Exception) -> None:
+        """In a forked process: the thread that writes the answer is not here, and locks may be held by it for ever."""
+        self._changed, self._ended = threading.Condition(), threading.Condition()
+        if not self.done:
+            self.error = error
+
     def _end(self) -> None:
         self._tell()
         with self._ended:

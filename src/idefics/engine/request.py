@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from idefics.calls import in_range
 from idefics.config import Sampling
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, RequestTimeout
 from idefics.prompt import Prompt
 
 Ending = Sequence[int]
@@ -26,6 +28,41 @@ class Guide(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Until when the caller waits.
+
+    Attributes:
+        seconds: how long that was in all.
+        at: the end, as `time.monotonic` counts.
+    """
+
+    seconds: float
+    at: float
+
+    @classmethod
+    def of(cls, timeout: float | None) -> Deadline | None:
+        """So many seconds from now; None: for ever.
+
+        Raises:
+            BadSetting: no number above 0.
+        """
+        if timeout is None:
+            return None
+        in_range("timeout", timeout, 1e-6, 1e9)
+        return cls(timeout, time.monotonic() + timeout)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds, 0 where it has passed."""
+        return max(0.0, self.at - time.monotonic())
+
+    def check(self) -> None:
+        """Raises RequestTimeout where it has passed."""
+        if not self.remaining:
+            raise RequestTimeout(self.seconds)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Request:
     """One prompt, and how to continue it or what to think of its endings.
@@ -38,6 +75,7 @@ class Request:
         guide: says which ids may follow; for one answer only, and not for beams.
         watch: called by the engine's thread with each id as it is chosen, stop ids left out; true ends the answer
             there, as a stop string does. It must not wait for anything. Beams tell their ids when they have ended.
+        deadline: an answer that is not done by then fails, waiting or running.
         endings: where there are any, nothing is generated: each is given its log-probabilities after the prompt.
     """
 
@@ -48,6 +86,7 @@ class Request:
     watch: Callable[[int], bool] | None = None
     endings: tuple[Ending, ...] | None = None
     guide: Guide | None = None
+    deadline: Deadline | None = None
 
     def __post_init__(self) -> None:
         if self.guide is not None and self.sampling.num_beams > 1:

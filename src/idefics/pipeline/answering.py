@@ -5,25 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
 
-from idefics.config import Sampling
-from idefics.engine.engine import Engine
 from idefics.engine.handle import Handle
-from idefics.engine.request import Request
 from idefics.errors import IdeficsError
 from idefics.messages import Answer, Delta, Timings
-from idefics.pipeline.failures import Failures
 from idefics.processing.detokenizer import Detokenizer
-from idefics.processing.generation_rules import GenerationRules
-from idefics.processing.guides import BannedGuide, BannedWords, FormGuide, Shape
+from idefics.processing.guides import BannedGuide, FormGuide, Shape
 from idefics.processing.rule_guide import RuleGuide
-from idefics.processing.tokenizer import Tokenizer
-from idefics.prompt import Prompt
+
+if TYPE_CHECKING:
+    from idefics.pipeline.asking import Asking
 
 
 class Growing:
@@ -189,6 +183,12 @@ class Stream:
         if delta := shown.rest():
             yield delta
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Ends the answer here, waiting or running; its pages are free after the step. Never waits for a step."""
         self._deltas.close()
@@ -205,95 +205,3 @@ class Stream:
 
 
 Reply = Answer | IdeficsError | list[Answer] | list[Answer | IdeficsError] | Stream
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
-    """How prompts are answered, whatever they are.
-
-    Attributes:
-        stop_ids, banned_ids: as in `Request`.
-        stops: strings that end an answer.
-        rules: what the checkpoint asks of every answer.
-        limits: the form of the answers, or words that are banned from them.
-        hidden: ids that an answer's text leaves out.
-        start: the caller's words that each answer's text begins with.
-        continues: whether the answer goes on in the middle of a text, and so keeps a space at its beginning.
-        began: when the caller asked.
-    """
-
-    engine: Engine
-    tokenizer: Tokenizer
-    sampling: Sampling
-    stop_ids: frozenset[int]
-    banned_ids: frozenset[int]
-    stops: tuple[str, ...]
-    rules: GenerationRules
-    limits: Shape | BannedWords | None
-    hidden: frozenset[int]
-    start: str
-    continues: bool
-    began: float
-
-    def submit(self, prompt: Prompt, *, wait: bool = True) -> Growing:
-        """Asks for one answer, and waits for room in the queue unless told not to."""
-        guide: FormGuide | BannedGuide | RuleGuide | None = None
-        if self.limits is not None or self.rules.stepwise:
-            room = self.engine.room(prompt, self.sampling)
-            guide = None if self.limits is None else self.limits.guide(room)
-            if self.rules.stepwise:
-                vocabulary = self.engine.model.layout.vocabulary
-                guide = RuleGuide(self.rules, prompt.ids, room, vocabulary, self.stop_ids, guide)
-        growing = Growing(self, guide)
-        request = Request(prompt, self.sampling, self.stop_ids, self.banned_ids, growing.push, guide=guide)
-        growing.handle = self.engine.submit(request, wait=wait)
-        return growing
-
-    def answer(self, prompt: Prompt) -> Answer:
-        """One answer."""
-        growing = self.submit(prompt)
-        growing.handle.result()
-        return growing.answer()
-
-    def answers(
-        self, prompts: Generator[Prompt | IdeficsError], failures: Failures
-    ) -> list[Answer | IdeficsError]:
-        """Answers to many, which are asked for as they come; an error that is raised cancels the rest.
-
-        Args:
-            prompts: each prompt, or why there is none.
-            failures: what is done about errors.
-        """
-        most = 2 * self.engine.config.batch_rows  # asked for at once: prompts hold pictures
-        growing: deque[Growing | IdeficsError] = deque()
-        answers: list[Answer | IdeficsError] = []
-
-        def collect() -> None:
-            answers.append(failures.attempt(len(answers), partial(_whole, growing[0])))
-            growing.popleft()
-
-        try:
-            with closing(prompts):
-                for index, prompt in enumerate(prompts):
-                    growing.append(failures.attempt(index, partial(self._begun, prompt)))
-                    if len(growing) == most:
-                        collect()
-            while growing:
-                collect()
-        finally:
-            for one in growing:
-                if isinstance(one, Growing):
-                    one.handle.cancel()
-        return answers
-
-    def _begun(self, prompt: Prompt | IdeficsError) -> Growing:
-        if isinstance(prompt, IdeficsError):
-            raise prompt
-        return self.submit(prompt)
-
-
-def _whole(growing: Growing | IdeficsError) -> Answer:
-    if isinstance(growing, IdeficsError):
-        raise growing
-    growing.handle.result()
-    return growing.answer()

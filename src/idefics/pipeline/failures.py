@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from idefics.calls import one_of
+from idefics.calls import checked_flag, one_of
 from idefics.errors import BadSetting, IdeficsError
 from idefics.options import ON_ERROR, OnError
 
@@ -36,7 +36,7 @@ class Failures:
 
     def __post_init__(self) -> None:
         one_of("on_error", self.on_error, ON_ERROR)
-        if self.stream and self.on_error == "return":
+        if checked_flag("stream", self.stream) and self.on_error == "return":
             raise BadSetting(
                 "on_error='return' does not go with stream=True: a stream raises where it is read"
             )
@@ -62,13 +62,9 @@ class Failures:
         raise named.with_traceback(result.__traceback__) from None
 
 
-def returning(make: Callable[[T], R]) -> Callable[[T], R | IdeficsError]:
-    """The same function, which returns our errors: for work that is done ahead in other threads."""
-
-    def attempt(item: T) -> R | IdeficsError:
-        try:
-            return make(item)
-        except IdeficsError as error:
-            return error
-
-    return attempt
+def attempt(make: Callable[[T], R], item: T) -> R | IdeficsError:
+    """What `make` gives for an item, or the error of ours that it raises."""
+    try:
+        return make(item)
+    except IdeficsError as error:
+        return error

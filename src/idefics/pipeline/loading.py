@@ -162,6 +162,21 @@ class Loaded:
         engine = Engine(module, config, free)  # type: ignore[arg-type]  # a VLM by its methods
         return cls(processor, engine, stop_ids(checkpoint, processor), rules)
 
+    def close(self) -> None:
+        """Ends the model: its memory and its thread are free. What is under way, and every later call, fails.
+
+        Models made from it by `with_shots` and `fetching` are closed too. May be called twice.
+        """
+        self.engine.close()
+        for name in ("spelling", "shape"):
+            self.__dict__.pop(name, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def memory(self) -> int:
         """Bytes that the model's weights take, on whatever devices; pictures and caches come on top."""

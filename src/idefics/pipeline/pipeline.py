@@ -14,11 +14,11 @@ from idefics.calls import checked_flag, checked_text
 from idefics.errors import BadSetting, IdeficsError
 from idefics.messages import ImageDetail
 from idefics.options import OnError, Options, Wishes, with_options
-from idefics.pipeline.ahead import ahead
+from idefics.pipeline.ahead import ahead, made
 from idefics.pipeline.answering import Reply, Stream
 from idefics.pipeline.arguments import checked_prompt, several
 from idefics.pipeline.asking import asking_for
-from idefics.pipeline.failures import Failures, returning
+from idefics.pipeline.failures import Failures
 from idefics.pipeline.prompting import Prompting
 from idefics.prompt import Prompt
 
@@ -238,10 +238,10 @@ class Pipeline(Prompting):
     ) -> Reply:
         """Answers the prompts that `make` makes of `items`; `start` and `continues` are as in `submit`."""
         many = failures.total > 0
-        if checked_flag("stream", failures.stream) and many:
+        if failures.stream and many:
             raise BadSetting(f"stream=True takes one prompt, not {len(items)}: call it once for each")
         asking = asking_for(self, began, options, start, continues)
         if failures.stream:
-            return Stream(asking.submit(make(items[0])))
-        answers = asking.answers(ahead(returning(make), items), failures)
+            return Stream(asking.submit(made(make, items[0], asking.deadline)))
+        answers = asking.answers(ahead(make, items, asking.deadline), failures)
         return answers if many else answers[0]

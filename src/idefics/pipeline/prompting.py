@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
 from idefics.calls import checked_flag, checked_text, in_order, public
+from idefics.engine.request import Deadline
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Detail, ImageDetail, Message, Picture
+from idefics.pipeline.ahead import made
 from idefics.pipeline.arguments import checked_prompt, is_conversation
 from idefics.pipeline.loading import Loaded
 from idefics.prompt import Prompt
@@ -101,6 +104,7 @@ class Prompting(Loaded):
         continue_final_message: bool = False,
         detail: Detail = "high",
         max_tiles: int | None = None,
+        timeout: float | None = None,
     ) -> tuple[Prompt, list[list[float]]]:
         """How likely each of many texts is after one prompt, read once: log-probabilities of its tokens.
 
@@ -113,19 +117,22 @@ class Prompting(Loaded):
             answer_start: words that each begins with; conversations only.
             continue_final_message: as in `chat`; conversations only.
             detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
+            timeout: seconds; where the call takes longer it raises RequestTimeout.
 
         Returns:
             The prompt shared by all endings, and for each ending one number a token.
         """
-        prompt, rests = self.endings(
-            items,
-            endings,
+        deadline = Deadline.of(timeout)
+        make = partial(
+            self.endings,
+            endings=endings,
             answer_start=answer_start,
             continue_final_message=continue_final_message,
             detail=detail,
             max_tiles=max_tiles,
         )
-        return prompt, self.engine.score(prompt, rests)
+        prompt, rests = made(make, items, deadline)
+        return prompt, self.engine.score(prompt, rests, deadline)
 
     @public
     def endings(

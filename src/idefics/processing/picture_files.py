@@ -6,6 +6,8 @@ Knows files and Pillow's decoders; does not know plans, frames or addresses.
 from __future__ import annotations
 
 import io
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -163,6 +165,12 @@ def _refusal(name: str, kind: ImageFormat, formats: tuple[ImageFormat, ...]) -> 
 
 
 _FILTERS = threading.Lock()
+if (
+    sys.platform != "win32"
+):  # a process is forked while nobody holds it: its holder would not be there to let go
+    os.register_at_fork(
+        before=_FILTERS.acquire, after_in_parent=_FILTERS.release, after_in_child=_FILTERS.release
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from idefics.errors import BadPrompt, IdeficsError
 from idefics.messages import ImageDetail, Shot, Visual
 from idefics.options import OnError, Options
 from idefics.pipeline import Pipeline, Reply
-from idefics.pipeline.failures import Failures, returning
+from idefics.pipeline.failures import Failures, attempt
 from idefics.processing.video import as_visual
 from idefics.prompt import Prompt
 from idefics.tasks.record import Task, compose
@@ -93,8 +93,7 @@ def given_pictures(
     listed = in_order("image", image, "a picture or a list of pictures", error=BadPrompt)
     if not listed:
         raise BadPrompt("the list of pictures is empty: give at least one")
-    attempt = returning(as_visual)
-    return [attempt(one) for one in listed], Failures("picture", len(listed), on_error, stream)
+    return [attempt(as_visual, one) for one in listed], Failures("picture", len(listed), on_error, stream)
 
 
 def there(picture: Visual | IdeficsError) -> Visual:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from idefics.calls import checked_flag, public
 from idefics.engine.handle import Handle
-from idefics.engine.request import Request
+from idefics.engine.request import Deadline, Request
 from idefics.errors import IdeficsError
 from idefics.messages import Detail, ImageDetail, Picture, Ranking, Timings, Visual
 from idefics.options import OnError
 from idefics.pipeline.ahead import ahead
-from idefics.pipeline.failures import returning
 from idefics.tasks import classify
 from idefics.tasks.pictured import TaskPipeline, given_pictures, there
 from idefics.tasks.record import Task, compose
@@ -40,6 +39,7 @@ class RankingPipeline(TaskPipeline):
         on_error: Literal["raise"] = ...,
         detail: Detail = ...,
         max_tiles: int | None = ...,
+        timeout: float | None = ...,
     ) -> Ranking: ...
     @overload
     def classify(
@@ -52,6 +52,7 @@ class RankingPipeline(TaskPipeline):
         on_error: Literal["raise"] = ...,
         detail: Detail = ...,
         max_tiles: int | None = ...,
+        timeout: float | None = ...,
     ) -> list[Ranking]: ...
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is one picture
@@ -64,6 +65,7 @@ class RankingPipeline(TaskPipeline):
         on_error: Literal["return"],
         detail: Detail = ...,
         max_tiles: int | None = ...,
+        timeout: float | None = ...,
     ) -> Ranking | IdeficsError: ...
     @overload
     def classify(
@@ -76,6 +78,7 @@ class RankingPipeline(TaskPipeline):
         on_error: Literal["return"],
         detail: Detail = ...,
         max_tiles: int | None = ...,
+        timeout: float | None = ...,
     ) -> list[Ranking | IdeficsError]: ...
     @public
     def classify(
@@ -88,6 +91,7 @@ class RankingPipeline(TaskPipeline):
         on_error: OnError = "raise",
         detail: Detail = "high",
         max_tiles: int | None = None,
+        timeout: float | None = None,
     ) -> Ranking | IdeficsError | list[Ranking] | list[Ranking | IdeficsError]:
         """Ranks labels by the summed log-probability of each one's tokens as the answer.
 
@@ -102,22 +106,24 @@ class RankingPipeline(TaskPipeline):
             on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of
                 its ranking, and rank for the rest.
             detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
+            timeout: seconds; where the call takes longer it raises RequestTimeout.
         """
+        deadline = Deadline.of(timeout)
         look = ImageDetail(detail, max_tiles)
         by_length = checked_flag("length_normalized", length_normalized)
         wanted = classify.checked(labels)
         task, words = classify.worded(wanted, self.processor.style.kind)
         prior = (
-            self._label_scores(task, words, wanted, neutral(), look).scores
+            self._label_scores(task, words, wanted, neutral(), look, deadline).scores
             if checked_flag("calibrated", calibrated)
             else None
         )
 
         def rank(picture: Visual | IdeficsError) -> Ranking:
-            return self._ranking(task, words, wanted, there(picture), look, prior, by_length)
+            return self._ranking(task, words, wanted, there(picture), look, prior, by_length, deadline)
 
         pictures, failures = given_pictures(image, on_error)
-        with closing(ahead(returning(rank), pictures)) as results:
+        with closing(ahead(rank, pictures, deadline)) as results:
             rankings = [failures.resolved(index, result) for index, result in enumerate(results)]
         return rankings if failures.total else rankings[0]
 
@@ -130,9 +136,10 @@ class RankingPipeline(TaskPipeline):
         look: ImageDetail,
         prior: list[list[float]] | None,
         length_normalized: bool,
+        deadline: Deadline | None,
     ) -> Ranking:
         began = time.perf_counter()
-        handle = self._label_scores(task, words, labels, picture, look)
+        handle = self._label_scores(task, words, labels, picture, look, deadline)
         seconds = time.perf_counter() - began
         return Ranking(
             classify.ranked(labels, handle.scores, prior, length_normalized=length_normalized),
@@ -141,10 +148,16 @@ class RankingPipeline(TaskPipeline):
         )
 
     def _label_scores(
-        self, task: Task, words: str, labels: list[str], picture: Visual, look: ImageDetail
+        self,
+        task: Task,
+        words: str,
+        labels: list[str],
+        picture: Visual,
+        look: ImageDetail,
+        deadline: Deadline | None,
     ) -> Handle:
         prompt, rests = self.label_endings(task, words, labels, picture, look)
-        return self.engine.submit(Request(prompt, endings=rests), wait=True).result()
+        return self.engine.submit(Request(prompt, endings=rests, deadline=deadline), wait=True).result()
 
     def label_endings(
         self, task: Task, words: str, labels: Sequence[str], picture: Visual, look: ImageDetail
