@@ -21,6 +21,7 @@ ENVIRONMENTS = {  # the folder of `.venv/clients` in which each program runs
     "instructor_forms": "openai2",
     "langchain_models": "openai3",
     "litellm_library": "openai3",
+    "litellm_proxy": "litellm_proxy",
     "llama_index_llms": "openai2",
     "llm_command": "openai3",
     "openai_agents": "openai3",

@@ -1,5 +1,8 @@
 """The API's description says what routes answer, and they answer so."""
 
+import json
+import re
+
 import jsonschema_rs
 import pytest
 
@@ -103,3 +106,12 @@ def test_a_wrong_request_is_a_400_and_nothing_else(document):
         for status in errors:
             schema = route["responses"][status]["content"]["application/json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+
+
+def test_every_reference_of_the_description_leads_somewhere(client):
+    text = client.get("/openapi.json").text
+    document, found = json.loads(text), set(re.findall(r'"\$ref":\s*"([^"]+)"', text))
+    assert found
+    for reference in found:
+        assert reference.startswith("#/components/schemas/"), reference
+        assert reference.rpartition("/")[2] in document["components"]["schemas"]

@@ -75,6 +75,7 @@ def test_the_records_show_what_clients_really_send():
         ("docling_api", '"skip_special_tokens": true'),
         ("litellm_library", '"cache_control": {'),
         ("litellm_library", '"tools": []'),
+        ("litellm_proxy", '"tools": []'),
     ):
         assert field in said[name], name
 

@@ -14,7 +14,7 @@ from idefics.server.faults import Fault, fault_of
 
 DONE = b"data: [DONE]\n\n"
 # For the API's description: an answer is JSON, or comes in pieces.
-PIECES = {"text/event-stream": {"schema": {"type": "string"}}}
+PIECES = {"text/event-stream": {"schema": {"description": "Events whose data are JSON; see docs/server.md."}}}
 
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:

@@ -166,11 +166,21 @@ def _usage(usage: Usage) -> dict[str, Any]:
     return {**usage_of(usage), "pictures": usage.pictures}
 
 
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """A schema with the parts that it refers to in place of the references."""
+    if isinstance(schema, list):
+        return [_inlined(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {name: _inlined(one, parts) for name, one in schema.items()}
+
+
 def _described(kind: type[Shown]) -> dict[str, Any]:
     """A request's body for the API's description."""
     fields = kind.model_json_schema()
-    parts = fields.pop("$defs", {})
-    fields["properties"]["shots"]["items"] = parts["ShotField"]
+    fields = _inlined(fields, fields.pop("$defs", {}))
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
     form = {**fields, "properties": {**fields["properties"], FILE: file}}
     return {
