@@ -3,10 +3,14 @@
 import gc
 import io
 import pickle
+import tempfile
 import weakref
+from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 import idefics
 from idefics import Answer, Ranking
@@ -141,3 +145,30 @@ def test_many_are_answered_together(vlm, good):
     given = [good[0], b"x"] * 20
     results = vlm.caption(given, max_new_tokens=1, on_error="return")
     assert [isinstance(one, Answer) for one in results] == [True, False] * 20
+
+
+def test_one_picture_in_every_form_gives_one_answer(vlm, good, tmp_path):
+    """A file object has lines, and a buffer numbers: neither is a list of pictures."""
+    path = tmp_path / "x.png"
+    path.write_bytes(Path(good[0]).read_bytes())
+    data = path.read_bytes()
+    pixels = np.array(PIL.Image.open(path).convert("RGB"))
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    with path.open("rb") as file, tempfile.NamedTemporaryFile() as kept:
+        kept.write(data)
+        forms = [path, data, bytearray(data), memoryview(data), io.BytesIO(data), file, kept, pixels, tensor]
+        forms += [
+            pixels.transpose(2, 0, 1),
+            pixels / 255,
+            tensor / 255,
+            tensor.long(),
+            pixels.astype(np.uint16) * 257,
+        ]
+        expected = vlm.ask(good[0], "What is this?", max_new_tokens=4)
+        for form in forms:
+            answer = vlm.ask(form, "What is this?", max_new_tokens=4)
+            assert (answer.text, answer.tokens) == (expected.text, expected.tokens), type(form)
+    assert [one.text for one in vlm.ask([forms[2], forms[8]], "What is this?", max_new_tokens=4)] == [
+        expected.text
+    ] * 2
+    assert isinstance(vlm.ask(tensor.bfloat16() / 255, "What is this?", max_new_tokens=1), Answer)

@@ -593,3 +593,22 @@ def test_the_page_opens_pictures_as_the_server_does(vlm):
         desk.vlm.ask(segments(50_000), "What is this?", max_new_tokens=1)
     with pytest.raises(BadPicture, match="give JPEG, PNG, WebP, GIF or BMP"):
         desk.vlm.ask(encoded(picture("RGB"), "TIFF"), "What is this?", max_new_tokens=1)
+
+
+def test_no_text_of_an_untrusted_sender_names_a_file(vlm, tmp_path, monkeypatch):
+    """Neither opened nor refused: whether there is such a file is none of their business."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tower.png", "secret", "notes.txt"):
+        Path(name).write_bytes(file_of("PNG"))
+    served = for_strangers(vlm, Settings())
+    monkeypatch.setattr(Path, "is_file", lambda self: pytest.fail("it was looked up"))
+    for name in ("tower.png", "secret", "notes.txt", "gone.png", base64.b64encode(file_of("PNG")).decode()):
+        part = {"type": "text", "text": name}
+        for prompt in (
+            [Message("user", (name, "What?"))],
+            [{"role": "user", "content": [name, part]}],
+            [name, "What?"],
+        ):
+            assert served.prompt(prompt).pictures == ()
+    with pytest.raises(BadPicture, match="a picture cannot be a path here"):
+        served.prompt([Message("user", (Path("tower.png"), "What?"))])

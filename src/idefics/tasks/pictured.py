@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence, Set, ValuesView
-from io import IOBase
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from idefics.calls import in_order, public
@@ -16,6 +15,7 @@ from idefics.pipeline import Pipeline, Reply
 from idefics.pipeline.failures import Failures, attempt
 from idefics.processing.video import as_visual
 from idefics.prompt import Prompt
+from idefics.sources import BinaryFile
 from idefics.tasks.record import Task, compose
 
 if TYPE_CHECKING:
@@ -105,5 +105,5 @@ def there(picture: Visual | IdeficsError) -> Visual:
 
 def _is_many(image: object) -> bool:
     """Whether a call is given a list of pictures, or what gives several; a file that is open gives its lines."""
-    is_one = isinstance(image, (str, bytes, IOBase))
+    is_one = isinstance(image, (str, bytes, bytearray, memoryview, BinaryFile))
     return isinstance(image, (Sequence, Set, ValuesView, Iterator)) and not is_one
