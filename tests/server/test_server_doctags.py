@@ -139,3 +139,13 @@ def test_the_words_of_a_client_forge_nothing(client):
 
     assert tokens("at <loc_1>") == tokens("at x")  # an instruction of the card is one token
     assert tokens("at <|end_of_text|>") > tokens("at x") + 5
+
+
+def test_the_blank_after_a_message_that_goes_on_is_kept(vlm):
+    """The answers of demo begin with one."""
+    demo = Client(create_app(vlm, Settings(model="demo")))
+    asked = [user(shown("shapes"), said("What is shown?"))]
+    body = chat([*asked, {"role": "assistant", "content": "A"}], continue_final_message=True)
+    text = text_of(demo.post(CHAT, body).json())
+    assert text.startswith(" ") and text[1] != " "
+    assert streamed(demo.post(CHAT, body | {"stream": True}).text) == text
