@@ -17,6 +17,7 @@ from idefics.compat.loading_arguments import IGNORED_BY_MODELS, without_neutral
 from idefics.config import ModelConfig
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.models import family_for
+from idefics.weights.adapters import refuse_adapter
 
 CONFIG_FILE = "config.json"
 UNSAVED = ("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal")
@@ -192,6 +193,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        refuse_adapter(path.parent)
         raise BrokenCheckpoint(f"{path} cannot be read ({type(error).__name__}): download it again") from None
     if not isinstance(content, dict):
         raise BrokenCheckpoint(f"{path} is not a JSON object: download it again")

@@ -21,6 +21,7 @@ from idefics.models.family import Family
 from idefics.placement import Spread
 from idefics.quant.measure import Verdict
 from idefics.weights import KeyRules
+from idefics.weights.adapters import refuse_adapter
 
 # How matrices are stored beside what is computed with them: in a dtype; or as the file has them, where that is in
 # sixteen bits; None: as they are computed with.
@@ -189,6 +190,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        refuse_adapter(path.parent)
         raise UnsupportedModel(f"{path.parent} has no {path.name}: give the folder of a checkpoint") from None
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{path} cannot be read as JSON ({type(error).__name__})") from None

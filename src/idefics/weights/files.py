@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
+from idefics.weights.adapters import refuse_adapter
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,9 +27,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The files to read: model.safetensors, else the shards that the index lists, else every *.safetensors.
 
     Raises:
-        UnsupportedModel: the weights are pickles.
+        UnsupportedModel: the weights are pickles, or an adapter lies beside them.
         BrokenCheckpoint: there are no weights, a shard is missing, or the index cannot be read.
     """
+    refuse_adapter(folder)
     if (folder / WHOLE).is_file():
         return (folder / WHOLE,)
     if (folder / INDEX).is_file():

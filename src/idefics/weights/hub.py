@@ -16,6 +16,7 @@ from typing import Any
 
 from idefics.catalog import CATALOG
 from idefics.errors import ModelNotFound, UnsupportedModel
+from idefics.weights.adapters import ADAPTER_CONFIG, adapter
 from idefics.weights.cache import cache_folder, lacking, snapshot
 from idefics.weights.files import INDEX, PICKLES, WHOLE
 
@@ -87,6 +88,8 @@ def _download(
         unreachable = "{hub} is not in the cache and the hub cannot be reached ({reason}): " + WAYS_OUT
         raise _explained(error, hub, revision, unreachable) from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if ADAPTER_CONFIG in sizes and (weights or "config.json" not in sizes):
+        raise UnsupportedModel(adapter(hub))
     wanted = _wanted(hub, info.config or {}, sizes)
     wanted = wanted if weights else [name for name in wanted if name in SETTINGS]
     here = snapshot(hub, info.sha, cache)

@@ -10,6 +10,7 @@ from pathlib import Path
 from idefics.calls import short
 from idefics.catalog import resolve, short_names
 from idefics.errors import BadSetting, ModelNotFound
+from idefics.weights.adapters import refuse_adapter
 from idefics.weights.hub import Progress, from_hub
 
 PACKAGE = Path(__file__).parents[1]
@@ -75,6 +76,7 @@ def _checkpoint(folder: Path, called: str | os.PathLike[str]) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
+        refuse_adapter(folder)
         raise ModelNotFound(f"{folder} has no config.json: give the folder of a checkpoint")
     if folder.exists():
         raise ModelNotFound(f"{folder} is a file: give the folder that holds it")

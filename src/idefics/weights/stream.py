@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel, WeightsMismatch
+from idefics.weights.adapters import refuse_wrapped
 from idefics.weights.files import weight_files
 from idefics.weights.rules import KeyRules
 
@@ -64,8 +65,8 @@ def load(
 
     Raises:
         WeightsMismatch: weights are missing, unused or misshapen: all are listed.
-        BrokenCheckpoint: a file is missing, damaged or contradicts another.
-        UnsupportedModel: pickles, integers in place of floating-point weights, or tied weights that differ.
+        BrokenCheckpoint: a file is missing, damaged or contradicts another, or all names have a wrapper's prefix.
+        UnsupportedModel: an adapter, pickles, integers in place of floating-point weights, or tied weights that differ.
         RuntimeError: the model left a non-persistent buffer on the meta device.
     """
     import torch
@@ -75,6 +76,7 @@ def load(
     with ExitStack() as stack:
         files = weight_files(folder)
         stored = _open(files, stack)
+        refuse_wrapped(stored, folder)
         maps = _open(files, stack, "mmap") if mapped else {}
         sources = {ours: [stored[name] for name in names] for ours, names in rules.sources(stored).items()}
         slots = _slots(model)
