@@ -602,7 +602,13 @@ def test_no_text_of_an_untrusted_sender_names_a_file(vlm, tmp_path, monkeypatch)
         Path(name).write_bytes(file_of("PNG"))
     served = for_strangers(vlm, Settings())
     monkeypatch.setattr(Path, "is_file", lambda self: pytest.fail("it was looked up"))
-    for name in ("tower.png", "secret", "notes.txt", "gone.png", base64.b64encode(file_of("PNG")).decode()):
+    for name in (
+        "tower.png",
+        "secret",
+        "notes.txt",
+        "gone.png",
+        base64.b64encode(file_of("PNG", (1, 1))).decode(),
+    ):
         part = {"type": "text", "text": name}
         for prompt in (
             [Message("user", (name, "What?"))],
