@@ -72,6 +72,22 @@ def test_a_schema_in_the_words_of_other_servers_is_kept_to(client, form):
     assert body["text"] == {"format": form}
 
 
+def test_an_expression_in_the_words_of_tgi_is_kept_to(client):
+    form = {"type": "regex", "value": "[a-c]{5}"}
+    assert text_of(client.post(PATH, chat(response_format=form)).json()) == text_of(
+        client.post(PATH, chat(regex="[a-c]{5}")).json()
+    )
+
+
+@pytest.mark.parametrize(
+    "form", [as_format({}), {"type": "json_object", "value": {}}, {"type": "json", "value": {}}], ids=str
+)
+def test_a_schema_that_allows_everything_is_still_json(client, form):
+    """An empty schema is a schema: any JSON, and not any text."""
+    body = client.post(PATH, chat(response_format=form, max_tokens=40)).json()
+    json.loads(text_of(body))
+
+
 def test_expressions_choices_and_banned_words(client):
     assert re.fullmatch(r"[a-c]{5}", text_of(client.post(PATH, chat(regex="[a-c]{5}")).json()))
     assert text_of(client.post(PATH, chat(choices=["seven", "eleven"])).json()) in ("seven", "eleven")
@@ -208,6 +224,8 @@ def test_large_ones_in_good_faith_are_kept_to(client, schema):
         ({"response_format": {"type": "json_object", "value": nested(40)}}, "nested"),
         ({"response_format": {"type": "json_object", "value": {}, "schema": {}}}, "give one JSON schema"),
         ({"response_format": {"type": "json_schema"}}, "json_schema"),
+        ({"response_format": {"type": "regex", "value": "a"}, "regex": "b"}, "regex is given twice"),
+        ({"response_format": {"type": "regex", "value": "a"}, "choices": ["b"]}, "one form"),
     ],
     ids=lambda value: str(value)[:40],
 )

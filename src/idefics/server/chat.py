@@ -31,7 +31,7 @@ from idefics.server.fields import (
     texts_of,
 )
 from idefics.server.neutral import Unused
-from idefics.server.output_format import JsonSchema, one_format
+from idefics.server.output_format import JsonSchema, one_format, with_format
 from idefics.server.request_object import Fields
 from idefics.server.usage import usage_of
 from idefics.server.visit import Visit
@@ -47,9 +47,9 @@ class SchemaFormat(Fields):
     json_schema: JsonSchema
 
     @property
-    def form(self) -> dict[str, Any]:
-        """The JSON schema of the answer."""
-        return self.json_schema.schema_
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The keywords of a call: the JSON schema of the answer."""
+        return {"schema": self.json_schema.schema_}
 
 
 class ChatRequest(Asked):
@@ -90,8 +90,7 @@ class ChatRequest(Asked):
             raise Fault(400, message, param="max_tokens")
         wishes = super().wishes() | {"max_new_tokens": other or one or NEW_TOKENS}
         wishes |= {"logprobs": bool(self.logprobs), "top_logprobs": self.top_logprobs or 0}
-        form = self.response_format and self.response_format.form
-        return wishes | ({"schema": form} if form else {})
+        return with_format(wishes, self.response_format)
 
 
 @router.post("/v1/chat/completions", responses=described(ChatShape, streams=True))

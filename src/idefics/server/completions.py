@@ -93,13 +93,13 @@ async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) 
         else:
             await visit.ask(make, asked.wishes(), choices=asked.n or 1, continues=True)
         starts += [own] * (asked.n or 1)
-    written = _Written(visit, asked, starts, lengths)
+    written = _CompletionResponse(visit, asked, starts, lengths)
     if asked.stream:
         return Events(written.chunks())
     return JSONResponse(await written.whole())
 
 
-class _Written:
+class _CompletionResponse:
     """What is answered.
 
     Args:

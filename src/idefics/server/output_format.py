@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, Field, Tag, model_validator
 
+from idefics.server.faults import Fault
 from idefics.server.request_object import Fields, by_type
 
 MOST_NESTED = 32  # levels of a JSON schema
@@ -63,8 +64,9 @@ class PlainFormat(Fields):
     type: Literal["text"]
 
     @property
-    def form(self) -> None:
-        """The JSON schema of the answer: there is none."""
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The keywords of a call: none."""
+        return {}
 
 
 class ObjectFormat(Fields):
@@ -81,9 +83,21 @@ class ObjectFormat(Fields):
         return self
 
     @property
-    def form(self) -> dict[str, Any]:
-        """The JSON schema of the answer."""
-        return next((one for one in (self.value, self.schema_) if one is not None), ANY_OBJECT)
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The keywords of a call: the JSON schema of the answer."""
+        return {"schema": next((one for one in (self.value, self.schema_) if one is not None), ANY_OBJECT)}
+
+
+class RegexFormat(Fields):
+    """A text that matches a regular expression, in the words of TGI."""
+
+    type: Literal["regex"]
+    value: str = Field(min_length=1, max_length=4096)
+
+    @property
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The keywords of a call."""
+        return {"regex": self.value}
 
 
 def one_format(schema_format: Any) -> Any:
@@ -96,6 +110,27 @@ def one_format(schema_format: Any) -> Any:
         Annotated[PlainFormat, Tag("<text>")]
         | Annotated[ObjectFormat, Tag("<json_object>")]
         | Annotated[ObjectFormat, Tag("<json>")]
+        | Annotated[RegexFormat, Tag("<regex>")]
         | Annotated[schema_format, Tag("<json_schema>")],
         by_type("it", "unknown_format", "text", "json_object", "json_schema"),
     ]
+
+
+class Format(Protocol):
+    """A format of either route."""
+
+    @property
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The keywords of a call."""
+
+
+def with_format(wishes: dict[str, Any], said: Format | None) -> dict[str, Any]:
+    """The keywords of a call, those of a format among them.
+
+    Raises:
+        Fault: an expression is given twice.
+    """
+    more = {} if said is None else said.generation_kwargs
+    if twice := wishes.keys() & more.keys():
+        raise Fault(400, f"{twice.pop()} is given twice, once as a format: give one", param="response_format")
+    return wishes | more

@@ -28,7 +28,7 @@ from idefics.server.fields import (
     texts_of,
 )
 from idefics.server.neutral import Unused
-from idefics.server.output_format import JsonSchema, one_format
+from idefics.server.output_format import JsonSchema, one_format, with_format
 from idefics.server.request_object import Fields, by_type, unsupported
 from idefics.server.response_object import Reply
 from idefics.server.wiring import Serving, Visiting, described
@@ -110,9 +110,9 @@ class SchemaFormat(JsonSchema):
     type: Literal["json_schema"]
 
     @property
-    def form(self) -> dict[str, Any]:
-        """The JSON schema of the answer."""
-        return self.schema_
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The keywords of a call: the JSON schema of the answer."""
+        return {"schema": self.schema_}
 
 
 class TextField(Fields):
@@ -172,8 +172,7 @@ class ResponseRequest(Choosing):
         """The keywords of a call."""
         wishes = super().wishes() | {"max_new_tokens": self.max_output_tokens or NEW_TOKENS}
         wishes |= {"logprobs": LOGPROBS in (self.include or ()), "top_logprobs": self.top_logprobs or 0}
-        form = self.text and self.text.format and self.text.format.form
-        return wishes | ({"schema": form} if form else {})
+        return with_format(wishes, self.text.format if self.text else None)
 
 
 @router.post("/v1/responses", responses=described(ResponseShape, streams=True))
