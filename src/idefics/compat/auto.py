@@ -74,10 +74,10 @@ class AutoImageProcessor:
             return AutoProcessor.from_pretrained(folder).image_processor.changed(**changes)
         raw = preprocessor(folder)
         name = raw.get("image_processor_type", raw.get("feature_extractor_type"))
-        known = {processor.image_processor_class.__name__: processor for processor in PROCESSORS}
+        known = {processor.image_processor_type.__name__: processor for processor in PROCESSORS}
         for suffix in ("", "Fast", "Pil"):
             if (processor := known.get(str(name).removesuffix(suffix))) is not None:
-                return processor.image_processor_class.from_settings(raw).changed(**changes)
+                return processor.image_processor_type.from_settings(raw).changed(**changes)
         raise UnsupportedModel(f"{folder} is of an image processor {name!r}; there are {', '.join(known)}")
 
 

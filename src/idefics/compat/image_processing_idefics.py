@@ -111,9 +111,14 @@ class IdeficsImageProcessor(ImageProcessor):
         frames = [maker.transformed(source, transform, input_data_format).frames[0] for source in sources]
         return frames if return_tensors is None else as_asked(alike([frames])[0], return_tensors)
 
-    def prepared(self, items: Sequence[Any], transform: Transform | None) -> list[str | Tiles]:
+    def prepared(
+        self, items: Sequence[Any], transform: Transform | None, input_data_format: str | None = None
+    ) -> list[str | Tiles]:
         """Texts and pictures, the pictures made ready."""
-        return [item if isinstance(item, str) else self.transformed(item, transform) for item in items]
+        return [
+            item if isinstance(item, str) else self.transformed(item, transform, input_data_format)
+            for item in items
+        ]
 
     def _plan_of(self, image: PIL.Image.Image, plan: ImagePlan) -> ImagePlan:
         if not self.do_resize and image.size != (plan.side, plan.side):

@@ -5,123 +5,28 @@ Thin over `processing.Processor`, which writes each prompt.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any
 
 from idefics.compat.features import BatchFeature, Fitting
-from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
 from idefics.compat.image_inputs import fetcher
-from idefics.compat.image_processing import ImageProcessor
-from idefics.compat.processing_chat import conversations_of, shown, sources_of
-from idefics.compat.tokenization import PreTrainedTokenizer
+from idefics.compat.image_processing import INERT
+from idefics.compat.processing_chat import Turn, conversations_of, shown, sources_of, split_options
+from idefics.compat.processing_files import SavedProcessor
+from idefics.compat.processing_options import ALSO_NEUTRAL, GROUPS, VIDEO_WORDS
+from idefics.compat.tokenization_rows import NEUTRAL
 from idefics.config import ImagePlan
-from idefics.errors import BadPrompt, UnsupportedModel
-from idefics.models import family_for, read_checkpoint
-from idefics.processing import settings
+from idefics.errors import BadPrompt
 from idefics.processing.processor import Processor
 from idefics.processing.templates import render_template
 from idefics.prompt import Prompt
 
-if TYPE_CHECKING:
-    import os
 
-TOKENIZER_WORDS = frozenset(inspect.signature(PreTrainedTokenizer).parameters) - {"codec", "chat_template"}
-
-
-class BaseProcessor:
-    """An image processor and a tokenizer, joined.
-
-    Args:
-        image_processor: makes pixels of pictures.
-        tokenizer: makes ids of text.
-        image_seq_len: tokens that stand for one frame of a picture; None is the family's own number.
-        chat_template: Jinja source; None is the tokenizer's, or else the family's.
-    """
-
-    model_type: ClassVar[str]
-    own_image_seq_len: ClassVar[int]
-    image_processor_class: ClassVar[type[ImageProcessor]]
-
-    def __init__(
-        self,
-        image_processor: ImageProcessor,
-        tokenizer: PreTrainedTokenizer,
-        image_seq_len: int | None = None,
-        chat_template: str | None = None,
-    ) -> None:
-        if not self._accepts(image_processor):
-            raise UnsupportedModel(
-                f"{type(self).__name__} needs an {self.image_processor_class.__name__}, "
-                f"not a {type(image_processor).__name__}"
-            )
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.image_seq_len = self.own_image_seq_len if image_seq_len is None else image_seq_len
-        written = tokenizer.chat_template if chat_template is None else chat_template
-        self._style = family_for(self.model_type).prompt(written, tokenizer.codec.added)
-        self.chat_template = self._style.template
-
-    @classmethod
-    def _accepts(cls, image_processor: object) -> bool:
-        return isinstance(image_processor, cls.image_processor_class)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        **keywords: Any,
-    ) -> Self:
-        """Reads a checkpoint's folder, or a processor that was saved alone.
-
-        Args:
-            pretrained_model_name_or_path: a folder, a hub id or a short name.
-            keywords: which files are read, as in `folder_and_rest`; `image_seq_len` and `chat_template`, as in the
-                class; settings of the image processor (`size`, `do_image_splitting`, ...) and of the tokenizer
-                (`padding_side`, ...) instead of those in the files.
-
-        Raises:
-            UnsupportedModel: the checkpoint is another family's.
-        """
-        folder, changes = folder_and_rest(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
-        )
-        words = {name: changes.pop(name) for name in changes.keys() & TOKENIZER_WORDS}
-        tokenizer = PreTrainedTokenizer.from_pretrained(folder, **words)
-        raw = settings.preprocessor(folder)
-        if (folder / "config.json").exists():
-            checkpoint = read_checkpoint(folder)
-            if checkpoint.family is not family_for(cls.model_type):
-                raise UnsupportedModel(
-                    f"{folder} is a checkpoint of {checkpoint.family.name}, not one for {cls.__name__}: "
-                    "use AutoProcessor"
-                )
-            plan = checkpoint.family.images(checkpoint.config, raw)
-            return cls._of(
-                cls.image_processor_class.from_plan(plan).changed(**changes), tokenizer, plan.tokens
-            )
-        tokens = settings.json_object(folder / "processor_config.json").get("image_seq_len")
-        return cls._of(cls.image_processor_class.from_settings(raw).changed(**changes), tokenizer, tokens)
-
-    @classmethod
-    def _of(cls, image_processor: ImageProcessor, tokenizer: PreTrainedTokenizer, tokens: int | None) -> Self:
-        return cls(image_processor, tokenizer, tokens)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes the files of image processor and tokenizer, and processor_config.json."""
-        folder = Path(save_directory)
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-        name = type(self).__name__
-        write_json(
-            folder / "preprocessor_config.json", {**self.image_processor.to_dict(), "processor_class": name}
-        )
-        write_json(
-            folder / "processor_config.json", {"image_seq_len": self.image_seq_len, "processor_class": name}
-        )
-        if self.chat_template:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+class BaseProcessor(SavedProcessor):
+    """An image processor and a tokenizer, joined. Arguments as in `SavedProcessor`."""
 
     @property
     def model_input_names(self) -> list[str]:
@@ -136,6 +41,17 @@ class BaseProcessor:
         """As the tokenizer's `batch_decode`."""
         return self.tokenizer.batch_decode(*args, **options)
 
+    def post_process_image_text_to_text(
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> list[str]:
+        """The texts of rows of generated ids."""
+        return self.batch_decode(
+            generated_outputs, skip_special_tokens, clean_up_tokenization_spaces=clean_up_tokenization_spaces
+        )
+
     def __call__(self, **inputs: Any) -> BatchFeature:
         """Text and pictures to what a model reads."""
         raise NotImplementedError
@@ -145,51 +61,88 @@ class BaseProcessor:
         conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         chat_template: str | None = None,
         *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
         tokenize: bool = False,
         return_dict: bool = False,
         return_tensors: str | None = None,
-        **options: Any,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **keywords: Any,
     ) -> Any:
         """A conversation, or a batch of them, through the chat template.
 
         Args:
             conversation: messages with "role" and "content": a text, or a list of texts, pictures and videos. A
-                picture is named by "image", "url" or "path", or left to the `images` of a later call.
+                picture is named by "image", "url", "path" or "base64", or left to the `images` of a later call.
             chat_template: Jinja source instead of the checkpoint's.
+            tools, documents: variables of the template.
             add_generation_prompt: end with the beginning of an answer.
+            continue_final_message: end with the text of the last message, so that an answer goes on with it.
             tokenize: return ids instead of text; needs a source for each picture.
             return_dict: with `tokenize`, return all that the model reads.
-            return_tensors, options: with `tokenize`, as in the call.
+            return_tensors, processor_kwargs: with `tokenize`, as in the call.
+            return_assistant_tokens_mask: with `return_dict`, also `assistant_masks`, 1 for tokens within
+                `{% generation %}`.
+            keywords: further variables of the template; with `tokenize`, options of the call.
 
         Raises:
             BadPrompt: a message is malformed; the error names it.
+            TypeError: a keyword is neither a variable of the template nor an option of the call.
         """
         conversations, is_batch = conversations_of(conversation)
         template = self.chat_template if chat_template is None else chat_template
-        names = self.tokenizer.special_tokens_map
-        texts = [
-            render_template(template, shown(turns), names, add_generation_prompt=add_generation_prompt).text
+        variables, options = split_options(template, keywords, self._words())
+        options = {**options, **(processor_kwargs or {})}
+        rendered = [
+            render_template(
+                template,
+                shown(turns),
+                {**self.tokenizer.special_tokens_map, "tools": tools, "documents": documents, **variables},
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
             for turns in conversations
         ]
+        texts = [one.text for one in rendered]
         if not tokenize:
             if options or return_dict or return_tensors:
                 word = next(iter(options), "return_dict" if return_dict else "return_tensors")
                 raise TypeError(f"{word} has no meaning for text: give tokenize=True")
             return texts if is_batch else texts[0]
+        options |= self._sources(conversations, options)
+        opening = self.tokenizer.bos_token
+        if self._style.adds_special and opening and texts[0].startswith(opening):  # the template wrote it
+            options.setdefault("add_special_tokens", False)
+        if return_assistant_tokens_mask:
+            options["generated"] = [one.generated for one in rendered]
+        batch = self(text=texts, return_tensors=return_tensors, **options)
+        return batch if return_dict else batch["input_ids"]
+
+    def _sources(self, conversations: Sequence[Sequence[Turn]], options: Mapping[str, Any]) -> dict[str, Any]:
+        """The `images` and `videos` that messages name, as options of the call."""
+        found: dict[str, Any] = {}
         for name, kind in (("images", "image"), ("videos", "video")):
             sources = [sources_of(turns, kind) for turns in conversations]
             if any(sources) and name in options:
                 raise BadPrompt(
                     f"there are {name} in the messages and in {name}=...: give them in one of both"
                 )
-            if any(sources) or kind == "image":
-                options.setdefault(name, sources)
-        opening = self.tokenizer.bos_token
-        if self._style.adds_special and opening and texts[0].startswith(opening):  # the template wrote it
-            options.setdefault("add_special_tokens", False)
-        batch = self(text=texts, return_tensors=return_tensors, **options)
-        return batch if return_dict else batch["input_ids"]
+            if any(sources) or (kind == "image" and name not in options):
+                found[name] = sources
+        return found
+
+    @classmethod
+    def _words(cls) -> set[str]:
+        """The options of the call."""
+        settings_of = dataclasses.fields(cls.image_processor_type)  # type: ignore[arg-type]
+        return {
+            *inspect.signature(cls.__call__).parameters,
+            *(field.name for field in settings_of),
+            *(*GROUPS, *VIDEO_WORDS, *ALSO_NEUTRAL, *NEUTRAL, *INERT, "input_data_format"),
+        } - {"self", "text", "generated"}
 
     def _writer(self, plan: ImagePlan, *, adds_special: bool) -> Processor:
         """What writes this family's prompts."""

@@ -5,13 +5,15 @@ Unlike `processing.chat`, a picture may be a bare place: the guides give the pic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from idefics.compat.processing_places import VIDEO
 from idefics.errors import BadPrompt
 
 Turn = dict[str, Any]
+SOURCES = ("url", "path", "base64")
 Conversation = Sequence[Mapping[str, Any]]
 
 
@@ -73,7 +75,30 @@ def shown(turns: Sequence[Turn]) -> list[Turn]:
 
 def sources_of(turns: Sequence[Turn], kind: str) -> list[Any]:
     """The pictures ("image") or videos ("video") that a conversation names, in order; bare places are left out."""
-    keys = (kind, "url", "path")
     parts = [part for turn in turns for part in turn["content"] if part["type"] == kind]
-    named = ([part[key] for key in keys if part.get(key) is not None] for part in parts)
+    named = ([_source(part, key) for key in (kind, *SOURCES) if part.get(key) is not None] for part in parts)
     return [sources[0] for sources in named if sources]
+
+
+def _source(part: Mapping[str, Any], key: str) -> Any:
+    source = part[key]
+    is_bare = key == "base64" and isinstance(source, str) and not source.startswith("data:")
+    return f"data:{part['type']}/*;base64,{source}" if is_bare else source
+
+
+def split_options(template: str, keywords: Mapping[str, Any], words: Collection[str]) -> tuple[Turn, Turn]:
+    """Keywords of `apply_chat_template` -> variables of the template, and options of the processor's call.
+
+    Args:
+        words: the options that the call has; a template may use one of these names for a variable.
+
+    Raises:
+        TypeError: one that is neither.
+    """
+    variables = {name: value for name, value in keywords.items() if re.search(rf"\b{name}\b", template)}
+    options = {name: value for name, value in keywords.items() if name not in variables}
+    if unknown := options.keys() - set(words):
+        raise TypeError(
+            f"{min(unknown)!r} is neither a variable of the chat template nor an option of the processor's call"
+        )
+    return variables, options

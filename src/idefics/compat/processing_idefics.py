@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
 
@@ -14,6 +14,7 @@ from idefics.compat.image_inputs import is_grouped, nested
 from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, Transform, alike
 from idefics.compat.processing import BaseProcessor, cut
+from idefics.compat.processing_options import takes_groups, without_neutral_options
 from idefics.compat.processing_places import fill, pictures_for, texts_of
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
@@ -40,7 +41,8 @@ class IdeficsProcessor(BaseProcessor):
 
     model_type: ClassVar = "idefics"
     own_image_seq_len: ClassVar = 1
-    image_processor_class: ClassVar = IdeficsImageProcessor
+    image_processor_type: ClassVar = IdeficsImageProcessor
+    image_processor_class: ClassVar = "IdeficsImageProcessor"
     image_processor: IdeficsImageProcessor
 
     def __init__(
@@ -50,8 +52,9 @@ class IdeficsProcessor(BaseProcessor):
         image_size: int = 224,
         add_end_of_utterance_token: bool | None = None,
         chat_template: str | None = None,
+        **inert: Any,
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **inert)
         if image_size not in {224, image_processor.image_size}:
             raise BadSetting(
                 f"image_size is {image_size}, and the image processor's is {image_processor.image_size}: "
@@ -60,14 +63,25 @@ class IdeficsProcessor(BaseProcessor):
         self.add_end_of_utterance_token = add_end_of_utterance_token
 
     @classmethod
-    def _of(cls, image_processor: ImageProcessor, tokenizer: PreTrainedTokenizer, tokens: int | None) -> Self:
-        return cls(cast(IdeficsImageProcessor, image_processor), tokenizer)
+    def _own_words(cls) -> set[str]:
+        return {"chat_template", "add_end_of_utterance_token"}
+
+    @classmethod
+    def _of(
+        cls,
+        image_processor: ImageProcessor,
+        tokenizer: PreTrainedTokenizer,
+        tokens: int | None,
+        own: Mapping[str, Any],
+    ) -> Self:
+        return cls(cast(IdeficsImageProcessor, image_processor), tokenizer, **own)
 
     @property
     def model_input_names(self) -> list[str]:
         """What a call returns."""
         return [*super().model_input_names, "image_attention_mask"]
 
+    @takes_groups
     def __call__(
         self,
         prompts: Any = None,
@@ -84,7 +98,10 @@ class IdeficsProcessor(BaseProcessor):
         images: Any = None,
         padding_side: Side | None = None,
         pad_to_multiple_of: int | None = None,
-        **image_settings: Any,
+        add_special_tokens: bool | None = None,
+        return_attention_mask: bool | None = True,
+        input_data_format: str | None = None,
+        **keywords: Any,
     ) -> BatchFeature:
         """Prompts to what the model reads.
 
@@ -101,7 +118,10 @@ class IdeficsProcessor(BaseProcessor):
             text: another name of `prompts`; with `images`, a text or a list of texts.
             images: pictures for `text`: one for each text, before it; or a list for each text, after it. Where the
                 text has places (`<image>`), they are filled instead.
-            image_settings: settings of the image processor, for this call.
+            add_special_tokens: of no effect: `<s>` always begins a prompt, and nothing else is added.
+            return_attention_mask: False leaves `attention_mask` out.
+            input_data_format: where an array's channels are, if its shape does not say it.
+            keywords: settings of the image processor, for this call; words of transformers' call that ask for nothing.
 
         Raises:
             BadPrompt: texts and pictures do not fit together.
@@ -114,10 +134,11 @@ class IdeficsProcessor(BaseProcessor):
         )
         separates = add_end_of_utterance_token
         separates = self.add_end_of_utterance_token if separates is None else separates
+        image_settings = without_neutral_options(type(self).__name__, keywords)
         maker = self.image_processor.changed(**image_settings)
         documents = _batch(prompts if text is None else text) if images is None else _joined(text, images)
         writer = self._writer(maker.plan(), adds_special=False)
-        prepared = (maker.prepared(items, transform) for items in documents)
+        prepared = (maker.prepared(items, transform, input_data_format) for items in documents)
         written = [writer.document(parts, add_end_of_utterance_token=separates) for parts in prepared]
         if add_eos_token:
             written = [self._ended(prompt) for prompt in written]
@@ -125,7 +146,10 @@ class IdeficsProcessor(BaseProcessor):
         if debug:
             self._show(fitted)
         seen = self._seen(maker.plan().side, fitted, fitting)
-        return fitting.batch({**self._rows(fitted, fitting), **seen})
+        rows = self._rows(fitted, fitting)
+        if not return_attention_mask:
+            del rows["attention_mask"]
+        return fitting.batch({**rows, **seen})
 
     def _ended(self, prompt: Prompt) -> Prompt:
         if self.tokenizer.eos_token_id is None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import os
 
 # Words of a call that may be given with the tokenizer, for the processor that holds it.
-CALL_WORDS = ("max_length", "pad_to_multiple_of", "padding", "truncation")
+CALL_WORDS = ("image_seq_len", "max_length", "pad_to_multiple_of", "padding", "truncation")
 
 
 class PreTrainedTokenizer(TokenNames):
@@ -37,8 +37,8 @@ class PreTrainedTokenizer(TokenNames):
         truncation_side: where rows that are too long lose tokens.
         model_max_length: tokens of the longest text; 10^20 and more is no limit.
         chat_template: Jinja source, or "".
-        call_words: `max_length`, `padding`, `truncation` and `pad_to_multiple_of`, which a processor's calls take
-            where they do not say it themselves.
+        call_words: `max_length`, `padding`, `truncation`, `pad_to_multiple_of` and `image_seq_len`, which a processor's
+            calls take where they do not say it themselves.
     """
 
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
@@ -254,7 +254,7 @@ class PreTrainedTokenizer(TokenNames):
         """
         is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
         batch: Any = conversation if is_batch else [conversation]
-        options = {name: variables.pop(name) for name in CALL_WORDS if name in variables}
+        options = {name: variables.pop(name) for name in CALL_WORDS[1:] if name in variables}
         rendered = [
             render_template(
                 self.chat_template if chat_template is None else chat_template,

@@ -23,6 +23,7 @@ class Writable(Protocol):
     model_max_length: int
     padding_side: Side
     truncation_side: Side
+    init_kwargs: dict[str, Any]
 
     @property
     def special_tokens_map(self) -> dict[str, str]: ...
@@ -34,7 +35,8 @@ def arguments_in(folder: Path, codec: Tokenizer) -> dict[str, Any]:
         **settings.json_object(folder / "special_tokens_map.json"),
         **settings.json_object(folder / "tokenizer_config.json"),
     }
-    known = {name: files[name] for name in ("padding_side", "truncation_side") if files.get(name)}
+    said = ("image_seq_len", "padding_side", "truncation_side")
+    known = {name: files[name] for name in said if files.get(name)}
     known["model_max_length"] = int(files.get("model_max_length") or NO_LIMIT)
     known["chat_template"] = settings.chat_template(folder)
     for name in NAMED:
@@ -55,6 +57,8 @@ def write_tokenizer(tokenizer: Writable, folder: Path, chat_template: str) -> tu
         "tokenizer_class": "PreTrainedTokenizerFast",
         "truncation_side": tokenizer.truncation_side,
     }
+    if "image_seq_len" in tokenizer.init_kwargs:
+        config["image_seq_len"] = tokenizer.init_kwargs["image_seq_len"]
     write_json(folder / "tokenizer_config.json", config)
     names = ["tokenizer_config.json", "tokenizer.json"]
     if chat_template:
