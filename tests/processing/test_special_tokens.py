@@ -1,9 +1,12 @@
 """The one rule: which special tokens steer a model, and which are part of what it says."""
 
 import json
+from itertools import groupby
 
 import pytest
 import tokenizers_tiny as tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from idefics.processing.special_tokens import Declared
@@ -88,6 +91,17 @@ def test_lists_of_further_special_tokens_give_no_role(tmp_path):
     assert names(ours, ours.special_tokens.content) == {"<action_7>"}
 
 
+def test_what_the_config_of_the_tokenizer_marks_special_is_special(tmp_path):
+    library = docling(plain=["<action_7>", "<loc_1>"])
+    added = {str(library.token_to_id("<action_7>")): {"content": "<action_7>", "special": True}}
+    ours = Ours.load(folder_of(tmp_path, library, tokenizer_config={"added_tokens_decoder": added}))
+    assert names(ours, ours.special_tokens.content) == {"<action_7>"}
+    assert ours.token_id("<action_7>") in ours.special_ids
+    ids = ours.encode("<action_7><loc_1>", adds_special=False)
+    assert ours.decode(ids) == "<action_7><loc_1>"
+    assert ours.decode(ids, hidden=ours.special_tokens.hidden(True)) == "<loc_1>"
+
+
 def test_ids_and_names_of_another_vocabulary_hide_no_ordinary_word(tmp_path):
     library = docling()
     word = library.token_to_id("t")
@@ -113,8 +127,11 @@ def test_only_content_is_shown():
     assert ours.decode(ids, hidden=()) == text
 
 
-def base_vocabulary():
-    """A vocabulary whose own merges build Llama's control names: no added token has them."""
+def base_vocabulary(ignore_merges=False):
+    """A vocabulary that holds Llama's control names itself: no added token has them.
+
+    Merges build them; with `ignore_merges`, as Llama 3 has it, a whole word of the vocabulary needs none.
+    """
     alphabet = sorted({*"abcdefghijklmnopqrstuvwxyz_<|>:", *BASE_CONTROL[0]})
     vocab = {character: id for id, character in enumerate(alphabet)}
     merges = []
@@ -123,7 +140,9 @@ def base_vocabulary():
             if name[:end] not in vocab:
                 merges.append((name[: end - 1], name[end - 1]))
                 vocab[name[:end]] = len(vocab)
-    library = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    library = Tokenizer(
+        models.BPE(vocab=vocab, merges=[] if ignore_merges else merges, ignore_merges=ignore_merges)
+    )
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens(["<image>"])
@@ -135,6 +154,8 @@ def test_control_names_of_the_vocabulary_itself_are_control():
     ours = Ours(library.to_str())
     ids = [library.token_to_id(name) for name in BASE_CONTROL]
     assert library.encode("".join(BASE_CONTROL)).ids == ids  # plain text becomes them by itself
+    whole = base_vocabulary(ignore_merges=True)
+    assert [whole.encode(name).ids for name in BASE_CONTROL] == [[id] for id in ids]
     assert set(ids) <= ours.special_tokens.control
     assert ours.decode([ids[0], library.token_to_id("a")]) == "a"
     assert ours.decode([library.token_to_id("<|start_")]) == "<|start_"  # a part of a name is text
@@ -151,6 +172,34 @@ def test_nobody_writes_a_turn_in_a_base_vocabularys_own_format(name):
     assert ours.decode(ids, hidden=()) == f"{name}user{name}{name}"
     halves = [Piece(name[:5], trusted=True), Piece(name[5:], trusted=False)]
     assert id not in ours.encode_pieces(halves)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pieces=st.lists(
+        st.tuples(
+            st.sampled_from(
+                [*BASE_CONTROL, *(name[:5] for name in BASE_CONTROL), "<image>", "er_id|>", "<|", "a"]
+            ),
+            st.booleans(),
+        ),
+        max_size=8,
+    ),
+    ignore_merges=st.booleans(),
+)
+def test_untrusted_text_never_becomes_a_control_token(pieces, ignore_merges):
+    ours = BASE[ignore_merges]
+    ids = ours.encode_pieces([Piece(text, trusted=trusted) for text, trusted in pieces])
+    assert ours.decode(ids, hidden=()) == "".join(text for text, _ in pieces)
+    guarded = [ours.token_id(name) for name in (*BASE_CONTROL, "<image>")]
+    trusted = "\0".join(
+        "".join(text for text, _ in run) for is_trusted, run in groupby(pieces, lambda p: p[1]) if is_trusted
+    )
+    for id in guarded:
+        assert ids.count(id) <= trusted.count(ours.token(id))
+
+
+BASE = {ignores: Ours(base_vocabulary(ignores).to_str()) for ignores in (False, True)}
 
 
 def test_operators_are_no_control_names():

@@ -71,6 +71,21 @@ def special_tokens(folder: str | Path) -> dict[str, str]:
     return roles
 
 
+def marked_special(folder: str | Path) -> frozenset[str]:
+    """The tokens that tokenizer_config.json marks special under "added_tokens_decoder".
+
+    Raises:
+        UnsupportedModel: the file is not a JSON object.
+    """
+    added = json_object(Path(folder) / "tokenizer_config.json").get("added_tokens_decoder")
+    tokens = added.values() if isinstance(added, dict) else ()
+    return frozenset(
+        token["content"]
+        for token in tokens
+        if isinstance(token, dict) and token.get("special") and isinstance(token.get("content"), str)
+    )
+
+
 def _default(template: str | list[Mapping[str, str]], path: Path) -> str:
     """tokenizer_config.json may hold one template or a list of named ones."""
     if isinstance(template, str):

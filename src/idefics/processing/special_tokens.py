@@ -46,12 +46,14 @@ class Declared:
 
     Attributes:
         names: tokens with a role, such as `eos_token` or `image_token`.
+        special: tokens that are marked special, whatever `tokenizer.json` says of them.
         ids: the same by id, stop ids among them.
         template: the chat template, or "".
         roles: the tokens with a role by their role, as templates read them.
     """
 
     names: frozenset[str] = frozenset()
+    special: frozenset[str] = frozenset()
     ids: frozenset[int] = frozenset()
     template: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -67,7 +69,13 @@ class Declared:
         config = settings.json_object(folder / "config.json")
         sources = (config, config.get("text_config"), settings.json_object(folder / "generation_config.json"))
         ids = frozenset(id for source in sources for id in _token_ids(source))
-        return cls(frozenset(roles.values()), ids, settings.chat_template(folder), roles)
+        return cls(
+            names=frozenset(roles.values()),
+            special=settings.marked_special(folder),
+            ids=ids,
+            template=settings.chat_template(folder),
+            roles=roles,
+        )
 
 
 def _token_ids(source: Any) -> Iterator[int]:

@@ -58,9 +58,6 @@ class Tokenizer:
         self._library.no_padding()
         self._contents = {id: token.content for id, token in self._library.get_added_tokens_decoder().items()}
         self.added = frozenset(self._contents.values())
-        self.special_ids = frozenset(
-            id for id, token in self._library.get_added_tokens_decoder().items() if token.special
-        )
         # Added tokens that stand for text as the vocabulary's own do: with its marks for spaces.
         self._spelled = frozenset(
             id
@@ -68,6 +65,12 @@ class Tokenizer:
             if token.normalized and not token.special and self._library.id_to_token(id) != token.content
         )
         self._declared = Declared() if declared is None else declared
+        marked = self._declared.special | self._declared.names
+        self.special_ids = frozenset(
+            id
+            for id, token in self._library.get_added_tokens_decoder().items()
+            if token.special or token.content in marked
+        )
         file = json.loads(text)
         self._is_byte_level, self.strips_blank = _decoder_kind(file["decoder"])
         self.spells_whole_text = spells_whole_text(file)
