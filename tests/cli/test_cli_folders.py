@@ -195,3 +195,11 @@ def test_an_empty_picture_in_a_folder_is_refused_and_the_rest_answered(album, id
 @pytest.mark.parametrize("command", ["caption", "complete", "ask", "write", "classify", "chat"])
 def test_every_command_that_takes_folders_has_the_flag(command, idefics):
     assert "--[no-]recursive" in idefics(command, "--help").out
+
+
+def test_a_link_to_a_folder_above_brings_nothing_of_it(album):
+    Path("elsewhere.png").write_bytes(Path("album/a.png").read_bytes())
+    Path("album/sub/up").symlink_to("../..", target_is_directory=True)
+    Path("album/sub/root").symlink_to("/", target_is_directory=True)
+    assert found("album/**/*.png")[0] == ["album/a.png", "album/sub/e.png"]
+    assert found("album", recursive=True)[0] == sorted(PICTURES)
