@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# How fast, where and with what help something is computed, what is returned beside the answer, and where a file comes
+# How fast, where and with what help something is computed, what is returned with the answer, and where a file comes
 # from. Speculative decoding answers as the model alone would; the last line is for encoder-decoder models.
 NO_EFFECT = frozenset(
     """
@@ -25,7 +25,7 @@ NO_EFFECT = frozenset(
 )
 
 # Which way answers are searched for, how many and how long: what a caller of `idefics.load` decides. -> Values that
-# change nothing, beside None.
+# change nothing; None never does.
 STRATEGY: Mapping[str, tuple[object, ...]] = {
     "do_sample": (False,),
     "temperature": (1.0,),
@@ -47,7 +47,7 @@ STRATEGY: Mapping[str, tuple[object, ...]] = {
     "max_time": (),
 }
 
-# What changes which tokens follow, whatever the strategy. -> Values that change nothing, beside None.
+# What changes which tokens follow, whatever the strategy. -> Values that change nothing; None never does.
 ANSWER: Mapping[str, tuple[object, ...]] = {
     "eos_token_id": (),
     "stop_strings": ([], ""),

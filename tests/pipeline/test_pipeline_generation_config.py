@@ -128,7 +128,7 @@ def test_no_answer_ends_before_its_least_length(vlm, reference, fields):
     assert len(got) >= least > len(free)
 
 
-def test_stop_strings_of_the_file_end_answers_beside_the_callers(tmp_path):
+def test_stop_strings_of_the_file_end_answers_as_the_callers_do(tmp_path):
     vlm = idefics.load(doctags.write(tmp_path / "a", stop_strings=["<fcel>b"]))
     assert vlm.generate(["x"]).text == doctags.PAGE.partition("<fcel>b")[0]
     assert vlm.generate(["x"], stop="<otsl>").text == doctags.PAGE.partition("<otsl>")[0]

@@ -44,7 +44,7 @@ class Processor:
     Attributes:
         mark_ids: ids of the tokens that stand for pictures; an answer never holds one.
         look: how closely pictures are looked at that do not say it themselves.
-        trusts_text: whether special tokens in raw prompts are honoured; never in a stranger's.
+        trusts_text: whether special tokens in raw prompts are honoured; never in untrusted input.
         text_limit: refuses texts that cannot fit into `most` tokens.
     """
 

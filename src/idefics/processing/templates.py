@@ -26,7 +26,7 @@ SECRET = secrets.randbits(128)
 CONTINUED, BEGIN, END = (f"\ue000{SECRET}{mark}" for mark in "\ue003\ue004\ue005")
 
 
-# What a template's expressions may raise beside jinja2's own errors.
+# What a template's expressions may raise, apart from jinja2's own errors.
 BROKEN = (
     TypeError,
     ValueError,
@@ -68,7 +68,7 @@ def render_template(
             among them. What is not plain data is seen as the name of its type.
         add_generation_prompt: whether the beginning of an answer follows.
         continue_final_message: the text ends where the last text of the last message ends, so that it can go on; a
-            string names another field than "content". Blanks at its end stay if the template keeps them.
+            string names another field than "content". Spaces at its end stay if the template keeps them.
 
     Raises:
         BadPrompt: the template refuses the messages, or the last message has no text to continue.
@@ -134,7 +134,7 @@ def _mark_final(messages: list[dict[str, Any]], field: str) -> None:
 
 
 def _cut(text: str) -> str:
-    """The text before the mark; without blanks at its end if the template trims them."""
+    """The text before the mark; without spaces at its end if the template trims them."""
     before, mark, after = text.rpartition(CONTINUED)
     if not mark:
         raise BadPrompt(

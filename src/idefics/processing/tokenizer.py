@@ -49,7 +49,7 @@ class Tokenizer:
         """Takes the text of a `tokenizer.json`; any exception means that it is not one.
 
         Args:
-            declared: what the files beside it say of its special tokens.
+            declared: what the checkpoint's other files say of its special tokens.
         """
         import tokenizers
 
