@@ -172,3 +172,28 @@ def test_one_picture_in_every_form_gives_one_answer(vlm, good, tmp_path):
         expected.text
     ] * 2
     assert isinstance(vlm.ask(tensor.bfloat16() / 255, "What is this?", max_new_tokens=1), Answer)
+
+
+def test_endings_that_cannot_follow_take_their_own_places(vlm, good):
+    conversation = [
+        {"role": "user", "content": [{"type": "image", "path": good[0]}, {"type": "text", "text": "What?"}]}
+    ]
+    for prompt, spaced in (([good[0], "It is"], " "), (conversation, "")):
+        sound = [f"{spaced}a door.", f"{spaced}a tower."]
+        expected_prompt, expected = vlm.score(prompt, sound)
+        given = [" ", sound[0], 3, sound[1], "word " * 50_000]
+        found_prompt, found = vlm.score(prompt, given, on_error="return")
+        assert found_prompt.ids == expected_prompt.ids
+        assert [found[1], found[3]] == [pytest.approx(one, abs=1e-4) for one in expected]
+        assert [type(found[index]) for index in (0, 2)] == [BadPrompt, BadPrompt]
+        assert isinstance(found[4], PromptTooLong)
+        with pytest.raises(BadPrompt, match=r"^ending 2 of 3: the ending ' ' is blank"):
+            vlm.score(prompt, [sound[0], " ", sound[1]])
+        alone, errors = vlm.score(prompt, [" "], on_error="return")
+        assert len(alone.ids) and [type(one) for one in errors] == [BadPrompt]
+        with pytest.raises(BadPrompt, match="there are no endings"):
+            vlm.score(prompt, [], on_error="return")
+    _, (error,) = vlm.score([good[0], "It is"], ["<image>"], on_error="return")
+    assert "endings are text" in str(error)
+    with pytest.raises(BadPicture):
+        vlm.score(["missing.png", "It is"], [" a"], on_error="return")

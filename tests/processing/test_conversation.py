@@ -14,7 +14,7 @@ from idefics.messages import Message, Picture, Text, Video, assistant, user
 from idefics.processing.conversation import to_messages
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import open_picture
-from idefics.processing.processor import to_part
+from idefics.processing.prompt_items import to_part
 from processing.pictures_tiny import encoded, opened, picture
 
 DATA = encoded(picture("RGB"), "PNG")

@@ -21,7 +21,8 @@ from idefics.processing import video_file
 from idefics.processing.conversation import to_messages
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import prepare
-from idefics.processing.processor import Processor, to_part
+from idefics.processing.processor import Processor
+from idefics.processing.prompt_items import to_part
 from idefics.processing.settings import preprocessor
 from idefics.processing.tokenizer import Piece, Tokenizer
 from idefics.processing.video import as_visual, choose, in_words, names_video, watch

@@ -14,7 +14,8 @@ from idefics.config import ImagePlan, PromptStyle
 from idefics.errors import BadPicture, BadPrompt, BadSetting, UnsupportedModel
 from idefics.messages import Picture, assistant, user
 from idefics.processing.fetch import Fetcher
-from idefics.processing.processor import Processor, to_part
+from idefics.processing.processor import Processor
+from idefics.processing.prompt_items import to_part
 from idefics.processing.tokenizer import Tokenizer
 from processing.test_chat import SMOLVLM
 from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END, byte_level, legacy_llama

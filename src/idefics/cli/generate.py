@@ -61,7 +61,7 @@ def _generate(
 
 def _part(item: str, fetcher: Fetcher) -> Part:
     """Text, or a picture or video that is known to be one."""
-    from idefics.processing.processor import to_part
+    from idefics.processing.prompt_items import to_part
 
     part = standard_input() if item == STDIN else to_part(item)
     return part if isinstance(part, str) else opened(Named(item, part), fetcher).picture

@@ -5,23 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from torch import Tensor
 
 from idefics.calls import checked_flag, checked_text, in_order, public
 from idefics.engine.request import Deadline
-from idefics.errors import BadPrompt, BadSetting
+from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.messages import Detail, ImageDetail, Message, Picture
+from idefics.options import OnError
 from idefics.pipeline.ahead import made
 from idefics.pipeline.arguments import checked_prompt, is_conversation
+from idefics.pipeline.failures import Failures
 from idefics.pipeline.loading import Loaded
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource
     from idefics.processing.fetch import Fetcher
-    from idefics.processing.processor import Endings, Item
+    from idefics.processing.processor import Endings
+    from idefics.processing.prompt_items import Item
 
     Items = Sequence[Item]
     Conversation = Sequence[Message | Mapping[str, Any]]
@@ -94,6 +97,32 @@ class Prompting(Loaded):
         """
         return self.engine.logits(checked_prompt(prompt))
 
+    @overload
+    def score(
+        self,
+        items: Items | Conversation,
+        endings: Sequence[str],
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        on_error: Literal["raise"] = ...,
+        detail: Detail = ...,
+        max_tiles: int | None = ...,
+        timeout: float | None = ...,
+    ) -> tuple[Prompt, list[list[float]]]: ...
+    @overload
+    def score(
+        self,
+        items: Items | Conversation,
+        endings: Sequence[str],
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        on_error: Literal["return"],
+        detail: Detail = ...,
+        max_tiles: int | None = ...,
+        timeout: float | None = ...,
+    ) -> tuple[Prompt, list[list[float] | IdeficsError]]: ...
     @public
     def score(
         self,
@@ -102,10 +131,11 @@ class Prompting(Loaded):
         *,
         answer_start: str = "",
         continue_final_message: bool = False,
+        on_error: OnError = "raise",
         detail: Detail = "high",
         max_tiles: int | None = None,
         timeout: float | None = None,
-    ) -> tuple[Prompt, list[list[float]]]:
+    ) -> tuple[Prompt, list[list[float]]] | tuple[Prompt, list[list[float] | IdeficsError]]:
         """How likely each of many texts is after one prompt, read once: log-probabilities of its tokens.
 
         In a conversation an ending is the answer; in a raw prompt, or after a message that goes on, it follows as it
@@ -116,6 +146,8 @@ class Prompting(Loaded):
             endings: the texts.
             answer_start: words that each begins with; conversations only.
             continue_final_message: as in `chat`; conversations only.
+            on_error: "raise" the first error about an ending, with its number; or "return" each in the place of its
+                numbers, and score the rest. What is wrong with the prompt is raised in any case.
             detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
             timeout: seconds; where the call takes longer it raises RequestTimeout.
 
@@ -123,16 +155,32 @@ class Prompting(Loaded):
             The prompt shared by all endings, and for each ending one number a token.
         """
         deadline = Deadline.of(timeout)
-        make = partial(
-            self.endings,
-            endings=endings,
-            answer_start=answer_start,
-            continue_final_message=continue_final_message,
-            detail=detail,
-            max_tiles=max_tiles,
-        )
-        prompt, rests = made(make, items, deadline)
-        return prompt, self.engine.score(prompt, rests, deadline)
+        texts = in_order("endings", endings, "a list of texts", error=BadPrompt)
+        failures = Failures("ending", len(texts), on_error)
+        in_chat = is_conversation(in_order("items", items, PROMPT, error=BadPrompt))
+        checked = [
+            failures.attempt(index, partial(self._checked_ending, text, in_chat))
+            for index, text in enumerate(texts)
+        ]
+        how: dict[str, Any] = {
+            "answer_start": answer_start,
+            "continue_final_message": continue_final_message,
+            "detail": detail,
+            "max_tiles": max_tiles,
+        }
+        sound = [text for text in checked if isinstance(text, str)]
+        if texts and not sound:
+            prompt, scores = made(partial(self.prompt, **how), items, deadline), []
+        else:
+            prompt, rests = made(partial(self.endings, endings=sound, **how), items, deadline)
+            scores = self.engine.score(prompt, rests, deadline)
+        following = iter(scores)
+        return prompt, [next(following) if isinstance(text, str) else text for text in checked]
+
+    def _checked_ending(self, text: object, in_chat: bool) -> str:
+        ending = checked_text("ending", text, " a dog", blank=True)
+        self.processor.check_ending(ending, in_chat=in_chat)
+        return ending
 
     @public
     def endings(

@@ -26,7 +26,7 @@ def encode_continuations(
     if not continuations:
         raise BadPrompt("there are no endings to choose from: give at least one")
     for one in continuations:
-        limit.check([one.text])
+        check_continuation(tokenizer, limit, one)
     encode = partial(tokenizer.encode_pieces, max_tokens=limit.max_tokens)
     ids = encode(pieces)
     tail = tokenizer.last_segment(pieces)  # a continuation changes nothing before it
@@ -36,13 +36,22 @@ def encode_continuations(
     wholes = [encode([*tail, one]) for one in continuations]
     common = _common(shared, wholes)
     rests = tuple(tuple(whole[common:]) for whole in wholes)
-    image = tokenizer.token_id(IMAGE)
-    for one, rest in zip(continuations, rests, strict=True):
-        if not rest or not one.text.strip():
-            raise BadPrompt(f"the ending {one.text!r} is blank: give words to choose from")
-        if image in rest:
-            raise BadPrompt(f"the ending {one.text!r} holds an {IMAGE}: endings are text")
     return ids[: len(ids) - len(shared) + common], rests
+
+
+def check_continuation(tokenizer: Tokenizer, limit: TextLimit, continuation: Piece) -> None:
+    """Refuses a text that can follow no prompt.
+
+    Raises:
+        BadPrompt: it is blank, or holds an `<image>`.
+        PromptTooLong: it has more tokens than the model reads.
+    """
+    text = continuation.text
+    limit.check([text])
+    if not text.strip():
+        raise BadPrompt(f"the ending {text!r} is blank: give words to choose from")
+    if IMAGE in text and tokenizer.token_id(IMAGE) in tokenizer.encode_pieces([continuation]):
+        raise BadPrompt(f"the ending {text!r} holds an {IMAGE}: endings are text")
 
 
 def _common(shared: Sequence[int], wholes: Sequence[Sequence[int]]) -> int:

@@ -16,7 +16,7 @@ import PIL.Image
 
 from idefics.errors import BadPrompt, BadSetting, did_you_mean
 from idefics.messages import Message, Part, Picture, Role, Text, Video
-from idefics.processing.item_paths import is_file, names_media
+from idefics.processing.prompt_items import is_file, names_media
 from idefics.processing.video import as_visual
 from idefics.sources import BinaryFile, is_tensor
 

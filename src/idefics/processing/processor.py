@@ -13,25 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImagePlan, PromptStyle
 from idefics.errors import BadPrompt, BadSetting, PromptTooLong, UnsupportedModel
-from idefics.messages import ImageDetail, Message, Part, Picture, Text, Video, Visual
+from idefics.messages import ImageDetail, Message, Part, Picture, Video, Visual
 from idefics.processing.chat import IMAGE, render
-from idefics.processing.continuations import encode_continuations
+from idefics.processing.continuations import check_continuation, encode_continuations
 from idefics.processing.conversation import to_messages
-from idefics.processing.fetch import Fetcher, as_address, is_remote
+from idefics.processing.fetch import Fetcher
 from idefics.processing.images import open_picture, prepared
-from idefics.processing.item_paths import check_item
 from idefics.processing.marks import FAKE, marks, share_fakes
+from idefics.processing.prompt_items import to_part
 from idefics.processing.sizes import grid, plan_for
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER
 from idefics.processing.text_length import TextLimit
 from idefics.processing.tokenizer import Piece, Tokenizer
-from idefics.processing.video import as_visual, watch
+from idefics.processing.video import watch
 from idefics.prompt import Prompt, Tiles
 
 if TYPE_CHECKING:
-    from idefics.messages import PictureSource
-
-    Item = Part | PictureSource
+    from idefics.processing.prompt_items import Item
 
 END_OF_DOCUMENT = "</s>"
 
@@ -148,6 +146,11 @@ class Processor:
         last = [Piece(ending, trusted=self._is_trusted) for ending in endings]
         ids, rests = encode_continuations(self.tokenizer, self.text_limit, pieces, last)
         return self._prompt(self._opening() + ids, pictures), rests
+
+    def check_ending(self, ending: str, *, in_chat: bool) -> None:
+        """Raises what is wrong with an ending, whatever the prompt before it: see `encode_continuations`."""
+        piece = Piece(ending, trusted=self._is_trusted and not in_chat)
+        check_continuation(self.tokenizer, self.text_limit, piece)
 
     def tokens_of(self, picture: Picture) -> int:
         """What one picture, standing alone, costs in tokens."""
@@ -274,23 +277,3 @@ def _listed(items: Sequence[Item]) -> Sequence[Item]:
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
         raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
     return items
-
-
-def to_part(item: Item) -> Part:
-    """One item of a raw prompt as text, picture or video.
-
-    A text is a picture or video where it is an http(s) address, a data URI or base64 of a picture file, and where it is
-    the name of an existing file; `Text` never is.
-
-    Raises:
-        BadPicture: the text names a file that is no picture or a folder, or is like the name of a picture (no space)
-            and there is no such file.
-    """
-    if isinstance(item, Text):
-        return item
-    if not isinstance(item, str):
-        return as_visual(item)
-    address = as_address(item)
-    if is_remote(address) or check_item(item):
-        return as_visual(address)
-    return item

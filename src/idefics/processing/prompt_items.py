@@ -1,4 +1,4 @@
-"""Which texts among pictures and words are names of files.
+"""The items of raw prompts as text, pictures and videos: which texts name a file.
 
 A text of an untrusted sender names nothing: callers do not ask about it.
 """
@@ -6,10 +6,39 @@ A text of an untrusted sender names nothing: callers do not ask about it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from idefics.errors import BadPicture
 from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from idefics.messages import Part, Text
+from idefics.processing.fetch import as_address, is_remote
 from idefics.processing.picture_files import format_of
+from idefics.processing.video import as_visual
+
+if TYPE_CHECKING:
+    from idefics.messages import PictureSource
+
+    Item = Part | PictureSource
+
+
+def to_part(item: Item) -> Part:
+    """One item of a raw prompt as text, picture or video.
+
+    A text is a picture or video where it is an http(s) address, a data URI or base64 of a picture file, and where it is
+    the name of an existing file; `Text` never is.
+
+    Raises:
+        BadPicture: the text names a file that is no picture or a folder, or is like the name of a picture (no space)
+            and there is no such file.
+    """
+    if isinstance(item, Text):
+        return item
+    if not isinstance(item, str):
+        return as_visual(item)
+    address = as_address(item)
+    if is_remote(address) or check_item(item):
+        return as_visual(address)
+    return item
 
 
 def names_media(text: str) -> bool:
