@@ -9,6 +9,7 @@ The names below are all that is public. They are imported when first used, so `i
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -149,6 +150,10 @@ _HOME = {
     "Video": "idefics.messages",
     "WeightsMismatch": "idefics.errors",
 }
+
+logging.getLogger("idefics").addHandler(
+    logging.NullHandler()
+)  # what is logged is shown where the program asks for it
 
 
 def __getattr__(name: str) -> object:

@@ -5,12 +5,15 @@ Python's words for a wrong call name internals, and its `TypeError` is not an `I
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence, Set
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Any, TypeVar, cast
 
-from idefics.errors import BadCall, BadPrompt, BadRequest, BadSetting, UnknownArgument
+from idefics.errors import BadCall, BadPrompt, BadRequest, BadSetting, IdeficsError, UnknownArgument
+
+log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -41,10 +44,11 @@ def public(function: F, name: str = "", called_as: Signature | None = None) -> F
             raise UnknownArgument(f"{said}()", sorted(unknown), known)
         try:
             return function(*args, **keywords)
-        except TypeError as error:
-            if type(error) is TypeError and (
-                why := _misfit(shown, args, keywords)
-            ):  # else it comes from within
+        except IdeficsError as error:
+            log.debug("%s() raises %s: %s", said, type(error).__name__, error)
+            raise
+        except TypeError:
+            if why := _misfit(shown, args, keywords):  # else it comes from within
                 raise BadCall(f"{said}(): {why}: call it {_usage(said, shown)}") from None
             raise
 

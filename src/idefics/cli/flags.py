@@ -81,7 +81,7 @@ Shots = Annotated[
         help='Examples to follow, one JSON object per line: {"image": "a.jpg", "answer": "A puppy."}',
     ),
 ]
-Debug = Annotated[bool, _output("--debug", help="Show the traceback of errors.")]
+Debug = Annotated[bool, _output("--debug", help="Show what is done, and the traceback of errors.")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ interrupted.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -60,7 +61,24 @@ def run(argv: Sequence[str], loader: Loader = load) -> int:
         stack.enter_context(warnings.catch_warnings())
         if not debug:
             warnings.simplefilter("ignore")  # standard error is for lines to the caller
+        else:
+            stack.enter_context(_log_shown())
         return _guarded(argv, loader, debug=debug)
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """What the package logs, on standard error, while a command runs."""
+    logger, handler = logging.getLogger("idefics"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms %(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -89,8 +89,9 @@ def _serve(context: typer.Context, *, given: Flags, config: Config = None, debug
             from idefics.server.run import run
         except ModuleNotFoundError:
             raise MissingExtra("idefics serve", "serve") from None
-        logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-        logging.getLogger("idefics").setLevel(logging.INFO)
+        if not logging.getLogger("idefics").isEnabledFor(logging.DEBUG):  # else --debug shows it already
+            logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+            logging.getLogger("idefics").setLevel(logging.INFO)
         vlm = _load(context, settings, screen)
         app = create_app(vlm, settings)
         if settings.ui:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -82,6 +83,8 @@ def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: D
         from idefics import weights
         from idefics.processing.fetch import Fetcher
 
+        if not debug:
+            logging.basicConfig(format="%(message)s", level=logging.WARNING)
         vlm = context.obj(model, screen)
         start = suggested(weights.find(model.model, revision=model.revision, offline=True))
         fetcher = Fetcher(policy=model.remote_images, strangers=True)

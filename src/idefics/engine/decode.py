@@ -77,6 +77,9 @@ def decode_step(model: VLM, cache: PagedCache, *, reference: bool = False) -> De
 class TorchDecode:
     """In plain torch, on every device: gathers each row's pages and attends to them."""
 
+    def __str__(self) -> str:
+        return "torch"
+
     def __init__(self, model: VLM, cache: PagedCache) -> None:
         self.model, self.cache = model, cache
         self.sight = Sight(())

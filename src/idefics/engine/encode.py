@@ -5,6 +5,8 @@ Knows no tokens and no caches.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from torch import Tensor
 from idefics.engine.contract import VLM
 from idefics.nn.attention import Memory
 from idefics.prompt import Tiles
+
+log = logging.getLogger(__name__)
 
 
 def first_weight(model: VLM) -> Tensor:
@@ -126,6 +130,7 @@ class Pictures:
             self._drop(key)
 
     def _encode(self, wanted: Sequence[tuple[Tiles, int]]) -> None:
+        began = time.perf_counter()
         frames = []
         for tiles, count in wanted:
             begun = len(tiles.frames) - self.missing(tiles)
@@ -140,6 +145,13 @@ class Pictures:
             kept = self._finished(tiles, now) if len(now) == len(tiles.frames) else Kept(now)
             self.kept[tiles.key] = kept  # nothing half-made is kept, or counted, if that failed
             self.size += kept.size - before.size
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "encoded %d frames of %d pictures in %.3f s",
+                sum(map(len, frames)),
+                len(wanted),
+                time.perf_counter() - began,
+            )
 
     def _finished(self, tiles: Tiles, frames: list[Tensor]) -> Kept:
         """What is kept of a picture all of whose frames, (M, D') each, have been encoded."""

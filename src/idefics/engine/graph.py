@@ -39,6 +39,9 @@ class GraphDecode:
         capture: what records a step; without it each step is started kernel by kernel.
     """
 
+    def __str__(self) -> str:
+        return "CUDA graphs"
+
     def __init__(self, model: VLM, cache: PagedCache, capture: Capture) -> None:
         self.model, self.cache, self.capture = model, cache, capture
         stack = model.stack()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -14,7 +16,8 @@ from idefics import models, weights
 from idefics.calls import checked_flag, one_of, public
 from idefics.config import EngineConfig, Kernels, QuantizationConfig, QuantKind
 from idefics.engine.engine import Engine
-from idefics.errors import BadSetting
+from idefics.engine.pages import PAGE
+from idefics.errors import BadSetting, size_text
 from idefics.form import Form
 from idefics.host_memory import memory_amount
 from idefics.models import Checkpoint, Storage
@@ -30,6 +33,8 @@ from idefics.processing.spelling import Spelling
 from idefics.processing.tokenizer import Tokenizer
 from idefics.quant import footprint
 from idefics.quant.measure import Verdict, verdict_for
+
+log = logging.getLogger(__name__)
 
 MOST_THREADS = 1024
 FORMS = 16  # that are kept ready, with megabytes each at most
@@ -125,6 +130,7 @@ class Loaded:
             OutOfMemory: weights or caches do not fit into what is free, or into a limit of this process or container.
             MissingExtra: "nf4" or "fp4" without bitsandbytes.
         """
+        began = time.perf_counter()
         if offline is not None:
             checked_flag("offline", offline)
         if threads is not None:
@@ -160,6 +166,7 @@ class Loaded:
         if free is not None:  # weights that stay in the files are not in memory yet
             free = min(free - footprint(module), free_memory(main))
         engine = Engine(module, config, free)  # type: ignore[arg-type]  # a VLM by its methods
+        log.info("loaded %s from %s in %.2f s: %s", model, folder, time.perf_counter() - began, _told(engine))
         return cls(processor, engine, stop_ids(checkpoint, processor), rules)
 
     def close(self) -> None:
@@ -181,6 +188,17 @@ class Loaded:
     def memory(self) -> int:
         """Bytes that the model's weights take, on whatever devices; pictures and caches come on top."""
         return footprint(self.engine.model)  # type: ignore[arg-type]  # a module
+
+
+def _told(engine: Engine) -> str:
+    """What computes and how much memory it takes, for the log."""
+    model = engine.model
+    devices = sorted({str(weight.device) for weight in model.parameters()})
+    return (
+        f"{type(model).__name__} in {model.dtype} on {', '.join(devices)} with {torch.get_num_threads()} threads; "
+        f"decode steps by {engine.runner.decode}; weights {size_text(footprint(model))}; "  # type: ignore[arg-type]
+        f"{engine.scheduler.pages.count * PAGE} tokens of cache; {engine.config}"
+    )
 
 
 def quantization(quantize: object) -> QuantizationConfig | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
 import ssl
 import threading
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 # Base64 may be broken into lines (RFC 2045, 6.8), which are longer than words that may follow, and has two alphabets
 # (RFC 4648, 4 and 5). Both patterns are read once, from left to right.
 BASE64 = r"\s*+(?:[A-Za-z0-9+/_%-]{16,}+\s++)*+[A-Za-z0-9+/_%-]*+=*+\s*+"
+log = logging.getLogger(__name__)
+
 REMOTE = re.compile(rf"https?://\S+|data:[^\s,;/]*[;/][^\s,]*(?:,\S*|(?<=;base64),{BASE64})", re.IGNORECASE)
 REDIRECTS = 3
 
@@ -123,8 +126,11 @@ class Fetcher:
             )
         import httpx
 
+        began = time.monotonic()
         try:
-            return self._get(url)
+            data = self._get(url)
+            log.debug("fetched %d bytes in %.2f s", len(data), time.monotonic() - began)
+            return data
         except BadPicture:
             raise
         except (httpx.TimeoutException, TimeoutError):

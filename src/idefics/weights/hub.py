@@ -6,9 +6,11 @@ Knows file names and sizes, and which architectures run. Imports the hub's clien
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,6 +25,8 @@ from idefics.weights.files import INDEX, PICKLES, WHOLE
 Progress = Callable[[int, int], None]  # (bytes so far, bytes in all)
 
 # Everything but the weights. Only files at the top are wanted: folders (onnx/ and such) hold duplicates.
+log = logging.getLogger(__name__)
+
 SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -53,6 +57,7 @@ def from_hub(
     folder = snapshot(hub, revision, cache)
     missing = ["everything"] if folder is None else lacking(folder, weights=weights)
     if folder is not None and not missing:
+        log.debug("%s is in the hub's cache: %s", hub, folder)
         return folder
     if _is_offline() if offline is None else offline:
         where = (
@@ -96,7 +101,7 @@ def _download(
     total = sum(sizes[name] for name in wanted if here is None or not (here / name).is_file())
     _refuse_full_disk(hub, total, cache or cache_folder())
     tally = _Tally(total, progress)
-    folder = ""
+    folder, began = "", time.monotonic()
     try:
         # Settings first: whatever breaks off later, a snapshot with its weights is a whole one.
         for names in ([name for name in wanted if name in SETTINGS], wanted):
@@ -112,6 +117,7 @@ def _download(
         broken = "the download of {hub} broke off ({reason}): run the same again, it goes on where it stopped"
         raise _explained(error, hub, revision, broken) from error
     tally.finish()
+    log.info("downloaded %s: %d bytes in %.1f s", hub, total, time.monotonic() - began)
     return Path(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from idefics.catalog import resolve, short_names
 from idefics.errors import BadSetting, ModelNotFound
 from idefics.weights.adapters import refuse_adapter
 from idefics.weights.hub import Progress, from_hub
+
+log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -61,6 +64,7 @@ def find(
         if revision is not None:
             raise BadSetting(f"revision is {revision!r}, but {model} is a folder: only the hub has revisions")
         return _checkpoint(folder, model)
+    log.debug("%s is %s on the hub", model, hub)
     return from_hub(
         hub,
         revision=revision,

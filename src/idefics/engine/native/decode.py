@@ -75,6 +75,9 @@ class NativeDecode:
         self._sight = Sight((), self.crosses)
         self._start()
 
+    def __str__(self) -> str:
+        return f"C ({self.instructions}, {self._threads} threads)"
+
     def __call__(self, rows: Rows) -> Tensor:
         if os.getpid() != self._process:  # a fork: it has memory, but none of the threads
             self._start()
