@@ -101,6 +101,8 @@ def test_update():
     settings = GenerationConfig(top_p=0.5)
     settings.update(top_p=None, num_beams=3)
     assert settings == GenerationConfig(num_beams=3)
+    settings.update(defaults_only=True, num_beams=5, top_k=7)
+    assert settings == GenerationConfig(num_beams=3, top_k=7)
 
 
 def test_a_dict_and_back():

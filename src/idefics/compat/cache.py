@@ -6,7 +6,7 @@ B rows, h key/value heads, L tokens, K head size, H query heads, S feature rows,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -14,6 +14,13 @@ from idefics.errors import BadPrompt
 from idefics.nn.padded import Beside, KeysValues
 
 Legacy = Sequence[Sequence[Tensor]]
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """transformers' cache: for each layer an object with `keys` and `values`."""
+
+    layers: Sequence[Any]
 
 
 class KeyValueCache:
@@ -34,13 +41,15 @@ class KeyValueCache:
         self.layers, self.beside, self.has_pictures = tuple(layers), beside, has_pictures
 
     @classmethod
-    def of(cls, past: KeyValueCache | Legacy | None) -> KeyValueCache:
-        """What a caller gave: a cache, a tuple with (keys, values) for each layer (a learned prefix), or None."""
+    def of(cls, past: KeyValueCache | Layered | Legacy | None) -> KeyValueCache:
+        """What a caller gave: a cache, one of transformers', a tuple with (keys, values) for each layer (a learned
+        prefix), or None.
+        """
         if isinstance(past, KeyValueCache):
             return past
         layers = []
-        for layer in past or ():
-            keys, values, *_ = layer
+        given = [(layer.keys, layer.values) for layer in past.layers] if isinstance(past, Layered) else past
+        for keys, values, *_ in given or ():
             if keys.dim() != 4 or keys.shape != values.shape:
                 raise BadPrompt(
                     f"past_key_values holds keys of {tuple(keys.shape)} and values of {tuple(values.shape)}: "

@@ -34,6 +34,18 @@ class GenerationMixin:
 
     generation_config: GenerationConfig
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor | None = None, past_key_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What the model is called with at one step of `generate`; a subclass, or peft, may change it.
+
+        Args:
+            input_ids: (R, T) ids that have not been read yet.
+            past_key_values: what has been read; None at the first step.
+            **kwargs: `attention_mask` of all ids, pictures at the first step, `inputs_embeds`, ...
+        """
+        return {"input_ids": input_ids, "past_key_values": past_key_values, **kwargs}
+
     @torch.no_grad()
     def generate(
         self,

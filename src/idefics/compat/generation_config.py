@@ -109,6 +109,13 @@ class GenerationConfig:
     output_attentions: bool = False
     output_hidden_states: bool = False
 
+    # What transformers' Seq2SeqTrainer asks, which fills in defaults: here they are there already.
+    _from_model_config = False
+
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, Any]:
+        return {}
+
     def __init__(self, **settings: Any) -> None:
         self.update(**settings)
 
@@ -130,10 +137,11 @@ class GenerationConfig:
         if name not in ALL_NAMES:
             raise AttributeError(f"GenerationConfig has no {name!r}")
 
-    def update(self, **settings: Any) -> None:
-        """Sets several settings. Raises UnknownArgument, BadSetting."""
+    def update(self, defaults_only: bool = False, **settings: Any) -> None:
+        """Sets several settings; with `defaults_only` those that are not set. Raises UnknownArgument, BadSetting."""
         for name, value in settings.items():
-            setattr(self, name, value)
+            if not (defaults_only and self.is_set(name)):
+                setattr(self, name, value)
 
     def switch(self, **settings: Any) -> Self:
         """A copy with other settings, in which None switches off even what a checkpoint has set."""

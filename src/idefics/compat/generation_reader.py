@@ -35,6 +35,7 @@ class Model(Protocol):
     """
 
     forward: Callable[..., Any]
+    prepare_inputs_for_generation: Callable[..., dict[str, Any]]
 
     def __call__(self, **inputs: Any) -> Any:
         """One pass."""
@@ -114,14 +115,11 @@ class Reader:
     def _read(self, **inputs: Any) -> Tensor:
         asked = {EXTRAS[name]: True for name in self.extras}
         past = self.cache if self.use_cache and self.cache.layers else None
-        out = self.model(
-            **inputs,
-            **asked,
-            past_key_values=past,
-            use_cache=self.use_cache,
-            logits_to_keep=1,
-            return_dict=True,
+        named = {name: value for name, value in inputs.items() if name != "input_ids"}
+        prepared = self.model.prepare_inputs_for_generation(
+            inputs.get("input_ids"), past_key_values=past, use_cache=self.use_cache, **named
         )
+        out = self.model(**prepared, **asked, logits_to_keep=1, return_dict=True)
         if self.use_cache:
             self.cache = out.past_key_values
         for name, steps in self.extras.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import replace
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,7 +20,13 @@ from idefics.compat.folders import LOCATING, folder_and_rest
 from idefics.compat.generation_config import FILE as GENERATION_FILE
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.loading_arguments import IGNORED_BY_MODELS, NEUTRAL, without_neutral
-from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, quantization_config_from
+from idefics.compat.modeling_adapters import Adapters, or_adapter
+from idefics.compat.quantization import (
+    AnyQuantizationConfig,
+    BitsAndBytesConfig,
+    Quantizer,
+    quantization_config_from,
+)
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import Checkpoint, fill, read_checkpoint
 from idefics.placement import Device, wanted
@@ -28,14 +35,15 @@ from idefics.weights import KeyRules
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Loading(nn.Module):
+class Loading(Adapters):
     """A model class that reads and writes checkpoints.
 
     Attributes:
         config_class: what its config.json becomes.
         model_types: those whose checkpoints it reads.
         base_model_prefix: the attribute that holds everything but the head; "" in a model without a head.
-        is_quantized: whether weights are kept in few bits.
+        is_quantized: whether weights are kept in few bits; `is_loaded_in_4bit`, `is_loaded_in_8bit`,
+            `quantization_method` and `hf_quantizer` say how, as trainers and peft ask for it.
         name_or_path: where its weights came from; "" if from nowhere.
     """
 
@@ -45,6 +53,10 @@ class Loading(nn.Module):
     model_types: ClassVar[tuple[str, ...]]
     base_model_prefix: ClassVar[str]
     is_quantized: bool
+    is_loaded_in_4bit: bool
+    is_loaded_in_8bit: bool
+    quantization_method: str | None
+    hf_quantizer: Quantizer | None
     name_or_path: str
 
     def __init__(self, config: Any) -> None:
@@ -54,6 +66,7 @@ class Loading(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    @or_adapter
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
@@ -74,7 +87,8 @@ class Loading(nn.Module):
         """The model of a checkpoint, ready to answer (`eval`).
 
         Args:
-            pretrained_model_name_or_path: a folder, a hub id ("owner/name") or a short name ("9b-instruct").
+            pretrained_model_name_or_path: a folder, a hub id ("owner/name") or a short name ("9b-instruct"); or the
+                folder of an adapter, whose model is loaded with it.
             config: in place of the checkpoint's own: a config of this package or of transformers, the content of a
                 config.json, or the folder of one.
             torch_dtype, dtype: of the weights, by name or as torch has it; None or "auto": as they are stored.
@@ -130,6 +144,7 @@ class Loading(nn.Module):
             quantisation=None if quantization is None else quantization.quantisation(),
             stored=checkpoint.quantisation,
         )
+        model._keep_in(quantization)
         model.is_quantized = quantization is not None or checkpoint.quantisation is not None
         model.set_attn_implementation(attn_implementation or found._attn_implementation or "sdpa")
         if generation_config is not None:
@@ -138,6 +153,14 @@ class Loading(nn.Module):
             model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = str(pretrained_model_name_or_path)
         return model.eval()
+
+    def _keep_in(self, quantization: AnyQuantizationConfig | None) -> None:
+        """Says how weights are kept; None: in full precision."""
+        self.hf_quantizer = None if quantization is None else Quantizer(quantization)
+        self.is_quantized = quantization is not None
+        self.quantization_method = None if quantization is None else quantization.quant_method
+        self.is_loaded_in_8bit = isinstance(quantization, BitsAndBytesConfig) and quantization.load_in_8bit
+        self.is_loaded_in_4bit = isinstance(quantization, BitsAndBytesConfig) and quantization.load_in_4bit
 
     @classmethod
     def from_config(
@@ -169,13 +192,17 @@ class Loading(nn.Module):
         state_dict: dict[str, Tensor] | None = None,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Writes config.json, generation_config.json and safetensors into a folder, in the released layout.
+
+        Of a model with adapters (`add_adapter`) the active one alone is written, as peft does.
 
         Args:
             is_main_process: only the main one of several processes writes.
             state_dict: in place of the model's own.
             max_shard_size: files of weights are no larger, in bytes or as "5GB".
+            **kwargs: of transformers: `save_function` and `token` are ignored, `push_to_hub` is refused.
 
         Raises:
             BadSetting: `safe_serialization=False` asks for pickles.
@@ -185,6 +212,16 @@ class Loading(nn.Module):
 
         if not safe_serialization:
             raise BadSetting("safe_serialization is False; only safetensors are written: leave it out")
+        if kwargs.get("push_to_hub"):
+            raise BadSetting("push_to_hub is True; only folders are written: upload with `hf upload`")
+        if unknown := sorted(
+            set(kwargs) - {"push_to_hub", "save_function", "token", "variant", "save_peft_format"}
+        ):
+            raise UnknownArgument("save_pretrained", unknown, ["state_dict", "max_shard_size"])
+        if self._hf_peft_config_loaded:
+            if is_main_process:
+                self._save_adapter(Path(save_directory), state_dict)
+            return
         if self.is_quantized:
             raise UnsupportedModel(
                 "weights in few bits are not saved here: `idefics quantize MODEL --to int8 --out DIR` writes a folder "
@@ -244,6 +281,5 @@ def _unknown(cls: type[Loading], keywords: Iterable[str]) -> set[str]:
 
 
 def _arguments(cls: type[Loading]) -> list[str]:
-    code = cls.from_pretrained.__func__.__code__  # type: ignore[attr-defined]
-    names = code.co_varnames[2 : code.co_argcount + code.co_kwonlyargcount]
-    return [*names, *LOCATING, *cls.config_class.fields]
+    names = [name for name in signature(cls.from_pretrained).parameters if name != "keywords"]
+    return [*names[1:], *LOCATING, *cls.config_class.fields]

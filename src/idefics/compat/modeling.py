@@ -20,6 +20,7 @@ from idefics.compat.modeling_checkpointing import GradientCheckpointing
 from idefics.compat.modeling_vocabulary import Vocabulary
 from idefics.compat.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 from idefics.compat.reading import Pass
+from idefics.compat.transformers_instance import CountsAsPreTrainedModel
 from idefics.errors import BadSetting
 from idefics.nn.attention import Attn
 from idefics.nn.initial import initialise_module
@@ -37,7 +38,7 @@ class Asked(NamedTuple):
     return_dict: bool
 
 
-class PreTrainedModel(Loading, Vocabulary, GradientCheckpointing, Attending):
+class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientCheckpointing, Attending):
     """What every model class has.
 
     Attributes:
@@ -63,7 +64,8 @@ class PreTrainedModel(Loading, Vocabulary, GradientCheckpointing, Attending):
     def _adopt(self, config: PretrainedConfig) -> None:
         self.config = config
         self.generation_config = GenerationConfig.from_model_config(config.to_dict())
-        self.name_or_path, self.is_quantized = "", False
+        self.name_or_path = ""
+        self._keep_in(None)
 
     def _begin(self, config: PretrainedConfig) -> None:
         """The last step of every constructor: first weights, and how attention is computed."""

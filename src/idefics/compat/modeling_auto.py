@@ -11,6 +11,7 @@ from idefics.compat.configuration_auto import config_from
 from idefics.compat.folders import folder_and_rest
 from idefics.compat.loading_arguments import IGNORED_BY_MODELS
 from idefics.compat.modeling import ModelWithHead, PreTrainedModel
+from idefics.compat.modeling_adapters import or_adapter
 from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
 from idefics.compat.modeling_idefics2 import Idefics2ForConditionalGeneration, Idefics2Model
 from idefics.compat.modeling_idefics3 import (
@@ -43,6 +44,7 @@ class _AutoClass:
         raise TypeError(f"{type(self).__name__} is never made: call its from_pretrained or from_config")
 
     @classmethod
+    @or_adapter
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],

@@ -105,6 +105,23 @@ class QuantoConfig:
 AnyQuantizationConfig = BitsAndBytesConfig | QuantoConfig
 
 
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """What trainers ask of a model whose weights are kept in few bits: `model.hf_quantizer`.
+
+    Attributes:
+        quantization_config: how they are kept.
+        is_trainable: adapters on top of them can be trained.
+        is_qat_trainable, is_serializable, is_compileable: the weights themselves cannot, nor be saved or compiled.
+    """
+
+    quantization_config: AnyQuantizationConfig
+    is_trainable: bool = True
+    is_qat_trainable: bool = False
+    is_serializable: bool = False
+    is_compileable: bool = False
+
+
 def quantization_config_from(config: object) -> AnyQuantizationConfig | None:
     """A quantization config from what callers give: one of this package or of transformers, or its content.
 

@@ -1,0 +1,213 @@
+"""Adapters of peft inside a model: `add_adapter`, `load_adapter`, and saving them alone. peft is imported when used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import wraps
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from idefics.errors import BadSetting, MissingExtra, UnsupportedModel
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of names in an adapter's file
+
+
+class Adapters(nn.Module):
+    """The calls by which transformers' models hold adapters of peft.
+
+    Attributes:
+        peft_config: the adapters' configs by name.
+    """
+
+    name_or_path: str
+    peft_config: dict[str, PeftConfig]
+    _hf_peft_config_loaded = False  # transformers' Trainer asks for it by this name
+
+    def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
+        """Puts a new adapter into the model and activates it; all other weights are frozen.
+
+        Raises:
+            BadSetting: there is one of this name, or `adapter_config` is none of peft's.
+            MissingExtra: peft is not installed.
+        """
+        peft = _peft()
+        name = adapter_name or "default"
+        if not isinstance(adapter_config, peft.PeftConfig):
+            raise BadSetting(
+                f"adapter_config is a {type(adapter_config).__name__}; give a config of peft, such as LoraConfig"
+            )
+        if self._hf_peft_config_loaded and name in self.peft_config:
+            raise BadSetting(f"there is an adapter {name!r} already: give another adapter_name")
+        adapter_config.base_model_name_or_path = self.name_or_path or None
+        peft.inject_adapter_in_model(adapter_config, self, name)
+        self._hf_peft_config_loaded = True
+        self.set_adapter(name)
+
+    def load_adapter(
+        self,
+        peft_model_id: str | PathLike[str] | None = None,
+        adapter_name: str | None = None,
+        *,
+        peft_config: PeftConfig | None = None,
+        adapter_state_dict: dict[str, Tensor] | None = None,
+        is_trainable: bool = False,
+    ) -> None:
+        """Puts a trained adapter into the model and activates it.
+
+        Args:
+            peft_model_id: a folder with adapter_config.json and its weights, or a hub id.
+            adapter_name: by default "default".
+            peft_config, adapter_state_dict: in place of the folder.
+            is_trainable: whether it is to be trained on; else it is frozen.
+
+        Raises:
+            BadSetting: neither a folder nor a config with weights is given.
+            UnsupportedModel: the adapter's weights are not those of an adapter of this model.
+            MissingExtra: peft is not installed.
+        """
+        peft = _peft()
+        name = adapter_name or "default"
+        if peft_model_id is None and (peft_config is None or adapter_state_dict is None):
+            raise BadSetting("no adapter is given: give its folder, or peft_config and adapter_state_dict")
+        config = peft_config or peft.PeftConfig.from_pretrained(str(peft_model_id))
+        weights = adapter_state_dict
+        if weights is None:
+            weights = peft.load_peft_weights(str(peft_model_id), device="cpu")
+        config.inference_mode = not is_trainable
+        self.add_adapter(config, name)
+        named = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+        result = peft.set_peft_model_state_dict(self, named, name)
+        missing = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
+        if result.unexpected_keys or missing:
+            raise UnsupportedModel(
+                f"{peft_model_id or 'the adapter'} is not an adapter of this model: "
+                f"{len(result.unexpected_keys)} weights are unused and {len(missing)} missing "
+                f"({', '.join([*result.unexpected_keys, *missing][:3])}): give the model that it was trained on"
+            )
+        if not is_trainable:
+            for key, weight in self.named_parameters():
+                if f".{name}." in key:
+                    weight.requires_grad_(False)
+        self.eval()
+
+    def set_adapter(self, adapter_name: str | list[str]) -> None:
+        """Activates one adapter, or several; the others rest.
+
+        Raises:
+            BadSetting: there is none of this name.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        if unknown := [name for name in names if name not in self._adapters()]:
+            raise BadSetting(
+                f"there is no adapter {unknown[0]!r}; the model has {', '.join(self._adapters()) or 'none'}"
+            )
+        for layer in self._adapted():
+            layer.enable_adapters(True)
+            layer.set_adapter(adapter_name)
+
+    def active_adapters(self) -> list[str]:
+        """The names of the adapters that act. Raises BadSetting where the model has none."""
+        self._need()
+        active = next(self._adapted()).active_adapter
+        return [active] if isinstance(active, str) else list(active)
+
+    def disable_adapters(self) -> None:
+        """The model computes as without adapters. Raises BadSetting where it has none."""
+        self._need()
+        for layer in self._adapted():
+            layer.enable_adapters(False)
+
+    def enable_adapters(self) -> None:
+        """Undoes `disable_adapters`. Raises BadSetting where the model has none."""
+        self._need()
+        for layer in self._adapted():
+            layer.enable_adapters(True)
+
+    def delete_adapter(self, adapter_names: str | list[str]) -> None:
+        """Takes adapters out of the model. Raises BadSetting where it does not have them."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            if name not in self._adapters():
+                raise BadSetting(f"there is no adapter {name!r} to delete")
+            for layer in self._adapted():
+                layer.delete_adapter(name)
+            del self.peft_config[name]
+        self._hf_peft_config_loaded = bool(self.peft_config)
+
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The weights of one adapter, by default of the active one. Raises BadSetting where the model has none."""
+        name = adapter_name or self.active_adapters()[0]
+        weights: dict[str, Tensor] = _peft().get_peft_model_state_dict(self, state_dict, adapter_name=name)
+        return weights
+
+    def _save_adapter(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+        """Writes the active adapter as peft does."""
+        from safetensors.torch import save_file
+
+        name = self.active_adapters()[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.get_adapter_state_dict(name, state_dict)
+        named = {PREFIX + key: value.contiguous() for key, value in weights.items()}
+        save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        self.peft_config[name].save_pretrained(str(folder))
+
+    def _adapted(self) -> Iterator[Any]:
+        layers = _peft().tuners.tuners_utils.BaseTunerLayer
+        return (module for module in self.modules() if isinstance(module, layers))
+
+    def _adapters(self) -> dict[str, PeftConfig]:
+        return self.peft_config if self._hf_peft_config_loaded else {}
+
+    def _need(self) -> None:
+        if not self._adapters():
+            raise BadSetting("the model has no adapter: call add_adapter or load_adapter first")
+
+
+def base_of_adapter(folder: str | PathLike[str]) -> str | None:
+    """The model that the adapter in a folder was trained on; None where the folder holds no adapter.
+
+    Raises:
+        UnsupportedModel: the adapter does not say.
+    """
+    path = Path(folder)
+    if not (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
+        return None
+    base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UnsupportedModel(
+            f"{path} holds an adapter that does not say which model it is for: load that model, then call load_adapter"
+        )
+    return str(base)
+
+
+def or_adapter(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A `from_pretrained` that also takes the folder of an adapter: it loads its model, then the adapter."""
+
+    @wraps(load)
+    def from_pretrained(cls: type, model: str | PathLike[str], *arguments: Any, **keywords: Any) -> Any:
+        base = base_of_adapter(model)
+        if base is None:
+            return load(cls, model, *arguments, **keywords)
+        loaded = load(cls, base, *arguments, **keywords)
+        loaded.load_adapter(model)
+        return loaded
+
+    return from_pretrained
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise MissingExtra("an adapter", "peft") from None
+    return peft

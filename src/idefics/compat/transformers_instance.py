@@ -1,0 +1,53 @@
+"""Lets trainers that ask `isinstance(model, transformers.PreTrainedModel)` treat our models as such.
+
+transformers' `Trainer` saves a model by its `save_pretrained` only where that holds; of others it writes the weights
+without config.json. This package does not import transformers: the answer is given where the caller has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+from torch import nn
+
+THEIRS = "transformers.modeling_utils"
+
+
+class CountsAsPreTrainedModel(nn.Module):
+    """An instance counts as one of transformers' `PreTrainedModel` once that has been imported.
+
+    `type(model)` and the order in which methods are found stay as they are: only `isinstance` asks `__class__`, as it
+    does for `unittest.mock`'s specifications.
+    """
+
+    _no_split_modules = ("DecoderLayer", "GatedBlock", "VisionLayer")
+    _keys_to_ignore_on_save = None
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """True: transformers' rules for renaming the weights of its own classes are not for this one."""
+        return True
+
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        """False: nothing of it was downloaded with a checkpoint."""
+        return False
+
+    def __init_subclass__(cls) -> None:
+        """Nothing more: transformers' own, which reads the annotations of its classes, does not see ours."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        theirs = sys.modules.get(THEIRS)
+        if theirs is None or "PreTrainedModel" not in vars(theirs):  # it may be half imported
+            return type(self)
+        own: type = type(self)
+        return _both(own, theirs.PreTrainedModel)
+
+
+@cache
+def _both(own: type, theirs: type) -> type:
+    """A class of the same name that is a subclass of both. It is never instantiated."""
+    names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    return type(own)(own.__name__, (own, theirs), names)
