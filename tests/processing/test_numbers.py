@@ -124,6 +124,15 @@ def test_transparency_of_every_mode_is_over_white(mode):
     assert np.asarray(opened(image)).tolist() == [[[255, 255, 255], [40, 40, 40]]]
 
 
+def test_a_palette_may_hold_the_transparency():
+    """That of a quantised RGBA picture does, and says nothing of it elsewhere."""
+    image = PIL.Image.new("RGBA", (2, 1), (200, 0, 0, 0))
+    image.putpixel((1, 0), (40, 40, 40, 255))
+    few = image.quantize(2)
+    assert few.palette.mode == "RGBA" and "transparency" not in few.info
+    assert np.asarray(opened(few)).tolist() == [[[255, 255, 255], [40, 40, 40]]]
+
+
 def test_a_transparent_grey_of_sixteen_bits_is_over_white():
     image = PIL.Image.fromarray(np.array([[7, 65535, 0]], np.uint16))
     assert grey(encoded(image, "PNG", transparency=7)) == [[255, 255, 0]]

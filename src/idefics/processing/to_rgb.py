@@ -47,7 +47,7 @@ def rgb(image: PIL.Image.Image, name: str = "the picture") -> PIL.Image.Image:
             if isinstance(transparent, int):
                 eight[numbers == transparent] = 255
             return PIL.Image.fromarray(eight).convert("RGB")
-    elif "A" in image.getbands() or image.info.get("transparency") is not None:
+    elif image.has_transparency_data:
         flat = _over_white
     else:
         return image if image.mode == "RGB" else image.convert("RGB")
