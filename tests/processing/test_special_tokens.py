@@ -45,6 +45,21 @@ def test_a_vocabularys_own_names_and_placeholders_are_control_and_doctags_are_co
     assert names(ours, kinds.instructions) == {*DOCTAGS, "<loc_1>"}
 
 
+SMOLLM = (
+    "<repo_name> <reponame> <file_sep> <filename> <gh_stars> <issue_start> <issue_comment> <issue_closed> "
+    "<jupyter_start> <jupyter_text> <jupyter_code> <jupyter_output> <jupyter_script> <empty_output>"
+)
+
+
+@pytest.mark.parametrize(
+    "name", [*SMOLLM.split(), "<unk>", "<pad>", "</s>", "<fim_middle>", "[INST]", "[/INST]"]
+)
+def test_what_base_vocabularies_mark_their_training_data_with_is_control(name):
+    kinds = Ours(docling(special=[*DOCTAGS, name]).to_str())
+    assert name in names(kinds, kinds.special_tokens.control)
+    assert names(kinds, kinds.special_tokens.content) == set(DOCTAGS)
+
+
 def test_elsewhere_content_is_no_instruction():
     ours = Ours(docling(special=["<action_7>"]).to_str())
     assert names(ours, ours.special_tokens.content) == {"<action_7>"}

@@ -26,6 +26,12 @@ TEMPLATES = {
     "tools": "{{ tools is none }}{{ documents is none }}{{ tools is defined }}",
     "variables": "{{ bos_token }}{{ controls['length'] }}{{ picture }}{{ missing is defined }}",
     "trained": TRAINED,
+    "trained, with blanks trimmed": (
+        "{%- for m in messages %}\n  {{- m['role'] + ':' }}\n  {%- if m['role'] == 'assistant' %}\n"
+        "    {%- generation -%}\n {{ m['content'][0]['text'] }}\n<end>{%- endgeneration %}\n  {%- endif %}\n"
+        "{%- endfor %}{% set ns = namespace(x=0) %}{% for m in messages %}{% generation %}{% set ns.x = ns.x + 1 %}"
+        "{{ ns.x }}{% endgeneration %}{% endfor %}"
+    ),
     "loops": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
 }
 VARIABLES = {"bos_token": "<s>", "controls": {"length": 3}, "picture": object()}

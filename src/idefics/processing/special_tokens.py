@@ -27,6 +27,9 @@ CONTROL_NAME = re.compile(
     rf"{BASE_CONTROL.pattern}|{IMAGE_PLACEHOLDER.pattern}|<video>"
     r"|</?s>|<(unk|pad|bos|eos|cls|sep|mask)>|\[(UNK|PAD|BOS|EOS|CLS|SEP|MASK)\]"
     r"|<(start|end)_of_(turn|utterance|text|role|image)>|<fim_\w+>"
+    # SmolLM2's, which StarCoder had first: where files, issues and notebooks begin in its training data.
+    r"|<(repo_?name|file_sep|filename|gh_stars|issue_(start|comment|closed)|empty_output)>"
+    r"|<(jupyter_(start|text|code|output|script)|commit_(before|msg|after))>"
     r"|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG|IMG_BREAK|IMG_END)\]"
 )
 # A checkpoint that has one of these writes pages as DocTags, and its card asks it with tags: `<otsl>`, `<formula>`,
