@@ -32,6 +32,7 @@ check: $(DEV) ## check the layout, the lint rules and the types
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
+	@$(BIN)/pyright --project tests/typed --pythonpath $(BIN)/python
 
 bench: $(BENCH) ## measure, with the rivals and the machine's limits beside each figure
 	@set -e; for script in generate images reuse start serve; do $(BIN)/python bench/$$script.py; done

@@ -1,0 +1,183 @@
+"""A program that uses the whole public API, for type checkers in their strict modes; a test runs it too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack, assert_type
+
+import idefics
+from idefics import (
+    Alternative,
+    Answer,
+    BadCall,
+    BadPicture,
+    BadPrompt,
+    BadRequest,
+    BadSetting,
+    BadVideo,
+    BrokenCheckpoint,
+    Delta,
+    EngineBusy,
+    EngineConfig,
+    Idefics,
+    IdeficsError,
+    ImageDetail,
+    Message,
+    MissingExtra,
+    ModelClosed,
+    ModelError,
+    ModelNotFound,
+    Options,
+    OutOfMemory,
+    Picture,
+    PromptTooLong,
+    QuantizationConfig,
+    RankedLabel,
+    Ranking,
+    RequestTimeout,
+    Sampling,
+    Shot,
+    Stream,
+    TextTooLong,
+    Timings,
+    UnknownArgument,
+    UnsupportedModel,
+    Usage,
+    Video,
+    WeightsMismatch,
+    assistant,
+    load,
+    read_shots,
+    user,
+)
+
+KINDS: Sequence[type[IdeficsError]] = (
+    BadCall,
+    BadPicture,
+    BadPrompt,
+    BadRequest,
+    BadSetting,
+    BadVideo,
+    BrokenCheckpoint,
+    EngineBusy,
+    MissingExtra,
+    ModelClosed,
+    ModelError,
+    ModelNotFound,
+    OutOfMemory,
+    PromptTooLong,
+    RequestTimeout,
+    TextTooLong,
+    UnknownArgument,
+    UnsupportedModel,
+    WeightsMismatch,
+)
+
+
+def short(vlm: Idefics, picture: Path, **options: Unpack[Options]) -> str:
+    """A call of the caller's own, with the options of ours."""
+    return vlm.caption(picture, **options).text
+
+
+def answers(vlm: Idefics, picture: Path) -> None:
+    one = vlm.ask(picture, "What is in this image?", max_new_tokens=4, timeout=60.0)
+    assert_type(one, Answer)
+    assert_type(one.text, str)
+    assert_type(one.tokens, tuple[int, ...])
+    assert_type(one.usage, Usage)
+    assert_type(one.timings, Timings)
+    assert_type(vlm.ask([picture, picture], "What is this?", max_new_tokens=2), list[Answer])
+    assert_type(vlm.caption(Picture(picture, detail="low")), Answer)
+    assert_type(vlm.caption([Picture(picture)], on_error="return"), list[Answer | IdeficsError])
+    assert_type(vlm.complete(picture, "This is", max_new_tokens=2), Answer)
+    assert_type(vlm.write([picture], max_new_tokens=2), list[Answer])
+    assert_type(vlm.generate(["A picture of", picture], max_new_tokens=2), Answer)
+    assert_type(vlm.generate([["A", picture], ["The"]], max_new_tokens=2), list[Answer])
+    assert_type(vlm.cost(picture), int)
+    assert short(vlm, picture, temperature=0.5, seed=1, stop=["."], max_new_tokens=3) is not None
+
+
+def logprobs(vlm: Idefics, picture: Path) -> None:
+    answer = vlm.caption(picture, logprobs=True, top_logprobs=2, max_new_tokens=2)
+    assert answer.logprobs is not None and answer.top_logprobs is not None
+    for chosen, places in zip(answer.logprobs, answer.top_logprobs, strict=True):
+        assert_type(chosen, float)
+        for place in places:
+            assert_type(place, Alternative)
+            assert_type(place.logprob, float)
+
+
+def conversations(vlm: Idefics, picture: Path) -> None:
+    messages = [user(Picture(picture), "What is this?"), assistant("A"), user("Which color?")]
+    assert_type(messages, list[Message])
+    assert_type(vlm.chat(messages, max_new_tokens=2), Answer)
+    assert_type(vlm.chat([{"role": "user", "content": "Hi"}], max_new_tokens=2), Answer)
+    prompt = vlm.prompt(messages)
+    likely = vlm.score(messages, ["red", "blue"])
+    assert_type(likely[1], list[list[float]])
+    with vlm.submit(prompt, max_new_tokens=2) as stream:
+        assert_type(stream, Stream)
+
+
+def rankings(vlm: Idefics, picture: Path) -> None:
+    ranking = vlm.classify(picture, ["cat", "dog"])
+    assert_type(ranking, Ranking)
+    assert_type(ranking.best, str)
+    for label, probability, logprob in ranking:
+        assert_type(label, str)
+        assert_type(probability, float)
+        assert_type(logprob, float)
+    first = ranking.labels[0]
+    assert_type(first, RankedLabel)
+    assert_type(first.label, str)
+    assert_type(vlm.classify([picture], ["cat", "dog"], calibrated=True), list[Ranking])
+
+
+def streams(vlm: Idefics, picture: Path) -> None:
+    with vlm.caption(picture, stream=True, max_new_tokens=3) as stream:
+        assert_type(stream, Stream)
+        for piece in stream:
+            assert_type(piece, str)
+    assert_type(stream.answer, Answer)
+
+    async def read() -> None:
+        async for delta in vlm.submit(vlm.prompt(["The"]), max_new_tokens=3).deltas():
+            assert_type(delta, Delta)
+            assert_type(delta.tokens, tuple[int, ...])
+
+    asyncio.run(read())
+
+
+def settings() -> None:
+    assert_type(Sampling(max_new_tokens=3).temperature, float)
+    assert_type(EngineConfig(batch_rows=4).batch_rows, int)
+    assert_type(ImageDetail("auto", 4).max_tiles, int | None)
+    assert QuantizationConfig(kind="int8").kind == "int8"
+    assert Video([Picture("one.png")], fps=1.0).fps == 1.0
+
+
+def errors(vlm: Idefics) -> None:
+    try:
+        vlm.caption("nowhere.jpg")
+    except BadPicture as error:
+        assert_type(error, BadPicture)
+    try:
+        vlm.generate(["The"], max_new_tokens=900, timeout=1e-6)
+    except RequestTimeout as error:
+        assert_type(error.seconds, float)
+
+
+def main(picture: Path, shots: Path) -> None:
+    """Runs everything with the demo model, a picture and a file of shots."""
+    assert idefics.__version__
+    with load("demo", device="cpu", threads=1) as vlm:
+        assert_type(vlm, Idefics)
+        for part in (answers, logprobs, conversations, rankings, streams):
+            part(vlm, picture)
+        given = read_shots(shots)
+        assert_type(given, list[Shot])
+        assert_type(vlm.with_shots(given), Idefics)
+        errors(vlm)
+    settings()
