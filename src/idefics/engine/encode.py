@@ -119,7 +119,6 @@ class Pictures:
                     self._encode([one])
                 except Exception as error:
                     errors[one[0].key] = error
-                    self._drop(one[0].key)
         return errors
 
     def make_room(self, in_use: Collection[str], most: int | None = None) -> None:
