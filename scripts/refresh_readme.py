@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from idefics.catalog import CATALOG, memory
+from idefics.catalog import CATALOG, in_all, memory
+from idefics.errors import size_text
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -38,18 +39,14 @@ def answered(block: re.Match[str]) -> str:
     return f"```console\n{''.join(shown)}```"
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def models_table() -> str:
     """Every row of the catalog; those that show the same figures are one."""
-    head = ["| `--model` | parameters | float32 | bfloat16 | licence |", "|-|-:|-:|-:|-|"]
+    head = ["| `--model` | parameters | weights | in all | int8 in all | licence |", "|-|-:|-:|-:|-:|-|"]
     names: dict[str, list[str]] = {}  # of models that show the same figures
     for row in CATALOG:
         count = f"{row.parameters / 1e9:.2f} B" if row.parameters >= 1e9 else f"{row.parameters / 1e6:.0f} M"
-        needs = " | ".join(size(memory(row, precision)) for precision in ("float32", "bfloat16"))
+        sizes = (memory(row, "bfloat16"), in_all(row, "bfloat16"), in_all(row, "int8"))
+        needs = " | ".join(map(size_text, sizes))
         names.setdefault(f"{count} | {needs} | {row.licence}", []).append(f"`{row.name}`")
     return "\n".join([*head, *(f"| {', '.join(some)} | {figures} |" for figures, some in names.items())])
 

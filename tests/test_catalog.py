@@ -7,6 +7,7 @@ import idefics
 from idefics import weights
 from idefics.catalog import BITS, CATALOG, DEFAULT, memory, resolve, short_names
 from idefics.config import QuantizationConfig
+from idefics.engine.memory import token_bytes
 from idefics.models import REGISTRY, build, family_for, read_checkpoint
 from idefics.quant import chosen
 from idefics.quant.integers import GROUP, Int8Linear
@@ -66,6 +67,9 @@ def test_memory_is_what_the_models_have(row):
     matrices = [model.get_submodule(name).weight for name in names if how.kind_of(name) == "int4"]
     eights = [model.get_submodule(name).weight for name in names if how.kind_of(name) == "int8"]
     assert all(name.startswith(DECODER) for name in names if how.kind_of(name) == "int4")
+    layout = model.layout
+    assert row.token_numbers == token_bytes(layout, torch.int8)
+    assert row.max_positions == layout.max_positions
     table = model.get_parameter("lm_head.weight")
     twice = sum(
         weight.numel() for weight in eights if weight is table and "lm_head.weight" not in alone(model)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from idefics.host_memory import memory_in_all
+
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
 # Bits of a number in the matrices of the decoder's layers, in other matrices that int8 and int4 make smaller, and
 # anywhere else. int4 has a 16-bit scale for every 32 numbers. int8 has one for each output: left out.
@@ -35,6 +37,8 @@ class CheckpointRow:
         eights: how many are in matrices of the vision tower and in a head of one table, which int8 and int4 keep in
             eight bits. Connector, tables of tokens and norms stay as they are.
         twice: how many of `eights` are in a head that is tied: in few bits it stands beside the table of tokens.
+        token_numbers: how many numbers the keys and values of one token are, in all layers.
+        max_positions: tokens of the longest prompt, its answer included.
         licence: of the weights.
         kind: "base" continues documents, "instruct" follows a request, "chat" is tuned for long talk.
         note: what to know before choosing it, in one sentence; may be empty.
@@ -49,6 +53,8 @@ class CheckpointRow:
     parameters: int
     matrices: int
     eights: int
+    token_numbers: int
+    max_positions: int
     licence: str
     kind: Literal["base", "instruct", "chat"]
     note: str = ""
@@ -73,6 +79,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=3_493_440,
         matrices=1_587_200,
         eights=1_344_640,
+        token_numbers=1_600,
+        max_positions=1_024,
         licence=_APACHE,
         kind="instruct",
         note="Inside the package, needs no network; knows nothing but its picture book.",
@@ -85,6 +93,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=4_741_352,
         matrices=2_539_520,
         eights=1_024_000,
+        token_numbers=1_280,
+        max_positions=1_024,
         licence=_APACHE,
         kind="instruct",
         note="Inside the package, needs no network; knows nothing but its picture book.",
@@ -97,6 +107,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=256_484_928,
         matrices=106_168_320,
         eights=113_319_936,
+        token_numbers=11_520,
+        max_positions=8_192,
         licence=_APACHE,
         kind="instruct",
         note="The smallest for real photographs.",
@@ -109,6 +121,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=507_482_304,
         matrices=314_572_800,
         eights=132_243_456,
+        token_numbers=20_480,
+        max_positions=8_192,
         licence=_APACHE,
         kind="instruct",
         note="The default: good answers on a laptop's CPU.",
@@ -121,6 +135,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=2_246_272_880,
         matrices=1_610_612_736,
         eights=511_739_904,
+        token_numbers=98_304,
+        max_positions=16_384,
         licence=_APACHE,
         kind="instruct",
     ),
@@ -132,6 +148,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=256_484_928,
         matrices=106_168_320,
         eights=113_319_936,
+        token_numbers=11_520,
+        max_positions=8_192,
         licence=_APACHE,
         kind="instruct",
         video=True,
@@ -144,6 +162,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=507_482_304,
         matrices=314_572_800,
         eights=132_243_456,
+        token_numbers=20_480,
+        max_positions=8_192,
         licence=_APACHE,
         kind="instruct",
         video=True,
@@ -156,6 +176,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=2_246_784_880,
         matrices=1_610_612_736,
         eights=511_995_904,
+        token_numbers=98_304,
+        max_positions=8_192,
         licence=_APACHE,
         kind="instruct",
         video=True,
@@ -168,6 +190,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=256_484_928,
         matrices=106_168_320,
         eights=113_319_936,
+        token_numbers=11_520,
+        max_positions=8_192,
         licence="CDLA-Permissive-2.0",
         kind="instruct",
         note='Writes pages down as DocTags: "Convert this page to docling."',
@@ -181,6 +205,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         matrices=106_168_320,
         eights=142_737_408,
         twice=57_802_752,
+        token_numbers=11_520,
+        max_positions=8_192,
         licence=_APACHE,
         kind="instruct",
         note="Successor of SmolDocling.",
@@ -193,6 +219,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=8_462_086_384,
         matrices=6_979_321_856,
         eights=936_419_328,
+        token_numbers=65_536,
+        max_positions=131_072,
         licence=_APACHE,
         kind="instruct",
         note="Strong at documents, charts and text in pictures.",
@@ -205,6 +233,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=8_402_768_112,
         matrices=6_979_321_856,
         eights=542_154_752,
+        token_numbers=65_536,
+        max_positions=32_768,
         licence=_APACHE,
         kind="instruct",
     ),
@@ -216,6 +246,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=8_402_759_920,
         matrices=6_979_321_856,
         eights=542_150_656,
+        token_numbers=65_536,
+        max_positions=32_768,
         licence=_APACHE,
         kind="base",
     ),
@@ -227,6 +259,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=8_402_768_112,
         matrices=6_979_321_856,
         eights=542_154_752,
+        token_numbers=65_536,
+        max_positions=32_768,
         licence=_APACHE,
         kind="chat",
     ),
@@ -238,6 +272,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=8_929_679_632,
         matrices=7_910_457_344,
         eights=629_145_600,
+        token_numbers=262_144,
+        max_positions=2_048,
         licence=_LLAMA,
         kind="base",
         note="Learns a task from a few interleaved examples.",
@@ -250,6 +286,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=8_929_687_824,
         matrices=7_910_457_344,
         eights=629_145_600,
+        token_numbers=262_144,
+        max_positions=2_048,
         licence=_LLAMA,
         kind="instruct",
     ),
@@ -261,6 +299,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=79_967_843_624,
         matrices=78_685_143_040,
         eights=629_145_600,
+        token_numbers=1_310_720,
+        max_positions=2_048,
         licence=_LLAMA,
         kind="base",
     ),
@@ -272,6 +312,8 @@ CATALOG: tuple[CheckpointRow, ...] = (
         parameters=79_967_860_008,
         matrices=78_685_143_040,
         eights=629_145_600,
+        token_numbers=1_310_720,
+        max_positions=2_048,
         licence=_LLAMA,
         kind="instruct",
     ),
@@ -302,3 +344,13 @@ def memory(row: CheckpointRow, precision: Precision) -> int:
     if beside != outer:
         rest += row.twice
     return round((row.matrices * decoder + row.eights * beside + rest * outer) / 8)
+
+
+def in_all(row: CheckpointRow, precision: Precision) -> int:
+    """Bytes that a process with the model takes at its peak on a CPU, prompts being asked one after another; about.
+
+    Beside the weights: keys and values, which are float16 next to integers and else float32, pictures that have been
+    encoded, and what Python, torch and a step take.
+    """
+    size = 2 if precision in ("int8", "int4") else 4
+    return memory_in_all(memory(row, precision), size * row.token_numbers, row.max_positions)

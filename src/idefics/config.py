@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from idefics.calls import checked_fields, checked_flag, in_order, in_range
 from idefics.errors import BadSetting
-from idefics.host_memory import memory_amount
+from idefics.host_memory import BATCH_ROWS, PICTURE_BYTES, memory_amount
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
 
@@ -373,13 +373,13 @@ class EngineConfig:
         reference: whether decode steps are computed by torch's plain operations, and by nothing quicker.
     """
 
-    batch_rows: int = 8
+    batch_rows: int = BATCH_ROWS
     encode_frames: int = 16
     step_tokens: int = 512
     waiting: int = 1024
     kv_cache: int | float | None = None
     cache_pages: int | None = None
-    picture_bytes: int = 256 << 20
+    picture_bytes: int = PICTURE_BYTES
     reference: bool = False
 
     def __post_init__(self) -> None:

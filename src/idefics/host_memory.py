@@ -20,6 +20,13 @@ from idefics.errors import BadSetting
 
 UNLIMITED = 1 << 60  # bytes; version 1 writes "no limit" as the largest number of whole pages
 
+# What a model needs beside its weights, on a CPU and unless told otherwise.
+CACHED_TOKENS = 16_384  # whose keys and values are kept, or the longest prompt's where that is shorter,
+CACHED_BYTES = 512 << 20  # and so many bytes of them in any case
+BATCH_ROWS = 8  # prompts that are answered side by side; twice what they can fill is enough for any cache
+PICTURE_BYTES = 256 << 20  # of pictures that have been encoded
+PROCESS_BYTES = 900_000_000  # Python, torch, and what a step computes with; measured with SmolVLM-256M
+
 UNITS = {"": 1, "B": 1} | {
     letter + end: base**power
     for power, letter in enumerate("KMGT", 1)
@@ -55,6 +62,22 @@ def memory_bounds(root: Path = Path("/")) -> list[MemoryBound]:
 def free_host_memory(root: Path = Path("/")) -> int:
     """Bytes that this process can still take, 0 at least: the least that `memory_bounds` leave."""
     return memory_bounds(root)[0].free
+
+
+def cache_bytes(token_bytes: int, max_positions: int) -> int:
+    """Bytes that keys and values take at most, unless told otherwise.
+
+    Args:
+        token_bytes: of one token's keys and values, in all layers.
+        max_positions: tokens of the longest prompt that the model reads.
+    """
+    return max(token_bytes * min(max_positions, CACHED_TOKENS), CACHED_BYTES)
+
+
+def memory_in_all(weights: int, token_bytes: int, max_positions: int) -> int:
+    """Bytes that a process with a model on a CPU takes at its peak, prompts being asked one after another; about."""
+    cached = min(cache_bytes(token_bytes, max_positions), 2 * BATCH_ROWS * max_positions * token_bytes)
+    return weights + cached + PICTURE_BYTES + PROCESS_BYTES
 
 
 def memory_amount(name: str, value: float | str | None) -> int | float | None:

@@ -8,6 +8,7 @@ Knows modules and bytes; no families, no checkpoints.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType
@@ -22,6 +23,7 @@ from idefics.host_memory import free_host_memory
 from idefics.nn.decoder import DecoderLayer
 from idefics.weights import Places
 
+SMALLER = "take a smaller one, or keep it in fewer bits (quantize)"
 Device = int | str | torch.device  # an int is a GPU
 Way = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 
@@ -111,9 +113,7 @@ def places(
     if isinstance(device, torch.device):
         needed, free = weight_bytes(model, dtype, bits), free_memory(device)
         if needed > free:
-            raise OutOfMemory(
-                "the model", needed, free, "take a smaller one, or keep it in fewer bits (quantize)"
-            )
+            raise OutOfMemory("the model", needed, free, SMALLER)
         return {"": device}
     if isinstance(device.device_map, str):
         return _fitted(model, device.device_map, device.max_memory, dtype, bits)
@@ -139,6 +139,25 @@ def free_memory(device: torch.device) -> int:
             most: int = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
             return most
     return free_host_memory()
+
+
+@contextmanager
+def told_of_memory(what: str, needed: int, device: torch.device) -> Iterator[None]:
+    """Raises OutOfMemory in place of what allocators raise, each in its own words.
+
+    Args:
+        what: what is made meanwhile.
+        needed: bytes that it takes.
+    """
+    free = free_memory(device) if device.type == "cpu" else 0
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error).lower():
+            raise
+        raise OutOfMemory(what, needed, free, SMALLER) from error
 
 
 def join(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from idefics.nn.vit import VisionEncoder
 
 SOURCE = Path(module.__file__).parent / "native" / "attention.c"
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-shared", "-fPIC"]
-FOUND = module.library.__wrapped__
+FOUND = module.compiled.__wrapped__
 SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 
 # frames, heads, key heads, queries, keys, head size

@@ -41,7 +41,7 @@ def nothing_is_timed(monkeypatch):
 
 
 def processor(monkeypatch, *, vendor, vnni=False, bfloat16=False, float16=False):
-    monkeypatch.setattr(measure, "_said_of_processor", lambda what: vendor if what == "vendor_id" else "")
+    monkeypatch.setattr(measure, "said_of_processor", lambda what: vendor if what == "vendor_id" else "")
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: float16)

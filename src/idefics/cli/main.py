@@ -21,7 +21,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from idefics import __version__
-from idefics.cli import chat, demo, generate, look, models, quantize, serve, tasks, ui
+from idefics.cli import chat, demo, generate, info, look, models, quantize, serve, tasks, ui
 from idefics.cli.error_line import error_line
 from idefics.cli.loading import Loader, load
 from idefics.cli.look import Group
@@ -173,6 +173,6 @@ def _app() -> typer.Typer:
             raise typer.Exit
         return 0
 
-    for part in (tasks, chat, generate, serve, ui, models, quantize, demo):
+    for part in (tasks, chat, generate, serve, ui, models, info, quantize, demo):
         part.register(app)
     return app

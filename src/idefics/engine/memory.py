@@ -9,11 +9,10 @@ from idefics.engine.contract import VLM
 from idefics.engine.native.description import linears
 from idefics.engine.pages import PAGE
 from idefics.errors import BadSetting, OutOfMemory, size_text
+from idefics.host_memory import cache_bytes
 from idefics.placement import free_memory
 from idefics.quant.integers import Int4Linear, Int8Linear
 
-DEFAULT_TOKENS = 16_384
-DEFAULT_BYTES = 512 << 20
 DEFAULT_SHARE = 0.3
 FEWEST_TOKENS = 512  # with fewer hardly a picture could be asked about
 
@@ -40,9 +39,9 @@ def page_count(
 ) -> int:
     """How many pages the cache has, the unused page 0 among them.
 
-    What `config` says; where it is silent as many as hold `DEFAULT_TOKENS` tokens, or the model's longest sequence
-    where that is shorter, and `DEFAULT_BYTES` in any case, but no more than `DEFAULT_SHARE` of what is free. Never more
-    than twice what `batch_rows` rows can fill: the rows' own, and as much again of what may be asked for once more.
+    What `config` says; where it is silent as many as `host_memory.cache_bytes` holds, but no more than `DEFAULT_SHARE`
+    of what is free. Never more than twice what `batch_rows` rows can fill: the rows' own, and as much again of what may
+    be asked for once more.
 
     Args:
         free: bytes that there are for it; None: what is free on the device now.
@@ -53,19 +52,17 @@ def page_count(
     """
     if config.cache_pages is not None:
         return config.cache_pages
-    longest = -(-layout.max_positions // PAGE)
-    page_bytes = PAGE * token_bytes(layout, dtype)
+    longest, token = -(-layout.max_positions // PAGE), token_bytes(layout, dtype)
     free = free_memory(device) if free is None else free
-    room = cache_bytes(longest, page_bytes, free, config.kv_cache)
-    return 1 + min(2 * config.batch_rows * longest, room // page_bytes)
+    room = _room(layout.max_positions, token, free, config.kv_cache)
+    return 1 + min(2 * config.batch_rows * longest, room // (PAGE * token))
 
 
-def cache_bytes(longest: int, page_bytes: int, free: int, wanted: float | None) -> int:
-    """Bytes that the cache may take; `longest` is in pages, the rest as in `page_count`."""
-    fewest = page_bytes * min(longest, FEWEST_TOKENS // PAGE)
+def _room(longest: int, token: int, free: int, wanted: float | None) -> int:
+    """Bytes that the cache may take, for a longest sequence in tokens and the bytes of one."""
+    fewest = PAGE * token * min(-(-longest // PAGE), FEWEST_TOKENS // PAGE)
     if wanted is None:
-        room = max(page_bytes * min(longest, DEFAULT_TOKENS // PAGE), DEFAULT_BYTES)
-        room = max(min(room, int(DEFAULT_SHARE * free)), fewest)
+        room = max(min(cache_bytes(token, longest), int(DEFAULT_SHARE * free)), fewest)
     else:
         room = wanted if isinstance(wanted, int) else int(wanted * free)
         if room < fewest:

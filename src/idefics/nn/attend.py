@@ -32,8 +32,8 @@ class Attention(ctypes.Structure):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled code, where there is some for this machine."""
+def compiled() -> ctypes.CDLL | None:
+    """The compiled code, whether or not it pays on this machine."""
     folder = Path(__file__).parent
     for path in (folder / f"_attention{suffix}" for suffix in EXTENSION_SUFFIXES):
         if path.exists():
@@ -42,8 +42,15 @@ def library() -> ctypes.CDLL | None:
             except OSError:  # built for another machine
                 return None
             found.idefics_attend.argtypes = (ctypes.POINTER(Attention), ctypes.c_int, ctypes.c_void_p)
-            return found if found.idefics_attention_works() else None
+            return found
     return None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled code, where it pays on this machine: its vectors are wide."""
+    found = compiled()
+    return found if found is not None and found.idefics_attention_works() else None
 
 
 @cache

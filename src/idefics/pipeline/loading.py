@@ -22,7 +22,8 @@ from idefics.form import Form
 from idefics.host_memory import memory_amount
 from idefics.models import Checkpoint, Storage
 from idefics.nn.kernels import fast, fused, give_kernel, kernel_called
-from idefics.placement import Device, Spread, free_memory, wanted
+from idefics.pipeline.environment import warn_of_missing_kernels
+from idefics.placement import Device, Spread, free_memory, told_of_memory, wanted
 from idefics.processing import settings
 from idefics.processing.addresses import Policy
 from idefics.processing.fetch import Fetcher
@@ -149,19 +150,23 @@ class Loaded:
         kernel = kernel_called(attn_implementation, computed, main)
         config = engine_config(main, kv_cache, batch_rows, reference=is_reference)
         free = free_memory(main) if main.type == "cpu" else None
+        if main.type == "cpu" and not is_reference:
+            warn_of_missing_kernels()
         processor = processor_for(checkpoint, fetcher)
-        models.fill(
-            module,
-            folder,
-            checkpoint.family.keys,
-            dtype=computed,
-            device=place,
-            storage=storage,
-            quantisation=quantisation,
-            stored=checkpoint.quantisation,
-            verdict=quick,
-            mapped=True,
-        )
+        on_disk = sum(path.stat().st_size for path in weights.weight_files(folder))
+        with told_of_memory("the model", on_disk, main):
+            models.fill(
+                module,
+                folder,
+                checkpoint.family.keys,
+                dtype=computed,
+                device=place,
+                storage=storage,
+                quantisation=quantisation,
+                stored=checkpoint.quantisation,
+                verdict=quick,
+                mapped=True,
+            )
         give_kernel(module, fused if kernel is fast and is_reference else kernel)
         if free is not None:  # weights that stay in the files are not in memory yet
             free = min(free - footprint(module), free_memory(main))

@@ -50,11 +50,14 @@ def normalise(pixels: Pixels, plan: ImagePlan, out: NDArray[np.float32]) -> None
 @lru_cache(maxsize=1)
 def kernels() -> tuple[Resize, Normalise]:
     """How this process resizes and normalises."""
+    native = kernel()
+    return (by_pillow, by_numpy) if native is None else (native.resize, native.normalise)
+
+
+def kernel() -> Native | None:
+    """The kernel in C; None where it was not compiled."""
     library = _library()
-    if library is None:
-        return by_pillow, by_numpy
-    native = Native(library)
-    return native.resize, native.normalise
+    return None if library is None else Native(library)
 
 
 def by_pillow(pixels: Pixels, size: tuple[int, int], resample: Filter) -> Pixels:

@@ -155,10 +155,10 @@ def _products(rows: int, outputs: int, inputs: int) -> dict[str, Callable[[], ob
 
 
 def _is_amd() -> bool:
-    return "AuthenticAMD" in (_said_of_processor("vendor_id") or platform.processor())
+    return "AuthenticAMD" in (said_of_processor("vendor_id") or platform.processor())
 
 
-def _said_of_processor(what: str) -> str:
+def said_of_processor(what: str) -> str:
     """What Linux says of the processor, or nothing."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -168,7 +168,7 @@ def _said_of_processor(what: str) -> str:
 
 
 def _processor() -> str:
-    name = _said_of_processor("model name") or platform.processor()
+    name = said_of_processor("model name") or platform.processor()
     return f"{platform.machine()} {name} {torch.backends.cpu.get_cpu_capability()}"
 
 

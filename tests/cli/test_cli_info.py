@@ -1,0 +1,132 @@
+"""`idefics info`: what computes here, for people and for programs; and the one warning where kernels are missing."""
+
+import json
+import logging
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import idefics as package
+from idefics import weights
+from idefics.catalog import in_all, memory, resolve
+from idefics.config import EngineConfig
+from idefics.engine.native.library import instruction_sets
+from idefics.host_memory import PROCESS_BYTES
+from idefics.pipeline import environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(out):
+    """(word, what is said of it) of each line."""
+    return [tuple(line.split(None, 1)) for line in out.splitlines()]
+
+
+def test_it_says_what_computes_here(idefics):
+    done = idefics("info")
+    assert (done.code, done.err, done.loads) == (0, "", [])
+    said = lines(done.out)
+    words = [word for word, _ in said]
+    assert set(words) == {
+        *("idefics", "processor", "device", "kernel", "products", "memory", "cache", "versions", "extra")
+    }
+    assert said[0][1].startswith(package.__version__)
+    assert any("free of" in text and text.endswith("machine") for word, text in said if word == "memory")
+    if instruction_sets():
+        assert ("kernel", f"decode step: {instruction_sets()[0]}") in said
+    assert any(text == f"models: 0 MB in {weights.cache_folder()}" for word, text in said if word == "cache")
+
+
+def test_json_is_one_object(idefics):
+    done = idefics("info", "--json")
+    [line] = done.out.splitlines()
+    found = json.loads(line)
+    assert found["idefics"] == package.__version__
+    assert found["kernels"] == environment.kernels()
+    assert found["versions"]["torch"]
+    assert found["memory"][0]["free"] <= found["memory"][0]["total"]
+    assert found["engine"]["batch_rows"] == EngineConfig().batch_rows
+    assert "model" not in found
+
+
+def test_a_model_that_is_here(idefics):
+    found = json.loads(idefics("info", "demo", "--json").out)["model"]
+    vlm = package.load("demo", device="cpu")
+    assert found["weights"] == vlm.memory
+    assert found["kv_cache"] == pytest.approx(
+        sum(x.nbytes for x in (*vlm.engine.cache.keys, *vlm.engine.cache.values)), rel=0.01
+    )
+    assert found["in_all"] == found["weights"] + found["kv_cache"] + found["pictures"] + PROCESS_BYTES
+    assert found["in_all"] == pytest.approx(in_all(resolve("demo"), "bfloat16"), rel=0.001)
+    said = dict(lines(idefics("info", "demo").out))
+    assert said["weights"] == "7 MB"
+    assert said["in"] == "all       1.3 GB on a CPU, about"
+
+
+def test_a_model_that_is_not_here_is_not_downloaded(idefics):
+    found = json.loads(idefics("info", "smolvlm-256m", "--json").out)["model"]
+    row = resolve("smolvlm-256m")
+    assert found == {
+        "model": "smolvlm-256m",
+        "folder": None,
+        "weights": memory(row, "bfloat16"),
+        "in_all": in_all(row, "bfloat16"),
+    }
+    assert "not on this machine" in idefics("info", "smolvlm-256m").out
+
+
+def test_no_such_model(idefics):
+    done = idefics("info", "nothing/here")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("idefics info: ")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_the_extras_are_those_of_the_project():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(environment.EXTRAS) == set(extras) - {"all", "dev"}
+    for extra, names in environment.EXTRAS.items():
+        wanted = " ".join(extras[extra]) + " ".join(extras["form"]) * (extra == "serve")
+        assert all(name in wanted for name in names)
+
+
+def test_what_is_not_installed_is_said(idefics, monkeypatch):
+    real = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: None if name == "av" else real(name))
+    assert ("extra", "video: not installed (pip install 'idefics[video]')") in lines(idefics("info").out)
+
+
+@pytest.fixture
+def no_kernels(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(environment, "instruction_sets", list)
+
+
+def test_missing_kernels_are_told_once(no_kernels, caplog, idefics):
+    with caplog.at_level(logging.WARNING, "idefics"):
+        package.load("demo", device="cpu")
+        package.load("demo", device="cpu")
+    [record] = caplog.records
+    said = record.getMessage()
+    assert "compiled kernels are missing (decode step)" in said
+    assert "install a C compiler" in said
+    assert "\n" not in said
+    assert ("kernel", "decode step: missing: install a C compiler and then idefics again") in lines(
+        idefics("info").out
+    )
+
+
+def test_who_asks_for_the_reference_is_not_warned(no_kernels, caplog):
+    with caplog.at_level(logging.WARNING, "idefics"):
+        package.load("demo", device="cpu", kernels="reference")
+    assert caplog.records == []
+
+
+@pytest.mark.skipif(not all(environment.kernels().values()), reason="the C code was not compiled")
+def test_nothing_is_said_where_all_is_there(caplog, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with caplog.at_level(logging.WARNING, "idefics"):
+        package.load("demo", device="cpu")
+    assert caplog.records == []
+    assert list(tmp_path.iterdir()) == []
