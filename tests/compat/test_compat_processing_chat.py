@@ -1,5 +1,7 @@
 """Chat templates: the caller's own text, the reference's ids, and pictures where the messages name them."""
 
+import base64
+
 import pytest
 
 from compat.processors_tiny import SMALL, TALL, WIDE, idefics, idefics2, idefics3, same
@@ -126,3 +128,31 @@ def test_options_of_ids_have_no_meaning_for_text():
         OURS["idefics3"].apply_chat_template(
             turns({"image": WIDE}, {"image": WIDE}), tokenize=True, paddding=True
         )
+
+
+@pytest.mark.parametrize("family", [idefics2, idefics3])
+def test_a_picture_may_be_base64_or_an_image_url_that_is_a_string(family, tmp_path):
+    """As transformers 5 reads them."""
+    processor, path = family(), tmp_path / "wide.png"
+    WIDE.save(path)
+    bare = base64.b64encode(path.read_bytes()).decode()
+    uri = f"data:image/png;base64,{bare}"
+    parts = [
+        {"type": "image", "path": str(path)},
+        {"type": "image", "base64": bare},
+        {"type": "image", "image": bare},
+        {"type": "image_url", "image_url": uri},
+        {"type": "image_url", "image_url": {"url": uri}},
+    ]
+    first, *others = (
+        processor.apply_chat_template(
+            [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        for part in parts
+    )
+    for other in others:
+        assert first.keys() == other.keys()
+        assert all((first[name] == other[name]).all() for name in first)

@@ -55,7 +55,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
             return {"type": "text", "text": part}
         case {"type": "text", "text": str()} | {"type": "image"} | {"type": "video"}:
             return dict(part)
-        case {"type": "image_url", "image_url": {"url": url}}:
+        case {"type": "image_url", "image_url": {"url": url}} | {"type": "image_url", "image_url": str(url)}:
             return {"type": "image", "url": url}
         case {"type": "text"}:
             raise BadPrompt(f"{where}: text is a {type(part.get('text')).__name__}; give a string")
