@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
 from idefics.compat.image_processing import INERT, ImageProcessor, refuse_upload
-from idefics.compat.tokenization import CALL_WORDS, PreTrainedTokenizer
+from idefics.compat.tokenization import CALL_WORDS, OTHER_ROLES, PreTrainedTokenizer
 from idefics.errors import BadSetting, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
 from idefics.models.family import TURN_END
@@ -25,7 +25,7 @@ TOKENIZER_WORDS = {*inspect.signature(PreTrainedTokenizer).parameters, *CALL_WOR
     "codec",
     "chat_template",
     "call_words",
-}
+} | set(OTHER_ROLES)
 
 
 class Token(str):
@@ -98,8 +98,9 @@ class SavedProcessor:
         Args:
             pretrained_model_name_or_path: a folder, a hub id or a short name.
             keywords: which files are read, as in `folder_and_rest`; `image_seq_len` and `chat_template`, as in the
-                class; settings of the image processor (`size`, `do_image_splitting`, ...) and of the tokenizer
-                (`padding_side`, ...) instead of those in the files.
+                class; an `image_processor` or a `tokenizer` instead of the files' own; settings of the image processor
+                (`size`, `do_image_splitting`, ...) and of the tokenizer (`padding_side`, ...) instead of those in the
+                files.
 
         Raises:
             UnsupportedModel: the checkpoint is another family's.
@@ -107,10 +108,11 @@ class SavedProcessor:
         folder, changes = folder_and_rest(
             pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
         )
+        parts = {name: changes.pop(name) for name in cls.attributes if name in changes}
         words = {name: changes[name] for name in changes.keys() & TOKENIZER_WORDS}
         own = {name: changes[name] for name in changes.keys() & cls._own_words()}
         changes = {name: changes[name] for name in changes.keys() - TOKENIZER_WORDS - cls._own_words()}
-        tokenizer = PreTrainedTokenizer.from_pretrained(folder, **words)
+        tokenizer = parts.get("tokenizer") or PreTrainedTokenizer.from_pretrained(folder, **words)
         raw = settings.preprocessor(folder)
         if (folder / "config.json").exists():
             checkpoint = read_checkpoint(folder)
@@ -121,13 +123,13 @@ class SavedProcessor:
                 )
             plan = checkpoint.family.images(checkpoint.config, raw)
             text = checkpoint.config.text
-            made = cls._of(
-                cls.image_processor_type.from_plan(plan).changed(**changes), tokenizer, plan.tokens, own
-            )
+            images = parts.get("image_processor") or cls.image_processor_type.from_plan(plan)
+            made = cls._of(images.changed(**changes) if changes else images, tokenizer, plan.tokens, own)
             made._know(tokenizer.codec.added_below(text.vocabulary + text.additional_vocabulary))
             return made
         tokens = settings.json_object(folder / "processor_config.json").get("image_seq_len")
-        return cls._of(cls.image_processor_type.from_settings(raw).changed(**changes), tokenizer, tokens, own)
+        images = parts.get("image_processor") or cls.image_processor_type.from_settings(raw)
+        return cls._of(images.changed(**changes) if changes else images, tokenizer, tokens, own)
 
     @classmethod
     def _own_words(cls) -> set[str]:

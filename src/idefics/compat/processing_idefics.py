@@ -14,7 +14,8 @@ from idefics.compat.image_inputs import is_grouped, nested
 from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, Transform, alike
 from idefics.compat.processing import BaseProcessor, cut
-from idefics.compat.processing_options import takes_groups, without_neutral_options
+from idefics.compat.processing_masks import assistant_mask
+from idefics.compat.processing_options import VIDEO_WORDS, takes_groups, without_neutral_options
 from idefics.compat.processing_places import fill, pictures_for, texts_of
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
@@ -101,6 +102,7 @@ class IdeficsProcessor(BaseProcessor):
         add_special_tokens: bool | None = None,
         return_attention_mask: bool | None = True,
         input_data_format: str | None = None,
+        generated: Sequence[Sequence[tuple[int, int]]] | None = None,
         **keywords: Any,
     ) -> BatchFeature:
         """Prompts to what the model reads.
@@ -121,6 +123,8 @@ class IdeficsProcessor(BaseProcessor):
             add_special_tokens: of no effect: `<s>` always begins a prompt, and nothing else is added.
             return_attention_mask: False leaves `attention_mask` out.
             input_data_format: where an array's channels are, if its shape does not say it.
+            generated: of each text, the (start, end) in characters of what the assistant says: `assistant_masks` is
+                returned too.
             keywords: settings of the image processor, for this call; words of transformers' call that ask for nothing.
 
         Raises:
@@ -134,7 +138,10 @@ class IdeficsProcessor(BaseProcessor):
         )
         separates = add_end_of_utterance_token
         separates = self.add_end_of_utterance_token if separates is None else separates
-        image_settings = without_neutral_options(type(self).__name__, keywords)
+        said = {
+            name: value for name, value in keywords.items() if name not in VIDEO_WORDS
+        }  # it reads no videos
+        image_settings = without_neutral_options(type(self).__name__, said)
         maker = self.image_processor.changed(**image_settings)
         documents = _batch(prompts if text is None else text) if images is None else _joined(text, images)
         writer = self._writer(maker.plan(), adds_special=False)
@@ -149,6 +156,14 @@ class IdeficsProcessor(BaseProcessor):
         rows = self._rows(fitted, fitting)
         if not return_attention_mask:
             del rows["attention_mask"]
+        if generated:
+            texts = texts_of(text)
+            masks = [
+                assistant_mask(writer, one, prompt, spans)
+                for one, prompt, spans in zip(texts, written, generated, strict=True)
+            ]
+            kept = ([mask[at] for at in fitting.kept(len(mask))] for mask in masks)
+            rows["assistant_masks"] = fitting.pad(list(kept), 0)
         return fitting.batch({**rows, **seen})
 
     def _ended(self, prompt: Prompt) -> Prompt:

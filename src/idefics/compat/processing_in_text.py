@@ -81,6 +81,7 @@ class InTextProcessor(BaseProcessor):
             BadPicture: a picture cannot be opened.
         """
         image_settings = without_neutral_options(type(self).__name__, keywords)
+        samples = keywords.get("do_sample_frames") is not False
         video_words = {name: image_settings.pop(name) for name in VIDEO_WORDS.keys() & image_settings.keys()}
         maker = self.image_processor.changed(**image_settings)
         if text is None:
@@ -100,7 +101,7 @@ class InTextProcessor(BaseProcessor):
             IMAGE: [[maker.tiles(one, input_data_format) for one in group] for group in groups]
         }
         if videos is not None or plan.video is not None:
-            places[VIDEO] = videos_for(texts, videos)
+            places[VIDEO] = videos_for(texts, videos, samples=samples)
         documents = [fill(one, {mark: places[mark][row] for mark in places}) for row, one in enumerate(texts)]
         writer = self._writer(plan, adds_special=add_special_tokens)
         written = [writer.document(parts) for parts in documents]

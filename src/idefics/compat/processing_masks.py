@@ -29,7 +29,8 @@ def assistant_mask(
     """
     if VIDEO in text:
         raise BadSetting("return_assistant_tokens_mask is not done for texts with videos: leave it out")
-    moved, whole = {0: 0}, ""
+    whole = writer.style.start
+    moved = {0: len(whole)}
     pictures, end = iter(prompt.pictures), 0
     for part in re.split(f"({IMAGE})", text):
         start, end = end, end + len(part)
@@ -37,12 +38,19 @@ def assistant_mask(
         if part == IMAGE:
             picture = next(pictures)
             written = marks(
-                writer.style, writer.plan.tokens, picture.rows, picture.columns, follows_picture=False
+                writer.style,
+                writer.plan.tokens,
+                picture.rows,
+                picture.columns,
+                follows_picture=whole.endswith(FAKE),
             )
             if writer.style.marks == "frames" and whole.endswith(FAKE):  # Idefics 2: neighbours share one
                 written = written.removeprefix(FAKE)
         else:
-            moved |= {start + offset: len(whole) + offset for offset in range(len(part))}
+            written = part.strip(" ") if writer.style.strip_items else part
+            blank = part.index(written) if written else 0
+            shifts = ((at, min(max(at - blank, 0), len(written))) for at in range(len(part)))
+            moved |= {start + at: len(whole) + shift for at, shift in shifts}
         whole += written
         moved[end] = len(whole)
     encoding = writer.tokenizer.encoding(whole, adds_special=writer.style.adds_special)

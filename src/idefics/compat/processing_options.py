@@ -24,7 +24,7 @@ VIDEO_WORDS = {
 # Further words of transformers' call -> the values that ask for nothing here.
 ALSO_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
-    "do_sample_frames": (None, True),
+    "do_sample_frames": (None, True, False),
     "load_audio_from_video": (None, False),
     "return_metadata": (None, False),
     "return_token_type_ids": (None, False),
@@ -82,12 +82,13 @@ def without_neutral_options(call: str, given: Mapping[str, Any]) -> dict[str, An
 
 
 def video_plan_of(plan: VideoPlan | None, words: Mapping[str, Any]) -> VideoPlan | None:
-    """The plan with what a caller says of videos: `VIDEO_WORDS`, None where they leave it as it is."""
-    said = {VIDEO_WORDS[name]: value for name, value in words.items() if value is not None}
+    """The plan with what a caller says of videos: `VIDEO_WORDS`, None where they leave it as it is.
+
+    Without a plan they change nothing: the checkpoint was not trained with video, and refuses one.
+    """
     for name, value in words.items():
         least = 0 if name == "skip_secs" else 1 if VIDEO_WORDS[name] == "most_frames" else 1e-6
         if value is not None and not value >= least:
             raise BadSetting(f"{name} is {value!r}; give {'0 or more' if not least else 'more than 0'}")
-    if said and plan is None:
-        raise BadSetting(f"{min(words)} is for videos, and this checkpoint was not trained with video")
-    return replace(plan, **said) if plan is not None else None
+    said = {VIDEO_WORDS[name]: value for name, value in words.items() if value is not None}
+    return None if plan is None else replace(plan, **said)

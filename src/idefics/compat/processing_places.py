@@ -16,7 +16,7 @@ import PIL.Image
 import torch
 
 from idefics.compat.image_inputs import as_picture, is_grouped, nested
-from idefics.errors import BadPrompt
+from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture, Video
 from idefics.processing.chat import IMAGE
 
@@ -41,12 +41,22 @@ def pictures_for(texts: Sequence[str], images: Any) -> Groups:
     return [[as_picture(one) for one in group] for group in _one_each(texts, groups, IMAGE)]
 
 
-def videos_for(texts: Sequence[str], videos: Any) -> Groups:
-    """The videos of each text: one, a list, or a list of lists. A list of pictures or arrays is one video."""
+def videos_for(texts: Sequence[str], videos: Any, *, samples: bool = True) -> Groups:
+    """The videos of each text: one, a list, or a list of lists. A list of pictures or arrays is one video.
+
+    Raises:
+        BadSetting: `samples` is False, so that all frames would be shown, but a video is a file.
+    """
     given = [] if videos is None else [videos] if _is_video(videos) else list(videos)
     is_flat = all(map(_is_video, given))
     groups = _shared_out(texts, VIDEO, given) if is_flat else [list(group) for group in given]
-    return [[_as_video(one) for one in group] for group in _one_each(texts, groups, VIDEO)]
+    read = [[_as_video(one) for one in group] for group in _one_each(texts, groups, VIDEO)]
+    if not samples and any(not isinstance(one.source, list) for group in read for one in group):
+        raise BadSetting(
+            "do_sample_frames is False, but a video is a file, of which some frames are shown: say how many by "
+            "num_frames, or give a list of frames"
+        )
+    return read
 
 
 def _is_video(source: Any) -> bool:

@@ -23,6 +23,11 @@ from idefics.processing.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import os
 
+OTHER_ROLES = (
+    "cls_token",
+    "sep_token",
+    "mask_token",
+)  # of no use to these models: special tokens like others
 # Words of a call that may be given with the tokenizer, for the processor that holds it.
 CALL_WORDS = ("image_seq_len", "max_length", "pad_to_multiple_of", "padding", "truncation")
 
@@ -81,8 +86,10 @@ class PreTrainedTokenizer(TokenNames):
         )
         codec = Tokenizer.load(folder)
         known = arguments_in(folder, codec)
+        others = [changes.pop(name) for name in OTHER_ROLES if changes.get(name) is not None]
+        named = {name: changes[name] for name in NAMED if changes.get(name) is not None}
         made = cls(codec, **{**known, **changes})
-        made.add_special_tokens({name: changes[name] for name in NAMED if changes.get(name) is not None})
+        made.add_special_tokens({**named, "additional_special_tokens": others})
         return made
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> tuple[str, ...]:
