@@ -146,6 +146,10 @@ class Fitting:
         start = opening if self.truncation_side == "right" else length - body
         return [*range(min(opening, self._longest)), *range(start, start + body)]
 
+    def cut(self, row: Sequence[Any]) -> list[Any]:
+        """What remains of a row."""
+        return [row[position] for position in self.kept(len(row))]
+
     def width(self, lengths: Sequence[int]) -> int | None:
         """To how many tokens rows are padded; None leaves each as it is."""
         padding = PADDINGS[self.padding]

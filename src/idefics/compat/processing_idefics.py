@@ -157,13 +157,9 @@ class IdeficsProcessor(BaseProcessor):
         if not return_attention_mask:
             del rows["attention_mask"]
         if generated:
-            texts = texts_of(text)
-            masks = [
-                assistant_mask(writer, one, prompt, spans)
-                for one, prompt, spans in zip(texts, written, generated, strict=True)
-            ]
-            kept = ([mask[at] for at in fitting.kept(len(mask))] for mask in masks)
-            rows["assistant_masks"] = fitting.pad(list(kept), 0)
+            made = zip(texts_of(text), written, generated, strict=True)
+            masks = [assistant_mask(writer, one, prompt, spans) for one, prompt, spans in made]
+            rows["assistant_masks"] = fitting.pad([fitting.cut(mask) for mask in masks], 0)
         return fitting.batch({**rows, **seen})
 
     def _ended(self, prompt: Prompt) -> Prompt:
