@@ -1,7 +1,9 @@
 """How long a model and an answer live: `close`, `with`, `timeout=`, and processes forked from one that has a model."""
 
 import asyncio
+import copy
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 import idefics
-from idefics import BadSetting, ModelClosed, RequestTimeout
+from idefics import BadCall, BadSetting, ModelClosed, RequestTimeout
 
 PIXELS = np.zeros((20, 30, 3), np.uint8)
 STEP = 0.03  # seconds that a step of the slow model takes
@@ -294,3 +296,18 @@ def test_a_forked_process_answers_by_itself(when):
     )
     assert done.stdout.split() == ["0"] * 5, done.stderr[-2000:]
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_model_is_not_pickled_but_what_goes_in_and_comes_out_is(vlm):
+    stream = vlm.caption(PIXELS, stream=True)
+    for what in (vlm, stream):
+        with pytest.raises(BadCall, match="cannot be pickled or copied: load it in each process"):
+            pickle.dumps(what)
+    with pytest.raises(BadCall):
+        copy.deepcopy(vlm)
+    given = [idefics.user(idefics.Picture("a.png", detail="low"), "Hi"), idefics.Sampling(seed=3)]
+    given += [idefics.Shot(idefics.Picture("a.png"), "b").answer, idefics.EngineConfig(batch_rows=3)]
+    answer, ranking = vlm.caption(PIXELS, logprobs=True, top_logprobs=1), vlm.classify(PIXELS, ["a", "b"])
+    assert pickle.loads(pickle.dumps([answer, ranking])) == [answer, ranking]
+    back = pickle.loads(pickle.dumps(given))
+    assert back[0].parts[0].source == "a.png" and back[1:] == given[1:]

@@ -91,7 +91,8 @@ def _serve(context: typer.Context, *, given: Flags, config: Config = None, debug
             raise MissingExtra("idefics serve", "serve") from None
         if not logging.getLogger("idefics").isEnabledFor(logging.DEBUG):  # else --debug shows it already
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-            logging.getLogger("idefics").setLevel(logging.INFO)
+            for part in ("idefics.server", "idefics.engine"):  # requests, and why a slower step is taken
+                logging.getLogger(part).setLevel(logging.INFO)
         vlm = _load(context, settings, screen)
         app = create_app(vlm, settings)
         if settings.ui:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable
 from functools import cache, partial
 from itertools import chain
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from idefics.engine.request import Deadline, Ending, Request
 from idefics.engine.runner import Runner
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.slow import SlowTwin
-from idefics.errors import BadPrompt, BadSetting, ModelClosed, PromptTooLong, RequestTimeout
+from idefics.errors import BadCall, BadPrompt, BadSetting, ModelClosed, PromptTooLong, RequestTimeout
 from idefics.prompt import Prompt
 
 ALONE = 8  # times as many tokens of prompts are read in a step where no answer has to wait for it
@@ -103,6 +104,14 @@ class Engine:
         self._timed: dict[Handle, Deadline] = {}
         self._computing = threading.Lock()
 
+    def __reduce__(self) -> NoReturn:
+        """Neither pickled nor copied: its thread and its caches belong to one process.
+
+        Raises:
+            BadCall: always.
+        """
+        raise BadCall("a loaded model cannot be pickled or copied: load it in each process, by its name")
+
     @property
     def model(self) -> VLM:
         """What it computes with.
@@ -149,7 +158,7 @@ class Engine:
             if request.deadline is not None:
                 self._timed[handle] = request.deadline
             if log.isEnabledFor(logging.DEBUG):
-                log.debug("asked: %s; %d wait", _described(request), len(self.scheduler.queue))
+                log.debug("asked: %s; %d wait", request.figures, len(self.scheduler.queue))
             self._driver.wake()
         return handle
 
@@ -237,7 +246,7 @@ class Engine:
                 del self._jobs[handle]
                 self._timed.pop(handle, None)
                 if log.isEnabledFor(logging.DEBUG):
-                    log.debug("done: %s", _told(handle))
+                    log.debug("done: %s", handle.figures)
             self.work.notify_all()
 
     def _end_late(self) -> None:
@@ -273,23 +282,3 @@ class Engine:
                 f"the prompt has token {highest}, but this model's tokens are 0 to {layout.vocabulary - 1}: "
                 "leave it out, or use the tokenizer of the same checkpoint"
             )
-
-
-def _described(request: Request) -> str:
-    """What is asked, in figures: the log shows nothing of what is said."""
-    wanted = (
-        f"up to {request.sampling.max_new_tokens} new ones"
-        if request.endings is None
-        else f"{len(request.endings)} endings"
-    )
-    return f"{len(request.prompt)} tokens, {len(request.prompt.pictures)} pictures, {wanted}"
-
-
-def _told(handle: Handle) -> str:
-    """What came of it, in figures."""
-    end = handle.finish_reason or type(handle.error).__name__
-    usage = handle.usage
-    return (
-        f"{usage.prompt_tokens} tokens of prompt, {usage.cached_tokens} of them found in the cache, "
-        f"{usage.pictures} pictures, {usage.completion_tokens} tokens of answer or endings, {end}"
-    )

@@ -55,6 +55,15 @@ class Handle:
         prompt, said = self.request.prompt, len(self.ids) + sum(map(len, self.scores))
         return Usage(len(prompt), said, len(prompt.pictures), self.cached or 0)
 
+    @property
+    def figures(self) -> str:
+        """What came of it, for the log, which shows nothing of what is said."""
+        usage, end = self.usage, self.finish_reason or type(self.error).__name__
+        return (
+            f"{usage.prompt_tokens} tokens of prompt, {usage.cached_tokens} of them found in the cache, "
+            f"{usage.pictures} pictures, {usage.completion_tokens} tokens of answer or endings, {end}"
+        )
+
     def cancel(self) -> None:
         """Ends the answer here, waiting or running; one that is done stays as it is."""
         self._cancel(self)

@@ -99,3 +99,13 @@ class Request:
     def rows(self) -> int:
         """How many rows its answer takes at most."""
         return 1 if self.endings is not None else self.sampling.num_beams
+
+    @property
+    def figures(self) -> str:
+        """What is asked, for the log, which shows nothing of what is said."""
+        wanted = (
+            f"up to {self.sampling.max_new_tokens} new ones"
+            if self.endings is None
+            else f"{len(self.endings)} endings"
+        )
+        return f"{len(self.prompt)} tokens, {len(self.prompt.pictures)} pictures, {wanted}"
