@@ -106,6 +106,11 @@ def opened(url: str) -> httpx.AsyncClient:
     )
 
 
+def opened_alone(url: str) -> httpx.Client:
+    """A client that asks one question after another, on one connection."""
+    return httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False)
+
+
 async def load(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> tuple[float, list[Asked]]:
     """So many clients ask, each its next question when it has an answer: (seconds, answers in the order asked)."""
     answers: dict[int, Asked] = {}

@@ -3,6 +3,7 @@
 `python bench/serve.py [--model demo smolvlm-256m] [--clients 1 4 16 64] [--answers 64] [--rounds 2]`. Clients ask one
 question after another, a third of them with a picture, a third with two, a third in words alone; no two have the same
 picture. `transformers serve` gets the same requests, in turns. Weights of SmolVLM are random, its pictures one frame.
+`--case long-prompts` asks something else: what others notice of texts that are too long (`long_prompts.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import idefics
+import long_prompts
 from callers import Asked, Failed, Process, body, load, process
 from checkpoints import checkpoint, unsplit
 from harness import Report, rounds
@@ -114,6 +116,7 @@ def _tell(report: Report, case: str, found: Mapping[str, list[Round]]) -> None:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--case", choices=["answers", "long-prompts"], default="answers")
     parser.add_argument("--model", nargs="+", default=["demo", "smolvlm-256m"])
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--answers", type=int, default=64, help="of a round; as many as clients at least")
@@ -125,6 +128,9 @@ def main() -> None:
     if given.quick:
         given.model, given.clients, given.answers, given.rounds = ["demo"], [1, 2], 3, 1
     report = Report("serve", quick=given.quick)
+    if given.case == "long-prompts":
+        long_prompts.measure(report, rounds=given.rounds)
+        given.model = []
     for name in given.model:
         measure(DEMO if name == "demo" else unsplit(checkpoint(name)), report, given)
     report.close()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from idefics.processing.tokenizer import Tokenizer
 
-BLOCK = 1 << 18  # bytes that are counted at once
+BLOCK = 1 << 15  # bytes that are counted at once
 UTF8_BYTES = 4  # of a character, at most
 NORMALIZERS = ("Prepend", "Replace")
 PRE_TOKENIZERS = ("ByteLevel", "Digits", "Metaspace", "Split")

@@ -154,8 +154,9 @@ class Tokenizer:
             text += piece.text
             trust += bytes([piece.trusted]) * len(piece.text)
         encoding = encoding_of(self._library, text)
-        if max_tokens is not None and len(encoding) > max_tokens:
-            raise PromptTooLong(len(encoding), max_tokens, pictures=0)
+        if max_tokens is not None and (count := len(encoding)) > max_tokens:
+            del encoding  # a hundred bytes a token, which the traceback would keep
+            raise PromptTooLong(count, max_tokens, pictures=0)
         ids: list[int] = encoding.ids
         guarded, instructions = self._guarded, self.special_tokens.instructions
         honoured, forged = [], False

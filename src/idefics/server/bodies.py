@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,9 @@ from starlette.datastructures import FormData, UploadFile
 
 from idefics.server.faults import Fault
 from idefics.server.request_object import Fields
+
+if TYPE_CHECKING:
+    from idefics.server.visit import Service
 
 FILE = "image"  # the part of a form that holds a picture's file
 ADDRESS = "image_url"  # the field that holds its address
@@ -27,6 +31,7 @@ TEXTS = (
     "stop",
 )  # and those that mean what they say; others are JSON
 
+LARGE_BODY = 1 << 17  # bytes of a body, from which on one after another is parsed
 MOST_VALUES = 20_000  # values of JSON in one body: 512 messages have a tenth of them
 VALUE_MARKS = (b",", b"[", b"{")  # one before each value but the first
 
@@ -49,11 +54,24 @@ class JSONRoute(APIRoute):
 class _BoundedRequest(Request):
     async def json(self) -> Any:
         body = await self.body()
-        check_num_values(body)
-        try:
-            return json.loads(body)
-        except RecursionError:
-            raise Fault(400, "the body is nested too deeply to be read", code="invalid_json") from None
+        if len(body) < LARGE_BODY:
+            check_num_values(body)
+            return _parsed(body)
+        service: Service = self.app.state.service
+        async with service.large_bodies:
+            await asyncio.sleep(0)  # other requests come between: each step takes milliseconds
+            check_num_values(body)
+            await asyncio.sleep(0)
+            value = _parsed(body)
+            await asyncio.sleep(0)
+        return value
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise Fault(400, "the body is nested too deeply to be read", code="invalid_json") from None
 
 
 def check_num_values(body: bytes) -> None:

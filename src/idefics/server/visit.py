@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from idefics.config import Sampling
@@ -16,6 +17,7 @@ from idefics.messages import Answer, Delta, Picture
 from idefics.processing.fetch import Fetcher, is_data
 from idefics.server.admission import Admission
 from idefics.server.faults import Fault, closing
+from idefics.server.heap import in_fresh_thread
 from idefics.server.metrics import Metrics
 from idefics.server.settings import Settings
 
@@ -40,6 +42,7 @@ class Service:
     Attributes:
         vlm: the model, for pictures and words of strangers.
         workers: make prompts: pictures are decoded and texts cut into tokens there, a few at a time.
+        large_bodies: held while one is parsed, a step at a time, so that other requests come between.
         long_texts: makes prompts of long texts, one after another, so that others find a worker and a core.
         fetchers: make those whose pictures other machines hold. Slow ones keep nobody else waiting.
     """
@@ -51,6 +54,7 @@ class Service:
         self.admission = Admission(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
         self.metrics.visits(lambda: len(self.admission.places))
         self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="idefics-server")
+        self.large_bodies = asyncio.Lock()
         self.long_texts = ThreadPoolExecutor(1, thread_name_prefix="idefics-long-texts")
         self.fetchers = ThreadPoolExecutor(settings.fetched_at_once, thread_name_prefix="idefics-fetcher")
 
@@ -78,7 +82,9 @@ class Service:
             pictures: those that it opens.
             characters: of the text that it tokenizes.
         """
-        pool = self.long_texts if characters > LONG_TEXT else self.workers
+        pool = self.workers
+        if characters > LONG_TEXT:
+            pool, work = self.long_texts, partial(in_fresh_thread, work)
         if any(isinstance(one.source, str) and not is_data(one.source) for one in pictures):
             pool = self.fetchers
         return await asyncio.get_running_loop().run_in_executor(pool, work)
