@@ -40,4 +40,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
     """glibc's malloc_trim(3); other C libraries, such as musl's, do not have it."""
     if sys.platform != "linux":
         return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except AttributeError:
+        return None
