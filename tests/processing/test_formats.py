@@ -194,3 +194,15 @@ def test_no_suffix_stands_for_two_formats():
 def test_untrusted_senders_have_five_formats():
     """Each has a reader whose work is bounded by its header: see docs/design.md."""
     assert [one.title for one in UNTRUSTED_FORMATS] == ["JPEG", "PNG", "WebP", "GIF", "BMP"]
+
+
+@pytest.mark.parametrize(
+    "title", [title for title in WRITTEN if title != "ICO"]
+)  # Pillow decodes ICO to open it
+def test_the_pixels_of_every_format_are_counted_before_one_is_decoded(title, monkeypatch):
+    data = encoded(picture("RGB", (64, 64)), WRITTEN[title])
+    decoder = type(PIL.Image.open(io.BytesIO(data)))
+    monkeypatch.setattr("idefics.processing.images.MOST_PIXELS", 1000)
+    monkeypatch.setattr(decoder, "load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(BadPicture, match=r"64 x 64 pixels; at most 1,000 are read"):
+        opened(data)

@@ -618,3 +618,14 @@ def test_no_text_of_an_untrusted_sender_names_a_file(vlm, tmp_path, monkeypatch)
             assert served.prompt(prompt).pictures == ()
     with pytest.raises(BadPicture, match="a picture cannot be a path here"):
         served.prompt([Message("user", (Path("tower.png"), "What?"))])
+
+
+def test_heic_of_an_untrusted_sender_reaches_no_decoder(monkeypatch):
+    """Even where the extra is installed: the owner's photographs alone are read by it."""
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(picture("RGB")).save(file)
+    assert opened(file.getvalue(), Fetcher()).size == (37, 23)
+    monkeypatch.setattr(heif.HeifImageFile, "__init__", lambda *_: pytest.fail("it was opened"))
+    for form in (file.getvalue(), data_uri(file.getvalue())):
+        refused(form, "is HEIC, which is not read here: give JPEG, PNG, WebP, GIF or BMP")
