@@ -43,6 +43,7 @@ NOT_RUN = {
     r"python -m http\.server .*": "runs until it is ended; tests/test_guides.py serves the same pictures",
 }
 OUTPUT = "text"  # the language of blocks that show what something wrote
+LOGGED = re.compile(r"\d{4}-\d\d-\d\d ")  # the server's log, which documents do not show
 SECONDS = re.compile(r"\d+(\.\d+)? ?(s|ms|seconds?)\b")
 
 
@@ -207,7 +208,8 @@ class Servers:
         self.running.enter_context(process.stdout)
         self.running.callback(process.wait, 60)
         self.running.callback(process.send_signal, signal.SIGINT)
-        said = process.stdout.readline().replace(port, "8000").strip()
+        said = next((line for line in process.stdout if not LOGGED.match(line)), "")
+        said = said.replace(port, "8000").strip()
         assert "8000" in said, f"{command} did not say where it listens"
         assert not command.expected or same(said, command.expected), f"{command} wrote:\n{said}"
 

@@ -172,6 +172,18 @@ def test_beams_score_better_than_greed(kind):
     assert sum(found.logprobs) == pytest.approx(by_beams, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_logprobs_of_beams_leave_out_what_is_banned(kind):
+    model, asked, banned = fake(kind), mixed(kind)[4], range(20)
+    found = beam(model, asked, max_new_tokens=6, num_beams=3, logprobs=True, banned_ids=banned)
+    twin = SlowTwin(model, asked)
+    with torch.inference_mode():
+        for place, (id, logprob) in enumerate(zip(found.ids, found.logprobs, strict=True)):
+            logits = model.logits(twin.hidden(tuple(found.ids[:place]))[-1]).clone()
+            logits[list(banned)] = -torch.inf
+            assert logprob == pytest.approx(float(logits.log_softmax(-1)[id]), abs=1e-4)
+
+
 def test_beams_never_say_what_is_banned():
     free = beam(fake("text"), prompt("text", 5), max_new_tokens=10, num_beams=4)
     found = beam(

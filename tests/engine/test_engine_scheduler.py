@@ -31,9 +31,9 @@ class Frames:
 class Steps:
     """A scheduler and a model that is none: ids follow by a rule, beams are drawn, endings are read."""
 
-    def __init__(self, *, pages=20, rows=3, tokens=24, frames=2, queue=99):
+    def __init__(self, *, pages=20, rows=3, tokens=24, frames=2, queue=99, ahead=False):
         self.frames = Frames()
-        limits = Limits(rows=rows, tokens=tokens, alone=2 * tokens, frames=frames, queue=queue)
+        limits = Limits(rows=rows, tokens=tokens, alone=2 * tokens, frames=frames, queue=queue, ahead=ahead)
         self.scheduler = Scheduler(Pages(pages), limits, self.frames)
         self.read = {}  # page -> what has been written there, a position each
         self.plans, self.arrived = [], []
@@ -172,9 +172,15 @@ scored = st.builds(
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(data=st.data(), tokens=st.integers(1, 70), rows=st.integers(1, 5), pages=st.integers(18, 60))
-def test_whatever_comes_and_goes_all_are_served_and_nothing_leaks(data, tokens, rows, pages):
-    steps = Steps(tokens=tokens, rows=rows, pages=pages)
+@given(
+    data=st.data(),
+    tokens=st.integers(1, 70),
+    rows=st.integers(1, 5),
+    pages=st.integers(18, 60),
+    ahead=st.booleans(),
+)
+def test_whatever_comes_and_goes_all_are_served_and_nothing_leaks(data, tokens, rows, pages, ahead):
+    steps = Steps(tokens=tokens, rows=rows, pages=pages, ahead=ahead)
     jobs, spoilt = [], set()
     for event in data.draw(st.lists(st.sampled_from("ssscsfsttt"), min_size=1, max_size=40)):
         going = [job for job in jobs if not job.handle.done]
@@ -329,3 +335,22 @@ def test_what_was_not_read_is_never_found(read):
     steps.step()
     assert steps.plans[-1].spans[0].start == (1 if read else 0), "what the first step read, and no more"
     assert again.handle.done
+
+
+def test_a_page_ahead_is_taken_only_where_there_are_enough():
+    """A row that fills its last page has the next one a token early, unless others may soon want it."""
+    for pages, expected in ((20, 2), (4, 1)):
+        steps = Steps(pages=pages, rows=3, ahead=True)
+        job = steps.submit(request_for(prompt("text", *[5] * (PAGE - 2)), max_new_tokens=9))
+        while job.branches[0].read < PAGE - 1:
+            steps.step()
+        steps.scheduler.plan()
+        assert len(job.branches[0].pages) == expected, pages
+
+
+def test_groups_of_endings_that_fit_are_read_in_one_step():
+    steps = Steps(tokens=24)
+    steps.submit(Request(prompt("text", 5, 6), endings=((3,) * 10, (4,) * 10, (5,) * 30)))
+    steps.step()
+    sizes = [[span.end for span in steps.step().spans] for _ in range(2)]
+    assert sizes == [[10, 10], [30]]

@@ -93,3 +93,19 @@ def test_endings_must_fit_and_be_the_models():
         engine.score(long, [[1], [1, 2, 3, 4]])
     with pytest.raises(BadPrompt, match=f"token {VOCABULARY}"):
         engine.score(prompt("text", 4), [[1, VOCABULARY]])
+
+
+@pytest.mark.parametrize("most", [1, 5, 12, 100])
+def test_no_more_tokens_than_may_be_are_read_at_once(most):
+    """But for an ending that is longer by itself."""
+    endings = [(7,) * 3, (7, 7, 8, 9), (5, 6), *((n, n, n, n) for n in range(10, 16)), (4,) * 20, (3,)]
+    found = score.Scores(endings, torch.zeros(47), most=most)
+    members = found._members
+    for number, tree in found.trees.items():
+        assert (
+            len(tree) <= most
+            or len(members[number]) == 1
+            or len(tree) == max(len(endings[index]) - 1 for index in members[number])
+        )
+    assert sorted(index for some in members.values() for index in some) == list(range(len(endings) - 1))
+    assert len(found.trees) > 1 or most == 100

@@ -36,6 +36,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {  # the distributions that each one bri
     "video": ("av",),
     "quant": ("bitsandbytes",),
     "form": ("llguidance",),
+    "peft": ("peft",),
     "serve": (
         "fastapi",
         "uvicorn",
