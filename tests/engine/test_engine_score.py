@@ -99,7 +99,7 @@ def test_endings_must_fit_and_be_the_models():
 def test_no_more_tokens_than_may_be_are_read_at_once(most):
     """But for an ending that is longer by itself."""
     endings = [(7,) * 3, (7, 7, 8, 9), (5, 6), *((n, n, n, n) for n in range(10, 16)), (4,) * 20, (3,)]
-    found = score.Scores(endings, torch.zeros(47), most=most)
+    found = score.Scores(endings, torch.zeros(47), 0, most=most)
     members = found._members
     for number, tree in found.trees.items():
         assert (
