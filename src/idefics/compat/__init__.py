@@ -19,13 +19,19 @@ if TYPE_CHECKING:
         IdeficsVisionConfig,
     )
     from idefics.compat.configuration_in_text import Idefics2Config, Idefics3Config, SmolVLMConfig
-    from idefics.compat.features import BatchFeature
+    from idefics.compat.features import (
+        BatchEncoding,
+        BatchFeature,
+    )
     from idefics.compat.generation_config import GenerationConfig
     from idefics.compat.image_processing_idefics import IdeficsImageProcessor
     from idefics.compat.image_processing_in_text import (
         Idefics2ImageProcessor,
+        Idefics2ImageProcessorFast,
         Idefics3ImageProcessor,
+        Idefics3ImageProcessorFast,
         SmolVLMImageProcessor,
+        SmolVLMImageProcessorFast,
     )
     from idefics.compat.logits_process import LogitsProcessor, LogitsProcessorList
     from idefics.compat.modeling_auto import (
@@ -54,7 +60,14 @@ if TYPE_CHECKING:
     from idefics.compat.processing_idefics import IdeficsProcessor
     from idefics.compat.processing_in_text import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
     from idefics.compat.quantization import BitsAndBytesConfig, QuantoConfig
-    from idefics.compat.stopping import StoppingCriteria, StoppingCriteriaList
+    from idefics.compat.stopping import (
+        EosTokenCriteria,
+        MaxLengthCriteria,
+        MaxTimeCriteria,
+        StoppingCriteria,
+        StoppingCriteriaList,
+        StopStringCriteria,
+    )
     from idefics.compat.streamers import TextIteratorStreamer, TextStreamer
     from idefics.compat.tokenization import (
         GPT2TokenizerFast,
@@ -72,19 +85,23 @@ __all__ = [
     "AutoModelForVision2Seq",
     "AutoProcessor",
     "AutoTokenizer",
+    "BatchEncoding",
     "BatchFeature",
     "BitsAndBytesConfig",
+    "EosTokenCriteria",
     "GPT2TokenizerFast",
     "GenerationConfig",
     "Idefics2Config",
     "Idefics2ForConditionalGeneration",
     "Idefics2ImageProcessor",
+    "Idefics2ImageProcessorFast",
     "Idefics2Model",
     "Idefics2PreTrainedModel",
     "Idefics2Processor",
     "Idefics3Config",
     "Idefics3ForConditionalGeneration",
     "Idefics3ImageProcessor",
+    "Idefics3ImageProcessorFast",
     "Idefics3Model",
     "Idefics3PreTrainedModel",
     "Idefics3Processor",
@@ -100,15 +117,19 @@ __all__ = [
     "LlamaTokenizerFast",
     "LogitsProcessor",
     "LogitsProcessorList",
+    "MaxLengthCriteria",
+    "MaxTimeCriteria",
     "PreTrainedTokenizer",
     "PreTrainedTokenizerFast",
     "QuantoConfig",
     "SmolVLMConfig",
     "SmolVLMForConditionalGeneration",
     "SmolVLMImageProcessor",
+    "SmolVLMImageProcessorFast",
     "SmolVLMModel",
     "SmolVLMPreTrainedModel",
     "SmolVLMProcessor",
+    "StopStringCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",
     "TextIteratorStreamer",
@@ -123,19 +144,23 @@ _HOME = {
     "AutoModelForVision2Seq": "idefics.compat.modeling_auto",
     "AutoProcessor": "idefics.compat.auto",
     "AutoTokenizer": "idefics.compat.auto",
+    "BatchEncoding": "idefics.compat.features",
     "BatchFeature": "idefics.compat.features",
     "BitsAndBytesConfig": "idefics.compat.quantization",
+    "EosTokenCriteria": "idefics.compat.stopping",
     "GPT2TokenizerFast": "idefics.compat.tokenization",
     "GenerationConfig": "idefics.compat.generation_config",
     "Idefics2Config": "idefics.compat.configuration_in_text",
     "Idefics2ForConditionalGeneration": "idefics.compat.modeling_idefics2",
     "Idefics2ImageProcessor": "idefics.compat.image_processing_in_text",
+    "Idefics2ImageProcessorFast": "idefics.compat.image_processing_in_text",
     "Idefics2Model": "idefics.compat.modeling_idefics2",
     "Idefics2PreTrainedModel": "idefics.compat.modeling_idefics2",
     "Idefics2Processor": "idefics.compat.processing_in_text",
     "Idefics3Config": "idefics.compat.configuration_in_text",
     "Idefics3ForConditionalGeneration": "idefics.compat.modeling_idefics3",
     "Idefics3ImageProcessor": "idefics.compat.image_processing_in_text",
+    "Idefics3ImageProcessorFast": "idefics.compat.image_processing_in_text",
     "Idefics3Model": "idefics.compat.modeling_idefics3",
     "Idefics3PreTrainedModel": "idefics.compat.modeling_idefics3",
     "Idefics3Processor": "idefics.compat.processing_in_text",
@@ -151,15 +176,19 @@ _HOME = {
     "LlamaTokenizerFast": "idefics.compat.tokenization",
     "LogitsProcessor": "idefics.compat.logits_process",
     "LogitsProcessorList": "idefics.compat.logits_process",
+    "MaxLengthCriteria": "idefics.compat.stopping",
+    "MaxTimeCriteria": "idefics.compat.stopping",
     "PreTrainedTokenizer": "idefics.compat.tokenization",
     "PreTrainedTokenizerFast": "idefics.compat.tokenization",
     "QuantoConfig": "idefics.compat.quantization",
     "SmolVLMConfig": "idefics.compat.configuration_in_text",
     "SmolVLMForConditionalGeneration": "idefics.compat.modeling_idefics3",
     "SmolVLMImageProcessor": "idefics.compat.image_processing_in_text",
+    "SmolVLMImageProcessorFast": "idefics.compat.image_processing_in_text",
     "SmolVLMModel": "idefics.compat.modeling_idefics3",
     "SmolVLMPreTrainedModel": "idefics.compat.modeling_idefics3",
     "SmolVLMProcessor": "idefics.compat.processing_in_text",
+    "StopStringCriteria": "idefics.compat.stopping",
     "StoppingCriteria": "idefics.compat.stopping",
     "StoppingCriteriaList": "idefics.compat.stopping",
     "TextIteratorStreamer": "idefics.compat.streamers",

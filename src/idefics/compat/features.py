@@ -91,6 +91,9 @@ class BatchFeature(dict[str, Any]):
         return self
 
 
+BatchEncoding = BatchFeature  # what tokenizers of transformers return
+
+
 @dataclass(frozen=True, slots=True)
 class Fitting:
     """How long the rows of a batch become, in the guides' own words.

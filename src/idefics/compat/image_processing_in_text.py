@@ -171,3 +171,9 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
 @dataclass(kw_only=True)
 class SmolVLMImageProcessor(Idefics3ImageProcessor):
     """SmolVLM's: as Idefics 3's."""
+
+
+# Names of transformers 4.48 and later: there is one implementation.
+Idefics2ImageProcessorFast = Idefics2ImageProcessor
+Idefics3ImageProcessorFast = Idefics3ImageProcessor
+SmolVLMImageProcessorFast = SmolVLMImageProcessor
