@@ -593,6 +593,17 @@ def test_the_page_opens_pictures_as_the_server_does(vlm):
         desk.vlm.ask(segments(50_000), "What is this?", max_new_tokens=1)
     with pytest.raises(BadPicture, match="give JPEG, PNG, WebP, GIF or BMP"):
         desk.vlm.ask(encoded(picture("RGB"), "TIFF"), "What is this?", max_new_tokens=1)
+    for data, name, words in (
+        (b"", "zero.jpg", "zero.jpg is empty (0 bytes)"),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "IMG.HEIC",
+            "IMG.HEIC is HEIC, which is not read here: give JPEG",
+        ),
+        (encoded(picture("RGB"), "AVIF"), "x.avif", "x.avif is AVIF, which is not read here: give JPEG"),
+    ):
+        with pytest.raises(BadPicture, match=f"^{re.escape(words)}"):
+            desk.check(data, name)
 
 
 def test_no_text_of_an_untrusted_sender_names_a_file(vlm, tmp_path, monkeypatch):
