@@ -96,6 +96,7 @@ class Fetcher:
             and what is opened is bounded as `processing.strangers` says.
         turns: held while a picture is decoded and prepared, not while it is fetched: a semaphore bounds how many are at
             once.
+        connections: held while one is fetched: a semaphore bounds how many are at once.
     """
 
     policy: Policy = "any"
@@ -103,6 +104,7 @@ class Fetcher:
     timeout: float = 10.0
     strangers: bool = False
     turns: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    connections: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
         allowed_hosts(self.policy)
@@ -176,7 +178,8 @@ class Fetcher:
             trust_env=self.policy == "any",
             timeout=self.timeout,
         ) as client:  # closed at the deadline, which also ends the thread's reading
-            return _within(self.timeout, lambda: self._follow(client, url, deadline))
+            # The look-up of a name cannot be interrupted, only left.
+            return in_daemon_thread(lambda: self._follow(client, url, deadline)).result(self.timeout)
 
     def _follow(self, client: httpx.Client, url: str, deadline: float) -> bytes:
         import httpx
@@ -238,12 +241,8 @@ class Fetcher:
         return f"{name} is larger than {self.limit_bytes:,} bytes: make it smaller"
 
 
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` gives in time, in a thread of its own: the look-up of a name cannot be interrupted, only left.
-
-    Raises:
-        TimeoutError: it takes longer.
-    """
+def in_daemon_thread(work: Callable[[], T]) -> Future[T]:
+    """What `work` will give, in a thread of its own, which nobody has to wait for: not even the end of the process."""
     outcome: Future[T] = Future()
 
     def run() -> None:
@@ -253,7 +252,7 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="idefics-fetch", daemon=True).start()
-    return outcome.result(seconds)
+    return outcome
 
 
 @lru_cache(maxsize=1)

@@ -20,6 +20,7 @@ from idefics.processing.conversation import to_messages
 from idefics.processing.fetch import Fetcher
 from idefics.processing.images import open_picture, prepared
 from idefics.processing.marks import FAKE, marks, share_fakes
+from idefics.processing.prefetch import fetching_ahead
 from idefics.processing.prompt_items import to_part
 from idefics.processing.sizes import grid, plan_for
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER
@@ -200,14 +201,15 @@ class Processor:
     def _pieces(self, parts: Sequence[Piece | Visual | Tiles]) -> tuple[list[Piece], list[Tiles]]:
         """Pictures opened and prepared where they are not yet, and their marks in their places; videos as both."""
         self.text_limit.check(part.text for part in parts if isinstance(part, Piece))
+        fetcher = fetching_ahead(self.fetcher, (part.source for part in parts if isinstance(part, Visual)))
         pieces: list[Piece] = []
         pictures: list[Tiles] = []
         follows_picture = False
-        for part in self._watched(parts):
+        for part in self._watched(parts, fetcher):
             if isinstance(part, Piece):
                 pieces.append(part)
             else:
-                tiles = part if isinstance(part, Tiles) else self._prepared(part)
+                tiles = part if isinstance(part, Tiles) else self._prepared(part, fetcher)
                 pictures.append(tiles)
                 text = marks(
                     self.style, self.plan.tokens, tiles.rows, tiles.columns, follows_picture=follows_picture
@@ -216,15 +218,17 @@ class Processor:
             follows_picture = not isinstance(part, Piece)
         return (share_fakes(pieces) if self.style.marks == "frames" else pieces), pictures
 
-    def _watched(self, parts: Iterable[Piece | Visual | Tiles]) -> Iterator[Piece | Picture | Tiles]:
+    def _watched(
+        self, parts: Iterable[Piece | Visual | Tiles], fetcher: Fetcher
+    ) -> Iterator[Piece | Picture | Tiles]:
         for part in parts:
             if isinstance(part, Video):
-                yield from watch(part, self.plan, self.fetcher)
+                yield from watch(part, self.plan, fetcher)
             else:
                 yield part
 
-    def _prepared(self, picture: Picture) -> Tiles:
-        return prepared(picture, self.plan, self.fetcher, self.look)
+    def _prepared(self, picture: Picture, fetcher: Fetcher) -> Tiles:
+        return prepared(picture, self.plan, fetcher, self.look)
 
     @property
     def num_opening_tokens(self) -> int:

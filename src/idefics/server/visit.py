@@ -92,8 +92,13 @@ class Service:
 
 def for_strangers(vlm: Idefics, settings: Settings) -> Idefics:
     """The same model (nothing is copied), which opens no file of this machine and fetches what the settings allow."""
-    turns = threading.Semaphore(settings.decoded_at_once)
-    return vlm.fetching(Fetcher(policy=settings.remote_images, strangers=True, turns=turns))
+    fetcher = Fetcher(
+        policy=settings.remote_images,
+        strangers=True,
+        turns=threading.Semaphore(settings.decoded_at_once),
+        connections=threading.Semaphore(settings.fetched_at_once),
+    )
+    return vlm.fetching(fetcher)
 
 
 class Visit:
