@@ -33,6 +33,7 @@ ALTS = {  # what is to be seen in the bundled pictures, for who does not see the
     "vegetables.png": "A tomato, a corn cob, a carrot and an eggplant",
 }
 # Gradio leaves the alternative text of many pictures empty; the name of the file is better than nothing.
+# Word joiners are taken out of what is copied; see `talk.WORD_JOINER`.
 # It takes pasted pictures in the box of a conversation alone; here, wherever the focus is, into the tab's own place.
 SCRIPT = """
 const alts = ALTS;
@@ -56,6 +57,15 @@ const take = async (place, file) => {
     await new Promise((done) => setTimeout(done, 50));
   }
 };
+const plain = (text) => text.replaceAll("<\u2060", "<");
+const write = navigator.clipboard?.writeText?.bind(navigator.clipboard);
+if (write) navigator.clipboard.writeText = (text) => write(plain(text));
+document.addEventListener("copy", (event) => {
+  const text = String(getSelection());
+  if (text === plain(text)) return;
+  event.clipboardData.setData("text/plain", plain(text));
+  event.preventDefault();
+});
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
   const place = [...document.querySelectorAll(".takes-picture")].find((one) => one.checkVisibility());

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,10 @@ from idefics.ui.given import Given
 # {"role": ..., "content": [{"type": "text", ...}, {"type": "file", ...}]}; the first has its "metadata": {"id": ...}
 Turn = Mapping[str, Any]
 
+# Stands invisibly between "<" and the name of a tag: Gradio gives a turn's text to the browser as HTML, where `<text>`
+# and `<code>` of a page in DocTags would be taken for tags. The page's script takes it out of what is copied.
+WORD_JOINER = "\u2060"
+
 
 def said(role: str, text: str, pictures: Sequence[Given] = ()) -> Turn:
     """One turn, for the browser. The name of a picture is its alternative text.
@@ -20,12 +25,17 @@ def said(role: str, text: str, pictures: Sequence[Given] = ()) -> Turn:
     The words come first: Gradio cannot edit a turn that begins with a picture.
     """
     seen = [{"type": "file", "file": given.payload, "alt_text": given.name} for given in pictures]
-    return {"role": role, "content": [{"type": "text", "text": text}, *seen]}
+    shown = re.sub(r"<(?=[/!?a-zA-Z])", f"<{WORD_JOINER}", _plain(text))
+    return {"role": role, "content": [{"type": "text", "text": shown}, *seen]}
+
+
+def _plain(text: str) -> str:
+    return text.replace(f"<{WORD_JOINER}", "<")
 
 
 def text_of(turn: Turn) -> str:
     """Its words."""
-    return " ".join(str(part["text"]) for part in turn["content"] if part["type"] == "text")
+    return _plain(" ".join(str(part["text"]) for part in turn["content"] if part["type"] == "text"))
 
 
 def pictures_of(turn: Turn) -> list[Given]:
