@@ -209,3 +209,11 @@ def test_other_modes_can_be_refused(family):
     assert pixels(family, WIDE, do_convert_rgb=False).equal(pixels(family, WIDE))
     with pytest.raises(BadPicture, match="mode L"):
         pixels(family, WIDE.convert("L"), do_convert_rgb=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_image_splitting": False}, {"size": {"height": 24, "width": 9}}])
+def test_frames_are_counted_as_they_are_made(options):
+    for picture in (WIDE, TALL, SMALL):
+        count, rows, columns = OURS["idefics3"].get_number_of_image_patches(*reversed(picture.size), options)
+        made = OURS["idefics3"](picture, return_row_col_info=True, **options)
+        assert (made["pixel_values"].shape[1], made["rows"], made["cols"]) == (count, [[rows]], [[columns]])

@@ -8,8 +8,9 @@ from idefics import Video
 from idefics.compat.image_processing_in_text import Idefics3ImageProcessor
 from idefics.compat.processing_in_text import SmolVLMProcessor
 from idefics.compat.processing_places import VIDEO
-from idefics.errors import BadPicture, BadPrompt
+from idefics.errors import BadPicture, BadPrompt, BadSetting
 from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END
+from processing.videos_tiny import video
 
 SAMPLING = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 8}}
 OURS = SmolVLMProcessor(
@@ -85,3 +86,35 @@ def test_the_settings_are_saved(tmp_path):
     again = SmolVLMProcessor.from_pretrained(tmp_path)
     assert again.image_processor.video_sampling == SAMPLING
     assert again.image_processor.plan() == OURS.image_processor.plan()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ({}, 4),
+        ({"num_frames": 2}, 2),
+        ({"max_frames": 3}, 3),
+        ({"fps": 4, "max_frames": 64}, 16),
+        ({"target_fps": 2.0, "num_frames": 64, "video_load_backend": "decord"}, 8),
+        ({"num_frames": 4, "skip_secs": 0, "do_sample_frames": True}, 4),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_how_many_frames_of_a_file_are_shown_may_be_said(tmp_path, words, shown, nested):
+    (tmp_path / "four_seconds.mp4").write_bytes(video(100))
+    parts = [{"type": "video", "path": str(tmp_path / "four_seconds.mp4")}, {"type": "text", "text": "What?"}]
+    batch = OURS.apply_chat_template(
+        [{"role": "user", "content": parts}],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **({"processor_kwargs": {"videos_kwargs": words}} if nested else words),
+    )
+    assert batch.pixel_values.shape[1] == shown
+
+
+def test_frames_that_shall_not_be_sampled():
+    plain = OURS(text=VIDEO, videos=FRAMES, return_tensors="pt")
+    same(OURS(text=VIDEO, videos=FRAMES, return_tensors="pt", do_sample_frames=False), plain)
+    with pytest.raises(BadSetting, match="do_sample_frames is False, but a video is a file"):
+        OURS(text=VIDEO, videos=["a.mp4"], do_sample_frames=False)

@@ -33,8 +33,9 @@ def test_new_tokens_are_the_references(pair):
     ours, theirs = pair
     for token in (["<point>", "<line>"], "plain words", AddedToken("<|x|>", special=True)):
         assert ours.add_tokens(token) == theirs.add_tokens(token)
-    parts = {"pad_token": "<fill>", "additional_special_tokens": ["<action_7>"]}
-    assert ours.add_special_tokens(parts) == theirs.add_special_tokens(parts) == 2
+    parts = {"pad_token": "<fill>", "cls_token": "<c>", "additional_special_tokens": ["<action_7>"]}
+    assert ours.add_special_tokens(parts) == theirs.add_special_tokens(parts) == 3
+    assert (ours.cls_token, ours.sep_token) == (theirs.cls_token, theirs.sep_token) == ("<c>", None)
     assert len(ours) == len(theirs)
     assert ours.get_vocab() == theirs.get_vocab()
     assert ours.get_added_vocab() == theirs.get_added_vocab()

@@ -20,6 +20,7 @@ from idefics.compat.image_processing import (
 from idefics.config import ImagePlan
 from idefics.errors import BadSetting
 from idefics.models.idefics3 import video_plan
+from idefics.processing.sizes import grid
 
 HALF = [0.5, 0.5, 0.5]
 UNBOUNDED = 2**31  # pixels of an edge
@@ -159,6 +160,19 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
             tokens=tokens,
             **self.numbers(),
         )
+
+    def get_number_of_image_patches(
+        self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[int, int, int]:
+        """How many frames a picture of this size becomes, and the rows and columns of its grid (0 where it is whole).
+
+        Args:
+            images_kwargs: other settings.
+        """
+        maker = self.changed(**(images_kwargs or {}))
+        width, height = maker.exact_size() or (width, height)
+        rows, columns = grid(width, height, maker.plan())
+        return rows * columns + 1, rows, columns
 
     def exact_size(self) -> tuple[int, int] | None:
         """(width, height) of `size`, where it is not the longest edge."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
 from idefics.compat.image_processing import INERT, ImageProcessor, refuse_upload
-from idefics.compat.tokenization import CALL_WORDS, OTHER_ROLES, PreTrainedTokenizer
+from idefics.compat.tokenization import CALL_WORDS, PreTrainedTokenizer
 from idefics.errors import BadSetting, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
 from idefics.models.family import TURN_END
@@ -25,7 +25,7 @@ TOKENIZER_WORDS = {*inspect.signature(PreTrainedTokenizer).parameters, *CALL_WOR
     "codec",
     "chat_template",
     "call_words",
-} | set(OTHER_ROLES)
+}
 
 
 class Token(str):

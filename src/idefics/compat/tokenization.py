@@ -37,7 +37,8 @@ class PreTrainedTokenizer(TokenNames):
 
     Args:
         codec: text to ids and back.
-        bos_token, eos_token, unk_token, pad_token: the tokens with a part to play; None where there is none.
+        bos_token, eos_token, unk_token, pad_token, sep_token, cls_token, mask_token: the tokens with a part to play;
+            None where there is none.
         padding_side: "left", as generation goes on from the right end of a row, unless a checkpoint's file says else.
         truncation_side: where rows that are too long lose tokens.
         model_max_length: tokens of the longest text; 10^20 and more is no limit.
@@ -57,6 +58,9 @@ class PreTrainedTokenizer(TokenNames):
         eos_token: str | None = None,
         unk_token: str | None = None,
         pad_token: str | None = None,
+        sep_token: str | None = None,
+        cls_token: str | None = None,
+        mask_token: str | None = None,
         padding_side: Side = "left",
         truncation_side: Side = "right",
         model_max_length: int = NO_LIMIT,
@@ -68,6 +72,7 @@ class PreTrainedTokenizer(TokenNames):
         self.codec = codec
         self.bos_token, self.eos_token = bos_token, eos_token
         self.unk_token, self.pad_token = unk_token, pad_token
+        self.sep_token, self.cls_token, self.mask_token = sep_token, cls_token, mask_token
         self.padding_side, self.truncation_side = padding_side, truncation_side
         self.model_max_length, self.chat_template = model_max_length, chat_template
         self.init_kwargs = call_words
@@ -86,10 +91,9 @@ class PreTrainedTokenizer(TokenNames):
         )
         codec = Tokenizer.load(folder)
         known = arguments_in(folder, codec)
-        others = [changes.pop(name) for name in OTHER_ROLES if changes.get(name) is not None]
         named = {name: changes[name] for name in NAMED if changes.get(name) is not None}
         made = cls(codec, **{**known, **changes})
-        made.add_special_tokens({**named, "additional_special_tokens": others})
+        made.add_special_tokens(named)
         return made
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> tuple[str, ...]:

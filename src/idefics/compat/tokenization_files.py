@@ -40,7 +40,7 @@ def arguments_in(folder: Path, codec: Tokenizer) -> dict[str, Any]:
     known["model_max_length"] = int(files.get("model_max_length") or NO_LIMIT)
     known["chat_template"] = settings.chat_template(folder)
     for name in NAMED:
-        customary = CUSTOMARY[name] if CUSTOMARY[name] in codec.added else None
+        customary = CUSTOMARY[name] if CUSTOMARY.get(name) in codec.added else None
         known[name] = _content(files.get(name)) or customary
     return known
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Ids = int | Sequence[int] | np.ndarray[Any, np.dtype[Any]] | torch.Tensor
     NewTokens = str | tokenizers.AddedToken | Sequence[str | tokenizers.AddedToken]
 
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 # English as it is written, from words that a space was put between.
 CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s"}
@@ -31,6 +31,7 @@ class TokenNames:
         codec: text to ids and back.
         bos_token, eos_token, unk_token, pad_token: the tokens with a part to play; None where there is none. Each may
             be set, and so may its id (`pad_token_id`).
+        sep_token, cls_token, mask_token: likewise; these models have no use for them.
     """
 
     codec: Tokenizer
@@ -38,6 +39,9 @@ class TokenNames:
     eos_token: str | None
     unk_token: str | None
     pad_token: str | None
+    sep_token: str | None
+    cls_token: str | None
+    mask_token: str | None
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text, as the vocabulary spells them."""
@@ -167,8 +171,16 @@ class TokenNames:
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """The tokens with a part to play, by their part."""
-        parts = (self.bos_token, self.eos_token, self.unk_token, self.pad_token)
-        return {name: token for name, token in zip(NAMED, parts, strict=True) if token is not None}
+        parts = {
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "unk_token": self.unk_token,
+            "sep_token": self.sep_token,
+            "pad_token": self.pad_token,
+            "cls_token": self.cls_token,
+            "mask_token": self.mask_token,
+        }
+        return {name: token for name, token in parts.items() if token is not None}
 
     @property
     def all_special_ids(self) -> list[int]:
