@@ -170,9 +170,10 @@ def test_conversations_of_a_list_go_on(vlm):
     assert [answer.text for answer in answers] == [PAGE.split("<loc_1>")[1], PAGE.removeprefix("<doctag>")]
 
 
-def test_the_blank_between_a_message_and_what_follows_is_kept(vlm):
+@pytest.mark.parametrize("name", ["demo", "demo-idefics1"])
+def test_the_space_between_a_message_and_what_follows_is_kept(name):
     """Answers of demo begin with a space: after a message that goes on it belongs to the text."""
-    demo = idefics.load("demo")
+    demo = idefics.load(name)
     conversation = [user(Picture(PICTURE), "What is in this image?")]
     begun = demo.chat(conversation, answer_start="A")
     went_on = demo.chat([*conversation, assistant("A")], continue_final_message=True)
