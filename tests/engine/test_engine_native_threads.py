@@ -4,6 +4,7 @@ import multiprocessing
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from engine.native_rows import Pages, expected, read, rows_of, sequences
 from idefics.engine.native import NativeDecode, instruction_sets, library, why_not
 from models.tiny import IDEFICS1, IDEFICS3, model_of
 
+TASKS = Path("/proc/self/task")
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
 
 
@@ -22,6 +24,11 @@ def threads():
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
+
+
+def system_threads():
+    """How many threads this process has, as Linux counts them."""
+    return len(list(TASKS.iterdir())) if TASKS.exists() else 0
 
 
 def step_of(model, rows):
@@ -58,11 +65,15 @@ def test_threads_are_torchs():
     model = model_of(IDEFICS3)
     rows = sequences(model, [12])
     step = step_of(model, rows)
+    there = {}
     for count in (1, 4, 2, 1, 3):
         torch.set_num_threads(count)
         rows[0].logits.append(step(rows_of(rows))[0])
+        there[count] = system_threads()
     rows[0].ids = rows[0].ids[:5]
     agree(model, rows)
+    if TASKS.exists():
+        assert {count: many - there[1] for count, many in there.items()} == {1: 0, 2: 1, 3: 2, 4: 3}
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -75,12 +86,15 @@ def test_a_fork_reads_on_by_itself():
     receiving, sending = multiprocessing.Pipe(duplex=False)
 
     def child():
-        sending.send((step(rows_of(rows)) - wanted).abs().max().item())
+        off = (step(rows_of(rows)) - wanted).abs().max().item()
+        sending.send((off, system_threads()))
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     assert receiving.poll(60), "the child hangs"
-    assert receiving.recv() == 0
+    off, many = receiving.recv()
+    assert off == 0
+    assert many == 3 or not TASKS.exists(), "it has threads of its own again"
     process.join()
 
 
@@ -119,7 +133,14 @@ def transposed(model):
     return "one piece"
 
 
-@pytest.mark.parametrize("change", [another_kind, a_bias, a_hook, another_dtype, transposed])
+def scattered(model):
+    """Of the right kind and size, but every second number of a larger one."""
+    layer = model.stack().layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.detach().repeat_interleave(2, dim=1)[:, ::2])
+    return "one piece"
+
+
+@pytest.mark.parametrize("change", [another_kind, a_bias, a_hook, another_dtype, transposed, scattered])
 def test_what_cannot_be_read_is_said(change):
     model = model_of(IDEFICS3)
     assert why_not(model, Pages.of(model.layout, 2)) is None
