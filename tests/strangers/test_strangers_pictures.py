@@ -640,3 +640,12 @@ def test_heic_of_an_untrusted_sender_reaches_no_decoder(monkeypatch):
     monkeypatch.setattr(heif.HeifImageFile, "__init__", lambda *_: pytest.fail("it was opened"))
     for form in (file.getvalue(), data_uri(file.getvalue())):
         refused(form, "is HEIC, which is not read here: give JPEG, PNG, WebP, GIF or BMP")
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_segment_that_ends_before_it_begins(length):
+    """The length of a segment counts its own two bytes."""
+    data = b"\xff\xd8\xff\xe0" + length.to_bytes(2) + bytes(20)
+    with pytest.raises(BadPicture, match="more work than a picture takes"):
+        strangers.bare_jpeg(data)
+    strangers.bare_jpeg(b"\xff\xd8\xff\xe0" + (2).to_bytes(2) + bytes(20))
