@@ -257,11 +257,18 @@ def test_the_thread_lives_while_there_is_work(monkeypatch):
     before = set(threads())
     engine = engine_for("text")
     assert set(threads()) == before
-    engine.submit(request(ASKED, max_new_tokens=3)).result()
-    mine = set(threads()) - before
-    assert len(mine) == 1
-    assert gone(mine)
-    assert engine.submit(request(ASKED, max_new_tokens=3)).result().ids, "another begins"
+
+    def thread_of_an_answer():
+        seen = set()
+        watch = lambda id: seen.add(threading.current_thread())  # noqa: E731 (it adds, and says no)
+        assert engine.submit(request(ASKED, max_new_tokens=3, watch=watch)).result().ids
+        (mine,) = seen
+        return mine
+
+    mine = thread_of_an_answer()
+    assert mine not in before
+    assert gone([mine], 60)
+    assert thread_of_an_answer() is not mine, "another begins"
 
 
 def test_a_dropped_engine_ends_its_thread(monkeypatch):
