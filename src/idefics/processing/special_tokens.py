@@ -32,6 +32,7 @@ CONTROL_NAME = re.compile(
     r"|<(jupyter_(start|text|code|output|script)|commit_(before|msg|after))>"
     r"|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG|IMG_BREAK|IMG_END)\]"
 )
+NAME_STARTS = ("<", "[")  # of control names; what begins otherwise need not be looked at
 # A checkpoint that has one of these writes pages as DocTags, and its card asks it with tags: `<otsl>`, `<formula>`,
 # `<code>`, `<chart>`, `<loc_12>`.
 DOCTAGS = ("<doctag>", "<otsl>")
@@ -114,7 +115,7 @@ def classify(
     """Applies the rule.
 
     Args:
-        vocabulary: every token of the model's own vocabulary and its id.
+        vocabulary: the tokens of the model's own vocabulary that begin as names do, and their ids.
         added: id -> name of each token that `tokenizer.json` adds to it or lifts out of it.
         special: those that it marks special.
         declared: what the other files say. Without a control token's name, one of the vocabulary's own tokens is left
@@ -129,12 +130,11 @@ def classify(
         or CONTROL_NAME.fullmatch(name)
         or (id in special and name in written)
     }
-    named = (
-        name
-        for name in vocabulary
-        if name[:1] in "<[" and (BASE_CONTROL.fullmatch(name) or name in declared.names)
+    control.update(
+        id
+        for name, id in vocabulary.items()
+        if BASE_CONTROL.fullmatch(name) or (name in declared.names and CONTROL_NAME.fullmatch(name))
     )
-    control.update(vocabulary[name] for name in named if CONTROL_NAME.fullmatch(name))
     is_docling = any(name in DOCTAGS for name in added.values())
     return SpecialTokens(
         control=frozenset(control),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from idefics.errors import PromptTooLong, UnsupportedModel
-from idefics.processing.special_tokens import Declared, SpecialTokens, classify
+from idefics.processing.special_tokens import NAME_STARTS, Declared, SpecialTokens, classify
 from idefics.processing.text_length import spells_whole_text
 from idefics.processing.token_aliases import TokenAliases, encoding_of
 
@@ -74,6 +74,9 @@ class Tokenizer:
         file = json.loads(text)
         self._is_byte_level, self.strips_blank = _decoder_kind(file["decoder"])
         self.spells_whole_text = spells_whole_text(file)
+        vocabulary = file["model"].get("vocab")
+        own = vocabulary.items() if isinstance(vocabulary, dict) else ()
+        self._named = {token: id for token, id in own if token.startswith(NAME_STARTS)}
         self.swallows_blanks = any(token["lstrip"] or token["rstrip"] for token in file["added_tokens"])
         self._bytes: dict[int, bytes] = {}
 
@@ -109,7 +112,7 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> SpecialTokens:
         """Which special tokens are control tokens, and which are content."""
-        return classify(self.vocabulary(added=False), self._contents, self.special_ids, self._declared)
+        return classify(self._named, self._contents, self.special_ids, self._declared)
 
     @cached_property
     def _guarded(self) -> dict[int, str]:
