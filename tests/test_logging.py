@@ -81,8 +81,7 @@ def test_refusals_are_told(vlm, caplog):
             for stream in streams:
                 stream.close()
     lines = [record.getMessage() for record in caplog.records]
-    assert "ask() raises BadPrompt: the question is empty: give one, such as 'What is on the table?'" in lines
-    assert any(line.startswith("submit() raises EngineBusy: ") for line in lines)
+    assert "ask() raises BadPrompt" in lines and "submit() raises EngineBusy" in lines
 
 
 def test_nothing_is_logged_for_each_token(vlm, caplog):

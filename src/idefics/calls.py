@@ -45,7 +45,7 @@ def public(function: F, name: str = "", called_as: Signature | None = None) -> F
         try:
             return function(*args, **keywords)
         except IdeficsError as error:
-            log.debug("%s() raises %s: %s", said, type(error).__name__, error)
+            log.debug("%s() raises %s", said, type(error).__name__)  # its text may hold what was said
             raise
         except TypeError:
             if why := _misfit(shown, args, keywords):  # else it comes from within

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 import idefics
+from engines import cancel_all
 from idefics.server.app import create_app
 from idefics.server.run import Server
 from idefics.server.settings import Settings
@@ -33,7 +34,7 @@ def serving(vlm, *, middleware=None, **settings):
         finally:
             server.should_exit = True
             thread.join()
-            vlm.engine.close()
+            cancel_all(vlm.engine)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import idefics
+from engines import cancel_all
 from idefics.processing.tokenizer import Piece
 from idefics.server import prompt_logprobs
 from idefics.server.app import create_app
@@ -197,7 +198,7 @@ def test_the_tokens_of_a_prompt_are_scored(folder, piece, monkeypatch):
             assert token not in top or top[token] == logprob
     usage = {"prompt_tokens": len(prompt), "completion_tokens": 0, "total_tokens": len(prompt)}
     assert usage.items() <= body["usage"].items()
-    vlm.engine.close()
+    cancel_all(vlm.engine)
 
 
 def test_nothing_is_added_where_no_token_may_be(client, vlm):

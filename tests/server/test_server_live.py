@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from engines import cancel_all
 from idefics.errors import BadSetting
 from idefics.server import listening, visit
 from idefics.server.app import create_app
@@ -58,7 +59,7 @@ def pace(vlm, monkeypatch):
     pace = Pace(vlm.engine, monkeypatch)
     yield pace
     pace.free()
-    vlm.engine.close()
+    cancel_all(vlm.engine)
 
 
 async def until(true, seconds=20):

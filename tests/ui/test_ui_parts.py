@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import idefics
+from engines import cancel_all
 from idefics.errors import BadPicture, BadPrompt, BadRequest, BadSetting
 from idefics.messages import Picture, assistant, user
 from idefics.processing.fetch import Fetcher
@@ -194,7 +195,7 @@ def test_a_row_shows_the_whole_page_of_a_checkpoint_that_writes_doctags(bundled,
         (row,) = rows(desk, "me", "batch", sources.entries, batch.job_of("caption", ""))
     assert row.text == doctags.PAGE
     assert doctags.PAGE in as_csv([row]).decode()
-    vlm.engine.close()
+    cancel_all(vlm.engine)
 
 
 def test_rows_end_when_they_are_stopped(desk, bundled):
