@@ -218,6 +218,7 @@ SMALLEST = {
     "schema": {},
     "json_schema": {"schema": {}},
     "answer": "Hi",
+    "value": "a",
 }
 
 
