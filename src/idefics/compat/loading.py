@@ -21,6 +21,7 @@ from idefics.compat.generation_config import FILE as GENERATION_FILE
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.loading_arguments import IGNORED_BY_MODELS, NEUTRAL, without_neutral
 from idefics.compat.modeling_adapters import Adapters, or_adapter
+from idefics.compat.own_modules import initialise_own, own_tensors, sparing
 from idefics.compat.quantization import (
     AnyQuantizationConfig,
     BitsAndBytesConfig,
@@ -63,6 +64,10 @@ class Loading(Adapters):
         raise NotImplementedError
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
+        raise NotImplementedError
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Gives one module first weights, its own parts left aside."""
         raise NotImplementedError
 
     @classmethod
@@ -135,20 +140,23 @@ class Loading(Adapters):
         with from_files():
             model = cls(found)
         module, keys = _as_stored(model, checkpoint)
-        fill(
+        own = own_tensors(module)
+        lacking = fill(
             module,
             folder,
             keys,
             dtype=dtype_called(torch_dtype if dtype is None else dtype, checkpoint.config.dtype),
             device=wanted("cpu" if device_map is None else "auto", device_map, max_memory),
-            quantisation=None if quantization is None else quantization.quantisation(),
+            quantisation=None if quantization is None else sparing(quantization.quantisation(), own),
             stored=checkpoint.quantisation,
+            optional=own,
         )
+        initialise_own(model, module, lacking)
         model._keep_in(quantization)
         model.is_quantized = quantization is not None or checkpoint.quantisation is not None
         model.set_attn_implementation(attn_implementation or found._attn_implementation or "sdpa")
         if generation_config is not None:
-            model.generation_config = generation_config
+            model.generation_config = GenerationConfig.from_any(generation_config)
         elif (folder / GENERATION_FILE).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = str(pretrained_model_name_or_path)
@@ -256,11 +264,13 @@ def dtype_called(dtype: torch.dtype | str | None, stored: str | None) -> torch.d
 def _as_stored(model: Loading, checkpoint: Checkpoint) -> tuple[nn.Module, KeyRules]:
     """The module whose names are those of the checkpoint, and its rules."""
     keys = checkpoint.family.keys
+    if "lm_head" not in dict(model.named_children()):
+        keys = replace(keys, ignore=(*keys.ignore, (r"^(lm_head|additional_fc)\.", "there is no head")))
     if model.base_model_prefix or model.config.architectures == [type(model).__name__]:
         return model, keys
     whole = nn.Module()  # the checkpoint has a head, and all else under a name of its own
     whole.model = model
-    return whole, replace(keys, ignore=(*keys.ignore, (r"^(lm_head|additional_fc)\.", "there is no head")))
+    return whole, keys
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:

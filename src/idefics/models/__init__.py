@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -149,7 +149,8 @@ def fill(
     stored: QuantizationConfig | None = None,
     verdict: Verdict | None = None,
     mapped: bool = False,
-) -> None:
+    optional: Collection[str] = (),
+) -> list[str]:
     """Weights for a module on the meta device, each streamed straight to its final dtype, device and number of bits.
 
     Args:
@@ -160,6 +161,10 @@ def fill(
         stored: which layers are in few bits in the folder already.
         verdict: what is quick on this machine; None: torch's own products.
         mapped: whether what is used as it is stored stays in the files, as in `weights.load`.
+        optional: names that the folder may lack, as in `weights.load`.
+
+    Returns:
+        Those of `optional` that the folder lacks.
 
     Raises:
         ModelError: as `weights.load`.
@@ -180,10 +185,21 @@ def fill(
         bits = dict.fromkeys(narrow, 16) | bits
         kept |= narrow
     places = placement.places(model, device, dtype=dtype, bits=bits)
-    weights.load(model, folder, keys, dtype=dtype, device=places, storage=kept, pack=packs, mapped=mapped)
+    lacking = weights.load(
+        model,
+        folder,
+        keys,
+        dtype=dtype,
+        device=places,
+        storage=kept,
+        pack=packs,
+        mapped=mapped,
+        optional=optional,
+    )
     if verdict is not None:
         quant.tune(model, verdict)
     placement.join(model)
+    return lacking
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -45,7 +45,8 @@ def load(
     storage: Mapping[str, torch.dtype | None] | None = None,
     pack: Mapping[str, Callable[[Tensor], None]] | None = None,
     mapped: bool = False,
-) -> None:
+    optional: Collection[str] = (),
+) -> list[str]:
     """Fills `model` with the checkpoint in `folder`.
 
     Each tensor goes straight into its final dtype and device: at most one is in memory beside the model.
@@ -62,6 +63,10 @@ def load(
             Where tied weights are packed under one name, they are kept under the others too.
         mapped: leaves in the file what is used as it is stored there: read when it is first needed, and shared with
             other processes. The files must then stay as they are while the model lives.
+        optional: names that the checkpoint may lack; what the model has under them stays, in the dtype and place.
+
+    Returns:
+        Those of `optional` that the checkpoint lacks.
 
     Raises:
         WeightsMismatch: weights are missing, unused or misshapen: all are listed.
@@ -80,9 +85,15 @@ def load(
         maps = _open(files, stack, "mmap") if mapped else {}
         sources = {ours: [stored[name] for name in names] for ours, names in rules.sources(stored).items()}
         slots = _slots(model)
-        _compare(slots, sources)
+        _compare(slots, sources, optional)
+        lacking = []
         for slot in slots:
             place = place_of(slot.names[0], places)
+            if not any(name in sources for name in slot.names):
+                lacking.append(slot.names[0])
+                floating = slot.tensor.is_floating_point()
+                slot.fill(model, slot.names, slot.tensor.detach().to(place, dtype if floating else None))
+                continue
             for name in slot.names:
                 if take := packs.get(name):
                     take(_read(slot, sources, dtype, place))
@@ -92,6 +103,7 @@ def load(
     _refuse_meta(model)
     for name, buffer in model.named_buffers():  # those that are not persistent, the model computed for itself
         _put(model, name, buffer.to(place_of(name, places)))
+    return lacking
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +189,14 @@ def _slots(model: nn.Module) -> list[_Slot]:
     return list(slots.values())
 
 
-def _compare(slots: Sequence[_Slot], sources: Mapping[str, Sequence[_Stored]]) -> None:
+def _compare(
+    slots: Sequence[_Slot], sources: Mapping[str, Sequence[_Stored]], optional: Collection[str]
+) -> None:
     missing: list[str] = []
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for slot in slots:
         found = [name for name in slot.names if name in sources]
-        if not found:
+        if not found and slot.names[0] not in optional:
             missing.append(slot.names[0])
         for name in found:
             there, here = _stacked(sources[name], tuple(slot.tensor.shape)), tuple(slot.tensor.shape)
