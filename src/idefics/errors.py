@@ -196,14 +196,6 @@ class BrokenCheckpoint(ModelError):
     """A file of a checkpoint is missing, damaged or contradicts another; the message names it."""
 
 
-# How names begin that were saved with what a trainer had wrapped around the model, and how to save the model itself.
-WRAPPERS = {
-    "module.": "it was saved inside DataParallel; save model.module instead",
-    "_orig_mod.": "it was saved inside torch.compile; save model._orig_mod instead",
-    "base_model.model.": "it was saved inside peft; save model.merge_and_unload() instead, or the adapter alone",
-}
-
-
 class WeightsMismatch(ModelError, RuntimeError):
     """The checkpoint's tensors are not exactly the model's.
 
@@ -222,14 +214,10 @@ class WeightsMismatch(ModelError, RuntimeError):
         self.missing, self.unused, self.shapes = tuple(missing), tuple(unused), dict(shapes)
         parts = [_list("missing", self.missing), _list("unused", self.unused)]
         parts.append(_list("misshapen", [f"{n} is {a}, not {b}" for n, (a, b) in self.shapes.items()]))
-        advice = "is its config.json the one that it was saved with?"
-        for prefix, remedy in WRAPPERS.items():
-            if self.unused and all(name.startswith(prefix) for name in self.unused):
-                advice = f"its names begin with {prefix!r}: {remedy}"
         super().__init__(
             "the checkpoint does not fit the model: "
             + "; ".join(part for part in parts if part)
-            + f": {advice}"
+            + ": is its config.json the one that it was saved with?"
         )
 
 

@@ -1,15 +1,12 @@
 """Adapters of peft: around a model and inside it, trained, saved, reloaded and merged; and on four-bit weights."""
 
-import json
-
 import pytest
 import torch
 
-import idefics
 from compat import models_tiny
 from compat.models_tiny import FAMILIES, RAWS, assert_close, ours
 from idefics import compat
-from idefics.errors import BadSetting, ModelNotFound, UnsupportedModel, WeightsMismatch
+from idefics.errors import BadSetting, UnsupportedModel
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -164,14 +161,6 @@ def test_the_folder_of_an_adapter_loads_its_model(saved, tmp_path):
         assert_close(
             load_(tmp_path / "adapter", torch_dtype="float32")(**inputs).logits, model(**inputs).logits
         )
-    with pytest.raises(ModelNotFound, match=r"holds an adapter of peft.*merge_and_unload"):
-        idefics.load(tmp_path / "adapter")
-    content = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    (tmp_path / "adapter" / "adapter_config.json").write_text(
-        json.dumps({**content, "base_model_name_or_path": None})
-    )
-    with pytest.raises(UnsupportedModel, match="does not say which model"):
-        load(tmp_path / "adapter")
 
 
 def test_what_is_no_adapter_of_the_model(tmp_path):
@@ -188,27 +177,6 @@ def test_what_is_no_adapter_of_the_model(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="not an adapter of this model"):
         ours("idefics3", text_config={"num_hidden_layers": 1}).load_adapter(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("prefix", "remedy"),
-    [
-        ("base_model.model.", "merge_and_unload"),
-        ("module.", "model.module"),
-        ("_orig_mod.", "model._orig_mod"),
-    ],
-)
-def test_weights_that_were_saved_in_a_wrapper(prefix, remedy, tmp_path):
-    from safetensors.torch import save_file
-
-    model = ours("idefics3")
-    model.config.save_pretrained(tmp_path)
-    save_file(
-        {prefix + name: w.contiguous() for name, w in model.state_dict().items()},
-        tmp_path / "model.safetensors",
-    )
-    with pytest.raises(WeightsMismatch, match=rf"names begin with '{prefix}': .*{remedy}"):
-        load(tmp_path)
 
 
 class TestFourBits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import wraps
 from os import PathLike
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from idefics.errors import BadSetting, MissingExtra, UnsupportedModel
+from idefics.errors import BadSetting, MissingExtra, ModelNotFound, UnsupportedModel
+from idefics.processing.settings import json_object
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -174,20 +174,12 @@ class Adapters(nn.Module):
 
 
 def base_of_adapter(folder: str | PathLike[str]) -> str | None:
-    """The model that the adapter in a folder was trained on; None where the folder holds no adapter.
-
-    Raises:
-        UnsupportedModel: the adapter does not say.
-    """
+    """The model that the adapter in a folder was trained on; None where it does not say, or is no adapter alone."""
     path = Path(folder)
     if not (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
         return None
-    base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise UnsupportedModel(
-            f"{path} holds an adapter that does not say which model it is for: load that model, then call load_adapter"
-        )
-    return str(base)
+    base = json_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return None if not base else str(base)
 
 
 def or_adapter(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,7 +190,10 @@ def or_adapter(load: Callable[..., Any]) -> Callable[..., Any]:
         base = base_of_adapter(model)
         if base is None:
             return load(cls, model, *arguments, **keywords)
-        loaded = load(cls, base, *arguments, **keywords)
+        try:
+            loaded = load(cls, base, *arguments, **keywords)
+        except ModelNotFound:
+            return load(cls, model, *arguments, **keywords)  # which says what the folder holds
         loaded.load_adapter(model)
         return loaded
 

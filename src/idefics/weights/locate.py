@@ -79,11 +79,6 @@ def find(
 def _checkpoint(folder: Path, called: str | os.PathLike[str]) -> Path:
     if (folder / "config.json").is_file():
         return folder
-    if (folder / "adapter_config.json").is_file():
-        raise ModelNotFound(
-            f"{folder} holds an adapter of peft, not a model: load its model with idefics.compat and call "
-            "load_adapter; or merge them with peft's merge_and_unload, save_pretrained, and give that folder"
-        )
     if folder.is_dir():
         refuse_adapter(folder)
         raise ModelNotFound(f"{folder} has no config.json: give the folder of a checkpoint")
