@@ -161,23 +161,18 @@ def fill(
         stored: which layers are in few bits in the folder already.
         verdict: what is quick on this machine; None: torch's own products.
         mapped: whether what is used as it is stored stays in the files, as in `weights.load`.
-        optional: names that the folder may lack, as in `weights.load`.
-
-    Returns:
-        Those of `optional` that the folder lacks.
+        optional: names that the folder may lack; those that it lacks are returned.
 
     Raises:
         ModelError: as `weights.load`.
         BadSetting: it does not fit on the devices, or the device map does not fit it.
         MissingExtra: the quantisation needs one.
     """
-    kept: dict[str, torch.dtype | None] = {}
-    if stored is not None:
-        if quantisation is not None:
-            raise BadSetting(
-                f"{folder} is kept in {stored.kind} already: leave quantize out, or give the original"
-            )
-        kept = dict.fromkeys(quant.hollow(model, stored))
+    if stored is not None and quantisation is not None:
+        raise BadSetting(
+            f"{folder} is kept in {stored.kind} already: leave quantize out, or give the original"
+        )
+    kept: dict[str, torch.dtype | None] = dict.fromkeys(quant.hollow(model, stored)) if stored else {}
     packs = quant.packs(model, quantisation) if quantisation else {}
     bits = {name: quantisation.bits_of(name) for name in packs} if quantisation else {}
     if storage is not None:

@@ -5,11 +5,9 @@ Loading is total: names and shapes are compared before the first tensor is read.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from idefics.errors import BrokenCheckpoint, UnsupportedModel, WeightsMismatch
 from idefics.weights.adapters import refuse_wrapped
 from idefics.weights.files import weight_files
+from idefics.weights.gaps import close_gaps
 from idefics.weights.rules import KeyRules
 
 if TYPE_CHECKING:
@@ -63,10 +62,7 @@ def load(
             Where tied weights are packed under one name, they are kept under the others too.
         mapped: leaves in the file what is used as it is stored there: read when it is first needed, and shared with
             other processes. The files must then stay as they are while the model lives.
-        optional: names that the checkpoint may lack; what the model has under them stays, in the dtype and place.
-
-    Returns:
-        Those of `optional` that the checkpoint lacks.
+        optional: names that the checkpoint may lack, and what the model has there stays: such names are returned.
 
     Raises:
         WeightsMismatch: weights are missing, unused or misshapen: all are listed.
@@ -86,24 +82,36 @@ def load(
         sources = {ours: [stored[name] for name in names] for ours, names in rules.sources(stored).items()}
         slots = _slots(model)
         _compare(slots, sources, optional)
-        lacking = []
+        lacking = [slot.names[0] for slot in slots if sources.keys().isdisjoint(slot.names)]
         for slot in slots:
             place = place_of(slot.names[0], places)
-            if not any(name in sources for name in slot.names):
-                lacking.append(slot.names[0])
-                floating = slot.tensor.is_floating_point()
-                slot.fill(model, slot.names, slot.tensor.detach().to(place, dtype if floating else None))
-                continue
-            for name in slot.names:
-                if take := packs.get(name):
-                    take(_read(slot, sources, dtype, place))
-                    _close_gaps()
-            if rest := [name for name in slot.names if name not in packs]:
-                slot.fill(model, rest, _read(slot, sources, kept.get(rest[0], dtype), place, maps))
+            if slot.names[0] in lacking:
+                slot.keep(model, dtype, place)
+            else:
+                _put_stored(model, slot, sources, dtype, place, packs, kept, maps)
     _refuse_meta(model)
     for name, buffer in model.named_buffers():  # those that are not persistent, the model computed for itself
         _put(model, name, buffer.to(place_of(name, places)))
     return lacking
+
+
+def _put_stored(
+    model: nn.Module,
+    slot: _Slot,
+    sources: Mapping[str, Sequence[_Stored]],
+    dtype: torch.dtype,
+    place: torch.device,
+    packs: Mapping[str, Callable[[Tensor], None]],
+    kept: Mapping[str, torch.dtype | None],
+    maps: Mapping[str, _Stored],
+) -> None:
+    """Reads a slot's value from the files into the model; arguments as in `load`."""
+    for name in slot.names:
+        if take := packs.get(name):
+            take(_read(slot, sources, dtype, place))
+            close_gaps()
+    if rest := [name for name in slot.names if name not in packs]:
+        slot.fill(model, rest, _read(slot, sources, kept.get(rest[0], dtype), place, maps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,11 @@ class _Slot:
             value = nn.Parameter(value, requires_grad=self.tensor.requires_grad)
         for name in names:
             _put(model, name, value)
+
+    def keep(self, model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+        """Leaves what the model has, in this dtype where it is of floating point, on this device."""
+        kind = dtype if self.tensor.is_floating_point() else None
+        self.fill(model, self.names, self.tensor.detach().to(device, kind))
 
 
 def _put(model: nn.Module, name: str, value: Tensor) -> None:
@@ -282,17 +295,6 @@ def _sixteen_bits(parts: Sequence[_Stored]) -> torch.dtype | None:
 
     kinds = {part.kind for part in parts}
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
-
-
-def _close_gaps() -> None:
-    """Gives the system back what lies free between small tensors that stay and large ones that came and went.
-
-    glibc would keep it, and the gaps are too small for the next large one: 16 matrices of 8 MiB, kept in a quarter of
-    that, peaked at 155 MiB without this and at 55 with it.
-    """
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _refuse_meta(model: nn.Module) -> None:
