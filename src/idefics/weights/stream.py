@@ -277,16 +277,8 @@ def _joined(parts: Sequence[_Stored], slot: _Slot, dtype: torch.dtype, device: t
 
 
 def _as_stored(part: _Stored, dtype: torch.dtype) -> bool:
-    import torch
-
-    kinds = {
-        "F32": torch.float32,
-        "BF16": torch.bfloat16,
-        "F16": torch.float16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-    }
-    return kinds.get(part.kind) == dtype
+    kinds = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I8": "int8", "U8": "uint8"}
+    return str(dtype) == f"torch.{kinds.get(part.kind)}"
 
 
 def _sixteen_bits(parts: Sequence[_Stored]) -> torch.dtype | None:
