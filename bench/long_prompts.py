@@ -21,7 +21,8 @@ import idefics
 from callers import PATH, Failed, opened_alone, process
 from harness import Report
 
-CLIENTS, TEXTS, SIZE = 8, 3, 1_000_000  # texts that each client sends; bytes of one
+CLIENTS, SIZE = 8, 1_000_000  # bytes of a text
+TEXTS = {"refused": 60, "tokenized": 3}  # that each client sends, one after another: some seconds of load
 POSITIONS = 131_072  # as many as Llama 3.1 reads
 PAUSE = 0.01  # seconds between two questions after the server's health
 LOAD_SECONDS = 120.0  # that all texts may take
@@ -48,7 +49,7 @@ def _wide(folder: Path) -> Path:
 
 
 def _measure(report: Report, name: str, folder: Path, rounds: int) -> None:
-    case = f"{CLIENTS} clients, {TEXTS} texts of {SIZE // 1_000_000} MB each, {name}"
+    case = f"{CLIENTS} clients, {TEXTS[name]} texts of {SIZE // 1_000_000} MB each, {name}"
     with process("-m", "idefics", "serve", "--model", str(folder), "--name", "demo") as server:
         with opened_alone(server.url) as client:
             for _ in range(3):
@@ -59,7 +60,9 @@ def _measure(report: Report, name: str, folder: Path, rounds: int) -> None:
             for _ in range(rounds):
                 idle = _p99(_health(client, seconds=3.0))
                 load = subprocess.Popen(
-                    [sys.executable, __file__, server.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                    [sys.executable, __file__, server.url, str(TEXTS[name])],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
                 )
                 with load:
                     assert load.stdin is not None
@@ -108,17 +111,19 @@ def _p99(times: list[float]) -> float:
     return float(np.percentile(times, 99))
 
 
-def _send(url: str) -> None:
+def _send(url: str, texts: int) -> None:
     """The load: all texts, each refused with the same error. A process of its own, so as not to disturb the clock."""
     text = " ".join(WORDS * (1 + SIZE // len(WORDS)))
-    bodies = [json.dumps(_body(text[97 * n : 97 * n + SIZE])).encode() for n in range(CLIENTS * TEXTS)]
+    bodies = [json.dumps(_body(text[97 * n : 97 * n + SIZE])).encode() for n in range(CLIENTS)]
     print("ready", flush=True)
     sys.stdin.read()
 
     def send(number: int) -> None:
         with opened_alone(url) as client:
-            for body in bodies[number::CLIENTS]:
-                answer = client.post(PATH, content=body, headers={"Content-Type": "application/json"})
+            for _ in range(texts):
+                answer = client.post(
+                    PATH, content=bodies[number], headers={"Content-Type": "application/json"}
+                )
                 assert answer.json()["error"]["code"] == "context_length_exceeded", answer.text[:300]
 
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -126,4 +131,4 @@ def _send(url: str) -> None:
 
 
 if __name__ == "__main__":
-    _send(sys.argv[1])
+    _send(sys.argv[1], int(sys.argv[2]))

@@ -281,3 +281,17 @@ def test_what_forbids_and_prefers_tokens_reaches_the_model(client, vlm):
     body = client.post(PATH, chat(temperature=1.0, seed=2, **how)).json()
     expected = direct(vlm, picture("shapes"), "What is shown?", temperature=1.0, seed=2, **how)
     assert body["choices"][0]["message"]["content"] == expected.text
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/completions"])
+@pytest.mark.parametrize("stream", [None, False])
+def test_options_of_a_stream_that_is_none_are_refused_unless_they_ask_for_nothing(client, path, stream):
+    body = chat() if path == PATH else {"model": "demo", "prompt": "A"}
+    body |= {"max_tokens": 1, **({} if stream is None else {"stream": stream})}
+    refused = client.post(path, body | {"stream_options": {"include_usage": True}})
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["param"] == "stream_options"
+    assert error["message"].startswith("stream_options: include_usage asks for the last event of a stream")
+    for neutral in (None, {}, {"include_usage": False}, {"include_usage": None}):
+        assert client.post(path, body | {"stream_options": neutral}).status_code == 200

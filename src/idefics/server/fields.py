@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from idefics.messages import Detail, Message, Part, Picture
 from idefics.processing.fetch import as_address, is_data, is_remote
@@ -112,6 +121,16 @@ class Asked(Choosing):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512)
+
+    @field_validator("stream_options")
+    @classmethod
+    def _of_a_stream(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if options is not None and options.include_usage and not info.data.get("stream"):
+            raise ValueError(
+                'include_usage asks for the last event of a stream, and stream is not true: say "stream": true, or '
+                "leave it out (an answer that is not streamed always has its usage)"
+            )
+        return options
 
     @property
     def tells_usage(self) -> bool:

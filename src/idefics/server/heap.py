@@ -13,26 +13,27 @@ from typing import TypeVar
 R = TypeVar("R")
 
 
-def in_fresh_thread(work: Callable[[], R]) -> R:
-    """What `work` returns, computed in a thread of its own, whose memory is given back when it has ended.
+def in_fresh_thread(work: Callable[[], R], trims: Callable[[], bool]) -> R:
+    """What `work` returns, computed in a thread of its own; `trims` says afterwards whether to give memory back now.
 
     glibc keeps what a thread has freed for that thread, and gives back the rest only when it is told to: tokenizing a
-    text of a megabyte would make a process 40 to 130 MB larger for good.
+    text of a megabyte would make a process 40 to 130 MB larger for good. While it gives back, other threads may wait.
     """
-    outcome: Future[R] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    thread = threading.Thread(target=run, name="idefics-long-text")
+    outcomes: list[Future[R]] = [Future()]
+    thread = threading.Thread(target=_run, args=(work, outcomes[0]), name="idefics-long-text")
     thread.start()
     thread.join()
-    if (trim := _malloc_trim()) is not None:
+    if trims() and (trim := _malloc_trim()) is not None:
         trim(0)
-    return outcome.result()
+    return outcomes.pop().result()  # no name is left for it: see `_run`
+
+
+def _run(work: Callable[[], R], outcome: Future[R]) -> None:
+    try:
+        outcome.set_result(work())
+    except BaseException as error:
+        outcome.set_exception(error)
+        del outcome  # the error holds this frame: with the outcome in it, it would hold itself, and all texts
 
 
 @cache

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from idefics.config import Sampling
@@ -55,6 +54,7 @@ class Service:
         self.metrics.visits(lambda: len(self.admission.places))
         self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="idefics-server")
         self.large_bodies = asyncio.Lock()
+        self.num_long_texts = 0
         self.long_texts = ThreadPoolExecutor(1, thread_name_prefix="idefics-long-texts")
         self.fetchers = ThreadPoolExecutor(settings.fetched_at_once, thread_name_prefix="idefics-fetcher")
 
@@ -82,12 +82,16 @@ class Service:
             pictures: those that it opens.
             characters: of the text that it tokenizes.
         """
-        pool = self.workers
-        if characters > LONG_TEXT:
-            pool, work = self.long_texts, partial(in_fresh_thread, work)
+        run = asyncio.get_running_loop().run_in_executor
         if any(isinstance(one.source, str) and not is_data(one.source) for one in pictures):
-            pool = self.fetchers
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
+            return await run(self.fetchers, work)
+        if characters <= LONG_TEXT:
+            return await run(self.workers, work)
+        self.num_long_texts += 1
+        try:
+            return await run(self.long_texts, in_fresh_thread, work, lambda: self.num_long_texts == 1)
+        finally:
+            self.num_long_texts -= 1
 
 
 def for_strangers(vlm: Idefics, settings: Settings) -> Idefics:

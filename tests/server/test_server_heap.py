@@ -1,0 +1,48 @@
+"""Work in a thread of its own, after which nothing is kept."""
+
+import gc
+import threading
+import weakref
+
+from idefics.server import heap
+from idefics.server.heap import in_fresh_thread
+
+
+class Large:
+    pass
+
+
+def test_it_runs_in_a_thread_that_has_ended_by_then():
+    seen = []
+    assert in_fresh_thread(lambda: seen.append(threading.current_thread()) or 7, lambda: False) == 7
+    assert seen[0] is not threading.current_thread()
+    assert not seen[0].is_alive()
+
+
+def test_memory_is_given_back_where_it_is_asked_for(monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(heap, "_malloc_trim", lambda: trimmed.append)
+    for asked in (True, False):
+        in_fresh_thread(int, lambda asked=asked: asked)
+    assert trimmed == [0]
+
+
+def test_an_error_is_raised_and_keeps_nothing_alive():
+    """Not even until the next collection of cycles: the frames of an error hold megabytes of text."""
+    kept = []
+
+    def fails():
+        large = Large()
+        kept.append(weakref.ref(large))
+        raise ValueError("wrong")
+
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            in_fresh_thread(fails, lambda: True)
+        except ValueError:
+            assert kept[0]() is not None, "as long as the error is handled"
+        assert kept[0]() is None
+    finally:
+        gc.enable()
