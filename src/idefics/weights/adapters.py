@@ -36,9 +36,9 @@ def adapter(name: str, path: Path | None = None) -> str:
     base = "" if path is None else _base(path)
     of = f" of {base}" if base else ""
     return (
-        f"{name} holds an adapter (LoRA){of}, not a whole model: load {base or 'its base model'} with idefics.compat, "
-        f"merge by peft.PeftModel.from_pretrained(model, {name!r}).merge_and_unload(), save_pretrained the result "
-        "into another folder, and load that"
+        f"{name} holds an adapter (LoRA){of}, not a whole model: load {base or 'its base model'} with idefics.compat "
+        f"and call load_adapter({name!r}); or merge them with peft's merge_and_unload(), save_pretrained, and give "
+        "that folder"
     )
 
 
