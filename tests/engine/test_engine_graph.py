@@ -155,7 +155,9 @@ def test_sizes():
 def test_the_engine_answers_as_the_slow_twin(raw, monkeypatch):
     """Requests of unequal length that end at different times, with and without pictures, in one engine."""
     tapes = Tapes()
-    monkeypatch.setattr(engine_module, "decode_step", lambda model, cache: GraphDecode(model, cache, tapes))
+    monkeypatch.setattr(
+        engine_module, "decode_step", lambda model, cache, **_: GraphDecode(model, cache, tapes)
+    )
     model = tiny.model_of(raw)
     scenes = (
         ("t", "ttttt", "1tt", "tt1t1", "1te1te", "tte") if model.config.cross else ("t", "1tt", "tt3", "4t1t")
@@ -173,7 +175,9 @@ def test_beams_in_the_engine(monkeypatch):
     prompts = [tiny.prompt(model, scene) for scene in ("ttt", "1tt")]
     asked = [fakes.request(prompt, max_new_tokens=12, num_beams=3) for prompt in prompts]
     wanted = [handle.ids for handle in fakes.answered(fakes.engine_for(model), asked)]
-    monkeypatch.setattr(engine_module, "decode_step", lambda model, cache: GraphDecode(model, cache, Tapes()))
+    monkeypatch.setattr(
+        engine_module, "decode_step", lambda model, cache, **_: GraphDecode(model, cache, Tapes())
+    )
     assert [handle.ids for handle in fakes.answered(fakes.engine_for(model), asked)] == wanted
 
 
