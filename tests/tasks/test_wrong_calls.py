@@ -99,6 +99,8 @@ def vlm():
         (lambda v: idefics.load("demo", remote_images=3), BadSetting, "remote_images is 3; give any"),
         (lambda v: idefics.load("demo", device_map={}), BadSetting, "device_map is {}, which names no part"),
         (lambda v: idefics.load("demo", device=1.5), BadSetting, "device is 1.5; give auto"),
+        (lambda v: v.fetching("any"), BadSetting, "fetcher is 'any'; give a Fetcher"),
+        (lambda v: idefics.read_shots(3), BadPrompt, "path is 3; give the path of a JSONL file"),
         (lambda v: Shot(Picture(PIXELS), 3), BadPrompt, "answer is 3"),
     ],
 )  # fmt: skip
@@ -154,13 +156,15 @@ def calls(vlm):
         "EngineConfig": (EngineConfig, {}),
         "QuantizationConfig": (QuantizationConfig, {"kind": "int8"}),
         "load": (idefics.load, {"model": "demo"}),
+        "read_shots": (idefics.read_shots, {"path": "nowhere.jsonl"}),
+        "fetching": (vlm.fetching, {"fetcher": vlm.processor.fetcher}),
     }
 
 
 NAMES = [
     "caption", "ask", "complete", "write", "classify", "generate", "chat", "score", "endings", "prompt", "cost",
     "with_shots", "submit", "logits", "Picture", "Video", "Message", "Shot", "ImageDetail", "Sampling", "EngineConfig",
-    "QuantizationConfig", "load",
+    "QuantizationConfig", "load", "read_shots", "fetching",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from torch import Tensor
 
-from idefics.calls import checked_flag, checked_text, in_order, public
+from idefics.calls import checked_flag, checked_text, in_order, public, short
 from idefics.engine.request import Deadline
 from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.messages import Detail, ImageDetail, Message, Picture
@@ -18,11 +18,11 @@ from idefics.pipeline.ahead import made
 from idefics.pipeline.arguments import checked_prompt, is_conversation
 from idefics.pipeline.failures import Failures
 from idefics.pipeline.loading import Loaded
+from idefics.processing.fetch import Fetcher
 from idefics.prompt import Prompt
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource
-    from idefics.processing.fetch import Fetcher
     from idefics.processing.processor import Endings
     from idefics.processing.prompt_items import Item
 
@@ -65,6 +65,9 @@ class Prompting(Loaded):
     @public
     def fetching(self, fetcher: Fetcher) -> Self:
         """The same model (nothing is copied), whose pictures another fetcher gets: one for strangers bounds them."""
+        given: object = fetcher
+        if not isinstance(given, Fetcher):
+            raise BadSetting(f"fetcher is {short(given)}; give a Fetcher of idefics.processing.fetch")
         other = copy.copy(self)
         other.processor = copy.copy(self.processor)
         other.processor.fetcher = fetcher

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from idefics.calls import public, short
 from idefics.errors import BadPrompt
 from idefics.messages import Picture, Shot
 
 MOST_SHOTS = 32
 
 
+@public
 def read_shots(path: str | Path) -> list[Shot]:
     """Reads `{"image": ..., "answer": ..., "question": ...}` lines; "question" may be left out.
 
@@ -20,6 +23,9 @@ def read_shots(path: str | Path) -> list[Shot]:
     Raises:
         BadPrompt: no such file, too many lines, or a line that is not so; the message names the line.
     """
+    given: object = path
+    if not isinstance(given, (str, os.PathLike)):
+        raise BadPrompt(f"path is {short(given)}; give the path of a JSONL file")
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -27,7 +33,7 @@ def read_shots(path: str | Path) -> list[Shot]:
         raise BadPrompt(f"{path}: no such file") from None
     except OSError as error:
         raise BadPrompt(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
+    except ValueError:
         raise BadPrompt(f"{path} is not text in UTF-8: give one JSON object per line") from None
     shots = [_shot(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not 1 <= len(shots) <= MOST_SHOTS:
