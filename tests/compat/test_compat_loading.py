@@ -143,3 +143,19 @@ def test_auto_classes(folder):
 def test_a_given_generation_config(folder):
     settings = compat.GenerationConfig(max_new_tokens=3)
     assert load(folder, generation_config=settings).generation_config is settings
+
+
+def test_the_path_by_its_name_and_what_was_lacking(folder):
+    for load_ in (compat.AutoModelForImageTextToText, compat.SmolVLMForConditionalGeneration):
+        model, info = load_.from_pretrained(pretrained_model_name_or_path=folder, output_loading_info=True)
+        assert model.config.model_type == "smolvlm"
+        assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+
+
+def test_what_transformers_reads_from_a_config():
+    config = compat.SmolVLMConfig()
+    assert config.is_encoder_decoder is False
+    assert config.bos_token_id is None
+    assert config.sub_configs.keys() == {"text_config", "vision_config"}
+    assert "is_encoder_decoder" not in config.to_dict()
+    assert compat.IdeficsConfig().bos_token_id == 1

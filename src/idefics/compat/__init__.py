@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         BatchFeature,
     )
     from idefics.compat.generation_config import GenerationConfig
+    from idefics.compat.generation_search import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
     from idefics.compat.image_processing_idefics import IdeficsImageProcessor
     from idefics.compat.image_processing_in_text import (
         Idefics2ImageProcessor,
@@ -90,6 +91,8 @@ __all__ = [
     "BitsAndBytesConfig",
     "EosTokenCriteria",
     "GPT2TokenizerFast",
+    "GenerateBeamDecoderOnlyOutput",
+    "GenerateDecoderOnlyOutput",
     "GenerationConfig",
     "Idefics2Config",
     "Idefics2ForConditionalGeneration",
@@ -149,6 +152,8 @@ _HOME = {
     "BitsAndBytesConfig": "idefics.compat.quantization",
     "EosTokenCriteria": "idefics.compat.stopping",
     "GPT2TokenizerFast": "idefics.compat.tokenization",
+    "GenerateBeamDecoderOnlyOutput": "idefics.compat.generation_search",
+    "GenerateDecoderOnlyOutput": "idefics.compat.generation_search",
     "GenerationConfig": "idefics.compat.generation_config",
     "Idefics2Config": "idefics.compat.configuration_in_text",
     "Idefics2ForConditionalGeneration": "idefics.compat.modeling_idefics2",

@@ -45,6 +45,13 @@ class PretrainedConfig:
     architectures: list[str] | None = None
 
     _attn_implementation: str | None = None
+    # What transformers' own code reads from every config; fields of the classes below take their places.
+    bos_token_id: Any = None
+    eos_token_id: Any = None
+    pad_token_id: Any = None
+    base_model_tp_plan: Any = None
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {}
+    is_encoder_decoder: ClassVar[bool] = False
 
     use_cache: bool
     tie_word_embeddings: bool
@@ -53,6 +60,7 @@ class PretrainedConfig:
         """Its own fields come first, then those that all configs have."""
         own = {name: cls.__dict__[name] for name in cls.__annotations__ if name in cls.__dict__}
         own = {name: value for name, value in own.items() if name not in ("model_type", "parts", "fields")}
+        cls.sub_configs = cls.parts
         cls.fields = {**own, **{name: value for name, value in cls.fields.items() if name not in own}}
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         named = [inspect.Parameter(name, kind, default=value) for name, value in cls.fields.items()]

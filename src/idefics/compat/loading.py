@@ -67,7 +67,6 @@ class Loading(Adapters):
         raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Gives one module first weights, its own parts left aside."""
         raise NotImplementedError
 
     @classmethod
@@ -169,6 +168,11 @@ class Loading(Adapters):
         self.quantization_method = None if quantization is None else quantization.quant_method
         self.is_loaded_in_8bit = isinstance(quantization, BitsAndBytesConfig) and quantization.load_in_8bit
         self.is_loaded_in_4bit = isinstance(quantization, BitsAndBytesConfig) and quantization.load_in_4bit
+
+    @classmethod
+    def _from_config(cls, config: PretrainedConfig, **options: Any) -> Self:
+        """`from_config`, by the name that transformers' classes have for it."""
+        return cls.from_config(config, **options)
 
     @classmethod
     def from_config(

@@ -132,7 +132,8 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
         """Bytes that it takes, in however many bits weights are kept; of buffers too unless told otherwise."""
         return footprint(self, return_buffers)
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def can_generate(cls) -> bool:
         """Whether it has `generate`."""
         return False
 
@@ -205,7 +206,8 @@ class ModelWithHead(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def can_generate(cls) -> bool:
         return True
 
     def _answer(

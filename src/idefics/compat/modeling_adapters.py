@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from os import PathLike
 from pathlib import Path
@@ -26,11 +26,13 @@ class Adapters(nn.Module):
 
     Attributes:
         peft_config: the adapters' configs by name.
+        missing_keys: weights that were not in the files that the model was loaded from.
     """
 
     name_or_path: str
     peft_config: dict[str, PeftConfig]
     _hf_peft_config_loaded = False  # transformers' Trainer asks for it by this name
+    missing_keys: Sequence[str] = ()
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
         """Puts a new adapter into the model and activates it; all other weights are frozen.
@@ -183,21 +185,40 @@ def base_of_adapter(folder: str | PathLike[str]) -> str | None:
 
 
 def or_adapter(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A `from_pretrained` that also takes the folder of an adapter: it loads its model, then the adapter."""
+    """A `from_pretrained` that also takes the folder of an adapter: it loads its model, then the adapter.
+
+    With `output_loading_info=True` it returns the model and what its files lacked, as transformers does.
+    """
 
     @wraps(load)
-    def from_pretrained(cls: type, model: str | PathLike[str], *arguments: Any, **keywords: Any) -> Any:
-        base = base_of_adapter(model)
-        if base is None:
-            return load(cls, model, *arguments, **keywords)
-        try:
-            loaded = load(cls, base, *arguments, **keywords)
-        except ModelNotFound:
-            return load(cls, model, *arguments, **keywords)  # which says what the folder holds
-        loaded.load_adapter(model)
-        return loaded
+    def from_pretrained(
+        cls: type,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *arguments: Any,
+        output_loading_info: bool = False,
+        **keywords: Any,
+    ) -> Any:
+        model = _loaded(load, cls, pretrained_model_name_or_path, *arguments, **keywords)
+        if not output_loading_info:
+            return model
+        none: dict[str, list[str]] = {"unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+        return model, {"missing_keys": list(model.missing_keys), **none}
 
     return from_pretrained
+
+
+def _loaded(
+    load: Callable[..., Any], cls: type, model: str | PathLike[str], *arguments: Any, **keywords: Any
+) -> Any:
+    base = base_of_adapter(model)
+    if base is None:
+        return load(cls, model, *arguments, **keywords)
+    try:
+        loaded = load(cls, base, *arguments, **keywords)
+    except ModelNotFound:
+        return load(cls, model, *arguments, **keywords)  # which says what the folder holds
+    loaded.load_adapter(model)
+    return loaded
 
 
 def _peft() -> Any:

@@ -31,13 +31,14 @@ def sparing(quantisation: QuantizationConfig, own: Collection[str]) -> Quantizat
 
 
 def initialise_own(model: Loading, root: nn.Module, lacking: Sequence[str]) -> None:
-    """First weights for added modules of which a checkpoint holds nothing, and a warning that names them.
+    """First weights for added modules of which a checkpoint holds nothing; `missing_keys` and a warning name them.
 
     Args:
         model: says how.
         root: the module that the names belong to.
         lacking: names of weights that the checkpoint does not hold.
     """
+    model.missing_keys = tuple(lacking)
     if not lacking:
         return
     for owner in {name.rpartition(".")[0] for name in lacking}:

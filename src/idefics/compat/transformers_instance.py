@@ -21,12 +21,23 @@ class CountsAsPreTrainedModel(nn.Module):
     does for `unittest.mock`'s specifications.
     """
 
+    # What transformers' own code reads from a class. Its caches and compiled calls are not used here.
     _no_split_modules = ("DecoderLayer", "GatedBlock", "VisionLayer")
-    _keys_to_ignore_on_save = None
+    _keys_to_ignore_on_save = _keys_to_ignore_on_load_missing = _keys_to_ignore_on_load_unexpected = None
+    _keep_in_fp32_modules = _keep_in_fp32_modules_strict = _tied_weights_keys = _tp_plan = None
+    _supports_sdpa = _supports_flash_attn = _supports_flash_attn_2 = True
+    _supports_flex_attn = _supports_attention_backend = _supports_static_cache = False
+    _supports_cache_class = _supports_quantized_cache = _can_compile_fullgraph = _is_stateful = False
+    is_parallelizable = False
 
     @classmethod
     def is_custom_code(cls) -> bool:
         """True: transformers' rules for renaming the weights of its own classes are not for this one."""
+        return True
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """True: `set_attn_implementation` reaches every part."""
         return True
 
     @classmethod
