@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from devices import CPU, FIRST, SECOND, Devices, put
+from idefics import placement
 from idefics.config import EngineConfig, QuantizationConfig, Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.request import Request
@@ -251,3 +252,9 @@ def test_auto_is_some_device():
 def test_sizes_that_cannot_be_read_are_refused():
     with pytest.raises(BadSetting, match=r"max_memory is \{'cpu': 'much'\}"):
         fit(model_of("idefics3"), {"cpu": "much"})
+
+
+def test_the_main_device_is_the_first_that_is_no_cpu():
+    cpu, *gpus = map(torch.device, ("cpu", "cuda:1", "cuda:0"))
+    assert placement._main([cpu, *gpus]) == gpus[0]
+    assert placement._main([cpu]) == cpu

@@ -134,7 +134,8 @@ def free_memory(device: torch.device) -> int:
     match device.type:
         case "cuda":
             free: int = torch.cuda.mem_get_info(device)[0]
-            return free
+            # What torch has and nobody uses: of a model that was there before.
+            return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         case "mps":
             most: int = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
             return most

@@ -12,7 +12,7 @@ from idefics.pipeline.loading import dtypes_called, use_threads
 from idefics.quant import measure, tune
 from idefics.quant.integers import Int8Linear, rounded_back
 from idefics.quant.measure import Verdict, verdict
-from idefics.quant.products import integers, onednn
+from idefics.quant.products import integers, integers_in_torch, onednn
 
 TIMES = {"float32": 100, "onednn": 120, "integers": 50, "bfloat16": 95, "float16": 40}
 FOUND = Verdict(onednn=False, integers=True, halves=("float16",))
@@ -123,6 +123,21 @@ def test_whole_numbers_are_multiplied_exactly(monkeypatch, rows, bias, room):
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
     near = plain(x)
     assert (found - near).norm() < 0.02 * near.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_rows_of_zeros_and_others_without_the_c_code(dtype):
+    """The product that is taken where the C code is not: nothing times something is nothing, with the bias left."""
+    plain = nn.Linear(96, 64)
+    layer = Int8Linear.of(plain, plain.weight.detach())
+    x = torch.randn(5, 96, dtype=dtype)
+    x[2] = 0
+    out = x.new_empty(5, 64)
+    integers_in_torch(x, layer.weight, layer.scale.to(dtype), layer.bias.to(dtype), out)
+    assert torch.equal(out[2], layer.bias.to(dtype))
+    expected = integers(x.float(), layer.weight, layer.scale, layer.bias)
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
 
 
 def test_layers_are_given_what_is_quick():
