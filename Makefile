@@ -36,6 +36,7 @@ check: $(DEV) ## check the layout, the lint rules and the types
 
 bench: $(BENCH) ## measure, with the rivals and the machine's limits beside each figure
 	@set -e; for script in generate images reuse start serve; do $(BIN)/python bench/$$script.py; done
+	@$(BIN)/python bench/serve.py --case long-prompts
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ WORDS = (Path(__file__).parent.parent / "docs" / "design.md").read_text(encoding
 
 
 def measure(report: Report, *, rounds: int) -> None:
-    """Both servers, so many rounds each."""
+    """Both servers, so many rounds each; a quick report gets one text of each client."""
     with TemporaryDirectory() as scratch:
         for name, folder in {"refused": DEMO, "tokenized": _wide(Path(scratch))}.items():
             _measure(report, name, folder, rounds)
@@ -49,7 +49,8 @@ def _wide(folder: Path) -> Path:
 
 
 def _measure(report: Report, name: str, folder: Path, rounds: int) -> None:
-    case = f"{CLIENTS} clients, {TEXTS[name]} texts of {SIZE // 1_000_000} MB each, {name}"
+    texts = 1 if report.quick else TEXTS[name]
+    case = f"{CLIENTS} clients, {texts} texts of {SIZE // 1_000_000} MB each, {name}"
     with process("-m", "idefics", "serve", "--model", str(folder), "--name", "demo") as server:
         with opened_alone(server.url) as client:
             for _ in range(3):
@@ -60,7 +61,7 @@ def _measure(report: Report, name: str, folder: Path, rounds: int) -> None:
             for _ in range(rounds):
                 idle = _p99(_health(client, seconds=3.0))
                 load = subprocess.Popen(
-                    [sys.executable, __file__, server.url, str(TEXTS[name])],
+                    [sys.executable, __file__, server.url, str(texts)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                 )

@@ -105,10 +105,11 @@ def test_unsplit_pictures_are_one_frame(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["generate", "reuse", "serve", "start"])
-def test_a_quick_look_runs(script):
+@pytest.mark.parametrize("asked", ["generate", "reuse", "serve", "serve --case long-prompts", "start"])
+def test_a_quick_look_runs(asked):
+    script, *flags = asked.split()
     done = subprocess.run(
-        [sys.executable, ROOT / "bench" / f"{script}.py", "--quick"],
+        [sys.executable, ROOT / "bench" / f"{script}.py", *flags, "--quick"],
         capture_output=True,
         text=True,
         check=False,

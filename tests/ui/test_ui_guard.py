@@ -111,3 +111,11 @@ def test_what_is_no_json_or_too_large_is_refused(client):
 
 def test_another_name_for_this_machine_reaches_nothing(client):
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_request_of_very_many_values_is_refused_before_it_is_parsed(client, monkeypatch):
+    from idefics.ui import guard
+
+    body = b'{"data": [' + b"1," * guard.MOST_VALUES + b"1]}"
+    monkeypatch.setattr(guard.json, "loads", lambda *_: pytest.fail("it was parsed"))
+    assert client.post("/gradio_api/queue/join", content=body).status_code == 400

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
+from idefics.processing.json_values import has_more_values
 from idefics.server.faults import Fault
 from idefics.server.request_object import Fields
 
@@ -33,7 +34,6 @@ TEXTS = (
 
 LARGE_BODY = 1 << 17  # bytes of a body, from which on one after another is parsed
 MOST_VALUES = 20_000  # values of JSON in one body: 512 messages have a tenth of them
-VALUE_MARKS = (b",", b"[", b"{")  # one before each value but the first
 
 F = TypeVar("F", bound=Fields)
 
@@ -75,28 +75,13 @@ def _parsed(body: bytes) -> Any:
 
 
 def check_num_values(body: bytes) -> None:
-    """Raises a Fault where JSON has so many values that parsing them would hold up other requests.
-
-    Text is cheap to parse, however long it is; a million numbers take a second, a million unknown names a minute.
-    """
-    if _num_marks(body) <= MOST_VALUES:
-        return
-    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # A string has two quotes, and is a value or the name of one.
-    if unescaped.count(b'"') > 4 * MOST_VALUES or _num_marks(_outside_strings(unescaped)) > MOST_VALUES:
+    """Raises a Fault where JSON has so many values that parsing them would hold up other requests."""
+    if has_more_values(body, MOST_VALUES):
         raise Fault(
             400,
             f"the body has more than {MOST_VALUES:,} values of JSON, which is the limit: send shorter lists",
             code="invalid_json",
         )
-
-
-def _outside_strings(body: bytes) -> bytes:
-    return b"".join(body.split(b'"')[::2])
-
-
-def _num_marks(body: bytes) -> int:
-    return sum(map(body.count, VALUE_MARKS))
 
 
 async def read(request: Request, kind: type[F], most: int) -> tuple[F, bytes | None]:

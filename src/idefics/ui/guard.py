@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gradio.utils import get_upload_folder
 
 from idefics.demo import pictures as bundled
+from idefics.processing.json_values import has_more_values
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +28,7 @@ READS = re.compile(
 )
 SENDS = re.compile(rf"{API}/(queue/join|run/predict|upload|cancel|reset)/?")
 MOST_BODY = 16 * 2**20  # bytes of a request but for uploads, which Gradio counts itself
+MOST_VALUES = 200_000  # of JSON in one: a large table has a tenth of them
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
@@ -99,7 +101,9 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def is_harmless(body: bytes) -> bool:
-    """Whether each file in the data of a request is one that was uploaded, or a bundled picture."""
+    """Whether a request is quick to read, and each file in its data was uploaded or is a bundled picture."""
+    if has_more_values(body, MOST_VALUES):
+        return False
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
