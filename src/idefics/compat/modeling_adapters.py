@@ -201,8 +201,8 @@ def or_adapter(load: Callable[..., Any]) -> Callable[..., Any]:
         model = _loaded(load, cls, pretrained_model_name_or_path, *arguments, **keywords)
         if not output_loading_info:
             return model
-        none: dict[str, list[str]] = {"unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
-        return model, {"missing_keys": list(model.missing_keys), **none}
+        none: dict[str, object] = {"unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return model, {"missing_keys": set(model.missing_keys), **none}
 
     return from_pretrained
 
