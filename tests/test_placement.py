@@ -229,6 +229,16 @@ def test_a_map_of_ones_own():
     assert places(model, Spread(device_map=given), dtype=torch.float32, bits={}) == dict.fromkeys(given, CPU)
 
 
+@pytest.mark.parametrize(("gpus", "names"), [(0, "auto, cpu"), (2, "auto, cpu, cuda:0, cuda:1")])
+def test_a_refused_device_names_the_devices_that_there_are(monkeypatch, gpus, names):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(BadSetting) as refused:
+        device_called("tpu")
+    assert str(refused.value) == f"device is 'tpu', which this machine does not have: give one of {names}"
+
+
 def test_what_the_caller_wants():
     assert wanted("cpu", None, None) == wanted("auto", "cpu", None) == CPU
     assert wanted("auto", "auto", {"cpu": 1}) == Spread(device_map="auto", max_memory={"cpu": 1})

@@ -50,7 +50,7 @@ class ImageDetail:
         most = self.max_tiles
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise BadSetting(
-                f"max_tiles is {most!r}; give a whole number from 1 (the picture as one frame), or None for no bound"
+                f"max_tiles is {most!r}; give a whole number from 1 (the picture as one frame), or leave it out"
             )
 
 

@@ -80,6 +80,14 @@ def wanted(
     return Spread(device_map=device_map, max_memory=max_memory)  # type: ignore[arg-type]  # a Way, by the first line
 
 
+def _device_names() -> list[str]:
+    """What `device` may be on this machine."""
+    gpus = (
+        [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
 def device_called(name: Device) -> torch.device:
     """The device by its name or number, or a BadSetting if this machine has none such."""
     if name == "auto":
@@ -90,8 +98,10 @@ def device_called(name: Device) -> torch.device:
         device = torch.device(f"cuda:{name}" if isinstance(name, int) else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError):
+        given = name if isinstance(name, int) else str(name)
+        names = ", ".join(_device_names())
         raise BadSetting(
-            f"device is {name!r}, which this machine does not have: give auto, cpu, cuda or cuda:1"
+            f"device is {given!r}, which this machine does not have: give one of {names}"
         ) from None
     return device
 

@@ -56,11 +56,12 @@ def with_flags(message: str) -> str:
     """The message with Python's keywords as flags: "use num_beams=1" -> "use --num-beams 1"."""
     for name in KEYWORDS:
         flag = "--" + name.replace("_", "-")
-        message = re.sub(rf"(?<![\w-]){name}=(?:True\b|(?=\S))", f"{flag} ", message)
+        message = re.sub(rf"(?<![\w-]){name}=True\b", flag, message)
+        message = re.sub(rf"(?<![\w-]){name}=(?=\S)", f"{flag} ", message)
         message = re.sub(rf"^{name} is ", f"{flag} is ", message)
         if "_" in name:
             message = re.sub(rf"(?<![\w./-]){name}(?![\w./-])", flag, message)
-    return re.sub(r" +(?=[ ,;:.)]|$)", "", message)
+    return message
 
 
 def _usage(error: typer.TyperException, argv: Sequence[str], group: Group) -> str:

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
 from idefics.catalog import DEFAULT
 from idefics.cli.look import OUTPUT
 from idefics.config import Kernels, QuantKind
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, IdeficsError
 from idefics.host_memory import memory_amount
 from idefics.messages import Detail, ImageDetail
 
 if TYPE_CHECKING:
     pass
 
+T = TypeVar("T")
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def flag_parser(read: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser of a flag's value, whose errors are no `ValueError`: typer would put words of its own before these."""
+
+    @wraps(read)
+    def parse(text: str) -> T:
+        try:
+            return read(text)
+        except BadSetting as error:
+            raise IdeficsError(str(error)) from None
+
+    return parse
 
 
 def number(flag: str, kind: type[int] | type[float]) -> Callable[[str], float]:
     """What reads a flag's value; typer's own message would not name the value."""
 
+    @flag_parser
     def read(text: str) -> float:
         try:
             return kind(text)
@@ -39,6 +55,7 @@ def number(flag: str, kind: type[int] | type[float]) -> Callable[[str], float]:
 def one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
     """What reads a flag that takes one of some words."""
 
+    @flag_parser
     def read(text: str) -> str:
         if text not in words:
             raise BadSetting(f"{flag} is {text!r}: give {', '.join(words[:-1])} or {words[-1]}")
@@ -47,12 +64,14 @@ def one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
     return read
 
 
+@flag_parser
 def memory_size(text: str) -> str:
     """What reads `--kv-cache`."""
     memory_amount("--kv-cache", text)
     return text
 
 
+@flag_parser
 def policy(text: str) -> str:
     """What reads `--remote-images`."""
     from idefics.processing.addresses import allowed_hosts

@@ -48,9 +48,13 @@ def split_words(arguments: Sequence[str], prompt: str | None, kind: str) -> tupl
     names, words = list(arguments), prompt
     if prompt is None and names and not reads_like_picture(names[-1]):
         words = names.pop()
-    for name in names:
-        if name and not reads_like_picture(name):
-            raise BadPrompt(f"{name!r} is not a picture: put the whole {kind} in quotes")
+    strays = [name for name in names if name and not reads_like_picture(name)]
+    if strays:
+        is_misplaced = words is None and len(strays) == 1 < len(names)
+        way_out = (
+            f"put the {kind} last, behind the pictures" if is_misplaced else f"put the whole {kind} in quotes"
+        )
+        raise BadPrompt(f"{strays[0]!r} is not a picture: {way_out}")
     return names, words
 
 

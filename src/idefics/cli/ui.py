@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from idefics.cli import look
-from idefics.cli.flags import Debug, ModelFlags, policy
+from idefics.cli.flags import Debug, ModelFlags, number, policy
 from idefics.cli.output import Screen
-from idefics.errors import BadSetting, MissingExtra
+from idefics.errors import MissingExtra
 from idefics.server.sockets import bind, listen, url_of
 
 HELP = """
@@ -25,20 +25,12 @@ EXAMPLES = ("idefics ui", "idefics ui --model demo --port 8080")
 HOST = "127.0.0.1"
 
 
-def _whole(text: str) -> int:
-    """A port; typer's own message would not name it."""
-    try:
-        return int(text)
-    except ValueError:
-        raise BadSetting(f"--port is {text!r}: give a whole number") from None
-
-
 Port = Annotated[
     int,
     typer.Option(
         "--port",
         metavar="N",
-        parser=_whole,
+        parser=number("--port", int),
         rich_help_panel="Address",
         help="Port to listen on; 0 takes a free one.",
     ),

@@ -66,9 +66,8 @@ def _room(longest: int, token: int, free: int, wanted: float | None) -> int:
     else:
         room = wanted if isinstance(wanted, int) else int(wanted * free)
         if room < fewest:
-            raise BadSetting(
-                f"kv_cache is {wanted!r}: {size_text(room)} of keys and values; give at least {size_text(fewest)}"
-            )
+            given = f"{wanted:,} bytes" if isinstance(wanted, int) else f"{wanted!r}, {size_text(room)} now"
+            raise BadSetting(f"kv_cache is {given}; give at least {size_text(fewest)}")
     if room > free:
         raise OutOfMemory(
             "the cache of keys and values (kv_cache)", room, free, "give less, or end other programs"
