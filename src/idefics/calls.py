@@ -173,7 +173,7 @@ def in_order(
         if unordered:
             return sorted(value, key=str)
         raise error(
-            f"{name} is a {type(value).__name__}, which has no order that stays: give a list, or sorted({name})"
+            f"{name} is a {type(value).__name__}, which has no fixed order: give a list, or sorted({name})"
         )
     if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
         raise error(f"{name} is {short(value)}; give {wanted}")

@@ -82,7 +82,7 @@ def vlm():
         (lambda v: v.caption(PIXELS, stream="yes"), BadSetting, "stream is 'yes'; give True or False"),
         (lambda v: v.caption(PIXELS, logprobs=3), BadSetting, "logprobs is 3; give True or False"),
         (lambda v: v.classify(PIXELS, ["a", "b"], calibrated="no"), BadSetting, "calibrated is 'no'; give True or F"),
-        (lambda v: v.classify(PIXELS, {"a", "b"}), BadSetting, "labels is a set, which has no order that stays"),
+        (lambda v: v.classify(PIXELS, {"a", "b"}), BadSetting, "labels is a set, which has no fixed order"),
         (lambda v: v.classify(PIXELS, frozenset("ab")), BadSetting, "labels is a frozenset"),
         (lambda v: v.classify(PIXELS, {"a": 1, "b": 2}), BadSetting, "labels is {'a': 1, 'b': 2}; give a list"),
         (lambda v: v.classify(PIXELS, ["a", 3]), BadSetting, "a label is 3: give texts"),
