@@ -216,4 +216,5 @@ def test_frames_are_counted_as_they_are_made(options):
     for picture in (WIDE, TALL, SMALL):
         count, rows, columns = OURS["idefics3"].get_number_of_image_patches(*reversed(picture.size), options)
         made = OURS["idefics3"](picture, return_row_col_info=True, **options)
-        assert (made["pixel_values"].shape[1], made["rows"], made["cols"]) == (count, [[rows]], [[columns]])
+        assert made["pixel_values"].shape[1] == count
+        assert (rows, columns) == (made["rows"][0][0] or 1, made["cols"][0][0] or 1)

@@ -164,7 +164,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
     def get_number_of_image_patches(
         self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
     ) -> tuple[int, int, int]:
-        """How many frames a picture of this size becomes, and the rows and columns of its grid (0 where it is whole).
+        """How many frames a picture of this size becomes, and the rows and columns of its grid (1 where it is whole).
 
         Args:
             images_kwargs: other settings.
@@ -172,7 +172,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
         maker = self.changed(**(images_kwargs or {}))
         width, height = maker.exact_size() or (width, height)
         rows, columns = grid(width, height, maker.plan())
-        return rows * columns + 1, rows, columns
+        return rows * columns + 1, max(rows, 1), max(columns, 1)
 
     def exact_size(self) -> tuple[int, int] | None:
         """(width, height) of `size`, where it is not the longest edge."""
