@@ -247,3 +247,17 @@ def test_parts_of_other_packages_are_told():
     with pytest.raises(TypeError, match="moods"):
         Idefics2Processor(ours.image_processor, ours.tokenizer, moods=3)
     assert Idefics2Processor(ours.image_processor, ours.tokenizer, return_tensors="pt").image_seq_len == 64
+
+
+def test_blanks_that_idefics_drops_move_no_marks():
+    options = {
+        "tokenize": True,
+        "return_dict": True,
+        "return_assistant_tokens_mask": True,
+        "return_tensors": "pt",
+    }
+    plain, blank = turns(image=WIDE), turns(image=WIDE)
+    blank[0]["content"][1]["text"] = "   What is on the table?"
+    ours = OURS["idefics"]
+    expected, batch = (ours.apply_chat_template(each, MARKED, **options) for each in (plain, blank))
+    same(batch, expected)
