@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cli_fakes import Terminal
 
+from idefics.cli.main import run
 from idefics.cli.pictures import find, names_many, opened, reads_like_picture, reads_like_words, split_words
 from idefics.errors import BadPicture
 from idefics.processing.fetch import Fetcher
@@ -131,3 +132,20 @@ def test_a_remote_picture_is_fetched_once(photos):
     [named] = find(["https://example.com/a.png"], pytest.fail, pytest.fail)
     assert opened(named, Counting()).picture.source == (photos / "a.png").read_bytes()
     assert asked == ["https://example.com/a.png"]
+
+
+@pytest.mark.usefixtures("photos")
+def test_an_error_names_a_picture_once_and_as_it_was_typed(capsys):
+    for typed in ("./notes.txt", "notes.txt", ".//notes.txt"):
+        assert run(["caption", typed, "--model", "demo"], lambda flags, screen: pytest.fail("loaded")) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"idefics caption: {typed} is not a picture"), line
+        assert line.count("notes.txt") == 1
+
+
+@pytest.mark.usefixtures("photos")
+def test_an_address_of_a_file_is_refused_with_its_path(capsys):
+    assert run(["caption", "file:///a.png", "--model", "demo"]) == 2
+    assert capsys.readouterr().err == (
+        "idefics caption: file:///a.png is an address, and only http(s) ones are read: give the path, /a.png\n"
+    )

@@ -62,13 +62,52 @@ def test_what_is_no_picture_is_refused_rather_than_read_as_words(files):
         to_part("notes.txt")
     with pytest.raises(BadPicture, match=r"^folder/ is a folder: name the pictures themselves"):
         to_part("folder/")
-    for missing in ("gone.avif", "gone.heic", "gone.mp4", "gone.JFIF"):
+    for missing in (
+        "gone.avif",
+        "gone.heic",
+        "gone.mp4",
+        "gone.JFIF",
+        "/no where/gone 1.png",
+        "./my gone.png",
+    ):
         with pytest.raises(BadPicture, match=f"^{missing}: no such file"):
             to_part(missing)
 
 
+@pytest.mark.parametrize("name", ["tower.png", "my tower.png", "photo", "gone.png", "./my gone.png"])
+@pytest.mark.parametrize("form", ["{}\n", " {}", "{}\r\n"])
+def test_white_space_around_the_name_of_a_file_makes_no_words_of_it(name, form, files):
+    text = form.format(name)
+    with pytest.raises(BadPicture) as error:
+        to_part(text)
+    assert str(error.value).startswith(
+        f"{text!r} is the name of a file with white space around it: give {name!r};"
+    )
+    with pytest.raises(BadPrompt, match="the name of a file, and would be read as words"):
+        to_messages(content(text, "What is this?"))
+
+
+def test_the_path_of_a_folder_is_no_words(files):
+    for path in (str(files), str(files / "folder"), "./folder", "folder/\n"):
+        with pytest.raises(BadPicture, match=r"is a folder: name the pictures themselves"):
+            to_part(path)
+
+
 @pytest.mark.parametrize(
-    "text", ["folder", "no file", "Look at gone.png", "notes.txt\n", "a" * 5000, "a\0b", ""]
+    "text",
+    [
+        "folder",
+        " notes.txt",
+        "and/or",
+        "a/" * 3000,
+        "My text: a/b gone.png",
+        "no file",
+        "Look at gone.png",
+        "notes.txt\n",
+        "a" * 5000,
+        "a\0b",
+        "",
+    ],
 )
 def test_other_texts_are_words(text, files):
     assert to_part(text) is text

@@ -140,7 +140,10 @@ def opened(named: Named, fetcher: Fetcher) -> Named:
 def about(named: Named, error: Exception) -> str:
     """An error's message, beginning with the picture that it is about."""
     name = "standard input" if named.name == STDIN else named.name
-    return str(error) if str(error).startswith(name) else f"{name}: {error}"
+    path = str(Path(name))  # without the "./" at its beginning
+    if str(error).startswith(path):
+        return name + str(error).removeprefix(path)
+    return f"{name}: {error}"
 
 
 def standard_input() -> Picture:
@@ -155,6 +158,7 @@ def standard_input() -> Picture:
 
 def _picture(argument: str) -> Named:
     from idefics.processing.fetch import is_remote, short
+    from idefics.processing.picture_files import no_such_file
     from idefics.processing.video import as_visual
 
     if argument == STDIN:
@@ -162,7 +166,7 @@ def _picture(argument: str) -> Named:
     if is_remote(argument):
         return Named(short(argument), as_visual(argument))
     if not _exists(argument):
-        raise BadPicture(f"{argument[:LONGEST_NAME] or 'an empty name'}: no such file")
+        raise BadPicture(no_such_file(argument[:LONGEST_NAME]))
     return _named(argument)
 
 

@@ -16,7 +16,8 @@ import PIL.Image
 
 from idefics.errors import BadPrompt, BadSetting, did_you_mean
 from idefics.messages import Message, Part, Picture, Role, Text, Video
-from idefics.processing.prompt_items import is_file, names_media
+from idefics.processing.fetch import BARE_BASE64
+from idefics.processing.prompt_items import names_file
 from idefics.processing.video import as_visual
 from idefics.sources import BinaryFile, is_tensor
 
@@ -139,7 +140,7 @@ def _source(part: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
     text = source.decode("ascii", "replace") if isinstance(source, bytes) else source
     if not isinstance(text, str):
         raise BadPrompt(f"{where}: base64 is a {type(source).__name__}; give a string")
-    return text if text[:5].lower() == "data:" else f"data:;base64,{text}"
+    return text if text[:5].lower() == "data:" else f"{BARE_BASE64}{text}"
 
 
 def _refuse_unknown(mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -161,7 +162,7 @@ def _is_nothing(value: Any) -> bool:
 
 def _refuse_path(text: str, where: str) -> None:
     """Refuses a text that names a file: it would be read as words, and an answer about it would be made up."""
-    if is_file(text) or (names_media(text) and " " not in text):
+    if names_file(text):
         raise BadPrompt(
             f"{where} is {text[:100]!r}, the name of a file, and would be read as words: for a picture give "
             f'Picture({text[:100]!r}), for words {{"type": "text", "text": ...}}'

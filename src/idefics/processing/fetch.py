@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 REMOTE = re.compile(rf"https?://\S+|data:[^\s,;/]*[;/][^\s,]*(?:,\S*|(?<=;base64),{BASE64})", re.IGNORECASE)
 REDIRECTS = 3
 
+BARE_BASE64 = "data:;base64,"  # what base64 that was given without a data URI is given
+
 
 def is_remote(text: str) -> bool:
     """Whether the whole text is an http(s) address or a data URI."""
@@ -55,14 +57,14 @@ def as_address(text: str) -> str:
         return stripped
     beginning = decode_base64("".join(text[:512].split())[:64].encode("utf-8", "replace"))
     if len(text) > 64 and beginning and recognised(beginning) is not None:
-        return f"data:;base64,{stripped}"
+        return f"{BARE_BASE64}{stripped}"
     return text
 
 
 def short(name: str) -> str:
     """An address or path for an error message: one line, not too long."""
     if is_data(name):
-        return "a data URI"
+        return "the base64 of a picture" if name.startswith(BARE_BASE64) else "a data URI"
     name = name if len(name) <= 100 else f"{name[:97]}..."
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
@@ -162,7 +164,8 @@ class Fetcher:
         if head.lower().endswith(";base64"):
             decoded = decode_base64(data)
             if decoded is None:
-                raise BadPicture("a data URI is not valid base64: it reads data:image/png;base64,...")
+                form = "" if uri.startswith(BARE_BASE64) else ": it reads data:image/png;base64,..."
+                raise BadPicture(f"{short(uri)} is not valid base64{form or ': send it whole and unchanged'}")
             data = decoded
         if len(data) > self.limit_bytes:
             raise BadPicture(self._too_large("a data URI"))

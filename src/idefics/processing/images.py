@@ -54,6 +54,11 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
         return decode()
 
 
+def name_of_bytes(data: bytes) -> str:
+    """What messages call a picture that is given as the bytes of a file."""
+    return f"a picture of {len(data)} bytes" if data else "the picture"
+
+
 @contextmanager
 def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], PIL.Image.Image]]:
     """What decodes a picture: all of it is here then, and its turn may be waited for."""
@@ -67,7 +72,7 @@ def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], PIL.Image
         case np.ndarray():
             yield partial(from_array, source, most)
         case bytes():
-            yield partial(decoded, io.BytesIO(source), f"a picture of {len(source)} bytes")
+            yield partial(decoded, io.BytesIO(source), name_of_bytes(source))
         case str() if is_remote(source):
             yield partial(decoded, io.BytesIO(fetcher.get(source)), short(source))
         case str() | os.PathLike() if fetcher.strangers:

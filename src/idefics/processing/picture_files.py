@@ -82,8 +82,20 @@ def open_file(path: Path, name: str) -> io.BufferedReader:
     except OSError as error:
         raise BadPicture(f"{name} cannot be read: {error.strerror}") from None
     raise BadPicture(
-        f"{name} is not a file: folders and devices are not read" if exists else f"{name}: no such file"
+        f"{name} is not a file: folders and devices are not read" if name and exists else no_such_file(name)
     )
+
+
+def no_such_file(name: str) -> str:
+    """What is said of a path that leads nowhere, with the way out where it is none that a program can open."""
+    scheme, separator, rest = name.partition("://")
+    if separator and scheme.lower() == "file":
+        return f"{name} is an address, and only http(s) ones are read: give the path, {rest}"
+    if separator and scheme.replace("+", "").isalnum():
+        return f"{name} is an address, and only http(s) ones are read: download it first"
+    if name.startswith("~"):
+        return f"{name}: no such file; ~ is known to shells only: give the whole path"
+    return f"{name or 'an empty name'}: no such file"
 
 
 def format_of(path: str | os.PathLike[str]) -> ImageFormat | None:
@@ -151,6 +163,8 @@ def _header(
     except PIL.Image.DecompressionBombError:
         raise BadPicture(f"{name} has more than {most:,} pixels: make it smaller") from None
     except Exception:  # decoders raise whatever they like about a file that is not theirs
+        if kind is not None:
+            raise BadPicture(f"{name} is broken: it begins like {kind.title} but cannot be read") from None
         raise BadPicture(f"{name} is not a picture that can be read: give {titles(formats)}") from None
 
 

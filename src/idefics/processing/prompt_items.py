@@ -5,6 +5,7 @@ A text of an untrusted sender names nothing: callers do not ask about it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,15 @@ from idefics.errors import BadPicture
 from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from idefics.messages import Part, Text
 from idefics.processing.fetch import as_address, is_remote
-from idefics.processing.picture_files import format_of
+from idefics.processing.picture_files import format_of, no_such_file
 from idefics.processing.video import as_visual
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource
 
     Item = Part | PictureSource
+
+PATH = re.compile(r"(?:~|\.{0,2})[/\\]|[A-Za-z]:[/\\]")  # the beginning of a path that is more than a name
 
 
 def to_part(item: Item) -> Part:
@@ -29,7 +32,7 @@ def to_part(item: Item) -> Part:
 
     Raises:
         BadPicture: the text names a file that is no picture or a folder, or is like the name of a picture (no space)
-            and there is no such file.
+            or a path) and there is no such file, or has white space around it.
     """
     if isinstance(item, Text):
         return item
@@ -54,23 +57,48 @@ def is_file(name: str) -> bool:
         return False
 
 
+def names_file(text: str) -> bool:
+    """Whether a text is the name of an existing file, or that of a picture or a video, there or not.
+
+    White space around the latter does not count, as at the end of a line that was read from a list of names.
+    """
+    name = text.strip()
+    if names_media(name):
+        return " " not in name or PATH.match(name) is not None or is_file(name)
+    return is_file(text) or (is_file(name) and _is_picture(name))
+
+
 def check_item(text: str) -> bool:
     """Whether a text of a raw prompt is the path of a picture or a video, rather than words.
 
     Raises:
         BadPicture: it names a file that is no picture or not there, or a folder.
     """
+    name = text.strip()
+    if name != text and not is_file(text) and names_file(text):
+        raise BadPicture(
+            f"{text[:100]!r} is the name of a file with white space around it: give {name[:100]!r}; if it is meant as "
+            "text, write it in a sentence"
+        )
     if is_file(text):
         if not names_media(text) and not _is_picture(text):
             raise BadPicture(
                 f"{text} is a file and no picture; if it is meant as text, write it in a sentence"
             )
         return True
-    if names_media(text) and " " not in text:
-        raise BadPicture(f"{text}: no such file; if it is meant as text, write it in a sentence")
-    if text.endswith(("/", "\\")) and " " not in text and Path(text).is_dir():
-        raise BadPicture(f"{text} is a folder: name the pictures themselves")
+    if names_file(text):
+        raise BadPicture(f"{no_such_file(text)}; if it is meant as text, write it in a sentence")
+    if _is_folder(name):
+        raise BadPicture(f"{name} is a folder: name the pictures themselves")
     return False
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a text is the path, with a separator in it and no space, of a folder."""
+    try:
+        return ("/" in name or "\\" in name) and " " not in name and Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_picture(name: str) -> bool:

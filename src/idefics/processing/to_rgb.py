@@ -82,6 +82,8 @@ def _extrema(numbers: Numbers) -> tuple[float, float]:
 
 
 def _from_floats(low: float, high: float, name: str) -> Grey:
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise BadPicture(f"{name} holds NaN or infinite numbers; 0 to 1 are read: replace them")
     if not (low >= -ROUNDED and high <= 1 + ROUNDED):
         raise BadPicture(
             f"{name} holds floating-point numbers from {low:g} to {high:g}; 0 to 1 are read: scale them to that, or "

@@ -172,14 +172,14 @@ class Desk:
 
     def check(self, data: bytes, name: str) -> None:
         """Whether bytes are a picture; else BadPicture, by `name`."""
-        from idefics.processing.images import open_picture
+        from idefics.processing.images import name_of_bytes, open_picture
 
         if len(data) > MOST_BYTES:
             raise BadPicture(f"{name} is larger than {MOST_BYTES:,} bytes: make it smaller")
         try:
             open_picture(Picture(data), self.settings.fetcher)
         except BadPicture as error:
-            raise BadPicture(str(error).replace(f"a picture of {len(data)} bytes", name)) from None
+            raise BadPicture(str(error).replace(name_of_bytes(data), name)) from None
 
     def fetch(self, address: str) -> bytes:
         """The picture at an http(s) address or in a data URI, as far as the policy allows.
