@@ -1,6 +1,18 @@
-"""`python -m idefics` is the command `idefics`."""
+"""The command `idefics`, also as `python -m idefics`."""
 
-from idefics.cli.main import main
+import os
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Runs the arguments of the process, and exits; without a traceback where Ctrl-C interrupts the imports."""
+    try:
+        from idefics.cli.main import main as run
+    except KeyboardInterrupt:
+        os._exit(130)  # as `cli.main` does, but at once: some modules are imported by half
+    run(sys.argv[1:])
+
 
 if __name__ == "__main__":
     main()
