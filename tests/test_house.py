@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "idefics"
 # Lowest first. A part imports from lower levels and from its own folder, never from its own level.
 LEVELS = (
     ("errors",),
-    ("formats", "sources", "host_memory"),
+    ("formats", "sources", "host_memory", "lazy"),
     ("calls",),
     ("messages", "form", "config", "prompt", "catalog", "demo", "generation_fields"),
     ("options",),

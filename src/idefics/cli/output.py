@@ -14,11 +14,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from idefics.cli.waiting import Waiting
 from idefics.errors import IdeficsError
+from idefics.lazy import cached_property
 from idefics.messages import Answer, Ranking, Timings, Usage
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +12,7 @@ from idefics.cli.output import Screen
 from idefics.cli.pictures import Named, about, find, names_many, opened
 from idefics.config import EngineConfig
 from idefics.errors import BadPicture, BadPrompt, IdeficsError
+from idefics.lazy import cached_property
 from idefics.messages import Answer, Ranking, Shot, Visual
 from idefics.tasks.shots import read_shots
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Self, get_args
 
 import torch
@@ -20,6 +20,7 @@ from idefics.engine.pages import PAGE
 from idefics.errors import BadSetting, size_text
 from idefics.form import Form
 from idefics.host_memory import memory_amount
+from idefics.lazy import cached_property
 from idefics.models import Checkpoint, Storage
 from idefics.nn.kernels import fast, fused, give_kernel, kernel_called
 from idefics.pipeline.environment import warn_of_missing_kernels

@@ -6,13 +6,14 @@ A guide is one answer's: it is asked before each token and told each token. Know
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from idefics.errors import BadSetting
 from idefics.form import Form
+from idefics.lazy import cached_property
 from idefics.processing import closing
 from idefics.processing.grammar import complaint, grammar
 from idefics.processing.spelling import LONGEST, Spelling

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from idefics.errors import MissingExtra
+from idefics.lazy import cached_property
 from idefics.processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ Knows how tokens are spelled and how many the model reads; does not know prompts
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from idefics.errors import TextTooLong
+from idefics.lazy import cached_property
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

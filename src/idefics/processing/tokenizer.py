@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from idefics.errors import PromptTooLong, UnsupportedModel
+from idefics.lazy import cached_property
 from idefics.processing.special_tokens import NAME_STARTS, Declared, SpecialTokens, classify
 from idefics.processing.text_length import spells_whole_text
 from idefics.processing.token_aliases import TokenAliases, encoding_of

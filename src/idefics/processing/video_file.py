@@ -10,13 +10,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import PIL.Image
 
 from idefics.errors import BadVideo, IdeficsError, MissingExtra
+from idefics.lazy import cached_property
 from idefics.processing.fetch import Fetcher, is_remote, short
 from idefics.processing.images import MOST_PIXELS
 from idefics.processing.picture_files import open_file
