@@ -123,3 +123,10 @@ def test_errors_come_out_of_processes():
 )
 def test_clauses_for_others_errors_catch_ours(kind, clauses):
     assert all(issubclass(kind, clause) for clause in clauses)
+
+
+def test_a_text_that_is_too_long_is_not_told_a_limit_that_it_keeps():
+    assert str(errors.TextTooLong(19_999, 25_600, 1024)) == (
+        "the text has 19,999 characters, which are more than the 1,024 tokens that this model reads: send less text"
+    )
+    assert "(at most 25,600 characters, mostly far fewer)" in str(errors.TextTooLong(25_601, 25_600, 1024))

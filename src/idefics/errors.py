@@ -155,8 +155,8 @@ class TextTooLong(PromptTooLong):
     def __init__(self, characters: int, limit: int, tokens: int) -> None:
         BadRequest.__init__(
             self,
-            f"the text has {characters:,} characters; this model reads {tokens:,} tokens, which hold at most "
-            f"{limit:,} characters and mostly far fewer: send less text",
+            f"the text has {characters:,} characters, which are more than the {tokens:,} tokens that this model reads"
+            f"{f' (at most {limit:,} characters, mostly far fewer)' if characters > limit else ''}: send less text",
         )
         self.characters, self.limit = characters, limit
 

@@ -153,7 +153,7 @@ REFUSED = [
     (CHAT, {"foo": 1, "bar": 2}, ["unknown fields: foo, bar: leave out"]),
     (CHAT, {"foo": False}, ["unknown field: foo"]),
     (CHAT, {"foo": 1, "best_of": 2}, ["best_of (2) is not supported", "; unknown field: foo"]),
-    (RESPONSES, {"text": {"verbosity": "low"}}, ['text.verbosity ("low")', "max_tokens"]),
+    (RESPONSES, {"text": {"verbosity": "low"}}, ['text.verbosity ("low")', "give max_output_tokens"]),
     (
         CHAT,
         {"messages": [{"role": "assistant", "content": "A", "tool_calls": [{}]}]},

@@ -71,7 +71,45 @@ def test_a_body_that_is_cut_off_is_told(client):
     assert message.startswith("the body is not JSON: ")
     assert sent(client, CAPTION, "{")[0] == 400
     assert sent(client, CHAT, "[" * 100_000)[0] == 400
-    assert sent(client, CHAT, b'{"model": "\xff"}')[0] == 400
+    assert (
+        sent(client, CAPTION, "{")[1]
+        == "the body is not JSON: EOF while parsing an object at line 1 column 1"
+    )
+    for body in (b'{"model": "\xff"}', '{"seed": ' + "9" * 5000 + "}"):
+        assert sent(client, CHAT, body) == (
+            400,
+            "the body cannot be read as JSON: send UTF-8, and numbers of fewer than 4,300 digits",
+        )
+
+
+def test_lists_that_are_too_short_are_told_in_plain_words(client):
+    for path, asked, words in (
+        (CHAT, chat([]), "messages: list should have at least 1 item, not 0"),
+        (
+            COMPLETIONS,
+            {"model": "demo", "prompt": ["a"] * 200},
+            "prompt: list should have at most 128 items, not 200",
+        ),
+    ):
+        assert sent(client, path, json.dumps(asked)) == (400, words)
+
+
+def test_what_is_biased_is_the_number_of_a_token(client):
+    status, message = sent(client, CHAT, json.dumps(chat(logit_bias={"door": 1})))
+    assert (status, message) == (
+        400,
+        "logit_bias.door: not the id of a token: give a whole number, such as 42",
+    )
+
+
+@pytest.mark.parametrize("kind", ["input_image", "image"])
+def test_a_part_of_an_unknown_type_is_told_with_the_type(client, kind):
+    status, message = sent(client, CHAT, json.dumps(chat([user({"type": kind})])))
+    assert status == 400
+    assert (
+        message
+        == f'messages[0].content[0]: a part has a "type", which is "text" or "image_url", not "{kind}"'
+    )
 
 
 def test_a_packed_body_is_told(client):

@@ -52,7 +52,10 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(client, never_
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["code"] == "context_length_exceeded"
-    assert "characters; this model reads 1,024 tokens, which hold at most 25,600" in error["message"]
+    assert (
+        "characters, which are more than the 1,024 tokens that this model reads (at most 25,600"
+        in error["message"]
+    )
     assert error["message"].endswith("send less text")
 
 

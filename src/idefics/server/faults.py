@@ -18,9 +18,14 @@ from idefics.server import request_ids
 MOST_NAMED = 10  # faults of one request that are listed
 OBJECT = "a valid dictionary or object to extract fields from"  # pydantic's words
 HALF = "a text holds half of a character (a lone surrogate): send whole ones"
+UNREADABLE = "the body cannot be read as JSON: send UTF-8, and numbers of fewer than 4,300 digits"
+TOKEN_ID = "not the id of a token: give a whole number, such as 42"
 REFUSED = "invalid_request_error"
 UNKNOWN, UNSUPPORTED = "unknown_field", "unsupported_field"  # types of errors of `request_object`
 REFUSALS = (UNKNOWN, UNSUPPORTED)
+
+UNKNOWN_TYPES = ("unknown_part", "unknown_format")  # types of errors of `by_type`
+LONGEST_TYPE = 40  # characters of a "type" that are shown
 
 log = logging.getLogger("idefics.server")
 
@@ -97,6 +102,10 @@ def fault_of(error: Exception) -> Fault:
         case HTTPException(status_code=405):
             allowed = (error.headers or {}).get("Allow", "another method")
             return Fault(405, f"this address is asked by {allowed}", headers=error.headers)
+        case HTTPException(detail="There was an error parsing the body") if isinstance(
+            error.__cause__, ValueError
+        ):
+            return Fault(400, UNREADABLE, code="invalid_json")
         case HTTPException():
             return Fault(error.status_code, str(error.detail), headers=error.headers)
         case UnicodeEncodeError():
@@ -122,7 +131,7 @@ def _invalid(errors: Sequence[Mapping[str, Any]]) -> Fault:
     if first["type"] == "model_attributes_type" and len(first["loc"]) == 1:
         message = "the body is not an object of JSON: send one, with Content-Type: application/json"
         return Fault(400, message, code="invalid_json")
-    said = "; ".join(f"{_place(error['loc'])}: {_lower(error['msg'])}" for error in errors[:MOST_NAMED])
+    said = "; ".join(f"{_place(error['loc'])}: {_said(error)}" for error in errors[:MOST_NAMED])
     more = f"; and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else ""
     is_missing = first["type"] == "missing"
     code = "missing_required_parameter" if is_missing else "invalid_value"
@@ -154,16 +163,26 @@ def _place(loc: Sequence[int | str]) -> str:
     for part in loc[1:]:  # the first says that it is of the body
         if isinstance(part, int):
             place += f"[{part}]"
-        elif not part.startswith("<"):
+        elif not part.startswith("<") and part != "[key]":
             place += f".{part[:100]}"
     return place.removeprefix(".") or "body"
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """What is wrong with one field, in plain words, and the "type" of an object where no member of a union has it."""
+    if error["loc"][-1] == "[key]":
+        return TOKEN_ID
+    value = error.get("input")
+    given = value.get("type") if isinstance(value, dict) else None
+    is_shown = error["type"] in UNKNOWN_TYPES and isinstance(given, str) and len(given) <= LONGEST_TYPE
+    return _lower(error["msg"]) + (f', not "{given}"' if is_shown else "")
 
 
 def _lower(text: str) -> str:
     if "surrogates not allowed" in text or "as a unicode string" in text:
         return HALF
-    text = text.removeprefix("Value error, ").replace(OBJECT, "an object")
-    return f"{text[:1].lower()}{text[1:]}"
+    text = text.removeprefix("Value error, ").replace(OBJECT, "an object").replace(" after validation,", ",")
+    return text if text[:2].isupper() else f"{text[:1].lower()}{text[1:]}"
 
 
 def install(app: FastAPI) -> None:

@@ -209,7 +209,11 @@ STREAM_OPTIONS: Unused = {
     "continuous_usage_stats": neutral(False, instead="the last chunk tells the usage"),
 }
 
-TEXT_FIELD: Unused = {"verbosity": CHAT["verbosity"]}
+TEXT_FIELD: Unused = {
+    "verbosity": neutral(
+        "medium", instead="ask for a longer or shorter answer in words, or give max_output_tokens"
+    )
+}
 
 # Cache hints are of other servers: what is cached never changes an answer.
 CACHE_HINTS: Unused = {"cache_control": ANY, "prompt_cache_breakpoint": ANY}
