@@ -30,13 +30,13 @@ def vlm():
 @pytest.fixture
 def slow(vlm, monkeypatch):
     """A model whose answers take seconds."""
-    run = vlm.engine.runner.run
+    step = vlm.engine.step
 
-    def slowly(plan):
-        time.sleep(STEP)
-        return run(plan)
+    def slowly():
+        time.sleep(STEP)  # before it is looked at the time: what one step would do is late as well
+        step()
 
-    monkeypatch.setattr(vlm.engine.runner, "run", slowly)
+    monkeypatch.setattr(vlm.engine, "step", slowly)
     return vlm
 
 
