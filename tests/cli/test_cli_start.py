@@ -56,6 +56,19 @@ def test_an_answer_imports_only_what_it_uses(quantize):
     assert not imported & set(UNUSED)
 
 
+def test_the_first_answers_import_nothing_that_loading_has_not():
+    code = (
+        "import idefics; vlm = idefics.load('demo'); before = set(sys.modules)\n"
+        "assert vlm.ask(sys.argv[1], 'What is it?') and vlm.caption(sys.argv[1], temperature=1)\n"
+        "assert vlm.classify(sys.argv[1], ['a', 'b']) and vlm.chat([idefics.user('Hello')])\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}", ASK[1]], capture_output=True, text=True, check=True
+    )
+    assert not {name for name in done.stdout.split() if name.partition(".")[0] != "encodings"}
+
+
 def test_an_interrupt_while_modules_are_imported_is_no_traceback():
     code = (
         "import importlib.abc, sys\n"

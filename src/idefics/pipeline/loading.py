@@ -30,6 +30,7 @@ from idefics.processing.addresses import Policy
 from idefics.processing.fetch import Fetcher
 from idefics.processing.generation_rules import FILE, GenerationRules
 from idefics.processing.guides import Shape
+from idefics.processing.picture_files import readable_formats
 from idefics.processing.processor import Processor
 from idefics.processing.spelling import Spelling
 from idefics.processing.tokenizer import Tokenizer
@@ -240,6 +241,8 @@ def processor_for(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:
     known = tokenizer.added_below(text.vocabulary + text.additional_vocabulary)
     style = family.prompt(settings.chat_template(folder), known)
     plan = family.images(checkpoint.config, settings.preprocessor(folder))
+    # What every answer imports: a process that is forked while a thread imports it would wait for ever.
+    _ = readable_formats(), tokenizer.special_tokens
     return Processor(tokenizer, plan, style, fetcher, text.max_positions)
 
 
