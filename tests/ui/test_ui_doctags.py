@@ -65,6 +65,7 @@ def test_what_is_copied_is_the_text_itself(page, address):
 def test_an_answer_is_a_whole_page(page):
     tab(page, "Ask")
     example(page, "ask")
+    expect(page.locator("#ask-words textarea")).not_to_have_value("")
     run(page, "ask")
     expect(page.locator("#ask-note")).to_contain_text("written")
     assert value(page, "#ask-answer") == PAGE
