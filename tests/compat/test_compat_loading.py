@@ -119,6 +119,11 @@ def test_configs_of_others(family, tmp_path):
     made = compat.AutoModelForImageTextToText.from_config(reference.config)
     assert made.num_parameters() == plain.num_parameters()
     assert type(plain).from_config(content).num_parameters() == plain.num_parameters()
+    for config in (reference.config, content):
+        assert type(plain)(config).num_parameters() == plain.num_parameters()
+        assert type(plain.model)(config).num_parameters() == plain.model.num_parameters()
+    with pytest.raises(BadSetting, match="config is a int; give a config"):
+        type(plain)(3)
 
 
 def test_configs_that_are_none(folder):

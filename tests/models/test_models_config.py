@@ -1,6 +1,7 @@
 """Every layout of config.json becomes the same `ModelConfig`, and what a file leaves out is what its class had."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.models import build, family_for, read_checkpoint
+from idefics.models.family import stop_ids
 from models import tiny
 from models.released import DIFFERENCES, RELEASED
 
@@ -271,3 +273,16 @@ def test_building_takes_no_memory(tmp_path):
     model = build(checkpoint(tmp_path, tiny.IDEFICS1))
     assert all(weight.device == torch.device("meta") for weight in model.parameters())
     assert not model.training
+
+
+@pytest.mark.parametrize("wrong", [[[3]], "</s>", [2, "3"], True, 2.0])
+def test_stop_ids_that_are_none_are_told_with_their_file(wrong):
+    for name, raw, generation in (
+        ("generation_config.json", {}, {"eos_token_id": wrong}),
+        ("config.json", {"eos_token_id": wrong}, {}),
+        ("config.json", {"text_config": {"eos_token_id": wrong}}, {}),
+    ):
+        with pytest.raises(
+            BrokenCheckpoint, match=f"^{name} sets eos_token_id to {re.escape(repr(wrong))}: "
+        ):
+            stop_ids(raw, generation, default=2)

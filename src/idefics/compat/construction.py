@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
+from idefics.compat.configuration_auto import config_from
 from idefics.models import shapes_only
 
 _reads_files = ContextVar("_reads_files", default=False)
@@ -40,13 +41,16 @@ def draws_first_weights() -> bool:
 
 
 def constructor(init: Callable[..., None]) -> Callable[..., None]:
-    """Marks the `__init__` of a model class of this package: inside `from_files` it takes no memory."""
+    """Marks the `__init__` of a model class of this package: inside `from_files` it takes no memory.
+
+    Its config may be whatever `config_from` takes: a config of transformers, the content of a config.json.
+    """
 
     @wraps(init)
-    def build(self: Any, *arguments: Any, **keywords: Any) -> None:
+    def build(self: Any, config: Any, *arguments: Any, **keywords: Any) -> None:
         with ExitStack() as stack:
             if _reads_files.get():
                 stack.enter_context(shapes_only())
-            init(self, *arguments, **keywords)
+            init(self, config_from(config), *arguments, **keywords)
 
     return build

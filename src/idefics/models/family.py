@@ -95,9 +95,18 @@ def rope(text: Raw) -> RopeConfig:
 
 
 def stop_ids(raw: Raw, generation: Raw, default: int) -> tuple[int, ...]:
-    """Ids that end an answer: generation_config.json's, else config.json's (top or text), else the class default."""
+    """Ids that end an answer: generation_config.json's, else config.json's (top or text), else the class default.
+
+    Raises:
+        BrokenCheckpoint: what they say are no ids.
+    """
     text = raw.get("text_config") or {}
-    for source in (generation, raw, text):
+    for name, source in (("generation_config.json", generation), ("config.json", raw), ("config.json", text)):
         if (found := source.get("eos_token_id")) is not None:
-            return tuple(found) if isinstance(found, list) else (found,)
+            ids = tuple(found) if isinstance(found, list) else (found,)
+            if not all(type(id) is int for id in ids):
+                raise BrokenCheckpoint(
+                    f"{name} sets eos_token_id to {found!r}: it must be the id of a token, or a list of ids"
+                )
+            return ids
     return (default,)
