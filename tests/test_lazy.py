@@ -1,5 +1,6 @@
 """Attributes that are computed late: once, without a lock that a forked process would wait for."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import idefics
-from idefics.lazy import cached_property
+from idefics.lazy import LATE_MODULES, cached_property
 
 FORK = """
 import os, threading, time
@@ -49,6 +50,43 @@ print("child", os.waitstatus_to_exitcode(status) if done else "waits for ever")
 def test_a_process_that_is_forked_while_a_thread_computes_does_not_wait():
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
     assert done.stdout == "child 14\n"
+
+
+IMPORTED = """
+import os, sys, threading, time
+import idefics.lazy
+
+thread = threading.Thread(target=__import__, args=(sys.argv[1],))
+thread.start()
+while sys.argv[1] not in sys.modules:
+    time.sleep(0.001)
+pid = os.fork()
+if pid == 0:
+    os._exit(__import__(sys.argv[1]).VALUE)
+until = time.monotonic() + 20
+done = 0
+while not done and time.monotonic() < until:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    time.sleep(0.01)
+if not done:
+    os.kill(pid, 9)
+print("child", os.waitstatus_to_exitcode(status) if done else "waits for ever")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.parametrize("name", LATE_MODULES)
+def test_a_process_that_is_forked_while_a_thread_imports_does_not_wait(name, tmp_path):
+    (tmp_path / f"{name}.py").write_text("import time\ntime.sleep(0.5)\nVALUE = 7\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, name],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.stdout == "child 7\n"
 
 
 def test_the_package_has_no_other_cached_property():

@@ -1,11 +1,29 @@
-"""Attributes that are computed when they are first read."""
+"""Attributes that are computed when they are first read, and modules that are imported when they are first used."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any, Generic, Self, TypeVar, overload
 
 T = TypeVar("T")
+
+LATE_MODULES = ("av", "httpx", "jinja2", "llguidance", "pillow_heif")  # imported while something is answered
+
+
+def _finish_imports() -> None:
+    """Waits until no other thread is importing one of them: a forked process would wait for that thread for ever."""
+    for name in LATE_MODULES:
+        if name in sys.modules:
+            with suppress(ImportError):
+                import_module(name)
+
+
+if sys.platform != "win32":
+    os.register_at_fork(before=_finish_imports)
 
 
 class cached_property(Generic[T]):  # as in functools
