@@ -202,3 +202,22 @@ def test_batches_are_made_moved_and_kept():
     assert again.convert_to_tensors("np").input_ids.tolist() == [[1]]
     with pytest.raises(AttributeError, match="labels"):
         batch.labels  # noqa: B018
+
+
+def test_the_mask_of_special_tokens_is_the_references(pair):
+    ours, theirs = pair
+    for tokenizer in pair:
+        tokenizer.add_special_tokens({"pad_token": "<fill>"})
+    words = ours("A red ball", add_special_tokens=False).input_ids
+    ids = [ours.pad_token_id, *words, ours.pad_token_id]
+    mask = ours.get_special_tokens_mask(ids, already_has_special_tokens=True)
+    assert mask == theirs.get_special_tokens_mask(ids, already_has_special_tokens=True)
+    assert mask == [1, *[0] * len(words), 1]
+    with pytest.raises(BadSetting, match="give already_has_special_tokens=True"):
+        ours.get_special_tokens_mask(ids, already_has_special_tokens=False)
+
+
+def test_a_tokenizer_knows_where_it_was_loaded_from(pair, tmp_path):
+    ours, _ = pair
+    ours.save_pretrained(tmp_path)
+    assert type(ours).from_pretrained(tmp_path).name_or_path == str(tmp_path)

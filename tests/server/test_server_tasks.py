@@ -157,7 +157,7 @@ def test_forms_are_checked_as_json_is(client):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "a picture of 0 bytes is empty (0 bytes)"),
+        (b"", "the picture is empty (0 bytes)"),
         (
             b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
             "is HEIC, which is not read here: give JPEG, PNG, WebP, GIF or BMP",
@@ -185,3 +185,20 @@ def test_a_data_uri_as_people_send_it(client):
     for sent in (lines, body.rstrip("="), body.replace("+", "-").replace("/", "_"), f"{lines}\n"):
         answer = client.post(path("caption"), json={"image_url": f"{head},{sent}"})
         assert answer.json().get("text") == expected, answer.text[:200]
+
+
+def test_a_form_that_cannot_be_read_is_told_in_words(client):
+    twice = [("image", ("a.png", b"x")), ("image", ("b.png", b"x"))]
+    answers = [
+        client.post(path("caption"), files=twice),
+        client("POST", path("caption"), content=b"--x", headers={"Content-Type": "multipart/form-data"}),
+    ]
+    for answer, why in zip(
+        answers,
+        ("Too many files. Maximum number of files is 1", "Missing boundary in multipart"),
+        strict=True,
+    ):
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == (
+            f"the form cannot be read ({why}): send one file, image=@photo.jpg, and fields of text"
+        )

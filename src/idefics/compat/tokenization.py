@@ -94,6 +94,7 @@ class PreTrainedTokenizer(TokenNames):
         named = {name: changes[name] for name in NAMED if changes.get(name) is not None}
         made = cls(codec, **{**known, **changes})
         made.add_special_tokens(named)
+        made.name_or_path = str(pretrained_model_name_or_path)
         return made
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> tuple[str, ...]:

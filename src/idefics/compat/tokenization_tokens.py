@@ -32,7 +32,10 @@ class TokenNames:
         bos_token, eos_token, unk_token, pad_token: the tokens with a part to play; None where there is none. Each may
             be set, and so may its id (`pad_token_id`).
         sep_token, cls_token, mask_token: likewise; these models have no use for them.
+        name_or_path: where it was loaded from; "" where it was not.
     """
+
+    name_or_path: str = ""
 
     codec: Tokenizer
     bos_token: str | None
@@ -111,6 +114,21 @@ class TokenNames:
     def get_added_vocab(self) -> dict[str, int]:
         """The tokens that tokenizer.json adds to its vocabulary or lifts out of it, and their ids."""
         return {token: id for token, id in self.codec.vocabulary().items() if token in self.codec.added}
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: Sequence[int],
+        token_ids_1: Sequence[int] | None = None,
+        already_has_special_tokens: bool = True,
+    ) -> list[int]:
+        """1 for each id of a special token, else 0, for ids that hold their special tokens already."""
+        if token_ids_1 is not None or not already_has_special_tokens:
+            raise BadSetting(
+                "get_special_tokens_mask reads ids that hold their special tokens already: give "
+                "already_has_special_tokens=True, or call the tokenizer with return_special_tokens_mask=True"
+            )
+        special = set(self.all_special_ids)
+        return [int(id in special) for id in token_ids_0]
 
     def __len__(self) -> int:
         return len(self.codec.vocabulary())

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
 from idefics.processing.json_values import has_more_values
 from idefics.server.faults import Fault
@@ -93,8 +94,16 @@ async def read(request: Request, kind: type[F], most: int) -> tuple[F, bytes | N
     """
     type_ = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if type_ == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=2048, max_part_size=most) as form:
-            return await _from_form(form, kind)
+        try:
+            async with request.form(max_files=1, max_fields=2048, max_part_size=most) as form:
+                return await _from_form(form, kind)
+        except Fault:
+            raise
+        except HTTPException as error:
+            why = str(error.detail).rstrip(".")
+            raise Fault(
+                400, f"the form cannot be read ({why}): send one file, {FILE}=@photo.jpg, and fields of text"
+            ) from None
     if type_ != "application/json":
         raise Fault(400, f"the Content-Type is {type_[:100]!r}: send application/json or multipart/form-data")
     body = await request.body()
