@@ -254,3 +254,13 @@ def test_objects_that_are_no_part_are_refused():
     for wrong in (3, None, ["x"]):
         with pytest.raises(BadPrompt, match=r'give a dict with a "type"'):
             to_messages(content(wrong))
+
+
+@pytest.mark.parametrize("key", ["data", "source", "b64"])
+def test_a_picture_under_the_key_of_another_api_is_refused_with_ours(key):
+    with pytest.raises(BadPrompt) as error:
+        to_messages(content({"type": "image", key: "aGVsbG8="}))
+    assert str(error.value) == (
+        f'message 1: content[0] has the unknown key {key!r}: give the picture as "image", "url", "path" or '
+        '"base64"'
+    )

@@ -37,6 +37,7 @@ ADDRESS_KEYS = (
 )  # of an "image_url"; what format it has, the file says itself
 LABELS = ("type", "cache_control")  # of every part
 PICTURES = ("image", "picture", "photo", "img", "file", "attachment", "media", "video", "url", "path")
+OTHER_SOURCES = ("data", "source", "b64", "b64_json", "bytes", "file")  # what other APIs call a picture
 OBJECTS = (bytes, bytearray, memoryview, os.PathLike, PIL.Image.Image, np.ndarray, BinaryFile)
 
 
@@ -152,6 +153,8 @@ def _refuse_unknown(mapping: Mapping[str, Any], known: Sequence[str], where: str
         near = did_you_mean([str(key)], known)
         if known is MESSAGE_KEYS and str(key).lower().startswith(PICTURES):
             near = ': put pictures into the content, as {"type": "image", "image": ...}'
+        if "base64" in known and key in OTHER_SOURCES:
+            near = ': give the picture as "image", "url", "path" or "base64"'
         raise BadPrompt(f"{where} has the unknown key {key!r}{near or listed}")
 
 
