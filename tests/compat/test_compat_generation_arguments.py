@@ -246,7 +246,7 @@ class TestRefusals:
             ),
             ({"bad_words_ids": [3]}, "list of lists"),
             ({"max_new_tokens": 0}, "whole number from 1"),
-            ({"generation_config": 7}, "generation_config is a int"),
+            ({"generation_config": 7}, "generation_config is of type int"),
         ],
     )
     def test_settings_that_cannot_be(self, settings, message):

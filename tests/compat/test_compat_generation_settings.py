@@ -270,7 +270,7 @@ def test_from_model_config_takes_configs():
     assert compat.GenerationConfig.from_model_config(model.config) == expected
     theirs = transformers.Idefics3Config.from_dict(model.config.to_dict())
     assert compat.GenerationConfig.from_model_config(theirs).eos_token_id == expected.eos_token_id == 9
-    with pytest.raises(BadSetting, match="model_config is a str"):
+    with pytest.raises(BadSetting, match="model_config is of type str"):
         compat.GenerationConfig.from_model_config("idefics3")
 
 

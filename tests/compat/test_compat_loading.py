@@ -102,7 +102,7 @@ def test_quantization_configs_of_others():
     assert quantization_config_from({"quant_method": "quanto", "weights": "int4"}).weights == "int4"
     with pytest.raises(BadSetting, match="asks for gptq"):
         quantization_config_from({"quant_method": "gptq", "bits": 4})
-    with pytest.raises(BadSetting, match="is a int"):
+    with pytest.raises(BadSetting, match="is of type int"):
         quantization_config_from(4)
 
 
@@ -122,13 +122,13 @@ def test_configs_of_others(family, tmp_path):
     for config in (reference.config, content):
         assert type(plain)(config).num_parameters() == plain.num_parameters()
         assert type(plain.model)(config).num_parameters() == plain.model.num_parameters()
-    with pytest.raises(BadSetting, match="config is a int; give a config"):
+    with pytest.raises(BadSetting, match="config is of type int; give a config"):
         type(plain)(3)
 
 
 def test_configs_that_are_none(folder):
     for wrong in (5, object()):
-        with pytest.raises(BadSetting, match=f"config is a {type(wrong).__name__}"):
+        with pytest.raises(BadSetting, match=f"config is of type {type(wrong).__name__}"):
             load(folder, config=wrong)
     with pytest.raises(UnsupportedModel, match="llava"):
         load(folder, config={"model_type": "llava"})

@@ -227,7 +227,7 @@ def test_mistakes_are_told():
         OURS()
     with pytest.raises(BadPrompt, match="give prompts"):
         OURS(["a"], images=[WIDE])
-    with pytest.raises(BadPicture, match="cannot be a int"):
+    with pytest.raises(BadPicture, match="cannot be of type int"):
         OURS([3])
     with pytest.raises(BadPicture, match="broken"):
         OURS([broken()])

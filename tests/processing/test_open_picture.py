@@ -269,5 +269,5 @@ def test_base64_alone_is_bounded_as_a_data_uri_is():
 
 @pytest.mark.parametrize("source", [None, 3, ["a.jpg"], 1.5, {"url": "x"}])
 def test_what_cannot_be_a_picture(source):
-    with pytest.raises(BadPicture, match="a picture cannot be a"):
+    with pytest.raises(BadPicture, match="a picture cannot be of type"):
         opened(source)

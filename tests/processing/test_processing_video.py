@@ -255,8 +255,8 @@ def test_a_rate_is_above_0(fps):
     [
         ([], "has no frames"),
         (frame(0), r"shape \(48, 64, 3\)"),
-        (17, "cannot be a int"),
-        (PIL.Image.new("RGB", (2, 2)), "cannot be a Image"),
+        (17, "cannot be of type int"),
+        (PIL.Image.new("RGB", (2, 2)), "cannot be of type Image"),
         (frames(65), "65 frames is too long; this checkpoint is shown 64: give fewer, or say by fps"),
     ],
 )

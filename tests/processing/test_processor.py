@@ -365,7 +365,7 @@ def test_every_form_of_a_picture(png):
 
 
 def test_what_is_no_picture_says_so():
-    with pytest.raises(BadPicture, match="cannot be a list"):
+    with pytest.raises(BadPicture, match="cannot be of type list"):
         TILES.raw([["a"], ["b"]])
     with pytest.raises(BadPicture, match="may not be fetched"):
         TILES.raw(["https://example.com/a.jpg"])

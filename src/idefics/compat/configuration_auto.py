@@ -67,7 +67,7 @@ def config_from(config: object, **changes: Any) -> PretrainedConfig:
     content = content_of(config)
     if content is None:
         raise BadSetting(
-            f"config is a {type(config).__name__}; give a config, the content of a config.json, or a folder"
+            f"config is of type {type(config).__name__}; give a config, the content of a config.json, or a folder"
         )
     if isinstance(config, PretrainedConfig):
         return type(config).from_dict(dict(content), **changes)

@@ -192,7 +192,7 @@ class GenerationConfig:
             return config
         content = content_of(config)
         if content is None:
-            raise BadSetting(f"generation_config is a {type(config).__name__}; give a GenerationConfig")
+            raise BadSetting(f"generation_config is of type {type(config).__name__}; give a GenerationConfig")
         settings = dict(content)
         if (
             str(settings.get("transformers_version", "")).startswith("4.")
@@ -210,7 +210,9 @@ class GenerationConfig:
         """
         config = content_of(model_config)
         if config is None:
-            raise BadSetting(f"model_config is a {type(model_config).__name__}; give the config of a model")
+            raise BadSetting(
+                f"model_config is of type {type(model_config).__name__}; give the config of a model"
+            )
         text = config.get("text_config") or {}
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return cls(

@@ -45,7 +45,7 @@ class Adapters(nn.Module):
         name = adapter_name or "default"
         if not isinstance(adapter_config, peft.PeftConfig):
             raise BadSetting(
-                f"adapter_config is a {type(adapter_config).__name__}; give a config of peft, such as LoraConfig"
+                f"adapter_config is of type {type(adapter_config).__name__}; give a config of peft, such as LoraConfig"
             )
         if self._hf_peft_config_loaded and name in self.peft_config:
             raise BadSetting(f"there is an adapter {name!r} already: give another adapter_name")

@@ -133,7 +133,7 @@ def quantization_config_from(config: object) -> AnyQuantizationConfig | None:
     content = content_of(config)
     if content is None:
         raise BadSetting(
-            f"quantization_config is a {type(config).__name__}; give a BitsAndBytesConfig or a QuantoConfig"
+            f"quantization_config is of type {type(config).__name__}; give a BitsAndBytesConfig or a QuantoConfig"
         )
     method = content.get("quant_method", "bitsandbytes")
     method = str(method.value) if isinstance(method, Enum) else str(method)

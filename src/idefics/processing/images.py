@@ -88,8 +88,8 @@ def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], PIL.Image
                 yield partial(decoded, file, name)
         case _:
             raise BadPicture(
-                f"a picture cannot be a {type(source).__name__}: give a path, bytes, a file object, a PIL picture, an "
-                "array, a tensor, an http(s) URL or a data URI"
+                f"a picture cannot be of type {type(source).__name__}: give a path, bytes, a file object, a PIL "
+                "picture, an array, a tensor, an http(s) URL or a data URI"
             )
 
 

@@ -145,8 +145,8 @@ def _frames(source: VideoSource) -> list[Picture | PictureSource]:
         raise BadVideo(f"a video array has the shape {source.shape}; give (frames, height, width, channels)")
     if not isinstance(source, (Sequence, np.ndarray)):
         raise BadVideo(
-            f"a video cannot be a {type(source).__name__}: give a path, bytes, an http(s) URL, a data URI or a list "
-            "of frames"
+            f"a video cannot be of type {type(source).__name__}: give a path, bytes, an http(s) URL, a data URI or a "
+            "list of frames"
         )
     if not len(source):
         raise BadVideo("a video has no frames: give at least one")
