@@ -99,7 +99,7 @@ def checked_text(name: str, value: object, such_as: str, *, blank: bool = False)
         return value
     if isinstance(value, (list, tuple)):
         raise BadPrompt(
-            f"{name} is a list of {len(value)}; give one text, which is said of every picture, "
+            f"{name} is a list of {len(value)}; give one text, which is asked about every picture, "
             "and call once for each text"
         )
     raise BadPrompt(f"{name} is {short(value)}; give a text, such as {such_as!r}")
@@ -172,12 +172,16 @@ def in_order(
     if isinstance(value, Set) and not isinstance(value, KeysView):
         if unordered:
             return sorted(value, key=str)
-        raise error(
-            f"{name} is a {type(value).__name__}, which has no fixed order: give a list, or sorted({name})"
-        )
+        raise error(f"{name} is {kind_of(value)}, which has no fixed order: give a list, or sorted({name})")
     if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
         raise error(f"{name} is {short(value)}; give {wanted}")
     return list(value)
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in a sentence: "None", "a list", "an int"."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
 def short(value: object, most: int = 80) -> str:

@@ -99,8 +99,8 @@ def test_pictures_are_given_once_and_for_each_place(family):
         ([{"role": "user"}], 'message 1 has no "content"'),
         ([{"role": "user", "content": []}], "message 1: content is empty"),
         ([{"role": "user", "content": [{"type": "sound"}]}], r"content\[0\]: type is 'sound'"),
-        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], r"content\[0\]: text is a int"),
-        ([{"role": "user", "content": [3]}], r"content\[0\] is a int"),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], r"content\[0\]: text is an int"),
+        ([{"role": "user", "content": [3]}], r"content\[0\] is an int"),
     ],
 )
 def test_malformed_messages_are_named(family, messages, said):

@@ -240,7 +240,7 @@ def test_a_base_checkpoint_without_a_template_has_none(tmp_path, name):
 
 def test_parts_of_other_packages_are_told():
     ours = OURS["idefics2"]
-    with pytest.raises(BadSetting, match="tokenizer is a NoneType; give one of"):
+    with pytest.raises(BadSetting, match="tokenizer is None; give one of"):
         Idefics2Processor(ours.image_processor, None)
     with pytest.raises(UnsupportedModel, match="needs an IdeficsImageProcessor"):
         IdeficsProcessor(ours.image_processor, ours.tokenizer)

@@ -137,7 +137,7 @@ def test_a_token_to_pad_with_may_be_named_later():
 
 def test_mistakes_are_told():
     ours = smol()
-    with pytest.raises(BadPrompt, match="a text is a int"):
+    with pytest.raises(BadPrompt, match="a text is an int"):
         ours(["a", 3])
     with pytest.raises(BadPrompt, match="use batch_decode"):
         ours.decode(np.zeros((2, 3), int))

@@ -219,7 +219,7 @@ def test_pictures_outside_the_content_are_refused_by_name(key):
                     'gives "image", "url": one picture has one of them',
                 ),
                 ({"type": "image"}, 'has no image: give one of "image", "url", "path", "base64"'),
-                ({"type": "image", "base64": 3}, "base64 is a int; give a string"),
+                ({"type": "image", "base64": 3}, "base64 is an int; give a string"),
                 ({"type": "text", "text": "x", "image": URI}, "unknown key 'image'"),
                 (
                     {"type": "image_url", "image_url": {"url": URI, "size": 3}},

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from idefics.calls import kind_of
 from idefics.compat.processing_places import VIDEO
 from idefics.errors import BadPrompt
 
@@ -26,7 +27,7 @@ def conversations_of(conversation: Conversation | Sequence[Conversation]) -> tup
         BadPrompt: names the message (counted from 1) and what it lacks.
     """
     if isinstance(conversation, (str, bytes, Mapping)) or not isinstance(conversation, Sequence):
-        raise BadPrompt(f"a conversation is a {type(conversation).__name__}: give a list of messages")
+        raise BadPrompt(f"a conversation is {kind_of(conversation)}: give a list of messages")
     if not conversation:
         raise BadPrompt("the conversation is empty: give at least one message")
     is_batch = isinstance(conversation[0], (list, tuple))
@@ -37,13 +38,13 @@ def conversations_of(conversation: Conversation | Sequence[Conversation]) -> tup
 def _turn(turn: Any, number: int) -> Turn:
     where = f"message {number}"
     if not isinstance(turn, Mapping):
-        raise BadPrompt(f'{where} is a {type(turn).__name__}: give a dict with "role" and "content"')
+        raise BadPrompt(f'{where} is {kind_of(turn)}: give a dict with "role" and "content"')
     for field in ("role", "content"):
         if field not in turn:
             raise BadPrompt(f'{where} has no "{field}"')
     content = [turn["content"]] if isinstance(turn["content"], str) else turn["content"]
     if not isinstance(content, (list, tuple)):
-        raise BadPrompt(f"{where}: content is a {type(content).__name__}; give a string or a list of parts")
+        raise BadPrompt(f"{where}: content is {kind_of(content)}; give a string or a list of parts")
     if not content:
         raise BadPrompt(f"{where}: content is empty; give some text or a picture")
     return {**turn, "content": [_part(part, f"{where}: content[{i}]") for i, part in enumerate(content)]}
@@ -58,10 +59,10 @@ def _part(part: Any, where: str) -> dict[str, Any]:
         case {"type": "image_url", "image_url": {"url": url}} | {"type": "image_url", "image_url": str(url)}:
             return {"type": "image", "url": url}
         case {"type": "text"}:
-            raise BadPrompt(f"{where}: text is a {type(part.get('text')).__name__}; give a string")
+            raise BadPrompt(f"{where}: text is {kind_of(part.get('text'))}; give a string")
         case {"type": other}:
             raise BadPrompt(f"{where}: type is {other!r}; give one of text, image, video, image_url")
-    raise BadPrompt(f'{where} is a {type(part).__name__}: give a dict with a "type"')
+    raise BadPrompt(f'{where} is {kind_of(part)}: give a dict with a "type"')
 
 
 def shown(turns: Sequence[Turn]) -> list[Turn]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from idefics.calls import kind_of
 from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
 from idefics.compat.image_processing import INERT, ImageProcessor, refuse_upload
 from idefics.compat.tokenization import CALL_WORDS, PreTrainedTokenizer
@@ -70,7 +71,7 @@ class SavedProcessor:
             raise TypeError(f"{type(self).__name__} has no argument {min(unknown)!r}")
         if not isinstance(tokenizer, PreTrainedTokenizer):
             raise BadSetting(
-                f"tokenizer is a {type(tokenizer).__name__}; give one of idefics.compat, such as "
+                f"tokenizer is {kind_of(tokenizer)}; give one of idefics.compat, such as "
                 "AutoTokenizer.from_pretrained(...)"
             )
         if not self._accepts(image_processor):

@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from idefics.calls import kind_of
 from idefics.compat.image_inputs import as_picture, is_grouped, nested
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture, Video
@@ -30,7 +31,7 @@ def texts_of(text: Any) -> Sequence[str]:
     """A text or a list of texts as a list."""
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(one, str) for one in texts):
-        raise BadPrompt(f"text is a {type(text).__name__}: give a string, or a list of strings")
+        raise BadPrompt(f"text is {kind_of(text)}: give a string, or a list of strings")
     return texts
 
 

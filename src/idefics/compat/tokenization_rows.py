@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from idefics.calls import kind_of
 from idefics.compat.features import Fitting
 from idefics.errors import BadPrompt, BadSetting
 from idefics.processing.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ def row_of(
     """
     for one in (text,) if pair is None else (text, pair):
         if not isinstance(one, str):
-            raise BadPrompt(f"a text is a {type(one).__name__}: give a string, or a list of strings")
+            raise BadPrompt(f"a text is {kind_of(one)}: give a string, or a list of strings")
     encoding = codec.encoding(text, pair, adds_special=adds_special)
     kept = fitting.kept(len(encoding.ids), opening=opening)
     if pair is not None and len(kept) < len(encoding.ids):

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import PIL.Image
 
+from idefics.calls import kind_of
 from idefics.errors import BadPrompt, BadSetting, did_you_mean
 from idefics.messages import Message, Part, Picture, Role, Text, Video
 from idefics.processing.fetch import BARE_BASE64
@@ -57,7 +58,7 @@ def to_messages(messages: Sequence[Message | Mapping[str, Any]], *, untrusted: b
         BadPrompt: names the message (counted from 1) and the key.
     """
     if isinstance(messages, (str, bytes, Mapping, Message)):
-        raise BadPrompt(f"messages is a {type(messages).__name__}: give a list of messages")
+        raise BadPrompt(f"messages is {kind_of(messages)}: give a list of messages")
     return [
         _message(message, f"message {number}", untrusted) for number, message in enumerate(messages, start=1)
     ]
@@ -67,7 +68,7 @@ def _message(message: Message | Mapping[str, Any], where: str, untrusted: bool) 
     if isinstance(message, Message):
         message = {"role": message.role, "content": message.parts}
     if not isinstance(message, Mapping):
-        raise BadPrompt(f'{where} is a {type(message).__name__}: give a dict with "role" and "content"')
+        raise BadPrompt(f'{where} is {kind_of(message)}: give a dict with "role" and "content"')
     _refuse_unknown(message, MESSAGE_KEYS, where)
     role = _field(message, "role", where)
     if role not in ROLES:
@@ -94,7 +95,7 @@ def _part(part: Any, where: str) -> Part:
     if isinstance(part, OBJECTS) or is_tensor(part):
         return as_visual(part)
     if not isinstance(part, Mapping):
-        raise BadPrompt(f'{where} is a {type(part).__name__}: give a dict with a "type"')
+        raise BadPrompt(f'{where} is {kind_of(part)}: give a dict with a "type"')
     kind = _field(part, "type", where)
     if kind not in PART_KEYS:
         raise BadPrompt(f"{where}: type is {kind!r}; give one of {', '.join(PART_KEYS)}")
@@ -103,7 +104,7 @@ def _part(part: Any, where: str) -> Part:
         case "text":
             text = _field(part, "text", where)
             if not isinstance(text, str):
-                raise BadPrompt(f"{where}: text is a {type(text).__name__}; give a string")
+                raise BadPrompt(f"{where}: text is {kind_of(text)}; give a string")
             return text
         case "image":
             return _seen(Picture.of(_source(part, ("image", "url", "path", "base64"), where)), part, where)
@@ -140,7 +141,7 @@ def _source(part: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
         return source
     text = source.decode("ascii", "replace") if isinstance(source, bytes) else source
     if not isinstance(text, str):
-        raise BadPrompt(f"{where}: base64 is a {type(source).__name__}; give a string")
+        raise BadPrompt(f"{where}: base64 is {kind_of(source)}; give a string")
     return text if text[:5].lower() == "data:" else f"{BARE_BASE64}{text}"
 
 
