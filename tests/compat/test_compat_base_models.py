@@ -232,3 +232,27 @@ def test_checkpointing_of_some_blocks(every):
     for wrong in ({"offload": True}, {"every_n_layers": 0}):
         with pytest.raises(BadSetting, match=next(iter(wrong))):
             model.gradient_checkpointing_enable(**wrong)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_config_of_each_part_says_how_attention_is_computed(family):
+    model = ours(family)
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        for name in model.config.parts:
+            part = getattr(model.config, name)
+            assert part._attn_implementation == implementation
+            assert "_attn_implementation" not in part.to_dict()
+
+
+def test_an_idefics_model_says_its_vocabulary():
+    model = ours("idefics", additional_vocab_size=2)
+    model.resize_token_embeddings(model.vocab_size + 3)
+    assert model.vocab_size == model.config.vocab_size == model.model.vocab_size
+
+
+def test_an_unknown_way_to_attend_is_refused_and_changes_nothing():
+    model = ours("idefics3")
+    with pytest.raises(ValueError, match='attn_implementation="foo"` is not supported: give sdpa, eager'):
+        model.set_attn_implementation("foo")
+    assert model.config._attn_implementation == model.config.text_config._attn_implementation == "sdpa"

@@ -219,3 +219,23 @@ def test_a_dict_for_a_part_changes_what_it_names():
     content = CONFIGS["idefics3"](text_config={"hidden_size": 64, "num_hidden_layers": 2}).to_dict()
     text = CONFIGS["idefics3"].from_dict(content, text_config={"num_hidden_layers": 3}).text_config
     assert (text.hidden_size, text.num_hidden_layers) == (64, 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_class_of_a_part_reads_it_from_a_whole_config(family, tmp_path):
+    whole = CONFIGS[family].from_dict(RAWS[family])
+    whole.save_pretrained(tmp_path)
+    assert whole.parts
+    for name, part in whole.parts.items():
+        read = part.from_pretrained(tmp_path)
+        assert type(read) is part
+        assert read == getattr(whole, name)
+        assert read != part()
+    changed = part.from_pretrained(tmp_path, initializer_range=0.5)
+    assert changed.to_dict() == {**getattr(whole, name).to_dict(), "initializer_range": 0.5}
+
+
+def test_the_class_of_another_familys_part_is_refused(tmp_path):
+    CONFIGS["idefics2"].from_dict(RAWS["idefics2"]).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="llama"):
+        CONFIGS["idefics3"].parts["text_config"].from_pretrained(tmp_path)

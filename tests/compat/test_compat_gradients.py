@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from compat.models_tiny import FAMILIES, RAWS, assert_close, batch, ours, pair
-from idefics.compat import IdeficsConfig, IdeficsForVisionText2Text
+from idefics.compat import AutoModelForImageTextToText, IdeficsConfig, IdeficsForVisionText2Text
 from idefics.errors import BadSetting
 from models import tiny
 
@@ -237,3 +237,16 @@ def test_first_weights_have_the_spread_that_the_config_names():
     assert abs(model.model.embed_tokens.weight.std() - 0.3) < 0.02
     assert (model.model.norm.weight == 1).all()
     assert (model.model.vision_model.encoder.layers[0].mlp.fc1.bias == 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_asks_for_checkpointing(family):
+    config = ours(family).config
+    config.gradient_checkpointing = True
+    model = AutoModelForImageTextToText.from_config(config)
+    assert model.is_gradient_checkpointing
+    assert model.gradient_checkpointing
+    assert model.model.gradient_checkpointing
+    assert "gradient_checkpointing" not in model.config.to_dict()
+    model.gradient_checkpointing_disable()
+    assert not model.model.gradient_checkpointing

@@ -20,7 +20,15 @@ from idefics.models import family_for
 from idefics.weights.adapters import refuse_adapter
 
 CONFIG_FILE = "config.json"
-UNSAVED = ("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal")
+UNSAVED = (
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "gradient_checkpointing",
+)
+
+# The first class of each model_type that has parts.
+WHOLES: dict[str, type[PretrainedConfig]] = {}
 
 
 class PretrainedConfig:
@@ -28,6 +36,8 @@ class PretrainedConfig:
 
     Attributes:
         _attn_implementation: how attention is computed in the models that are made by this config; never saved.
+        gradient_checkpointing: whether models that are made by this config begin with
+            `gradient_checkpointing_enable`; never saved.
         return_dict, output_attentions, output_hidden_states: what `forward` does where its caller does not say.
         torch_dtype: the dtype of the stored weights, by its name.
         architectures: the classes that the weights were saved from.
@@ -45,6 +55,7 @@ class PretrainedConfig:
     architectures: list[str] | None = None
 
     _attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
     # What transformers' own code reads from every config; fields of the classes below take their places.
     bos_token_id: Any = None
     eos_token_id: Any = None
@@ -61,6 +72,8 @@ class PretrainedConfig:
         own = {name: cls.__dict__[name] for name in cls.__annotations__ if name in cls.__dict__}
         own = {name: value for name, value in own.items() if name not in ("model_type", "parts", "fields")}
         cls.sub_configs = cls.parts
+        if cls.parts:
+            WHOLES.setdefault(cls.model_type, cls)
         cls.fields = {**own, **{name: value for name, value in cls.fields.items() if name not in own}}
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         named = [inspect.Parameter(name, kind, default=value) for name, value in cls.fields.items()]
@@ -151,7 +164,10 @@ class PretrainedConfig:
         pretrained_model_name_or_path: str | PathLike[str],
         **keywords: Any,
     ) -> Self:
-        """The config of a folder, a model on the hub or a short name; keywords are as in models' `from_pretrained`."""
+        """The config of a folder, a model on the hub or a short name; keywords are as in models' `from_pretrained`.
+
+        The class of a part takes its part of a whole model's config.
+        """
         folder, changes = folder_and_rest(
             pretrained_model_name_or_path,
             without_neutral(f"{cls.__name__}.from_pretrained", keywords),
@@ -159,7 +175,12 @@ class PretrainedConfig:
             needs="config",
         )
         content = read_config(folder)
-        if (model_type := content.get("model_type", cls.model_type)) != cls.model_type:
+        model_type = content.get("model_type", cls.model_type)
+        if (whole := WHOLES.get(model_type)) is not None:
+            for name, part in whole.parts.items():
+                if part is cls:
+                    return cls.from_dict(getattr(whole.from_dict(content), name).to_dict(), **changes)
+        if model_type != cls.model_type:
             raise UnsupportedModel(
                 f"{folder} is of model_type {model_type!r}, {cls.__name__} of {cls.model_type!r}"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from idefics.compat.generation_arguments import prompt_ids, prompt_mask, settings_of_call, sorted_arguments
 from idefics.compat.generation_config import GenerationConfig
+from idefics.compat.generation_padding import RightPadding, all_to_left
 from idefics.compat.generation_reader import Reader
 from idefics.compat.generation_search import GenerateOutput, Steps, beam_search, sample
 from idefics.compat.logits_constraints import AllowedIds
@@ -33,6 +34,11 @@ class GenerationMixin:
     """Gives a model `generate`. The model is callable as `generation_reader.Model` says."""
 
     generation_config: GenerationConfig
+
+    @property
+    def picture_ids(self) -> Sequence[int]:
+        """The ids whose places are filled with pictures, in their order."""
+        return ()
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor | None = None, past_key_values: Any = None, **kwargs: Any
@@ -68,7 +74,9 @@ class GenerationMixin:
 
         Greedy unless `do_sample` or `num_beams` is set; draws come from torch's own generator, which
         `torch.manual_seed` seeds. A setting is looked for in `kwargs`, `generation_config`, the model's own
-        `generation_config`, and has a default else. The prompts of a batch are padded on the left.
+        `generation_config`, and has a default else. Prompts may be padded on either side: padding on the right stands
+        before the prompt while ids are chosen, where processors and criteria see it, and where it was in what is given
+        back; answers follow the last place of the longest prompt.
 
         Args:
             inputs: (B, T) ids of the prompts; `input_ids` is another name for it. Without any, prompts are
@@ -93,7 +101,7 @@ class GenerationMixin:
         Raises:
             UnknownArgument: neither the settings nor the model have it.
             BadSetting: a setting out of its range, or two that contradict each other.
-            BadPrompt: ids of a wrong shape, or padded on the right.
+            BadPrompt: ids of a wrong shape, or nothing but padding.
         """
         try:
             settings, given = sorted_arguments(
@@ -139,7 +147,10 @@ class GenerationMixin:
         negative_mask: Tensor | None,
     ) -> Tensor | GenerateOutput:
         ids = prompt_ids(inputs, given, config)
-        mask = prompt_mask(ids, given, config)
+        as_given, mask = ids, prompt_mask(ids, given, config)
+        padding = RightPadding(mask).check(ids, given, self.picture_ids)
+        negative, negative_mask = all_to_left(negative, negative_mask)
+        ids, mask, given = padding.to_left(ids), padding.to_left(mask), padding.inputs_to_left(given)
         prompt = given["inputs_embeds"].shape[1] if "inputs_embeds" in given else ids.shape[1]
         room = _room(config, prompt)
         answers = max(config.num_beams, config.num_return_sequences)
@@ -151,7 +162,7 @@ class GenerationMixin:
             extras=_extras(config),
         )
         if streamer is not None:
-            streamer.put(ids.repeat_interleave(answers, dim=0).cpu())
+            streamer.put(as_given.repeat_interleave(answers, dim=0).cpu())
 
         def rows(tensor: Tensor) -> Tensor:
             return tensor.repeat_interleave(answers, dim=0)
@@ -177,6 +188,7 @@ class GenerationMixin:
             out = sample(reader, ids, logits, steps, streamer)
         else:
             out = beam_search(reader, ids, logits, steps, room)
+        padding.given_back(out, as_given)
         return out if config.return_dict_in_generate else out.sequences
 
 

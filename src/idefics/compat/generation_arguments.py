@@ -139,7 +139,7 @@ def prompt_mask(ids: Tensor, given: dict[str, Any], config: GenerationConfig) ->
     """(B, T) which ids are no padding, taken out of what is `given`, else by `pad_token_id`.
 
     Raises:
-        BadPrompt: of a wrong shape, or the padding is on the right.
+        BadPrompt: of a wrong shape.
     """
     mask: Tensor | None = given.pop("attention_mask", None)
     if mask is None:
@@ -149,8 +149,4 @@ def prompt_mask(ids: Tensor, given: dict[str, Any], config: GenerationConfig) ->
             mask = ids.ne(config.pad_token_id).long()
     if mask.dim() != 2:
         raise BadPrompt(f"attention_mask has shape {tuple(mask.shape)}; give (prompts, length)")
-    if not mask[:, -1].all():
-        raise BadPrompt(
-            'a prompt is padded on the right, where its answer belongs: set the tokenizer\'s padding_side to "left"'
-        )
     return mask

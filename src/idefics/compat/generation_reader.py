@@ -109,6 +109,11 @@ class Reader:
             raise BadPrompt(
                 f"the prompt has {length} ids, and past_key_values hold {read}: give the ids that follow"
             )
+        sees = inputs.get("image_attention_mask")
+        if (
+            sees is not None and sees.shape[1] != length
+        ):  # of the prompt that was read: the cache knows what is seen
+            del inputs["image_attention_mask"]
         rest = inputs.keys() & {"input_ids", "inputs_embeds", "position_ids", "image_attention_mask"}
         return inputs | {name: inputs[name][:, read - length :] for name in rest}
 

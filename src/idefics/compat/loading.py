@@ -20,6 +20,7 @@ from idefics.compat.folders import LOCATING, folder_and_rest
 from idefics.compat.generation_config import FILE as GENERATION_FILE
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.loading_arguments import IGNORED_BY_MODELS, NEUTRAL, without_neutral
+from idefics.compat.loading_given import or_given_weights
 from idefics.compat.modeling_adapters import Adapters, or_adapter
 from idefics.compat.own_modules import initialise_own, own_tensors, sparing
 from idefics.compat.quantization import (
@@ -70,6 +71,7 @@ class Loading(Adapters):
         raise NotImplementedError
 
     @classmethod
+    @or_given_weights
     @or_adapter
     def from_pretrained(
         cls,
@@ -92,7 +94,7 @@ class Loading(Adapters):
 
         Args:
             pretrained_model_name_or_path: a folder, a hub id ("owner/name") or a short name ("9b-instruct"); or the
-                folder of an adapter, whose model is loaded with it.
+                folder of an adapter, whose model is loaded with it; or None, with `config` and `state_dict`.
             config: in place of the checkpoint's own: a config of this package or of transformers, the content of a
                 config.json, or the folder of one.
             torch_dtype, dtype: of the weights, by name or as torch has it; None or "auto": as they are stored.
@@ -244,7 +246,8 @@ class Loading(Adapters):
         folder = Path(save_directory)
         config = copy(self.config)
         config.architectures = [type(self).__name__]
-        config.torch_dtype = str(_dtype_of(self)).removeprefix("torch.")
+        dtype = next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
+        config.torch_dtype = str(dtype).removeprefix("torch.")
         config.save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
         save_torch_state_dict(
@@ -275,10 +278,6 @@ def _as_stored(model: Loading, checkpoint: Checkpoint) -> tuple[nn.Module, KeyRu
     whole = nn.Module()  # the checkpoint has a head, and all else under a name of its own
     whole.model = model
     return whole, keys
-
-
-def _dtype_of(model: nn.Module) -> torch.dtype:
-    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
 
 
 def _tied(model: nn.Module) -> list[str]:

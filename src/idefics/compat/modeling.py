@@ -24,7 +24,7 @@ from idefics.compat.transformers_instance import CountsAsPreTrainedModel
 from idefics.errors import BadSetting
 from idefics.nn.attention import Attn
 from idefics.nn.initial import initialise_module
-from idefics.nn.kernels import Attending, give_kernel, kernel_called
+from idefics.nn.kernels import KERNELS, Attending, give_kernel, kernel_called
 from idefics.nn.loss import next_token_loss
 from idefics.quant import footprint
 
@@ -75,6 +75,8 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
     def post_init(self) -> None:
         """First weights, and how attention is computed: a subclass calls it at the end of its constructor."""
         self.set_attn_implementation(self.config._attn_implementation or "sdpa")
+        if self.config.gradient_checkpointing:
+            self.gradient_checkpointing_enable()
         if draws_first_weights():
             self.init_weights()
 
@@ -144,10 +146,16 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
             BadSetting: no such implementation, or flash attention where it cannot be: it needs a CUDA device of
                 compute capability 8.0 (the requirement of FlashAttention-2) and 16-bit weights.
         """
+        if attn_implementation not in KERNELS:  # the words that callers of transformers match
+            raise BadSetting(
+                f'Specified `attn_implementation="{attn_implementation}"` is not supported: give {", ".join(KERNELS)}'
+            )
         dtype = next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), None)
         kernel = kernel_called(attn_implementation, dtype or torch.float32, torch.device("cuda"))
         give_kernel(self, kernel)
-        self.config._attn_implementation = attn_implementation
+        parts = [getattr(self.config, name) for name in self.config.parts]
+        for config in (self.config, *parts):
+            config._attn_implementation = attn_implementation
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.attn_implementation = attn_implementation

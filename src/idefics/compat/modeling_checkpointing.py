@@ -61,6 +61,11 @@ class GradientCheckpointing(nn.Module):
         """Whether `gradient_checkpointing_enable` holds."""
         return any(_is_checkpointed(block) for block in self._blocks())
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """`is_gradient_checkpointing`, by the name that models without a head have for it in transformers."""
+        return self.is_gradient_checkpointing
+
     # The names that transformers 5.23 has for the same.
 
     def activation_checkpointing_enable(

@@ -65,6 +65,11 @@ class IdeficsPreTrainedModel(PreTrainedModel):
             head.additional_fc.weight = embeddings.additional_embedding.weight
 
     @property
+    def vocab_size(self) -> int:
+        """That of the config, without additional tokens."""
+        return self.config.vocab_size
+
+    @property
     def vocabulary(self) -> int:
         return self.body.embed_tokens.num_embeddings + self.body.embed_tokens.additional
 

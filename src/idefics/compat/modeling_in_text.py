@@ -174,6 +174,10 @@ class InTextForConditionalGeneration(ModelWithHead, InTextPreTrainedModel, InTex
     config: Idefics2Config | Idefics3Config  # type: ignore[assignment]  # the guides' kind
     model: InTextBaseModel
 
+    @property
+    def picture_ids(self) -> tuple[int, ...]:
+        return (self.config.image_token_id,)
+
     def decode(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
         return self.model.decode(x, positions, attn)
 
