@@ -12,7 +12,9 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 import idefics
 from idefics.errors import PromptTooLong, TextTooLong
 from idefics.messages import Picture, user
+from idefics.processing import token_aliases
 from idefics.processing.text_length import TextLimit
+from idefics.processing.token_aliases import HUGE_TEXT, LONG_TEXT
 from idefics.processing.tokenizer import Piece, Tokenizer
 from processing.tokenizers_tiny import IMAGE, byte_level, legacy_llama
 
@@ -175,3 +177,39 @@ def test_long_texts_have_the_ids_of_short_ones(kind):
     forged = OURS[kind].encode_pieces([Piece(IMAGE, trusted=True), Piece(IMAGE + text, trusted=False)])
     assert forged.count(OURS[kind].token_id(IMAGE)) == 1
     assert OURS[kind].decode(forged, hidden=()).replace("> <", "><") == IMAGE * 2 + text
+
+
+@both
+def test_of_a_huge_text_only_the_beginning_is_tokenized_before_it_is_refused(kind, monkeypatch):
+    """What would be tokenized has to be given back: tens of milliseconds in which nobody else runs."""
+    tokenizer, encoded = OURS[kind], []
+    encoding_of = token_aliases.encoding_of
+    monkeypatch.setattr(
+        token_aliases,
+        "encoding_of",
+        lambda library, text: encoded.append(len(text)) or encoding_of(library, text),
+    )
+    monkeypatch.setattr(
+        "idefics.processing.tokenizer.encoding_of", lambda *_: pytest.fail("it was tokenized whole")
+    )
+    text = "a cat sat " * 100_000
+    with pytest.raises(
+        TextTooLong, match=r"the text has 1,000,000 characters, .* the 1,024 tokens"
+    ) as caught:
+        tokenizer.encode_pieces([Piece("A: ", trusted=True), Piece(text, trusted=False)], max_tokens=1024)
+    assert caught.value.characters == len(text)
+    assert 1024 < sum(encoded) <= 20 * 1024
+    assert max(encoded) == LONG_TEXT
+
+
+@both
+def test_a_huge_text_that_fits_is_not_refused_and_one_that_nearly_fits_is_counted_exactly(kind):
+    tokenizer = OURS[kind]
+    piece = Piece("a cat sat " * 7_000, trusted=True)
+    assert len(piece.text) > HUGE_TEXT
+    ids = tokenizer.encode_pieces([piece])
+    assert tokenizer.encode_pieces([piece], max_tokens=len(ids)) == ids
+    with pytest.raises(PromptTooLong) as caught:
+        tokenizer.encode_pieces([piece], max_tokens=len(ids) - 1)
+    assert type(caught.value) is PromptTooLong
+    assert caught.value.length == len(ids)

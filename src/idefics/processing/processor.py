@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImagePlan, PromptStyle
-from idefics.errors import BadPrompt, BadSetting, PromptTooLong, UnsupportedModel
+from idefics.errors import BadPrompt, BadSetting, PromptTooLong, TextTooLong, UnsupportedModel
 from idefics.messages import ImageDetail, Message, Part, Picture, Video, Visual
 from idefics.processing.chat import IMAGE, render
 from idefics.processing.continuations import check_continuation, encode_continuations
@@ -247,6 +247,8 @@ class Processor:
             return self._opening() + self.tokenizer.encode_pieces(
                 pieces, max_tokens=self.text_limit.max_tokens
             )
+        except TextTooLong:
+            raise
         except PromptTooLong as error:
             raise PromptTooLong(error.length, error.limit, len(pictures)) from None
 

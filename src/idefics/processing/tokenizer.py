@@ -15,7 +15,7 @@ from idefics.errors import PromptTooLong, UnsupportedModel
 from idefics.lazy import cached_property
 from idefics.processing.special_tokens import NAME_STARTS, Declared, SpecialTokens, classify
 from idefics.processing.text_length import spells_whole_text
-from idefics.processing.token_aliases import TokenAliases, encoding_of
+from idefics.processing.token_aliases import HUGE_TEXT, TokenAliases, encoding_of, refuse_long
 
 if TYPE_CHECKING:
     import tokenizers
@@ -150,10 +150,12 @@ class Tokenizer:
         special token is forged, this is `encode` of the joined text.
 
         Raises:
-            PromptTooLong: there are more than `max_tokens`.
+            PromptTooLong: there are more than `max_tokens`; TextTooLong where there are far more.
         """
         text, trust = "", bytearray()
         for piece in pieces:
+            if max_tokens is not None and len(piece.text) > HUGE_TEXT:
+                refuse_long(self._library, piece.text, max_tokens)
             text += piece.text
             trust += bytes([piece.trusted]) * len(piece.text)
         encoding = encoding_of(self._library, text)
