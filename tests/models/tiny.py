@@ -185,7 +185,8 @@ def write_whole(folder, raw, **training):
         image, turn_end = map(tokenizer.token_to_id, (tokenizers_tiny.IMAGE, tokenizers_tiny.TURN_END))
         sizes = {"image_token_id": image, "text_config": {"vocab_size": tokenizer.get_vocab_size()}}
         size = {"shortest_edge": 20, "longest_edge": raw["vision_config"]["image_size"]}
-        preprocessor, stop = {"do_image_splitting": True, "size": size}, [END_OF_DOCUMENT, turn_end]
+        stop = [id for id in (END_OF_DOCUMENT, turn_end) if id is not None]
+        preprocessor = {"do_image_splitting": True, "size": size}
     else:
         tokenizer = tokenizers_tiny.byte_level(**training)
         image, stop = map(tokenizer.token_to_id, (tokenizers_tiny.IMAGE, tokenizers_tiny.TURN_END))
