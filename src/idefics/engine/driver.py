@@ -75,7 +75,7 @@ class Driver:
             self._work = engine.work
 
     def _tell(self) -> None:
-        """The engine is gone: whoever waits for it has nothing to wait for."""
+        """The engine is gone: threads that wait for it return."""
         with self._work:
             self._work.notify_all()
 

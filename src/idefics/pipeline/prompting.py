@@ -64,7 +64,7 @@ class Prompting(Loaded):
 
     @public
     def fetching(self, fetcher: Fetcher) -> Self:
-        """The same model (nothing is copied), whose pictures another fetcher gets: one for strangers bounds them."""
+        """The same model (nothing is copied) with another fetcher; one for untrusted input bounds pictures."""
         given: object = fetcher
         if not isinstance(given, Fetcher):
             raise BadSetting(f"fetcher is {short(given)}; give a Fetcher of idefics.processing.fetch")
