@@ -83,16 +83,16 @@ def zipped(path, files):
 
 
 class Slow:
-    """Makes a model's answers slow, one token at a time. None comes while `going` is not set."""
+    """Makes a model's answers slow: `pause` seconds a token. None comes while `going` is not set."""
 
     def __init__(self, monkeypatch, demo):
-        self.going = threading.Event()
+        self.going, self.pause = threading.Event(), 0.05
         self.going.set()
         step = demo.engine.step
 
         def slowly():
             self.going.wait(20)
-            time.sleep(0.05)
+            time.sleep(self.pause)
             step()
 
         monkeypatch.setattr(demo.engine, "step", slowly)

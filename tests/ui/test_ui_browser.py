@@ -9,7 +9,7 @@ import re
 from playwright.sync_api import expect
 
 from idefics.tasks.shots import read_shots
-from ui.browser import BROWSER, example, run, tab, value, zipped
+from ui.browser import BROWSER, Slow, example, run, tab, value, zipped
 
 pytestmark = BROWSER
 
@@ -131,15 +131,22 @@ def test_a_conversation_with_pictures_at_two_turns(page, bundled):
     assert alts == ["A tower at night", "A statue", "A door at night, and a pumpkin"]
 
 
-def test_a_turn_is_retried_edited_and_taken_back(page):
+def test_a_turn_is_retried_edited_and_taken_back(page, demo, monkeypatch):
+    slow = Slow(monkeypatch, demo)
     example(page, "chat")
     run(page, "chat")
     expect(page.get_by_test_id("bot").last).to_have_text(re.compile("A tower."))
+    expect(page.locator("#chat-note")).to_contain_text("written")
     page.locator("#chat-box textarea").fill("Is it day or night?")
     page.locator("#chat-box textarea").press("Enter")
     expect(page.get_by_test_id("bot").last).to_have_text(re.compile("Night."))
+    expect(page.locator("#chat-note")).to_contain_text("written")
+    note = page.locator("#chat-note").inner_text()
+    slow.pause = 0.3  # so that the note says another time
     page.get_by_label("Retry").last.click()
-    expect(page.locator("#chat-run")).to_be_enabled()
+    expect(page.locator("#chat-note")).not_to_have_text(note)
+    expect(page.locator("#chat-note")).to_contain_text("written")
+    slow.pause = 0.0
     expect(page.get_by_test_id("bot")).to_have_count(2)
     expect(page.get_by_test_id("bot").last).to_have_text(re.compile("Night."))
     page.get_by_label("Edit").locator("visible=true").last.click()
