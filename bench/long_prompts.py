@@ -115,9 +115,7 @@ def _p99(times: list[float]) -> float:
 
 def _send(url: str, texts: int) -> None:
     """The load: all texts, each refused with the same error. A process of its own, so as not to disturb the clock."""
-    os.nice(
-        19
-    )  # the senders are other machines: on this one they would take turns with the clock and the server
+    os.nice(19)  # senders stand for other machines: they must not take processor time from the server
     text = " ".join(WORDS * (1 + SIZE // len(WORDS)))
     bodies = [json.dumps(_body(text[97 * n : 97 * n + SIZE])).encode() for n in range(CLIENTS)]
     print("ready", flush=True)

@@ -242,6 +242,25 @@ def test_a_head_that_drips_is_given_up(vlm, monkeypatch, pieces):
     asyncio.run(scene())
 
 
+def test_a_large_body_is_read_a_little_at_a_time(vlm, monkeypatch):
+    sizes = []
+    receive = listening.Connection.data_received
+
+    def record(connection, data):
+        sizes.append(len(data))
+        receive(connection, data)
+
+    monkeypatch.setattr(listening.Connection, "data_received", record)
+
+    async def scene():
+        async with served(vlm) as (client, _):
+            await client.post("/v1/chat/completions", content=b" " * 1_000_000)
+
+    asyncio.run(scene())
+    assert sum(sizes) > 1_000_000
+    assert max(sizes) <= 32 << 10  # asyncio alone reads 256 KiB
+
+
 def test_a_long_answer_outlasts_the_time_for_a_head(vlm, pace, monkeypatch):
     monkeypatch.setattr(listening, "HEAD_SECONDS", 0.05)
 

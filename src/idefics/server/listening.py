@@ -14,9 +14,7 @@ from idefics.server.faults import Fault
 log = logging.getLogger("idefics.server.access")
 
 HEAD_SECONDS = 60.0  # that the head of a request may take to arrive
-READ_BYTES = (
-    32 << 10
-)  # of one socket in a turn of the event loop; asyncio reads 256 KiB, eight times in a row from eight
+READ_BYTES = 32 << 10  # most bytes read from one socket per turn of the event loop; asyncio: 256 KiB
 
 
 class Connection(H11Protocol):
@@ -26,7 +24,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Somebody is there."""
-        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # asyncio's own name for it
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # no stub has it
         super().connection_made(transport)
         self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
 

@@ -26,7 +26,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                loop="asyncio",  # whose reads `Connection` bounds; uvloop's cannot be
+                loop="asyncio",  # `Connection` bounds its reads; uvloop has no such setting
                 http=Connection,  # of h11: httptools bounds neither the number of headers nor their size
                 h11_max_incomplete_event_size=HEADER_BYTES,
                 ws="none",
