@@ -7,6 +7,7 @@ Knows modules and bytes; no families, no checkpoints.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from idefics.host_memory import free_host_memory
 from idefics.nn.decoder import DecoderLayer
 from idefics.weights import Places
 
+OUT_OF_MEMORY = re.compile("allocate memory|failed to map segment", re.IGNORECASE)  # of torch, of the linker
 SMALLER = "take a smaller one, or keep it in fewer bits (quantize)"
 Device = int | str | torch.device  # an int is a GPU
 Way = Literal["auto", "balanced", "balanced_low_0", "sequential"]
@@ -165,8 +167,8 @@ def told_of_memory(what: str, needed: int, device: torch.device) -> Iterator[Non
         yield
     except OutOfMemory:
         raise
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error).lower():
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         raise OutOfMemory(what, needed, free, SMALLER) from error
 

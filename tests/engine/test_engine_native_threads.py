@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import CDLL
+from ctypes import CDLL, byref, c_int
 from pathlib import Path
 
 import pytest
@@ -97,6 +97,21 @@ def test_a_fork_reads_on_by_itself():
     assert off == 0
     assert has_begun_anew, "the threads of the process that was forked are not there"
     process.join()
+
+
+def test_threads_that_start_do_nothing_before_the_step(tmp_path):
+    """A thread that starts while a step is being prepared must not take a piece of it: the step would count it twice."""
+    made, sources = tmp_path / "pool.so", Path(library.__file__).parent
+    command = ["cc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", f"-I{sources}", "-o", made]
+    try:
+        subprocess.run(
+            [*command, Path(__file__).with_name("pool_start.c"), *sources.glob("*.c"), "-lm"], check=True
+        )
+    except FileNotFoundError:
+        pytest.skip("no C compiler")
+    before, in_step = c_int(), c_int()
+    CDLL(made).pool_start(3, 12, byref(before), byref(in_step))
+    assert (before.value, in_step.value) == (0, 12)
 
 
 def test_ids_beyond_the_vocabulary_are_refused():

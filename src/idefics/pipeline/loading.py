@@ -144,35 +144,36 @@ class Loaded:
         quantisation = quantization(quantize)
         folder = weights.find(model, revision=revision, offline=offline, progress=progress)
         checkpoint = models.read_checkpoint(folder)
-        rules = generation_rules(checkpoint)
-        module = models.build(checkpoint)
-        is_reference = kernels == "reference"
-        quick = Verdict() if main.type != "cpu" and not is_reference else verdict_for(module, kernels)
-        computed, storage = dtypes_called(dtype, main, checkpoint.config.dtype, quick or Verdict())
-        kernel = kernel_called(attn_implementation, computed, main)
-        config = engine_config(main, kv_cache, batch_rows, reference=is_reference)
-        free = free_memory(main) if main.type == "cpu" else None
-        if main.type == "cpu" and not is_reference:
-            warn_of_missing_kernels()
-        processor = processor_for(checkpoint, fetcher)
         on_disk = sum(path.stat().st_size for path in weights.weight_files(folder))
         with told_of_memory("the model", on_disk, main):
-            models.fill(
-                module,
-                folder,
-                checkpoint.family.keys,
-                dtype=computed,
-                device=place,
-                storage=storage,
-                quantisation=quantisation,
-                stored=checkpoint.quantisation,
-                verdict=quick,
-                mapped=True,
-            )
-        give_kernel(module, fused if kernel is fast and is_reference else kernel)
-        if free is not None:  # weights that stay in the files are not in memory yet
-            free = min(free - footprint(module), free_memory(main))
-        engine = Engine(module, config, free)  # type: ignore[arg-type]  # a VLM by its methods
+            rules = generation_rules(checkpoint)
+            module = models.build(checkpoint)
+            is_reference = kernels == "reference"
+            quick = Verdict() if main.type != "cpu" and not is_reference else verdict_for(module, kernels)
+            computed, storage = dtypes_called(dtype, main, checkpoint.config.dtype, quick or Verdict())
+            kernel = kernel_called(attn_implementation, computed, main)
+            config = engine_config(main, kv_cache, batch_rows, reference=is_reference)
+            free = free_memory(main) if main.type == "cpu" else None
+            if main.type == "cpu" and not is_reference:
+                warn_of_missing_kernels()
+            processor = processor_for(checkpoint, fetcher)
+            with told_of_memory("the model", on_disk, main):  # what is free now: the imports have their part
+                models.fill(
+                    module,
+                    folder,
+                    checkpoint.family.keys,
+                    dtype=computed,
+                    device=place,
+                    storage=storage,
+                    quantisation=quantisation,
+                    stored=checkpoint.quantisation,
+                    verdict=quick,
+                    mapped=True,
+                )
+            give_kernel(module, fused if kernel is fast and is_reference else kernel)
+            if free is not None:  # weights that stay in the files are not in memory yet
+                free = min(free - footprint(module), free_memory(main))
+            engine = Engine(module, config, free)  # type: ignore[arg-type]  # a VLM by its methods
         log.info("loaded %s from %s in %.2f s: %s", model, folder, time.perf_counter() - began, _told(engine))
         return cls(processor, engine, stop_ids(checkpoint, processor), rules)
 

@@ -101,6 +101,8 @@ class Tokenizer:
             return cls(text, declared)
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{path}: {error}") from None
+        except (ImportError, MemoryError):  # say nothing of the file
+            raise
         except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
             raise UnsupportedModel(f"{path} is not a tokenizer file ({error}): download it again") from None
 

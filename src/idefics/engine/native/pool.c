@@ -144,6 +144,7 @@ Pool *pool_new(Engine *engine, int threads) {
     pool->helpers = calloc((size_t)threads, sizeof *pool->helpers);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->moved, NULL);
+    atomic_store(&pool->first, 1); /* stage 0, where the threads begin, is in no step: nothing is done before pool_run */
     pool->threads = 1;
     while (pool->helpers && pool->threads < threads) { /* as many as the system gives */
         Helper *helper = malloc(sizeof *helper);
