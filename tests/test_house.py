@@ -62,6 +62,7 @@ PUBLIC = [
     "ModelNotFound",
     "Options",
     "OutOfMemory",
+    "PartialPictureWarning",
     "Picture",
     "PromptTooLong",
     "QuantizationConfig",

@@ -124,6 +124,10 @@ class BadPicture(BadRequest, OSError):
     """A picture cannot be opened or may not be fetched."""
 
 
+class PartialPictureWarning(UserWarning):
+    """A picture file holds more than the one picture that was read of it; no error."""
+
+
 class BadVideo(BadPicture):
     """A video cannot be read, or the checkpoint was not trained with video."""
 

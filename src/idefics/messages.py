@@ -229,6 +229,7 @@ class Answer:
         timings: seconds; of the whole batch where several prompts were answered together.
         logprobs: natural-log probability of each token, where it was asked for.
         top_logprobs: for each token the most likely ones in its place, the likeliest first, where asked for.
+        notes: what was not read of the pictures' files, such as further pages of a TIFF; one sentence each.
     """
 
     text: str
@@ -238,6 +239,7 @@ class Answer:
     timings: Timings
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[Alternative, ...], ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -275,11 +277,12 @@ class RankedLabel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Labels from the most to the least likely. Prints as the best label."""
+    """Labels from the most to the least likely; usage, timings and notes as in `Answer`. Prints as the best label."""
 
     labels: tuple[RankedLabel, ...]
     usage: Usage
     timings: Timings
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> str:
@@ -294,6 +297,3 @@ class Ranking:
 
     def __str__(self) -> str:
         return self.best
-
-
-Shots = Sequence[Shot]

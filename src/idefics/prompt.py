@@ -17,12 +17,14 @@ class Tiles:
         frames: arrays (3, h, w) of float32, normalised; several where the picture was split, the whole one last.
         rows, columns: the grid of the split; (0, 0) where the picture was not split.
         key: SHA-256 (hex) over the plan, and the picture's mode, size and upright pixels: equal keys mean equal frames.
+        note: what was not read of the picture's file, in one sentence; empty where all was.
     """
 
     frames: tuple[np.ndarray, ...]
     rows: int
     columns: int
     key: str
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,11 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not read of the pictures' files, each sentence once."""
+        return tuple(dict.fromkeys(tiles.note for tiles in self.pictures if tiles.note))
 
     def until(self, end: int) -> Prompt:
         """The first `end` tokens of a prompt without pictures."""

@@ -89,6 +89,7 @@ def test_every_wide_grey_mode(mode):
     assert np.asarray(opened(image))[0, :, 0].tolist() == [0, 1, 255]
 
 
+@pytest.mark.filterwarnings("ignore::idefics.errors.PartialPictureWarning")
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_frame_of_an_animation(format):
     frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]

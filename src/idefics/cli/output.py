@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from idefics.cli.waiting import Waiting
 from idefics.errors import IdeficsError
 from idefics.lazy import cached_property
-from idefics.messages import Answer, Ranking, Timings, Usage
+from idefics.messages import Answer, Ranking
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,6 +121,7 @@ class Screen:
         self.names = False
         self.code = self.total = self.done = 0
         self.waiting = Waiting()
+        self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -146,6 +147,13 @@ class Screen:
         """One line on standard error about what is not refused."""
         self.say(f"{self.called}: {text}")
 
+    def notes(self, result: Answer | Ranking) -> None:
+        """What was not read of the pictures' files, each sentence once in a run."""
+        for text in result.notes:
+            if text not in self._noted:
+                self._noted.add(text)
+                self.note(text)
+
     def say(self, text: str) -> None:
         """One line on standard error."""
         with self.waiting.aside():
@@ -162,20 +170,22 @@ class Screen:
             row: dict[str, Any] = {"text": answer.text, "finish": answer.finish}
             if answer.logprobs is not None and model is not None:
                 row["tokens"] = list(_tokens(answer, model))
-            self._object(name, row, answer.usage, answer.timings)
+            self._object(name, row, answer)
         else:
             self._text(answer.text, name)
+        self.notes(answer)
         self.done += 1
 
     def ranking(self, ranking: Ranking, name: str | None = None) -> None:
         """A ranking: bars for a person, the best label down a pipe, all of it as JSON."""
         if self.as_json:
             row = {"best": ranking.best, "labels": [label._asdict() for label in ranking]}
-            self._object(name, row, ranking.usage, ranking.timings)
+            self._object(name, row, ranking)
         elif self.person:
             self._bars(ranking, name)
         else:
             self._text(ranking.best, name)
+        self.notes(ranking)
         self.done += 1
 
     def stream(self, stream: Stream) -> Answer:
@@ -190,6 +200,7 @@ class Screen:
         answer = stream.answer
         if answer.finish == "length":
             self.say(f"(cut off after {len(answer.tokens)} tokens; --max-new-tokens allows more)")
+        self.notes(answer)
         return answer
 
     def _text(self, text: str, name: str | None) -> None:
@@ -222,10 +233,11 @@ class Screen:
 
             self.console.print(Text(one_line(name), "cyan"), end=end)
 
-    def _object(self, name: str | None, row: dict[str, Any], usage: Usage, timings: Timings) -> None:
+    def _object(self, name: str | None, row: dict[str, Any], result: Answer | Ranking) -> None:
         about = {} if name is None else {"image": name}
-        seconds = {key: round(value, 4) for key, value in asdict(timings).items()}
-        self.row({**about, **row, "usage": asdict(usage), "timings": seconds})
+        notes = {"notes": result.notes} if result.notes else {}
+        seconds = {key: round(value, 4) for key, value in asdict(result.timings).items()}
+        self.row({**about, **row, **notes, "usage": asdict(result.usage), "timings": seconds})
 
     def row(self, row: dict[str, Any]) -> None:
         """One line of JSON."""

@@ -94,6 +94,7 @@ class Growing:
             timings=Timings(self.prepared - self.began, first - self.began, self.last - self.began),
             logprobs=tuple(handle.logprobs) if request.sampling.logprobs else None,
             top_logprobs=tuple(handle.top_logprobs) if request.sampling.top_logprobs else None,
+            notes=request.prompt.notes,
         )
 
     def cut(self, length: int) -> None:

@@ -10,8 +10,10 @@ import hashlib
 import io
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -21,11 +23,11 @@ import numpy as np
 import PIL.Image
 
 from idefics.config import ImagePlan
-from idefics.errors import BadPicture
+from idefics.errors import BadPicture, PartialPictureWarning
 from idefics.messages import ImageDetail, Picture
 from idefics.processing import strangers
 from idefics.processing.fetch import Fetcher, as_address, is_remote, short
-from idefics.processing.picture_files import decode, decode_untrusted, open_file, upright_rgb
+from idefics.processing.picture_files import decode, decode_untrusted, open_file, unfiltered, upright_rgb
 from idefics.processing.resize import normalise, pixels_of, resize
 from idefics.processing.sizes import grid, longest_edge, native_size, plan_for
 from idefics.processing.to_rgb import from_array
@@ -51,7 +53,16 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
             more work than a picture should.
     """
     with _opened(picture.source, fetcher) as decode, fetcher.turns:
-        return decode()
+        image, note = decode()
+    _warn(note, fetcher)
+    return image
+
+
+def _warn(note: str, fetcher: Fetcher) -> None:
+    """A Python warning to the owner, who called; an untrusted sender is told in the answer."""
+    if note and not fetcher.strangers:
+        with unfiltered():
+            warnings.warn(note, PartialPictureWarning, stacklevel=2)
 
 
 def name_of_bytes(data: bytes) -> str:
@@ -60,17 +71,17 @@ def name_of_bytes(data: bytes) -> str:
 
 
 @contextmanager
-def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], PIL.Image.Image]]:
-    """What decodes a picture: all of it is here then, and its turn may be waited for."""
+def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], tuple[PIL.Image.Image, str]]]:
+    """What decodes a picture, and says what it leaves out: all of it is here then, and its turn may be waited for."""
     source = as_address(source) if isinstance(source, str) else source
     distrusted = fetcher.distrusts(source)
     most = strangers.MOST_PIXELS if distrusted else MOST_PIXELS
     decoded = partial(decode_untrusted if distrusted else decode, most=most)
     match source:
         case PIL.Image.Image():
-            yield partial(upright_rgb, source, f"a PIL picture of mode {source.mode}", most)
+            yield lambda: (upright_rgb(source, f"a PIL picture of mode {source.mode}", most), "")
         case np.ndarray():
-            yield partial(from_array, source, most)
+            yield lambda: (from_array(source, most), "")
         case bytes():
             yield partial(decoded, io.BytesIO(source), name_of_bytes(source))
         case str() if is_remote(source):
@@ -101,8 +112,10 @@ def prepared(picture: Picture, plan: ImagePlan, fetcher: Fetcher, look: ImageDet
     """
     look = picture.look(look)
     with _opened(picture.source, fetcher) as decode, fetcher.turns:
-        image = decode()
-        return prepare(image, plan_for(*image.size, plan, look))
+        image, note = decode()
+        tiles = prepare(image, plan_for(*image.size, plan, look))
+    _warn(note, fetcher)
+    return replace(tiles, note=note)
 
 
 def prepare(image: PIL.Image.Image, plan: ImagePlan) -> Tiles:

@@ -33,16 +33,14 @@ from idefics.formats import (
     titles,
 )
 from idefics.processing import strangers
+from idefics.processing.multi_frame import SHARED, SUBFILE_TYPE, unread_note
 from idefics.processing.to_rgb import rgb
 
 if TYPE_CHECKING:
     import os
 
 PILLOW_FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # builds of Pillow may lack them
-SUBFILE_TYPE, DNG_VERSION = (
-    254,
-    50706,
-)  # TIFF tags: bit 0 of the first says that a page is a preview (TIFF 6.0)
+DNG_VERSION = 50706  # TIFF tag
 ORIENTATION = 0x0112  # the EXIF tag, and what turns each of its values upright (EXIF 2.32, 4.6.4)
 UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -104,8 +102,11 @@ def format_of(path: str | os.PathLike[str]) -> ImageFormat | None:
         return recognised(file.read(HEAD_BYTES))
 
 
-def decode(file: BinaryIO, name: str, most: int) -> PIL.Image.Image:
+def decode(file: BinaryIO, name: str, most: int) -> tuple[PIL.Image.Image, str]:
     """A picture file of the owner as RGB, upright by its EXIF tag; `most` bounds its pixels.
+
+    Returns:
+        The picture, and what is said of those that the file holds besides: see `unread_note`.
 
     Raises:
         BadPicture: it is empty, of another format, broken or too large.
@@ -119,19 +120,25 @@ def decode(file: BinaryIO, name: str, most: int) -> PIL.Image.Image:
                 raise BadPicture(
                     f"{name} is a TIFF that begins with a preview, as camera RAW files do: convert it to JPEG"
                 )
-        return upright_rgb(image, name, most)
+        upright = upright_rgb(image, name, most)
+        if upright is image and image.format in SHARED:
+            upright = image.copy()
+        with quiet():
+            return upright, unread_note(image, name)
 
 
-def decode_untrusted(file: BinaryIO, name: str, most: int) -> PIL.Image.Image:
+def decode_untrusted(file: BinaryIO, name: str, most: int) -> tuple[PIL.Image.Image, str]:
     """The same for a file of an untrusted sender, in the few formats that are read from one."""
     data, exif = file.read(), b""
     head = data[:HEAD_BYTES]
     if data.startswith(b"\xff\xd8"):
         data, exif = strangers.bare_jpeg(data)
     with _header(strangers.Sparing(data), head, name, UNTRUSTED_FORMATS, most) as image:
-        return upright_rgb(
+        upright = upright_rgb(
             image, name, most, lambda: strangers.orientation(exif or image.info.get("exif", b""))
         )
+        with quiet():
+            return upright, unread_note(image, name)
 
 
 def _header(
@@ -192,6 +199,13 @@ def quiet() -> Iterator[None]:
     """Without PIL's warnings about odd files and about half of our limit; filters belong to the whole process."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def unfiltered() -> Iterator[None]:
+    """While no other thread is inside `quiet`: a warning of ours would be lost there."""
+    with _FILTERS:
         yield
 
 

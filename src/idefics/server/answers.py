@@ -13,6 +13,12 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class NotedShape(Shape):
+    """An answer; `notes` say what was not read of the pictures' files, and are left out where all was."""
+
+    notes: list[str] = []
+
+
 class CachedTokens(Shape):
     """So many tokens of the prompt had been read already, for an earlier one with the same beginning."""
 
@@ -66,7 +72,7 @@ class ChatChoiceShape(Shape):
     finish_reason: Literal["stop", "length"]
 
 
-class ChatShape(Shape):
+class ChatShape(NotedShape):
     """An answer of `/v1/chat/completions`."""
 
     id: str
@@ -95,7 +101,7 @@ class CompletionChoiceShape(Shape):
     finish_reason: Literal["stop", "length"]
 
 
-class CompletionShape(Shape):
+class CompletionShape(NotedShape):
     """An answer of `/v1/completions`."""
 
     id: str
@@ -147,7 +153,7 @@ class ResponseUsageShape(Shape):
     total_tokens: int
 
 
-class ResponseShape(Shape):
+class ResponseShape(NotedShape):
     """An answer of `/v1/responses`: the message, and what was asked."""
 
     id: str
@@ -181,7 +187,7 @@ class TaskUsageShape(UsageShape):
     pictures: int
 
 
-class TaskShape(Shape):
+class TaskShape(NotedShape):
     """Words about a picture."""
 
     object: Literal["image.task"]
@@ -199,7 +205,7 @@ class LabelShape(Shape):
     logprob: float
 
 
-class RankingShape(Shape):
+class RankingShape(NotedShape):
     """The labels, the likeliest first."""
 
     object: Literal["image.task"]

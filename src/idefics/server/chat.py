@@ -33,7 +33,7 @@ from idefics.server.fields import (
 from idefics.server.neutral import Unused
 from idefics.server.output_format import JsonSchema, one_format, with_format
 from idefics.server.request_object import Fields
-from idefics.server.usage import usage_of
+from idefics.server.usage import notes_of, usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
 
@@ -116,7 +116,9 @@ async def chat(asked: ChatRequest, service: Serving, visit: Visiting) -> Respons
         for number, answer in enumerate(answers)
     ]
     usage = usage_of(*(answer.usage for answer in answers))
-    return JSONResponse({**head, "object": "chat.completion", "choices": found, "usage": usage})
+    return JSONResponse(
+        {**head, "object": "chat.completion", "choices": found, "usage": usage, **notes_of(answers)}
+    )
 
 
 async def _chunks(visit: Visit, head: dict[str, Any], asked: ChatRequest) -> AsyncGenerator[bytes]:
@@ -124,9 +126,12 @@ async def _chunks(visit: Visit, head: dict[str, Any], asked: ChatRequest) -> Asy
     head = {**head, "object": "chat.completion.chunk"}
     tokenizer = visit.service.tokenizer
 
-    def chunk(number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> bytes:
+    def chunk(
+        number: int, delta: dict[str, Any], logprobs: Any = None, answer: Answer | None = None
+    ) -> bytes:
+        finish, notes = (answer.finish, notes_of([answer])) if answer else (None, {})
         choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return event({**head, "choices": [choice], **({"usage": None} if asked.tells_usage else {})})
+        return event({**head, "choices": [choice], **({"usage": None} if asked.tells_usage else {}), **notes})
 
     for number in range(len(visit.streams)):
         yield chunk(number, {"role": "assistant", "content": ""})
@@ -135,7 +140,7 @@ async def _chunks(visit: Visit, head: dict[str, Any], asked: ChatRequest) -> Asy
             yield chunk(number, {"content": delta.text}, _logprobs(tokenizer, delta))
     answers = [stream.answer for stream in visit.streams]
     for number, answer in enumerate(answers):
-        yield chunk(number, {}, finish=answer.finish)
+        yield chunk(number, {}, answer=answer)
     if asked.tells_usage:
         yield event({**head, "choices": [], "usage": usage_of(*(answer.usage for answer in answers))})
     yield DONE

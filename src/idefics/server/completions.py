@@ -21,7 +21,7 @@ from idefics.server.faults import Fault
 from idefics.server.fields import MOST_TOKENS, Asked, content_kind
 from idefics.server.neutral import Unused
 from idefics.server.prompt_logprobs import prompt_logprobs
-from idefics.server.usage import usage_of_prompts
+from idefics.server.usage import notes_of, usage_of_prompts
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
 
@@ -134,7 +134,7 @@ class _CompletionResponse:
             start, rest = self._start(number), self._choice(number, answer, answer.finish)
             logprobs = likelihood.joined(start["logprobs"], rest["logprobs"])
             choices.append({**rest, "text": start["text"] + rest["text"], "logprobs": logprobs})
-        return {**self.head, "choices": choices, "usage": self._usage(answers)}
+        return {**self.head, "choices": choices, "usage": self._usage(answers), **notes_of(answers)}
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answer in pieces."""
@@ -148,7 +148,7 @@ class _CompletionResponse:
         answers = self.unchanged or [stream.answer for stream in self.visit.streams]
         for number, answer in enumerate(answers):
             last = {"index": number, "text": "", "logprobs": None, "finish_reason": answer.finish}
-            yield event({**self.head, "choices": [last], **nothing})
+            yield event({**self.head, "choices": [last], **nothing, **notes_of([answer])})
         if self.asked.tells_usage:
             yield event({**self.head, "choices": [], "usage": self._usage(answers)})
         yield DONE

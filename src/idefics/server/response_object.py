@@ -13,6 +13,7 @@ from idefics.server import likelihood
 from idefics.server.events import event
 from idefics.server.faults import Fault
 from idefics.server.request_object import Fields
+from idefics.server.usage import notes_of
 from idefics.server.visit import Visit
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Reply:
             "truncation": "disabled",
             "usage": None if answer is None else _usage(answer.usage),
             "user": asked.user,
+            **({} if answer is None else notes_of([answer])),
         }
 
     def format(self) -> dict[str, Any]:

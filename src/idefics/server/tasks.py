@@ -19,7 +19,7 @@ from idefics.server.faults import Fault
 from idefics.server.fields import MOST_PICTURES, MOST_TOKENS, Choosing, picture_at
 from idefics.server.neutral import Unused
 from idefics.server.request_object import Fields
-from idefics.server.usage import usage_of
+from idefics.server.usage import notes_of, usage_of
 from idefics.server.visit import Visit
 from idefics.server.wiring import Serving, Visiting, described
 from idefics.tasks import TASKS, classify
@@ -154,12 +154,13 @@ async def _ranking(visit: Visit, vlm: Idefics, asked: ClassifyRequest, picture: 
         prior = (await visit.scores(partial(ask, neutral()), pictures=[neutral(), *shots])).scores
     rows = classify.ranked(labels, handle.scores, prior, length_normalized=asked.length_normalized)
     found = [{"label": row.label, "probability": row.probability, "logprob": row.logprob} for row in rows]
-    usage = _usage(handle.usage)
-    return JSONResponse({"object": "image.task", "task": task.name, "labels": found, "usage": usage})
+    notes = list(handle.request.prompt.notes)
+    end = {"usage": _usage(handle.usage), **({"notes": notes} if notes else {})}
+    return JSONResponse({"object": "image.task", "task": task.name, "labels": found, **end})
 
 
 def _end(answer: Answer) -> dict[str, Any]:
-    return {"finish_reason": answer.finish, "usage": _usage(answer.usage)}
+    return {"finish_reason": answer.finish, "usage": _usage(answer.usage), **notes_of([answer])}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

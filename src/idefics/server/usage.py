@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from idefics.messages import Usage
+from idefics.messages import Answer, Usage
 
 
 def usage_of(*choices: Usage) -> dict[str, Any]:
@@ -18,6 +18,12 @@ def usage_of(*choices: Usage) -> dict[str, Any]:
         "total_tokens": first.prompt_tokens + words,
         "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
     }
+
+
+def notes_of(answers: Iterable[Answer]) -> dict[str, list[str]]:
+    """What was not read of the pictures' files, as a field of the answer; none where all was."""
+    notes = list(dict.fromkeys(note for answer in answers for note in answer.notes))
+    return {"notes": notes} if notes else {}
 
 
 def usage_of_prompts(prompts: Iterable[Iterable[Usage]]) -> dict[str, Any]:

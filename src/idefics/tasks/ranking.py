@@ -145,6 +145,7 @@ class RankingPipeline(TaskPipeline):
             classify.ranked(labels, handle.scores, prior, length_normalized=length_normalized),
             handle.usage,
             Timings(0.0, seconds, seconds),
+            handle.request.prompt.notes,
         )
 
     def _label_scores(

@@ -16,7 +16,7 @@ from idefics.ui.given import Given
 from idefics.ui.pictures import PictureInput, examples
 from idefics.ui.run import Run
 from idefics.ui.sliders import DETAILS
-from idefics.ui.words import reading
+from idefics.ui.words import ranking_cost
 
 EXAMPLES = (
     ("vegetables.png", "animals, vegetables, city landscape, cars, office"),
@@ -91,7 +91,7 @@ def tab(desk: Desk) -> None:
             desk.settings.admit(running.stop, 1, desk.cost(given)),
         ):
             ranking = desk.vlm.classify(look, list(wanted.labels), **wanted.options)
-        yield shown(ranking), f"{reading(ranking.usage)} · {ranking.timings.total:.1f} s"
+        yield shown(ranking), ranking_cost(ranking)
 
     inputs = [picture.image, words, calibrated, normalized, detail]
     done = run.listen(respond, inputs, [bars, note])

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from idefics.errors import EngineBusy, IdeficsError
-from idefics.messages import Answer, Usage
+from idefics.messages import Answer, Ranking, Usage
 
 LOG = logging.getLogger("idefics.ui")
 ENDINGS = {"stop": "", "length": "cut off: more tokens are allowed under “Advanced”", "cancelled": "stopped"}
@@ -63,8 +63,14 @@ def cost(answer: Answer) -> str:
         f"{reading(usage)}, {counted(usage.completion_tokens, 'token')} written",
         f"{seconds.total:.1f} s" + (f", {pace:,.0f} tokens a second" if len(answer.tokens) > 1 else ""),
         ENDINGS[answer.finish],
+        *answer.notes,
     ]
     return " · ".join(part for part in parts if part)
+
+
+def ranking_cost(ranking: Ranking) -> str:
+    """What a ranking took, on one line."""
+    return " · ".join((reading(ranking.usage), f"{ranking.timings.total:.1f} s", *ranking.notes))
 
 
 def reading(usage: Usage) -> str:
