@@ -100,7 +100,7 @@ def test_a_fork_reads_on_by_itself():
 
 
 def test_threads_that_start_do_nothing_before_the_step(tmp_path):
-    """A thread that starts while a step is being prepared must not take a piece of it: the step would count it twice."""
+    """A thread that starts while a step is prepared must not take a piece of it: the step would count it twice."""
     made, sources = tmp_path / "pool.so", Path(library.__file__).parent
     command = ["cc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", f"-I{sources}", "-o", made]
     try:
