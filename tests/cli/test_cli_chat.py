@@ -112,3 +112,14 @@ def test_it_really_talks(capsys, standard_input, demo):
     standard_input(b"What is in this image?\nIs it day or night?\n")
     assert run(["chat", str(tower)], lambda flags, screen: demo) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_line_that_is_not_utf8_is_refused_and_the_conversation_goes_on(idefics, standard_input):
+    standard_input(b"One.\nCaf\xe9?\n/image \xe9.png\nTwo.\n")
+    done = idefics("chat", "a.png")
+    assert done.out == "1 turns, 1 pictures, One.\n3 turns, 0 pictures, Two.\n"
+    assert done.err.splitlines() == [
+        "idefics chat: 'Caf\\xe9?' is not text in UTF-8: write it again",
+        "idefics chat: '/image \\xe9.png' is not text in UTF-8: write it again",
+    ]
+    assert done.code == 2

@@ -130,3 +130,17 @@ def test_nothing_is_said_where_all_is_there(caplog, monkeypatch, tmp_path):
         package.load("demo", device="cpu")
     assert caplog.records == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_of_a_kind_is_singular_and_extras_say_whether_they_are_there(idefics, monkeypatch):
+    found = environment.environment() | {"cores": 1, "threads": 1, "extras": {"heif": True, "video": False}}
+    monkeypatch.setattr(environment, "environment", lambda: found)
+    said = lines(idefics("info").out)
+    assert dict(said)["processor"].endswith(", 1 core, 1 thread")
+    assert [text for word, text in said if word == "extra"] == [
+        "heif: installed",
+        "video: not installed (pip install 'idefics[video]')",
+    ]
+    found |= {"cores": 2, "threads": 3}
+    said = lines(idefics("info").out)
+    assert dict(said)["processor"].endswith(", 2 cores, 3 threads")

@@ -89,6 +89,10 @@ MISTAKES = [
     ),
     (["caption", "-dash.jpg"], ["no such option: -d; for a file, write ./-dash.jpg"]),
     (["help", "capton"], ["no such command 'capton'"]),
+    (
+        ["ask", "a.png", "Caf\udce9?"],
+        ["idefics ask: the question 'Caf\\xe9?' is not text in UTF-8: write it again"],
+    ),
     (["generate"], ["no prompt given"]),
     (["generate", "no.png", "A"], ["no.png: no such file"]),
     (["generate", "broken.png", "A"], ["broken.png is broken"]),

@@ -180,7 +180,7 @@ def test_forms_and_penalties_reach_the_call(idefics, photos):
         (["--presence-penalty", "3"], "--presence-penalty is 3.0; give a number from -2.0 to 2.0"),
         (["--frequency-penalty", "x"], "--frequency-penalty is 'x': give a number"),
         (["--schema", "none.json"], "--schema none.json: no such file"),
-        (["--schema", "a.png"], "--schema a.png is not JSON"),
+        (["--schema", "a.png"], "--schema a.png is not text in UTF-8"),
         (["--schema", "list.json"], "schema is [1]; give a JSON schema as a dict"),
         (
             ["--regex", "a", "--choice", "b"],
@@ -287,3 +287,36 @@ def test_without_top_logprobs_tokens_have_their_own_alone(capsys, photos, demo):
 def test_rows_without_logprobs_have_no_tokens(idefics):
     done = idefics("caption", "a.png", "--json")
     assert "tokens" not in json.loads(done.out)
+
+
+def test_files_that_flags_name_may_be_standard_input(idefics, standard_input, photos):
+    standard_input("\ufeffsnow leopard\n\nkit\u2028ten\n".encode())
+    done = idefics("classify", "a.png", "--labels-file", "-", "--label", "puppy")
+    assert (done.code, done.err) == (0, "")
+    assert done.vlm.calls[0].words == ["puppy", "snow leopard", "kit\u2028ten"]
+    standard_input('\ufeff{"image": "b.png", "answer": "One\u2028two."}\n'.encode())
+    done = idefics("caption", "a.png", "--shots", "-")
+    assert (done.code, done.err) == (0, "")
+    [shot] = done.vlm.shots
+    assert (str(shot.picture.source), shot.answer) == ("b.png", "One\u2028two.")
+    standard_input(b'\xef\xbb\xbf{"type": "integer"}')
+    done = idefics("ask", "a.png", "How many?", "--schema", "-")
+    assert (done.code, done.vlm.calls[0].options["schema"]) == (0, {"type": "integer"})
+
+
+@pytest.mark.parametrize("flag", ["--labels-file", "--shots"])
+def test_what_is_wrong_with_standard_input_as_a_file(idefics, standard_input, photos, flag):
+    command = ["classify", "a.png", "--label", "puppy", "--label", "door", flag, "-"]
+    standard_input(b"\n")
+    assert idefics(*command).err.startswith(f"idefics classify: {flag} -: standard input is empty: send one ")
+    standard_input(b"Caf\xe9")
+    assert idefics(*command).err.startswith(f"idefics classify: {flag} - is not text in UTF-8: give one ")
+
+
+def test_turns_and_a_schema_cannot_both_be_standard_input(idefics, standard_input, photos):
+    standard_input(b"{}")
+    done = idefics("chat", "a.png", "--schema", "-")
+    assert (done.code, done.err) == (
+        2,
+        "idefics chat: --schema - cannot be used here: the lines of standard input are the turns\n",
+    )

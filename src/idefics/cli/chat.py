@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt, Recurs
 from idefics.cli.output import Screen
 from idefics.cli.pictures import STDIN, find, opened, split_words
 from idefics.cli.sampling import SamplingFlags
-from idefics.errors import BadPicture, BadRequest, PromptTooLong
+from idefics.cli.text_files import as_bytes, is_whole
+from idefics.errors import BadPicture, BadRequest, BadSetting, PromptTooLong
 from idefics.messages import Message, Text, Visual, assistant, user
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ def _chat(
 ) -> int:
     from idefics.processing.fetch import Fetcher
 
+    if str(sampling.schema) == STDIN:
+        raise BadSetting("--schema - cannot be used here: the lines of standard input are the turns")
     options = sampling.options(as_json=output.json)
     names, words = split_words(arguments, prompt, "question")
     with Screen(context.command_path, as_json=output.json) as screen:
@@ -109,6 +113,9 @@ class Talk:
 
     def take(self, line: str) -> bool:
         """Does what one line asks for; False where it asks to leave."""
+        if not is_whole(line):
+            self.screen.refuse(f"{as_bytes(line)} is not text in UTF-8: write it again")
+            return True
         command, _, rest = line.partition(" ")
         match command:
             case "":
@@ -187,6 +194,8 @@ def _lines(first: str | None, *, is_typed: bool) -> Iterator[str]:
         if is_typed:
             print(f"{INVITATION}{first}")
         yield first
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # one line that is no text must not end all
     if not is_typed:
         yield from sys.stdin
         return

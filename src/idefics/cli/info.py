@@ -56,7 +56,10 @@ def _info(context: typer.Context, *, model: Model = None, output: OutputFlags) -
 def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a person is shown: a word and what is said of it, line by line."""
     yield "idefics", f"{found['idefics']}, Python {found['python']}"
-    yield "processor", f"{found['processor']}, {found['cores']} cores, {found['threads']} threads"
+    yield (
+        "processor",
+        f"{found['processor']}, {_counted(found['cores'], 'core')}, {_counted(found['threads'], 'thread')}",
+    )
     yield "device", f"{found['device']} (of {', '.join(found['devices'])})"
     for name, instructions in found["kernels"].items():
         missing = "missing: install a C compiler and then idefics again"
@@ -68,9 +71,15 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "cache", f"{cache['name']}: {size_text(cache['bytes'])} in {cache['path']}"
     yield "versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     for extra, installed in found["extras"].items():
-        yield "extra", extra if installed else f"{extra}: not installed (pip install 'idefics[{extra}]')"
+        missing = f"not installed (pip install 'idefics[{extra}]')"
+        yield "extra", f"{extra}: {'installed' if installed else missing}"
     if "model" in found:
         yield from _model_lines(found["model"])
+
+
+def _counted(number: int, thing: str) -> str:
+    """ "1 core", "2 cores"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _products(products: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.cli.folders import PictureSearch, skipped_line
+from idefics.cli.text_files import as_bytes, is_whole
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
 from idefics.formats import IMAGE_SUFFIXES
 from idefics.messages import Picture, Video, Visual
@@ -48,6 +49,8 @@ def split_words(arguments: Sequence[str], prompt: str | None, kind: str) -> tupl
     names, words = list(arguments), prompt
     if prompt is None and names and not reads_like_picture(names[-1]):
         words = names.pop()
+    if words is not None and not is_whole(words):
+        raise BadPrompt(f"the {kind} {as_bytes(words)} is not text in UTF-8: write it again")
     strays = [name for name in names if name and not reads_like_picture(name)]
     if strays:
         is_misplaced = words is None and len(strays) == 1 < len(names)

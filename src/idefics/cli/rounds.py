@@ -10,11 +10,12 @@ from idefics.cli.flags import ModelFlags
 from idefics.cli.loading import Loader
 from idefics.cli.output import Screen
 from idefics.cli.pictures import Named, about, find, names_many, opened
+from idefics.cli.text_files import read_text_file
 from idefics.config import EngineConfig
 from idefics.errors import BadPicture, BadPrompt, IdeficsError
 from idefics.lazy import cached_property
 from idefics.messages import Answer, Ranking, Shot, Visual
-from idefics.tasks.shots import read_shots
+from idefics.tasks.shots import parse_shots
 
 if TYPE_CHECKING:
     from idefics import Idefics
@@ -101,8 +102,11 @@ class Round:
 
 
 def _shots(path: Path | None) -> list[Shot]:
+    if path is None:
+        return []
+    text = read_text_file("--shots", path, "one JSON object per line")
     try:
-        return [] if path is None else read_shots(path)
+        return parse_shots(text, path)
     except BadPrompt as error:
         raise BadPrompt(f"--shots {error}") from None
 

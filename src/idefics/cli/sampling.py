@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from idefics.cli.flags import LookFlags, number
+from idefics.cli.text_files import read_text_file
 from idefics.config import Sampling
 from idefics.errors import BadSetting
 from idefics.form import Form
@@ -157,7 +158,11 @@ class SamplingFlags(LookFlags):
     ] = None
     schema: Annotated[
         Path | None,
-        _form("--schema", metavar="FILE", help="The answer is JSON that matches the JSON schema in FILE."),
+        _form(
+            "--schema",
+            metavar="FILE",
+            help="The answer is JSON that matches the schema in FILE; - is standard input.",
+        ),
     ] = None
 
     def options(self, *, as_json: bool) -> Options:
@@ -185,11 +190,8 @@ class SamplingFlags(LookFlags):
 
 def _read_schema(path: Path) -> Any:
     """What a file of JSON holds."""
+    text = read_text_file("--schema", path, "a JSON schema")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadSetting(f"--schema {path}: no such file") from None
-    except OSError as error:
-        raise BadSetting(f"--schema {path} cannot be read: {error.strerror or error}") from None
+        return json.loads(text)
     except ValueError as error:
         raise BadSetting(f"--schema {path} is not JSON: {error}") from None

@@ -16,6 +16,7 @@ from idefics.cli.output import Screen
 from idefics.cli.pictures import reads_like_words, split_words
 from idefics.cli.rounds import Round
 from idefics.cli.sampling import SamplingFlags
+from idefics.cli.text_files import read_text_file
 from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.messages import Answer
 from idefics.tasks import TASKS
@@ -48,7 +49,8 @@ Label = Annotated[
     _label("--label", metavar="LABEL", help="One label, which may contain a comma; repeatable."),
 ]
 LabelsFile = Annotated[
-    Path | None, _label("--labels-file", metavar="FILE", help="File of labels, one per line.")
+    Path | None,
+    _label("--labels-file", metavar="FILE", help="File of labels, one per line; - is standard input."),
 ]
 LengthNormalized = Annotated[
     bool, _label("--length-normalized", help="Divide each label's score by its number of tokens.")
@@ -236,17 +238,8 @@ def _classify(
 
 def _read_labels(path: Path | None) -> list[str]:
     """The lines of a file of labels that are not blank."""
-    if path is None:
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise BadSetting(f"--labels-file {path}: no such file") from None
-    except OSError as error:
-        raise BadSetting(f"--labels-file {path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise BadSetting(f"--labels-file {path} is not text in UTF-8: give one label per line") from None
-    return [line.strip() for line in lines if line.strip()]
+    text = "" if path is None else read_text_file("--labels-file", path, "one label per line")
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _refuse_words(arguments: Sequence[str], remark: str) -> None:

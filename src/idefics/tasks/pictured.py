@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence, Set, ValuesView
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
-from idefics.calls import in_order, public
+from idefics.calls import in_order, kind_of, public
 from idefics.errors import BadPrompt, IdeficsError
 from idefics.messages import ImageDetail, Shot, Visual
 from idefics.options import OnError, Options
@@ -38,8 +38,12 @@ class TaskPipeline(Pipeline):
             shots: the examples, in their order.
         """
         given = in_order("shots", shots, "a list of Shot(Picture(...), answer)")
-        if not all(isinstance(shot, Shot) for shot in given):
-            raise BadPrompt("with_shots takes a list of Shot(Picture(...), answer)")
+        for index, shot in enumerate(given):
+            if not isinstance(shot, Shot):
+                raise BadPrompt(
+                    f"shots[{index}] is {kind_of(shot)}; give Shot(Picture('photo.jpg'), 'A puppy.'), a picture and "
+                    "the answer that it should have, or a file of them: read_shots('shots.jsonl')"
+                )
         other = copy.copy(self)
         other.shots = tuple(given)
         return other

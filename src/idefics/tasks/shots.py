@@ -28,13 +28,26 @@ def read_shots(path: str | Path) -> list[Shot]:
         raise BadPrompt(f"path is {short(given)}; give the path of a JSONL file")
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise BadPrompt(f"{path}: no such file") from None
     except OSError as error:
         raise BadPrompt(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError:
         raise BadPrompt(f"{path} is not text in UTF-8: give one JSON object per line") from None
+    return parse_shots(text, path)
+
+
+def parse_shots(text: str, path: Path) -> list[Shot]:
+    """The worked examples of a JSONL text.
+
+    Args:
+        path: of its file, for messages; relative paths of pictures start at its folder.
+
+    Raises:
+        BadPrompt: too many lines, or a line that is not a shot; the message names the line.
+    """
+    lines = text.split("\n")  # JSON may hold the other characters that end lines elsewhere
     shots = [_shot(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not 1 <= len(shots) <= MOST_SHOTS:
         raise BadPrompt(f"{path} holds {len(shots)} shots; give 1 to {MOST_SHOTS}, one JSON object a line")
