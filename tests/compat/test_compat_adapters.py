@@ -18,8 +18,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 TARGETS = r".*(layers|gated_cross_attn_layers)\.\d+\.(self_attn|cross_attn)\.(q|v)_proj"
-# Four-bit weights stand in blocks of 64.
-WIDE = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
+# Four-bit weights stand in blocks of 64; a width of 80 ends within a block.
+WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
 
 
 def lora(**options):
@@ -182,14 +182,15 @@ def test_what_is_no_adapter_of_the_model(tmp_path):
 class TestFourBits:
     """What the published notebooks do: four-bit weights, prepared, an adapter on top, the Trainer."""
 
-    @pytest.fixture(params=["idefics", "idefics2", "smolvlm"])
+    @pytest.fixture(params=[("idefics", 64), ("idefics2", 64), ("smolvlm", 64), ("smolvlm", 80)], ids=str)
     def base(self, request, tmp_path):
         pytest.importorskip("bitsandbytes")
-        raw = RAWS[request.param]
-        changes = {"text_config": {**raw.get("text_config", {}), **WIDE}}
-        if request.param == "idefics":
-            changes = {**WIDE, "vision_config": {**raw["vision_config"], "embed_dim": 64}}
-        model = ours(request.param, **changes)
+        family, width = request.param
+        raw, wide = RAWS[family], {**WIDE, "hidden_size": width}
+        changes = {"text_config": {**raw.get("text_config", {}), **wide}}
+        if family == "idefics":
+            changes = {**wide, "vision_config": {**raw["vision_config"], "embed_dim": width}}
+        model = ours(family, **changes)
         model.save_pretrained(tmp_path / "base")
         return tmp_path / "base"
 

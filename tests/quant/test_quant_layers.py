@@ -39,9 +39,7 @@ def dequantised(layer):
     if isinstance(layer, (Int8Linear, Int4Linear, Float8Linear)):
         return layer.dequantised(torch.float32)
     functional = importlib.import_module("bitsandbytes.functional")
-    return functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()[
-        :, : layer.in_features
-    ]
+    return functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
 
 def twin(layer, dtype=torch.float32):
@@ -301,3 +299,59 @@ def test_the_nearest_step_is_never_worse():
     plain, best = (error(*way(weight, 7, torch.bfloat16)) for way in (rounded, nearest))
     assert (best <= plain).all()
     assert best.sum() < 0.95 * plain.sum()
+
+
+class Adapted(nn.Module):
+    is_loaded_in_4bit = True  # peft asks for it
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def four_bits(weight, kind):
+    """(O, I) weights rounded as bitsandbytes does it: one sequence of blocks of 64, whatever the rows are."""
+    functional = importlib.import_module("bitsandbytes.functional")
+    flat = nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64))[None]
+    packed, state = functional.quantize_4bit(flat, blocksize=64, quant_type=kind)
+    return functional.dequantize_4bit(packed, state).flatten()[: weight.numel()].view_as(weight)
+
+
+@pytest.mark.filterwarnings("ignore:(Merge|Unmerge) lora module to 4-bit:UserWarning")
+@pytest.mark.parametrize("kind", FOUR_BIT)
+@pytest.mark.parametrize("inputs", [128, 160, 48, 33])
+def test_an_adapter_is_merged_into_four_bits(kind, inputs):
+    """The merged layer is the rounded weights plus the adapter, rounded once more; unmerged it is near the old one."""
+    peft = pytest.importorskip("peft")
+    layer = quantised(nn.Linear(inputs, 64), kind)
+    before = dequantised(layer)
+    options = {
+        "r": 4,
+        "lora_alpha": 4,
+        "target_modules": ["layer"],
+        "init_lora_weights": False,
+        "lora_bias": True,
+    }
+    model = peft.get_peft_model(Adapted(layer), peft.LoraConfig(**options))
+    x = torch.randn(3, inputs)
+    lora = model.base_model.model.layer
+    delta = lora.get_delta_weight("default").detach()
+    bias = (layer.bias + lora.lora_B["default"].bias).detach()
+    model.merge_adapter()
+    assert layer.weight.quant_state.shape == (64, inputs)
+    torch.testing.assert_close(dequantised(layer), four_bits(before + delta, kind), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, dequantised(layer), bias))
+    merged = dequantised(layer)
+    model.unmerge_adapter()
+    torch.testing.assert_close(dequantised(layer), four_bits(merged - delta, kind), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", FOUR_BIT)
+def test_four_bits_are_those_of_bitsandbytes_whatever_the_width(kind):
+    pytest.importorskip("bitsandbytes")
+    plain = nn.Linear(160, 64)
+    layer = quantised(plain, kind)
+    torch.testing.assert_close(dequantised(layer), four_bits(plain.weight.detach(), kind))

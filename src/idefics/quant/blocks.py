@@ -5,8 +5,11 @@ The library is imported when it is needed: it takes seconds, and comes with an e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +18,8 @@ from torch.nn import functional
 from idefics.config import QuantizationConfig
 from idefics.errors import MissingExtra
 
-# Weights that share a scale, bitsandbytes' own default. Rows are padded to whole blocks: where a block runs over the
-# end of a row, bitsandbytes 0.50 reads it wrongly on a CPU (errors of a third of a weight instead of a tenth).
-BLOCK = 64
+BLOCK = 64  # weights that share a scale: bitsandbytes' own default
+DEQUANTIZE = "bitsandbytes::dequantize_4bit"
 
 
 def maker(quantisation: QuantizationConfig) -> Callable[[nn.Linear, Tensor], nn.Linear]:
@@ -31,6 +33,7 @@ def maker(quantisation: QuantizationConfig) -> Callable[[nn.Linear, Tensor], nn.
     except ImportError:
         raise MissingExtra(f"quantising to {quantisation.kind}", "quant") from None
 
+    _correct_dequantization()
     how = {"compress_statistics": quantisation.double, "quant_type": quantisation.kind}
     compute = quantisation.compute_dtype
 
@@ -41,9 +44,6 @@ def maker(quantisation: QuantizationConfig) -> Callable[[nn.Linear, Tensor], nn.
         # Processors with bfloat16 products would repack weights in place at the first call, round float32 inputs, and
         # fail where outputs are no multiple of 32 (bitsandbytes 0.50).
         made.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-        if missing := -layer.in_features % BLOCK:
-            weight = functional.pad(weight, (0, missing))
-            made.register_forward_pre_hook(partial(_widen, missing))
         whole = Params4bit(weight, requires_grad=False, blocksize=BLOCK, module=made, **how)
         made.weight, made.bias = whole.to(weight.device), layer.bias  # `to` is what quantises
         return made
@@ -51,8 +51,40 @@ def maker(quantisation: QuantizationConfig) -> Callable[[nn.Linear, Tensor], nn.
     return make
 
 
-def _widen(missing: int, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (functional.pad(inputs[0], (0, missing)),)
+@cache
+def _correct_dequantization() -> torch.library.Library:
+    """Replaces bitsandbytes' CPU kernel where a row is no multiple of the block size.
+
+    bitsandbytes 0.50 begins a new block with each row there, though it quantizes the weight as one sequence: errors of
+    a third of a weight instead of a tenth. The same numbers in one row of whole blocks are read as they were written.
+    The kernel is replaced, and not the layers' `forward`, so that peft reads the same weights when it merges adapters.
+    """
+    released = torch.library.get_kernel(DEQUANTIZE, "CPU")
+
+    def dequantize(
+        keys: Any,
+        packed: Tensor,
+        absmax: Tensor,
+        block: int,
+        kind: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Any:
+        """(bytes of two values, scales of blocks) -> weights of that shape."""
+        numbers = prod(shape)
+        if shape[-1] % block == 0:
+            return released.call_boxed(keys, packed, absmax, block, kind, shape, dtype)
+        whole = numbers + -numbers % block
+        flat = packed.contiguous().view(torch.uint8).flatten()
+        flat = functional.pad(flat, (0, whole // 2 - flat.numel()))
+        row = released.call_boxed(keys, flat, absmax, block, kind, (1, whole), dtype)
+        return row.flatten()[:numbers].view(*shape)
+
+    library = torch.library.Library("bitsandbytes", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch says that a kernel is replaced, which is meant
+        library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True)
+    return library
 
 
 def scales(module: nn.Module) -> Iterator[Tensor]:
