@@ -166,12 +166,12 @@ class Shot:
     """One worked example for few-shot prompting: a picture and the answer wanted for it.
 
     Args:
-        picture: the example's picture.
+        picture: the example's picture, or its video.
         answer: what the model should have said.
         question: what it was asked; empty where the task's own question stands.
     """
 
-    picture: Picture
+    picture: Visual
     answer: str
     question: str = ""
 

@@ -95,3 +95,27 @@ def test_the_demo_names_those_that_know_video(demo, idefics):
         "idefics ask: clip.mp4: this checkpoint was not trained with video: load one that was"
     )
     assert "smolvlm2-500m" in line
+
+
+@pytest.mark.usefixtures("clips")
+def test_a_video_is_known_by_its_content(idefics, standard_input, photos):
+    for name in ("clip", "clip.jpg"):
+        (photos / name).write_bytes((photos / "clip.mp4").read_bytes())
+        for argv in (["ask", name, "What happens?"], ["generate", name, "It shows"]):
+            done = idefics(*argv)
+            assert (done.code, done.err) == (0, "")
+            (call,) = done.vlm.calls
+            assert isinstance((call.items if argv[0] == "generate" else call.image)[0], Video)
+    standard_input((photos / "clip.mp4").read_bytes())
+    done = idefics("caption", "-")
+    assert (done.code, done.err) == (0, "")
+    assert isinstance(done.vlm.calls[0].image[0], Video)
+    (photos / "shots.jsonl").write_text('{"image": "clip.jpg", "answer": "A film."}')
+    done = idefics("caption", "a.png", "--shots", "shots.jsonl")
+    assert isinstance(done.vlm.shots[0].picture, Video)
+
+
+def test_a_video_without_a_suffix_in_a_folder_is_counted_as_one(idefics, clips):
+    (clips / "folder" / "clip").write_bytes((clips / "clip.mp4").read_bytes())
+    done = idefics("caption", "folder")
+    assert "1 video (to include one, name it)" in done.err

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from idefics.errors import BadPicture
-from idefics.formats import IMAGE_FORMATS, VIDEO_SUFFIXES, format_named
+from idefics.formats import IMAGE_FORMATS, VIDEO_SUFFIXES, format_named, recognised, recognised_video
 
 LONGEST_PATTERN = 100  # characters, in messages
 
@@ -151,17 +151,19 @@ def _is(asked: Callable[[], bool]) -> bool:
 
 def _reason(file: Path, suffix: str, readable: Sequence[object]) -> str | None:
     """Why a file is left out: its format, "video", "broken link" or its suffix; None where it is not."""
-    from idefics.processing.picture_files import format_of
+    from idefics.processing.picture_files import head_of
 
     try:
         if not file.is_file():
             return "broken link" if file.is_symlink() else "special file"
-        named = format_named(file.name) if suffix else format_of(file)
+        head = b"" if suffix else head_of(file)
+        named = format_named(file.name) if suffix else recognised(head)
     except OSError:  # not to be read: said when it is opened
         return None
     if named is not None:
         return None if named in readable else named.title
-    return "video" if suffix in VIDEO_SUFFIXES else suffix or "no suffix"
+    is_video = suffix in VIDEO_SUFFIXES or recognised_video(head) is not None
+    return "video" if is_video else suffix or "no suffix"
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:

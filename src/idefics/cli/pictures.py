@@ -10,7 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from idefics.cli.folders import PictureSearch, skipped_line
 from idefics.cli.text_files import as_bytes, is_whole
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
 from idefics.formats import IMAGE_SUFFIXES
-from idefics.messages import Picture, Video, Visual
+from idefics.messages import Video, Visual
 
 if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
@@ -125,12 +125,12 @@ def opened(named: Named, fetcher: Fetcher) -> Named:
     """
     from idefics.processing.fetch import is_remote
     from idefics.processing.images import open_picture
-    from idefics.processing.video import check
+    from idefics.processing.video import as_visual, check
 
     picture = named.picture
     try:
         if isinstance(picture.source, str) and is_remote(picture.source):
-            picture = replace(picture, source=fetcher.get(picture.source))
+            picture = as_visual(fetcher.get(picture.source))
         if isinstance(picture, Video):
             check(picture, fetcher)
         else:
@@ -149,14 +149,16 @@ def about(named: Named, error: Exception) -> str:
     return f"{name}: {error}"
 
 
-def standard_input() -> Picture:
-    """The picture whose bytes are sent into the command."""
+def standard_input() -> Visual:
+    """The picture or video whose bytes are sent into the command."""
+    from idefics.processing.video import as_visual
+
     if sys.stdin.isatty():
         raise BadPicture("standard input is a terminal: send a picture into it, as in cat photo.jpg | ...")
     data = sys.stdin.buffer.read()
     if not data:
         raise BadPicture("standard input is empty: send the bytes of a picture into it")
-    return Picture(data)
+    return as_visual(data)
 
 
 def _picture(argument: str) -> Named:

@@ -30,6 +30,7 @@ from idefics.formats import (
     ImageFormat,
     format_named,
     recognised,
+    recognised_video,
     titles,
 )
 from idefics.processing import strangers
@@ -96,10 +97,10 @@ def no_such_file(name: str) -> str:
     return f"{name or 'an empty name'}: no such file"
 
 
-def format_of(path: str | os.PathLike[str]) -> ImageFormat | None:
-    """The format of a file by its content. OSError where it cannot be read."""
+def head_of(path: str | os.PathLike[str]) -> bytes:
+    """The beginning of a file, by which it is recognised. OSError where it cannot be read."""
     with Path(path).open("rb") as file:
-        return recognised(file.read(HEAD_BYTES))
+        return file.read(HEAD_BYTES)
 
 
 def decode(file: BinaryIO, name: str, most: int) -> tuple[PIL.Image.Image, str]:
@@ -172,6 +173,9 @@ def _header(
     except Exception:  # decoders raise whatever they like about a file that is not theirs
         if kind is not None:
             raise BadPicture(f"{name} is broken: it begins like {kind.title} but cannot be read") from None
+        if video := recognised_video(head):
+            way = "send its frames as pictures" if formats is UNTRUSTED_FORMATS else "give it as a Video"
+            raise BadPicture(f"{name} is a video ({video.title}) and no picture: {way}") from None
         raise BadPicture(f"{name} is not a picture that can be read: give {titles(formats)}") from None
 
 

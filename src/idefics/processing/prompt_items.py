@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.errors import BadPicture
-from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, recognised, recognised_video
 from idefics.messages import Part, Text
 from idefics.processing.fetch import as_address, is_remote
-from idefics.processing.picture_files import format_of, no_such_file
+from idefics.processing.picture_files import head_of, no_such_file
 from idefics.processing.video import as_visual
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def names_file(text: str) -> bool:
     name = text.strip()
     if names_media(name):
         return " " not in name or PATH.match(name) is not None or is_file(name)
-    return is_file(text) or (is_file(name) and _is_picture(name))
+    return is_file(text) or (is_file(name) and _is_media(name))
 
 
 def check_item(text: str) -> bool:
@@ -81,7 +81,7 @@ def check_item(text: str) -> bool:
             "text, write it in a sentence"
         )
     if is_file(text):
-        if not names_media(text) and not _is_picture(text):
+        if not names_media(text) and not _is_media(text):
             raise BadPicture(
                 f"{text} is a file and no picture; if it is meant as text, write it in a sentence"
             )
@@ -101,8 +101,10 @@ def _is_folder(name: str) -> bool:
         return False
 
 
-def _is_picture(name: str) -> bool:
+def _is_media(name: str) -> bool:
+    """Whether the content of a file is that of a picture or a video."""
     try:
-        return format_of(name) is not None
+        head = head_of(name)
+        return recognised(head) is not None or recognised_video(head) is not None
     except OSError:  # to be said when it is opened
         return True

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
@@ -19,13 +20,15 @@ import numpy as np
 from idefics.catalog import CATALOG
 from idefics.config import ImagePlan, VideoPlan
 from idefics.errors import BadSetting, BadVideo
-from idefics.formats import VIDEO_SUFFIXES
+from idefics.formats import HEAD_BYTES, VIDEO_SUFFIXES, recognised, recognised_video
 from idefics.messages import Picture, Video, Visual
 from idefics.processing.fetch import Fetcher, is_remote
 from idefics.processing.images import open_picture, prepare
+from idefics.processing.picture_files import head_of
 from idefics.processing.tokenizer import Piece
 from idefics.processing.video_file import FPS, open_video
 from idefics.prompt import Tiles
+from idefics.sources import held
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource, VideoFileSource, VideoSource
@@ -42,12 +45,31 @@ def names_video(name: str) -> bool:
 
 
 def as_visual(source: Visual | PictureSource) -> Visual:
-    """A path or address by its end, anything else as a picture."""
+    """A file or its bytes by its content, an address by its end, anything else as a picture.
+
+    Must not be given a text of an untrusted sender, which may be the path of a file.
+    """
     if isinstance(source, Visual):
         return source
-    if isinstance(source, (str, os.PathLike)) and names_video(str(source)):
-        return Video(source)
-    return Picture(source)
+    found = held(source)
+    head = _head(found)
+    if head and recognised_video(head):
+        return Video(found)
+    if not (head and recognised(head)) and isinstance(found, (str, os.PathLike)) and names_video(str(found)):
+        return Video(found)
+    return Picture(found)
+
+
+def _head(source: object) -> bytes:
+    """The beginning of a file or of its bytes; empty where there is none to be read here."""
+    if isinstance(source, bytes):
+        return source[:HEAD_BYTES]
+    try:
+        if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
+            return head_of(source)
+    except (OSError, ValueError):  # to be said when it is opened; longer than any file's name
+        pass
+    return b""
 
 
 def watch(video: Video, plan: ImagePlan, fetcher: Fetcher) -> list[Piece | Tiles]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from idefics.config import Sampling
 from idefics.engine.handle import Handle
 from idefics.engine.request import Request
-from idefics.messages import Answer, Delta, Picture
+from idefics.messages import Answer, Delta, Visual
 from idefics.processing.fetch import Fetcher, is_data
 from idefics.server.admission import Admission
 from idefics.server.faults import Fault, closing
@@ -74,7 +74,7 @@ class Service:
             )
 
     async def aside(
-        self, work: Callable[[], R], pictures: Sequence[Picture] = (), *, characters: int = 0
+        self, work: Callable[[], R], pictures: Sequence[Visual] = (), *, characters: int = 0
     ) -> R:
         """Work that takes its time, in a thread. Whoever no longer waits for it takes it out of the queue.
 
@@ -134,7 +134,7 @@ class Visit:
         self.service.vlm.processor.text_limit.check(texts)
         self.characters += sum(map(len, texts))
 
-    async def aside(self, work: Callable[[], R], pictures: Sequence[Picture] = ()) -> R:
+    async def aside(self, work: Callable[[], R], pictures: Sequence[Visual] = ()) -> R:
         """As `Service.aside`, for work on the request's texts."""
         return await self.service.aside(work, pictures, characters=self.characters)
 
@@ -144,7 +144,7 @@ class Visit:
         wishes: Mapping[str, Any],
         *,
         choices: int = 1,
-        pictures: Sequence[Picture] = (),
+        pictures: Sequence[Visual] = (),
         start: str = "",
         continues: bool = False,
     ) -> None:
@@ -177,7 +177,7 @@ class Visit:
         self,
         make: Callable[[], Endings],
         *,
-        pictures: Sequence[Picture] = (),
+        pictures: Sequence[Visual] = (),
         top: int = 0,
         is_counted: bool = True,
     ) -> Handle:

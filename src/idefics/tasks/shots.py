@@ -9,7 +9,7 @@ from typing import Any
 
 from idefics.calls import public, short
 from idefics.errors import BadPrompt
-from idefics.messages import Picture, Shot
+from idefics.messages import Shot
 
 MOST_SHOTS = 32
 
@@ -55,6 +55,8 @@ def parse_shots(text: str, path: Path) -> list[Shot]:
 
 
 def _shot(line: str, path: Path, number: int) -> Shot:
+    from idefics.processing.video import as_visual  # numpy and Pillow, without which `idefics --help` answers
+
     wanted = '{"image": "photo.jpg", "answer": "A puppy."}'
     try:
         row: Any = json.loads(line)
@@ -68,4 +70,5 @@ def _shot(line: str, path: Path, number: int) -> Shot:
         )
     image = row["image"]
     is_address = image.startswith(("http://", "https://", "data:"))
-    return Shot(Picture(image if is_address else path.parent / image), row["answer"], row.get("question", ""))
+    picture = as_visual(image if is_address else path.parent / image)
+    return Shot(picture, row["answer"], row.get("question", ""))

@@ -22,8 +22,8 @@ class Idefics(RankingPipeline):
 
     A picture is a path, bytes, an open file, a `PIL.Image`, a NumPy array, a torch tensor, an http(s) URL, a data URI,
     or a `Picture` of these.
-    A checkpoint that was trained with video takes one wherever a picture goes: a path or address that ends like a
-    video's, or a `Video`.
+    A checkpoint that was trained with video takes one wherever a picture goes: a video file or its bytes, an address
+    that ends like a video's, or a `Video`.
     All but `classify` take the `Options` of `generate`, and `stream=True` for one picture.
     """
 
