@@ -167,7 +167,7 @@ REFUSED = [
     ({"messages": [{"role": "user", "content": "Hi", "shape": 1}]}, "messages[0].shape", None),
     ({"messages": []}, "messages", "messages"),
     ({"messages": [{"role": "tool", "content": "Hi"}]}, "messages[0] (of the role tool)", None),
-    ({"messages": [user({"type": "video", "video": "a.mp4"})]}, '"text" or "image_url"', None),
+    ({"messages": [user({"type": "video", "video": "a.mp4"})]}, '"text", "image_url" or "refusal"', None),
     ({"messages": [user(*[shown("door")] * 17)]}, "at most 16", "messages"),
     ({"n": 17}, "n: ", "n"),
     ({"n": 0}, "n: ", "n"),

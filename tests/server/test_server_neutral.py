@@ -83,6 +83,11 @@ ACCEPTED = [
     (RESPONSES, {"reasoning": {"effort": "none", "summary": None}, "stream_options": {}}),
     (CAPTION, {"model": "demo", "detail": None, "shots": None, "stream": False}),
     (CHAT, {"chat_template_kwargs": {"enable_thinking": False}, "keep_alive": "5m", "logit_bias": []}),
+    (CHAT, {"chat_template_kwargs": {"thinking": False, "enable_thinking": False}}),
+    *((path, {"thinking": {"type": "disabled"}}) for path in PLAIN),
+    *((path, {"thinking": False, "thinking_budget": 0, "thinking_token_budget": 0}) for path in PLAIN),
+    *((path, {"reasoning_budget": 0, "enable_reasoning": False}) for path in PLAIN),
+    *((path, {"reasoning_effort": "none"}) for path in PLAIN),
 ]
 
 
@@ -108,6 +113,11 @@ def test_a_reply_comes_back_as_clients_keep_it(client):
         "reasoning_content": "",
         "parsed": {"shape": "circle"},
         "provider_specific_fields": {"refusal": None},
+        "index": 0,
+        "type": "message",
+        "finish_reason": "stop",
+        "stop_reason": None,
+        "logprobs": {"content": []},
     }
     more = user({**said("And its colour?"), "cache_control": {"type": "ephemeral"}})
     first = user(shown("shapes", format="image/png", detail=None), said("What?"))
@@ -117,6 +127,31 @@ def test_a_reply_comes_back_as_clients_keep_it(client):
     answer = client.post(CHAT, chat([first, kept, more | {"cache_control": {"type": "ephemeral"}}]))
     assert answer.status_code == 200, answer.text
     assert essence(answer.json()) == essence(plain.json())
+
+
+@pytest.mark.parametrize(("path", "kind"), [(CHAT, "messages"), (RESPONSES, "input")])
+def test_the_parts_of_a_reply_come_back(client, path, kind):
+    """Also one that another model has refused to answer: what it said then is what the assistant said."""
+    name = "text" if path == CHAT else "output_text"
+    noted = {"index": 0, "id": "part_1", "annotations": [], "logprobs": [{"token": "A"}]}
+    parts = [
+        {"type": name, "text": "A circle."} | noted,
+        {"type": "refusal", "refusal": "I may not."} | noted,
+    ]
+    plain = [{"type": name, "text": "A circle."}, {"type": name, "text": "I may not."}]
+    question, more = {"role": "user", "content": "What?"}, {"role": "user", "content": "And its colour?"}
+    answers = [
+        client.post(
+            path, {"model": "demo", kind: [question, {"role": "assistant", "content": content}, more]}
+        )
+        for content in (parts, plain)
+    ]
+    assert answers[0].status_code == 200, answers[0].text
+    assert essence(answers[0].json()) == essence(answers[1].json())
+    told = client.post(path, {"model": "demo", kind: [{"role": "user", "content": parts[1:]}]})
+    assert told.status_code == 400
+    assert "refusal" in told.json()["error"]["message"]
+    assert "assistant" in told.json()["error"]["message"]
 
 
 def test_a_response_comes_back_as_clients_keep_it(client):
@@ -136,6 +171,12 @@ REFUSED = [
     (RESPONSES, {"tools": [TOOL]}, ["tools is not supported", "text.format", "regex"]),
     (CHAT, {"tool_choice": "required"}, ['tool_choice ("required") is not supported', "response_format"]),
     (CHAT, {"reasoning_effort": "high"}, ['reasoning_effort ("high")', "without reasoning"]),
+    *(
+        (path, {"thinking": value}, ["thinking", "without reasoning"])
+        for path in PLAIN
+        for value in ({"type": "enabled", "budget_tokens": 1024}, True)
+    ),
+    (CHAT, {"thinking_budget": 512}, ["thinking_budget (512)", "without reasoning"]),
     (RESPONSES, {"reasoning": {"effort": "low"}}, ['reasoning.effort ("low")', "without reasoning"]),
     (RESPONSES, {"previous_response_id": "resp_1"}, ['previous_response_id ("resp_1")', "nothing is kept"]),
     (RESPONSES, {"conversation": "conv_1"}, ["conversation", "nothing is kept"]),
@@ -204,6 +245,7 @@ def all_kinds(kind=Fields):
 KINDS = sorted({*all_kinds()}, key=lambda kind: kind.__name__)
 ROWS = [(kind, name) for kind in KINDS for name in kind.unused]
 SMALLEST = {
+    "refusal": "A",
     "messages": [{"role": "user", "content": "Hi"}],
     "content": "Hi",
     "input": "Hi",
@@ -351,12 +393,27 @@ LLAMA_CPP = re.findall(
 )
 SGLANG = ["ebnf", "no_stop_trim", "separate_reasoning", "stream_reasoning", "chat_template_kwargs"]
 OLLAMA = ["keep_alive", "options", "think"]
+REASONING_SWITCHES = [
+    "thinking",
+    "thinking_budget",
+    "reasoning_budget",
+    "enable_reasoning",
+    "reasoning_effort",
+]
 TGI = ["adapter_id", "do_sample", "repetition_penalty", "truncate", "typical_p", "watermark", "grammar"]
 
 
 @pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponseRequest, tasks.TaskRequest])
 def test_every_field_of_other_servers_is_decided(kind):
-    names = {*VLLM, *LLAMA_CPP, *TGI, *SGLANG, *OLLAMA, *(VLLM_CHAT if kind is ChatRequest else ())}
+    names = {
+        *VLLM,
+        *LLAMA_CPP,
+        *TGI,
+        *SGLANG,
+        *OLLAMA,
+        *REASONING_SWITCHES,
+        *(VLLM_CHAT if kind is ChatRequest else ()),
+    }
     assert names - {*kind.model_fields} - {*kind.unused} == set()
 
 

@@ -108,7 +108,7 @@ def test_a_part_of_an_unknown_type_is_told_with_the_type(client, kind):
     assert status == 400
     assert (
         message
-        == f'messages[0].content[0]: a part has a "type", which is "text" or "image_url", not "{kind}"'
+        == f'messages[0].content[0]: a part has a "type", which is "text", "image_url" or "refusal", not "{kind}"'
     )
 
 

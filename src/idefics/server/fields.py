@@ -6,7 +6,7 @@ A field that is not here is refused with its name. Everything has a limit, so th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from idefics.messages import Detail, Message, Part, Picture
+from idefics.messages import Detail, Message, Picture
 from idefics.processing.fetch import as_address, is_data, is_remote
 from idefics.server import neutral_fields
 from idefics.server.faults import Fault
@@ -165,6 +165,29 @@ class TextPart(Fields):
     type: Literal["text"]
     text: str
 
+    def part(self) -> str:
+        """The text of the conversation."""
+        return self.text
+
+
+class RefusalPart(Fields):
+    """Words of an assistant that would not answer: it has said them like any others."""
+
+    unused: ClassVar[Unused] = neutral_fields.PART
+
+    type: Literal["refusal"]
+    refusal: str
+
+    def part(self) -> str:
+        """The text of the conversation."""
+        return self.refusal
+
+
+def only_of_assistant(role: str, content: str | Sequence[object]) -> None:
+    """Raises ValueError where somebody else's turn has a part of type refusal."""
+    if role != "assistant" and any(isinstance(part, RefusalPart) for part in content):
+        raise ValueError('only the assistant has parts of type "refusal": give text')
+
 
 class ImagePart(Fields):
     """A picture among them."""
@@ -174,6 +197,10 @@ class ImagePart(Fields):
     type: Literal["image_url"]
     image_url: Annotated[ImageAddress, BeforeValidator(_with_url)]
 
+    def part(self) -> Picture:
+        """The picture, still unopened."""
+        return self.image_url.picture()
+
 
 class ReasoningField(Fields):
     """How a model reasons before it answers: this one does not, so that there is nothing to set."""
@@ -182,8 +209,10 @@ class ReasoningField(Fields):
 
 
 PartField = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    by_type("a part", "unknown_part", "text", "image_url"),
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[RefusalPart, Tag("<refusal>")],
+    by_type("a part", "unknown_part", "text", "image_url", "refusal"),
 ]
 
 
@@ -217,16 +246,18 @@ class MessageField(Fields):
             raise unsupported(f"of the role {role}", neutral_fields.UNSUPPORTED_ROLES[role])
         return said
 
+    @model_validator(mode="after")
+    def _refused_by_assistant(self) -> Self:
+        only_of_assistant(self.role, self.content)
+        return self
+
     def message(self) -> Message:
         """As the rest of the house says it."""
         role = "system" if self.role == "developer" else self.role
         content = self.content
         if isinstance(content, str):
             return Message(role, (content,))
-        parts: list[Part] = [
-            part.text if isinstance(part, TextPart) else part.image_url.picture() for part in content
-        ]
-        return Message(role, tuple(parts))
+        return Message(role, tuple(part.part() for part in content))
 
 
 def picture_at(url: str, detail: Detail | None = None, max_tiles: int | None = None) -> Picture:

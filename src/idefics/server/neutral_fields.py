@@ -56,7 +56,12 @@ SAMPLING: Unused = {
     "json_schema": neutral(instead=SCHEMA),
     "chat_template": neutral(instead="the model's own is used"),
     "chat_template_kwargs": neutral(
-        {}, {"enable_thinking": False}, instead="the model's own chat template has no arguments"
+        *(
+            {**one, **other}
+            for one in ({}, {"enable_thinking": False})
+            for other in ({}, {"thinking": False})
+        ),
+        instead="the model's own chat template has no arguments",
     ),
     "documents": neutral([], instead="write them into a message"),
     "media_io_kwargs": neutral({}, instead="give detail or max_tiles beside the url of a picture"),
@@ -103,7 +108,12 @@ SAMPLING: Unused = {
     "request_id": ANY,
     "session_id": ANY,
     "include_reasoning": ANY,  # there is none
-    "thinking_token_budget": neutral(-1, instead=REASONING),
+    "thinking_token_budget": neutral(-1, 0, instead=REASONING),
+    "thinking": neutral(False, {}, {"type": "disabled"}, instead=REASONING),
+    "thinking_budget": neutral(0, instead=REASONING),
+    "reasoning_budget": neutral(0, -1, instead=REASONING),
+    "reasoning_effort": neutral("none", instead=REASONING),
+    "enable_reasoning": neutral(False, instead=REASONING),
     "reasoning_format": ANY,
     "separate_reasoning": ANY,
     "stream_reasoning": ANY,
@@ -151,7 +161,6 @@ CHAT: Unused = {
     "modalities": neutral(["text"], [], instead=AUDIO),
     "audio": neutral(instead=AUDIO),
     "prediction": ANY,  # makes other servers quicker, and leaves the answer as it is
-    "reasoning_effort": neutral("none", instead=REASONING),
     "verbosity": neutral("medium", instead="ask for a longer or shorter answer in words, or give max_tokens"),
     "web_search_options": neutral(instead="nothing is looked up on the web"),
 }
@@ -222,8 +231,13 @@ CACHE_HINTS: Unused = {"cache_control": ANY, "prompt_cache_breakpoint": ANY}
 MESSAGE: Unused = {
     **CACHE_HINTS,
     "id": ANY,
+    "index": ANY,  # of the choice that it was
+    "type": neutral("message"),
+    "finish_reason": ANY,
+    "stop_reason": ANY,
+    "logprobs": ANY,
     "parsed": ANY,  # the content, read as JSON by the client
-    "refusal": neutral(""),
+    "refusal": neutral("", instead='put it into content, as text or {"type": "refusal", ...}'),
     "annotations": neutral([]),
     "reasoning": neutral("", instead=REASONING),
     "reasoning_content": neutral("", instead=REASONING),
@@ -239,6 +253,9 @@ IMAGE_ADDRESS: Unused = {"format": ANY, "file_id": neutral(instead="send the pic
 
 PART: Unused = {
     **CACHE_HINTS,
+    "id": ANY,
+    "index": ANY,  # of the part, in the message that it was
+    "logprobs": ANY,
     "annotations": neutral([]),
     "file_id": neutral(instead="send the picture as a data URI"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -20,9 +20,11 @@ from idefics.server.fields import (
     NEW_TOKENS,
     Choosing,
     ReasoningField,
+    RefusalPart,
     StreamOptions,
     Unkept,
     content_of,
+    only_of_assistant,
     picture_at,
     pictures_of,
     texts_of,
@@ -43,7 +45,6 @@ class TextPart(Fields):
 
     type: Literal["input_text", "output_text"]
     text: str
-    logprobs: list[Any] | None = Field(None, max_length=MOST_TOKENS)
 
     def part(self) -> Part:
         """As the rest of the house says it."""
@@ -68,8 +69,9 @@ class ImagePart(Fields):
 PartField = Annotated[
     Annotated[TextPart, Tag("<input_text>")]
     | Annotated[TextPart, Tag("<output_text>")]
-    | Annotated[ImagePart, Tag("<input_image>")],
-    by_type("a part", "unknown_part", "input_text", "input_image", "output_text"),
+    | Annotated[ImagePart, Tag("<input_image>")]
+    | Annotated[RefusalPart, Tag("<refusal>")],
+    by_type("a part", "unknown_part", "input_text", "input_image", "output_text", "refusal"),
 ]
 
 
@@ -94,6 +96,11 @@ class ItemField(Fields):
                     str(kind)[:100], neutral_fields.UNSUPPORTED_ITEMS.get(str(kind), neutral_fields.NO_ITEM)
                 )
         return said
+
+    @model_validator(mode="after")
+    def _refused_by_assistant(self) -> Self:
+        only_of_assistant(self.role, self.content)
+        return self
 
     def message(self) -> Message:
         """As the rest of the house says it."""
