@@ -30,11 +30,31 @@ class _Seekable(Protocol):
     def seek(self, offset: int, /) -> Any: ...
 
 
+@runtime_checkable
+class _SupportsArray(Protocol):
+    """An array or series of another library (pandas, JAX, xarray), as NumPy takes it."""
+
+    def __array__(self) -> Any: ...
+
+
+@runtime_checkable
+class _SupportsArrayInterface(Protocol):
+    __array_interface__: Any
+
+
+@runtime_checkable
+class MultiFrame(Protocol):
+    """A Pillow picture of a format that may hold several; other classes of Pillow lack the attribute."""
+
+    is_animated: bool
+
+
 def held(source: Any) -> Any:
-    """The bytes of a file object or buffer, the array of a torch tensor; anything else as it is.
+    """The bytes of a file object or buffer, the array of a torch tensor or of another library's array; else as it is.
 
     A tensor of one picture that may be (C, H, W) is: torch's own order. Its array is (H, W, C).
-    A file object is read from its beginning where it can be rewound, as Pillow does, and is not closed.
+    A file object is read from its beginning where it can be rewound, as Pillow does, and is not closed. Of a Pillow
+    picture of several frames a copy is held, as the object will show another one.
 
     Raises:
         BadPicture: the file object is closed, was opened as text, or has to be awaited.
@@ -49,13 +69,67 @@ def held(source: Any) -> Any:
         is_odd = values.is_floating_point() and values.dtype != torch.float64  # NumPy has no bfloat16
         array = (values.float() if is_odd else values).numpy()
         return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in CHANNELS else array
-    return source
+    if is_array_like(source):
+        return as_array(source)
+    return frame_of(source) if is_multi_frame(source) else source
 
 
 def is_tensor(source: Any) -> bool:
     """Whether it is a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(source, torch.Tensor)
+
+
+def is_array_like(source: Any) -> bool:
+    """Whether NumPy makes an array of it, where it is no tensor and no picture of Pillow."""
+    if isinstance(source, (str, bytes)) or is_pil_picture(source) or is_tensor(source):
+        return False
+    return isinstance(source, (_SupportsArray, _SupportsArrayInterface))
+
+
+def as_array(source: Any) -> Any:
+    """The NumPy array of such an object.
+
+    Raises:
+        BadPicture: it gives none, as where it lies on a GPU.
+    """
+    import numpy as np
+
+    try:
+        return np.asarray(source)
+    except Exception as error:  # libraries raise whatever they like
+        raise BadPicture(
+            f"an object of type {type(source).__name__} gives no NumPy array ({error}): give the array itself"
+        ) from None
+
+
+def is_list_of_things(array: Any) -> bool:
+    """Whether an array is a list: of one axis, and of paths or objects instead of numbers."""
+    return bool(array.ndim == 1 and array.dtype.kind in "OUST")
+
+
+def is_pil_picture(source: Any) -> bool:
+    """Whether it is a picture of Pillow."""
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(source, pil.Image)
+
+
+def is_multi_frame(source: Any) -> bool:
+    """Whether it is a picture of Pillow that shows one of several frames."""
+    try:
+        return is_pil_picture(source) and isinstance(source, MultiFrame) and source.is_animated
+    except Exception:  # broken behind the first
+        return False
+
+
+def frame_of(picture: Any) -> Any:
+    """The frame that such a picture shows now; broken ones are told when they are opened."""
+    try:
+        frame = picture.copy()
+    except Exception:
+        return picture
+    frame.format = picture.format  # says what its numbers mean
+    return frame
 
 
 def _read(file: BinaryFile) -> bytes:

@@ -31,6 +31,7 @@ from idefics import (
     ModelNotFound,
     Options,
     OutOfMemory,
+    PartialPictureWarning,
     Picture,
     PromptTooLong,
     QuantizationConfig,
@@ -76,6 +77,9 @@ KINDS: Sequence[type[IdeficsError]] = (
 )
 
 
+WARNED: type[UserWarning] = PartialPictureWarning
+
+
 def short(vlm: Idefics, picture: Path, **options: Unpack[Options]) -> str:
     """A call of the caller's own, with the options of ours."""
     return vlm.caption(picture, **options).text
@@ -88,6 +92,7 @@ def answers(vlm: Idefics, picture: Path) -> None:
     assert_type(one.tokens, tuple[int, ...])
     assert_type(one.usage, Usage)
     assert_type(one.timings, Timings)
+    assert_type(one.notes, tuple[str, ...])
     assert_type(vlm.ask([picture, picture], "What is this?", max_new_tokens=2), list[Answer])
     assert_type(vlm.caption(Picture(picture, detail="low")), Answer)
     assert_type(vlm.caption([Picture(picture)], on_error="return"), list[Answer | IdeficsError])

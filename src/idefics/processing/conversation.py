@@ -20,7 +20,7 @@ from idefics.messages import Message, Part, Picture, Role, Text, Video
 from idefics.processing.fetch import BARE_BASE64
 from idefics.processing.prompt_items import names_file
 from idefics.processing.video import as_visual
-from idefics.sources import BinaryFile, is_tensor
+from idefics.sources import BinaryFile, is_array_like, is_tensor
 
 ROLES = get_args(Role)
 MESSAGE_KEYS = ("role", "content", "name")  # the last labels the speaker, and changes nothing
@@ -92,7 +92,7 @@ def _message(message: Message | Mapping[str, Any], where: str, untrusted: bool) 
 def _part(part: Any, where: str) -> Part:
     if isinstance(part, Part):
         return part
-    if isinstance(part, OBJECTS) or is_tensor(part):
+    if isinstance(part, OBJECTS) or is_tensor(part) or is_array_like(part):
         return as_visual(part)
     if not isinstance(part, Mapping):
         raise BadPrompt(f'{where} is {kind_of(part)}: give a dict with a "type"')

@@ -6,11 +6,12 @@ Knows pictures as Pillow opens them; does not know files by name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import PIL.Image
 from PIL.MpoImagePlugin import MpoImageFile
 from PIL.TiffImagePlugin import TiffImageFile
+
+from idefics.sources import MultiFrame
 
 SUBFILE_TYPE = (
     254  # TIFF tag; bit 0: a smaller copy of another page, bit 2: a mask of one (TIFF 6.0, section 8)
@@ -24,13 +25,6 @@ NOUNS = {
 SHARED = ("TIFF", "MPO")  # formats of which counting changes the picture that is open
 
 
-@runtime_checkable
-class _Animated(Protocol):
-    """Pictures of the formats that may hold several; Pillow's other classes lack the attribute."""
-
-    is_animated: bool
-
-
 def unread_note(image: PIL.Image.Image, name: str) -> str:
     """One sentence on what a file holds beside the picture that is read of it; empty where that is nothing.
 
@@ -42,7 +36,7 @@ def unread_note(image: PIL.Image.Image, name: str) -> str:
         name: of the file; begins the sentence.
     """
     try:
-        is_one = not (isinstance(image, _Animated) and image.is_animated)
+        is_one = not (isinstance(image, MultiFrame) and image.is_animated)
     except Exception:  # more reading than a picture of an untrusted sender may cost
         is_one = True
     count = 1 if is_one else _count(image)

@@ -28,7 +28,7 @@ from idefics.processing.picture_files import head_of
 from idefics.processing.tokenizer import Piece
 from idefics.processing.video_file import FPS, open_video
 from idefics.prompt import Tiles
-from idefics.sources import held
+from idefics.sources import held, is_list_of_things
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource, VideoFileSource, VideoSource
@@ -163,7 +163,7 @@ def _is_file(source: VideoSource) -> TypeGuard[VideoFileSource]:
 
 
 def _frames(source: VideoSource) -> list[Picture | PictureSource]:
-    if isinstance(source, np.ndarray) and source.ndim != 4:
+    if isinstance(source, np.ndarray) and source.ndim != 4 and not is_list_of_things(source):
         raise BadVideo(f"a video array has the shape {source.shape}; give (frames, height, width, channels)")
     if not isinstance(source, (Sequence, np.ndarray)):
         raise BadVideo(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence, Set, ValuesView
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from idefics.calls import in_order, kind_of, public
@@ -15,7 +15,14 @@ from idefics.pipeline import Pipeline, Reply
 from idefics.pipeline.failures import Failures, attempt
 from idefics.processing.video import as_visual
 from idefics.prompt import Prompt
-from idefics.sources import BinaryFile
+from idefics.sources import (
+    BinaryFile,
+    as_array,
+    is_array_like,
+    is_list_of_things,
+    is_multi_frame,
+    is_tensor,
+)
 from idefics.tasks.record import Task, compose
 
 if TYPE_CHECKING:
@@ -94,10 +101,26 @@ def given_pictures(
     """The pictures of a call, or why one of them is none, and what the call does about errors."""
     if not _is_many(image):
         return [as_visual(cast("One", image))], Failures("picture", 0, on_error, stream)
-    listed = in_order("image", image, "a picture or a list of pictures", error=BadPrompt)
+    given = as_array(image) if is_array_like(image) else image
+    if not isinstance(
+        given, Iterator
+    ):  # a generator's pictures may be one object that changes: made as they come
+        given = in_order("image", given, "a picture or a list of pictures", error=BadPrompt)
+        _refuse_repeated(given)
+    listed = [attempt(as_visual, one) for one in given]
     if not listed:
         raise BadPrompt("the list of pictures is empty: give at least one")
-    return [attempt(as_visual, one) for one in listed], Failures("picture", len(listed), on_error, stream)
+    return listed, Failures("picture", len(listed), on_error, stream)
+
+
+def _refuse_repeated(pictures: Sequence[object]) -> None:
+    """Refuses a Pillow picture of several frames that stands in a list for more than one of them."""
+    several = [id(one) for one in pictures if is_multi_frame(one)]
+    if len(set(several)) < len(several):
+        raise BadPrompt(
+            "one Pillow picture of several frames stands in the list more than once, and shows one frame: give copies, "
+            "[page.copy() for page in PIL.ImageSequence.Iterator(picture)]"
+        )
 
 
 def there(picture: Visual | IdeficsError) -> Visual:
@@ -109,5 +132,8 @@ def there(picture: Visual | IdeficsError) -> Visual:
 
 def _is_many(image: object) -> bool:
     """Whether a call is given a list of pictures, or what gives several; a file that is open gives its lines."""
-    is_one = isinstance(image, (str, bytes, bytearray, memoryview, BinaryFile))
-    return isinstance(image, (Sequence, Set, ValuesView, Iterator)) and not is_one
+    if isinstance(image, (str, bytes, bytearray, memoryview, Mapping, BinaryFile)) or is_tensor(image):
+        return False
+    if is_array_like(image):
+        return is_list_of_things(as_array(image))
+    return isinstance(image, Iterable)

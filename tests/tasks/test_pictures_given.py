@@ -1,0 +1,162 @@
+"""One picture or several, as arrays and series of other libraries and as Pillow's pictures of several frames."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageSequence
+import pytest
+
+import idefics
+from idefics.errors import BadPicture, BadPrompt, BadVideo
+from idefics.messages import Picture, Video
+from idefics.processing.fetch import Fetcher
+from idefics.processing.images import open_picture
+from idefics.tasks.pictured import given_pictures
+
+RED, BLUE = (PIL.Image.new("RGB", (8, 6), color) for color in ("red", "blue"))
+PIXELS = np.asarray(RED)
+
+
+class Series:
+    """As pandas has it: no sequence, but NumPy makes an array of it."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        array = np.empty(len(self.values), object)
+        array[:] = self.values
+        return array
+
+
+class OtherArray:
+    """Pixels of another library."""
+
+    def __array__(self, dtype=None, copy=None):
+        return PIXELS
+
+
+class Interface:
+    """The older protocol for the same."""
+
+    __array_interface__ = PIXELS.__array_interface__
+
+
+class Pictures:
+    """Can be iterated, and is no more than that."""
+
+    def __iter__(self):
+        return iter([RED, BLUE])
+
+
+class Unwilling:
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("it lies on a GPU")
+
+
+def colors(image):
+    """(how many pictures in a list or 0 for one, the color of each)."""
+    pictures, failures = given_pictures(image, "raise")
+    opened = [open_picture(one, Fetcher(policy="off")) for one in pictures]
+    return failures.total, ["RGB"[np.asarray(one)[0, 0].argmax()] for one in opened]
+
+
+@pytest.fixture
+def paths(tmp_path):
+    names = [str(tmp_path / "red.png"), str(tmp_path / "blue.png")]
+    RED.save(names[0])
+    BLUE.save(names[1])
+    return names
+
+
+@pytest.mark.parametrize(
+    "made",
+    [np.array, Series, lambda names: np.array(names, object), iter, lambda n: Series([*map(Picture, n)])],
+)
+def test_what_holds_several_gives_several(paths, made):
+    assert colors(made(paths)) == (2, ["R", "B"])
+    assert colors(made(paths[:1])) == (1, ["R"])
+
+
+def test_a_series_of_pandas(paths):
+    pandas = pytest.importorskip("pandas")
+    assert colors(pandas.Series(paths)) == (2, ["R", "B"])
+    frame = pandas.DataFrame({"image": paths, "name": ["a", "b"]}, index=[7, 3])
+    assert colors(frame["image"]) == (2, ["R", "B"])
+    with pytest.raises(BadPicture, match="a picture array of object is no picture"):
+        colors(frame)
+
+
+def test_what_can_be_iterated_gives_several():
+    assert colors(Pictures()) == (2, ["R", "B"])
+    assert colors({"a": RED, "b": BLUE}.values()) == (2, ["R", "B"])
+
+
+@pytest.mark.parametrize("one", [PIXELS, OtherArray(), Interface()])
+def test_pixels_are_one_picture(one):
+    assert colors(one) == (0, ["R"])
+    assert colors([one, BLUE]) == (2, ["R", "B"])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            Unwilling(),
+            r"an object of type Unwilling gives no NumPy array \(it lies on a GPU\): give the array itself",
+        ),
+        (np.array([1, 2]), r"a picture array has the shape \(2,\); .*; several pictures are a list"),
+        (np.zeros((2, 8, 6, 3), np.uint8), r"several pictures are a list"),
+        ({"bytes": b""}, r"a picture cannot be of type dict: give a path, .*, or a list of these"),
+        (3, r"a picture cannot be of type int: give a path, .*, or a list of these"),
+    ],
+)
+def test_what_is_neither_is_refused_in_one_line(image, message):
+    with pytest.raises(BadPicture, match=message):
+        colors(image)
+
+
+def test_messages_take_arrays_of_other_libraries():
+    from idefics.processing.conversation import to_messages
+
+    (message,) = to_messages([{"role": "user", "content": [OtherArray(), "What?"]}])
+    assert np.array_equal(message.parts[0].source, PIXELS)
+
+
+def test_frames_of_a_video_may_be_an_array_of_paths(paths):
+    from idefics.processing.video import _frames
+
+    assert _frames(Video(np.array(paths)).source) == paths
+    with pytest.raises(BadVideo, match="a video array has the shape"):
+        _frames(Video(np.zeros((4, 4))).source)
+
+
+@pytest.fixture
+def scan():
+    file = io.BytesIO()
+    RED.copy().save(file, "TIFF", save_all=True, append_images=[BLUE.copy()])
+    return PIL.Image.open(file)
+
+
+def test_each_page_of_an_iterator_is_its_own_picture(scan):
+    assert colors(PIL.ImageSequence.Iterator(scan)) == (2, ["R", "B"])
+    assert colors([page.copy() for page in PIL.ImageSequence.Iterator(scan)]) == (2, ["R", "B"])
+    assert colors(page for page in PIL.ImageSequence.Iterator(scan)) == (2, ["R", "B"])
+
+
+def test_one_object_for_several_pages_is_refused(scan):
+    with pytest.raises(
+        BadPrompt, match=r"more than once, and shows one frame: give copies, \[page\.copy\(\)"
+    ):
+        colors(list(PIL.ImageSequence.Iterator(scan)))
+    assert colors([RED, RED]) == (2, ["R", "R"])
+
+
+def test_a_picture_holds_the_page_that_was_shown_when_it_was_made(scan):
+    first = idefics.Picture(scan)
+    scan.seek(1)
+    assert open_picture(first, Fetcher(policy="off")).getpixel((0, 0)) == (255, 0, 0)
