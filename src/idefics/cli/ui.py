@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -83,6 +85,8 @@ def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: D
         app = application(vlm, Settings(model.model, fetcher, start=start))
         listen(listener)
         screen.say(f"the page is at {url_of(listener)}; Ctrl-C ends it")
+        # An orderly end, whether it comes before uvicorn's own handler is there or is raised again after it.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
         uvicorn.Server(config).run(sockets=[listener])
         return screen.code

@@ -2,5 +2,8 @@
 
 import os
 
-# Gradio reads it when it is imported: what is done on this page is nobody else's business.
+from idefics.ui.temporary_folder import create_temporary_folder
+
+# Gradio reads these when it is imported. What is done on this page is nobody else's business.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+create_temporary_folder()
