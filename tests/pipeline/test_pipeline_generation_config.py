@@ -108,6 +108,42 @@ def test_answers_are_those_of_transformers(vlm, reference, text, name):
         assert got != free
 
 
+@pytest.mark.parametrize("beams", [2, 4])
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_beams_are_those_of_transformers(vlm, reference, text, name, beams):
+    prompt = vlm.prompt([text])
+    free = answered(vlm, prompt, num_beams=beams).tokens
+    assert free == expected(reference, vlm, prompt, {}, num_beams=beams)
+    fields = fields_for(answered(vlm, prompt).tokens, min(vlm.stop_ids))[name]
+    search = {field: value for field, value in fields.items() if field not in STRATEGY}
+    got = answered(ruled(vlm, **fields), prompt, num_beams=beams).tokens
+    assert got == expected(reference, vlm, prompt, search, num_beams=beams)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.7])
+@pytest.mark.parametrize("text", TEXTS)
+def test_beams_are_renormalized_as_in_transformers(vlm, reference, text, penalty):
+    prompt = vlm.prompt([text])
+    fields = {"renormalize_logits": True, "repetition_penalty": penalty, "no_repeat_ngram_size": 2}
+    got = answered(ruled(vlm, **fields), prompt, num_beams=3, logprobs=True)
+    assert got.tokens == expected(reference, vlm, prompt, fields, num_beams=3)
+    assert len(got.logprobs) == len(got.tokens)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_after_a_forced_first_id_others_are_suppressed(vlm, reference, beams):
+    prompt = vlm.prompt(["a"])
+    assert len(prompt) == 1
+    first = answered(vlm, prompt).tokens[4]
+    forced = {"forced_bos_token_id": first}
+    _, second, *_ = answered(ruled(vlm, **forced), prompt, num_beams=beams).tokens
+    fields = forced | {"begin_suppress_tokens": [second]}
+    got = answered(ruled(vlm, **fields), prompt, num_beams=beams).tokens
+    assert got == expected(reference, vlm, prompt, fields, num_beams=beams)
+    assert got[0] == first and got[1] != second
+
+
 def ended_early(vlm, prompt, after):
     """The same model, whose stop id is the answer's id after so many."""
     stop = answered(vlm, prompt).tokens[after]
@@ -124,6 +160,9 @@ def test_no_answer_ends_before_its_least_length(vlm, reference, fields):
     assert len(free) <= 2
     got = answered(ruled(short, **fields), prompt).tokens
     assert got == expected(reference, short, prompt, fields)
+    beams = answered(ruled(short, **fields), prompt, num_beams=3).tokens
+    assert beams == expected(reference, short, prompt, fields, num_beams=3)
+    assert len(beams) >= fields.get("min_new_tokens", max(0, fields.get("min_length", 0) - len(prompt)))
     least = fields.get("min_new_tokens", max(0, fields.get("min_length", 0) - len(prompt)))
     assert len(got) >= least > len(free)
 
@@ -241,15 +280,9 @@ def test_what_changes_no_answer_is_ignored():
 def test_what_cannot_be_combined_is_refused_in_words(vlm):
     ruler = ruled(vlm, no_repeat_ngram_size=2)
     with pytest.raises(
-        BadSetting, match=r"num_beams is 2, and generation_config.json .* no_repeat_ngram_size"
-    ):
-        ruler.generate(["a"], num_beams=2)
-    with pytest.raises(
         BadSetting, match=r"choices is given, and generation_config.json .* no_repeat_ngram_size"
     ):
         ruler.generate(["a"], choices=["b", "c"])
-    with pytest.raises(BadSetting, match="renormalize_logits"):
-        ruled(vlm, renormalize_logits=True).generate(["a"], num_beams=2)
     assert ruled(vlm, renormalize_logits=True).generate(["a"]).tokens == vlm.generate(["a"]).tokens
 
 
@@ -280,3 +313,5 @@ def test_rules_that_leave_no_token_are_told(vlm):
     everything = list(range(vlm.engine.model.layout.vocabulary))
     with pytest.raises(BadSetting, match=r"no token may follow: generation_config\.json"):
         ruled(vlm, begin_suppress_tokens=everything).generate(["a"])
+    with pytest.raises(BadSetting, match=r"no token may follow: generation_config\.json"):
+        ruled(vlm, begin_suppress_tokens=everything).generate(["a"], num_beams=2)

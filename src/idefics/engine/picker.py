@@ -14,9 +14,11 @@ from idefics.engine.constraints import present_ids
 from idefics.engine.contract import VLM
 from idefics.engine.job import Branch, Job
 from idefics.engine.plan import Pick, Plan
+from idefics.engine.request import BeamGuide
 from idefics.engine.runner import Read, Runner
 from idefics.engine.sampler import Sampler, generator, ids_mask, penalise
 from idefics.engine.score import Scores
+from idefics.engine.token_masks import forbidden_ids
 from idefics.messages import Alternative
 
 
@@ -209,6 +211,8 @@ class Beaming:
             present = present_ids(search.ids, logits.shape[1], starts)
             scores = penalise(scores, present, request.sampling.repetition_penalty)
         scores = scores.masked_fill(self.banned, -torch.inf)
+        if request.beam_guide is not None:
+            scores = self._guided(scores, request.beam_guide)
         thoughts = None
         if request.sampling.logprobs:
             thoughts = logits.masked_fill(self.banned, -torch.inf).log_softmax(-1)
@@ -217,6 +221,15 @@ class Beaming:
             return self._end()
         parents = [0] * len(rows) if is_first else rows.tolist()
         return Pick(self.job, search.ids[:, -1].tolist(), parents)
+
+    def _guided(self, scores: Tensor, guide: BeamGuide) -> Tensor:
+        """(n, V) scores without the ids that may not follow in each beam."""
+        length = len(self.job.request.prompt)
+        beams = [guide.allowed_after(ids[length:]) for ids in self.search.ids.tolist()]
+        forbidden = forbidden_ids([bits for bits, _ in beams], scores.shape[1], scores.device)
+        forced = torch.tensor([[is_forced] for _, is_forced in beams], device=scores.device)
+        scores = scores.masked_fill(forced, 0).masked_fill(forbidden, -torch.inf)
+        return scores.log_softmax(-1) if guide.renormalizes else scores
 
     def _ends(self, ids: Tensor) -> Tensor:
         """(C, T) -> (C,) which of the candidates end here."""

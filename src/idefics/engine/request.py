@@ -28,6 +28,16 @@ class Guide(Protocol):
         ...
 
 
+class BeamGuide(Protocol):
+    """Says before each step of a beam search which tokens may follow in each beam. It must not wait."""
+
+    renormalizes: bool  # what is left of each beam's distribution adds up to 1 again
+
+    def allowed_after(self, answer: Sequence[int]) -> tuple[bytes, bool]:
+        """A bit for each of the model's ids, the lowest first, and whether the only one is forced: it costs nothing."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """Until when the caller waits.
@@ -73,6 +83,7 @@ class Request:
         stop_ids: ids that end the answer.
         banned_ids: ids that are never chosen.
         guide: says which ids may follow; for one answer only, and not for beams.
+        beam_guide: the same for beams.
         watch: called by the engine's thread with each id as it is chosen, stop ids left out; true ends the answer
             there, as a stop string does. It must not wait for anything. Beams tell their ids when they have ended.
         deadline: an answer that is not done by then fails, waiting or running.
@@ -86,6 +97,7 @@ class Request:
     watch: Callable[[int], bool] | None = None
     endings: tuple[Ending, ...] | None = None
     guide: Guide | None = None
+    beam_guide: BeamGuide | None = None
     deadline: Deadline | None = None
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from idefics.config import Sampling
 from idefics.engine.request import Request
+from idefics.engine.token_masks import forbidden_ids
 
 LIKELY = 4096  # tokens among which the nucleus of nearly every row ends
 
@@ -100,10 +101,7 @@ class Sampler:
 
     def _forbidden(self) -> Tensor:
         """(G, V) what may not follow in the rows that have a guide."""
-        bits = bytearray(b"".join(guide.allowed() for guide in self.guides))
-        eights = torch.frombuffer(bits, dtype=torch.uint8).view(len(self.guides), -1, 1).to(self.device)
-        may = (eights >> torch.arange(8, dtype=torch.uint8, device=self.device)) & 1
-        return may.flatten(1)[:, : self.vocabulary] == 0
+        return forbidden_ids([guide.allowed() for guide in self.guides], self.vocabulary, self.device)
 
     def _thoughts(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         """Log-probabilities of ids, of the most likely ones, or of none."""

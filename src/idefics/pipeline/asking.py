@@ -23,7 +23,7 @@ from idefics.pipeline.failures import Failures
 from idefics.pipeline.loading import Loaded
 from idefics.processing.generation_rules import FILE, GenerationRules
 from idefics.processing.guides import BannedGuide, BannedWords, FormGuide, Shape, limits
-from idefics.processing.rule_guide import RuleGuide
+from idefics.processing.rule_guide import BeamRuleGuide, RuleGuide
 from idefics.processing.tokenizer import Tokenizer
 from idefics.prompt import Prompt
 
@@ -61,12 +61,15 @@ class Asking:
     def submit(self, prompt: Prompt, *, wait: bool = True) -> Growing:
         """Asks for one answer, and waits for room in the queue unless told not to."""
         guide: FormGuide | BannedGuide | RuleGuide | None = None
-        if self.limits is not None or self.rules.stepwise:
-            room = self.engine.room(prompt, self.sampling)
+        beam_guide: BeamRuleGuide | None = None
+        if self.limits is not None or self.rules.stepwise or self.rules.renormalize_logits:
+            room, vocabulary = self.engine.room(prompt, self.sampling), self.engine.model.layout.vocabulary
+            ruled = (self.rules, prompt.ids, room, vocabulary, self.stop_ids)
             guide = None if self.limits is None else self.limits.guide(room)
-            if self.rules.stepwise:
-                vocabulary = self.engine.model.layout.vocabulary
-                guide = RuleGuide(self.rules, prompt.ids, room, vocabulary, self.stop_ids, guide)
+            if self.sampling.num_beams > 1:
+                beam_guide = BeamRuleGuide(*ruled)
+            elif self.rules.stepwise:
+                guide = RuleGuide(*ruled, guide)
         growing = Growing(self, guide)
         request = Request(
             prompt,
@@ -75,6 +78,7 @@ class Asking:
             self.banned_ids,
             growing.push,
             guide=guide,
+            beam_guide=beam_guide,
             deadline=self.deadline,
         )
         growing.handle = self.engine.submit(request, wait=wait)
@@ -154,7 +158,7 @@ def asking_for(model: Loaded, began: float, wishes: Wishes, start: str, continue
     rules = model.rules
     sampling = Sampling(**{"repetition_penalty": rules.repetition_penalty, **chosen})
     stops = (*stops, *rules.stop_strings)
-    _check_rules(rules, form, sampling)
+    _check_rules(rules, form)
     # A hidden token has no text that a stop string could be found in: its name stops by its id.
     named = {id for stop in stops if (id := tokenizer.token_id(stop)) in hidden and id is not None}
     return Asking(
@@ -176,18 +180,11 @@ def asking_for(model: Loaded, began: float, wishes: Wishes, start: str, continue
     )
 
 
-def _check_rules(rules: GenerationRules, form: Form | None, sampling: Sampling) -> None:
-    """Refuses what cannot be combined with what the checkpoint asks of each step."""
+def _check_rules(rules: GenerationRules, form: Form | None) -> None:
+    """Refuses a form that cannot be combined with what the checkpoint asks of each step."""
     names = rules.stepwise
     if names and form is not None:
         raise BadSetting(
             f"{form.name} is given, and {FILE} of this checkpoint sets {', '.join(names)}, which may not leave a text "
             f"of that form: leave {form.name} out, or take these out of the file"
-        )
-    if rules.renormalize_logits:
-        names = (*names, "renormalize_logits")
-    if names and sampling.num_beams > 1:
-        raise BadSetting(
-            f"num_beams is {sampling.num_beams}, and {FILE} of this checkpoint sets {', '.join(names)}, which beam "
-            "search does not support: use num_beams=1"
         )

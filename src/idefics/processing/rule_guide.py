@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +65,14 @@ class RuleGuide:
     def is_over(self) -> bool:
         return self._inner is not None and self._inner.is_over
 
+    @property
+    def forced(self) -> Sequence[int]:
+        """The id that must follow, if there is one."""
+        if self._rules.forced_bos_token_id is not None and len(self._ids) == 1:
+            return (self._rules.forced_bos_token_id,)
+        is_last = len(self._ids) - self._prompt == self._room - 1
+        return self._rules.forced_eos_token_id[:1] if is_last else ()
+
     def allowed(self) -> bytes:
         """A bit for each id that may follow, the lowest first.
 
@@ -89,19 +98,16 @@ class RuleGuide:
     def _may(self) -> np.ndarray:
         """(V,) whether an id may follow by the rules alone."""
         rules, count = self._rules, len(self._ids) - self._prompt
-        forced: Sequence[int] = ()
-        if rules.forced_bos_token_id is not None and len(self._ids) == 1:
-            forced = (rules.forced_bos_token_id,)
-        elif count == self._room - 1:
-            forced = rules.forced_eos_token_id[:1]
-        if forced:
+        if forced := self.forced:
             may = np.zeros(self._vocabulary, dtype=bool)
             may[list(forced)] = True
             return may
         may = np.ones(self._vocabulary, dtype=bool)
         if count < self._least:
             may[self._stops] = False
-        if count == 0:
+        if len(self._ids) == (
+            2 if rules.forced_bos_token_id is not None and self._prompt == 1 else self._prompt
+        ):
             may[list(rules.begin_suppress_tokens)] = False
         if size := rules.no_repeat_ngram_size:
             may[list(self._following.get(self._last(size - 1), ()))] = False
@@ -119,3 +125,36 @@ class RuleGuide:
         if size and end >= size:
             *before, last = self._ids[end - size : end]
             self._following[tuple(before)].add(last)
+
+
+class BeamRuleGuide:
+    """Which ids may follow in each beam of a search, by the same rules.
+
+    Attributes:
+        renormalizes: what is left of each beam's distribution adds up to 1 again.
+
+    Args:
+        rules, prompt, room, vocabulary, stop_ids: as for `RuleGuide`.
+    """
+
+    def __init__(
+        self,
+        rules: GenerationRules,
+        prompt: Sequence[int],
+        room: int,
+        vocabulary: int,
+        stop_ids: Collection[int],
+    ) -> None:
+        self.renormalizes = rules.renormalize_logits
+        self._guide = partial(RuleGuide, rules, prompt, room, vocabulary, stop_ids, None)
+
+    def allowed_after(self, answer: Sequence[int]) -> tuple[bytes, bool]:
+        """A bit for each id that may follow in a beam, and whether one is forced, which then costs the beam nothing.
+
+        Raises:
+            BadSetting: none may.
+        """
+        guide = self._guide()
+        for id in answer:
+            guide.settle(id, 0)
+        return guide.allowed(), bool(guide.forced)
