@@ -185,6 +185,8 @@ def kind_of(value: object) -> str:
 
 
 def short(value: object, most: int = 80) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """A value as Python writes it, on one line, cut where it is long."""
     said = repr(value)
+    if "\n" in said:  # arrays and tables
+        said = " ".join(said.split())
     return said if len(said) <= most else f"{said[:most]}..."

@@ -272,3 +272,14 @@ def test_base64_alone_is_bounded_as_a_data_uri_is():
 def test_what_cannot_be_a_picture(source):
     with pytest.raises(BadPicture, match="a picture cannot be of type"):
         opened(source)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_of_either_byte_order_are_the_same(order):
+    wide = np.array([[0, 257], [1000, 65535]], "=u2")
+    assert np.array_equal(opened(wide.astype(f"{order}u2")), opened(wide))
+    with pytest.raises(BadPicture, match="holds no number above 200"):  # of eight bits or of sixteen
+        opened(np.full((2, 2), 200, f"{order}u2"))
+    assert np.array_equal(
+        opened(np.full((2, 2), 0.5, f"{order}f4")), opened(np.full((2, 2), 0.5, np.float32))
+    )

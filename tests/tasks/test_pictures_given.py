@@ -111,8 +111,9 @@ def test_pixels_are_one_picture(one):
         ),
         (np.array([1, 2]), r"a picture array has the shape \(2,\); .*; several pictures are a list"),
         (np.zeros((2, 8, 6, 3), np.uint8), r"several pictures are a list"),
-        ({"bytes": b""}, r"a picture cannot be of type dict: give a path, .*, or a list of these"),
-        (3, r"a picture cannot be of type int: give a path, .*, or a list of these"),
+        ({"bytes": b""}, r"a picture cannot be of type dict: give a path, .*; several pictures are one list"),
+        ([[RED]], r"a picture cannot be of type list: give a path, .*; several pictures are one list$"),
+        (3, r"a picture cannot be of type int: give a path, .*; several pictures are one list"),
     ],
 )
 def test_what_is_neither_is_refused_in_one_line(image, message):

@@ -89,6 +89,7 @@ def vlm():
         (lambda v: v.with_shots({Shot(Picture(PIXELS), "x")}), BadSetting, "shots is a set, which has no fixed order"),
         (lambda v: v.with_shots([{"image": "a.png"}]), BadPrompt, "shots[0] is a dict; give Shot(Picture("),
         (lambda v: v.with_shots([Shot(PIXELS, "x"), ("a.png", "x")]), BadPrompt, "shots[1] is a tuple; give Shot("),
+        (lambda v: v.ask(PIXELS, np.eye(2)), BadPrompt, "question is array([[1., 0.], [0., 1.]]); give a text"),
         (lambda v: v.with_shots(3), BadSetting, "shots is 3; give a list of Shot"),
         (lambda v: v.caption(PIXELS, regex="\ud800"), BadPrompt, "regex has half of a character"),
         (lambda v: v.caption(PIXELS, banned=["\ud800"]), BadPrompt, "banned has half of a character"),

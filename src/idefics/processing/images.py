@@ -100,7 +100,7 @@ def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], tuple[PIL
         case _:
             raise BadPicture(
                 f"a picture cannot be of type {type(source).__name__}: give a path, bytes, a file object, a PIL "
-                "picture, an array, a tensor, an http(s) URL, a data URI, or a list of these"
+                "picture, an array, a tensor, an http(s) URL or a data URI; several pictures are one list"
             )
 
 

@@ -118,6 +118,7 @@ def from_array(array: Numbers, most: int) -> PIL.Image.Image:
         BadPicture: the shape or the numbers fit no reading, or there are too many pixels.
     """
     array = _channels_last(array)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.shape[0] * array.shape[1] > most:
         raise BadPicture(f"a picture array of {array.shape} has more than {most:,} pixels: make it smaller")
     eight = np.ascontiguousarray(_eight_bits(array))
