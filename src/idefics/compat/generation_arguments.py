@@ -40,6 +40,7 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "synced_gpus": ((None, False), "several processes do not generate together"),
     "custom_generate": ((None,), "no other way to generate is loaded"),
     "return_dict": ((None, True), "`generate` reads the model's outputs by their names"),
+    "return_legacy_cache": ((None, False), "past_key_values has `to_legacy_cache`"),
     "logits_to_keep": ((None, 0, 1), "`generate` needs the logits of the last token"),
 }
 

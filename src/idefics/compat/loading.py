@@ -64,7 +64,7 @@ class Loading(Adapters):
     def __init__(self, config: Any) -> None:
         raise NotImplementedError
 
-    def set_attn_implementation(self, attn_implementation: str) -> None:
+    def set_attn_implementation(self, attn_implementation: str | Mapping[str, str]) -> None:
         raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -85,7 +85,7 @@ class Loading(Adapters):
         quantization_config: AnyQuantizationConfig | Mapping[str, Any] | None = None,
         load_in_8bit: bool = False,
         load_in_4bit: bool = False,
-        attn_implementation: str | None = None,
+        attn_implementation: str | Mapping[str, str] | None = None,
         generation_config: GenerationConfig | None = None,
         use_safetensors: bool | None = None,
         **keywords: Any,
@@ -103,7 +103,7 @@ class Loading(Adapters):
             max_memory: with "auto", what may be used of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
             quantization_config: keeps the decoder's weights in fewer bits; `load_in_8bit` and `load_in_4bit` are
                 short for `BitsAndBytesConfig` with that field.
-            attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2".
+            attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2"; or one for each part.
             generation_config: in place of the checkpoint's own.
             **keywords: fields of the config with another value; which files are meant (`folders.LOCATING`: `revision`,
                 `token`, `cache_dir`, ...); and what `loading_arguments` ignores.
@@ -183,14 +183,14 @@ class Loading(Adapters):
         *,
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
-        attn_implementation: str | None = None,
+        attn_implementation: str | Mapping[str, str] | None = None,
     ) -> Self:
         """A model with first weights: to be trained, or filled by the caller.
 
         Args:
             config: of this package or of transformers, or the content of a config.json.
             torch_dtype, dtype: of the weights; None: float32, "auto": the config's.
-            attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2".
+            attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2"; or one for each part.
         """
         found = config_from(config)
         model = cls(found).to(dtype_called(torch_dtype or dtype or "float32", found.torch_dtype))
@@ -248,6 +248,7 @@ class Loading(Adapters):
         config.architectures = [type(self).__name__]
         dtype = next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
         config.torch_dtype = str(dtype).removeprefix("torch.")
+        vars(config).pop("transformers_version", None)  # of what wrote the first file: trainers warn of it
         config.save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
         save_torch_state_dict(

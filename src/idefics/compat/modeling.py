@@ -5,6 +5,7 @@ Each class is a model of `models/` whose `forward` takes what the guides give. P
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -21,12 +22,19 @@ from idefics.compat.modeling_vocabulary import Vocabulary
 from idefics.compat.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 from idefics.compat.reading import Pass
 from idefics.compat.transformers_instance import CountsAsPreTrainedModel
-from idefics.errors import BadSetting
+from idefics.errors import BadPrompt, BadSetting
 from idefics.nn.attention import Attn
 from idefics.nn.initial import initialise_module
-from idefics.nn.kernels import KERNELS, Attending, give_kernel, kernel_called
+from idefics.nn.kernels import KERNELS, Attending, Kernel, give_kernel, kernel_called
 from idefics.nn.loss import next_token_loss
 from idefics.quant import footprint
+
+# The config of a part -> the children of the base model that are built by it; the decoder itself is told by the model.
+PART_MODULES = {
+    "text_config": frozenset[str](),
+    "vision_config": frozenset({"vision_model"}),
+    "perceiver_config": frozenset({"perceiver_resampler", "connector"}),
+}
 
 
 class Asked(NamedTuple):
@@ -74,7 +82,10 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
 
     def post_init(self) -> None:
         """First weights, and how attention is computed: a subclass calls it at the end of its constructor."""
-        self.set_attn_implementation(self.config._attn_implementation or "sdpa")
+        wanted = self.config._attn_implementation or "sdpa"
+        self.set_attn_implementation(wanted)
+        if not draws_first_weights():  # the model around this one, or `from_pretrained`, chooses again
+            self.config._attn_implementation = wanted
         if self.config.gradient_checkpointing:
             self.gradient_checkpointing_enable()
         if draws_first_weights():
@@ -139,26 +150,52 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
         """Whether it has `generate`."""
         return False
 
-    def set_attn_implementation(self, attn_implementation: str) -> None:
+    def set_attn_implementation(self, attn_implementation: str | Mapping[str, str]) -> None:
         """Chooses how attention is computed.
 
+        Args:
+            attn_implementation: "sdpa", "eager" or "flash_attention_2"; or one for each part, by the name of its
+                config ("vision_config"), and "" for the rest. Parts that are not named stay as they are.
+
         Raises:
-            BadSetting: no such implementation, or flash attention where it cannot be: it needs a CUDA device of
-                compute capability 8.0 (the requirement of FlashAttention-2) and 16-bit weights.
+            BadSetting: no such implementation or part, or flash attention where it cannot be: it needs a CUDA device
+                of compute capability 8.0 (the requirement of FlashAttention-2) and 16-bit weights.
         """
+        named = {"": attn_implementation} if isinstance(attn_implementation, str) else {**attn_implementation}
+        parts = {name: getattr(self.config, name) for name in self.config.parts}
+        if unknown := [name for name in named if name and name not in parts]:
+            raise BadSetting(
+                f"attn_implementation names {unknown[0]!r}; give {', '.join(parts)}, or '' for the rest"
+            )
+        if not isinstance(self.config._attn_implementation, str):
+            named.setdefault("", "sdpa")
+        kernels = {name: self._kernel(one) for name, one in named.items()}
+        if "" in named:
+            give_kernel(self, kernels[""])
+            for config in (self.config, *parts.values()):
+                config._attn_implementation = named[""]
+            self._attend_by(kernels[""], named[""])
+        children = dict(self.base_model.named_children())
+        for name in named.keys() & parts.keys():
+            parts[name]._attn_implementation = named[name]
+            if name == "text_config":
+                self._attend_by(kernels[name], named.get("", self.attn_implementation))
+            for child in children.keys() & PART_MODULES[name]:
+                give_kernel(children[child], kernels[name])
+
+    def _kernel(self, attn_implementation: str) -> Kernel:
         if attn_implementation not in KERNELS:  # the words that callers of transformers match
             raise BadSetting(
                 f'Specified `attn_implementation="{attn_implementation}"` is not supported: give {", ".join(KERNELS)}'
             )
         dtype = next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), None)
-        kernel = kernel_called(attn_implementation, dtype or torch.float32, torch.device("cuda"))
-        give_kernel(self, kernel)
-        parts = [getattr(self.config, name) for name in self.config.parts]
-        for config in (self.config, *parts):
-            config._attn_implementation = attn_implementation
+        return kernel_called(attn_implementation, dtype or torch.float32, torch.device("cuda"))
+
+    def _attend_by(self, kernel: Kernel, attn_implementation: str) -> None:
+        """How the decoder attends, of which the whole model tells it."""
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
-                module.attn_implementation = attn_implementation
+                module.kernel, module.attn_implementation = kernel, attn_implementation
 
     def _asked(
         self,
@@ -231,6 +268,11 @@ class ModelWithHead(PreTrainedModel, GenerationMixin):
         if labels is not None and (isinstance(logits_to_keep, Tensor) or logits_to_keep):
             raise BadSetting(
                 f"logits_to_keep is {logits_to_keep}, but labels need the logits of all tokens: give 0"
+            )
+        tokens = read.last_hidden_state.shape[:2]
+        if labels is not None and labels.shape != tokens:
+            raise BadPrompt(
+                f"labels are of {tuple(labels.shape)}: give {tuple(tokens)}, one for each new token of each row"
             )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(read.last_hidden_state[:, kept])

@@ -115,6 +115,16 @@ class TokenNames:
         """The tokens that tokenizer.json adds to its vocabulary or lifts out of it, and their ids."""
         return {token: id for token, id in self.codec.vocabulary().items() if token in self.codec.added}
 
+    @property
+    def added_tokens_decoder(self) -> dict[int, tokenizers.AddedToken]:
+        """The tokens of `get_added_vocab` by their ids, in this order, with how each is matched."""
+        return {**self.codec.added_tokens}
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """The ids of the tokens of `added_tokens_decoder`."""
+        return {token.content: id for id, token in self.added_tokens_decoder.items()}
+
     def get_special_tokens_mask(
         self,
         token_ids_0: Sequence[int],

@@ -39,6 +39,7 @@ class Tokenizer:
 
     Attributes:
         added: each token that `tokenizer.json` adds to its vocabulary or lifts out of it (`<image>`, `<s>`).
+        added_tokens: these by their ids, with how each is matched.
         special_ids: ids of those that are marked special: what transformers leaves out with `skip_special_tokens`.
         strips_blank: whether decoding drops one space at the very beginning (SentencePiece puts one there).
         spells_whole_text: whether the bytes of a text's tokens are those of the text, blanks apart.
@@ -56,20 +57,19 @@ class Tokenizer:
         self._library = tokenizers.Tokenizer.from_str(text)
         self._library.no_truncation()  # settings of somebody's training run that save_pretrained keeps
         self._library.no_padding()
-        self._contents = {id: token.content for id, token in self._library.get_added_tokens_decoder().items()}
+        self.added_tokens = dict(sorted(self._library.get_added_tokens_decoder().items()))
+        self._contents = {id: token.content for id, token in self.added_tokens.items()}
         self.added = frozenset(self._contents.values())
         # Added tokens that stand for text as the vocabulary's own do: with its marks for spaces.
         self._spelled = frozenset(
             id
-            for id, token in self._library.get_added_tokens_decoder().items()
+            for id, token in self.added_tokens.items()
             if token.normalized and not token.special and self._library.id_to_token(id) != token.content
         )
         self._declared = Declared() if declared is None else declared
         marked = self._declared.special | self._declared.names
         self.special_ids = frozenset(
-            id
-            for id, token in self._library.get_added_tokens_decoder().items()
-            if token.special or token.content in marked
+            id for id, token in self.added_tokens.items() if token.special or token.content in marked
         )
         file = json.loads(text)
         self._is_byte_level, self.strips_blank = _decoder_kind(file["decoder"])
