@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,6 +27,7 @@ from harness import Report
 CLIENTS, SIZE = 8, 1_000_000  # bytes of a text
 TEXTS = {"refused": 60, "tokenized": 3}  # that each client sends, one after another: some seconds of load
 POSITIONS = 131_072  # as many as Llama 3.1 reads
+IDLE_SECONDS = 5.0
 PAUSE = 0.01  # seconds between two questions after the server's health
 LOAD_SECONDS = 120.0  # that all texts may take
 DEMO = Path(idefics.__file__).parent / "demo" / "idefics3"
@@ -60,7 +63,16 @@ def _measure(report: Report, name: str, folder: Path, rounds: int) -> None:
             before = server.memory()
             ratios = []
             for _ in range(rounds):
-                idle = _p99(_health(client, seconds=3.0))
+                idle = _p99(_health(client, seconds=IDLE_SECONDS))
+                with _counting() as counters:
+                    counted = _p99(_health(client, seconds=IDLE_SECONDS))
+                    report.figure(
+                        case,
+                        "idle, others count",
+                        counted * 1000,
+                        "ms",
+                        f"/health, p99, {counters} processes",
+                    )
                 load = subprocess.Popen(
                     [sys.executable, __file__, server.url, str(texts)],
                     stdin=subprocess.PIPE,
@@ -107,6 +119,19 @@ def _health(
         times.append(time.perf_counter() - began)
         time.sleep(PAUSE)
     return times
+
+
+@contextmanager
+def _counting() -> Iterator[int]:
+    """As many processes that only count as there are cores: what the system's sharing of the cores costs by itself."""
+    counter = [sys.executable, "-c", "while True: pass"]
+    counters = [subprocess.Popen(counter) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield len(counters)
+    finally:
+        for started in counters:
+            started.kill()
+            started.wait()
 
 
 def _p99(times: list[float]) -> float:
