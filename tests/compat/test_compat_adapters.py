@@ -6,7 +6,7 @@ import torch
 from compat import models_tiny
 from compat.models_tiny import FAMILIES, RAWS, assert_close, ours
 from idefics import compat
-from idefics.errors import BadSetting, UnsupportedModel
+from idefics.errors import BadRequest, BadSetting, UnsupportedModel
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -177,6 +177,42 @@ def test_what_is_no_adapter_of_the_model(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="not an adapter of this model"):
         ours("idefics3", text_config={"num_hidden_layers": 1}).load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("how", ["merge_adapter", "merge_and_unload"])
+@pytest.mark.parametrize(
+    "few_bits",
+    [
+        {"load_in_8bit": True},
+        {"quantization_config": compat.QuantoConfig(weights="int8")},
+        {"quantization_config": compat.QuantoConfig(weights="int4")},
+    ],
+    ids=str,
+)
+def test_quantized_weights_take_no_adapter_in_and_say_what_to_do(tmp_path, few_bits, safe, how):
+    """Cast to eight bits the changes would be nothing, and the merged model the old one."""
+    ours("smolvlm").save_pretrained(tmp_path / "base")
+    model = load(tmp_path / "base", **few_bits)
+    inputs = models_tiny.batch(model, "t1ttt")
+    before = model(**inputs).logits
+    options = {"task_type": "CAUSAL_LM", "init_lora_weights": False}
+    wrapped = peft.get_peft_model(model, lora(**options)).eval()
+    after = wrapped(**inputs).logits
+    assert (after - before).abs().max() > 1e-3
+    wrapped.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(
+        BadRequest, match=r"load the model without quantize=.*merge there.*quantise"
+    ) as caught:
+        getattr(wrapped, how)(safe_merge=safe)
+    assert "\n" not in str(caught.value)
+    assert_close(wrapped(**inputs).logits, after)
+    whole = peft.PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter").merge_and_unload()
+    whole.save_pretrained(tmp_path / "merged")
+    merged = load(tmp_path / "merged", **few_bits)(**inputs).logits
+    assert (merged - after).abs().mean() < 0.5 * (
+        before - after
+    ).abs().mean()  # rounded after merging, not before
 
 
 class TestFourBits:

@@ -116,10 +116,10 @@ def test_whole_numbers_are_multiplied_exactly(monkeypatch, rows, bias, room):
     x[0, 0] = 0
     steps = x.abs().amax(-1, keepdim=True) / 127
     levels = (x / steps).nan_to_num().round().double()
-    expected = levels @ layer.weight.double().T * steps * layer.scale
+    expected = levels @ layer.levels.double().T * steps * layer.scale
     if bias:
         expected = expected + plain.bias
-    found = integers(x, layer.weight, layer.scale, layer.bias)
+    found = integers(x, layer.levels, layer.scale, layer.bias)
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
     near = plain(x)
     assert (found - near).norm() < 0.02 * near.norm()
@@ -134,9 +134,9 @@ def test_rows_of_zeros_and_others_without_the_c_code(dtype):
     x = torch.randn(5, 96, dtype=dtype)
     x[2] = 0
     out = x.new_empty(5, 64)
-    integers_in_torch(x, layer.weight, layer.scale.to(dtype), layer.bias.to(dtype), out)
+    integers_in_torch(x, layer.levels, layer.scale.to(dtype), layer.bias.to(dtype), out)
     assert torch.equal(out[2], layer.bias.to(dtype))
-    expected = integers(x.float(), layer.weight, layer.scale, layer.bias)
+    expected = integers(x.float(), layer.levels, layer.scale, layer.bias)
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
 
 

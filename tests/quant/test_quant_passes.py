@@ -58,8 +58,8 @@ def drawn(shape, dtype):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_four_bits_are_widened_as_torch_widens_them(shape, dtype, width, openmp_threads, monkeypatch):
     layer = drawn(shape, dtype)
-    assert module.can_widen(layer.weight, layer.scale, torch.float32)
-    ours = module.widen(layer.weight, layer.scale, layer.in_features, width)
+    assert module.can_widen(layer.levels, layer.scale, torch.float32)
+    ours = module.widen(layer.levels, layer.scale, layer.in_features, width)
     monkeypatch.setattr(module, "library", lambda: None)
     assert torch.equal(ours, layer.dequantised(torch.float32))
 
@@ -167,31 +167,31 @@ def in_groups(layer, x):
 @pytest.mark.parametrize("shape", [*SHAPES, (17, 1100)], ids=str)
 def test_four_bits_are_multiplied_with_rounded_inputs(shape, rows, dtype, openmp_threads, vnni):
     layer, x = drawn(shape, dtype), torch.randn(rows, shape[1])
-    assert module.can_multiply_packed(layer.weight, layer.scale)
-    ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+    assert module.can_multiply_packed(layer.levels, layer.scale)
+    ours = module.multiply_packed(x, layer.levels, layer.scale, layer.bias)
     expected = in_groups(layer, x)
     size = expected.abs().max().clamp(min=1).item()
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=3e-6 * size)
-    bare = module.multiply_packed(x, layer.weight, layer.scale, None)
+    bare = module.multiply_packed(x, layer.levels, layer.scale, None)
     torch.testing.assert_close(bare + layer.bias, ours, rtol=0, atol=3e-6 * size)
 
 
 def test_leading_axes_and_dtypes_are_kept(vnni):
     layer, x = drawn((40, 70), torch.bfloat16), torch.randn(70, 2, 3).permute(1, 2, 0)
-    ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+    ours = module.multiply_packed(x, layer.levels, layer.scale, layer.bias)
     torch.testing.assert_close(ours.double(), in_groups(layer, x), rtol=0, atol=1e-4)
-    narrow = module.multiply_packed(x.bfloat16(), layer.weight, layer.scale, layer.bias)
+    narrow = module.multiply_packed(x.bfloat16(), layer.levels, layer.scale, layer.bias)
     assert narrow.dtype == torch.bfloat16 and narrow.shape == (2, 3, 40)
-    assert module.multiply_packed(x[:, :0], layer.weight, layer.scale, layer.bias).shape == (2, 0, 40)
+    assert module.multiply_packed(x[:, :0], layer.levels, layer.scale, layer.bias).shape == (2, 0, 40)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 31, 40, 69])
 def test_what_is_no_number_shows_in_its_row_alone(value, place, vnni):
     layer, x = drawn((40, 70), torch.float32), torch.randn(14, 70)
-    right = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+    right = module.multiply_packed(x, layer.levels, layer.scale, layer.bias)
     x[13, place] = value
-    ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+    ours = module.multiply_packed(x, layer.levels, layer.scale, layer.bias)
     assert not ours[13].isfinite().any()
     assert torch.equal(ours[:13], right[:13])
 
@@ -199,7 +199,7 @@ def test_what_is_no_number_shows_in_its_row_alone(value, place, vnni):
 def test_zeros_and_the_smallest_numbers(vnni):
     layer = drawn((40, 70), torch.float32)
     for x in (torch.zeros(2, 70), torch.full((2, 70), 1e-42)):
-        ours = module.multiply_packed(x, layer.weight, layer.scale, layer.bias)
+        ours = module.multiply_packed(x, layer.levels, layer.scale, layer.bias)
         torch.testing.assert_close(ours, layer.bias.expand(2, 40))
 
 
@@ -210,14 +210,14 @@ def test_inputs_are_rounded_where_products_of_integers_are_quicker(vnni):
     with torch.inference_mode():
         assert torch.equal(layer(x), whole)
         tune(nn.Sequential(layer), Verdict(onednn=True, integers=True))
-        assert torch.equal(layer(x), module.multiply_packed(x, layer.weight, layer.scale, layer.bias))
+        assert torch.equal(layer(x), module.multiply_packed(x, layer.levels, layer.scale, layer.bias))
     torch.testing.assert_close(layer(x), whole)  # a gradient is wanted
 
 
 def test_who_has_no_such_products_widens(code, monkeypatch):
     layer = drawn((40, 70), torch.float32)
     monkeypatch.setattr(module, "library", lambda: None)
-    assert not module.can_multiply_packed(layer.weight, layer.scale)
+    assert not module.can_multiply_packed(layer.levels, layer.scale)
 
 
 def test_a_library_of_another_machine_is_none(tmp_path, monkeypatch):

@@ -110,14 +110,14 @@ def tune(model: nn.Module, verdict: Verdict) -> None:
         if (
             verdict.integers
             and isinstance(module, Int4Linear)
-            and can_multiply_packed(module.weight, module.scale)
+            and can_multiply_packed(module.levels, module.scale)
         ):
             module.product = multiply_packed
         if verdict.integers and isinstance(module, Int8Linear):
             module.product = integers
-        if isinstance(module, Int8Linear) and cuda_takes(module.weight):
+        if isinstance(module, Int8Linear) and cuda_takes(module.levels):
             module.product = integers_on_cuda
-        if isinstance(module, Float8Linear) and can_multiply(module.weight):
+        if isinstance(module, Float8Linear) and can_multiply(module.levels):
             module.product = scaled
 
 

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from idefics.nn.stored import by_blocks
 from idefics.quant.integers import Product, kept, shell
+from idefics.quant.packed import QuantizedLinear
 
 KIND = torch.float8_e4m3fn
 MOST = torch.finfo(KIND).max  # 448
 TILE = 16  # of which the products of GPUs want multiples
 
 
-class Float8Linear(nn.Linear):
+class Float8Linear(QuantizedLinear):
     """Eight bits a weight and a scale for each output.
 
     Attributes:
-        weight: (O, I) float8_e4m3fn, the largest of each output at 448.
+        levels: (O, I) float8_e4m3fn, the largest of each output at 448.
         scale: (O,) float32.
         product: what multiplies where no gradient is wanted.
     """
@@ -42,11 +43,11 @@ class Float8Linear(nn.Linear):
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the weights that are computed with."""
-        return (self.weight.float() * self.scale[:, None]).to(dtype)
+        return (self.levels.float() * self.scale[:, None]).to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # (..., I) -> (..., O)
         product = widened_back if torch.is_grad_enabled() else self.product
-        return product(input, self.weight, self.scale, self.bias)
+        return product(input, self.levels, self.scale, self.bias)
 
 
 def in_eight(values: Tensor) -> tuple[Tensor, Tensor]:

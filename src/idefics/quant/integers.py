@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from idefics.nn.stored import Product as WideProduct
 from idefics.nn.stored import by_blocks
+from idefics.quant.packed import QuantizedLinear
 from idefics.quant.passes import GROUP, can_widen, widen
 
 AT_ONCE = 2**19  # weights whose steps are looked for together: each has some bytes of its own meanwhile
@@ -24,11 +25,11 @@ SHRINKINGS = tuple(1 - step / 40 for step in range(1, 13))  # of a group's step 
 Product = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # inputs, levels, scales, bias -> outputs
 
 
-class Int8Linear(nn.Linear):
+class Int8Linear(QuantizedLinear):
     """Eight bits a weight and a scale for each output: symmetric, as Quanto and torchao have it.
 
     Attributes:
-        weight: (O, I) int8 from -127 to 127.
+        levels: (O, I) int8 from -127 to 127.
         scale: (O,) the largest weight of each output, divided by 127, in the dtype that the weights had.
         product: what multiplies where no gradient is wanted.
     """
@@ -58,11 +59,11 @@ class Int8Linear(nn.Linear):
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the weights that are computed with."""
-        return self.weight.to(dtype) * self.scale.to(dtype)[:, None]
+        return self.levels.to(dtype) * self.scale.to(dtype)[:, None]
 
     def forward(self, input: Tensor) -> Tensor:  # (..., I) -> (..., O)
         product = rounded_back if torch.is_grad_enabled() else self.product
-        return product(input, self.weight, self.scale, self.bias)
+        return product(input, self.levels, self.scale, self.bias)
 
 
 def rounded_back(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,11 +76,11 @@ def rounded_back(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
     return by_blocks(input, weight.shape, wide, bias)
 
 
-class Int4Linear(nn.Linear):
+class Int4Linear(QuantizedLinear):
     """Four bits a weight and a scale for each `GROUP` inputs of each output: symmetric.
 
     Attributes:
-        weight: (O, ceil(I / GROUP) * GROUP / 2) uint8, two weights a byte, the even one in the low half, each from
+        levels: (O, ceil(I / GROUP) * GROUP / 2) uint8, two weights a byte, the even one in the low half, each from
             1 to 15 with 8 for zero.
         scale: (O, ceil(I / GROUP)) bfloat16, a step of each group; float32 from folders of older versions.
         product: what multiplies where no gradient is wanted.
@@ -114,11 +115,11 @@ class Int4Linear(nn.Linear):
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(O, I) the weights that are computed with."""
-        return _wide(self.weight, self.scale, self.in_features, dtype)
+        return _wide(self.levels, self.scale, self.in_features, dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # (..., I) -> (..., O)
         product = packed_widened if torch.is_grad_enabled() else self.product
-        return product(input, self.weight, self.scale, self.bias)
+        return product(input, self.levels, self.scale, self.bias)
 
 
 def packed_widened(

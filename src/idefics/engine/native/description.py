@@ -43,7 +43,7 @@ def lacks(layer: nn.Module) -> str:
     name = type(layer).__name__
     if not isinstance(layer, nn.Linear | nn.Embedding):
         return f"a layer is of a kind of its own, {name}"
-    weight = layer.weight
+    weight = layer.levels if isinstance(layer, Int8Linear | Int4Linear) else layer.weight
     if type(weight) is not nn.Parameter:
         return f"the weight of a {name} is of a kind of its own, {type(weight).__name__}"
     if weight.device.type != "cpu":
