@@ -101,15 +101,13 @@ def test_memory_is_what_the_formula_says(pair, memory):
     for name, weight in matrices(full, asked).items():
         outputs, inputs = weight.shape
         kind = "int8" if asked == "int4" and any(part in name for part in FULL_PRECISION) else asked
-        width = {"int8": inputs, "int4": -(-inputs // GROUP) * GROUP, "nf4": -(-inputs // BLOCK) * BLOCK}[
-            kind
-        ]
+        width = {"int8": inputs, "int4": -(-inputs // GROUP) * GROUP, "nf4": inputs}[kind]
         bits, group, scale, table = {
             "int8": (8, inputs, 4, 0),
             "int4": (4, GROUP, 2, 0),
             "nf4": (4, BLOCK, 4, 64),
         }[kind]
-        small = outputs * width * bits // 8 + scale * (outputs * width // group) + table
+        small = outputs * width * bits // 8 + scale * -(-outputs * width // group) + table
         saved += weight.nbytes - small
     assert full.memory == sum(weight.nbytes for weight in full.engine.model.parameters())
     assert memory == full.memory - saved
