@@ -81,7 +81,7 @@ def _message(message: Message | Mapping[str, Any], where: str, untrusted: bool) 
         raise BadPrompt(f"{where}: content is {given}; give a string or a list of parts")
     if not content:
         raise BadPrompt(f"{where}: content is empty; give some text or a picture")
-    parts = [_part(part, f"{where}: content[{index}]") for index, part in enumerate(content)]
+    parts = [_part(part, f"{where}: content[{index}]", untrusted) for index, part in enumerate(content)]
     if role == "user" and not untrusted:
         for index, part in enumerate(content):
             if isinstance(part, str) and not isinstance(part, Text):
@@ -89,11 +89,11 @@ def _message(message: Message | Mapping[str, Any], where: str, untrusted: bool) 
     return Message(role, tuple(parts))
 
 
-def _part(part: Any, where: str) -> Part:
+def _part(part: Any, where: str, untrusted: bool) -> Part:
     if isinstance(part, Part):
         return part
     if isinstance(part, OBJECTS) or is_tensor(part) or is_array_like(part):
-        return as_visual(part)
+        return as_visual(part, untrusted=untrusted)
     if not isinstance(part, Mapping):
         raise BadPrompt(f'{where} is {kind_of(part)}: give a dict with a "type"')
     kind = _field(part, "type", where)

@@ -166,8 +166,7 @@ class Processor:
 
     def _parts(self, items: Sequence[Item]) -> list[Part]:
         """Text that is not trusted names no address and no file, whatever it looks like."""
-        reads = self._is_trusted
-        return [to_part(item) if reads or not isinstance(item, str) else item for item in _listed(items)]
+        return [to_part(item, untrusted=not self._is_trusted) for item in _listed(items)]
 
     def _conversation(
         self, messages: Sequence[Message | Mapping[str, Any]], **prefill: Any

@@ -1,6 +1,6 @@
 """The items of raw prompts as text, pictures and videos: which texts name a file.
 
-A text of an untrusted sender names nothing: callers do not ask about it.
+A text of an untrusted sender names nothing, and a path is not looked up for one.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ if TYPE_CHECKING:
 PATH = re.compile(r"(?:~|\.{0,2})[/\\]|[A-Za-z]:[/\\]")  # the beginning of a path that is more than a name
 
 
-def to_part(item: Item) -> Part:
+def to_part(item: Item, *, untrusted: bool = False) -> Part:
     """One item of a raw prompt as text, picture or video.
 
     A text is a picture or video where it is an http(s) address, a data URI or base64 of a picture file, and where it is
-    the name of an existing file; `Text` never is.
+    the name of an existing file; `Text` never is, nor any text of an untrusted sender.
+
+    Args:
+        untrusted: the item is of an untrusted sender: whether it names a file is not looked up.
 
     Raises:
         BadPicture: the text names a file that is no picture or a folder, or is like the name of a picture (no space)
             or a path) and there is no such file, or has white space around it.
     """
-    if isinstance(item, Text):
+    if isinstance(item, Text) or (untrusted and isinstance(item, str)):
         return item
     if not isinstance(item, str):
-        return as_visual(item)
+        return as_visual(item, untrusted=untrusted)
     address = as_address(item)
     if is_remote(address) or check_item(item):
         return as_visual(address)

@@ -44,14 +44,17 @@ def names_video(name: str) -> bool:
     return head[:11].lower() == "data:video/" or head.lower().endswith(VIDEO_SUFFIXES)
 
 
-def as_visual(source: Visual | PictureSource) -> Visual:
+def as_visual(source: Visual | PictureSource, *, untrusted: bool = False) -> Visual:
     """A file or its bytes by its content, an address by its end, anything else as a picture.
 
-    Must not be given a text of an untrusted sender, which may be the path of a file.
+    Args:
+        untrusted: the source is of an untrusted sender: a path is not looked up, it is refused when it is opened.
     """
     if isinstance(source, Visual):
         return source
     found = held(source)
+    if untrusted and isinstance(found, (str, os.PathLike)):
+        return Picture(found)
     head = _head(found)
     if head and recognised_video(head):
         return Video(found)
