@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from idefics.server import fields, neutral, responses, tasks
 from idefics.server.chat import ChatRequest
 from idefics.server.completions import CompletionRequest
+from idefics.server.fields import only_of_assistant
 from idefics.server.request_object import Fields
 from idefics.server.responses import ResponseRequest
 from server.asking import chat, data_uri, events, said, shown, user
@@ -473,3 +474,13 @@ def test_a_ranking_takes_what_asks_for_nothing(client):
     assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)  # the second one finds the prompt in the cache
     refused = client.post("/v1/images/tasks/classify", body | {"stream": True})
     assert refused.json()["error"]["message"].startswith("stream (true) is not supported")
+
+
+def test_a_long_text_is_not_walked_through_for_parts():
+    """A million characters, one after another, would hold up every other request."""
+
+    class Text(str):
+        def __iter__(self):
+            raise AssertionError("it was walked through")
+
+    only_of_assistant("user", Text("Hello"))
