@@ -185,9 +185,8 @@ class RefusalPart(Fields):
 
 def only_of_assistant(role: str, content: str | Sequence[object]) -> None:
     """Raises ValueError where somebody else's turn has a part of type refusal."""
-    if role == "assistant" or isinstance(content, str):  # a text of a megabyte has a million characters
-        return
-    if any(isinstance(part, RefusalPart) for part in content):
+    parts = () if isinstance(content, str) else content  # a text of a megabyte has a million characters
+    if role != "assistant" and any(isinstance(part, RefusalPart) for part in parts):
         raise ValueError('only the assistant has parts of type "refusal": give text')
 
 
