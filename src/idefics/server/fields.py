@@ -185,8 +185,7 @@ class RefusalPart(Fields):
 
 def only_of_assistant(role: str, content: str | Sequence[object]) -> None:
     """Raises ValueError where somebody else's turn has a part of type refusal."""
-    parts = () if isinstance(content, str) else content  # a text of a megabyte has a million characters
-    if role != "assistant" and any(isinstance(part, RefusalPart) for part in parts):
+    if role != "assistant" and RefusalPart in map(type, () if isinstance(content, str) else content):
         raise ValueError('only the assistant has parts of type "refusal": give text')
 
 
