@@ -195,7 +195,7 @@ def _lines(first: str | None, *, is_typed: bool) -> Iterator[str]:
             print(f"{INVITATION}{first}")
         yield first
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # one line that is no text must not end all
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 must not end the chat
     if not is_typed:
         yield from sys.stdin
         return

@@ -192,7 +192,7 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
         return kernel_called(attn_implementation, dtype or torch.float32, torch.device("cuda"))
 
     def _attend_by(self, kernel: Kernel, attn_implementation: str) -> None:
-        """How the decoder attends, of which the whole model tells it."""
+        """The decoder's attention implementation, which the whole model sets."""
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.kernel, module.attn_implementation = kernel, attn_implementation

@@ -34,7 +34,7 @@ class BeamGuide(Protocol):
     renormalizes: bool  # what is left of each beam's distribution adds up to 1 again
 
     def allowed_after(self, answer: Sequence[int]) -> tuple[bytes, bool]:
-        """A bit for each of the model's ids, the lowest first, and whether the only one is forced: it costs nothing."""
+        """A bit for each id, lowest first; and whether the only one set is forced, at log-probability 0."""
         ...
 
 

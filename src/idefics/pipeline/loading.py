@@ -157,7 +157,7 @@ class Loaded:
             if main.type == "cpu" and not is_reference:
                 warn_of_missing_kernels()
             processor = processor_for(checkpoint, fetcher)
-            with told_of_memory("the model", on_disk, main):  # what is free now: the imports have their part
+            with told_of_memory("the model", on_disk, main):  # measured again: imports took memory too
                 models.fill(
                     module,
                     folder,

@@ -59,7 +59,7 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
 
 
 def _warn(note: str, fetcher: Fetcher) -> None:
-    """A Python warning to the owner, who called; an untrusted sender is told in the answer."""
+    """Warns the Python caller; an untrusted sender reads the note in the answer instead."""
     if note and not fetcher.strangers:
         with unfiltered():
             warnings.warn(note, PartialPictureWarning, stacklevel=2)
@@ -72,7 +72,7 @@ def name_of_bytes(data: bytes) -> str:
 
 @contextmanager
 def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], tuple[PIL.Image.Image, str]]]:
-    """What decodes a picture, and says what it leaves out: all of it is here then, and its turn may be waited for."""
+    """Yields what decodes the picture and notes what it left out; its bytes are all here, so the caller can wait first."""
     source = as_address(source) if isinstance(source, str) else source
     distrusted = fetcher.distrusts(source)
     most = strangers.MOST_PIXELS if distrusted else MOST_PIXELS

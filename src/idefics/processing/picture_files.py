@@ -208,7 +208,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def unfiltered() -> Iterator[None]:
-    """While no other thread is inside `quiet`: a warning of ours would be lost there."""
+    """Holds the lock of `quiet`, within which warnings of every thread are dropped."""
     with _FILTERS:
         yield
 

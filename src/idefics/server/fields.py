@@ -171,7 +171,7 @@ class TextPart(Fields):
 
 
 class RefusalPart(Fields):
-    """Words of an assistant that would not answer: it has said them like any others."""
+    """A refusal in a reply that a client sends back; read as the assistant's text."""
 
     unused: ClassVar[Unused] = neutral_fields.PART
 
