@@ -72,7 +72,7 @@ def name_of_bytes(data: bytes) -> str:
 
 @contextmanager
 def _opened(source: object, fetcher: Fetcher) -> Iterator[Callable[[], tuple[PIL.Image.Image, str]]]:
-    """Yields what decodes the picture and notes what it left out; its bytes are all here, so the caller can wait first."""
+    """Yields what decodes the picture and notes what it left out; its bytes are here, so the caller can wait first."""
     source = as_address(source) if isinstance(source, str) else source
     distrusted = fetcher.distrusts(source)
     most = strangers.MOST_PIXELS if distrusted else MOST_PIXELS
