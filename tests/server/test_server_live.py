@@ -377,6 +377,13 @@ def process(*flags, **environment):
             running.kill()
 
 
+def test_sigterm_ends_the_command_as_soon_as_it_has_said_its_address():
+    with process("--api-key", "key") as (running, _):
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(30) == 0
+        assert "Traceback" not in running.stderr.read()
+
+
 def test_sigterm_ends_the_command_when_all_are_answered():
     with process("--api-key", "key", IDEFICS_DRAIN="30") as (running, url):
         with httpx.stream(

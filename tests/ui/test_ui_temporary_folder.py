@@ -97,5 +97,7 @@ def test_the_command_removes_its_folder_when_it_is_told_to_end(tmp_path, number)
         assert line, "it ended before it said its address"
     assert len(list(tmp_path.glob("idefics-page-*"))) == 1
     process.send_signal(number)
-    process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=60)
+    assert "Traceback" not in rest
+    assert process.returncode == (0 if number is signal.SIGTERM else 130)
     assert not list(tmp_path.glob("idefics-page-*"))

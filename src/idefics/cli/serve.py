@@ -16,7 +16,7 @@ from idefics.cli.flags import Debug, ModelFlags
 from idefics.cli.output import Screen
 from idefics.errors import MissingExtra
 from idefics.server.settings import PREFIX, Settings, read
-from idefics.server.sockets import bind, listen, url_of
+from idefics.server.sockets import bind, exit_on_sigterm, listen, url_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -84,6 +84,7 @@ def _serve(context: typer.Context, *, given: Flags, config: Config = None, debug
     settings = read(said, config)
     settings.keys()
     with bind(settings.host, settings.port) as listener, Screen(context.command_path) as screen:
+        exit_on_sigterm()
         try:
             from idefics.server.app import create_app
             from idefics.server.run import run

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,7 +12,7 @@ from idefics.cli import look
 from idefics.cli.flags import Debug, ModelFlags, number, policy
 from idefics.cli.output import Screen
 from idefics.errors import MissingExtra
-from idefics.server.sockets import bind, listen, url_of
+from idefics.server.sockets import bind, exit_on_sigterm, listen, url_of
 
 HELP = """
 Open a page in the browser: chat, caption, ask, classify, write, follow examples, and label whole folders.
@@ -66,6 +64,7 @@ def register(app: typer.Typer) -> None:
 
 def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: Debug = False) -> int:
     with Screen(context.command_path) as screen, bind(HOST, port) as listener:
+        exit_on_sigterm()
         try:
             import uvicorn
 
@@ -85,8 +84,6 @@ def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: D
         app = application(vlm, Settings(model.model, fetcher, start=start))
         listen(listener)
         screen.say(f"the page is at {url_of(listener)}; Ctrl-C ends it")
-        # An orderly end, whether it comes before uvicorn's own handler is there or is raised again after it.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
         uvicorn.Server(config).run(sockets=[listener])
         return screen.code

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import platform
-import signal
 import socket
-import sys
 
 import uvicorn
 from fastapi import FastAPI
@@ -64,6 +62,4 @@ def keep_freed_memory() -> None:
 def run(app: FastAPI, listener: socket.socket) -> None:
     """Serves until the process is told to end, by SIGTERM or Ctrl-C."""
     keep_freed_memory()
-    # uvicorn raises it again after an orderly end, which is no failure; before uvicorn listens, it ends the process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Server(app).run(sockets=[listener])
