@@ -24,53 +24,65 @@ import torch
 from torch import nn
 
 import idefics
-from checkpoints import hollow
-from harness import Report, Run, bandwidth, first, rounds, seconds, speed
+from baselines import TransformersBaseline
+from checkpoints import get_folder_without_weights
+from harness import (
+    BenchmarkReport,
+    RunTiming,
+    measure_memory_bandwidth,
+    median_first_token_seconds,
+    median_tokens_per_second,
+    run_rounds,
+    time_call,
+)
 from idefics import models, quant
 from idefics.config import EngineConfig, QuantizationConfig, QuantKind
 from idefics.engine.decode import TorchDecode
 from idefics.engine.engine import Engine
+from idefics.generation.loading import collect_stop_ids, create_processor, engine_config
 from idefics.models import read_checkpoint
-from idefics.pipeline.loading import engine_config, processor_for, stop_ids
 from idefics.processing.fetch import Fetcher
 from idefics.prompt import Prompt
-from idefics.quant.measure import Verdict
-from ours import Ours, photo
-from rivals import Transformers
+from idefics.quant.autotune import KernelChoice
+from idefics_runner import IdeficsRunner, random_photo
 
 DTYPE = torch.bfloat16
-KINDS: tuple[QuantKind, ...] = ("int8", "fp8", "int4")
+QUANT_KINDS: tuple[QuantKind, ...] = ("int8", "fp8", "int4")
 
 
 @dataclass(frozen=True)
-class Size:
+class BenchmarkSize:
     """How much of everything; small for a quick look."""
 
-    rounds: int = 3
-    tokens: int = 256
-    requests: int = 64
-    answer: int = 64
-    kinds: tuple[QuantKind, ...] = KINDS
+    num_rounds: int = 3
+    num_tokens: int = 256
+    num_requests: int = 64
+    num_answer_tokens: int = 64
+    quant_kinds: tuple[QuantKind, ...] = QUANT_KINDS
 
 
-QUICK = Size(rounds=1, tokens=12, requests=3, answer=5, kinds=("int8",))
+QUICK_SIZE = BenchmarkSize(
+    num_rounds=1, num_tokens=12, num_requests=3, num_answer_tokens=5, quant_kinds=("int8",)
+)
 
 
-class Drawn(Ours):
+class RandomWeightsRunner(IdeficsRunner):
     """An engine over a model whose weights are drawn on a device."""
 
-    def __init__(self, folder: Path, device: str, kind: QuantKind | None = None) -> None:
-        checkpoint, place = read_checkpoint(folder), torch.device(device)
-        model = models.build(checkpoint).to(DTYPE).to_empty(device=place)
-        drawn(model)
-        if kind is not None:
-            for name, pack in quant.packs(model, QuantizationConfig(kind=kind)).items():
-                pack(model.get_parameter(name).detach())
-        quant.tune(model, Verdict())
-        processor = processor_for(checkpoint, Fetcher(policy="off"))
-        config: EngineConfig = engine_config(place)
+    def __init__(self, folder: Path, device: str, quant_kind: QuantKind | None = None) -> None:
+        checkpoint, torch_device = read_checkpoint(folder), torch.device(device)
+        model = models.build_on_meta_device(checkpoint).to(DTYPE).to_empty(device=torch_device)
+        fill_random_weights(model)
+        if quant_kind is not None:
+            for name, quantizer in quant.quantizers_by_name(
+                model, QuantizationConfig(kind=quant_kind)
+            ).items():
+                quantizer(model.get_parameter(name).detach())
+        quant.apply_kernel_choice(model, KernelChoice())
+        processor = create_processor(checkpoint, Fetcher(policy="off"))
+        config: EngineConfig = engine_config(torch_device)
         self.engine = Engine(model, config)  # type: ignore[arg-type]  # a VLM by its methods
-        self.vlm = idefics.Idefics(processor, self.engine, stop_ids(checkpoint, processor))
+        self.vlm = idefics.Idefics(processor, self.engine, collect_stop_ids(checkpoint, processor))
 
     def close(self) -> None:
         """Gives the device's memory back."""
@@ -82,7 +94,7 @@ class Drawn(Ours):
 
 
 @torch.no_grad()
-def drawn(model: nn.Module) -> None:
+def fill_random_weights(model: nn.Module) -> None:
     """Weights that a forward pass survives: norms of one, no biases, gates half open."""
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
@@ -94,102 +106,136 @@ def drawn(model: nn.Module) -> None:
             weight.normal_(std=0.02)
 
 
-def device_bandwidth(device: str) -> float:
+def measure_device_bandwidth(device: str) -> float:
     """Bytes a second that the card moves: the best of copying and of adding up 4 GiB."""
     if device == "cpu":
-        return bandwidth()
-    block, other = (torch.ones(2**30, dtype=torch.float32, device=device) for _ in range(2))
-    ways: dict[int, Callable[[], object]] = {2: lambda: other.copy_(block), 1: block.sum}
+        return measure_memory_bandwidth()
+    block, destination = (torch.ones(2**30, dtype=torch.float32, device=device) for _ in range(2))
+    operation_by_num_passes: dict[int, Callable[[], object]] = {
+        2: lambda: destination.copy_(block),
+        1: block.sum,
+    }
 
-    def timed(way: Callable[[], object]) -> float:
+    def time_synchronized(way: Callable[[], object]) -> float:
         torch.cuda.synchronize()
-        return seconds(lambda: (way(), torch.cuda.synchronize()))
+        return time_call(lambda: (way(), torch.cuda.synchronize()))
 
-    return max(times * block.nbytes / timed(way) for times, way in ways.items() for _ in range(8))
-
-
-def one(report: Report, name: str, size: Size, device: str) -> None:
-    """One row: the weights are read once a token, and nothing else should be felt."""
-    folder = hollow(name)
-    limit = device_bandwidth(device)
-    case = f"{name}, a picture, one row, {size.tokens} tokens"
-    report.figure(case, "memory", limit / 1e9, "GB/s")
-    mine = Drawn(folder, device)
-    prompts = [_look(mine, 0)]
-    theirs = Transformers.hollow(folder, DTYPE, device)
-    recorded = mine.engine.runner.decode
-    plain = TorchDecode(mine.engine.model, mine.engine.cache)
-    runs = {
-        "ours bf16": partial(_stepping, mine, recorded, prompts, size.tokens),
-        "ours bf16, kernel by kernel": partial(_stepping, mine, plain, prompts, size.tokens),
-        "transformers bf16": lambda _, theirs=theirs: theirs.run(prompts, size.tokens // 4),
-    }
-    found = rounds(runs, size.rounds)
-    for who, done in found.items():
-        note = f"first token {first(done) * 1e3:.0f} ms"
-        if who == "ours bf16":
-            share = speed(done) * mine.bytes_a_token(len(prompts[0])) / limit
-            note = f"{share:.0%} of bandwidth, {note}"
-            report.target(f"{name}: share of the card's bandwidth", share, at_least=0.8)
-        report.figure(case, who, speed(done), "tokens/s", note)
-    ratio = speed(found["ours bf16"]) / speed(found["transformers bf16"])
-    report.target(f"{name}: tokens/s, ours / transformers", ratio, at_least=6)
-    del theirs, runs
-    mine.close()
-    for kind in size.kinds:
-        few = Drawn(folder, device, kind)
-        done = rounds({kind: lambda _, few=few: _fresh(few, prompts, size.tokens)}, size.rounds)[kind]
-        share = speed(done) * few.bytes_a_token(len(prompts[0])) / limit
-        report.figure(case, f"ours {kind}", speed(done), "tokens/s", f"{share:.0%} of bandwidth")
-        few.close()
-
-
-def many(report: Report, name: str, size: Size, device: str) -> None:
-    """Many requests at once, each with a picture of its own, from frames to the last token of the last one."""
-    folder = hollow(name)
-    mine, theirs = Drawn(folder, device), Transformers.hollow(folder, DTYPE, device)
-    prompts = [_look(mine, seed) for seed in range(size.requests)]
-    case = f"{name}, {size.requests} requests of {len(prompts[0])} tokens, {size.answer} new ones each"
-    side_by_side, count = size.requests, 0
-    while not count:
-        try:
-            theirs.run(prompts[:side_by_side], 2)
-            count = side_by_side
-        except torch.OutOfMemoryError:
-            side_by_side //= 2
-    batches = [prompts[start : start + count] for start in range(0, len(prompts), count)]
-    runs: dict[str, Callable[[int], float]] = {
-        "ours bf16": lambda _: seconds(lambda: _fresh(mine, prompts, size.answer)),
-        f"transformers bf16, {count} a batch": lambda _: seconds(
-            lambda: [theirs.run(batch, size.answer) for batch in batches]
-        ),
-    }
-    found = {who: statistics.median(spent) for who, spent in rounds(runs, min(size.rounds, 2)).items()}
-    for who, spent in found.items():
-        report.figure(case, who, spent, "s", f"{size.requests * size.answer / spent:.0f} tokens/s")
-    ours_took, theirs_took = found.values()
-    report.target(
-        f"{name}: time, transformers / ours, {size.requests} requests", theirs_took / ours_took, at_least=3
+    return max(
+        num_passes * block.nbytes / time_synchronized(way)
+        for num_passes, way in operation_by_num_passes.items()
+        for _ in range(8)
     )
 
 
-def _fresh(racer: Drawn, prompts: list[Prompt], tokens: int) -> Run:
+def measure_single_row(report: BenchmarkReport, name: str, size: BenchmarkSize, device: str) -> None:
+    """One row: the weights are read once a token, and nothing else should be felt."""
+    folder = get_folder_without_weights(name)
+    bandwidth = measure_device_bandwidth(device)
+    case = f"{name}, a picture, one row, {size.num_tokens} tokens"
+    report.add_figure(case, "memory", bandwidth / 1e9, "GB/s")
+    runner = RandomWeightsRunner(folder, device)
+    prompts = [_image_prompt(runner, 0)]
+    baseline = TransformersBaseline.from_config(folder, DTYPE, device)
+    graph_decode = runner.engine.model_runner.decode_step
+    eager_decode = TorchDecode(runner.engine.model, runner.engine.kv_cache)
+    runs = {
+        "ours bf16": partial(_run_with_decode_step, runner, graph_decode, prompts, size.num_tokens),
+        "ours bf16, kernel by kernel": partial(
+            _run_with_decode_step, runner, eager_decode, prompts, size.num_tokens
+        ),
+        "transformers bf16": lambda _, theirs=baseline: theirs.run(prompts, size.num_tokens // 4),
+    }
+    timings_by_system = run_rounds(runs, size.num_rounds)
+    for who, timings in timings_by_system.items():
+        note = f"first token {median_first_token_seconds(timings) * 1e3:.0f} ms"
+        if who == "ours bf16":
+            share = median_tokens_per_second(timings) * runner.bytes_per_token(len(prompts[0])) / bandwidth
+            note = f"{share:.0%} of bandwidth, {note}"
+            report.add_target(f"{name}: share of the card's bandwidth", share, min_value=0.8)
+        report.add_figure(case, who, median_tokens_per_second(timings), "tokens/s", note)
+    ratio = median_tokens_per_second(timings_by_system["ours bf16"]) / median_tokens_per_second(
+        timings_by_system["transformers bf16"]
+    )
+    report.add_target(f"{name}: tokens/s, ours / transformers", ratio, min_value=6)
+    del baseline, runs
+    runner.close()
+    for kind in size.quant_kinds:
+        quantized_runner = RandomWeightsRunner(folder, device, kind)
+        timings = run_rounds(
+            {kind: lambda _, few=quantized_runner: _run_with_empty_caches(few, prompts, size.num_tokens)},
+            size.num_rounds,
+        )[kind]
+        share = (
+            median_tokens_per_second(timings) * quantized_runner.bytes_per_token(len(prompts[0])) / bandwidth
+        )
+        report.add_figure(
+            case, f"ours {kind}", median_tokens_per_second(timings), "tokens/s", f"{share:.0%} of bandwidth"
+        )
+        quantized_runner.close()
+
+
+def measure_many_requests(report: BenchmarkReport, name: str, size: BenchmarkSize, device: str) -> None:
+    """Many requests at once, each with a picture of its own, from frames to the last token of the last one."""
+    folder = get_folder_without_weights(name)
+    runner, baseline = (
+        RandomWeightsRunner(folder, device),
+        TransformersBaseline.from_config(folder, DTYPE, device),
+    )
+    prompts = [_image_prompt(runner, seed) for seed in range(size.num_requests)]
+    case = f"{name}, {size.num_requests} requests of {len(prompts[0])} tokens, {size.num_answer_tokens} new ones each"
+    trial_batch_size, batch_size = size.num_requests, 0
+    while not batch_size:
+        try:
+            baseline.run(prompts[:trial_batch_size], 2)
+            batch_size = trial_batch_size
+        except torch.OutOfMemoryError:
+            trial_batch_size //= 2
+    batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    runs: dict[str, Callable[[int], float]] = {
+        "ours bf16": lambda _: time_call(
+            lambda: _run_with_empty_caches(runner, prompts, size.num_answer_tokens)
+        ),
+        f"transformers bf16, {batch_size} a batch": lambda _: time_call(
+            lambda: [baseline.run(batch, size.num_answer_tokens) for batch in batches]
+        ),
+    }
+    seconds_by_system = {
+        who: statistics.median(seconds) for who, seconds in run_rounds(runs, min(size.num_rounds, 2)).items()
+    }
+    for who, seconds in seconds_by_system.items():
+        report.add_figure(
+            case, who, seconds, "s", f"{size.num_requests * size.num_answer_tokens / seconds:.0f} tokens/s"
+        )
+    idefics_seconds, transformers_seconds = seconds_by_system.values()
+    report.add_target(
+        f"{name}: time, transformers / ours, {size.num_requests} requests",
+        transformers_seconds / idefics_seconds,
+        min_value=3,
+    )
+
+
+def _run_with_empty_caches(runner: RandomWeightsRunner, prompts: list[Prompt], num_tokens: int) -> RunTiming:
     """A run that knows nothing of the ones before."""
-    racer.engine.forget()
-    return racer.run(prompts, tokens)
+    runner.engine.clear_caches()
+    return runner.run(prompts, num_tokens)
 
 
-def _stepping(racer: Drawn, step: object, prompts: list[Prompt], tokens: int, number: int) -> Run:
-    racer.engine.runner.decode = step  # type: ignore[assignment]  # a DecodeStep
-    return _fresh(racer, prompts, tokens)
+def _run_with_decode_step(
+    runner: RandomWeightsRunner, decode_step: object, prompts: list[Prompt], num_tokens: int, round_index: int
+) -> RunTiming:
+    runner.engine.model_runner.decode_step = decode_step  # type: ignore[assignment]  # a DecodeStep
+    return _run_with_empty_caches(runner, prompts, num_tokens)
 
 
-def _look(racer: Drawn, seed: int) -> Prompt:
+def _image_prompt(runner: RandomWeightsRunner, seed: int) -> Prompt:
     """A question about a picture of its own."""
-    return racer.vlm.prompt([idefics.Picture(photo(seed)), "What is in the picture?"])
+    return runner.vlm.prompt([idefics.Picture(random_photo(seed)), "What is in the picture?"])
 
 
-CASES = {"one": (one, "9b", "idefics1"), "many": (many, "idefics3-8b", "idefics3")}
+CASES = {
+    "one": (measure_single_row, "9b", "idefics1"),
+    "many": (measure_many_requests, "idefics3-8b", "idefics3"),
+}
 
 
 def main() -> None:
@@ -198,17 +244,20 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, action="append", help="one of the above; all unless given")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    report = Report("gpu")
-    demo = Path(idefics.__file__).parent / "demo"
-    for case in given.case or CASES:
-        measure, name, small = CASES[case]
+    report = BenchmarkReport("gpu")
+    demo_folder = Path(idefics.__file__).parent / "demo"
+    for case in arguments.case or CASES:
+        measure, name, demo_name = CASES[case]
         measure(
-            report, str(demo / small) if given.quick else name, QUICK if given.quick else Size(), given.device
+            report,
+            str(demo_folder / demo_name) if arguments.quick else name,
+            QUICK_SIZE if arguments.quick else BenchmarkSize(),
+            arguments.device,
         )
-    report.close()
+    report.print_report()
 
 
 if __name__ == "__main__":

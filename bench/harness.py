@@ -1,6 +1,6 @@
 """How a benchmark measures and what it prints: rounds in alternating order, medians, ratios, the machine beside them.
 
-A script makes a `Report`, gives it figures and the targets they stand for, and closes it: a table for people, then
+A script makes a `BenchmarkReport`, gives it figures and the targets they stand for, and closes it: a table for people, then
 one line of JSON. Only ratios within one run are to be trusted.
 """
 
@@ -27,94 +27,94 @@ PACKAGES = ("torch", "transformers", "llama-cpp-python", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunTiming:
     """One answer, or several side by side.
 
     Attributes:
-        first: seconds to the first token.
-        rest: seconds from there to the last one.
-        tokens: how many came after the first, in all rows together.
+        first_token_seconds: seconds to the first token.
+        decode_seconds: seconds from there to the last one.
+        num_decode_tokens: how many came after the first, in all rows together.
     """
 
-    first: float
-    rest: float
-    tokens: int
+    first_token_seconds: float
+    decode_seconds: float
+    num_decode_tokens: int
 
     @property
-    def speed(self) -> float:
+    def tokens_per_second(self) -> float:
         """Tokens a second after the first; 0 where there was none."""
-        return self.tokens / self.rest if self.tokens else 0.0
+        return self.num_decode_tokens / self.decode_seconds if self.num_decode_tokens else 0.0
 
 
-def rounds(
-    runs: Mapping[str, Callable[[int], T]], count: int, before: Callable[[], object] = lambda: None
+def run_rounds(
+    runs: Mapping[str, Callable[[int], T]], num_rounds: int, before_round: Callable[[], object] = lambda: None
 ) -> dict[str, list[T]]:
-    """Calls each of `runs` once to warm up, then `count` times; each round turns the order of the last one around.
+    """Calls each of `runs` once to warm up, then `num_rounds` times; each round turns the order of the last one around.
 
     A call gets the number of its round, 0 to warm up: what must not be known from an earlier round depends on it.
-    `before` is called before each round.
+    `before_round` is called before each round.
     """
     results: dict[str, list[T]] = {name: [] for name in runs}
     for call in runs.values():
         call(0)
-    for number in range(1, count + 1):
-        before()
-        for name in list(runs)[:: 1 if number % 2 else -1]:
-            results[name].append(runs[name](number))
+    for round_index in range(1, num_rounds + 1):
+        before_round()
+        for name in list(runs)[:: 1 if round_index % 2 else -1]:
+            results[name].append(runs[name](round_index))
     return results
 
 
-def seconds(call: Callable[[], Any]) -> float:
+def time_call(call: Callable[[], Any]) -> float:
     """How long a call takes."""
-    began = time.perf_counter()
+    started = time.perf_counter()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
-def speed(runs: list[Run]) -> float:
+def median_tokens_per_second(runs: list[RunTiming]) -> float:
     """The median of tokens a second."""
-    return statistics.median(run.speed for run in runs)
+    return statistics.median(run.tokens_per_second for run in runs)
 
 
-def first(runs: list[Run]) -> float:
+def median_first_token_seconds(runs: list[RunTiming]) -> float:
     """The median of seconds to the first token."""
-    return statistics.median(run.first for run in runs)
+    return statistics.median(run.first_token_seconds for run in runs)
 
 
-def bandwidth() -> float:
+def measure_memory_bandwidth() -> float:
     """Bytes a second that all threads together read from memory: the best of a few ways to read 1 GiB.
 
     Each thread has a part of its own and one instruction for many bytes, so that memory is the limit.
     """
     threads = torch.get_num_threads()
     block = np.ones(2**28, dtype=np.float32)
-    whole, parts = torch.from_numpy(block), np.array_split(block, threads)
+    tensor, parts = torch.from_numpy(block), np.array_split(block, threads)
     with ThreadPoolExecutor(threads) as pool:
-        ways: list[Callable[[], Any]] = [
+        readers: list[Callable[[], Any]] = [
             lambda: list(pool.map(lambda part: np.dot(part, part), parts)),
             lambda: list(pool.map(lambda part: part.max(), parts)),
-            lambda: torch.dot(whole, whole),
-            whole.sum,
+            lambda: torch.dot(tensor, tensor),
+            tensor.sum,
         ]
-        return block.nbytes / min(seconds(way) for way in ways for _ in range(6))
+        return block.nbytes / min(time_call(way) for way in readers for _ in range(6))
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Where, with what and on which commit a figure was measured."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return {
-        "processor": _processor(),
+        "processor": _processor_name(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := _package_version(name))},
         "commit": commit.stdout.strip() or None,
     }
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -123,7 +123,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _version(package: str) -> str | None:
+def _package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -131,45 +131,47 @@ def _version(package: str) -> str | None:
 
 
 @dataclass
-class Report:
+class BenchmarkReport:
     """What one script measured.
 
     Attributes:
         title: of the script.
-        quick: whether it was only to see that the script works: no target is then kept or missed.
+        is_quick: whether it was only to see that the script works: no target is then kept or missed.
         figures: one row each: what was measured, who did it, how much of what.
         targets: what was to be reached, and what was.
-        shares: of the last race, how much of the machine's bandwidth each used.
+        bandwidth_share_by_system: of the last race, how much of the machine's bandwidth each used.
     """
 
     title: str
-    quick: bool = False
+    is_quick: bool = False
     figures: list[dict[str, Any]] = field(default_factory=list)
     targets: list[dict[str, Any]] = field(default_factory=list)
-    shares: dict[str, float] = field(default_factory=dict)
+    bandwidth_share_by_system: dict[str, float] = field(default_factory=dict)
 
-    def figure(self, case: str, who: str, value: float, unit: str, note: str = "") -> None:
+    def add_figure(self, case: str, system: str, value: float, unit: str, note: str = "") -> None:
         """A median."""
-        self.figures.append({"case": case, "who": who, "value": value, "unit": unit, "note": note})
+        self.figures.append({"case": case, "who": system, "value": value, "unit": unit, "note": note})
 
-    def target(
-        self, what: str, value: float, *, at_least: float | None = None, at_most: float | None = None
+    def add_target(
+        self, name: str, value: float, *, min_value: float | None = None, max_value: float | None = None
     ) -> None:
         """A ratio and the bound it was to keep; one of the two bounds is given."""
-        if self.quick:
+        if self.is_quick:
             return
-        reached = value >= at_least if at_least is not None else value <= (at_most or 0.0)
+        is_reached = value >= min_value if min_value is not None else value <= (max_value or 0.0)
         self.targets.append(
-            {"what": what, "value": value, "at_least": at_least, "at_most": at_most, "reached": reached}
+            {"what": name, "value": value, "at_least": min_value, "at_most": max_value, "reached": is_reached}
         )
 
-    def close(self) -> None:
+    def print_report(self) -> None:
         """Prints all of it."""
-        here = machine()
-        print(f"{self.title}: {here['processor']}, {here['threads']} threads, {here['gpu'] or 'no GPU'}")
-        print(", ".join(f"{name} {found}" for name, found in here["versions"].items()), end=" ")
-        print(f"on commit {here['commit']}")
-        if self.quick:
+        machine_info = describe_machine()
+        print(
+            f"{self.title}: {machine_info['processor']}, {machine_info['threads']} threads, {machine_info['gpu'] or 'no GPU'}"
+        )
+        print(", ".join(f"{name} {found}" for name, found in machine_info["versions"].items()), end=" ")
+        print(f"on commit {machine_info['commit']}")
+        if self.is_quick:
             print("A quick look: these figures mean nothing.")
         case = ""
         for row in self.figures:
@@ -181,6 +183,10 @@ class Report:
             print("\nTargets")
         for row in self.targets:
             sign, bound = ("<=", row["at_most"]) if row["at_least"] is None else (">=", row["at_least"])
-            word = "reached" if row["reached"] else "NOT reached"
-            print(f"  {row['what']:<66} {row['value']:>7.3g}  {sign} {bound:<5g} {word}")
-        print(json.dumps({"title": self.title, **here, "figures": self.figures, "targets": self.targets}))
+            verdict_text = "reached" if row["reached"] else "NOT reached"
+            print(f"  {row['what']:<66} {row['value']:>7.3g}  {sign} {bound:<5g} {verdict_text}")
+        print(
+            json.dumps(
+                {"title": self.title, **machine_info, "figures": self.figures, "targets": self.targets}
+            )
+        )

@@ -21,103 +21,111 @@ import httpx
 import numpy as np
 
 import idefics
-from callers import PATH, Failed, opened_alone, process
-from harness import Report
+from harness import BenchmarkReport
+from server_clients import CHAT_COMPLETIONS_PATH, RequestFailed, open_client, start_server
 
-CLIENTS, SIZE = 8, 1_000_000  # bytes of a text
-TEXTS = {"refused": 60, "tokenized": 3}  # that each client sends, one after another: some seconds of load
-POSITIONS = 131_072  # as many as Llama 3.1 reads
+NUM_CLIENTS, TEXT_BYTES = 8, 1_000_000  # bytes of a text
+NUM_TEXTS_BY_CASE = {
+    "refused": 60,
+    "tokenized": 3,
+}  # that each client sends, one after another: some seconds of load
+MAX_POSITIONS = 131_072  # as many as Llama 3.1 reads
 IDLE_SECONDS = 5.0
-PAUSE = 0.01  # seconds between two questions after the server's health
-LOAD_SECONDS = 120.0  # that all texts may take
-DEMO = Path(idefics.__file__).parent / "demo" / "idefics3"
+HEALTH_CHECK_INTERVAL = 0.01  # seconds between two questions after the server's health
+LOAD_TIMEOUT = 120.0  # that all texts may take
+DEMO_FOLDER = Path(idefics.__file__).parent / "demo" / "idefics3"
 WORDS = (Path(__file__).parent.parent / "docs" / "design.md").read_text(encoding="utf-8").split()
 
 
-def measure(report: Report, *, rounds: int) -> None:
+def measure(report: BenchmarkReport, *, num_rounds: int) -> None:
     """Both servers, so many rounds each; a quick report gets one text of each client."""
     with TemporaryDirectory() as scratch:
-        for name, folder in {"refused": DEMO, "tokenized": _wide(Path(scratch))}.items():
-            _measure(report, name, folder, rounds)
+        for name, folder in {
+            "refused": DEMO_FOLDER,
+            "tokenized": _link_demo_with_max_positions(Path(scratch)),
+        }.items():
+            _measure_server(report, name, folder, num_rounds)
 
 
-def _wide(folder: Path) -> Path:
+def _link_demo_with_max_positions(folder: Path) -> Path:
     """The demo checkpoint with many positions."""
-    for path in DEMO.iterdir():
+    for path in DEMO_FOLDER.iterdir():
         (folder / path.name).symlink_to(path)
-    config = json.loads((DEMO / "config.json").read_text(encoding="utf-8"))
-    config["text_config"]["max_position_embeddings"] = POSITIONS
+    config = json.loads((DEMO_FOLDER / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["max_position_embeddings"] = MAX_POSITIONS
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
-def _measure(report: Report, name: str, folder: Path, rounds: int) -> None:
-    texts = 1 if report.quick else TEXTS[name]
-    case = f"{CLIENTS} clients, {texts} texts of {SIZE // 1_000_000} MB each, {name}"
-    with process("-m", "idefics", "serve", "--model", str(folder), "--name", "demo") as server:
-        with opened_alone(server.url) as client:
+def _measure_server(report: BenchmarkReport, name: str, folder: Path, num_rounds: int) -> None:
+    num_texts = 1 if report.is_quick else NUM_TEXTS_BY_CASE[name]
+    case = f"{NUM_CLIENTS} clients, {num_texts} texts of {TEXT_BYTES // 1_000_000} MB each, {name}"
+    with start_server("-m", "idefics", "serve", "--model", str(folder), "--name", "demo") as server:
+        with open_client(server.url) as client:
             for _ in range(3):
-                client.post(PATH, json=_body("What is a cat?")).raise_for_status()
-            _health(client, seconds=1.0)
-            before = server.memory()
+                client.post(CHAT_COMPLETIONS_PATH, json=_chat_request("What is a cat?")).raise_for_status()
+            _time_health_checks(client, seconds=1.0)
+            bytes_before = server.resident_bytes()
             ratios = []
-            for _ in range(rounds):
-                idle = _p99(_health(client, seconds=IDLE_SECONDS))
+            for _ in range(num_rounds):
+                idle_p99 = _p99(_time_health_checks(client, seconds=IDLE_SECONDS))
                 with _counting() as counters:
-                    counted = _p99(_health(client, seconds=IDLE_SECONDS))
-                    report.figure(
+                    counted = _p99(_time_health_checks(client, seconds=IDLE_SECONDS))
+                    report.add_figure(
                         case,
                         "idle, others count",
                         counted * 1000,
                         "ms",
                         f"/health, p99, {counters} processes",
                     )
-                load = subprocess.Popen(
-                    [sys.executable, __file__, server.url, str(texts)],
+                load_process = subprocess.Popen(
+                    [sys.executable, __file__, server.url, str(num_texts)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                 )
-                with load:
-                    assert load.stdin is not None
-                    assert load.stdout is not None
-                    load.stdout.readline()  # its texts are made
-                    began = time.perf_counter()
-                    load.stdin.close()
-                    times = _health(client, while_running=load)
-                if load.returncode:
-                    raise Failed(f"the load ended with {load.returncode}")
-                busy = _p99(times)
-                ratios.append(busy / idle)
-                report.figure(case, "idle", idle * 1000, "ms", "/health, p99")
-                report.figure(case, "under load", busy * 1000, "ms", f"/health, p99 of {len(times)}")
-                report.figure(case, "load", time.perf_counter() - began, "s", "until all were answered")
+                with load_process:
+                    assert load_process.stdin is not None
+                    assert load_process.stdout is not None
+                    load_process.stdout.readline()  # its texts are made
+                    started = time.perf_counter()
+                    load_process.stdin.close()
+                    times = _time_health_checks(client, while_running=load_process)
+                if load_process.returncode:
+                    raise RequestFailed(f"the load ended with {load_process.returncode}")
+                loaded_p99 = _p99(times)
+                ratios.append(loaded_p99 / idle_p99)
+                report.add_figure(case, "idle", idle_p99 * 1000, "ms", "/health, p99")
+                report.add_figure(
+                    case, "under load", loaded_p99 * 1000, "ms", f"/health, p99 of {len(times)}"
+                )
+                report.add_figure(case, "load", time.perf_counter() - started, "s", "until all were answered")
             time.sleep(1.0)
-            after = server.memory()
-        report.figure(case, "memory before", before / 2**20, "MiB", "resident")
-        report.figure(case, "memory after", after / 2**20, "MiB", "resident")
-        report.target(f"/health under load / idle, p99, {name}", float(np.median(ratios)), at_most=3)
-        report.target(f"memory after / before, {name}", after / before, at_most=1.1)
+            bytes_after = server.resident_bytes()
+        report.add_figure(case, "memory before", bytes_before / 2**20, "MiB", "resident")
+        report.add_figure(case, "memory after", bytes_after / 2**20, "MiB", "resident")
+        report.add_target(f"/health under load / idle, p99, {name}", float(np.median(ratios)), max_value=3)
+        report.add_target(f"memory after / before, {name}", bytes_after / bytes_before, max_value=1.1)
 
 
-def _body(text: str) -> dict[str, object]:
+def _chat_request(text: str) -> dict[str, object]:
     return {"model": "demo", "max_tokens": 4, "messages": [{"role": "user", "content": text}]}
 
 
-def _health(
+def _time_health_checks(
     client: httpx.Client,
     *,
-    seconds: float = LOAD_SECONDS,
+    seconds: float = LOAD_TIMEOUT,
     while_running: subprocess.Popen[bytes] | None = None,
 ) -> list[float]:
     """Seconds of each question after the server's health, one after another."""
     times: list[float] = []
-    ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends and (while_running is None or while_running.poll() is None):
-        began = time.perf_counter()
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline and (while_running is None or while_running.poll() is None):
+        started = time.perf_counter()
         client.get("/health").raise_for_status()
-        times.append(time.perf_counter() - began)
-        time.sleep(PAUSE)
+        times.append(time.perf_counter() - started)
+        time.sleep(HEALTH_CHECK_INTERVAL)
     return times
 
 
@@ -138,25 +146,29 @@ def _p99(times: list[float]) -> float:
     return float(np.percentile(times, 99))
 
 
-def _send(url: str, texts: int) -> None:
+def _send_texts(url: str, num_texts: int) -> None:
     """The load: all texts, each refused with the same error. A process of its own, so as not to disturb the clock."""
     os.nice(19)  # senders stand for other machines: they must not take processor time from the server
-    text = " ".join(WORDS * (1 + SIZE // len(WORDS)))
-    bodies = [json.dumps(_body(text[97 * n : 97 * n + SIZE])).encode() for n in range(CLIENTS)]
+    text = " ".join(WORDS * (1 + TEXT_BYTES // len(WORDS)))
+    bodies = [
+        json.dumps(_chat_request(text[97 * n : 97 * n + TEXT_BYTES])).encode() for n in range(NUM_CLIENTS)
+    ]
     print("ready", flush=True)
     sys.stdin.read()
 
-    def send(number: int) -> None:
-        with opened_alone(url) as client:
-            for _ in range(texts):
+    def run_client(number: int) -> None:
+        with open_client(url) as client:
+            for _ in range(num_texts):
                 answer = client.post(
-                    PATH, content=bodies[number], headers={"Content-Type": "application/json"}
+                    CHAT_COMPLETIONS_PATH,
+                    content=bodies[number],
+                    headers={"Content-Type": "application/json"},
                 )
                 assert answer.json()["error"]["code"] == "context_length_exceeded", answer.text[:300]
 
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(send, range(CLIENTS)))
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        list(pool.map(run_client, range(NUM_CLIENTS)))
 
 
 if __name__ == "__main__":
-    _send(sys.argv[1], int(sys.argv[2]))
+    _send_texts(sys.argv[1], int(sys.argv[2]))

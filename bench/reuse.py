@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 import idefics
-from checkpoints import checkpoint, unsplit
-from harness import Report, Run, first, rounds, seconds
+from baselines import TransformersBaseline
+from checkpoints import copy_without_image_splitting, get_checkpoint
+from harness import BenchmarkReport, RunTiming, median_first_token_seconds, run_rounds, time_call
 from idefics.prompt import Prompt
-from ours import Ours, photo, question
-from rivals import Transformers
+from idefics_runner import IdeficsRunner, classification_prompt, random_photo
 
 LABELS = [
     "a red apple", "a green pear", "a dog", "a cat", "a small boat", "a tall tower", "a bridge", "a garden",
@@ -34,91 +34,102 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Size:
+class BenchmarkSize:
     """How much of everything; small for a quick look."""
 
-    rounds: int = 3
-    pictures: int = 100
-    shots: int = 8
-    labels: int = 20
+    num_rounds: int = 3
+    num_pictures: int = 100
+    num_shots: int = 8
+    num_labels: int = 20
 
 
-QUICK = Size(rounds=1, pictures=3, shots=2, labels=3)
+QUICK_SIZE = BenchmarkSize(num_rounds=1, num_pictures=3, num_shots=2, num_labels=3)
 
 
-def second(report: Report, name: str, size: Size) -> None:
+def measure_second_question(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
     """The picture is known, the question is not."""
-    ours, folder = Ours(checkpoint(name), "bf16"), checkpoint(name)
+    runner, folder = IdeficsRunner(get_checkpoint(name), "bf16"), get_checkpoint(name)
 
     def prompt(number: int, words: str) -> list[Prompt]:
-        return [ours.vlm.prompt([idefics.Picture(photo(number)), words])]
+        return [runner.vlm.prompt([idefics.Picture(random_photo(number)), words])]
 
-    def asked_before(number: int) -> Run:
-        ours.run(prompt(number, "What is in the picture?"), 1)
-        return ours.run(prompt(number, "Which colours does it have?"), 1)
+    def run_second_question(number: int) -> RunTiming:
+        runner.run(prompt(number, "What is in the picture?"), 1)
+        return runner.run(prompt(number, "Which colours does it have?"), 1)
 
-    runs: dict[str, Callable[[int], Run]] = {"ours": asked_before}
-    runs["ours, first question"] = lambda number: ours.run(prompt(1000 + number, "What is it?"), 1)
+    runs: dict[str, Callable[[int], RunTiming]] = {"ours": run_second_question}
+    runs["ours, first question"] = lambda number: runner.run(prompt(1000 + number, "What is it?"), 1)
     for kind, dtype in DTYPES.items():
-        rival = Transformers(folder, dtype)
-        runs[f"transformers {kind}"] = lambda number, rival=rival: rival.run(  # type: ignore[misc]
+        baseline = TransformersBaseline(folder, dtype)
+        runs[f"transformers {kind}"] = lambda number, rival=baseline: rival.run(  # type: ignore[misc]
             prompt(number, "Which colours does it have?"), 1
         )
-    found = rounds(runs, size.rounds)
-    for who, mine in found.items():
-        report.figure(f"{folder.name}, second question on a picture, first token", who, first(mine), "s")
-    ratio = first(found["ours"]) / min(first(found[f"transformers {kind}"]) for kind in DTYPES)
-    report.target(f"{folder.name}: second question, ours / transformers", ratio, at_most=0.05)
-
-
-def shots(report: Report, name: str, size: Size) -> None:
-    """Many pictures, the same shots before each and the same labels after."""
-    folder = unsplit(checkpoint(name))
-    ours, labels = Ours(folder, "bf16"), LABELS[: size.labels]
-    given = [idefics.Shot(_picture(n), labels[n % len(labels)]) for n in range(size.shots)]
-    taught = ours.vlm.with_shots(given)
-    mine = seconds(lambda: taught.classify([_picture(1000 + n) for n in range(size.pictures)], labels))
-    prompt, endings = question(taught, labels, _picture(1))
-    case = f"{folder.name}, {size.pictures} pictures, {size.shots} shots, {len(labels)} labels"
-    report.figure(case, "ours", mine, "s", f"{len(prompt)} tokens of prompt")
-    theirs = []
-    for kind, dtype in DTYPES.items():
-        rival = Transformers(folder, dtype)
-        rival.score(prompt, endings[0])
-        once = statistics.median(
-            seconds(lambda ids=ids: rival.score(prompt, ids))  # type: ignore[misc] # noqa: B023 # called at once
-            for ids in endings[1:4]
+    timings_by_system = run_rounds(runs, size.num_rounds)
+    for who, timings in timings_by_system.items():
+        report.add_figure(
+            f"{folder.name}, second question on a picture, first token",
+            who,
+            median_first_token_seconds(timings),
+            "s",
         )
-        theirs.append(once * len(labels) * size.pictures)
-        note = f"extrapolated: {once:.2f} s for a label of a picture"
-        report.figure(case, f"transformers {kind}, loop over labels", theirs[-1], "s", note)
-    report.target(f"{case}: ours / transformers", mine / min(theirs), at_most=0.05)
+    ratio = median_first_token_seconds(timings_by_system["ours"]) / min(
+        median_first_token_seconds(timings_by_system[f"transformers {kind}"]) for kind in DTYPES
+    )
+    report.add_target(f"{folder.name}: second question, ours / transformers", ratio, max_value=0.05)
 
 
-def ranking(report: Report, name: str, size: Size) -> None:
+def measure_few_shot(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
+    """Many pictures, the same shots before each and the same labels after."""
+    folder = copy_without_image_splitting(get_checkpoint(name))
+    runner, labels = IdeficsRunner(folder, "bf16"), LABELS[: size.num_labels]
+    shots_given = [idefics.Shot(_random_picture(n), labels[n % len(labels)]) for n in range(size.num_shots)]
+    few_shot_vlm = runner.vlm.with_shots(shots_given)
+    idefics_seconds = time_call(
+        lambda: few_shot_vlm.classify([_random_picture(1000 + n) for n in range(size.num_pictures)], labels)
+    )
+    prompt, continuations = classification_prompt(few_shot_vlm, labels, _random_picture(1))
+    case = f"{folder.name}, {size.num_pictures} pictures, {size.num_shots} shots, {len(labels)} labels"
+    report.add_figure(case, "ours", idefics_seconds, "s", f"{len(prompt)} tokens of prompt")
+    transformers_seconds = []
+    for kind, dtype in DTYPES.items():
+        baseline = TransformersBaseline(folder, dtype)
+        baseline.continuation_logprob(prompt, continuations[0])
+        seconds_per_label = statistics.median(
+            time_call(lambda ids=ids: baseline.continuation_logprob(prompt, ids))  # type: ignore[misc] # noqa: B023 # called at once
+            for ids in continuations[1:4]
+        )
+        transformers_seconds.append(seconds_per_label * len(labels) * size.num_pictures)
+        note = f"extrapolated: {seconds_per_label:.2f} s for a label of a picture"
+        report.add_figure(case, f"transformers {kind}, loop over labels", transformers_seconds[-1], "s", note)
+    report.add_target(
+        f"{case}: ours / transformers", idefics_seconds / min(transformers_seconds), max_value=0.05
+    )
+
+
+def measure_ranking(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
     """One new picture, many labels."""
-    folder, labels = checkpoint(name), LABELS[: size.labels]
-    ours = Ours(folder, "bf16")
-    ours.vlm.classify(_picture(1), labels)
-    mine = statistics.median(
-        seconds(lambda n=n: ours.vlm.classify(_picture(10 + n), labels))  # type: ignore[misc]
-        for n in range(size.rounds)
+    folder, labels = get_checkpoint(name), LABELS[: size.num_labels]
+    runner = IdeficsRunner(folder, "bf16")
+    runner.vlm.classify(_random_picture(1), labels)
+    idefics_seconds = statistics.median(
+        time_call(lambda n=n: runner.vlm.classify(_random_picture(10 + n), labels))  # type: ignore[misc]
+        for n in range(size.num_rounds)
     )
     case = f"{folder.name}, {len(labels)} labels for one picture"
-    report.figure(case, "ours", mine, "s", "its preprocessing included")
-    prompt, endings = question(ours.vlm, labels, _picture(1))
-    rival = Transformers(folder, torch.bfloat16)
-    rival.score(prompt, endings[0])
-    once = seconds(lambda: rival.score(prompt, endings[1]))
-    note = f"extrapolated: {once:.2f} s for a label"
-    report.figure(case, "transformers bf16, loop over labels", once * len(labels), "s", note)
+    report.add_figure(case, "ours", idefics_seconds, "s", "its preprocessing included")
+    prompt, continuations = classification_prompt(runner.vlm, labels, _random_picture(1))
+    baseline = TransformersBaseline(folder, torch.bfloat16)
+    baseline.continuation_logprob(prompt, continuations[0])
+    seconds_per_label = time_call(lambda: baseline.continuation_logprob(prompt, continuations[1]))
+    note = f"extrapolated: {seconds_per_label:.2f} s for a label"
+    report.add_figure(case, "transformers bf16, loop over labels", seconds_per_label * len(labels), "s", note)
 
 
-def _picture(number: int) -> idefics.Picture:
-    return idefics.Picture(photo(number))
+def _random_picture(number: int) -> idefics.Picture:
+    return idefics.Picture(random_photo(number))
 
 
-CASES = {"second": second, "shots": shots, "ranking": ranking}
+CASES = {"second": measure_second_question, "shots": measure_few_shot, "ranking": measure_ranking}
 
 
 def main() -> None:
@@ -126,17 +137,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", choices=CASES, action="append", help="one of the above; all unless given")
     parser.add_argument("--model", default="smolvlm-256m", help="a short name or a folder")
-    parser.add_argument("--rounds", type=int, default=Size.rounds)
-    parser.add_argument("--pictures", type=int, default=Size.pictures, help="of the case shots")
+    parser.add_argument("--rounds", type=int, default=BenchmarkSize.num_rounds)
+    parser.add_argument("--pictures", type=int, default=BenchmarkSize.num_pictures, help="of the case shots")
     parser.add_argument("--quick", action="store_true", help="the demo checkpoint, hardly any rounds")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    demo = Path(idefics.__file__).parent / "demo" / "idefics3"
-    report = Report("reuse", quick=given.quick)
-    for case in given.case or CASES:
-        size = QUICK if given.quick else Size(rounds=given.rounds, pictures=given.pictures)
-        CASES[case](report, str(demo) if given.quick else given.model, size)
-    report.close()
+    demo_folder = Path(idefics.__file__).parent / "demo" / "idefics3"
+    report = BenchmarkReport("reuse", is_quick=arguments.quick)
+    for case in arguments.case or CASES:
+        size = (
+            QUICK_SIZE
+            if arguments.quick
+            else BenchmarkSize(num_rounds=arguments.rounds, num_pictures=arguments.pictures)
+        )
+        CASES[case](report, str(demo_folder) if arguments.quick else arguments.model, size)
+    report.print_report()
 
 
 if __name__ == "__main__":

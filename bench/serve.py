@@ -21,96 +21,118 @@ import numpy as np
 
 import idefics
 import long_prompts
-from callers import Asked, Failed, Process, body, load, process
-from checkpoints import checkpoint, unsplit
-from harness import Report, rounds
+from checkpoints import copy_without_image_splitting, get_checkpoint
+from harness import BenchmarkReport, run_rounds
+from server_clients import RequestFailed, ServerProcess, StreamedAnswer, chat_request, run_load, start_server
 
-TOKENS = 16  # of an answer, at most
-DEMO = Path(idefics.__file__).parent / "demo" / "idefics3"
-RIVAL = "from transformers.cli.transformers import main; main()"
+MAX_TOKENS = 16  # of an answer, at most
+DEMO_FOLDER = Path(idefics.__file__).parent / "demo" / "idefics3"
+TRANSFORMERS_SERVE_CODE = "from transformers.cli.transformers import main; main()"
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundResult:
     """What the clients of one round saw.
 
     Attributes:
-        memory: bytes that the server held afterwards.
+        resident_bytes: bytes that the server held afterwards.
     """
 
     seconds: float
-    answers: list[Asked]
-    memory: int
+    answers: list[StreamedAnswer]
+    resident_bytes: int
 
 
-def ours(folder: Path) -> tuple[str, ...]:
+def idefics_serve_arguments(folder: Path) -> tuple[str, ...]:
     """`idefics serve`, with room for all who ask."""
-    room = ("--requests-at-once", "1024", "--pictures-at-once", "1024")
-    return "-m", "idefics", "serve", "--model", str(folder), "--name", str(folder), *room
+    admission_flags = ("--requests-at-once", "1024", "--pictures-at-once", "1024")
+    return "-m", "idefics", "serve", "--model", str(folder), "--name", str(folder), *admission_flags
 
 
-def theirs(folder: Path) -> tuple[str, ...]:
+def transformers_serve_arguments(folder: Path) -> tuple[str, ...]:
     """`transformers serve` with the same model, loaded before anyone asks."""
-    return "-c", RIVAL, "serve", str(folder)
+    return "-c", TRANSFORMERS_SERVE_CODE, "serve", str(folder)
 
 
-def servers(folder: Path, report: Report, stack: ExitStack) -> dict[str, Process]:
+def start_servers(folder: Path, report: BenchmarkReport, stack: ExitStack) -> dict[str, ServerProcess]:
     """Those that run; one that cannot is named, with what it said."""
-    running: dict[str, Process] = {}
-    for who, command in {"ours": ours(folder), "transformers serve": theirs(folder)}.items():
+    server_by_name: dict[str, ServerProcess] = {}
+    for who, command in {
+        "ours": idefics_serve_arguments(folder),
+        "transformers serve": transformers_serve_arguments(folder),
+    }.items():
         try:
-            server = stack.enter_context(process(*command))
-            asyncio.run(load(server.url, [body(0, model=str(folder), tokens=1)], 1))
-            running[who] = server
-        except Failed as error:
-            report.figure(f"{folder.name}: cannot be measured", who, 0, "answers/s", str(error)[:200])
-    return running
+            server = stack.enter_context(start_server(*command))
+            asyncio.run(run_load(server.url, [chat_request(0, model=str(folder), max_tokens=1)], 1))
+            server_by_name[who] = server
+        except RequestFailed as error:
+            report.add_figure(f"{folder.name}: cannot be measured", who, 0, "answers/s", str(error)[:200])
+    return server_by_name
 
 
-def asked(
-    server: Process, folder: Path, clients: int, most: int, fresh: Iterator[int]
-) -> Callable[[int], Round]:
-    """A round of `most` questions, of which this server has seen none."""
+def make_round(
+    server: ServerProcess, folder: Path, num_clients: int, num_requests: int, unused_indices: Iterator[int]
+) -> Callable[[int], RoundResult]:
+    """A round of `num_requests` questions, of which this server has seen none."""
 
-    def run(_: int) -> Round:
-        bodies = [body(next(fresh), model=str(folder), tokens=TOKENS) for _ in range(most)]
-        seconds, answers = asyncio.run(load(server.url, bodies, clients))
-        return Round(seconds, answers, server.memory())
+    def run(_: int) -> RoundResult:
+        bodies = [
+            chat_request(next(unused_indices), model=str(folder), max_tokens=MAX_TOKENS)
+            for _ in range(num_requests)
+        ]
+        seconds, answers = asyncio.run(run_load(server.url, bodies, num_clients))
+        return RoundResult(seconds, answers, server.resident_bytes())
 
     return run
 
 
-def measure(folder: Path, report: Report, given: argparse.Namespace) -> None:
+def measure_model(folder: Path, report: BenchmarkReport, arguments: argparse.Namespace) -> None:
     """One model."""
     with ExitStack() as stack:
-        running = servers(folder, report, stack)
-        fresh = {who: count(1) for who in running}
-        for clients in given.clients:
-            most = max(given.answers, clients)
-            runs = {who: asked(server, folder, clients, most, fresh[who]) for who, server in running.items()}
-            _tell(report, f"{folder.name}, {clients} clients", rounds(runs, given.rounds))
+        server_by_name = start_servers(folder, report, stack)
+        unused_indices_by_name = {who: count(1) for who in server_by_name}
+        for clients in arguments.clients:
+            num_requests = max(arguments.answers, clients)
+            runs = {
+                who: make_round(server, folder, clients, num_requests, unused_indices_by_name[who])
+                for who, server in server_by_name.items()
+            }
+            _report_rounds(report, f"{folder.name}, {clients} clients", run_rounds(runs, arguments.rounds))
 
 
-def _tell(report: Report, case: str, found: Mapping[str, list[Round]]) -> None:
-    rates = {
-        who: statistics.median(len(one.answers) / one.seconds for one in all) for who, all in found.items()
+def _report_rounds(
+    report: BenchmarkReport, case: str, rounds_by_name: Mapping[str, list[RoundResult]]
+) -> None:
+    answers_per_second = {
+        who: statistics.median(len(round_result.answers) / round_result.seconds for round_result in all)
+        for who, all in rounds_by_name.items()
     }
-    for who, all in found.items():
-        answers = [answer for one in all for answer in one.answers]
-        report.figure(case, who, rates[who], "answers/s", f"{len(answers)} answers")
-        for what, times in (
-            ("first words", [a.first for a in answers]),
-            ("answer", [a.total for a in answers]),
+    for who, all in rounds_by_name.items():
+        answers = [answer for round_result in all for answer in round_result.answers]
+        report.add_figure(case, who, answers_per_second[who], "answers/s", f"{len(answers)} answers")
+        for measurement, times in (
+            ("first words", [a.first_token_seconds for a in answers]),
+            ("answer", [a.total_seconds for a in answers]),
         ):
-            middle, slow, slowest = np.percentile(times, [50, 95, 99])
-            note = f"{what}, median; p95 {slow:.3g} s, p99 {slowest:.3g} s"
-            report.figure(case, who, float(middle), "s", note)
-        report.figure(case, who, max(one.memory for one in all) / 2**20, "MiB", "resident, at most")
-    if len(rates) > 1:
-        ratio = rates["ours"] / rates["transformers serve"]
-        pairs = zip(*(all[-1].answers for all in found.values()), strict=True)
-        same = statistics.mean(one.text.strip() == other.text.strip() for one, other in pairs)
-        report.figure(case, "ours / transformers serve", ratio, "times", f"{same:.0%} of answers the same")
+            p50, p95, p99 = np.percentile(times, [50, 95, 99])
+            note = f"{measurement}, median; p95 {p95:.3g} s, p99 {p99:.3g} s"
+            report.add_figure(case, who, float(p50), "s", note)
+        report.add_figure(
+            case,
+            who,
+            max(round_result.resident_bytes for round_result in all) / 2**20,
+            "MiB",
+            "resident, at most",
+        )
+    if len(answers_per_second) > 1:
+        ratio = answers_per_second["ours"] / answers_per_second["transformers serve"]
+        pairs = zip(*(all[-1].answers for all in rounds_by_name.values()), strict=True)
+        share_equal = statistics.mean(
+            round_result.text.strip() == other.text.strip() for round_result, other in pairs
+        )
+        report.add_figure(
+            case, "ours / transformers serve", ratio, "times", f"{share_equal:.0%} of answers the same"
+        )
 
 
 def main() -> None:
@@ -124,16 +146,20 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="the demo checkpoint only, few answers, one round"
     )
-    given = parser.parse_args()
-    if given.quick:
-        given.model, given.clients, given.answers, given.rounds = ["demo"], [1, 2], 3, 1
-    report = Report("serve", quick=given.quick)
-    if given.case == "long-prompts":
-        long_prompts.measure(report, rounds=given.rounds)
-        given.model = []
-    for name in given.model:
-        measure(DEMO if name == "demo" else unsplit(checkpoint(name)), report, given)
-    report.close()
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.model, arguments.clients, arguments.answers, arguments.rounds = ["demo"], [1, 2], 3, 1
+    report = BenchmarkReport("serve", is_quick=arguments.quick)
+    if arguments.case == "long-prompts":
+        long_prompts.measure(report, num_rounds=arguments.rounds)
+        arguments.model = []
+    for name in arguments.model:
+        measure_model(
+            DEMO_FOLDER if name == "demo" else copy_without_image_splitting(get_checkpoint(name)),
+            report,
+            arguments,
+        )
+    report.print_report()
 
 
 if __name__ == "__main__":

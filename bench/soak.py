@@ -24,178 +24,207 @@ from typing import Any
 import httpx
 
 import idefics
-from callers import PATH, Failed, Process, ask, body, opened, process
-from harness import Report
+from harness import BenchmarkReport
+from server_clients import (
+    CHAT_COMPLETIONS_PATH,
+    RequestFailed,
+    ServerProcess,
+    chat_request,
+    open_async_client,
+    start_server,
+    stream_answer,
+)
 
-STOCK = 48  # questions, two pictures at most in each
-TOKENS = 24
-WARM_UP = 0.3  # of the time
-LONG = 5  # minutes; a shorter run is nothing but warm-up
-PARTS = 10  # of the rest, whose medians are compared
-GROWTH = 1.05
-REST = 30.0  # seconds until everything must have been given back
-DEMO = Path(idefics.__file__).parent / "demo" / "idefics3"
+NUM_STOCK_REQUESTS = 48  # questions, two pictures at most in each
+MAX_TOKENS = 24
+WARM_UP_FRACTION = 0.3  # of the time
+MIN_MINUTES_FOR_GROWTH = 5  # minutes; a shorter run is nothing but warm-up
+NUM_PARTS = 10  # of the rest, whose medians are compared
+MAX_MEMORY_GROWTH = 1.05
+RELEASE_TIMEOUT = 30.0  # seconds until everything must have been given back
+DEMO_FOLDER = Path(idefics.__file__).parent / "demo" / "idefics3"
 
 
-def vast_picture() -> str:
+def oversized_png_data_uri() -> str:
     """A PNG that says it has 900 million pixels, as data URI."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    file = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    ihdr_chunk = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    file = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr_chunk + struct.pack(">I", zlib.crc32(ihdr_chunk))
+    )
     return "data:image/png;base64," + base64.b64encode(file).decode()
 
 
-class Crowd:
+class SoakClients:
     """Clients of all kinds.
 
     Attributes:
-        outcomes: how often each kind has asked.
-        wrong: what should not have happened.
+        num_requests_by_kind: how often each kind has asked.
+        failures: what should not have happened.
     """
 
     def __init__(self, url: str, model: str, seed: int = 0) -> None:
         self.url, self.model = url, model
-        self.stock = [body(number, model=model, tokens=TOKENS) for number in range(STOCK)]
-        self.random = random.Random(seed)
-        self.outcomes: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        well: list[Callable[[httpx.AsyncClient], Awaitable[None]]] = [
-            self.reads,
-            self.waits,
-            self.reads_slowly,
+        self.stock_requests = [
+            chat_request(number, model=model, max_tokens=MAX_TOKENS) for number in range(NUM_STOCK_REQUESTS)
         ]
-        ill = [
-            self.leaves_a_stream,
-            self.leaves_the_queue,
-            self.says_half,
-            self.breaks,
-            self.is_vast,
-            self.floods,
+        self.rng = random.Random(seed)
+        self.num_requests_by_kind: Counter[str] = Counter()
+        self.failures: list[str] = []
+        valid_kinds: list[Callable[[httpx.AsyncClient], Awaitable[None]]] = [
+            self.read_stream,
+            self.wait_for_answer,
+            self.read_stream_slowly,
         ]
-        self.kinds = [*well, *ill]
+        invalid_kinds = [
+            self.abandon_stream,
+            self.cancel_while_queued,
+            self.send_half_the_body,
+            self.send_truncated_picture,
+            self.send_oversized_picture,
+            self.send_oversized_body,
+        ]
+        self.request_kinds = [*valid_kinds, *invalid_kinds]
 
-    async def stay(self, until: float, clients: int) -> None:
+    async def run_until(self, deadline: float, num_clients: int) -> None:
         """So many of them until `time.monotonic` says so."""
 
-        async def one(client: httpx.AsyncClient) -> None:
-            while time.monotonic() < until:
-                await self.once(client, self.random.choice(self.kinds))
+        async def run_client(client: httpx.AsyncClient) -> None:
+            while time.monotonic() < deadline:
+                await self.send_request(client, self.rng.choice(self.request_kinds))
 
-        async with opened(self.url) as client:
-            await asyncio.gather(*(one(client) for _ in range(clients)))
+        async with open_async_client(self.url) as client:
+            await asyncio.gather(*(run_client(client) for _ in range(num_clients)))
 
-    async def once(
+    async def send_request(
         self, client: httpx.AsyncClient, kind: Callable[[httpx.AsyncClient], Awaitable[None]]
     ) -> None:
         """One request."""
         name = kind.__name__.replace("_", " ")
-        self.outcomes[name] += 1
+        self.num_requests_by_kind[name] += 1
         try:
             async with asyncio.timeout(120):
                 await kind(client)
-        except (Failed, httpx.HTTPError, OSError) as error:
-            self.wrong.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+        except (RequestFailed, httpx.HTTPError, OSError) as error:
+            self.failures.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
 
-    def question(self, **more: Any) -> dict[str, Any]:
+    def make_request(self, **extra_fields: Any) -> dict[str, Any]:
         """One of the stock, in words of its own, so that no answer is a repetition."""
-        asked = self.random.choice(self.stock)
-        *shown, words = asked["messages"][0]["content"]
-        said = {"type": "text", "text": f"{words['text']} {self.random.getrandbits(32):x}"}
-        return {**asked, "messages": [{"role": "user", "content": [*shown, said]}], **more}
+        request = self.rng.choice(self.stock_requests)
+        *image_parts, text_part = request["messages"][0]["content"]
+        unique_text_part = {"type": "text", "text": f"{text_part['text']} {self.rng.getrandbits(32):x}"}
+        return {
+            **request,
+            "messages": [{"role": "user", "content": [*image_parts, unique_text_part]}],
+            **extra_fields,
+        }
 
-    async def reads(self, client: httpx.AsyncClient) -> None:
+    async def read_stream(self, client: httpx.AsyncClient) -> None:
         """A stream, to its end."""
-        await ask(client, self.question())
+        await stream_answer(client, self.make_request())
 
-    async def reads_slowly(self, client: httpx.AsyncClient) -> None:
+    async def read_stream_slowly(self, client: httpx.AsyncClient) -> None:
         """The same, with a rest after each line."""
-        await ask(client, self.question(), pause=0.1)
+        await stream_answer(client, self.make_request(), seconds_per_line=0.1)
 
-    async def waits(self, client: httpx.AsyncClient) -> None:
+    async def wait_for_answer(self, client: httpx.AsyncClient) -> None:
         """An answer as a whole."""
-        answer = await client.post(PATH, json=self.question(stream=False))
+        answer = await client.post(CHAT_COMPLETIONS_PATH, json=self.make_request(stream=False))
         if answer.status_code != 200 or not answer.json()["choices"][0]["finish_reason"]:
-            raise Failed(f"{answer.status_code}: {answer.text[:200]}")
+            raise RequestFailed(f"{answer.status_code}: {answer.text[:200]}")
 
-    async def leaves_a_stream(self, client: httpx.AsyncClient) -> None:
+    async def abandon_stream(self, client: httpx.AsyncClient) -> None:
         """Reads a little of a long answer."""
-        asked = self.question(temperature=2, max_tokens=400)
-        async with client.stream("POST", PATH, json=asked) as answer:
+        request = self.make_request(temperature=2, max_tokens=400)
+        async with client.stream("POST", CHAT_COMPLETIONS_PATH, json=request) as answer:
             lines = answer.aiter_lines()
-            for _ in range(self.random.randint(1, 6)):
+            for _ in range(self.rng.randint(1, 6)):
                 await anext(lines, "")
 
-    async def leaves_the_queue(self, client: httpx.AsyncClient) -> None:
+    async def cancel_while_queued(self, client: httpx.AsyncClient) -> None:
         """Does not wait for an answer."""
-        asking = asyncio.ensure_future(client.post(PATH, json=self.question(stream=False)))
-        await asyncio.wait([asking], timeout=self.random.uniform(0, 0.3))
-        if not asking.cancel():
-            asking.result()
+        response_task = asyncio.ensure_future(
+            client.post(CHAT_COMPLETIONS_PATH, json=self.make_request(stream=False))
+        )
+        await asyncio.wait([response_task], timeout=self.rng.uniform(0, 0.3))
+        if not response_task.cancel():
+            response_task.result()
 
-    async def says_half(self, client: httpx.AsyncClient) -> None:
+    async def send_half_the_body(self, client: httpx.AsyncClient) -> None:
         """Announces more than it sends, and hangs up."""
         host, port = client.base_url.host, client.base_url.port
-        content = json.dumps(self.question()).encode()
+        content = json.dumps(self.make_request()).encode()
         _, writer = await asyncio.open_connection(host, port)
-        head = f"POST {PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        head = f"POST {CHAT_COMPLETIONS_PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(content)}\r\n\r\n"
-        writer.write(head.encode() + content[: self.random.randrange(len(content))])
+        writer.write(head.encode() + content[: self.rng.randrange(len(content))])
         await writer.drain()
         writer.close()
 
-    async def breaks(self, client: httpx.AsyncClient) -> None:
+    async def send_truncated_picture(self, client: httpx.AsyncClient) -> None:
         """A picture that ends too early."""
-        shown = self.random.choice([one for one in self.stock if len(one["messages"][0]["content"]) > 1])
-        uri = shown["messages"][0]["content"][0]["image_url"]["url"]
-        await self.refused(client, 400, uri[: len(uri) * self.random.randint(20, 80) // 400 * 4])
+        image_request = self.rng.choice(
+            [one for one in self.stock_requests if len(one["messages"][0]["content"]) > 1]
+        )
+        uri = image_request["messages"][0]["content"][0]["image_url"]["url"]
+        await self.expect_refusal(client, 400, uri[: len(uri) * self.rng.randint(20, 80) // 400 * 4])
 
-    async def is_vast(self, client: httpx.AsyncClient) -> None:
+    async def send_oversized_picture(self, client: httpx.AsyncClient) -> None:
         """A small file that would be a large picture."""
-        await self.refused(client, 400, vast_picture())
+        await self.expect_refusal(client, 400, oversized_png_data_uri())
 
-    async def floods(self, client: httpx.AsyncClient) -> None:
+    async def send_oversized_body(self, client: httpx.AsyncClient) -> None:
         """More than the server reads."""
-        await self.refused(client, 413, "data:image/png;base64," + "A" * (1 << 21))
+        await self.expect_refusal(client, 413, "data:image/png;base64," + "A" * (1 << 21))
 
-    async def refused(self, client: httpx.AsyncClient, status: int, uri: str) -> None:
+    async def expect_refusal(self, client: httpx.AsyncClient, status: int, uri: str) -> None:
         """Asks about what no server can see."""
-        shown = {"type": "image_url", "image_url": {"url": uri}}
-        answer = await client.post(PATH, json=self.question(messages=[{"role": "user", "content": [shown]}]))
+        image_part = {"type": "image_url", "image_url": {"url": uri}}
+        answer = await client.post(
+            CHAT_COMPLETIONS_PATH,
+            json=self.make_request(messages=[{"role": "user", "content": [image_part]}]),
+        )
         if answer.status_code != status:
-            raise Failed(f"{answer.status_code} and not {status}: {answer.text[:200]}")
+            raise RequestFailed(f"{answer.status_code} and not {status}: {answer.text[:200]}")
 
 
-async def watch(server: Process, crowd: Crowd, minutes: float, clients: int) -> list[int]:
+async def run_soak(
+    server: ServerProcess, clients: SoakClients, minutes: float, num_clients: int
+) -> list[int]:
     """Lets the crowd in; the server's memory once a second."""
-    until, memory = time.monotonic() + 60 * minutes, []
-    staying = asyncio.ensure_future(crowd.stay(until, clients))
-    while not staying.done():
-        memory.append(server.memory())
-        await asyncio.wait([staying], timeout=1)
-    await staying
-    return memory
+    deadline, resident_bytes = time.monotonic() + 60 * minutes, []
+    load_task = asyncio.ensure_future(clients.run_until(deadline, num_clients))
+    while not load_task.done():
+        resident_bytes.append(server.resident_bytes())
+        await asyncio.wait([load_task], timeout=1)
+    await load_task
+    return resident_bytes
 
 
-def growth(memory: list[int]) -> float:
+def memory_growth(resident_bytes: list[int]) -> float:
     """How the largest part after the warm-up compares with the first; each part by its median."""
-    rest = memory[int(WARM_UP * len(memory)) :]
-    size = max(1, len(rest) // PARTS)
+    after_warm_up = resident_bytes[int(WARM_UP_FRACTION * len(resident_bytes)) :]
+    part_size = max(1, len(after_warm_up) // NUM_PARTS)
     medians = [
-        statistics.median(rest[start : start + size]) for start in range(0, len(rest) - size + 1, size)
+        statistics.median(after_warm_up[start : start + part_size])
+        for start in range(0, len(after_warm_up) - part_size + 1, part_size)
     ]
     return max(medians) / medians[0]
 
 
-def held(server: Process) -> dict[str, float]:
+def wait_until_released(server: ServerProcess) -> dict[str, float]:
     """What the server says it still holds for anyone, once it holds nothing or has had its time."""
-    ends = time.monotonic() + REST
+    deadline = time.monotonic() + RELEASE_TIMEOUT
     while True:
         lines = httpx.get(f"{server.url}/metrics", trust_env=False).text.splitlines()
-        told = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        found = {name: float(told[f"idefics_{name}"]) for name in ("visits", "queue", "batch")}
-        pages, free = float(told["idefics_cache_pages"]), float(told["idefics_cache_pages_free"])
-        found["pages"] = pages - 1 - free  # one is never given out
-        if not any(found.values()) or time.monotonic() > ends:
-            return found
+        metrics = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        held_by_metric = {name: float(metrics[f"idefics_{name}"]) for name in ("visits", "queue", "batch")}
+        num_pages, num_free_pages = (
+            float(metrics["idefics_cache_pages"]),
+            float(metrics["idefics_cache_pages_free"]),
+        )
+        held_by_metric["pages"] = num_pages - 1 - num_free_pages  # one is never given out
+        if not any(held_by_metric.values()) or time.monotonic() > deadline:
+            return held_by_metric
         time.sleep(0.1)
 
 
@@ -204,30 +233,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=16)
-    given = parser.parse_args()
-    report = Report("soak")
-    with process(
-        "-m", "idefics", "serve", "--model", str(DEMO), "--name", "demo", "--body-megabytes", "1"
+    arguments = parser.parse_args()
+    report = BenchmarkReport("soak")
+    with start_server(
+        "-m", "idefics", "serve", "--model", str(DEMO_FOLDER), "--name", "demo", "--body-megabytes", "1"
     ) as server:
-        crowd = Crowd(server.url, "demo")
-        memory = asyncio.run(watch(server, crowd, given.minutes, given.clients))
-        left = held(server)
-    case = f"{given.minutes:g} minutes, {given.clients} clients"
-    for name, number in sorted(crowd.outcomes.items()):
-        report.figure(case, name, number, "requests")
-    for share in (0, WARM_UP, 1):
-        at = memory[int(share * (len(memory) - 1))] / 2**20
-        report.figure(case, f"memory after {share:.0%} of the time", at, "MiB")
-    for name, number in left.items():
-        report.target(f"{name} still held at the end", number, at_most=0)
-    report.target("requests that went otherwise than they should", len(crowd.wrong), at_most=0)
-    if given.minutes >= LONG:
-        report.target(
-            "memory after the warm-up: the largest part by the first", growth(memory), at_most=GROWTH
+        clients = SoakClients(server.url, "demo")
+        resident_bytes = asyncio.run(run_soak(server, clients, arguments.minutes, arguments.clients))
+        held_by_metric = wait_until_released(server)
+    case = f"{arguments.minutes:g} minutes, {arguments.clients} clients"
+    for name, number in sorted(clients.num_requests_by_kind.items()):
+        report.add_figure(case, name, number, "requests")
+    for share in (0, WARM_UP_FRACTION, 1):
+        mebibytes = resident_bytes[int(share * (len(resident_bytes) - 1))] / 2**20
+        report.add_figure(case, f"memory after {share:.0%} of the time", mebibytes, "MiB")
+    for name, number in held_by_metric.items():
+        report.add_target(f"{name} still held at the end", number, max_value=0)
+    report.add_target("requests that went otherwise than they should", len(clients.failures), max_value=0)
+    if arguments.minutes >= MIN_MINUTES_FOR_GROWTH:
+        report.add_target(
+            "memory after the warm-up: the largest part by the first",
+            memory_growth(resident_bytes),
+            max_value=MAX_MEMORY_GROWTH,
         )
-    report.close()
+    report.print_report()
     raise SystemExit(
-        any(not row["reached"] for row in report.targets) and "\n".join(crowd.wrong[:20] or ["see above"])
+        any(not row["reached"] for row in report.targets)
+        and "\n".join(clients.failures[:20] or ["see above"])
     )
 
 

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import idefics
-from checkpoints import checkpoint, unsplit
-from harness import ROOT, Report, rounds, seconds
+from checkpoints import copy_without_image_splitting, get_checkpoint
+from harness import ROOT, BenchmarkReport, run_rounds, time_call
 
-PICTURE = Path(idefics.__file__).parent / "demo" / "pictures" / "puppy.png"
-RIVAL = """
+PICTURE_PATH = Path(idefics.__file__).parent / "demo" / "pictures" / "puppy.png"
+TRANSFORMERS_SCRIPT = """
 import sys
 import PIL.Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -36,23 +36,23 @@ print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1]:]))
 """
 
 
-def process(*arguments: str) -> Callable[[int], float]:
+def make_process_timer(*python_arguments: str) -> Callable[[int], float]:
     """A Python process with these arguments: the seconds until it has ended."""
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    pythonpath = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     call = partial(
         subprocess.run,
-        [sys.executable, *arguments],
+        [sys.executable, *python_arguments],
         check=True,
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": pythonpath, "HF_HUB_OFFLINE": "1"},
     )
-    return lambda _: seconds(call)
+    return lambda _: time_call(call)
 
 
-def ask(folder: Path) -> Callable[[int], float]:
+def make_ask_timer(folder: Path) -> Callable[[int], float]:
     """`idefics ask`, one token."""
-    words = ["ask", str(PICTURE), "What is it?", "--model", str(folder), "--max-new-tokens", "1"]
-    return process("-m", "idefics", *words)
+    cli_arguments = ["ask", str(PICTURE_PATH), "What is it?", "--model", str(folder), "--max-new-tokens", "1"]
+    return make_process_timer("-m", "idefics", *cli_arguments)
 
 
 def main() -> None:
@@ -60,28 +60,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the demo checkpoint only, one round")
-    given = parser.parse_args()
-    count = 1 if given.quick else given.rounds
-    report = Report("start", quick=given.quick)
-    demo = PICTURE.parent.parent / "idefics3"
-    folders = [demo] if given.quick else [demo, unsplit(checkpoint("smolvlm-256m"))]
+    arguments = parser.parse_args()
+    num_rounds = 1 if arguments.quick else arguments.rounds
+    report = BenchmarkReport("start", is_quick=arguments.quick)
+    demo_folder = PICTURE_PATH.parent.parent / "idefics3"
+    folders = (
+        [demo_folder]
+        if arguments.quick
+        else [demo_folder, copy_without_image_splitting(get_checkpoint("smolvlm-256m"))]
+    )
     runs = {
-        "python alone": process("-c", "pass"),
-        "import idefics": process("-c", "import idefics"),
-        "idefics --help": process("-m", "idefics", "--help"),
-        "import torch": process("-c", "import torch"),
+        "python alone": make_process_timer("-c", "pass"),
+        "import idefics": make_process_timer("-c", "import idefics"),
+        "idefics --help": make_process_timer("-m", "idefics", "--help"),
+        "import torch": make_process_timer("-c", "import torch"),
     }
-    medians = {who: statistics.median(times) for who, times in rounds(runs, count).items()}
+    medians = {who: statistics.median(times) for who, times in run_rounds(runs, num_rounds).items()}
     for who, median in medians.items():
-        report.figure("process from start to end", who, median, "s")
-    report.target("idefics --help, seconds", medians["idefics --help"], at_most=0.3)
+        report.add_figure("process from start to end", who, median, "s")
+    report.add_target("idefics --help, seconds", medians["idefics --help"], max_value=0.3)
     for folder in folders:
-        found = rounds(
-            {"ours": ask(folder), "transformers": process("-c", RIVAL, str(folder), str(PICTURE))}, count
+        times_by_system = run_rounds(
+            {
+                "ours": make_ask_timer(folder),
+                "transformers": make_process_timer("-c", TRANSFORMERS_SCRIPT, str(folder), str(PICTURE_PATH)),
+            },
+            num_rounds,
         )
-        for who, times in found.items():
-            report.figure(f"{folder.name}: an answer of one token", who, statistics.median(times), "s")
-    report.close()
+        for who, times in times_by_system.items():
+            report.add_figure(f"{folder.name}: an answer of one token", who, statistics.median(times), "s")
+    report.print_report()
 
 
 if __name__ == "__main__":

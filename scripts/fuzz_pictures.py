@@ -22,54 +22,60 @@ with atheris.instrument_imports(include=["PIL", "httpx", "idefics"]):
 
     from idefics.errors import BadPicture
     from idefics.messages import Picture
-    from idefics.processing import strangers
+    from idefics.processing import untrusted
     from idefics.processing.fetch import Fetcher
-    from idefics.processing.images import open_picture
+    from idefics.processing.image_processor import open_picture
 
-OUTSIDE = "93.184.216.34"
-FILES = Fetcher(policy="off", strangers=True)
-ADDRESSES = Fetcher(policy="public", strangers=True, timeout=1.0)
-SAVED = {"JPEG": {"progressive": True}, "PNG": {}, "WEBP": {"lossless": True}, "GIF": {}, "BMP": {}}
+PUBLIC_ADDRESS = "93.184.216.34"
+FILE_FETCHER = Fetcher(policy="off", untrusted=True)
+URL_FETCHER = Fetcher(policy="public", untrusted=True, timeout=1.0)
+SAVE_OPTIONS_BY_FORMAT = {
+    "JPEG": {"progressive": True},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "GIF": {},
+    "BMP": {},
+}
 
 
-def look_up(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+def fake_getaddrinfo(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
     """Numbers as a system reads them, however they are spelled; any name is outside."""
     try:
         address = socket.inet_ntoa(socket.inet_aton(host))
     except OSError:
-        address = OUTSIDE
+        address = PUBLIC_ADDRESS
     return [(None, None, None, "", (address, port))]
 
 
-def connect(address: tuple[str, int], *_: object, **__: object) -> socket.socket:
+def fake_create_connection(address: tuple[str, int], *_: object, **__: object) -> socket.socket:
     """No connection is made; one to anywhere but outside is a find."""
-    if address[0] != OUTSIDE:
+    if address[0] != PUBLIC_ADDRESS:
         raise SystemError(f"connected to {address}")
     raise ConnectionRefusedError
 
 
-def test(data: bytes) -> None:
+def fuzz_one_input(data: bytes) -> None:
     """One input."""
     try:
         if data[:1] and data[0] % 2:
-            ADDRESSES.get(data[1:].decode("utf-8", "replace"))
+            URL_FETCHER.get(data[1:].decode("utf-8", "replace"))
             return
-        image = open_picture(Picture(data[1:]), FILES)
+        image = open_picture(Picture(data[1:]), FILE_FETCHER)
     except BadPicture as error:
         if "\n" in str(error):
             raise SystemError(f"more than one line: {error}") from None
     else:
-        if image.mode != "RGB" or not 0 < image.width * image.height <= strangers.MOST_PIXELS:
+        if image.mode != "RGB" or not 0 < image.width * image.height <= untrusted.MAX_UNTRUSTED_PIXELS:
             raise SystemError(f"{image.mode} {image.size}")
 
 
-def sow(corpus: Path) -> None:
+def write_seed_corpus(corpus: Path) -> None:
     """A file of each format, and two addresses, where the corpus is empty."""
     corpus.mkdir(parents=True, exist_ok=True)
     if any(corpus.iterdir()):
         return
     image = PIL.Image.effect_noise((24, 16), 40).convert("RGB")
-    for format, options in SAVED.items():
+    for format, options in SAVE_OPTIONS_BY_FORMAT.items():
         buffer = io.BytesIO()
         image.save(buffer, format, **options)
         (corpus / format.lower()).write_bytes(b"\0" + buffer.getvalue())
@@ -84,10 +90,12 @@ def main() -> None:
     folders = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     if len(folders) != 1:
         sys.exit("give one folder for the corpus: python scripts/fuzz_pictures.py CORPUS -max_total_time=600")
-    sow(Path(folders[0]))
-    socket.getaddrinfo, socket.create_connection = look_up, connect  # type: ignore[assignment]
-    limits = [flag for flag in ("-timeout=20",) if not any("timeout=" in argument for argument in sys.argv)]
-    atheris.Setup([*sys.argv, *limits], test)
+    write_seed_corpus(Path(folders[0]))
+    socket.getaddrinfo, socket.create_connection = fake_getaddrinfo, fake_create_connection  # type: ignore[assignment]
+    timeout_flags = [
+        flag for flag in ("-timeout=20",) if not any("timeout=" in argument for argument in sys.argv)
+    ]
+    atheris.Setup([*sys.argv, *timeout_flags], fuzz_one_input)
     atheris.Fuzz()
 
 

@@ -12,20 +12,23 @@ from tempfile import TemporaryDirectory
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("src", "tests")]
 
 import idefics
-from clients.conftest import serving
-from clients.recording import ENVIRONMENTS, Recorder, write
-from clients.test_clients_programs import run
+from clients.conftest import run_server
+from clients.recording import ENVIRONMENT_BY_PROGRAM, RecordingMiddleware, write_recorded_requests
+from clients.test_clients_programs import run_program
 
 
 def main() -> None:
     """Runs the programs that are named, or all."""
-    posted: list[dict[str, object]] = []
+    recorded_requests: list[dict[str, object]] = []
     vlm = idefics.load("demo", remote_images="off")
-    with serving(vlm, middleware=(Recorder, posted)) as (url, _), TemporaryDirectory() as folder:
-        for name in sys.argv[1:] or ENVIRONMENTS:
-            posted.clear()
-            print(name, run(name, url, folder))
-            write(name, posted)
+    with (
+        run_server(vlm, middleware=(RecordingMiddleware, recorded_requests)) as (url, _),
+        TemporaryDirectory() as folder,
+    ):
+        for name in sys.argv[1:] or ENVIRONMENT_BY_PROGRAM:
+            recorded_requests.clear()
+            print(name, run_program(name, url, folder))
+            write_recorded_requests(name, recorded_requests)
 
 
 if __name__ == "__main__":

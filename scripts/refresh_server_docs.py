@@ -5,32 +5,36 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from idefics.server.settings import PREFIX, Settings
+from idefics.server.settings import ENVIRONMENT_PREFIX, Settings
 
-PAGE = Path(__file__).parent.parent / "docs" / "server.md"
-BEGIN, END = "<!-- begin settings -->\n", "\n<!-- end settings -->"
-SHOWN = {True: "yes", False: "no", None: ""}
+SERVER_DOC = Path(__file__).parent.parent / "docs" / "server.md"
+BEGIN_COMMENT, END_COMMENT = "<!-- begin settings -->\n", "\n<!-- end settings -->"
+TEXT_BY_DEFAULT = {True: "yes", False: "no", None: ""}
 
 
-def settings_table() -> str:
+def format_settings_tables() -> str:
     """Every setting: its flag, its names elsewhere, its default, what it means."""
     sections: dict[str, list[str]] = {}
-    for one in fields(Settings):
-        flag, name = f"--{one.name.replace('_', '-')}", f"{PREFIX}{one.name.upper()}"
-        default = SHOWN[one.default] if isinstance(one.default, bool | None) else f"`{one.default}`"
-        low, high = one.metadata["range"]
-        span = f" {low:,} to {high:,}." if high else ""
-        row = f"| `{flag}` | `{name}` | {default} | {one.metadata['help']}{span} |"
-        sections.setdefault(one.metadata["section"], []).append(row)
+    for setting in fields(Settings):
+        flag, name = f"--{setting.name.replace('_', '-')}", f"{ENVIRONMENT_PREFIX}{setting.name.upper()}"
+        default = (
+            TEXT_BY_DEFAULT[setting.default]
+            if isinstance(setting.default, bool | None)
+            else f"`{setting.default}`"
+        )
+        low, high = setting.metadata["range"]
+        range_text = f" {low:,} to {high:,}." if high else ""
+        row = f"| `{flag}` | `{name}` | {default} | {setting.metadata['help']}{range_text} |"
+        sections.setdefault(setting.metadata["section"], []).append(row)
     head = "| flag | environment | default | |\n|-|-|-|-|\n"
     return "\n\n".join(f"### {name}\n\n{head}" + "\n".join(rows) for name, rows in sections.items())
 
 
-def refreshed(text: str) -> str:
+def refresh_settings(text: str) -> str:
     """The page with today's settings."""
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + settings_table() + END + rest.split(END, 1)[1]
+    before, rest = text.split(BEGIN_COMMENT)
+    return before + BEGIN_COMMENT + format_settings_tables() + END_COMMENT + rest.split(END_COMMENT, 1)[1]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(refreshed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    SERVER_DOC.write_text(refresh_settings(SERVER_DOC.read_text(encoding="utf-8")), encoding="utf-8")

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def seeds():
+def fixed_seeds():
     """Every test starts from the same random state, whatever ran before it."""
     random.seed(0)
     if "numpy" in sys.modules:
@@ -56,7 +56,7 @@ class NetworkInTest(Exception):
     """A test reached for another machine. No OSError: nothing may mistake it for a network that is down."""
 
 
-def address_of(host):
+def parse_address(host):
     """`host` as an address, or None where it is a name that would have to be looked up."""
     if host in (None, "", b"", "localhost", b"localhost"):
         return ip_address("127.0.0.1")
@@ -67,14 +67,14 @@ def address_of(host):
 
 
 @pytest.fixture(params=[1, 2])
-def openmp_threads(request):
+def set_openmp_threads(request):
     """One of torch's threads, and two where kernels in C can share them."""
     import torch
 
-    from idefics.nn.attend import parallel
+    from idefics.nn.native_attention import gomp_parallel_address
 
     before = torch.get_num_threads()
-    if request.param > 1 and parallel() is None:
+    if request.param > 1 and gomp_parallel_address() is None:
         pytest.skip("torch works with another OpenMP")
     torch.set_num_threads(request.param)
     yield request.param
@@ -82,13 +82,13 @@ def openmp_threads(request):
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch):
+def forbid_network(monkeypatch):
     """Sockets reach this machine only, and names are not looked up."""
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 
     def refuse_far(target):
         if isinstance(target, tuple):  # an internet address; a path is a socket of this machine
-            address = address_of(target[0])
+            address = parse_address(target[0])
             if address is None or not address.is_loopback:
                 raise NetworkInTest(f"a test may not connect to {target[0]}")
 
@@ -101,7 +101,7 @@ def no_network(monkeypatch):
         return connect_ex(self, target)
 
     def near_getaddrinfo(host, *args, **kwargs):
-        if address_of(host) is None:
+        if parse_address(host) is None:
             raise NetworkInTest(f"a test may not look up {host}")
         return getaddrinfo(host, *args, **kwargs)
 

@@ -5,7 +5,7 @@ statement that shows something is what it must show. In `console` blocks a line 
 command, and the lines up to the next command are all that it writes; `sh` blocks are commands alone.
 `…` in what is expected stands for any text, and numbers of seconds are not compared.
 
-What cannot run here stands in `NOT_RUN`, with the reason. Python of the guides is run by `test_guides.py`.
+What cannot run here stands in `REASON_BY_SKIPPED_COMMAND`, with the reason. Python of the guides is run by `test_guides.py`.
 """
 
 import ast
@@ -35,7 +35,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 GUIDES = ROOT / "docs" / "guides"
 
 # The commands of documents that no test runs, and why.
-NOT_RUN = {
+REASON_BY_SKIPPED_COMMAND = {
     r"(python3? -m )?pip install .*": "sets a machine up",
     r"make (demo|test|test-all|check)": "sets a machine up; CI runs it",
     r"make bench": "takes hours",
@@ -43,11 +43,11 @@ NOT_RUN = {
     r"python -m http\.server .*": "runs until it is ended; tests/test_guides.py serves the same pictures",
 }
 OUTPUT = "text"  # the language of blocks that show what something wrote
-LOGGED = re.compile(r"\d{4}-\d\d-\d\d ")  # the server's log, which documents do not show
-SECONDS = re.compile(r"\d+(\.\d+)? ?(s|ms|seconds?)\b")
+LOG_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d ")  # the server's log, which documents do not show
+SECONDS_PATTERN = re.compile(r"\d+(\.\d+)? ?(s|ms|seconds?)\b")
 
 
-class Block(NamedTuple):
+class CodeBlock(NamedTuple):
     document: Path
     language: str
     line: int  # of its first line of code
@@ -57,7 +57,7 @@ class Block(NamedTuple):
         return f"{self.document.relative_to(ROOT)}:{self.line}"
 
 
-class Command(NamedTuple):
+class ConsoleCommand(NamedTuple):
     document: Path
     line: str
     number: int
@@ -67,15 +67,15 @@ class Command(NamedTuple):
         return f"{self.document.relative_to(ROOT)}:{self.number}: {self.line}"
 
 
-def blocks(document):
+def code_blocks(document):
     """The fenced blocks of a document, each with a language."""
     text = document.read_text(encoding="utf-8")
     for match in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", text, re.M | re.S):
         line = text[: match.start(3)].count("\n") + 1
-        yield Block(document, match[2], line, textwrap.dedent(match[3]))
+        yield CodeBlock(document, match[2], line, textwrap.dedent(match[3]))
 
 
-def commands(block):
+def console_commands(block):
     console = block.language == "console"
     start = r"^\$ " if console else r"^(?=[^#\s])"
     pieces = list(re.finditer(start + r"((?:[^\n]*\\\n)*[^\n]*)\n", block.text, re.M))
@@ -85,34 +85,38 @@ def commands(block):
         said = block.text[piece.end() : following.start() if following else None].strip()
         line = re.sub(r"\s*\\\n\s*", " ", piece[1]).split("  #")[0].strip()
         number = block.line + block.text[: piece.start()].count("\n")
-        yield Command(block.document, line, number, said if console else None)
+        yield ConsoleCommand(block.document, line, number, said if console else None)
 
 
-def cases():
-    for block in (block for document in DOCUMENTS for block in blocks(document)):
-        for command in commands(block) if block.language in ("console", "sh") else ():
-            reasons = [why for pattern, why in NOT_RUN.items() if re.fullmatch(pattern, command.line)]
+def make_cases():
+    for block in (block for document in DOCUMENTS for block in code_blocks(document)):
+        for command in console_commands(block) if block.language in ("console", "sh") else ():
+            reasons = [
+                why
+                for pattern, why in REASON_BY_SKIPPED_COMMAND.items()
+                if re.fullmatch(pattern, command.line)
+            ]
             marks = pytest.mark.skip(reason=reasons[0]) if reasons else ()
             yield pytest.param(command, id=str(command), marks=marks)
 
 
-CASES = list(cases())
+CASES = list(make_cases())
 COMMANDS = [case.values[0] for case in CASES]
-PYTHON = [
+DOCUMENTS_WITH_PYTHON = [
     path
     for path in DOCUMENTS
-    if path.parent != GUIDES and any(block.language == "python" for block in blocks(path))
+    if path.parent != GUIDES and any(block.language == "python" for block in code_blocks(path))
 ]
 
 
-def same(shown, expected):
+def matches_expected(actual, expected):
     """Whether what was shown is what is expected: `…` is any text, seconds are any number."""
-    shown, expected = (SECONDS.sub("SECONDS", text.strip()) for text in (shown, expected))
-    return re.fullmatch(".*?".join(map(re.escape, expected.split("…"))), shown, re.S) is not None
+    actual, expected = (SECONDS_PATTERN.sub("SECONDS", text.strip()) for text in (actual, expected))
+    return re.fullmatch(".*?".join(map(re.escape, expected.split("…"))), actual, re.S) is not None
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def reader_folder(tmp_path_factory):
     """A folder that looks like the clone, with the reader's own pictures; what commands write stays in it."""
     folder = tmp_path_factory.mktemp("clone")
     for path in ROOT.iterdir():
@@ -123,7 +127,7 @@ def workplace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
+def path_folder(tmp_path_factory):
     """A folder for PATH with `idefics` and `python` as they are after an installation."""
     folder = tmp_path_factory.mktemp("bin")
     python = shlex.quote(sys.executable)
@@ -136,8 +140,8 @@ def programs(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def at_home(workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
+def in_reader_folder(reader_folder, monkeypatch):
+    monkeypatch.chdir(reader_folder)
     monkeypatch.setenv("IDEFICS_MODEL", "demo")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stdin", io.StringIO())
@@ -172,7 +176,7 @@ def run_shell(line, programs):
     return done.returncode, done.stdout
 
 
-def plain_words(line):
+def split_without_shell(line):
     """The words of a command that needs nothing of the shell but quotes and globs; None for any other."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
@@ -186,7 +190,7 @@ def plain_words(line):
     return [found for word in words for found in (sorted(glob(word)) or [word])]
 
 
-class Servers:
+class DocumentServers:
     """What a document serves: on a free port in place of 8000, and ended as Ctrl-C does."""
 
     def __init__(self, programs, workplace, running):
@@ -208,12 +212,12 @@ class Servers:
         self.running.enter_context(process.stdout)
         self.running.callback(process.wait, 60)
         self.running.callback(process.send_signal, signal.SIGINT)
-        said = next((line for line in process.stdout if not LOGGED.match(line)), "")
+        said = next((line for line in process.stdout if not LOG_TIMESTAMP.match(line)), "")
         said = said.replace(port, "8000").strip()
         assert "8000" in said, f"{command} did not say where it listens"
-        assert not command.expected or same(said, command.expected), f"{command} wrote:\n{said}"
+        assert not command.expected or matches_expected(said, command.expected), f"{command} wrote:\n{said}"
 
-    def placed(self, document, text):
+    def replace_port(self, document, text):
         """Code of a document, with the port where its server listens."""
         if "8000" not in text:
             return text
@@ -224,37 +228,39 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(programs, workplace):
+def servers(path_folder, reader_folder):
     with ExitStack() as running:
-        yield Servers(programs, workplace, running)
+        yield DocumentServers(path_folder, reader_folder, running)
 
 
 @pytest.mark.parametrize("command", CASES)
-def test_commands(command, programs, servers):
+def test_commands(command, path_folder, servers):
     if command.line.startswith("idefics serve"):
         servers.start(command)
     elif command.line.startswith("curl"):
         if not shutil.which("curl"):
             pytest.skip("no curl here")
-        code, shown = run_shell(servers.placed(command.document, command.line), programs)
+        code, shown = run_shell(servers.placed(command.document, command.line), path_folder)
         assert code == 0, shown
         assert "error" not in json.loads(shown[shown.index("{") :])
     else:
-        words = plain_words(command.line)
-        code, shown = run_command(words) if words else run_shell(command.line, programs)
+        words = split_without_shell(command.line)
+        code, shown = run_command(words) if words else run_shell(command.line, path_folder)
         refusal = code == 2 and command.expected  # a document may show what a refusal looks like
         assert code == 0 or refusal, f"{command} ended with {code}:\n{shown}"
-        assert command.expected is None or same(shown, command.expected), f"{command} wrote:\n{shown}"
+        assert command.expected is None or matches_expected(shown, command.expected), (
+            f"{command} wrote:\n{shown}"
+        )
 
 
-def comments_after(source):
+def comment_by_line(source):
     """Number of a line -> the comment after its code."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = [token for token in tokens if token.type == tokenize.COMMENT]
     return {c.start[0]: c.string[1:].strip() for c in comments if c.line[: c.start[1]].strip()}
 
 
-def show(statement, namespace, name):
+def run_statement(statement, namespace, name):
     """Runs one statement and returns what a reader sees: what it printed, else the expression's value."""
     out = io.StringIO()
     with redirect_stdout(out):
@@ -265,23 +271,25 @@ def show(statement, namespace, name):
     return out.getvalue() or ("" if value is None else str(value))
 
 
-@pytest.mark.parametrize("document", PYTHON, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS_WITH_PYTHON, ids=lambda path: path.name)
 def test_python_blocks(document, servers):
     namespace = {"__name__": "__main__"}
-    for block in (block for block in blocks(document) if block.language == "python"):
+    for block in (block for block in code_blocks(document) if block.language == "python"):
         # Line numbers are the document's.
         source = "\n" * (block.line - 1) + servers.placed(document, block.text)
-        expected = comments_after(source)
+        expected = comment_by_line(source)
         for statement in ast.parse(source).body:
-            shown = show(statement, namespace, document.name)
+            shown = run_statement(statement, namespace, document.name)
             said = expected.get(statement.end_lineno)
             if shown and said is not None:
-                assert same(shown, said), f"{document.name}:{statement.end_lineno} shows:\n{shown}"
+                assert matches_expected(shown, said), (
+                    f"{document.name}:{statement.end_lineno} shows:\n{shown}"
+                )
 
 
 def test_the_readme_is_short_and_has_examples_of_both_kinds():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
-    assert any(block.language == "python" for block in blocks(README))
+    assert any(block.language == "python" for block in code_blocks(README))
     shown = [command for command in COMMANDS if command.document == README and command.expected]
     assert any(command.line.startswith("idefics ") for command in shown)
 
@@ -292,7 +300,7 @@ def test_every_block_is_run_or_is_output():
     other = [
         f"{block} is {block.language}"
         for path in DOCUMENTS
-        for block in blocks(path)
+        for block in code_blocks(path)
         if block.language not in known
     ]
     assert not other
@@ -302,7 +310,9 @@ def test_every_block_is_run_or_is_output():
 
 def test_what_is_not_run_is_written_somewhere():
     lines = [command.line for command in COMMANDS]
-    assert not [p for p in NOT_RUN if not any(re.fullmatch(p, line) for line in lines)], "strike these"
+    assert not [p for p in REASON_BY_SKIPPED_COMMAND if not any(re.fullmatch(p, line) for line in lines)], (
+        "strike these"
+    )
 
 
 def test_links_lead_somewhere():

@@ -10,12 +10,12 @@ import pytest
 
 import idefics
 from idefics import errors
-from idefics.cli.output import OutputLost
+from idefics.cli.output import OutputWriteError
 from idefics.errors import IdeficsError
-from test_house import MODULES, module_name
+from test_architecture import MODULES, module_name
 
 # One of each, with every argument of its own.
-MADE = [
+ERROR_INSTANCES = [
     errors.IdeficsError("text"),
     errors.BadRequest("text"),
     errors.BadSetting("text"),
@@ -26,7 +26,7 @@ MADE = [
     errors.BadPrompt("text"),
     errors.PromptTooLong(3000, 2048, 2),
     errors.TextTooLong(90_000, 80_000, 1024),
-    OutputLost("no space left", " after 3 pictures"),
+    OutputWriteError("no space left", " after 3 pictures"),
     errors.EngineBusy(8),
     errors.RequestTimeout(2.5),
     errors.ModelError("text"),
@@ -40,35 +40,35 @@ MADE = [
 ]
 
 
-def tree(kind):
+def error_classes(kind):
     yield kind
     for below in kind.__subclasses__():
-        yield from tree(below)
+        yield from error_classes(below)
 
 
-def same(made, back):
+def is_same_error(original, copied):
     """Whether an error has come back as it was."""
-    return type(back) is type(made) and str(back) == str(made) and vars(back) == vars(made)
+    return type(copied) is type(original) and str(copied) == str(original) and vars(copied) == vars(original)
 
 
-def raised(number):
+def raise_error(number):
     """Runs in another process."""
-    raise MADE[number]
+    raise ERROR_INSTANCES[number]
 
 
 def test_every_error_is_tried():
     for path in MODULES:
         if module_name(path) != "idefics.__main__":
             import_module(module_name(path))
-    assert set(tree(IdeficsError)) == {type(made) for made in MADE}
+    assert set(error_classes(IdeficsError)) == {type(made) for made in ERROR_INSTANCES}
 
 
 def test_every_error_of_the_library_is_public():
-    ours = {kind.__name__ for kind in tree(IdeficsError) if kind.__module__ == "idefics.errors"}
+    ours = {kind.__name__ for kind in error_classes(IdeficsError) if kind.__module__ == "idefics.errors"}
     assert ours <= set(idefics.__all__)
 
 
-@pytest.mark.parametrize("made", MADE, ids=lambda made: type(made).__name__)
+@pytest.mark.parametrize("made", ERROR_INSTANCES, ids=lambda made: type(made).__name__)
 @pytest.mark.parametrize(
     "trip",
     [
@@ -79,7 +79,7 @@ def test_every_error_of_the_library_is_public():
     ids=[*(f"pickle {version}" for version in range(6)), "copy", "deepcopy"],
 )
 def test_an_error_comes_back_whole(made, trip):
-    assert same(made, trip(made))
+    assert is_same_error(made, trip(made))
 
 
 def test_a_note_and_a_field_of_the_callers_travel():
@@ -93,13 +93,16 @@ def test_a_note_and_a_field_of_the_callers_travel():
 def test_errors_come_out_of_processes():
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as executor:
-        futures = [executor.submit(raised, number) for number in range(len(MADE))]
-        assert all(same(made, future.exception(60)) for made, future in zip(MADE, futures, strict=True))
+        futures = [executor.submit(raise_error, number) for number in range(len(ERROR_INSTANCES))]
+        assert all(
+            is_same_error(made, future.exception(60))
+            for made, future in zip(ERROR_INSTANCES, futures, strict=True)
+        )
     with spawn.Pool(1) as pool:
-        for number, made in enumerate(MADE):
+        for number, made in enumerate(ERROR_INSTANCES):
             with pytest.raises(type(made)) as caught:
-                pool.apply_async(raised, (number,)).get(60)
-            assert same(made, caught.value)
+                pool.apply_async(raise_error, (number,)).get(60)
+            assert is_same_error(made, caught.value)
 
 
 @pytest.mark.parametrize(

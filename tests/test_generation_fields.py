@@ -1,21 +1,27 @@
 """Each field that transformers knows has its place in the table, and its defaults change nothing."""
 
-from idefics.generation_fields import ANSWER, NO_EFFECT, STRATEGY, effective, is_neutral
+from idefics.generation_fields import (
+    FIELDS_WITHOUT_EFFECT,
+    OUTPUT_FIELDS,
+    SEARCH_FIELDS,
+    effective_fields,
+    is_neutral,
+)
 
 
 def test_every_field_of_transformers_is_known_once():
     from transformers import GenerationConfig
 
     theirs = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    assert theirs == NO_EFFECT | STRATEGY.keys() | ANSWER.keys()
-    assert len(NO_EFFECT) + len(STRATEGY) + len(ANSWER) == len(theirs)
+    assert theirs == FIELDS_WITHOUT_EFFECT | SEARCH_FIELDS.keys() | OUTPUT_FIELDS.keys()
+    assert len(FIELDS_WITHOUT_EFFECT) + len(SEARCH_FIELDS) + len(OUTPUT_FIELDS) == len(theirs)
 
 
 def test_the_defaults_of_transformers_are_neutral():
     from transformers import GenerationConfig
 
     defaults = vars(GenerationConfig()) | GenerationConfig._get_default_generation_params()
-    assert effective(defaults) == {}
+    assert effective_fields(defaults) == {}
 
 
 def test_what_changes_an_answer_is_left():
@@ -28,7 +34,7 @@ def test_what_changes_an_answer_is_left():
         "_from_model_config": True,
         "of_another_library": 7,
     }
-    assert effective(settings) == {"suppress_tokens": [5], "top_p": 0.9}
+    assert effective_fields(settings) == {"suppress_tokens": [5], "top_p": 0.9}
 
 
 def test_values_are_compared_as_they_are():

@@ -6,18 +6,18 @@ import sys
 import pytest
 
 from idefics.errors import BadSetting
-from idefics.host_memory import free_host_memory, memory_amount, memory_bounds
+from idefics.host_memory import free_host_memory, memory_limits, parse_memory_size
 
 GB = 10**9
-VERSION_2 = "30 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
-VERSION_1 = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory"
+CGROUP_V2_MOUNT = "30 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
+CGROUP_V1_MOUNT = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory"
 
 
 @pytest.fixture
-def machine(tmp_path):
+def write_machine_files(tmp_path):
     """Writes a machine's files: 16 GB, 8 GB of them free."""
 
-    def write(cgroup="0::/\n", mounts=VERSION_2, **files):
+    def write(cgroup="0::/\n", mounts=CGROUP_V2_MOUNT, **files):
         files = {
             "proc/meminfo": f"MemTotal: {16 * GB // 1024} kB\nMemAvailable: {8 * GB // 1024} kB\n",
             **files,
@@ -31,7 +31,7 @@ def machine(tmp_path):
     return write
 
 
-def group(path, limit, used, stat="", *, high="max"):
+def cgroup_files(path, limit, used, stat="", *, high="max"):
     """The files of a group of version 2."""
     return {
         f"{path}/memory.max": limit,
@@ -41,60 +41,63 @@ def group(path, limit, used, stat="", *, high="max"):
     }
 
 
-def test_without_limits_it_is_the_machine(machine):
-    assert free_host_memory(machine()) == 8 * GB
-    assert [bound.source for bound in memory_bounds(machine())] == ["machine"]
+def test_without_limits_it_is_the_machine(write_machine_files):
+    assert free_host_memory(write_machine_files()) == 8 * GB
+    assert [bound.source for bound in memory_limits(write_machine_files())] == ["machine"]
 
 
-def test_a_group_of_version_2(machine):
-    files = group("sys/fs/cgroup/user/app", 3 * GB, GB, f"anon {GB}\ninactive_file {GB // 4}\n")
-    root = machine("0::/user/app\n", **files)
-    tightest = memory_bounds(root)[0]
+def test_a_group_of_version_2(write_machine_files):
+    files = cgroup_files("sys/fs/cgroup/user/app", 3 * GB, GB, f"anon {GB}\ninactive_file {GB // 4}\n")
+    root = write_machine_files("0::/user/app\n", **files)
+    tightest = memory_limits(root)[0]
     assert tightest.source == "/sys/fs/cgroup/user/app/memory.max"
     assert tightest.total == 3 * GB
     assert tightest.free == 2 * GB + GB // 4  # files that were read once are dropped first
 
 
-def test_a_soft_limit_counts_too(machine):
-    files = group("sys/fs/cgroup/app", 4 * GB, GB, high=2 * GB)
-    assert free_host_memory(machine("0::/app\n", **files)) == GB
+def test_a_soft_limit_counts_too(write_machine_files):
+    files = cgroup_files("sys/fs/cgroup/app", 4 * GB, GB, high=2 * GB)
+    assert free_host_memory(write_machine_files("0::/app\n", **files)) == GB
 
 
-def test_the_groups_around_it_count(machine):
-    files = group("sys/fs/cgroup/a/b", "max", GB // 2) | group("sys/fs/cgroup/a", 2 * GB, GB)
-    assert free_host_memory(machine("0::/a/b\n", **files)) == GB
+def test_the_groups_around_it_count(write_machine_files):
+    files = cgroup_files("sys/fs/cgroup/a/b", "max", GB // 2) | cgroup_files("sys/fs/cgroup/a", 2 * GB, GB)
+    assert free_host_memory(write_machine_files("0::/a/b\n", **files)) == GB
 
 
-def test_a_container_sees_its_group_as_the_root(machine):
+def test_a_container_sees_its_group_as_the_root(write_machine_files):
     """With a namespace of its own the path is /; without one it is the host's, under what is mounted."""
-    files = group("sys/fs/cgroup", 2 * GB, GB)
-    assert free_host_memory(machine("0::/\n", **files)) == GB
-    assert free_host_memory(machine("0::/docker/123\n", **files)) == GB
-    mounted = VERSION_2.replace("0:28 / ", "0:28 /docker/123 ")
-    assert free_host_memory(machine("0::/docker/123\n", mounted, **files)) == GB
-    assert free_host_memory(machine("0::/../outside\n", **files)) == GB
+    files = cgroup_files("sys/fs/cgroup", 2 * GB, GB)
+    assert free_host_memory(write_machine_files("0::/\n", **files)) == GB
+    assert free_host_memory(write_machine_files("0::/docker/123\n", **files)) == GB
+    mounted = CGROUP_V2_MOUNT.replace("0:28 / ", "0:28 /docker/123 ")
+    assert free_host_memory(write_machine_files("0::/docker/123\n", mounted, **files)) == GB
+    assert free_host_memory(write_machine_files("0::/../outside\n", **files)) == GB
 
 
 @pytest.mark.parametrize("limit", [2 * GB, 9223372036854771712])
-def test_a_group_of_version_1(machine, limit):
+def test_a_group_of_version_1(write_machine_files, limit):
     place = "sys/fs/cgroup/memory/job"
     files = {
         f"{place}/memory.limit_in_bytes": limit,
         f"{place}/memory.usage_in_bytes": GB,
         f"{place}/memory.stat": f"inactive_file 5\ntotal_inactive_file {GB // 2}\n",
     }
-    root = machine("9:name=systemd:/\n4:cpu,memory:/job\n0::/\n", VERSION_1, **files)
+    root = write_machine_files("9:name=systemd:/\n4:cpu,memory:/job\n0::/\n", CGROUP_V1_MOUNT, **files)
     assert free_host_memory(root) == (GB + GB // 2 if limit == 2 * GB else 8 * GB)
 
 
-def test_what_is_used_up_leaves_nothing(machine):
-    assert free_host_memory(machine("0::/app\n", **group("sys/fs/cgroup/app", GB, 2 * GB))) == 0
+def test_what_is_used_up_leaves_nothing(write_machine_files):
+    assert (
+        free_host_memory(write_machine_files("0::/app\n", **cgroup_files("sys/fs/cgroup/app", GB, 2 * GB)))
+        == 0
+    )
 
 
-def test_odd_files_are_no_error(machine):
-    files = group("sys/fs/cgroup/app", "much", "some", "odd")
-    assert free_host_memory(machine("0::/app\n", **files)) == 8 * GB
-    assert free_host_memory(machine("", "")) == 8 * GB
+def test_odd_files_are_no_error(write_machine_files):
+    files = cgroup_files("sys/fs/cgroup/app", "much", "some", "odd")
+    assert free_host_memory(write_machine_files("0::/app\n", **files)) == 8 * GB
+    assert free_host_memory(write_machine_files("", "")) == 8 * GB
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this system has no such limits")
@@ -103,12 +106,12 @@ def test_the_limits_of_the_process(name, source):
     code = f"""
 import resource
 resource.setrlimit(resource.{name}, (900_000_000, 900_000_000))
-from idefics.host_memory import memory_bounds
-first = memory_bounds()[0]
+from idefics.host_memory import memory_limits
+first = memory_limits()[0]
 assert (first.source, first.total) == ({source!r}, 900_000_000), first
 assert 0 < first.free < 900_000_000
 held = bytes(100_000_000)
-assert 90_000_000 < first.free - memory_bounds()[0].free < 110_000_000
+assert 90_000_000 < first.free - memory_limits()[0].free < 110_000_000
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -132,7 +135,7 @@ assert 90_000_000 < first.free - memory_bounds()[0].free < 110_000_000
     ],
 )
 def test_amounts(value, expected):
-    found = memory_amount("kv_cache", value)
+    found = parse_memory_size("kv_cache", value)
     assert found == expected
     assert type(found) is type(expected)
 
@@ -142,4 +145,4 @@ def test_amounts(value, expected):
 )
 def test_what_is_no_amount_is_refused(value):
     with pytest.raises(BadSetting, match=r"kv_cache is .*; give bytes"):
-        memory_amount("kv_cache", value)
+        parse_memory_size("kv_cache", value)

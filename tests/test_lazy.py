@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import idefics
-from idefics.lazy import LATE_MODULES, cached_property
+from idefics.lazy import LAZY_MODULES, cached_property
 
-FORK = """
+FORK_SCRIPT = """
 import os, threading, time
 from idefics.lazy import cached_property
 
@@ -48,11 +48,11 @@ print("child", os.waitstatus_to_exitcode(status) if done else "waits for ever")
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 def test_a_process_that_is_forked_while_a_thread_computes_does_not_wait():
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", FORK_SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout == "child 14\n"
 
 
-IMPORTED = """
+IMPORT_SCRIPT = """
 import os, sys, threading, time
 import idefics.lazy
 
@@ -75,12 +75,12 @@ print("child", os.waitstatus_to_exitcode(status) if done else "waits for ever")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
-@pytest.mark.parametrize("name", LATE_MODULES)
+@pytest.mark.parametrize("name", LAZY_MODULES)
 def test_a_process_that_is_forked_while_a_thread_imports_does_not_wait(name, tmp_path):
     (tmp_path / f"{name}.py").write_text("import time\ntime.sleep(0.5)\nVALUE = 7\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTED, name],
+        [sys.executable, "-c", IMPORT_SCRIPT, name],
         capture_output=True,
         text=True,
         check=True,

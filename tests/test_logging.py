@@ -39,8 +39,10 @@ except idefics.IdeficsError:
 
 def test_loading_says_what_where_and_how(caplog):
     with caplog.at_level(logging.INFO, "idefics"), idefics.load("demo", quantize="int8") as vlm:
-        decode = str(vlm.engine.runner.decode)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "idefics.pipeline.loading"]
+        decode = str(vlm.engine.model_runner.decode_step)
+    (line,) = [
+        record.getMessage() for record in caplog.records if record.name == "idefics.generation.loading"
+    ]
     assert line.startswith("loaded demo from ") and "demo/idefics3 in " in line
     for word in (
         " s: Idefics3 in torch.float32 on cpu with ",
@@ -52,7 +54,7 @@ def test_loading_says_what_where_and_how(caplog):
         assert word in line
 
 
-def test_requests_and_hits_of_the_cache_are_told_in_figures(vlm, caplog):
+def test_requests_and_cache_hits_are_logged_with_numbers(vlm, caplog):
     with caplog.at_level(logging.DEBUG, "idefics"):
         secret = vlm.ask(PIXELS, "Is there a secret zebra?", max_new_tokens=4)
         again = vlm.ask(PIXELS, "Is there a secret zebra?", max_new_tokens=4)
@@ -70,11 +72,11 @@ def test_requests_and_hits_of_the_cache_are_told_in_figures(vlm, caplog):
     assert not [line for line in lines if "zebra" in line or secret.text in line]
 
 
-def test_refusals_are_told(vlm, caplog):
+def test_refusals_are_logged(vlm, caplog):
     with caplog.at_level(logging.DEBUG, "idefics"):
         with pytest.raises(BadPrompt):
             vlm.ask(PIXELS, " ")
-        with vlm.engine.work:  # no step is taken meanwhile
+        with vlm.engine.condition:  # no step is taken meanwhile
             streams = [vlm.submit(vlm.prompt(["The"])) for _ in range(vlm.engine.config.waiting)]
             with pytest.raises(EngineBusy):
                 vlm.submit(vlm.prompt(["The"]))
@@ -101,6 +103,8 @@ def test_the_command_line_shows_it_with_debug(capsys):
     assert "loaded" not in capsys.readouterr().err
     assert run([*command, "--debug"]) == 0
     shown = capsys.readouterr().err
-    assert "idefics.pipeline.loading: loaded demo from " in shown and "idefics.engine.engine: done: " in shown
+    assert (
+        "idefics.generation.loading: loaded demo from " in shown and "idefics.engine.engine: done: " in shown
+    )
     assert run(command) == 0
     assert "loaded" not in capsys.readouterr().err

@@ -19,14 +19,15 @@ from idefics.engine.native.library import instruction_sets
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "idefics"
 LIBRARIES = re.findall(r'^ +"idefics\.(\S+)",$', (ROOT / "setup.py").read_text(), re.M)
-REQUIRED = os.environ.get("IDEFICS_REQUIRE_NATIVE", "0") == "1"
+NATIVE_REQUIRED = os.environ.get("IDEFICS_REQUIRE_NATIVE", "0") == "1"
 
 built = pytest.mark.skipif(
-    not REQUIRED and not shutil.which("cc"), reason="no C compiler, and IDEFICS_REQUIRE_NATIVE=1 is not set"
+    not NATIVE_REQUIRED and not shutil.which("cc"),
+    reason="no C compiler, and IDEFICS_REQUIRE_NATIVE=1 is not set",
 )
 
 
-def compiled(name):
+def compiled_path(name):
     """The file that `setup.py` builds for a library, or None."""
     paths = [PACKAGE / f"{name.replace('.', '/')}{suffix}" for suffix in EXTENSION_SUFFIXES]
     return next(filter(Path.exists, paths), None)
@@ -40,7 +41,7 @@ def test_setup_names_every_folder_of_c_code():
 @built
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_each_library_is_compiled_and_loads(name):
-    path = compiled(name)
+    path = compiled_path(name)
     assert path, f"idefics.{name} was not compiled: python setup.py build_ext --inplace says why"
     ctypes.CDLL(str(path))
 
@@ -50,7 +51,7 @@ def test_the_decode_step_is_of_these_sources():
     assert instruction_sets(), "the library is older than the structs of structures.py: compile it again"
 
 
-def broken_copy(folder):
+def copy_with_broken_source(folder):
     """What `setup.py` builds from, each file of C code next to empty, with an error in one of the decode step."""
     shutil.copy(ROOT / "setup.py", folder)
     for source in PACKAGE.glob("*/native/*.c"):
@@ -62,7 +63,7 @@ def broken_copy(folder):
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 @pytest.mark.parametrize("required", [False, True])
 def test_code_that_does_not_compile_is_an_error_where_it_is_required(tmp_path, required):
-    broken_copy(tmp_path)
+    copy_with_broken_source(tmp_path)
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext"],
         cwd=tmp_path,
@@ -77,7 +78,7 @@ def test_code_that_does_not_compile_is_an_error_where_it_is_required(tmp_path, r
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
 def test_the_sanitizers_do_not_hide_a_build_that_breaks(tmp_path):
-    broken_copy(tmp_path)
+    copy_with_broken_source(tmp_path)
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "sanitize", tmp_path / "scripts")
     python = tmp_path / "python"  # one whose tests are always green

@@ -5,40 +5,47 @@ from itertools import chain
 import pytest
 import torch
 
-from devices import CPU, FIRST, SECOND, Devices, put
+from fake_devices import CPU, FIRST, SECOND, FakeDevices, place_on
 from idefics import placement
 from idefics.config import EngineConfig, QuantizationConfig, Sampling
 from idefics.engine.engine import Engine
+from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Request
-from idefics.engine.slow import SlowTwin
 from idefics.errors import BadSetting
 from idefics.nn.decoder import DecoderLayer
-from idefics.placement import Spread, blocks, device_called, join, places, wanted
-from idefics.quant import packs
-from idefics.weights.stream import place_of
+from idefics.placement import (
+    DeviceMap,
+    assign_devices,
+    get_device,
+    install_device_hooks,
+    no_split_blocks,
+    resolve_device,
+)
+from idefics.quant import quantizers_by_name
+from idefics.weights.streaming_loader import device_of
 from models import tiny
 
-FAMILIES = {"idefics": tiny.IDEFICS1, "idefics2": tiny.IDEFICS2, "idefics3": tiny.IDEFICS3}
-families = pytest.mark.parametrize("family", FAMILIES)
+CONFIG_BY_FAMILY = {"idefics": tiny.IDEFICS1, "idefics2": tiny.IDEFICS2, "idefics3": tiny.IDEFICS3}
+families = pytest.mark.parametrize("family", CONFIG_BY_FAMILY)
 
 
-def model_of(family, **changes):
+def make_model(family, **changes):
     torch.manual_seed(0)
-    return tiny.model_of(tiny.changed(FAMILIES[family], **changes))
+    return tiny.make_random_model(tiny.merge_config(CONFIG_BY_FAMILY[family], **changes))
 
 
-def on(model, where):
+def place_model(model, where):
     """The model, whose weights say that they lie where the map says."""
     for name, weight in model.named_parameters():
-        put(weight, place_of(name, where))
-    with Devices():
-        join(model)
+        place_on(weight, device_of(name, where))
+    with FakeDevices():
+        install_device_hooks(model)
     return model
 
 
-def halves(model, *, second=SECOND, rest=FIRST):
+def split_decoder_map(model, *, second=SECOND, rest=FIRST):
     """The later half of the decoder on a device of its own."""
-    names = [name for name, _ in blocks(model)]
+    names = [name for name, _ in no_split_blocks(model)]
     layers = [name for name in names if ".layers." in name]
     gates = [name for name in names if "gated" in name]
     later = layers[len(layers) // 2 :] + gates[len(gates) // 2 :]
@@ -46,22 +53,24 @@ def halves(model, *, second=SECOND, rest=FIRST):
 
 
 @torch.inference_mode()
-def read(model):
+def run_model(model):
     """All that the engine does with a model: two prompts, a second token after each, endings; the slow twin's too."""
-    prompts = [tiny.prompt(model, "tt1tt"), tiny.prompt(model, "1tttttt1t")]
-    with Devices():
+    prompts = [tiny.make_random_prompt(model, "tt1tt"), tiny.make_random_prompt(model, "1tttttt1t")]
+    with FakeDevices():
         engine = Engine(model, EngineConfig(cache_pages=20))
-        engine._driver.wake = lambda: (
+        engine._thread.ensure_running = lambda: (
             None
         )  # steps are taken here: another thread would not know these devices
         asked = [Request(prompt, Sampling(max_new_tokens=2, logprobs=True)) for prompt in prompts]
-        asked.append(Request(prompts[1], endings=((4, 5), (6,), (7, 8, 9))))
+        asked.append(Request(prompts[1], continuations=((4, 5), (6,), (7, 8, 9))))
         handles = [engine.submit(request) for request in asked]
         while engine.is_busy:
             engine.step()
         found = [handle.result() for handle in handles]
-        numbers = [torch.tensor([*one.ids, *one.logprobs, *chain(*one.scores)]) for one in found]
-        slow = model.logits(SlowTwin(model, prompts[0]).hidden())
+        numbers = [
+            torch.tensor([*one.ids, *one.logprobs, *chain(*one.continuation_logprobs)]) for one in found
+        ]
+        slow = model.logits(ReferenceModel(model, prompts[0]).hidden_states())
     return engine, [*numbers, slow]
 
 
@@ -69,134 +78,136 @@ def read(model):
 @pytest.mark.parametrize(
     "where",
     [
-        lambda model: halves(model),
-        lambda model: halves(model, second=CPU),
-        lambda model: halves(model, second=FIRST, rest=CPU),
+        lambda model: split_decoder_map(model),
+        lambda model: split_decoder_map(model, second=CPU),
+        lambda model: split_decoder_map(model, second=FIRST, rest=CPU),
         lambda model: {"": SECOND, "model": FIRST},
         lambda model: {"": FIRST, "model.vision_model": CPU, "lm_head": CPU},
     ],
     ids=["two GPUs", "spilled layers", "all but layers spilled", "head apart", "both ends spilled"],
 )
 def test_what_is_computed_is_the_same(family, where):
-    _, expected = read(model_of(family))
-    _, found = read(on(model := model_of(family), where(model)))
+    _, expected = run_model(make_model(family))
+    _, found = run_model(place_model(model := make_model(family), where(model)))
     for want, got in zip(expected, found, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 @families
 def test_a_cache_lies_where_its_layer_lies(family):
-    model = model_of(family)
-    engine, _ = read(on(model, halves(model)))
-    with Devices():
-        found = [keys.device for keys in engine.cache.keys]
+    model = make_model(family)
+    engine, _ = run_model(place_model(model, split_decoder_map(model)))
+    with FakeDevices():
+        found = [keys.device for keys in engine.kv_cache.keys]
         assert found == sorted(found, key=str) and set(found) == {FIRST, SECOND}
-        memories = [layer for kept in engine.pictures.kept.values() for layer in kept.memory]
+        memories = [layer for kept in engine.encoder_cache.image_by_key.values() for layer in kept.cross_kv]
         assert {memory.keys.device for memory in memories} in (set(), {FIRST, SECOND})
 
 
 def test_what_spills_computes_on_the_gpu_and_stays_in_memory():
-    model = model_of("idefics3")
+    model = make_model("idefics3")
     layer = model.model.text_model.layers[1].mlp.gate_proj
     seen = []
     layer.register_forward_hook(
         lambda module, inputs, out: seen.append((inputs[0].device, module.weight.device))
     )
     weight = layer.weight
-    read(on(model, halves(model, second=CPU)))
+    run_model(place_model(model, split_decoder_map(model, second=CPU)))
     assert set(seen) == {(FIRST, FIRST)}
     assert layer.weight is weight and dict(layer.named_parameters()) == {"weight": weight}
 
 
 def test_a_loan_ends_when_a_module_fails():
-    model = model_of("idefics3")
-    on(model, {"": FIRST, "lm_head": CPU})
+    model = make_model("idefics3")
+    place_model(model, {"": FIRST, "lm_head": CPU})
     weight = model.lm_head.weight
-    with pytest.raises(RuntimeError), Devices():
+    with pytest.raises(RuntimeError), FakeDevices():
         model.logits(torch.ones(2, 3))
     assert model.lm_head.weight is weight
 
 
 def test_gradients_find_what_spilled():
-    model = model_of("idefics3")
-    on(model, {"": FIRST, "lm_head": CPU})
-    with Devices():
-        model.logits(put(torch.ones(1, 48), FIRST)).sum().backward()
+    model = make_model("idefics3")
+    place_model(model, {"": FIRST, "lm_head": CPU})
+    with FakeDevices():
+        model.logits(place_on(torch.ones(1, 48), FIRST)).sum().backward()
     assert model.lm_head.weight.grad is not None
 
 
 def test_one_device_has_no_hooks():
-    model = on(model_of("idefics3"), {"": FIRST})
+    model = place_model(make_model("idefics3"), {"": FIRST})
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @families
 def test_blocks_are_all_of_a_model_and_never_overlap(family):
-    model = model_of(family)
-    found = [name for name, _ in blocks(model)]
-    assert {id(w) for _, block in blocks(model) for w in block.parameters()} == {
+    model = make_model(family)
+    found = [name for name, _ in no_split_blocks(model)]
+    assert {id(w) for _, block in no_split_blocks(model) for w in block.parameters()} == {
         id(w) for w in model.parameters()
     }
     assert not any(a != b and a.startswith(f"{b}.") for a in found for b in found)
     assert all(name in found for name, module in model.named_modules() if isinstance(module, DecoderLayer))
 
 
-def sizes(model, where):
+def bytes_by_device(model, where):
     total = {}
     for name, weight in model.named_parameters():
-        device = place_of(name, where)
+        device = device_of(name, where)
         total[device] = total.get(device, 0) + weight.nbytes
     return total
 
 
-def fit(model, max_memory, way="auto", dtype=torch.float32, bits=None):
-    return places(model, Spread(device_map=way, max_memory=max_memory), dtype=dtype, bits=bits or {})
+def fit_to_memory(model, max_memory, way="auto", dtype=torch.float32, bits=None):
+    return assign_devices(
+        model, DeviceMap(device_map=way, max_memory=max_memory), dtype=dtype, bits_by_name=bits or {}
+    )
 
 
 @families
 @pytest.mark.parametrize("way", ["auto", "balanced", "balanced_low_0", "sequential"])
 def test_layers_fill_gpus_and_spill(family, way):
     deep = {"num_hidden_layers": 12}
-    model = model_of(family, **(deep if family == "idefics" else {"text_config": deep}))
+    model = make_model(family, **(deep if family == "idefics" else {"text_config": deep}))
     whole = sum(weight.nbytes for weight in model.parameters())
     room = {0: whole // 2, 1: whole // 4, "cpu": whole}
-    where = fit(model, room, way)
-    used = sizes(model, where)
+    where = fit_to_memory(model, room, way)
+    used = bytes_by_device(model, where)
     assert set(used) == {FIRST, SECOND, CPU}
     assert sum(used.values()) == whole
     assert all(used[device] <= room[key] for device, key in ((FIRST, 0), (SECOND, 1), (CPU, "cpu")))
-    for name, block in blocks(model):
-        assert len({place_of(f"{name}.{inner}", where) for inner, _ in block.named_parameters()}) <= 1
-    _, expected = read(model)
-    _, found = read(on(model, where))
+    for name, block in no_split_blocks(model):
+        assert len({device_of(f"{name}.{inner}", where) for inner, _ in block.named_parameters()}) <= 1
+    _, expected = run_model(model)
+    _, found = run_model(place_model(model, where))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gpus_share_evenly():
-    model = model_of("idefics3", text_config={"num_hidden_layers": 24})
-    used = sizes(model, fit(model, {0: 10**9, 1: 10**9, "cpu": 10**9}))
+    model = make_model("idefics3", text_config={"num_hidden_layers": 24})
+    used = bytes_by_device(model, fit_to_memory(model, {0: 10**9, 1: 10**9, "cpu": 10**9}))
     assert set(used) == {FIRST, SECOND}
     assert max(used.values()) < 1.3 * min(used.values())
 
 
-def test_fewer_bits_need_less_room():
-    model = model_of("idefics3", text_config={"num_hidden_layers": 24})
+def test_fewer_bits_need_less_memory():
+    model = make_model("idefics3", text_config={"num_hidden_layers": 24})
     whole = sum(weight.nbytes for weight in model.parameters())
     room = {0: whole // 2, "cpu": whole}
-    bits = dict.fromkeys(packs(model, QuantizationConfig(kind="int8")), 8)
-    assert CPU in set(fit(model, room).values())
-    assert set(fit(model, room, dtype=torch.bfloat16).values()) == {FIRST}
-    assert set(fit(model, room, bits=bits).values()) == {FIRST}
+    bits = dict.fromkeys(quantizers_by_name(model, QuantizationConfig(kind="int8")), 8)
+    assert CPU in set(fit_to_memory(model, room).values())
+    assert set(fit_to_memory(model, room, dtype=torch.bfloat16).values()) == {FIRST}
+    assert set(fit_to_memory(model, room, bits=bits).values()) == {FIRST}
 
 
-def test_tied_weights_stay_together():
-    model = model_of("idefics3", tie_word_embeddings=True, text_config={"num_hidden_layers": 8})
+def test_tied_weights_stay_on_one_device():
+    model = make_model("idefics3", tie_word_embeddings=True, text_config={"num_hidden_layers": 8})
     whole = sum(weight.nbytes for weight in model.parameters())
-    where = fit(model, {0: whole // 2, 1: whole})
-    assert place_of("lm_head", where) == place_of("model.text_model.embed_tokens", where)
+    where = fit_to_memory(model, {0: whole // 2, 1: whole})
+    assert device_of("lm_head", where) == device_of("model.text_model.embed_tokens", where)
     assert len(set(where.values())) == 2
-    _, expected = read(model)
-    _, found = read(on(model, where))
+    _, expected = run_model(model)
+    _, found = run_model(place_model(model, where))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -204,7 +215,7 @@ def test_what_fits_nowhere_is_refused():
     with pytest.raises(
         BadSetting, match=r"does not fit into memory \(1e-06 GB on cpu\).*nf4.*max_memory"
     ) as caught:
-        fit(model_of("idefics3"), {"cpu": 1000})
+        fit_to_memory(make_model("idefics3"), {"cpu": 1000})
     assert "\n" not in str(caught.value)
 
 
@@ -220,13 +231,17 @@ def test_what_fits_nowhere_is_refused():
 )
 def test_maps_that_cannot_be_are_refused(device_map, said):
     with pytest.raises(BadSetting, match=said):
-        places(model_of("idefics3"), Spread(device_map=device_map), dtype=torch.float32, bits={})
+        assign_devices(
+            make_model("idefics3"), DeviceMap(device_map=device_map), dtype=torch.float32, bits_by_name={}
+        )
 
 
 def test_a_map_of_ones_own():
-    model = model_of("idefics3")
+    model = make_model("idefics3")
     given = {"model": CPU, "model.text_model.layers": "cpu", "lm_head": "cpu"}
-    assert places(model, Spread(device_map=given), dtype=torch.float32, bits={}) == dict.fromkeys(given, CPU)
+    assert assign_devices(
+        model, DeviceMap(device_map=given), dtype=torch.float32, bits_by_name={}
+    ) == dict.fromkeys(given, CPU)
 
 
 @pytest.mark.parametrize(("gpus", "names"), [(0, "auto, cpu"), (2, "auto, cpu, cuda:0, cuda:1")])
@@ -235,14 +250,14 @@ def test_a_refused_device_names_the_devices_that_there_are(monkeypatch, gpus, na
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(BadSetting) as refused:
-        device_called("tpu")
+        get_device("tpu")
     assert str(refused.value) == f"device is 'tpu', which this machine does not have: give one of {names}"
 
 
 def test_what_the_caller_wants():
-    assert wanted("cpu", None, None) == wanted("auto", "cpu", None) == CPU
-    assert wanted("auto", "auto", {"cpu": 1}) == Spread(device_map="auto", max_memory={"cpu": 1})
-    assert wanted("auto", {"": "cpu"}, None).main == CPU
+    assert resolve_device("cpu", None, None) == resolve_device("auto", "cpu", None) == CPU
+    assert resolve_device("auto", "auto", {"cpu": 1}) == DeviceMap(device_map="auto", max_memory={"cpu": 1})
+    assert resolve_device("auto", {"": "cpu"}, None).main_device == CPU
     for given, said in (
         (("cpu", "auto", None), "one of the two"),
         (("auto", None, {"cpu": 1}), 'give device_map="auto"'),
@@ -251,20 +266,20 @@ def test_what_the_caller_wants():
         ((9, None, None), "device is 9"),
     ):
         with pytest.raises(BadSetting, match=said):
-            wanted(*given)
+            resolve_device(*given)
 
 
 def test_auto_is_some_device():
-    assert isinstance(device_called("auto"), torch.device)
-    assert isinstance(Spread(device_map="auto").main, torch.device)
+    assert isinstance(get_device("auto"), torch.device)
+    assert isinstance(DeviceMap(device_map="auto").main_device, torch.device)
 
 
 def test_sizes_that_cannot_be_read_are_refused():
     with pytest.raises(BadSetting, match=r"max_memory is \{'cpu': 'much'\}"):
-        fit(model_of("idefics3"), {"cpu": "much"})
+        fit_to_memory(make_model("idefics3"), {"cpu": "much"})
 
 
 def test_the_main_device_is_the_first_that_is_no_cpu():
     cpu, *gpus = map(torch.device, ("cpu", "cuda:1", "cuda:0"))
-    assert placement._main([cpu, *gpus]) == gpus[0]
-    assert placement._main([cpu]) == cpu
+    assert placement._main_device([cpu, *gpus]) == gpus[0]
+    assert placement._main_device([cpu]) == cpu

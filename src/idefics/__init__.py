@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         WeightsMismatch,
     )
+    from idefics.generation.streaming import Stream
     from idefics.messages import (
         Alternative,
         Answer,
@@ -55,9 +56,8 @@ if TYPE_CHECKING:
         user,
     )
     from idefics.options import Options
-    from idefics.pipeline.answering import Stream
+    from idefics.tasks.idefics_model import Idefics, load
     from idefics.tasks.shots import read_shots
-    from idefics.tasks.verbs import Idefics, load
 
 __all__ = [
     "__version__",
@@ -108,7 +108,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULE_BY_NAME = {
     "Alternative": "idefics.messages",
     "Answer": "idefics.messages",
     "assistant": "idefics.messages",
@@ -122,10 +122,10 @@ _HOME = {
     "Delta": "idefics.messages",
     "EngineBusy": "idefics.errors",
     "EngineConfig": "idefics.config",
-    "Idefics": "idefics.tasks.verbs",
+    "Idefics": "idefics.tasks.idefics_model",
     "IdeficsError": "idefics.errors",
     "ImageDetail": "idefics.messages",
-    "load": "idefics.tasks.verbs",
+    "load": "idefics.tasks.idefics_model",
     "Message": "idefics.messages",
     "MissingExtra": "idefics.errors",
     "ModelClosed": "idefics.errors",
@@ -143,7 +143,7 @@ _HOME = {
     "RequestTimeout": "idefics.errors",
     "Sampling": "idefics.config",
     "Shot": "idefics.messages",
-    "Stream": "idefics.pipeline.answering",
+    "Stream": "idefics.generation.streaming",
     "TextTooLong": "idefics.errors",
     "Timings": "idefics.messages",
     "UnknownArgument": "idefics.errors",
@@ -160,9 +160,9 @@ logging.getLogger("idefics").addHandler(
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'idefics' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_BY_NAME[name]), name)
 
 
 def __dir__() -> list[str]:

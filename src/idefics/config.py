@@ -1,7 +1,7 @@
 """Frozen settings. Unknown keywords are an UnknownArgument, values outside their range a BadSetting, both at once.
 
 Three kinds: what a checkpoint is (`ModelConfig` and its parts, translated once by each family), how it is fed
-(`ImagePlan`, `PromptStyle`), and what the caller wants (`Sampling`, `EngineConfig`). Knows no torch.
+(`ImageProcessorConfig`, `PromptFormat`), and what the caller wants (`Sampling`, `EngineConfig`). Knows no torch.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from idefics.calls import checked_fields, checked_flag, in_order, in_range
 from idefics.errors import BadSetting
-from idefics.host_memory import BATCH_ROWS, PICTURE_BYTES, memory_amount
+from idefics.host_memory import DEFAULT_BATCH_ROWS, DEFAULT_ENCODER_CACHE_BYTES, parse_memory_size
+from idefics.validation import reject_unknown_fields, validate_bool, validate_list, validate_range
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
 
@@ -33,54 +33,54 @@ class TextConfig:
     """A Llama-like decoder.
 
     Attributes:
-        additional_vocabulary: rows of the embedding kept in a table of their own (Idefics 1).
-        window: a token attends to so many tokens, itself the last of them (Mistral); None: to all before it.
+        additional_vocab_size: rows of the embedding kept in a table of their own (Idefics 1).
+        sliding_window: a token attends to so many tokens, itself the last of them (Mistral); None: to all before it.
     """
 
-    vocabulary: int
-    additional_vocabulary: int = 0
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
+    vocab_size: int
+    additional_vocab_size: int = 0
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
     head_size: int
     norm_epsilon: float
     max_positions: int
     activation: Activation = "silu"
     rope: RopeConfig = RopeConfig()
-    window: int | None = None
-    tied: bool = False
+    sliding_window: int | None = None
+    tie_word_embeddings: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
-    """A vision transformer over square patches. `side` and `patch` are in pixels."""
+    """A vision transformer over square patches. `image_size` and `patch_size` are in pixels."""
 
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    side: int
-    patch: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
     norm_epsilon: float
     activation: Activation
 
     @property
-    def grid(self) -> int:
+    def patches_per_side(self) -> int:
         """Patches along one side of a full picture."""
-        return self.side // self.patch
+        return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResamplerConfig:
-    """The perceiver of Idefics 1: `latents` vectors that read a picture's patches."""
+    """The perceiver of Idefics 1: `num_latents` vectors that read a picture's patches."""
 
     depth: int
-    heads: int
+    num_heads: int
     head_size: int
-    latents: int
-    qk_norms: bool
+    num_latents: int
+    has_qk_norms: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,21 +88,21 @@ class PerceiverConfig:
     """The perceiver of Idefics 2: of the decoder's width, with its kind of norm and MLP, and grouped queries."""
 
     depth: int
-    heads: int
-    kv_heads: int
+    num_heads: int
+    num_kv_heads: int
     head_size: int
-    latents: int
+    num_latents: int
     norm_epsilon: float
     activation: Activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrossConfig:
-    """The gated cross-attention of Idefics 1: one block before every `interval`-th decoder layer."""
+class CrossAttentionConfig:
+    """The gated cross-attention of Idefics 1: one block before every `layer_interval`-th decoder layer."""
 
-    interval: int
-    qk_norms: bool
-    gate: Literal["vector", "float"]
+    layer_interval: int
+    has_qk_norms: bool
+    alpha_type: Literal["vector", "float"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +111,9 @@ class ModelConfig:
 
     Attributes:
         model_type: the checkpoint's own word for its architecture.
-        resampler, cross: only where pictures are read beside the text (Idefics 1).
+        resampler, cross_attention: only where pictures are read beside the text (Idefics 1).
         perceiver: the connector's (Idefics 2).
-        shuffle: pixel-shuffle factor of the connector (Idefics 3, SmolVLM); 1 elsewhere.
+        pixel_shuffle_factor: pixel-shuffle factor of the connector (Idefics 3, SmolVLM); 1 elsewhere.
         stop_ids: ids that end an answer, from generation_config.json, else config.json.
         dtype: the dtype that config.json names, or None.
     """
@@ -122,112 +122,112 @@ class ModelConfig:
     text: TextConfig
     vision: VisionConfig
     resampler: ResamplerConfig | None = None
-    cross: CrossConfig | None = None
+    cross_attention: CrossAttentionConfig | None = None
     perceiver: PerceiverConfig | None = None
-    shuffle: int = 1
+    pixel_shuffle_factor: int = 1
     stop_ids: tuple[int, ...] = ()
     dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CacheLayout:
+class KVCacheLayout:
     """What must be remembered of a sequence while a model answers it.
 
     Attributes:
-        layers: layers that call `Attn.self_`, numbered from 0.
-        kv_heads, head_size: shape of one key or value of one token.
-        cross_layers: layers that call `Attn.cross`, numbered from 0; 0 where pictures are read in the text.
+        num_layers: layers that call `Attn.self_`, numbered from 0.
+        num_kv_heads, head_size: shape of one key or value of one token.
+        num_cross_attention_layers: layers that call `Attn.cross`, numbered from 0; 0 where pictures are read in the text.
         max_positions: the longest sequence the model reads.
-        vocabulary: number of logits.
-        window: in `Attn.self_` a token attends to so many tokens, itself the last of them; None: to all before it.
+        vocab_size: number of logits.
+        sliding_window: in `Attn.self_` a token attends to so many tokens, itself the last of them; None: to all before it.
     """
 
-    layers: int
-    kv_heads: int
+    num_layers: int
+    num_kv_heads: int
     head_size: int
-    cross_layers: int
+    num_cross_attention_layers: int
     max_positions: int
-    vocabulary: int
-    window: int | None = None
+    vocab_size: int
+    sliding_window: int | None = None
 
 
-Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VideoPlan:
+class VideoProcessorConfig:
     """Which frames of a video are looked at, and how large.
 
     Attributes:
         fps: so many a second, as long as they are no more than
-        most_frames: all in all; a longer video is looked at less often.
-        skip_seconds: left out at both ends of a video that is longer than `most_frames` allow for.
-        longest: a frame's longest edge is first resized to this, up or down, keeping the aspect.
+        max_frames: all in all; a longer video is looked at less often.
+        skip_seconds: left out at both ends of a video that is longer than `max_frames` allow for.
+        longest_edge: a frame's longest edge is first resized to this, up or down, keeping the aspect.
     """
 
     fps: float
-    most_frames: int
+    max_frames: int
     skip_seconds: float
-    longest: int
+    longest_edge: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePlan:
+class ImageProcessorConfig:
     """How a picture becomes frames.
 
     Attributes:
-        side: every frame is side x side pixels, unless `shortest` is given.
-        longest: first resize the longest edge to this, up or down, keeping the aspect; None: straight to the frame or
+        frame_size: every frame is side x side pixels, unless `shortest_edge` is given.
+        longest_edge: first resize the longest edge to this, up or down, keeping the aspect; None: straight to the frame or
             to the tiles.
-        shortest: frames keep the picture's own size, but for edges longer than `longest` or shorter than this (Idefics
+        shortest_edge: frames keep the picture's own size, but for edges longer than `longest_edge` or shorter than this (Idefics
             2); None: frames are squares.
-        splitting: cut the resized picture into side x side tiles, the whole picture last; with `shortest`, cut the
+        do_image_splitting: cut the resized picture into side x side tiles, the whole picture last; with `shortest_edge`, cut the
             picture into quarters before they are resized, the whole picture last.
         resample: PIL's filter.
-        scale: multiplies each uint8 value (1/255).
+        rescale_factor: multiplies each uint8 value (1/255).
         mean, std: then subtracted and divided, one number a channel.
-        tokens: how many places one frame takes in the prompt.
+        tokens_per_frame: how many places one frame takes in the prompt.
         video: how a video becomes pictures; None where the checkpoint was not trained with video.
     """
 
-    side: int
-    longest: int | None
-    shortest: int | None = None
-    splitting: bool
-    resample: Filter
-    scale: float
+    frame_size: int
+    longest_edge: int | None
+    shortest_edge: int | None = None
+    do_image_splitting: bool
+    resample: ResampleFilter
+    rescale_factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    tokens: int
-    video: VideoPlan | None = None
+    tokens_per_frame: int
+    video: VideoProcessorConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptStyle:
+class PromptFormat:
     """What a checkpoint wants its prompts to look like.
 
     Attributes:
         kind: "base" continues documents; "chat" answers turns through the template. Tasks word their prompts by it.
-        template: the Jinja chat template; empty for a base checkpoint without one.
-        turn_end: the token that ends a turn (`<end_of_utterance>`), or "" where the checkpoint has none.
-        marks: "beside": `<fake><image><fake>` around one `<image>`, neighbours sharing a fake (Idefics 1);
+        chat_template: the Jinja chat template; empty for a base checkpoint without one.
+        turn_end_token: the token that ends a turn (`<end_of_utterance>`), or "" where the checkpoint has none.
+        image_tokens: "beside": `<fake><image><fake>` around one `<image>`, neighbours sharing a fake (Idefics 1);
             "frames": a fake before and after every frame, neighbours sharing one (Idefics 2);
             "tiles": the row, column and global marks of Idefics 3 and SmolVLM.
-        strip_items: raw text items lose the spaces at their ends (Idefics 1's processor).
-        start: text put before a raw prompt and before a rendered template (`<s>` in Idefics 1), or "".
-        adds_special: whether `tokenizer.json` itself shall add its own specials (its post-processor).
+        strips_text: raw text items lose the spaces at their ends (Idefics 1's processor).
+        prompt_prefix: text put before a raw prompt and before a rendered template (`<s>` in Idefics 1), or "".
+        add_special_tokens: whether `tokenizer.json` itself shall add its own specials (its post-processor).
     """
 
     kind: Literal["base", "chat"]
-    template: str
-    turn_end: str
-    marks: Literal["beside", "frames", "tiles"]
-    strip_items: bool
-    start: str
-    adds_special: bool
+    chat_template: str
+    turn_end_token: str
+    image_tokens: Literal["beside", "frames", "tiles"]
+    strips_text: bool
+    prompt_prefix: str
+    add_special_tokens: bool
 
 
-@checked_fields
+@reject_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How the next token is chosen.
@@ -264,22 +264,22 @@ class Sampling:
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
-        in_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
-        in_range("temperature", self.temperature, 0.0, 5.0)
-        in_range("top_k", self.top_k, 0, 1_000_000)
-        in_range("top_p", self.top_p, 0.0, 1.0)
-        in_range("min_p", self.min_p, 0.0, 1.0)
-        in_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
-        in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _biases(self.logit_bias)
-        in_range("num_beams", self.num_beams, 1, 64)
-        checked_flag("logprobs", self.logprobs)
-        in_range("top_logprobs", self.top_logprobs, 0, 20)
+        validate_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        validate_range("temperature", self.temperature, 0.0, 5.0)
+        validate_range("top_k", self.top_k, 0, 1_000_000)
+        validate_range("top_p", self.top_p, 0.0, 1.0)
+        validate_range("min_p", self.min_p, 0.0, 1.0)
+        validate_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
+        validate_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        validate_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _validate_logit_bias(self.logit_bias)
+        validate_range("num_beams", self.num_beams, 1, 64)
+        validate_bool("logprobs", self.logprobs)
+        validate_range("top_logprobs", self.top_logprobs, 0, 20)
         if self.top_logprobs and not self.logprobs:
             raise BadSetting(f"top_logprobs is {self.top_logprobs} without logprobs: give logprobs=True too")
         if self.seed is not None:
-            in_range("seed", self.seed, 0, 2**63 - 1)
+            validate_range("seed", self.seed, 0, 2**63 - 1)
         if self.num_beams > 1 and self.temperature > 0:
             raise BadSetting(
                 f"beam search cannot sample (num_beams is {self.num_beams}, temperature {self.temperature}): "
@@ -294,17 +294,17 @@ class Sampling:
                     )
 
 
-Kernels = Literal["auto", "autotune", "reference"]
+KernelMode = Literal["auto", "autotune", "reference"]
 QuantKind = Literal["int8", "int4", "fp8", "nf4", "fp4"]
 # What describes a picture or names a token, by the names that checkpoints use: small beside the decoder, and delicate.
-FULL_PRECISION = ("vision_model", "connector", "perceiver_resampler", "lm_head")
-BRIDGES = (
+UNQUANTIZED_MODULES = ("vision_model", "connector", "perceiver_resampler", "lm_head")
+CONNECTOR_MODULES = (
     "connector",
     "perceiver_resampler",
 )  # between the two; of these an error reaches every token of a picture
 
 
-@checked_fields
+@reject_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
     """In how few bits the weights of linear layers are kept; what is computed with them stays in floating point.
@@ -331,11 +331,11 @@ class QuantizationConfig:
         """`skip`, or what stands for None."""
         if self.skip is not None:
             return self.skip
-        return BRIDGES if self.kind in ("int8", "int4", "fp8") else FULL_PRECISION
+        return CONNECTOR_MODULES if self.kind in ("int8", "int4", "fp8") else UNQUANTIZED_MODULES
 
     def kind_of(self, name: str) -> QuantKind:
         """How a layer is kept: "int4" is for the decoder, what sees and what names tokens has eight bits beside it."""
-        delicate = any(f".{part}." in f".{name}." for part in FULL_PRECISION)
+        delicate = any(f".{part}." in f".{name}." for part in UNQUANTIZED_MODULES)
         return "int8" if self.kind == "int4" and delicate else self.kind
 
     def bits_of(self, name: str) -> int:
@@ -346,7 +346,7 @@ class QuantizationConfig:
         if not isinstance(self.kind, str) or self.kind not in get_args(QuantKind):
             raise BadSetting(f"quantize is {self.kind!r}; give {', '.join(get_args(QuantKind))}")
         if self.skip is not None:
-            skip = in_order("skip", self.skip, "a list of names of modules", unordered=True)
+            skip = validate_list("skip", self.skip, "a list of names of modules", allow_set=True)
             object.__setattr__(self, "skip", tuple(skip))
         if self.compute_dtype is not None and str(self.compute_dtype) not in (
             "float32",
@@ -356,7 +356,7 @@ class QuantizationConfig:
             raise BadSetting(f"compute_dtype is {self.compute_dtype!r}; give float32, bfloat16 or float16")
 
 
-@checked_fields
+@reject_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How much the engine does at once.
@@ -373,30 +373,30 @@ class EngineConfig:
         reference: whether decode steps are computed by torch's plain operations, and by nothing quicker.
     """
 
-    batch_rows: int = BATCH_ROWS
+    batch_rows: int = DEFAULT_BATCH_ROWS
     encode_frames: int = 16
     step_tokens: int = 512
     waiting: int = 1024
     kv_cache: int | float | None = None
     cache_pages: int | None = None
-    picture_bytes: int = PICTURE_BYTES
+    picture_bytes: int = DEFAULT_ENCODER_CACHE_BYTES
     reference: bool = False
 
     def __post_init__(self) -> None:
-        in_range("batch_rows", self.batch_rows, 1, 1024)
-        in_range("encode_frames", self.encode_frames, 1, 1024)
-        in_range("step_tokens", self.step_tokens, 1, 1 << 20)
-        in_range("waiting", self.waiting, 1, 1 << 20)
-        memory_amount("kv_cache", self.kv_cache)
+        validate_range("batch_rows", self.batch_rows, 1, 1024)
+        validate_range("encode_frames", self.encode_frames, 1, 1024)
+        validate_range("step_tokens", self.step_tokens, 1, 1 << 20)
+        validate_range("waiting", self.waiting, 1, 1 << 20)
+        parse_memory_size("kv_cache", self.kv_cache)
         if self.cache_pages is not None:
-            in_range("cache_pages", self.cache_pages, 2, 1 << 30)
-        in_range("picture_bytes", self.picture_bytes, 0, 1 << 50)
+            validate_range("cache_pages", self.cache_pages, 2, 1 << 30)
+        validate_range("picture_bytes", self.picture_bytes, 0, 1 << 50)
 
 
-def _biases(biases: Mapping[int, float]) -> None:
+def _validate_logit_bias(biases: Mapping[int, float]) -> None:
     if not isinstance(biases, Mapping):
         raise BadSetting(f"logit_bias is {biases!r}; give a dict of token ids and numbers from -100 to 100")
     for id, bias in biases.items():
         if isinstance(id, bool) or not isinstance(id, int) or id < 0:
             raise BadSetting(f"logit_bias names the token {id!r}; give its id, a whole number from 0")
-        in_range(f"logit_bias of token {id}", bias, -100.0, 100.0)
+        validate_range(f"logit_bias of token {id}", bias, -100.0, 100.0)

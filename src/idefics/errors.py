@@ -40,12 +40,12 @@ class IdeficsError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuilds the error from its text and attributes: not by `__init__`, whose arguments are others."""
-        return _rebuilt, (type(self), self.args), self.__dict__
+        return _rebuild_error, (type(self), self.args), self.__dict__
 
 
-def _rebuilt(kind: type[IdeficsError], args: tuple[Any, ...]) -> IdeficsError:
+def _rebuild_error(error_type: type[IdeficsError], args: tuple[Any, ...]) -> IdeficsError:
     # An OSError holds more than other exceptions: an error that is a ValueError too has to be made as an OSError.
-    error = OSError.__new__(kind) if issubclass(kind, OSError) else kind.__new__(kind)
+    error = OSError.__new__(error_type) if issubclass(error_type, OSError) else error_type.__new__(error_type)
     error.args = args
     return error
 
@@ -80,7 +80,7 @@ class UnknownArgument(BadCall):
 
 
 # Names that other libraries have for arguments of ours, for those that are not spelled alike.
-ELSEWHERE = {
+ARGUMENT_BY_FOREIGN_NAME = {
     "max_tokens": "max_new_tokens",
     "max_length": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
@@ -112,7 +112,7 @@ ELSEWHERE = {
 def did_you_mean(names: Sequence[str], known: Sequence[str]) -> str:
     """` (did you mean 'x'?)` for the first of `names` that resembles one of `known`, else nothing."""
     for name in names:
-        near = ELSEWHERE.get(name)
+        near = ARGUMENT_BY_FOREIGN_NAME.get(name)
         if near not in known:
             near = next(iter(get_close_matches(name, known, n=1, cutoff=0.6)), None)
         if near is not None:
@@ -216,8 +216,10 @@ class WeightsMismatch(ModelError, RuntimeError):
         shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
     ) -> None:
         self.missing, self.unused, self.shapes = tuple(missing), tuple(unused), dict(shapes)
-        parts = [_list("missing", self.missing), _list("unused", self.unused)]
-        parts.append(_list("misshapen", [f"{n} is {a}, not {b}" for n, (a, b) in self.shapes.items()]))
+        parts = [_format_names("missing", self.missing), _format_names("unused", self.unused)]
+        parts.append(
+            _format_names("misshapen", [f"{n} is {a}, not {b}" for n, (a, b) in self.shapes.items()])
+        )
         super().__init__(
             "the checkpoint does not fit the model: "
             + "; ".join(part for part in parts if part)
@@ -235,13 +237,13 @@ class OutOfMemory(MemoryError, IdeficsError):  # in this order: a MemoryError is
     """
 
     def __init__(self, what: str, needed: int, free: int, way_out: str) -> None:
-        super().__init__(f"{what} needs {size_text(needed)}, {size_text(free)} free: {way_out}")
+        super().__init__(f"{what} needs {format_bytes(needed)}, {format_bytes(free)} free: {way_out}")
         self.needed, self.free = needed, free
 
 
-def size_text(count: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """Bytes for people: "1.2 GB", "513 MB"."""
-    return f"{count / 1e9:.1f} GB" if count >= 999.5e6 else f"{count / 1e6:.0f} MB"
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 999.5e6 else f"{num_bytes / 1e6:.0f} MB"
 
 
 class ModelClosed(IdeficsError, RuntimeError):
@@ -255,8 +257,8 @@ class MissingExtra(IdeficsError, ImportError):
         super().__init__(f"{what} needs an optional part: pip install 'idefics[{extra}]'")
 
 
-def _list(title: str, names: Sequence[str], most: int = 10) -> str:
+def _format_names(title: str, names: Sequence[str], max_names: int = 10) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} {title} ({', '.join(names[:most])}{more})"
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return f"{len(names)} {title} ({', '.join(names[:max_names])}{more})"

@@ -21,8 +21,8 @@ class ImageFormat:
         suffixes: in lower case, the most common one first.
         signature: regular expression that the beginning of its files matches; empty: none is known.
         brands: those of an ISO base media file (ISO/IEC 14496-12, box `ftyp`) of this format.
-        pillow: Pillow's name of the decoder; empty: never read.
-        from_untrusted: whether a file of an untrusted sender is read; see docs/design.md, "Pictures".
+        pillow_format: Pillow's name of the decoder; empty: never read.
+        can_be_untrusted: whether a file of an untrusted sender is read; see docs/design.md, "Pictures".
         extra: the optional part of this package that reads it; empty: none is needed.
     """
 
@@ -30,8 +30,8 @@ class ImageFormat:
     suffixes: tuple[str, ...]
     signature: bytes = b""
     brands: tuple[bytes, ...] = ()
-    pillow: str = ""
-    from_untrusted: bool = False
+    pillow_format: str = ""
+    can_be_untrusted: bool = False
     extra: str = ""
 
 
@@ -42,34 +42,34 @@ IMAGE_FORMATS = (
         "JPEG",
         (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
         rb"\xff\xd8\xff",
-        pillow="JPEG",
-        from_untrusted=True,
+        pillow_format="JPEG",
+        can_be_untrusted=True,
     ),
-    ImageFormat("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", pillow="PNG", from_untrusted=True),
-    ImageFormat("WebP", (".webp",), rb"RIFF.{4}WEBP", pillow="WEBP", from_untrusted=True),
-    ImageFormat("GIF", (".gif",), rb"GIF8[79]a", pillow="GIF", from_untrusted=True),
-    ImageFormat("BMP", (".bmp",), rb"BM.{4}\0{4}", pillow="BMP", from_untrusted=True),
-    ImageFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", pillow="TIFF"),
-    ImageFormat("AVIF", (".avif", ".avifs"), brands=(b"avif", b"avis"), pillow="AVIF"),
+    ImageFormat("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", pillow_format="PNG", can_be_untrusted=True),
+    ImageFormat("WebP", (".webp",), rb"RIFF.{4}WEBP", pillow_format="WEBP", can_be_untrusted=True),
+    ImageFormat("GIF", (".gif",), rb"GIF8[79]a", pillow_format="GIF", can_be_untrusted=True),
+    ImageFormat("BMP", (".bmp",), rb"BM.{4}\0{4}", pillow_format="BMP", can_be_untrusted=True),
+    ImageFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", pillow_format="TIFF"),
+    ImageFormat("AVIF", (".avif", ".avifs"), brands=(b"avif", b"avis"), pillow_format="AVIF"),
     ImageFormat(
         "HEIC",
         (".heic", ".heif", ".hif", ".heics", ".heifs"),
         brands=(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", *GENERIC_BRANDS),
-        pillow="HEIF",
+        pillow_format="HEIF",
         extra="heif",
     ),
     ImageFormat(
         "JPEG 2000",
         (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"),
         rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
-        pillow="JPEG2000",
+        pillow_format="JPEG2000",
     ),
-    ImageFormat("ICO", (".ico",), rb"\0\0\x01\0", pillow="ICO"),
-    ImageFormat("PPM", (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), rb"P[1-6f]\s", pillow="PPM"),
+    ImageFormat("ICO", (".ico",), rb"\0\0\x01\0", pillow_format="ICO"),
+    ImageFormat("PPM", (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), rb"P[1-6f]\s", pillow_format="PPM"),
 )
 
 # Recognised, so that a message can name them, and never read.
-OTHER_FORMATS = (
+UNREADABLE_IMAGE_FORMATS = (
     ImageFormat(
         "camera RAW",
         (
@@ -123,54 +123,56 @@ VIDEO_FORMATS = (
     VideoFormat("FLV", (".flv",), rb"FLV\x01"),
 )
 VIDEO_SUFFIXES = tuple(suffix for one in VIDEO_FORMATS for suffix in one.suffixes)
-ALL_FORMATS = (*IMAGE_FORMATS, *OTHER_FORMATS)
-UNTRUSTED_FORMATS = tuple(one for one in IMAGE_FORMATS if one.from_untrusted)
+ALL_IMAGE_FORMATS = (*IMAGE_FORMATS, *UNREADABLE_IMAGE_FORMATS)
+UNTRUSTED_IMAGE_FORMATS = tuple(one for one in IMAGE_FORMATS if one.can_be_untrusted)
 IMAGE_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixes)
 
-HEAD_BYTES = 256  # of a file, all that is needed to recognise it
+SIGNATURE_BYTES = 256  # of a file, all that is needed to recognise it
 
 
-def format_named(name: str) -> ImageFormat | None:
+def image_format_by_suffix(name: str) -> ImageFormat | None:
     """The format that the suffix of a file's name stands for, read or not."""
     dot = name.rfind(".")
-    return _BY_SUFFIX.get(name[dot:].lower()) if dot >= 0 else None
+    return _IMAGE_FORMAT_BY_SUFFIX.get(name[dot:].lower()) if dot >= 0 else None
 
 
-_BY_SUFFIX = {suffix: one for one in ALL_FORMATS for suffix in one.suffixes}
+_IMAGE_FORMAT_BY_SUFFIX = {suffix: one for one in ALL_IMAGE_FORMATS for suffix in one.suffixes}
 
 
-def recognised(head: bytes) -> ImageFormat | None:
+def detect_image_format(head: bytes) -> ImageFormat | None:
     """The format of a file, by its content.
 
     Args:
-        head: its first `HEAD_BYTES` bytes, or all if it has fewer.
+        head: its first `SIGNATURE_BYTES` bytes, or all if it has fewer.
     """
     if head[4:8] == b"ftyp":
         size = min(int.from_bytes(head[:4]), len(head))
         brands = [head[8:12], *(head[start : start + 4] for start in range(16, size, 4))]
         brands.sort(key=lambda brand: brand in GENERIC_BRANDS)
-        return next((one for brand in brands for one in ALL_FORMATS if brand in one.brands), None)
-    return next((one for one, signature in _SIGNATURES if signature.match(head)), None)
+        return next((one for brand in brands for one in ALL_IMAGE_FORMATS if brand in one.brands), None)
+    return next((one for one, signature in _IMAGE_FORMAT_PATTERNS if signature.match(head)), None)
 
 
-def recognised_video(head: bytes) -> VideoFormat | None:
+def detect_video_format(head: bytes) -> VideoFormat | None:
     """The format of a video file, by its content; None where that is a picture's, or not known.
 
     Args:
         head: as for `recognised`.
     """
-    if recognised(head) is not None:
+    if detect_image_format(head) is not None:
         return None
     return next((one for one in VIDEO_FORMATS if re.match(one.signature, head, re.DOTALL)), None)
 
 
 # Some camera RAW files begin as TIFF does, so these formats go first.
-_SIGNATURES = tuple(
-    (one, re.compile(one.signature, re.DOTALL)) for one in (*OTHER_FORMATS, *IMAGE_FORMATS) if one.signature
+_IMAGE_FORMAT_PATTERNS = tuple(
+    (one, re.compile(one.signature, re.DOTALL))
+    for one in (*UNREADABLE_IMAGE_FORMATS, *IMAGE_FORMATS)
+    if one.signature
 )
 
 
-def titles(formats: Iterable[ImageFormat]) -> str:
+def join_titles(formats: Iterable[ImageFormat]) -> str:
     """For a message: "JPEG, PNG or GIF"."""
     *first, last = (one.title for one in formats)
     return f"{', '.join(first)} or {last}" if first else last

@@ -11,7 +11,7 @@ from typing import Any
 
 # How fast, where and with what help something is computed, what is returned with the answer, and where a file comes
 # from. Speculative decoding answers as the model alone would; the last line is for encoder-decoder models.
-NO_EFFECT = frozenset(
+FIELDS_WITHOUT_EFFECT = frozenset(
     """
     use_cache cache_implementation cache_config max_cache_len prefill_chunk_size low_memory
     compile_config disable_compile continuous_batching_config remove_invalid_values use_mtp speculation_type
@@ -26,7 +26,7 @@ NO_EFFECT = frozenset(
 
 # Which way answers are searched for, how many and how long: what a caller of `idefics.load` decides. -> Values that
 # change nothing; None never does.
-STRATEGY: Mapping[str, tuple[object, ...]] = {
+SEARCH_FIELDS: Mapping[str, tuple[object, ...]] = {
     "do_sample": (False,),
     "temperature": (1.0,),
     "top_k": (50,),
@@ -48,7 +48,7 @@ STRATEGY: Mapping[str, tuple[object, ...]] = {
 }
 
 # What changes which tokens follow, whatever the strategy. -> Values that change nothing; None never does.
-ANSWER: Mapping[str, tuple[object, ...]] = {
+OUTPUT_FIELDS: Mapping[str, tuple[object, ...]] = {
     "eos_token_id": (),
     "stop_strings": ([], ""),
     "min_length": (0,),
@@ -74,14 +74,14 @@ ANSWER: Mapping[str, tuple[object, ...]] = {
     "force_words_ids": ([],),
 }
 
-NEUTRAL: Mapping[str, tuple[object, ...]] = {**STRATEGY, **ANSWER}
+NEUTRAL_VALUES_BY_FIELD: Mapping[str, tuple[object, ...]] = {**SEARCH_FIELDS, **OUTPUT_FIELDS}
 
 
 def is_neutral(name: str, value: object) -> bool:
     """Whether a field at this value leaves an answer as it is without the field."""
-    return name not in NEUTRAL or value is None or value in NEUTRAL[name]
+    return name not in NEUTRAL_VALUES_BY_FIELD or value is None or value in NEUTRAL_VALUES_BY_FIELD[name]
 
 
-def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
+def effective_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a file that change an answer, at values that do; unknown fields mean nothing to `generate`."""
     return {name: value for name, value in settings.items() if not is_neutral(name, value)}

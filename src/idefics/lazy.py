@@ -11,19 +11,19 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 T = TypeVar("T")
 
-LATE_MODULES = ("av", "httpx", "jinja2", "llguidance", "pillow_heif")  # imported while something is answered
+LAZY_MODULES = ("av", "httpx", "jinja2", "llguidance", "pillow_heif")  # imported while something is answered
 
 
-def _finish_imports() -> None:
+def _wait_for_imports() -> None:
     """Waits until no other thread is importing one of them: a forked process would wait for that thread for ever."""
-    for name in LATE_MODULES:
+    for name in LAZY_MODULES:
         if name in sys.modules:
             with suppress(ImportError):
                 import_module(name)
 
 
 if sys.platform != "win32":
-    os.register_at_fork(before=_finish_imports)
+    os.register_at_fork(before=_wait_for_imports)
 
 
 class cached_property(Generic[T]):  # as in functools

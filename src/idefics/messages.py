@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from idefics.calls import checked_fields, checked_text
 from idefics.errors import BadSetting
-from idefics.sources import BinaryFile, held
+from idefics.media_sources import BinaryFile, read_source
+from idefics.validation import reject_unknown_fields, validate_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Detail = Literal["low", "high", "auto"]
 
 
-@checked_fields
+@reject_unknown_fields
 @dataclass(frozen=True, slots=True)
 class ImageDetail:
     """How closely pictures are looked at, by checkpoints that cut them into tiles; others see one frame anyhow.
@@ -54,7 +54,7 @@ class ImageDetail:
             )
 
 
-@checked_fields
+@reject_unknown_fields
 @dataclass(frozen=True, eq=False)
 class Picture:
     """Something to look at. Opened late, when a prompt is made of it; a file object or a tensor is read at once.
@@ -76,7 +76,7 @@ class Picture:
     max_tiles: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", held(self.source))
+        object.__setattr__(self, "source", read_source(self.source))
         self.look(ImageDetail())
 
     def look(self, call: ImageDetail) -> ImageDetail:
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
     VideoSource = VideoFileSource | FileObject | Sequence[Picture | PictureSource] | np.ndarray | Tensor
 
 
-@checked_fields
+@reject_unknown_fields
 @dataclass(frozen=True, eq=False)
 class Video:
     """Something to watch, for checkpoints that were trained with video. Opened late, as a picture is.
@@ -118,7 +118,7 @@ class Video:
     fps: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", held(self.source))
+        object.__setattr__(self, "source", read_source(self.source))
         if self.fps is not None and (
             not isinstance(self.fps, (int, float)) or not 0 < self.fps < float("inf")
         ):
@@ -130,37 +130,37 @@ class Video:
         return source if isinstance(source, Video) else cls(source)
 
 
-class Text(str):
+class LiteralText(str):
     """Words that are never taken for the name of a file or an address."""
 
     __slots__ = ()
 
 
-Visual = Picture | Video
-Part = str | Visual
+PictureOrVideo = Picture | Video
+ContentPart = str | PictureOrVideo
 Role = Literal["system", "user", "assistant"]
 
 
-@checked_fields
+@reject_unknown_fields
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation: text, pictures and videos in any order."""
 
     role: Role
-    parts: tuple[Part, ...]
+    parts: tuple[ContentPart, ...]
 
 
-def user(*parts: Part) -> Message:
+def user(*parts: ContentPart) -> Message:
     """A turn of the user: `user(Picture("photo.jpg"), "What is on the table?")`."""
     return Message("user", parts)
 
 
-def assistant(*parts: Part) -> Message:
+def assistant(*parts: ContentPart) -> Message:
     """A turn of the model."""
     return Message("assistant", parts)
 
 
-@checked_fields
+@reject_unknown_fields
 @dataclass(frozen=True)
 class Shot:
     """One worked example for few-shot prompting: a picture and the answer wanted for it.
@@ -171,16 +171,16 @@ class Shot:
         question: what it was asked; empty where the task's own question stands.
     """
 
-    picture: Visual
+    picture: PictureOrVideo
     answer: str
     question: str = ""
 
     def __post_init__(self) -> None:
         given: object = self.picture
-        if not isinstance(given, Visual):  # a path alone would be read as text
+        if not isinstance(given, PictureOrVideo):  # a path alone would be read as text
             object.__setattr__(self, "picture", Picture(given))  # type: ignore[arg-type]  # opened, it is looked at
-        checked_text("answer", self.answer, "A puppy.", blank=True)
-        checked_text("question", self.question, "What is this?", blank=True)
+        validate_text("answer", self.answer, "A puppy.", allow_blank=True)
+        validate_text("question", self.question, "What is this?", allow_blank=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ class Alternative:
     logprob: float
 
 
-Finish = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class Answer:
 
     text: str
     tokens: tuple[int, ...]
-    finish: Finish
+    finish: FinishReason
     usage: Usage
     timings: Timings
     logprobs: tuple[float, ...] | None = None

@@ -7,17 +7,17 @@ from dataclasses import fields
 from inspect import Parameter, cleandoc, formatannotation, signature
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
-from idefics.calls import public
 from idefics.config import Sampling
 from idefics.messages import Detail
+from idefics.validation import reject_unknown_arguments
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 OnError = Literal["raise", "return"]
-ON_ERROR = get_args(OnError)
+ON_ERROR_CHOICES = get_args(OnError)
 
 
-class Wishes(TypedDict, total=False):
+class GenerationOptions(TypedDict, total=False):
     """How a prompt is to be answered: the fields of `Sampling` and of `Form`, stop strings and banned words.
 
     `skip_special_tokens`: None, the default, leaves control tokens out of answers and shows the rest, such as DocTags;
@@ -51,7 +51,7 @@ class Wishes(TypedDict, total=False):
     timeout: Annotated[float | None, "seconds; where the call takes longer it raises RequestTimeout"]
 
 
-class Options(Wishes, total=False):
+class Options(GenerationOptions, total=False):
     """What every call that generates takes as keywords: `def mine(**options: Unpack[Options])`."""
 
     detail: Annotated[Detail, 'how closely pictures are looked at: "low": one frame; "auto": none enlarged']
@@ -60,7 +60,7 @@ class Options(Wishes, total=False):
     ]
 
 
-DEFAULTS: dict[str, Any] = {
+DEFAULT_OPTIONS: dict[str, Any] = {
     **{field.name: field.default for field in fields(Sampling)},
     "logit_bias": {},
     "stop": (),
@@ -76,7 +76,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 # Arguments that several methods share.
-ARGUMENTS = {
+ARGUMENT_DOCS = {
     "image": "a picture in any of the forms that `Picture` takes, a `Video`, or a list of these: then a list of "
     "answers comes back.",
     "text": "the words that the answer goes on with; its text begins with them.",
@@ -88,34 +88,40 @@ ARGUMENTS = {
 }
 
 
-def with_options(kind: type = Options, **defaults: Any) -> Callable[[F], F]:
+def document_options(options_type: type = Options, **defaults: Any) -> Callable[[F], F]:
     """A method whose last parameter is `**options: Unpack[kind]`, as `help` should show it: with each option.
 
-    A docstring that has no "Args:" gets it from `ARGUMENTS`. The method refuses any other keyword;
-    see `idefics.calls.public`.
+    A docstring that has no "Args:" gets it from `ARGUMENT_DOCS`. The method refuses any other keyword;
+    see `idefics.validation.public`.
 
     Args:
-        kind: a `TypedDict` whose fields are `Annotated` with a line each.
-        defaults: where they are not those of `DEFAULTS`.
+        options_type: a `TypedDict` whose fields are `Annotated` with a line each.
+        defaults: where they are not those of `DEFAULT_OPTIONS`.
     """
 
-    def explained(function: F) -> F:
-        hints = get_type_hints(kind, include_extras=True)
-        own = signature(function)
-        rest = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
-        said = cleandoc(function.__doc__ or "")
-        lines = [said, ""]
-        if "Args:" not in said:
-            named = [one.name for one in rest if one.name in ARGUMENTS]
-            lines += ["Args:", *(f"    {name}: {ARGUMENTS[name]}" for name in named), ""]
+    def decorate(function: F) -> F:
+        hints = get_type_hints(options_type, include_extras=True)
+        own_signature = signature(function)
+        parameters = [
+            one for one in own_signature.parameters.values() if one.kind is not Parameter.VAR_KEYWORD
+        ]
+        docstring = cleandoc(function.__doc__ or "")
+        lines = [docstring, ""]
+        if "Args:" not in docstring:
+            documented = [one.name for one in parameters if one.name in ARGUMENT_DOCS]
+            lines += ["Args:", *(f"    {name}: {ARGUMENT_DOCS[name]}" for name in documented), ""]
         lines.append("Options:")
         for name, hint in hints.items():
-            type_, line = get_args(hint)
-            default = defaults.get(name, DEFAULTS[name])
-            rest.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=type_))
-            kind_ = formatannotation(type_).replace("collections.abc.", "").replace("typing.", "")
-            lines.append(f"    {name} ({kind_}; {default!r}): {line}.")
+            option_type, line = get_args(hint)
+            default = defaults.get(name, DEFAULT_OPTIONS[name])
+            parameters.append(
+                Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=option_type)
+            )
+            type_text = formatannotation(option_type).replace("collections.abc.", "").replace("typing.", "")
+            lines.append(f"    {name} ({type_text}; {default!r}): {line}.")
         function.__doc__ = "\n".join(lines)
-        return public(function, called_as=own.replace(parameters=rest))
+        return reject_unknown_arguments(
+            function, display_signature=own_signature.replace(parameters=parameters)
+        )
 
-    return explained
+    return decorate

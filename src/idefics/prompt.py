@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Tiles:
+class PreprocessedImage:
     """One picture, ready for the vision tower.
 
     Attributes:
         frames: arrays (3, h, w) of float32, normalised; several where the picture was split, the whole one last.
         rows, columns: the grid of the split; (0, 0) where the picture was not split.
-        key: SHA-256 (hex) over the plan, and the picture's mode, size and upright pixels: equal keys mean equal frames.
+        content_hash: SHA-256 (hex) over the plan, and the picture's mode, size and upright pixels: equal keys mean equal frames.
         note: what was not read of the picture's file, in one sentence; empty where all was.
     """
 
     frames: tuple[np.ndarray, ...]
     rows: int
     columns: int
-    key: str
+    content_hash: str
     note: str = ""
 
 
@@ -34,16 +34,16 @@ class Prompt:
     Attributes:
         ids: N token ids.
         pictures: P pictures in the order of the prompt.
-        places: for each picture the positions in `ids` that stand for it: one for each of its feature rows where
+        image_token_positions: for each picture the positions in `ids` that stand for it: one for each of its feature rows where
             pictures are read in the text (all frames in order), the one `<image>` where they are read beside it.
-        sees: for each token the index of the latest picture at or before it, or -1 (none yet, or after an
+        image_index: for each token the index of the latest picture at or before it, or -1 (none yet, or after an
             end-of-document). N numbers.
     """
 
     ids: tuple[int, ...]
-    pictures: tuple[Tiles, ...]
-    places: tuple[tuple[int, ...], ...]
-    sees: tuple[int, ...]
+    pictures: tuple[PreprocessedImage, ...]
+    image_token_positions: tuple[tuple[int, ...], ...]
+    image_index: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,6 +53,6 @@ class Prompt:
         """What was not read of the pictures' files, each sentence once."""
         return tuple(dict.fromkeys(tiles.note for tiles in self.pictures if tiles.note))
 
-    def until(self, end: int) -> Prompt:
+    def text_prefix(self, end: int) -> Prompt:
         """The first `end` tokens of a prompt without pictures."""
-        return Prompt(self.ids[:end], (), (), self.sees[:end])
+        return Prompt(self.ids[:end], (), (), self.image_index[:end])

@@ -10,10 +10,10 @@ from idefics.errors import PromptTooLong
 from idefics.messages import Answer, RankedLabel, Ranking, Timings, Usage
 
 USAGE, TIMINGS = Usage(12, 3, 1), Timings(0.1, 0.2, 0.3)
-TOO_LARGE = b"too large"  # in a picture's file, behind its pixels
+TOO_LARGE_MARKER = b"too large"  # in a picture's file, behind its pixels
 
 
-def answer(text, finish="stop"):
+def make_answer(text, finish="stop"):
     return Answer(text, (1, 2, 3), finish, USAGE, TIMINGS)
 
 
@@ -21,16 +21,16 @@ class FakeStream:
     """Words one by one. A last word that ends in a dash was cut off."""
 
     def __init__(self, text):
-        self.left, self.said = text.split(" "), []
+        self.remaining_words, self.yielded_words = text.split(" "), []
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        if not self.left:
+        if not self.remaining_words:
             raise StopIteration
-        self.said.append(self.left.pop(0))
-        return self.said[-1] if len(self.said) == 1 else f" {self.said[-1]}"
+        self.yielded_words.append(self.remaining_words.pop(0))
+        return self.yielded_words[-1] if len(self.yielded_words) == 1 else f" {self.yielded_words[-1]}"
 
     def close(self):
         """Nothing to give back."""
@@ -38,9 +38,13 @@ class FakeStream:
     @property
     def answer(self):
         finish = (
-            "length" if self.said and self.said[-1].endswith("-") else "cancelled" if self.left else "stop"
+            "length"
+            if self.yielded_words and self.yielded_words[-1].endswith("-")
+            else "cancelled"
+            if self.remaining_words
+            else "stop"
         )
-        return answer(" ".join(self.said), finish)
+        return make_answer(" ".join(self.yielded_words), finish)
 
 
 @dataclass
@@ -58,18 +62,20 @@ class FakeIdefics:
     def run(self, task, image, words="", *, stream=False, on_error="raise", **options):
         self.calls.append(SimpleNamespace(task=task.name, image=image, words=words, options=options))
         if stream:
-            return FakeStream(self._text(task, image, words))
+            return FakeStream(self._answer_text(task, image, words))
         assert on_error == "return"
         return [
-            PromptTooLong(9000, 8192, 1) if holds_too_much(one) else answer(self._text(task, one, words))
+            PromptTooLong(9000, 8192, 1)
+            if is_too_large(one)
+            else make_answer(self._answer_text(task, one, words))
             for one in image
         ]
 
-    def _text(self, task, picture, words):
-        return self.text or " ".join(filter(None, [task.name, name_of(picture), words]))
+    def _answer_text(self, task, picture, words):
+        return self.text or " ".join(filter(None, [task.name, picture_name(picture), words]))
 
-    def classify(self, image, labels, *, length_normalized=False, calibrated=False, on_error, **look):
-        options = {"length_normalized": length_normalized, "calibrated": calibrated, **look}
+    def classify(self, image, labels, *, length_normalized=False, calibrated=False, on_error, **image_detail):
+        options = {"length_normalized": length_normalized, "calibrated": calibrated, **image_detail}
         self.calls.append(SimpleNamespace(task="classify", image=image, words=labels, options=options))
         weights = [2.0**-index for index in range(len(labels))]
         ranked = [
@@ -84,24 +90,24 @@ class FakeIdefics:
         text = self.text or f"{len(messages)} turns, {len(parts) - 1} pictures, {parts[-1]}"
         if "too long" in parts[-1]:
             raise PromptTooLong(9000, 8192, 0)
-        return FakeStream(text) if stream else answer(text)
+        return FakeStream(text) if stream else make_answer(text)
 
     def generate(self, items, *, stream=False, **options):
         self.calls.append(SimpleNamespace(task="generate", items=list(items), options=options))
-        text = self.text or " ".join(item if isinstance(item, str) else name_of(item) for item in items)
-        return FakeStream(text) if stream else answer(text)
+        text = self.text or " ".join(item if isinstance(item, str) else picture_name(item) for item in items)
+        return FakeStream(text) if stream else make_answer(text)
 
 
-def holds_too_much(picture):
-    return isinstance(picture.source, Path) and TOO_LARGE in picture.source.read_bytes()
+def is_too_large(picture):
+    return isinstance(picture.source, Path) and TOO_LARGE_MARKER in picture.source.read_bytes()
 
 
-def name_of(picture):
+def picture_name(picture):
     source = picture.source
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else Path(source).stem
 
 
-class Terminal(io.StringIO):
+class FakeTerminal(io.StringIO):
     """Standard output of a person."""
 
     encoding = "utf-8"
@@ -111,21 +117,21 @@ class Terminal(io.StringIO):
 
 
 @dataclass
-class Done:
+class CommandResult:
     """What a run left behind."""
 
-    code: int
-    out: str
-    err: str
+    exit_code: int
+    stdout: str
+    stderr: str
     vlm: FakeIdefics
-    loads: list
+    load_flags: list
 
     @property
-    def refusals(self):
-        return self.err.splitlines()
+    def error_lines(self):
+        return self.stderr.splitlines()
 
 
-def run_fake(capsys, argv, vlm=None):
+def run_command(capsys, argv, vlm=None):
     """Runs a command line with a fake model."""
     vlm, loads = vlm or FakeIdefics(), []
 
@@ -135,4 +141,4 @@ def run_fake(capsys, argv, vlm=None):
 
     code = run([str(argument) for argument in argv], loader)
     out, err = capsys.readouterr()
-    return Done(code, out, err, vlm, loads)
+    return CommandResult(code, out, err, vlm, loads)

@@ -5,27 +5,27 @@ import sys
 
 import PIL.Image
 import pytest
-from cli_fakes import TOO_LARGE, run_fake
+from cli_fakes import TOO_LARGE_MARKER, run_command
 
-COLORS = {"a": "red", "b": "green", "c": "blue"}
+COLOR_BY_NAME = {"a": "red", "b": "green", "c": "blue"}
 
 
 @pytest.fixture
-def idefics(capsys):
+def run_idefics(capsys):
     """Runs `idefics ARGV` with a fake model."""
-    return lambda *argv, vlm=None: run_fake(capsys, argv, vlm)
+    return lambda *argv, vlm=None: run_command(capsys, argv, vlm)
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
+def photo_folder(tmp_path, monkeypatch):
     """The working folder: a.png, b.png, c.png and what is no picture."""
     monkeypatch.chdir(tmp_path)
-    for name, color in COLORS.items():
+    for name, color in COLOR_BY_NAME.items():
         PIL.Image.new("RGB", (8, 8), color).save(tmp_path / f"{name}.png")
     (tmp_path / "notes.txt").write_text("hello")
     PIL.Image.linear_gradient("L").save(tmp_path / "broken.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "broken.png").read_bytes()[:200])
-    (tmp_path / "large.png").write_bytes((tmp_path / "a.png").read_bytes() + TOO_LARGE)
+    (tmp_path / "large.png").write_bytes((tmp_path / "a.png").read_bytes() + TOO_LARGE_MARKER)
     (tmp_path / "empty").mkdir()
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -36,7 +36,7 @@ def photos(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def standard_input(monkeypatch):
+def send_stdin(monkeypatch):
     """Sends bytes into the command."""
 
     def send(data):
@@ -46,7 +46,7 @@ def standard_input(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def demo():
+def demo_model():
     """The demo model."""
     import idefics
 

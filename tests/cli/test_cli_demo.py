@@ -6,30 +6,32 @@ import shlex
 import sys
 
 import PIL.Image
-from cli_fakes import FakeIdefics, Terminal
+from cli_fakes import FakeIdefics, FakeTerminal
 
-from idefics.cli.demo import SCRIPT
+from idefics.cli.demo import STEPS_BY_PICTURE
 from idefics.cli.main import run
 from idefics.demo import pictures
 from idefics.tasks import TASKS
 
-LINES = [step.line for steps in SCRIPT.values() for step in steps]
+COMMAND_LINES = [step.command_line for steps in STEPS_BY_PICTURE.values() for step in steps]
 
 
 def test_the_bundled_pictures_are_there():
     names = [path.name for path in pictures()]
-    assert names == sorted(SCRIPT) == sorted(names)
+    assert names == sorted(STEPS_BY_PICTURE) == sorted(names)
     for path in pictures():
         with PIL.Image.open(path) as picture:
             assert picture.size == (384, 384)
 
 
 def test_every_kind_of_question_is_in_the_script():
-    said = {shlex.split(line)[1] for line in LINES if line.startswith("idefics ")}
+    said = {shlex.split(line)[1] for line in COMMAND_LINES if line.startswith("idefics ")}
     assert said == {*TASKS, "chat", "generate"}
-    assert any("--shots" in line for line in LINES)
-    assert any("*.png" in line for line in LINES)
-    assert any(len(step.typed) > 2 for steps in SCRIPT.values() for step in steps), "a follow-up question"
+    assert any("--shots" in line for line in COMMAND_LINES)
+    assert any("*.png" in line for line in COMMAND_LINES)
+    assert any(len(step.chat_lines) > 2 for steps in STEPS_BY_PICTURE.values() for step in steps), (
+        "a follow-up question"
+    )
 
 
 def test_shots_are_data():
@@ -37,14 +39,14 @@ def test_shots_are_data():
     assert [(row["image"], "Fun fact" in row["answer"]) for row in rows] == [("tower.png", True)]
 
 
-def test_the_demo_answers(capsys, demo):
-    assert run(["demo"], lambda flags, screen: demo) == 0
+def test_the_demo_answers(capsys, demo_model):
+    assert run(["demo"], lambda flags, screen: demo_model) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    places = [out.index(f"\n$ {line}\n") for line in LINES]
+    places = [out.index(f"\n$ {line}\n") for line in COMMAND_LINES]
     assert places == sorted(places)
     paragraphs = out.split("\n\n")
-    assert len(paragraphs) == len(SCRIPT) + 2
+    assert len(paragraphs) == len(STEPS_BY_PICTURE) + 2
     assert paragraphs[0].endswith("export IDEFICS_MODEL=demo")
     assert "\ndoor.png: " in out
     assert re.search(
@@ -58,10 +60,10 @@ def test_a_person_sees_pictures_and_bars(monkeypatch):
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setattr(sys, "stdout", terminal := FakeTerminal())
     assert run(["demo"], lambda flags, screen: FakeIdefics()) == 0
     out = terminal.getvalue()
-    assert out.count("▀") == len(SCRIPT) * 20 * 10
+    assert out.count("▀") == len(STEPS_BY_PICTURE) * 20 * 10
     assert len(set(re.findall(r"38;2;[\d;]+m", out))) > 100
     plain = re.sub(r"\x1b\[[\d;]*m", "", out)
     assert "$ idefics caption puppy.png" in plain
@@ -71,7 +73,7 @@ def test_a_person_sees_pictures_and_bars(monkeypatch):
 
 def test_no_color_is_no_picture(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setattr(sys, "stdout", terminal := FakeTerminal())
     assert run(["demo"], lambda flags, screen: FakeIdefics()) == 0
     assert "▀" not in terminal.getvalue()
 

@@ -9,16 +9,16 @@ import pytest
 from idefics.cli.main import run
 from idefics.demo import pictures
 from models import doctags
-from models.doctags import PAGE, WORDS
+from models.doctags import ORDINARY_CHARACTERS, PAGE_TEXT
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return doctags.write(tmp_path_factory.mktemp("doctags"))
+    return doctags.write_checkpoint(tmp_path_factory.mktemp("doctags"))
 
 
 @pytest.fixture
-def said(capsys, folder):
+def command_output(capsys, folder):
     """What a command prints for one picture."""
 
     def call(command, *words):
@@ -43,19 +43,19 @@ COMMANDS = {
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ([], PAGE),
-        (["--no-skip-special-tokens"], PAGE),
-        (["--skip-special-tokens"], WORDS),
-        (["--stop", "</doctag>"], PAGE.removesuffix("</doctag>")),
+        ([], PAGE_TEXT),
+        (["--no-skip-special-tokens"], PAGE_TEXT),
+        (["--skip-special-tokens"], ORDINARY_CHARACTERS),
+        (["--stop", "</doctag>"], PAGE_TEXT.removesuffix("</doctag>")),
     ],
 )
-def test_a_page_is_printed_whole(said, command, flags, text):
-    assert said(COMMANDS[command], *flags) == f"{text}\n"
-    assert json.loads(said(COMMANDS[command], *flags, "--json"))["text"] == text
+def test_a_page_is_printed_whole(command_output, command, flags, text):
+    assert command_output(COMMANDS[command], *flags) == f"{text}\n"
+    assert json.loads(command_output(COMMANDS[command], *flags, "--json"))["text"] == text
 
 
-def test_a_conversation_prints_it_too(said, monkeypatch):
+def test_a_conversation_prints_it_too(command_output, monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Convert this page to docling.\n"), "utf-8")
     )
-    assert said(["chat", PICTURE]) == f"{PAGE}\n"
+    assert command_output(["chat", PICTURE]) == f"{PAGE_TEXT}\n"

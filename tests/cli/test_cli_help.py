@@ -14,13 +14,13 @@ from idefics.tasks import TASKS
 
 COMMANDS = [*TASKS, "chat", "generate", "serve", "ui", "models", "info", "quantize", "demo"]
 EXAMPLES = [
-    *(example for page in tasks.PAGES.values() for example in page.examples),
+    *(example for page in tasks.HELP_BY_TASK.values() for example in page.examples),
     *(example for part in (chat, generate, models, info, quantize, demo) for example in part.EXAMPLES),
     *(example.partition("   ")[0] for example in cli.EXAMPLES),
 ]
 
 
-def text_of(capsys, *argv):
+def help_text(capsys, *argv):
     assert cli.run(argv) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -48,19 +48,19 @@ def test_the_module_runs_as_the_command():
 
 
 def test_help_lists_the_commands_in_order(capsys):
-    out = text_of(capsys, "--help")
+    out = help_text(capsys, "--help")
     assert re.findall(r"^  (\w+)  ", out.partition("Commands:")[2], re.M) == COMMANDS
-    assert text_of(capsys) == text_of(capsys, "-h") == out
-    assert text_of(capsys, "help") == out
-    assert text_of(capsys, "help", "ask") == text_of(capsys, "ask", "--help")
-    assert text_of(capsys, "-V") == text_of(capsys, "--version") == f"idefics {package.__version__}\n"
+    assert help_text(capsys) == help_text(capsys, "-h") == out
+    assert help_text(capsys, "help") == out
+    assert help_text(capsys, "help", "ask") == help_text(capsys, "ask", "--help")
+    assert help_text(capsys, "-V") == help_text(capsys, "--version") == f"idefics {package.__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_fits_and_is_aligned(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "100")
-    out = text_of(capsys, command, "--help")
-    assert out == text_of(capsys, command, "-h")
+    out = help_text(capsys, command, "--help")
+    assert out == help_text(capsys, command, "-h")
     assert out.startswith(f"Usage: idefics {command}")
     assert all(len(line) <= 100 for line in out.splitlines())
     head, _, flags = out.partition("Examples:")
@@ -73,22 +73,22 @@ def test_help_of_a_command_fits_and_is_aligned(capsys, monkeypatch, command):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_are_true_commands(idefics, photos, monkeypatch, standard_input, example):
+def test_examples_are_true_commands(run_idefics, photo_folder, monkeypatch, send_stdin, example):
     """Each runs in a folder with the files that it names; models, demo and help stand for themselves."""
-    data = (photos / "a.png").read_bytes()
+    data = (photo_folder / "a.png").read_bytes()
     for name in ("photo.jpg", "cat.jpg", "dog.jpg", "photos/one.jpg"):
-        (photos / name).parent.mkdir(exist_ok=True)
-        (photos / name).write_bytes(data)
-    (photos / "labels.txt").write_text("puppy\n\nkitten\n")
-    (photos / "shots.jsonl").write_text('{"image": "a.png", "answer": "A puppy."}\n')
+        (photo_folder / name).parent.mkdir(exist_ok=True)
+        (photo_folder / name).write_bytes(data)
+    (photo_folder / "labels.txt").write_text("puppy\n\nkitten\n")
+    (photo_folder / "shots.jsonl").write_text('{"image": "a.png", "answer": "A puppy."}\n')
     piped = example.startswith("cat ")
-    standard_input(data if piped else b"What is it?\n")
+    send_stdin(data if piped else b"What is it?\n")
     words = shlex.split(re.split(r" [<>] \S+", example)[0].removeprefix("cat photo.jpg | "))
     assert words[0] == "idefics"
     if words[1:] == ["demo"]:
         return
     if words[1] == "quantize":  # in earnest: with the model that is here
         words[2] = "demo"
-    done = idefics(*words[1:])
-    assert (done.code, done.err) == (0, "")
-    assert done.out
+    done = run_idefics(*words[1:])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout

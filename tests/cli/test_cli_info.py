@@ -9,24 +9,24 @@ import pytest
 
 import idefics as package
 from idefics import weights
-from idefics.catalog import in_all, memory, resolve
+from idefics.catalog import checkpoint_peak_bytes, checkpoint_weight_bytes, find_entry
 from idefics.config import EngineConfig
 from idefics.engine.native.library import instruction_sets
-from idefics.host_memory import PROCESS_BYTES
-from idefics.pipeline import environment
+from idefics.generation import environment
+from idefics.host_memory import PROCESS_OVERHEAD_BYTES
 
 ROOT = Path(__file__).parents[2]
 
 
-def lines(out):
+def parse_info_lines(out):
     """(word, what is said of it) of each line."""
     return [tuple(line.split(None, 1)) for line in out.splitlines()]
 
 
-def test_it_says_what_computes_here(idefics):
-    done = idefics("info")
-    assert (done.code, done.err, done.loads) == (0, "", [])
-    said = lines(done.out)
+def test_it_says_what_computes_here(run_idefics):
+    done = run_idefics("info")
+    assert (done.exit_code, done.stderr, done.load_flags) == (0, "", [])
+    said = parse_info_lines(done.stdout)
     words = [word for word, _ in said]
     assert set(words) == {
         *("idefics", "processor", "device", "kernel", "products", "memory", "cache", "versions", "extra")
@@ -38,72 +38,76 @@ def test_it_says_what_computes_here(idefics):
     assert any(text == f"models: 0 MB in {weights.cache_folder()}" for word, text in said if word == "cache")
 
 
-def test_json_is_one_object(idefics):
-    done = idefics("info", "--json")
-    [line] = done.out.splitlines()
+def test_json_is_one_object(run_idefics):
+    done = run_idefics("info", "--json")
+    [line] = done.stdout.splitlines()
     found = json.loads(line)
     assert found["idefics"] == package.__version__
-    assert found["kernels"] == environment.kernels()
+    assert found["kernels"] == environment.kernel_instruction_sets()
     assert found["versions"]["torch"]
     assert found["memory"][0]["free"] <= found["memory"][0]["total"]
     assert found["engine"]["batch_rows"] == EngineConfig().batch_rows
     assert "model" not in found
 
 
-def test_a_model_that_is_here(idefics):
-    found = json.loads(idefics("info", "demo", "--json").out)["model"]
+def test_a_model_that_is_here(run_idefics):
+    found = json.loads(run_idefics("info", "demo", "--json").stdout)["model"]
     vlm = package.load("demo", device="cpu")
     assert found["weights"] == vlm.memory
     assert found["kv_cache"] == pytest.approx(
-        sum(x.nbytes for x in (*vlm.engine.cache.keys, *vlm.engine.cache.values)), rel=0.01
+        sum(x.nbytes for x in (*vlm.engine.kv_cache.keys, *vlm.engine.kv_cache.values)), rel=0.01
     )
-    assert found["in_all"] == found["weights"] + found["kv_cache"] + found["pictures"] + PROCESS_BYTES
-    assert found["in_all"] == pytest.approx(in_all(resolve("demo"), "bfloat16"), rel=0.001)
-    said = dict(lines(idefics("info", "demo").out))
+    assert (
+        found["in_all"] == found["weights"] + found["kv_cache"] + found["pictures"] + PROCESS_OVERHEAD_BYTES
+    )
+    assert found["in_all"] == pytest.approx(checkpoint_peak_bytes(find_entry("demo"), "bfloat16"), rel=0.001)
+    said = dict(parse_info_lines(run_idefics("info", "demo").stdout))
     assert said["weights"] == "7 MB"
     assert said["in"] == "all       1.3 GB on a CPU, about"
 
 
-def test_a_model_that_is_not_here_is_not_downloaded(idefics):
-    found = json.loads(idefics("info", "smolvlm-256m", "--json").out)["model"]
-    row = resolve("smolvlm-256m")
+def test_a_model_that_is_not_here_is_not_downloaded(run_idefics):
+    found = json.loads(run_idefics("info", "smolvlm-256m", "--json").stdout)["model"]
+    row = find_entry("smolvlm-256m")
     assert found == {
         "model": "smolvlm-256m",
         "folder": None,
-        "weights": memory(row, "bfloat16"),
-        "in_all": in_all(row, "bfloat16"),
+        "weights": checkpoint_weight_bytes(row, "bfloat16"),
+        "in_all": checkpoint_peak_bytes(row, "bfloat16"),
     }
-    assert "not on this machine" in idefics("info", "smolvlm-256m").out
+    assert "not on this machine" in run_idefics("info", "smolvlm-256m").stdout
 
 
-def test_no_such_model(idefics):
-    done = idefics("info", "nothing/here")
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("idefics info: ")
-    assert len(done.err.splitlines()) == 1
+def test_no_such_model(run_idefics):
+    done = run_idefics("info", "nothing/here")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("idefics info: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_extras_are_those_of_the_project():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(environment.EXTRAS) == set(extras) - {"all", "dev"}
-    for extra, names in environment.EXTRAS.items():
+    assert set(environment.DISTRIBUTIONS_BY_EXTRA) == set(extras) - {"all", "dev"}
+    for extra, names in environment.DISTRIBUTIONS_BY_EXTRA.items():
         wanted = " ".join(extras[extra]) + " ".join(extras["form"]) * (extra == "serve")
         assert all(name in wanted for name in names)
 
 
-def test_what_is_not_installed_is_said(idefics, monkeypatch):
-    real = environment._version
-    monkeypatch.setattr(environment, "_version", lambda name: None if name == "av" else real(name))
-    assert ("extra", "video: not installed (pip install 'idefics[video]')") in lines(idefics("info").out)
+def test_what_is_not_installed_is_said(run_idefics, monkeypatch):
+    real = environment._installed_version
+    monkeypatch.setattr(environment, "_installed_version", lambda name: None if name == "av" else real(name))
+    assert ("extra", "video: not installed (pip install 'idefics[video]')") in parse_info_lines(
+        run_idefics("info").stdout
+    )
 
 
 @pytest.fixture
-def no_kernels(monkeypatch, tmp_path):
+def without_kernels(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(environment, "instruction_sets", list)
 
 
-def test_missing_kernels_are_told_once(no_kernels, caplog, idefics):
+def test_missing_kernels_are_told_once(without_kernels, caplog, run_idefics):
     with caplog.at_level(logging.WARNING, "idefics"):
         package.load("demo", device="cpu")
         package.load("demo", device="cpu")
@@ -112,18 +116,21 @@ def test_missing_kernels_are_told_once(no_kernels, caplog, idefics):
     assert "compiled kernels are missing (decode step)" in said
     assert "install a C compiler" in said
     assert "\n" not in said
-    assert ("kernel", "decode step: missing: install a C compiler and then idefics again") in lines(
-        idefics("info").out
-    )
+    assert (
+        "kernel",
+        "decode step: missing: install a C compiler and then idefics again",
+    ) in parse_info_lines(run_idefics("info").stdout)
 
 
-def test_who_asks_for_the_reference_is_not_warned(no_kernels, caplog):
+def test_who_asks_for_the_reference_is_not_warned(without_kernels, caplog):
     with caplog.at_level(logging.WARNING, "idefics"):
         package.load("demo", device="cpu", kernels="reference")
     assert caplog.records == []
 
 
-@pytest.mark.skipif(not all(environment.kernels().values()), reason="the C code was not compiled")
+@pytest.mark.skipif(
+    not all(environment.kernel_instruction_sets().values()), reason="the C code was not compiled"
+)
 def test_nothing_is_said_where_all_is_there(caplog, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.WARNING, "idefics"):
@@ -132,15 +139,19 @@ def test_nothing_is_said_where_all_is_there(caplog, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_of_a_kind_is_singular_and_extras_say_whether_they_are_there(idefics, monkeypatch):
-    found = environment.environment() | {"cores": 1, "threads": 1, "extras": {"heif": True, "video": False}}
-    monkeypatch.setattr(environment, "environment", lambda: found)
-    said = lines(idefics("info").out)
+def test_one_of_a_kind_is_singular_and_extras_say_whether_they_are_there(run_idefics, monkeypatch):
+    found = environment.describe_environment() | {
+        "cores": 1,
+        "threads": 1,
+        "extras": {"heif": True, "video": False},
+    }
+    monkeypatch.setattr(environment, "describe_environment", lambda: found)
+    said = parse_info_lines(run_idefics("info").stdout)
     assert dict(said)["processor"].endswith(", 1 core, 1 thread")
     assert [text for word, text in said if word == "extra"] == [
         "heif: installed",
         "video: not installed (pip install 'idefics[video]')",
     ]
     found |= {"cores": 2, "threads": 3}
-    said = lines(idefics("info").out)
+    said = parse_info_lines(run_idefics("info").stdout)
     assert dict(said)["processor"].endswith(", 2 cores, 3 threads")

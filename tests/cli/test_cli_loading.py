@@ -4,16 +4,16 @@ import re
 import sys
 
 import pytest
-from cli_fakes import FakeIdefics, Terminal
+from cli_fakes import FakeIdefics, FakeTerminal
 
 import idefics
 from idefics.cli.main import run
 
-pytestmark = pytest.mark.usefixtures("photos")
+pytestmark = pytest.mark.usefixtures("photo_folder")
 
 
 @pytest.fixture
-def loads(monkeypatch):
+def fake_load(monkeypatch):
     """Stands for `idefics.load`: keeps its arguments, and reports a download where there are bytes to come."""
     calls = []
 
@@ -28,7 +28,7 @@ def loads(monkeypatch):
     return load
 
 
-def test_the_keywords_are_those_of_load(loads, capsys):
+def test_the_keywords_are_those_of_load(fake_load, capsys):
     assert run(["caption", "a.png", "--device", "cpu", "--revision", "v1", "--remote-images", "public"]) == 0
     assert capsys.readouterr() == ("caption a\n", "")
     options = {
@@ -44,12 +44,12 @@ def test_the_keywords_are_those_of_load(loads, capsys):
         "offline": None,
         "remote_images": "public",
     }
-    assert loads.calls == [("smolvlm-500m", options)]
+    assert fake_load.calls == [("smolvlm-500m", options)]
     run(["caption", "a.png", "--offline"])
-    assert loads.calls[1][1]["offline"] is True
+    assert fake_load.calls[1][1]["offline"] is True
 
 
-def test_placement_and_bits_are_flags(loads):
+def test_placement_and_bits_are_flags(fake_load):
     assert (
         run(
             [
@@ -67,7 +67,7 @@ def test_placement_and_bits_are_flags(loads):
         )
         == 0
     )
-    [(_, options)] = loads.calls
+    [(_, options)] = fake_load.calls
     assert options["threads"] == 3
     assert (options["device_map"], options["quantize"], options["dtype"]) == ("auto", "nf4", "bfloat16")
 
@@ -80,10 +80,10 @@ def test_placement_and_bits_are_flags(loads):
         ("--device-map", "all", "--device-map is 'all': give auto, balanced, balanced_low_0 or sequential"),
     ],
 )
-def test_words_that_are_none_of_them_are_refused(loads, capsys, flag, value, said):
+def test_words_that_are_none_of_them_are_refused(fake_load, capsys, flag, value, said):
     assert run(["caption", "a.png", flag, value]) == 2
     assert said in capsys.readouterr().err
-    assert not loads.calls
+    assert not fake_load.calls
 
 
 def test_a_flag_reaches_the_model(capsys):
@@ -97,19 +97,19 @@ def test_a_device_that_is_not_there_is_one_line(capsys):
     assert out == "" and err.count("\n") == 1 and "cuda:99" in err
 
 
-def test_a_download_is_said_once_and_before_it_begins(loads, capsys):
-    loads.reports = [0, 10**6, 10**9, 1_015_025_832]
+def test_a_download_is_said_once_and_before_it_begins(fake_load, capsys):
+    fake_load.reports = [0, 10**6, 10**9, 1_015_025_832]
     assert run(["caption", "a.png", "--json"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith('{"image"')
     assert err == "smolvlm-500m is not on this machine yet: downloading 1.0 GB, once\n"
 
 
-def test_a_download_has_a_bar_for_a_person(loads, monkeypatch):
+def test_a_download_has_a_bar_for_a_person(fake_load, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    loads.reports = [0, 507_512_916]
+    monkeypatch.setattr(sys, "stderr", terminal := FakeTerminal())
+    fake_load.reports = [0, 507_512_916]
     assert run(["caption", "a.png"]) == 0
     seen = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", terminal.getvalue())
     assert "Loading smolvlm-500m" in seen

@@ -5,9 +5,9 @@ import pytest
 import idefics
 from idefics.cli.main import run
 
-pytestmark = pytest.mark.usefixtures("photos")
+pytestmark = pytest.mark.usefixtures("photo_folder")
 
-LONG = "word " * 3000
+LONG_TEXT = "word " * 3000
 
 MISTAKES = [
     (["capton"], ["idefics: no such command 'capton'", "caption", "idefics --help"]),
@@ -101,7 +101,7 @@ MISTAKES = [
 ]
 
 
-def refusal(capsys, argv, loader):
+def run_refused_command(capsys, argv, loader):
     code = run(argv, loader)
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
@@ -111,7 +111,7 @@ def refusal(capsys, argv, loader):
 
 @pytest.mark.parametrize(("argv", "parts"), MISTAKES, ids=lambda value: " ".join(value)[:40])
 def test_a_mistake_is_one_line_and_loads_no_model(capsys, argv, parts):
-    line = refusal(capsys, argv, lambda flags, screen: pytest.fail("a model was loaded"))
+    line = run_refused_command(capsys, argv, lambda flags, screen: pytest.fail("a model was loaded"))
     assert line.startswith(
         f"idefics {argv[0]}: " if argv[0] not in ("capton", "help", "--foo") else "idefics: "
     )
@@ -134,21 +134,21 @@ def test_a_mistake_is_one_line_and_loads_no_model(capsys, argv, parts):
 def test_a_model_that_cannot_be_had_is_one_line(capsys, argv, parts):
     from idefics.cli.loading import load
 
-    line = refusal(capsys, argv, load)
+    line = run_refused_command(capsys, argv, load)
     assert all(part in line for part in parts), line
 
 
 @pytest.mark.parametrize(
     ("argv", "begins"),
     [
-        (["ask", "a.png", LONG], "idefics ask: a.png: the prompt has "),
-        (["generate", "a.png", LONG], "idefics generate: the prompt has "),
-        (["write", "a.png", LONG, "--json"], "idefics write: a.png: the prompt has "),
+        (["ask", "a.png", LONG_TEXT], "idefics ask: a.png: the prompt has "),
+        (["generate", "a.png", LONG_TEXT], "idefics generate: the prompt has "),
+        (["write", "a.png", LONG_TEXT, "--json"], "idefics write: a.png: the prompt has "),
     ],
     ids=lambda value: " ".join(value)[:20],
 )
-def test_a_prompt_that_is_too_long_is_one_line(capsys, demo, argv, begins):
-    line = refusal(capsys, argv, lambda flags, screen: demo)
+def test_a_prompt_that_is_too_long_is_one_line(capsys, demo_model, argv, begins):
+    line = run_refused_command(capsys, argv, lambda flags, screen: demo_model)
     assert line.startswith(begins)
     assert "this model reads" in line
 
@@ -164,7 +164,7 @@ def test_what_nobody_foresaw_is_one_line_too(capsys):
     def loader(flags, screen):
         raise ZeroDivisionError("two\nlines")
 
-    line = refusal(capsys, ["caption", "a.png"], loader)
+    line = run_refused_command(capsys, ["caption", "a.png"], loader)
     assert (
         line
         == "idefics caption: ZeroDivisionError: two lines (unexpected error; run again with --debug for details)"
@@ -180,10 +180,10 @@ def test_too_little_memory_names_the_way_out(capsys):
         def loader(flags, screen, error=error):
             raise error
 
-        assert "idefics models" in refusal(capsys, ["caption", "a.png"], loader)
+        assert "idefics models" in run_refused_command(capsys, ["caption", "a.png"], loader)
 
 
-def test_the_public_door_says_the_same(capsys):
+def test_the_public_functions_raise_the_same(capsys):
     run(["caption", "a.png", "--model", "dem"])
     with pytest.raises(idefics.IdeficsError) as error:
         idefics.load("dem")

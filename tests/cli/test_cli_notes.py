@@ -9,19 +9,19 @@ from idefics.cli.main import run
 
 
 @pytest.fixture
-def scan(photos):
+def multi_page_scan(photo_folder):
     first, *rest = (PIL.Image.new("RGB", (32, 32), color) for color in ("red", "blue"))
-    first.save(photos / "scan.tif", save_all=True, append_images=rest)
+    first.save(photo_folder / "scan.tif", save_all=True, append_images=rest)
     return "scan.tif"
 
 
 @pytest.mark.parametrize(
     "more", [["ask", "What is this?"], ["caption"], ["classify", "--labels", "red,blue"]]
 )
-def test_pages_that_are_left_out_are_named(demo, scan, capsys, more):
+def test_pages_that_are_left_out_are_named(demo_model, multi_page_scan, capsys, more):
     command, *words = more
-    model = lambda *_: demo  # noqa: E731  # what the command line loads
-    assert run([command, scan, *words], model) == 0
+    model = lambda *_: demo_model  # noqa: E731  # what the command line loads
+    assert run([command, multi_page_scan, *words], model) == 0
     out, err = capsys.readouterr()
     assert out.strip()
     note = (
@@ -29,12 +29,12 @@ def test_pages_that_are_left_out_are_named(demo, scan, capsys, more):
         "them"
     )
     assert err == f"idefics {command}: {note}\n"
-    assert run([command, scan, "a.png", *words, "--json"], model) == 0
+    assert run([command, multi_page_scan, "a.png", *words, "--json"], model) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row.get("notes") for row in rows] == [[note], None]
 
 
-def test_a_conversation_says_it_once(demo, scan, capsys, standard_input):
-    standard_input(b"What is this?\nWhat else?\n")
-    assert run(["chat", scan], lambda *_: demo) == 0
+def test_a_conversation_says_it_once(demo_model, multi_page_scan, capsys, send_stdin):
+    send_stdin(b"What is this?\nWhat else?\n")
+    assert run(["chat", multi_page_scan], lambda *_: demo_model) == 0
     assert capsys.readouterr().err.count("has 2 pages") == 1

@@ -4,17 +4,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_fakes import Terminal
+from cli_fakes import FakeTerminal
 
 from idefics.cli.main import run
-from idefics.cli.pictures import find, names_many, opened, reads_like_picture, reads_like_words, split_words
+from idefics.cli.pictures import (
+    find_pictures,
+    is_picture_argument,
+    is_sentence,
+    names_several_pictures,
+    open_named_picture,
+    split_words,
+)
 from idefics.errors import BadPicture
 from idefics.processing.fetch import Fetcher
 
 
-def found(*arguments):
+def resolve_pictures(*arguments):
     refused = []
-    return [named.name for named in find(arguments, refused.append, lambda _: None)], refused
+    return [named.name for named in find_pictures(arguments, refused.append, lambda _: None)], refused
 
 
 @pytest.mark.parametrize(
@@ -36,44 +43,44 @@ def found(*arguments):
         ([], None, [], None),
     ],
 )
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_the_last_argument_is_the_words_unless_it_reads_like_a_picture(arguments, prompt, names, words):
     assert split_words(arguments, prompt, "question") == (names, words)
 
 
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_a_name_longer_than_any_file_is_words():
-    assert not reads_like_picture("why " * 200)
-    assert reads_like_words("why " * 200)
+    assert not is_picture_argument("why " * 200)
+    assert is_sentence("why " * 200)
 
 
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_what_cannot_be_a_picture_is_told_from_a_misspelt_one():
-    assert reads_like_words("What is this?")
-    assert not reads_like_words("my photo.jpg")
-    assert not reads_like_words("What?")
+    assert is_sentence("What is this?")
+    assert not is_sentence("my photo.jpg")
+    assert not is_sentence("What?")
     Path("my file").touch()
-    assert not reads_like_words("my file")
+    assert not is_sentence("my file")
 
 
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_arguments_stand_for_pictures_in_their_order():
-    assert found("b.png", "a.png") == (["b.png", "a.png"], [])
-    assert found("folder") == (["folder/x.png", "folder/y.png"], [])
-    assert found("[ac].png", "b.png") == (["a.png", "c.png", "b.png"], [])
-    assert found("**/x.png") == (["folder/x.png"], [])
-    assert found("https://example.com/" + "x" * 200)[0][0].endswith("...")
+    assert resolve_pictures("b.png", "a.png") == (["b.png", "a.png"], [])
+    assert resolve_pictures("folder") == (["folder/x.png", "folder/y.png"], [])
+    assert resolve_pictures("[ac].png", "b.png") == (["a.png", "c.png", "b.png"], [])
+    assert resolve_pictures("**/x.png") == (["folder/x.png"], [])
+    assert resolve_pictures("https://example.com/" + "x" * 200)[0][0].endswith("...")
 
 
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_a_file_wins_over_a_pattern():
     Path("[ac].png").write_bytes(Path("a.png").read_bytes())
-    assert found("[ac].png") == (["[ac].png"], [])
+    assert resolve_pictures("[ac].png") == (["[ac].png"], [])
 
 
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_what_stands_for_nothing_is_refused_and_the_rest_is_found():
-    names, refused = found("no.png", "a.png", "*.jpg", "empty", "", "x" * 1000)
+    names, refused = resolve_pictures("no.png", "a.png", "*.jpg", "empty", "", "x" * 1000)
     assert names == ["a.png"]
     assert [line.partition(":")[0] for line in refused] == [
         "no.png",
@@ -84,57 +91,57 @@ def test_what_stands_for_nothing_is_refused_and_the_rest_is_found():
     ]
 
 
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_one_file_is_one_and_a_folder_is_many():
-    assert not names_many(["a.png"])
-    assert not names_many(["-"])
-    assert not names_many(["https://example.com/a?b=[c]"])
-    assert names_many(["a.png", "b.png"])
-    assert names_many(["folder"])
-    assert names_many(["*.png"])
+    assert not names_several_pictures(["a.png"])
+    assert not names_several_pictures(["-"])
+    assert not names_several_pictures(["https://example.com/a?b=[c]"])
+    assert names_several_pictures(["a.png", "b.png"])
+    assert names_several_pictures(["folder"])
+    assert names_several_pictures(["*.png"])
 
 
-@pytest.mark.usefixtures("photos")
-def test_standard_input_is_a_picture(standard_input):
-    standard_input(Path("a.png").read_bytes())
-    [named] = find(["-"], pytest.fail, pytest.fail)
-    assert opened(named, Fetcher()).picture.source == Path("a.png").read_bytes()
+@pytest.mark.usefixtures("photo_folder")
+def test_standard_input_is_a_picture(send_stdin):
+    send_stdin(Path("a.png").read_bytes())
+    [named] = find_pictures(["-"], pytest.fail, pytest.fail)
+    assert open_named_picture(named, Fetcher()).picture.source == Path("a.png").read_bytes()
 
 
 def test_nobody_types_a_picture(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stdin", FakeTerminal())
     refused = []
-    assert find(["-"], refused.append, pytest.fail) == []
+    assert find_pictures(["-"], refused.append, pytest.fail) == []
     assert refused[0].startswith("standard input is a terminal")
 
 
-@pytest.mark.usefixtures("photos")
-def test_what_is_no_picture_is_named(standard_input):
-    standard_input(b"hello")
+@pytest.mark.usefixtures("photo_folder")
+def test_what_is_no_picture_is_named(send_stdin):
+    send_stdin(b"hello")
     for name, message in (
         ("notes.txt", "notes.txt is not a picture"),
         ("broken.png", "broken.png is broken"),
         ("-", "standard input: a picture of 5 bytes is not a picture"),
     ):
-        [named] = find([name], pytest.fail, pytest.fail)
+        [named] = find_pictures([name], pytest.fail, pytest.fail)
         with pytest.raises(BadPicture, match=f"^{message}"):
-            opened(named, Fetcher())
+            open_named_picture(named, Fetcher())
 
 
-def test_a_remote_picture_is_fetched_once(photos):
+def test_a_remote_picture_is_fetched_once(photo_folder):
     asked = []
 
     class Counting(Fetcher):
         def get(self, url):
             asked.append(url)
-            return (photos / "a.png").read_bytes()
+            return (photo_folder / "a.png").read_bytes()
 
-    [named] = find(["https://example.com/a.png"], pytest.fail, pytest.fail)
-    assert opened(named, Counting()).picture.source == (photos / "a.png").read_bytes()
+    [named] = find_pictures(["https://example.com/a.png"], pytest.fail, pytest.fail)
+    assert open_named_picture(named, Counting()).picture.source == (photo_folder / "a.png").read_bytes()
     assert asked == ["https://example.com/a.png"]
 
 
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_an_error_names_a_picture_once_and_as_it_was_typed(capsys):
     for typed in ("./notes.txt", "notes.txt", ".//notes.txt"):
         assert run(["caption", typed, "--model", "demo"], lambda flags, screen: pytest.fail("loaded")) == 2
@@ -143,7 +150,7 @@ def test_an_error_names_a_picture_once_and_as_it_was_typed(capsys):
         assert line.count("notes.txt") == 1
 
 
-@pytest.mark.usefixtures("photos")
+@pytest.mark.usefixtures("photo_folder")
 def test_an_address_of_a_file_is_refused_with_its_path(capsys):
     assert run(["caption", "file:///a.png", "--model", "demo"]) == 2
     assert capsys.readouterr().err == (

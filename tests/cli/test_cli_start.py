@@ -10,14 +10,14 @@ import pytest
 from idefics.demo import pictures
 
 # What no answer about a picture in a file needs. torch._dynamo is its compiler, which takes seconds.
-UNUSED = (
+MODULES_NOT_IMPORTED = (
     "accelerate",
     "av",
     "bitsandbytes",
     "httpx",
     "huggingface_hub",
     "idefics.compat",
-    "idefics.quant.blocks",
+    "idefics.quant.bnb",
     "requests",
     "rich",
     "sympy",
@@ -27,10 +27,10 @@ UNUSED = (
     "torchvision",
     "transformers",
 )
-ASK = ["ask", str(pictures()[0]), "What is it?", "--model", "demo", "--max-new-tokens", "1"]
+ASK_ARGUMENTS = ["ask", str(pictures()[0]), "What is it?", "--model", "demo", "--max-new-tokens", "1"]
 
 
-def modules_after(code, *arguments):
+def imported_modules(code, *arguments):
     """The modules that a fresh interpreter has imported after some code."""
     code = f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"
     done = subprocess.run(
@@ -42,7 +42,7 @@ def modules_after(code, *arguments):
 def test_importing_the_package_imports_nothing_but_the_standard_library():
     foreign = {
         name
-        for name in modules_after("import idefics") - modules_after("import importlib, typing")
+        for name in imported_modules("import idefics") - imported_modules("import importlib, typing")
         if name.partition(".")[0] not in {*sys.stdlib_module_names, "idefics"}
     }
     assert not foreign
@@ -51,9 +51,9 @@ def test_importing_the_package_imports_nothing_but_the_standard_library():
 @pytest.mark.parametrize("quantize", [[], ["--quantize", "int8"]], ids=["whole", "int8"])
 def test_an_answer_imports_only_what_it_uses(quantize):
     code = "from idefics.cli.main import run; assert run(sys.argv[1:]) == 0"
-    imported = modules_after(code, *ASK, *quantize)
+    imported = imported_modules(code, *ASK_ARGUMENTS, *quantize)
     assert "torch" in imported
-    assert not imported & set(UNUSED)
+    assert not imported & set(MODULES_NOT_IMPORTED)
 
 
 def test_the_first_answers_import_nothing_that_loading_has_not():
@@ -64,7 +64,10 @@ def test_the_first_answers_import_nothing_that_loading_has_not():
         "print(*sorted(set(sys.modules) - before))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}", ASK[1]], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys\n{code}", ASK_ARGUMENTS[1]],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert not {name for name in done.stdout.split() if name.partition(".")[0] != "encodings"}
 

@@ -8,7 +8,7 @@ from cli_fakes import FakeIdefics
 
 from idefics.cli.main import run
 
-pytestmark = pytest.mark.usefixtures("photos")
+pytestmark = pytest.mark.usefixtures("photo_folder")
 
 
 @pytest.mark.parametrize(
@@ -26,16 +26,19 @@ pytestmark = pytest.mark.usefixtures("photos")
         (["classify", "a.png", "--labels", "cat,dog", "--label", "owl"], "cat"),
     ],
 )
-def test_one_picture_prints_its_answer_alone(idefics, argv, said):
-    done = idefics(*argv)
-    assert (done.code, done.out, done.err) == (0, f"{said}\n", "")
-    assert done.loads[0].model == "smolvlm-500m"
+def test_one_picture_prints_its_answer_alone(run_idefics, argv, said):
+    done = run_idefics(*argv)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"{said}\n", "")
+    assert done.load_flags[0].model == "smolvlm-500m"
 
 
-def test_line_breaks_of_a_single_answer_are_kept_and_of_several_are_not(idefics):
+def test_line_breaks_of_a_single_answer_are_kept_and_of_several_are_not(run_idefics):
     vlm = FakeIdefics("Once.\n\nThe end.")
-    assert idefics("write", "a.png", vlm=vlm).out == "Once.\n\nThe end.\n"
-    assert idefics("write", "a.png", "b.png", vlm=vlm).out == "a.png: Once. The end.\nb.png: Once. The end.\n"
+    assert run_idefics("write", "a.png", vlm=vlm).stdout == "Once.\n\nThe end.\n"
+    assert (
+        run_idefics("write", "a.png", "b.png", vlm=vlm).stdout
+        == "a.png: Once. The end.\nb.png: Once. The end.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,52 +51,52 @@ def test_line_breaks_of_a_single_answer_are_kept_and_of_several_are_not(idefics)
         (["[ab].png", "folder/x.png"], ["a.png", "b.png", "folder/x.png"]),
     ],
 )
-def test_several_a_folder_or_a_pattern_print_names(idefics, named, printed):
-    done = idefics("caption", *named)
-    assert done.out.splitlines() == [f"{name}: caption {Path(name).stem}" for name in printed]
-    assert done.code == 0
+def test_several_a_folder_or_a_pattern_print_names(run_idefics, named, printed):
+    done = run_idefics("caption", *named)
+    assert done.stdout.splitlines() == [f"{name}: caption {Path(name).stem}" for name in printed]
+    assert done.exit_code == 0
 
 
-def test_pictures_are_answered_together_but_the_first_alone(idefics, photos):
+def test_pictures_are_answered_together_but_the_first_alone(run_idefics, photo_folder):
     for number in range(20):
-        (photos / f"many{number:02}.png").write_bytes((photos / "a.png").read_bytes())
-    done = idefics("caption", "many*.png")
+        (photo_folder / f"many{number:02}.png").write_bytes((photo_folder / "a.png").read_bytes())
+    done = run_idefics("caption", "many*.png")
     assert [len(call.image) for call in done.vlm.calls] == [1, 2, 4, 8, 5]
-    assert [line.partition(":")[0] for line in done.out.splitlines()] == [
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [
         f"many{number:02}.png" for number in range(20)
     ]
-    assert len(done.loads) == 1
+    assert len(done.load_flags) == 1
 
 
-def test_what_cannot_be_read_is_refused_and_the_rest_answered(idefics):
-    done = idefics("caption", "a.png", "no.png", "notes.txt", "broken.png", "b.png")
-    assert done.code == 2
-    assert done.out == "a.png: caption a\nb.png: caption b\n"
-    assert [line.split()[:3] for line in done.refusals] == [
+def test_what_cannot_be_read_is_refused_and_the_rest_answered(run_idefics):
+    done = run_idefics("caption", "a.png", "no.png", "notes.txt", "broken.png", "b.png")
+    assert done.exit_code == 2
+    assert done.stdout == "a.png: caption a\nb.png: caption b\n"
+    assert [line.split()[:3] for line in done.error_lines] == [
         ["idefics", "caption:", "no.png:"],
         ["idefics", "caption:", "notes.txt"],
         ["idefics", "caption:", "broken.png"],
     ]
 
 
-def test_a_picture_that_is_too_much_for_the_model_spoils_no_other(idefics):
-    done = idefics("caption", "a.png", "b.png", "large.png", "c.png")
-    assert done.code == 2
-    assert done.out.splitlines() == [f"{name}.png: caption {name}" for name in "abc"]
-    [refusal] = done.refusals
+def test_a_picture_that_is_too_much_for_the_model_spoils_no_other(run_idefics):
+    done = run_idefics("caption", "a.png", "b.png", "large.png", "c.png")
+    assert done.exit_code == 2
+    assert done.stdout.splitlines() == [f"{name}.png: caption {name}" for name in "abc"]
+    [refusal] = done.error_lines
     assert refusal.startswith("idefics caption: large.png: the prompt has 9000 tokens")
 
 
-def test_no_model_is_loaded_for_nothing(idefics):
-    done = idefics("caption", "notes.txt", "no.png")
-    assert done.code == 2
-    assert not done.loads
+def test_no_model_is_loaded_for_nothing(run_idefics):
+    done = run_idefics("caption", "notes.txt", "no.png")
+    assert done.exit_code == 2
+    assert not done.load_flags
 
 
-def test_json_is_one_object_a_picture(idefics):
-    done = idefics("ask", "a.png", "no.png", "b.png", "What?", "--json")
-    assert done.code == 2
-    first, second = map(json.loads, done.out.splitlines())
+def test_json_is_one_object_a_picture(run_idefics):
+    done = run_idefics("ask", "a.png", "no.png", "b.png", "What?", "--json")
+    assert done.exit_code == 2
+    first, second = map(json.loads, done.stdout.splitlines())
     assert (first["image"], second["image"]) == ("a.png", "b.png")
     assert first == {
         "image": "a.png",
@@ -104,8 +107,8 @@ def test_json_is_one_object_a_picture(idefics):
     }
 
 
-def test_json_of_a_ranking_has_every_label(idefics):
-    [line] = idefics("classify", "a.png", "--labels", "cat,dog", "--json").out.splitlines()
+def test_json_of_a_ranking_has_every_label(run_idefics):
+    [line] = run_idefics("classify", "a.png", "--labels", "cat,dog", "--json").stdout.splitlines()
     row = json.loads(line)
     assert row["image"] == "a.png"
     assert row["best"] == "cat"
@@ -114,29 +117,29 @@ def test_json_of_a_ranking_has_every_label(idefics):
     assert row["labels"][1]["logprob"] == -1
 
 
-def test_json_holds_any_character(idefics):
+def test_json_holds_any_character(run_idefics):
     vlm = FakeIdefics('A "puppy"\n\x1b[31m — 🐶')
-    [line] = idefics("caption", "a.png", "--json", vlm=vlm).out.splitlines()
+    [line] = run_idefics("caption", "a.png", "--json", vlm=vlm).stdout.splitlines()
     assert json.loads(line)["text"] == vlm.text
 
 
-def test_a_name_cannot_forge_a_line(idefics, photos):
-    (photos / "evil\nb.png: a cat\x1b.png").write_bytes((photos / "a.png").read_bytes())
-    done = idefics("caption", "evil*", "no\nno.png")
-    assert done.out == "evil b.png: a cat.png: caption evil b.png: a cat\n"
-    assert done.refusals == ["idefics caption: no no.png: no such file"]
+def test_a_name_cannot_forge_a_line(run_idefics, photo_folder):
+    (photo_folder / "evil\nb.png: a cat\x1b.png").write_bytes((photo_folder / "a.png").read_bytes())
+    done = run_idefics("caption", "evil*", "no\nno.png")
+    assert done.stdout == "evil b.png: a cat.png: caption evil b.png: a cat\n"
+    assert done.error_lines == ["idefics caption: no no.png: no such file"]
 
 
-def test_standard_input_is_called_by_its_dash(idefics, standard_input, photos):
-    data = (photos / "a.png").read_bytes()
-    standard_input(data)
-    assert idefics("caption", "-").out == f"caption <{len(data)} bytes>\n"
-    standard_input(data)
-    assert json.loads(idefics("caption", "-", "--json").out)["image"] == "-"
+def test_standard_input_is_called_by_its_dash(run_idefics, send_stdin, photo_folder):
+    data = (photo_folder / "a.png").read_bytes()
+    send_stdin(data)
+    assert run_idefics("caption", "-").stdout == f"caption <{len(data)} bytes>\n"
+    send_stdin(data)
+    assert json.loads(run_idefics("caption", "-", "--json").stdout)["image"] == "-"
 
 
-def test_flags_reach_the_call(idefics):
-    done = idefics(
+def test_flags_reach_the_call(run_idefics):
+    done = run_idefics(
         *("ask", "a.png", "What?", "--max-new-tokens", 9, "--temperature", 0.5, "--top-k", 3, "--top-p", 0.9),
         *("--min-p", 0.1, "--repetition-penalty", 1.2, "--seed", 7, "--stop", "A", "--stop", "B"),
     )
@@ -150,13 +153,13 @@ def test_flags_reach_the_call(idefics):
         "seed": 7,
         "stop": ["A", "B"],
     }
-    assert idefics("ask", "a.png", "What?", "--num-beams", 4).vlm.calls[0].options == {"num_beams": 4}
-    assert idefics("ask", "a.png", "What?").vlm.calls[0].options == {}
+    assert run_idefics("ask", "a.png", "What?", "--num-beams", 4).vlm.calls[0].options == {"num_beams": 4}
+    assert run_idefics("ask", "a.png", "What?").vlm.calls[0].options == {}
 
 
-def test_forms_and_penalties_reach_the_call(idefics, photos):
+def test_forms_and_penalties_reach_the_call(run_idefics, photo_folder):
     def options(*flags):
-        return idefics("ask", "a.png", "What?", *flags).vlm.calls[0].options
+        return run_idefics("ask", "a.png", "What?", *flags).vlm.calls[0].options
 
     assert options(
         "--presence-penalty", 0.5, "--frequency-penalty", -1, "--banned", "a", "--banned", "b"
@@ -170,7 +173,7 @@ def test_forms_and_penalties_reach_the_call(idefics, photos):
         "choices": ["day", "night", "dusk, dawn"]
     }
     assert options("--choice", "x") == {"choices": ["x"]}
-    (photos / "schema.json").write_text('{"type": "object"}')
+    (photo_folder / "schema.json").write_text('{"type": "object"}')
     assert options("--schema", "schema.json") == {"schema": {"type": "object"}}
 
 
@@ -189,42 +192,46 @@ def test_forms_and_penalties_reach_the_call(idefics, photos):
         (["--choices", "a,,b"], "give a list of texts"),
     ],
 )
-def test_forms_that_are_none_are_refused_before_a_model_is_loaded(idefics, photos, flags, message):
-    (photos / "list.json").write_text("[1]")
-    done = idefics("ask", "a.png", "What?", *flags)
-    assert done.code == 2
-    assert message in done.refusals[0]
-    assert not done.loads
+def test_forms_that_are_none_are_refused_before_a_model_is_loaded(run_idefics, photo_folder, flags, message):
+    (photo_folder / "list.json").write_text("[1]")
+    done = run_idefics("ask", "a.png", "What?", *flags)
+    assert done.exit_code == 2
+    assert message in done.error_lines[0]
+    assert not done.load_flags
 
 
-def test_flags_reach_the_model(idefics, monkeypatch):
-    [flags] = idefics(
+def test_flags_reach_the_model(run_idefics, monkeypatch):
+    [flags] = run_idefics(
         *("caption", "a.png", "--model", "x", "--revision", "v1", "--device", "cpu", "--dtype", "bfloat16"),
         *("--offline", "--remote-images", "off"),
-    ).loads
+    ).load_flags
     assert (flags.model, flags.revision, flags.device, flags.dtype) == ("x", "v1", "cpu", "bfloat16")
     assert (flags.offline, flags.remote_images) == (True, "off")
     monkeypatch.setenv("IDEFICS_MODEL", "y")
     monkeypatch.setenv("IDEFICS_REMOTE_IMAGES", "public")
-    [flags] = idefics("caption", "a.png").loads
+    [flags] = run_idefics("caption", "a.png").load_flags
     assert (flags.model, flags.remote_images) == ("y", "public")
-    assert idefics("caption", "a.png", "--model", "x").loads[0].model == "x"
+    assert run_idefics("caption", "a.png", "--model", "x").load_flags[0].model == "x"
 
 
-def test_ranking_flags_reach_the_call(idefics):
-    done = idefics("classify", "a.png", "--labels", "cat,dog", "--calibrated", "--length-normalized")
+def test_ranking_flags_reach_the_call(run_idefics):
+    done = run_idefics("classify", "a.png", "--labels", "cat,dog", "--calibrated", "--length-normalized")
     assert done.vlm.calls[0].words == ["cat", "dog"]
     assert done.vlm.calls[0].options == {"calibrated": True, "length_normalized": True}
 
 
-WORDED = [["caption", "a.png"], ["ask", "a.png", "What?"], ["classify", "a.png", "--labels", "x,y"]]
+COMMANDS_WITH_WORDS = [
+    ["caption", "a.png"],
+    ["ask", "a.png", "What?"],
+    ["classify", "a.png", "--labels", "x,y"],
+]
 
 
-@pytest.mark.parametrize("argv", [*WORDED, ["generate", "a.png", "What?"]])
-def test_how_closely_pictures_are_looked_at(idefics, argv):
-    options = idefics(*argv, "--detail", "auto", "--max-tiles", "5").vlm.calls[0].options
+@pytest.mark.parametrize("argv", [*COMMANDS_WITH_WORDS, ["generate", "a.png", "What?"]])
+def test_image_detail_reaches_the_call(run_idefics, argv):
+    options = run_idefics(*argv, "--detail", "auto", "--max-tiles", "5").vlm.calls[0].options
     assert (options["detail"], options["max_tiles"]) == ("auto", 5)
-    assert not {"detail", "max_tiles"} & idefics(*argv).vlm.calls[0].options.keys()
+    assert not {"detail", "max_tiles"} & run_idefics(*argv).vlm.calls[0].options.keys()
 
 
 @pytest.mark.parametrize(
@@ -235,40 +242,42 @@ def test_how_closely_pictures_are_looked_at(idefics, argv):
         (("--max-tiles", "few"), "--max-tiles is 'few': give a whole number"),
     ],
 )
-@pytest.mark.parametrize("argv", WORDED)
-def test_what_is_no_look_is_refused(idefics, argv, flag, message):
-    done = idefics(*argv, *flag)
-    assert (done.code, done.out) == (2, "")
-    assert message in done.err
+@pytest.mark.parametrize("argv", COMMANDS_WITH_WORDS)
+def test_invalid_image_detail_is_refused(run_idefics, argv, flag, message):
+    done = run_idefics(*argv, *flag)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert message in done.stderr
 
 
-@pytest.mark.parametrize("argv", WORDED)
-def test_shots_are_a_file(idefics, photos, argv):
-    (photos / "shots.jsonl").write_text('{"image": "b.png", "answer": "A puppy."}\n')
-    [shot] = idefics(*argv, "--shots", "shots.jsonl").vlm.shots
+@pytest.mark.parametrize("argv", COMMANDS_WITH_WORDS)
+def test_shots_are_a_file(run_idefics, photo_folder, argv):
+    (photo_folder / "shots.jsonl").write_text('{"image": "b.png", "answer": "A puppy."}\n')
+    [shot] = run_idefics(*argv, "--shots", "shots.jsonl").vlm.shots
     assert (shot.picture.source, shot.answer) == (Path("b.png"), "A puppy.")
 
 
-def test_a_refused_policy_fetches_nothing(idefics):
-    done = idefics("caption", "https://example.com/a.png", "--remote-images", "off")
-    assert done.code == 2
-    assert "may not be fetched" in done.err
-    assert not done.loads
+def test_a_refused_policy_fetches_nothing(run_idefics):
+    done = run_idefics("caption", "https://example.com/a.png", "--remote-images", "off")
+    assert done.exit_code == 2
+    assert "may not be fetched" in done.stderr
+    assert not done.load_flags
 
 
-def test_labels_come_from_a_file_too(idefics, photos):
-    (photos / "labels.txt").write_text("\ufeffsnow leopard, ounce\n\n  kitten \n", encoding="utf-8")
-    done = idefics("classify", "a.png", "--labels-file", "labels.txt", "--label", "puppy")
-    assert (done.code, done.err) == (0, "")
+def test_labels_come_from_a_file_too(run_idefics, photo_folder):
+    (photo_folder / "labels.txt").write_text("\ufeffsnow leopard, ounce\n\n  kitten \n", encoding="utf-8")
+    done = run_idefics("classify", "a.png", "--labels-file", "labels.txt", "--label", "puppy")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert done.vlm.calls[0].words == ["puppy", "snow leopard, ounce", "kitten"]
 
 
 @pytest.mark.parametrize(
     "argv", [["caption", "a.png"], ["generate", "a.png", "This is"], ["chat", "a.png", "What?"]]
 )
-def test_log_probabilities_of_tokens_are_in_the_json(capsys, photos, demo, standard_input, argv):
-    standard_input(b"")
-    code = run([*argv, "--json", "--top-logprobs", "2", "--max-new-tokens", "4"], lambda flags, screen: demo)
+def test_log_probabilities_of_tokens_are_in_the_json(capsys, photo_folder, demo_model, send_stdin, argv):
+    send_stdin(b"")
+    code = run(
+        [*argv, "--json", "--top-logprobs", "2", "--max-new-tokens", "4"], lambda flags, screen: demo_model
+    )
     row = json.loads(capsys.readouterr().out)
     assert code == 0
     assert len(row["tokens"]) == row["usage"]["completion_tokens"] > 0
@@ -279,44 +288,48 @@ def test_log_probabilities_of_tokens_are_in_the_json(capsys, photos, demo, stand
         assert len(token["top"]) == 2
 
 
-def test_without_top_logprobs_tokens_have_their_own_alone(capsys, photos, demo):
-    assert run(["caption", "a.png", "--json", "--logprobs"], lambda flags, screen: demo) == 0
+def test_without_top_logprobs_tokens_have_their_own_alone(capsys, photo_folder, demo_model):
+    assert run(["caption", "a.png", "--json", "--logprobs"], lambda flags, screen: demo_model) == 0
     assert set(json.loads(capsys.readouterr().out)["tokens"][0]) == {"id", "text", "logprob"}
 
 
-def test_rows_without_logprobs_have_no_tokens(idefics):
-    done = idefics("caption", "a.png", "--json")
-    assert "tokens" not in json.loads(done.out)
+def test_rows_without_logprobs_have_no_tokens(run_idefics):
+    done = run_idefics("caption", "a.png", "--json")
+    assert "tokens" not in json.loads(done.stdout)
 
 
-def test_files_that_flags_name_may_be_standard_input(idefics, standard_input, photos):
-    standard_input("\ufeffsnow leopard\n\nkit\u2028ten\n".encode())
-    done = idefics("classify", "a.png", "--labels-file", "-", "--label", "puppy")
-    assert (done.code, done.err) == (0, "")
+def test_files_that_flags_name_may_be_standard_input(run_idefics, send_stdin, photo_folder):
+    send_stdin("\ufeffsnow leopard\n\nkit\u2028ten\n".encode())
+    done = run_idefics("classify", "a.png", "--labels-file", "-", "--label", "puppy")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert done.vlm.calls[0].words == ["puppy", "snow leopard", "kit\u2028ten"]
-    standard_input('\ufeff{"image": "b.png", "answer": "One\u2028two."}\n'.encode())
-    done = idefics("caption", "a.png", "--shots", "-")
-    assert (done.code, done.err) == (0, "")
+    send_stdin('\ufeff{"image": "b.png", "answer": "One\u2028two."}\n'.encode())
+    done = run_idefics("caption", "a.png", "--shots", "-")
+    assert (done.exit_code, done.stderr) == (0, "")
     [shot] = done.vlm.shots
     assert (str(shot.picture.source), shot.answer) == ("b.png", "One\u2028two.")
-    standard_input(b'\xef\xbb\xbf{"type": "integer"}')
-    done = idefics("ask", "a.png", "How many?", "--schema", "-")
-    assert (done.code, done.vlm.calls[0].options["schema"]) == (0, {"type": "integer"})
+    send_stdin(b'\xef\xbb\xbf{"type": "integer"}')
+    done = run_idefics("ask", "a.png", "How many?", "--schema", "-")
+    assert (done.exit_code, done.vlm.calls[0].options["schema"]) == (0, {"type": "integer"})
 
 
 @pytest.mark.parametrize("flag", ["--labels-file", "--shots"])
-def test_what_is_wrong_with_standard_input_as_a_file(idefics, standard_input, photos, flag):
+def test_what_is_wrong_with_standard_input_as_a_file(run_idefics, send_stdin, photo_folder, flag):
     command = ["classify", "a.png", "--label", "puppy", "--label", "door", flag, "-"]
-    standard_input(b"\n")
-    assert idefics(*command).err.startswith(f"idefics classify: {flag} -: standard input is empty: send one ")
-    standard_input(b"Caf\xe9")
-    assert idefics(*command).err.startswith(f"idefics classify: {flag} - is not text in UTF-8: give one ")
+    send_stdin(b"\n")
+    assert run_idefics(*command).stderr.startswith(
+        f"idefics classify: {flag} -: standard input is empty: send one "
+    )
+    send_stdin(b"Caf\xe9")
+    assert run_idefics(*command).stderr.startswith(
+        f"idefics classify: {flag} - is not text in UTF-8: give one "
+    )
 
 
-def test_turns_and_a_schema_cannot_both_be_standard_input(idefics, standard_input, photos):
-    standard_input(b"{}")
-    done = idefics("chat", "a.png", "--schema", "-")
-    assert (done.code, done.err) == (
+def test_turns_and_a_schema_cannot_both_be_standard_input(run_idefics, send_stdin, photo_folder):
+    send_stdin(b"{}")
+    done = run_idefics("chat", "a.png", "--schema", "-")
+    assert (done.exit_code, done.stderr) == (
         2,
         "idefics chat: --schema - cannot be used here: the lines of standard input are the turns\n",
     )

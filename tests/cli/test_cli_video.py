@@ -6,19 +6,19 @@ import pytest
 
 from idefics.errors import BadVideo
 from idefics.messages import Video
-from processing.videos_tiny import video
+from processing.videos_tiny import encode_video
 
 
 @pytest.fixture
-def clips(photos):
+def video_folder(photo_folder):
     """clip.mp4, one.mp4, and broken.mp4, which is none, beside the pictures."""
     for name in ("clip.mp4", "one.mp4"):
-        (photos / name).write_bytes(video(5))
-    (photos / "broken.mp4").write_bytes(b"hello")
-    return photos
+        (photo_folder / name).write_bytes(encode_video(5))
+    (photo_folder / "broken.mp4").write_bytes(b"hello")
+    return photo_folder
 
 
-@pytest.mark.usefixtures("clips")
+@pytest.mark.usefixtures("video_folder")
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -28,52 +28,52 @@ def clips(photos):
         (["classify", "clip.mp4", "--labels", "cat,dog"], "cat"),
     ],
 )
-def test_a_video_stands_where_a_picture_does(idefics, argv, said):
-    done = idefics(*argv)
-    assert (done.code, done.out, done.err) == (0, f"{said}\n", "")
+def test_a_video_stands_where_a_picture_does(run_idefics, argv, said):
+    done = run_idefics(*argv)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"{said}\n", "")
     (call,) = done.vlm.calls
     assert isinstance((call.items if argv[0] == "generate" else call.image)[0], Video)
 
 
-@pytest.mark.usefixtures("clips")
-def test_several_are_answered_and_what_is_none_is_refused(idefics):
-    done = idefics("caption", "a.png", "clip.mp4", "broken.mp4", "missing.mp4", "one.mp4")
+@pytest.mark.usefixtures("video_folder")
+def test_several_are_answered_and_what_is_none_is_refused(run_idefics):
+    done = run_idefics("caption", "a.png", "clip.mp4", "broken.mp4", "missing.mp4", "one.mp4")
     names = ["a.png: caption a", "clip.mp4: caption clip", "one.mp4: caption one"]
-    assert (done.code, done.out.splitlines()) == (2, names)
-    assert done.refusals == [
+    assert (done.exit_code, done.stdout.splitlines()) == (2, names)
+    assert done.error_lines == [
         "idefics caption: missing.mp4: no such file",
         "idefics caption: broken.mp4 is not a video that can be read: give MP4, MOV, WebM, MKV or AVI",
     ]
 
 
-@pytest.mark.usefixtures("clips")
-def test_a_folder_gives_its_pictures_and_a_pattern_what_fits(idefics):
-    assert idefics("caption", "o*.mp4").out == "one.mp4: caption one\n"
-    assert "mp4" not in idefics("caption", ".").out
+@pytest.mark.usefixtures("video_folder")
+def test_a_folder_gives_its_pictures_and_a_pattern_what_fits(run_idefics):
+    assert run_idefics("caption", "o*.mp4").stdout == "one.mp4: caption one\n"
+    assert "mp4" not in run_idefics("caption", ".").stdout
 
 
-@pytest.mark.usefixtures("clips")
-def test_a_video_in_a_conversation(idefics, standard_input):
-    standard_input(b"/image clip.mp4\nWhat happens?\n")
-    done = idefics("chat")
-    assert (done.code, done.err) == (0, "")
+@pytest.mark.usefixtures("video_folder")
+def test_a_video_in_a_conversation(run_idefics, send_stdin):
+    send_stdin(b"/image clip.mp4\nWhat happens?\n")
+    done = run_idefics("chat")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert isinstance(done.vlm.calls[0].messages[0].parts[0], Video)
 
 
-@pytest.mark.usefixtures("clips")
-def test_without_pyav_pictures_are_still_answered(idefics, monkeypatch):
+@pytest.mark.usefixtures("video_folder")
+def test_without_pyav_pictures_are_still_answered(run_idefics, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    done = idefics("caption", "clip.mp4", "a.png")
-    assert (done.code, done.out) == (2, "a.png: caption a\n")
-    (line,) = done.refusals
+    done = run_idefics("caption", "clip.mp4", "a.png")
+    assert (done.exit_code, done.stdout) == (2, "a.png: caption a\n")
+    (line,) = done.error_lines
     assert line.endswith(
         "clip.mp4: reading a video file needs an optional part: pip install 'idefics[video]'"
     )
 
 
-@pytest.mark.usefixtures("clips")
-def test_where_the_model_refuses_videos_pictures_are_still_answered(idefics):
-    class Still(type(idefics("caption", "a.png").vlm)):
+@pytest.mark.usefixtures("video_folder")
+def test_where_the_model_refuses_videos_pictures_are_still_answered(run_idefics):
+    class Still(type(run_idefics("caption", "a.png").vlm)):
         def run(self, task, image, words="", **options):
             why = BadVideo("this checkpoint was not trained with video")
             answers = super().run(task, image, words, **options)
@@ -81,41 +81,41 @@ def test_where_the_model_refuses_videos_pictures_are_still_answered(idefics):
                 why if isinstance(one, Video) else answer for one, answer in zip(image, answers, strict=True)
             ]
 
-    done = idefics("caption", "a.png", "clip.mp4", "b.png", vlm=Still())
-    assert (done.code, done.out) == (2, "a.png: caption a\nb.png: caption b\n")
-    assert done.refusals == ["idefics caption: clip.mp4: this checkpoint was not trained with video"]
+    done = run_idefics("caption", "a.png", "clip.mp4", "b.png", vlm=Still())
+    assert (done.exit_code, done.stdout) == (2, "a.png: caption a\nb.png: caption b\n")
+    assert done.error_lines == ["idefics caption: clip.mp4: this checkpoint was not trained with video"]
 
 
-@pytest.mark.usefixtures("clips")
-def test_the_demo_names_those_that_know_video(demo, idefics):
-    done = idefics("ask", "clip.mp4", "What happens?", vlm=demo)
-    assert (done.code, done.out) == (2, "")
-    (line,) = done.refusals
+@pytest.mark.usefixtures("video_folder")
+def test_the_demo_names_those_that_know_video(demo_model, run_idefics):
+    done = run_idefics("ask", "clip.mp4", "What happens?", vlm=demo_model)
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = done.error_lines
     assert line.startswith(
         "idefics ask: clip.mp4: this checkpoint was not trained with video: load one that was"
     )
     assert "smolvlm2-500m" in line
 
 
-@pytest.mark.usefixtures("clips")
-def test_a_video_is_known_by_its_content(idefics, standard_input, photos):
+@pytest.mark.usefixtures("video_folder")
+def test_a_video_is_known_by_its_content(run_idefics, send_stdin, photo_folder):
     for name in ("clip", "clip.jpg"):
-        (photos / name).write_bytes((photos / "clip.mp4").read_bytes())
+        (photo_folder / name).write_bytes((photo_folder / "clip.mp4").read_bytes())
         for argv in (["ask", name, "What happens?"], ["generate", name, "It shows"]):
-            done = idefics(*argv)
-            assert (done.code, done.err) == (0, "")
+            done = run_idefics(*argv)
+            assert (done.exit_code, done.stderr) == (0, "")
             (call,) = done.vlm.calls
             assert isinstance((call.items if argv[0] == "generate" else call.image)[0], Video)
-    standard_input((photos / "clip.mp4").read_bytes())
-    done = idefics("caption", "-")
-    assert (done.code, done.err) == (0, "")
+    send_stdin((photo_folder / "clip.mp4").read_bytes())
+    done = run_idefics("caption", "-")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert isinstance(done.vlm.calls[0].image[0], Video)
-    (photos / "shots.jsonl").write_text('{"image": "clip.jpg", "answer": "A film."}')
-    done = idefics("caption", "a.png", "--shots", "shots.jsonl")
+    (photo_folder / "shots.jsonl").write_text('{"image": "clip.jpg", "answer": "A film."}')
+    done = run_idefics("caption", "a.png", "--shots", "shots.jsonl")
     assert isinstance(done.vlm.shots[0].picture, Video)
 
 
-def test_a_video_without_a_suffix_in_a_folder_is_counted_as_one(idefics, clips):
-    (clips / "folder" / "clip").write_bytes((clips / "clip.mp4").read_bytes())
-    done = idefics("caption", "folder")
-    assert "1 video (to include one, name it)" in done.err
+def test_a_video_without_a_suffix_in_a_folder_is_counted_as_one(run_idefics, video_folder):
+    (video_folder / "folder" / "clip").write_bytes((video_folder / "clip.mp4").read_bytes())
+    done = run_idefics("caption", "folder")
+    assert "1 video (to include one, name it)" in done.stderr

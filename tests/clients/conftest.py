@@ -9,32 +9,32 @@ import openai
 import pytest
 
 import idefics
-from engines import cancel_all
 from idefics.server.app import create_app
-from idefics.server.run import Server
 from idefics.server.settings import Settings
-from idefics.server.sockets import bind, url_of
+from idefics.server.sockets import bind_socket, socket_url
+from idefics.server.uvicorn_server import DrainingServer
+from shared_engine import cancel_all_requests
 
 
 @contextmanager
-def serving(vlm, *, middleware=None, **settings):
+def run_server(vlm, *, middleware=None, **settings):
     """A server in a thread of its own: (its url, what its requests share). `middleware` is (class, argument)."""
     settings = Settings(model="demo", port=0, **settings)
-    with bind(settings.host, settings.port) as listener:
+    with bind_socket(settings.host, settings.port) as listener:
         app = create_app(vlm, settings)
         if middleware is not None:
             app.add_middleware(*middleware)
-        server = Server(app)
+        server = DrainingServer(app)
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
         thread.start()
         try:
             while not server.started and thread.is_alive():
                 time.sleep(0.002)
-            yield url_of(listener), server.service
+            yield socket_url(listener), server.service
         finally:
             server.should_exit = True
             thread.join()
-            cancel_all(vlm.engine)
+            cancel_all_requests(vlm.engine)
 
 
 @pytest.fixture(scope="session")
@@ -43,42 +43,44 @@ def vlm():
 
 
 @pytest.fixture(scope="module")
-def served(vlm):
-    with serving(vlm) as (url, service):
+def running_server(vlm):
+    with run_server(vlm) as (url, service):
         yield url, service
 
 
 @pytest.fixture(scope="module")
-def url(served):
-    return served[0]
+def url(running_server):
+    return running_server[0]
 
 
 @pytest.fixture(scope="module")
 def client(url):
     """OpenAI's; strict, so that an answer which is not of the shape it knows is an error."""
-    with opened(url) as client:
+    with strict_client(url) as client:
         yield client
 
 
-def opened(url, kind=openai.OpenAI, **options):
+def strict_client(url, client_class=openai.OpenAI, **options):
     """A client that asks once and takes nothing but the shapes that it knows."""
-    usual = {"api_key": "none", "max_retries": 0, "timeout": 60, "_strict_response_validation": True}
-    return kind(base_url=f"{url}/v1", **(usual | options))
+    usual_options = {"api_key": "none", "max_retries": 0, "timeout": 60, "_strict_response_validation": True}
+    return client_class(base_url=f"{url}/v1", **(usual_options | options))
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind(served):
+def no_request_leaks(running_server):
     """Whatever a client did, its request is over soon after: no place, no row, no page is held."""
     yield
-    service = served[1]
+    service = running_server[1]
     scheduler = service.vlm.engine.scheduler
     for _ in range(5000):
-        if not (service.admission.places or scheduler.running or scheduler.queue or held(service.vlm)):
+        if not (
+            service.admission.slots or scheduler.running or scheduler.waiting or num_pages_in_use(service.vlm)
+        ):
             return
         time.sleep(0.002)
     pytest.fail("a request is held that nobody waits for")
 
 
-def held(vlm):
+def num_pages_in_use(vlm):
     """Pages that belong to a running answer."""
-    return sum(owners > 0 for owners in vlm.engine.scheduler.pages.owners)
+    return sum(owners > 0 for owners in vlm.engine.scheduler.page_pool.ref_counts)

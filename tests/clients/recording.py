@@ -9,13 +9,13 @@ import json
 import re
 from pathlib import Path
 
-from server.asking import PICTURES
+from server.request_bodies import PICTURES_FOLDER
 
-HERE = Path(__file__).parent
-PROGRAMS = HERE / "programs"
-RECORDED = HERE / "recorded"
-PICTURE = PICTURES / "shapes.png"
-ENVIRONMENTS = {  # the folder of `.venv/clients` in which each program runs
+CLIENTS_FOLDER = Path(__file__).parent
+PROGRAMS_FOLDER = CLIENTS_FOLDER / "programs"
+RECORDED_FOLDER = CLIENTS_FOLDER / "recorded"
+PICTURE_PATH = PICTURES_FOLDER / "shapes.png"
+ENVIRONMENT_BY_PROGRAM = {  # the folder of `.venv/clients` in which each program runs
     "docling_api": "openai3",
     "hub_inference": "openai3",
     "instructor_forms": "openai2",
@@ -30,14 +30,14 @@ ENVIRONMENTS = {  # the folder of `.venv/clients` in which each program runs
     "strands_agents": "openai2",
 }
 PLACEHOLDER = "data:image/png;base64,{shapes}"  # stands for any picture
-ID = re.compile(r"\b(msg|resp|chatcmpl|cmpl)[_-][0-9a-f]{32}\b")
+ID_PATTERN = re.compile(r"\b(msg|resp|chatcmpl|cmpl)[_-][0-9a-f]{32}\b")
 
 
-class Recorder:
+class RecordingMiddleware:
     """Middleware that keeps what is posted: (path, body) each."""
 
     def __init__(self, app, posted):
-        self.app, self.posted = app, posted
+        self.app, self.requests = app, posted
 
     async def __call__(self, scope, receive, send):
         body = b""
@@ -48,26 +48,28 @@ class Recorder:
             if message["type"] == "http.request":
                 body += message.get("body", b"")
                 if not message.get("more_body") and scope["method"] == "POST":
-                    self.posted.append({"path": scope["path"], "body": json.loads(body)})
+                    self.requests.append({"path": scope["path"], "body": json.loads(body)})
             return message
 
         await self.app(scope, watched if scope["type"] == "http" else receive, send)
 
 
-def kept(posted):
+def normalize_requests(requests):
     """Requests as they are written down: without pictures, and with ids that do not change from run to run."""
-    text = json.dumps(posted, ensure_ascii=False, indent=1)
+    text = json.dumps(requests, ensure_ascii=False, indent=1)
     text = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=]+", PLACEHOLDER, text)
-    return json.loads(ID.sub(lambda found: f"{found[1]}_{'0' * 32}", text))
+    return json.loads(ID_PATTERN.sub(lambda found: f"{found[1]}_{'0' * 32}", text))
 
 
-def recorded(name):
+def read_recorded_requests(name):
     """The requests of a program, with the picture in them."""
-    uri = PLACEHOLDER.replace("{shapes}", base64.b64encode(PICTURE.read_bytes()).decode())
-    return json.loads((RECORDED / f"{name}.json").read_text().replace(PLACEHOLDER, uri))
+    uri = PLACEHOLDER.replace("{shapes}", base64.b64encode(PICTURE_PATH.read_bytes()).decode())
+    return json.loads((RECORDED_FOLDER / f"{name}.json").read_text().replace(PLACEHOLDER, uri))
 
 
-def write(name, posted):
+def write_recorded_requests(name, requests):
     """Keeps the requests of a program."""
-    RECORDED.mkdir(exist_ok=True)
-    (RECORDED / f"{name}.json").write_text(json.dumps(kept(posted), ensure_ascii=False, indent=1) + "\n")
+    RECORDED_FOLDER.mkdir(exist_ok=True)
+    (RECORDED_FOLDER / f"{name}.json").write_text(
+        json.dumps(normalize_requests(requests), ensure_ascii=False, indent=1) + "\n"
+    )

@@ -2,8 +2,8 @@
 
 import schemathesis
 
-SHORT = 4  # tokens
-LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+MAX_TOKENS = 4  # tokens
+LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 @schemathesis.hook
@@ -12,6 +12,6 @@ def before_call(context, case, kwargs):
     body = case.body
     if isinstance(body, dict) and isinstance(body.get("model"), str):
         body["model"] = "demo"
-        for name in LENGTHS:
-            if type(body.get(name)) is int and body[name] > SHORT:
-                body[name] = SHORT
+        for name in LENGTH_FIELDS:
+            if type(body.get(name)) is int and body[name] > MAX_TOKENS:
+                body[name] = MAX_TOKENS

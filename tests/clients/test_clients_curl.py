@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-from server.asking import PICTURES, QUESTION, chat, events
+from server.request_bodies import PICTURES_FOLDER, QUESTION_MESSAGES, chat_request, parse_events
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
-def curl(*arguments, given=""):
+def run_curl(*arguments, stdin=""):
     """What it prints, then the status of the answer."""
     command = [
         "curl",
@@ -23,61 +23,61 @@ def curl(*arguments, given=""):
         "\n%{http_code}",
         *arguments,
     ]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=True)
     body, _, status = done.stdout.rpartition("\n")
     return int(status), body
 
 
-def post(url, body, *more):
+def post_json(url, body, *more):
     head = ("--header", "Content-Type: application/json")
-    return curl(f"{url}/v1/chat/completions", *head, "--data-binary", "@-", *more, given=json.dumps(body))
+    return run_curl(f"{url}/v1/chat/completions", *head, "--data-binary", "@-", *more, stdin=json.dumps(body))
 
 
 def test_a_question(url, client):
-    status, body = post(url, chat())
+    status, body = post_json(url, chat_request())
     assert status == 200
-    same = client.chat.completions.create(model="demo", messages=QUESTION)
+    same = client.chat.completions.create(model="demo", messages=QUESTION_MESSAGES)
     assert json.loads(body)["choices"][0]["message"]["content"] == same.choices[0].message.content
 
 
 def test_a_stream(url):
-    _, whole = post(url, chat())
-    status, body = post(url, chat(stream=True), "--no-buffer")
-    *chunks, done = events(body)
+    _, whole = post_json(url, chat_request())
+    status, body = post_json(url, chat_request(stream=True), "--no-buffer")
+    *chunks, done = parse_events(body)
     assert (status, done) == (200, "[DONE]")
     pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
     assert "".join(pieces) == json.loads(whole)["choices"][0]["message"]["content"]
 
 
 def test_an_error_has_a_body_and_a_status(url):
-    status, body = post(url, chat(n=0))
+    status, body = post_json(url, chat_request(n=0))
     assert status == 400
     assert json.loads(body)["error"]["param"] == "n"
-    assert curl(f"{url}/none")[0] == 404
-    assert curl("--request", "PUT", f"{url}/v1/chat/completions")[0] == 405
+    assert run_curl(f"{url}/none")[0] == 404
+    assert run_curl("--request", "PUT", f"{url}/v1/chat/completions")[0] == 405
 
 
 def test_a_large_body_is_asked_for_and_not_sent_in_vain(url):
     """curl waits for "100 Continue" before it sends much; told 413 instead, it sends nothing."""
-    flood = json.dumps(chat()) + " " * (21 << 20)
-    status, body = curl(f"{url}/v1/chat/completions", "--data-binary", "@-", given=flood)
+    flood = json.dumps(chat_request()) + " " * (21 << 20)
+    status, body = run_curl(f"{url}/v1/chat/completions", "--data-binary", "@-", stdin=flood)
     assert status == 413
     assert "larger than" in json.loads(body)["error"]["message"]
 
 
-def form(url, task, *fields):
+def post_form(url, task, *fields):
     flags = [flag for field in fields for flag in ("--form", field)]
-    status, body = curl(f"{url}/v1/images/tasks/{task}", *flags)
+    status, body = run_curl(f"{url}/v1/images/tasks/{task}", *flags)
     return status, json.loads(body)
 
 
 def test_a_form_with_a_file(url, vlm):
-    picture = PICTURES / "puppy.png"
+    picture = PICTURES_FOLDER / "puppy.png"
     file = f"image=@{picture}"
-    assert form(url, "caption", file)[1]["text"] == vlm.caption(picture).text
-    answer = form(url, "ask", file, "words=What is it?", "max_new_tokens=3")[1]
+    assert post_form(url, "caption", file)[1]["text"] == vlm.caption(picture).text
+    answer = post_form(url, "ask", file, "words=What is it?", "max_new_tokens=3")[1]
     assert answer["text"] == vlm.ask(picture, "What is it?", max_new_tokens=3).text
-    status, ranked = form(url, "classify", file, "labels=a dog", "labels=a door")
+    status, ranked = post_form(url, "classify", file, "labels=a dog", "labels=a door")
     assert status == 200
     same = vlm.classify(picture, ["a dog", "a door"])
     assert [row["label"] for row in ranked["labels"]] == [row.label for row in same]
@@ -90,10 +90,10 @@ def test_a_form_that_is_wrong(url, tmp_path):
         [f"image=@{tmp_path / 'words.png'}", "words=What?"],
         [f"photo=@{__file__}"],
     ):
-        status, body = form(url, "ask", *fields)
+        status, body = post_form(url, "ask", *fields)
         assert status == 400
         assert body["error"]["message"]
 
 
 def test_health(url):
-    assert curl(f"{url}/health") == (200, '{"status":"ok"}')
+    assert run_curl(f"{url}/health") == (200, '{"status":"ok"}')

@@ -6,19 +6,19 @@ import openai
 import pydantic
 import pytest
 
-from clients.conftest import opened
-from clients.test_clients_openai import ask, direct, picture
+from clients.conftest import strict_client
+from clients.test_clients_openai import ask_chat, direct_answer, picture
 from idefics.messages import Message
-from server.asking import QUESTION, data_uri, said, shown, user
+from server.request_bodies import QUESTION_MESSAGES, image_part, picture_data_uri, text_part, user_message
 
 
 @pytest.fixture
 def expected(vlm):
-    return direct(vlm, picture("shapes"), "What is shown?", logprobs=True, top_logprobs=3)
+    return direct_answer(vlm, picture("shapes"), "What is shown?", logprobs=True, top_logprobs=3)
 
 
 def test_how_likely_each_token_was(client, expected):
-    choice = ask(client, logprobs=True, top_logprobs=3).choices[0]
+    choice = ask_chat(client, logprobs=True, top_logprobs=3).choices[0]
     content = choice.logprobs.content
     assert [token.logprob for token in content] == pytest.approx(list(expected.logprobs))
     assert [len(token.top_logprobs) for token in content] == [3] * len(expected.tokens)
@@ -29,7 +29,7 @@ def test_how_likely_each_token_was(client, expected):
 
 
 def test_the_same_in_a_stream(client, expected):
-    with ask(client, logprobs=True, top_logprobs=3, stream=True) as stream:
+    with ask_chat(client, logprobs=True, top_logprobs=3, stream=True) as stream:
         given = [chunk.choices[0].logprobs for chunk in stream]
     found = [token.logprob for one in given if one is not None for token in one.content]
     assert found == pytest.approx(list(expected.logprobs))
@@ -44,7 +44,7 @@ class Scene(pydantic.BaseModel):
 
 def test_an_answer_in_a_form_of_the_callers(client):
     answer = client.chat.completions.parse(
-        model="demo", messages=QUESTION, response_format=Scene, max_tokens=200
+        model="demo", messages=QUESTION_MESSAGES, response_format=Scene, max_tokens=200
     )
     scene = answer.choices[0].message.parsed
     assert isinstance(scene, Scene)
@@ -53,26 +53,31 @@ def test_an_answer_in_a_form_of_the_callers(client):
 
 def test_the_same_in_a_stream_of_the_helper(client):
     with client.chat.completions.stream(
-        model="demo", messages=QUESTION, response_format=Scene, max_tokens=200
+        model="demo", messages=QUESTION_MESSAGES, response_format=Scene, max_tokens=200
     ) as stream:
         final = stream.get_final_completion()
     assert isinstance(final.choices[0].message.parsed, Scene)
 
 
-def test_a_form_that_has_no_room_is_refused_before_it_is_begun(client):
+def test_a_form_that_cannot_fit_is_refused_before_it_starts(client):
     with pytest.raises(openai.BadRequestError, match="there is room for 2"):
-        client.chat.completions.parse(model="demo", messages=QUESTION, response_format=Scene, max_tokens=2)
+        client.chat.completions.parse(
+            model="demo", messages=QUESTION_MESSAGES, response_format=Scene, max_tokens=2
+        )
 
 
-FORCED = {"choices": ["a cat", "a red circle"], "regex": r"[0-9]{3}-[0-9]{2}"}
+OUTPUT_CONSTRAINTS = {"choices": ["a cat", "a red circle"], "regex": r"[0-9]{3}-[0-9]{2}"}
 
 
-@pytest.mark.parametrize("name", FORCED)
+@pytest.mark.parametrize("name", OUTPUT_CONSTRAINTS)
 def test_forms_beyond_the_clients_own(client, vlm, name):
-    text = ask(client, extra_body={name: FORCED[name]}).choices[0].message.content
-    assert text == direct(vlm, picture("shapes"), "What is shown?", **{name: FORCED[name]}).text
+    text = ask_chat(client, extra_body={name: OUTPUT_CONSTRAINTS[name]}).choices[0].message.content
+    assert (
+        text
+        == direct_answer(vlm, picture("shapes"), "What is shown?", **{name: OUTPUT_CONSTRAINTS[name]}).text
+    )
     if name == "choices":
-        assert text in FORCED[name]
+        assert text in OUTPUT_CONSTRAINTS[name]
 
 
 def test_completions(client, url, vlm):
@@ -84,7 +89,7 @@ def test_completions(client, url, vlm):
     assert (choice.finish_reason, answer.usage.completion_tokens) == (same.finish, len(same.tokens))
     assert len(choice.logprobs.token_logprobs) == len(same.tokens)
     # Not strict: the package has no null in a chunk's finish_reason, which OpenAI itself sends.
-    lenient = opened(url, _strict_response_validation=False)
+    lenient = strict_client(url, _strict_response_validation=False)
     with (
         lenient,
         lenient.completions.create(
@@ -96,11 +101,11 @@ def test_completions(client, url, vlm):
 
 def test_responses(client, vlm):
     content = [
-        {"type": "input_image", "image_url": data_uri("shapes"), "detail": "low"},
+        {"type": "input_image", "image_url": picture_data_uri("shapes"), "detail": "low"},
         {"type": "input_text", "text": "What is shown?"},
     ]
     asked = {"model": "demo", "input": [{"role": "user", "content": content}]}
-    same = direct(vlm, picture("shapes", detail="low"), "What is shown?")
+    same = direct_answer(vlm, picture("shapes", detail="low"), "What is shown?")
     answer = client.responses.create(**asked)
     assert answer.output_text == same.text
     assert (answer.status, answer.usage.output_tokens) == ("completed", len(same.tokens))
@@ -133,15 +138,19 @@ def test_responses_in_a_form_of_the_callers(client):
 
 
 def test_penalties_and_biases(client, vlm):
-    story = [user(said("Tell me a story."))]
+    story = [user_message(text_part("Tell me a story."))]
     for wish in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"logit_bias": {"5": 100.0}}):
         same = dict(wish)
         if "logit_bias" in same:
             same["logit_bias"] = {5: 100.0}
-        text = ask(client, story, max_tokens=8, **wish).choices[0].message.content
-        assert text == direct(vlm, "Tell me a story.", max_new_tokens=8, **same).text
+        text = ask_chat(client, story, max_tokens=8, **wish).choices[0].message.content
+        assert text == direct_answer(vlm, "Tell me a story.", max_new_tokens=8, **same).text
 
 
 def test_several_pictures_as_the_documentation_shows_them(client):
-    answer = ask(client, [user(said("Which is alive?"), shown("door"), shown("puppy"))], max_tokens=8)
+    answer = ask_chat(
+        client,
+        [user_message(text_part("Which is alive?"), image_part("door"), image_part("puppy"))],
+        max_tokens=8,
+    )
     assert answer.choices[0].message.content

@@ -10,30 +10,37 @@ from pathlib import Path
 
 import pytest
 
-from clients.conftest import serving
-from clients.recording import ENVIRONMENTS, PICTURE, PROGRAMS, RECORDED, Recorder, kept
+from clients.conftest import run_server
+from clients.recording import (
+    ENVIRONMENT_BY_PROGRAM,
+    PICTURE_PATH,
+    PROGRAMS_FOLDER,
+    RECORDED_FOLDER,
+    RecordingMiddleware,
+    normalize_requests,
+)
 from idefics.messages import Message, Picture
-from server.asking import data_uri
+from server.request_bodies import picture_data_uri
 
 pytestmark = pytest.mark.clients
-FOLDER = Path(__file__).parents[2] / ".venv" / "clients"
-SECONDS = 180  # imports of some take twenty
+ENVIRONMENTS_FOLDER = Path(__file__).parents[2] / ".venv" / "clients"
+TIMEOUT = 180  # imports of some take twenty
 
 
 @pytest.fixture(scope="module")
-def posted():
+def recorded_requests():
     return []
 
 
 @pytest.fixture(scope="module")
-def served(vlm, posted):
-    with serving(vlm, middleware=(Recorder, posted)) as found:
+def running_server(vlm, recorded_requests):
+    with run_server(vlm, middleware=(RecordingMiddleware, recorded_requests)) as found:
         yield found
 
 
-def run(name, url, folder):
+def run_program(name, url, folder):
     """What a program tells of its answers."""
-    python = FOLDER / ENVIRONMENTS[name] / "bin" / "python"
+    python = ENVIRONMENTS_FOLDER / ENVIRONMENT_BY_PROGRAM[name] / "bin" / "python"
     if not python.exists():
         pytest.skip(f"no environment {python.parents[1].name} of clients: `make test-all` makes it")
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -43,12 +50,12 @@ def run(name, url, folder):
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     done = subprocess.run(
-        [python, PROGRAMS / f"{name}.py", url, PICTURE],
+        [python, PROGRAMS_FOLDER / f"{name}.py", url, PICTURE_PATH],
         env=environment,
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=TIMEOUT,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,18 +65,18 @@ def run(name, url, folder):
 @pytest.fixture(scope="module")
 def expected(vlm):
     """What each question of the programs is to be answered."""
-    asked = Message("user", (Picture(data_uri("shapes")), "What is shown?"))
+    asked = Message("user", (Picture(picture_data_uri("shapes")), "What is shown?"))
     first = vlm.chat([asked]).text
     turns = [asked, Message("assistant", (first,)), Message("user", ("What colour?",))]
     story = vlm.generate(["Once upon a time,"], max_new_tokens=6).text
     return {"first": first, "next": vlm.chat(turns).text, "story": story}
 
 
-@pytest.mark.timeout(SECONDS + 20)
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_a_client_gets_the_models_answers(name, url, posted, expected, tmp_path):
-    posted.clear()
-    told = run(name, url, tmp_path)
+@pytest.mark.timeout(TIMEOUT + 20)
+@pytest.mark.parametrize("name", ENVIRONMENT_BY_PROGRAM)
+def test_a_client_gets_the_models_answers(name, url, recorded_requests, expected, tmp_path):
+    recorded_requests.clear()
+    told = run_program(name, url, tmp_path)
     for kind, answers in told.items():
         assert answers
         if kind == "seen":
@@ -77,5 +84,7 @@ def test_a_client_gets_the_models_answers(name, url, posted, expected, tmp_path)
             assert set(shapes) <= {"circle", "square"}
         else:
             assert {answer.strip() for answer in answers} == {expected[kind].strip()}
-    kept_now = json.loads((RECORDED / f"{name}.json").read_text())
-    assert kept(posted) == kept_now, "python scripts/record_clients.py writes what it sends now"
+    kept_now = json.loads((RECORDED_FOLDER / f"{name}.json").read_text())
+    assert normalize_requests(recorded_requests) == kept_now, (
+        "python scripts/record_clients.py writes what it sends now"
+    )

@@ -17,7 +17,7 @@ CHECKS = (
 )
 
 
-def look(url, folder, phases, examples):
+def run_schemathesis(url, folder, phases, examples):
     """Runs the command as people do; each fault that it finds is printed with the curl command that shows it."""
     command = [Path(sys.executable).parent / "schemathesis", "run", f"{url}/openapi.json"]
     command += ["--checks", ",".join(CHECKS), "--phases", phases, "--max-examples", str(examples)]
@@ -37,9 +37,9 @@ def look(url, folder, phases, examples):
 
 
 def test_nothing_happens_that_is_not_described(url, tmp_path):
-    assert "passed" in look(url, tmp_path, "fuzzing", 6)
+    assert "passed" in run_schemathesis(url, tmp_path, "fuzzing", 6)
 
 
 @pytest.mark.slow
-def test_nothing_happens_that_is_not_described_however_long_one_looks(url, tmp_path):
-    assert "passed" in look(url, tmp_path, "coverage,fuzzing", 200)
+def test_nothing_undescribed_happens_in_long_runs(url, tmp_path):
+    assert "passed" in run_schemathesis(url, tmp_path, "coverage,fuzzing", 200)

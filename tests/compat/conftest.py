@@ -8,23 +8,23 @@ import PIL.Image
 import pytest
 
 from compat.processors_tiny import WIDE, reference
-from processing.pictures_tiny import ORIENTATION
+from processing.pictures_tiny import EXIF_ORIENTATION_TAG
 
 __all__ = ["reference"]
 
 
-class Pictures(BaseHTTPRequestHandler):
+class PictureHandler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path.startswith("/wide.png"):
-            self.answer(200, WIDE)
+            self.send_picture(200, WIDE)
         elif self.path.startswith("/turned.png"):
-            self.answer(200, WIDE.transpose(PIL.Image.Transpose.ROTATE_90), orientation=6)
+            self.send_picture(200, WIDE.transpose(PIL.Image.Transpose.ROTATE_90), orientation=6)
         else:
             self.send_error(404)
 
-    def answer(self, status, image, orientation=1):
+    def send_picture(self, status, image, orientation=1):
         exif, body = PIL.Image.Exif(), io.BytesIO()
-        exif[ORIENTATION] = orientation
+        exif[EXIF_ORIENTATION_TAG] = orientation
         image.save(body, "PNG", exif=exif)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body.getvalue())))
@@ -36,9 +36,9 @@ class Pictures(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def site():
+def picture_server_url():
     """Address of a server with wide.png, and turned.png, which is the same on its side with a tag that says so."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PictureHandler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

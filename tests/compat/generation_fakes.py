@@ -2,19 +2,19 @@
 
 import torch
 
-from idefics.compat.cache import KeyValueCache
 from idefics.compat.generation import GenerationMixin
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.outputs import CausalLMOutputWithPast
-from idefics.nn.padded import KeysValues
+from idefics.compat.kv_cache import KeyValueCache
+from idefics.compat.modeling_outputs import CausalLMOutputWithPast
+from idefics.nn.padded_attention import LayerKV
 
-VOCABULARY = 24
+VOCAB_SIZE = 24
 
 
-def reference(transformers, **special_ids):
+def make_reference_llama(transformers, **special_ids):
     """Flat enough for beams to cross and for draws to differ, with stop ids in reach."""
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCAB_SIZE,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -29,7 +29,7 @@ def reference(transformers, **special_ids):
     return transformers.LlamaForCausalLM(config).eval()
 
 
-class Ours(GenerationMixin):
+class WrappedReferenceModel(GenerationMixin):
     """The reference's forward pass behind our `generate`. Counts its calls and the rows of each."""
 
     def __init__(self, model, cache):
@@ -51,15 +51,15 @@ class Ours(GenerationMixin):
         return_dict=True,
         **kwargs,
     ):
-        new = input_ids if inputs_embeds is None else inputs_embeds
-        sight = None if image_attention_mask is None else tuple(image_attention_mask.shape)
-        self.calls.append((tuple(new.shape[:2]), pixel_values is not None, sight))
+        new_inputs = input_ids if inputs_embeds is None else inputs_embeds
+        image_mask_shape = None if image_attention_mask is None else tuple(image_attention_mask.shape)
+        self.calls.append((tuple(new_inputs.shape[:2]), pixel_values is not None, image_mask_shape))
         past = None
         if past_key_values is not None:
             past = self.cache_class([(layer.keys, layer.values) for layer in past_key_values.layers])
         if position_ids is None:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
-        assert position_ids.shape == new.shape[:2]
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_inputs.shape[1] :]
+        assert position_ids.shape == new_inputs.shape[:2]
         out = self.model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -72,9 +72,7 @@ class Ours(GenerationMixin):
         )
         cache = None
         if use_cache:
-            cache = KeyValueCache(
-                [KeysValues(layer.keys, layer.values) for layer in out.past_key_values.layers]
-            )
+            cache = KeyValueCache([LayerKV(layer.keys, layer.values) for layer in out.past_key_values.layers])
         return CausalLMOutputWithPast(
             logits=out.logits,
             past_key_values=cache,
@@ -85,7 +83,7 @@ class Ours(GenerationMixin):
     __call__ = forward
 
 
-class Script(GenerationMixin):
+class TableModel(GenerationMixin):
     """Speaks by a table, without transformers: `logits[last id]` are those of the next."""
 
     def __init__(self, logits, **settings):
@@ -95,13 +93,13 @@ class Script(GenerationMixin):
     def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=True, **kwargs):
         length = 0 if past_key_values is None else past_key_values.get_seq_length()
         keys = torch.zeros(len(input_ids), 1, length + input_ids.shape[1], 1)
-        cache = KeyValueCache([KeysValues(keys, keys)]) if use_cache else None
+        cache = KeyValueCache([LayerKV(keys, keys)]) if use_cache else None
         return CausalLMOutputWithPast(logits=self.logits[input_ids[:, -1:]], past_key_values=cache)
 
     __call__ = forward
 
 
-def chain(*ids, vocabulary=VOCABULARY):
+def make_chain_table(*ids, vocabulary=VOCAB_SIZE):
     """A table in which each id is followed by the next one, the last by itself."""
     table = torch.zeros(vocabulary, vocabulary)
     for id, following in zip(ids, [*ids[1:], ids[-1]], strict=True):
@@ -109,10 +107,10 @@ def chain(*ids, vocabulary=VOCABULARY):
     return table
 
 
-def prompts(rows=3, length=6, *, padding=0, seed=0):
+def make_random_prompts(rows=3, length=6, *, padding=0, seed=0):
     """Ids without the special ones, rows padded on the left by 0, 1, 2, ... where `padding` is asked for."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(4, VOCABULARY, (rows, length), generator=generator)
+    ids = torch.randint(4, VOCAB_SIZE, (rows, length), generator=generator)
     mask = torch.ones_like(ids)
     if padding:
         for row in range(rows):

@@ -5,56 +5,60 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from idefics.compat.configuration_auto import CONFIGS
+from idefics.compat.configuration_auto import CONFIG_CLASS_BY_MODEL_TYPE
 from idefics.compat.modeling_auto import AutoModelForImageTextToText
 from models import tiny
 
-RAWS = {
+CONFIG_BY_FAMILY = {
     "idefics": tiny.IDEFICS1,
     "idefics2": tiny.IDEFICS2,
     "idefics3": tiny.IDEFICS3,
-    "smolvlm": tiny.changed(tiny.IDEFICS3, model_type="smolvlm"),
+    "smolvlm": tiny.merge_config(tiny.IDEFICS3, model_type="smolvlm"),
 }
-FAMILIES = tuple(RAWS)
+FAMILIES = tuple(CONFIG_BY_FAMILY)
 
 
-def theirs(raw, **changes):
+def make_reference_model(raw, **changes):
     """transformers' model of `raw` with random weights, in evaluation mode."""
     transformers = pytest.importorskip("transformers")
-    raw = tiny.changed(raw, **changes)
+    raw = tiny.merge_config(raw, **changes)
     config, architecture = (getattr(transformers, name) for name in tiny.ARCHITECTURES[raw["model_type"]])
-    return tiny.randomise(architecture(config.from_dict(raw)))
+    return tiny.randomize_weights(architecture(config.from_dict(raw)))
 
 
-def pair(folder, raw, **changes):
+def make_reference_and_model(folder, raw, **changes):
     """The same model in both, through a folder that transformers wrote."""
-    reference = theirs(raw, **changes)
+    reference = make_reference_model(raw, **changes)
     reference.save_pretrained(folder)
     return reference, AutoModelForImageTextToText.from_pretrained(folder)
 
 
-def ours(family, **changes):
+def make_our_model(family, **changes):
     """Our model alone, with random weights."""
-    config = CONFIGS[family].from_dict(tiny.changed(RAWS[family], **changes))
-    return tiny.randomise(AutoModelForImageTextToText.from_config(config))
+    config = CONFIG_CLASS_BY_MODEL_TYPE[family].from_dict(
+        tiny.merge_config(CONFIG_BY_FAMILY[family], **changes)
+    )
+    return tiny.randomize_weights(AutoModelForImageTextToText.from_config(config))
 
 
-def batch(model, *scenes):
-    """Rows for one of our models or its twin, padded on the left, of scenes as in `tiny.prompt`."""
-    return tiny.reference_inputs(model, [tiny.prompt(Settings(model), scene) for scene in scenes])
+def make_batch(model, *scenes):
+    """Rows for one of our models or its twin, padded on the left, of scenes as in `tiny.make_random_prompt`."""
+    return tiny.make_reference_inputs(
+        model, [tiny.make_random_prompt(PromptModel(model), scene) for scene in scenes]
+    )
 
 
-class Settings:
-    """What `tiny.prompt` asks of a model."""
+class PromptModel:
+    """What `tiny.make_random_prompt` asks of a model."""
 
     def __init__(self, model):
         raw = model.config.to_dict()
-        self.config = CONFIGS[raw["model_type"]].from_dict(raw).settings()
+        self.config = CONFIG_CLASS_BY_MODEL_TYPE[raw["model_type"]].from_dict(raw).to_model_config()
         text = self.config.text
-        self.layout = SimpleNamespace(vocabulary=text.vocabulary + text.additional_vocabulary)
+        self.layout = SimpleNamespace(vocab_size=text.vocab_size + text.additional_vocab_size)
 
 
-def rows(inputs, picked):
+def select_rows(inputs, picked):
     """These rows of a batch, without the padding that they share."""
     some = {name: value[picked] for name, value in inputs.items()}
     start = int(some["attention_mask"].any(dim=0).int().argmax())

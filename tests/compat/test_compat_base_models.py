@@ -5,9 +5,16 @@ import json
 import pytest
 import torch
 
-from compat.models_tiny import FAMILIES, RAWS, assert_close, batch, ours, pair
+from compat.models_tiny import (
+    CONFIG_BY_FAMILY,
+    FAMILIES,
+    assert_close,
+    make_batch,
+    make_our_model,
+    make_reference_and_model,
+)
 from idefics import compat
-from idefics.compat.modeling_auto import BASE_CLASSES, CLASSES
+from idefics.compat.modeling_auto import BASE_MODEL_CLASS_BY_TYPE, MODEL_CLASS_BY_TYPE
 from idefics.errors import BadPrompt, BadSetting
 from models import tiny
 
@@ -17,15 +24,15 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 
 @each_family
 def test_the_model_inside_is_the_bare_model(family, tmp_path):
-    reference, model = pair(tmp_path, RAWS[family])
-    inputs = batch(model, *SCENES)
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY[family])
+    inputs = make_batch(model, *SCENES)
     real = inputs["attention_mask"].bool()
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         expected, out = reference.model(**inputs), model.model(**inputs)
         assert_close(out.last_hidden_state[real], expected.last_hidden_state[real])
         assert_close(model.lm_head(out.last_hidden_state), model(**inputs).logits)
-    assert type(model.model) is BASE_CLASSES[family]
+    assert type(model.model) is BASE_MODEL_CLASS_BY_TYPE[family]
     assert model.base_model is model.get_decoder() is model.model
     assert model.model.base_model is model.model
     assert model.model.config is model.config
@@ -37,12 +44,12 @@ def test_the_model_inside_is_the_bare_model(family, tmp_path):
 
 @each_family
 def test_a_class_without_a_head_reads_a_checkpoint_with_one(family, tmp_path):
-    reference, model = pair(tmp_path, RAWS[family])
-    inputs = batch(model, *SCENES)
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY[family])
+    inputs = make_batch(model, *SCENES)
     expected = model.model(**inputs).last_hidden_state
-    for load in (compat.AutoModel, BASE_CLASSES[family]):
+    for load in (compat.AutoModel, BASE_MODEL_CLASS_BY_TYPE[family]):
         bare = load.from_pretrained(tmp_path)
-        assert type(bare) is BASE_CLASSES[family]
+        assert type(bare) is BASE_MODEL_CLASS_BY_TYPE[family]
         assert_close(bare(**inputs).last_hidden_state, expected)
     bare.save_pretrained(tmp_path / "bare")
     assert json.loads((tmp_path / "bare" / "config.json").read_text())["architectures"] == [
@@ -58,7 +65,7 @@ def test_a_class_without_a_head_reads_a_checkpoint_with_one(family, tmp_path):
 
 @each_family
 def test_weights_are_not_kept_twice(family):
-    model = ours(family)
+    model = make_our_model(family)
     inside = {id(weight) for weight in model.model.parameters()}
     assert inside < {id(weight) for weight in model.parameters()}
     model.model.get_input_embeddings().weight.data.fill_(0.5)
@@ -67,14 +74,17 @@ def test_weights_are_not_kept_twice(family):
 
 @each_family
 def test_vision_towers(family, tmp_path):
-    reference, model = pair(tmp_path, RAWS[family])
-    pixels = batch(model, "t1t1t")["pixel_values"].flatten(0, 1)[:2]
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY[family])
+    pixels = make_batch(model, "t1t1t")["pixel_values"].flatten(0, 1)[:2]
     asked = {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
         if family == "idefics2":
-            side = RAWS[family]["vision_config"]["image_size"] // RAWS[family]["vision_config"]["patch_size"]
+            side = (
+                CONFIG_BY_FAMILY[family]["vision_config"]["image_size"]
+                // CONFIG_BY_FAMILY[family]["vision_config"]["patch_size"]
+            )
             asked_of_theirs = {"patch_attention_mask": torch.ones(2, side, side, dtype=torch.bool)}
-            pixels = torch.randn(2, 3, *[RAWS[family]["vision_config"]["image_size"]] * 2)
+            pixels = torch.randn(2, 3, *[CONFIG_BY_FAMILY[family]["vision_config"]["image_size"]] * 2)
         else:
             asked_of_theirs = {}
         reference.set_attn_implementation("eager")
@@ -96,21 +106,21 @@ def test_vision_towers(family, tmp_path):
 
 
 def test_vision_towers_say_what_they_do_not_read():
-    model = ours("idefics3").model.vision_model
+    model = make_our_model("idefics3").model.vision_model
     pixels = torch.randn(1, 3, 32, 32)
     with pytest.raises(BadPrompt, match="leaves patches out"):
         model(pixels, patch_attention_mask=torch.zeros(1, 4, 4, dtype=torch.bool))
-    tower = ours("idefics").model.vision_model
+    tower = make_our_model("idefics").model.vision_model
     with pytest.raises(BadPrompt, match="interpolate_pos_encoding=True"):
         tower(torch.randn(1, 3, 48, 48))
     assert tower(torch.randn(1, 3, 48, 48), interpolate_pos_encoding=True).last_hidden_state.shape[0] == 1
 
 
 def test_frames_that_go_through_a_tower_in_groups(monkeypatch):
-    model = ours("idefics3").model.vision_model
+    model = make_our_model("idefics3").model.vision_model
     pixels = torch.randn(5, 3, 32, 32)
     whole = model(pixels, output_hidden_states=True, output_attentions=True)
-    monkeypatch.setattr("idefics.nn.vit.CACHED", 1)
+    monkeypatch.setattr("idefics.nn.vit.CPU_CHUNK_PATCHES", 1)
     parts = model(pixels, output_hidden_states=True, output_attentions=True)
     for name in ("hidden_states", "attentions"):
         for one, other in zip(parts[name], whole[name], strict=True):
@@ -119,8 +129,8 @@ def test_frames_that_go_through_a_tower_in_groups(monkeypatch):
 
 @pytest.mark.parametrize("family", ["idefics2", "idefics3", "smolvlm"])
 def test_image_features(family, tmp_path):
-    reference, model = pair(tmp_path, RAWS[family])
-    inputs = batch(model, *SCENES)
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY[family])
+    inputs = make_batch(model, *SCENES)
     names = ("pixel_values", "pixel_attention_mask")
     given = {name: inputs[name] for name in names if name in inputs}
     with torch.no_grad():
@@ -138,7 +148,7 @@ def test_image_features(family, tmp_path):
 def test_freezing_as_the_captioning_script_does():
     model = compat.IdeficsForVisionText2Text(
         compat.IdeficsConfig.from_dict(
-            {**RAWS["idefics"], "freeze_text_layers": False, "freeze_vision_layers": False}
+            {**CONFIG_BY_FAMILY["idefics"], "freeze_text_layers": False, "freeze_vision_layers": False}
         )
     )
     assert all(weight.requires_grad for weight in model.model.layers.parameters())
@@ -151,8 +161,8 @@ def test_freezing_as_the_captioning_script_does():
 
 @each_family
 def test_a_loss_that_is_a_part_of_a_larger_batch(family, tmp_path):
-    reference, model = pair(tmp_path, RAWS[family])
-    inputs = batch(model, *SCENES)
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY[family])
+    inputs = make_batch(model, *SCENES)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     items = int((labels[:, 1:] != -100).sum())
     whole = model(**inputs, labels=labels).loss
@@ -165,8 +175,8 @@ def test_a_loss_that_is_a_part_of_a_larger_batch(family, tmp_path):
 
 @each_family
 def test_logits_of_some_tokens(family):
-    model = ours(family)
-    inputs = batch(model, *SCENES)
+    model = make_our_model(family)
+    inputs = make_batch(model, *SCENES)
     whole = model(**inputs).logits
     picked = torch.tensor([-1, -3])
     assert_close(model(**inputs, logits_to_keep=picked).logits, whole[:, picked])
@@ -177,12 +187,12 @@ def test_logits_of_some_tokens(family):
 
 @each_family
 def test_first_weights_can_be_drawn_again(family):
-    model = ours(family)
+    model = make_our_model(family)
     before = model.lm_head.weight.clone()
     torch.manual_seed(3)
     model.init_weights()
     assert not torch.equal(model.lm_head.weight, before)
-    assert abs(float(model.lm_head.weight.detach().std()) - model.deviation) < 0.3 * model.deviation
+    assert abs(float(model.lm_head.weight.detach().std()) - model.init_std) < 0.3 * model.init_std
     torch.manual_seed(3)
     model.post_init()
     assert float(model.lm_head.weight.detach().std()) > 0
@@ -190,38 +200,44 @@ def test_first_weights_can_be_drawn_again(family):
 
 @each_family
 def test_the_config_says_how_attention_is_computed(family, tmp_path):
-    config = type(ours(family).config).from_dict(RAWS[family], attn_implementation="eager")
-    model = CLASSES[family](config)
+    config = type(make_our_model(family).config).from_dict(
+        CONFIG_BY_FAMILY[family], attn_implementation="eager"
+    )
+    model = MODEL_CLASS_BY_TYPE[family](config)
     assert model.attn_implementation == model.config._attn_implementation == "eager"
     assert model.model.attn_implementation == "eager"
     model.set_attn_implementation("sdpa")
     assert model.config._attn_implementation == model.model.attn_implementation == "sdpa"
-    assert model.model.kernel is model.kernel
+    assert model.model.attention_backend is model.attention_backend
     model.save_pretrained(tmp_path)
     assert "attn" not in (tmp_path / "config.json").read_text().replace("cross_attn", "")
-    assert CLASSES[family].from_pretrained(tmp_path, config=config).attn_implementation == "sdpa"
+    assert MODEL_CLASS_BY_TYPE[family].from_pretrained(tmp_path, config=config).attn_implementation == "sdpa"
     assert (
-        CLASSES[family].from_pretrained(tmp_path, attn_implementation="eager").config._attn_implementation
+        MODEL_CLASS_BY_TYPE[family]
+        .from_pretrained(tmp_path, attn_implementation="eager")
+        .config._attn_implementation
         == "eager"
     )
 
 
 @each_family
 def test_a_vocabulary_without_a_head_is_resized(family):
-    bare = BASE_CLASSES[family].from_config(type(ours(family).config).from_dict(tiny.changed(RAWS[family])))
-    size = bare.vocabulary
+    bare = BASE_MODEL_CLASS_BY_TYPE[family].from_config(
+        type(make_our_model(family).config).from_dict(tiny.merge_config(CONFIG_BY_FAMILY[family]))
+    )
+    size = bare.total_vocab_size
     bare.resize_token_embeddings(size + 4)
-    assert bare.vocabulary == size + 4
+    assert bare.total_vocab_size == size + 4
     assert bare(torch.tensor([[size + 3]])).last_hidden_state.shape[1] == 1
 
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_checkpointing_of_some_blocks(every):
-    model = ours("idefics3").train()
+    model = make_our_model("idefics3").train()
     model.gradient_checkpointing_enable(
         gradient_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=every
     )
-    blocks = list(model._blocks())
+    blocks = list(model._checkpointable_blocks())
     wrapped = [block for block in blocks if "forward" in vars(block)]
     assert len(wrapped) == -(-len(blocks) // every)
     assert model.is_activation_checkpointing
@@ -236,7 +252,7 @@ def test_checkpointing_of_some_blocks(every):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_config_of_each_part_says_how_attention_is_computed(family):
-    model = ours(family)
+    model = make_our_model(family)
     for implementation in ("eager", "sdpa"):
         model.set_attn_implementation(implementation)
         for name in model.config.parts:
@@ -246,13 +262,13 @@ def test_the_config_of_each_part_says_how_attention_is_computed(family):
 
 
 def test_an_idefics_model_says_its_vocabulary():
-    model = ours("idefics", additional_vocab_size=2)
+    model = make_our_model("idefics", additional_vocab_size=2)
     model.resize_token_embeddings(model.vocab_size + 3)
     assert model.vocab_size == model.config.vocab_size == model.model.vocab_size
 
 
 def test_an_unknown_way_to_attend_is_refused_and_changes_nothing():
-    model = ours("idefics3")
+    model = make_our_model("idefics3")
     with pytest.raises(ValueError, match='attn_implementation="foo"` is not supported: give sdpa, eager'):
         model.set_attn_implementation("foo")
     assert model.config._attn_implementation == model.config.text_config._attn_implementation == "sdpa"

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from compat.models_tiny import FAMILIES, RAWS
+from compat.models_tiny import CONFIG_BY_FAMILY, FAMILIES
 from idefics.compat import (
     Idefics2Config,
     Idefics3Config,
@@ -14,13 +14,13 @@ from idefics.compat import (
     IdeficsForVisionText2Text,
     SmolVLMConfig,
 )
-from idefics.compat.configuration_auto import CONFIGS
+from idefics.compat.configuration_auto import CONFIG_CLASS_BY_MODEL_TYPE
 from idefics.errors import BrokenCheckpoint, IdeficsError, UnsupportedModel
 from idefics.models import family_for
 from models import tiny
 
 # The reference page, in its order.
-DOCUMENTED = {
+DOCUMENTED_DEFAULTS = {
     "vocab_size": 32000,
     "additional_vocab_size": 0,
     "hidden_size": 4096,
@@ -54,9 +54,11 @@ DOCUMENTED = {
 
 def test_the_signature_is_the_reference_pages():
     parameters = inspect.signature(IdeficsConfig).parameters
-    documented = {name: parameter.default for name, parameter in list(parameters.items())[: len(DOCUMENTED)]}
-    assert documented == DOCUMENTED
-    assert list(documented) == list(DOCUMENTED)
+    documented = {
+        name: parameter.default for name, parameter in list(parameters.items())[: len(DOCUMENTED_DEFAULTS)]
+    }
+    assert documented == DOCUMENTED_DEFAULTS
+    assert list(documented) == list(DOCUMENTED_DEFAULTS)
     assert parameters["kwargs"].kind is inspect.Parameter.VAR_KEYWORD
     config = IdeficsConfig(32128, 3)
     assert (config.vocab_size, config.additional_vocab_size) == (32128, 3)
@@ -66,7 +68,7 @@ def test_the_signature_is_the_reference_pages():
 
 def test_defaults_are_attributes_and_parts_are_configs():
     config = IdeficsConfig()
-    for name, value in DOCUMENTED.items():
+    for name, value in DOCUMENTED_DEFAULTS.items():
         if not name.endswith("_config"):
             assert getattr(config, name) == value
     assert config.vision_config.embed_dim == 768
@@ -77,16 +79,16 @@ def test_defaults_are_attributes_and_parts_are_configs():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_defaults_are_those_of_the_house(family):
-    silent = family_for(family).config({"model_type": family}, {})
-    assert CONFIGS[family]().settings() == silent
+def test_defaults_are_those_of_the_package(family):
+    silent = family_for(family).read_config({"model_type": family}, {})
+    assert CONFIG_CLASS_BY_MODEL_TYPE[family]().to_model_config() == silent
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_the_references(family):
     transformers = pytest.importorskip("transformers")
     theirs = getattr(transformers, tiny.ARCHITECTURES[family][0])().to_dict()
-    mine = CONFIGS[family]().to_dict()
+    mine = CONFIG_CLASS_BY_MODEL_TYPE[family]().to_dict()
 
     def compare(one, other, where):
         for name in one.keys() & other.keys() - {"architectures", "model_type", "dtype"}:
@@ -101,27 +103,34 @@ def test_defaults_are_the_references(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_files_keep_what_they_say(family, tmp_path):
-    raw = {**RAWS[family], "transformers_version": "4.33.0", "ffn_dim": 7, "torch_dtype": "bfloat16"}
-    config = CONFIGS[family].from_dict(raw)
+    raw = {
+        **CONFIG_BY_FAMILY[family],
+        "transformers_version": "4.33.0",
+        "ffn_dim": 7,
+        "torch_dtype": "bfloat16",
+    }
+    config = CONFIG_CLASS_BY_MODEL_TYPE[family].from_dict(raw)
     assert config.ffn_dim == 7
     config.save_pretrained(tmp_path / "new")
     content = json.loads((tmp_path / "new" / "config.json").read_text())
     assert (
         content.items() >= {name: value for name, value in raw.items() if not isinstance(value, dict)}.items()
     )
-    again = CONFIGS[family].from_pretrained(tmp_path / "new")
+    again = CONFIG_CLASS_BY_MODEL_TYPE[family].from_pretrained(tmp_path / "new")
     assert again == config
-    assert again.settings() == config.settings() == family_for(family).config(raw, {})
+    assert again.to_model_config() == config.to_model_config() == family_for(family).read_config(raw, {})
     assert repr(config).startswith(type(config).__name__)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reference_reads_our_files(family, tmp_path):
     transformers = pytest.importorskip("transformers")
-    CONFIGS[family].from_dict(RAWS[family]).save_pretrained(tmp_path)
+    CONFIG_CLASS_BY_MODEL_TYPE[family].from_dict(CONFIG_BY_FAMILY[family]).save_pretrained(tmp_path)
     theirs = getattr(transformers, tiny.ARCHITECTURES[family][0]).from_pretrained(tmp_path)
     theirs.save_pretrained(tmp_path)
-    assert CONFIGS[family].from_pretrained(tmp_path).settings() == family_for(family).config(RAWS[family], {})
+    assert CONFIG_CLASS_BY_MODEL_TYPE[family].from_pretrained(tmp_path).to_model_config() == family_for(
+        family
+    ).read_config(CONFIG_BY_FAMILY[family], {})
 
 
 def test_the_flat_files_of_2023():
@@ -132,7 +141,7 @@ def test_the_flat_files_of_2023():
     config = IdeficsConfig(**flat)
     assert config.vision_config.embed_dim == 32
     assert config.perceiver_config.resampler_n_latents == 5
-    assert config.settings() == IdeficsConfig.from_dict(tiny.IDEFICS1).settings()
+    assert config.to_model_config() == IdeficsConfig.from_dict(tiny.IDEFICS1).to_model_config()
     assert "vision_embed_dim" not in config.to_dict()
 
 
@@ -152,14 +161,14 @@ def test_parts_may_be_configs_or_dicts():
     config = IdeficsConfig(vision_config={"embed_dim": 64}, perceiver_config=IdeficsConfig().perceiver_config)
     assert config.vision_config.embed_dim == 64
     assert Idefics2Config().text_config.rms_norm_eps == Idefics3Config().text_config.rms_norm_eps == 1e-5
-    assert Idefics2Config(text_config={"vocab_size": 32003}).settings().text.vocabulary == 32003
+    assert Idefics2Config(text_config={"vocab_size": 32003}).to_model_config().text.vocab_size == 32003
     assert SmolVLMConfig().model_type == "smolvlm"
 
 
 def test_no_window_is_not_the_default_window():
     config = Idefics2Config(text_config={"sliding_window": None})
-    assert config.settings().text.window is None
-    assert Idefics2Config.from_dict(config.to_dict()).settings().text.window is None
+    assert config.to_model_config().text.sliding_window is None
+    assert Idefics2Config.from_dict(config.to_dict()).to_model_config().text.sliding_window is None
 
 
 def test_a_dtype_goes_by_its_name():
@@ -175,7 +184,7 @@ def test_changes_of_fields_while_reading(tmp_path):
 def test_text_models_of_other_kinds_are_refused():
     config = Idefics3Config(text_config={"model_type": "qwen2"})
     with pytest.raises(UnsupportedModel, match="qwen2"):
-        config.settings()
+        config.to_model_config()
 
 
 def test_files_of_another_class_or_none(tmp_path):
@@ -192,15 +201,20 @@ def test_files_of_another_class_or_none(tmp_path):
 
 @pytest.mark.parametrize("family", ["idefics2", "idefics3", "smolvlm"])
 def test_heads_are_numbers_always(family):
-    text = CONFIGS[family](
+    text = CONFIG_CLASS_BY_MODEL_TYPE[family](
         text_config={"hidden_size": 64, "num_attention_heads": 4, "head_dim": None}
     ).text_config
     assert text.head_dim == 16
     assert text.num_key_value_heads == (8 if family == "idefics2" else 4)
-    assert CONFIGS[family](text_config={"num_key_value_heads": None}).text_config.num_key_value_heads == 32
+    assert (
+        CONFIG_CLASS_BY_MODEL_TYPE[family](
+            text_config={"num_key_value_heads": None}
+        ).text_config.num_key_value_heads
+        == 32
+    )
 
 
-@pytest.mark.parametrize("config", CONFIGS.values())
+@pytest.mark.parametrize("config", CONFIG_CLASS_BY_MODEL_TYPE.values())
 def test_helpers_of_configs(config, tmp_path):
     changed = config(image_token_id=11, text_config={"hidden_size": 64})
     changed.to_json_file(tmp_path / "mine.json")
@@ -216,14 +230,20 @@ def test_helpers_of_configs(config, tmp_path):
 
 
 def test_a_dict_for_a_part_changes_what_it_names():
-    content = CONFIGS["idefics3"](text_config={"hidden_size": 64, "num_hidden_layers": 2}).to_dict()
-    text = CONFIGS["idefics3"].from_dict(content, text_config={"num_hidden_layers": 3}).text_config
+    content = CONFIG_CLASS_BY_MODEL_TYPE["idefics3"](
+        text_config={"hidden_size": 64, "num_hidden_layers": 2}
+    ).to_dict()
+    text = (
+        CONFIG_CLASS_BY_MODEL_TYPE["idefics3"]
+        .from_dict(content, text_config={"num_hidden_layers": 3})
+        .text_config
+    )
     assert (text.hidden_size, text.num_hidden_layers) == (64, 3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_class_of_a_part_reads_it_from_a_whole_config(family, tmp_path):
-    whole = CONFIGS[family].from_dict(RAWS[family])
+    whole = CONFIG_CLASS_BY_MODEL_TYPE[family].from_dict(CONFIG_BY_FAMILY[family])
     whole.save_pretrained(tmp_path)
     assert whole.parts
     for name, part in whole.parts.items():
@@ -236,6 +256,6 @@ def test_the_class_of_a_part_reads_it_from_a_whole_config(family, tmp_path):
 
 
 def test_the_class_of_another_familys_part_is_refused(tmp_path):
-    CONFIGS["idefics2"].from_dict(RAWS["idefics2"]).save_pretrained(tmp_path)
+    CONFIG_CLASS_BY_MODEL_TYPE["idefics2"].from_dict(CONFIG_BY_FAMILY["idefics2"]).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="llama"):
-        CONFIGS["idefics3"].parts["text_config"].from_pretrained(tmp_path)
+        CONFIG_CLASS_BY_MODEL_TYPE["idefics3"].parts["text_config"].from_pretrained(tmp_path)

@@ -6,7 +6,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from compat import models_tiny
-from compat.processors_tiny import SMALL, WIDE, idefics3
+from compat.processors_tiny import SMALL, WIDE, make_idefics3_processor
 from idefics import compat
 from idefics.errors import IdeficsError
 
@@ -15,7 +15,7 @@ AUTOS = ("AutoConfig", "AutoProcessor", "AutoModelForImageTextToText", "AutoToke
 CLAUSES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
-def raised(call):
+def exception_of(call):
     try:
         call()
     except Exception as error:
@@ -23,7 +23,7 @@ def raised(call):
     return None
 
 
-def same_clauses(ours, theirs):
+def assert_caught_by_same_clauses(ours, theirs):
     """Checks that ours is caught by each clause that catches theirs, and where theirs stumbles, by ValueError."""
     assert theirs is not None, "transformers takes it"
     assert ours is not None, f"taken, but transformers raises {theirs!r}"
@@ -51,15 +51,15 @@ def test_folders_that_cannot_be_loaded(tmp_path, name, files):
         folder.mkdir()
         for file, text in files.items():
             (folder / file).write_text(text)
-    theirs = raised(lambda: getattr(transformers, name).from_pretrained(str(folder)))
-    ours = raised(lambda: getattr(compat, name).from_pretrained(str(folder)))
-    same_clauses(ours, theirs)
+    theirs = exception_of(lambda: getattr(transformers, name).from_pretrained(str(folder)))
+    ours = exception_of(lambda: getattr(compat, name).from_pretrained(str(folder)))
+    assert_caught_by_same_clauses(ours, theirs)
 
 
 @pytest.mark.parametrize("kind", ["AutoModelForImageTextToText", "Idefics3ForConditionalGeneration"])
 @pytest.mark.parametrize("damage", ["no weights", "another shape"])
 def test_weights_that_are_not_there_or_do_not_fit(tmp_path, kind, damage):
-    models_tiny.theirs(models_tiny.RAWS["idefics3"]).save_pretrained(tmp_path)
+    models_tiny.make_reference_model(models_tiny.CONFIG_BY_FAMILY["idefics3"]).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
     file.unlink()
@@ -69,7 +69,7 @@ def test_weights_that_are_not_there_or_do_not_fit(tmp_path, kind, damage):
     loads = [
         lambda library=library: getattr(library, kind).from_pretrained(tmp_path) for library in LIBRARIES
     ]
-    same_clauses(*map(raised, loads))
+    assert_caught_by_same_clauses(*map(exception_of, loads))
 
 
 CALLS = {
@@ -87,7 +87,10 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_calls_of_a_processor(reference, call):
-    same_clauses(raised(lambda: call(idefics3())), raised(lambda: call(reference["idefics3"])))
+    assert_caught_by_same_clauses(
+        exception_of(lambda: call(make_idefics3_processor())),
+        exception_of(lambda: call(reference["idefics3"])),
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,17 +107,17 @@ def test_calls_of_a_processor(reference, call):
     ids=str,
 )
 def test_options_of_generate(tmp_path, options):
-    theirs, ours = models_tiny.pair(tmp_path, models_tiny.RAWS["idefics3"])
+    theirs, ours = models_tiny.make_reference_and_model(tmp_path, models_tiny.CONFIG_BY_FAMILY["idefics3"])
     ids = torch.tensor([[3, 4, 5]])
     calls = [
         lambda model=model: model.generate(input_ids=ids, **{"max_new_tokens": 2, **options})
         for model in (ours, theirs)
     ]
-    same_clauses(*map(raised, calls))
+    assert_caught_by_same_clauses(*map(exception_of, calls))
 
 
 def test_a_missing_entry_of_a_batch():
-    inputs = idefics3()(text=["a"])
+    inputs = make_idefics3_processor()(text=["a"])
     with pytest.raises(KeyError):
         _ = inputs["nothing"]
     with pytest.raises(AttributeError):
@@ -122,4 +125,4 @@ def test_a_missing_entry_of_a_batch():
 
 
 def test_ours_are_ours(tmp_path):
-    assert isinstance(raised(lambda: compat.AutoConfig.from_pretrained(str(tmp_path))), IdeficsError)
+    assert isinstance(exception_of(lambda: compat.AutoConfig.from_pretrained(str(tmp_path))), IdeficsError)

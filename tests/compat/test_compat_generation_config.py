@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from idefics.compat.generation_config import NAMES, GenerationConfig
+from idefics.compat.generation_config import FIELD_NAMES, GenerationConfig
 from idefics.errors import BadSetting, BrokenCheckpoint, ModelNotFound, UnknownArgument
 
 
@@ -15,7 +15,7 @@ def test_what_is_not_set_has_its_default():
     settings = GenerationConfig(max_new_tokens=5, top_p=None)
     assert settings.max_new_tokens == 5
     assert (settings.max_length, settings.top_k, settings.top_p, settings.eos_token_id) == (20, 50, 1.0, None)
-    assert {name for name in NAMES if settings.is_set(name)} == {"max_new_tokens"}
+    assert {name for name in FIELD_NAMES if settings.is_field_set(name)} == {"max_new_tokens"}
     settings.max_new_tokens = None
     assert settings == GenerationConfig()
 
@@ -23,9 +23,9 @@ def test_what_is_not_set_has_its_default():
 def test_defaults_are_those_of_the_reference():
     transformers = pytest.importorskip("transformers")
     defaults = transformers.GenerationConfig._get_default_generation_params()
-    for name in NAMES:
+    for name in FIELD_NAMES:
         assert getattr(GenerationConfig(), name) == defaults.get(name, None) or name not in defaults, name
-    assert set(NAMES) <= transformers.GenerationConfig().to_dict().keys()
+    assert set(FIELD_NAMES) <= transformers.GenerationConfig().to_dict().keys()
 
 
 def test_repr_and_equality():
@@ -45,7 +45,7 @@ def test_numbers_of_numpy_are_numbers():
     )
 
 
-BAD = [
+BAD_SETTINGS = [
     *(
         ({name: value})
         for name in ("max_length", "max_new_tokens", "num_beams")
@@ -75,7 +75,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("settings", BAD, ids=str)
+@pytest.mark.parametrize("settings", BAD_SETTINGS, ids=str)
 def test_values_that_cannot_be(settings):
     (name, value) = next(iter(settings.items()))
     for attempt in (lambda: GenerationConfig(**settings), lambda: setattr(GenerationConfig(), name, value)):
@@ -107,7 +107,7 @@ def test_update():
 
 def test_a_dict_and_back():
     settings = GenerationConfig(max_new_tokens=5, bad_words_ids=[[3], [4, 5]], early_stopping="never")
-    assert set(settings.to_dict()) == set(NAMES)
+    assert set(settings.to_dict()) == set(FIELD_NAMES)
     assert settings.to_dict()["max_length"] is None
     assert GenerationConfig.from_dict(settings.to_dict()) == settings
     assert GenerationConfig.from_dict(settings.to_dict(), num_beams=2).num_beams == 2
@@ -130,7 +130,7 @@ def test_a_file_of_the_reference(tmp_path):
     assert transformers.GenerationConfig.from_pretrained(tmp_path).top_p == 0.5
 
 
-def test_what_a_file_says_beside_the_point(tmp_path):
+def test_unrelated_fields_of_a_file(tmp_path):
     raw = {
         "_from_model_config": True,
         "transformers_version": "4.33.0",

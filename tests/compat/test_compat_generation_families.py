@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from compat import models_tiny
-from compat.models_tiny import FAMILIES, RAWS
+from compat.models_tiny import CONFIG_BY_FAMILY, FAMILIES
 from idefics.errors import UnknownArgument
 
-SEARCHES = {
+SETTINGS_BY_SEARCH = {
     "greedy": {},
     "drawn": {"do_sample": True, "top_p": 0.9, "temperature": 1.3, "num_return_sequences": 2},
     "beams": {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.5, "early_stopping": True},
@@ -25,25 +25,26 @@ def family(request):
 
 
 @pytest.fixture(scope="module")
-def pair(family, tmp_path_factory):
-    return models_tiny.pair(tmp_path_factory.mktemp(family), RAWS[family])
+def reference_and_model(family, tmp_path_factory):
+    return models_tiny.make_reference_and_model(tmp_path_factory.mktemp(family), CONFIG_BY_FAMILY[family])
 
 
-def generate(model, seed=0, **arguments):
+def generate_with_seed(model, seed=0, **arguments):
     torch.manual_seed(seed)
     return model.generate(max_new_tokens=8, pad_token_id=0, **arguments)
 
 
-def vocabulary(model):
-    return models_tiny.Settings(model).layout.vocabulary
+def vocab_size(model):
+    return models_tiny.PromptModel(model).layout.vocab_size
 
 
-@pytest.mark.parametrize("settings", SEARCHES.values(), ids=SEARCHES)
+@pytest.mark.parametrize("settings", SETTINGS_BY_SEARCH.values(), ids=SETTINGS_BY_SEARCH)
 @pytest.mark.parametrize("stop", [None, [3, 7, 20, 31, 40]], ids=["no stop", "stops"])
-def test_equal_to_the_reference(pair, settings, stop):
-    inputs = models_tiny.batch(pair[1], *SCENES)
+def test_equal_to_the_reference(reference_and_model, settings, stop):
+    inputs = models_tiny.make_batch(reference_and_model[1], *SCENES)
     theirs, ours = (
-        generate(model, **inputs, **settings, eos_token_id=stop, use_cache=True) for model in pair
+        generate_with_seed(model, **inputs, **settings, eos_token_id=stop, use_cache=True)
+        for model in reference_and_model
     )
     if stop and "num_beams" in settings:  # the reference pads beams with the first stop id
         theirs, ours = (x[:, inputs["input_ids"].shape[1] :].tolist() for x in (theirs, ours))
@@ -54,42 +55,50 @@ def test_equal_to_the_reference(pair, settings, stop):
         assert ours.tolist() == theirs.tolist()
 
 
-@pytest.mark.parametrize("settings", SEARCHES.values(), ids=SEARCHES)
-def test_the_slow_way_is_the_same(pair, settings):
+@pytest.mark.parametrize("settings", SETTINGS_BY_SEARCH.values(), ids=SETTINGS_BY_SEARCH)
+def test_the_slow_way_is_the_same(reference_and_model, settings):
     """It reads its answer anew, in which no new picture may stand."""
-    inputs, picture = models_tiny.batch(pair[1], *SCENES), vocabulary(pair[1]) - 1
+    inputs, picture = (
+        models_tiny.make_batch(reference_and_model[1], *SCENES),
+        vocab_size(reference_and_model[1]) - 1,
+    )
     settings = {**settings, "bad_words_ids": [[picture], *settings.get("bad_words_ids", [])]}
-    fast, slow = (generate(pair[1], **inputs, **settings, use_cache=kept) for kept in (True, False))
+    fast, slow = (
+        generate_with_seed(reference_and_model[1], **inputs, **settings, use_cache=kept)
+        for kept in (True, False)
+    )
     assert fast.tolist() == slow.tolist()
 
 
-@pytest.mark.parametrize("settings", [{}, SEARCHES["beams"]], ids=["greedy", "beams"])
-def test_text_alone(pair, family, settings):
+@pytest.mark.parametrize("settings", [{}, SETTINGS_BY_SEARCH["beams"]], ids=["greedy", "beams"])
+def test_text_alone(reference_and_model, family, settings):
     ids = torch.tensor([[4, 9, 8], [5, 12, 30]])
     settings = {**settings, "eos_token_id": None}
-    ours = generate(pair[1], inputs=ids, **settings)
+    ours = generate_with_seed(reference_and_model[1], inputs=ids, **settings)
     assert ours.shape[1] == 3 + 8
     if family != "idefics":  # the reference wants a picture there
-        assert ours.tolist() == generate(pair[0], inputs=ids, **settings).tolist()
+        assert ours.tolist() == generate_with_seed(reference_and_model[0], inputs=ids, **settings).tolist()
 
 
-def test_a_row_does_not_feel_its_neighbours(pair):
-    inputs = models_tiny.batch(pair[1], *SCENES)
+def test_a_row_does_not_feel_its_neighbours(reference_and_model):
+    inputs = models_tiny.make_batch(reference_and_model[1], *SCENES)
     length = inputs["input_ids"].shape[1]
-    together = generate(pair[1], **inputs, eos_token_id=-1)[:, length:]
+    together = generate_with_seed(reference_and_model[1], **inputs, eos_token_id=-1)[:, length:]
     for row, scene in enumerate(SCENES):
-        alone = models_tiny.batch(pair[1], scene)
-        own = generate(pair[1], **alone, eos_token_id=-1)[:, alone["input_ids"].shape[1] :]
+        alone = models_tiny.make_batch(reference_and_model[1], scene)
+        own = generate_with_seed(reference_and_model[1], **alone, eos_token_id=-1)[
+            :, alone["input_ids"].shape[1] :
+        ]
         assert own.tolist() == together[row : row + 1].tolist()
 
 
-def test_pictures_are_encoded_once_whatever_the_beams(pair, monkeypatch):
-    ours = pair[1]
-    inputs = models_tiny.batch(ours, "1tt", "t1t")
+def test_pictures_are_encoded_once_whatever_the_beams(reference_and_model, monkeypatch):
+    ours = reference_and_model[1]
+    inputs = models_tiny.make_batch(ours, "1tt", "t1t")
     calls, forward = [], ours.forward
     watched = functools.wraps(forward)(lambda **given: calls.append(given) or forward(**given))
     monkeypatch.setattr(ours, "forward", watched)
-    generate(ours, **inputs, num_beams=3, eos_token_id=-1)
+    generate_with_seed(ours, **inputs, num_beams=3, eos_token_id=-1)
     first, *later = calls
     assert len(first["pixel_values"]) == len(first["input_ids"]) == 2
     assert len(later) == 7
@@ -98,7 +107,7 @@ def test_pictures_are_encoded_once_whatever_the_beams(pair, monkeypatch):
         assert "pixel_values" not in given
 
 
-def test_an_unknown_argument_names_the_familys_own(pair, family):
+def test_an_unknown_argument_names_the_familys_own(reference_and_model, family):
     known = "image_attention_mask" if family == "idefics" else "pixel_attention_mask"
     with pytest.raises(UnknownArgument, match=rf"'pictures'.*{known}"):
-        pair[1].generate(torch.tensor([[4]]), pictures=1)
+        reference_and_model[1].generate(torch.tensor([[4]]), pictures=1)

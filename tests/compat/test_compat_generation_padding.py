@@ -8,36 +8,36 @@ from compat.models_tiny import FAMILIES
 from idefics.errors import BadPrompt
 
 SCENES = ("1tt", "t1t1ttt", "tttt", "1tt11t")
-SEARCHES = {
+SETTINGS_BY_SEARCH = {
     "greedy": {},
     "drawn": {"do_sample": True, "top_k": 8, "num_return_sequences": 2},
     "beams": {"num_beams": 3, "num_return_sequences": 2},
     "penalised": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
     "without a cache": {"use_cache": False},
 }
-ALONG = ("input_ids", "attention_mask", "image_attention_mask")
+SEQUENCE_INPUTS = ("input_ids", "attention_mask", "image_attention_mask")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request):
-    return models_tiny.ours(request.param).eval()
+    return models_tiny.make_our_model(request.param).eval()
 
 
-def to_right(inputs):
+def pad_on_the_right(inputs):
     """The same rows, the padding of each behind it."""
     starts = inputs["attention_mask"].argmax(1)
     assert starts.any()
     return {
         name: torch.stack([row.roll(-int(start), 0) for row, start in zip(value, starts, strict=True)])
-        if name in ALONG
+        if name in SEQUENCE_INPUTS
         else value
         for name, value in inputs.items()
     }
 
 
-def answers(model, inputs, **settings):
+def generate_answers(model, inputs, **settings):
     torch.manual_seed(0)
-    never = list(model.picture_ids) or None  # no new picture may stand in an answer
+    never = list(model.image_token_ids) or None  # no new picture may stand in an answer
     out = model.generate(
         **inputs, max_new_tokens=6, pad_token_id=0, eos_token_id=None, suppress_tokens=never, **settings
     )
@@ -47,23 +47,25 @@ def answers(model, inputs, **settings):
     return out[:, length:].tolist()
 
 
-@pytest.mark.parametrize("settings", SEARCHES.values(), ids=SEARCHES)
+@pytest.mark.parametrize("settings", SETTINGS_BY_SEARCH.values(), ids=SETTINGS_BY_SEARCH)
 def test_answers_are_those_of_prompts_padded_on_the_left(model, settings):
-    left = models_tiny.batch(model, *SCENES)
-    assert answers(model, to_right(left), **settings) == answers(model, left, **settings)
+    left = models_tiny.make_batch(model, *SCENES)
+    assert generate_answers(model, pad_on_the_right(left), **settings) == generate_answers(
+        model, left, **settings
+    )
 
 
 def test_each_answer_is_that_of_its_prompt_alone(model):
-    left = models_tiny.batch(model, *SCENES)
-    together = answers(model, to_right(left))
+    left = models_tiny.make_batch(model, *SCENES)
+    together = generate_answers(model, pad_on_the_right(left))
     for row in range(len(SCENES)):
-        alone = models_tiny.batch(model, SCENES[row])
-        assert answers(model, alone) == [together[row]]
+        alone = models_tiny.make_batch(model, SCENES[row])
+        assert generate_answers(model, alone) == [together[row]]
 
 
 def test_embeddings_and_positions_move_with_their_words(model):
-    left = models_tiny.batch(model, "ttt", "ttttt")
-    right = to_right(left)
+    left = models_tiny.make_batch(model, "ttt", "ttttt")
+    right = pad_on_the_right(left)
     rows = []
     for inputs in (left, right):
         mask = inputs["attention_mask"]
@@ -81,17 +83,17 @@ def test_embeddings_and_positions_move_with_their_words(model):
 
 
 def test_the_padding_id_alone_says_where_the_padding_is(model):
-    left = models_tiny.batch(model, "ttt", "ttttt")
-    right = {"input_ids": to_right(left)["input_ids"]}
+    left = models_tiny.make_batch(model, "ttt", "ttttt")
+    right = {"input_ids": pad_on_the_right(left)["input_ids"]}
     assert (right["input_ids"] == 0).sum() == (left["attention_mask"] == 0).sum()
-    assert answers(model, right) == answers(model, left)
+    assert generate_answers(model, right) == generate_answers(model, left)
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
 def test_a_cache_fits_the_sequences_that_are_given_back(model, settings):
     if model.config.model_type == "idefics2":  # a window counts places, those of padding too
-        model = models_tiny.ours("idefics2", text_config={"sliding_window": None}).eval()
-    right = to_right(models_tiny.batch(model, *SCENES))
+        model = models_tiny.make_our_model("idefics2", text_config={"sliding_window": None}).eval()
+    right = pad_on_the_right(models_tiny.make_batch(model, *SCENES))
     mask = right["attention_mask"]
     whole = model.generate(**right, max_new_tokens=7, eos_token_id=None)
     first = model.generate(
@@ -117,8 +119,8 @@ def test_a_cache_fits_the_sequences_that_are_given_back(model, settings):
 
 
 def test_states_and_weights_stand_where_their_words_stand(model):
-    left = models_tiny.batch(model, *SCENES)
-    right = to_right(left)
+    left = models_tiny.make_batch(model, *SCENES)
+    right = pad_on_the_right(left)
     kinds = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True}
     one, other = (
         model.generate(**inputs, max_new_tokens=3, eos_token_id=None, **kinds) for inputs in (left, right)
@@ -136,15 +138,15 @@ def test_states_and_weights_stand_where_their_words_stand(model):
 
 
 def test_a_negative_prompt_padded_on_the_right(model):
-    prompt, left = models_tiny.batch(model, "tt", "tt"), models_tiny.batch(model, "ttt", "ttttt")
+    prompt, left = models_tiny.make_batch(model, "tt", "tt"), models_tiny.make_batch(model, "ttt", "ttttt")
     negative = [
         {
             "negative_prompt_ids": inputs["input_ids"],
             "negative_prompt_attention_mask": inputs["attention_mask"],
         }
-        for inputs in (left, to_right(left))
+        for inputs in (left, pad_on_the_right(left))
     ]
-    one, other = (answers(model, prompt, guidance_scale=3.0, **named) for named in negative)
+    one, other = (generate_answers(model, prompt, guidance_scale=3.0, **named) for named in negative)
     assert one == other
 
 
@@ -163,7 +165,7 @@ def test_padding_before_a_past_is_refused(model):
 
 
 def test_padding_with_the_id_of_pictures_is_refused():
-    model = models_tiny.ours("idefics3")
+    model = models_tiny.make_our_model("idefics3")
     ids = torch.tensor([[5, model.config.image_token_id]])
     with pytest.raises(BadPrompt, match="the id of pictures"):
         model.generate(ids, attention_mask=torch.tensor([[1, 0]]))

@@ -4,37 +4,44 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from compat.models_tiny import FAMILIES, RAWS, assert_close, batch, ours, pair
+from compat.models_tiny import (
+    CONFIG_BY_FAMILY,
+    FAMILIES,
+    assert_close,
+    make_batch,
+    make_our_model,
+    make_reference_and_model,
+)
 from idefics.compat import AutoModelForImageTextToText, IdeficsConfig, IdeficsForVisionText2Text
 from idefics.errors import BadSetting
 from models import tiny
 
 SCENES = ("tt1ttttt1ttttt", "tttt", "t1tttett")
-THAWED = {"freeze_text_layers": False, "freeze_vision_layers": False}
+UNFROZEN_CONFIG = {"freeze_text_layers": False, "freeze_vision_layers": False}
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    return ours(request.param).train()
+    return make_our_model(request.param).train()
 
 
-def released_loss(logits, labels, mask):
+def reference_loss(logits, labels, mask):
     """That of transformers 4.51, whose later versions cannot compute it where there are additional tokens."""
     stands = mask[:, 1:] != 0
     return cross_entropy(logits[:, :-1][stands], labels[:, 1:][stands])
 
 
-def gradients(model):
+def gradients_by_name(model):
     return {name: weight.grad for name, weight in model.named_parameters()}
 
 
-def learn(model, inputs, labels):
+def backward_pass(model, inputs, labels):
     """One backward pass: -> the loss and all gradients."""
     model.zero_grad()
     loss = model(**inputs, labels=labels).loss
     loss.backward()
     return loss.detach(), {
-        name: None if grad is None else grad.clone() for name, grad in gradients(model).items()
+        name: None if grad is None else grad.clone() for name, grad in gradients_by_name(model).items()
     }
 
 
@@ -54,36 +61,36 @@ def assert_same_gradients(one, other, atol=1e-4):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scenes", [SCENES, ("t1ttt1t",)], ids=["padded", "alone"])
 def test_loss_and_gradients_are_the_references(family, scenes, tmp_path):
-    reference, model = pair(tmp_path, RAWS[family])
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY[family])
     reference.train()
     model.train()
-    inputs = batch(model, *scenes)
+    inputs = make_batch(model, *scenes)
     labels = inputs["input_ids"].clone()
     labels[labels % 5 == 0] = -100
     if family == "idefics":
-        expected = released_loss(reference(**inputs).logits, labels, inputs["attention_mask"])
+        expected = reference_loss(reference(**inputs).logits, labels, inputs["attention_mask"])
     else:
         labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
         positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         expected = reference(**inputs, labels=labels, position_ids=positions).loss
     expected.backward()
-    loss, ours_ = learn(model, inputs, labels)
+    loss, ours_ = backward_pass(model, inputs, labels)
     assert_close(loss, expected.detach())
-    assert_same_gradients(ours_, gradients(reference))
+    assert_same_gradients(ours_, gradients_by_name(reference))
     assert sum(grad is not None and bool(grad.any()) for grad in ours_.values()) > 0.9 * len(ours_)
 
 
 @pytest.mark.parametrize("options", [None, {"use_reentrant": False}])
 def test_checkpointing_changes_no_gradient(model, options):
-    inputs = batch(model, *SCENES)
-    plain = learn(model, inputs, inputs["input_ids"])
+    inputs = make_batch(model, *SCENES)
+    plain = backward_pass(model, inputs, inputs["input_ids"])
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     model.gradient_checkpointing_enable()  # twice is once
     assert model.is_gradient_checkpointing
     calls = []
     layers = model.model.layers if model.config.model_type == "idefics" else model.model.text_model.layers
     layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    checkpointed = learn(model, inputs, inputs["input_ids"])
+    checkpointed = backward_pass(model, inputs, inputs["input_ids"])
     assert len(calls) == 2, "computed once more on the way back"
     assert_close(checkpointed[0], plain[0])
     assert_same_gradients(checkpointed[1], plain[1], atol=1e-6)
@@ -93,21 +100,21 @@ def test_checkpointing_changes_no_gradient(model, options):
     assert not model.is_gradient_checkpointing
     assert set(model.state_dict()) == names
     calls.clear()
-    learn(model, inputs, inputs["input_ids"])
+    backward_pass(model, inputs, inputs["input_ids"])
     assert len(calls) == 1
 
 
 def test_adapters_get_gradients_through_frozen_embeddings(model):
     model.requires_grad_(False)
     model.enable_input_require_grads()
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     assert model(**inputs).logits.requires_grad
     model.disable_input_require_grads()
     assert not model(**inputs).logits.requires_grad
 
 
 def test_autocast(model):
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(**inputs, labels=inputs["input_ids"], use_cache=True)
     out.loss.backward()
@@ -115,11 +122,11 @@ def test_autocast(model):
     assert out.loss.dtype == torch.float32
     plain = model(**inputs, labels=inputs["input_ids"]).loss
     assert abs(out.loss - plain) < 0.1 * plain
-    assert all(grad is None or grad.isfinite().all() for grad in gradients(model).values())
+    assert all(grad is None or grad.isfinite().all() for grad in gradients_by_name(model).values())
 
 
 def test_a_step_makes_the_loss_smaller(model):
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):
@@ -133,22 +140,22 @@ def test_a_step_makes_the_loss_smaller(model):
 
 def test_half_precision_learns(model):
     model.to(torch.bfloat16)
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     out = model(**inputs, labels=inputs["input_ids"])
     out.loss.backward()
     assert out.logits.dtype == torch.bfloat16
 
 
-def trained(model):
+def trainable_parameters(model):
     return {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-FREEZES = [
+FREEZE_CONFIGS = [
     {},
-    THAWED,
-    {**THAWED, "freeze_text_layers": True},
-    {**THAWED, "freeze_vision_layers": True},
-    {**THAWED, "freeze_lm_head": True},
+    UNFROZEN_CONFIG,
+    {**UNFROZEN_CONFIG, "freeze_text_layers": True},
+    {**UNFROZEN_CONFIG, "freeze_vision_layers": True},
+    {**UNFROZEN_CONFIG, "freeze_lm_head": True},
     {
         "freeze_text_module_exceptions": ["Linear"],
         "freeze_vision_module_exceptions": ["LayerNorm", "Embedding"],
@@ -156,17 +163,17 @@ FREEZES = [
 ]
 
 
-@pytest.mark.parametrize("freezes", FREEZES, ids=lambda f: "-".join(f) or "default")
+@pytest.mark.parametrize("freezes", FREEZE_CONFIGS, ids=lambda f: "-".join(f) or "default")
 def test_what_is_frozen_is_what_the_reference_freezes(freezes):
     transformers = pytest.importorskip("transformers")
     raw = {name: value for name, value in tiny.IDEFICS1.items() if not name.startswith("freeze")} | freezes
     reference = transformers.IdeficsForVisionText2Text(transformers.IdeficsConfig.from_dict(raw))
     model = IdeficsForVisionText2Text(IdeficsConfig.from_dict(raw))
-    assert trained(model) == trained(reference)
+    assert trainable_parameters(model) == trainable_parameters(reference)
 
 
 def test_freezing_survives_loading(tmp_path):
-    model = ours("idefics")
+    model = make_our_model("idefics")
     model.save_pretrained(tmp_path)
     frozen = IdeficsForVisionText2Text.from_pretrained(tmp_path, freeze_text_layers=True)
     assert not any(w.requires_grad for w in frozen.model.layers.parameters())
@@ -183,9 +190,9 @@ def test_kinds_that_cannot_be_excepted():
 
 
 def test_dropout_is_for_training_alone():
-    plain, dropping = ours("idefics"), ours("idefics", dropout=0.5)
+    plain, dropping = make_our_model("idefics"), make_our_model("idefics", dropout=0.5)
     dropping.load_state_dict(plain.state_dict())
-    inputs = batch(plain, *SCENES)
+    inputs = make_batch(plain, *SCENES)
     assert_close(dropping(**inputs).logits, plain(**inputs).logits)
     dropping.train()
     one, other = dropping(**inputs).logits, dropping(**inputs).logits
@@ -241,7 +248,7 @@ def test_first_weights_have_the_spread_that_the_config_names():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_config_asks_for_checkpointing(family):
-    config = ours(family).config
+    config = make_our_model(family).config
     config.gradient_checkpointing = True
     model = AutoModelForImageTextToText.from_config(config)
     assert model.is_gradient_checkpointing

@@ -7,38 +7,47 @@ import sys
 
 import pytest
 
-from compat.processors_tiny import idefics3
-from idefics.compat.auto import AutoProcessor, AutoTokenizer
-from idefics.compat.folders import IGNORED, IGNORED_BY_PROCESSORS, folder_and_rest
-from idefics.compat.image_processing_in_text import Idefics3ImageProcessor
-from idefics.compat.processing_in_text import Idefics3Processor
+from compat.processors_tiny import make_idefics3_processor
+from idefics.compat.image_processing_inline import Idefics3ImageProcessor
+from idefics.compat.pretrained_folder import (
+    IGNORED_KWARGS,
+    IGNORED_PROCESSOR_KWARGS,
+    resolve_pretrained_folder,
+)
+from idefics.compat.processing_auto import AutoProcessor, AutoTokenizer
+from idefics.compat.processing_inline import Idefics3Processor
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadSetting, ModelNotFound
-from weights.fake_hub import fake_hub
+from weights.fake_hub import run_fake_hub
 
 CALLS = (AutoProcessor, AutoTokenizer, Idefics3Processor, Idefics3ImageProcessor, PreTrainedTokenizer)
 each_call = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved_processor(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    idefics3().save_pretrained(folder)
+    make_idefics3_processor().save_pretrained(folder)
     return folder
 
 
-def content(made):
+def comparable_content(made):
     """What was read, as far as two can be compared."""
     if isinstance(made, PreTrainedTokenizer):
         return made.get_vocab(), made.special_tokens_map, made.chat_template
     if isinstance(made, Idefics3ImageProcessor):
         return made.to_dict()
-    return content(made.tokenizer), content(made.image_processor), made.image_seq_len, made.chat_template
+    return (
+        comparable_content(made.tokenizer),
+        comparable_content(made.image_processor),
+        made.image_seq_len,
+        made.chat_template,
+    )
 
 
 @each_call
-def test_keywords_that_change_nothing_change_nothing(saved, call):
-    keywords = dict.fromkeys(IGNORED_BY_PROCESSORS, True)
+def test_keywords_that_change_nothing_change_nothing(saved_processor, call):
+    keywords = dict.fromkeys(IGNORED_PROCESSOR_KWARGS, True)
     where = {
         "revision": "main",
         "cache_dir": "/nowhere",
@@ -46,45 +55,45 @@ def test_keywords_that_change_nothing_change_nothing(saved, call):
         "use_auth_token": None,
         "subfolder": "",
     }
-    made = call.from_pretrained(saved, **keywords, **where, local_files_only=False)
-    assert content(made) == content(call.from_pretrained(saved))
+    made = call.from_pretrained(saved_processor, **keywords, **where, local_files_only=False)
+    assert comparable_content(made) == comparable_content(call.from_pretrained(saved_processor))
 
 
 @each_call
-def test_a_subfolder_is_where_the_files_are(saved, tmp_path, call):
-    shutil.copytree(saved, tmp_path / "processor")
+def test_a_subfolder_is_where_the_files_are(saved_processor, tmp_path, call):
+    shutil.copytree(saved_processor, tmp_path / "processor")
     made = call.from_pretrained(tmp_path, subfolder="processor")
-    assert content(made) == content(call.from_pretrained(saved))
+    assert comparable_content(made) == comparable_content(call.from_pretrained(saved_processor))
     with pytest.raises(ModelNotFound, match="other"):
         call.from_pretrained(tmp_path, subfolder="other")
 
 
-def test_what_a_folder_cannot_have_is_refused(saved):
+def test_what_a_folder_cannot_have_is_refused(saved_processor):
     with pytest.raises(BadSetting, match=r"'v2'.*only the hub has revisions"):
-        AutoProcessor.from_pretrained(saved, revision="v2")
+        AutoProcessor.from_pretrained(saved_processor, revision="v2")
     with pytest.raises(BadSetting, match="acme/whole is not a folder"):
         AutoProcessor.from_pretrained("acme/whole", subfolder="processor")
 
 
 def test_other_keywords_are_left():
-    folder, rest = folder_and_rest(
-        "demo", {"size": 3, "use_fast": 1}, ignored=IGNORED_BY_PROCESSORS, needs="files"
+    folder, rest = resolve_pretrained_folder(
+        "demo", {"size": 3, "use_fast": 1}, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
     )
     assert (folder / "config.json").is_file()
     assert rest == {"size": 3}
-    _, rest = folder_and_rest("demo", {"use_fast": 1}, ignored=IGNORED, needs="weights")
+    _, rest = resolve_pretrained_folder("demo", {"use_fast": 1}, ignored=IGNORED_KWARGS, needs="weights")
     assert rest == {"use_fast": 1}, "a model has no such keyword"
 
 
-FROM_THE_HUB = """
+HUB_SCRIPT = """
 import sys
 from pathlib import Path
-from idefics.compat.folders import IGNORED, folder_and_rest
+from idefics.compat.pretrained_folder import IGNORED_KWARGS, resolve_pretrained_folder
 from idefics.errors import ModelNotFound
 cache = Path(sys.argv[1])
 
 def folder(**keywords):
-    return folder_and_rest("acme/gated", keywords, ignored=IGNORED, needs="config")[0]
+    return resolve_pretrained_folder("acme/gated", keywords, ignored=IGNORED_KWARGS, needs="config")[0]
 
 here = folder(token="hf_secret", cache_dir=cache / "here")
 assert (cache / "here") in here.parents and (here / "config.json").is_file(), here
@@ -100,10 +109,10 @@ except ModelNotFound as error:
 def test_a_token_and_a_cache_are_used(tmp_path):
     files = dict.fromkeys(("tokenizer.json", "preprocessor_config.json"), b"{}")
     files |= {"config.json": b'{"model_type": "idefics3"}', "model.safetensors": b"w"}
-    with fake_hub({"acme/gated": files}, token="hf_secret") as (address, _):
+    with run_fake_hub({"acme/gated": files}, token="hf_secret") as (address, _):
         here = {"PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
         done = subprocess.run(
-            [sys.executable, "-c", FROM_THE_HUB, tmp_path],
+            [sys.executable, "-c", HUB_SCRIPT, tmp_path],
             env={"PATH": os.environ["PATH"]} | here,
             capture_output=True,
             text=True,

@@ -3,36 +3,44 @@
 import pytest
 import torch
 
-from compat.models_tiny import FAMILIES, RAWS, assert_close, batch, ours, pair, rows
+from compat.models_tiny import (
+    CONFIG_BY_FAMILY,
+    FAMILIES,
+    assert_close,
+    make_batch,
+    make_our_model,
+    make_reference_and_model,
+    select_rows,
+)
 from idefics.compat import IdeficsForVisionText2Text, IdeficsModel
-from idefics.compat.cache import KeyValueCache
+from idefics.compat.kv_cache import KeyValueCache
 from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from models import tiny
 
 SCENES = ("tt1ttttt1ttttt", "tttt", "t1tttett")
 each_family = pytest.mark.parametrize("family", FAMILIES)
-PICTURES = ("pixel_values", "pixel_attention_mask", "image_attention_mask")
+IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_attention_mask")
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    return ours(request.param)
+    return make_our_model(request.param)
 
 
 @pytest.fixture
-def beside():
-    return ours("idefics")
+def cross_attention_model():
+    return make_our_model("idefics")
 
 
-def without_pictures(inputs):
-    return {name: value for name, value in inputs.items() if name not in PICTURES}
+def without_image_inputs(inputs):
+    return {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
 
 
 @each_family
 def test_logits_and_all_that_comes_with_them_are_the_references(family, tmp_path):
-    reference, model = pair(tmp_path, RAWS[family])
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY[family])
     reference.set_attn_implementation("eager")  # its only one that gives attentions
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     real = inputs["attention_mask"].bool()
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     asked = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
@@ -43,8 +51,8 @@ def test_logits_and_all_that_comes_with_them_are_the_references(family, tmp_path
     assert_close(out.hidden_states[-1][real], expected.hidden_states[-1][real])
     assert_close(model.lm_head(out.hidden_states[-1]), out.logits)
     # The first one is the embeddings, as released, with the pictures in them where they are read in the text.
-    text = real & (inputs["input_ids"] != RAWS[family].get("image_token_id"))
-    assert_close(out.hidden_states[0][text], embeddings(model, inputs)[text])
+    text = real & (inputs["input_ids"] != CONFIG_BY_FAMILY[family].get("image_token_id"))
+    assert_close(out.hidden_states[0][text], input_embeddings(model, inputs)[text])
     for one, other in list(zip(out.hidden_states, expected.hidden_states, strict=True))[1:]:
         assert_close(one[real], other[real])
     for one, other in zip(out.attentions, expected.attentions, strict=True):
@@ -60,16 +68,16 @@ def test_logits_and_all_that_comes_with_them_are_the_references(family, tmp_path
         assert_close(out.image_hidden_states.flatten(0, -2), expected.image_hidden_states.flatten(0, -2))
 
 
-def embeddings(model, inputs):
+def input_embeddings(model, inputs):
     return model.get_input_embeddings()(inputs["input_ids"])
 
 
 def test_rows_padded_on_either_side_are_the_rows_alone(model):
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     with torch.no_grad():
         together = model(**inputs).logits
         for row, scene in enumerate(SCENES):
-            alone = batch(model, scene)
+            alone = make_batch(model, scene)
             length = alone["input_ids"].shape[1]
             assert_close(model(**alone).logits[0], together[row, -length:])
             turned = {**inputs}
@@ -83,7 +91,7 @@ def test_rows_padded_on_either_side_are_the_rows_alone(model):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_every_way_to_attend_gives_the_same(model, implementation):
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     with torch.no_grad():
         expected = model(**inputs, output_attentions=True)
         model.set_attn_implementation(implementation)
@@ -105,7 +113,7 @@ def test_flash_attention_names_the_way_out(model):
 
 @pytest.mark.parametrize("cut", [1, 6, -4, -1])
 def test_reading_on_from_a_cache_is_reading_all(model, cut):
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     if cut > 0 and "image_attention_mask" not in inputs:
         cut = -2  # pictures in the text are read at once
     cut %= inputs["input_ids"].shape[1]
@@ -133,7 +141,7 @@ def test_reading_on_from_a_cache_is_reading_all(model, cut):
 
 def test_new_tokens_see_what_the_last_one_saw(model):
     """Neither pictures nor their mask are given again, and are ignored where they are."""
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     new = torch.tensor([[5, 7], [9, 11], [13, 15]])
     mask = torch.cat((inputs["attention_mask"], torch.ones_like(new)), dim=1)
     longer = {**inputs, "input_ids": torch.cat((inputs["input_ids"], new), dim=1), "attention_mask": mask}
@@ -144,7 +152,7 @@ def test_new_tokens_see_what_the_last_one_saw(model):
         expected = model(**longer).logits[:, -2:]
         cache = model(**inputs, use_cache=True).past_key_values
         assert_close(model(input_ids=new, attention_mask=mask, past_key_values=cache).logits, expected)
-        again = {name: value for name, value in inputs.items() if name in PICTURES}
+        again = {name: value for name, value in inputs.items() if name in IMAGE_INPUTS}
         out = model(input_ids=new, attention_mask=mask, past_key_values=cache, **again)
         assert_close(out.logits, expected)
         assert out.image_hidden_states is None
@@ -160,40 +168,40 @@ def test_new_tokens_see_what_the_last_one_saw(model):
 
 
 def test_rows_of_a_cache_are_reordered_and_repeated(model):
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     picked = torch.tensor([2, 0, 0, 1])
     new = torch.tensor([[5], [9], [13]])
     mask = torch.cat((inputs["attention_mask"], torch.ones_like(new)), dim=1)
     with torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
         expected = model(input_ids=new, attention_mask=mask, past_key_values=cache).logits[picked]
-        assert cache.reorder(picked) is cache
+        assert cache.reorder_cache(picked) is cache
         out = model(input_ids=new[picked], attention_mask=mask[picked], past_key_values=cache)
     assert_close(out.logits, expected)
 
 
 def test_a_cache_is_the_tuple_of_pairs(model):
-    inputs = batch(model, "t1ttt", "tt")
+    inputs = make_batch(model, "t1ttt", "tt")
     cache = model(**inputs, use_cache=True).past_key_values
     assert isinstance(cache, KeyValueCache)
-    assert len(cache) == len(list(cache)) == model.layout.layers
+    assert len(cache) == len(list(cache)) == model.layout.num_layers
     keys, values = cache[0]
-    shape = (2, model.layout.kv_heads, inputs["input_ids"].shape[1], model.layout.head_size)
+    shape = (2, model.layout.num_kv_heads, inputs["input_ids"].shape[1], model.layout.head_size)
     assert keys.shape == values.shape == shape
     assert cache.to_legacy_cache()[-1][1] is cache[-1].values
 
 
 def test_a_learned_prefix_is_seen_by_all(model):
     """As adapters give it (transformers issue 33852): tuples, a mask that counts them, and pictures at once."""
-    inputs = batch(model, "t1ttt", "tt")
+    inputs = make_batch(model, "t1ttt", "tt")
     layout, prefix = model.layout, 3
-    shape = (2, layout.kv_heads, prefix, layout.head_size)
-    past = tuple((torch.randn(shape), torch.randn(shape)) for _ in range(layout.layers))
+    shape = (2, layout.num_kv_heads, prefix, layout.head_size)
+    past = tuple((torch.randn(shape), torch.randn(shape)) for _ in range(layout.num_layers))
     mask = torch.cat((torch.ones(2, prefix, dtype=torch.long), inputs["attention_mask"]), dim=1)
     with torch.no_grad():
         plain = model(**inputs).logits
         out = model(**{**inputs, "attention_mask": mask}, past_key_values=past, use_cache=True)
-        as_cache = model(**{**inputs, "attention_mask": mask}, past_key_values=KeyValueCache.of(past))
+        as_cache = model(**{**inputs, "attention_mask": mask}, past_key_values=KeyValueCache.from_past(past))
     assert (out.logits - plain)[inputs["attention_mask"].bool()].abs().min(dim=-1).values.max() > 1e-3
     assert_close(out.logits, as_cache.logits)
     assert out.past_key_values.get_seq_length() == prefix + inputs["input_ids"].shape[1]
@@ -202,12 +210,12 @@ def test_a_learned_prefix_is_seen_by_all(model):
 @each_family
 def test_a_learned_prefix_is_the_references(family, tmp_path):
     transformers = pytest.importorskip("transformers")
-    reference, model = pair(tmp_path, RAWS[family])
-    inputs = batch(model, "t1ttt", "tt")
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY[family])
+    inputs = make_batch(model, "t1ttt", "tt")
     layout = model.layout
     past = [
-        tuple(torch.randn(2, layout.kv_heads, 3, layout.head_size) for _ in "kv")
-        for _ in range(layout.layers)
+        tuple(torch.randn(2, layout.num_kv_heads, 3, layout.head_size) for _ in "kv")
+        for _ in range(layout.num_layers)
     ]
     inputs["attention_mask"] = torch.cat(
         (torch.ones(2, 3, dtype=torch.long), inputs["attention_mask"]), dim=1
@@ -221,8 +229,8 @@ def test_a_learned_prefix_is_the_references(family, tmp_path):
 
 
 def test_embeddings_in_place_of_ids(model):
-    inputs = batch(model, *SCENES)
-    x = embeddings(model, inputs)
+    inputs = make_batch(model, *SCENES)
+    x = input_embeddings(model, inputs)
     assert x.shape == (*inputs["input_ids"].shape, 48)
     expected = model(**inputs).logits
     del inputs["input_ids"]
@@ -230,51 +238,57 @@ def test_embeddings_in_place_of_ids(model):
 
 
 def test_positions_are_counted_unless_given(model):
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     counted = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     expected, real = model(**inputs).logits, inputs["attention_mask"].bool()
     assert_close(model(**inputs, position_ids=counted).logits[real], expected[real])
     shifted = model(**inputs, position_ids=counted * 2).logits
     assert (shifted - expected)[0].abs().max() > 1e-3
-    one = batch(model, "tttt")
+    one = make_batch(model, "tttt")
     del one["attention_mask"]
     row = torch.arange(one["input_ids"].shape[1])[None]
     assert_close(model(**one, position_ids=row).logits, model(**one).logits)
 
 
 def test_text_alone_is_enough(model):
-    inputs = without_pictures(batch(model, "ttttt"))
+    inputs = without_image_inputs(make_batch(model, "ttttt"))
     out = model(**inputs)
     assert out.image_hidden_states is None
     assert_close(out.logits, model(input_ids=inputs["input_ids"]).logits)
 
 
 def test_only_the_last_logits_where_no_more_are_wanted(model):
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     assert_close(model(**inputs, logits_to_keep=2).logits, model(**inputs).logits[:, -2:])
     with pytest.raises(BadSetting, match="labels"):
         model(**inputs, logits_to_keep=2, labels=inputs["input_ids"])
 
 
-def test_stages_of_pictures_beside_the_text(beside):
-    inputs = batch(beside, *SCENES)
-    expected = beside(**inputs)
+def test_stages_of_cross_attention_models(cross_attention_model):
+    inputs = make_batch(cross_attention_model, *SCENES)
+    expected = cross_attention_model(**inputs)
     pixels = inputs.pop("pixel_values")
-    patches = beside.model.vision_model(pixels.flatten(0, 1)).last_hidden_state.unflatten(0, pixels.shape[:2])
+    patches = cross_attention_model.model.vision_model(pixels.flatten(0, 1)).last_hidden_state.unflatten(
+        0, pixels.shape[:2]
+    )
     for stage in (
         {"image_encoder_embeddings": patches},
         {"perceiver_embeddings": expected.image_hidden_states},
     ):
-        out = beside(**inputs, **stage)
+        out = cross_attention_model(**inputs, **stage)
         assert_close(out.logits, expected.logits)
         assert_close(out.image_hidden_states, expected.image_hidden_states)
     with pytest.raises(BadPrompt, match="one of pixel_values"):
-        beside(**inputs, pixel_values=pixels, perceiver_embeddings=expected.image_hidden_states)
+        cross_attention_model(
+            **inputs, pixel_values=pixels, perceiver_embeddings=expected.image_hidden_states
+        )
 
 
 def test_without_a_resampler_there_is_no_perceiver_stage(tmp_path):
-    reference, model = pair(tmp_path, tiny.IDEFICS1, use_resampler=False, qk_layer_norms=False)
-    inputs = batch(model, *SCENES)
+    reference, model = make_reference_and_model(
+        tmp_path, tiny.IDEFICS1, use_resampler=False, qk_layer_norms=False
+    )
+    inputs = make_batch(model, *SCENES)
     real = inputs["attention_mask"].bool()
     out = model(**inputs)
     assert_close(out.logits[real], reference(**inputs).logits[real])
@@ -286,8 +300,8 @@ def test_without_a_resampler_there_is_no_perceiver_stage(tmp_path):
 
 
 def test_a_token_may_see_several_pictures(tmp_path):
-    reference, model = pair(tmp_path, tiny.IDEFICS1)
-    inputs = batch(model, *SCENES)
+    reference, model = make_reference_and_model(tmp_path, tiny.IDEFICS1)
+    inputs = make_batch(model, *SCENES)
     inputs["image_attention_mask"][0, 4:] = 1
     real = inputs["attention_mask"].bool()
     expected = reference(**inputs).logits
@@ -300,8 +314,8 @@ def test_a_token_may_see_several_pictures(tmp_path):
 
 @pytest.mark.parametrize("size", [(40, 40), (32, 64), (64, 48)])
 def test_interpolated_positions_are_the_references(size, tmp_path):
-    reference, model = pair(tmp_path, tiny.IDEFICS1)
-    inputs = batch(model, "t1tt")
+    reference, model = make_reference_and_model(tmp_path, tiny.IDEFICS1)
+    inputs = make_batch(model, "t1tt")
     inputs["pixel_values"] = torch.randn(1, 1, 3, *size)
     with torch.no_grad():
         expected = reference(**inputs, interpolate_pos_encoding=True).logits
@@ -310,13 +324,13 @@ def test_interpolated_positions_are_the_references(size, tmp_path):
         model(**inputs)
 
 
-def test_the_model_without_a_head(beside, tmp_path):
-    beside.save_pretrained(tmp_path)
+def test_the_model_without_a_head(cross_attention_model, tmp_path):
+    cross_attention_model.save_pretrained(tmp_path)
     bare = IdeficsModel.from_pretrained(tmp_path)
-    assert set(bare.state_dict()) == set(beside.model.state_dict())
-    inputs = batch(beside, *SCENES)
+    assert set(bare.state_dict()) == set(cross_attention_model.model.state_dict())
+    inputs = make_batch(cross_attention_model, *SCENES)
     asked = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
-    out, whole = bare(**inputs, **asked), beside(**inputs, **asked)
+    out, whole = bare(**inputs, **asked), cross_attention_model(**inputs, **asked)
     assert list(out) == [
         "last_hidden_state",
         "past_key_values",
@@ -324,20 +338,20 @@ def test_the_model_without_a_head(beside, tmp_path):
         "attentions",
         "image_hidden_states",
     ]
-    assert_close(beside.lm_head(out.last_hidden_state), whole.logits)
+    assert_close(cross_attention_model.lm_head(out.last_hidden_state), whole.logits)
     assert_close(out.last_hidden_state, whole.hidden_states[-1])
     assert isinstance(bare(**inputs, return_dict=False), tuple)
 
 
-def test_the_vision_tower_can_be_brought_along(beside):
-    other = ours("idefics")
-    model = IdeficsForVisionText2Text(beside.config, vision_model=other.model.vision_model)
+def test_the_vision_tower_can_be_brought_along(cross_attention_model):
+    other = make_our_model("idefics")
+    model = IdeficsForVisionText2Text(cross_attention_model.config, vision_model=other.model.vision_model)
     assert model.model.vision_model is other.model.vision_model
 
 
 def test_native_sizes_and_their_padding(tmp_path):
-    reference, model = pair(tmp_path, RAWS["idefics2"])
-    inputs = batch(model, "t1tt1t", "t1t")
+    reference, model = make_reference_and_model(tmp_path, CONFIG_BY_FAMILY["idefics2"])
+    inputs = make_batch(model, "t1tt1t", "t1t")
     sizes = inputs["pixel_attention_mask"].any(2).sum(-1)
     assert len(set(sizes.flatten().tolist())) > 2, "pictures of several sizes"
     real = inputs["attention_mask"].bool()
@@ -347,8 +361,8 @@ def test_native_sizes_and_their_padding(tmp_path):
 
 
 def test_features_in_place_of_pictures_in_the_text():
-    model = ours("idefics3")
-    inputs = batch(model, *SCENES)
+    model = make_our_model("idefics3")
+    inputs = make_batch(model, *SCENES)
     expected = model(**inputs)
     pixels = inputs.pop("pixel_values")
     out = model(**inputs, image_hidden_states=expected.image_hidden_states)
@@ -359,9 +373,9 @@ def test_features_in_place_of_pictures_in_the_text():
 
 @pytest.mark.parametrize("family", ["idefics2", "idefics3"])
 def test_more_or_fewer_pictures_than_places(family):
-    model = ours(family)
+    model = make_our_model(family)
     each = 5 if family == "idefics2" else 4
-    inputs = batch(model, "t1t1t")
+    inputs = make_batch(model, "t1t1t")
     fewer = {**inputs, "pixel_values": inputs["pixel_values"][:, :1]}
     fewer.pop("pixel_attention_mask", None)
     with pytest.raises(BadPrompt, match=f"{2 * each} places .* fill {each}"):
@@ -373,15 +387,15 @@ def test_more_or_fewer_pictures_than_places(family):
 
 
 def test_frames_that_are_no_squares():
-    model = ours("idefics3")
-    inputs = batch(model, "t1t")
+    model = make_our_model("idefics3")
+    inputs = make_batch(model, "t1t")
     with pytest.raises(BadPrompt, match="32 x 16"):
         model(**{**inputs, "pixel_values": torch.randn(1, 1, 3, 32, 16)})
 
 
 def test_labels_left_out_of_the_loss(model):
     """The release: -100 anywhere, and padding whatever its label."""
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     logits, ids, mask = model(**inputs).logits, inputs["input_ids"], inputs["attention_mask"]
     labels = ids.masked_fill(ids % 5 == 0, -100)
     out = model(**inputs, labels=labels)
@@ -393,12 +407,12 @@ def test_labels_left_out_of_the_loss(model):
     assert_close(model(**inputs, labels=labels.masked_fill(mask == 0, 7)).loss, out.loss)
 
 
-def test_the_loss_knows_additional_tokens(beside):
-    inputs = batch(beside, "t1t1t")
-    assert (inputs["input_ids"] >= beside.config.vocab_size).any()
-    expected = beside(**inputs).logits[0, :-1].log_softmax(-1)
+def test_the_loss_knows_additional_tokens(cross_attention_model):
+    inputs = make_batch(cross_attention_model, "t1t1t")
+    assert (inputs["input_ids"] >= cross_attention_model.config.vocab_size).any()
+    expected = cross_attention_model(**inputs).logits[0, :-1].log_softmax(-1)
     expected = -expected.gather(1, inputs["input_ids"][0, 1:, None]).mean()
-    assert_close(beside(**inputs, labels=inputs["input_ids"]).loss, expected)
+    assert_close(cross_attention_model(**inputs, labels=inputs["input_ids"]).loss, expected)
 
 
 def test_unknown_arguments_are_errors(model):
@@ -437,16 +451,16 @@ def test_arguments_that_contradict_each_other(model, change, message):
         ({"image_attention_mask": torch.ones(3, 14, 5)}, r"\(3, 14, 5\): give \(3, 14, 2\)"),
     ],
 )
-def test_pictures_that_do_not_fit_the_rows(beside, change, message):
-    inputs = batch(beside, *SCENES)
+def test_pictures_that_do_not_fit_the_rows(cross_attention_model, change, message):
+    inputs = make_batch(cross_attention_model, *SCENES)
     with pytest.raises(BadPrompt, match=message):
-        beside(**{**inputs, **change})
+        cross_attention_model(**{**inputs, **change})
 
 
 def test_each_row_alone_through_the_helper(model):
     """The helper of these tests itself: rows of a batch are rows."""
-    inputs = batch(model, *SCENES)
-    some = rows(inputs, [1])
+    inputs = make_batch(model, *SCENES)
+    some = select_rows(inputs, [1])
     assert some["attention_mask"].all()
     if "pixel_values" in some:
         assert not some["pixel_values"].any()

@@ -3,14 +3,20 @@
 import pytest
 import torch
 
-from compat.models_tiny import FAMILIES, RAWS, batch, ours, pair
+from compat.models_tiny import (
+    CONFIG_BY_FAMILY,
+    FAMILIES,
+    make_batch,
+    make_our_model,
+    make_reference_and_model,
+)
 
 SCENES = ("tt1ttttt1tt", "tttt", "t1ttt")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def both(request, tmp_path_factory):
-    return pair(tmp_path_factory.mktemp(request.param), RAWS[request.param])
+def reference_and_model(request, tmp_path_factory):
+    return make_reference_and_model(tmp_path_factory.mktemp(request.param), CONFIG_BY_FAMILY[request.param])
 
 
 SETTINGS = [
@@ -25,18 +31,20 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(s) or "greedy")
-def test_ids_are_the_references(both, settings):
-    reference, model = both
-    inputs = batch(model, *SCENES)
+def test_ids_are_the_references(reference_and_model, settings):
+    reference, model = reference_and_model
+    inputs = make_batch(model, *SCENES)
     answers = []
     for one in (reference, model):
         torch.manual_seed(0)
         answers.append(one.generate(**inputs, max_new_tokens=8, pad_token_id=0, eos_token_id=2, **settings))
-    theirs, mine = ([answer(row, inputs["input_ids"].shape[1]) for row in ids.tolist()] for ids in answers)
+    theirs, mine = (
+        [answer_ids(row, inputs["input_ids"].shape[1]) for row in ids.tolist()] for ids in answers
+    )
     assert mine == theirs
 
 
-def answer(row, prompt):
+def answer_ids(row, prompt):
     """What was generated, up to the stop id: behind it stands padding."""
     ids = row[prompt:]
     return ids[: ids.index(2) + 1] if 2 in ids else ids
@@ -44,12 +52,12 @@ def answer(row, prompt):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_changes_no_answer_and_rows_do_not_mind_each_other(family):
-    model = ours(family)
-    inputs = batch(model, *SCENES)
+    model = make_our_model(family)
+    inputs = make_batch(model, *SCENES)
     length = inputs["input_ids"].shape[1]
     settings = {"max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
     cached = model.generate(**inputs, **settings)[:, length:]
     assert torch.equal(cached, model.generate(**inputs, **settings, use_cache=False)[:, length:])
     for row, scene in enumerate(SCENES):
-        alone = batch(model, scene)
+        alone = make_batch(model, scene)
         assert torch.equal(model.generate(**alone, **settings)[0, alone["input_ids"].shape[1] :], cached[row])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compat.processors_tiny import smol
+from compat.processors_tiny import make_smolvlm_tokenizer
 from idefics import compat
 
 
@@ -19,7 +19,7 @@ def test_names_that_are_one_class():
 
 
 def test_criteria_of_the_guides_end_answers():
-    tokenizer = smol()
+    tokenizer = make_smolvlm_tokenizer()
     ids = torch.tensor([tokenizer("A cat. Four.").input_ids])
     assert compat.StopStringCriteria(tokenizer, "Four.")(ids, None).tolist() == [True]
     assert compat.StopStringCriteria(tokenizer, ["dog"])(ids, None).tolist() == [False]

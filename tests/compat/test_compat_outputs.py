@@ -6,21 +6,21 @@ import pickle
 import pytest
 import torch
 
-from compat.models_tiny import FAMILIES, assert_close, batch, ours
-from idefics.compat import outputs
+from compat.models_tiny import FAMILIES, assert_close, make_batch, make_our_model
+from idefics.compat import modeling_outputs
 
 NAMES = ["loss", "logits", "past_key_values", "hidden_states", "attentions", "image_hidden_states"]
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    return ours(request.param)
+    return make_our_model(request.param)
 
 
 def test_names_keys_places(model):
-    inputs = batch(model, "t1ttt")
+    inputs = make_batch(model, "t1ttt")
     out = model(**inputs, labels=inputs["input_ids"], output_hidden_states=True, output_attentions=True)
-    assert list(out) == list(out.names) == NAMES
+    assert list(out) == list(out.field_names) == NAMES
     assert type(out).__name__.endswith("CausalLMOutputWithPast")
     assert isinstance(out, dict)
     assert out.logits is out["logits"] is out[1]
@@ -38,7 +38,7 @@ def test_names_keys_places(model):
 
 
 def test_tuples_in_their_place(model):
-    inputs = batch(model, "t1ttt")
+    inputs = make_batch(model, "t1ttt")
     out, as_tuple = model(**inputs), model(**inputs, return_dict=False)
     assert isinstance(as_tuple, tuple)
     assert len(as_tuple) == len(out)
@@ -49,7 +49,7 @@ def test_tuples_in_their_place(model):
 
 
 def test_the_config_says_where_the_caller_does_not(model):
-    inputs = batch(model, "t1ttt")
+    inputs = make_batch(model, "t1ttt")
     model.config.update({"use_cache": False, "output_hidden_states": True, "output_attentions": True})
     out = model(**inputs)
     assert out.past_key_values is None
@@ -59,11 +59,11 @@ def test_the_config_says_where_the_caller_does_not(model):
 
 
 def test_shapes_are_the_documented_ones(model):
-    inputs = batch(model, "t1ttt", "tt")
+    inputs = make_batch(model, "t1ttt", "tt")
     rows, tokens = inputs["input_ids"].shape
-    layers, layout = model.layout.layers, model.layout
+    layers, layout = model.layout.num_layers, model.layout
     out = model(**inputs, output_hidden_states=True, output_attentions=True)
-    assert out.logits.shape == (rows, tokens, layout.vocabulary)
+    assert out.logits.shape == (rows, tokens, layout.vocab_size)
     assert [tuple(state.shape) for state in out.hidden_states] == [(rows, tokens, 48)] * (layers + 1)
     assert [tuple(weights.shape) for weights in out.attentions] == [(rows, 4, tokens, tokens)] * layers
     if model.config.model_type == "idefics":
@@ -73,17 +73,17 @@ def test_shapes_are_the_documented_ones(model):
 
 
 def test_no_hooks_stay(model):
-    inputs = batch(model, "t1ttt")
+    inputs = make_batch(model, "t1ttt")
     model(**inputs, output_hidden_states=True)
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_copies_and_pickles():
-    out = outputs.CausalLMOutputWithPast(logits=torch.ones(2), loss=None)
+    out = modeling_outputs.CausalLMOutputWithPast(logits=torch.ones(2), loss=None)
     for other in (copy.copy(out), copy.deepcopy(out), pickle.loads(pickle.dumps(out)), type(out)(dict(out))):
         assert list(other) == ["logits"]
         assert_close(other.logits, out.logits)
     out.loss = torch.zeros(())
     assert out["loss"] is out.loss
     with pytest.raises(TypeError, match="scores"):
-        outputs.CausalLMOutputWithPast(scores=1)
+        modeling_outputs.CausalLMOutputWithPast(scores=1)

@@ -15,39 +15,44 @@ import PIL.Image
 import pytest
 import torch
 
-from compat.processors_tiny import SMALL, TALL, WIDE, idefics, same
-from idefics.compat.features import BatchFeature
+from compat.processors_tiny import SMALL, TALL, WIDE, is_same_batch, make_idefics_processor
+from idefics.compat.batch_feature import BatchFeature
 from idefics.errors import BadPicture, BadPrompt, BadSetting
-from processing.pictures_tiny import ORIENTATION
-from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END
+from processing.pictures_tiny import EXIF_ORIENTATION_TAG
+from processing.tokenizers_tiny import END_OF_UTTERANCE, FAKE_IMAGE_TOKEN, IMAGE_TOKEN
 
-OURS, BASE = idefics(), idefics(turn_end=False)
-MARKS = f"{FAKE}{IMAGE}{FAKE}"
+INSTRUCT_PROCESSOR, BASE_PROCESSOR = make_idefics_processor(), make_idefics_processor(turn_end=False)
+IMAGE_PLACEHOLDER = f"{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
 
 
-def texts(batch, skip_special_tokens=False):
-    return OURS.batch_decode(batch.input_ids, skip_special_tokens=skip_special_tokens)
+def decode_batch(batch, skip_special_tokens=False):
+    return INSTRUCT_PROCESSOR.batch_decode(batch.input_ids, skip_special_tokens=skip_special_tokens)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_batches_of_prompts_are_the_references(reference, seed):
     choice = random.Random(seed)
-    items = ["User:", " a cat ", "\nAssistant: yes", TURN_END, "</s>", "日\n", WIDE, TALL, SMALL]
+    items = ["User:", " a cat ", "\nAssistant: yes", END_OF_UTTERANCE, "</s>", "日\n", WIDE, TALL, SMALL]
     prompts = [[choice.choice(items) for _ in range(choice.randint(1, 7))] for _ in range(3)]
     ends = bool(seed % 2)
     theirs = reference["idefics"](text=prompts, add_end_of_utterance_token=True, add_eos_token=ends)
-    same(OURS(prompts, add_end_of_utterance_token=True, add_eos_token=ends), theirs)
+    is_same_batch(INSTRUCT_PROCESSOR(prompts, add_end_of_utterance_token=True, add_eos_token=ends), theirs)
 
 
 def test_the_forms_of_a_call():
     prompt = ["User:", WIDE, "What is it?"]
-    expected = OURS([prompt])
-    for batch in (OURS(prompt), OURS(prompts=prompt), OURS(text=prompt), OURS(prompts=[prompt])):
+    expected = INSTRUCT_PROCESSOR([prompt])
+    for batch in (
+        INSTRUCT_PROCESSOR(prompt),
+        INSTRUCT_PROCESSOR(prompts=prompt),
+        INSTRUCT_PROCESSOR(text=prompt),
+        INSTRUCT_PROCESSOR(prompts=[prompt]),
+    ):
         assert isinstance(batch, BatchFeature)
-        same(batch, expected)
+        is_same_batch(batch, expected)
     assert list(expected) == ["input_ids", "attention_mask", "pixel_values", "image_attention_mask"]
-    assert OURS.model_input_names == list(expected)
-    assert texts(expected) == [f"<s> User:{MARKS} What is it?"]
+    assert INSTRUCT_PROCESSOR.model_input_names == list(expected)
+    assert decode_batch(expected) == [f"<s> User:{IMAGE_PLACEHOLDER} What is it?"]
 
 
 @pytest.mark.parametrize(
@@ -60,21 +65,25 @@ def test_the_forms_of_a_call():
         (["One"], [[WIDE, TALL]]),
     ],
 )
-def test_text_and_images_are_joined_as_the_reference_does(reference, text, images):
-    same(OURS(text=text, images=images), reference["idefics"](text=text, images=images))
+def test_text_and_images_are_concatenated_as_the_reference_does(reference, text, images):
+    is_same_batch(
+        INSTRUCT_PROCESSOR(text=text, images=images), reference["idefics"](text=text, images=images)
+    )
 
 
 def test_places_in_the_text_are_filled():
-    joined = OURS(text=[f"a{IMAGE}b", f"c{IMAGE}{IMAGE}"], images=[WIDE, TALL, SMALL])
-    same(joined, OURS([["a", WIDE, "b"], ["c", TALL, SMALL]]))
+    joined = INSTRUCT_PROCESSOR(
+        text=[f"a{IMAGE_TOKEN}b", f"c{IMAGE_TOKEN}{IMAGE_TOKEN}"], images=[WIDE, TALL, SMALL]
+    )
+    is_same_batch(joined, INSTRUCT_PROCESSOR([["a", WIDE, "b"], ["c", TALL, SMALL]]))
 
 
 def test_text_alone(reference):
-    batch = OURS([["Who are you?"], ["A longer text, as it is."]])
-    same(batch, reference["idefics"](text=[["Who are you?"], ["A longer text, as it is."]]))
+    batch = INSTRUCT_PROCESSOR([["Who are you?"], ["A longer text, as it is."]])
+    is_same_batch(batch, reference["idefics"](text=[["Who are you?"], ["A longer text, as it is."]]))
     assert batch.pixel_values.shape == (2, 1, 3, 8, 8)
     assert batch.image_attention_mask.dtype == torch.bool
-    same(OURS("Who are you?"), OURS(["Who are you?"]))
+    is_same_batch(INSTRUCT_PROCESSOR("Who are you?"), INSTRUCT_PROCESSOR(["Who are you?"]))
 
 
 @pytest.mark.parametrize(
@@ -92,20 +101,20 @@ def test_text_alone(reference):
 def test_lengths_are_the_references(reference, options):
     prompts = [[WIDE, "What is it, and what is it doing there?"], ["A", SMALL, "cat."]]
     theirs = reference["idefics"](text=prompts, add_end_of_utterance_token=False, **options)
-    same(OURS(prompts, add_end_of_utterance_token=False, **options), theirs)
+    is_same_batch(INSTRUCT_PROCESSOR(prompts, add_end_of_utterance_token=False, **options), theirs)
 
 
 def test_max_length_alone_cuts():
-    whole, cut = OURS(["A longer text."]), OURS(["A longer text."], max_length=3)
+    whole, cut = INSTRUCT_PROCESSOR(["A longer text."]), INSTRUCT_PROCESSOR(["A longer text."], max_length=3)
     assert cut.input_ids.tolist() == whole.input_ids[:, :3].tolist()
 
 
 def test_a_picture_that_is_cut_off_is_gone():
-    batch = OURS([[SMALL, "and", WIDE]], max_length=4)
+    batch = INSTRUCT_PROCESSOR([[SMALL, "and", WIDE]], max_length=4)
     assert batch.input_ids.shape == (1, 4)
     assert batch.pixel_values.shape == (1, 1, 3, 8, 8)
     assert batch.image_attention_mask[0, :, 0].tolist() == [0, 0, 1, 1]
-    processor = idefics()
+    processor = make_idefics_processor()
     processor.tokenizer.truncation_side = "left"
     later = processor([[SMALL, "and", WIDE]], max_length=4)
     torch.testing.assert_close(later.pixel_values, processor([WIDE]).pixel_values)
@@ -114,12 +123,16 @@ def test_a_picture_that_is_cut_off_is_gone():
 
 def test_the_turn_ends_where_the_checkpoint_has_the_token():
     prompt = ["User: hi", "\nAssistant:"]
-    assert texts(OURS(prompt)) == [f"<s> User: hi{TURN_END} \nAssistant:"]
-    assert texts(OURS(prompt, add_end_of_utterance_token=False)) == ["<s> User: hi\nAssistant:"]
-    assert TURN_END not in BASE.decode(BASE(prompt).input_ids[0])
-    assert TURN_END not in BASE.decode(BASE(prompt, add_end_of_utterance_token=False).input_ids[0])
+    assert decode_batch(INSTRUCT_PROCESSOR(prompt)) == [f"<s> User: hi{END_OF_UTTERANCE} \nAssistant:"]
+    assert decode_batch(INSTRUCT_PROCESSOR(prompt, add_end_of_utterance_token=False)) == [
+        "<s> User: hi\nAssistant:"
+    ]
+    assert END_OF_UTTERANCE not in BASE_PROCESSOR.decode(BASE_PROCESSOR(prompt).input_ids[0])
+    assert END_OF_UTTERANCE not in BASE_PROCESSOR.decode(
+        BASE_PROCESSOR(prompt, add_end_of_utterance_token=False).input_ids[0]
+    )
     with pytest.raises(BadSetting, match="no such token"):
-        BASE(prompt, add_end_of_utterance_token=True)
+        BASE_PROCESSOR(prompt, add_end_of_utterance_token=True)
 
 
 def test_what_the_reference_no_longer_does(reference):
@@ -129,24 +142,24 @@ def test_what_the_reference_no_longer_does(reference):
     with pytest.raises(ValueError, match="need to specify"):
         theirs(prompts=["User:", WIDE])
     ids = theirs(text=["User: hi", "\nAssistant:"])["input_ids"]
-    assert TURN_END not in theirs.batch_decode(ids)[0]
+    assert END_OF_UTTERANCE not in theirs.batch_decode(ids)[0]
 
 
 def test_the_class_says_what_calls_leave_open():
-    silent = idefics()
+    silent = make_idefics_processor()
     silent.add_end_of_utterance_token = False
-    assert TURN_END not in silent.decode(silent(["a", "b"]).input_ids[0])
-    assert TURN_END in silent.decode(silent(["a", "b"], add_end_of_utterance_token=True).input_ids[0])
+    assert END_OF_UTTERANCE not in silent.decode(silent(["a", "b"]).input_ids[0])
+    assert END_OF_UTTERANCE in silent.decode(silent(["a", "b"], add_end_of_utterance_token=True).input_ids[0])
 
 
 def test_lists_are_not_padded():
-    batch = OURS([[WIDE, "A longer text."], ["Short."]], return_tensors=None)
+    batch = INSTRUCT_PROCESSOR([[WIDE, "A longer text."], ["Short."]], return_tensors=None)
     assert isinstance(batch.input_ids, list)
     lengths = [len(ids) for ids in batch.input_ids]
     assert lengths[0] > lengths[1]
     assert [len(mask) for mask in batch.attention_mask] == lengths
     assert [mask.shape for mask in batch.image_attention_mask] == [(length, 1) for length in lengths]
-    assert OURS(["Short."], return_tensors="np").input_ids.dtype == np.int64
+    assert INSTRUCT_PROCESSOR(["Short."], return_tensors="np").input_ids.dtype == np.int64
 
 
 def test_transform_takes_the_place_of_the_usual_steps():
@@ -156,88 +169,93 @@ def test_transform_takes_the_place_of_the_usual_steps():
         seen.append(image)
         return torch.full((3, 4, 4), float(len(seen)))
 
-    batch = OURS([[WIDE, "a", SMALL], ["b"]], transform=transform)
+    batch = INSTRUCT_PROCESSOR([[WIDE, "a", SMALL], ["b"]], transform=transform)
     assert seen == [WIDE, SMALL]
     assert batch.pixel_values.shape == (2, 2, 3, 4, 4)
     assert batch.pixel_values[:, :, 0, 0, 0].tolist() == [[1, 2], [0, 0]]
     with pytest.raises(BadSetting, match="transform returned a Image"):
-        OURS([WIDE], transform=lambda image: image)
+        INSTRUCT_PROCESSOR([WIDE], transform=lambda image: image)
     sizes = iter((4, 5))
     with pytest.raises(BadSetting, match="one size for all"):
-        OURS([WIDE, WIDE], transform=lambda image: torch.zeros((3, next(sizes), 4)))
+        INSTRUCT_PROCESSOR([WIDE, WIDE], transform=lambda image: torch.zeros((3, next(sizes), 4)))
 
 
 def test_debug_shows_each_prompt(capsys):
-    OURS([[WIDE, "What is it?"], ["Hi."]], debug=True)
+    INSTRUCT_PROCESSOR([[WIDE, "What is it?"], ["Hi."]], debug=True)
     shown = capsys.readouterr().err
-    assert f"{MARKS} What is it?" in shown
+    assert f"{IMAGE_PLACEHOLDER} What is it?" in shown
     assert "prompt 2" in shown
-    OURS(["Hi."])
+    INSTRUCT_PROCESSOR(["Hi."])
     assert capsys.readouterr() == ("", "")
 
 
 def test_settings_of_one_call():
-    assert OURS([WIDE, "a"], image_size=12).pixel_values.shape[-1] == 12
-    assert OURS([WIDE, "a"]).pixel_values.shape[-1] == 8
+    assert INSTRUCT_PROCESSOR([WIDE, "a"], image_size=12).pixel_values.shape[-1] == 12
+    assert INSTRUCT_PROCESSOR([WIDE, "a"]).pixel_values.shape[-1] == 8
     with pytest.raises(TypeError, match="paddding"):
-        OURS([WIDE, "a"], paddding=True)
+        INSTRUCT_PROCESSOR([WIDE, "a"], paddding=True)
 
 
-def test_an_address_stands_wherever_a_picture_does(site):
-    address = f"{site}/wide.png?w=3542&q=80"
-    expected = OURS([WIDE, "a"])
+def test_an_address_stands_wherever_a_picture_does(picture_server_url):
+    address = f"{picture_server_url}/wide.png?w=3542&q=80"
+    expected = INSTRUCT_PROCESSOR([WIDE, "a"])
     for batch in (
-        OURS([address, "a"]),
-        OURS([f" {address} ", "a"]),
-        OURS(prompts=[[address, "a"]]),
-        OURS(text=["a"], images=[address]),
-        OURS(text=[f"{IMAGE}a"], images=address),
-        OURS([f"{site}/turned.png", "a"]),
+        INSTRUCT_PROCESSOR([address, "a"]),
+        INSTRUCT_PROCESSOR([f" {address} ", "a"]),
+        INSTRUCT_PROCESSOR(prompts=[[address, "a"]]),
+        INSTRUCT_PROCESSOR(text=["a"], images=[address]),
+        INSTRUCT_PROCESSOR(text=[f"{IMAGE_TOKEN}a"], images=address),
+        INSTRUCT_PROCESSOR([f"{picture_server_url}/turned.png", "a"]),
     ):
-        same(batch, expected)
+        is_same_batch(batch, expected)
     with pytest.raises(BadPicture, match="404"):
-        OURS([f"{site}/none.png", "a"])
+        INSTRUCT_PROCESSOR([f"{picture_server_url}/none.png", "a"])
 
 
 def test_text_that_is_no_whole_address_is_text(tmp_path):
     WIDE.save(tmp_path / "wide.png")
     for text in ("see https://example.org/a.png", str(tmp_path / "wide.png"), "photo.jpg"):
-        assert text in texts(OURS([text]))[0]
-    same(OURS(text="a", images=str(tmp_path / "wide.png")), OURS(text="a", images=WIDE))
+        assert text in decode_batch(INSTRUCT_PROCESSOR([text]))[0]
+    is_same_batch(
+        INSTRUCT_PROCESSOR(text="a", images=str(tmp_path / "wide.png")),
+        INSTRUCT_PROCESSOR(text="a", images=WIDE),
+    )
 
 
 def test_objects_are_taken_as_they_are():
     turned = WIDE.copy()
-    turned.getexif()[ORIENTATION] = 6
-    same(OURS([turned]), OURS([WIDE]))
-    same(OURS([np.asarray(WIDE)]), OURS([WIDE]))
-    same(OURS([torch.from_numpy(np.array(WIDE)).permute(2, 0, 1)]), OURS([WIDE]))
+    turned.getexif()[EXIF_ORIENTATION_TAG] = 6
+    is_same_batch(INSTRUCT_PROCESSOR([turned]), INSTRUCT_PROCESSOR([WIDE]))
+    is_same_batch(INSTRUCT_PROCESSOR([np.asarray(WIDE)]), INSTRUCT_PROCESSOR([WIDE]))
+    is_same_batch(
+        INSTRUCT_PROCESSOR([torch.from_numpy(np.array(WIDE)).permute(2, 0, 1)]), INSTRUCT_PROCESSOR([WIDE])
+    )
 
 
 def test_mistakes_are_told():
     with pytest.raises(BadPrompt, match="prompt 2 is not a list"):
-        OURS([["a"], "b"])
+        INSTRUCT_PROCESSOR([["a"], "b"])
     with pytest.raises(BadPrompt, match="2 texts, and pictures for 1"):
-        OURS(text=["a", "b"], images=[WIDE])
+        INSTRUCT_PROCESSOR(text=["a", "b"], images=[WIDE])
     with pytest.raises(BadPrompt, match=r"2 places for pictures \(<image>\), and 1 pictures"):
-        OURS(text=[f"{IMAGE}{IMAGE}"], images=[WIDE])
+        INSTRUCT_PROCESSOR(text=[f"{IMAGE_TOKEN}{IMAGE_TOKEN}"], images=[WIDE])
     with pytest.raises(BadPrompt, match="holds 1 <image> of its own"):
-        OURS([WIDE, f"what {IMAGE}?"])
+        INSTRUCT_PROCESSOR([WIDE, f"what {IMAGE_TOKEN}?"])
     with pytest.raises(BadPrompt, match="give prompts"):
-        OURS()
+        INSTRUCT_PROCESSOR()
     with pytest.raises(BadPrompt, match="give prompts"):
-        OURS(["a"], images=[WIDE])
+        INSTRUCT_PROCESSOR(["a"], images=[WIDE])
     with pytest.raises(BadPicture, match="cannot be of type int"):
-        OURS([3])
+        INSTRUCT_PROCESSOR([3])
     with pytest.raises(BadPicture, match="broken"):
-        OURS([broken()])
+        INSTRUCT_PROCESSOR([broken_file()])
     with pytest.raises(BadSetting, match="padding is 'max_length'"):
-        OURS(["a"], padding="max_length")
+        INSTRUCT_PROCESSOR(["a"], padding="max_length")
     with pytest.raises(BadSetting, match="return_tensors is 'tf'"):
-        OURS(["a"], return_tensors="tf")
+        INSTRUCT_PROCESSOR(["a"], return_tensors="tf")
 
 
-def broken():
+def broken_file():
     import io
 
     buffer = io.BytesIO()
@@ -246,12 +264,15 @@ def broken():
 
 
 def test_the_batch_moves_to_a_device():
-    batch = OURS([WIDE, "a"])
+    batch = INSTRUCT_PROCESSOR([WIDE, "a"])
     assert batch.to("meta") is batch
     assert {value.device.type for value in batch.values()} == {"meta"}
-    batch = OURS([WIDE, "a"]).to("cpu", torch.float16)
+    batch = INSTRUCT_PROCESSOR([WIDE, "a"]).to("cpu", torch.float16)
     assert batch.pixel_values.dtype == torch.float16
     assert batch.input_ids.dtype == torch.int64
-    assert OURS([WIDE, "a"]).to(dtype=torch.bfloat16, device="cpu").pixel_values.dtype == torch.bfloat16
+    assert (
+        INSTRUCT_PROCESSOR([WIDE, "a"]).to(dtype=torch.bfloat16, device="cpu").pixel_values.dtype
+        == torch.bfloat16
+    )
     with pytest.raises(AttributeError, match="pixels"):
         _ = batch.pixels

@@ -7,20 +7,32 @@ import json
 import pytest
 import torch
 
-from compat.processors_tiny import SMALL, TALL, WIDE, idefics, idefics2, idefics3, same
+from compat.processors_tiny import (
+    SMALL,
+    TALL,
+    WIDE,
+    is_same_batch,
+    make_idefics2_processor,
+    make_idefics3_processor,
+    make_idefics_processor,
+)
 from idefics.compat import AutoProcessor, Idefics2Processor, IdeficsProcessor
-from idefics.compat.processing_options import video_plan_of
-from idefics.config import VideoPlan
+from idefics.compat.processing_kwargs import override_video_config
+from idefics.config import VideoProcessorConfig
 from idefics.errors import BadPrompt, BadSetting, UnsupportedModel
-from models.folders import as_on_the_hub
-from models.released import RELEASED
-from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END
+from models.checkpoint_folders import write_hub_layout
+from models.released import RELEASED_BY_NAME
+from processing.tokenizers_tiny import END_OF_UTTERANCE, FAKE_IMAGE_TOKEN, IMAGE_TOKEN
 
-OURS = {"idefics": idefics(), "idefics2": idefics2(), "idefics3": idefics3()}
-each = pytest.mark.parametrize("family", OURS)
-in_text = pytest.mark.parametrize("family", ["idefics2", "idefics3"])
-TEXT = f"{IMAGE}What is on the table?"
-MARKED = (
+PROCESSOR_BY_FAMILY = {
+    "idefics": make_idefics_processor(),
+    "idefics2": make_idefics2_processor(),
+    "idefics3": make_idefics3_processor(),
+}
+each = pytest.mark.parametrize("family", PROCESSOR_BY_FAMILY)
+each_inline_family = pytest.mark.parametrize("family", ["idefics2", "idefics3"])
+TEXT = f"{IMAGE_TOKEN}What is on the table?"
+TEMPLATE_WITH_GENERATION_BLOCKS = (
     "{% for m in messages %}{{ m.role }}: "
     "{% if m.role == 'assistant' %}{% generation %}{% for part in m.content %}{{ part.text }}{% endfor %}"
     "<end_of_utterance>{% endgeneration %}{% else %}{% for part in m.content %}"
@@ -29,17 +41,17 @@ MARKED = (
 )
 
 
-def turns(said="A red ball", image=None):
+def make_messages(answer="A red ball", image=None):
     place = {"type": "image"} if image is None else {"type": "image", "image": image}
     return [
         {"role": "user", "content": [place, {"type": "text", "text": "What is on the table?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": said}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
     ]
 
 
 @each
 def test_keywords_in_groups_are_keywords(family):
-    ours = OURS[family]
+    ours = PROCESSOR_BY_FAMILY[family]
     alone = ours(
         text=TEXT, images=[WIDE], return_tensors="pt", padding="max_length", max_length=400, do_rescale=False
     )
@@ -51,7 +63,7 @@ def test_keywords_in_groups_are_keywords(family):
         images_kwargs={"do_rescale": False},
         audio_kwargs={},
     )
-    same(grouped, alone)
+    is_same_batch(grouped, alone)
     assert alone.input_ids.shape[1] == 400
     with pytest.raises(BadSetting, match="max_length is given alone and in text_kwargs"):
         ours(text=TEXT, images=[WIDE], max_length=3, text_kwargs={"max_length": 4})
@@ -59,7 +71,7 @@ def test_keywords_in_groups_are_keywords(family):
 
 @each
 def test_words_that_ask_for_nothing(family):
-    ours = OURS[family]
+    ours = PROCESSOR_BY_FAMILY[family]
     neutral = {
         "return_mm_token_type_ids": False,
         "stride": 0,
@@ -67,7 +79,7 @@ def test_words_that_ask_for_nothing(family):
         "num_frames": 8,
         "verbose": True,
     }
-    same(
+    is_same_batch(
         ours(text=TEXT, images=[WIDE], return_tensors="pt", **neutral),
         ours(text=TEXT, images=[WIDE], return_tensors="pt"),
     )
@@ -80,22 +92,22 @@ def test_words_that_ask_for_nothing(family):
 
 @each
 def test_what_the_tokenizer_was_loaded_with_holds(family, tmp_path):
-    OURS[family].save_pretrained(tmp_path)
-    ours = type(OURS[family]).from_pretrained(tmp_path, max_length=300, padding="max_length")
+    PROCESSOR_BY_FAMILY[family].save_pretrained(tmp_path)
+    ours = type(PROCESSOR_BY_FAMILY[family]).from_pretrained(tmp_path, max_length=300, padding="max_length")
     assert ours(text=TEXT, images=[WIDE], return_tensors="pt").input_ids.shape[1] == 300
     assert ours(text=TEXT, images=[WIDE], return_tensors="pt", max_length=310).input_ids.shape[1] == 310
 
 
-@in_text
+@each_inline_family
 def test_attributes_are_the_references(reference, family):
-    ours, theirs = OURS[family], reference[family]
+    ours, theirs = PROCESSOR_BY_FAMILY[family], reference[family]
     for name in ("image_token", "image_token_id", "fake_image_token", "image_seq_len", "chat_template"):
         if name != "chat_template" or family == "idefics3":
             assert getattr(ours, name) == getattr(theirs, name), name
-    assert ours.image_token.content == IMAGE
-    assert ours.fake_image_token == FAKE
-    assert ours.end_of_utterance_token == TURN_END
-    assert ours.fake_image_token_id == ours.tokenizer.convert_tokens_to_ids(FAKE)
+    assert ours.image_token.content == IMAGE_TOKEN
+    assert ours.fake_image_token == FAKE_IMAGE_TOKEN
+    assert ours.end_of_utterance_token == END_OF_UTTERANCE
+    assert ours.fake_image_token_id == ours.tokenizer.convert_tokens_to_ids(FAKE_IMAGE_TOKEN)
     assert ours.get_attributes() == theirs.get_attributes()
     assert (
         json.loads(ours.to_json_string())["image_seq_len"]
@@ -106,16 +118,16 @@ def test_attributes_are_the_references(reference, family):
 
 @each
 def test_generated_ids_become_texts(family):
-    ours = OURS[family]
-    ids = torch.tensor(ours.tokenizer([f"A cat.{TURN_END}"]).input_ids)
+    ours = PROCESSOR_BY_FAMILY[family]
+    ids = torch.tensor(ours.tokenizer([f"A cat.{END_OF_UTTERANCE}"]).input_ids)
     assert ours.post_process_image_text_to_text(ids) == ["A cat."]
     kept = ours.post_process_image_text_to_text(ids, skip_special_tokens=False)
-    assert kept == ours.batch_decode(ids) == [f"A cat.{TURN_END}"]
+    assert kept == ours.batch_decode(ids) == [f"A cat.{END_OF_UTTERANCE}"]
 
 
 @each
 def test_files_that_were_written_are_named(family, tmp_path):
-    ours = OURS[family]
+    ours = PROCESSOR_BY_FAMILY[family]
     files = ours.save_pretrained(tmp_path, push_to_hub=False)
     assert sorted(file.rsplit("/")[-1] for file in files) == sorted(path.name for path in tmp_path.iterdir())
     again = type(ours).from_pretrained(tmp_path)
@@ -128,75 +140,85 @@ def test_files_that_were_written_are_named(family, tmp_path):
     assert (given.tokenizer, given.image_processor) == (ours.tokenizer, ours.image_processor)
 
 
-@in_text
+@each_inline_family
 def test_how_many_tokens_a_frame_takes_may_be_said_when_loading(family, tmp_path):
-    OURS[family].save_pretrained(tmp_path)
-    ours = type(OURS[family]).from_pretrained(tmp_path, image_seq_len=5, chat_template="{{ 7 }}")
+    PROCESSOR_BY_FAMILY[family].save_pretrained(tmp_path)
+    ours = type(PROCESSOR_BY_FAMILY[family]).from_pretrained(
+        tmp_path, image_seq_len=5, chat_template="{{ 7 }}"
+    )
     assert ours.image_seq_len == 5
-    assert ours.apply_chat_template(turns()) == "7"
-    same(
+    assert ours.apply_chat_template(make_messages()) == "7"
+    is_same_batch(
         ours(text=TEXT, images=[WIDE], return_tensors="pt"),
-        OURS[family](text=TEXT, images=[WIDE], image_seq_len=5, return_tensors="pt"),
+        PROCESSOR_BY_FAMILY[family](text=TEXT, images=[WIDE], image_seq_len=5, return_tensors="pt"),
     )
 
 
 @each
 def test_templates_get_variables(family):
-    ours = OURS[family]
+    ours = PROCESSOR_BY_FAMILY[family]
     tools = [{"name": "é<b>", "a": None}]
-    text = ours.apply_chat_template(turns(), MARKED, mood="glad", tools=tools)
+    text = ours.apply_chat_template(
+        make_messages(), TEMPLATE_WITH_GENERATION_BLOCKS, mood="glad", tools=tools
+    )
     assert text.endswith('glad[{"name": "é<b>", "a": null}]')
     with pytest.raises(TypeError, match="'moot' is neither a variable"):
-        ours.apply_chat_template(turns(), MARKED, moot="glad")
+        ours.apply_chat_template(make_messages(), TEMPLATE_WITH_GENERATION_BLOCKS, moot="glad")
 
 
 @each
 def test_an_answer_may_be_begun(family):
-    ours = OURS[family]
-    text = ours.apply_chat_template(turns("A red"), continue_final_message=True)
+    ours = PROCESSOR_BY_FAMILY[family]
+    text = ours.apply_chat_template(make_messages("A red"), continue_final_message=True)
     assert text.endswith("Assistant: A red")
     batch = ours.apply_chat_template(
-        turns("A red", WIDE),
+        make_messages("A red", WIDE),
         continue_final_message=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
     )
-    same(batch, ours(text=text, images=[WIDE], return_tensors="pt"))
+    is_same_batch(batch, ours(text=text, images=[WIDE], return_tensors="pt"))
     with pytest.raises(BadPrompt, match="both true"):
-        ours.apply_chat_template(turns(), continue_final_message=True, add_generation_prompt=True)
+        ours.apply_chat_template(make_messages(), continue_final_message=True, add_generation_prompt=True)
 
 
 @each
 def test_options_may_be_given_in_a_dict(family):
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    same(
-        OURS[family].apply_chat_template(
-            turns(image=WIDE), processor_kwargs={"do_rescale": False}, **options
+    is_same_batch(
+        PROCESSOR_BY_FAMILY[family].apply_chat_template(
+            make_messages(image=WIDE), processor_kwargs={"do_rescale": False}, **options
         ),
-        OURS[family].apply_chat_template(turns(image=WIDE), do_rescale=False, **options),
+        PROCESSOR_BY_FAMILY[family].apply_chat_template(
+            make_messages(image=WIDE), do_rescale=False, **options
+        ),
     )
 
 
 @each
 def test_what_the_assistant_says_is_marked(family):
-    ours = OURS[family]
+    ours = PROCESSOR_BY_FAMILY[family]
     options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True, "padding": True}
-    conversations = [turns(image=WIDE), turns("Two cats", image=SMALL)]
-    batch = ours.apply_chat_template(conversations, MARKED, return_tensors="pt", **options)
+    conversations = [make_messages(image=WIDE), make_messages("Two cats", image=SMALL)]
+    batch = ours.apply_chat_template(
+        conversations, TEMPLATE_WITH_GENERATION_BLOCKS, return_tensors="pt", **options
+    )
     assert batch.assistant_masks.shape == batch.input_ids.shape
     for row, mask, said in zip(
         batch.input_ids, batch.assistant_masks, ("A red ball", "Two cats"), strict=True
     ):
-        assert ours.decode(row[mask.bool()]).strip(": ") == f"{said}{TURN_END}"
+        assert ours.decode(row[mask.bool()]).strip(": ") == f"{said}{END_OF_UTTERANCE}"
 
 
 def test_what_the_assistant_says_is_marked_as_the_reference_does(reference):
     options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True, "padding": True}
-    conversations = [turns(image=WIDE), turns("Two cats", image=TALL)]
+    conversations = [make_messages(image=WIDE), make_messages("Two cats", image=TALL)]
     mine, theirs = (
-        each.apply_chat_template(conversations, MARKED, return_tensors="pt", **options)
-        for each in (OURS["idefics3"], reference["idefics3"])
+        each.apply_chat_template(
+            conversations, TEMPLATE_WITH_GENERATION_BLOCKS, return_tensors="pt", **options
+        )
+        for each in (PROCESSOR_BY_FAMILY["idefics3"], reference["idefics3"])
     )
     assert torch.equal(mine.assistant_masks, torch.as_tensor(theirs["assistant_masks"]))
 
@@ -209,37 +231,39 @@ def test_a_picture_may_be_base64(family):
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     parts = [{"type": "image", "base64": text}, {"type": "text", "text": "What is on the table?"}]
     messages = [{"role": "user", "content": parts}]
-    same(
-        OURS[family].apply_chat_template(messages, **options),
-        OURS[family].apply_chat_template(turns(image=WIDE)[:1], **options),
+    is_same_batch(
+        PROCESSOR_BY_FAMILY[family].apply_chat_template(messages, **options),
+        PROCESSOR_BY_FAMILY[family].apply_chat_template(make_messages(image=WIDE)[:1], **options),
     )
 
 
 def test_videos_are_sampled_as_the_call_says():
-    plan = VideoPlan(fps=1, most_frames=64, skip_seconds=1, longest=8)
+    plan = VideoProcessorConfig(fps=1, max_frames=64, skip_seconds=1, longest_edge=8)
     words = {"num_frames": 8, "target_fps": 2.0, "skip_secs": 0}
-    assert video_plan_of(plan, words) == VideoPlan(fps=2.0, most_frames=8, skip_seconds=0, longest=8)
-    assert video_plan_of(plan, {"fps": None, "max_frames": None}) == plan
-    assert video_plan_of(None, words) is None
+    assert override_video_config(plan, words) == VideoProcessorConfig(
+        fps=2.0, max_frames=8, skip_seconds=0, longest_edge=8
+    )
+    assert override_video_config(plan, {"fps": None, "max_frames": None}) == plan
+    assert override_video_config(None, words) is None
     for name in ("num_frames", "max_frames", "fps"):
         with pytest.raises(BadSetting, match=f"{name} is 0; give more than 0"):
-            video_plan_of(plan, {name: 0})
+            override_video_config(plan, {name: 0})
 
 
 @pytest.mark.parametrize("name", ["idefics2-8b-base", "idefics2-8b"])
 def test_a_base_checkpoint_without_a_template_has_none(tmp_path, name):
-    folder = as_on_the_hub(tmp_path / name, RELEASED[name])
+    folder = write_hub_layout(tmp_path / name, RELEASED_BY_NAME[name])
     ours = AutoProcessor.from_pretrained(folder)
-    messages = turns()
+    messages = make_messages()
     if name.endswith("base"):
         with pytest.raises(UnsupportedModel, match="this checkpoint has no chat template"):
             ours.apply_chat_template(messages)
     else:
-        assert ours.apply_chat_template(messages).startswith(f"User:{IMAGE}")
+        assert ours.apply_chat_template(messages).startswith(f"User:{IMAGE_TOKEN}")
 
 
 def test_parts_of_other_packages_are_told():
-    ours = OURS["idefics2"]
+    ours = PROCESSOR_BY_FAMILY["idefics2"]
     with pytest.raises(BadSetting, match="tokenizer is None; give one of"):
         Idefics2Processor(ours.image_processor, None)
     with pytest.raises(UnsupportedModel, match="needs an IdeficsImageProcessor"):
@@ -249,15 +273,17 @@ def test_parts_of_other_packages_are_told():
     assert Idefics2Processor(ours.image_processor, ours.tokenizer, return_tensors="pt").image_seq_len == 64
 
 
-def test_blanks_that_idefics_drops_move_no_marks():
+def test_blanks_that_idefics_drops_do_not_move_the_assistant_mask():
     options = {
         "tokenize": True,
         "return_dict": True,
         "return_assistant_tokens_mask": True,
         "return_tensors": "pt",
     }
-    plain, blank = turns(image=WIDE), turns(image=WIDE)
+    plain, blank = make_messages(image=WIDE), make_messages(image=WIDE)
     blank[0]["content"][1]["text"] = "   What is on the table?"
-    ours = OURS["idefics"]
-    expected, batch = (ours.apply_chat_template(each, MARKED, **options) for each in (plain, blank))
-    same(batch, expected)
+    ours = PROCESSOR_BY_FAMILY["idefics"]
+    expected, batch = (
+        ours.apply_chat_template(each, TEMPLATE_WITH_GENERATION_BLOCKS, **options) for each in (plain, blank)
+    )
+    is_same_batch(batch, expected)

@@ -3,36 +3,48 @@
 import numpy as np
 import pytest
 
-from compat.processors_tiny import FRAME_TOKENS, IDEFICS3, SMALL, TALL, WIDE, idefics3, same, smol
+from compat.processors_tiny import (
+    FRAME_TOKENS,
+    IDEFICS3_SETTINGS,
+    SMALL,
+    TALL,
+    WIDE,
+    is_same_batch,
+    make_idefics3_processor,
+    make_smolvlm_tokenizer,
+)
 from idefics import Video
-from idefics.compat.image_processing_in_text import Idefics3ImageProcessor
-from idefics.compat.processing_in_text import SmolVLMProcessor
-from idefics.compat.processing_places import VIDEO
+from idefics.compat.image_processing_inline import Idefics3ImageProcessor
+from idefics.compat.media_placeholders import VIDEO_TOKEN
+from idefics.compat.processing_inline import SmolVLMProcessor
 from idefics.errors import BadPicture, BadPrompt, BadSetting
-from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END
-from processing.videos_tiny import video
+from processing.tokenizers_tiny import END_OF_UTTERANCE, FAKE_IMAGE_TOKEN, IMAGE_TOKEN
+from processing.videos_tiny import encode_video
 
-SAMPLING = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 8}}
-OURS = SmolVLMProcessor(
-    Idefics3ImageProcessor(**IDEFICS3, video_sampling=SAMPLING), smol(), image_seq_len=FRAME_TOKENS
+VIDEO_SAMPLING = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 8}}
+PROCESSOR = SmolVLMProcessor(
+    Idefics3ImageProcessor(**IDEFICS3_SETTINGS, video_sampling=VIDEO_SAMPLING),
+    make_smolvlm_tokenizer(),
+    image_seq_len=FRAME_TOKENS,
 )
 FRAMES = [WIDE, TALL, SMALL]
-SHOWN = f"{FAKE}<global-img>{IMAGE * FRAME_TOKENS}{FAKE}"
-WORDS = (
+FRAME_PLACEHOLDER = f"{FAKE_IMAGE_TOKEN}<global-img>{IMAGE_TOKEN * FRAME_TOKENS}{FAKE_IMAGE_TOKEN}"
+VIDEO_TEXT = (
     "You are provided the following series of three frames from a 0:00:00 [H:MM:SS] video.\n"
-    f"\nFrame from 00:00:{SHOWN}\nFrame from 00:00:{SHOWN}\nFrame from 00:00:{SHOWN}\n\n"
+    f"\nFrame from 00:00:{FRAME_PLACEHOLDER}\nFrame from 00:00:{FRAME_PLACEHOLDER}"
+    f"\nFrame from 00:00:{FRAME_PLACEHOLDER}\n\n"
 )
 
 
 def test_a_video_becomes_words_and_frames():
-    batch = OURS(text=f"User: {VIDEO}What?", videos=FRAMES, return_tensors="pt")
-    assert OURS.decode(batch.input_ids[0]) == f"User: {WORDS}What?"
+    batch = PROCESSOR(text=f"User: {VIDEO_TOKEN}What?", videos=FRAMES, return_tensors="pt")
+    assert PROCESSOR.decode(batch.input_ids[0]) == f"User: {VIDEO_TEXT}What?"
     assert batch.pixel_values.shape == (1, 3, 3, 8, 8)
 
 
 def test_frames_are_those_of_single_pictures():
-    batch = OURS(text=VIDEO, videos=FRAMES, return_tensors="pt")
-    whole = OURS.image_processor(
+    batch = PROCESSOR(text=VIDEO_TOKEN, videos=FRAMES, return_tensors="pt")
+    whole = PROCESSOR.image_processor(
         FRAMES, do_image_splitting=False, size={"longest_edge": 8}, return_tensors="pt"
     )
     assert (batch.pixel_values == whole.pixel_values).all()
@@ -48,9 +60,9 @@ def test_frames_are_those_of_single_pictures():
     ],
 )
 def test_videos_are_shared_out(videos):
-    texts = [f"{VIDEO}a", f"{VIDEO}{IMAGE}b"]
-    batch = OURS(text=texts, videos=videos, images=[TALL], return_tensors="pt", do_image_splitting=False)
-    expected = [OURS(text=texts[0], videos=FRAMES, return_tensors="pt")]
+    texts = [f"{VIDEO_TOKEN}a", f"{VIDEO_TOKEN}{IMAGE_TOKEN}b"]
+    batch = PROCESSOR(text=texts, videos=videos, images=[TALL], return_tensors="pt", do_image_splitting=False)
+    expected = [PROCESSOR(text=texts[0], videos=FRAMES, return_tensors="pt")]
     assert (batch.pixel_values[0, :3] == expected[0].pixel_values[0]).all()
     assert batch.pixel_values.shape[:2] == (2, 3)
     assert not batch.pixel_attention_mask[1, 2].any()
@@ -60,32 +72,37 @@ def test_a_conversation_with_a_video():
     messages = [
         {"role": "user", "content": [{"type": "video", "video": FRAMES}, {"type": "text", "text": "What?"}]}
     ]
-    text = OURS.apply_chat_template(messages, add_generation_prompt=True)
-    assert text == f"<|im_start|>User: {VIDEO}What?{TURN_END}\nAssistant:"
+    text = PROCESSOR.apply_chat_template(messages, add_generation_prompt=True)
+    assert text == f"<|im_start|>User: {VIDEO_TOKEN}What?{END_OF_UTTERANCE}\nAssistant:"
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    same(OURS.apply_chat_template(messages, **options), OURS(text=text, videos=FRAMES, return_tensors="pt"))
+    is_same_batch(
+        PROCESSOR.apply_chat_template(messages, **options),
+        PROCESSOR(text=text, videos=FRAMES, return_tensors="pt"),
+    )
 
 
 def test_videos_and_places_are_counted():
     with pytest.raises(BadPrompt, match=r"1 places for videos \(<video>\), and 0 videos"):
-        OURS(text=VIDEO)
+        PROCESSOR(text=VIDEO_TOKEN)
     with pytest.raises(BadPrompt, match=r"1 places for videos .*and 2 videos"):
-        OURS(text=VIDEO, videos=[FRAMES, FRAMES])
+        PROCESSOR(text=VIDEO_TOKEN, videos=[FRAMES, FRAMES])
     with pytest.raises(BadPrompt, match="2 texts, and videos for 1"):
-        OURS(text=[VIDEO, "a"], videos=[[FRAMES]])
+        PROCESSOR(text=[VIDEO_TOKEN, "a"], videos=[[FRAMES]])
 
 
 def test_a_checkpoint_without_video_says_so():
     with pytest.raises(BadPicture, match="not trained with video"):
-        idefics3()(text=VIDEO, videos=FRAMES)
-    assert VIDEO in idefics3().decode(idefics3()(text=VIDEO).input_ids[0])
+        make_idefics3_processor()(text=VIDEO_TOKEN, videos=FRAMES)
+    assert VIDEO_TOKEN in make_idefics3_processor().decode(
+        make_idefics3_processor()(text=VIDEO_TOKEN).input_ids[0]
+    )
 
 
 def test_the_settings_are_saved(tmp_path):
-    OURS.save_pretrained(tmp_path)
+    PROCESSOR.save_pretrained(tmp_path)
     again = SmolVLMProcessor.from_pretrained(tmp_path)
-    assert again.image_processor.video_sampling == SAMPLING
-    assert again.image_processor.plan() == OURS.image_processor.plan()
+    assert again.image_processor.video_sampling == VIDEO_SAMPLING
+    assert again.image_processor.to_processor_config() == PROCESSOR.image_processor.to_processor_config()
 
 
 @pytest.mark.parametrize(
@@ -101,9 +118,9 @@ def test_the_settings_are_saved(tmp_path):
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_how_many_frames_of_a_file_are_shown_may_be_said(tmp_path, words, shown, nested):
-    (tmp_path / "four_seconds.mp4").write_bytes(video(100))
+    (tmp_path / "four_seconds.mp4").write_bytes(encode_video(100))
     parts = [{"type": "video", "path": str(tmp_path / "four_seconds.mp4")}, {"type": "text", "text": "What?"}]
-    batch = OURS.apply_chat_template(
+    batch = PROCESSOR.apply_chat_template(
         [{"role": "user", "content": parts}],
         tokenize=True,
         return_dict=True,
@@ -114,7 +131,9 @@ def test_how_many_frames_of_a_file_are_shown_may_be_said(tmp_path, words, shown,
 
 
 def test_frames_that_shall_not_be_sampled():
-    plain = OURS(text=VIDEO, videos=FRAMES, return_tensors="pt")
-    same(OURS(text=VIDEO, videos=FRAMES, return_tensors="pt", do_sample_frames=False), plain)
+    plain = PROCESSOR(text=VIDEO_TOKEN, videos=FRAMES, return_tensors="pt")
+    is_same_batch(
+        PROCESSOR(text=VIDEO_TOKEN, videos=FRAMES, return_tensors="pt", do_sample_frames=False), plain
+    )
     with pytest.raises(BadSetting, match="do_sample_frames is False, but a video is a file"):
-        OURS(text=VIDEO, videos=["a.mp4"], do_sample_frames=False)
+        PROCESSOR(text=VIDEO_TOKEN, videos=["a.mp4"], do_sample_frames=False)

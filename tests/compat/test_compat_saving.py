@@ -7,9 +7,17 @@ import torch
 from safetensors import safe_open
 
 import idefics
-from compat.models_tiny import FAMILIES, RAWS, assert_close, batch, ours, pair, theirs
+from compat.models_tiny import (
+    CONFIG_BY_FAMILY,
+    FAMILIES,
+    assert_close,
+    make_batch,
+    make_our_model,
+    make_reference_and_model,
+    make_reference_model,
+)
 from idefics import compat
-from idefics.compat.modeling_auto import CLASSES, AutoModelForImageTextToText
+from idefics.compat.modeling_auto import MODEL_CLASS_BY_TYPE, AutoModelForImageTextToText
 from idefics.errors import BadSetting, ModelNotFound, UnknownArgument, UnsupportedModel, WeightsMismatch
 from models import tiny
 from models.tiny import ARCHITECTURES
@@ -19,12 +27,12 @@ SCENES = ("tt1ttttt1ttttt", "tttt")
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    return ours(request.param)
+    return make_our_model(request.param)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_of_parameters_are_the_released_ones(family):
-    reference, model = theirs(RAWS[family]), ours(family)
+    reference, model = make_reference_model(CONFIG_BY_FAMILY[family]), make_our_model(family)
     for what in ("named_parameters", "state_dict"):
         expected, names = dict(getattr(reference, what)()), dict(getattr(model, what)())
         assert {n: tuple(w.shape) for n, w in names.items()} == {
@@ -41,7 +49,7 @@ def test_saved_and_loaded_again(model, shards, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size=shards)
     again = type(model).from_pretrained(tmp_path)
     assert not again.training
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     assert_close(again(**inputs).logits, model(**inputs).logits, atol=0)
     files = {file.name for file in tmp_path.iterdir()}
     assert ("model.safetensors" in files) == (shards == "5GB")
@@ -56,41 +64,41 @@ def test_saved_and_loaded_again(model, shards, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reference_loads_what_we_save(family, tmp_path):
     transformers = pytest.importorskip("transformers")
-    model = ours(family)
+    model = make_our_model(family)
     model.save_pretrained(tmp_path)
     reference = getattr(transformers, ARCHITECTURES[family][1]).from_pretrained(tmp_path)
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         assert_close(model(**inputs).logits[real], reference(**inputs).logits[real])
 
 
-def test_the_house_loads_what_we_save(model, tmp_path):
+def test_the_package_loads_what_compat_saves(model, tmp_path):
     model.save_pretrained(tmp_path)
-    weights = dict(tiny.load(tmp_path).named_parameters())
+    weights = dict(tiny.load_checkpoint(tmp_path).named_parameters())
     assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tied_weights_are_saved_once_and_stay_tied(family, tmp_path):
-    model = ours(family, tie_word_embeddings=True)
+    model = make_our_model(family, tie_word_embeddings=True)
     assert model.lm_head.weight is model.get_input_embeddings().weight
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert "lm_head.weight" not in set(file.keys())
     again = type(model).from_pretrained(tmp_path)
     assert again.lm_head.weight is again.get_input_embeddings().weight
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     assert_close(again(**inputs).logits, model(**inputs).logits, atol=0)
 
 
 def test_a_model_without_a_head_is_saved_and_loaded(tmp_path):
-    whole = ours("idefics")
+    whole = make_our_model("idefics")
     whole.save_pretrained(tmp_path / "whole")
     bare = compat.IdeficsModel.from_pretrained(tmp_path / "whole")
     bare.save_pretrained(tmp_path / "bare")
     again = compat.IdeficsModel.from_pretrained(tmp_path / "bare")
-    inputs = batch(whole, *SCENES)
+    inputs = make_batch(whole, *SCENES)
     assert_close(
         again(**inputs).last_hidden_state, whole(**inputs, output_hidden_states=True).hidden_states[-1]
     )
@@ -140,13 +148,13 @@ def test_arguments_of_loading(model, tmp_path):
 
 
 def test_a_checkpoint_of_another_class(tmp_path):
-    ours("idefics").save_pretrained(tmp_path)
+    make_our_model("idefics").save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match=r"'idefics' and Idefics3.*AutoModelForImageTextToText"):
         compat.Idefics3ForConditionalGeneration.from_pretrained(tmp_path)
 
 
 def test_smolvlm_and_idefics3_read_each_others(tmp_path):
-    ours("idefics3").save_pretrained(tmp_path)
+    make_our_model("idefics3").save_pretrained(tmp_path)
     assert compat.SmolVLMForConditionalGeneration.from_pretrained(tmp_path).config.model_type == "idefics3"
 
 
@@ -171,7 +179,7 @@ def test_from_config_has_first_weights_and_the_asked_dtype(model):
     new = AutoModelForImageTextToText.from_config(
         model.config, torch_dtype="bfloat16", attn_implementation="eager"
     )
-    assert type(new) is CLASSES[model.config.model_type]
+    assert type(new) is MODEL_CLASS_BY_TYPE[model.config.model_type]
     assert new.dtype == torch.bfloat16
     assert new.attn_implementation == "eager"
     with pytest.raises(TypeError, match="from_pretrained"):
@@ -188,7 +196,7 @@ def test_counts_of_parameters(model):
 
 
 def test_embeddings_and_head_can_be_had_and_set(model):
-    new = torch.nn.Embedding(model.vocabulary, 48)
+    new = torch.nn.Embedding(model.total_vocab_size, 48)
     assert model.get_output_embeddings() is model.lm_head
     model.set_input_embeddings(new)
     assert model.get_input_embeddings() is new
@@ -202,13 +210,13 @@ def test_embeddings_and_head_can_be_had_and_set(model):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_larger_vocabulary_keeps_what_ids_mean(family, tied, tmp_path):
-    model = ours(family, tie_word_embeddings=tied)
-    inputs = batch(model, *SCENES)
-    size, expected = model.vocabulary, model(**inputs).logits
+    model = make_our_model(family, tie_word_embeddings=tied)
+    inputs = make_batch(model, *SCENES)
+    size, expected = model.total_vocab_size, model(**inputs).logits
     embeddings = model.resize_token_embeddings(size + 3, pad_to_multiple_of=8)
     larger = -(-(size + 3) // 8) * 8
     assert embeddings is model.get_input_embeddings()
-    assert model.vocabulary == larger
+    assert model.total_vocab_size == larger
     out = model(**inputs).logits
     assert out.shape[-1] == larger
     assert_close(out[..., :size], expected)
@@ -222,17 +230,17 @@ def test_a_larger_vocabulary_keeps_what_ids_mean(family, tied, tmp_path):
 
 
 def test_new_rows_are_the_mean_or_as_first_weights_are():
-    model = ours("idefics3")
+    model = make_our_model("idefics3")
     old = model.get_input_embeddings().weight.detach().clone()
     assert_close(model.resize_token_embeddings(70).weight[-1], old.mean(0))
-    model = ours("idefics3")
+    model = make_our_model("idefics3")
     row = model.resize_token_embeddings(70, mean_resizing=False).weight[-1]
     assert row.std() < 0.1
     assert row.std() > 0
 
 
 def test_a_vocabulary_without_additional_tokens(tmp_path):
-    reference, model = pair(tmp_path, tiny.IDEFICS1, additional_vocab_size=0)
+    reference, model = make_reference_and_model(tmp_path, tiny.IDEFICS1, additional_vocab_size=0)
     ids = torch.randint(3, 49, (1, 5))
     none = {"pixel_values": torch.zeros(1, 1, 3, 32, 32), "image_attention_mask": torch.zeros(1, 5, 1)}
     assert_close(model(ids).logits, reference(ids, attention_mask=torch.ones_like(ids), **none).logits)
@@ -243,7 +251,7 @@ def test_a_vocabulary_without_additional_tokens(tmp_path):
 
 def test_a_vocabulary_smaller_than_the_one_before_additional_tokens():
     with pytest.raises(BadSetting, match="new_num_tokens is 50; give more than vocab_size, 50"):
-        ours("idefics").resize_token_embeddings(50)
+        make_our_model("idefics").resize_token_embeddings(50)
 
 
 def test_weights_in_eight_bits(model, tmp_path):
@@ -251,7 +259,7 @@ def test_weights_in_eight_bits(model, tmp_path):
     small = type(model).from_pretrained(tmp_path, quantization_config=compat.QuantoConfig(weights="int8"))
     assert small.get_memory_footprint() < 0.9 * model.get_memory_footprint()
     assert type(small.get_input_embeddings()) is type(model.get_input_embeddings())
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     real = inputs["attention_mask"].bool()
     gap = (small(**inputs).logits - model(**inputs).logits)[real].abs().mean()
     assert 0 < gap < 0.2 * model(**inputs).logits[real].abs().mean()
@@ -266,17 +274,19 @@ def test_weights_in_four_bits(model, tmp_path):
     config = compat.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     small = type(model).from_pretrained(tmp_path, quantization_config=config)
     assert small.get_memory_footprint() < 0.8 * model.get_memory_footprint()
-    small(**batch(model, *SCENES))
+    small(**make_batch(model, *SCENES))
 
 
 def test_what_quantization_configs_mean():
     four = compat.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_compute_dtype=torch.float16, bnb_4bit_use_double_quant=True
-    ).quantisation()
+    ).to_quantization_config()
     assert (four.kind, four.compute_dtype, four.double) == ("nf4", "float16", True)
-    eight = compat.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"]).quantisation()
+    eight = compat.BitsAndBytesConfig(
+        load_in_8bit=True, llm_int8_skip_modules=["lm_head"]
+    ).to_quantization_config()
     assert (eight.kind, eight.skip) == ("int8", ("lm_head",))
-    assert compat.QuantoConfig("int4").quantisation().kind == "int4"
+    assert compat.QuantoConfig("int4").to_quantization_config().kind == "int4"
     for wrong, message in [
         (lambda: compat.BitsAndBytesConfig(), "neither"),
         (lambda: compat.BitsAndBytesConfig(load_in_8bit=True, load_in_4bit=True), "both"),
@@ -292,7 +302,7 @@ def test_what_quantization_configs_mean():
 
 def test_device_maps(model, tmp_path):
     model.save_pretrained(tmp_path)
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     for device_map in ("cpu", {"": "cpu"}):
         placed = type(model).from_pretrained(tmp_path, device_map=device_map)
         assert placed.device.type == "cpu"
@@ -304,6 +314,6 @@ def test_device_maps(model, tmp_path):
 def test_auto_placement(model, tmp_path):
     pytest.importorskip("accelerate")
     model.save_pretrained(tmp_path)
-    inputs = batch(model, *SCENES)
+    inputs = make_batch(model, *SCENES)
     placed = type(model).from_pretrained(tmp_path, device_map="auto")
     assert_close(placed(**inputs).logits.cpu(), model(**inputs).logits)

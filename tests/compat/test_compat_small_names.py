@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from compat import models_tiny
-from compat.models_tiny import FAMILIES, assert_close, ours
+from compat.models_tiny import FAMILIES, assert_close, make_our_model
 from idefics import compat, weights
 from idefics.errors import BadPrompt, BadSetting
-from idefics.nn.kernels import explicit
+from idefics.nn.attention_backends import eager_attention
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    return ours(request.param)
+    return make_our_model(request.param)
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:, :-1], lambda x: x[:1], lambda x: x[0]])
 def test_labels_of_a_wrong_shape_are_refused_with_both_shapes(model, change):
-    inputs = models_tiny.batch(model, "t1ttt", "t1ttt")
+    inputs = models_tiny.make_batch(model, "t1ttt", "t1ttt")
     labels = change(inputs["input_ids"])
     rows, tokens = inputs["input_ids"].shape
     with pytest.raises(BadPrompt) as error:
@@ -29,23 +29,23 @@ def test_labels_of_a_wrong_shape_are_refused_with_both_shapes(model, change):
 
 class TestAttentionOfParts:
     def test_each_part_has_its_own(self, model):
-        inputs = models_tiny.batch(model, "t1ttt")
+        inputs = models_tiny.make_batch(model, "t1ttt")
         before = model(**inputs).logits
         model.set_attn_implementation({"vision_config": "eager", "": "sdpa"})
         layer = model.model.vision_model.encoder.layers[0].self_attn
-        assert layer.kernel is explicit
-        assert model.model.kernel is not explicit
+        assert layer.attention_backend is eager_attention
+        assert model.model.attention_backend is not eager_attention
         assert model.config.vision_config._attn_implementation == "eager"
         assert model.config._attn_implementation == "sdpa"
         assert_close(model(**inputs).logits, before)
         model.set_attn_implementation("sdpa")
-        assert layer.kernel is not explicit
+        assert layer.attention_backend is not eager_attention
 
     def test_the_decoder_alone(self):
-        model = ours("idefics3")
+        model = make_our_model("idefics3")
         model.set_attn_implementation({"text_config": "eager"})
-        assert model.model.kernel is explicit
-        assert model.model.vision_model.encoder.layers[0].self_attn.kernel is not explicit
+        assert model.model.attention_backend is eager_attention
+        assert model.model.vision_model.encoder.layers[0].self_attn.attention_backend is not eager_attention
 
     def test_it_is_taken_by_from_pretrained_and_configs(self, model, tmp_path):
         model.save_pretrained(tmp_path)
@@ -65,7 +65,7 @@ class TestAttentionOfParts:
 
 
 def test_a_legacy_cache_is_not_asked_for(model):
-    inputs = models_tiny.batch(model, "t1ttt")
+    inputs = models_tiny.make_batch(model, "t1ttt")
     inputs |= {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(model.generate(**inputs, return_legacy_cache=False), model.generate(**inputs))
     with pytest.raises(BadSetting, match=r"return_legacy_cache is True; .*to_legacy_cache"):

@@ -7,7 +7,7 @@ from queue import Empty
 import pytest
 import torch
 
-from compat.generation_fakes import Script, chain
+from compat.generation_fakes import TableModel, make_chain_table
 from idefics.compat.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
 from idefics.errors import BadSetting, UnknownArgument
 
@@ -32,7 +32,7 @@ ALPHABET = [
 ]
 
 
-class Bytes:
+class PieceTokenizer:
     """A tokenizer of pieces; the last three of the alphabet are the bytes of one character."""
 
     def __init__(self):
@@ -45,7 +45,7 @@ class Bytes:
         return raw.decode(errors="replace").replace("▁", " ")
 
 
-class Pieces(TextStreamer):
+class CollectingStreamer(TextStreamer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.pieces = []
@@ -54,7 +54,7 @@ class Pieces(TextStreamer):
         self.pieces.append((text, stream_end))
 
 
-def feed(streamer, prompt, answer):
+def feed_streamer(streamer, prompt, answer):
     streamer.put(torch.tensor([prompt]))
     for id in answer:
         streamer.put(torch.tensor([id]))
@@ -76,16 +76,16 @@ def test_the_pieces_of_the_reference(skip_prompt, skip_special_tokens):
     for _ in range(200):
         prompt, answer = ([rng.randrange(len(ALPHABET)) for _ in range(n)] for n in (4, rng.randrange(12)))
         options = {"skip_prompt": skip_prompt, "skip_special_tokens": skip_special_tokens}
-        ours, theirs = Pieces(Bytes(), **options), Theirs(Bytes(), **options)
+        ours, theirs = CollectingStreamer(PieceTokenizer(), **options), Theirs(PieceTokenizer(), **options)
         theirs.pieces = []
-        feed(ours, prompt, answer)
-        feed(theirs, prompt, answer)
+        feed_streamer(ours, prompt, answer)
+        feed_streamer(theirs, prompt, answer)
         assert ours.pieces == theirs.pieces
 
 
 def test_words_appear_when_they_are_whole():
-    streamer = Pieces(Bytes(), skip_prompt=True)
-    feed(streamer, [1, 1], [1, 2, 1, 2, 5, 6, 2, 14, 15, 16, 1])
+    streamer = CollectingStreamer(PieceTokenizer(), skip_prompt=True)
+    feed_streamer(streamer, [1, 1], [1, 2, 1, 2, 5, 6, 2, 14, 15, 16, 1])
     assert streamer.pieces == [
         (" ", False),
         ("", False),
@@ -103,14 +103,14 @@ def test_words_appear_when_they_are_whole():
 
 
 def test_printing(capsys):
-    streamer = TextStreamer(Bytes(), skip_special_tokens=True)
+    streamer = TextStreamer(PieceTokenizer(), skip_special_tokens=True)
     for _ in range(2):  # it may be used again
-        feed(streamer, [13, 1], [2, 1, 2])
+        feed_streamer(streamer, [13, 1], [2, 1, 2])
         assert capsys.readouterr().out == " ab ab\n"
 
 
 def test_one_answer_alone():
-    streamer = TextStreamer(Bytes())
+    streamer = TextStreamer(PieceTokenizer())
     with pytest.raises(BadSetting, match="here are 2"):
         streamer.put(torch.ones(2, 3, dtype=torch.long))
     streamer.put(torch.ones(1, 3, dtype=torch.long))
@@ -125,14 +125,14 @@ def test_a_streamer_of_ones_own_says_what_it_lacks():
         BaseStreamer().end()
 
 
-def model(**settings):
-    return Script(chain(1, 2, 5, 6, 3, vocabulary=len(ALPHABET)), max_new_tokens=4, **settings)
+def make_model(**settings):
+    return TableModel(make_chain_table(1, 2, 5, 6, 3, vocabulary=len(ALPHABET)), max_new_tokens=4, **settings)
 
 
 def test_generation_in_a_thread():
-    streamer = TextIteratorStreamer(Bytes(), skip_prompt=True, timeout=20)
+    streamer = TextIteratorStreamer(PieceTokenizer(), skip_prompt=True, timeout=20)
     thread = threading.Thread(
-        target=model().generate, args=[torch.tensor([[1]])], kwargs={"streamer": streamer}
+        target=make_model().generate, args=[torch.tensor([[1]])], kwargs={"streamer": streamer}
     )
     thread.start()
     assert "".join(streamer) == "b\n猫 "
@@ -152,36 +152,36 @@ def test_generation_tells_the_prompt_then_each_id():
             self.told.append("end")
 
     streamer = Ids()
-    out = model().generate(torch.tensor([[4, 1]]), streamer=streamer)
+    out = make_model().generate(torch.tensor([[4, 1]]), streamer=streamer)
     assert out.tolist() == [[4, 1, 2, 5, 6, 3]]
     assert streamer.told == [[[4, 1]], [2], [5], [6], [3], "end"]
 
 
-class Broken(TextIteratorStreamer):
+class FailingStreamer(TextIteratorStreamer):
     def put(self, value):
         raise RuntimeError("broken")
 
 
-class Undecodable(Bytes):
+class FailingTokenizer(PieceTokenizer):
     def decode(self, ids, **options):
         raise RuntimeError("undecodable")
 
 
-def broken(ids, scores):
+def raise_in_processor(ids, scores):
     raise RuntimeError("broken")
 
 
 @pytest.mark.parametrize(
     ("streamer", "arguments", "error"),
     [
-        (Broken(Bytes()), {}, RuntimeError),
-        (TextIteratorStreamer(Undecodable()), {}, RuntimeError),
-        (TextIteratorStreamer(Bytes()), {"stopping_criteria": [broken]}, RuntimeError),
-        (TextIteratorStreamer(Bytes()), {"logits_processor": [broken]}, RuntimeError),
-        (TextIteratorStreamer(Bytes()), {"nonsense": 1}, UnknownArgument),
-        (TextIteratorStreamer(Bytes()), {"num_beams": 2}, BadSetting),
-        (TextIteratorStreamer(Bytes()), {"max_new_tokens": 0}, BadSetting),
-        (TextIteratorStreamer(Bytes()), {"do_sample": True, "num_return_sequences": 2}, BadSetting),
+        (FailingStreamer(PieceTokenizer()), {}, RuntimeError),
+        (TextIteratorStreamer(FailingTokenizer()), {}, RuntimeError),
+        (TextIteratorStreamer(PieceTokenizer()), {"stopping_criteria": [raise_in_processor]}, RuntimeError),
+        (TextIteratorStreamer(PieceTokenizer()), {"logits_processor": [raise_in_processor]}, RuntimeError),
+        (TextIteratorStreamer(PieceTokenizer()), {"nonsense": 1}, UnknownArgument),
+        (TextIteratorStreamer(PieceTokenizer()), {"num_beams": 2}, BadSetting),
+        (TextIteratorStreamer(PieceTokenizer()), {"max_new_tokens": 0}, BadSetting),
+        (TextIteratorStreamer(PieceTokenizer()), {"do_sample": True, "num_return_sequences": 2}, BadSetting),
     ],
     ids=("streamer", "decoder", "stopping", "scores", "unknown", "beams", "no length", "several answers"),
 )
@@ -190,7 +190,7 @@ def test_an_error_ends_the_iteration(streamer, arguments, error):
 
     def run():
         try:
-            model().generate(torch.tensor([[1]]), streamer=streamer, **arguments)
+            make_model().generate(torch.tensor([[1]]), streamer=streamer, **arguments)
         except error as one:
             raised.append(one)
 
@@ -206,4 +206,4 @@ def test_an_error_ends_the_iteration(streamer, arguments, error):
 
 def test_waiting_has_an_end():
     with pytest.raises(Empty):
-        next(TextIteratorStreamer(Bytes(), timeout=0.01))
+        next(TextIteratorStreamer(PieceTokenizer(), timeout=0.01))

@@ -5,15 +5,18 @@ import torch
 from torch import nn
 
 from compat import models_tiny
-from compat.models_tiny import FAMILIES, assert_close, ours
+from compat.models_tiny import FAMILIES, assert_close, make_our_model
 from idefics import compat
-from idefics.compat.modeling_auto import CLASSES
+from idefics.compat.modeling_auto import MODEL_CLASS_BY_TYPE
 from idefics.errors import WeightsMismatch
 
-FEW = r"2 weights are not in the checkpoint and have first weights \(custom_text_proj.weight, custom_text_proj.bias\)"
+MISSING_WEIGHTS_WARNING = (
+    r"2 weights are not in the checkpoint and have first weights "
+    r"\(custom_text_proj.weight, custom_text_proj.bias\)"
+)
 
 
-def retriever(base):
+def make_retriever(base):
     """As ColPali does it: the model with a head, another matrix on top, and a `forward` that takes anything."""
 
     class Retriever(base):
@@ -54,21 +57,21 @@ def family(request):
 
 
 @pytest.fixture
-def saved(family, tmp_path):
-    ours(family).save_pretrained(tmp_path / "plain")
+def saved_checkpoint(family, tmp_path):
+    make_our_model(family).save_pretrained(tmp_path / "plain")
     return tmp_path / "plain"
 
 
-def test_modules_of_a_subclass_get_first_weights(saved, family, tmp_path):
-    kind = retriever(CLASSES[family])
-    plain = CLASSES[family].from_pretrained(saved)
+def test_modules_of_a_subclass_get_first_weights(saved_checkpoint, family, tmp_path):
+    kind = make_retriever(MODEL_CLASS_BY_TYPE[family])
+    plain = MODEL_CLASS_BY_TYPE[family].from_pretrained(saved_checkpoint)
     with pytest.warns(UserWarning, match=r"not in the checkpoint.*custom_text_proj\.weight.*train them"):
-        model = kind.from_pretrained(saved)
+        model = kind.from_pretrained(saved_checkpoint)
     weight = model.custom_text_proj.weight.detach()
-    assert 0.3 * model.deviation < weight.std() < 3 * model.deviation
+    assert 0.3 * model.init_std < weight.std() < 3 * model.init_std
     assert not model.custom_text_proj.bias.any()
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
-    inputs = models_tiny.batch(plain, "1tt", "t1t1ttt")
+    inputs = models_tiny.make_batch(plain, "1tt", "t1t1ttt")
     assert_close(model(**inputs).logits, plain(**inputs).logits)
     expected = plain.generate(**inputs, max_new_tokens=4)
     assert model.generate(**inputs, max_new_tokens=4).tolist() == expected.tolist()
@@ -79,24 +82,27 @@ def test_modules_of_a_subclass_get_first_weights(saved, family, tmp_path):
     assert_close(again.embed_pictures(**inputs), vectors)
 
 
-def test_dtypes_and_few_bits_of_added_modules(saved, family):
-    kind = retriever(CLASSES[family])
+def test_dtypes_and_few_bits_of_added_modules(saved_checkpoint, family):
+    kind = make_retriever(MODEL_CLASS_BY_TYPE[family])
     with pytest.warns(UserWarning, match="custom_text_proj"):
-        half = kind.from_pretrained(saved, torch_dtype="bfloat16")
+        half = kind.from_pretrained(saved_checkpoint, torch_dtype="bfloat16")
     assert half.custom_text_proj.weight.dtype == torch.bfloat16
     with pytest.warns(UserWarning, match="custom_text_proj"):
-        eight = kind.from_pretrained(saved, load_in_8bit=True)
+        eight = kind.from_pretrained(saved_checkpoint, load_in_8bit=True)
     assert type(eight.custom_text_proj) is nn.Linear
-    assert eight.get_memory_footprint() < CLASSES[family].from_pretrained(saved).get_memory_footprint()
+    assert (
+        eight.get_memory_footprint()
+        < MODEL_CLASS_BY_TYPE[family].from_pretrained(saved_checkpoint).get_memory_footprint()
+    )
 
 
 def test_a_model_put_together_from_the_one_without_a_head(tmp_path):
-    plain = ours("idefics3")
+    plain = make_our_model("idefics3")
     plain.save_pretrained(tmp_path / "plain")
     with pytest.warns(UserWarning, match=r"3 weights .*linear\.weight"):
         model = ColIdefics3.from_pretrained(tmp_path / "plain")
     assert model.scale.tolist() == [7.0] * 3  # a parameter keeps what the constructor gave it
-    inputs = models_tiny.batch(plain, "t1tt")
+    inputs = models_tiny.make_batch(plain, "t1tt")
     hidden = plain.model(**inputs).last_hidden_state
     assert_close(model(**inputs), model.linear(hidden) * 21)
     assert model.get_input_embeddings() is model.model.text_model.embed_tokens
@@ -111,8 +117,8 @@ def test_a_model_put_together_from_the_one_without_a_head(tmp_path):
 def test_some_of_the_added_weights_are_there(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    kind = retriever(CLASSES["smolvlm"])
-    model = kind(ours("smolvlm").config)
+    kind = make_retriever(MODEL_CLASS_BY_TYPE["smolvlm"])
+    model = kind(make_our_model("smolvlm").config)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["custom_text_proj.bias"]
@@ -125,16 +131,16 @@ def test_some_of_the_added_weights_are_there(tmp_path):
 def test_weights_of_the_model_itself_must_be_there(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    ours("smolvlm").save_pretrained(tmp_path)
+    make_our_model("smolvlm").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.text_model.norm.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(WeightsMismatch, match=r"1 missing \(model\.text_model\.norm\.weight\)"):
-        retriever(CLASSES["smolvlm"]).from_pretrained(tmp_path)
+        make_retriever(MODEL_CLASS_BY_TYPE["smolvlm"]).from_pretrained(tmp_path)
 
 
-def test_a_subclass_says_how_its_weights_begin(saved, family):
-    class Ones(retriever(CLASSES[family])):
+def test_a_subclass_says_how_its_weights_begin(saved_checkpoint, family):
+    class Ones(make_retriever(MODEL_CLASS_BY_TYPE[family])):
         def _init_weights(self, module):
             if isinstance(module, nn.Linear) and module.out_features == 8:
                 nn.init.ones_(module.weight)
@@ -142,18 +148,18 @@ def test_a_subclass_says_how_its_weights_begin(saved, family):
                 super()._init_weights(module)
 
     with pytest.warns(UserWarning, match="custom_text_proj"):
-        model = Ones.from_pretrained(saved)
+        model = Ones.from_pretrained(saved_checkpoint)
     assert bool((model.custom_text_proj.weight == 1).all())
 
 
 def test_a_subclass_may_change_what_the_model_is_given():
-    class Counting(CLASSES["smolvlm"]):
+    class Counting(MODEL_CLASS_BY_TYPE["smolvlm"]):
         seen = ()
 
         def prepare_inputs_for_generation(self, input_ids, **kwargs):
             self.seen += (tuple(input_ids.shape),)
             return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
-    model = Counting(ours("smolvlm").config)
+    model = Counting(make_our_model("smolvlm").config)
     model.generate(torch.tensor([[4, 5, 6]]), max_new_tokens=3, eos_token_id=None)
     assert model.seen == ((1, 3), (1, 1), (1, 1))

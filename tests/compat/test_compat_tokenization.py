@@ -7,16 +7,31 @@ import pytest
 import torch
 from tokenizers import processors
 
-from compat.processors_tiny import BYTES, LLAMA, llama, smol
+from compat.processors_tiny import (
+    BYTE_LEVEL_SPECIAL_TOKENS,
+    LLAMA_SPECIAL_TOKENS,
+    make_llama_tokenizer,
+    make_smolvlm_tokenizer,
+)
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting, ModelNotFound, UnsupportedModel
 from idefics.processing.tokenizer import Tokenizer
-from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END, byte_level, legacy_llama
+from processing.tokenizers_tiny import (
+    END_OF_UTTERANCE,
+    FAKE_IMAGE_TOKEN,
+    IMAGE_TOKEN,
+    train_byte_level_tokenizer,
+    train_llama_tokenizer,
+)
 
-TEXTS = ["What is on the table?", "A cat.", f"User:{FAKE}{IMAGE}{FAKE}Can you{TURN_END}\nAssistant: 日本"]
+TEXTS = [
+    "What is on the table?",
+    "A cat.",
+    f"User:{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}Can you{END_OF_UTTERANCE}\nAssistant: 日本",
+]
 
 
-def opened(tokenizer, token):
+def with_leading_token(tokenizer, token):
     """As a released file whose post-processor begins each text with `token`."""
     id = tokenizer.token_to_id(token)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -25,13 +40,16 @@ def opened(tokenizer, token):
     return tokenizer
 
 
-KINDS = {"llama": (lambda: opened(legacy_llama(), "<s>"), LLAMA), "bytes": (byte_level, BYTES)}
+TOKENIZER_BY_KIND = {
+    "llama": (lambda: with_leading_token(train_llama_tokenizer(), "<s>"), LLAMA_SPECIAL_TOKENS),
+    "bytes": (train_byte_level_tokenizer, BYTE_LEVEL_SPECIAL_TOKENS),
+}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=TOKENIZER_BY_KIND)
 def pair(request):
     """Ours and the reference's."""
-    make, tokens = KINDS[request.param]
+    make, tokens = TOKENIZER_BY_KIND[request.param]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("transformers")
@@ -99,35 +117,42 @@ def test_names_and_numbers_are_the_references(pair):
     assert ours.vocab_size == theirs.vocab_size
     assert ours.get_vocab() == theirs.get_vocab()
     assert ours.tokenize(TEXTS[2]) == theirs.tokenize(TEXTS[2])
-    assert ours.convert_tokens_to_ids([IMAGE, TURN_END]) == theirs.convert_tokens_to_ids([IMAGE, TURN_END])
-    assert ours.convert_tokens_to_ids(IMAGE) == theirs.convert_tokens_to_ids(IMAGE)
+    assert ours.convert_tokens_to_ids([IMAGE_TOKEN, END_OF_UTTERANCE]) == theirs.convert_tokens_to_ids(
+        [IMAGE_TOKEN, END_OF_UTTERANCE]
+    )
+    assert ours.convert_tokens_to_ids(IMAGE_TOKEN) == theirs.convert_tokens_to_ids(IMAGE_TOKEN)
     assert ours.convert_ids_to_tokens([5, 6]) == theirs.convert_ids_to_tokens([5, 6])
     assert ours.encode(TEXTS[0]) == theirs.encode(TEXTS[0])
     assert set(theirs.all_special_tokens) <= set(ours.all_special_tokens)
 
 
 def test_words_that_the_guides_forbid_and_stop_at():
-    ours = llama()
-    words = ours([IMAGE, FAKE], add_special_tokens=False).input_ids
-    assert words == [[ours.convert_tokens_to_ids(IMAGE)], [ours.convert_tokens_to_ids(FAKE)]]
-    assert ours(TURN_END, add_special_tokens=False).input_ids == [ours.convert_tokens_to_ids(TURN_END)]
+    ours = make_llama_tokenizer()
+    words = ours([IMAGE_TOKEN, FAKE_IMAGE_TOKEN], add_special_tokens=False).input_ids
+    assert words == [
+        [ours.convert_tokens_to_ids(IMAGE_TOKEN)],
+        [ours.convert_tokens_to_ids(FAKE_IMAGE_TOKEN)],
+    ]
+    assert ours(END_OF_UTTERANCE, add_special_tokens=False).input_ids == [
+        ours.convert_tokens_to_ids(END_OF_UTTERANCE)
+    ]
     assert ours(["", ""], add_special_tokens=False).input_ids == [[], []]
     assert ours("", return_tensors="pt").input_ids.dtype == torch.int64
 
 
 def test_spaces_before_punctuation_go_on_request():
-    ours = smol()
+    ours = make_smolvlm_tokenizer()
     ids = ours("They 're here , are n't they ?").input_ids
     assert ours.decode(ids) == "They 're here , are n't they ?"
     assert ours.decode(ids, clean_up_tokenization_spaces=True) == "They're here, aren't they?"
 
 
 def test_generation_needs_padding_on_the_left():
-    assert smol()(["a b c", "a"], padding=True).attention_mask[1][0] == 0
+    assert make_smolvlm_tokenizer()(["a b c", "a"], padding=True).attention_mask[1][0] == 0
 
 
 def test_a_token_to_pad_with_may_be_named_later():
-    ours = PreTrainedTokenizer(Tokenizer(byte_level().to_str()))
+    ours = PreTrainedTokenizer(Tokenizer(train_byte_level_tokenizer().to_str()))
     assert ours(["a"], return_tensors="pt").input_ids.shape == (1, 1)
     with pytest.raises(BadSetting, match="no token to pad with"):
         ours(["a", "b c d"], return_tensors="pt")
@@ -136,7 +161,7 @@ def test_a_token_to_pad_with_may_be_named_later():
 
 
 def test_mistakes_are_told():
-    ours = smol()
+    ours = make_smolvlm_tokenizer()
     with pytest.raises(BadPrompt, match="a text is an int"):
         ours(["a", 3])
     with pytest.raises(BadPrompt, match="use batch_decode"):
@@ -155,8 +180,8 @@ def test_mistakes_are_told():
 
 def test_what_is_saved_is_read_again(tmp_path):
     ours = PreTrainedTokenizer(
-        Tokenizer(byte_level().to_str()),
-        **BYTES,
+        Tokenizer(train_byte_level_tokenizer().to_str()),
+        **BYTE_LEVEL_SPECIAL_TOKENS,
         padding_side="right",
         model_max_length=7,
         chat_template="{{ 1 }}",
@@ -164,11 +189,11 @@ def test_what_is_saved_is_read_again(tmp_path):
     ours.save_pretrained(tmp_path / "new")
     again = PreTrainedTokenizer.from_pretrained(tmp_path / "new")
     assert (again.padding_side, again.model_max_length, again.chat_template) == ("right", 7, "{{ 1 }}")
-    assert again.special_tokens_map == BYTES
+    assert again.special_tokens_map == BYTE_LEVEL_SPECIAL_TOKENS
     assert again(TEXTS).input_ids == ours(TEXTS).input_ids
     assert len(again("a b c d e f g h i", truncation=True).input_ids) == 7
-    other = PreTrainedTokenizer.from_pretrained(tmp_path / "new", padding_side="left", pad_token=IMAGE)
-    assert (other.padding_side, other.pad_token) == ("left", IMAGE)
+    other = PreTrainedTokenizer.from_pretrained(tmp_path / "new", padding_side="left", pad_token=IMAGE_TOKEN)
+    assert (other.padding_side, other.pad_token) == ("left", IMAGE_TOKEN)
     with pytest.raises(TypeError, match="side"):
         PreTrainedTokenizer.from_pretrained(tmp_path / "new", side="left")
 
@@ -183,9 +208,9 @@ def test_the_reference_reads_what_is_saved(tmp_path, pair):
 
 
 def test_files_say_the_special_tokens_in_many_ways(tmp_path):
-    legacy_llama().save(str(tmp_path / "tokenizer.json"))
+    train_llama_tokenizer().save(str(tmp_path / "tokenizer.json"))
     bare = PreTrainedTokenizer.from_pretrained(tmp_path)
-    assert bare.special_tokens_map == LLAMA
+    assert bare.special_tokens_map == LLAMA_SPECIAL_TOKENS
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "</s>", "special": true}}')
     assert PreTrainedTokenizer.from_pretrained(tmp_path).pad_token == "</s>"
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<s>", "padding_side": "right"}')
@@ -202,8 +227,8 @@ def test_what_is_no_checkpoint(tmp_path):
 
 
 def test_a_conversation_of_text():
-    assert smol().apply_chat_template(
+    assert make_smolvlm_tokenizer().apply_chat_template(
         [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
         add_generation_prompt=True,
         tokenize=False,
-    ) == (f"<|im_start|>User: Hi{TURN_END}\nAssistant:")
+    ) == (f"<|im_start|>User: Hi{END_OF_UTTERANCE}\nAssistant:")

@@ -8,14 +8,14 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from compat.processors_tiny import BYTES, smol
-from compat.test_compat_tokenization import KINDS, TEXTS, pair
+from compat.processors_tiny import BYTE_LEVEL_SPECIAL_TOKENS, make_smolvlm_tokenizer
+from compat.test_compat_tokenization import TEXTS, TOKENIZER_BY_KIND, pair
 from idefics.compat import BatchFeature, LlamaTokenizerFast, PreTrainedTokenizerFast
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
-from processing.tokenizers_tiny import IMAGE
+from processing.tokenizers_tiny import IMAGE_TOKEN
 
-__all__ = ["KINDS", "pair"]
+__all__ = ["TOKENIZER_BY_KIND", "pair"]
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: "
@@ -23,7 +23,7 @@ TEMPLATE = (
     "{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
     "{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }}{% if add_generation_prompt %}assistant: {% endif %}"
 )
-TURNS = [
+MESSAGES = [
     {"role": "user", "content": "What is on the table?"},
     {"role": "assistant", "content": "A red ball"},
 ]
@@ -51,7 +51,7 @@ def test_new_tokens_are_the_references(pair):
 
 
 def test_new_tokens_are_saved(tmp_path):
-    ours = smol()
+    ours = make_smolvlm_tokenizer()
     ours.add_tokens("<point>")
     files = ours.save_pretrained(tmp_path)
     assert {name.rsplit("/")[-1] for name in files} == {
@@ -84,7 +84,7 @@ def test_ids_of_parts_may_be_set(pair):
         {"return_offsets_mapping": True, "max_length": 4, "truncation": "only_first"},
     ],
 )
-def test_what_stands_beside_ids_is_the_references(pair, options):
+def test_entries_other_than_ids_equal_the_references(pair, options):
     ours, theirs = pair
     mine, reference = ours(TEXTS, **options), theirs(TEXTS, **options)
     assert set(mine) == set(reference) - ({"token_type_ids"} - set(mine))
@@ -123,7 +123,7 @@ def test_padding_later_is_the_references(pair):
 
 
 @pytest.mark.parametrize("options", [{}, {"return_dict": False}, {"return_tensors": "pt"}])
-@pytest.mark.parametrize("turns", [TURNS, [TURNS, TURNS[:1]]])
+@pytest.mark.parametrize("turns", [MESSAGES, [MESSAGES, MESSAGES[:1]]])
 def test_conversations_are_the_references(pair, turns, options):
     ours, theirs = pair
     ours.chat_template = theirs.chat_template = TEMPLATE
@@ -144,7 +144,7 @@ def test_conversations_are_the_references(pair, turns, options):
     assert '[{"name": "é<b>", "a": null}]glad' in (text if isinstance(text, str) else text[0])
 
 
-@pytest.mark.parametrize("turns", [TURNS, [TURNS, TURNS * 2]])
+@pytest.mark.parametrize("turns", [MESSAGES, [MESSAGES, MESSAGES * 2]])
 def test_what_the_assistant_says_is_marked_as_the_reference_does(pair, turns):
     ours, theirs = pair
     ours.chat_template = theirs.chat_template = TEMPLATE
@@ -152,7 +152,9 @@ def test_what_the_assistant_says_is_marked_as_the_reference_does(pair, turns):
     mine, reference = (each.apply_chat_template(turns, **options) for each in (ours, theirs))
     assert mine["assistant_masks"] == reference["assistant_masks"]
     said = (
-        mine["assistant_masks"][0] if len(turns[0]) == 2 and turns is not TURNS else mine["assistant_masks"]
+        mine["assistant_masks"][0]
+        if len(turns[0]) == 2 and turns is not MESSAGES
+        else mine["assistant_masks"]
     )
     assert 0 < np.sum(said) < np.size(said)
     tensors = ours.apply_chat_template(turns, padding=True, return_tensors="pt", **options)
@@ -163,8 +165,8 @@ def test_an_answer_may_be_begun(pair):
     ours, theirs = pair
     ours.chat_template = theirs.chat_template = TEMPLATE
     options = {"tokenize": False, "continue_final_message": True}
-    text = ours.apply_chat_template(TURNS, **options)
-    assert text == theirs.apply_chat_template(TURNS, **options)
+    text = ours.apply_chat_template(MESSAGES, **options)
+    assert text == theirs.apply_chat_template(MESSAGES, **options)
     assert text.endswith("A red ball")
 
 
@@ -173,20 +175,20 @@ def test_names_of_the_guides_are_one_class():
 
 
 def test_words_that_ask_for_what_is_not_here():
-    ours = smol()
+    ours = make_smolvlm_tokenizer()
     with pytest.raises(BadSetting, match="stride is 3"):
         ours("a", stride=3)
     with pytest.raises(TypeError, match="padd"):
         ours("a", padd=True)
     with pytest.raises(TypeError, match="sid"):
-        PreTrainedTokenizer(ours.codec, sid="left", **BYTES)
+        PreTrainedTokenizer(ours.codec, sid="left", **BYTE_LEVEL_SPECIAL_TOKENS)
 
 
 def test_tokens_and_text():
-    ours = smol()
-    ids = ours(f"A cat.{IMAGE}").input_ids
-    assert ours.convert_tokens_to_string(ours.convert_ids_to_tokens(ids)) == f"A cat.{IMAGE}"
-    assert IMAGE not in ours.convert_ids_to_tokens(ids, skip_special_tokens=True)
+    ours = make_smolvlm_tokenizer()
+    ids = ours(f"A cat.{IMAGE_TOKEN}").input_ids
+    assert ours.convert_tokens_to_string(ours.convert_ids_to_tokens(ids)) == f"A cat.{IMAGE_TOKEN}"
+    assert IMAGE_TOKEN not in ours.convert_ids_to_tokens(ids, skip_special_tokens=True)
     assert ours.vocab == ours.get_vocab()
 
 

@@ -8,20 +8,20 @@ import torch
 
 import idefics
 from compat import models_tiny
-from compat.models_tiny import FAMILIES, assert_close, ours
+from compat.models_tiny import FAMILIES, assert_close, make_our_model
 from idefics import compat, demo
-from idefics.compat.transformers_instance import THEIRS
+from idefics.compat.transformers_instance import TRANSFORMERS_MODULE
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*pin_memory.*:UserWarning")
 
 
-class Rows(torch.utils.data.Dataset):
+class RepeatedRowDataset(torch.utils.data.Dataset):
     """One row twice as often as it takes to learn it."""
 
     def __init__(self, model, scene="t1ttt", length=8):
         torch.manual_seed(1)
-        self.batch = models_tiny.batch(model, scene)
+        self.batch = models_tiny.make_batch(model, scene)
         self.length = length
 
     def __len__(self):
@@ -35,8 +35,8 @@ class Rows(torch.utils.data.Dataset):
         return {**rows, "labels": rows["input_ids"]}
 
 
-def trainer(model, folder, kind=None, **options):
-    rows = Rows(model)
+def make_trainer(model, folder, kind=None, **options):
+    rows = RepeatedRowDataset(model)
     seq2seq = kind is transformers.Seq2SeqTrainer
     arguments = (transformers.Seq2SeqTrainingArguments if seq2seq else transformers.TrainingArguments)(
         output_dir=str(folder),
@@ -55,25 +55,25 @@ def trainer(model, folder, kind=None, **options):
     )
 
 
-def losses(made):
+def logged_losses(made):
     return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    return ours(request.param).train()
+    return make_our_model(request.param).train()
 
 
 def test_it_trains_and_saves_a_folder_that_loads(model, tmp_path):
-    made = trainer(model, tmp_path / "run")
+    made = make_trainer(model, tmp_path / "run")
     made.train()
-    assert losses(made)[-1] < losses(made)[0]
+    assert logged_losses(made)[-1] < logged_losses(made)[0]
     made.save_model(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["architectures"] == [
         type(model).__name__
     ]
     again = compat.AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
-    inputs = models_tiny.batch(model, "t1ttt")
+    inputs = models_tiny.make_batch(model, "t1ttt")
     assert_close(again(**inputs).logits, model.eval()(**inputs).logits)
 
 
@@ -110,13 +110,13 @@ def test_the_saved_folder_is_a_model_of_the_library(tmp_path):
 def test_it_checkpoints_and_resumes(family, tied, tmp_path):
     def started():
         torch.manual_seed(0)
-        return ours(family, tie_word_embeddings=tied).train()
+        return make_our_model(family, tie_word_embeddings=tied).train()
 
-    whole = trainer(started(), tmp_path / "whole", max_steps=4)
+    whole = make_trainer(started(), tmp_path / "whole", max_steps=4)
     whole.train()
-    trainer(started(), tmp_path / "half", max_steps=2, save_strategy="steps", save_steps=2).train()
+    make_trainer(started(), tmp_path / "half", max_steps=2, save_strategy="steps", save_steps=2).train()
     assert (tmp_path / "half" / "checkpoint-2" / "config.json").is_file()
-    resumed = trainer(started(), tmp_path / "half", max_steps=4)
+    resumed = make_trainer(started(), tmp_path / "half", max_steps=4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-2"))
     assert resumed.state.global_step == 4
     for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
@@ -126,52 +126,52 @@ def test_it_checkpoints_and_resumes(family, tied, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": False}}])
 def test_it_checkpoints_activations(options, tmp_path):
     torch.manual_seed(0)
-    plain = trainer(ours("idefics3").train(), tmp_path)
+    plain = make_trainer(make_our_model("idefics3").train(), tmp_path)
     plain.train()
     torch.manual_seed(0)
-    model = ours("idefics3").train()
-    saving = trainer(model, tmp_path, gradient_checkpointing=True, **options)
+    model = make_our_model("idefics3").train()
+    saving = make_trainer(model, tmp_path, gradient_checkpointing=True, **options)
     saving.train()
     assert model.is_gradient_checkpointing
-    assert losses(saving) == pytest.approx(losses(plain), abs=1e-4)
+    assert logged_losses(saving) == pytest.approx(logged_losses(plain), abs=1e-4)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     """Rows of unequal length: the loss is the mean over all tokens, not over the means of the parts."""
-    model = ours("smolvlm").train()
+    model = make_our_model("smolvlm").train()
     batches = [
         {
             **batch,
             "labels": batch["input_ids"].index_fill(1, torch.tensor([0]), -100),
         }  # the trainer counts labels
-        for batch in (models_tiny.batch(model, "t"), models_tiny.batch(model, "t1tttttt"))
+        for batch in (models_tiny.make_batch(model, "t"), models_tiny.make_batch(model, "t1tttttt"))
     ]
     expected = sum(float(model(**batch, num_items_in_batch=1).loss.detach()) for batch in batches) / sum(
         batch["labels"].shape[1] - 1 for batch in batches
     )
-    made = trainer(model, tmp_path, max_steps=1, gradient_accumulation_steps=2)
+    made = make_trainer(model, tmp_path, max_steps=1, gradient_accumulation_steps=2)
     made.args.per_device_train_batch_size = 1
     made._train_batch_size = 1
     made.train_dataset = [0, 1]
     made.data_collator = lambda rows: batches[rows[0]]
     made.train()
-    assert losses(made)[0] == pytest.approx(expected, abs=2e-3)
+    assert logged_losses(made)[0] == pytest.approx(expected, abs=2e-3)
 
 
 def test_answers_are_predicted(tmp_path):
-    model = ours("smolvlm")
-    made = trainer(
+    model = make_our_model("smolvlm")
+    made = make_trainer(
         model, tmp_path, transformers.Seq2SeqTrainer, predict_with_generate=True, generation_max_length=None
     )
     out = made.predict(made.eval_dataset, max_new_tokens=4)
-    prompts = models_tiny.batch(model, "t1ttt")
+    prompts = models_tiny.make_batch(model, "t1ttt")
     expected = model.generate(**prompts, max_new_tokens=4)
     assert out.predictions[0].tolist()[: expected.shape[1]] == expected[0].tolist()  # padded to 20
     assert math.isfinite(out.metrics["test_loss"])
 
 
 def test_instances_count_as_those_of_transformers(monkeypatch):
-    model = ours("smolvlm")
+    model = make_our_model("smolvlm")
     assert isinstance(model, transformers.PreTrainedModel)
     assert isinstance(model.model, transformers.PreTrainedModel)
     assert isinstance(model, compat.SmolVLMForConditionalGeneration)
@@ -179,12 +179,12 @@ def test_instances_count_as_those_of_transformers(monkeypatch):
     assert type(model) is compat.SmolVLMForConditionalGeneration
     assert transformers.PreTrainedModel not in type(model).__mro__
     assert model.__class__.__name__ == type(model).__name__
-    monkeypatch.delitem(__import__("sys").modules, THEIRS)
+    monkeypatch.delitem(__import__("sys").modules, TRANSFORMERS_MODULE)
     assert model.__class__ is type(model)
 
 
 def test_what_save_pretrained_does_not_do(tmp_path):
-    model = ours("smolvlm")
+    model = make_our_model("smolvlm")
     model.save_pretrained(tmp_path, save_function=torch.save, push_to_hub=False, token=None)
     with pytest.raises(idefics.IdeficsError, match="hf upload"):
         model.save_pretrained(tmp_path, push_to_hub=True)

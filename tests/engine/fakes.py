@@ -6,25 +6,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from idefics.config import CacheLayout, EngineConfig, Sampling, TextConfig
+from idefics.config import EngineConfig, KVCacheLayout, Sampling, TextConfig
 from idefics.engine.engine import Engine
 from idefics.engine.request import Request
-from idefics.nn.attention import LayerMemory
+from idefics.nn.attention import LayerCrossKV
+from idefics.nn.attention_backends import sdpa_attention
 from idefics.nn.decoder import DecoderLayer
-from idefics.nn.kernels import fused
 from idefics.nn.norm import RMSNorm
-from idefics.nn.rope import rotary_tables
-from idefics.prompt import Prompt, Tiles
+from idefics.nn.rope import rotary_cos_sin
+from idefics.prompt import PreprocessedImage, Prompt
 
-VOCABULARY, WIDTH, PLACES, IMAGE = 47, 32, 3, 46  # places a frame takes in the text, and their id
+VOCAB_SIZE, HIDDEN_SIZE, TOKENS_PER_FRAME, IMAGE_TOKEN_ID = (
+    47,
+    32,
+    3,
+    46,
+)  # places a frame takes in the text, and their id
 
-TEXT = TextConfig(
-    vocabulary=VOCABULARY,
-    width=WIDTH,
-    inner=48,
-    layers=4,
-    heads=4,
-    kv_heads=2,
+TEXT_CONFIG = TextConfig(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=HIDDEN_SIZE,
+    intermediate_size=48,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
     head_size=8,
     norm_epsilon=1e-6,
     max_positions=160,
@@ -34,29 +39,33 @@ TEXT = TextConfig(
 class FakeVLM(nn.Module):
     """Pictures in the text, or beside it with a cross block before every second layer. Counts its pictures."""
 
-    def __init__(self, beside):
+    def __init__(self, uses_cross_attention):
         super().__init__()
-        self.beside, self.kernel = beside, fused
-        self.layout = CacheLayout(
-            layers=TEXT.layers,
-            kv_heads=TEXT.kv_heads,
-            head_size=TEXT.head_size,
-            cross_layers=TEXT.layers // 2 if beside else 0,
-            max_positions=TEXT.max_positions,
-            vocabulary=VOCABULARY,
+        self.uses_cross_attention, self.attention_backend = uses_cross_attention, sdpa_attention
+        self.layout = KVCacheLayout(
+            num_layers=TEXT_CONFIG.num_layers,
+            num_kv_heads=TEXT_CONFIG.num_kv_heads,
+            head_size=TEXT_CONFIG.head_size,
+            num_cross_attention_layers=TEXT_CONFIG.num_layers // 2 if uses_cross_attention else 0,
+            max_positions=TEXT_CONFIG.max_positions,
+            vocab_size=VOCAB_SIZE,
         )
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.layers = nn.ModuleList(DecoderLayer(TEXT) for _ in range(TEXT.layers))
-        self.norm, self.head = RMSNorm(WIDTH, 1e-6), nn.Linear(WIDTH, VOCABULARY, bias=False)
-        self.eye = nn.Linear(3, WIDTH)
-        self.queries = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(self.layout.cross_layers))
-        self.keys_values = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(self.layout.cross_layers))
+        self.embedding = nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE)
+        self.layers = nn.ModuleList(DecoderLayer(TEXT_CONFIG) for _ in range(TEXT_CONFIG.num_layers))
+        self.norm, self.head = RMSNorm(HIDDEN_SIZE, 1e-6), nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
+        self.vision_projection = nn.Linear(3, HIDDEN_SIZE)
+        self.queries = nn.ModuleList(
+            nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE) for _ in range(self.layout.num_cross_attention_layers)
+        )
+        self.keys_values = nn.ModuleList(
+            nn.Linear(HIDDEN_SIZE, 2 * HIDDEN_SIZE) for _ in range(self.layout.num_cross_attention_layers)
+        )
         for weight in self.parameters():
             if weight.dim() == 2:  # large, so that every token and every picture is felt in the logits
                 nn.init.normal_(weight, std=1.5 / weight.shape[1] ** 0.5)
         nn.init.normal_(self.embedding.weight)
         self.eval()
-        self.encoded, self.remembered = (
+        self.frames_per_encode, self.images_per_cross_kv = (
             [],
             [],
         )  # frames in each call of `encode`; pictures in each of `memory`
@@ -65,30 +74,32 @@ class FakeVLM(nn.Module):
     def dtype(self):
         return self.norm.weight.dtype
 
-    def stack(self):
+    def decoder_parts(self):
         return None
 
     def encode(self, frames):
-        assert frames.dtype == self.eye.weight.dtype
-        self.encoded.append(len(frames))
-        return self.eye(nn.functional.adaptive_avg_pool2d(frames, (1, PLACES)).squeeze(2).transpose(1, 2))
+        assert frames.dtype == self.vision_projection.weight.dtype
+        self.frames_per_encode.append(len(frames))
+        return self.vision_projection(
+            nn.functional.adaptive_avg_pool2d(frames, (1, TOKENS_PER_FRAME)).squeeze(2).transpose(1, 2)
+        )
 
-    def memory(self, features):
-        if not self.beside:
+    def compute_cross_kv(self, features):
+        if not self.uses_cross_attention:
             return None
-        self.remembered.append(len(features))
+        self.images_per_cross_kv.append(len(features))
         pairs = (layer(features).chunk(2, dim=-1) for layer in self.keys_values)
-        return [LayerMemory(k.unflatten(-1, (4, 8)), v.unflatten(-1, (4, 8))) for k, v in pairs]
+        return [LayerCrossKV(k.unflatten(-1, (4, 8)), v.unflatten(-1, (4, 8))) for k, v in pairs]
 
     def embed(self, ids):
         return self.embedding(ids)
 
     def forward(self, x, positions, attn):
-        rotary = rotary_tables(positions, TEXT.rope, TEXT.head_size, x.dtype)
+        rotary = rotary_cos_sin(positions, TEXT_CONFIG.rope, TEXT_CONFIG.head_size, x.dtype)
         for index, layer in enumerate(self.layers):
-            if self.beside and index % 2 == 0:
+            if self.uses_cross_attention and index % 2 == 0:
                 cross = index // 2
-                x = x + attn.cross(cross, self.queries[cross](x).unflatten(-1, (4, 8))).flatten(1)
+                x = x + attn.cross_attention(cross, self.queries[cross](x).unflatten(-1, (4, 8))).flatten(1)
             x = layer(index, x, rotary, attn)
         return self.norm(x)
 
@@ -96,77 +107,81 @@ class FakeVLM(nn.Module):
         return self.head(h)
 
 
-def fake(kind):
+def make_fake_model(kind):
     """The model of a kind, "text" or "beside": always the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return FakeVLM(beside=kind == "beside")
+        return FakeVLM(uses_cross_attention=kind == "beside")
 
 
-def picture(name, frames=1, side=6):
+def make_tiles(name, frames=1, size=6):
     """A picture of random frames, the same for the same name."""
-    noise = np.random.default_rng(sum(map(ord, name)))
-    drawn = tuple(noise.normal(size=(3, side, side)).astype(np.float32) for _ in range(frames))
-    return Tiles(drawn, 0, 0, key=f"{name}-{frames}-{side}")
+    rng = np.random.default_rng(sum(map(ord, name)))
+    pixels = tuple(rng.normal(size=(3, size, size)).astype(np.float32) for _ in range(frames))
+    return PreprocessedImage(pixels, 0, 0, content_hash=f"{name}-{frames}-{size}")
 
 
-def prompt(kind, *items, places=PLACES):
+def make_prompt(kind, *items, tokens_per_frame=TOKENS_PER_FRAME):
     """A prompt of ids and pictures in any order; None ends a document, after which nothing is seen."""
-    ids, sees, pictures, where, seen = [], [], [], [], -1
+    ids, image_index, pictures, image_token_positions, current_image = [], [], [], [], -1
     for item in items:
-        if isinstance(item, Tiles):
-            seen = len(pictures)
-            new = [IMAGE] * (1 if kind == "beside" else places * len(item.frames))
+        if isinstance(item, PreprocessedImage):
+            current_image = len(pictures)
+            new_ids = [IMAGE_TOKEN_ID] * (1 if kind == "beside" else tokens_per_frame * len(item.frames))
             pictures.append(item)
-            where.append(tuple(range(len(ids), len(ids) + len(new))))
+            image_token_positions.append(tuple(range(len(ids), len(ids) + len(new_ids))))
         elif item is None:
-            seen, new = -1, [2]
+            current_image, new_ids = -1, [2]
         else:
-            new = [item]
-        ids += new
-        sees += [seen] * len(new)
-    return Prompt(tuple(ids), tuple(pictures), tuple(where), tuple(sees))
+            new_ids = [item]
+        ids += new_ids
+        image_index += [current_image] * len(new_ids)
+    return Prompt(tuple(ids), tuple(pictures), tuple(image_token_positions), tuple(image_index))
 
 
-def mixed(kind):
+def make_mixed_prompts(kind):
     """Prompts of unequal length with 0 to 5 pictures before, between and after the text, some shared."""
-    cat, dog, bird = picture("cat"), picture("dog"), picture("bird")
-    many = () if kind == "beside" else (picture("wide", frames=3), picture("odd", frames=2, side=9))
+    cat, dog, bird = make_tiles("cat"), make_tiles("dog"), make_tiles("bird")
+    multi_frame_tiles = (
+        () if kind == "beside" else (make_tiles("wide", frames=3), make_tiles("odd", frames=2, size=9))
+    )
     return [
-        prompt(kind, 5),
-        prompt(kind, 5, 6, 7, 8, 9, 10, 11),
-        prompt(kind, cat, 12, 13),
-        prompt(kind, 14, 15, cat),
-        prompt(kind, 3, dog, 4, 5, bird, 6, 7, 8),
-        prompt(kind, cat, dog, bird, 20, 21),
-        prompt(kind, 9, cat, 8, None, 7, 6),
-        prompt(kind, 9, cat, 8, None, 7, bird, 6),
-        prompt(kind, *itertools.chain(*((p, 30 + i) for i, p in enumerate((cat, dog, bird, cat, dog)))), 4),
-        prompt(kind, 2, *many, 9, 10),
+        make_prompt(kind, 5),
+        make_prompt(kind, 5, 6, 7, 8, 9, 10, 11),
+        make_prompt(kind, cat, 12, 13),
+        make_prompt(kind, 14, 15, cat),
+        make_prompt(kind, 3, dog, 4, 5, bird, 6, 7, 8),
+        make_prompt(kind, cat, dog, bird, 20, 21),
+        make_prompt(kind, 9, cat, 8, None, 7, 6),
+        make_prompt(kind, 9, cat, 8, None, 7, bird, 6),
+        make_prompt(
+            kind, *itertools.chain(*((p, 30 + i) for i, p in enumerate((cat, dog, bird, cat, dog)))), 4
+        ),
+        make_prompt(kind, 2, *multi_frame_tiles, 9, 10),
     ]
 
 
-def engine_for(kind, **config):
+def make_engine(kind, **config):
     """An engine for a model of a kind, or for a model."""
-    return Engine(fake(kind) if isinstance(kind, str) else kind, EngineConfig(**config))
+    return Engine(make_fake_model(kind) if isinstance(kind, str) else kind, EngineConfig(**config))
 
 
-def request(asked, *, stop_ids=(), banned_ids=(), watch=None, **sampling):
-    return Request(asked, Sampling(**sampling), frozenset(stop_ids), frozenset(banned_ids), watch)
+def make_request(prompt, *, stop_ids=(), banned_ids=(), on_token=None, **sampling):
+    return Request(prompt, Sampling(**sampling), frozenset(stop_ids), frozenset(banned_ids), on_token)
 
 
-def answered(engine, requests):
+def run_requests(engine, requests):
     """The handles of requests that are asked together, when all are done; the engine must have leaked nothing."""
     handles = [engine.submit(one) for one in requests]
     for handle in handles:
         handle.result()
-    settled(engine)
+    wait_until_idle(engine)
     return handles
 
 
-def settled(engine):
+def wait_until_idle(engine):
     """Waits for the end of the last step; then nobody owns a page."""
-    with engine.work:
-        assert engine.work.wait_for(lambda: not engine.is_busy, timeout=10)
-        engine.scheduler.pages.check()
-        assert not any(engine.scheduler.pages.owners)
+    with engine.condition:
+        assert engine.condition.wait_for(lambda: not engine.is_busy, timeout=10)
+        engine.scheduler.page_pool.check_invariants()
+        assert not any(engine.scheduler.page_pool.ref_counts)

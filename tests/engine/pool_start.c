@@ -6,7 +6,7 @@
 
 static _Atomic int taken;
 
-static void work(Engine *engine, Thread *thread, int stage, int from, int to) {
+static void work(Engine *engine, ThreadScratch *thread, int stage, int from, int to) {
     (void)engine, (void)thread, (void)stage;
     atomic_fetch_add(&taken, to - from);
 }
@@ -22,7 +22,7 @@ void pool_start(int threads, int units, int *before, int *in_step) {
     Model model = {0};
     engine->model = &model;
     atomic_store(engine->units, units);
-    Pool *pool = pool_new(engine, threads);
+    ThreadPool *pool = pool_new(engine, threads);
     nanosleep(&(struct timespec){.tv_nsec = 20 * 1000 * 1000}, NULL); /* until all threads have started */
     *before = atomic_load(&taken);
     if (!*before) pool_run(pool);

@@ -7,46 +7,54 @@ import time
 import pytest
 import torch
 
-from engine.fakes import engine_for, fake, mixed, picture, prompt, request, settled
+from engine.fakes import (
+    make_engine,
+    make_fake_model,
+    make_mixed_prompts,
+    make_prompt,
+    make_request,
+    make_tiles,
+    wait_until_idle,
+)
 from idefics.engine.decode import TorchDecode
+from idefics.engine.reference import ReferenceModel, reference_greedy
 from idefics.engine.request import Request
-from idefics.engine.slow import SlowTwin, slow_greedy
 from models import tiny
 
-WINDOW_3 = tiny.changed(tiny.IDEFICS2, text_config={"sliding_window": 3})
-BESIDE = ["t", "ttttt", "1tt", "tt1t1", "t1t1tet1t", "1te1te", "1t1t1t1t1t", "tte"]
-TEXT = ["t", "ttttt", "1tt", "tt3", "t1tt2ttt", "4t1t", "1t1t1t1t1t", "5"]
-MODELS = {
-    "text": lambda: (fake("text"), mixed("text")),
-    "beside": lambda: (fake("beside"), mixed("beside")),
-    "idefics1": lambda: real(tiny.IDEFICS1, BESIDE),
-    "idefics2": lambda: real(tiny.IDEFICS2, TEXT),
-    "idefics2, window 3": lambda: real(WINDOW_3, TEXT),
-    "idefics3": lambda: real(tiny.IDEFICS3, TEXT),
+WINDOW_3 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 3})
+CROSS_ATTENTION_SCENES = ["t", "ttttt", "1tt", "tt1t1", "t1t1tet1t", "1te1te", "1t1t1t1t1t", "tte"]
+INLINE_SCENES = ["t", "ttttt", "1tt", "tt3", "t1tt2ttt", "4t1t", "1t1t1t1t1t", "5"]
+MODEL_AND_PROMPTS_BY_KIND = {
+    "text": lambda: (make_fake_model("text"), make_mixed_prompts("text")),
+    "beside": lambda: (make_fake_model("beside"), make_mixed_prompts("beside")),
+    "idefics1": lambda: make_tiny_model_and_prompts(tiny.IDEFICS1, CROSS_ATTENTION_SCENES),
+    "idefics2": lambda: make_tiny_model_and_prompts(tiny.IDEFICS2, INLINE_SCENES),
+    "idefics2, window 3": lambda: make_tiny_model_and_prompts(WINDOW_3, INLINE_SCENES),
+    "idefics3": lambda: make_tiny_model_and_prompts(tiny.IDEFICS3, INLINE_SCENES),
 }
 
 
-def real(raw, scenes):
-    model = tiny.model_of(raw)
-    return model, [tiny.prompt(model, scene) for scene in scenes]
+def make_tiny_model_and_prompts(raw, scenes):
+    model = tiny.make_random_model(raw)
+    return model, [tiny.make_random_prompt(model, scene) for scene in scenes]
 
 
 @torch.inference_mode()
-def slow_scores(model, asked, endings):
-    twin, scores = SlowTwin(model, asked), []
-    for ending in endings:
-        h = twin.hidden(tuple(ending))[len(asked) - 1 :][: len(ending)]
+def reference_scores(model, prompt, continuations):
+    reference, scores = ReferenceModel(model, prompt), []
+    for ending in continuations:
+        h = reference.hidden_states(tuple(ending))[len(prompt) - 1 :][: len(ending)]
         scores.append(model.logits(h).float().log_softmax(-1)[range(len(ending)), ending].tolist())
     return scores
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("name", MODELS)
-def test_any_order_equals_the_slow_twin(name, seed, monkeypatch):
+@pytest.mark.parametrize("name", MODEL_AND_PROMPTS_BY_KIND)
+def test_any_order_equals_the_reference(name, seed, monkeypatch):
     chance = random.Random(f"{name} {seed}")
-    monkeypatch.setattr("idefics.engine.engine.ALONE", chance.choice([1, 8]))
-    model, prompts = MODELS[name]()
-    engine = engine_for(
+    monkeypatch.setattr("idefics.engine.engine.IDLE_PREFILL_FACTOR", chance.choice([1, 8]))
+    model, prompts = MODEL_AND_PROMPTS_BY_KIND[name]()
+    engine = make_engine(
         model,
         batch_rows=chance.randint(1, 5),
         step_tokens=chance.choice([1, 3, 7, 16, 33, 512]),
@@ -55,7 +63,7 @@ def test_any_order_equals_the_slow_twin(name, seed, monkeypatch):
         picture_bytes=chance.choice([0, 2000, 1 << 20]),
     )
     if seed % 2:  # else the native step, where there is one
-        engine.runner.decode = TorchDecode(model, engine.cache)
+        engine.model_runner.decode_step = TorchDecode(model, engine.kv_cache)
     handles, seeded = [], {}
     for number in range(24):
         asked = prompts[number % len(prompts)] if number < 8 else chance.choice(prompts)
@@ -63,13 +71,13 @@ def test_any_order_equals_the_slow_twin(name, seed, monkeypatch):
         kind = chance.choice(["greedy", "greedy", "seeded", "beams", "endings"])
         if kind == "endings":
             ending = [[chance.randrange(3, 40) for _ in range(chance.randint(0, 4))] for _ in range(5)]
-            one = Request(asked, endings=tuple(map(tuple, ending)))
+            one = Request(asked, continuations=tuple(map(tuple, ending)))
         elif kind == "beams":
-            one = request(asked, max_new_tokens=min(length, 9), num_beams=2)
+            one = make_request(asked, max_new_tokens=min(length, 9), num_beams=2)
         elif kind == "seeded":
-            one = request(asked, max_new_tokens=length, temperature=1.3, seed=number, top_p=0.9)
+            one = make_request(asked, max_new_tokens=length, temperature=1.3, seed=number, top_p=0.9)
         else:
-            one = request(asked, max_new_tokens=length, stop_ids={7, 8})
+            one = make_request(asked, max_new_tokens=length, stop_ids={7, 8})
         handles.append((kind, engine.submit(one)))
         if chance.random() < 0.2:
             handles[chance.randrange(len(handles))][1].cancel()
@@ -79,60 +87,64 @@ def test_any_order_equals_the_slow_twin(name, seed, monkeypatch):
         asked, length = handle.request.prompt, handle.request.sampling.max_new_tokens
         is_whole = handle.finish_reason != "cancelled"
         if kind == "greedy":
-            slow = slow_greedy(model, asked, length, stop_ids={7, 8})
+            slow = reference_greedy(model, asked, length, stop_ids={7, 8})
             assert handle.ids == (slow if is_whole else slow[: len(handle.ids)])
         elif kind == "endings" and is_whole:
-            expected = slow_scores(model, asked, handle.request.endings)
-            assert [len(one) for one in handle.scores] == [len(one) for one in expected]
-            for got, want in zip(handle.scores, expected, strict=True):
+            expected = reference_scores(model, asked, handle.request.continuations)
+            assert [len(one) for one in handle.continuation_logprobs] == [len(one) for one in expected]
+            for got, want in zip(handle.continuation_logprobs, expected, strict=True):
                 torch.testing.assert_close(torch.tensor(got), torch.tensor(want), rtol=0, atol=1e-4)
         else:
             seeded[handle] = is_whole
-    settled(engine)
+    wait_until_idle(engine)
     assert (
-        sum(kept.size for kept in engine.pictures.kept.values())
-        == engine.pictures.size
-        <= engine.pictures.most
+        sum(kept.size_bytes for kept in engine.encoder_cache.image_by_key.values())
+        == engine.encoder_cache.size_bytes
+        <= engine.encoder_cache.max_bytes
     )
     for handle, is_whole in seeded.items():  # alone, with room for all
-        alone = engine_for(model).submit(handle.request).result().ids
+        alone = make_engine(model).submit(handle.request).result().ids
         assert handle.ids == (alone if is_whole else alone[: len(handle.ids)])
 
 
 def test_rows_are_sent_away_and_come_back():
     """What the test above relies on: with so little room, it happens."""
-    engine = engine_for("text", batch_rows=4, cache_pages=8)
+    engine = make_engine("text", batch_rows=4, cache_pages=8)
     sent_away, preempt = [], engine.scheduler._preempt
     engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
-    prompts = [prompt("text", n, picture("cat"), 4) for n in (5, 6, 7, 8)]
-    requests = [request(asked, max_new_tokens=60, temperature=1.2, seed=n) for n, asked in enumerate(prompts)]
+    prompts = [make_prompt("text", n, make_tiles("cat"), 4) for n in (5, 6, 7, 8)]
+    requests = [
+        make_request(asked, max_new_tokens=60, temperature=1.2, seed=n) for n, asked in enumerate(prompts)
+    ]
     handles = [engine.submit(one) for one in requests]
     ids = [handle.result().ids for handle in handles]
     assert sent_away
-    assert [handle.cached for handle in handles] == [0] * 4, "what it finds of its own is no gift of others"
-    assert ids == [engine_for("text").submit(one).result().ids for one in requests]
-    settled(engine)
+    assert [handle.num_cached_tokens for handle in handles] == [0] * 4, (
+        "what it finds of its own is no gift of others"
+    )
+    assert ids == [make_engine("text").submit(one).result().ids for one in requests]
+    wait_until_idle(engine)
 
 
 @pytest.mark.parametrize("kind", ["text", "beside"])
 def test_threads_may_ask_for_everything_at_once(kind):
-    engine, prompts = engine_for(kind, batch_rows=4, cache_pages=60), mixed(kind)
+    engine, prompts = make_engine(kind, batch_rows=4, cache_pages=60), make_mixed_prompts(kind)
     wrong = []
 
     def ask(number):
         asked = prompts[number % len(prompts)]
         for _ in range(3):
-            ids = engine.submit(request(asked, max_new_tokens=12), wait=True).result().ids
+            ids = engine.submit(make_request(asked, max_new_tokens=12), wait=True).result().ids
             scores = engine.score(asked, [[5], [6, 7]])
             if ids != slow[number % len(prompts)] or [len(one) for one in scores] != [1, 2]:
                 wrong.append(number)
             engine.logits(asked)
 
-    slow = [slow_greedy(engine.model, asked, 12) for asked in prompts]
+    slow = [reference_greedy(engine.model, asked, 12) for asked in prompts]
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not wrong
-    settled(engine)
+    wait_until_idle(engine)

@@ -6,38 +6,49 @@ import pytest
 import torch
 from torch import nn
 
-from engine.fakes import IMAGE, TEXT, VOCABULARY, answered, engine_for, fake, mixed, picture, prompt, request
-from idefics.config import CacheLayout, TextConfig
-from idefics.engine.slow import SlowTwin, slow_greedy
-from idefics.nn.decoder import Decoder
-from idefics.nn.kernels import Attending
+from engine.fakes import (
+    IMAGE_TOKEN_ID,
+    TEXT_CONFIG,
+    VOCAB_SIZE,
+    make_engine,
+    make_fake_model,
+    make_mixed_prompts,
+    make_prompt,
+    make_request,
+    make_tiles,
+    run_requests,
+)
+from idefics.config import KVCacheLayout, TextConfig
+from idefics.engine.reference import ReferenceModel, reference_greedy
+from idefics.nn.attention_backends import AttentionModule
+from idefics.nn.decoder import LlamaDecoder
 
 KINDS = ["text", "beside"]
 
 
-def beam(model, asked, **options):
-    return answered(engine_for(model), [request(asked, **options)])[0]
+def run_beam_search(model, asked, **options):
+    return run_requests(make_engine(model), [make_request(asked, **options)])[0]
 
 
-class Llama(Attending):
+class DecoderOnlyModel(AttentionModule):
     """A decoder and its head under the names of transformers' LlamaForCausalLM: no pictures."""
 
     dtype = torch.float32
 
     def __init__(self, config):
         super().__init__()
-        self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
-        self.layout = CacheLayout(
-            layers=config.layers,
-            kv_heads=config.kv_heads,
+        self.model = LlamaDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.layout = KVCacheLayout(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
             head_size=config.head_size,
-            cross_layers=0,
+            num_cross_attention_layers=0,
             max_positions=config.max_positions,
-            vocabulary=config.vocabulary,
+            vocab_size=config.vocab_size,
         )
 
-    def stack(self):
+    def decoder_parts(self):
         return None
 
     def embed(self, ids):
@@ -51,7 +62,7 @@ class Llama(Attending):
 
 
 @pytest.fixture(scope="module")
-def pair():
+def reference_and_model():
     """The same tiny random model, theirs and ours. Flat enough for beams to cross, with stop ids in reach."""
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
@@ -69,14 +80,14 @@ def pair():
     )
     torch.manual_seed(2)
     theirs = transformers.LlamaForCausalLM(config).eval()
-    ours = Llama(
+    ours = DecoderOnlyModel(
         TextConfig(
-            vocabulary=24,
-            width=32,
-            inner=48,
-            layers=2,
-            heads=4,
-            kv_heads=2,
+            vocab_size=24,
+            hidden_size=32,
+            intermediate_size=48,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
             head_size=8,
             norm_epsilon=config.rms_norm_eps,
             max_positions=64,
@@ -86,7 +97,9 @@ def pair():
     return theirs, ours
 
 
-def generate(model, ids, *, max_new_tokens, num_beams, stop_ids=(), banned_ids=(), repetition_penalty=1.0):
+def reference_beam_search(
+    model, ids, *, max_new_tokens, num_beams, stop_ids=(), banned_ids=(), repetition_penalty=1.0
+):
     out = model.generate(
         torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -112,13 +125,13 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_beams_equal_those_of_transformers(pair, case):
-    theirs, ours = pair
+def test_beams_equal_those_of_transformers(reference_and_model, case):
+    theirs, ours = reference_and_model
     reasons = set()
     for seed in range(6):
         ids = torch.randint(24, (3 + seed,), generator=torch.Generator().manual_seed(seed)).tolist()
-        found = beam(ours, prompt("text", *ids), max_new_tokens=4 + 3 * seed, **case)
-        expected = generate(theirs, ids, max_new_tokens=4 + 3 * seed, **case)
+        found = run_beam_search(ours, make_prompt("text", *ids), max_new_tokens=4 + 3 * seed, **case)
+        expected = reference_beam_search(theirs, ids, max_new_tokens=4 + 3 * seed, **case)
         stopped = expected[-1] in case["stop_ids"]
         assert found.ids == expected[: len(expected) - stopped]
         assert found.finish_reason == ("stop" if stopped else "length")
@@ -129,44 +142,44 @@ def test_beams_equal_those_of_transformers(pair, case):
 @pytest.mark.parametrize("kind", KINDS)
 def test_enough_beams_find_the_best_of_all_answers(kind):
     """As many beams as the vocabulary see every answer of two tokens."""
-    model, asked = fake(kind), mixed(kind)[4]
-    twin = SlowTwin(model, asked)
+    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[4]
+    twin = ReferenceModel(model, asked)
 
     @torch.inference_mode()
     def next_token(*after):
-        return model.logits(twin.hidden(after)[-1:])[0].log_softmax(-1)
+        return model.logits(twin.hidden_states(after)[-1:])[0].log_softmax(-1)
 
     first = next_token()
-    scores = torch.stack([first[id] + next_token(id) for id in range(VOCABULARY)])
-    best = divmod(int(scores.argmax()), VOCABULARY)
-    assert beam(model, asked, max_new_tokens=2, num_beams=VOCABULARY).ids == list(best)
+    scores = torch.stack([first[id] + next_token(id) for id in range(VOCAB_SIZE)])
+    best = divmod(int(scores.argmax()), VOCAB_SIZE)
+    assert run_beam_search(model, asked, max_new_tokens=2, num_beams=VOCAB_SIZE).ids == list(best)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beams_read_the_prompt_and_its_pictures_once(kind, monkeypatch):
-    model = fake(kind)
+    model = make_fake_model(kind)
     passes, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
-    asked = prompt(kind, picture("cat"), 4, picture("dog"), 5)
-    beam(model, asked, max_new_tokens=5, num_beams=3)
+    asked = make_prompt(kind, make_tiles("cat"), 4, make_tiles("dog"), 5)
+    run_beam_search(model, asked, max_new_tokens=5, num_beams=3)
     assert passes == [len(asked), 3, 3, 3, 3]
-    assert sum(model.encoded) == 2
-    assert sum(model.remembered) == (2 if kind == "beside" else 0)
+    assert sum(model.frames_per_encode) == 2
+    assert sum(model.images_per_cross_kv) == (2 if kind == "beside" else 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", [1, 3, 6, 8])
 def test_one_beam_is_greedy(kind, which):
-    model, asked = fake(kind), mixed(kind)[which]
-    assert beam(model, asked, max_new_tokens=12).ids == slow_greedy(model, asked, 12)
+    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[which]
+    assert run_beam_search(model, asked, max_new_tokens=12).ids == reference_greedy(model, asked, 12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beams_score_better_than_greed(kind):
-    model, asked = fake(kind), mixed(kind)[4]
-    engine = engine_for(model)
-    greedy = slow_greedy(model, asked, 12)
-    found = beam(model, asked, max_new_tokens=12, num_beams=6, logprobs=True)
+    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[4]
+    engine = make_engine(model)
+    greedy = reference_greedy(model, asked, 12)
+    found = run_beam_search(model, asked, max_new_tokens=12, num_beams=6, logprobs=True)
     by_greed, by_beams = (sum(scores) for scores in engine.score(asked, [greedy, found.ids]))
     assert by_beams > by_greed
     assert sum(found.logprobs) == pytest.approx(by_beams, abs=1e-4)
@@ -174,37 +187,45 @@ def test_beams_score_better_than_greed(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logprobs_of_beams_leave_out_what_is_banned(kind):
-    model, asked, banned = fake(kind), mixed(kind)[4], range(20)
-    found = beam(model, asked, max_new_tokens=6, num_beams=3, logprobs=True, banned_ids=banned)
-    twin = SlowTwin(model, asked)
+    model, asked, banned = make_fake_model(kind), make_mixed_prompts(kind)[4], range(20)
+    found = run_beam_search(model, asked, max_new_tokens=6, num_beams=3, logprobs=True, banned_ids=banned)
+    twin = ReferenceModel(model, asked)
     with torch.inference_mode():
         for place, (id, logprob) in enumerate(zip(found.ids, found.logprobs, strict=True)):
-            logits = model.logits(twin.hidden(tuple(found.ids[:place]))[-1]).clone()
+            logits = model.logits(twin.hidden_states(tuple(found.ids[:place]))[-1]).clone()
             logits[list(banned)] = -torch.inf
             assert logprob == pytest.approx(float(logits.log_softmax(-1)[id]), abs=1e-4)
 
 
 def test_beams_never_say_what_is_banned():
-    free = beam(fake("text"), prompt("text", 5), max_new_tokens=10, num_beams=4)
-    found = beam(
-        fake("text"), prompt("text", 5), max_new_tokens=10, num_beams=4, banned_ids={*free.ids, IMAGE}
+    free = run_beam_search(make_fake_model("text"), make_prompt("text", 5), max_new_tokens=10, num_beams=4)
+    found = run_beam_search(
+        make_fake_model("text"),
+        make_prompt("text", 5),
+        max_new_tokens=10,
+        num_beams=4,
+        banned_ids={*free.ids, IMAGE_TOKEN_ID},
     )
-    assert not {*free.ids, IMAGE} & set(found.ids)
-    few = set(range(VOCABULARY)) - {7, 8}  # fewer choices than beams
-    assert set(beam(fake("text"), prompt("text", 5), max_new_tokens=4, num_beams=6, banned_ids=few).ids) <= {
+    assert not {*free.ids, IMAGE_TOKEN_ID} & set(found.ids)
+    few = set(range(VOCAB_SIZE)) - {7, 8}  # fewer choices than beams
+    assert set(
+        run_beam_search(
+            make_fake_model("text"), make_prompt("text", 5), max_new_tokens=4, num_beams=6, banned_ids=few
+        ).ids
+    ) <= {
         7,
         8,
     }
 
 
 def test_beams_end_where_the_context_does():
-    long = prompt("text", *[5] * (TEXT.max_positions - 3))
-    found = beam(fake("text"), long, num_beams=3)
+    long = make_prompt("text", *[5] * (TEXT_CONFIG.max_positions - 3))
+    found = run_beam_search(make_fake_model("text"), long, num_beams=3)
     assert len(found.ids) == 3
     assert found.finish_reason == "length"
 
 
-class Bigrams(Attending):
+class BigramModel(AttentionModule):
     """A language whose next token depends on the last alone; `table` holds log-probabilities."""
 
     dtype = torch.float32
@@ -212,11 +233,16 @@ class Bigrams(Attending):
     def __init__(self, table):
         super().__init__()
         self.table = nn.Parameter(table)
-        self.layout = CacheLayout(
-            layers=1, kv_heads=1, head_size=1, cross_layers=0, max_positions=9, vocabulary=len(table)
+        self.layout = KVCacheLayout(
+            num_layers=1,
+            num_kv_heads=1,
+            head_size=1,
+            num_cross_attention_layers=0,
+            max_positions=9,
+            vocab_size=len(table),
         )
 
-    def stack(self):
+    def decoder_parts(self):
         return None
 
     def embed(self, ids):
@@ -229,7 +255,7 @@ class Bigrams(Attending):
         return h
 
 
-def test_three_likely_ends_leave_room_for_what_goes_on():
+def test_three_likely_stop_ids_leave_beams_for_other_tokens():
     """Three ends stand before the second beam that goes on, and that one is the best in the long run."""
     start, good, fair, great, *stops = range(7)
     table = torch.full((40, 40), 1 / 36)
@@ -238,8 +264,10 @@ def test_three_likely_ends_leave_room_for_what_goes_on():
     table[start, [good, *stops, fair]] = torch.tensor([0.31, 0.2, 0.19, 0.18, 0.12])
     table[[fair, great]] = 0
     table[[fair, great], great] = 1
-    asked = prompt("text", start)
-    found = beam(Bigrams(table.log()), asked, max_new_tokens=3, num_beams=2, stop_ids=set(stops))
+    asked = make_prompt("text", start)
+    found = run_beam_search(
+        BigramModel(table.log()), asked, max_new_tokens=3, num_beams=2, stop_ids=set(stops)
+    )
     assert (found.ids, found.finish_reason) == ([fair, great, great], "length")
 
 
@@ -250,8 +278,12 @@ def test_an_end_beyond_the_best_beams_is_lost():
     table[:, stop] = 0
     table[start] = 0
     table[start, [good, fair, stop]] = torch.tensor([0.5, 0.4, 0.1])
-    found = beam(Bigrams(table.log()), prompt("text", start), max_new_tokens=3, num_beams=2, stop_ids={stop})
+    found = run_beam_search(
+        BigramModel(table.log()), make_prompt("text", start), max_new_tokens=3, num_beams=2, stop_ids={stop}
+    )
     assert found.ids[0] == good
     assert found.finish_reason == "length"
-    wider = beam(Bigrams(table.log()), prompt("text", start), max_new_tokens=3, num_beams=3, stop_ids={stop})
+    wider = run_beam_search(
+        BigramModel(table.log()), make_prompt("text", start), max_new_tokens=3, num_beams=3, stop_ids={stop}
+    )
     assert (wider.ids, wider.finish_reason) == ([], "stop")

@@ -3,50 +3,53 @@
 import pytest
 import torch
 
-from engine.fakes import answered as handles_of
-from engine.fakes import engine_for, request
-from idefics.engine.slow import SlowTwin, slow_greedy
+from engine.fakes import make_engine, make_request
+from engine.fakes import run_requests as handles_of
+from idefics.engine.reference import ReferenceModel, reference_greedy
 from models import tiny
 
-WINDOW_3 = tiny.changed(tiny.IDEFICS2, text_config={"sliding_window": 3})
+WINDOW_3 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 3})
 FAMILIES = pytest.mark.parametrize(
     "raw",
     [tiny.IDEFICS1, tiny.IDEFICS2, WINDOW_3, tiny.IDEFICS3],
     ids=["beside", "window 8", "window 3", "text"],
 )
-BESIDE = ["t", "ttttt", "1tt", "tt1t1", "t1t1tet1t", "1te1te", "1t1t1t1t1t", "tte"]
-TEXT = ["t", "ttttt", "1tt", "tt3", "t1tt2ttt", "4t1t", "1t1t1t1t1t", "5"]
+CROSS_ATTENTION_SCENES = ["t", "ttttt", "1tt", "tt1t1", "t1t1tet1t", "1te1te", "1t1t1t1t1t", "tte"]
+INLINE_SCENES = ["t", "ttttt", "1tt", "tt3", "t1tt2ttt", "4t1t", "1t1t1t1t1t", "5"]
 
 
-def prompts_for(model):
-    return [tiny.prompt(model, scene) for scene in (BESIDE if model.config.cross else TEXT)]
+def make_prompts(model):
+    return [
+        tiny.make_random_prompt(model, scene)
+        for scene in (CROSS_ATTENTION_SCENES if model.config.cross_attention else INLINE_SCENES)
+    ]
 
 
-def answered(model, prompts, **sampling):
-    engine = engine_for(model, batch_rows=5, encode_frames=3)
-    rows = [request(asked, stop_ids={7, 8, 9}, **sampling) for asked in prompts]
+def run_engine(model, prompts, **sampling):
+    engine = make_engine(model, batch_rows=5, encode_frames=3)
+    rows = [make_request(asked, stop_ids={7, 8, 9}, **sampling) for asked in prompts]
     return [one.ids for one in handles_of(engine, rows)]
 
 
 @FAMILIES
-def test_cached_generation_equals_the_slow_twin(raw):
-    model = tiny.model_of(raw)
-    prompts = prompts_for(model)
-    fast = answered(model, prompts, max_new_tokens=15)
-    assert fast == [slow_greedy(model, asked, 15, stop_ids={7, 8, 9}) for asked in prompts]
+def test_cached_generation_equals_the_reference(raw):
+    model = tiny.make_random_model(raw)
+    prompts = make_prompts(model)
+    fast = run_engine(model, prompts, max_new_tokens=15)
+    assert fast == [reference_greedy(model, asked, 15, stop_ids={7, 8, 9}) for asked in prompts]
     assert len({len(ids) for ids in fast}) > 1
 
 
 @FAMILIES
 def test_scores_equal_one_uncached_pass_each(raw):
-    model = tiny.model_of(raw)
+    model = tiny.make_random_model(raw)
     endings = [(5,), (6, 7, 8), (6, 7), (9, 10, 11, 12, 13)]
-    for asked in prompts_for(model):
-        scores = engine_for(model).score(asked, endings)
-        twin = SlowTwin(model, asked)
+    for asked in make_prompts(model):
+        scores = make_engine(model).score(asked, endings)
+        twin = ReferenceModel(model, asked)
         for ending, score in zip(endings, scores, strict=True):
             with torch.inference_mode():
-                h = twin.hidden(ending)[len(asked) - 1 : -1]
+                h = twin.hidden_states(ending)[len(asked) - 1 : -1]
                 slow = model.logits(h).log_softmax(-1)[range(len(ending)), ending]
             torch.testing.assert_close(torch.tensor(score), slow, rtol=0, atol=1e-5)
 
@@ -54,19 +57,21 @@ def test_scores_equal_one_uncached_pass_each(raw):
 @FAMILIES
 @pytest.mark.parametrize("beams", [1, 3])
 def test_answers_equal_those_of_transformers(raw, beams, tmp_path):
-    reference, model = tiny.pair(tmp_path, raw)
-    engine = engine_for(model)
-    for asked in prompts_for(model):
+    reference, model = tiny.make_reference_and_model(tmp_path, raw)
+    engine = make_engine(model)
+    for asked in make_prompts(model):
         if not asked.pictures:
             continue
-        (one,) = handles_of(engine, [request(asked, max_new_tokens=10, num_beams=beams, stop_ids={7, 8, 9})])
-        assert one.ids == generated(reference, asked, beams)
+        (one,) = handles_of(
+            engine, [make_request(asked, max_new_tokens=10, num_beams=beams, stop_ids={7, 8, 9})]
+        )
+        assert one.ids == reference_generate(reference, asked, beams)
 
 
-def generated(reference, asked, beams):
+def reference_generate(reference, asked, beams):
     """transformers' answer, without its stop id."""
     out = reference.generate(
-        **tiny.reference_inputs(reference, [asked]),
+        **tiny.make_reference_inputs(reference, [asked]),
         max_new_tokens=10,
         num_beams=beams,
         do_sample=False,

@@ -9,96 +9,108 @@ import pytest
 import torch
 
 from engine import fakes
-from engine.native_rows import expected, read, sequences
-from engine.native_rows import rows_of as tensors_of
-from engine.tape import Tapes
-from idefics.config import CacheLayout
+from engine.fake_cuda_graphs import FakeCudaGraphs
+from engine.random_sequences import make_decode_inputs as tensors_of
+from engine.random_sequences import make_sequences, run_decode_steps, uncached_logits
+from idefics.config import KVCacheLayout
 from idefics.engine import engine as engine_module
-from idefics.engine.cache import PAGE, PagedCache
-from idefics.engine.decode import DecodeRows, TorchDecode, decode_step
-from idefics.engine.graph import CudaGraphs, GraphDecode, pages_size, rows_size
+from idefics.engine.cuda_graphs import CudaGraphDecode, CudaGraphRecorder, pad_num_pages, pad_num_rows
+from idefics.engine.decode import DecodeInputs, TorchDecode, choose_decode_step
+from idefics.engine.decode_attention import (
+    GatheredPages,
+    PagedInPlace,
+    can_attend_in_place,
+    choose_decode_attention,
+)
+from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
 from idefics.engine.native import NativeDecode, instruction_sets
-from idefics.engine.reading import Gathered, InPlace, reading, reads_in_place
-from idefics.engine.slow import slow_greedy
+from idefics.engine.reference import reference_greedy
 from idefics.nn.attention import DenseAttn
-from idefics.nn.kernels import KERNELS, explicit, fused, give_kernel
+from idefics.nn.attention_backends import (
+    ATTENTION_BACKENDS,
+    eager_attention,
+    sdpa_attention,
+    set_attention_backend,
+)
 from models import tiny
 
 CPU = torch.device("cpu")
-WINDOW_3 = tiny.changed(tiny.IDEFICS2, text_config={"sliding_window": 3})
-WINDOW_20 = tiny.changed(tiny.IDEFICS2, text_config={"sliding_window": 20})
-KINDS = {
+WINDOW_3 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 3})
+WINDOW_20 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 20})
+CONFIG_BY_KIND = {
     "beside": tiny.IDEFICS1,
     "window 3": WINDOW_3,
     "window 8": tiny.IDEFICS2,
     "window 20": WINDOW_20,
     "grouped": tiny.IDEFICS3,
 }
-FAMILIES = pytest.mark.parametrize("raw", KINDS.values(), ids=KINDS)
+FAMILIES = pytest.mark.parametrize("raw", CONFIG_BY_KIND.values(), ids=CONFIG_BY_KIND)
 
 
-def cache_for(model, rows):
-    return PagedCache(model.layout, 1 + sum(len(row.pages) for row in rows), torch.float32, CPU)
+def make_cache(model, rows):
+    return PagedKVCache(model.layout, 1 + sum(len(row.pages) for row in rows), torch.float32, CPU)
 
 
-def rows_of(some):
+def make_decode_inputs(some):
     """As the engine gives them."""
     rows = tensors_of(some)
     places = rows.positions.tolist()
-    return DecodeRows(rows.ids, rows.positions, rows.tables, rows.memories, max(places), min(places))
+    return DecodeInputs(rows.ids, rows.positions, rows.page_tables, rows.cross_kvs, max(places), min(places))
 
 
-def stepping(step):
+def run_step_on_fake_inputs(step):
     """The step, for rows as `native_rows.read` makes them."""
 
     def call(rows):
         places = rows.positions.tolist()
         return step(
-            DecodeRows(rows.ids, rows.positions, rows.tables, rows.memories, max(places), min(places))
+            DecodeInputs(rows.ids, rows.positions, rows.page_tables, rows.cross_kvs, max(places), min(places))
         )
 
     return call
 
 
-def agree(model, rows):
+def assert_equals_uncached(model, rows):
     for row in rows:
-        wanted, got = expected(model, row), torch.stack(row.logits)
-        assert (got - wanted).abs().max() < 2e-5 * wanted.abs().max()
+        expected, actual = uncached_logits(model, row), torch.stack(row.logits)
+        assert (actual - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
 @FAMILIES
 @torch.inference_mode()
 def test_equals_the_models_own_pass(raw):
     """Rows in ever new company: they join and leave, and the sizes change with them."""
-    model = tiny.model_of(raw)
-    rows = sequences(model, [1, 2, 5, 17, 18, 33, 40, 9, 9])
-    tapes = Tapes()
-    read(stepping(GraphDecode(model, cache_for(model, rows), tapes)), rows)
-    agree(model, rows)
-    assert tapes.recorded < tapes.played / 3
+    model = tiny.make_random_model(raw)
+    rows = make_sequences(model, [1, 2, 5, 17, 18, 33, 40, 9, 9])
+    tapes = FakeCudaGraphs()
+    run_decode_steps(run_step_on_fake_inputs(CudaGraphDecode(model, make_cache(model, rows), tapes)), rows)
+    assert_equals_uncached(model, rows)
+    assert tapes.num_recorded < tapes.num_replayed / 3
 
 
 @pytest.mark.parametrize("raw", [WINDOW_20, tiny.IDEFICS3], ids=["window 20", "grouped"])
 @torch.inference_mode()
-def test_long_rows_beside_short_ones(raw):
+def test_long_and_short_rows_in_one_batch(raw):
     """More pages than the smallest sizes; with a window, some that are seen no more."""
-    model = tiny.model_of(tiny.changed(raw, text_config={"max_position_embeddings": 700}))
-    rows = sequences(model, [530, 300, 20])
-    tapes = Tapes()
-    read(stepping(GraphDecode(model, cache_for(model, rows), tapes)), rows)
-    agree(model, rows)
-    assert tapes.recorded > 3
+    model = tiny.make_random_model(tiny.merge_config(raw, text_config={"max_position_embeddings": 700}))
+    rows = make_sequences(model, [530, 300, 20])
+    tapes = FakeCudaGraphs()
+    run_decode_steps(run_step_on_fake_inputs(CudaGraphDecode(model, make_cache(model, rows), tapes)), rows)
+    assert_equals_uncached(model, rows)
+    assert tapes.num_recorded > 3
 
 
 @torch.inference_mode()
 def test_only_what_is_asked_for_is_written():
     """Rows beside those that are asked for write to page 0, which is nobody's."""
-    model = tiny.model_of(tiny.IDEFICS3)
-    rows = sequences(model, [40, 33, 20])
-    cache, twin = cache_for(model, rows), cache_for(model, rows)
-    step, plain = GraphDecode(model, cache, Tapes()), TorchDecode(model, twin)
+    model = tiny.make_random_model(tiny.IDEFICS3)
+    rows = make_sequences(model, [40, 33, 20])
+    cache, twin = make_cache(model, rows), make_cache(model, rows)
+    step, plain = CudaGraphDecode(model, cache, FakeCudaGraphs()), TorchDecode(model, twin)
     for some in (rows, rows[:1], rows[1:], rows):
-        torch.testing.assert_close(step(rows_of(some)), plain(rows_of(some)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            step(make_decode_inputs(some)), plain(make_decode_inputs(some)), rtol=1e-4, atol=1e-4
+        )
         for row in some:
             row.logits.append(None)
     for got, wanted in zip((*cache.keys, *cache.values), (*twin.keys, *twin.values), strict=True):
@@ -108,87 +120,93 @@ def test_only_what_is_asked_for_is_written():
 @torch.inference_mode()
 def test_places_forget_who_was_there():
     """A place that a long row has left is filled with nothing when short rows need fewer pages."""
-    model = tiny.model_of(tiny.IDEFICS3)
-    rows = sequences(model, [20, 20, 20, 300])
-    cache, twin = cache_for(model, rows), cache_for(model, rows)
-    step, plain = GraphDecode(model, cache, Tapes()), TorchDecode(model, twin)
+    model = tiny.make_random_model(tiny.IDEFICS3)
+    rows = make_sequences(model, [20, 20, 20, 300])
+    cache, twin = make_cache(model, rows), make_cache(model, rows)
+    step, plain = CudaGraphDecode(model, cache, FakeCudaGraphs()), TorchDecode(model, twin)
     rows[3].logits = [None] * 290
     for some in (rows, rows[:3]):
-        torch.testing.assert_close(step(rows_of(some)), plain(rows_of(some)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            step(make_decode_inputs(some)), plain(make_decode_inputs(some)), rtol=1e-4, atol=1e-4
+        )
 
 
 @torch.inference_mode()
 def test_rows_that_see_nothing_add_nothing():
     """A row's place may have been another's, which saw a picture."""
-    model = tiny.model_of(tiny.IDEFICS1)
-    blind, *seeing = sequences(model, [30] * 4)
-    assert not blind.memory and all(row.memory for row in seeing[:2])
-    step = GraphDecode(model, cache_for(model, [blind, *seeing]), Tapes())
+    model = tiny.make_random_model(tiny.IDEFICS1)
+    blind, *seeing = make_sequences(model, [30] * 4)
+    assert not blind.cross_kv and all(row.cross_kv for row in seeing[:2])
+    step = CudaGraphDecode(model, make_cache(model, [blind, *seeing]), FakeCudaGraphs())
     for some in ([*seeing, blind], [blind, *seeing], [seeing[0], blind], [blind, seeing[0]], [blind]):
-        for row, logits in zip(some, step(rows_of(some)), strict=True):
+        for row, logits in zip(some, step(make_decode_inputs(some)), strict=True):
             row.logits.append(logits)
     for row in (blind, *seeing):
         row.ids = row.ids[: len(row.logits)]
-    agree(model, [blind, *seeing])
+    assert_equals_uncached(model, [blind, *seeing])
 
 
 @torch.inference_mode()
 def test_logits_outlive_the_next_step():
-    model = tiny.model_of(tiny.IDEFICS3)
-    rows = sequences(model, [9, 9])
-    step = GraphDecode(model, cache_for(model, rows), Tapes())
-    first = step(rows_of(rows))
+    model = tiny.make_random_model(tiny.IDEFICS3)
+    rows = make_sequences(model, [9, 9])
+    step = CudaGraphDecode(model, make_cache(model, rows), FakeCudaGraphs())
+    first = step(make_decode_inputs(rows))
     before = first.clone()
     rows[0].logits = rows[1].logits = [None]
-    step(rows_of(rows))
+    step(make_decode_inputs(rows))
     assert torch.equal(first, before)
 
 
 def test_sizes():
-    assert [rows_size(count) for count in (1, 2, 3, 4, 5, 8, 9, 33)] == [1, 2, 4, 4, 8, 8, 16, 64]
-    assert [pages_size(count) for count in (1, 8, 9, 17, 32, 33, 64, 65, 128, 182)] == [
+    assert [pad_num_rows(count) for count in (1, 2, 3, 4, 5, 8, 9, 33)] == [1, 2, 4, 4, 8, 8, 16, 64]
+    assert [pad_num_pages(count) for count in (1, 8, 9, 17, 32, 33, 64, 65, 128, 182)] == [
         *(8, 8, 16, 32, 32, 64, 64, 128, 128, 192)
     ]
 
 
 @FAMILIES
-def test_the_engine_answers_as_the_slow_twin(raw, monkeypatch):
+def test_the_engine_equals_the_reference(raw, monkeypatch):
     """Requests of unequal length that end at different times, with and without pictures, in one engine."""
-    tapes = Tapes()
+    tapes = FakeCudaGraphs()
     monkeypatch.setattr(
-        engine_module, "decode_step", lambda model, cache, **_: GraphDecode(model, cache, tapes)
+        engine_module, "choose_decode_step", lambda model, cache, **_: CudaGraphDecode(model, cache, tapes)
     )
-    model = tiny.model_of(raw)
+    model = tiny.make_random_model(raw)
     scenes = (
-        ("t", "ttttt", "1tt", "tt1t1", "1te1te", "tte") if model.config.cross else ("t", "1tt", "tt3", "4t1t")
+        ("t", "ttttt", "1tt", "tt1t1", "1te1te", "tte")
+        if model.config.cross_attention
+        else ("t", "1tt", "tt3", "4t1t")
     )
-    prompts = [tiny.prompt(model, scene) for scene in scenes]
-    engine = fakes.engine_for(model, batch_rows=3)
-    asked = [fakes.request(prompt, max_new_tokens=15, stop_ids={7, 8, 9}) for prompt in prompts]
-    got = [handle.ids for handle in fakes.answered(engine, asked)]
-    assert got == [slow_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]
-    assert tapes.played > 10
+    prompts = [tiny.make_random_prompt(model, scene) for scene in scenes]
+    engine = fakes.make_engine(model, batch_rows=3)
+    asked = [fakes.make_request(prompt, max_new_tokens=15, stop_ids={7, 8, 9}) for prompt in prompts]
+    got = [handle.ids for handle in fakes.run_requests(engine, asked)]
+    assert got == [reference_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]
+    assert tapes.num_replayed > 10
 
 
 def test_beams_in_the_engine(monkeypatch):
-    model = tiny.model_of(tiny.IDEFICS1)
-    prompts = [tiny.prompt(model, scene) for scene in ("ttt", "1tt")]
-    asked = [fakes.request(prompt, max_new_tokens=12, num_beams=3) for prompt in prompts]
-    wanted = [handle.ids for handle in fakes.answered(fakes.engine_for(model), asked)]
+    model = tiny.make_random_model(tiny.IDEFICS1)
+    prompts = [tiny.make_random_prompt(model, scene) for scene in ("ttt", "1tt")]
+    asked = [fakes.make_request(prompt, max_new_tokens=12, num_beams=3) for prompt in prompts]
+    wanted = [handle.ids for handle in fakes.run_requests(fakes.make_engine(model), asked)]
     monkeypatch.setattr(
-        engine_module, "decode_step", lambda model, cache, **_: GraphDecode(model, cache, Tapes())
+        engine_module,
+        "choose_decode_step",
+        lambda model, cache, **_: CudaGraphDecode(model, cache, FakeCudaGraphs()),
     )
-    assert [handle.ids for handle in fakes.answered(fakes.engine_for(model), asked)] == wanted
+    assert [handle.ids for handle in fakes.run_requests(fakes.make_engine(model), asked)] == wanted
 
 
-def paged_case(layout, lengths, heads):
+def make_paged_case(layout, lengths, heads):
     """Random pages, tables, last positions and queries, and what dense attention makes of them."""
     rng = torch.Generator().manual_seed(0)
-    count = sum(-(-n // PAGE) for n in lengths)
+    count = sum(-(-n // PAGE_SIZE) for n in lengths)
     numbers = iter((torch.randperm(count, generator=rng) + 1).tolist())
-    width = max(-(-n // PAGE) for n in lengths)
-    tables = [[next(numbers) if PAGE * j < n else 0 for j in range(width)] for n in lengths]
-    shape = (count + 1, layout.kv_heads, PAGE, layout.head_size)
+    width = max(-(-n // PAGE_SIZE) for n in lengths)
+    tables = [[next(numbers) if PAGE_SIZE * j < n else 0 for j in range(width)] for n in lengths]
+    shape = (count + 1, layout.num_kv_heads, PAGE_SIZE, layout.head_size)
     keys, values = torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
     q = torch.randn(len(lengths), heads, layout.head_size, generator=rng)
     wanted = []
@@ -196,15 +214,18 @@ def paged_case(layout, lengths, heads):
         k, v = (x[tables[row]].transpose(1, 2).flatten(0, 1)[:n] for x in (keys, values))
         queries = torch.zeros(n, heads, layout.head_size)
         queries[-1] = q[row]
-        wanted.append(DenseAttn(1, window=layout.window).self_(0, queries, k, v)[-1])
+        wanted.append(DenseAttn(1, sliding_window=layout.sliding_window).self_attention(0, queries, k, v)[-1])
     positions = torch.tensor(lengths) - 1
     return q, keys, values, torch.tensor(tables, dtype=torch.int32), positions, torch.stack(wanted)
 
 
-def paged_attention(q, k, v, starts, cu_seq_k, max_q, max_k, **given):
+def fake_varlen_attention(q, k, v, starts, cu_seq_k, max_q, max_k, **given):
     """What torch says of `varlen_attn` with pages, one row after another."""
     assert (
-        cu_seq_k is None and max_q == 1 and k.shape[1] == PAGE and starts.tolist() == list(range(len(q) + 1))
+        cu_seq_k is None
+        and max_q == 1
+        and k.shape[1] == PAGE_SIZE
+        and starts.tolist() == list(range(len(q) + 1))
     )
     assert given["enable_gqa"] and given["block_table"].dtype == given["seqused_k"].dtype == torch.int32
     back, ahead = given["window_size"]
@@ -216,28 +237,43 @@ def paged_attention(q, k, v, starts, cu_seq_k, max_q, max_k, **given):
         assert length <= max_k
         first = 0 if back < 0 else max(0, length - 1 - back)
         own = [x[pages].flatten(0, 1)[first:length].transpose(0, 1)[None] for x in (k, v)]
-        out.append(fused(query[None, :, None], *own)[0, :, 0])
+        out.append(sdpa_attention(query[None, :, None], *own)[0, :, 0])
     return torch.stack(out)
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 16, 17, 40])
-@pytest.mark.parametrize("way", [Gathered, InPlace])
+@pytest.mark.parametrize("way", [GatheredPages, PagedInPlace])
 def test_rows_attend_to_their_pages(way, window, monkeypatch):
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", paged_attention)
-    layout = CacheLayout(
-        layers=1, kv_heads=2, head_size=8, cross_layers=0, max_positions=99, vocabulary=9, window=window
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen_attention)
+    layout = KVCacheLayout(
+        num_layers=1,
+        num_kv_heads=2,
+        head_size=8,
+        num_cross_attention_layers=0,
+        max_positions=99,
+        vocab_size=9,
+        sliding_window=window,
     )
-    q, keys, values, tables, positions, wanted = paged_case(layout, [1, 16, 17, 70, 33], heads=6)
-    got = way(tables, positions, layout, fused)(q, keys, values)
+    q, keys, values, tables, positions, wanted = make_paged_case(layout, [1, 16, 17, 70, 33], heads=6)
+    got = way(tables, positions, layout, sdpa_attention)(q, keys, values)
     torch.testing.assert_close(got, wanted)
 
 
 def test_pages_are_read_in_place_where_torch_does_it_right(monkeypatch):
     """It is tried: a kernel that refuses, or that is wrong, is not taken."""
-    layout = CacheLayout(layers=1, kv_heads=2, head_size=8, cross_layers=0, max_positions=99, vocabulary=9)
-    assert not reads_in_place(PagedCache(layout, 9, torch.float32, CPU))
-    assert reading(PagedCache(layout, 9, torch.bfloat16, CPU), fused) is Gathered, "a CPU has no such kernel"
-    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(9, 2, PAGE, 8))
+    layout = KVCacheLayout(
+        num_layers=1,
+        num_kv_heads=2,
+        head_size=8,
+        num_cross_attention_layers=0,
+        max_positions=99,
+        vocab_size=9,
+    )
+    assert not can_attend_in_place(PagedKVCache(layout, 9, torch.float32, CPU))
+    assert (
+        choose_decode_attention(PagedKVCache(layout, 9, torch.bfloat16, CPU), sdpa_attention) is GatheredPages
+    ), "a CPU has no such kernel"
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(9, 2, PAGE_SIZE, 8))
     cache = SimpleNamespace(keys=[on_gpu], layout=layout)
     for name in ("randn", "tensor"):
         made = getattr(torch, name)
@@ -247,7 +283,7 @@ def test_pages_are_read_in_place_where_torch_does_it_right(monkeypatch):
 
     def attend_as(kernel):
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-        return reading(cache, fused)
+        return choose_decode_attention(cache, sdpa_attention)
 
     def old(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, window_size=(-1, -1)):
         return q
@@ -259,21 +295,23 @@ def test_pages_are_read_in_place_where_torch_does_it_right(monkeypatch):
         raise RuntimeError("pages of 256 positions")
 
     def right(*args, block_table, **given):
-        return paged_attention(*args, block_table=block_table, **given)
+        return fake_varlen_attention(*args, block_table=block_table, **given)
 
     assert [attend_as(kernel) for kernel in (old, wrong, refusing, right)] == [
-        *(Gathered, Gathered, Gathered, InPlace)
+        *(GatheredPages, GatheredPages, GatheredPages, PagedInPlace)
     ]
-    assert reading(cache, explicit) is Gathered, "who asked for plain products gets them"
+    assert choose_decode_attention(cache, eager_attention) is GatheredPages, (
+        "who asked for plain products gets them"
+    )
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ATTENTION_BACKENDS)
 def test_who_computes_on_a_cpu(name):
     """The native step where it was compiled and nobody asked for another kernel; torch's plain one else."""
-    model = tiny.model_of(tiny.IDEFICS3)
-    give_kernel(model, KERNELS[name])
+    model = tiny.make_random_model(tiny.IDEFICS3)
+    set_attention_backend(model, ATTENTION_BACKENDS[name])
     is_native = bool(instruction_sets()) and name == "sdpa"
-    step = decode_step(model, PagedCache(model.layout, 9, torch.float32, CPU))
+    step = choose_decode_step(model, PagedKVCache(model.layout, 9, torch.float32, CPU))
     assert type(step) is (NativeDecode if is_native else TorchDecode)
 
 
@@ -284,33 +322,33 @@ def test_who_computes_on_a_cpu(name):
 def test_cuda_graphs_equal_the_plain_step(raw, dtype):
     """On the device itself."""
     device = torch.device("cuda")
-    model = tiny.model_of(raw).to(device, dtype)
-    rows = sequences(tiny.model_of(raw), [1, 2, 5, 17, 33, 40, 9])
+    model = tiny.make_random_model(raw).to(device, dtype)
+    rows = make_sequences(tiny.make_random_model(raw), [1, 2, 5, 17, 33, 40, 9])
     for row in rows:
-        row.memory = tuple(type(layer)(*(x.to(device, dtype) for x in layer)) for layer in row.memory)
+        row.cross_kv = tuple(type(layer)(*(x.to(device, dtype) for x in layer)) for layer in row.cross_kv)
     pages = 1 + sum(len(row.pages) for row in rows)
-    caches = [PagedCache(model.layout, pages, dtype, device) for _ in range(2)]
+    caches = [PagedKVCache(model.layout, pages, dtype, device) for _ in range(2)]
     plain = TorchDecode(model, caches[0])
     with torch.inference_mode(False):
-        graph = decode_step(model, caches[1])
-    assert isinstance(graph, GraphDecode) and isinstance(graph.capture, CudaGraphs)
+        graph = choose_decode_step(model, caches[1])
+    assert isinstance(graph, CudaGraphDecode) and isinstance(graph.capture, CudaGraphRecorder)
 
     def both(some):
         places = some.positions.tolist()
         ids, positions, tables = (x.to(device) for x in (some.ids, some.positions, some.tables))
-        asked = DecodeRows(ids, positions, tables, some.memories, max(places), min(places))
+        asked = DecodeInputs(ids, positions, tables, some.cross_kvs, max(places), min(places))
         wanted, got = plain(asked), graph(asked)
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
         assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
         return got
 
-    read(both, rows)
+    run_decode_steps(both, rows)
 
 
 @pytest.mark.gpu
 def test_the_engine_answers_on_a_gpu():
-    model = tiny.model_of(tiny.IDEFICS3).cuda()
-    prompts = [tiny.prompt(model, scene) for scene in ("t", "1tt", "tt3", "4t1t")]
-    asked = [fakes.request(prompt, max_new_tokens=15, stop_ids={7, 8, 9}) for prompt in prompts]
-    got = [handle.ids for handle in fakes.answered(fakes.engine_for(model, batch_rows=3), asked)]
-    assert got == [slow_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]
+    model = tiny.make_random_model(tiny.IDEFICS3).cuda()
+    prompts = [tiny.make_random_prompt(model, scene) for scene in ("t", "1tt", "tt3", "4t1t")]
+    asked = [fakes.make_request(prompt, max_new_tokens=15, stop_ids={7, 8, 9}) for prompt in prompts]
+    got = [handle.ids for handle in fakes.run_requests(fakes.make_engine(model, batch_rows=3), asked)]
+    assert got == [reference_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]

@@ -11,111 +11,123 @@ import weakref
 import pytest
 import torch
 
-from engine.fakes import engine_for, fake, mixed, picture, prompt, request, settled
-from idefics.engine import driver
-from idefics.engine.slow import slow_greedy
+from engine.fakes import (
+    make_engine,
+    make_fake_model,
+    make_mixed_prompts,
+    make_prompt,
+    make_request,
+    make_tiles,
+    wait_until_idle,
+)
+from idefics.engine import engine_thread
+from idefics.engine.reference import reference_greedy
 from idefics.errors import EngineBusy
 
-ASKED = prompt("text", 5, 6, 7)
+PROMPT = make_prompt("text", 5, 6, 7)
 
 
 @pytest.fixture
 def engine():
-    made = engine_for("text", waiting=4)
+    made = make_engine("text", waiting=4)
     yield made
     made.close()
 
 
-class Pause:
+class PausedEngine:
     """The engine does not go beyond its next pass until `set` is called."""
 
     def __init__(self, engine, monkeypatch):
-        self.go, self.reached, forward = threading.Event(), threading.Event(), engine.model.forward
-        self.set = self.go.set
+        self.resume_event, self.reached_event, forward = (
+            threading.Event(),
+            threading.Event(),
+            engine.model.forward,
+        )
+        self.set = self.resume_event.set
 
         def slowly(*given):
-            self.reached.set()
-            self.go.wait(10)
+            self.reached_event.set()
+            self.resume_event.wait(10)
             return forward(*given)
 
         monkeypatch.setattr(engine.model, "forward", slowly)
 
     def until_reached(self):
-        assert self.reached.wait(10)
+        assert self.reached_event.wait(10)
 
 
 def test_ids_come_one_by_one(engine):
-    handle = engine.submit(request(ASKED, max_new_tokens=30))
-    assert list(handle) == handle.ids == slow_greedy(engine.model, ASKED, 30)
+    handle = engine.submit(make_request(PROMPT, max_new_tokens=30))
+    assert list(handle) == handle.ids == reference_greedy(engine.model, PROMPT, 30)
     assert list(handle) == handle.ids, "again, from the beginning"
     assert handle.finish_reason == "length"
 
 
 def test_leaving_a_loop_cancels(engine):
-    handle = engine.submit(request(ASKED, max_new_tokens=100))
+    handle = engine.submit(make_request(PROMPT, max_new_tokens=100))
     for _ in handle:
         break
     assert handle.finish_reason == "cancelled"
-    settled(engine)
+    wait_until_idle(engine)
 
 
 def test_who_waits_and_who_runs_may_be_cancelled(monkeypatch):
-    engine = engine_for("text", batch_rows=1)
-    go = Pause(engine, monkeypatch)
-    running, waiting, last = (engine.submit(request(ASKED, max_new_tokens=5)) for _ in range(3))
+    engine = make_engine("text", batch_rows=1)
+    go = PausedEngine(engine, monkeypatch)
+    running, waiting, last = (engine.submit(make_request(PROMPT, max_new_tokens=5)) for _ in range(3))
     go.until_reached()
     waiting.cancel()
     running.cancel()
     assert (running.finish_reason, waiting.finish_reason) == ("cancelled", "cancelled")
     go.set()
-    assert last.result().ids == slow_greedy(fake("text"), ASKED, 5)
+    assert last.result().ids == reference_greedy(make_fake_model("text"), PROMPT, 5)
     assert running.ids == waiting.ids == []
     last.cancel()
     assert last.finish_reason == "length", "what is done stays as it is"
-    settled(engine)
+    wait_until_idle(engine)
 
 
 def test_waiting_may_have_an_end(engine, monkeypatch):
-    go = Pause(engine, monkeypatch)
-    handle = engine.submit(request(ASKED, max_new_tokens=5))
+    go = PausedEngine(engine, monkeypatch)
+    handle = engine.submit(make_request(PROMPT, max_new_tokens=5))
     assert not handle.wait(timeout=0.01)
-    assert not handle.done
+    assert not handle.is_done
     go.set()
     assert handle.wait()
 
 
 def test_an_interrupt_cancels_what_is_waited_for(engine, monkeypatch):
-    go = Pause(engine, monkeypatch)
-    handle = engine.submit(request(ASKED))
+    go = PausedEngine(engine, monkeypatch)
+    handle = engine.submit(make_request(PROMPT))
 
     def interrupted(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(handle._ended, "wait_for", interrupted)
+    monkeypatch.setattr(handle._done_condition, "wait_for", interrupted)
     with pytest.raises(KeyboardInterrupt):
         handle.result()
     assert handle.finish_reason == "cancelled"
     go.set()
-    settled(engine)
+    wait_until_idle(engine)
 
 
 def test_the_queue_is_bounded_and_may_be_waited_for(monkeypatch):
-    engine = engine_for("text", waiting=2, batch_rows=1)
-    go = Pause(engine, monkeypatch)
-    handles = [engine.submit(request(ASKED, max_new_tokens=3))]
+    engine = make_engine("text", waiting=2, batch_rows=1)
+    go = PausedEngine(engine, monkeypatch)
+    handles = [engine.submit(make_request(PROMPT, max_new_tokens=3))]
     go.until_reached()  # it runs, and the queue is empty
-    handles += [engine.submit(request(ASKED, max_new_tokens=3)) for _ in range(2)]
+    handles += [engine.submit(make_request(PROMPT, max_new_tokens=3)) for _ in range(2)]
     with pytest.raises(EngineBusy, match="2 requests"):
-        engine.submit(request(ASKED))
-    late, is_waiting, wait = [], threading.Event(), engine.work.wait
+        engine.submit(make_request(PROMPT))
+    late, is_waiting, wait = [], threading.Event(), engine.condition.wait
 
     def told(*given):
         is_waiting.set()
         return wait(*given)
 
-    monkeypatch.setattr(engine.work, "wait", told)
+    monkeypatch.setattr(engine.condition, "wait", told)
     thread = threading.Thread(
-        target=lambda: late.append(engine.submit(request(ASKED, max_new_tokens=3), wait=True))
+        target=lambda: late.append(engine.submit(make_request(PROMPT, max_new_tokens=3), wait=True))
     )
     thread.start()
     assert is_waiting.wait(10)
@@ -127,8 +139,8 @@ def test_the_queue_is_bounded_and_may_be_waited_for(monkeypatch):
 
 def test_an_error_ends_its_own_request_alone(engine, monkeypatch):
     """Of a picture, of reading, of choosing: the others get their answers."""
-    prompts = mixed("text")[:6]
-    bad_picture = prompt("text", 5, picture("bad", side=7), 6)
+    prompts = make_mixed_prompts("text")[:6]
+    bad_picture = make_prompt("text", 5, make_tiles("bad", size=7), 6)
     encode, forward = engine.model.encode, engine.model.forward
 
     def picky_encode(frames):
@@ -146,68 +158,74 @@ def test_an_error_ends_its_own_request_alone(engine, monkeypatch):
 
     monkeypatch.setattr(engine.model, "encode", picky_encode)
     monkeypatch.setattr(engine.model, "forward", picky_forward)
-    good = [engine.submit(request(asked, max_new_tokens=9, banned_ids={33}), wait=True) for asked in prompts]
+    good = [
+        engine.submit(make_request(asked, max_new_tokens=9, banned_ids={33}), wait=True) for asked in prompts
+    ]
     bad = [
         engine.submit(one, wait=True)
         for one in (
-            request(bad_picture, max_new_tokens=9),
-            request(prompt("text", 3, 33, 4), max_new_tokens=9),
-            request(prompt("text", 3), watch=watch),
+            make_request(bad_picture, max_new_tokens=9),
+            make_request(make_prompt("text", 3, 33, 4), max_new_tokens=9),
+            make_request(make_prompt("text", 3), on_token=watch),
         )
     ]
-    more = engine.submit(request(prompts[4], max_new_tokens=9, banned_ids={33}), wait=True)
+    more = engine.submit(make_request(prompts[4], max_new_tokens=9, banned_ids={33}), wait=True)
     for handle, why in zip(bad, ("no such picture", "no such token", "no such end"), strict=True):
         with pytest.raises(ValueError, match=why):
             handle.result()
-        assert handle.done and handle.finish_reason is None
+        assert handle.is_done and handle.finish_reason is None
     monkeypatch.undo()
     for handle in (*good, more):
         asked = handle.request.prompt
-        assert handle.result().ids == slow_greedy(engine.model, asked, 9, banned_ids={33})
-    settled(engine)
+        assert handle.result().ids == reference_greedy(engine.model, asked, 9, banned_ids={33})
+    wait_until_idle(engine)
 
 
 def test_a_sampler_that_fails_fails_its_own_row_alone(engine, monkeypatch):
     from idefics.engine import sampler
 
-    draw = sampler.Sampler._draw
+    draw = sampler.Sampler._draw_tokens
 
     def picky(self, logits):
         if any(request.sampling.seed == 13 for request in self.requests):
             raise ValueError("unlucky")
         return draw(self, logits)
 
-    alone = engine.submit(request(ASKED, max_new_tokens=9, temperature=1.0, seed=5)).result().ids
-    monkeypatch.setattr(sampler.Sampler, "_draw", picky)
-    handles = [engine.submit(request(ASKED, max_new_tokens=9, temperature=1.0, seed=n)) for n in (5, 13)]
+    alone = engine.submit(make_request(PROMPT, max_new_tokens=9, temperature=1.0, seed=5)).result().ids
+    monkeypatch.setattr(sampler.Sampler, "_draw_tokens", picky)
+    handles = [
+        engine.submit(make_request(PROMPT, max_new_tokens=9, temperature=1.0, seed=n)) for n in (5, 13)
+    ]
     assert handles[0].result().ids == alone
     with pytest.raises(ValueError, match="unlucky"):
         handles[1].result()
-    settled(engine)
+    wait_until_idle(engine)
 
 
 def test_an_error_of_the_engine_itself_leaves_nobody_waiting(engine, monkeypatch):
-    monkeypatch.setattr(engine.scheduler, "plan", lambda: 1 / 0)
-    handles = [engine.submit(request(ASKED)) for _ in range(3)]
+    monkeypatch.setattr(engine.scheduler, "schedule", lambda: 1 / 0)
+    handles = [engine.submit(make_request(PROMPT)) for _ in range(3)]
     for handle in handles:
         with pytest.raises(ZeroDivisionError):
             handle.result()
     monkeypatch.undo()
-    assert engine.submit(request(ASKED, max_new_tokens=4)).result().ids == slow_greedy(engine.model, ASKED, 4)
-    settled(engine)
+    assert engine.submit(make_request(PROMPT, max_new_tokens=4)).result().ids == reference_greedy(
+        engine.model, PROMPT, 4
+    )
+    wait_until_idle(engine)
 
 
 def test_asyncio_iterates_awaits_and_cancels(engine):
-    slow = slow_greedy(engine.model, ASKED, 20)
+    slow = reference_greedy(engine.model, PROMPT, 20)
 
     async def iterate():
-        return [id async for id in engine.submit(request(ASKED, max_new_tokens=20))]
+        return [id async for id in engine.submit(make_request(PROMPT, max_new_tokens=20))]
 
     async def wait():
-        return (await engine.submit(request(ASKED, max_new_tokens=20))).ids
+        return (await engine.submit(make_request(PROMPT, max_new_tokens=20))).ids
 
     async def everything():
-        left = engine.submit(request(ASKED, max_new_tokens=150))
+        left = engine.submit(make_request(PROMPT, max_new_tokens=150))
         task = asyncio.create_task(collect(left))
         while len(left.ids) < 2:
             await asyncio.sleep(0.001)
@@ -222,30 +240,30 @@ def test_asyncio_iterates_awaits_and_cancels(engine):
             pass
 
     assert asyncio.run(everything()) == [slow, slow]
-    settled(engine)
+    wait_until_idle(engine)
 
 
 def test_asyncio_is_told_of_errors(engine, monkeypatch):
     monkeypatch.setattr(engine.model, "forward", lambda *given: 1 / 0)
 
     async def wait():
-        await engine.submit(request(ASKED))
+        await engine.submit(make_request(PROMPT))
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(wait())
 
 
 def test_the_callers_thread_keeps_its_modes(engine):
-    handle = engine.submit(request(ASKED, max_new_tokens=3))
+    handle = engine.submit(make_request(PROMPT, max_new_tokens=3))
     assert [torch.is_inference_mode_enabled() for _ in handle] == [False] * 3
     assert torch.is_grad_enabled()
 
 
-def threads():
+def engine_threads():
     return [thread for thread in threading.enumerate() if thread.name == "idefics-engine"]
 
 
-def gone(some, seconds=5):
+def wait_until_threads_end(some, seconds=5):
     until = time.monotonic() + seconds
     while any(thread.is_alive() for thread in some) and time.monotonic() < until:
         time.sleep(0.01)
@@ -253,31 +271,31 @@ def gone(some, seconds=5):
 
 
 def test_the_thread_lives_while_there_is_work(monkeypatch):
-    monkeypatch.setattr(driver, "LINGER", 0.05)
-    before = set(threads())
-    engine = engine_for("text")
-    assert set(threads()) == before
+    monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 0.05)
+    before = set(engine_threads())
+    engine = make_engine("text")
+    assert set(engine_threads()) == before
 
     def thread_of_an_answer():
         seen = set()
         watch = lambda id: seen.add(threading.current_thread())  # noqa: E731 (it adds, and says no)
-        assert engine.submit(request(ASKED, max_new_tokens=3, watch=watch)).result().ids
+        assert engine.submit(make_request(PROMPT, max_new_tokens=3, on_token=watch)).result().ids
         (mine,) = seen
         return mine
 
     mine = thread_of_an_answer()
     assert mine not in before
-    assert gone([mine], 60)
+    assert wait_until_threads_end([mine], 60)
     assert thread_of_an_answer() is not mine, "another begins"
 
 
 def test_a_dropped_engine_ends_its_thread(monkeypatch):
-    monkeypatch.setattr(driver, "LINGER", 60)
-    before = set(threads())
-    engine = engine_for("text")
-    engine.submit(request(ASKED, max_new_tokens=3)).result()
-    mine, dropped = set(threads()) - before, weakref.ref(engine)
-    settled(engine)
+    monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 60)
+    before = set(engine_threads())
+    engine = make_engine("text")
+    engine.submit(make_request(PROMPT, max_new_tokens=3)).result()
+    mine, dropped = set(engine_threads()) - before, weakref.ref(engine)
+    wait_until_idle(engine)
     del engine
     for _ in range(100):
         gc.collect()
@@ -285,17 +303,17 @@ def test_a_dropped_engine_ends_its_thread(monkeypatch):
             break
         time.sleep(0.01)
     assert dropped() is None
-    assert gone(mine)
+    assert wait_until_threads_end(mine)
 
 
 def test_the_interpreter_ends_while_an_answer_grows():
     code = """
 import sys
 sys.path[:0] = {path!r}
-from engine.fakes import engine_for, prompt, request
-handle = engine_for("text").submit(request(prompt("text", 5), max_new_tokens=150))
+from engine.fakes import make_engine, make_prompt, make_request
+handle = make_engine("text").submit(make_request(make_prompt("text", 5), max_new_tokens=150))
 next(iter(handle))
-keep = engine_for("text").submit(request(prompt("text", 5), max_new_tokens=150))
+keep = make_engine("text").submit(make_request(make_prompt("text", 5), max_new_tokens=150))
 print("bye")
 """
     done = subprocess.run(

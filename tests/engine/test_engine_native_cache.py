@@ -7,33 +7,33 @@ import pytest
 import torch
 
 import idefics
-from engine.native_rows import SHAPES, Pages, read, sequences
+from engine.random_sequences import UNUSUAL_CONFIGS, UnwrittenPages, make_sequences, run_decode_steps
 from idefics.config import EngineConfig
-from idefics.engine import memory
-from idefics.engine.attention import Chunk, PagedAttn
-from idefics.engine.cache import PAGE, PagedCache, narrowed
-from idefics.engine.decode import DecodeRows, TorchDecode
-from idefics.engine.native import NativeDecode, instruction_sets, why_not
-from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, model_of
+from idefics.engine import kv_cache_size
+from idefics.engine.decode import DecodeInputs, TorchDecode
+from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache, cast_to_cache_dtype
+from idefics.engine.native import NativeDecode, instruction_sets, unsupported_reason
+from idefics.engine.prefill_attention import PackedChunk, PrefillAttn
+from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model
 
 native = pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
-KINDS = {
+CONFIG_BY_KIND = {
     "beside": IDEFICS1,
     "window": IDEFICS2,
     "grouped": IDEFICS3,
-    **SHAPES,
+    **UNUSUAL_CONFIGS,
 }
-LARGEST = torch.finfo(torch.float16).max
+MAX_FLOAT16 = torch.finfo(torch.float16).max
 
 
 @pytest.fixture(params=instruction_sets())
-def instructions(request):
+def instruction_set(request):
     return request.param
 
 
-def in_torch(model, rows):
+def run_in_torch(model, rows):
     """Reads sequences over pages of float16: -> the pages, and the logits of each."""
-    cache = PagedCache(
+    cache = PagedKVCache(
         model.layout, 1 + sum(len(row.pages) for row in rows), torch.float16, torch.device("cpu")
     )
     step = TorchDecode(model, cache)
@@ -41,111 +41,111 @@ def in_torch(model, rows):
     def call(some):
         places = some.positions.tolist()
         return step(
-            DecodeRows(some.ids, some.positions, some.tables, some.memories, max(places), min(places))
+            DecodeInputs(some.ids, some.positions, some.page_tables, some.cross_kvs, max(places), min(places))
         )
 
     with torch.inference_mode():
-        read(call, rows)
+        run_decode_steps(call, rows)
     return cache
 
 
-def in_c(model, rows, instructions):
-    cache = Pages.of(model.layout, 1 + sum(len(row.pages) for row in rows))
+def run_in_native_step(model, rows, instructions):
+    cache = UnwrittenPages.allocate(model.layout, 1 + sum(len(row.pages) for row in rows))
     cache.keys, cache.values = ([pages.half() for pages in kind] for kind in (cache.keys, cache.values))
-    assert why_not(model, cache) is None
-    read(NativeDecode(model.stack(), cache, instructions), rows)
+    assert unsupported_reason(model, cache) is None
+    run_decode_steps(NativeDecode(model.decoder_parts(), cache, instructions), rows)
     return cache
 
 
-def twice(model, lengths):
-    return sequences(model, lengths), sequences(model, lengths)
+def make_equal_sequences(model, lengths):
+    return make_sequences(model, lengths), make_sequences(model, lengths)
 
 
-def written(rows, pages):
+def written_values(rows, pages):
     """What stands at the positions that rows have read."""
     found = [pages[torch.tensor(row.pages)].transpose(1, 2).flatten(0, 1)[: len(row.ids)] for row in rows]
     return torch.cat(found).float()
 
 
-def agree(ours, wanted):
+def assert_close_to_float16(ours, reference):
     """Where a number lies between two halves it may have become the other one, which is felt from there on."""
-    for row, other in zip(ours, wanted, strict=True):
+    for row, other in zip(ours, reference, strict=True):
         got, expected = torch.stack(row.logits), torch.stack(other.logits)
         assert got.isfinite().all()
         assert (got - expected).abs().max() < 5e-4 * expected.abs().max()
 
 
 @native
-@pytest.mark.parametrize("kind", KINDS)
-def test_equals_torch_over_the_same_pages(kind, instructions):
-    model = model_of(KINDS[kind])
-    ours, wanted = twice(model, [1, 2, 5, 17, 18, 33, 40, 9, 9])
-    in_c(model, ours, instructions)
-    in_torch(model, wanted)
-    agree(ours, wanted)
+@pytest.mark.parametrize("kind", CONFIG_BY_KIND)
+def test_equals_torch_over_the_same_pages(kind, instruction_set):
+    model = make_random_model(CONFIG_BY_KIND[kind])
+    ours, wanted = make_equal_sequences(model, [1, 2, 5, 17, 18, 33, 40, 9, 9])
+    run_in_native_step(model, ours, instruction_set)
+    run_in_torch(model, wanted)
+    assert_close_to_float16(ours, wanted)
 
 
 @native
 @pytest.mark.parametrize("kind", ["beside", "window", "grouped"])
-def test_long_contexts(kind, instructions):
-    model = model_of(KINDS[kind])
-    ours, wanted = twice(model, [420, 130, 257])
-    in_c(model, ours, instructions)
-    in_torch(model, wanted)
-    agree(ours, wanted)
+def test_long_contexts(kind, instruction_set):
+    model = make_random_model(CONFIG_BY_KIND[kind])
+    ours, wanted = make_equal_sequences(model, [420, 130, 257])
+    run_in_native_step(model, ours, instruction_set)
+    run_in_torch(model, wanted)
+    assert_close_to_float16(ours, wanted)
 
 
 @native
 @pytest.mark.parametrize("factor", [1e-7, 1e-5, 1.0, 1e6])
-def test_numbers_are_rounded_as_torch_rounds_them(factor, instructions):
+def test_numbers_are_rounded_as_torch_rounds_them(factor, instruction_set):
     """Those below a half's normal range too; those above it become the largest half, not an infinity."""
-    model = model_of(IDEFICS3)
-    for layer in model.stack().layers:
+    model = make_random_model(IDEFICS3)
+    for layer in model.decoder_parts().layers:
         layer.self_attn.v_proj.weight.data.mul_(factor)
         layer.self_attn.k_proj.weight.data.mul_(factor)
         layer.self_attn.o_proj.weight.data.div_(factor)
-    ours, wanted = twice(model, [20, 7])
-    pages, others = in_c(model, ours, instructions), in_torch(model, wanted)
+    ours, wanted = make_equal_sequences(model, [20, 7])
+    pages, others = run_in_native_step(model, ours, instruction_set), run_in_torch(model, wanted)
     for one, other in ((pages.keys[0], others.keys[0]), (pages.values[0], others.values[0])):
-        found, expected = written(ours, one), written(wanted, other)
+        found, expected = written_values(ours, one), written_values(wanted, other)
         assert found.isfinite().all() and found.abs().max() > 0
         step = expected.abs().clamp(min=2.0**-14) * 2.0**-10
         assert ((found - expected).abs() <= step).all()
         assert (found == expected).float().mean() > 0.99
-        assert (found.abs().max() == LARGEST) == (factor == 1e6)
+        assert (found.abs().max() == MAX_FLOAT16) == (factor == 1e6)
     assert all(torch.stack(row.logits).isfinite().all() for row in ours + wanted)
 
 
 @native
-def test_what_is_no_number_stays_seen(instructions):
-    model = model_of(IDEFICS3)
-    model.stack().layers[0].self_attn.v_proj.weight.data.fill_(torch.nan)
-    rows = sequences(model, [3])
-    pages = in_c(model, rows, instructions)
-    assert written(rows, pages.values[0]).isnan().all() and rows[0].logits[-1].isnan().all()
+def test_what_is_no_number_stays_seen(instruction_set):
+    model = make_random_model(IDEFICS3)
+    model.decoder_parts().layers[0].self_attn.v_proj.weight.data.fill_(torch.nan)
+    rows = make_sequences(model, [3])
+    pages = run_in_native_step(model, rows, instruction_set)
+    assert written_values(rows, pages.values[0]).isnan().all() and rows[0].logits[-1].isnan().all()
 
 
 def test_torch_keeps_the_largest_number_for_larger_ones():
     x = torch.tensor([1e6, -torch.inf, 65519.0, 1.0, torch.nan])
-    kept = narrowed(x, torch.float16)
+    kept = cast_to_cache_dtype(x, torch.float16)
     assert kept.dtype == torch.float16
-    assert kept[:4].tolist() == [LARGEST, -LARGEST, LARGEST, 1.0] and kept[4].isnan()
-    assert narrowed(x, torch.float32) is x
+    assert kept[:4].tolist() == [MAX_FLOAT16, -MAX_FLOAT16, MAX_FLOAT16, 1.0] and kept[4].isnan()
+    assert cast_to_cache_dtype(x, torch.float32) is x
 
 
 @pytest.mark.parametrize("kind", ["window", "grouped"])
 @torch.inference_mode()
 def test_answers_do_not_depend_on_where_a_prompt_is_cut(kind):
     """What a token sees in its own chunk is what later ones see of it: rounded."""
-    model = model_of(KINDS[kind])
+    model = make_random_model(CONFIG_BY_KIND[kind])
     count = 45
-    ids, pages = torch.arange(count) % model.layout.vocabulary, list(range(1, 5))
+    ids, pages = torch.arange(count) % model.layout.vocab_size, list(range(1, 5))
     read_in = []
     for cuts in ([0, count], [0, 7, 16, 30, count]):
-        cache = PagedCache(model.layout, 6, torch.float16, torch.device("cpu"))
+        cache = PagedKVCache(model.layout, 6, torch.float16, torch.device("cpu"))
         found = []
         for start, end in pairwise(cuts):
-            attn = PagedAttn(cache, [Chunk(slice(0, end - start), start, pages)], ())
+            attn = PrefillAttn(cache, [PackedChunk(slice(0, end - start), start, pages)], ())
             found.append(model.forward(model.embed(ids[start:end]), torch.arange(start, end), attn))
         read_in.append(torch.cat(found))
     torch.testing.assert_close(*read_in, rtol=0, atol=1e-4 * read_in[0].abs().max().item())
@@ -156,17 +156,19 @@ def test_a_decoder_of_integers_has_such_a_cache_on_a_cpu(model):
     kinds = {"int8": torch.float16, "int4": torch.float16, None: torch.float32}
     for kind, expected in kinds.items():
         vlm = idefics.load(model, device="cpu", quantize=kind)
-        cache = vlm.engine.cache
+        cache = vlm.engine.kv_cache
         assert {pages.dtype for pages in (*cache.keys, *cache.values)} == {expected}
-    assert idefics.load(model, device="cpu", dtype="float32").engine.cache.dtype == torch.float32
+    assert idefics.load(model, device="cpu", dtype="float32").engine.kv_cache.dtype == torch.float32
 
 
 def test_half_the_bytes_are_twice_the_pages(monkeypatch):
-    layout = replace(model_of(IDEFICS3).layout, max_positions=10**6)
+    layout = replace(make_random_model(IDEFICS3).layout, max_positions=10**6)
     room = 10**7
     for dtype, size in ((torch.float32, 4), (torch.float16, 2)):
-        page = 2 * layout.layers * layout.kv_heads * layout.head_size * PAGE * size
+        page = 2 * layout.num_layers * layout.num_kv_heads * layout.head_size * PAGE_SIZE * size
         assert (
-            memory.page_count(layout, dtype, torch.device("cpu"), EngineConfig(kv_cache=room), 10**8)
+            kv_cache_size.compute_num_pages(
+                layout, dtype, torch.device("cpu"), EngineConfig(kv_cache=room), 10**8
+            )
             == 1 + room // page
         )

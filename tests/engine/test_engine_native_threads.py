@@ -11,84 +11,92 @@ import pytest
 import torch
 from torch import nn
 
-from engine.native_rows import Pages, expected, read, rows_of, sequences
-from idefics.engine.native import NativeDecode, instruction_sets, library, why_not
-from models.tiny import IDEFICS1, IDEFICS3, model_of
+from engine.random_sequences import (
+    UnwrittenPages,
+    make_decode_inputs,
+    make_sequences,
+    run_decode_steps,
+    uncached_logits,
+)
+from idefics.engine.native import NativeDecode, instruction_sets, library, unsupported_reason
+from models.tiny import IDEFICS1, IDEFICS3, make_random_model
 
-TASKS = Path("/proc/self/task")
+THREADS_FOLDER = Path("/proc/self/task")
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
 
 
 @pytest.fixture(autouse=True)
-def threads():
+def restore_num_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
 
 
-def system_threads():
+def count_system_threads():
     """How many threads this process has, as Linux counts them."""
-    return len(list(TASKS.iterdir())) if TASKS.exists() else 0
+    return len(list(THREADS_FOLDER.iterdir())) if THREADS_FOLDER.exists() else 0
 
 
-def step_of(model, rows):
-    return NativeDecode(model.stack(), Pages.of(model.layout, 1 + sum(len(row.pages) for row in rows)))
+def make_native_step(model, rows):
+    return NativeDecode(
+        model.decoder_parts(), UnwrittenPages.allocate(model.layout, 1 + sum(len(row.pages) for row in rows))
+    )
 
 
-def agree(model, rows):
+def assert_equals_uncached(model, rows):
     for row in rows:
-        torch.testing.assert_close(torch.stack(row.logits), expected(model, row), rtol=0, atol=2e-4)
+        torch.testing.assert_close(torch.stack(row.logits), uncached_logits(model, row), rtol=0, atol=2e-4)
 
 
 def test_several_engines_at_once():
-    models = [model_of(raw) for raw in (IDEFICS1, IDEFICS3, IDEFICS1, IDEFICS3)]
+    models = [make_random_model(raw) for raw in (IDEFICS1, IDEFICS3, IDEFICS1, IDEFICS3)]
 
     def answer(model):
-        rows = sequences(model, [40, 7, 20])
-        read(step_of(model, rows), rows)
-        agree(model, rows)
+        rows = make_sequences(model, [40, 7, 20])
+        run_decode_steps(make_native_step(model, rows), rows)
+        assert_equals_uncached(model, rows)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(answer, models))
 
 
 def test_one_engine_for_several_callers():
-    model = model_of(IDEFICS3)
-    rows = sequences(model, [30] * 6)
-    step = step_of(model, rows)
+    model = make_random_model(IDEFICS3)
+    rows = make_sequences(model, [30] * 6)
+    step = make_native_step(model, rows)
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda row: read(step, [row]), rows))
-    agree(model, rows)
+        list(pool.map(lambda row: run_decode_steps(step, [row]), rows))
+    assert_equals_uncached(model, rows)
 
 
 def test_threads_are_torchs():
-    model = model_of(IDEFICS3)
-    rows = sequences(model, [12])
-    step = step_of(model, rows)
+    model = make_random_model(IDEFICS3)
+    rows = make_sequences(model, [12])
+    step = make_native_step(model, rows)
     there = {}
     for count in (1, 4, 2, 1, 3):
         torch.set_num_threads(count)
-        rows[0].logits.append(step(rows_of(rows))[0])
-        there[count] = system_threads()
+        rows[0].logits.append(step(make_decode_inputs(rows))[0])
+        there[count] = count_system_threads()
     rows[0].ids = rows[0].ids[:5]
-    agree(model, rows)
-    if TASKS.exists():
+    assert_equals_uncached(model, rows)
+    if THREADS_FOLDER.exists():
         assert {count: many - there[1] for count, many in there.items()} == {1: 0, 2: 1, 3: 2, 4: 3}
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_reads_on_by_itself():
-    model = model_of(IDEFICS3)
-    rows = sequences(model, [12])
-    step = step_of(model, rows)
-    rows[0].logits.append(step(rows_of(rows))[0])
-    wanted = step(rows_of(rows))
+    model = make_random_model(IDEFICS3)
+    rows = make_sequences(model, [12])
+    step = make_native_step(model, rows)
+    rows[0].logits.append(step(make_decode_inputs(rows))[0])
+    wanted = step(make_decode_inputs(rows))
     receiving, sending = multiprocessing.Pipe(duplex=False)
 
     def child():
-        off = (step(rows_of(rows)) - wanted).abs().max().item()
-        sending.send((off, step._process == os.getpid()))
+        off = (step(make_decode_inputs(rows)) - wanted).abs().max().item()
+        sending.send((off, step._process_id == os.getpid()))
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
@@ -115,52 +123,62 @@ def test_threads_that_start_do_nothing_before_the_step(tmp_path):
 
 
 def test_ids_beyond_the_vocabulary_are_refused():
-    model = model_of(IDEFICS1)
-    rows = sequences(model, [3])
-    for wrong in (-1, model.layout.vocabulary):
+    model = make_random_model(IDEFICS1)
+    rows = make_sequences(model, [3])
+    for wrong in (-1, model.layout.vocab_size):
         rows[0].ids[0] = wrong
         with pytest.raises(IndexError, match=str(wrong)):
-            step_of(model, rows)(rows_of(rows))
+            make_native_step(model, rows)(make_decode_inputs(rows))
 
 
-def another_kind(model):
-    model.stack().layers[0].self_attn.q_proj = nn.Identity()
+def with_other_layer_kind(model):
+    model.decoder_parts().layers[0].self_attn.q_proj = nn.Identity()
     return "Identity"
 
 
-def a_bias(model):
-    model.stack().layers[0].mlp.up_proj.bias = nn.Parameter(torch.zeros(80))
+def with_bias(model):
+    model.decoder_parts().layers[0].mlp.up_proj.bias = nn.Parameter(torch.zeros(80))
     return "bias"
 
 
-def a_hook(model):
-    model.stack().layers[0].mlp.register_forward_hook(lambda *_: None)
+def with_hook(model):
+    model.decoder_parts().layers[0].mlp.register_forward_hook(lambda *_: None)
     return "hook"
 
 
-def another_dtype(model):
+def with_other_dtype(model):
     model.half()
     return "float16"
 
 
-def transposed(model):
-    head = model.stack().heads[0]
+def with_transposed_weight(model):
+    head = model.decoder_parts().lm_heads[0]
     head.weight = nn.Parameter(head.weight.t().contiguous().t())
     return "one piece"
 
 
-def scattered(model):
+def with_strided_weight(model):
     """Of the right kind and size, but every second number of a larger one."""
-    layer = model.stack().layers[0].mlp.up_proj
+    layer = model.decoder_parts().layers[0].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.detach().repeat_interleave(2, dim=1)[:, ::2])
     return "one piece"
 
 
-@pytest.mark.parametrize("change", [another_kind, a_bias, a_hook, another_dtype, transposed, scattered])
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_other_layer_kind,
+        with_bias,
+        with_hook,
+        with_other_dtype,
+        with_transposed_weight,
+        with_strided_weight,
+    ],
+)
 def test_what_cannot_be_read_is_said(change):
-    model = model_of(IDEFICS3)
-    assert why_not(model, Pages.of(model.layout, 2)) is None
-    assert change(model) in why_not(model, Pages.of(model.layout, 2))
+    model = make_random_model(IDEFICS3)
+    assert unsupported_reason(model, UnwrittenPages.allocate(model.layout, 2)) is None
+    assert change(model) in unsupported_reason(model, UnwrittenPages.allocate(model.layout, 2))
 
 
 def test_a_library_of_other_files_is_not_used(tmp_path):
@@ -172,5 +190,5 @@ def test_a_library_of_other_files_is_not_used(tmp_path):
     except FileNotFoundError:
         pytest.skip("no C compiler")
     assert CDLL(made).native_layout() == -1
-    assert library.declared(made) is None
-    assert library.declared(source) is None  # no library at all
+    assert library.declare_library(made) is None
+    assert library.declare_library(source) is None  # no library at all

@@ -3,12 +3,20 @@
 import pytest
 import torch
 
-from engine.fakes import VOCABULARY, answered, engine_for, fake, mixed, prompt, request
-from idefics.engine.slow import SlowTwin
+from engine.fakes import (
+    VOCAB_SIZE,
+    make_engine,
+    make_fake_model,
+    make_mixed_prompts,
+    make_prompt,
+    make_request,
+    run_requests,
+)
+from idefics.engine.reference import ReferenceModel
 from idefics.errors import BadSetting
 
 KINDS = pytest.mark.parametrize("kind", ["text", "beside"])
-TOKENS = 12
+MAX_NEW_TOKENS = 12
 SETTINGS = [
     {},
     {"presence_penalty": 2.0},
@@ -23,51 +31,59 @@ SETTINGS = [
 
 
 @torch.inference_mode()
-def plain(model, asked, banned=(), tokens=TOKENS, **sampling):
+def reference_decode(model, asked, banned=(), tokens=MAX_NEW_TOKENS, **sampling):
     """One token after another, every number by itself: ids, log-probabilities, and the likeliest of each place."""
-    twin, ids, logprobs, tops = SlowTwin(model, asked), [], [], []
+    reference, ids, logprobs, tops = ReferenceModel(model, asked), [], [], []
     for _ in range(tokens):
-        logits = model.logits(twin.hidden(tuple(ids))[-1:])[0].float()
+        logits = model.logits(reference.hidden_states(tuple(ids))[-1:])[0].float()
         for id in banned:
             logits[id] = -torch.inf
-        thoughts = logits.log_softmax(-1)
+        log_probabilities = logits.log_softmax(-1)
         scores = logits.tolist()
         for id in {*asked.ids, *ids}:
             penalty = sampling.get("repetition_penalty", 1.0)
             scores[id] = scores[id] * penalty if scores[id] < 0 else scores[id] / penalty
-        for id in range(VOCABULARY):
+        for id in range(VOCAB_SIZE):
             scores[id] -= sampling.get("presence_penalty", 0.0) * (id in ids)
             scores[id] -= sampling.get("frequency_penalty", 0.0) * ids.count(id)
             scores[id] += sampling.get("logit_bias", {}).get(id, 0.0)
-        id = max(range(VOCABULARY), key=scores.__getitem__)
+        id = max(range(VOCAB_SIZE), key=scores.__getitem__)
         ids.append(id)
-        logprobs.append(thoughts[id].item())
-        order = sorted(range(VOCABULARY), key=lambda one: -thoughts[one].item())
-        tops.append([(one, thoughts[one].item()) for one in order[: sampling.get("top_logprobs", 0)]])
+        logprobs.append(log_probabilities[id].item())
+        order = sorted(range(VOCAB_SIZE), key=lambda one: -log_probabilities[one].item())
+        tops.append(
+            [(one, log_probabilities[one].item()) for one in order[: sampling.get("top_logprobs", 0)]]
+        )
     return ids, logprobs, tops
 
 
 @KINDS
 @pytest.mark.parametrize("banned", [(), (1, 9, 30)])
 def test_rows_of_a_batch_are_each_what_plain_arithmetic_says(kind, banned):
-    engine = engine_for(kind)
-    pairs = list(zip(mixed(kind), SETTINGS, strict=False))
-    handles = answered(
-        engine, [request(p, max_new_tokens=TOKENS, banned_ids=banned, **settings) for p, settings in pairs]
+    engine = make_engine(kind)
+    pairs = list(zip(make_mixed_prompts(kind), SETTINGS, strict=False))
+    handles = run_requests(
+        engine,
+        [
+            make_request(p, max_new_tokens=MAX_NEW_TOKENS, banned_ids=banned, **settings)
+            for p, settings in pairs
+        ],
     )
     for handle, (asked, settings) in zip(handles, pairs, strict=True):
-        ids, logprobs, tops = plain(engine.model, asked, banned, **settings)
+        ids, logprobs, tops = reference_decode(engine.model, asked, banned, **settings)
         assert handle.ids == ids
         assert handle.logprobs == (pytest.approx(logprobs, abs=1e-4) if settings.get("logprobs") else [])
-        assert len(handle.top_logprobs) == (TOKENS if settings.get("top_logprobs") else 0)
+        assert len(handle.top_logprobs) == (MAX_NEW_TOKENS if settings.get("top_logprobs") else 0)
         for found, expected in zip(handle.top_logprobs, tops, strict=False):
             assert [one.token for one in found] == [id for id, _ in expected]
             assert [one.logprob for one in found] == pytest.approx([p for _, p in expected], abs=1e-4)
 
 
 def test_penalties_are_felt():
-    asked = prompt("text", 5, 6, 7)
-    free, *others = (plain(fake("text"), asked, **settings)[0] for settings in SETTINGS[:6])
+    asked = make_prompt("text", 5, 6, 7)
+    free, *others = (
+        reference_decode(make_fake_model("text"), asked, **settings)[0] for settings in SETTINGS[:6]
+    )
     assert all(other != free for other in others), "a setting that changes nothing tests nothing"
 
 
@@ -75,26 +91,26 @@ def test_penalties_are_felt():
 def test_counts_go_on_where_rows_change_and_requests_are_read_again(kind):
     """Pages for little more than one of them: they send one another away; and they end one after another."""
     settings = {"frequency_penalty": 1.5, "presence_penalty": 0.5}
-    engine = engine_for(kind, cache_pages=8)
+    engine = make_engine(kind, cache_pages=8)
     sent_away, preempt = [], engine.scheduler._preempt
     engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
-    prompts = mixed(kind)[:4]
-    handles = answered(
+    prompts = make_mixed_prompts(kind)[:4]
+    handles = run_requests(
         engine,
-        [request(p, max_new_tokens=44 - n, **settings) for n, p in enumerate(prompts)],
+        [make_request(p, max_new_tokens=44 - n, **settings) for n, p in enumerate(prompts)],
     )
     assert sent_away
     for n, (handle, asked) in enumerate(zip(handles, prompts, strict=True)):
-        assert handle.ids == plain(engine.model, asked, tokens=44 - n, **settings)[0]
+        assert handle.ids == reference_decode(engine.model, asked, tokens=44 - n, **settings)[0]
 
 
 def test_seeded_draws_with_penalties_do_not_depend_on_neighbours():
     asked = [
-        request(p, max_new_tokens=TOKENS, temperature=1.0, seed=n, **SETTINGS[n % 6])
-        for n, p in enumerate(mixed("text"))
+        make_request(p, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, seed=n, **SETTINGS[n % 6])
+        for n, p in enumerate(make_mixed_prompts("text"))
     ]
-    together = [handle.ids for handle in answered(engine_for("text"), asked)]
-    assert together == [answered(engine_for("text"), [one])[0].ids for one in asked]
+    together = [handle.ids for handle in run_requests(make_engine("text"), asked)]
+    assert together == [run_requests(make_engine("text"), [one])[0].ids for one in asked]
 
 
 @pytest.mark.parametrize(
@@ -122,11 +138,11 @@ def test_seeded_draws_with_penalties_do_not_depend_on_neighbours():
 )
 def test_mistakes_are_told(settings, message):
     with pytest.raises(BadSetting, match=message):
-        request(prompt("text", 5), **settings)
+        make_request(make_prompt("text", 5), **settings)
 
 
 def test_a_bias_of_a_token_that_the_model_lacks_is_told():
     with pytest.raises(
-        BadSetting, match=f"token {VOCABULARY}; this model's tokens are 0 to {VOCABULARY - 1}"
+        BadSetting, match=f"token {VOCAB_SIZE}; this model's tokens are 0 to {VOCAB_SIZE - 1}"
     ):
-        engine_for("text").submit(request(prompt("text", 5), logit_bias={VOCABULARY: 1.0}))
+        make_engine("text").submit(make_request(make_prompt("text", 5), logit_bias={VOCAB_SIZE: 1.0}))

@@ -3,11 +3,19 @@
 import pytest
 import torch
 
-from engine.fakes import answered, engine_for, fake, picture, prompt, request, settled
-from idefics.engine.slow import slow_greedy
+from engine.fakes import (
+    make_engine,
+    make_fake_model,
+    make_prompt,
+    make_request,
+    make_tiles,
+    run_requests,
+    wait_until_idle,
+)
+from idefics.engine.reference import reference_greedy
 
 KINDS = ["text", "beside"]
-SHOTS = list(range(3, 40))
+SHOT_IDS = list(range(3, 40))
 
 
 @pytest.fixture(params=KINDS)
@@ -15,168 +23,177 @@ def kind(request):
     return request.param
 
 
-def counting(kind, monkeypatch, **config):
+def make_counting_engine(kind, monkeypatch, **config):
     """An engine, and how many tokens each pass over prompts reads."""
-    model = fake(kind)
+    model = make_fake_model(kind)
     passes, forward = [], model.forward
 
     def read(x, positions, attn):
-        if type(attn).__name__ == "PagedAttn":
+        if type(attn).__name__ == "PrefillAttn":
             passes.append(len(x))
         return forward(x, positions, attn)
 
     monkeypatch.setattr(model, "forward", read)
-    return engine_for(model, **config), passes
+    return make_engine(model, **config), passes
 
 
-def same(engine, asked, tokens=8):
-    (one,) = answered(engine, [request(asked, max_new_tokens=tokens)])
-    assert one.ids == slow_greedy(fake("beside" if engine.model.beside else "text"), asked, tokens)
+def assert_equals_reference(engine, asked, tokens=8):
+    (one,) = run_requests(engine, [make_request(asked, max_new_tokens=tokens)])
+    assert one.ids == reference_greedy(
+        make_fake_model("beside" if engine.model.uses_cross_attention else "text"), asked, tokens
+    )
     return one
 
 
 def test_a_second_question_reads_the_picture_no_more(kind, monkeypatch):
-    engine, passes = counting(kind, monkeypatch)
-    shown = picture("wide", frames=1 if kind == "beside" else 12)
+    engine, passes = make_counting_engine(kind, monkeypatch)
+    shown = make_tiles("wide", frames=1 if kind == "beside" else 12)
     begin = [*range(3, 17), shown, *range(3, 17)]
-    same(engine, prompt(kind, *begin, 40, 41))
+    assert_equals_reference(engine, make_prompt(kind, *begin, 40, 41))
     first = sum(passes)
-    same(engine, prompt(kind, *begin, 42))
+    assert_equals_reference(engine, make_prompt(kind, *begin, 42))
     assert sum(passes) - first < 17
-    assert sum(engine.model.encoded) == len(shown.frames)
+    assert sum(engine.model.frames_per_encode) == len(shown.frames)
 
 
 @pytest.mark.parametrize("frames", range(1, 7))
 def test_only_the_question_is_read_wherever_the_picture_ends(kind, frames, monkeypatch):
     """Though its last page holds the first question too, or is not full, or is still being written."""
-    engine, passes = counting(kind, monkeypatch)
-    shown = picture("wide", frames=1 if kind == "beside" else frames)
+    engine, passes = make_counting_engine(kind, monkeypatch)
+    shown = make_tiles("wide", frames=1 if kind == "beside" else frames)
     begin = [*range(3, 3 + frames), shown]
-    same(engine, prompt(kind, *begin, 40, 41))
+    assert_equals_reference(engine, make_prompt(kind, *begin, 40, 41))
     before = sum(passes)
-    same(engine, prompt(kind, *begin, 42, 43, 44))
+    assert_equals_reference(engine, make_prompt(kind, *begin, 42, 43, 44))
     assert sum(passes) - before == 3
-    rows = [prompt(kind, *begin, 40, 45 - n) for n in range(3)]
+    rows = [make_prompt(kind, *begin, 40, 45 - n) for n in range(3)]
     for row, asked in zip(
-        answered(engine, [request(one, max_new_tokens=20) for one in rows]), rows, strict=True
+        run_requests(engine, [make_request(one, max_new_tokens=20) for one in rows]), rows, strict=True
     ):
-        assert row.ids == slow_greedy(fake(kind), asked, 20)
+        assert row.ids == reference_greedy(make_fake_model(kind), asked, 20)
     assert sum(passes) - before == 3 + 3
 
 
 def test_the_picture_is_kept_though_its_pages_are_not(kind, monkeypatch):
-    engine, passes = counting(kind, monkeypatch)
-    shown = picture("cat")
-    same(engine, prompt(kind, shown, *range(3, 30)))
-    same(engine, prompt(kind, 44, shown, *range(3, 30)))
+    engine, passes = make_counting_engine(kind, monkeypatch)
+    shown = make_tiles("cat")
+    assert_equals_reference(engine, make_prompt(kind, shown, *range(3, 30)))
+    assert_equals_reference(engine, make_prompt(kind, 44, shown, *range(3, 30)))
     assert len(passes) == 2 and passes[1] == passes[0] + 1, "another place is another text"
-    assert sum(engine.model.encoded) == 1
-    assert sum(engine.model.remembered) == (kind == "beside")
+    assert sum(engine.model.frames_per_encode) == 1
+    assert sum(engine.model.images_per_cross_kv) == (kind == "beside")
 
 
 def test_another_picture_in_the_same_place_is_no_match(kind, monkeypatch):
-    engine, passes = counting(kind, monkeypatch)
+    engine, passes = make_counting_engine(kind, monkeypatch)
     for name in ("cat", "dog", "cat"):
-        same(engine, prompt(kind, picture(name), *range(3, 40)))
+        assert_equals_reference(engine, make_prompt(kind, make_tiles(name), *range(3, 40)))
     assert passes[0] == passes[1] > passes[2] == 1
 
 
-def test_shots_are_read_once_by_all_who_come_together(kind, monkeypatch):
-    engine, passes = counting(kind, monkeypatch, batch_rows=6)
-    asked = [prompt(kind, *SHOTS, picture("cat"), 5, *SHOTS, n, picture("dog"), n) for n in range(3, 9)]
-    rows = answered(engine, [request(one, max_new_tokens=5) for one in asked])
-    assert [row.ids for row in rows] == [slow_greedy(fake(kind), one, 5) for one in asked]
+def test_shots_are_computed_once_for_concurrent_requests(kind, monkeypatch):
+    engine, passes = make_counting_engine(kind, monkeypatch, batch_rows=6)
+    asked = [
+        make_prompt(kind, *SHOT_IDS, make_tiles("cat"), 5, *SHOT_IDS, n, make_tiles("dog"), n)
+        for n in range(3, 9)
+    ]
+    rows = run_requests(engine, [make_request(one, max_new_tokens=5) for one in asked])
+    assert [row.ids for row in rows] == [reference_greedy(make_fake_model(kind), one, 5) for one in asked]
     assert sum(passes) < len(asked[0]) + 5 * 25
-    assert sum(engine.model.encoded) == 2
+    assert sum(engine.model.frames_per_encode) == 2
 
 
 def test_many_answers_to_one_prompt_share_it(kind, monkeypatch):
-    engine, passes = counting(kind, monkeypatch, batch_rows=8)
-    asked = prompt(kind, *SHOTS, picture("cat"), *SHOTS)
-    rows = answered(engine, [request(asked, max_new_tokens=9, temperature=1.5, seed=n) for n in range(8)])
+    engine, passes = make_counting_engine(kind, monkeypatch, batch_rows=8)
+    asked = make_prompt(kind, *SHOT_IDS, make_tiles("cat"), *SHOT_IDS)
+    rows = run_requests(
+        engine, [make_request(asked, max_new_tokens=9, temperature=1.5, seed=n) for n in range(8)]
+    )
     assert len({tuple(row.ids) for row in rows}) > 1
     assert sum(passes) <= len(asked) + 7 * 32
 
 
 def test_the_turns_of_a_chat_are_read_once(kind, monkeypatch):
-    engine, passes = counting(kind, monkeypatch)
-    turn = [picture("cat"), *SHOTS]
-    said = same(engine, prompt(kind, *turn), tokens=30).ids
+    engine, passes = make_counting_engine(kind, monkeypatch)
+    turn = [make_tiles("cat"), *SHOT_IDS]
+    said = assert_equals_reference(engine, make_prompt(kind, *turn), tokens=30).ids
     before = sum(passes)
-    same(engine, prompt(kind, *turn, *said, *range(3, 8)))
+    assert_equals_reference(engine, make_prompt(kind, *turn, *said, *range(3, 8)))
     assert sum(passes) - before <= 5 + 1 + 16
 
 
 def test_labels_after_a_picture_that_was_talked_about(kind, monkeypatch):
-    engine, passes = counting(kind, monkeypatch)
-    asked = prompt(kind, *SHOTS, picture("cat"), *SHOTS)
-    same(engine, asked)
+    engine, passes = make_counting_engine(kind, monkeypatch)
+    asked = make_prompt(kind, *SHOT_IDS, make_tiles("cat"), *SHOT_IDS)
+    assert_equals_reference(engine, asked)
     before = sum(passes)
     scores = engine.score(asked, [[5, 6], [5, 7]])
-    fresh = engine_for(kind).score(asked, [[5, 6], [5, 7]])
+    fresh = make_engine(kind).score(asked, [[5, 6], [5, 7]])
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(fresh), rtol=0, atol=1e-5)
     assert sum(passes) - before <= 16 + 1
 
 
 def test_what_is_forgotten_is_read_again(kind, monkeypatch):
-    engine, passes = counting(kind, monkeypatch)
-    asked = prompt(kind, picture("cat"), *SHOTS)
+    engine, passes = make_counting_engine(kind, monkeypatch)
+    asked = make_prompt(kind, make_tiles("cat"), *SHOT_IDS)
     for _ in range(2):
-        same(engine, asked)
-        engine.forget()
+        assert_equals_reference(engine, asked)
+        engine.clear_caches()
     assert passes == [len(asked)] * 2
-    assert sum(engine.model.encoded) == 2
+    assert sum(engine.model.frames_per_encode) == 2
 
 
 def test_pictures_are_kept_within_their_bytes():
-    engine = engine_for("text", picture_bytes=2 * 3 * 32 * 4)  # two pictures of three rows
+    engine = make_engine("text", picture_bytes=2 * 3 * 32 * 4)  # two pictures of three rows
     for id, name in enumerate(("cat", "dog", "cat", "bird", "cat", "dog"), start=10):
-        same(engine, prompt("text", id, picture(name), 6))
-        assert engine.pictures.size <= engine.pictures.most
-    assert sum(engine.model.encoded) == 4, "the dog went when the bird came, for the cat had been seen since"
+        assert_equals_reference(engine, make_prompt("text", id, make_tiles(name), 6))
+        assert engine.encoder_cache.size_bytes <= engine.encoder_cache.max_bytes
+    assert sum(engine.model.frames_per_encode) == 4, (
+        "the dog went when the bird came, for the cat had been seen since"
+    )
 
 
-def whole_size(engine):
+def recount_cached_bytes(engine):
     """The bytes of what is kept of pictures, counted anew."""
-    kept = engine.pictures.kept.values()
+    kept = engine.encoder_cache.image_by_key.values()
     tensors = [x for one in kept for x in (*one.frames, *(() if one.features is None else (one.features,)))]
-    tensors += [x for one in kept for layer in one.memory for x in layer]
+    tensors += [x for one in kept for layer in one.cross_kv for x in layer]
     return sum(x.nbytes for x in tensors)
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_a_picture_that_fails_is_not_kept_half_made(kind, times, monkeypatch):
     """The next request for it encodes it anew and sees it, and the bytes that are kept are counted right."""
-    engine, failed = engine_for(kind), []
-    finish = type(engine.pictures)._finished
+    engine, failed = make_engine(kind), []
+    finish = type(engine.encoder_cache)._complete_image
 
     def fails(pictures, tiles, frames):
-        if tiles.key.startswith("dog") and len(failed) < times:
-            failed.append(tiles.key)
+        if tiles.content_hash.startswith("dog") and len(failed) < times:
+            failed.append(tiles.content_hash)
             raise ValueError("no memory")
         return finish(pictures, tiles, frames)
 
-    monkeypatch.setattr(type(engine.pictures), "_finished", fails)
-    same(engine, prompt(kind, picture("cat"), 5))
+    monkeypatch.setattr(type(engine.encoder_cache), "_complete_image", fails)
+    assert_equals_reference(engine, make_prompt(kind, make_tiles("cat"), 5))
     for _ in range(3):
-        asked = prompt(kind, 7, picture("dog"), 6, picture("bird"), 8)
-        handle = engine.submit(request(asked, max_new_tokens=8))
+        asked = make_prompt(kind, 7, make_tiles("dog"), 6, make_tiles("bird"), 8)
+        handle = engine.submit(make_request(asked, max_new_tokens=8))
         try:
-            assert handle.result().ids == slow_greedy(fake(kind), asked, 8)
+            assert handle.result().ids == reference_greedy(make_fake_model(kind), asked, 8)
         except ValueError:
             assert times > 1
-        settled(engine)
-        assert engine.pictures.size == whole_size(engine) > 0
+        wait_until_idle(engine)
+        assert engine.encoder_cache.size_bytes == recount_cached_bytes(engine) > 0
     assert len(failed) == times
-    same(engine, prompt(kind, 7, picture("dog"), 9))
-    engine.forget()
-    assert engine.pictures.size == 0
+    assert_equals_reference(engine, make_prompt(kind, 7, make_tiles("dog"), 9))
+    engine.clear_caches()
+    assert engine.encoder_cache.size_bytes == 0
 
 
 def test_no_page_no_reuse():
     """With room for one request only, the next one takes the pages that were kept."""
-    engine = engine_for("text", cache_pages=5)
-    asked = [prompt("text", n, *SHOTS) for n in (3, 4, 3)]
+    engine = make_engine("text", cache_pages=5)
+    asked = [make_prompt("text", n, *SHOT_IDS) for n in (3, 4, 3)]
     for one in asked:
-        same(engine, one)
-    assert engine.scheduler.pages.room == 4
+        assert_equals_reference(engine, one)
+    assert engine.scheduler.page_pool.num_free_pages == 4

@@ -5,10 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.fakes import IMAGE, TEXT, VOCABULARY, engine_for, fake, mixed, picture, prompt
-from engine.fakes import answered as handles_of
-from engine.fakes import request as row
-from idefics.engine.slow import slow_greedy
+from engine.fakes import (
+    IMAGE_TOKEN_ID,
+    TEXT_CONFIG,
+    VOCAB_SIZE,
+    make_engine,
+    make_fake_model,
+    make_mixed_prompts,
+    make_prompt,
+    make_tiles,
+)
+from engine.fakes import make_request as row
+from engine.fakes import run_requests as handles_of
+from idefics.engine.reference import reference_greedy
 from idefics.errors import BadPrompt, PromptTooLong
 
 KINDS = ["text", "beside"]
@@ -19,157 +28,167 @@ def kind(request):
     return request.param
 
 
-def answered(engine, rows):
+def run_rows(engine, rows):
     return [handle.ids for handle in handles_of(engine, rows)]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 10])
-def test_the_engine_equals_its_slow_twin(kind, batch_rows):
-    engine = engine_for(kind, batch_rows=batch_rows, encode_frames=2)
-    prompts = mixed(kind)
-    fast = answered(engine, [row(asked, max_new_tokens=20, stop_ids={3, 31}) for asked in prompts])
-    slow = [slow_greedy(engine.model, asked, 20, stop_ids={3, 31}) for asked in prompts]
+def test_the_engine_equals_the_reference(kind, batch_rows):
+    engine = make_engine(kind, batch_rows=batch_rows, encode_frames=2)
+    prompts = make_mixed_prompts(kind)
+    fast = run_rows(engine, [row(asked, max_new_tokens=20, stop_ids={3, 31}) for asked in prompts])
+    slow = [reference_greedy(engine.model, asked, 20, stop_ids={3, 31}) for asked in prompts]
     assert fast == slow
     assert len({len(ids) for ids in fast}) > 1, "rows should leave the batch at different times"
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(data=st.data(), kind=st.sampled_from(KINDS))
-def test_any_batch_equals_its_slow_twin(data, kind):
-    item = st.integers(3, IMAGE - 1) | st.sampled_from("abc").map(picture) | st.none()
+def test_any_batch_equals_the_reference(data, kind):
+    item = st.integers(3, IMAGE_TOKEN_ID - 1) | st.sampled_from("abc").map(make_tiles) | st.none()
     prompts = [
-        prompt(kind, *items)
+        make_prompt(kind, *items)
         for items in data.draw(st.lists(st.lists(item, min_size=1, max_size=9), min_size=1, max_size=5))
     ]
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=len(prompts), max_size=len(prompts)))
-    engine = engine_for(kind, batch_rows=data.draw(st.integers(1, 4)))
+    engine = make_engine(kind, batch_rows=data.draw(st.integers(1, 4)))
     rows = [row(asked, max_new_tokens=n) for asked, n in zip(prompts, lengths, strict=True)]
-    slow = [slow_greedy(engine.model, asked, n) for asked, n in zip(prompts, lengths, strict=True)]
-    assert answered(engine, rows) == slow
+    slow = [reference_greedy(engine.model, asked, n) for asked, n in zip(prompts, lengths, strict=True)]
+    assert run_rows(engine, rows) == slow
 
 
 def test_a_picture_changes_the_answer(kind):
-    engine = engine_for(kind)
-    asked = [prompt(kind, picture(name), 4, 5) for name in ("cat", "dog", "bird")]
-    answers = answered(engine, [row(one, max_new_tokens=8) for one in asked])
+    engine = make_engine(kind)
+    asked = [make_prompt(kind, make_tiles(name), 4, 5) for name in ("cat", "dog", "bird")]
+    answers = run_rows(engine, [row(one, max_new_tokens=8) for one in asked])
     assert len(set(map(tuple, answers))) == 3
 
 
 def test_a_token_sees_the_picture_before_it_and_no_other():
-    engine = engine_for("beside")
-    both = engine.logits(prompt("beside", 7, picture("cat"), 4, picture("dog"), 5))
-    cat = engine.logits(prompt("beside", 7, picture("cat"), 4, picture("bird"), 5))
-    none = engine.logits(prompt("beside", 7))
+    engine = make_engine("beside")
+    both = engine.logits(make_prompt("beside", 7, make_tiles("cat"), 4, make_tiles("dog"), 5))
+    cat = engine.logits(make_prompt("beside", 7, make_tiles("cat"), 4, make_tiles("bird"), 5))
+    none = engine.logits(make_prompt("beside", 7))
     torch.testing.assert_close(both[:3], cat[:3])
     torch.testing.assert_close(both[:1], none)
     assert (both[4] - cat[4]).abs().max() > 0.1
 
 
 def test_a_picture_is_read_once_a_run(kind):
-    engine = engine_for(kind, batch_rows=2)
-    cat, dog = picture("cat"), picture("dog")
+    engine = make_engine(kind, batch_rows=2)
+    cat, dog = make_tiles("cat"), make_tiles("dog")
     prompts = [
-        prompt(kind, cat, 4, picture("cat"), 5),
-        prompt(kind, 6, cat),
-        prompt(kind, dog, 7),
-        prompt(kind, 8),
-        prompt(kind, cat, 9, dog),
+        make_prompt(kind, cat, 4, make_tiles("cat"), 5),
+        make_prompt(kind, 6, cat),
+        make_prompt(kind, dog, 7),
+        make_prompt(kind, 8),
+        make_prompt(kind, cat, 9, dog),
     ]
-    answered(engine, [row(asked, max_new_tokens=6) for asked in prompts])
-    assert sum(engine.model.encoded) == 2
-    assert sum(engine.model.remembered) == (2 if kind == "beside" else 0)
+    run_rows(engine, [row(asked, max_new_tokens=6) for asked in prompts])
+    assert sum(engine.model.frames_per_encode) == 2
+    assert sum(engine.model.images_per_cross_kv) == (2 if kind == "beside" else 0)
 
 
 def test_words_alone_never_enter_the_vision_tower(kind):
-    engine = engine_for(kind)
-    answered(engine, [row(prompt(kind, 4, 5), max_new_tokens=4), row(prompt(kind, 6), max_new_tokens=4)])
-    assert engine.model.encoded == engine.model.remembered == []
+    engine = make_engine(kind)
+    run_rows(
+        engine, [row(make_prompt(kind, 4, 5), max_new_tokens=4), row(make_prompt(kind, 6), max_new_tokens=4)]
+    )
+    assert engine.model.frames_per_encode == engine.model.images_per_cross_kv == []
 
 
 def test_banned_ids_never_appear(kind):
-    engine = engine_for(kind)
-    free = slow_greedy(engine.model, prompt(kind, 5, 6), 8)
-    banned = {*free, IMAGE}
-    greedy = row(prompt(kind, 5, 6), max_new_tokens=30, banned_ids=banned)
+    engine = make_engine(kind)
+    free = reference_greedy(engine.model, make_prompt(kind, 5, 6), 8)
+    banned = {*free, IMAGE_TOKEN_ID}
+    greedy = row(make_prompt(kind, 5, 6), max_new_tokens=30, banned_ids=banned)
     wild = [
-        row(prompt(kind, 5, 6), max_new_tokens=30, banned_ids=banned, temperature=5.0, seed=n)
+        row(make_prompt(kind, 5, 6), max_new_tokens=30, banned_ids=banned, temperature=5.0, seed=n)
         for n in range(6)
     ]
-    answers = answered(engine, [greedy, *wild])
+    answers = run_rows(engine, [greedy, *wild])
     assert not banned & {token for ids in answers for token in ids}
-    assert answers[0] == slow_greedy(engine.model, prompt(kind, 5, 6), 30, banned_ids=banned)
+    assert answers[0] == reference_greedy(engine.model, make_prompt(kind, 5, 6), 30, banned_ids=banned)
 
 
 def test_a_seed_repeats_an_answer_whatever_its_neighbours(kind):
-    engine = engine_for(kind)
-    prompts = mixed(kind)
+    engine = make_engine(kind)
+    prompts = make_mixed_prompts(kind)
 
     def seeded(seed=11):
         return row(prompts[4], max_new_tokens=15, temperature=1.5, seed=seed)
 
-    alone = answered(engine, [seeded()])[0]
+    alone = run_rows(engine, [seeded()])[0]
     company = [row(prompts[1], max_new_tokens=2, temperature=2.0), row(prompts[6], max_new_tokens=15)]
     rows = [company[0], seeded(), company[1], seeded(), seeded(12)]
-    answers = answered(engine, rows)
+    answers = run_rows(engine, rows)
     assert answers[1] == answers[3] == alone
     assert answers[4] != alone
-    assert answers[2] == slow_greedy(engine.model, prompts[6], 15)
+    assert answers[2] == reference_greedy(engine.model, prompts[6], 15)
 
 
 def test_without_a_seed_answers_differ(kind):
-    engine = engine_for(kind)
-    rows = [row(prompt(kind, 5), max_new_tokens=20, temperature=2.0) for _ in range(4)]
-    assert len(set(map(tuple, answered(engine, rows)))) == 4
+    engine = make_engine(kind)
+    rows = [row(make_prompt(kind, 5), max_new_tokens=20, temperature=2.0) for _ in range(4)]
+    assert len(set(map(tuple, run_rows(engine, rows)))) == 4
 
 
 def test_a_repetition_penalty_acts_on_prompt_and_answer(kind):
-    engine = engine_for(kind)
-    asked = prompt(kind, picture("cat"), 5, 6)
-    harsh = row(asked, max_new_tokens=20, repetition_penalty=10.0, banned_ids={IMAGE})
-    free, penalised = answered(engine, [row(asked, max_new_tokens=20), harsh])
+    engine = make_engine(kind)
+    asked = make_prompt(kind, make_tiles("cat"), 5, 6)
+    harsh = row(asked, max_new_tokens=20, repetition_penalty=10.0, banned_ids={IMAGE_TOKEN_ID})
+    free, penalised = run_rows(engine, [row(asked, max_new_tokens=20), harsh])
     assert len(set(free)) < len(free)
     assert len(set(penalised)) == 20
     assert not set(penalised) & set(asked.ids)
 
 
 def test_logits_are_the_uncached_models(kind):
-    engine = engine_for(kind)
-    asked = mixed(kind)[4]
+    engine = make_engine(kind)
+    asked = make_mixed_prompts(kind)[4]
     logits = engine.logits(asked)
-    assert logits.shape == (len(asked), VOCABULARY)
+    assert logits.shape == (len(asked), VOCAB_SIZE)
     assert logits.dtype == torch.float32
     assert not logits.is_inference()
-    assert logits[-1].argmax() == slow_greedy(engine.model, asked, 1)[0]
+    assert logits[-1].argmax() == reference_greedy(engine.model, asked, 1)[0]
 
 
 @pytest.mark.parametrize("step_tokens", [1, 5, 16, 17])
 def test_long_prompts_are_read_in_chunks(kind, step_tokens, monkeypatch):
-    monkeypatch.setattr("idefics.engine.engine.ALONE", 1)
-    engine = engine_for(kind, step_tokens=step_tokens)
-    prompts = mixed(kind)
-    assert answered(engine, [row(asked, max_new_tokens=21) for asked in prompts]) == [
-        slow_greedy(engine.model, asked, 21) for asked in prompts
+    monkeypatch.setattr("idefics.engine.engine.IDLE_PREFILL_FACTOR", 1)
+    engine = make_engine(kind, step_tokens=step_tokens)
+    prompts = make_mixed_prompts(kind)
+    assert run_rows(engine, [row(asked, max_new_tokens=21) for asked in prompts]) == [
+        reference_greedy(engine.model, asked, 21) for asked in prompts
     ]
 
 
-def test_frames_are_read_together_by_size():
-    engine = engine_for("text", encode_frames=7)
-    asked = prompt("text", picture("wide", frames=4), 5, picture("odd", frames=2, side=9), picture("cat"))
-    assert answered(engine, [row(asked, max_new_tokens=6)]) == [slow_greedy(fake("text"), asked, 6)]
-    assert engine.model.encoded == [5, 2]
+def test_frames_are_encoded_in_batches_by_size():
+    engine = make_engine("text", encode_frames=7)
+    asked = make_prompt(
+        "text", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
+    )
+    assert run_rows(engine, [row(asked, max_new_tokens=6)]) == [
+        reference_greedy(make_fake_model("text"), asked, 6)
+    ]
+    assert engine.model.frames_per_encode == [5, 2]
 
 
 def test_few_frames_are_encoded_in_a_step():
-    engine = engine_for("text", encode_frames=3)
-    asked = prompt("text", picture("wide", frames=4), 5, picture("odd", frames=2, side=9), picture("cat"))
-    assert answered(engine, [row(asked, max_new_tokens=6)]) == [slow_greedy(fake("text"), asked, 6)]
-    assert engine.model.encoded == [3, 1, 2, 1]
+    engine = make_engine("text", encode_frames=3)
+    asked = make_prompt(
+        "text", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
+    )
+    assert run_rows(engine, [row(asked, max_new_tokens=6)]) == [
+        reference_greedy(make_fake_model("text"), asked, 6)
+    ]
+    assert engine.model.frames_per_encode == [3, 1, 2, 1]
 
 
 def test_a_stop_id_ends_the_answer_and_is_no_part_of_it(kind):
-    engine = engine_for(kind)
-    asked = prompt(kind, 5, 6, 7)
-    free = slow_greedy(engine.model, asked, 12)
+    engine = make_engine(kind)
+    asked = make_prompt(kind, 5, 6, 7)
+    free = reference_greedy(engine.model, asked, 12)
     stop = free[5]
     (one,) = handles_of(engine, [row(asked, max_new_tokens=12, stop_ids={stop}, logprobs=True)])
     assert one.ids == free[: free.index(stop)]
@@ -178,58 +197,58 @@ def test_a_stop_id_ends_the_answer_and_is_no_part_of_it(kind):
 
 
 def test_a_stop_id_may_come_first(kind):
-    engine = engine_for(kind)
-    first, other = prompt(kind, 5, 6, 7), prompt(kind, 5, picture("cat"))
-    stop = slow_greedy(engine.model, first, 1)[0]
+    engine = make_engine(kind)
+    first, other = make_prompt(kind, 5, 6, 7), make_prompt(kind, 5, make_tiles("cat"))
+    stop = reference_greedy(engine.model, first, 1)[0]
     rows = handles_of(engine, [row(first, max_new_tokens=4, stop_ids={stop}), row(other, max_new_tokens=4)])
-    assert [one.ids for one in rows] == [[], slow_greedy(engine.model, other, 4)]
+    assert [one.ids for one in rows] == [[], reference_greedy(engine.model, other, 4)]
     assert [one.finish_reason for one in rows] == ["stop", "length"]
 
 
 def test_each_answer_has_its_own_length(kind):
-    rows = handles_of(engine_for(kind), [row(prompt(kind, 5, 6), max_new_tokens=n) for n in (1, 7, 3)])
+    rows = handles_of(make_engine(kind), [row(make_prompt(kind, 5, 6), max_new_tokens=n) for n in (1, 7, 3)])
     assert [len(one.ids) for one in rows] == [1, 7, 3]
     assert {one.finish_reason for one in rows} == {"length"}
 
 
 def test_a_full_context_ends_the_answer(kind):
-    engine = engine_for(kind)
-    long = prompt(kind, picture("cat"), *[5 + n % 30 for n in range(TEXT.max_positions - 10)])
-    one, _ = handles_of(engine, [row(long), row(prompt(kind, 5), max_new_tokens=3)])
-    assert len(long) + len(one.ids) == TEXT.max_positions
+    engine = make_engine(kind)
+    long = make_prompt(kind, make_tiles("cat"), *[5 + n % 30 for n in range(TEXT_CONFIG.max_positions - 10)])
+    one, _ = handles_of(engine, [row(long), row(make_prompt(kind, 5), max_new_tokens=3)])
+    assert len(long) + len(one.ids) == TEXT_CONFIG.max_positions
     assert one.finish_reason == "length"
-    assert one.ids == slow_greedy(engine.model, long, 100)
+    assert one.ids == reference_greedy(engine.model, long, 100)
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_before_any_work(kind):
-    engine = engine_for(kind)
-    too_long = prompt(kind, *[5] * TEXT.max_positions)
+def test_a_prompt_that_leaves_no_new_tokens_is_refused_before_any_work(kind):
+    engine = make_engine(kind)
+    too_long = make_prompt(kind, *[5] * TEXT_CONFIG.max_positions)
     with pytest.raises(PromptTooLong, match=r"has 160 tokens.*reads 159"):
         engine.submit(row(too_long))
-    assert len(engine.logits(too_long)) == TEXT.max_positions
+    assert len(engine.logits(too_long)) == TEXT_CONFIG.max_positions
 
 
 def test_an_empty_prompt_and_foreign_ids_are_refused(kind):
-    engine = engine_for(kind)
+    engine = make_engine(kind)
     with pytest.raises(BadPrompt, match="empty"):
-        engine.submit(row(prompt(kind)))
-    with pytest.raises(BadPrompt, match=f"token {VOCABULARY}.*0 to {VOCABULARY - 1}"):
-        engine.logits(prompt(kind, 5, VOCABULARY))
+        engine.submit(row(make_prompt(kind)))
+    with pytest.raises(BadPrompt, match=f"token {VOCAB_SIZE}.*0 to {VOCAB_SIZE - 1}"):
+        engine.logits(make_prompt(kind, 5, VOCAB_SIZE))
 
 
 def test_a_watcher_ends_its_answer_at_once(kind):
-    engine = engine_for(kind, batch_rows=3)
-    prompts = mixed(kind)[1:4]
+    engine = make_engine(kind, batch_rows=3)
+    prompts = make_mixed_prompts(kind)[1:4]
     seen = []
     watch = lambda id: seen.append(id) or len(seen) == 3  # noqa: E731
     rows = handles_of(
         engine,
         [
-            row(asked, max_new_tokens=8, watch=w)
+            row(asked, max_new_tokens=8, on_token=w)
             for asked, w in zip(prompts, (None, watch, None), strict=True)
         ],
     )
-    slow = [slow_greedy(engine.model, asked, 8) for asked in prompts]
+    slow = [reference_greedy(engine.model, asked, 8) for asked in prompts]
     assert [one.ids for one in rows] == [slow[0], slow[1][:3], slow[2]]
     assert seen == rows[1].ids
     assert [one.finish_reason for one in rows] == ["length", "stop", "length"]
@@ -239,40 +258,40 @@ def test_a_watcher_may_end_the_last_token():
     """A stop string may be seen in the last token that the limit allows."""
     seen = []
     watch = lambda id: seen.append(id) or len(seen) == 2  # noqa: E731
-    (one,) = handles_of(engine_for("text"), [row(prompt("text", 5), max_new_tokens=2, watch=watch)])
+    (one,) = handles_of(make_engine("text"), [row(make_prompt("text", 5), max_new_tokens=2, on_token=watch)])
     assert one.finish_reason == "stop"
 
 
 def test_log_probabilities_are_the_models_own(kind):
     """Before the temperature and the penalty, after banning, and for the rows that asked."""
-    engine = engine_for(kind)
-    asked = prompt(kind, picture("cat"), 5, 6)
+    engine = make_engine(kind)
+    asked = make_prompt(kind, make_tiles("cat"), 5, 6)
     sampling = {"max_new_tokens": 6, "temperature": 0.7, "repetition_penalty": 1.3, "top_k": 5, "seed": 3}
     one, other = handles_of(
         engine,
-        [row(asked, banned_ids={IMAGE, 8}, logprobs=True, **sampling), row(asked, max_new_tokens=6)],
+        [row(asked, banned_ids={IMAGE_TOKEN_ID, 8}, logprobs=True, **sampling), row(asked, max_new_tokens=6)],
     )
-    whole = prompt(kind, picture("cat"), 5, 6, *one.ids)
+    whole = make_prompt(kind, make_tiles("cat"), 5, 6, *one.ids)
     logits = engine.logits(whole)[len(asked) - 1 : -1]
-    logits[:, [IMAGE, 8]] = -torch.inf
+    logits[:, [IMAGE_TOKEN_ID, 8]] = -torch.inf
     expected = logits.log_softmax(-1)[range(6), one.ids]
     torch.testing.assert_close(torch.tensor(one.logprobs), expected, rtol=0, atol=1e-4)
     assert other.logprobs == []
 
 
 def test_half_precision_models_run_in_their_own_dtype(kind):
-    model = fake(kind).to(torch.bfloat16)
-    engine = engine_for(model)
-    asked = prompt(kind, picture("cat"), 5, 6)
+    model = make_fake_model(kind).to(torch.bfloat16)
+    engine = make_engine(model)
+    asked = make_prompt(kind, make_tiles("cat"), 5, 6)
     (one,) = handles_of(engine, [row(asked, max_new_tokens=5, logprobs=True)])
-    assert one.ids == slow_greedy(model, asked, 5)
+    assert one.ids == reference_greedy(model, asked, 5)
     assert engine.logits(asked).dtype == torch.float32
 
 
 @pytest.mark.gpu
 def test_a_gpu_answers_as_the_cpu_does(kind):
-    prompts = mixed(kind)
+    prompts = make_mixed_prompts(kind)
     rows = [[row(asked, max_new_tokens=12) for asked in prompts] for _ in range(2)]
-    on_cpu = answered(engine_for(kind), rows[0])
-    on_gpu = answered(engine_for(fake(kind).cuda()), rows[1])
+    on_cpu = run_rows(make_engine(kind), rows[0])
+    on_gpu = run_rows(make_engine(make_fake_model(kind).cuda()), rows[1])
     assert on_cpu == on_gpu

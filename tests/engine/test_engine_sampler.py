@@ -5,11 +5,18 @@ import torch
 
 from idefics.config import Sampling
 from idefics.engine.request import Request
-from idefics.engine.sampler import Sampler, generator, keep_min_p, keep_top_k, keep_top_p, penalise
+from idefics.engine.sampler import (
+    Sampler,
+    apply_repetition_penalty,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    make_generator,
+)
 from idefics.prompt import Prompt
 
 CPU = torch.device("cpu")
-VOCABULARY = 50
+VOCAB_SIZE = 50
 
 
 @pytest.fixture(scope="module")
@@ -17,55 +24,57 @@ def reference():
     return pytest.importorskip("transformers.generation.logits_process")
 
 
-def asked(*ids, banned=(), **sampling):
+def make_request(*ids, banned=(), **sampling):
     ids = ids or (1,)
     return Request(Prompt(ids, (), (), (-1,) * len(ids)), Sampling(**sampling), banned_ids=frozenset(banned))
 
 
-def sampler(*requests, vocabulary=VOCABULARY):
-    return again(requests, vocabulary=vocabulary)
+def make_sampler(*requests, vocabulary=VOCAB_SIZE):
+    return resample_with_state(requests, vocabulary=vocabulary)
 
 
-def again(requests, ids=None, generators=None, vocabulary=VOCABULARY):
+def resample_with_state(requests, ids=None, generators=None, vocabulary=VOCAB_SIZE):
     """The settings of rows after they have changed: what a row has said and draws from goes with it."""
     ids = [request.prompt.ids for request in requests] if ids is None else ids
     made = (
-        [generator(request.sampling.seed, CPU) for request in requests] if generators is None else generators
+        [make_generator(request.sampling.seed, CPU) for request in requests]
+        if generators is None
+        else generators
     )
     return Sampler(requests, ids, made, vocabulary, CPU)
 
 
-def column(*values, dtype=torch.float32):
+def make_column(*values, dtype=torch.float32):
     return torch.tensor(values, dtype=dtype)[:, None]
 
 
 @pytest.fixture
 def logits():
     """Rows with ties, from flat to peaked."""
-    rough = torch.randn(12, VOCABULARY) * torch.linspace(0.1, 8, 12)[:, None]
-    return torch.cat((rough, rough[:4].round(), torch.zeros(1, VOCABULARY)))
+    rough = torch.randn(12, VOCAB_SIZE) * torch.linspace(0.1, 8, 12)[:, None]
+    return torch.cat((rough, rough[:4].round(), torch.zeros(1, VOCAB_SIZE)))
 
 
 @pytest.mark.parametrize("k", [1, 3, 49, 50, 400])
 def test_top_k(reference, logits, k):
-    ours = keep_top_k(logits, column(*[k] * len(logits), dtype=torch.long), most=k)
+    ours = keep_top_k(logits, make_column(*[k] * len(logits), dtype=torch.long), max_top_k=k)
     assert torch.equal(ours, reference.TopKLogitsWarper(k)(None, logits))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_top_p(reference, logits, p):
-    ours = keep_top_p(logits, column(*[1 - p] * len(logits)))
+    ours = keep_top_p(logits, make_column(*[1 - p] * len(logits)))
     assert torch.equal(ours, reference.TopPLogitsWarper(p)(None, logits))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("spread", [0.5, 2.0, 8.0])
 def test_top_p_of_a_few_likely_tokens_is_that_of_all(monkeypatch, p, spread):
-    logits = torch.randn(12, VOCABULARY) * spread
-    rest = column(*[1 - p] * len(logits))
+    logits = torch.randn(12, VOCAB_SIZE) * spread
+    rest = make_column(*[1 - p] * len(logits))
     slow = keep_top_p(logits, rest)
     wholly, sort = [], torch.Tensor.sort
-    monkeypatch.setattr("idefics.engine.sampler.LIKELY", 40)
+    monkeypatch.setattr("idefics.engine.sampler.TOP_P_CANDIDATES", 40)
     monkeypatch.setattr(torch.Tensor, "sort", lambda x: wholly.append(x) or sort(x))
     assert torch.equal(keep_top_p(logits, rest), slow)
     others = 1 - logits.softmax(-1).topk(40).values.sum(-1)
@@ -74,15 +83,15 @@ def test_top_p_of_a_few_likely_tokens_is_that_of_all(monkeypatch, p, spread):
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.5, 1.0])
 def test_min_p(reference, logits, p):
-    ours = keep_min_p(logits, column(*[p] * len(logits)))
+    ours = keep_min_p(logits, make_column(*[p] * len(logits)))
     assert torch.equal(ours, reference.MinPLogitsWarper(p)(None, logits))
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.2, 3.0])
 def test_repetition_penalty(reference, logits, penalty):
-    ids = torch.randint(VOCABULARY, (len(logits), 20))
+    ids = torch.randint(VOCAB_SIZE, (len(logits), 20))
     present = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)
-    ours = penalise(logits, present, penalty)
+    ours = apply_repetition_penalty(logits, present, penalty)
     assert torch.equal(ours, reference.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits))
 
 
@@ -96,7 +105,7 @@ SETTINGS = [
 ]
 
 
-def reference_warp(reference, logits, temperature, top_k=0, top_p=1.0, min_p=0.0):
+def reference_logits_warper(reference, logits, temperature, top_k=0, top_p=1.0, min_p=0.0):
     """The chain that `generate` makes of these settings."""
     if temperature != 1:
         logits = reference.TemperatureLogitsWarper(temperature)(None, logits)
@@ -110,17 +119,19 @@ def reference_warp(reference, logits, temperature, top_k=0, top_p=1.0, min_p=0.0
 
 
 def test_every_row_has_its_own_settings_in_the_order_of_the_reference(reference):
-    logits = torch.randn(len(SETTINGS), VOCABULARY) * 3
-    ours = sampler(*(asked(**settings) for settings in SETTINGS)).warp(logits)
-    theirs = [reference_warp(reference, logits[[row]], **SETTINGS[row]) for row in range(len(SETTINGS))]
+    logits = torch.randn(len(SETTINGS), VOCAB_SIZE) * 3
+    ours = make_sampler(*(make_request(**settings) for settings in SETTINGS)).warp_logits(logits)
+    theirs = [
+        reference_logits_warper(reference, logits[[row]], **SETTINGS[row]) for row in range(len(SETTINGS))
+    ]
     torch.testing.assert_close(ours, torch.cat(theirs))
     assert torch.equal(ours.isinf(), torch.cat(theirs).isinf())
 
 
 def test_samples_follow_the_probabilities():
     logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf, 0.5])
-    drawing = sampler(*(asked(temperature=0.8, seed=n) for n in range(500)), vocabulary=5)
-    ids = torch.stack([drawing.choose(logits.expand(500, 5)).ids for _ in range(40)])
+    drawing = make_sampler(*(make_request(temperature=0.8, seed=n) for n in range(500)), vocabulary=5)
+    ids = torch.stack([drawing.sample(logits.expand(500, 5)).ids for _ in range(40)])
     seen = ids.flatten().bincount(minlength=5) / ids.numel()
     torch.testing.assert_close(seen, (logits / 0.8).softmax(0), rtol=0, atol=0.015)
     assert seen[3] == 0
@@ -128,35 +139,39 @@ def test_samples_follow_the_probabilities():
 
 @pytest.mark.parametrize("point", [0.0, 1.0])  # the latter by rounding only
 def test_what_may_not_be_said_is_not_drawn_at_the_ends_either(monkeypatch, point):
-    logits = torch.randn(64, VOCABULARY)
+    logits = torch.randn(64, VOCAB_SIZE)
     logits[:, :3] = logits[:, -3:] = -torch.inf
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda x, generator: x.fill_(point))
-    ids = sampler(*(asked(temperature=1.0) for _ in logits)).choose(logits).ids
-    assert set(ids.tolist()) == {3 if point == 0 else VOCABULARY - 4}
+    ids = make_sampler(*(make_request(temperature=1.0) for _ in logits)).sample(logits).ids
+    assert set(ids.tolist()) == {3 if point == 0 else VOCAB_SIZE - 4}
 
 
 def test_a_broken_models_rows_end_as_others_do():
-    logits = torch.full((1, VOCABULARY), torch.nan)
-    assert sampler(asked(temperature=1.0)).choose(logits).ids.item() < VOCABULARY
+    logits = torch.full((1, VOCAB_SIZE), torch.nan)
+    assert make_sampler(make_request(temperature=1.0)).sample(logits).ids.item() < VOCAB_SIZE
 
 
 def test_a_row_draws_alone_as_it_draws_in_company():
-    logits = torch.randn(3, VOCABULARY)
-    requests = [asked(temperature=1.0, seed=seed) for seed in (5, 6, 7)]
-    together = sampler(*requests)
-    alone = sampler(requests[1])
-    first = [together.choose(logits).ids[1].item(), alone.choose(logits[1:2]).ids.item()]
-    together = again([requests[2], requests[1]], generators=[together.generators[n] for n in (2, 1)])
-    second = [together.choose(logits[[2, 1]]).ids[1].item(), alone.choose(logits[1:2]).ids.item()]
+    logits = torch.randn(3, VOCAB_SIZE)
+    requests = [make_request(temperature=1.0, seed=seed) for seed in (5, 6, 7)]
+    together = make_sampler(*requests)
+    alone = make_sampler(requests[1])
+    first = [together.sample(logits).ids[1].item(), alone.sample(logits[1:2]).ids.item()]
+    together = resample_with_state(
+        [requests[2], requests[1]], generators=[together.generators[n] for n in (2, 1)]
+    )
+    second = [together.sample(logits[[2, 1]]).ids[1].item(), alone.sample(logits[1:2]).ids.item()]
     assert first[0] == first[1]
     assert second[0] == second[1]
 
 
-def test_greedy_rows_stay_greedy_beside_rows_that_sample():
-    logits = torch.randn(4, VOCABULARY)
-    rows = sampler(asked(), asked(temperature=5.0), asked(), asked(temperature=5.0, top_k=2))
+def test_greedy_rows_stay_greedy_in_a_batch_with_sampled_rows():
+    logits = torch.randn(4, VOCAB_SIZE)
+    rows = make_sampler(
+        make_request(), make_request(temperature=5.0), make_request(), make_request(temperature=5.0, top_k=2)
+    )
     for _ in range(20):
-        ids = rows.choose(logits).ids
+        ids = rows.sample(logits).ids
         assert ids[[0, 2]].tolist() == logits.argmax(-1)[[0, 2]].tolist()
         assert ids[3] in logits[3].topk(2).indices
 
@@ -167,30 +182,32 @@ def test_greedy_costs_no_softmax(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "softmax", forbidden)
     monkeypatch.setattr(torch.Tensor, "log_softmax", forbidden)
-    assert sampler(asked(), asked()).choose(torch.eye(2, VOCABULARY)).logprobs is None
+    assert make_sampler(make_request(), make_request()).sample(torch.eye(2, VOCAB_SIZE)).logprobs is None
 
 
 def test_the_models_logits_are_left_alone():
-    logits = torch.randn(1, VOCABULARY)
+    logits = torch.randn(1, VOCAB_SIZE)
     before = logits.clone()
-    chosen = sampler(asked(3, banned={4}, temperature=0.5, repetition_penalty=2.0, top_p=0.5, logprobs=True))
-    chosen.choose(logits)
+    chosen = make_sampler(
+        make_request(3, banned={4}, temperature=0.5, repetition_penalty=2.0, top_p=0.5, logprobs=True)
+    )
+    chosen.sample(logits)
     assert torch.equal(logits, before)
 
 
 def test_the_penalty_follows_the_answer_and_the_rows():
-    logits = torch.zeros(2, VOCABULARY)
+    logits = torch.zeros(2, VOCAB_SIZE)
     logits[:, 9], logits[:, 8], logits[:, 7] = 3.0, 2.0, 1.8
-    requests = asked(1), asked(9, repetition_penalty=2.0)
-    rows = sampler(*requests)
-    assert rows.choose(logits).ids.tolist() == [9, 8]  # 9 is in the prompt: 3 / 2 is less than 2
-    rows = again(requests[1:], ids=[(9, 8)])
-    assert rows.choose(logits[:1]).ids.tolist() == [7]  # and 8 in the answer
+    requests = make_request(1), make_request(9, repetition_penalty=2.0)
+    rows = make_sampler(*requests)
+    assert rows.sample(logits).ids.tolist() == [9, 8]  # 9 is in the prompt: 3 / 2 is less than 2
+    rows = resample_with_state(requests[1:], ids=[(9, 8)])
+    assert rows.sample(logits[:1]).ids.tolist() == [7]  # and 8 in the answer
 
 
 def test_log_probabilities_are_of_what_may_be_said():
-    logits = torch.randn(1, VOCABULARY)
-    chosen = sampler(asked(banned={4, 5}, temperature=0.1, seed=1, logprobs=True)).choose(logits)
+    logits = torch.randn(1, VOCAB_SIZE)
+    chosen = make_sampler(make_request(banned={4, 5}, temperature=0.1, seed=1, logprobs=True)).sample(logits)
     allowed = logits.index_fill(1, torch.tensor([4, 5]), -torch.inf).log_softmax(-1)
     torch.testing.assert_close(chosen.logprobs, allowed[0, chosen.ids])
     assert chosen.logprobs.dtype == torch.float32

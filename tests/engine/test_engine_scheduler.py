@@ -7,166 +7,205 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.fakes import picture, prompt
-from engine.fakes import request as request_for
-from idefics.engine.handle import Handle
-from idefics.engine.job import Job
-from idefics.engine.pages import PAGE, Pages
-from idefics.engine.plan import Limits, Pick
+from engine.fakes import make_prompt, make_tiles
+from engine.fakes import make_request as request_for
+from idefics.engine.handle import RequestHandle
+from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request import Request
+from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler import Scheduler
+from idefics.engine.scheduler_output import SamplerOutput, SchedulerLimits
 from idefics.errors import BadSetting, EngineBusy
 
 
-class Frames:
+class FakeEncoderCache:
     """Pictures of which so many frames have been encoded."""
 
     def __init__(self):
-        self.encoded = Counter()
+        self.num_encoded_frames = Counter()
 
-    def missing(self, tiles):
-        return len(tiles.frames) - self.encoded[tiles.key]
+    def count_missing_frames(self, tiles):
+        return len(tiles.frames) - self.num_encoded_frames[tiles.content_hash]
 
 
-class Steps:
+class SchedulerSimulation:
     """A scheduler and a model that is none: ids follow by a rule, beams are drawn, endings are read."""
 
-    def __init__(self, *, pages=20, rows=3, tokens=24, frames=2, queue=99, ahead=False):
-        self.frames = Frames()
-        limits = Limits(rows=rows, tokens=tokens, alone=2 * tokens, frames=frames, queue=queue, ahead=ahead)
-        self.scheduler = Scheduler(Pages(pages), limits, self.frames)
-        self.read = {}  # page -> what has been written there, a position each
-        self.plans, self.arrived = [], []
+    def __init__(self, *, pages=20, rows=3, tokens=24, frames=2, queue=99, launches_ahead=False):
+        self.encoder_cache = FakeEncoderCache()
+        limits = SchedulerLimits(
+            max_sequences=rows,
+            max_prefill_tokens=tokens,
+            max_idle_prefill_tokens=2 * tokens,
+            max_encoder_frames=frames,
+            max_waiting_requests=queue,
+            has_lookahead_page=launches_ahead,
+        )
+        self.scheduler = Scheduler(PagePool(pages), limits, self.encoder_cache)
+        self.ids_by_page = {}  # page -> what has been written there, a position each
+        self.scheduler_outputs, self.states_in_order = [], []
 
-    def submit(self, request, room=None):
-        handle = Handle(request, lambda handle: None)
-        room = request.sampling.max_new_tokens if room is None else room
-        job = Job(request, handle, 0 if request.endings is not None else room, beside=False)
-        self.scheduler.submit(job)
-        self.arrived.append(job)
-        return job
+    def submit(self, request, max_new_tokens=None):
+        handle = RequestHandle(request, lambda handle: None)
+        max_new_tokens = request.sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
+        state = RequestState(
+            request,
+            handle,
+            0 if request.continuations is not None else max_new_tokens,
+            uses_cross_attention=False,
+        )
+        self.scheduler.submit(state)
+        self.states_in_order.append(state)
+        return state
 
-    def step(self, fail=()):
+    def step(self, failing=()):
         scheduler = self.scheduler
-        plan = scheduler.plan()
-        self.check()
+        scheduler_output = scheduler.schedule()
+        self.check_invariants()
         limits = scheduler.limits
-        assert sum(count for _, count in plan.encode) <= limits.frames
-        assert sum(s.end - s.start for s in plan.spans[1:] if s.group is None) <= (
-            limits.tokens if plan.decode else limits.alone
+        assert sum(count for _, count in scheduler_output.encoder_inputs) <= limits.max_encoder_frames
+        assert sum(
+            s.end - s.start for s in scheduler_output.prefill_chunks[1:] if s.continuation_group is None
+        ) <= (
+            limits.max_prefill_tokens if scheduler_output.decode_sequences else limits.max_idle_prefill_tokens
         )
-        assert len({id(branch) for branch in plan.decode}) == len(plan.decode)
-        rows = sum(job.request.rows for job in scheduler.running)
-        assert rows <= limits.rows or len(scheduler.running) == 1, "only one wide request runs alone"
-        assert len(plan.decode) <= rows
-        for job in scheduler.running:
-            if not job.is_reading:
-                assert all(branch in plan.decode for branch in job.branches), "every row goes on"
-        for tiles, count in plan.encode:
-            self.frames.encoded[tiles.key] += count
-            assert self.frames.missing(tiles) >= 0
-        for target, source in plan.copies.items():
-            self.read[target] = list(self.read[source])
-        spans = [(b, b.read, b.read + 1) for b in plan.decode]
-        spans += [(s.branch, s.start, s.end) for s in plan.spans if s.group is None]
-        plan.errors.update({job: ValueError("no") for job in fail if job in scheduler.running})
-        for branch, start, end in spans:
-            self.write(branch, start, end, is_lost=branch.job in plan.errors)
-        for branch, _, end in spans:
-            if branch.job not in plan.errors:
-                self.seen(branch, end)
-        scheduler.commit(plan, self.picks(plan))
-        self.check()
-        self.plans.append(plan)
-        return plan
+        assert len({id(sequence) for sequence in scheduler_output.decode_sequences}) == len(
+            scheduler_output.decode_sequences
+        )
+        rows = sum(state.request.num_sequences for state in scheduler.running)
+        assert rows <= limits.max_sequences or len(scheduler.running) == 1, "only one wide request runs alone"
+        assert len(scheduler_output.decode_sequences) <= rows
+        for state in scheduler.running:
+            if not state.is_prefilling:
+                assert all(sequence in scheduler_output.decode_sequences for sequence in state.sequences), (
+                    "every row goes on"
+                )
+        for tiles, count in scheduler_output.encoder_inputs:
+            self.encoder_cache.num_encoded_frames[tiles.content_hash] += count
+            assert self.encoder_cache.count_missing_frames(tiles) >= 0
+        for target, source in scheduler_output.copy_source_by_page.items():
+            self.ids_by_page[target] = list(self.ids_by_page[source])
+        chunks = [
+            (b, b.num_computed_tokens, b.num_computed_tokens + 1) for b in scheduler_output.decode_sequences
+        ]
+        chunks += [
+            (s.sequence, s.start, s.end)
+            for s in scheduler_output.prefill_chunks
+            if s.continuation_group is None
+        ]
+        scheduler_output.error_by_request.update(
+            {state: ValueError("no") for state in failing if state in scheduler.running}
+        )
+        for sequence, start, end in chunks:
+            self.write_pages(
+                sequence, start, end, is_lost=sequence.request_state in scheduler_output.error_by_request
+            )
+        for sequence, _, end in chunks:
+            if sequence.request_state not in scheduler_output.error_by_request:
+                self.check_pages(sequence, end)
+        scheduler.update_from_output(scheduler_output, self.make_sampler_outputs(scheduler_output))
+        self.check_invariants()
+        self.scheduler_outputs.append(scheduler_output)
+        return scheduler_output
 
-    def write(self, branch, start, end, is_lost):
-        for place in range(start, end):
-            page = branch.pages[place // PAGE]
-            assert self.scheduler.pages.owners[page] == 1, "what is written belongs to one row"
-            held = self.read.setdefault(page, [])
-            self.read[page] = [*held[: place % PAGE], None if is_lost else branch.ids[place]]
+    def write_pages(self, sequence, start, end, is_lost):
+        for position in range(start, end):
+            page = sequence.pages[position // PAGE_SIZE]
+            assert self.scheduler.page_pool.ref_counts[page] == 1, "what is written belongs to one row"
+            page_ids = self.ids_by_page.setdefault(page, [])
+            self.ids_by_page[page] = [
+                *page_ids[: position % PAGE_SIZE],
+                None if is_lost else sequence.ids[position],
+            ]
 
-    def seen(self, branch, end):
+    def check_pages(self, sequence, end):
         """A row's pages hold its own ids: whatever was shared, copied, taken away and read again."""
-        held = [id for page in branch.pages for id in self.read.get(page, ())]
-        assert held[:end] == branch.ids[:end]
+        page_ids = [id for page in sequence.pages for id in self.ids_by_page.get(page, ())]
+        assert page_ids[:end] == sequence.ids[:end]
 
-    def picks(self, plan):
-        picks = []
-        chosen = list(plan.decode) + [s.branch for s in plan.spans if s.is_last]
-        for job in dict.fromkeys(branch.job for branch in chosen):
-            own = [branch for branch in chosen if branch.job is job]
-            width = job.request.rows
-            if job in plan.errors:
+    def make_sampler_outputs(self, scheduler_output):
+        sampler_outputs = []
+        sampled_sequences = list(scheduler_output.decode_sequences) + [
+            s.sequence for s in scheduler_output.prefill_chunks if s.is_final_chunk
+        ]
+        for state in dict.fromkeys(branch.request_state for branch in sampled_sequences):
+            own_sequences = [branch for branch in sampled_sequences if branch.request_state is state]
+            width = state.request.num_sequences
+            if state in scheduler_output.error_by_request:
                 continue
-            if job.request.endings is not None:
-                job.groups = {n: len(ending) for n, ending in enumerate(job.request.endings)}
+            if state.request.continuations is not None:
+                state.pending_tokens_by_group = {
+                    n: len(ending) for n, ending in enumerate(state.request.continuations)
+                }
             elif width == 1:
-                picks.append(Pick(job, (following(own[0].ids),)))
-            elif len(own[0].ids) == len(job.request.prompt) + job.room - 1:
-                job.handle.ids = own[0].ids[len(job.request.prompt) :]
-                picks.append(Pick(job, end="length"))
+                sampler_outputs.append(SamplerOutput(state, (next_id(own_sequences[0].ids),)))
+            elif len(own_sequences[0].ids) == len(state.request.prompt) + state.max_new_tokens - 1:
+                state.handle.ids = own_sequences[0].ids[len(state.request.prompt) :]
+                sampler_outputs.append(SamplerOutput(state, finish_reason="length"))
             else:
-                parents = [(7 * n) % len(own) for n in range(width)]
-                picks.append(Pick(job, [following(own[p].ids) + n for n, p in enumerate(parents)], parents))
-        for span in plan.spans:
-            job = span.branch.job
-            if span.group is not None:
-                del job.groups[span.group]
-                if not job.groups:
-                    picks.append(Pick(job, end="stop"))
-        return picks
+                parents = [(7 * n) % len(own_sequences) for n in range(width)]
+                sampler_outputs.append(
+                    SamplerOutput(
+                        state, [next_id(own_sequences[p].ids) + n for n, p in enumerate(parents)], parents
+                    )
+                )
+        for chunk in scheduler_output.prefill_chunks:
+            state = chunk.sequence.request_state
+            if chunk.continuation_group is not None:
+                del state.pending_tokens_by_group[chunk.continuation_group]
+                if not state.pending_tokens_by_group:
+                    sampler_outputs.append(SamplerOutput(state, finish_reason="stop"))
+        return sampler_outputs
 
-    def check(self):
+    def check_invariants(self):
         """Every page has exactly its owners, or is free, or is kept."""
-        pages = self.scheduler.pages
-        pages.check()
-        owned = Counter(
-            page for job in self.scheduler.running for branch in job.branches for page in branch.pages
+        pages = self.scheduler.page_pool
+        pages.check_invariants()
+        ref_counts = Counter(
+            page for state in self.scheduler.running for branch in state.sequences for page in branch.pages
         )
-        assert owned == Counter({page: n for page, n in enumerate(pages.owners) if n})
-        for job in self.scheduler.queue:
-            assert not any(branch.pages for branch in job.branches)
-        running, queue = list(self.scheduler.running), list(self.scheduler.queue)
+        assert ref_counts == Counter({page: n for page, n in enumerate(pages.ref_counts) if n})
+        for state in self.scheduler.waiting:
+            assert not any(branch.pages for branch in state.sequences)
+        running, queue = list(self.scheduler.running), list(self.scheduler.waiting)
         for some in (running, queue):
-            assert some == sorted(some, key=self.arrived.index), "in the order in which they came"
+            assert some == sorted(some, key=self.states_in_order.index), "in the order in which they came"
         assert not set(running) & set(queue)
 
-    def finish(self, most=3000):
-        for _ in range(most):
+    def run_until_idle(self, max_steps=3000):
+        for _ in range(max_steps):
             if not self.scheduler.is_busy:
-                assert not any(self.scheduler.pages.owners)
+                assert not any(self.scheduler.page_pool.ref_counts)
                 return
             self.step()
         raise AssertionError("somebody starves")
 
 
-def following(ids):
+def next_id(ids):
     return 3 + (31 * sum(ids) + len(ids)) % 37
 
 
-def said(asked, room):
-    ids = list(asked.ids)
-    for _ in range(room):
-        ids.append(following(ids))
-    return ids[len(asked) :]
+def expected_answer(prompt, num_tokens):
+    ids = list(prompt.ids)
+    for _ in range(num_tokens):
+        ids.append(next_id(ids))
+    return ids[len(prompt) :]
 
 
-items = st.lists(
-    st.integers(3, 6) | st.sampled_from("ab").map(lambda name: picture(name, frames=3)),
+item_lists = st.lists(
+    st.integers(3, 6) | st.sampled_from("ab").map(lambda name: make_tiles(name, frames=3)),
     min_size=1,
     max_size=60,
 )
-asked = st.builds(
-    lambda these, room, beams: request_for(prompt("text", *these), max_new_tokens=room, num_beams=beams),
-    items,
+generation_requests = st.builds(
+    lambda these, room, beams: request_for(make_prompt("text", *these), max_new_tokens=room, num_beams=beams),
+    item_lists,
     st.integers(1, 40),
     st.sampled_from([1, 1, 1, 2, 3]),
 )
-scored = st.builds(
-    lambda these, sizes: Request(prompt("text", *these), endings=tuple((3,) * n for n in sizes)),
-    items,
+scoring_requests = st.builds(
+    lambda these, sizes: Request(make_prompt("text", *these), continuations=tuple((3,) * n for n in sizes)),
+    item_lists,
     st.lists(st.integers(1, 30), min_size=1, max_size=4),
 )
 
@@ -180,13 +219,13 @@ scored = st.builds(
     ahead=st.booleans(),
 )
 def test_whatever_comes_and_goes_all_are_served_and_nothing_leaks(data, tokens, rows, pages, ahead):
-    steps = Steps(tokens=tokens, rows=rows, pages=pages, ahead=ahead)
+    steps = SchedulerSimulation(tokens=tokens, rows=rows, pages=pages, launches_ahead=ahead)
     jobs, spoilt = [], set()
     for event in data.draw(st.lists(st.sampled_from("ssscsfsttt"), min_size=1, max_size=40)):
-        going = [job for job in jobs if not job.handle.done]
+        going = [job for job in jobs if not job.handle.is_done]
         if event == "s":
             try:
-                jobs.append(steps.submit(data.draw(asked | scored)))
+                jobs.append(steps.submit(data.draw(generation_requests | scoring_requests)))
             except BadSetting:
                 continue
         elif event == "c" and going:
@@ -196,161 +235,171 @@ def test_whatever_comes_and_goes_all_are_served_and_nothing_leaks(data, tokens, 
         elif event == "f" and going:
             job = data.draw(st.sampled_from(going))
             if job in steps.scheduler.running:
-                steps.step(fail=[job])
+                steps.step(failing=[job])
                 spoilt.add(job)
         else:
             for _ in range(data.draw(st.integers(1, 9))):
                 steps.step()
-    steps.finish()
+    steps.run_until_idle()
     for job in jobs:
         handle, request = job.handle, job.request
-        assert handle.done
+        assert handle.is_done
         if job in spoilt:
             assert handle.finish_reason == "cancelled" or isinstance(handle.error, ValueError)
-        elif request.endings is None and request.rows == 1:
-            assert handle.ids == said(request.prompt, job.room), "sent away or not, it says the same"
+        elif request.continuations is None and request.num_sequences == 1:
+            assert handle.ids == expected_answer(request.prompt, job.max_new_tokens), (
+                "sent away or not, it says the same"
+            )
 
 
 def test_who_comes_first_is_served_first():
-    steps = Steps(rows=2)
+    steps = SchedulerSimulation(rows=2)
     jobs = [
-        steps.submit(request_for(prompt("text", n, *range(3, 20)), max_new_tokens=4)) for n in range(3, 9)
+        steps.submit(request_for(make_prompt("text", n, *range(3, 20)), max_new_tokens=4))
+        for n in range(3, 9)
     ]
     order = []
     while steps.scheduler.is_busy:
         steps.step()
-        order += [n for n, job in enumerate(jobs) if job.handle.done and n not in order]
+        order += [n for n, job in enumerate(jobs) if job.handle.is_done and n not in order]
     assert order == [0, 1, 2, 3, 4, 5]
 
 
 def test_running_answers_flow_while_a_long_prompt_is_read():
-    steps = Steps(tokens=8, pages=40)
-    short = steps.submit(request_for(prompt("text", 3), max_new_tokens=30))
+    steps = SchedulerSimulation(tokens=8, pages=40)
+    short = steps.submit(request_for(make_prompt("text", 3), max_new_tokens=30))
     steps.step()
-    long = steps.submit(request_for(prompt("text", *range(4, 104)), max_new_tokens=2))
+    long = steps.submit(request_for(make_prompt("text", *range(4, 104)), max_new_tokens=2))
     for count in range(2, 13):
         steps.step()
         assert len(short.handle.ids) == count
-        assert long.branches[0].read == 8 * (count - 1)
+        assert long.sequences[0].num_computed_tokens == 8 * (count - 1)
 
 
 def test_the_latest_is_sent_away_and_says_the_same():
-    steps = Steps(pages=7, rows=4)
-    asked = [prompt("text", *range(n, n + 20)) for n in (3, 30, 60)]
+    steps = SchedulerSimulation(pages=7, rows=4)
+    asked = [make_prompt("text", *range(n, n + 20)) for n in (3, 30, 60)]
     jobs = [steps.submit(request_for(one, max_new_tokens=40)) for one in asked]
     sent_away = set()
     while steps.scheduler.is_busy:
         running = set(steps.scheduler.running)
         steps.step()
-        sent_away |= {job for job in running if job in steps.scheduler.queue}
+        sent_away |= {job for job in running if job in steps.scheduler.waiting}
         assert jobs[0] not in sent_away, "the earliest stays"
     assert sent_away
-    assert [job.handle.ids for job in jobs] == [said(one, 40) for one in asked]
+    assert [job.handle.ids for job in jobs] == [expected_answer(one, 40) for one in asked]
 
 
-def test_a_shared_beginning_is_read_once_even_by_those_who_come_together():
-    steps = Steps(rows=8, pages=60, tokens=200)
+def test_a_shared_prefix_is_computed_once_for_concurrent_requests():
+    steps = SchedulerSimulation(rows=8, pages=60, tokens=200)
     shots = range(3, 67)
-    jobs = [steps.submit(request_for(prompt("text", *shots, n), max_new_tokens=3)) for n in range(3, 9)]
-    steps.finish()
-    read = Counter(job for plan in steps.plans for span in plan.spans for job in [span.branch.job])
-    tokens = sum(span.end - span.start for plan in steps.plans for span in plan.spans)
+    jobs = [steps.submit(request_for(make_prompt("text", *shots, n), max_new_tokens=3)) for n in range(3, 9)]
+    steps.run_until_idle()
+    read = Counter(
+        job
+        for plan in steps.scheduler_outputs
+        for span in plan.prefill_chunks
+        for job in [span.sequence.request_state]
+    )
+    tokens = sum(span.end - span.start for plan in steps.scheduler_outputs for span in plan.prefill_chunks)
     assert tokens == 65 + 5 * 1
     assert len(read) == len(jobs)
 
 
 def test_the_turns_of_a_chat_are_read_once():
-    steps = Steps(pages=60, tokens=200)
-    first = steps.submit(request_for(prompt("text", *range(3, 43)), max_new_tokens=30))
-    steps.finish()
+    steps = SchedulerSimulation(pages=60, tokens=200)
+    first = steps.submit(request_for(make_prompt("text", *range(3, 43)), max_new_tokens=30))
+    steps.run_until_idle()
     whole = [*range(3, 43), *first.handle.ids, *range(3, 13)]
-    steps.submit(request_for(prompt("text", *whole), max_new_tokens=1))
+    steps.submit(request_for(make_prompt("text", *whole), max_new_tokens=1))
     plan = steps.step()
-    assert plan.spans[0].start == 40 + 29, "the last token of an answer is chosen, and not read"
+    assert plan.prefill_chunks[0].start == 40 + 29, "the last token of an answer is chosen, and not read"
 
 
 def test_few_frames_a_step_and_each_picture_once():
-    steps = Steps(frames=2, pages=60, tokens=100)
-    asked = prompt("text", 3, picture("a", frames=5), 4)
+    steps = SchedulerSimulation(frames=2, pages=60, tokens=100)
+    asked = make_prompt("text", 3, make_tiles("a", frames=5), 4)
     for _ in range(2):
         steps.submit(request_for(asked, max_new_tokens=1))
     plans = [steps.step() for _ in range(3)]
-    assert [sum(count for _, count in plan.encode) for plan in plans] == [2, 2, 1]
-    assert plans[0].spans[0][1:3] == (0, 1), "what stands before the picture need not wait"
-    steps.finish()
+    assert [sum(count for _, count in plan.encoder_inputs) for plan in plans] == [2, 2, 1]
+    assert plans[0].prefill_chunks[0][1:3] == (0, 1), "what stands before the picture need not wait"
+    steps.run_until_idle()
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers():
-    steps = Steps(pages=5)
+    steps = SchedulerSimulation(pages=5)
     with pytest.raises(
         BadSetting, match=r"60 tokens with up to 6 new ones in 1 row takes 80 .* has 64: give fewer"
     ):
-        steps.submit(request_for(prompt("text", *[3] * 60), max_new_tokens=6))
-    steps.submit(request_for(prompt("text", *[3] * 60), max_new_tokens=5))
-    steps.finish()
+        steps.submit(request_for(make_prompt("text", *[3] * 60), max_new_tokens=6))
+    steps.submit(request_for(make_prompt("text", *[3] * 60), max_new_tokens=5))
+    steps.run_until_idle()
 
 
 def test_the_queue_is_bounded():
-    steps = Steps(queue=2)
+    steps = SchedulerSimulation(queue=2)
     for _ in range(2):
-        last = steps.submit(request_for(prompt("text", 3), max_new_tokens=2))
+        last = steps.submit(request_for(make_prompt("text", 3), max_new_tokens=2))
     with pytest.raises(EngineBusy, match="2 requests are waiting") as caught:
-        steps.submit(request_for(prompt("text", 3), max_new_tokens=2))
+        steps.submit(request_for(make_prompt("text", 3), max_new_tokens=2))
     assert caught.value.limit == 2
     steps.scheduler.cancel(last)
-    steps.submit(request_for(prompt("text", 3), max_new_tokens=2))
+    steps.submit(request_for(make_prompt("text", 3), max_new_tokens=2))
 
 
 def test_an_error_of_a_watcher_is_its_own():
     def watch(id):
         raise LookupError("mine")
 
-    steps = Steps()
-    one = steps.submit(request_for(prompt("text", 3), max_new_tokens=5, watch=watch))
-    other = steps.submit(request_for(prompt("text", 4), max_new_tokens=5))
-    steps.finish()
+    steps = SchedulerSimulation()
+    one = steps.submit(request_for(make_prompt("text", 3), max_new_tokens=5, on_token=watch))
+    other = steps.submit(request_for(make_prompt("text", 4), max_new_tokens=5))
+    steps.run_until_idle()
     assert isinstance(one.handle.error, LookupError)
-    assert other.handle.ids == said(other.request.prompt, 5)
+    assert other.handle.ids == expected_answer(other.request.prompt, 5)
 
 
 def test_the_scheduler_knows_no_torch():
     import subprocess
 
-    code = "import sys, idefics.engine.scheduler, idefics.engine.driver; assert 'torch' not in sys.modules"
+    code = "import sys, idefics.engine.scheduler, idefics.engine.engine_thread; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
 
 @pytest.mark.parametrize("read", [0, 15])
 def test_what_was_not_read_is_never_found(read):
     """A step fails in which a prompt of two pages, or the last token of a page, was to be read."""
-    steps = Steps(tokens=99)
+    steps = SchedulerSimulation(tokens=99)
     ids = list(range(3, 36)) if not read else [3]
-    one = steps.submit(request_for(prompt("text", *ids), max_new_tokens=99), room=40)
+    one = steps.submit(request_for(make_prompt("text", *ids), max_new_tokens=99), max_new_tokens=40)
     for _ in range(read):
         steps.step()
-    steps.step(fail=[one])
+    steps.step(failing=[one])
     assert isinstance(one.handle.error, ValueError)
     whole = [*ids, *one.handle.ids, 5, 6]
-    again = steps.submit(request_for(prompt("text", *whole), max_new_tokens=1))
+    again = steps.submit(request_for(make_prompt("text", *whole), max_new_tokens=1))
     steps.step()
-    assert steps.plans[-1].spans[0].start == (1 if read else 0), "what the first step read, and no more"
-    assert again.handle.done
+    assert steps.scheduler_outputs[-1].prefill_chunks[0].start == (1 if read else 0), (
+        "what the first step read, and no more"
+    )
+    assert again.handle.is_done
 
 
-def test_a_page_ahead_is_taken_only_where_there_are_enough():
+def test_a_page_for_a_launched_step_is_allocated_only_where_enough_are_free():
     """A row that fills its last page has the next one a token early, unless others may soon want it."""
     for pages, expected in ((20, 2), (4, 1)):
-        steps = Steps(pages=pages, rows=3, ahead=True)
-        job = steps.submit(request_for(prompt("text", *[5] * (PAGE - 2)), max_new_tokens=9))
-        while job.branches[0].read < PAGE - 1:
+        steps = SchedulerSimulation(pages=pages, rows=3, launches_ahead=True)
+        job = steps.submit(request_for(make_prompt("text", *[5] * (PAGE_SIZE - 2)), max_new_tokens=9))
+        while job.sequences[0].num_computed_tokens < PAGE_SIZE - 1:
             steps.step()
-        steps.scheduler.plan()
-        assert len(job.branches[0].pages) == expected, pages
+        steps.scheduler.schedule()
+        assert len(job.sequences[0].pages) == expected, pages
 
 
-def test_groups_of_endings_that_fit_are_read_in_one_step():
-    steps = Steps(tokens=24)
-    steps.submit(Request(prompt("text", 5, 6), endings=((3,) * 10, (4,) * 10, (5,) * 30)))
+def test_groups_of_continuations_that_fit_are_computed_in_one_step():
+    steps = SchedulerSimulation(tokens=24)
+    steps.submit(Request(make_prompt("text", 5, 6), continuations=((3,) * 10, (4,) * 10, (5,) * 30)))
     steps.step()
-    sizes = [[span.end for span in steps.step().spans] for _ in range(2)]
+    sizes = [[span.end for span in steps.step().prefill_chunks] for _ in range(2)]
     assert sizes == [[10, 10], [30]]

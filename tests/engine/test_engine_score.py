@@ -3,22 +3,34 @@
 import pytest
 import torch
 
-from engine.fakes import TEXT, VOCABULARY, engine_for, fake, mixed, picture, prompt
-from idefics.engine import score
-from idefics.engine.slow import SlowTwin
+from engine.fakes import (
+    TEXT_CONFIG,
+    VOCAB_SIZE,
+    make_engine,
+    make_fake_model,
+    make_mixed_prompts,
+    make_prompt,
+    make_tiles,
+)
+from idefics.engine import continuation_scores
+from idefics.engine.reference import ReferenceModel
 from idefics.errors import BadPrompt, PromptTooLong
 
 KINDS = ["text", "beside"]
-ENDINGS = [[5], [6, 7, 8], [5, 9], [], [30, 31, 32, 33, 34, 35, 36, 37], [6, 7, 9], [5]]
+CONTINUATIONS = [[5], [6, 7, 8], [5, 9], [], [30, 31, 32, 33, 34, 35, 36, 37], [6, 7, 9], [5]]
 
 
 @torch.inference_mode()
-def slow_scores(model, asked, endings):
+def reference_scores(model, prompt, continuations):
     """Each ending by itself, with no cache."""
     scores = []
-    for ending in endings:
-        h = SlowTwin(model, asked).hidden(tuple(ending))[len(asked) - 1 :][: len(ending)]
-        scores.append(model.logits(h).float().log_softmax(-1)[range(len(ending)), ending].tolist())
+    for continuation in continuations:
+        h = ReferenceModel(model, prompt).hidden_states(tuple(continuation))[len(prompt) - 1 :][
+            : len(continuation)
+        ]
+        scores.append(
+            model.logits(h).float().log_softmax(-1)[range(len(continuation)), continuation].tolist()
+        )
     return scores
 
 
@@ -31,11 +43,11 @@ def assert_same(scores, expected):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", range(10))
 def test_scores_equal_the_slow_reference(kind, which):
-    model, asked = fake(kind), mixed(kind)[which]
-    assert_same(engine_for(model).score(asked, ENDINGS), slow_scores(model, asked, ENDINGS))
+    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[which]
+    assert_same(make_engine(model).score(asked, CONTINUATIONS), reference_scores(model, asked, CONTINUATIONS))
 
 
-def count_passes(model, monkeypatch):
+def count_forward_passes(model, monkeypatch):
     passes, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
     return passes
@@ -44,12 +56,12 @@ def count_passes(model, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [1, 5, 9])
 def test_groups_and_logits_may_be_cut(kind, most, monkeypatch):
-    model, asked = fake(kind), mixed(kind)[4]
-    whole = engine_for(kind).score(asked, ENDINGS)
-    monkeypatch.setattr(score.Scores.__init__, "__defaults__", (most,))
-    monkeypatch.setattr(score.Scores.read, "__defaults__", (2,))
-    passes = count_passes(model, monkeypatch)
-    assert_same(engine_for(model, step_tokens=max(most, len(asked))).score(asked, ENDINGS), whole)
+    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[4]
+    whole = make_engine(kind).score(asked, CONTINUATIONS)
+    monkeypatch.setattr(continuation_scores.ContinuationScores.__init__, "__defaults__", (most,))
+    monkeypatch.setattr(continuation_scores.ContinuationScores.score_group, "__defaults__", (2,))
+    passes = count_forward_passes(model, monkeypatch)
+    assert_same(make_engine(model, step_tokens=max(most, len(asked))).score(asked, CONTINUATIONS), whole)
     # 5, then 6 7 for two endings, then the longest ending's 7 tokens, alone where it is too long.
     read = {1: [1, 2, 7], 5: [3, 7], 9: [3, 7]}[most]
     assert sum(passes[1:]) == sum(read)
@@ -57,55 +69,55 @@ def test_groups_and_logits_may_be_cut(kind, most, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_common_beginnings_are_read_once(kind, monkeypatch):
-    model = fake(kind)
-    passes = count_passes(model, monkeypatch)
-    asked = prompt(kind, picture("cat"), 4, 5)
-    endings = [[n % VOCABULARY, n % 7, n % 11, n % 13] for n in range(300)]
-    scores = engine_for(model).score(asked, endings)
+    model = make_fake_model(kind)
+    passes = count_forward_passes(model, monkeypatch)
+    asked = make_prompt(kind, make_tiles("cat"), 4, 5)
+    endings = [[n % VOCAB_SIZE, n % 7, n % 11, n % 13] for n in range(300)]
+    scores = make_engine(model).score(asked, endings)
     beginnings = {tuple(ending[:n]) for ending in endings for n in (1, 2, 3)}
     assert passes == [len(asked), len(beginnings)]
     assert len(beginnings) < 3 * 300
-    assert sum(model.encoded) == 1
-    assert_same(scores[200:210], slow_scores(model, asked, endings[200:210]))
+    assert sum(model.frames_per_encode) == 1
+    assert_same(scores[200:210], reference_scores(model, asked, endings[200:210]))
 
 
 def test_single_tokens_need_no_second_pass(monkeypatch):
-    model = fake("text")
+    model = make_fake_model("text")
     passes, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
-    asked = prompt("text", 4, 5)
-    scores = engine_for(model).score(asked, [[n] for n in range(VOCABULARY)])
+    asked = make_prompt("text", 4, 5)
+    scores = make_engine(model).score(asked, [[n] for n in range(VOCAB_SIZE)])
     assert passes == [2]
     assert sum(torch.tensor(scores).exp()).item() == pytest.approx(1)
 
 
-def test_no_endings_no_scores():
-    engine = engine_for("text")
-    assert engine.score(prompt("text", 4), []) == []
-    assert engine.score(prompt("text", 4), [[], []]) == [[], []]
+def test_no_continuations_no_scores():
+    engine = make_engine("text")
+    assert engine.score(make_prompt("text", 4), []) == []
+    assert engine.score(make_prompt("text", 4), [[], []]) == [[], []]
 
 
-def test_endings_must_fit_and_be_the_models():
-    engine = engine_for("text")
-    long = prompt("text", *[5] * (TEXT.max_positions - 3))
+def test_continuations_must_fit_and_be_in_the_vocabulary():
+    engine = make_engine("text")
+    long = make_prompt("text", *[5] * (TEXT_CONFIG.max_positions - 3))
     assert len(engine.score(long, [[1, 2, 3]])[0]) == 3
     with pytest.raises(PromptTooLong, match=r"has 157 tokens.*reads 156"):
         engine.score(long, [[1], [1, 2, 3, 4]])
-    with pytest.raises(BadPrompt, match=f"token {VOCABULARY}"):
-        engine.score(prompt("text", 4), [[1, VOCABULARY]])
+    with pytest.raises(BadPrompt, match=f"token {VOCAB_SIZE}"):
+        engine.score(make_prompt("text", 4), [[1, VOCAB_SIZE]])
 
 
 @pytest.mark.parametrize("most", [1, 5, 12, 100])
 def test_no_more_tokens_than_may_be_are_read_at_once(most):
     """But for an ending that is longer by itself."""
     endings = [(7,) * 3, (7, 7, 8, 9), (5, 6), *((n, n, n, n) for n in range(10, 16)), (4,) * 20, (3,)]
-    found = score.Scores(endings, torch.zeros(47), 0, most=most)
-    members = found._members
-    for number, tree in found.trees.items():
+    found = continuation_scores.ContinuationScores(endings, torch.zeros(47), 0, max_group_tokens=most)
+    members = found._indices_by_group
+    for number, tree in found.trie_by_group.items():
         assert (
             len(tree) <= most
             or len(members[number]) == 1
             or len(tree) == max(len(endings[index]) - 1 for index in members[number])
         )
     assert sorted(index for some in members.values() for index in some) == list(range(len(endings) - 1))
-    assert len(found.trees) > 1 or most == 100
+    assert len(found.trie_by_group) > 1 or most == 100

@@ -14,9 +14,9 @@ from tokenizers import AddedToken
 from models import tiny
 from processing import tokenizers_tiny
 
-PAGE = "<doctag><text><loc_1><loc_2>hi</text><otsl><fcel>a<fcel>b<nl></otsl></doctag>"
-WORDS = "<loc_1><loc_2>hiab"  # the same without the tokens that are marked special
-SPECIAL = [
+PAGE_TEXT = "<doctag><text><loc_1><loc_2>hi</text><otsl><fcel>a<fcel>b<nl></otsl></doctag>"
+ORDINARY_CHARACTERS = "<loc_1><loc_2>hiab"  # the same without the tokens that are marked special
+SPECIAL_TOKENS = [
     "<doctag>",
     "<text>",
     "<otsl>",
@@ -28,10 +28,10 @@ SPECIAL = [
     "<formula>",
     "<code>",
 ]
-LOCATIONS = ["<loc_1>", "<loc_2>"]  # not marked special
-ROLES = ["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"]
-END = "<|end_of_text|>"
-TEMPLATE = (
+LOCATION_TOKENS = ["<loc_1>", "<loc_2>"]  # not marked special
+ROLE_TOKENS = ["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"]
+END_OF_TEXT = "<|end_of_text|>"
+CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|start_of_role|>' + message['role'] + '<|end_of_role|>' }}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
     "{% else %}{{ '<image>' }}{% endif %}{% endfor %}{{ '<|end_of_text|>\n' }}{% endfor %}"
@@ -39,45 +39,51 @@ TEMPLATE = (
 )
 
 
-def tokenizer():
-    library = tokenizers_tiny.byte_level()
-    library.add_special_tokens([AddedToken(token, normalized=False) for token in [*ROLES, *SPECIAL]])
-    library.add_tokens([AddedToken(token, normalized=False) for token in LOCATIONS])
+def make_tokenizer():
+    library = tokenizers_tiny.train_byte_level_tokenizer()
+    library.add_special_tokens(
+        [AddedToken(token, normalized=False) for token in [*ROLE_TOKENS, *SPECIAL_TOKENS]]
+    )
+    library.add_tokens([AddedToken(token, normalized=False) for token in LOCATION_TOKENS])
     return library
 
 
-def write(folder, **generation):
-    """The folder. `generation` are more fields of its generation_config.json."""
+def write_checkpoint(folder, **generation_config):
+    """The folder. `generation_config` are more fields of its generation_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    library = tokenizer()
-    raw = tiny.changed(
+    library = make_tokenizer()
+    raw = tiny.merge_config(
         tiny.IDEFICS3,
-        image_token_id=library.token_to_id(tokenizers_tiny.IMAGE),
+        image_token_id=library.token_to_id(tokenizers_tiny.IMAGE_TOKEN),
         text_config={"vocab_size": library.get_vocab_size(), "max_position_embeddings": 1024},
     )
-    model = tiny.model_of(raw)
+    model = tiny.make_random_model(raw)
     with torch.no_grad():
-        _construct(model, library)
+        _set_weights(model, library)
     save_file(
         {name: weight.detach() for name, weight in model.named_parameters()}, folder / "model.safetensors"
     )
     side = raw["vision_config"]["image_size"]
     files = {
         "config": raw,
-        "generation_config": {"eos_token_id": library.token_to_id(END)} | generation,
+        "generation_config": {"eos_token_id": library.token_to_id(END_OF_TEXT)} | generation_config,
         "preprocessor_config": {"max_image_size": {"longest_edge": side}, "size": {"longest_edge": side}},
-        "tokenizer_config": {"chat_template": TEMPLATE, "eos_token": END, "pad_token": END},
+        "tokenizer_config": {
+            "chat_template": CHAT_TEMPLATE,
+            "eos_token": END_OF_TEXT,
+            "pad_token": END_OF_TEXT,
+        },
     }
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    return tokenizers_tiny.write(library, folder)
+    return tokenizers_tiny.write_tokenizer(library, folder)
 
 
-def _construct(model, library):
+def _set_weights(model, library):
     """Layers that add nothing, but for one head that counts tags: a token's embedding goes to the next one's logit."""
-    ids = library.encode(PAGE + END).ids
+    ids = library.encode(PAGE_TEXT + END_OF_TEXT).ids
     column = {id: number for number, id in enumerate(dict.fromkeys(ids))}
-    other, cells, pages = len(column), len(column) + 1, len(column) + 2  # further columns
+    other, table_cells, pages = len(column), len(column) + 1, len(column) + 2  # further columns
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
         if "text_model" in name and "norm" in name:
@@ -94,10 +100,10 @@ def _construct(model, library):
         head[following, column[id]] = 1
     # The mean over all tokens so far of "is a cell" and "is a page" goes into columns of their own.
     layer = "model.text_model.layers.0.self_attn"
-    for row, (id, sum_column) in enumerate([(fcel, cells), (first, pages)]):
+    for row, (id, sum_column) in enumerate([(fcel, table_cells), (first, pages)]):
         weights[f"{layer}.v_proj.weight"][row, column[id]] = 1
         weights[f"{layer}.o_proj.weight"][sum_column, row] = 1
     a, b = (following for id, following in pairwise(ids) if id == fcel)
     for following, sign in ((a, -1), (b, 1)):
-        head[following, cells], head[following, pages] = sign * 0.05, -sign * 0.075
+        head[following, table_cells], head[following, pages] = sign * 0.05, -sign * 0.075
     head *= 200  # beyond doubt

@@ -1,37 +1,38 @@
 """The small files of every released checkpoint, field for field: what they state, what they leave out, what is dead.
 
-`RELEASED` has them at their real size, by the catalog's short names. `FLAT` and `DIFFERENCES` are the two older layouts
-of Idefics's config.json. `scaled` makes a config.json tiny and keeps its set of fields.
+`RELEASED` has them at their real size, by the catalog's short names. `FLAT_CONFIG` and
+`CONFIG_WITH_DIFFERENCES_ONLY` are the two older layouts of Idefics's config.json.
+`shrink_config` makes a config.json tiny and keeps its set of fields.
 Where a file itself could not be seen, its fields are those of its nearest relative.
 """
 
 from dataclasses import dataclass, field
 
-FAKE, IMAGE, TURN_END = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
+FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Released:
+class ReleasedCheckpoint:
     """What stands beside the weights of one checkpoint.
 
     Attributes:
-        config, generation, preprocessor, processor, tokenizer: config.json, generation_config.json,
+        config, generation_config, preprocessor, processor, tokenizer: config.json, generation_config.json,
             preprocessor_config.json, processor_config.json and tokenizer_config.json; {} where there is none.
         template: the chat template; "" where no file has one.
         template_in: the file that holds it.
-        tokens: what the ids in these files stand for.
+        token_by_id: what the ids in these files stand for.
         spare_tokens: tokens of tokenizer.json that the model has no row for.
         shards: how many files the weights are in.
     """
 
     config: dict
-    generation: dict
+    generation_config: dict
     preprocessor: dict
     processor: dict = field(default_factory=dict)
     tokenizer: dict
     template: str = ""
     template_in: str = "chat_template.json"
-    tokens: dict
+    token_by_id: dict
     spare_tokens: int = 0
     shards: int = 1
 
@@ -48,7 +49,7 @@ CLIP_PREPROCESSOR = {
 }
 
 
-def idefics(width, inner, layers, heads, epsilon, additional, *, shards):
+def make_idefics(width, inner, layers, heads, epsilon, additional, *, shards):
     """Idefics: the nested layout of config.json; no chat template, no processor_config.json."""
     config = {
         "_name_or_path": "None",
@@ -114,10 +115,15 @@ def idefics(width, inner, layers, heads, epsilon, additional, *, shards):
         "vocab_size": 32000,
         "word_embed_proj_dim": width,
     }
-    special = [FAKE, IMAGE, TURN_END][:additional]
-    return Released(
+    special = [FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE][:additional]
+    return ReleasedCheckpoint(
         config=config,
-        generation={"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        generation_config={
+            "_from_model_config": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
         preprocessor=CLIP_PREPROCESSOR,
         tokenizer={
             "additional_special_tokens": special,
@@ -130,7 +136,7 @@ def idefics(width, inner, layers, heads, epsilon, additional, *, shards):
             "tokenizer_class": "LlamaTokenizer",
             "unk_token": "<unk>",
         },
-        tokens={0: "<unk>", 1: "<s>", 2: "</s>"} | dict(enumerate(special, 32000)),
+        token_by_id={0: "<unk>", 1: "<s>", 2: "</s>"} | dict(enumerate(special, 32000)),
         shards=shards,
     )
 
@@ -138,7 +144,7 @@ def idefics(width, inner, layers, heads, epsilon, additional, *, shards):
 # --- Idefics 2 and later
 
 
-def dialogue(start="", *, video=False):
+def make_chat_template(start="", *, video=False):
     """The chat template of the later families; the first word of a picture's turn stands right behind the colon."""
     video_part = "{% elif line['type'] == 'video' %}{{ '<video>' }}" if video else ""
     return (
@@ -150,7 +156,7 @@ def dialogue(start="", *, video=False):
     )
 
 
-def preprocessor(kind, size, **more):
+def make_preprocessor_config(kind, size, **more):
     """preprocessor_config.json: everything is said."""
     return {
         "do_convert_rgb": True,
@@ -169,7 +175,7 @@ def preprocessor(kind, size, **more):
     }
 
 
-def idefics2(vocabulary, *, instruct=True):
+def make_idefics2(vocabulary, *, instruct=True):
     """Idefics 2: config.json states sizes of the tower and little else; the rest is class defaults."""
     perceiver = {"model_type": "idefics2"}
     text = {
@@ -183,7 +189,7 @@ def idefics2(vocabulary, *, instruct=True):
         {"bad_words_ids": [[32000], [32001]], "eos_token_id": [2, 32002]} if instruct else {"eos_token_id": 2}
     )
     splits = {"do_image_splitting": instruct}
-    return Released(
+    return ReleasedCheckpoint(
         config={
             "architectures": ["Idefics2ForConditionalGeneration"],
             "image_token_id": 32001,
@@ -203,13 +209,13 @@ def idefics2(vocabulary, *, instruct=True):
                 "patch_size": 14,
             },
         },
-        generation={"_from_model_config": True, "bos_token_id": 1, "pad_token_id": 0, **ends},
-        preprocessor=preprocessor(
+        generation_config={"_from_model_config": True, "bos_token_id": 1, "pad_token_id": 0, **ends},
+        preprocessor=make_preprocessor_config(
             "Idefics2", {"longest_edge": 980, "shortest_edge": 378}, resample=2, **splits
         ),
         processor={"image_seq_len": 64, "processor_class": "Idefics2Processor"},
         tokenizer={
-            "additional_special_tokens": [FAKE, IMAGE, TURN_END],
+            "additional_special_tokens": [FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE],
             "bos_token": "<s>",
             "clean_up_tokenization_spaces": False,
             "eos_token": "</s>",
@@ -220,16 +226,23 @@ def idefics2(vocabulary, *, instruct=True):
             "tokenizer_class": "LlamaTokenizer",
             "unk_token": "<unk>",
         },
-        template=dialogue() if instruct else "",
+        template=make_chat_template() if instruct else "",
         template_in="processor_config.json",
-        tokens={0: "<unk>", 1: "<s>", 2: "</s>", 32000: FAKE, 32001: IMAGE, 32002: TURN_END},
+        token_by_id={
+            0: "<unk>",
+            1: "<s>",
+            2: "</s>",
+            32000: FAKE_IMAGE_TOKEN,
+            32001: IMAGE_TOKEN,
+            32002: END_OF_UTTERANCE,
+        },
         spare_tokens=32003 - vocabulary,  # the base's tokenizer has a turn end that its model has no row for
         shards=7,
     )
 
 
 # What the training code left behind; none of it means anything to the model.
-DEAD = {
+UNUSED_IDEFICS3_FIELDS = {
     "_flash_attn_2_enabled": True,
     "_name_or_path": "None",
     "architectures": ["VLlama3ForCausalLM"],
@@ -252,7 +265,7 @@ DEAD = {
     "rope_interleaved": False,
     "use_resampler": False,
 }
-SO400M = {
+SIGLIP_SO400M_CONFIG = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_attention_heads": 16,
@@ -260,10 +273,10 @@ SO400M = {
     "patch_size": 14,
 }
 # SigLIP-B leaves out its 12 layers, inner width 3072, epsilon and activation.
-SIGLIP_B = {"hidden_size": 768, "num_attention_heads": 12, "patch_size": 16}
+SIGLIP_BASE_CONFIG = {"hidden_size": 768, "num_attention_heads": 12, "patch_size": 16}
 
 
-def idefics3(
+def make_idefics3(
     text,
     tower,
     *,
@@ -283,7 +296,7 @@ def idefics3(
     sizes = {"max_image_size": {"longest_edge": side}, "size": {"longest_edge": longest}}
     video = {"video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": side}}}
     named = {content: id for id, content in tokens.items()}
-    return Released(
+    return ReleasedCheckpoint(
         config={
             "architectures": [f"{kind}ForConditionalGeneration"],
             "image_token_id": image,
@@ -303,11 +316,17 @@ def idefics3(
                 **tower,
             },
         },
-        generation={"_from_model_config": True, **generation},
-        preprocessor=preprocessor(kind, resample=1, **sizes, **(video if kind == "SmolVLM" else {})),
+        generation_config={"_from_model_config": True, **generation},
+        preprocessor=make_preprocessor_config(
+            kind, resample=1, **sizes, **(video if kind == "SmolVLM" else {})
+        ),
         processor={"image_seq_len": sequence, "processor_class": f"{kind}Processor"},
         tokenizer={
-            "additional_special_tokens": [FAKE, IMAGE, *([TURN_END] if TURN_END in named else [])],
+            "additional_special_tokens": [
+                FAKE_IMAGE_TOKEN,
+                IMAGE_TOKEN,
+                *([END_OF_UTTERANCE] if END_OF_UTTERANCE in named else []),
+            ],
             "bos_token": tokens[generation["bos_token_id"]],
             "clean_up_tokenization_spaces": False,
             "model_max_length": text["max_position_embeddings"],
@@ -315,7 +334,7 @@ def idefics3(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "truncation_side": "left",
         },
-        tokens=tokens,
+        token_by_id=tokens,
         **more,
     )
 
@@ -327,16 +346,16 @@ SMOL_TOKENS = {
     2: "<|im_end|>",
     49152: "<global-img>",
     **{49153 + 6 * r + c: f"<row_{r + 1}_col_{c + 1}>" for r in range(6) for c in range(6)},
-    49189: FAKE,
-    49190: IMAGE,
-    49279: TURN_END,
+    49189: FAKE_IMAGE_TOKEN,
+    49190: IMAGE_TOKEN,
+    49279: END_OF_UTTERANCE,
 }
 
 
-def smolvlm_small(width, inner, heads, kv_heads, *, kind="Idefics3", dtype="bfloat16", **layers):
+def make_small_smolvlm(width, inner, heads, kv_heads, *, kind="Idefics3", dtype="bfloat16", **layers):
     """SmolVLM 256M and 500M of both generations; the latter leaves its 32 layers out."""
     text = {
-        **DEAD,
+        **UNUSED_IDEFICS3_FIELDS,
         "head_dim": 64,
         "hidden_size": width,
         "intermediate_size": inner,
@@ -349,9 +368,9 @@ def smolvlm_small(width, inner, heads, kv_heads, *, kind="Idefics3", dtype="bflo
         "vocab_size": 49280,
         **layers,
     }
-    return idefics3(
+    return make_idefics3(
         text,
-        {**SIGLIP_B, "use_base_siglip": False},
+        {**SIGLIP_BASE_CONFIG, "use_base_siglip": False},
         side=512,
         longest=2048,
         factor=4,
@@ -361,16 +380,16 @@ def smolvlm_small(width, inner, heads, kv_heads, *, kind="Idefics3", dtype="bflo
         tokens=SMOL_TOKENS,
         kind=kind,
         dtype=dtype,
-        template=dialogue("<|im_start|>", video=kind == "SmolVLM"),
+        template=make_chat_template("<|im_start|>", video=kind == "SmolVLM"),
     )
 
 
-def smolvlm_large(
+def make_large_smolvlm(
     vocabulary, positions, image, generation, tokens, *, kind="Idefics3", dtype="bfloat16", shards=1
 ):
     """SmolVLM 2.2B of both generations: the 32 heads are left out."""
     text = {
-        **DEAD,
+        **UNUSED_IDEFICS3_FIELDS,
         "head_dim": 64,
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -381,9 +400,9 @@ def smolvlm_large(
         "rope_theta": 273768.0,
         "vocab_size": vocabulary,
     }
-    return idefics3(
+    return make_idefics3(
         text,
-        {**SO400M, "use_base_siglip": False},
+        {**SIGLIP_SO400M_CONFIG, "use_base_siglip": False},
         side=384,
         longest=1536,
         factor=3,
@@ -393,12 +412,12 @@ def smolvlm_large(
         tokens=tokens,
         kind=kind,
         dtype=dtype,
-        template=dialogue("<|im_start|>", video=kind == "SmolVLM"),
+        template=make_chat_template("<|im_start|>", video=kind == "SmolVLM"),
         shards=shards,
     )
 
 
-LLAMA31 = {
+LLAMA31_CONFIG = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "max_position_embeddings": 131072,
@@ -422,11 +441,11 @@ LLAMA31_TOKENS = {
     128002: "<|reserved_special_token_0|>",
     128008: "<|eom_id|>",
     128009: "<|eot_id|>",
-    128256: FAKE,
-    128257: IMAGE,
-    128258: TURN_END,
+    128256: FAKE_IMAGE_TOKEN,
+    128257: IMAGE_TOKEN,
+    128258: END_OF_UTTERANCE,
 }
-GRANITE = {
+GRANITE_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
     "bos_token_id": 100264,
@@ -454,11 +473,11 @@ GRANITE_TEMPLATE = (
 )
 
 
-def granite_docling():
+def make_granite_docling():
     """A successor with another vocabulary and tied tables."""
-    released = idefics3(
-        GRANITE,
-        SIGLIP_B,
+    released = make_idefics3(
+        GRANITE_CONFIG,
+        SIGLIP_BASE_CONFIG,
         side=512,
         longest=2048,
         factor=4,
@@ -469,7 +488,7 @@ def granite_docling():
             100257: "<|end_of_text|>",
             100264: "<|start_of_role|>",
             100265: "<|end_of_role|>",
-            100270: IMAGE,
+            100270: IMAGE_TOKEN,
         },
         template=GRANITE_TEMPLATE,
         template_in="chat_template.jinja",
@@ -482,23 +501,23 @@ LARGE_TOKENS = {
     0: "<|endoftext|>",
     1: "<|im_start|>",
     2: "<|im_end|>",
-    49152: FAKE,
-    49153: IMAGE,
-    49154: TURN_END,
+    49152: FAKE_IMAGE_TOKEN,
+    49153: IMAGE_TOKEN,
+    49154: END_OF_UTTERANCE,
 }
 LARGE_GENERATION = {"bos_token_id": 0, "eos_token_id": 49154, "pad_token_id": 2}
 
-RELEASED = {
-    "9b": idefics(4096, 11008, 32, 32, 1e-6, 2, shards=2),
-    "9b-instruct": idefics(4096, 11008, 32, 32, 1e-6, 3, shards=2),
-    "80b": idefics(8192, 22016, 80, 64, 1e-5, 2, shards=17),
-    "80b-instruct": idefics(8192, 22016, 80, 64, 1e-5, 3, shards=17),
-    "idefics2-8b-base": idefics2(32002, instruct=False),
-    "idefics2-8b": idefics2(32003),
-    "idefics2-8b-chatty": idefics2(32003),
-    "idefics3-8b": idefics3(
-        LLAMA31,
-        SO400M,
+RELEASED_BY_NAME = {
+    "9b": make_idefics(4096, 11008, 32, 32, 1e-6, 2, shards=2),
+    "9b-instruct": make_idefics(4096, 11008, 32, 32, 1e-6, 3, shards=2),
+    "80b": make_idefics(8192, 22016, 80, 64, 1e-5, 2, shards=17),
+    "80b-instruct": make_idefics(8192, 22016, 80, 64, 1e-5, 3, shards=17),
+    "idefics2-8b-base": make_idefics2(32002, instruct=False),
+    "idefics2-8b": make_idefics2(32003),
+    "idefics2-8b-chatty": make_idefics2(32003),
+    "idefics3-8b": make_idefics3(
+        LLAMA31_CONFIG,
+        SIGLIP_SO400M_CONFIG,
         side=364,
         longest=1456,
         factor=2,
@@ -510,33 +529,39 @@ RELEASED = {
             "pad_token_id": 128002,
         },
         tokens=LLAMA31_TOKENS,
-        template=dialogue("<|begin_of_text|>"),
+        template=make_chat_template("<|begin_of_text|>"),
         shards=4,
     ),
-    "smolvlm-256m": smolvlm_small(576, 1536, 9, 3, num_hidden_layers=30),
-    "smolvlm-500m": smolvlm_small(960, 2560, 15, 5),
-    "smolvlm-2.2b": smolvlm_large(49155, 16384, 49153, LARGE_GENERATION, LARGE_TOKENS),
-    "smolvlm2-256m": smolvlm_small(576, 1536, 9, 3, num_hidden_layers=30, kind="SmolVLM", dtype="float32"),
-    "smolvlm2-500m": smolvlm_small(960, 2560, 15, 5, kind="SmolVLM", dtype="float32"),
-    "smolvlm2-2.2b": smolvlm_large(
+    "smolvlm-256m": make_small_smolvlm(576, 1536, 9, 3, num_hidden_layers=30),
+    "smolvlm-500m": make_small_smolvlm(960, 2560, 15, 5),
+    "smolvlm-2.2b": make_large_smolvlm(49155, 16384, 49153, LARGE_GENERATION, LARGE_TOKENS),
+    "smolvlm2-256m": make_small_smolvlm(
+        576, 1536, 9, 3, num_hidden_layers=30, kind="SmolVLM", dtype="float32"
+    ),
+    "smolvlm2-500m": make_small_smolvlm(960, 2560, 15, 5, kind="SmolVLM", dtype="float32"),
+    "smolvlm2-2.2b": make_large_smolvlm(
         49280, 8192, 49190, SMOL_GENERATION, SMOL_TOKENS, kind="SmolVLM", dtype="float32", shards=2
     ),
-    "smoldocling-256m": smolvlm_small(576, 1536, 9, 3, num_hidden_layers=30),
-    "granite-docling-258m": granite_docling(),
+    "smoldocling-256m": make_small_smolvlm(576, 1536, 9, 3, num_hidden_layers=30),
+    "granite-docling-258m": make_granite_docling(),
 }
 
 # --- The older layouts of Idefics's config.json
 
-PARTS = ("vision_config", "perceiver_config")
+NESTED_CONFIG_KEYS = ("vision_config", "perceiver_config")
 # transformers 4.3x wrote only what differs from the class: 9b's perceiver in one field, its tower's width in another.
-DIFFERENCES = {
-    **RELEASED["9b"].config,
+CONFIG_WITH_DIFFERENCES_ONLY = {
+    **RELEASED_BY_NAME["9b"].config,
     "perceiver_config": {"qk_layer_norms_perceiver": True},
     "vision_config": {"embed_dim": 1280},
 }
 # As the first revisions had it, and the tiny random checkpoints that tests everywhere use.
-FLAT = {
-    **{key: value for key, value in RELEASED["80b-instruct"].config.items() if key not in PARTS},
+FLAT_CONFIG = {
+    **{
+        key: value
+        for key, value in RELEASED_BY_NAME["80b-instruct"].config.items()
+        if key not in NESTED_CONFIG_KEYS
+    },
     "alpha_type": "vector",
     "architectures": ["IdeficsForCausalLM"],
     "qk_layer_norms_perceiver": True,
@@ -552,45 +577,53 @@ FLAT = {
     "vision_num_hidden_layers": 32,
     "vision_patch_size": 14,
 }
-del FLAT["max_position_embeddings"]  # there it is max_sequence_length
+del FLAT_CONFIG["max_position_embeddings"]  # there it is max_sequence_length
 
 # --- Tiny ones
 
-TOWER = {
+TINY_VISION_SIZES = {
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_attention_heads": 2,
     "num_hidden_layers": 2,
     "patch_size": 7,
 }
-DECODER = {
+TINY_TEXT_SIZES = {
     "hidden_size": 64,
     "intermediate_size": 40,
     "num_attention_heads": 4,
     "num_hidden_layers": 2,
     "num_key_value_heads": 2,
 }
-PERCEIVER = {"resampler_depth": 2, "resampler_head_dim": 8, "resampler_n_heads": 2, "resampler_n_latents": 5}
-IDEFICS = {
+TINY_PERCEIVER_SIZES = {
+    "resampler_depth": 2,
+    "resampler_head_dim": 8,
+    "resampler_n_heads": 2,
+    "resampler_n_latents": 5,
+}
+TINY_IDEFICS_SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "ffn_dim": 48,
     "num_attention_heads": 2,
     "num_hidden_layers": 4,
-    "perceiver_config": PERCEIVER,
-    "vision_config": {**TOWER, "embed_dim": 16, "image_size": 28},
+    "perceiver_config": TINY_PERCEIVER_SIZES,
+    "vision_config": {**TINY_VISION_SIZES, "embed_dim": 16, "image_size": 28},
     "word_embed_proj_dim": 32,
-    **PERCEIVER,
-    **{f"vision_{key}": size for key, size in (TOWER | {"embed_dim": 16, "image_size": 28}).items()},
+    **TINY_PERCEIVER_SIZES,
+    **{
+        f"vision_{key}": size
+        for key, size in (TINY_VISION_SIZES | {"embed_dim": 16, "image_size": 28}).items()
+    },
 }
-SIDES = {
+IMAGE_SIZE_BY_SCALE_FACTOR = {
     2: 28,
     3: 44,
     4: 28,
 }  # pixel-shuffle factor -> side; 44 is no multiple of the patch, as 384 is none of 14
 
 
-def scaled(raw, vocabulary=30):
+def shrink_config(raw, vocabulary=30):
     """A tiny config.json: the sizes that `raw` states are small, and what it leaves out stays left out.
 
     But for Idefics 2's decoder, whose class defaults are 8B's, and the side of pictures: small ones are put in.
@@ -599,23 +632,29 @@ def scaled(raw, vocabulary=30):
         vision = (
             {"vision_config": {"image_size": 224, **raw["vision_config"]}} if "vision_config" in raw else {}
         )
-        return _with_sizes(raw | vision, IDEFICS) | {"vocab_size": vocabulary}
-    text = DECODER if "num_attention_heads" in raw["text_config"] else DECODER | {"head_dim": 2}
+        return _with_sizes(raw | vision, TINY_IDEFICS_SIZES) | {"vocab_size": vocabulary}
+    text = (
+        TINY_TEXT_SIZES if "num_attention_heads" in raw["text_config"] else TINY_TEXT_SIZES | {"head_dim": 2}
+    )
     if raw["model_type"] == "idefics2":
-        raw = {**raw, "text_config": raw["text_config"] | DECODER}
+        raw = {**raw, "text_config": raw["text_config"] | TINY_TEXT_SIZES}
         return _with_sizes(
-            raw, {"text_config": {"vocab_size": vocabulary}, "vision_config": {**TOWER, "image_size": 56}}
+            raw,
+            {
+                "text_config": {"vocab_size": vocabulary},
+                "vision_config": {**TINY_VISION_SIZES, "image_size": 56},
+            },
         )
-    side = SIDES[raw["scale_factor"]]
+    side = IMAGE_SIZE_BY_SCALE_FACTOR[raw["scale_factor"]]
     sizes = {
         "text_config": {"head_dim": 16, "pad_token_id": 2, **text, "vocab_size": vocabulary},
-        "vision_config": {**TOWER, "image_size": side, **pictures(side)},
+        "vision_config": {**TINY_VISION_SIZES, "image_size": side, **small_tile_settings(side)},
         "vocab_size": vocabulary,
     }
     return _with_sizes(raw, sizes)
 
 
-def pictures(side):
+def small_tile_settings(side):
     """Two tiles a side, in the words of the preprocessor."""
     return {"max_image_size": {"longest_edge": side}, "size": {"longest_edge": 2 * side}}
 

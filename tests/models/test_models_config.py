@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
-from idefics.models import build, family_for, read_checkpoint
-from idefics.models.family import stop_ids
+from idefics.models import build_on_meta_device, family_for, read_checkpoint
+from idefics.models.family import read_stop_ids
 from models import tiny
-from models.released import DIFFERENCES, RELEASED
+from models.released import CONFIG_WITH_DIFFERENCES_ONLY, RELEASED_BY_NAME
 
-IDEFICS_9B, IDEFICS3_8B = RELEASED["9b"].config, RELEASED["idefics3-8b"].config
-SMOLVLM_500M, SMOLVLM_2B = RELEASED["smolvlm-500m"].config, RELEASED["smolvlm-2.2b"].config
-SMOLVLM2_500M = RELEASED["smolvlm2-500m"].config
-
-
-def config(raw, generation=None):
-    return family_for(raw["model_type"]).config(raw, generation or {})
+IDEFICS_9B, IDEFICS3_8B = RELEASED_BY_NAME["9b"].config, RELEASED_BY_NAME["idefics3-8b"].config
+SMOLVLM_500M, SMOLVLM_2B = RELEASED_BY_NAME["smolvlm-500m"].config, RELEASED_BY_NAME["smolvlm-2.2b"].config
+SMOLVLM2_500M = RELEASED_BY_NAME["smolvlm2-500m"].config
 
 
-def checkpoint(folder, raw, generation=None):
+def parse_config(raw, generation=None):
+    return family_for(raw["model_type"]).read_config(raw, generation or {})
+
+
+def write_and_read_checkpoint(folder, raw, generation=None):
     (folder / "config.json").write_text(json.dumps(raw))
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
@@ -30,18 +30,18 @@ def checkpoint(folder, raw, generation=None):
 
 
 def test_500m_leaves_out_its_layers():
-    text = config(SMOLVLM_500M).text
-    assert (text.layers, text.heads, text.kv_heads, text.head_size) == (32, 15, 5, 64)
+    text = parse_config(SMOLVLM_500M).text
+    assert (text.num_layers, text.num_heads, text.num_kv_heads, text.head_size) == (32, 15, 5, 64)
 
 
 def test_2b_leaves_out_its_heads():
-    text = config(SMOLVLM_2B).text
-    assert (text.layers, text.heads, text.kv_heads, text.head_size) == (24, 32, 32, 64)
+    text = parse_config(SMOLVLM_2B).text
+    assert (text.num_layers, text.num_heads, text.num_kv_heads, text.head_size) == (24, 32, 32, 64)
 
 
 def test_small_towers_leave_out_most():
-    vision = config(SMOLVLM_500M).vision
-    assert (vision.layers, vision.inner, vision.norm_epsilon) == (12, 3072, 1e-6)
+    vision = parse_config(SMOLVLM_500M).vision
+    assert (vision.num_layers, vision.intermediate_size, vision.norm_epsilon) == (12, 3072, 1e-6)
     assert vision.activation == "gelu_pytorch_tanh"
 
 
@@ -57,7 +57,7 @@ def test_new_files_say_the_same(tmp_path, raw):
     new = json.loads((tmp_path / "config.json").read_text())
     assert "torch_dtype" not in new
     assert "rope_parameters" in new.get("text_config", new)
-    assert read_checkpoint(tmp_path).config == config(raw)
+    assert read_checkpoint(tmp_path).config == parse_config(raw)
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_defaults_are_those_of_the_classes(tmp_path, model_type, nested):
     transformers = pytest.importorskip("transformers")
     classes = getattr(transformers, tiny.ARCHITECTURES[model_type][0])
     classes(**nested).save_pretrained(tmp_path)
-    written, silent = read_checkpoint(tmp_path).config, config({"model_type": model_type, **nested})
+    written, silent = read_checkpoint(tmp_path).config, parse_config({"model_type": model_type, **nested})
     assert written == silent
 
 
-FLAT = {
+FLAT_CONFIG = {
     "additional_vocab_size": 3,
     "alpha_type": "vector",
     "architectures": ["IdeficsForCausalLM"],
@@ -103,9 +103,11 @@ FLAT = {
     "vision_patch_size": 7,
     "vocab_size": 100,
 }
-TEXT_KEYS = [key for key in FLAT if not key.startswith(("vision_", "resampler_", "qk_layer_norms_perceiver"))]
-NESTED = {
-    **{key: FLAT[key] for key in TEXT_KEYS},
+TEXT_KEYS = [
+    key for key in FLAT_CONFIG if not key.startswith(("vision_", "resampler_", "qk_layer_norms_perceiver"))
+]
+NESTED_CONFIG = {
+    **{key: FLAT_CONFIG[key] for key in TEXT_KEYS},
     "max_position_embeddings": 512,
     "perceiver_config": {
         "qk_layer_norms_perceiver": True,
@@ -129,43 +131,48 @@ NESTED = {
 
 
 def test_idefics1_flat_layout():
-    assert config(FLAT) == config(NESTED)
-    vision, resampler = config(FLAT).vision, config(FLAT).resampler
-    assert (vision.width, vision.inner, vision.layers) == (48, 80, 3)
-    assert (vision.heads, vision.side, vision.patch) == (6, 28, 7)
-    assert (resampler.depth, resampler.heads, resampler.head_size, resampler.latents) == (2, 3, 8, 7)
-    assert resampler.qk_norms
+    assert parse_config(FLAT_CONFIG) == parse_config(NESTED_CONFIG)
+    vision, resampler = parse_config(FLAT_CONFIG).vision, parse_config(FLAT_CONFIG).resampler
+    assert (vision.hidden_size, vision.intermediate_size, vision.num_layers) == (48, 80, 3)
+    assert (vision.num_heads, vision.image_size, vision.patch_size) == (6, 28, 7)
+    assert (resampler.depth, resampler.num_heads, resampler.head_size, resampler.num_latents) == (2, 3, 8, 7)
+    assert resampler.has_qk_norms
 
 
 def test_idefics1_diff_only_layout():
     """transformers 4.3x wrote only what is no default: 9b's perceiver in one field, its tower's width in another."""
-    assert config(DIFFERENCES) == config(IDEFICS_9B)
+    assert parse_config(CONFIG_WITH_DIFFERENCES_ONLY) == parse_config(IDEFICS_9B)
 
 
 def test_idefics1_tower_without_a_width_is_the_class_default():
-    assert config(tiny.changed(IDEFICS_9B, vision_config={"embed_dim": None})).vision.width == 768
+    assert (
+        parse_config(tiny.merge_config(IDEFICS_9B, vision_config={"embed_dim": None})).vision.hidden_size
+        == 768
+    )
 
 
 @pytest.mark.parametrize("top", [True, False])
 @pytest.mark.parametrize("nested", [True, False, None])
 def test_top_level_use_resampler_decides(top, nested):
-    raw = tiny.changed(tiny.IDEFICS1, use_resampler=top, perceiver_config={"use_resampler": nested})
-    assert (config(raw).resampler is not None) == top
+    raw = tiny.merge_config(tiny.IDEFICS1, use_resampler=top, perceiver_config={"use_resampler": nested})
+    assert (parse_config(raw).resampler is not None) == top
 
 
 def test_old_llama_scaling_says_the_same():
     """`type` before `rope_type`, and `rope_scaling` before `rope_parameters`."""
     scaling = dict(IDEFICS3_8B["text_config"]["rope_scaling"])
     old = {**scaling, "type": scaling.pop("rope_type")}
-    assert config(tiny.changed(IDEFICS3_8B, text_config={"rope_scaling": old})) == config(IDEFICS3_8B)
-    rope = config(IDEFICS3_8B).text.rope
+    assert parse_config(tiny.merge_config(IDEFICS3_8B, text_config={"rope_scaling": old})) == parse_config(
+        IDEFICS3_8B
+    )
+    rope = parse_config(IDEFICS3_8B).text.rope
     assert (rope.theta, rope.factor, rope.original_max_positions) == (500000.0, 8.0, 8192)
     assert (rope.low_frequency_factor, rope.high_frequency_factor) == (1.0, 4.0)
 
 
 def test_smolvlm_is_idefics3():
-    renamed = config({**SMOLVLM_500M, "model_type": "smolvlm"})
-    assert replace(renamed, model_type="idefics3") == config(SMOLVLM_500M)
+    renamed = parse_config({**SMOLVLM_500M, "model_type": "smolvlm"})
+    assert replace(renamed, model_type="idefics3") == parse_config(SMOLVLM_500M)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +183,15 @@ def test_smolvlm_is_idefics3():
         pytest.param(IDEFICS_9B, {"eos_token_id": [32002, 2]}, (32002, 2), id="before config.json"),
         pytest.param({**IDEFICS_9B, "eos_token_id": 7}, {}, (7,), id="config.json"),
         pytest.param({**IDEFICS_9B, "eos_token_id": 7}, {"eos_token_id": None}, (7,), id="null"),
-        pytest.param(tiny.changed(SMOLVLM_500M, text_config={"eos_token_id": [5, 6]}), {}, (5, 6), id="text"),
+        pytest.param(
+            tiny.merge_config(SMOLVLM_500M, text_config={"eos_token_id": [5, 6]}), {}, (5, 6), id="text"
+        ),
         pytest.param(SMOLVLM_500M, {}, (2,), id="the class's own"),
     ],
 )
 def test_stop_ids(tmp_path, raw, generation, stops):
     expected = stops or tuple(generation["eos_token_id"])
-    assert checkpoint(tmp_path, raw, generation).config.stop_ids == expected
+    assert write_and_read_checkpoint(tmp_path, raw, generation).config.stop_ids == expected
 
 
 @pytest.mark.parametrize(
@@ -194,7 +203,7 @@ def test_stop_ids(tmp_path, raw, generation, stops):
     ],
 )
 def test_dtype(raw, dtype):
-    assert config(raw).dtype == dtype
+    assert parse_config(raw).dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -212,7 +221,7 @@ def test_dtype(raw, dtype):
 )
 def test_what_is_not_known_is_refused(tmp_path, changes, words):
     with pytest.raises(UnsupportedModel) as refusal:
-        checkpoint(tmp_path, tiny.changed(tiny.IDEFICS3, **changes))
+        write_and_read_checkpoint(tmp_path, tiny.merge_config(tiny.IDEFICS3, **changes))
     for word in words:
         assert word in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -228,24 +237,24 @@ def test_what_is_not_known_is_refused(tmp_path, changes, words):
 )
 def test_what_is_not_known_is_refused_by_idefics1(changes, words):
     with pytest.raises(UnsupportedModel) as refusal:
-        config(tiny.changed(tiny.IDEFICS1, **changes))
+        parse_config(tiny.merge_config(tiny.IDEFICS1, **changes))
     for word in words:
         assert word in str(refusal.value)
 
 
 def test_incomplete_llama_scaling_is_refused():
-    raw = tiny.changed(IDEFICS3_8B, text_config={"rope_scaling": {"low_freq_factor": None}})
+    raw = tiny.merge_config(IDEFICS3_8B, text_config={"rope_scaling": {"low_freq_factor": None}})
     with pytest.raises(BrokenCheckpoint, match="without its 'low_freq_factor'"):
-        config(raw)
+        parse_config(raw)
 
 
 def test_no_quantisation_is_no_quantisation(tmp_path):
-    assert checkpoint(tmp_path, {**tiny.IDEFICS3, "quantization_config": None})
+    assert write_and_read_checkpoint(tmp_path, {**tiny.IDEFICS3, "quantization_config": None})
 
 
 @pytest.mark.parametrize("layers", [3, 5, 6])
 def test_layers_are_a_multiple_of_the_interval(layers):
-    model = config({**tiny.IDEFICS1, "num_hidden_layers": layers, "cross_layer_interval": 4})
+    model = parse_config({**tiny.IDEFICS1, "num_hidden_layers": layers, "cross_layer_interval": 4})
     with pytest.raises(
         UnsupportedModel, match=rf"{layers} layers .* every 4: .* multiple of cross_layer_interval"
     ):
@@ -254,7 +263,7 @@ def test_layers_are_a_multiple_of_the_interval(layers):
 
 def test_the_grid_is_a_multiple_of_the_shuffle():
     with pytest.raises(UnsupportedModel, match="4 patches a side cannot be shuffled by 3"):
-        family_for("idefics3").build(config({**tiny.IDEFICS3, "scale_factor": 3}))
+        family_for("idefics3").build(parse_config({**tiny.IDEFICS3, "scale_factor": 3}))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
@@ -270,7 +279,7 @@ def test_a_folder_without_a_config(tmp_path):
 
 
 def test_building_takes_no_memory(tmp_path):
-    model = build(checkpoint(tmp_path, tiny.IDEFICS1))
+    model = build_on_meta_device(write_and_read_checkpoint(tmp_path, tiny.IDEFICS1))
     assert all(weight.device == torch.device("meta") for weight in model.parameters())
     assert not model.training
 
@@ -285,4 +294,4 @@ def test_stop_ids_that_are_none_are_told_with_their_file(wrong):
         with pytest.raises(
             BrokenCheckpoint, match=f"^{name} sets eos_token_id to {re.escape(repr(wrong))}: "
         ):
-            stop_ids(raw, generation, default=2)
+            read_stop_ids(raw, generation, default=2)

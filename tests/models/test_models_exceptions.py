@@ -48,12 +48,12 @@ def test_shrunk_coordinates_would_be_wrong(grid):
 @pytest.mark.parametrize("size", [{"image_size": 26, "patch_size": 1}, {"image_size": 27, "patch_size": 1}])
 def test_a_bfloat16_tower_sees_what_the_float32_one_sees(tmp_path, size):
     """5.23 is right here again, and ours is as near to float32 as it is. Wrong rows would be a hundred times off."""
-    raw = tiny.changed(tiny.IDEFICS3, scale_factor=1, vision_config={**size, "num_hidden_layers": 1})
-    reference, ours = tiny.pair(tmp_path, raw)
+    raw = tiny.merge_config(tiny.IDEFICS3, scale_factor=1, vision_config={**size, "num_hidden_layers": 1})
+    reference, ours = tiny.make_reference_and_model(tmp_path, raw)
     frames = torch.randn(1, 3, size["image_size"], size["image_size"])
     with torch.no_grad():
         exact = ours.encode(frames)
-        half = tiny.load(tmp_path, torch.bfloat16).encode(frames.bfloat16())
+        half = tiny.load_checkpoint(tmp_path, torch.bfloat16).encode(frames.bfloat16())
         theirs = reference.bfloat16().model.get_image_features(frames.bfloat16()[None]).pooler_output[0]
     error = (half[0] - exact[0]).square().mean().sqrt() / exact.square().mean().sqrt()
     assert error < 0.02
@@ -61,56 +61,58 @@ def test_a_bfloat16_tower_sees_what_the_float32_one_sees(tmp_path, size):
 
 
 def test_a_token_before_its_picture_is_as_without_one():
-    model = tiny.model_of(tiny.IDEFICS1)
-    prompt = tiny.prompt(model, "tttt1tt1t")
-    plain = tiny.Prompt(prompt.ids[:4], (), (), prompt.sees[:4])
-    with_, without = tiny.logits(model, [prompt])[0], tiny.logits(model, [plain])[0]
+    model = tiny.make_random_model(tiny.IDEFICS1)
+    prompt = tiny.make_random_prompt(model, "tttt1tt1t")
+    plain = tiny.Prompt(prompt.ids[:4], (), (), prompt.image_index[:4])
+    with_, without = tiny.compute_logits(model, [prompt])[0], tiny.compute_logits(model, [plain])[0]
     torch.testing.assert_close(with_[:4], without, atol=1e-6, rtol=1e-5)
 
 
-def test_one_gate_for_the_whole_batch_would_be_wrong():
+def test_one_has_image_flag_for_the_batch_would_be_wrong():
     """Open for all because one token sees a picture: those that see none average over every picture there is."""
 
-    class OneGate(tiny.PackedAttn):
+    class OneGate(tiny.PackedAttention):
         def __init__(self, *args):
             super().__init__(*args)
-            self.gate = torch.ones_like(self.gate)
+            self.has_image = torch.ones_like(self.has_image)
 
-    model = tiny.model_of(tiny.IDEFICS1)
-    prompts = [tiny.prompt(model, "tttt1tt1t")]
-    right, wrong = tiny.logits(model, prompts)[0], tiny.logits(model, prompts, OneGate)[0]
+    model = tiny.make_random_model(tiny.IDEFICS1)
+    prompts = [tiny.make_random_prompt(model, "tttt1tt1t")]
+    right, wrong = tiny.compute_logits(model, prompts)[0], tiny.compute_logits(model, prompts, OneGate)[0]
     assert ((right - wrong)[:4].abs().amax(1) > 0.1).all()
 
 
 def test_a_zero_frame_is_a_frame(tmp_path):
     """Real pictures never are all zero after normalisation, but a caller's own frames may be."""
-    reference, ours = tiny.pair(tmp_path, tiny.IDEFICS3)
-    prompt = tiny.prompt(ours, "t2tt")
+    reference, ours = tiny.make_reference_and_model(tmp_path, tiny.IDEFICS3)
+    prompt = tiny.make_random_prompt(ours, "t2tt")
     prompt.pictures[0].frames[1].fill(0)
     with pytest.raises(ValueError, match="Image features and image tokens do not match"):
-        tiny.reference_logits(reference, [prompt])
+        tiny.compute_reference_logits(reference, [prompt])
     frames = [torch.from_numpy(frame)[None] for frame in prompt.pictures[0].frames]
     alone = torch.cat([ours.encode(frame) for frame in frames])
     torch.testing.assert_close(ours.encode(torch.cat(frames)), alone, atol=1e-5, rtol=1e-5)
-    assert tiny.logits(ours, [prompt])[0].isfinite().all()
+    assert tiny.compute_logits(ours, [prompt])[0].isfinite().all()
 
 
 def test_text_needs_no_picture(tmp_path):
-    reference, ours = tiny.pair(tmp_path, tiny.IDEFICS1)
-    prompt = tiny.prompt(ours, "ttttt")
+    reference, ours = tiny.make_reference_and_model(tmp_path, tiny.IDEFICS1)
+    prompt = tiny.make_random_prompt(ours, "ttttt")
     ids = torch.tensor([prompt.ids])
     with pytest.raises(ValueError, match="Exactly 1 of pixel_values"):
         reference(input_ids=ids)
-    (expected,) = tiny.reference_logits(reference, [prompt])  # gives it a zero picture that nobody sees
-    torch.testing.assert_close(tiny.logits(ours, [prompt])[0], expected, **CLOSE)
+    (expected,) = tiny.compute_reference_logits(
+        reference, [prompt]
+    )  # gives it a zero picture that nobody sees
+    torch.testing.assert_close(tiny.compute_logits(ours, [prompt])[0], expected, **CLOSE)
 
 
 def test_loss_over_the_additional_vocabulary(tmp_path):
     """Every released Idefics 1 has additional tokens; transformers cuts its logits as if there were none."""
-    reference, ours = tiny.pair(tmp_path, tiny.IDEFICS1)
-    prompt = tiny.prompt(ours, "1tttt")
+    reference, ours = tiny.make_reference_and_model(tmp_path, tiny.IDEFICS1)
+    prompt = tiny.make_random_prompt(ours, "1tttt")
     labels = torch.tensor([prompt.ids])
-    assert labels.max() >= ours.config.text.vocabulary
+    assert labels.max() >= ours.config.text.vocab_size
     pixels = torch.from_numpy(prompt.pictures[0].frames[0])[None, None]
     with pytest.raises(RuntimeError, match=r"shape .* is invalid"):
         reference(
@@ -119,7 +121,7 @@ def test_loss_over_the_additional_vocabulary(tmp_path):
             image_attention_mask=torch.ones(1, len(prompt), 1),
             labels=labels,
         )
-    logits = tiny.logits(ours, [prompt])[0]
+    logits = tiny.compute_logits(ours, [prompt])[0]
     assert logits.shape[1] == 52
     assert torch.nn.functional.cross_entropy(logits[:-1], labels[0, 1:]).isfinite()
 
@@ -133,8 +135,8 @@ def test_layers_left_over_are_refused():
 
     raw = {**tiny.IDEFICS1, "num_hidden_layers": 3}
     reference = IdeficsForVisionText2Text(IdeficsConfig.from_dict(raw))
-    prompt = tiny.prompt(tiny.model_of(tiny.IDEFICS1), "1tt")
+    prompt = tiny.make_random_prompt(tiny.make_random_model(tiny.IDEFICS1), "1tt")
     with pytest.raises(IndexError):
-        tiny.reference_logits(reference, [prompt])
+        tiny.compute_reference_logits(reference, [prompt])
     with pytest.raises(UnsupportedModel, match="multiple of cross_layer_interval"):
-        tiny.model_of(raw)
+        tiny.make_random_model(raw)

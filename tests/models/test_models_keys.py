@@ -14,10 +14,10 @@ FAMILIES = {"idefics1": tiny.IDEFICS1, "idefics2": tiny.IDEFICS2, "idefics3": ti
 
 @pytest.fixture(params=FAMILIES)
 def folder(request, tmp_path):
-    return tiny.write(tmp_path, FAMILIES[request.param])
+    return tiny.write_checkpoint(tmp_path, FAMILIES[request.param])
 
 
-def rewrite(folder, change):
+def rewrite_weights(folder, change):
     """The weights after `change` has seen them as a dict."""
     file = folder / "model.safetensors"
     weights = load_file(file)
@@ -25,14 +25,14 @@ def rewrite(folder, change):
     save_file({name: weight.contiguous() for name, weight in weights.items()}, file)
 
 
-def same(one, other):
+def assert_same_tensors(one, other):
     one, other = one.state_dict(), other.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_is_computed_is_not_loaded(folder):
     """Files of transformers 4.33 hold frequencies; positions stored in bfloat16 are wrong from 257 on."""
-    expected = tiny.load(folder)
+    expected = tiny.load_checkpoint(folder)
 
     def add(weights):
         for layer in (
@@ -43,15 +43,15 @@ def test_what_is_computed_is_not_loaded(folder):
             weights[f"model.{layer}.rotary_emb.inv_freq"] = torch.randn(6)
         weights["model.vision_model.embeddings.position_ids"] = torch.arange(300.0).bfloat16()[None]
 
-    rewrite(folder, add)
-    assert same(tiny.load(folder), expected)
+    rewrite_weights(folder, add)
+    assert assert_same_tensors(tiny.load_checkpoint(folder), expected)
 
 
 @pytest.mark.parametrize("raw", [tiny.IDEFICS2, tiny.IDEFICS3], ids=["idefics2", "idefics3"])
 def test_names_of_the_training_code(tmp_path, raw):
     """Neither `text_model` nor `connector`, the additional rows of both tables apart, and SigLIP's pooling head."""
-    folder = tiny.write(tmp_path, raw)
-    expected = tiny.load(folder)
+    folder = tiny.write_checkpoint(tmp_path, raw)
+    expected = tiny.load_checkpoint(folder)
 
     def age(weights):
         for name in list(weights):
@@ -65,19 +65,19 @@ def test_names_of_the_training_code(tmp_path, raw):
         weights["model.vision_model.head.probe"] = torch.randn(1, 1, 32)
         weights["model.vision_model.head.mlp.fc1.weight"] = torch.randn(64, 32)
 
-    rewrite(folder, age)
-    assert same(tiny.load(folder), expected)
+    rewrite_weights(folder, age)
+    assert assert_same_tensors(tiny.load_checkpoint(folder), expected)
 
 
 def test_idefics1_head_at_the_top(tmp_path):
-    folder = tiny.write(tmp_path, tiny.IDEFICS1)
-    expected = tiny.load(folder)
+    folder = tiny.write_checkpoint(tmp_path, tiny.IDEFICS1)
+    expected = tiny.load_checkpoint(folder)
 
     def age(weights):
         weights["additional_fc.weight"] = weights.pop("lm_head.additional_fc.weight")
 
-    rewrite(folder, age)
-    assert same(tiny.load(folder), expected)
+    rewrite_weights(folder, age)
+    assert assert_same_tensors(tiny.load_checkpoint(folder), expected)
 
 
 def test_all_that_does_not_fit_is_listed(folder):
@@ -86,9 +86,9 @@ def test_all_that_does_not_fit_is_listed(folder):
         weights["model.surplus.weight"] = weights.pop(name)
         weights["lm_head.weight"] = weights["lm_head.weight"][:, :-1]
 
-    rewrite(folder, spoil)
+    rewrite_weights(folder, spoil)
     with pytest.raises(WeightsMismatch) as mismatch:
-        tiny.load(folder)
+        tiny.load_checkpoint(folder)
     assert len(mismatch.value.missing) == 1
     assert mismatch.value.missing[0].endswith("layers.1.mlp.gate_proj.weight")
     assert mismatch.value.unused == ("model.surplus.weight",)
@@ -106,36 +106,38 @@ def test_biases_that_the_config_does_not_promise_are_not_passed_over(folder):
         )
         weights[name.replace("weight", "bias")] = torch.randn(48)
 
-    rewrite(folder, add)
+    rewrite_weights(folder, add)
     with pytest.raises(WeightsMismatch, match=r"1 unused \(model\..*q_proj\.bias\)"):
-        tiny.load(folder)
+        tiny.load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("raw", FAMILIES.values(), ids=FAMILIES)
 def test_tied_tables_may_be_stored_twice_but_not_differ(tmp_path, raw):
-    folder = tiny.write(tmp_path, {**raw, "tie_word_embeddings": True})
-    expected = tiny.load(folder)
+    folder = tiny.write_checkpoint(tmp_path, {**raw, "tie_word_embeddings": True})
+    expected = tiny.load_checkpoint(folder)
 
     def double(weights):
         weights["lm_head.weight"] = next(
             w for name, w in weights.items() if "embed_tokens.weight" in name
         ).clone()
 
-    rewrite(folder, double)
-    assert same(tiny.load(folder), expected)
-    rewrite(folder, lambda weights: weights["lm_head.weight"].add_(1))
+    rewrite_weights(folder, double)
+    assert assert_same_tensors(tiny.load_checkpoint(folder), expected)
+    rewrite_weights(folder, lambda weights: weights["lm_head.weight"].add_(1))
     with pytest.raises(UnsupportedModel, match="tie_word_embeddings"):
-        tiny.load(folder)
+        tiny.load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("raw", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_half_precision_gives_logits(tmp_path, raw, dtype):
     """Loaded in another dtype than stored; near what float32 says."""
-    tiny.write(tmp_path, raw)
-    exact, half = tiny.load(tmp_path), tiny.load(tmp_path, dtype)
+    tiny.write_checkpoint(tmp_path, raw)
+    exact, half = tiny.load_checkpoint(tmp_path), tiny.load_checkpoint(tmp_path, dtype)
     assert {weight.dtype for weight in half.parameters()} == {dtype}
-    prompts = [tiny.prompt(exact, scene) for scene in ("ttt", "t1tt1t")]
-    for wanted, got in zip(tiny.logits(exact, prompts), tiny.logits(half, prompts), strict=True):
+    prompts = [tiny.make_random_prompt(exact, scene) for scene in ("ttt", "t1tt1t")]
+    for wanted, got in zip(
+        tiny.compute_logits(exact, prompts), tiny.compute_logits(half, prompts), strict=True
+    ):
         assert got.dtype == dtype
         assert (got - wanted).square().mean().sqrt() < 0.05 * wanted.square().mean().sqrt()

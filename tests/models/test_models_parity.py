@@ -7,14 +7,17 @@ between and after the text, none to five of them. Where transformers is not righ
 import pytest
 import torch
 
-from idefics.engine.slow import slow_greedy
+from idefics.engine.reference import reference_greedy
 from models import tiny
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
-EVERY, NAMES = (tiny.IDEFICS1, tiny.IDEFICS2, tiny.IDEFICS3), ("idefics1", "idefics2", "idefics3")
-BESIDE = ("t", "ttttt", "1tt", "tt1", "t1tt1ttt", "t11tt", "1tt1tett1t", "1t1t1t1t1t")
-INSIDE = ("t", "ttttt", "1tt", "tt1", "t1tt1ttt", "t11tt", "5tt", "t3t2tt", "1t1t1t1t1t")
+FAMILY_CONFIGS, FAMILY_NAMES = (
+    (tiny.IDEFICS1, tiny.IDEFICS2, tiny.IDEFICS3),
+    ("idefics1", "idefics2", "idefics3"),
+)
+CROSS_ATTENTION_SCENES = ("t", "ttttt", "1tt", "tt1", "t1tt1ttt", "t11tt", "1tt1tett1t", "1t1t1t1t1t")
+INLINE_SCENES = ("t", "ttttt", "1tt", "tt1", "t1tt1ttt", "t11tt", "5tt", "t3t2tt", "1t1t1t1t1t")
 
 IDEFICS1 = {
     "released": {},
@@ -91,9 +94,12 @@ IDEFICS3 = {
 
 
 def assert_same(reference, ours, scenes):
-    prompts = [tiny.prompt(ours, scene) for scene in scenes]
+    prompts = [tiny.make_random_prompt(ours, scene) for scene in scenes]
     for scene, expected, got in zip(
-        scenes, tiny.reference_logits(reference, prompts), tiny.logits(ours, prompts), strict=True
+        scenes,
+        tiny.compute_reference_logits(reference, prompts),
+        tiny.compute_logits(ours, prompts),
+        strict=True,
     ):
         torch.testing.assert_close(got, expected, **CLOSE, msg=lambda m, scene=scene: f"{scene}: {m}")
 
@@ -104,59 +110,68 @@ def test_tied_tables(tmp_path, raw):
 
     Norms and rotations are computed in float32 all the same.
     """
-    reference, ours = tiny.pair(tmp_path, tiny.changed(raw, tie_word_embeddings=True))
-    prompts = [tiny.prompt(ours, scene) for scene in INSIDE]
-    expected = tiny.reference_logits(reference.double(), prompts)
-    for theirs, got in zip(expected, tiny.logits(ours.double(), prompts), strict=True):
+    reference, ours = tiny.make_reference_and_model(
+        tmp_path, tiny.merge_config(raw, tie_word_embeddings=True)
+    )
+    prompts = [tiny.make_random_prompt(ours, scene) for scene in INLINE_SCENES]
+    expected = tiny.compute_reference_logits(reference.double(), prompts)
+    for theirs, got in zip(expected, tiny.compute_logits(ours.double(), prompts), strict=True):
         torch.testing.assert_close(got, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", IDEFICS1.values(), ids=IDEFICS1)
 def test_idefics1(tmp_path, changes):
-    assert_same(*tiny.pair(tmp_path, tiny.changed(tiny.IDEFICS1, **changes)), BESIDE)
+    assert_same(
+        *tiny.make_reference_and_model(tmp_path, tiny.merge_config(tiny.IDEFICS1, **changes)),
+        CROSS_ATTENTION_SCENES,
+    )
 
 
 @pytest.mark.parametrize("changes", IDEFICS2.values(), ids=IDEFICS2)
 def test_idefics2(tmp_path, changes):
     """Frames of every size, padded to the largest there."""
-    assert_same(*tiny.pair(tmp_path, tiny.changed(tiny.IDEFICS2, **changes)), INSIDE)
+    assert_same(
+        *tiny.make_reference_and_model(tmp_path, tiny.merge_config(tiny.IDEFICS2, **changes)), INLINE_SCENES
+    )
 
 
 @pytest.mark.parametrize("changes", IDEFICS3.values(), ids=IDEFICS3)
 def test_idefics3(tmp_path, changes):
-    assert_same(*tiny.pair(tmp_path, tiny.changed(tiny.IDEFICS3, **changes)), INSIDE)
+    assert_same(
+        *tiny.make_reference_and_model(tmp_path, tiny.merge_config(tiny.IDEFICS3, **changes)), INLINE_SCENES
+    )
 
 
-@pytest.mark.parametrize("raw", EVERY, ids=NAMES)
+@pytest.mark.parametrize("raw", FAMILY_CONFIGS, ids=FAMILY_NAMES)
 def test_text_only(tmp_path, raw):
     """transformers' Idefics 1 wants a zero picture that nobody sees; ours wants none."""
-    assert_same(*tiny.pair(tmp_path, raw), ("t", "tttetttt"))
+    assert_same(*tiny.make_reference_and_model(tmp_path, raw), ("t", "tttetttt"))
 
 
 @pytest.mark.parametrize("scene", ["t", "1", "t1", "1t", "11", "ttt1ttt1t", "1ette1tt", "11111tt"])
-@pytest.mark.parametrize("raw", EVERY, ids=NAMES)
+@pytest.mark.parametrize("raw", FAMILY_CONFIGS, ids=FAMILY_NAMES)
 def test_one_prompt_alone(tmp_path, raw, scene):
-    assert_same(*tiny.pair(tmp_path, raw), [scene])
+    assert_same(*tiny.make_reference_and_model(tmp_path, raw), [scene])
 
 
 def test_positions_count_tokens_and_not_padding(tmp_path):
     """Padding inside a prompt, which no tokenizer makes, shows it: positions are cumsum(mask) - 1."""
-    reference, ours = tiny.pair(tmp_path, tiny.IDEFICS1)
-    prompt = tiny.prompt(ours, "tttttttt")
+    reference, ours = tiny.make_reference_and_model(tmp_path, tiny.IDEFICS1)
+    prompt = tiny.make_random_prompt(ours, "tttttttt")
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 1]])
     ids = torch.zeros_like(mask).masked_scatter(mask.bool(), torch.tensor(prompt.ids))
     pictures = {"pixel_values": torch.zeros(1, 1, 3, 32, 32), "image_attention_mask": torch.zeros(1, 12, 1)}
     with torch.inference_mode():
         expected = reference(input_ids=ids, attention_mask=mask, **pictures).logits[mask.bool()]
-    torch.testing.assert_close(tiny.logits(ours, [prompt])[0], expected, **CLOSE)
+    torch.testing.assert_close(tiny.compute_logits(ours, [prompt])[0], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("raw", EVERY, ids=NAMES)
+@pytest.mark.parametrize("raw", FAMILY_CONFIGS, ids=FAMILY_NAMES)
 def test_greedy_generation(tmp_path, raw):
     """Left-padded and cached there; alone and read anew for each token here."""
-    reference, ours = tiny.pair(tmp_path, raw)
-    prompts = [tiny.prompt(ours, scene) for scene in ("1tt", "t1t1ttt", "tttt", "1tt11t")]
-    inputs = tiny.reference_inputs(reference, prompts)
+    reference, ours = tiny.make_reference_and_model(tmp_path, raw)
+    prompts = [tiny.make_random_prompt(ours, scene) for scene in ("1tt", "t1t1ttt", "tttt", "1tt11t")]
+    inputs = tiny.make_reference_inputs(reference, prompts)
     out = reference.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
     for prompt, ids in zip(prompts, out, strict=True):
-        assert slow_greedy(ours, prompt, 8) == ids[inputs["input_ids"].shape[1] :].tolist()
+        assert reference_greedy(ours, prompt, 8) == ids[inputs["input_ids"].shape[1] :].tolist()

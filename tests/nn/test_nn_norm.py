@@ -6,7 +6,7 @@ import torch
 from idefics.nn.norm import RMSNorm
 
 
-def norms(width, epsilon, dtype):
+def make_norms(width, epsilon, dtype):
     pytest.importorskip("transformers")
     from transformers.models.idefics.modeling_idefics import IdeficsRMSNorm
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -23,7 +23,7 @@ def norms(width, epsilon, dtype):
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
 def test_both_norms_bit_for_bit(dtype, epsilon, scale):
     """Idefics multiplies in the weight's dtype after the cast, Llama in the input's: here they are one."""
-    ours, idefics, llama = norms(96, epsilon, dtype)
+    ours, idefics, llama = make_norms(96, epsilon, dtype)
     x = (scale * torch.randn(50, 96)).to(dtype)
     assert torch.equal(ours(x), idefics(x))
     assert torch.equal(ours(x), llama(x))
@@ -32,7 +32,7 @@ def test_both_norms_bit_for_bit(dtype, epsilon, scale):
 
 def test_the_weight_comes_after_the_cast():
     """The other order, all in float32 and one cast at the end, is another number in every third place."""
-    ours, *_ = norms(96, 1e-6, torch.bfloat16)
+    ours, *_ = make_norms(96, 1e-6, torch.bfloat16)
     x = torch.randn(50, 96).to(torch.bfloat16)
     wide = x.float()
     late = (ours.weight.float() * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)

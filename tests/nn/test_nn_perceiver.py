@@ -10,16 +10,16 @@ from idefics.nn.perceiver import Perceiver
 WIDTH, SIZE = 16, 6
 CONFIG = {
     "depth": 2,
-    "heads": 4,
-    "kv_heads": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
     "head_size": SIZE,
-    "latents": 5,
+    "num_latents": 5,
     "norm_epsilon": 1e-5,
     "activation": "silu",
 }
 
 
-def perceiver(**changes):
+def make_perceiver(**changes):
     made = Perceiver(WIDTH, PerceiverConfig(**{**CONFIG, **changes}))
     with torch.no_grad():
         for name, weight in made.named_parameters():
@@ -27,56 +27,61 @@ def perceiver(**changes):
     return made
 
 
-def norm(x, module, epsilon):
+def reference_norm(x, module, epsilon):
     return x / (x.square().mean(-1, keepdim=True) + epsilon).sqrt() * module.weight
 
 
-def slow(module, context, heads=4, kv_heads=2, epsilon=1e-5, act=silu):
+def reference_perceiver(module, context, heads=4, kv_heads=2, epsilon=1e-5, act=silu):
     """One frame and one head after another. Every layer normalises the same context by itself."""
     latents = module.latents
     for layer in module.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        queries = norm(latents, layer.input_latents_norm, epsilon)
-        both = torch.cat((norm(context, layer.input_context_norm, epsilon), queries))
+        queries = reference_norm(latents, layer.input_latents_norm, epsilon)
+        context_and_latents = torch.cat((reference_norm(context, layer.input_context_norm, epsilon), queries))
         mixed = []
         for head in range(heads):
             own = slice(head * SIZE, head * SIZE + SIZE)
             start = head // (heads // kv_heads) * SIZE  # neighbouring query heads share a key head
             shared = slice(start, start + SIZE)
             q = queries @ attention.q_proj.weight[own].T
-            k, v = both @ attention.k_proj.weight[shared].T, both @ attention.v_proj.weight[shared].T
+            k, v = (
+                context_and_latents @ attention.k_proj.weight[shared].T,
+                context_and_latents @ attention.v_proj.weight[shared].T,
+            )
             mixed.append((q @ k.T * SIZE**-0.5).softmax(-1) @ v)
         latents = latents + torch.cat(mixed, dim=1) @ attention.o_proj.weight.T
-        x = norm(latents, layer.post_attention_layernorm, epsilon)
+        x = reference_norm(latents, layer.post_attention_layernorm, epsilon)
         wide = act(x @ mlp.gate_proj.weight.T) * (x @ mlp.up_proj.weight.T)
         latents = latents + wide @ mlp.down_proj.weight.T
-    return norm(latents, module.norm, epsilon)
+    return reference_norm(latents, module.norm, epsilon)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_perceiver_is_its_definition(depth, kv_heads):
-    made, context = perceiver(depth=depth, kv_heads=kv_heads), torch.randn(3, 9, WIDTH)
-    wanted = torch.stack([slow(made, frame, kv_heads=kv_heads) for frame in context])
+    made, context = make_perceiver(depth=depth, num_kv_heads=kv_heads), torch.randn(3, 9, WIDTH)
+    wanted = torch.stack([reference_perceiver(made, frame, kv_heads=kv_heads) for frame in context])
     torch.testing.assert_close(made(context), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_its_activation():
-    made, context = perceiver(activation="gelu"), torch.randn(9, WIDTH)
-    torch.testing.assert_close(made(context[None])[0], slow(made, context, act=gelu), atol=1e-4, rtol=1e-4)
+    made, context = make_perceiver(activation="gelu"), torch.randn(9, WIDTH)
+    torch.testing.assert_close(
+        made(context[None])[0], reference_perceiver(made, context, act=gelu), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-2])
 def test_its_epsilon(epsilon):
     """Faint patches, where the epsilon decides how loud they are."""
-    made, context = perceiver(norm_epsilon=epsilon), 2e-3 * torch.randn(9, WIDTH)
+    made, context = make_perceiver(norm_epsilon=epsilon), 2e-3 * torch.randn(9, WIDTH)
     got = made(context[None])[0]
-    torch.testing.assert_close(got, slow(made, context, epsilon=epsilon), atol=1e-4, rtol=1e-4)
-    assert (got - slow(made, context, epsilon=1e-6)).abs().max() > 1e-2
+    torch.testing.assert_close(got, reference_perceiver(made, context, epsilon=epsilon), atol=1e-4, rtol=1e-4)
+    assert (got - reference_perceiver(made, context, epsilon=1e-6)).abs().max() > 1e-2
 
 
 def test_its_mlp_is_four_times_as_wide():
-    shapes = {name: tuple(weight.shape) for name, weight in perceiver().layers[0].named_parameters()}
+    shapes = {name: tuple(weight.shape) for name, weight in make_perceiver().layers[0].named_parameters()}
     assert shapes["mlp.gate_proj.weight"] == shapes["mlp.up_proj.weight"] == (4 * WIDTH, WIDTH)
     assert shapes["self_attn.q_proj.weight"] == (24, WIDTH)
     assert shapes["self_attn.k_proj.weight"] == shapes["self_attn.v_proj.weight"] == (12, WIDTH)
@@ -89,7 +94,7 @@ def test_latents_begin_as_ones():
 
 @pytest.mark.parametrize("patches", [1, 4, 50])
 def test_any_number_of_patches_becomes_the_same_number_of_latents(patches):
-    made, context = perceiver(), torch.randn(4, patches, WIDTH)
+    made, context = make_perceiver(), torch.randn(4, patches, WIDTH)
     assert made(context).shape == (4, 5, WIDTH)
     alone = torch.cat([made(frame[None]) for frame in context])
     torch.testing.assert_close(made(context), alone, atol=1e-5, rtol=1e-5)

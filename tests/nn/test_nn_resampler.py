@@ -7,8 +7,8 @@ from idefics.config import ResamplerConfig
 from idefics.nn.resampler import Resampler
 
 
-def resampler(depth=2, qk_norms=True):
-    config = ResamplerConfig(depth=depth, heads=2, head_size=6, latents=5, qk_norms=qk_norms)
+def make_resampler(depth=2, qk_norms=True):
+    config = ResamplerConfig(depth=depth, num_heads=2, head_size=6, num_latents=5, has_qk_norms=qk_norms)
     made = Resampler(16, config)
     with torch.no_grad():
         for name, weight in made.named_parameters():
@@ -16,51 +16,59 @@ def resampler(depth=2, qk_norms=True):
     return made
 
 
-def norm(x, module, epsilon=1e-5):
+def reference_norm(x, module, epsilon=1e-5):
     centred = x - x.mean(-1, keepdim=True)
     scaled = centred / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt()
     return scaled * module.weight + module.bias
 
 
-def slow(module, context, epsilon=1e-5):
+def reference_resampler(module, context, epsilon=1e-5):
     """One frame, one head and one latent after another. Every block normalises the same context by itself."""
     latents = module.latents
     for attention, mlp in module.blocks:
-        queries = norm(latents, attention.latents_layer_norm, epsilon)
-        both = torch.cat((norm(context, attention.context_layer_norm, epsilon), queries))
+        queries = reference_norm(latents, attention.latents_layer_norm, epsilon)
+        context_and_latents = torch.cat(
+            (reference_norm(context, attention.context_layer_norm, epsilon), queries)
+        )
         heads = []
-        for head in range(attention.heads):
+        for head in range(attention.num_heads):
             rows = slice(head * 6, head * 6 + 6)
             q = queries @ attention.q_proj.weight[rows].T
-            k, v = both @ attention.k_proj.weight[rows].T, both @ attention.v_proj.weight[rows].T
+            k, v = (
+                context_and_latents @ attention.k_proj.weight[rows].T,
+                context_and_latents @ attention.v_proj.weight[rows].T,
+            )
             if isinstance(attention.q_layer_norm, torch.nn.LayerNorm):
-                q, k = norm(q, attention.q_layer_norm, epsilon), norm(k, attention.k_layer_norm, epsilon)
+                q, k = (
+                    reference_norm(q, attention.q_layer_norm, epsilon),
+                    reference_norm(k, attention.k_layer_norm, epsilon),
+                )
             heads.append((q @ k.T * 6**-0.5).softmax(-1) @ v)
         latents = latents + torch.cat(heads, dim=1) @ attention.output_proj.weight.T
-        wide = norm(latents, mlp.ln, epsilon) @ mlp.fc.weight.T
+        wide = reference_norm(latents, mlp.ln, epsilon) @ mlp.fc.weight.T
         latents = latents + wide.clamp(min=0) @ mlp.c_proj.weight.T
-    return norm(latents, module.layer_norm, epsilon)
+    return reference_norm(latents, module.layer_norm, epsilon)
 
 
 @pytest.mark.parametrize("qk_norms", [True, False])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_resampler_is_its_definition(depth, qk_norms):
-    made, context = resampler(depth, qk_norms), torch.randn(3, 9, 16)
-    wanted = torch.stack([slow(made, frame) for frame in context])
+    made, context = make_resampler(depth, qk_norms), torch.randn(3, 9, 16)
+    wanted = torch.stack([reference_resampler(made, frame) for frame in context])
     torch.testing.assert_close(made(context), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_norm_epsilon_is_torchs_default():
     """Faint patches, where the epsilon decides how loud they are."""
-    made, context = resampler(), 2e-3 * torch.randn(9, 16)
+    made, context = make_resampler(), 2e-3 * torch.randn(9, 16)
     got = made(context[None])[0]
-    torch.testing.assert_close(got, slow(made, context, 1e-5), atol=1e-5, rtol=1e-5)
-    assert (got - slow(made, context, 1e-6)).abs().max() > 1e-2
+    torch.testing.assert_close(got, reference_resampler(made, context, 1e-5), atol=1e-5, rtol=1e-5)
+    assert (got - reference_resampler(made, context, 1e-6)).abs().max() > 1e-2
 
 
 def test_each_block_normalises_the_context_anew():
     """With norms of its own; the context that the first block normalised is not what the second one reads."""
-    made, context = resampler(), torch.randn(9, 16)
+    made, context = make_resampler(), torch.randn(9, 16)
     second = made.blocks[1][0]
     seen = []
     second.context_layer_norm.register_forward_hook(lambda module, args, out: seen.append(args[0]))
@@ -69,6 +77,6 @@ def test_each_block_normalises_the_context_anew():
 
 
 def test_latents_do_not_depend_on_the_batch():
-    made, context = resampler(), torch.randn(4, 9, 16)
+    made, context = make_resampler(), torch.randn(4, 9, 16)
     alone = torch.cat([made(frame[None]) for frame in context])
     torch.testing.assert_close(made(context), alone, atol=1e-5, rtol=1e-5)

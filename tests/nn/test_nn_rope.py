@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from idefics.config import RopeConfig
-from idefics.nn.rope import frequencies, rotary_tables, rotate
+from idefics.nn.rope import apply_rotary, rope_frequencies, rotary_cos_sin
 
 CPU = torch.device("cpu")
-PLAIN = RopeConfig(theta=10000.0)
-SMOLVLM = RopeConfig(theta=273768.0)
-LLAMA3 = RopeConfig(
+PLAIN_ROPE = RopeConfig(theta=10000.0)
+SMOLVLM_ROPE = RopeConfig(theta=273768.0)
+LLAMA3_ROPE = RopeConfig(
     theta=500000.0,
     factor=8.0,
     low_frequency_factor=1.0,
@@ -21,7 +21,7 @@ LLAMA3 = RopeConfig(
 )
 
 
-def exact(rope, size):
+def exact_frequencies(rope, size):
     """Frequencies in float64, one after another, in the words of Llama 3.1's model card."""
     out = []
     for pair in range(size // 2):
@@ -40,23 +40,23 @@ def exact(rope, size):
     return np.array(out)
 
 
-@pytest.mark.parametrize("rope", [PLAIN, SMOLVLM, LLAMA3], ids=["plain", "smolvlm", "llama3"])
+@pytest.mark.parametrize("rope", [PLAIN_ROPE, SMOLVLM_ROPE, LLAMA3_ROPE], ids=["plain", "smolvlm", "llama3"])
 @pytest.mark.parametrize("size", [8, 64, 128])
 def test_frequencies(rope, size):
-    got = frequencies(rope, size, CPU)
+    got = rope_frequencies(rope, size, CPU)
     assert got.dtype == torch.float32
-    np.testing.assert_allclose(got.numpy(), exact(rope, size), rtol=2e-6)
+    np.testing.assert_allclose(got.numpy(), exact_frequencies(rope, size), rtol=2e-6)
 
 
 def test_llama3_has_all_three_kinds():
     """Else the test above would say nothing about the blend."""
-    ratio = exact(RopeConfig(theta=LLAMA3.theta), 128) / exact(LLAMA3, 128)
+    ratio = exact_frequencies(RopeConfig(theta=LLAMA3_ROPE.theta), 128) / exact_frequencies(LLAMA3_ROPE, 128)
     assert (np.isclose(ratio, 1)).any()
     assert (np.isclose(ratio, 8)).any()
     assert ((ratio > 1.01) & (ratio < 7.99)).any()
 
 
-@pytest.mark.parametrize("rope", [PLAIN, LLAMA3], ids=["plain", "llama3"])
+@pytest.mark.parametrize("rope", [PLAIN_ROPE, LLAMA3_ROPE], ids=["plain", "llama3"])
 def test_frequencies_and_tables_are_those_of_transformers(rope):
     transformers = pytest.importorskip("transformers")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -75,11 +75,11 @@ def test_frequencies_and_tables_are_those_of_transformers(rope):
         rope_parameters={"rope_theta": rope.theta, **kind},
     )
     reference = LlamaRotaryEmbedding(config)
-    torch.testing.assert_close(frequencies(rope, 128, CPU), reference.inv_freq, atol=0, rtol=1e-6)
+    torch.testing.assert_close(rope_frequencies(rope, 128, CPU), reference.inv_freq, atol=0, rtol=1e-6)
     positions = torch.arange(300)
     for dtype, tolerance in ((torch.float32, 2e-4), (torch.bfloat16, 4e-3)):
         expected = reference(torch.zeros(1, dtype=dtype), positions[None])
-        for ours, theirs in zip(rotary_tables(positions, rope, 128, dtype), expected, strict=True):
+        for ours, theirs in zip(rotary_cos_sin(positions, rope, 128, dtype), expected, strict=True):
             torch.testing.assert_close(ours[:, 0], theirs[0], atol=tolerance, rtol=0)
 
 
@@ -89,10 +89,10 @@ def test_tables_are_computed_in_float32(default):
     positions = torch.arange(0, 16384, 7)
     torch.set_default_dtype(default)
     try:
-        tables = rotary_tables(positions, PLAIN, 64, torch.bfloat16)
+        tables = rotary_cos_sin(positions, PLAIN_ROPE, 64, torch.bfloat16)
     finally:
         torch.set_default_dtype(torch.float32)
-    angles = positions.numpy()[:, None] * exact(PLAIN, 64)
+    angles = positions.numpy()[:, None] * exact_frequencies(PLAIN_ROPE, 64)
     for table, curve in zip(tables, (np.cos, np.sin), strict=True):
         assert table.dtype == torch.bfloat16
         assert table.shape == (len(positions), 1, 64)
@@ -105,8 +105,8 @@ def test_tables_are_computed_in_float32(default):
 def test_rotation_turns_pairs_half_a_head_apart():
     """Each pair (i, i + K/2) as a complex number, turned by its angle."""
     x, positions = torch.randn(5, 2, 8), torch.tensor([0, 1, 2, 30, 500])
-    turned = rotate(x, rotary_tables(positions, PLAIN, 8, torch.float32))
-    spin = torch.polar(torch.ones(5, 4), positions[:, None] * frequencies(PLAIN, 8, CPU))[:, None]
+    turned = apply_rotary(x, rotary_cos_sin(positions, PLAIN_ROPE, 8, torch.float32))
+    spin = torch.polar(torch.ones(5, 4), positions[:, None] * rope_frequencies(PLAIN_ROPE, 8, CPU))[:, None]
     wanted = torch.complex(x[..., :4], x[..., 4:]) * spin
     torch.testing.assert_close(turned, torch.cat((wanted.real, wanted.imag), dim=-1), atol=1e-5, rtol=1e-5)
 
@@ -116,8 +116,8 @@ def test_only_distance_counts():
 
     def score(at, to):
         return (
-            rotate(q, rotary_tables(torch.tensor([at]), PLAIN, 16, torch.float32))
-            * rotate(k, rotary_tables(torch.tensor([to]), PLAIN, 16, torch.float32))
+            apply_rotary(q, rotary_cos_sin(torch.tensor([at]), PLAIN_ROPE, 16, torch.float32))
+            * apply_rotary(k, rotary_cos_sin(torch.tensor([to]), PLAIN_ROPE, 16, torch.float32))
         ).sum()
 
     torch.testing.assert_close(score(7, 3), score(107, 103), atol=1e-4, rtol=1e-4)

@@ -14,25 +14,25 @@ CPU = torch.device("cpu")
 GRIDS = [26, 27, 32, 70]  # Idefics3-8B, SmolVLM 2.2B, SmolVLM 256M and 500M, Idefics2
 
 
-def tower(**changes):
+def make_vision_tower(**changes):
     numbers = {
-        "width": 16,
-        "inner": 24,
-        "layers": 2,
-        "heads": 2,
-        "side": 24,
-        "patch": 4,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_layers": 2,
+        "num_heads": 2,
+        "image_size": 24,
+        "patch_size": 4,
         "norm_epsilon": 1e-6,
     }
     return VisionConfig(**{**numbers, "activation": "gelu", **changes})
 
 
-def rows_of(count, grid):
+def position_buckets(count, grid):
     """The bucket of each of `count` rows."""
     return (position_ids(count, 1, grid, CPU) // grid).tolist()
 
 
-def exact_rows(count, grid):
+def exact_position_buckets(count, grid):
     """The definition, with every product and quotient rounded to float32 once and no vector instructions."""
     step = np.float32(1) / np.float32(count)
     places = [min(np.float32(index) * step, np.float32(1 - 1e-6)) for index in range(count)]
@@ -43,7 +43,7 @@ def exact_rows(count, grid):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_positions_are_the_float32_definition(grid):
     for count in range(1, grid + 1):
-        assert rows_of(count, grid) == exact_rows(count, grid)
+        assert position_buckets(count, grid) == exact_position_buckets(count, grid)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -54,7 +54,7 @@ def test_a_full_grid_is_the_identity(grid):
 # Rows where index * (1 / count), rounded to float32, falls just below its bucket. transformers from 5.21 on computes
 # what we do. The first release built its coordinates with `torch.arange(0, 1 - 1e-6, 1 / count)`, whose rounding is
 # torch's own affair and has changed with its versions: which of these rows fall below cannot be had back.
-BELOW = {
+BUCKET_BOUNDARIES_BELOW = {
     70: {25: [5, 10, 15, 20], 49: [7, 14, 28, 35], 50: [5, 10, 15, 20, 30, 40], 55: [11, 22, 33, 44]},
 }
 
@@ -62,8 +62,10 @@ BELOW = {
 @pytest.mark.parametrize("grid", GRIDS)
 def test_positions_are_the_integer_rule_but_for_few(grid):
     for count in range(1, grid + 1):
-        below = BELOW.get(grid, {}).get(count, [])
-        assert rows_of(count, grid) == [index * grid // count - (index in below) for index in range(count)]
+        below = BUCKET_BOUNDARIES_BELOW.get(grid, {}).get(count, [])
+        assert position_buckets(count, grid) == [
+            index * grid // count - (index in below) for index in range(count)
+        ]
 
 
 def test_whatever_the_rounding_only_rows_on_a_border_can_move():
@@ -74,14 +76,14 @@ def test_whatever_the_rounding_only_rows_on_a_border_can_move():
         divided = torch.arange(count) / count
         for places in (first_release, divided):
             rows = torch.bucketize(places.clamp(max=1 - 1e-6), boundaries, right=True).tolist()
-            for index, (one, other) in enumerate(zip(rows, rows_of(count, grid), strict=True)):
+            for index, (one, other) in enumerate(zip(rows, position_buckets(count, grid), strict=True)):
                 assert one == other or (abs(one - other) == 1 and index * grid % count == 0)
 
 
 def test_rows_and_columns_each_have_their_count():
     ids = position_ids(3, 5, 27, CPU).reshape(3, 5)
-    assert (ids // 27).tolist() == [[row] * 5 for row in rows_of(3, 27)]
-    assert (ids % 27).tolist() == [rows_of(5, 27)] * 3
+    assert (ids // 27).tolist() == [[row] * 5 for row in position_buckets(3, 27)]
+    assert (ids % 27).tolist() == [position_buckets(5, 27)] * 3
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
@@ -100,19 +102,21 @@ def test_positions_do_not_depend_on_the_default_dtype(grid, default):
 @pytest.mark.parametrize("short", [0, 3], ids=["full", "shorter"])
 def test_a_half_precision_tower_puts_patches_in_their_places(grid, dtype, short):
     """A patch embedding of nothing leaves the position table, row after row."""
-    embeddings = SiglipEmbeddings(tower(width=4, heads=1, side=grid, patch=1)).to(dtype)
+    embeddings = SiglipEmbeddings(
+        make_vision_tower(hidden_size=4, num_heads=1, image_size=grid, patch_size=1)
+    ).to(dtype)
     torch.nn.init.zeros_(embeddings.patch_embedding.weight)
     torch.nn.init.zeros_(embeddings.patch_embedding.bias)
     rows = grid - short
     out = embeddings(torch.randn(1, 3, rows, grid).to(dtype))[0]
     table = embeddings.position_embedding.weight.unflatten(0, (grid, grid))
-    assert torch.equal(out, table[exact_rows(rows, grid)].flatten(0, 1))
+    assert torch.equal(out, table[exact_position_buckets(rows, grid)].flatten(0, 1))
 
 
 @pytest.mark.parametrize("embeddings", [SiglipEmbeddings, ClipEmbeddings])
 def test_pixels_beyond_the_last_patch_are_not_seen(embeddings):
     """384 pixels in patches of 14 are 27 of them and 6 pixels over."""
-    embed = embeddings(tower(side=27, patch=4))
+    embed = embeddings(make_vision_tower(image_size=27, patch_size=4))
     frames = torch.randn(2, 3, 27, 27)
     other = frames.clone()
     other[..., 24:, :] = 9
@@ -124,7 +128,7 @@ def test_pixels_beyond_the_last_patch_are_not_seen(embeddings):
 
 
 def test_clip_has_its_class_vector_in_front():
-    embed = ClipEmbeddings(tower())
+    embed = ClipEmbeddings(make_vision_tower())
     out = embed(torch.randn(2, 3, 24, 24))
     assert out.shape == (2, 37, 16)
     for frame in out:
@@ -133,7 +137,7 @@ def test_clip_has_its_class_vector_in_front():
 
 def test_patches_run_row_after_row():
     """The patch embedding sums a patch; one bright patch shows where it lands."""
-    embed = SiglipEmbeddings(tower())
+    embed = SiglipEmbeddings(make_vision_tower())
     torch.nn.init.ones_(embed.patch_embedding.weight)
     torch.nn.init.zeros_(embed.patch_embedding.bias)
     torch.nn.init.zeros_(embed.position_embedding.weight)
@@ -157,7 +161,7 @@ def test_gelu_is_by_erf_and_the_other_by_tanh():
 
 
 def test_frames_do_not_see_each_other():
-    encoder = VisionEncoder(tower(heads=4))
+    encoder = VisionEncoder(make_vision_tower(num_heads=4))
     x = torch.randn(3, 9, 16)
     alone = torch.cat([encoder(frame[None]) for frame in x])
     torch.testing.assert_close(encoder(x), alone, atol=1e-5, rtol=1e-5)

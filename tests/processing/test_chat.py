@@ -4,9 +4,9 @@ import pytest
 
 from idefics.errors import BadPrompt, UnsupportedModel
 from idefics.messages import Message, Picture, assistant, user
-from idefics.processing.chat import render
-from idefics.processing.conversation import to_messages
-from idefics.processing.tokenizer import Piece
+from idefics.processing.chat_prompt import render_conversation
+from idefics.processing.message_parsing import to_messages
+from idefics.processing.tokenizer import TextPiece
 
 # The words of SmolVLM's released template.
 SMOLVLM = (
@@ -20,19 +20,19 @@ PHOTO, OTHER = Picture("photo.jpg"), Picture("other.jpg")
 
 
 def trusted(text):
-    return Piece(text, trusted=True)
+    return TextPiece(text, trusted=True)
 
 
 def plain(text):
-    return Piece(text, trusted=False)
+    return TextPiece(text, trusted=False)
 
 
-def joined(parts):
+def concatenate_parts(parts):
     return "".join("<image>" if isinstance(part, Picture) else part.text for part in parts)
 
 
 def test_a_conversation():
-    parts = render(
+    parts = render_conversation(
         SMOLVLM,
         [user(PHOTO, "What is this?"), assistant("A cat."), user("And this?", OTHER)],
         answer_start="It",
@@ -63,55 +63,69 @@ def test_a_conversation():
         " ",
     ],
 )
-def test_what_is_said_stays_what_it_is(forged):
-    parts = render(SMOLVLM, [user(PHOTO, forged), assistant(forged), user(forged, OTHER)])
+def test_message_text_stays_unchanged(forged):
+    parts = render_conversation(SMOLVLM, [user(PHOTO, forged), assistant(forged), user(forged, OTHER)])
     assert [part for part in parts if isinstance(part, Picture)] == [PHOTO, OTHER]
-    assert joined(parts) == (
+    assert concatenate_parts(parts) == (
         f"<|im_start|>User:<image>{forged}<end_of_utterance>\nAssistant: {forged}<end_of_utterance>\n"
         f"User: {forged}<image><end_of_utterance>\nAssistant:"
     )
     if forged.strip():
-        assert [part for part in parts if isinstance(part, Piece) and not part.trusted] == [plain(forged)] * 3
+        assert [part for part in parts if isinstance(part, TextPiece) and not part.trusted] == [
+            plain(forged)
+        ] * 3
 
 
 def test_template_logic_does_not_see_the_words():
     """A template that looks for words in the text would otherwise obey whoever writes them."""
-    parts = render("{% if 'secret' in messages[0]['content'][0]['text'] %}OPEN{% endif %}", [user("secret")])
+    parts = render_conversation(
+        "{% if 'secret' in messages[0]['content'][0]['text'] %}OPEN{% endif %}", [user("secret")]
+    )
     assert parts == []
 
 
 def test_a_template_may_trim():
     """Llama's and others' templates trim: the blanks go, as they would if the template saw the words."""
     template = "{% for m in messages %}[{{ m['content'][0]['text'] | trim }}]{% endfor %}"
-    assert joined(render(template, [user("  two words \n"), user("   ")])) == "[two words][]"
-    assert joined(render(template.replace(" | trim", ""), [user("  two words \n")])) == "[  two words \n]"
+    assert (
+        concatenate_parts(render_conversation(template, [user("  two words \n"), user("   ")]))
+        == "[two words][]"
+    )
+    assert (
+        concatenate_parts(render_conversation(template.replace(" | trim", ""), [user("  two words \n")]))
+        == "[  two words \n]"
+    )
 
 
 def test_a_template_may_change_case_and_not_break_the_slots():
-    parts = render("{{ messages[0]['content'][0]['text'] | upper | capitalize | title }}", [user("say <it>")])
+    parts = render_conversation(
+        "{{ messages[0]['content'][0]['text'] | upper | capitalize | title }}", [user("say <it>")]
+    )
     assert parts == [plain("say <it>")]
 
 
 def test_blocks_are_trimmed_as_transformers_does():
     template = "{% for m in messages %}\n    {% if true %}\nx\n    {% endif %}\n{% endfor %}\ny"
-    assert joined(render(template, [user("a")])) == "x\ny"
+    assert concatenate_parts(render_conversation(template, [user("a")])) == "x\ny"
 
 
 def test_the_first_item_decides_about_the_space():
     """ "User:" before a picture, "User: " before text."""
-    assert joined(render(SMOLVLM, [user(PHOTO)])).startswith("<|im_start|>User:<image>")
-    assert joined(render(SMOLVLM, [user("Hi")])).startswith("<|im_start|>User: Hi")
+    assert concatenate_parts(render_conversation(SMOLVLM, [user(PHOTO)])).startswith(
+        "<|im_start|>User:<image>"
+    )
+    assert concatenate_parts(render_conversation(SMOLVLM, [user("Hi")])).startswith("<|im_start|>User: Hi")
 
 
 def test_a_template_that_drops_pictures_is_an_error():
     template = "{% for m in messages if m['role'] == 'user' %}<image>{% endfor %}"
     with pytest.raises(BadPrompt, match="has 2 pictures, but this checkpoint's chat template places 1"):
-        render(template, [Message("system", (OTHER,)), user(PHOTO)])
+        render_conversation(template, [Message("system", (OTHER,)), user(PHOTO)])
 
 
 def test_a_template_may_refuse():
     with pytest.raises(BadPrompt, match="refuses the conversation: roles must alternate"):
-        render("{{ raise_exception('roles must alternate') }}", [user("Hi")])
+        render_conversation("{{ raise_exception('roles must alternate') }}", [user("Hi")])
 
 
 @pytest.mark.parametrize(
@@ -131,15 +145,15 @@ def test_a_template_may_refuse():
 )
 def test_a_broken_or_hostile_template_is_an_error(template):
     with pytest.raises(UnsupportedModel, match="template is broken") as error:
-        render(template, [user("Hi")])
+        render_conversation(template, [user("Hi")])
     assert "\n" not in str(error.value)
 
 
 def test_no_template_and_no_messages():
     with pytest.raises(UnsupportedModel, match="no chat template"):
-        render("", [user("Hi")])
+        render_conversation("", [user("Hi")])
     with pytest.raises(BadPrompt, match="empty"):
-        render(SMOLVLM, [])
+        render_conversation(SMOLVLM, [])
 
 
 def test_dicts_of_the_guides_and_of_openai():
@@ -211,7 +225,7 @@ def test_one_message_is_not_a_conversation(messages):
 
 def test_the_last_message_goes_on():
     conversation = [user(PHOTO, "What is this?"), assistant("A <image> cat. ")]
-    assert render(SMOLVLM, conversation, continue_final_message=True) == [
+    assert render_conversation(SMOLVLM, conversation, continue_final_message=True) == [
         trusted("<|im_start|>User:"),
         PHOTO,
         plain("What is this?"),
@@ -223,7 +237,7 @@ def test_the_last_message_goes_on():
 
 def test_an_answer_of_the_assistant_at_the_end_is_never_answered_by_a_new_turn():
     with pytest.raises(BadPrompt, match="the last message is the assistant's: set continue_final_message"):
-        render(SMOLVLM, [user("Hi"), assistant("Well")])
+        render_conversation(SMOLVLM, [user("Hi"), assistant("Well")])
 
 
 @pytest.mark.parametrize(
@@ -232,15 +246,15 @@ def test_an_answer_of_the_assistant_at_the_end_is_never_answered_by_a_new_turn()
 )
 def test_only_text_of_the_assistant_goes_on(last, says):
     with pytest.raises(BadPrompt, match=says):
-        render(SMOLVLM, [user("Hi"), last], continue_final_message=True)
+        render_conversation(SMOLVLM, [user("Hi"), last], continue_final_message=True)
 
 
 def test_words_to_begin_with_are_said_in_one_place():
     with pytest.raises(BadPrompt, match="answer_start and continue_final_message"):
-        render(SMOLVLM, [assistant("Well")], answer_start="x", continue_final_message=True)
+        render_conversation(SMOLVLM, [assistant("Well")], answer_start="x", continue_final_message=True)
 
 
 def test_templates_read_the_names_of_special_tokens():
     template = "{{ bos_token }}{{ tools is none }}{{ messages[0]['content'][0]['text'] }}"
-    parts = render(template, [user("Hi")], variables={"bos_token": "<s>"})
+    parts = render_conversation(template, [user("Hi")], variables={"bos_token": "<s>"})
     assert parts == [trusted("<s>True"), plain("Hi")]

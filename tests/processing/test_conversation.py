@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from idefics.errors import BadPicture, BadPrompt
-from idefics.messages import Message, Picture, Text, Video, assistant, user
-from idefics.processing.conversation import to_messages
+from idefics.messages import LiteralText, Message, Picture, Video, assistant, user
 from idefics.processing.fetch import Fetcher
-from idefics.processing.images import open_picture
-from idefics.processing.prompt_items import to_part
-from processing.pictures_tiny import encoded, opened, picture
+from idefics.processing.image_processor import open_picture
+from idefics.processing.message_parsing import to_messages
+from idefics.processing.prompt_items import parse_item
+from processing.pictures_tiny import encode_picture, open_trusted, random_picture
 
-DATA = encoded(picture("RGB"), "PNG")
-BARE = base64.b64encode(DATA).decode()
-URI = f"data:image/png;base64,{BARE}"
+DATA = encode_picture(random_picture("RGB"), "PNG")
+BASE64_TEXT = base64.b64encode(DATA).decode()
+URI = f"data:image/png;base64,{BASE64_TEXT}"
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
+def picture_files(tmp_path, monkeypatch):
     """The working folder: pictures under odd names, and a text."""
     monkeypatch.chdir(tmp_path)
     for format, names in {
@@ -33,35 +33,35 @@ def files(tmp_path, monkeypatch):
         "JPEG2000": ["photo.jp2"],
     }.items():
         for name in names:
-            Path(name).write_bytes(encoded(picture("RGB", (64, 48)), format))
+            Path(name).write_bytes(encode_picture(random_picture("RGB", (64, 48)), format))
     Path("notes.txt").write_text("hello")
     Path("folder").mkdir()
     return tmp_path
 
 
-def content(*parts):
+def parse_content(*parts):
     return [{"role": "user", "content": list(parts)}]
 
 
-def only_part(part):
-    ((found,),) = (message.parts for message in to_messages(content(part)))
+def parse_only_part(part):
+    ((found,),) = (message.parts for message in to_messages(parse_content(part)))
     return found
 
 
 @pytest.mark.parametrize(
     "name", ["photo.avif", "photo.jfif", "photo.jp2", "photo", "tower.png", "my tower.png", "odd.dat"]
 )
-def test_an_existing_file_among_items_is_a_picture(name, files):
-    part = to_part(name)
+def test_an_existing_file_among_items_is_a_picture(name, picture_files):
+    part = parse_item(name)
     assert isinstance(part, Picture) and open_picture(part, Fetcher()).size == (64, 48)
-    assert isinstance(to_part(Path(name)), Picture)
+    assert isinstance(parse_item(Path(name)), Picture)
 
 
-def test_what_is_no_picture_is_refused_rather_than_read_as_words(files):
+def test_what_is_no_picture_is_refused_rather_than_read_as_words(picture_files):
     with pytest.raises(BadPicture, match=r"^notes.txt is a file and no picture; if it is meant as text"):
-        to_part("notes.txt")
+        parse_item("notes.txt")
     with pytest.raises(BadPicture, match=r"^folder/ is a folder: name the pictures themselves"):
-        to_part("folder/")
+        parse_item("folder/")
     for missing in (
         "gone.avif",
         "gone.heic",
@@ -71,26 +71,26 @@ def test_what_is_no_picture_is_refused_rather_than_read_as_words(files):
         "./my gone.png",
     ):
         with pytest.raises(BadPicture, match=f"^{missing}: no such file"):
-            to_part(missing)
+            parse_item(missing)
 
 
 @pytest.mark.parametrize("name", ["tower.png", "my tower.png", "photo", "gone.png", "./my gone.png"])
 @pytest.mark.parametrize("form", ["{}\n", " {}", "{}\r\n"])
-def test_white_space_around_the_name_of_a_file_makes_no_words_of_it(name, form, files):
+def test_white_space_around_the_name_of_a_file_makes_no_words_of_it(name, form, picture_files):
     text = form.format(name)
     with pytest.raises(BadPicture) as error:
-        to_part(text)
+        parse_item(text)
     assert str(error.value).startswith(
         f"{text!r} is the name of a file with white space around it: give {name!r};"
     )
     with pytest.raises(BadPrompt, match="the name of a file, and would be read as words"):
-        to_messages(content(text, "What is this?"))
+        to_messages(parse_content(text, "What is this?"))
 
 
-def test_the_path_of_a_folder_is_no_words(files):
-    for path in (str(files), str(files / "folder"), "./folder", "folder/\n"):
+def test_the_path_of_a_folder_is_no_words(picture_files):
+    for path in (str(picture_files), str(picture_files / "folder"), "./folder", "folder/\n"):
         with pytest.raises(BadPicture, match=r"is a folder: name the pictures themselves"):
-            to_part(path)
+            parse_item(path)
 
 
 @pytest.mark.parametrize(
@@ -109,20 +109,20 @@ def test_the_path_of_a_folder_is_no_words(files):
         "",
     ],
 )
-def test_other_texts_are_words(text, files):
-    assert to_part(text) is text
+def test_other_texts_are_words(text, picture_files):
+    assert parse_item(text) is text
 
 
-def test_words_that_are_marked_as_such_name_no_file(files):
+def test_words_that_are_marked_as_such_name_no_file(picture_files):
     for text in ("tower.png", "https://example.com/a.png", "notes.txt"):
-        assert to_part(Text(text)) == text and isinstance(to_part(Text(text)), str)
-        assert to_messages([user(Picture("x.png"), Text(text))])[0].parts[1] == text
-        assert to_messages(content({"type": "text", "text": text}))[0].parts == (text,)
+        assert parse_item(LiteralText(text)) == text and isinstance(parse_item(LiteralText(text)), str)
+        assert to_messages([user(Picture("x.png"), LiteralText(text))])[0].parts[1] == text
+        assert to_messages(parse_content({"type": "text", "text": text}))[0].parts == (text,)
 
 
 @pytest.mark.parametrize("name", ["tower.png", "photo", "my tower.png", "notes.txt", "gone.png", "clip.mp4"])
-def test_the_name_of_a_file_in_a_message_is_refused_with_the_way_to_give_it(name, files):
-    for messages in ([user(name, "What is this?")], content(name, "What is this?")):
+def test_the_name_of_a_file_in_a_message_is_refused_with_the_way_to_give_it(name, picture_files):
+    for messages in ([user(name, "What is this?")], parse_content(name, "What is this?")):
         with pytest.raises(BadPrompt) as error:
             to_messages(messages)
         assert str(error.value) == (
@@ -131,14 +131,14 @@ def test_the_name_of_a_file_in_a_message_is_refused_with_the_way_to_give_it(name
         )
 
 
-def test_what_a_model_has_said_may_be_the_name_of_a_file(files):
+def test_what_a_model_has_said_may_be_the_name_of_a_file(picture_files):
     (message,) = to_messages([assistant("tower.png")])
     assert message.parts == ("tower.png",)
     (message,) = to_messages([{"role": "user", "content": "tower.png"}])
     assert message.parts == ("tower.png",)
 
 
-def test_texts_of_untrusted_senders_name_no_file(files, monkeypatch):
+def test_texts_of_untrusted_senders_name_no_file(picture_files, monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda self: pytest.fail("it was looked up"))
     (message,) = to_messages([Message("user", ("tower.png", "photo"))], untrusted=True)
     assert message.parts == ("tower.png", "photo")
@@ -152,43 +152,43 @@ def test_texts_of_untrusted_senders_name_no_file(files, monkeypatch):
         bytearray(DATA),
         io.BytesIO(DATA),
         PIL.Image.open(io.BytesIO(DATA)),
-        np.asarray(picture("RGB")),
-        torch.from_numpy(np.array(picture("RGB"))),
+        np.asarray(random_picture("RGB")),
+        torch.from_numpy(np.array(random_picture("RGB"))),
     ],
     ids=lambda part: type(part).__name__,
 )
-def test_everything_that_a_picture_is_made_of_may_stand_among_parts(part, files):
-    for messages in ([user(part, "What is this?")], content(part, "What is this?")):
+def test_everything_that_a_picture_is_made_of_may_stand_among_parts(part, picture_files):
+    for messages in ([user(part, "What is this?")], parse_content(part, "What is this?")):
         shown, words = to_messages(messages)[0].parts
         assert isinstance(shown, Picture) and words == "What is this?"
         open_picture(shown, Fetcher())
 
 
-def test_a_path_of_a_video_is_a_video(files):
-    assert isinstance(only_part(Path("clip.mp4")), Video)
+def test_a_path_of_a_video_is_a_video(picture_files):
+    assert isinstance(parse_only_part(Path("clip.mp4")), Video)
 
 
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "image", "base64": BARE},
+        {"type": "image", "base64": BASE64_TEXT},
         {"type": "image", "base64": base64.encodebytes(DATA)},
         {"type": "image", "base64": URI},
-        {"type": "image", "image": BARE},
+        {"type": "image", "image": BASE64_TEXT},
         {"type": "image", "url": URI},
         {"type": "image", "image": URI, "url": None, "text": None, "path": ""},
         {"type": "image_url", "image_url": URI},
         {"type": "image_url", "image_url": {"url": URI, "format": "png"}},
-        {"type": "image_url", "image_url": BARE, "cache_control": {"type": "ephemeral"}},
+        {"type": "image_url", "image_url": BASE64_TEXT, "cache_control": {"type": "ephemeral"}},
     ],
 )
 def test_pictures_as_transformers_and_openai_write_them(part):
-    found = only_part(part)
-    assert np.array_equal(opened(found.source), opened(DATA))
+    found = parse_only_part(part)
+    assert np.array_equal(open_trusted(found.source), open_trusted(DATA))
 
 
 def test_an_image_url_that_is_a_string_says_its_detail():
-    assert only_part({"type": "image_url", "image_url": URI, "detail": "low"}).detail == "low"
+    assert parse_only_part({"type": "image_url", "image_url": URI, "detail": "low"}).detail == "low"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_pictures_outside_the_content_are_refused_by_name(key):
             ({"role": "user", "content": [part]}, complaint)
             for part, complaint in [
                 ({"type": "image", "images": [URI]}, r"'images' \(did you mean 'image'\?\)"),
-                ({"type": "image", "source": {"data": BARE}}, "unknown key 'source'"),
+                ({"type": "image", "source": {"data": BASE64_TEXT}}, "unknown key 'source'"),
                 (
                     {"type": "image", "image": URI, "url": URI},
                     'gives "image", "url": one picture has one of them',
@@ -253,13 +253,13 @@ def test_keys_that_mean_nothing_are_accepted():
 def test_objects_that_are_no_part_are_refused():
     for wrong in (3, None, ["x"]):
         with pytest.raises(BadPrompt, match=r'give a dict with a "type"'):
-            to_messages(content(wrong))
+            to_messages(parse_content(wrong))
 
 
 @pytest.mark.parametrize("key", ["data", "source", "b64"])
 def test_a_picture_under_the_key_of_another_api_is_refused_with_ours(key):
     with pytest.raises(BadPrompt) as error:
-        to_messages(content({"type": "image", key: "aGVsbG8="}))
+        to_messages(parse_content({"type": "image", key: "aGVsbG8="}))
     assert str(error.value) == (
         f'message 1: content[0] has the unknown key {key!r}: give the picture as "image", "url", "path" or '
         '"base64"'

@@ -7,21 +7,24 @@ from hypothesis import strategies as st
 from idefics.errors import BadSetting
 from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.tokenizer import Tokenizer
-from processing.tokenizers_tiny import TURN_END, byte_level, legacy_llama
+from processing.tokenizers_tiny import END_OF_UTTERANCE, train_byte_level_tokenizer, train_llama_tokenizer
 
-TOKENIZERS = {"byte-level": Tokenizer(byte_level().to_str()), "legacy": Tokenizer(legacy_llama().to_str())}
+TOKENIZERS = {
+    "byte-level": Tokenizer(train_byte_level_tokenizer().to_str()),
+    "legacy": Tokenizer(train_llama_tokenizer().to_str()),
+}
 both = pytest.mark.parametrize("kind", TOKENIZERS)
 QUICK = settings(max_examples=150, deadline=None, derandomize=True)
 
 
-def stream(tokenizer, ids, stop=()):
+def stream_text(tokenizer, ids, stop=()):
     """(what each push gave, what finish gave, the detokenizer)"""
     detokenizer = Detokenizer(tokenizer, stop)
     pushed = [detokenizer.push(id) for id in ids]
     return pushed, detokenizer.finish(), detokenizer
 
 
-def answer(tokenizer, ids, stop=()):
+def expected_text(tokenizer, ids, stop=()):
     """The whole text by the definition: one blank off, then up to the stop string that is complete first."""
     text = tokenizer.decode_bytes(ids).decode("utf-8", "replace").removeprefix(" ")
     ends = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
@@ -29,7 +32,7 @@ def answer(tokenizer, ids, stop=()):
 
 
 def encode(tokenizer, text):
-    return tokenizer.encode(text, adds_special=False)
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 @both
@@ -41,8 +44,8 @@ def encode(tokenizer, text):
 def test_random_ids_and_stops(kind, ids, stop):
     """Random ids are mostly broken UTF-8."""
     tokenizer = TOKENIZERS[kind]
-    pushed, rest, detokenizer = stream(tokenizer, ids, stop)
-    assert "".join(pushed) + rest == answer(tokenizer, ids, stop) == detokenizer.text
+    pushed, rest, detokenizer = stream_text(tokenizer, ids, stop)
+    assert "".join(pushed) + rest == expected_text(tokenizer, ids, stop) == detokenizer.text
     if not stop:
         assert detokenizer.text == tokenizer.decode(ids).removeprefix("" if kind == "legacy" else " ")
 
@@ -52,7 +55,7 @@ def test_random_ids_and_stops(kind, ids, stop):
 @given(text=st.text(alphabet="aé日🙂 \n", max_size=12))
 def test_characters_come_whole(kind, text):
     tokenizer = TOKENIZERS[kind]
-    pushed, rest, _ = stream(tokenizer, encode(tokenizer, "a" + text))
+    pushed, rest, _ = stream_text(tokenizer, encode(tokenizer, "a" + text))
     assert "\ufffd" not in "".join(pushed)
     assert rest == ""
     assert "".join(pushed) == "a" + text
@@ -71,17 +74,17 @@ def test_a_character_appears_with_its_last_byte(kind):
 def test_half_a_character_at_the_end_is_one_replacement(kind):
     tokenizer = TOKENIZERS[kind]
     ids = encode(tokenizer, "ab🙂")[:-1]
-    pushed, rest, _ = stream(tokenizer, ids)
+    pushed, rest, _ = stream_text(tokenizer, ids)
     assert "".join(pushed) == "ab"
     assert rest == "\ufffd"
 
 
 @both
-def test_the_first_blank_belongs_to_the_spelling(kind):
+def test_the_first_blank_belongs_to_the_token_bytes(kind):
     """After "Assistant:" both kinds of tokenizer begin with a token like " It"."""
     tokenizer = TOKENIZERS[kind]
     ids = encode(tokenizer, "x It is")[1:] if kind == "byte-level" else encode(tokenizer, "It is")
-    pushed, rest, _ = stream(tokenizer, ids)
+    pushed, rest, _ = stream_text(tokenizer, ids)
     assert "".join(pushed) + rest == "It is"
 
 
@@ -89,28 +92,28 @@ def test_the_first_blank_belongs_to_the_spelling(kind):
 def test_only_one_blank_is_dropped_and_only_at_the_start(kind):
     tokenizer = TOKENIZERS[kind]
     text = "  a  b" if kind == "byte-level" else " a  b"
-    pushed, rest, _ = stream(tokenizer, encode(tokenizer, text))
+    pushed, rest, _ = stream_text(tokenizer, encode(tokenizer, text))
     assert "".join(pushed) + rest == " a  b"
 
 
-def with_tokens(*contents):
+def tokenizer_with_tokens(*contents):
     """A tokenizer that has these texts as single tokens, and their ids."""
-    library = byte_level()
+    library = train_byte_level_tokenizer()
     library.add_tokens(list(contents))
     return Tokenizer(library.to_str()), [library.token_to_id(content) for content in contents]
 
 
 def test_only_one_blank_of_a_token_of_blanks_is_dropped():
-    tokenizer, ids = with_tokens("   three")
-    pushed, _, _ = stream(tokenizer, ids)
+    tokenizer, ids = tokenizer_with_tokens("   three")
+    pushed, _, _ = stream_text(tokenizer, ids)
     assert pushed == ["  three"]
 
 
 @both
 def test_special_tokens_are_not_shown(kind):
     tokenizer = TOKENIZERS[kind]
-    ids = [*encode(tokenizer, "a cat"), tokenizer.token_id(TURN_END)]
-    _, _, detokenizer = stream(tokenizer, ids)
+    ids = [*encode(tokenizer, "a cat"), tokenizer.token_to_id(END_OF_UTTERANCE)]
+    _, _, detokenizer = stream_text(tokenizer, ids)
     assert detokenizer.text == "a cat"
 
 
@@ -120,7 +123,7 @@ def test_text_that_may_become_a_stop_string_is_held_back(kind):
     detokenizer = Detokenizer(tokenizer, ["\nUser:"])
     shown = "".join(map(detokenizer.push, encode(tokenizer, "a cat\nUse")))
     assert shown == "a cat"
-    assert not detokenizer.stopped
+    assert not detokenizer.is_stopped
     assert detokenizer.finish() == "\nUse"
     assert detokenizer.text == "a cat\nUse"
 
@@ -128,8 +131,10 @@ def test_text_that_may_become_a_stop_string_is_held_back(kind):
 @both
 def test_a_stop_string_ends_the_text_before_itself(kind):
     tokenizer = TOKENIZERS[kind]
-    pushed, rest, detokenizer = stream(tokenizer, encode(tokenizer, "a cat\nUser: and more"), ["\nUser:"])
-    assert detokenizer.stopped
+    pushed, rest, detokenizer = stream_text(
+        tokenizer, encode(tokenizer, "a cat\nUser: and more"), ["\nUser:"]
+    )
+    assert detokenizer.is_stopped
     assert "".join(pushed) + rest == detokenizer.text == "a cat"
     assert detokenizer.push(encode(tokenizer, "more")[0]) == ""
 
@@ -137,16 +142,16 @@ def test_a_stop_string_ends_the_text_before_itself(kind):
 def test_the_stop_string_that_is_complete_first_decides():
     """However many characters a token holds: "abc" ends with its "b", though "abc" begins earlier."""
     tokenizer = TOKENIZERS["byte-level"]
-    _, _, detokenizer = stream(tokenizer, encode(tokenizer, "x abc"), ["abc", "b"])
+    _, _, detokenizer = stream_text(tokenizer, encode(tokenizer, "x abc"), ["abc", "b"])
     assert detokenizer.text == "x a"
-    _, _, detokenizer = stream(tokenizer, encode(tokenizer, "x abc"), ["c", "bc"])
+    _, _, detokenizer = stream_text(tokenizer, encode(tokenizer, "x abc"), ["c", "bc"])
     assert detokenizer.text == "x a"
 
 
 def test_stop_strings_inside_one_token():
-    tokenizer, ids = with_tokens("xabcy")
+    tokenizer, ids = tokenizer_with_tokens("xabcy")
     for stop, expected in ((["abc", "b"], "xa"), (["abc", "bc"], "x"), (["z", "c"], "xab")):
-        assert stream(tokenizer, ids, stop)[0] == [expected]
+        assert stream_text(tokenizer, ids, stop)[0] == [expected]
 
 
 def test_an_empty_stop_string_is_refused():

@@ -12,58 +12,58 @@ import pytest
 
 from idefics.errors import BadPicture, BadSetting
 from idefics.messages import Picture
-from idefics.processing.fetch import Fetcher, is_remote
-from idefics.processing.images import open_picture
+from idefics.processing.fetch import Fetcher, is_url
+from idefics.processing.image_processor import open_picture
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
 
 
-class Pages(BaseHTTPRequestHandler):
+class PageHandler(BaseHTTPRequestHandler):
     hosts: ClassVar = []
 
     def do_GET(self):
         self.hosts.append(self.headers["Host"])
         match self.path.strip("/").split("/"):
             case ["picture"]:
-                self.answer(200, PNG)
+                self.send_answer(200, PNG)
             case ["zeros", count]:
-                self.answer(200, bytes(int(count)))
+                self.send_answer(200, bytes(int(count)))
             case ["text"]:
-                self.answer(200, b"hello")
+                self.send_answer(200, b"hello")
             case ["redirect", count]:
-                self.answer(
+                self.send_answer(
                     302, b"", Location=f"/redirect/{int(count) - 1}" if int(count) > 1 else "/picture"
                 )
             case ["loop"]:
-                self.answer(302, b"", Location="/loop")
+                self.send_answer(302, b"", Location="/loop")
             case ["to-file"]:
-                self.answer(302, b"", Location="file:///etc/hostname")
+                self.send_answer(302, b"", Location="file:///etc/hostname")
             case ["endless"]:
                 self.send_response(200)
                 self.end_headers()
-                self.drip(b"x" * 65536, 0)
+                self.send_slowly(b"x" * 65536, 0)
             case ["bomb"]:
-                self.answer(200, gzip.compress(bytes(10_000_000)), **{"Content-Encoding": "gzip"})
+                self.send_answer(200, gzip.compress(bytes(10_000_000)), **{"Content-Encoding": "gzip"})
             case ["slow-body"]:
                 self.send_response(200)
                 self.end_headers()
-                self.drip(b"x", 0.05)
+                self.send_slowly(b"x", 0.05)
             case ["slow-head"]:
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
-                self.drip(b"x", 0.05)
+                self.send_slowly(b"x", 0.05)
             case _:
-                self.answer(404, b"no")
+                self.send_answer(404, b"no")
 
-    def answer(self, status, body, **headers):
+    def send_answer(self, status, body, **headers):
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def drip(self, chunk, pause):
+    def send_slowly(self, chunk, pause):
         try:
             for _ in range(400):
                 self.wfile.write(chunk)
@@ -78,7 +78,7 @@ class Pages(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PageHandler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -88,23 +88,23 @@ def server():
 
 
 @pytest.fixture
-def site(server):
-    Pages.hosts.clear()
+def server_url(server):
+    PageHandler.hosts.clear()
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def test_any_address(site):
-    assert Fetcher(policy="any").get(f"{site}/picture") == PNG
-    assert open_picture(Picture(f"{site}/picture"), Fetcher()).size == (1, 1)
+def test_any_address(server_url):
+    assert Fetcher(policy="any").get(f"{server_url}/picture") == PNG
+    assert open_picture(Picture(f"{server_url}/picture"), Fetcher()).size == (1, 1)
 
 
-def test_off(site):
+def test_off(server_url):
     with pytest.raises(BadPicture, match=r'remote_images="any".*--remote-images'):
-        Fetcher(policy="off").get(f"{site}/picture")
-    assert Pages.hosts == []
+        Fetcher(policy="off").get(f"{server_url}/picture")
+    assert PageHandler.hosts == []
 
 
-def names(monkeypatch, table):
+def fake_host_names(monkeypatch, table):
     """Host names of a test: name -> its addresses."""
 
     def look_up(host, port, *_, **__):
@@ -115,35 +115,35 @@ def names(monkeypatch, table):
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
-def test_redirects(site):
-    assert Fetcher().get(f"{site}/redirect/3") == PNG
+def test_redirects(server_url):
+    assert Fetcher().get(f"{server_url}/redirect/3") == PNG
     for path in ("redirect/4", "loop"):
         with pytest.raises(BadPicture, match="redirects more than 3 times"):
-            Fetcher().get(f"{site}/{path}")
+            Fetcher().get(f"{server_url}/{path}")
     with pytest.raises(BadPicture, match=r"file:.*hostname is not an http\(s\) address"):
-        Fetcher().get(f"{site}/to-file")
+        Fetcher().get(f"{server_url}/to-file")
 
 
-def test_too_many_bytes(site):
+def test_too_many_bytes(server_url):
     with pytest.raises(BadPicture, match="larger than 100,000 bytes"):
-        Fetcher(limit_bytes=100_000).get(f"{site}/endless")
+        Fetcher(max_bytes=100_000).get(f"{server_url}/endless")
 
 
-def test_packed_bytes_are_not_unpacked(site):
-    assert len(Fetcher(limit_bytes=100_000).get(f"{site}/bomb")) < 20_000
+def test_packed_bytes_are_not_unpacked(server_url):
+    assert len(Fetcher(max_bytes=100_000).get(f"{server_url}/bomb")) < 20_000
 
 
 @pytest.mark.parametrize("path", ["slow-body", "slow-head"])
-def test_a_host_that_drips_bytes(site, path):
+def test_a_host_that_drips_bytes(server_url, path):
     began = time.monotonic()
     with pytest.raises(BadPicture, match=r"took longer than 0\.4 seconds"):
-        Fetcher(timeout=0.4).get(f"{site}/{path}")
+        Fetcher(timeout=0.4).get(f"{server_url}/{path}")
     assert time.monotonic() - began < 10
 
 
-def test_errors_of_the_server(site):
+def test_errors_of_the_server(server_url):
     with pytest.raises(BadPicture, match="/nothing cannot be fetched: the server answers 404"):
-        Fetcher().get(f"{site}/nothing")
+        Fetcher().get(f"{server_url}/nothing")
 
 
 def test_nobody_listens():
@@ -151,16 +151,16 @@ def test_nobody_listens():
         Fetcher(timeout=2).get("http://127.0.0.1:9/x")
 
 
-def test_not_a_picture(site):
+def test_not_a_picture(server_url):
     with pytest.raises(BadPicture, match="/text is not a picture"):
-        open_picture(Picture(f"{site}/text"), Fetcher())
+        open_picture(Picture(f"{server_url}/text"), Fetcher())
 
 
 @pytest.mark.parametrize(
     "url", ["http://", "http://[bad", "http://a b/", "ftp://example.com/a.jpg", "http://exa\0mple/"]
 )
 def test_malformed_addresses(url, monkeypatch):
-    names(monkeypatch, {})
+    fake_host_names(monkeypatch, {})
     for policy in ("any", "public"):
         with pytest.raises(BadPicture) as error:
             Fetcher(policy=policy).get(url)
@@ -168,7 +168,7 @@ def test_malformed_addresses(url, monkeypatch):
 
 
 def test_data_uris_need_no_network():
-    fetcher = Fetcher(policy="off", limit_bytes=1000)
+    fetcher = Fetcher(policy="off", max_bytes=1000)
     encoded = base64.b64encode(PNG).decode()
     assert fetcher.get(f"data:image/png;base64,{encoded}") == PNG
     assert fetcher.get("data:image/svg+xml,%3Csvg/%3E") == b"<svg/>"
@@ -224,7 +224,7 @@ def test_base64_as_people_send_it(size):
     ],
 )
 def test_what_is_remote(text, expected):
-    assert is_remote(text) is expected
+    assert is_url(text) is expected
 
 
 def test_unknown_policy():
@@ -233,12 +233,12 @@ def test_unknown_policy():
 
 
 @pytest.mark.parametrize("limit", [1, 100, 65535, 65536, 70_000, 200_000])
-def test_exactly_the_limit_is_accepted_and_one_byte_more_refused(site, limit):
-    fetcher = Fetcher(policy="any", limit_bytes=limit)
+def test_exactly_the_limit_is_accepted_and_one_byte_more_refused(server_url, limit):
+    fetcher = Fetcher(policy="any", max_bytes=limit)
     said = f"larger than {limit:,} bytes"
-    assert fetcher.get(f"{site}/zeros/{limit}") == bytes(limit)
+    assert fetcher.get(f"{server_url}/zeros/{limit}") == bytes(limit)
     with pytest.raises(BadPicture, match=said):
-        fetcher.get(f"{site}/zeros/{limit + 1}")
+        fetcher.get(f"{server_url}/zeros/{limit + 1}")
     for write in (
         lambda data: ";base64," + base64.b64encode(data).decode(),
         lambda data: "," + "a" * len(data),

@@ -12,18 +12,18 @@ import pytest
 from idefics.errors import BadPicture
 from idefics.formats import (
     IMAGE_FORMATS,
-    OTHER_FORMATS,
-    UNTRUSTED_FORMATS,
+    UNREADABLE_IMAGE_FORMATS,
+    UNTRUSTED_IMAGE_FORMATS,
     VIDEO_SUFFIXES,
-    format_named,
-    recognised,
+    detect_image_format,
+    image_format_by_suffix,
 )
 from idefics.processing import picture_files
 from idefics.processing.picture_files import readable_formats
-from processing.pictures_tiny import encoded, opened, picture
+from processing.pictures_tiny import encode_picture, open_trusted, random_picture
 
-BY_TITLE = {one.title: one for one in (*IMAGE_FORMATS, *OTHER_FORMATS)}
-WRITTEN = {
+BY_TITLE = {one.title: one for one in (*IMAGE_FORMATS, *UNREADABLE_IMAGE_FORMATS)}
+PILLOW_FORMAT_BY_TITLE = {
     "AVIF": "AVIF",
     "JPEG 2000": "JPEG2000",
     "TIFF": "TIFF",
@@ -31,10 +31,10 @@ WRITTEN = {
     "PPM": "PPM",
     "WebP": "WEBP",
 }
-WRITTEN |= {"JPEG": "JPEG", "PNG": "PNG", "GIF": "GIF", "BMP": "BMP"}
+PILLOW_FORMAT_BY_TITLE |= {"JPEG": "JPEG", "PNG": "PNG", "GIF": "GIF", "BMP": "BMP"}
 
 
-def heic(size=(37, 23), orientation=1):
+def encode_heic(size=(37, 23), orientation=1):
     """What a phone writes."""
     import pillow_heif
 
@@ -46,7 +46,7 @@ def heic(size=(37, 23), orientation=1):
 
 
 @pytest.fixture
-def without_heif(monkeypatch):
+def without_heif_extra(monkeypatch):
     """An installation without the extra."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(picture_files, "find_spec", lambda name: None)
@@ -55,58 +55,58 @@ def without_heif(monkeypatch):
     readable_formats.cache_clear()
 
 
-@pytest.mark.parametrize("title", WRITTEN)
+@pytest.mark.parametrize("title", PILLOW_FORMAT_BY_TITLE)
 def test_every_format_is_recognised_and_read_under_all_its_names_and_none(title, tmp_path):
-    data = encoded(picture("RGB", (64, 64)), WRITTEN[title])
-    assert recognised(data[:256]) is BY_TITLE[title]
+    data = encode_picture(random_picture("RGB", (64, 64)), PILLOW_FORMAT_BY_TITLE[title])
+    assert detect_image_format(data[:256]) is BY_TITLE[title]
     for suffix in (*BY_TITLE[title].suffixes, "", ".tmp"):
         path = tmp_path / f"photo{suffix}"
         path.write_bytes(data)
-        assert opened(path).size == (64, 64)
+        assert open_trusted(path).size == (64, 64)
 
 
 def test_heic_is_read_upright(tmp_path):
     pytest.importorskip("pillow_heif")
     path = tmp_path / "IMG_0001.HEIC"
-    path.write_bytes(heic())
-    assert opened(path).size == (37, 23)
-    assert opened(heic(orientation=6)).size == (23, 37)
-    red, green, blue = np.asarray(opened(path))[0, 0]
+    path.write_bytes(encode_heic())
+    assert open_trusted(path).size == (37, 23)
+    assert open_trusted(encode_heic(orientation=6)).size == (23, 37)
+    red, green, blue = np.asarray(open_trusted(path))[0, 0]
     assert red > 240 > 20 > max(green, blue)
 
 
 def test_reading_heic_changes_nothing_for_other_users_of_pillow():
     pytest.importorskip("pillow_heif")
-    data = heic()
-    opened(data)
+    data = encode_heic()
+    open_trusted(data)
     with pytest.raises(PIL.UnidentifiedImageError):
         PIL.Image.open(io.BytesIO(data))
 
 
-def test_heic_without_the_extra_says_what_to_do(tmp_path, without_heif):
+def test_heic_without_the_extra_says_what_to_do(tmp_path, without_heif_extra):
     path = tmp_path / "x.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400))
     with pytest.raises(BadPicture) as error:
-        opened(path)
+        open_trusted(path)
     assert str(error.value) == f"{path} is HEIC: pip install 'idefics[heif]', or convert it to JPEG"
     assert "HEIC" not in [one.title for one in readable_formats()]
 
 
 def test_a_broken_heic_is_refused():
     pytest.importorskip("pillow_heif")
-    data = heic()
+    data = encode_heic()
     for broken in (data[:200], data[:-100], data[:40] + bytes(len(data))):
         with pytest.raises(BadPicture, match="a picture of"):
-            opened(broken)
+            open_trusted(broken)
 
 
 def test_a_large_heic_is_refused_before_it_is_decoded(monkeypatch):
     heif = pytest.importorskip("pillow_heif")
-    data = heic((64, 48))
-    monkeypatch.setattr("idefics.processing.images.MOST_PIXELS", 1000)
+    data = encode_heic((64, 48))
+    monkeypatch.setattr("idefics.processing.image_processor.MAX_PIXELS", 1000)
     monkeypatch.setattr(heif.HeifImageFile, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(BadPicture, match="64 x 48 pixels; at most 1,000"):
-        opened(data)
+        open_trusted(data)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_large_heic_is_refused_before_it_is_decoded(monkeypatch):
     ],
 )
 def test_content_is_recognised(data, title):
-    found = recognised(data)
+    found = detect_image_format(data)
     assert (found and found.title) == title
 
 
@@ -138,29 +138,29 @@ def test_other_formats_are_named(suffix, tmp_path):
     content = {".psd": b"8BPS\0\1", ".pdf": b"%PDF-1.7", ".svg": b"<svg>", ".jxl": b"\xff\x0a"}[suffix]
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
-    title = format_named(path.name).title
+    title = image_format_by_suffix(path.name).title
     with pytest.raises(BadPicture) as error:
-        opened(path)
+        open_trusted(path)
     assert str(error.value) == f"{path} is {title}, which is not read: convert it to JPEG"
 
 
 def test_the_preview_of_a_camera_raw_file_is_not_taken_for_the_photo(tmp_path):
     """RAW files begin as TIFF does; Pillow would read a preview of 160 x 120."""
-    plain = encoded(picture("RGB"), "TIFF")
+    plain = encode_picture(random_picture("RGB"), "TIFF")
     (tmp_path / "x.NEF").write_bytes(plain)
     with pytest.raises(BadPicture, match=r"x.NEF is camera RAW, which is not read: convert it to JPEG"):
-        opened(tmp_path / "x.NEF")
+        open_trusted(tmp_path / "x.NEF")
     for tags in ({254: 1}, {50706: b"\1\4\0\0"}):
         info = PIL.TiffImagePlugin.ImageFileDirectory_v2()
         for tag, value in tags.items():
             info[tag] = value
         with pytest.raises(BadPicture, match="is a TIFF that begins with a preview, as camera RAW files do"):
-            opened(encoded(picture("RGB"), "TIFF", tiffinfo=info))
+            open_trusted(encode_picture(random_picture("RGB"), "TIFF", tiffinfo=info))
 
 
 def test_what_is_not_known_lists_what_is():
     with pytest.raises(BadPicture) as error:
-        opened(b"hello")
+        open_trusted(b"hello")
     for one in readable_formats():
         assert one.title in str(error.value)
 
@@ -172,7 +172,7 @@ def test_a_pillow_without_avif_says_so(monkeypatch):
         with pytest.raises(
             BadPicture, match="is AVIF, which is not read by this installation of Pillow: convert"
         ):
-            opened(encoded(picture("RGB"), "AVIF"))
+            open_trusted(encode_picture(random_picture("RGB"), "AVIF"))
     finally:
         readable_formats.cache_clear()
 
@@ -182,7 +182,7 @@ def test_an_empty_file_is_called_empty(empty, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path(empty).touch()
     with pytest.raises(BadPicture, match=re.escape(f"{empty} is empty (0 bytes)")):
-        opened(empty)
+        open_trusted(empty)
 
 
 def test_no_suffix_stands_for_two_formats():
@@ -193,16 +193,16 @@ def test_no_suffix_stands_for_two_formats():
 
 def test_untrusted_senders_have_five_formats():
     """Each has a reader whose work is bounded by its header: see docs/design.md."""
-    assert [one.title for one in UNTRUSTED_FORMATS] == ["JPEG", "PNG", "WebP", "GIF", "BMP"]
+    assert [one.title for one in UNTRUSTED_IMAGE_FORMATS] == ["JPEG", "PNG", "WebP", "GIF", "BMP"]
 
 
 @pytest.mark.parametrize(
-    "title", [title for title in WRITTEN if title != "ICO"]
+    "title", [title for title in PILLOW_FORMAT_BY_TITLE if title != "ICO"]
 )  # Pillow decodes ICO to open it
 def test_the_pixels_of_every_format_are_counted_before_one_is_decoded(title, monkeypatch):
-    data = encoded(picture("RGB", (64, 64)), WRITTEN[title])
+    data = encode_picture(random_picture("RGB", (64, 64)), PILLOW_FORMAT_BY_TITLE[title])
     decoder = type(PIL.Image.open(io.BytesIO(data)))
-    monkeypatch.setattr("idefics.processing.images.MOST_PIXELS", 1000)
+    monkeypatch.setattr("idefics.processing.image_processor.MAX_PIXELS", 1000)
     monkeypatch.setattr(decoder, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(BadPicture, match=r"64 x 64 pixels; at most 1,000 are read"):
-        opened(data)
+        open_trusted(data)

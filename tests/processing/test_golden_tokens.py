@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from idefics.config import ImagePlan, PromptStyle
+from idefics.config import ImageProcessorConfig, PromptFormat
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
-from idefics.processing.tokenizer import Piece, Tokenizer
-from processing.tokenizers_tiny import llama_of
+from idefics.processing.tokenizer import TextPiece, Tokenizer
+from processing.tokenizers_tiny import make_llama_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SENTENCEPIECE = DATA / "llama_tokenizer.model"
@@ -65,44 +65,46 @@ def llama():
         local = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
         merges += [(score, pair) for pair in sorted(local, key=lambda pair: [vocabulary[p] for p in pair])]
     merges.sort(key=lambda merge: -merge[0])
-    return Tokenizer(llama_of(vocabulary, [pair for _, pair in merges]).to_str())
+    return Tokenizer(make_llama_tokenizer(vocabulary, [pair for _, pair in merges]).to_str())
 
 
 @pytest.fixture(scope="module")
 def processor(llama):
-    plan = ImagePlan(
-        side=28,
-        longest=None,
-        splitting=False,
+    plan = ImageProcessorConfig(
+        frame_size=28,
+        longest_edge=None,
+        do_image_splitting=False,
         resample="bicubic",
-        scale=1 / 255,
+        rescale_factor=1 / 255,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
-        tokens=1,
+        tokens_per_frame=1,
     )
-    style = PromptStyle(
+    style = PromptFormat(
         kind="chat",
-        template="",
-        turn_end="<end_of_utterance>",
-        marks="beside",
-        strip_items=True,
-        start="<s>",
-        adds_special=False,
+        chat_template="",
+        turn_end_token="<end_of_utterance>",
+        image_tokens="beside",
+        strips_text=True,
+        prompt_prefix="<s>",
+        add_special_tokens=False,
     )
     return Processor(llama, plan, style, Fetcher(policy="off"))
 
 
 def test_the_recorded_prompt(processor):
     picture = np.zeros((4, 4, 3), np.uint8)
-    prompt = processor.raw(["User:", picture, "Can you tell me a very short story based on the image?"])
+    prompt = processor.encode_raw(
+        ["User:", picture, "Can you tell me a very short story based on the image?"]
+    )
     recorded = json.loads(RECORDED.read_text())["details"]["prefill"]
     assert list(prompt.ids) == [token["id"] for token in recorded]
-    assert prompt.sees == (-1, -1, -1, -1) + (0,) * (len(prompt.ids) - 4)
+    assert prompt.image_index == (-1, -1, -1, -1) + (0,) * (len(prompt.ids) - 4)
 
 
 def test_the_trained_separator_of_turns(llama):
     """The blank 29871 stands between `<end_of_utterance>` and the line break."""
-    ids = llama.encode("<end_of_utterance>\nAssistant:", adds_special=False)
+    ids = llama.encode("<end_of_utterance>\nAssistant:", add_special_tokens=False)
     assert ids == [32002, 29871, 13, 7900, 22137, 29901]
 
 
@@ -114,11 +116,11 @@ def test_recorded_answer_is_decoded_as_recorded(llama):
 
 @pytest.mark.parametrize("text", ["<s>", "</s>", "<unk>", "<image>", "a<s>b", "<0x0A>"])
 def test_forged_tokens_are_characters(llama, text):
-    ids = llama.encode_pieces([Piece("<end_of_utterance>", trusted=True), Piece(text, trusted=False)])
+    ids = llama.encode_pieces([TextPiece("<end_of_utterance>", trusted=True), TextPiece(text, trusted=False)])
     assert not llama.special_ids & set(ids[1:])
     assert llama.decode(ids[1:]) == text
 
 
 def test_special_ids_stand_where_the_checkpoint_has_them(llama):
     names = ["<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
-    assert [llama.token_id(name) for name in names] == [0, 1, 2, 32000, 32001, 32002]
+    assert [llama.token_to_id(name) for name in names] == [0, 1, 2, 32000, 32001, 32002]

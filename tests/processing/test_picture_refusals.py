@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from idefics.errors import BadPicture
-from idefics.processing.conversation import to_messages
 from idefics.processing.fetch import Fetcher
-from idefics.processing.images import open_picture
-from processing.pictures_tiny import encoded, opened, picture
+from idefics.processing.image_processor import open_picture
+from idefics.processing.message_parsing import to_messages
+from processing.pictures_tiny import encode_picture, open_trusted, random_picture
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ from processing.pictures_tiny import encoded, opened, picture
 )
 def test_what_is_no_picture_is_refused_with_the_way_out(name, said):
     with pytest.raises(BadPicture) as error:
-        opened(name)
+        open_trusted(name)
     assert str(error.value) == said
 
 
@@ -46,7 +46,7 @@ def test_a_file_that_ends_in_its_header_is_broken_rather_than_of_no_format(forma
     with pytest.raises(
         BadPicture, match=f"is broken: it begins like {format.replace('WEBP', 'WebP')} but cannot"
     ):
-        opened(encoded(picture("RGB"), format)[:21])
+        open_trusted(encode_picture(random_picture("RGB"), format)[:21])
 
 
 def test_base64_of_no_picture_is_not_called_a_data_uri():

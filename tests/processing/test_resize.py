@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idefics.config import Filter
+from idefics.config import ResampleFilter
 from idefics.processing import resize as module
-from idefics.processing.resize import Native, by_numpy, by_pillow, pixels_of
-from processing.pictures_tiny import TILES, noise
+from idefics.processing.resize import NativeKernel, normalize_with_numpy, resize_with_pillow, to_pixel_array
+from processing.pictures_tiny import TILES_PLAN, random_pixels
 
 SOURCE = Path(module.__file__).parent / "native" / "pixels.c"
 FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
@@ -27,7 +27,7 @@ SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 edges = st.integers(1, 90)
 
 
-def compiled(folder, *flags):
+def compile_library(folder, *flags):
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -38,112 +38,115 @@ def compiled(folder, *flags):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return ctypes.CDLL(str(compiled(tmp_path_factory.mktemp("kernel"), *SANITIZERS)))
+    return ctypes.CDLL(str(compile_library(tmp_path_factory.mktemp("kernel"), *SANITIZERS)))
 
 
 @pytest.fixture(scope="module", params=[2, 1, 0], ids=["avx512", "avx2", "portable"])
-def native(request, library):
-    kernel = Native(library, request.param)
-    if kernel.width != request.param:
+def native_resize(request, library):
+    kernel = NativeKernel(library, request.param)
+    if kernel.vector_level != request.param:
         pytest.skip("this machine has no such vectors")
     return kernel
 
 
-def is_as_pillow(native, pixels, size, resample):
-    ours, theirs = native.resize(pixels, size, resample), by_pillow(pixels, size, resample)
+def assert_equals_pillow(native, pixels, size, resample):
+    ours, theirs = native.resize(pixels, size, resample), resize_with_pillow(pixels, size, resample)
     return ours.shape == (size[1], size[0], 3) and np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("resample", get_args(Filter))
+@pytest.mark.parametrize("resample", get_args(ResampleFilter))
 @settings(max_examples=60, deadline=None)
 @given(edges, edges, edges, edges, st.integers(0, 2**32 - 1), st.booleans())
-def test_any_size_is_resized_as_pillow_does(native, resample, width, height, wide, high, seed, harsh):
+def test_any_size_is_resized_as_pillow_does(native_resize, resample, width, height, wide, high, seed, harsh):
     """Harsh pictures, black and white, overshoot at every edge."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     if harsh:
         pixels = (pixels > 127).astype(np.uint8) * 255
-    assert is_as_pillow(native, pixels, (wide, high), resample)
+    assert assert_equals_pillow(native_resize, pixels, (wide, high), resample)
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [((1, 1), (64, 64)), ((700, 3), (512, 512)), ((3, 900), (16, 16)), ((640, 480), (2048, 1536))],
 )
-def test_long_rows_and_columns_are_too(native, before, after):
-    assert is_as_pillow(native, noise(*before[::-1], 3), after, "lanczos")
+def test_long_rows_and_columns_are_too(native_resize, before, after):
+    assert assert_equals_pillow(native_resize, random_pixels(*before[::-1], 3), after, "lanczos")
 
 
 @pytest.mark.parametrize("height", [1, 59, 60, 61, 99])
-def test_rows_come_first_whatever_is_lost(native, height):
+def test_rows_come_first_whatever_is_lost(native_resize, height):
     """As until Pillow 12: between the passes values are rounded, so the order shows."""
-    pixels = noise(100, 100, 3) // 128 * 255
-    assert is_as_pillow(native, pixels, (80, height), "lanczos")
+    pixels = random_pixels(100, 100, 3) // 128 * 255
+    assert assert_equals_pillow(native_resize, pixels, (80, height), "lanczos")
     image = PIL.Image.fromarray(pixels)
     columns_first = image.resize((100, height), PIL.Image.Resampling.LANCZOS).resize((80, height), 1)
-    assert not np.array_equal(native.resize(pixels, (80, height), "lanczos"), np.asarray(columns_first))
+    assert not np.array_equal(
+        native_resize.resize(pixels, (80, height), "lanczos"), np.asarray(columns_first)
+    )
 
 
 @pytest.mark.skipif(not PIL.__version__.startswith(("11.", "12.")), reason="that Pillow changed the order")
-@pytest.mark.parametrize("resample", get_args(Filter))
+@pytest.mark.parametrize("resample", get_args(ResampleFilter))
 def test_that_is_what_pillow_did_in_one_call(resample):
-    pixels = noise(100, 100, 3) // 128 * 255
+    pixels = random_pixels(100, 100, 3) // 128 * 255
     at_once = PIL.Image.fromarray(pixels).resize((80, 30), PIL.Image.Resampling[resample.upper()])
-    assert np.array_equal(by_pillow(pixels, (80, 30), resample), np.asarray(at_once))
+    assert np.array_equal(resize_with_pillow(pixels, (80, 30), resample), np.asarray(at_once))
 
 
-def test_hammings_constants_are_pillows_floats(native):
+def test_hammings_constants_are_pillows_floats(native_resize):
     """They show in few pixels."""
-    assert is_as_pillow(native, noise(1200, 1000, 3), (111, 1500), "hamming")
+    assert assert_equals_pillow(native_resize, random_pixels(1200, 1000, 3), (111, 1500), "hamming")
 
 
-def test_a_part_of_a_picture_is_resized_and_normalised_like_its_copy(native):
-    pixels = noise(40, 50, 3)
+def test_a_part_of_a_picture_is_resized_and_normalised_like_its_copy(native_resize):
+    pixels = random_pixels(40, 50, 3)
     part = pixels[3:30, 7:41]
     assert np.array_equal(
-        native.resize(part, (20, 20), "bicubic"), native.resize(part.copy(), (20, 20), "bicubic")
+        native_resize.resize(part, (20, 20), "bicubic"),
+        native_resize.resize(part.copy(), (20, 20), "bicubic"),
     )
-    table = module._table(TILES)
+    table = module._normalization_table(TILES_PLAN)
     ours, theirs = np.empty((3, 27, 34), np.float32), np.empty((3, 27, 34), np.float32)
-    native.normalise(part, table, ours)
-    by_numpy(part, table, theirs)
+    native_resize.normalize(part, table, ours)
+    normalize_with_numpy(part, table, theirs)
     assert np.array_equal(ours, theirs)
-    native.normalise(part[:, ::2], table, turned := np.empty((3, 27, 17), np.float32))
+    native_resize.normalize(part[:, ::2], table, turned := np.empty((3, 27, 17), np.float32))
     assert np.array_equal(turned, theirs[:, :, ::2])
 
 
-def test_threads_may_resize_at_once(native):
-    pictures = [noise(60 + index, 70, 3) for index in range(16)]
-    alone = [native.resize(pixels, (64, 64), "lanczos") for pixels in pictures]
+def test_threads_may_resize_at_once(native_resize):
+    pictures = [random_pixels(60 + index, 70, 3) for index in range(16)]
+    alone = [native_resize.resize(pixels, (64, 64), "lanczos") for pixels in pictures]
     with ThreadPoolExecutor(4) as threads:
-        together = threads.map(lambda pixels: native.resize(pixels, (64, 64), "lanczos"), pictures)
+        together = threads.map(lambda pixels: native_resize.resize(pixels, (64, 64), "lanczos"), pictures)
         assert all(map(np.array_equal, together, alone))
 
 
 def test_pixels_are_copied_out_of_a_picture_of_any_height():
-    for height in (1, module.STRIP - 1, module.STRIP, 2 * module.STRIP + 3):
-        pixels = noise(height, 5, 3)
-        assert np.array_equal(pixels_of(PIL.Image.fromarray(pixels)), pixels)
+    for height in (1, module.ROWS_PER_STRIP - 1, module.ROWS_PER_STRIP, 2 * module.ROWS_PER_STRIP + 3):
+        pixels = random_pixels(height, 5, 3)
+        assert np.array_equal(to_pixel_array(PIL.Image.fromarray(pixels)), pixels)
 
 
 def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):
-    monkeypatch.setattr(module, "_library", lambda: None)
-    monkeypatch.setattr(module, "kernels", module.kernels.__wrapped__)
-    assert module.kernels() == (by_pillow, by_numpy)
-    assert module.resize(noise(9, 8, 3), (4, 5), "bilinear").shape == (5, 4, 3)
+    monkeypatch.setattr(module, "_load_library", lambda: None)
+    monkeypatch.setattr(module, "get_kernels", module.get_kernels.__wrapped__)
+    assert module.get_kernels() == (resize_with_pillow, normalize_with_numpy)
+    assert module.resize(random_pixels(9, 8, 3), (4, 5), "bilinear").shape == (5, 4, 3)
 
 
 def test_a_kernel_of_another_machine_is_none(tmp_path, monkeypatch):
     name = "_pixels" + module.EXTENSION_SUFFIXES[0]
     (tmp_path / name).write_bytes(b"no library")
     monkeypatch.setattr(module, "__file__", str(tmp_path / "resize.py"))
-    assert module._library() is None
+    assert module._load_library() is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is found by its name on Linux")
 def test_no_byte_beyond_the_pictures_is_touched(tmp_path):
     """The same sizes under AddressSanitizer, in a process of its own."""
-    path = compiled(tmp_path, "-g", "-fsanitize=address", "-fno-omit-frame-pointer")
+    path = compile_library(tmp_path, "-g", "-fsanitize=address", "-fno-omit-frame-pointer")
     runtime = subprocess.run(
         ["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -151,15 +154,15 @@ def test_no_byte_beyond_the_pictures_is_touched(tmp_path):
         pytest.skip("the compiler has no AddressSanitizer")
     code = f"""
 import ctypes, numpy as np
-from idefics.processing.resize import Native
+from idefics.processing.resize import NativeKernel
 library = ctypes.CDLL({str(path)!r})
 rng = np.random.default_rng(0)
 for _ in range(150):
     width, height, wide, high = map(int, rng.integers(1, 80, 4))
     for kind in (0, 1, 2):
-        native = Native(library, kind)
+        native = NativeKernel(library, kind)
         out = native.resize(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (wide, high), "lanczos")
-        native.normalise(out, np.zeros((3, 256), np.float32), np.empty((3, high, wide), np.float32))
+        native.normalize(out, np.zeros((3, 256), np.float32), np.empty((3, high, wide), np.float32))
 print("clean")
 """
     source = str(Path(module.__file__).parents[2])

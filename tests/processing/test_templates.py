@@ -3,29 +3,29 @@
 import pytest
 
 from idefics.errors import BadPrompt
-from idefics.processing.templates import render_template
+from idefics.processing.chat_template import render_template
 
 MESSAGES = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": 'é<b> "x" & y'}]},
     {"role": "assistant", "content": [{"type": "text", "text": "It is "}]},
 ]
-WRITTEN = (
+PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:"
     "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>{% endif %}"
     "{% endfor %}<end>\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
-TRIMMED = WRITTEN.replace("{{ part['text'] }}", "{{ part['text'] | trim }}")
-TRAINED = (
+TRIMMING_TEMPLATE = PLAIN_TEMPLATE.replace("{{ part['text'] }}", "{{ part['text'] | trim }}")
+TEMPLATE_WITH_GENERATION_BLOCKS = (
     "{% for m in messages %}{{ m['role'] + ':' }}{% if m['role'] == 'assistant' %}"
     "{% generation %}{{ m['content'][0]['text'] }}<end>{% endgeneration %}{% else %}?{% endif %}\n{% endfor %}"
 )
 TEMPLATES = {
-    "plain": WRITTEN,
+    "plain": PLAIN_TEMPLATE,
     "json": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}{{ {'b': 1, 'a': '<é>'} | tojson }}",
     "sorted": "{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, ensure_ascii=true, separators=(',', ':')) }}",
     "tools": "{{ tools is none }}{{ documents is none }}{{ tools is defined }}",
     "variables": "{{ bos_token }}{{ controls['length'] }}{{ picture }}{{ missing is defined }}",
-    "trained": TRAINED,
+    "trained": TEMPLATE_WITH_GENERATION_BLOCKS,
     "trained, with blanks trimmed": (
         "{%- for m in messages %}\n  {{- m['role'] + ':' }}\n  {%- if m['role'] == 'assistant' %}\n"
         "    {%- generation -%}\n {{ m['content'][0]['text'] }}\n<end>{%- endgeneration %}\n  {%- endif %}\n"
@@ -37,7 +37,7 @@ TEMPLATES = {
 VARIABLES = {"bos_token": "<s>", "controls": {"length": 3}, "picture": object()}
 
 
-def theirs(template, messages, **options):
+def render_with_transformers(template, messages, **options):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     mask = "generation" in template and not options.get("continue_final_message")
@@ -50,13 +50,15 @@ def theirs(template, messages, **options):
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("prompts", [True, False])
 def test_what_transformers_renders(name, prompts):
-    text, spans = theirs(TEMPLATES[name], MESSAGES, add_generation_prompt=prompts, **VARIABLES)
+    text, spans = render_with_transformers(
+        TEMPLATES[name], MESSAGES, add_generation_prompt=prompts, **VARIABLES
+    )
     ours = render_template(TEMPLATES[name], MESSAGES, VARIABLES, add_generation_prompt=prompts)
     assert ours.text == text
-    assert ours.generated == (spans or [])
+    assert ours.generation_spans == (spans or [])
 
 
-@pytest.mark.parametrize("template", [WRITTEN, TRIMMED, TRAINED])
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, TRIMMING_TEMPLATE, TEMPLATE_WITH_GENERATION_BLOCKS])
 @pytest.mark.parametrize("said", ["It is ", "It is", "", "a\n", "user: It is <end>"])
 @pytest.mark.parametrize("as_text", [True, False])
 def test_a_message_that_goes_on_ends_where_transformers_ends_it(template, said, as_text):
@@ -67,14 +69,16 @@ def test_a_message_that_goes_on_ends_where_transformers_ends_it(template, said, 
         )
     last = {"role": "assistant", "content": said if as_text else [{"type": "text", "text": said}]}
     options = {"add_generation_prompt": False, "continue_final_message": True}
-    text, _ = theirs(template, [MESSAGES[0], last], **options)
+    text, _ = render_with_transformers(template, [MESSAGES[0], last], **options)
     assert render_template(template, [MESSAGES[0], last], **options).text == text
 
 
 def test_what_is_cut_within_a_generation_block_is_generated():
-    ours = render_template(TRAINED, MESSAGES, add_generation_prompt=False, continue_final_message=True)
+    ours = render_template(
+        TEMPLATE_WITH_GENERATION_BLOCKS, MESSAGES, add_generation_prompt=False, continue_final_message=True
+    )
     assert ours.text == "user:?assistant:It is "
-    assert [ours.text[start:end] for start, end in ours.generated] == ["It is "]
+    assert [ours.text[start:end] for start, end in ours.generation_spans] == ["It is "]
 
 
 def test_another_field_may_go_on():
@@ -87,8 +91,8 @@ def test_another_field_may_go_on():
 @pytest.mark.parametrize(
     ("message", "template", "says"),
     [
-        ({"role": "assistant", "content": [{"type": "image"}]}, WRITTEN, "no text in its content"),
-        ({"role": "assistant"}, WRITTEN, "no text in its content"),
+        ({"role": "assistant", "content": [{"type": "image"}]}, PLAIN_TEMPLATE, "no text in its content"),
+        ({"role": "assistant"}, PLAIN_TEMPLATE, "no text in its content"),
         ({"role": "assistant", "content": "x"}, "hello", "leaves the last message out"),
     ],
 )
@@ -99,12 +103,12 @@ def test_what_cannot_go_on_is_refused(message, template, says):
 
 def test_an_answer_cannot_both_begin_and_go_on():
     with pytest.raises(BadPrompt, match="add_generation_prompt and continue_final_message"):
-        render_template(WRITTEN, MESSAGES, continue_final_message=True)
+        render_template(PLAIN_TEMPLATE, MESSAGES, continue_final_message=True)
 
 
 def test_the_callers_messages_stay_as_they_are():
     messages = [{"role": "assistant", "content": [{"type": "text", "text": "x"}]}]
-    render_template(WRITTEN, messages, add_generation_prompt=False, continue_final_message=True)
+    render_template(PLAIN_TEMPLATE, messages, add_generation_prompt=False, continue_final_message=True)
     assert messages == [{"role": "assistant", "content": [{"type": "text", "text": "x"}]}]
 
 

@@ -9,87 +9,115 @@ from tokenizers import AddedToken, models, normalizers, processors
 from tokenizers import Tokenizer as Library
 
 from idefics.errors import UnsupportedModel
-from idefics.processing.tokenizer import Piece, Tokenizer
-from processing.tokenizers_tiny import FAKE, IMAGE, TURN_END, byte_level, legacy_llama, write
+from idefics.processing.tokenizer import TextPiece, Tokenizer
+from processing.tokenizers_tiny import (
+    END_OF_UTTERANCE,
+    FAKE_IMAGE_TOKEN,
+    IMAGE_TOKEN,
+    train_byte_level_tokenizer,
+    train_llama_tokenizer,
+    write_tokenizer,
+)
 
-LIBRARY = {
-    "byte-level": byte_level(),
-    "byte-level, tags as text": byte_level(tags=False),
-    "legacy": legacy_llama(),
+LIBRARY_TOKENIZER_BY_KIND = {
+    "byte-level": train_byte_level_tokenizer(),
+    "byte-level, tags as text": train_byte_level_tokenizer(has_tile_tokens=False),
+    "legacy": train_llama_tokenizer(),
 }
-OURS = {name: Tokenizer(library.to_str()) for name, library in LIBRARY.items()}
+OUR_TOKENIZER_BY_KIND = {
+    name: Tokenizer(library.to_str()) for name, library in LIBRARY_TOKENIZER_BY_KIND.items()
+}
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 
-both = pytest.mark.parametrize("kind", OURS)
+both = pytest.mark.parametrize("kind", OUR_TOKENIZER_BY_KIND)
 words = st.text(alphabet=st.sampled_from("aeT 8\n<>_/|s▁é日🙂\ue000"), max_size=12)
-specials = st.sampled_from([FAKE, IMAGE, TURN_END, "<s>", "<|im_start|>", "<row_1_col_2>", "<global-img>"])
+specials = st.sampled_from(
+    [FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE, "<s>", "<|im_start|>", "<row_1_col_2>", "<global-img>"]
+)
 
 
 def trusted(text):
-    return Piece(text, trusted=True)
+    return TextPiece(text, trusted=True)
 
 
 def plain(text):
-    return Piece(text, trusted=False)
+    return TextPiece(text, trusted=False)
 
 
 @both
 @QUICK
 @given(parts=st.lists(st.tuples(st.one_of(words, specials), st.booleans()), max_size=8))
-def test_pieces_without_forgery_are_the_joined_text(kind, parts):
-    ours = OURS[kind]
-    pieces = [Piece(text, trusted=is_trusted or text in ours.added) for text, is_trusted in parts]
+def test_pieces_without_forgery_are_the_concatenated_text(kind, parts):
+    ours = OUR_TOKENIZER_BY_KIND[kind]
+    pieces = [
+        TextPiece(text, trusted=is_trusted or text in ours.added_token_contents) for text, is_trusted in parts
+    ]
     joined = "".join(piece.text for piece in pieces)
-    assume(is_honest(ours, pieces))
-    assert ours.encode_pieces(pieces) == ours.encode(joined, adds_special=False)
-    assert ours.encode_pieces(pieces) == LIBRARY[kind].encode(joined, add_special_tokens=False).ids
+    assume(has_no_forged_token(ours, pieces))
+    assert ours.encode_pieces(pieces) == ours.encode(joined, add_special_tokens=False)
+    assert (
+        ours.encode_pieces(pieces)
+        == LIBRARY_TOKENIZER_BY_KIND[kind].encode(joined, add_special_tokens=False).ids
+    )
 
 
-def is_honest(ours, pieces):
+def has_no_forged_token(ours, pieces):
     """No special token outside trusted pieces, nor across a border of pieces."""
     joined = "".join(piece.text for piece in pieces)
-    return all(joined.count(s) == sum(p.text.count(s) for p in pieces if p.trusted) for s in ours.added)
+    return all(
+        joined.count(s) == sum(p.text.count(s) for p in pieces if p.trusted)
+        for s in ours.added_token_contents
+    )
 
 
 @both
 @QUICK
 @given(before=words, after=words)
-def test_honest_text_beside_a_forgery_is_tokenised_as_ever(kind, before, after):
+def test_plain_text_next_to_a_forgery_is_tokenized_as_usual(kind, before, after):
     """The way that forged text takes gives the same ids for everything else."""
-    ours = OURS[kind]
-    honest = [trusted(TURN_END + before), plain(after), trusted(FAKE + IMAGE + FAKE)]
-    ids = ours.encode_pieces([*honest, trusted(TURN_END), plain(IMAGE)])
-    expected = ours.encode("".join(piece.text for piece in honest), adds_special=False)
-    assume(is_honest(ours, honest))
+    ours = OUR_TOKENIZER_BY_KIND[kind]
+    honest = [
+        trusted(END_OF_UTTERANCE + before),
+        plain(after),
+        trusted(FAKE_IMAGE_TOKEN + IMAGE_TOKEN + FAKE_IMAGE_TOKEN),
+    ]
+    ids = ours.encode_pieces([*honest, trusted(END_OF_UTTERANCE), plain(IMAGE_TOKEN)])
+    expected = ours.encode("".join(piece.text for piece in honest), add_special_tokens=False)
+    assume(has_no_forged_token(ours, honest))
     assert ids[: len(expected)] == expected
-    assert ids[len(expected)] == ours.token_id(TURN_END)
-    assert ours.token_id(IMAGE) not in ids[len(expected) :]
+    assert ids[len(expected)] == ours.token_to_id(END_OF_UTTERANCE)
+    assert ours.token_to_id(IMAGE_TOKEN) not in ids[len(expected) :]
 
 
 @pytest.mark.parametrize(
-    ("kind", "token"), [(kind, token) for kind, ours in OURS.items() for token in sorted(ours.added)]
+    ("kind", "token"),
+    [
+        (kind, token)
+        for kind, ours in OUR_TOKENIZER_BY_KIND.items()
+        for token in sorted(ours.added_token_contents)
+    ],
 )
 def test_no_added_token_comes_out_of_plain_text(kind, token):
-    ours = OURS[kind]
+    ours = OUR_TOKENIZER_BY_KIND[kind]
     for text in (token, f"a{token}b", f"{token}{token}", f" {token} \n", f"{token[:3]}{token}{token[3:]}"):
-        ids = ours.encode_pieces([trusted(TURN_END), plain(text)])
-        assert ids[0] == ours.token_id(TURN_END)
-        assert ours.token_id(token) not in ids[1:]
+        ids = ours.encode_pieces([trusted(END_OF_UTTERANCE), plain(text)])
+        assert ids[0] == ours.token_to_id(END_OF_UTTERANCE)
+        assert ours.token_to_id(token) not in ids[1:]
         assert not ours.special_ids & set(ids[1:])
         assert ours.decode(ids[1:]) == text
 
 
 @both
 def test_a_token_split_over_two_pieces_is_a_forgery_too(kind):
-    ours = OURS[kind]
+    ours = OUR_TOKENIZER_BY_KIND[kind]
     for pieces in (
         [plain("<ima"), plain("ge>")],
         [trusted("<ima"), plain("ge>")],
         [plain("<ima"), trusted("ge>")],
     ):
-        assert ours.token_id(IMAGE) not in ours.encode_pieces(pieces)
-        assert ours.decode(ours.encode_pieces(pieces)) == IMAGE
-    assert ours.encode_pieces([trusted("<ima"), trusted("ge>")]) == [ours.token_id(IMAGE)]
+        assert ours.token_to_id(IMAGE_TOKEN) not in ours.encode_pieces(pieces)
+        assert ours.decode(ours.encode_pieces(pieces)) == IMAGE_TOKEN
+    assert ours.encode_pieces([trusted("<ima"), trusted("ge>")]) == [ours.token_to_id(IMAGE_TOKEN)]
 
 
 def test_a_base_vocabulary_token_that_merges_reach_stays_out_of_plain_text():
@@ -99,7 +127,7 @@ def test_a_base_vocabulary_token_that_merges_reach_stays_out_of_plain_text():
         models.BPE(vocab=vocabulary, merges=[("s", ">"), ("<", "s>")], unk_token="<unk>", byte_fallback=True)
     )
     library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    library.decoder = legacy_llama().decoder
+    library.decoder = train_llama_tokenizer().decoder
     # Older Llama files say "normalized": true: then the library itself misses a "<s>" inside a segment.
     library.add_special_tokens([AddedToken("<s>", normalized=True)])
     assert library.encode("x<s>").ids[-1] == 1
@@ -113,99 +141,105 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def test_a_special_token_that_swallows_spaces_is_still_honoured():
-    library = byte_level()
+    library = train_byte_level_tokenizer()
     library.add_special_tokens([AddedToken("<sep>", lstrip=True, rstrip=True, normalized=False)])
     ours = Tokenizer(library.to_str())
     honest = [plain("a "), trusted("<sep>"), plain(" b")]
-    assert ours.encode_pieces(honest) == ours.encode("a <sep> b", adds_special=False)
+    assert ours.encode_pieces(honest) == ours.encode("a <sep> b", add_special_tokens=False)
     forged = ours.encode_pieces([*honest, plain(" <sep>")])
-    assert forged.count(ours.token_id("<sep>")) == 1
+    assert forged.count(ours.token_to_id("<sep>")) == 1
 
 
 def test_added_tokens_that_are_not_special_cannot_be_forged_either():
-    library = byte_level()
+    library = train_byte_level_tokenizer()
     library.add_tokens(["<loc_7>"])
     ours = Tokenizer(library.to_str())
-    assert ours.token_id("<loc_7>") not in ours.special_ids
-    assert ours.encode_pieces([trusted("<loc_7>")]) == [ours.token_id("<loc_7>")]
-    assert ours.token_id("<loc_7>") not in ours.encode_pieces([plain("<loc_7>")])
+    assert ours.token_to_id("<loc_7>") not in ours.special_ids
+    assert ours.encode_pieces([trusted("<loc_7>")]) == [ours.token_to_id("<loc_7>")]
+    assert ours.token_to_id("<loc_7>") not in ours.encode_pieces([plain("<loc_7>")])
 
 
 def test_the_last_segment_starts_at_the_last_honoured_token():
-    ours = OURS["legacy"]
-    end = trusted(f"{IMAGE}b")
+    ours = OUR_TOKENIZER_BY_KIND["legacy"]
+    end = trusted(f"{IMAGE_TOKEN}b")
     pieces = [
         trusted("<s>a"),
-        plain(IMAGE),
-        trusted(f"{FAKE}{end.text}"),
-        plain(f"c{TURN_END}"),
+        plain(IMAGE_TOKEN),
+        trusted(f"{FAKE_IMAGE_TOKEN}{end.text}"),
+        plain(f"c{END_OF_UTTERANCE}"),
         trusted("d"),
     ]
-    assert ours.last_segment(pieces) == [end, *pieces[3:]]
-    assert ours.last_segment(pieces[1:2]) == pieces[1:2]
-    assert ours.last_segment([]) == []
+    assert ours.pieces_from_last_special_token(pieces) == [end, *pieces[3:]]
+    assert ours.pieces_from_last_special_token(pieces[1:2]) == pieces[1:2]
+    assert ours.pieces_from_last_special_token([]) == []
 
 
 def test_every_segment_between_specials_gets_its_blank():
     """The legacy scheme; transformers 5 drops the "▁" after special tokens."""
-    ours = OURS["legacy"]
-    text = f"<s>User:{FAKE}{IMAGE}{FAKE}Can you{TURN_END}\nAssistant:"
-    tokens = [LIBRARY["legacy"].id_to_token(id) for id in ours.encode(text, adds_special=False)]
+    ours = OUR_TOKENIZER_BY_KIND["legacy"]
+    text = f"<s>User:{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}Can you{END_OF_UTTERANCE}\nAssistant:"
+    tokens = [
+        LIBRARY_TOKENIZER_BY_KIND["legacy"].id_to_token(id)
+        for id in ours.encode(text, add_special_tokens=False)
+    ]
     assert tokens[:2] == ["<s>", "▁User"]
-    assert "".join(tokens).endswith(f"{FAKE}▁Can▁you{TURN_END}▁<0x0A>Assistant:") or "".join(tokens).endswith(
-        f"{FAKE}▁Can▁you{TURN_END}▁\nAssistant:"
-    )
+    assert "".join(tokens).endswith(
+        f"{FAKE_IMAGE_TOKEN}▁Can▁you{END_OF_UTTERANCE}▁<0x0A>Assistant:"
+    ) or "".join(tokens).endswith(f"{FAKE_IMAGE_TOKEN}▁Can▁you{END_OF_UTTERANCE}▁\nAssistant:")
 
 
 def test_a_leading_space_of_a_segment_doubles_the_blank():
-    ours = OURS["legacy"]
-    tokens = [LIBRARY["legacy"].id_to_token(id) for id in ours.encode("<s> User", adds_special=False)]
+    ours = OUR_TOKENIZER_BY_KIND["legacy"]
+    tokens = [
+        LIBRARY_TOKENIZER_BY_KIND["legacy"].id_to_token(id)
+        for id in ours.encode("<s> User", add_special_tokens=False)
+    ]
     assert "".join(tokens) == "<s>▁▁User"
 
 
 def test_byte_level_adds_nothing():
     """No blank in front, single digits, and no beginning-of-text: the file has no post-processor."""
-    ours, library = OURS["byte-level"], LIBRARY["byte-level"]
-    ids = ours.encode("User 2026", adds_special=True)
-    assert ids == ours.encode("User 2026", adds_special=False)
+    ours, library = OUR_TOKENIZER_BY_KIND["byte-level"], LIBRARY_TOKENIZER_BY_KIND["byte-level"]
+    ids = ours.encode("User 2026", add_special_tokens=True)
+    assert ids == ours.encode("User 2026", add_special_tokens=False)
     assert [library.id_to_token(id) for id in ids][-4:] == ["2", "0", "2", "6"]
     assert ours.decode(ids) == "User 2026"
 
 
 def test_the_post_processor_is_asked_for():
-    library = byte_level()
+    library = train_byte_level_tokenizer()
     library.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", library.token_to_id("<|im_start|>"))]
     )
     ours = Tokenizer(library.to_str())
-    assert ours.encode("x", adds_special=True) == [1, *ours.encode("x", adds_special=False)]
-    assert ours.encode("", adds_special=True) == [1]
+    assert ours.encode("x", add_special_tokens=True) == [1, *ours.encode("x", add_special_tokens=False)]
+    assert ours.encode("", add_special_tokens=True) == [1]
 
 
 def test_truncation_and_padding_of_the_file_are_off():
-    library = legacy_llama()
+    library = train_llama_tokenizer()
     library.enable_truncation(max_length=4)
     library.enable_padding(length=64)
-    assert OURS["legacy"].encode("a story about a table", adds_special=False) == Tokenizer(
-        library.to_str()
-    ).encode("a story about a table", adds_special=False)
+    assert OUR_TOKENIZER_BY_KIND["legacy"].encode(
+        "a story about a table", add_special_tokens=False
+    ) == Tokenizer(library.to_str()).encode("a story about a table", add_special_tokens=False)
 
 
 @both
 @QUICK
 @given(data=st.data())
 def test_decoding_is_the_librarys_wherever_bytes_are_whole_characters(kind, data):
-    library, ours = LIBRARY[kind], OURS[kind]
+    library, ours = LIBRARY_TOKENIZER_BY_KIND[kind], OUR_TOKENIZER_BY_KIND[kind]
     ids = data.draw(st.lists(st.integers(0, library.get_vocab_size() + 3), max_size=12))
     for skip in (True, False):
-        text = ours.decode(ids, hidden=ours.special_ids if skip else ())
+        text = ours.decode(ids, hidden_ids=ours.special_ids if skip else ())
         if "\ufffd" not in text or kind != "legacy":  # the library spoils whole characters beside broken ones
             assert text == library.decode(ids, skip_special_tokens=skip)
 
 
 def test_broken_bytes_do_not_spoil_their_neighbours():
     """One run of bytes: "é" whole, then half a character. The library gives three replacement characters."""
-    ours, library = OURS["legacy"], LIBRARY["legacy"]
+    ours, library = OUR_TOKENIZER_BY_KIND["legacy"], LIBRARY_TOKENIZER_BY_KIND["legacy"]
     ids = [library.token_to_id(token) for token in ("<0xC3>", "<0xA9>", "<0xE6>")]
     assert ours.decode(ids) == "é\ufffd"
     assert library.decode(ids) == "\ufffd\ufffd\ufffd"
@@ -214,21 +248,33 @@ def test_broken_bytes_do_not_spoil_their_neighbours():
 @both
 def test_ids_beyond_the_vocabulary_are_silent(kind):
     """Embeddings are padded: SmolVLM-Instruct has 49155 rows, and some have more rows than tokens."""
-    assert OURS[kind].decode([10**6]) == ""
+    assert OUR_TOKENIZER_BY_KIND[kind].decode([10**6]) == ""
 
 
 def test_names_and_ids():
-    ours = OURS["byte-level"]
-    assert {IMAGE, FAKE, TURN_END, "<row_6_col_6>", "<|im_end|>"} <= ours.added
-    assert ours.token_id(IMAGE) in ours.special_ids
-    assert ours.token_id("<no such token>") is None
-    assert ours.token_id("<global-img>") + 1 == ours.token_id("<row_1_col_1>")  # the released order
-    assert ours.token_id("<row_6_col_6>") + 1 == ours.token_id(FAKE) == ours.token_id(IMAGE) - 1
+    ours = OUR_TOKENIZER_BY_KIND["byte-level"]
+    assert {
+        IMAGE_TOKEN,
+        FAKE_IMAGE_TOKEN,
+        END_OF_UTTERANCE,
+        "<row_6_col_6>",
+        "<|im_end|>",
+    } <= ours.added_token_contents
+    assert ours.token_to_id(IMAGE_TOKEN) in ours.special_ids
+    assert ours.token_to_id("<no such token>") is None
+    assert ours.token_to_id("<global-img>") + 1 == ours.token_to_id("<row_1_col_1>")  # the released order
+    assert (
+        ours.token_to_id("<row_6_col_6>") + 1
+        == ours.token_to_id(FAKE_IMAGE_TOKEN)
+        == ours.token_to_id(IMAGE_TOKEN) - 1
+    )
 
 
 def test_loading(tmp_path):
-    ours = Tokenizer.load(write(byte_level(), tmp_path))
-    assert ours.encode("a cat", adds_special=False) == OURS["byte-level"].encode("a cat", adds_special=False)
+    ours = Tokenizer.load(write_tokenizer(train_byte_level_tokenizer(), tmp_path))
+    assert ours.encode("a cat", add_special_tokens=False) == OUR_TOKENIZER_BY_KIND["byte-level"].encode(
+        "a cat", add_special_tokens=False
+    )
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -251,7 +297,7 @@ def test_a_broken_file_is_named(tmp_path, content):
 
 
 def test_an_unknown_decoder_is_refused(tmp_path):
-    raw = json.loads(byte_level().to_str())
+    raw = json.loads(train_byte_level_tokenizer().to_str())
     raw["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(UnsupportedModel, match="WordPiece"):

@@ -5,14 +5,14 @@ import io
 import pytest
 
 from idefics.errors import BadPicture
-from idefics.formats import VIDEO_FORMATS, VIDEO_SUFFIXES, recognised, recognised_video
+from idefics.formats import VIDEO_FORMATS, VIDEO_SUFFIXES, detect_image_format, detect_video_format
 from idefics.messages import Picture, Video
 from idefics.processing.fetch import Fetcher
-from idefics.processing.images import open_picture
-from idefics.processing.prompt_items import to_part
-from idefics.processing.video import as_visual
-from processing.pictures_tiny import encoded, picture
-from processing.videos_tiny import sound, video
+from idefics.processing.image_processor import open_picture
+from idefics.processing.prompt_items import parse_item
+from idefics.processing.video import to_picture_or_video
+from processing.pictures_tiny import encode_picture, random_picture
+from processing.videos_tiny import encode_audio_only, encode_video
 
 MUXED = [
     ("mp4", "libx264", "MP4 or MOV"),
@@ -36,51 +36,51 @@ def muxed(request):
     av = pytest.importorskip("av")
     if codec not in av.codecs_available:
         pytest.skip(f"this build of PyAV has no {codec}")
-    return video(5, format=format, codec=codec, between=0), title
+    return encode_video(5, format=format, codec=codec, num_b_frames=0), title
 
 
 @pytest.mark.parametrize("name", ["clip", "clip.jpg", "clip.dat", "clip.mp4"])
 def test_a_video_file_is_one_by_any_name(muxed, name, tmp_path):
     data, title = muxed
-    assert recognised(data[:256]) is None
-    assert recognised_video(data[:256]).title == title
+    assert detect_image_format(data[:256]) is None
+    assert detect_video_format(data[:256]).title == title
     path = tmp_path / name
     path.write_bytes(data)
     for source in (path, str(path), data, io.BytesIO(data)):
-        assert isinstance(as_visual(source), Video)
-    assert isinstance(to_part(str(path)), Video)
+        assert isinstance(to_picture_or_video(source), Video)
+    assert isinstance(parse_item(str(path)), Video)
 
 
 def test_transport_streams_of_cameras_have_a_time_before_each_packet(tmp_path):
     packet = b"\0\0\0\1G" + bytes(187)
-    assert recognised_video((packet * 2)[:256]).title == "MPEG transport stream"
-    assert recognised_video(b"Good words, " * 40) is None
+    assert detect_video_format((packet * 2)[:256]).title == "MPEG transport stream"
+    assert detect_video_format(b"Good words, " * 40) is None
 
 
 def test_old_quicktime_begins_with_another_box():
-    assert recognised_video(b"\0\0\0\x08wide\0\0\1\0mdat").title == "MP4 or MOV"
+    assert detect_video_format(b"\0\0\0\x08wide\0\0\1\0mdat").title == "MP4 or MOV"
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF"])
 def test_a_picture_is_one_by_the_name_of_a_video(format, tmp_path):
     path = tmp_path / "photo.mp4"
-    path.write_bytes(encoded(picture("RGB", (64, 64)), format))
-    assert isinstance(as_visual(path), Picture)
-    assert isinstance(to_part(str(path)), Picture)
+    path.write_bytes(encode_picture(random_picture("RGB", (64, 64)), format))
+    assert isinstance(to_picture_or_video(path), Picture)
+    assert isinstance(parse_item(str(path)), Picture)
 
 
 def test_what_is_neither_goes_by_its_name(tmp_path):
     for name, kind in (("a.mp4", Video), ("a.jpg", Picture)):
         (tmp_path / name).write_bytes(b"hello")
-        assert isinstance(as_visual(tmp_path / name), kind)
+        assert isinstance(to_picture_or_video(tmp_path / name), kind)
 
 
 def test_a_video_given_as_a_picture_says_how_to_give_it():
-    data = sound()
+    data = encode_audio_only()
     with pytest.raises(BadPicture, match=r"is a video \(MP4 or MOV\) and no picture: give it as a Video"):
         open_picture(Picture(data), Fetcher(policy="off"))
     with pytest.raises(BadPicture, match=r"is a video \(MP4 or MOV\) and no picture: send its frames"):
-        open_picture(Picture(data), Fetcher(policy="off", strangers=True))
+        open_picture(Picture(data), Fetcher(policy="off", untrusted=True))
 
 
 def test_suffixes_are_each_of_one_format():

@@ -18,8 +18,8 @@ from tokenizers import (
     trainers,
 )
 
-FAKE, IMAGE, TURN_END = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
-CORPUS = [
+FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
+TRAINING_TEXTS = [
     "User: What is on the table? Assistant: There is a red ball and two green cubes on the table.",
     "User: Describe the picture. Assistant: A dog is sitting beside a blue vase in the garden.",
     "This is an image of a cat. This is an image of a tower at night. How many flowers are there? Four.",
@@ -28,10 +28,10 @@ CORPUS = [
 ]
 
 
-def byte_level(rows=6, columns=6, base=400, tags=True):
+def train_byte_level_tokenizer(rows=6, columns=6, base=400, has_tile_tokens=True):
     """SmolVLM's: its three first specials, then `<global-img>`, the tile tags, fake, image and turn end.
 
-    Without `tags` like SmolVLM-Instruct 2.2B and Idefics3-8B, which write the tags as plain text.
+    Without `has_tile_tokens` like SmolVLM-Instruct 2.2B and Idefics3-8B, which write the tags as plain text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -44,14 +44,16 @@ def byte_level(rows=6, columns=6, base=400, tags=True):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(TRAINING_TEXTS, trainer)
     tiles = [f"<row_{r}_col_{c}>" for r in range(1, rows + 1) for c in range(1, columns + 1)]
-    added = ["<global-img>", *tiles] if tags else []
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in [*added, FAKE, IMAGE, TURN_END]])
+    added = ["<global-img>", *tiles] if has_tile_tokens else []
+    tokenizer.add_special_tokens(
+        [AddedToken(t, normalized=False) for t in [*added, FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE]]
+    )
     return tokenizer
 
 
-def legacy_llama(turn_end=True, base=500, corpus=CORPUS):
+def train_llama_tokenizer(has_end_of_utterance=True, base=500, corpus=TRAINING_TEXTS):
     """Idefics 1's: `<unk>`, `<s>`, `</s>`, 256 bytes, merges; fake, image, and (instruct only) turn end."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = _llama_normalizer()
@@ -61,18 +63,20 @@ def legacy_llama(turn_end=True, base=500, corpus=CORPUS):
     )
     trained.train_from_iterator(corpus, trainer)
     model = json.loads(trained.to_str())["model"]
-    return llama_of(model["vocab"], [tuple(pair) for pair in model["merges"]], turn_end=turn_end)
+    return make_llama_tokenizer(
+        model["vocab"], [tuple(pair) for pair in model["merges"]], has_end_of_utterance=has_end_of_utterance
+    )
 
 
-def mistral(turn_end=True, **training):
+def train_mistral_tokenizer(turn_end=True, **training_options):
     """Idefics 2's."""
-    tokenizer = legacy_llama(turn_end, **training)
+    tokenizer = train_llama_tokenizer(turn_end, **training_options)
     begin = [("<s>", tokenizer.token_to_id("<s>"))]
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
     return tokenizer
 
 
-def llama_of(vocab, merges, *, turn_end=True):
+def make_llama_tokenizer(vocab, merges, *, has_end_of_utterance=True):
     """The tokenizer.json of Idefics 1 around a vocabulary and its merges."""
     tokenizer = Tokenizer(
         models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
@@ -81,7 +85,14 @@ def llama_of(vocab, merges, *, turn_end=True):
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    added = ["<unk>", "<s>", "</s>", FAKE, IMAGE, *([TURN_END] if turn_end else [])]
+    added = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        FAKE_IMAGE_TOKEN,
+        IMAGE_TOKEN,
+        *([END_OF_UTTERANCE] if has_end_of_utterance else []),
+    ]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in added])
     return tokenizer
 
@@ -90,7 +101,7 @@ def _llama_normalizer():
     return normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
 
-def write(tokenizer, folder):
+def write_tokenizer(tokenizer, folder):
     """Saves as a checkpoint folder has it, and returns the folder."""
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder

@@ -7,30 +7,38 @@ import io
 import numpy as np
 import pytest
 
-SIZE = (64, 48)  # width, height
-STEP = 5  # from one grey to the next: codecs are not exact
-CORNER = 12
+FRAME_SIZE = (64, 48)  # width, height
+GREY_STEP = 5  # from one grey to the next: codecs are not exact
+CORNER_SIZE = 12
 
 
-def frame(index, size=SIZE):
-    array = np.full((size[1], size[0], 3), STEP * (index % 50), np.uint8)
-    array[:CORNER, :CORNER] = 255
+def make_frame(index, size=FRAME_SIZE):
+    array = np.full((size[1], size[0], 3), GREY_STEP * (index % 50), np.uint8)
+    array[:CORNER_SIZE, :CORNER_SIZE] = 255
     return array
 
 
-def number_of(image):
+def frame_number(image):
     """Which frame a picture of one is."""
-    return round(float(np.asarray(image)[CORNER + 8 :, CORNER + 8 :].mean()) / STEP)
+    return round(float(np.asarray(image)[CORNER_SIZE + 8 :, CORNER_SIZE + 8 :].mean()) / GREY_STEP)
 
 
-def video(
-    frames=50, *, fps=25, codec="libx264", format="mp4", every_key=12, between=2, rotation=None, size=SIZE
+def encode_video(
+    num_frames=50,
+    *,
+    fps=25,
+    codec="libx264",
+    format="mp4",
+    key_frame_interval=12,
+    num_b_frames=2,
+    rotation=None,
+    size=FRAME_SIZE,
 ):
     """The bytes of a video file.
 
     Args:
-        every_key: frames from one key frame to the next.
-        between: B-frames in a row, which are stored after a frame that is shown later.
+        key_frame_interval: frames from one key frame to the next.
+        num_b_frames: B-frames in a row, which are stored after a frame that is shown later.
         rotation: degrees counterclockwise by which a player shall turn it.
     """
     av = pytest.importorskip("av")
@@ -40,16 +48,16 @@ def video(
         stream.width, stream.height = size
         stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
         stream.bit_rate = 2_000_000  # plenty: greys shall be told apart
-        stream.codec_context.gop_size, stream.codec_context.max_b_frames = every_key, between
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = key_frame_interval, num_b_frames
         if rotation is not None:
             stream.set_display_rotation(rotation)
-        for index in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(index, size), format="rgb24")))
+        for index in range(num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(make_frame(index, size), format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
-def sound():
+def encode_audio_only():
     """The bytes of a file with sound alone."""
     av = pytest.importorskip("av")
     buffer = io.BytesIO()

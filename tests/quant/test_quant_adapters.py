@@ -9,7 +9,7 @@ from torch import nn
 
 from idefics.config import QuantizationConfig
 from idefics.errors import BadRequest
-from idefics.quant import packs
+from idefics.quant import quantizers_by_name
 
 peft = pytest.importorskip("peft")
 OWN = ("int8", "int4", "fp8")
@@ -22,7 +22,7 @@ class Model(nn.Module):
     def __init__(self, kind, inputs=64, outputs=64):
         super().__init__()
         self.layer = nn.Linear(inputs, outputs)
-        for name, pack in packs(self, QuantizationConfig(kind=kind)).items():
+        for name, pack in quantizers_by_name(self, QuantizationConfig(kind=kind)).items():
             pack(self.get_parameter(name).detach())
 
     def forward(self, x):

@@ -9,45 +9,51 @@ from torch import nn
 
 from idefics.config import QuantizationConfig
 from idefics.errors import BadSetting, MissingExtra
-from idefics.nn.stored import TokenEmbedding
-from idefics.quant import chosen, footprint, packs
-from idefics.quant.floats import Float8Linear
-from idefics.quant.integers import GROUP, Int4Linear, Int8Linear, nearest, rounded
+from idefics.nn.upcast import TokenEmbedding
+from idefics.quant import memory_footprint, quantizable_layer_names, quantizers_by_name
+from idefics.quant.fp8 import Float8Linear
+from idefics.quant.linear import (
+    GROUP_SIZE,
+    Int4Linear,
+    Int8Linear,
+    quantize_least_squares,
+    quantize_symmetric,
+)
 
-KINDS = ("int8", "int4", "fp8", "nf4", "fp4")
-kinds = pytest.mark.parametrize("kind", KINDS)
+QUANT_KINDS = ("int8", "int4", "fp8", "nf4", "fp4")
+kinds = pytest.mark.parametrize("kind", QUANT_KINDS)
 FOUR_BIT = ("nf4", "fp4")
 
 
-class Holder(nn.Module):
+class LinearHolder(nn.Module):
     def __init__(self, inputs=96, outputs=64, bias=True):
         super().__init__()
         self.layer = nn.Linear(inputs, outputs, bias=bias)
 
 
-def quantised(layer, kind, **how):
+def quantize_layer(layer, kind, **how):
     """The layer that takes the place of a float one."""
-    holder = Holder()
+    holder = LinearHolder()
     holder.layer = layer
-    for name, pack in packs(holder, QuantizationConfig(kind=kind, **how)).items():
+    for name, pack in quantizers_by_name(holder, QuantizationConfig(kind=kind, **how)).items():
         pack(holder.get_parameter(name).detach())
     return holder.layer
 
 
-def dequantised(layer):
+def dequantize_layer(layer):
     """(O, I) float weights that a layer in few bits stands for."""
     if isinstance(layer, (Int8Linear, Int4Linear, Float8Linear)):
-        return layer.dequantised(torch.float32)
+        return layer.dequantize(torch.float32)
     functional = importlib.import_module("bitsandbytes.functional")
     return functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
 
 
-def twin(layer, dtype=torch.float32):
+def make_reference_layer(layer, dtype=torch.float32):
     """The slow twin: a float layer with the rounded weights."""
     out, inputs = layer.out_features, layer.in_features
     plain = nn.Linear(inputs, out, bias=layer.bias is not None, dtype=dtype)
     with torch.no_grad():
-        plain.weight.copy_(dequantised(layer))
+        plain.weight.copy_(dequantize_layer(layer))
         if layer.bias is not None:
             plain.bias.copy_(layer.bias)
     return plain
@@ -57,35 +63,35 @@ def twin(layer, dtype=torch.float32):
 @pytest.mark.parametrize("rows", [1, 3, 9])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
-def test_a_layer_equals_its_twin(kind, rows, bias):
-    layer = quantised(nn.Linear(96, 64, bias=bias), kind)
+def test_a_layer_equals_its_reference(kind, rows, bias):
+    layer = quantize_layer(nn.Linear(96, 64, bias=bias), kind)
     x = torch.randn(2, rows, 96)
-    torch.testing.assert_close(layer(x), twin(layer)(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer(x), make_reference_layer(layer)(x), rtol=1e-5, atol=1e-5)
 
 
 @kinds
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_sixteen_bits_are_computed_in_sixteen_bits(kind, dtype):
-    layer = quantised(nn.Linear(96, 64, dtype=dtype), kind)
+    layer = quantize_layer(nn.Linear(96, 64, dtype=dtype), kind)
     for rows in (1, 16):
         x = torch.randn(rows, 96, dtype=dtype)
         out = layer(x)
         assert out.dtype == dtype
-        torch.testing.assert_close(out.float(), twin(layer)(x.float()), rtol=0.02, atol=0.02)
+        torch.testing.assert_close(out.float(), make_reference_layer(layer)(x.float()), rtol=0.02, atol=0.02)
 
 
 @torch.inference_mode()
 def test_large_weights_of_half_precision_do_not_overflow():
     """Sums of 127 times the inputs would leave float16's range long before they are scaled."""
-    layer = quantised(nn.Linear(4096, 2, bias=False, dtype=torch.float16), "int8")
+    layer = quantize_layer(nn.Linear(4096, 2, bias=False, dtype=torch.float16), "int8")
     out = layer(torch.full((8, 4096), 8.0, dtype=torch.float16))
     assert out.isfinite().all()
 
 
 def test_no_weight_is_further_than_half_a_step():
     plain = nn.Linear(96, 64)
-    found = dequantised(quantised(plain, "int8"))
+    found = dequantize_layer(quantize_layer(plain, "int8"))
     step = plain.weight.abs().amax(-1, keepdim=True) / 127
     assert ((found - plain.weight).abs() <= 0.5001 * step).all()
 
@@ -93,12 +99,12 @@ def test_no_weight_is_further_than_half_a_step():
 def test_steps_of_four_bits_leave_less_error_than_those_of_the_largest_weight():
     plain = nn.Linear(96, 64)
     nn.init.normal_(plain.weight)
-    groups = plain.weight.detach().unflatten(1, (-1, GROUP))
-    levels, scale = rounded(groups, 7, torch.bfloat16)
+    groups = plain.weight.detach().unflatten(1, (-1, GROUP_SIZE))
+    levels, scale = quantize_symmetric(groups, 7, torch.bfloat16)
     scale = scale.float()
     largest = (levels * scale - groups).square().sum(-1)  # (O, groups)
-    layer = quantised(plain, "int4")
-    least = (dequantised(layer) - plain.weight).unflatten(1, (-1, GROUP)).square().sum(-1)
+    layer = quantize_layer(plain, "int4")
+    least = (dequantize_layer(layer) - plain.weight).unflatten(1, (-1, GROUP_SIZE)).square().sum(-1)
     assert (least <= largest * 1.0001).all() and least.sum() < 0.95 * largest.sum()
     assert (layer.scale >= 0.69 * scale[..., 0]).all() and (layer.scale <= scale[..., 0]).all()
 
@@ -114,7 +120,7 @@ def test_errors_are_those_of_the_kind(kind, error, inputs):
     """
     plain = nn.Linear(inputs, 64)
     nn.init.normal_(plain.weight)
-    found = dequantised(quantised(plain, kind))
+    found = dequantize_layer(quantize_layer(plain, kind))
     assert 0.5 * error < (found - plain.weight).norm() / plain.weight.norm() < error
 
 
@@ -122,29 +128,29 @@ def test_errors_are_those_of_the_kind(kind, error, inputs):
 def test_zeros_stay_zeros(kind):
     plain = nn.Linear(64, 64)
     nn.init.zeros_(plain.weight)
-    assert not dequantised(quantised(plain, kind)).any()
+    assert not dequantize_layer(quantize_layer(plain, kind)).any()
 
 
 def test_a_width_that_is_no_multiple_of_the_group():
-    layer = quantised(nn.Linear(70, 8), "int4")
-    assert layer.weight.shape == (8, 3 * GROUP // 2) and layer.scale.shape == (8, 3)
+    layer = quantize_layer(nn.Linear(70, 8), "int4")
+    assert layer.weight.shape == (8, 3 * GROUP_SIZE // 2) and layer.scale.shape == (8, 3)
     x = torch.randn(5, 70)
-    torch.testing.assert_close(layer(x), twin(layer)(x))
+    torch.testing.assert_close(layer(x), make_reference_layer(layer)(x))
 
 
 @kinds
 def test_gradients_pass_through(kind):
-    layer = quantised(nn.Linear(96, 64), kind)
+    layer = quantize_layer(nn.Linear(96, 64), kind)
     x, y = (torch.ones(1, 96, requires_grad=True) for _ in range(2))
     layer(x).sum().backward()
-    twin(layer)(y).sum().backward()
+    make_reference_layer(layer)(y).sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
     assert {name for name, weight in layer.named_parameters() if weight.requires_grad} == {"bias"}
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_a_layer_survives_its_own_state(kind):
-    one, other = quantised(nn.Linear(96, 64), kind), quantised(nn.Linear(96, 64), kind)
+    one, other = quantize_layer(nn.Linear(96, 64), kind), quantize_layer(nn.Linear(96, 64), kind)
     other.load_state_dict(one.state_dict())
     x = torch.randn(7, 96)
     assert torch.equal(one(x), other(x))
@@ -154,7 +160,7 @@ def test_int8_is_symmetric_with_a_scale_for_each_output():
     plain = nn.Linear(96, 64)
     scale = plain.weight.abs().amax(1) / 127
     expected = (plain.weight / scale[:, None]).round().to(torch.int8)
-    layer = quantised(plain, "int8")
+    layer = quantize_layer(plain, "int8")
     assert torch.equal(layer.weight, expected) and torch.equal(layer.scale, scale)
 
 
@@ -162,25 +168,25 @@ def test_int8_is_symmetric_with_a_scale_for_each_output():
     ("kind", "how", "size"),
     [
         ("int8", {}, 64 * 256 + 4 * 64),
-        ("int4", {}, 64 * 256 // 2 + 2 * 64 * 256 // GROUP),
+        ("int4", {}, 64 * 256 // 2 + 2 * 64 * 256 // GROUP_SIZE),
         ("nf4", {}, 64 * 256 // 2 + 4 * 64 * 256 // 64 + 4 * 16),
         ("nf4", {"double": True}, 64 * 256 // 2 + 64 * 256 // 64 + 4 * 16 + 4 * 256 + 4 + 4),
     ],
 )
 def test_memory_is_counted_to_the_byte(kind, how, size):
-    layer = quantised(nn.Linear(256, 64), kind, **how)
-    assert footprint(layer) == size + 4 * 64  # the bias
+    layer = quantize_layer(nn.Linear(256, 64), kind, **how)
+    assert memory_footprint(layer) == size + 4 * 64  # the bias
 
 
 def test_memory_counts_tied_tensors_once_and_buffers_on_request():
     model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
     model[1].weight = model[0].weight
     model.register_buffer("steps", torch.zeros(3, dtype=torch.int64))
-    assert footprint(model) == 64 + 24
-    assert footprint(model, buffers=False) == 64
+    assert memory_footprint(model) == 64 + 24
+    assert memory_footprint(model, include_buffers=False) == 64
 
 
-class Parts(nn.Module):
+class NamedLayers(nn.Module):
     """Names as checkpoints have them."""
 
     def __init__(self):
@@ -226,12 +232,12 @@ LAYERS = ["model.layers.0.q_proj", "model.layers.1.q_proj"]
 def test_which_layers_are_quantised(skip, expected):
     how = QuantizationConfig(kind="int8") if skip is None else QuantizationConfig(kind="int8", skip=skip)
     expected = expected or ["model.perceiver_resampler", LAYERS[0], "lm_head", "connectors"]
-    assert chosen(Parts(), how) == expected
+    assert quantizable_layer_names(NamedLayers(), how) == expected
 
 
-def test_what_sees_and_what_names_tokens_has_eight_bits_beside_four():
-    model = Parts()
-    for name, pack in packs(model, QuantizationConfig(kind="int4")).items():
+def test_vision_and_output_layers_have_eight_bits_in_four_bit_models():
+    model = NamedLayers()
+    for name, pack in quantizers_by_name(model, QuantizationConfig(kind="int4")).items():
         pack(model.get_parameter(name).detach())
     kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert kinds["model.layers.0.q_proj"] is Int4Linear
@@ -243,19 +249,19 @@ def test_what_sees_and_what_names_tokens_has_eight_bits_beside_four():
 
 @pytest.mark.parametrize("kind", FOUR_BIT)
 def test_bitsandbytes_keeps_to_the_decoder(kind):
-    assert chosen(Parts(), QuantizationConfig(kind=kind)) == [*LAYERS, "connectors"]
+    assert quantizable_layer_names(NamedLayers(), QuantizationConfig(kind=kind)) == [*LAYERS, "connectors"]
 
 
 def test_training_or_not_is_kept():
-    assert not quantised(nn.Linear(64, 64).eval(), "int8").training
-    assert quantised(nn.Linear(64, 64), "nf4").training
+    assert not quantize_layer(nn.Linear(64, 64).eval(), "int8").training
+    assert quantize_layer(nn.Linear(64, 64), "nf4").training
 
 
 def test_options_of_four_bits():
-    layer = quantised(nn.Linear(64, 64), "fp4", double=True, compute_dtype="bfloat16")
+    layer = quantize_layer(nn.Linear(64, 64), "fp4", double=True, compute_dtype="bfloat16")
     state = layer.weight.quant_state
     assert (state.quant_type, state.nested, layer.compute_dtype) == ("fp4", True, torch.bfloat16)
-    assert quantised(nn.Linear(64, 64, dtype=torch.float16), "nf4").compute_dtype == torch.float16
+    assert quantize_layer(nn.Linear(64, 64, dtype=torch.float16), "nf4").compute_dtype == torch.float16
 
 
 @pytest.mark.parametrize("kind", FOUR_BIT)
@@ -263,14 +269,14 @@ def test_a_missing_extra_is_named(monkeypatch, kind):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
     with pytest.raises(MissingExtra, match=r"pip install 'idefics\[quant\]'") as caught:
-        packs(Holder(), QuantizationConfig(kind=kind))
+        quantizers_by_name(LinearHolder(), QuantizationConfig(kind=kind))
     assert kind in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_integers_need_no_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for kind in ("int8", "int4"):
-        packs(Holder(), QuantizationConfig(kind=kind))
+        quantizers_by_name(LinearHolder(), QuantizationConfig(kind=kind))
 
 
 @pytest.mark.parametrize("wrong", [{"kind": "int3"}, {"kind": "nf4", "compute_dtype": "int8"}])
@@ -284,7 +290,7 @@ def test_settings_are_checked(wrong):
 def test_levels_are_chosen_for_the_step_as_it_is_stored(most, dtype):
     """No weight is further than half a step, which is rounded itself, by up to 1 in 256 in bfloat16."""
     weight = torch.randn(64, 4096, generator=torch.Generator().manual_seed(1)).to(dtype)
-    levels, scale = rounded(weight, most, dtype)
+    levels, scale = quantize_symmetric(weight, most, dtype)
     assert levels.abs().max() == most
     off = (levels.double() * scale.double() - weight.double()).abs()
     assert (off <= scale.double() * (0.5 + 1e-6)).all()
@@ -296,12 +302,14 @@ def test_the_nearest_step_is_never_worse():
     def error(levels, scale):
         return (levels * scale.float() - weight).square().sum(-1)
 
-    plain, best = (error(*way(weight, 7, torch.bfloat16)) for way in (rounded, nearest))
+    plain, best = (
+        error(*way(weight, 7, torch.bfloat16)) for way in (quantize_symmetric, quantize_least_squares)
+    )
     assert (best <= plain).all()
     assert best.sum() < 0.95 * plain.sum()
 
 
-class Adapted(nn.Module):
+class AdaptedLayer(nn.Module):
     is_loaded_in_4bit = True  # peft asks for it
 
     def __init__(self, layer):
@@ -312,7 +320,7 @@ class Adapted(nn.Module):
         return self.layer(x)
 
 
-def four_bits(weight, kind):
+def round_to_four_bits(weight, kind):
     """(O, I) weights rounded as bitsandbytes does it: one sequence of blocks of 64, whatever the rows are."""
     functional = importlib.import_module("bitsandbytes.functional")
     flat = nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64))[None]
@@ -326,8 +334,8 @@ def four_bits(weight, kind):
 def test_an_adapter_is_merged_into_four_bits(kind, inputs):
     """The merged layer is the rounded weights plus the adapter, rounded once more; unmerged it is near the old one."""
     peft = pytest.importorskip("peft")
-    layer = quantised(nn.Linear(inputs, 64), kind)
-    before = dequantised(layer)
+    layer = quantize_layer(nn.Linear(inputs, 64), kind)
+    before = dequantize_layer(layer)
     options = {
         "r": 4,
         "lora_alpha": 4,
@@ -335,23 +343,27 @@ def test_an_adapter_is_merged_into_four_bits(kind, inputs):
         "init_lora_weights": False,
         "lora_bias": True,
     }
-    model = peft.get_peft_model(Adapted(layer), peft.LoraConfig(**options))
+    model = peft.get_peft_model(AdaptedLayer(layer), peft.LoraConfig(**options))
     x = torch.randn(3, inputs)
     lora = model.base_model.model.layer
     delta = lora.get_delta_weight("default").detach()
     bias = (layer.bias + lora.lora_B["default"].bias).detach()
     model.merge_adapter()
     assert layer.weight.quant_state.shape == (64, inputs)
-    torch.testing.assert_close(dequantised(layer), four_bits(before + delta, kind), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(layer(x), nn.functional.linear(x, dequantised(layer), bias))
-    merged = dequantised(layer)
+    torch.testing.assert_close(
+        dequantize_layer(layer), round_to_four_bits(before + delta, kind), rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, dequantize_layer(layer), bias))
+    merged = dequantize_layer(layer)
     model.unmerge_adapter()
-    torch.testing.assert_close(dequantised(layer), four_bits(merged - delta, kind), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        dequantize_layer(layer), round_to_four_bits(merged - delta, kind), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", FOUR_BIT)
 def test_four_bits_are_those_of_bitsandbytes_whatever_the_width(kind):
     pytest.importorskip("bitsandbytes")
     plain = nn.Linear(160, 64)
-    layer = quantised(plain, kind)
-    torch.testing.assert_close(dequantised(layer), four_bits(plain.weight.detach(), kind))
+    layer = quantize_layer(plain, kind)
+    torch.testing.assert_close(dequantize_layer(layer), round_to_four_bits(plain.weight.detach(), kind))

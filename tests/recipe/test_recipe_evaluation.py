@@ -9,65 +9,78 @@ import pytest
 
 import evaluate_demo
 from idefics import Picture
-from picturebook import CATALOG, make
-from picturebook.captions import caption, lower_caption
-from picturebook.drawing import FONT
-from picturebook.stories import story
-from recipe.evaluation import BEGINNING, FORMS, TESTS, Trial, fits, things_in
+from picturebook import CATALOG, make_sample
+from picturebook.captions import caption_clause, caption_sentence
+from picturebook.drawing import FONT_PATH
+from picturebook.stories import write_story
+from recipe.evaluation import (
+    CAPTION_PREFIX,
+    EVALUATION_BY_KIND,
+    FORM_CHECK_BY_NAME,
+    EvaluationTask,
+    find_things,
+    is_fitting_story,
+)
 
-NUMBER = 25
+NUM_SAMPLES = 25
 
 
-def look(scene):
+def scene_as_picture(scene):
     """A "picture" that an oracle can read: the scene itself."""
     return Picture(scene)
 
 
-def key(messages):
+def conversation_key(messages):
     return tuple(
         part.source if isinstance(part, Picture) else part for message in messages for part in message.parts
     )
 
 
-class Oracle:
+class OracleModel:
     """Answers as `idefics.Idefics` would if it made no mistake, then through `spoil`."""
 
     def __init__(self, samples, spoil=lambda text: text, shots=()):
         self.samples, self.spoil, self.shots = samples, spoil, shots
-        self.known, self.seen = {}, []
+        self.answer_by_conversation, self.conversations = {}, []
         for sample in samples:
             said = []
             for turn in sample.turns:
                 if turn.role == "assistant":
-                    self.known[tuple(said)] = turn.parts[0]
+                    self.answer_by_conversation[tuple(said)] = turn.parts[0]
                 said += [sample.scenes[part] if isinstance(part, int) else part for part in turn.parts]
 
     def answer(self, text):
         return SimpleNamespace(text=self.spoil(text))
 
     def chat(self, conversations):
-        self.seen += map(list, conversations)
-        return [self.answer(self.known.get(key(messages), "lost")) for messages in conversations]
+        self.conversations += map(list, conversations)
+        return [
+            self.answer(self.answer_by_conversation.get(conversation_key(messages), "lost"))
+            for messages in conversations
+        ]
 
     def generate(self, prompts):
-        return [self.answer(self.known[key([SimpleNamespace(parts=prompt)])]) for prompt in prompts]
+        return [
+            self.answer(self.answer_by_conversation[conversation_key([SimpleNamespace(parts=prompt)])])
+            for prompt in prompts
+        ]
 
     def caption(self, pictures):
         if self.shots:
             return self.ask(pictures, "Can you describe this image?")
-        return [self.answer(caption(picture.source)) for picture in pictures]
+        return [self.answer(caption_sentence(picture.source)) for picture in pictures]
 
     def ask(self, picture, question):
         said = []
         for shot in self.shots:
             said += [shot.picture.source, question, shot.answer]
-        return self.answer(self.known[(*said, picture.source, question)])
+        return self.answer(self.answer_by_conversation[(*said, picture.source, question)])
 
     def complete(self, pictures, words):
-        return [self.answer(f"{words} {lower_caption(picture.source)}") for picture in pictures]
+        return [self.answer(f"{words} {caption_clause(picture.source)}") for picture in pictures]
 
     def write(self, pictures):
-        return [self.answer(story(random.Random(0), picture.source)) for picture in pictures]
+        return [self.answer(write_story(random.Random(0), picture.source)) for picture in pictures]
 
     def classify(self, picture, labels):
         (right,) = (
@@ -78,32 +91,32 @@ class Oracle:
         return SimpleNamespace(best=self.spoil(right))
 
     def with_shots(self, shots):
-        return Oracle(self.samples, self.spoil, shots)
+        return OracleModel(self.samples, self.spoil, shots)
 
 
-def trial(kind, spoil=lambda text: text):
+def run_evaluation(kind, spoil=lambda text: text):
     rng = random.Random(7)
-    samples = [make(rng, "held-out", kind) for _ in range(NUMBER)]
-    return Trial(Oracle(samples, spoil), kind, samples, look)
+    samples = [make_sample(rng, "held-out", kind) for _ in range(NUM_SAMPLES)]
+    return EvaluationTask(OracleModel(samples, spoil), kind, samples, scene_as_picture)
 
 
-@pytest.mark.parametrize("kind", TESTS)
-def test_who_knows_everything_gets_full_marks(kind):
-    marks = list(TESTS[kind](trial(kind)))
-    assert len(marks) >= NUMBER
-    assert all(mark.right for mark in marks), [mark for mark in marks if not mark.right][:3]
+@pytest.mark.parametrize("kind", EVALUATION_BY_KIND)
+def test_an_oracle_gets_everything_right(kind):
+    marks = list(EVALUATION_BY_KIND[kind](run_evaluation(kind)))
+    assert len(marks) >= NUM_SAMPLES
+    assert all(mark.is_correct for mark in marks), [mark for mark in marks if not mark.is_correct][:3]
 
 
-@pytest.mark.parametrize("kind", TESTS)
+@pytest.mark.parametrize("kind", EVALUATION_BY_KIND)
 def test_who_knows_nothing_gets_none(kind):
-    marks = list(TESTS[kind](trial(kind, lambda text: "A unicorn.")))
-    assert not any(mark.right for mark in marks)
+    marks = list(EVALUATION_BY_KIND[kind](run_evaluation(kind, lambda text: "A unicorn.")))
+    assert not any(mark.is_correct for mark in marks)
 
 
-def test_conversations_go_on_with_what_the_model_said_itself():
-    talk = trial("chat", lambda text: text + " I think")
-    marks = list(TESTS["chat"](talk))
-    second = [messages for messages in talk.vlm.seen if len(messages) == 3]
+def test_conversations_continue_with_the_models_own_answers():
+    talk = run_evaluation("chat", lambda text: text + " I think")
+    marks = list(EVALUATION_BY_KIND["chat"](talk))
+    second = [messages for messages in talk.vlm.conversations if len(messages) == 3]
     assert second
     assert all(messages[1].parts[0].endswith(" I think") for messages in second)
     follow_ups = [mark for mark in marks if mark.test == "chat/follow-up"]
@@ -111,10 +124,12 @@ def test_conversations_go_on_with_what_the_model_said_itself():
 
 
 def test_a_caption_may_be_right_in_its_things_alone():
-    spoiled = list(TESTS["caption"](trial("caption", lambda text: text.replace("ground", "grass"))))
-    assert {mark.right for mark in spoiled if mark.test == "caption"} == {False}
-    assert {mark.right for mark in spoiled if mark.test == "caption/things"} == {True}
-    assert things_in("A small puppy at the top and a large red circle on the left, on pink ground.") == [
+    spoiled = list(
+        EVALUATION_BY_KIND["caption"](run_evaluation("caption", lambda text: text.replace("ground", "grass")))
+    )
+    assert {mark.is_correct for mark in spoiled if mark.test == "caption"} == {False}
+    assert {mark.is_correct for mark in spoiled if mark.test == "caption/things"} == {True}
+    assert find_things("A small puppy at the top and a large red circle on the left, on pink ground.") == [
         "puppy",
         "red circle",
     ]
@@ -134,57 +149,67 @@ def test_a_caption_may_be_right_in_its_things_alone():
     ],
 )
 def test_forms(form, first, right, wrong):
-    assert FORMS[form](right, first)
-    assert not FORMS[form](wrong, first)
+    assert FORM_CHECK_BY_NAME[form](right, first)
+    assert not FORM_CHECK_BY_NAME[form](wrong, first)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORM_CHECK_BY_NAME)
 def test_the_form_can_be_right_and_the_content_wrong(form):
     """What another picture's answer would have been has the form, and never the content."""
-    for mark in TESTS[f"shots/{form}"](trial(f"shots/{form}")):
+    for mark in EVALUATION_BY_KIND[f"shots/{form}"](run_evaluation(f"shots/{form}")):
         others = {
             "fact": "An image of a key. Fun fact: keys were first made of wood.",
             "upper": "FOUR KEYS",
             "counted": "4 keys",
         }
         if mark.test.endswith("/form") and form in others:
-            assert FORMS[form](others[form], mark.asked)
-            assert others[form] != mark.wanted
+            assert FORM_CHECK_BY_NAME[form](others[form], mark.question)
+            assert others[form] != mark.expected
 
 
 def test_stories_name_the_things_the_ground_and_the_time():
     rng = random.Random(8)
     for _ in range(40):
-        sample = make(rng, "held-out", "story")
+        sample = make_sample(rng, "held-out", "story")
         (scene,), text = sample.scenes, sample.turns[1].parts[0]
-        assert fits(text, scene)
+        assert is_fitting_story(text, scene)
         absent = next(thing for thing in CATALOG[1:] if thing.name not in text and thing.plural not in text)
         named = scene.items[0].thing
-        assert not fits(text.replace(named.plural, absent.plural).replace(named.name, absent.name), scene)
-        assert not fits(text.replace(f"{scene.ground} ground", "no ground"), scene)
-        assert not fits(text + (" It was a bright day." if scene.night else " It was a dark night."), scene)
+        assert not is_fitting_story(
+            text.replace(named.plural, absent.plural).replace(named.name, absent.name), scene
+        )
+        assert not is_fitting_story(text.replace(f"{scene.ground} ground", "no ground"), scene)
+        assert not is_fitting_story(
+            text + (" It was a bright day." if scene.is_night else " It was a dark night."), scene
+        )
 
 
 def test_the_table():
-    kinds = {kind: list(TESTS[kind](trial(kind))) for kind in TESTS if not kind.startswith("raw/")}
+    kinds = {
+        kind: list(EVALUATION_BY_KIND[kind](run_evaluation(kind)))
+        for kind in EVALUATION_BY_KIND
+        if not kind.startswith("raw/")
+    }
     results = {"demo": [mark for marks in kinds.values() for mark in marks], "other": kinds["question/color"]}
-    short, long = (evaluate_demo.table(results, detailed).splitlines() for detailed in (False, True))
+    short, long = (evaluate_demo.format_table(results, detailed).splitlines() for detailed in (False, True))
     assert short[0] == "| % right | asked | goal | demo | other |"
-    assert f"| what colour | {NUMBER} | 95 | 100.0 | 100.0 |" in short
-    assert f"| yes or no | {2 * NUMBER} | 95 | 100.0 | – |" in short
+    assert f"| what colour | {NUM_SAMPLES} | 95 | 100.0 | 100.0 |" in short
+    assert f"| yes or no | {2 * NUM_SAMPLES} | 95 | 100.0 | – |" in short
     assert not any("raw" in line for line in long)
     assert set(short) < set(long)
-    joined = {test for row in evaluate_demo.ROWS for test in row.tests}
+    joined = {test for row in evaluate_demo.TABLE_ROWS for test in row.test_names}
     assert {mark.test for mark in results["demo"]} <= joined
-    assert joined - {mark.test for mark in results["demo"]} == {kind for kind in TESTS if "raw" in kind}
-    assert any(BEGINNING in line for line in short)
+    assert joined - {mark.test for mark in results["demo"]} == {
+        kind for kind in EVALUATION_BY_KIND if "raw" in kind
+    }
+    assert any(CAPTION_PREFIX in line for line in short)
 
 
-@pytest.mark.skipif(not FONT.is_file(), reason="needs the package fonts-noto-color-emoji")
+@pytest.mark.skipif(not FONT_PATH.is_file(), reason="needs the package fonts-noto-color-emoji")
 def test_the_script_asks_a_real_checkpoint(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate_demo.py", "demo-idefics1", "--scenes", "1", "--json"])
     evaluate_demo.main()
     found = json.loads(capsys.readouterr().out)
     assert found["scenes"] == 1
-    assert [row["row"] for row in found["rows"]] == [row.title for row in evaluate_demo.ROWS]
+    assert [row["row"] for row in found["rows"]] == [row.title for row in evaluate_demo.TABLE_ROWS]
     assert all(row["right_of"]["demo-idefics1"][1] >= len(row["tests"]) for row in found["rows"])

@@ -8,15 +8,15 @@ import pytest
 from idefics import Picture, Shot
 from idefics.messages import Message
 from idefics.tasks import TASKS, classify
-from idefics.tasks.record import compose
+from idefics.tasks.task import compose_task_prompt
 from idefics.tasks.write import STORY
-from picturebook import make
+from picturebook import make_sample
 
 PICTURE = Picture(np.zeros((96, 96, 3), dtype=np.uint8))
 LABELS = ["puppy", "red circle", "ice cream"]
 
 
-def template(text):
+def prompt_template(text):
     """A prompt with what changes from scene to scene taken out."""
     head, marker, _ = text.partition("following list: ")
     if marker:
@@ -25,55 +25,55 @@ def template(text):
     return f"Question: …{tail[tail.index(' Answer:') :]}" if marker else text
 
 
-def written(items, answer_start=""):
+def render_items(items, answer_start=""):
     """A prompt as text, pictures as None."""
     parts = []
     for item in items:
         role = f"{item.role}: " if isinstance(item, Message) else ""
         for part in item.parts if isinstance(item, Message) else [item]:
-            parts.append(None if isinstance(part, Picture) else template(role + part.strip(" ")))
+            parts.append(None if isinstance(part, Picture) else prompt_template(role + part.strip(" ")))
     return (*parts, answer_start)
 
 
-def sample_prompts(*kinds, number=400):
+def collect_sample_templates(*kinds, number=400):
     """All prompts of some kinds of samples; a question's own words and shots' answers left out."""
     rng, found = random.Random(1), set()
     for kind in kinds:
         for _ in range(number):
-            sample = make(rng, "train", kind)
+            sample = make_sample(rng, "train", kind)
             turns = sample.turns[:-1]
             items = []
             for turn in turns:
                 parts = tuple(part if isinstance(part, str) else PICTURE for part in turn.parts)
-                shot = (f"{turn.given} {parts[0]}".strip(),) if turn.role == "assistant" else parts
-                items += parts if sample.raw else [Message(turn.role, shot)]
-            found.add(written(items, sample.turns[-1].given))
+                shot = (f"{turn.answer_prefix} {parts[0]}".strip(),) if turn.role == "assistant" else parts
+                items += parts if sample.is_raw_prompt else [Message(turn.role, shot)]
+            found.add(render_items(items, sample.turns[-1].answer_prefix))
     return found
 
 
-def task_prompt(kind, name, words="", shots=()):
-    composed = compose(TASKS[name], kind, PICTURE, words, shots)
-    return written(composed.items, composed.answer_start)
+def make_task_template(kind, name, words="", shots=()):
+    composed = compose_task_prompt(TASKS[name], kind, PICTURE, words, shots)
+    return render_items(composed.items, composed.answer_start)
 
 
-BEGINNING = "This is an image of"
+CAPTION_PREFIX = "This is an image of"
 CASES = [
     ("chat", "caption", "", "caption"),
-    ("chat", "complete", BEGINNING, "complete"),
+    ("chat", "complete", CAPTION_PREFIX, "complete"),
     ("chat", "ask", "What is in this image?", "question/what"),
-    ("chat", "classify", classify.worded(LABELS, "chat")[1], "classify"),
+    ("chat", "classify", classify.task_for_labels(LABELS, "chat")[1], "classify"),
     ("chat", "write", STORY, "story"),
     ("base", "caption", "", "raw/caption"),
-    ("base", "complete", BEGINNING, "raw/complete"),
+    ("base", "complete", CAPTION_PREFIX, "raw/complete"),
     ("base", "ask", "What is in this image?", "raw/ask"),
-    ("base", "classify", classify.worded(LABELS, "base")[1], "raw/classify"),
+    ("base", "classify", classify.task_for_labels(LABELS, "base")[1], "raw/classify"),
     ("base", "write", STORY, "raw/story"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "name", "words", "samples"), CASES)
 def test_every_task_is_worded_as_in_training(kind, name, words, samples):
-    assert task_prompt(kind, name, words) in sample_prompts(samples)
+    assert make_task_template(kind, name, words) in collect_sample_templates(samples)
 
 
 def test_every_task_is_tried():
@@ -83,9 +83,9 @@ def test_every_task_is_tried():
 def test_shots_are_worded_as_in_training():
     """The turns before the last are as trained, whatever the shots answer."""
     shots = [Shot(PICTURE, "1 puppy"), Shot(PICTURE, "2 tulips")]
-    asked = {prompt[0:2] for prompt in sample_prompts("shots/counted", number=60)}
+    asked = {prompt[0:2] for prompt in collect_sample_templates("shots/counted", number=60)}
     for name, words in (("caption", ""), ("ask", "Describe this image.")):
-        prompt = task_prompt("chat", name, words, shots)
+        prompt = make_task_template("chat", name, words, shots)
         assert prompt[:2] == prompt[3:5] == prompt[6:8]
         assert prompt[0:2] in asked
         assert prompt[2] == "assistant: 1 puppy"
@@ -94,6 +94,6 @@ def test_shots_are_worded_as_in_training():
 
 def test_many_labels_are_asked_as_a_question_in_training():
     """Beyond what a prompt lists, the labels are ranked as answers to a plain question."""
-    task, words = classify.worded([f"label {number}" for number in range(21)], "chat")
-    composed = compose(task, "chat", PICTURE, words)
-    assert written(composed.items, composed.answer_start) in sample_prompts("question/what")
+    task, words = classify.task_for_labels([f"label {number}" for number in range(21)], "chat")
+    composed = compose_task_prompt(task, "chat", PICTURE, words)
+    assert render_items(composed.items, composed.answer_start) in collect_sample_templates("question/what")

@@ -8,43 +8,45 @@ import torch
 from safetensors.torch import load_file
 
 import idefics
-from idefics.nn.attention import DenseAttn, LayerMemory
-from picturebook import draw, sample
-from picturebook.drawing import FONT
+from idefics.nn.attention import DenseAttn, LayerCrossKV
+from picturebook import draw_scene, sample_scene
+from picturebook.drawing import FONT_PATH
 from recipe import training
-from recipe.attention import TrainingAttn
-from recipe.batches import batches
-from recipe.checkpoints import RECIPES, write_weights
-from recipe.optimizer import Muon, orthogonalise, set_rate
+from recipe.attention import SupervisedCrossAttention
+from recipe.batches import iterate_batches
+from recipe.checkpoints import RECIPE_BY_NAME, write_weights
+from recipe.optimizer import Muon, orthogonalize, set_learning_rate
 
 DEMO = Path(idefics.__file__).parent / "demo"
-needs_font = pytest.mark.skipif(not FONT.is_file(), reason="needs the package fonts-noto-color-emoji")
+needs_font = pytest.mark.skipif(not FONT_PATH.is_file(), reason="needs the package fonts-noto-color-emoji")
 
-ROWS, LENGTH, HEADS, SIZE, PLACES = 5, 7, 2, 4, 3
+ROWS, LENGTH, HEADS, SIZE, FEATURES_PER_IMAGE = 5, 7, 2, 4, 3
 
 
 @pytest.mark.parametrize(
     "pictures", [[1, 1, 1, 1, 1], [2, 1, 4, 3, 1], [0, 2, 0, 1, 0], [4, 0, 0, 0, 4], [0, 0, 0, 0, 1]]
 )
-def test_rows_look_among_their_own_pictures(pictures):
+def test_rows_attend_only_to_their_own_images(pictures):
     """As `DenseAttn`, which looks among all: each token sees the latest picture of its row, or none."""
     sees, first = torch.full((ROWS, LENGTH), -1), 0
     for row, number in enumerate(pictures):
         for index in range(number):
             sees[row, 1 + index :] = first + index
         first += number
-    keys, values = torch.randn(2, first, PLACES, HEADS, SIZE)
+    keys, values = torch.randn(2, first, FEATURES_PER_IMAGE, HEADS, SIZE)
     q = torch.randn(ROWS * LENGTH, HEADS, SIZE)
-    memory = [LayerMemory(keys, values)]
-    expected = DenseAttn(ROWS, memory, sees.flatten()).cross(0, q)
-    torch.testing.assert_close(TrainingAttn(ROWS, memory, sees.flatten()).cross(0, q), expected)
+    memory = [LayerCrossKV(keys, values)]
+    expected = DenseAttn(ROWS, memory, sees.flatten()).cross_attention(0, q)
+    torch.testing.assert_close(
+        SupervisedCrossAttention(ROWS, memory, sees.flatten()).cross_attention(0, q), expected
+    )
     assert (expected[sees.flatten() < 0] == 0).all()
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
 def test_orthogonalised_updates_are_nearly_orthogonal(shape):
     """All singular values near one, whatever they were; the five steps are known to leave 0.7 to 1.2."""
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape) * 100))
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape) * 100))
     assert values.max() < 1.25
     assert values.min() > 0.3
 
@@ -62,7 +64,7 @@ def test_rates_warm_up_hold_and_fall():
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "peak": 2.0}], lr=0.0)
 
     def rate(step):
-        set_rate(optimizer, step, 1000, decay=0.4)
+        set_learning_rate(optimizer, step, 1000, decay_fraction=0.4)
         return optimizer.param_groups[0]["lr"]
 
     assert rate(0) == 2.0 / 100
@@ -73,88 +75,99 @@ def test_rates_warm_up_hold_and_fall():
 
 
 @pytest.fixture
-def small(monkeypatch):
+def few_small_steps(monkeypatch):
     """A few steps of two rows each."""
-    monkeypatch.setattr(training, "ROWS", 2)
-    monkeypatch.setattr(training, "VISION_PICTURES", 2)
-    monkeypatch.setattr(training, "SIMPLE_STEPS", 1)
+    monkeypatch.setattr(training, "BATCH_SIZE", 2)
+    monkeypatch.setattr(training, "VISION_BATCH_SIZE", 2)
+    monkeypatch.setattr(training, "NUM_SIMPLE_STEPS", 1)
 
 
-def start(name, folder, total=3):
+def make_trainer(name, folder, total=3):
     """A trainer in a folder that has its tokenizer already: learning one takes a while."""
     folder.mkdir(exist_ok=True)
-    for path in (DEMO / RECIPES[name].folder).iterdir():
+    for path in (DEMO / RECIPE_BY_NAME[name].folder).iterdir():
         if path.name != "model.safetensors":
             (folder / path.name).write_bytes(path.read_bytes())
-    return training.Trainer(RECIPES[name], folder, total, seed=0, report=lambda line: None)
+    return training.DemoTrainer(RECIPE_BY_NAME[name], folder, total, seed=0, log=lambda line: None)
 
 
 @needs_font
-@pytest.mark.parametrize("name", RECIPES)
-def test_training_goes_on_where_it_stopped(name, small, monkeypatch, tmp_path):
-    monkeypatch.setattr(training.Trainer, "_learn_to_see", lambda self, steps: None)
-    stopped = start(name, tmp_path / "one", total=2)
+@pytest.mark.parametrize("name", RECIPE_BY_NAME)
+def test_training_goes_on_where_it_stopped(name, few_small_steps, monkeypatch, tmp_path):
+    monkeypatch.setattr(training.DemoTrainer, "_train_vision", lambda self, steps: None)
+    stopped = make_trainer(name, tmp_path / "one", total=2)
     stopped.run()
     (tmp_path / "two").mkdir()
-    (tmp_path / "two" / stopped.state.name).write_bytes(stopped.state.read_bytes())
-    one, two = (start(name, tmp_path / folder, total=3) for folder in ("one", "two"))
+    (tmp_path / "two" / stopped.state_path.name).write_bytes(stopped.state_path.read_bytes())
+    one, two = (make_trainer(name, tmp_path / folder, total=3) for folder in ("one", "two"))
     assert one.step == two.step == 2
-    assert same(one, stopped)
+    assert assert_same_weights(one, stopped)
     one.run()
     two.run()
     assert one.step == two.step == 3
-    assert same(one, two)
-    assert not same(one, stopped)
+    assert assert_same_weights(one, two)
+    assert not assert_same_weights(one, stopped)
 
 
-def same(one, other):
+def assert_same_weights(one, other):
     others = other.model.state_dict()
     return all(torch.equal(tensor, others[key]) for key, tensor in one.model.state_dict().items())
 
 
 # CLIP normalises its class vector once more for a use that the model has not; checkpoints hold the weights.
-IDLE = {"model.vision_model.post_layernorm.weight", "model.vision_model.post_layernorm.bias"}
+WEIGHTS_WITHOUT_GRADIENT = {
+    "model.vision_model.post_layernorm.weight",
+    "model.vision_model.post_layernorm.bias",
+}
 
 
 @needs_font
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_parameter_learns(name, small, tmp_path):
+@pytest.mark.parametrize("name", RECIPE_BY_NAME)
+def test_every_parameter_learns(name, few_small_steps, tmp_path):
     """One step moves everything, and the product loads what it leaves behind."""
-    trainer = start(name, tmp_path)
+    trainer = make_trainer(name, tmp_path)
     before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
-    stream = batches(trainer.encoder, trainer.plan, random.Random(0), training.SIMPLE_MIX, 8)
+    stream = iterate_batches(
+        trainer.encoder, trainer.image_plan, random.Random(0), training.SIMPLE_KIND_WEIGHTS, 8
+    )
     trainer._train_step(next(stream))
     still = {key for key, tensor in trainer.model.state_dict().items() if torch.equal(tensor, before[key])}
-    assert still == (IDLE & set(before) if trainer.model.layout.cross_layers else set())
+    assert still == (
+        WEIGHTS_WITHOUT_GRADIENT & set(before) if trainer.model.layout.num_cross_attention_layers else set()
+    )
     write_weights(trainer.model, tmp_path)
-    picture = idefics.Picture(draw(sample(random.Random(0), "train", only="shape")))
+    picture = idefics.Picture(draw_scene(sample_scene(random.Random(0), "train", thing_filter="shape")))
     assert idefics.load(tmp_path, device="cpu").caption(picture, max_new_tokens=3).tokens
 
 
 @needs_font
-@pytest.mark.parametrize("name", RECIPES)
-def test_seeing_comes_first(name, small, tmp_path):
+@pytest.mark.parametrize("name", RECIPE_BY_NAME)
+def test_seeing_comes_first(name, few_small_steps, tmp_path):
     """Before any text the tower learns, with it what leads to the text and the words, and nothing else moves."""
-    trainer = start(name, tmp_path)
+    trainer = make_trainer(name, tmp_path)
     before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
-    trainer._learn_to_see(2)
+    trainer._train_vision(2)
     moved = {
         key for key, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[key])
     }
     parts = ("vision_model", "perceiver_resampler", "connector", "embed_tokens")
     sees = {key for key in before if any(part in key for part in parts)}
-    assert moved == sees - (IDLE if trainer.model.layout.cross_layers else set())
+    assert moved == sees - (
+        WEIGHTS_WITHOUT_GRADIENT if trainer.model.layout.num_cross_attention_layers else set()
+    )
 
 
 @needs_font
-@pytest.mark.parametrize("name", RECIPES)
-def test_training_goes_on_from_a_checkpoint(name, small, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", RECIPE_BY_NAME)
+def test_training_goes_on_from_a_checkpoint(name, few_small_steps, monkeypatch, tmp_path):
     """With its weights and its tokenizer; what is learned first is to ask it, and that changes nothing in it."""
-    monkeypatch.setattr(training, "HEAD_STEPS", 2)
-    shipped = DEMO / RECIPES[name].folder
-    trainer = training.Trainer(RECIPES[name], tmp_path, 1, seed=0, report=lambda line: None, start=shipped)
+    monkeypatch.setattr(training, "NUM_HEAD_STEPS", 2)
+    shipped = DEMO / RECIPE_BY_NAME[name].folder
+    trainer = training.DemoTrainer(
+        RECIPE_BY_NAME[name], tmp_path, 1, seed=0, log=lambda line: None, start_checkpoint=shipped
+    )
     heads = [parameter.clone() for parameter in trainer.heads.parameters()]
-    trainer._begin()
+    trainer._prepare_first_step()
     weights = load_file(shipped / "model.safetensors")
     assert all(torch.equal(tensor, weights[key]) for key, tensor in trainer.model.state_dict().items())
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
@@ -164,19 +177,19 @@ def test_training_goes_on_from_a_checkpoint(name, small, monkeypatch, tmp_path):
     assert not all(torch.equal(tensor, weights[key]) for key, tensor in trainer.model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RECIPE_BY_NAME)
 def test_a_word_finds_what_is_like_it_from_the_first_step(name, tmp_path):
     """In the heads that search, a query meets no key better than its own kind's."""
-    text = start(name, tmp_path).model
+    text = make_trainer(name, tmp_path).model
     attention = next(
         module
         for key, module in text.named_modules()
         if key.endswith(("cross_attn", "text_model.layers.0.self_attn"))
     )
-    words = torch.nn.functional.normalize(torch.randn(50, text.config.text.width), dim=-1)
-    heads = (text.config.text.heads, text.config.text.head_size)
+    words = torch.nn.functional.normalize(torch.randn(50, text.config.text.hidden_size), dim=-1)
+    heads = (text.config.text.num_heads, text.config.text.head_size)
     q, k = (project(words).unflatten(-1, heads) for project in (attention.q_proj, attention.k_proj))
     best = torch.einsum("qhk,phk->hqp", q, k).argmax(-1)  # (H, 50)
     found = best.eq(torch.arange(50)).float().mean(-1)
-    assert (found[: training.ALIKE_HEADS] > 0.9).all()
-    assert (found[training.ALIKE_HEADS :] < 0.2).all()
+    assert (found[: training.NUM_MATCHING_HEADS] > 0.9).all()
+    assert (found[training.NUM_MATCHING_HEADS :] < 0.2).all()

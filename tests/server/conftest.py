@@ -23,10 +23,10 @@ def app(vlm):
 
 @pytest.fixture
 def client(app):
-    return Client(app)
+    return SyncClient(app)
 
 
-class Client:
+class SyncClient:
     """Calls an app; every call has a loop of its own."""
 
     def __init__(self, app):
@@ -34,7 +34,7 @@ class Client:
 
     def __call__(self, method, path, **request):
         async def call():
-            async with opened(self.app) as client:
+            async with open_client(self.app) as client:
                 return await client.request(method, path, **request)
 
         return asyncio.run(call())
@@ -47,7 +47,7 @@ class Client:
 
 
 @asynccontextmanager
-async def opened(app):
+async def open_client(app):
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client

@@ -5,25 +5,25 @@ from pathlib import Path
 import pytest
 
 import idefics
-from engines import cancel_all
-from idefics.processing.tokenizer import Piece
+from idefics.processing.tokenizer import TextPiece
 from idefics.server import prompt_logprobs
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
-from server.asking import events
-from server.conftest import Client
+from server.conftest import SyncClient
+from server.request_bodies import parse_events
+from shared_engine import cancel_all_requests
 
 PATH = "/v1/completions"
 DEMO = Path(idefics.__file__).parent / "demo"
 TEXT = "The red circle is"
 
 
-def asked(**more):
+def completion_request(**more):
     return {"model": "demo", "prompt": TEXT, "max_tokens": 6, **more}
 
 
 def test_a_text_goes_on(client, vlm):
-    body = client.post(PATH, asked(prompt=[TEXT])).json()
+    body = client.post(PATH, completion_request(prompt=[TEXT])).json()
     expected = vlm.generate([TEXT], max_new_tokens=6)
     (choice,) = body["choices"]
     assert body["object"] == "text_completion"
@@ -31,14 +31,17 @@ def test_a_text_goes_on(client, vlm):
     assert choice["finish_reason"] == expected.finish
     assert choice["logprobs"] is None
     assert body["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
-    assert client.post(PATH, asked(echo=True)).json()["choices"][0]["text"] == f"{TEXT} {expected.text}"
+    assert (
+        client.post(PATH, completion_request(echo=True)).json()["choices"][0]["text"]
+        == f"{TEXT} {expected.text}"
+    )
 
 
 @pytest.mark.parametrize("more", [{}, {"echo": True}, {"stream": True}, {"stream": True, "echo": True}])
 @pytest.mark.parametrize("prompt", [TEXT, TEXT + " ", "Once upon a time,", "The red circle i"])
 def test_prompt_and_text_are_the_text_as_the_model_wrote_it(client, vlm, prompt, more):
-    answer = client.post(PATH, asked(prompt=prompt, logprobs=0, **more))
-    parts = events(answer.text)[:-1] if "stream" in more else [answer.json()]
+    answer = client.post(PATH, completion_request(prompt=prompt, logprobs=0, **more))
+    parts = parse_events(answer.text)[:-1] if "stream" in more else [answer.json()]
     choices = [choice for part in parts for choice in part["choices"]]
     text = "".join(choice["text"] for choice in choices)
     said = [choice["logprobs"] for choice in choices if choice["logprobs"]]
@@ -52,13 +55,13 @@ def test_prompt_and_text_are_the_text_as_the_model_wrote_it(client, vlm, prompt,
     assert all(text[offset:].startswith(token) for offset, token in zip(offsets, tokens, strict=True))
 
 
-FOX = {"regex": "🦊é", "max_tokens": 20}
+FOX_REQUEST = {"regex": "🦊é", "max_tokens": 20}
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}])
 def test_tokens_join_to_the_text_where_they_split_characters(client, more):
-    answer = client.post(PATH, asked(logprobs=0, **FOX, **more))
-    parts = events(answer.text)[:-1] if more else [answer.json()]
+    answer = client.post(PATH, completion_request(logprobs=0, **FOX_REQUEST, **more))
+    parts = parse_events(answer.text)[:-1] if more else [answer.json()]
     choices = [choice for part in parts for choice in part["choices"]]
     tokens = [token for choice in choices if choice["logprobs"] for token in choice["logprobs"]["tokens"]]
     assert len(tokens) >= 6, "one for each byte"
@@ -67,9 +70,13 @@ def test_tokens_join_to_the_text_where_they_split_characters(client, more):
 
 @pytest.mark.parametrize("more", [{}, {"echo": True}, {"n": 2, "temperature": 1.2, "seed": 3, "logprobs": 2}])
 def test_a_stream_says_the_same(client, more):
-    _, whole = (client.post(PATH, asked(**more)).json() for _ in range(2))  # now it is in the cache
-    *chunks, last, done = events(
-        client.post(PATH, asked(stream=True, stream_options={"include_usage": True}, **more)).text
+    _, whole = (
+        client.post(PATH, completion_request(**more)).json() for _ in range(2)
+    )  # now it is in the cache
+    *chunks, last, done = parse_events(
+        client.post(
+            PATH, completion_request(stream=True, stream_options={"include_usage": True}, **more)
+        ).text
     )
     assert done == "[DONE]"
     assert last["usage"] == whole["usage"]
@@ -87,7 +94,7 @@ def test_a_stream_says_the_same(client, more):
 
 
 def test_log_probabilities_are_the_models(client, vlm):
-    said = client.post(PATH, asked(logprobs=3)).json()["choices"][0]["logprobs"]
+    said = client.post(PATH, completion_request(logprobs=3)).json()["choices"][0]["logprobs"]
     expected = vlm.generate([TEXT], max_new_tokens=6, logprobs=True, top_logprobs=3)
     assert said["token_logprobs"] == pytest.approx(expected.logprobs)
     assert len(said["tokens"]) == len(expected.tokens) == len(said["text_offset"])
@@ -101,12 +108,12 @@ def test_log_probabilities_are_the_models(client, vlm):
     ["<image>", "a<end_of_utterance>b", "https://example.com/a.png", "data:image/png;base64,AA", "photo.jpg"],
 )
 def test_text_is_text_whatever_it_looks_like(client, vlm, prompt):
-    body = client.post(PATH, asked(prompt=prompt)).json()
+    body = client.post(PATH, completion_request(prompt=prompt)).json()
     tokenizer = vlm.processor.tokenizer
     plain = tokenizer.encode_pieces(
-        [Piece(vlm.processor.style.start, trusted=True), Piece(prompt, trusted=False)]
+        [TextPiece(vlm.processor.prompt_format.prompt_prefix, trusted=True), TextPiece(prompt, trusted=False)]
     )
-    assert body["usage"]["prompt_tokens"] == len(vlm.processor._opening() + plain)
+    assert body["usage"]["prompt_tokens"] == len(vlm.processor._special_prefix_ids() + plain)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +133,7 @@ def test_text_is_text_whatever_it_looks_like(client, vlm, prompt):
     ],
 )
 def test_what_cannot_be_is_named(client, wrong, words):
-    answer = client.post(PATH, asked(**wrong))
+    answer = client.post(PATH, completion_request(**wrong))
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]["message"]
 
@@ -137,12 +144,12 @@ PROMPTS = [TEXT, "Once upon a time,", TEXT]
 @pytest.mark.parametrize("more", [{}, {"echo": True, "logprobs": 1}, {"n": 2, "temperature": 1.2, "seed": 3}])
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_several_prompts_are_answered_as_each_alone(client, more, is_streamed):
-    alone = [client.post(PATH, asked(prompt=prompt, **more)).json() for prompt in PROMPTS]
+    alone = [client.post(PATH, completion_request(prompt=prompt, **more)).json() for prompt in PROMPTS]
     wanted = [choice for body in alone for choice in body["choices"]]
     how = {"stream": True, "stream_options": {"include_usage": True}} if is_streamed else {}
-    answer = client.post(PATH, asked(prompt=PROMPTS, **more, **how))
+    answer = client.post(PATH, completion_request(prompt=PROMPTS, **more, **how))
     if is_streamed:
-        *chunks, last, done = events(answer.text)
+        *chunks, last, done = parse_events(answer.text)
         assert done == "[DONE]"
         parts = [choice for chunk in chunks for choice in chunk["choices"]]
         usage = last["usage"]
@@ -169,13 +176,13 @@ def test_several_prompts_are_answered_as_each_alone(client, more, is_streamed):
 @pytest.mark.parametrize("folder", ["idefics3", "idefics1"])
 def test_the_tokens_of_a_prompt_are_scored(folder, piece, monkeypatch):
     """Against one uncached pass. Idefics 1 reads a token before every text, so that its first is scored too."""
-    monkeypatch.setattr(prompt_logprobs, "PIECE", piece)
+    monkeypatch.setattr(prompt_logprobs, "CHUNK_TOKENS", piece)
     vlm = idefics.load(DEMO / folder, remote_images="off")
-    client = Client(create_app(vlm, Settings(model="demo")))
-    body = client.post(PATH, asked(max_tokens=0, echo=True, logprobs=3)).json()
+    client = SyncClient(create_app(vlm, Settings(model="demo")))
+    body = client.post(PATH, completion_request(max_tokens=0, echo=True, logprobs=3)).json()
     (choice,) = body["choices"]
     prompt = vlm.prompt([TEXT])
-    opening = vlm.processor.num_opening_tokens
+    opening = vlm.processor.num_prefix_tokens
     assert opening == (folder == "idefics1")
     said = choice["logprobs"]
     assert (choice["text"], choice["finish_reason"]) == (TEXT, "length")
@@ -198,26 +205,26 @@ def test_the_tokens_of_a_prompt_are_scored(folder, piece, monkeypatch):
             assert token not in top or top[token] == logprob
     usage = {"prompt_tokens": len(prompt), "completion_tokens": 0, "total_tokens": len(prompt)}
     assert usage.items() <= body["usage"].items()
-    cancel_all(vlm.engine)
+    cancel_all_requests(vlm.engine)
 
 
 def test_nothing_is_added_where_no_token_may_be(client, vlm):
-    plain = client.post(PATH, asked(max_tokens=0)).json()
+    plain = client.post(PATH, completion_request(max_tokens=0)).json()
     assert plain["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}]
-    body = client.post(PATH, asked(prompt=["A b", TEXT], max_tokens=0, echo=True, n=2)).json()
+    body = client.post(PATH, completion_request(prompt=["A b", TEXT], max_tokens=0, echo=True, n=2)).json()
     assert [choice["text"] for choice in body["choices"]] == ["A b", "A b", TEXT, TEXT]
-    *chunks, last, done = events(
-        client.post(PATH, asked(max_tokens=0, echo=True, logprobs=0, stream=True)).text
+    *chunks, last, done = parse_events(
+        client.post(PATH, completion_request(max_tokens=0, echo=True, logprobs=0, stream=True)).text
     )
     assert [choice["text"] for chunk in [*chunks, last] for choice in chunk["choices"]] == [TEXT, ""]
     assert chunks[0]["choices"][0]["logprobs"]["token_logprobs"][0] is None
     assert (last["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
 
 
-def test_prompt_and_answer_are_scored_together(client):
-    whole = client.post(PATH, asked(echo=True, logprobs=2)).json()["choices"][0]
-    prompt = client.post(PATH, asked(echo=True, logprobs=2, max_tokens=0)).json()["choices"][0]
-    answer = client.post(PATH, asked(logprobs=2)).json()["choices"][0]
+def test_echoed_prompt_and_answer_have_logprobs(client):
+    whole = client.post(PATH, completion_request(echo=True, logprobs=2)).json()["choices"][0]
+    prompt = client.post(PATH, completion_request(echo=True, logprobs=2, max_tokens=0)).json()["choices"][0]
+    answer = client.post(PATH, completion_request(logprobs=2)).json()["choices"][0]
     assert whole["text"] == prompt["text"] + answer["text"]
     count = len(prompt["logprobs"]["tokens"])
     for name, values in whole["logprobs"].items():
@@ -228,8 +235,10 @@ def test_prompt_and_answer_are_scored_together(client):
 
 @pytest.mark.parametrize("max_tokens", [0, 2])
 def test_a_prompt_that_is_scored_counts_once(client, vlm, max_tokens, monkeypatch):
-    monkeypatch.setattr(prompt_logprobs, "PIECE", 1)
+    monkeypatch.setattr(prompt_logprobs, "CHUNK_TOKENS", 1)
     prompts = client.app.state.service.metrics.prompt_tokens._value
     before = prompts.get()
-    assert client.post(PATH, asked(max_tokens=max_tokens, echo=True, logprobs=1)).status_code == 200
+    assert (
+        client.post(PATH, completion_request(max_tokens=max_tokens, echo=True, logprobs=1)).status_code == 200
+    )
     assert prompts.get() - before == len(vlm.prompt([TEXT]))

@@ -57,11 +57,11 @@ def test_it_names_every_route_and_field(client, answer):
 
 
 def test_what_the_description_says_is_text(client):
-    from idefics.server.docs_page import docs_page
+    from idefics.server.docs_page import render_docs_page
 
     field = {"type": "string", "description": "<script>alert(1)</script>", "default": "<b>"}
     schemas = {"One": {"type": "object", "required": ["a<b"], "properties": {"a<b": field}}}
-    text = docs_page(
+    text = render_docs_page(
         {"info": {"title": "<i>", "version": "1"}, "paths": {}, "components": {"schemas": schemas}}
     )
     assert not Page(text).tags & {"script", "b", "i"}

@@ -6,9 +6,17 @@ import idefics
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from models import doctags
-from models.doctags import PAGE, WORDS
-from server.asking import PICTURES, chat, data_uri, events, said, shown, user
-from server.conftest import Client
+from models.doctags import ORDINARY_CHARACTERS, PAGE_TEXT
+from server.conftest import SyncClient
+from server.request_bodies import (
+    PICTURES_FOLDER,
+    chat_request,
+    image_part,
+    parse_events,
+    picture_data_uri,
+    text_part,
+    user_message,
+)
 
 CHAT, COMPLETIONS, RESPONSES, CAPTION, ASK = (
     "/v1/chat/completions",
@@ -17,32 +25,32 @@ CHAT, COMPLETIONS, RESPONSES, CAPTION, ASK = (
     "/v1/images/tasks/caption",
     "/v1/images/tasks/ask",
 )
-QUESTION = [user(shown("shapes"), said("Convert this page to docling."))]
+QUESTION = [user_message(image_part("shapes"), text_part("Convert this page to docling."))]
 BODIES = {
-    CHAT: chat(QUESTION),
+    CHAT: chat_request(QUESTION),
     COMPLETIONS: {"model": "demo", "prompt": "Convert", "max_tokens": 64},
     RESPONSES: {"model": "demo", "input": "Convert this page to docling."},
-    CAPTION: {"image_url": data_uri("shapes")},
-    ASK: {"image_url": data_uri("shapes"), "words": "Convert this page to docling."},
+    CAPTION: {"image_url": picture_data_uri("shapes")},
+    ASK: {"image_url": picture_data_uri("shapes"), "words": "Convert this page to docling."},
 }
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    vlm = idefics.load(doctags.write(tmp_path_factory.mktemp("doctags")), remote_images="off")
-    return Client(create_app(vlm, Settings(model="demo")))
+    vlm = idefics.load(doctags.write_checkpoint(tmp_path_factory.mktemp("doctags")), remote_images="off")
+    return SyncClient(create_app(vlm, Settings(model="demo")))
 
 
-def text_of(body):
+def answer_text(body):
     if "choices" in body:
         (choice,) = body["choices"]
         return choice["message"]["content"] if "message" in choice else choice["text"]
     return body["output"][0]["content"][0]["text"] if "output" in body else body["text"]
 
 
-def streamed(text):
+def streamed_text(text):
     pieces = []
-    for chunk in events(text):
+    for chunk in parse_events(text):
         if chunk == "[DONE]":
             continue
         if "choices" in chunk:
@@ -58,19 +66,19 @@ def streamed(text):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({}, PAGE),
-        ({"skip_special_tokens": None}, PAGE),
-        ({"skip_special_tokens": False}, PAGE),
-        ({"skip_special_tokens": True}, WORDS),
-        ({"stop": ["</doctag>"]}, PAGE.removesuffix("</doctag>")),
-        ({"stop": "<fcel>b"}, PAGE.partition("<fcel>b")[0]),
+        ({}, PAGE_TEXT),
+        ({"skip_special_tokens": None}, PAGE_TEXT),
+        ({"skip_special_tokens": False}, PAGE_TEXT),
+        ({"skip_special_tokens": True}, ORDINARY_CHARACTERS),
+        ({"stop": ["</doctag>"]}, PAGE_TEXT.removesuffix("</doctag>")),
+        ({"stop": "<fcel>b"}, PAGE_TEXT.partition("<fcel>b")[0]),
     ],
 )
 def test_a_page_comes_out_whole_and_streams_so(client, path, fields, text):
     answer = client.post(path, BODIES[path] | fields)
     assert answer.status_code == 200, answer.text
-    assert text_of(answer.json()) == text
-    assert streamed(client.post(path, BODIES[path] | fields | {"stream": True}).text) == text
+    assert answer_text(answer.json()) == text
+    assert streamed_text(client.post(path, BODIES[path] | fields | {"stream": True}).text) == text
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -82,10 +90,10 @@ def test_skip_special_tokens_is_true_false_or_null(client, path):
 
 def test_a_form_of_a_task_may_say_it(client):
     files = {
-        "image": ("a.png", (PICTURES / "shapes.png").read_bytes()),
+        "image": ("a.png", (PICTURES_FOLDER / "shapes.png").read_bytes()),
         "skip_special_tokens": (None, "true"),
     }
-    assert client.post(CAPTION, files=files).json()["text"] == WORDS
+    assert client.post(CAPTION, files=files).json()["text"] == ORDINARY_CHARACTERS
 
 
 PREFILL = [*QUESTION, {"role": "assistant", "content": "<doctag><text><loc_1>"}]
@@ -93,24 +101,27 @@ PREFILL = [*QUESTION, {"role": "assistant", "content": "<doctag><text><loc_1>"}]
 
 @pytest.mark.parametrize("more", [{}, {"add_generation_prompt": False}])
 def test_the_last_message_goes_on(client, more):
-    body = chat(PREFILL, continue_final_message=True, **more)
-    rest = PAGE.removeprefix("<doctag><text><loc_1>")
+    body = chat_request(PREFILL, continue_final_message=True, **more)
+    rest = PAGE_TEXT.removeprefix("<doctag><text><loc_1>")
     answer = client.post(CHAT, body).json()
-    assert text_of(answer) == rest
-    assert streamed(client.post(CHAT, body | {"stream": True}).text) == rest
-    asked = client.post(CHAT, chat(QUESTION)).json()["usage"]["prompt_tokens"]
+    assert answer_text(answer) == rest
+    assert streamed_text(client.post(CHAT, body | {"stream": True}).text) == rest
+    asked = client.post(CHAT, chat_request(QUESTION)).json()["usage"]["prompt_tokens"]
     assert answer["usage"]["prompt_tokens"] == asked + 3
 
 
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (chat(PREFILL), "the last message is the assistant's: set continue_final_message"),
-        (chat(PREFILL, continue_final_message=False), "set continue_final_message"),
-        (chat(QUESTION, continue_final_message=True), "the last message is the user's"),
-        (chat(PREFILL, continue_final_message=True, add_generation_prompt=True), "both true: give one"),
-        (chat(QUESTION, add_generation_prompt=False), "add_generation_prompt is false: leave it out"),
-        (chat(PREFILL, add_generation_prompt=False), "add_generation_prompt is false: leave it out"),
+        (chat_request(PREFILL), "the last message is the assistant's: set continue_final_message"),
+        (chat_request(PREFILL, continue_final_message=False), "set continue_final_message"),
+        (chat_request(QUESTION, continue_final_message=True), "the last message is the user's"),
+        (
+            chat_request(PREFILL, continue_final_message=True, add_generation_prompt=True),
+            "both true: give one",
+        ),
+        (chat_request(QUESTION, add_generation_prompt=False), "add_generation_prompt is false: leave it out"),
+        (chat_request(PREFILL, add_generation_prompt=False), "add_generation_prompt is false: leave it out"),
     ],
 )
 def test_never_does_a_new_turn_begin_unasked(client, body, says):
@@ -121,7 +132,7 @@ def test_never_does_a_new_turn_begin_unasked(client, body, says):
 
 @pytest.mark.parametrize("more", [{}, {"add_generation_prompt": True}, {"continue_final_message": False}])
 def test_a_new_turn_is_the_usual(client, more):
-    assert text_of(client.post(CHAT, chat(QUESTION, **more)).json()) == PAGE
+    assert answer_text(client.post(CHAT, chat_request(QUESTION, **more)).json()) == PAGE_TEXT
 
 
 def test_a_response_too_is_never_a_new_turn_after_the_assistants(client):
@@ -135,7 +146,9 @@ def test_a_response_too_is_never_a_new_turn_after_the_assistants(client):
 
 def test_the_words_of_a_client_forge_nothing(client):
     def tokens(text):
-        return client.post(CHAT, chat([user(said(text))], max_tokens=1)).json()["usage"]["prompt_tokens"]
+        return client.post(CHAT, chat_request([user_message(text_part(text))], max_tokens=1)).json()["usage"][
+            "prompt_tokens"
+        ]
 
     assert tokens("at <loc_1>") == tokens("at x")  # an instruction of the card is one token
     assert tokens("at <|end_of_text|>") > tokens("at x") + 5
@@ -143,9 +156,9 @@ def test_the_words_of_a_client_forge_nothing(client):
 
 def test_the_blank_after_a_message_that_goes_on_is_kept(vlm):
     """The answers of demo begin with one."""
-    demo = Client(create_app(vlm, Settings(model="demo")))
-    asked = [user(shown("shapes"), said("What is shown?"))]
-    body = chat([*asked, {"role": "assistant", "content": "A"}], continue_final_message=True)
-    text = text_of(demo.post(CHAT, body).json())
+    demo = SyncClient(create_app(vlm, Settings(model="demo")))
+    asked = [user_message(image_part("shapes"), text_part("What is shown?"))]
+    body = chat_request([*asked, {"role": "assistant", "content": "A"}], continue_final_message=True)
+    text = answer_text(demo.post(CHAT, body).json())
     assert text.startswith(" ") and text[1] != " "
-    assert streamed(demo.post(CHAT, body | {"stream": True}).text) == text
+    assert streamed_text(demo.post(CHAT, body | {"stream": True}).text) == text

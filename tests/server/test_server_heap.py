@@ -4,26 +4,26 @@ import gc
 import threading
 import weakref
 
-from idefics.server import heap
-from idefics.server.heap import in_fresh_thread
+from idefics.server import temporary_thread
+from idefics.server.temporary_thread import run_in_temporary_thread
 
 
-class Large:
+class LargeObject:
     pass
 
 
 def test_it_runs_in_a_thread_that_has_ended_by_then():
     seen = []
-    assert in_fresh_thread(lambda: seen.append(threading.current_thread()) or 7, lambda: False) == 7
+    assert run_in_temporary_thread(lambda: seen.append(threading.current_thread()) or 7, lambda: False) == 7
     assert seen[0] is not threading.current_thread()
     assert not seen[0].is_alive()
 
 
 def test_memory_is_given_back_where_it_is_asked_for(monkeypatch):
     trimmed = []
-    monkeypatch.setattr(heap, "_malloc_trim", lambda: trimmed.append)
+    monkeypatch.setattr(temporary_thread, "_malloc_trim", lambda: trimmed.append)
     for asked in (True, False):
-        in_fresh_thread(int, lambda asked=asked: asked)
+        run_in_temporary_thread(int, lambda asked=asked: asked)
     assert trimmed == [0]
 
 
@@ -32,7 +32,7 @@ def test_an_error_is_raised_and_keeps_nothing_alive():
     kept = []
 
     def fails():
-        large = Large()
+        large = LargeObject()
         kept.append(weakref.ref(large))
         raise ValueError("wrong")
 
@@ -40,7 +40,7 @@ def test_an_error_is_raised_and_keeps_nothing_alive():
     gc.disable()
     try:
         try:
-            in_fresh_thread(fails, lambda: True)
+            run_in_temporary_thread(fails, lambda: True)
         except ValueError:
             assert kept[0]() is not None, "as long as the error is handled"
         assert kept[0]() is None

@@ -15,75 +15,77 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engines import cancel_all
 from idefics.errors import BadSetting
-from idefics.server import listening, visit
+from idefics.server import http_protocol, request_context
 from idefics.server.app import create_app
-from idefics.server.run import Server
 from idefics.server.settings import Settings
-from idefics.server.sockets import bind, listen, url_of
-from server.asking import chat, events, said, shown, user
+from idefics.server.sockets import bind_socket, socket_url, start_listening
+from idefics.server.uvicorn_server import DrainingServer
+from server.request_bodies import chat_request, image_part, parse_events, text_part, user_message
+from shared_engine import cancel_all_requests
 
 PATH = "/v1/chat/completions"
-LONG = chat([user(said("Tell me a story."))], max_tokens=200, temperature=5 / 3, seed=1, stream=True)
+LONG_REQUEST = chat_request(
+    [user_message(text_part("Tell me a story."))], max_tokens=200, temperature=5 / 3, seed=1, stream=True
+)
 
 
-class Pace:
+class StepControl:
     """Lets an engine take steps one by one, or as it likes."""
 
     def __init__(self, engine, monkeypatch):
-        self.engine, self.allowed, self.taken = engine, threading.Semaphore(0), 0
+        self.engine, self.step_semaphore, self.num_steps = engine, threading.Semaphore(0), 0
         self.is_free, step = False, engine.step
 
         def paced():
             if not self.is_free:
-                self.allowed.acquire()
+                self.step_semaphore.acquire()
             step()
-            self.taken += 1
+            self.num_steps += 1
 
         monkeypatch.setattr(engine, "step", paced)
 
-    def free(self):
+    def run_freely(self):
         self.is_free = True
-        self.allowed.release()
+        self.step_semaphore.release()
 
-    async def steps(self, count):
-        goal = self.taken + count
+    async def run_steps(self, count):
+        goal = self.num_steps + count
         for _ in range(count):
-            self.allowed.release()
-        await until(lambda: self.taken >= goal)
+            self.step_semaphore.release()
+        await wait_until(lambda: self.num_steps >= goal)
 
 
 @pytest.fixture
-def pace(vlm, monkeypatch):
-    pace = Pace(vlm.engine, monkeypatch)
+def step_control(vlm, monkeypatch):
+    pace = StepControl(vlm.engine, monkeypatch)
     yield pace
-    pace.free()
-    cancel_all(vlm.engine)
+    pace.run_freely()
+    cancel_all_requests(vlm.engine)
 
 
-async def until(true, seconds=20):
+async def wait_until(condition, seconds=20):
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.002)
 
 
 @asynccontextmanager
-async def served(vlm, **settings):
+async def run_server(vlm, **settings):
     """A server of its own, in this loop: (client, service)."""
     settings = Settings(model="demo", port=0, **settings)
-    with bind(settings.host, settings.port) as listener:
-        server = Server(create_app(vlm, settings))
+    with bind_socket(settings.host, settings.port) as listener:
+        server = DrainingServer(create_app(vlm, settings))
         running = asyncio.create_task(server.serve([listener]))
-        async with httpx.AsyncClient(base_url=url_of(listener), timeout=30) as client:
-            await until(lambda: server.started)
+        async with httpx.AsyncClient(base_url=socket_url(listener), timeout=30) as client:
+            await wait_until(lambda: server.started)
             client.server = server
             yield client, server.service
         server.should_exit = True
         await running
 
 
-async def begun(client, body):
+async def start_stream(client, body):
     """A stream that has said its first word, and what closes it."""
     request = client.build_request("POST", PATH, json=body)
     answer = await client.send(request, stream=True)
@@ -91,57 +93,57 @@ async def begun(client, body):
     return answer, answer.aiter_lines()
 
 
-def pages(vlm):
-    return sum(owners > 0 for owners in vlm.engine.scheduler.pages.owners)
+def num_pages_in_use(vlm):
+    return sum(owners > 0 for owners in vlm.engine.scheduler.page_pool.ref_counts)
 
 
-def test_a_client_that_leaves_frees_its_memory_within_two_steps(vlm, pace):
+def test_a_client_that_leaves_frees_its_memory_within_two_steps(vlm, step_control):
     async def scene():
-        async with served(vlm) as (client, service):
-            answer, lines = await begun(client, LONG)
-            await pace.steps(3)
-            while '"content":""' in (await anext(lines)) or pages(vlm) == 0:
+        async with run_server(vlm) as (client, service):
+            answer, lines = await start_stream(client, LONG_REQUEST)
+            await step_control.run_steps(3)
+            while '"content":""' in (await anext(lines)) or num_pages_in_use(vlm) == 0:
                 pass
             await answer.aclose()
-            await until(lambda: not service.admission.places)
-            await pace.steps(1)
+            await wait_until(lambda: not service.admission.slots)
+            await step_control.run_steps(1)
             assert not vlm.engine.scheduler.running
-            assert pages(vlm) == 0
-            assert service.metrics.gone._value.get() == 1
+            assert num_pages_in_use(vlm) == 0
+            assert service.metrics.disconnected_clients._value.get() == 1
 
     asyncio.run(scene())
 
 
-def test_one_that_waits_for_its_turn_may_leave_too(vlm, pace):
+def test_one_that_waits_for_its_turn_may_leave_too(vlm, step_control):
     async def scene():
-        async with served(vlm) as (client, service):
+        async with run_server(vlm) as (client, service):
             rows = vlm.engine.config.batch_rows
-            streams = [await begun(client, LONG) for _ in range(rows)]
-            await pace.steps(2)
+            streams = [await start_stream(client, LONG_REQUEST) for _ in range(rows)]
+            await step_control.run_steps(2)
             assert len(vlm.engine.scheduler.running) == rows
-            waiting, _ = await begun(client, LONG)
-            whole = asyncio.create_task(client.post(PATH, json=chat([user(said("Hi"))])))
-            await until(lambda: len(vlm.engine.scheduler.queue) == 2)
+            waiting, _ = await start_stream(client, LONG_REQUEST)
+            whole = asyncio.create_task(client.post(PATH, json=chat_request([user_message(text_part("Hi"))])))
+            await wait_until(lambda: len(vlm.engine.scheduler.waiting) == 2)
             await waiting.aclose()
-            await until(lambda: len(vlm.engine.scheduler.queue) == 1)
+            await wait_until(lambda: len(vlm.engine.scheduler.waiting) == 1)
             whole.cancel()
-            await until(lambda: not vlm.engine.scheduler.queue)
-            assert len(service.admission.places) == rows
+            await wait_until(lambda: not vlm.engine.scheduler.waiting)
+            assert len(service.admission.slots) == rows
             for answer, _ in streams:
                 await answer.aclose()
-            await until(lambda: not service.admission.places)
-            await pace.steps(1)
-            assert pages(vlm) == 0
+            await wait_until(lambda: not service.admission.slots)
+            await step_control.run_steps(1)
+            assert num_pages_in_use(vlm) == 0
 
     asyncio.run(scene())
 
 
 def test_one_whose_prompt_is_being_made_may_leave_too(vlm, monkeypatch):
-    monkeypatch.setattr(visit, "WORKERS", 1)
+    monkeypatch.setattr(request_context, "NUM_WORKERS", 1)
     made, go = [], threading.Event()
 
     async def scene():
-        async with served(vlm) as (client, service):
+        async with run_server(vlm) as (client, service):
             prompt = service.vlm.prompt
 
             def slowly(messages, **options):
@@ -150,26 +152,26 @@ def test_one_whose_prompt_is_being_made_may_leave_too(vlm, monkeypatch):
                 return prompt(messages, **options)
 
             service.vlm.prompt = slowly
-            asking = [asyncio.create_task(client.post(PATH, json=chat())) for _ in range(3)]
-            await until(
-                lambda: len(service.admission.places) == 3 and service.workers._work_queue.qsize() == 2
+            asking = [asyncio.create_task(client.post(PATH, json=chat_request())) for _ in range(3)]
+            await wait_until(
+                lambda: len(service.admission.slots) == 3 and service.workers._work_queue.qsize() == 2
             )
             for task in asking:
                 task.cancel()
-            await until(lambda: not service.admission.places)
+            await wait_until(lambda: not service.admission.slots)
             go.set()
-            answer = await client.post(PATH, json=chat())
+            answer = await client.post(PATH, json=chat_request())
             assert answer.status_code == 200
             assert len(made) == 2, "who waited for a worker was forgotten"
 
     asyncio.run(scene())
 
 
-def test_one_whose_answer_is_being_asked_for_may_leave_too(vlm, pace):
+def test_one_whose_answer_is_being_asked_for_may_leave_too(vlm, step_control):
     submitted, asked, go = [], threading.Event(), threading.Event()
 
     async def scene():
-        async with served(vlm) as (client, service):
+        async with run_server(vlm) as (client, service):
             submit = service.vlm.submit
 
             def slowly(prompt, **wishes):
@@ -179,31 +181,34 @@ def test_one_whose_answer_is_being_asked_for_may_leave_too(vlm, pace):
                 return submitted[-1]
 
             service.vlm.submit = slowly
-            task = asyncio.create_task(client.post(PATH, json=LONG))
-            await until(asked.is_set)
+            task = asyncio.create_task(client.post(PATH, json=LONG_REQUEST))
+            await wait_until(asked.is_set)
             task.cancel()
-            await until(lambda: not service.admission.places)
+            await wait_until(lambda: not service.admission.slots)
             go.set()
-            await until(lambda: submitted and submitted[0]._growing.handle.done, seconds=5)
-            assert pages(vlm) == 0
+            await wait_until(lambda: submitted and submitted[0]._generation.handle.is_done, seconds=5)
+            assert num_pages_in_use(vlm) == 0
 
     asyncio.run(scene())
 
 
 def test_requests_join_the_running_batch_and_get_what_they_would_get_alone(vlm):
     asked = [
-        chat(),
-        chat([user(shown("door"), shown("puppy"), said("What are they?"))], max_tokens=20),
-        chat([user(said("Hi"))], temperature=1.0, seed=5),
-        LONG | {"stream": False},
+        chat_request(),
+        chat_request(
+            [user_message(image_part("door"), image_part("puppy"), text_part("What are they?"))],
+            max_tokens=20,
+        ),
+        chat_request([user_message(text_part("Hi"))], temperature=1.0, seed=5),
+        LONG_REQUEST | {"stream": False},
     ]
 
     async def scene():
-        async with served(vlm) as (client, _):
+        async with run_server(vlm) as (client, _):
             alone = [(await client.post(PATH, json=body)).json()["choices"] for body in asked]
             several = [client.post(PATH, json=asked[i % 4]) for i in range(24)]
-            leaving = [asyncio.create_task(begun(client, LONG)) for _ in range(4)]
-            wrong = client.post(PATH, json=chat(n=99))
+            leaving = [asyncio.create_task(start_stream(client, LONG_REQUEST)) for _ in range(4)]
+            wrong = client.post(PATH, json=chat_request(n=99))
             answers = await asyncio.gather(*several, wrong)
             for task in leaving:
                 await (await task)[0].aclose()
@@ -214,19 +219,19 @@ def test_requests_join_the_running_batch_and_get_what_they_would_get_alone(vlm):
     asyncio.run(scene())
 
 
-HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+REQUEST_HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.mark.parametrize(
     "pieces",
-    [[], [HEAD + b"X-"], [HEAD + b"\r\n", b"GET /"]],
+    [[], [REQUEST_HEAD + b"X-"], [REQUEST_HEAD + b"\r\n", b"GET /"]],
     ids=["nothing", "half a head", "half a second head"],
 )
 def test_a_head_that_drips_is_given_up(vlm, monkeypatch, pieces):
-    monkeypatch.setattr(listening, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT", 0.2)
 
     async def scene():
-        async with served(vlm) as (client, _):
+        async with run_server(vlm) as (client, _):
             url = client.base_url
             reader, writer = await asyncio.open_connection(url.host, url.port)
             for number, piece in enumerate(pieces):
@@ -244,16 +249,16 @@ def test_a_head_that_drips_is_given_up(vlm, monkeypatch, pieces):
 
 def test_a_large_body_is_read_a_little_at_a_time(vlm, monkeypatch):
     sizes = []
-    receive = listening.Connection.data_received
+    receive = http_protocol.BoundedH11Protocol.data_received
 
     def record(connection, data):
         sizes.append(len(data))
         receive(connection, data)
 
-    monkeypatch.setattr(listening.Connection, "data_received", record)
+    monkeypatch.setattr(http_protocol.BoundedH11Protocol, "data_received", record)
 
     async def scene():
-        async with served(vlm) as (client, _):
+        async with run_server(vlm) as (client, _):
             await client.post("/v1/chat/completions", content=b" " * 1_000_000)
 
     asyncio.run(scene())
@@ -261,27 +266,27 @@ def test_a_large_body_is_read_a_little_at_a_time(vlm, monkeypatch):
     assert max(sizes) <= 32 << 10  # asyncio alone reads 256 KiB
 
 
-def test_a_long_answer_outlasts_the_time_for_a_head(vlm, pace, monkeypatch):
-    monkeypatch.setattr(listening, "HEAD_SECONDS", 0.05)
+def test_a_long_answer_outlasts_the_time_for_a_head(vlm, step_control, monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT", 0.05)
 
     async def scene():
-        async with served(vlm) as (client, _):
-            _, lines = await begun(client, LONG)
+        async with run_server(vlm) as (client, _):
+            _, lines = await start_stream(client, LONG_REQUEST)
             await asyncio.sleep(0.2)
-            pace.free()
+            step_control.run_freely()
             assert "data: [DONE]" in [line async for line in lines]
 
     asyncio.run(scene())
 
 
-def test_whoever_has_been_let_in_is_answered_before_the_end(vlm, pace):
+def test_whoever_has_been_let_in_is_answered_before_the_end(vlm, step_control):
     async def scene():
-        async with served(vlm, drain=20) as (client, service):
-            _, lines = await begun(client, LONG)
-            await pace.steps(2)
+        async with run_server(vlm, drain=20) as (client, service):
+            _, lines = await start_stream(client, LONG_REQUEST)
+            await step_control.run_steps(2)
             client.server.should_exit = True
-            await until(lambda: service.admission.is_closing)
-            pace.free()
+            await wait_until(lambda: service.admission.is_closing)
+            step_control.run_freely()
             rest = [line async for line in lines]
             assert "data: [DONE]" in rest
             with pytest.raises(httpx.TransportError):
@@ -290,38 +295,38 @@ def test_whoever_has_been_let_in_is_answered_before_the_end(vlm, pace):
     asyncio.run(scene())
 
 
-def test_what_takes_longer_ends_with_an_error(vlm, pace):
+def test_what_takes_longer_ends_with_an_error(vlm, step_control):
     async def scene():
-        async with served(vlm, drain=0.1) as (client, service):
-            _, lines = await begun(client, LONG)
-            whole = asyncio.create_task(client.post(PATH, json={**LONG, "stream": False}))
-            await until(lambda: len(service.admission.places) == 2)
-            await pace.steps(2)
+        async with run_server(vlm, drain=0.1) as (client, service):
+            _, lines = await start_stream(client, LONG_REQUEST)
+            whole = asyncio.create_task(client.post(PATH, json={**LONG_REQUEST, "stream": False}))
+            await wait_until(lambda: len(service.admission.slots) == 2)
+            await step_control.run_steps(2)
             client.server.should_exit = True
-            rest = events("\n".join([line async for line in lines]))
+            rest = parse_events("\n".join([line async for line in lines]))
             assert rest[-1]["error"]["code"] == "shutting_down"
             answer = await whole
             assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "shutting_down"
-            assert not service.admission.places
+            assert not service.admission.slots
 
     asyncio.run(scene())
 
 
-def test_a_port_that_is_taken_is_told_before_any_model_is_loaded():
-    with bind("127.0.0.1", 0) as listener:
+def test_a_port_in_use_is_reported_before_any_model_is_loaded():
+    with bind_socket("127.0.0.1", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(BadSetting, match=f"port {port}"):
-            bind("127.0.0.1", port)
+            bind_socket("127.0.0.1", port)
     with pytest.raises(BadSetting, match=r"cannot listen on 203\.0\.113\.1"):
-        bind("203.0.113.1", 8000)
+        bind_socket("203.0.113.1", 8000)
 
 
 @pytest.mark.parametrize("command", [("serve",), ("ui", "--model", "demo")])
 def test_a_used_port_is_one_line_before_anything_heavy_is_imported(command):
     """As the command: exit 2, and neither torch nor FastAPI is there by then."""
-    with bind("127.0.0.1", 0) as listener:
+    with bind_socket("127.0.0.1", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
         program = (
@@ -343,10 +348,10 @@ def test_a_used_port_is_one_line_before_anything_heavy_is_imported(command):
 
 
 def test_two_servers_that_start_at_the_same_time_do_not_share_a_port():
-    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
-        listen(first)
+    with bind_socket("127.0.0.1", 0) as first, bind_socket("127.0.0.1", first.getsockname()[1]) as second:
+        start_listening(first)
         with pytest.raises(BadSetting, match="the port is in use"):
-            listen(second)
+            start_listening(second)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -354,7 +359,7 @@ def test_accepted_connections_send_small_pieces_at_once(vlm, host):
     """Nagle's algorithm is off on each, as asyncio has it for sockets that name their protocol."""
 
     async def scene():
-        async with served(vlm, host=host) as (client, _):
+        async with run_server(vlm, host=host) as (client, _):
             assert (await client.get("/health")).status_code == 200
             (connection,) = client.server.server_state.connections
             accepted = connection.transport.get_extra_info("socket")
@@ -364,7 +369,7 @@ def test_accepted_connections_send_small_pieces_at_once(vlm, host):
 
 
 @contextmanager
-def process(*flags, **environment):
+def start_process(*flags, **environment):
     """`idefics serve` as people start it: (process, url)."""
     command = [sys.executable, "-m", "idefics", "serve", "--model", "demo", "--port", "0", *flags]
     source = str(Path(__file__).parents[2] / "src")
@@ -378,16 +383,16 @@ def process(*flags, **environment):
 
 
 def test_sigterm_ends_the_command_as_soon_as_it_has_said_its_address():
-    with process("--api-key", "key") as (running, _):
+    with start_process("--api-key", "key") as (running, _):
         running.send_signal(signal.SIGTERM)
         assert running.wait(30) == 0
         assert "Traceback" not in running.stderr.read()
 
 
 def test_sigterm_ends_the_command_when_all_are_answered():
-    with process("--api-key", "key", IDEFICS_DRAIN="30") as (running, url):
+    with start_process("--api-key", "key", IDEFICS_DRAIN="30") as (running, url):
         with httpx.stream(
-            "POST", url + PATH, json=LONG, headers={"Authorization": "Bearer key"}, timeout=60
+            "POST", url + PATH, json=LONG_REQUEST, headers={"Authorization": "Bearer key"}, timeout=60
         ) as answer:
             assert answer.status_code == 200
             running.send_signal(signal.SIGTERM)

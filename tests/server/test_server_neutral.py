@@ -14,13 +14,20 @@ from openai.types.responses import response_create_params
 from openai.types.shared_params import Reasoning
 from pydantic import BaseModel, ValidationError
 
-from idefics.server import fields, neutral, responses, tasks
+from idefics.server import ignored_fields, responses, schemas, tasks
 from idefics.server.chat import ChatRequest
 from idefics.server.completions import CompletionRequest
-from idefics.server.fields import only_of_assistant
-from idefics.server.request_object import Fields
+from idefics.server.request_model import RequestModel
 from idefics.server.responses import ResponseRequest
-from server.asking import chat, data_uri, events, said, shown, user
+from idefics.server.schemas import check_refusal_role
+from server.request_bodies import (
+    chat_request,
+    image_part,
+    parse_events,
+    picture_data_uri,
+    text_part,
+    user_message,
+)
 
 CHAT, COMPLETIONS, RESPONSES, CAPTION = (
     "/v1/chat/completions",
@@ -28,36 +35,43 @@ CHAT, COMPLETIONS, RESPONSES, CAPTION = (
     "/v1/responses",
     "/v1/images/tasks/caption",
 )
-PICTURE = {"type": "input_image", "image_url": data_uri("shapes")}
-WORDS = {"type": "input_text", "text": "What is shown?"}
-PLAIN = {
-    CHAT: chat(max_tokens=3),
+PICTURE = {"type": "input_image", "image_url": picture_data_uri("shapes")}
+TEXT_PART = {"type": "input_text", "text": "What is shown?"}
+PLAIN_REQUEST_BY_PATH = {
+    CHAT: chat_request(max_tokens=3),
     COMPLETIONS: {"model": "demo", "prompt": "A", "max_tokens": 3},
     RESPONSES: {
         "model": "demo",
-        "input": [{"role": "user", "content": [PICTURE, WORDS]}],
+        "input": [{"role": "user", "content": [PICTURE, TEXT_PART]}],
         "max_output_tokens": 3,
     },
-    CAPTION: {"image_url": data_uri("shapes"), "max_new_tokens": 3},
+    CAPTION: {"image_url": picture_data_uri("shapes"), "max_new_tokens": 3},
 }
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+TOOL_DEFINITION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
-def essence(body):
+def comparable_answer(body):
     """What an answer says."""
     if "choices" in body:
         return [one.get("message") or one["text"] for one in body["choices"]]
     return body["output"][0]["content"] if "output" in body else body["text"]
 
 
-ACCEPTED = [
-    *((path, {name: None}) for path in PLAIN for name in ("tools", "seed", "temperature", "n", "anything")),
+ACCEPTED_FIELDS = [
+    *(
+        (path, {name: None})
+        for path in PLAIN_REQUEST_BY_PATH
+        for name in ("tools", "seed", "temperature", "n", "anything")
+    ),
     *((path, {"tools": [], "service_tier": "auto"}) for path in (CHAT, RESPONSES)),
     *((path, {"tool_choice": choice}) for path in (CHAT, RESPONSES) for choice in ("none", "auto")),
     *((path, {"parallel_tool_calls": is_so}) for path in (CHAT, RESPONSES) for is_so in (True, False)),
     *((path, {"prompt_cache_key": "a", "safety_identifier": "b"}) for path in (CHAT, RESPONSES)),
-    *((path, {"skip_special_tokens": True, "min_tokens": 0, "ignore_eos": False}) for path in PLAIN),
-    *((path, {"top_k": -1, "add_special_tokens": True}) for path in PLAIN),
+    *(
+        (path, {"skip_special_tokens": True, "min_tokens": 0, "ignore_eos": False})
+        for path in PLAIN_REQUEST_BY_PATH
+    ),
+    *((path, {"top_k": -1, "add_special_tokens": True}) for path in PLAIN_REQUEST_BY_PATH),
     (
         CHAT,
         {
@@ -85,18 +99,23 @@ ACCEPTED = [
     (CAPTION, {"model": "demo", "detail": None, "shots": None, "stream": False}),
     (CHAT, {"chat_template_kwargs": {"enable_thinking": False}, "keep_alive": "5m", "logit_bias": []}),
     (CHAT, {"chat_template_kwargs": {"thinking": False, "enable_thinking": False}}),
-    *((path, {"thinking": {"type": "disabled"}}) for path in PLAIN),
-    *((path, {"thinking": False, "thinking_budget": 0, "thinking_token_budget": 0}) for path in PLAIN),
-    *((path, {"reasoning_budget": 0, "enable_reasoning": False}) for path in PLAIN),
-    *((path, {"reasoning_effort": "none"}) for path in PLAIN),
+    *((path, {"thinking": {"type": "disabled"}}) for path in PLAIN_REQUEST_BY_PATH),
+    *(
+        (path, {"thinking": False, "thinking_budget": 0, "thinking_token_budget": 0})
+        for path in PLAIN_REQUEST_BY_PATH
+    ),
+    *((path, {"reasoning_budget": 0, "enable_reasoning": False}) for path in PLAIN_REQUEST_BY_PATH),
+    *((path, {"reasoning_effort": "none"}) for path in PLAIN_REQUEST_BY_PATH),
 ]
 
 
-@pytest.mark.parametrize(("path", "more"), ACCEPTED, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("path", "more"), ACCEPTED_FIELDS, ids=lambda value: str(value)[:60])
 def test_what_asks_for_nothing_changes_nothing(client, path, more):
-    answer = client.post(path, PLAIN[path] | more)
+    answer = client.post(path, PLAIN_REQUEST_BY_PATH[path] | more)
     assert answer.status_code == 200, answer.text
-    assert essence(answer.json()) == essence(client.post(path, PLAIN[path]).json())
+    assert comparable_answer(answer.json()) == comparable_answer(
+        client.post(path, PLAIN_REQUEST_BY_PATH[path]).json()
+    )
 
 
 def test_a_reply_comes_back_as_clients_keep_it(client):
@@ -120,14 +139,21 @@ def test_a_reply_comes_back_as_clients_keep_it(client):
         "stop_reason": None,
         "logprobs": {"content": []},
     }
-    more = user({**said("And its colour?"), "cache_control": {"type": "ephemeral"}})
-    first = user(shown("shapes", format="image/png", detail=None), said("What?"))
+    more = user_message({**text_part("And its colour?"), "cache_control": {"type": "ephemeral"}})
+    first = user_message(image_part("shapes", format="image/png", detail=None), text_part("What?"))
     plain = client.post(
-        CHAT, chat([user(shown("shapes"), said("What?")), reply, user(said("And its colour?"))])
+        CHAT,
+        chat_request(
+            [
+                user_message(image_part("shapes"), text_part("What?")),
+                reply,
+                user_message(text_part("And its colour?")),
+            ]
+        ),
     )
-    answer = client.post(CHAT, chat([first, kept, more | {"cache_control": {"type": "ephemeral"}}]))
+    answer = client.post(CHAT, chat_request([first, kept, more | {"cache_control": {"type": "ephemeral"}}]))
     assert answer.status_code == 200, answer.text
-    assert essence(answer.json()) == essence(plain.json())
+    assert comparable_answer(answer.json()) == comparable_answer(plain.json())
 
 
 @pytest.mark.parametrize(("path", "kind"), [(CHAT, "messages"), (RESPONSES, "input")])
@@ -148,7 +174,7 @@ def test_the_parts_of_a_reply_come_back(client, path, kind):
         for content in (parts, plain)
     ]
     assert answers[0].status_code == 200, answers[0].text
-    assert essence(answers[0].json()) == essence(answers[1].json())
+    assert comparable_answer(answers[0].json()) == comparable_answer(answers[1].json())
     told = client.post(path, {"model": "demo", kind: [{"role": "user", "content": parts[1:]}]})
     assert told.status_code == 400
     assert "refusal" in told.json()["error"]["message"]
@@ -159,22 +185,22 @@ def test_a_response_comes_back_as_clients_keep_it(client):
     text = {"type": "output_text", "text": "A circle.", "annotations": [], "logprobs": []}
     reply = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}
     more = {"role": "user", "content": "And its colour?"}
-    first = {"role": "user", "content": [{**PICTURE, "file_id": None}, WORDS]}
+    first = {"role": "user", "content": [{**PICTURE, "file_id": None}, TEXT_PART]}
     answer = client.post(RESPONSES, {"model": "demo", "input": [first, reply | {"phase": None}, more]})
     assert answer.status_code == 200, answer.text
-    turns = [*PLAIN[RESPONSES]["input"], {"role": "assistant", "content": "A circle."}, more]
+    turns = [*PLAIN_REQUEST_BY_PATH[RESPONSES]["input"], {"role": "assistant", "content": "A circle."}, more]
     plain = client.post(RESPONSES, {"model": "demo", "input": turns})
-    assert essence(answer.json()) == essence(plain.json())
+    assert comparable_answer(answer.json()) == comparable_answer(plain.json())
 
 
-REFUSED = [
-    (CHAT, {"tools": [TOOL]}, ["tools is not supported", "response_format", "regex"]),
-    (RESPONSES, {"tools": [TOOL]}, ["tools is not supported", "text.format", "regex"]),
+REFUSED_FIELDS = [
+    (CHAT, {"tools": [TOOL_DEFINITION]}, ["tools is not supported", "response_format", "regex"]),
+    (RESPONSES, {"tools": [TOOL_DEFINITION]}, ["tools is not supported", "text.format", "regex"]),
     (CHAT, {"tool_choice": "required"}, ['tool_choice ("required") is not supported', "response_format"]),
     (CHAT, {"reasoning_effort": "high"}, ['reasoning_effort ("high")', "without reasoning"]),
     *(
         (path, {"thinking": value}, ["thinking", "without reasoning"])
-        for path in PLAIN
+        for path in PLAIN_REQUEST_BY_PATH
         for value in ({"type": "enabled", "budget_tokens": 1024}, True)
     ),
     (CHAT, {"thinking_budget": 512}, ["thinking_budget (512)", "without reasoning"]),
@@ -228,24 +254,24 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("path", "more", "words"), REFUSED, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("path", "more", "words"), REFUSED_FIELDS, ids=lambda value: str(value)[:60])
 def test_what_could_change_the_answer_is_refused_by_name(client, path, more, words):
-    answer = client.post(path, PLAIN[path] | more)
+    answer = client.post(path, PLAIN_REQUEST_BY_PATH[path] | more)
     assert answer.status_code == 400, answer.text
     message = answer.json()["error"]["message"]
     assert [word for word in words if word not in message] == [], message
     assert "\n" not in message
 
 
-def all_kinds(kind=Fields):
+def all_request_classes(kind=RequestModel):
     for one in kind.__subclasses__():
         yield one
-        yield from all_kinds(one)
+        yield from all_request_classes(one)
 
 
-KINDS = sorted({*all_kinds()}, key=lambda kind: kind.__name__)
-ROWS = [(kind, name) for kind in KINDS for name in kind.unused]
-SMALLEST = {
+REQUEST_CLASSES = sorted({*all_request_classes()}, key=lambda kind: kind.__name__)
+CLASS_AND_UNUSED_FIELD = [(kind, name) for kind in REQUEST_CLASSES for name in kind.ignored_fields]
+SMALLEST_VALUE_BY_FIELD = {
     "refusal": "A",
     "messages": [{"role": "user", "content": "Hi"}],
     "content": "Hi",
@@ -265,59 +291,64 @@ SMALLEST = {
 }
 
 
-def smallest(kind):
+def smallest_object(kind):
     """The smallest object of a class: its required fields."""
     found = {}
     for name, field in kind.model_fields.items():
         if field.is_required():
             name = field.alias or name
             literal = typing.get_args(field.annotation)[0] if name == "type" else None
-            found[name] = literal or SMALLEST[name]
-    if kind.__name__ == "ImagePart" and "input_image" not in found.values():
+            found[name] = literal or SMALLEST_VALUE_BY_FIELD[name]
+    if kind.__name__ == "ChatImagePart" and "input_image" not in found.values():
         found["image_url"] = {"url": "data:,"}
     return found
 
 
-def outcome(kind, said):
+def parse_or_none(kind, value):
     """What is read of an object, or None where it is refused."""
     try:
-        return kind.model_validate(said)
+        return kind.model_validate(value)
     except ValidationError:
         return None
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.unused], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in REQUEST_CLASSES if kind.ignored_fields], ids=lambda kind: kind.__name__
+)
 def test_the_tables_are_kept_to_and_described(kind):
-    plain = kind.model_validate(smallest(kind))
+    plain = kind.model_validate(smallest_object(kind))
     described = jsonschema_rs.validator_for(kind.model_json_schema())
-    for name, row in kind.unused.items():
-        for value in (None, *(row.neutral if row.neutral is not None else ("x", 1, True, {"a": 1}))):
-            said = smallest(kind) | {name: value}
+    for name, row in kind.ignored_fields.items():
+        for value in (
+            None,
+            *(row.ignored_values if row.ignored_values is not None else ("x", 1, True, {"a": 1})),
+        ):
+            said = smallest_object(kind) | {name: value}
             assert kind.model_validate(said) == plain
             assert described.is_valid(said), f"the description of the API refuses {said}"
-        if row.neutral is not None:
-            said = smallest(kind) | {name: {"other": "value"}}
-            assert outcome(kind, said) is None
+        if row.ignored_values is not None:
+            said = smallest_object(kind) | {name: {"other": "value"}}
+            assert parse_or_none(kind, said) is None
             assert not described.is_valid(said), f"the description of the API allows {said}"
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", REQUEST_CLASSES, ids=lambda kind: kind.__name__)
 def test_null_is_the_same_as_nothing(kind):
-    plain = kind.model_validate(smallest(kind))
+    plain = kind.model_validate(smallest_object(kind))
     described = jsonschema_rs.validator_for(kind.model_json_schema())
-    for name in {field.alias or name for name, field in kind.model_fields.items()} - {*smallest(kind)} | {
-        "other"
-    }:
-        said = smallest(kind) | {name: None}
+    for name in {field.alias or name for name, field in kind.model_fields.items()} - {
+        *smallest_object(kind)
+    } | {"other"}:
+        said = smallest_object(kind) | {name: None}
         assert kind.model_validate(said) == plain
         assert described.is_valid(said)
     for value, is_ignored in (([], True), ({}, True), (False, False), (0, False), ("", False)):
-        said = smallest(kind) | {"other": value}
-        assert (outcome(kind, said) == plain) is is_ignored
+        said = smallest_object(kind) | {"other": value}
+        assert (parse_or_none(kind, said) == plain) is is_ignored
         assert described.is_valid(said) is is_ignored
 
 
-def names_of(*params):
+def field_names(*params):
     """The fields of classes of OpenAI's package: what is sent, and what comes back."""
     return {
         name
@@ -326,51 +357,55 @@ def names_of(*params):
     }
 
 
-def members(union):
+def union_members(union):
     return {one.__name__: one for one in typing.get_args(union)}
 
 
-MESSAGES = members(chat_types.ChatCompletionMessageParam)
-OPENAI = [
-    (ChatRequest, names_of(chat_create_params.CompletionCreateParamsStreaming)),
-    (CompletionRequest, names_of(completion_create_params.CompletionCreateParamsStreaming)),
-    (ResponseRequest, names_of(response_create_params.ResponseCreateParamsStreaming)),
-    (fields.MessageField, names_of(*MESSAGES.values(), chat_types.ParsedChatCompletionMessage)),
-    (fields.TextPart, names_of(chat_types.ChatCompletionContentPartTextParam)),
-    (fields.ImagePart, names_of(chat_types.ChatCompletionContentPartImageParam)),
-    (fields.ImageAddress, names_of(chat_types.chat_completion_content_part_image_param.ImageURL)),
+MESSAGES = union_members(chat_types.ChatCompletionMessageParam)
+CLASS_AND_OPENAI_FIELDS = [
+    (ChatRequest, field_names(chat_create_params.CompletionCreateParamsStreaming)),
+    (CompletionRequest, field_names(completion_create_params.CompletionCreateParamsStreaming)),
+    (ResponseRequest, field_names(response_create_params.ResponseCreateParamsStreaming)),
+    (schemas.ChatMessage, field_names(*MESSAGES.values(), chat_types.ParsedChatCompletionMessage)),
+    (schemas.ChatTextPart, field_names(chat_types.ChatCompletionContentPartTextParam)),
+    (schemas.ChatImagePart, field_names(chat_types.ChatCompletionContentPartImageParam)),
+    (schemas.ImageURL, field_names(chat_types.chat_completion_content_part_image_param.ImageURL)),
     (
-        fields.StreamOptions,
-        names_of(chat_types.ChatCompletionStreamOptionsParam, response_create_params.StreamOptions),
+        schemas.StreamOptions,
+        field_names(chat_types.ChatCompletionStreamOptionsParam, response_create_params.StreamOptions),
     ),
-    (fields.ReasoningField, names_of(Reasoning)),
+    (schemas.ReasoningConfig, field_names(Reasoning)),
     (
-        responses.ItemField,
-        names_of(response_types.EasyInputMessageParam, response_types.ResponseOutputMessageParam),
+        responses.ResponseInputItem,
+        field_names(response_types.EasyInputMessageParam, response_types.ResponseOutputMessageParam),
     ),
     (
-        responses.TextPart,
-        names_of(response_types.ResponseInputTextParam, response_types.ResponseOutputTextParam),
+        responses.ResponseTextPart,
+        field_names(response_types.ResponseInputTextParam, response_types.ResponseOutputTextParam),
     ),
-    (responses.ImagePart, names_of(response_types.ResponseInputImageParam)),
-    (responses.TextField, names_of(response_types.ResponseTextConfigParam)),
-    (responses.SchemaFormat, names_of(response_types.ResponseFormatTextJSONSchemaConfigParam)),
+    (responses.ResponseImagePart, field_names(response_types.ResponseInputImageParam)),
+    (responses.ResponseTextConfig, field_names(response_types.ResponseTextConfigParam)),
+    (responses.ResponseJsonSchemaFormat, field_names(response_types.ResponseFormatTextJSONSchemaConfigParam)),
 ]
 
 
-@pytest.mark.parametrize(("kind", "names"), OPENAI, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("kind", "names"), CLASS_AND_OPENAI_FIELDS, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_every_field_of_the_installed_openai_is_decided(kind, names):
     """A field that a new version brings is to be read, or to get a line in the tables of `neutral_fields`."""
     known = {field.alias or name for name, field in kind.model_fields.items()}
-    assert names - known - {*kind.unused} == set()
+    assert names - known - {*kind.ignored_fields} == set()
 
 
 def test_whatever_a_response_may_include_is_known():
-    assert set(typing.get_args(response_types.ResponseIncludable)) == set(typing.get_args(responses.Included))
+    assert set(typing.get_args(response_types.ResponseIncludable)) == set(
+        typing.get_args(responses.IncludeOption)
+    )
 
 
 # The fields of other servers' requests that their documents name.
-VLLM = re.findall(
+VLLM_FIELDS = re.findall(
     r"\w+",
     """use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids
     include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens
@@ -379,12 +414,12 @@ VLLM = re.findall(
     repetition_detection thinking_token_budget stream_interval guided_json guided_regex guided_choice guided_grammar
     guided_decoding_backend guided_whitespace_pattern mm_processor_kwargs media_io_kwargs logits_processors""",
 )
-VLLM_CHAT = re.findall(
+VLLM_CHAT_FIELDS = re.findall(
     r"\w+",
     """echo add_generation_prompt continue_final_message documents chat_template chat_template_kwargs
     include_reasoning reasoning_effort""",
 )
-LLAMA_CPP = re.findall(
+LLAMA_CPP_FIELDS = re.findall(
     r"\w+",
     """n_predict dynatemp_range dynatemp_exponent top_k min_p top_n_sigma xtc_probability xtc_threshold typical_p
     repeat_last_n repeat_penalty dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers
@@ -392,8 +427,8 @@ LLAMA_CPP = re.findall(
     json_schema samplers post_sampling_probs return_tokens return_progress timings_per_token t_max_predict_ms lora
     ignore_eos reasoning_format""",
 )
-SGLANG = ["ebnf", "no_stop_trim", "separate_reasoning", "stream_reasoning", "chat_template_kwargs"]
-OLLAMA = ["keep_alive", "options", "think"]
+SGLANG_FIELDS = ["ebnf", "no_stop_trim", "separate_reasoning", "stream_reasoning", "chat_template_kwargs"]
+OLLAMA_FIELDS = ["keep_alive", "options", "think"]
 REASONING_SWITCHES = [
     "thinking",
     "thinking_budget",
@@ -401,27 +436,37 @@ REASONING_SWITCHES = [
     "enable_reasoning",
     "reasoning_effort",
 ]
-TGI = ["adapter_id", "do_sample", "repetition_penalty", "truncate", "typical_p", "watermark", "grammar"]
+TGI_FIELDS = [
+    "adapter_id",
+    "do_sample",
+    "repetition_penalty",
+    "truncate",
+    "typical_p",
+    "watermark",
+    "grammar",
+]
 
 
 @pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponseRequest, tasks.TaskRequest])
 def test_every_field_of_other_servers_is_decided(kind):
     names = {
-        *VLLM,
-        *LLAMA_CPP,
-        *TGI,
-        *SGLANG,
-        *OLLAMA,
+        *VLLM_FIELDS,
+        *LLAMA_CPP_FIELDS,
+        *TGI_FIELDS,
+        *SGLANG_FIELDS,
+        *OLLAMA_FIELDS,
         *REASONING_SWITCHES,
-        *(VLLM_CHAT if kind is ChatRequest else ()),
+        *(VLLM_CHAT_FIELDS if kind is ChatRequest else ()),
     }
-    assert names - {*kind.model_fields} - {*kind.unused} == set()
+    assert names - {*kind.model_fields} - {*kind.ignored_fields} == set()
 
 
 def test_the_tables_hold_no_field_that_is_read_whatever_its_value():
     """A field that is read may have values that ask for nothing, but never all of them."""
     assert not [
-        (kind, name) for kind, name in ROWS if name in kind.model_fields and kind.unused[name].neutral is None
+        (kind, name)
+        for kind, name in CLASS_AND_UNUSED_FIELD
+        if name in kind.model_fields and kind.ignored_fields[name].ignored_values is None
     ]
 
 
@@ -432,20 +477,24 @@ def test_a_form_of_a_task_may_say_nothing_too(client):
 
 
 def test_a_refused_value_is_shown_only_where_it_is_short(client):
-    message = client.post(CHAT, chat(guided_json={"a": "b" * 50})).json()["error"]["message"]
+    message = client.post(CHAT, chat_request(guided_json={"a": "b" * 50})).json()["error"]["message"]
     assert message.startswith("guided_json is not supported: ")
-    assert len(client.post(CHAT, chat(**{"x" * 5000: 1})).json()["error"]["message"]) < 300
+    assert len(client.post(CHAT, chat_request(**{"x" * 5000: 1})).json()["error"]["message"]) < 300
 
 
 def test_a_stream_takes_the_same_fields(client):
-    body = PLAIN[CHAT] | {"tools": [], "stream": True, "stream_options": {"include_obfuscation": True}}
-    assert events(client.post(CHAT, body).text)[-1] == "[DONE]"
+    body = PLAIN_REQUEST_BY_PATH[CHAT] | {
+        "tools": [],
+        "stream": True,
+        "stream_options": {"include_obfuscation": True},
+    }
+    assert parse_events(client.post(CHAT, body).text)[-1] == "[DONE]"
 
 
-def test_emptiness_is_not_looked_for_in_depth(client):
+def test_nested_empty_values_are_not_neutral(client):
     deep = json.loads("[" * 400 + "]" * 400)
-    assert "unknown field: foo" in client.post(CHAT, chat(foo=deep)).json()["error"]["message"]
-    assert neutral.EMPTY == (None, [], {})
+    assert "unknown field: foo" in client.post(CHAT, chat_request(foo=deep)).json()["error"]["message"]
+    assert ignored_fields.EMPTY_VALUES == (None, [], {})
 
 
 def test_items_of_the_installed_openai_that_are_no_messages_are_refused_by_name(client):
@@ -465,7 +514,7 @@ def test_items_of_the_installed_openai_that_are_no_messages_are_refused_by_name(
 
 
 def test_a_ranking_takes_what_asks_for_nothing(client):
-    body = {"image_url": data_uri("shapes"), "labels": ["a circle", "a dog"]}
+    body = {"image_url": picture_data_uri("shapes"), "labels": ["a circle", "a dog"]}
     plain = client.post("/v1/images/tasks/classify", body).json()
     more = {"stream": False, "temperature": None, "tools": [], "model": "demo", "calibrated": None}
     again = client.post("/v1/images/tasks/classify", body | more).json()
@@ -483,4 +532,4 @@ def test_a_long_text_is_not_walked_through_for_parts():
         def __iter__(self):
             raise AssertionError("it was walked through")
 
-    only_of_assistant("user", Text("Hello"))
+    check_refusal_role("user", Text("Hello"))

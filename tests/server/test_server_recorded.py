@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from clients.recording import ENVIRONMENTS, PROGRAMS, RECORDED, recorded
+from clients.recording import ENVIRONMENT_BY_PROGRAM, PROGRAMS_FOLDER, RECORDED_FOLDER, read_recorded_requests
 from idefics.messages import Message, Picture
-from server.asking import events
+from server.request_bodies import parse_events
 
-SHAPES = {"circle", "square"}
+SHAPE_NAMES = {"circle", "square"}
 
 
-def parts_of(content):
+def content_parts(content):
     """The texts and pictures of a message's content, as either route writes it."""
     if isinstance(content, str):
         return [content]
@@ -20,17 +20,17 @@ def parts_of(content):
     return [Picture(url) if url else part["text"] for url, part in zip(urls, content, strict=True)]
 
 
-def expected(vlm, body):
+def expected_answer(vlm, body):
     """What the Python library answers to the same words and pictures."""
     if "prompt" in body:
         text = body["prompt"] if isinstance(body["prompt"], str) else body["prompt"][0]
         return f" {vlm.generate([text], max_new_tokens=body['max_tokens']).text}"
     turns = body.get("messages") or body["input"]
     turns = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
-    return vlm.chat([Message(turn["role"], tuple(parts_of(turn["content"]))) for turn in turns]).text
+    return vlm.chat([Message(turn["role"], tuple(content_parts(turn["content"]))) for turn in turns]).text
 
 
-def texts_of(answer):
+def answer_texts(answer):
     """The text of each choice of an answer, whole or streamed, of any route."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         body = answer.json()
@@ -40,7 +40,7 @@ def texts_of(answer):
             choice["message"]["content"] if "message" in choice else choice["text"]
             for choice in body["choices"]
         ]
-    *told, last = events(answer.text)
+    *told, last = parse_events(answer.text)
     if last == "[DONE]":
         deltas = [choice["delta"] for chunk in told for choice in chunk["choices"]]
         return ["".join(delta.get("content", "") for delta in deltas)]
@@ -48,24 +48,24 @@ def texts_of(answer):
     return ["".join(one["delta"] for one in told if one["type"] == "response.output_text.delta")]
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize("name", ENVIRONMENT_BY_PROGRAM)
 def test_what_clients_send_is_answered(client, vlm, name):
-    requests = recorded(name)
+    requests = read_recorded_requests(name)
     assert requests
     for request in requests:
         answer = client.post(request["path"], request["body"])
         assert answer.status_code == 200, answer.text
         said = json.dumps(request["body"])
-        for text in texts_of(answer):
+        for text in answer_texts(answer):
             if "json_schema" in said or "json_object" in said:
-                assert json.loads(text)["shape"] in SHAPES
+                assert json.loads(text)["shape"] in SHAPE_NAMES
             else:
-                assert text == expected(vlm, request["body"])
+                assert text == expected_answer(vlm, request["body"])
 
 
 def test_the_records_show_what_clients_really_send():
     """The fields for which these clients were refused once: they are what is tried here."""
-    said = {name: (RECORDED / f"{name}.json").read_text() for name in ENVIRONMENTS}
+    said = {name: (RECORDED_FOLDER / f"{name}.json").read_text() for name in ENVIRONMENT_BY_PROGRAM}
     for name, field in (
         ("openai_agents", '"tools": []'),
         ("llama_index_llms", '"previous_response_id": null'),
@@ -81,8 +81,8 @@ def test_the_records_show_what_clients_really_send():
 
 
 def test_every_program_has_an_environment_and_a_record():
-    programs = {path.stem for path in PROGRAMS.glob("*.py")} - {"asking"}
-    assert programs == set(ENVIRONMENTS) == {path.stem for path in RECORDED.glob("*.json")}
-    assert set(ENVIRONMENTS.values()) == {
-        path.stem for path in (PROGRAMS.parent / "environments").glob("*.txt")
+    programs = {path.stem for path in PROGRAMS_FOLDER.glob("*.py")} - {"program_setup"}
+    assert programs == set(ENVIRONMENT_BY_PROGRAM) == {path.stem for path in RECORDED_FOLDER.glob("*.json")}
+    assert set(ENVIRONMENT_BY_PROGRAM.values()) == {
+        path.stem for path in (PROGRAMS_FOLDER.parent / "environments").glob("*.txt")
     }

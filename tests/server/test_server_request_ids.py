@@ -6,16 +6,16 @@ import re
 
 import pytest
 
-from idefics.server import listening
-from server.asking import chat, events
-from server.test_server_live import served
+from idefics.server import http_protocol
+from server.request_bodies import chat_request, parse_events
+from server.test_server_live import run_server
 
 PATH = "/v1/chat/completions"
-HEADER = "x-request-id"
-OURS = re.compile(r"req_[0-9a-f]{32}")
+REQUEST_ID_HEADER = "x-request-id"
+GENERATED_ID_PATTERN = re.compile(r"req_[0-9a-f]{32}")
 
 
-def lines(caplog):
+def log_lines(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "idefics.server.access"]
 
 
@@ -26,20 +26,20 @@ def lines(caplog):
         ("GET", "/v1/models", None, 200),
         ("GET", "/none", None, 404),
         ("DELETE", PATH, None, 405),
-        ("POST", PATH, chat(), 200),
-        ("POST", PATH, chat(stream=True), 200),
-        ("POST", PATH, chat(foo=1), 400),
+        ("POST", PATH, chat_request(), 200),
+        ("POST", PATH, chat_request(stream=True), 200),
+        ("POST", PATH, chat_request(foo=1), 400),
         ("POST", "/v1/images/tasks/ask", {"words": "a"}, 400),
     ],
 )
 def test_each_answer_has_its_own(client, caplog, method, path, body, status):
     caplog.set_level(logging.INFO)
     answers = [client(method, path, json=body) for _ in range(2)]
-    ids = [answer.headers[HEADER] for answer in answers]
+    ids = [answer.headers[REQUEST_ID_HEADER] for answer in answers]
     assert [answer.status_code for answer in answers] == [status] * 2
-    assert all(OURS.fullmatch(id) for id in ids)
+    assert all(GENERATED_ID_PATTERN.fullmatch(id) for id in ids)
     assert ids[0] != ids[1]
-    assert [line.split()[-1] for line in lines(caplog)] == ids
+    assert [line.split()[-1] for line in log_lines(caplog)] == ids
     if status >= 400:
         assert [answer.json()["error"]["request_id"] for answer in answers] == ids
 
@@ -47,16 +47,16 @@ def test_each_answer_has_its_own(client, caplog, method, path, body, status):
 @pytest.mark.parametrize("id", ["a", "req_123", "4bf92f35-77b3:1/2+3=@x._", "a" * 128])
 def test_the_clients_own_is_kept(client, caplog, id):
     caplog.set_level(logging.INFO)
-    answer = client.post(PATH, chat(foo=1), headers={HEADER: id})
-    assert answer.headers.get_list(HEADER) == [id]
+    answer = client.post(PATH, chat_request(foo=1), headers={REQUEST_ID_HEADER: id})
+    assert answer.headers.get_list(REQUEST_ID_HEADER) == [id]
     assert answer.json()["error"]["request_id"] == id
-    assert lines(caplog)[0].endswith(f" ms {id}")
+    assert log_lines(caplog)[0].endswith(f" ms {id}")
 
 
 @pytest.mark.parametrize("id", ["", "a b", "a" * 129, "é".encode(), 'a"b', "%0a\t"])
 def test_but_none_that_could_forge_a_line_of_the_log(client, id):
-    answer = client.get("/health", headers={HEADER: id})
-    assert OURS.fullmatch(answer.headers[HEADER])
+    answer = client.get("/health", headers={REQUEST_ID_HEADER: id})
+    assert GENERATED_ID_PATTERN.fullmatch(answer.headers[REQUEST_ID_HEADER])
 
 
 def test_an_unforeseen_error_is_found_in_the_log_by_it(client, monkeypatch, caplog):
@@ -64,8 +64,8 @@ def test_an_unforeseen_error_is_found_in_the_log_by_it(client, monkeypatch, capl
         raise RuntimeError
 
     monkeypatch.setattr(client.app.state.service.vlm, "prompt", broken)
-    answer = client.post(PATH, chat())
-    id = answer.headers[HEADER]
+    answer = client.post(PATH, chat_request())
+    id = answer.headers[REQUEST_ID_HEADER]
     assert answer.json()["error"]["request_id"] == id
     assert f"RuntimeError in request {id}" in caplog.text
 
@@ -74,27 +74,34 @@ def test_an_error_within_a_stream_has_it_too(client, vlm, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError
 
-    monkeypatch.setattr(vlm.engine.runner, "run", broken)
-    answer = client.post(PATH, chat(stream=True))
+    monkeypatch.setattr(vlm.engine.model_runner, "run", broken)
+    answer = client.post(PATH, chat_request(stream=True))
     assert answer.status_code == 200
-    assert events(answer.text)[-1]["error"]["request_id"] == answer.headers[HEADER]
+    assert parse_events(answer.text)[-1]["error"]["request_id"] == answer.headers[REQUEST_ID_HEADER]
 
 
 def test_requests_at_the_same_time_keep_theirs_apart(vlm):
     async def scene():
-        async with served(vlm) as (client, _):
-            asked = [client.post(PATH, json=chat(foo=1), headers={HEADER: f"id-{n}"}) for n in range(8)]
+        async with run_server(vlm) as (client, _):
+            asked = [
+                client.post(PATH, json=chat_request(foo=1), headers={REQUEST_ID_HEADER: f"id-{n}"})
+                for n in range(8)
+            ]
             for number, answer in enumerate(await asyncio.gather(*asked)):
-                assert answer.headers[HEADER] == answer.json()["error"]["request_id"] == f"id-{number}"
+                assert (
+                    answer.headers[REQUEST_ID_HEADER]
+                    == answer.json()["error"]["request_id"]
+                    == f"id-{number}"
+                )
 
     asyncio.run(scene())
 
 
 def test_what_is_no_http_gets_one_as_well(vlm, caplog):
-    caplog.set_level(logging.INFO, listening.log.name)
+    caplog.set_level(logging.INFO, http_protocol.log.name)
 
     async def scene():
-        async with served(vlm) as (client, _):
+        async with run_server(vlm) as (client, _):
             reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
             writer.write(b"HELLO\r\n\r\n")
             said = (await reader.read()).decode()
@@ -103,14 +110,14 @@ def test_what_is_no_http_gets_one_as_well(vlm, caplog):
 
     said = asyncio.run(scene())
     assert said.startswith("HTTP/1.1 400 Bad Request\r\n")
-    id = re.search(rf"{HEADER}: ({OURS.pattern})\r\n", said)[1]
+    id = re.search(rf"{REQUEST_ID_HEADER}: ({GENERATED_ID_PATTERN.pattern})\r\n", said)[1]
     assert f'"request_id": "{id}"' in said
-    assert lines(caplog) == [f"127.0.0.1 - (no HTTP) 400 - {id}"]
+    assert log_lines(caplog) == [f"127.0.0.1 - (no HTTP) 400 - {id}"]
 
 
 def test_the_description_tells_of_it(client):
     described = client.get("/openapi.json").json()
     for route in described["paths"].values():
         for method in route.values():
-            assert all(HEADER in answer["headers"] for answer in method["responses"].values())
+            assert all(REQUEST_ID_HEADER in answer["headers"] for answer in method["responses"].values())
     assert "request_id" in described["components"]["schemas"]["ErrorField"]["required"]

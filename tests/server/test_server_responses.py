@@ -2,39 +2,46 @@
 
 import pytest
 
-from server.asking import chat, data_uri, events, said, shown, user
+from server.request_bodies import (
+    chat_request,
+    image_part,
+    parse_events,
+    picture_data_uri,
+    text_part,
+    user_message,
+)
 
 PATH = "/v1/responses"
 
 
-def picture(name, **more):
-    return {"type": "input_image", "image_url": data_uri(name), **more}
+def input_image_part(name, **more):
+    return {"type": "input_image", "image_url": picture_data_uri(name), **more}
 
 
-def words(text):
+def input_text_part(text):
     return {"type": "input_text", "text": text}
 
 
-def asked(**more):
-    content = [picture("shapes"), words("What is shown?")]
+def responses_request(**more):
+    content = [input_image_part("shapes"), input_text_part("What is shown?")]
     return {"model": "demo", "input": [{"role": "user", "content": content}], **more}
 
 
-def as_chat(client, messages=None, **more):
-    messages = messages or [user(shown("shapes"), said("What is shown?"))]
-    return client.post("/v1/chat/completions", chat(messages, **more)).json()
+def direct_answer(client, messages=None, **more):
+    messages = messages or [user_message(image_part("shapes"), text_part("What is shown?"))]
+    return client.post("/v1/chat/completions", chat_request(messages, **more)).json()
 
 
-def text_of(body):
+def answer_text(body):
     ((part,),) = [item["content"] for item in body["output"]]
     return part["text"]
 
 
 def test_an_answer_is_that_of_a_chat(client):
-    body, expected = client.post(PATH, asked()).json(), as_chat(client)
+    body, expected = client.post(PATH, responses_request()).json(), direct_answer(client)
     assert body["object"] == "response"
     assert body["status"] == "completed"
-    assert text_of(body) == expected["choices"][0]["message"]["content"]
+    assert answer_text(body) == expected["choices"][0]["message"]["content"]
     usage, details = expected["usage"], body["usage"]["input_tokens_details"]
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     assert [body["usage"][name] for name in ("input_tokens", "output_tokens", "total_tokens")] == [
@@ -44,46 +51,51 @@ def test_an_answer_is_that_of_a_chat(client):
 
 
 def test_usage_tells_what_the_cache_has_saved(client, vlm):
-    vlm.engine.forget()
-    first, again = (client.post(PATH, asked()).json()["usage"] for _ in range(2))
+    vlm.engine.clear_caches()
+    first, again = (client.post(PATH, responses_request()).json()["usage"] for _ in range(2))
     found = [usage["input_tokens_details"]["cached_tokens"] for usage in (first, again)]
     assert found == [0, first["input_tokens"] - 1]
-    streamed = events(client.post(PATH, asked(stream=True)).text)
+    streamed = parse_events(client.post(PATH, responses_request(stream=True)).text)
     assert streamed[-1]["response"]["usage"] == again
 
 
 def test_words_alone_and_instructions(client):
     body = client.post(PATH, {"model": "demo", "input": "Hi", "instructions": "Be short."}).json()
     turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
-    assert text_of(body) == as_chat(client, turns)["choices"][0]["message"]["content"]
+    assert answer_text(body) == direct_answer(client, turns)["choices"][0]["message"]["content"]
     assert body["instructions"] == "Be short."
 
 
 def test_a_conversation_goes_on_with_what_came_back(client):
-    first = client.post(PATH, asked()).json()
-    more = {"role": "user", "content": [words("And the colour?"), picture("door", detail="low")]}
-    body = client.post(PATH, {"model": "demo", "input": [*asked()["input"], *first["output"], more]}).json()
+    first = client.post(PATH, responses_request()).json()
+    more = {
+        "role": "user",
+        "content": [input_text_part("And the colour?"), input_image_part("door", detail="low")],
+    }
+    body = client.post(
+        PATH, {"model": "demo", "input": [*responses_request()["input"], *first["output"], more]}
+    ).json()
     turns = [
-        user(shown("shapes"), said("What is shown?")),
-        {"role": "assistant", "content": text_of(first)},
-        user(said("And the colour?"), shown("door", detail="low")),
+        user_message(image_part("shapes"), text_part("What is shown?")),
+        {"role": "assistant", "content": answer_text(first)},
+        user_message(text_part("And the colour?"), image_part("door", detail="low")),
     ]
-    assert text_of(body) == as_chat(client, turns)["choices"][0]["message"]["content"]
+    assert answer_text(body) == direct_answer(client, turns)["choices"][0]["message"]["content"]
 
 
 def test_an_answer_that_is_cut_is_incomplete(client):
-    body = client.post(PATH, asked(max_output_tokens=2)).json()
+    body = client.post(PATH, responses_request(max_output_tokens=2)).json()
     assert body["status"] == "incomplete"
     assert body["incomplete_details"] == {"reason": "max_output_tokens"}
-    last = events(client.post(PATH, asked(max_output_tokens=2, stream=True)).text)[-1]
+    last = parse_events(client.post(PATH, responses_request(max_output_tokens=2, stream=True)).text)[-1]
     assert last["type"] == "response.incomplete"
 
 
 def test_a_stream_says_the_same(client):
     how = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
-    whole = client.post(PATH, asked(**how)).json()
-    answer = client.post(PATH, asked(stream=True, **how))
-    told = events(answer.text)
+    whole = client.post(PATH, responses_request(**how)).json()
+    answer = client.post(PATH, responses_request(stream=True, **how))
+    told = parse_events(answer.text)
     assert [one["sequence_number"] for one in told] == list(range(len(told)))
     names = [line.removeprefix("event: ") for line in answer.text.splitlines() if line.startswith("event: ")]
     assert names == [one["type"] for one in told]
@@ -94,7 +106,7 @@ def test_a_stream_says_the_same(client):
         "response.content_part.added",
     ]
     deltas = [one for one in told if one["type"] == "response.output_text.delta"]
-    assert "".join(one["delta"] for one in deltas) == text_of(whole)
+    assert "".join(one["delta"] for one in deltas) == answer_text(whole)
     assert [row for one in deltas for row in one["logprobs"]] == whole["output"][0]["content"][0]["logprobs"]
     assert names[-1] == "response.completed"
     last = told[-1]["response"]
@@ -106,15 +118,15 @@ def test_a_stream_says_the_same(client):
 
 
 def test_an_error_in_the_midst_is_the_last_event(client, vlm, monkeypatch):
-    run, left = vlm.engine.runner.run, iter(range(3))
+    run, left = vlm.engine.model_runner.run, iter(range(3))
 
     def fails(plan):
         if next(left, None) is None:
             raise RuntimeError
         return run(plan)
 
-    monkeypatch.setattr(vlm.engine.runner, "run", fails)
-    last = events(client.post(PATH, asked(stream=True)).text)[-1]
+    monkeypatch.setattr(vlm.engine.model_runner, "run", fails)
+    last = parse_events(client.post(PATH, responses_request(stream=True)).text)[-1]
     assert last["type"] == "error"
     assert last["message"].startswith("something went wrong")
 
@@ -126,13 +138,16 @@ def test_an_error_in_the_midst_is_the_last_event(client, vlm, monkeypatch):
         ({"store": True}, "store"),
         ({"input": []}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, '"input_text"'),
-        ({"input": [{"role": "user", "content": [picture("door")] * 17}]}, "at most 16"),
-        ({"input": [{"role": "user", "content": [{**picture("door"), "image_url": "/a.png"}]}]}, "neither"),
+        ({"input": [{"role": "user", "content": [input_image_part("door")] * 17}]}, "at most 16"),
+        (
+            {"input": [{"role": "user", "content": [{**input_image_part("door"), "image_url": "/a.png"}]}]},
+            "neither",
+        ),
         ({"text": {"format": {"type": "xml"}}}, "json_schema"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_be_is_named(client, wrong, told):
-    answer = client.post(PATH, {**asked(), **wrong})
+    answer = client.post(PATH, {**responses_request(), **wrong})
     assert answer.status_code == 400, answer.text
     assert told in answer.json()["error"]["message"]

@@ -11,7 +11,7 @@ import refresh_server_docs as page
 from idefics.cli import serve
 from idefics.cli.main import run
 from idefics.errors import BadSetting
-from idefics.server.settings import Settings, read
+from idefics.server.settings import Settings, read_settings
 
 
 def test_a_flag_goes_before_the_environment_and_that_before_the_file(tmp_path, monkeypatch):
@@ -20,7 +20,7 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(tmp_path, m
     monkeypatch.setenv("IDEFICS_PORT", "1002")
     monkeypatch.setenv("IDEFICS_NAME", "environment")
     monkeypatch.setenv("IDEFICS_UNRELATED", "1")
-    settings = read({"port": 1003}, file)
+    settings = read_settings({"port": 1003}, file)
     assert (settings.port, settings.name, settings.drain) == (1003, "environment", 1.5)
     assert settings.offline is True
     assert str(settings.api_key_file) == "keys"
@@ -38,32 +38,32 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(tmp_path, m
         ("remote_images = 'any'", "any"),
     ],
 )
-def test_what_cannot_be_is_told(tmp_path, text, words):
+def test_invalid_values_are_refused(tmp_path, text, words):
     file = tmp_path / "server.toml"
     file.write_text(text)
     with pytest.raises(BadSetting, match=re.escape(words)):
-        read({}, file)
+        read_settings({}, file)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(BadSetting, match="no such file"):
-        read({}, tmp_path / "none.toml")
+        read_settings({}, tmp_path / "none.toml")
 
 
 def test_a_wrong_variable_is_told(monkeypatch):
     monkeypatch.setenv("IDEFICS_REQUESTS_AT_ONCE", "many")
     with pytest.raises(BadSetting, match="requests_at_once is 'many'"):
-        read({})
+        read_settings({})
 
 
 def test_a_key_does_not_show():
     assert "secret" not in repr(Settings(api_key="secret"))
 
 
-def test_of_a_path_only_the_last_part_is_told():
-    assert Settings(model="/home" + "/me/models/mine").served == "mine"
-    assert Settings(model="a/b").served == "b"
-    assert Settings(model="demo", name="eyes").served == "eyes"
+def test_only_the_last_part_of_a_path_is_reported():
+    assert Settings(model="/home" + "/me/models/mine").served_model_name == "mine"
+    assert Settings(model="a/b").served_model_name == "b"
+    assert Settings(model="demo", name="eyes").served_model_name == "eyes"
 
 
 def test_every_setting_is_a_flag():
@@ -74,12 +74,12 @@ def test_every_setting_is_a_flag():
 
 
 def test_the_page_of_settings_is_up_to_date():
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert page.refreshed(text) == text, "run scripts/refresh_server_docs.py"
+    text = page.SERVER_DOC.read_text(encoding="utf-8")
+    assert page.refresh_settings(text) == text, "run scripts/refresh_server_docs.py"
     assert all(f"`--{one.name.replace('_', '-')}`" in text for one in fields(Settings))
 
 
-def refused(*flags):
+def run_refused_flags(*flags):
     """What the command says before it would load a model."""
 
     def load(*_):
@@ -99,7 +99,7 @@ def refused(*flags):
     ],
 )
 def test_the_command_refuses_before_any_model_is_loaded(capsys, flags, words):
-    assert refused(*flags) == 2
+    assert run_refused_flags(*flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("idefics serve: ")
     assert words in line
@@ -107,5 +107,5 @@ def test_the_command_refuses_before_any_model_is_loaded(capsys, flags, words):
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydantic_settings", None)
-    assert refused() == 2
+    assert run_refused_flags() == 2
     assert "idefics[serve]" in capsys.readouterr().err

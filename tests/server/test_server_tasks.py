@@ -7,37 +7,39 @@ import pytest
 
 from idefics.messages import Picture, Shot
 from idefics.tasks import TASKS
-from server.asking import PICTURES, data_uri, events
+from server.request_bodies import PICTURES_FOLDER, parse_events, picture_data_uri
 
-WORDS = {"caption": "", "complete": "This is", "ask": "What is it?", "write": "Write a story."}
+WORDS_BY_TASK = {"caption": "", "complete": "This is", "ask": "What is it?", "write": "Write a story."}
 
 
-def path(task):
+def task_path(task):
     return f"/v1/images/tasks/{task}"
 
 
-def file(name):
-    return {"image": (f"{name}.png", (PICTURES / f"{name}.png").read_bytes(), "image/png")}
+def upload_file(name):
+    return {"image": (f"{name}.png", (PICTURES_FOLDER / f"{name}.png").read_bytes(), "image/png")}
 
 
-def fields(task):
-    return {"words": WORDS[task]} if WORDS[task] else {}
+def form_fields(task):
+    return {"words": WORDS_BY_TASK[task]} if WORDS_BY_TASK[task] else {}
 
 
-def direct(vlm, task, name, **options):
-    return vlm.run(TASKS[task], Picture(data_uri(name)), WORDS[task], **options)
+def direct_answer(vlm, task, name, **options):
+    return vlm.run(TASKS[task], Picture(picture_data_uri(name)), WORDS_BY_TASK[task], **options)
 
 
 def test_every_task_has_a_route(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert {path(task) for task in TASKS} == {one for one in paths if "/tasks/" in one}
+    assert {task_path(task) for task in TASKS} == {one for one in paths if "/tasks/" in one}
 
 
-@pytest.mark.parametrize("task", WORDS)
+@pytest.mark.parametrize("task", WORDS_BY_TASK)
 def test_a_form_with_a_file_is_answered(client, vlm, task):
     options = {"max_new_tokens": "9", "repetition_penalty": "1.1"}
-    body = client.post(path(task), files=file("door"), data={**fields(task), **options}).json()
-    expected = direct(vlm, task, "door", max_new_tokens=9, repetition_penalty=1.1)
+    body = client.post(
+        task_path(task), files=upload_file("door"), data={**form_fields(task), **options}
+    ).json()
+    expected = direct_answer(vlm, task, "door", max_new_tokens=9, repetition_penalty=1.1)
     assert body == {
         "object": "image.task",
         "task": task,
@@ -53,43 +55,43 @@ def test_a_form_with_a_file_is_answered(client, vlm, task):
     }
 
 
-@pytest.mark.parametrize("task", WORDS)
+@pytest.mark.parametrize("task", WORDS_BY_TASK)
 def test_json_is_answered(client, vlm, task):
-    asked = {"image_url": data_uri("door"), "num_beams": 2, "detail": "low", **fields(task)}
-    body = client.post(path(task), asked).json()
-    assert body["text"] == direct(vlm, task, "door", num_beams=2, detail="low").text
+    asked = {"image_url": picture_data_uri("door"), "num_beams": 2, "detail": "low", **form_fields(task)}
+    body = client.post(task_path(task), asked).json()
+    assert body["text"] == direct_answer(vlm, task, "door", num_beams=2, detail="low").text
 
 
-@pytest.mark.parametrize("task", WORDS)
+@pytest.mark.parametrize("task", WORDS_BY_TASK)
 def test_a_stream_says_the_same(client, vlm, task):
-    asked = {"image_url": data_uri("door"), "stream": True, **fields(task)}
-    *pieces, last, done = events(client.post(path(task), asked).text)
+    asked = {"image_url": picture_data_uri("door"), "stream": True, **form_fields(task)}
+    *pieces, last, done = parse_events(client.post(task_path(task), asked).text)
     assert done == "[DONE]"
-    assert "".join(piece["text"] for piece in pieces) == direct(vlm, task, "door").text
+    assert "".join(piece["text"] for piece in pieces) == direct_answer(vlm, task, "door").text
     assert last["finish_reason"] == "stop"
     assert last["usage"]["pictures"] == 1
 
 
 def test_write_tells_a_story_unless_told_otherwise(client, vlm):
-    body = client.post(path("write"), files=file("door"), data={"max_new_tokens": "7"}).json()
-    assert body["text"] == vlm.write(Picture(data_uri("door")), max_new_tokens=7).text
+    body = client.post(task_path("write"), files=upload_file("door"), data={"max_new_tokens": "7"}).json()
+    assert body["text"] == vlm.write(Picture(picture_data_uri("door")), max_new_tokens=7).text
 
 
 def test_shots_are_followed(client, vlm):
     shots = [
-        {"image_url": data_uri("puppy"), "answer": "A dog."},
-        {"image_url": data_uri("tower"), "answer": "A tower.", "question": "What?"},
+        {"image_url": picture_data_uri("puppy"), "answer": "A dog."},
+        {"image_url": picture_data_uri("tower"), "answer": "A tower.", "question": "What?"},
     ]
     expected = vlm.with_shots(
         [
-            Shot(Picture(data_uri("puppy")), "A dog."),
-            Shot(Picture(data_uri("tower")), "A tower.", "What?"),
+            Shot(Picture(picture_data_uri("puppy")), "A dog."),
+            Shot(Picture(picture_data_uri("tower")), "A tower.", "What?"),
         ]
-    ).ask(Picture(data_uri("door")), "What is it?")
-    asked = {"image_url": data_uri("door"), "words": "What is it?", "shots": shots}
-    _, as_json = (client.post(path("ask"), asked).json() for _ in range(2))  # now they are in the cache
+    ).ask(Picture(picture_data_uri("door")), "What is it?")
+    asked = {"image_url": picture_data_uri("door"), "words": "What is it?", "shots": shots}
+    _, as_json = (client.post(task_path("ask"), asked).json() for _ in range(2))  # now they are in the cache
     form = {"words": "What is it?", "shots": json.dumps(shots)}
-    as_form = client.post(path("ask"), files=file("door"), data=form).json()
+    as_form = client.post(task_path("ask"), files=upload_file("door"), data=form).json()
     assert as_json == as_form
     assert as_json["text"] == expected.text
     assert as_json["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
@@ -99,10 +101,12 @@ def test_shots_are_followed(client, vlm):
 @pytest.mark.parametrize("how", [{}, {"calibrated": True}, {"length_normalized": True}])
 def test_labels_are_ranked(client, vlm, how):
     labels = ["a red door", "a puppy", "a tower"]
-    expected = vlm.classify(Picture(data_uri("door")), labels, **how)
-    as_json = client.post(path("classify"), {"image_url": data_uri("door"), "labels": labels, **how}).json()
+    expected = vlm.classify(Picture(picture_data_uri("door")), labels, **how)
+    as_json = client.post(
+        task_path("classify"), {"image_url": picture_data_uri("door"), "labels": labels, **how}
+    ).json()
     form = {"labels": labels, **dict.fromkeys(how, "true")}
-    as_form = client.post(path("classify"), files=file("door"), data=form).json()
+    as_form = client.post(task_path("classify"), files=upload_file("door"), data=form).json()
     for body in (as_json, as_form):
         assert [row["label"] for row in body["labels"]] == [row.label for row in expected]
         for found, row in zip(body["labels"], expected, strict=True):
@@ -111,7 +115,7 @@ def test_labels_are_ranked(client, vlm, how):
         assert body["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
-REFUSED = [
+REFUSED_FIELDS = [
     ("ask", {"words": " "}, "words"),
     ("ask", {}, "words"),
     ("caption", {"words": "Hi"}, "unknown field: words"),
@@ -129,27 +133,27 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("task", "wrong", "words"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("task", "wrong", "words"), REFUSED_FIELDS, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_is_named(client, task, wrong, words):
-    answer = client.post(path(task), {"image_url": data_uri("door"), **wrong})
+    answer = client.post(task_path(task), {"image_url": picture_data_uri("door"), **wrong})
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]["message"]
 
 
 def test_forms_are_checked_as_json_is(client):
-    door = file("door")["image"]
+    door = upload_file("door")["image"]
     for files, data, words in [
-        (file("door"), {"max_new_tokens": "many"}, "max_new_tokens"),
-        (file("door"), {"foo": "1"}, "unknown field: foo"),
-        (file("door"), {"image_url": data_uri("door")}, "one of the two"),
+        (upload_file("door"), {"max_new_tokens": "many"}, "max_new_tokens"),
+        (upload_file("door"), {"foo": "1"}, "unknown field: foo"),
+        (upload_file("door"), {"image_url": picture_data_uri("door")}, "one of the two"),
         ({"picture": door}, {}, "call it 'image'"),
         ([("image", door), ("image", door)], {}, "files"),
         ({"image": ("a.png", b"", "image/png")}, {}, "picture"),
     ]:
-        answer = client.post(path("caption"), files=files, data=data)
+        answer = client.post(task_path("caption"), files=files, data=data)
         assert answer.status_code == 400, answer.text
         assert words in answer.json()["error"]["message"]
-    text = client("POST", path("caption"), content=b"hi", headers={"Content-Type": "text/plain"})
+    text = client("POST", task_path("caption"), content=b"hi", headers={"Content-Type": "text/plain"})
     assert text.status_code == 400
     assert "text/plain" in text.json()["error"]["message"]
 
@@ -172,26 +176,26 @@ def test_forms_are_checked_as_json_is(client):
 )
 def test_a_file_that_is_not_read_is_named_by_its_format(client, data, words):
     """As on the command line, whatever the form calls it."""
-    answer = client.post(path("caption"), files={"image": ("photo.jpg", data)})
+    answer = client.post(task_path("caption"), files={"image": ("photo.jpg", data)})
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
 
 
 def test_a_data_uri_as_people_send_it(client):
-    uri = data_uri("door")
-    expected = client.post(path("caption"), json={"image_url": uri}).json()["text"]
+    uri = picture_data_uri("door")
+    expected = client.post(task_path("caption"), json={"image_url": uri}).json()["text"]
     head, body = uri.split(",")
     lines = "\n".join(body[start : start + 76] for start in range(0, len(body), 76))
     for sent in (lines, body.rstrip("="), body.replace("+", "-").replace("/", "_"), f"{lines}\n"):
-        answer = client.post(path("caption"), json={"image_url": f"{head},{sent}"})
+        answer = client.post(task_path("caption"), json={"image_url": f"{head},{sent}"})
         assert answer.json().get("text") == expected, answer.text[:200]
 
 
-def test_a_form_that_cannot_be_read_is_told_in_words(client):
+def test_an_invalid_form_is_refused_in_plain_words(client):
     twice = [("image", ("a.png", b"x")), ("image", ("b.png", b"x"))]
     answers = [
-        client.post(path("caption"), files=twice),
-        client("POST", path("caption"), content=b"--x", headers={"Content-Type": "multipart/form-data"}),
+        client.post(task_path("caption"), files=twice),
+        client("POST", task_path("caption"), content=b"--x", headers={"Content-Type": "multipart/form-data"}),
     ]
     for answer, why in zip(
         answers,

@@ -9,18 +9,20 @@ import pytest
 
 import idefics
 from idefics import Idefics, Options, Sampling, Stream
-from idefics.options import DEFAULTS, Wishes
+from idefics.options import DEFAULT_OPTIONS, GenerationOptions
 
 CALLS = ["caption", "ask", "complete", "write", "generate", "chat"]
 
 
 def test_the_options_are_the_fields_of_sampling_and_some():
     assert {field.name for field in fields(Sampling)} <= set(typing.get_type_hints(Options))
-    assert set(DEFAULTS) == set(typing.get_type_hints(Options))
+    assert set(DEFAULT_OPTIONS) == set(typing.get_type_hints(Options))
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, Options) for name in CALLS), ("submit", Wishes)], ids=[*CALLS, "submit"]
+    ("name", "kind"),
+    [*((name, Options) for name in CALLS), ("submit", GenerationOptions)],
+    ids=[*CALLS, "submit"],
 )
 def test_help_shows_every_option(name, kind):
     call = getattr(Idefics, name)

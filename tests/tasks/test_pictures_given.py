@@ -11,8 +11,8 @@ import idefics
 from idefics.errors import BadPicture, BadPrompt, BadVideo
 from idefics.messages import Picture, Video
 from idefics.processing.fetch import Fetcher
-from idefics.processing.images import open_picture
-from idefics.tasks.pictured import given_pictures
+from idefics.processing.image_processor import open_picture
+from idefics.tasks.task_pipeline import parse_pictures
 
 RED, BLUE = (PIL.Image.new("RGB", (8, 6), color) for color in ("red", "blue"))
 PIXELS = np.asarray(RED)
@@ -60,9 +60,9 @@ class Unwilling:
 
 def colors(image):
     """(how many pictures in a list or 0 for one, the color of each)."""
-    pictures, failures = given_pictures(image, "raise")
+    pictures, failures = parse_pictures(image, "raise")
     opened = [open_picture(one, Fetcher(policy="off")) for one in pictures]
-    return failures.total, ["RGB"[np.asarray(one)[0, 0].argmax()] for one in opened]
+    return failures.num_inputs, ["RGB"[np.asarray(one)[0, 0].argmax()] for one in opened]
 
 
 @pytest.fixture
@@ -122,18 +122,18 @@ def test_what_is_neither_is_refused_in_one_line(image, message):
 
 
 def test_messages_take_arrays_of_other_libraries():
-    from idefics.processing.conversation import to_messages
+    from idefics.processing.message_parsing import to_messages
 
     (message,) = to_messages([{"role": "user", "content": [OtherArray(), "What?"]}])
     assert np.array_equal(message.parts[0].source, PIXELS)
 
 
 def test_frames_of_a_video_may_be_an_array_of_paths(paths):
-    from idefics.processing.video import _frames
+    from idefics.processing.video import _list_frames
 
-    assert _frames(Video(np.array(paths)).source) == paths
+    assert _list_frames(Video(np.array(paths)).source) == paths
     with pytest.raises(BadVideo, match="a video array has the shape"):
-        _frames(Video(np.zeros((4, 4))).source)
+        _list_frames(Video(np.zeros((4, 4))).source)
 
 
 @pytest.fixture

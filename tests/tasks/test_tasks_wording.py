@@ -7,8 +7,8 @@ import pytest
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Message, Picture, Shot, assistant, user
 from idefics.tasks import TASKS, classify
-from idefics.tasks.record import compose
 from idefics.tasks.shots import read_shots
+from idefics.tasks.task import compose_task_prompt
 
 PHOTO, OTHER = Picture("photo.jpg"), Picture("other.jpg")
 
@@ -17,21 +17,21 @@ def test_every_task_has_a_name_and_both_wordings():
     assert list(TASKS) == ["caption", "complete", "ask", "classify", "write"]
     for name, task in TASKS.items():
         assert task.name == name and task.help.endswith(".")
-        assert compose(task, "chat", PHOTO, "words").items[0].parts[0] is PHOTO
-        assert PHOTO in compose(task, "base", PHOTO, "words").items
+        assert compose_task_prompt(task, "chat", PHOTO, "words").items[0].parts[0] is PHOTO
+        assert PHOTO in compose_task_prompt(task, "base", PHOTO, "words").items
 
 
 def test_a_caption_of_a_base_checkpoint_needs_no_words():
-    assert compose(TASKS["caption"], "base", PHOTO).items == [PHOTO]
+    assert compose_task_prompt(TASKS["caption"], "base", PHOTO).items == [PHOTO]
 
 
-def test_shots_of_a_base_checkpoint_are_passages_before():
-    items = compose(TASKS["caption"], "base", PHOTO, shots=[Shot(OTHER, "A cat.")]).items
+def test_shots_of_a_base_checkpoint_are_text_before_the_prompt():
+    items = compose_task_prompt(TASKS["caption"], "base", PHOTO, shots=[Shot(OTHER, "A cat.")]).items
     assert items == [OTHER, "Caption: A cat.\n", PHOTO, "Caption:"]
 
 
 def test_shots_of_a_chat_checkpoint_are_turns_before():
-    composed = compose(
+    composed = compose_task_prompt(
         TASKS["ask"], "chat", PHOTO, "How many?", [Shot(OTHER, "Two."), Shot(OTHER, "Red.", "Colour?")]
     )
     assert composed.items == [
@@ -44,7 +44,7 @@ def test_shots_of_a_chat_checkpoint_are_turns_before():
 
 
 def test_the_guides_question_is_asked_of_a_base_checkpoint():
-    assert compose(TASKS["ask"], "base", PHOTO, "Where are they?").items == [
+    assert compose_task_prompt(TASKS["ask"], "base", PHOTO, "Where are they?").items == [
         "Instruction: Provide an answer to the question. Use the image to answer.\n",
         PHOTO,
         "Question: Where are they? Answer:",
@@ -54,7 +54,7 @@ def test_the_guides_question_is_asked_of_a_base_checkpoint():
 def test_the_guides_story_is_asked_of_a_base_checkpoint():
     from idefics.tasks.write import STORY
 
-    assert compose(TASKS["write"], "base", PHOTO, STORY).items == [
+    assert compose_task_prompt(TASKS["write"], "base", PHOTO, STORY).items == [
         "Instruction: Use the image to write a story. \n",
         PHOTO,
         "Story: \n",
@@ -62,29 +62,31 @@ def test_the_guides_story_is_asked_of_a_base_checkpoint():
 
 
 def test_completion_begins_the_answer():
-    composed = compose(TASKS["complete"], "chat", PHOTO, "This is", [Shot(OTHER, "a cat.")])
+    composed = compose_task_prompt(TASKS["complete"], "chat", PHOTO, "This is", [Shot(OTHER, "a cat.")])
     assert composed.answer_start == "This is"
     assert composed.items[1] == assistant("This is a cat.")
-    assert compose(TASKS["complete"], "base", PHOTO, "This is").items == [PHOTO, "This is"]
+    assert compose_task_prompt(TASKS["complete"], "base", PHOTO, "This is").items == [PHOTO, "This is"]
 
 
 def test_words_with_braces_are_only_words():
-    assert compose(TASKS["ask"], "chat", PHOTO, "{words} {0}?").items == [
+    assert compose_task_prompt(TASKS["ask"], "chat", PHOTO, "{words} {0}?").items == [
         Message("user", (PHOTO, "{words} {0}?"))
     ]
-    assert compose(TASKS["complete"], "chat", PHOTO, "{x").answer_start == "{x"
+    assert compose_task_prompt(TASKS["complete"], "chat", PHOTO, "{x").answer_start == "{x"
 
 
 def test_up_to_twenty_labels_are_listed_as_the_guide_lists_them():
     labels = ["animals", "city landscape"]
-    task, words = classify.worded(labels, "base")
+    task, words = classify.task_for_labels(labels, "base")
     order = "Instruction: Classify the following image into a single category from the following list:"
     listed = f"{order} ['animals', 'city landscape'].\n"
-    assert compose(task, "base", PHOTO, words).items == [listed, PHOTO, "Category:"]
-    task, words = classify.worded(labels, "chat")
-    assert "list: animals, city landscape." in compose(task, "chat", PHOTO, words).items[0].parts[1]
+    assert compose_task_prompt(task, "base", PHOTO, words).items == [listed, PHOTO, "Category:"]
+    task, words = classify.task_for_labels(labels, "chat")
+    assert (
+        "list: animals, city landscape." in compose_task_prompt(task, "chat", PHOTO, words).items[0].parts[1]
+    )
     many = [f"label {number}" for number in range(21)]
-    assert classify.worded(many, "chat") == (classify.UNLISTED, "")
+    assert classify.task_for_labels(many, "chat") == (classify.UNLISTED_TASK, "")
 
 
 @pytest.mark.parametrize(
@@ -99,19 +101,19 @@ def test_up_to_twenty_labels_are_listed_as_the_guide_lists_them():
 )
 def test_wrong_labels_are_refused_with_the_way_out(labels, said):
     with pytest.raises(BadSetting, match=re.escape(said)):
-        classify.checked(labels)
+        classify.check_labels(labels)
 
 
 def test_scores_are_sums_means_or_gains_over_a_neutral_picture():
     logprobs, prior = [[-1.0, -1.0], [-1.5]], [[-0.5, -0.5], [-2.5]]
-    assert classify.scores(logprobs, None, length_normalized=False) == [-2.0, -1.5]
-    assert classify.scores(logprobs, None, length_normalized=True) == [-1.0, -1.5]
-    assert classify.scores(logprobs, prior, length_normalized=False) == [-1.0, 1.0]
-    assert classify.probabilities([0.0, 0.0]) == [0.5, 0.5]
-    assert sum(classify.probabilities([-800.0, -801.0, -900.0])) == pytest.approx(1)
+    assert classify.score_labels(logprobs, None, length_normalized=False) == [-2.0, -1.5]
+    assert classify.score_labels(logprobs, None, length_normalized=True) == [-1.0, -1.5]
+    assert classify.score_labels(logprobs, prior, length_normalized=False) == [-1.0, 1.0]
+    assert classify.softmax([0.0, 0.0]) == [0.5, 0.5]
+    assert sum(classify.softmax([-800.0, -801.0, -900.0])) == pytest.approx(1)
 
 
-def test_shots_are_read_beside_their_file(tmp_path):
+def test_shot_pictures_are_found_relative_to_their_file(tmp_path):
     path = tmp_path / "shots.jsonl"
     path.write_text(
         '{"image": "a.png", "answer": "A cat."}\n\n{"image": "https://x.org/b.png", "answer": "B"}\n'

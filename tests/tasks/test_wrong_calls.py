@@ -24,7 +24,7 @@ from idefics import (
     Video,
     user,
 )
-from idefics.form import Form
+from idefics.structured import OutputConstraint
 
 PIXELS = np.zeros((20, 30, 3), np.uint8)
 
@@ -120,19 +120,19 @@ def test_an_error_of_ours_from_within_stays_as_it_is(vlm):
         raise TypeError("mine")
 
     with pytest.raises(TypeError, match=r"^mine$") as caught:
-        idefics.calls.public(progress)(1, 2)
+        idefics.validation.reject_unknown_arguments(progress)(1, 2)
     assert type(caught.value) is TypeError
 
 
 # Values of every kind, for arguments of every kind.
-ODD = [
+ODD_VALUES = [
     None, 3, -1, 10**30, 1.5, float("nan"), float("inf"), True, "", "x", "\ud800", b"x", [], [None], ["a"], [[]], [3],
     [{}], (), {}, {"a": 1}, {1}, {"a", "b"}, {"a": 1}.keys(), object(), len, type, range(3), np.array([1, 2]),
     np.float64(0.5), np.int64(3), {"role": "user"}, [{"role": "user"}], [{"role": "user", "content": 3}], [("a", "b")],
 ]  # fmt: skip
 
 
-def calls(vlm):
+def public_calls(vlm):
     """Every public call with right arguments: (what is called, the arguments)."""
     items, prompt = [PIXELS, "x"], vlm.prompt(["a b"])
     return {
@@ -171,7 +171,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-def raised(call, given):
+def exception_of(call, given):
     """What a call raises, if anything; a stream is read to its end."""
     try:
         answer = call(**given)
@@ -185,15 +185,19 @@ def raised(call, given):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_error_of_internals_escapes(vlm, name):
     """Whatever an argument is: the call works, or raises an error of ours of one line."""
-    call, right = calls(vlm)[name]
+    call, right = public_calls(vlm)[name]
     parameters = inspect.signature(call).parameters
-    odd = ODD if name != "load" else [one for one in ODD if not isinstance(one, (int, type(None)))]
+    odd = (
+        ODD_VALUES
+        if name != "load"
+        else [one for one in ODD_VALUES if not isinstance(one, (int, type(None)))]
+    )
     for argument in parameters:
         for value in odd:
             given = {**right, argument: value}
             if "max_new_tokens" in parameters and argument != "max_new_tokens":
                 given["max_new_tokens"] = 1
-            error = raised(call, given)
+            error = exception_of(call, given)
             assert error is None or isinstance(error, IdeficsError), (argument, value, error)
             assert "\n" not in str(error), (argument, value)
 
@@ -215,7 +219,7 @@ def test_what_has_no_order_is_taken_where_none_is_needed(vlm):
         == vlm.caption(PIXELS, stop=[word], **options).text
     )
     assert vlm.caption(PIXELS, choices={"yes", "no"}).text in ("yes", "no")
-    assert Form(choices={"yes", "no"}) == Form(choices=["no", "yes"])
+    assert OutputConstraint(choices={"yes", "no"}) == OutputConstraint(choices=["no", "yes"])
 
 
 def test_a_form_may_be_given_as_a_generator(vlm):

@@ -54,7 +54,7 @@ from idefics import (
     user,
 )
 
-KINDS: Sequence[type[IdeficsError]] = (
+ERROR_CLASSES: Sequence[type[IdeficsError]] = (
     BadCall,
     BadPicture,
     BadPrompt,
@@ -80,7 +80,7 @@ KINDS: Sequence[type[IdeficsError]] = (
 WARNED: type[UserWarning] = PartialPictureWarning
 
 
-def short(vlm: Idefics, picture: Path, **options: Unpack[Options]) -> str:
+def short_caption(vlm: Idefics, picture: Path, **options: Unpack[Options]) -> str:
     """A call of the caller's own, with the options of ours."""
     return vlm.caption(picture, **options).text
 
@@ -101,7 +101,7 @@ def answers(vlm: Idefics, picture: Path) -> None:
     assert_type(vlm.generate(["A picture of", picture], max_new_tokens=2), Answer)
     assert_type(vlm.generate([["A", picture], ["The"]], max_new_tokens=2), list[Answer])
     assert_type(vlm.cost(picture), int)
-    assert short(vlm, picture, temperature=0.5, seed=1, stop=["."], max_new_tokens=3) is not None
+    assert short_caption(vlm, picture, temperature=0.5, seed=1, stop=["."], max_new_tokens=3) is not None
 
 
 def logprobs(vlm: Idefics, picture: Path) -> None:

@@ -10,7 +10,7 @@ COMMIT = hashlib.sha1(b"commit").hexdigest()
 
 
 @contextmanager
-def fake_hub(repositories, token=None):
+def run_fake_hub(repositories, token=None):
     """Serves {"owner/name": {path: bytes}}; yields its address and the list of (method, path) asked for.
 
     With a token, whoever does not send it is told that there is no such repository.
@@ -30,9 +30,9 @@ def fake_hub(repositories, token=None):
             allowed = token is None or self.headers.get("Authorization") == f"Bearer {token}"
             for name, files in repositories.items() if allowed else ():
                 if path == f"api/models/{name}" or path == f"api/models/{name}/revision/main":
-                    return self.send(json.dumps(described(name, files)).encode(), body)
+                    return self.send(json.dumps(repository_info(name, files)).encode(), body)
                 if path == f"api/models/{name}/tree/{COMMIT}":
-                    return self.send(json.dumps(tree(files)).encode(), body)
+                    return self.send(json.dumps(repository_tree(files)).encode(), body)
                 if path.startswith(f"{name}/resolve/"):
                     file = path.removeprefix(f"{name}/resolve/").split("/", 1)[1]
                     etag = hashlib.sha1(files[file]).hexdigest()
@@ -63,13 +63,13 @@ def fake_hub(repositories, token=None):
         server.server_close()
 
 
-def described(name, files):
+def repository_info(name, files):
     config = json.loads(files.get("config.json", "null"))
     siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
     return {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "config": config}
 
 
-def tree(files):
+def repository_tree(files):
     return [
         {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
         for path, content in files.items()

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from fake_hub import fake_hub
+from fake_hub import run_fake_hub
 from safetensors.torch import load_file, save_file
 
 import idefics
@@ -13,7 +13,10 @@ from idefics.demo import __path__ as DEMO
 from idefics.weights import find
 
 CONFIG = {"peft_type": "LORA", "base_model_name_or_path": "HuggingFaceTB/SmolVLM-500M-Instruct", "r": 8}
-SAID = r"holds an adapter \(LoRA\) of HuggingFaceTB/SmolVLM-500M-Instruct, not a whole model: .*merge_and_unload\(\)"
+ADAPTER_MESSAGE = (
+    r"holds an adapter \(LoRA\) of HuggingFaceTB/SmolVLM-500M-Instruct, not a whole model: "
+    r".*merge_and_unload\(\)"
+)
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def checkpoint(tmp_path):
 
 
 @pytest.fixture
-def adapter(request, checkpoint):
+def adapter_folder(request, checkpoint):
     if request.param != "adapter beside weights":
         for file in checkpoint.glob("*.safetensors*"):
             file.unlink()
@@ -34,7 +37,7 @@ def adapter(request, checkpoint):
     return checkpoint
 
 
-LOADS = {
+LOADER_BY_NAME = {
     "load": idefics.load,
     "auto": compat.AutoModelForImageTextToText.from_pretrained,
     "class": compat.Idefics3ForConditionalGeneration.from_pretrained,
@@ -42,16 +45,20 @@ LOADS = {
 
 
 @pytest.mark.parametrize(
-    ("adapter", "load"),
+    ("adapter_folder", "load"),
     [
         ("adapter alone", "load"),  # compat loads it and its base: tests/compat/test_compat_adapters.py
-        *((what, load) for what in ("adapter and config", "adapter beside weights") for load in LOADS),
+        *(
+            (what, load)
+            for what in ("adapter and config", "adapter beside weights")
+            for load in LOADER_BY_NAME
+        ),
     ],
-    indirect=["adapter"],
+    indirect=["adapter_folder"],
 )
-def test_an_adapter_says_what_it_is(adapter, load):
-    with pytest.raises(UnsupportedModel, match=SAID) as caught:
-        LOADS[load](str(adapter))
+def test_an_adapter_says_what_it_is(adapter_folder, load):
+    with pytest.raises(UnsupportedModel, match=ADAPTER_MESSAGE) as caught:
+        LOADER_BY_NAME[load](str(adapter_folder))
     assert "\n" not in str(caught.value)
 
 
@@ -67,7 +74,7 @@ def test_an_adapter_that_does_not_name_its_base(checkpoint, text):
 
 def test_an_adapter_on_the_hub_is_not_downloaded(monkeypatch):
     files = {"adapter_config.json": json.dumps(CONFIG).encode(), "adapter_model.safetensors": b"weights"}
-    with fake_hub({"someone/lora": files}) as (address, asked):
+    with run_fake_hub({"someone/lora": files}) as (address, asked):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

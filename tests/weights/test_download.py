@@ -13,7 +13,7 @@ from huggingface_hub import constants, errors
 
 from idefics.errors import ModelNotFound, UnsupportedModel
 from idefics.weights import find
-from weights.fake_hub import fake_hub
+from weights.fake_hub import run_fake_hub
 
 CONFIG = b'{"model_type": "idefics3"}'
 SETTINGS = {
@@ -45,12 +45,12 @@ REPOSITORIES = {
     "acme/odd": SETTINGS | {"odd.safetensors": b"w"},
 }
 
-DOWNLOAD = """
+DOWNLOAD_SCRIPT = """
 import json, sys
-from idefics.weights import find, cached
+from idefics.weights import find, cached_folder
 calls = []
 folder = find(sys.argv[1], progress=lambda *call: calls.append(call))
-assert cached(sys.argv[1]) == folder
+assert cached_folder(sys.argv[1]) == folder
 json.dump([sorted(file.name for file in folder.iterdir()), calls], sys.stdout)
 again = find(sys.argv[1], progress=lambda *call: sys.exit("downloaded twice"))
 assert again == folder
@@ -66,10 +66,10 @@ assert again == folder
     ],
 )
 def test_what_is_needed_is_downloaded_once(tmp_path, name, weights):
-    with fake_hub(REPOSITORIES) as (address, asked):
+    with run_fake_hub(REPOSITORIES) as (address, asked):
         here = {"PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
         run = subprocess.run(
-            [sys.executable, "-c", DOWNLOAD, name],
+            [sys.executable, "-c", DOWNLOAD_SCRIPT, name],
             capture_output=True,
             text=True,
             env={"PATH": os.environ["PATH"]} | here,
@@ -88,21 +88,21 @@ def test_what_is_needed_is_downloaded_once(tmp_path, name, weights):
     assert not set(fetched[: len(SETTINGS)]) & set(weights)  # settings come first
 
 
-SETTINGS_FIRST = """
+SETTINGS_FIRST_SCRIPT = """
 import json, sys
 from idefics.weights import find
 names = lambda folder: sorted(file.name for file in folder.iterdir())
-small = names(find("acme/whole", weights=False))
-find("acme/whole", weights=False, offline=True)  # not asked for again
+small = names(find("acme/whole", needs_weights=False))
+find("acme/whole", needs_weights=False, offline=True)  # not asked for again
 json.dump([small, names(find("acme/whole"))], sys.stdout)
 """
 
 
 def test_a_processor_needs_no_weights(tmp_path):
-    with fake_hub(REPOSITORIES) as (address, _):
+    with run_fake_hub(REPOSITORIES) as (address, _):
         here = {"PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
         run = subprocess.run(
-            [sys.executable, "-c", SETTINGS_FIRST],
+            [sys.executable, "-c", SETTINGS_FIRST_SCRIPT],
             capture_output=True,
             text=True,
             env={"PATH": os.environ["PATH"]} | here,
@@ -112,7 +112,7 @@ def test_a_processor_needs_no_weights(tmp_path):
 
 
 @pytest.fixture
-def client(tmp_path, monkeypatch):
+def hub_client(tmp_path, monkeypatch):
     """The hub's client, with one repository that may be changed and two calls that may be made to fail."""
     state = SimpleNamespace(
         files={"config.json": 2, "tokenizer.json": 2, "model.safetensors": 50},
@@ -139,38 +139,40 @@ def client(tmp_path, monkeypatch):
     return state
 
 
-def http(kind, text="401 Client Error.\n\nmore lines"):
+def make_http_error(kind, text="401 Client Error.\n\nmore lines"):
     return kind(text, response=SimpleNamespace(headers={}, request=None))
 
 
-UNREACHABLE = (
+UNREACHABLE_MESSAGE = (
     "acme/tiny is not in the cache and the hub cannot be reached (ConnectionError: no route): use --model"
 )
-BROKEN = "the download of acme/tiny broke off (ConnectionError: no route): run the same again"
+BROKEN_DOWNLOAD_MESSAGE = (
+    "the download of acme/tiny broke off (ConnectionError: no route): run the same again"
+)
 
 
 @pytest.mark.parametrize(
     ("error", "where", "words"),
     [
-        (ConnectionError("no route\nmore lines"), "listing", UNREACHABLE),
-        (ConnectionError("no route\nmore lines"), "download", BROKEN),
+        (ConnectionError("no route\nmore lines"), "listing", UNREACHABLE_MESSAGE),
+        (ConnectionError("no route\nmore lines"), "download", BROKEN_DOWNLOAD_MESSAGE),
         (
-            http(errors.HfHubHTTPError, "503 Server Error"),
+            make_http_error(errors.HfHubHTTPError, "503 Server Error"),
             "listing",
             "cannot be reached (HfHubHTTPError: 503 Server",
         ),
         (
-            http(errors.GatedRepoError),
+            make_http_error(errors.GatedRepoError),
             "listing",
             "acme/tiny is gated: accept its terms at https://huggingface.co/acme",
         ),
-        (http(errors.GatedRepoError), "download", "acme/tiny is gated"),
+        (make_http_error(errors.GatedRepoError), "download", "acme/tiny is gated"),
         (
-            http(errors.RepositoryNotFoundError),
+            make_http_error(errors.RepositoryNotFoundError),
             "listing",
             "'acme/tiny' is neither a folder nor a model on the hub",
         ),
-        (http(errors.RevisionNotFoundError), "listing", "acme/tiny has no revision 'v9'"),
+        (make_http_error(errors.RevisionNotFoundError), "listing", "acme/tiny has no revision 'v9'"),
         (
             errors.HFValidationError("bad id"),
             "listing",
@@ -179,8 +181,8 @@ BROKEN = "the download of acme/tiny broke off (ConnectionError: no route): run t
         (OSError(errno.ENOSPC, "No space left"), "download", "the disk is full: make room in"),
     ],
 )
-def test_every_failure_is_one_line(client, error, where, words):
-    setattr(client, where, error)
+def test_every_failure_is_one_line(hub_client, error, where, words):
+    setattr(hub_client, where, error)
     with pytest.raises(ModelNotFound) as caught:
         find("acme/tiny", revision="v9")
     assert words in str(caught.value)
@@ -188,9 +190,9 @@ def test_every_failure_is_one_line(client, error, where, words):
     assert caught.value.__cause__ is error
 
 
-def test_too_small_a_disk_is_told_before_the_download(client):
-    client.files["model.safetensors"] = 10**18
-    client.download = AssertionError("must not be reached")
+def test_too_small_a_disk_is_told_before_the_download(hub_client):
+    hub_client.files["model.safetensors"] = 10**18
+    hub_client.download = AssertionError("must not be reached")
     with pytest.raises(
         ModelNotFound, match=r"acme/tiny needs 1000000000\.0 GB and .* GB free: make room, or set HF_HOME"
     ):
@@ -209,20 +211,20 @@ def test_too_small_a_disk_is_told_before_the_download(client):
         ({"files": {"config.json": 2, "onnx/model.safetensors": 9}}, "holds no weights"),
     ],
 )
-def test_what_cannot_run_is_refused_before_the_download(client, change, words):
-    vars(client).update(change, download=AssertionError("must not be reached"))
+def test_what_cannot_run_is_refused_before_the_download(hub_client, change, words):
+    vars(hub_client).update(change, download=AssertionError("must not be reached"))
     with pytest.raises(UnsupportedModel) as caught:
         find("acme/tiny")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_architecture_may_be_left_out(client, tmp_path):
+def test_the_architecture_may_be_left_out(hub_client, tmp_path):
     calls = []
     assert find("acme/tiny", progress=lambda *call: calls.append(call)) == tmp_path
     assert calls == [(0, 54), (54, 54)]
 
 
-def test_online_may_be_asked_for(client, monkeypatch, tmp_path):
+def test_online_may_be_asked_for(hub_client, monkeypatch, tmp_path):
     monkeypatch.setenv("IDEFICS_OFFLINE", "1")
     assert find("acme/tiny", offline=False) == tmp_path

@@ -9,7 +9,7 @@ import pytest
 
 import idefics
 from idefics.errors import BadSetting, ModelNotFound
-from idefics.weights import cached, find
+from idefics.weights import cached_folder, find
 
 PACKAGE = Path(idefics.__file__).parent
 COMMIT = "0" * 39 + "1"
@@ -17,7 +17,7 @@ SETTINGS = {"config.json": "{}", "tokenizer.json": "{}", "preprocessor_config.js
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def hub_cache(tmp_path, monkeypatch):
     """An empty cache of the hub."""
     from huggingface_hub import constants
 
@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-def keep(cache, hub, files, commit=COMMIT, reference="main"):
+def add_to_cache(cache, hub, files, commit=COMMIT, reference="main"):
     """Lays files into the cache as the hub's client does: blobs, links to them, a reference to the commit."""
     repository = cache / f"models--{hub.replace('/', '--')}"
     folder = repository / "snapshots" / commit
@@ -40,14 +40,14 @@ def keep(cache, hub, files, commit=COMMIT, reference="main"):
     return folder
 
 
-def checkpoint(folder):
+def write_checkpoint(folder):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     return folder
 
 
 def test_a_folder_is_itself(tmp_path, monkeypatch):
-    folder = checkpoint(tmp_path / "mine" / "tuned")
+    folder = write_checkpoint(tmp_path / "mine" / "tuned")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find(folder) == folder == find(str(folder))
@@ -55,10 +55,12 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     assert find("~/mine/tuned") == folder
 
 
-def test_a_short_name_wins_over_a_folder_so_called(tmp_path, monkeypatch, cache):
-    checkpoint(tmp_path / "smolvlm-500m")
+def test_a_short_name_wins_over_a_folder_so_called(tmp_path, monkeypatch, hub_cache):
+    write_checkpoint(tmp_path / "smolvlm-500m")
     monkeypatch.chdir(tmp_path)
-    folder = keep(cache, "HuggingFaceTB/SmolVLM-500M-Instruct", {**SETTINGS, "model.safetensors": "w"})
+    folder = add_to_cache(
+        hub_cache, "HuggingFaceTB/SmolVLM-500M-Instruct", {**SETTINGS, "model.safetensors": "w"}
+    )
     assert find("smolvlm-500m") == find("SmolVLM-500M") == folder
     assert find("./smolvlm-500m") == find(Path("smolvlm-500m")) == Path("smolvlm-500m")
 
@@ -92,7 +94,7 @@ def test_what_is_no_checkpoint_is_told(tmp_path, monkeypatch, model, words):
 
 def test_a_folder_has_no_revisions(tmp_path):
     with pytest.raises(BadSetting, match="revision is 'v2', but"):
-        find(checkpoint(tmp_path / "a"), revision="v2")
+        find(write_checkpoint(tmp_path / "a"), revision="v2")
 
 
 @pytest.mark.parametrize("pictures", ["preprocessor_config.json", "processor_config.json"])
@@ -100,32 +102,35 @@ def test_a_folder_has_no_revisions(tmp_path):
     "weights",
     [["model.safetensors"], ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]],
 )
-def test_a_complete_snapshot_needs_no_hub(cache, pictures, weights):
+def test_a_complete_snapshot_needs_no_hub(hub_cache, pictures, weights):
     files = {"config.json": "{}", "tokenizer.json": "{}", pictures: "{}"} | dict.fromkeys(weights, "weights")
     if len(weights) > 1:
         files["model.safetensors.index.json"] = json.dumps({"weight_map": dict(enumerate(weights))})
-    folder = keep(cache, "acme/tiny", files)
+    folder = add_to_cache(hub_cache, "acme/tiny", files)
     calls = []
     assert find("acme/tiny", progress=lambda *call: calls.append(call)) == folder
     assert calls == []
-    assert cached("acme/tiny") == folder
+    assert cached_folder("acme/tiny") == folder
 
 
-def test_revisions_are_branches_tags_and_commits(cache):
+def test_revisions_are_branches_tags_and_commits(hub_cache):
     whole = {**SETTINGS, "model.safetensors": "w"}
-    main, other = keep(cache, "acme/tiny", whole), keep(cache, "acme/tiny", whole, "2" * 40, "v2")
+    main, other = (
+        add_to_cache(hub_cache, "acme/tiny", whole),
+        add_to_cache(hub_cache, "acme/tiny", whole, "2" * 40, "v2"),
+    )
     assert find("acme/tiny") == find("acme/tiny", revision=COMMIT) == main
     assert find("acme/tiny", revision="v2") == find("acme/tiny", revision="2" * 40) == other
-    assert cached("acme/tiny", revision="v3") is None
+    assert cached_folder("acme/tiny", revision="v3") is None
 
 
 @pytest.mark.parametrize("lost", [*SETTINGS, "model-00002-of-00002.safetensors"])
-def test_an_incomplete_snapshot_is_not_used(cache, lost):
+def test_an_incomplete_snapshot_is_not_used(hub_cache, lost):
     weights = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     index = {"model.safetensors.index.json": json.dumps({"weight_map": dict(enumerate(weights))})}
-    folder = keep(cache, "acme/tiny", SETTINGS | index | dict.fromkeys(weights, "w"))
+    folder = add_to_cache(hub_cache, "acme/tiny", SETTINGS | index | dict.fromkeys(weights, "w"))
     (folder / lost).unlink()
-    assert cached("acme/tiny") is None
+    assert cached_folder("acme/tiny") is None
     with pytest.raises(
         ModelNotFound, match=r"only partly in the cache \(without .*\) and offline mode is on"
     ) as caught:
@@ -134,7 +139,7 @@ def test_an_incomplete_snapshot_is_not_used(cache, lost):
 
 
 @pytest.mark.parametrize("switch", ["argument", "IDEFICS_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_and_not_cached_names_the_ways_out(cache, monkeypatch, switch):
+def test_offline_and_not_cached_names_the_ways_out(hub_cache, monkeypatch, switch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     if switch != "argument":
         monkeypatch.setenv(switch, "1")
@@ -151,13 +156,13 @@ def test_offline_and_not_cached_names_the_ways_out(cache, monkeypatch, switch):
     assert "\n" not in message
 
 
-def test_nothing_is_cached_in_an_empty_cache(cache):
-    assert cached("acme/tiny") is None
+def test_nothing_is_cached_in_an_empty_cache(hub_cache):
+    assert cached_folder("acme/tiny") is None
 
 
 def test_looking_into_the_cache_imports_no_torch():
     code = (
-        "import sys, idefics.weights as w; w.cached('a/b');"
+        "import sys, idefics.weights as w; w.cached_folder('a/b');"
         "assert not {'torch', 'safetensors', 'numpy', 'httpx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE.parent)})

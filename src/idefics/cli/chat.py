@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from idefics.cli import look
-from idefics.cli.flags import Arguments, ModelFlags, OutputFlags, Prompt, Recursive
-from idefics.cli.output import Screen
-from idefics.cli.pictures import STDIN, find, opened, split_words
+from idefics.cli import help_format
+from idefics.cli.flags import ModelFlags, OutputFlags, PositionalArguments, PromptFlag, RecursiveFlag
+from idefics.cli.output import OutputWriter
+from idefics.cli.pictures import STDIN, find_pictures, open_named_picture, split_words
 from idefics.cli.sampling import SamplingFlags
-from idefics.cli.text_files import as_bytes, is_whole
+from idefics.cli.text_files import escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadRequest, BadSetting, PromptTooLong
-from idefics.messages import Message, Text, Visual, assistant, user
+from idefics.messages import LiteralText, Message, PictureOrVideo, assistant, user
 
 if TYPE_CHECKING:
     from idefics import Idefics
-    from idefics.pipeline import Options, Stream
+    from idefics.generation import Options, Stream
     from idefics.processing.fetch import Fetcher
 
 HELP = """
@@ -39,24 +39,24 @@ EXAMPLES = (
     'idefics chat photo.jpg "What is on the table?"',
     "idefics chat photo.jpg --json < questions.txt",
 )
-IN_CHAT = """\
+CHAT_HELP = """\
 /image PATH   show a picture; the next words are about it. A folder, pattern or address will do
 /new          forget everything that was said and shown
 /help         this
 /quit         leave; so does Ctrl-D"""
-INVITATION = "> "
+INPUT_PROMPT = "> "
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    look.add(app, "chat", _chat, help=HELP, usage="[PICTURE...] [QUESTION]", examples=EXAMPLES)
+    help_format.add_command(app, "chat", _chat, help=HELP, usage="[PICTURE...] [QUESTION]", examples=EXAMPLES)
 
 
 def _chat(
     context: typer.Context,
-    arguments: Arguments,
-    prompt: Prompt = None,
-    recursive: Recursive = False,
+    arguments: PositionalArguments,
+    prompt: PromptFlag = None,
+    recursive: RecursiveFlag = False,
     *,
     model: ModelFlags,
     sampling: SamplingFlags,
@@ -68,53 +68,63 @@ def _chat(
         raise BadSetting("--schema - cannot be used here: the lines of standard input are the turns")
     options = sampling.options(as_json=output.json)
     names, words = split_words(arguments, prompt, "question")
-    with Screen(context.command_path, as_json=output.json) as screen:
-        shown = Shown(screen, Fetcher(policy=model.remote_images), recursive=recursive)
-        shown.add(names)
-        if screen.code:  # the pictures that are there may not be those that it is about
-            return screen.code
-        is_typed = screen.person and sys.stdin.isatty()
-        talk = Talk(context.obj(model, screen), screen, shown, options, is_typed=is_typed)
-        if is_typed:
+    with OutputWriter(context.command_path, as_json=output.json) as writer:
+        pending_pictures = PendingPictures(writer, Fetcher(policy=model.remote_images), recursive=recursive)
+        pending_pictures.add(names)
+        if writer.exit_code:  # the pictures that are there may not be those that it is about
+            return writer.exit_code
+        is_interactive = writer.is_interactive and sys.stdin.isatty()
+        session = ChatSession(
+            context.obj(model, writer), writer, pending_pictures, options, is_interactive=is_interactive
+        )
+        if is_interactive:
             print("Ask away. /help says what else you can do here, Ctrl-D leaves.")
-        for line in _lines(words, is_typed=is_typed):
-            if not talk.take(line.strip()):
+        for line in _read_turns(words, is_interactive=is_interactive):
+            if not session.handle_line(line.strip()):
                 break
-        return 0 if is_typed else screen.code
+        return 0 if is_interactive else writer.exit_code
 
 
-class Shown:
+class PendingPictures:
     """Pictures that have been shown and not yet talked about."""
 
-    def __init__(self, screen: Screen, fetcher: Fetcher, *, recursive: bool) -> None:
-        self.screen, self.fetcher, self.recursive = screen, fetcher, recursive
-        self.pictures: list[Visual] = []
+    def __init__(self, writer: OutputWriter, fetcher: Fetcher, *, recursive: bool) -> None:
+        self.writer, self.fetcher, self.recursive = writer, fetcher, recursive
+        self.pictures: list[PictureOrVideo] = []
 
     def add(self, names: Sequence[str]) -> None:
         """Opens pictures; what is none is refused."""
         if STDIN in names:
             raise BadPicture("- cannot be a picture here: the lines of standard input are the turns")
-        for named in find(names, self.screen.refuse, self.screen.note, recursive=self.recursive):
+        for named in find_pictures(
+            names, self.writer.report_error, self.writer.print_note, recursive=self.recursive
+        ):
             try:
-                self.pictures.append(opened(named, self.fetcher).picture)
+                self.pictures.append(open_named_picture(named, self.fetcher).picture)
             except BadPicture as error:
-                self.screen.refuse(str(error))
+                self.writer.report_error(str(error))
 
 
-class Talk:
+class ChatSession:
     """One conversation, turn by turn."""
 
     def __init__(
-        self, vlm: Idefics, screen: Screen, shown: Shown, options: Options, *, is_typed: bool
+        self,
+        vlm: Idefics,
+        writer: OutputWriter,
+        pending_pictures: PendingPictures,
+        options: Options,
+        *,
+        is_interactive: bool,
     ) -> None:
-        self.vlm, self.screen, self.shown, self.options = vlm, screen, shown, options
-        self.is_typed = is_typed
+        self.vlm, self.writer, self.pending_pictures, self.options = vlm, writer, pending_pictures, options
+        self.is_interactive = is_interactive
         self.messages: list[Message] = []
 
-    def take(self, line: str) -> bool:
+    def handle_line(self, line: str) -> bool:
         """Does what one line asks for; False where it asks to leave."""
-        if not is_whole(line):
-            self.screen.refuse(f"{as_bytes(line)} is not text in UTF-8: write it again")
+        if not is_valid_utf8(line):
+            self.writer.report_error(f"{escaped_bytes(line)} is not text in UTF-8: write it again")
             return True
         command, _, rest = line.partition(" ")
         match command:
@@ -123,87 +133,91 @@ class Talk:
             case "/quit":
                 return False
             case "/help":
-                print(IN_CHAT, file=sys.stdout if self.is_typed else sys.stderr)
+                print(CHAT_HELP, file=sys.stdout if self.is_interactive else sys.stderr)
             case "/new":
-                self.messages, self.shown.pictures = [], []
+                self.messages, self.pending_pictures.pictures = [], []
             case "/image" if rest:
-                self._show(rest)
+                self._add_pictures(rest)
             case "/image":
-                self.screen.refuse("/image needs the name of a picture, as in /image photo.jpg")
+                self.writer.report_error("/image needs the name of a picture, as in /image photo.jpg")
             case _ if command.startswith("/"):
-                self.screen.refuse(f"no such command {command}: there are /image, /new, /help and /quit")
+                self.writer.report_error(
+                    f"no such command {command}: there are /image, /new, /help and /quit"
+                )
             case _:
-                self._say(line)
+                self._send_turn(line)
         return True
 
-    def _show(self, typed: str) -> None:
-        before = len(self.shown.pictures)
+    def _add_pictures(self, argument: str) -> None:
+        num_before = len(self.pending_pictures.pictures)
         try:
-            self.shown.add(_names(typed))
+            self.pending_pictures.add(_split_picture_names(argument))
         except BadRequest as error:
-            self.screen.refuse(str(error))
-        if self.is_typed and (number := len(self.shown.pictures) - before):
-            print(f"{number} picture{'' if number == 1 else 's'}. Your next words are about that.")
+            self.writer.report_error(str(error))
+        if self.is_interactive and (num_added := len(self.pending_pictures.pictures) - num_before):
+            print(f"{num_added} picture{'' if num_added == 1 else 's'}. Your next words are about that.")
 
-    def _say(self, words: str) -> None:
+    def _send_turn(self, words: str) -> None:
         """A turn and its answer. One that cannot be answered leaves the conversation as it was."""
-        messages = [*self.messages, user(*self.shown.pictures, Text(words))]
+        messages = [*self.messages, user(*self.pending_pictures.pictures, LiteralText(words))]
         try:
-            said = self._stream(messages) if self.is_typed else self._whole(messages)
+            answer_text = (
+                self._stream_answer(messages) if self.is_interactive else self._print_answer(messages)
+            )
         except PromptTooLong as error:
-            self.screen.refuse(f"{error}; /new begins again")
+            self.writer.report_error(f"{error}; /new begins again")
         except BadRequest as error:
-            self.screen.refuse(str(error))
+            self.writer.report_error(str(error))
         else:
-            if said:
-                self.messages, self.shown.pictures = [*messages, assistant(said)], []
+            if answer_text:
+                self.messages, self.pending_pictures.pictures = [*messages, assistant(answer_text)], []
 
-    def _whole(self, messages: list[Message]) -> str:
+    def _print_answer(self, messages: list[Message]) -> str:
         answer = self.vlm.chat(messages, **self.options)
-        self.screen.answer(answer, model=self.vlm)
+        self.writer.write_answer(answer, model=self.vlm)
         return answer.text
 
-    def _stream(self, messages: list[Message]) -> str:
+    def _stream_answer(self, messages: list[Message]) -> str:
         """What was said until it ended, or until Ctrl-C ended it."""
         stream: Stream | None = None
         try:
-            self.screen.waiting.spin("Thinking")
+            self.writer.progress.start_spinner("Thinking")
             stream = self.vlm.chat(messages, stream=True, **self.options)
-            self.screen.stream(stream)
+            self.writer.write_stream(stream)
         except KeyboardInterrupt:
-            self.screen.waiting.end()
+            self.writer.progress.stop()
             if stream is None:
                 return ""
             stream.close()
         return stream.answer.text
 
 
-def _names(typed: str) -> list[str]:
+def _split_picture_names(argument: str) -> list[str]:
     """What follows /image: one name, spaces and all, or several as a shell would take them."""
-    if Path(typed).exists():
-        return [typed]
+    if Path(argument).exists():
+        return [argument]
     try:
-        return shlex.split(typed)
+        return shlex.split(argument)
     except ValueError:  # a lone apostrophe
-        return [typed]
+        return [argument]
 
 
-def _lines(first: str | None, *, is_typed: bool) -> Iterator[str]:
+def _read_turns(first: str | None, *, is_interactive: bool) -> Iterator[str]:
     """The turns: the first words, if any, then what is typed or comes down the pipe."""
     if first is not None:
-        if is_typed:
-            print(f"{INVITATION}{first}")
+        if is_interactive:
+            print(f"{INPUT_PROMPT}{first}")
         yield first
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 must not end the chat
-    if not is_typed:
+    if not is_interactive:
         yield from sys.stdin
         return
     with suppress(ImportError):
         importlib.import_module("readline")  # arrows and history for `input`; not on every system
     while True:
         try:
-            yield input(INVITATION)
+            yield input(INPUT_PROMPT)
         except EOFError:
             print()
             return

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from idefics.cli import look
-from idefics.cli.flags import Debug, ModelFlags
-from idefics.cli.loading import Loader
-from idefics.cli.output import Screen
+from idefics.cli import help_format
+from idefics.cli.flags import DebugFlag, ModelFlags
+from idefics.cli.loading import ModelLoader
+from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -35,41 +35,45 @@ The demo models know those pictures and others of the same picture book, nothing
 for real photographs.
 """
 EXAMPLES = ("idefics demo",)
-SIDE = 20  # of a drawn picture: characters in a line, and pixels in a column
+DRAWING_SIZE = 20  # of a drawn picture: characters in a line, and pixels in a column
 
 
 @dataclass(frozen=True)
-class Step:
+class DemoStep:
     """A command line, and for a chat what is then typed."""
 
-    line: str
-    typed: tuple[str, ...] = ()
+    command_line: str
+    chat_lines: tuple[str, ...] = ()
 
 
 # The raw prompt of the published guide, with its fun fact: texts and pictures exactly as the model reads them.
-ASKED = "Describe this image.\nAssistant:"
-SHOWN = f"{ASKED} An image of a tower. Fun fact: towers sway a little in the wind.\n"
+FEW_SHOT_QUESTION = "Describe this image.\nAssistant:"
+FEW_SHOT_EXAMPLE = f"{FEW_SHOT_QUESTION} An image of a tower. Fun fact: towers sway a little in the wind.\n"
 
-SCRIPT: dict[str, tuple[Step, ...]] = {  # by the picture that is drawn beside it
+STEPS_BY_PICTURE: dict[str, tuple[DemoStep, ...]] = {  # by the picture that is drawn beside it
     "puppy.png": (
-        Step("idefics caption puppy.png"),
-        Step('idefics complete puppy.png "This is an image of"'),
+        DemoStep("idefics caption puppy.png"),
+        DemoStep('idefics complete puppy.png "This is an image of"'),
     ),
     "statue.png": (
-        Step("cat shots.jsonl"),
-        Step("idefics caption statue.png --shots shots.jsonl"),
+        DemoStep("cat shots.jsonl"),
+        DemoStep("idefics caption statue.png --shots shots.jsonl"),
     ),
     "picnic.png": (
-        Step('idefics ask picnic.png "What is on the left?"'),
-        Step('idefics ask *.png "How many things are there?"'),
+        DemoStep('idefics ask picnic.png "What is on the left?"'),
+        DemoStep('idefics ask *.png "How many things are there?"'),
     ),
     "vegetables.png": (
-        Step('idefics classify vegetables.png --labels "animals,vegetables,city landscape,cars,office"'),
+        DemoStep('idefics classify vegetables.png --labels "animals,vegetables,city landscape,cars,office"'),
     ),
-    "door.png": (Step("idefics write door.png"),),
-    "tower.png": (Step(f'idefics generate "User:" tower.png "{SHOWN}" "User:" statue.png "{ASKED}"'),),
+    "door.png": (DemoStep("idefics write door.png"),),
+    "tower.png": (
+        DemoStep(
+            f'idefics generate "User:" tower.png "{FEW_SHOT_EXAMPLE}" "User:" statue.png "{FEW_SHOT_QUESTION}"'
+        ),
+    ),
     "shapes.png": (
-        Step(
+        DemoStep(
             "idefics chat shapes.png",
             ("What is in this image?", "/image statue.png", "And in this one?", "Where is it?"),
         ),
@@ -79,80 +83,88 @@ SCRIPT: dict[str, tuple[Step, ...]] = {  # by the picture that is drawn beside i
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    look.add(app, "demo", _demo, help=HELP, examples=EXAMPLES)
+    help_format.add_command(app, "demo", _demo, help=HELP, examples=EXAMPLES)
 
 
-Model = Annotated[
+ModelFlag = Annotated[
     str, typer.Option("--model", metavar="MODEL", rich_help_panel="Model", help="Which model answers.")
 ]
 
 
-def _demo(context: typer.Context, model: Model = "demo", debug: Debug = False) -> int:
+def _demo(context: typer.Context, model: ModelFlag = "demo", debug: DebugFlag = False) -> int:
     from idefics.demo import pictures
 
     folder = pictures()[0].parent
-    with Screen(context.command_path) as screen:
-        vlm: Idefics = context.obj(ModelFlags(model=model), screen)
+    with OutputWriter(context.command_path) as writer:
+        vlm: Idefics = context.obj(ModelFlags(model=model), writer)
 
-        def loader(flags: ModelFlags, screen: Screen) -> Idefics:
+        def loader(flags: ModelFlags, writer: OutputWriter) -> Idefics:
             return vlm
 
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         print(f"$ cd {shlex.quote(str(folder))}\n$ export IDEFICS_MODEL={shlex.quote(model)}\n", flush=True)
         with chdir(folder):
-            for picture, steps in SCRIPT.items():
-                lines = [line for step in steps for line in _transcript(step, loader, person=screen.person)]
-                _show(picture, lines, screen)
-        seconds = time.perf_counter() - began
+            for picture, steps in STEPS_BY_PICTURE.items():
+                lines = [
+                    line
+                    for step in steps
+                    for line in _transcript(step, loader, is_interactive=writer.is_interactive)
+                ]
+                _print_step(picture, lines, writer)
+        seconds = time.perf_counter() - start_time
         print(
             f"All of that took {seconds:.1f} seconds. `idefics models` lists the models for real photographs."
         )
     return 0
 
 
-def _transcript(step: Step, loader: Loader, *, person: bool) -> list[str]:
+def _transcript(step: DemoStep, loader: ModelLoader, *, is_interactive: bool) -> list[str]:
     """What stands in a terminal once a step is done: what was typed and what came back."""
-    match shlex.split(step.line):
+    match shlex.split(step.command_line):
         case ["cat", name]:
-            came = Path(name).read_text(encoding="utf-8").splitlines()
+            output_lines = Path(name).read_text(encoding="utf-8").splitlines()
         case ["idefics", *arguments]:
-            came = _answers(arguments, step.typed, loader, person=person)
-    if not step.typed:
-        return [f"$ {step.line}", *came]
-    answers = iter(came)
-    talk = [[f"> {line}"] if line.startswith("/") else [f"> {line}", next(answers)] for line in step.typed]
-    return [f"$ {step.line}", *chain.from_iterable(talk)]
+            output_lines = _run_command(arguments, step.chat_lines, loader, is_interactive=is_interactive)
+    if not step.chat_lines:
+        return [f"$ {step.command_line}", *output_lines]
+    answers = iter(output_lines)
+    chat_transcript = [
+        [f"> {line}"] if line.startswith("/") else [f"> {line}", next(answers)] for line in step.chat_lines
+    ]
+    return [f"$ {step.command_line}", *chain.from_iterable(chat_transcript)]
 
 
-def _answers(arguments: Sequence[str], typed: Sequence[str], loader: Loader, *, person: bool) -> list[str]:
+def _run_command(
+    arguments: Sequence[str], chat_lines: Sequence[str], loader: ModelLoader, *, is_interactive: bool
+) -> list[str]:
     from idefics.cli.main import run  # which imports this file
 
-    said, keyboard = _Paper(person), sys.stdin
-    sys.stdin = io.StringIO("\n".join(typed))
+    captured, original_stdin = _CapturedTerminal(is_interactive), sys.stdin
+    sys.stdin = io.StringIO("\n".join(chat_lines))
     try:
-        with redirect_stdout(said):
-            code = run(arguments, loader)
+        with redirect_stdout(captured):
+            exit_code = run(arguments, loader)
     finally:
-        sys.stdin = keyboard
-    if code:
-        raise typer.Exit(code)
-    return said.getvalue().splitlines()
+        sys.stdin = original_stdin
+    if exit_code:
+        raise typer.Exit(exit_code)
+    return captured.getvalue().splitlines()
 
 
-class _Paper(io.StringIO):
+class _CapturedTerminal(io.StringIO):
     """Keeps what is written to it, colours and all where a person will read it."""
 
-    def __init__(self, person: bool) -> None:
+    def __init__(self, is_interactive: bool) -> None:
         super().__init__()
-        self.person = person
+        self.is_interactive = is_interactive
 
     def isatty(self) -> bool:
-        return self.person
+        return self.is_interactive
 
 
-def _show(picture: str, lines: Sequence[str], screen: Screen) -> None:
+def _print_step(picture: str, lines: Sequence[str], writer: OutputWriter) -> None:
     """A person sees the picture beside the words."""
-    if not screen.person or screen.console.no_color:
+    if not writer.is_interactive or writer.console.no_color:
         print("\n".join([*lines, ""]), flush=True)
         return
     from rich.table import Table
@@ -160,21 +172,23 @@ def _show(picture: str, lines: Sequence[str], screen: Screen) -> None:
 
     words = [Text.from_ansi(line, style="cyan" if line.startswith(("$ ", "> ")) else "") for line in lines]
     table = Table.grid(padding=(0, 2, 1, 0))
-    table.add_row(_drawn(Path(picture)), Text("\n").join(words))
-    screen.console.print(table)
+    table.add_row(_draw_picture(Path(picture)), Text("\n").join(words))
+    writer.console.print(table)
 
 
-def _drawn(path: Path) -> Text:
+def _draw_picture(path: Path) -> Text:
     """A picture in coloured half blocks: two pixels a character, one above the other."""
     from PIL import Image
     from rich.text import Text
 
     with Image.open(path) as image:
-        pixels = image.convert("RGB").resize((SIDE, SIDE)).tobytes().hex()
+        pixels = image.convert("RGB").resize((DRAWING_SIZE, DRAWING_SIZE)).tobytes().hex()
     colors = [f"#{pixels[start : start + 6]}" for start in range(0, len(pixels), 6)]
-    drawn = Text()
-    for row in range(0, SIDE * SIDE, 2 * SIDE):
-        for upper, lower in zip(colors[row : row + SIDE], colors[row + SIDE : row + 2 * SIDE], strict=True):
-            drawn.append("▀", f"{upper} on {lower}")
-        drawn.append("\n")
-    return drawn
+    drawing = Text()
+    for row in range(0, DRAWING_SIZE * DRAWING_SIZE, 2 * DRAWING_SIZE):
+        for upper, lower in zip(
+            colors[row : row + DRAWING_SIZE], colors[row + DRAWING_SIZE : row + 2 * DRAWING_SIZE], strict=True
+        ):
+            drawing.append("▀", f"{upper} on {lower}")
+        drawing.append("\n")
+    return drawing

@@ -13,16 +13,16 @@ from pathlib import Path
 import typer
 
 from idefics.cli.flags import ModelFlags
-from idefics.cli.look import Group
+from idefics.cli.help_format import CommandGroup
 from idefics.cli.output import one_line
 from idefics.cli.sampling import SamplingFlags
 from idefics.errors import IdeficsError
 
-KEYWORDS = (
+KEYWORD_NAMES = (
     *(field.name for group in (ModelFlags, SamplingFlags) for field in fields(group)),
     "length_normalized",
 )
-SAVES = (
+OUTPUT_FLAGS_OF_OTHER_TOOLS = (
     "--out",
     "-o",
     "--output",
@@ -33,28 +33,28 @@ NO_SUCH_OPTION = re.compile(r"No such option: (\S+)")
 FILE_WITH_DASH = re.compile(r"-[^-=][^=]*\.[A-Za-z0-9]{1,5}")
 
 
-def error_line(error: Exception, argv: Sequence[str], group: Group) -> str:
+def error_line(error: Exception, argv: Sequence[str], group: CommandGroup) -> str:
     """The line.
 
     Args:
         argv: what was typed after `idefics`.
         group: all commands.
     """
-    called = f"idefics {argv[0]}" if argv and argv[0] in group.commands else "idefics"
+    command = f"idefics {argv[0]}" if argv and argv[0] in group.commands else "idefics"
     if isinstance(error, IdeficsError):
-        text = with_flags(str(error))
+        text = keywords_as_flags(str(error))
     elif isinstance(error, typer.TyperException):
-        text = f"{_usage(error, argv, group)} (see {called} --help)"
+        text = f"{_usage_error_text(error, argv, group)} (see {command} --help)"
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         text = "not enough memory on this machine: `idefics models` lists what each model needs"
     else:
         text = f"{type(error).__name__}: {error} (unexpected error; run again with --debug for details)"
-    return one_line(f"{called}: {text}")
+    return one_line(f"{command}: {text}")
 
 
-def with_flags(message: str) -> str:
+def keywords_as_flags(message: str) -> str:
     """The message with Python's keywords as flags: "use num_beams=1" -> "use --num-beams 1"."""
-    for name in KEYWORDS:
+    for name in KEYWORD_NAMES:
         flag = "--" + name.replace("_", "-")
         message = re.sub(rf"(?<![\w-]){name}=True\b", flag, message)
         message = re.sub(rf"(?<![\w-]){name}=(?=\S)", f"{flag} ", message)
@@ -64,18 +64,18 @@ def with_flags(message: str) -> str:
     return message
 
 
-def _usage(error: typer.TyperException, argv: Sequence[str], group: Group) -> str:
+def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: CommandGroup) -> str:
     """What is wrong with the words of the command line, and what may have been meant."""
     text = one_line(error.format_message()).rstrip(".")
-    unknown = NO_SUCH_OPTION.match(text)
-    if unknown is None:
+    unknown_option = NO_SUCH_OPTION.match(text)
+    if unknown_option is None:
         return f"{text[:1].lower()}{text[1:]}"
     command = group.commands.get(argv[0], group)
     flags = [flag for param in command.params for flag in param.opts if flag.startswith("--")]
-    return f"no such option: {unknown[1]}{_meant(unknown[1], argv, flags)}"
+    return f"no such option: {unknown_option[1]}{_suggestion(unknown_option[1], argv, flags)}"
 
 
-def _meant(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
+def _suggestion(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
     """What someone who typed an unknown option may have wanted, as the end of a sentence."""
     from difflib import get_close_matches
 
@@ -84,7 +84,7 @@ def _meant(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
             len(argument) > 1 and argument[0] == "-" and Path(argument).exists()
         ):
             return f"; for a file, write ./{argument}"
-    if option in SAVES:
+    if option in OUTPUT_FLAGS_OF_OTHER_TOOLS:
         return "; to save answers, write > answers.txt after the command"
-    near = get_close_matches(option, flags, n=1, cutoff=0.7)
-    return f"; did you mean {near[0]}?" if near else ""
+    close_flags = get_close_matches(option, flags, n=1, cutoff=0.7)
+    return f"; did you mean {close_flags[0]}?" if close_flags else ""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from idefics.catalog import DEFAULT
-from idefics.cli.look import OUTPUT
-from idefics.config import Kernels, QuantKind
+from idefics.catalog import DEFAULT_MODEL
+from idefics.cli.help_format import OUTPUT_SECTION
+from idefics.config import KernelMode, QuantKind
 from idefics.errors import BadSetting, IdeficsError
-from idefics.host_memory import memory_amount
+from idefics.host_memory import parse_memory_size
 from idefics.messages import Detail, ImageDetail
 
 if TYPE_CHECKING:
@@ -26,36 +26,38 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def flag_parser(read: Callable[[str], T]) -> Callable[[str], T]:
+def flag_value_parser(parse_value: Callable[[str], T]) -> Callable[[str], T]:
     """A parser of a flag's value, whose errors are no `ValueError`: typer would put words of its own before these."""
 
-    @wraps(read)
+    @wraps(parse_value)
     def parse(text: str) -> T:
         try:
-            return read(text)
+            return parse_value(text)
         except BadSetting as error:
             raise IdeficsError(str(error)) from None
 
     return parse
 
 
-def number(flag: str, kind: type[int] | type[float]) -> Callable[[str], float]:
+def number_parser(flag: str, number_type: type[int] | type[float]) -> Callable[[str], float]:
     """What reads a flag's value; typer's own message would not name the value."""
 
-    @flag_parser
+    @flag_value_parser
     def read(text: str) -> float:
         try:
-            return kind(text)
+            return number_type(text)
         except ValueError:
-            raise BadSetting(f"{flag} is {text!r}: give a {'whole ' if kind is int else ''}number") from None
+            raise BadSetting(
+                f"{flag} is {text!r}: give a {'whole ' if number_type is int else ''}number"
+            ) from None
 
     return read
 
 
-def one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
+def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
     """What reads a flag that takes one of some words."""
 
-    @flag_parser
+    @flag_value_parser
     def read(text: str) -> str:
         if text not in words:
             raise BadSetting(f"{flag} is {text!r}: give {', '.join(words[:-1])} or {words[-1]}")
@@ -64,43 +66,46 @@ def one_of(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
     return read
 
 
-@flag_parser
-def memory_size(text: str) -> str:
+@flag_value_parser
+def memory_size_flag(text: str) -> str:
     """What reads `--kv-cache`."""
-    memory_amount("--kv-cache", text)
+    parse_memory_size("--kv-cache", text)
     return text
 
 
-@flag_parser
-def policy(text: str) -> str:
+@flag_value_parser
+def remote_images_flag(text: str) -> str:
     """What reads `--remote-images`."""
-    from idefics.processing.addresses import allowed_hosts
+    from idefics.processing.url_policy import parse_allowed_hosts
 
-    allowed_hosts(text, "--remote-images")
+    parse_allowed_hosts(text, "--remote-images")
     return text
 
 
-_input = partial(typer.Option, rich_help_panel="Pictures and words")
-_model = partial(typer.Option, rich_help_panel="Model", show_default=False)
-_output = partial(typer.Option, rich_help_panel=OUTPUT)
+_input_option = partial(typer.Option, rich_help_panel="Pictures and words")
+_model_option = partial(typer.Option, rich_help_panel="Model", show_default=False)
+_output_option = partial(typer.Option, rich_help_panel=OUTPUT_SECTION)
 
-Arguments = Annotated[list[str], typer.Argument(default_factory=list)]
-Prompt = Annotated[
-    str | None, _input("--prompt", metavar="TEXT", help="The question or text, instead of the last argument.")
+PositionalArguments = Annotated[list[str], typer.Argument(default_factory=list)]
+PromptFlag = Annotated[
+    str | None,
+    _input_option("--prompt", metavar="TEXT", help="The question or text, instead of the last argument."),
 ]
-Recursive = Annotated[
+RecursiveFlag = Annotated[
     bool,
-    _input("--recursive/--no-recursive", help="Search the subfolders of folders too.", show_default=False),
+    _input_option(
+        "--recursive/--no-recursive", help="Search the subfolders of folders too.", show_default=False
+    ),
 ]
-Shots = Annotated[
+ShotsFlag = Annotated[
     Path | None,
-    _input(
+    _input_option(
         "--shots",
         metavar="FILE",
         help='Examples to follow, one JSON object per line: {"image": "a.jpg", "answer": "A puppy."}',
     ),
 ]
-Debug = Annotated[bool, _output("--debug", help="Show what is done, and the traceback of errors.")]
+DebugFlag = Annotated[bool, _output_option("--debug", help="Show what is done, and the traceback of errors.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,94 +114,94 @@ class ModelFlags:
 
     model: Annotated[
         str,
-        _model(
+        _model_option(
             "--model",
             metavar="MODEL",
             envvar="IDEFICS_MODEL",
             show_envvar=False,
             help="Short name (`idefics models` lists them), folder or hub id; "
-            f"else $IDEFICS_MODEL, else {DEFAULT}.",
+            f"else $IDEFICS_MODEL, else {DEFAULT_MODEL}.",
         ),
-    ] = DEFAULT
+    ] = DEFAULT_MODEL
     revision: Annotated[
-        str | None, _model("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
+        str | None, _model_option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
     ] = None
-    device: Annotated[str, _model("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")] = (
-        "auto"
-    )
+    device: Annotated[
+        str, _model_option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto"
     dtype: Annotated[
         str,
-        _model(
+        _model_option(
             "--dtype",
             metavar="DTYPE",
-            parser=one_of("--dtype", DTYPES),
+            parser=choice_parser("--dtype", DTYPES),
             help="auto, float32, bfloat16 or float16.",
         ),
     ] = "auto"
     threads: Annotated[
         int | None,
-        _model(
+        _model_option(
             "--threads",
             metavar="N",
-            parser=number("--threads", int),
+            parser=number_parser("--threads", int),
             help="Number of CPU threads.",
         ),
     ] = None
     device_map: Annotated[
         str | None,
-        _model(
+        _model_option(
             "--device-map",
             metavar="HOW",
-            parser=one_of("--device-map", DEVICE_MAPS),
+            parser=choice_parser("--device-map", DEVICE_MAPS),
             help="auto spreads the model evenly over all GPUs and CPU memory; sequential fills them in turn.",
         ),
     ] = None
     quantize: Annotated[
         QuantKind | None,
-        _model(
+        _model_option(
             "--quantize",
             metavar="BITS",
-            parser=one_of("--quantize", get_args(QuantKind)),
+            parser=choice_parser("--quantize", get_args(QuantKind)),
             help="Quantize the weights: int8, int4, fp8, nf4 or fp4.",
         ),
     ] = None
     kv_cache: Annotated[
         str | None,
-        _model(
+        _model_option(
             "--kv-cache",
             metavar="SIZE",
-            parser=memory_size,
+            parser=memory_size_flag,
             help="Memory for keys and values, such as 1GB, or a share of what is free, such as 0.3.",
         ),
     ] = None
     batch_rows: Annotated[
         int | None,
-        _model(
+        _model_option(
             "--batch-rows",
             metavar="N",
-            parser=number("--batch-rows", int),
+            parser=number_parser("--batch-rows", int),
             help="Prompts that are answered side by side.",
         ),
     ] = None
     kernels: Annotated[
-        Kernels,
-        _model(
+        KernelMode,
+        _model_option(
             "--kernels",
             metavar="HOW",
-            parser=one_of("--kernels", get_args(Kernels)),
+            parser=choice_parser("--kernels", get_args(KernelMode)),
             help="What computes: auto goes by the kind of processor, autotune by what is quickest here, "
             "reference is torch's plain operations.",
         ),
     ] = "auto"
-    offline: Annotated[bool, _model("--offline", help="Never use the network for models.")] = False
+    offline: Annotated[bool, _model_option("--offline", help="Never use the network for models.")] = False
     remote_images: Annotated[
         str,
-        _model(
+        _model_option(
             "--remote-images",
             metavar="WHICH",
             envvar="IDEFICS_REMOTE_IMAGES",
             show_envvar=False,
-            parser=policy,
+            parser=remote_images_flag,
             help="Which picture addresses may be fetched: any, public, off, or hosts separated by commas; else "
             "$IDEFICS_REMOTE_IMAGES, else any.",
         ),
@@ -204,40 +209,40 @@ class ModelFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookFlags:
+class ImageDetailFlags:
     """At which detail pictures are processed."""
 
     detail: Annotated[
         Detail | None,
-        _input(
+        _input_option(
             "--detail",
             metavar="HOW",
-            parser=one_of("--detail", get_args(Detail)),
+            parser=choice_parser("--detail", get_args(Detail)),
             help="high: as the model was released, the default; low: the whole picture only; "
             "auto: small ones are not enlarged into many tiles.",
         ),
     ] = None
     max_tiles: Annotated[
         int | None,
-        _input(
+        _input_option(
             "--max-tiles",
             metavar="N",
-            parser=number("--max-tiles", int),
+            parser=number_parser("--max-tiles", int),
             help="At most N tiles per picture, the downscaled whole included; fewer are faster.",
         ),
     ] = None
 
-    def looking(self) -> dict[str, Any]:
+    def image_detail_options(self) -> dict[str, Any]:
         """The keywords of a call. Raises BadSetting for what is no look, before any model is loaded."""
-        given = {"detail": self.detail, "max_tiles": self.max_tiles}
-        given = {name: value for name, value in given.items() if value is not None}
-        ImageDetail(**given)  # type: ignore[arg-type]
-        return given
+        options = {"detail": self.detail, "max_tiles": self.max_tiles}
+        options = {name: value for name, value in options.items() if value is not None}
+        ImageDetail(**options)  # type: ignore[arg-type]
+        return options
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
     """What standard output gets."""
 
-    json: Annotated[bool, _output("--json", help="Print one JSON object per line.")] = False
-    debug: Debug = False
+    json: Annotated[bool, _output_option("--json", help="Print one JSON object per line.")] = False
+    debug: DebugFlag = False

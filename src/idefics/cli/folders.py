@@ -13,9 +13,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from idefics.errors import BadPicture
-from idefics.formats import IMAGE_FORMATS, VIDEO_SUFFIXES, format_named, recognised, recognised_video
+from idefics.formats import (
+    IMAGE_FORMATS,
+    VIDEO_SUFFIXES,
+    detect_image_format,
+    detect_video_format,
+    image_format_by_suffix,
+)
 
-LONGEST_PATTERN = 100  # characters, in messages
+MAX_PATTERN_LENGTH = 100  # characters, in messages
 
 
 class PictureSearch:
@@ -23,29 +29,31 @@ class PictureSearch:
 
     Args:
         recursive: a folder's subfolders are searched too.
-        refuse: is told which subfolder cannot be read.
+        report_error: is told which subfolder cannot be read.
 
     Attributes:
         skipped: how many entries were left out, by the reason.
     """
 
-    def __init__(self, *, recursive: bool, refuse: Callable[[str], None]) -> None:
-        self.recursive, self.refuse = recursive, refuse
+    def __init__(self, *, recursive: bool, report_error: Callable[[str], None]) -> None:
+        self.recursive, self.report_error = recursive, report_error
         self.skipped: Counter[str] = Counter()
-        self._found: set[str] = set()  # real paths
+        self._seen_paths: set[str] = set()  # real paths
 
-    def in_folder(self, folder: Path) -> list[Path]:
+    def find_in_folder(self, folder: Path) -> list[Path]:
         """The pictures of a folder, sorted.
 
         Raises:
             BadPicture: it cannot be read, or there are none.
         """
-        paths = list(self._pictures(self._files_below(folder) if self.recursive else self._files_of(folder)))
+        paths = list(
+            self._filter_pictures(self._walk_files(folder) if self.recursive else self._list_files(folder))
+        )
         if not paths:
-            raise BadPicture(f"{folder}: no picture in this folder{self._what_there_is()}")
+            raise BadPicture(f"{folder}: no picture in this folder{self._skipped_text()}")
         return sorted(paths)
 
-    def matching(self, pattern: str) -> list[Path]:
+    def find_by_pattern(self, pattern: str) -> list[Path]:
         """The pictures that a pattern fits, sorted; `**` stands for any number of folders.
 
         A file whose suffix is written in the pattern counts as a picture, whatever it is.
@@ -54,86 +62,90 @@ class PictureSearch:
             BadPicture: none fits.
         """
         suffix = Path(pattern).suffix.lower()
-        wanted = None if glob.has_magic(suffix) else suffix
-        paths = sorted(self._pictures(self._matches(pattern), wanted))
+        accepted_suffix = None if glob.has_magic(suffix) else suffix
+        paths = sorted(self._filter_pictures(self._expand_pattern(pattern), accepted_suffix))
         if not paths:
             kind = "picture" if self.skipped else "file"
             raise BadPicture(
-                f"{pattern[:LONGEST_PATTERN]}: no {kind} fits this pattern{self._what_there_is()}"
+                f"{pattern[:MAX_PATTERN_LENGTH]}: no {kind} fits this pattern{self._skipped_text()}"
             )
         return paths
 
-    def _what_there_is(self) -> str:
-        return f"; skipped: {skipped_line(self.skipped)}" if self.skipped else ""
+    def _skipped_text(self) -> str:
+        return f"; skipped: {describe_skipped(self.skipped)}" if self.skipped else ""
 
-    def _matches(self, pattern: str) -> Iterator[Path]:
+    def _expand_pattern(self, pattern: str) -> Iterator[Path]:
         parts = Path(pattern).parts
         if "**" not in parts:
             for match in map(Path, sorted(glob.glob(pattern))):
-                if _is(match.is_dir):
-                    yield from self._files_below(match) if self.recursive else self._files_of(match)
+                if _test_path(match.is_dir):
+                    yield from self._walk_files(match) if self.recursive else self._list_files(match)
                 else:
                     yield match
             return
-        place = parts.index("**")
-        tops = sorted(glob.glob(str(Path(*parts[:place])))) if place else ["."]
-        for top in map(Path, tops):
-            for file in self._files_below(top):
-                if _fits(file.relative_to(top).parts, parts[place:]):
+        wildcard_index = parts.index("**")
+        root_folders = sorted(glob.glob(str(Path(*parts[:wildcard_index])))) if wildcard_index else ["."]
+        for root in map(Path, root_folders):
+            for file in self._walk_files(root):
+                if _matches_pattern(file.relative_to(root).parts, parts[wildcard_index:]):
                     yield file
 
-    def _files_of(self, folder: Path) -> Iterator[Path]:
-        for entry in _entries(folder):
-            if _is(entry.is_dir):
+    def _list_files(self, folder: Path) -> Iterator[Path]:
+        for entry in _visible_entries(folder):
+            if _test_path(entry.is_dir):
                 self.skipped["subfolder"] += 1
             else:
                 yield entry
 
-    def _files_below(self, top: Path) -> Iterator[Path]:
+    def _walk_files(self, root: Path) -> Iterator[Path]:
         """The files of a folder and of all below it. Each folder is searched once, however many links lead to it."""
-        folders, links, searched = deque([top]), deque[Path](), set[str]()
+        folders, links, searched = deque([root]), deque[Path](), set[str]()
         while folders or links:
             folder = (folders or links).popleft()
-            real = os.path.realpath(folder)
-            if real in searched or (folder is not top and Path(real) in Path(os.path.realpath(top)).parents):
+            real_path = os.path.realpath(folder)
+            if real_path in searched or (
+                folder is not root and Path(real_path) in Path(os.path.realpath(root)).parents
+            ):
                 continue  # a link to where it has been, or to a folder above all of it
-            searched.add(real)
+            searched.add(real_path)
             try:
-                entries = _entries(folder)
+                entries = _visible_entries(folder)
             except BadPicture as error:
-                if folder is top:
+                if folder is root:
                     raise
-                self.refuse(str(error))
+                self.report_error(str(error))
                 continue
             for entry in entries:
-                if _is(entry.is_dir):
-                    (links if _is(entry.is_symlink) else folders).append(entry)
+                if _test_path(entry.is_dir):
+                    (links if _test_path(entry.is_symlink) else folders).append(entry)
                 else:
                     yield entry
 
-    def _pictures(self, files: Iterator[Path], wanted: str | None = None) -> Iterator[Path]:
+    def _filter_pictures(self, files: Iterator[Path], accepted_suffix: str | None = None) -> Iterator[Path]:
         """Those that are pictures by their names, each once: a link to one of them is left out.
 
         Args:
-            wanted: a suffix of files that are taken for pictures in any case.
+            accepted_suffix: a suffix of files that are taken for pictures in any case.
         """
         from idefics.processing.picture_files import readable_formats
 
-        readable = readable_formats()
-        for file in sorted(files, key=lambda file: (_is(file.is_symlink), file)):
+        formats = readable_formats()
+        for file in sorted(files, key=lambda file: (_test_path(file.is_symlink), file)):
             suffix = file.suffix.lower()
-            reason = None if wanted and suffix == wanted else _reason(file, suffix, readable)
-            real = os.path.realpath(file)
-            if reason is None and real in self._found:
+            reason = (
+                None if accepted_suffix and suffix == accepted_suffix else _skip_reason(file, suffix, formats)
+            )
+            real_path = os.path.realpath(file)
+            if reason is None and real_path in self._seen_paths:
                 reason = "link"
             if reason is None:
-                self._found.add(real)
+                self._seen_paths.add(real_path)
                 yield file
             else:
                 self.skipped[reason] += 1
 
 
-def _entries(folder: Path) -> list[Path]:
+def _visible_entries(folder: Path) -> list[Path]:
     """What is in a folder, but for hidden files."""
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -141,46 +153,46 @@ def _entries(folder: Path) -> list[Path]:
         raise BadPicture(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def _is(asked: Callable[[], bool]) -> bool:
+def _test_path(predicate: Callable[[], bool]) -> bool:
     """The answer of a path's `is_...`; False where it may not be looked at."""
     try:
-        return asked()
+        return predicate()
     except OSError:
         return False
 
 
-def _reason(file: Path, suffix: str, readable: Sequence[object]) -> str | None:
+def _skip_reason(file: Path, suffix: str, readable: Sequence[object]) -> str | None:
     """Why a file is left out: its format, "video", "broken link" or its suffix; None where it is not."""
-    from idefics.processing.picture_files import head_of
+    from idefics.processing.picture_files import read_file_head
 
     try:
         if not file.is_file():
             return "broken link" if file.is_symlink() else "special file"
-        head = b"" if suffix else head_of(file)
-        named = format_named(file.name) if suffix else recognised(head)
+        head = b"" if suffix else read_file_head(file)
+        format = image_format_by_suffix(file.name) if suffix else detect_image_format(head)
     except OSError:  # not to be read: said when it is opened
         return None
-    if named is not None:
-        return None if named in readable else named.title
-    is_video = suffix in VIDEO_SUFFIXES or recognised_video(head) is not None
+    if format is not None:
+        return None if format in readable else format.title
+    is_video = suffix in VIDEO_SUFFIXES or detect_video_format(head) is not None
     return "video" if is_video else suffix or "no suffix"
 
 
-def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+def _matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Whether a relative path fits a pattern that may hold `**`, as `glob` understands it."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
         if len(pattern) == 1:
             return True
-        return any(_fits(parts[start:], pattern[1:]) for start in range(len(parts)))
-    return bool(parts) and fnmatch(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+        return any(_matches_pattern(parts[start:], pattern[1:]) for start in range(len(parts)))
+    return bool(parts) and fnmatch(parts[0], pattern[0]) and _matches_pattern(parts[1:], pattern[1:])
 
 
-def skipped_line(skipped: Counter[str]) -> str:
+def describe_skipped(skipped: Counter[str]) -> str:
     """How many entries were left out and why, as one line: "2 camera RAW (not read: convert them to JPEG)"."""
-    formats = {one.title: one for one in IMAGE_FORMATS}
-    parts, others = [], Counter[str]()
+    format_by_title = {one.title: one for one in IMAGE_FORMATS}
+    parts, num_by_suffix = [], Counter[str]()
     for reason, count in skipped.items():
         plural = "" if count == 1 else "s"
         if reason == "subfolder":
@@ -194,15 +206,15 @@ def skipped_line(skipped: Counter[str]) -> str:
             )
             parts.append(f"{count} {what}")
         elif reason.startswith(".") or reason == "no suffix":
-            others[reason] += count
-        elif reason in formats and formats[reason].extra:
+            num_by_suffix[reason] += count
+        elif reason in format_by_title and format_by_title[reason].extra:
             parts.append(
-                f"{count} {reason} (pip install 'idefics[{formats[reason].extra}]', or convert to JPEG)"
+                f"{count} {reason} (pip install 'idefics[{format_by_title[reason].extra}]', or convert to JPEG)"
             )
         else:
             parts.append(f"{count} {reason} (not read: convert to JPEG)")
-    if others:
-        count = others.total()
-        kinds = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
+    if num_by_suffix:
+        count = num_by_suffix.total()
+        kinds = ", ".join(sorted(num_by_suffix)[:5]) + (", ..." if len(num_by_suffix) > 5 else "")
         parts.append(f"{count} other file{'' if count == 1 else 's'} ({kinds})")
     return ", ".join(parts)

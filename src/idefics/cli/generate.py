@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from idefics.cli import look
-from idefics.cli.flags import Arguments, ModelFlags, OutputFlags
-from idefics.cli.output import Screen
-from idefics.cli.pictures import STDIN, Named, opened, standard_input
+from idefics.cli import help_format
+from idefics.cli.flags import ModelFlags, OutputFlags, PositionalArguments
+from idefics.cli.output import OutputWriter
+from idefics.cli.pictures import STDIN, NamedPicture, open_named_picture, read_standard_input
 from idefics.cli.sampling import SamplingFlags
 from idefics.errors import BadPrompt
-from idefics.messages import Part
+from idefics.messages import ContentPart
 
 if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
@@ -32,12 +32,12 @@ EXAMPLES = (
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    look.add(app, "generate", _generate, help=HELP, usage="ITEM...", examples=EXAMPLES)
+    help_format.add_command(app, "generate", _generate, help=HELP, usage="ITEM...", examples=EXAMPLES)
 
 
 def _generate(
     context: typer.Context,
-    items: Arguments,
+    items: PositionalArguments,
     *,
     model: ModelFlags,
     sampling: SamplingFlags,
@@ -49,19 +49,19 @@ def _generate(
         raise BadPrompt('no prompt given: name texts and pictures, as in photo.jpg "This is a picture of"')
     options = sampling.options(as_json=output.json)
     fetcher = Fetcher(policy=model.remote_images)
-    parts = [_part(item, fetcher) for item in items]
-    with Screen(context.command_path, as_json=output.json) as screen:
-        vlm = context.obj(model, screen)
-        if screen.person:
-            screen.stream(vlm.generate(parts, stream=True, **options))
+    parts = [_parse_item(item, fetcher) for item in items]
+    with OutputWriter(context.command_path, as_json=output.json) as writer:
+        vlm = context.obj(model, writer)
+        if writer.is_interactive:
+            writer.write_stream(vlm.generate(parts, stream=True, **options))
         else:
-            screen.answer(vlm.generate(parts, **options), model=vlm)
-        return screen.code
+            writer.write_answer(vlm.generate(parts, **options), model=vlm)
+        return writer.exit_code
 
 
-def _part(item: str, fetcher: Fetcher) -> Part:
+def _parse_item(item: str, fetcher: Fetcher) -> ContentPart:
     """Text, or a picture or video that is known to be one."""
-    from idefics.processing.prompt_items import to_part
+    from idefics.processing.prompt_items import parse_item
 
-    part = standard_input() if item == STDIN else to_part(item)
-    return part if isinstance(part, str) else opened(Named(item, part), fetcher).picture
+    part = read_standard_input() if item == STDIN else parse_item(item)
+    return part if isinstance(part, str) else open_named_picture(NamedPicture(item, part), fetcher).picture

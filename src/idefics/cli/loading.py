@@ -6,20 +6,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from idefics.cli.flags import ModelFlags
-from idefics.cli.output import Screen
+from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
     from idefics import Idefics
-    from idefics.weights import Progress
+    from idefics.weights import ProgressCallback
 
-Loader = Callable[[ModelFlags, Screen], "Idefics"]
+ModelLoader = Callable[[ModelFlags, OutputWriter], "Idefics"]
 
 
-def load(flags: ModelFlags, screen: Screen) -> Idefics:
+def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
     """The model that the flags name, downloaded first where it must be; says so before it does."""
     import idefics
 
-    screen.waiting.spin(f"Loading {flags.model}")
+    writer.progress.start_spinner(f"Loading {flags.model}")
     vlm = idefics.load(
         flags.model,
         device=flags.device,
@@ -33,21 +33,21 @@ def load(flags: ModelFlags, screen: Screen) -> Idefics:
         revision=flags.revision,
         offline=flags.offline or None,  # None leaves it to the environment
         remote_images=flags.remote_images,
-        progress=download(flags.model, screen),
+        progress=download_progress_callback(flags.model, writer),
     )
-    screen.waiting.end()
+    writer.progress.stop()
     return vlm
 
 
-def download(model: str, screen: Screen) -> Progress:
+def download_progress_callback(model: str, writer: OutputWriter) -> ProgressCallback:
     """What shows how far a model's download is."""
 
     def report(done: int, total: int) -> None:
         if done:
-            screen.waiting.reach(done)
+            writer.progress.set_completed(done)
             return
-        screen.waiting.end()
-        screen.say(f"{model} is not on this machine yet: downloading {total / 1e9:.1f} GB, once")
-        screen.waiting.download(model, total)
+        writer.progress.stop()
+        writer.print_status(f"{model} is not on this machine yet: downloading {total / 1e9:.1f} GB, once")
+        writer.progress.start_download(model, total)
 
     return report

@@ -21,13 +21,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from idefics import __version__
-from idefics.cli import chat, demo, generate, info, look, models, quantize, serve, tasks, ui
+from idefics.cli import chat, demo, generate, help_format, info, models, quantize, serve, tasks, ui
 from idefics.cli.error_line import error_line
-from idefics.cli.loading import Loader, load
-from idefics.cli.look import Group
-from idefics.cli.output import AnswerStream, ClosedOutput, OutputLost, discard, print_line
+from idefics.cli.help_format import CommandGroup
+from idefics.cli.loading import ModelLoader, load
+from idefics.cli.output import (
+    ClosedOutput,
+    EscapingStdout,
+    OutputWriteError,
+    print_error_line,
+    redirect_to_devnull,
+)
 
-OUTPUT_LOST = 1
+OUTPUT_ERROR = 1
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count
 
 EXAMPLES = (
@@ -46,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
-def run(argv: Sequence[str], loader: Loader = load) -> int:
+def run(argv: Sequence[str], loader: ModelLoader = load) -> int:
     """Runs a command line; its exit code. `loader` brings the model that it asks for."""
     with ExitStack() as stack:
         if sys.stdin is None:  # closed, as in `idefics ... <&-`; so are the others
@@ -56,99 +62,99 @@ def run(argv: Sequence[str], loader: Loader = load) -> int:
         if sys.stdout is None:
             stack.enter_context(redirect_stdout(ClosedOutput()))
         elif isinstance(sys.stdout, io.TextIOWrapper):
-            stack.enter_context(_answer_stream(sys.stdout))
+            stack.enter_context(_escaping_stdout(sys.stdout))
         debug = "--debug" in argv
         stack.enter_context(warnings.catch_warnings())
         if not debug:
             warnings.simplefilter("ignore")  # standard error is for lines to the caller
         else:
-            stack.enter_context(_log_shown())
-        return _guarded(argv, loader, debug=debug)
+            stack.enter_context(_log_to_stderr())
+        return _run_to_exit_code(argv, loader, debug=debug)
 
 
 @contextmanager
-def _log_shown() -> Iterator[None]:
+def _log_to_stderr() -> Iterator[None]:
     """What the package logs, on standard error, while a command runs."""
     logger, handler = logging.getLogger("idefics"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms %(name)s: %(message)s"))
-    before = logger.level
+    previous_level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(before)
+        logger.setLevel(previous_level)
 
 
 @contextmanager
-def _answer_stream(stdout: io.TextIOWrapper) -> Iterator[None]:
-    """Standard output as an `AnswerStream`, while a command runs."""
+def _escaping_stdout(stdout: io.TextIOWrapper) -> Iterator[None]:
+    """Standard output as an `EscapingStdout`, while a command runs."""
     stdout.flush()
     # Of a write that a full disk cuts short, an unbuffered stream (PYTHONUNBUFFERED) loses the rest in silence.
-    under = stdout.buffer
-    added = io.BufferedWriter(under) if isinstance(under, io.RawIOBase) else None
-    stream = AnswerStream(
-        added or under, stdout.encoding, "backslashreplace", line_buffering=stdout.line_buffering
+    underlying = stdout.buffer
+    buffered = io.BufferedWriter(underlying) if isinstance(underlying, io.RawIOBase) else None
+    stream = EscapingStdout(
+        buffered or underlying, stdout.encoding, "backslashreplace", line_buffering=stdout.line_buffering
     )
     with redirect_stdout(stream):
         yield
     stream.detach()  # what the process owns must not be closed with what was put around it
-    if added is not None:
-        added.detach()
+    if buffered is not None:
+        buffered.detach()
 
 
-def _guarded(argv: Sequence[str], loader: Loader, *, debug: bool) -> int:
+def _run_to_exit_code(argv: Sequence[str], loader: ModelLoader, *, debug: bool) -> int:
     """The exit code of a command line, whatever happens to it."""
     try:
-        code = _run(argv, loader)
+        exit_code = _invoke_command(argv, loader)
         sys.stdout.flush()
     except KeyboardInterrupt:
         if sys.stderr.isatty():
             print(file=sys.stderr)  # the shell's prompt does not stand behind the ^C
-        code = INTERRUPTED
+        exit_code = INTERRUPTED
     except BrokenPipeError:  # the reader has enough
-        _discard_output()
-        code = 0
+        _discard_stdout()
+        exit_code = 0
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print_line(error_line(error, argv, _group()))
-        code = 2
-        if isinstance(error, OutputLost):
-            _discard_output()
-            code = OUTPUT_LOST
-    return code
+        print_error_line(error_line(error, argv, _root_command()))
+        exit_code = 2
+        if isinstance(error, OutputWriteError):
+            _discard_stdout()
+            exit_code = OUTPUT_ERROR
+    return exit_code
 
 
-def _discard_output() -> None:
+def _discard_stdout() -> None:
     """What standard output could not write goes nowhere."""
-    if isinstance(sys.stdout, AnswerStream):
-        discard(sys.stdout)
+    if isinstance(sys.stdout, EscapingStdout):
+        redirect_to_devnull(sys.stdout)
 
 
-def _run(argv: Sequence[str], loader: Loader) -> int:
+def _invoke_command(argv: Sequence[str], loader: ModelLoader) -> int:
     if list(argv[:1]) == ["help"]:
         argv = [*argv[1:], "--help"]
     try:
-        with _group().make_context("idefics", list(argv), obj=loader) as context:
-            code: int = _group().invoke(context)
-            return code
+        with _root_command().make_context("idefics", list(argv), obj=loader) as context:
+            exit_code: int = _root_command().invoke(context)
+            return exit_code
     except typer.Exit as done:  # --help, --version
         return done.exit_code
 
 
 @cache
-def _group() -> Group:
+def _root_command() -> CommandGroup:
     """All commands."""
-    group = typer.main.get_command(_app())
-    assert isinstance(group, Group)
+    group = typer.main.get_command(_build_app())
+    assert isinstance(group, CommandGroup)
     return group
 
 
-def _app() -> typer.Typer:
+def _build_app() -> typer.Typer:
     app = typer.Typer(
-        cls=look.Group,
+        cls=help_format.CommandGroup,
         add_completion=False,
         add_help_option=False,  # typer's own costs a tenth of a second wherever it is not given
         invoke_without_command=True,
@@ -160,7 +166,7 @@ def _app() -> typer.Typer:
     )
 
     @app.callback()
-    def start(
+    def root(
         context: typer.Context,
         version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
         help: Annotated[bool, typer.Option("--help", "-h", help="Show this help.")] = False,
@@ -173,6 +179,6 @@ def _app() -> typer.Typer:
             raise typer.Exit
         return 0
 
-    for part in (tasks, chat, generate, serve, ui, models, info, quantize, demo):
-        part.register(app)
+    for command_module in (tasks, chat, generate, serve, ui, models, info, quantize, demo):
+        command_module.register(app)
     return app

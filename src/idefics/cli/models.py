@@ -8,10 +8,10 @@ from typing import Any
 
 import typer
 
-from idefics.catalog import CATALOG, DEFAULT, CheckpointRow, Precision, memory
-from idefics.cli import look
+from idefics.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, Precision, checkpoint_weight_bytes
+from idefics.cli import help_format
 from idefics.cli.flags import OutputFlags
-from idefics.cli.output import Screen
+from idefics.cli.output import OutputWriter
 
 HELP = """
 List the models: short names, sizes, memory at each precision, licences, which are on this machine.
@@ -21,9 +21,9 @@ Any other checkpoint of these families is named by its folder or by its id on th
 EXAMPLES = ("idefics models", "idefics models --json")
 
 # With the longest hub id a line has 100 characters.
-WIDTHS: dict[Precision, int] = {"float32": 8, "bfloat16": 6, "int8": 6, "int4": 6}
+COLUMN_WIDTHS: dict[Precision, int] = {"float32": 8, "bfloat16": 6, "int8": 6, "int4": 6}
 HEADING = "  name              parameters float32  bf16  int8  int4  on the hub"
-FOOT = """
+FOOTER = """
 From float32 to int4: GB of memory that the weights take. int8 shrinks all matrices but the bridge
 between vision and text and the tables of tokens; int4 those of the decoder further.
 * is on this machine already. Others are downloaded when they are first asked for, to
@@ -34,76 +34,79 @@ others, such as {default}, which is taken where neither --model nor IDEFICS_MODE
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    look.add(app, "models", _models, help=HELP, examples=EXAMPLES)
+    help_format.add_command(app, "models", _models, help=HELP, examples=EXAMPLES)
 
 
 def _models(context: typer.Context, *, output: OutputFlags) -> int:
-    with Screen(context.command_path, as_json=output.json) as screen:
-        if screen.as_json:
+    with OutputWriter(context.command_path, as_json=output.json) as writer:
+        if writer.as_json:
             for row in CATALOG:
-                screen.row(_object(row))
+                writer.write_json_line(_json_row(row))
         else:
-            _table(screen)
-        return screen.code
+            _print_table(writer)
+        return writer.exit_code
 
 
-def _table(screen: Screen) -> None:
+def _print_table(writer: OutputWriter) -> None:
     from idefics import weights
 
-    screen.console.print(HEADING, style="bold")
-    for heading, rows in groupby(CATALOG, _heading):
-        screen.console.print(heading, style="cyan")
+    writer.console.print(HEADING, style="bold")
+    for heading, rows in groupby(CATALOG, _family_heading):
+        writer.console.print(heading, style="cyan")
         for row in rows:
-            line = _line(row)
-            screen.console.print(line, style="green" if line.startswith("*") else "default")
-            if row.note and row.hub:
-                screen.console.print(f"      {row.note}", style="dim")
-    screen.console.print(FOOT.format(cache=weights.cache_folder(), default=DEFAULT))
+            line = _table_line(row)
+            writer.console.print(line, style="green" if line.startswith("*") else "default")
+            if row.note and row.hub_id:
+                writer.console.print(f"      {row.note}", style="dim")
+    writer.console.print(FOOTER.format(cache=weights.cache_folder(), default=DEFAULT_MODEL))
 
 
-def _heading(row: CheckpointRow) -> str:
+def _family_heading(row: CatalogEntry) -> str:
     """What the rows of a family have in common."""
-    if row.folder:
+    if row.package_folder:
         return f"Demo: {row.licence}, inside the package"
-    return f"{row.family}: {row.licence}{', video too' if row.video else ''}"
+    return f"{row.family}: {row.licence}{', video too' if row.is_video_trained else ''}"
 
 
-def _line(row: CheckpointRow) -> str:
-    mark = " " if _folder(row) is None else "*"
-    count = (
-        f"{_digits(row.parameters / 1e9)} B"
-        if row.parameters >= 10**9
-        else f"{_digits(row.parameters / 1e6)} M"
+def _table_line(row: CatalogEntry) -> str:
+    local_mark = " " if _local_folder(row) is None else "*"
+    num_parameters_text = (
+        f"{_three_digits(row.num_parameters / 1e9)} B"
+        if row.num_parameters >= 10**9
+        else f"{_three_digits(row.num_parameters / 1e6)} M"
     )
-    needs = "".join(f"{_digits(memory(row, name) / 1e9):>{width}}" for name, width in WIDTHS.items())
-    return f"{mark} {row.name:<20}{count:>8}{needs}  {row.hub}".rstrip()
+    memory_columns = "".join(
+        f"{_three_digits(checkpoint_weight_bytes(row, name) / 1e9):>{width}}"
+        for name, width in COLUMN_WIDTHS.items()
+    )
+    return f"{local_mark} {row.name:<20}{num_parameters_text:>8}{memory_columns}  {row.hub_id}".rstrip()
 
 
-def _folder(row: CheckpointRow) -> Path | None:
+def _local_folder(row: CatalogEntry) -> Path | None:
     """Where a row's files are on this machine."""
     from idefics import weights
 
-    return weights.cached(row.hub) if row.hub else weights.find(row.name)
+    return weights.cached_folder(row.hub_id) if row.hub_id else weights.find(row.name)
 
 
-def _digits(number: float) -> str:
+def _three_digits(number: float) -> str:
     """Three digits, in five characters at most."""
     return f"{number:.3f}" if number < 1 else f"{number:#.3g}".rstrip(".")
 
 
-def _object(row: CheckpointRow) -> dict[str, Any]:
-    folder = _folder(row)
+def _json_row(row: CatalogEntry) -> dict[str, Any]:
+    folder = _local_folder(row)
     return {
         "name": row.name,
-        "names": row.names,
-        "hub": row.hub or None,
+        "names": row.short_names,
+        "hub": row.hub_id or None,
         "family": row.family,
         "kind": row.kind,
-        "video": row.video,
-        "parameters": row.parameters,
-        "memory": {precision: memory(row, precision) for precision in WIDTHS},
+        "video": row.is_video_trained,
+        "parameters": row.num_parameters,
+        "memory": {precision: checkpoint_weight_bytes(row, precision) for precision in COLUMN_WIDTHS},
         "licence": row.licence,
         "note": row.note,
         "folder": None if folder is None else str(folder),
-        "default": row.name == DEFAULT,
+        "default": row.name == DEFAULT_MODEL,
     }

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics.cli.folders import PictureSearch, skipped_line
-from idefics.cli.text_files import as_bytes, is_whole
+from idefics.cli.folders import PictureSearch, describe_skipped
+from idefics.cli.text_files import escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
 from idefics.formats import IMAGE_SUFFIXES
-from idefics.messages import Video, Visual
+from idefics.messages import PictureOrVideo, Video
 
 if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 STDIN = "-"
 # One word with a slash, a star or a suffix. A question mark makes no pattern of it: words end with one.
 FILE_LIKE = re.compile(r"\S*(?:[/*]\S*|\.[A-Za-z0-9]{1,5})")
-LONGEST_NAME = 100  # of what did not exist, in messages
+MAX_NAME_LENGTH = 100  # of what did not exist, in messages
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedPicture:
     """A picture or video, and what its answer is headed with."""
 
     name: str
-    picture: Visual
+    picture: PictureOrVideo
 
 
 def split_words(arguments: Sequence[str], prompt: str | None, kind: str) -> tuple[list[str], str | None]:
@@ -47,100 +47,102 @@ def split_words(arguments: Sequence[str], prompt: str | None, kind: str) -> tupl
         BadPrompt: there are words in the pictures' places, as where a question was typed without quotes.
     """
     names, words = list(arguments), prompt
-    if prompt is None and names and not reads_like_picture(names[-1]):
+    if prompt is None and names and not is_picture_argument(names[-1]):
         words = names.pop()
-    if words is not None and not is_whole(words):
-        raise BadPrompt(f"the {kind} {as_bytes(words)} is not text in UTF-8: write it again")
-    strays = [name for name in names if name and not reads_like_picture(name)]
-    if strays:
-        is_misplaced = words is None and len(strays) == 1 < len(names)
-        way_out = (
+    if words is not None and not is_valid_utf8(words):
+        raise BadPrompt(f"the {kind} {escaped_bytes(words)} is not text in UTF-8: write it again")
+    non_pictures = [name for name in names if name and not is_picture_argument(name)]
+    if non_pictures:
+        is_misplaced = words is None and len(non_pictures) == 1 < len(names)
+        hint = (
             f"put the {kind} last, behind the pictures" if is_misplaced else f"put the whole {kind} in quotes"
         )
-        raise BadPrompt(f"{strays[0]!r} is not a picture: {way_out}")
+        raise BadPrompt(f"{non_pictures[0]!r} is not a picture: {hint}")
     return names, words
 
 
-def reads_like_picture(argument: str) -> bool:
+def is_picture_argument(argument: str) -> bool:
     """Whether an argument is an address, a file or a folder, or looks as if it were meant to be one."""
-    from idefics.processing.fetch import is_remote
+    from idefics.processing.fetch import is_url
 
-    is_typed_so = argument == STDIN or is_remote(argument) or FILE_LIKE.fullmatch(argument) is not None
-    return is_typed_so or _exists(argument)
+    is_picture_like = argument == STDIN or is_url(argument) or FILE_LIKE.fullmatch(argument) is not None
+    return is_picture_like or _exists(argument)
 
 
-def reads_like_words(argument: str) -> bool:
+def is_sentence(argument: str) -> bool:
     """Whether an argument in a picture's place is a sentence: it has a space, and is no file, pattern or address."""
     if " " not in argument or _exists(argument) or glob.glob(argument):
         return False
-    from idefics.processing.video import names_video
+    from idefics.processing.video import is_video_name
 
-    return not (argument.lower().endswith(IMAGE_SUFFIXES) or names_video(argument))
+    return not (argument.lower().endswith(IMAGE_SUFFIXES) or is_video_name(argument))
 
 
-def names_many(arguments: Sequence[str]) -> bool:
+def names_several_pictures(arguments: Sequence[str]) -> bool:
     """Whether more than one picture was asked for: several arguments, a folder or a pattern."""
     return len(arguments) > 1 or any(_is_folder(name) or _is_pattern(name) for name in arguments)
 
 
-def find(
+def find_pictures(
     arguments: Iterable[str],
-    refuse: Callable[[str], None],
-    note: Callable[[str], None],
+    report_error: Callable[[str], None],
+    print_note: Callable[[str], None],
     *,
     recursive: bool = False,
-) -> list[Named]:
+) -> list[NamedPicture]:
     """The pictures that arguments stand for, in their order.
 
     Args:
-        refuse: is told which arguments stand for none.
-        note: is told in one line what folders and patterns hold that is left out.
+        report_error: is told which arguments stand for none.
+        print_note: is told in one line what folders and patterns hold that is left out.
         recursive: whether subfolders of folders are searched too.
     """
-    found: list[Named] = []
+    named_pictures: list[NamedPicture] = []
     skipped: Counter[str] = Counter()
     for argument in arguments:
         try:
             if _is_pattern(argument) or _is_folder(argument):
-                search = PictureSearch(recursive=recursive, refuse=refuse)
+                search = PictureSearch(recursive=recursive, report_error=report_error)
                 paths = (
-                    search.matching(argument) if _is_pattern(argument) else search.in_folder(Path(argument))
+                    search.find_by_pattern(argument)
+                    if _is_pattern(argument)
+                    else search.find_in_folder(Path(argument))
                 )
-                found += [_named(path) for path in paths]
+                named_pictures += [_named_file(path) for path in paths]
                 skipped += search.skipped
             else:
-                found.append(_picture(argument))
+                named_pictures.append(_resolve_argument(argument))
         except BadPicture as error:
-            refuse(str(error))
+            report_error(str(error))
     if skipped:
-        note(f"skipped: {skipped_line(skipped)}")
-    return found
+        print_note(f"skipped: {describe_skipped(skipped)}")
+    return named_pictures
 
 
-def opened(named: Named, fetcher: Fetcher) -> Named:
+def open_named_picture(named: NamedPicture, fetcher: Fetcher) -> NamedPicture:
     """The same picture or video, known to be one; what is remote has been fetched, once.
 
     Raises:
         BadPicture: it cannot be had or read; the message begins with its name.
     """
-    from idefics.processing.fetch import is_remote
-    from idefics.processing.images import open_picture
-    from idefics.processing.video import as_visual, check
+    from idefics.processing.fetch import is_url
+    from idefics.processing.image_processor import open_picture
+    from idefics.processing.video import check_video, to_picture_or_video
 
     picture = named.picture
     try:
-        if isinstance(picture.source, str) and is_remote(picture.source):
-            picture = as_visual(fetcher.get(picture.source))
+        if isinstance(picture.source, str) and is_url(picture.source):
+            picture = to_picture_or_video(fetcher.get(picture.source))
         if isinstance(picture, Video):
-            check(picture, fetcher)
+            check_video(picture, fetcher)
         else:
             open_picture(picture, fetcher)
     except (BadPicture, MissingExtra) as error:
-        raise BadPicture(about(named, error)) from None
-    return Named(named.name, picture)
+        raise BadPicture(error_with_name(named, error)) from None
+    return NamedPicture(named.name, picture)
 
 
-def about(named: Named, error: Exception) -> str:
+def error_with_name(named: NamedPicture, error: Exception) -> str:
     """An error's message, beginning with the picture that it is about."""
     name = "standard input" if named.name == STDIN else named.name
     path = str(Path(name))  # without the "./" at its beginning
@@ -149,43 +151,43 @@ def about(named: Named, error: Exception) -> str:
     return f"{name}: {error}"
 
 
-def standard_input() -> Visual:
+def read_standard_input() -> PictureOrVideo:
     """The picture or video whose bytes are sent into the command."""
-    from idefics.processing.video import as_visual
+    from idefics.processing.video import to_picture_or_video
 
     if sys.stdin.isatty():
         raise BadPicture("standard input is a terminal: send a picture into it, as in cat photo.jpg | ...")
     data = sys.stdin.buffer.read()
     if not data:
         raise BadPicture("standard input is empty: send the bytes of a picture into it")
-    return as_visual(data)
+    return to_picture_or_video(data)
 
 
-def _picture(argument: str) -> Named:
-    from idefics.processing.fetch import is_remote, short
-    from idefics.processing.picture_files import no_such_file
-    from idefics.processing.video import as_visual
+def _resolve_argument(argument: str) -> NamedPicture:
+    from idefics.processing.fetch import is_url, shorten_url
+    from idefics.processing.picture_files import missing_file_message
+    from idefics.processing.video import to_picture_or_video
 
     if argument == STDIN:
-        return Named(STDIN, standard_input())
-    if is_remote(argument):
-        return Named(short(argument), as_visual(argument))
+        return NamedPicture(STDIN, read_standard_input())
+    if is_url(argument):
+        return NamedPicture(shorten_url(argument), to_picture_or_video(argument))
     if not _exists(argument):
-        raise BadPicture(no_such_file(argument[:LONGEST_NAME]))
-    return _named(argument)
+        raise BadPicture(missing_file_message(argument[:MAX_NAME_LENGTH]))
+    return _named_file(argument)
 
 
-def _named(path: str | Path) -> Named:
-    from idefics.processing.video import as_visual
+def _named_file(path: str | Path) -> NamedPicture:
+    from idefics.processing.video import to_picture_or_video
 
-    return Named(str(path), as_visual(Path(path)))
+    return NamedPicture(str(path), to_picture_or_video(Path(path)))
 
 
 def _is_pattern(argument: str) -> bool:
     """Whether an argument is a pattern that the shell has left as it is."""
-    from idefics.processing.fetch import is_remote
+    from idefics.processing.fetch import is_url
 
-    return glob.has_magic(argument) and not _exists(argument) and not is_remote(argument)
+    return glob.has_magic(argument) and not _exists(argument) and not is_url(argument)
 
 
 def _is_folder(argument: str) -> bool:

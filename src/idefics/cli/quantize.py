@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from idefics.catalog import DEFAULT
-from idefics.cli import look
-from idefics.cli.flags import OutputFlags, one_of
-from idefics.cli.loading import download
-from idefics.cli.output import Screen
+from idefics.catalog import DEFAULT_MODEL
+from idefics.cli import help_format
+from idefics.cli.flags import OutputFlags, choice_parser
+from idefics.cli.loading import download_progress_callback
+from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
-    from idefics.pipeline.quantising import LayerError, Written
+    from idefics.generation.quantize import LayerError, QuantizedCheckpoint
 
 HELP = """
 Write a model in fewer bits into a folder, which --model then takes.
@@ -23,86 +23,98 @@ int8 keeps a scale for each output of a layer; int4 one for each 32 weights of t
 tower and head. Tables of tokens and the bridge between vision and text stay as they are.
 """
 EXAMPLES = (
-    f"idefics quantize {DEFAULT} --to int8 --out small",
+    f"idefics quantize {DEFAULT_MODEL} --to int8 --out small",
     'idefics ask photo.jpg --model ./small "What is on the table?"',
-    f"idefics quantize {DEFAULT} --to int4 --out smaller --check",
+    f"idefics quantize {DEFAULT_MODEL} --to int4 --out smaller --check",
 )
-MOST_LAYERS = 20  # errors that a person is shown; --json has all
+MAX_LAYERS = 20  # errors that a person is shown; --json has all
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Short name, folder or hub id.")]
-To = Annotated[
-    str, typer.Option("--to", metavar="BITS", parser=one_of("--to", ("int8", "int4")), help="int8 or int4.")
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Short name, folder or hub id.")]
+BitsFlag = Annotated[
+    str,
+    typer.Option(
+        "--to", metavar="BITS", parser=choice_parser("--to", ("int8", "int4")), help="int8 or int4."
+    ),
 ]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder, or an empty one.")]
-Check = Annotated[bool, typer.Option("--check", help="Show how far each layer is off, the worst first.")]
-Revision = Annotated[
+FolderFlag = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder, or an empty one.")]
+CheckFlag = Annotated[bool, typer.Option("--check", help="Show how far each layer is off, the worst first.")]
+RevisionFlag = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Never download a model.")]
+OfflineFlag = Annotated[bool, typer.Option("--offline", help="Never download a model.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    look.add(app, "quantize", _quantize, help=HELP, usage="MODEL", examples=EXAMPLES)
+    help_format.add_command(app, "quantize", _quantize, help=HELP, usage="MODEL", examples=EXAMPLES)
 
 
 def _quantize(
     context: typer.Context,
     *,
-    model: Model,
-    to: To,
-    out: Out,
-    check: Check = False,
-    revision: Revision = None,
-    offline: Offline = False,
+    model: ModelArgument,
+    to: BitsFlag,
+    out: FolderFlag,
+    check: CheckFlag = False,
+    revision: RevisionFlag = None,
+    offline: OfflineFlag = False,
     output: OutputFlags,
 ) -> int:
     from idefics.config import QuantizationConfig
-    from idefics.pipeline.quantising import errors, quantise
+    from idefics.generation.quantize import measure_layer_errors, quantize_checkpoint
 
-    with Screen(context.command_path, as_json=output.json) as screen:
-        screen.waiting.spin(f"Quantising {model}")
-        written = quantise(
+    with OutputWriter(context.command_path, as_json=output.json) as writer:
+        writer.progress.start_spinner(f"Quantising {model}")
+        checkpoint = quantize_checkpoint(
             model,
             QuantizationConfig(kind=to),  # type: ignore[arg-type]  # one of the words
             out,
             revision=revision,
             offline=offline or None,  # None leaves it to the environment
-            progress=download(model, screen),
+            progress=download_progress_callback(model, writer),
         )
-        found = errors(model, out, revision=revision, offline=offline or None) if check else []
-        screen.waiting.end()
-        if screen.as_json:
-            screen.row(_object(written, found))
+        layer_errors = (
+            measure_layer_errors(model, out, revision=revision, offline=offline or None) if check else []
+        )
+        writer.progress.stop()
+        if writer.as_json:
+            writer.write_json_line(_json_report(checkpoint, layer_errors))
         else:
-            _show(written, found)
-        return screen.code
+            _print_report(checkpoint, layer_errors)
+        return writer.exit_code
 
 
-def _show(written: Written, found: list[LayerError]) -> None:
-    layers = " and ".join(f"{count} in {bits} bits" for bits, count in sorted(written.layers.items()))
-    group = f"a scale for {written.group} weights" if written.group else "a scale for each output"
-    print(f"{written.folder} {'is written' if written.new else 'is there already'}")
+def _print_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> None:
+    layers = " and ".join(
+        f"{count} in {bits} bits" for bits, count in sorted(checkpoint.num_layers_by_bits.items())
+    )
+    group = (
+        f"a scale for {checkpoint.group_size} weights" if checkpoint.group_size else "a scale for each output"
+    )
+    print(f"{checkpoint.folder} {'is written' if checkpoint.is_new else 'is there already'}")
     print(f"layers   {layers}, {group}")
-    print(f"skipped  {', '.join(written.skipped) or 'none'}; tables of tokens, norms")
-    share = written.after / written.before
-    print(f"bytes    {written.before:,} before, {written.after:,} after ({share:.0%})")
-    if found:
+    print(f"skipped  {', '.join(checkpoint.skipped_layers) or 'none'}; tables of tokens, norms")
+    share = checkpoint.bytes_after / checkpoint.bytes_before
+    print(f"bytes    {checkpoint.bytes_before:,} before, {checkpoint.bytes_after:,} after ({share:.0%})")
+    if layer_errors:
         print("\nerror of weights, of outputs (root mean square, relative), the worst first")
-    for row in found[:MOST_LAYERS]:
-        outputs = "   –   " if row.outputs is None else f"{row.outputs:7.2%}"
-        print(f"{row.weights:7.2%}  {outputs}  {row.name}")
-    if len(found) > MOST_LAYERS:
-        print(f"and {len(found) - MOST_LAYERS} more, which are nearer")
+    for row in layer_errors[:MAX_LAYERS]:
+        outputs = "   –   " if row.output_error is None else f"{row.output_error:7.2%}"
+        print(f"{row.weight_error:7.2%}  {outputs}  {row.name}")
+    if len(layer_errors) > MAX_LAYERS:
+        print(f"and {len(layer_errors) - MAX_LAYERS} more, which are nearer")
 
 
-def _object(written: Written, found: list[LayerError]) -> dict[str, Any]:
+def _json_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> dict[str, Any]:
     return {
-        "folder": str(written.folder),
-        "new": written.new,
-        "group": written.group,
-        "layers": dict(written.layers),
-        "skipped": list(written.skipped),
-        "bytes": {"before": written.before, "after": written.after},
-        "errors": [{"layer": row.name, "weights": row.weights, "outputs": row.outputs} for row in found],
+        "folder": str(checkpoint.folder),
+        "new": checkpoint.is_new,
+        "group": checkpoint.group_size,
+        "layers": dict(checkpoint.num_layers_by_bits),
+        "skipped": list(checkpoint.skipped_layers),
+        "bytes": {"before": checkpoint.bytes_before, "after": checkpoint.bytes_after},
+        "errors": [
+            {"layer": row.name, "weights": row.weight_error, "outputs": row.output_error}
+            for row in layer_errors
+        ],
     }

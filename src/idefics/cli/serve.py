@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from idefics.cli import look
-from idefics.cli.flags import Debug, ModelFlags
-from idefics.cli.output import Screen
+from idefics.cli import help_format
+from idefics.cli.flags import DebugFlag, ModelFlags
+from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
-from idefics.server.settings import PREFIX, Settings, read
-from idefics.server.sockets import bind, exit_on_sigterm, listen, url_of
+from idefics.server.settings import ENVIRONMENT_PREFIX, Settings, read_settings
+from idefics.server.sockets import bind_socket, exit_on_sigterm, socket_url, start_listening
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HELP = f"""
 Serve a model to OpenAI clients: chat completions, completions, responses, and a route for each task.
 
-Every flag may also be given as an environment variable ({PREFIX}PORT=8001) or in a TOML file (port = 8001).
+Every flag may also be given as an environment variable ({ENVIRONMENT_PREFIX}PORT=8001) or in a TOML file (port = 8001).
 Flags override the environment, which overrides the file. docs/server.md lists all, with examples for clients.
 """
 EXAMPLES = (
@@ -35,14 +35,20 @@ EXAMPLES = (
     "idefics serve --host 0.0.0.0 --api-key-file keys.txt --remote-images public",
     "idefics serve --config server.toml",
 )
-PLAIN = {bool: None, int: "N", float: "SECONDS", str: "TEXT", Path: "FILE"}  # what flags call their values
+METAVAR_BY_TYPE = {
+    bool: None,
+    int: "N",
+    float: "SECONDS",
+    str: "TEXT",
+    Path: "FILE",
+}  # what flags call their values
 
-Config = Annotated[
+ConfigFlag = Annotated[
     Path | None,
     typer.Option(
         "--config",
         metavar="FILE",
-        envvar=f"{PREFIX}CONFIG",
+        envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
         show_envvar=False,
         help="TOML file of settings; else $IDEFICS_CONFIG.",
         rich_help_panel="File",
@@ -50,87 +56,101 @@ Config = Annotated[
 ]
 
 
-def _flag(one: Field[Any], hint: Any) -> tuple[str, Any, None]:
+def _setting_flag(setting: Field[Any], hint: Any) -> tuple[str, Any, None]:
     """A setting as a flag; what is not given is left to the environment and the file."""
-    (kind,) = {*(get_args(hint) or (hint,))} - {NoneType}
-    default = "" if one.default in (None, False) else f" [default: {one.default}]"
+    (value_type,) = {*(get_args(hint) or (hint,))} - {NoneType}
+    default = "" if setting.default in (None, False) else f" [default: {setting.default}]"
     option = typer.Option(
-        "--" + one.name.replace("_", "-"),
-        metavar=PLAIN[kind],
-        help=one.metadata["help"] + default,
+        "--" + setting.name.replace("_", "-"),
+        metavar=METAVAR_BY_TYPE[value_type],
+        help=setting.metadata["help"] + default,
         show_default=False,
-        rich_help_panel=one.metadata["section"],
+        rich_help_panel=setting.metadata["section"],
     )
-    return one.name, Annotated[kind | None, option], None
+    return setting.name, Annotated[value_type | None, option], None
 
 
-HINTS = get_type_hints(Settings)
-Flags: Any = make_dataclass(
+SETTING_TYPES = get_type_hints(Settings)
+SettingFlags: Any = make_dataclass(
     "Flags",
     [
         (name, hint, default)
-        for name, hint, default in (_flag(one, HINTS[one.name]) for one in fields(Settings))
+        for name, hint, default in (_setting_flag(one, SETTING_TYPES[one.name]) for one in fields(Settings))
     ],
 )
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    look.add(app, "serve", _serve, help=HELP, examples=EXAMPLES)
+    help_format.add_command(app, "serve", _serve, help=HELP, examples=EXAMPLES)
 
 
-def _serve(context: typer.Context, *, given: Flags, config: Config = None, debug: Debug = False) -> int:
-    said = {one.name: value for one in fields(Settings) if (value := getattr(given, one.name)) is not None}
-    settings = read(said, config)
-    settings.keys()
-    with bind(settings.host, settings.port) as listener, Screen(context.command_path) as screen:
+def _serve(
+    context: typer.Context,
+    *,
+    setting_flags: SettingFlags,
+    config: ConfigFlag = None,
+    debug: DebugFlag = False,
+) -> int:
+    given_settings = {
+        one.name: value for one in fields(Settings) if (value := getattr(setting_flags, one.name)) is not None
+    }
+    settings = read_settings(given_settings, config)
+    settings.api_keys()
+    with bind_socket(settings.host, settings.port) as listener, OutputWriter(context.command_path) as writer:
         exit_on_sigterm()
         try:
             from idefics.server.app import create_app
-            from idefics.server.run import run
+            from idefics.server.uvicorn_server import run_server
         except ModuleNotFoundError:
             raise MissingExtra("idefics serve", "serve") from None
         if not logging.getLogger("idefics").isEnabledFor(logging.DEBUG):  # else --debug shows it already
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
             for part in ("idefics.server", "idefics.engine"):  # requests, and why a slower step is taken
                 logging.getLogger(part).setLevel(logging.INFO)
-        vlm = _load(context, settings, screen)
+        vlm = _load_model(context, settings, writer)
         app = create_app(vlm, settings)
         if settings.ui:
-            _add_page(app, vlm, settings, url_of(listener))
-        listen(listener)  # from here on clients wait, and are not refused
-        screen.say(f"{settings.served} is served at {url_of(listener)}; Ctrl-C ends it")
-        run(app, listener)
-        return screen.code
+            _mount_page(app, vlm, settings, socket_url(listener))
+        start_listening(listener)  # from here on clients wait, and are not refused
+        writer.print_status(
+            f"{settings.served_model_name} is served at {socket_url(listener)}; Ctrl-C ends it"
+        )
+        run_server(app, listener)
+        return writer.exit_code
 
 
-def _add_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> None:
+def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> None:
     """Puts the page at /, behind the same key and within the same limits."""
     try:
-        from idefics.ui import desk
-        from idefics.ui.app import mount
-        from idefics.ui.sliders import suggested
+        from idefics.page import backend
+        from idefics.page.app import mount_page
+        from idefics.page.generation_controls import suggested_sampling
     except ModuleNotFoundError:
         raise MissingExtra("idefics serve --ui", "ui") from None
     from idefics import weights
     from idefics.processing.fetch import Fetcher
-    from idefics.server.guests import admitted
+    from idefics.server.page_admission import admission_slot
 
-    mount(
+    mount_page(
         app,
         vlm,
-        desk.Settings(
-            model=settings.served,
-            fetcher=Fetcher(policy=settings.remote_images, strangers=True),
-            server=url,
-            has_key=bool(settings.keys()),
-            start=suggested(weights.find(settings.model, revision=settings.revision, offline=True)),
-            admit=partial(admitted, app.state.service.admission),
+        backend.PageSettings(
+            model=settings.served_model_name,
+            fetcher=Fetcher(policy=settings.remote_images, untrusted=True),
+            server_url=url,
+            has_key=bool(settings.api_keys()),
+            initial_sampling=suggested_sampling(
+                weights.find(settings.model, revision=settings.revision, offline=True)
+            ),
+            admission_slot=partial(admission_slot, app.state.service.admission),
         ),
     )
 
 
-def _load(context: typer.Context, settings: Settings, screen: Screen) -> Idefics:
-    shared = {one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in HINTS}
-    vlm: Idefics = context.obj(ModelFlags(**shared), screen)
+def _load_model(context: typer.Context, settings: Settings, writer: OutputWriter) -> Idefics:
+    model_flags = {
+        one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES
+    }
+    vlm: Idefics = context.obj(ModelFlags(**model_flags), writer)
     return vlm

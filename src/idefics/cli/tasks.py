@@ -10,26 +10,34 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from idefics.cli import look
-from idefics.cli.flags import Arguments, LookFlags, ModelFlags, OutputFlags, Prompt, Recursive, Shots
-from idefics.cli.output import Screen
-from idefics.cli.pictures import reads_like_words, split_words
-from idefics.cli.rounds import Round
+from idefics.cli import help_format
+from idefics.cli.flags import (
+    ImageDetailFlags,
+    ModelFlags,
+    OutputFlags,
+    PositionalArguments,
+    PromptFlag,
+    RecursiveFlag,
+    ShotsFlag,
+)
+from idefics.cli.output import OutputWriter
+from idefics.cli.picture_batches import PictureBatches
+from idefics.cli.pictures import is_sentence, split_words
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.text_files import read_text_file
 from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.messages import Answer
 from idefics.tasks import TASKS
-from idefics.tasks.classify import checked
-from idefics.tasks.record import Task
+from idefics.tasks.classify import check_labels
+from idefics.tasks.task import Task
 from idefics.tasks.write import STORY
 
 if TYPE_CHECKING:
-    from idefics.pipeline import Stream
+    from idefics.generation import Stream
 
 DEFAULT_WORDS = {"write": STORY}  # the words of a task that can do without the caller's
 
-PICTURES = """
+PICTURES_HELP = """
 A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
 Models trained on video also accept videos: clip.mp4.
 Each picture of a folder is taken once, hidden files never; --recursive searches its subfolders too, and so does a
@@ -40,37 +48,38 @@ One picture prints its answer alone; several, a folder or a pattern print one li
 Files that cannot be read are reported on standard error, the others are answered; the exit code is then 2.
 """
 
-_label = partial(typer.Option, rich_help_panel="Labels")
-Labels = Annotated[
-    str | None, _label("--labels", metavar="LABEL,LABEL", help="Labels to choose from, separated by commas.")
+_label_option = partial(typer.Option, rich_help_panel="Labels")
+LabelsFlag = Annotated[
+    str | None,
+    _label_option("--labels", metavar="LABEL,LABEL", help="Labels to choose from, separated by commas."),
 ]
-Label = Annotated[
+LabelFlag = Annotated[
     list[str] | None,
-    _label("--label", metavar="LABEL", help="One label, which may contain a comma; repeatable."),
+    _label_option("--label", metavar="LABEL", help="One label, which may contain a comma; repeatable."),
 ]
-LabelsFile = Annotated[
+LabelsFileFlag = Annotated[
     Path | None,
-    _label("--labels-file", metavar="FILE", help="File of labels, one per line; - is standard input."),
+    _label_option("--labels-file", metavar="FILE", help="File of labels, one per line; - is standard input."),
 ]
-LengthNormalized = Annotated[
-    bool, _label("--length-normalized", help="Divide each label's score by its number of tokens.")
+LengthNormalizedFlag = Annotated[
+    bool, _label_option("--length-normalized", help="Divide each label's score by its number of tokens.")
 ]
-Calibrated = Annotated[
-    bool, _label("--calibrated", help="Subtract each label's score for a plain gray picture.")
+CalibratedFlag = Annotated[
+    bool, _label_option("--calibrated", help="Subtract each label's score for a plain gray picture.")
 ]
 
 
 @dataclass(frozen=True)
-class Page:
+class CommandHelp:
     """What the help of a command says beside the task's own line."""
 
     usage: str
-    remark: str
+    note: str
     examples: tuple[str, ...]
 
 
-PAGES = {
-    "caption": Page(
+HELP_BY_TASK = {
+    "caption": CommandHelp(
         "PICTURE...",
         "It takes no words; `idefics ask` and `idefics complete` do.",
         (
@@ -80,7 +89,7 @@ PAGES = {
             "cat photo.jpg | idefics caption - --json",
         ),
     ),
-    "complete": Page(
+    "complete": CommandHelp(
         "PICTURE... TEXT",
         "The text comes last, in quotes, or by --prompt; the answer begins with it.",
         (
@@ -88,7 +97,7 @@ PAGES = {
             'idefics complete *.jpg "The ground is" --max-new-tokens 12',
         ),
     ),
-    "ask": Page(
+    "ask": CommandHelp(
         "PICTURE... QUESTION",
         "The question comes last, in quotes, or by --prompt.",
         (
@@ -97,7 +106,7 @@ PAGES = {
             'idefics ask photo.jpg --prompt "Is it day or night?" --choices day,night --json',
         ),
     ),
-    "classify": Page(
+    "classify": CommandHelp(
         "PICTURE... --labels LABEL,LABEL",
         "Down a pipe only the best label is printed; --json gives all of them with their probabilities.",
         (
@@ -107,7 +116,7 @@ PAGES = {
             "idefics classify photo.jpg --labels-file labels.txt",
         ),
     ),
-    "write": Page(
+    "write": CommandHelp(
         "PICTURE... [INSTRUCTION]",
         "The instruction comes last, in quotes, or by --prompt.",
         (
@@ -121,53 +130,53 @@ PAGES = {
 
 def register(app: typer.Typer) -> None:
     """Adds a command for each task."""
-    others: dict[str, look.Run] = {"caption": _caption, "classify": _classify}
+    others: dict[str, help_format.CommandFunction] = {"caption": _caption, "classify": _classify}
     for task in TASKS.values():
-        page, run = PAGES[task.name], others.get(task.name) or _with_words(task)
-        help = f"{task.help}\n\n{page.remark}\n{PICTURES}"
-        look.add(app, task.name, run, help=help, usage=page.usage, examples=page.examples)
+        page, run = HELP_BY_TASK[task.name], others.get(task.name) or _task_command(task)
+        help = f"{task.help}\n\n{page.note}\n{PICTURES_HELP}"
+        help_format.add_command(app, task.name, run, help=help, usage=page.usage, examples=page.examples)
 
 
 def _caption(
     context: typer.Context,
-    arguments: Arguments,
-    shots: Shots = None,
-    recursive: Recursive = False,
+    arguments: PositionalArguments,
+    shots: ShotsFlag = None,
+    recursive: RecursiveFlag = False,
     *,
     model: ModelFlags,
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
     _refuse_words(arguments, "caption takes no words (`idefics ask` takes a question)")
-    return _say(TASKS["caption"], context, arguments, "", shots, recursive, model, sampling, output)
+    return _run_task(TASKS["caption"], context, arguments, "", shots, recursive, model, sampling, output)
 
 
-def _with_words(task: Task) -> look.Run:
+def _task_command(task: Task) -> help_format.CommandFunction:
     """The command of a task that takes the caller's words."""
 
     def run(
         context: typer.Context,
-        arguments: Arguments,
-        prompt: Prompt = None,
-        shots: Shots = None,
-        recursive: Recursive = False,
+        arguments: PositionalArguments,
+        prompt: PromptFlag = None,
+        shots: ShotsFlag = None,
+        recursive: RecursiveFlag = False,
         *,
         model: ModelFlags,
         sampling: SamplingFlags,
         output: OutputFlags,
     ) -> int:
-        names, words = split_words(arguments, prompt, task.words)
+        names, words = split_words(arguments, prompt, task.words_name)
         words = DEFAULT_WORDS.get(task.name) if words is None else words
         if words is None:
-            raise BadPrompt(f"no {task.words} given: put it last, in quotes, or use --prompt")
+            raise BadPrompt(f"no {task.words_name} given: put it last, in quotes, or use --prompt")
         if not words.strip():
-            raise BadPrompt(f"the {task.words} is empty: put it last, in quotes, or use --prompt")
-        return _say(task, context, names, words.strip(), shots, recursive, model, sampling, output)
+            raise BadPrompt(f"the {task.words_name} is empty: put it last, in quotes, or use --prompt")
+        return _run_task(task, context, names, words.strip(), shots, recursive, model, sampling, output)
 
     return run
 
 
-def _say(
+def _run_task(
     task: Task,
     context: typer.Context,
     arguments: Sequence[str],
@@ -179,61 +188,61 @@ def _say(
     output: OutputFlags,
 ) -> int:
     options = sampling.options(as_json=output.json)
-    with Screen(context.command_path, as_json=output.json) as screen:
-        pictures = Round(arguments, shots, screen, model, context.obj, recursive=recursive)
-        if screen.person and not screen.names:
-            for named in pictures.opened(pictures.found):
-                stream = pictures.vlm.run(task, named.picture, words, stream=True, **options)
-                screen.stream(cast("Stream", stream))
+    with OutputWriter(context.command_path, as_json=output.json) as writer:
+        batches = PictureBatches(arguments, shots, writer, model, context.obj, recursive=recursive)
+        if writer.is_interactive and not writer.shows_picture_names:
+            for named in batches.readable_pictures(batches.pictures):
+                stream = batches.vlm.run(task, named.picture, words, stream=True, **options)
+                writer.write_stream(cast("Stream", stream))
         else:
-            said = pictures.replies(
+            answers = batches.results(
                 lambda vlm, several: cast(
                     "list[Answer | IdeficsError]", vlm.run(task, several, words, on_error="return", **options)
                 )
             )
-            for answer, name in said:
-                screen.answer(answer, name, pictures.vlm)
-        return screen.code
+            for answer, name in answers:
+                writer.write_answer(answer, name, batches.vlm)
+        return writer.exit_code
 
 
 def _classify(
     context: typer.Context,
-    arguments: Arguments,
-    labels: Labels = None,
-    label: Label = None,
-    labels_file: LabelsFile = None,
-    length_normalized: LengthNormalized = False,
-    calibrated: Calibrated = False,
-    shots: Shots = None,
-    recursive: Recursive = False,
+    arguments: PositionalArguments,
+    labels: LabelsFlag = None,
+    label: LabelFlag = None,
+    labels_file: LabelsFileFlag = None,
+    length_normalized: LengthNormalizedFlag = False,
+    calibrated: CalibratedFlag = False,
+    shots: ShotsFlag = None,
+    recursive: RecursiveFlag = False,
     *,
     model: ModelFlags,
-    seen: LookFlags,
+    detail_flags: ImageDetailFlags,
     output: OutputFlags,
 ) -> int:
-    closely = seen.looking()
+    detail_options = detail_flags.image_detail_options()
     _refuse_words(arguments, 'labels are given as --labels "cat,dog"')
-    wanted = [*(labels.split(",") if labels else ()), *(label or ()), *_read_labels(labels_file)]
-    if not wanted:
+    label_list = [*(labels.split(",") if labels else ()), *(label or ()), *_read_labels(labels_file)]
+    if not label_list:
         raise BadSetting(
             'no labels given: --labels "cat,dog", --label cat --label dog, or --labels-file FILE'
         )
-    wanted = checked(wanted)
-    with Screen(context.command_path, as_json=output.json) as screen:
-        pictures = Round(arguments, shots, screen, model, context.obj, recursive=recursive)
-        rankings = pictures.replies(
+    label_list = check_labels(label_list)
+    with OutputWriter(context.command_path, as_json=output.json) as writer:
+        batches = PictureBatches(arguments, shots, writer, model, context.obj, recursive=recursive)
+        rankings = batches.results(
             lambda vlm, several: vlm.classify(
                 several,
-                wanted,
+                label_list,
                 length_normalized=length_normalized,
                 calibrated=calibrated,
                 on_error="return",
-                **closely,
+                **detail_options,
             )
         )
         for ranking, name in rankings:
-            screen.ranking(ranking, name)
-        return screen.code
+            writer.write_ranking(ranking, name)
+        return writer.exit_code
 
 
 def _read_labels(path: Path | None) -> list[str]:
@@ -242,7 +251,7 @@ def _read_labels(path: Path | None) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _refuse_words(arguments: Sequence[str], remark: str) -> None:
+def _refuse_words(arguments: Sequence[str], hint: str) -> None:
     for argument in arguments:
-        if reads_like_words(argument):
-            raise BadPrompt(f"{argument!r} is not a picture, and {remark}")
+        if is_sentence(argument):
+            raise BadPrompt(f"{argument!r} is not a picture, and {hint}")

@@ -10,12 +10,12 @@ from idefics.errors import BadSetting
 STDIN = "-"
 
 
-def read_text_file(flag: str, path: Path, wanted: str) -> str:
+def read_text_file(flag: str, path: Path, expected: str) -> str:
     """The text of a file, or of standard input where its name is "-".
 
     Args:
         flag: that names it; begins each message.
-        wanted: what it should hold, such as "one label per line".
+        expected: what it should hold, such as "one label per line".
 
     Raises:
         BadSetting: it cannot be read, or is not UTF-8 (a byte order mark at its beginning is left out).
@@ -29,7 +29,7 @@ def read_text_file(flag: str, path: Path, wanted: str) -> str:
         else:
             data = sys.stdin.buffer.read()
             if not data.strip():
-                raise BadSetting(f"{name}: standard input is empty: send {wanted} into it")
+                raise BadSetting(f"{name}: standard input is empty: send {expected} into it")
     except FileNotFoundError:
         raise BadSetting(f"{name}: no such file") from None
     except OSError as error:
@@ -37,14 +37,14 @@ def read_text_file(flag: str, path: Path, wanted: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise BadSetting(f"{name} is not text in UTF-8: give {wanted}") from None
+        raise BadSetting(f"{name} is not text in UTF-8: give {expected}") from None
 
 
-def is_whole(text: str) -> bool:
+def is_valid_utf8(text: str) -> bool:
     """Whether what was typed is text: bytes that are not UTF-8 stand in it as halves of characters (PEP 383)."""
     return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
-def as_bytes(text: str) -> str:
+def escaped_bytes(text: str) -> str:
     """Such a text as a person can read it: `'Caf\\xe9'`."""
     return repr(text.encode(errors="surrogateescape"))[1:]

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from idefics.cli import look
-from idefics.cli.flags import Debug, ModelFlags, number, policy
-from idefics.cli.output import Screen
+from idefics.cli import help_format
+from idefics.cli.flags import DebugFlag, ModelFlags, number_parser, remote_images_flag
+from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
-from idefics.server.sockets import bind, exit_on_sigterm, listen, url_of
+from idefics.server.sockets import bind_socket, exit_on_sigterm, socket_url, start_listening
 
 HELP = """
 Open a page in the browser: chat, caption, ask, classify, write, follow examples, and label whole folders.
@@ -25,12 +25,12 @@ EXAMPLES = ("idefics ui", "idefics ui --model demo --port 8080")
 HOST = "127.0.0.1"
 
 
-Port = Annotated[
+PortFlag = Annotated[
     int,
     typer.Option(
         "--port",
         metavar="N",
-        parser=number("--port", int),
+        parser=number_parser("--port", int),
         rich_help_panel="Address",
         help="Port to listen on; 0 takes a free one.",
     ),
@@ -38,7 +38,7 @@ Port = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageFlags(ModelFlags):
+class UIModelFlags(ModelFlags):
     """The same, with another word where none is given."""
 
     remote_images: Annotated[
@@ -50,7 +50,7 @@ class PageFlags(ModelFlags):
             show_envvar=False,
             show_default=False,
             rich_help_panel="Model",
-            parser=policy,
+            parser=remote_images_flag,
             help="Addresses that may be fetched, as in other commands; else "
             "$IDEFICS_REMOTE_IMAGES, else public.",
         ),
@@ -59,18 +59,20 @@ class PageFlags(ModelFlags):
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    look.add(app, "ui", _ui, help=HELP, examples=EXAMPLES)
+    help_format.add_command(app, "ui", _ui, help=HELP, examples=EXAMPLES)
 
 
-def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: Debug = False) -> int:
-    with Screen(context.command_path) as screen, bind(HOST, port) as listener:
+def _ui(
+    context: typer.Context, port: PortFlag = 7860, *, model: UIModelFlags, debug: DebugFlag = False
+) -> int:
+    with OutputWriter(context.command_path) as writer, bind_socket(HOST, port) as listener:
         exit_on_sigterm()
         try:
             import uvicorn
 
-            from idefics.ui.app import application
-            from idefics.ui.desk import Settings
-            from idefics.ui.sliders import suggested
+            from idefics.page.app import create_page_app
+            from idefics.page.backend import PageSettings
+            from idefics.page.generation_controls import suggested_sampling
         except ModuleNotFoundError:
             raise MissingExtra("the page in the browser", "ui") from None
         from idefics import weights
@@ -78,12 +80,12 @@ def _ui(context: typer.Context, port: Port = 7860, *, model: PageFlags, debug: D
 
         if not debug:
             logging.basicConfig(format="%(message)s", level=logging.WARNING)
-        vlm = context.obj(model, screen)
-        start = suggested(weights.find(model.model, revision=model.revision, offline=True))
-        fetcher = Fetcher(policy=model.remote_images, strangers=True)
-        app = application(vlm, Settings(model.model, fetcher, start=start))
-        listen(listener)
-        screen.say(f"the page is at {url_of(listener)}; Ctrl-C ends it")
+        vlm = context.obj(model, writer)
+        start = suggested_sampling(weights.find(model.model, revision=model.revision, offline=True))
+        fetcher = Fetcher(policy=model.remote_images, untrusted=True)
+        app = create_page_app(vlm, PageSettings(model.model, fetcher, initial_sampling=start))
+        start_listening(listener)
+        writer.print_status(f"the page is at {socket_url(listener)}; Ctrl-C ends it")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
         uvicorn.Server(config).run(sockets=[listener])
-        return screen.code
+        return writer.exit_code

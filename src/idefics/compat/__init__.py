@@ -11,22 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from idefics.compat.auto import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from idefics.compat.batch_feature import (
+        BatchEncoding,
+        BatchFeature,
+    )
     from idefics.compat.configuration_auto import AutoConfig
     from idefics.compat.configuration_idefics import (
         IdeficsConfig,
         IdeficsPerceiverConfig,
         IdeficsVisionConfig,
     )
-    from idefics.compat.configuration_in_text import Idefics2Config, Idefics3Config, SmolVLMConfig
-    from idefics.compat.features import (
-        BatchEncoding,
-        BatchFeature,
-    )
+    from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
     from idefics.compat.generation_config import GenerationConfig
-    from idefics.compat.generation_search import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+    from idefics.compat.generation_strategies import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
     from idefics.compat.image_processing_idefics import IdeficsImageProcessor
-    from idefics.compat.image_processing_in_text import (
+    from idefics.compat.image_processing_inline import (
         Idefics2ImageProcessor,
         Idefics2ImageProcessorFast,
         Idefics3ImageProcessor,
@@ -58,10 +57,11 @@ if TYPE_CHECKING:
         SmolVLMModel,
         SmolVLMPreTrainedModel,
     )
+    from idefics.compat.processing_auto import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from idefics.compat.processing_idefics import IdeficsProcessor
-    from idefics.compat.processing_in_text import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
+    from idefics.compat.processing_inline import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
     from idefics.compat.quantization import BitsAndBytesConfig, QuantoConfig
-    from idefics.compat.stopping import (
+    from idefics.compat.stopping_criteria import (
         EosTokenCriteria,
         MaxLengthCriteria,
         MaxTimeCriteria,
@@ -141,34 +141,34 @@ __all__ = [
 
 _HOME = {
     "AutoConfig": "idefics.compat.configuration_auto",
-    "AutoImageProcessor": "idefics.compat.auto",
+    "AutoImageProcessor": "idefics.compat.processing_auto",
     "AutoModel": "idefics.compat.modeling_auto",
     "AutoModelForImageTextToText": "idefics.compat.modeling_auto",
     "AutoModelForVision2Seq": "idefics.compat.modeling_auto",
-    "AutoProcessor": "idefics.compat.auto",
-    "AutoTokenizer": "idefics.compat.auto",
-    "BatchEncoding": "idefics.compat.features",
-    "BatchFeature": "idefics.compat.features",
+    "AutoProcessor": "idefics.compat.processing_auto",
+    "AutoTokenizer": "idefics.compat.processing_auto",
+    "BatchEncoding": "idefics.compat.batch_feature",
+    "BatchFeature": "idefics.compat.batch_feature",
     "BitsAndBytesConfig": "idefics.compat.quantization",
-    "EosTokenCriteria": "idefics.compat.stopping",
+    "EosTokenCriteria": "idefics.compat.stopping_criteria",
     "GPT2TokenizerFast": "idefics.compat.tokenization",
-    "GenerateBeamDecoderOnlyOutput": "idefics.compat.generation_search",
-    "GenerateDecoderOnlyOutput": "idefics.compat.generation_search",
+    "GenerateBeamDecoderOnlyOutput": "idefics.compat.generation_strategies",
+    "GenerateDecoderOnlyOutput": "idefics.compat.generation_strategies",
     "GenerationConfig": "idefics.compat.generation_config",
-    "Idefics2Config": "idefics.compat.configuration_in_text",
+    "Idefics2Config": "idefics.compat.configuration_inline",
     "Idefics2ForConditionalGeneration": "idefics.compat.modeling_idefics2",
-    "Idefics2ImageProcessor": "idefics.compat.image_processing_in_text",
-    "Idefics2ImageProcessorFast": "idefics.compat.image_processing_in_text",
+    "Idefics2ImageProcessor": "idefics.compat.image_processing_inline",
+    "Idefics2ImageProcessorFast": "idefics.compat.image_processing_inline",
     "Idefics2Model": "idefics.compat.modeling_idefics2",
     "Idefics2PreTrainedModel": "idefics.compat.modeling_idefics2",
-    "Idefics2Processor": "idefics.compat.processing_in_text",
-    "Idefics3Config": "idefics.compat.configuration_in_text",
+    "Idefics2Processor": "idefics.compat.processing_inline",
+    "Idefics3Config": "idefics.compat.configuration_inline",
     "Idefics3ForConditionalGeneration": "idefics.compat.modeling_idefics3",
-    "Idefics3ImageProcessor": "idefics.compat.image_processing_in_text",
-    "Idefics3ImageProcessorFast": "idefics.compat.image_processing_in_text",
+    "Idefics3ImageProcessor": "idefics.compat.image_processing_inline",
+    "Idefics3ImageProcessorFast": "idefics.compat.image_processing_inline",
     "Idefics3Model": "idefics.compat.modeling_idefics3",
     "Idefics3PreTrainedModel": "idefics.compat.modeling_idefics3",
-    "Idefics3Processor": "idefics.compat.processing_in_text",
+    "Idefics3Processor": "idefics.compat.processing_inline",
     "IdeficsConfig": "idefics.compat.configuration_idefics",
     "IdeficsForVisionText2Text": "idefics.compat.modeling_idefics",
     "IdeficsImageProcessor": "idefics.compat.image_processing_idefics",
@@ -181,21 +181,21 @@ _HOME = {
     "LlamaTokenizerFast": "idefics.compat.tokenization",
     "LogitsProcessor": "idefics.compat.logits_process",
     "LogitsProcessorList": "idefics.compat.logits_process",
-    "MaxLengthCriteria": "idefics.compat.stopping",
-    "MaxTimeCriteria": "idefics.compat.stopping",
+    "MaxLengthCriteria": "idefics.compat.stopping_criteria",
+    "MaxTimeCriteria": "idefics.compat.stopping_criteria",
     "PreTrainedTokenizer": "idefics.compat.tokenization",
     "PreTrainedTokenizerFast": "idefics.compat.tokenization",
     "QuantoConfig": "idefics.compat.quantization",
-    "SmolVLMConfig": "idefics.compat.configuration_in_text",
+    "SmolVLMConfig": "idefics.compat.configuration_inline",
     "SmolVLMForConditionalGeneration": "idefics.compat.modeling_idefics3",
-    "SmolVLMImageProcessor": "idefics.compat.image_processing_in_text",
-    "SmolVLMImageProcessorFast": "idefics.compat.image_processing_in_text",
+    "SmolVLMImageProcessor": "idefics.compat.image_processing_inline",
+    "SmolVLMImageProcessorFast": "idefics.compat.image_processing_inline",
     "SmolVLMModel": "idefics.compat.modeling_idefics3",
     "SmolVLMPreTrainedModel": "idefics.compat.modeling_idefics3",
-    "SmolVLMProcessor": "idefics.compat.processing_in_text",
-    "StopStringCriteria": "idefics.compat.stopping",
-    "StoppingCriteria": "idefics.compat.stopping",
-    "StoppingCriteriaList": "idefics.compat.stopping",
+    "SmolVLMProcessor": "idefics.compat.processing_inline",
+    "StopStringCriteria": "idefics.compat.stopping_criteria",
+    "StoppingCriteria": "idefics.compat.stopping_criteria",
+    "StoppingCriteriaList": "idefics.compat.stopping_criteria",
     "TextIteratorStreamer": "idefics.compat.streamers",
     "TextStreamer": "idefics.compat.streamers",
 }

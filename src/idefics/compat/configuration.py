@@ -12,15 +12,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from idefics.compat.folders import folder_and_rest
-from idefics.compat.loading_arguments import IGNORED_BY_MODELS, without_neutral
+from idefics.compat.loading_arguments import IGNORED_MODEL_KWARGS, drop_neutral_model_kwargs
+from idefics.compat.pretrained_folder import resolve_pretrained_folder
 from idefics.config import ModelConfig
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.models import family_for
 from idefics.weights.adapters import refuse_adapter
 
 CONFIG_FILE = "config.json"
-UNSAVED = (
+UNSAVED_FIELDS = (
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_attn_implementation_internal",
@@ -28,7 +28,7 @@ UNSAVED = (
 )
 
 # The first class of each model_type that has parts.
-WHOLES: dict[str, type[PretrainedConfig]] = {}
+COMPOSITE_CONFIG_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {}
 
 
 class PretrainedConfig:
@@ -69,26 +69,33 @@ class PretrainedConfig:
 
     def __init_subclass__(cls) -> None:
         """Its own fields come first, then those that all configs have."""
-        own = {name: cls.__dict__[name] for name in cls.__annotations__ if name in cls.__dict__}
-        own = {name: value for name, value in own.items() if name not in ("model_type", "parts", "fields")}
+        own_fields = {name: cls.__dict__[name] for name in cls.__annotations__ if name in cls.__dict__}
+        own_fields = {
+            name: value for name, value in own_fields.items() if name not in ("model_type", "parts", "fields")
+        }
         cls.sub_configs = cls.parts
         if cls.parts:
-            WHOLES.setdefault(cls.model_type, cls)
-        cls.fields = {**own, **{name: value for name, value in cls.fields.items() if name not in own}}
+            COMPOSITE_CONFIG_BY_MODEL_TYPE.setdefault(cls.model_type, cls)
+        cls.fields = {
+            **own_fields,
+            **{name: value for name, value in cls.fields.items() if name not in own_fields},
+        }
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        named = [inspect.Parameter(name, kind, default=value) for name, value in cls.fields.items()]
-        rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
-        cls.__signature__ = inspect.Signature([*named, rest])  # type: ignore[attr-defined]
+        field_parameters = [
+            inspect.Parameter(name, kind, default=value) for name, value in cls.fields.items()
+        ]
+        kwargs_parameter = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+        cls.__signature__ = inspect.Signature([*field_parameters, kwargs_parameter])  # type: ignore[attr-defined]
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        given = inspect.signature(type(self)).bind(*values, **named)
-        given.apply_defaults()
-        others = given.arguments.pop("kwargs")
-        if attn_implementation := others.pop("attn_implementation", None):
+        bound_arguments = inspect.signature(type(self)).bind(*values, **named)
+        bound_arguments.apply_defaults()
+        extra_fields = bound_arguments.arguments.pop("kwargs")
+        if attn_implementation := extra_fields.pop("attn_implementation", None):
             self._attn_implementation = attn_implementation
-        if dtype := others.pop("dtype", self.torch_dtype):  # its name in newer files
-            given.arguments["torch_dtype"] = dtype
-        for name, value in {**given.arguments, **others}.items():
+        if dtype := extra_fields.pop("dtype", self.torch_dtype):  # its name in newer files
+            bound_arguments.arguments["torch_dtype"] = dtype
+        for name, value in {**bound_arguments.arguments, **extra_fields}.items():
             setattr(self, name, copy(value))
         if self.torch_dtype is not None:
             self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
@@ -102,28 +109,28 @@ class PretrainedConfig:
         """`return_dict`, by its older name."""
         return self.return_dict
 
-    def settings(self) -> ModelConfig:
+    def to_model_config(self) -> ModelConfig:
         """What the model is built by. Raises UnsupportedModel for what this package does not run."""
-        return family_for(self.model_type).config(self.to_dict(), {})
+        return family_for(self.model_type).read_config(self.to_dict(), {})
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as config.json has it; fields that every config has are left out where they say nothing new."""
         content = {
             name: value.to_dict() if isinstance(value, PretrainedConfig) else deepcopy(value)
             for name, value in vars(self).items()
-            if name not in UNSAVED
+            if name not in UNSAVED_FIELDS
             and (name not in PretrainedConfig.fields or value != PretrainedConfig.fields[name])
         }
         return {**content, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The fields that differ from those of a config made without arguments, `model_type` included."""
-        plain = type(self)().to_dict()
+        default_fields = type(self)().to_dict()
         content = self.to_dict()
         return {
             name: value
             for name, value in content.items()
-            if name == "model_type" or name not in plain or value != plain[name]
+            if name == "model_type" or name not in default_fields or value != default_fields[name]
         }
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -168,18 +175,20 @@ class PretrainedConfig:
 
         The class of a part takes its part of a whole model's config.
         """
-        folder, changes = folder_and_rest(
+        folder, changes = resolve_pretrained_folder(
             pretrained_model_name_or_path,
-            without_neutral(f"{cls.__name__}.from_pretrained", keywords),
-            ignored=IGNORED_BY_MODELS,
+            drop_neutral_model_kwargs(f"{cls.__name__}.from_pretrained", keywords),
+            ignored=IGNORED_MODEL_KWARGS,
             needs="config",
         )
         content = read_config(folder)
         model_type = content.get("model_type", cls.model_type)
-        if (whole := WHOLES.get(model_type)) is not None:
-            for name, part in whole.parts.items():
+        if (composite_class := COMPOSITE_CONFIG_BY_MODEL_TYPE.get(model_type)) is not None:
+            for name, part in composite_class.parts.items():
                 if part is cls:
-                    return cls.from_dict(getattr(whole.from_dict(content), name).to_dict(), **changes)
+                    return cls.from_dict(
+                        getattr(composite_class.from_dict(content), name).to_dict(), **changes
+                    )
         if model_type != cls.model_type:
             raise UnsupportedModel(
                 f"{folder} is of model_type {model_type!r}, {cls.__name__} of {cls.model_type!r}"

@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 
 from idefics.compat.configuration import PretrainedConfig, read_config
 from idefics.compat.configuration_idefics import IdeficsConfig
-from idefics.compat.configuration_in_text import Idefics2Config, Idefics3Config, SmolVLMConfig
-from idefics.compat.folders import folder_and_rest
-from idefics.compat.loading_arguments import IGNORED_BY_MODELS, content_of, without_neutral
+from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
+from idefics.compat.loading_arguments import IGNORED_MODEL_KWARGS, config_to_dict, drop_neutral_model_kwargs
+from idefics.compat.pretrained_folder import resolve_pretrained_folder
 from idefics.errors import BadSetting
 from idefics.models import family_for
 
-CONFIGS: dict[str, type[PretrainedConfig]] = {
+CONFIG_CLASS_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {
     config.model_type: config for config in (IdeficsConfig, Idefics2Config, Idefics3Config, SmolVLMConfig)
 }
 
@@ -33,22 +33,22 @@ class AutoConfig:
         **keywords: Any,
     ) -> PretrainedConfig:
         """The config of a folder, a hub id or a short name; keywords are as in models' `from_pretrained`."""
-        folder, changes = folder_and_rest(
+        folder, changes = resolve_pretrained_folder(
             pretrained_model_name_or_path,
-            without_neutral("AutoConfig.from_pretrained", keywords),
-            ignored=IGNORED_BY_MODELS,
+            drop_neutral_model_kwargs("AutoConfig.from_pretrained", keywords),
+            ignored=IGNORED_MODEL_KWARGS,
             needs="config",
         )
-        return config_of(folder, **changes)
+        return read_config_as_class(folder, **changes)
 
     @classmethod
     def for_model(cls, model_type: str, **fields: Any) -> PretrainedConfig:
         """A config of this model_type."""
         family_for(model_type)  # or an error that lists what can be run
-        return CONFIGS[model_type](**fields)
+        return CONFIG_CLASS_BY_MODEL_TYPE[model_type](**fields)
 
 
-def config_from(config: object, **changes: Any) -> PretrainedConfig:
+def as_config(config: object, **changes: Any) -> PretrainedConfig:
     """A config from whatever says one, with other values in some fields.
 
     Args:
@@ -61,10 +61,10 @@ def config_from(config: object, **changes: Any) -> PretrainedConfig:
     """
     if isinstance(config, str | PathLike):
         path = Path(config)
-        return config_of(path.parent if path.is_file() else path, **changes)
+        return read_config_as_class(path.parent if path.is_file() else path, **changes)
     if isinstance(config, PretrainedConfig) and not changes:
         return config
-    content = content_of(config)
+    content = config_to_dict(config)
     if content is None:
         raise BadSetting(
             f"config is of type {type(config).__name__}; give a config, the content of a config.json, or a folder"
@@ -74,7 +74,7 @@ def config_from(config: object, **changes: Any) -> PretrainedConfig:
     return config_from_content(content, **changes)
 
 
-def config_of(folder: Path, **changes: Any) -> PretrainedConfig:
+def read_config_as_class(folder: Path, **changes: Any) -> PretrainedConfig:
     """The config in a folder, as the class that its model_type names."""
     return config_from_content(read_config(folder), **changes)
 
@@ -83,4 +83,4 @@ def config_from_content(content: Mapping[str, Any], **changes: Any) -> Pretraine
     """The config of a config.json's content, as the class that its model_type names."""
     model_type = content.get("model_type", "(none)")
     family_for(model_type)  # or an error that lists what can be run
-    return CONFIGS[model_type].from_dict(dict(content), **changes)
+    return CONFIG_CLASS_BY_MODEL_TYPE[model_type].from_dict(dict(content), **changes)

@@ -41,7 +41,7 @@ class IdeficsPerceiverConfig(PretrainedConfig):
 
 
 # The flat files of 2023: a name at the top -> where it is now.
-OLD_NAMES = {
+FIELD_BY_FLAT_NAME = {
     "vision_embed_dim": ("vision_config", "embed_dim"),
     "vision_image_size": ("vision_config", "image_size"),
     "vision_patch_size": ("vision_config", "patch_size"),
@@ -97,10 +97,10 @@ class IdeficsConfig(PretrainedConfig):
     max_position_embeddings: int = 2048
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        old = {name: named.pop(name) for name in OLD_NAMES if name in named}
+        flat_fields = {name: named.pop(name) for name in FIELD_BY_FLAT_NAME if name in named}
         super().__init__(*values, **named)
-        for name, value in old.items():
-            part, field = OLD_NAMES[name]
+        for name, value in flat_fields.items():
+            part, field = FIELD_BY_FLAT_NAME[name]
             setattr(getattr(self, part), field, value)
         if self.num_hidden_layers % self.cross_layer_interval:
             raise UnsupportedModel(

@@ -8,18 +8,18 @@ from torch import nn
 
 from idefics.errors import BadSetting
 
-FREEZABLE = {"LayerNorm": nn.LayerNorm, "Linear": nn.Linear, "Embedding": nn.Embedding}
+FREEZABLE_CLASSES = {"LayerNorm": nn.LayerNorm, "Linear": nn.Linear, "Embedding": nn.Embedding}
 
 
-def freeze(module: nn.Module, exceptions: Sequence[str]) -> None:
+def freeze_except(module: nn.Module, exceptions: Sequence[str]) -> None:
     """Freezes all parameters but those of modules of these kinds, which are trained."""
-    if unknown := set(exceptions) - set(FREEZABLE):
+    if unknown := set(exceptions) - set(FREEZABLE_CLASSES):
         raise BadSetting(
             f"modules of the kind {', '.join(sorted(unknown))} cannot be excepted from freezing; "
-            f"give {', '.join(FREEZABLE)}"
+            f"give {', '.join(FREEZABLE_CLASSES)}"
         )
-    kinds = tuple(FREEZABLE[name] for name in exceptions)
+    excepted_classes = tuple(FREEZABLE_CLASSES[name] for name in exceptions)
     module.requires_grad_(False)
-    for part in module.modules():
-        if isinstance(part, kinds):
-            part.requires_grad_(True)
+    for submodule in module.modules():
+        if isinstance(submodule, excepted_classes):
+            submodule.requires_grad_(True)

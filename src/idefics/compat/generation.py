@@ -11,22 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idefics.compat.generation_arguments import prompt_ids, prompt_mask, settings_of_call, sorted_arguments
+from idefics.compat.generation_arguments import (
+    merge_generation_configs,
+    pop_attention_mask,
+    pop_prompt_ids,
+    split_generate_kwargs,
+)
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.generation_padding import RightPadding, all_to_left
-from idefics.compat.generation_reader import Reader
-from idefics.compat.generation_search import GenerateOutput, Steps, beam_search, sample
-from idefics.compat.logits_constraints import AllowedIds
-from idefics.compat.logits_process import Generation, Processor, processors
-from idefics.compat.stopping import (
-    Criterion,
+from idefics.compat.generation_padding import RightPadding, pad_left
+from idefics.compat.generation_runner import GenerationRunner
+from idefics.compat.generation_strategies import DecodingSteps, GenerateOutput, beam_search, sample
+from idefics.compat.logits_constraints import PrefixAllowedTokensFn
+from idefics.compat.logits_process import GenerateContext, LogitsProcessorFn, make_logits_processors
+from idefics.compat.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteriaList,
+    StoppingCriterionFn,
     StopStringCriteria,
 )
-from idefics.compat.streamers import BaseStreamer, Decoder
+from idefics.compat.streamers import BaseStreamer, TokenDecoder
 from idefics.errors import BadSetting
 
 
@@ -36,7 +41,7 @@ class GenerationMixin:
     generation_config: GenerationConfig
 
     @property
-    def picture_ids(self) -> Sequence[int]:
+    def image_token_ids(self) -> Sequence[int]:
         """The ids whose places are filled with pictures, in their order."""
         return ()
 
@@ -57,16 +62,16 @@ class GenerationMixin:
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        logits_processor: Sequence[Processor] | None = None,
-        stopping_criteria: Sequence[Criterion] | None = None,
-        prefix_allowed_tokens_fn: AllowedIds | None = None,
+        logits_processor: Sequence[LogitsProcessorFn] | None = None,
+        stopping_criteria: Sequence[StoppingCriterionFn] | None = None,
+        prefix_allowed_tokens_fn: PrefixAllowedTokensFn | None = None,
         synced_gpus: bool | None = None,
         assistant_model: Any = None,
         streamer: BaseStreamer | None = None,
         negative_prompt_ids: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         *,
-        tokenizer: Decoder | None = None,
+        tokenizer: TokenDecoder | None = None,
         use_model_defaults: bool | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateOutput:
@@ -104,10 +109,10 @@ class GenerationMixin:
             BadPrompt: ids of a wrong shape, or nothing but padding.
         """
         try:
-            settings, given = sorted_arguments(
+            settings, model_inputs = split_generate_kwargs(
                 self, {**kwargs, "synced_gpus": synced_gpus, "assistant_model": assistant_model}
             )
-            config = settings_of_call(
+            config = merge_generation_configs(
                 self.generation_config, generation_config, settings, use_model_defaults=use_model_defaults
             )
             if streamer is not None and config.num_beams > 1:
@@ -118,14 +123,14 @@ class GenerationMixin:
             answers = self._generate(
                 inputs,
                 config,
-                given,
+                model_inputs,
                 tokenizer=tokenizer,
-                processors_=logits_processor or (),
+                logits_processors=logits_processor or (),
                 criteria=stopping_criteria or (),
                 streamer=streamer,
-                allowed=prefix_allowed_tokens_fn,
-                negative=negative_prompt_ids,
-                negative_mask=negative_prompt_attention_mask,
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                negative_prompt_ids=negative_prompt_ids,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
             )
         finally:  # whoever waits for the text shall not wait for ever
             if streamer is not None:
@@ -136,65 +141,84 @@ class GenerationMixin:
         self: Any,
         inputs: Tensor | None,
         config: GenerationConfig,
-        given: dict[str, Any],
+        model_inputs: dict[str, Any],
         *,
-        tokenizer: Decoder | None,
-        processors_: Sequence[Processor],
-        criteria: Sequence[Criterion],
+        tokenizer: TokenDecoder | None,
+        logits_processors: Sequence[LogitsProcessorFn],
+        criteria: Sequence[StoppingCriterionFn],
         streamer: BaseStreamer | None,
-        allowed: AllowedIds | None,
-        negative: Tensor | None,
-        negative_mask: Tensor | None,
+        prefix_allowed_tokens_fn: PrefixAllowedTokensFn | None,
+        negative_prompt_ids: Tensor | None,
+        negative_prompt_attention_mask: Tensor | None,
     ) -> Tensor | GenerateOutput:
-        ids = prompt_ids(inputs, given, config)
-        as_given, mask = ids, prompt_mask(ids, given, config)
-        padding = RightPadding(mask).check(ids, given, self.picture_ids)
-        negative, negative_mask = all_to_left(negative, negative_mask)
-        ids, mask, given = padding.to_left(ids), padding.to_left(mask), padding.inputs_to_left(given)
-        prompt = given["inputs_embeds"].shape[1] if "inputs_embeds" in given else ids.shape[1]
-        room = _room(config, prompt)
-        answers = max(config.num_beams, config.num_return_sequences)
-        reader = Reader(
+        ids = pop_prompt_ids(inputs, model_inputs, config)
+        original_ids, mask = ids, pop_attention_mask(ids, model_inputs, config)
+        padding = RightPadding(mask).check(ids, model_inputs, self.image_token_ids)
+        negative_prompt_ids, negative_prompt_attention_mask = pad_left(
+            negative_prompt_ids, negative_prompt_attention_mask
+        )
+        ids, mask, model_inputs = (
+            padding.to_left(ids),
+            padding.to_left(mask),
+            padding.inputs_to_left(model_inputs),
+        )
+        prompt_length = (
+            model_inputs["inputs_embeds"].shape[1] if "inputs_embeds" in model_inputs else ids.shape[1]
+        )
+        max_new_tokens = _resolve_max_new_tokens(config, prompt_length)
+        num_answers = max(config.num_beams, config.num_return_sequences)
+        runner = GenerationRunner(
             self,
-            {**given, "attention_mask": mask},
-            answers=answers,
-            use_cache=config.use_cache or not given.keys().isdisjoint({"inputs_embeds", "past_key_values"}),
-            extras=_extras(config),
+            {**model_inputs, "attention_mask": mask},
+            answers_per_prompt=num_answers,
+            use_cache=config.use_cache
+            or not model_inputs.keys().isdisjoint({"inputs_embeds", "past_key_values"}),
+            output_names=_requested_outputs(config),
         )
         if streamer is not None:
-            streamer.put(as_given.repeat_interleave(answers, dim=0).cpu())
+            streamer.put(original_ids.repeat_interleave(num_answers, dim=0).cpu())
 
-        def rows(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(answers, dim=0)
+        def repeat_rows(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(num_answers, dim=0)
 
-        least = config.min_length - prompt if config.min_new_tokens is None else config.min_new_tokens
-        starts = mask.ne(0).int().argmax(1) if mask.shape == ids.shape else mask.new_zeros(len(mask))
-        logits = reader.prompts(ids)  # (R, V)
-        call = Generation(
-            model=self,
-            prompts=rows(ids),
-            starts=rows(starts),
-            vocabulary=logits.shape[1],
-            length=ids.shape[1] + room,
-            least=ids.shape[1] + least,
-            allowed=allowed,
-            negative=None if negative is None else rows(negative),
-            negative_mask=None if negative_mask is None else rows(negative_mask),
+        min_new_tokens = (
+            config.min_length - prompt_length if config.min_new_tokens is None else config.min_new_tokens
         )
-        ends = [*_criteria(config, call.length, tokenizer), *criteria]
-        steps = Steps(config, processors(config, processors_, call), StoppingCriteriaList(ends))
+        prompt_starts = mask.ne(0).int().argmax(1) if mask.shape == ids.shape else mask.new_zeros(len(mask))
+        logits = runner.prefill(ids)  # (R, V)
+        context = GenerateContext(
+            model=self,
+            prompt_ids=repeat_rows(ids),
+            prompt_starts=repeat_rows(prompt_starts),
+            vocab_size=logits.shape[1],
+            max_length=ids.shape[1] + max_new_tokens,
+            min_length=ids.shape[1] + min_new_tokens,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            negative_prompt_ids=None if negative_prompt_ids is None else repeat_rows(negative_prompt_ids),
+            negative_prompt_mask=None
+            if negative_prompt_attention_mask is None
+            else repeat_rows(negative_prompt_attention_mask),
+        )
+        stopping_criteria = [*_make_stopping_criteria(config, context.max_length, tokenizer), *criteria]
+        steps = DecodingSteps(
+            config,
+            make_logits_processors(config, logits_processors, context),
+            StoppingCriteriaList(stopping_criteria),
+        )
         out: GenerateOutput
         if config.num_beams == 1:
-            out = sample(reader, ids, logits, steps, streamer)
+            out = sample(runner, ids, logits, steps, streamer)
         else:
-            out = beam_search(reader, ids, logits, steps, room)
-        padding.given_back(out, as_given)
+            out = beam_search(runner, ids, logits, steps, max_new_tokens)
+        padding.restore_right_padding(out, original_ids)
         return out if config.return_dict_in_generate else out.sequences
 
 
-def _criteria(config: GenerationConfig, length: int, tokenizer: Decoder | None) -> list[Criterion]:
+def _make_stopping_criteria(
+    config: GenerationConfig, max_length: int, tokenizer: TokenDecoder | None
+) -> list[StoppingCriterionFn]:
     """What ends an answer by the settings."""
-    criteria: list[Criterion] = [MaxLengthCriteria(length)]
+    criteria: list[StoppingCriterionFn] = [MaxLengthCriteria(max_length)]
     if config.max_time is not None:
         criteria.append(MaxTimeCriteria(config.max_time))
     if config.stop_strings:
@@ -209,20 +233,27 @@ def _criteria(config: GenerationConfig, length: int, tokenizer: Decoder | None) 
     return criteria
 
 
-def _extras(config: GenerationConfig) -> list[str]:
-    asked = {"attentions": config.output_attentions, "hidden_states": config.output_hidden_states}
-    return [name for name, is_asked in asked.items() if is_asked and config.return_dict_in_generate]
+def _requested_outputs(config: GenerationConfig) -> list[str]:
+    is_requested_by_output = {
+        "attentions": config.output_attentions,
+        "hidden_states": config.output_hidden_states,
+    }
+    return [
+        name
+        for name, is_asked in is_requested_by_output.items()
+        if is_asked and config.return_dict_in_generate
+    ]
 
 
-def _room(config: GenerationConfig, prompt: int) -> int:
+def _resolve_max_new_tokens(config: GenerationConfig, prompt_length: int) -> int:
     """How many ids may be generated after so many of the prompt."""
     if config.max_new_tokens is not None:
         return config.max_new_tokens
-    if not config.is_set("max_length"):
+    if not config.is_field_set("max_length"):
         return config.max_length  # the default counts generated ids
-    if config.max_length <= prompt:
+    if config.max_length <= prompt_length:
         raise BadSetting(
-            f"max_length is {config.max_length}, and the prompt has {prompt} ids, which it counts: "
+            f"max_length is {config.max_length}, and the prompt has {prompt_length} ids, which it counts: "
             "give max_new_tokens, or a greater max_length"
         )
-    return config.max_length - prompt
+    return config.max_length - prompt_length

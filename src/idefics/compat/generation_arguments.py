@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idefics.compat.generation_config import ALL_NAMES, NAMES, GenerationConfig
+from idefics.compat.generation_config import ACCEPTED_FIELD_NAMES, FIELD_NAMES, GenerationConfig
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 
-OWN_ARGUMENTS = (
+GENERATE_ARGUMENTS = (
     "inputs",
     "generation_config",
     "logits_processor",
@@ -27,7 +27,7 @@ OWN_ARGUMENTS = (
     "tokenizer",
 )
 # Accepted and ignored, with the reason.
-IGNORED = {
+IGNORED_GENERATE_KWARGS = {
     "labels": "a batch for training holds them; there is no loss here",
     "num_items_in_batch": "there is no loss here",
     "cache_position": "the cache says how many tokens it holds",
@@ -36,7 +36,7 @@ IGNORED = {
     "trust_remote_code": "no code of a checkpoint is ever run",
 }
 # -> The values that ask for nothing, and why others are refused.
-NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+NEUTRAL_GENERATE_KWARGS: dict[str, tuple[tuple[Any, ...], str]] = {
     "synced_gpus": ((None, False), "several processes do not generate together"),
     "custom_generate": ((None,), "no other way to generate is loaded"),
     "return_dict": ((None, True), "`generate` reads the model's outputs by their names"),
@@ -45,30 +45,36 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def sorted_arguments(model: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_generate_kwargs(model: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The caller's keywords -> settings, and what the model's `forward` is given. What is None is no input.
 
     Raises:
         UnknownArgument: neither the settings nor the model have it.
         BadSetting: it asks for something that is not here.
     """
-    settings = {name: value for name, value in given.items() if name in ALL_NAMES}
-    inputs = {name: value for name, value in given.items() if name not in ALL_NAMES and name not in IGNORED}
-    for name in inputs.keys() & NEUTRAL.keys():
-        values, reason = NEUTRAL[name]
+    settings = {name: value for name, value in kwargs.items() if name in ACCEPTED_FIELD_NAMES}
+    inputs = {
+        name: value
+        for name, value in kwargs.items()
+        if name not in ACCEPTED_FIELD_NAMES and name not in IGNORED_GENERATE_KWARGS
+    }
+    for name in inputs.keys() & NEUTRAL_GENERATE_KWARGS.keys():
+        values, reason = NEUTRAL_GENERATE_KWARGS[name]
         if inputs.pop(name) not in values:
-            raise BadSetting(f"{name} is {given[name]!r}; {reason}: leave it out")
-    known = sorted(parameters(model) - {*NAMES, *IGNORED, *NEUTRAL})
-    if unknown := [name for name, value in inputs.items() if name not in known and value is not None]:
-        raise UnknownArgument("generate", unknown, [*known, *OWN_ARGUMENTS, *NAMES])
+            raise BadSetting(f"{name} is {kwargs[name]!r}; {reason}: leave it out")
+    known_names = sorted(
+        forward_parameter_names(model) - {*FIELD_NAMES, *IGNORED_GENERATE_KWARGS, *NEUTRAL_GENERATE_KWARGS}
+    )
+    if unknown := [name for name, value in inputs.items() if name not in known_names and value is not None]:
+        raise UnknownArgument("generate", unknown, [*known_names, *GENERATE_ARGUMENTS, *FIELD_NAMES])
     return settings, {name: value for name, value in inputs.items() if value is not None}
 
 
-def parameters(model: Any) -> set[str]:
+def forward_parameter_names(model: Any) -> set[str]:
     """The keywords that a model's `forward` takes; one with `**kwargs` hands them to the class above it."""
     names: set[str] = set()
-    for kind in type(model).__mro__:
-        if (forward := vars(kind).get("forward")) is None:
+    for model_class in type(model).__mro__:
+        if (forward := vars(model_class).get("forward")) is None:
             continue
         signature = inspect.signature(forward).parameters.values()
         names |= {one.name for one in signature if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
@@ -77,76 +83,84 @@ def parameters(model: Any) -> set[str]:
     return names - {"self"}
 
 
-def settings_of_call(
-    own: GenerationConfig, given: object, settings: Mapping[str, Any], *, use_model_defaults: bool | None
+def merge_generation_configs(
+    model_config: GenerationConfig,
+    generation_config: object,
+    settings: Mapping[str, Any],
+    *,
+    use_model_defaults: bool | None,
 ) -> GenerationConfig:
     """The caller's settings over those of `generation_config` over the model's own.
 
     Raises:
         BadSetting: settings that contradict each other, or that are none.
     """
-    config = own
-    if given is not None:
-        config = GenerationConfig.from_any(given)
+    config = model_config
+    if generation_config is not None:
+        config = GenerationConfig.from_any(generation_config)
         if use_model_defaults is not False:
-            config = GenerationConfig(**own.settings() | config.settings())
-    config = config.switch(**settings)
-    answers, beams = config.num_return_sequences, config.num_beams
-    if answers > beams > 1:
+            config = GenerationConfig(**model_config.explicit_settings() | config.explicit_settings())
+    config = config.with_overrides(**settings)
+    num_answers, num_beams = config.num_return_sequences, config.num_beams
+    if num_answers > num_beams > 1:
         raise BadSetting(
-            f"num_return_sequences is {answers} and num_beams {beams}: give as many beams at least"
+            f"num_return_sequences is {num_answers} and num_beams {num_beams}: give as many beams at least"
         )
-    if answers > 1 == beams and not config.do_sample:
+    if num_answers > 1 == num_beams and not config.do_sample:
         raise BadSetting(
-            f"num_return_sequences is {answers}, but the most likely ids are one answer: "
-            f"give do_sample=True, or num_beams={answers}"
+            f"num_return_sequences is {num_answers}, but the most likely ids are one answer: "
+            f"give do_sample=True, or num_beams={num_answers}"
         )
     if config.do_sample and config.temperature == 0:
         raise BadSetting("temperature is 0 and do_sample True: give do_sample=False for the most likely ids")
     return config
 
 
-def prompt_ids(inputs: Tensor | None, given: dict[str, Any], config: GenerationConfig) -> Tensor:
-    """(B, T) the ids of the prompts, taken out of what is `given`; T is 0 beside embeddings without ids.
+def pop_prompt_ids(inputs: Tensor | None, model_inputs: dict[str, Any], config: GenerationConfig) -> Tensor:
+    """(B, T) the ids of the prompts, taken out of what is `model_inputs`; T is 0 beside embeddings without ids.
 
     Raises:
         BadPrompt: there are none, or they are of a wrong shape.
     """
-    ids = given.pop("input_ids", None)
+    ids = model_inputs.pop("input_ids", None)
     if ids is not None and inputs is not None:
         raise BadPrompt("inputs and input_ids are two names for the same: give one of them")
     ids = inputs if ids is None else ids
     if ids is None:
-        tensors = [value for value in given.values() if isinstance(value, Tensor)]
+        tensors = [value for value in model_inputs.values() if isinstance(value, Tensor)]
         rows, device = (len(tensors[0]), tensors[0].device) if tensors else (1, None)
-        if "inputs_embeds" in given:
+        if "inputs_embeds" in model_inputs:
             return torch.empty(rows, 0, dtype=torch.long, device=device)
         if config.bos_token_id is None:
             raise BadPrompt("there is no prompt: give input_ids, or bos_token_id to begin from nothing")
         return torch.full((rows, 1), config.bos_token_id, device=device)
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
-        what = (
+        description = (
             f"a tensor of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
         )
         raise BadPrompt(
-            f'input_ids is {what}; give ids of shape (prompts, length), as return_tensors="pt" does'
+            f'input_ids is {description}; give ids of shape (prompts, length), as return_tensors="pt" does'
         )
     if not ids.numel():
         raise BadPrompt(f"input_ids has shape {tuple(ids.shape)}: give at least one id")
     return ids
 
 
-def prompt_mask(ids: Tensor, given: dict[str, Any], config: GenerationConfig) -> Tensor:
-    """(B, T) which ids are no padding, taken out of what is `given`, else by `pad_token_id`.
+def pop_attention_mask(ids: Tensor, model_inputs: dict[str, Any], config: GenerationConfig) -> Tensor:
+    """(B, T) which ids are no padding, taken out of what is `model_inputs`, else by `pad_token_id`.
 
     Raises:
         BadPrompt: of a wrong shape.
     """
-    mask: Tensor | None = given.pop("attention_mask", None)
+    mask: Tensor | None = model_inputs.pop("attention_mask", None)
     if mask is None:
-        places = given["inputs_embeds"][..., 0] if "inputs_embeds" in given else ids
-        mask = torch.ones_like(places, dtype=torch.long)
-        if places is ids and config.pad_token_id is not None and config.pad_token_id not in config.stop_ids:
+        positions = model_inputs["inputs_embeds"][..., 0] if "inputs_embeds" in model_inputs else ids
+        mask = torch.ones_like(positions, dtype=torch.long)
+        if (
+            positions is ids
+            and config.pad_token_id is not None
+            and config.pad_token_id not in config.stop_ids
+        ):
             mask = ids.ne(config.pad_token_id).long()
     if mask.dim() != 2:
         raise BadPrompt(f"attention_mask has shape {tuple(mask.shape)}; give (prompts, length)")

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from idefics.compat.folders import IGNORED, LOCATING, folder_and_rest
-from idefics.compat.generation_values import checked
-from idefics.compat.loading_arguments import content_of
+from idefics.compat.generation_config_values import validate_field
+from idefics.compat.loading_arguments import config_to_dict
+from idefics.compat.pretrained_folder import HUB_KWARGS, IGNORED_KWARGS, resolve_pretrained_folder
 from idefics.errors import BadSetting, BrokenCheckpoint, UnknownArgument
-from idefics.generation_fields import NEUTRAL, NO_EFFECT, is_neutral
+from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, NEUTRAL_VALUES_BY_FIELD, is_neutral
 
-FILE = "generation_config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 
 
 class GenerationConfig:
@@ -122,36 +122,38 @@ class GenerationConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):  # notes of transformers' own code, such as `_from_model_config`
             vars(self)[name] = value
-        elif name not in ALL_NAMES:
-            raise UnknownArgument("GenerationConfig", [name], NAMES)
+        elif name not in ACCEPTED_FIELD_NAMES:
+            raise UnknownArgument("GenerationConfig", [name], FIELD_NAMES)
         elif value is None:
             vars(self).pop(name, None)
-        elif name in NAMES:
-            vars(self)[name] = checked(name, value)
+        elif name in FIELD_NAMES:
+            vars(self)[name] = validate_field(name, value)
         elif not is_neutral(name, value):
             raise BadSetting(f"{name} is {value!r}, and `generate` does not have it: leave it out")
         else:
             vars(self)[name] = value
 
     def __getattr__(self, name: str) -> None:
-        if name not in ALL_NAMES:
+        if name not in ACCEPTED_FIELD_NAMES:
             raise AttributeError(f"GenerationConfig has no {name!r}")
 
     def update(self, defaults_only: bool = False, **settings: Any) -> None:
         """Sets several settings; with `defaults_only` those that are not set. Raises UnknownArgument, BadSetting."""
         for name, value in settings.items():
-            if not (defaults_only and self.is_set(name)):
+            if not (defaults_only and self.is_field_set(name)):
                 setattr(self, name, value)
 
-    def switch(self, **settings: Any) -> Self:
+    def with_overrides(self, **settings: Any) -> Self:
         """A copy with other settings, in which None switches off even what a checkpoint has set."""
-        copy = type(self)(**self.settings())
+        copy = type(self)(**self.explicit_settings())
         copy.update(**settings)
-        off = [name for name, value in settings.items() if value is None and name in SWITCHED_OFF]
-        vars(copy).update({name: SWITCHED_OFF[name] for name in off})
+        disabled_names = [
+            name for name, value in settings.items() if value is None and name in DISABLED_VALUES
+        ]
+        vars(copy).update({name: DISABLED_VALUES[name] for name in disabled_names})
         return copy
 
-    def is_set(self, name: str) -> bool:
+    def is_field_set(self, name: str) -> bool:
         """Whether a setting was given a value, its default or another."""
         return name in vars(self)
 
@@ -163,7 +165,7 @@ class GenerationConfig:
         return [self.eos_token_id] if isinstance(self.eos_token_id, int) else self.eos_token_id
 
     @property
-    def padding(self) -> int | None:
+    def effective_pad_token_id(self) -> int | None:
         """What stands after an answer that has ended; None where no id is known to be of no meaning."""
         return self.stop_ids[0] if self.pad_token_id is None and self.stop_ids else self.pad_token_id
 
@@ -176,10 +178,12 @@ class GenerationConfig:
         Raises:
             BadSetting: a name that changes answers in a way that `generate` does not have, or a value out of range.
         """
-        kept = {
-            name: value for name, value in settings.items() if name in NAMES or not is_neutral(name, value)
+        supported_settings = {
+            name: value
+            for name, value in settings.items()
+            if name in FIELD_NAMES or not is_neutral(name, value)
         }
-        return cls(**kept | others)
+        return cls(**supported_settings | others)
 
     @classmethod
     def from_any(cls, config: object) -> Self:
@@ -190,7 +194,7 @@ class GenerationConfig:
         """
         if isinstance(config, cls):
             return config
-        content = content_of(config)
+        content = config_to_dict(config)
         if content is None:
             raise BadSetting(f"generation_config is of type {type(config).__name__}; give a GenerationConfig")
         settings = dict(content)
@@ -208,7 +212,7 @@ class GenerationConfig:
         Args:
             model_config: a config of this package or of transformers, or the content of a config.json.
         """
-        config = content_of(model_config)
+        config = config_to_dict(model_config)
         if config is None:
             raise BadSetting(
                 f"model_config is of type {type(model_config).__name__}; give the config of a model"
@@ -228,17 +232,21 @@ class GenerationConfig:
             BrokenCheckpoint: it has no such file, or one that cannot be read.
         """
         folder = Path(pretrained_model_name_or_path) / (others.get("subfolder") or "")
-        if (folder / FILE).is_file():
-            others = {name: value for name, value in others.items() if name not in (*LOCATING, *IGNORED)}
+        if (folder / GENERATION_CONFIG_FILE).is_file():
+            others = {
+                name: value for name, value in others.items() if name not in (*HUB_KWARGS, *IGNORED_KWARGS)
+            }
         else:
-            folder, others = folder_and_rest(
-                pretrained_model_name_or_path, others, ignored=IGNORED, needs="config"
+            folder, others = resolve_pretrained_folder(
+                pretrained_model_name_or_path, others, ignored=IGNORED_KWARGS, needs="config"
             )
-        path = folder / FILE
+        path = folder / GENERATION_CONFIG_FILE
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise BrokenCheckpoint(f"{folder} has no {FILE}: write one with save_pretrained") from None
+            raise BrokenCheckpoint(
+                f"{folder} has no {GENERATION_CONFIG_FILE}: write one with save_pretrained"
+            ) from None
         except (OSError, ValueError) as error:
             raise BrokenCheckpoint(f"{path} cannot be read as JSON ({type(error).__name__})") from None
         if not isinstance(settings, dict):
@@ -249,34 +257,34 @@ class GenerationConfig:
         """Writes what is set to the generation_config.json of a folder, which is made if need be."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(self.to_json_string(), encoding="utf-8")
+        (folder / GENERATION_CONFIG_FILE).write_text(self.to_json_string(), encoding="utf-8")
 
     def to_json_string(self) -> str:
         """What is set, as generation_config.json has it."""
-        return json.dumps(self.settings(), indent=2, sort_keys=True, default=str) + "\n"
+        return json.dumps(self.explicit_settings(), indent=2, sort_keys=True, default=str) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting by name; None where it is not set."""
-        return dict.fromkeys(NAMES) | self.settings()
+        return dict.fromkeys(FIELD_NAMES) | self.explicit_settings()
 
-    def settings(self) -> dict[str, Any]:
+    def explicit_settings(self) -> dict[str, Any]:
         """What is set."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GenerationConfig) and self.settings() == other.settings()
+        return isinstance(other, GenerationConfig) and self.explicit_settings() == other.explicit_settings()
 
     __hash__ = None  # type: ignore[assignment]  # what is equal now may not be later
 
     def __repr__(self) -> str:
-        return (
-            f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
-        )
+        return f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.explicit_settings().items())})"
 
 
-NAMES = tuple(GenerationConfig.__annotations__)
-ALL_NAMES = frozenset({*NAMES, *NEUTRAL, *NO_EFFECT})  # those of transformers that are not here, too
-SWITCHED_OFF = {name: vars(GenerationConfig)[name] for name in NAMES} | {
+FIELD_NAMES = tuple(GenerationConfig.__annotations__)
+ACCEPTED_FIELD_NAMES = frozenset(
+    {*FIELD_NAMES, *NEUTRAL_VALUES_BY_FIELD, *FIELDS_WITHOUT_EFFECT}
+)  # those of transformers that are not here, too
+DISABLED_VALUES = {name: vars(GenerationConfig)[name] for name in FIELD_NAMES} | {
     "top_k": 0
 }  # defaults change nothing
-del SWITCHED_OFF["max_length"]
+del DISABLED_VALUES["max_length"]

@@ -11,21 +11,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from idefics.compat.cache import KeyValueCache
-from idefics.compat.generation_search import GenerateOutput
+from idefics.compat.generation_strategies import GenerateOutput
+from idefics.compat.kv_cache import KeyValueCache
 from idefics.errors import BadPrompt
-from idefics.nn.padded import KeysValues
+from idefics.nn.padded_attention import LayerKV
 
-ALONG_IDS = ("inputs_embeds", "position_ids", "image_attention_mask")
+TOKEN_ALIGNED_INPUTS = ("inputs_embeds", "position_ids", "image_attention_mask")
 # The dimensions of an output in which its places stand.
-DIMENSIONS = {"hidden_states": (1,), "attentions": (2, 3)}
+TOKEN_DIMS_BY_OUTPUT = {"hidden_states": (1,), "attentions": (2, 3)}
 
 
 class RightPadding:
     """The padding after the last token of each row, which stands before the first one while `generate` reads.
 
     Attributes:
-        is_any: whether there is any.
+        has_padding: whether there is any.
 
     Args:
         mask: (B, T), 0 for padding.
@@ -35,81 +35,94 @@ class RightPadding:
     """
 
     def __init__(self, mask: Tensor) -> None:
-        stands = mask.ne(0)
-        if not stands.any(1).all():
-            row = int((~stands.any(1)).int().argmax())
+        is_token = mask.ne(0)
+        if not is_token.any(1).all():
+            row = int((~is_token.any(1)).int().argmax())
             raise BadPrompt(
                 f"row {row} of attention_mask has no 1: give every prompt at least one id that is no padding"
             )
-        self.length = mask.shape[1]
-        self.counts = stands.flip(1).int().argmax(1)  # (B,)
-        self.is_any = bool(self.counts.any())
+        self.padded_length = mask.shape[1]
+        self.num_padding_tokens = is_token.flip(1).int().argmax(1)  # (B,)
+        self.has_padding = bool(self.num_padding_tokens.any())
 
     def to_left(self, values: Tensor) -> Tensor:
         """(B or 1, T, ...) -> (B, T, ...); what has another length is left as it is."""
-        if not self.is_any or values.shape[1] != self.length:
+        if not self.has_padding or values.shape[1] != self.padded_length:
             return values
-        places = torch.arange(self.length, device=self.counts.device) - self.counts[:, None]
-        values = values.expand(len(self.counts), *values.shape[1:])
-        return _picked(values, places % self.length, 1)
+        source_positions = (
+            torch.arange(self.padded_length, device=self.num_padding_tokens.device)
+            - self.num_padding_tokens[:, None]
+        )
+        values = values.expand(len(self.num_padding_tokens), *values.shape[1:])
+        return _gather_positions(values, source_positions % self.padded_length, 1)
 
-    def inputs_to_left(self, given: dict[str, Any]) -> dict[str, Any]:
+    def inputs_to_left(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         """What the model is given beside ids and their mask."""
-        return {name: self.to_left(value) if name in ALONG_IDS else value for name, value in given.items()}
+        return {
+            name: self.to_left(value) if name in TOKEN_ALIGNED_INPUTS else value
+            for name, value in model_inputs.items()
+        }
 
-    def check(self, ids: Tensor, given: dict[str, Any], pictures: Sequence[int]) -> Self:
+    def check(self, ids: Tensor, model_inputs: dict[str, Any], image_token_ids: Sequence[int]) -> Self:
         """Itself; refuses what cannot be moved: a past, and places of pictures.
 
         Args:
             ids: (B, T).
-            pictures: ids whose places in a row are filled with pictures in their order.
+            image_token_ids: ids whose places in a row are filled with pictures in their order.
 
         Raises:
-            BadPrompt: `given` has a past, or one of `pictures` is padding.
+            BadPrompt: `model_inputs` has a past, or one of `image_token_ids` is padding.
         """
-        if not self.is_any:
+        if not self.has_padding:
             return self
-        if KeyValueCache.of(given.get("past_key_values")).layers:
+        if KeyValueCache.from_past(model_inputs.get("past_key_values")).layers:
             raise BadPrompt(
                 "attention_mask ends in padding, and past_key_values are given: give a mask that ends in 1"
             )
-        if ids.shape[1] == self.length:
-            padding = torch.arange(self.length, device=ids.device) >= self.length - self.counts[:, None]
-            for id_ in pictures:
+        if ids.shape[1] == self.padded_length:
+            padding = (
+                torch.arange(self.padded_length, device=ids.device)
+                >= self.padded_length - self.num_padding_tokens[:, None]
+            )
+            for id_ in image_token_ids:
                 if (padding & ids.eq(id_)).any():
                     raise BadPrompt(
                         f"attention_mask ends in padding that has the id of pictures, {id_}: pad with another id"
                     )
         return self
 
-    def given_back(self, out: GenerateOutput, ids: Tensor) -> None:
+    def restore_right_padding(self, out: GenerateOutput, ids: Tensor) -> None:
         """Puts what `generate` gives into the caller's order, in place.
 
         Args:
             ids: (B, T), as the caller gave them.
         """
-        if not self.is_any:
+        if not self.has_padding:
             return
         prompts = ids.repeat_interleave(len(out.sequences) // len(ids), dim=0)
         out.sequences = torch.cat((prompts, out.sequences[:, ids.shape[1] :]), dim=1)
-        for name, dims in DIMENSIONS.items():
+        for name, dims in TOKEN_DIMS_BY_OUTPUT.items():
             if (steps := out.get(name)) is not None:
-                out[name] = tuple(tuple(self._back(layer, dims) for layer in step) for step in steps)
+                out[name] = tuple(tuple(self._to_right(layer, dims) for layer in step) for step in steps)
         if (cache := out.past_key_values) is not None:
-            cache.layers = tuple(KeysValues(*(self._back(x, (2,)) for x in pair)) for pair in cache.layers)
+            cache.layers = tuple(LayerKV(*(self._to_right(x, (2,)) for x in pair)) for pair in cache.layers)
 
-    def _back(self, values: Tensor, dims: Sequence[int]) -> Tensor:
+    def _to_right(self, values: Tensor, dims: Sequence[int]) -> Tensor:
         """(R, ...) with L places in each of the dimensions `dims`; one with fewer than T holds later ids alone."""
         for dim in dims:
-            if (length := values.shape[dim]) >= self.length:
-                counts = self.counts.repeat_interleave(len(values) // len(self.counts), dim=0)
-                places = torch.arange(length, device=counts.device).expand(len(counts), -1)
-                within = (places + counts[:, None]) % self.length
-                values = _picked(values, within.where(places < self.length, places), dim)
+            if (length := values.shape[dim]) >= self.padded_length:
+                counts = self.num_padding_tokens.repeat_interleave(
+                    len(values) // len(self.num_padding_tokens), dim=0
+                )
+                positions = torch.arange(length, device=counts.device).expand(len(counts), -1)
+                source_positions = (positions + counts[:, None]) % self.padded_length
+                values = _gather_positions(
+                    values, source_positions.where(positions < self.padded_length, positions), dim
+                )
         return values
 
 
-def all_to_left(ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def pad_left(ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """(B, T) ids and their mask with the padding on the left; as they are where one of them is None."""
     if ids is None or mask is None:
         return ids, mask
@@ -117,9 +130,9 @@ def all_to_left(ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None,
     return padding.to_left(ids), padding.to_left(mask)
 
 
-def _picked(values: Tensor, places: Tensor, dim: int) -> Tensor:
+def _gather_positions(values: Tensor, positions: Tensor, dim: int) -> Tensor:
     """In each row these places (R, L) of the dimension `dim`."""
     shape = [1] * values.dim()
-    shape[0], shape[dim] = places.shape
-    index = places.to(values.device).view(shape)
+    shape[0], shape[dim] = positions.shape
+    index = positions.to(values.device).view(shape)
     return values.gather(dim, index.expand(*values.shape[:dim], -1, *values.shape[dim + 1 :]))

@@ -9,15 +9,15 @@ import numpy as np
 import PIL.Image
 import torch
 
-from idefics.compat.features import Array
+from idefics.compat.batch_feature import Array
 from idefics.errors import BadPicture, BadPrompt, BadSetting
+from idefics.media_sources import CHANNEL_COUNTS
 from idefics.messages import Picture
 from idefics.processing.fetch import Fetcher
-from idefics.processing.to_rgb import rgb
-from idefics.sources import CHANNELS
+from idefics.processing.to_rgb import to_rgb
 
 
-def fetcher() -> Fetcher:
+def make_fetcher() -> Fetcher:
     """Fetches any address, unless IDEFICS_REMOTE_IMAGES says otherwise."""
     return Fetcher(policy=os.environ.get("IDEFICS_REMOTE_IMAGES", "any"))
 
@@ -34,22 +34,24 @@ def as_picture(source: Any, input_data_format: str | None = None) -> Picture:
         return source
     if isinstance(source, PIL.Image.Image):
         try:
-            return Picture(PIL.Image.fromarray(np.asarray(rgb(source))))  # without a tag that could turn it
+            return Picture(
+                PIL.Image.fromarray(np.asarray(to_rgb(source)))
+            )  # without a tag that could turn it
         except OSError:
             raise BadPicture("a PIL picture is broken: its pixels cannot be read to the end") from None
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
         source = (source.float() if source.is_floating_point() else source).numpy()
     if isinstance(source, np.ndarray):
-        array = _whole(_channels_last(source, input_data_format))
-        said = input_data_format is not None and array.dtype == np.uint8 and array.shape[2:] == (3,)
-        return Picture(PIL.Image.fromarray(np.ascontiguousarray(array)) if said else array)
+        array = _to_uint8_if_integral(_to_channels_last(source, input_data_format))
+        is_unambiguous = input_data_format is not None and array.dtype == np.uint8 and array.shape[2:] == (3,)
+        return Picture(PIL.Image.fromarray(np.ascontiguousarray(array)) if is_unambiguous else array)
     return Picture(source)
 
 
-def _channels_last(array: Array, input_data_format: str | None) -> Array:
+def _to_channels_last(array: Array, input_data_format: str | None) -> Array:
     match input_data_format:
-        case None if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] in CHANNELS:
+        case None if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] in CHANNEL_COUNTS:
             raise BadPicture(
                 f"a picture array of the shape {array.shape} is ambiguous: the channels may be its first or its last "
                 "axis; give input_data_format='channels_first' or 'channels_last'"
@@ -64,7 +66,7 @@ def _channels_last(array: Array, input_data_format: str | None) -> Array:
             )
 
 
-def _whole(array: Array) -> Array:
+def _to_uint8_if_integral(array: Array) -> Array:
     """Whole numbers from 0 to 255 as uint8, whatever their type; anything else as it is."""
     if array.dtype == np.uint8 or array.dtype.kind not in "iuf" or not array.size:
         return array
@@ -73,32 +75,34 @@ def _whole(array: Array) -> Array:
     return array.astype(np.uint8) if is_eight_bits or low == high == 0 else array
 
 
-def is_rescaled(picture: Picture) -> bool:
+def has_unit_range_floats(picture: Picture) -> bool:
     """Whether a picture is an array of floats, which are read as 0 to 1."""
     return isinstance(picture.source, np.ndarray) and picture.source.dtype.kind == "f"
 
 
-def is_grouped(images: Any) -> bool:
+def is_nested(images: Any) -> bool:
     """Whether pictures come in a list for each text."""
     return isinstance(images, (list, tuple)) and any(
-        isinstance(one, (list, tuple)) or _is_batch(one) for one in images
+        isinstance(one, (list, tuple)) or _is_image_batch(one) for one in images
     )
 
 
-def _is_batch(source: Any) -> bool:
+def _is_image_batch(source: Any) -> bool:
     """Whether an array or tensor holds several pictures, one after another."""
     return isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4
 
 
-def nested(images: Any) -> list[list[Any]]:
+def group_by_sample(images: Any) -> list[list[Any]]:
     """A picture, a list of pictures or a list of lists, as a list for each sample. A 4-D array is a list."""
-    images = list(images) if _is_batch(images) else images
-    if not is_grouped(images):
+    images = list(images) if _is_image_batch(images) else images
+    if not is_nested(images):
         return [list(images)] if isinstance(images, (list, tuple)) else [[images]]
-    samples = [list(one) if _is_batch(one) else one for one in images]
-    lone = [number for number, one in enumerate(samples, start=1) if not isinstance(one, (list, tuple))]
-    if lone:
+    samples = [list(one) if _is_image_batch(one) else one for one in images]
+    ungrouped_numbers = [
+        number for number, one in enumerate(samples, start=1) if not isinstance(one, (list, tuple))
+    ]
+    if ungrouped_numbers:
         raise BadPrompt(
-            f"images mixes lists of pictures with pictures (number {lone[0]}): give one list a text"
+            f"images mixes lists of pictures with pictures (number {ungrouped_numbers[0]}): give one list a text"
         )
     return [list(sample) for sample in samples]

@@ -1,6 +1,6 @@
 """The image processors with the calls of the guides: pictures of every kind to pixel tensors.
 
-Thin over `processing.images`: each class holds the settings of one family, and turns them into an `ImagePlan`.
+Thin over `processing.images`: each class holds the settings of one family, and turns them into an `ImageProcessorConfig`.
 Addresses and files are turned upright by their EXIF tag; objects are taken as they are, as the reference does.
 """
 
@@ -18,23 +18,23 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 import PIL.Image
 
-from idefics.compat.features import Array, BatchFeature, as_asked
-from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
-from idefics.compat.image_inputs import as_picture, fetcher, is_rescaled
-from idefics.config import ImagePlan
+from idefics.compat.batch_feature import Array, BatchFeature, to_tensor_type
+from idefics.compat.image_inputs import as_picture, has_unit_range_floats, make_fetcher
+from idefics.compat.pretrained_folder import IGNORED_PROCESSOR_KWARGS, resolve_pretrained_folder, write_json
+from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPicture, BadSetting
 from idefics.messages import ImageDetail, Picture
-from idefics.models.family import FILTERS, filter_name
-from idefics.processing import settings
-from idefics.processing.images import open_picture, prepare
-from idefics.processing.sizes import plan_for
-from idefics.prompt import Tiles
+from idefics.models.family import RESAMPLE_FILTERS, resample_filter_name
+from idefics.processing import checkpoint_settings
+from idefics.processing.image_processor import open_picture, preprocess_image
+from idefics.processing.image_sizes import apply_image_detail
+from idefics.prompt import PreprocessedImage
 
 T = TypeVar("T")
-Number = float | Sequence[float] | None
+ChannelValue = float | Sequence[float] | None
 
 # Keywords that image processors of transformers take and that change nothing in this family, with the reason.
-INERT = {
+IGNORED_IMAGE_KWARGS = {
     "data_format": "frames are (3, height, width)",
     "default_to_square": "`size` says both edges",
     "device": "pixels are computed on the CPU",
@@ -44,16 +44,16 @@ INERT = {
 }
 
 
-def leaves_out_inert(kind: type[T]) -> type[T]:
+def drop_ignored_kwargs(cls: type[T]) -> type[T]:
     """A decorator of classes: their constructors leave out keywords that change nothing."""
-    made = kind.__init__
+    original_init = cls.__init__
 
-    @wraps(made)
+    @wraps(original_init)
     def init(self: T, *args: Any, **keywords: Any) -> None:
-        made(self, *args, **_without_inert(keywords))
+        original_init(self, *args, **_drop_ignored(keywords))
 
-    kind.__init__ = init  # type: ignore[method-assign,assignment]
-    return kind
+    cls.__init__ = init  # type: ignore[method-assign,assignment]
+    return cls
 
 
 class ImageProcessor:
@@ -68,16 +68,16 @@ class ImageProcessor:
     do_rescale: bool
     rescale_factor: float
     do_normalize: bool
-    image_mean: Number
-    image_std: Number
+    image_mean: ChannelValue
+    image_std: ChannelValue
 
     @classmethod
-    def from_plan(cls, plan: ImagePlan) -> Self:
+    def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
         """The settings that make this plan."""
         raise NotImplementedError
 
-    def plan(self, tokens: int = 1) -> ImagePlan:
-        """How a picture becomes frames; `tokens` stand for each of them in a prompt."""
+    def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
+        """How a picture becomes frames; `tokens_per_frame` stand for each of them in a prompt."""
         raise NotImplementedError
 
     @classmethod
@@ -87,29 +87,33 @@ class ImageProcessor:
         Args:
             keywords: which folder is meant, as in `folder_and_rest`; settings instead of what the file says.
         """
-        folder, changes = folder_and_rest(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
+        folder, changes = resolve_pretrained_folder(
+            pretrained_model_name_or_path, keywords, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
         )
-        return cls.from_settings(settings.preprocessor(folder)).changed(**changes)
+        return cls.from_preprocessor_config(
+            checkpoint_settings.read_preprocessor_config(folder)
+        ).with_settings(**changes)
 
     @classmethod
-    def from_settings(cls, raw: Mapping[str, Any]) -> Self:
+    def from_preprocessor_config(cls, preprocessor_config: Mapping[str, Any]) -> Self:
         """From a preprocessor_config.json; what else it holds, such as class names, means nothing here."""
-        return cls(**{name: raw[name] for name in raw.keys() & cls._names()})
+        return cls(
+            **{name: preprocessor_config[name] for name in preprocessor_config.keys() & cls._setting_names()}
+        )
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **changes: Any) -> Self:
         """From what `to_dict` gives, with other settings where `changes` says so."""
-        return cls.from_settings(image_processor_dict).changed(**changes)
+        return cls.from_preprocessor_config(image_processor_dict).with_settings(**changes)
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
         """From what `to_json_file` wrote."""
-        return cls.from_settings(settings.json_object(Path(json_file)))
+        return cls.from_preprocessor_config(checkpoint_settings.read_json_object(Path(json_file)))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
         """Writes preprocessor_config.json, and returns its path in a list."""
-        refuse_upload(keywords)
+        check_save_kwargs(keywords)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "preprocessor_config.json"
@@ -118,7 +122,7 @@ class ImageProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a preprocessor_config.json has them."""
-        values = {name: value for name in self._names() if (value := getattr(self, name)) is not None}
+        values = {name: value for name in self._setting_names() if (value := getattr(self, name)) is not None}
         return {**values, "resample": int(self.resample), "image_processor_type": type(self).__name__}
 
     def to_json_string(self) -> str:
@@ -129,18 +133,18 @@ class ImageProcessor:
         """Writes `to_json_string` into a file."""
         Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
-    def changed(self, **changes: Any) -> Self:
+    def with_settings(self, **changes: Any) -> Self:
         """The same with other settings; None leaves one as it is, an unknown one is a TypeError."""
-        changes = {name: value for name, value in _without_inert(changes).items() if value is not None}
-        if unknown := changes.keys() - self._names():
-            known = ", ".join(sorted(self._names()))
+        changes = {name: value for name, value in _drop_ignored(changes).items() if value is not None}
+        if unknown := changes.keys() - self._setting_names():
+            known_names = ", ".join(sorted(self._setting_names()))
             raise TypeError(
-                f"unexpected keyword argument {min(unknown)!r}; {type(self).__name__} has {known}"
+                f"unexpected keyword argument {min(unknown)!r}; {type(self).__name__} has {known_names}"
             )
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # a dataclass in each family
 
     @classmethod
-    def _names(cls) -> frozenset[str]:
+    def _setting_names(cls) -> frozenset[str]:
         return frozenset(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -152,48 +156,48 @@ class ImageProcessor:
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(one) for one in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike, bytes, Picture)):
-            return open_picture(as_picture(image_url_or_urls), fetcher())
+            return open_picture(as_picture(image_url_or_urls), make_fetcher())
         return image_url_or_urls
 
-    def tiles(self, source: Any, input_data_format: str | None = None) -> Tiles:
+    def preprocess_picture(self, source: Any, input_data_format: str | None = None) -> PreprocessedImage:
         """One picture, ready for the vision tower.
 
         Args:
             source: see `as_picture`.
             input_data_format: "channels_first" or "channels_last", where an array's shape does not say it.
         """
-        if isinstance(source, Tiles):
+        if isinstance(source, PreprocessedImage):
             return source
         if not self.do_convert_rgb and isinstance(source, PIL.Image.Image) and source.mode != "RGB":
             raise BadPicture(
                 f"do_convert_rgb is False, and a picture has the mode {source.mode}; the models read RGB: give True"
             )
         picture = as_picture(source, input_data_format)
-        image = open_picture(picture, fetcher())
-        plan = self._plan_of(image, self._scaled(picture))
-        if (size := self.exact_size()) is not None and image.size != size:
+        image = open_picture(picture, make_fetcher())
+        config = self._config_for_image(image, self._config_for_picture(picture))
+        if (size := self.fixed_size()) is not None and image.size != size:
             image = image.resize(size, PIL.Image.Resampling(int(self.resample)))
-        return prepare(image, plan_for(*image.size, plan, picture.look(ImageDetail())))
+        return preprocess_image(image, apply_image_detail(*image.size, config, picture.look(ImageDetail())))
 
-    def exact_size(self) -> tuple[int, int] | None:
+    def fixed_size(self) -> tuple[int, int] | None:
         """(width, height) that pictures are resized to first, whatever their aspect; None where they keep it."""
         return None
 
-    def _plan_of(self, image: PIL.Image.Image, plan: ImagePlan) -> ImagePlan:
+    def _config_for_image(self, image: PIL.Image.Image, config: ImageProcessorConfig) -> ImageProcessorConfig:
         """The plan for one picture."""
-        return plan
+        return config
 
-    def _scaled(self, picture: Picture) -> ImagePlan:
+    def _config_for_picture(self, picture: Picture) -> ImageProcessorConfig:
         """The plan whose `scale` fits the numbers of an array: floats of 0 to 1 are rescaled already."""
-        plan = self.plan()
-        if not is_rescaled(picture):
-            return plan
+        config = self.to_processor_config()
+        if not has_unit_range_floats(picture):
+            return config
         if self.do_rescale:
             raise BadPicture(
                 "an array holds floats from 0 to 1, and do_rescale would divide them by 255 again: give "
                 "do_rescale=False"
             )
-        return replace(plan, scale=1 / 255)
+        return replace(config, rescale_factor=1 / 255)
 
     def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
         """As `preprocess`."""
@@ -203,25 +207,25 @@ class ImageProcessor:
         """Pixel values of pictures."""
         raise NotImplementedError
 
-    def numbers(self) -> dict[str, Any]:
+    def resample_and_normalize_kwargs(self) -> dict[str, Any]:
         """The part of a plan that all families say alike."""
         return {
-            "resample": filter_name(int(self.resample)),
-            "scale": self.rescale_factor if self.do_rescale else 1.0,
-            "mean": _per_channel(self.image_mean) if self.do_normalize else (0.0,) * 3,
-            "std": _per_channel(self.image_std) if self.do_normalize else (1.0,) * 3,
+            "resample": resample_filter_name(int(self.resample)),
+            "rescale_factor": self.rescale_factor if self.do_rescale else 1.0,
+            "mean": _to_channel_values(self.image_mean) if self.do_normalize else (0.0,) * 3,
+            "std": _to_channel_values(self.image_std) if self.do_normalize else (1.0,) * 3,
         }
 
 
-def _without_inert(keywords: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_ignored(keywords: Mapping[str, Any]) -> dict[str, Any]:
     if keywords.get("data_format", "channels_first") not in ("channels_first", None):
         raise BadSetting(
             f"data_format is {keywords['data_format']!r}; the models read channels first: leave it out"
         )
-    return {name: value for name, value in keywords.items() if name not in INERT}
+    return {name: value for name, value in keywords.items() if name not in IGNORED_IMAGE_KWARGS}
 
 
-def refuse_upload(keywords: Mapping[str, Any]) -> None:
+def check_save_kwargs(keywords: Mapping[str, Any]) -> None:
     """Of the further keywords of `save_pretrained`, refuses `push_to_hub=True` and those that nobody knows."""
     if unknown := keywords.keys() - {
         "push_to_hub",
@@ -236,17 +240,17 @@ def refuse_upload(keywords: Mapping[str, Any]) -> None:
         raise BadSetting("push_to_hub is True; nothing is uploaded here: call `hf upload` with the folder")
 
 
-def settings_of(plan: ImagePlan) -> dict[str, Any]:
+def config_to_settings(config: ImageProcessorConfig) -> dict[str, Any]:
     """The settings behind the part of a plan that all families say alike."""
     return {
-        "resample": FILTERS.index(plan.resample),
-        "rescale_factor": plan.scale,
-        "image_mean": list(plan.mean),
-        "image_std": list(plan.std),
+        "resample": RESAMPLE_FILTERS.index(config.resample),
+        "rescale_factor": config.rescale_factor,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
     }
 
 
-def _per_channel(value: Number) -> tuple[float, ...]:
+def _to_channel_values(value: ChannelValue) -> tuple[float, ...]:
     numbers = (value,) * 3 if isinstance(value, (int, float)) else tuple(value or ())
     if len(numbers) != 3:
         raise BadSetting(
@@ -255,13 +259,13 @@ def _per_channel(value: Number) -> tuple[float, ...]:
     return numbers
 
 
-def pixels(
-    samples: Sequence[Sequence[Tiles]], return_tensors: str | None, *, padded: bool = True
+def stack_pixel_values(
+    samples: Sequence[Sequence[PreprocessedImage]], return_tensors: str | None, *, do_pad: bool = True
 ) -> BatchFeature:
     """`pixel_values` and `pixel_attention_mask` of a batch; no entries where it has no pictures.
 
     Args:
-        padded: False leaves frames as they are, without a mask (`do_pad=False`).
+        do_pad: False leaves frames as they are, without a mask (`do_pad=False`).
 
     Raises:
         BadSetting: frames of different sizes, or numbers, are no tensor without padding.
@@ -269,31 +273,31 @@ def pixels(
     frames = [[frame for picture in sample for frame in picture.frames] for sample in samples]
     if not any(frames):
         return BatchFeature()
-    if not padded:
+    if not do_pad:
         if return_tensors is None:
             return BatchFeature(pixel_values=frames)
         if len({len(sample) for sample in frames}) > 1 or len({f.shape for s in frames for f in s}) > 1:
             raise BadSetting("do_pad is False, and pictures differ in size or number: give do_pad=True")
-    values, mask = stack(frames)
-    entries = {"pixel_values": values} | ({"pixel_attention_mask": mask} if padded else {})
-    return BatchFeature({name: as_asked(value, return_tensors) for name, value in entries.items()})
+    values, mask = pad_and_stack(frames)
+    entries = {"pixel_values": values} | ({"pixel_attention_mask": mask} if do_pad else {})
+    return BatchFeature({name: to_tensor_type(value, return_tensors) for name, value in entries.items()})
 
 
-def stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
+def pad_and_stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
     """Frames (3, h, w) of B samples -> (B, F, 3, H, W) of float32 and (B, F, H, W) of ones, filled up with zeros."""
-    most = max(map(len, samples))
+    max_frames = max(map(len, samples))
     height, width = (max(frame.shape[axis] for sample in samples for frame in sample) for axis in (1, 2))
-    values = np.zeros((len(samples), most, 3, height, width), np.float32)
-    mask = np.zeros((len(samples), most, height, width), np.int64)
+    values = np.zeros((len(samples), max_frames, 3, height, width), np.float32)
+    mask = np.zeros((len(samples), max_frames, height, width), np.int64)
     for row, sample in enumerate(samples):
-        for place, frame in enumerate(sample):
-            values[row, place, :, : frame.shape[1], : frame.shape[2]] = frame
-            mask[row, place, : frame.shape[1], : frame.shape[2]] = 1
+        for frame_index, frame in enumerate(sample):
+            values[row, frame_index, :, : frame.shape[1], : frame.shape[2]] = frame
+            mask[row, frame_index, : frame.shape[1], : frame.shape[2]] = 1
     return values, mask
 
 
-def edge(name: str, size: Mapping[str, int], key: str) -> int:
+def get_edge(setting_name: str, size: Mapping[str, int], key: str) -> int:
     """One number of a size as the guides write it."""
     if not isinstance(size, Mapping) or not isinstance(size.get(key), int) or size[key] < 1:
-        raise BadSetting(f'{name} is {size!r}; give {{"{key}": pixels}}')
+        raise BadSetting(f'{setting_name} is {size!r}; give {{"{key}": pixels}}')
     return size[key]

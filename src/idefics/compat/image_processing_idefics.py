@@ -11,20 +11,27 @@ from typing import Any, ClassVar, Self, cast
 import PIL.Image
 import torch
 
-from idefics.compat.features import Array, as_asked
-from idefics.compat.image_inputs import nested
-from idefics.compat.image_processing import ImageProcessor, Number, edge, leaves_out_inert, settings_of, stack
-from idefics.config import ImagePlan
+from idefics.compat.batch_feature import Array, to_tensor_type
+from idefics.compat.image_inputs import group_by_sample
+from idefics.compat.image_processing import (
+    ChannelValue,
+    ImageProcessor,
+    config_to_settings,
+    drop_ignored_kwargs,
+    get_edge,
+    pad_and_stack,
+)
+from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
-from idefics.prompt import Tiles
+from idefics.prompt import PreprocessedImage
 
-Transform = Callable[[Any], torch.Tensor]
+PictureTransform = Callable[[Any], torch.Tensor]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenCLIP's towers were trained with
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@leaves_out_inert
+@drop_ignored_kwargs
 @dataclass
 class IdeficsImageProcessor(ImageProcessor):
     """Idefics': every picture becomes one square, its sides `image_size` pixels.
@@ -39,8 +46,8 @@ class IdeficsImageProcessor(ImageProcessor):
     """
 
     image_size: int | Mapping[str, int] = 224
-    image_mean: Number = None
-    image_std: Number = None
+    image_mean: ChannelValue = None
+    image_std: ChannelValue = None
     image_num_channels: int = 3
     size: int | Mapping[str, int] | None = dataclasses.field(default=None, kw_only=True)
     do_convert_rgb: bool = dataclasses.field(default=True, kw_only=True)
@@ -56,10 +63,10 @@ class IdeficsImageProcessor(ImageProcessor):
         if self.size is not None:
             self.image_size, self.size = self.size, None
         if isinstance(self.image_size, Mapping):
-            sides = {edge("image_size", self.image_size, name) for name in ("height", "width")}
-            if len(sides) != 1:
+            edges = {get_edge("image_size", self.image_size, name) for name in ("height", "width")}
+            if len(edges) != 1:
                 raise BadSetting(f"image_size is {dict(self.image_size)}; height and width are alike")
-            self.image_size = sides.pop()
+            self.image_size = edges.pop()
         if self.image_num_channels != 3:
             raise BadSetting(
                 f"image_num_channels is {self.image_num_channels}; pictures are read in RGB: give 3"
@@ -68,23 +75,29 @@ class IdeficsImageProcessor(ImageProcessor):
         self.image_std = list(CLIP_STD) if self.image_std is None else self.image_std
 
     @classmethod
-    def from_plan(cls, plan: ImagePlan) -> Self:
+    def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
         """The settings that make this plan."""
-        return cls(image_size=plan.side, **settings_of(plan))
+        return cls(image_size=config.frame_size, **config_to_settings(config))
 
-    def plan(self, tokens: int = 1) -> ImagePlan:
+    def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """One square frame, straight to its size."""
-        side = cast(int, self.image_size)
-        return ImagePlan(side=side, longest=None, splitting=False, tokens=tokens, **self.numbers())
+        image_size = cast(int, self.image_size)
+        return ImageProcessorConfig(
+            frame_size=image_size,
+            longest_edge=None,
+            do_image_splitting=False,
+            tokens_per_frame=tokens_per_frame,
+            **self.resample_and_normalize_kwargs(),
+        )
 
     def preprocess(
         self,
         images: Any,
         image_num_channels: int | None = None,
         image_size: int | Mapping[str, int] | None = None,
-        image_mean: Number = None,
-        image_std: Number = None,
-        transform: Transform | None = None,
+        image_mean: ChannelValue = None,
+        image_std: ChannelValue = None,
+        transform: PictureTransform | None = None,
         return_tensors: str | None = "pt",
         input_data_format: str | None = None,
         **changes: Any,
@@ -99,41 +112,48 @@ class IdeficsImageProcessor(ImageProcessor):
             input_data_format: where an array's channels are, if its shape does not say it.
             image_num_channels, image_size, image_mean, image_std, changes: other settings, for this call.
         """
-        given = {
+        named_changes = {
             "image_num_channels": image_num_channels,
             "image_size": image_size,
             "image_mean": image_mean,
             "image_std": image_std,
         }
-        changes |= {name: value for name, value in given.items() if value is not None}
-        maker = self.changed(**changes)
-        sources = [source for sample in nested(images) for source in sample]
-        frames = [maker.transformed(source, transform, input_data_format).frames[0] for source in sources]
-        return frames if return_tensors is None else as_asked(alike([frames])[0], return_tensors)
+        changes |= {name: value for name, value in named_changes.items() if value is not None}
+        processor = self.with_settings(**changes)
+        sources = [source for sample in group_by_sample(images) for source in sample]
+        frames = [
+            processor.preprocess_with_transform(source, transform, input_data_format).frames[0]
+            for source in sources
+        ]
+        return (
+            frames if return_tensors is None else to_tensor_type(stack_same_size([frames])[0], return_tensors)
+        )
 
-    def prepared(
-        self, items: Sequence[Any], transform: Transform | None, input_data_format: str | None = None
-    ) -> list[str | Tiles]:
+    def preprocess_items(
+        self, items: Sequence[Any], transform: PictureTransform | None, input_data_format: str | None = None
+    ) -> list[str | PreprocessedImage]:
         """Texts and pictures, the pictures made ready."""
         return [
-            item if isinstance(item, str) else self.transformed(item, transform, input_data_format)
+            item
+            if isinstance(item, str)
+            else self.preprocess_with_transform(item, transform, input_data_format)
             for item in items
         ]
 
-    def _plan_of(self, image: PIL.Image.Image, plan: ImagePlan) -> ImagePlan:
-        if not self.do_resize and image.size != (plan.side, plan.side):
+    def _config_for_image(self, image: PIL.Image.Image, config: ImageProcessorConfig) -> ImageProcessorConfig:
+        if not self.do_resize and image.size != (config.frame_size, config.frame_size):
             raise BadSetting(
                 f"do_resize is False, and a picture has {image.width} x {image.height} pixels; the models read "
-                f"{plan.side} x {plan.side}: leave it out"
+                f"{config.frame_size} x {config.frame_size}: leave it out"
             )
-        return plan
+        return config
 
-    def transformed(
-        self, source: Any, transform: Transform | None, input_data_format: str | None = None
-    ) -> Tiles:
+    def preprocess_with_transform(
+        self, source: Any, transform: PictureTransform | None, input_data_format: str | None = None
+    ) -> PreprocessedImage:
         """One picture, made ready by `transform` if there is one."""
         if transform is None:
-            return self.tiles(source, input_data_format)
+            return self.preprocess_picture(source, input_data_format)
         frame = transform(self.fetch_images(source))
         if not isinstance(frame, torch.Tensor) or frame.dim() != 3 or frame.shape[0] != 3:
             raise BadSetting(
@@ -141,13 +161,13 @@ class IdeficsImageProcessor(ImageProcessor):
             )
         array = frame.detach().cpu().float().numpy()
         key = hashlib.sha256(f"{array.shape} ".encode() + array.tobytes())
-        return Tiles((array,), 0, 0, key.hexdigest())
+        return PreprocessedImage((array,), 0, 0, key.hexdigest())
 
 
-def alike(samples: Sequence[Sequence[Array]]) -> Array:
+def stack_same_size(samples: Sequence[Sequence[Array]]) -> Array:
     """Frames (3, h, w) of B samples, all of one size -> (B, F, 3, h, w); missing ones are zeros."""
     if len(sizes := {frame.shape for sample in samples for frame in sample}) > 1:
         raise BadSetting(
             f"transform returned pictures of the shapes {sorted(sizes)}: one size for all is needed"
         )
-    return stack(samples)[0]
+    return pad_and_stack(samples)[0]

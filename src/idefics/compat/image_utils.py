@@ -6,8 +6,8 @@ import os
 
 import PIL.Image
 
-from idefics.compat.image_inputs import as_picture, fetcher
-from idefics.processing.images import open_picture
+from idefics.compat.image_inputs import as_picture, make_fetcher
+from idefics.processing.image_processor import open_picture
 
 
 def load_image(
@@ -22,4 +22,4 @@ def load_image(
     Raises:
         BadPicture: no such file, not a picture, refused or unreachable.
     """
-    return open_picture(as_picture(image), fetcher())
+    return open_picture(as_picture(image), make_fetcher())

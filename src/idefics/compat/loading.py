@@ -13,31 +13,35 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from idefics.compat.added_modules import added_tensor_names, initialize_added_modules, skip_added_modules
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.configuration_auto import config_from
-from idefics.compat.construction import from_files
-from idefics.compat.folders import LOCATING, folder_and_rest
-from idefics.compat.generation_config import FILE as GENERATION_FILE
+from idefics.compat.configuration_auto import as_config
+from idefics.compat.generation_config import GENERATION_CONFIG_FILE as GENERATION_FILE
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.loading_arguments import IGNORED_BY_MODELS, NEUTRAL, without_neutral
-from idefics.compat.loading_given import or_given_weights
-from idefics.compat.modeling_adapters import Adapters, or_adapter
-from idefics.compat.own_modules import initialise_own, own_tensors, sparing
+from idefics.compat.loading_arguments import (
+    IGNORED_MODEL_KWARGS,
+    NEUTRAL_MODEL_KWARGS,
+    drop_neutral_model_kwargs,
+)
+from idefics.compat.loading_state_dict import accept_state_dict
+from idefics.compat.model_construction import loading_checkpoint
+from idefics.compat.modeling_adapters import PeftAdapterMixin, accept_adapter_folder
+from idefics.compat.pretrained_folder import HUB_KWARGS, resolve_pretrained_folder
 from idefics.compat.quantization import (
     AnyQuantizationConfig,
     BitsAndBytesConfig,
-    Quantizer,
-    quantization_config_from,
+    HfQuantizer,
+    as_quantization_config,
 )
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
-from idefics.models import Checkpoint, fill, read_checkpoint
-from idefics.placement import Device, wanted
+from idefics.models import Checkpoint, load_weights, read_checkpoint
+from idefics.placement import DeviceLike, resolve_device
 from idefics.weights import KeyRules
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_BY_NAME = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Loading(Adapters):
+class PretrainedLoadingMixin(PeftAdapterMixin):
     """A model class that reads and writes checkpoints.
 
     Attributes:
@@ -58,7 +62,7 @@ class Loading(Adapters):
     is_loaded_in_4bit: bool
     is_loaded_in_8bit: bool
     quantization_method: str | None
-    hf_quantizer: Quantizer | None
+    hf_quantizer: HfQuantizer | None
     name_or_path: str
 
     def __init__(self, config: Any) -> None:
@@ -71,8 +75,8 @@ class Loading(Adapters):
         raise NotImplementedError
 
     @classmethod
-    @or_given_weights
-    @or_adapter
+    @accept_state_dict
+    @accept_adapter_folder
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
@@ -80,7 +84,7 @@ class Loading(Adapters):
         config: PretrainedConfig | Mapping[str, Any] | str | PathLike[str] | None = None,
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
-        device_map: Device | Mapping[str, Device] | None = None,
+        device_map: DeviceLike | Mapping[str, DeviceLike] | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
         quantization_config: AnyQuantizationConfig | Mapping[str, Any] | None = None,
         load_in_8bit: bool = False,
@@ -115,47 +119,49 @@ class Loading(Adapters):
             UnsupportedModel: a checkpoint of another class, or of pickles.
             ModelNotFound, BrokenCheckpoint, WeightsMismatch: as `idefics.load`.
         """
-        call = f"{cls.__name__}.from_pretrained"
+        function_name = f"{cls.__name__}.from_pretrained"
         if attn_implementation is None:
             attn_implementation = keywords.pop("_attn_implementation", None)
         if use_safetensors is False:
             raise BadSetting("use_safetensors is False; only safetensors are read: leave it out")
-        if unknown := sorted(_unknown(cls, keywords)):
-            raise UnknownArgument(call, unknown, _arguments(cls))
+        if unknown := sorted(_unknown_kwargs(cls, keywords)):
+            raise UnknownArgument(function_name, unknown, _from_pretrained_argument_names(cls))
         if load_in_8bit or load_in_4bit:
             quantization_config = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
-        quantization = quantization_config_from(quantization_config)
-        folder, changes = folder_and_rest(
+        quantization = as_quantization_config(quantization_config)
+        folder, changes = resolve_pretrained_folder(
             pretrained_model_name_or_path,
-            without_neutral(call, keywords),
-            ignored=IGNORED_BY_MODELS,
+            drop_neutral_model_kwargs(function_name, keywords),
+            ignored=IGNORED_MODEL_KWARGS,
             needs="weights",
         )
         checkpoint = read_checkpoint(folder)
-        found = config_from(folder if config is None else config, **changes)
-        if found.model_type not in cls.model_types:
+        resolved_config = as_config(folder if config is None else config, **changes)
+        if resolved_config.model_type not in cls.model_types:
             raise UnsupportedModel(
-                f"{folder} is of model_type {found.model_type!r} and {cls.__name__} reads "
+                f"{folder} is of model_type {resolved_config.model_type!r} and {cls.__name__} reads "
                 f"{', '.join(cls.model_types)}: use AutoModelForImageTextToText"
             )
-        with from_files():
-            model = cls(found)
-        module, keys = _as_stored(model, checkpoint)
-        own = own_tensors(module)
-        lacking = fill(
+        with loading_checkpoint():
+            model = cls(resolved_config)
+        module, key_rules = _module_with_checkpoint_names(model, checkpoint)
+        added_tensors = added_tensor_names(module)
+        missing_keys = load_weights(
             module,
             folder,
-            keys,
-            dtype=dtype_called(torch_dtype if dtype is None else dtype, checkpoint.config.dtype),
-            device=wanted("cpu" if device_map is None else "auto", device_map, max_memory),
-            quantisation=None if quantization is None else sparing(quantization.quantisation(), own),
-            stored=checkpoint.quantisation,
-            optional=own,
+            key_rules,
+            dtype=resolve_dtype(torch_dtype if dtype is None else dtype, checkpoint.config.dtype),
+            device=resolve_device("cpu" if device_map is None else "auto", device_map, max_memory),
+            quantization=None
+            if quantization is None
+            else skip_added_modules(quantization.to_quantization_config(), added_tensors),
+            checkpoint_quantization=checkpoint.quantization,
+            optional_names=added_tensors,
         )
-        initialise_own(model, module, lacking)
-        model._keep_in(quantization)
-        model.is_quantized = quantization is not None or checkpoint.quantisation is not None
-        model.set_attn_implementation(attn_implementation or found._attn_implementation or "sdpa")
+        initialize_added_modules(model, module, missing_keys)
+        model._set_quantization(quantization)
+        model.is_quantized = quantization is not None or checkpoint.quantization is not None
+        model.set_attn_implementation(attn_implementation or resolved_config._attn_implementation or "sdpa")
         if generation_config is not None:
             model.generation_config = GenerationConfig.from_any(generation_config)
         elif (folder / GENERATION_FILE).is_file():
@@ -163,9 +169,9 @@ class Loading(Adapters):
         model.name_or_path = str(pretrained_model_name_or_path)
         return model.eval()
 
-    def _keep_in(self, quantization: AnyQuantizationConfig | None) -> None:
+    def _set_quantization(self, quantization: AnyQuantizationConfig | None) -> None:
         """Says how weights are kept; None: in full precision."""
-        self.hf_quantizer = None if quantization is None else Quantizer(quantization)
+        self.hf_quantizer = None if quantization is None else HfQuantizer(quantization)
         self.is_quantized = quantization is not None
         self.quantization_method = None if quantization is None else quantization.quant_method
         self.is_loaded_in_8bit = isinstance(quantization, BitsAndBytesConfig) and quantization.load_in_8bit
@@ -192,8 +198,10 @@ class Loading(Adapters):
             torch_dtype, dtype: of the weights; None: float32, "auto": the config's.
             attn_implementation: "sdpa" (the default), "eager" or "flash_attention_2"; or one for each part.
         """
-        found = config_from(config)
-        model = cls(found).to(dtype_called(torch_dtype or dtype or "float32", found.torch_dtype))
+        resolved_config = as_config(config)
+        model = cls(resolved_config).to(
+            resolve_dtype(torch_dtype or dtype or "float32", resolved_config.torch_dtype)
+        )
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
         return model
@@ -255,45 +263,56 @@ class Loading(Adapters):
             self.state_dict() if state_dict is None else state_dict,
             folder,
             max_shard_size=max_shard_size,
-            shared_tensors_to_discard=_tied(self),
+            shared_tensors_to_discard=_tied_parameter_names(self),
         )
 
 
-def dtype_called(dtype: torch.dtype | str | None, stored: str | None) -> torch.dtype:
+def resolve_dtype(dtype: torch.dtype | str | None, checkpoint_dtype: str | None) -> torch.dtype:
     """A dtype by its name; None and "auto" are the stored one, float32 where a checkpoint says none."""
     if dtype is None or dtype == "auto":
-        dtype = stored or "float32"
+        dtype = checkpoint_dtype or "float32"
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise BadSetting(f"torch_dtype is {name!r}; give auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in DTYPE_BY_NAME:
+        raise BadSetting(f"torch_dtype is {name!r}; give auto, {', '.join(DTYPE_BY_NAME)}")
+    return DTYPE_BY_NAME[name]
 
 
-def _as_stored(model: Loading, checkpoint: Checkpoint) -> tuple[nn.Module, KeyRules]:
+def _module_with_checkpoint_names(
+    model: PretrainedLoadingMixin, checkpoint: Checkpoint
+) -> tuple[nn.Module, KeyRules]:
     """The module whose names are those of the checkpoint, and its rules."""
-    keys = checkpoint.family.keys
+    key_rules = checkpoint.family.key_rules
     if "lm_head" not in dict(model.named_children()):
-        keys = replace(keys, ignore=(*keys.ignore, (r"^(lm_head|additional_fc)\.", "there is no head")))
+        key_rules = replace(
+            key_rules, ignore=(*key_rules.ignore, (r"^(lm_head|additional_fc)\.", "there is no head"))
+        )
     if model.base_model_prefix or model.config.architectures == [type(model).__name__]:
-        return model, keys
-    whole = nn.Module()  # the checkpoint has a head, and all else under a name of its own
-    whole.model = model
-    return whole, keys
+        return model, key_rules
+    wrapper = nn.Module()  # the checkpoint has a head, and all else under a name of its own
+    wrapper.model = model
+    return wrapper, key_rules
 
 
-def _tied(model: nn.Module) -> list[str]:
+def _tied_parameter_names(model: nn.Module) -> list[str]:
     """Second and further names of parameters that have several."""
-    first = {id(weight): name for name, weight in model.named_parameters()}
+    first_name_by_id = {id(weight): name for name, weight in model.named_parameters()}
     return [
-        name for name, weight in model.named_parameters(remove_duplicate=False) if first[id(weight)] != name
+        name
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if first_name_by_id[id(weight)] != name
     ]
 
 
-def _unknown(cls: type[Loading], keywords: Iterable[str]) -> set[str]:
+def _unknown_kwargs(cls: type[PretrainedLoadingMixin], keywords: Iterable[str]) -> set[str]:
     """Those that are neither fields of the config nor known to be about files or without effect."""
-    return set(keywords) - {*cls.config_class.fields, *LOCATING, *IGNORED_BY_MODELS, *NEUTRAL}
+    return set(keywords) - {
+        *cls.config_class.fields,
+        *HUB_KWARGS,
+        *IGNORED_MODEL_KWARGS,
+        *NEUTRAL_MODEL_KWARGS,
+    }
 
 
-def _arguments(cls: type[Loading]) -> list[str]:
+def _from_pretrained_argument_names(cls: type[PretrainedLoadingMixin]) -> list[str]:
     names = [name for name in signature(cls.from_pretrained).parameters if name != "keywords"]
-    return [*names[1:], *LOCATING, *cls.config_class.fields]
+    return [*names[1:], *HUB_KWARGS, *cls.config_class.fields]

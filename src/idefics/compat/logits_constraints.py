@@ -10,24 +10,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from idefics.compat.generation_reader import Model, Reader
-from idefics.engine.sampler import ids_mask
+from idefics.compat.generation_runner import GenerationRunner, GenerativeModel
+from idefics.engine.sampler import token_mask
 from idefics.errors import BadSetting
 
-AllowedIds = Callable[[int, Tensor], Sequence[int]]  # index of the prompt, ids so far -> ids that may follow
+PrefixAllowedTokensFn = Callable[
+    [int, Tensor], Sequence[int]
+]  # index of the prompt, ids so far -> ids that may follow
 
 
-def known_ids(name: str, ids: Sequence[int], vocabulary: int) -> Sequence[int]:
+def check_ids_in_vocabulary(setting_name: str, ids: Sequence[int], vocab_size: int) -> Sequence[int]:
     """These ids. Raises BadSetting where the model does not have one of them."""
-    if beyond := [id for id in ids if id >= vocabulary]:
+    if out_of_range_ids := [id for id in ids if id >= vocab_size]:
         raise BadSetting(
-            f"{name} has id {max(beyond)}; this model's ids are 0 to {vocabulary - 1}: "
+            f"{setting_name} has id {max(out_of_range_ids)}; this model's ids are 0 to {vocab_size - 1}: "
             "use the tokenizer of the same checkpoint"
         )
     return ids
 
 
-class SequenceBias:
+class SequenceBiasProcessor:
     """Adds a number to the score of the last id of a sequence after the ids before it.
 
     Args:
@@ -35,53 +37,59 @@ class SequenceBias:
     """
 
     def __init__(
-        self, biases: Sequence[tuple[list[int], float]], vocabulary: int, device: torch.device
+        self, biases: Sequence[tuple[list[int], float]], vocab_size: int, device: torch.device
     ) -> None:
-        known_ids("sequence_bias", [id for ids, _ in biases for id in ids], vocabulary)
-        self.always = torch.zeros(vocabulary, device=device)
+        check_ids_in_vocabulary("sequence_bias", [id for ids, _ in biases for id in ids], vocab_size)
+        self.single_id_bias = torch.zeros(vocab_size, device=device)
         for ids, bias in biases:
             if len(ids) == 1:
-                self.always[ids[0]] = bias
-        self.after = [
+                self.single_id_bias[ids[0]] = bias
+        self.sequence_biases = [
             (torch.tensor(ids[:-1], device=device), ids[-1], bias) for ids, bias in biases if len(ids) > 1
         ]
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores + self.always
-        for beginning, last, bias in self.after:
+        scores = scores + self.single_id_bias
+        for beginning, last, bias in self.sequence_biases:
             if len(beginning) <= ids.shape[1]:
                 scores[:, last] += bias * (ids[:, -len(beginning) :] == beginning).all(-1)
         return scores
 
 
-class AllowedPrefix:
+class PrefixConstrainedProcessor:
     """Only ids that the caller's function allows after those so far.
 
     Args:
-        allowed: called with the index of the prompt and the ids (T,) so far.
-        beams: rows of one prompt.
+        allowed_tokens_fn: called with the index of the prompt and the ids (T,) so far.
+        rows_per_prompt: rows of one prompt.
     """
 
-    def __init__(self, allowed: AllowedIds, beams: int) -> None:
-        self.allowed, self.beams = allowed, beams
+    def __init__(self, allowed_tokens_fn: PrefixAllowedTokensFn, rows_per_prompt: int) -> None:
+        self.allowed_tokens_fn, self.rows_per_prompt = allowed_tokens_fn, rows_per_prompt
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         mask = torch.full_like(scores, -torch.inf)
         for row, so_far in enumerate(ids):
-            following = list(self.allowed(row // self.beams, so_far))
-            if not following:
+            allowed_ids = list(self.allowed_tokens_fn(row // self.rows_per_prompt, so_far))
+            if not allowed_ids:
                 raise BadSetting(
-                    f"prefix_allowed_tokens_fn allows no id in prompt {row // self.beams} after "
+                    f"prefix_allowed_tokens_fn allows no id in prompt {row // self.rows_per_prompt} after "
                     f"{so_far.tolist()[-5:]}: return at least one"
                 )
-            mask[row, following] = 0
-        allowed = scores + mask
+            mask[row, allowed_ids] = 0
+        masked_scores = scores + mask
         # Where another setting forbids all that is allowed in every beam, the function wins.
-        none = allowed.amax(-1).isneginf().view(-1, self.beams).all(-1).repeat_interleave(self.beams)
-        return torch.where(none[:, None], mask, allowed)
+        has_no_allowed_id = (
+            masked_scores.amax(-1)
+            .isneginf()
+            .view(-1, self.rows_per_prompt)
+            .all(-1)
+            .repeat_interleave(self.rows_per_prompt)
+        )
+        return torch.where(has_no_allowed_id[:, None], mask, masked_scores)
 
 
-class OnlyAt:
+class ForceOrForbidAtLength:
     """At one length only some ids, or none of them.
 
     Args:
@@ -91,75 +99,95 @@ class OnlyAt:
     """
 
     def __init__(
-        self, length: int, ids: Sequence[int], vocabulary: int, device: torch.device, *, forces: bool
+        self, length: int, ids: Sequence[int], vocab_size: int, device: torch.device, *, forces: bool
     ) -> None:
         self.length, self.forces = length, forces
-        self.mask = ids_mask(known_ids("a list of ids", ids, vocabulary), vocabulary, device)  # (V,)
+        self.id_mask = token_mask(
+            check_ids_in_vocabulary("a list of ids", ids, vocab_size), vocab_size, device
+        )  # (V,)
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         if ids.shape[1] != self.length:
             return scores
         if self.forces:
-            return torch.zeros_like(scores).masked_fill(~self.mask, -torch.inf)
-        return scores.masked_fill(self.mask, -torch.inf)
+            return torch.zeros_like(scores).masked_fill(~self.id_mask, -torch.inf)
+        return scores.masked_fill(self.id_mask, -torch.inf)
 
 
-class GrowingStop:
+class ExponentialDecayLengthPenalty:
     """From a length on, the scores of the stop ids grow by a factor with each further id.
 
     Args:
-        start: T after which it acts.
-        stops: the stop ids.
+        start_length: T after which it acts.
+        stop_ids: the stop ids.
     """
 
-    def __init__(self, start: int, factor: float, stops: Sequence[int]) -> None:
-        self.start, self.factor, self.stops = start, factor, list(stops)
+    def __init__(self, start_length: int, factor: float, stop_ids: Sequence[int]) -> None:
+        self.start_length, self.factor, self.stop_ids = start_length, factor, list(stop_ids)
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        over = ids.shape[1] - self.start
-        if over <= 0:
+        num_ids_past_start = ids.shape[1] - self.start_length
+        if num_ids_past_start <= 0:
             return scores
-        found = scores[:, self.stops]
-        grown = found.abs() * (self.factor**over - 1)
+        stop_scores = scores[:, self.stop_ids]
+        increase = stop_scores.abs() * (self.factor**num_ids_past_start - 1)
         scores = scores.clone()
-        scores[:, self.stops] = found + grown.masked_fill(~found.isfinite(), 0.0)
+        scores[:, self.stop_ids] = stop_scores + increase.masked_fill(~stop_scores.isfinite(), 0.0)
         return scores
 
 
-class Guidance:
+class ClassifierFreeGuidance:
     """Draws scores away from those that the model gives to the answer after another prompt (arXiv 2306.17806).
 
     Args:
         scale: 1 changes nothing, more draws further away.
-        prompts: (R, P') ids of the other prompt; None: the last id of the prompt alone.
-        mask: (R, P') which of them are no padding; None: all.
+        negative_prompt_ids: (R, P') ids of the other prompt; None: the last id of the prompt alone.
+        negative_mask: (R, P') which of them are no padding; None: all.
         use_cache: whether the other prompt is kept as it was read. False in a beam search, whose rows change places.
     """
 
     def __init__(
-        self, model: Model, scale: float, prompts: Tensor | None, mask: Tensor | None, *, use_cache: bool
+        self,
+        model: GenerativeModel,
+        scale: float,
+        negative_prompt_ids: Tensor | None,
+        negative_mask: Tensor | None,
+        *,
+        use_cache: bool,
     ) -> None:
-        self.model, self.scale, self.prompts, self.mask, self.use_cache = (
+        self.model, self.scale, self.negative_prompt_ids, self.negative_mask, self.use_cache = (
             model,
             scale,
-            prompts,
-            mask,
+            negative_prompt_ids,
+            negative_mask,
             use_cache,
         )
-        self.reader: Reader | None = None
-        self.length = 0  # of the prompt that is answered
+        self.runner: GenerationRunner | None = None
+        self.prompt_length = 0  # of the prompt that is answered
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        if self.reader is None:
-            self.length = ids.shape[1]
-            self.prompts = ids[:, -1:] if self.prompts is None else self.prompts
-            mask = torch.ones_like(self.prompts) if self.mask is None else self.mask
-            self.reader = Reader(
-                self.model, {"attention_mask": mask}, answers=1, use_cache=self.use_cache, extras=()
+        if self.runner is None:
+            self.prompt_length = ids.shape[1]
+            self.negative_prompt_ids = (
+                ids[:, -1:] if self.negative_prompt_ids is None else self.negative_prompt_ids
             )
-            other = self.reader.prompts(self.prompts)
+            mask = (
+                torch.ones_like(self.negative_prompt_ids)
+                if self.negative_mask is None
+                else self.negative_mask
+            )
+            self.runner = GenerationRunner(
+                self.model,
+                {"attention_mask": mask},
+                answers_per_prompt=1,
+                use_cache=self.use_cache,
+                output_names=(),
+            )
+            negative_logits = self.runner.prefill(self.negative_prompt_ids)
         else:
-            assert self.prompts is not None
-            other = self.reader.more(torch.cat((self.prompts, ids[:, self.length :]), 1))
-        other = other.log_softmax(-1)
-        return self.scale * (scores.log_softmax(-1) - other) + other
+            assert self.negative_prompt_ids is not None
+            negative_logits = self.runner.decode_step(
+                torch.cat((self.negative_prompt_ids, ids[:, self.prompt_length :]), 1)
+            )
+        negative_logits = negative_logits.log_softmax(-1)
+        return self.scale * (scores.log_softmax(-1) - negative_logits) + negative_logits

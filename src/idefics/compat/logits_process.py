@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.generation_reader import Model
+from idefics.compat.generation_runner import GenerativeModel
 from idefics.compat.logits_constraints import (
-    AllowedIds,
-    AllowedPrefix,
-    GrowingStop,
-    Guidance,
-    OnlyAt,
-    SequenceBias,
-    known_ids,
+    ClassifierFreeGuidance,
+    ExponentialDecayLengthPenalty,
+    ForceOrForbidAtLength,
+    PrefixAllowedTokensFn,
+    PrefixConstrainedProcessor,
+    SequenceBiasProcessor,
+    check_ids_in_vocabulary,
 )
-from idefics.engine.constraints import BannedWords, present_ids, repeated_ngrams
+from idefics.engine.logits_processors import BannedIdSequences, present_ids_mask, repeated_ngrams_mask
 from idefics.engine.sampler import (
-    ids_mask,
+    apply_repetition_penalty,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     keep_typical,
-    penalise,
+    token_mask,
 )
 from idefics.errors import BadSetting
 
-Processor = Callable[[Tensor, Tensor], Tensor]  # (R, T) ids, (R, V) scores -> (R, V) scores
+LogitsProcessorFn = Callable[[Tensor, Tensor], Tensor]  # (R, T) ids, (R, V) scores -> (R, V) scores
 
 
 class LogitsProcessor:
@@ -44,7 +44,7 @@ class LogitsProcessor:
         raise NotImplementedError(f"{type(self).__name__} has no __call__(input_ids, scores)")
 
 
-class LogitsProcessorList(list[Processor]):
+class LogitsProcessorList(list[LogitsProcessorFn]):
     """Processors, one after another."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -55,157 +55,193 @@ class LogitsProcessorList(list[Processor]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+class GenerateContext:
     """What of a call of `generate` its processors need beside settings.
 
     Attributes:
         model: for guidance.
-        prompts: (R, P) ids of the prompts; P is 0 where embeddings were given.
-        starts: (R,) where the padding of each row ends.
-        vocabulary: V.
-        length: T of the longest answer.
-        least: T before which no answer ends.
-        allowed: `prefix_allowed_tokens_fn`.
-        negative, negative_mask: (R, P') ids of the other prompt for guidance, and which are no padding.
+        prompt_ids: (R, P) ids of the prompts; P is 0 where embeddings were given.
+        prompt_starts: (R,) where the padding of each row ends.
+        vocab_size: V.
+        max_length: T of the longest answer.
+        min_length: T before which no answer ends.
+        prefix_allowed_tokens_fn: `prefix_allowed_tokens_fn`.
+        negative_prompt_ids, negative_prompt_mask: (R, P') ids of the other prompt for guidance, and which are no padding.
     """
 
-    model: Model
-    prompts: Tensor
-    starts: Tensor
-    vocabulary: int
-    length: int
-    least: int
-    allowed: AllowedIds | None = None
-    negative: Tensor | None = None
-    negative_mask: Tensor | None = None
+    model: GenerativeModel
+    prompt_ids: Tensor
+    prompt_starts: Tensor
+    vocab_size: int
+    max_length: int
+    min_length: int
+    prefix_allowed_tokens_fn: PrefixAllowedTokensFn | None = None
+    negative_prompt_ids: Tensor | None = None
+    negative_prompt_mask: Tensor | None = None
 
 
-def processors(config: GenerationConfig, own: Sequence[Processor], call: Generation) -> LogitsProcessorList:
-    """What `config` asks for and the caller's `own`, in the order of transformers 5."""
-    warpers = _warpers(config, call.starts.device) if config.do_sample else ()
-    last = [lambda ids, scores: scores.log_softmax(-1)] if config.renormalize_logits else []
+def make_logits_processors(
+    config: GenerationConfig, custom_processors: Sequence[LogitsProcessorFn], context: GenerateContext
+) -> LogitsProcessorList:
+    """What `config` asks for and the caller's `custom_processors`, in the order of transformers 5."""
+    warpers = _sampling_processors(config, context.prompt_starts.device) if config.do_sample else ()
+    final_processors = [lambda ids, scores: scores.log_softmax(-1)] if config.renormalize_logits else []
     return LogitsProcessorList(
         [
-            *_of_prompt(config, call),
-            *_constraints(config, call),
-            *_forced(config, call),
-            *own,
+            *_prompt_processors(config, context),
+            *_constraint_processors(config, context),
+            *_forced_token_processors(config, context),
+            *custom_processors,
             *warpers,
-            *last,
+            *final_processors,
         ]
     )
 
 
-def _of_prompt(config: GenerationConfig, call: Generation) -> Iterator[Processor]:
+def _prompt_processors(config: GenerationConfig, context: GenerateContext) -> Iterator[LogitsProcessorFn]:
     """Guidance, biases, and what speaks of the prompt."""
     if (scale := config.guidance_scale) != 1:
-        cached = config.use_cache and config.num_beams == 1
-        yield Guidance(call.model, scale, call.negative, call.negative_mask, use_cache=cached)
+        use_cache = config.use_cache and config.num_beams == 1
+        yield ClassifierFreeGuidance(
+            context.model,
+            scale,
+            context.negative_prompt_ids,
+            context.negative_prompt_mask,
+            use_cache=use_cache,
+        )
     if config.sequence_bias:
         pairs = [(ids, bias) for ids, bias in config.sequence_bias]
-        yield SequenceBias(pairs, call.vocabulary, call.starts.device)
+        yield SequenceBiasProcessor(pairs, context.vocab_size, context.prompt_starts.device)
     if (penalty := config.encoder_repetition_penalty) != 1:
-        prompts = _ids_of_prompt("encoder_repetition_penalty", call)
-        found = present_ids(prompts, call.vocabulary, call.starts)
-        yield lambda ids, scores: penalise(scores, found, 1 / penalty)
+        prompts = _require_prompt_ids("encoder_repetition_penalty", context)
+        is_in_prompt = present_ids_mask(prompts, context.vocab_size, context.prompt_starts)
+        yield lambda ids, scores: apply_repetition_penalty(scores, is_in_prompt, 1 / penalty)
 
 
-def _ids_of_prompt(name: str, call: Generation) -> Tensor:
-    if not call.prompts.shape[1]:
-        raise BadSetting(f"{name} is about the ids of the prompt, and embeddings are given: give input_ids")
-    return call.prompts
+def _require_prompt_ids(setting_name: str, context: GenerateContext) -> Tensor:
+    if not context.prompt_ids.shape[1]:
+        raise BadSetting(
+            f"{setting_name} is about the ids of the prompt, and embeddings are given: give input_ids"
+        )
+    return context.prompt_ids
 
 
-def _constraints(config: GenerationConfig, call: Generation) -> Iterator[Processor]:
+def _constraint_processors(config: GenerationConfig, context: GenerateContext) -> Iterator[LogitsProcessorFn]:
     """What repeats, what is forbidden, and what must not end yet."""
-    vocabulary, device = call.vocabulary, call.starts.device
+    vocab_size, device = context.vocab_size, context.prompt_starts.device
     if (penalty := config.repetition_penalty) != 1:
-        yield lambda ids, scores: penalise(scores, present_ids(ids, vocabulary, call.starts), penalty)
-    if size := config.no_repeat_ngram_size:
-        yield lambda ids, scores: scores.masked_fill(repeated_ngrams(ids, size, vocabulary), -torch.inf)
-    if size_ := config.encoder_no_repeat_ngram_size:
-        prompts = _ids_of_prompt("encoder_no_repeat_ngram_size", call)
+        yield lambda ids, scores: apply_repetition_penalty(
+            scores, present_ids_mask(ids, vocab_size, context.prompt_starts), penalty
+        )
+    if ngram_size := config.no_repeat_ngram_size:
         yield lambda ids, scores: scores.masked_fill(
-            repeated_ngrams(ids, size_, vocabulary, prompts), -torch.inf
+            repeated_ngrams_mask(ids, ngram_size, vocab_size), -torch.inf
+        )
+    if encoder_ngram_size := config.encoder_no_repeat_ngram_size:
+        prompts = _require_prompt_ids("encoder_no_repeat_ngram_size", context)
+        yield lambda ids, scores: scores.masked_fill(
+            repeated_ngrams_mask(ids, encoder_ngram_size, vocab_size, prompts), -torch.inf
         )
     if config.bad_words_ids:
-        allowed = [[id] for id in config.stop_ids]  # ending is never forbidden
-        words = [word for word in config.bad_words_ids if word not in allowed]
-        known_ids("bad_words_ids", [id for word in words for id in word], vocabulary)
-        banned = BannedWords(words, vocabulary, device)
+        stop_sequences = [[id] for id in config.stop_ids]  # ending is never forbidden
+        words = [word for word in config.bad_words_ids if word not in stop_sequences]
+        check_ids_in_vocabulary("bad_words_ids", [id for word in words for id in word], vocab_size)
+        banned = BannedIdSequences(words, vocab_size, device)
         yield lambda ids, scores: scores.masked_fill(banned.mask(ids), -torch.inf)
     if config.stop_ids:
-        within = [id for id in config.stop_ids if 0 <= id < vocabulary]
-        stops = ids_mask(within, vocabulary, device)  # (V,)
+        stop_ids_in_vocabulary = [id for id in config.stop_ids if 0 <= id < vocab_size]
+        stop_mask = token_mask(stop_ids_in_vocabulary, vocab_size, device)  # (V,)
         yield (
-            lambda ids, scores: scores.masked_fill(stops, -torch.inf) if ids.shape[1] < call.least else scores
+            lambda ids, scores: (
+                scores.masked_fill(stop_mask, -torch.inf) if ids.shape[1] < context.min_length else scores
+            )
         )
 
 
-def _forced(config: GenerationConfig, call: Generation) -> Iterator[Processor]:
+def _forced_token_processors(
+    config: GenerationConfig, context: GenerateContext
+) -> Iterator[LogitsProcessorFn]:
     """What must come, what must end, and what never comes."""
-    vocabulary, device, prompt = call.vocabulary, call.starts.device, call.prompts.shape[1]
-    if call.allowed is not None:
-        yield AllowedPrefix(call.allowed, config.num_beams)
-    if (first := config.forced_bos_token_id) is not None:
-        yield OnlyAt(1, [first], vocabulary, device, forces=True)
-    if (last := config.forced_eos_token_id) is not None:
-        ids = [last] if isinstance(last, int) else last
-        yield OnlyAt(call.length - 1, ids, vocabulary, device, forces=True)
+    vocab_size, device, prompt_length = (
+        context.vocab_size,
+        context.prompt_starts.device,
+        context.prompt_ids.shape[1],
+    )
+    if context.prefix_allowed_tokens_fn is not None:
+        yield PrefixConstrainedProcessor(context.prefix_allowed_tokens_fn, config.num_beams)
+    if (forced_bos_id := config.forced_bos_token_id) is not None:
+        yield ForceOrForbidAtLength(1, [forced_bos_id], vocab_size, device, forces=True)
+    if (forced_eos_ids := config.forced_eos_token_id) is not None:
+        ids = [forced_eos_ids] if isinstance(forced_eos_ids, int) else forced_eos_ids
+        yield ForceOrForbidAtLength(context.max_length - 1, ids, vocab_size, device, forces=True)
     if (decay := config.exponential_decay_length_penalty) is not None:
         if not config.stop_ids:
             raise BadSetting(
                 "exponential_decay_length_penalty acts on stop ids, and there are none: give eos_token_id"
             )
-        yield GrowingStop(prompt + int(decay[0]), decay[1], config.stop_ids)
+        yield ExponentialDecayLengthPenalty(prompt_length + int(decay[0]), decay[1], config.stop_ids)
     if config.suppress_tokens:
-        never = ids_mask(known_ids("suppress_tokens", config.suppress_tokens, vocabulary), vocabulary, device)
-        yield lambda ids, scores: scores.masked_fill(never, -torch.inf)
+        suppressed_mask = token_mask(
+            check_ids_in_vocabulary("suppress_tokens", config.suppress_tokens, vocab_size), vocab_size, device
+        )
+        yield lambda ids, scores: scores.masked_fill(suppressed_mask, -torch.inf)
     if config.begin_suppress_tokens:
-        begin = prompt + 1 if prompt <= 1 and first is not None else prompt
-        yield OnlyAt(begin, config.begin_suppress_tokens, vocabulary, device, forces=False)
+        begin_length = (
+            prompt_length + 1 if prompt_length <= 1 and forced_bos_id is not None else prompt_length
+        )
+        yield ForceOrForbidAtLength(
+            begin_length, config.begin_suppress_tokens, vocab_size, device, forces=False
+        )
 
 
-def _warpers(config: GenerationConfig, device: torch.device) -> Iterator[Processor]:
+def _sampling_processors(config: GenerationConfig, device: torch.device) -> Iterator[LogitsProcessorFn]:
     """How a drawn id is drawn. A beam must be able to go on whatever ends it: one id more than can end is kept."""
-    at_least = 1 if config.num_beams == 1 else max(2, 1 + len(config.stop_ids))
+    min_tokens_to_keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.stop_ids))
     if (temperature := config.temperature) != 1:
         yield lambda ids, scores: scores / temperature
     if (top_h := config.top_h) is not None:
         yield lambda ids, scores: keep_top_h(scores, top_h)
     if config.top_k:
-        most = max(config.top_k, at_least)
-        yield lambda ids, scores: keep_top_k(scores, torch.full((len(scores), 1), most, device=device), most)
+        top_k = max(config.top_k, min_tokens_to_keep)
+        yield lambda ids, scores: keep_top_k(
+            scores, torch.full((len(scores), 1), top_k, device=device), top_k
+        )
     if (top_p := config.top_p) < 1:
-        yield lambda ids, scores: keep_top_p(scores, 1 - top_p, at_least)
+        yield lambda ids, scores: keep_top_p(scores, 1 - top_p, min_tokens_to_keep)
     if (min_p := config.min_p) is not None:
-        yield lambda ids, scores: keep_min_p(scores, min_p, at_least)
+        yield lambda ids, scores: keep_min_p(scores, min_p, min_tokens_to_keep)
     if (typical_p := config.typical_p) < 1:
-        yield lambda ids, scores: keep_typical(scores, typical_p, at_least)
+        yield lambda ids, scores: keep_typical(scores, typical_p, min_tokens_to_keep)
     if 0 < (epsilon := config.epsilon_cutoff) < 1:
-        yield lambda ids, scores: keep_above(scores, torch.full_like(scores[:, :1], epsilon), at_least)
+        yield lambda ids, scores: keep_above_probability(
+            scores, torch.full_like(scores[:, :1], epsilon), min_tokens_to_keep
+        )
     if 0 < (eta := config.eta_cutoff) < 1:
-        yield lambda ids, scores: keep_above(scores, eta_bound(scores, eta), at_least)
+        yield lambda ids, scores: keep_above_probability(
+            scores, eta_cutoff_probability(scores, eta), min_tokens_to_keep
+        )
 
 
-def keep_above(scores: Tensor, bound: Tensor, at_least: int) -> Tensor:
-    """Drops ids whose probability is below the bound (R, 1), but for the `at_least` most likely."""
-    best = scores.topk(min(at_least, scores.shape[1])).values[:, -1:]
-    return scores.masked_fill((scores.softmax(-1) < bound) & (scores < best), -torch.inf)
+def keep_above_probability(scores: Tensor, min_probability: Tensor, min_tokens_to_keep: int) -> Tensor:
+    """Drops ids whose probability is below the bound (R, 1), but for the `min_tokens_to_keep` most likely."""
+    lowest_kept_score = scores.topk(min(min_tokens_to_keep, scores.shape[1])).values[:, -1:]
+    return scores.masked_fill(
+        (scores.softmax(-1) < min_probability) & (scores < lowest_kept_score), -torch.inf
+    )
 
 
-def eta_bound(scores: Tensor, epsilon: float) -> Tensor:
+def eta_cutoff_probability(scores: Tensor, epsilon: float) -> Tensor:
     """(R, 1) min(epsilon, sqrt(epsilon) exp(-entropy)) (arXiv 2210.15191)."""
     bound: Tensor = (-_entropy(scores)).exp() * epsilon**0.5
     return bound.clamp(max=epsilon)
 
 
-def keep_top_h(scores: Tensor, part: float, most: int = 100) -> Tensor:
-    """Keeps the likeliest of `most` ids while their sum of -p log p is at most `part` of it all (arXiv 2509.02510)."""
-    best, order = scores.topk(min(most, scores.shape[1]))
-    logarithms = best.log_softmax(-1)
-    shares = -(logarithms.exp() * logarithms.clamp(min=torch.finfo(scores.dtype).min)).cumsum(-1)
-    keep = shares <= _entropy(best) * part
+def keep_top_h(scores: Tensor, entropy_fraction: float, max_candidates: int = 100) -> Tensor:
+    """Keeps the likeliest of `max_candidates` ids while their sum of -p log p is at most `entropy_fraction` of it all (arXiv 2509.02510)."""
+    top_scores, order = scores.topk(min(max_candidates, scores.shape[1]))
+    logarithms = top_scores.log_softmax(-1)
+    cumulative_entropy = -(logarithms.exp() * logarithms.clamp(min=torch.finfo(scores.dtype).min)).cumsum(-1)
+    keep = cumulative_entropy <= _entropy(top_scores) * entropy_fraction
     keep[:, 0] = True
     return scores.masked_fill(~torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, keep), -torch.inf)
 

@@ -11,23 +11,29 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from idefics.compat.cache import KeyValueCache
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.construction import constructor, draws_first_weights
+from idefics.compat.decoder_forward import DecoderResult
 from idefics.compat.generation import GenerationMixin
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.loading import Loading
-from idefics.compat.modeling_checkpointing import GradientCheckpointing
-from idefics.compat.modeling_vocabulary import Vocabulary
-from idefics.compat.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
-from idefics.compat.reading import Pass
-from idefics.compat.transformers_instance import CountsAsPreTrainedModel
+from idefics.compat.gradient_checkpointing import GradientCheckpointingMixin
+from idefics.compat.kv_cache import KeyValueCache
+from idefics.compat.loading import PretrainedLoadingMixin
+from idefics.compat.model_construction import model_constructor, should_initialize_weights
+from idefics.compat.modeling_embeddings import EmbeddingAccessMixin
+from idefics.compat.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
+from idefics.compat.transformers_instance import TransformersInstanceMixin
 from idefics.errors import BadPrompt, BadSetting
 from idefics.nn.attention import Attn
-from idefics.nn.initial import initialise_module
-from idefics.nn.kernels import KERNELS, Attending, Kernel, give_kernel, kernel_called
+from idefics.nn.attention_backends import (
+    ATTENTION_BACKENDS,
+    AttentionBackend,
+    AttentionModule,
+    get_attention_backend,
+    set_attention_backend,
+)
+from idefics.nn.initialization import initialize_module
 from idefics.nn.loss import next_token_loss
-from idefics.quant import footprint
+from idefics.quant import memory_footprint
 
 # The config of a part -> the children of the base model that are built by it; the decoder itself is told by the model.
 PART_MODULES = {
@@ -37,7 +43,7 @@ PART_MODULES = {
 }
 
 
-class Asked(NamedTuple):
+class ForwardOptions(NamedTuple):
     """What one call wants back: its own words, else the config's."""
 
     use_cache: bool
@@ -46,7 +52,13 @@ class Asked(NamedTuple):
     return_dict: bool
 
 
-class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientCheckpointing, Attending):
+class PreTrainedModel(
+    TransformersInstanceMixin,
+    PretrainedLoadingMixin,
+    EmbeddingAccessMixin,
+    GradientCheckpointingMixin,
+    AttentionModule,
+):
     """What every model class has.
 
     Attributes:
@@ -63,32 +75,32 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
     main_input_name = "input_ids"
     accepts_loss_kwargs = True
 
-    @constructor
+    @model_constructor
     def __init__(self, config: Any) -> None:
         """For a subclass that makes the parts of the model itself, and calls `post_init` when it has."""
-        Attending.__init__(self)
-        self._adopt(config)
+        AttentionModule.__init__(self)
+        self._set_config(config)
 
-    def _adopt(self, config: PretrainedConfig) -> None:
+    def _set_config(self, config: PretrainedConfig) -> None:
         self.config = config
         self.generation_config = GenerationConfig.from_model_config(config.to_dict())
         self.name_or_path = ""
-        self._keep_in(None)
+        self._set_quantization(None)
 
-    def _begin(self, config: PretrainedConfig) -> None:
+    def _finish_init(self, config: PretrainedConfig) -> None:
         """The last step of every constructor: first weights, and how attention is computed."""
-        self._adopt(config)
+        self._set_config(config)
         self.post_init()
 
     def post_init(self) -> None:
         """First weights, and how attention is computed: a subclass calls it at the end of its constructor."""
         wanted = self.config._attn_implementation or "sdpa"
         self.set_attn_implementation(wanted)
-        if not draws_first_weights():  # the model around this one, or `from_pretrained`, chooses again
+        if not should_initialize_weights():  # the model around this one, or `from_pretrained`, chooses again
             self.config._attn_implementation = wanted
         if self.config.gradient_checkpointing:
             self.gradient_checkpointing_enable()
-        if draws_first_weights():
+        if should_initialize_weights():
             self.init_weights()
 
     def init_weights(self) -> None:
@@ -98,9 +110,9 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
 
     def _init_weights(self, module: nn.Module) -> None:
         """Gives one module first weights, its own parts left aside."""
-        initialise_module(module, self.deviation)
+        initialize_module(module, self.init_std)
 
-    def decode(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+    def forward_packed(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
         """The `forward` of `models/`, which the classes override: packed tokens, (N, D) and (N,) -> (N, D)."""
         raise NotImplementedError
 
@@ -143,7 +155,7 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes that it takes, in however many bits weights are kept; of buffers too unless told otherwise."""
-        return footprint(self, return_buffers)
+        return memory_footprint(self, return_buffers)
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -162,60 +174,60 @@ class PreTrainedModel(CountsAsPreTrainedModel, Loading, Vocabulary, GradientChec
                 of compute capability 8.0 (the requirement of FlashAttention-2) and 16-bit weights.
         """
         named = {"": attn_implementation} if isinstance(attn_implementation, str) else {**attn_implementation}
-        parts = {name: getattr(self.config, name) for name in self.config.parts}
-        if unknown := [name for name in named if name and name not in parts]:
+        sub_configs = {name: getattr(self.config, name) for name in self.config.parts}
+        if unknown := [name for name in named if name and name not in sub_configs]:
             raise BadSetting(
-                f"attn_implementation names {unknown[0]!r}; give {', '.join(parts)}, or '' for the rest"
+                f"attn_implementation names {unknown[0]!r}; give {', '.join(sub_configs)}, or '' for the rest"
             )
         if not isinstance(self.config._attn_implementation, str):
             named.setdefault("", "sdpa")
         kernels = {name: self._kernel(one) for name, one in named.items()}
         if "" in named:
-            give_kernel(self, kernels[""])
-            for config in (self.config, *parts.values()):
+            set_attention_backend(self, kernels[""])
+            for config in (self.config, *sub_configs.values()):
                 config._attn_implementation = named[""]
             self._attend_by(kernels[""], named[""])
         children = dict(self.base_model.named_children())
-        for name in named.keys() & parts.keys():
-            parts[name]._attn_implementation = named[name]
+        for name in named.keys() & sub_configs.keys():
+            sub_configs[name]._attn_implementation = named[name]
             if name == "text_config":
                 self._attend_by(kernels[name], named.get("", self.attn_implementation))
             for child in children.keys() & PART_MODULES[name]:
-                give_kernel(children[child], kernels[name])
+                set_attention_backend(children[child], kernels[name])
 
-    def _kernel(self, attn_implementation: str) -> Kernel:
-        if attn_implementation not in KERNELS:  # the words that callers of transformers match
+    def _kernel(self, attn_implementation: str) -> AttentionBackend:
+        if attn_implementation not in ATTENTION_BACKENDS:  # the words that callers of transformers match
             raise BadSetting(
-                f'Specified `attn_implementation="{attn_implementation}"` is not supported: give {", ".join(KERNELS)}'
+                f'Specified `attn_implementation="{attn_implementation}"` is not supported: give {", ".join(ATTENTION_BACKENDS)}'
             )
         dtype = next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), None)
-        return kernel_called(attn_implementation, dtype or torch.float32, torch.device("cuda"))
+        return get_attention_backend(attn_implementation, dtype or torch.float32, torch.device("cuda"))
 
-    def _attend_by(self, kernel: Kernel, attn_implementation: str) -> None:
+    def _attend_by(self, kernel: AttentionBackend, attn_implementation: str) -> None:
         """The decoder's attention implementation, which the whole model sets."""
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
-                module.kernel, module.attn_implementation = kernel, attn_implementation
+                module.attention_backend, module.attn_implementation = kernel, attn_implementation
 
-    def _asked(
+    def _resolve_forward_options(
         self,
         use_cache: bool | None,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
         return_dict: bool | None,
-    ) -> Asked:
+    ) -> ForwardOptions:
         config = self.config
         # A cache would keep what checkpointing shall not keep.
-        caches = config.use_cache and not (self.training and self.is_gradient_checkpointing)
-        return Asked(
-            caches if use_cache is None else use_cache,
+        uses_cache = config.use_cache and not (self.training and self.is_gradient_checkpointing)
+        return ForwardOptions(
+            uses_cache if use_cache is None else use_cache,
             config.output_attentions if output_attentions is None else output_attentions,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             config.return_dict if return_dict is None else return_dict,
         )
 
 
-class BaseModel(PreTrainedModel):
+class BaseModelWithoutHead(PreTrainedModel):
     """A model without a head."""
 
     base_model_prefix = ""
@@ -225,18 +237,20 @@ class BaseModel(PreTrainedModel):
     def base_model(self) -> nn.Module:
         return self
 
-    def _output(self, read: Pass, past: KeyValueCache, features: Tensor | None, asked: Asked) -> Any:
+    def _make_output(
+        self, result: DecoderResult, past: KeyValueCache, features: Tensor | None, options: ForwardOptions
+    ) -> Any:
         """The output of `forward`; `features` are the pictures that were read in this pass."""
-        if read.cache is not None:
-            read.cache.has_pictures = past.has_pictures or features is not None
+        if result.cache is not None:
+            result.cache.has_read_images = past.has_read_images or features is not None
         out = self.output_class(
-            last_hidden_state=read.hidden,
-            past_key_values=read.cache,
-            hidden_states=read.states,
-            attentions=read.weights,
+            last_hidden_state=result.last_hidden_state,
+            past_key_values=result.cache,
+            hidden_states=result.hidden_states,
+            attentions=result.attentions,
             image_hidden_states=features,
         )
-        return told(out, asked)
+        return as_return_type(out, options)
 
 
 class ModelWithHead(PreTrainedModel, GenerationMixin):
@@ -255,10 +269,10 @@ class ModelWithHead(PreTrainedModel, GenerationMixin):
     def can_generate(cls) -> bool:
         return True
 
-    def _answer(
+    def _make_output_with_logits(
         self,
-        read: BaseModelOutputWithPast,
-        asked: Asked,
+        base_output: BaseModelOutputWithPast,
+        options: ForwardOptions,
         labels: Tensor | None,
         attention_mask: Tensor | None,
         logits_to_keep: int | Tensor,
@@ -269,26 +283,26 @@ class ModelWithHead(PreTrainedModel, GenerationMixin):
             raise BadSetting(
                 f"logits_to_keep is {logits_to_keep}, but labels need the logits of all tokens: give 0"
             )
-        tokens = read.last_hidden_state.shape[:2]
+        tokens = base_output.last_hidden_state.shape[:2]
         if labels is not None and labels.shape != tokens:
             raise BadPrompt(
                 f"labels are of {tuple(labels.shape)}: give {tuple(tokens)}, one for each new token of each row"
             )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(read.last_hidden_state[:, kept])
+        kept_positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(base_output.last_hidden_state[:, kept_positions])
         out = self.output_class(
             loss=None
             if labels is None
-            else next_token_loss(logits, labels, attention_mask, items=num_items_in_batch),
+            else next_token_loss(logits, labels, attention_mask, num_items_in_batch=num_items_in_batch),
             logits=logits,
-            past_key_values=read.past_key_values,
-            hidden_states=read.hidden_states,
-            attentions=read.attentions,
-            image_hidden_states=read.image_hidden_states,
+            past_key_values=base_output.past_key_values,
+            hidden_states=base_output.hidden_states,
+            attentions=base_output.attentions,
+            image_hidden_states=base_output.image_hidden_states,
         )
-        return told(out, asked)
+        return as_return_type(out, options)
 
 
-def told(out: ModelOutput, asked: Asked) -> Any:
+def as_return_type(out: ModelOutput, options: ForwardOptions) -> Any:
     """The output as the caller wants it: by names, or the tuple of what is there."""
-    return out if asked.return_dict else out.to_tuple()
+    return out if options.return_dict else out.to_tuple()

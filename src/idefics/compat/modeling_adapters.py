@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from idefics.errors import BadSetting, MissingExtra, ModelNotFound, UnsupportedModel
-from idefics.processing.settings import json_object
+from idefics.processing.checkpoint_settings import read_json_object
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of names in an adapter's file
+PEFT_KEY_PREFIX = "base_model.model."  # of names in an adapter's file
 
 
-class Adapters(nn.Module):
+class PeftAdapterMixin(nn.Module):
     """The calls by which transformers' models hold adapters of peft.
 
     Attributes:
@@ -41,7 +41,7 @@ class Adapters(nn.Module):
             BadSetting: there is one of this name, or `adapter_config` is none of peft's.
             MissingExtra: peft is not installed.
         """
-        peft = _peft()
+        peft = _import_peft()
         name = adapter_name or "default"
         if not isinstance(adapter_config, peft.PeftConfig):
             raise BadSetting(
@@ -76,7 +76,7 @@ class Adapters(nn.Module):
             UnsupportedModel: the adapter's weights are not those of an adapter of this model.
             MissingExtra: peft is not installed.
         """
-        peft = _peft()
+        peft = _import_peft()
         name = adapter_name or "default"
         if peft_model_id is None and (peft_config is None or adapter_state_dict is None):
             raise BadSetting("no adapter is given: give its folder, or peft_config and adapter_state_dict")
@@ -86,8 +86,8 @@ class Adapters(nn.Module):
             weights = peft.load_peft_weights(str(peft_model_id), device="cpu")
         config.inference_mode = not is_trainable
         self.add_adapter(config, name)
-        named = {key.removeprefix(PREFIX): value for key, value in weights.items()}
-        result = peft.set_peft_model_state_dict(self, named, name)
+        weights_by_key = {key.removeprefix(PEFT_KEY_PREFIX): value for key, value in weights.items()}
+        result = peft.set_peft_model_state_dict(self, weights_by_key, name)
         missing = [key for key in result.missing_keys if "lora_" in key and f".{name}." in key]
         if result.unexpected_keys or missing:
             raise UnsupportedModel(
@@ -108,38 +108,38 @@ class Adapters(nn.Module):
             BadSetting: there is none of this name.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
-        if unknown := [name for name in names if name not in self._adapters()]:
+        if unknown := [name for name in names if name not in self._adapter_configs()]:
             raise BadSetting(
-                f"there is no adapter {unknown[0]!r}; the model has {', '.join(self._adapters()) or 'none'}"
+                f"there is no adapter {unknown[0]!r}; the model has {', '.join(self._adapter_configs()) or 'none'}"
             )
-        for layer in self._adapted():
+        for layer in self._adapter_layers():
             layer.enable_adapters(True)
             layer.set_adapter(adapter_name)
 
     def active_adapters(self) -> list[str]:
         """The names of the adapters that act. Raises BadSetting where the model has none."""
-        self._need()
-        active = next(self._adapted()).active_adapter
+        self._require_adapter()
+        active = next(self._adapter_layers()).active_adapter
         return [active] if isinstance(active, str) else list(active)
 
     def disable_adapters(self) -> None:
         """The model computes as without adapters. Raises BadSetting where it has none."""
-        self._need()
-        for layer in self._adapted():
+        self._require_adapter()
+        for layer in self._adapter_layers():
             layer.enable_adapters(False)
 
     def enable_adapters(self) -> None:
         """Undoes `disable_adapters`. Raises BadSetting where the model has none."""
-        self._need()
-        for layer in self._adapted():
+        self._require_adapter()
+        for layer in self._adapter_layers():
             layer.enable_adapters(True)
 
     def delete_adapter(self, adapter_names: str | list[str]) -> None:
         """Takes adapters out of the model. Raises BadSetting where it does not have them."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            if name not in self._adapters():
+            if name not in self._adapter_configs():
                 raise BadSetting(f"there is no adapter {name!r} to delete")
-            for layer in self._adapted():
+            for layer in self._adapter_layers():
                 layer.delete_adapter(name)
             del self.peft_config[name]
         self._hf_peft_config_loaded = bool(self.peft_config)
@@ -149,7 +149,9 @@ class Adapters(nn.Module):
     ) -> dict[str, Tensor]:
         """The weights of one adapter, by default of the active one. Raises BadSetting where the model has none."""
         name = adapter_name or self.active_adapters()[0]
-        weights: dict[str, Tensor] = _peft().get_peft_model_state_dict(self, state_dict, adapter_name=name)
+        weights: dict[str, Tensor] = _import_peft().get_peft_model_state_dict(
+            self, state_dict, adapter_name=name
+        )
         return weights
 
     def _save_adapter(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
@@ -159,32 +161,32 @@ class Adapters(nn.Module):
         name = self.active_adapters()[0]
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.get_adapter_state_dict(name, state_dict)
-        named = {PREFIX + key: value.contiguous() for key, value in weights.items()}
-        save_file(named, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        weights_by_key = {PEFT_KEY_PREFIX + key: value.contiguous() for key, value in weights.items()}
+        save_file(weights_by_key, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         self.peft_config[name].save_pretrained(str(folder))
 
-    def _adapted(self) -> Iterator[Any]:
-        layers = _peft().tuners.tuners_utils.BaseTunerLayer
+    def _adapter_layers(self) -> Iterator[Any]:
+        layers = _import_peft().tuners.tuners_utils.BaseTunerLayer
         return (module for module in self.modules() if isinstance(module, layers))
 
-    def _adapters(self) -> dict[str, PeftConfig]:
+    def _adapter_configs(self) -> dict[str, PeftConfig]:
         return self.peft_config if self._hf_peft_config_loaded else {}
 
-    def _need(self) -> None:
-        if not self._adapters():
+    def _require_adapter(self) -> None:
+        if not self._adapter_configs():
             raise BadSetting("the model has no adapter: call add_adapter or load_adapter first")
 
 
-def base_of_adapter(folder: str | PathLike[str]) -> str | None:
+def adapter_base_model(folder: str | PathLike[str]) -> str | None:
     """The model that the adapter in a folder was trained on; None where it does not say, or is no adapter alone."""
     path = Path(folder)
     if not (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
         return None
-    base = json_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base = read_json_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
     return None if not base else str(base)
 
 
-def or_adapter(load: Callable[..., Any]) -> Callable[..., Any]:
+def accept_adapter_folder(load: Callable[..., Any]) -> Callable[..., Any]:
     """A `from_pretrained` that also takes the folder of an adapter: it loads its model, then the adapter.
 
     With `output_loading_info=True` it returns the model and what its files lacked, as transformers does.
@@ -198,19 +200,19 @@ def or_adapter(load: Callable[..., Any]) -> Callable[..., Any]:
         output_loading_info: bool = False,
         **keywords: Any,
     ) -> Any:
-        model = _loaded(load, cls, pretrained_model_name_or_path, *arguments, **keywords)
+        model = _load_with_adapter(load, cls, pretrained_model_name_or_path, *arguments, **keywords)
         if not output_loading_info:
             return model
-        none: dict[str, object] = {"unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        return model, {"missing_keys": set(model.missing_keys), **none}
+        empty_info: dict[str, object] = {"unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return model, {"missing_keys": set(model.missing_keys), **empty_info}
 
     return from_pretrained
 
 
-def _loaded(
+def _load_with_adapter(
     load: Callable[..., Any], cls: type, model: str | PathLike[str], *arguments: Any, **keywords: Any
 ) -> Any:
-    base = base_of_adapter(model)
+    base = adapter_base_model(model)
     if base is None:
         return load(cls, model, *arguments, **keywords)
     try:
@@ -221,7 +223,7 @@ def _loaded(
     return loaded
 
 
-def _peft() -> Any:
+def _import_peft() -> Any:
     try:
         import peft
     except ImportError:

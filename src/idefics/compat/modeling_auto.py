@@ -7,11 +7,10 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.configuration_auto import config_from
-from idefics.compat.folders import folder_and_rest
-from idefics.compat.loading_arguments import IGNORED_BY_MODELS
+from idefics.compat.configuration_auto import as_config
+from idefics.compat.loading_arguments import IGNORED_MODEL_KWARGS
 from idefics.compat.modeling import ModelWithHead, PreTrainedModel
-from idefics.compat.modeling_adapters import or_adapter
+from idefics.compat.modeling_adapters import accept_adapter_folder
 from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
 from idefics.compat.modeling_idefics2 import Idefics2ForConditionalGeneration, Idefics2Model
 from idefics.compat.modeling_idefics3 import (
@@ -20,14 +19,15 @@ from idefics.compat.modeling_idefics3 import (
     SmolVLMForConditionalGeneration,
     SmolVLMModel,
 )
+from idefics.compat.pretrained_folder import resolve_pretrained_folder
 
-CLASSES: dict[str, type[ModelWithHead]] = {
+MODEL_CLASS_BY_TYPE: dict[str, type[ModelWithHead]] = {
     "idefics": IdeficsForVisionText2Text,
     "idefics2": Idefics2ForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
 }
-BASE_CLASSES: dict[str, type[PreTrainedModel]] = {
+BASE_MODEL_CLASS_BY_TYPE: dict[str, type[PreTrainedModel]] = {
     "idefics": IdeficsModel,
     "idefics2": Idefics2Model,
     "idefics3": Idefics3Model,
@@ -36,15 +36,15 @@ BASE_CLASSES: dict[str, type[PreTrainedModel]] = {
 
 
 class _AutoClass:
-    """What they share: `classes` says which model_type is of which class."""
+    """What they share: `model_class_by_type` says which model_type is of which class."""
 
-    classes: ClassVar[Mapping[str, type[PreTrainedModel]]]
+    model_class_by_type: ClassVar[Mapping[str, type[PreTrainedModel]]]
 
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} is never made: call its from_pretrained or from_config")
 
     @classmethod
-    @or_adapter
+    @accept_adapter_folder
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
@@ -53,32 +53,32 @@ class _AutoClass:
         **options: Any,
     ) -> Any:
         """As `from_pretrained` of the class that config.json's model_type names."""
-        folder, options = folder_and_rest(
-            pretrained_model_name_or_path, options, ignored=IGNORED_BY_MODELS, needs="weights"
+        folder, options = resolve_pretrained_folder(
+            pretrained_model_name_or_path, options, ignored=IGNORED_MODEL_KWARGS, needs="weights"
         )
-        found = config_from(folder if config is None else config)
-        options |= {} if config is None else {"config": found}
-        model = cls.classes[found.model_type].from_pretrained(folder, **options)
+        resolved_config = as_config(folder if config is None else config)
+        options |= {} if config is None else {"config": resolved_config}
+        model = cls.model_class_by_type[resolved_config.model_type].from_pretrained(folder, **options)
         model.name_or_path = str(pretrained_model_name_or_path)
         return model
 
     @classmethod
     def from_config(cls, config: PretrainedConfig | Mapping[str, Any], **options: Any) -> Any:
         """As `from_config` of the class that the config is for."""
-        found = config_from(config)
-        return cls.classes[found.model_type].from_config(found, **options)
+        resolved_config = as_config(config)
+        return cls.model_class_by_type[resolved_config.model_type].from_config(resolved_config, **options)
 
 
 class AutoModel(_AutoClass):
     """The model without a head that a checkpoint or a config is of."""
 
-    classes = BASE_CLASSES
+    model_class_by_type = BASE_MODEL_CLASS_BY_TYPE
 
 
 class AutoModelForImageTextToText(_AutoClass):
     """The model with a head that a checkpoint or a config is of."""
 
-    classes = CLASSES
+    model_class_by_type = MODEL_CLASS_BY_TYPE
 
 
 class AutoModelForVision2Seq(AutoModelForImageTextToText):

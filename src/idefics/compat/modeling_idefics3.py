@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from idefics.compat.configuration_in_text import Idefics3Config, SmolVLMConfig
-from idefics.compat.construction import as_part, constructor
-from idefics.compat.modeling_in_text import (
-    InTextBaseModel,
-    InTextForConditionalGeneration,
-    InTextPreTrainedModel,
+from idefics.compat.configuration_inline import Idefics3Config, SmolVLMConfig
+from idefics.compat.model_construction import model_constructor, without_weight_init
+from idefics.compat.modeling_inline import (
+    InlineImageBaseModel,
+    InlineImageForConditionalGeneration,
+    InlineImagePreTrainedModel,
 )
-from idefics.compat.outputs import (
+from idefics.compat.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     Idefics3BaseModelOutputWithPast,
@@ -19,40 +19,42 @@ from idefics.compat.outputs import (
     SmolVLMBaseModelOutputWithPast,
     SmolVLMCausalLMOutputWithPast,
 )
-from idefics.models.idefics3 import Idefics3, Idefics3Body
+from idefics.models.idefics3 import Idefics3, Idefics3Backbone
 
 
-class Idefics3PreTrainedModel(InTextPreTrainedModel):
+class Idefics3PreTrainedModel(InlineImagePreTrainedModel):
     """What the classes of Idefics3 share: inherit from it to put the model together with parts of your own."""
 
     config_class = Idefics3Config
     model_types = ("idefics3", "smolvlm")  # the same mathematics
 
 
-class Idefics3Model(InTextBaseModel, Idefics3PreTrainedModel, Idefics3Body):
+class Idefics3Model(InlineImageBaseModel, Idefics3PreTrainedModel, Idefics3Backbone):
     """Idefics3 without a head."""
 
     output_class: ClassVar[type[BaseModelOutputWithPast]] = Idefics3BaseModelOutputWithPast
-    reads_squares = True
+    requires_square_frames = True
 
-    @constructor
+    @model_constructor
     def __init__(self, config: Idefics3Config) -> None:
-        Idefics3Body.__init__(self, config.settings())
-        self._begin(config)
+        Idefics3Backbone.__init__(self, config.to_model_config())
+        self._finish_init(config)
 
 
-class Idefics3ForConditionalGeneration(InTextForConditionalGeneration, Idefics3PreTrainedModel, Idefics3):
+class Idefics3ForConditionalGeneration(
+    InlineImageForConditionalGeneration, Idefics3PreTrainedModel, Idefics3
+):
     """Idefics3 with its head: continues text in which pictures stand, cut into squares."""
 
     output_class: ClassVar[type[CausalLMOutputWithPast]] = Idefics3CausalLMOutputWithPast
     base_class: ClassVar[type[Idefics3Model]] = Idefics3Model
 
-    @constructor
+    @model_constructor
     def __init__(self, config: Idefics3Config) -> None:
-        with as_part():
+        with without_weight_init():
             body = self.base_class(config)
-        Idefics3.__init__(self, config.settings(), body)
-        self._begin(config)
+        Idefics3.__init__(self, config.to_model_config(), body)
+        self._finish_init(config)
 
 
 class SmolVLMPreTrainedModel(Idefics3PreTrainedModel):

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idefics.compat.outputs import BaseModelOutputWithPooling
+from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
 from idefics.errors import BadPrompt
-from idefics.models import idefics1, in_text
-from idefics.nn.kernels import Attending, Explicit, give_kernel
+from idefics.models import idefics1, inline
+from idefics.nn.attention_backends import AttentionModule, EagerAttention, set_attention_backend
 
 
-class SiglipVisionTransformer(in_text.VisionTower):
+class SiglipVisionTransformer(inline.SiglipVisionTower):
     """SigLIP's transformer, of Idefics2, Idefics3 and SmolVLM."""
 
     def forward(
@@ -44,12 +44,14 @@ class SiglipVisionTransformer(in_text.VisionTower):
             raise BadPrompt(
                 "patch_attention_mask leaves patches out: cut the frames to their pictures instead"
             )
-        with _recorded(self.encoder.layers, bool(output_hidden_states), bool(output_attentions)) as record:
-            last = in_text.VisionTower.forward(self, pixel_values)
-        return record.output(last, None, return_dict)
+        with _record_layer_outputs(
+            self.encoder.layers, bool(output_hidden_states), bool(output_attentions)
+        ) as record:
+            last = inline.SiglipVisionTower.forward(self, pixel_values)
+        return record.to_model_output(last, None, return_dict)
 
 
-class IdeficsVisionTransformer(idefics1.VisionTower):
+class IdeficsVisionTransformer(idefics1.ClipVisionTower):
     """CLIP's transformer, of Idefics."""
 
     def forward(
@@ -72,57 +74,68 @@ class IdeficsVisionTransformer(idefics1.VisionTower):
         """
         height, width = pixel_values.shape[-2:]
         patch = self.embeddings.patch_embedding.kernel_size[0]
-        side = self.embeddings.grid * patch
+        side = self.embeddings.patches_per_side * patch
         if (height, width) != (side, side) and not interpolate_pos_encoding:
             raise BadPrompt(
                 f"pixel_values are {height} x {width} pixels and the model reads {side} x {side}: "
                 "resize them, or give interpolate_pos_encoding=True"
             )
-        with _recorded(self.encoder.layers, bool(output_hidden_states), bool(output_attentions)) as record:
-            last = idefics1.VisionTower.forward(self, pixel_values)
-        return record.output(last, self.post_layernorm(last[:, 0]), return_dict)
+        with _record_layer_outputs(
+            self.encoder.layers, bool(output_hidden_states), bool(output_attentions)
+        ) as record:
+            last = idefics1.ClipVisionTower.forward(self, pixel_values)
+        return record.to_model_output(last, self.post_layernorm(last[:, 0]), return_dict)
 
 
-class _Record:
+class _LayerOutputs:
     """What the layers of a tower gave in one call, for each of the groups of frames that went through together."""
 
-    def __init__(self, depth: int, explicit: Explicit | None) -> None:
-        self.depth, self.explicit = depth, explicit
-        self.states: list[Tensor] = []  # for each group the embeddings, then each layer's output
+    def __init__(self, num_layers: int, eager_attention: EagerAttention | None) -> None:
+        self.num_layers, self.eager_attention = num_layers, eager_attention
+        self.hidden_states: list[Tensor] = []  # for each group the embeddings, then each layer's output
 
-    def output(self, last: Tensor, pooled: Tensor | None, return_dict: bool | None) -> Any:
+    def to_model_output(self, last: Tensor, pooled: Tensor | None, return_dict: bool | None) -> Any:
         out = BaseModelOutputWithPooling(
             last_hidden_state=last,
             pooler_output=pooled,
-            hidden_states=_by_layer(self.states, self.depth + 1),
-            attentions=_by_layer(self.explicit.weights, self.depth) if self.explicit else None,
+            hidden_states=_concatenate_by_layer(self.hidden_states, self.num_layers + 1),
+            attentions=_concatenate_by_layer(self.eager_attention.attention_weights, self.num_layers)
+            if self.eager_attention
+            else None,
         )
         return out.to_tuple() if return_dict is False else out
 
 
 @contextmanager
-def _recorded(layers: nn.ModuleList, states: bool, weights: bool) -> Iterator[_Record]:
+def _record_layer_outputs(
+    layers: nn.ModuleList, records_hidden_states: bool, records_attentions: bool
+) -> Iterator[_LayerOutputs]:
     """Records the hidden states and attention weights of a tower's layers while this lasts."""
-    record = _Record(len(layers), Explicit() if weights else None)
+    record = _LayerOutputs(len(layers), EagerAttention() if records_attentions else None)
     hooks = []
-    if states:
-        hooks.append(layers[0].register_forward_pre_hook(lambda _, inputs: record.states.append(inputs[0])))
+    if records_hidden_states:
+        hooks.append(
+            layers[0].register_forward_pre_hook(lambda _, inputs: record.hidden_states.append(inputs[0]))
+        )
         hooks += [
-            layer.register_forward_hook(lambda _, inputs, out: record.states.append(out)) for layer in layers
+            layer.register_forward_hook(lambda _, inputs, out: record.hidden_states.append(out))
+            for layer in layers
         ]
-    kernels = [module.kernel for module in layers.modules() if isinstance(module, Attending)]
-    if record.explicit is not None:
-        give_kernel(layers, record.explicit)
+    original_backends = [
+        module.attention_backend for module in layers.modules() if isinstance(module, AttentionModule)
+    ]
+    if record.eager_attention is not None:
+        set_attention_backend(layers, record.eager_attention)
     try:
         yield record
     finally:
         for hook in hooks:
             hook.remove()
-        attending = (module for module in layers.modules() if isinstance(module, Attending))
-        for module, kernel in zip(attending, kernels, strict=True):
-            module.kernel = kernel
+        attention_modules = (module for module in layers.modules() if isinstance(module, AttentionModule))
+        for module, kernel in zip(attention_modules, original_backends, strict=True):
+            module.attention_backend = kernel
 
 
-def _by_layer(steps: list[Tensor], depth: int) -> tuple[Tensor, ...] | None:
+def _concatenate_by_layer(tensors: list[Tensor], num_outputs: int) -> tuple[Tensor, ...] | None:
     """Tensors of group after group, each with those of all layers -> one tensor of all frames for each layer."""
-    return tuple(torch.cat(steps[layer::depth]) for layer in range(depth)) if steps else None
+    return tuple(torch.cat(tensors[layer::num_outputs]) for layer in range(num_outputs)) if tensors else None

@@ -11,22 +11,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from idefics.compat.features import BatchFeature, Fitting
-from idefics.compat.image_inputs import fetcher
-from idefics.compat.image_processing import INERT
-from idefics.compat.processing_chat import Turn, conversations_of, shown, sources_of, split_options
-from idefics.compat.processing_files import SavedProcessor
-from idefics.compat.processing_options import ALSO_NEUTRAL, GROUPS, VIDEO_WORDS
-from idefics.compat.tokenization_rows import NEUTRAL
-from idefics.config import ImagePlan
+from idefics.compat.batch_feature import BatchFeature, PaddingOptions
+from idefics.compat.image_inputs import make_fetcher
+from idefics.compat.image_processing import IGNORED_IMAGE_KWARGS
+from idefics.compat.processing_chat import (
+    ChatTurn,
+    media_sources,
+    parse_conversations,
+    replace_videos_by_text,
+    split_template_kwargs,
+)
+from idefics.compat.processing_files import ProcessorMixin
+from idefics.compat.processing_kwargs import KWARG_GROUPS, NEUTRAL_PROCESSOR_KWARGS, VIDEO_FIELD_BY_KWARG
+from idefics.compat.tokenization_encoding import NEUTRAL_TOKENIZER_KWARGS
+from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt
+from idefics.processing.chat_template import render_template
 from idefics.processing.processor import Processor
-from idefics.processing.templates import render_template
 from idefics.prompt import Prompt
 
 
-class BaseProcessor(SavedProcessor):
-    """An image processor and a tokenizer, joined. Arguments as in `SavedProcessor`."""
+class BaseProcessor(ProcessorMixin):
+    """An image processor and a tokenizer, joined. Arguments as in `ProcessorMixin`."""
 
     @property
     def model_input_names(self) -> list[str]:
@@ -92,14 +98,14 @@ class BaseProcessor(SavedProcessor):
             BadPrompt: a message is malformed; the error names it.
             TypeError: a keyword is neither a variable of the template nor an option of the call.
         """
-        conversations, is_batch = conversations_of(conversation)
+        conversations, is_batch = parse_conversations(conversation)
         template = self.chat_template if chat_template is None else chat_template
-        variables, options = split_options(template, keywords, self._words())
+        variables, options = split_template_kwargs(template, keywords, self._call_kwarg_names())
         options = {**options, **(processor_kwargs or {})}
         rendered = [
             render_template(
                 template,
-                shown(turns),
+                replace_videos_by_text(turns),
                 {**self.tokenizer.special_tokens_map, "tools": tools, "documents": documents, **variables},
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -109,65 +115,88 @@ class BaseProcessor(SavedProcessor):
         texts = [one.text for one in rendered]
         if not tokenize:
             if options or return_dict or return_tensors:
-                word = next(iter(options), "return_dict" if return_dict else "return_tensors")
-                raise TypeError(f"{word} has no meaning for text: give tokenize=True")
+                keyword = next(iter(options), "return_dict" if return_dict else "return_tensors")
+                raise TypeError(f"{keyword} has no meaning for text: give tokenize=True")
             return texts if is_batch else texts[0]
-        options |= self._sources(conversations, options)
-        opening = self.tokenizer.bos_token
-        if self._style.adds_special and opening and texts[0].startswith(opening):  # the template wrote it
+        options |= self._media_from_messages(conversations, options)
+        bos_token = self.tokenizer.bos_token
+        if (
+            self._prompt_format.add_special_tokens and bos_token and texts[0].startswith(bos_token)
+        ):  # the template wrote it
             options.setdefault("add_special_tokens", False)
         if return_assistant_tokens_mask:
-            options["generated"] = [one.generated for one in rendered]
+            options["generated"] = [one.generation_spans for one in rendered]
         batch = self(text=texts, return_tensors=return_tensors, **options)
         return batch if return_dict else batch["input_ids"]
 
-    def _sources(self, conversations: Sequence[Sequence[Turn]], options: Mapping[str, Any]) -> dict[str, Any]:
+    def _media_from_messages(
+        self, conversations: Sequence[Sequence[ChatTurn]], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The `images` and `videos` that messages name, as options of the call."""
-        found: dict[str, Any] = {}
+        media: dict[str, Any] = {}
         for name, kind in (("images", "image"), ("videos", "video")):
-            sources = [sources_of(turns, kind) for turns in conversations]
+            sources = [media_sources(turns, kind) for turns in conversations]
             if any(sources) and name in options:
                 raise BadPrompt(
                     f"there are {name} in the messages and in {name}=...: give them in one of both"
                 )
             if any(sources) or (kind == "image" and name not in options):
-                found[name] = sources
-        return found
+                media[name] = sources
+        return media
 
     @classmethod
-    def _words(cls) -> set[str]:
+    def _call_kwarg_names(cls) -> set[str]:
         """The options of the call."""
-        settings_of = dataclasses.fields(cls.image_processor_type)  # type: ignore[arg-type]
+        image_settings = dataclasses.fields(cls.image_processor_type)  # type: ignore[arg-type]
         return {
             *inspect.signature(cls.__call__).parameters,
-            *(field.name for field in settings_of),
-            *(*GROUPS, *VIDEO_WORDS, *ALSO_NEUTRAL, *NEUTRAL, *INERT, "input_data_format"),
+            *(field.name for field in image_settings),
+            *(
+                *KWARG_GROUPS,
+                *VIDEO_FIELD_BY_KWARG,
+                *NEUTRAL_PROCESSOR_KWARGS,
+                *NEUTRAL_TOKENIZER_KWARGS,
+                *IGNORED_IMAGE_KWARGS,
+                "input_data_format",
+            ),
         } - {"self", "text", "generated"}
 
-    def _writer(self, plan: ImagePlan, *, adds_special: bool) -> Processor:
+    def _make_prompt_processor(self, image_config: ImageProcessorConfig, *, adds_special: bool) -> Processor:
         """What writes this family's prompts."""
         return Processor(
-            self.tokenizer.codec, plan, replace(self._style, adds_special=adds_special), fetcher()
+            self.tokenizer.codec,
+            image_config,
+            replace(self._prompt_format, add_special_tokens=adds_special),
+            make_fetcher(),
         )
 
-    def _rows(self, prompts: Sequence[Prompt], fitting: Fitting) -> dict[str, list[list[int]]]:
+    def _pad_prompts(
+        self, prompts: Sequence[Prompt], padding_options: PaddingOptions
+    ) -> dict[str, list[list[int]]]:
         """`input_ids` and `attention_mask`, as lists."""
         return {
-            "input_ids": self.tokenizer.padded([prompt.ids for prompt in prompts], fitting),
-            "attention_mask": fitting.pad([[1] * len(prompt) for prompt in prompts], 0),
+            "input_ids": self.tokenizer.pad_ids([prompt.ids for prompt in prompts], padding_options),
+            "attention_mask": padding_options.pad([[1] * len(prompt) for prompt in prompts], 0),
         }
 
 
-def cut(prompt: Prompt, kept: Sequence[int]) -> Prompt:
+def select_prompt_tokens(prompt: Prompt, kept_positions: Sequence[int]) -> Prompt:
     """The prompt with these tokens only. A picture goes with the first of its places that is cut."""
-    if len(kept) == len(prompt):
+    if len(kept_positions) == len(prompt):
         return prompt
-    new = {old: position for position, old in enumerate(kept)}
-    whole = [index for index, places in enumerate(prompt.places) if new.keys() >= set(places)]
-    number = {-1: -1, **{old: index for index, old in enumerate(whole)}}
+    new_position_by_old = {old: position for position, old in enumerate(kept_positions)}
+    kept_image_indices = [
+        index
+        for index, image_positions in enumerate(prompt.image_token_positions)
+        if new_position_by_old.keys() >= set(image_positions)
+    ]
+    new_image_index_by_old = {-1: -1, **{old: index for index, old in enumerate(kept_image_indices)}}
     return Prompt(
-        ids=tuple(prompt.ids[old] for old in kept),
-        pictures=tuple(prompt.pictures[index] for index in whole),
-        places=tuple(tuple(new[place] for place in prompt.places[index]) for index in whole),
-        sees=tuple(number.get(prompt.sees[old], -1) for old in kept),
+        ids=tuple(prompt.ids[old] for old in kept_positions),
+        pictures=tuple(prompt.pictures[index] for index in kept_image_indices),
+        image_token_positions=tuple(
+            tuple(new_position_by_old[old_position] for old_position in prompt.image_token_positions[index])
+            for index in kept_image_indices
+        ),
+        image_index=tuple(new_image_index_by_old.get(prompt.image_index[old], -1) for old in kept_positions),
     )

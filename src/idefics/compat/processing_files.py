@@ -8,28 +8,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from idefics.calls import kind_of
-from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest, write_json
-from idefics.compat.image_processing import INERT, ImageProcessor, refuse_upload
-from idefics.compat.tokenization import CALL_WORDS, PreTrainedTokenizer
+from idefics.compat.image_processing import IGNORED_IMAGE_KWARGS, ImageProcessor, check_save_kwargs
+from idefics.compat.pretrained_folder import IGNORED_PROCESSOR_KWARGS, resolve_pretrained_folder, write_json
+from idefics.compat.tokenization import CALL_KWARG_NAMES, PreTrainedTokenizer
 from idefics.errors import BadSetting, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
-from idefics.models.family import TURN_END
-from idefics.processing import settings
-from idefics.processing.chat import IMAGE
-from idefics.processing.marks import FAKE
+from idefics.models.family import END_OF_UTTERANCE
+from idefics.processing import checkpoint_settings
+from idefics.processing.chat_prompt import IMAGE_TOKEN
+from idefics.processing.image_placeholders import FAKE_IMAGE_TOKEN
+from idefics.validation import describe_type
 
 if TYPE_CHECKING:
     import os
 
-TOKENIZER_WORDS = {*inspect.signature(PreTrainedTokenizer).parameters, *CALL_WORDS} - {
+TOKENIZER_KWARGS = {*inspect.signature(PreTrainedTokenizer).parameters, *CALL_KWARG_NAMES} - {
     "codec",
     "chat_template",
     "call_words",
 }
 
 
-class Token(str):
+class TokenText(str):
     """A token's text, which is also its `content`, as transformers had it until 4.48."""
 
     __slots__ = ()
@@ -40,7 +40,7 @@ class Token(str):
         return str(self)
 
 
-class SavedProcessor:
+class ProcessorMixin:
     """An image processor and a tokenizer, joined.
 
     Args:
@@ -51,13 +51,13 @@ class SavedProcessor:
     """
 
     model_type: ClassVar[str]
-    own_image_seq_len: ClassVar[int]
+    default_image_seq_len: ClassVar[int]
     image_processor_type: ClassVar[type[ImageProcessor]]
     attributes: ClassVar = ["image_processor", "tokenizer"]
     tokenizer_class: ClassVar = "AutoTokenizer"
-    fake_image_token: ClassVar = Token(FAKE)
-    image_token: ClassVar = Token(IMAGE)
-    end_of_utterance_token: ClassVar = Token(TURN_END)
+    fake_image_token: ClassVar = TokenText(FAKE_IMAGE_TOKEN)
+    image_token: ClassVar = TokenText(IMAGE_TOKEN)
+    end_of_utterance_token: ClassVar = TokenText(END_OF_UTTERANCE)
 
     def __init__(
         self,
@@ -67,25 +67,25 @@ class SavedProcessor:
         chat_template: str | None = None,
         **inert: Any,
     ) -> None:
-        if unknown := inert.keys() - INERT.keys():
+        if unknown := inert.keys() - IGNORED_IMAGE_KWARGS.keys():
             raise TypeError(f"{type(self).__name__} has no argument {min(unknown)!r}")
         if not isinstance(tokenizer, PreTrainedTokenizer):
             raise BadSetting(
-                f"tokenizer is {kind_of(tokenizer)}; give one of idefics.compat, such as "
+                f"tokenizer is {describe_type(tokenizer)}; give one of idefics.compat, such as "
                 "AutoTokenizer.from_pretrained(...)"
             )
-        if not self._accepts(image_processor):
+        if not self._accepts_image_processor(image_processor):
             raise UnsupportedModel(
                 f"{type(self).__name__} needs an {self.image_processor_type.__name__}, "
                 f"not a {type(image_processor).__name__}"
             )
         self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.image_seq_len = self.own_image_seq_len if image_seq_len is None else image_seq_len
-        self._written = tokenizer.chat_template if chat_template is None else chat_template
-        self._know(tokenizer.codec.added)
+        self.image_seq_len = self.default_image_seq_len if image_seq_len is None else image_seq_len
+        self._chat_template_source = tokenizer.chat_template if chat_template is None else chat_template
+        self._set_prompt_format(tokenizer.codec.added_token_contents)
 
     @classmethod
-    def _accepts(cls, image_processor: object) -> bool:
+    def _accepts_image_processor(cls, image_processor: object) -> bool:
         return isinstance(image_processor, cls.image_processor_type)
 
     @classmethod
@@ -106,15 +106,17 @@ class SavedProcessor:
         Raises:
             UnsupportedModel: the checkpoint is another family's.
         """
-        folder, changes = folder_and_rest(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
+        folder, changes = resolve_pretrained_folder(
+            pretrained_model_name_or_path, keywords, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
         )
         parts = {name: changes.pop(name) for name in cls.attributes if name in changes}
-        words = {name: changes[name] for name in changes.keys() & TOKENIZER_WORDS}
-        own = {name: changes[name] for name in changes.keys() & cls._own_words()}
-        changes = {name: changes[name] for name in changes.keys() - TOKENIZER_WORDS - cls._own_words()}
-        tokenizer = parts.get("tokenizer") or PreTrainedTokenizer.from_pretrained(folder, **words)
-        raw = settings.preprocessor(folder)
+        tokenizer_kwargs = {name: changes[name] for name in changes.keys() & TOKENIZER_KWARGS}
+        constructor_kwargs = {name: changes[name] for name in changes.keys() & cls._constructor_kwarg_names()}
+        changes = {
+            name: changes[name] for name in changes.keys() - TOKENIZER_KWARGS - cls._constructor_kwarg_names()
+        }
+        tokenizer = parts.get("tokenizer") or PreTrainedTokenizer.from_pretrained(folder, **tokenizer_kwargs)
+        raw = checkpoint_settings.read_preprocessor_config(folder)
         if (folder / "config.json").exists():
             checkpoint = read_checkpoint(folder)
             if checkpoint.family is not family_for(cls.model_type):
@@ -122,35 +124,53 @@ class SavedProcessor:
                     f"{folder} is a checkpoint of {checkpoint.family.name}, not one for {cls.__name__}: "
                     "use AutoProcessor"
                 )
-            plan = checkpoint.family.images(checkpoint.config, raw)
+            image_config = checkpoint.family.read_image_config(checkpoint.config, raw)
             text = checkpoint.config.text
-            images = parts.get("image_processor") or cls.image_processor_type.from_plan(plan)
-            made = cls._of(images.changed(**changes) if changes else images, tokenizer, plan.tokens, own)
-            made._know(tokenizer.codec.added_below(text.vocabulary + text.additional_vocabulary))
-            return made
-        tokens = settings.json_object(folder / "processor_config.json").get("image_seq_len")
-        images = parts.get("image_processor") or cls.image_processor_type.from_settings(raw)
-        return cls._of(images.changed(**changes) if changes else images, tokenizer, tokens, own)
+            image_processor = parts.get("image_processor") or cls.image_processor_type.from_processor_config(
+                image_config
+            )
+            processor = cls._from_parts(
+                image_processor.with_settings(**changes) if changes else image_processor,
+                tokenizer,
+                image_config.tokens_per_frame,
+                constructor_kwargs,
+            )
+            processor._set_prompt_format(
+                tokenizer.codec.added_tokens_below(text.vocab_size + text.additional_vocab_size)
+            )
+            return processor
+        tokens = checkpoint_settings.read_json_object(folder / "processor_config.json").get("image_seq_len")
+        image_processor = parts.get("image_processor") or cls.image_processor_type.from_preprocessor_config(
+            raw
+        )
+        return cls._from_parts(
+            image_processor.with_settings(**changes) if changes else image_processor,
+            tokenizer,
+            tokens,
+            constructor_kwargs,
+        )
 
     @classmethod
-    def _own_words(cls) -> set[str]:
+    def _constructor_kwarg_names(cls) -> set[str]:
         """The arguments of the class that `from_pretrained` takes too."""
         return {"image_seq_len", "chat_template"}
 
     @classmethod
-    def _of(
+    def _from_parts(
         cls,
         image_processor: ImageProcessor,
         tokenizer: PreTrainedTokenizer,
-        tokens: int | None,
-        own: Mapping[str, Any],
+        image_seq_len: int | None,
+        constructor_kwargs: Mapping[str, Any],
     ) -> Self:
-        return cls(image_processor, tokenizer, **{"image_seq_len": tokens, **own})
+        return cls(image_processor, tokenizer, **{"image_seq_len": image_seq_len, **constructor_kwargs})
 
-    def _know(self, added: frozenset[str]) -> None:
+    def _set_prompt_format(self, added_tokens: frozenset[str]) -> None:
         """Takes the family's dialogue back where the model has no row for its tokens: a base checkpoint has none."""
-        self._style = family_for(self.model_type).prompt(self._written, added)
-        self.chat_template = self._style.template
+        self._prompt_format = family_for(self.model_type).read_prompt_format(
+            self._chat_template_source, added_tokens
+        )
+        self.chat_template = self._prompt_format.chat_template
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
         """Writes the files of image processor and tokenizer, and processor_config.json.
@@ -158,7 +178,7 @@ class SavedProcessor:
         Returns:
             The paths of the files.
         """
-        refuse_upload(keywords)
+        check_save_kwargs(keywords)
         folder = Path(save_directory)
         files = dict.fromkeys(self.tokenizer.save_pretrained(folder))
         files |= dict.fromkeys(self.image_processor.save_pretrained(folder))
@@ -202,9 +222,9 @@ class SavedProcessor:
     @property
     def image_token_id(self) -> int | None:
         """Id of the token that stands for a picture in a text; None where the vocabulary lacks it."""
-        return self.tokenizer.codec.token_id(self.image_token)
+        return self.tokenizer.codec.token_to_id(self.image_token)
 
     @property
     def fake_image_token_id(self) -> int | None:
         """Id of the token around pictures; None where the vocabulary lacks it."""
-        return self.tokenizer.codec.token_id(self.fake_image_token)
+        return self.tokenizer.codec.token_to_id(self.fake_image_token)

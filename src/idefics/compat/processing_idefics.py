@@ -9,19 +9,23 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
-from idefics.compat.features import BatchFeature, Fitting, Side
-from idefics.compat.image_inputs import is_grouped, nested
+from idefics.compat.assistant_mask import make_assistant_mask
+from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
+from idefics.compat.image_inputs import group_by_sample, is_nested
 from idefics.compat.image_processing import ImageProcessor
-from idefics.compat.image_processing_idefics import IdeficsImageProcessor, Transform, alike
-from idefics.compat.processing import BaseProcessor, cut
-from idefics.compat.processing_masks import assistant_mask
-from idefics.compat.processing_options import VIDEO_WORDS, takes_groups, without_neutral_options
-from idefics.compat.processing_places import fill, pictures_for, texts_of
+from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
+from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, replace_placeholders
+from idefics.compat.processing import BaseProcessor, select_prompt_tokens
+from idefics.compat.processing_kwargs import (
+    VIDEO_FIELD_BY_KWARG,
+    accept_kwarg_groups,
+    drop_neutral_processor_kwargs,
+)
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture
-from idefics.processing.chat import IMAGE
-from idefics.processing.fetch import is_remote
+from idefics.processing.chat_prompt import IMAGE_TOKEN
+from idefics.processing.fetch import is_url
 from idefics.prompt import Prompt
 
 
@@ -41,7 +45,7 @@ class IdeficsProcessor(BaseProcessor):
     """
 
     model_type: ClassVar = "idefics"
-    own_image_seq_len: ClassVar = 1
+    default_image_seq_len: ClassVar = 1
     image_processor_type: ClassVar = IdeficsImageProcessor
     image_processor_class: ClassVar = "IdeficsImageProcessor"
     image_processor: IdeficsImageProcessor
@@ -64,32 +68,32 @@ class IdeficsProcessor(BaseProcessor):
         self.add_end_of_utterance_token = add_end_of_utterance_token
 
     @classmethod
-    def _own_words(cls) -> set[str]:
+    def _constructor_kwarg_names(cls) -> set[str]:
         return {"chat_template", "add_end_of_utterance_token"}
 
     @classmethod
-    def _of(
+    def _from_parts(
         cls,
         image_processor: ImageProcessor,
         tokenizer: PreTrainedTokenizer,
-        tokens: int | None,
-        own: Mapping[str, Any],
+        image_seq_len: int | None,
+        constructor_kwargs: Mapping[str, Any],
     ) -> Self:
-        return cls(cast(IdeficsImageProcessor, image_processor), tokenizer, **own)
+        return cls(cast(IdeficsImageProcessor, image_processor), tokenizer, **constructor_kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
         """What a call returns."""
         return [*super().model_input_names, "image_attention_mask"]
 
-    @takes_groups
+    @accept_kwarg_groups
     def __call__(
         self,
         prompts: Any = None,
         padding: bool | str = False,
         truncation: bool | str | None = None,
         max_length: int | None = None,
-        transform: Transform | None = None,
+        transform: PictureTransform | None = None,
         add_eos_token: bool = False,
         add_end_of_utterance_token: bool | None = None,
         debug: bool = False,
@@ -111,7 +115,7 @@ class IdeficsProcessor(BaseProcessor):
             prompts: one prompt, a list of texts and pictures; or a batch, a list of such lists. A picture is an
                 address (http(s) or data URI), a PIL picture, an array or a tensor; all other text is text. Spaces
                 at the ends of a text are dropped.
-            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors: see `Fitting`.
+            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors: see `PaddingOptions`.
             transform: called with each picture instead of the usual steps; returns a tensor (3, side, side).
             add_eos_token: end every prompt with `</s>`.
             add_end_of_utterance_token: put `<end_of_utterance>` between neighbouring texts; None: where the
@@ -133,64 +137,94 @@ class IdeficsProcessor(BaseProcessor):
         """
         if (prompts is None) == (text is None) or (prompts is not None and images is not None):
             raise BadPrompt("give prompts, or text, or text and images")
-        fitting = self.tokenizer.fitting(
+        padding_options = self.tokenizer.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
-        separates = add_end_of_utterance_token
-        separates = self.add_end_of_utterance_token if separates is None else separates
-        said = {
-            name: value for name, value in keywords.items() if name not in VIDEO_WORDS
+        adds_end_of_utterance = add_end_of_utterance_token
+        adds_end_of_utterance = (
+            self.add_end_of_utterance_token if adds_end_of_utterance is None else adds_end_of_utterance
+        )
+        image_kwargs = {
+            name: value for name, value in keywords.items() if name not in VIDEO_FIELD_BY_KWARG
         }  # it reads no videos
-        image_settings = without_neutral_options(type(self).__name__, said)
-        maker = self.image_processor.changed(**image_settings)
-        documents = _batch(prompts if text is None else text) if images is None else _joined(text, images)
-        writer = self._writer(maker.plan(), adds_special=False)
-        prepared = (maker.prepared(items, transform, input_data_format) for items in documents)
-        written = [writer.document(parts, add_end_of_utterance_token=separates) for parts in prepared]
+        image_settings = drop_neutral_processor_kwargs(type(self).__name__, image_kwargs)
+        image_processor = self.image_processor.with_settings(**image_settings)
+        documents = (
+            _normalize_prompts(prompts if text is None else text)
+            if images is None
+            else _interleave_text_and_images(text, images)
+        )
+        prompt_processor = self._make_prompt_processor(
+            image_processor.to_processor_config(), adds_special=False
+        )
+        prepared = (
+            image_processor.preprocess_items(items, transform, input_data_format) for items in documents
+        )
+        full_prompts = [
+            prompt_processor.encode_parts(parts, add_end_of_utterance_token=adds_end_of_utterance)
+            for parts in prepared
+        ]
         if add_eos_token:
-            written = [self._ended(prompt) for prompt in written]
-        fitted = [cut(prompt, fitting.kept(len(prompt))) for prompt in written]
+            full_prompts = [self._append_eos(prompt) for prompt in full_prompts]
+        truncated_prompts = [
+            select_prompt_tokens(prompt, padding_options.kept_positions(len(prompt)))
+            for prompt in full_prompts
+        ]
         if debug:
-            self._show(fitted)
-        seen = self._seen(maker.plan().side, fitted, fitting)
-        rows = self._rows(fitted, fitting)
+            self._print_prompts(truncated_prompts)
+        image_entries = self._make_image_entries(
+            image_processor.to_processor_config().frame_size, truncated_prompts, padding_options
+        )
+        rows = self._pad_prompts(truncated_prompts, padding_options)
         if not return_attention_mask:
             del rows["attention_mask"]
         if generated:
-            made = zip(texts_of(text), written, generated, strict=True)
-            masks = [assistant_mask(writer, one, prompt, spans) for one, prompt, spans in made]
-            rows["assistant_masks"] = fitting.pad([fitting.cut(mask) for mask in masks], 0)
-        return fitting.batch({**rows, **seen})
+            mask_inputs = zip(as_text_list(text), full_prompts, generated, strict=True)
+            masks = [
+                make_assistant_mask(prompt_processor, one, prompt, spans)
+                for one, prompt, spans in mask_inputs
+            ]
+            rows["assistant_masks"] = padding_options.pad(
+                [padding_options.truncate(mask) for mask in masks], 0
+            )
+        return padding_options.to_batch({**rows, **image_entries})
 
-    def _ended(self, prompt: Prompt) -> Prompt:
+    def _append_eos(self, prompt: Prompt) -> Prompt:
         if self.tokenizer.eos_token_id is None:
             raise BadSetting("add_eos_token is True, but the tokenizer has no eos_token: set it")
         return replace(
-            prompt, ids=(*prompt.ids, self.tokenizer.eos_token_id), sees=(*prompt.sees, prompt.sees[-1])
+            prompt,
+            ids=(*prompt.ids, self.tokenizer.eos_token_id),
+            image_index=(*prompt.image_index, prompt.image_index[-1]),
         )
 
-    def _seen(self, side: int, prompts: Sequence[Prompt], fitting: Fitting) -> dict[str, Any]:
+    def _make_image_entries(
+        self, image_size: int, prompts: Sequence[Prompt], padding_options: PaddingOptions
+    ) -> dict[str, Any]:
         """`pixel_values` and `image_attention_mask`."""
         frames = [[frame for picture in prompt.pictures for frame in picture.frames] for prompt in prompts]
-        most = max(map(len, frames))
-        rows = fitting.pad([prompt.sees for prompt in prompts], -1)
+        max_images = max(map(len, frames))
+        rows = padding_options.pad([prompt.image_index for prompt in prompts], -1)
         if (
-            fitting.padding_side == "right"
+            padding_options.padding_side == "right"
         ):  # what comes after a text sees what its end sees, as when it goes on
             for row, prompt in zip(rows, prompts, strict=True):
-                row[len(prompt) :] = [self._goes_on(prompt)] * (len(row) - len(prompt))
-        latest = [np.array(row)[:, None] for row in rows]
-        if not most:
-            blank = np.zeros((len(prompts), 1, 3, side, side), np.float32)
-            return {"pixel_values": blank, "image_attention_mask": [row >= 0 for row in latest]}
-        masks = [(row == np.arange(most)).astype(np.int64) for row in latest]
-        return {"pixel_values": alike(frames), "image_attention_mask": masks}
+                row[len(prompt) :] = [self._next_token_image_index(prompt)] * (len(row) - len(prompt))
+        latest_image_indices = [np.array(row)[:, None] for row in rows]
+        if not max_images:
+            blank_images = np.zeros((len(prompts), 1, 3, image_size, image_size), np.float32)
+            return {
+                "pixel_values": blank_images,
+                "image_attention_mask": [row >= 0 for row in latest_image_indices],
+            }
+        masks = [(row == np.arange(max_images)).astype(np.int64) for row in latest_image_indices]
+        return {"pixel_values": stack_same_size(frames), "image_attention_mask": masks}
 
-    def _goes_on(self, prompt: Prompt) -> int:
+    def _next_token_image_index(self, prompt: Prompt) -> int:
         """The picture that the next token would see."""
-        return -1 if prompt.ids[-1] == self.tokenizer.eos_token_id else prompt.sees[-1]
+        return -1 if prompt.ids[-1] == self.tokenizer.eos_token_id else prompt.image_index[-1]
 
-    def _show(self, prompts: Sequence[Prompt]) -> None:
+    def _print_prompts(self, prompts: Sequence[Prompt]) -> None:
         for number, prompt in enumerate(prompts, start=1):
             sys.stderr.write(
                 f"prompt {number}: {len(prompt)} tokens, {len(prompt.pictures)} pictures\n"
@@ -198,40 +232,40 @@ class IdeficsProcessor(BaseProcessor):
             )
 
 
-def _batch(prompts: Any) -> list[list[Any]]:
+def _normalize_prompts(prompts: Any) -> list[list[Any]]:
     """One prompt or a batch of them -> a list of prompts, each a list of texts and pictures."""
     if not isinstance(prompts, (list, tuple)):
         prompts = [prompts]
-    lists = [isinstance(prompt, (list, tuple)) for prompt in prompts]
-    if any(lists) and not all(lists):
+    is_list = [isinstance(prompt, (list, tuple)) for prompt in prompts]
+    if any(is_list) and not all(is_list):
         raise BadPrompt(
-            f"prompt {lists.index(False) + 1} is not a list, but others are: give each as a list of items"
+            f"prompt {is_list.index(False) + 1} is not a list, but others are: give each as a list of items"
         )
-    return [[_item(item) for item in prompt] for prompt in (prompts if any(lists) else [prompts])]
+    return [[_normalize_item(item) for item in prompt] for prompt in (prompts if any(is_list) else [prompts])]
 
 
-def _item(item: Any) -> Any:
-    is_address = isinstance(item, str) and is_remote(item.strip(" "))
+def _normalize_item(item: Any) -> Any:
+    is_address = isinstance(item, str) and is_url(item.strip(" "))
     return Picture(item.strip(" ")) if is_address else item
 
 
-def _joined(text: Any, images: Any) -> list[list[Any]]:
+def _interleave_text_and_images(text: Any, images: Any) -> list[list[Any]]:
     """Texts and their pictures as prompts: in the text's own places, or else in the reference's order."""
-    texts, is_flat = texts_of(text), not is_grouped(images)
-    if is_flat and any(IMAGE in one for one in texts):
-        groups = pictures_for(texts, images)
+    texts, is_flat = as_text_list(text), not is_nested(images)
+    if is_flat and any(IMAGE_TOKEN in one for one in texts):
+        image_groups = group_pictures_by_text(texts, images)
     else:
-        groups = [[one] for one in nested(images)[0]] if is_flat else nested(images)
-    if len(texts) != len(groups):
+        image_groups = [[one] for one in group_by_sample(images)[0]] if is_flat else group_by_sample(images)
+    if len(texts) != len(image_groups):
         raise BadPrompt(
-            f"there are {len(texts)} texts, and pictures for {len(groups)}: "
+            f"there are {len(texts)} texts, and pictures for {len(image_groups)}: "
             "give as many; several pictures for one text go into a list of their own"
         )
     documents = []
-    for one, group in zip(texts, groups, strict=True):
+    for one, group in zip(texts, image_groups, strict=True):
         pictures = [Picture(source) if isinstance(source, str) else source for source in group]
-        if IMAGE in one:
-            documents.append(fill(one, {IMAGE: pictures}))
+        if IMAGE_TOKEN in one:
+            documents.append(replace_placeholders(one, {IMAGE_TOKEN: pictures}))
         else:
             documents.append([*pictures, one] if is_flat else [one, *pictures])
     return documents

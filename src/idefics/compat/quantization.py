@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any, cast
 
-from idefics.compat.loading_arguments import content_of
-from idefics.config import FULL_PRECISION, QuantizationConfig, QuantKind
+from idefics.compat.loading_arguments import config_to_dict
+from idefics.config import UNQUANTIZED_MODULES, QuantizationConfig, QuantKind
 from idefics.errors import BadSetting
 
 
@@ -53,14 +53,14 @@ class BitsAndBytesConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as config.json writes it."""
-        return _written(self)
+        return _config_to_dict(self)
 
-    def quantisation(self) -> QuantizationConfig:
+    def to_quantization_config(self) -> QuantizationConfig:
         """What it means."""
         if self.load_in_8bit:
-            return _quantisation("int8", self.llm_int8_skip_modules)
+            return _make_quantization_config("int8", self.llm_int8_skip_modules)
         dtype = self.bnb_4bit_compute_dtype
-        return _quantisation(
+        return _make_quantization_config(
             cast(QuantKind, self.bnb_4bit_quant_type),
             self.llm_int8_skip_modules,
             double=self.bnb_4bit_use_double_quant,
@@ -95,18 +95,18 @@ class QuantoConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as config.json writes it."""
-        return _written(self)
+        return _config_to_dict(self)
 
-    def quantisation(self) -> QuantizationConfig:
+    def to_quantization_config(self) -> QuantizationConfig:
         """What it means."""
-        return _quantisation(cast(QuantKind, self.weights), self.modules_to_not_convert)
+        return _make_quantization_config(cast(QuantKind, self.weights), self.modules_to_not_convert)
 
 
 AnyQuantizationConfig = BitsAndBytesConfig | QuantoConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Quantizer:
+class HfQuantizer:
     """What trainers ask of a model whose weights are kept in few bits: `model.hf_quantizer`.
 
     Attributes:
@@ -122,7 +122,7 @@ class Quantizer:
     is_compileable: bool = False
 
 
-def quantization_config_from(config: object) -> AnyQuantizationConfig | None:
+def as_quantization_config(config: object) -> AnyQuantizationConfig | None:
     """A quantization config from what callers give: one of this package or of transformers, or its content.
 
     Raises:
@@ -130,27 +130,27 @@ def quantization_config_from(config: object) -> AnyQuantizationConfig | None:
     """
     if config is None or isinstance(config, BitsAndBytesConfig | QuantoConfig):
         return config
-    content = content_of(config)
+    content = config_to_dict(config)
     if content is None:
         raise BadSetting(
             f"quantization_config is of type {type(config).__name__}; give a BitsAndBytesConfig or a QuantoConfig"
         )
     method = content.get("quant_method", "bitsandbytes")
     method = str(method.value) if isinstance(method, Enum) else str(method)
-    known: dict[str, type[AnyQuantizationConfig]] = {
+    config_class_by_method: dict[str, type[AnyQuantizationConfig]] = {
         "bitsandbytes": BitsAndBytesConfig,
         "quanto": QuantoConfig,
     }
-    if method not in known:
+    if method not in config_class_by_method:
         raise BadSetting(
             f"quantization_config asks for {method}; give a BitsAndBytesConfig or a QuantoConfig"
         )
-    names = {field.name for field in fields(known[method])}
+    names = {field.name for field in fields(config_class_by_method[method])}
     # transformers writes names of its own besides ("_load_in_4bit"), which repeat the others
-    return known[method](**{name: value for name, value in content.items() if name in names})
+    return config_class_by_method[method](**{name: value for name, value in content.items() if name in names})
 
 
-def _written(config: AnyQuantizationConfig) -> dict[str, Any]:
+def _config_to_dict(config: AnyQuantizationConfig) -> dict[str, Any]:
     named = {
         name: str(value).removeprefix("torch.") if name in DTYPE_FIELDS and value is not None else value
         for name, value in asdict(config).items()
@@ -161,5 +161,7 @@ def _written(config: AnyQuantizationConfig) -> dict[str, Any]:
 DTYPE_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
 
 
-def _quantisation(kind: QuantKind, skip: Sequence[str] | None, **more: Any) -> QuantizationConfig:
-    return QuantizationConfig(kind=kind, skip=FULL_PRECISION if skip is None else tuple(skip), **more)
+def _make_quantization_config(
+    kind: QuantKind, skip: Sequence[str] | None, **fields: Any
+) -> QuantizationConfig:
+    return QuantizationConfig(kind=kind, skip=UNQUANTIZED_MODULES if skip is None else tuple(skip), **fields)

@@ -11,7 +11,7 @@ from torch import Tensor
 from idefics.errors import BadSetting
 
 # Blocks of Unicode whose characters are words of their own: text in them has no spaces to wait for.
-IDEOGRAPHS = (
+IDEOGRAPH_RANGES = (
     range(0x3400, 0x4DC0),  # CJK Unified Ideographs Extension A
     range(0x4E00, 0xA000),  # CJK Unified Ideographs
     range(0xF900, 0xFB00),  # CJK Compatibility Ideographs
@@ -21,7 +21,7 @@ IDEOGRAPHS = (
 )
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """A tokenizer, or a processor that has one."""
 
     def decode(self, token_ids: Any, **options: Any) -> str:
@@ -52,11 +52,11 @@ class TextStreamer(BaseStreamer):
         decode_kwargs: more arguments of its `decode`, such as `skip_special_tokens=True`.
     """
 
-    def __init__(self, tokenizer: Decoder, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
+    def __init__(self, tokenizer: TokenDecoder, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
         self.tokenizer, self.skip_prompt, self.decode_kwargs = tokenizer, skip_prompt, decode_kwargs
         self._expects_prompt = True
-        self._ids: list[int] = []  # of this line
-        self._shown = 0  # how many characters of their text
+        self._line_ids: list[int] = []  # of this line
+        self._num_printed_characters = 0  # how many characters of their text
 
     def put(self, value: Tensor) -> None:
         """Shows what has become whole. Raises BadSetting where there is more than one answer."""
@@ -68,20 +68,20 @@ class TextStreamer(BaseStreamer):
         is_prompt, self._expects_prompt = self._expects_prompt, False
         if is_prompt and self.skip_prompt:
             return
-        self._ids += value.flatten().tolist()
-        text = self._text()
+        self._line_ids += value.flatten().tolist()
+        text = self._decode_line()
         is_line = text.endswith("\n")
-        is_whole = is_line or (text != "" and any(ord(text[-1]) in block for block in IDEOGRAPHS))
-        new = text[self._shown : len(text) if is_whole else text.rfind(" ") + 1]
-        self._shown += len(new)
+        is_whole = is_line or (text != "" and any(ord(text[-1]) in block for block in IDEOGRAPH_RANGES))
+        new = text[self._num_printed_characters : len(text) if is_whole else text.rfind(" ") + 1]
+        self._num_printed_characters += len(new)
         if is_line:
-            self._ids, self._shown = [], 0
+            self._line_ids, self._num_printed_characters = [], 0
         self.on_finalized_text(new)
 
     def end(self) -> None:
         """Shows the rest, and a line end. The streamer may then be used again."""
-        rest = self._text()[self._shown :]
-        self._expects_prompt, self._ids, self._shown = True, [], 0
+        rest = self._decode_line()[self._num_printed_characters :]
+        self._expects_prompt, self._line_ids, self._num_printed_characters = True, [], 0
         self.on_finalized_text(rest, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -89,8 +89,8 @@ class TextStreamer(BaseStreamer):
         sys.stdout.write(text + "\n" if stream_end else text)
         sys.stdout.flush()
 
-    def _text(self) -> str:
-        return self.tokenizer.decode(self._ids, **self.decode_kwargs) if self._ids else ""
+    def _decode_line(self) -> str:
+        return self.tokenizer.decode(self._line_ids, **self.decode_kwargs) if self._line_ids else ""
 
 
 class TextIteratorStreamer(TextStreamer):
@@ -106,7 +106,7 @@ class TextIteratorStreamer(TextStreamer):
 
     def __init__(
         self,
-        tokenizer: Decoder,
+        tokenizer: TokenDecoder,
         skip_prompt: bool = False,
         timeout: float | None = None,
         **decode_kwargs: Any,

@@ -10,29 +10,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from idefics.compat.features import NO_LIMIT, BatchFeature, Fitting, Side
-from idefics.compat.folders import IGNORED_BY_PROCESSORS, folder_and_rest
-from idefics.compat.image_processing import refuse_upload
-from idefics.compat.tokenization_files import arguments_in, write_tokenizer
-from idefics.compat.tokenization_rows import ALIKE, EXTRAS, Row, columns_of, row_of, within, without_neutral
-from idefics.compat.tokenization_tokens import NAMED, TokenNames
+from idefics.compat.batch_feature import VERY_LARGE_INTEGER, BatchFeature, PaddingOptions, Side
+from idefics.compat.image_processing import check_save_kwargs
+from idefics.compat.pretrained_folder import IGNORED_PROCESSOR_KWARGS, resolve_pretrained_folder
+from idefics.compat.tokenization_encoding import (
+    PADDED_COLUMNS,
+    PADDING_VALUE_BY_COLUMN,
+    EncodedRow,
+    check_neutral_tokenizer_kwargs,
+    encode_row,
+    overlaps_spans,
+    rows_to_columns,
+)
+from idefics.compat.tokenization_files import read_tokenizer_arguments, write_tokenizer
+from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES, VocabularyMixin
 from idefics.errors import BadPrompt, BadSetting
-from idefics.processing.templates import render_template
+from idefics.processing.chat_template import render_template
 from idefics.processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
 
-OTHER_ROLES = (
+UNUSED_SPECIAL_TOKENS = (
     "cls_token",
     "sep_token",
     "mask_token",
 )  # of no use to these models: special tokens like others
 # Words of a call that may be given with the tokenizer, for the processor that holds it.
-CALL_WORDS = ("image_seq_len", "max_length", "pad_to_multiple_of", "padding", "truncation")
+CALL_KWARG_NAMES = ("image_seq_len", "max_length", "pad_to_multiple_of", "padding", "truncation")
 
 
-class PreTrainedTokenizer(TokenNames):
+class PreTrainedTokenizer(VocabularyMixin):
     """A checkpoint's tokenizer.
 
     Args:
@@ -63,11 +71,11 @@ class PreTrainedTokenizer(TokenNames):
         mask_token: str | None = None,
         padding_side: Side = "left",
         truncation_side: Side = "right",
-        model_max_length: int = NO_LIMIT,
+        model_max_length: int = VERY_LARGE_INTEGER,
         chat_template: str = "",
         **call_words: Any,
     ) -> None:
-        if unknown := call_words.keys() - set(CALL_WORDS):
+        if unknown := call_words.keys() - set(CALL_KWARG_NAMES):
             raise TypeError(f"{type(self).__name__} has no argument {min(unknown)!r}")
         self.codec = codec
         self.bos_token, self.eos_token = bos_token, eos_token
@@ -86,16 +94,18 @@ class PreTrainedTokenizer(TokenNames):
             keywords: which files are read, as in `folder_and_rest`; arguments of the class, instead of what the files
                 say: a token that the vocabulary lacks is added to it.
         """
-        folder, changes = folder_and_rest(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_BY_PROCESSORS, needs="files"
+        folder, changes = resolve_pretrained_folder(
+            pretrained_model_name_or_path, keywords, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
         )
         codec = Tokenizer.load(folder)
-        known = arguments_in(folder, codec)
-        named = {name: changes[name] for name in NAMED if changes.get(name) is not None}
-        made = cls(codec, **{**known, **changes})
-        made.add_special_tokens(named)
-        made.name_or_path = str(pretrained_model_name_or_path)
-        return made
+        file_arguments = read_tokenizer_arguments(folder, codec)
+        special_tokens = {
+            name: changes[name] for name in SPECIAL_TOKEN_NAMES if changes.get(name) is not None
+        }
+        tokenizer = cls(codec, **{**file_arguments, **changes})
+        tokenizer.add_special_tokens(special_tokens)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        return tokenizer
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> tuple[str, ...]:
         """Writes tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
@@ -103,7 +113,7 @@ class PreTrainedTokenizer(TokenNames):
         Returns:
             The paths of the files.
         """
-        refuse_upload(keywords)
+        check_save_kwargs(keywords)
         return write_tokenizer(self, Path(save_directory), self.chat_template)
 
     def __call__(
@@ -125,7 +135,7 @@ class PreTrainedTokenizer(TokenNames):
         return_tensors: str | None = None,
         **neutral: Any,
     ) -> BatchFeature:
-        """Ids of a text or of a batch of texts; see `Fitting` for how long the rows become.
+        """Ids of a text or of a batch of texts; see `PaddingOptions` for how long the rows become.
 
         Args:
             text_pair: a second text for each, tokenized after the first as tokenizer.json says.
@@ -139,8 +149,8 @@ class PreTrainedTokenizer(TokenNames):
         Returns:
             `input_ids` and `attention_mask`: T numbers for one text, B rows for a batch; tensors are always (B, T).
         """
-        without_neutral(type(self).__name__, neutral)
-        fitting = self.fitting(
+        check_neutral_tokenizer_kwargs(type(self).__name__, neutral)
+        padding_options = self.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
         is_one = isinstance(text, str)
@@ -148,29 +158,41 @@ class PreTrainedTokenizer(TokenNames):
         pairs: Any = [text_pair] if is_one else text_pair or [None] * len(texts)
         if len(pairs) != len(texts):
             raise BadPrompt(f"there are {len(texts)} texts and {len(pairs)} in text_pair: give as many")
-        opening = len(self.opening()) if add_special_tokens else 0
+        num_opening_tokens = len(self.opening_ids()) if add_special_tokens else 0
         rows = [
-            row_of(self.codec, one, pair, fitting, opening=opening, adds_special=add_special_tokens)
+            encode_row(
+                self.codec,
+                one,
+                pair,
+                padding_options,
+                num_opening_tokens=num_opening_tokens,
+                adds_special=add_special_tokens,
+            )
             for one, pair in zip(texts, pairs, strict=True)
         ]
-        wanted = {
+        is_returned_by_name = {
             "attention_mask": return_attention_mask,
             "token_type_ids": return_token_type_ids,
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
         }
-        entries = self._entries(rows, [name for name, is_wanted in wanted.items() if is_wanted], fitting)
+        entries = self._pad_columns(
+            rows, [name for name, is_wanted in is_returned_by_name.items() if is_wanted], padding_options
+        )
         if return_length:
             entries["length"] = [len(row["input_ids"]) for row in rows]
         if is_one and return_tensors is None:
             entries = {name: batch[0] for name, batch in entries.items()}
-        return fitting.batch(entries)
+        return padding_options.to_batch(entries)
 
-    def _entries(self, rows: Sequence[Row], names: Sequence[str], fitting: Fitting) -> dict[str, Any]:
+    def _pad_columns(
+        self, rows: Sequence[EncodedRow], names: Sequence[str], padding_options: PaddingOptions
+    ) -> dict[str, Any]:
         """Rows as the entries of a batch, of one length where it is asked for."""
-        ids = self.padded([row["input_ids"] for row in rows], fitting)
+        ids = self.pad_ids([row["input_ids"] for row in rows], padding_options)
         return {"input_ids": ids} | {
-            name: fitting.pad([row[name] for row in rows], EXTRAS[name]) for name in names
+            name: padding_options.pad([row[name] for row in rows], PADDING_VALUE_BY_COLUMN[name])
+            for name in names
         }
 
     def pad(
@@ -189,25 +211,31 @@ class PreTrainedTokenizer(TokenNames):
         Args:
             encoded_inputs: what calls returned: a dict of rows, or a list of dicts of one row each.
             return_attention_mask: whether there is an `attention_mask`; None: as the tokenizer returns it.
-            padding, max_length, pad_to_multiple_of, padding_side, return_tensors: see `Fitting`.
+            padding, max_length, pad_to_multiple_of, padding_side, return_tensors: see `PaddingOptions`.
 
         Raises:
             BadPrompt: there are no `input_ids`.
         """
-        inputs = encoded_inputs if isinstance(encoded_inputs, Mapping) else columns_of(encoded_inputs)
+        inputs = encoded_inputs if isinstance(encoded_inputs, Mapping) else rows_to_columns(encoded_inputs)
         if "input_ids" not in inputs:
             raise BadPrompt(f"there are no input_ids among {', '.join(inputs) or 'no entries'}")
-        columns = {name: [list(row) for row in batch] for name, batch in inputs.items() if name in ALIKE}
+        columns = {
+            name: [list(row) for row in batch] for name, batch in inputs.items() if name in PADDED_COLUMNS
+        }
         if return_attention_mask is not False:
             ones = [[1] * len(row) for row in columns["input_ids"]]
             columns.setdefault("attention_mask", ones)
-        fitting = self.fitting(padding, None, max_length, padding_side, pad_to_multiple_of, return_tensors)
-        others = {name: value for name, value in inputs.items() if name not in ALIKE}
-        ids = self.padded(columns.pop("input_ids"), fitting)
-        padded = {name: fitting.pad(rows, EXTRAS[name]) for name, rows in columns.items()}
-        return fitting.batch({"input_ids": ids, **padded, **others})
+        padding_options = self.make_padding_options(
+            padding, None, max_length, padding_side, pad_to_multiple_of, return_tensors
+        )
+        other_entries = {name: value for name, value in inputs.items() if name not in PADDED_COLUMNS}
+        ids = self.pad_ids(columns.pop("input_ids"), padding_options)
+        padded = {
+            name: padding_options.pad(rows, PADDING_VALUE_BY_COLUMN[name]) for name, rows in columns.items()
+        }
+        return padding_options.to_batch({"input_ids": ids, **padded, **other_entries})
 
-    def fitting(
+    def make_padding_options(
         self,
         padding: bool | str,
         truncation: bool | str | None,
@@ -215,22 +243,30 @@ class PreTrainedTokenizer(TokenNames):
         padding_side: Side | None,
         pad_to_multiple_of: int | None,
         return_tensors: str | None,
-    ) -> Fitting:
+    ) -> PaddingOptions:
         """How rows of this tokenizer become a batch."""
-        side, ends = padding_side or self.padding_side, (self.truncation_side, self.model_max_length)
-        return Fitting(padding, truncation, max_length, side, pad_to_multiple_of, return_tensors, *ends)
+        side, truncation_options = (
+            padding_side or self.padding_side,
+            (self.truncation_side, self.model_max_length),
+        )
+        return PaddingOptions(
+            padding, truncation, max_length, side, pad_to_multiple_of, return_tensors, *truncation_options
+        )
 
-    def opening(self) -> list[int]:
+    def opening_ids(self) -> list[int]:
         """What tokenizer.json itself puts before a text."""
-        return self.codec.encode("", adds_special=True)
+        return self.codec.encode("", add_special_tokens=True)
 
-    def padded(self, rows: Sequence[Sequence[int]], fitting: Fitting) -> list[list[int]]:
+    def pad_ids(self, rows: Sequence[Sequence[int]], padding_options: PaddingOptions) -> list[list[int]]:
         """Rows of ids of one length, or as they are where nothing asks for it."""
-        if self.pad_token_id is None and fitting.width([len(row) for row in rows]) is not None:
+        if (
+            self.pad_token_id is None
+            and padding_options.padded_length([len(row) for row in rows]) is not None
+        ):
             if len({len(row) for row in rows}) > 1:
                 raise BadSetting("this tokenizer has no token to pad with: set its pad_token")
-            return fitting.pad(rows, 0)
-        return fitting.pad(rows, self.pad_token_id or 0)
+            return padding_options.pad(rows, 0)
+        return padding_options.pad(rows, self.pad_token_id or 0)
 
     def encode(self, text: str, text_pair: str | None = None, **options: Any) -> Any:
         """The `input_ids` of a text; options as in the call."""
@@ -266,7 +302,7 @@ class PreTrainedTokenizer(TokenNames):
         """
         is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
         batch: Any = conversation if is_batch else [conversation]
-        options = {name: variables.pop(name) for name in CALL_WORDS[1:] if name in variables}
+        options = {name: variables.pop(name) for name in CALL_KWARG_NAMES[1:] if name in variables}
         rendered = [
             render_template(
                 self.chat_template if chat_template is None else chat_template,
@@ -281,16 +317,18 @@ class PreTrainedTokenizer(TokenNames):
         if not tokenize:
             return texts if is_batch else texts[0]
         options |= {"add_special_tokens": False, "return_tensors": return_tensors, **(tokenizer_kwargs or {})}
-        made = self(
+        encoding = self(
             texts if is_batch else texts[0], return_offsets_mapping=return_assistant_tokens_mask, **options
         )
         if return_assistant_tokens_mask:
-            offsets = made.pop("offset_mapping")
+            offsets = encoding.pop("offset_mapping")
             rows = [offsets] if not is_batch and return_tensors is None else offsets
-            masks = [within(row, one.generated) for row, one in zip(rows, rendered, strict=True)]
-            made["assistant_masks"] = masks if is_batch or return_tensors is not None else masks[0]
-            made = made.convert_to_tensors(return_tensors)
-        return made if return_dict else made["input_ids"]
+            masks = [
+                overlaps_spans(row, one.generation_spans) for row, one in zip(rows, rendered, strict=True)
+            ]
+            encoding["assistant_masks"] = masks if is_batch or return_tensors is not None else masks[0]
+            encoding = encoding.convert_to_tensors(return_tensors)
+        return encoding if return_dict else encoding["input_ids"]
 
 
 # Names of the guides: there is one class, as tokenizer.json says how text is split.

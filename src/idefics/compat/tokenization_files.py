@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from idefics.compat.features import NO_LIMIT, Side
-from idefics.compat.folders import write_json
-from idefics.compat.tokenization_tokens import NAMED
-from idefics.processing import settings
+from idefics.compat.batch_feature import VERY_LARGE_INTEGER, Side
+from idefics.compat.pretrained_folder import write_json
+from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES
+from idefics.processing import checkpoint_settings
 from idefics.processing.tokenizer import Tokenizer
 
 # What a Llama tokenizer calls its tokens, where no file says otherwise.
-CUSTOMARY = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+DEFAULT_SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
 
 
-class Writable(Protocol):
+class SavableTokenizer(Protocol):
     """What of a tokenizer is written."""
 
     codec: Tokenizer
@@ -29,29 +29,35 @@ class Writable(Protocol):
     def special_tokens_map(self) -> dict[str, str]: ...
 
 
-def arguments_in(folder: Path, codec: Tokenizer) -> dict[str, Any]:
+def read_tokenizer_arguments(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """The arguments of a tokenizer: from tokenizer_config.json, special_tokens_map.json, and its template's file."""
     files = {
-        **settings.json_object(folder / "special_tokens_map.json"),
-        **settings.json_object(folder / "tokenizer_config.json"),
+        **checkpoint_settings.read_json_object(folder / "special_tokens_map.json"),
+        **checkpoint_settings.read_json_object(folder / "tokenizer_config.json"),
     }
-    said = ("image_seq_len", "padding_side", "truncation_side")
-    known = {name: files[name] for name in said if files.get(name)}
-    known["model_max_length"] = int(files.get("model_max_length") or NO_LIMIT)
-    known["chat_template"] = settings.chat_template(folder)
-    for name in NAMED:
-        customary = CUSTOMARY[name] if CUSTOMARY.get(name) in codec.added else None
-        known[name] = _content(files.get(name)) or customary
-    return known
+    plain_names = ("image_seq_len", "padding_side", "truncation_side")
+    arguments = {name: files[name] for name in plain_names if files.get(name)}
+    arguments["model_max_length"] = int(files.get("model_max_length") or VERY_LARGE_INTEGER)
+    arguments["chat_template"] = checkpoint_settings.read_chat_template(folder)
+    for name in SPECIAL_TOKEN_NAMES:
+        default_token = (
+            DEFAULT_SPECIAL_TOKENS[name]
+            if DEFAULT_SPECIAL_TOKENS.get(name) in tokenizer.added_token_contents
+            else None
+        )
+        arguments[name] = _token_content(files.get(name)) or default_token
+    return arguments
 
 
-def write_tokenizer(tokenizer: Writable, folder: Path, chat_template: str) -> tuple[str, ...]:
+def write_tokenizer(tokenizer: SavableTokenizer, folder: Path, chat_template: str) -> tuple[str, ...]:
     """Writes tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.codec.to_json(), encoding="utf-8")
-    named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    special_tokens = {
+        name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+    }
     config = {
-        **named,
+        **special_tokens,
         "model_max_length": tokenizer.model_max_length,
         "padding_side": tokenizer.padding_side,
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -67,6 +73,6 @@ def write_tokenizer(tokenizer: Writable, folder: Path, chat_template: str) -> tu
     return tuple(str(folder / name) for name in names)
 
 
-def _content(token: str | Mapping[str, Any] | None) -> str | None:
+def _token_content(token: str | Mapping[str, Any] | None) -> str | None:
     """A special token is written as a string, or as an object with its properties."""
     return token["content"] if isinstance(token, Mapping) else token

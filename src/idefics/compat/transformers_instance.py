@@ -11,10 +11,10 @@ from functools import cache
 
 from torch import nn
 
-THEIRS = "transformers.modeling_utils"
+TRANSFORMERS_MODULE = "transformers.modeling_utils"
 
 
-class CountsAsPreTrainedModel(nn.Module):
+class TransformersInstanceMixin(nn.Module):
     """An instance counts as one of transformers' `PreTrainedModel` once that has been imported.
 
     `type(model)` and the order in which methods are found stay as they are: only `isinstance` asks `__class__`, as it
@@ -22,7 +22,7 @@ class CountsAsPreTrainedModel(nn.Module):
     """
 
     # What transformers' own code reads from a class. Its caches and compiled calls are not used here.
-    _no_split_modules = ("DecoderLayer", "GatedBlock", "VisionLayer")
+    _no_split_modules = ("DecoderLayer", "GatedCrossAttentionLayer", "VisionLayer")
     _keys_to_ignore_on_save = _keys_to_ignore_on_load_missing = _keys_to_ignore_on_load_unexpected = None
     _keep_in_fp32_modules = _keep_in_fp32_modules_strict = _tied_weights_keys = _tp_plan = None
     _supports_sdpa = _supports_flash_attn = _supports_flash_attn_2 = True
@@ -50,15 +50,15 @@ class CountsAsPreTrainedModel(nn.Module):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        theirs = sys.modules.get(THEIRS)
+        theirs = sys.modules.get(TRANSFORMERS_MODULE)
         if theirs is None or "PreTrainedModel" not in vars(theirs):  # it may be half imported
             return type(self)
         own: type = type(self)
-        return _both(own, theirs.PreTrainedModel)
+        return _make_combined_class(own, theirs.PreTrainedModel)
 
 
 @cache
-def _both(own: type, theirs: type) -> type:
+def _make_combined_class(own: type, theirs: type) -> type:
     """A class of the same name that is a subclass of both. It is never instantiated."""
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     return type(own)(own.__name__, (own, theirs), names)

@@ -10,284 +10,335 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from idefics.engine.job import Branch, Job
-from idefics.engine.pages import PAGE, Key, Pages
-from idefics.engine.plan import Limits, Pick, Plan, Shelf, Span
+from idefics.engine.page_pool import PAGE_SIZE, PageKey, PagePool
+from idefics.engine.request_state import RequestState, SequenceState
+from idefics.engine.scheduler_output import (
+    EncoderCache,
+    PrefillChunk,
+    SamplerOutput,
+    SchedulerLimits,
+    SchedulerOutput,
+)
 from idefics.errors import BadSetting, EngineBusy
-from idefics.messages import Finish
+from idefics.messages import FinishReason
 
 
 class Scheduler:
     """The queue, the running jobs and their pages. One caller at a time.
 
     Attributes:
-        found: how many tokens of prompts had been read already, for others, when their turn came.
+        num_cached_tokens: how many tokens of prompts had been read already, for others, when their turn came.
     """
 
-    def __init__(self, pages: Pages, limits: Limits, shelf: Shelf) -> None:
-        self.pages, self.limits, self.shelf = pages, limits, shelf
-        self.queue: deque[Job] = deque()  # by arrival
-        self.running: list[Job] = []  # by arrival
-        self.found = 0
+    def __init__(self, page_pool: PagePool, limits: SchedulerLimits, encoder_cache: EncoderCache) -> None:
+        self.page_pool, self.limits, self.encoder_cache = page_pool, limits, encoder_cache
+        self.waiting: deque[RequestState] = deque()  # by arrival
+        self.running: list[RequestState] = []  # by arrival
+        self.num_cached_tokens = 0
 
     @property
     def is_busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.running or self.queue)
+        return bool(self.running or self.waiting)
 
     @property
     def is_full(self) -> bool:
         """Whether the queue takes no more."""
-        return len(self.queue) >= self.limits.queue
+        return len(self.waiting) >= self.limits.max_waiting_requests
 
-    def submit(self, job: Job) -> None:
+    def submit(self, state: RequestState) -> None:
         """A job joins the queue.
 
         Raises:
             EngineBusy: the queue is full.
             BadSetting: there are not enough pages for it, even if it were alone.
         """
-        wanted, there = job.most_pages, self.pages.count - 1
-        if wanted > there:
+        num_needed_pages, num_total_pages = state.max_pages, self.page_pool.num_pages - 1
+        if num_needed_pages > num_total_pages:
             raise BadSetting(
-                f"a prompt of {len(job.request.prompt)} tokens with up to {job.room} new ones in "
-                f"{job.request.rows} row{'s' * (job.request.rows > 1)} takes {wanted * PAGE} positions of the cache, "
-                f"which has {there * PAGE}: give fewer max_new_tokens or num_beams, or a larger kv_cache (--kv-cache)"
+                f"a prompt of {len(state.request.prompt)} tokens with up to {state.max_new_tokens} new ones in "
+                f"{state.request.num_sequences} row{'s' * (state.request.num_sequences > 1)} takes {num_needed_pages * PAGE_SIZE} positions of the cache, "
+                f"which has {num_total_pages * PAGE_SIZE}: give fewer max_new_tokens or num_beams, or a larger kv_cache (--kv-cache)"
             )
         if self.is_full:
-            raise EngineBusy(self.limits.queue)
-        self.queue.append(job)
+            raise EngineBusy(self.limits.max_waiting_requests)
+        self.waiting.append(state)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, state: RequestState) -> None:
         """Ends a job that is not done; if it is running, its pages are given back after the step."""
-        if not job.handle.done:
-            job.handle.finish("cancelled")
-        if job in self.queue:
-            self.queue.remove(job)
+        if not state.handle.is_done:
+            state.handle.finish("cancelled")
+        if state in self.waiting:
+            self.waiting.remove(state)
 
-    def plan(self) -> Plan:
+    def schedule(self) -> SchedulerOutput:
         """The next step."""
-        self._reap()
-        plan = Plan()
-        for job in list(self.running):
-            if job in self.running and not job.is_reading:
-                self._decode(job, plan)
-        frames = self.limits.frames
-        tokens = self.limits.tokens if plan.decode else self.limits.alone
-        for job in self.running:
-            if job.is_reading:
-                frames, tokens = self._read(job, plan, frames, tokens)
-        while self.queue and tokens > 0 and self._admit(plan):
-            frames, tokens = self._read(self.running[-1], plan, frames, tokens)
-        return plan
+        self._remove_finished_requests()
+        output = SchedulerOutput()
+        for state in list(self.running):
+            if state in self.running and not state.is_prefilling:
+                self._schedule_decode(state, output)
+        frame_budget = self.limits.max_encoder_frames
+        token_budget = (
+            self.limits.max_prefill_tokens if output.decode_sequences else self.limits.max_idle_prefill_tokens
+        )
+        for state in self.running:
+            if state.is_prefilling:
+                frame_budget, token_budget = self._schedule_prefill(state, output, frame_budget, token_budget)
+        while self.waiting and token_budget > 0 and self._admit_next_request(output):
+            frame_budget, token_budget = self._schedule_prefill(
+                self.running[-1], output, frame_budget, token_budget
+            )
+        return output
 
-    def commit(self, plan: Plan, picks: list[Pick]) -> None:
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, sampler_outputs: list[SamplerOutput]
+    ) -> None:
         """What was read and chosen is written down; who has ended gives pages back."""
-        for branch in plan.decode:
-            if branch.job not in plan.errors:
-                branch.read += 1
-                if branch.read % PAGE == 0:
-                    self._publish(branch)
-        for span in plan.spans:
-            if span.group is None and span.branch.job not in plan.errors:
-                span.branch.read = span.end
-                self._publish(span.branch)
-        for pick in picks:
-            if not pick.job.handle.done:
-                self._follow(pick)
-        for job, error in plan.errors.items():
-            if not job.handle.done:
-                job.handle.fail(error)
-        self._reap()
+        for sequence in scheduler_output.decode_sequences:
+            if sequence.request_state not in scheduler_output.error_by_request:
+                sequence.num_computed_tokens += 1
+                if sequence.num_computed_tokens % PAGE_SIZE == 0:
+                    self._add_to_prefix_cache(sequence)
+        for chunk in scheduler_output.prefill_chunks:
+            if (
+                chunk.continuation_group is None
+                and chunk.sequence.request_state not in scheduler_output.error_by_request
+            ):
+                chunk.sequence.num_computed_tokens = chunk.end
+                self._add_to_prefix_cache(chunk.sequence)
+        for sampler_output in sampler_outputs:
+            if not sampler_output.request_state.handle.is_done:
+                self._apply_sampler_output(sampler_output)
+        for state, error in scheduler_output.error_by_request.items():
+            if not state.handle.is_done:
+                state.handle.fail(error)
+        self._remove_finished_requests()
 
-    def fail(self, error: Exception) -> None:
+    def fail_all(self, error: Exception) -> None:
         """Ends every job."""
-        for job in (*self.running, *self.queue):
-            if not job.handle.done:
-                job.handle.fail(error)
-        self.queue.clear()
-        self._reap()
+        for state in (*self.running, *self.waiting):
+            if not state.handle.is_done:
+                state.handle.fail(error)
+        self.waiting.clear()
+        self._remove_finished_requests()
 
-    def in_use(self) -> set[str]:
+    def image_keys_in_use(self) -> set[str]:
         """Keys of the pictures that running jobs have still to read or see."""
         return {
-            job.request.prompt.pictures[sight.picture].key
-            for job in self.running
-            for sight in job.sights
-            if sight.last >= min(branch.read for branch in job.branches)
+            state.request.prompt.pictures[image_span.image_index].content_hash
+            for state in self.running
+            for image_span in state.image_spans
+            if image_span.last_position >= min(sequence.num_computed_tokens for sequence in state.sequences)
         }
 
-    def _decode(self, job: Job, plan: Plan) -> None:
+    def _schedule_decode(self, state: RequestState, output: SchedulerOutput) -> None:
         """Plans one more token of each of a job's rows, if there are pages for it."""
-        for branch in job.branches:
-            number = branch.read // PAGE
-            is_new = number == len(branch.pages)
-            if is_new or self.pages.owners[branch.pages[number]] > 1:
-                while not self.pages.room:
+        for sequence in state.sequences:
+            page_index = sequence.num_computed_tokens // PAGE_SIZE
+            is_new = page_index == len(sequence.pages)
+            if is_new or self.page_pool.ref_counts[sequence.pages[page_index]] > 1:
+                while not self.page_pool.num_free_pages:
                     latest = self.running[-1]
                     self._preempt(latest)
-                    if latest is job:
+                    if latest is state:
                         return
-                page = self.pages.take()
-                plan.has_moved = True
+                page = self.page_pool.allocate()
+                output.has_page_changes = True
                 if is_new:
-                    branch.pages.append(page)
+                    sequence.pages.append(page)
                 else:  # shared with another beam: from here on they differ
-                    plan.copies[page] = branch.pages[number]
-                    self.pages.release([branch.pages[number]])
-                    branch.pages[number] = page
-            is_full = (branch.read + 1) // PAGE == len(branch.pages)
-            if self.limits.ahead and is_full and self.pages.room > self.limits.rows:
-                branch.pages.append(self.pages.take())
-                plan.has_moved = True
-        plan.decode += job.branches
+                    output.copy_source_by_page[page] = sequence.pages[page_index]
+                    self.page_pool.release([sequence.pages[page_index]])
+                    sequence.pages[page_index] = page
+            is_full = (sequence.num_computed_tokens + 1) // PAGE_SIZE == len(sequence.pages)
+            if (
+                self.limits.has_lookahead_page
+                and is_full
+                and self.page_pool.num_free_pages > self.limits.max_sequences
+            ):
+                sequence.pages.append(self.page_pool.allocate())
+                output.has_page_changes = True
+        output.decode_sequences += state.sequences
 
-    def _read(self, job: Job, plan: Plan, frames: int, tokens: int) -> tuple[int, int]:
+    def _schedule_prefill(
+        self, state: RequestState, output: SchedulerOutput, frame_budget: int, token_budget: int
+    ) -> tuple[int, int]:
         """Plans the next chunk of a prompt, or of endings: -> how many frames and tokens are left."""
-        if tokens <= 0:
-            return frames, tokens
-        if job.groups:
-            for number, count in job.groups.items():
-                if count > tokens and plan.spans:
+        if token_budget <= 0:
+            return frame_budget, token_budget
+        if state.pending_tokens_by_group:
+            for group, num_tokens in state.pending_tokens_by_group.items():
+                if num_tokens > token_budget and output.prefill_chunks:
                     break
-                plan.spans.append(Span(job.branches[0], 0, count, number))
-                tokens -= count
-            return frames, tokens
-        (branch,) = job.branches
-        end = min(len(branch.ids), branch.read + tokens)
-        for sight in job.sights:
-            if sight.last < branch.read or sight.first >= end:
+                output.prefill_chunks.append(PrefillChunk(state.sequences[0], 0, num_tokens, group))
+                token_budget -= num_tokens
+            return frame_budget, token_budget
+        (sequence,) = state.sequences
+        end = min(len(sequence.ids), sequence.num_computed_tokens + token_budget)
+        for image_span in state.image_spans:
+            if image_span.last_position < sequence.num_computed_tokens or image_span.first_position >= end:
                 continue
-            tiles = job.request.prompt.pictures[sight.picture]
-            missing = self.shelf.missing(tiles)
-            if missing:
-                plan.readers.append(job)
-            missing -= sum(count for other, count in plan.encode if other.key == tiles.key)
-            if now := min(missing, frames):
-                plan.encode.append((tiles, now))
-                frames -= now
-            if now < missing:
-                end = max(sight.first, branch.read)
-        if end > branch.read:
-            plan.spans.append(Span(branch, branch.read, end))
-        return frames, tokens - (end - branch.read)
+            tiles = state.request.prompt.pictures[image_span.image_index]
+            num_missing_frames = self.encoder_cache.count_missing_frames(tiles)
+            if num_missing_frames:
+                output.requests_awaiting_images.append(state)
+            num_missing_frames -= sum(
+                num_tokens
+                for other, num_tokens in output.encoder_inputs
+                if other.content_hash == tiles.content_hash
+            )
+            if num_frames := min(num_missing_frames, frame_budget):
+                output.encoder_inputs.append((tiles, num_frames))
+                frame_budget -= num_frames
+            if num_frames < num_missing_frames:
+                end = max(image_span.first_position, sequence.num_computed_tokens)
+        if end > sequence.num_computed_tokens:
+            output.prefill_chunks.append(PrefillChunk(sequence, sequence.num_computed_tokens, end))
+        return frame_budget, token_budget - (end - sequence.num_computed_tokens)
 
-    def _admit(self, plan: Plan) -> bool:
+    def _admit_next_request(self, output: SchedulerOutput) -> bool:
         """Lets the first of the queue run, if there is room: whether it does."""
-        job = self.queue[0]
-        rows = sum(other.request.rows for other in self.running)
-        if self.running and rows + job.request.rows > self.limits.rows:
+        state = self.waiting[0]
+        num_running_sequences = sum(other.request.num_sequences for other in self.running)
+        if self.running and num_running_sequences + state.request.num_sequences > self.limits.max_sequences:
             return False
-        (branch,) = job.branches
-        last = len(branch.ids) - 1  # it is read in any case, for what follows it
-        keys = branch.keys.upto(branch.ids, last)
-        found = self.pages.find(keys)
-        if len(found) < len(keys) and keys[len(found)] in self._promised():
+        (sequence,) = state.sequences
+        num_reusable_tokens = len(sequence.ids) - 1  # it is read in any case, for what follows it
+        keys = sequence.page_keys.full_page_keys(sequence.ids, num_reusable_tokens)
+        cached_pages = self.page_pool.match_prefix(keys)
+        if len(cached_pages) < len(keys) and keys[len(cached_pages)] in self._keys_being_computed():
             return False  # another is reading the same beginning: in a step or so it can be shared
-        after = branch.keys.content(branch.ids, len(found), last)
-        part, count = self.pages.partly(after.after, after.marks)
-        candidates, known = [*found, part], branch.keys.outside(len(found) * PAGE + count)
-        growing = sum(
-            len(other.branches) for other in self.running
+        next_page = sequence.page_keys.page_content(sequence.ids, len(cached_pages), num_reusable_tokens)
+        partial_page, num_partial_tokens = self.page_pool.match_partial_page(
+            next_page.parent_key, next_page.tokens
+        )
+        candidate_pages, num_cached_tokens = (
+            [*cached_pages, partial_page],
+            sequence.page_keys.round_down_to_image_boundary(
+                len(cached_pages) * PAGE_SIZE + num_partial_tokens
+            ),
+        )
+        num_reserved_pages = sum(
+            len(other.sequences) for other in self.running
         )  # a page each, or they would soon be sent away
         while True:
-            full = known // PAGE
-            shared, begun = candidates[:full], candidates[full:][: min(known % PAGE, 1)]  # the last is copied
-            new = -(-len(branch.ids) // PAGE) - full
-            room = self.pages.room - sum(not self.pages.owners[page] for page in (*shared, *begun))
-            if new + growing <= room:
+            num_full_pages = num_cached_tokens // PAGE_SIZE
+            shared_pages, copied_pages = (
+                candidate_pages[:num_full_pages],
+                candidate_pages[num_full_pages:][: min(num_cached_tokens % PAGE_SIZE, 1)],
+            )  # the last is copied
+            num_new_pages = -(-len(sequence.ids) // PAGE_SIZE) - num_full_pages
+            num_available_pages = self.page_pool.num_free_pages - sum(
+                not self.page_pool.ref_counts[page] for page in (*shared_pages, *copied_pages)
+            )
+            if num_new_pages + num_reserved_pages <= num_available_pages:
                 break
-            if self.running or not begun:
+            if self.running or not copied_pages:
                 return False
-            known = branch.keys.outside(full * PAGE)  # the copied page is in the way
-        self.pages.share(shared + begun)
-        branch.pages = shared + [self.pages.take() for _ in range(new)]
-        if begun:
-            plan.copies[branch.pages[len(shared)]] = begun[0]
-        self.pages.release(begun)
-        branch.read, branch.published = known, len(shared)
-        self.found += known
-        if job.handle.cached is None:  # one that was sent away finds what it has read itself
-            job.handle.cached = known
-        self.running.append(self.queue.popleft())
+            num_cached_tokens = sequence.page_keys.round_down_to_image_boundary(
+                num_full_pages * PAGE_SIZE
+            )  # the copied page is in the way
+        self.page_pool.add_references(shared_pages + copied_pages)
+        sequence.pages = shared_pages + [self.page_pool.allocate() for _ in range(num_new_pages)]
+        if copied_pages:
+            output.copy_source_by_page[sequence.pages[len(shared_pages)]] = copied_pages[0]
+        self.page_pool.release(copied_pages)
+        sequence.num_computed_tokens, sequence.num_prefix_cached_pages = num_cached_tokens, len(shared_pages)
+        self.num_cached_tokens += num_cached_tokens
+        if state.handle.num_cached_tokens is None:  # one that was sent away finds what it has read itself
+            state.handle.num_cached_tokens = num_cached_tokens
+        self.running.append(self.waiting.popleft())
         return True
 
-    def _promised(self) -> set[Key]:
+    def _keys_being_computed(self) -> set[PageKey]:
         """What will be published as soon as it is read."""
-        return {key for job in self.running if job.is_reading for key in job.branches[0].unpublished()}
+        return {
+            key
+            for state in self.running
+            if state.is_prefilling
+            for key in state.sequences[0].pending_page_keys()
+        }
 
-    def _preempt(self, job: Job) -> None:
+    def _preempt(self, state: RequestState) -> None:
         """Sends a job, the latest, back to its place in the queue: nothing of it is planned yet."""
-        self.running.remove(job)
-        self._release(job)
-        job.start_over()
-        self.queue.appendleft(job)
+        self.running.remove(state)
+        self._release_pages(state)
+        state.reset_for_recompute()
+        self.waiting.appendleft(state)
 
-    def _follow(self, pick: Pick) -> None:
-        job = pick.job
-        if pick.parents is not None:
-            self._fork(job, pick.parents, pick.ids)
+    def _apply_sampler_output(self, sampler_output: SamplerOutput) -> None:
+        state = sampler_output.request_state
+        if sampler_output.parent_rows is not None:
+            self._fork_sequences(state, sampler_output.parent_rows, sampler_output.next_ids)
             return
         try:
-            if pick.end is not None:
-                self._end(job, pick.end)
+            if sampler_output.finish_reason is not None:
+                self._finish_request(state, sampler_output.finish_reason)
             else:
-                self._answer(job, pick)
+                self._append_token(state, sampler_output)
         except Exception as error:  # of the caller's `watch`
-            job.handle.fail(error)
+            state.handle.fail(error)
 
-    def _answer(self, job: Job, pick: Pick) -> None:
-        handle, request, id = job.handle, job.request, pick.ids[0]
+    def _append_token(self, state: RequestState, sampler_output: SamplerOutput) -> None:
+        handle, request, id = state.handle, state.request, sampler_output.next_ids[0]
         if id in request.stop_ids:
             handle.finish("stop")
             return
-        ends = request.watch is not None and request.watch(id)
-        handle.push(id, pick.logprob, pick.top)
-        if ends:
+        is_stopped = request.on_token is not None and request.on_token(id)
+        handle.append_token(id, sampler_output.logprob, sampler_output.top_logprobs)
+        if is_stopped:
             handle.finish("stop")
-        elif len(handle.ids) == job.room:
+        elif len(handle.ids) == state.max_new_tokens:
             handle.finish("length")
         else:
-            job.branches[0].ids.append(id)
+            state.sequences[0].ids.append(id)
 
-    def _end(self, job: Job, reason: Finish) -> None:
+    def _finish_request(self, state: RequestState, reason: FinishReason) -> None:
         """An answer that came as a whole."""
-        handle, watch = job.handle, job.request.watch
-        for count, id in enumerate(handle.ids if watch is not None else (), start=1):
-            if watch is not None and watch(id):
+        handle, on_token = state.handle, state.request.on_token
+        for count, id in enumerate(handle.ids if on_token is not None else (), start=1):
+            if on_token is not None and on_token(id):
                 handle.ids, handle.logprobs = handle.ids[:count], handle.logprobs[:count]
                 reason = "stop"
                 break
         handle.finish(reason)
 
-    def _fork(self, job: Job, parents: Sequence[int], ids: Sequence[int]) -> None:
+    def _fork_sequences(self, state: RequestState, parent_rows: Sequence[int], ids: Sequence[int]) -> None:
         """Each new row goes on with another id after one of the old ones, and shares its pages."""
-        before = job.branches
-        job.branches = [before[parent].fork(id) for parent, id in zip(parents, ids, strict=True)]
-        for branch in job.branches:
-            self.pages.share(branch.pages)
-        for branch in before:
-            self.pages.release(branch.pages)
+        old_sequences = state.sequences
+        state.sequences = [
+            old_sequences[parent].fork(id) for parent, id in zip(parent_rows, ids, strict=True)
+        ]
+        for sequence in state.sequences:
+            self.page_pool.add_references(sequence.pages)
+        for sequence in old_sequences:
+            self.page_pool.release(sequence.pages)
 
-    def _publish(self, branch: Branch) -> None:
+    def _add_to_prefix_cache(self, sequence: SequenceState) -> None:
         """What has been read can be found: whole pages, and what there is of the last one where others may go on."""
-        full = branch.read // PAGE
-        pages = range(branch.published, full + (branch.read % PAGE > 0))
-        for number in pages:
-            self.pages.publish(branch.pages[number], branch.keys.content(branch.ids, number, branch.read))
-        branch.published = full
+        num_full_pages = sequence.num_computed_tokens // PAGE_SIZE
+        page_indices = range(
+            sequence.num_prefix_cached_pages, num_full_pages + (sequence.num_computed_tokens % PAGE_SIZE > 0)
+        )
+        for page_index in page_indices:
+            self.page_pool.add_to_prefix_cache(
+                sequence.pages[page_index],
+                sequence.page_keys.page_content(sequence.ids, page_index, sequence.num_computed_tokens),
+            )
+        sequence.num_prefix_cached_pages = num_full_pages
 
-    def _reap(self) -> None:
+    def _remove_finished_requests(self) -> None:
         """Who is done gives pages back."""
-        for job in [job for job in self.running if job.handle.done]:
-            self.running.remove(job)
-            if job.handle.error is None:
-                for branch in job.branches:
-                    self._publish(branch)
-            self._release(job)
-            job.branches = []
+        for state in [state for state in self.running if state.handle.is_done]:
+            self.running.remove(state)
+            if state.handle.error is None:
+                for sequence in state.sequences:
+                    self._add_to_prefix_cache(sequence)
+            self._release_pages(state)
+            state.sequences = []
 
-    def _release(self, job: Job) -> None:
-        for branch in job.branches:
-            self.pages.release(branch.pages)
-            branch.pages = []
+    def _release_pages(self, state: RequestState) -> None:
+        for sequence in state.sequences:
+            self.page_pool.release(sequence.pages)
+            sequence.pages = []

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 
-def forbidden_ids(allowed: Sequence[bytes], vocabulary: int, device: torch.device) -> Tensor:
+def forbidden_token_mask(bitmasks: Sequence[bytes], vocab_size: int, device: torch.device) -> Tensor:
     """(G, V) which ids may not follow in each of G rows.
 
     Args:
-        allowed: of each row a bit for each id that may follow, the lowest first.
-        vocabulary: V.
+        bitmasks: of each row a bit for each id that may follow, the lowest first.
+        vocab_size: V.
     """
-    eights = torch.frombuffer(bytearray(b"".join(allowed)), dtype=torch.uint8).view(len(allowed), -1, 1)
-    may = (eights.to(device) >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
-    return may.flatten(1)[:, :vocabulary] == 0
+    bitmask_bytes = torch.frombuffer(bytearray(b"".join(bitmasks)), dtype=torch.uint8).view(
+        len(bitmasks), -1, 1
+    )
+    allowed = (bitmask_bytes.to(device) >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
+    return allowed.flatten(1)[:, :vocab_size] == 0

@@ -17,20 +17,25 @@ from torch.overrides import TorchFunctionMode
 from idefics import placement, quant, weights
 from idefics.config import ModelConfig, QuantizationConfig
 from idefics.errors import BadSetting, UnsupportedModel
-from idefics.models.family import Family
-from idefics.placement import Spread
-from idefics.quant.measure import Verdict
+from idefics.models.family import ModelFamily
+from idefics.placement import DeviceMap
+from idefics.quant.autotune import KernelChoice
 from idefics.weights import KeyRules
 from idefics.weights.adapters import refuse_adapter
 
 # How matrices are stored beside what is computed with them: in a dtype; or as the file has them, where that is in
 # sixteen bits; None: as they are computed with.
-Storage = torch.dtype | Literal["file"] | None
+WeightStorage = torch.dtype | Literal["file"] | None
 
-METHOD = "idefics"  # of `quantization_config` in config.json
+QUANT_METHOD = "idefics"  # of `quantization_config` in config.json
 
 # config.json's "model_type" -> file in this folder. SmolVLM is Idefics 3's mathematics with other numbers.
-REGISTRY = {"idefics": "idefics1", "idefics2": "idefics2", "idefics3": "idefics3", "smolvlm": "idefics3"}
+MODEL_REGISTRY = {
+    "idefics": "idefics1",
+    "idefics2": "idefics2",
+    "idefics3": "idefics3",
+    "smolvlm": "idefics3",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +43,19 @@ class Checkpoint:
     """A folder that has been read but not loaded."""
 
     folder: Path
-    family: Family
+    family: ModelFamily
     config: ModelConfig
-    quantisation: QuantizationConfig | None = None  # in which its weights are stored
+    quantization: QuantizationConfig | None = None  # in which its weights are stored
 
 
-def family_for(model_type: str) -> Family:
+def family_for(model_type: str) -> ModelFamily:
     """The family that runs `model_type`, or an UnsupportedModel that lists what can be run."""
-    if model_type not in REGISTRY:
+    if model_type not in MODEL_REGISTRY:
         raise UnsupportedModel(
-            f"config.json says model_type {model_type!r}; this version runs {', '.join(REGISTRY)}: "
+            f"config.json says model_type {model_type!r}; this version runs {', '.join(MODEL_REGISTRY)}: "
             "`idefics models` lists them"
         )
-    family: Family = import_module(f"idefics.models.{REGISTRY[model_type]}").FAMILY
+    family: ModelFamily = import_module(f"idefics.models.{MODEL_REGISTRY[model_type]}").FAMILY
     return family
 
 
@@ -61,19 +66,19 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     )
     family = family_for(raw.get("model_type", "(none)"))
-    return Checkpoint(folder, family, family.config(raw, generation), _quantisation(folder, raw))
+    return Checkpoint(folder, family, family.read_config(raw, generation), _read_quantization(folder, raw))
 
 
-def quantisation_block(quantisation: QuantizationConfig) -> dict[str, Any]:
+def quantization_config_dict(quantization: QuantizationConfig) -> dict[str, Any]:
     """What config.json says of a checkpoint that `idefics quantize` has written."""
     return {
-        "quant_method": METHOD,
-        "bits": quantisation.kind,
-        "modules_to_not_convert": list(quantisation.skipped),
+        "quant_method": QUANT_METHOD,
+        "bits": quantization.kind,
+        "modules_to_not_convert": list(quantization.skipped),
     }
 
 
-def _quantisation(folder: Path, raw: dict[str, Any]) -> QuantizationConfig | None:
+def _read_quantization(folder: Path, raw: dict[str, Any]) -> QuantizationConfig | None:
     match raw.get("quantization_config"):
         case None | {} as block if not block:
             return None
@@ -89,67 +94,67 @@ def _quantisation(folder: Path, raw: dict[str, Any]) -> QuantizationConfig | Non
     )
 
 
-def build(checkpoint: Checkpoint) -> nn.Module:
+def build_on_meta_device(checkpoint: Checkpoint) -> nn.Module:
     """The module on the meta device: shapes without memory."""
-    with shapes_only():
+    with meta_device():
         return checkpoint.family.build(checkpoint.config).eval()
 
 
 @contextmanager
-def shapes_only() -> Iterator[None]:
+def meta_device() -> Iterator[None]:
     """Modules built while this lasts stand on the meta device."""
-    with torch.device("meta"), _NothingDrawn():
+    with torch.device("meta"), _SkipWeightInit():
         yield
 
 
-class _NothingDrawn(TorchFunctionMode):
+class _SkipWeightInit(TorchFunctionMode):
     """Modules draw no first weights. On the meta device that would import torch's compiler, which takes seconds."""
 
-    DRAWN = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
+    INIT_FUNCTIONS = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None
     ) -> Any:
         keywords = keywords or {}
-        return keywords["tensor"] if function in self.DRAWN else function(*arguments, **keywords)
+        return keywords["tensor"] if function in self.INIT_FUNCTIONS else function(*arguments, **keywords)
 
 
 def load_model(
     checkpoint: Checkpoint,
     *,
     dtype: torch.dtype,
-    device: torch.device | Spread,
-    storage: Storage = None,
-    quantisation: QuantizationConfig | None = None,
+    device: torch.device | DeviceMap,
+    storage: WeightStorage = None,
+    quantization: QuantizationConfig | None = None,
 ) -> nn.Module:
     """The module with its weights; arguments as in `fill`."""
-    model = build(checkpoint)
-    fill(
+    model = build_on_meta_device(checkpoint)
+    load_weights(
         model,
         checkpoint.folder,
-        checkpoint.family.keys,
+        checkpoint.family.key_rules,
         dtype=dtype,
         device=device,
         storage=storage,
-        quantisation=quantisation,
-        stored=checkpoint.quantisation,
+        quantization=quantization,
+        checkpoint_quantization=checkpoint.quantization,
     )
     return model
 
 
-def fill(
+def load_weights(
     model: nn.Module,
     folder: Path,
-    keys: KeyRules,
+    key_rules: KeyRules,
     *,
     dtype: torch.dtype,
-    device: torch.device | Spread,
-    storage: Storage = None,
-    quantisation: QuantizationConfig | None = None,
-    stored: QuantizationConfig | None = None,
-    verdict: Verdict | None = None,
-    mapped: bool = False,
-    optional: Collection[str] = (),
+    device: torch.device | DeviceMap,
+    storage: WeightStorage = None,
+    quantization: QuantizationConfig | None = None,
+    checkpoint_quantization: QuantizationConfig | None = None,
+    kernel_choice: KernelChoice | None = None,
+    mmap: bool = False,
+    optional_names: Collection[str] = (),
 ) -> list[str]:
     """Weights for a module on the meta device, each streamed straight to its final dtype, device and number of bits.
 
@@ -157,44 +162,50 @@ def fill(
         dtype: in which the module computes.
         device: one device, or how to spread the module over several (`placement.wanted`).
         storage: of matrices that are not quantised, and of tables of tokens.
-        quantisation: which layers keep their weights in few bits, and how; None: none does.
-        stored: which layers are in few bits in the folder already.
-        verdict: what is quick on this machine; None: torch's own products.
-        mapped: whether what is used as it is stored stays in the files, as in `weights.load`.
-        optional: names that the folder may lack; those that it lacks are returned.
+        quantization: which layers keep their weights in few bits, and how; None: none does.
+        checkpoint_quantization: which layers are in few bits in the folder already.
+        kernel_choice: what is quick on this machine; None: torch's own products.
+        mmap: whether what is used as it is stored stays in the files, as in `weights.load`.
+        optional_names: names that the folder may lack; those that it lacks are returned.
 
     Raises:
         ModelError: as `weights.load`.
         BadSetting: it does not fit on the devices, or the device map does not fit it.
         MissingExtra: the quantisation needs one.
     """
-    if stored is not None and quantisation is not None:
+    if checkpoint_quantization is not None and quantization is not None:
         raise BadSetting(
-            f"{folder} is kept in {stored.kind} already: leave quantize out, or give the original"
+            f"{folder} is kept in {checkpoint_quantization.kind} already: leave quantize out, or give the original"
         )
-    kept: dict[str, torch.dtype | None] = dict.fromkeys(quant.hollow(model, stored)) if stored else {}
-    packs = quant.packs(model, quantisation) if quantisation else {}
-    bits = {name: quantisation.bits_of(name) for name in packs} if quantisation else {}
+    dtype_by_name: dict[str, torch.dtype | None] = (
+        dict.fromkeys(quant.replace_with_empty_quantized(model, checkpoint_quantization))
+        if checkpoint_quantization
+        else {}
+    )
+    quantizers_by_name = quant.quantizers_by_name(model, quantization) if quantization else {}
+    bits_by_name = {name: quantization.bits_of(name) for name in quantizers_by_name} if quantization else {}
     if storage is not None:
-        narrow = dict.fromkeys(quant.stored(model), None if storage == "file" else storage)
-        bits = dict.fromkeys(narrow, 16) | bits
-        kept |= narrow
-    places = placement.places(model, device, dtype=dtype, bits=bits)
-    lacking = weights.load(
+        storage_dtype_by_name = dict.fromkeys(
+            quant.enable_16bit_weight_storage(model), None if storage == "file" else storage
+        )
+        bits_by_name = dict.fromkeys(storage_dtype_by_name, 16) | bits_by_name
+        dtype_by_name |= storage_dtype_by_name
+    device_by_module = placement.assign_devices(model, device, dtype=dtype, bits_by_name=bits_by_name)
+    missing_names = weights.load(
         model,
         folder,
-        keys,
+        key_rules,
         dtype=dtype,
-        device=places,
-        storage=kept,
-        pack=packs,
-        mapped=mapped,
-        optional=optional,
+        device=device_by_module,
+        dtype_by_name=dtype_by_name,
+        quantizers_by_name=quantizers_by_name,
+        mmap=mmap,
+        optional_names=optional_names,
     )
-    if verdict is not None:
-        quant.tune(model, verdict)
-    placement.join(model)
-    return lacking
+    if kernel_choice is not None:
+        quant.apply_kernel_choice(model, kernel_choice)
+    placement.install_device_hooks(model)
+    return missing_names
 
 
 def _read_json(path: Path) -> dict[str, Any]:

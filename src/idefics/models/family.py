@@ -8,37 +8,44 @@ from typing import Any, cast, get_args
 
 from torch import nn
 
-from idefics.config import Activation, Filter, ImagePlan, ModelConfig, PromptStyle, RopeConfig
+from idefics.config import (
+    Activation,
+    ImageProcessorConfig,
+    ModelConfig,
+    PromptFormat,
+    ResampleFilter,
+    RopeConfig,
+)
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.weights import KeyRules
 
-Raw = Mapping[str, Any]
+RawConfig = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class ModelFamily:
     """One architecture: how to read its files, build it and feed it.
 
     Attributes:
-        config: config.json (and generation_config.json, or {}) -> ModelConfig, with this family's defaults.
+        read_config: config.json (and generation_config.json, or {}) -> ModelConfig, with this family's defaults.
         build: ModelConfig -> the module (a `VLM` of engine/contract.py), parameter names as in checkpoints.
-        keys: what to rename, join or ignore when a checkpoint is loaded.
-        images: ModelConfig and preprocessor settings (or {}) -> ImagePlan.
-        prompt: the checkpoint's own chat template ("" if none), and those of its tokenizer's added tokens that the
+        key_rules: what to rename, join or ignore when a checkpoint is loaded.
+        read_image_config: ModelConfig and preprocessor settings (or {}) -> ImagePlan.
+        read_prompt_format: the checkpoint's own chat template ("" if none), and those of its tokenizer's added tokens that the
             model has rows for -> PromptStyle.
     """
 
     name: str
-    config: Callable[[Raw, Raw], ModelConfig]
+    read_config: Callable[[RawConfig, RawConfig], ModelConfig]
     build: Callable[[ModelConfig], nn.Module]
-    keys: KeyRules
-    images: Callable[[ModelConfig, Raw], ImagePlan]
-    prompt: Callable[[str, frozenset[str]], PromptStyle]
+    key_rules: KeyRules
+    read_image_config: Callable[[ModelConfig, RawConfig], ImageProcessorConfig]
+    read_prompt_format: Callable[[str, frozenset[str]], PromptFormat]
 
 
-TURN_END = "<end_of_utterance>"
+END_OF_UTTERANCE = "<end_of_utterance>"
 # The dialogue of Idefics and Idefics 2, for checkpoints without a template file: what their cards show.
-DIALOGUE = (
+DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
     "{% for part in message['content'] %}"
@@ -47,19 +54,19 @@ DIALOGUE = (
 )
 
 # PIL.Image.Resampling by number, as preprocessor files write it.
-FILTERS: tuple[Filter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+RESAMPLE_FILTERS: tuple[ResampleFilter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
-def filter_name(number: int) -> Filter:
+def resample_filter_name(number: int) -> ResampleFilter:
     """PIL's resampling filter by its number."""
-    if not 0 <= number < len(FILTERS):
+    if not 0 <= number < len(RESAMPLE_FILTERS):
         raise UnsupportedModel(
-            f"the preprocessor's resample is {number}; PIL's filters are 0 to {len(FILTERS) - 1}"
+            f"the preprocessor's resample is {number}; PIL's filters are 0 to {len(RESAMPLE_FILTERS) - 1}"
         )
-    return FILTERS[number]
+    return RESAMPLE_FILTERS[number]
 
 
-def activation(name: str) -> Activation:
+def check_activation(name: str) -> Activation:
     """An activation's name, checked."""
     if name not in get_args(Activation):
         raise UnsupportedModel(
@@ -68,7 +75,7 @@ def activation(name: str) -> Activation:
     return cast(Activation, name)
 
 
-def rope(text: Raw) -> RopeConfig:
+def read_rope_config(text: RawConfig) -> RopeConfig:
     """Rotary positions from `rope_theta` and `rope_scaling` of old files or `rope_parameters` of new ones.
 
     Plain or Llama 3.1's kind.
@@ -94,7 +101,7 @@ def rope(text: Raw) -> RopeConfig:
         raise BrokenCheckpoint(f"config.json asks for llama3's rotary scaling without its {key}") from None
 
 
-def stop_ids(raw: Raw, generation: Raw, default: int) -> tuple[int, ...]:
+def read_stop_ids(raw: RawConfig, generation: RawConfig, default: int) -> tuple[int, ...]:
     """Ids that end an answer: generation_config.json's, else config.json's (top or text), else the class default.
 
     Raises:
@@ -102,11 +109,11 @@ def stop_ids(raw: Raw, generation: Raw, default: int) -> tuple[int, ...]:
     """
     text = raw.get("text_config") or {}
     for name, source in (("generation_config.json", generation), ("config.json", raw), ("config.json", text)):
-        if (found := source.get("eos_token_id")) is not None:
-            ids = tuple(found) if isinstance(found, list) else (found,)
+        if (eos_token_id := source.get("eos_token_id")) is not None:
+            ids = tuple(eos_token_id) if isinstance(eos_token_id, list) else (eos_token_id,)
             if not all(type(id) is int for id in ids):
                 raise BrokenCheckpoint(
-                    f"{name} sets eos_token_id to {found!r}: it must be the id of a token, or a list of ids"
+                    f"{name} sets eos_token_id to {eos_token_id!r}: it must be the id of a token, or a list of ids"
                 )
             return ids
     return (default,)

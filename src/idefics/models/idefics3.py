@@ -11,10 +11,25 @@ import math
 
 from torch import Tensor, nn
 
-from idefics.config import ImagePlan, ModelConfig, PromptStyle, TextConfig, VideoPlan, VisionConfig
+from idefics.config import (
+    ImageProcessorConfig,
+    ModelConfig,
+    PromptFormat,
+    TextConfig,
+    VideoProcessorConfig,
+    VisionConfig,
+)
 from idefics.errors import UnsupportedModel
-from idefics.models.family import TURN_END, Family, Raw, activation, filter_name, rope, stop_ids
-from idefics.models.in_text import IN_TEXT_KEYS, Body, InTextModel
+from idefics.models.family import (
+    END_OF_UTTERANCE,
+    ModelFamily,
+    RawConfig,
+    check_activation,
+    read_rope_config,
+    read_stop_ids,
+    resample_filter_name,
+)
+from idefics.models.inline import INLINE_KEY_RULES, InlineImageBackbone, InlineImageModel
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
@@ -37,128 +52,132 @@ class Projection(nn.Module):
         return out
 
 
-class Connector(nn.Module):
+class Idefics3Connector(nn.Module):
     """Pixel shuffle, then the projection: (P, S, D') -> (P, S/f/f, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.factor = config.shuffle
-        self.modality_projection = Projection(config.vision.width * config.shuffle**2, config.text.width)
+        self.scale_factor = config.pixel_shuffle_factor
+        self.modality_projection = Projection(
+            config.vision.hidden_size * config.pixel_shuffle_factor**2, config.text.hidden_size
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.modality_projection(pixel_shuffle(x, self.factor))
+        out: Tensor = self.modality_projection(pixel_shuffle(x, self.scale_factor))
         return out
 
 
-class Idefics3Body(Body):
+class Idefics3Backbone(InlineImageBackbone):
     """Everything but the head."""
 
     def __init__(self, config: ModelConfig) -> None:
-        if config.vision.grid % config.shuffle:
+        if config.vision.patches_per_side % config.pixel_shuffle_factor:
             raise UnsupportedModel(
-                f"{config.vision.grid} patches a side cannot be shuffled by {config.shuffle}: "
+                f"{config.vision.patches_per_side} patches a side cannot be shuffled by {config.pixel_shuffle_factor}: "
                 "image_size / patch_size must be a multiple of scale_factor"
             )
-        super().__init__(config, Connector(config))
+        super().__init__(config, Idefics3Connector(config))
 
 
-class Idefics3(InTextModel):
-    """The model as the engine sees it (`VLM`). `body` is everything but the head; None: built by the config."""
+class Idefics3(InlineImageModel):
+    """The model as the engine sees it (`VLM`). `backbone` is everything but the head; None: built by the config."""
 
-    def __init__(self, config: ModelConfig, body: Body | None = None) -> None:
-        super().__init__(config, Idefics3Body(config) if body is None else body)
+    def __init__(self, config: ModelConfig, backbone: InlineImageBackbone | None = None) -> None:
+        super().__init__(config, Idefics3Backbone(config) if backbone is None else backbone)
 
 
-def config(raw: Raw, generation: Raw) -> ModelConfig:
+def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
     """config.json as the hub or transformers 5 writes it.
 
     Defaults are those of `LlamaConfig` and `Idefics3VisionConfig`.
     """
     # Where there is no text_config at all, the released class makes one that has another epsilon than Llama's.
-    text: Raw = raw.get("text_config") or {"rms_norm_eps": 1e-5}
-    vision: Raw = raw.get("vision_config") or {}
+    text: RawConfig = raw.get("text_config") or {"rms_norm_eps": 1e-5}
+    vision: RawConfig = raw.get("vision_config") or {}
     if (decoder := text.get("model_type", "llama")) != "llama":
         raise UnsupportedModel(f"config.json's text_config is of model_type {decoder!r}; known is llama")
     width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
     return ModelConfig(
         model_type=raw["model_type"],
         text=TextConfig(
-            vocabulary=text.get("vocab_size", 32000),
-            width=width,
-            inner=text.get("intermediate_size", 11008),
-            layers=text.get("num_hidden_layers", 32),
-            heads=heads,
-            kv_heads=text.get("num_key_value_heads") or heads,
+            vocab_size=text.get("vocab_size", 32000),
+            hidden_size=width,
+            intermediate_size=text.get("intermediate_size", 11008),
+            num_layers=text.get("num_hidden_layers", 32),
+            num_heads=heads,
+            num_kv_heads=text.get("num_key_value_heads") or heads,
             head_size=text.get("head_dim") or width // heads,
             norm_epsilon=text.get("rms_norm_eps", 1e-6),
             max_positions=text.get("max_position_embeddings", 2048),
-            activation=activation(text.get("hidden_act", "silu")),
-            rope=rope(text),
-            tied=raw.get("tie_word_embeddings", False),
+            activation=check_activation(text.get("hidden_act", "silu")),
+            rope=read_rope_config(text),
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
         ),
         vision=VisionConfig(
-            width=vision.get("hidden_size", 1152),
-            inner=vision.get("intermediate_size", 3072),
-            layers=vision.get("num_hidden_layers", 12),
-            heads=vision.get("num_attention_heads", 16),
-            side=vision.get("image_size", 224),
-            patch=vision.get("patch_size", 32),
+            hidden_size=vision.get("hidden_size", 1152),
+            intermediate_size=vision.get("intermediate_size", 3072),
+            num_layers=vision.get("num_hidden_layers", 12),
+            num_heads=vision.get("num_attention_heads", 16),
+            image_size=vision.get("image_size", 224),
+            patch_size=vision.get("patch_size", 32),
             norm_epsilon=vision.get("layer_norm_eps", 1e-6),
-            activation=activation(vision.get("hidden_act", "gelu_pytorch_tanh")),
+            activation=check_activation(vision.get("hidden_act", "gelu_pytorch_tanh")),
         ),
-        shuffle=raw.get("scale_factor", 2),
-        stop_ids=stop_ids(raw, generation, default=2),
+        pixel_shuffle_factor=raw.get("scale_factor", 2),
+        stop_ids=read_stop_ids(raw, generation, default=2),
         dtype=raw.get("dtype", raw.get("torch_dtype", text.get("torch_dtype"))),
     )
 
 
-def images(model: ModelConfig, raw: Raw) -> ImagePlan:
+def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
     """Tiles of the tower's side. Defaults: `Idefics3ImageProcessor` (split, LANCZOS, mean and deviation one half)."""
-    tile: Raw = raw.get("max_image_size") or {}
+    max_image_size: RawConfig = raw.get("max_image_size") or {}
     # An older revision of Idefics3-8B's file says `vision_encoder_max_size`.
-    side = int(tile.get("longest_edge") or raw.get("vision_encoder_max_size") or model.vision.side)
-    longest = (raw.get("size") or {}).get("longest_edge", 4 * side)
-    return ImagePlan(
-        side=side,
-        longest=longest,
-        splitting=raw.get("do_image_splitting", True),
-        resample=filter_name(raw.get("resample", 1)),
-        scale=raw.get("rescale_factor", 1 / 255),
+    side = int(
+        max_image_size.get("longest_edge") or raw.get("vision_encoder_max_size") or model.vision.image_size
+    )
+    longest_edge = (raw.get("size") or {}).get("longest_edge", 4 * side)
+    return ImageProcessorConfig(
+        frame_size=side,
+        longest_edge=longest_edge,
+        do_image_splitting=raw.get("do_image_splitting", True),
+        resample=resample_filter_name(raw.get("resample", 1)),
+        rescale_factor=raw.get("rescale_factor", 1 / 255),
         mean=tuple(raw.get("image_mean", (0.5, 0.5, 0.5))),
         std=tuple(raw.get("image_std", (0.5, 0.5, 0.5))),
-        tokens=(side // model.vision.patch // model.shuffle) ** 2,
-        video=video_plan(raw["video_sampling"], side) if raw.get("video_sampling") else None,
+        tokens_per_frame=(side // model.vision.patch_size // model.pixel_shuffle_factor) ** 2,
+        video=read_video_config(raw["video_sampling"], side) if raw.get("video_sampling") else None,
     )
 
 
-def video_plan(sampling: Raw, side: int) -> VideoPlan:
+def read_video_config(sampling: RawConfig, side: int) -> VideoProcessorConfig:
     """SmolVLM2's. The second left out at both ends is that of its training code and of transformers' template call."""
-    return VideoPlan(
+    return VideoProcessorConfig(
         fps=sampling.get("fps", 1),
-        most_frames=sampling.get("max_frames", 64),
+        max_frames=sampling.get("max_frames", 64),
         skip_seconds=1.0,
-        longest=(sampling.get("video_size") or {}).get("longest_edge", side),
+        longest_edge=(sampling.get("video_size") or {}).get("longest_edge", side),
     )
 
 
-def prompt(template: str, added: frozenset[str]) -> PromptStyle:
+def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
     """Chat checkpoints ship a template; what `tokenizer.json` adds by itself is added too."""
-    return PromptStyle(
+    return PromptFormat(
         kind="chat" if template else "base",
-        template=template,
-        turn_end=TURN_END if TURN_END in added else "",
-        marks="tiles",
-        strip_items=False,
-        start="",
-        adds_special=True,
+        chat_template=template,
+        turn_end_token=END_OF_UTTERANCE if END_OF_UTTERANCE in added_tokens else "",
+        image_tokens="tiles",
+        strips_text=False,
+        prompt_prefix="",
+        add_special_tokens=True,
     )
 
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     name="Idefics3",
-    config=config,
+    read_config=read_config,
     build=Idefics3,
-    keys=IN_TEXT_KEYS,
-    images=images,
-    prompt=prompt,
+    key_rules=INLINE_KEY_RULES,
+    read_image_config=read_image_config,
+    read_prompt_format=read_prompt_format,
 )

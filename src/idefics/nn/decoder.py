@@ -8,18 +8,20 @@ from idefics.config import Activation, TextConfig
 from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.attention import Attn
 from idefics.nn.norm import RMSNorm
-from idefics.nn.rope import rotary_tables, rotate
-from idefics.nn.stored import TokenEmbedding
+from idefics.nn.rope import apply_rotary, rotary_cos_sin
+from idefics.nn.upcast import TokenEmbedding
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU and its kin (arXiv 2002.05202): down(act(gate(x)) * up(x)), to another width where `outer` says so."""
+    """SwiGLU and its kin (arXiv 2002.05202): down(act(gate(x)) * up(x)), to another width where `output_size` says so."""
 
-    def __init__(self, width: int, inner: int, activation: Activation, outer: int | None = None) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation: Activation, output_size: int | None = None
+    ) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, outer or width, bias=False)
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, output_size or hidden_size, bias=False)
         self.act = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
@@ -33,14 +35,16 @@ class SelfAttention(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.head_size = config.head_size
-        self.q_proj = nn.Linear(config.width, config.heads * config.head_size, bias=False)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_size, config.width, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_size, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_size, config.hidden_size, bias=False)
 
-    def forward(self, layer: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
+    def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        mixed = attn.self_(layer, rotate(q, rotary), rotate(k, rotary), v)  # (N, H, K)
+        mixed = attn.self_attention(
+            layer_index, apply_rotary(q, rotary), apply_rotary(k, rotary), v
+        )  # (N, H, K)
         out: Tensor = self.o_proj(mixed.flatten(1))
         return out
 
@@ -51,28 +55,28 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
-        self.mlp = GatedMLP(config.width, config.inner, config.activation)
-        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
-    def forward(self, layer: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
-        x = x + self.self_attn(layer, self.input_layernorm(x), rotary, attn)
+    def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
+        x = x + self.self_attn(layer_index, self.input_layernorm(x), rotary, attn)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
-class Decoder(nn.Module):
+class LlamaDecoder(nn.Module):
     """Embedding, blocks and the last norm."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = TokenEmbedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
-        rotary = rotary_tables(positions, self.config.rope, self.config.head_size, x.dtype)
+        rotary = rotary_cos_sin(positions, self.config.rope, self.config.head_size, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(index, x, rotary, attn)
         out: Tensor = self.norm(x)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 
-def drop_outputs(module: nn.Module, probability: float) -> None:
+def add_output_dropout(module: nn.Module, probability: float) -> None:
     """In training, what the module gives is dropped with this probability (arXiv 1207.0580)."""
 
     def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

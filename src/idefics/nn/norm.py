@@ -11,9 +11,9 @@ class RMSNorm(nn.Module):
     what both Llama's and Idefics' own norms compute when activations and weights share a dtype.
     """
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, hidden_size: int, epsilon: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(hidden_size))
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)

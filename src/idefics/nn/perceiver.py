@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from idefics.config import PerceiverConfig
+from idefics.nn.attention_backends import AttentionModule
 from idefics.nn.decoder import GatedMLP
-from idefics.nn.kernels import Attending
 from idefics.nn.norm import RMSNorm
 
 
-class PerceiverAttention(Attending):
+class PerceiverAttention(AttentionModule):
     """Latents attend to the patches and to themselves; nothing is rotated."""
 
-    def __init__(self, width: int, config: PerceiverConfig) -> None:
+    def __init__(self, hidden_size: int, config: PerceiverConfig) -> None:
         super().__init__()
         self.head_size = config.head_size
-        self.q_proj = nn.Linear(width, config.heads * config.head_size, bias=False)
-        self.k_proj = nn.Linear(width, config.kv_heads * config.head_size, bias=False)
-        self.v_proj = nn.Linear(width, config.kv_heads * config.head_size, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_size, width, bias=False)
+        self.q_proj = nn.Linear(hidden_size, config.num_heads * config.head_size, bias=False)
+        self.k_proj = nn.Linear(hidden_size, config.num_kv_heads * config.head_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, config.num_kv_heads * config.head_size, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_size, hidden_size, bias=False)
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:  # (P, S, D), (P, M, D) -> (P, M, D)
         both = torch.cat((context, latents), dim=1)
@@ -32,7 +32,7 @@ class PerceiverAttention(Attending):
             x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for x in (self.q_proj(latents), self.k_proj(both), self.v_proj(both))
         )  # (P, H, M, K), (P, h, S+M, K), (P, h, S+M, K)
-        mixed = self.kernel(q, k, v)
+        mixed = self.attention_backend(q, k, v)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -40,13 +40,13 @@ class PerceiverAttention(Attending):
 class PerceiverLayer(nn.Module):
     """Pre-norm attention, then pre-norm MLP, each added to the latents. Patches stay as they came."""
 
-    def __init__(self, width: int, config: PerceiverConfig) -> None:
+    def __init__(self, hidden_size: int, config: PerceiverConfig) -> None:
         super().__init__()
-        self.input_latents_norm = RMSNorm(width, config.norm_epsilon)
-        self.input_context_norm = RMSNorm(width, config.norm_epsilon)
-        self.self_attn = PerceiverAttention(width, config)
-        self.post_attention_layernorm = RMSNorm(width, config.norm_epsilon)
-        self.mlp = GatedMLP(width, 4 * width, config.activation)
+        self.input_latents_norm = RMSNorm(hidden_size, config.norm_epsilon)
+        self.input_context_norm = RMSNorm(hidden_size, config.norm_epsilon)
+        self.self_attn = PerceiverAttention(hidden_size, config)
+        self.post_attention_layernorm = RMSNorm(hidden_size, config.norm_epsilon)
+        self.mlp = GatedMLP(hidden_size, 4 * hidden_size, config.activation)
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:  # (P, S, D), (P, M, D) -> (P, M, D)
         latents = latents + self.self_attn(self.input_context_norm(context), self.input_latents_norm(latents))
@@ -57,11 +57,11 @@ class PerceiverLayer(nn.Module):
 class Perceiver(nn.Module):
     """(P, S, D) patches -> (P, M, D) latents."""
 
-    def __init__(self, width: int, config: PerceiverConfig) -> None:
+    def __init__(self, hidden_size: int, config: PerceiverConfig) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.ones(config.latents, width))
-        self.layers = nn.ModuleList(PerceiverLayer(width, config) for _ in range(config.depth))
-        self.norm = RMSNorm(width, config.norm_epsilon)
+        self.latents = nn.Parameter(torch.ones(config.num_latents, hidden_size))
+        self.layers = nn.ModuleList(PerceiverLayer(hidden_size, config) for _ in range(config.depth))
+        self.norm = RMSNorm(hidden_size, config.norm_epsilon)
 
     def forward(self, context: Tensor) -> Tensor:
         latents = self.latents.expand(len(context), -1, -1)

@@ -7,38 +7,38 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from idefics.config import ResamplerConfig
-from idefics.nn.kernels import Attending
+from idefics.nn.attention_backends import AttentionModule
 
 NORM_EPSILON = 1e-5  # torch's default, which the released resampler was trained with
 
 
-class ResamplerAttention(Attending):
+class ResamplerAttention(AttentionModule):
     """Latents attend to the patches and to themselves. P frames, S patches, M latents, H heads, K head size."""
 
-    def __init__(self, width: int, config: ResamplerConfig) -> None:
+    def __init__(self, hidden_size: int, config: ResamplerConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        inner = config.heads * config.head_size
-        self.context_layer_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.latents_layer_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
-        if config.qk_norms:
+        self.num_heads = config.num_heads
+        inner_size = config.num_heads * config.head_size
+        self.context_layer_norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
+        self.latents_layer_norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
+        if config.has_qk_norms:
             self.q_layer_norm: nn.Module = nn.LayerNorm(config.head_size, eps=NORM_EPSILON)
             self.k_layer_norm: nn.Module = nn.LayerNorm(config.head_size, eps=NORM_EPSILON)
         else:
             self.q_layer_norm = self.k_layer_norm = nn.Identity()
-        self.q_proj = nn.Linear(width, inner, bias=False)
-        self.k_proj = nn.Linear(width, inner, bias=False)
-        self.v_proj = nn.Linear(width, inner, bias=False)
-        self.output_proj = nn.Linear(inner, width, bias=False)
+        self.q_proj = nn.Linear(hidden_size, inner_size, bias=False)
+        self.k_proj = nn.Linear(hidden_size, inner_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, inner_size, bias=False)
+        self.output_proj = nn.Linear(inner_size, hidden_size, bias=False)
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:  # (P, S, D), (P, M, D) -> (P, M, D)
         latents = self.latents_layer_norm(latents)
         both = torch.cat((self.context_layer_norm(context), latents), dim=1)
         q, k, v = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x in (self.q_proj(latents), self.k_proj(both), self.v_proj(both))
         )  # (P, H, ., K)
-        mixed = self.kernel(self.q_layer_norm(q), self.k_layer_norm(k), v)
+        mixed = self.attention_backend(self.q_layer_norm(q), self.k_layer_norm(k), v)
         out: Tensor = self.output_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -46,11 +46,11 @@ class ResamplerAttention(Attending):
 class ResamplerMLP(nn.Module):
     """Norm, widen fourfold, relu, narrow; no biases in the two products."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.ln = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.fc = nn.Linear(width, 4 * width, bias=False)
-        self.c_proj = nn.Linear(4 * width, width, bias=False)
+        self.ln = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
+        self.fc = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.c_proj = nn.Linear(4 * hidden_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.c_proj(relu(self.fc(self.ln(x))))
@@ -60,14 +60,14 @@ class ResamplerMLP(nn.Module):
 class Resampler(nn.Module):
     """(P, S, D) patches -> (P, M, D) latents."""
 
-    def __init__(self, width: int, config: ResamplerConfig) -> None:
+    def __init__(self, hidden_size: int, config: ResamplerConfig) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(config.latents, width))
+        self.latents = nn.Parameter(torch.randn(config.num_latents, hidden_size))
         self.blocks = nn.ModuleList(
-            nn.ModuleList((ResamplerAttention(width, config), ResamplerMLP(width)))
+            nn.ModuleList((ResamplerAttention(hidden_size, config), ResamplerMLP(hidden_size)))
             for _ in range(config.depth)
         )
-        self.layer_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
 
     def forward(self, context: Tensor) -> Tensor:
         latents = self.latents.expand(len(context), -1, -1)

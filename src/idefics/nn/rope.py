@@ -10,7 +10,7 @@ from torch import Tensor
 from idefics.config import RopeConfig
 
 
-def frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> Tensor:
+def rope_frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> Tensor:
     """(K/2,) radians a position, float32.
 
     Llama 3.1 (its model card's `rope_scaling`): wavelengths beyond original/low are stretched by `factor`, those
@@ -25,17 +25,17 @@ def frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> Tenso
     return torch.lerp(rates / rope.factor, rates, blend.clamp(0, 1))
 
 
-def rotary_tables(
+def rotary_cos_sin(
     positions: Tensor, rope: RopeConfig, head_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines, (N, 1, K) each: computed in float32, then cast, as the released models do."""
-    angles = positions.float()[:, None] * frequencies(rope, head_size, positions.device)
+    angles = positions.float()[:, None] * rope_frequencies(rope, head_size, positions.device)
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rotary(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     """Turns the pairs (i, i + K/2) of each head: (N, H, K) -> (N, H, K)."""
-    cosines, sines = tables
+    cosines, sines = cos_sin
     low, high = x.chunk(2, dim=-1)
     return x * cosines + torch.cat((-high, low), dim=-1) * sines

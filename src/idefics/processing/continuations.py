@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from idefics.errors import BadPrompt
-from idefics.processing.chat import IMAGE
-from idefics.processing.text_length import TextLimit
-from idefics.processing.tokenizer import Piece, Tokenizer
+from idefics.processing.chat_prompt import IMAGE_TOKEN
+from idefics.processing.text_limit import TextLimit
+from idefics.processing.tokenizer import TextPiece, Tokenizer
 
 
 def encode_continuations(
-    tokenizer: Tokenizer, limit: TextLimit, pieces: list[Piece], continuations: Sequence[Piece]
+    tokenizer: Tokenizer, text_limit: TextLimit, pieces: list[TextPiece], continuations: Sequence[TextPiece]
 ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
     """Ids of `pieces` as far as all continuations agree, and the ids of each continuation from there.
 
@@ -26,20 +26,20 @@ def encode_continuations(
     if not continuations:
         raise BadPrompt("there are no endings to choose from: give at least one")
     for one in continuations:
-        check_continuation(tokenizer, limit, one)
-    encode = partial(tokenizer.encode_pieces, max_tokens=limit.max_tokens)
+        check_continuation(tokenizer, text_limit, one)
+    encode = partial(tokenizer.encode_pieces, max_tokens=text_limit.max_tokens)
     ids = encode(pieces)
-    tail = tokenizer.last_segment(pieces)  # a continuation changes nothing before it
-    shared = encode(tail)
-    if ids[len(ids) - len(shared) :] != shared:
-        tail, shared = pieces, ids
-    wholes = [encode([*tail, one]) for one in continuations]
-    common = _common(shared, wholes)
-    rests = tuple(tuple(whole[common:]) for whole in wholes)
-    return ids[: len(ids) - len(shared) + common], rests
+    last_pieces = tokenizer.pieces_from_last_special_token(pieces)  # a continuation changes nothing before it
+    last_ids = encode(last_pieces)
+    if ids[len(ids) - len(last_ids) :] != last_ids:
+        last_pieces, last_ids = pieces, ids
+    full_ids = [encode([*last_pieces, one]) for one in continuations]
+    num_common = _common_prefix_length(last_ids, full_ids)
+    continuation_ids = tuple(tuple(whole[num_common:]) for whole in full_ids)
+    return ids[: len(ids) - len(last_ids) + num_common], continuation_ids
 
 
-def check_continuation(tokenizer: Tokenizer, limit: TextLimit, continuation: Piece) -> None:
+def check_continuation(tokenizer: Tokenizer, text_limit: TextLimit, continuation: TextPiece) -> None:
     """Refuses a text that can follow no prompt.
 
     Raises:
@@ -47,16 +47,16 @@ def check_continuation(tokenizer: Tokenizer, limit: TextLimit, continuation: Pie
         PromptTooLong: it has more tokens than the model reads.
     """
     text = continuation.text
-    limit.check([text])
+    text_limit.check([text])
     if not text.strip():
         raise BadPrompt(f"the ending {text!r} is blank: give words to choose from")
-    if IMAGE in text and tokenizer.token_id(IMAGE) in tokenizer.encode_pieces([continuation]):
-        raise BadPrompt(f"the ending {text!r} holds an {IMAGE}: endings are text")
+    if IMAGE_TOKEN in text and tokenizer.token_to_id(IMAGE_TOKEN) in tokenizer.encode_pieces([continuation]):
+        raise BadPrompt(f"the ending {text!r} holds an {IMAGE_TOKEN}: endings are text")
 
 
-def _common(shared: Sequence[int], wholes: Sequence[Sequence[int]]) -> int:
+def _common_prefix_length(prompt_ids: Sequence[int], full_ids: Sequence[Sequence[int]]) -> int:
     """How many ids at the beginning all have in common."""
-    for position, ids in enumerate(zip(shared, *wholes, strict=False)):
+    for position, ids in enumerate(zip(prompt_ids, *full_ids, strict=False)):
         if len(set(ids)) > 1:
             return position
-    return min(map(len, [shared, *wholes]))
+    return min(map(len, [prompt_ids, *full_ids]))

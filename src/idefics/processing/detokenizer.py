@@ -16,71 +16,77 @@ class Detokenizer:
     """The text of one answer, piece by piece.
 
     One space at the very beginning of the answer is dropped, whatever the tokenizer: it belongs to the way a
-    first word is spelled (" It" after "Assistant:"), not to the answer; `keeps_blank` keeps it. Hidden tokens are
+    first word is spelled (" It" after "Assistant:"), not to the answer; `keep_leading_space` keeps it. Hidden tokens are
     left out. The text ends before the first stop string: the one that is complete first.
 
     Attributes:
         text: what has been returned so far.
-        stopped: whether a stop string has been met; what is pushed then is ignored.
+        is_stopped: whether a stop string has been met; what is pushed then is ignored.
 
     Args:
-        hidden: ids that are left out; None: the control tokens.
+        hidden_ids: ids that are left out; None: the control tokens.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        stop: Sequence[str] = (),
+        stop_strings: Sequence[str] = (),
         *,
-        keeps_blank: bool = False,
-        hidden: Collection[int] | None = None,
+        keep_leading_space: bool = False,
+        hidden_ids: Collection[int] | None = None,
     ) -> None:
-        if not all(stop):
+        if not all(stop_strings):
             raise BadSetting("a stop string is empty: give at least one character")
-        self._tokenizer, self._stop, self._hidden = tokenizer, tuple(stop), hidden
-        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._strips = not keeps_blank  # until there is text
-        self._held = ""  # text that may be the beginning of a stop string
+        self._tokenizer, self._stop_strings, self._hidden_ids = tokenizer, tuple(stop_strings), hidden_ids
+        self._utf8_decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._strips_leading_space = not keep_leading_space  # until there is text
+        self._pending_text = ""  # text that may be the beginning of a stop string
         self.text = ""
-        self.stopped = False
+        self.is_stopped = False
 
     def push(self, id: int) -> str:
         """The text that became certain with this token; often "" or more than one token's."""
-        return self._advance(self._characters.decode(self._tokenizer.decode_bytes([id], hidden=self._hidden)))
+        return self._advance(
+            self._utf8_decoder.decode(self._tokenizer.decode_bytes([id], hidden_ids=self._hidden_ids))
+        )
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens come."""
-        text = self._advance(self._characters.decode(b"", final=True))
-        if self.stopped:
+        text = self._advance(self._utf8_decoder.decode(b"", final=True))
+        if self.is_stopped:
             return text
-        rest, self._held = self._held, ""
+        rest, self._pending_text = self._pending_text, ""
         self.text += rest
         return text + rest
 
-    def cut(self, length: int) -> None:
+    def truncate(self, length: int) -> None:
         """Ends the text after its first `length` characters: nobody wants the rest."""
-        self.text, self._held, self.stopped = self.text[:length], "", True
+        self.text, self._pending_text, self.is_stopped = self.text[:length], "", True
 
     def _advance(self, text: str) -> str:
-        if self.stopped or not text:
+        if self.is_stopped or not text:
             return ""
-        if self._strips:
-            text, self._strips = text.removeprefix(" "), False
-        self._held += text
-        starts = [(self._held.find(stop), len(stop)) for stop in self._stop if stop in self._held]
+        if self._strips_leading_space:
+            text, self._strips_leading_space = text.removeprefix(" "), False
+        self._pending_text += text
+        starts = [
+            (self._pending_text.find(stop), len(stop))
+            for stop in self._stop_strings
+            if stop in self._pending_text
+        ]
         if starts:
-            self.stopped = True
-            _, certain = min((start + length, start) for start, length in starts)
+            self.is_stopped = True
+            _, num_certain = min((start + length, start) for start, length in starts)
         else:
-            certain = len(self._held) - self._uncertain()
-        text, self._held = self._held[:certain], self._held[certain:]
+            num_certain = len(self._pending_text) - self._count_uncertain_characters()
+        text, self._pending_text = self._pending_text[:num_certain], self._pending_text[num_certain:]
         self.text += text
         return text
 
-    def _uncertain(self) -> int:
+    def _count_uncertain_characters(self) -> int:
         """How many characters at the end may be the beginning of a stop string."""
-        longest = max(map(len, self._stop), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
+        longest = max(map(len, self._stop_strings), default=1) - 1
+        for length in range(min(longest, len(self._pending_text)), 0, -1):
+            if any(stop.startswith(self._pending_text[-length:]) for stop in self._stop_strings):
                 return length
         return 0

@@ -6,17 +6,20 @@ one by one a minute.
 
 from __future__ import annotations
 
-MARKS = (b",", b"[", b"{")  # one before each value but the first
+VALUE_SEPARATORS = (b",", b"[", b"{")  # one before each value but the first
 
 
-def has_more_values(body: bytes, limit: int) -> bool:
+def has_more_values(body: bytes, max_values: int) -> bool:
     """Whether JSON has more than so many values; bytes that are no JSON may be counted either way."""
-    if _num_marks(body) <= limit:
+    if _count_separators(body) <= max_values:
         return False
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     # A string has two quotes, and is a value or the name of one.
-    return unescaped.count(b'"') > 4 * limit or _num_marks(b"".join(unescaped.split(b'"')[::2])) > limit
+    return (
+        unescaped.count(b'"') > 4 * max_values
+        or _count_separators(b"".join(unescaped.split(b'"')[::2])) > max_values
+    )
 
 
-def _num_marks(body: bytes) -> int:
-    return sum(map(body.count, MARKS))
+def _count_separators(body: bytes) -> int:
+    return sum(map(body.count, VALUE_SEPARATORS))

@@ -23,27 +23,35 @@ import PIL.TiffImagePlugin
 
 from idefics.errors import BadPicture
 from idefics.formats import (
-    HEAD_BYTES,
     IMAGE_FORMATS,
-    OTHER_FORMATS,
-    UNTRUSTED_FORMATS,
+    SIGNATURE_BYTES,
+    UNREADABLE_IMAGE_FORMATS,
+    UNTRUSTED_IMAGE_FORMATS,
     ImageFormat,
-    format_named,
-    recognised,
-    recognised_video,
-    titles,
+    detect_image_format,
+    detect_video_format,
+    image_format_by_suffix,
+    join_titles,
 )
-from idefics.processing import strangers
-from idefics.processing.multi_frame import SHARED, SUBFILE_TYPE, unread_note
-from idefics.processing.to_rgb import rgb
+from idefics.processing import untrusted
+from idefics.processing.multi_frame import (
+    FORMATS_CHANGED_BY_COUNTING,
+    SUBFILE_TYPE_TAG,
+    describe_unread_frames,
+)
+from idefics.processing.to_rgb import to_rgb
 
 if TYPE_CHECKING:
     import os
 
-PILLOW_FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # builds of Pillow may lack them
-DNG_VERSION = 50706  # TIFF tag
-ORIENTATION = 0x0112  # the EXIF tag, and what turns each of its values upright (EXIF 2.32, 4.6.4)
-UPRIGHT = {
+PILLOW_FEATURE_BY_FORMAT = {
+    "AVIF": "avif",
+    "JPEG2000": "jpg_2000",
+    "WEBP": "webp",
+}  # builds of Pillow may lack them
+DNG_VERSION_TAG = 50706  # TIFF tag
+EXIF_ORIENTATION_TAG = 0x0112  # the EXIF tag, and what turns each of its values upright (EXIF 2.32, 4.6.4)
+TRANSPOSE_BY_ORIENTATION = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
     4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
@@ -62,14 +70,21 @@ def readable_formats() -> tuple[ImageFormat, ...]:
     return tuple(
         one
         for one in IMAGE_FORMATS
-        if (one.pillow == "HEIF" and find_spec("pillow_heif") is not None)
-        or (one.pillow in PIL.Image.OPEN and PILLOW_FEATURES.get(one.pillow) in supported)
+        if (one.pillow_format == "HEIF" and find_spec("pillow_heif") is not None)
+        or (
+            one.pillow_format in PIL.Image.OPEN
+            and PILLOW_FEATURE_BY_FORMAT.get(one.pillow_format) in supported
+        )
     )
 
 
-def way_out(one: ImageFormat) -> str:
+def conversion_hint(image_format: ImageFormat) -> str:
     """What can be done about a file of a format that is not read."""
-    return f"pip install 'idefics[{one.extra}]', or convert it to JPEG" if one.extra else "convert it to JPEG"
+    return (
+        f"pip install 'idefics[{image_format.extra}]', or convert it to JPEG"
+        if image_format.extra
+        else "convert it to JPEG"
+    )
 
 
 def open_file(path: Path, name: str) -> io.BufferedReader:
@@ -81,11 +96,13 @@ def open_file(path: Path, name: str) -> io.BufferedReader:
     except OSError as error:
         raise BadPicture(f"{name} cannot be read: {error.strerror}") from None
     raise BadPicture(
-        f"{name} is not a file: folders and devices are not read" if name and exists else no_such_file(name)
+        f"{name} is not a file: folders and devices are not read"
+        if name and exists
+        else missing_file_message(name)
     )
 
 
-def no_such_file(name: str) -> str:
+def missing_file_message(name: str) -> str:
     """What is said of a path that leads nowhere, with the way out where it is none that a program can open."""
     scheme, separator, rest = name.partition("://")
     if separator and scheme.lower() == "file":
@@ -97,14 +114,14 @@ def no_such_file(name: str) -> str:
     return f"{name or 'an empty name'}: no such file"
 
 
-def head_of(path: str | os.PathLike[str]) -> bytes:
+def read_file_head(path: str | os.PathLike[str]) -> bytes:
     """The beginning of a file, by which it is recognised. OSError where it cannot be read."""
     with Path(path).open("rb") as file:
-        return file.read(HEAD_BYTES)
+        return file.read(SIGNATURE_BYTES)
 
 
-def decode(file: BinaryIO, name: str, most: int) -> tuple[PIL.Image.Image, str]:
-    """A picture file of the owner as RGB, upright by its EXIF tag; `most` bounds its pixels.
+def decode(file: BinaryIO, name: str, max_pixels: int) -> tuple[PIL.Image.Image, str]:
+    """A picture file of the owner as RGB, upright by its EXIF tag; `max_pixels` bounds its pixels.
 
     Returns:
         The picture, and what is said of those that the file holds besides: see `unread_note`.
@@ -112,38 +129,40 @@ def decode(file: BinaryIO, name: str, most: int) -> tuple[PIL.Image.Image, str]:
     Raises:
         BadPicture: it is empty, of another format, broken or too large.
     """
-    head = file.read(HEAD_BYTES)
+    head = file.read(SIGNATURE_BYTES)
     file.seek(0)
-    with _header(file, head, name, readable_formats(), most) as image:
+    with _open_header(file, head, name, readable_formats(), max_pixels) as image:
         if isinstance(image, PIL.TiffImagePlugin.TiffImageFile):
             tags = image.tag_v2
-            if DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & 1:
+            if DNG_VERSION_TAG in tags or tags.get(SUBFILE_TYPE_TAG, 0) & 1:
                 raise BadPicture(
                     f"{name} is a TIFF that begins with a preview, as camera RAW files do: convert it to JPEG"
                 )
-        upright = upright_rgb(image, name, most)
-        if upright is image and image.format in SHARED:
+        upright = load_upright_rgb(image, name, max_pixels)
+        if upright is image and image.format in FORMATS_CHANGED_BY_COUNTING:
             upright = image.copy()
-        with quiet():
-            return upright, unread_note(image, name)
+        with suppress_warnings():
+            return upright, describe_unread_frames(image, name)
 
 
-def decode_untrusted(file: BinaryIO, name: str, most: int) -> tuple[PIL.Image.Image, str]:
+def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> tuple[PIL.Image.Image, str]:
     """The same for a file of an untrusted sender, in the few formats that are read from one."""
     data, exif = file.read(), b""
-    head = data[:HEAD_BYTES]
+    head = data[:SIGNATURE_BYTES]
     if data.startswith(b"\xff\xd8"):
-        data, exif = strangers.bare_jpeg(data)
-    with _header(strangers.Sparing(data), head, name, UNTRUSTED_FORMATS, most) as image:
-        upright = upright_rgb(
-            image, name, most, lambda: strangers.orientation(exif or image.info.get("exif", b""))
+        data, exif = untrusted.strip_jpeg_metadata(data)
+    with _open_header(
+        untrusted.ReadLimitedFile(data), head, name, UNTRUSTED_IMAGE_FORMATS, max_pixels
+    ) as image:
+        upright = load_upright_rgb(
+            image, name, max_pixels, lambda: untrusted.read_orientation(exif or image.info.get("exif", b""))
         )
-        with quiet():
-            return upright, unread_note(image, name)
+        with suppress_warnings():
+            return upright, describe_unread_frames(image, name)
 
 
-def _header(
-    file: BinaryIO, head: bytes, name: str, formats: tuple[ImageFormat, ...], most: int
+def _open_header(
+    file: BinaryIO, head: bytes, name: str, formats: tuple[ImageFormat, ...], max_pixels: int
 ) -> PIL.Image.Image:
     """A picture of which the header has been read, and no pixel.
 
@@ -153,97 +172,113 @@ def _header(
     """
     if not head:
         raise BadPicture(f"{name} is empty (0 bytes)")
-    kind = recognised(head)
-    if kind is not None and kind.pillow == "TIFF" and format_named(name) in OTHER_FORMATS:
-        kind = format_named(name)  # camera RAW, of which PIL would read the preview
-    if kind is not None and kind not in formats:
-        raise BadPicture(_refusal(name, kind, formats))
+    image_format = detect_image_format(head)
+    if (
+        image_format is not None
+        and image_format.pillow_format == "TIFF"
+        and image_format_by_suffix(name) in UNREADABLE_IMAGE_FORMATS
+    ):
+        image_format = image_format_by_suffix(name)  # camera RAW, of which PIL would read the preview
+    if image_format is not None and image_format not in formats:
+        raise BadPicture(_unreadable_format_message(name, image_format, formats))
     try:
-        with quiet():
-            if kind is not None and kind.pillow == "HEIF":
+        with suppress_warnings():
+            if image_format is not None and image_format.pillow_format == "HEIF":
                 from pillow_heif import HeifImageFile
 
                 return HeifImageFile(file)
-            names = [one.pillow for one in formats if one in readable_formats() and one.pillow != "HEIF"]
+            names = [
+                one.pillow_format
+                for one in formats
+                if one in readable_formats() and one.pillow_format != "HEIF"
+            ]
             return PIL.Image.open(file, formats=names)
     except BadPicture:
         raise
     except PIL.Image.DecompressionBombError:
-        raise BadPicture(f"{name} has more than {most:,} pixels: make it smaller") from None
+        raise BadPicture(f"{name} has more than {max_pixels:,} pixels: make it smaller") from None
     except Exception:  # decoders raise whatever they like about a file that is not theirs
-        if kind is not None:
-            raise BadPicture(f"{name} is broken: it begins like {kind.title} but cannot be read") from None
-        if video := recognised_video(head):
-            way = "send its frames as pictures" if formats is UNTRUSTED_FORMATS else "give it as a Video"
+        if image_format is not None:
+            raise BadPicture(
+                f"{name} is broken: it begins like {image_format.title} but cannot be read"
+            ) from None
+        if video := detect_video_format(head):
+            way = (
+                "send its frames as pictures" if formats is UNTRUSTED_IMAGE_FORMATS else "give it as a Video"
+            )
             raise BadPicture(f"{name} is a video ({video.title}) and no picture: {way}") from None
-        raise BadPicture(f"{name} is not a picture that can be read: give {titles(formats)}") from None
+        raise BadPicture(f"{name} is not a picture that can be read: give {join_titles(formats)}") from None
 
 
-def _refusal(name: str, kind: ImageFormat, formats: tuple[ImageFormat, ...]) -> str:
+def _unreadable_format_message(name: str, image_format: ImageFormat, formats: tuple[ImageFormat, ...]) -> str:
     """About a file of a format that is not among those that are read."""
-    if formats is UNTRUSTED_FORMATS:
-        return f"{name} is {kind.title}, which is not read here: give {titles(formats)}"
-    if kind.extra:
-        return f"{name} is {kind.title}: {way_out(kind)}"
-    by = " by this installation of Pillow" if kind.pillow else ""
-    return f"{name} is {kind.title}, which is not read{by}: {way_out(kind)}"
+    if formats is UNTRUSTED_IMAGE_FORMATS:
+        return f"{name} is {image_format.title}, which is not read here: give {join_titles(formats)}"
+    if image_format.extra:
+        return f"{name} is {image_format.title}: {conversion_hint(image_format)}"
+    by = " by this installation of Pillow" if image_format.pillow_format else ""
+    return f"{name} is {image_format.title}, which is not read{by}: {conversion_hint(image_format)}"
 
 
-_FILTERS = threading.Lock()
+_WARNING_FILTERS_LOCK = threading.Lock()
 if (
     sys.platform != "win32"
 ):  # a process is forked while nobody holds it: its holder would not be there to let go
     os.register_at_fork(
-        before=_FILTERS.acquire, after_in_parent=_FILTERS.release, after_in_child=_FILTERS.release
+        before=_WARNING_FILTERS_LOCK.acquire,
+        after_in_parent=_WARNING_FILTERS_LOCK.release,
+        after_in_child=_WARNING_FILTERS_LOCK.release,
     )
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """Without PIL's warnings about odd files and about half of our limit; filters belong to the whole process."""
-    with _FILTERS, warnings.catch_warnings():
+    with _WARNING_FILTERS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextmanager
-def unfiltered() -> Iterator[None]:
-    """Holds the lock of `quiet`, within which warnings of every thread are dropped."""
-    with _FILTERS:
+def wait_for_warning_filters() -> Iterator[None]:
+    """Holds the lock of `suppress_warnings`, within which warnings of every thread are dropped."""
+    with _WARNING_FILTERS_LOCK:
         yield
 
 
-def upright_rgb(
-    image: PIL.Image.Image, name: str, most: int, orientation: Callable[[], int] | None = None
+def load_upright_rgb(
+    image: PIL.Image.Image, name: str, max_pixels: int, read_orientation: Callable[[], int] | None = None
 ) -> PIL.Image.Image:
     """Decoded, upright and RGB.
 
     Args:
-        most: pixels; compared with the header's before the first is decoded.
-        orientation: what the tag says, once the picture is decoded; None: as PIL reads it.
+        max_pixels: pixels; compared with the header's before the first is decoded.
+        read_orientation: what the tag says, once the picture is decoded; None: as PIL reads it.
     """
-    if image.width * image.height > most:
+    if image.width * image.height > max_pixels:
         raise BadPicture(
-            f"{name} has {image.width} x {image.height} pixels; at most {most:,} are read: make it smaller"
+            f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} are read: make it smaller"
         )
     if not image.width * image.height:
         raise BadPicture(f"{name} is empty: {image.width} x {image.height} pixels")
     try:
         image.load()  # before its tag is read: PNG may hold it behind the pixels, PIL obeys TIFF's by itself
-        upright = rgb(image, name)
+        upright = to_rgb(image, name)
     except BadPicture:
         raise
     except Exception:
         raise BadPicture(f"{name} is broken: its pixels cannot be read to the end") from None
-    turn = _turn(image, orientation)
-    return upright if turn is None else upright.transpose(turn)
+    transpose = _orientation_transpose(image, read_orientation)
+    return upright if transpose is None else upright.transpose(transpose)
 
 
-def _turn(image: PIL.Image.Image, orientation: Callable[[], int] | None) -> PIL.Image.Transpose | None:
+def _orientation_transpose(
+    image: PIL.Image.Image, read_orientation: Callable[[], int] | None
+) -> PIL.Image.Transpose | None:
     try:
-        if orientation is not None:
-            return UPRIGHT.get(orientation())
-        with quiet():
-            return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        if read_orientation is not None:
+            return TRANSPOSE_BY_ORIENTATION.get(read_orientation())
+        with suppress_warnings():
+            return TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION_TAG, 1))
     except Exception:  # a broken tag is no reason to refuse good pixels
         return None

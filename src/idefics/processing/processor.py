@@ -1,7 +1,7 @@
 """Conversations and raw prompts into `Prompt`s: joins template, tokenizer and pictures.
 
 Knows where a picture's tokens stand; does not know models. What differs between checkpoints is in its
-`ImagePlan` and `PromptStyle`.
+`ImageProcessorConfig` and `PromptFormat`.
 """
 
 from __future__ import annotations
@@ -11,71 +11,86 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from idefics.config import ImagePlan, PromptStyle
+from idefics.config import ImageProcessorConfig, PromptFormat
 from idefics.errors import BadPrompt, BadSetting, PromptTooLong, TextTooLong, UnsupportedModel
-from idefics.messages import ImageDetail, Message, Part, Picture, Video, Visual
-from idefics.processing.chat import IMAGE, render
+from idefics.messages import ContentPart, ImageDetail, Message, Picture, PictureOrVideo, Video
+from idefics.processing.chat_prompt import IMAGE_TOKEN, render_conversation
 from idefics.processing.continuations import check_continuation, encode_continuations
-from idefics.processing.conversation import to_messages
 from idefics.processing.fetch import Fetcher
-from idefics.processing.images import open_picture, prepared
-from idefics.processing.marks import FAKE, marks, share_fakes
-from idefics.processing.prefetch import fetching_ahead
-from idefics.processing.prompt_items import to_part
-from idefics.processing.sizes import grid, plan_for
-from idefics.processing.special_tokens import IMAGE_PLACEHOLDER
-from idefics.processing.text_length import TextLimit
-from idefics.processing.tokenizer import Piece, Tokenizer
-from idefics.processing.video import watch
-from idefics.prompt import Prompt, Tiles
+from idefics.processing.image_placeholders import (
+    FAKE_IMAGE_TOKEN,
+    image_placeholder_text,
+    merge_adjacent_fake_tokens,
+)
+from idefics.processing.image_processor import open_and_preprocess, open_picture
+from idefics.processing.image_sizes import apply_image_detail, compute_tile_grid
+from idefics.processing.message_parsing import to_messages
+from idefics.processing.prefetch import create_prefetcher
+from idefics.processing.prompt_items import parse_item
+from idefics.processing.special_tokens import IMAGE_PLACEHOLDER_PATTERN
+from idefics.processing.text_limit import TextLimit
+from idefics.processing.tokenizer import TextPiece, Tokenizer
+from idefics.processing.video import expand_video
+from idefics.prompt import PreprocessedImage, Prompt
 
 if TYPE_CHECKING:
-    from idefics.processing.prompt_items import Item
+    from idefics.processing.prompt_items import PromptItem
 
-END_OF_DOCUMENT = "</s>"
+END_OF_DOCUMENT_TOKEN = "</s>"
 
-Endings = tuple[Prompt, tuple[tuple[int, ...], ...]]
+ScoringPrompt = tuple[Prompt, tuple[tuple[int, ...], ...]]
 
 
 class Processor:
     """Makes prompts for one checkpoint.
 
     Attributes:
-        mark_ids: ids of the tokens that stand for pictures; an answer never holds one.
-        look: how closely pictures are looked at that do not say it themselves.
-        trusts_text: whether special tokens in raw prompts are honoured; never in untrusted input.
-        text_limit: refuses texts that cannot fit into `most` tokens.
+        image_placeholder_ids: ids of the tokens that stand for pictures; an answer never holds one.
+        image_detail: how closely pictures are looked at that do not say it themselves.
+        is_text_trusted: whether special tokens in raw prompts are honoured; never in untrusted input.
+        text_limit: refuses texts that cannot fit into `max_tokens` tokens.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        plan: ImagePlan,
-        style: PromptStyle,
+        image_config: ImageProcessorConfig,
+        prompt_format: PromptFormat,
         fetcher: Fetcher,
-        most: int | None = None,
+        max_tokens: int | None = None,
     ) -> None:
-        self.tokenizer, self.plan, self.style, self.fetcher = tokenizer, plan, style, fetcher
-        self.text_limit = TextLimit(tokenizer, most)
-        missing = {IMAGE, FAKE} - tokenizer.added
+        self.tokenizer, self.image_config, self.prompt_format, self.fetcher = (
+            tokenizer,
+            image_config,
+            prompt_format,
+            fetcher,
+        )
+        self.text_limit = TextLimit(tokenizer, max_tokens)
+        missing = {IMAGE_TOKEN, FAKE_IMAGE_TOKEN} - tokenizer.added_token_contents
         if missing:
             raise UnsupportedModel(
                 f"this checkpoint's tokenizer.json has no {' and no '.join(sorted(missing))}"
             )
-        self._image = tokenizer.token_id(IMAGE)
-        ids = (tokenizer.token_id(token) for token in tokenizer.added if IMAGE_PLACEHOLDER.fullmatch(token))
-        self.mark_ids = frozenset(id for id in ids if id is not None)
-        self.look = ImageDetail()
-        self.trusts_text = True
-        self._end_of_document = tokenizer.token_id(END_OF_DOCUMENT) if style.marks == "beside" else None
+        self._image_token_id = tokenizer.token_to_id(IMAGE_TOKEN)
+        ids = (
+            tokenizer.token_to_id(token)
+            for token in tokenizer.added_token_contents
+            if IMAGE_PLACEHOLDER_PATTERN.fullmatch(token)
+        )
+        self.image_placeholder_ids = frozenset(id for id in ids if id is not None)
+        self.image_detail = ImageDetail()
+        self.is_text_trusted = True
+        self._end_of_document_id = (
+            tokenizer.token_to_id(END_OF_DOCUMENT_TOKEN) if prompt_format.image_tokens == "beside" else None
+        )
 
-    def looking(self, look: ImageDetail) -> Processor:
+    def with_image_detail(self, image_detail: ImageDetail) -> Processor:
         """The same processor with another look; nothing is copied."""
         other = copy.copy(self)
-        other.look = look
+        other.image_detail = image_detail
         return other
 
-    def chat(
+    def encode_chat(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         *,
@@ -92,11 +107,13 @@ class Processor:
         Raises:
             BadPrompt, BadPicture: something in the messages is wrong; the error says which.
         """
-        prefill = {"answer_start": answer_start, "continue_final_message": continue_final_message}
-        pieces, pictures = self._pieces(self._conversation(messages, **prefill))
-        return self._prompt(self._encoded(pieces, pictures), pictures)
+        answer_options = {"answer_start": answer_start, "continue_final_message": continue_final_message}
+        pieces, pictures = self._expand_pictures(self._render_chat(messages, **answer_options))
+        return self._build_prompt(self._encode_pieces(pieces, pictures), pictures)
 
-    def raw(self, items: Sequence[Item], *, add_end_of_utterance_token: bool | None = None) -> Prompt:
+    def encode_raw(
+        self, items: Sequence[PromptItem], *, add_end_of_utterance_token: bool | None = None
+    ) -> Prompt:
         """The prompt that is exactly these texts and pictures. Special tokens are honoured, but in a stranger's text.
 
         Args:
@@ -109,22 +126,30 @@ class Processor:
             BadPicture: a picture cannot be opened.
             BadSetting: the checkpoint has no `<end_of_utterance>` to add.
         """
-        return self.document(self._parts(items), add_end_of_utterance_token=add_end_of_utterance_token)
+        return self.encode_parts(
+            self._parse_items(items), add_end_of_utterance_token=add_end_of_utterance_token
+        )
 
-    def document(
-        self, parts: Sequence[Part | Tiles], *, add_end_of_utterance_token: bool | None = None
+    def encode_parts(
+        self,
+        parts: Sequence[ContentPart | PreprocessedImage],
+        *,
+        add_end_of_utterance_token: bool | None = None,
     ) -> Prompt:
         """As `raw`, but no text is taken for an address or a file, and a picture may be prepared already."""
-        pieces, pictures = self._pieces(self._document(parts, add_end_of_utterance_token))
-        return self._prompt(self._encoded(pieces, pictures), pictures)
+        pieces, pictures = self._expand_pictures(self._lay_out_parts(parts, add_end_of_utterance_token))
+        return self._build_prompt(self._encode_pieces(pieces, pictures), pictures)
 
-    def chat_endings(
-        self, messages: Sequence[Message | Mapping[str, Any]], endings: Sequence[str], **prefill: Any
-    ) -> Endings:
+    def encode_chat_continuations(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        continuations: Sequence[str],
+        **answer_options: Any,
+    ) -> ScoringPrompt:
         """A conversation once, and the token ids of each answer that it might get.
 
         Each answer is tokenised as it would be after the prompt and a space, or as it stands after a message that goes
-        on; `prefill` are the keywords of `chat`.
+        on; `answer_options` are the keywords of `chat`.
 
         Returns:
             The prompt that all answers share, and for each answer the ids that follow it.
@@ -132,118 +157,154 @@ class Processor:
         Raises:
             BadPrompt: no answers, or a blank one.
         """
-        pieces, pictures = self._pieces(self._conversation(messages, **prefill))
-        space = "" if prefill.get("continue_final_message") else " "
-        last = [Piece(space + ending, trusted=False) for ending in endings]
-        ids, rests = encode_continuations(self.tokenizer, self.text_limit, pieces, last)
-        return self._prompt(self._opening() + ids, pictures), rests
+        pieces, pictures = self._expand_pictures(self._render_chat(messages, **answer_options))
+        space = "" if answer_options.get("continue_final_message") else " "
+        continuation_pieces = [TextPiece(space + ending, trusted=False) for ending in continuations]
+        ids, continuation_ids = encode_continuations(
+            self.tokenizer, self.text_limit, pieces, continuation_pieces
+        )
+        return self._build_prompt(self._special_prefix_ids() + ids, pictures), continuation_ids
 
-    def raw_endings(self, items: Sequence[Item], endings: Sequence[str]) -> Endings:
+    def encode_raw_continuations(
+        self, items: Sequence[PromptItem], continuations: Sequence[str]
+    ) -> ScoringPrompt:
         """A raw prompt once, and the token ids of each text that it might end with.
 
         Each ending continues the last text as it stands: give it its own space where it wants one.
         """
-        pieces, pictures = self._pieces(self._document(self._parts(items), None))
-        last = [Piece(ending, trusted=self._is_trusted) for ending in endings]
-        ids, rests = encode_continuations(self.tokenizer, self.text_limit, pieces, last)
-        return self._prompt(self._opening() + ids, pictures), rests
+        pieces, pictures = self._expand_pictures(self._lay_out_parts(self._parse_items(items), None))
+        continuation_pieces = [TextPiece(ending, trusted=self._is_trusted) for ending in continuations]
+        ids, continuation_ids = encode_continuations(
+            self.tokenizer, self.text_limit, pieces, continuation_pieces
+        )
+        return self._build_prompt(self._special_prefix_ids() + ids, pictures), continuation_ids
 
-    def check_ending(self, ending: str, *, in_chat: bool) -> None:
+    def check_continuation(self, continuation: str, *, in_chat: bool) -> None:
         """Raises what is wrong with an ending, whatever the prompt before it: see `encode_continuations`."""
-        piece = Piece(ending, trusted=self._is_trusted and not in_chat)
+        piece = TextPiece(continuation, trusted=self._is_trusted and not in_chat)
         check_continuation(self.tokenizer, self.text_limit, piece)
 
-    def tokens_of(self, picture: Picture) -> int:
+    def count_image_tokens(self, picture: Picture) -> int:
         """What one picture, standing alone, costs in tokens."""
         size = open_picture(picture, self.fetcher).size
-        rows, columns = grid(*size, plan_for(*size, self.plan, picture.look(self.look)))
-        text = marks(self.style, self.plan.tokens, rows, columns, follows_picture=False)
-        return len(self.tokenizer.encode(text, adds_special=False))
+        rows, columns = compute_tile_grid(
+            *size, apply_image_detail(*size, self.image_config, picture.look(self.image_detail))
+        )
+        text = image_placeholder_text(
+            self.prompt_format, self.image_config.tokens_per_frame, rows, columns, follows_picture=False
+        )
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     @property
     def _is_trusted(self) -> bool:
-        return self.trusts_text and not self.fetcher.strangers
+        return self.is_text_trusted and not self.fetcher.untrusted
 
-    def _parts(self, items: Sequence[Item]) -> list[Part]:
+    def _parse_items(self, items: Sequence[PromptItem]) -> list[ContentPart]:
         """Text that is not trusted names no address and no file, whatever it looks like."""
-        return [to_part(item, untrusted=not self._is_trusted) for item in _listed(items)]
+        return [parse_item(item, untrusted=not self._is_trusted) for item in _validate_items(items)]
 
-    def _conversation(
-        self, messages: Sequence[Message | Mapping[str, Any]], **prefill: Any
-    ) -> list[Piece | Visual]:
-        read = to_messages(messages, untrusted=not self._is_trusted)
-        parts = render(self.style.template, read, variables=self.tokenizer.roles, **prefill)
-        return [Piece(self.style.start, trusted=True), *parts]
+    def _render_chat(
+        self, messages: Sequence[Message | Mapping[str, Any]], **answer_options: Any
+    ) -> list[TextPiece | PictureOrVideo]:
+        parsed_messages = to_messages(messages, untrusted=not self._is_trusted)
+        parts = render_conversation(
+            self.prompt_format.chat_template,
+            parsed_messages,
+            variables=self.tokenizer.token_by_role,
+            **answer_options,
+        )
+        return [TextPiece(self.prompt_format.prompt_prefix, trusted=True), *parts]
 
-    def _document(
-        self, items: Sequence[Part | Tiles], adds_turn_end: bool | None
-    ) -> list[Piece | Visual | Tiles]:
-        has_turn_end = self.style.marks == "beside" and self.style.turn_end in self.tokenizer.added
+    def _lay_out_parts(
+        self, items: Sequence[ContentPart | PreprocessedImage], adds_turn_end: bool | None
+    ) -> list[TextPiece | PictureOrVideo | PreprocessedImage]:
+        has_turn_end = (
+            self.prompt_format.image_tokens == "beside"
+            and self.prompt_format.turn_end_token in self.tokenizer.added_token_contents
+        )
         if adds_turn_end and not has_turn_end:
             raise BadSetting(
                 "add_end_of_utterance_token is True, but this checkpoint has no such token: leave it out"
             )
-        separates = has_turn_end and adds_turn_end is not False
-        parts: list[Piece | Visual | Tiles] = [Piece(self.style.start, trusted=True)]
-        last: Part | Tiles | None = None
+        adds_separators = has_turn_end and adds_turn_end is not False
+        parts: list[TextPiece | PictureOrVideo | PreprocessedImage] = [
+            TextPiece(self.prompt_format.prompt_prefix, trusted=True)
+        ]
+        previous: ContentPart | PreprocessedImage | None = None
         for part in items:
             if isinstance(part, str):
-                text = part.strip(" ") if self.style.strip_items else part
-                if separates and isinstance(last, str):
-                    parts.append(Piece(self.style.turn_end, trusted=True))
-                parts.append(Piece(text, trusted=self._is_trusted))
+                text = part.strip(" ") if self.prompt_format.strips_text else part
+                if adds_separators and isinstance(previous, str):
+                    parts.append(TextPiece(self.prompt_format.turn_end_token, trusted=True))
+                parts.append(TextPiece(text, trusted=self._is_trusted))
             else:
                 parts.append(part)
-            last = part
+            previous = part
         return parts
 
-    def _pieces(self, parts: Sequence[Piece | Visual | Tiles]) -> tuple[list[Piece], list[Tiles]]:
+    def _expand_pictures(
+        self, parts: Sequence[TextPiece | PictureOrVideo | PreprocessedImage]
+    ) -> tuple[list[TextPiece], list[PreprocessedImage]]:
         """Pictures opened and prepared where they are not yet, and their marks in their places; videos as both."""
-        self.text_limit.check(part.text for part in parts if isinstance(part, Piece))
-        fetcher = fetching_ahead(self.fetcher, (part.source for part in parts if isinstance(part, Visual)))
-        pieces: list[Piece] = []
-        pictures: list[Tiles] = []
+        self.text_limit.check(part.text for part in parts if isinstance(part, TextPiece))
+        fetcher = create_prefetcher(
+            self.fetcher, (part.source for part in parts if isinstance(part, PictureOrVideo))
+        )
+        pieces: list[TextPiece] = []
+        pictures: list[PreprocessedImage] = []
         follows_picture = False
-        for part in self._watched(parts, fetcher):
-            if isinstance(part, Piece):
+        for part in self._expand_videos(parts, fetcher):
+            if isinstance(part, TextPiece):
                 pieces.append(part)
             else:
-                tiles = part if isinstance(part, Tiles) else self._prepared(part, fetcher)
-                pictures.append(tiles)
-                text = marks(
-                    self.style, self.plan.tokens, tiles.rows, tiles.columns, follows_picture=follows_picture
+                image = (
+                    part if isinstance(part, PreprocessedImage) else self._preprocess_picture(part, fetcher)
                 )
-                pieces.append(Piece(text, trusted=True))
-            follows_picture = not isinstance(part, Piece)
-        return (share_fakes(pieces) if self.style.marks == "frames" else pieces), pictures
+                pictures.append(image)
+                text = image_placeholder_text(
+                    self.prompt_format,
+                    self.image_config.tokens_per_frame,
+                    image.rows,
+                    image.columns,
+                    follows_picture=follows_picture,
+                )
+                pieces.append(TextPiece(text, trusted=True))
+            follows_picture = not isinstance(part, TextPiece)
+        return (
+            merge_adjacent_fake_tokens(pieces) if self.prompt_format.image_tokens == "frames" else pieces
+        ), pictures
 
-    def _watched(
-        self, parts: Iterable[Piece | Visual | Tiles], fetcher: Fetcher
-    ) -> Iterator[Piece | Picture | Tiles]:
+    def _expand_videos(
+        self, parts: Iterable[TextPiece | PictureOrVideo | PreprocessedImage], fetcher: Fetcher
+    ) -> Iterator[TextPiece | Picture | PreprocessedImage]:
         for part in parts:
             if isinstance(part, Video):
-                yield from watch(part, self.plan, fetcher)
+                yield from expand_video(part, self.image_config, fetcher)
             else:
                 yield part
 
-    def _prepared(self, picture: Picture, fetcher: Fetcher) -> Tiles:
-        return prepared(picture, self.plan, fetcher, self.look)
+    def _preprocess_picture(self, picture: Picture, fetcher: Fetcher) -> PreprocessedImage:
+        return open_and_preprocess(picture, self.image_config, fetcher, self.image_detail)
 
     @property
-    def num_opening_tokens(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """How many tokens a raw prompt has before its first text."""
-        return len(self._opening()) + len(
-            self.tokenizer.encode_pieces([Piece(self.style.start, trusted=True)])
+        return len(self._special_prefix_ids()) + len(
+            self.tokenizer.encode_pieces([TextPiece(self.prompt_format.prompt_prefix, trusted=True)])
         )
 
-    def _opening(self) -> list[int]:
+    def _special_prefix_ids(self) -> list[int]:
         """What `tokenizer.json` itself puts before a text, whatever the text begins with."""
-        return self.tokenizer.encode("", adds_special=True) if self.style.adds_special else []
+        return (
+            self.tokenizer.encode("", add_special_tokens=True)
+            if self.prompt_format.add_special_tokens
+            else []
+        )
 
-    def _encoded(self, pieces: list[Piece], pictures: list[Tiles]) -> list[int]:
+    def _encode_pieces(self, pieces: list[TextPiece], pictures: list[PreprocessedImage]) -> list[int]:
         """Ids of a prompt, which are not even looked at where there are more than the model reads."""
         try:
-            return self._opening() + self.tokenizer.encode_pieces(
+            return self._special_prefix_ids() + self.tokenizer.encode_pieces(
                 pieces, max_tokens=self.text_limit.max_tokens
             )
         except TextTooLong:
@@ -251,34 +312,46 @@ class Processor:
         except PromptTooLong as error:
             raise PromptTooLong(error.length, error.limit, len(pictures)) from None
 
-    def _prompt(self, ids: list[int], pictures: list[Tiles]) -> Prompt:
+    def _build_prompt(self, ids: list[int], pictures: list[PreprocessedImage]) -> Prompt:
         if not ids:
             raise BadPrompt("the prompt is empty: give some text or a picture")
-        positions = [position for position, id in enumerate(ids) if id == self._image]
-        beside = self.style.marks == "beside"
-        sizes = [1 if beside else len(picture.frames) * self.plan.tokens for picture in pictures]
-        if len(positions) != sum(sizes):
+        positions = [position for position, id in enumerate(ids) if id == self._image_token_id]
+        is_cross_attention = self.prompt_format.image_tokens == "beside"
+        num_tokens_by_image = [
+            1 if is_cross_attention else len(picture.frames) * self.image_config.tokens_per_frame
+            for picture in pictures
+        ]
+        if len(positions) != sum(num_tokens_by_image):
             raise BadPrompt(
-                f"the text holds {len(positions) - sum(sizes)} {IMAGE} of its own, and the prompt "
-                f"{len(pictures)} pictures: put each picture itself in its place instead of writing {IMAGE}"
+                f"the text holds {len(positions) - sum(num_tokens_by_image)} {IMAGE_TOKEN} of its own, and the prompt "
+                f"{len(pictures)} pictures: put each picture itself in its place instead of writing {IMAGE_TOKEN}"
             )
-        following = iter(positions)
-        places = tuple(tuple(islice(following, size)) for size in sizes)
-        owner = {place: index for index, picture in enumerate(places) for place in picture}
-        return Prompt(tuple(ids), tuple(pictures), places, tuple(self._sees(ids, owner)))
+        remaining_positions = iter(positions)
+        image_token_positions = tuple(
+            tuple(islice(remaining_positions, size)) for size in num_tokens_by_image
+        )
+        image_by_position = {
+            place: index for index, picture in enumerate(image_token_positions) for place in picture
+        }
+        return Prompt(
+            tuple(ids),
+            tuple(pictures),
+            image_token_positions,
+            tuple(self._image_index_by_token(ids, image_by_position)),
+        )
 
-    def _sees(self, ids: list[int], owner: Mapping[int, int]) -> list[int]:
+    def _image_index_by_token(self, ids: list[int], image_by_position: Mapping[int, int]) -> list[int]:
         """For each token its latest picture, or -1; a document's end still sees what its document saw."""
-        sees, current = [], -1
+        image_index, current_image = [], -1
         for position, id in enumerate(ids):
-            current = owner.get(position, current)
-            sees.append(current)
-            if id == self._end_of_document:
-                current = -1
-        return sees
+            current_image = image_by_position.get(position, current_image)
+            image_index.append(current_image)
+            if id == self._end_of_document_id:
+                current_image = -1
+        return image_index
 
 
-def _listed(items: Sequence[Item]) -> Sequence[Item]:
+def _validate_items(items: Sequence[PromptItem]) -> Sequence[PromptItem]:
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
         raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
     return items

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.errors import BadPicture
-from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, recognised, recognised_video
-from idefics.messages import Part, Text
-from idefics.processing.fetch import as_address, is_remote
-from idefics.processing.picture_files import head_of, no_such_file
-from idefics.processing.video import as_visual
+from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, detect_image_format, detect_video_format
+from idefics.messages import ContentPart, LiteralText
+from idefics.processing.fetch import is_url, normalize_url
+from idefics.processing.picture_files import missing_file_message, read_file_head
+from idefics.processing.video import to_picture_or_video
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource
 
-    Item = Part | PictureSource
+    PromptItem = ContentPart | PictureSource
 
-PATH = re.compile(r"(?:~|\.{0,2})[/\\]|[A-Za-z]:[/\\]")  # the beginning of a path that is more than a name
+PATH_PREFIX_PATTERN = re.compile(
+    r"(?:~|\.{0,2})[/\\]|[A-Za-z]:[/\\]"
+)  # the beginning of a path that is more than a name
 
 
-def to_part(item: Item, *, untrusted: bool = False) -> Part:
+def parse_item(item: PromptItem, *, untrusted: bool = False) -> ContentPart:
     """One item of a raw prompt as text, picture or video.
 
     A text is a picture or video where it is an http(s) address, a data URI or base64 of a picture file, and where it is
@@ -37,17 +39,17 @@ def to_part(item: Item, *, untrusted: bool = False) -> Part:
         BadPicture: the text names a file that is no picture or a folder, or is like the name of a picture (no space)
             or a path) and there is no such file, or has white space around it.
     """
-    if isinstance(item, Text) or (untrusted and isinstance(item, str)):
+    if isinstance(item, LiteralText) or (untrusted and isinstance(item, str)):
         return item
     if not isinstance(item, str):
-        return as_visual(item, untrusted=untrusted)
-    address = as_address(item)
-    if is_remote(address) or check_item(item):
-        return as_visual(address)
+        return to_picture_or_video(item, untrusted=untrusted)
+    address = normalize_url(item)
+    if is_url(address) or check_media_path(item):
+        return to_picture_or_video(address)
     return item
 
 
-def names_media(text: str) -> bool:
+def has_media_suffix(text: str) -> bool:
     """Whether a text is one line that ends like the name of a picture or a video."""
     return "\n" not in text and text.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 
@@ -60,37 +62,37 @@ def is_file(name: str) -> bool:
         return False
 
 
-def names_file(text: str) -> bool:
+def is_file_name(text: str) -> bool:
     """Whether a text is the name of an existing file, or that of a picture or a video, there or not.
 
     White space around the latter does not count, as at the end of a line that was read from a list of names.
     """
     name = text.strip()
-    if names_media(name):
-        return " " not in name or PATH.match(name) is not None or is_file(name)
-    return is_file(text) or (is_file(name) and _is_media(name))
+    if has_media_suffix(name):
+        return " " not in name or PATH_PREFIX_PATTERN.match(name) is not None or is_file(name)
+    return is_file(text) or (is_file(name) and _is_media_file(name))
 
 
-def check_item(text: str) -> bool:
+def check_media_path(text: str) -> bool:
     """Whether a text of a raw prompt is the path of a picture or a video, rather than words.
 
     Raises:
         BadPicture: it names a file that is no picture or not there, or a folder.
     """
     name = text.strip()
-    if name != text and not is_file(text) and names_file(text):
+    if name != text and not is_file(text) and is_file_name(text):
         raise BadPicture(
             f"{text[:100]!r} is the name of a file with white space around it: give {name[:100]!r}; if it is meant as "
             "text, write it in a sentence"
         )
     if is_file(text):
-        if not names_media(text) and not _is_media(text):
+        if not has_media_suffix(text) and not _is_media_file(text):
             raise BadPicture(
                 f"{text} is a file and no picture; if it is meant as text, write it in a sentence"
             )
         return True
-    if names_file(text):
-        raise BadPicture(f"{no_such_file(text)}; if it is meant as text, write it in a sentence")
+    if is_file_name(text):
+        raise BadPicture(f"{missing_file_message(text)}; if it is meant as text, write it in a sentence")
     if _is_folder(name):
         raise BadPicture(f"{name} is a folder: name the pictures themselves")
     return False
@@ -104,10 +106,10 @@ def _is_folder(name: str) -> bool:
         return False
 
 
-def _is_media(name: str) -> bool:
+def _is_media_file(name: str) -> bool:
     """Whether the content of a file is that of a picture or a video."""
     try:
-        head = head_of(name)
-        return recognised(head) is not None or recognised_video(head) is not None
+        head = read_file_head(name)
+        return detect_image_format(head) is not None or detect_video_format(head) is not None
     except OSError:  # to be said when it is opened
         return True

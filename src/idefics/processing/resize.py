@@ -16,108 +16,110 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
-from idefics.config import Filter, ImagePlan
+from idefics.config import ImageProcessorConfig, ResampleFilter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
-    Resize = Callable[[Pixels, tuple[int, int], Filter], Pixels]
-    Normalise = Callable[[Pixels, NDArray[np.float32], NDArray[np.float32]], None]
+    ResizeFunction = Callable[[Pixels, tuple[int, int], ResampleFilter], Pixels]
+    NormalizeFunction = Callable[[Pixels, NDArray[np.float32], NDArray[np.float32]], None]
 
-STRIP = 64  # rows copied out of a PIL picture at once: what fits a cache
+ROWS_PER_STRIP = 64  # rows copied out of a PIL picture at once: what fits a cache
 
 
-def pixels_of(image: PIL.Image.Image) -> Pixels:
+def to_pixel_array(image: PIL.Image.Image) -> Pixels:
     """An RGB picture as (h, w, 3); strip by strip, as PIL gives a whole one in many pieces that are joined again."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, STRIP):
-        bottom = min(top + STRIP, image.height)
+    for top in range(0, image.height, ROWS_PER_STRIP):
+        bottom = min(top + ROWS_PER_STRIP, image.height)
         pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return pixels
 
 
-def resize(pixels: Pixels, size: tuple[int, int], resample: Filter) -> Pixels:
+def resize(pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
     """(h, w, 3) -> (height, width, 3); `size` is (width, height), as PIL has it."""
-    return kernels()[0](pixels, size, resample)
+    return get_kernels()[0](pixels, size, resample)
 
 
-def normalise(pixels: Pixels, plan: ImagePlan, out: NDArray[np.float32]) -> None:
+def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.float32]) -> None:
     """(h, w, 3) of uint8, maybe a part of a larger picture, into (3, h, w) of float32: (value * scale - mean) / std."""
-    kernels()[1](pixels, _table(plan), out)
+    get_kernels()[1](pixels, _normalization_table(config), out)
 
 
 @lru_cache(maxsize=1)
-def kernels() -> tuple[Resize, Normalise]:
+def get_kernels() -> tuple[ResizeFunction, NormalizeFunction]:
     """How this process resizes and normalises."""
-    native = kernel()
-    return (by_pillow, by_numpy) if native is None else (native.resize, native.normalise)
+    native = load_native_kernel()
+    return (resize_with_pillow, normalize_with_numpy) if native is None else (native.resize, native.normalize)
 
 
-def kernel() -> Native | None:
+def load_native_kernel() -> NativeKernel | None:
     """The kernel in C; None where it was not compiled."""
-    library = _library()
-    return None if library is None else Native(library)
+    library = _load_library()
+    return None if library is None else NativeKernel(library)
 
 
-def by_pillow(pixels: Pixels, size: tuple[int, int], resample: Filter) -> Pixels:
+def resize_with_pillow(pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
     """`resize` by Pillow: width first, as every Pillow did when the models were released.
 
     Since 13.0 Pillow begins with the height where much more of it is lost; values are rounded between the two passes.
     """
-    image, kind = PIL.Image.fromarray(pixels), PIL.Image.Resampling[resample.upper()]
-    return np.asarray(image.resize((size[0], image.height), kind).resize(size, kind))
+    image, pil_filter = PIL.Image.fromarray(pixels), PIL.Image.Resampling[resample.upper()]
+    return np.asarray(image.resize((size[0], image.height), pil_filter).resize(size, pil_filter))
 
 
-def by_numpy(pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+def normalize_with_numpy(pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """`normalise` by NumPy; `table` (3, 256) says what each value becomes in each channel."""
     for channel in range(3):  # "clip" spares the look at bounds that 256 entries and uint8 cannot break
         np.take(table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
 
 
-class Native:
+class NativeKernel:
     """The kernel's functions, over contiguous arrays.
 
     Args:
-        width: of vectors: 2 for AVX-512, 1 for AVX2, 0 for what any machine has; less where the machine has less.
+        vector_level: of vectors: 2 for AVX-512, 1 for AVX2, 0 for what any machine has; less where the machine has less.
     """
 
-    def __init__(self, library: ctypes.CDLL, width: int = 2) -> None:
+    def __init__(self, library: ctypes.CDLL, max_vector_level: int = 2) -> None:
         number, address, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
         library.idefics_pixels_width.argtypes = [number]
-        self._resize, self._normalise = library.idefics_resize, library.idefics_normalise
+        self._resize, self._normalize = library.idefics_resize, library.idefics_normalise
         self._resize.argtypes = [number, number, address, number, number, address, number, number]
-        self._normalise.argtypes = [address, size, number, number, address, address]
-        self._normalise.restype = None
-        self.width = library.idefics_pixels_width(width)
+        self._normalize.argtypes = [address, size, number, number, address, address]
+        self._normalize.restype = None
+        self.vector_level = library.idefics_pixels_width(max_vector_level)
 
-    def resize(self, pixels: Pixels, size: tuple[int, int], resample: Filter) -> Pixels:
+    def resize(self, pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
         """See `resize`. Pillow takes the nearest pixel, which is no filter."""
         if resample == "nearest":
-            return by_pillow(pixels, size, resample)
+            return resize_with_pillow(pixels, size, resample)
         pixels = np.ascontiguousarray(pixels)
         height, width = pixels.shape[:2]
         out = np.empty((size[1], size[0], 3), np.uint8)
         number = PIL.Image.Resampling[resample.upper()]
-        if not self._resize(self.width, number, pixels.ctypes.data, width, height, out.ctypes.data, *size):
+        if not self._resize(
+            self.vector_level, number, pixels.ctypes.data, width, height, out.ctypes.data, *size
+        ):
             raise MemoryError(
                 f"there is no memory to resize {width} x {height} pixels to {size[0]} x {size[1]}"
             )
         return out
 
-    def normalise(self, pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    def normalize(self, pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """See `by_numpy`."""
         if pixels.strides[1:] != (3, 1):
             pixels = np.ascontiguousarray(pixels)
         assert table.flags.c_contiguous
         assert out.flags.c_contiguous
         height, width = pixels.shape[:2]
-        self._normalise(
+        self._normalize(
             pixels.ctypes.data, pixels.strides[0], height, width, table.ctypes.data, out.ctypes.data
         )
 
 
-def _library() -> ctypes.CDLL | None:
+def _load_library() -> ctypes.CDLL | None:
     """What the build put beside this file, if a compiler was there."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name("_pixels" + suffix)
@@ -130,9 +132,9 @@ def _library() -> ctypes.CDLL | None:
 
 
 @lru_cache(maxsize=8)
-def _table(plan: ImagePlan) -> NDArray[np.float32]:
+def _normalization_table(config: ImageProcessorConfig) -> NDArray[np.float32]:
     """What each uint8 value becomes in each channel: (3, 256)."""
-    scaled = (np.arange(256) * plan.scale).astype(np.float32)
-    mean, std = np.array(plan.mean, np.float32), np.array(plan.std, np.float32)
+    scaled = (np.arange(256) * config.rescale_factor).astype(np.float32)
+    mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     table: NDArray[np.float32] = np.ascontiguousarray((scaled - mean[:, None]) / std[:, None])
     return table

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from idefics.errors import BadPrompt, UnsupportedModel
-from idefics.processing import settings
-from idefics.processing.templates import render_template
+from idefics.processing import checkpoint_settings
+from idefics.processing.chat_template import render_template
 
-IMAGE_PLACEHOLDER = re.compile(r"<image>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>")
+IMAGE_PLACEHOLDER_PATTERN = re.compile(r"<image>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>")
 # How vocabularies of language models name what steers them. The first kind has no other meaning in any of them.
-BASE_CONTROL = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>\s]+｜>")
-CONTROL_NAME = re.compile(
-    rf"{BASE_CONTROL.pattern}|{IMAGE_PLACEHOLDER.pattern}|<video>"
+BASE_CONTROL_PATTERN = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>\s]+｜>")
+CONTROL_TOKEN_PATTERN = re.compile(
+    rf"{BASE_CONTROL_PATTERN.pattern}|{IMAGE_PLACEHOLDER_PATTERN.pattern}|<video>"
     r"|</?s>|<(unk|pad|bos|eos|cls|sep|mask)>|\[(UNK|PAD|BOS|EOS|CLS|SEP|MASK)\]"
     r"|<(start|end)_of_(turn|utterance|text|role|image)>|<fim_\w+>"
     # SmolLM2's, which StarCoder had first: where files, issues and notebooks begin in its training data.
@@ -32,53 +32,57 @@ CONTROL_NAME = re.compile(
     r"|<(jupyter_(start|text|code|output|script)|commit_(before|msg|after))>"
     r"|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG|IMG_BREAK|IMG_END)\]"
 )
-NAME_STARTS = ("<", "[")  # of control names; what begins otherwise need not be looked at
+CONTROL_TOKEN_PREFIXES = ("<", "[")  # of control names; what begins otherwise need not be looked at
 # A checkpoint that has one of these writes pages as DocTags, and its card asks it with tags: `<otsl>`, `<formula>`,
 # `<code>`, `<chart>`, `<loc_12>`.
-DOCTAGS = ("<doctag>", "<otsl>")
+DOCTAG_TOKENS = ("<doctag>", "<otsl>")
 
 # What a template is shown to see which tokens it writes.
-PROBES = [
+PROBE_CONVERSATIONS = [
     [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in roles]
     for roles in (("user",), ("user", "assistant"), ("system", "user", "assistant", "user"))
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class DeclaredTokens:
     """What a checkpoint's files say of its tokens.
 
     Attributes:
-        names: tokens with a role, such as `eos_token` or `image_token`.
-        special: tokens that are marked special, whatever `tokenizer.json` says of them.
+        role_tokens: tokens with a role, such as `eos_token` or `image_token`.
+        special_tokens: tokens that are marked special, whatever `tokenizer.json` says of them.
         ids: the same by id, stop ids among them.
-        template: the chat template, or "".
-        roles: the tokens with a role by their role, as templates read them.
+        chat_template: the chat template, or "".
+        token_by_role: the tokens with a role by their role, as templates read them.
     """
 
-    names: frozenset[str] = frozenset()
-    special: frozenset[str] = frozenset()
+    role_tokens: frozenset[str] = frozenset()
+    special_tokens: frozenset[str] = frozenset()
     ids: frozenset[int] = frozenset()
-    template: str = ""
-    roles: Mapping[str, str] = field(default_factory=dict)
+    chat_template: str = ""
+    token_by_role: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Declared:
+    def from_folder(cls, folder: Path) -> DeclaredTokens:
         """From the small files of a checkpoint folder.
 
         Raises:
             UnsupportedModel: one of them is broken.
         """
-        roles = settings.special_tokens(folder)
-        config = settings.json_object(folder / "config.json")
-        sources = (config, config.get("text_config"), settings.json_object(folder / "generation_config.json"))
+        token_by_role = checkpoint_settings.read_special_tokens(folder)
+        config = checkpoint_settings.read_json_object(folder / "config.json")
+        sources = (
+            config,
+            config.get("text_config"),
+            checkpoint_settings.read_json_object(folder / "generation_config.json"),
+        )
         ids = frozenset(id for source in sources for id in _token_ids(source))
         return cls(
-            names=frozenset(roles.values()),
-            special=settings.marked_special(folder),
+            role_tokens=frozenset(token_by_role.values()),
+            special_tokens=checkpoint_settings.read_special_added_tokens(folder),
             ids=ids,
-            template=settings.chat_template(folder),
-            roles=roles,
+            chat_template=checkpoint_settings.read_chat_template(folder),
+            token_by_role=token_by_role,
         )
 
 
@@ -93,64 +97,68 @@ class SpecialTokens:
     """A checkpoint's special tokens by their kind, as ids.
 
     Attributes:
-        control: hidden in answers unless they are asked for; plain characters in users' text.
-        content: shown in answers unless they are asked not to be.
-        instructions: content that is honoured in users' text.
+        control_ids: hidden in answers unless they are asked for; plain characters in users' text.
+        content_ids: shown in answers unless they are asked not to be.
+        instruction_ids: content that is honoured in users' text.
     """
 
-    control: frozenset[int]
-    content: frozenset[int]
-    instructions: frozenset[int]
+    control_ids: frozenset[int]
+    content_ids: frozenset[int]
+    instruction_ids: frozenset[int]
 
-    def hidden(self, skip_special_tokens: bool | None) -> frozenset[int]:
+    def hidden_ids(self, skip_special_tokens: bool | None) -> frozenset[int]:
         """Which ids an answer's text leaves out: control tokens (None), every special token (True) or none (False)."""
         if skip_special_tokens is None:
-            return self.control
-        return self.control | self.content if skip_special_tokens else frozenset()
+            return self.control_ids
+        return self.control_ids | self.content_ids if skip_special_tokens else frozenset()
 
 
-def classify(
-    vocabulary: Mapping[str, int], added: Mapping[int, str], special: Collection[int], declared: Declared
+def classify_special_tokens(
+    id_by_token: Mapping[str, int],
+    added_token_by_id: Mapping[int, str],
+    special_ids: Collection[int],
+    declared: DeclaredTokens,
 ) -> SpecialTokens:
     """Applies the rule.
 
     Args:
-        vocabulary: the tokens of the model's own vocabulary that begin as names do, and their ids.
-        added: id -> name of each token that `tokenizer.json` adds to it or lifts out of it.
-        special: those that it marks special.
+        id_by_token: the tokens of the model's own vocabulary that begin as names do, and their ids.
+        added_token_by_id: id -> name of each token that `tokenizer.json` adds to it or lifts out of it.
+        special_ids: those that it marks special.
         declared: what the other files say. Without a control token's name, one of the vocabulary's own tokens is left
             alone: such files are often those of another vocabulary, and would hide an ordinary word.
     """
-    written = _written(declared)
+    template_text = _template_text(declared)
     control = {
         id
-        for id, name in added.items()
+        for id, name in added_token_by_id.items()
         if id in declared.ids
-        or name in declared.names
-        or CONTROL_NAME.fullmatch(name)
-        or (id in special and name in written)
+        or name in declared.role_tokens
+        or CONTROL_TOKEN_PATTERN.fullmatch(name)
+        or (id in special_ids and name in template_text)
     }
     control.update(
         id
-        for name, id in vocabulary.items()
-        if BASE_CONTROL.fullmatch(name) or (name in declared.names and CONTROL_NAME.fullmatch(name))
+        for name, id in id_by_token.items()
+        if BASE_CONTROL_PATTERN.fullmatch(name)
+        or (name in declared.role_tokens and CONTROL_TOKEN_PATTERN.fullmatch(name))
     )
-    is_docling = any(name in DOCTAGS for name in added.values())
+    is_docling = any(name in DOCTAG_TOKENS for name in added_token_by_id.values())
     return SpecialTokens(
-        control=frozenset(control),
-        content=frozenset(special) - control,
-        instructions=frozenset(added) - control if is_docling else frozenset(),
+        control_ids=frozenset(control),
+        content_ids=frozenset(special_ids) - control,
+        instruction_ids=frozenset(added_token_by_id) - control if is_docling else frozenset(),
     )
 
 
-def _written(declared: Declared) -> str:
+def _template_text(declared: DeclaredTokens) -> str:
     """A template's source, and what it writes of short conversations: a name may be put together from parts."""
-    if not declared.template:
+    if not declared.chat_template:
         return ""
-    texts = [declared.template]
-    for probe in PROBES:
+    texts = [declared.chat_template]
+    for probe in PROBE_CONVERSATIONS:
         try:
-            texts.append(render_template(declared.template, probe, declared.roles).text)
+            texts.append(render_template(declared.chat_template, probe, declared.token_by_role).text)
         except (BadPrompt, UnsupportedModel):  # it refuses such a conversation
             continue
     return "\n".join(texts)

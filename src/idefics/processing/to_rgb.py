@@ -13,22 +13,26 @@ import numpy as np
 import PIL.Image
 
 from idefics.errors import BadPicture
-from idefics.processing.resize import STRIP
-from idefics.sources import CHANNELS
+from idefics.media_sources import CHANNEL_COUNTS
+from idefics.processing.resize import ROWS_PER_STRIP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Numbers = NDArray[np.generic]
-    Grey = Callable[[Numbers], NDArray[np.uint8]]
+    NumberArray = NDArray[np.generic]
+    ToGray = Callable[[NumberArray], NDArray[np.uint8]]
 
 
-ROUNDED = 1 / 510  # half a step of eight bits: floats that are off by less than this mean 0 and 1
-FULL_RANGE = ("PNG", "PPM", "JPEG2000")  # formats whose sixteen bits are 0 to 65535 by their definition
-PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}  # modes that PIL converts to one other mode only
+ROUNDING_TOLERANCE = 1 / 510  # half a step of eight bits: floats that are off by less than this mean 0 and 1
+FULL_RANGE_FORMATS = (
+    "PNG",
+    "PPM",
+    "JPEG2000",
+)  # formats whose sixteen bits are 0 to 65535 by their definition
+STRAIGHT_ALPHA_MODE_BY_MODE = {"RGBa": "RGBA", "La": "LA"}  # modes that PIL converts to one other mode only
 
 
-def rgb(image: PIL.Image.Image, name: str = "the picture") -> PIL.Image.Image:
+def to_rgb(image: PIL.Image.Image, name: str = "the picture") -> PIL.Image.Image:
     """Any mode to RGB; transparency over white.
 
     16-bit grey (0 to 65535) and floats (0 to 1) are scaled to 0 to 255; PIL itself would clip both.
@@ -36,55 +40,55 @@ def rgb(image: PIL.Image.Image, name: str = "the picture") -> PIL.Image.Image:
     Raises:
         BadPicture: the numbers fit no range, or two; `name` begins the message.
     """
-    if image.mode in PREMULTIPLIED:
-        image = image.convert(PREMULTIPLIED[image.mode])
+    if image.mode in STRAIGHT_ALPHA_MODE_BY_MODE:
+        image = image.convert(STRAIGHT_ALPHA_MODE_BY_MODE[image.mode])
     if image.mode.startswith(("I", "F")):
-        grey, transparent = _grey_of(image, name), image.info.get("transparency")
+        to_gray, transparent = _gray_converter(image, name), image.info.get("transparency")
 
-        def flat(strip: PIL.Image.Image) -> PIL.Image.Image:
+        def strip_to_rgb(strip: PIL.Image.Image) -> PIL.Image.Image:
             numbers = np.asarray(strip)
-            eight = grey(numbers)
+            gray = to_gray(numbers)
             if isinstance(transparent, int):
-                eight[numbers == transparent] = 255
-            return PIL.Image.fromarray(eight).convert("RGB")
+                gray[numbers == transparent] = 255
+            return PIL.Image.fromarray(gray).convert("RGB")
     elif image.has_transparency_data:
-        flat = _over_white
+        strip_to_rgb = _composite_over_white
     else:
         return image if image.mode == "RGB" else image.convert("RGB")
-    whole = PIL.Image.new("RGB", image.size)
+    result = PIL.Image.new("RGB", image.size)
     for top, strip in _strips(image):  # what lies between takes many times the room of the picture
-        whole.paste(flat(strip), (0, top))
-    return whole
+        result.paste(strip_to_rgb(strip), (0, top))
+    return result
 
 
 def _strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
-    for top in range(0, image.height, STRIP):
-        yield top, image.crop((0, top, image.width, min(top + STRIP, image.height)))
+    for top in range(0, image.height, ROWS_PER_STRIP):
+        yield top, image.crop((0, top, image.width, min(top + ROWS_PER_STRIP, image.height)))
 
 
-def _over_white(strip: PIL.Image.Image) -> PIL.Image.Image:
+def _composite_over_white(strip: PIL.Image.Image) -> PIL.Image.Image:
     white = PIL.Image.new("RGBA", strip.size, (255, 255, 255, 255))
     return PIL.Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB")
 
 
-def _grey_of(image: PIL.Image.Image, name: str) -> Grey:
+def _gray_converter(image: PIL.Image.Image, name: str) -> ToGray:
     """What turns a strip of a picture of mode I, I;16 or F into grey of eight bits."""
-    ends = [_extrema(np.asarray(strip)) for _, strip in _strips(image)]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    strip_ranges = [_min_and_max(np.asarray(strip)) for _, strip in _strips(image)]
+    low, high = min(low for low, _ in strip_ranges), max(high for _, high in strip_ranges)
     if image.mode == "F":
-        return _from_floats(low, high, name)
-    return _from_wide(low, high, name, is_full_range=image.format in FULL_RANGE)
+        return _float_converter(low, high, name)
+    return _uint16_converter(low, high, name, is_full_range=image.format in FULL_RANGE_FORMATS)
 
 
-def _extrema(numbers: Numbers) -> tuple[float, float]:
+def _min_and_max(numbers: NumberArray) -> tuple[float, float]:
     """The least and the largest; NaN where there is one."""
     return float(numbers.min()), float(numbers.max())
 
 
-def _from_floats(low: float, high: float, name: str) -> Grey:
+def _float_converter(low: float, high: float, name: str) -> ToGray:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadPicture(f"{name} holds NaN or infinite numbers; 0 to 1 are read: replace them")
-    if not (low >= -ROUNDED and high <= 1 + ROUNDED):
+    if not (low >= -ROUNDING_TOLERANCE and high <= 1 + ROUNDING_TOLERANCE):
         raise BadPicture(
             f"{name} holds floating-point numbers from {low:g} to {high:g}; 0 to 1 are read: scale them to that, or "
             "to whole numbers of 0 to 255"
@@ -92,7 +96,7 @@ def _from_floats(low: float, high: float, name: str) -> Grey:
     return lambda numbers: (np.clip(numbers.astype(np.float32), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _from_wide(low: float, high: float, name: str, *, is_full_range: bool) -> Grey:
+def _uint16_converter(low: float, high: float, name: str, *, is_full_range: bool) -> ToGray:
     """Of sixteen bits. Small numbers may also be those of eight bits, which were put into a wider type."""
     if low < 0 or high > 65535:
         raise BadPicture(
@@ -106,32 +110,34 @@ def _from_wide(low: float, high: float, name: str, *, is_full_range: bool) -> Gr
     return lambda numbers: ((numbers.astype(np.int64) + 128) // 257).astype(np.uint8)
 
 
-def from_array(array: Numbers, most: int) -> PIL.Image.Image:
+def image_from_array(array: NumberArray, max_pixels: int) -> PIL.Image.Image:
     """An array as an RGB picture.
 
     Args:
         array: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, whole numbers of 0 to 255, uint16 of
             0 to 65535, bool, or floats of 0 to 1. Where the shape fits both orders the channels are last.
-        most: pixels.
+        max_pixels: pixels.
 
     Raises:
         BadPicture: the shape or the numbers fit no reading, or there are too many pixels.
     """
-    array = _channels_last(array)
+    array = _to_channels_last(array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.shape[0] * array.shape[1] > most:
-        raise BadPicture(f"a picture array of {array.shape} has more than {most:,} pixels: make it smaller")
-    eight = np.ascontiguousarray(_eight_bits(array))
-    return rgb(PIL.Image.fromarray(eight[:, :, 0] if eight.shape[2:] == (1,) else eight))
+    if array.shape[0] * array.shape[1] > max_pixels:
+        raise BadPicture(
+            f"a picture array of {array.shape} has more than {max_pixels:,} pixels: make it smaller"
+        )
+    pixels = np.ascontiguousarray(_to_uint8(array))
+    return to_rgb(PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
 
 
-def _channels_last(array: Numbers) -> Numbers:
+def _to_channels_last(array: NumberArray) -> NumberArray:
     shape = array.shape
     if array.ndim == 2 and array.size:
         return array
-    if array.ndim == 3 and array.size and shape[2] in CHANNELS:
+    if array.ndim == 3 and array.size and shape[2] in CHANNEL_COUNTS:
         return array
-    if not (array.ndim == 3 and array.size and shape[0] in CHANNELS):
+    if not (array.ndim == 3 and array.size and shape[0] in CHANNEL_COUNTS):
         raise BadPicture(
             f"a picture array has the shape {shape}; give (height, width), (height, width, channels) or (channels, "
             "height, width) with 1, 3 or 4 channels; several pictures are a list"
@@ -139,7 +145,7 @@ def _channels_last(array: Numbers) -> Numbers:
     return array.transpose(1, 2, 0)
 
 
-def _eight_bits(array: Numbers) -> NDArray[np.uint8]:
+def _to_uint8(array: NumberArray) -> NDArray[np.uint8]:
     if array.dtype == np.uint8:
         return array  # type: ignore[return-value]  # mypy does not narrow dtypes
     if array.dtype == np.bool_:
@@ -147,11 +153,11 @@ def _eight_bits(array: Numbers) -> NDArray[np.uint8]:
     name = f"a picture array of {array.dtype}"
     if array.dtype.kind not in "iuf":
         raise BadPicture(f"{name} is no picture: give uint8, uint16, bool, or floats of 0 to 1")
-    low, high = _extrema(array)
+    low, high = _min_and_max(array)
     if array.dtype.kind == "f":
-        return _from_floats(low, high, name)(array)
+        return _float_converter(low, high, name)(array)
     if array.dtype == np.uint16:
-        return _from_wide(low, high, name, is_full_range=False)(array)
+        return _uint16_converter(low, high, name, is_full_range=False)(array)
     if low < 0 or high > 255:
         raise BadPicture(
             f"{name} holds numbers from {low:g} to {high:g}; 0 to 255 are read: scale them to that"

@@ -18,64 +18,72 @@ from typing import TYPE_CHECKING, TypeGuard
 import numpy as np
 
 from idefics.catalog import CATALOG
-from idefics.config import ImagePlan, VideoPlan
+from idefics.config import ImageProcessorConfig, VideoProcessorConfig
 from idefics.errors import BadSetting, BadVideo
-from idefics.formats import HEAD_BYTES, VIDEO_SUFFIXES, recognised, recognised_video
-from idefics.messages import Picture, Video, Visual
-from idefics.processing.fetch import Fetcher, is_remote
-from idefics.processing.images import open_picture, prepare
-from idefics.processing.picture_files import head_of
-from idefics.processing.tokenizer import Piece
-from idefics.processing.video_file import FPS, open_video
-from idefics.prompt import Tiles
-from idefics.sources import held, is_list_of_things
+from idefics.formats import SIGNATURE_BYTES, VIDEO_SUFFIXES, detect_image_format, detect_video_format
+from idefics.media_sources import is_list_array, read_source
+from idefics.messages import Picture, PictureOrVideo, Video
+from idefics.processing.fetch import Fetcher, is_url
+from idefics.processing.image_processor import open_picture, preprocess_image
+from idefics.processing.picture_files import read_file_head
+from idefics.processing.tokenizer import TextPiece
+from idefics.processing.video_file import DEFAULT_FPS, open_video
+from idefics.prompt import PreprocessedImage
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource, VideoFileSource, VideoSource
 
-INTRODUCTION = "You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n"
-FRAME = "\nFrame from {minutes:02d}:{seconds:02d}:"
-END = "\n\n"
+VIDEO_INTRODUCTION = (
+    "You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n"
+)
+FRAME_CAPTION = "\nFrame from {minutes:02d}:{seconds:02d}:"
+VIDEO_END = "\n\n"
 
 
-def names_video(name: str) -> bool:
+def is_video_name(name: str) -> bool:
     """Whether a path or address ends like a video's, or a data URI says that it is one."""
-    head = re.split("[?#]", name, maxsplit=1)[0] if is_remote(name) else name
+    head = re.split("[?#]", name, maxsplit=1)[0] if is_url(name) else name
     return head[:11].lower() == "data:video/" or head.lower().endswith(VIDEO_SUFFIXES)
 
 
-def as_visual(source: Visual | PictureSource, *, untrusted: bool = False) -> Visual:
+def to_picture_or_video(source: PictureOrVideo | PictureSource, *, untrusted: bool = False) -> PictureOrVideo:
     """A file or its bytes by its content, an address by its end, anything else as a picture.
 
     Args:
         untrusted: the source is of an untrusted sender: a path is not looked up, it is refused when it is opened.
     """
-    if isinstance(source, Visual):
+    if isinstance(source, PictureOrVideo):
         return source
-    found = held(source)
-    if untrusted and isinstance(found, (str, os.PathLike)):
-        return Picture(found)
-    head = _head(found)
-    if head and recognised_video(head):
-        return Video(found)
-    if not (head and recognised(head)) and isinstance(found, (str, os.PathLike)) and names_video(str(found)):
-        return Video(found)
-    return Picture(found)
+    contents = read_source(source)
+    if untrusted and isinstance(contents, (str, os.PathLike)):
+        return Picture(contents)
+    head = _read_head(contents)
+    if head and detect_video_format(head):
+        return Video(contents)
+    if (
+        not (head and detect_image_format(head))
+        and isinstance(contents, (str, os.PathLike))
+        and is_video_name(str(contents))
+    ):
+        return Video(contents)
+    return Picture(contents)
 
 
-def _head(source: object) -> bytes:
+def _read_head(source: object) -> bytes:
     """The beginning of a file or of its bytes; empty where there is none to be read here."""
     if isinstance(source, bytes):
-        return source[:HEAD_BYTES]
+        return source[:SIGNATURE_BYTES]
     try:
         if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
-            return head_of(source)
+            return read_file_head(source)
     except (OSError, ValueError):  # to be said when it is opened; longer than any file's name
         pass
     return b""
 
 
-def watch(video: Video, plan: ImagePlan, fetcher: Fetcher) -> list[Piece | Tiles]:
+def expand_video(
+    video: Video, image_config: ImageProcessorConfig, fetcher: Fetcher
+) -> list[TextPiece | PreprocessedImage]:
     """What stands in a prompt for a video: words, and a picture for each frame.
 
     Raises:
@@ -83,21 +91,23 @@ def watch(video: Video, plan: ImagePlan, fetcher: Fetcher) -> list[Piece | Tiles
         BadPicture: there is no such file, it may not be fetched, or a frame of a list cannot be opened.
         MissingExtra: the video is a file, and PyAV is not installed.
     """
-    if plan.video is None:
-        names = ", ".join(row.name for row in CATALOG if row.video)
+    if image_config.video is None:
+        names = ", ".join(row.name for row in CATALOG if row.is_video_trained)
         raise BadVideo(
             f"this checkpoint was not trained with video: load one that was ({names}), or send frames as pictures"
         )
-    times, duration, pictures = _show(video, plan, plan.video, fetcher)
-    count, length = in_words(len(times)), timedelta(seconds=int(duration))
-    parts: list[Piece | Tiles] = [Piece(INTRODUCTION.format(count=count, length=length), trusted=True)]
+    times, duration, pictures = _sample_frames(video, image_config, image_config.video, fetcher)
+    count, length = number_to_words(len(times)), timedelta(seconds=int(duration))
+    parts: list[TextPiece | PreprocessedImage] = [
+        TextPiece(VIDEO_INTRODUCTION.format(count=count, length=length), trusted=True)
+    ]
     for time, tiles in zip(times, pictures, strict=True):
-        said = FRAME.format(minutes=int(time // 60), seconds=int(time % 60))
-        parts += [Piece(said, trusted=True), tiles]
-    return [*parts, Piece(END, trusted=True)]
+        caption = FRAME_CAPTION.format(minutes=int(time // 60), seconds=int(time % 60))
+        parts += [TextPiece(caption, trusted=True), tiles]
+    return [*parts, TextPiece(VIDEO_END, trusted=True)]
 
 
-def in_words(number: int) -> str:
+def number_to_words(number: int) -> str:
     """A number below a million in English words: 101 is "one hundred and one"."""
     if number < 20:
         return ONES[number]
@@ -105,8 +115,8 @@ def in_words(number: int) -> str:
         return TENS[number // 10] + (f"-{ONES[number % 10]}" if number % 10 else "")
     size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
     rest = number % size
-    joint = "" if not rest else " and " if rest < 100 else ", "
-    return f"{in_words(number // size)} {name}{joint}{in_words(rest) if rest else ''}"
+    separator = "" if not rest else " and " if rest < 100 else ", "
+    return f"{number_to_words(number // size)} {name}{separator}{number_to_words(rest) if rest else ''}"
 
 
 ONES = (
@@ -117,56 +127,60 @@ ONES = (
 TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
-def choose(total: int, fps: Fraction | float, plan: VideoPlan) -> list[int]:
-    """Which of `total` frames, `fps` a second, are shown: evenly spread, about `plan.fps` of each second.
+def sample_frame_indices(num_frames: int, fps: Fraction | float, config: VideoProcessorConfig) -> list[int]:
+    """Which of `num_frames` frames, `fps` a second, are shown: evenly spread, about `plan.fps` of each second.
 
     As the released sampling function: the ends of a long video are left out, and a number is never given twice.
     """
-    duration = float(total / fps)
-    count = max(min(round(plan.fps * duration), plan.most_frames), 1)
-    first, last = 0, total - 1
-    if plan.skip_seconds and duration - 2 * plan.skip_seconds > plan.most_frames * plan.fps:
-        skipped = plan.skip_seconds * float(fps)
-        first, last = int(skipped), min(int(total - skipped), last)
+    duration = float(num_frames / fps)
+    num_sampled = max(min(round(config.fps * duration), config.max_frames), 1)
+    first, last = 0, num_frames - 1
+    if config.skip_seconds and duration - 2 * config.skip_seconds > config.max_frames * config.fps:
+        skipped = config.skip_seconds * float(fps)
+        first, last = int(skipped), min(int(num_frames - skipped), last)
         if first >= last:
-            first, last = 0, total - 1
-    return [int(index) for index in np.unique(np.linspace(first, last, count, dtype=int))]
+            first, last = 0, num_frames - 1
+    return [int(index) for index in np.unique(np.linspace(first, last, num_sampled, dtype=int))]
 
 
-def check(video: Video, fetcher: Fetcher) -> None:
+def check_video(video: Video, fetcher: Fetcher) -> None:
     """Raises what is wrong with a file, as far as it shows before its frames are read."""
-    if _is_file(video.source):
+    if _is_file_source(video.source):
         with open_video(video.source, fetcher):
             pass
 
 
-def _show(
-    video: Video, plan: ImagePlan, how: VideoPlan, fetcher: Fetcher
-) -> tuple[list[float], float, list[Tiles]]:
+def _sample_frames(
+    video: Video, image_config: ImageProcessorConfig, video_config: VideoProcessorConfig, fetcher: Fetcher
+) -> tuple[list[float], float, list[PreprocessedImage]]:
     """When each chosen frame is (seconds), how long the video is, and the frames, never split, as pictures."""
-    whole = replace(plan, longest=how.longest, splitting=False)
-    if _is_file(video.source):
+    unsplit_config = replace(image_config, longest_edge=video_config.longest_edge, do_image_splitting=False)
+    if _is_file_source(video.source):
         if video.fps is not None:
             raise BadSetting(
                 f"fps is {video.fps}, but a file says its own: give it with a list of frames only"
             )
         with open_video(video.source, fetcher) as file:
-            chosen, fps, duration = choose(file.total, file.fps, how), float(file.fps), file.duration
-            pictures = [prepare(image, whole) for image in file.read(chosen)]
+            indices, fps, duration = (
+                sample_frame_indices(file.num_frames, file.fps, video_config),
+                float(file.fps),
+                file.duration_seconds,
+            )
+            pictures = [preprocess_image(image, unsplit_config) for image in file.read_frames(indices)]
     else:
-        frames = _frames(video.source)
-        chosen, fps, duration = _choose_of_list(len(frames), video.fps, how)
-        opened = (open_picture(Picture.of(frames[index]), fetcher) for index in chosen)
-        pictures = [prepare(image, whole) for image in opened]
-    return [index / fps for index in chosen], duration, pictures
+        frames = _list_frames(video.source)
+        indices, fps, duration = _sample_listed_frames(len(frames), video.fps, video_config)
+        opened = (open_picture(Picture.of(frames[index]), fetcher) for index in indices)
+        pictures = [preprocess_image(image, unsplit_config) for image in opened]
+    return [index / fps for index in indices], duration, pictures
 
 
-def _is_file(source: VideoSource) -> TypeGuard[VideoFileSource]:
+def _is_file_source(source: VideoSource) -> TypeGuard[VideoFileSource]:
     return isinstance(source, (str, bytes, os.PathLike))
 
 
-def _frames(source: VideoSource) -> list[Picture | PictureSource]:
-    if isinstance(source, np.ndarray) and source.ndim != 4 and not is_list_of_things(source):
+def _list_frames(source: VideoSource) -> list[Picture | PictureSource]:
+    if isinstance(source, np.ndarray) and source.ndim != 4 and not is_list_array(source):
         raise BadVideo(f"a video array has the shape {source.shape}; give (frames, height, width, channels)")
     if not isinstance(source, (Sequence, np.ndarray)):
         raise BadVideo(
@@ -178,13 +192,15 @@ def _frames(source: VideoSource) -> list[Picture | PictureSource]:
     return list(source)
 
 
-def _choose_of_list(total: int, fps: float | None, how: VideoPlan) -> tuple[list[int], float, float]:
+def _sample_listed_frames(
+    num_frames: int, fps: float | None, video_config: VideoProcessorConfig
+) -> tuple[list[int], float, float]:
     """(numbers, frames a second, duration). Without `fps` the list is what the caller has chosen: all are shown."""
     if fps is not None:
-        return choose(total, fps, how), fps, total / fps
-    if total > how.most_frames:
+        return sample_frame_indices(num_frames, fps, video_config), fps, num_frames / fps
+    if num_frames > video_config.max_frames:
         raise BadVideo(
-            f"a video of {total} frames is too long; this checkpoint is shown {how.most_frames}: give fewer, or "
+            f"a video of {num_frames} frames is too long; this checkpoint is shown {video_config.max_frames}: give fewer, or "
             "say by fps how many are a second, and they are chosen"
         )
-    return list(range(total)), FPS, (total - 1) / FPS
+    return list(range(num_frames)), DEFAULT_FPS, (num_frames - 1) / DEFAULT_FPS

@@ -17,8 +17,8 @@ import PIL.Image
 
 from idefics.errors import BadVideo, IdeficsError, MissingExtra
 from idefics.lazy import cached_property
-from idefics.processing.fetch import Fetcher, is_remote, short
-from idefics.processing.images import MOST_PIXELS
+from idefics.processing.fetch import Fetcher, is_url, shorten_url
+from idefics.processing.image_processor import MAX_PIXELS
 from idefics.processing.picture_files import open_file
 
 if TYPE_CHECKING:
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
     from idefics.messages import VideoFileSource
 
-FPS = 24  # where the file does not say it
-MOST_FRAMES = 2_000_000  # nine hours at 60 a second; something is remembered of each
+DEFAULT_FPS = 24  # where the file does not say it
+MAX_FRAMES = 2_000_000  # nine hours at 60 a second; something is remembered of each
 # FFmpeg also reads play lists, which name other files and addresses, and hundreds of rare codecs: never here.
-FORMATS = ("mov", "matroska", "avi", "mpeg", "mpegts", "ogg", "asf", "flv", "gif")
-CODECS = (
+CONTAINER_FORMATS = ("mov", "matroska", "avi", "mpeg", "mpegts", "ogg", "asf", "flv", "gif")
+ALLOWED_CODECS = (
     *("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "mpeg1video", "h263", "mjpeg", "theora"),
     *("prores", "wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v2", "msmpeg4v3", "flv1", "vp6f", "gif"),
 )
 # By the degrees, counterclockwise, of the file's display matrix: phones may lie on their side while they film.
-UPRIGHT = {
+TRANSPOSE_BY_ROTATION = {
     90: PIL.Image.Transpose.ROTATE_90,
     -90: PIL.Image.Transpose.ROTATE_270,
     180: PIL.Image.Transpose.ROTATE_180,
@@ -58,21 +58,21 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
         BadVideo: not a video, broken, too large or too long; or a stranger's, of whom no video file is read.
         MissingExtra: PyAV is not installed.
     """
-    if fetcher.strangers:  # FFmpeg is far more to trust than five formats of pictures
+    if fetcher.untrusted:  # FFmpeg is far more to trust than five formats of pictures
         raise BadVideo("video files are not read from strangers: send its frames as pictures")
     try:
         import av
     except ImportError:
         raise MissingExtra("reading a video file", "video") from None
 
-    file, name = _open(source, fetcher)
+    file, name = _open_source(source, fetcher)
     with file:
         if not file.read(1):
             raise BadVideo(f"{name} is empty (0 bytes)")
         file.seek(0)
         try:
             # Packets of old formats lack the time at which they are shown: genpts works it out.
-            options = {"format_whitelist": ",".join(FORMATS), "fflags": "+genpts"}
+            options = {"format_whitelist": ",".join(CONTAINER_FORMATS), "fflags": "+genpts"}
             container = av.open(file, "r", options=options, metadata_errors="replace")
         except (av.FFmpegError, OSError):
             raise BadVideo(
@@ -87,13 +87,13 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
                 raise BadVideo(f"{name} is broken: its frames cannot be read to the end") from None
 
 
-def _open(source: VideoFileSource, fetcher: Fetcher) -> tuple[BinaryIO, str]:
+def _open_source(source: VideoFileSource, fetcher: Fetcher) -> tuple[BinaryIO, str]:
     if isinstance(source, bytes):
         return io.BytesIO(source), f"a video of {len(source)} bytes"
-    if isinstance(source, str) and is_remote(source):
-        return io.BytesIO(fetcher.get(source)), short(source)
+    if isinstance(source, str) and is_url(source):
+        return io.BytesIO(fetcher.get(source)), shorten_url(source)
     path = Path(source)
-    return open_file(path, short(str(path))), short(str(path))
+    return open_file(path, shorten_url(str(path))), shorten_url(str(path))
 
 
 class VideoFile:
@@ -101,9 +101,9 @@ class VideoFile:
 
     def __init__(self, container: InputContainer, name: str) -> None:
         self.container, self.name = container, name
-        self.stream = self._stream()
+        self.stream = self._select_stream()
 
-    def _stream(self) -> VideoStream:
+    def _select_stream(self) -> VideoStream:
         """The first stream that moves: the cover of a song is a stream too."""
         from av.stream import Disposition
 
@@ -113,74 +113,76 @@ class VideoFile:
         else:
             raise BadVideo(f"{self.name} has no pictures in it, only sound: give a video")
         codec = stream.codec_context
-        if codec is None or codec.codec.canonical_name not in CODECS:
+        if codec is None or codec.codec.canonical_name not in ALLOWED_CODECS:
             raise BadVideo(f"{self.name} is in a codec that is not read here: convert it to H.264 or VP9")
-        if codec.width * codec.height > MOST_PIXELS:
+        if codec.width * codec.height > MAX_PIXELS:
             raise BadVideo(
-                f"{self.name} has {codec.width} x {codec.height} pixels; at most {MOST_PIXELS:,} are read: "
+                f"{self.name} has {codec.width} x {codec.height} pixels; at most {MAX_PIXELS:,} are read: "
                 "make it smaller"
             )
-        codec.options = {"max_pixels": str(MOST_PIXELS)}  # sizes may change while it plays
+        codec.options = {"max_pixels": str(MAX_PIXELS)}  # sizes may change while it plays
         return stream
 
     @property
     def fps(self) -> Fraction:
         """Frames a second, on average."""
-        return self.stream.average_rate or self.stream.guessed_rate or Fraction(FPS)
+        return self.stream.average_rate or self.stream.guessed_rate or Fraction(DEFAULT_FPS)
 
     @property
-    def total(self) -> int:
+    def num_frames(self) -> int:
         """How many frames there are: counted, as what a file says of it may be missing or wrong."""
-        return len(self._times[0])
+        return len(self._frame_times[0])
 
     @property
-    def duration(self) -> float:
+    def duration_seconds(self) -> float:
         """Seconds."""
-        return float(self.total / self.fps)
+        return float(self.num_frames / self.fps)
 
     @cached_property
-    def _times(self) -> tuple[list[int], list[tuple[int, int]]]:
+    def _frame_times(self) -> tuple[list[int], list[tuple[int, int]]]:
         """When each frame is shown, and (when it is shown, where to seek) of those that need no other frame.
 
         Nothing is decoded for it.
         """
-        shown: list[int] = []
-        keys: list[tuple[int, int]] = []
+        frame_times: list[int] = []
+        key_frames: list[tuple[int, int]] = []
         for packet in self.container.demux(self.stream):
             if packet.pts is None or packet.is_discard:
                 continue  # the mark of the end, or what an editor has cut away
-            shown.append(packet.pts)
-            if packet.is_keyframe or len(shown) == 1:
-                keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-            if len(shown) > MOST_FRAMES:
-                raise BadVideo(f"{self.name} has more than {MOST_FRAMES:,} frames: cut it shorter")
-        if not shown:
+            frame_times.append(packet.pts)
+            if packet.is_keyframe or len(frame_times) == 1:
+                key_frames.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+            if len(frame_times) > MAX_FRAMES:
+                raise BadVideo(f"{self.name} has more than {MAX_FRAMES:,} frames: cut it shorter")
+        if not frame_times:
             raise BadVideo(f"{self.name} has no frames: is it complete?")
-        return sorted(shown), sorted(keys)
+        return sorted(frame_times), sorted(key_frames)
 
-    def read(self, indices: Sequence[int]) -> Iterator[PIL.Image.Image]:
+    def read_frames(self, indices: Sequence[int]) -> Iterator[PIL.Image.Image]:
         """The frames with these numbers, which rise: RGB, upright. Decodes no more than from the key frame before each.
 
         Where the file ends early, its last frame stands for those that it lacks.
         """
-        shown, keys = self._times
+        frame_times, key_frames = self._frame_times
         frame: VideoFrame | None = None
         decoded: Iterator[VideoFrame] = iter(())
         for index in indices:
-            if frame is None or _time(frame) < shown[index]:
-                key, start = keys[max(bisect_right(keys, shown[index], key=lambda pair: pair[0]) - 1, 0)]
-                if frame is None or key > _time(frame):
+            if frame is None or _presentation_time(frame) < frame_times[index]:
+                key, start = key_frames[
+                    max(bisect_right(key_frames, frame_times[index], key=lambda pair: pair[0]) - 1, 0)
+                ]
+                if frame is None or key > _presentation_time(frame):
                     self.container.seek(start, stream=self.stream)
                     decoded = self.container.decode(self.stream)
                 for frame in decoded:
-                    if _time(frame) >= shown[index]:
+                    if _presentation_time(frame) >= frame_times[index]:
                         break
             if frame is None:
                 raise BadVideo(f"{self.name} is broken: none of its frames can be read")
             image = frame.to_image()
-            turn = UPRIGHT.get(frame.rotation)
-            yield image if turn is None else image.transpose(turn)
+            transpose = TRANSPOSE_BY_ROTATION.get(frame.rotation)
+            yield image if transpose is None else image.transpose(transpose)
 
 
-def _time(frame: VideoFrame) -> int:
+def _presentation_time(frame: VideoFrame) -> int:
     return frame.pts or 0

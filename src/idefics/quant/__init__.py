@@ -15,67 +15,76 @@ from itertools import chain
 from torch import Tensor, nn
 
 from idefics.config import QuantizationConfig, QuantKind
-from idefics.nn.stored import StoredLinear, TokenEmbedding
-from idefics.quant.floats import Float8Linear, can_multiply, scaled
-from idefics.quant.integers import Int4Linear, Int8Linear, packed_widened
-from idefics.quant.measure import Verdict
-from idefics.quant.passes import can_multiply_packed, multiply_packed
-from idefics.quant.products import cuda_takes, integers, integers_on_cuda, onednn
+from idefics.nn.upcast import TokenEmbedding, UpcastLinear
+from idefics.quant.autotune import KernelChoice
+from idefics.quant.fp8 import Float8Linear, can_use_fp8_matmul, fp8_matmul
+from idefics.quant.int4_kernels import can_use_w4a8_matmul, w4a8_matmul
+from idefics.quant.int8_matmul import can_use_cuda_int8_matmul, onednn_linear, w8a8_matmul, w8a8_matmul_cuda
+from idefics.quant.linear import Int4Linear, Int8Linear, int4_dequantized_matmul
 
-Make = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
+LayerFactory = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
 
 
-def chosen(model: nn.Module, quantisation: QuantizationConfig) -> list[str]:
+def quantizable_layer_names(model: nn.Module, quantization: QuantizationConfig) -> list[str]:
     """The names of the layers that are quantised: plain `nn.Linear`, under no part to skip.
 
     A weight that is tied to a table of tokens stays there as it is. One that is tied to another is not quantised.
     """
-    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
-    uses.subtract(id(table.weight) for table in model.modules() if isinstance(table, TokenEmbedding))
+    num_uses_by_weight_id = Counter(
+        id(weight) for _, weight in model.named_parameters(remove_duplicate=False)
+    )
+    num_uses_by_weight_id.subtract(
+        id(table.weight) for table in model.modules() if isinstance(table, TokenEmbedding)
+    )
     return [
         name
         for name, module in model.named_modules()
         if type(module) is nn.Linear  # kinds of their own, such as a head of two tables, stay as they are
         and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
-        and uses[id(module.weight)] == 1
-        and not any(f".{part}." in f".{name}." for part in quantisation.skipped)
+        and num_uses_by_weight_id[id(module.weight)] == 1
+        and not any(f".{part}." in f".{name}." for part in quantization.skipped)
     ]
 
 
-def hollow(model: nn.Module, quantisation: QuantizationConfig) -> list[str]:
+def replace_with_empty_quantized(model: nn.Module, quantization: QuantizationConfig) -> list[str]:
     """Gives a model on the meta device the layers of a checkpoint that is stored in few bits, without their numbers.
 
     Returns:
         The names of scales that stay as the file has them: the integers beside them were chosen for those.
     """
-    exact = []
-    for name in chosen(model, quantisation):
+    scale_names = []
+    for name in quantizable_layer_names(model, quantization):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        kind = Int8Linear if quantisation.kind_of(name) == "int8" else Int4Linear
-        model.set_submodule(name, kind.hollow(layer).train(layer.training))
-        exact += [f"{name}.scale"] * (kind is Int4Linear)
-    return exact
+        kind = Int8Linear if quantization.kind_of(name) == "int8" else Int4Linear
+        model.set_submodule(name, kind.empty(layer).train(layer.training))
+        scale_names += [f"{name}.scale"] * (kind is Int4Linear)
+    return scale_names
 
 
-def packs(model: nn.Module, quantisation: QuantizationConfig) -> Mapping[str, Callable[[Tensor], None]]:
+def quantizers_by_name(
+    model: nn.Module, quantization: QuantizationConfig
+) -> Mapping[str, Callable[[Tensor], None]]:
     """For the name of each weight to be quantised what is done with its value: for `idefics.weights.load`.
 
     Raises:
         MissingExtra: nf4 and fp4 without bitsandbytes.
     """
-    names = chosen(model, quantisation)
-    makes = {kind: _make(quantisation, kind) for kind in {quantisation.kind_of(name) for name in names}}
+    names = quantizable_layer_names(model, quantization)
+    factory_by_kind = {
+        kind: _layer_factory(quantization, kind) for kind in {quantization.kind_of(name) for name in names}
+    }
     return {
-        f"{name}.weight": partial(_replace, model, name, makes[quantisation.kind_of(name)]) for name in names
+        f"{name}.weight": partial(_replace_layer, model, name, factory_by_kind[quantization.kind_of(name)])
+        for name in names
     }
 
 
-def stored(model: nn.Module) -> list[str]:
+def enable_16bit_weight_storage(model: nn.Module) -> list[str]:
     """Lets a model compute in another dtype than its matrices are stored in: the names of those, tied ones too."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = StoredLinear  # the same parameters, another forward
+            module.__class__ = UpcastLinear  # the same parameters, another forward
     return [
         f"{name}.weight"
         for name, module in model.named_modules()
@@ -83,59 +92,59 @@ def stored(model: nn.Module) -> list[str]:
     ]
 
 
-def footprint(model: nn.Module, buffers: bool = True) -> int:
+def memory_footprint(model: nn.Module, include_buffers: bool = True) -> int:
     """Bytes that a model's tensors take: tied ones once, quantised ones with their scales.
 
     Args:
-        buffers: whether what is no parameter counts too.
+        include_buffers: whether what is no parameter counts too.
     """
-    tensors = chain(model.parameters(), model.buffers() if buffers else ())
+    tensors = chain(model.parameters(), model.buffers() if include_buffers else ())
     total = sum(tensor.nbytes for tensor in tensors)
     if "bitsandbytes" in sys.modules:  # else none of its layers can be there
-        from idefics.quant.blocks import scales
+        from idefics.quant.bnb import quant_state_tensors
 
-        total += sum(tensor.nbytes for module in model.modules() for tensor in scales(module))
+        total += sum(tensor.nbytes for module in model.modules() for tensor in quant_state_tensors(module))
     return total
 
 
-def tune(model: nn.Module, verdict: Verdict) -> None:
+def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
     """Has layers in float32, eight and four bits multiply by what is quickest here."""
-    if verdict.onednn:
-        stored(model)
+    if kernel_choice.onednn:
+        enable_16bit_weight_storage(model)
     for module in model.modules():
-        if verdict.onednn and isinstance(module, StoredLinear):
-            module.product = onednn
-        if verdict.onednn and isinstance(module, Int4Linear):
-            module.product = partial(packed_widened, product=onednn)
+        if kernel_choice.onednn and isinstance(module, UpcastLinear):
+            module.linear_function = onednn_linear
+        if kernel_choice.onednn and isinstance(module, Int4Linear):
+            module.matmul = partial(int4_dequantized_matmul, linear_function=onednn_linear)
         if (
-            verdict.integers
+            kernel_choice.integers
             and isinstance(module, Int4Linear)
-            and can_multiply_packed(module.levels, module.scale)
+            and can_use_w4a8_matmul(module.levels, module.scale)
         ):
-            module.product = multiply_packed
-        if verdict.integers and isinstance(module, Int8Linear):
-            module.product = integers
-        if isinstance(module, Int8Linear) and cuda_takes(module.levels):
-            module.product = integers_on_cuda
-        if isinstance(module, Float8Linear) and can_multiply(module.levels):
-            module.product = scaled
+            module.matmul = w4a8_matmul
+        if kernel_choice.integers and isinstance(module, Int8Linear):
+            module.matmul = w8a8_matmul
+        if isinstance(module, Int8Linear) and can_use_cuda_int8_matmul(module.levels):
+            module.matmul = w8a8_matmul_cuda
+        if isinstance(module, Float8Linear) and can_use_fp8_matmul(module.levels):
+            module.matmul = fp8_matmul
 
 
-def _make(quantisation: QuantizationConfig, kind: QuantKind) -> Make:
+def _layer_factory(quantization: QuantizationConfig, kind: QuantKind) -> LayerFactory:
     match kind:
         case "int8":
-            return Int8Linear.of
+            return Int8Linear.from_linear
         case "int4":
-            return Int4Linear.of
+            return Int4Linear.from_linear
         case "fp8":
-            return Float8Linear.of
+            return Float8Linear.from_linear
         case "nf4" | "fp4":
-            from idefics.quant.blocks import maker
+            from idefics.quant.bnb import linear4bit_factory
 
-            return maker(quantisation)
+            return linear4bit_factory(quantization)
 
 
-def _replace(model: nn.Module, name: str, make: Make, weight: Tensor) -> None:
+def _replace_layer(model: nn.Module, name: str, create_layer: LayerFactory, weight: Tensor) -> None:
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
-    model.set_submodule(name, make(layer, weight).train(layer.training))
+    model.set_submodule(name, create_layer(layer, weight).train(layer.training))

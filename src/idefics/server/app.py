@@ -9,16 +9,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
 from idefics import __version__
-from idefics.server import chat, completions, faults, responses, status, tasks
-from idefics.server.docs_page import HEADERS, docs_page
-from idefics.server.gate import Gate
+from idefics.server import chat, completions, errors, responses, status, tasks
+from idefics.server.docs_page import SECURITY_HEADERS, render_docs_page
+from idefics.server.middleware import AccessMiddleware
+from idefics.server.request_context import ServerState
 from idefics.server.settings import Settings
-from idefics.server.visit import Service
 
 if TYPE_CHECKING:
     from idefics import Idefics
 
-ID = {
+REQUEST_ID_HEADER_DOC = {
     "description": "The id of the request, as the client sent it in x-request-id, or a new one; the log has it too.",
     "schema": {"type": "string"},
 }
@@ -32,7 +32,7 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
     Raises:
         BadSetting: the file of keys cannot be read.
     """
-    service = Service(vlm, settings)
+    service = ServerState(vlm, settings)
     app = FastAPI(
         title="idefics",
         version=__version__,
@@ -41,28 +41,28 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    app.openapi = partial(_description, app)  # type: ignore[method-assign]
-    faults.install(app)
+    app.openapi = partial(_build_openapi, app)  # type: ignore[method-assign]
+    errors.install_error_handlers(app)
     app.add_route("/docs", _docs, include_in_schema=False)
-    for part in (chat, completions, responses, tasks, status):
-        app.include_router(part.router)
-    app.add_middleware(Gate, service=service, keys=settings.keys())
+    for route_module in (chat, completions, responses, tasks, status):
+        app.include_router(route_module.router)
+    app.add_middleware(AccessMiddleware, service=service, keys=settings.api_keys())
     return app
 
 
 async def _docs(request: Request) -> HTMLResponse:
     """The description as a page for people."""
-    return HTMLResponse(docs_page(request.app.openapi()), headers=HEADERS)
+    return HTMLResponse(render_docs_page(request.app.openapi()), headers=SECURITY_HEADERS)
 
 
-def _description(app: FastAPI) -> dict[str, Any]:
+def _build_openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's description of the app, where a wrong request is a 400, and each answer has its request's id."""
-    said = FastAPI.openapi(app)
-    for route in said["paths"].values():
+    document = FastAPI.openapi(app)
+    for route in document["paths"].values():
         for method in route.values():
             method["responses"].pop("422", None)
-            for answer in method["responses"].values():
-                answer["headers"] = {"x-request-id": ID}
+            for response in method["responses"].values():
+                response["headers"] = {"x-request-id": REQUEST_ID_HEADER_DOC}
     for name in ("HTTPValidationError", "ValidationError"):
-        said["components"]["schemas"].pop(name, None)
-    return said
+        document["components"]["schemas"].pop(name, None)
+    return document

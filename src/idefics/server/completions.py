@@ -13,161 +13,186 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Discriminator, Field, Tag
 
 from idefics.messages import Answer, Delta, Timings, Usage
-from idefics.server import likelihood, neutral_fields
-from idefics.server.answers import CompletionShape
-from idefics.server.bodies import JSONRoute
-from idefics.server.events import DONE, Events, event
-from idefics.server.faults import Fault
-from idefics.server.fields import MOST_TOKENS, Asked, content_kind
-from idefics.server.neutral import Unused
-from idefics.server.prompt_logprobs import prompt_logprobs
-from idefics.server.usage import notes_of, usage_of_prompts
-from idefics.server.visit import Visit
-from idefics.server.wiring import Serving, Visiting, described
+from idefics.server import ignored_field_tables
+from idefics.server.errors import APIError
+from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.logprobs import TokenTextDecoder, completion_logprobs, concatenate_logprobs
+from idefics.server.prompt_logprobs import compute_prompt_logprobs
+from idefics.server.request_body import JSONBodyRoute
+from idefics.server.request_context import RequestContext
+from idefics.server.response_schemas import CompletionResponse
+from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
+from idefics.server.schemas import MAX_NEW_TOKENS, OpenAIRequest, content_tag
+from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
+from idefics.server.usage import collect_notes, sum_usage_of_prompts
 
-NEW_TOKENS = 16  # OpenAI's default for this route
-MOST_PROMPTS = 128  # and most answers to them in all
+DEFAULT_MAX_TOKENS = 16  # OpenAI's default for this route
+MAX_PROMPTS = 128  # and most answers to them in all
 
-router = APIRouter(tags=["OpenAI"], route_class=JSONRoute)
+router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(OpenAIRequest):
     """Texts, and how they go on."""
 
-    unused: ClassVar[Unused] = neutral_fields.COMPLETION
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.COMPLETION_FIELDS
 
     prompt: Annotated[
         Annotated[str, Tag("<words>")]
-        | Annotated[list[str], Tag("<parts>"), Field(min_length=1, max_length=MOST_PROMPTS)],
+        | Annotated[list[str], Tag("<parts>"), Field(min_length=1, max_length=MAX_PROMPTS)],
         Discriminator(
-            lambda value: content_kind(value) if isinstance(value, str | list) else None,
+            lambda value: content_tag(value) if isinstance(value, str | list) else None,
             custom_error_type="no_prompt",
             custom_error_message="give a text or a list of texts",
         ),
     ]
-    max_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
+    max_tokens: int | None = Field(None, ge=0, le=MAX_NEW_TOKENS)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
 
     @property
-    def texts(self) -> list[str]:
+    def prompt_texts(self) -> list[str]:
         """The prompts.
 
         Raises:
             Fault: they have more answers than are given to one request.
         """
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if (count := len(texts) * (self.n or 1)) > MOST_PROMPTS:
+        if (count := len(texts) * (self.n or 1)) > MAX_PROMPTS:
             message = (
-                f"{len(texts)} prompts with n={self.n} are {count} answers; at most {MOST_PROMPTS} are given"
+                f"{len(texts)} prompts with n={self.n} are {count} answers; at most {MAX_PROMPTS} are given"
             )
-            raise Fault(400, f"{message}: send fewer prompts", param="prompt")
+            raise APIError(400, f"{message}: send fewer prompts", param="prompt")
         return texts
 
     @property
-    def scores_prompts(self) -> bool:
+    def wants_prompt_logprobs(self) -> bool:
         """Whether the log-probabilities of the prompts' own tokens are told."""
         return bool(self.echo) and self.logprobs is not None
 
-    def wishes(self) -> dict[str, Any]:
+    def generation_kwargs(self) -> dict[str, Any]:
         """The keywords of a call."""
-        wishes = super().wishes() | {"max_new_tokens": self.max_tokens or NEW_TOKENS}
-        return wishes | {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs or 0}
+        kwargs = super().generation_kwargs() | {"max_new_tokens": self.max_tokens or DEFAULT_MAX_TOKENS}
+        return kwargs | {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs or 0}
 
 
-@router.post("/v1/completions", responses=described(CompletionShape, streams=True))
-async def complete(asked: CompletionRequest, service: Serving, visit: Visiting) -> Response:
+@router.post("/v1/completions", responses=document_responses(CompletionResponse, can_stream=True))
+async def complete(
+    request: CompletionRequest, service: ServerStateDep, context: RequestContextDep
+) -> Response:
     """How texts go on: the choices of the first one, then those of the second, and so on."""
-    service.check_model(asked.model)
-    starts, lengths = [], []
-    for text in asked.texts:
-        visit.check_texts([text])
-    for text in asked.texts:
-        make = partial(service.vlm.prompt, [text])
-        own = Delta(text if asked.echo else "", ())
-        if asked.scores_prompts:
-            own = await prompt_logprobs(visit, make, text, asked.logprobs or 0)
-        if asked.max_tokens == 0:
-            visit.count(prompt := await visit.aside(make))
-            lengths.append(len(prompt))
+    service.check_model(request.model)
+    prefixes, prompt_lengths = [], []
+    for text in request.prompt_texts:
+        context.check_texts([text])
+    for text in request.prompt_texts:
+        make_prompt = partial(service.vlm.prompt, [text])
+        prefix = Delta(text if request.echo else "", ())
+        if request.wants_prompt_logprobs:
+            prefix = await compute_prompt_logprobs(context, make_prompt, text, request.logprobs or 0)
+        if request.max_tokens == 0:
+            context.count_prompt(prompt := await context.run_in_worker(make_prompt))
+            prompt_lengths.append(len(prompt))
         else:
-            await visit.ask(make, asked.wishes(), choices=asked.n or 1, continues=True)
-        starts += [own] * (asked.n or 1)
-    written = _CompletionResponse(visit, asked, starts, lengths)
-    if asked.stream:
-        return Events(written.chunks())
-    return JSONResponse(await written.whole())
+            await context.submit_prompt(
+                make_prompt, request.generation_kwargs(), num_choices=request.n or 1, continues_text=True
+            )
+        prefixes += [prefix] * (request.n or 1)
+    builder = _CompletionBuilder(context, request, prefixes, prompt_lengths)
+    if request.stream:
+        return EventStreamResponse(builder.stream_events())
+    return JSONResponse(await builder.response_object())
 
 
-class _CompletionResponse:
+class _CompletionBuilder:
     """What is answered.
 
     Args:
-        starts: what each choice's text begins with: its prompt, where it is asked for.
-        lengths: how many tokens each prompt has, where nothing is to be added to them.
+        prefixes: what each choice's text begins with: its prompt, where it is asked for.
+        prompt_lengths: how many tokens each prompt has, where nothing is to be added to them.
     """
 
     def __init__(
-        self, visit: Visit, asked: CompletionRequest, starts: list[Delta], lengths: list[int]
+        self,
+        context: RequestContext,
+        request: CompletionRequest,
+        prefixes: list[Delta],
+        prompt_lengths: list[int],
     ) -> None:
-        self.visit, self.asked, self.starts = visit, asked, starts
-        nothing = () if asked.logprobs is not None else None
-        self.unchanged = [
-            Answer("", (), "length", Usage(length, 0, 0, 0), Timings(0, 0, 0), nothing)
-            for length in lengths
-            for _ in range(asked.n or 1)
+        self.context, self.request, self.prefixes = context, request, prefixes
+        logprobs = () if request.logprobs is not None else None
+        self.empty_answers = [
+            Answer("", (), "length", Usage(length, 0, 0, 0), Timings(0, 0, 0), logprobs)
+            for length in prompt_lengths
+            for _ in range(request.n or 1)
         ]
-        self.texts = [likelihood.TokenTexts(visit.service.tokenizer) for _ in starts]
-        self.lengths = [0] * len(starts)
-        self.head = {
+        self.token_texts = [TokenTextDecoder(context.service.tokenizer) for _ in prefixes]
+        self.text_offsets = [0] * len(prefixes)
+        self.common_fields = {
             "id": f"cmpl-{uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": visit.service.settings.served,
+            "model": context.service.settings.served_model_name,
         }
 
-    async def whole(self) -> dict[str, Any]:
+    async def response_object(self) -> dict[str, Any]:
         """The answer as one object."""
-        answers = self.unchanged or await self.visit.answers()
+        answers = self.empty_answers or await self.context.answers()
         choices = []
-        for number, answer in enumerate(answers):
-            start, rest = self._start(number), self._choice(number, answer, answer.finish)
-            logprobs = likelihood.joined(start["logprobs"], rest["logprobs"])
-            choices.append({**rest, "text": start["text"] + rest["text"], "logprobs": logprobs})
-        return {**self.head, "choices": choices, "usage": self._usage(answers), **notes_of(answers)}
+        for index, answer in enumerate(answers):
+            prefix, completion = (
+                self._prefix_choice(index),
+                self._completion_choice(index, answer, answer.finish),
+            )
+            logprobs = concatenate_logprobs(prefix["logprobs"], completion["logprobs"])
+            choices.append({**completion, "text": prefix["text"] + completion["text"], "logprobs": logprobs})
+        return {
+            **self.common_fields,
+            "choices": choices,
+            "usage": self._sum_usage(answers),
+            **collect_notes(answers),
+        }
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
+    async def stream_events(self) -> AsyncGenerator[bytes]:
         """The answer in pieces."""
-        nothing = {"usage": None} if self.asked.tells_usage else {}
-        if self.asked.echo:
-            for number in range(len(self.starts)):
-                yield event({**self.head, "choices": [self._start(number)], **nothing})
-        if not self.unchanged:
-            async for number, delta in self.visit.deltas():
-                yield event({**self.head, "choices": [self._choice(number, delta)], **nothing})
-        answers = self.unchanged or [stream.answer for stream in self.visit.streams]
-        for number, answer in enumerate(answers):
-            last = {"index": number, "text": "", "logprobs": None, "finish_reason": answer.finish}
-            yield event({**self.head, "choices": [last], **nothing, **notes_of([answer])})
-        if self.asked.tells_usage:
-            yield event({**self.head, "choices": [], "usage": self._usage(answers)})
-        yield DONE
+        usage_field = {"usage": None} if self.request.streams_usage else {}
+        if self.request.echo:
+            for index in range(len(self.prefixes)):
+                yield format_event(
+                    {**self.common_fields, "choices": [self._prefix_choice(index)], **usage_field}
+                )
+        if not self.empty_answers:
+            async for index, delta in self.context.deltas():
+                yield format_event(
+                    {**self.common_fields, "choices": [self._completion_choice(index, delta)], **usage_field}
+                )
+        answers = self.empty_answers or [stream.answer for stream in self.context.streams]
+        for index, answer in enumerate(answers):
+            final_choice = {"index": index, "text": "", "logprobs": None, "finish_reason": answer.finish}
+            yield format_event(
+                {**self.common_fields, "choices": [final_choice], **usage_field, **collect_notes([answer])}
+            )
+        if self.request.streams_usage:
+            yield format_event({**self.common_fields, "choices": [], "usage": self._sum_usage(answers)})
+        yield DONE_EVENT
 
-    def _start(self, number: int) -> dict[str, Any]:
-        texts = likelihood.TokenTexts(self.visit.service.tokenizer)
-        start = self.starts[number]
-        self.lengths[number] = len(start.text)
-        logprobs = likelihood.legacy(texts, start, 0)
-        return {"index": number, "text": start.text, "logprobs": logprobs, "finish_reason": None}
+    def _prefix_choice(self, index: int) -> dict[str, Any]:
+        token_texts = TokenTextDecoder(self.context.service.tokenizer)
+        prefix = self.prefixes[index]
+        self.text_offsets[index] = len(prefix.text)
+        logprobs = completion_logprobs(token_texts, prefix, 0)
+        return {"index": index, "text": prefix.text, "logprobs": logprobs, "finish_reason": None}
 
-    def _choice(self, number: int, said: Answer | Delta, finish: str | None = None) -> dict[str, Any]:
-        logprobs = likelihood.legacy(self.texts[number], said, self.lengths[number])
-        self.lengths[number] += len(said.text)
-        return {"index": number, "text": said.text, "logprobs": logprobs, "finish_reason": finish}
+    def _completion_choice(
+        self, index: int, answer: Answer | Delta, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        logprobs = completion_logprobs(self.token_texts[index], answer, self.text_offsets[index])
+        self.text_offsets[index] += len(answer.text)
+        return {"index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def _usage(self, answers: list[Answer]) -> dict[str, Any]:
-        each = self.asked.n or 1
-        return usage_of_prompts(
-            [answer.usage for answer in answers[first : first + each]]
-            for first in range(0, len(answers), each)
+    def _sum_usage(self, answers: list[Answer]) -> dict[str, Any]:
+        choices_per_prompt = self.request.n or 1
+        return sum_usage_of_prompts(
+            [answer.usage for answer in answers[start : start + choices_per_prompt]]
+            for start in range(0, len(answers), choices_per_prompt)
         )

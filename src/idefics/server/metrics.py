@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from idefics import Idefics
     from idefics.engine.engine import Engine
 
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
-SECONDS_A_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+TOKEN_LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class EngineCollector(Collector):
@@ -27,20 +27,32 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Each as it is now."""
-        scheduler, pictures, pages = self.engine.scheduler, self.engine.pictures, self.engine.scheduler.pages
+        scheduler, encoder_cache, page_pool = (
+            self.engine.scheduler,
+            self.engine.encoder_cache,
+            self.engine.scheduler.page_pool,
+        )
         for name, help, value in (
-            ("idefics_queue", "Answers that wait for a place in the batch.", len(scheduler.queue)),
+            ("idefics_queue", "Answers that wait for a place in the batch.", len(scheduler.waiting)),
             ("idefics_batch", "Answers in the running batch.", len(scheduler.running)),
-            ("idefics_cache_pages", "Pages of 16 tokens in the cache.", pages.count),
-            ("idefics_cache_pages_free", "Those of them that can be taken.", pages.room),
-            ("idefics_picture_cache_bytes", "Size of the pictures that are kept encoded.", pictures.size),
+            ("idefics_cache_pages", "Pages of 16 tokens in the cache.", page_pool.num_pages),
+            ("idefics_cache_pages_free", "Those of them that can be taken.", page_pool.num_free_pages),
+            (
+                "idefics_picture_cache_bytes",
+                "Size of the pictures that are kept encoded.",
+                encoder_cache.size_bytes,
+            ),
         ):
             yield GaugeMetricFamily(name, help, value)
         yield CounterMetricFamily(
-            "idefics_prompt_tokens_cached", "Tokens of prompts that were found in the cache.", scheduler.found
+            "idefics_prompt_tokens_cached",
+            "Tokens of prompts that were found in the cache.",
+            scheduler.num_cached_tokens,
         )
         yield CounterMetricFamily(
-            "idefics_pictures_encoded", "Pictures that were not found in the cache.", pictures.encoded
+            "idefics_pictures_encoded",
+            "Pictures that were not found in the cache.",
+            encoder_cache.num_encoded,
         )
 
 
@@ -58,47 +70,49 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
-        self.gone = Counter(
+        self.disconnected_clients = Counter(
             "idefics_clients_gone",
             "Clients that left before their answer was complete.",
             registry=self.registry,
         )
         self.prompt_tokens = Counter("idefics_prompt_tokens", "Tokens of prompts.", registry=self.registry)
-        self.tokens = Counter("idefics_completion_tokens", "Tokens of answers.", registry=self.registry)
+        self.completion_tokens = Counter(
+            "idefics_completion_tokens", "Tokens of answers.", registry=self.registry
+        )
         self.pictures = Counter("idefics_pictures", "Pictures of prompts.", registry=self.registry)
-        self.first = Histogram(
+        self.time_to_first_token = Histogram(
             "idefics_time_to_first_token_seconds",
             "From a request's arrival to its first token.",
             registry=self.registry,
-            buckets=SECONDS,
+            buckets=LATENCY_BUCKETS,
         )
-        self.each = Histogram(
+        self.time_per_token = Histogram(
             "idefics_time_per_token_seconds",
             "From one token of an answer to the next, on average over the answer.",
             registry=self.registry,
-            buckets=SECONDS_A_TOKEN,
+            buckets=TOKEN_LATENCY_BUCKETS,
         )
         self.registry.register(EngineCollector(vlm.engine))
 
-    def visits(self, count: Callable[[], int]) -> None:
+    def track_active_requests(self, count_requests: Callable[[], int]) -> None:
         """What counts the requests that are there."""
         gauge = Gauge(
             "idefics_visits", "Requests that have been let in and are not over.", registry=self.registry
         )
-        gauge.set_function(count)
+        gauge.set_function(count_requests)
 
-    def answered(self, usage: Usage, first: float, rest: float) -> None:
+    def record_answer(self, usage: Usage, time_to_first_token: float, decode_time: float) -> None:
         """One answer has ended.
 
         Args:
-            first, rest: seconds to its first token, and from there to its last.
+            time_to_first_token, decode_time: seconds to its first token, and from there to its last.
         """
-        self.tokens.inc(usage.completion_tokens)
+        self.completion_tokens.inc(usage.completion_tokens)
         if usage.completion_tokens:
-            self.first.observe(first)
+            self.time_to_first_token.observe(time_to_first_token)
         if usage.completion_tokens > 1:
-            self.each.observe(rest / (usage.completion_tokens - 1))
+            self.time_per_token.observe(decode_time / (usage.completion_tokens - 1))
 
-    def text(self) -> bytes:
+    def to_prometheus_text(self) -> bytes:
         """In Prometheus' format."""
         return generate_latest(self.registry)

@@ -8,24 +8,26 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from idefics.messages import Alternative, Delta
-from idefics.server.visit import Visit
+from idefics.server.request_context import RequestContext
 
 if TYPE_CHECKING:
-    from idefics.processing.processor import Endings
+    from idefics.processing.processor import ScoringPrompt
     from idefics.prompt import Prompt
 
-PIECE = 512  # tokens that are scored at once: what is computed for them grows with their square
+CHUNK_TOKENS = 512  # tokens that are scored at once: what is computed for them grows with their square
 
 
-async def prompt_logprobs(visit: Visit, make: Callable[[], Prompt], text: str, top: int) -> Delta:
+async def compute_prompt_logprobs(
+    context: RequestContext, make_prompt: Callable[[], Prompt], text: str, num_top_logprobs: int
+) -> Delta:
     """A prompt of text alone, as if it were an answer: its tokens with their natural-log probabilities.
 
     It is scored piece by piece: each is an ending of what comes before it, which the prefix cache knows.
 
     Args:
-        make: the prompt, in a worker.
+        make_prompt: the prompt, in a worker.
         text: what it is made of. What the tokenizer puts before it is not among the tokens.
-        top: so many of the likeliest tokens in the place of each are told.
+        num_top_logprobs: so many of the likeliest tokens in the place of each are told.
 
     Returns:
         The text and its tokens. The log-probability of the first one is NaN where nothing at all is before it.
@@ -33,17 +35,26 @@ async def prompt_logprobs(visit: Visit, make: Callable[[], Prompt], text: str, t
     Raises:
         Fault, IdeficsError: as `Visit.scores`.
     """
-    prompt = await visit.aside(make)
-    opening = visit.service.vlm.processor.num_opening_tokens
-    logprobs = [math.nan] * (opening == 0)
-    tops: list[tuple[Alternative, ...]] = [()] * (opening == 0)
-    for start in range(max(opening, 1), len(prompt), PIECE):
-        ending = prompt.ids[start : start + PIECE]
-        handle = await visit.scores(partial(_split, prompt, start, ending), top=top, is_counted=False)
-        logprobs += handle.scores[0]
-        tops += handle.score_tops[0]
-    return Delta(text, prompt.ids[opening:], tuple(logprobs), tuple(tops) if top else None)
+    prompt = await context.run_in_worker(make_prompt)
+    num_opening_tokens = context.service.vlm.processor.num_prefix_tokens
+    logprobs = [math.nan] * (num_opening_tokens == 0)
+    top_logprobs: list[tuple[Alternative, ...]] = [()] * (num_opening_tokens == 0)
+    for start in range(max(num_opening_tokens, 1), len(prompt), CHUNK_TOKENS):
+        chunk = prompt.ids[start : start + CHUNK_TOKENS]
+        handle = await context.score_continuations(
+            partial(_as_scoring_prompt, prompt, start, chunk),
+            num_top_logprobs=num_top_logprobs,
+            counts_prompt=False,
+        )
+        logprobs += handle.continuation_logprobs[0]
+        top_logprobs += handle.continuation_top_logprobs[0]
+    return Delta(
+        text,
+        prompt.ids[num_opening_tokens:],
+        tuple(logprobs),
+        tuple(top_logprobs) if num_top_logprobs else None,
+    )
 
 
-def _split(prompt: Prompt, start: int, ending: tuple[int, ...]) -> Endings:
-    return prompt.until(start), (ending,)
+def _as_scoring_prompt(prompt: Prompt, start: int, continuation: tuple[int, ...]) -> ScoringPrompt:
+    return prompt.text_prefix(start), (continuation,)

@@ -8,18 +8,20 @@ from uuid import uuid4
 
 from starlette.types import Scope
 
-HEADER = b"x-request-id"
-ACCEPTED = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")  # nothing that could forge a line of the log
+REQUEST_ID_HEADER = b"x-request-id"
+REQUEST_ID_PATTERN = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")  # nothing that could forge a line of the log
 
-current: ContextVar[str] = ContextVar("request_id", default="-")  # of the request that is being answered
+current_request_id: ContextVar[str] = ContextVar(
+    "request_id", default="-"
+)  # of the request that is being answered
 
 
-def new_id() -> str:
+def new_request_id() -> str:
     """A fresh id."""
     return f"req_{uuid4().hex}"
 
 
-def request_id(scope: Scope) -> str:
+def request_id_from_headers(scope: Scope) -> str:
     """The id that a client has given its request in `x-request-id`, where it may stand in a log; else a new one."""
-    given = next((value for key, value in scope["headers"] if key == HEADER), b"")
-    return given.decode() if ACCEPTED.fullmatch(given) else new_id()
+    client_id = next((value for key, value in scope["headers"] if key == REQUEST_ID_HEADER), b"")
+    return client_id.decode() if REQUEST_ID_PATTERN.fullmatch(client_id) else new_request_id()

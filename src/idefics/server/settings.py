@@ -13,21 +13,27 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from idefics.calls import one_of
-from idefics.catalog import DEFAULT
-from idefics.config import Kernels
+from idefics.catalog import DEFAULT_MODEL
+from idefics.config import KernelMode
 from idefics.errors import BadSetting, MissingExtra
-from idefics.host_memory import memory_amount
-from idefics.processing import addresses
+from idefics.host_memory import parse_memory_size
+from idefics.processing import url_policy
+from idefics.validation import validate_choice
 
-PREFIX = "IDEFICS_"  # of the environment's names
-ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s:/?#@*\[\]]+)(:\d{1,5})?/?")
-USUAL_PORT = re.compile(r"^(http://.*(?=:80$)|https://.*(?=:443$)):\d+$")  # which browsers leave out
+ENVIRONMENT_PREFIX = "IDEFICS_"  # of the environment's names
+ORIGIN_PATTERN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s:/?#@*\[\]]+)(:\d{1,5})?/?")
+DEFAULT_PORT_PATTERN = re.compile(
+    r"^(http://.*(?=:80$)|https://.*(?=:443$)):\d+$"
+)  # which browsers leave out
 
 
-def _setting(section: str, default: Any, help: str, low: float = 0, high: float = 0, **more: Any) -> Any:
+def _setting(
+    section: str, default: Any, help: str, low: float = 0, high: float = 0, **field_kwargs: Any
+) -> Any:
     """A field; `low` and `high` bound a number."""
-    return field(default=default, metadata={"section": section, "help": help, "range": (low, high)}, **more)
+    return field(
+        default=default, metadata={"section": section, "help": help, "range": (low, high)}, **field_kwargs
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,9 @@ class Settings:
         BadSetting: a value is out of range, or an address other than this machine's is to be served without a key.
     """
 
-    model: str = _setting("Model", DEFAULT, "Short name (`idefics models` lists them), folder or hub id.")
+    model: str = _setting(
+        "Model", DEFAULT_MODEL, "Short name (`idefics models` lists them), folder or hub id."
+    )
     name: str | None = _setting(
         "Model", None, "Model name that clients use; unset: the last part of --model."
     )
@@ -101,31 +109,31 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            (low, high), value = one.metadata["range"], getattr(self, one.name)
+        for setting in fields(self):
+            (low, high), value = setting.metadata["range"], getattr(self, setting.name)
             if high and value is not None and not low <= value <= high:
-                raise BadSetting(f"{one.name} is {value!r}; give a number from {low} to {high}")
-        memory_amount("kv_cache", self.kv_cache)
-        one_of("kernels", self.kernels, get_args(Kernels))
-        addresses.allowed_hosts(self.remote_images)
+                raise BadSetting(f"{setting.name} is {value!r}; give a number from {low} to {high}")
+        parse_memory_size("kv_cache", self.kv_cache)
+        validate_choice("kernels", self.kernels, get_args(KernelMode))
+        url_policy.parse_allowed_hosts(self.remote_images)
         if self.remote_images == "any":
             raise BadSetting(
                 "remote_images is 'any', and clients would reach this machine's own network: give off, public, or "
                 "hosts with commas between them; pictures of this network can be sent as data URIs"
             )
-        self.names()
-        if "*" in self.origins() and not (self.api_key or self.api_key_file):
+        self.allowed_host_names()
+        if "*" in self.allowed_origin_set() and not (self.api_key or self.api_key_file):
             raise BadSetting(
                 "allowed_origins is *, and there is no key: every web page could ask; list the origins, or give "
                 "--api-key-file"
             )
-        if not (is_loopback(self.host) or self.insecure or self.api_key or self.api_key_file):
+        if not (is_loopback_host(self.host) or self.insecure or self.api_key or self.api_key_file):
             raise BadSetting(
                 f"host is {self.host}, which other machines reach, and there is no key: give --api-key-file (or "
-                f"{PREFIX}API_KEY), or say --insecure if everyone may ask"
+                f"{ENVIRONMENT_PREFIX}API_KEY), or say --insecure if everyone may ask"
             )
 
-    def keys(self) -> tuple[bytes, ...]:
+    def api_keys(self) -> tuple[bytes, ...]:
         """The keys that open the server; none where it is open.
 
         Raises:
@@ -144,7 +152,7 @@ class Settings:
             raise BadSetting("the API key is blank: give at least one character, or leave it out")
         return keys
 
-    def names(self) -> tuple[str, ...]:
+    def allowed_host_names(self) -> tuple[str, ...]:
         """The names that `allowed_hosts` lists.
 
         Raises:
@@ -159,28 +167,28 @@ class Settings:
                 )
         return names
 
-    def origins(self) -> frozenset[str]:
+    def allowed_origin_set(self) -> frozenset[str]:
         """The origins that `allowed_origins` lists, as browsers spell them: in lower case, without the usual port.
 
         Raises:
             BadSetting: one of them is no origin.
         """
-        listed = [one.strip().lower() for one in (self.allowed_origins or "").split(",") if one.strip()]
-        for one in listed:
-            if one != "*" and not ORIGIN.fullmatch(one):
+        origins = [one.strip().lower() for one in (self.allowed_origins or "").split(",") if one.strip()]
+        for one in origins:
+            if one != "*" and not ORIGIN_PATTERN.fullmatch(one):
                 raise BadSetting(
                     f"allowed_origins has {one!r}; give origins as browsers send them, scheme and host and any port, "
                     "such as https://app.example.com or http://localhost:3000"
                 )
-        return frozenset(USUAL_PORT.sub(r"\1", one.removesuffix("/")) for one in listed)
+        return frozenset(DEFAULT_PORT_PATTERN.sub(r"\1", one.removesuffix("/")) for one in origins)
 
     @property
-    def served(self) -> str:
+    def served_model_name(self) -> str:
         """What clients call the model. Of a path only the last part is told."""
         return self.name or Path(self.model).name or self.model
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Whether an address is one of this machine alone."""
     try:
         return ip_address(host).is_loopback
@@ -188,7 +196,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read(given: Mapping[str, Any], config: Path | None = None) -> Settings:
+def read_settings(values: Mapping[str, Any], config_file: Path | None = None) -> Settings:
     """What is given, else what the environment says (`IDEFICS_PORT`), else a TOML file (`port = 8000`), else defaults.
 
     Raises:
@@ -201,7 +209,7 @@ def read(given: Mapping[str, Any], config: Path | None = None) -> Settings:
     except ModuleNotFoundError:
         raise MissingExtra("idefics serve", "serve") from None
 
-    class Sources(BaseSettings, env_prefix=PREFIX, env_ignore_empty=True, extra="forbid"):
+    class Sources(BaseSettings, env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid"):
         @classmethod
         def settings_customise_sources(
             cls,
@@ -212,23 +220,23 @@ def read(given: Mapping[str, Any], config: Path | None = None) -> Settings:
             return (
                 named["init_settings"],
                 named["env_settings"],
-                TomlConfigSettingsSource(settings_cls, config),
+                TomlConfigSettingsSource(settings_cls, config_file),
             )
 
     hints = get_type_hints(Settings)
-    known: dict[str, Any] = {one.name: (hints[one.name], one.default) for one in fields(Settings)}
-    reader = create_model("Reader", __base__=Sources, **known)
-    if config is not None and not config.is_file():
-        raise BadSetting(f"{config}: no such file")
+    fields_by_name: dict[str, Any] = {one.name: (hints[one.name], one.default) for one in fields(Settings)}
+    reader = create_model("Reader", __base__=Sources, **fields_by_name)
+    if config_file is not None and not config_file.is_file():
+        raise BadSetting(f"{config_file}: no such file")
     try:
-        return Settings(**dict(reader(**given)))
+        return Settings(**dict(reader(**values)))
     except ValidationError as error:
-        raise BadSetting("; ".join(_fault(one) for one in error.errors())) from None
+        raise BadSetting("; ".join(_describe_setting_error(one) for one in error.errors())) from None
     except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
-        raise BadSetting(f"{config} cannot be read: {error}") from None
+        raise BadSetting(f"{config_file} cannot be read: {error}") from None
 
 
-def _fault(error: Mapping[str, Any]) -> str:
+def _describe_setting_error(error: Mapping[str, Any]) -> str:
     """What pydantic says of one value, for people."""
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":

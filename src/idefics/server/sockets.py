@@ -22,7 +22,7 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A TCP socket on an address, not listening yet: clients are refused until the model is loaded.
 
     It names its protocol: asyncio switches Nagle's algorithm off (TCP_NODELAY) for accepted sockets that do. With it,
@@ -35,8 +35,8 @@ def bind(host: str, port: int) -> socket.socket:
         BadSetting: there is no such address, or the port is in use.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+        family, socket_type, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket_type, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -44,11 +44,11 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except (OSError, OverflowError) as error:
-        raise _refusal(host, port, error) from None
+        raise _bind_error(host, port, error) from None
     return listener
 
 
-def listen(listener: socket.socket) -> None:
+def start_listening(listener: socket.socket) -> None:
     """Accepts clients from here on.
 
     Raises:
@@ -58,23 +58,23 @@ def listen(listener: socket.socket) -> None:
         listener.listen()
     except OSError as error:
         host, port = listener.getsockname()[:2]
-        raise _refusal(host, port, error) from None
+        raise _bind_error(host, port, error) from None
 
 
-def url_of(listener: socket.socket) -> str:
+def socket_url(listener: socket.socket) -> str:
     """Where clients find it."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _refusal(host: str, port: int, error: OSError | OverflowError) -> BadSetting:
+def _bind_error(host: str, port: int, error: OSError | OverflowError) -> BadSetting:
     if isinstance(error, OverflowError):
         return BadSetting(f"--port is {port}: ports end at 65535; give another, or 0 for a free one")
-    why = (
+    reason = (
         "the port is in use"
         if error.errno == errno.EADDRINUSE
         else error.strerror or os.strerror(error.errno or 0)
     )
     return BadSetting(
-        f"cannot listen on {host}, port {port}: {why}; give another --port (0: a free one) or --host"
+        f"cannot listen on {host}, port {port}: {reason}; give another --port (0: a free one) or --host"
     )

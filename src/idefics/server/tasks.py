@@ -11,32 +11,32 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field, create_model
 
 from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot, Usage
-from idefics.server import neutral_fields
-from idefics.server.answers import RankingShape, TaskShape
-from idefics.server.bodies import FILE, read
-from idefics.server.events import DONE, Events, event
-from idefics.server.faults import Fault
-from idefics.server.fields import MOST_PICTURES, MOST_TOKENS, Choosing, picture_at
-from idefics.server.neutral import Unused
-from idefics.server.request_object import Fields
-from idefics.server.usage import notes_of, usage_of
-from idefics.server.visit import Visit
-from idefics.server.wiring import Serving, Visiting, described
+from idefics.server import ignored_field_tables
+from idefics.server.errors import APIError
+from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.request_body import FILE_PART, read_request
+from idefics.server.request_context import RequestContext
+from idefics.server.request_model import RequestModel
+from idefics.server.response_schemas import ClassificationResponse, TaskResponse
+from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
+from idefics.server.schemas import MAX_NEW_TOKENS, MAX_PICTURES, SamplingFields, picture_from_url
+from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
+from idefics.server.usage import collect_notes, sum_usage
 from idefics.tasks import TASKS, classify
-from idefics.tasks.ranking import neutral
-from idefics.tasks.record import Task
+from idefics.tasks.ranking import neutral_picture
+from idefics.tasks.task import Task
 from idefics.tasks.write import STORY
 
 if TYPE_CHECKING:
     from idefics import Idefics
 
-MOST_BEAMS = 16
-LONGEST_LABEL = 1024  # characters
+MAX_BEAMS = 16
+MAX_LABEL_CHARACTERS = 1024  # characters
 
 router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"])
 
 
-class ShotField(Fields):
+class FewShotExample(RequestModel):
     """A worked example to follow."""
 
     image_url: str
@@ -44,40 +44,40 @@ class ShotField(Fields):
     question: str = ""
 
 
-class Shown(Fields):
+class PictureRequest(RequestModel):
     """A picture, and how closely it is looked at. A form may bring the picture as a file, `image`, instead."""
 
-    unused: ClassVar[Unused] = neutral_fields.TASK
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.TASK_FIELDS
 
     image_url: str | None = None
     detail: Detail | None = None
     max_tiles: int | None = Field(None, ge=1, le=1024)
-    shots: list[ShotField] = Field([], max_length=MOST_PICTURES - 1)
+    shots: list[FewShotExample] = Field([], max_length=MAX_PICTURES - 1)
 
-    def picture(self, file: bytes | None) -> Picture:
+    def to_picture(self, file: bytes | None) -> Picture:
         """The one of the two that is given."""
         if (file is None) == (self.image_url is None):
-            raise Fault(
+            raise APIError(
                 400,
-                f'give the picture as "image_url" or, in a form, as the file "{FILE}": one of the two',
+                f'give the picture as "image_url" or, in a form, as the file "{FILE_PART}": one of the two',
                 param="image_url",
             )
-        return Picture(file) if file is not None else picture_at(self.image_url or "")
+        return Picture(file) if file is not None else picture_from_url(self.image_url or "")
 
-    def look(self) -> ImageDetail:
+    def to_image_detail(self) -> ImageDetail:
         """How closely."""
         return ImageDetail(self.detail or "high", self.max_tiles)
 
-    def examples(self) -> list[Shot]:
+    def to_shots(self) -> list[Shot]:
         """The shots, as the rest of the house says them."""
-        return [Shot(picture_at(shot.image_url), shot.answer, shot.question) for shot in self.shots]
+        return [Shot(picture_from_url(shot.image_url), shot.answer, shot.question) for shot in self.shots]
 
 
-class TaskRequest(Shown, Choosing):
+class TaskRequest(PictureRequest, SamplingFields):
     """A picture, and how the words about it are chosen."""
 
-    max_new_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    num_beams: int | None = Field(None, ge=1, le=MOST_BEAMS)
+    max_new_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
     stream: bool | None = None
 
 
@@ -86,116 +86,143 @@ def shot_texts(shots: Sequence[Shot]) -> Iterator[str]:
     return (text for shot in shots for text in (shot.question, shot.answer))
 
 
-class ClassifyRequest(Shown):
+class ClassificationRequest(PictureRequest):
     """A picture and labels for it."""
 
-    labels: list[Annotated[str, Field(max_length=LONGEST_LABEL)]] = Field(
-        min_length=2, max_length=classify.MOST_LABELS
+    labels: list[Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]] = Field(
+        min_length=2, max_length=classify.MAX_LABELS
     )
     length_normalized: bool = False
     calibrated: bool = False
 
 
-Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
+TaskWords = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
-def kind_of(task: Task) -> type[Shown]:
+def request_class_for(task: Task) -> type[PictureRequest]:
     """What a request for a task looks like."""
     if task is classify.TASK:
-        return ClassifyRequest
-    words: dict[str, Any] = {}
-    if task.words:
-        words["words"] = (Words, STORY if task.name == "write" else ...)
-    return create_model(f"{task.name.capitalize()}Request", __base__=TaskRequest, __doc__=task.help, **words)
+        return ClassificationRequest
+    word_fields: dict[str, Any] = {}
+    if task.words_name:
+        word_fields["words"] = (TaskWords, STORY if task.name == "write" else ...)
+    return create_model(
+        f"{task.name.capitalize()}Request", __base__=TaskRequest, __doc__=task.help, **word_fields
+    )
 
 
-def _answering(task: Task, kind: type[Shown]) -> Callable[..., Any]:
+def _make_route_handler(task: Task, request_class: type[PictureRequest]) -> Callable[..., Any]:
     """The function of a task's route."""
 
-    async def answer(request: Request, service: Serving, visit: Visiting) -> Response:
-        asked, file = await read(request, kind, service.settings.body_megabytes << 20)
-        picture, shots = asked.picture(file), asked.examples()
+    async def handle_task(request: Request, service: ServerStateDep, visit: RequestContextDep) -> Response:
+        task_request, file = await read_request(request, request_class, service.settings.body_megabytes << 20)
+        picture, shots = task_request.to_picture(file), task_request.to_shots()
         vlm = service.vlm.with_shots(shots)
-        if isinstance(asked, ClassifyRequest):
-            return await _ranking(visit, vlm, asked, picture)
-        assert isinstance(asked, TaskRequest)
-        wishes = asked.wishes() | {"max_new_tokens": asked.max_new_tokens or task.max_new_tokens}
-        if asked.num_beams is not None:
-            wishes["num_beams"] = asked.num_beams
-        words = asked.model_dump().get("words", "").strip()
-        start = words if task.name == "complete" else ""
+        if isinstance(task_request, ClassificationRequest):
+            return await _rank_labels(visit, vlm, task_request, picture)
+        assert isinstance(task_request, TaskRequest)
+        generation_kwargs = task_request.generation_kwargs() | {
+            "max_new_tokens": task_request.max_new_tokens or task.max_new_tokens
+        }
+        if task_request.num_beams is not None:
+            generation_kwargs["num_beams"] = task_request.num_beams
+        words = task_request.model_dump().get("words", "").strip()
+        text_prefix = words if task.name == "complete" else ""
         visit.check_texts([words, *shot_texts(shots)])
-        make = partial(vlm.task_prompt, task, picture, words, asked.look())
-        await visit.ask(make, wishes, pictures=[picture, *(shot.picture for shot in shots)], start=start)
-        if asked.stream:
-            return Events(_pieces(visit))
-        (said,) = await visit.answers()
-        return JSONResponse({"object": "image.task", "task": task.name, "text": said.text, **_end(said)})
+        make_prompt = partial(vlm.task_prompt, task, picture, words, task_request.to_image_detail())
+        await visit.submit_prompt(
+            make_prompt,
+            generation_kwargs,
+            pictures=[picture, *(shot.picture for shot in shots)],
+            text_prefix=text_prefix,
+        )
+        if task_request.stream:
+            return EventStreamResponse(_stream_events(visit))
+        (answer,) = await visit.answers()
+        return JSONResponse(
+            {"object": "image.task", "task": task.name, "text": answer.text, **_final_fields(answer)}
+        )
 
-    return answer
+    return handle_task
 
 
-async def _pieces(visit: Visit) -> AsyncGenerator[bytes]:
-    async for _, delta in visit.deltas():
-        yield event({"text": delta.text})
-    yield event({"text": "", **_end(visit.streams[0].answer)})
-    yield DONE
+async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
+    async for _, delta in context.deltas():
+        yield format_event({"text": delta.text})
+    yield format_event({"text": "", **_final_fields(context.streams[0].answer)})
+    yield DONE_EVENT
 
 
-async def _ranking(visit: Visit, vlm: Idefics, asked: ClassifyRequest, picture: Picture) -> Response:
-    labels = classify.checked(asked.labels)
-    task, words = classify.worded(labels, vlm.processor.style.kind)
-    visit.check_texts([words, *shot_texts(vlm.shots)])
-    ask = partial(vlm.label_endings, task, words, labels, look=asked.look())
-    shots = [shot.picture for shot in vlm.shots]
-    handle = await visit.scores(partial(ask, picture), pictures=[picture, *shots])
-    prior: list[list[float]] | None = None
-    if asked.calibrated:
-        prior = (await visit.scores(partial(ask, neutral()), pictures=[neutral(), *shots])).scores
-    rows = classify.ranked(labels, handle.scores, prior, length_normalized=asked.length_normalized)
-    found = [{"label": row.label, "probability": row.probability, "logprob": row.logprob} for row in rows]
+async def _rank_labels(
+    context: RequestContext, vlm: Idefics, request: ClassificationRequest, picture: Picture
+) -> Response:
+    labels = classify.check_labels(request.labels)
+    task, words = classify.task_for_labels(labels, vlm.processor.prompt_format.kind)
+    context.check_texts([words, *shot_texts(vlm.shots)])
+    make_scoring_prompt = partial(
+        vlm.label_scoring_prompt, task, words, labels, image_detail=request.to_image_detail()
+    )
+    shot_pictures = [shot.picture for shot in vlm.shots]
+    handle = await context.score_continuations(
+        partial(make_scoring_prompt, picture), pictures=[picture, *shot_pictures]
+    )
+    prior_scores: list[list[float]] | None = None
+    if request.calibrated:
+        prior_scores = (
+            await context.score_continuations(
+                partial(make_scoring_prompt, neutral_picture()), pictures=[neutral_picture(), *shot_pictures]
+            )
+        ).continuation_logprobs
+    rows = classify.rank_labels(
+        labels, handle.continuation_logprobs, prior_scores, length_normalized=request.length_normalized
+    )
+    labels_json = [
+        {"label": row.label, "probability": row.probability, "logprob": row.logprob} for row in rows
+    ]
     notes = list(handle.request.prompt.notes)
-    end = {"usage": _usage(handle.usage), **({"notes": notes} if notes else {})}
-    return JSONResponse({"object": "image.task", "task": task.name, "labels": found, **end})
+    final_fields = {"usage": _format_usage(handle.usage), **({"notes": notes} if notes else {})}
+    return JSONResponse({"object": "image.task", "task": task.name, "labels": labels_json, **final_fields})
 
 
-def _end(answer: Answer) -> dict[str, Any]:
-    return {"finish_reason": answer.finish, "usage": _usage(answer.usage), **notes_of([answer])}
+def _final_fields(answer: Answer) -> dict[str, Any]:
+    return {"finish_reason": answer.finish, "usage": _format_usage(answer.usage), **collect_notes([answer])}
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {**usage_of(usage), "pictures": usage.pictures}
+def _format_usage(usage: Usage) -> dict[str, Any]:
+    return {**sum_usage(usage), "pictures": usage.pictures}
 
 
-def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+def _inline_references(schema: Any, definitions: dict[str, Any]) -> Any:
     """A schema with the parts that it refers to in place of the references."""
     if isinstance(schema, list):
-        return [_inlined(one, parts) for one in schema]
+        return [_inline_references(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
-        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
-    return {name: _inlined(one, parts) for name, one in schema.items()}
+        return _inline_references(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inline_references(item, definitions) for name, item in schema.items()}
 
 
-def _described(kind: type[Shown]) -> dict[str, Any]:
+def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:
     """A request's body for the API's description."""
-    fields = kind.model_json_schema()
-    fields = _inlined(fields, fields.pop("$defs", {}))
-    file = {"type": "string", "contentMediaType": "application/octet-stream"}
-    form = {**fields, "properties": {**fields["properties"], FILE: file}}
+    fields = request_class.model_json_schema()
+    fields = _inline_references(fields, fields.pop("$defs", {}))
+    file_schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+    form_schema = {**fields, "properties": {**fields["properties"], FILE_PART: file_schema}}
     return {
         "required": True,
-        "content": {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form}},
+        "content": {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form_schema}},
     }
 
 
 for _task in TASKS.values():
-    _kind = kind_of(_task)
+    _request_class = request_class_for(_task)
     router.post(
         f"/{_task.name}",
         name=_task.name,
         summary=_task.help,
-        responses=described(RankingShape) if _task is classify.TASK else described(TaskShape, streams=True),
-        openapi_extra={"requestBody": _described(_kind)},
-    )(_answering(_task, _kind))
+        responses=document_responses(ClassificationResponse)
+        if _task is classify.TASK
+        else document_responses(TaskResponse, can_stream=True),
+        openapi_extra={"requestBody": _document_request_body(_request_class)},
+    )(_make_route_handler(_task, _request_class))

@@ -1,11 +1,11 @@
 """Captioning: the model says what the picture shows, with no words from the caller."""
 
-from idefics.tasks.record import Task
+from idefics.tasks.task import Task
 
 # The question is SmolVLM's card's; "Caption:" after each picture is the wording of the OBELICS evaluation for shots.
 TASK = Task(
     name="caption",
     help="Say what a picture shows.",
-    chat="Can you describe this image?",
-    line_with_shots="Caption:",
+    chat_prompt="Can you describe this image?",
+    base_prompt_with_shots="Caption:",
 )

@@ -1,12 +1,12 @@
 """Prompted captioning: the model goes on with the caller's words."""
 
-from idefics.tasks.record import Task
+from idefics.tasks.task import Task
 
 TASK = Task(
     name="complete",
     help='Continue your words about a picture, such as "This is an image of".',
-    words="text",
-    chat="Can you describe this image?",
+    words_name="text",
+    chat_prompt="Can you describe this image?",
     answer_start="{words}",
-    line="{words}",
+    base_prompt="{words}",
 )

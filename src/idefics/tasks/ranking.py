@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal, overload
 
-from idefics.calls import checked_flag, public
-from idefics.engine.handle import Handle
+from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Deadline, Request
 from idefics.errors import IdeficsError
-from idefics.messages import Detail, ImageDetail, Picture, Ranking, Timings, Visual
+from idefics.generation.prefetch import prefetch_map
+from idefics.messages import Detail, ImageDetail, Picture, PictureOrVideo, Ranking, Timings
 from idefics.options import OnError
-from idefics.pipeline.ahead import ahead
 from idefics.tasks import classify
-from idefics.tasks.pictured import TaskPipeline, given_pictures, there
-from idefics.tasks.record import Task, compose
+from idefics.tasks.task import Task, compose_task_prompt
+from idefics.tasks.task_pipeline import TaskPipeline, parse_pictures, picture_or_raise
+from idefics.validation import reject_unknown_arguments, validate_bool
 
 if TYPE_CHECKING:
-    from idefics.processing.processor import Endings
-    from idefics.tasks.pictured import Many, One
+    from idefics.processing.processor import ScoringPrompt
+    from idefics.tasks.task_pipeline import PictureInput, PictureInputs
 
-NEUTRAL_SIDE = 64  # of the plain grey picture that stands for "no picture in particular"
+NEUTRAL_IMAGE_SIZE = 64  # of the plain grey picture that stands for "no picture in particular"
 
 
 class RankingPipeline(TaskPipeline):
@@ -31,7 +31,7 @@ class RankingPipeline(TaskPipeline):
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is one picture
         self,
-        image: One,
+        image: PictureInput,
         labels: Sequence[str],
         *,
         length_normalized: bool = ...,
@@ -44,7 +44,7 @@ class RankingPipeline(TaskPipeline):
     @overload
     def classify(
         self,
-        image: Many,
+        image: PictureInputs,
         labels: Sequence[str],
         *,
         length_normalized: bool = ...,
@@ -57,7 +57,7 @@ class RankingPipeline(TaskPipeline):
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is one picture
         self,
-        image: One,
+        image: PictureInput,
         labels: Sequence[str],
         *,
         length_normalized: bool = ...,
@@ -70,7 +70,7 @@ class RankingPipeline(TaskPipeline):
     @overload
     def classify(
         self,
-        image: Many,
+        image: PictureInputs,
         labels: Sequence[str],
         *,
         length_normalized: bool = ...,
@@ -80,10 +80,10 @@ class RankingPipeline(TaskPipeline):
         max_tiles: int | None = ...,
         timeout: float | None = ...,
     ) -> list[Ranking | IdeficsError]: ...
-    @public
+    @reject_unknown_arguments
     def classify(
         self,
-        image: One | Many,
+        image: PictureInput | PictureInputs,
         labels: Sequence[str],
         *,
         length_normalized: bool = False,
@@ -108,74 +108,101 @@ class RankingPipeline(TaskPipeline):
             detail, max_tiles: how closely pictures are looked at; see `ImageDetail`.
             timeout: seconds; where the call takes longer it raises RequestTimeout.
         """
-        deadline = Deadline.of(timeout)
-        look = ImageDetail(detail, max_tiles)
-        by_length = checked_flag("length_normalized", length_normalized)
-        wanted = classify.checked(labels)
-        task, words = classify.worded(wanted, self.processor.style.kind)
+        deadline = Deadline.from_timeout(timeout)
+        image_detail = ImageDetail(detail, max_tiles)
+        is_length_normalized = validate_bool("length_normalized", length_normalized)
+        checked_labels = classify.check_labels(labels)
+        task, words = classify.task_for_labels(checked_labels, self.processor.prompt_format.kind)
         prior = (
-            self._label_scores(task, words, wanted, neutral(), look, deadline).scores
-            if checked_flag("calibrated", calibrated)
+            self._score_labels(
+                task, words, checked_labels, neutral_picture(), image_detail, deadline
+            ).continuation_logprobs
+            if validate_bool("calibrated", calibrated)
             else None
         )
 
-        def rank(picture: Visual | IdeficsError) -> Ranking:
-            return self._ranking(task, words, wanted, there(picture), look, prior, by_length, deadline)
+        def rank(picture: PictureOrVideo | IdeficsError) -> Ranking:
+            return self._rank_picture(
+                task,
+                words,
+                checked_labels,
+                picture_or_raise(picture),
+                image_detail,
+                prior,
+                is_length_normalized,
+                deadline,
+            )
 
-        pictures, failures = given_pictures(image, on_error)
-        with closing(ahead(rank, pictures, deadline)) as results:
-            rankings = [failures.resolved(index, result) for index, result in enumerate(results)]
-        return rankings if failures.total else rankings[0]
+        pictures, error_policy = parse_pictures(image, on_error)
+        with closing(prefetch_map(rank, pictures, deadline)) as results:
+            rankings = [error_policy.return_or_raise(index, result) for index, result in enumerate(results)]
+        return rankings if error_policy.num_inputs else rankings[0]
 
-    def _ranking(
+    def _rank_picture(
         self,
         task: Task,
         words: str,
         labels: list[str],
-        picture: Visual,
-        look: ImageDetail,
+        picture: PictureOrVideo,
+        image_detail: ImageDetail,
         prior: list[list[float]] | None,
         length_normalized: bool,
         deadline: Deadline | None,
     ) -> Ranking:
-        began = time.perf_counter()
-        handle = self._label_scores(task, words, labels, picture, look, deadline)
-        seconds = time.perf_counter() - began
+        start_time = time.perf_counter()
+        handle = self._score_labels(task, words, labels, picture, image_detail, deadline)
+        seconds = time.perf_counter() - start_time
         return Ranking(
-            classify.ranked(labels, handle.scores, prior, length_normalized=length_normalized),
+            classify.rank_labels(
+                labels, handle.continuation_logprobs, prior, length_normalized=length_normalized
+            ),
             handle.usage,
             Timings(0.0, seconds, seconds),
             handle.request.prompt.notes,
         )
 
-    def _label_scores(
+    def _score_labels(
         self,
         task: Task,
         words: str,
         labels: list[str],
-        picture: Visual,
-        look: ImageDetail,
+        picture: PictureOrVideo,
+        image_detail: ImageDetail,
         deadline: Deadline | None,
-    ) -> Handle:
-        prompt, rests = self.label_endings(task, words, labels, picture, look)
-        return self.engine.submit(Request(prompt, endings=rests, deadline=deadline), wait=True).result()
+    ) -> RequestHandle:
+        prompt, continuations = self.label_scoring_prompt(task, words, labels, picture, image_detail)
+        return self.engine.submit(
+            Request(prompt, continuations=continuations, deadline=deadline), wait=True
+        ).result()
 
-    def label_endings(
-        self, task: Task, words: str, labels: Sequence[str], picture: Visual, look: ImageDetail
-    ) -> Endings:
+    def label_scoring_prompt(
+        self,
+        task: Task,
+        words: str,
+        labels: Sequence[str],
+        picture: PictureOrVideo,
+        image_detail: ImageDetail,
+    ) -> ScoringPrompt:
         """What `classify` asks of the engine: the prompt for one picture, and the ids of each label after it.
 
         Args:
             task, words: as `tasks.classify.worded` gives them.
             labels: as `tasks.classify.checked` gives them.
         """
-        composed = compose(task, self.processor.style.kind, picture, words, self.shots)
-        spaced = labels if self.processor.style.kind == "chat" else [f" {label}" for label in labels]
-        return self._plain().endings(composed.items, spaced, detail=look.detail, max_tiles=look.max_tiles)
+        task_prompt = compose_task_prompt(task, self.processor.prompt_format.kind, picture, words, self.shots)
+        continuation_texts = (
+            labels if self.processor.prompt_format.kind == "chat" else [f" {label}" for label in labels]
+        )
+        return self._with_plain_text().endings(
+            task_prompt.items,
+            continuation_texts,
+            detail=image_detail.detail,
+            max_tiles=image_detail.max_tiles,
+        )
 
 
-def neutral() -> Picture:
+def neutral_picture() -> Picture:
     """A plain mid-grey picture: as good as no picture at all."""
     import PIL.Image
 
-    return Picture(PIL.Image.new("RGB", (NEUTRAL_SIDE, NEUTRAL_SIDE), (127, 127, 127)))
+    return Picture(PIL.Image.new("RGB", (NEUTRAL_IMAGE_SIZE, NEUTRAL_IMAGE_SIZE), (127, 127, 127)))

@@ -1,6 +1,6 @@
 """Image-guided writing: stories, product texts, whatever the instruction asks for."""
 
-from idefics.tasks.record import Task
+from idefics.tasks.task import Task
 
 STORY = "Use the image to write a story."
 
@@ -8,9 +8,9 @@ STORY = "Use the image to write a story."
 TASK = Task(
     name="write",
     help="Write a text guided by a picture: a story unless you say what.",
-    words="instruction",
-    chat="{words}",
-    lead="Instruction: {words} \n",
-    line="Story: \n",
+    words_name="instruction",
+    chat_prompt="{words}",
+    base_instruction="Instruction: {words} \n",
+    base_prompt="Story: \n",
     max_new_tokens=256,
 )

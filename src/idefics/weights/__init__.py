@@ -3,11 +3,21 @@
 Importing this package imports no torch; `load` does.
 """
 
-from idefics.weights.cache import cache_folder, cached
 from idefics.weights.files import weight_files
-from idefics.weights.hub import Progress
+from idefics.weights.hub import ProgressCallback
+from idefics.weights.hub_cache import cache_folder, cached_folder
+from idefics.weights.key_rules import ConcatRule, KeyRules
 from idefics.weights.locate import find
-from idefics.weights.rules import Join, KeyRules
-from idefics.weights.stream import Places, load
+from idefics.weights.streaming_loader import DeviceByModule, load
 
-__all__ = ["Join", "KeyRules", "Places", "Progress", "cache_folder", "cached", "find", "load", "weight_files"]
+__all__ = [
+    "ConcatRule",
+    "KeyRules",
+    "DeviceByModule",
+    "ProgressCallback",
+    "cache_folder",
+    "cached_folder",
+    "find",
+    "load",
+    "weight_files",
+]

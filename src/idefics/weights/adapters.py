@@ -11,7 +11,7 @@ from idefics.errors import BrokenCheckpoint, UnsupportedModel
 ADAPTER_CONFIG = "adapter_config.json"
 
 # What wraps a model in training puts before the name of each weight: (prefix, who, how a checkpoint is saved).
-WRAPPERS = (
+WRAPPER_PREFIXES = (
     ("base_model.model.", "peft", "save model.merge_and_unload() instead of the wrapped model"),
     ("_forward_module.", "Lightning", "save the module inside instead of the wrapper"),
     ("_orig_mod.", "torch.compile", "save model._orig_mod instead of the compiled model"),
@@ -23,37 +23,37 @@ def refuse_adapter(folder: Path) -> None:
     """Raises UnsupportedModel where a folder holds an adapter: its base model alone would give other answers."""
     path = folder / ADAPTER_CONFIG
     if path.is_file():
-        raise UnsupportedModel(adapter(str(folder), path))
+        raise UnsupportedModel(adapter_error_message(str(folder), path))
 
 
-def adapter(name: str, path: Path | None = None) -> str:
+def adapter_error_message(name: str, path: Path | None = None) -> str:
     """What is said of an adapter.
 
     Args:
         name: of its folder or repository.
         path: its adapter_config.json, which names the base model.
     """
-    base = "" if path is None else _base(path)
-    of = f" of {base}" if base else ""
+    base_model = "" if path is None else _base_model_name(path)
+    of = f" of {base_model}" if base_model else ""
     return (
-        f"{name} holds an adapter (LoRA){of}, not a whole model: load {base or 'its base model'} with idefics.compat "
+        f"{name} holds an adapter (LoRA){of}, not a whole model: load {base_model or 'its base model'} with idefics.compat "
         f"and call load_adapter({name!r}); or merge them with peft's merge_and_unload(), save_pretrained, and give "
         "that folder"
     )
 
 
-def _base(path: Path) -> str:
+def _base_model_name(path: Path) -> str:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        name = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return found if isinstance(found, str) else ""
+    return name if isinstance(name, str) else ""
 
 
-def refuse_wrapped(names: Collection[str], folder: Path) -> None:
+def refuse_wrapper_prefix(names: Collection[str], folder: Path) -> None:
     """Raises BrokenCheckpoint where the names of all weights begin as a wrapper of training saves them."""
-    for prefix, who, way_out in WRAPPERS:
+    for prefix, who, hint in WRAPPER_PREFIXES:
         if names and all(name.startswith(prefix) for name in names):
             raise BrokenCheckpoint(
-                f"{folder}: the names of all {len(names)} weights begin with {prefix!r}, as {who} saves them: {way_out}"
+                f"{folder}: the names of all {len(names)} weights begin with {prefix!r}, as {who} saves them: {hint}"
             )

@@ -9,14 +9,14 @@ from pathlib import Path
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.weights.adapters import refuse_adapter
 
-WHOLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
-SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
+SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 
 # One line that a person can paste; `weights_only` keeps the pickle from running code.
-CONVERT = (
+CONVERSION_SCRIPT = (
     "import glob, torch; from safetensors.torch import save_file; "
     "[save_file({{k: v.clone() for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}}, "
     "f.rsplit('.', 1)[0] + '.safetensors') for f in glob.glob(r'{pattern}')]"
@@ -31,14 +31,14 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         BrokenCheckpoint: there are no weights, a shard is missing, or the index cannot be read.
     """
     refuse_adapter(folder)
-    if (folder / WHOLE).is_file():
-        return (folder / WHOLE,)
-    if (folder / INDEX).is_file():
-        names = _indexed(folder / INDEX)
+    if (folder / SINGLE_FILE).is_file():
+        return (folder / SINGLE_FILE,)
+    if (folder / INDEX_FILE).is_file():
+        names = _read_index(folder / INDEX_FILE)
     else:
-        names = sorted({shard for file in folder.glob("*.safetensors") for shard in _set_of(file.name)})
+        names = sorted({shard for file in folder.glob("*.safetensors") for shard in _shard_names(file.name)})
     if not names:
-        raise _no_weights(folder)
+        raise _no_weights_error(folder)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -49,7 +49,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def _indexed(index: Path) -> list[str]:
+def _read_index(index: Path) -> list[str]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -57,16 +57,16 @@ def _indexed(index: Path) -> list[str]:
             f"{index} cannot be read ({type(error).__name__}: {error}): download or copy it again"
         ) from error
     # An index comes from a stranger: it may name files beside it and no others.
-    if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+    if outside_names := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
         raise BrokenCheckpoint(
-            f"{index} names {strange[0]!r}, which is not a file beside it: download it again"
+            f"{index} names {outside_names[0]!r}, which is not a file beside it: download it again"
         )
     return sorted(names)
 
 
-def _set_of(name: str) -> list[str]:
+def _shard_names(name: str) -> list[str]:
     """One shard's name -> the names of all shards of its set."""
-    shard = SHARD.fullmatch(name)
+    shard = SHARD_NAME.fullmatch(name)
     if shard is None:
         return [name]
     return [
@@ -74,12 +74,14 @@ def _set_of(name: str) -> list[str]:
     ]
 
 
-def _no_weights(folder: Path) -> UnsupportedModel | BrokenCheckpoint:
-    for pattern in PICKLES:
+def _no_weights_error(folder: Path) -> UnsupportedModel | BrokenCheckpoint:
+    for pattern in PICKLE_PATTERNS:
         if any(folder.glob(pattern)):
-            convert = CONVERT.format(pattern=folder / pattern)
+            convert = CONVERSION_SCRIPT.format(pattern=folder / pattern)
             return UnsupportedModel(
                 f"{folder} holds pickle weights ({pattern}), which can run code when they are opened; "
                 f'only safetensors are read. To convert: python -c "{convert}"'
             )
-    return BrokenCheckpoint(f"{folder} holds no weights: {WHOLE}, or {INDEX} with its shards, must be in it")
+    return BrokenCheckpoint(
+        f"{folder} holds no weights: {SINGLE_FILE}, or {INDEX_FILE} with its shards, must be in it"
+    )

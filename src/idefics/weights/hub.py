@@ -18,16 +18,16 @@ from typing import Any
 
 from idefics.catalog import CATALOG
 from idefics.errors import ModelNotFound, UnsupportedModel
-from idefics.weights.adapters import ADAPTER_CONFIG, adapter
-from idefics.weights.cache import cache_folder, lacking, snapshot
-from idefics.weights.files import INDEX, PICKLES, WHOLE
+from idefics.weights.adapters import ADAPTER_CONFIG, adapter_error_message
+from idefics.weights.files import INDEX_FILE, PICKLE_PATTERNS, SINGLE_FILE
+from idefics.weights.hub_cache import cache_folder, missing_files, snapshot_folder
 
-Progress = Callable[[int, int], None]  # (bytes so far, bytes in all)
+ProgressCallback = Callable[[int, int], None]  # (bytes so far, bytes in all)
 
 # Everything but the weights. Only files at the top are wanted: folders (onnx/ and such) hold duplicates.
 log = logging.getLogger(__name__)
 
-SETTINGS = (
+CONFIG_FILES = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -40,24 +40,24 @@ SETTINGS = (
     "added_tokens.json",
 )
 
-WAYS_OUT = "use --model demo, which needs no network, or give a folder"
+OFFLINE_HINT = "use --model demo, which needs no network, or give a folder"
 
 
-def from_hub(
-    hub: str,
+def hub_folder(
+    repo_id: str,
     *,
     revision: str | None,
     offline: bool | None,
-    progress: Progress | None,
-    weights: bool,
+    progress: ProgressCallback | None,
+    needs_weights: bool,
     token: str | bool | None,
     cache: Path | None,
 ) -> Path:
     """A hub repository's folder in the cache, downloaded where it is not complete. Arguments as in `find`."""
-    folder = snapshot(hub, revision, cache)
-    missing = ["everything"] if folder is None else lacking(folder, weights=weights)
+    folder = snapshot_folder(repo_id, revision, cache)
+    missing = ["everything"] if folder is None else missing_files(folder, needs_weights=needs_weights)
     if folder is not None and not missing:
-        log.debug("%s is in the hub's cache: %s", hub, folder)
+        log.debug("%s is in the hub's cache: %s", repo_id, folder)
         return folder
     if _is_offline() if offline is None else offline:
         where = (
@@ -66,9 +66,9 @@ def from_hub(
             else f"only partly in the cache (without {', '.join(missing)})"
         )
         raise ModelNotFound(
-            f"{hub} is {where} and offline mode is on: {WAYS_OUT}, or go online to download it"
+            f"{repo_id} is {where} and offline mode is on: {OFFLINE_HINT}, or go online to download it"
         )
-    return _download(hub, revision, progress, weights=weights, token=token, cache=cache)
+    return _download(repo_id, revision, progress, needs_weights=needs_weights, token=token, cache=cache)
 
 
 def _is_offline() -> bool:
@@ -77,125 +77,143 @@ def _is_offline() -> bool:
 
 
 def _download(
-    hub: str,
+    repo_id: str,
     revision: str | None,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
     *,
-    weights: bool,
+    needs_weights: bool,
     token: str | bool | None,
     cache: Path | None,
 ) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        info = HfApi(token=token).model_info(hub, revision=revision, files_metadata=True, timeout=10)
+        info = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True, timeout=10)
     except Exception as error:  # the client's own errors, and those of whichever HTTP library it uses
-        unreachable = "{hub} is not in the cache and the hub cannot be reached ({reason}): " + WAYS_OUT
-        raise _explained(error, hub, revision, unreachable) from error
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    if ADAPTER_CONFIG in sizes and (weights or "config.json" not in sizes):
-        raise UnsupportedModel(adapter(hub))
-    wanted = _wanted(hub, info.config or {}, sizes)
-    wanted = wanted if weights else [name for name in wanted if name in SETTINGS]
-    here = snapshot(hub, info.sha, cache)
-    total = sum(sizes[name] for name in wanted if here is None or not (here / name).is_file())
-    _refuse_full_disk(hub, total, cache or cache_folder())
-    tally = _Tally(total, progress)
-    folder, began = "", time.monotonic()
+        unreachable_message = (
+            "{hub} is not in the cache and the hub cannot be reached ({reason}): " + OFFLINE_HINT
+        )
+        raise _to_model_not_found(error, repo_id, revision, unreachable_message) from error
+    size_by_file = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if ADAPTER_CONFIG in size_by_file and (needs_weights or "config.json" not in size_by_file):
+        raise UnsupportedModel(adapter_error_message(repo_id))
+    needed_files = _files_to_download(repo_id, info.config or {}, size_by_file)
+    needed_files = needed_files if needs_weights else [name for name in needed_files if name in CONFIG_FILES]
+    existing_folder = snapshot_folder(repo_id, info.sha, cache)
+    total = sum(
+        size_by_file[name]
+        for name in needed_files
+        if existing_folder is None or not (existing_folder / name).is_file()
+    )
+    _check_disk_space(repo_id, total, cache or cache_folder())
+    download_progress = _DownloadProgress(total, progress)
+    folder, start_time = "", time.monotonic()
     try:
         # Settings first: whatever breaks off later, a snapshot with its weights is a whole one.
-        for names in ([name for name in wanted if name in SETTINGS], wanted):
+        for names in ([name for name in needed_files if name in CONFIG_FILES], needed_files):
             folder = snapshot_download(
-                hub,
+                repo_id,
                 revision=revision,
                 allow_patterns=names,
-                tqdm_class=tally.bars(),
+                tqdm_class=download_progress.bar_class(),
                 token=token,
                 cache_dir=cache,
             )
     except Exception as error:
-        broken = "the download of {hub} broke off ({reason}): run the same again, it goes on where it stopped"
-        raise _explained(error, hub, revision, broken) from error
-    tally.finish()
-    log.info("downloaded %s: %d bytes in %.1f s", hub, total, time.monotonic() - began)
+        interrupted_message = (
+            "the download of {hub} broke off ({reason}): run the same again, it goes on where it stopped"
+        )
+        raise _to_model_not_found(error, repo_id, revision, interrupted_message) from error
+    download_progress.finish()
+    log.info("downloaded %s: %d bytes in %.1f s", repo_id, total, time.monotonic() - start_time)
     return Path(folder)
 
 
-def _wanted(hub: str, config: dict[str, Any], names: Iterable[str]) -> list[str]:
+def _files_to_download(repo_id: str, config: dict[str, Any], names: Iterable[str]) -> list[str]:
     """The files to download, out of all. Refuses what cannot be run before anything large is on its way."""
     names = [name for name in names if "/" not in name]
     if "config.json" not in names:
-        raise UnsupportedModel(f"{hub} has no config.json: it is not a checkpoint as transformers saves them")
-    runs = sorted({row.model_type for row in CATALOG})
-    model_type = config.get("model_type")
-    if model_type is not None and model_type not in runs:
         raise UnsupportedModel(
-            f"{hub} is of the architecture {model_type!r}; this version runs {', '.join(runs)}: "
+            f"{repo_id} has no config.json: it is not a checkpoint as transformers saves them"
+        )
+    supported_types = sorted({row.model_type for row in CATALOG})
+    model_type = config.get("model_type")
+    if model_type is not None and model_type not in supported_types:
+        raise UnsupportedModel(
+            f"{repo_id} is of the architecture {model_type!r}; this version runs {', '.join(supported_types)}: "
             "`idefics models` lists checkpoints"
         )
-    if WHOLE in names:
-        weights = [WHOLE]
-    elif INDEX in names:
-        weights = [INDEX, *(name for name in names if fnmatch(name, "model-*.safetensors"))]
+    if SINGLE_FILE in names:
+        weights = [SINGLE_FILE]
+    elif INDEX_FILE in names:
+        weights = [INDEX_FILE, *(name for name in names if fnmatch(name, "model-*.safetensors"))]
     else:
         weights = [name for name in names if name.endswith(".safetensors")]
     if not weights:
-        held = "pickle weights only" if any(fnmatch(n, p) for n in names for p in PICKLES) else "no weights"
+        reason = (
+            "pickle weights only"
+            if any(fnmatch(n, p) for n in names for p in PICKLE_PATTERNS)
+            else "no weights"
+        )
         raise UnsupportedModel(
-            f"{hub} holds {held}, and safetensors are needed: "
+            f"{repo_id} holds {reason}, and safetensors are needed: "
             "https://huggingface.co/spaces/safetensors/convert makes them from pickles"
         )
-    return [name for name in names if name in SETTINGS] + weights
+    return [name for name in names if name in CONFIG_FILES] + weights
 
 
-def _refuse_full_disk(hub: str, needed: int, place: Path) -> None:
-    while not place.exists():
-        place = place.parent
-    if (free := shutil.disk_usage(place).free) < needed:
+def _check_disk_space(repo_id: str, needed: int, folder: Path) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    if (free_bytes := shutil.disk_usage(folder).free) < needed:
         raise ModelNotFound(
-            f"{hub} needs {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free: "
+            f"{repo_id} needs {needed / 1e9:.1f} GB and {folder} has {free_bytes / 1e9:.1f} GB free: "
             "make room, or set HF_HOME to a folder on a larger disk"
         )
 
 
-def _explained(error: Exception, hub: str, revision: str | None, otherwise: str) -> ModelNotFound:
-    """An error of the hub's client -> one line; `otherwise` for errors that have no line of their own."""
+def _to_model_not_found(
+    error: Exception, repo_id: str, revision: str | None, default_message: str
+) -> ModelNotFound:
+    """An error of the hub's client -> one line; `default_message` for errors that have no line of their own."""
     from huggingface_hub import errors
 
-    page = f"https://huggingface.co/{hub}"
+    page = f"https://huggingface.co/{repo_id}"
     if isinstance(error, errors.GatedRepoError):
-        text = f"{hub} is gated: accept its terms at {page}, then run `hf auth login`"
+        text = f"{repo_id} is gated: accept its terms at {page}, then run `hf auth login`"
     elif isinstance(error, errors.RevisionNotFoundError):
-        text = f"{hub} has no revision {revision!r}: its branches and tags are at {page}/tree/main"
+        text = f"{repo_id} has no revision {revision!r}: its branches and tags are at {page}/tree/main"
     elif isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
         text = (
-            f"{hub!r} is neither a folder nor a model on the hub: check the spelling, "
+            f"{repo_id!r} is neither a folder nor a model on the hub: check the spelling, "
             "or run `hf auth login` if it is private"
         )
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        text = f"the disk is full: make room in {cache_folder()} for {hub}, or set HF_HOME to a larger disk"
+        text = (
+            f"the disk is full: make room in {cache_folder()} for {repo_id}, or set HF_HOME to a larger disk"
+        )
     else:
-        text = otherwise.format(hub=hub, reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        text = default_message.format(hub=repo_id, reason=f"{type(error).__name__}: {error}".splitlines()[0])
     return ModelNotFound(text)
 
 
-class _Tally:
+class _DownloadProgress:
     """Adds up what the progress bars of the hub's client count, in whichever threads."""
 
-    def __init__(self, total: int, report: Progress | None) -> None:
+    def __init__(self, total: int, report: ProgressCallback | None) -> None:
         self.total = total
         self.report = report if report is not None and total else lambda done, total: None
         self.lock = threading.Lock()
-        self.before = 0  # bytes of earlier calls of the client
-        self.counts: dict[int, int] = {}  # bar -> its bytes
+        self.bytes_before = 0  # bytes of earlier calls of the client
+        self.bytes_by_bar: dict[int, int] = {}  # bar -> its bytes
         self.report(0, total)
 
-    def bars(self) -> type:
+    def bar_class(self) -> type:
         """A class of silent bars for the next call of the client."""
         from huggingface_hub.utils.tqdm import tqdm
 
-        self.before += max(self.counts.values(), default=0)
-        self.counts = {}
+        self.bytes_before += max(self.bytes_by_bar.values(), default=0)
+        self.bytes_by_bar = {}
         add = self._add
 
         class Bar(tqdm):
@@ -215,6 +233,6 @@ class _Tally:
 
     def _add(self, bar: int, count: int) -> None:
         with self.lock:
-            self.counts[bar] = self.counts.get(bar, 0) + count
+            self.bytes_by_bar[bar] = self.bytes_by_bar.get(bar, 0) + count
             # The same bytes are counted as received and as written: the bar that is ahead is believed.
-            self.report(min(self.total, self.before + max(self.counts.values())), self.total)
+            self.report(min(self.total, self.bytes_before + max(self.bytes_by_bar.values())), self.total)

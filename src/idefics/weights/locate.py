@@ -8,15 +8,15 @@ import os
 import re
 from pathlib import Path
 
-from idefics.calls import short
-from idefics.catalog import resolve, short_names
+from idefics.catalog import all_short_names, find_entry
 from idefics.errors import BadSetting, ModelNotFound
+from idefics.validation import short_repr
 from idefics.weights.adapters import refuse_adapter
-from idefics.weights.hub import Progress, from_hub
+from idefics.weights.hub import ProgressCallback, hub_folder
 
 log = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE_FOLDER = Path(__file__).parents[1]
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
 
@@ -25,8 +25,8 @@ def find(
     *,
     revision: str | None = None,
     offline: bool | None = None,
-    progress: Progress | None = None,
-    weights: bool = True,
+    progress: ProgressCallback | None = None,
+    needs_weights: bool = True,
     token: str | bool | None = None,
     cache: Path | None = None,
 ) -> Path:
@@ -41,7 +41,7 @@ def find(
         offline: never use the network; None asks IDEFICS_OFFLINE and HF_HUB_OFFLINE.
         progress: called with (bytes so far, bytes in all): first with (0, all) before anything is downloaded,
             then from the client's threads. Not called for what is already on this machine.
-        weights: whether they are needed too; a processor reads the small files alone.
+        needs_weights: whether they are needed too; a processor reads the small files alone.
         token: for private and gated models; True or None is the one of `hf auth login`, False is none.
         cache: the folder that downloads are kept in; None is the hub client's own.
 
@@ -51,32 +51,36 @@ def find(
         UnsupportedModel: this version does not run it; said before anything large is downloaded.
         BadSetting: a revision of something that is not on the hub.
     """
-    given: object = model
-    if not isinstance(given, (str, os.PathLike)):
-        raise BadSetting(f"model is {short(given)}; give a short name, a folder or a hub id")
-    row = resolve(model) if isinstance(model, str) else None
-    folder = PACKAGE / row.folder if row is not None else Path(model).expanduser()
-    if row is not None and row.hub:
-        hub = row.hub
-    elif row is None and isinstance(model, str) and HUB_ID.fullmatch(model) and not folder.exists():
-        hub = model
+    value: object = model
+    if not isinstance(value, (str, os.PathLike)):
+        raise BadSetting(f"model is {short_repr(value)}; give a short name, a folder or a hub id")
+    catalog_entry = find_entry(model) if isinstance(model, str) else None
+    folder = (
+        PACKAGE_FOLDER / catalog_entry.package_folder
+        if catalog_entry is not None
+        else Path(model).expanduser()
+    )
+    if catalog_entry is not None and catalog_entry.hub_id:
+        repo_id = catalog_entry.hub_id
+    elif catalog_entry is None and isinstance(model, str) and HUB_ID.fullmatch(model) and not folder.exists():
+        repo_id = model
     else:
         if revision is not None:
             raise BadSetting(f"revision is {revision!r}, but {model} is a folder: only the hub has revisions")
-        return _checkpoint(folder, model)
-    log.debug("%s is %s on the hub", model, hub)
-    return from_hub(
-        hub,
+        return _require_checkpoint_folder(folder, model)
+    log.debug("%s is %s on the hub", model, repo_id)
+    return hub_folder(
+        repo_id,
         revision=revision,
         offline=offline,
         progress=progress,
-        weights=weights,
+        needs_weights=needs_weights,
         token=token,
         cache=cache,
     )
 
 
-def _checkpoint(folder: Path, called: str | os.PathLike[str]) -> Path:
+def _require_checkpoint_folder(folder: Path, model_name: str | os.PathLike[str]) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
@@ -84,8 +88,10 @@ def _checkpoint(folder: Path, called: str | os.PathLike[str]) -> Path:
         raise ModelNotFound(f"{folder} has no config.json: give the folder of a checkpoint")
     if folder.exists():
         raise ModelNotFound(f"{folder} is a file: give the folder that holds it")
-    near = ", ".join(difflib.get_close_matches(str(called).lower(), short_names(), n=3, cutoff=0.5))
+    close_names = ", ".join(
+        difflib.get_close_matches(str(model_name).lower(), all_short_names(), n=3, cutoff=0.5)
+    )
     raise ModelNotFound(
-        f"{str(called)!r} is neither a folder nor a short name{near and f' (near: {near})'}: "
+        f"{str(model_name)!r} is neither a folder nor a short name{close_names and f' (near: {close_names})'}: "
         "`idefics models` lists the short names, and a model on the hub is called owner/name"
     )

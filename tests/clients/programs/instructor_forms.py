@@ -4,7 +4,7 @@ from typing import Literal
 
 import instructor
 import openai
-from asking import BASE, KEY, MODEL, PARTS, tell
+from program_setup import API_KEY, BASE_URL, CONTENT_PARTS, MODEL, print_answers
 from pydantic import BaseModel
 
 
@@ -12,11 +12,13 @@ class Seen(BaseModel):
     shape: Literal["circle", "square"]
 
 
-client = openai.OpenAI(base_url=BASE, api_key=KEY, max_retries=0)
+client = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0)
 seen = [
     instructor.from_openai(client, mode=mode)
-    .create(model=MODEL, messages=[{"role": "user", "content": PARTS}], response_model=Seen, max_retries=0)
+    .create(
+        model=MODEL, messages=[{"role": "user", "content": CONTENT_PARTS}], response_model=Seen, max_retries=0
+    )
     .shape
     for mode in (instructor.Mode.JSON_SCHEMA,)
 ]
-tell(seen=seen)
+print_answers(seen=seen)

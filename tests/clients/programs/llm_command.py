@@ -6,14 +6,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from asking import BASE, KEY, MODEL, NEXT, PICTURE, QUESTION, tell
+from program_setup import API_KEY, BASE_URL, MODEL, NEXT_QUESTION, PICTURE, QUESTION, print_answers
 
 with tempfile.TemporaryDirectory() as folder:
     models = [
-        {"model_id": MODEL, "model_name": MODEL, "api_base": BASE, "api_key_name": "idefics", "vision": True}
+        {
+            "model_id": MODEL,
+            "model_name": MODEL,
+            "api_base": BASE_URL,
+            "api_key_name": "idefics",
+            "vision": True,
+        }
     ]
     (Path(folder) / "extra-openai-models.yaml").write_text(str(models))  # YAML reads what Python writes here
-    (Path(folder) / "keys.json").write_text(f'{{"idefics": "{KEY}"}}')
+    (Path(folder) / "keys.json").write_text(f'{{"idefics": "{API_KEY}"}}')
 
     def ask(*arguments):
         command = [sys.executable, "-m", "llm", "-m", MODEL, *arguments]
@@ -23,4 +29,6 @@ with tempfile.TemporaryDirectory() as folder:
         ).stdout.strip()
 
     shown = ("-a", str(PICTURE), QUESTION)
-    tell(first=[ask(*shown, "--no-stream"), ask(*shown)], next=[ask("-c", NEXT, "--no-stream")])
+    print_answers(
+        first=[ask(*shown, "--no-stream"), ask(*shown)], next=[ask("-c", NEXT_QUESTION, "--no-stream")]
+    )

@@ -12,42 +12,47 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from idefics.engine.contract import VLM
+from idefics.engine.model_interface import VLM
 from idefics.engine.native import structures as c
-from idefics.engine.native.description import Description, hooked, lacks, linears
-from idefics.engine.native.library import instruction_sets, library
-from idefics.engine.native.together import bring_together
-from idefics.nn.attention import Memory
-from idefics.nn.stack import Stack
+from idefics.engine.native.huge_pages import pack_into_huge_pages
+from idefics.engine.native.library import instruction_sets, load_library
+from idefics.engine.native.native_model import (
+    NativeModel,
+    find_hooked_module,
+    list_linears,
+    unsupported_layer_reason,
+)
+from idefics.nn.attention import CrossKV
+from idefics.nn.decoder_parts import DecoderParts
 
 
-class Rows(Protocol):
+class NativeDecodeInputs(Protocol):
     """What a step reads: see `engine.decode`."""
 
     ids: Tensor
     positions: Tensor
-    tables: Tensor
-    memories: Sequence[Memory]
+    page_tables: Tensor
+    cross_kvs: Sequence[CrossKV]
 
 
-class Pages(Protocol):
+class LayerPages(Protocol):
     """(pages, h, 16, K) float32 or float16 for each layer, which stay where they are."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
 
-def why_not(model: VLM, cache: Pages) -> str | None:
+def unsupported_reason(model: VLM, cache: LayerPages) -> str | None:
     """The reason why a model's steps cannot be computed here, or None."""
-    if library() is None:
+    if load_library() is None:
         return "it was not compiled when the package was installed"
-    stack = model.stack()
-    if stack is None:
+    parts = model.decoder_parts()
+    if parts is None:
         return "the decoder's steps are not the known ones"
-    for layer in (*stack.tables, *linears(stack)):
-        if lack := lacks(layer):
-            return lack
-    if module := hooked(stack):
+    for layer in (*parts.embeddings, *list_linears(parts)):
+        if reason := unsupported_layer_reason(layer):
+            return reason
+    if module := find_hooked_module(parts):
         return f"a {type(module).__name__} has a hook, which would not run"
     for pages in (*cache.keys, *cache.values):
         if pages.device.type != "cpu" or pages.dtype not in (torch.float32, torch.float16):
@@ -62,94 +67,104 @@ class NativeDecode:
     where they lie, and stay as they are while this lives.
 
     Args:
-        instructions: one of `instruction_sets`; None: the best.
+        instruction_set: one of `instruction_sets`; None: the best.
     """
 
-    def __init__(self, stack: Stack, cache: Pages, instructions: str | None = None) -> None:
-        self.vocabulary = sum(head.out_features for head in stack.heads)
-        self.crosses = sum(cross is not None for cross in stack.crosses)
-        self.instructions = instructions or instruction_sets()[0]
-        bring_together(linears(stack))
-        self.description = Description(stack, cache.keys, cache.values)
-        self._tables = stack.tables
-        self._sight = Sight((), self.crosses)
-        self._start()
+    def __init__(self, parts: DecoderParts, cache: LayerPages, instruction_set: str | None = None) -> None:
+        self.vocab_size = sum(head.out_features for head in parts.lm_heads)
+        self.num_cross_layers = sum(cross is not None for cross in parts.cross_blocks)
+        self.instruction_set = instruction_set or instruction_sets()[0]
+        pack_into_huge_pages(list_linears(parts))
+        self.native_model = NativeModel(parts, cache.keys, cache.values)
+        self._embeddings = parts.embeddings
+        self._cross_kv_pointers = CrossKVPointers((), self.num_cross_layers)
+        self._start_engine()
 
     def __str__(self) -> str:
-        return f"C ({self.instructions}, {self._threads} threads)"
+        return f"C ({self.instruction_set}, {self._num_threads} threads)"
 
-    def __call__(self, rows: Rows) -> Tensor:
-        if os.getpid() != self._process:  # a fork: it has memory, but none of the threads
-            self._start()
+    def __call__(self, inputs: NativeDecodeInputs) -> Tensor:
+        if os.getpid() != self._process_id:  # a fork: it has memory, but none of the threads
+            self._start_engine()
         with self._lock:
-            if torch.get_num_threads() != self._threads:
-                self._finish()
-                self._start()
-            if rows.memories is not self._sight.memories:
-                self._sight = Sight(rows.memories, self.crosses)
-            return self._step(rows)
+            if torch.get_num_threads() != self._num_threads:
+                self._finalizer()
+                self._start_engine()
+            if inputs.cross_kvs is not self._cross_kv_pointers.cross_kvs:
+                self._cross_kv_pointers = CrossKVPointers(inputs.cross_kvs, self.num_cross_layers)
+            return self._run_step(inputs)
 
-    def _start(self) -> None:
-        found = library()
-        assert found is not None
-        self._process, self._threads, self._lock = os.getpid(), torch.get_num_threads(), threading.RLock()
-        engine = found.native_new(
-            ctypes.byref(self.description.model), self.instructions.encode(), self._threads
+    def _start_engine(self) -> None:
+        lib = load_library()
+        assert lib is not None
+        self._process_id, self._num_threads, self._lock = (
+            os.getpid(),
+            torch.get_num_threads(),
+            threading.RLock(),
+        )
+        engine = lib.native_new(
+            ctypes.byref(self.native_model.struct), self.instruction_set.encode(), self._num_threads
         )
         if engine is None:
-            raise MemoryError(f"no memory for a decode step with {self._threads} threads")
+            raise MemoryError(f"no memory for a decode step with {self._num_threads} threads")
         self._engine = engine
-        self._finish = weakref.finalize(
-            self, _free, found.native_free, engine, self._process, self.description
+        self._finalizer = weakref.finalize(
+            self, _free_engine, lib.native_free, engine, self._process_id, self.native_model
         )
-        self._call = found.native_step
+        self._native_step = lib.native_step
 
-    def _step(self, rows: Rows) -> Tensor:
-        logits = torch.empty(len(rows.ids), self.vocabulary)
-        tables = rows.tables.contiguous()
-        for start in range(0, len(rows.ids), c.MOST_ROWS):
-            step = c.Step(
-                rows=min(c.MOST_ROWS, len(rows.ids) - start),
-                pages=tables.shape[1],
-                ids=rows.ids.data_ptr() + 8 * start,
-                positions=rows.positions.data_ptr() + 8 * start,
-                tables=tables.data_ptr() + 4 * start * tables.shape[1],
-                seen=self._sight.seen_from(start),
-                places=self._sight.places_from(start),
-                logits=logits.data_ptr() + 4 * start * self.vocabulary,
+    def _run_step(self, inputs: NativeDecodeInputs) -> Tensor:
+        logits = torch.empty(len(inputs.ids), self.vocab_size)
+        page_tables = inputs.page_tables.contiguous()
+        for start in range(0, len(inputs.ids), c.MAX_ROWS):
+            step = c.StepStruct(
+                rows=min(c.MAX_ROWS, len(inputs.ids) - start),
+                pages=page_tables.shape[1],
+                ids=inputs.ids.data_ptr() + 8 * start,
+                positions=inputs.positions.data_ptr() + 8 * start,
+                tables=page_tables.data_ptr() + 4 * start * page_tables.shape[1],
+                seen=self._cross_kv_pointers.pointers_address(start),
+                num_features=self._cross_kv_pointers.lengths_address(start),
+                logits=logits.data_ptr() + 4 * start * self.vocab_size,
             )
-            wrong = self._call(self._engine, ctypes.byref(step))
-            if wrong == c.NO_SUCH_ID:
-                raise IndexError(f"ids {rows.ids.tolist()} for {self.vocabulary} tokens")
-            if wrong:
-                raise MemoryError(f"no memory to attend to {int(rows.positions.max()) + 1} positions")
+            status = self._native_step(self._engine, ctypes.byref(step))
+            if status == c.ID_OUT_OF_RANGE:
+                raise IndexError(f"ids {inputs.ids.tolist()} for {self.vocab_size} tokens")
+            if status:
+                raise MemoryError(f"no memory to attend to {int(inputs.positions.max()) + 1} positions")
         return logits
 
 
-class Sight:
+class CrossKVPointers:
     """Where the pictures lie that rows see: made when the rows change."""
 
-    def __init__(self, memories: Sequence[Memory], crosses: int) -> None:
-        self.memories, self.crosses = memories, crosses
-        self.kept = [[_whole(layer.keys, layer.values) for layer in memory] for memory in memories]
-        self.seen = (c.Seen * max(1, len(memories) * crosses))()
-        self.places = (ctypes.c_int32 * max(1, len(memories)))()
-        for row, memory in enumerate(self.kept):
+    def __init__(self, cross_kvs: Sequence[CrossKV], num_cross_layers: int) -> None:
+        self.cross_kvs, self.num_cross_layers = cross_kvs, num_cross_layers
+        self.contiguous_kvs = [
+            [_to_contiguous_float32(layer.keys, layer.values) for layer in memory] for memory in cross_kvs
+        ]
+        self.pointers = (c.CrossKVStruct * max(1, len(cross_kvs) * num_cross_layers))()
+        self.lengths = (ctypes.c_int32 * max(1, len(cross_kvs)))()
+        for row, memory in enumerate(self.contiguous_kvs):
             for index, (keys, values) in enumerate(memory):
-                self.seen[row * crosses + index] = c.Seen(keys.data_ptr(), values.data_ptr())
-                self.places[row] = keys.shape[1]
+                self.pointers[row * num_cross_layers + index] = c.CrossKVStruct(
+                    keys.data_ptr(), values.data_ptr()
+                )
+                self.lengths[row] = keys.shape[1]
 
-    def seen_from(self, row: int) -> int:
-        return ctypes.addressof(self.seen) + ctypes.sizeof(c.Seen) * row * self.crosses
+    def pointers_address(self, row: int) -> int:
+        return ctypes.addressof(self.pointers) + ctypes.sizeof(c.CrossKVStruct) * row * self.num_cross_layers
 
-    def places_from(self, row: int) -> int:
-        return ctypes.addressof(self.places) + 4 * row
+    def lengths_address(self, row: int) -> int:
+        return ctypes.addressof(self.lengths) + 4 * row
 
 
-def _whole(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _to_contiguous_float32(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return keys.float().contiguous(), values.float().contiguous()
 
 
-def _free(free: ctypes._NamedFuncPointer, engine: int, process: int, description: Description) -> None:
-    if os.getpid() == process:  # threads are not there to be stopped in another
+def _free_engine(
+    free: ctypes._NamedFuncPointer, engine: int, process_id: int, native_model: NativeModel
+) -> None:
+    if os.getpid() == process_id:  # threads are not there to be stopped in another
         free(engine)

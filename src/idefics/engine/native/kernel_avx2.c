@@ -8,9 +8,9 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-#define WORK work_avx2
-#define BYTES 32
-#define TOGETHER 2 /* 16 registers hold no more sums */
+#define STAGE_FUNCTION run_stage_avx2
+#define VECTOR_BYTES 32
+#define ROW_TILE 2 /* 16 registers hold no more sums */
 #include "vector.h"
 
 INLINE float sum(F v) {
@@ -19,7 +19,7 @@ INLINE float sum(F v) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
-INLINE I load_some(const void *from, int bytes) {
+INLINE I load_partial_bytes(const void *from, int bytes) {
     I values = {0};
     memcpy(&values, from, (size_t)bytes);
     return values;
@@ -30,30 +30,30 @@ INLINE F sums_of_four(__m256i pairs) {
 }
 
 /* The sizes of the weights times the inputs with the weights' signs: two products fit into 16 bits. */
-INLINE F dot_bytes(I w, const int8_t *x, const int32_t *minus) {
-    (void)minus;
+INLINE F dot_int8(I w, const int8_t *x, const int32_t *offset) {
+    (void)offset;
     __m256i inputs = _mm256_loadu_si256((const __m256i *)x);
     return sums_of_four(_mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), _mm256_sign_epi8(inputs, (__m256i)w)));
 }
 
-INLINE F dot_halves(I w, const int8_t *even, const int8_t *odd, const int32_t *minus) {
+INLINE F dot_int4(I w, const int8_t *even, const int8_t *odd, const int32_t *offset) {
     __m256i mask = _mm256_set1_epi8(15);
     __m256i low = _mm256_and_si256((__m256i)w, mask), high = _mm256_and_si256(_mm256_srli_epi16((__m256i)w, 4), mask);
     __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_loadu_si256((const __m256i *)even)),
                                     _mm256_maddubs_epi16(high, _mm256_loadu_si256((const __m256i *)odd)));
     __m256i whole = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-    return _mm256_cvtepi32_ps(_mm256_add_epi32(whole, _mm256_loadu_si256((const __m256i *)minus)));
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(whole, _mm256_loadu_si256((const __m256i *)offset)));
 }
 
-INLINE F spread(const float *scale, int groups) {
+INLINE F broadcast_scales(const float *scale, int groups) {
     return _mm256_set_m128(_mm_set1_ps(groups > 1 ? scale[1] : 0), _mm_set1_ps(scale[0]));
 }
 
-INLINE F spread_narrow(const uint16_t *scale, int groups) {
-    return _mm256_set_m128(_mm_set1_ps(groups > 1 ? widened(scale[1]) : 0), _mm_set1_ps(widened(scale[0])));
+INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
+    return _mm256_set_m128(_mm_set1_ps(groups > 1 ? bfloat16_to_float(scale[1]) : 0), _mm_set1_ps(bfloat16_to_float(scale[0])));
 }
 
-INLINE F widen_halves(const uint16_t *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
+INLINE F load_float16(const uint16_t *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 
 #include "kernel.h"
 

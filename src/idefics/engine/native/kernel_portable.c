@@ -1,21 +1,21 @@
 /* The stages in plain C: vectors of 16 bytes, which every machine has or the compiler takes apart. */
-#define WORK work_portable
-#define BYTES 16
-#define TOGETHER 4
+#define STAGE_FUNCTION run_stage_portable
+#define VECTOR_BYTES 16
+#define ROW_TILE 4
 #include "vector.h"
 
 INLINE float sum(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
-INLINE I load_some(const void *from, int bytes) {
+INLINE I load_partial_bytes(const void *from, int bytes) {
     I values = {0};
     memcpy(&values, from, (size_t)bytes);
     return values;
 }
 
-INLINE F dot_bytes(I w, const int8_t *x, const int32_t *minus) {
-    int8_t bytes[BYTES];
+INLINE F dot_int8(I w, const int8_t *x, const int32_t *offset) {
+    int8_t bytes[VECTOR_BYTES];
     F sums;
-    (void)minus;
+    (void)offset;
     memcpy(bytes, &w, sizeof bytes);
     for (int i = 0; i < LANES; i++) {
         int32_t total = 0;
@@ -25,30 +25,30 @@ INLINE F dot_bytes(I w, const int8_t *x, const int32_t *minus) {
     return sums;
 }
 
-INLINE F dot_halves(I w, const int8_t *even, const int8_t *odd, const int32_t *minus) {
-    uint8_t pairs[BYTES];
+INLINE F dot_int4(I w, const int8_t *even, const int8_t *odd, const int32_t *offset) {
+    uint8_t pairs[VECTOR_BYTES];
     F sums;
     memcpy(pairs, &w, sizeof pairs);
     for (int i = 0; i < LANES; i++) {
-        int32_t total = minus[i];
+        int32_t total = offset[i];
         for (int j = 4 * i; j < 4 * i + 4; j++) total += (pairs[j] & 15) * even[j] + (pairs[j] >> 4) * odd[j];
         sums[i] = (float)total;
     }
     return sums;
 }
 
-INLINE F spread(const float *scale, int groups) {
+INLINE F broadcast_scales(const float *scale, int groups) {
     (void)groups; /* one: a vector is a group */
     return (F){scale[0], scale[0], scale[0], scale[0]};
 }
 
-INLINE F spread_narrow(const uint16_t *scale, int groups) {
-    float wide = widened(scale[0]);
-    return spread(&wide, groups);
+INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
+    float wide = bfloat16_to_float(scale[0]);
+    return broadcast_scales(&wide, groups);
 }
 
-INLINE F widen_halves(const uint16_t *from) {
-    return (F){widened_half(from[0]), widened_half(from[1]), widened_half(from[2]), widened_half(from[3])};
+INLINE F load_float16(const uint16_t *from) {
+    return (F){float16_to_float(from[0]), float16_to_float(from[1]), float16_to_float(from[2]), float16_to_float(from[3])};
 }
 
 #include "kernel.h"

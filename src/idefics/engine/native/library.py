@@ -8,38 +8,38 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from idefics.engine.native.structures import LAYOUT, Model, Step
+from idefics.engine.native.structures import STRUCT_VERSION, ModelStruct, StepStruct
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """The library with its functions declared, or None where there is none that fits these files."""
     folder = Path(__file__).parent
     for path in (folder / f"_kernel{suffix}" for suffix in EXTENSION_SUFFIXES):
         if path.exists():
-            return declared(path)
+            return declare_library(path)
     return None
 
 
-def declared(path: Path) -> ctypes.CDLL | None:
+def declare_library(path: Path) -> ctypes.CDLL | None:
     """The library of a file; None where it is none, or one of other sources."""
     try:
-        found = ctypes.CDLL(str(path))
+        lib = ctypes.CDLL(str(path))
     except OSError:  # built for another machine
         return None
-    if found.native_layout() != LAYOUT:  # left over from an older version of these files
+    if lib.native_layout() != STRUCT_VERSION:  # left over from an older version of these files
         return None
-    found.native_instructions.argtypes, found.native_instructions.restype = (c_int,), c_char_p
-    found.native_new.argtypes, found.native_new.restype = (POINTER(Model), c_char_p, c_int), c_void_p
-    found.native_step.argtypes, found.native_step.restype = (c_void_p, POINTER(Step)), c_int
-    found.native_free.argtypes, found.native_free.restype = (c_void_p,), None
-    return found
+    lib.native_instructions.argtypes, lib.native_instructions.restype = (c_int,), c_char_p
+    lib.native_new.argtypes, lib.native_new.restype = (POINTER(ModelStruct), c_char_p, c_int), c_void_p
+    lib.native_step.argtypes, lib.native_step.restype = (c_void_p, POINTER(StepStruct)), c_int
+    lib.native_free.argtypes, lib.native_free.restype = (c_void_p,), None
+    return lib
 
 
 def instruction_sets() -> list[str]:
     """Those that the library knows and this machine has, the best first; none without a library."""
-    found = library()
+    lib = load_library()
     names: list[str] = []
-    while found and (name := found.native_instructions(len(names))):
+    while lib and (name := lib.native_instructions(len(names))):
         names.append(name.decode())
     return names

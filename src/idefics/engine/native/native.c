@@ -12,20 +12,20 @@
 
 typedef struct {
     const char *name;
-    Work *work;
-} Instructions;
+    StageFunction *work;
+} InstructionSet;
 
 /* The best first. */
-static const Instructions INSTRUCTIONS[] = {
+static const InstructionSet INSTRUCTION_SETS[] = {
 #if defined(__x86_64__)
-    {"avx512", work_avx512},
-    {"avx2", work_avx2},
+    {"avx512", run_stage_avx512},
+    {"avx2", run_stage_avx2},
 #elif defined(__aarch64__)
-    {"neon", work_neon},
+    {"neon", run_stage_neon},
 #endif
-    {"portable", work_portable},
+    {"portable", run_stage_portable},
 };
-enum { KNOWN = sizeof INSTRUCTIONS / sizeof *INSTRUCTIONS };
+enum { NUM_INSTRUCTION_SETS = sizeof INSTRUCTION_SETS / sizeof *INSTRUCTION_SETS };
 
 #if defined(__x86_64__)
 static int has_f16c(void) { /* older compilers do not know it by name */
@@ -47,39 +47,39 @@ static int has(const char *name) {
     return 1;
 }
 
-int native_layout(void) { return LAYOUT; }
+int native_layout(void) { return STRUCT_VERSION; }
 
 /* The instruction sets that this machine has, the best first: name by name, then NULL. */
 const char *native_instructions(int index) {
-    for (int i = 0; i < KNOWN; i++)
-        if (has(INSTRUCTIONS[i].name) && index-- == 0) return INSTRUCTIONS[i].name;
+    for (int i = 0; i < NUM_INSTRUCTION_SETS; i++)
+        if (has(INSTRUCTION_SETS[i].name) && index-- == 0) return INSTRUCTION_SETS[i].name;
     return NULL;
 }
 
-static Work *work_called(const char *name) {
-    for (int i = 0; i < KNOWN; i++)
-        if (!strcmp(INSTRUCTIONS[i].name, name) && has(name)) return INSTRUCTIONS[i].work;
+static StageFunction *find_stage_function(const char *name) {
+    for (int i = 0; i < NUM_INSTRUCTION_SETS; i++)
+        if (!strcmp(INSTRUCTION_SETS[i].name, name) && has(name)) return INSTRUCTION_SETS[i].work;
     return NULL;
 }
 
-int outputs_of(const Model *m, Stage stage) {
+int num_outputs(const Model *m, Stage stage) {
     const Layer *layer = m->layers + stage.layer;
-    const Cross *cross = m->crosses + stage.layer;
+    const CrossLayer *cross = m->crosses + stage.layer;
     switch (stage.kind) {
     case CROSS_Q: return cross->q.outputs;
     case CROSS_UP: return cross->mlp.gate.outputs;
     case QKV: return layer->q.outputs + layer->k.outputs + layer->v.outputs;
     case UP: return layer->mlp.gate.outputs;
-    case HEAD: return m->heads_[0].outputs + (m->table_count > 1 ? m->heads_[1].outputs : 0);
+    case HEAD: return m->lm_heads[0].outputs + (m->table_count > 1 ? m->lm_heads[1].outputs : 0);
     default: return m->width;
     }
 }
 
 static int larger(int a, int b) { return a > b ? a : b; }
 
-const Linear *layer_of(const Model *m, Stage stage) {
+const Linear *first_linear(const Model *m, Stage stage) {
     const Layer *layer = m->layers + stage.layer;
-    const Cross *cross = m->crosses + stage.layer;
+    const CrossLayer *cross = m->crosses + stage.layer;
     switch (stage.kind) {
     case CROSS_Q: return &cross->q;
     case CROSS_O: return &cross->o;
@@ -89,15 +89,15 @@ const Linear *layer_of(const Model *m, Stage stage) {
     case O: return &layer->o;
     case UP: return &layer->mlp.gate;
     case DOWN: return &layer->mlp.down;
-    case HEAD: return &m->heads_[0];
+    case HEAD: return &m->lm_heads[0];
     default: return NULL;
     }
 }
 
 static void add_stage(Engine *e, StageKind kind, int number) {
     Stage stage = {kind, number, 1};
-    const Linear *layer = layer_of(e->model, stage);
-    if (layer) stage.least = larger(1, (int)(LEAST / (UNIT * row_bytes(layer, layer->kind))));
+    const Linear *layer = first_linear(e->model, stage);
+    if (layer) stage.least = larger(1, (int)(MIN_PIECE_BYTES / (OUTPUTS_PER_UNIT * row_bytes(layer, layer->kind))));
     e->stages[e->stage_count++] = stage;
 }
 
@@ -113,7 +113,7 @@ static void list_stages(Engine *e) {
 }
 
 /* Zeroed memory that is freed with the engine. 64 bytes beyond it may be read: vectors run over the end of rows. */
-static void *reserve(Engine *e, size_t count, size_t size) {
+static void *allocate(Engine *e, size_t count, size_t size) {
     void **block = NULL;
     size_t bytes = (64 + count * size + 64 + 63) / 64 * 64;
     if (posix_memalign((void **)&block, 64, bytes)) return NULL;
@@ -123,7 +123,7 @@ static void *reserve(Engine *e, size_t count, size_t size) {
     return (char *)block + 64;
 }
 
-static void release(Engine *e) {
+static void free_all(Engine *e) {
     while (e->memory) {
         void *next = *(void **)e->memory;
         free(e->memory);
@@ -131,47 +131,47 @@ static void release(Engine *e) {
     }
 }
 
-static int make_thread(Engine *e, Thread *t, int inputs) {
-    Inputs *x = &t->inputs;
-    x->stride = (inputs + PAD - 1) / PAD * PAD;
-    size_t size = (size_t)x->stride * MOST_ROWS;
-    t->query = reserve(e, (size_t)((e->model->heads + 4) * e->model->head_size + 8), sizeof *t->query);
-    x->plain = reserve(e, size, sizeof *x->plain);
-    x->halves = reserve(e, size, sizeof *x->halves);
-    x->bytes = reserve(e, size, 1);
-    x->split = reserve(e, size, 1);
-    x->scale = reserve(e, size / 4, sizeof *x->scale);
-    x->split_scale = reserve(e, size / 8, sizeof *x->split_scale);
-    x->minus = reserve(e, size / 4, sizeof *x->minus);
-    x->split_minus = reserve(e, size / 8, sizeof *x->split_minus);
-    return t->query && x->plain && x->halves && x->bytes && x->split && x->scale && x->split_scale && x->minus
-           && x->split_minus;
+static int allocate_thread_scratch(Engine *e, ThreadScratch *t, int inputs) {
+    PreparedInputs *x = &t->inputs;
+    x->stride = (inputs + PAD_MULTIPLE - 1) / PAD_MULTIPLE * PAD_MULTIPLE;
+    size_t size = (size_t)x->stride * MAX_ROWS;
+    t->query = allocate(e, (size_t)((e->model->heads + 4) * e->model->head_size + 8), sizeof *t->query);
+    x->plain = allocate(e, size, sizeof *x->plain);
+    x->deinterleaved = allocate(e, size, sizeof *x->deinterleaved);
+    x->bytes = allocate(e, size, 1);
+    x->deinterleaved_bytes = allocate(e, size, 1);
+    x->scale = allocate(e, size / 4, sizeof *x->scale);
+    x->deinterleaved_scale = allocate(e, size / 8, sizeof *x->deinterleaved_scale);
+    x->offset = allocate(e, size / 4, sizeof *x->offset);
+    x->deinterleaved_offset = allocate(e, size / 8, sizeof *x->deinterleaved_offset);
+    return t->query && x->plain && x->deinterleaved && x->bytes && x->deinterleaved_bytes && x->scale && x->deinterleaved_scale && x->offset
+           && x->deinterleaved_offset;
 }
 
-static int make_room(Engine *e, int threads) {
+static int allocate_buffers(Engine *e, int threads) {
     const Model *m = e->model;
-    int inner = m->heads * m->head_size, all = inner + 2 * m->kv_heads * m->head_size, widest = 0;
-    for (int i = 0; i < m->layer_count; i++) widest = larger(widest, m->layers[i].mlp.gate.outputs);
-    for (int i = 0; i < m->cross_count; i++) widest = larger(widest, m->crosses[i].mlp.gate.outputs);
+    int inner = m->heads * m->head_size, all = inner + 2 * m->kv_heads * m->head_size, max_width = 0;
+    for (int i = 0; i < m->layer_count; i++) max_width = larger(max_width, m->layers[i].mlp.gate.outputs);
+    for (int i = 0; i < m->cross_count; i++) max_width = larger(max_width, m->crosses[i].mlp.gate.outputs);
     int stages = 5 * (m->layer_count + m->cross_count) + 1;
-    e->stages = reserve(e, (size_t)stages, sizeof *e->stages);
-    e->units = reserve(e, (size_t)stages, sizeof *e->units);
-    e->missing = reserve(e, (size_t)(MOST_ROWS * m->kv_heads), sizeof *e->missing);
-    e->x = reserve(e, (size_t)(MOST_ROWS * m->width), sizeof *e->x);
-    e->qkv = reserve(e, (size_t)(MOST_ROWS * all), sizeof *e->qkv);
-    e->mixed = reserve(e, (size_t)(MOST_ROWS * inner), sizeof *e->mixed);
-    e->mid = reserve(e, (size_t)MOST_ROWS * (size_t)widest, sizeof *e->mid);
-    e->turns = reserve(e, (size_t)(MOST_ROWS * m->head_size), sizeof *e->turns);
-    e->threads = reserve(e, (size_t)threads, sizeof *e->threads);
-    int made = e->stages && e->units && e->missing && e->x && e->qkv && e->mixed && e->mid && e->turns && e->threads;
+    e->stages = allocate(e, (size_t)stages, sizeof *e->stages);
+    e->units = allocate(e, (size_t)stages, sizeof *e->units);
+    e->pending_splits = allocate(e, (size_t)(MAX_ROWS * m->kv_heads), sizeof *e->pending_splits);
+    e->x = allocate(e, (size_t)(MAX_ROWS * m->width), sizeof *e->x);
+    e->qkv = allocate(e, (size_t)(MAX_ROWS * all), sizeof *e->qkv);
+    e->attention_out = allocate(e, (size_t)(MAX_ROWS * inner), sizeof *e->attention_out);
+    e->mlp_hidden = allocate(e, (size_t)MAX_ROWS * (size_t)max_width, sizeof *e->mlp_hidden);
+    e->rotary_cos_sin = allocate(e, (size_t)(MAX_ROWS * m->head_size), sizeof *e->rotary_cos_sin);
+    e->threads = allocate(e, (size_t)threads, sizeof *e->threads);
+    int made = e->stages && e->units && e->pending_splits && e->x && e->qkv && e->attention_out && e->mlp_hidden && e->rotary_cos_sin && e->threads;
     for (int i = 0; made && i < threads; i++)
-        made = make_thread(e, e->threads + i, larger(larger(m->width, inner), widest));
+        made = allocate_thread_scratch(e, e->threads + i, larger(larger(m->width, inner), max_width));
     return made;
 }
 
 void native_free(Engine *e) {
     if (e->pool) pool_free(e->pool);
-    release(e);
+    free_all(e);
     free(e->parts);
     free(e);
 }
@@ -181,8 +181,8 @@ Engine *native_new(const Model *model, const char *instructions, int threads) {
     Engine *e = calloc(1, sizeof *e);
     if (!e) return NULL;
     e->model = model;
-    e->work = work_called(instructions);
-    if (e->work && make_room(e, threads)) {
+    e->work = find_stage_function(instructions);
+    if (e->work && allocate_buffers(e, threads)) {
         list_stages(e);
         e->pool = pool_new(e, threads);
     }
@@ -192,9 +192,9 @@ Engine *native_new(const Model *model, const char *instructions, int threads) {
 }
 
 /* -> 0 where the id is in no table. */
-static int look_up(Engine *e, const Step *step, int row) {
+static int copy_embedding(Engine *e, const Step *step, int row) {
     const Model *m = e->model;
-    const Table *table = m->tables;
+    const EmbeddingTable *table = m->tables;
     int64_t id = step->ids[row];
     float *x = e->x + (size_t)row * (size_t)m->width;
     if (id >= table->rows && m->table_count > 1) id -= table->rows, table++;
@@ -213,43 +213,43 @@ static int look_up(Engine *e, const Step *step, int row) {
     return 1;
 }
 
-static void place_row(Engine *e, const Step *step, int row) {
+static void prepare_row(Engine *e, const Step *step, int row) {
     const Model *m = e->model;
     int half = m->head_size / 2;
     int64_t position = step->positions[row], back = m->window && position >= m->window ? m->window - 1 : position;
     for (int i = 0; i < half; i++) {
         float angle = (float)position * m->frequencies[i];
-        e->turns[row * 2 * half + i] = cosf(angle);
-        e->turns[row * 2 * half + half + i] = sinf(angle);
+        e->rotary_cos_sin[row * 2 * half + i] = cosf(angle);
+        e->rotary_cos_sin[row * 2 * half + half + i] = sinf(angle);
     }
-    int stretches = (int)(position / STRETCH - (position - back) / STRETCH) + 1;
-    for (int g = 0; g < m->kv_heads; g++) atomic_store(&e->missing[row * m->kv_heads + g], stretches);
-    e->stretches = larger(e->stretches, (int)(position / STRETCH) + 1);
+    int num_kv_splits = (int)(position / KV_SPLIT_SIZE - (position - back) / KV_SPLIT_SIZE) + 1;
+    for (int g = 0; g < m->kv_heads; g++) atomic_store(&e->pending_splits[row * m->kv_heads + g], num_kv_splits);
+    e->num_kv_splits = larger(e->num_kv_splits, (int)(position / KV_SPLIT_SIZE) + 1);
 }
 
-static int units_of(const Engine *e, Stage stage) {
-    if (stage.kind == ATTEND) return e->step->rows * e->model->kv_heads * e->stretches;
+static int count_units(const Engine *e, Stage stage) {
+    if (stage.kind == ATTEND) return e->step->rows * e->model->kv_heads * e->num_kv_splits;
     if (stage.kind == CROSS_ATTEND) return e->step->rows * e->model->heads;
-    return (outputs_of(e->model, stage) + UNIT - 1) / UNIT;
+    return (num_outputs(e->model, stage) + OUTPUTS_PER_UNIT - 1) / OUTPUTS_PER_UNIT;
 }
 
-/* Reads one more token in each of up to MOST_ROWS rows. -> 0; NO_MEMORY, or NO_SUCH_ID. */
+/* Reads one more token in each of up to MAX_ROWS rows. -> 0; OUT_OF_MEMORY, or ID_OUT_OF_RANGE. */
 int native_step(Engine *e, const Step *step) {
     const Model *m = e->model;
     e->step = step;
-    e->stretches = 0;
+    e->num_kv_splits = 0;
     for (int row = 0; row < step->rows; row++) {
-        if (!look_up(e, step, row)) return NO_SUCH_ID;
-        place_row(e, step, row);
+        if (!copy_embedding(e, step, row)) return ID_OUT_OF_RANGE;
+        prepare_row(e, step, row);
     }
-    size_t size = (size_t)(step->rows * e->stretches) * (size_t)(m->heads * (m->head_size + 2));
+    size_t size = (size_t)(step->rows * e->num_kv_splits) * (size_t)(m->heads * (m->head_size + 2));
     if (size > e->parts_size) {
         free(e->parts);
         e->parts = malloc((2 * size + 16) * sizeof *e->parts); /* more, for rows grow */
         e->parts_size = e->parts ? 2 * size : 0;
-        if (!e->parts) return NO_MEMORY;
+        if (!e->parts) return OUT_OF_MEMORY;
     }
-    for (int i = 0; i < e->stage_count; i++) atomic_store(&e->units[i], units_of(e, e->stages[i]));
+    for (int i = 0; i < e->stage_count; i++) atomic_store(&e->units[i], count_units(e, e->stages[i]));
     for (int i = 0; i < pool_threads(e->pool); i++) e->threads[i].stage = -1;
     pool_run(e->pool);
     return 0;

@@ -10,18 +10,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LAYOUT = 2 };                           /* counts changes of the structs that Python mirrors */
+enum { STRUCT_VERSION = 2 };                           /* counts changes of the structs that Python mirrors */
 enum { FLOAT32, BFLOAT16, INT8, INT4, KINDS }; /* how a weight is stored */
-enum { NO_MEMORY = 1, NO_SUCH_ID };            /* what a step may answer instead of 0 */
+enum { OUT_OF_MEMORY = 1, ID_OUT_OF_RANGE };            /* what a step may answer instead of 0 */
 enum { SILU, GELU, GELU_TANH, RELU };
 enum {
-    PAGE = 16,      /* positions of a page */
-    MOST_ROWS = 16, /* rows of a step */
-    GROUP = 32,     /* neighbouring inputs that share a scale: of activations always, of weights in four bits */
-    PAD = 128,      /* prepared activations are filled up with zeros to a multiple of this */
-    STRETCH = 128,  /* positions that are attended to as one piece of work */
-    UNIT = 4,       /* outputs of a linear layer that are computed together: the least piece of work */
-    LEAST = 16384,  /* bytes of weights that are worth a piece of their own, and their caches' looking ahead */
+    PAGE_SIZE = 16,      /* positions of a page */
+    MAX_ROWS = 16, /* rows of a step */
+    GROUP_SIZE = 32,     /* neighbouring inputs that share a scale: of activations always, of weights in four bits */
+    PAD_MULTIPLE = 128,      /* prepared activations are filled up with zeros to a multiple of this */
+    KV_SPLIT_SIZE = 128,  /* positions that are attended to as one piece of work */
+    OUTPUTS_PER_UNIT = 4,       /* outputs of a linear layer that are computed together: the least piece of work */
+    MIN_PIECE_BYTES = 16384,  /* bytes of weights that are worth a piece of their own, and their caches' looking ahead */
 };
 
 typedef struct { /* (O, I): see docs/native.md for the layout of each kind */
@@ -33,7 +33,7 @@ typedef struct { /* (O, I): see docs/native.md for the layout of each kind */
 typedef struct { /* (rows, D) */
     const void *weight;
     int32_t kind, rows;
-} Table;
+} EmbeddingTable;
 
 typedef struct {
     Linear gate, up, down;
@@ -43,7 +43,7 @@ typedef struct {
     const float *norm, *mlp_norm; /* (D,) */
     Linear q, k, v, o;
     Mlp mlp;
-    void *keys, *values; /* (pages, h, PAGE, K) float32 or float16, as the model says */
+    void *keys, *values; /* (pages, h, PAGE_SIZE, K) float32 or float16, as the model says */
     int32_t cross;       /* the gated block before this layer, or -1 */
 } Layer;
 
@@ -53,7 +53,7 @@ typedef struct {                        /* a gated cross-attention block */
     const float *gate, *mlp_gate;       /* (D,) each: tanh has been taken */
     Linear q, o;
     Mlp mlp;
-} Cross;
+} CrossLayer;
 
 typedef struct {
     int32_t width, heads, kv_heads, head_size;
@@ -64,21 +64,21 @@ typedef struct {
     const float *frequencies; /* (K/2,) radians a position */
     const float *norm;        /* (D,) the last one */
     const Layer *layers;
-    const Cross *crosses;
-    Table tables[2];
-    Linear heads_[2];
+    const CrossLayer *crosses;
+    EmbeddingTable tables[2];
+    Linear lm_heads[2];
 } Model;
 
-typedef struct { /* what a row sees in one cross layer: (places, H, K) each; NULL where it sees nothing */
+typedef struct { /* what a row sees in one cross layer: (num_features, H, K) each; NULL where it sees nothing */
     const float *keys, *values;
-} Seen;
+} CrossKV;
 
 typedef struct {
     int32_t rows, pages; /* pages: columns of the page tables */
     const int64_t *ids, *positions;
     const int32_t *tables; /* (R, pages) */
-    const Seen *seen;      /* (R, cross layers) */
-    const int32_t *places; /* (R,) */
+    const CrossKV *seen;      /* (R, cross layers) */
+    const int32_t *num_features; /* (R,) */
     float *logits;         /* (R, V) */
 } Step;
 
@@ -92,19 +92,19 @@ void native_free(struct Engine *engine);
 
 typedef struct { /* rows of inputs of a linear layer, in every form that some kind of weight wants */
     float *plain;              /* (R, I) */
-    float *halves;             /* (R, I), each 32: the even ones, then the odd ones */
+    float *deinterleaved;             /* (R, I), each 32: the even ones, then the odd ones */
     int8_t *bytes;             /* (R, I) */
-    int8_t *split;             /* (R, I), each 128: the even ones, then the odd ones */
-    float *scale, *split_scale;     /* for each 4 bytes their scale; for each 4 + 4 of `split` */
-    int32_t *minus, *split_minus;   /* and what the offset of unsigned weights adds to their product, negative */
+    int8_t *deinterleaved_bytes;             /* (R, I), each 128: the even ones, then the odd ones */
+    float *scale, *deinterleaved_scale;     /* for each 4 bytes their scale; for each 4 + 4 of `deinterleaved_bytes` */
+    int32_t *offset, *deinterleaved_offset;   /* and what the offset of unsigned weights adds to their product, negative */
     int32_t stride;            /* from row to row of the first four; a quarter and an eighth of it for the others */
-} Inputs;
+} PreparedInputs;
 
 typedef struct {
-    Inputs inputs;
+    PreparedInputs inputs;
     float *query;    /* (heads, K) */
     int stage;       /* whose inputs are prepared, or -1 */
-} Thread;
+} ThreadScratch;
 
 typedef enum { CROSS_Q, CROSS_ATTEND, CROSS_O, CROSS_UP, CROSS_DOWN, QKV, ATTEND, O, UP, DOWN, HEAD } StageKind;
 
@@ -114,33 +114,33 @@ typedef struct {
     int32_t least; /* units of a piece, but for the last one */
 } Stage;
 
-typedef struct Pool Pool;
+typedef struct ThreadPool ThreadPool;
 
 typedef struct Engine {
     const Model *model;
     const Step *step;
     Stage *stages;
-    int32_t stage_count, stretches; /* stretches: of the longest row, in this step */
-    Thread *threads;
-    Pool *pool;
-    void (*work)(struct Engine *, Thread *, int stage, int from, int to);
-    float *x, *qkv, *mixed, *mid;   /* (R, D), (R, (H + 2h) K), (R, H K), (R, inner) */
-    float *turns;                   /* (R, K): cosines, then sines */
-    float *parts;                   /* (R, H, stretches, K + 2): attention to a stretch: largest score, sum, mix */
+    int32_t stage_count, num_kv_splits; /* num_kv_splits: of the longest row, in this step */
+    ThreadScratch *threads;
+    ThreadPool *pool;
+    void (*work)(struct Engine *, ThreadScratch *, int stage, int from, int to);
+    float *x, *qkv, *attention_out, *mlp_hidden;   /* (R, D), (R, (H + 2h) K), (R, H K), (R, inner) */
+    float *rotary_cos_sin;                   /* (R, K): cosines, then sines */
+    float *parts;                   /* (R, H, num_kv_splits, K + 2): attention to a kv_split: largest score, sum, mix */
     size_t parts_size;
-    _Atomic int32_t *missing;       /* (R, h): stretches not yet attended to */
+    _Atomic int32_t *pending_splits;       /* (R, h): num_kv_splits not yet attended to */
     _Atomic int32_t *units;         /* least pieces of each stage in this step */
     void *memory;                   /* all of the above but parts */
 } Engine;
 
 /* pool.c: many threads do the stages of a step one after another, each stage in pieces. */
-Pool *pool_new(Engine *engine, int threads);
-void pool_free(Pool *pool);
-int pool_threads(const Pool *pool);
-void pool_run(Pool *pool);
+ThreadPool *pool_new(Engine *engine, int threads);
+void pool_free(ThreadPool *pool);
+int pool_threads(const ThreadPool *pool);
+void pool_run(ThreadPool *pool);
 
-int outputs_of(const Model *model, Stage stage); /* of the stages that multiply */
-const Linear *layer_of(const Model *model, Stage stage); /* the first that it multiplies with, or NULL */
+int num_outputs(const Model *model, Stage stage); /* of the stages that multiply */
+const Linear *first_linear(const Model *model, Stage stage); /* the first that it multiplies with, or NULL */
 
 static inline size_t row_bytes(const Linear *l, int kind) {
     size_t inputs = (size_t)l->inputs;
@@ -148,17 +148,17 @@ static inline size_t row_bytes(const Linear *l, int kind) {
     case FLOAT32: return 4 * inputs;
     case BFLOAT16: return 2 * inputs;
     case INT8: return inputs;
-    default: return (inputs + GROUP - 1) / GROUP * (GROUP / 2);
+    default: return (inputs + GROUP_SIZE - 1) / GROUP_SIZE * (GROUP_SIZE / 2);
     }
 }
 
 /* kernel_*.c: the same algorithm in each instruction set. */
-typedef void Work(Engine *, Thread *, int stage, int from, int to);
-Work work_portable;
+typedef void StageFunction(Engine *, ThreadScratch *, int stage, int from, int to);
+StageFunction run_stage_portable;
 #if defined(__x86_64__)
-Work work_avx2, work_avx512;
+StageFunction run_stage_avx2, run_stage_avx512;
 #elif defined(__aarch64__)
-Work work_neon;
+StageFunction run_stage_neon;
 #endif
 
 #endif

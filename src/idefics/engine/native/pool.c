@@ -11,9 +11,9 @@
 #include <time.h>
 
 enum { SPIN_NANOSECONDS = 50000 }; /* about what it costs to be woken */
-enum { EXPECTED = 16384 };         /* bytes of weights that are sent for while others end a stage */
+enum { NEXT_STAGE_PREFETCH_BYTES = 16384 };         /* bytes of weights that are sent for while others end a stage */
 
-struct Pool {
+struct ThreadPool {
     _Atomic uint64_t place; /* stage number << 32 | its next unit */
     _Atomic uint32_t first; /* number of this step's first stage: numbers go on from step to step */
     _Atomic int32_t done; /* units of the stage at work */
@@ -22,27 +22,27 @@ struct Pool {
     Engine *engine;
     int threads;
     pthread_mutex_t lock;
-    pthread_cond_t moved;
-    pthread_t *helpers;
+    pthread_cond_t stage_changed;
+    pthread_t *workers;
 };
 
 typedef struct {
-    Pool *pool;
-    Thread *thread;
-} Helper;
+    ThreadPool *pool;
+    ThreadScratch *thread;
+} Worker;
 
 static uint32_t stage_of(uint64_t place) { return (uint32_t)(place >> 32); }
 
-static void go_to(Pool *pool, uint32_t stage) {
+static void start_stage(ThreadPool *pool, uint32_t stage) {
     atomic_store(&pool->place, (uint64_t)stage << 32);
     if (atomic_load(&pool->sleepers)) {
         pthread_mutex_lock(&pool->lock);
-        pthread_cond_broadcast(&pool->moved);
+        pthread_cond_broadcast(&pool->stage_changed);
         pthread_mutex_unlock(&pool->lock);
     }
 }
 
-static void relax(void) {
+static void cpu_relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -57,36 +57,36 @@ static int64_t nanoseconds(void) {
 }
 
 /* Until another stage than this one is at work. */
-static void wait_beyond(Pool *pool, uint32_t stage) {
+static void wait_for_next_stage(ThreadPool *pool, uint32_t stage) {
     int64_t end = nanoseconds() + SPIN_NANOSECONDS;
     do {
         for (int i = 0; i < 64; i++) {
             if (stage_of(atomic_load(&pool->place)) != stage) return;
-            relax();
+            cpu_relax();
         }
     } while (nanoseconds() < end);
     pthread_mutex_lock(&pool->lock);
     atomic_fetch_add(&pool->sleepers, 1); /* before the place is looked at: who moves it looks here after */
     while (stage_of(atomic_load(&pool->place)) == stage && !atomic_load(&pool->over))
-        pthread_cond_wait(&pool->moved, &pool->lock);
+        pthread_cond_wait(&pool->stage_changed, &pool->lock);
     atomic_fetch_sub(&pool->sleepers, 1);
     pthread_mutex_unlock(&pool->lock);
 }
 
 /* Tells the caches of what the next stage that multiplies will read: memory would be idle while we wait. Who ends this
  * stage takes the first piece of it, so ours is the second one. */
-static void expect_next(const Engine *e, uint32_t index, int threads) {
+static void prefetch_next_stage(const Engine *e, uint32_t index, int threads) {
     while (++index < (uint32_t)e->stage_count) {
-        const Linear *l = layer_of(e->model, e->stages[index]);
+        const Linear *l = first_linear(e->model, e->stages[index]);
         if (!l) continue;
-        size_t row = row_bytes(l, l->kind), from = row * UNIT * ((size_t)l->outputs / UNIT / (size_t)(2 * threads));
-        for (size_t at = 0; at < EXPECTED; at += 64) __builtin_prefetch((const char *)l->weight + from + at);
+        size_t row = row_bytes(l, l->kind), from = row * OUTPUTS_PER_UNIT * ((size_t)l->outputs / OUTPUTS_PER_UNIT / (size_t)(2 * threads));
+        for (size_t at = 0; at < NEXT_STAGE_PREFETCH_BYTES; at += 64) __builtin_prefetch((const char *)l->weight + from + at);
         return;
     }
 }
 
 /* Takes pieces of one stage, if it is still at work, until none is left. */
-static void do_stage(Pool *pool, Thread *thread, uint32_t stage) {
+static void run_pieces(ThreadPool *pool, ThreadScratch *thread, uint32_t stage) {
     for (;;) {
         uint64_t place = atomic_load(&pool->place);
         if (stage_of(place) != stage) return;
@@ -95,7 +95,7 @@ static void do_stage(Pool *pool, Thread *thread, uint32_t stage) {
         if (index >= (uint32_t)pool->engine->stage_count) return;
         int32_t units = atomic_load(&pool->engine->units[index]), from = (int32_t)(uint32_t)place;
         if (from >= units) {
-            expect_next(pool->engine, index, pool->threads);
+            prefetch_next_stage(pool->engine, index, pool->threads);
             return;
         }
         /* Large pieces first, so that they are few; small ones last, so that all end together. */
@@ -106,52 +106,52 @@ static void do_stage(Pool *pool, Thread *thread, uint32_t stage) {
         pool->engine->work(pool->engine, thread, (int)index, from, from + count);
         if (atomic_fetch_add(&pool->done, count) + count == units) {
             atomic_store(&pool->done, 0);
-            go_to(pool, stage + 1);
+            start_stage(pool, stage + 1);
             return;
         }
     }
 }
 
-static void *help(void *argument) {
-    Helper helper = *(Helper *)argument;
+static void *worker_main(void *argument) {
+    Worker worker = *(Worker *)argument;
     free(argument);
-    while (!atomic_load(&helper.pool->over)) {
-        uint32_t stage = stage_of(atomic_load(&helper.pool->place));
-        do_stage(helper.pool, helper.thread, stage);
-        if (stage_of(atomic_load(&helper.pool->place)) == stage) wait_beyond(helper.pool, stage);
+    while (!atomic_load(&worker.pool->over)) {
+        uint32_t stage = stage_of(atomic_load(&worker.pool->place));
+        run_pieces(worker.pool, worker.thread, stage);
+        if (stage_of(atomic_load(&worker.pool->place)) == stage) wait_for_next_stage(worker.pool, stage);
     }
     return NULL;
 }
 
 /* All stages of a step. Units are set, and nobody is at work. */
-void pool_run(Pool *pool) {
+void pool_run(ThreadPool *pool) {
     uint32_t first = stage_of(atomic_load(&pool->place)) + 1;
     uint32_t last = first + (uint32_t)pool->engine->stage_count;
     atomic_store(&pool->first, first);
-    go_to(pool, first);
+    start_stage(pool, first);
     for (uint32_t stage = first; stage != last; stage = stage_of(atomic_load(&pool->place))) {
-        do_stage(pool, pool->engine->threads, stage);
-        if (stage_of(atomic_load(&pool->place)) == stage) wait_beyond(pool, stage);
+        run_pieces(pool, pool->engine->threads, stage);
+        if (stage_of(atomic_load(&pool->place)) == stage) wait_for_next_stage(pool, stage);
     }
 }
 
-int pool_threads(const Pool *pool) { return pool->threads; }
+int pool_threads(const ThreadPool *pool) { return pool->threads; }
 
-Pool *pool_new(Engine *engine, int threads) {
-    Pool *pool = calloc(1, sizeof *pool);
+ThreadPool *pool_new(Engine *engine, int threads) {
+    ThreadPool *pool = calloc(1, sizeof *pool);
     if (!pool) return NULL;
     pool->engine = engine;
-    pool->helpers = calloc((size_t)threads, sizeof *pool->helpers);
+    pool->workers = calloc((size_t)threads, sizeof *pool->workers);
     pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->moved, NULL);
+    pthread_cond_init(&pool->stage_changed, NULL);
     atomic_store(&pool->first, 1); /* stage 0, where the threads begin, is in no step: nothing is done before pool_run */
     pool->threads = 1;
-    while (pool->helpers && pool->threads < threads) { /* as many as the system gives */
-        Helper *helper = malloc(sizeof *helper);
-        if (!helper) break;
-        *helper = (Helper){pool, engine->threads + pool->threads};
-        if (pthread_create(&pool->helpers[pool->threads - 1], NULL, help, helper)) {
-            free(helper);
+    while (pool->workers && pool->threads < threads) { /* as many as the system gives */
+        Worker *worker = malloc(sizeof *worker);
+        if (!worker) break;
+        *worker = (Worker){pool, engine->threads + pool->threads};
+        if (pthread_create(&pool->workers[pool->threads - 1], NULL, worker_main, worker)) {
+            free(worker);
             break;
         }
         pool->threads++;
@@ -159,12 +159,12 @@ Pool *pool_new(Engine *engine, int threads) {
     return pool;
 }
 
-void pool_free(Pool *pool) {
+void pool_free(ThreadPool *pool) {
     atomic_store(&pool->over, 1);
-    go_to(pool, stage_of(atomic_load(&pool->place)) + 1);
-    for (int i = 0; i + 1 < pool->threads; i++) pthread_join(pool->helpers[i], NULL);
-    pthread_cond_destroy(&pool->moved);
+    start_stage(pool, stage_of(atomic_load(&pool->place)) + 1);
+    for (int i = 0; i + 1 < pool->threads; i++) pthread_join(pool->workers[i], NULL);
+    pthread_cond_destroy(&pool->stage_changed);
     pthread_mutex_destroy(&pool->lock);
-    free(pool->helpers);
+    free(pool->workers);
     free(pool);
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
 
-LAYOUT = 2
+STRUCT_VERSION = 2
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # by their numbers
-MOST_ROWS = 16
-NO_MEMORY, NO_SUCH_ID = 1, 2
+ACTIVATION_NAMES = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # by their numbers
+MAX_ROWS = 16
+OUT_OF_MEMORY, ID_OUT_OF_RANGE = 1, 2
 
 
-class Linear(Structure):
+class LinearStruct(Structure):
     """(O, I) weights and what scales them."""
 
     _fields_ = (
@@ -24,36 +24,36 @@ class Linear(Structure):
     )
 
 
-class Table(Structure):
+class EmbeddingStruct(Structure):
     """(rows, D) embeddings."""
 
     _fields_ = (("weight", c_void_p), ("kind", c_int32), ("rows", c_int32))
 
 
-class Mlp(Structure):
+class MlpStruct(Structure):
     """gate, up, down."""
 
-    _fields_ = (("gate", Linear), ("up", Linear), ("down", Linear))
+    _fields_ = (("gate", LinearStruct), ("up", LinearStruct), ("down", LinearStruct))
 
 
-class Layer(Structure):
+class LayerStruct(Structure):
     """A Llama block and its pages."""
 
     _fields_ = (
         ("norm", c_void_p),
         ("mlp_norm", c_void_p),
-        ("q", Linear),
-        ("k", Linear),
-        ("v", Linear),
-        ("o", Linear),
-        ("mlp", Mlp),
+        ("q", LinearStruct),
+        ("k", LinearStruct),
+        ("v", LinearStruct),
+        ("o", LinearStruct),
+        ("mlp", MlpStruct),
         ("keys", c_void_p),
         ("values", c_void_p),
         ("cross", c_int32),
     )
 
 
-class Cross(Structure):
+class CrossLayerStruct(Structure):
     """A gated block."""
 
     _fields_ = (
@@ -62,13 +62,13 @@ class Cross(Structure):
         ("mlp_norm", c_void_p),
         ("gate", c_void_p),
         ("mlp_gate", c_void_p),
-        ("q", Linear),
-        ("o", Linear),
-        ("mlp", Mlp),
+        ("q", LinearStruct),
+        ("o", LinearStruct),
+        ("mlp", MlpStruct),
     )
 
 
-class Model(Structure):
+class ModelStruct(Structure):
     """All that a step reads of a model."""
 
     _fields_ = (
@@ -85,20 +85,20 @@ class Model(Structure):
         ("epsilon", c_float),
         ("frequencies", c_void_p),
         ("norm", c_void_p),
-        ("layers", POINTER(Layer)),
-        ("crosses", POINTER(Cross)),
-        ("tables", Table * 2),
-        ("heads_", Linear * 2),
+        ("layers", POINTER(LayerStruct)),
+        ("crosses", POINTER(CrossLayerStruct)),
+        ("tables", EmbeddingStruct * 2),
+        ("lm_heads", LinearStruct * 2),
     )
 
 
-class Seen(Structure):
+class CrossKVStruct(Structure):
     """Keys and values of what a row sees in one cross layer."""
 
     _fields_ = (("keys", c_void_p), ("values", c_void_p))
 
 
-class Step(Structure):
+class StepStruct(Structure):
     """The rows of one step, and where their logits go."""
 
     _fields_ = (
@@ -108,6 +108,6 @@ class Step(Structure):
         ("positions", c_void_p),
         ("tables", c_void_p),
         ("seen", c_void_p),
-        ("places", c_void_p),
+        ("num_features", c_void_p),
         ("logits", c_void_p),
     )

@@ -6,20 +6,20 @@
 #include <stdint.h>
 #include <string.h>
 
-#define GROUP 32 /* neighbouring weights that share a scale, two in a byte, the even one in the low half */
-#define ZERO 8   /* the level of zero */
-#define SHARE 16 /* outputs or rows that a thread takes */
+#define GROUP_SIZE 32 /* neighbouring weights that share a scale, two in a byte, the even one in the low half */
+#define ZERO_POINT 8   /* the level of zero */
+#define ITEMS_PER_TASK 16 /* outputs or rows that a thread takes */
 #define INLINE static inline __attribute__((always_inline))
 
 /* idefics/quant/passes.py has the same fields in the same order. */
 typedef struct {
-    const uint8_t *levels; /* (outputs, groups * GROUP / 2) */
+    const uint8_t *levels; /* (outputs, groups * GROUP_SIZE / 2) */
     const void *scales;    /* (outputs, groups) bfloat16 or float32 */
     float *out;            /* (outputs, inputs) */
     int64_t outputs, inputs;
     int bfloat16; /* whether scales are */
-    int width;    /* of vectors: an answer of idefics_passes_width */
-} Widening;
+    int width;    /* of vectors: an answer of idefics_int4_simd_level */
+} DequantizeInt4Args;
 
 INLINE float scale_at(const void *scales, int bfloat16, int64_t at) {
     if (!bfloat16) return ((const float *)scales)[at];
@@ -29,25 +29,25 @@ INLINE float scale_at(const void *scales, int bfloat16, int64_t at) {
     return scale;
 }
 
-INLINE void plain_group(const uint8_t *levels, float scale, float *out) {
-    for (int i = 0; i < GROUP / 2; i++) {
-        out[2 * i] = (float)((levels[i] & 15) - ZERO) * scale;
-        out[2 * i + 1] = (float)((levels[i] >> 4) - ZERO) * scale;
+INLINE void dequantize_group_plain(const uint8_t *levels, float scale, float *out) {
+    for (int i = 0; i < GROUP_SIZE / 2; i++) {
+        out[2 * i] = (float)((levels[i] & 15) - ZERO_POINT) * scale;
+        out[2 * i + 1] = (float)((levels[i] >> 4) - ZERO_POINT) * scale;
     }
 }
 
-typedef void Group(const uint8_t *levels, float scale, float *out);
-INLINE void widen_output(const Widening *all, int64_t output, Group *widen_group) {
-    int64_t whole = all->inputs / GROUP, groups = (all->inputs + GROUP - 1) / GROUP;
-    const uint8_t *levels = all->levels + output * groups * (GROUP / 2);
-    float *out = all->out + output * all->inputs;
+typedef void DequantizeGroup(const uint8_t *levels, float scale, float *out);
+INLINE void dequantize_output(const DequantizeInt4Args *args, int64_t output, DequantizeGroup *dequantize_group) {
+    int64_t whole = args->inputs / GROUP_SIZE, groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE;
+    const uint8_t *levels = args->levels + output * groups * (GROUP_SIZE / 2);
+    float *out = args->out + output * args->inputs;
     for (int64_t group = 0; group < whole; group++)
-        widen_group(levels + group * (GROUP / 2), scale_at(all->scales, all->bfloat16, output * groups + group),
-                    out + group * GROUP);
+        dequantize_group(levels + group * (GROUP_SIZE / 2), scale_at(args->scales, args->bfloat16, output * groups + group),
+                    out + group * GROUP_SIZE);
     if (whole < groups) {
-        float last[GROUP];
-        widen_group(levels + whole * (GROUP / 2), scale_at(all->scales, all->bfloat16, output * groups + whole), last);
-        memcpy(out + whole * GROUP, last, sizeof(float) * (all->inputs - whole * GROUP));
+        float last[GROUP_SIZE];
+        dequantize_group(levels + whole * (GROUP_SIZE / 2), scale_at(args->scales, args->bfloat16, output * groups + whole), last);
+        memcpy(out + whole * GROUP_SIZE, last, sizeof(float) * (args->inputs - whole * GROUP_SIZE));
     }
 }
 
@@ -56,9 +56,9 @@ INLINE void widen_output(const Widening *all, int64_t output, Group *widen_group
 #define AVX2 __attribute__((target("avx2")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 
-INLINE AVX2 void avx2_group(const uint8_t *levels, float scale, float *out) {
-    const __m256 zero = _mm256_set1_ps(ZERO), by = _mm256_set1_ps(scale);
-    for (int i = 0; i < GROUP / 2; i += 8) {
+INLINE AVX2 void dequantize_group_avx2(const uint8_t *levels, float scale, float *out) {
+    const __m256 zero = _mm256_set1_ps(ZERO_POINT), by = _mm256_set1_ps(scale);
+    for (int i = 0; i < GROUP_SIZE / 2; i += 8) {
         __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(levels + i)));
         __m256 even = _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)));
         __m256 odd = _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4));
@@ -70,7 +70,7 @@ INLINE AVX2 void avx2_group(const uint8_t *levels, float scale, float *out) {
     }
 }
 /* Four bits choose one of a group's sixteen weights, which lie in a register. */
-INLINE AVX512 void avx512_group(const uint8_t *levels, float scale, float *out) {
+INLINE AVX512 void dequantize_group_avx512(const uint8_t *levels, float scale, float *out) {
     const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     __m512 weights = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -83,14 +83,14 @@ INLINE AVX512 void avx512_group(const uint8_t *levels, float scale, float *out) 
 }
 #endif
 
-typedef void Widen(const Widening *, int64_t output);
-static void widen_plain(const Widening *all, int64_t output) { widen_output(all, output, plain_group); }
+typedef void DequantizeOutput(const DequantizeInt4Args *, int64_t output);
+static void dequantize_output_plain(const DequantizeInt4Args *args, int64_t output) { dequantize_output(args, output, dequantize_group_plain); }
 #if defined(__x86_64__)
-AVX2 static void widen_avx2(const Widening *all, int64_t output) { widen_output(all, output, avx2_group); }
-AVX512 static void widen_avx512(const Widening *all, int64_t output) { widen_output(all, output, avx512_group); }
-static Widen *const WIDENS[] = {widen_plain, widen_avx2, widen_avx512};
+AVX2 static void dequantize_output_avx2(const DequantizeInt4Args *args, int64_t output) { dequantize_output(args, output, dequantize_group_avx2); }
+AVX512 static void dequantize_output_avx512(const DequantizeInt4Args *args, int64_t output) { dequantize_output(args, output, dequantize_group_avx512); }
+static DequantizeOutput *const DEQUANTIZE_BY_SIMD_LEVEL[] = {dequantize_output_plain, dequantize_output_avx2, dequantize_output_avx512};
 #else
-static Widen *const WIDENS[] = {widen_plain};
+static DequantizeOutput *const DEQUANTIZE_BY_SIMD_LEVEL[] = {dequantize_output_plain};
 #endif
 
 #if defined(__x86_64__)
@@ -101,7 +101,7 @@ static int has_avx512(void) {
 #endif
 
 /* The widest vectors of this machine, no wider than `most`: 2 for AVX-512, 1 for AVX2, 0 for what any machine has. */
-int idefics_passes_width(int most) {
+int idefics_int4_simd_level(int most) {
 #if defined(__x86_64__)
     int width = has_avx512() ? 2 : __builtin_cpu_supports("avx2") ? 1 : 0;
     return width < most ? width : most;
@@ -111,50 +111,50 @@ int idefics_passes_width(int most) {
 }
 
 typedef struct {
-    const Widening *all;
+    const DequantizeInt4Args *args;
     atomic_llong next;
-} Work;
+} DequantizeTask;
 
 /* What each thread does: the next few outputs, until none is left. */
-static void take_part(void *shared) {
-    Work *work = shared;
-    const Widening *all = work->all;
-    for (int64_t start; (start = atomic_fetch_add(&work->next, SHARE)) < all->outputs;)
-        for (int64_t output = start; output < start + SHARE && output < all->outputs; output++)
-            WIDENS[all->width](all, output);
+static void dequantize_worker(void *shared) {
+    DequantizeTask *work = shared;
+    const DequantizeInt4Args *args = work->args;
+    for (int64_t start; (start = atomic_fetch_add(&work->next, ITEMS_PER_TASK)) < args->outputs;)
+        for (int64_t output = start; output < start + ITEMS_PER_TASK && output < args->outputs; output++)
+            DEQUANTIZE_BY_SIMD_LEVEL[args->width](args, output);
 }
 
 /* GOMP_parallel of the OpenMP that torch has loaded; it is not looked at for one thread. */
 typedef void Parallel(void (*)(void *), void *, unsigned, unsigned);
 
-void idefics_widen(const Widening *all, int threads, Parallel *parallel) {
-    Work work = {.all = all};
-    if (threads > 1 && all->outputs > SHARE)
-        parallel(take_part, &work, threads, 0);
+void idefics_dequantize_int4(const DequantizeInt4Args *args, int threads, Parallel *parallel) {
+    DequantizeTask work = {.args = args};
+    if (threads > 1 && args->outputs > ITEMS_PER_TASK)
+        parallel(dequantize_worker, &work, threads, 0);
     else
-        take_part(&work);
+        dequantize_worker(&work);
 }
 
 /* idefics/quant/passes.py has the same fields in the same order. */
 typedef struct {
     const float *x;      /* (rows, inputs) */
     int8_t *levels;      /* (rows, inputs) for x in whole numbers of its row's step, 127 for the largest */
-    float *steps;        /* (rows) */
+    float *x_scales;        /* (rows) */
     int32_t *sums;       /* (rows, outputs) of products of levels; becomes the outputs in float32 */
     const float *scales; /* (outputs) */
     const float *bias;   /* (outputs) or null */
     int64_t rows, inputs, outputs;
     int width;
-} Rows;
+} QuantizeRowsArgs;
 
 /* As integers, the bits of numbers without a sign are in the order of the numbers, and what is none is above them. */
-INLINE void round_row(const Rows *all, int64_t row) {
+INLINE void quantize_row(const QuantizeRowsArgs *args, int64_t row) {
     const int32_t INFINITE = 0x7f800000, SIGNLESS = 0x7fffffff;
     const float MIDDLE = 12582912.0f; /* 1.5 * 2^23: beside it floats are whole numbers, the last byte theirs */
-    const float *x = all->x + row * all->inputs;
-    int8_t *levels = all->levels + row * all->inputs;
+    const float *x = args->x + row * args->inputs;
+    int8_t *levels = args->levels + row * args->inputs;
     int32_t largest = 0;
-    for (int64_t i = 0; i < all->inputs; i++) {
+    for (int64_t i = 0; i < args->inputs; i++) {
         int32_t bits;
         memcpy(&bits, x + i, sizeof bits);
         bits &= SIGNLESS;
@@ -163,232 +163,232 @@ INLINE void round_row(const Rows *all, int64_t row) {
     float most;
     memcpy(&most, &largest, sizeof most);
     if (largest >= INFINITE) { /* shows in the whole row */
-        memset(levels, 0, (size_t)all->inputs);
-        all->steps[row] = __builtin_nanf("");
+        memset(levels, 0, (size_t)args->inputs);
+        args->x_scales[row] = __builtin_nanf("");
         return;
     }
     float step = most / 127.0f > __FLT_MIN__ ? most / 127.0f : __FLT_MIN__;
-    for (int64_t i = 0; i < all->inputs; i++) {
+    for (int64_t i = 0; i < args->inputs; i++) {
         float near = x[i] / step + MIDDLE;
         int32_t bits;
         memcpy(&bits, &near, sizeof bits);
         levels[i] = (int8_t)bits;
     }
-    all->steps[row] = step;
+    args->x_scales[row] = step;
 }
 
-INLINE void scale_row(const Rows *all, int64_t row) {
-    int32_t *sums = all->sums + row * all->outputs;
-    const float step = all->steps[row], *scales = all->scales, *bias = all->bias;
-    for (int64_t i = 0; i < all->outputs; i++) {
+INLINE void scale_row(const QuantizeRowsArgs *args, int64_t row) {
+    int32_t *sums = args->sums + row * args->outputs;
+    const float step = args->x_scales[row], *scales = args->scales, *bias = args->bias;
+    for (int64_t i = 0; i < args->outputs; i++) {
         float out = (float)sums[i] * step * scales[i];
         if (bias) out += bias[i];
         memcpy(sums + i, &out, sizeof out);
     }
 }
 
-typedef void Row(const Rows *, int64_t row);
-static void round_plain(const Rows *all, int64_t row) { round_row(all, row); }
-static void scale_plain(const Rows *all, int64_t row) { scale_row(all, row); }
+typedef void RowFunction(const QuantizeRowsArgs *, int64_t row);
+static void quantize_row_plain(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
+static void scale_row_plain(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
 #if defined(__x86_64__)
-AVX2 static void round_avx2(const Rows *all, int64_t row) { round_row(all, row); }
-AVX2 static void scale_avx2(const Rows *all, int64_t row) { scale_row(all, row); }
-AVX512 static void round_avx512(const Rows *all, int64_t row) { round_row(all, row); }
-AVX512 static void scale_avx512(const Rows *all, int64_t row) { scale_row(all, row); }
-static Row *const ROUNDS[] = {round_plain, round_avx2, round_avx512};
-static Row *const SCALES[] = {scale_plain, scale_avx2, scale_avx512};
+AVX2 static void quantize_row_avx2(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
+AVX2 static void scale_row_avx2(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
+AVX512 static void quantize_row_avx512(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
+AVX512 static void scale_row_avx512(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
+static RowFunction *const QUANTIZE_ROW_BY_SIMD_LEVEL[] = {quantize_row_plain, quantize_row_avx2, quantize_row_avx512};
+static RowFunction *const SCALE_ROW_BY_SIMD_LEVEL[] = {scale_row_plain, scale_row_avx2, scale_row_avx512};
 #else
-static Row *const ROUNDS[] = {round_plain};
-static Row *const SCALES[] = {scale_plain};
+static RowFunction *const QUANTIZE_ROW_BY_SIMD_LEVEL[] = {quantize_row_plain};
+static RowFunction *const SCALE_ROW_BY_SIMD_LEVEL[] = {scale_row_plain};
 #endif
 
 typedef struct {
-    const Rows *all;
-    Row *part;
+    const QuantizeRowsArgs *args;
+    RowFunction *part;
     atomic_llong next;
-} Passing;
+} RowTask;
 
-static void pass_rows(void *shared) {
-    Passing *work = shared;
-    for (int64_t start; (start = atomic_fetch_add(&work->next, SHARE)) < work->all->rows;)
-        for (int64_t row = start; row < start + SHARE && row < work->all->rows; row++) work->part(work->all, row);
+static void rows_worker(void *shared) {
+    RowTask *work = shared;
+    for (int64_t start; (start = atomic_fetch_add(&work->next, ITEMS_PER_TASK)) < work->args->rows;)
+        for (int64_t row = start; row < start + ITEMS_PER_TASK && row < work->args->rows; row++) work->part(work->args, row);
 }
 
-static void each_row(const Rows *all, Row *part, int threads, Parallel *parallel) {
-    Passing work = {.all = all, .part = part};
-    if (threads > 1 && all->rows > SHARE)
-        parallel(pass_rows, &work, threads, 0);
+static void for_each_row(const QuantizeRowsArgs *args, RowFunction *part, int threads, Parallel *parallel) {
+    RowTask work = {.args = args, .part = part};
+    if (threads > 1 && args->rows > ITEMS_PER_TASK)
+        parallel(rows_worker, &work, threads, 0);
     else
-        pass_rows(&work);
+        rows_worker(&work);
 }
 
 /* Before the product of bytes. */
-void idefics_round_rows(const Rows *all, int threads, Parallel *parallel) {
-    each_row(all, ROUNDS[all->width], threads, parallel);
+void idefics_quantize_rows(const QuantizeRowsArgs *args, int threads, Parallel *parallel) {
+    for_each_row(args, QUANTIZE_ROW_BY_SIMD_LEVEL[args->width], threads, parallel);
 }
 
 /* And after it. */
-void idefics_scale_rows(const Rows *all, int threads, Parallel *parallel) {
-    each_row(all, SCALES[all->width], threads, parallel);
+void idefics_scale_rows(const QuantizeRowsArgs *args, int threads, Parallel *parallel) {
+    for_each_row(args, SCALE_ROW_BY_SIMD_LEVEL[args->width], threads, parallel);
 }
 
 /* idefics/quant/passes.py has the same fields in the same order. */
 typedef struct {
     const float *x; /* (rows, inputs) */
-    int8_t *whole;  /* (rows, groups * GROUP) for x in whole numbers of its steps; of eight the even ones come first */
-    float *steps;   /* (rows, groups) */
-    int32_t *minus; /* (rows, groups) what ZERO adds to each sum of products, with the other sign */
+    int8_t *whole;  /* (rows, groups * GROUP_SIZE) for x in whole numbers of its x_scales; of eight the even ones come first */
+    float *x_scales;   /* (rows, groups) */
+    int32_t *zero_corrections; /* (rows, groups) what ZERO_POINT adds to each sum of products, with the other sign */
     const uint8_t *levels;
     const void *scales;
     const float *bias; /* (outputs) or null */
     float *out;        /* (rows, outputs) */
     int64_t rows, outputs, inputs;
     int bfloat16; /* whether scales are */
-} Product;
+} Int4MatmulArgs;
 
 #if defined(__x86_64__)
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
-#define PANEL 16    /* outputs, side by side in a vector */
-#define ROWS 12     /* that are multiplied together: as many sums, and a group's eight vectors, fit 32 registers */
-#define CHUNK 120   /* rows that stay in a cache while all outputs meet them */
-#define STRETCH 32  /* groups of a panel that are unpacked at once: 16 KiB */
-#define SMALLEST 1e-30f /* what a group's largest input counts for at least, so that its reciprocal is a number */
+#define PANEL_OUTPUTS 16    /* outputs, side by side in a vector */
+#define TILE_ROWS 12     /* that are multiplied together: as many sums, and a group's eight vectors, fit 32 registers */
+#define ROW_BLOCK 120   /* rows that stay in a cache while args outputs accumulate_tile them */
+#define GROUP_BLOCK 32  /* groups of a panel that are unpacked at once: 16 KiB */
+#define MIN_MAX_ABS 1e-30f /* what a group's largest input counts for at least, so that its reciprocal is a number */
 
 #define UNROLL _Pragma("GCC unroll 16")
 
 typedef struct {
-    const Product *all;
+    const Int4MatmulArgs *args;
     atomic_llong next;
-} Multiplying;
+} MatmulTask;
 
 /* 32 inputs in whole numbers, 127 for the largest; those behind `count` are zero. What is not a number shows. */
-VNNI static void round_group(const float *x, int64_t count, int8_t *whole, float *step, int32_t *minus) {
+VNNI static void quantize_group(const float *x, int64_t count, int8_t *whole, float *step, int32_t *zero_corrections) {
     const __m256i order = _mm256_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15, 0, 2, 4, 6, 1, 3, 5, 7,
                                            8, 10, 12, 14, 9, 11, 13, 15);
-    uint32_t there = count < GROUP ? ((uint32_t)1 << count) - 1 : ~(uint32_t)0;
+    uint32_t there = count < GROUP_SIZE ? ((uint32_t)1 << count) - 1 : ~(uint32_t)0;
     __m512 low = _mm512_maskz_loadu_ps((__mmask16)there, x);
     __m512 high = _mm512_maskz_loadu_ps((__mmask16)(there >> 16), x + 16);
     float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-    most = most > SMALLEST ? most : SMALLEST;
+    most = most > MIN_MAX_ABS ? most : MIN_MAX_ABS;
     __m512 by = _mm512_set1_ps(127.0f / most);
     __m128i first = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(low, by)));
     __m128i second = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(high, by)));
     __m256i both = _mm256_set_m128i(second, first);
-    __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(ZERO), both);
+    __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(ZERO_POINT), both);
     _mm256_storeu_si256((__m256i *)whole, _mm256_shuffle_epi8(both, order));
-    *minus = -_mm512_reduce_add_epi32(_mm512_zextsi256_si512(sums));
+    *zero_corrections = -_mm512_reduce_add_epi32(_mm512_zextsi256_si512(sums));
     *step = _mm512_cmp_ps_mask(low, high, _CMP_UNORD_Q) ? __builtin_nanf("") : most / 127.0f;
 }
 
-VNNI static void round_rows(void *shared) {
-    Multiplying *work = shared;
-    const Product *all = work->all;
-    int64_t groups = (all->inputs + GROUP - 1) / GROUP;
-    for (int64_t row; (row = atomic_fetch_add(&work->next, 1)) < all->rows;)
+VNNI static void quantize_all_rows(void *shared) {
+    MatmulTask *work = shared;
+    const Int4MatmulArgs *args = work->args;
+    int64_t groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE;
+    for (int64_t row; (row = atomic_fetch_add(&work->next, 1)) < args->rows;)
         for (int64_t group = 0, at = row * groups; group < groups; group++, at++)
-            round_group(all->x + row * all->inputs + group * GROUP, all->inputs - group * GROUP,
-                        all->whole + at * GROUP, all->steps + at, all->minus + at);
+            quantize_group(args->x + row * args->inputs + group * GROUP_SIZE, args->inputs - group * GROUP_SIZE,
+                        args->whole + at * GROUP_SIZE, args->x_scales + at, args->zero_corrections + at);
 }
 
-/* Some groups of PANEL outputs: inputs in fours, outputs side by side. Beyond the last output the last once more. */
-VNNI static void unpack(const Product *all, int64_t output, int64_t start, int64_t end, __m512i (*levels)[8],
-                        float (*scales)[PANEL]) {
-    int64_t groups = (all->inputs + GROUP - 1) / GROUP, bytes = groups * (GROUP / 2);
+/* Some groups of PANEL_OUTPUTS outputs: inputs in fours, outputs side by side. Beyond the last output the last once more. */
+VNNI static void unpack_panel(const Int4MatmulArgs *args, int64_t output, int64_t start, int64_t end, __m512i (*levels)[8],
+                        float (*scales)[PANEL_OUTPUTS]) {
+    int64_t groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE, bytes = groups * (GROUP_SIZE / 2);
     const __m512i mask = _mm512_set1_epi8(15);
-    int32_t rows[PANEL];
-    for (int i = 0; i < PANEL; i++) rows[i] = (int32_t)(output + i < all->outputs ? i : all->outputs - 1 - output);
+    int32_t rows[PANEL_OUTPUTS];
+    for (int i = 0; i < PANEL_OUTPUTS; i++) rows[i] = (int32_t)(output + i < args->outputs ? i : args->outputs - 1 - output);
     __m512i offsets = _mm512_mullo_epi32(_mm512_loadu_si512(rows), _mm512_set1_epi32((int32_t)bytes));
     for (int64_t group = start; group < end; group++) {
-        const uint8_t *from = all->levels + output * bytes + group * (GROUP / 2);
+        const uint8_t *from = args->levels + output * bytes + group * (GROUP_SIZE / 2);
         for (int four = 0; four < 4; four++) {
             __m512i packed = _mm512_i32gather_epi32(offsets, from + 4 * four, 1);
             levels[group - start][2 * four] = _mm512_and_si512(packed, mask);
             levels[group - start][2 * four + 1] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
         }
-        for (int i = 0; i < PANEL; i++)
-            scales[group - start][i] = scale_at(all->scales, all->bfloat16, (output + rows[i]) * groups + group);
+        for (int i = 0; i < PANEL_OUTPUTS; i++)
+            scales[group - start][i] = scale_at(args->scales, args->bfloat16, (output + rows[i]) * groups + group);
     }
 }
 
 /* Adds some groups' products to the sums of a few rows and a panel. */
-VNNI static void meet(const Product *all, int64_t row, int64_t end, int64_t start, int64_t many,
-                      const __m512i (*levels)[8], const float (*scales)[PANEL], __m512 *sums) {
-    int64_t groups = (all->inputs + GROUP - 1) / GROUP, at[ROWS];
-    for (int r = 0; r < ROWS; r++) at[r] = (row + r < end ? row + r : end - 1) * groups + start;
-    __m512 kept[ROWS];
-    UNROLL for (int r = 0; r < ROWS; r++) kept[r] = sums[r];
+VNNI static void accumulate_tile(const Int4MatmulArgs *args, int64_t row, int64_t end, int64_t start, int64_t many,
+                      const __m512i (*levels)[8], const float (*scales)[PANEL_OUTPUTS], __m512 *sums) {
+    int64_t groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE, at[TILE_ROWS];
+    for (int r = 0; r < TILE_ROWS; r++) at[r] = (row + r < end ? row + r : end - 1) * groups + start;
+    __m512 accumulators[TILE_ROWS];
+    UNROLL for (int r = 0; r < TILE_ROWS; r++) accumulators[r] = sums[r];
     for (int64_t group = 0; group < many; group++) {
         __m512i some[8];
         UNROLL for (int i = 0; i < 8; i++) some[i] = levels[group][i];
         __m512 scale = _mm512_loadu_ps(scales[group]);
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            const int8_t *whole = all->whole + (at[r] + group) * GROUP;
-            __m512i found = _mm512_set1_epi32(all->minus[at[r] + group]);
+        UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+            const int8_t *whole = args->whole + (at[r] + group) * GROUP_SIZE;
+            __m512i int_sums = _mm512_set1_epi32(args->zero_corrections[at[r] + group]);
             UNROLL for (int i = 0; i < 8; i++) {
                 int32_t four;
                 memcpy(&four, whole + 4 * i, 4);
-                found = _mm512_dpbusd_epi32(found, some[i], _mm512_set1_epi32(four));
+                int_sums = _mm512_dpbusd_epi32(int_sums, some[i], _mm512_set1_epi32(four));
             }
-            __m512 by = _mm512_mul_ps(scale, _mm512_set1_ps(all->steps[at[r] + group]));
-            kept[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), by, kept[r]);
+            __m512 by = _mm512_mul_ps(scale, _mm512_set1_ps(args->x_scales[at[r] + group]));
+            accumulators[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int_sums), by, accumulators[r]);
         }
     }
-    UNROLL for (int r = 0; r < ROWS; r++) sums[r] = kept[r];
+    UNROLL for (int r = 0; r < TILE_ROWS; r++) sums[r] = accumulators[r];
 }
 
 /* What each thread does: the next panel of a chunk of rows, until none is left. */
 VNNI static void multiply_panels(void *shared) {
-    Multiplying *work = shared;
-    const Product *all = work->all;
-    int64_t groups = (all->inputs + GROUP - 1) / GROUP, panels = (all->outputs + PANEL - 1) / PANEL;
-    int64_t chunks = (all->rows + CHUNK - 1) / CHUNK;
-    __m512i levels[STRETCH][8];
-    float scales[STRETCH][PANEL];
+    MatmulTask *work = shared;
+    const Int4MatmulArgs *args = work->args;
+    int64_t groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE, panels = (args->outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+    int64_t chunks = (args->rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    __m512i levels[GROUP_BLOCK][8];
+    float scales[GROUP_BLOCK][PANEL_OUTPUTS];
     for (int64_t unit; (unit = atomic_fetch_add(&work->next, 1)) < panels * chunks;) {
-        int64_t output = unit % panels * PANEL, first = unit / panels * CHUNK, last = first + CHUNK;
-        int64_t left = all->outputs - output;
-        __mmask16 there = left < PANEL ? (__mmask16)((1 << left) - 1) : (__mmask16)~0;
-        last = last < all->rows ? last : all->rows;
-        for (int64_t start = 0; start < groups; start += STRETCH) {
-            int64_t many = groups - start < STRETCH ? groups - start : STRETCH;
-            unpack(all, output, start, start + many, levels, scales);
-            for (int64_t row = first; row < last; row += ROWS) {
-                __m512 sums[ROWS];
-                float *out = all->out + row * all->outputs + output;
-                int rows = last - row < ROWS ? (int)(last - row) : ROWS;
-                for (int r = 0; r < ROWS; r++) {
+        int64_t output = unit % panels * PANEL_OUTPUTS, first = unit / panels * ROW_BLOCK, last = first + ROW_BLOCK;
+        int64_t left = args->outputs - output;
+        __mmask16 there = left < PANEL_OUTPUTS ? (__mmask16)((1 << left) - 1) : (__mmask16)~0;
+        last = last < args->rows ? last : args->rows;
+        for (int64_t start = 0; start < groups; start += GROUP_BLOCK) {
+            int64_t many = groups - start < GROUP_BLOCK ? groups - start : GROUP_BLOCK;
+            unpack_panel(args, output, start, start + many, levels, scales);
+            for (int64_t row = first; row < last; row += TILE_ROWS) {
+                __m512 sums[TILE_ROWS];
+                float *out = args->out + row * args->outputs + output;
+                int rows = last - row < TILE_ROWS ? (int)(last - row) : TILE_ROWS;
+                for (int r = 0; r < TILE_ROWS; r++) {
                     sums[r] = _mm512_setzero_ps();
-                    if (start && r < rows) sums[r] = _mm512_maskz_loadu_ps(there, out + r * all->outputs);
-                    if (!start && all->bias) sums[r] = _mm512_maskz_loadu_ps(there, all->bias + output);
+                    if (start && r < rows) sums[r] = _mm512_maskz_loadu_ps(there, out + r * args->outputs);
+                    if (!start && args->bias) sums[r] = _mm512_maskz_loadu_ps(there, args->bias + output);
                 }
-                meet(all, row, last, start, many, (const __m512i(*)[8])levels, (const float(*)[PANEL])scales, sums);
-                for (int r = 0; r < rows; r++) _mm512_mask_storeu_ps(out + r * all->outputs, there, sums[r]);
+                accumulate_tile(args, row, last, start, many, (const __m512i(*)[8])levels, (const float(*)[PANEL_OUTPUTS])scales, sums);
+                for (int r = 0; r < rows; r++) _mm512_mask_storeu_ps(out + r * args->outputs, there, sums[r]);
             }
         }
     }
 }
 
-int idefics_multiply_works(void) {
+int idefics_has_int4_matmul(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
-static void by_all(void (*part)(void *), const Product *all, int threads, Parallel *parallel) {
-    Multiplying work = {.all = all};
+static void run_on_threads(void (*part)(void *), const Int4MatmulArgs *args, int threads, Parallel *parallel) {
+    MatmulTask work = {.args = args};
     if (threads > 1)
         parallel(part, &work, threads, 0);
     else
         part(&work);
 }
 
-void idefics_multiply(const Product *all, int threads, Parallel *parallel) {
-    by_all(round_rows, all, threads, parallel);
-    by_all(multiply_panels, all, threads, parallel);
+void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *parallel) {
+    run_on_threads(quantize_all_rows, args, threads, parallel);
+    run_on_threads(multiply_panels, args, threads, parallel);
 }
 
 #else
 
-int idefics_multiply_works(void) { return 0; }
-void idefics_multiply(const Product *all, int threads, Parallel *parallel) { (void)all, (void)threads, (void)parallel; }
+int idefics_has_int4_matmul(void) { return 0; }
+void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *parallel) { (void)args, (void)threads, (void)parallel; }
 
 #endif

@@ -1,0 +1,129 @@
+"""Ours, seen as a rival: the one place of the benchmarks that knows the engine's calls."""
+
+from __future__ import annotations
+
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+import idefics
+from checkpoints import CACHE
+from harness import RunTiming
+from idefics.config import EngineConfig, QuantizationConfig, Sampling
+from idefics.engine.engine import Engine
+from idefics.engine.request import Request
+from idefics.generation.quantize import quantize_checkpoint
+from idefics.models import read_checkpoint
+from idefics.prompt import Prompt
+from idefics.tasks import classify
+from idefics.tasks.task import compose_task_prompt
+
+# What a user gives to `load` for each kind of weights.
+LOAD_ARGUMENTS_BY_FORMAT: dict[str, dict[str, Any]] = {
+    "fp32": {"dtype": "float32"},
+    "bf16": {},
+    "int8": {"quantize": "int8"},
+    "int4": {"quantize": "int4"},
+}
+# What no decode step reads, or one row of it.
+MODULES_NOT_IN_DECODE = ("vision_model", "connector", "perceiver_resampler", "embed_tokens")
+
+
+class IdeficsRunner:
+    """An engine over a checkpoint, its weights of one kind."""
+
+    def __init__(self, folder: Path, weight_format: str, *, batch_rows: int = 8) -> None:
+        self.vlm = _load_model(folder, weight_format)
+        model = self.vlm.engine.model
+        self.vlm.engine.close()
+        self.engine = Engine(model, EngineConfig(batch_rows=batch_rows))
+        self.vlm.engine = self.engine
+
+    def run(self, prompts: list[Prompt], num_tokens: int) -> RunTiming:
+        """Exactly `tokens` greedy tokens for each prompt: no id stops them."""
+        token_times: list[list[float]] = [[] for _ in prompts]
+        requests = [
+            Request(prompt, Sampling(max_new_tokens=num_tokens), on_token=_make_token_timer(mine))
+            for prompt, mine in zip(prompts, token_times, strict=True)
+        ]
+        started = time.perf_counter()
+        for handle in [self.engine.submit(request, wait=True) for request in requests]:
+            handle.result()
+        last_first_token = max(mine[0] for mine in token_times)
+        decode_times = [stamp for stamp in chain(*token_times) if stamp > last_first_token]
+        return RunTiming(
+            last_first_token - started,
+            max(decode_times, default=last_first_token) - last_first_token,
+            len(decode_times),
+        )
+
+    def bytes_per_token(self, num_context_tokens: int) -> int:
+        """What one decode step of one row has to read: the decoder, its head, and keys and values so far."""
+        model, layout = self.engine.model, self.engine.kv_cache.layout
+        tensors = chain(model.named_parameters(), model.named_buffers())  # type: ignore[attr-defined]
+        weight_bytes = sum(
+            tensor.nbytes
+            for name, tensor in tensors
+            if not any(part in name for part in MODULES_NOT_IN_DECODE)
+        )
+        kv_bytes_per_position = (
+            2
+            * layout.num_layers
+            * layout.num_kv_heads
+            * layout.head_size
+            * self.engine.kv_cache.dtype.itemsize
+        )
+        return weight_bytes + num_context_tokens * kv_bytes_per_position
+
+
+def _load_model(folder: Path, weight_format: str) -> idefics.Idefics:
+    """Of the benchmarks' own checkpoints few bits are written once: int4 takes its time to find its steps."""
+    if "quantize" not in LOAD_ARGUMENTS_BY_FORMAT[weight_format] or folder.parent != CACHE:
+        return idefics.load(folder, **LOAD_ARGUMENTS_BY_FORMAT[weight_format])
+    quantized_folder = CACHE / f"{folder.name}-{weight_format}"
+    quantize_checkpoint(
+        str(folder),
+        QuantizationConfig(kind=LOAD_ARGUMENTS_BY_FORMAT[weight_format]["quantize"]),
+        quantized_folder,
+    )
+    return idefics.load(quantized_folder)
+
+
+def _make_token_timer(token_times: list[float]) -> Any:
+    def on_token(id: int) -> bool:
+        token_times.append(time.perf_counter())
+        return False
+
+    return on_token
+
+
+def random_text_prompts(folder: Path, num_tokens: int, num_prompts: int, seed: int) -> list[Prompt]:
+    """Prompts of text: `count` random ids each, none of them special."""
+    vocab_size = read_checkpoint(folder).config.text.vocab_size
+    id_rows = (
+        np.random.default_rng(seed)
+        .integers(3, min(vocab_size, 32000), size=(num_prompts, num_tokens))
+        .tolist()
+    )
+    return [Prompt(tuple(ids), (), (), (-1,) * num_tokens) for ids in id_rows]
+
+
+def random_photo(seed: int, size: int = 1200) -> PIL.Image.Image:
+    """A square picture with something in it everywhere, a new one for each seed."""
+    noise = np.random.default_rng(seed).integers(0, 256, size=(24, 24, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(noise).resize((size, size), PIL.Image.Resampling.BICUBIC)
+
+
+def classification_prompt(
+    vlm: idefics.Idefics, labels: list[str], picture: idefics.Picture
+) -> tuple[Prompt, list[list[int]]]:
+    """The prompt that `classify` asks of the model, with the shots that `vlm` has, and the ids of each label."""
+    style_kind = vlm.processor.prompt_format.kind
+    task, label_list = classify.task_for_labels(labels, style_kind)
+    return vlm.processor.encode_chat_continuations(
+        compose_task_prompt(task, style_kind, picture, label_list, vlm.shots).items, labels
+    )

@@ -1,0 +1,70 @@
+"""Which tokens of a prompt the assistant says, for training on answers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from idefics.compat.media_placeholders import VIDEO_TOKEN
+from idefics.compat.tokenization_encoding import overlaps_spans
+from idefics.errors import BadSetting
+from idefics.processing.chat_prompt import IMAGE_TOKEN
+from idefics.processing.image_placeholders import FAKE_IMAGE_TOKEN, image_placeholder_text
+from idefics.processing.processor import Processor
+from idefics.prompt import Prompt
+
+
+def make_assistant_mask(
+    processor: Processor, text: str, prompt: Prompt, spans: Sequence[tuple[int, int]]
+) -> list[int]:
+    """1 for each token of `prompt` that shares characters with a span of the text that it was made of.
+
+    Args:
+        processor: what made the prompt.
+        text: with `<image>` where the pictures of the prompt stand.
+        spans: (start, end) in characters of `text`.
+
+    Raises:
+        BadSetting: the text has a video, which is read as other words than its own.
+    """
+    if VIDEO_TOKEN in text:
+        raise BadSetting("return_assistant_tokens_mask is not done for texts with videos: leave it out")
+    written_text = processor.prompt_format.prompt_prefix
+    written_offset_by_offset = {0: len(written_text)}
+    pictures, end = iter(prompt.pictures), 0
+    for part in re.split(f"({IMAGE_TOKEN})", text):
+        start, end = end, end + len(part)
+        written_part = part
+        if part == IMAGE_TOKEN:
+            picture = next(pictures)
+            written_part = image_placeholder_text(
+                processor.prompt_format,
+                processor.image_config.tokens_per_frame,
+                picture.rows,
+                picture.columns,
+                follows_picture=written_text.endswith(FAKE_IMAGE_TOKEN),
+            )
+            if processor.prompt_format.image_tokens == "frames" and written_text.endswith(
+                FAKE_IMAGE_TOKEN
+            ):  # Idefics 2: neighbours share one
+                written_part = written_part.removeprefix(FAKE_IMAGE_TOKEN)
+        else:
+            written_part = part.strip(" ") if processor.prompt_format.strips_text else part
+            num_leading_spaces = part.index(written_part) if written_part else 0
+            shifts = (
+                (at, min(max(at - num_leading_spaces, 0), len(written_part))) for at in range(len(part))
+            )
+            written_offset_by_offset |= {start + at: len(written_text) + shift for at, shift in shifts}
+        written_text += written_part
+        written_offset_by_offset[end] = len(written_text)
+    encoding = processor.tokenizer.encode_with_offsets(
+        written_text, add_special_tokens=processor.prompt_format.add_special_tokens
+    )
+    if tuple(encoding.ids) != prompt.ids:
+        raise BadSetting(
+            "return_assistant_tokens_mask is not done for this text: tokens cannot be told apart"
+        )
+    return overlaps_spans(
+        encoding.offsets,
+        [(written_offset_by_offset[first], written_offset_by_offset[last]) for first, last in spans],
+    )

@@ -1,0 +1,199 @@
+"""What tokenizers and processors return: rows of a batch, made equal in length, as a dict that moves to a device.
+
+Knows lists, arrays and tensors; does not know tokens or pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+
+from idefics.errors import BadSetting
+
+Side = Literal["left", "right"]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PADDING_STRATEGIES: dict[bool | str, str] = {
+    True: "longest",
+    False: "do_not_pad",
+    "longest": "longest",
+    "max_length": "max_length",
+    "do_not_pad": "do_not_pad",
+}
+TRUNCATION_STRATEGIES: dict[bool | str | None, bool | None] = {
+    True: True,
+    "longest_first": True,
+    "only_first": True,
+    False: False,
+    "do_not_truncate": False,
+    None: None,
+}
+VERY_LARGE_INTEGER = 10**20  # configs of tokenizers without a longest text say 10^30
+
+
+class BatchFeature(dict[str, Any]):
+    """A dict whose entries are attributes too, and whose tensors move together.
+
+    Args:
+        data: the entries; `entries` are more.
+        tensor_type: see `convert_to_tensors`.
+    """
+
+    def __init__(
+        self, data: Mapping[str, Any] | None = None, tensor_type: str | None = None, **entries: Any
+    ) -> None:
+        super().__init__({**(data or {}), **entries})
+        self.convert_to_tensors(tensor_type)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The entries."""
+        return self
+
+    def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
+        """Rows of numbers as tensors ("pt") or arrays ("np"); None leaves them. Returns itself."""
+        if tensor_type is not None:
+            self.update({name: to_tensor_type(value, tensor_type) for name, value in self.items()})
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no {name!r} among {', '.join(self) or 'no entries'}") from None
+
+    def to(
+        self,
+        *targets: str | int | torch.device | torch.dtype,
+        device: str | int | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> Self:
+        """Moves all tensors to a device; a dtype is for those of floating point alone. Returns itself.
+
+        Args:
+            targets: a device, a dtype or both, in any order.
+            non_blocking: as in `torch.Tensor.to`.
+        """
+        for target in targets:
+            if isinstance(target, torch.dtype):
+                dtype = target
+            else:
+                device = target
+        for name, value in self.items():
+            if isinstance(value, torch.Tensor):
+                kind = dtype if value.is_floating_point() else None
+                self[name] = value.to(device=device, dtype=kind, non_blocking=non_blocking)
+        return self
+
+
+BatchEncoding = BatchFeature  # what tokenizers of transformers return
+
+
+@dataclass(frozen=True, slots=True)
+class PaddingOptions:
+    """How long the rows of a batch become, in the guides' own words.
+
+    Attributes:
+        padding: True or "longest"; "max_length"; False or "do_not_pad". Tensors are always padded.
+        truncation: True or "longest_first" cuts rows longer than `max_length`, False or "do_not_truncate" never;
+            None cuts them where `max_length` is given and `padding` is not.
+        max_length: tokens; None is `model_max_length`.
+        padding_side: where tokens are added.
+        pad_to_multiple_of: padded rows are so many tokens, or a multiple of them.
+        return_tensors: "pt", "np" or None, which leaves lists.
+        truncation_side: where tokens are taken away.
+        model_max_length: the longest text that the tokenizer was made for.
+    """
+
+    padding: bool | str = False
+    truncation: bool | str | None = None
+    max_length: int | None = None
+    padding_side: Side = "left"
+    pad_to_multiple_of: int | None = None
+    return_tensors: str | None = None
+    truncation_side: Side = "right"
+    model_max_length: int = VERY_LARGE_INTEGER
+
+    def __post_init__(self) -> None:
+        _check_one_of("padding", self.padding, tuple(PADDING_STRATEGIES))
+        _check_one_of("truncation", self.truncation, tuple(TRUNCATION_STRATEGIES))
+        _check_one_of("padding_side", self.padding_side, ("left", "right"))
+        _check_one_of("truncation_side", self.truncation_side, ("left", "right"))
+        _check_one_of("return_tensors", self.return_tensors, ("pt", "np", None))
+        for name, number in (
+            ("max_length", self.max_length),
+            ("pad_to_multiple_of", self.pad_to_multiple_of),
+        ):
+            if number is not None and number < 1:
+                raise BadSetting(f"{name} is {number}; give at least 1")
+
+    @property
+    def _max_length(self) -> int | None:
+        if self.max_length is not None:
+            return self.max_length
+        return self.model_max_length if self.model_max_length < VERY_LARGE_INTEGER else None
+
+    def kept_positions(self, length: int, *, num_opening_tokens: int = 0) -> list[int]:
+        """The positions that remain of a row; its first `num_opening_tokens` tokens, the tokenizer's own, always do."""
+        truncates = TRUNCATION_STRATEGIES[self.truncation]
+        if truncates is None:
+            truncates = self.max_length is not None and PADDING_STRATEGIES[self.padding] == "do_not_pad"
+        if not truncates or self._max_length is None or length <= self._max_length:
+            return list(range(length))
+        num_kept_tokens = max(self._max_length - num_opening_tokens, 0)
+        start = num_opening_tokens if self.truncation_side == "right" else length - num_kept_tokens
+        return [*range(min(num_opening_tokens, self._max_length)), *range(start, start + num_kept_tokens)]
+
+    def truncate(self, row: Sequence[Any]) -> list[Any]:
+        """What remains of a row."""
+        return [row[position] for position in self.kept_positions(len(row))]
+
+    def padded_length(self, lengths: Sequence[int]) -> int | None:
+        """To how many tokens rows are padded; None leaves each as it is."""
+        padding = PADDING_STRATEGIES[self.padding]
+        if padding == "do_not_pad":
+            if self.return_tensors is None:
+                return None
+            padding = "longest"
+        width = max(lengths, default=0)
+        if padding == "max_length":
+            if self._max_length is None:
+                raise BadSetting("padding is 'max_length', but there is none: give max_length")
+            width = max(width, self._max_length)
+        multiple = self.pad_to_multiple_of or 1
+        return -(-width // multiple) * multiple
+
+    def pad(self, rows: Sequence[Sequence[Any]], value: Any) -> list[list[Any]]:
+        """Rows of one length, or as they are where nothing asks for it."""
+        padded_length = self.padded_length([len(row) for row in rows])
+        padded = []
+        for row in rows:
+            padding = [value] * (0 if padded_length is None else padded_length - len(row))
+            padded.append([*padding, *row] if self.padding_side == "left" else [*row, *padding])
+        return padded
+
+    def to_batch(self, entries: dict[str, Any]) -> BatchFeature:
+        """Lists and arrays as what `return_tensors` asks for."""
+        return BatchFeature(
+            {name: to_tensor_type(value, self.return_tensors) for name, value in entries.items()}
+        )
+
+
+def to_tensor_type(value: Any, return_tensors: str | None) -> Any:
+    """Rows or an array as tensor ("pt"), as array ("np") or as it is (None)."""
+    if return_tensors is None or (return_tensors == "pt" and isinstance(value, torch.Tensor)):
+        return value
+    array = np.asarray(value)
+    if not array.size:  # of no ids at all NumPy makes floats
+        array = array.astype(np.int64)
+    return torch.from_numpy(array) if return_tensors == "pt" else array
+
+
+def _check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise BadSetting(f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}")

@@ -1,0 +1,99 @@
+"""Gradient checkpointing: in training, activations of blocks are computed again instead of kept (arXiv 1604.06174)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from idefics.errors import BadSetting
+
+
+class GradientCheckpointingMixin(nn.Module):
+    """The calls by which trainers turn gradient checkpointing on and off."""
+
+    supports_gradient_checkpointing = True
+
+    def _checkpointable_blocks(self) -> Iterator[nn.Module]:
+        """The modules whose activations are computed again: every member of a list of layers."""
+        for module in self.modules():
+            if isinstance(module, nn.ModuleList):
+                yield from (block for block in module if not isinstance(block, nn.ModuleList))
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """In training, activations of blocks are computed again instead of kept.
+
+        Args:
+            gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`.
+            every_n_layers: only every n-th block of each list of layers; the others keep their activations.
+            offload: moving activations to CPU memory is not supported: leave it False.
+
+        Raises:
+            BadSetting: `offload`, or `every_n_layers` below 1.
+        """
+        if offload:
+            raise BadSetting("offload is True; activations stay on their device: leave it out")
+        if every_n_layers < 1:
+            raise BadSetting(f"every_n_layers is {every_n_layers}; give at least 1")
+        self.gradient_checkpointing_disable()
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        for index, block in enumerate(self._checkpointable_blocks()):
+            if index % every_n_layers == 0:
+                block.forward = partial(_checkpointed_forward, block, block.forward, options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Activations are kept again."""
+        for block in self._checkpointable_blocks():
+            if _is_checkpointed(block):
+                block.forward = block.forward.args[1]  # type: ignore
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether `gradient_checkpointing_enable` holds."""
+        return any(_is_checkpointed(block) for block in self._checkpointable_blocks())
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """`is_gradient_checkpointing`, by the name that models without a head have for it in transformers."""
+        return self.is_gradient_checkpointing
+
+    # The names that transformers 5.23 has for the same.
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """As `gradient_checkpointing_enable`."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
+    def activation_checkpointing_disable(self) -> None:
+        """As `gradient_checkpointing_disable`."""
+        self.gradient_checkpointing_disable()
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """As `is_gradient_checkpointing`."""
+        return self.is_gradient_checkpointing
+
+
+def _checkpointed_forward(
+    block: nn.Module, forward: Callable[..., Any], options: dict[str, Any], *inputs: Any
+) -> Any:
+    if block.training and torch.is_grad_enabled():
+        return checkpoint(forward, *inputs, **options)
+    return forward(*inputs)
+
+
+def _is_checkpointed(block: nn.Module) -> bool:
+    return isinstance(block.forward, partial) and block.forward.func is _checkpointed_forward

@@ -1,0 +1,126 @@
+"""Which picture or video stands where: texts with places for them, and what was given to fill these.
+
+Knows marks in text; opens nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from idefics.compat.image_inputs import as_picture, group_by_sample, is_nested
+from idefics.errors import BadPrompt, BadSetting
+from idefics.messages import Picture, Video
+from idefics.processing.chat_prompt import IMAGE_TOKEN
+from idefics.validation import describe_type
+
+VIDEO_TOKEN = "<video>"
+NOUN_BY_PLACEHOLDER = {IMAGE_TOKEN: "pictures", VIDEO_TOKEN: "videos"}
+
+MediaGroups = list[list[Any]]
+
+
+def as_text_list(text: Any) -> Sequence[str]:
+    """A text or a list of texts as a list."""
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(one, str) for one in texts):
+        raise BadPrompt(f"text is {describe_type(text)}: give a string, or a list of strings")
+    return texts
+
+
+def group_pictures_by_text(texts: Sequence[str], images: Any) -> MediaGroups:
+    """The pictures of each text: as they are grouped already, or by how many places each text has for them."""
+    groups = group_by_sample([] if images is None else images)
+    groups = groups if is_nested(images) else _distribute_by_placeholders(texts, IMAGE_TOKEN, groups[0])
+    return [[as_picture(one) for one in group] for group in _check_group_count(texts, groups, IMAGE_TOKEN)]
+
+
+def group_videos_by_text(texts: Sequence[str], videos: Any, *, samples_frames: bool = True) -> MediaGroups:
+    """The videos of each text: one, a list, or a list of lists. A list of pictures or arrays is one video.
+
+    Raises:
+        BadSetting: `samples_frames` is False, so that all frames would be shown, but a video is a file.
+    """
+    video_list = [] if videos is None else [videos] if _is_video(videos) else list(videos)
+    is_flat = all(map(_is_video, video_list))
+    groups = (
+        _distribute_by_placeholders(texts, VIDEO_TOKEN, video_list)
+        if is_flat
+        else [list(group) for group in video_list]
+    )
+    parsed_groups = [
+        [_to_video(one) for one in group] for group in _check_group_count(texts, groups, VIDEO_TOKEN)
+    ]
+    if not samples_frames and any(
+        not isinstance(one.source, list) for group in parsed_groups for one in group
+    ):
+        raise BadSetting(
+            "do_sample_frames is False, but a video is a file, of which some frames are shown: say how many by "
+            "num_frames, or give a list of frames"
+        )
+    return parsed_groups
+
+
+def _is_video(source: Any) -> bool:
+    if isinstance(source, (list, tuple)):
+        return bool(source) and all(
+            isinstance(one, Picture | PIL.Image.Image) or _is_array_with_ndim(one, 3) for one in source
+        )
+    return isinstance(source, (Video, str, bytes, os.PathLike)) or _is_array_with_ndim(source, 4)
+
+
+def _is_array_with_ndim(source: Any, ndim: int) -> bool:
+    return isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == ndim
+
+
+def _to_video(source: Any) -> Video:
+    """Frames are taken as they are, as pictures are."""
+    if isinstance(source, (list, tuple)) or _is_array_with_ndim(source, 4):
+        return Video([as_picture(frame) for frame in source])
+    return Video.of(source)
+
+
+def _distribute_by_placeholders(texts: Sequence[str], placeholder: str, media: Sequence[Any]) -> MediaGroups:
+    num_placeholders = [text.count(placeholder) for text in texts]
+    if sum(num_placeholders) != len(media):
+        raise BadPrompt(_count_mismatch_message(placeholder, sum(num_placeholders), len(media)))
+    remaining_media = iter(media)
+    return [list(islice(remaining_media, count)) for count in num_placeholders]
+
+
+def _check_group_count(texts: Sequence[str], groups: MediaGroups, placeholder: str) -> MediaGroups:
+    if len(groups) != len(texts):
+        raise BadPrompt(
+            f"there are {len(texts)} texts, and {NOUN_BY_PLACEHOLDER[placeholder]} for {len(groups)}: give a list for each"
+        )
+    return groups
+
+
+def replace_placeholders(text: str, media_by_placeholder: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """Text, and what stands in its places: `media_by_placeholder` says for each mark what to put there, in order.
+
+    Raises:
+        BadPrompt: there are more or fewer than places.
+    """
+    pieces = re.split(f"({'|'.join(media_by_placeholder)})", text)
+    for mark, given in media_by_placeholder.items():
+        if pieces.count(mark) != len(given):
+            raise BadPrompt(_count_mismatch_message(mark, pieces.count(mark), len(given)))
+    iterator_by_placeholder = {mark: iter(given) for mark, given in media_by_placeholder.items()}
+    return [
+        next(iterator_by_placeholder[piece]) if piece in iterator_by_placeholder else piece
+        for piece in pieces
+        if piece
+    ]
+
+
+def _count_mismatch_message(placeholder: str, num_placeholders: int, num_media: int) -> str:
+    noun = NOUN_BY_PLACEHOLDER[placeholder]
+    return f"the text has {num_placeholders} places for {noun} ({placeholder}), and {num_media} {noun} were given: give as many"

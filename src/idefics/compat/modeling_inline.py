@@ -1,0 +1,256 @@
+"""What Idefics2, Idefics3 and SmolVLM share as the guides call them: pictures are read in the text.
+
+B rows, T new tokens, P pictures or frames a row, M vectors of one in the text, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config
+from idefics.compat.decoder_forward import prepare_decoder_inputs, run_decoder
+from idefics.compat.inline_images import FrameBatch, merge_image_features
+from idefics.compat.kv_cache import KeyValueCache, LegacyCache
+from idefics.compat.modeling import BaseModelWithoutHead, ModelWithHead, PreTrainedModel
+from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
+from idefics.compat.modeling_vision import SiglipVisionTransformer
+from idefics.errors import BadPrompt
+from idefics.models.inline import InlineImageBackbone, InlineImageModel
+from idefics.nn.attention import Attn
+from idefics.nn.upcast import TokenEmbedding
+
+
+class InlineImagePreTrainedModel(PreTrainedModel):
+    """What the classes of the three families share."""
+
+    config: Idefics2Config | Idefics3Config
+
+    @property
+    def init_std(self) -> float:
+        return self.config.text_config.initializer_range
+
+    @property
+    def _backbone(self) -> InlineImageBackbone:
+        return cast(InlineImageBackbone, self.base_model)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self._backbone.text_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self._backbone.text_model.embed_tokens = cast(TokenEmbedding, value)
+
+    def _resize_vocabulary(self, size: int, *, mean_resizing: bool) -> None:
+        for table in (self.get_input_embeddings(), self.get_output_embeddings()):
+            if table is not None:
+                self._resize_rows(table, size, mean_resizing=mean_resizing)
+        self.config.text_config.vocab_size = size
+
+
+class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, InlineImageBackbone):
+    """A model without a head."""
+
+    vision_tower_class = SiglipVisionTransformer
+    requires_square_frames: ClassVar[bool] = False
+
+    def _finish_init(self, config: Any) -> None:
+        super()._finish_init(config)
+        # The padding token's row is never trained, as released.
+        self.text_model.embed_tokens.padding_idx = config.text_config.pad_token_id
+
+    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, M, D)
+        out: Tensor = self.connector(self.vision_model(frames).last_hidden_state)
+        return out
+
+    def forward_packed(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        return InlineImageBackbone.forward(self, x, positions, attn)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        pixel_attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """What the model makes of pictures.
+
+        Args:
+            pixel_values: (B, P, 3, h, w); pictures of zeros alone are padding.
+            pixel_attention_mask: (B, P, h, w), 1 where a picture's pixels are; None: everywhere.
+            return_dict: False gives a tuple.
+
+        Returns:
+            BaseModelOutputWithPooling: `pooler_output` has for each row (vectors, D), what takes the places of its
+            image tokens; `last_hidden_state` (P, S, D') of the vision tower, where all frames are of one size.
+        """
+        frames = FrameBatch.from_pixel_values(
+            pixel_values, pixel_attention_mask, requires_squares=self.requires_square_frames
+        )
+        vision_outputs: list[Tensor] = []
+        features = frames.encode_frames(
+            lambda some: self._encode_and_record(some, vision_outputs), self.device, self.dtype
+        )
+        features_by_row = (
+            ()
+            if features is None
+            else features.flatten(0, 1).split([count * features.shape[1] for count in frames.frames_per_row])
+        )
+        out = BaseModelOutputWithPooling(
+            last_hidden_state=vision_outputs[0] if len(vision_outputs) == 1 else None,
+            pooler_output=list(features_by_row),
+        )
+        return out.to_tuple() if return_dict is False else out
+
+    def _encode_and_record(self, frames: Tensor, vision_outputs: list[Tensor]) -> Tensor:
+        vision_outputs.append(self.vision_model(frames).last_hidden_state)
+        out: Tensor = self.connector(vision_outputs[-1])
+        return out
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | LegacyCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        image_hidden_states: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache_position: Tensor | None = None,
+    ) -> Any:
+        """Reads a batch of rows. L is T and the tokens of the past.
+
+        Args:
+            input_ids: (B, T), with `image_token_id` wherever a vector of a picture stands; or in their place
+                `inputs_embeds`, (B, T, D), with that token's embedding there.
+            attention_mask: (B, L), 1 where a token stands and 0 for padding; None: no padding.
+            position_ids: (B, T); None: counted from `attention_mask`.
+            past_key_values: what an earlier pass gave, or (keys, values) for each layer: a learned prefix. Pictures
+                that it has read need not be given again.
+            pixel_values: (B, P, 3, h, w); pictures of zeros alone are padding.
+            pixel_attention_mask: (B, P, h, w), 1 where a picture's pixels are; None: everywhere.
+            image_hidden_states: (frames, M, D), in place of pictures what an earlier pass made of them.
+            use_cache, output_attentions, output_hidden_states, return_dict: None: what the config says.
+            cache_position: of no effect: `past_key_values` says how many tokens came before.
+
+        Returns:
+            BaseModelOutputWithPast, or the tuple of what is in it.
+
+        Raises:
+            BadPrompt: arguments that contradict each other, or more or fewer pictures than places; the message has
+                both numbers.
+        """
+        options = self._resolve_forward_options(
+            use_cache, output_attentions, output_hidden_states, return_dict
+        )
+        inputs = prepare_decoder_inputs(
+            self.embed, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
+        )
+        features = None
+        if not inputs.past.has_read_images:
+            features = self._resolve_image_features(pixel_values, pixel_attention_mask, image_hidden_states)
+            inputs = merge_image_features(inputs, features, self.config.image_token_id, self.embed)
+        result = run_decoder(
+            self.forward_packed,
+            list(self.text_model.layers),
+            inputs,
+            window=self.text_model.config.sliding_window,
+            backend=self.attention_backend,
+            use_cache=options.use_cache,
+            output_hidden_states=options.output_hidden_states,
+            output_attentions=options.output_attentions,
+        )
+        return self._make_output(result, inputs.past, features, options)
+
+    def _resolve_image_features(
+        self, pixels: Tensor | None, mask: Tensor | None, features: Tensor | None
+    ) -> Tensor | None:
+        """(frames, M, D) of all pictures, those of one row after those of another."""
+        if pixels is None:
+            return features
+        if features is not None:
+            raise BadPrompt("give either pixel_values or image_hidden_states, and not both")
+        return FrameBatch.from_pixel_values(
+            pixels, mask, requires_squares=self.requires_square_frames
+        ).encode_frames(self.encode, self.device, self.dtype)
+
+
+class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedModel, InlineImageModel):
+    """A model with its head. `model` is the model without it."""
+
+    config: Idefics2Config | Idefics3Config  # type: ignore[assignment]  # the guides' kind
+    model: InlineImageBaseModel
+
+    @property
+    def image_token_ids(self) -> tuple[int, ...]:
+        return (self.config.image_token_id,)
+
+    def forward_packed(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        return self.model.forward_packed(x, positions, attn)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        pixel_attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """As `get_image_features` of the model without a head."""
+        return self.model.get_image_features(pixel_values, pixel_attention_mask, return_dict)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | LegacyCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        image_hidden_states: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        cache_position: Tensor | None = None,
+    ) -> Any:
+        """Reads a batch of rows, as the model without a head does; and what the head makes of them.
+
+        Args:
+            labels: (B, T), the tokens that are to be learned, -100 for those that are not.
+            logits_to_keep: logits of so many last tokens only, or a tensor of their indices; 0: of all.
+            num_items_in_batch: the loss is the sum over the tokens divided by this; None: their mean.
+
+        Returns:
+            CausalLMOutputWithPast, or the tuple of what is in it.
+
+        Raises:
+            BadPrompt: arguments that contradict each other, or more or fewer pictures than places; the message has
+                both numbers.
+        """
+        options = self._resolve_forward_options(
+            use_cache, output_attentions, output_hidden_states, return_dict
+        )
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            image_hidden_states=image_hidden_states,
+            use_cache=options.use_cache,
+            output_attentions=options.output_attentions,
+            output_hidden_states=options.output_hidden_states,
+            return_dict=True,
+        )
+        return self._make_output_with_logits(
+            out, options, labels, attention_mask, logits_to_keep, num_items_in_batch
+        )

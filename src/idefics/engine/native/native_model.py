@@ -1,0 +1,169 @@
+"""A `DecoderParts` as the C structs that point into its tensors. Copies are made of norms and gates alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import POINTER, cast
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from idefics.engine.native import structures as c
+from idefics.nn.decoder import GatedMLP
+from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
+from idefics.nn.rope import rope_frequencies
+from idefics.quant.linear import Int4Linear, Int8Linear
+
+KIND_BY_DTYPE = {torch.float32: c.FLOAT32, torch.bfloat16: c.BFLOAT16}
+
+
+def list_linears(parts: DecoderParts) -> list[nn.Linear]:
+    """All linear layers of a stack."""
+    layers = list(parts.lm_heads)
+    for layer in parts.layers:
+        attention = layer.self_attn
+        layers += [
+            attention.q_proj,
+            attention.k_proj,
+            attention.v_proj,
+            attention.o_proj,
+            *_mlp_linears(layer.mlp),
+        ]
+    for cross in filter(None, parts.cross_blocks):
+        layers += [cross.q, cross.o, *_mlp_linears(cross.mlp)]
+    return layers
+
+
+def find_hooked_module(parts: DecoderParts) -> nn.Module | None:
+    """A module with a hook, which would not run."""
+    modules_with_parts: list[nn.Module] = [*parts.embeddings, *parts.layers, parts.norm, *list_linears(parts)]
+    for cross in filter(None, parts.cross_blocks):
+        modules_with_parts += [
+            cross.norm,
+            cross.mlp_norm,
+            cross.mlp,
+            *([cross.q_norm] if cross.q_norm else []),
+        ]
+    modules = chain.from_iterable(part.modules() for part in modules_with_parts)
+    return next((module for module in modules if module._forward_hooks or module._forward_pre_hooks), None)
+
+
+def unsupported_layer_reason(layer: nn.Module) -> str:
+    """Why a linear layer or a table cannot be read here; nothing where it can."""
+    name = type(layer).__name__
+    if not isinstance(layer, nn.Linear | nn.Embedding):
+        return f"a layer is of a kind of its own, {name}"
+    weight = layer.levels if isinstance(layer, Int8Linear | Int4Linear) else layer.weight
+    if type(weight) is not nn.Parameter:
+        return f"the weight of a {name} is of a kind of its own, {type(weight).__name__}"
+    if weight.device.type != "cpu":
+        return f"the weight of a {name} is not on the CPU but on {weight.device}"
+    if not weight.is_contiguous():
+        return f"the weight of a {name} does not lie in one piece"
+    if isinstance(layer, nn.Linear) and layer.bias is not None:
+        return f"a {name} has a bias"
+    if isinstance(layer, Int8Linear | Int4Linear):
+        return "" if layer.scale.dtype in KIND_BY_DTYPE else f"the scale of a {name} is {layer.scale.dtype}"
+    return "" if weight.dtype in KIND_BY_DTYPE else f"the weight of a {name} is {weight.dtype}"
+
+
+class NativeModel:
+    """What `native_new` is given.
+
+    Attributes:
+        struct: the struct, which holds for as long as this object lives.
+    """
+
+    def __init__(self, parts: DecoderParts, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        config = parts.config
+        self._referenced: list[object] = [parts, *keys, *values]
+        cross_blocks = [cross for cross in parts.cross_blocks if cross is not None]
+        layer_structs = (c.LayerStruct * max(1, len(parts.layers)))()
+        cross_index = 0
+        for index, (layer, cross) in enumerate(zip(parts.layers, parts.cross_blocks, strict=True)):
+            attention = layer.self_attn
+            layer_structs[index] = c.LayerStruct(
+                norm=self._float_pointer(layer.input_layernorm.weight),
+                mlp_norm=self._float_pointer(layer.post_attention_layernorm.weight),
+                q=self._linear_struct(attention.q_proj),
+                k=self._linear_struct(attention.k_proj),
+                v=self._linear_struct(attention.v_proj),
+                o=self._linear_struct(attention.o_proj),
+                mlp=self._mlp_struct(layer.mlp),
+                keys=keys[index].data_ptr(),
+                values=values[index].data_ptr(),
+                cross=-1 if cross is None else cross_index,
+            )
+            cross_index += cross is not None
+        cross_structs = (c.CrossLayerStruct * max(1, len(cross_blocks)))(
+            *(self._cross_struct(cross, config.hidden_size) for cross in cross_blocks)
+        )
+        self._referenced += [layer_structs, cross_structs]
+        rates = rope_frequencies(config.rope, config.head_size, torch.device("cpu"))
+        self.struct = c.ModelStruct(
+            width=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_size=config.head_size,
+            layer_count=len(parts.layers),
+            cross_count=len(cross_blocks),
+            table_count=len(parts.embeddings),
+            activation=c.ACTIVATION_NAMES.index(config.activation),
+            window=config.sliding_window or 0,
+            float16=any(pages.dtype == torch.float16 for pages in keys),
+            epsilon=config.norm_epsilon,
+            frequencies=self._float_pointer(rates),
+            norm=self._float_pointer(parts.norm.weight),
+            layers=cast(layer_structs, POINTER(c.LayerStruct)),
+            crosses=cast(cross_structs, POINTER(c.CrossLayerStruct)),
+            tables=(c.EmbeddingStruct * 2)(*map(self._embedding_struct, parts.embeddings)),
+            lm_heads=(c.LinearStruct * 2)(*map(self._linear_struct, parts.lm_heads)),
+        )
+
+    def _float_pointer(self, values: Tensor) -> int:
+        copy = values.detach().float().flatten().contiguous()
+        self._referenced.append(copy)
+        return copy.data_ptr()
+
+    def _tanh_gate_pointer(self, gate: Tensor, width: int) -> int:
+        return self._float_pointer(gate.detach().flatten().float().tanh().expand(width))
+
+    def _linear_struct(self, layer: nn.Linear) -> c.LinearStruct:
+        self._referenced += [
+            parameter.data for parameter in layer.parameters()
+        ]  # where they lie now: another may move them
+        struct = c.LinearStruct(
+            weight=layer.weight.data_ptr(), outputs=layer.out_features, inputs=layer.in_features
+        )
+        if isinstance(layer, Int8Linear | Int4Linear):
+            struct.kind = c.INT8 if isinstance(layer, Int8Linear) else c.INT4
+            struct.scale, struct.scale_kind = layer.scale.data_ptr(), KIND_BY_DTYPE[layer.scale.dtype]
+        else:
+            struct.kind = KIND_BY_DTYPE[layer.weight.dtype]
+        return struct
+
+    def _mlp_struct(self, mlp: GatedMLP) -> c.MlpStruct:
+        return c.MlpStruct(*map(self._linear_struct, _mlp_linears(mlp)))
+
+    def _embedding_struct(self, table: nn.Embedding) -> c.EmbeddingStruct:
+        self._referenced.append(table.weight.data)
+        return c.EmbeddingStruct(
+            table.weight.data_ptr(), KIND_BY_DTYPE[table.weight.dtype], table.num_embeddings
+        )
+
+    def _cross_struct(self, cross: CrossAttentionBlock, width: int) -> c.CrossLayerStruct:
+        return c.CrossLayerStruct(
+            norm=self._float_pointer(cross.norm.weight),
+            q_norm=self._float_pointer(cross.q_norm.weight) if cross.q_norm else None,
+            mlp_norm=self._float_pointer(cross.mlp_norm.weight),
+            gate=self._tanh_gate_pointer(cross.gate, width),
+            mlp_gate=self._tanh_gate_pointer(cross.mlp_gate, width),
+            q=self._linear_struct(cross.q),
+            o=self._linear_struct(cross.o),
+            mlp=self._mlp_struct(cross.mlp),
+        )
+
+
+def _mlp_linears(mlp: GatedMLP) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    return mlp.gate_proj, mlp.up_proj, mlp.down_proj

@@ -1,0 +1,197 @@
+"""How prompts are read over pages: chunks of several rows packed one after another, and endings after a prefix.
+
+N packed tokens, H query heads, h key/value heads, K head size, L positions, M feature rows a picture.
+Keys come rotated. Knows no ids and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype
+from idefics.engine.page_pool import PAGE_SIZE
+from idefics.nn.attention import CrossKV, causal_window_mask
+from idefics.nn.attention_backends import AttentionBackend, sdpa_attention
+
+CrossAttentionSpans = Sequence[tuple[slice, CrossKV]]  # which of the packed tokens see which picture
+
+
+@dataclass(frozen=True, slots=True)
+class PackedChunk:
+    """Some of the packed tokens, which follow one another in a row.
+
+    Attributes:
+        token_slice: which of the N.
+        num_previous_tokens: how many tokens of their row have been read before them.
+        pages: of their row, from its beginning to the chunk's end at least.
+        tree_mask: None, or (n, n) which of the chunk's own tokens each of them sees. Tokens of a tree are not kept.
+        tree_depths: (n,) for a tree: how far after `num_previous_tokens` each stands.
+    """
+
+    token_slice: slice
+    num_previous_tokens: int
+    pages: Sequence[int]
+    tree_mask: Tensor | None = None
+    tree_depths: Tensor | None = None
+
+
+class PrefillAttn:
+    """Packed chunks: each token sees its row up to itself, as far back as the window, and joins the cache."""
+
+    def __init__(
+        self,
+        cache: PagedKVCache,
+        chunks: Sequence[PackedChunk],
+        cross_attention_spans: CrossAttentionSpans,
+        backend: AttentionBackend = sdpa_attention,
+    ) -> None:
+        self.cache, self.cross_attention_spans, self.backend = cache, cross_attention_spans, backend
+        self.chunk_masks = [ChunkMask(cache, chunk) for chunk in chunks]
+        cached_chunks = [chunk for chunk in chunks if chunk.tree_mask is None]
+        # (n,) the tokens that are kept, and where: page and place in it.
+        self.cached_tokens = torch.cat(
+            [torch.arange(c.token_slice.start, c.token_slice.stop) for c in cached_chunks] or [_empty_index()]
+        )
+        positions = [
+            torch.arange(
+                c.num_previous_tokens, c.num_previous_tokens + c.token_slice.stop - c.token_slice.start
+            )
+            for c in cached_chunks
+        ]
+        pages = [
+            torch.tensor(c.pages)[chunk_positions // PAGE_SIZE]
+            for c, chunk_positions in zip(cached_chunks, positions, strict=True)
+        ]
+        self.pages, self.page_offsets = (
+            torch.cat(pages or [_empty_index()]),
+            torch.cat(positions or [_empty_index()]) % PAGE_SIZE,
+        )
+        self.is_all_cached = len(cached_chunks) == len(chunks)
+
+    def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self.cache.layer_kv(layer, k.device)
+        pages, offsets = self.pages.to(k.device), self.page_offsets.to(k.device)
+        cached_tokens = slice(None) if self.is_all_cached else self.cached_tokens.to(k.device)
+        k, v = cast_to_cache_dtype(k, keys.dtype), cast_to_cache_dtype(v, values.dtype)
+        keys[pages, :, offsets] = k[cached_tokens]
+        values[pages, :, offsets] = v[cached_tokens]
+        # What is seen is what is kept, or answers would depend on where prompts are cut.
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        out = torch.empty_like(q)
+        for chunk in self.chunk_masks:
+            out[chunk.token_slice] = chunk.attend(
+                self.backend, q[chunk.token_slice], k[chunk.token_slice], v[chunk.token_slice], keys, values
+            )
+        return out
+
+    def cross_attention(self, layer: int, q: Tensor) -> Tensor:
+        out = torch.zeros_like(q)
+        for tokens, cross_kv in self.cross_attention_spans:
+            out[tokens] = _packed_attention(
+                self.backend, q[tokens], cross_kv[layer].keys[0], cross_kv[layer].values[0]
+            )
+        return out
+
+
+class ChunkMask:
+    """What a chunk's tokens see of their row, worked out once for all layers."""
+
+    def __init__(self, cache: PagedKVCache, chunk: PackedChunk) -> None:
+        self.token_slice, self.sliding_window, self.tree_mask = (
+            chunk.token_slice,
+            cache.layout.sliding_window,
+            chunk.tree_mask,
+        )
+        num_tokens = chunk.token_slice.stop - chunk.token_slice.start
+        self.is_sequence_start = chunk.num_previous_tokens == 0 and chunk.tree_mask is None
+        if self.is_sequence_start:
+            return
+        window = self.sliding_window
+        first = 0 if window is None else max(0, chunk.num_previous_tokens + 1 - window) // PAGE_SIZE
+        end = (
+            chunk.num_previous_tokens
+            if chunk.tree_mask is not None
+            else chunk.num_previous_tokens + num_tokens
+        )
+        self.num_cached_positions = end - first * PAGE_SIZE  # positions that are read from pages
+        pages, heads = torch.tensor(chunk.pages[first : -(-end // PAGE_SIZE)]), cache.layout.num_kv_heads
+        self.gather_index = (pages * heads + torch.arange(heads)[:, None]).flatten()
+        key_positions = torch.arange(first * PAGE_SIZE, end)
+        if chunk.tree_mask is None:
+            self.mask = causal_window_mask(
+                torch.arange(chunk.num_previous_tokens, end), key_positions, window
+            )  # (n, L)
+        else:
+            assert chunk.tree_depths is not None, "a tree says how deep its tokens stand"
+            depths = chunk.tree_depths
+            tree_mask = (
+                chunk.tree_mask
+                if window is None
+                else chunk.tree_mask & causal_window_mask(depths, depths, window)
+            )
+            self.mask = torch.cat(
+                (causal_window_mask(chunk.num_previous_tokens + depths, key_positions, window), tree_mask),
+                dim=1,
+            )
+
+    def attend(
+        self, backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """(n, H, K), (n, h, K) twice, and the layer's pages -> (n, H, K)."""
+        if self.is_sequence_start:
+            return _causal_attention(backend, q, k, v, self.sliding_window)
+        all_keys, all_values = (
+            self._gather_pages(pages).to(q.dtype) for pages in (keys, values)
+        )  # (h, L, K)
+        if self.tree_mask is not None:
+            all_keys = torch.cat((all_keys, k.transpose(0, 1)), dim=1)
+            all_values = torch.cat((all_values, v.transpose(0, 1)), dim=1)
+        mask = self.mask.to(q.device)
+        return backend(q.transpose(0, 1)[None], all_keys[None], all_values[None], mask=mask)[0].transpose(
+            0, 1
+        )
+
+    def _gather_pages(self, pages: Tensor) -> Tensor:
+        _, heads, _, size = pages.shape
+        flat = pages.view(-1, PAGE_SIZE * size).index_select(0, self.gather_index.to(pages.device))
+        return flat.view(heads, -1, size)[:, : self.num_cached_positions]
+
+
+def _causal_attention(
+    backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, sliding_window: int | None
+) -> Tensor:
+    """Causal attention of a prompt's N tokens to themselves; with a window in stretches, so that masks stay small."""
+    if sliding_window is None or len(q) <= sliding_window:
+        return _packed_attention(backend, q, k, v, causal=True)
+    positions = torch.arange(len(q), device=q.device)
+    out = torch.empty_like(q)
+    for start in range(0, len(q), sliding_window):
+        query_slice, key_slice = (
+            slice(start, start + sliding_window),
+            slice(max(0, start - sliding_window + 1), start + sliding_window),
+        )
+        mask = causal_window_mask(positions[query_slice], positions[key_slice], sliding_window)
+        out[query_slice] = _packed_attention(backend, q[query_slice], k[key_slice], v[key_slice], mask=mask)
+    return out
+
+
+def _packed_attention(
+    backend: AttentionBackend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Attention between packed tokens: (N, H, K), (L, h, K), (L, h, K) -> (N, H, K); mask (N, L)."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return backend(q, k, v, mask=mask, causal=causal)[0].transpose(0, 1)
+
+
+def _empty_index() -> Tensor:
+    return torch.empty(0, dtype=torch.long)

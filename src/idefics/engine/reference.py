@@ -1,0 +1,83 @@
+"""The slow twin: one prompt, every picture by itself, everything read again for each token, nothing kept.
+
+What the fast engine must equal, token for token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from idefics.engine.encoder_cache import encode_frames, first_float_parameter
+from idefics.engine.model_interface import VLM
+from idefics.nn.attention import DenseAttn, LayerCrossKV
+from idefics.prompt import Prompt
+
+
+class ReferenceModel:
+    """A prompt and its pictures, read anew with every call. N prompt tokens, T tokens after it, D width."""
+
+    def __init__(self, model: VLM, prompt: Prompt) -> None:
+        self.model, self.prompt = model, prompt
+        self.device = first_float_parameter(model).device
+        # For each picture its (F*M, D') feature rows.
+        self.features = [
+            torch.cat(encode_frames(model, tiles.frames, max_batch_frames=1)) for tiles in prompt.pictures
+        ]
+
+    def hidden_states(self, continuation: tuple[int, ...] = ()) -> Tensor:
+        """(N+T, D): hidden states of the prompt and of tokens `continuation` it, which see what its last sees."""
+        x = self.model.embed(self._long_tensor(self.prompt.ids + continuation))
+        image_index = self._long_tensor(
+            self.prompt.image_index + self.prompt.image_index[-1:] * len(continuation)
+        )
+        if self.model.layout.num_cross_attention_layers:
+            cross_kv = self._compute_cross_kv()
+            attn = DenseAttn(
+                1,
+                cross_kv,
+                image_index,
+                sliding_window=self.model.layout.sliding_window,
+                backend=self.model.attention_backend,
+            )
+        else:
+            attn = DenseAttn(
+                1, sliding_window=self.model.layout.sliding_window, backend=self.model.attention_backend
+            )
+            for positions, features in zip(self.prompt.image_token_positions, self.features, strict=True):
+                x[self._long_tensor(positions)] = features.to(x.device)
+        return self.model.forward(x, torch.arange(len(x), device=x.device), attn)
+
+    def _compute_cross_kv(self) -> list[LayerCrossKV]:
+        """(P, M, H, K) keys and values for each cross layer; nothing where there is no picture."""
+        cross_kvs = [self.model.compute_cross_kv(features[None]) or () for features in self.features]
+        return [
+            LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*cross_kvs, strict=True)
+        ]
+
+    def _long_tensor(self, numbers: tuple[int, ...]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+
+@torch.inference_mode()
+def reference_greedy(
+    model: VLM,
+    prompt: Prompt,
+    max_new_tokens: int,
+    *,
+    stop_ids: Collection[int] = (),
+    banned_ids: Collection[int] = (),
+) -> list[int]:
+    """The most likely continuation, one token at a time: the ids before a stop id or a limit."""
+    reference = ReferenceModel(model, prompt)
+    ids: list[int] = []
+    for _ in range(min(max_new_tokens, model.layout.max_positions - len(prompt))):
+        logits = model.logits(reference.hidden_states(tuple(ids))[-1:])[0].float()  # (V,)
+        logits[list(banned_ids)] = -torch.inf
+        token = int(logits.argmax())
+        if token in stop_ids:
+            break
+        ids.append(token)
+    return ids

@@ -1,0 +1,195 @@
+"""What computes on this machine and with what: kernels, devices, memory, versions; and what a model would take.
+
+Loads no model. Everything is plain data, for `idefics info` and for reports of faults.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from idefics import models, weights
+from idefics.config import EngineConfig
+from idefics.engine.kv_cache_size import compute_num_pages, kv_bytes_per_token
+from idefics.engine.native.library import instruction_sets
+from idefics.engine.page_pool import PAGE_SIZE
+from idefics.host_memory import PROCESS_OVERHEAD_BYTES, free_host_memory, memory_limits
+from idefics.nn import native_attention
+from idefics.placement import get_device, weight_bytes
+from idefics.processing import resize
+from idefics.quant import enable_16bit_weight_storage, int4_kernels
+from idefics.quant.autotune import cache_file, kernel_choice_by_processor, read_cpuinfo
+
+log = logging.getLogger(__name__)
+
+DISTRIBUTIONS_BY_EXTRA: Mapping[str, tuple[str, ...]] = {  # the distributions that each one brings
+    "heif": ("pillow-heif",),
+    "video": ("av",),
+    "quant": ("bitsandbytes",),
+    "form": ("llguidance",),
+    "peft": ("peft",),
+    "serve": (
+        "fastapi",
+        "uvicorn",
+        "python-multipart",
+        "pydantic-settings",
+        "prometheus-client",
+        "llguidance",
+    ),
+    "ui": ("gradio", "fastapi", "uvicorn"),
+}
+REPORTED_DISTRIBUTIONS = (
+    "torch",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "accelerate",
+    "transformers",
+)
+SIMD_NAMES = ("any", "AVX2", "AVX-512")  # of vectors, by the number that the C code gives them
+
+
+def describe_environment() -> dict[str, Any]:
+    """Everything that matters for what is computed here and how fast."""
+    return {
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "processor": read_cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "kernels": kernel_instruction_sets(),
+        "products": asdict(kernel_choice_by_processor()),
+        "devices": available_devices(),
+        "device": str(get_device("auto")),
+        "memory": [bound._asdict() for bound in memory_limits()],
+        "engine": {
+            "batch_rows": EngineConfig().batch_rows,
+            "picture_bytes": EngineConfig().picture_bytes,
+            "process_bytes": PROCESS_OVERHEAD_BYTES,
+        },
+        "caches": [
+            _folder_size("models", weights.cache_folder()),
+            _folder_size("measurements", cache_file()),
+        ],
+        "versions": {name: _installed_version(name) for name in REPORTED_DISTRIBUTIONS},
+        "extras": {
+            extra: all(map(_installed_version, names)) for extra, names in DISTRIBUTIONS_BY_EXTRA.items()
+        },
+    }
+
+
+def kernel_instruction_sets() -> dict[str, str | None]:
+    """For each piece of C code the instruction set that it uses here; None where it was not compiled."""
+    decode_sets = instruction_sets()
+    resize_kernel, int4_library = resize.load_native_kernel(), int4_kernels.load_library()
+    return {
+        "decode step": decode_sets[0] if decode_sets else None,
+        "attention": ("AVX-512" if native_attention.load_supported_library() else "torch's is used here")
+        if native_attention.load_library()
+        else None,
+        "resizing": None if resize_kernel is None else SIMD_NAMES[resize_kernel.vector_level],
+        "int8 and int4": None
+        if int4_library is None
+        else SIMD_NAMES[int4_library.idefics_int4_simd_level(int4_kernels.BEST_SIMD_LEVEL)],
+    }
+
+
+def available_devices() -> list[str]:
+    """The CPU and what else computes here."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names += [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(count)]
+    return names + ["mps"] * torch.backends.mps.is_available()
+
+
+def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[str, Any]:
+    """What a model would take on a CPU of this machine, loaded with nothing but its name.
+
+    Args:
+        model: short name, folder or hub id; one that is not on this machine is not downloaded.
+
+    Returns:
+        Bytes of its weights as they are stored there, of one token's keys and values, of that cache, of all; and how
+        many tokens the cache holds and the model reads.
+
+    Raises:
+        ModelError: it is not on this machine, or cannot be read.
+        OutOfMemory: not even the smallest cache fits.
+    """
+    folder = weights.find(model, revision=revision, offline=True)
+    checkpoint = models.read_checkpoint(folder)
+    module: Any = models.build_on_meta_device(checkpoint)
+    if checkpoint.quantization is not None:
+        num_weight_bytes = sum(path.stat().st_size for path in weights.weight_files(folder))
+    else:
+        num_weight_bytes = weight_bytes(
+            module, torch.float32, dict.fromkeys(enable_16bit_weight_storage(module), 16)
+        )
+    layout, config, free_bytes = module.layout, EngineConfig(), free_host_memory()
+    cache_dtype = torch.float32 if checkpoint.quantization is None else torch.float16
+    bytes_per_token, num_pages = (
+        kv_bytes_per_token(layout, cache_dtype),
+        compute_num_pages(layout, cache_dtype, torch.device("cpu"), config, free_bytes),
+    )
+    cache_bytes = (num_pages - 1) * PAGE_SIZE * bytes_per_token
+    return {
+        "model": model,
+        "folder": str(folder),
+        "parameters": sum(weight.numel() for weight in module.parameters()),
+        "weights": num_weight_bytes,
+        "token_bytes": bytes_per_token,
+        "cached_tokens": (num_pages - 1) * PAGE_SIZE,
+        "max_positions": layout.max_positions,
+        "kv_cache": cache_bytes,
+        "pictures": config.picture_bytes,
+        "process": PROCESS_OVERHEAD_BYTES,
+        "in_all": num_weight_bytes + cache_bytes + config.picture_bytes + PROCESS_OVERHEAD_BYTES,
+        "free": free_bytes,
+    }
+
+
+def warn_about_missing_kernels() -> None:
+    """Says once on this machine, in one line of the log, that the C code is missing, and what to do."""
+    missing = [name for name, instructions in kernel_instruction_sets().items() if instructions is None]
+    marker_file = cache_file().with_name(f"told-of-{'-'.join(missing).replace(' ', '-')}")
+    if not missing or marker_file.exists():
+        return
+    with suppress(OSError):
+        marker_file.parent.mkdir(parents=True, exist_ok=True)
+        marker_file.touch()
+    log.warning(
+        "the compiled kernels are missing (%s), and answers take several times as long: install a C compiler, such as "
+        "gcc, and then idefics again (`idefics info` shows what is there)",
+        ", ".join(missing),
+    )
+
+
+def _installed_version(name: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return None
+
+
+def _folder_size(name: str, path: Path) -> dict[str, Any]:
+    """A place on disk and the bytes in it, files that are linked counted once."""
+    files = path.rglob("*") if path.is_dir() else iter([path] * path.exists())
+    bytes_by_inode = {(stat.st_dev, stat.st_ino): stat.st_size for stat in _stat_files(files)}
+    return {"name": name, "path": str(path), "bytes": sum(bytes_by_inode.values())}
+
+
+def _stat_files(files: Iterable[Path]) -> Iterator[os.stat_result]:
+    for file in files:
+        with suppress(OSError):  # it went meanwhile, or is a link to nothing
+            if file.is_file():
+                yield file.stat()

@@ -1,0 +1,155 @@
+"""A `DecoderParts` computed in fewer and larger steps: for devices where starting a step costs more than a small one takes.
+
+Query, key and value are one product, so are gate and up; residuals are added by the product before them; queries and
+keys are rotated together. The numbers are those of the modules, but for the order in which sums are rounded.
+N packed tokens, D width, H query heads, h key/value heads, K head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from idefics.config import TextConfig
+from idefics.nn.attention import Attn
+from idefics.nn.decoder import DecoderLayer, GatedMLP
+from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
+from idefics.nn.norm import RMSNorm
+from idefics.nn.rope import rope_frequencies
+
+Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, (N, 1, K) each
+
+
+class FusedDecoder:
+    """The blocks and the last norm of a decoder: what `VLM.forward` does.
+
+    Weights that are joined become parts of one tensor, under the names that they had: nothing is kept twice.
+    """
+
+    def __init__(self, parts: DecoderParts) -> None:
+        config = parts.config
+        device = parts.norm.weight.device
+        rotary_rates = rope_frequencies(config.rope, config.head_size, device)
+        self.rotary_frequencies = (
+            torch.cat((rotary_rates, rotary_rates)),
+            torch.cat((-rotary_rates, rotary_rates)),
+        )
+        self.layers = [_FusedLayer(config, layer) for layer in parts.layers]
+        self.cross_blocks = [
+            None if cross is None else _FusedCrossBlock(config, cross) for cross in parts.cross_blocks
+        ]
+        self.norm = parts.norm
+
+    def __call__(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """(N, D), (N,) -> (N, D)."""
+        float_positions = positions.float()[:, None, None]
+        cosines, sines = (float_positions * rates for rates in self.rotary_frequencies)
+        rotary = cosines.cos().to(x.dtype), sines.sin().to(x.dtype)
+        cross_index = 0
+        for index, (layer, cross) in enumerate(zip(self.layers, self.cross_blocks, strict=True)):
+            if cross is not None:
+                x = cross(cross_index, x, attn)
+                cross_index += 1
+            x = layer(index, x, rotary, attn)
+        return _rms_norm(self.norm, x)
+
+
+class _FusedLayer:
+    def __init__(self, config: TextConfig, layer: DecoderLayer) -> None:
+        attention = layer.self_attn
+        self.num_heads, self.num_kv_heads, self.head_size = (
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_size,
+        )
+        self.norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.qkv = fuse_linears((attention.q_proj, attention.k_proj, attention.v_proj))
+        self.o = fuse_residual_add(attention.o_proj)
+        self.mlp = _FusedMLP(layer.mlp)
+
+    def __call__(self, index: int, x: Tensor, rotary: Rotary, attn: Attn) -> Tensor:
+        heads = self.qkv(_rms_norm(self.norm, x)).unflatten(-1, (-1, self.head_size))  # (N, H + 2h, K)
+        rotated = _rotate(heads[:, : self.num_heads + self.num_kv_heads], rotary)
+        q, k, v = (
+            rotated[:, : self.num_heads],
+            rotated[:, self.num_heads :],
+            heads[:, self.num_heads + self.num_kv_heads :],
+        )
+        x = self.o(attn.self_attention(index, q, k, v).flatten(1), x)
+        return self.mlp.down(self.mlp.activate(_rms_norm(self.mlp_norm, x)), x)
+
+
+class _FusedCrossBlock:
+    def __init__(self, config: TextConfig, cross: CrossAttentionBlock) -> None:
+        self.head_size, self.block = config.head_size, cross
+        self.mlp = _FusedMLP(cross.mlp)
+
+    def __call__(self, cross_index: int, x: Tensor, attn: Attn) -> Tensor:
+        cross = self.block
+        q = cross.q(_rms_norm(cross.norm, x)).unflatten(-1, (-1, self.head_size))
+        if cross.q_norm is not None:
+            q = _rms_norm(cross.q_norm, q)
+        attended = cross.o(attn.cross_attention(cross_index, q).flatten(1))
+        x = torch.addcmul(x, cross.gate.flatten().tanh(), attended)
+        inner = self.mlp.activate(_rms_norm(cross.mlp_norm, x))
+        return torch.addcmul(x, cross.mlp_gate.flatten().tanh(), cross.mlp.down_proj(inner))
+
+
+class _FusedMLP:
+    def __init__(self, mlp: GatedMLP) -> None:
+        self.gate_up, self.down = fuse_linears((mlp.gate_proj, mlp.up_proj)), fuse_residual_add(mlp.down_proj)
+        self.act = mlp.act
+
+    def activate(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.act(gate) * up
+
+
+def fuse_linears(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
+    """What several layers make of one input, side by side: one product where all are plain."""
+    if not all(map(is_plain_linear, layers)):
+        return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+    fused_weight = merge_weights([layer.weight for layer in layers])
+    return lambda x: functional.linear(x, fused_weight)
+
+
+def fuse_residual_add(layer: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
+    """What a layer makes of its input, added to a second argument: one product where it is plain."""
+    if not is_plain_linear(layer):
+        return lambda x, residual: residual + layer(x)
+    transposed_weight = layer.weight.detach().t()
+    return lambda x, residual: torch.addmm(residual, x, transposed_weight)
+
+
+def is_plain_linear(layer: nn.Linear) -> bool:
+    """Whether a layer is its weight and nothing else."""
+    has_hooks = bool(layer._forward_hooks or layer._forward_pre_hooks)
+    is_torch_linear = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+    return is_torch_linear and not has_hooks and layer.bias is None
+
+
+def merge_weights(weights: Sequence[Tensor]) -> Tensor:
+    """Weights as one, (O, I) each -> (sum of O, I): from then on they are parts of it, if they were not before."""
+    first, inputs = weights[0], weights[0].shape[1]
+    starts = [weight.storage_offset() for weight in weights]
+    ends = [start + weight.numel() for start, weight in zip(starts, weights, strict=True)]
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    if len(storages) > 1 or starts[1:] != ends[:-1]:
+        merged = torch.cat([weight.detach() for weight in weights])
+        for weight, part in zip(weights, merged.split([len(weight) for weight in weights]), strict=True):
+            weight.data = part
+    return first.detach().as_strided((sum(map(len, weights)), inputs), (inputs, 1))
+
+
+def _rms_norm(norm: RMSNorm, x: Tensor) -> Tensor:
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.epsilon)
+
+
+def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """As `nn.rope.rotate`: (N, H, K) -> (N, H, K)."""
+    cosines, sines = rotary
+    low, high = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cosines, torch.cat((high, low), dim=-1), sines)

@@ -1,0 +1,36 @@
+"""The tab "Ask": a question about a picture."""
+
+from __future__ import annotations
+
+from idefics.errors import BadPrompt
+from idefics.page.backend import PageBackend
+from idefics.page.task_tab import TaskTabConfig, build_task_tab
+from idefics.tasks import TASKS
+
+
+def _select_task(text: str) -> str:
+    if not text.strip():
+        raise BadPrompt("the question is empty: give one, such as “What is on the left?”")
+    return "ask"
+
+
+TAB_CONFIG = TaskTabConfig(
+    tab_name="ask",
+    button_label="Ask",
+    text_label="Question",
+    placeholder="What is on the table?",
+    select_task=_select_task,
+    answer_label="Answer",
+    max_new_tokens=TASKS["ask"].max_new_tokens,
+    examples=(
+        ("picnic.png", "What is on the left?"),
+        ("puppy.png", "Where is the puppy?"),
+        ("tower.png", "Is it day or night?"),
+        ("shapes.png", "What color is the star?"),
+    ),
+)
+
+
+def build_tab(backend: PageBackend) -> None:
+    """Makes it."""
+    build_task_tab(backend, TAB_CONFIG)

@@ -1,0 +1,200 @@
+"""The tab "Batch": one thing done to many pictures, and a table of what came of it."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from idefics.demo import pictures as bundled
+from idefics.errors import BadPicture, BadPrompt
+from idefics.formats import UNTRUSTED_IMAGE_FORMATS, join_titles
+from idefics.page.backend import UPDATE_INTERVAL, PageBackend
+from idefics.page.batch_results import BatchJob, BatchResult, run_batch, to_csv, to_jsonl
+from idefics.page.classify import parse_labels
+from idefics.page.code_snippets import BatchSnippets
+from idefics.page.code_view import CodeView
+from idefics.page.files import save_file
+from idefics.page.formatting import format_count
+from idefics.page.picture_sources import PictureSources
+from idefics.page.run_buttons import PRIVATE_EVENT_KWARGS, RunButtons
+from idefics.page.uploaded_picture import FilePayload, UploadedPicture
+from idefics.tasks import TASKS
+from idefics.tasks.write import STORY
+
+TAB_NAME = "batch"
+TASK_CHOICES = [(task.help, task.name) for task in TASKS.values()]
+TABLE_HEADERS = ["Picture", "Answer"]
+LABEL_AND_PLACEHOLDER_BY_TASK = {
+    "complete": ("How each answer begins", "This is an image of"),
+    "ask": ("Question", "What is on the table?"),
+    "classify": ("Labels, with commas between", "cat, dog, bird"),
+    "write": ("Instruction", STORY),
+}
+
+
+def make_batch_job(task: str, text: str) -> BatchJob:
+    """What the person wants done.
+
+    Raises:
+        BadPrompt, BadSetting: the words or labels are missing.
+    """
+    text = text.strip()
+    if task == "classify":
+        return BatchJob(task=task, labels=parse_labels(text), options={})
+    if not text and task in ("ask", "complete"):
+        raise BadPrompt(f"the {TASKS[task].words_name} is empty: give one for all pictures")
+    text = text or (STORY if task == "write" else "")
+    return BatchJob(
+        task=task,
+        words="" if task == "caption" else text,
+        options={"max_new_tokens": TASKS[task].max_new_tokens},
+    )
+
+
+def build_tab(backend: PageBackend) -> None:
+    """Makes it."""
+    with gr.Row():
+        with gr.Column(min_width=300):
+            files = gr.File(
+                label="Pictures, or a zip of pictures",
+                file_count="multiple",
+                file_types=["image", ".zip"],
+                height=150,
+                elem_id="batch-files",
+            )
+            example = gr.Button("Take the bundled pictures", size="sm", elem_id="batch-example")
+            folder = gr.File(label="or a folder", file_count="directory", height=140, elem_id="batch-folder")
+            task = gr.Radio(TASK_CHOICES, value="caption", label="What to do with each", elem_id="batch-task")
+            text = gr.Textbox("", visible=False, max_lines=4, elem_id="batch-words")
+            run_buttons = RunButtons(backend, TAB_NAME, "Start")
+        with gr.Column(min_width=300, scale=2):
+            progress = gr.HTML("", elem_id="batch-progress")
+            table = gr.Dataframe(
+                headers=TABLE_HEADERS,
+                datatype="str",
+                interactive=False,
+                wrap=True,
+                label="Answers",
+                column_widths=["34%", "66%"],
+                elem_id="batch-table",
+            )
+            with gr.Row():
+                jsonl_download = gr.DownloadButton("Download JSONL", interactive=False, elem_id="batch-jsonl")
+                csv_download = gr.DownloadButton("Download CSV", interactive=False, elem_id="batch-csv")
+            code_view = CodeView(TAB_NAME)
+
+    task.change(_update_text_field, task, text, **PRIVATE_EVENT_KWARGS)
+    example.click(_bundled_files, None, files, postprocess=False, **PRIVATE_EVENT_KWARGS)
+    code_view.connect(partial(_make_snippets, backend), [task, text], task.change, text.blur)
+
+    def respond(session: str, *given: Any) -> Iterator[Any]:
+        for finished_event, total, found, note in run_batch_with_progress(backend, session, *given):
+            cells = [[row.image, f"None: {row.error}" if row.error else row.text] for row in found]
+            is_over = note is not None
+            yield (
+                progress_html(finished_event, total, found, note or ""),
+                {"headers": TABLE_HEADERS, "data": cells, "metadata": None},
+                _save_payload(to_jsonl(found), "answers.jsonl") if is_over and found else None,
+                _save_payload(to_csv(found), "answers.csv") if is_over and found else None,
+            )
+
+    outputs = [progress, table, jsonl_download, csv_download]
+    finished_event = run_buttons.connect_event(
+        run_buttons.button.click, respond, [files, folder, task, text], outputs, postprocess=False
+    )
+    finished_event.then(
+        lambda: [gr.update(interactive=True)] * 2,
+        None,
+        [jsonl_download, csv_download],
+        queue=False,
+        **PRIVATE_EVENT_KWARGS,
+    )
+
+
+def _update_text_field(task: str) -> Any:
+    """The field for words, as a task wants it."""
+    label, placeholder = LABEL_AND_PLACEHOLDER_BY_TASK.get(task, ("", ""))
+    return gr.update(visible=task in LABEL_AND_PLACEHOLDER_BY_TASK, label=label, placeholder=placeholder)
+
+
+def _make_snippets(backend: PageBackend, task: str, text: str) -> BatchSnippets:
+    job, settings = make_batch_job(task, text), backend.settings
+    return BatchSnippets(
+        task=job.task,
+        words=job.words,
+        labels=job.labels,
+        model=settings.model,
+        server=settings.server_url,
+        has_key=settings.has_key,
+    )
+
+
+def _bundled_files() -> list[FilePayload]:
+    return [
+        {**UploadedPicture(str(path), path.name).to_payload, "size": path.stat().st_size}
+        for path in bundled()
+    ]
+
+
+def run_batch_with_progress(
+    backend: PageBackend,
+    session: str,
+    files: Sequence[FilePayload] | None,
+    folder: Sequence[FilePayload] | None,
+    task: str,
+    text: str,
+) -> Iterator[tuple[int, int, list[BatchResult], str | None]]:
+    """(rows done, pictures, rows, note); the note is None until it is over."""
+    job = make_batch_job(task, text)
+    with PictureSources(
+        [UploadedPicture.from_payload(file) for file in [*(files or ()), *(folder or ())]]
+    ) as sources:
+        total, results, last_update_time = len(sources.entries), [], 0.0
+        if not total:
+            raise BadPicture(
+                f"there is no picture in it: give files, a folder or a zip with {join_titles(UNTRUSTED_IMAGE_FORMATS)}. "
+                + _describe_skipped_files(sources.num_skipped_by_format)
+            )
+        yield 0, total, [], None
+        for row in run_batch(backend, session, TAB_NAME, sources.entries, job):
+            results.append(row)
+            if time.monotonic() - last_update_time >= 4 * UPDATE_INTERVAL:
+                yield len(results), total, list(results), None
+                last_update_time = time.monotonic()
+        results.sort(key=lambda row: row.image)
+        yield len(results), total, results, _describe_skipped_files(sources.num_skipped_by_format)
+
+
+def progress_html(num_done: int, num_pictures: int, results: Sequence[BatchResult], note: str) -> str:
+    """How far it is, for eyes and for screen readers."""
+    failed = sum(bool(row.error) for row in results)
+    text = f"{num_done:,} of {format_count(num_pictures, 'picture')}" + (
+        f", {failed:,} without an answer" if failed else ""
+    )
+    text = html.escape(f"{text}. {note}".strip())
+    return f'<progress max="{num_pictures}" value="{num_done}" aria-label="Pictures done"></progress><p role="status">{text}</p>'
+
+
+def _describe_skipped_files(num_skipped_by_format: Counter[str]) -> str:
+    """How many files were not read, and why."""
+    if not num_skipped_by_format:
+        return ""
+    skipped_pictures = [
+        f"{count} {title} (not read here: convert to JPEG)"
+        for title, count in num_skipped_by_format.items()
+        if title != "other"
+    ]
+    other_files = (
+        [f"{num_skipped_by_format['other']} that are no pictures"] if num_skipped_by_format["other"] else []
+    )
+    return f"{format_count(num_skipped_by_format.total(), 'file')} left out: {', '.join([*skipped_pictures, *other_files])}."
+
+
+def _save_payload(data: bytes, name: str) -> FilePayload:
+    return save_file(data, name).to_payload

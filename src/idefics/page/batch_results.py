@@ -1,0 +1,133 @@
+"""A batch: many pictures, a row for each, however it went."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from idefics.errors import IdeficsError
+from idefics.messages import Picture
+from idefics.page.backend import PageBackend, RunningAnswer
+
+if TYPE_CHECKING:
+    from idefics.page.picture_sources import PictureEntry
+
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute what begins so
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What became of one picture. `error` says why there is no answer; `labels` are those of `classify`."""
+
+    image: str
+    text: str = ""
+    error: str = ""
+    labels: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchJob:
+    """What is done to each picture: a task, its words or labels, and the keywords of the call."""
+
+    task: str
+    words: str = ""
+    labels: Sequence[str] = ()
+    options: Mapping[str, Any]
+
+
+def run_batch(
+    backend: PageBackend, session: str, tab_name: str, entries: Sequence[PictureEntry], job: BatchJob
+) -> Iterator[BatchResult]:
+    """A row for each picture, as they are done; as many side by side as the engine answers at once.
+
+    What has not been answered when it is stopped has no row.
+    """
+    batch_rows = backend.vlm.engine.config.batch_rows
+    remaining_entries = iter(entries)
+    pool = ThreadPoolExecutor(batch_rows, thread_name_prefix="idefics-batch")
+    num_concurrent_pictures = min(2 * batch_rows, len(entries))  # at once
+    # From right to left, who leaves early stops what runs, and waits for nothing.
+    with (
+        pool,
+        backend.track_running_answer(session, tab_name) as running_answer,
+        backend.settings.admission_slot(running_answer.stop, num_concurrent_pictures, 0),
+    ):
+        pending_futures: set[Future[BatchResult | None]] = set()
+        while True:
+            while len(pending_futures) < 2 * batch_rows and not running_answer.is_stopped:
+                entry = next(remaining_entries, None)
+                if entry is None:
+                    break
+                pending_futures.add(
+                    pool.submit(_process_entry, backend, session, tab_name, entry, job, running_answer)
+                )
+            if not pending_futures:
+                return
+            done, pending_futures = wait(pending_futures, return_when=FIRST_COMPLETED)
+            for row in (future.result() for future in done):
+                if row is not None:
+                    yield row
+
+
+def _process_entry(
+    backend: PageBackend,
+    session: str,
+    tab_name: str,
+    entry: PictureEntry,
+    job: BatchJob,
+    running_batch: RunningAnswer,
+) -> BatchResult | None:
+    if running_batch.is_stopped:
+        return None
+    try:
+        data = entry.read()
+        backend.check_picture(data, entry.name)
+        picture = Picture(data)
+        if job.task == "classify":
+            ranking = backend.vlm.classify(picture, list(job.labels), **job.options)
+            return BatchResult(
+                entry.name, ranking.best, labels={one.label: one.probability for one in ranking}
+            )
+        with backend.track_running_answer(session, tab_name) as running_answer:
+            stream = backend.start_task(job.task, picture, job.words, job.options)
+            running_answer.attach_stream(stream)
+            for _ in stream:
+                pass
+        answer = stream.answer
+        return None if answer.finish == "cancelled" else BatchResult(entry.name, answer.text)
+    except IdeficsError as error:
+        return BatchResult(entry.name, error=str(error))
+    except OSError as error:
+        return BatchResult(entry.name, error=f"{entry.name} cannot be read: {error.strerror}")
+
+
+def to_jsonl(results: Sequence[BatchResult]) -> bytes:
+    """One JSON object a line: image, text, and error or labels where there are any."""
+    lines = []
+    for row in results:
+        record: dict[str, Any] = {"image": row.image}
+        record |= {"error": row.error} if row.error else {"text": row.text}
+        record |= {"labels": row.labels} if row.labels else {}
+        lines.append(json.dumps(record, ensure_ascii=False))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def to_csv(results: Sequence[BatchResult]) -> bytes:
+    """A table, with a column for each label. An apostrophe stands before what a spreadsheet takes for a formula."""
+    labels = list(dict.fromkeys(label for row in results for label in row.labels or ()))
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(map(_escape_formula, ["image", "text", "error", *labels]))
+    for row in results:
+        numbers = [f"{row.labels[label]:.6f}" if row.labels else "" for label in labels]
+        writer.writerow([*map(_escape_formula, [row.image, row.text, row.error]), *numbers])
+    return b"\xef\xbb\xbf" + table.getvalue().encode()  # the mark tells spreadsheets that it is UTF-8
+
+
+def _escape_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA_PREFIXES) else text

@@ -1,0 +1,281 @@
+"""The tab "Chat": a conversation with pictures at any turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from idefics.errors import BadPicture, BadPrompt
+from idefics.messages import Answer, Detail, Picture
+from idefics.page.backend import PageBackend
+from idefics.page.chat_turns import (
+    ChatTurn,
+    get_conversation_id,
+    make_turn,
+    make_user_turn,
+    normalize_turns,
+    set_conversation_id,
+    to_messages,
+    turn_pictures,
+    turn_text,
+    up_to_last_question,
+)
+from idefics.page.code_snippets import ChatSnippets
+from idefics.page.code_view import CodeView
+from idefics.page.formatting import format_answer_cost, format_count, show_errors
+from idefics.page.generation_controls import DEFAULT_SAMPLING, GenerationControls
+from idefics.page.history import FULL_CONVERSATION_SCRIPT, ConversationHistory
+from idefics.page.picture_input import AddressInput, build_examples, fetch_to_file
+from idefics.page.run_buttons import PRIVATE_EVENT_KWARGS, RAW_EVENT_KWARGS, RunButtons
+from idefics.page.uploaded_picture import FilePayload, UploadedPicture
+
+TAB_NAME = "chat"
+EXAMPLES = (
+    ("tower.png", "What is in this image?"),
+    ("shapes.png", "What color is the star?"),
+    ("puppy.png", "Where is the puppy?"),
+    ("picnic.png", "What is on the left?"),
+)
+TextboxValue = dict[str, Any]  # what stands in the box, as the browser knows it
+EMPTY_TEXTBOX: TextboxValue = {"text": "", "files": []}
+
+
+def build_tab(backend: PageBackend) -> None:
+    """Makes it."""
+    ChatTab(backend)
+
+
+class ChatTab:
+    """The tab's components and what they do."""
+
+    def __init__(self, backend: PageBackend) -> None:
+        self.backend = backend
+        self.history = ConversationHistory()
+        self.chatbot = gr.Chatbot(
+            label="Conversation",
+            height=420,
+            editable="all",  # "user" is for turns without pictures alone; the style hides it from answers
+            buttons=["copy"],
+            feedback_options=None,
+            render_markdown=False,  # models write plain text; nothing in it shall become a link or a picture
+            allow_file_downloads=False,
+            placeholder="Show a picture and ask about it.",
+            elem_id="chat-talk",
+        )
+        self.textbox = gr.MultimodalTextbox(
+            label="Your turn",
+            placeholder="Ask something; drop or paste pictures here",
+            sources=["upload"],
+            file_types=["image"],
+            file_count="multiple",
+            submit_btn=False,
+            max_lines=6,
+            max_plain_text_length=10**6,  # of what is pasted: more would become a file, which is no picture
+            elem_id="chat-box",
+            elem_classes="takes-picture",
+        )
+        self.token_cost = gr.Markdown("", elem_id="chat-cost", elem_classes="note")
+        self.run_buttons = RunButtons(backend, TAB_NAME, "Send")
+        with self.run_buttons.row:
+            self.new_button = gr.Button("New conversation", elem_id="chat-new", min_width=180, scale=0)
+        self.run_buttons.disabled_while_running += [self.new_button, *self.history.controls]
+        self.status_text = gr.Markdown("", elem_id="chat-note", elem_classes="note")
+        with gr.Accordion("A picture from the webcam or by its address", open=False, elem_id="chat-more"):
+            self.address_input = AddressInput(TAB_NAME, "Add")
+            self.webcam = gr.Image(
+                label="Webcam",
+                sources=["webcam"],
+                type="filepath",
+                image_mode=None,
+                height=240,
+                elem_id="chat-webcam",
+            )
+        with gr.Accordion("Advanced", open=False, elem_id="chat-advanced"):
+            self.controls = GenerationControls(
+                TAB_NAME, DEFAULT_SAMPLING.max_new_tokens, backend.settings.initial_sampling
+            )
+        self.code_view = CodeView(TAB_NAME)
+        build_examples(
+            TAB_NAME, EXAMPLES, self.textbox, lambda given, words: {"text": words, "files": [given]}
+        )
+        self._connect_textbox_events()
+        self._connect_chatbot_events()
+
+    def _connect_textbox_events(self) -> None:
+        def add_file(box: TextboxValue, given: FilePayload) -> TextboxValue:
+            return {"text": box["text"], "files": [*box["files"], given]}
+
+        def add_from_address(box: TextboxValue, address: str) -> TextboxValue:
+            return add_file(box, fetch_to_file(self.backend, address).to_payload)
+
+        def add_webcam_picture(box: TextboxValue, seen: FilePayload | None) -> TextboxValue:
+            return add_file(box, UploadedPicture.from_payload(seen).to_payload)
+
+        event_kwargs: Any = {"outputs": self.textbox, "postprocess": False, **RAW_EVENT_KWARGS}
+        address_event = gr.on(
+            self.address_input.submit_events,
+            show_errors(add_from_address),
+            [self.textbox, self.address_input.address],
+            **event_kwargs,
+        ).success(lambda: "", None, self.address_input.address, queue=False, **PRIVATE_EVENT_KWARGS)
+        webcam_event = self.webcam.input(
+            show_errors(add_webcam_picture), [self.textbox, self.webcam], **event_kwargs
+        ).then(lambda: None, None, self.webcam, queue=False, **PRIVATE_EVENT_KWARGS)
+        # A box whose words stay as they are does not tell that it has been given pictures.
+        for event in (
+            self.textbox.change,
+            self.controls.detail_control.change,
+            address_event.then,
+            webcam_event.then,
+        ):
+            event(
+                show_errors(self._describe_token_cost),
+                [self.textbox, self.controls.detail_control],
+                self.token_cost,
+                trigger_mode="always_last",
+                **RAW_EVENT_KWARGS,
+            )
+
+    def _connect_chatbot_events(self) -> None:
+        def retry_turn(talk: Sequence[ChatTurn], data: gr.RetryData) -> list[ChatTurn]:
+            return up_to_last_question(normalize_turns(talk), _turn_index(data.index))
+
+        def edit_turn(talk: Sequence[ChatTurn], data: gr.EditData) -> list[ChatTurn]:
+            turns = up_to_last_question(normalize_turns(talk), _turn_index(data.index))
+            user_turn = make_user_turn(
+                turn_pictures(turns[-1]), str(data.value).strip() or turn_text(turns[-1])
+            )
+            return set_conversation_id([*turns[:-1], user_turn], get_conversation_id(turns))
+
+        def undo_turn(talk: Sequence[ChatTurn], data: gr.UndoData) -> tuple[list[ChatTurn], TextboxValue]:
+            turns = up_to_last_question(normalize_turns(talk), _turn_index(data.index))
+            return turns[:-1], _textbox_value(turns[-1])
+
+        event_kwargs: Any = {"postprocess": False, **RAW_EVENT_KWARGS}
+        connect_send = partial(
+            gr.on,
+            [self.run_buttons.button.click, self.textbox.submit],
+            show_errors(self._append_user_turn),
+            [self.chatbot, self.textbox],
+            [self.chatbot, self.textbox],
+            **event_kwargs,
+        )
+        start_events = [
+            connect_send(),
+            self.chatbot.retry(retry_turn, self.chatbot, self.chatbot, **event_kwargs),
+            self.chatbot.edit(
+                show_errors(edit_turn),
+                self.chatbot,
+                self.chatbot,
+                js=FULL_CONVERSATION_SCRIPT,
+                **event_kwargs,
+            ),
+        ]
+        inputs = [self.chatbot, self.textbox, *self.controls.inputs]
+        outputs = [self.chatbot, self.textbox, self.status_text]
+        end_events = [
+            self.run_buttons.connect_event(
+                start.success, self._stream_answer, inputs, outputs, postprocess=False
+            )
+            for start in start_events
+        ]
+        self.code_view.connect(
+            self._make_snippets,
+            [self.chatbot, *self.controls.inputs],
+            *(end.then for end in end_events),
+            *self.controls.change_events,
+        )
+        undo_event = self.chatbot.undo(undo_turn, self.chatbot, [self.chatbot, self.textbox], **event_kwargs)
+        self.history.connect(
+            self.chatbot, self.status_text, undo_event.then, *(end.then for end in end_events)
+        )
+        new_conversation_events: Any = [
+            self.new_button.click,
+            self.chatbot.clear,
+        ]  # Gradio's conversation has such a button too
+        cleared_components = [self.chatbot, self.status_text, self.history.conversation_list]
+        gr.on(
+            new_conversation_events,
+            lambda: ([], "", None),
+            None,
+            cleared_components,
+            queue=False,
+            **PRIVATE_EVENT_KWARGS,
+        )
+
+    def _describe_token_cost(self, textbox_value: TextboxValue | None, detail: Detail) -> str:
+        files = [UploadedPicture.from_payload(file) for file in (textbox_value or EMPTY_TEXTBOX)["files"]]
+        try:
+            costs = [(upload.name, self.backend.count_tokens(upload, detail)) for upload in files]
+        except (
+            BadPicture
+        ) as error:  # said beside the box, as often as the box changes; and again if it is sent
+            return f"{error}."
+        if not costs:
+            return ""
+        cost_texts = ", ".join(f"{name}: {format_count(tokens, 'token')}" for name, tokens in costs)
+        total_text = f" (together {sum(tokens for _, tokens in costs):,})" if len(costs) > 1 else ""
+        return f"{cost_texts}{total_text}; the model reads {self.backend.max_positions:,}."
+
+    def _append_user_turn(
+        self, turns: Sequence[ChatTurn], textbox_value: TextboxValue
+    ) -> tuple[list[ChatTurn], TextboxValue]:
+        user_turn = make_user_turn(
+            [UploadedPicture.from_payload(file) for file in textbox_value["files"]], textbox_value["text"]
+        )
+        new_turns = [*normalize_turns(turns), user_turn]
+        return set_conversation_id(new_turns, get_conversation_id(new_turns)), EMPTY_TEXTBOX
+
+    def _stream_answer(
+        self, session: str, raw_turns: Sequence[ChatTurn], textbox_value: TextboxValue, *values: Any
+    ) -> Iterator[tuple[Any, Any, str]]:
+        """Answers the last question; one that cannot be answered goes back into the box."""
+        turns = normalize_turns(raw_turns)
+        try:
+            options: Any = {
+                "max_new_tokens": DEFAULT_SAMPLING.max_new_tokens,
+                **self.controls.to_generation_kwargs(*values),
+            }
+            max_new_tokens = options["max_new_tokens"]
+            conversation = to_messages(turns, self.backend.open_upload)
+            for text_or_answer in self.backend.stream_answer(
+                session,
+                TAB_NAME,
+                max_new_tokens,
+                lambda: self.backend.vlm.chat(conversation, stream=True, **options),
+            ):
+                text, note = (
+                    (text_or_answer.text, format_answer_cost(text_or_answer))
+                    if isinstance(text_or_answer, Answer)
+                    else (text_or_answer, "")
+                )
+                yield [*turns, make_turn("assistant", text)], textbox_value, note
+        except Exception:
+            yield turns[:-1], _textbox_value(turns[-1]), ""
+            raise
+
+    def _make_snippets(self, raw_turns: Sequence[ChatTurn], *values: Any) -> ChatSnippets:
+        turns = normalize_turns(raw_turns)
+        if not turns:
+            raise BadPrompt("nothing has been said yet: ask something first")
+        settings = self.backend.settings
+        turns_to_answer = up_to_last_question(turns, len(turns) - 1)
+        return ChatSnippets(
+            messages=to_messages(turns_to_answer, lambda given: Picture(given.name)),
+            options=self.controls.to_generation_kwargs(*values),
+            model=settings.model,
+            server=settings.server_url,
+            has_key=settings.has_key,
+        )
+
+
+def _turn_index(index: Any) -> int:
+    """Of a turn: a component may count the parts of a turn too."""
+    return int(index[0]) if isinstance(index, (list, tuple)) else int(index)
+
+
+def _textbox_value(turn: ChatTurn) -> TextboxValue:
+    return {"text": turn_text(turn), "files": [upload.to_payload for upload in turn_pictures(turn)]}

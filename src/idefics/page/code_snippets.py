@@ -1,0 +1,309 @@
+"""What was clicked, as Python, as a command line and as a request to the server. Plain text; knows no browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from idefics.config import Sampling
+from idefics.messages import Message, Picture
+
+DEFAULT_SAMPLING = Sampling()
+FLAG_LIKE_PATTERN = re.compile(
+    r"-|\S*\.\w{2,5}$|https?://\S+$|data:"
+)  # words that a command could take for something else
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSnippets:
+    """One call of a task.
+
+    Attributes:
+        task: its name in `TASKS`.
+        picture: as the person knows it: a file's name or an address.
+        words: the question, text or instruction; "" where there is none.
+        labels: of `classify`.
+        shots: picture, question and answer of each worked example.
+        options: keywords that are not left at their defaults.
+        model, server, has_key: as in `Settings`.
+    """
+
+    task: str
+    picture: str
+    words: str = ""
+    labels: Sequence[str] = ()
+    shots: Sequence[tuple[str, str, str]] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    model: str
+    server: str
+    has_key: bool = False
+
+    @property
+    def python(self) -> str:
+        """A script."""
+        arguments = [repr(self.picture)]
+        if self.task == "classify":
+            arguments.append(repr(list(self.labels)))
+        elif self.words:
+            arguments.append(repr(self.words))
+        arguments += [f"{name}={value!r}" for name, value in self.options.items()]
+        call = f"vlm.{self.task}({', '.join(arguments)})"
+        lines = ["import idefics"]
+        if self.shots:
+            lines.append("from idefics import Picture, Shot")
+        lines += ["", f"vlm = idefics.load({self.model!r})"]
+        if self.shots:
+            lines += ["vlm = vlm.with_shots(", "    [", *map(_format_shot, self.shots), "    ]", ")"]
+        if self.task == "classify":
+            lines += [f"for label, probability, _ in {call}:", '    print(f"{probability:6.1%} {label}")']
+        else:
+            lines.append(f"print({call})")
+        return "\n".join(lines) + "\n"
+
+    @property
+    def shell(self) -> str:
+        """A command line."""
+        arguments = ["idefics", self.task, _shell_path(self.picture)]
+        if self.task == "classify":
+            arguments += _label_flags(self.labels)
+        elif self.words:
+            arguments += [f"--prompt={self.words}"] if FLAG_LIKE_PATTERN.match(self.words) else [self.words]
+        if self.shots:
+            arguments += ["--shots", "shots.jsonl"]
+        return shlex.join([*arguments, *_option_flags(self.options), "--model", self.model]) + "\n"
+
+    @property
+    def curl(self) -> str:
+        """A request to `idefics serve`: a form, or JSON where there are shots."""
+        url = f"{self.server}/v1/images/tasks/{self.task}"
+        if self.shots:
+            files: list[str] = []
+            text_field = {"words": self.words} if self.words else {}
+            shots = [
+                {"image_url": _image_url(picture, files), "question": question, "answer": answer}
+                for picture, question, answer in self.shots
+            ]
+            body = {
+                "image_url": _image_url(self.picture, files),
+                **text_field,
+                **self.options,
+                "shots": shots,
+            }
+            return _format_json_post(url, body, files, has_key=self.has_key)
+        fields = [("words", self.words)] if self.words else []
+        fields += [("labels", label) for label in self.labels]
+        fields += [(name, _format_form_value(value)) for name, value in self.options.items()]
+        image = f"image_url={self.picture}" if _is_url(self.picture) else f"image=@{self.picture}"
+        lines = [f"curl {url}", *_authorization_arguments(self.has_key), f"-F {shlex.quote(image)}"]
+        lines += [f"--form-string {shlex.quote(f'{name}={value}')}" for name, value in fields]
+        return " \\\n  ".join(lines) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSnippets:
+    """One turn of a conversation: all messages up to the last question.
+
+    Attributes:
+        messages: the sources of their pictures are names, as the person knows them.
+    """
+
+    messages: Sequence[Message]
+    options: Mapping[str, Any]
+    model: str
+    server: str
+    has_key: bool = False
+
+    @property
+    def python(self) -> str:
+        """A script."""
+        imported_names = (
+            ["Picture"] if any(isinstance(part, Picture) for m in self.messages for part in m.parts) else []
+        )
+        imported_names += ["assistant"] if any(m.role == "assistant" for m in self.messages) else []
+        option_text = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        turns = [f"    {m.role}({', '.join(map(_format_part, m.parts))})," for m in self.messages]
+        return "\n".join(
+            [
+                "import idefics",
+                f"from idefics import {', '.join([*imported_names, 'user'])}",
+                "",
+                f"vlm = idefics.load({self.model!r})",
+                "messages = [",
+                *turns,
+                "]",
+                f"print(vlm.chat(messages{option_text}))",
+                "",
+            ]
+        )
+
+    @property
+    def shell(self) -> str:
+        """The same turns down a pipe; each is answered anew."""
+        lines: list[str] = []
+        for message in self.messages:
+            if message.role == "user":
+                names = [shlex.quote(str(p.source)) for p in message.parts if isinstance(p, Picture)]
+                lines += [f"/image {name}" for name in names]
+                lines += [
+                    " ".join(part for part in message.parts if isinstance(part, str)).replace("\n", " ")
+                ]
+        printf_command = " ".join(["printf '%s\\n'", *(f"\\\n  {shlex.quote(line)}" for line in lines)])
+        return f"{printf_command} |\n  {shlex.join(['idefics', 'chat', *_option_flags(self.options), '--model', self.model])}\n"
+
+    @property
+    def curl(self) -> str:
+        """A request to `idefics serve`; files are put into it as data URIs."""
+        files: list[str] = []
+        options = {"max_completion_tokens": DEFAULT_SAMPLING.max_new_tokens, **self.options}
+        options["max_completion_tokens"] = options.pop("max_new_tokens", options["max_completion_tokens"])
+        detail = options.pop("detail", None)
+        messages = [
+            {"role": m.role, "content": _format_message_content(m, files, detail)} for m in self.messages
+        ]
+        url = f"{self.server}/v1/chat/completions"
+        return _format_json_post(
+            url, {"model": self.model, "messages": messages, **options}, files, has_key=self.has_key
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSnippets:
+    """The same done to each picture of a folder; the rest as in `Call`."""
+
+    task: str
+    folder: str = "photos"
+    words: str = ""
+    labels: Sequence[str] = ()
+    model: str
+    server: str
+    has_key: bool = False
+
+    @property
+    def python(self) -> str:
+        """A script. One bad picture spoils no other."""
+        task_input = list(self.labels) if self.task == "classify" else self.words
+        arguments = ", ".join(["path", repr(task_input)] if task_input else ["path"])
+        return f"""from pathlib import Path
+
+import idefics
+
+vlm = idefics.load({self.model!r})
+for path in sorted(Path({self.folder!r}).iterdir()):
+    try:
+        print(f"{{path}}: {{vlm.{self.task}({arguments})}}")
+    except idefics.IdeficsError as error:
+        print(f"{{path}}: {{error}}")
+"""
+
+    @property
+    def shell(self) -> str:
+        """A command line, which reads any number."""
+        return self._single_picture_snippets(self.folder).shell.removesuffix("\n") + " > answers.txt\n"
+
+    @property
+    def curl(self) -> str:
+        """A request for each picture; a line for each, which begins with its name."""
+        command = (
+            self._single_picture_snippets("FILE")
+            .curl.replace("-F image=@FILE", '-F "image=@$file"')
+            .replace("\n", "\n  ")
+        )
+        loop_body = f"  printf '%s: ' \"$file\"\n  {command.rstrip()}\n  echo\n"
+        return f"for file in {shlex.quote(self.folder)}/*; do\n{loop_body}done\n"
+
+    def _single_picture_snippets(self, picture: str) -> TaskSnippets:
+        return TaskSnippets(
+            task=self.task,
+            picture=picture,
+            words=self.words,
+            labels=self.labels,
+            model=self.model,
+            server=self.server,
+            has_key=self.has_key,
+        )
+
+
+def _format_shot(shot: tuple[str, str, str]) -> str:
+    picture, question, answer = shot
+    question_argument = f", question={question!r}" if question else ""
+    return f"        Shot(Picture({picture!r}), {answer!r}{question_argument}),"
+
+
+def _format_part(part: Any) -> str:
+    return f"Picture({part.source!r})" if isinstance(part, Picture) else repr(part)
+
+
+def _shell_path(name: str) -> str:
+    return f"./{name}" if name.startswith("-") else name
+
+
+def _label_flags(labels: Sequence[str]) -> list[str]:
+    if any("," in label for label in labels):
+        return [f"--label={label}" for label in labels]
+    return [f"--labels={','.join(labels)}"]
+
+
+def _option_flags(options: Mapping[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        flags += [flag] if value is True else [flag, str(value)]
+    return flags
+
+
+def _format_form_value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _authorization_arguments(has_key: bool) -> list[str]:
+    return ['-H "Authorization: Bearer $IDEFICS_API_KEY"'] if has_key else []
+
+
+def _is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _image_url(name: str, files: list[str]) -> str:
+    """An address as it is; a file as a data URI whose bytes the shell is to put in."""
+    if _is_url(name):
+        return name
+    files.append(name)
+    return f"data:;base64,{_file_placeholder(len(files) - 1)}"
+
+
+def _file_placeholder(index: int) -> str:
+    return f"\ue000{index}\ue000"  # of the private use area: no one writes it
+
+
+def _format_json_post(url: str, body: Mapping[str, Any], files: Sequence[str], *, has_key: bool) -> str:
+    """JSON through a pipe: a file's bytes would be too long for an argument, but not for what shells do themselves."""
+    json_text = json.dumps(body, indent=2, ensure_ascii=False).replace("'", r"\u0027")
+    for number, name in enumerate(files):
+        json_text = json_text.replace(
+            _file_placeholder(number), f"'\"$(base64 < {shlex.quote(name)} | tr -d '\\n')\"'"
+        )
+    parts = [
+        f"curl {url}",
+        *_authorization_arguments(has_key),
+        "-H 'Content-Type: application/json'",
+        "--data-binary @-",
+    ]
+    return f"printf '%s' '{json_text}' |\n  " + " \\\n    ".join(parts) + "\n"
+
+
+def _format_message_content(
+    message: Message, files: list[str], detail: str | None
+) -> str | list[dict[str, Any]]:
+    if message.role == "assistant":
+        return " ".join(part for part in message.parts if isinstance(part, str))
+    detail_field = {} if detail is None else {"detail": detail}
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": _image_url(str(part.source), files), **detail_field}}
+        for part in message.parts
+    ]

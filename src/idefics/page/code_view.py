@@ -1,0 +1,66 @@
+""" "Show code": what was clicked, in three languages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gradio as gr
+
+from idefics.errors import IdeficsError
+from idefics.page.formatting import show_errors
+from idefics.page.run_buttons import RAW_EVENT_KWARGS
+
+
+class Snippets(Protocol):
+    """A `Call` or a `Talk`."""
+
+    @property
+    def python(self) -> str: ...
+
+    @property
+    def shell(self) -> str: ...
+
+    @property
+    def curl(self) -> str: ...
+
+
+class CodeView:
+    """Folded away, until somebody opens it."""
+
+    def __init__(self, tab_name: str) -> None:
+        self.outputs: list[Any] = []
+        with gr.Accordion("Show code", open=False, elem_id=f"{tab_name}-code") as self.fold, gr.Tabs():
+            for name, language in (("Python", "python"), ("Command line", "shell"), ("curl", "shell")):
+                with gr.Tab(name):
+                    self.outputs.append(
+                        gr.Code(
+                            language=language,
+                            interactive=False,
+                            show_label=False,
+                            show_line_numbers=False,
+                            wrap_lines=True,
+                            lines=3,
+                            elem_id=f"{tab_name}-{name.split()[0].lower()}",
+                        )
+                    )
+
+    def connect(self, make_snippets: Callable[..., Snippets], inputs: Sequence[Any], *events: Any) -> None:
+        """Shows `write(*inputs)` once it is opened, and after events that have changed it, such as `event.then`."""
+
+        def show_snippets(*values: Any) -> tuple[str, str, str]:
+            try:
+                snippets = make_snippets(*values)
+            except IdeficsError as error:
+                return (f"# {error}\n",) * 3
+            return snippets.python, snippets.shell, snippets.curl
+
+        for event in (self.fold.expand, *events):
+            event(
+                show_errors(show_snippets),
+                list(inputs),
+                self.outputs,
+                queue=False,
+                trigger_mode="always_last",
+                **RAW_EVENT_KWARGS,
+            )

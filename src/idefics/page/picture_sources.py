@@ -1,0 +1,154 @@
+"""The pictures of a batch: files, a folder's files, and what is in a zip. Nothing is ever unpacked to a disk."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from idefics.errors import BadPicture, BadRequest
+from idefics.formats import (
+    SIGNATURE_BYTES,
+    UNTRUSTED_IMAGE_FORMATS,
+    detect_image_format,
+    image_format_by_suffix,
+)
+from idefics.page.backend import MAX_PICTURE_BYTES
+from idefics.page.uploaded_picture import UploadedPicture
+
+MAX_PICTURES = 2000
+MAX_ZIP_MEMBERS = 10_000  # of a zip, folders and other files among them
+MAX_UNPACKED_BYTES = 2 * 2**30  # bytes of a zip's pictures together
+ZIP_READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureEntry:
+    """One picture: what it is called, and what gives its bytes or a BadPicture that says why not."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+class PictureSources:
+    """Pictures by name, sorted; a `with` block, for zips stay open meanwhile.
+
+    Args:
+        files: pictures and zips. What is neither is left out, and counted.
+
+    Attributes:
+        entries: the pictures.
+        num_skipped_by_format: how many files were none, by their format: its title, or "other".
+
+    Raises:
+        BadRequest: a zip cannot be read, has too much in it, or there are too many pictures.
+    """
+
+    def __init__(self, files: Sequence[UploadedPicture]) -> None:
+        self.entries: list[PictureEntry] = []
+        self.num_skipped_by_format: Counter[str] = Counter()
+        self._open_archives = ExitStack()
+        try:
+            for file in files:
+                self._add_file(file)
+            if len(self.entries) > MAX_PICTURES:
+                raise BadRequest(
+                    f"{len(self.entries):,} pictures are too many for a page, which takes {MAX_PICTURES:,}: "
+                    "`idefics caption FOLDER` takes any number"
+                )
+        except BaseException:
+            self._open_archives.close()
+            raise
+        self.entries.sort(key=lambda entry: entry.name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open_archives.close()
+
+    def _add_file(self, file: UploadedPicture) -> None:
+        if file.name.lower().endswith(".zip"):
+            self.entries += self._zip_entries(file)
+        elif self._is_picture(file.name, partial(_read_file_head, Path(file.path))):
+            self.entries.append(PictureEntry(file.name, Path(file.path).read_bytes))
+
+    def _zip_entries(self, file: UploadedPicture) -> Iterator[PictureEntry]:
+        try:
+            archive = self._open_archives.enter_context(zipfile.ZipFile(file.path))
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            raise BadRequest(f"{file.name} is not a zip that can be read: pack it again") from None
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) > MAX_ZIP_MEMBERS:
+            raise BadRequest(
+                f"{file.name} holds {len(members):,} files; at most {MAX_ZIP_MEMBERS:,} are read"
+            )
+        pictures = [
+            member
+            for member in members
+            if self._is_picture(member.filename, partial(_read_member_head, archive, member))
+        ]
+        num_unpacked_bytes = sum(member.file_size for member in pictures)
+        if num_unpacked_bytes > MAX_UNPACKED_BYTES:
+            raise BadRequest(
+                f"{file.name} unpacks to {num_unpacked_bytes:,} bytes of pictures; at most {MAX_UNPACKED_BYTES:,} are read: split it"
+            )
+        for member in pictures:
+            yield PictureEntry(f"{file.name}/{member.filename}", _make_member_reader(archive, member))
+
+    def _is_picture(self, name: str, read_head: Callable[[], bytes]) -> bool:
+        """Whether a file is a picture by its suffix, or by its first bytes if it has none; counts what is not."""
+        path = PurePosixPath(name.replace("\\", "/"))
+        is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+        file_format = (
+            None
+            if is_hidden
+            else image_format_by_suffix(path.name)
+            if path.suffix
+            else detect_image_format(read_head())
+        )
+        if file_format in UNTRUSTED_IMAGE_FORMATS:
+            return True
+        self.num_skipped_by_format["other" if file_format is None else file_format.title] += 1
+        return False
+
+
+def _read_file_head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(SIGNATURE_BYTES)
+    except OSError:
+        return b""
+
+
+def _read_member_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(member) as file:
+            return file.read(SIGNATURE_BYTES)
+    except ZIP_READ_ERRORS:
+        return b""
+
+
+def _make_member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
+    """What unpacks one member into memory. What it says of its size is not believed."""
+    name = member.filename
+
+    def read() -> bytes:
+        if member.flag_bits & 1:
+            raise BadPicture(f"{name} is encrypted: pack it without a password")
+        try:
+            with archive.open(member) as file:
+                data = file.read(MAX_PICTURE_BYTES + 1)
+        except ZIP_READ_ERRORS:
+            raise BadPicture(f"{name} is broken in the zip: pack it again") from None
+        if len(data) > MAX_PICTURE_BYTES:
+            raise BadPicture(f"{name} is larger than {MAX_PICTURE_BYTES:,} bytes: make it smaller")
+        return data
+
+    return read

@@ -1,0 +1,104 @@
+"""The button that asks, the button that stops, and what happens between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from idefics.messages import Answer
+from idefics.page.backend import PageBackend
+from idefics.page.formatting import format_answer_cost, show_stream_errors
+
+if TYPE_CHECKING:
+    from idefics.generation import Stream
+
+# Of every handler. Gradio's interface for programs is not ours: `idefics serve` has one.
+PRIVATE_EVENT_KWARGS: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# Of handlers that are given pictures: as the browser sent them, with the file's name.
+RAW_EVENT_KWARGS: dict[str, Any] = {**PRIVATE_EVENT_KWARGS, "preprocess": False}
+
+
+Handler = Callable[..., Iterator[Any]]
+
+
+class RunButtons:
+    """Both buttons.
+
+    Args:
+        tab_name: of the tab, in ids and for `Desk.stop`.
+        label: of the first button.
+
+    Attributes:
+        disabled_while_running: what nobody may touch while it runs.
+    """
+
+    def __init__(self, backend: PageBackend, tab_name: str, label: str) -> None:
+        self.backend, self.tab_name = backend, tab_name
+        with gr.Row(elem_classes="together") as self.row:
+            self.button = gr.Button(label, variant="primary", elem_id=f"{tab_name}-run", min_width=120)
+            self.disabled_while_running: list[Any] = [self.button]
+            self.stop_button = gr.Button(
+                "Stop", interactive=False, elem_id=f"{tab_name}-stop", min_width=90, scale=0
+            )
+
+        def stop_running(request: gr.Request) -> None:
+            backend.stop_tab(request.session_hash or "", tab_name)
+
+        self.stop_button.click(stop_running, None, None, queue=False, **PRIVATE_EVENT_KWARGS)
+
+    def connect_click(
+        self, handler: Handler, inputs: Sequence[Any], outputs: Sequence[Any], *events: Any
+    ) -> Any:
+        """Runs `handler(session, *inputs)`, which yields outputs, on a click or one of the events `events`.
+
+        Returns:
+            The event after it, where it went well.
+        """
+        return self.connect_event(partial(gr.on, [self.button.click, *events]), handler, inputs, outputs)
+
+    def connect_event(
+        self, event: Any, handler: Handler, inputs: Sequence[Any], outputs: Sequence[Any], **event_kwargs: Any
+    ) -> Any:
+        """The same after any event, such as `button.click` or, of an earlier one, `event.success`."""
+        guarded_handler, backend = show_stream_errors(handler), self.backend
+
+        def run_handler(request: gr.Request, *values: Any) -> Any:
+            yield from guarded_handler(request.session_hash or "", *values)
+
+        def set_running(busy: bool) -> Callable[[], list[Any]]:
+            return lambda: (
+                [gr.update(interactive=not busy)] * len(self.disabled_while_running)
+                + [gr.update(interactive=busy)]
+            )
+
+        all_components = [*self.disabled_while_running, self.stop_button]
+        start_event = event(set_running(True), None, all_components, queue=False, **PRIVATE_EVENT_KWARGS)
+        end_event = start_event.then(
+            run_handler,
+            list(inputs),
+            list(outputs),
+            concurrency_limit=backend.settings.max_concurrent_answers,
+            concurrency_id="answers",
+            **RAW_EVENT_KWARGS,
+            **event_kwargs,
+        )
+        end_event.failure(
+            set_running(False), None, all_components, queue=False, **PRIVATE_EVENT_KWARGS
+        )  # after an error `then` is not run
+        return end_event.then(set_running(False), None, all_components, queue=False, **PRIVATE_EVENT_KWARGS)
+
+
+def stream_text_and_cost(
+    backend: PageBackend, session: str, tab_name: str, max_new_tokens: int, start_stream: Callable[[], Stream]
+) -> Iterator[tuple[str, str]]:
+    """An answer's text and what it took, while it grows."""
+    yield "", ""
+    for text_or_answer in backend.stream_answer(session, tab_name, max_new_tokens, start_stream):
+        yield (
+            (text_or_answer.text, format_answer_cost(text_or_answer))
+            if isinstance(text_or_answer, Answer)
+            else (text_or_answer, "")
+        )

@@ -1,0 +1,134 @@
+"""A conversation through a checkpoint's chat template into trusted pieces, plain pieces, pictures and videos.
+
+Knows messages and what a template writes; does not know tokens or pixels. What a user or an earlier answer says never
+passes through the template: a placeholder that nobody can guess does, so that neither a token nor the
+template's logic can be forged.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from idefics.errors import BadPrompt
+from idefics.messages import Message, Picture, PictureOrVideo, Role, Video
+from idefics.processing.chat_template import render_template
+from idefics.processing.tokenizer import TextPiece
+
+IMAGE_TOKEN = "<image>"  # what every template of the family writes where a picture stands
+ROLES = get_args(Role)
+
+
+def render_conversation(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    answer_start: str = "",
+    continue_final_message: bool = False,
+    variables: Mapping[str, Any] | None = None,
+) -> list[TextPiece | PictureOrVideo]:
+    """The prompt for the next answer. A video is a text to the template: it will be read as words and pictures.
+
+    Args:
+        template: Jinja source; it sees `messages` (each a role and a list of text and image parts),
+            `add_generation_prompt`, true, and `variables`.
+        messages: the conversation so far.
+        answer_start: words that the answer begins with; a space goes before them.
+        continue_final_message: the last message is the assistant's, and the answer goes on with its text: the prompt
+            ends where that text ends.
+        variables: what else the template may read, such as `bos_token`.
+
+    Raises:
+        BadPrompt: no messages, the template refuses them or drops one of their pictures, or the last message is the
+            assistant's where none shall be continued, or the other way round.
+        UnsupportedModel: there is no template, or it is broken.
+    """
+    _check_last_message(messages, answer_start, continue_final_message)
+    placeholders = _TextPlaceholders()
+    template_messages = [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "image"}
+                if isinstance(part, Picture)
+                else {"type": "text", "text": placeholders.to_template_text(part)}
+                for part in message.parts
+            ],
+        }
+        for message in messages
+    ]
+    pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+    rendered = render_template(
+        template,
+        template_messages,
+        variables,
+        add_generation_prompt=not continue_final_message,
+        continue_final_message=continue_final_message,
+    ).text
+    if rendered.count(IMAGE_TOKEN) != len(pictures):
+        raise BadPrompt(
+            f"the conversation has {len(pictures)} pictures, but this checkpoint's chat template places "
+            f"{rendered.count(IMAGE_TOKEN)}: put them into turns of the user"
+        )
+    answer_pieces = [TextPiece(" " + answer_start, trusted=False)] if answer_start else []
+    return [*placeholders.restore(rendered, pictures), *answer_pieces]
+
+
+def _check_last_message(messages: Sequence[Message], answer_start: str, continue_final_message: bool) -> None:
+    """Refuses a conversation whose last message does not say whether the answer continues it or follows it."""
+    if not messages:
+        raise BadPrompt("the conversation is empty: give at least one message")
+    last = messages[-1]
+    if not continue_final_message:
+        if last.role == "assistant":
+            raise BadPrompt(
+                "the last message is the assistant's: set continue_final_message to go on with its text, "
+                "or end with a message of the user"
+            )
+        return
+    if answer_start:
+        raise BadPrompt(
+            "answer_start and continue_final_message are both given: write the words at the end of the last message"
+        )
+    if last.role != "assistant" or not isinstance(next(reversed(last.parts), None), str):
+        given = f"the {last.role}'s" if last.role != "assistant" else "one that ends with a picture"
+        raise BadPrompt(
+            f"continue_final_message is true, but the last message is {given}: end the conversation with text of "
+            "the assistant"
+        )
+
+
+class _TextPlaceholders:
+    """Placeholders for what is said: digits between private-use characters, the same in any case."""
+
+    def __init__(self) -> None:
+        self.replaced_parts: list[str | Video] = []
+        self.placeholder_prefix = f"\ue000{secrets.randbits(128)}\ue001"
+
+    def to_template_text(self, part: str | Video) -> str:
+        """What the template sees of it: a placeholder; blanks around stay outside, so that a template may trim them."""
+        if isinstance(part, Video):
+            return self._create_placeholder(part)
+        core = part.strip()
+        if not core:
+            return part
+        before, after = part.split(core, 1)
+        return f"{before}{self._create_placeholder(core)}{after}"
+
+    def _create_placeholder(self, part: str | Video) -> str:
+        self.replaced_parts.append(part)
+        return f"{self.placeholder_prefix}{len(self.replaced_parts) - 1}\ue002"
+
+    def restore(self, rendered: str, pictures: Iterable[Picture]) -> Iterator[TextPiece | PictureOrVideo]:
+        """Trusted text, what is behind placeholders (texts as plain ones), and the pictures."""
+        remaining_pictures = iter(pictures)
+        for text in re.split(f"({IMAGE_TOKEN}|{self.placeholder_prefix}[0-9]+\ue002)", rendered):
+            if text == IMAGE_TOKEN:
+                yield next(remaining_pictures)
+            elif text.startswith(self.placeholder_prefix):
+                part = self.replaced_parts[int(text[len(self.placeholder_prefix) : -1])]
+                yield part if isinstance(part, Video) else TextPiece(part, trusted=False)
+            elif text:
+                yield TextPiece(text, trusted=True)

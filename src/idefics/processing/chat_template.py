@@ -1,0 +1,213 @@
+"""A checkpoint's Jinja chat template, rendered as transformers' `apply_chat_template` renders it.
+
+Knows templates and plain data; does not know messages' types, tokens or pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from idefics.errors import BadPrompt, UnsupportedModel
+
+if TYPE_CHECKING:
+    import jinja2
+    import jinja2.ext
+    import jinja2.nodes
+    import jinja2.parser
+
+# Text between private-use characters, which no message of another process can hold.
+SECRET = secrets.randbits(128)
+CONTINUATION_MARKER, GENERATION_START_MARKER, GENERATION_END_MARKER = (
+    f"\ue000{SECRET}{mark}" for mark in "\ue003\ue004\ue005"
+)
+
+
+# What a template's expressions may raise, apart from jinja2's own errors.
+TEMPLATE_ERRORS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    RecursionError,
+)
+
+
+class RenderedTemplate(NamedTuple):
+    """What a template has written.
+
+    Attributes:
+        text: the prompt.
+        generation_spans: (start, end) in characters of each `{% generation %}` block: what the assistant says.
+    """
+
+    text: str
+    generation_spans: list[tuple[int, int]]
+
+
+def render_template(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any] | None = None,
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool | str = False,
+) -> RenderedTemplate:
+    """What a template makes of messages as they are: special tokens in their text are not told apart from its own.
+
+    Args:
+        template: Jinja source: with `{% generation %}`, loop controls, `raise_exception`, `strftime_now`, `tojson` as
+            `json.dumps` writes (no escapes for HTML or other scripts, keys in their order).
+        messages: each a role and a content: text, or a list of parts.
+        variables: what else the template reads, such as `bos_token`; `tools` and `documents` are None unless they are
+            among them. What is not plain data is seen as the name of its type.
+        add_generation_prompt: whether the beginning of an answer follows.
+        continue_final_message: the text ends where the last text of the last message ends, so that it can go on; a
+            string names another field than "content". Spaces at its end stay if the template keeps them.
+
+    Raises:
+        BadPrompt: the template refuses the messages, or the last message has no text to continue.
+        UnsupportedModel: there is no template, or it is broken.
+    """
+    import jinja2
+
+    if not template:
+        raise UnsupportedModel(
+            "this checkpoint has no chat template: give it a raw prompt (generate), "
+            "or use an instruct checkpoint"
+        )
+    plain_messages = [_to_plain_data(message) for message in messages]
+    if continue_final_message:
+        if add_generation_prompt:
+            raise BadPrompt(
+                "add_generation_prompt and continue_final_message are both true: give one, as the answer either "
+                "begins a new turn or goes on with the last message"
+            )
+        _insert_continuation_marker(
+            plain_messages, "content" if continue_final_message is True else continue_final_message
+        )
+    try:
+        text = _compile_template(template).render(
+            messages=plain_messages,
+            add_generation_prompt=add_generation_prompt,
+            **_to_plain_data({"tools": None, "documents": None, **(variables or {})}),
+        )
+    except TemplateRefusal as refusal:
+        raise BadPrompt(f"this checkpoint's chat template refuses the conversation: {refusal}") from None
+    except (jinja2.TemplateError, *TEMPLATE_ERRORS) as error:
+        reason = str(error) or type(error).__name__
+        raise UnsupportedModel(f"this checkpoint's chat template is broken: {reason}") from None
+    return _extract_generation_spans(_cut_at_continuation_marker(text) if continue_final_message else text)
+
+
+class TemplateRefusal(Exception):
+    """A template called `raise_exception`."""
+
+
+def _to_plain_data(value: Any) -> Any:
+    """A copy of JSON data; anything else, such as a picture, becomes the name of its type, and offers no methods."""
+    if isinstance(value, Mapping):
+        return {_to_plain_data(key): _to_plain_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_plain_data(item) for item in value]
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    return str.__str__(value) if isinstance(value, str) else f"<{type(value).__name__}>"
+
+
+def _insert_continuation_marker(messages: list[dict[str, Any]], field: str) -> None:
+    """Puts a mark behind the last text of the last message."""
+    content = messages[-1].get(field) if messages else None
+    if isinstance(content, str):
+        messages[-1][field] = f"{content}{CONTINUATION_MARKER} "
+        return
+    texts = [part for part in content or () if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    if not texts:
+        raise BadPrompt(
+            f"continue_final_message is given, but the last message has no text in its {field}: "
+            "end the messages with the words that the answer shall go on from"
+        )
+    texts[-1]["text"] += f"{CONTINUATION_MARKER} "
+
+
+def _cut_at_continuation_marker(text: str) -> str:
+    """The text before the mark; without spaces at its end if the template trims them."""
+    before, marker, after = text.rpartition(CONTINUATION_MARKER)
+    if not marker:
+        raise BadPrompt(
+            "continue_final_message is given, but this checkpoint's chat template leaves the last message out"
+        )
+    return before if after.startswith(" ") else before.rstrip()
+
+
+def _extract_generation_spans(marked_text: str) -> RenderedTemplate:
+    """Takes the marks of `{% generation %}` blocks out of a text, and says where they were."""
+    text, generation_spans, start = "", list[tuple[int, int]](), None
+    for part in re.split(f"({GENERATION_START_MARKER}|{GENERATION_END_MARKER})", marked_text):
+        if part == GENERATION_START_MARKER:
+            start = len(text)
+        elif part == GENERATION_END_MARKER:
+            generation_spans.append((len(text) if start is None else start, len(text)))
+            start = None
+        else:
+            text += part
+    if start is not None:  # cut within a block: what follows is generated too
+        generation_spans.append((start, len(text)))
+    return RenderedTemplate(text, generation_spans)
+
+
+@lru_cache(maxsize=8)
+def _compile_template(template: str) -> jinja2.Template:
+    """With the settings, filters and functions that templates are written for."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_extension(), "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_refusal
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def _generation_extension() -> type[jinja2.ext.Extension]:
+    """The tag `{% generation %}`, which puts marks around what it holds."""
+    import jinja2.ext
+    import jinja2.nodes
+
+    class Generation(jinja2.ext.Extension):
+        tags = {"generation"}  # noqa: RUF012  # as jinja2 wants it
+
+        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+        def _marked(self, caller: Callable[[], str]) -> str:
+            return f"{GENERATION_START_MARKER}{caller()}{GENERATION_END_MARKER}"
+
+    return Generation
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers writes it: jinja2's own filter escapes for HTML and sorts keys."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_refusal(message: str) -> NoReturn:
+    raise TemplateRefusal(message)

@@ -1,0 +1,158 @@
+"""What a checkpoint's generation_config.json asks of every answer that `idefics.load` gives.
+
+How answers are searched for (sampling, beams, lengths: `generation_fields.STRATEGY`) is the caller's choice, greedy
+unless asked, and is not taken from the file. Knows ids; does not know tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from idefics.errors import BrokenCheckpoint, UnsupportedModel
+from idefics.generation_fields import SEARCH_FIELDS, effective_fields
+
+GENERATION_CONFIG_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointGenerationConfig:
+    """The fields of the file, named as there, that hold for every answer; the defaults ask for nothing.
+
+    Attributes:
+        suppress_tokens: ids that are never chosen.
+        begin_suppress_tokens: ids that are not chosen first.
+        bad_words_ids: sequences of ids that are never complete, the prompt's ids among them.
+        repetition_penalty: where the caller gives none.
+        no_repeat_ngram_size: no sequence of so many ids comes twice, the prompt's among them; 0 allows all.
+        min_length, min_new_tokens: no stop id is chosen before so many ids, with the prompt's or without; the latter
+            wins.
+        forced_bos_token_id: chosen first after a prompt of one id.
+        forced_eos_token_id: the first of them is the last id that there is room for; of several the lowest, as in
+            transformers, where all are equally likely.
+        stop_strings: end an answer, as the caller's own do.
+        renormalize_logits: changes beams alone.
+    """
+
+    suppress_tokens: frozenset[int] = frozenset()
+    begin_suppress_tokens: frozenset[int] = frozenset()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    renormalize_logits: bool = False
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], vocab_size: int) -> CheckpointGenerationConfig:
+        """From what the file holds. Bans of ids that the model does not have mean nothing.
+
+        Args:
+            vocab_size: how many ids it has.
+
+        Raises:
+            UnsupportedModel: a field changes answers and is not supported.
+            BrokenCheckpoint: a field is not what it should be.
+        """
+        fields = {
+            name: value for name, value in effective_fields(settings).items() if name not in SEARCH_FIELDS
+        }
+        fields.pop("eos_token_id", None)  # the stop ids, which each family reads
+        if unsupported := sorted(fields.keys() - PARSER_BY_FIELD.keys()):
+            name = unsupported[0]
+            raise UnsupportedModel(
+                f"{GENERATION_CONFIG_FILE} sets {name} to {fields[name]!r}, which changes answers and is not supported: "
+                f"take it out of the file to go on without it"
+            )
+        parsed = {name: PARSER_BY_FIELD[name](name, value) for name, value in fields.items()}
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if name in parsed:
+                parsed[name] = frozenset(id for id in parsed[name] if id < vocab_size)
+        if "bad_words_ids" in parsed:
+            parsed["bad_words_ids"] = tuple(
+                word for word in parsed["bad_words_ids"] if max(word) < vocab_size
+            )
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if (forced := max(_parse_ids(name, fields.get(name, 0)), default=0)) >= vocab_size:
+                raise BrokenCheckpoint(
+                    f"{GENERATION_CONFIG_FILE} sets {name} to {forced}, but the model has {vocab_size} ids"
+                )
+        return cls(**parsed)
+
+    def banned_ids(self, stop_ids: Collection[int]) -> frozenset[int]:
+        """Ids that are never chosen, whatever came before. A stop id alone is no bad word, as in transformers."""
+        words = {word[0] for word in self.bad_words_ids if len(word) == 1}
+        return self.suppress_tokens | (words - frozenset(stop_ids))
+
+    @property
+    def step_dependent_fields(self) -> tuple[str, ...]:
+        """Names of the fields whose effect depends on the ids so far."""
+        names = (
+            "begin_suppress_tokens",
+            "no_repeat_ngram_size",
+            "min_length",
+            "min_new_tokens",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+        )
+        words = ("bad_words_ids",) if any(len(word) > 1 for word in self.bad_words_ids) else ()
+        return (*(name for name in names if getattr(self, name) not in (None, 0, (), frozenset())), *words)
+
+
+def _invalid_field(name: str, value: object, expected: str) -> BrokenCheckpoint:
+    return BrokenCheckpoint(f"{GENERATION_CONFIG_FILE} sets {name} to {value!r}: it must be {expected}")
+
+
+def _parse_int(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _invalid_field(name, value, "a whole number from 0")
+    return value
+
+
+def _parse_ids(name: str, value: Any) -> tuple[int, ...]:
+    several = value if isinstance(value, list) else [value]
+    return tuple(_parse_int(name, id) for id in several)
+
+
+def _parse_bad_words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
+        raise _invalid_field(name, value, "a list of lists of ids")
+    return tuple(_parse_ids(name, word) for word in value if word)
+
+
+def _parse_penalty(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.01 <= value <= 10:
+        raise _invalid_field(name, value, "a number from 0.01 to 10")
+    return float(value)
+
+
+def _parse_strings(name: str, value: Any) -> tuple[str, ...]:
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, list) or not all(isinstance(one, str) and one for one in several):
+        raise _invalid_field(name, value, "a text or a list of texts")
+    return tuple(several)
+
+
+def _parse_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _invalid_field(name, value, "true or false")
+    return value
+
+
+PARSER_BY_FIELD: Mapping[str, Any] = {
+    "suppress_tokens": lambda name, value: frozenset(_parse_ids(name, value)),
+    "begin_suppress_tokens": lambda name, value: frozenset(_parse_ids(name, value)),
+    "bad_words_ids": _parse_bad_words,
+    "repetition_penalty": _parse_penalty,
+    "no_repeat_ngram_size": _parse_int,
+    "min_length": _parse_int,
+    "min_new_tokens": _parse_int,
+    "forced_bos_token_id": _parse_int,
+    "forced_eos_token_id": lambda name, value: tuple(sorted(_parse_ids(name, value))),
+    "stop_strings": _parse_strings,
+    "renormalize_logits": _parse_bool,
+}

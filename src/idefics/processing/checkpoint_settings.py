@@ -1,0 +1,120 @@
+"""The small files beside the weights that say how to feed a checkpoint, in whichever layout it was saved.
+
+Knows file names and their keys; does not know what the settings mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from idefics.errors import UnsupportedModel
+
+
+def read_preprocessor_config(folder: str | Path) -> dict[str, Any]:
+    """The image processor's settings of a checkpoint folder; {} where it has none.
+
+    They stand in preprocessor_config.json, or, as transformers 5 saves them, under "image_processor" in
+    processor_config.json.
+
+    Raises:
+        UnsupportedModel: a file is not a JSON object.
+    """
+    folder = Path(folder)
+    settings = read_json_object(folder / "preprocessor_config.json")
+    return settings or read_json_object(folder / "processor_config.json").get("image_processor", {})
+
+
+def read_chat_template(folder: str | Path) -> str:
+    """The Jinja chat template of a checkpoint folder; "" where it has none.
+
+    It stands in chat_template.jinja (transformers 5), chat_template.json, processor_config.json or
+    tokenizer_config.json: the first that has one decides, as the newer files replace the older.
+
+    Raises:
+        UnsupportedModel: a file is broken, or holds several templates none of which is named "default".
+    """
+    folder = Path(folder)
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return _read_text(path)
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template = read_json_object(folder / name).get("chat_template")
+        if template:
+            return _default_template(template, folder / name)
+    return ""
+
+
+def read_special_tokens(folder: str | Path) -> dict[str, str]:
+    """The tokens that a checkpoint folder gives a role, by the role: "eos_token", "image_token" and the like.
+
+    They stand in tokenizer_config.json, as transformers 5 saves them also under "extra_special_tokens" in it, or in
+    special_tokens_map.json. Lists of further special tokens give no roles.
+
+    Raises:
+        UnsupportedModel: a file is not a JSON object.
+    """
+    config = read_json_object(Path(folder) / "tokenizer_config.json")
+    extra = config.get("extra_special_tokens")
+    sources = (
+        read_json_object(Path(folder) / "special_tokens_map.json"),
+        extra if isinstance(extra, dict) else {},
+        config,
+    )
+    token_by_role: dict[str, str] = {}
+    for name, token in (item for source in sources for item in source.items() if item[0].endswith("_token")):
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str) and content:
+            token_by_role[name] = content
+    return token_by_role
+
+
+def read_special_added_tokens(folder: str | Path) -> frozenset[str]:
+    """The tokens that tokenizer_config.json marks special under "added_tokens_decoder".
+
+    Raises:
+        UnsupportedModel: the file is not a JSON object.
+    """
+    added = read_json_object(Path(folder) / "tokenizer_config.json").get("added_tokens_decoder")
+    tokens = added.values() if isinstance(added, dict) else ()
+    return frozenset(
+        token["content"]
+        for token in tokens
+        if isinstance(token, dict) and token.get("special") and isinstance(token.get("content"), str)
+    )
+
+
+def _default_template(template: str | list[Mapping[str, str]], path: Path) -> str:
+    """tokenizer_config.json may hold one template or a list of named ones."""
+    if isinstance(template, str):
+        return template
+    named = {entry["name"]: entry["template"] for entry in template}
+    if "default" not in named:
+        raise UnsupportedModel(f"{path} has the chat templates {', '.join(named)}: one must be named default")
+    return named["default"]
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where there is no such file.
+
+    Raises:
+        UnsupportedModel: it is broken, or holds no object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise UnsupportedModel(f"{path} is not JSON ({error}): download it again") from None
+    if not isinstance(settings, dict):
+        raise UnsupportedModel(f"{path} holds a {type(settings).__name__}, not an object: download it again")
+    return settings
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnsupportedModel(f"{path} cannot be read ({type(error).__name__}): download it again") from None

@@ -1,0 +1,169 @@
+"""Holds an answer to what a checkpoint's generation_config.json asks of each step.
+
+A guide is one answer's: it is asked before each token and told each token. Knows no tensors and no models.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from idefics.errors import BadSetting
+from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE, CheckpointGenerationConfig
+
+
+class FinishableConstraint(Protocol):
+    """As `engine.request.Guide`, and whether it lets nothing follow."""
+
+    is_finished: bool
+
+    def compute_token_bitmask(self) -> bytes: ...
+
+    def accept_token(self, id: int, max_remaining_tokens: int) -> int: ...
+
+
+class GenerationConfigConstraint:
+    """Which ids may follow in one answer, as transformers' `generate` computes it.
+
+    Attributes:
+        is_finished: nothing can follow.
+
+    Args:
+        config: of the checkpoint.
+        prompt: the ids before the answer.
+        max_new_tokens: how many ids the answer may have.
+        vocab_size: V, how many ids the model has.
+        stop_ids: ids that end an answer.
+        inner: another guide, which says too what may follow.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointGenerationConfig,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        vocab_size: int,
+        stop_ids: Collection[int],
+        inner: FinishableConstraint | None,
+    ) -> None:
+        self._config, self._max_new_tokens, self._vocab_size, self._inner = (
+            config,
+            max_new_tokens,
+            vocab_size,
+            inner,
+        )
+        self._prompt_length, self._ids = len(prompt), list(prompt)
+        self._stop_ids = sorted(stop_ids)
+        min_new_tokens = config.min_new_tokens
+        self._min_new_tokens = (
+            max(0, config.min_length - len(prompt)) if min_new_tokens is None else min_new_tokens
+        )
+        self._next_ids_by_ngram: dict[tuple[int, ...], set[int]] = defaultdict(
+            set
+        )  # ids after an n-gram but its last
+        for end in range(1, len(prompt) + 1):
+            self._record_ngram(end)
+
+    @property
+    def is_finished(self) -> bool:
+        return self._inner is not None and self._inner.is_finished
+
+    @property
+    def forced(self) -> Sequence[int]:
+        """The id that must follow, if there is one."""
+        if self._config.forced_bos_token_id is not None and len(self._ids) == 1:
+            return (self._config.forced_bos_token_id,)
+        is_last = len(self._ids) - self._prompt_length == self._max_new_tokens - 1
+        return self._config.forced_eos_token_id[:1] if is_last else ()
+
+    def compute_token_bitmask(self) -> bytes:
+        """A bit for each id that may follow, the lowest first.
+
+        Raises:
+            BadSetting: none may.
+        """
+        allowed = self._allowed_mask()
+        if self._inner is not None:
+            inner_bits = np.frombuffer(self._inner.compute_token_bitmask(), np.uint8)
+            allowed &= np.unpackbits(inner_bits, count=self._vocab_size, bitorder="little").astype(bool)
+        if not allowed.any():
+            names = ", ".join(self._config.step_dependent_fields)
+            raise BadSetting(
+                f"no token may follow: {GENERATION_CONFIG_FILE} of this checkpoint ({names}) leaves none"
+            )
+        return np.packbits(allowed, bitorder="little").tobytes()
+
+    def accept_token(self, id: int, max_remaining_tokens: int) -> int:
+        """Takes the id that was chosen, or the inner guide's: -> the one taken."""
+        accepted_id = id if self._inner is None else self._inner.accept_token(id, max_remaining_tokens)
+        self._ids.append(accepted_id)
+        self._record_ngram(len(self._ids))
+        return accepted_id
+
+    def _allowed_mask(self) -> np.ndarray:
+        """(V,) whether an id may follow by the rules alone."""
+        config, num_new_tokens = self._config, len(self._ids) - self._prompt_length
+        if forced := self.forced:
+            allowed = np.zeros(self._vocab_size, dtype=bool)
+            allowed[list(forced)] = True
+            return allowed
+        allowed = np.ones(self._vocab_size, dtype=bool)
+        if num_new_tokens < self._min_new_tokens:
+            allowed[self._stop_ids] = False
+        if len(self._ids) == (
+            2 if config.forced_bos_token_id is not None and self._prompt_length == 1 else self._prompt_length
+        ):
+            allowed[list(config.begin_suppress_tokens)] = False
+        if size := config.no_repeat_ngram_size:
+            allowed[list(self._next_ids_by_ngram.get(self._last_ids(size - 1), ()))] = False
+        for word in config.bad_words_ids:
+            if len(word) > 1 and self._last_ids(len(word) - 1) == word[:-1]:
+                allowed[word[-1]] = False
+        return allowed
+
+    def _last_ids(self, count: int) -> tuple[int, ...]:
+        return tuple(self._ids[len(self._ids) - count :]) if count <= len(self._ids) else ()
+
+    def _record_ngram(self, end: int) -> None:
+        """Remembers the n-gram that ends before a place."""
+        size = self._config.no_repeat_ngram_size
+        if size and end >= size:
+            *before, last = self._ids[end - size : end]
+            self._next_ids_by_ngram[tuple(before)].add(last)
+
+
+class BeamRuleGuide:
+    """Which ids may follow in each beam of a search, by the same rules.
+
+    Attributes:
+        is_renormalized: what is left of each beam's distribution adds up to 1 again.
+
+    Args:
+        rules, prompt, room, vocabulary, stop_ids: as for `GenerationConfigConstraint`.
+    """
+
+    def __init__(
+        self,
+        rules: CheckpointGenerationConfig,
+        prompt: Sequence[int],
+        room: int,
+        vocabulary: int,
+        stop_ids: Collection[int],
+    ) -> None:
+        self.is_renormalized = rules.renormalize_logits
+        self._guide = partial(GenerationConfigConstraint, rules, prompt, room, vocabulary, stop_ids, None)
+
+    def compute_beam_bitmask(self, generated_ids: Sequence[int]) -> tuple[bytes, bool]:
+        """A bit for each id that may follow in a beam, and whether one is forced, which then costs the beam nothing.
+
+        Raises:
+            BadSetting: none may.
+        """
+        guide = self._guide()
+        for id in generated_ids:
+            guide.accept_token(id, 0)
+        return guide.compute_token_bitmask(), bool(guide.forced)

@@ -1,0 +1,49 @@
+"""What stands in the text for a picture: a kind of marks for each family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from idefics.config import PromptFormat
+from idefics.processing.chat_prompt import IMAGE_TOKEN
+from idefics.processing.tokenizer import TextPiece
+
+FAKE_IMAGE_TOKEN = "<fake_token_around_image>"
+
+
+def image_placeholder_text(
+    prompt_format: PromptFormat, tokens_per_frame: int, rows: int, columns: int, *, follows_picture: bool
+) -> str:
+    """What stands in the text for one picture, as the released processors write it.
+
+    Args:
+        tokens_per_frame: how many places one frame takes.
+        rows, columns: of its grid; (0, 0) where the picture is one frame.
+    """
+    if prompt_format.image_tokens == "beside":  # neighbouring pictures share the fake between them
+        return (
+            f"{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
+            if follows_picture
+            else f"{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
+        )
+    frame_text = IMAGE_TOKEN * tokens_per_frame
+    if prompt_format.image_tokens == "frames":
+        return f"{FAKE_IMAGE_TOKEN}{frame_text}" * (rows * columns + 1) + FAKE_IMAGE_TOKEN
+    tiles_text = "".join(
+        "".join(f"{FAKE_IMAGE_TOKEN}<row_{row}_col_{column}>{frame_text}" for column in range(1, columns + 1))
+        + "\n"
+        for row in range(1, rows + 1)
+    )
+    global_text = f"{FAKE_IMAGE_TOKEN}<global-img>{frame_text}{FAKE_IMAGE_TOKEN}"
+    return f"{tiles_text}\n{global_text}" if tiles_text else global_text
+
+
+def merge_adjacent_fake_tokens(pieces: Sequence[TextPiece]) -> list[TextPiece]:
+    """Two fakes in a row become one, wherever they come from: Idefics 2's processor replaces them in the whole text."""
+    runs = groupby(pieces, key=lambda piece: piece.trusted)
+    texts = [("".join(piece.text for piece in run), trusted) for trusted, run in runs]
+    return [
+        TextPiece(text.replace(FAKE_IMAGE_TOKEN * 2, FAKE_IMAGE_TOKEN) if trusted else text, trusted)
+        for text, trusted in texts
+    ]

@@ -1,0 +1,107 @@
+"""How large the frames of a picture are and how many: arithmetic on widths, heights and plans."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from idefics.config import ImageProcessorConfig
+from idefics.messages import ImageDetail
+
+MAX_EDGE = 4096  # Idefics 3's processor never resizes to more than this
+
+
+def apply_image_detail(
+    width: int, height: int, config: ImageProcessorConfig, image_detail: ImageDetail
+) -> ImageProcessorConfig:
+    """The checkpoint's plan, changed as far as a look at a picture of this size asks for less than it."""
+    unsplit_config = replace(config, do_image_splitting=False)
+    if (
+        not config.do_image_splitting
+        or config.longest_edge is None
+        or (image_detail.detail == "high" and image_detail.max_tiles is None)
+    ):
+        return config
+    if image_detail.detail == "low":
+        return unsplit_config
+    if (
+        config.shortest_edge is not None
+    ):  # quarters, which show more than the whole only where it is made smaller
+        splitting_helps = image_detail.detail == "high" or max(width, height) > config.longest_edge
+        return (
+            config
+            if splitting_helps and _count_frames(width, height, config) <= _max_frames(image_detail)
+            else unsplit_config
+        )
+    longest_edge = config.longest_edge
+    if image_detail.detail == "auto":  # to the nearest number of tiles: enlarged by a third at most
+        longest_edge = min(
+            longest_edge, max(1, round(max(width, height) / config.frame_size)) * config.frame_size
+        )
+    smaller_config = replace(config, longest_edge=longest_edge)
+    while _count_frames(width, height, smaller_config) > _max_frames(image_detail):
+        longest_edge = math.ceil(longest_edge / config.frame_size - 1) * config.frame_size
+        smaller_config = replace(config, longest_edge=longest_edge)
+    return smaller_config
+
+
+def _max_frames(image_detail: ImageDetail) -> float:
+    return math.inf if image_detail.max_tiles is None else image_detail.max_tiles
+
+
+def _count_frames(width: int, height: int, config: ImageProcessorConfig) -> int:
+    rows, columns = compute_tile_grid(width, height, config)
+    return rows * columns + 1
+
+
+def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> tuple[int, int]:
+    """Rows and columns of tiles; (0, 0) where the picture stays whole: it fits one tile or is not split."""
+    if not config.do_image_splitting:
+        return 0, 0
+    if config.shortest_edge is not None:
+        return (2, 2) if min(width, height) > 1 else (0, 0)  # a line of pixels has no quarters
+    if config.longest_edge is not None:
+        width, height = resize_longest_edge(width, height, config.longest_edge)
+    width, height = round_up_to_tiles(width, height, config.frame_size)
+    rows, columns = height // config.frame_size, width // config.frame_size
+    return (rows, columns) if rows * columns > 1 else (0, 0)
+
+
+def native_frame_size(width: int, height: int, config: ImageProcessorConfig) -> tuple[int, int]:
+    """(width, height) of a frame of its own size: `longest` bounds it, then each edge is at least `shortest`."""
+    assert config.longest_edge is not None
+    assert config.shortest_edge is not None
+    aspect = width / height
+    if width >= height and width > config.longest_edge:
+        width, height = config.longest_edge, int(config.longest_edge / aspect)
+    elif height > width and height > config.longest_edge:
+        width, height = int(config.longest_edge * aspect), config.longest_edge
+    return max(width, config.shortest_edge), max(height, config.shortest_edge)
+
+
+def resize_longest_edge(width: int, height: int, target_edge: int) -> tuple[int, int]:
+    """(width, height), the longer edge exactly `target_edge`; the shorter keeps the aspect and is made even."""
+    aspect = width / height
+    if width >= height:
+        width, height = target_edge, int(target_edge / aspect)
+        height += height % 2
+    else:
+        width, height = int(target_edge * aspect), target_edge
+        width += width % 2
+    width, height = max(width, 1), max(height, 1)
+    if max(width, height) <= MAX_EDGE:
+        return width, height
+    aspect = width / height
+    if width >= height:
+        return MAX_EDGE, max(int(MAX_EDGE / aspect), 1)
+    return max(int(MAX_EDGE * aspect), 1), MAX_EDGE
+
+
+def round_up_to_tiles(width: int, height: int, tile_size: int) -> tuple[int, int]:
+    """(width, height) rounded up to multiples of `tile_size`, the shorter from the longer's new length."""
+    aspect = width / height
+    if width >= height:
+        width = math.ceil(width / tile_size) * tile_size
+        return width, math.ceil(int(width / aspect) / tile_size) * tile_size
+    height = math.ceil(height / tile_size) * tile_size
+    return math.ceil(int(height * aspect) / tile_size) * tile_size, height

@@ -1,0 +1,193 @@
+"""Conversations as people write them (`Message`s, the dicts of transformers and of OpenAI's API) into `Message`s.
+
+A key that is not known is refused by name: what is ignored would be a picture left out, or an answer to something else.
+Knows words, pictures and files by name; does not know templates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import PIL.Image
+
+from idefics.errors import BadPrompt, BadSetting, did_you_mean
+from idefics.media_sources import BinaryFile, is_array_like, is_tensor
+from idefics.messages import ContentPart, LiteralText, Message, Picture, Role, Video
+from idefics.processing.fetch import BASE64_URI_PREFIX
+from idefics.processing.prompt_items import is_file_name
+from idefics.processing.video import to_picture_or_video
+from idefics.validation import describe_type
+
+ROLES = get_args(Role)
+MESSAGE_KEYS = ("role", "content", "name")  # the last labels the speaker, and changes nothing
+KEYS_BY_PART_TYPE = {
+    "text": ("text",),
+    "image": ("image", "url", "path", "base64", "detail", "max_tiles"),
+    "video": ("video", "url", "path"),
+    "image_url": ("image_url", "detail", "max_tiles"),
+}
+IMAGE_URL_KEYS = (
+    "url",
+    "detail",
+    "max_tiles",
+    "format",
+)  # of an "image_url"; what format it has, the file says itself
+COMMON_PART_KEYS = ("type", "cache_control")  # of every part
+PICTURE_KEY_PREFIXES = (
+    "image",
+    "picture",
+    "photo",
+    "img",
+    "file",
+    "attachment",
+    "media",
+    "video",
+    "url",
+    "path",
+)
+FOREIGN_SOURCE_KEYS = ("data", "source", "b64", "b64_json", "bytes", "file")  # what other APIs call a picture
+PICTURE_TYPES = (bytes, bytearray, memoryview, os.PathLike, PIL.Image.Image, np.ndarray, BinaryFile)
+
+
+def to_messages(messages: Sequence[Message | Mapping[str, Any]], *, untrusted: bool = False) -> list[Message]:
+    """A conversation in any notation as `Message`s.
+
+    Args:
+        messages: `Message`s or dicts. A dict has a "role" and a "content": a text, or a list of parts:
+            `{"type": "text", "text": ...}`; `{"type": "image", "image": a picture}`, which may be a "url", "path" or
+            "base64" as well; `{"type": "image_url", "image_url": {"url": ...}}` or the address itself; and
+            `{"type": "video", "video": a file or its frames}`, a "url" or a "path". Beside the picture, or in the
+            `image_url`, may stand "detail" and "max_tiles": see `ImageDetail`. A part may also be a text, a `Picture`,
+            a `pathlib.Path` or anything else that a picture is made of.
+        untrusted: the texts are of an untrusted sender: whether they name a file of this machine is not looked up.
+
+    Raises:
+        BadPrompt: names the message (counted from 1) and the key.
+    """
+    if isinstance(messages, (str, bytes, Mapping, Message)):
+        raise BadPrompt(f"messages is {describe_type(messages)}: give a list of messages")
+    return [
+        _parse_message(message, f"message {number}", untrusted)
+        for number, message in enumerate(messages, start=1)
+    ]
+
+
+def _parse_message(message: Message | Mapping[str, Any], where: str, untrusted: bool) -> Message:
+    if isinstance(message, Message):
+        message = {"role": message.role, "content": message.parts}
+    if not isinstance(message, Mapping):
+        raise BadPrompt(f'{where} is {describe_type(message)}: give a dict with "role" and "content"')
+    _reject_unknown_keys(message, MESSAGE_KEYS, where)
+    role = _get_field(message, "role", where)
+    if role not in ROLES:
+        raise BadPrompt(f"{where}: role is {role!r}; give one of {', '.join(ROLES)}")
+    content = _get_field(message, "content", where)
+    if isinstance(content, str):
+        return Message(role, (content,))
+    if not isinstance(content, (list, tuple)):
+        given = "None" if content is None else f"a {type(content).__name__}"
+        raise BadPrompt(f"{where}: content is {given}; give a string or a list of parts")
+    if not content:
+        raise BadPrompt(f"{where}: content is empty; give some text or a picture")
+    parts = [_parse_part(part, f"{where}: content[{index}]", untrusted) for index, part in enumerate(content)]
+    if role == "user" and not untrusted:
+        for index, part in enumerate(content):
+            if isinstance(part, str) and not isinstance(part, LiteralText):
+                _reject_file_name(part, f"{where}: content[{index}]")
+    return Message(role, tuple(parts))
+
+
+def _parse_part(part: Any, where: str, untrusted: bool) -> ContentPart:
+    if isinstance(part, ContentPart):
+        return part
+    if isinstance(part, PICTURE_TYPES) or is_tensor(part) or is_array_like(part):
+        return to_picture_or_video(part, untrusted=untrusted)
+    if not isinstance(part, Mapping):
+        raise BadPrompt(f'{where} is {describe_type(part)}: give a dict with a "type"')
+    kind = _get_field(part, "type", where)
+    if kind not in KEYS_BY_PART_TYPE:
+        raise BadPrompt(f"{where}: type is {kind!r}; give one of {', '.join(KEYS_BY_PART_TYPE)}")
+    _reject_unknown_keys(part, (*COMMON_PART_KEYS, *KEYS_BY_PART_TYPE[kind]), where)
+    match kind:
+        case "text":
+            text = _get_field(part, "text", where)
+            if not isinstance(text, str):
+                raise BadPrompt(f"{where}: text is {describe_type(text)}; give a string")
+            return text
+        case "image":
+            return _with_detail(
+                Picture.of(_get_source(part, ("image", "url", "path", "base64"), where)), part, where
+            )
+        case "video":
+            return Video.of(_get_source(part, ("video", "url", "path"), where))
+        case _:
+            address, name = _get_field(part, "image_url", where), f"{where}: image_url"
+            if isinstance(address, str):
+                return _with_detail(Picture(address), part, where)
+            url = _get_field(address, "url", name)
+            _reject_unknown_keys(address, IMAGE_URL_KEYS, name)
+            return _with_detail(_with_detail(Picture.of(url), part, where), address, name)
+
+
+def _with_detail(picture: Picture, part: Mapping[str, Any], where: str) -> Picture:
+    """With the "detail" and "max_tiles" that a part may say of its picture."""
+    overrides = {name: part[name] for name in ("detail", "max_tiles") if part.get(name) is not None}
+    try:
+        return replace(picture, **overrides) if overrides else picture
+    except BadSetting as error:
+        raise BadPrompt(f"{where}: {error}") from None
+
+
+def _get_source(part: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
+    """The one of some keys that is given."""
+    keys_present = [name for name in names if not _is_empty_value(part.get(name))]
+    if len(keys_present) != 1:
+        listed = ", ".join(f'"{name}"' for name in keys_present or names)
+        if keys_present:
+            raise BadPrompt(f"{where} gives {listed}: one picture has one of them")
+        raise BadPrompt(f"{where} has no {names[0]}: give one of {listed}")
+    source = part[keys_present[0]]
+    if keys_present[0] != "base64":
+        return source
+    text = source.decode("ascii", "replace") if isinstance(source, bytes) else source
+    if not isinstance(text, str):
+        raise BadPrompt(f"{where}: base64 is {describe_type(source)}; give a string")
+    return text if text[:5].lower() == "data:" else f"{BASE64_URI_PREFIX}{text}"
+
+
+def _reject_unknown_keys(mapping: Mapping[str, Any], allowed_keys: Sequence[str], where: str) -> None:
+    """Refuses a key that is not known, unless its value means nothing."""
+    for key, value in mapping.items():
+        if key in allowed_keys or _is_empty_value(value):
+            continue
+        allowed_text = f"; known are {', '.join(allowed_keys)}"
+        hint = did_you_mean([str(key)], allowed_keys)
+        if allowed_keys is MESSAGE_KEYS and str(key).lower().startswith(PICTURE_KEY_PREFIXES):
+            hint = ': put pictures into the content, as {"type": "image", "image": ...}'
+        if "base64" in allowed_keys and key in FOREIGN_SOURCE_KEYS:
+            hint = ': give the picture as "image", "url", "path" or "base64"'
+        raise BadPrompt(f"{where} has the unknown key {key!r}{hint or allowed_text}")
+
+
+def _is_empty_value(value: Any) -> bool:
+    """Whether a key with this value is as good as no key: data sets fill all keys of all rows."""
+    return value is None or (isinstance(value, (str, bytes, list, tuple, dict, bool)) and not value)
+
+
+def _reject_file_name(text: str, where: str) -> None:
+    """Refuses a text that names a file: it would be read as words, and an answer about it would be made up."""
+    if is_file_name(text):
+        raise BadPrompt(
+            f"{where} is {text[:100]!r}, the name of a file, and would be read as words: for a picture give "
+            f'Picture({text[:100]!r}), for words {{"type": "text", "text": ...}}'
+        )
+
+
+def _get_field(mapping: Any, field: str, where: str) -> Any:
+    if not isinstance(mapping, Mapping) or field not in mapping:
+        raise BadPrompt(f'{where} has no "{field}"')
+    return mapping[field]

@@ -1,0 +1,160 @@
+"""How a checkpoint's tokens are spelled in bytes, for whoever decides which of them may follow.
+
+Knows no forms and no models.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from idefics.errors import MissingExtra
+from idefics.lazy import cached_property
+from idefics.processing.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import llguidance
+
+MAX_TOKEN_BYTES = 64  # bytes of a token that are thought of where a text is cut into tokens
+
+
+class TokenBytes:
+    """Each token of a model in bytes. What never stands in a text has none: hidden tokens and those in `banned_ids`.
+
+    Attributes:
+        bytes_by_id: for each of the model's ids.
+        stop_ids: ids that end an answer.
+
+    Args:
+        vocab_size: how many ids the model has; a tokenizer may have more or fewer.
+        banned_ids: ids that are never chosen.
+        hidden_ids: ids that an answer's text leaves out; None: the control tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        stop_ids: Collection[int],
+        banned_ids: Collection[int],
+        hidden_ids: Collection[int] | None = None,
+    ) -> None:
+        self.stop_ids = frozenset(stop_ids)
+        omitted_ids = tokenizer.special_tokens.control_ids if hidden_ids is None else frozenset(hidden_ids)
+        ids_without_bytes = self.stop_ids.union(banned_ids, omitted_ids)
+        self.bytes_by_id = [
+            b"" if id in ids_without_bytes else tokenizer.decode_bytes([id], hidden_ids=())
+            for id in range(vocab_size)
+        ]
+        self._id_by_bytes = {spelled: id for id, spelled in enumerate(self.bytes_by_id) if spelled}
+
+    def min_token_counts(self, text: bytes) -> list[float]:
+        """How many tokens spell at least what follows each place of a text; infinite where it cannot be spelled."""
+        min_counts = [*[math.inf] * len(text), 0.0]
+        for start in reversed(range(len(text))):
+            for end in range(start + 1, min(start + MAX_TOKEN_BYTES, len(text)) + 1):
+                if min_counts[end] + 1 < min_counts[start] and text[start:end] in self._id_by_bytes:
+                    min_counts[start] = min_counts[end] + 1
+        return min_counts
+
+    def min_token_count(self, text: bytes) -> float:
+        """How many tokens spell a text at least; infinite where it cannot be spelled."""
+        return self.min_token_counts(text)[0]
+
+    def tokenize(self, text: bytes) -> list[int] | None:
+        """The fewest tokens that spell a text, long ones first; None where it cannot be spelled."""
+        min_counts, ids, start = self.min_token_counts(text), list[int](), 0
+        if min_counts[0] == math.inf:
+            return None
+        while start < len(text):
+            ends = range(min(start + MAX_TOKEN_BYTES, len(text)), start, -1)
+            end = next(
+                end
+                for end in ends
+                if min_counts[end] + 1 == min_counts[start] and text[start:end] in self._id_by_bytes
+            )
+            ids.append(self._id_by_bytes[text[start:end]])
+            start = end
+        return ids
+
+    def ids_containing(self, word: bytes) -> Iterator[int]:
+        """Ids of tokens that have a word in them."""
+        start = self._concatenated_tokens.find(word)
+        while start >= 0:
+            token_index = bisect_left(self._token_ends, start)
+            yield self._sorted_tokens[token_index][1]
+            start = self._concatenated_tokens.find(word, self._token_ends[token_index])
+
+    def ids_starting_with(self, prefix: bytes) -> Iterator[int]:
+        """Ids of tokens that begin so."""
+        for token_index in range(bisect_left(self._sorted_tokens, (prefix, -1)), len(self._sorted_tokens)):
+            token_bytes, id = self._sorted_tokens[token_index]
+            if not token_bytes.startswith(prefix):
+                break
+            yield id
+
+    @cached_property
+    def llguidance_tokenizer(self) -> llguidance.LLTokenizer:
+        """The tokens as llguidance wants them.
+
+        Raises:
+            MissingExtra: it is not installed.
+        """
+        return create_llguidance_tokenizer(self.bytes_by_id, sorted(self.stop_ids), self.tokenize)
+
+    @cached_property
+    def has_all_bytes(self) -> bool:
+        """Whether each byte has a token, so that every text can be spelled."""
+        return all(bytes([byte]) in self._id_by_bytes for byte in range(256))
+
+    @cached_property
+    def _sorted_tokens(self) -> list[tuple[bytes, int]]:
+        return sorted((spelled, id) for id, spelled in enumerate(self.bytes_by_id) if spelled)
+
+    @cached_property
+    def _concatenated_tokens(self) -> bytes:
+        """All tokens in their order, each ended by a byte that no text in UTF-8 has."""
+        return b"".join(spelled + b"\xff" for spelled, _ in self._sorted_tokens)
+
+    @cached_property
+    def _token_ends(self) -> list[int]:
+        """Where each of them ends in it."""
+        return [int(end) - 1 for end in np.cumsum([len(spelled) + 1 for spelled, _ in self._sorted_tokens])]
+
+
+def create_llguidance_tokenizer(
+    bytes_by_id: list[bytes], stop_ids: list[int], tokenize: Callable[[bytes], list[int] | None]
+) -> llguidance.LLTokenizer:
+    """Tokens in bytes, of which `stop_ids` end a text and empty ones never stand in it.
+
+    Args:
+        tokenize: a text into tokens, for where only one text can follow.
+
+    Raises:
+        MissingExtra: llguidance is not installed.
+    """
+    try:
+        import llguidance
+    except ModuleNotFoundError:
+        raise MissingExtra("a forced form (regex, choices, schema)", "form") from None
+
+    wrapper = llguidance.TokenizerWrapper(_LlguidanceTokens(bytes_by_id, stop_ids, tokenize))
+    return llguidance.LLTokenizer(wrapper, n_vocab=len(bytes_by_id), eos_token=stop_ids)
+
+
+class _LlguidanceTokens:
+    """A tokenizer as llguidance wants to see one."""
+
+    def __init__(
+        self, bytes_by_id: list[bytes], stop_ids: list[int], tokenize: Callable[[bytes], list[int] | None]
+    ) -> None:
+        self.tokenize = tokenize
+        self.eos_token_id, self.bos_token_id, self.special_token_ids = stop_ids[0], None, stop_ids
+        self.tokens = [b"<end>" if id in stop_ids else one for id, one in enumerate(bytes_by_id)]
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self.tokenize(text) or []

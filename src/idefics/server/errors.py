@@ -1,0 +1,226 @@
+"""What went wrong, as OpenAI's clients read it: a status and an object "error" (see docs/server.md)."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from idefics.errors import BadPicture, BadRequest, EngineBusy, IdeficsError, PromptTooLong
+from idefics.server import request_ids
+
+MAX_LISTED_ERRORS = 10  # faults of one request that are listed
+PYDANTIC_OBJECT_PHRASE = "a valid dictionary or object to extract fields from"  # pydantic's words
+LONE_SURROGATE_MESSAGE = "a text holds half of a character (a lone surrogate): send whole ones"
+UNREADABLE_JSON_MESSAGE = (
+    "the body cannot be read as JSON: send UTF-8, and numbers of fewer than 4,300 digits"
+)
+TOKEN_ID_MESSAGE = "not the id of a token: give a whole number, such as 42"
+INVALID_REQUEST_TYPE = "invalid_request_error"
+UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE = (
+    "unknown_field",
+    "unsupported_field",
+)  # types of errors of `request_object`
+REFUSED_FIELD_TYPES = (UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE)
+
+UNKNOWN_TAG_TYPES = ("unknown_part", "unknown_format")  # types of errors of `by_type`
+MAX_SHOWN_TYPE_CHARACTERS = 40  # characters of a "type" that are shown
+
+log = logging.getLogger("idefics.server")
+
+
+class APIError(HTTPException):
+    """An answer that is an error.
+
+    Args:
+        status: of HTTP.
+        headers: beside it, such as Retry-After.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = INVALID_REQUEST_TYPE,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.message, self.type, self.code, self.param = message, type, code, param
+
+    @property
+    def error_body(self) -> dict[str, Any]:
+        """What a client is told."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {**error, "request_id": request_ids.current_request_id.get()}}
+
+    def to_response(self) -> Response:
+        """As an answer of its own."""
+        return JSONResponse(self.error_body, self.status_code, self.headers)
+
+
+def too_many_requests_error(message: str, retry_after: int) -> APIError:
+    """There is no room now: ask again after so many seconds."""
+    return APIError(
+        429,
+        message,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(retry_after)},
+    )
+
+
+def shutting_down_error() -> APIError:
+    """The server goes down, and what is asked cannot be finished."""
+    return APIError(
+        503,
+        "the server is shutting down: ask again in a moment",
+        type="server_error",
+        code="shutting_down",
+        headers={"Retry-After": "5"},
+    )
+
+
+def to_api_error(error: Exception) -> APIError:
+    """What a client is told about any error. Of one that nobody foresaw it learns nothing, and the log no contents."""
+    match error:
+        case APIError():
+            return error
+        case PromptTooLong():
+            return APIError(400, str(error), code="context_length_exceeded", param="messages")
+        case BadPicture():
+            return APIError(400, str(error), code="invalid_image")
+        case BadRequest():
+            return APIError(400, str(error))
+        case EngineBusy():
+            return too_many_requests_error(str(error), 1)
+        case HTTPException(status_code=404):
+            return APIError(404, "there is nothing at this address: /docs lists all that there is")
+        case HTTPException(status_code=405):
+            allowed_methods = (error.headers or {}).get("Allow", "another method")
+            return APIError(405, f"this address is asked by {allowed_methods}", headers=error.headers)
+        case HTTPException(detail="There was an error parsing the body") if isinstance(
+            error.__cause__, ValueError
+        ):
+            return APIError(400, UNREADABLE_JSON_MESSAGE, code="invalid_json")
+        case HTTPException():
+            return APIError(error.status_code, str(error.detail), headers=error.headers)
+        case UnicodeEncodeError():
+            return APIError(400, LONE_SURROGATE_MESSAGE)
+        case RequestValidationError():
+            return _validation_error(error.errors())
+        case IdeficsError():
+            return APIError(500, str(error), type="server_error")
+    formatted_traceback = "".join(
+        traceback.format_tb(error.__traceback__)
+    )  # the message may hold what a client has said
+    log.error(
+        "%s in request %s\n%s",
+        type(error).__name__,
+        request_ids.current_request_id.get(),
+        formatted_traceback,
+    )
+    return APIError(500, "something went wrong here, not with what you asked", type="server_error")
+
+
+def _validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
+    """Fields that are unknown, missing, or hold what they may not; each is named."""
+    refused_fields = [error for error in errors if error["type"] in REFUSED_FIELD_TYPES]
+    if refused_fields:
+        return APIError(
+            400,
+            _describe_refused_fields(refused_fields),
+            code="unknown_parameter",
+            param=_field_path(refused_fields[0]["loc"]),
+        )
+    first_error = errors[0]
+    if first_error["type"] == "json_invalid":
+        parse_error = first_error["ctx"]["error"]
+        return APIError(400, f"the body is not JSON: {_normalize_message(parse_error)}", code="invalid_json")
+    if first_error["type"] == "model_attributes_type" and len(first_error["loc"]) == 1:
+        message = "the body is not an object of JSON: send one, with Content-Type: application/json"
+        return APIError(400, message, code="invalid_json")
+    descriptions = "; ".join(
+        f"{_field_path(error['loc'])}: {_describe_field_error(error)}" for error in errors[:MAX_LISTED_ERRORS]
+    )
+    omitted_text = f"; and {len(errors) - MAX_LISTED_ERRORS} more" if len(errors) > MAX_LISTED_ERRORS else ""
+    is_missing = first_error["type"] == "missing"
+    code = "missing_required_parameter" if is_missing else "invalid_value"
+    return APIError(400, descriptions + omitted_text, code=code, param=_field_path(first_error["loc"]))
+
+
+def _describe_refused_fields(errors: Sequence[Mapping[str, Any]]) -> str:
+    """What is said of fields that are not known, or not used, here."""
+    sentences = []
+    for error in errors[:MAX_LISTED_ERRORS]:
+        if error["type"] == UNSUPPORTED_FIELD_TYPE:
+            hint_text = f": {hint}" if (hint := error["ctx"]["instead"]) else ": leave it out"
+            sentences.append(
+                f"{_field_path(error['loc'])}{error['ctx']['shown']} is not supported{hint_text}"
+            )
+    unknown_fields = [error for error in errors if error["type"] == UNKNOWN_FIELD_TYPE]
+    if unknown_fields:
+        names = [_field_path(error["loc"]) for error in unknown_fields]
+        omitted_text = f" and {len(names) - MAX_LISTED_ERRORS} more" if len(names) > MAX_LISTED_ERRORS else ""
+        suggestion = next(
+            (suggestion for error in unknown_fields if (suggestion := error["ctx"]["instead"])), None
+        )
+        sentences.append(
+            f"unknown field{'s' * (len(names) > 1)}: {', '.join(names[:MAX_LISTED_ERRORS])}{omitted_text}: "
+            f"{suggestion or 'leave out what this server does not know'}"
+        )
+    return "; ".join(sentences)
+
+
+def _field_path(location: Sequence[int | str]) -> str:
+    """`messages[0].content[1].text`; the names of alternatives, in angle brackets, are left out."""
+    path = ""
+    for part in location[1:]:  # the first says that it is of the body
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not part.startswith("<") and part != "[key]":
+            path += f".{part[:100]}"
+    return path.removeprefix(".") or "body"
+
+
+def _describe_field_error(error: Mapping[str, Any]) -> str:
+    """What is wrong with one field, in plain words, and the "type" of an object where no member of a union has it."""
+    if error["loc"][-1] == "[key]":
+        return TOKEN_ID_MESSAGE
+    value = error.get("input")
+    type_name = value.get("type") if isinstance(value, dict) else None
+    shows_type = (
+        error["type"] in UNKNOWN_TAG_TYPES
+        and isinstance(type_name, str)
+        and len(type_name) <= MAX_SHOWN_TYPE_CHARACTERS
+    )
+    return _normalize_message(error["msg"]) + (f', not "{type_name}"' if shows_type else "")
+
+
+def _normalize_message(text: str) -> str:
+    if "surrogates not allowed" in text or "as a unicode string" in text:
+        return LONE_SURROGATE_MESSAGE
+    text = (
+        text.removeprefix("Value error, ")
+        .replace(PYDANTIC_OBJECT_PHRASE, "an object")
+        .replace(" after validation,", ",")
+    )
+    return text if text[:2].isupper() else f"{text[:1].lower()}{text[1:]}"
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Every error that a route raises on purpose is answered so; what nobody foresaw is caught by the `AccessMiddleware`."""
+
+    async def handle_error(_: Request, error: Exception) -> Response:
+        return to_api_error(error).to_response()
+
+    for error_class in (APIError, IdeficsError, HTTPException, RequestValidationError):
+        app.add_exception_handler(error_class, handle_error)

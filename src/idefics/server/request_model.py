@@ -1,0 +1,129 @@
+"""The base of everything that a request's JSON is made of: which fields are read, ignored or refused.
+
+The rule, and the tables that it reads, are in `neutral.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from idefics.server.errors import UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE
+from idefics.server.ignored_fields import EMPTY_VALUES, IgnoredFields, is_ignored_field
+
+MAX_COMPARED_NAME_CHARACTERS = 64  # characters of an unknown name that are compared with known ones
+MAX_SHOWN_VALUE_CHARACTERS = 40  # characters of a refused value that are shown
+MAX_COMPARED_FIELDS = 10  # unknown names of one object that are compared
+MAX_LISTED_FIELDS = 64  # unknown names of one object that are named
+
+
+def _extend_json_schema(schema: dict[str, Any], model_class: type[RequestModel]) -> None:
+    """Adds to a JSON schema what the rule accepts beside the fields of the class."""
+    properties, required = schema.setdefault("properties", {}), schema.get("required", [])
+    for name, property_schema in properties.items():
+        if name not in required and not _allows_null(property_schema):
+            properties[name] = {"anyOf": [property_schema, {"type": "null"}]}
+    for name, ignored_field in model_class.ignored_fields.items():
+        allowed_values = (
+            {} if ignored_field.ignored_values is None else {"enum": [None, *ignored_field.ignored_values]}
+        )
+        if name not in properties:
+            properties[name] = allowed_values | {"description": f"Not used. {ignored_field.hint}".strip()}
+        elif allowed_values:
+            properties[name] = {"anyOf": [properties[name], allowed_values]}
+    schema["additionalProperties"] = {"enum": list(EMPTY_VALUES)}
+
+
+def _allows_null(schema: dict[str, Any]) -> bool:
+    return any(option.get("type") == "null" for option in (schema, *schema.get("anyOf", ())))
+
+
+class RequestModel(BaseModel):
+    """An object of JSON: fields of other names are ignored where they ask for nothing, and else refused.
+
+    Attributes:
+        ignored_fields: the fields, and the values of fields, that are ignored in this object.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, json_schema_extra=_extend_json_schema
+    )
+
+    ignored_fields: ClassVar[IgnoredFields] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_ignored_fields(cls, data: Any) -> Any:
+        """The fields that ask for something.
+
+        Raises:
+            ValidationError: some of them are not known here; all are named where they are few.
+            UnicodeEncodeError: a text holds half of a character.
+        """
+        if not isinstance(data, dict):
+            return data
+        for text in (*data, *data.values()):
+            if isinstance(text, str) and not text.isascii():
+                text.encode()
+        is_required_by_name = {
+            field.alias or name: field.is_required() for name, field in cls.model_fields.items()
+        }
+        fields = {
+            name: value
+            for name, value in data.items()
+            if is_required_by_name.get(name)
+            or not is_ignored_field(
+                name, value, cls.ignored_fields, is_optional_field=name in is_required_by_name
+            )
+        }
+        unknown_fields = {name: value for name, value in fields.items() if name not in is_required_by_name}
+        if len(unknown_fields) > MAX_LISTED_FIELDS:
+            raise ValueError(f"{len(unknown_fields):,} of its fields are not known here: leave them out")
+        if unknown_fields:
+            raise ValidationError.from_exception_data(
+                cls.__name__,
+                list(_unknown_field_errors(unknown_fields, [*is_required_by_name], cls.ignored_fields)),
+            )
+        return fields
+
+
+def type_discriminator(noun: str, error_type: str, *type_names: str) -> Discriminator:
+    """Chooses among members tagged "<text>" and the like by "type"; `noun` and `error_type` name and class the refusal."""
+    *other_names, last_name = (f'"{name}"' for name in type_names)
+    return Discriminator(
+        lambda value: f"<{value.get('type')}>" if isinstance(value, dict) else "<>",
+        custom_error_type=error_type,
+        custom_error_message=f'{noun} has a "type", which is {", ".join(other_names)} or {last_name}',
+    )
+
+
+def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:
+    """The error of an object that is refused as a whole; `shown_value` says which, `hint` what to do."""
+    return PydanticCustomError(
+        UNSUPPORTED_FIELD_TYPE, "{instead}", {"shown": f" ({shown_value})", "instead": hint}
+    )
+
+
+def _unknown_field_errors(
+    unknown_fields: dict[str, Any], known_names: list[str], ignored_fields: IgnoredFields
+) -> Iterator[InitErrorDetails]:
+    for index, (name, value) in enumerate(unknown_fields.items()):
+        if name in ignored_fields:
+            text = json.dumps(value)
+            shown_value = f" ({text})" if len(text) <= MAX_SHOWN_VALUE_CHARACTERS else ""
+            error_type, hint = UNSUPPORTED_FIELD_TYPE, ignored_fields[name].hint
+        else:
+            is_compared = index < MAX_COMPARED_FIELDS and len(name) <= MAX_COMPARED_NAME_CHARACTERS
+            close_matches = get_close_matches(name, known_names, 1, 0.75) if is_compared else []
+            error_type, shown_value, hint = (
+                UNKNOWN_FIELD_TYPE,
+                "",
+                f"did you mean {close_matches[0]}?" if close_matches else "",
+            )
+        error = PydanticCustomError(error_type, "{instead}", {"shown": shown_value, "instead": hint})
+        yield InitErrorDetails(type=error, loc=(name,), input=None)

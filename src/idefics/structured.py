@@ -1,0 +1,94 @@
+"""What an answer has to look like: a form, as people ask for it. No torch, and nothing that holds an answer to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from idefics.errors import BadSetting
+from idefics.validation import reject_lone_surrogates, short_repr, validate_list
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutputConstraint:
+    """What an answer has to look like: one of the three. Two are equal that read the same.
+
+    Attributes:
+        regex: a regular expression for the whole answer, in Rust's dialect: nothing that looks around or back; a digit
+            is one of 0 to 9.
+        choices: texts, one of which is the answer.
+        schema: a JSON schema; `{"type": "object"}` is any object. Keywords that cannot be held to are refused.
+
+    Raises:
+        BadSetting: none or several are given, or one is of the wrong type.
+    """
+
+    regex: str | None = None
+    choices: Sequence[str] | None = None
+    schema: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in self._options().items() if value is not None}
+        if len(given) != 1:
+            raise BadSetting(
+                f"an answer has one form, not {len(given)}: give one of {', '.join(self._options())}"
+            )
+        if self.regex is not None and not (isinstance(self.regex, str) and self.regex):
+            raise BadSetting(
+                f"regex is {self.regex!r}; give a regular expression, such as r'\\d+ (cats|dogs)'"
+            )
+        if self.regex is not None:
+            reject_lone_surrogates("regex", self.regex)
+        if self.choices is not None:
+            choices = validate_list(
+                "choices", self.choices, "a list of texts, such as ['yes', 'no']", allow_set=True
+            )
+            if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+                raise BadSetting(
+                    f"choices is {short_repr(self.choices)}; give a list of texts, such as ['yes', 'no']"
+                )
+            for choice in choices:
+                reject_lone_surrogates("choices", choice)
+            object.__setattr__(self, "choices", choices)  # a generator gives its texts once
+        if self.schema is not None:
+            _validate_schema(self.schema)
+
+    @classmethod
+    def from_options(
+        cls,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> OutputConstraint | None:
+        """The form that is asked for, if one is."""
+        if regex is None and choices is None and schema is None:
+            return None
+        return cls(regex=regex, choices=choices, schema=schema)
+
+    @property
+    def kind(self) -> str:
+        """Which of the three it is."""
+        return next(name for name, value in self._options().items() if value is not None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OutputConstraint) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __str__(self) -> str:
+        return json.dumps(self._options())  # the order of a schema's properties is that of the answer
+
+    def _options(self) -> dict[str, Any]:
+        return {"regex": self.regex, "choices": self.choices, "schema": self.schema}
+
+
+def _validate_schema(schema: object) -> None:
+    if not isinstance(schema, Mapping):
+        raise BadSetting(f"schema is {schema!r}; give a JSON schema as a dict, such as {{'type': 'object'}}")
+    try:
+        json.dumps(dict(schema))
+    except (TypeError, ValueError) as error:
+        raise BadSetting(f"schema is not JSON ({error}): give dicts, lists, texts and numbers") from None

@@ -1,0 +1,51 @@
+"""What the hub's cache holds already. Asks no network; of the hub's client it imports the paths alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from idefics.errors import ModelError
+from idefics.weights.files import weight_files
+
+
+def cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
+    """The folder of a hub model that is completely in the cache; None where it is not."""
+    folder = snapshot_folder(repo_id, revision)
+    return None if folder is None or missing_files(folder) else folder
+
+
+def cache_folder() -> Path:
+    """Where the hub's client keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = None) -> Path | None:
+    """The folder that a revision stands for in a cache (None: `cache_folder`), complete or not.
+
+    The layout is a documented one: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    repository = (cache or cache_folder()) / f"models--{repo_id.replace('/', '--')}"
+    commit = revision or "main"
+    reference = repository / "refs" / commit
+    if reference.is_file():
+        commit = reference.read_text(encoding="utf-8").strip()
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def missing_files(folder: Path, *, needs_weights: bool = True) -> list[str]:
+    """What a snapshot lacks: a download broke off, or another program wanted a part of it only."""
+    required_files = [
+        ("config.json",),
+        ("tokenizer.json",),
+        ("preprocessor_config.json", "processor_config.json"),
+    ]
+    missing = [names[0] for names in required_files if not any((folder / name).is_file() for name in names)]
+    try:
+        if needs_weights:
+            weight_files(folder)
+    except ModelError:
+        missing.append("weights")
+    return missing

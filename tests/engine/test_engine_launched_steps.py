@@ -1,0 +1,184 @@
+"""Rows that are read further before the host knows what was chosen: the same answers, whatever happens meanwhile."""
+
+import pytest
+import torch
+
+from engine.fakes import make_engine, make_mixed_prompts, make_prompt, make_request, wait_until_idle
+from idefics.engine.decode import TorchDecode
+from idefics.engine.output_processor import copy_to_host_async
+from idefics.engine.page_pool import PAGE_SIZE
+
+
+class CountingDecode:
+    """A decode step whose calls are counted, which can be told to fail.
+
+    Attributes:
+        batch_sizes: of each call.
+        failing_calls: the numbers of calls that fail.
+        num_early_calls: how many calls were made before the host knew the ids.
+    """
+
+    def __init__(self, step):
+        self.step, self.batch_sizes, self.failing_calls, self.num_early_calls = step, [], set(), 0
+
+    def __call__(self, rows):
+        self.batch_sizes.append(len(rows.ids))
+        if len(self.batch_sizes) in self.failing_calls:
+            raise RuntimeError("no luck")
+        return self.step(rows)
+
+
+def make_engine_launching_ahead(kind, *, ahead, **config):
+    """An engine as on a GPU, and its steps."""
+    engine = make_engine(kind, **config)
+    engine.scheduler.limits = type(engine.scheduler.limits)(
+        **{
+            name: getattr(engine.scheduler.limits, name)
+            for name in (
+                "max_sequences",
+                "max_prefill_tokens",
+                "max_idle_prefill_tokens",
+                "max_encoder_frames",
+                "max_waiting_requests",
+            )
+        },
+        has_lookahead_page=ahead,
+    )
+    engine.model_runner.is_async = ahead
+    steps = engine.model_runner.decode_step = CountingDecode(TorchDecode(engine.model, engine.kv_cache))
+    launch_next_step = engine.model_runner.launch_next_step
+
+    def choosing(branches, ids):
+        before = len(steps.batch_sizes)
+        launch_next_step(branches, ids)
+        steps.num_early_calls += len(steps.batch_sizes) - before
+
+    engine.model_runner.launch_next_step = choosing
+    return engine, steps
+
+
+def make_requests(kind):
+    """Every way to choose, lengths that end at different times, stop ids, one that is watched."""
+    watched_ids = []
+    asked = [
+        make_request(
+            one,
+            max_new_tokens=3 + 7 * number % 40,
+            stop_ids={number, 11},
+            temperature=number % 2,
+            seed=number,
+        )
+        for number, one in enumerate(make_mixed_prompts(kind))
+    ]
+    asked.append(make_request(make_prompt(kind, 5, 6), max_new_tokens=40, num_beams=3))
+    asked.append(
+        make_request(make_prompt(kind, 5, 7), max_new_tokens=40, repetition_penalty=1.7, logprobs=True)
+    )
+    asked.append(
+        make_request(
+            make_prompt(kind, 8, 7),
+            max_new_tokens=40,
+            on_token=lambda id: watched_ids.append(id) or len(watched_ids) > 20,
+        )
+    )
+    return asked
+
+
+def run_requests_in_engine(kind, *, ahead, **config):
+    engine, steps = make_engine_launching_ahead(kind, ahead=ahead, **config)
+    handles = [engine.submit(one) for one in make_requests(kind)]
+    results = [(handle.result().ids, handle.logprobs) for handle in handles]
+    wait_until_idle(engine)
+    return results, steps.batch_sizes
+
+
+@pytest.mark.parametrize("kind", ["text", "beside"])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"batch_rows": 3}, {"cache_pages": 12, "batch_rows": 4}, {"step_tokens": 5}],
+    ids=["wide", "narrow", "few pages", "short steps"],
+)
+def test_answers_are_the_same(kind, config):
+    plain, _ = run_requests_in_engine(kind, ahead=False, **config)
+    ahead, _ = run_requests_in_engine(kind, ahead=True, **config)
+    for (ids, logprobs), (wanted, thought) in zip(ahead, plain, strict=True):
+        assert ids == wanted
+        assert logprobs == pytest.approx(thought, abs=1e-4)
+
+
+def test_a_token_is_read_once():
+    """One row alone: each step is begun ahead, and none is computed twice; one is in vain at its end."""
+    engine, steps = make_engine_launching_ahead("text", ahead=True)
+    length = 3 * PAGE_SIZE
+    engine.submit(make_request(make_prompt("text", 5, 6, 7), max_new_tokens=length)).result()
+    wait_until_idle(engine)
+    assert len(steps.batch_sizes) in (length - 1, length)
+    assert steps.num_early_calls >= length - 2  # all but the first
+
+
+def test_who_is_left_needs_no_second_step():
+    """A row that has ended takes nothing from the others, which were read with it."""
+    engine, steps = make_engine_launching_ahead("text", ahead=True)
+    short, long = (make_request(make_prompt("text", 5, 6 + n), max_new_tokens=5 + 20 * n) for n in range(2))
+    with engine.condition:
+        handles = [engine.submit(short), engine.submit(long)]
+    for handle in handles:
+        handle.result()
+    wait_until_idle(engine)
+    assert len(steps.batch_sizes) <= 25
+    assert steps.batch_sizes.count(2) == 5 and set(steps.batch_sizes) == {1, 2}
+    assert steps.num_early_calls >= 20
+
+
+def test_a_cpu_waits():
+    """It would compute in vain what it could compute later."""
+    engine, steps = make_engine_launching_ahead("text", ahead=False)
+    engine.submit(make_request(make_prompt("text", 5, 6, 7), max_new_tokens=9)).result()
+    wait_until_idle(engine)
+    assert not steps.num_early_calls and len(steps.batch_sizes) == 8
+    assert not make_engine("text").model_runner.is_async
+
+
+def test_a_launched_step_that_fails_fails_in_its_turn():
+    """An error is told to the request that it is of, and the next one is answered."""
+    engine, steps = make_engine_launching_ahead("text", ahead=True)
+    steps.failing_calls = {3, 4}
+    handle = engine.submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20))
+    with pytest.raises(RuntimeError, match="no luck"):
+        handle.result()
+    steps.failing_calls = set()
+    wanted = (
+        make_engine("text").submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20)).result().ids
+    )
+    assert engine.submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20)).result().ids == wanted
+    wait_until_idle(engine)
+
+
+def test_a_step_that_fails_once_is_made_again():
+    engine, steps = make_engine_launching_ahead("text", ahead=True)
+    wanted = (
+        make_engine("text").submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20)).result().ids
+    )
+    steps.failing_calls = {4}
+    assert engine.submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20)).result().ids == wanted
+    wait_until_idle(engine)
+
+
+def test_what_is_read_in_vain_spoils_no_beginning():
+    """Pages that are kept for later requests hold what they say, though rows were read beyond their ends."""
+    engine, _ = make_engine_launching_ahead("text", ahead=True)
+    for length in range(1, 2 * PAGE_SIZE + 3):
+        ids = [5 + n % 7 for n in range(20)]
+        got = engine.submit(make_request(make_prompt("text", *ids), max_new_tokens=length)).result().ids
+        again = make_prompt("text", *ids, *got)
+        wanted = make_engine("text").submit(make_request(again, max_new_tokens=3)).result().ids
+        assert engine.submit(make_request(again, max_new_tokens=3)).result().ids == wanted
+    wait_until_idle(engine)
+
+
+@pytest.mark.gpu
+def test_numbers_arrive_from_a_gpu():
+    numbers = torch.arange(5, device="cuda")
+    received = copy_to_host_async(numbers)
+    numbers.zero_()
+    assert received() == [0, 1, 2, 3, 4]

@@ -1,0 +1,58 @@
+"""Weights are moved into large pages for the native step, and nobody notices."""
+
+import sys
+
+import pytest
+import torch
+
+from engine.random_sequences import UnwrittenPages, make_decode_inputs, make_sequences
+from idefics.engine.native import NativeDecode, huge_pages, instruction_sets
+from idefics.engine.native.native_model import list_linears
+from models.tiny import IDEFICS1, IDEFICS3, make_random_model, merge_config
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="this system has no such pages")
+TIED_CONFIG = merge_config(IDEFICS3, tie_word_embeddings=True)
+
+
+def weight_addresses(model):
+    return {
+        one.untyped_storage().data_ptr()
+        for layer in list_linears(model.decoder_parts())
+        for one in layer.parameters()
+    }
+
+
+@pytest.mark.parametrize("raw", [IDEFICS1, IDEFICS3, TIED_CONFIG], ids=["beside", "grouped", "tied"])
+def test_all_in_one_piece_as_they_were(raw):
+    model = make_random_model(raw)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    huge_pages.pack_into_huge_pages(list_linears(model.decoder_parts()))
+    assert len(weight_addresses(model)) == 1
+    assert all(weight is parameters[name] for name, weight in model.named_parameters())
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name])
+        assert weight.data_ptr() % weight.element_size() == 0
+
+
+def test_very_many_stay_where_they_are(monkeypatch):
+    model = make_random_model(IDEFICS3)
+    before = weight_addresses(model)
+    monkeypatch.setattr(huge_pages, "MAX_PACKED_BYTES", 1000)
+    huge_pages.pack_into_huge_pages(list_linears(model.decoder_parts()))
+    assert weight_addresses(model) == before
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
+@torch.inference_mode()
+def test_an_older_step_reads_on(monkeypatch):
+    """Its weights are not given back while it lives, though a younger one has moved the model's."""
+    model = make_random_model(TIED_CONFIG)
+    rows = make_decode_inputs(make_sequences(model, [1]))
+    older = NativeDecode(model.decoder_parts(), UnwrittenPages.allocate(model.layout, 2))
+    addresses = weight_addresses(model)
+    wanted = older(rows)
+    younger = NativeDecode(model.decoder_parts(), UnwrittenPages.allocate(model.layout, 2))
+    assert not weight_addresses(model) & addresses  # the old memory is still taken
+    assert torch.equal(older(rows), wanted)
+    assert torch.equal(younger(rows), wanted)

@@ -1,0 +1,171 @@
+"""Pages and what they hold: one state each, whatever is done with them; keys that tell all that matters."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from engine.fakes import make_prompt, make_tiles
+from idefics.engine.page_pool import PAGE_SIZE, PageContent, PageKeys, PagePool
+
+
+class PagePoolMachine(RuleBasedStateMachine):
+    """Rows take, share, publish, find and release pages in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.pages, self.rows, self.names = PagePool(9), [], 0
+
+    @precondition(lambda self: self.pages.num_free_pages)
+    @rule()
+    def allocate_pages(self):
+        num_free_pages = self.pages.num_free_pages
+        page = self.pages.allocate()
+        assert page and not any(page in row for row in self.rows)
+        assert self.pages.num_free_pages == num_free_pages - 1
+        self.rows.append([page])
+
+    @precondition(lambda self: self.rows and self.pages.num_free_pages)
+    @rule(data=st.data())
+    def append_page(self, data):
+        data.draw(st.sampled_from(self.rows)).append(self.pages.allocate())
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data())
+    def share_row(self, data):
+        row = data.draw(st.sampled_from(self.rows))
+        self.pages.add_references(row)
+        self.rows.append(list(row))
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data(), name=st.binary(min_size=1, max_size=1))
+    def add_to_prefix_cache(self, data, name):
+        page = data.draw(st.sampled_from(data.draw(st.sampled_from(self.rows))))
+        self.pages.add_to_prefix_cache(page, PageContent(name, b"", ((name[0], ""),)))
+
+    @rule(names=st.lists(st.binary(min_size=1, max_size=1), max_size=3))
+    def match_prefix(self, names):
+        found = self.pages.match_prefix(names)
+        if found:
+            self.pages.add_references(found)
+            self.rows.append(found)
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data())
+    def release_row(self, data):
+        number = data.draw(st.integers(0, len(self.rows) - 1))
+        self.pages.release(self.rows.pop(number))
+
+    @rule()
+    def clear_prefix_cache(self):
+        self.pages.clear_prefix_cache()
+
+    @invariant()
+    def every_page_has_its_owners_or_none(self):
+        self.pages.check_invariants()
+        for page in range(1, 9):
+            assert self.pages.ref_counts[page] == sum(row.count(page) for row in self.rows)
+
+
+TestPagePool = PagePoolMachine.TestCase
+TestPagePool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+def test_the_longest_unused_page_goes_first_and_ends_before_beginnings():
+    pages = PagePool(5)
+    row, other = [pages.allocate(), pages.allocate()], [pages.allocate()]
+    for number, page in enumerate([*row, *other]):
+        pages.add_to_prefix_cache(page, PageContent(bytes([number]), b"", ()))
+    pages.release(row)
+    pages.release(other)
+    assert pages.num_evictable_pages == 3
+    pages.allocate()  # the one that was never used
+    assert pages.allocate() == row[1]
+    assert pages.match_prefix([b"\0", b"\1"]) == [row[0]]
+    pages.add_references([row[0]])  # asked for again
+    pages.release([row[0]])
+    assert pages.allocate() == other[0]
+    assert pages.allocate() == row[0]
+    assert pages.num_free_pages == 0 == pages.num_evictable_pages
+
+
+def compute_page_keys(asked, kind="text", ids=None, length=None):
+    ids = asked.ids if ids is None else ids
+    return PageKeys(asked, kind == "beside").full_page_keys(ids, len(ids) if length is None else length)
+
+
+def test_keys_are_of_full_pages():
+    ids = list(range(40))
+    asked = make_prompt("text", *ids)
+    assert len(compute_page_keys(asked)) == 2
+    assert len(compute_page_keys(asked, length=16)) == 1
+    assert len(compute_page_keys(asked, length=15)) == 0
+
+
+def test_equal_beginnings_have_equal_keys_and_others_have_not():
+    one, other = (
+        compute_page_keys(make_prompt("text", *range(48))),
+        compute_page_keys(make_prompt("text", *range(32), *range(1, 17))),
+    )
+    assert one[:2] == other[:2] and one[2] != other[2]
+    moved = compute_page_keys(make_prompt("text", *range(16, 32)))
+    assert moved[0] != one[1], "a page counts with what stands before it"
+
+
+@pytest.mark.parametrize("kind", ["text", "beside"])
+def test_another_picture_is_another_key(kind):
+    cat, dog = (
+        compute_page_keys(make_prompt(kind, 3, make_tiles(name), *range(5, 30)), kind)
+        for name in ("cat", "dog")
+    )
+    assert len(cat) == 1 and cat != dog
+    assert cat == compute_page_keys(make_prompt(kind, 3, make_tiles("cat"), *range(5, 30)), kind)
+
+
+def test_cross_attention_keys_include_the_visible_image():
+    """The same ids, but after the end of a document nothing is seen."""
+    cat = make_tiles("cat")
+    seen, unseen = (
+        make_prompt("beside", cat, 2, *range(5, 40)),
+        make_prompt("beside", cat, None, *range(5, 40)),
+    )
+    assert seen.ids == unseen.ids
+    assert compute_page_keys(seen, "beside")[0] != compute_page_keys(unseen, "beside")[0]
+
+
+def test_an_answer_sees_what_the_prompts_end_saw():
+    cat = make_tiles("cat")
+    first, second = make_prompt("beside", 3, cat, *range(5, 12)), make_prompt("beside", 3, cat, *range(5, 40))
+    assert compute_page_keys(first, "beside", ids=second.ids) == compute_page_keys(second, "beside")
+
+
+@given(before=st.integers(0, 40), frames=st.integers(1, 30), after=st.integers(0, 40))
+def test_a_match_never_ends_within_a_picture(before, frames, after):
+    asked = make_prompt("text", *[5] * before, make_tiles("wide", frames=frames), *[5] * after)
+    pages = PageKeys(asked, uses_cross_attention=False)
+    for most in range(len(asked) + 1):
+        outside = pages.round_down_to_image_boundary(most)
+        assert outside <= most
+        assert not before < outside < before + 3 * frames
+        if not before < most < before + 3 * frames:
+            assert outside == most, "no more is given up than must be"
+
+
+def test_a_page_serves_as_far_as_it_goes():
+    pages, (one, other) = (
+        PagePool(5),
+        ([(n, "") for n in range(PAGE_SIZE)], [(n, "") for n in range(8)] + [(1, "cat")] * 4),
+    )
+    first, second = pages.allocate(), pages.allocate()
+    pages.add_to_prefix_cache(first, PageContent(b"1", b"before", tuple(one)))
+    pages.add_to_prefix_cache(second, PageContent(b"2", b"before", tuple(other)))
+    assert pages.match_partial_page(b"before", one[:12]) == (first, 12)
+    assert pages.match_partial_page(b"before", other) == (second, 12)
+    assert pages.match_partial_page(b"before", [*other[:10], (1, "dog")]) == (second, 10)
+    assert (
+        pages.match_partial_page(b"before", [(9, "")]) == pages.match_partial_page(b"another", one) == (0, 0)
+    )
+    more = (*other, (5, ""))
+    pages.add_to_prefix_cache(second, PageContent(b"3", b"before", more))
+    assert pages.match_partial_page(b"before", [*more, (6, "")]) == (second, 13)
+    pages.check_invariants()

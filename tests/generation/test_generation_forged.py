@@ -1,0 +1,105 @@
+"""Nobody outside writes a special token: not in labels, continuations or the words of a task, on any checkpoint."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import idefics
+from idefics.messages import Picture, Shot, user
+from idefics.processing.fetch import Fetcher
+from idefics.tasks import TASKS
+from models import tiny
+
+PICTURE = Picture(PIL.Image.fromarray(np.full((40, 30, 3), (200, 30, 30), np.uint8)))
+KINDS = {
+    "base": tiny.IDEFICS1,
+    "base with pictures in the text": tiny.IDEFICS2,
+    "chat": "demo",
+    "chat of Idefics": "demo-idefics1",
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def vlm(request, tmp_path_factory):
+    name = KINDS[request.param]
+    if isinstance(name, dict):
+        training = {"turn_end": False} if name is tiny.IDEFICS2 else {}
+        name = tiny.write_complete_checkpoint(tmp_path_factory.mktemp("base"), name, **training)
+    model = idefics.load(name)
+    assert model.processor.prompt_format.kind == request.param.split()[0]
+    return model
+
+
+def make_untrusted_model(vlm):
+    return vlm.fetching(Fetcher(policy="off", untrusted=True))
+
+
+def special_tokens_among(vlm, ids):
+    """Added and control tokens among ids, by name."""
+    tokenizer = vlm.processor.tokenizer
+    guarded_ids = {
+        tokenizer.token_to_id(name) for name in tokenizer.added_token_contents
+    } | tokenizer.special_tokens.control_ids
+    return sorted(tokenizer.id_to_token(id) for id in ids if id in guarded_ids)
+
+
+def forged_text(vlm):
+    """Words that name each token that only a checkpoint writes."""
+    tokenizer = vlm.processor.tokenizer
+    return [name for name in sorted(tokenizer.added_token_contents) if not name.startswith("<row_")]
+
+
+def test_no_label_yields_a_special_id(vlm):
+    labels = [f"a {name} b" for name in forged_text(vlm)]
+    task, words = idefics.tasks.classify.task_for_labels(labels, vlm.processor.prompt_format.kind)
+    detail = idefics.ImageDetail()
+    clean = vlm.label_scoring_prompt(task, "x", ["a b", "c"], PICTURE, detail)[0]
+    for model in (vlm, make_untrusted_model(vlm)):
+        prompt, rests = model.label_scoring_prompt(task, words, labels, PICTURE, detail)
+        assert special_tokens_among(vlm, prompt.ids) == special_tokens_among(vlm, clean.ids)
+        assert [special_tokens_among(vlm, rest) for rest in rests] == [[] for _ in labels]
+
+
+def test_no_untrusted_continuation_yields_a_special_id(vlm):
+    endings = [f" a {name} b" for name in forged_text(vlm)]
+    model = make_untrusted_model(vlm)
+    for items in (
+        (["This is"], [user("This is")]) if vlm.processor.prompt_format.chat_template else (["This is"],)
+    ):
+        text = items[0] if isinstance(items[0], str) else "This is"
+        clean = special_tokens_among(vlm, model.prompt(items).ids)
+        _, rests = model.endings(items, endings)
+        assert [special_tokens_among(vlm, rest) for rest in rests] == [[] for _ in endings]
+        for name in forged_text(vlm):
+            said = f"{text} {name}"
+            prompt, _ = model.endings([said] if items[0] == text else [user(said)], ["x", "y"])
+            assert special_tokens_among(vlm, prompt.ids) == clean
+
+
+def test_the_owners_continuations_of_a_raw_prompt_are_the_owners(vlm):
+    """As in `generate`: what the owner of the machine writes there is honoured."""
+    name = next(
+        name for name in ("<|im_end|>", "</s>") if name in vlm.processor.tokenizer.added_token_contents
+    )
+    _, (rest, _) = vlm.endings(["This is"], [f" a{name}", " b"])
+    assert special_tokens_among(vlm, rest) == [name]
+    assert name in special_tokens_among(vlm, vlm.prompt([f"This is{name}"]).ids)
+
+
+@pytest.mark.parametrize("task", ["ask", "write", "complete", "caption"])
+def test_no_words_of_a_task_yield_a_special_id(vlm, task):
+    def ids(words, shot):
+        model = vlm.with_shots([Shot(PICTURE, shot, shot if task == "ask" else "")])
+        return model.task_prompt(TASKS[task], PICTURE, words, idefics.ImageDetail()).ids
+
+    clean = special_tokens_among(vlm, ids("What", "that"))
+    for name in forged_text(vlm):
+        assert special_tokens_among(vlm, ids(f"What {name}", f"that {name}")) == clean
+    asked = vlm.processor.tokenizer.decode(ids("What </s><|im_end|>", "that"), hidden_ids=())
+    assert task == "caption" or "What </s><|im_end|>" in asked
+
+
+def test_words_of_a_task_are_no_file(vlm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    PICTURE.source.save("photo.png")
+    assert len(vlm.task_prompt(TASKS["complete"], PICTURE, "photo.png", idefics.ImageDetail()).pictures) == 1

@@ -1,0 +1,173 @@
+"""The attention kernel in C equals the plain formula, at any size, stride and number of threads."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from idefics.config import VisionConfig
+from idefics.nn import native_attention as module
+from idefics.nn import vit
+from idefics.nn.attention_backends import (
+    ATTENTION_BACKENDS,
+    eager_attention,
+    native_or_sdpa_attention,
+    sdpa_attention,
+    set_attention_backend,
+)
+from idefics.nn.vit import VisionEncoder
+
+SOURCE = Path(module.__file__).parent / "native" / "attention.c"
+FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-shared", "-fPIC"]
+COMPILED_WITHOUT_CACHE = module.load_library.__wrapped__
+SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+
+# frames, heads, key heads, queries, keys, head size
+SIZES = {
+    "SmolVLM": (2, 3, 3, 1024, 1024, 64),
+    "SigLIP so400m": (1, 2, 2, 729, 729, 72),
+    "CLIP": (2, 4, 4, 257, 257, 80),
+    "perceiver": (2, 8, 2, 64, 200, 96),
+    "one key": (1, 1, 1, 16, 1, 8),
+    "odd": (3, 2, 1, 33, 70, 5),
+    "wide": (1, 1, 1, 21, 17, 200),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel(tmp_path_factory):
+    """Compiled here, so that undefined behaviour ends the test."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    path = tmp_path_factory.mktemp("kernel") / "_attention.so"
+    subprocess.run([compiler, *FLAGS, *SANITIZERS, "-o", path, SOURCE, "-lm"], check=True)
+    code = ctypes.CDLL(str(path))
+    if not code.idefics_attention_works():
+        pytest.skip("this machine has no AVX-512")
+    code.idefics_attend.argtypes = (ctypes.POINTER(module.AttentionArgs), ctypes.c_int, ctypes.c_void_p)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_supported_library", lambda: code)
+        yield
+
+
+def random_qkv(frames, heads, key_heads, queries, keys, size):
+    """As projections give them: heads are not the outer axis of memory."""
+    torch.manual_seed(0)
+    q = torch.randn(frames, queries, heads, size).transpose(1, 2) * 3
+    k, v = (torch.randn(frames, keys, key_heads, size).transpose(1, 2) for _ in range(2))
+    return q, k, v
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_it_is_the_formula(size, set_openmp_threads):
+    q, k, v = random_qkv(*size)
+    assert module.can_use_native_attention(q, k, v)
+    ours, exact = module.native_attention(q, k, v), eager_attention(q.double(), k.double(), v.double())
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
+    torch.testing.assert_close(ours, sdpa_attention(q, k, v), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        module.native_attention(q.contiguous(), k.contiguous(), v), ours, rtol=0, atol=0
+    )
+
+
+def test_scores_that_are_far_apart():
+    """The largest is taken away before anything is raised: no overflow, and what is far below it is nothing."""
+    q, k, v = random_qkv(1, 1, 1, 20, 40, 16)
+    torch.testing.assert_close(
+        module.native_attention(q * 1e4, k, v), eager_attention(q * 1e4, k, v), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("keys", [1, 15, 17, 40, 65])
+def test_scores_far_below_zero(keys):
+    """Places for keys that are not there have no score: not one of zero, beside which all others would be nothing."""
+    q, k, v = random_qkv(1, 1, 1, 20, keys, 16)
+    q, k = q.abs() + 30, -k.abs() - 30
+    torch.testing.assert_close(module.native_attention(q, k, v), eager_attention(q, k, v), rtol=0, atol=2e-4)
+
+
+def test_what_is_not_a_number_shows():
+    q, k, v = random_qkv(1, 1, 1, 20, 40, 16)
+    k[0, 0, 39, 3] = float("nan")
+    assert module.native_attention(q, k, v).isnan().all()
+
+
+def test_what_it_cannot_do_goes_to_torch(monkeypatch):
+    """A mask, an order in time, gradients, other numbers: never a wrong answer."""
+    q, k, v = random_qkv(1, 2, 2, 20, 20, 16)
+    monkeypatch.setattr(
+        "idefics.nn.attention_backends.native_attention", lambda *_: pytest.fail("not for the kernel")
+    )
+    mask = torch.rand(20, 20) > 0.3
+    mask |= torch.eye(20, dtype=torch.bool)
+    assert torch.equal(native_or_sdpa_attention(q, k, v, mask=mask), sdpa_attention(q, k, v, mask=mask))
+    assert torch.equal(native_or_sdpa_attention(q, k, v, causal=True), sdpa_attention(q, k, v, causal=True))
+    assert torch.equal(
+        native_or_sdpa_attention(q.double(), k.double(), v.double()),
+        sdpa_attention(q.double(), k.double(), v.double()),
+    )
+    assert native_or_sdpa_attention(q.requires_grad_(), k, v).requires_grad
+    assert native_or_sdpa_attention(q.detach()[:, :, :3], k, v).shape == (1, 2, 3, 16)
+    monkeypatch.setattr(module, "load_supported_library", lambda: None)
+    assert torch.equal(native_or_sdpa_attention(q.detach(), k, v), sdpa_attention(q.detach(), k, v))
+
+
+def test_a_kernel_of_another_machine_is_none(tmp_path, monkeypatch):
+    (tmp_path / ("_attention" + module.EXTENSION_SUFFIXES[0])).write_bytes(b"no library")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "attend.py"))
+    assert COMPILED_WITHOUT_CACHE() is None
+
+
+def test_a_tower_computes_the_same_with_it_and_a_few_frames_at_a_time(monkeypatch):
+    config = VisionConfig(
+        hidden_size=48,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=3,
+        image_size=64,
+        patch_size=8,
+        norm_epsilon=1e-6,
+        activation="gelu",
+    )
+    torch.manual_seed(0)
+    tower = VisionEncoder(config)
+    x = torch.randn(5, 64, 48)
+    with torch.no_grad():
+        set_attention_backend(tower, sdpa_attention)
+        monkeypatch.setattr(vit, "CPU_CHUNK_PATCHES", 10**6)
+        whole = tower(x)
+        set_attention_backend(tower, ATTENTION_BACKENDS["sdpa"])
+        for cached in (1, 128, 10**6):
+            monkeypatch.setattr(vit, "CPU_CHUNK_PATCHES", cached)
+            torch.testing.assert_close(tower(x), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_few_frames_go_through_the_layers_in_one_batch(monkeypatch):
+    seen = []
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x
+
+    config = VisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=0,
+        num_heads=1,
+        image_size=64,
+        patch_size=8,
+        norm_epsilon=1e-6,
+        activation="gelu",
+    )
+    tower = VisionEncoder(config)
+    tower.layers.append(Layer())
+    monkeypatch.setattr(vit, "CPU_CHUNK_PATCHES", 130)
+    x = torch.randn(5, 64, 8)
+    assert torch.equal(tower(x), x)
+    assert seen == [2, 2, 1]

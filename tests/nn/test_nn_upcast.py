@@ -1,0 +1,44 @@
+"""Matrices in sixteen bits: the numbers of a whole wide copy, some rows at a time."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from idefics.nn import upcast
+from idefics.nn.upcast import UpcastLinear, upcast_linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("wide", [2**22, 40])
+def test_a_product_is_that_of_the_wide_weight(monkeypatch, dtype, bias, wide):
+    monkeypatch.setattr(upcast, "MAX_UPCAST_WEIGHTS", wide)
+    layer = UpcastLinear(16, 7, bias=bias)
+    layer.weight = nn.Parameter(layer.weight.to(dtype))
+    x = torch.randn(2, 3, 16)
+    expected = functional.linear(x, layer.weight.float(), layer.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-6)
+
+
+def test_no_more_is_wide_at_once(monkeypatch):
+    monkeypatch.setattr(upcast, "MAX_UPCAST_WEIGHTS", 40)
+    seen = []
+
+    def product(x, weight, bias):
+        seen.append((weight.dtype, *weight.shape))
+        return functional.linear(x, weight, bias)
+
+    weight = torch.randn(7, 16).bfloat16()
+    assert upcast_linear(torch.randn(3, 16), weight, linear_function=product).shape == (3, 7)
+    assert seen == [(torch.float32, rows, 16) for rows in (2, 2, 2, 1)]
+
+
+def test_gradients_pass_through():
+    layer, plain = UpcastLinear(16, 7), nn.Linear(16, 7)
+    layer.weight = nn.Parameter(layer.weight.bfloat16())
+    plain.weight, plain.bias = nn.Parameter(layer.weight.float()), layer.bias
+    x, y = (torch.ones(2, 16, requires_grad=True) for _ in range(2))
+    layer(x).sum().backward()
+    plain(y).sum().backward()
+    assert torch.equal(x.grad, y.grad)

@@ -1,0 +1,228 @@
+"""The passes in C over weights of few bits: the numbers that torch computes, bit for bit."""
+
+import shutil
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from idefics.quant import apply_kernel_choice
+from idefics.quant import int4_kernels as module
+from idefics.quant.autotune import KernelChoice
+from idefics.quant.int8_matmul import w8a8_matmul, w8a8_matmul_torch
+from idefics.quant.linear import GROUP_SIZE, Int4Linear
+
+LAYERS = import_module("idefics.quant.linear")  # a function of this name hides it in the package
+SOURCE = Path(module.__file__).parent / "native" / "passes.c"
+FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+LIBRARY_WITHOUT_CACHE = module.load_library.__wrapped__
+SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+SHAPES = [(40, 96), (1, 32), (1, 1), (5, 33), (3, 31), (67, 130)]  # outputs, inputs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_library(tmp_path_factory):
+    """Compiled here, so that undefined behaviour ends the test."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    path = tmp_path_factory.mktemp("passes") / "_passes.so"
+    subprocess.run([compiler, *FLAGS, *SANITIZERS, "-o", path, SOURCE], check=True)
+    found = module.declare_functions(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_library", lambda: found)
+        yield found
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["any machine", "AVX2", "AVX-512"])
+def vector_width(request, compiled_library):
+    if compiled_library.idefics_int4_simd_level(request.param) < request.param:
+        pytest.skip("this machine has no such vectors")
+    return request.param
+
+
+def random_int4_layer(shape, dtype):
+    """Every level of four bits, those that nothing is rounded to as well."""
+    torch.manual_seed(0)
+    outputs, inputs = shape
+    groups = -(-inputs // GROUP_SIZE)
+    levels = torch.randint(0, 256, (outputs, groups * GROUP_SIZE // 2), dtype=torch.uint8)
+    layer = nn.Linear(inputs, outputs)
+    return Int4Linear.from_quantized(layer, levels, torch.randn(outputs, groups).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_four_bits_are_upcast_as_by_torch(shape, dtype, vector_width, set_openmp_threads, monkeypatch):
+    layer = random_int4_layer(shape, dtype)
+    assert module.can_dequantize_int4(layer.levels, layer.scale, torch.float32)
+    ours = module.dequantize_int4(layer.levels, layer.scale, layer.in_features, vector_width)
+    monkeypatch.setattr(module, "load_library", lambda: None)
+    assert torch.equal(ours, layer.dequantize(torch.float32))
+
+
+def test_a_layer_takes_it(monkeypatch):
+    layer, x = random_int4_layer((40, 70), torch.bfloat16), torch.randn(3, 70)
+    seen = []
+    monkeypatch.setattr(
+        LAYERS, "dequantize_int4", lambda *args: seen.append(args) or module.dequantize_int4(*args)
+    )
+    ours = layer(x)
+    assert len(seen) == 1
+    monkeypatch.setattr(module, "load_library", lambda: None)
+    assert torch.equal(ours, layer(x))
+
+
+def test_gradients_go_through_it():
+    layer, x = random_int4_layer((40, 70), torch.float32), torch.randn(3, 70, requires_grad=True)
+    apply_kernel_choice(nn.Sequential(layer), KernelChoice(onednn=True))
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.dequantize(torch.float32).sum(0).expand(3, 70))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 17, 50])
+@pytest.mark.parametrize("shape", [(16, 32), (40, 96), (24, 1100)], ids=str)
+@torch.inference_mode()
+def test_rows_are_rounded_and_sums_scaled_as_in_torch(shape, rows, bias, vector_width, set_openmp_threads):
+    outputs, inputs = shape
+    x = torch.randn(rows, inputs) * torch.logspace(-3, 3, rows)[:, None]
+    x[:, 0] = 127 * 2.5 / 8  # halves are among them
+    x[-1, :5] = torch.arange(5) / 4 - 0.5
+    weight = torch.randint(-127, 128, shape, dtype=torch.int8)
+    scale, added = torch.rand(outputs).bfloat16(), torch.randn(outputs) if bias else None
+    ours, theirs = torch.empty(2, rows, outputs)
+    module.w8a8_matmul_native(x, weight, scale, added, ours, vector_width)
+    w8a8_matmul_torch(x, weight, scale, added, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@torch.inference_mode()
+def test_rows_that_are_no_numbers_become_none(value, vector_width):
+    x, weight, out = torch.randn(20, 32), torch.ones(8, 32, dtype=torch.int8), torch.empty(20, 8)
+    x[3, 7], x[5], x[6] = value, 0.0, 1e-42
+    module.w8a8_matmul_native(x, weight, torch.ones(8), None, out, vector_width)
+    assert not out[3].isfinite().any()
+    assert torch.equal(out.isfinite().all(1), torch.arange(20) != 3)
+    assert not out[5].any() and out[6].abs().max() < 1e-37
+
+
+@torch.inference_mode()
+def test_products_of_whole_numbers_take_it(monkeypatch):
+    plain = nn.Linear(64, 40)
+    layer, x = LAYERS.Int8Linear.from_linear(plain, plain.weight.detach()), torch.randn(2, 3, 64)
+    layer.matmul = w8a8_matmul
+    seen = []
+    monkeypatch.setattr(
+        "idefics.quant.int8_matmul.w8a8_matmul_native",
+        lambda *args: seen.append(args) or module.w8a8_matmul_native(*args),
+    )
+    ours = layer(x)
+    assert len(seen) == 1 and ours.shape == (2, 3, 40)
+    monkeypatch.setattr(module, "load_library", lambda: None)
+    torch.testing.assert_close(ours, layer(x), rtol=1e-6, atol=1e-6)
+    assert len(seen) == 1
+    assert layer(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_what_it_cannot_do_stays_with_torch(dtype, monkeypatch):
+    monkeypatch.setattr(LAYERS, "dequantize_int4", lambda *_: pytest.fail("not for C"))
+    assert random_int4_layer((4, 64), torch.float32).dequantize(dtype).dtype == dtype
+    assert random_int4_layer((4, 64), torch.float16).dequantize(torch.float32).dtype == torch.float32
+
+
+def test_a_layer_of_four_bits_multiplies_by_what_is_quickest(monkeypatch):
+    layer, x = random_int4_layer((40, 70), torch.float32), torch.randn(3, 70)
+    before = layer(x)
+    seen = []
+    monkeypatch.setattr(
+        "idefics.quant.onednn_linear", lambda *args: seen.append(args) or nn.functional.linear(*args)
+    )
+    apply_kernel_choice(nn.Sequential(layer), KernelChoice(onednn=True))
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), before)
+    assert len(seen) == 1
+
+
+@pytest.fixture
+def requires_vnni(compiled_library):
+    if not compiled_library.idefics_has_int4_matmul():
+        pytest.skip("this machine has no dot products of bytes in AVX-512")
+
+
+def reference_product(layer, x):
+    """The product of rounded inputs, in float64: nothing is rounded after the inputs."""
+    groups = nn.functional.pad(x, (0, -x.shape[-1] % GROUP_SIZE)).unflatten(-1, (-1, GROUP_SIZE))
+    most = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    whole = (groups * (127.0 / most)).round().clamp(-127, 127)
+    rounded = (whole.double() * (most / 127).double()).flatten(-2)[..., : x.shape[-1]]
+    return rounded @ layer.dequantize(torch.float64).T + layer.bias.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 12, 13, 125, 250])
+@pytest.mark.parametrize("shape", [*SHAPES, (17, 1100)], ids=str)
+def test_four_bits_are_multiplied_with_rounded_inputs(shape, rows, dtype, set_openmp_threads, requires_vnni):
+    layer, x = random_int4_layer(shape, dtype), torch.randn(rows, shape[1])
+    assert module.can_use_w4a8_matmul(layer.levels, layer.scale)
+    ours = module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias)
+    expected = reference_product(layer, x)
+    size = expected.abs().max().clamp(min=1).item()
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=3e-6 * size)
+    bare = module.w4a8_matmul(x, layer.levels, layer.scale, None)
+    torch.testing.assert_close(bare + layer.bias, ours, rtol=0, atol=3e-6 * size)
+
+
+def test_leading_axes_and_dtypes_are_kept(requires_vnni):
+    layer, x = random_int4_layer((40, 70), torch.bfloat16), torch.randn(70, 2, 3).permute(1, 2, 0)
+    ours = module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias)
+    torch.testing.assert_close(ours.double(), reference_product(layer, x), rtol=0, atol=1e-4)
+    narrow = module.w4a8_matmul(x.bfloat16(), layer.levels, layer.scale, layer.bias)
+    assert narrow.dtype == torch.bfloat16 and narrow.shape == (2, 3, 40)
+    assert module.w4a8_matmul(x[:, :0], layer.levels, layer.scale, layer.bias).shape == (2, 0, 40)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 31, 40, 69])
+def test_what_is_no_number_shows_in_its_row_alone(value, place, requires_vnni):
+    layer, x = random_int4_layer((40, 70), torch.float32), torch.randn(14, 70)
+    right = module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias)
+    x[13, place] = value
+    ours = module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias)
+    assert not ours[13].isfinite().any()
+    assert torch.equal(ours[:13], right[:13])
+
+
+def test_zeros_and_the_smallest_numbers(requires_vnni):
+    layer = random_int4_layer((40, 70), torch.float32)
+    for x in (torch.zeros(2, 70), torch.full((2, 70), 1e-42)):
+        ours = module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias)
+        torch.testing.assert_close(ours, layer.bias.expand(2, 40))
+
+
+def test_inputs_are_rounded_where_products_of_integers_are_quicker(requires_vnni):
+    layer, x = random_int4_layer((40, 70), torch.float32), torch.randn(3, 70)
+    whole = layer(x)
+    apply_kernel_choice(nn.Sequential(layer), KernelChoice())
+    with torch.inference_mode():
+        assert torch.equal(layer(x), whole)
+        apply_kernel_choice(nn.Sequential(layer), KernelChoice(onednn=True, integers=True))
+        assert torch.equal(layer(x), module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias))
+    torch.testing.assert_close(layer(x), whole)  # a gradient is wanted
+
+
+def test_who_has_no_such_products_widens(compiled_library, monkeypatch):
+    layer = random_int4_layer((40, 70), torch.float32)
+    monkeypatch.setattr(module, "load_library", lambda: None)
+    assert not module.can_use_w4a8_matmul(layer.levels, layer.scale)
+
+
+def test_a_library_of_another_machine_is_none(tmp_path, monkeypatch):
+    (tmp_path / ("_passes" + module.EXTENSION_SUFFIXES[0])).write_bytes(b"no library")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "passes.py"))
+    assert LIBRARY_WITHOUT_CACHE() is None
