@@ -240,7 +240,7 @@ def test_commands(command, path_folder, servers):
     elif command.line.startswith("curl"):
         if not shutil.which("curl"):
             pytest.skip("no curl here")
-        code, shown = run_shell(servers.placed(command.document, command.line), path_folder)
+        code, shown = run_shell(servers.replace_port(command.document, command.line), path_folder)
         assert code == 0, shown
         assert "error" not in json.loads(shown[shown.index("{") :])
     else:
@@ -276,7 +276,7 @@ def test_python_blocks(document, servers):
     namespace = {"__name__": "__main__"}
     for block in (block for block in code_blocks(document) if block.language == "python"):
         # Line numbers are the document's.
-        source = "\n" * (block.line - 1) + servers.placed(document, block.text)
+        source = "\n" * (block.line - 1) + servers.replace_port(document, block.text)
         expected = comment_by_line(source)
         for statement in ast.parse(source).body:
             shown = run_statement(statement, namespace, document.name)
