@@ -1,10 +1,11 @@
-"""Questions about pictures, answered on your own machine.
+"""Ask questions about pictures with the vision-language models of the IDEFICS family, on your own machine.
 
     >>> import idefics
     >>> vlm = idefics.load("demo")
     >>> print(vlm.ask("photo.jpg", "What is on the table?"))
 
-The names below are all that is public. They are imported when first used, so `import idefics` costs nothing.
+The names in `__all__` are the public API. Each is imported when it is first used, so that `import idefics` is fast and
+does not import torch.
 """
 
 from __future__ import annotations
@@ -154,9 +155,8 @@ _MODULE_BY_NAME = {
     "WeightsMismatch": "idefics.errors",
 }
 
-logging.getLogger("idefics").addHandler(
-    logging.NullHandler()
-)  # what is logged is shown where the program asks for it
+# The package logs nothing to the terminal unless the application configures logging.
+logging.getLogger("idefics").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

@@ -124,7 +124,7 @@ def test_other_words_are_refused(wrong, vlm, good_picture):
 
 
 def test_a_stream_raises_where_it_is_read(vlm, good_picture):
-    with pytest.raises(BadSetting, match="does not go with stream=True"):
+    with pytest.raises(BadSetting, match="cannot be combined with stream=True"):
         vlm.ask(good_picture[0], "What?", stream=True, on_error="return")
 
 

@@ -85,7 +85,7 @@ def vlm():
         (lambda v: v.classify(PIXELS, {"a", "b"}), BadSetting, "labels is a set, which has no fixed order"),
         (lambda v: v.classify(PIXELS, frozenset("ab")), BadSetting, "labels is a frozenset"),
         (lambda v: v.classify(PIXELS, {"a": 1, "b": 2}), BadSetting, "labels is {'a': 1, 'b': 2}; give a list"),
-        (lambda v: v.classify(PIXELS, ["a", 3]), BadSetting, "a label is 3: give texts"),
+        (lambda v: v.classify(PIXELS, ["a", 3]), BadSetting, "a label is 3: give strings"),
         (lambda v: v.with_shots({Shot(Picture(PIXELS), "x")}), BadSetting, "shots is a set, which has no fixed order"),
         (lambda v: v.with_shots([{"image": "a.png"}]), BadPrompt, "shots[0] is a dict; give Shot(Picture("),
         (lambda v: v.with_shots([Shot(PIXELS, "x"), ("a.png", "x")]), BadPrompt, "shots[1] is a tuple; give Shot("),

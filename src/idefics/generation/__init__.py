@@ -1,4 +1,4 @@
-"""Pictures and words in, answers out: joins processing, models and the engine. Importing it imports torch."""
+"""Load a checkpoint, generate, chat, score and stream: joins processing, models and the engine. Imports torch."""
 
 from idefics.generation.pipeline import Pipeline
 from idefics.generation.streaming import GenerationResult, Stream

@@ -1,4 +1,4 @@
-"""The arguments of calls that take prompts: in the form that the rest reads, or refused in words."""
+"""Checks and normalizes the arguments of calls that take prompts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,36 @@ from idefics.validation import reject_lone_surrogates, short_repr, validate_list
 
 
 def as_prompt_list(name: str, value: Any, expected: str) -> tuple[list[Any], bool]:
-    """The prompts of a call, and whether it gave a list of them."""
+    """Normalizes an argument that is one prompt or a list of prompts.
+
+    Args:
+        name: the argument's name, for error messages.
+        value: the argument: one prompt (a list of items or messages) or a list of prompts.
+        expected: what one prompt should be, for error messages.
+
+    Returns:
+        The prompts, and whether the caller gave a list of prompts.
+
+    Raises:
+        BadPrompt: the argument is not a list.
+    """
     items = validate_list(name, value, expected, error_type=BadPrompt)
     is_batch = bool(items) and isinstance(items[0], (list, tuple))
     return (items if is_batch else [items]), is_batch
 
 
 def is_conversation(items: Sequence[Any]) -> bool:
-    """Whether a prompt is a list of messages."""
+    """Returns whether a prompt is a list of messages, not of text and pictures."""
     return bool(items) and isinstance(items[0], (Message, Mapping))
 
 
 def as_string_tuple(name: str, value: object) -> tuple[str, ...]:
-    """An argument that is one text or several, in whatever order."""
+    """Normalizes an argument that is one string or a collection of strings, sets included.
+
+    Raises:
+        BadSetting: it is anything else.
+        BadPrompt: a string has a lone surrogate.
+    """
     texts = (
         [value]
         if isinstance(value, str)
@@ -38,7 +55,11 @@ def as_string_tuple(name: str, value: object) -> tuple[str, ...]:
 
 
 def require_prompt(prompt: object) -> Prompt:
-    """A prompt that is ready, or a BadPrompt that says how one is made."""
+    """Returns the argument if it is a `Prompt`.
+
+    Raises:
+        BadPrompt: it is anything else; the message says how to make one.
+    """
     if isinstance(prompt, Prompt):
         return prompt
     raise BadPrompt(f"prompt is {short_repr(prompt)}; make one with vlm.prompt([picture, text])")

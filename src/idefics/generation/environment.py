@@ -1,6 +1,6 @@
-"""What computes on this machine and with what: kernels, devices, memory, versions; and what a model would take.
+"""Describes this machine (kernels, devices, memory, versions) and estimates the memory that a model needs.
 
-Loads no model. Everything is plain data, for `idefics info` and for reports of faults.
+Loads no weights. Everything returned is plain data, for `idefics info` and for bug reports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from idefics.quant.autotune import cache_file, kernel_choice_by_processor, read_
 
 log = logging.getLogger(__name__)
 
-DISTRIBUTIONS_BY_EXTRA: Mapping[str, tuple[str, ...]] = {  # the distributions that each one brings
+DISTRIBUTIONS_BY_EXTRA: Mapping[str, tuple[str, ...]] = {  # what `pip install idefics[extra]` installs
     "heif": ("pillow-heif",),
     "video": ("av",),
     "quant": ("bitsandbytes",),
@@ -57,11 +57,11 @@ REPORTED_DISTRIBUTIONS = (
     "accelerate",
     "transformers",
 )
-SIMD_NAMES = ("any", "AVX2", "AVX-512")  # of vectors, by the number that the C code gives them
+SIMD_NAMES = ("any", "AVX2", "AVX-512")  # indexed by the SIMD level that the C code reports
 
 
 def describe_environment() -> dict[str, Any]:
-    """Everything that matters for what is computed here and how fast."""
+    """Returns what affects numbers and speed on this machine, as a dict that can be written as JSON."""
     return {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "processor": read_cpuinfo("model name") or platform.processor() or platform.machine(),
@@ -89,7 +89,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def kernel_instruction_sets() -> dict[str, str | None]:
-    """For each piece of C code the instruction set that it uses here; None where it was not compiled."""
+    """Maps each C kernel to the instruction set that it uses on this machine; None if it was not compiled."""
     decode_sets = instruction_sets()
     resize_kernel, int4_library = resize.load_native_kernel(), int4_kernels.load_library()
     return {
@@ -105,7 +105,7 @@ def kernel_instruction_sets() -> dict[str, str | None]:
 
 
 def available_devices() -> list[str]:
-    """The CPU and what else computes here."""
+    """Lists the devices that torch can use: "cpu", each CUDA device with its name, and "mps"."""
     names = ["cpu"]
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
@@ -114,18 +114,20 @@ def available_devices() -> list[str]:
 
 
 def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[str, Any]:
-    """What a model would take on a CPU of this machine, loaded with nothing but its name.
+    """Estimates the memory of a model on this machine's CPU if it is loaded with the default settings.
 
     Args:
-        model: short name, folder or hub id; one that is not on this machine is not downloaded.
+        model: a short name, folder or hub id. It is not downloaded.
+        revision: branch, tag or commit on the hub.
 
     Returns:
-        Bytes of its weights as they are stored there, of one token's keys and values, of that cache, of all; and how
-        many tokens the cache holds and the model reads.
+        In bytes: `weights`, `token_bytes` (keys and values of one token), `kv_cache`, `pictures` (encoder cache),
+        `process`, their sum `in_all`, and `free`. In tokens: `cached_tokens` (size of the KV cache) and
+        `max_positions` (longest prompt). Also `model`, `folder` and the number of `parameters`.
 
     Raises:
-        ModelError: it is not on this machine, or cannot be read.
-        OutOfMemory: not even the smallest cache fits.
+        ModelError: the model is not on this machine, or cannot be read.
+        OutOfMemory: not even the smallest KV cache fits.
     """
     folder = weights.find(model, revision=revision, offline=True)
     checkpoint = models.read_checkpoint(folder)
@@ -160,7 +162,10 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
 
 
 def warn_about_missing_kernels() -> None:
-    """Says once on this machine, in one line of the log, that the C code is missing, and what to do."""
+    """Logs a warning if C kernels were not compiled; once for each set of missing kernels.
+
+    A marker file in the cache folder records that the warning was given.
+    """
     missing = [name for name, instructions in kernel_instruction_sets().items() if instructions is None]
     marker_file = cache_file().with_name(f"told-of-{'-'.join(missing).replace(' ', '-')}")
     if not missing or marker_file.exists():
@@ -169,8 +174,8 @@ def warn_about_missing_kernels() -> None:
         marker_file.parent.mkdir(parents=True, exist_ok=True)
         marker_file.touch()
     log.warning(
-        "the compiled kernels are missing (%s), and answers take several times as long: install a C compiler, such as "
-        "gcc, and then idefics again (`idefics info` shows what is there)",
+        "the compiled kernels are missing (%s), so answers take several times as long: install a C compiler, such as "
+        "gcc, and then reinstall idefics (`idefics info` shows which kernels were compiled)",
         ", ".join(missing),
     )
 
@@ -182,7 +187,7 @@ def _installed_version(name: str) -> str | None:
 
 
 def _folder_size(name: str, path: Path) -> dict[str, Any]:
-    """A place on disk and the bytes in it, files that are linked counted once."""
+    """The size of a file or folder; several links to one file are counted once."""
     files = path.rglob("*") if path.is_dir() else iter([path] * path.exists())
     bytes_by_inode = {(stat.st_dev, stat.st_ino): stat.st_size for stat in _stat_files(files)}
     return {"name": name, "path": str(path), "bytes": sum(bytes_by_inode.values())}
@@ -190,6 +195,6 @@ def _folder_size(name: str, path: Path) -> dict[str, Any]:
 
 def _stat_files(files: Iterable[Path]) -> Iterator[os.stat_result]:
     for file in files:
-        with suppress(OSError):  # it went meanwhile, or is a link to nothing
+        with suppress(OSError):  # deleted meanwhile, or a broken link
             if file.is_file():
                 yield file.stat()

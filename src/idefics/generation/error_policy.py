@@ -1,4 +1,4 @@
-"""Errors about one of several inputs of a call: raised with the number of the input, or returned in its place."""
+"""The `on_error` argument: errors about one input of a call are raised with its number, or returned in its place."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class ErrorPolicy:
-    """What one call does about errors.
+    """How one call handles errors about its inputs.
 
     Args:
-        input_name: what an input is called, such as "picture".
-        num_inputs: how many inputs there are; 0 where the call was given one and no list.
-        on_error: the keyword of the call.
-        stream: that of the call, with which errors can only be raised.
+        input_name: the word for an input in error messages, such as "picture".
+        num_inputs: the number of inputs in the caller's list; 0 if the caller gave one input and not a list.
+        on_error: the call's `on_error` argument: "raise" or "return".
+        stream: the call's `stream` argument; the errors of a stream can only be raised.
 
     Raises:
-        BadSetting: `on_error` is another word, or goes with a stream.
+        BadSetting: `on_error` is not one of the two words, or is "return" together with `stream`.
     """
 
     input_name: str
@@ -38,22 +38,24 @@ class ErrorPolicy:
         validate_choice("on_error", self.on_error, ON_ERROR_CHOICES)
         if validate_bool("stream", self.stream) and self.on_error == "return":
             raise BadSetting(
-                "on_error='return' does not go with stream=True: a stream raises where it is read"
+                "on_error='return' cannot be combined with stream=True: a stream raises errors while it is read"
             )
 
     def call_or_error(self, index: int, function: Callable[[], T]) -> T | IdeficsError:
-        """What `function` gives for the input of a number, counted from 0, or the error that it raises."""
+        """Calls `function` for the input number `index` (from 0); an error of it is handled by `return_or_raise`."""
         try:
             return function()
         except IdeficsError as error:
             return self.return_or_raise(index, error)
 
     def return_or_raise(self, index: int, result: T | IdeficsError) -> T | IdeficsError:
-        """A result, or an error to return. Raises the error instead where the caller has not asked for it."""
+        """Returns a result as it is; an error is returned if `on_error` is "return", else raised with its input's number."""
         if not isinstance(result, IdeficsError):
             return result
         if self.on_error == "return":
-            result.__context__ = result.__cause__ = None  # their frames, and its own, would keep the pictures
+            result.__context__ = result.__cause__ = (
+                None  # the frames of their tracebacks would keep pictures in memory
+            )
             return result.with_traceback(None)
         if not self.num_inputs:
             raise result
@@ -63,7 +65,7 @@ class ErrorPolicy:
 
 
 def result_or_error(function: Callable[[T], R], item: T) -> R | IdeficsError:
-    """What `function` gives for an item, or the error of ours that it raises."""
+    """Returns `function(item)`, or the `IdeficsError` that it raises."""
     try:
         return function(item)
     except IdeficsError as error:

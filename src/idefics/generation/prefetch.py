@@ -1,4 +1,4 @@
-"""Prompts are made on worker threads while the model works: pictures are decoded, resized and cut there."""
+"""Makes prompts on worker threads (decoding, resizing and tiling pictures) while the engine generates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ R = TypeVar("R")
 def prefetch_map(
     function: Callable[[T], R], items: Sequence[T], deadline: Deadline | None = None
 ) -> Generator[R | IdeficsError]:
-    """What `function` gives for each item, or the error of ours that it raises; a few made ahead, in order.
+    """Maps `function` over `items` on worker threads, in order and at most a few items ahead of the consumer.
+
+    A single item without a deadline is computed in the calling thread.
 
     Args:
-        deadline: until when results are waited for. What is still being made then is left behind, and a
-            RequestTimeout stands in its place.
+        function: called once for each item.
+        items: the inputs.
+        deadline: when to stop waiting for a result; None waits without limit.
+
+    Yields:
+        For each item the function's result or the `IdeficsError` that it raised; after the deadline, a
+        `RequestTimeout` for each result that is not ready.
     """
     if len(items) == 1 and deadline is None:
         yield result_or_error(function, items[0])
@@ -36,7 +43,7 @@ def prefetch_map(
     try:
         for item in items:
             pending.append(pool.submit(result_or_error, function, item))
-            if len(pending) > NUM_WORKERS:  # one for each worker, and one that is ready
+            if len(pending) > NUM_WORKERS:  # one running on each worker, and one that is done
                 yield _wait_for_result(pending.popleft(), deadline)
         while pending:
             yield _wait_for_result(pending.popleft(), deadline)
@@ -45,10 +52,11 @@ def prefetch_map(
 
 
 def call_with_deadline(function: Callable[[T], R], item: T, deadline: Deadline | None = None) -> R:
-    """What `function` gives for one item.
+    """Returns `function(item)`, computed on a worker thread if there is a deadline.
 
     Raises:
-        RequestTimeout: it was not there in time.
+        IdeficsError: what the function raises.
+        RequestTimeout: the deadline passed before the result was ready.
     """
     with closing(prefetch_map(function, [item], deadline)) as results:
         result = next(results)

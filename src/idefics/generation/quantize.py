@@ -1,4 +1,4 @@
-"""A checkpoint in few bits as a folder of its own, which `load` takes like any other."""
+"""Writes a quantized copy of a checkpoint into a folder that `load` reads like any other checkpoint."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from idefics.quant.int4_kernels import GROUP_SIZE
 from idefics.quant.linear import Int4Linear, Int8Linear
 from idefics.weights.files import weight_files
 
-COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # what goes with weights
-MAX_SHARD_SIZE = "2GB"  # a file of weights is no larger
-CHECK_PROMPT = "Describe this picture."  # what --check reads after each picture
+COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # copied unchanged
+MAX_SHARD_SIZE = "2GB"  # of one file of weights
+CHECK_PROMPT = "Describe this picture."  # follows each picture in `measure_layer_errors`
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedCheckpoint:
-    """What `quantise` has made.
+    """What `quantize_checkpoint` wrote or found.
 
     Attributes:
-        folder: where it is.
-        is_new: whether it was written now, and not found as it should be.
-        group_size: weights that share a scale in four bits; None in eight, where each output has one.
-        num_layers_by_bits: how many are quantised, by their number of bits.
-        skipped_layers: those that are not, with n in place of a layer's number.
-        bytes_before, bytes_after: bytes of all files of weights.
+        folder: the quantized checkpoint.
+        is_new: whether it was written by this call; False if the folder already held the same checkpoint.
+        group_size: the number of 4-bit weights that share a scale; None for 8 bits, with one scale for each output.
+        num_layers_by_bits: number of bits -> number of layers quantized to it.
+        skipped_layers: names of linear layers that are not quantized, "n" standing for a layer's number.
+        bytes_before: size of the original's weight files in bytes.
+        bytes_after: size of the quantized checkpoint's weight files in bytes.
     """
 
     folder: Path
@@ -55,12 +56,13 @@ class QuantizedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """Of a quantised layer, the root of the mean square relative to the original's.
+    """The error of a quantized layer: root mean square of the difference, divided by that of the original's values.
 
     Attributes:
-        weight_error: of the weights.
-        output_error: of what it makes of the same inputs, those of prompts about the bundled pictures; None if the layer
-            had none.
+        name: the layer's module name.
+        weight_error: error of the weights.
+        output_error: error of the outputs for the original layer's inputs, in prompts about the bundled pictures; None
+            if these prompts do not reach the layer.
     """
 
     name: str
@@ -77,16 +79,28 @@ def quantize_checkpoint(
     offline: bool | None = None,
     progress: weights.ProgressCallback | None = None,
 ) -> QuantizedCheckpoint:
-    """Writes a checkpoint in few bits into a folder, all or nothing. One that is there already is left as it is.
+    """Writes a quantized copy of a checkpoint into a folder; on an error the folder is not created.
+
+    If the folder already holds the same checkpoint, quantized in the same way, nothing is written.
+
+    Args:
+        model: a short name, folder or hub id.
+        quantization: the number format and which modules to leave out.
+        out: the folder to write.
+        revision: branch, tag or commit on the hub.
+        offline: never use the network.
+        progress: called with (bytes done, bytes in all) during a download.
 
     Raises:
-        ModelError: as `load`.
-        BadSetting: the folder holds something else; the checkpoint is in few bits already.
+        ModelError: the model is not found or not supported, as for `load`.
+        BadSetting: the folder holds something else or cannot be written, or the checkpoint is already quantized.
     """
     folder = weights.find(model, revision=revision, offline=offline, progress=progress)
     checkpoint = models.read_checkpoint(folder)
     if checkpoint.quantization is not None:
-        raise BadSetting(f"{folder} is kept in {checkpoint.quantization.kind} already: give the original")
+        raise BadSetting(
+            f"{folder} is already quantized ({checkpoint.quantization.kind}): give the original checkpoint"
+        )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = models.quantization_config_dict(quantization)
     is_new = not _is_already_written(out, config)
@@ -126,9 +140,21 @@ def measure_layer_errors(
     revision: str | None = None,
     offline: bool | None = None,
 ) -> list[LayerError]:
-    """Every quantised layer's error, the worst first.
+    """Compares each quantized layer with the original layer, on prompts about two bundled pictures.
 
-    Each layer is given what it is given in the original: errors do not add up from layer to layer.
+    Both get the original model's inputs, so that errors do not accumulate from layer to layer.
+
+    Args:
+        model: the original: a short name, folder or hub id.
+        quantized_folder: the quantized checkpoint, as written by `quantize_checkpoint`.
+        revision: branch, tag or commit of the original on the hub.
+        offline: never use the network.
+
+    Returns:
+        One record for each quantized layer, the largest output error first.
+
+    Raises:
+        ModelError: one of the two models cannot be loaded.
     """
     original_pipeline = Pipeline.load(model, device="cpu", revision=revision, offline=offline)
     quantized_model: nn.Module = Pipeline.load(quantized_folder, device="cpu").engine.model  # type: ignore[assignment]
@@ -188,7 +214,7 @@ def _unquantized_layer_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def _is_already_written(out: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this very checkpoint; an error where it holds anything else."""
+    """Returns whether the folder holds a checkpoint with this config; raises BadSetting if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if (out / "config.json").is_file():
@@ -198,13 +224,13 @@ def _is_already_written(out: Path, config: Mapping[str, Any]) -> bool:
             existing_config = None
         if existing_config == config and weight_files(out):
             return True
-    raise BadSetting(f"{out} holds something else already: give a new folder, or empty it")
+    raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
 
 
 def _write_checkpoint(
     module: nn.Module, checkpoint: Checkpoint, config: Mapping[str, Any], out: Path
 ) -> None:
-    """Beside its place first, then there at once: a run that breaks off leaves nothing under that name."""
+    """Writes into a temporary folder and renames it to `out`, so that an interrupted run leaves no partial `out`."""
     from huggingface_hub import save_torch_state_dict
 
     try:
@@ -227,7 +253,7 @@ def _write_checkpoint(
             max_shard_size=MAX_SHARD_SIZE,
             shared_tensors_to_discard=tied_names,
         )
-        temporary_folder.chmod(0o755)  # both were made for nobody else to read
+        temporary_folder.chmod(0o755)  # temporary files are readable by their owner only
         for file in temporary_folder.iterdir():
             file.chmod(0o644)
         temporary_folder.replace(out)

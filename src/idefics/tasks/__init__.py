@@ -1,4 +1,4 @@
-"""The tasks: one small record each. Every door reads TASKS; `verbs` makes them methods of `Idefics`."""
+"""The tasks, one `Task` record each. `Idefics` has a method for each; the CLI, server and page read `TASKS`."""
 
 from idefics.tasks import ask, caption, classify, complete, write
 from idefics.tasks.task import Task

@@ -2,7 +2,7 @@
 
 from idefics.tasks.task import Task
 
-# The instruction and the line are those of the published Idefics guide.
+# Instruction and prompt are those of the published Idefics guide.
 TASK = Task(
     name="ask",
     help="Answer a question about a picture.",

@@ -1,8 +1,8 @@
-"""Captioning: the model says what the picture shows, with no words from the caller."""
+"""Captioning: describes a picture, without a text from the caller."""
 
 from idefics.tasks.task import Task
 
-# The question is SmolVLM's card's; "Caption:" after each picture is the wording of the OBELICS evaluation for shots.
+# The question is from SmolVLM's model card; "Caption:" after each picture is the few-shot prompt of OBELICS.
 TASK = Task(
     name="caption",
     help="Say what a picture shows.",

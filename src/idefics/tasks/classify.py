@@ -1,4 +1,4 @@
-"""Classification: labels ranked by how likely the model finds each as its answer."""
+"""Classification: ranks labels by the model's probability of each label as its answer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from idefics.messages import RankedLabel
 from idefics.tasks.task import Task
 from idefics.validation import short_repr, validate_list
 
-MAX_LISTED_LABELS = (
-    20  # more labels than this are ranked without being read out first: the prompt stays short
-)
+MAX_LISTED_LABELS = 20  # more labels are not listed in the prompt, which would become too long
 MAX_LABELS = 1000
 
-# The listing is that of the published Idefics guide.
+# The wording is that of the published Idefics guide.
 TASK = Task(
     name="classify",
     help="Say which of some labels fits a picture, with a probability for each.",
     words_name="labels",
     chat_prompt="Classify this image into a single category from the following list: {words}.",
-    base_instruction="Instruction: Classify the following image into a single category from the following list: {words}.\n",
+    base_instruction="Instruction: Classify the following image into a single category from the following list: "
+    "{words}.\n",
     base_prompt="Category:",
 )
 UNLISTED_TASK = Task(
@@ -36,20 +35,35 @@ UNLISTED_TASK = Task(
 
 
 def task_for_labels(labels: Sequence[str], kind: Literal["base", "chat"]) -> tuple[Task, str]:
-    """The task's record for so many labels, and the words that stand for them in the prompt."""
+    """Selects the prompt for a number of labels.
+
+    Args:
+        labels: the labels, as `check_labels` returns them.
+        kind: the checkpoint's kind; a chat prompt lists the labels as text, a base prompt as a Python list.
+
+    Returns:
+        The task, and the text that lists the labels; "" if there are too many to list.
+    """
     if len(labels) > MAX_LISTED_LABELS:
         return UNLISTED_TASK, ""
     return TASK, ", ".join(labels) if kind == "chat" else str(list(labels))
 
 
 def check_labels(labels: Sequence[str]) -> list[str]:
-    """The labels, or a BadSetting: two to a thousand different ones, none blank."""
+    """Checks the labels of a classification.
+
+    Returns:
+        The labels, without blanks at their ends.
+
+    Raises:
+        BadSetting: not a list of 2 to 1000 different strings, or one is blank.
+    """
     if isinstance(labels, str):
         raise BadSetting(f"labels is the text {labels!r}: give a list, such as {labels.split(',')!r}")
     label_list = validate_list("labels", labels, "a list of texts")
     for label in label_list:
         if not isinstance(label, str):
-            raise BadSetting(f"a label is {short_repr(label)}: give texts, such as 'cat'")
+            raise BadSetting(f"a label is {short_repr(label)}: give strings, such as 'cat'")
     stripped = [label.strip() for label in label_list]
     if not 2 <= len(stripped) <= MAX_LABELS:
         plural = "" if len(stripped) == 1 else "s"
@@ -70,7 +84,17 @@ def rank_labels(
     *,
     length_normalized: bool = False,
 ) -> tuple[RankedLabel, ...]:
-    """The labels with their probabilities, the likeliest first; for the rest see `scores`."""
+    """Ranks labels by their scores; a label's probability is the softmax of its score over all labels.
+
+    Args:
+        labels: the labels.
+        logprobs: for each label the log-probability of each of its tokens.
+        prior: see `score_labels`.
+        length_normalized: see `score_labels`.
+
+    Returns:
+        (label, probability, score) for each label, the most probable first.
+    """
     label_scores = score_labels(logprobs, prior, length_normalized=length_normalized)
     rows = sorted(zip(labels, softmax(label_scores), label_scores, strict=True), key=lambda row: -row[2])
     return tuple(RankedLabel(*row) for row in rows)
@@ -79,12 +103,16 @@ def rank_labels(
 def score_labels(
     logprobs: Sequence[Sequence[float]], prior: Sequence[Sequence[float]] | None, *, length_normalized: bool
 ) -> list[float]:
-    """One number a label: its tokens' summed log-probability.
+    """Computes the score of each label: the sum of the log-probabilities of its tokens.
 
     Args:
         logprobs: for each label the log-probability of each of its tokens.
-        prior: the same for a content-free picture, subtracted (arXiv 2102.09690); None leaves them as they are.
-        length_normalized: divide by the number of tokens.
+        prior: the same for a content-free picture; its sum is subtracted (contextual calibration, arXiv 2102.09690).
+            None: nothing is subtracted.
+        length_normalized: divide each score by the label's number of tokens.
+
+    Returns:
+        One score for each label.
     """
     label_scores = []
     for index, tokens in enumerate(logprobs):
@@ -94,7 +122,7 @@ def score_labels(
 
 
 def softmax(label_scores: Sequence[float]) -> list[float]:
-    """Softmax over the labels."""
+    """Computes the probabilities of labels from their scores: exp(score) / sum of all exp(scores)."""
     max_score = max(label_scores)
     exponentials = [math.exp(score - max_score) for score in label_scores]
     return [weight / math.fsum(exponentials) for weight in exponentials]

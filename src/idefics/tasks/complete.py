@@ -1,4 +1,4 @@
-"""Prompted captioning: the model goes on with the caller's words."""
+"""Prompted captioning: continues the caller's text about a picture."""
 
 from idefics.tasks.task import Task
 

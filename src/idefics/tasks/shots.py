@@ -1,4 +1,4 @@
-"""Shots as data: a JSONL file, one worked example a line."""
+"""Reads few-shot examples from a JSONL file, one example per line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,23 @@ MAX_SHOTS = 32
 
 @reject_unknown_arguments
 def read_shots(path: str | Path) -> list[Shot]:
-    """Reads `{"image": ..., "answer": ..., "question": ...}` lines; "question" may be left out.
+    """Reads few-shot examples from a JSONL file, for `Idefics.with_shots`.
 
-    An image is an address, a data URI, or a path: relative ones start at the file's folder.
+    Each line is `{"image": ..., "answer": ..., "question": ...}`; "question" is optional. An image is a URL, a data URI
+    or a path; a relative path starts at the file's folder.
+
+    Args:
+        path: the JSONL file, in UTF-8, with 1 to 32 examples.
+
+    Returns:
+        The examples, in the order of the file.
 
     Raises:
-        BadPrompt: no such file, too many lines, or a line that is not so; the message names the line.
+        BadPrompt: the file cannot be read, holds no or too many examples, or has a malformed line; the message names
+            the line.
+
+    Example:
+        >>> vlm = idefics.load("demo").with_shots(idefics.read_shots("shots.jsonl"))
     """
     value: object = path
     if not isinstance(value, (str, os.PathLike)):
@@ -39,15 +50,21 @@ def read_shots(path: str | Path) -> list[Shot]:
 
 
 def parse_shots(text: str, path: Path) -> list[Shot]:
-    """The worked examples of a JSONL text.
+    """Parses the text of a JSONL file of few-shot examples; see `read_shots`.
 
     Args:
-        path: of its file, for messages; relative paths of pictures start at its folder.
+        text: the file's text.
+        path: the file, for error messages; relative paths of pictures start at its folder.
+
+    Returns:
+        The examples, in the order of the lines.
 
     Raises:
-        BadPrompt: too many lines, or a line that is not a shot; the message names the line.
+        BadPrompt: there are no or too many examples, or a line is malformed; the message names the line.
     """
-    lines = text.split("\n")  # JSON may hold the other characters that end lines elsewhere
+    lines = text.split(
+        "\n"
+    )  # not splitlines(): JSON strings may contain the other line separators of Unicode
     shots = [_parse_shot(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not 1 <= len(shots) <= MAX_SHOTS:
         raise BadPrompt(f"{path} holds {len(shots)} shots; give 1 to {MAX_SHOTS}, one JSON object a line")
@@ -55,9 +72,8 @@ def parse_shots(text: str, path: Path) -> list[Shot]:
 
 
 def _parse_shot(line: str, path: Path, number: int) -> Shot:
-    from idefics.processing.video import (
-        to_picture_or_video,
-    )  # numpy and Pillow, without which `idefics --help` answers
+    # Imports NumPy and Pillow, which `idefics --help` does not need.
+    from idefics.processing.video import to_picture_or_video
 
     example = '{"image": "photo.jpg", "answer": "A puppy."}'
     try:
@@ -71,6 +87,6 @@ def _parse_shot(line: str, path: Path, number: int) -> Shot:
             f"{path}, line {number} has unknown fields {', '.join(sorted(unknown_fields))}: write {example}"
         )
     image = row["image"]
-    is_address = image.startswith(("http://", "https://", "data:"))
-    picture = to_picture_or_video(image if is_address else path.parent / image)
+    is_url = image.startswith(("http://", "https://", "data:"))
+    picture = to_picture_or_video(image if is_url else path.parent / image)
     return Shot(picture, row["answer"], row.get("question", ""))

@@ -1,6 +1,6 @@
-"""What a task is: how it is worded for checkpoints that chat and for those that continue documents.
+"""The `Task` record: the prompts of a task, for chat checkpoints and for base checkpoints. Plain data.
 
-Data only. Knows no model; the wordings' sources stand beside them in each task's file.
+The source of each prompt's wording is cited in the task's file.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from idefics.messages import ContentPart, Message, PictureOrVideo, Shot, assista
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One thing to do with a picture. `{words}` in a wording stands for what the caller says.
+    """A task: something to do with one picture. `{words}` in a prompt is replaced by the caller's text.
 
     Attributes:
-        name: of the method and of the command.
-        help: one line for people.
-        words_name: what the caller's words are called ("question"); "" where there are none.
-        chat_prompt: what the user says beside the picture, to a checkpoint that chats.
-        answer_start: what the answer is made to begin with, to a checkpoint that chats.
-        base_instruction: said once before everything, to a checkpoint that continues documents.
-        base_prompt: said after a picture; the answer follows.
-        base_prompt_with_shots: the same where examples stand before it, so that answers are told apart.
-        max_new_tokens: enough for a usual answer.
+        name: the name of its method and command.
+        help: one line for users.
+        words_name: the argument name of the caller's text ("question"); "" if the task takes none.
+        chat_prompt: for chat checkpoints: the text of the user's message, after the picture.
+        answer_start: for chat checkpoints: the beginning of the answer, given to the model (prefill).
+        base_instruction: for base checkpoints: the text before the first picture.
+        base_prompt: for base checkpoints: the text after the picture; the answer follows it.
+        base_prompt_with_shots: replaces `base_prompt` if few-shot examples precede it; "" if it is the same.
+        max_new_tokens: the task's default of this option.
     """
 
     name: str
@@ -41,7 +41,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskPrompt:
-    """A task worded for one checkpoint: a conversation, or a raw prompt."""
+    """The prompt of a task about one picture.
+
+    Attributes:
+        items: messages for a chat checkpoint; text and pictures for a base checkpoint.
+        answer_start: for messages: the beginning of the answer.
+    """
 
     items: list[Message] | list[ContentPart]
     answer_start: str = ""
@@ -54,7 +59,15 @@ def compose_task_prompt(
     words: str = "",
     shots: Sequence[Shot] = (),
 ) -> TaskPrompt:
-    """The prompt of a task. Shots are earlier turns of a chat, or earlier passages of a document."""
+    """Builds the prompt of a task: few-shot examples become earlier turns of a chat or earlier passages of a document.
+
+    Args:
+        task: the task.
+        kind: the checkpoint's kind: "chat", or "base" for one that continues documents.
+        picture: the picture that the task is about.
+        words: the caller's text, such as the question.
+        shots: few-shot examples, in their order; one without a question of its own has `words`.
+    """
     return (
         _compose_chat(task, picture, words, shots)
         if kind == "chat"

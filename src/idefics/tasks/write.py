@@ -1,10 +1,10 @@
-"""Image-guided writing: stories, product texts, whatever the instruction asks for."""
+"""Image-guided writing: a story, a product text or whatever else the instruction asks for."""
 
 from idefics.tasks.task import Task
 
 STORY = "Use the image to write a story."
 
-# Instruction and line are those of the published Idefics guide.
+# Instruction and prompt are those of the published Idefics guide.
 TASK = Task(
     name="write",
     help="Write a text guided by a picture: a story unless you say what.",
