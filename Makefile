@@ -40,7 +40,7 @@ bench: $(BENCH) ## measure, with the rivals and the machine's limits beside each
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find bench demo-model scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find bench demo-model examples scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and alone: whatever is installed later finds it in place and leaves it there.
 $(BASE): pyproject.toml constraints.txt setup.py $(wildcard src/idefics/*/native/*.[ch])
