@@ -271,7 +271,7 @@ def evaluate(
     def draw_picture(scene: Scene) -> Picture:
         return Picture(draw_scene(scene, image_size))
 
-    has_raw_prompts = vlm.processor.prompt_format.image_tokens == "beside"  # as `Recipe.raw` says
+    has_raw_prompts = vlm.processor.prompt_format.image_tokens == "cross_attention"  # as `Recipe.raw` says
     for kind, test in EVALUATION_BY_KIND.items():
         if kind in RAW_KINDS and not has_raw_prompts:
             continue

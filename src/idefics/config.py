@@ -210,9 +210,10 @@ class PromptFormat:
         kind: "base" continues documents; "chat" answers turns through the template. Tasks word their prompts by it.
         chat_template: the Jinja chat template; empty for a base checkpoint without one.
         turn_end_token: the token that ends a turn (`<end_of_utterance>`), or "" where the checkpoint has none.
-        image_tokens: "beside": `<fake><image><fake>` around one `<image>`, neighbours sharing a fake (Idefics 1);
-            "frames": a fake before and after every frame, neighbours sharing one (Idefics 2);
-            "tiles": the row, column and global marks of Idefics 3 and SmolVLM.
+        image_tokens: how a picture is written in the prompt. "cross_attention": one `<image>` between two
+            `<fake_token_around_image>`, whose features are read by cross-attention (Idefics 1);
+            "inline": one `<image>` per feature row, a fake token before and after every frame (Idefics 2);
+            "inline_tiles": one `<image>` per feature row, each tile after its `<row_1_col_1>` (Idefics 3, SmolVLM).
         strips_text: raw text items lose the spaces at their ends (Idefics 1's processor).
         prompt_prefix: text put before a raw prompt and before a rendered template (`<s>` in Idefics 1), or "".
         add_special_tokens: whether `tokenizer.json` itself shall add its own specials (its post-processor).
@@ -221,7 +222,7 @@ class PromptFormat:
     kind: Literal["base", "chat"]
     chat_template: str
     turn_end_token: str
-    image_tokens: Literal["beside", "frames", "tiles"]
+    image_tokens: Literal["cross_attention", "inline", "inline_tiles"]
     strips_text: bool
     prompt_prefix: str
     add_special_tokens: bool

@@ -84,7 +84,7 @@ def processor(llama):
         kind="chat",
         chat_template="",
         turn_end_token="<end_of_utterance>",
-        image_tokens="beside",
+        image_tokens="cross_attention",
         strips_text=True,
         prompt_prefix="<s>",
         add_special_tokens=False,

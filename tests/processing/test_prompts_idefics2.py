@@ -178,7 +178,7 @@ def test_base_has_no_row_for_the_turn_end_of_its_tokenizer():
         kind="base",
         chat_template="",
         turn_end_token="",
-        image_tokens="frames",
+        image_tokens="inline",
         strips_text=False,
         prompt_prefix="",
         add_special_tokens=True,

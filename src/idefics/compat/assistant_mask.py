@@ -44,7 +44,7 @@ def make_assistant_mask(
                 picture.columns,
                 follows_picture=written_text.endswith(FAKE_IMAGE_TOKEN),
             )
-            if processor.prompt_format.image_tokens == "frames" and written_text.endswith(
+            if processor.prompt_format.image_tokens == "inline" and written_text.endswith(
                 FAKE_IMAGE_TOKEN
             ):  # Idefics 2: neighbours share one
                 written_part = written_part.removeprefix(FAKE_IMAGE_TOKEN)

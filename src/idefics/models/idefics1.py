@@ -365,7 +365,7 @@ def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFor
         kind="chat" if is_chat else "base",
         chat_template=template or DEFAULT_CHAT_TEMPLATE,
         turn_end_token=END_OF_UTTERANCE if is_chat else "",
-        image_tokens="beside",
+        image_tokens="cross_attention",
         strips_text=True,
         prompt_prefix="<s>",
         add_special_tokens=False,

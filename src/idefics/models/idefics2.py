@@ -152,7 +152,7 @@ def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFor
         kind="chat" if is_chat else "base",
         chat_template=template or (DEFAULT_CHAT_TEMPLATE if is_chat else ""),
         turn_end_token=END_OF_UTTERANCE if is_chat else "",
-        image_tokens="frames",
+        image_tokens="inline",
         strips_text=False,
         prompt_prefix="",
         add_special_tokens=True,

@@ -166,7 +166,7 @@ def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFor
         kind="chat" if template else "base",
         chat_template=template,
         turn_end_token=END_OF_UTTERANCE if END_OF_UTTERANCE in added_tokens else "",
-        image_tokens="tiles",
+        image_tokens="inline_tiles",
         strips_text=False,
         prompt_prefix="",
         add_special_tokens=True,

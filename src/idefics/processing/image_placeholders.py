@@ -21,14 +21,14 @@ def image_placeholder_text(
         tokens_per_frame: how many places one frame takes.
         rows, columns: of its grid; (0, 0) where the picture is one frame.
     """
-    if prompt_format.image_tokens == "beside":  # neighbouring pictures share the fake between them
+    if prompt_format.image_tokens == "cross_attention":  # neighbouring pictures share the fake between them
         return (
             f"{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
             if follows_picture
             else f"{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
         )
     frame_text = IMAGE_TOKEN * tokens_per_frame
-    if prompt_format.image_tokens == "frames":
+    if prompt_format.image_tokens == "inline":
         return f"{FAKE_IMAGE_TOKEN}{frame_text}" * (rows * columns + 1) + FAKE_IMAGE_TOKEN
     tiles_text = "".join(
         "".join(f"{FAKE_IMAGE_TOKEN}<row_{row}_col_{column}>{frame_text}" for column in range(1, columns + 1))

@@ -81,7 +81,9 @@ class Processor:
         self.image_detail = ImageDetail()
         self.is_text_trusted = True
         self._end_of_document_id = (
-            tokenizer.token_to_id(END_OF_DOCUMENT_TOKEN) if prompt_format.image_tokens == "beside" else None
+            tokenizer.token_to_id(END_OF_DOCUMENT_TOKEN)
+            if prompt_format.image_tokens == "cross_attention"
+            else None
         )
 
     def with_image_detail(self, image_detail: ImageDetail) -> Processor:
@@ -219,7 +221,7 @@ class Processor:
         self, items: Sequence[ContentPart | PreprocessedImage], adds_turn_end: bool | None
     ) -> list[TextPiece | PictureOrVideo | PreprocessedImage]:
         has_turn_end = (
-            self.prompt_format.image_tokens == "beside"
+            self.prompt_format.image_tokens == "cross_attention"
             and self.prompt_format.turn_end_token in self.tokenizer.added_token_contents
         )
         if adds_turn_end and not has_turn_end:
@@ -271,7 +273,7 @@ class Processor:
                 pieces.append(TextPiece(text, trusted=True))
             follows_picture = not isinstance(part, TextPiece)
         return (
-            merge_adjacent_fake_tokens(pieces) if self.prompt_format.image_tokens == "frames" else pieces
+            merge_adjacent_fake_tokens(pieces) if self.prompt_format.image_tokens == "inline" else pieces
         ), pictures
 
     def _expand_videos(
@@ -316,7 +318,7 @@ class Processor:
         if not ids:
             raise BadPrompt("the prompt is empty: give some text or a picture")
         positions = [position for position, id in enumerate(ids) if id == self._image_token_id]
-        is_cross_attention = self.prompt_format.image_tokens == "beside"
+        is_cross_attention = self.prompt_format.image_tokens == "cross_attention"
         num_tokens_by_image = [
             1 if is_cross_attention else len(picture.frames) * self.image_config.tokens_per_frame
             for picture in pictures
