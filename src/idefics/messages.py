@@ -77,10 +77,10 @@ class Picture:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", read_source(self.source))
-        self.look(ImageDetail())
+        self.resolve_detail(ImageDetail())
 
-    def look(self, call: ImageDetail) -> ImageDetail:
-        """How closely this one is looked at in a call."""
+    def resolve_detail(self, call: ImageDetail) -> ImageDetail:
+        """The detail of this picture in a call: its own settings, and those of `call` where it has none."""
         return ImageDetail(
             call.detail if self.detail is None else self.detail,
             call.max_tiles if self.max_tiles is None else self.max_tiles,

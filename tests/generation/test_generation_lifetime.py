@@ -16,6 +16,7 @@ import torch
 
 import idefics
 from idefics import BadCall, BadSetting, ModelClosed, RequestTimeout
+from idefics.processing import picture_expansion
 
 PIXELS = np.zeros((20, 30, 3), np.uint8)
 STEP_SECONDS = 0.03  # seconds that a step of the slow model takes
@@ -135,7 +136,7 @@ def test_a_request_that_waits_ends_in_time(slow_model):
 
 
 def test_a_picture_that_takes_too_long_is_left_behind(vlm, monkeypatch):
-    monkeypatch.setattr(type(vlm.processor), "_preprocess_picture", lambda *_: time.sleep(2))
+    monkeypatch.setattr(picture_expansion, "open_and_preprocess", lambda *_: time.sleep(2))
     began = time.monotonic()
     with pytest.raises(RequestTimeout):
         vlm.caption(PIXELS, timeout=0.1)

@@ -9,8 +9,9 @@ import PIL.Image
 from idefics.config import ImageProcessorConfig
 from idefics.messages import Picture
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_processor import open_picture
+from idefics.processing.image_processor import cut_frames, open_picture
 from idefics.processing.picture_files import EXIF_ORIENTATION_TAG
+from idefics.processing.tile_plan import plan_tiles
 
 TILES_PLAN = ImageProcessorConfig(
     frame_size=16,
@@ -62,6 +63,12 @@ def random_picture(mode, size=(37, 23)):
 
 def open_trusted(source):
     return open_picture(Picture(source), Fetcher(policy="off"))
+
+
+def split_into_frames(pixels, config):
+    """The uint8 frames of a picture (h, w, 3), and the rows and columns of its grid."""
+    plan = plan_tiles(pixels.shape[1], pixels.shape[0], config)
+    return cut_frames(pixels, plan, config.resample), plan.rows, plan.columns
 
 
 def encode_picture(image, format, **options):

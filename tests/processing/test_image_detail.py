@@ -8,8 +8,8 @@ import pytest
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import ImageDetail, Picture, user
-from idefics.processing.image_sizes import apply_image_detail, compute_tile_grid
 from idefics.processing.message_parsing import to_messages
+from idefics.processing.tile_plan import apply_image_detail, compute_tile_grid
 from processing.pictures_tiny import CROSS_ATTENTION_PLAN as BESIDE_PLAN
 from processing.test_images_idefics2 import SPLIT_PLAN
 from processing.test_processor import CROSS_ATTENTION_PROCESSOR, TILES_PROCESSOR

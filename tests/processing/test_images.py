@@ -11,9 +11,9 @@ import pytest
 
 from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_processor import open_and_preprocess, preprocess_image, split_into_frames
-from idefics.processing.image_sizes import compute_tile_grid, resize_longest_edge, round_up_to_tiles
+from idefics.processing.image_processor import open_and_preprocess, preprocess_image
 from idefics.processing.resize import to_pixel_array
+from idefics.processing.tile_plan import compute_tile_grid, resize_longest_edge, round_up_to_tiles
 from idefics.processing.to_rgb import to_rgb
 from processing.pictures_tiny import (
     CROSS_ATTENTION_PLAN,
@@ -25,6 +25,7 @@ from processing.pictures_tiny import (
     open_trusted,
     random_picture,
     random_pixels,
+    split_into_frames,
 )
 
 every_plan = pytest.mark.parametrize("plan", PLAN_BY_NAME.values(), ids=PLAN_BY_NAME)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from idefics.config import ImageProcessorConfig
-from idefics.processing.image_processor import preprocess_image, split_into_frames
-from idefics.processing.image_sizes import compute_tile_grid, native_frame_size
+from idefics.processing.image_processor import preprocess_image
 from idefics.processing.resize import to_pixel_array
+from idefics.processing.tile_plan import compute_tile_grid, native_frame_size
 from idefics.processing.to_rgb import to_rgb
-from processing.pictures_tiny import random_picture
+from processing.pictures_tiny import random_picture, split_into_frames
 from processing.test_images import PICTURE_BY_KIND
 
 UNSPLIT_PLAN = ImageProcessorConfig(

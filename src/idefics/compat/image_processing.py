@@ -27,7 +27,6 @@ from idefics.messages import ImageDetail, Picture
 from idefics.models.family import RESAMPLE_FILTERS, resample_filter_name
 from idefics.processing import checkpoint_settings
 from idefics.processing.image_processor import open_picture, preprocess_image
-from idefics.processing.image_sizes import apply_image_detail
 from idefics.prompt import PreprocessedImage
 
 T = TypeVar("T")
@@ -177,7 +176,7 @@ class ImageProcessor:
         config = self._config_for_image(image, self._config_for_picture(picture))
         if (size := self.fixed_size()) is not None and image.size != size:
             image = image.resize(size, PIL.Image.Resampling(int(self.resample)))
-        return preprocess_image(image, apply_image_detail(*image.size, config, picture.look(ImageDetail())))
+        return preprocess_image(image, config, picture.resolve_detail(ImageDetail()))
 
     def fixed_size(self) -> tuple[int, int] | None:
         """(width, height) that pictures are resized to first, whatever their aspect; None where they keep it."""

@@ -20,7 +20,7 @@ from idefics.compat.image_processing import (
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
 from idefics.models.idefics3 import read_video_config
-from idefics.processing.image_sizes import compute_tile_grid
+from idefics.processing.tile_plan import compute_tile_grid
 
 HALF_PER_CHANNEL = [0.5, 0.5, 0.5]
 UNBOUNDED_EDGE = 2**31  # pixels of an edge

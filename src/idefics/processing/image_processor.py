@@ -1,7 +1,12 @@
-"""Pictures of every kind into frames for the vision tower.
+"""A picture's way from its source to normalised frames, each step once:
 
-Every resize is PIL's, on uint8, rounded between steps, as in the image processors that the checkpoints were
-trained with. Knows pixels and plans; does not know tokens. Reads the network only through its fetcher.
+    Picture -> fetch_picture: its bytes are here (fetch, untrusted)
+            -> OpenedImage: decoded within limits, RGB, upright (picture_files, to_rgb)
+            -> TilePlan: how it is resized and cut, from its size alone (tile_plan)
+            -> PreprocessedImage: frames, resized, cut and normalised (resize)
+
+Then `picture_expansion` writes its placeholders into the prompt. Every resize is Pillow's, on uint8, rounded between
+steps, as in the image processors that the checkpoints were trained with. Only the fetcher reads the network.
 """
 
 from __future__ import annotations
@@ -11,29 +16,22 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import PIL.Image
 
-from idefics.config import ImageProcessorConfig
+from idefics.config import ImageProcessorConfig, ResampleFilter
 from idefics.errors import BadPicture, PartialPictureWarning
 from idefics.messages import ImageDetail, Picture
-from idefics.processing import untrusted
 from idefics.processing.fetch import Fetcher, is_url, normalize_url, shorten_url
-from idefics.processing.image_sizes import (
-    apply_image_detail,
-    compute_tile_grid,
-    native_frame_size,
-    resize_longest_edge,
-)
 from idefics.processing.picture_files import (
+    OpenedImage,
     decode,
     decode_untrusted,
     load_upright_rgb,
@@ -41,32 +39,98 @@ from idefics.processing.picture_files import (
     wait_for_warning_filters,
 )
 from idefics.processing.resize import normalize, resize, to_pixel_array
+from idefics.processing.tile_plan import TilePlan, plan_tiles, tile_boxes
 from idefics.processing.to_rgb import image_from_array
+from idefics.processing.untrusted import MAX_UNTRUSTED_PIXELS
 from idefics.prompt import PreprocessedImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_PATH_CHARACTERS = 4096  # characters
-MAX_PIXELS = 178_956_970  # PIL's own limit against decompression bombs: half a gigabyte of RGB
+MAX_PATH_CHARACTERS = 4096
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: half a gigabyte of RGB
+
+
+def open_and_preprocess(
+    picture: Picture, config: ImageProcessorConfig, fetcher: Fetcher, image_detail: ImageDetail
+) -> PreprocessedImage:
+    """Opens a picture and makes its frames; raises what `open_picture` raises.
+
+    Args:
+        image_detail: the detail of the call, which the picture's own goes before.
+    """
+    decode_picture = fetch_picture(picture.source, fetcher)
+    with fetcher.decode_slots:
+        opened = decode_picture()
+        preprocessed = preprocess_image(opened.image, config, picture.resolve_detail(image_detail))
+    _warn(opened.note, fetcher)
+    return replace(preprocessed, note=opened.note)
 
 
 def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
     """The picture as RGB, upright by its EXIF tag, transparency over white; the first frame of an animation.
 
     Args:
-        picture: a path, bytes, a `PIL.Image`, an array (see `to_rgb.from_array`), an http(s) URL, a data URI or base64.
-        fetcher: gets what is remote, or refuses to; says what is a stranger's.
+        picture: a path, bytes, a `PIL.Image`, an array (see `image_from_array`), an http(s) URL, a data URI or base64.
+        fetcher: gets what is remote, or refuses to; says whether the sender is trusted.
 
     Raises:
-        BadPicture: no such file, not a picture, broken, not to be fetched, or larger than `MOST_PIXELS`; of a stranger:
-            a path, another format than `UNTRUSTED_IMAGE_FORMATS`, larger than `untrusted.MOST_PIXELS`, or a file that takes
-            more work than a picture should.
+        BadPicture: no such file, not a picture, broken, not to be fetched, or larger than `MAX_PIXELS`; of an untrusted
+            sender: a path, a format outside `UNTRUSTED_IMAGE_FORMATS`, larger than `MAX_UNTRUSTED_PIXELS`, or a file
+            that takes more work to decode than a picture should.
     """
-    with _open_source(picture.source, fetcher) as decode, fetcher.decode_slots:
-        image, note = decode()
-    _warn(note, fetcher)
-    return image
+    decode_picture = fetch_picture(picture.source, fetcher)
+    with fetcher.decode_slots:
+        opened = decode_picture()
+    _warn(opened.note, fetcher)
+    return opened.image
+
+
+def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]:
+    """Fetches a remote picture; refuses what is no picture's source.
+
+    Returns:
+        The function that decodes the picture. It needs no network, so that the caller may hold one of the few
+        `decode_slots` around it.
+    """
+    source = normalize_url(source) if isinstance(source, str) else source
+    is_untrusted = fetcher.is_untrusted(source)
+    max_pixels = MAX_UNTRUSTED_PIXELS if is_untrusted else MAX_PIXELS
+    decode_file = partial(decode_untrusted if is_untrusted else decode, max_pixels=max_pixels)
+    match source:
+        case PIL.Image.Image():
+            name = f"a PIL picture of mode {source.mode}"
+            return lambda: OpenedImage(load_upright_rgb(source, name, max_pixels))
+        case np.ndarray():
+            return lambda: OpenedImage(image_from_array(source, max_pixels))
+        case bytes():
+            return partial(decode_file, io.BytesIO(source), describe_bytes(source))
+        case str() if is_url(source):
+            return partial(decode_file, io.BytesIO(fetcher.get(source)), shorten_url(source))
+        case str() | os.PathLike() if fetcher.untrusted:
+            raise BadPicture("a picture cannot be a path here: send an http(s) address, or a data URI")
+        case str() if len(source) > MAX_PATH_CHARACTERS:
+            raise BadPicture(
+                f"a picture given as a text of {len(source):,} characters is no path, no address and no base64 of a "
+                "picture: does it begin with the picture's first byte?"
+            )
+        case str() | os.PathLike():
+            return partial(_decode_path, Path(source), shorten_url(str(source)), decode_file)
+        case _:
+            raise BadPicture(
+                f"a picture cannot be of type {type(source).__name__}: give a path, bytes, a file object, a PIL "
+                "picture, an array, a tensor, an http(s) URL or a data URI; several pictures are one list"
+            )
+
+
+def _decode_path(path: Path, name: str, decode_file: Callable[[BinaryIO, str], OpenedImage]) -> OpenedImage:
+    with open_file(path, name) as file:
+        return decode_file(file, name)
+
+
+def describe_bytes(data: bytes) -> str:
+    """What error messages call a picture that is given as the bytes of a file."""
+    return f"a picture of {len(data)} bytes" if data else "the picture"
 
 
 def _warn(note: str, fetcher: Fetcher) -> None:
@@ -76,71 +140,20 @@ def _warn(note: str, fetcher: Fetcher) -> None:
             warnings.warn(note, PartialPictureWarning, stacklevel=2)
 
 
-def describe_bytes(data: bytes) -> str:
-    """What messages call a picture that is given as the bytes of a file."""
-    return f"a picture of {len(data)} bytes" if data else "the picture"
-
-
-@contextmanager
-def _open_source(source: object, fetcher: Fetcher) -> Iterator[Callable[[], tuple[PIL.Image.Image, str]]]:
-    """Yields what decodes the picture and notes what it left out; its bytes are here, so the caller can wait first."""
-    source = normalize_url(source) if isinstance(source, str) else source
-    is_untrusted = fetcher.is_untrusted(source)
-    max_pixels = untrusted.MAX_UNTRUSTED_PIXELS if is_untrusted else MAX_PIXELS
-    decode_file = partial(decode_untrusted if is_untrusted else decode, max_pixels=max_pixels)
-    match source:
-        case PIL.Image.Image():
-            yield lambda: (load_upright_rgb(source, f"a PIL picture of mode {source.mode}", max_pixels), "")
-        case np.ndarray():
-            yield lambda: (image_from_array(source, max_pixels), "")
-        case bytes():
-            yield partial(decode_file, io.BytesIO(source), describe_bytes(source))
-        case str() if is_url(source):
-            yield partial(decode_file, io.BytesIO(fetcher.get(source)), shorten_url(source))
-        case str() | os.PathLike() if fetcher.untrusted:
-            raise BadPicture("a picture cannot be a path here: send an http(s) address, or a data URI")
-        case str() if len(source) > MAX_PATH_CHARACTERS:
-            raise BadPicture(
-                f"a picture given as a text of {len(source):,} characters is no path, no address and no base64 of a "
-                "picture: does it begin with the picture's first byte?"
-            )
-        case str() | os.PathLike():
-            name = shorten_url(str(source))
-            with open_file(Path(source), name) as file:
-                yield partial(decode_file, file, name)
-        case _:
-            raise BadPicture(
-                f"a picture cannot be of type {type(source).__name__}: give a path, bytes, a file object, a PIL "
-                "picture, an array, a tensor, an http(s) URL or a data URI; several pictures are one list"
-            )
-
-
-def open_and_preprocess(
-    picture: Picture, config: ImageProcessorConfig, fetcher: Fetcher, image_detail: ImageDetail
+def preprocess_image(
+    image: PIL.Image.Image, config: ImageProcessorConfig, image_detail: ImageDetail | None = None
 ) -> PreprocessedImage:
-    """A picture opened and made ready; see `open_picture` and `prepare`.
+    """An RGB picture into normalised frames (3, h, w) of float32, which share one block of memory.
 
-    Args:
-        image_detail: how closely, where the picture itself does not say.
+    The order of the steps is the released processors': resize and cut (or quarter and resize), rescale, normalise.
     """
-    image_detail = picture.look(image_detail)
-    with _open_source(picture.source, fetcher) as decode, fetcher.decode_slots:
-        image, note = decode()
-        preprocessed = preprocess_image(image, apply_image_detail(*image.size, config, image_detail))
-    _warn(note, fetcher)
-    return replace(preprocessed, note=note)
-
-
-def preprocess_image(image: PIL.Image.Image, config: ImageProcessorConfig) -> PreprocessedImage:
-    """An RGB picture into normalised frames (3, h, w), which lie one after another.
-
-    The order of the steps is the released processors': resize and tile (or quarter and resize), rescale, normalise.
-    """
+    plan = plan_tiles(*image.size, config, image_detail)
     pixels = to_pixel_array(image)
-    digest = hashlib.sha256(f"{config!r} {image.mode} {image.size} ".encode())
+    settings = (plan, config.resample, config.rescale_factor, config.mean, config.std)
+    digest = hashlib.sha256(f"{settings!r} {image.mode} {image.size} ".encode())
     digest.update(pixels.data)
-    frame_pixels, rows, columns = split_into_frames(pixels, config)
-    sizes = [(3, *part.shape[:2]) for part in frame_pixels]
+    frame_pixels = cut_frames(pixels, plan, config.resample)
+    sizes = [(3, height, width) for width, height in plan.frame_sizes]
     frame_ends = list(accumulate(map(math.prod, sizes)))
     values = np.empty(frame_ends[-1], np.float32)
     frames = tuple(
@@ -148,38 +161,21 @@ def preprocess_image(image: PIL.Image.Image, config: ImageProcessorConfig) -> Pr
     )
     for part, frame in zip(frame_pixels, frames, strict=True):
         normalize(part, config, frame)
-    return PreprocessedImage(frames, rows, columns, digest.hexdigest())
+    return PreprocessedImage(frames, plan.rows, plan.columns, digest.hexdigest())
 
 
-def split_into_frames(
-    pixels: NDArray[np.uint8], config: ImageProcessorConfig
-) -> tuple[list[NDArray[np.uint8]], int, int]:
-    """(h, w, 3) -> the uint8 frames (h, w, 3), row by row, the whole picture last; rows and columns of the grid."""
-    frame_size = config.frame_size
+def cut_frames(
+    pixels: NDArray[np.uint8], plan: TilePlan, resample: ResampleFilter
+) -> list[NDArray[np.uint8]]:
+    """Pixels (h, w, 3) of a picture into those of its frames (h, w, 3), the tiles row by row, the whole picture last."""
+    for size in plan.resize_steps:
+        pixels = resize(pixels, size, resample)
     height, width = pixels.shape[:2]
-    rows, columns = compute_tile_grid(width, height, config)
-    if config.shortest_edge is not None:
-        parts = [*_split_into_quarters(pixels), pixels] if rows else [pixels]
-        sizes = [native_frame_size(part.shape[1], part.shape[0], config) for part in parts]
-        return (
-            [resize(part, size, config.resample) for part, size in zip(parts, sizes, strict=True)],
-            rows,
-            columns,
-        )
-    if config.longest_edge is not None:
-        pixels = resize(pixels, resize_longest_edge(width, height, config.longest_edge), config.resample)
-    if not rows:
-        return [resize(pixels, (frame_size, frame_size), config.resample)], 0, 0
-    pixels = resize(pixels, (columns * frame_size, rows * frame_size), config.resample)
     tiles = [
-        pixels[frame_size * row : frame_size * (row + 1), frame_size * column : frame_size * (column + 1)]
-        for row in range(rows)
-        for column in range(columns)
+        pixels[top:bottom, left:right]
+        for left, top, right, bottom in tile_boxes(width, height, plan.rows, plan.columns)
     ]
-    return [*tiles, resize(pixels, (frame_size, frame_size), config.resample)], rows, columns
-
-
-def _split_into_quarters(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Row by row; the right and the lower ones are a pixel larger where the number is odd."""
-    y, x = pixels.shape[0] // 2, pixels.shape[1] // 2
-    return [pixels[:y, :x], pixels[:y, x:], pixels[y:, :x], pixels[y:, x:]]
+    return [
+        part if part.shape[1::-1] == size else resize(part, size, resample)
+        for part, size in zip([*tiles, pixels], plan.frame_sizes, strict=True)
+    ]

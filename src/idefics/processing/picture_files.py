@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import PIL.features
 import PIL.Image
@@ -41,9 +41,6 @@ from idefics.processing.multi_frame import (
 )
 from idefics.processing.to_rgb import to_rgb
 
-if TYPE_CHECKING:
-    import os
-
 PILLOW_FEATURE_BY_FORMAT = {
     "AVIF": "avif",
     "JPEG2000": "jpg_2000",
@@ -60,6 +57,18 @@ TRANSPOSE_BY_ORIENTATION = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+
+
+class OpenedImage(NamedTuple):
+    """A picture whose pixels are decoded.
+
+    Attributes:
+        image: RGB and upright.
+        note: what was not read of its file, in one sentence; empty where all was.
+    """
+
+    image: PIL.Image.Image
+    note: str = ""
 
 
 @lru_cache(maxsize=1)
@@ -120,14 +129,11 @@ def read_file_head(path: str | os.PathLike[str]) -> bytes:
         return file.read(SIGNATURE_BYTES)
 
 
-def decode(file: BinaryIO, name: str, max_pixels: int) -> tuple[PIL.Image.Image, str]:
-    """A picture file of the owner as RGB, upright by its EXIF tag; `max_pixels` bounds its pixels.
-
-    Returns:
-        The picture, and what is said of those that the file holds besides: see `unread_note`.
+def decode(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
+    """Decodes a picture file of a trusted sender, in any format that this installation reads.
 
     Raises:
-        BadPicture: it is empty, of another format, broken or too large.
+        BadPicture: it is empty, of another format, broken, or has more than `max_pixels` pixels.
     """
     head = file.read(SIGNATURE_BYTES)
     file.seek(0)
@@ -142,11 +148,11 @@ def decode(file: BinaryIO, name: str, max_pixels: int) -> tuple[PIL.Image.Image,
         if upright is image and image.format in FORMATS_CHANGED_BY_COUNTING:
             upright = image.copy()
         with suppress_warnings():
-            return upright, describe_unread_frames(image, name)
+            return OpenedImage(upright, describe_unread_frames(image, name))
 
 
-def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> tuple[PIL.Image.Image, str]:
-    """The same for a file of an untrusted sender, in the few formats that are read from one."""
+def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
+    """As `decode`, for a file of an untrusted sender: few formats, bounded work, no metadata but the orientation."""
     data, exif = file.read(), b""
     head = data[:SIGNATURE_BYTES]
     if data.startswith(b"\xff\xd8"):
@@ -158,7 +164,7 @@ def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> tuple[PIL.Im
             image, name, max_pixels, lambda: untrusted.read_orientation(exif or image.info.get("exif", b""))
         )
         with suppress_warnings():
-            return upright, describe_unread_frames(image, name)
+            return OpenedImage(upright, describe_unread_frames(image, name))
 
 
 def _open_header(

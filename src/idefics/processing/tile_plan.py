@@ -1,20 +1,80 @@
-"""How large the frames of a picture are and how many: arithmetic on widths, heights and plans."""
+"""How one picture is resized and cut into frames: a `TilePlan`, computed from its width and height alone.
+
+What a picture costs in tokens follows from its plan, before any pixel is resized.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from idefics.config import ImageProcessorConfig
 from idefics.messages import ImageDetail
 
 MAX_EDGE = 4096  # Idefics 3's processor never resizes to more than this
 
+Size = tuple[int, int]  # width and height in pixels
+Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """How one picture is resized and cut into frames.
+
+    Attributes:
+        rows, columns: the grid that the picture is cut into; (0, 0) where it stays whole.
+        resize_steps: sizes that the whole picture is resized to, one after another, before it is cut.
+        frame_sizes: sizes that the frames are then resized to: the tiles row by row, the whole picture last.
+    """
+
+    rows: int
+    columns: int
+    resize_steps: tuple[Size, ...]
+    frame_sizes: tuple[Size, ...]
+
+
+def plan_tiles(
+    width: int, height: int, config: ImageProcessorConfig, image_detail: ImageDetail | None = None
+) -> TilePlan:
+    """The plan for a picture of `width` x `height` pixels.
+
+    Args:
+        image_detail: fewer frames than the checkpoint makes; None: as many as it makes.
+    """
+    if image_detail is not None:
+        config = apply_image_detail(width, height, config, image_detail)
+    rows, columns = compute_tile_grid(width, height, config)
+    if config.shortest_edge is not None:
+        boxes = [*tile_boxes(width, height, rows, columns), (0, 0, width, height)]
+        sizes = (native_frame_size(right - left, bottom - top, config) for left, top, right, bottom in boxes)
+        return TilePlan(rows, columns, (), tuple(sizes))
+    side = config.frame_size
+    resize_steps = []
+    if config.longest_edge is not None:
+        resize_steps.append(resize_longest_edge(width, height, config.longest_edge))
+    if rows:
+        resize_steps.append((columns * side, rows * side))
+    return TilePlan(rows, columns, tuple(resize_steps), ((side, side),) * (rows * columns + 1))
+
+
+def tile_boxes(width: int, height: int, rows: int, columns: int) -> list[Box]:
+    """The tiles of a grid, row by row; those at the right and lower edges take the pixels of an uneven division."""
+    return [
+        (
+            width * column // columns,
+            height * row // rows,
+            width * (column + 1) // columns,
+            height * (row + 1) // rows,
+        )
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
 
 def apply_image_detail(
     width: int, height: int, config: ImageProcessorConfig, image_detail: ImageDetail
 ) -> ImageProcessorConfig:
-    """The checkpoint's plan, changed as far as a look at a picture of this size asks for less than it."""
+    """The checkpoint's settings, with fewer or no tiles where `image_detail` allows a picture of this size no more."""
     unsplit_config = replace(config, do_image_splitting=False)
     if (
         not config.do_image_splitting
@@ -24,9 +84,8 @@ def apply_image_detail(
         return config
     if image_detail.detail == "low":
         return unsplit_config
-    if (
-        config.shortest_edge is not None
-    ):  # quarters, which show more than the whole only where it is made smaller
+    if config.shortest_edge is not None:
+        # Quarters show more than the whole picture only where that is made smaller.
         splitting_helps = image_detail.detail == "high" or max(width, height) > config.longest_edge
         return (
             config
@@ -68,7 +127,10 @@ def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> 
 
 
 def native_frame_size(width: int, height: int, config: ImageProcessorConfig) -> tuple[int, int]:
-    """(width, height) of a frame of its own size: `longest` bounds it, then each edge is at least `shortest`."""
+    """(width, height) of a frame that keeps its picture's size, within `longest_edge` and `shortest_edge` of `config`.
+
+    The longest edge is bounded first, keeping the aspect; then each edge is made at least the shortest.
+    """
     assert config.longest_edge is not None
     assert config.shortest_edge is not None
     aspect = width / height
