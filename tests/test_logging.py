@@ -61,14 +61,13 @@ def test_requests_and_cache_hits_are_logged_with_numbers(vlm, caplog):
         vlm.classify(PIXELS, ["cat", "dog"])
     lines = [record.getMessage() for record in caplog.records]
     prompt = secret.usage.prompt_tokens
-    assert f"asked: {prompt} tokens, 1 pictures, up to 4 new ones; 1 wait" in lines
+    assert f"submitted: {prompt} tokens, 1 pictures, up to 4 new tokens; 1 waiting" in lines
     assert any(line.startswith("encoded ") and " of 1 pictures in " in line for line in lines)
     hits = again.usage.cached_tokens
     assert hits and any(
-        line.startswith(f"done: {prompt} tokens of prompt, {hits} of them found in the cache, 1 pictures")
-        for line in lines
+        line.startswith(f"done: {prompt} prompt tokens, {hits} of them cached, 1 pictures") for line in lines
     )
-    assert any("2 endings" in line for line in lines)
+    assert any("2 continuations" in line for line in lines)
     assert not [line for line in lines if "zebra" in line or secret.text in line]
 
 

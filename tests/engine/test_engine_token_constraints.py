@@ -161,5 +161,5 @@ def test_a_constraint_may_end_an_answer():
 
 
 def test_beam_search_takes_no_constraint():
-    with pytest.raises(BadSetting, match="num_beams is 2, and beams know no regex"):
+    with pytest.raises(BadSetting, match="num_beams is 2, but beam search does not support regex"):
         make_constrained_request(make_prompt("text", 5), ParityConstraint(), num_beams=2, logprobs=False)

@@ -1,1 +1,1 @@
-"""Ids and picture tensors in, ids out. No text, no families."""
+"""The inference engine: a `Prompt` of token ids and preprocessed images in, token ids out. Knows no text, no families."""

@@ -1,17 +1,17 @@
-"""Beam search over a batch of prompts, as tensors: what goes on, what has ended, when it is over.
+"""Beam search over a batch of prompts, as tensors.
 
-Token for token the search of transformers 5 with its length penalty, its three ways of stopping early and its
-sampled beams. Its rules, n beams and s stop ids:
+Gives the same tokens as beam search in transformers 5, with its length penalty, its three settings of `early_stopping`
+and its sampled beams. With n beams and s stop ids:
 
-- Every step looks at some continuations of all beams, usually the best max(2, 1 + s) * n. Their score is the sum of
-  their log-probabilities.
-- Those among the best n that end (with a stop id, or at the length limit) compete for n places by their mean
-  log-probability, the stop id counted; those beyond the best n that end are lost.
-- The best n that do not end go on.
-- The search is over at the length limit, or when n have ended and the mean of the best that goes on is no better than
-  the worst of them. Length penalties and ways to stop early change the mean and this.
+- Every step considers C candidates, usually the best max(2, 1 + s) * n continuations of all beams by the sum of their
+  log-probabilities.
+- Candidates among the best n that are finished (by a stop id or the length limit) compete for the n finished beams by
+  their mean log-probability, stop id included; finished candidates beyond the best n are dropped.
+- The best n unfinished candidates are the next running beams.
+- The search is done at the length limit, or when n beams are finished and the mean of the best running beam is no
+  better than the worst finished one. `length_penalty` and `early_stopping` modify both rules.
 
-B prompts, n beams of each, C candidates looked at, T ids so far, V vocabulary. Knows ids and scores; no model.
+B prompts, n beams of each, C candidates, T ids so far, G at most generated, V vocabulary. Knows no model.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# Added to what is out of the race. Finite: where fewer than n have ended, the rest must still have an order.
+# Added to the scores of excluded candidates. Finite, so that they keep an order where fewer than n are finished.
 EXCLUDED_SCORE = -1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamSearchConfig:
-    """How beams compete.
+    """The parameters of a beam search.
 
     Attributes:
         num_beams: n.
-        max_new_tokens: at most so many ids are generated.
-        num_candidates: C, how many continuations of a prompt are looked at.
-        length_penalty: a beam that has ended competes by score / length ** length_penalty.
-        early_stopping: True: over as soon as n have ended. False: over when the best that goes on, ended here,
-            would be no better than the worst that has ended. "never": the same, at the length that suits it best.
-        do_sample: whether candidates are drawn, without replacement, rather than the best.
+        max_new_tokens: G, the maximum number of generated ids.
+        num_candidates: C, how many continuations of a prompt are considered in a step.
+        length_penalty: finished beams compete by score / length ** length_penalty.
+        early_stopping: True: done as soon as n beams are finished. False: done when the best running beam, finished at
+            its present length, would be no better than the worst finished one. "never": the same, at the length that is
+            most favourable for it.
+        do_sample: whether candidates are sampled without replacement instead of the best being taken.
     """
 
     num_beams: int
@@ -53,10 +54,10 @@ class Beams(NamedTuple):
     """Some beams of each prompt.
 
     Attributes:
-        ids: (B, n, T + room) prompt and answer, filled up on the right.
-        parent_rows: (B, n, room) for each id of the answer the row of (B * n) that it continued; -1 where none is.
-        scores: (B, n) sums of log-probabilities, or what ended beams compete by.
-        logprobs: (B, n, room) of each id of the answer what `advance` was told of it; 0 where none is.
+        ids: (B, n, prompt length + G) prompt and generated ids, padded on the right.
+        parent_rows: (B, n, G) for each generated id the row of (B * n) that it continued; -1 where none is.
+        scores: (B, n) sums of log-probabilities, or with length penalty for finished beams.
+        logprobs: (B, n, G) for each generated id the log-probability given to `advance`; 0 where none is.
     """
 
     ids: Tensor
@@ -65,7 +66,7 @@ class Beams(NamedTuple):
     logprobs: Tensor
 
     def select(self, index: Tensor) -> Beams:
-        """Of each prompt the beams in `index` (B, m)."""
+        """The beams at `index` (B, m) of each prompt."""
         return Beams(
             self.ids.take_along_dim(index[..., None], 1),
             self.parent_rows.take_along_dim(index[..., None], 1),
@@ -75,17 +76,17 @@ class Beams(NamedTuple):
 
 
 class BeamSearch:
-    """The beams of B prompts.
+    """The state of a beam search for B prompts.
 
     Attributes:
-        running: those that go on.
-        finished: the best n that have ended, the best first; not yet beams where fewer have.
-        finished_mask: (B, n) which of `finished` are beams.
-        is_done: whether nothing can get better.
+        running: the n beams of each prompt that are continued.
+        finished: the best n finished beams, the best first; placeholders where fewer are finished.
+        finished_mask: (B, n) which of `finished` are not placeholders.
+        is_done: whether the search has ended.
 
     Args:
-        ids: (B, T) the prompts.
-        pad_id: the id to the right of an answer.
+        ids: (B, T) the prompts, of one length.
+        pad_id: pads `ids` on the right.
     """
 
     def __init__(self, ids: Tensor, config: BeamSearchConfig, pad_id: int) -> None:
@@ -99,7 +100,7 @@ class BeamSearch:
         self.finished = Beams(padded_ids, parents, scores, logprobs)
         scores = scores.clone()
         scores[:, 0] = (
-            0  # all beams are the prompt still: one of them has continuations, the rest would repeat
+            0  # all beams equal the prompt at first: only one is continued, the others would repeat it
         )
         self.running = Beams(padded_ids, parents, scores, logprobs)
         self.finished_mask = torch.zeros(batch_shape, dtype=torch.bool, device=ids.device)
@@ -108,21 +109,21 @@ class BeamSearch:
 
     @property
     def ids(self) -> Tensor:
-        """(B * n, T) the beams that go on."""
+        """(B * n, T) the ids of the running beams, prompt included."""
         return self.running.ids[..., : self.length].flatten(0, 1)
 
     def advance(
         self, scores: Tensor, stopping_criteria: Callable[[Tensor], Tensor], logprobs: Tensor | None = None
     ) -> Tensor:
-        """One id more.
+        """Extends the running beams by one id.
 
         Args:
-            scores: (B * n, V) log-probabilities of the next id, by which beams compete.
-            stopping_criteria: which candidates end, (B * C, T + 1) ids -> (B * C,).
-            logprobs: (B * n, V) what shall be kept of each id that is chosen.
+            scores: (B * n, V) log-probabilities of the next id, by which candidates compete.
+            stopping_criteria: which candidates are finished, (B * C, T + 1) ids -> (B * C,) bool.
+            logprobs: (B * n, V) log-probabilities to record for the chosen ids.
 
         Returns:
-            (B * n,) the row that each running beam continues.
+            (B * n,) for each running beam the row of the beam that it continues.
         """
         step = self.length - self.prompt_length
         candidates = self._propose_candidates(scores, step, logprobs)
@@ -139,7 +140,7 @@ class BeamSearch:
         return self.running.parent_rows[..., step].flatten()
 
     def best_beams(self, count: int) -> Beams:
-        """The best `count` of each prompt, one after another, cut to the longest: (B * count, ...)."""
+        """The best `count` finished beams of each prompt, (B * count, ...), cut to the longest of them."""
         ids, parents, scores, logprobs = (x[:, :count].flatten(0, 1) for x in self.finished)
         max_generated = int((parents >= 0).sum(1).max())
         return Beams(
@@ -150,7 +151,7 @@ class BeamSearch:
         )
 
     def _propose_candidates(self, scores: Tensor, step: int, logprobs: Tensor | None) -> Beams:
-        """C continuations of each prompt: the best ones, or drawn ones."""
+        """The C best continuations of each prompt, or C sampled ones."""
         batch_size, num_beams = self.running.scores.shape
         totals = (scores.view(batch_size, num_beams, -1) + self.running.scores[..., None]).flatten(
             1
@@ -170,7 +171,7 @@ class BeamSearch:
         return candidates
 
     def _update_finished(self, candidates: Beams, candidate_finished: Tensor, num_generated: int) -> None:
-        """Those of the first n candidates that end compete for n places; those beyond them are lost."""
+        """Merges the finished ones among the first n candidates into `finished`."""
         newly_finished = candidate_finished.clone()
         newly_finished[:, self.config.num_beams :] = False
         is_closed = ~self.improvable_mask | (

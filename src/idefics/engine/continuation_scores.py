@@ -1,6 +1,6 @@
-"""How likely each of many endings is after one prompt: they are read side by side as trees, common beginnings once.
+"""Log-probabilities of many continuations of one prompt, computed together: shared prefixes of them only once.
 
-Knows ids; does not know labels. A node of a tree is a token after the tokens that lead to it.
+Continuations are stored as tries, in which a node is a token after the path of tokens that leads to it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,12 @@ from torch import Tensor
 from idefics.engine.request import Continuation
 from idefics.messages import Alternative
 
-MAX_GROUP_TOKENS = 2048  # so many tokens of endings are read at once
-MAX_LOGIT_ROWS = 256  # rows of float32 logits at once: 128 MiB for a vocabulary of 128 Ki
+MAX_GROUP_TOKENS = 2048  # tokens of continuations in one forward pass
+MAX_LOGIT_ROWS = 256  # rows of float32 logits computed at once: 128 MiB for a vocabulary of 128 Ki
 
 
 class CandidateTrie:
-    """Some endings whose common beginnings are read once. N nodes: all tokens that others come after.
-
-    Attributes:
-        ids: (N,) int64.
-        depths: (N,) how far each stands after the prompt, from 0.
-        ancestor_mask: (N, N) which nodes each of them sees: those that lead to it, and itself.
-    """
+    """A group of continuations that share nodes. N nodes: all tokens but the last of each continuation."""
 
     def __init__(self) -> None:
         self._node_by_path: dict[tuple[int, ...], int] = {}
@@ -34,11 +28,11 @@ class CandidateTrie:
         return len(self._node_by_path)
 
     def count_new_nodes(self, continuation: Continuation) -> int:
-        """How many nodes an ending would add."""
+        """How many nodes `add` would create for a continuation."""
         return sum(tuple(continuation[:end]) not in self._node_by_path for end in range(1, len(continuation)))
 
     def add(self, continuation: Continuation) -> None:
-        """Takes an ending in."""
+        """Adds the nodes of a continuation: every token but the last."""
         for end in range(1, len(continuation)):
             path = tuple(continuation[:end])
             if path not in self._node_by_path:
@@ -46,19 +40,22 @@ class CandidateTrie:
                 self._node_by_path[path] = len(self._node_by_path)
 
     def node_index(self, path: Continuation) -> int:
-        """The number of the node at the end of a path."""
+        """The index of the node at the end of a path."""
         return self._node_by_path[tuple(path)]
 
     @property
     def ids(self) -> Tensor:
+        """(N,) int64: the token id of each node."""
         return torch.tensor([path[-1] for path in self._node_by_path])
 
     @property
     def depths(self) -> Tensor:
+        """(N,) int64: how many tokens after the prompt each node is, from 0."""
         return torch.tensor([len(path) - 1 for path in self._node_by_path])
 
     @property
     def ancestor_mask(self) -> Tensor:
+        """(N, N) bool: the nodes that each node attends to, its ancestors and itself."""
         mask = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self._parents):
             if parent >= 0:
@@ -67,18 +64,20 @@ class CandidateTrie:
 
 
 class ContinuationScores:
-    """The endings of one prompt, and what is known of them so far.
+    """The scores of one prompt's continuations, filled group by group.
 
-    The prompt's last token predicts every ending's first, and no ending's last token need be read.
+    The logits after the prompt score the first token of every continuation; the last token of a continuation is never
+    fed to the model.
 
     Args:
         prompt_logits: (V,) logits after the prompt.
-        num_top_logprobs: so many of the most likely tokens in the place of each are kept.
-        max_group_tokens: so many tokens are read at once; a longer ending alone.
+        num_top_logprobs: how many of the most likely tokens are recorded at each position.
+        max_group_tokens: the maximum number of nodes of a group, unless a single continuation is longer.
 
     Attributes:
-        logprobs: of each ending the natural-log probability of each token.
-        top_logprobs: of each ending the most likely tokens in the place of each token, the likeliest first.
+        logprobs: for each continuation the natural-log probability of each token.
+        top_logprobs: for each continuation the most likely tokens at the position of each token, the likeliest first.
+        trie_by_group: the groups that are still to be scored.
     """
 
     def __init__(
@@ -109,9 +108,15 @@ class ContinuationScores:
         compute_logits: Callable[[Tensor], Tensor],
         max_rows: int = MAX_LOGIT_ROWS,
     ) -> None:
-        """(N, D) hidden states after the nodes of a tree, which is done with then."""
+        """Scores the continuations of a group and removes it from `trie_by_group`.
+
+        Args:
+            h: (N, D) hidden states of the group's nodes.
+            compute_logits: (n, D) -> (n, V).
+            max_rows: how many rows of logits are computed at once.
+        """
         trie = self.trie_by_group.pop(group)
-        targets = [  # after which node which id: whose score is it
+        targets = [  # (node, id that follows it, index of the continuation, position in it)
             (
                 trie.node_index(self.continuations[index][:position]),
                 self.continuations[index][position],
@@ -129,7 +134,7 @@ class ContinuationScores:
     def _record_logprobs(
         self, logits: Tensor, start: int, targets: Sequence[tuple[int, int, int, int]]
     ) -> None:
-        """Notes what (n, V) logits after the nodes from `start` on say of (node, id, ending, its place)."""
+        """Records the targets (node, id, continuation, position) from (n, V) logits of the nodes from `start` on."""
         logprobs = logits.float().log_softmax(-1)
         pairs = [(node - start, id) for node, id, *_ in targets]
         rows, ids = torch.tensor(pairs, dtype=torch.long, device=logits.device).view(-1, 2).T
@@ -139,7 +144,7 @@ class ContinuationScores:
             self.top_logprobs[index][position] = top_logprobs[node - start]
 
     def _build_tries(self, max_group_tokens: int) -> None:
-        """Neighbours in the order of the alphabet share most."""
+        """Groups the continuations in sorted order, in which neighbours share the longest prefixes."""
         trie: CandidateTrie | None = None
         for index in sorted(
             range(len(self.continuations)), key=lambda index: tuple(self.continuations[index])

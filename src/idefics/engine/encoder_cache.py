@@ -1,6 +1,6 @@
-"""Pictures to what the model keeps of them: feature rows in the text, or keys and values beside it.
+"""Encoded pictures: feature rows for inline-image models, cross-attention keys and values for the others.
 
-Knows no tokens and no caches.
+P frames of one size, F frames of a picture, M feature rows of a frame, D' width of features, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ log = logging.getLogger(__name__)
 
 
 def first_float_parameter(model: VLM) -> Tensor:
-    """A floating-point parameter of the model: its device is where the engine computes."""
+    """The first floating-point parameter: the engine computes on its device."""
     return next(weight for weight in model.parameters() if weight.is_floating_point())
 
 
 def encode_frames(model: VLM, frames: Sequence[np.ndarray], max_batch_frames: int) -> list[Tensor]:
-    """Float32 arrays (3, h, w), of any sizes -> (M, D') each, in the same order.
+    """Image features of frames, batched by size.
 
-    Frames of one size go through the vision tower together, `max_batch_frames` at most.
+    Args:
+        frames: float32 arrays (3, h, w), of any sizes.
+        max_batch_frames: how many frames of one size go through the vision tower in one batch.
+
+    Returns:
+        (M, D') for each frame, in the same order.
     """
     device = first_float_parameter(model).device
     indices_by_size: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -48,12 +53,12 @@ def encode_frames(model: VLM, frames: Sequence[np.ndarray], max_batch_frames: in
 
 @dataclass(slots=True)
 class CachedImage:
-    """What is kept of one picture.
+    """The cached encoding of one picture.
 
     Attributes:
-        frames: (M, D') of each frame that has been encoded, until all have been.
-        features: the rows (F*M, D) that stand in the text for a picture of F frames.
-        cross_kv: keys and values (1, M, H, K) of each cross layer, where pictures are read beside the text.
+        frames: (M, D') for each frame encoded so far; empty once all are.
+        features: (F*M, D) the embeddings at the picture's image tokens, for inline-image models.
+        cross_kv: (1, M, H, K) keys and values for each cross-attention layer, for cross-attention models.
     """
 
     frames: list[Tensor]
@@ -62,11 +67,12 @@ class CachedImage:
 
     @property
     def is_complete(self) -> bool:
+        """Whether all of the picture's frames have been encoded."""
         return self.features is not None or bool(self.cross_kv)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes."""
+        """The memory that the picture's tensors take, in bytes."""
         features = () if self.features is None else (self.features,)
         return sum(
             x.nbytes for x in (*self.frames, *features, *(x for layer in self.cross_kv for x in layer))
@@ -74,48 +80,50 @@ class CachedImage:
 
 
 class EncoderCache:
-    """Pictures that have been encoded, by their keys: each once, until its room is wanted.
+    """Encoded pictures by content hash: each picture is encoded once and kept until evicted.
 
     Args:
-        max_batch_frames: so many frames go through the vision tower together.
-        max_bytes: bytes. What is in use is kept even beyond them.
+        max_batch_frames: how many frames of one size go through the vision tower in one batch.
+        max_bytes: above this size unused pictures are evicted, the least recently used first; used ones are kept.
 
     Attributes:
+        image_by_key: the cached pictures, the least recently used first.
+        size_bytes: the memory of all of them.
         num_encoded: how many pictures have been encoded so far.
     """
 
     def __init__(self, model: VLM, max_batch_frames: int, max_bytes: int) -> None:
         self.model, self.max_batch_frames, self.max_bytes = model, max_batch_frames, max_bytes
-        self.image_by_key: OrderedDict[str, CachedImage] = OrderedDict()  # the longest unused first
+        self.image_by_key: OrderedDict[str, CachedImage] = OrderedDict()
         self.size_bytes = self.num_encoded = 0
 
     def count_missing_frames(self, tiles: PreprocessedImage) -> int:
-        """How many frames of a picture are not encoded yet."""
+        """How many frames of a picture are still to be encoded."""
         image = self.image_by_key.get(tiles.content_hash)
         if image is None:
             return len(tiles.frames)
         return 0 if image.is_complete else len(tiles.frames) - len(image.frames)
 
     def features(self, tiles: PreprocessedImage) -> Tensor:
-        """(F*M, D): what stands in the text for a picture."""
+        """(F*M, D) embeddings at a picture's image tokens, for an inline-image model."""
         image = self._touch(tiles)
-        assert image.features is not None, "pictures stand in the text"
+        assert image.features is not None, "an inline-image model keeps features"
         return image.features
 
     def cross_kv(self, tiles: PreprocessedImage) -> CrossKV:
-        """What a token that sees a picture beside the text sees of it."""
+        """(1, M, H, K) keys and values of a picture for each cross-attention layer."""
         return self._touch(tiles).cross_kv
 
     def encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> dict[str, Exception]:
-        """Encodes so many more frames of each picture, those of one size together.
+        """Encodes the given number of further frames of each picture; if that fails, each picture separately.
 
         Returns:
-            What went wrong, by the keys of pictures.
+            The errors by content hash of the pictures that failed.
         """
         errors: dict[str, Exception] = {}
         try:
             self._encode(encoder_inputs)
-        except Exception:  # one of them: which?
+        except Exception:  # find out which picture caused it
             for encoder_input in encoder_inputs:
                 try:
                     self._encode([encoder_input])
@@ -124,7 +132,7 @@ class EncoderCache:
         return errors
 
     def evict_unused(self, keys_in_use: Collection[str], max_bytes: int | None = None) -> None:
-        """Drops the longest unused until `max_bytes` bytes are left, or as many as may be; those `keys_in_use` stay."""
+        """Evicts the least recently used pictures that are not in `keys_in_use` until at most `max_bytes` are left."""
         for key in [key for key in self.image_by_key if key not in keys_in_use]:
             if self.size_bytes <= (self.max_bytes if max_bytes is None else max_bytes):
                 break
@@ -153,7 +161,7 @@ class EncoderCache:
                 else CachedImage(encoded_frames)
             )
             self.image_by_key[tiles.content_hash] = (
-                image  # nothing half-made is kept, or counted, if that failed
+                image  # only now: an error above leaves the cache unchanged
             )
             self.size_bytes += image.size_bytes - previous.size_bytes
         if log.isEnabledFor(logging.DEBUG):
@@ -165,11 +173,13 @@ class EncoderCache:
             )
 
     def _complete_image(self, tiles: PreprocessedImage, frames: list[Tensor]) -> CachedImage:
-        """What is kept of a picture all of whose frames, (M, D') each, have been encoded."""
+        """The entry of a picture from (M, D') features of all its frames."""
         image = CachedImage([], features=torch.cat(frames))
         if self.model.layout.num_cross_attention_layers:
             cross_kv = self.model.compute_cross_kv(torch.cat(frames)[None])
-            assert cross_kv is not None, "a model with cross layers has a memory for them"
+            assert cross_kv is not None, (
+                "a model with cross-attention layers computes keys and values for them"
+            )
             image = CachedImage([], cross_kv=cross_kv)
         self.num_encoded += 1
         return image

@@ -182,7 +182,7 @@ class Engine:
             if request.deadline is not None:
                 self._deadline_by_handle[handle] = request.deadline
             if log.isEnabledFor(logging.DEBUG):
-                log.debug("asked: %s; %d wait", request.log_summary, len(self.scheduler.waiting))
+                log.debug("submitted: %s; %d waiting", request.log_summary, len(self.scheduler.waiting))
             self._thread.ensure_running()
         return handle
 

@@ -1,4 +1,4 @@
-"""The thread that drives an engine: it lives while there is work and a second longer. No torch."""
+"""The thread that calls an engine's `step`: started when there is work, ended after an idle second. No torch."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ import threading
 import weakref
 from typing import Protocol
 
-IDLE_SECONDS = 1.0  # seconds: whoever asks again at once finds the thread running
+IDLE_SECONDS = 1.0  # a request that follows within this time need not start a thread
 
 
 class SteppedEngine(Protocol):
-    """What a thread drives.
+    """What the thread needs of an engine.
 
     Attributes:
-        condition: held while `is_busy` is asked, and told when there is something to do.
+        condition: held to read `is_busy`; notified when there is work.
     """
 
     condition: threading.Condition
 
     @property
-    def is_busy(self) -> bool: ...
+    def is_busy(self) -> bool:
+        """Whether any request is waiting or running."""
+        ...
 
     def reset_after_fork(self) -> None:
-        """Called in a forked process, which has none of the threads and whose locks may be held for ever."""
+        """Called in a forked process, where the parent's threads do not exist and locks they held are never released."""
         ...
 
     def step(self) -> None:
-        """Does some of what there is to do; raises nothing."""
+        """Advances every running request by one step; raises nothing."""
         ...
 
 
 class EngineThread:
-    """Sees to it that an engine has a thread while there is work. The thread does not keep the engine alive."""
+    """Runs an engine's steps in a daemon thread while there is work. Holds only a weak reference to the engine."""
 
     def __init__(self, engine: SteppedEngine) -> None:
         self._engine = weakref.ref(engine)
@@ -45,17 +47,17 @@ class EngineThread:
         ENGINE_THREADS.add(self)
 
     def ensure_running(self) -> None:
-        """There is work. The caller holds `work`."""
+        """Starts the thread unless it runs, and wakes it. The caller holds `condition`."""
         if self._thread is None or not self._thread.is_alive():  # in a forked process it is not
             self._thread = threading.Thread(target=self._run_steps, name="idefics-engine", daemon=True)
             self._thread.start()
         self._condition.notify_all()
 
     def close(self) -> bool:
-        """Ends the thread after the step that it is in, whatever is left to do.
+        """Ends the thread after its current step, even if work is left, and waits for it.
 
         Returns:
-            Whether it has ended: not where it is this thread.
+            Whether it has ended; false if called by the thread itself, which ends afterwards.
         """
         with self._condition:
             self._is_closed, thread = True, self._thread
@@ -68,14 +70,14 @@ class EngineThread:
         return True
 
     def reset_after_fork(self) -> None:
-        """In a forked process: begins anew, without a thread."""
+        """In a forked process: forgets the thread, which exists only in the parent, and resets the engine."""
         self._thread, self._is_closed = None, False
         if (engine := self._engine()) is not None:
             engine.reset_after_fork()
             self._condition = engine.condition
 
     def _notify_waiters(self) -> None:
-        """The engine is gone: threads that wait for it return."""
+        """Wakes the thread after the engine was garbage-collected, so that it ends."""
         with self._condition:
             self._condition.notify_all()
 
@@ -88,7 +90,7 @@ class EngineThread:
                     self._thread = None
                     return
                 if not engine.is_busy:
-                    del engine  # nobody else may want it any more
+                    del engine  # so that it can be garbage-collected meanwhile
                     has_idled = not self._condition.wait(IDLE_SECONDS)
                     continue
             has_idled = False
@@ -110,6 +112,6 @@ if sys.platform != "win32":
 
 @atexit.register
 def _close_engine_threads() -> None:
-    """A thread that still computes while the interpreter goes down would bring it down hard."""
+    """Ends all threads before the interpreter shuts down: a thread still in C code then could crash the process."""
     for engine_thread in list(ENGINE_THREADS):
         engine_thread.close()

@@ -1,4 +1,4 @@
-"""What the caller of the engine holds: an answer as it grows, waited for by threads or by asyncio. No torch."""
+"""`RequestHandle`: the caller's view of a submitted request, for threads and for asyncio. No torch."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from idefics.messages import Alternative, FinishReason, Usage
 
 
 class RequestHandle:
-    """One request's answer. The engine's thread writes it; any thread reads it, waits for it or cancels it.
+    """The state and result of one request. The engine's thread writes it; any thread may read, wait for or cancel it.
 
-    Iterating gives ids as they come, in a `for` or an `async for`; `result` and `await` give the handle once it is
-    done. Whoever leaves such a loop or wait early, by an error or a cancelled task, cancels the request.
+    Iterating with `for` or `async for` yields ids as they are generated; `result` and `await` return the handle once it
+    is done. Leaving such a loop or wait early, by an error or a cancelled task, cancels the request.
 
     Attributes:
-        request: what was asked.
-        ids: what has been generated so far; a stop id is never among them.
-        logprobs: natural-log probability of each of `ids` if `sampling.logprobs` asks for them; else empty.
-        top_logprobs: the most likely tokens in the place of each of `ids` if `sampling.top_logprobs` asks for them.
-        num_cached_tokens: how many tokens of its prompt were found in the cache when its turn came first; None until then.
-        continuation_logprobs: of each of the request's endings the natural-log probability of each token, once done.
-        continuation_top_logprobs: the most likely tokens in the place of each of those, if `sampling.top_logprobs` asks for them.
-        finish_reason: why the answer ended, or None while it goes on or if it failed.
-        error: what went wrong, if something did.
+        request: the submitted request.
+        ids: the ids generated so far, without stop ids.
+        logprobs: natural-log probability of each of `ids` if `sampling.logprobs` is set; else empty.
+        top_logprobs: the most likely tokens at the position of each of `ids` if `sampling.top_logprobs` is above 0.
+        num_cached_tokens: how many tokens of the prompt were in the prefix cache when it first ran; None until then.
+        continuation_logprobs: for each continuation the natural-log probability of each token, once done.
+        continuation_top_logprobs: the most likely tokens at the position of each of those, as `top_logprobs`.
+        finish_reason: why the answer ended; None while it is running or if it failed.
+        error: the exception with which it failed, if it did.
     """
 
     def __init__(self, request: Request, cancel: Callable[[RequestHandle], None]) -> None:
@@ -41,38 +41,36 @@ class RequestHandle:
         self.error: Exception | None = None
         self._cancel_request = cancel
         self._changed_condition = threading.Condition()
-        self._done_condition = threading.Condition()  # apart: who waits for the end is not woken for each id
+        self._done_condition = threading.Condition()  # a second one, so that `wait` is not woken for each id
         self._listeners: list[Callable[[], None]] = []
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether it has finished or failed."""
         return self.finish_reason is not None or self.error is not None
 
     @property
     def usage(self) -> Usage:
-        """What it has cost so far."""
-        prompt, num_completion_tokens = (
-            self.request.prompt,
-            len(self.ids) + sum(map(len, self.continuation_logprobs)),
-        )
+        """Token and picture counts so far; the tokens of scored continuations count as completion."""
+        prompt = self.request.prompt
+        num_completion_tokens = len(self.ids) + sum(map(len, self.continuation_logprobs))
         return Usage(len(prompt), num_completion_tokens, len(prompt.pictures), self.num_cached_tokens or 0)
 
     @property
     def log_summary(self) -> str:
-        """What came of it, for the log, which shows nothing of what is said."""
+        """The request's counts and how it ended, for the log, which never shows content."""
         usage, outcome = self.usage, self.finish_reason or type(self.error).__name__
         return (
-            f"{usage.prompt_tokens} tokens of prompt, {usage.cached_tokens} of them found in the cache, "
-            f"{usage.pictures} pictures, {usage.completion_tokens} tokens of answer or endings, {outcome}"
+            f"{usage.prompt_tokens} prompt tokens, {usage.cached_tokens} of them cached, "
+            f"{usage.pictures} pictures, {usage.completion_tokens} completion tokens, {outcome}"
         )
 
     def cancel(self) -> None:
-        """Ends the answer here, waiting or running; one that is done stays as it is."""
+        """Ends the request, whether it waits or runs, with the ids generated so far; no effect once it is done."""
         self._cancel_request(self)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until it is done, or `timeout` seconds: whether it is. An interrupt cancels."""
+        """Waits until it is done, or for `timeout` seconds; returns whether it is done. An interrupt cancels it."""
         try:
             with self._done_condition:
                 return self._done_condition.wait_for(lambda: self.is_done, timeout)
@@ -81,7 +79,7 @@ class RequestHandle:
             raise
 
     def result(self) -> RequestHandle:
-        """Waits; the handle itself, or its error raised."""
+        """Waits until it is done; returns the handle, or raises its error."""
         self.wait()
         if self.error is not None:
             raise self.error
@@ -121,10 +119,10 @@ class RequestHandle:
         try:
             while True:
                 changed.clear()
-                is_done, new = (
-                    self.is_done,
-                    self.ids[num_yielded:],
-                )  # in this order: what comes after wakes us again
+                is_done = (
+                    self.is_done
+                )  # read before `ids`: an id that is added in between sets `changed` again
+                new = self.ids[num_yielded:]
                 for id in new:
                     yield id
                 num_yielded += len(new)
@@ -139,8 +137,8 @@ class RequestHandle:
             raise self.error
 
     def append_token(self, id: int, logprob: float | None, top_logprobs: tuple[Alternative, ...]) -> None:
-        """One id more; the engine alone calls this and what follows."""
-        if logprob is not None:  # first: whoever sees an id may look for what belongs to it
+        """Appends a generated id and wakes readers. Only the engine calls this method and the following ones."""
+        if logprob is not None:  # before the id: a reader that sees the id may read its log-probability
             self.logprobs.append(logprob)
         if top_logprobs:
             self.top_logprobs.append(top_logprobs)
@@ -148,15 +146,17 @@ class RequestHandle:
         self._notify_changed()
 
     def finish(self, reason: FinishReason) -> None:
+        """Marks the request as done with a finish reason and wakes readers."""
         self.finish_reason = reason
         self._notify_done()
 
     def fail(self, error: Exception) -> None:
+        """Marks the request as failed with an error and wakes readers."""
         self.error = error
         self._notify_done()
 
     def fail_after_fork(self, error: Exception) -> None:
-        """In a forked process: the thread that writes the answer is not here, and locks may be held by it for ever."""
+        """Fails it in a forked process, with new locks: the old ones may be held by a thread of the parent process."""
         self._changed_condition, self._done_condition = threading.Condition(), threading.Condition()
         if not self.is_done:
             self.error = error

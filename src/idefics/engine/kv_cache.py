@@ -1,4 +1,4 @@
-"""Keys and values in pages, for every layer. Knows no ids and no model; whose a page is, `pages` knows."""
+"""The paged KV cache: the tensors. `page_pool` says which sequence owns which page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from idefics.engine.page_pool import PAGE_SIZE
 
 
 def cast_to_cache_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Keys or values as a cache of another dtype keeps them.
+    """Converts keys or values to the cache's dtype.
 
-    What is too large becomes the largest number that there is: an infinity would make every later score that it meets
-    no number at all.
+    Numbers beyond its range are clamped: an infinity in the cache would turn attention scores into NaN.
     """
     if x.dtype == dtype:
         return x
@@ -25,16 +24,17 @@ def cast_to_cache_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class PagedKVCache:
-    """Keys and values in pages of 16 positions; which page is whose, others know.
+    """Keys and values in pages of 16 positions, for every layer.
 
-    P pages, h key/value heads, K head size. Page 0 is never owned: it stands where a row has no page.
+    P pages, h key/value heads, K head size. Page 0 is never allocated: page tables are padded with it.
 
     Attributes:
-        keys, values: for each layer (P, h, 16, K); keys after rotation. Zero at first: a masked position still counts
-            as 0 times its value, and memory as it lies may hold NaN.
+        keys, values: (P, h, 16, K) for each layer; keys with rotary embedding applied. Initialised to zero: attention
+            multiplies the values of masked positions by 0, which uninitialised memory with NaN would survive.
 
     Args:
-        device: where all layers lie; None where they lie apart: each is then made where its first keys appear.
+        device: the device of all layers; None if layers are on several devices: each is then allocated when its first
+            keys arrive, on their device.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class PagedKVCache:
         )
 
     def layer_kv(self, layer: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values, which lie on `device`."""
+        """A layer's keys and values, (P, h, 16, K) each, allocated on `device` if they are not there yet."""
         if self.keys[layer].device != device:
             self.keys[layer], self.values[layer] = self._allocate_zeros(device), self._allocate_zeros(device)
         return self.keys[layer], self.values[layer]
 
     def copy_pages(self, source_pages: Sequence[int], target_pages: Sequence[int]) -> None:
-        """Pages over others, in every layer."""
+        """Copies each of `source_pages` over the `target_pages` entry of the same index, in every layer."""
         for pages in (*self.keys, *self.values):
             if not pages.is_meta:
                 pages[torch.tensor(target_pages, device=pages.device)] = pages[
@@ -64,6 +64,6 @@ class PagedKVCache:
         shape = (self.num_pages, self.layout.num_kv_heads, PAGE_SIZE, self.layout.head_size)
         if device.type != "cpu":
             return torch.zeros(shape, dtype=self.dtype, device=device)
-        # NumPy asks the system for memory that is zero already: pages that nobody touches cost nothing.
+        # NumPy allocates with calloc: pages that are never written take no physical memory.
         num_bytes = int(np.prod(shape)) * self.dtype.itemsize
         return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(self.dtype).view(shape)

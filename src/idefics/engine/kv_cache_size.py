@@ -1,4 +1,4 @@
-"""How much memory the engine's cache may take, and in which dtype it is."""
+"""The number of pages of the KV cache, and its dtype."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from idefics.placement import free_memory
 from idefics.quant.linear import Int4Linear, Int8Linear
 
 DEFAULT_MEMORY_FRACTION = 0.3
-MIN_CACHE_TOKENS = 512  # with fewer hardly a picture could be asked about
+MIN_CACHE_TOKENS = 512  # enough for one picture and a short answer
 
 
 def kv_cache_dtype(model: VLM) -> torch.dtype:
-    """In which keys and values are kept: as the model computes, but float16 beside a decoder of integers on a CPU.
+    """The dtype of the KV cache: the model's dtype, but float16 for an int8 or int4 decoder on the CPU.
 
-    Long contexts are slow there because every key and value is read for each token, and float16 rounds them by less
-    than the weights were rounded. Other models answer to the token as they do without a cache.
+    With long contexts a decode step is bound by reading keys and values; float16 halves them, and its rounding error is
+    smaller than that of the quantized weights. With any other model the cache changes no token.
     """
     decoder_parts = model.decoder_parts()
     if decoder_parts is None or {weight.device.type for weight in model.parameters()} != {"cpu"}:
@@ -39,25 +39,23 @@ def compute_num_pages(
     config: EngineConfig,
     free_bytes: int | None = None,
 ) -> int:
-    """How many pages the cache has, the unused page 0 among them.
+    """The number of pages of the cache, page 0 included, which is never allocated.
 
-    What `config` says; where it is silent as many as `host_memory.cache_bytes` holds, but no more than `DEFAULT_MEMORY_FRACTION`
-    of what is free. Never more than twice what `batch_rows` rows can fill: the rows' own, and as much again of what may
-    be asked for once more.
+    From `config.cache_pages` or `config.kv_cache`; by default as many as `host_memory.default_kv_cache_bytes` holds,
+    but at most `DEFAULT_MEMORY_FRACTION` of the free memory. Never more than twice what `batch_rows` sequences of the
+    greatest length fill: one half for them, the other for cached prefixes.
 
     Args:
-        free_bytes: bytes that there are for it; None: what is free on the device now.
+        free_bytes: memory that the cache may use; None: what is free on the device now.
 
     Raises:
-        BadSetting: `config.kv_cache` is too little for `MIN_CACHE_TOKENS` tokens.
-        OutOfMemory: it is more than what is free, or what is free is too little.
+        BadSetting: `config.kv_cache` is too small for `MIN_CACHE_TOKENS` tokens.
+        OutOfMemory: it is larger than the free memory, or the free memory is too small.
     """
     if config.cache_pages is not None:
         return config.cache_pages
-    max_pages_per_sequence, bytes_per_token = (
-        -(-layout.max_positions // PAGE_SIZE),
-        kv_bytes_per_token(layout, dtype),
-    )
+    max_pages_per_sequence = -(-layout.max_positions // PAGE_SIZE)
+    bytes_per_token = kv_bytes_per_token(layout, dtype)
     free_bytes = free_memory(device) if free_bytes is None else free_bytes
     budget_bytes = _choose_cache_bytes(layout.max_positions, bytes_per_token, free_bytes, config.kv_cache)
     return 1 + min(
@@ -68,7 +66,7 @@ def compute_num_pages(
 def _choose_cache_bytes(
     max_positions: int, bytes_per_token: int, free_bytes: int, kv_cache: float | None
 ) -> int:
-    """Bytes that the cache may take, for a longest sequence in tokens and the bytes of one."""
+    """The size of the cache in bytes, for sequences of up to `max_positions` tokens of `bytes_per_token` each."""
     min_bytes = (
         PAGE_SIZE * bytes_per_token * min(-(-max_positions // PAGE_SIZE), MIN_CACHE_TOKENS // PAGE_SIZE)
     )
@@ -100,5 +98,5 @@ def _choose_cache_bytes(
 
 
 def kv_bytes_per_token(layout: KVCacheLayout, dtype: torch.dtype) -> int:
-    """Bytes that the keys and values of one token take, in all layers."""
+    """Bytes of the keys and values of one token, in all layers."""
     return 2 * layout.num_layers * layout.num_kv_heads * layout.head_size * dtype.itemsize

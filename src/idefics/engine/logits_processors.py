@@ -1,6 +1,6 @@
-"""What the ids so far forbid or make less likely: ids in, masks of the next id out.
+"""Masks over the next id that follow from the ids so far: presence, repeated n-grams, banned sequences.
 
-R rows, T ids so far, V vocabulary. Rows are padded on the left. Does not know scores or settings.
+R rows, T ids so far, V vocabulary. Rows are padded on the left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from idefics.engine.sampler import token_mask
 
 
 def present_ids_mask(ids: Tensor, vocab_size: int, starts: Tensor) -> Tensor:
-    """Which ids a row has already, its padding left out: (R, T) ids, (R,) where each row starts -> (R, V)."""
+    """Which ids occur in each row: (R, T) ids, (R,) index of each row's first id after its padding -> (R, V)."""
     padding = torch.arange(ids.shape[1], device=ids.device) < starts[:, None]
     counts = torch.zeros(len(ids), vocab_size, dtype=torch.long, device=ids.device)
     return counts.scatter_add_(1, ids, (~padding).long()) > 0
@@ -23,10 +23,10 @@ def present_ids_mask(ids: Tensor, vocab_size: int, starts: Tensor) -> Tensor:
 def repeated_ngrams_mask(
     ids: Tensor, ngram_size: int, vocab_size: int, source_ids: Tensor | None = None
 ) -> Tensor:
-    """Which ids would complete an n-gram of `ngram_size` ids that the row has already: (R, T) -> (R, V).
+    """Which next ids would repeat an n-gram of `ngram_size` ids: (R, T) -> (R, V).
 
     Args:
-        source_ids: (R, P) the ids whose n-grams count; None: those of the row itself.
+        source_ids: (R, P) the ids whose n-grams must not be repeated; None: `ids`.
     """
     banned = torch.zeros(len(ids), vocab_size, dtype=torch.bool, device=ids.device)
     source_ids = ids if source_ids is None else source_ids
@@ -39,10 +39,10 @@ def repeated_ngrams_mask(
 
 
 class BannedIdSequences:
-    """Sequences of ids that shall never be complete. An empty one bans nothing.
+    """Bans sequences of ids: the last id of each is masked where the ids before it have just been generated.
 
     Args:
-        sequences: ids of each; one of a single id is banned everywhere.
+        sequences: the ids of each; one of a single id is banned everywhere, an empty one bans nothing.
         vocab_size: V.
     """
 
@@ -57,7 +57,7 @@ class BannedIdSequences:
         ]
 
     def mask(self, ids: Tensor) -> Tensor:
-        """Which ids would complete one: (R, T) -> (R, V)."""
+        """Which next ids would complete a banned sequence: (R, T) ids so far -> (R, V)."""
         banned = self.single_id_mask.repeat(len(ids), 1)
         for prefix, last in self.last_id_by_prefix:
             if len(prefix) <= ids.shape[1]:

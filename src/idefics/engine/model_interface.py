@@ -1,4 +1,4 @@
-"""All that the engine knows of a model."""
+"""The protocol that a model implements to be run by the engine."""
 
 from __future__ import annotations
 
@@ -18,41 +18,46 @@ from idefics.nn.decoder_parts import DecoderParts
 class VLM(Protocol):
     """A vision-language model as the engine sees it.
 
-    N packed tokens, P frames, M feature rows a frame, D width, R rows, V vocabulary.
+    N packed tokens, P frames, M feature rows a frame, D' width of features, D width of the decoder, R rows,
+    V vocabulary.
+
+    Attributes:
+        layout: the sizes of its KV cache.
+        attention_backend: computes attention for the engine's `Attn` implementations.
     """
 
     layout: KVCacheLayout
-    attention_backend: AttentionBackend  # with which the engine's ways to attend compute
+    attention_backend: AttentionBackend
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, w) -> (P, M, D'): once a picture. Frames of one call have one size; none is padding."""
+        """Image features of frames of one size, none of them padding: (P, 3, h, w) -> (P, M, D')."""
         ...
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV | None:
-        """(P, M, D') -> keys and values for each cross layer; None where features stand in the text."""
+        """Keys and values for each cross-attention layer: (P, M, D') -> (P, M, H, K) twice; None for inline images."""
         ...
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(N,) -> (N, D)."""
+        """Token embeddings, (N,) ids -> (N, D)."""
         ...
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
-        """(N, D), (N,) -> (N, D), after the last norm."""
+        """Hidden states after the last norm: (N, D) embeddings, (N,) positions -> (N, D)."""
         ...
 
     def logits(self, h: Tensor) -> Tensor:
-        """(R, D) -> (R, V): only the rows that are sampled."""
+        """Next-token logits: (R, D) hidden states -> (R, V)."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all that is computed; weights may be stored in another."""
+        """The dtype of activations; weights may be stored in another."""
         ...
 
     def decoder_parts(self) -> DecoderParts | None:
-        """The decoder's own modules; None where its steps cannot be told in them."""
+        """The decoder's modules, for fused and native decode steps; None if its structure is not the known one."""
         ...
 
     def parameters(self) -> Iterator[Parameter]:
-        """As `nn.Module` has it: where they lie is where the engine computes."""
+        """As `nn.Module.parameters`; the engine computes on their devices."""
         ...

@@ -1,7 +1,7 @@
-"""Who owns which page of the cache, and which pages can be used again. No torch, no tensors.
+"""Allocation of the KV cache's pages, and the prefix cache that finds computed pages again. No torch, no tensors.
 
-A page is owned (by one or several rows), or free, or kept: nobody owns it, but what it holds is in the index and may be
-asked for again, until its room is wanted. Page 0 is never given out.
+A page is in use (referenced by one or several sequences), free, or evictable: no sequence references it, but its
+content is in the prefix cache and may be reused until the page is needed. Page 0 is never allocated.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from typing import NamedTuple
 from idefics.prompt import Prompt
 
 PAGE_SIZE = 16  # positions of one page
-PageKey = bytes
-PageToken = tuple[int, str]  # all that matters of one position: its id, and what it shows or sees of pictures
+PageKey = bytes  # a hash of a page's content and of all pages before it
+PageToken = tuple[
+    int, str
+]  # one position: its token id, and the image content that it stands for or attends to
 
 
 class PageContent(NamedTuple):
-    """What a page holds.
+    """The content of a page, as the prefix cache knows it.
 
     Attributes:
-        key: of all up to its last mark, the pages before it included.
-        parent_key: the key of the page before it.
-        tokens: of its positions; fewer than a page has where no more was read.
+        key: hash of `parent_key` and `tokens`.
+        parent_key: the key of the page before it; empty for the first.
+        tokens: one for each computed position, at most `PAGE_SIZE`.
     """
 
     key: PageKey
@@ -33,38 +35,35 @@ class PageContent(NamedTuple):
 
 
 class PagePool:
-    """A pool of pages 1 to `num_pages` - 1.
+    """The pages 1 to `num_pages` - 1.
 
     Attributes:
-        ref_counts: for each page how many rows own it.
+        ref_counts: for each page how many sequences reference it.
     """
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self.ref_counts = [0] * num_pages
-        self._first_unused_page = (
-            1  # from here on no page was ever taken: memory that is not touched costs nothing
-        )
+        # Pages from here on were never allocated: untouched memory costs nothing, so they are taken last.
+        self._first_unused_page = 1
         self._free_pages: list[int] = []
-        self._evictable_pages: OrderedDict[int, None] = OrderedDict()  # the longest unused first
+        self._evictable_pages: OrderedDict[int, None] = OrderedDict()  # the least recently used first
         self._page_by_key: dict[PageKey, int] = {}
         self._content_by_page: dict[int, PageContent] = {}
-        self._pages_by_parent_key: defaultdict[PageKey, set[int]] = defaultdict(
-            set
-        )  # the pages that follow the same beginning
+        self._pages_by_parent_key: defaultdict[PageKey, set[int]] = defaultdict(set)
 
     @property
     def num_free_pages(self) -> int:
-        """How many pages can be taken."""
+        """How many pages `allocate` can return, evictable ones included."""
         return self.num_pages - self._first_unused_page + len(self._free_pages) + len(self._evictable_pages)
 
     @property
     def num_evictable_pages(self) -> int:
-        """How many pages nobody owns and that may be asked for again."""
+        """How many unreferenced pages are in the prefix cache."""
         return len(self._evictable_pages)
 
     def allocate(self) -> int:
-        """A page for one owner; a kept one if no other is left."""
+        """Returns a page with one reference; evicts the least recently used cached page if no other is free."""
         if self._free_pages:
             page = self._free_pages.pop()
         elif self._first_unused_page < self.num_pages:
@@ -76,14 +75,17 @@ class PagePool:
         return page
 
     def add_references(self, pages: Sequence[int]) -> None:
-        """One owner more of each."""
+        """Increments the reference count of each page; evictable pages are in use again."""
         for page in pages:
             if not self.ref_counts[page]:
                 del self._evictable_pages[page]
             self.ref_counts[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """One owner less of each page of a row. Its last pages will be the first to go: the others serve without."""
+        """Decrements the reference count of each of a sequence's pages.
+
+        Its last pages will be evicted first, since a prefix is of use without the pages after it but not vice versa.
+        """
         for page in reversed(pages):
             self.ref_counts[page] -= 1
             if self.ref_counts[page]:
@@ -94,9 +96,9 @@ class PagePool:
                 self._free_pages.append(page)
 
     def add_to_prefix_cache(self, page: int, content: PageContent) -> None:
-        """A page may be found from now on; the first one with this content is.
+        """Makes a page findable by its content, unless another page with the same content is.
 
-        What it holds does not change, but more may be written after it, and then be published in its place.
+        A partly filled page may be added again when it holds more; the longer content replaces the shorter.
         """
         if content.key not in self._page_by_key:
             if page in self._content_by_page:
@@ -105,7 +107,7 @@ class PagePool:
             self._pages_by_parent_key[content.parent_key].add(page)
 
     def match_prefix(self, keys: Sequence[PageKey]) -> list[int]:
-        """The pages of the longest beginning that is there. They are not taken yet: `share` them."""
+        """The cached pages of the longest prefix of `keys`. The caller must reference them with `add_references`."""
         pages = []
         for key in keys:
             if key not in self._page_by_key:
@@ -114,7 +116,7 @@ class PagePool:
         return pages
 
     def match_partial_page(self, parent_key: PageKey, tokens: Sequence[PageToken]) -> tuple[int, int]:
-        """The page after this beginning that has most of `tokens` in common, and how many: 0, 0 if none has any."""
+        """The cached page after `parent_key` that shares the longest prefix with `tokens`, and its length; else 0, 0."""
         best = 0, 0
         for page in self._pages_by_parent_key.get(parent_key, ()):
             token_pairs = zip(self._content_by_page[page].tokens, tokens, strict=False)
@@ -135,7 +137,7 @@ class PagePool:
             del self._pages_by_parent_key[content.parent_key]
 
     def clear_prefix_cache(self) -> None:
-        """No page can be found any more; those that nobody owns are free."""
+        """Empties the prefix cache; evictable pages become free."""
         self._free_pages += self._evictable_pages
         self._evictable_pages.clear()
         self._page_by_key.clear()
@@ -146,10 +148,10 @@ class PagePool:
         return key in self._page_by_key
 
     def check_invariants(self) -> None:
-        """Every page is owned, free or kept, and only one of them."""
+        """Asserts that every page is exactly one of in use, free and evictable, and that the indices agree."""
         referenced = {page for page, ref_count in enumerate(self.ref_counts) if ref_count}
         free = [*self._free_pages, *range(self._first_unused_page, self.num_pages)]
-        assert min(self.ref_counts) >= 0, "released more often than shared"
+        assert min(self.ref_counts) >= 0, "released more often than referenced"
         assert len(referenced) + len(free) + len(self._evictable_pages) == self.num_pages - 1
         assert referenced | set(free) | set(self._evictable_pages) == set(range(1, self.num_pages))
         assert (
@@ -166,16 +168,16 @@ class PagePool:
 
 
 class PageKeys:
-    """What each page of a row holds, chained: equal keys mean equal beginnings, pictures included.
+    """The prefix-cache keys of a sequence's pages: equal keys mean equal prefixes, pictures included.
 
-    A mark covers an id, at places of a picture the picture and which of its rows, and where tokens see pictures beside
-    the text what it sees.
+    Each position contributes its token id and its image content: at an inline image token the picture and the row of
+    its features, in a cross-attention model the picture that the token attends to.
     """
 
     def __init__(self, prompt: Prompt, uses_cross_attention: bool) -> None:
         self.prompt, self.uses_cross_attention = prompt, uses_cross_attention
         self.keys: list[PageKey] = []
-        self.image_content_by_position: dict[int, str] = {}  # what of a picture stands at a position
+        self.image_content_by_position: dict[int, str] = {}  # of inline image tokens
         if not uses_cross_attention:
             for tiles, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
                 self.image_content_by_position.update(
@@ -183,30 +185,30 @@ class PageKeys:
                 )
 
     def full_page_keys(self, ids: Sequence[int], length: int) -> list[PageKey]:
-        """The keys of the pages that the first `length` of a row's ids fill."""
+        """The keys of the pages that the first `length` of a sequence's ids fill completely."""
         for page_index in range(len(self.keys), length // PAGE_SIZE):
             self.keys.append(self.page_content(ids, page_index, length).key)
         return self.keys[: length // PAGE_SIZE]
 
     def page_content(self, ids: Sequence[int], page_index: int, length: int) -> PageContent:
-        """What a page holds when `length` of a row's ids have been read."""
+        """The content of a page after the first `length` of a sequence's ids have been computed."""
         parent_key = self.full_page_keys(ids, page_index * PAGE_SIZE)[-1] if page_index else b""
         tokens = self.page_tokens(ids, page_index * PAGE_SIZE, min((page_index + 1) * PAGE_SIZE, length))
         key = hashlib.sha256(parent_key + repr(tokens).encode()).digest()
         return PageContent(key, parent_key, tokens)
 
     def page_tokens(self, ids: Sequence[int], start: int, end: int) -> tuple[PageToken, ...]:
-        """Of the positions `start` to `end`."""
+        """The token id and image content of the positions from `start` up to `end`, which are hashed into the key."""
         return tuple((ids[position], self._image_content(position)) for position in range(start, end))
 
     def fork(self) -> PageKeys:
-        """The same so far."""
+        """A copy for a sequence that continues this one with other ids."""
         other = PageKeys(self.prompt, self.uses_cross_attention)
         other.keys = list(self.keys)
         return other
 
     def round_down_to_image_boundary(self, length: int) -> int:
-        """The most of the first `length` positions that do not end in the middle of a picture's places."""
+        """`length`, or the start of the inline picture whose image tokens it would cut."""
         if not self.uses_cross_attention:
             for positions in self.prompt.image_token_positions:
                 if positions[0] < length <= positions[-1]:
@@ -214,7 +216,7 @@ class PageKeys:
         return length
 
     def _image_content(self, position: int) -> str:
-        """What a position shows of a picture, or which picture it sees."""
+        """The feature row that stands at a position, or the picture that it attends to; "" if there is none."""
         if not self.uses_cross_attention:
             return self.image_content_by_position.get(position, "")
         prompt = self.prompt

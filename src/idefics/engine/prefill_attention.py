@@ -1,7 +1,7 @@
-"""How prompts are read over pages: chunks of several rows packed one after another, and endings after a prefix.
+"""Prefill attention over the paged KV cache: chunks of several sequences, and tries of continuations, packed together.
 
-N packed tokens, H query heads, h key/value heads, K head size, L positions, M feature rows a picture.
-Keys come rotated. Knows no ids and no model.
+N packed tokens, n tokens of one chunk, H query heads, h key/value heads, K head size, L positions, M feature rows of a
+picture. Keys have rotary embedding applied already.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from idefics.engine.page_pool import PAGE_SIZE
 from idefics.nn.attention import CrossKV, causal_window_mask
 from idefics.nn.attention_backends import AttentionBackend, sdpa_attention
 
-CrossAttentionSpans = Sequence[tuple[slice, CrossKV]]  # which of the packed tokens see which picture
+CrossAttentionSpans = Sequence[tuple[slice, CrossKV]]  # packed tokens, and the picture that they attend to
 
 
 @dataclass(frozen=True, slots=True)
 class PackedChunk:
-    """Some of the packed tokens, which follow one another in a row.
+    """Consecutive tokens of one sequence among the packed tokens, or a trie of continuations after it.
 
     Attributes:
-        token_slice: which of the N.
-        num_previous_tokens: how many tokens of their row have been read before them.
-        pages: of their row, from its beginning to the chunk's end at least.
-        tree_mask: None, or (n, n) which of the chunk's own tokens each of them sees. Tokens of a tree are not kept.
-        tree_depths: (n,) for a tree: how far after `num_previous_tokens` each stands.
+        token_slice: their indices among the N packed tokens.
+        num_previous_tokens: how many tokens of the sequence were computed before them.
+        pages: the sequence's pages from its beginning up to the chunk's end at least.
+        tree_mask: for a trie (n, n): which nodes each node attends to. The nodes are not written to the cache.
+        tree_depths: for a trie (n,): the position of each node after `num_previous_tokens`.
     """
 
     token_slice: slice
@@ -40,7 +40,7 @@ class PackedChunk:
 
 
 class PrefillAttn:
-    """Packed chunks: each token sees its row up to itself, as far back as the window, and joins the cache."""
+    """Causal attention of packed chunks to their sequences, within the sliding window; writes keys and values."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class PrefillAttn:
         self.cache, self.cross_attention_spans, self.backend = cache, cross_attention_spans, backend
         self.chunk_masks = [ChunkMask(cache, chunk) for chunk in chunks]
         cached_chunks = [chunk for chunk in chunks if chunk.tree_mask is None]
-        # (n,) the tokens that are kept, and where: page and place in it.
+        # The packed tokens that are written to the cache, and to which page and offset.
         self.cached_tokens = torch.cat(
             [torch.arange(c.token_slice.start, c.token_slice.stop) for c in cached_chunks] or [_empty_index()]
         )
@@ -73,13 +73,14 @@ class PrefillAttn:
         self.is_all_cached = len(cached_chunks) == len(chunks)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Writes (N, h, K) keys and values to the cache and attends to it: (N, H, K) -> (N, H, K)."""
         keys, values = self.cache.layer_kv(layer, k.device)
         pages, offsets = self.pages.to(k.device), self.page_offsets.to(k.device)
         cached_tokens = slice(None) if self.is_all_cached else self.cached_tokens.to(k.device)
         k, v = cast_to_cache_dtype(k, keys.dtype), cast_to_cache_dtype(v, values.dtype)
         keys[pages, :, offsets] = k[cached_tokens]
         values[pages, :, offsets] = v[cached_tokens]
-        # What is seen is what is kept, or answers would depend on where prompts are cut.
+        # Attend to the values as the cache's dtype rounds them, or answers would depend on the size of chunks.
         k, v = k.to(q.dtype), v.to(q.dtype)
         out = torch.empty_like(q)
         for chunk in self.chunk_masks:
@@ -89,6 +90,7 @@ class PrefillAttn:
         return out
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
+        """Attends to the picture of each span: (N, H, K) -> (N, H, K), 0 for tokens without a picture."""
         out = torch.zeros_like(q)
         for tokens, cross_kv in self.cross_attention_spans:
             out[tokens] = _packed_attention(
@@ -98,14 +100,11 @@ class PrefillAttn:
 
 
 class ChunkMask:
-    """What a chunk's tokens see of their row, worked out once for all layers."""
+    """The mask and the page indices of a chunk, computed once for all layers."""
 
     def __init__(self, cache: PagedKVCache, chunk: PackedChunk) -> None:
-        self.token_slice, self.sliding_window, self.tree_mask = (
-            chunk.token_slice,
-            cache.layout.sliding_window,
-            chunk.tree_mask,
-        )
+        self.token_slice, self.tree_mask = chunk.token_slice, chunk.tree_mask
+        self.sliding_window = cache.layout.sliding_window
         num_tokens = chunk.token_slice.stop - chunk.token_slice.start
         self.is_sequence_start = chunk.num_previous_tokens == 0 and chunk.tree_mask is None
         if self.is_sequence_start:
@@ -126,7 +125,7 @@ class ChunkMask:
                 torch.arange(chunk.num_previous_tokens, end), key_positions, window
             )  # (n, L)
         else:
-            assert chunk.tree_depths is not None, "a tree says how deep its tokens stand"
+            assert chunk.tree_depths is not None, "a trie has the depths of its nodes"
             depths = chunk.tree_depths
             tree_mask = (
                 chunk.tree_mask
@@ -141,7 +140,15 @@ class ChunkMask:
     def attend(
         self, backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """(n, H, K), (n, h, K) twice, and the layer's pages -> (n, H, K)."""
+        """Attention of the chunk's tokens.
+
+        Args:
+            q, k, v: (n, H, K), (n, h, K) and (n, h, K) of the chunk's tokens.
+            keys, values: the layer's pages, (pages, h, 16, K).
+
+        Returns:
+            (n, H, K)
+        """
         if self.is_sequence_start:
             return _causal_attention(backend, q, k, v, self.sliding_window)
         all_keys, all_values = (
@@ -164,7 +171,7 @@ class ChunkMask:
 def _causal_attention(
     backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, sliding_window: int | None
 ) -> Tensor:
-    """Causal attention of a prompt's N tokens to themselves; with a window in stretches, so that masks stay small."""
+    """Causal self-attention of a prompt's n tokens; with a sliding window in blocks, so that masks stay small."""
     if sliding_window is None or len(q) <= sliding_window:
         return _packed_attention(backend, q, k, v, causal=True)
     positions = torch.arange(len(q), device=q.device)
@@ -188,7 +195,7 @@ def _packed_attention(
     causal: bool = False,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention between packed tokens: (N, H, K), (L, h, K), (L, h, K) -> (N, H, K); mask (N, L)."""
+    """Attention without a batch dimension: (n, H, K), (L, h, K), (L, h, K), mask (n, L) -> (n, H, K)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return backend(q, k, v, mask=mask, causal=causal)[0].transpose(0, 1)
 

@@ -1,6 +1,6 @@
-"""The slow twin: one prompt, every picture by itself, everything read again for each token, nothing kept.
+"""The uncached reference implementation: one prompt at a time, no batches, the whole sequence again for each token.
 
-What the fast engine must equal, token for token.
+The engine must produce the same tokens.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from idefics.prompt import Prompt
 
 
 class ReferenceModel:
-    """A prompt and its pictures, read anew with every call. N prompt tokens, T tokens after it, D width."""
+    """A prompt, recomputed from its first token in every call. N prompt tokens, T tokens after it, D width."""
 
     def __init__(self, model: VLM, prompt: Prompt) -> None:
         self.model, self.prompt = model, prompt
         self.device = first_float_parameter(model).device
-        # For each picture its (F*M, D') feature rows.
+        # (F*M, D') for each picture of F frames
         self.features = [
             torch.cat(encode_frames(model, tiles.frames, max_batch_frames=1)) for tiles in prompt.pictures
         ]
 
     def hidden_states(self, continuation: tuple[int, ...] = ()) -> Tensor:
-        """(N+T, D): hidden states of the prompt and of tokens `continuation` it, which see what its last sees."""
+        """(N+T, D): hidden states of the prompt and of `continuation`, which sees what the prompt's last token sees."""
         x = self.model.embed(self._long_tensor(self.prompt.ids + continuation))
         image_index = self._long_tensor(
             self.prompt.image_index + self.prompt.image_index[-1:] * len(continuation)
@@ -51,7 +51,7 @@ class ReferenceModel:
         return self.model.forward(x, torch.arange(len(x), device=x.device), attn)
 
     def _compute_cross_kv(self) -> list[LayerCrossKV]:
-        """(P, M, H, K) keys and values for each cross layer; nothing where there is no picture."""
+        """(P, M, H, K) keys and values for each cross-attention layer; empty if the prompt has no picture."""
         cross_kvs = [self.model.compute_cross_kv(features[None]) or () for features in self.features]
         return [
             LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*cross_kvs, strict=True)
@@ -70,7 +70,7 @@ def reference_greedy(
     stop_ids: Collection[int] = (),
     banned_ids: Collection[int] = (),
 ) -> list[int]:
-    """The most likely continuation, one token at a time: the ids before a stop id or a limit."""
+    """Greedy decoding without a cache: the ids up to a stop id, `max_new_tokens` or the model's last position."""
     reference = ReferenceModel(model, prompt)
     ids: list[int] = []
     for _ in range(min(max_new_tokens, model.layout.max_positions - len(prompt))):

@@ -1,4 +1,4 @@
-"""What is asked of the engine. Ids only: no text, no tensors."""
+"""Requests to the engine and the constraints they may carry. Token ids only: no text, no tensors."""
 
 from __future__ import annotations
 
@@ -17,34 +17,54 @@ GREEDY = Sampling()
 
 
 class TokenConstraint(Protocol):
-    """Says before each token of one answer which may follow. The engine's thread asks: it must not wait."""
+    """Restricts the next token of one sequence. Called by the engine's thread: it must not block."""
 
     def compute_token_bitmask(self) -> bytes:
-        """A bit for each of the model's ids, the lowest first; at least one of them is set."""
+        """The allowed next ids: one bit for each id of the vocabulary, the lowest id first; at least one is set."""
         ...
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Told the id that was chosen, and how many may come after it: -> the id that is taken, mostly the same."""
+        """Advances by one token.
+
+        Args:
+            id: the sampled id.
+            max_remaining_tokens: how many tokens may still follow it.
+
+        Returns:
+            The id to append: usually `id`, or another one, for instance to complete the structure within the limit.
+        """
         ...
 
 
 class BeamConstraint(Protocol):
-    """Says before each step of a beam search which tokens may follow in each beam. It must not wait."""
+    """Restricts the next token of each beam. Called by the engine's thread: it must not block.
 
-    is_renormalized: bool  # what is left of each beam's distribution adds up to 1 again
+    Attributes:
+        is_renormalized: whether the probabilities of the allowed tokens of a beam are scaled to add up to 1.
+    """
+
+    is_renormalized: bool
 
     def compute_beam_bitmask(self, generated_ids: Sequence[int]) -> tuple[bytes, bool]:
-        """A bit for each id, lowest first; and whether the only one set is forced, at log-probability 0."""
+        """The allowed next ids of one beam.
+
+        Args:
+            generated_ids: the beam's ids after the prompt.
+
+        Returns:
+            One bit for each id of the vocabulary, the lowest id first; and whether the only allowed id is forced, which
+            gives it log-probability 0.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """Until when the caller waits.
+    """The time by which a request must be done.
 
     Attributes:
-        timeout: how long that was in all.
-        expires_at: the end, as `time.monotonic` counts.
+        timeout: seconds from its creation to the deadline.
+        expires_at: the deadline, in seconds of `time.monotonic`.
     """
 
     timeout: float
@@ -52,10 +72,10 @@ class Deadline:
 
     @classmethod
     def from_timeout(cls, timeout: float | None) -> Deadline | None:
-        """So many seconds from now; None: for ever.
+        """A deadline `timeout` seconds from now, or none for None.
 
         Raises:
-            BadSetting: no number above 0.
+            BadSetting: `timeout` is not a number above 0.
         """
         if timeout is None:
             return None
@@ -64,30 +84,30 @@ class Deadline:
 
     @property
     def remaining_seconds(self) -> float:
-        """Seconds, 0 where it has passed."""
+        """Seconds until the deadline; 0 once it has passed."""
         return max(0.0, self.expires_at - time.monotonic())
 
     def raise_if_expired(self) -> None:
-        """Raises RequestTimeout where it has passed."""
+        """Raises RequestTimeout if the deadline has passed."""
         if not self.remaining_seconds:
             raise RequestTimeout(self.timeout)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Request:
-    """One prompt, and how to continue it or what to think of its endings.
+    """A prompt to continue, or to score given continuations after.
 
     Attributes:
-        prompt: ids and pictures.
-        sampling: how the next token is chosen, and how many at most.
-        stop_ids: ids that end the answer.
-        banned_ids: ids that are never chosen.
-        constraint: says which ids may follow; for one answer only, and not for beams.
-        beam_constraint: the same for beams.
-        on_token: called by the engine's thread with each id as it is chosen, stop ids left out; true ends the answer
-            there, as a stop string does. It must not wait for anything. Beams tell their ids when they have ended.
-        deadline: an answer that is not done by then fails, waiting or running.
-        continuations: where there are any, nothing is generated: each is given its log-probabilities after the prompt.
+        prompt: token ids and preprocessed images.
+        sampling: sampling parameters and `max_new_tokens`.
+        stop_ids: ids that end the answer; they are not part of it.
+        banned_ids: ids that are never sampled.
+        on_token: called by the engine's thread with each new id, stop ids left out; if it returns true, the answer ends
+            with this id (as for a stop string). It must not block. With beams it is called once the search is done.
+        continuations: if given, nothing is generated: the log-probability of each token of each is computed.
+        constraint: restricts the ids of an answer without beams.
+        beam_constraint: restricts the ids of a beam search.
+        deadline: the request fails with RequestTimeout if it is not done by then, whether it waits or runs.
     """
 
     prompt: Prompt
@@ -103,21 +123,21 @@ class Request:
     def __post_init__(self) -> None:
         if self.constraint is not None and self.sampling.num_beams > 1:
             raise BadSetting(
-                f"num_beams is {self.sampling.num_beams}, and beams know no regex, choices, schema or banned words: "
-                "give num_beams=1, or leave these out"
+                f"num_beams is {self.sampling.num_beams}, but beam search does not support regex, choices, schema or "
+                "banned words: use num_beams=1, or leave these out"
             )
 
     @property
     def num_sequences(self) -> int:
-        """How many rows its answer takes at most."""
+        """How many sequences it may run at once: `num_beams`, or 1 for scoring."""
         return 1 if self.continuations is not None else self.sampling.num_beams
 
     @property
     def log_summary(self) -> str:
-        """What is asked, for the log, which shows nothing of what is said."""
+        """The request's size, for the log, which never shows content."""
         work_summary = (
-            f"up to {self.sampling.max_new_tokens} new ones"
+            f"up to {self.sampling.max_new_tokens} new tokens"
             if self.continuations is None
-            else f"{len(self.continuations)} endings"
+            else f"{len(self.continuations)} continuations"
         )
         return f"{len(self.prompt)} tokens, {len(self.prompt.pictures)} pictures, {work_summary}"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from idefics.engine.page_pool import PAGE_SIZE, PageKey, PagePool
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.engine.scheduler_output import (
-    EncoderCache,
+    MissingFrameCounter,
     PrefillChunk,
     SamplerOutput,
     SchedulerLimits,
@@ -30,7 +30,9 @@ class Scheduler:
         num_cached_tokens: how many tokens of prompts had been read already, for others, when their turn came.
     """
 
-    def __init__(self, page_pool: PagePool, limits: SchedulerLimits, encoder_cache: EncoderCache) -> None:
+    def __init__(
+        self, page_pool: PagePool, limits: SchedulerLimits, encoder_cache: MissingFrameCounter
+    ) -> None:
         self.page_pool, self.limits, self.encoder_cache = page_pool, limits, encoder_cache
         self.waiting: deque[RequestState] = deque()  # by arrival
         self.running: list[RequestState] = []  # by arrival

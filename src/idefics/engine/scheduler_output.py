@@ -32,11 +32,11 @@ class SchedulerLimits:
     has_lookahead_page: bool = False
 
 
-class EncoderCache(Protocol):
-    """What the scheduler asks of the cache of pictures."""
+class MissingFrameCounter(Protocol):
+    """What the scheduler needs of the encoder cache."""
 
     def count_missing_frames(self, tiles: PreprocessedImage) -> int:
-        """How many frames of a picture are not encoded yet."""
+        """How many frames of a picture are still to be encoded."""
         ...
 
 

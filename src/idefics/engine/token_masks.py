@@ -1,4 +1,4 @@
-"""Which ids may follow, as guides say it in bits, as a mask over logits."""
+"""Boolean masks over the vocabulary."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from torch import Tensor
 
 
 def forbidden_token_mask(bitmasks: Sequence[bytes], vocab_size: int, device: torch.device) -> Tensor:
-    """(G, V) which ids may not follow in each of G rows.
+    """Inverts and unpacks the bitmasks of G constraints.
 
     Args:
-        bitmasks: of each row a bit for each id that may follow, the lowest first.
+        bitmasks: for each constraint one bit for each allowed id, the lowest id first (`TokenConstraint`).
         vocab_size: V.
+
+    Returns:
+        (G, V) bool: the ids that may not follow.
     """
     bitmask_bytes = torch.frombuffer(bytearray(b"".join(bitmasks)), dtype=torch.uint8).view(
         len(bitmasks), -1, 1
