@@ -1,10 +1,11 @@
-"""An internet of this machine: names that lead where a test says, and two servers that count who asks them.
+"""An internet on this machine: host names that lead where a test says, and two servers that count their requests.
 
-Connections to addresses of `OUTSIDE` reach the outer server. Those to any other address, which would be this machine or
-a neighbour, reach the inner one: no stranger's address may ever get there.
+Connections to a public address (as the `ipaddress` module says) reach the public server. Those to any other address,
+which would be this machine or a neighbour, reach the internal one: no URL of an untrusted sender may ever get there.
 """
 
 import contextlib
+import ipaddress
 import socket
 import threading
 import time
@@ -14,6 +15,15 @@ from processing.pictures_tiny import encode_picture, random_picture
 
 PUBLIC_ADDRESSES = ("93.184.216.34", "93.184.216.35", "2606:2800:220:1:248:1893:25c8:1946")
 PNG = encode_picture(random_picture("RGB"), "PNG")
+
+
+CLOUD_METADATA_ADDRESS = "168.63.129.16"  # Azure's: a public number, reachable from inside only
+
+
+def is_public_address(address):
+    """Whether the `ipaddress` module calls an address public, and no cloud keeps its machines' secrets there."""
+    parsed = ipaddress.ip_address(address)
+    return parsed.is_global and not parsed.is_multicast and address != CLOUD_METADATA_ADDRESS
 
 
 class PageHandler(BaseHTTPRequestHandler):
@@ -28,7 +38,7 @@ class PageHandler(BaseHTTPRequestHandler):
         elif isinstance(page, str):
             self.send_answer(302, b"", **{"Location": page, "Set-Cookie": "session=secret"})
         elif page is not None:
-            with contextlib.suppress(OSError):  # the client has had enough
+            with contextlib.suppress(OSError):  # the client has closed the connection
                 page(self)
             self.close_connection = True
         else:
@@ -65,7 +75,7 @@ class CountingServer(ThreadingHTTPServer):
         self.closing = threading.Event()
 
     def handle_error(self, request, client_address):
-        pass  # the client has had enough
+        pass  # the client has closed the connection
 
 
 @contextlib.contextmanager
@@ -80,12 +90,12 @@ def run_server():
 
 
 class FakeInternet:
-    """What a test sees of it.
+    """Replaces name resolution and connections of this process.
 
     Attributes:
-        addresses_by_host: host name -> its addresses; or a list of such answers, one for each look-up.
+        addresses_by_host: host name -> its addresses; or a list of such answers, one for each resolution.
         public_server, internal_server: the two servers.
-        resolved_hosts, connected_addresses: in their order, what was asked for and which addresses were connected to.
+        resolved_hosts, connected_addresses: the host names resolved and the (address, port) connected to, in order.
     """
 
     def __init__(self, monkeypatch, outer, inner):
@@ -119,7 +129,7 @@ class FakeInternet:
         if not host.replace(".", "").isdigit() and ":" not in host:
             host = self.fake_getaddrinfo(host, port)[0][4][0]
         self.connected_addresses.append((host, port))
-        server = self.public_server if host in PUBLIC_ADDRESSES else self.internal_server
+        server = self.public_server if is_public_address(host) else self.internal_server
         connection = socket.socket()
         connection.settimeout(timeout)
         connection.connect(("127.0.0.1", server.server_port))

@@ -1,10 +1,11 @@
-"""Bent files, addresses and requests: whatever comes, an answer or an error of ours, and never much memory.
+"""Damaged files, URLs and requests: always an answer or an error of this package, and never much memory.
 
 The same examples in every run; `scripts/fuzz_pictures.py` looks for new ones.
 """
 
 import asyncio
 import base64
+import ipaddress
 import json
 import re
 import tracemalloc
@@ -20,11 +21,12 @@ from idefics.messages import Picture
 from idefics.processing import untrusted
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_picture
+from idefics.processing.url_policy import is_public_ip
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from processing.pictures_tiny import encode_picture, encode_with_orientation, random_picture
 from untrusted.crafted_pictures import FILE_CLAIMING_SIZE_BY_FORMAT, encode_image, jpeg_with_scans, png_chunk
-from untrusted.fake_internet import PNG, PUBLIC_ADDRESSES
+from untrusted.fake_internet import CLOUD_METADATA_ADDRESS, PNG, is_public_address
 
 UNTRUSTED_FETCHER = Fetcher(policy="off", untrusted=True)
 
@@ -199,6 +201,34 @@ URLS = some.builds(
 )
 
 
+# Refused although the `ipaddress` module of one Python or another calls them public.
+SPECIAL_NETWORKS = [
+    ipaddress.ip_network(network)
+    for network in (
+        f"{CLOUD_METADATA_ADDRESS}/32",
+        "192.0.0.0/24",
+        "192.31.196.0/24",
+        "192.52.193.0/24",
+        "192.88.99.0/24",
+        "192.175.48.0/24",
+        "2001::/23",
+        "2002::/16",
+        "2620:4f:8000::/48",
+        "3fff::/20",
+        "fec0::/10",
+    )
+]
+
+
+@with_examples(500)
+@given(some.ip_addresses())
+def test_an_accepted_ip_is_public_and_a_refused_one_is_not(address):
+    is_special = (
+        address.is_multicast or address.is_reserved or any(address in one for one in SPECIAL_NETWORKS)
+    )
+    assert is_public_ip(str(address)) == (address.is_global and not is_special)
+
+
 class PictureOnEveryPage(dict):
     """A picture on every page."""
 
@@ -208,7 +238,7 @@ class PictureOnEveryPage(dict):
 
 @pytest.mark.parametrize("policy", ["public", "photos.example.com,*.photos.example.com"])
 def test_addresses(policy, fake_internet):
-    """From the request and from a redirect: nobody inside is ever asked."""
+    """From the request and from a redirect: only public addresses are ever connected to."""
     fetcher = Fetcher(policy=policy, untrusted=True, timeout=5.0)
     fetched, refused, fake_internet.public_server.pages = [], [], PictureOnEveryPage()
     fake_internet.addresses_by_host |= {
@@ -227,7 +257,7 @@ def test_addresses(policy, fake_internet):
                 fetched.append(fetcher.get(one))
             except BadPicture as error:
                 refused.append(assert_safe_message(error) or pytest.fail(str(error)))
-        assert {address for address, _ in fake_internet.connected_addresses} <= set(PUBLIC_ADDRESSES)
+        assert all(is_public_address(address) for address, _ in fake_internet.connected_addresses)
 
     try_url()
     assert fake_internet.internal_server.hits == []
