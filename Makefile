@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 DEV := $(VENV)/dev.stamp
 BENCH := $(VENV)/bench.stamp
+SITE := $(VENV)/site.stamp
+OLDEST := $(VENV)/oldest.stamp
+OLDEST_TESTS := tests/nn tests/engine tests/models tests/generation tests/tasks tests/quant tests/weights tests/golden
 CLIENTS := $(patsubst tests/clients/environments/%.txt,$(VENV)/clients/%.stamp,$(wildcard tests/clients/environments/*.txt))
 PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
 # Errors only; but on a terminal pip draws the bar of the one long download.
@@ -14,10 +17,10 @@ INSTALL := $(PIP) install -qq --constraint constraints.txt
 TORCH := $(PIP) install $(if $(MAKE_TERMOUT),,-qq)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench clean
+.PHONY: help demo test test-all test-oldest coverage check docs bench clean
 
 help: ## say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(BASE) ## answer every kind of question about the bundled pictures; needs no network once installed
 	@$(BIN)/idefics demo
@@ -34,7 +37,17 @@ check: $(DEV) ## check the layout, the lint rules and the types
 	@$(BIN)/mypy
 	@$(BIN)/pyright --project tests/typed --pythonpath $(BIN)/python
 
-bench: $(BENCH) ## measure, with the rivals and the machine's limits beside each figure
+test-oldest: $(OLDEST) ## run a part of the tests with the oldest PyTorch that is supported
+	@$(VENV)/oldest/bin/python -m pytest -q -m "not slow and not gpu and not clients and not browser" $(OLDEST_TESTS)
+
+coverage: $(DEV) ## measure which lines of the package the tests of `make test` run
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not clients" --cov --cov-report=term:skip-covered
+
+docs: $(SITE) ## build the documentation's pages into build/site; broken links are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "build/site/index.html is written"
+
+bench: $(BENCH) ## measure the package, other implementations and the machine's limits
 	@set -e; for script in generate images reuse start serve; do $(BIN)/python bench/$$script.py; done
 	@$(BIN)/python bench/serve.py --case long-prompts
 
@@ -57,6 +70,18 @@ $(BASE): pyproject.toml constraints.txt setup.py $(wildcard src/idefics/*/native
 $(DEV): $(BASE)
 	@echo "Installing the tools for tests and checks"
 	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(SITE): $(BASE)
+	@echo "Installing what builds the documentation"
+	@$(INSTALL) --editable '.[site]'
+	@touch $@
+
+# An environment of its own: another PyTorch, and nothing that is not needed for the tests of OLDEST_TESTS.
+$(OLDEST): pyproject.toml
+	@$(PYTHON) -m venv $(VENV)/oldest
+	@$(VENV)/oldest/bin/python -m pip --no-input --disable-pip-version-check install -qq 'torch==2.11.*'
+	@$(VENV)/oldest/bin/python -m pip --no-input --disable-pip-version-check install -qq --editable '.[dev]' 'torch==2.11.*'
 	@touch $@
 
 # llama.cpp is compiled for this machine, which takes minutes; it does not build with Ninja everywhere.

@@ -1,8 +1,8 @@
-"""Writes what the README shows from what the package says: `python scripts/refresh_readme.py`.
+"""Rewrites the generated parts of README.md and docs/python.md: `python scripts/refresh_readme.py`.
 
-Runs every command of its `console` blocks with the demo model and puts the output under it, and fills the tables
-between `<!-- begin NAME -->` and `<!-- end NAME -->`: the models from the catalog, and the evaluation from
-`demo-model/evaluate_demo.py` if `--evaluate` is given (a few minutes).
+Runs every command of the README's `console` blocks with the demo model and puts the output under it. Fills the tables
+between `<!-- begin NAME -->` and `<!-- end NAME -->`: the models from the catalog, the options of calls from
+`idefics.Options`, and the evaluation from `demo-model/evaluate_demo.py` if `--evaluate` is given (a few minutes).
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import os
 import re
 import subprocess
 import sys
+from inspect import formatannotation
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from idefics.catalog import CATALOG, checkpoint_peak_bytes, checkpoint_weight_bytes
 from idefics.errors import format_bytes
+from idefics.options import DEFAULT_OPTIONS, Options
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+PYTHON_DOC = ROOT / "docs" / "python.md"
 SETUP_COMMANDS = ("git ", "cd ", "make ", "pip ")
 
 
@@ -63,6 +67,18 @@ def format_models_table() -> str:
     )
 
 
+def format_options_table() -> str:
+    """Every keyword option of calls that generate: type, default, one line."""
+    rows = ["| option | type | default | |", "|-|-|-|-|"]
+    for name, hint in get_type_hints(Options, include_extras=True).items():
+        option_type, line = get_args(hint)
+        type_text = formatannotation(option_type).replace("collections.abc.", "").replace("typing.", "")
+        type_text = type_text.replace("|", "\\|")
+        default = "64 to 256" if name == "max_new_tokens" else f"`{DEFAULT_OPTIONS[name]!r}`"
+        rows.append(f"| `{name}` | {type_text} | {default} | {line} |")
+    return "\n".join(rows)
+
+
 def run_evaluation() -> str:
     """What `demo-model/evaluate_demo.py` prints for both demo checkpoints."""
     command = [sys.executable, "demo-model/evaluate_demo.py", "demo", "demo-idefics1"]
@@ -78,8 +94,13 @@ def fill_section(text: str, name: str, content: str) -> str:
     return before + begin + content + end + rest.split(end, 1)[1]
 
 
+def refresh_options(text: str) -> str:
+    """docs/python.md with today's options."""
+    return fill_section(text, "options", format_options_table())
+
+
 def main() -> None:
-    """Reads the command line and rewrites README.md."""
+    """Reads the command line and rewrites both documents."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--evaluate", action="store_true", help="measure the demo checkpoints too")
     arguments = parser.parse_args()
@@ -89,6 +110,7 @@ def main() -> None:
     if arguments.evaluate:
         text = fill_section(text, "evaluation", run_evaluation())
     README.write_text(text, encoding="utf-8")
+    PYTHON_DOC.write_text(refresh_options(PYTHON_DOC.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

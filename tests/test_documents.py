@@ -324,3 +324,10 @@ def test_links_lead_somewhere():
             a or b for a, b in targets if "://" not in (a or b) and not (document.parent / (a or b)).exists()
         ]
         assert not broken, f"{document.name}: {broken}"
+
+
+def test_the_options_are_todays():
+    import refresh_readme
+
+    text = refresh_readme.PYTHON_DOC.read_text(encoding="utf-8")
+    assert refresh_readme.refresh_options(text) == text, "run scripts/refresh_readme.py"
