@@ -93,7 +93,7 @@ def test_nothing_is_logged_for_each_token(vlm, caplog):
             while len(caplog.records) < 2:  # "done" comes at the end of the step
                 time.sleep(0.01)
             time.sleep(0.1)
-            assert [record.getMessage()[:5] for record in caplog.records] == ["asked", "done:"]
+            assert [record.getMessage()[:5] for record in caplog.records] == ["submi", "done:"]
 
 
 def test_the_command_line_shows_it_with_debug(capsys):

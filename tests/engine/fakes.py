@@ -108,10 +108,10 @@ class FakeVLM(nn.Module):
 
 
 def make_fake_model(kind):
-    """The model of a kind, "text" or "beside": always the same weights."""
+    """The model of a kind, "inline" or "cross_attention": always the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return FakeVLM(uses_cross_attention=kind == "beside")
+        return FakeVLM(uses_cross_attention=kind == "cross_attention")
 
 
 def make_tiles(name, frames=1, size=6):
@@ -127,7 +127,9 @@ def make_prompt(kind, *items, tokens_per_frame=TOKENS_PER_FRAME):
     for item in items:
         if isinstance(item, PreprocessedImage):
             current_image = len(pictures)
-            new_ids = [IMAGE_TOKEN_ID] * (1 if kind == "beside" else tokens_per_frame * len(item.frames))
+            new_ids = [IMAGE_TOKEN_ID] * (
+                1 if kind == "cross_attention" else tokens_per_frame * len(item.frames)
+            )
             pictures.append(item)
             image_token_positions.append(tuple(range(len(ids), len(ids) + len(new_ids))))
         elif item is None:
@@ -143,7 +145,9 @@ def make_mixed_prompts(kind):
     """Prompts of unequal length with 0 to 5 pictures before, between and after the text, some shared."""
     cat, dog, bird = make_tiles("cat"), make_tiles("dog"), make_tiles("bird")
     multi_frame_tiles = (
-        () if kind == "beside" else (make_tiles("wide", frames=3), make_tiles("odd", frames=2, size=9))
+        ()
+        if kind == "cross_attention"
+        else (make_tiles("wide", frames=3), make_tiles("odd", frames=2, size=9))
     )
     return [
         make_prompt(kind, 5),

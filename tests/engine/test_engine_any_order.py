@@ -25,8 +25,8 @@ WINDOW_3 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 3})
 CROSS_ATTENTION_SCENES = ["t", "ttttt", "1tt", "tt1t1", "t1t1tet1t", "1te1te", "1t1t1t1t1t", "tte"]
 INLINE_SCENES = ["t", "ttttt", "1tt", "tt3", "t1tt2ttt", "4t1t", "1t1t1t1t1t", "5"]
 MODEL_AND_PROMPTS_BY_KIND = {
-    "text": lambda: (make_fake_model("text"), make_mixed_prompts("text")),
-    "beside": lambda: (make_fake_model("beside"), make_mixed_prompts("beside")),
+    "inline": lambda: (make_fake_model("inline"), make_mixed_prompts("inline")),
+    "cross_attention": lambda: (make_fake_model("cross_attention"), make_mixed_prompts("cross_attention")),
     "idefics1": lambda: make_tiny_model_and_prompts(tiny.IDEFICS1, CROSS_ATTENTION_SCENES),
     "idefics2": lambda: make_tiny_model_and_prompts(tiny.IDEFICS2, INLINE_SCENES),
     "idefics2, window 3": lambda: make_tiny_model_and_prompts(WINDOW_3, INLINE_SCENES),
@@ -109,10 +109,10 @@ def test_any_order_equals_the_reference(name, seed, monkeypatch):
 
 def test_rows_are_sent_away_and_come_back():
     """What the test above relies on: with so little room, it happens."""
-    engine = make_engine("text", batch_rows=4, cache_pages=8)
+    engine = make_engine("inline", batch_rows=4, cache_pages=8)
     sent_away, preempt = [], engine.scheduler._preempt
     engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
-    prompts = [make_prompt("text", n, make_tiles("cat"), 4) for n in (5, 6, 7, 8)]
+    prompts = [make_prompt("inline", n, make_tiles("cat"), 4) for n in (5, 6, 7, 8)]
     requests = [
         make_request(asked, max_new_tokens=60, temperature=1.2, seed=n) for n, asked in enumerate(prompts)
     ]
@@ -122,11 +122,11 @@ def test_rows_are_sent_away_and_come_back():
     assert [handle.num_cached_tokens for handle in handles] == [0] * 4, (
         "what it finds of its own is no gift of others"
     )
-    assert ids == [make_engine("text").submit(one).result().ids for one in requests]
+    assert ids == [make_engine("inline").submit(one).result().ids for one in requests]
     wait_until_idle(engine)
 
 
-@pytest.mark.parametrize("kind", ["text", "beside"])
+@pytest.mark.parametrize("kind", ["inline", "cross_attention"])
 def test_threads_may_ask_for_everything_at_once(kind):
     engine, prompts = make_engine(kind, batch_rows=4, cache_pages=60), make_mixed_prompts(kind)
     wrong = []

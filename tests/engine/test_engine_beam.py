@@ -23,7 +23,7 @@ from idefics.engine.reference import ReferenceModel, reference_greedy
 from idefics.nn.attention_backends import AttentionModule
 from idefics.nn.decoder import LlamaDecoder
 
-KINDS = ["text", "beside"]
+KINDS = ["inline", "cross_attention"]
 
 
 def run_beam_search(model, asked, **options):
@@ -130,7 +130,7 @@ def test_beams_equal_those_of_transformers(reference_and_model, case):
     reasons = set()
     for seed in range(6):
         ids = torch.randint(24, (3 + seed,), generator=torch.Generator().manual_seed(seed)).tolist()
-        found = run_beam_search(ours, make_prompt("text", *ids), max_new_tokens=4 + 3 * seed, **case)
+        found = run_beam_search(ours, make_prompt("inline", *ids), max_new_tokens=4 + 3 * seed, **case)
         expected = reference_beam_search(theirs, ids, max_new_tokens=4 + 3 * seed, **case)
         stopped = expected[-1] in case["stop_ids"]
         assert found.ids == expected[: len(expected) - stopped]
@@ -164,7 +164,7 @@ def test_beams_read_the_prompt_and_its_pictures_once(kind, monkeypatch):
     run_beam_search(model, asked, max_new_tokens=5, num_beams=3)
     assert passes == [len(asked), 3, 3, 3, 3]
     assert sum(model.frames_per_encode) == 2
-    assert sum(model.images_per_cross_kv) == (2 if kind == "beside" else 0)
+    assert sum(model.images_per_cross_kv) == (2 if kind == "cross_attention" else 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,10 +198,12 @@ def test_logprobs_of_beams_leave_out_what_is_banned(kind):
 
 
 def test_beams_never_say_what_is_banned():
-    free = run_beam_search(make_fake_model("text"), make_prompt("text", 5), max_new_tokens=10, num_beams=4)
+    free = run_beam_search(
+        make_fake_model("inline"), make_prompt("inline", 5), max_new_tokens=10, num_beams=4
+    )
     found = run_beam_search(
-        make_fake_model("text"),
-        make_prompt("text", 5),
+        make_fake_model("inline"),
+        make_prompt("inline", 5),
         max_new_tokens=10,
         num_beams=4,
         banned_ids={*free.ids, IMAGE_TOKEN_ID},
@@ -210,7 +212,7 @@ def test_beams_never_say_what_is_banned():
     few = set(range(VOCAB_SIZE)) - {7, 8}  # fewer choices than beams
     assert set(
         run_beam_search(
-            make_fake_model("text"), make_prompt("text", 5), max_new_tokens=4, num_beams=6, banned_ids=few
+            make_fake_model("inline"), make_prompt("inline", 5), max_new_tokens=4, num_beams=6, banned_ids=few
         ).ids
     ) <= {
         7,
@@ -219,8 +221,8 @@ def test_beams_never_say_what_is_banned():
 
 
 def test_beams_end_where_the_context_does():
-    long = make_prompt("text", *[5] * (TEXT_CONFIG.max_positions - 3))
-    found = run_beam_search(make_fake_model("text"), long, num_beams=3)
+    long = make_prompt("inline", *[5] * (TEXT_CONFIG.max_positions - 3))
+    found = run_beam_search(make_fake_model("inline"), long, num_beams=3)
     assert len(found.ids) == 3
     assert found.finish_reason == "length"
 
@@ -264,7 +266,7 @@ def test_three_likely_stop_ids_leave_beams_for_other_tokens():
     table[start, [good, *stops, fair]] = torch.tensor([0.31, 0.2, 0.19, 0.18, 0.12])
     table[[fair, great]] = 0
     table[[fair, great], great] = 1
-    asked = make_prompt("text", start)
+    asked = make_prompt("inline", start)
     found = run_beam_search(
         BigramModel(table.log()), asked, max_new_tokens=3, num_beams=2, stop_ids=set(stops)
     )
@@ -279,11 +281,11 @@ def test_an_end_beyond_the_best_beams_is_lost():
     table[start] = 0
     table[start, [good, fair, stop]] = torch.tensor([0.5, 0.4, 0.1])
     found = run_beam_search(
-        BigramModel(table.log()), make_prompt("text", start), max_new_tokens=3, num_beams=2, stop_ids={stop}
+        BigramModel(table.log()), make_prompt("inline", start), max_new_tokens=3, num_beams=2, stop_ids={stop}
     )
     assert found.ids[0] == good
     assert found.finish_reason == "length"
     wider = run_beam_search(
-        BigramModel(table.log()), make_prompt("text", start), max_new_tokens=3, num_beams=3, stop_ids={stop}
+        BigramModel(table.log()), make_prompt("inline", start), max_new_tokens=3, num_beams=3, stop_ids={stop}
     )
     assert (wider.ids, wider.finish_reason) == ([], "stop")

@@ -7,7 +7,8 @@ import torch
 
 from engine.fakes import make_fake_model
 from idefics.config import KVCacheLayout
-from idefics.engine.decode import BatchedCrossKV, DecodeInputs, TorchDecode, TorchDecodeAttn
+from idefics.engine.decode import DecodeInputs, TorchDecode
+from idefics.engine.decode_attention import BatchedCrossKV, GatheredPages, PagedDecodeAttn
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
 from idefics.nn.attention import DenseAttn, LayerCrossKV
 
@@ -34,6 +35,20 @@ def make_decode_inputs(positions, tables, memories=None, ids=None):
     )
 
 
+def make_attn(cache, inputs):
+    """As `TorchDecode` does."""
+    backend = DenseAttn(1).backend
+    attention = GatheredPages(
+        inputs.page_tables,
+        inputs.positions,
+        cache.layout,
+        backend,
+        (inputs.min_position, inputs.max_position),
+    )
+    cross_kv = BatchedCrossKV(inputs.cross_kvs)
+    return PagedDecodeAttn(cache, inputs.page_tables, inputs.positions, attention, cross_kv, backend)
+
+
 def make_paged_cache(layout, k, v, tables):
     """A cache that holds each row's (N, h, K) keys and values at its pages, and noise nowhere else."""
     cache = PagedKVCache(layout, 40, torch.float32, CPU)
@@ -54,12 +69,7 @@ def test_a_step_over_pages_equals_dense_attention(lengths, window):
     cache = make_paged_cache(layout, [x[:-1] for x in k], [x[:-1] for x in v], tables)
     rows = make_decode_inputs([n - 1 for n in lengths], tables)
 
-    class Model:
-        attention_backend = DenseAttn(1).backend
-
-    out = TorchDecodeAttn(Model, cache, rows, BatchedCrossKV(())).self_attention(
-        0, *(torch.stack([one[-1] for one in x]) for x in (q, k, v))
-    )
+    out = make_attn(cache, rows).self_attention(0, *(torch.stack([one[-1] for one in x]) for x in (q, k, v)))
     for row, got in enumerate(out):
         expected = DenseAttn(1, sliding_window=window).self_attention(0, q[row], k[row], v[row])[-1]
         torch.testing.assert_close(got, expected)
@@ -81,17 +91,14 @@ def test_each_row_sees_its_own_picture_or_gives_zero(sees):
     rows = make_decode_inputs([0] * len(sees), [[1 + row] for row in range(len(sees))], memories)
     q = torch.randn(len(sees), HEADS, HEAD_SIZE)
 
-    class Model:
-        attention_backend = DenseAttn(1).backend
-
     cache = PagedKVCache(LAYOUT, 9, torch.float32, CPU)
-    out = TorchDecodeAttn(Model, cache, rows, BatchedCrossKV(memories)).cross_attention(0, q)
+    out = make_attn(cache, rows).cross_attention(0, q)
     both = [LayerCrossKV(*map(torch.cat, zip(cat[0], dog[0], strict=True)))]
     torch.testing.assert_close(out, DenseAttn(1, both, torch.tensor(sees)).cross_attention(0, q))
     assert not out[torch.tensor(sees) < 0].any()
 
 
-@pytest.mark.parametrize("kind", ["text", "beside"])
+@pytest.mark.parametrize("kind", ["inline", "cross_attention"])
 @torch.inference_mode()
 def test_token_by_token_equals_one_pass(kind):
     model = make_fake_model(kind)

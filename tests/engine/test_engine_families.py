@@ -12,7 +12,7 @@ WINDOW_3 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 3})
 FAMILIES = pytest.mark.parametrize(
     "raw",
     [tiny.IDEFICS1, tiny.IDEFICS2, WINDOW_3, tiny.IDEFICS3],
-    ids=["beside", "window 8", "window 3", "text"],
+    ids=["cross_attention", "window 8", "window 3", "inline"],
 )
 CROSS_ATTENTION_SCENES = ["t", "ttttt", "1tt", "tt1t1", "t1t1tet1t", "1te1te", "1t1t1t1t1t", "tte"]
 INLINE_SCENES = ["t", "ttttt", "1tt", "tt3", "t1tt2ttt", "4t1t", "1t1t1t1t1t", "5"]

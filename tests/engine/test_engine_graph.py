@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 WINDOW_3 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 3})
 WINDOW_20 = tiny.merge_config(tiny.IDEFICS2, text_config={"sliding_window": 20})
 CONFIG_BY_KIND = {
-    "beside": tiny.IDEFICS1,
+    "cross_attention": tiny.IDEFICS1,
     "window 3": WINDOW_3,
     "window 8": tiny.IDEFICS2,
     "window 20": WINDOW_20,
@@ -335,7 +335,7 @@ def test_cuda_graphs_equal_the_plain_step(raw, dtype):
 
     def both(some):
         places = some.positions.tolist()
-        ids, positions, tables = (x.to(device) for x in (some.ids, some.positions, some.tables))
+        ids, positions, tables = (x.to(device) for x in (some.ids, some.positions, some.page_tables))
         asked = DecodeInputs(ids, positions, tables, some.cross_kvs, max(places), min(places))
         wanted, got = plain(asked), graph(asked)
         tolerance = 1e-4 if dtype == torch.float32 else 0.05

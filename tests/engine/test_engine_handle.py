@@ -24,12 +24,12 @@ from idefics.engine import engine_thread
 from idefics.engine.reference import reference_greedy
 from idefics.errors import EngineBusy
 
-PROMPT = make_prompt("text", 5, 6, 7)
+PROMPT = make_prompt("inline", 5, 6, 7)
 
 
 @pytest.fixture
 def engine():
-    made = make_engine("text", waiting=4)
+    made = make_engine("inline", waiting=4)
     yield made
     made.close()
 
@@ -72,7 +72,7 @@ def test_leaving_a_loop_cancels(engine):
 
 
 def test_who_waits_and_who_runs_may_be_cancelled(monkeypatch):
-    engine = make_engine("text", batch_rows=1)
+    engine = make_engine("inline", batch_rows=1)
     go = PausedEngine(engine, monkeypatch)
     running, waiting, last = (engine.submit(make_request(PROMPT, max_new_tokens=5)) for _ in range(3))
     go.until_reached()
@@ -80,7 +80,7 @@ def test_who_waits_and_who_runs_may_be_cancelled(monkeypatch):
     running.cancel()
     assert (running.finish_reason, waiting.finish_reason) == ("cancelled", "cancelled")
     go.set()
-    assert last.result().ids == reference_greedy(make_fake_model("text"), PROMPT, 5)
+    assert last.result().ids == reference_greedy(make_fake_model("inline"), PROMPT, 5)
     assert running.ids == waiting.ids == []
     last.cancel()
     assert last.finish_reason == "length", "what is done stays as it is"
@@ -112,7 +112,7 @@ def test_an_interrupt_cancels_what_is_waited_for(engine, monkeypatch):
 
 
 def test_the_queue_is_bounded_and_may_be_waited_for(monkeypatch):
-    engine = make_engine("text", waiting=2, batch_rows=1)
+    engine = make_engine("inline", waiting=2, batch_rows=1)
     go = PausedEngine(engine, monkeypatch)
     handles = [engine.submit(make_request(PROMPT, max_new_tokens=3))]
     go.until_reached()  # it runs, and the queue is empty
@@ -139,8 +139,8 @@ def test_the_queue_is_bounded_and_may_be_waited_for(monkeypatch):
 
 def test_an_error_ends_its_own_request_alone(engine, monkeypatch):
     """Of a picture, of reading, of choosing: the others get their answers."""
-    prompts = make_mixed_prompts("text")[:6]
-    bad_picture = make_prompt("text", 5, make_tiles("bad", size=7), 6)
+    prompts = make_mixed_prompts("inline")[:6]
+    bad_picture = make_prompt("inline", 5, make_tiles("bad", size=7), 6)
     encode, forward = engine.model.encode, engine.model.forward
 
     def picky_encode(frames):
@@ -165,8 +165,8 @@ def test_an_error_ends_its_own_request_alone(engine, monkeypatch):
         engine.submit(one, wait=True)
         for one in (
             make_request(bad_picture, max_new_tokens=9),
-            make_request(make_prompt("text", 3, 33, 4), max_new_tokens=9),
-            make_request(make_prompt("text", 3), on_token=watch),
+            make_request(make_prompt("inline", 3, 33, 4), max_new_tokens=9),
+            make_request(make_prompt("inline", 3), on_token=watch),
         )
     ]
     more = engine.submit(make_request(prompts[4], max_new_tokens=9, banned_ids={33}), wait=True)
@@ -273,7 +273,7 @@ def wait_until_threads_end(some, seconds=5):
 def test_the_thread_lives_while_there_is_work(monkeypatch):
     monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 0.05)
     before = set(engine_threads())
-    engine = make_engine("text")
+    engine = make_engine("inline")
     assert set(engine_threads()) == before
 
     def thread_of_an_answer():
@@ -292,7 +292,7 @@ def test_the_thread_lives_while_there_is_work(monkeypatch):
 def test_a_dropped_engine_ends_its_thread(monkeypatch):
     monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 60)
     before = set(engine_threads())
-    engine = make_engine("text")
+    engine = make_engine("inline")
     engine.submit(make_request(PROMPT, max_new_tokens=3)).result()
     mine, dropped = set(engine_threads()) - before, weakref.ref(engine)
     wait_until_idle(engine)
@@ -311,9 +311,9 @@ def test_the_interpreter_ends_while_an_answer_grows():
 import sys
 sys.path[:0] = {path!r}
 from engine.fakes import make_engine, make_prompt, make_request
-handle = make_engine("text").submit(make_request(make_prompt("text", 5), max_new_tokens=150))
+handle = make_engine("inline").submit(make_request(make_prompt("inline", 5), max_new_tokens=150))
 next(iter(handle))
-keep = make_engine("text").submit(make_request(make_prompt("text", 5), max_new_tokens=150))
+keep = make_engine("inline").submit(make_request(make_prompt("inline", 5), max_new_tokens=150))
 print("bye")
 """
     done = subprocess.run(

@@ -90,9 +90,9 @@ def test_no_free_memory_is_reported(free):
 def test_the_engine_takes_what_is_free_on_its_device(monkeypatch):
     monkeypatch.setattr("idefics.engine.kv_cache_size.free_memory", lambda device: 1 << 20)
     assert (
-        make_engine("text", batch_rows=1000).kv_cache.num_pages
+        make_engine("inline", batch_rows=1000).kv_cache.num_pages
         < Engine(
-            make_fake_model("text"), EngineConfig(batch_rows=1000), free_bytes=1 << 30
+            make_fake_model("inline"), EngineConfig(batch_rows=1000), free_bytes=1 << 30
         ).kv_cache.num_pages
     )
 

@@ -92,7 +92,7 @@ def run_requests_in_engine(kind, *, ahead, **config):
     return results, steps.batch_sizes
 
 
-@pytest.mark.parametrize("kind", ["text", "beside"])
+@pytest.mark.parametrize("kind", ["inline", "cross_attention"])
 @pytest.mark.parametrize(
     "config",
     [{}, {"batch_rows": 3}, {"cache_pages": 12, "batch_rows": 4}, {"step_tokens": 5}],
@@ -108,9 +108,9 @@ def test_answers_are_the_same(kind, config):
 
 def test_a_token_is_read_once():
     """One row alone: each step is begun ahead, and none is computed twice; one is in vain at its end."""
-    engine, steps = make_engine_launching_ahead("text", ahead=True)
+    engine, steps = make_engine_launching_ahead("inline", ahead=True)
     length = 3 * PAGE_SIZE
-    engine.submit(make_request(make_prompt("text", 5, 6, 7), max_new_tokens=length)).result()
+    engine.submit(make_request(make_prompt("inline", 5, 6, 7), max_new_tokens=length)).result()
     wait_until_idle(engine)
     assert len(steps.batch_sizes) in (length - 1, length)
     assert steps.num_early_calls >= length - 2  # all but the first
@@ -118,8 +118,8 @@ def test_a_token_is_read_once():
 
 def test_who_is_left_needs_no_second_step():
     """A row that has ended takes nothing from the others, which were read with it."""
-    engine, steps = make_engine_launching_ahead("text", ahead=True)
-    short, long = (make_request(make_prompt("text", 5, 6 + n), max_new_tokens=5 + 20 * n) for n in range(2))
+    engine, steps = make_engine_launching_ahead("inline", ahead=True)
+    short, long = (make_request(make_prompt("inline", 5, 6 + n), max_new_tokens=5 + 20 * n) for n in range(2))
     with engine.condition:
         handles = [engine.submit(short), engine.submit(long)]
     for handle in handles:
@@ -132,46 +132,52 @@ def test_who_is_left_needs_no_second_step():
 
 def test_a_cpu_waits():
     """It would compute in vain what it could compute later."""
-    engine, steps = make_engine_launching_ahead("text", ahead=False)
-    engine.submit(make_request(make_prompt("text", 5, 6, 7), max_new_tokens=9)).result()
+    engine, steps = make_engine_launching_ahead("inline", ahead=False)
+    engine.submit(make_request(make_prompt("inline", 5, 6, 7), max_new_tokens=9)).result()
     wait_until_idle(engine)
     assert not steps.num_early_calls and len(steps.batch_sizes) == 8
-    assert not make_engine("text").model_runner.is_async
+    assert not make_engine("inline").model_runner.is_async
 
 
 def test_a_launched_step_that_fails_fails_in_its_turn():
     """An error is told to the request that it is of, and the next one is answered."""
-    engine, steps = make_engine_launching_ahead("text", ahead=True)
+    engine, steps = make_engine_launching_ahead("inline", ahead=True)
     steps.failing_calls = {3, 4}
-    handle = engine.submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20))
+    handle = engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20))
     with pytest.raises(RuntimeError, match="no luck"):
         handle.result()
     steps.failing_calls = set()
     wanted = (
-        make_engine("text").submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20)).result().ids
+        make_engine("inline")
+        .submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20))
+        .result()
+        .ids
     )
-    assert engine.submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20)).result().ids == wanted
+    assert engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20)).result().ids == wanted
     wait_until_idle(engine)
 
 
 def test_a_step_that_fails_once_is_made_again():
-    engine, steps = make_engine_launching_ahead("text", ahead=True)
+    engine, steps = make_engine_launching_ahead("inline", ahead=True)
     wanted = (
-        make_engine("text").submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20)).result().ids
+        make_engine("inline")
+        .submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20))
+        .result()
+        .ids
     )
     steps.failing_calls = {4}
-    assert engine.submit(make_request(make_prompt("text", 5, 6), max_new_tokens=20)).result().ids == wanted
+    assert engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20)).result().ids == wanted
     wait_until_idle(engine)
 
 
 def test_what_is_read_in_vain_spoils_no_beginning():
     """Pages that are kept for later requests hold what they say, though rows were read beyond their ends."""
-    engine, _ = make_engine_launching_ahead("text", ahead=True)
+    engine, _ = make_engine_launching_ahead("inline", ahead=True)
     for length in range(1, 2 * PAGE_SIZE + 3):
         ids = [5 + n % 7 for n in range(20)]
-        got = engine.submit(make_request(make_prompt("text", *ids), max_new_tokens=length)).result().ids
-        again = make_prompt("text", *ids, *got)
-        wanted = make_engine("text").submit(make_request(again, max_new_tokens=3)).result().ids
+        got = engine.submit(make_request(make_prompt("inline", *ids), max_new_tokens=length)).result().ids
+        again = make_prompt("inline", *ids, *got)
+        wanted = make_engine("inline").submit(make_request(again, max_new_tokens=3)).result().ids
         assert engine.submit(make_request(again, max_new_tokens=3)).result().ids == wanted
     wait_until_idle(engine)
 

@@ -17,9 +17,11 @@ from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model, merge_c
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
 
 CONFIG_BY_KIND = {
-    "beside": IDEFICS1,
-    "beside, a gate for each number": merge_config(IDEFICS1, alpha_type="vector", qk_layer_norms=False),
-    "beside, one table": merge_config(IDEFICS1, additional_vocab_size=0),
+    "cross_attention": IDEFICS1,
+    "cross-attention, a gate for each number": merge_config(
+        IDEFICS1, alpha_type="vector", qk_layer_norms=False
+    ),
+    "cross-attention, one table": merge_config(IDEFICS1, additional_vocab_size=0),
     "window": IDEFICS2,
     "grouped": IDEFICS3,
     "tied": merge_config(IDEFICS3, tie_word_embeddings=True),
@@ -66,7 +68,7 @@ def test_equals_the_models_own_pass(kind, instruction_set):
     assert_equals_uncached(model, rows)
 
 
-@pytest.mark.parametrize("kind", ["beside", "window", "grouped"])
+@pytest.mark.parametrize("kind", ["cross_attention", "window", "grouped"])
 def test_any_number_of_rows_and_threads(kind, restore_num_threads, instruction_set):
     model = make_random_model(CONFIG_BY_KIND[kind])
     # Five kinds of what a row sees: a call takes 16 rows, and row 16 must not see what row 0 does.
@@ -81,7 +83,7 @@ def test_any_number_of_rows_and_threads(kind, restore_num_threads, instruction_s
     assert_equals_uncached(model, rows)
 
 
-@pytest.mark.parametrize("kind", ["beside", "window", "grouped"])
+@pytest.mark.parametrize("kind", ["cross_attention", "window", "grouped"])
 def test_long_contexts(kind, restore_num_threads, instruction_set):
     """Several stretches of positions, whose parts are joined; with a window, some that nobody sees."""
     model = make_random_model(CONFIG_BY_KIND[kind])

@@ -18,7 +18,7 @@ from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model
 
 native = pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
 CONFIG_BY_KIND = {
-    "beside": IDEFICS1,
+    "cross_attention": IDEFICS1,
     "window": IDEFICS2,
     "grouped": IDEFICS3,
     **UNUSUAL_CONFIGS,
@@ -86,7 +86,7 @@ def test_equals_torch_over_the_same_pages(kind, instruction_set):
 
 
 @native
-@pytest.mark.parametrize("kind", ["beside", "window", "grouped"])
+@pytest.mark.parametrize("kind", ["cross_attention", "window", "grouped"])
 def test_long_contexts(kind, instruction_set):
     model = make_random_model(CONFIG_BY_KIND[kind])
     ours, wanted = make_equal_sequences(model, [420, 130, 257])

@@ -129,7 +129,7 @@ def replace_linear_layers(module, make):
 @pytest.mark.parametrize(
     "raw",
     [merge_config(IDEFICS1, additional_vocab_size=0), IDEFICS2, IDEFICS3],
-    ids=["beside", "window", "grouped"],
+    ids=["cross_attention", "window", "grouped"],
 )
 def test_whole_models(raw, kinds, instruction_set):
     """With all kinds, each layer has another."""

@@ -22,7 +22,7 @@ def weight_addresses(model):
     }
 
 
-@pytest.mark.parametrize("raw", [IDEFICS1, IDEFICS3, TIED_CONFIG], ids=["beside", "grouped", "tied"])
+@pytest.mark.parametrize("raw", [IDEFICS1, IDEFICS3, TIED_CONFIG], ids=["cross_attention", "grouped", "tied"])
 def test_all_in_one_piece_as_they_were(raw):
     model = make_random_model(raw)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

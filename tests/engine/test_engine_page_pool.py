@@ -89,14 +89,16 @@ def test_the_longest_unused_page_goes_first_and_ends_before_beginnings():
     assert pages.num_free_pages == 0 == pages.num_evictable_pages
 
 
-def compute_page_keys(asked, kind="text", ids=None, length=None):
+def compute_page_keys(asked, kind="inline", ids=None, length=None):
     ids = asked.ids if ids is None else ids
-    return PageKeys(asked, kind == "beside").full_page_keys(ids, len(ids) if length is None else length)
+    return PageKeys(asked, kind == "cross_attention").full_page_keys(
+        ids, len(ids) if length is None else length
+    )
 
 
 def test_keys_are_of_full_pages():
     ids = list(range(40))
-    asked = make_prompt("text", *ids)
+    asked = make_prompt("inline", *ids)
     assert len(compute_page_keys(asked)) == 2
     assert len(compute_page_keys(asked, length=16)) == 1
     assert len(compute_page_keys(asked, length=15)) == 0
@@ -104,15 +106,15 @@ def test_keys_are_of_full_pages():
 
 def test_equal_beginnings_have_equal_keys_and_others_have_not():
     one, other = (
-        compute_page_keys(make_prompt("text", *range(48))),
-        compute_page_keys(make_prompt("text", *range(32), *range(1, 17))),
+        compute_page_keys(make_prompt("inline", *range(48))),
+        compute_page_keys(make_prompt("inline", *range(32), *range(1, 17))),
     )
     assert one[:2] == other[:2] and one[2] != other[2]
-    moved = compute_page_keys(make_prompt("text", *range(16, 32)))
+    moved = compute_page_keys(make_prompt("inline", *range(16, 32)))
     assert moved[0] != one[1], "a page counts with what stands before it"
 
 
-@pytest.mark.parametrize("kind", ["text", "beside"])
+@pytest.mark.parametrize("kind", ["inline", "cross_attention"])
 def test_another_picture_is_another_key(kind):
     cat, dog = (
         compute_page_keys(make_prompt(kind, 3, make_tiles(name), *range(5, 30)), kind)
@@ -126,22 +128,27 @@ def test_cross_attention_keys_include_the_visible_image():
     """The same ids, but after the end of a document nothing is seen."""
     cat = make_tiles("cat")
     seen, unseen = (
-        make_prompt("beside", cat, 2, *range(5, 40)),
-        make_prompt("beside", cat, None, *range(5, 40)),
+        make_prompt("cross_attention", cat, 2, *range(5, 40)),
+        make_prompt("cross_attention", cat, None, *range(5, 40)),
     )
     assert seen.ids == unseen.ids
-    assert compute_page_keys(seen, "beside")[0] != compute_page_keys(unseen, "beside")[0]
+    assert compute_page_keys(seen, "cross_attention")[0] != compute_page_keys(unseen, "cross_attention")[0]
 
 
 def test_an_answer_sees_what_the_prompts_end_saw():
     cat = make_tiles("cat")
-    first, second = make_prompt("beside", 3, cat, *range(5, 12)), make_prompt("beside", 3, cat, *range(5, 40))
-    assert compute_page_keys(first, "beside", ids=second.ids) == compute_page_keys(second, "beside")
+    first, second = (
+        make_prompt("cross_attention", 3, cat, *range(5, 12)),
+        make_prompt("cross_attention", 3, cat, *range(5, 40)),
+    )
+    assert compute_page_keys(first, "cross_attention", ids=second.ids) == compute_page_keys(
+        second, "cross_attention"
+    )
 
 
 @given(before=st.integers(0, 40), frames=st.integers(1, 30), after=st.integers(0, 40))
 def test_a_match_never_ends_within_a_picture(before, frames, after):
-    asked = make_prompt("text", *[5] * before, make_tiles("wide", frames=frames), *[5] * after)
+    asked = make_prompt("inline", *[5] * before, make_tiles("wide", frames=frames), *[5] * after)
     pages = PageKeys(asked, uses_cross_attention=False)
     for most in range(len(asked) + 1):
         outside = pages.round_down_to_image_boundary(most)

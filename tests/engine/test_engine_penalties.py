@@ -15,7 +15,7 @@ from engine.fakes import (
 from idefics.engine.reference import ReferenceModel
 from idefics.errors import BadSetting
 
-KINDS = pytest.mark.parametrize("kind", ["text", "beside"])
+KINDS = pytest.mark.parametrize("kind", ["inline", "cross_attention"])
 MAX_NEW_TOKENS = 12
 SETTINGS = [
     {},
@@ -80,9 +80,9 @@ def test_rows_of_a_batch_are_each_what_plain_arithmetic_says(kind, banned):
 
 
 def test_penalties_are_felt():
-    asked = make_prompt("text", 5, 6, 7)
+    asked = make_prompt("inline", 5, 6, 7)
     free, *others = (
-        reference_decode(make_fake_model("text"), asked, **settings)[0] for settings in SETTINGS[:6]
+        reference_decode(make_fake_model("inline"), asked, **settings)[0] for settings in SETTINGS[:6]
     )
     assert all(other != free for other in others), "a setting that changes nothing tests nothing"
 
@@ -107,10 +107,10 @@ def test_counts_go_on_where_rows_change_and_requests_are_read_again(kind):
 def test_seeded_draws_with_penalties_do_not_depend_on_neighbours():
     asked = [
         make_request(p, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, seed=n, **SETTINGS[n % 6])
-        for n, p in enumerate(make_mixed_prompts("text"))
+        for n, p in enumerate(make_mixed_prompts("inline"))
     ]
-    together = [handle.ids for handle in run_requests(make_engine("text"), asked)]
-    assert together == [run_requests(make_engine("text"), [one])[0].ids for one in asked]
+    together = [handle.ids for handle in run_requests(make_engine("inline"), asked)]
+    assert together == [run_requests(make_engine("inline"), [one])[0].ids for one in asked]
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_seeded_draws_with_penalties_do_not_depend_on_neighbours():
 )
 def test_mistakes_are_told(settings, message):
     with pytest.raises(BadSetting, match=message):
-        make_request(make_prompt("text", 5), **settings)
+        make_request(make_prompt("inline", 5), **settings)
 
 
 def test_a_bias_of_a_token_that_the_model_lacks_is_told():
     with pytest.raises(
         BadSetting, match=f"token {VOCAB_SIZE}; this model's tokens are 0 to {VOCAB_SIZE - 1}"
     ):
-        make_engine("text").submit(make_request(make_prompt("text", 5), logit_bias={VOCAB_SIZE: 1.0}))
+        make_engine("inline").submit(make_request(make_prompt("inline", 5), logit_bias={VOCAB_SIZE: 1.0}))

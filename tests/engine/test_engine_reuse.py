@@ -14,7 +14,7 @@ from engine.fakes import (
 )
 from idefics.engine.reference import reference_greedy
 
-KINDS = ["text", "beside"]
+KINDS = ["inline", "cross_attention"]
 SHOT_IDS = list(range(3, 40))
 
 
@@ -40,14 +40,14 @@ def make_counting_engine(kind, monkeypatch, **config):
 def assert_equals_reference(engine, asked, tokens=8):
     (one,) = run_requests(engine, [make_request(asked, max_new_tokens=tokens)])
     assert one.ids == reference_greedy(
-        make_fake_model("beside" if engine.model.uses_cross_attention else "text"), asked, tokens
+        make_fake_model("cross_attention" if engine.model.uses_cross_attention else "inline"), asked, tokens
     )
     return one
 
 
 def test_a_second_question_reads_the_picture_no_more(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch)
-    shown = make_tiles("wide", frames=1 if kind == "beside" else 12)
+    shown = make_tiles("wide", frames=1 if kind == "cross_attention" else 12)
     begin = [*range(3, 17), shown, *range(3, 17)]
     assert_equals_reference(engine, make_prompt(kind, *begin, 40, 41))
     first = sum(passes)
@@ -60,7 +60,7 @@ def test_a_second_question_reads_the_picture_no_more(kind, monkeypatch):
 def test_only_the_question_is_read_wherever_the_picture_ends(kind, frames, monkeypatch):
     """Though its last page holds the first question too, or is not full, or is still being written."""
     engine, passes = make_counting_engine(kind, monkeypatch)
-    shown = make_tiles("wide", frames=1 if kind == "beside" else frames)
+    shown = make_tiles("wide", frames=1 if kind == "cross_attention" else frames)
     begin = [*range(3, 3 + frames), shown]
     assert_equals_reference(engine, make_prompt(kind, *begin, 40, 41))
     before = sum(passes)
@@ -81,7 +81,7 @@ def test_the_picture_is_kept_though_its_pages_are_not(kind, monkeypatch):
     assert_equals_reference(engine, make_prompt(kind, 44, shown, *range(3, 30)))
     assert len(passes) == 2 and passes[1] == passes[0] + 1, "another place is another text"
     assert sum(engine.model.frames_per_encode) == 1
-    assert sum(engine.model.images_per_cross_kv) == (kind == "beside")
+    assert sum(engine.model.images_per_cross_kv) == (kind == "cross_attention")
 
 
 def test_another_picture_in_the_same_place_is_no_match(kind, monkeypatch):
@@ -144,9 +144,9 @@ def test_what_is_forgotten_is_read_again(kind, monkeypatch):
 
 
 def test_pictures_are_kept_within_their_bytes():
-    engine = make_engine("text", picture_bytes=2 * 3 * 32 * 4)  # two pictures of three rows
+    engine = make_engine("inline", picture_bytes=2 * 3 * 32 * 4)  # two pictures of three rows
     for id, name in enumerate(("cat", "dog", "cat", "bird", "cat", "dog"), start=10):
-        assert_equals_reference(engine, make_prompt("text", id, make_tiles(name), 6))
+        assert_equals_reference(engine, make_prompt("inline", id, make_tiles(name), 6))
         assert engine.encoder_cache.size_bytes <= engine.encoder_cache.max_bytes
     assert sum(engine.model.frames_per_encode) == 4, (
         "the dog went when the bird came, for the cat had been seen since"
@@ -192,8 +192,8 @@ def test_a_picture_that_fails_is_not_kept_half_made(kind, times, monkeypatch):
 
 def test_no_page_no_reuse():
     """With room for one request only, the next one takes the pages that were kept."""
-    engine = make_engine("text", cache_pages=5)
-    asked = [make_prompt("text", n, *SHOT_IDS) for n in (3, 4, 3)]
+    engine = make_engine("inline", cache_pages=5)
+    asked = [make_prompt("inline", n, *SHOT_IDS) for n in (3, 4, 3)]
     for one in asked:
         assert_equals_reference(engine, one)
     assert engine.scheduler.page_pool.num_free_pages == 4

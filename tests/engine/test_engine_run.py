@@ -20,7 +20,7 @@ from engine.fakes import run_requests as handles_of
 from idefics.engine.reference import reference_greedy
 from idefics.errors import BadPrompt, PromptTooLong
 
-KINDS = ["text", "beside"]
+KINDS = ["inline", "cross_attention"]
 
 
 @pytest.fixture(params=KINDS)
@@ -65,10 +65,10 @@ def test_a_picture_changes_the_answer(kind):
 
 
 def test_a_token_sees_the_picture_before_it_and_no_other():
-    engine = make_engine("beside")
-    both = engine.logits(make_prompt("beside", 7, make_tiles("cat"), 4, make_tiles("dog"), 5))
-    cat = engine.logits(make_prompt("beside", 7, make_tiles("cat"), 4, make_tiles("bird"), 5))
-    none = engine.logits(make_prompt("beside", 7))
+    engine = make_engine("cross_attention")
+    both = engine.logits(make_prompt("cross_attention", 7, make_tiles("cat"), 4, make_tiles("dog"), 5))
+    cat = engine.logits(make_prompt("cross_attention", 7, make_tiles("cat"), 4, make_tiles("bird"), 5))
+    none = engine.logits(make_prompt("cross_attention", 7))
     torch.testing.assert_close(both[:3], cat[:3])
     torch.testing.assert_close(both[:1], none)
     assert (both[4] - cat[4]).abs().max() > 0.1
@@ -86,7 +86,7 @@ def test_a_picture_is_read_once_a_run(kind):
     ]
     run_rows(engine, [row(asked, max_new_tokens=6) for asked in prompts])
     assert sum(engine.model.frames_per_encode) == 2
-    assert sum(engine.model.images_per_cross_kv) == (2 if kind == "beside" else 0)
+    assert sum(engine.model.images_per_cross_kv) == (2 if kind == "cross_attention" else 0)
 
 
 def test_words_alone_never_enter_the_vision_tower(kind):
@@ -164,23 +164,23 @@ def test_long_prompts_are_read_in_chunks(kind, step_tokens, monkeypatch):
 
 
 def test_frames_are_encoded_in_batches_by_size():
-    engine = make_engine("text", encode_frames=7)
+    engine = make_engine("inline", encode_frames=7)
     asked = make_prompt(
-        "text", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
+        "inline", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
     )
     assert run_rows(engine, [row(asked, max_new_tokens=6)]) == [
-        reference_greedy(make_fake_model("text"), asked, 6)
+        reference_greedy(make_fake_model("inline"), asked, 6)
     ]
     assert engine.model.frames_per_encode == [5, 2]
 
 
 def test_few_frames_are_encoded_in_a_step():
-    engine = make_engine("text", encode_frames=3)
+    engine = make_engine("inline", encode_frames=3)
     asked = make_prompt(
-        "text", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
+        "inline", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
     )
     assert run_rows(engine, [row(asked, max_new_tokens=6)]) == [
-        reference_greedy(make_fake_model("text"), asked, 6)
+        reference_greedy(make_fake_model("inline"), asked, 6)
     ]
     assert engine.model.frames_per_encode == [3, 1, 2, 1]
 
@@ -258,7 +258,9 @@ def test_a_watcher_may_end_the_last_token():
     """A stop string may be seen in the last token that the limit allows."""
     seen = []
     watch = lambda id: seen.append(id) or len(seen) == 2  # noqa: E731
-    (one,) = handles_of(make_engine("text"), [row(make_prompt("text", 5), max_new_tokens=2, on_token=watch)])
+    (one,) = handles_of(
+        make_engine("inline"), [row(make_prompt("inline", 5), max_new_tokens=2, on_token=watch)]
+    )
     assert one.finish_reason == "stop"
 
 

@@ -198,13 +198,15 @@ item_lists = st.lists(
     max_size=60,
 )
 generation_requests = st.builds(
-    lambda these, room, beams: request_for(make_prompt("text", *these), max_new_tokens=room, num_beams=beams),
+    lambda these, room, beams: request_for(
+        make_prompt("inline", *these), max_new_tokens=room, num_beams=beams
+    ),
     item_lists,
     st.integers(1, 40),
     st.sampled_from([1, 1, 1, 2, 3]),
 )
 scoring_requests = st.builds(
-    lambda these, sizes: Request(make_prompt("text", *these), continuations=tuple((3,) * n for n in sizes)),
+    lambda these, sizes: Request(make_prompt("inline", *these), continuations=tuple((3,) * n for n in sizes)),
     item_lists,
     st.lists(st.integers(1, 30), min_size=1, max_size=4),
 )
@@ -255,7 +257,7 @@ def test_whatever_comes_and_goes_all_are_served_and_nothing_leaks(data, tokens, 
 def test_who_comes_first_is_served_first():
     steps = SchedulerSimulation(rows=2)
     jobs = [
-        steps.submit(request_for(make_prompt("text", n, *range(3, 20)), max_new_tokens=4))
+        steps.submit(request_for(make_prompt("inline", n, *range(3, 20)), max_new_tokens=4))
         for n in range(3, 9)
     ]
     order = []
@@ -267,9 +269,9 @@ def test_who_comes_first_is_served_first():
 
 def test_running_answers_flow_while_a_long_prompt_is_read():
     steps = SchedulerSimulation(tokens=8, pages=40)
-    short = steps.submit(request_for(make_prompt("text", 3), max_new_tokens=30))
+    short = steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=30))
     steps.step()
-    long = steps.submit(request_for(make_prompt("text", *range(4, 104)), max_new_tokens=2))
+    long = steps.submit(request_for(make_prompt("inline", *range(4, 104)), max_new_tokens=2))
     for count in range(2, 13):
         steps.step()
         assert len(short.handle.ids) == count
@@ -278,7 +280,7 @@ def test_running_answers_flow_while_a_long_prompt_is_read():
 
 def test_the_latest_is_sent_away_and_says_the_same():
     steps = SchedulerSimulation(pages=7, rows=4)
-    asked = [make_prompt("text", *range(n, n + 20)) for n in (3, 30, 60)]
+    asked = [make_prompt("inline", *range(n, n + 20)) for n in (3, 30, 60)]
     jobs = [steps.submit(request_for(one, max_new_tokens=40)) for one in asked]
     sent_away = set()
     while steps.scheduler.is_busy:
@@ -293,7 +295,9 @@ def test_the_latest_is_sent_away_and_says_the_same():
 def test_a_shared_prefix_is_computed_once_for_concurrent_requests():
     steps = SchedulerSimulation(rows=8, pages=60, tokens=200)
     shots = range(3, 67)
-    jobs = [steps.submit(request_for(make_prompt("text", *shots, n), max_new_tokens=3)) for n in range(3, 9)]
+    jobs = [
+        steps.submit(request_for(make_prompt("inline", *shots, n), max_new_tokens=3)) for n in range(3, 9)
+    ]
     steps.run_until_idle()
     read = Counter(
         job
@@ -308,17 +312,17 @@ def test_a_shared_prefix_is_computed_once_for_concurrent_requests():
 
 def test_the_turns_of_a_chat_are_read_once():
     steps = SchedulerSimulation(pages=60, tokens=200)
-    first = steps.submit(request_for(make_prompt("text", *range(3, 43)), max_new_tokens=30))
+    first = steps.submit(request_for(make_prompt("inline", *range(3, 43)), max_new_tokens=30))
     steps.run_until_idle()
     whole = [*range(3, 43), *first.handle.ids, *range(3, 13)]
-    steps.submit(request_for(make_prompt("text", *whole), max_new_tokens=1))
+    steps.submit(request_for(make_prompt("inline", *whole), max_new_tokens=1))
     plan = steps.step()
     assert plan.prefill_chunks[0].start == 40 + 29, "the last token of an answer is chosen, and not read"
 
 
 def test_few_frames_a_step_and_each_picture_once():
     steps = SchedulerSimulation(frames=2, pages=60, tokens=100)
-    asked = make_prompt("text", 3, make_tiles("a", frames=5), 4)
+    asked = make_prompt("inline", 3, make_tiles("a", frames=5), 4)
     for _ in range(2):
         steps.submit(request_for(asked, max_new_tokens=1))
     plans = [steps.step() for _ in range(3)]
@@ -332,20 +336,20 @@ def test_what_can_never_fit_is_refused_with_the_numbers():
     with pytest.raises(
         BadSetting, match=r"60 tokens with up to 6 new ones in 1 row takes 80 .* has 64: give fewer"
     ):
-        steps.submit(request_for(make_prompt("text", *[3] * 60), max_new_tokens=6))
-    steps.submit(request_for(make_prompt("text", *[3] * 60), max_new_tokens=5))
+        steps.submit(request_for(make_prompt("inline", *[3] * 60), max_new_tokens=6))
+    steps.submit(request_for(make_prompt("inline", *[3] * 60), max_new_tokens=5))
     steps.run_until_idle()
 
 
 def test_the_queue_is_bounded():
     steps = SchedulerSimulation(queue=2)
     for _ in range(2):
-        last = steps.submit(request_for(make_prompt("text", 3), max_new_tokens=2))
+        last = steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=2))
     with pytest.raises(EngineBusy, match="2 requests are waiting") as caught:
-        steps.submit(request_for(make_prompt("text", 3), max_new_tokens=2))
+        steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=2))
     assert caught.value.limit == 2
     steps.scheduler.cancel(last)
-    steps.submit(request_for(make_prompt("text", 3), max_new_tokens=2))
+    steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=2))
 
 
 def test_an_error_of_a_watcher_is_its_own():
@@ -353,8 +357,8 @@ def test_an_error_of_a_watcher_is_its_own():
         raise LookupError("mine")
 
     steps = SchedulerSimulation()
-    one = steps.submit(request_for(make_prompt("text", 3), max_new_tokens=5, on_token=watch))
-    other = steps.submit(request_for(make_prompt("text", 4), max_new_tokens=5))
+    one = steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=5, on_token=watch))
+    other = steps.submit(request_for(make_prompt("inline", 4), max_new_tokens=5))
     steps.run_until_idle()
     assert isinstance(one.handle.error, LookupError)
     assert other.handle.ids == expected_answer(other.request.prompt, 5)
@@ -372,13 +376,13 @@ def test_what_was_not_read_is_never_found(read):
     """A step fails in which a prompt of two pages, or the last token of a page, was to be read."""
     steps = SchedulerSimulation(tokens=99)
     ids = list(range(3, 36)) if not read else [3]
-    one = steps.submit(request_for(make_prompt("text", *ids), max_new_tokens=99), max_new_tokens=40)
+    one = steps.submit(request_for(make_prompt("inline", *ids), max_new_tokens=99), max_new_tokens=40)
     for _ in range(read):
         steps.step()
     steps.step(failing=[one])
     assert isinstance(one.handle.error, ValueError)
     whole = [*ids, *one.handle.ids, 5, 6]
-    again = steps.submit(request_for(make_prompt("text", *whole), max_new_tokens=1))
+    again = steps.submit(request_for(make_prompt("inline", *whole), max_new_tokens=1))
     steps.step()
     assert steps.scheduler_outputs[-1].prefill_chunks[0].start == (1 if read else 0), (
         "what the first step read, and no more"
@@ -390,7 +394,7 @@ def test_a_page_for_a_launched_step_is_allocated_only_where_enough_are_free():
     """A row that fills its last page has the next one a token early, unless others may soon want it."""
     for pages, expected in ((20, 2), (4, 1)):
         steps = SchedulerSimulation(pages=pages, rows=3, launches_ahead=True)
-        job = steps.submit(request_for(make_prompt("text", *[5] * (PAGE_SIZE - 2)), max_new_tokens=9))
+        job = steps.submit(request_for(make_prompt("inline", *[5] * (PAGE_SIZE - 2)), max_new_tokens=9))
         while job.sequences[0].num_computed_tokens < PAGE_SIZE - 1:
             steps.step()
         steps.scheduler.schedule()
@@ -399,7 +403,7 @@ def test_a_page_for_a_launched_step_is_allocated_only_where_enough_are_free():
 
 def test_groups_of_continuations_that_fit_are_computed_in_one_step():
     steps = SchedulerSimulation(tokens=24)
-    steps.submit(Request(make_prompt("text", 5, 6), continuations=((3,) * 10, (4,) * 10, (5,) * 30)))
+    steps.submit(Request(make_prompt("inline", 5, 6), continuations=((3,) * 10, (4,) * 10, (5,) * 30)))
     steps.step()
     sizes = [[span.end for span in steps.step().prefill_chunks] for _ in range(2)]
     assert sizes == [[10, 10], [30]]

@@ -16,7 +16,7 @@ from idefics.engine import continuation_scores
 from idefics.engine.reference import ReferenceModel
 from idefics.errors import BadPrompt, PromptTooLong
 
-KINDS = ["text", "beside"]
+KINDS = ["inline", "cross_attention"]
 CONTINUATIONS = [[5], [6, 7, 8], [5, 9], [], [30, 31, 32, 33, 34, 35, 36, 37], [6, 7, 9], [5]]
 
 
@@ -82,29 +82,29 @@ def test_common_beginnings_are_read_once(kind, monkeypatch):
 
 
 def test_single_tokens_need_no_second_pass(monkeypatch):
-    model = make_fake_model("text")
+    model = make_fake_model("inline")
     passes, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
-    asked = make_prompt("text", 4, 5)
+    asked = make_prompt("inline", 4, 5)
     scores = make_engine(model).score(asked, [[n] for n in range(VOCAB_SIZE)])
     assert passes == [2]
     assert sum(torch.tensor(scores).exp()).item() == pytest.approx(1)
 
 
 def test_no_continuations_no_scores():
-    engine = make_engine("text")
-    assert engine.score(make_prompt("text", 4), []) == []
-    assert engine.score(make_prompt("text", 4), [[], []]) == [[], []]
+    engine = make_engine("inline")
+    assert engine.score(make_prompt("inline", 4), []) == []
+    assert engine.score(make_prompt("inline", 4), [[], []]) == [[], []]
 
 
 def test_continuations_must_fit_and_be_in_the_vocabulary():
-    engine = make_engine("text")
-    long = make_prompt("text", *[5] * (TEXT_CONFIG.max_positions - 3))
+    engine = make_engine("inline")
+    long = make_prompt("inline", *[5] * (TEXT_CONFIG.max_positions - 3))
     assert len(engine.score(long, [[1, 2, 3]])[0]) == 3
     with pytest.raises(PromptTooLong, match=r"has 157 tokens.*reads 156"):
         engine.score(long, [[1], [1, 2, 3, 4]])
     with pytest.raises(BadPrompt, match=f"token {VOCAB_SIZE}"):
-        engine.score(make_prompt("text", 4), [[1, VOCAB_SIZE]])
+        engine.score(make_prompt("inline", 4), [[1, VOCAB_SIZE]])
 
 
 @pytest.mark.parametrize("most", [1, 5, 12, 100])

@@ -20,7 +20,7 @@ from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Request
 from idefics.errors import BadSetting
 
-KINDS = pytest.mark.parametrize("kind", ["text", "beside"])
+KINDS = pytest.mark.parametrize("kind", ["inline", "cross_attention"])
 MAX_NEW_TOKENS = 20
 STOP_ID = 46
 
@@ -110,10 +110,10 @@ def test_penalties_and_banned_ids_hold_too(kind):
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["plain", "ahead"])
 def test_a_constraint_that_fails_ends_its_own_request_only(ahead):
-    engine, _ = make_engine_launching_ahead("text", ahead=ahead)
+    engine, _ = make_engine_launching_ahead("inline", ahead=ahead)
     good, bad, worse = ParityConstraint(), ParityConstraint(fails_at=3), ParityConstraint()
     worse.accept_token = lambda id, room: 1 / 0
-    prompts = make_mixed_prompts("text")[:4]
+    prompts = make_mixed_prompts("inline")[:4]
     asked = [make_constrained_request(p, g) for p, g in zip(prompts[:3], (good, bad, worse), strict=True)]
     with engine.condition:
         handles = [
@@ -129,12 +129,12 @@ def test_a_constraint_that_fails_ends_its_own_request_only(ahead):
 
 
 def test_drawn_answers_follow_it_and_are_repeatable():
-    asked = make_mixed_prompts("text")[:3]
+    asked = make_mixed_prompts("inline")[:3]
 
     def drawn():
         rules = [ParityConstraint() for _ in asked]
         handles = run_requests(
-            make_engine("text"),
+            make_engine("inline"),
             [
                 make_constrained_request(p, r, temperature=1.5, seed=4)
                 for p, r in zip(asked, rules, strict=True)
@@ -151,15 +151,15 @@ def test_a_constraint_may_end_an_answer():
     settle = rule.accept_token
     rule.accept_token = lambda id, room: STOP_ID if len(rule.ids) == 6 else settle(id, room)
     one = Request(
-        make_prompt("text", 5, 6),
+        make_prompt("inline", 5, 6),
         Sampling(max_new_tokens=MAX_NEW_TOKENS),
         frozenset({STOP_ID}),
         constraint=rule,
     )
-    (handle,) = run_requests(make_engine(make_fake_model("text")), [one])
+    (handle,) = run_requests(make_engine(make_fake_model("inline")), [one])
     assert (len(handle.ids), handle.finish_reason) == (6, "stop")
 
 
 def test_beam_search_takes_no_constraint():
     with pytest.raises(BadSetting, match="num_beams is 2, but beam search does not support regex"):
-        make_constrained_request(make_prompt("text", 5), ParityConstraint(), num_beams=2, logprobs=False)
+        make_constrained_request(make_prompt("inline", 5), ParityConstraint(), num_beams=2, logprobs=False)

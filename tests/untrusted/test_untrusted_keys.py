@@ -219,16 +219,16 @@ def test_ghsa_rm76_4mrf_v9r8_keys_of_pages():
     )
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_ghsa_rm76_4mrf_v9r8_other_pictures_under_the_same_ids(beside):
+@pytest.mark.parametrize("uses_cross_attention", [False, True])
+def test_ghsa_rm76_4mrf_v9r8_other_pictures_under_the_same_ids(uses_cross_attention):
     ids, places = [7] * PAGE_SIZE, (tuple(range(2, 6)),)
     sees = [-1, -1] + [0] * (PAGE_SIZE - 2)
     found = [
-        page_keys(make_prompt(ids, (make_tiles(name),), places, sees), beside)[0]
+        page_keys(make_prompt(ids, (make_tiles(name),), places, sees), uses_cross_attention)[0]
         for name in ("a", "b", "a:1", "")
     ]
-    found.append(page_keys(make_prompt(ids), beside)[0])
-    assert len(set(found)) == 5 - (beside or 0), "an unnamed picture beside the text is none"
+    found.append(page_keys(make_prompt(ids), uses_cross_attention)[0])
+    assert len(set(found)) == 5 - (uses_cross_attention or 0), "an unnamed picture uses_cross_attention the text is none"
 
 
 def test_ghsa_rm76_4mrf_v9r8_other_places_of_the_same_picture():

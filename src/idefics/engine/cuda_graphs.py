@@ -1,10 +1,10 @@
-"""The decode step for CUDA: everything of one size and in one place, so that it can be recorded once and replayed.
+"""The decode step with CUDA graphs: static shapes and addresses, so that it is recorded once and replayed.
 
-A step of a small batch is hundreds of kernels of a few microseconds, which a host cannot start as fast as a GPU ends
-them. A CUDA graph starts all of them at once, but it repeats what was recorded: the same shapes at the same addresses.
-So rows and pages are padded to a few sizes, and each size has a graph of its own, made when it is first needed.
+A step of a small batch is hundreds of kernels of a few microseconds each, which the host cannot launch as fast as a GPU
+runs them. A CUDA graph launches all of them at once, but always with the recorded shapes and addresses. So rows and
+pages are padded to a few sizes, and each size has its own graph, recorded when it is first needed.
 
-R rows, P pages of the longest row, H query heads, h key/value heads, K head size, M feature rows a picture.
+R rows, P pages of the longest row, H query heads, K head size, M feature rows of a picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from idefics.config import KVCacheLayout
 from idefics.engine.decode import DecodeInputs
-from idefics.engine.decode_attention import DecodeAttention, choose_decode_attention
+from idefics.engine.decode_attention import BatchedCrossKV, PagedDecodeAttn, choose_decode_attention
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.page_pool import PAGE_SIZE
@@ -26,17 +26,17 @@ from idefics.nn.attention_backends import AttentionBackend
 from idefics.nn.fused import FusedDecoder
 
 StepFunction = Callable[[], Tensor]
-Capture = Callable[[StepFunction], StepFunction]  # a step -> what repeats it
+Capture = Callable[[StepFunction], StepFunction]  # records a step and returns a function that replays it
 MIN_PADDED_PAGES, PADDED_PAGES_MULTIPLE = 8, 64
 
 
 class CudaGraphDecode:
-    """Reads one token more of each row: a `DecodeStep` for a model on one device.
+    """A `DecodeStep` for a model on one CUDA device.
 
-    The graphs have the addresses of weights and pages in them: these stay where they are while this lives.
+    The graphs contain the addresses of weights and of the cache, which must not move while this object is in use.
 
     Args:
-        capture: what records a step; without it each step is started kernel by kernel.
+        capture: records a step, for instance a `CudaGraphRecorder`.
     """
 
     def __str__(self) -> str:
@@ -47,10 +47,11 @@ class CudaGraphDecode:
         parts = model.decoder_parts()
         self.forward = model.forward if parts is None else FusedDecoder(parts)
         self.decode_attention = choose_decode_attention(cache, model.attention_backend)
-        self._inputs_by_num_rows: dict[int, StaticInputs] = {}  # for each number of rows
+        self._inputs_by_num_rows: dict[int, StaticInputs] = {}
         self._step_by_size: dict[tuple[int, int, bool], StepFunction] = {}
 
     def __call__(self, inputs: DecodeInputs) -> Tensor:
+        """Writes the tokens' keys and values to the cache; returns (R, V) float32 next-token logits."""
         num_rows = len(inputs.ids)
         static_inputs = self._get_static_inputs(pad_num_rows(num_rows))
         static_inputs.copy_from(inputs)
@@ -59,10 +60,8 @@ class CudaGraphDecode:
         )
         size = len(static_inputs.ids), num_pages, static_inputs.has_images
         if size not in self._step_by_size:
-            self._step_by_size[size] = self.capture(
-                lambda: self._compute_step(static_inputs, num_pages, static_inputs.has_images)
-            )
-        # A copy: the next step writes over it.
+            self._step_by_size[size] = self.capture(lambda: self._compute_step(static_inputs, num_pages))
+        # A copy: the next step overwrites the graph's output.
         return self._step_by_size[size]()[:num_rows].to(torch.float32, copy=True)
 
     def _get_static_inputs(self, num_rows: int) -> StaticInputs:
@@ -72,35 +71,35 @@ class CudaGraphDecode:
             )
         return self._inputs_by_num_rows[num_rows]
 
-    def _compute_step(self, inputs: StaticInputs, num_pages: int, has_images: bool) -> Tensor:
-        attn = StaticInputsAttn(
-            self.cache, inputs, num_pages, has_images, self.decode_attention, self.model.attention_backend
-        )
+    def _compute_step(self, inputs: StaticInputs, num_pages: int) -> Tensor:
+        page_tables, backend = inputs.page_tables[:, :num_pages], self.model.attention_backend
+        attention = self.decode_attention(page_tables, inputs.positions, self.cache.layout, backend)
+        attn = PagedDecodeAttn(self.cache, page_tables, inputs.positions, attention, inputs, backend)
         h = self.forward(self.model.embed(inputs.ids), inputs.positions, attn)
         return self.model.logits(h)
 
 
 def pad_num_rows(count: int) -> int:
-    """The number of rows that are computed for `count` of them: the next power of two."""
+    """The padded number of rows for `count` rows: the next power of two."""
     return 1 << (count - 1).bit_length()
 
 
 def pad_num_pages(count: int) -> int:
-    """The number of pages that each row may have where the longest has `count`: 8, 16, 32, or a multiple of 64."""
+    """The padded number of pages for a longest row of `count` pages: 8, 16, 32, or a multiple of 64."""
     if count > PADDED_PAGES_MULTIPLE // 2:
         return -(-count // PADDED_PAGES_MULTIPLE) * PADDED_PAGES_MULTIPLE
     return max(MIN_PADDED_PAGES, pad_num_rows(count))
 
 
 class StaticInputs:
-    """Where a step of R rows finds what it reads. Rows that nobody asks for are at position 0 of page 0.
+    """The inputs of a step of R rows, at fixed addresses. Padding rows write to position 0 of page 0.
 
     Attributes:
         ids, positions: (R,) int64.
-        page_tables: (R, P) int32 with P for the longest that a row can be.
-        cross_kv: for each cross layer (R, M, H, K) keys and values; empty until a row sees a picture.
-        no_image_mask: (R, 1, 1) which rows see none.
-        has_images: whether any does.
+        page_tables: (R, P) int32, P for the greatest length of a row.
+        cross_kv: (R, M, H, K) keys and values for each cross-attention layer; empty until a row has a picture.
+        no_image_mask: (R, 1, 1) bool: the rows without a picture.
+        has_images: whether any row has one.
     """
 
     def __init__(self, num_rows: int, layout: KVCacheLayout, device: torch.device) -> None:
@@ -117,7 +116,7 @@ class StaticInputs:
         self._filled_shape = 0, 0
 
     def copy_from(self, inputs: DecodeInputs) -> None:
-        """Puts rows where the step finds them."""
+        """Copies the inputs of a step, of at most R rows, into the first rows."""
         num_rows, num_pages = inputs.page_tables.shape
         if self._filled_shape != (num_rows, num_pages):
             self.page_tables.zero_()
@@ -130,66 +129,40 @@ class StaticInputs:
             self._copy_cross_kvs(inputs.cross_kvs)
             self._cross_kvs = inputs.cross_kvs
 
+    def attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
+        """Cross-attention of all rows, (R, H, K) -> (R, H, K), set to 0 for rows without a picture."""
+        if not self.has_images:
+            return torch.zeros_like(q)
+        keys, values = (x.transpose(1, 2) for x in self.cross_kv[layer])  # (R, H, M, K)
+        return backend(q[:, :, None], keys, values).squeeze(2).masked_fill(self.no_image_mask, 0)
+
     def _copy_cross_kvs(self, cross_kvs: Sequence[CrossKV]) -> None:
-        image_rows = [row for row, memory in enumerate(cross_kvs) if memory]
-        self.has_images = bool(image_rows)
-        if not image_rows:
+        batched = BatchedCrossKV(cross_kvs)
+        self.has_images = bool(batched.layers)
+        if not batched.layers:
             return
-        rows = torch.tensor(image_rows, device=self.no_image_mask.device)
+        rows = batched.image_rows.to(self.no_image_mask.device)
         self.no_image_mask.fill_(True)[rows] = False
-        layers = zip(*(cross_kvs[row] for row in image_rows), strict=True)
-        new = [LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in layers]
         if not self.cross_kv:
             size = len(self.no_image_mask)
-            self.cross_kv = [LayerCrossKV(*(x.new_zeros(size, *x.shape[1:]) for x in layer)) for layer in new]
-        for static_layer, layer in zip(self.cross_kv, new, strict=True):
+            self.cross_kv = [
+                LayerCrossKV(*(x.new_zeros(size, *x.shape[1:]) for x in layer)) for layer in batched.layers
+            ]
+        for static_layer, layer in zip(self.cross_kv, batched.layers, strict=True):
             static_layer.keys[rows], static_layer.values[rows] = layer
 
 
-class StaticInputsAttn:
-    """One new token in each row, which joins the cache and sees its row, as far back as the window."""
-
-    def __init__(
-        self,
-        cache: PagedKVCache,
-        inputs: StaticInputs,
-        num_pages: int,
-        has_images: bool,
-        decode_attention: type[DecodeAttention],
-        backend: AttentionBackend,
-    ) -> None:
-        self.cache, self.inputs, self.has_images, self.backend = cache, inputs, has_images, backend
-        page_tables, positions = inputs.page_tables[:, :num_pages], inputs.positions
-        page = page_tables.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0]
-        self.write_index = page.long(), positions % PAGE_SIZE
-        self.decode_attention = decode_attention(page_tables, positions, cache.layout, backend)
-
-    def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.layer_kv(layer, k.device)
-        page, offset = self.write_index
-        keys[page, :, offset] = k
-        values[page, :, offset] = v
-        return self.decode_attention(q, keys, values)
-
-    def cross_attention(self, layer: int, q: Tensor) -> Tensor:
-        if not self.has_images:
-            return torch.zeros_like(q)
-        keys, values = (x.transpose(1, 2) for x in self.inputs.cross_kv[layer])  # (R, H, M, K)
-        out = self.backend(q[:, :, None], keys, values).squeeze(2)
-        return out.masked_fill(self.inputs.no_image_mask, 0)
-
-
 class CudaGraphRecorder:
-    """Records steps as CUDA graphs. They share their memory: what one has computed is used before the next one runs."""
+    """Records steps as CUDA graphs with one memory pool: a step's output must be used before the next is replayed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.memory_pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: StepFunction) -> StepFunction:
-        """Runs a step once, as libraries want before they are recorded, and records it.
+        """Runs a step once to initialise libraries, records it, and returns the function that replays it.
 
-        What cannot be recorded is run as it is, with a warning: slower, and the same numbers.
+        A step that cannot be recorded is returned as it is, with a warning: slower, with the same results.
         """
         with torch.cuda.device(self.device):
             side_stream = torch.cuda.Stream()
@@ -199,7 +172,7 @@ class CudaGraphRecorder:
             torch.cuda.current_stream().wait_stream(side_stream)
             graph = torch.cuda.CUDAGraph()
             try:
-                # Other threads may use the device meanwhile.
+                # thread_local: other threads may use the device meanwhile
                 with torch.cuda.graph(graph, pool=self.memory_pool, capture_error_mode="thread_local"):
                     out = step()
             except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""One token more of each row, over pages: the step that an answer is made of, and who computes it.
+"""Decode steps: one token of each row through the model, over the paged KV cache; and the choice of implementation.
 
-R rows, P pages of the longest row, h key/value heads, H query heads, K head size, V vocabulary. Chooses no tokens.
+R rows, P pages of the longest row, M feature rows of a picture, H query heads, K head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype
+from idefics.engine.decode_attention import BatchedCrossKV, GatheredPages, PagedDecodeAttn
+from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.native import NativeDecode, unsupported_reason
-from idefics.engine.page_pool import PAGE_SIZE
-from idefics.nn.attention import CrossKV, LayerCrossKV, causal_window_mask
+from idefics.nn.attention import CrossKV
 from idefics.nn.attention_backends import native_or_sdpa_attention, sdpa_attention
 
 log = logging.getLogger(__name__)
@@ -25,14 +24,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class DecodeInputs:
-    """What is read in one step. While the same rows go on, `page_tables` and `cross_kvs` stay the same objects.
+    """The inputs of one step. `page_tables` and `cross_kvs` are the same objects until they change.
 
     Attributes:
-        ids: (R,) int64: the tokens to be read.
-        positions: (R,) int64: where they stand.
-        page_tables: (R, P) int32: which page holds positions 16j and on; 0 beyond the row's end. The page that holds a
-            row's position is owned by that row alone.
-        cross_kvs: for each row what it sees: (1, M, H, K) keys and values for each cross layer, or nothing.
+        ids: (R,) int64 the last token of each row.
+        positions: (R,) int64 its position.
+        page_tables: (R, P) int32 the row's pages, page j with positions 16j and on; 0 beyond the row's end. No other
+            row references the page at `positions`, which is written.
+        cross_kvs: for each row the picture that it attends to: (1, M, H, K) keys and values for each cross-attention
+            layer, or an empty sequence.
         max_position, min_position: the highest and the lowest of `positions`, known to the host.
     """
 
@@ -45,24 +45,26 @@ class DecodeInputs:
 
 
 class DecodeStep(Protocol):
-    """Reads one token more of each row."""
+    """An implementation of the decode step for one model and cache."""
 
     def __call__(self, inputs: DecodeInputs) -> Tensor:
-        """The tokens' keys and values go into the cache: -> (R, V) float32 logits of the next ones."""
+        """Writes the tokens' keys and values to the cache; returns (R, V) float32 next-token logits."""
         ...
 
 
 def choose_decode_step(model: VLM, cache: PagedKVCache, *, reference: bool = False) -> DecodeStep:
-    """The quickest step for a model and its cache, chosen once; the log says why where it is torch's plain one.
+    """The fastest implementation for a model and its cache: native on the CPU, CUDA graphs on one GPU, else torch.
+
+    The log says why if it is torch on the CPU.
 
     Args:
-        reference: torch's plain one in any case.
+        reference: use `TorchDecode` in any case.
     """
     if reference:
         return TorchDecode(model, cache)
     parts, reason = model.decoder_parts(), unsupported_reason(model, cache)
     if reason is None and model.attention_backend not in (native_or_sdpa_attention, sdpa_attention):
-        reason = "another attn_implementation was asked for"
+        reason = "another attn_implementation was chosen"
     if parts is not None and reason is None:
         return NativeDecode(parts, cache)
     devices = {weight.device for weight in model.parameters()}
@@ -75,7 +77,7 @@ def choose_decode_step(model: VLM, cache: PagedKVCache, *, reference: bool = Fal
 
 
 class TorchDecode:
-    """In plain torch, on every device: gathers each row's pages and attends to them."""
+    """Plain torch, on every device and with a model on several devices."""
 
     def __str__(self) -> str:
         return "torch"
@@ -85,81 +87,17 @@ class TorchDecode:
         self.batched_cross_kv = BatchedCrossKV(())
 
     def __call__(self, inputs: DecodeInputs) -> Tensor:
+        """Writes the tokens' keys and values to the cache; returns (R, V) float32 next-token logits."""
         if inputs.cross_kvs is not self.batched_cross_kv.cross_kvs:
             self.batched_cross_kv = BatchedCrossKV(inputs.cross_kvs)
-        attn = TorchDecodeAttn(self.model, self.cache, inputs, self.batched_cross_kv)
-        h = self.model.forward(self.model.embed(inputs.ids), inputs.positions, attn)
+        page_tables, positions, backend = inputs.page_tables, inputs.positions, self.model.attention_backend
+        attention = GatheredPages(
+            page_tables,
+            positions,
+            self.cache.layout,
+            backend,
+            (inputs.min_position, inputs.max_position),
+        )
+        attn = PagedDecodeAttn(self.cache, page_tables, positions, attention, self.batched_cross_kv, backend)
+        h = self.model.forward(self.model.embed(inputs.ids), positions, attn)
         return self.model.logits(h).float()
-
-
-class BatchedCrossKV:
-    """The pictures that rows see, side by side: made when the rows change.
-
-    Attributes:
-        image_rows: (S,) the rows that see one.
-        layers: (S, M, H, K) keys and values of their pictures for each cross layer; empty where S is 0.
-    """
-
-    def __init__(self, cross_kvs: Sequence[CrossKV]) -> None:
-        self.cross_kvs = cross_kvs
-        rows = [row for row, memory in enumerate(cross_kvs) if memory]
-        self.image_rows = torch.tensor(rows, dtype=torch.long)
-        layers = zip(*(cross_kvs[row] for row in rows), strict=True)
-        self.layers = [
-            LayerCrossKV(torch.cat([one.keys for one in layer]), torch.cat([one.values for one in layer]))
-            for layer in layers
-        ]
-
-
-class TorchDecodeAttn:
-    """One new token in each row, which joins the cache and sees its row, as far back as the window."""
-
-    def __init__(
-        self, model: VLM, cache: PagedKVCache, inputs: DecodeInputs, batched_cross_kv: BatchedCrossKV
-    ) -> None:
-        self.cache, self.backend, self.batched_cross_kv = cache, model.attention_backend, batched_cross_kv
-        window, heads = cache.layout.sliding_window, cache.layout.num_kv_heads
-        self.num_positions = inputs.max_position + 1
-        first_page = 0 if window is None else max(0, inputs.min_position + 1 - window) // PAGE_SIZE
-        page_tables = inputs.page_tables[
-            :, first_page : -(-self.num_positions // PAGE_SIZE)
-        ].long()  # (R, P) the pages that are seen
-        self.num_positions -= first_page * PAGE_SIZE
-        device = page_tables.device
-        # Rows of (pages * h, 16 * K): one copy brings keys into the order in which they are read.
-        self.gather_index = (
-            page_tables[:, None] * heads + torch.arange(heads, device=device)[:, None]
-        ).flatten()
-        pages = inputs.page_tables.gather(1, (inputs.positions // PAGE_SIZE)[:, None])  # (R, 1)
-        self.write_index = pages[:, 0].long(), inputs.positions % PAGE_SIZE
-        self.mask = None  # (R, 1, 1, L)
-        if inputs.min_position < inputs.max_position:
-            key_positions = torch.arange(first_page * PAGE_SIZE, inputs.max_position + 1, device=device)
-            self.mask = causal_window_mask(inputs.positions, key_positions, window)[:, None, None]
-        elif window is not None and (num_skipped := self.num_positions - window) > 0:
-            self.mask = torch.arange(self.num_positions, device=device)[None, None, None] >= num_skipped
-
-    def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.layer_kv(layer, k.device)
-        pages, offsets = (x.to(k.device) for x in self.write_index)
-        keys[pages, :, offsets] = cast_to_cache_dtype(k, keys.dtype)
-        values[pages, :, offsets] = cast_to_cache_dtype(v, values.dtype)
-        gathered = (self._gather_pages(pages, len(q)).to(q.dtype) for pages in (keys, values))
-        # Query heads that share a key head are taken for that head's queries: no key is copied.
-        q = q.unflatten(1, (k.shape[1], -1))  # (R, h, H/h, K)
-        out = self.backend(q, *gathered, mask=self.mask if self.mask is None else self.mask.to(q.device))
-        return out.flatten(1, 2)
-
-    def cross_attention(self, layer: int, q: Tensor) -> Tensor:
-        out = torch.zeros_like(q)
-        if self.batched_cross_kv.layers:
-            keys, values = (x.transpose(1, 2) for x in self.batched_cross_kv.layers[layer])  # (S, H, M, K)
-            image_rows = self.batched_cross_kv.image_rows.to(q.device)
-            out[image_rows] = self.backend(q[image_rows, :, None], keys, values).squeeze(2)
-        return out
-
-    def _gather_pages(self, pages: Tensor, num_rows: int) -> Tensor:
-        """(pages, h, 16, K) -> (R, h, L, K): each row's own."""
-        _, heads, _, size = pages.shape
-        flat = pages.view(-1, PAGE_SIZE * size).index_select(0, self.gather_index.to(pages.device))
-        return flat.view(num_rows, heads, -1, size)[:, :, : self.num_positions]

@@ -1,11 +1,13 @@
-"""How one token of each row attends to its row's pages: in place where torch can, else gathered first.
+"""Attention of a decode step over the paged KV cache: one new token in each row.
 
-Shapes are fixed and nothing asks the host, so that a CUDA graph can hold it.
-R rows, P pages, H query heads, h key/value heads, K head size.
+`PagedDecodeAttn` writes the new keys and values and attends in one of two ways: `PagedInPlace` where torch has a kernel
+that reads pages, else `GatheredPages`. R rows, P pages, L positions, S rows with a picture, H query heads, h key/value
+heads, K head size, M feature rows of a picture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Protocol
 
@@ -13,8 +15,9 @@ import torch
 from torch import Tensor
 
 from idefics.config import KVCacheLayout
-from idefics.engine.kv_cache import PagedKVCache
+from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype, gather_pages, page_gather_index
 from idefics.engine.page_pool import PAGE_SIZE
+from idefics.nn.attention import CrossKV, LayerCrossKV, causal_window_mask
 from idefics.nn.attention_backends import (
     AttentionBackend,
     flash_attention,
@@ -26,103 +29,128 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 class DecodeAttention(Protocol):
-    """Made once a step, used in each layer."""
+    """Attention of one query in each row to the row's pages. Created for each step and used in every layer."""
 
     def __init__(
         self, page_tables: Tensor, positions: Tensor, layout: KVCacheLayout, backend: AttentionBackend
     ) -> None:
-        """(R, P) int32 pages of each row, (R,) its last position, which it sees."""
+        """Takes (R, P) int32 pages of each row and (R,) the positions of the queries, the last that they attend to."""
         ...
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(R, H, K), a layer's pages (pages, h, 16, K) twice -> (R, H, K)."""
+        """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
         ...
 
 
-def choose_decode_attention(cache: PagedKVCache, backend: AttentionBackend) -> type[DecodeAttention]:
-    """The way for a cache. Gathering reads every key, writes it and reads it again: in place is always better."""
-    return (
-        PagedInPlace
-        if backend in (native_or_sdpa_attention, flash_attention, sdpa_attention)
-        and can_attend_in_place(cache)
-        else GatheredPages
-    )
+class CrossAttention(Protocol):
+    """Cross-attention of one query in each row to the picture of that row."""
+
+    def attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
+        """(R, H, K) queries of a cross-attention layer -> (R, H, K), 0 for rows without a picture."""
+        ...
 
 
-def can_attend_in_place(cache: PagedKVCache) -> bool:
-    """Whether torch's FlashAttention reads pages here, and reads them right: it is tried.
+class PagedDecodeAttn:
+    """Attention of a decode step: writes each row's new key and value, then attends to the row's pages."""
 
-    Of torch 2.13's kernels FlashAttention 3 and 4 take pages of 16 positions. They are installed beside torch and
-    switched on with `torch.nn.attention.activate_flash_attention_impl`; what is built in, 2, refuses.
+    def __init__(
+        self,
+        cache: PagedKVCache,
+        page_tables: Tensor,
+        positions: Tensor,
+        attention: DecodeAttention,
+        cross_kv: CrossAttention,
+        backend: AttentionBackend,
+    ) -> None:
+        self.cache, self.attention, self.cross_kv, self.backend = cache, attention, cross_kv, backend
+        pages = page_tables.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0]
+        self.write_index = pages.long(), positions % PAGE_SIZE
+
+    def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention within the sliding window: (R, H, K), (R, h, K), (R, h, K) -> (R, H, K)."""
+        keys, values = self.cache.layer_kv(layer, k.device)
+        pages, offsets = (x.to(k.device) for x in self.write_index)
+        keys[pages, :, offsets] = cast_to_cache_dtype(k, keys.dtype)
+        values[pages, :, offsets] = cast_to_cache_dtype(v, values.dtype)
+        return self.attention(q, keys, values)
+
+    def cross_attention(self, layer: int, q: Tensor) -> Tensor:
+        """Attends to each row's picture: (R, H, K) -> (R, H, K), 0 for rows without one."""
+        return self.cross_kv.attend(layer, q, self.backend)
+
+
+class BatchedCrossKV:
+    """The cross-attention keys and values of the rows that have a picture, concatenated. Rebuilt when rows change.
+
+    Attributes:
+        cross_kvs: the keys and values of each row that it was built from.
+        image_rows: (S,) the rows that have a picture.
+        layers: for each cross-attention layer (S, M, H, K) keys and values; empty if S is 0.
     """
-    keys = cache.keys[0]
-    if keys.device.type != "cuda" or keys.dtype not in HALF_DTYPES:
-        return False
-    from torch.nn.attention import varlen  # late: it brings torch's compiler, which takes a second
 
-    if "block_table" not in signature(varlen.varlen_attn).parameters:
-        return False
-    layout, num_positions = cache.layout, 3 * PAGE_SIZE
-    pages = [torch.randn(4, *keys.shape[1:], dtype=keys.dtype, device=keys.device) for _ in range(2)]
-    tables = torch.tensor([[2, 3, 1], [1, 0, 0]], dtype=torch.int32, device=keys.device)
-    positions = torch.tensor([num_positions - 5, 3], device=keys.device)
-    q = torch.randn(2, layout.num_kv_heads, layout.head_size, dtype=keys.dtype, device=keys.device)
-    try:
-        result = PagedInPlace(tables, positions, layout, sdpa_attention)(q, *pages)
-    except (RuntimeError, ValueError, NotImplementedError):  # it says what it lacks
-        return False
-    expected = GatheredPages(tables, positions, layout, sdpa_attention)(q, *pages)
-    return bool(torch.isclose(result, expected, rtol=0.02, atol=0.02).all())
+    def __init__(self, cross_kvs: Sequence[CrossKV]) -> None:
+        self.cross_kvs = cross_kvs
+        rows = [row for row, cross_kv in enumerate(cross_kvs) if cross_kv]
+        self.image_rows = torch.tensor(rows, dtype=torch.long)
+        layers = zip(*(cross_kvs[row] for row in rows), strict=True)
+        self.layers = [LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in layers]
+
+    def attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
+        """(R, H, K) queries -> (R, H, K), computed for the rows that have a picture."""
+        out = torch.zeros_like(q)
+        if self.layers:
+            keys, values = (x.transpose(1, 2) for x in self.layers[layer])  # (S, H, M, K)
+            image_rows = self.image_rows.to(q.device)
+            out[image_rows] = backend(q[image_rows, :, None], keys, values).squeeze(2)
+        return out
 
 
 class GatheredPages:
-    """Each row's pages side by side, then the model's kernel under a mask."""
+    """Copies each row's pages into one tensor, then attends with the model's backend under a mask.
+
+    Args:
+        position_range: the lowest and the highest of `positions`, if the host knows them: then only pages up to the
+            highest are gathered. Without them shapes are fixed by P and nothing is read on the host, as a CUDA graph
+            requires.
+    """
 
     def __init__(
-        self, page_tables: Tensor, positions: Tensor, layout: KVCacheLayout, backend: AttentionBackend
+        self,
+        page_tables: Tensor,
+        positions: Tensor,
+        layout: KVCacheLayout,
+        backend: AttentionBackend,
+        position_range: tuple[int, int] | None = None,
     ) -> None:
-        self.backend, heads, num_pages = backend, layout.num_kv_heads, page_tables.shape[1]
-        device = page_tables.device
-        key_positions = torch.arange(num_pages * PAGE_SIZE, device=device)[None]
-        if (
-            layout.sliding_window is not None
-            and (num_window_pages := -(-layout.sliding_window // PAGE_SIZE) + 1) < num_pages
-        ):
-            first = (positions + 1 - layout.sliding_window).clamp(
-                min=0
-            ) // PAGE_SIZE  # (R,) the first page that is seen
-            columns = first[:, None] + torch.arange(num_window_pages, device=device)
-            page_tables = page_tables.gather(1, columns.clamp(max=num_pages - 1))
-            key_positions = first[:, None] * PAGE_SIZE + torch.arange(
-                num_window_pages * PAGE_SIZE, device=device
-            )
-        distance = positions[:, None] - key_positions
-        visible = (
-            distance >= 0
-            if layout.sliding_window is None
-            else (distance >= 0) & (distance < layout.sliding_window)
-        )
-        self.mask = visible[:, None, None]  # (R, 1, 1, L)
-        # Rows of (pages * h, 16 * K): one copy brings keys into the order in which they are read.
-        self.gather_index = (
-            page_tables[:, None] * heads + torch.arange(heads, device=device)[:, None]
-        ).flatten()
+        self.backend, window = backend, layout.sliding_window
+        if position_range is None:
+            page_tables, key_positions = _visible_pages(page_tables, positions, window)
+            is_all_visible = False
+        else:
+            lowest, highest = position_range
+            first_page = 0 if window is None else max(0, lowest + 1 - window) // PAGE_SIZE
+            page_tables = page_tables[:, first_page : highest // PAGE_SIZE + 1]
+            key_positions = torch.arange(first_page * PAGE_SIZE, highest + 1, device=page_tables.device)
+            is_all_visible = lowest == highest and (window is None or len(key_positions) <= window)
+        mask = None if is_all_visible else causal_window_mask(positions, key_positions, window)  # (R, L)
+        self.mask = None if mask is None else mask[:, None, None]
+        self.num_positions = key_positions.shape[-1]
+        self.gather_index = page_gather_index(page_tables, layout.num_kv_heads)
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        # Query heads that share a key head are taken for that head's queries: no key is copied.
+        """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
+        # Query heads that share a key head become queries of that head: keys are not repeated.
         grouped = q.unflatten(1, (keys.shape[1], -1))  # (R, h, H/h, K)
-        out = self.backend(grouped, self._gather_rows(keys), self._gather_rows(values), mask=self.mask)
+        gathered = (
+            gather_pages(pages, self.gather_index, len(q))[:, :, : self.num_positions].to(q.dtype)
+            for pages in (keys, values)
+        )
+        out = self.backend(grouped, *gathered, mask=None if self.mask is None else self.mask.to(q.device))
         return out.flatten(1, 2)
-
-    def _gather_rows(self, pages: Tensor) -> Tensor:
-        """(pages, h, 16, K) -> (R, h, L, K): each row's own."""
-        _, heads, _, size = pages.shape
-        flat = pages.view(-1, PAGE_SIZE * size).index_select(0, self.gather_index)
-        return flat.view(len(self.mask), heads, -1, size)
 
 
 class PagedInPlace:
-    """torch's FlashAttention over pages, which finds them by the tables."""
+    """torch's FlashAttention, which reads keys and values from pages by the page tables."""
 
     def __init__(
         self, page_tables: Tensor, positions: Tensor, layout: KVCacheLayout, backend: AttentionBackend
@@ -136,9 +164,10 @@ class PagedInPlace:
         self.window_size = (-1, -1) if layout.sliding_window is None else (layout.sliding_window - 1, 0)
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(R, H, K) queries, a layer's pages of keys and of values (pages, h, 16, K) -> (R, H, K)."""
         out = self.varlen_attention(
             q,
-            keys.transpose(1, 2),  # (pages, 16, h, K), as it lies
+            keys.transpose(1, 2),  # (pages, 16, h, K), a view
             values.transpose(1, 2),
             self.query_offsets,
             None,
@@ -151,3 +180,51 @@ class PagedInPlace:
         )
         assert isinstance(out, Tensor)
         return out
+
+
+def choose_decode_attention(cache: PagedKVCache, backend: AttentionBackend) -> type[DecodeAttention]:
+    """`PagedInPlace` where it works, for it reads each key once; else `GatheredPages`, which copies keys first."""
+    if backend in (native_or_sdpa_attention, flash_attention, sdpa_attention) and can_attend_in_place(cache):
+        return PagedInPlace
+    return GatheredPages
+
+
+def can_attend_in_place(cache: PagedKVCache) -> bool:
+    """Whether torch's FlashAttention reads pages on the cache's device with correct results, found by trying it.
+
+    Of torch 2.13's kernels FlashAttention 3 and 4 support pages of 16 positions. They are installed separately and
+    activated with `torch.nn.attention.activate_flash_attention_impl`; the built-in FlashAttention 2 does not.
+    """
+    keys = cache.keys[0]
+    if keys.device.type != "cuda" or keys.dtype not in HALF_DTYPES:
+        return False
+    from torch.nn.attention import varlen  # late: it imports torch's compiler, which takes a second
+
+    if "block_table" not in signature(varlen.varlen_attn).parameters:
+        return False
+    layout, num_positions = cache.layout, 3 * PAGE_SIZE
+    pages = [torch.randn(4, *keys.shape[1:], dtype=keys.dtype, device=keys.device) for _ in range(2)]
+    tables = torch.tensor([[2, 3, 1], [1, 0, 0]], dtype=torch.int32, device=keys.device)
+    positions = torch.tensor([num_positions - 5, 3], device=keys.device)
+    q = torch.randn(2, layout.num_kv_heads, layout.head_size, dtype=keys.dtype, device=keys.device)
+    try:
+        result = PagedInPlace(tables, positions, layout, sdpa_attention)(q, *pages)
+    except (RuntimeError, ValueError, NotImplementedError):  # not supported by this torch or this device
+        return False
+    expected = GatheredPages(tables, positions, layout, sdpa_attention)(q, *pages)
+    return bool(torch.isclose(result, expected, rtol=0.02, atol=0.02).all())
+
+
+def _visible_pages(page_tables: Tensor, positions: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+    """The pages that each row gathers, (R, P') with P' fixed by P, and the positions in them, (R, L) or (1, L)."""
+    num_pages, device = page_tables.shape[1], page_tables.device
+    num_window_pages = num_pages if window is None else -(-window // PAGE_SIZE) + 1
+    if window is None or num_window_pages >= num_pages:
+        return page_tables, torch.arange(num_pages * PAGE_SIZE, device=device)[None]
+    first_pages = (positions + 1 - window).clamp(min=0) // PAGE_SIZE  # (R,)
+    columns = first_pages[:, None] + torch.arange(num_window_pages, device=device)
+    offsets = torch.arange(num_window_pages * PAGE_SIZE, device=device)
+    return (
+        page_tables.gather(1, columns.clamp(max=num_pages - 1)),
+        first_pages[:, None] * PAGE_SIZE + offsets,
+    )

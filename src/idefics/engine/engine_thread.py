@@ -27,7 +27,7 @@ class SteppedEngine(Protocol):
         ...
 
     def reset_after_fork(self) -> None:
-        """Called in a forked process, where the parent's threads do not exist and locks they held are never released."""
+        """Called in a forked process, where the parent's threads do not exist and locks they held stay locked."""
         ...
 
     def step(self) -> None:

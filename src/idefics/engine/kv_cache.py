@@ -23,6 +23,19 @@ def cast_to_cache_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.clamp(-max_value, max_value).to(dtype)
 
 
+def page_gather_index(page_tables: Tensor, num_kv_heads: int) -> Tensor:
+    """The index with which `gather_pages` gathers the pages of `page_tables` (R, P): (R * h * P,)."""
+    heads = torch.arange(num_kv_heads, device=page_tables.device)
+    return (page_tables[:, None] * num_kv_heads + heads[:, None]).flatten()
+
+
+def gather_pages(pages: Tensor, gather_index: Tensor, num_rows: int) -> Tensor:
+    """Copies each row's pages into consecutive positions: (pages, h, 16, K) -> (R, h, P * 16, K)."""
+    _, heads, _, size = pages.shape
+    gathered = pages.view(-1, PAGE_SIZE * size).index_select(0, gather_index.to(pages.device))
+    return gathered.view(num_rows, heads, -1, size)
+
+
 class PagedKVCache:
     """Keys and values in pages of 16 positions, for every layer.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype
+from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype, gather_pages, page_gather_index
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.nn.attention import CrossKV, causal_window_mask
 from idefics.nn.attention_backends import AttentionBackend, sdpa_attention
@@ -117,8 +117,8 @@ class ChunkMask:
             else chunk.num_previous_tokens + num_tokens
         )
         self.num_cached_positions = end - first * PAGE_SIZE  # positions that are read from pages
-        pages, heads = torch.tensor(chunk.pages[first : -(-end // PAGE_SIZE)]), cache.layout.num_kv_heads
-        self.gather_index = (pages * heads + torch.arange(heads)[:, None]).flatten()
+        pages = torch.tensor(chunk.pages[first : -(-end // PAGE_SIZE)])[None]
+        self.gather_index = page_gather_index(pages, cache.layout.num_kv_heads)
         key_positions = torch.arange(first * PAGE_SIZE, end)
         if chunk.tree_mask is None:
             self.mask = causal_window_mask(
@@ -152,7 +152,8 @@ class ChunkMask:
         if self.is_sequence_start:
             return _causal_attention(backend, q, k, v, self.sliding_window)
         all_keys, all_values = (
-            self._gather_pages(pages).to(q.dtype) for pages in (keys, values)
+            gather_pages(pages, self.gather_index, 1)[0, :, : self.num_cached_positions].to(q.dtype)
+            for pages in (keys, values)
         )  # (h, L, K)
         if self.tree_mask is not None:
             all_keys = torch.cat((all_keys, k.transpose(0, 1)), dim=1)
@@ -161,11 +162,6 @@ class ChunkMask:
         return backend(q.transpose(0, 1)[None], all_keys[None], all_values[None], mask=mask)[0].transpose(
             0, 1
         )
-
-    def _gather_pages(self, pages: Tensor) -> Tensor:
-        _, heads, _, size = pages.shape
-        flat = pages.view(-1, PAGE_SIZE * size).index_select(0, self.gather_index.to(pages.device))
-        return flat.view(heads, -1, size)[:, : self.num_cached_positions]
 
 
 def _causal_attention(
