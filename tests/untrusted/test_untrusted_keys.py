@@ -228,7 +228,9 @@ def test_ghsa_rm76_4mrf_v9r8_other_pictures_under_the_same_ids(uses_cross_attent
         for name in ("a", "b", "a:1", "")
     ]
     found.append(page_keys(make_prompt(ids), uses_cross_attention)[0])
-    assert len(set(found)) == 5 - (uses_cross_attention or 0), "an unnamed picture uses_cross_attention the text is none"
+    assert len(set(found)) == 5 - uses_cross_attention, (
+        "without cross-attention an unnamed picture counts as none"
+    )
 
 
 def test_ghsa_rm76_4mrf_v9r8_other_places_of_the_same_picture():
