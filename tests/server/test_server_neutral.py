@@ -14,12 +14,12 @@ from openai.types.responses import response_create_params
 from openai.types.shared_params import Reasoning
 from pydantic import BaseModel, ValidationError
 
-from idefics.server import ignored_fields, responses, schemas, tasks
+from idefics.server import chat_messages, ignored_fields, responses, sampling_fields, tasks
 from idefics.server.chat import ChatRequest
+from idefics.server.chat_messages import check_refusal_role
 from idefics.server.completions import CompletionRequest
 from idefics.server.request_model import RequestModel
 from idefics.server.responses import ResponseRequest
-from idefics.server.schemas import check_refusal_role
 from server.request_bodies import (
     chat_request,
     image_part,
@@ -366,15 +366,15 @@ CLASS_AND_OPENAI_FIELDS = [
     (ChatRequest, field_names(chat_create_params.CompletionCreateParamsStreaming)),
     (CompletionRequest, field_names(completion_create_params.CompletionCreateParamsStreaming)),
     (ResponseRequest, field_names(response_create_params.ResponseCreateParamsStreaming)),
-    (schemas.ChatMessage, field_names(*MESSAGES.values(), chat_types.ParsedChatCompletionMessage)),
-    (schemas.ChatTextPart, field_names(chat_types.ChatCompletionContentPartTextParam)),
-    (schemas.ChatImagePart, field_names(chat_types.ChatCompletionContentPartImageParam)),
-    (schemas.ImageURL, field_names(chat_types.chat_completion_content_part_image_param.ImageURL)),
+    (chat_messages.ChatMessage, field_names(*MESSAGES.values(), chat_types.ParsedChatCompletionMessage)),
+    (chat_messages.ChatTextPart, field_names(chat_types.ChatCompletionContentPartTextParam)),
+    (chat_messages.ChatImagePart, field_names(chat_types.ChatCompletionContentPartImageParam)),
+    (chat_messages.ImageURL, field_names(chat_types.chat_completion_content_part_image_param.ImageURL)),
     (
-        schemas.StreamOptions,
+        sampling_fields.StreamOptions,
         field_names(chat_types.ChatCompletionStreamOptionsParam, response_create_params.StreamOptions),
     ),
-    (schemas.ReasoningConfig, field_names(Reasoning)),
+    (sampling_fields.ReasoningConfig, field_names(Reasoning)),
     (
         responses.ResponseInputItem,
         field_names(response_types.EasyInputMessageParam, response_types.ResponseOutputMessageParam),

@@ -6,7 +6,7 @@ import re
 import jsonschema_rs
 import pytest
 
-from server.request_bodies import chat_request, picture_data_uri
+from server.request_bodies import chat_request, parse_events, picture_data_uri
 
 CHAT, COMPLETIONS, RESPONSES, TASKS = (
     "/v1/chat/completions",
@@ -53,6 +53,17 @@ def check_against_schema(document, path, method, answer):
     jsonschema_rs.validator_for(schema).validate(body)
 
 
+def check_events_against_schema(document, path, streamed):
+    """That each event of a stream is of the shape that its route's description gives."""
+    content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    schema = content["itemSchema"]["properties"]["data"]["contentSchema"]
+    validator = jsonschema_rs.validator_for({**schema, "components": document["components"]})
+    *events, last = parse_events(streamed.text)
+    assert len(events) > 2
+    for event in events if last == "[DONE]" else [*events, last]:
+        validator.validate(event)
+
+
 @pytest.fixture
 def openapi_document(client):
     return client.get("/openapi.json").json()
@@ -67,6 +78,7 @@ def test_answers_and_errors_are_as_described(client, openapi_document, path, ask
         streamed = client.post(path, asked | {"stream": True})
         assert streamed.status_code == 200
         check_against_schema(openapi_document, path, "post", streamed)
+        check_events_against_schema(openapi_document, path, streamed)
     wrong = client.post(path, asked | {"foo": 1})
     assert wrong.status_code == 400
     check_against_schema(openapi_document, path, "post", wrong)

@@ -13,6 +13,7 @@ from idefics.server import chat, completions, errors, responses, status, tasks
 from idefics.server.docs_page import SECURITY_HEADERS, render_docs_page
 from idefics.server.middleware import AccessMiddleware
 from idefics.server.request_context import ServerState
+from idefics.server.routing import move_definitions
 from idefics.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _build_openapi(app: FastAPI) -> dict[str, Any]:
             method["responses"].pop("422", None)
             for response in method["responses"].values():
                 response["headers"] = {"x-request-id": REQUEST_ID_HEADER_DOC}
+    move_definitions(document["paths"], document["components"]["schemas"])
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

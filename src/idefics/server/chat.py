@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NotRequired
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -13,47 +13,52 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from idefics.messages import Answer, Delta
-from idefics.processing.tokenizer import Tokenizer
-from idefics.server import ignored_field_tables, logprobs
+from idefics.server import ignored_field_tables
+from idefics.server.chat_messages import MAX_MESSAGES, ChatMessage, message_pictures, message_texts
 from idefics.server.errors import APIError
 from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.logprobs import TokenLogprobWithTop, token_logprobs
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
+from idefics.server.response_fields import (
+    CompletionUsage,
+    FinalReason,
+    NotesField,
+    ResponseFields,
+    StreamUsageField,
+    collect_notes,
+    finish_reason,
+    sum_usage,
+)
 from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field
-from idefics.server.response_schemas import ChatCompletionResponse
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.schemas import (
+from idefics.server.sampling_fields import (
     DEFAULT_MAX_NEW_TOKENS,
-    MAX_MESSAGES,
     MAX_NEW_TOKENS,
-    ChatMessage,
     OnlyFalse,
     OpenAIRequest,
     ReasoningConfig,
-    message_pictures,
-    message_texts,
 )
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
-from idefics.server.usage import collect_notes, sum_usage
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
 class ChatJsonSchemaFormat(RequestModel):
-    """JSON of one kind."""
+    """JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call: the JSON schema of the answer."""
+        """The schema as a keyword argument of `Idefics.submit`."""
         return {"schema": self.json_schema.schema_}
 
 
 class ChatRequest(OpenAIRequest):
-    """A conversation, and how it is to be continued."""
+    """A conversation, and options for its next message."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CHAT_FIELDS
 
@@ -70,7 +75,11 @@ class ChatRequest(OpenAIRequest):
 
     @property
     def continues_last_message(self) -> bool:
-        """Whether the last message goes on: the answer either does that or begins a new turn."""
+        """Whether the answer continues the last message instead of adding one.
+
+        Raises:
+            APIError: 400, `continue_final_message` and `add_generation_prompt` contradict each other.
+        """
         continues_last_message = bool(self.continue_final_message)
         if self.add_generation_prompt is continues_last_message:
             message = (
@@ -83,7 +92,11 @@ class ChatRequest(OpenAIRequest):
         return continues_last_message
 
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call."""
+        """The given fields as keyword arguments of `Idefics.submit`.
+
+        Raises:
+            APIError: 400, fields contradict each other.
+        """
         max_tokens, max_completion_tokens = self.max_tokens, self.max_completion_tokens
         if max_tokens and max_completion_tokens and max_tokens != max_completion_tokens:
             message = (
@@ -97,86 +110,157 @@ class ChatRequest(OpenAIRequest):
         return merge_format_kwargs(kwargs, self.response_format)
 
 
-@router.post("/v1/chat/completions", responses=document_responses(ChatCompletionResponse, can_stream=True))
+class ChatLogprobs(ResponseFields):
+    """The generated tokens with their log-probabilities."""
+
+    content: list[TokenLogprobWithTop]
+    refusal: None
+
+
+class ChatResponseMessage(ResponseFields):
+    """The answer as a message."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(ResponseFields):
+    """One of `n` answers."""
+
+    index: int
+    message: ChatResponseMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinalReason
+
+
+class ChatFields(NotesField):
+    """Fields of the answer of `/v1/chat/completions`, streamed or not."""
+
+    id: str
+    created: int
+    model: str
+
+
+class ChatCompletionResponse(ChatFields):
+    """The answer of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+
+
+class ChatDelta(ResponseFields):
+    """What a chunk adds to a message: the role in its first chunk, text in the following ones, nothing in its last."""
+
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+
+
+class ChatChunkChoice(ResponseFields):
+    """What a chunk adds to one of `n` answers."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinalReason | None
+
+
+class ChatCompletionChunk(ChatFields, StreamUsageField):
+    """An event of a stream of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+
+
+@router.post(
+    "/v1/chat/completions",
+    responses=document_responses(ChatCompletionResponse, event_type=ChatCompletionChunk),
+)
 async def chat(request: ChatRequest, service: ServerStateDep, context: RequestContextDep) -> Response:
-    """The next answer of a conversation of words and pictures."""
+    """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
     messages = [message.to_message() for message in request.messages]
     context.check_texts(message_texts(messages))
-    make_prompt = partial(service.vlm.prompt, messages, continue_final_message=request.continues_last_message)
-    num_choices, pictures = request.n or 1, message_pictures(messages)
     await context.submit_prompt(
-        make_prompt,
+        partial(service.vlm.prompt, messages, continue_final_message=request.continues_last_message),
         request.generation_kwargs(),
-        num_choices=num_choices,
-        pictures=pictures,
+        num_choices=request.n or 1,
+        pictures=message_pictures(messages),
         continues_text=request.continues_last_message,
     )
-    common_fields = {
-        "id": f"chatcmpl-{uuid4().hex}",
-        "created": int(time.time()),
-        "model": service.settings.served_model_name,
-    }
+    builder = _ChatBuilder(context, request)
     if request.stream:
-        return EventStreamResponse(_stream_events(context, common_fields, request))
-    answers = await context.answers()
-    choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": _format_logprobs(service.tokenizer, answer),
-            "finish_reason": answer.finish,
+        return EventStreamResponse(builder.stream_events())
+    return JSONResponse(await builder.response_object())
+
+
+class _ChatBuilder:
+    """Builds the answer of one request, as one object or as a stream."""
+
+    def __init__(self, context: RequestContext, request: ChatRequest) -> None:
+        self.context, self.request = context, request
+        self.common_fields: ChatFields = {
+            "id": f"chatcmpl-{uuid4().hex}",
+            "created": int(time.time()),
+            "model": context.service.settings.served_model_name,
         }
-        for index, answer in enumerate(answers)
-    ]
-    usage = sum_usage(*(answer.usage for answer in answers))
-    return JSONResponse(
-        {
-            **common_fields,
+        self.usage_field: StreamUsageField = {"usage": None} if request.streams_usage else {}
+
+    async def response_object(self) -> ChatCompletionResponse:
+        answers = await self.context.answers()
+        return {
+            **self.common_fields,
             "object": "chat.completion",
-            "choices": choices,
-            "usage": usage,
+            "choices": [
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                    "logprobs": self._logprobs(answer),
+                    "finish_reason": finish_reason(answer),
+                }
+                for index, answer in enumerate(answers)
+            ],
+            "usage": sum_usage(*(answer.usage for answer in answers)),
             **collect_notes(answers),
         }
-    )
 
-
-async def _stream_events(
-    context: RequestContext, common_fields: dict[str, Any], request: ChatRequest
-) -> AsyncGenerator[bytes]:
-    """The same answer in pieces."""
-    common_fields = {**common_fields, "object": "chat.completion.chunk"}
-    tokenizer = context.service.tokenizer
-
-    def format_chunk(
-        number: int, delta: dict[str, Any], logprobs: Any = None, answer: Answer | None = None
-    ) -> bytes:
-        finish, notes = (answer.finish, collect_notes([answer])) if answer else (None, {})
-        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return format_event(
-            {
-                **common_fields,
-                "choices": [choice],
-                **({"usage": None} if request.streams_usage else {}),
-                **notes,
+    async def stream_events(self) -> AsyncGenerator[bytes]:
+        for index in range(len(self.context.streams)):
+            yield format_event(self._chunk(index, {"role": "assistant", "content": ""}))
+        async for index, delta in self.context.deltas():
+            if delta.text or delta.logprobs:
+                yield format_event(self._chunk(index, {"content": delta.text}, self._logprobs(delta)))
+        answers = [stream.answer for stream in self.context.streams]
+        for index, answer in enumerate(answers):
+            yield format_event(self._chunk(index, {}, answer=answer))
+        if self.request.streams_usage:
+            usage_chunk: ChatCompletionChunk = {
+                **self.common_fields,
+                "object": "chat.completion.chunk",
+                "choices": [],
+                "usage": sum_usage(*(answer.usage for answer in answers)),
             }
-        )
+            yield format_event(usage_chunk)
+        yield DONE_EVENT
 
-    for index in range(len(context.streams)):
-        yield format_chunk(index, {"role": "assistant", "content": ""})
-    async for index, delta in context.deltas():
-        if delta.text or delta.logprobs:
-            yield format_chunk(index, {"content": delta.text}, _format_logprobs(tokenizer, delta))
-    answers = [stream.answer for stream in context.streams]
-    for index, answer in enumerate(answers):
-        yield format_chunk(index, {}, answer=answer)
-    if request.streams_usage:
-        yield format_event(
-            {**common_fields, "choices": [], "usage": sum_usage(*(answer.usage for answer in answers))}
-        )
-    yield DONE_EVENT
+    def _chunk(
+        self,
+        index: int,
+        delta: ChatDelta,
+        logprobs: ChatLogprobs | None = None,
+        answer: Answer | None = None,
+    ) -> ChatCompletionChunk:
+        """A chunk of the choice `index`; `answer` is the whole choice, if this is its last chunk."""
+        finish = None if answer is None else finish_reason(answer)
+        return {
+            **self.common_fields,
+            "object": "chat.completion.chunk",
+            "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}],
+            **self.usage_field,
+            **collect_notes([] if answer is None else [answer]),
+        }
 
-
-def _format_logprobs(tokenizer: Tokenizer, answer: Answer | Delta) -> dict[str, Any] | None:
-    content = logprobs.chat_logprobs(tokenizer, answer)
-    return None if content is None else {"content": content, "refusal": None}
+    def _logprobs(self, answer: Answer | Delta) -> ChatLogprobs | None:
+        content = token_logprobs(self.context.service.tokenizer, answer)
+        return None if content is None else {"content": content, "refusal": None}

@@ -1,11 +1,11 @@
-"""`/v1/completions`: texts go on. Special tokens in them are plain characters, as everywhere in the server."""
+"""`/v1/completions`: continues texts. Special tokens in a prompt are read as plain text, as on every route."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -16,24 +16,37 @@ from idefics.messages import Answer, Delta, Timings, Usage
 from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
 from idefics.server.ignored_fields import IgnoredFields
-from idefics.server.logprobs import TokenTextDecoder, completion_logprobs, concatenate_logprobs
+from idefics.server.logprobs import (
+    CompletionLogprobs,
+    TokenTextDecoder,
+    completion_logprobs,
+    concatenate_logprobs,
+)
 from idefics.server.prompt_logprobs import compute_prompt_logprobs
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_context import RequestContext
-from idefics.server.response_schemas import CompletionResponse
+from idefics.server.response_fields import (
+    CompletionUsage,
+    FinalReason,
+    NotesField,
+    ResponseFields,
+    StreamUsageField,
+    collect_notes,
+    finish_reason,
+    sum_usage_of_prompts,
+)
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.schemas import MAX_NEW_TOKENS, OpenAIRequest, content_tag
+from idefics.server.sampling_fields import MAX_NEW_TOKENS, OpenAIRequest, content_tag
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
-from idefics.server.usage import collect_notes, sum_usage_of_prompts
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default for this route
-MAX_PROMPTS = 128  # and most answers to them in all
+MAX_PROMPTS = 128  # prompts times `n`
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
 class CompletionRequest(OpenAIRequest):
-    """Texts, and how they go on."""
+    """One or several texts to continue, and options for the continuations."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.COMPLETION_FIELDS
 
@@ -52,10 +65,10 @@ class CompletionRequest(OpenAIRequest):
 
     @property
     def prompt_texts(self) -> list[str]:
-        """The prompts.
+        """The prompts as a list.
 
         Raises:
-            Fault: they have more answers than are given to one request.
+            APIError: 400, more than `MAX_PROMPTS` answers in total.
         """
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if (count := len(texts) * (self.n or 1)) > MAX_PROMPTS:
@@ -67,21 +80,62 @@ class CompletionRequest(OpenAIRequest):
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether the log-probabilities of the prompts' own tokens are told."""
+        """Whether the answer includes the log-probabilities of the prompts' tokens."""
         return bool(self.echo) and self.logprobs is not None
 
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call."""
+        """The given fields as keyword arguments of `Idefics.submit`."""
         kwargs = super().generation_kwargs() | {"max_new_tokens": self.max_tokens or DEFAULT_MAX_TOKENS}
         return kwargs | {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs or 0}
 
 
-@router.post("/v1/completions", responses=document_responses(CompletionResponse, can_stream=True))
+class CompletionFields(NotesField):
+    """Fields of the answer of `/v1/completions`, streamed or not."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+
+
+class CompletionChoice(ResponseFields):
+    """One of `n` continuations of a prompt."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinalReason
+
+
+class CompletionResponse(CompletionFields):
+    """The answer of `/v1/completions`: the choices of the first prompt, then those of the second, and so on."""
+
+    choices: list[CompletionChoice]
+    usage: CompletionUsage
+
+
+class CompletionChunkChoice(ResponseFields):
+    """What a chunk adds to a choice."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinalReason | None
+
+
+class CompletionChunk(CompletionFields, StreamUsageField):
+    """An event of a stream of `/v1/completions`."""
+
+    choices: list[CompletionChunkChoice]
+
+
+@router.post("/v1/completions", responses=document_responses(CompletionResponse, event_type=CompletionChunk))
 async def complete(
     request: CompletionRequest, service: ServerStateDep, context: RequestContextDep
 ) -> Response:
-    """How texts go on: the choices of the first one, then those of the second, and so on."""
+    """Continues texts."""
     service.check_model(request.model)
+    num_choices = request.n or 1
     prefixes, prompt_lengths = [], []
     for text in request.prompt_texts:
         context.check_texts([text])
@@ -91,13 +145,14 @@ async def complete(
         if request.wants_prompt_logprobs:
             prefix = await compute_prompt_logprobs(context, make_prompt, text, request.logprobs or 0)
         if request.max_tokens == 0:
-            context.count_prompt(prompt := await context.run_in_worker(make_prompt))
+            prompt = await context.run_in_worker(make_prompt)
+            context.count_prompt(prompt)
             prompt_lengths.append(len(prompt))
         else:
             await context.submit_prompt(
-                make_prompt, request.generation_kwargs(), num_choices=request.n or 1, continues_text=True
+                make_prompt, request.generation_kwargs(), num_choices=num_choices, continues_text=True
             )
-        prefixes += [prefix] * (request.n or 1)
+        prefixes += [prefix] * num_choices
     builder = _CompletionBuilder(context, request, prefixes, prompt_lengths)
     if request.stream:
         return EventStreamResponse(builder.stream_events())
@@ -105,11 +160,11 @@ async def complete(
 
 
 class _CompletionBuilder:
-    """What is answered.
+    """Builds the answer of one request, as one object or as a stream.
 
     Args:
-        prefixes: what each choice's text begins with: its prompt, where it is asked for.
-        prompt_lengths: how many tokens each prompt has, where nothing is to be added to them.
+        prefixes: what the text of each choice begins with: its prompt with `echo`, otherwise nothing.
+        prompt_lengths: tokens of each prompt, if no tokens are generated (`max_tokens` is 0); otherwise empty.
     """
 
     def __init__(
@@ -127,25 +182,28 @@ class _CompletionBuilder:
             for _ in range(request.n or 1)
         ]
         self.token_texts = [TokenTextDecoder(context.service.tokenizer) for _ in prefixes]
-        self.text_offsets = [0] * len(prefixes)
-        self.common_fields = {
+        self.text_offsets = [0] * len(prefixes)  # characters of each choice that have been formatted
+        self.common_fields: CompletionFields = {
             "id": f"cmpl-{uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": context.service.settings.served_model_name,
         }
+        self.usage_field: StreamUsageField = {"usage": None} if request.streams_usage else {}
 
-    async def response_object(self) -> dict[str, Any]:
-        """The answer as one object."""
+    async def response_object(self) -> CompletionResponse:
         answers = self.empty_answers or await self.context.answers()
-        choices = []
+        choices: list[CompletionChoice] = []
         for index, answer in enumerate(answers):
-            prefix, completion = (
-                self._prefix_choice(index),
-                self._completion_choice(index, answer, answer.finish),
+            prefix, completion = self._prefix_choice(index), self._completion_choice(index, answer)
+            choices.append(
+                {
+                    "index": index,
+                    "text": prefix["text"] + completion["text"],
+                    "logprobs": concatenate_logprobs(prefix["logprobs"], completion["logprobs"]),
+                    "finish_reason": finish_reason(answer),
+                }
             )
-            logprobs = concatenate_logprobs(prefix["logprobs"], completion["logprobs"])
-            choices.append({**completion, "text": prefix["text"] + completion["text"], "logprobs": logprobs})
         return {
             **self.common_fields,
             "choices": choices,
@@ -154,45 +212,54 @@ class _CompletionBuilder:
         }
 
     async def stream_events(self) -> AsyncGenerator[bytes]:
-        """The answer in pieces."""
-        usage_field = {"usage": None} if self.request.streams_usage else {}
         if self.request.echo:
             for index in range(len(self.prefixes)):
-                yield format_event(
-                    {**self.common_fields, "choices": [self._prefix_choice(index)], **usage_field}
-                )
+                yield format_event(self._chunk(self._prefix_choice(index)))
         if not self.empty_answers:
             async for index, delta in self.context.deltas():
-                yield format_event(
-                    {**self.common_fields, "choices": [self._completion_choice(index, delta)], **usage_field}
-                )
+                yield format_event(self._chunk(self._completion_choice(index, delta)))
         answers = self.empty_answers or [stream.answer for stream in self.context.streams]
         for index, answer in enumerate(answers):
-            final_choice = {"index": index, "text": "", "logprobs": None, "finish_reason": answer.finish}
-            yield format_event(
-                {**self.common_fields, "choices": [final_choice], **usage_field, **collect_notes([answer])}
-            )
+            final_choice: CompletionChunkChoice = {
+                "index": index,
+                "text": "",
+                "logprobs": None,
+                "finish_reason": finish_reason(answer),
+            }
+            yield format_event(self._chunk(final_choice, answer))
         if self.request.streams_usage:
-            yield format_event({**self.common_fields, "choices": [], "usage": self._sum_usage(answers)})
+            usage_chunk: CompletionChunk = {
+                **self.common_fields,
+                "choices": [],
+                "usage": self._sum_usage(answers),
+            }
+            yield format_event(usage_chunk)
         yield DONE_EVENT
 
-    def _prefix_choice(self, index: int) -> dict[str, Any]:
-        token_texts = TokenTextDecoder(self.context.service.tokenizer)
+    def _chunk(self, choice: CompletionChunkChoice, answer: Answer | None = None) -> CompletionChunk:
+        """A chunk of a choice; `answer` is the whole choice, if this is its last chunk."""
+        return {
+            **self.common_fields,
+            "choices": [choice],
+            **self.usage_field,
+            **collect_notes([] if answer is None else [answer]),
+        }
+
+    def _prefix_choice(self, index: int) -> CompletionChunkChoice:
         prefix = self.prefixes[index]
         self.text_offsets[index] = len(prefix.text)
+        token_texts = TokenTextDecoder(self.context.service.tokenizer)
         logprobs = completion_logprobs(token_texts, prefix, 0)
         return {"index": index, "text": prefix.text, "logprobs": logprobs, "finish_reason": None}
 
-    def _completion_choice(
-        self, index: int, answer: Answer | Delta, finish_reason: str | None = None
-    ) -> dict[str, Any]:
+    def _completion_choice(self, index: int, answer: Answer | Delta) -> CompletionChunkChoice:
         logprobs = completion_logprobs(self.token_texts[index], answer, self.text_offsets[index])
         self.text_offsets[index] += len(answer.text)
-        return {"index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": None}
 
-    def _sum_usage(self, answers: list[Answer]) -> dict[str, Any]:
-        choices_per_prompt = self.request.n or 1
+    def _sum_usage(self, answers: list[Answer]) -> CompletionUsage:
+        num_choices = self.request.n or 1
         return sum_usage_of_prompts(
-            [answer.usage for answer in answers[start : start + choices_per_prompt]]
-            for start in range(0, len(answers), choices_per_prompt)
+            [answer.usage for answer in answers[start : start + num_choices]]
+            for start in range(0, len(answers), num_choices)
         )

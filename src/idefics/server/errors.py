@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from idefics.errors import BadPicture, BadRequest, EngineBusy, IdeficsError, PromptTooLong
 from idefics.server import request_ids
+from idefics.server.response_fields import ResponseFields
 
 MAX_LISTED_ERRORS = 10  # faults of one request that are listed
 PYDANTIC_OBJECT_PHRASE = "a valid dictionary or object to extract fields from"  # pydantic's words
@@ -35,12 +36,37 @@ MAX_SHOWN_TYPE_CHARACTERS = 40  # characters of a "type" that are shown
 log = logging.getLogger("idefics.server")
 
 
+class ErrorField(ResponseFields):
+    """What went wrong.
+
+    Attributes:
+        message: one sentence for people: what is wrong, and what to do.
+        type: class of the error, such as `invalid_request_error`.
+        param: the field of the request that is wrong, if it is one.
+        code: the error for programs, such as `invalid_value`.
+        request_id: the `x-request-id` of the request; the server's log has it too.
+    """
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    request_id: str
+
+
+class ErrorBody(ResponseFields):
+    """The body of every error."""
+
+    error: ErrorField
+
+
 class APIError(HTTPException):
-    """An answer that is an error.
+    """An error that is sent to the client.
 
     Args:
-        status: of HTTP.
-        headers: beside it, such as Retry-After.
+        status: HTTP status.
+        message, type, code, param: as in `ErrorField`.
+        headers: additional headers, such as Retry-After.
     """
 
     def __init__(
@@ -57,14 +83,21 @@ class APIError(HTTPException):
         self.message, self.type, self.code, self.param = message, type, code, param
 
     @property
-    def error_body(self) -> dict[str, Any]:
-        """What a client is told."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": {**error, "request_id": request_ids.current_request_id.get()}}
+    def body(self) -> ErrorBody:
+        """The error as JSON, with the id of the current request."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+                "request_id": request_ids.current_request_id.get(),
+            }
+        }
 
     def to_response(self) -> Response:
-        """As an answer of its own."""
-        return JSONResponse(self.error_body, self.status_code, self.headers)
+        """The error as a response."""
+        return JSONResponse(self.body, self.status_code, self.headers)
 
 
 def too_many_requests_error(message: str, retry_after: int) -> APIError:

@@ -45,7 +45,7 @@ class BoundedH11Protocol(H11Protocol):
         """Answers what is no HTTP: an error as all others, and the end of the connection."""
         request_ids.current_request_id.set(request_ids.new_request_id())
         body = json.dumps(
-            APIError(400, f"{msg[:1].lower()}{msg[1:].rstrip('.')}: send HTTP/1.1").error_body
+            APIError(400, f"{msg[:1].lower()}{msg[1:].rstrip('.')}: send HTTP/1.1").body
         ).encode()
         response_head = (
             "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"

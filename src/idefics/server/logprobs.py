@@ -1,4 +1,4 @@
-"""How likely tokens were, as OpenAI's clients read it."""
+"""Log-probabilities of tokens as the routes return them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,39 @@ import codecs
 import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any
 
 from idefics.messages import Alternative, Answer, Delta
 from idefics.processing.tokenizer import Tokenizer
+from idefics.server.response_fields import ResponseFields
 
-MIN_LOGPROB = -9999.0  # stands for what cannot be, since JSON knows no infinity
+MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON does not have
 
 
-def chat_logprobs(tokenizer: Tokenizer, answer: Answer | Delta) -> list[dict[str, Any]] | None:
-    """Each token with its log-probability and those of the likeliest in its place; None where it was not asked for."""
+class TokenLogprob(ResponseFields):
+    """A token: its text, its natural-log probability and its bytes."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobWithTop(TokenLogprob):
+    """A generated token, and the most likely tokens at its position."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class CompletionLogprobs(ResponseFields):
+    """Lists with one entry per token: text, log-probability, most likely tokens, offset in the whole text."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+def token_logprobs(tokenizer: Tokenizer, answer: Answer | Delta) -> list[TokenLogprobWithTop] | None:
+    """The log-probabilities of an answer's tokens, for chat completions and responses; None if not requested."""
     if answer.logprobs is None:
         return None
     return [
@@ -30,9 +53,10 @@ def chat_logprobs(tokenizer: Tokenizer, answer: Answer | Delta) -> list[dict[str
 
 
 class TokenTextDecoder:
-    """The text of each token of an answer, piece by piece; joined they are the answer's text.
+    """Decodes an answer token by token, such that the texts of all tokens joined are the answer's text.
 
-    A character that several tokens spell is the text of the last of them; a space that a form leaves out is of none.
+    A character that several tokens spell belongs to the last of them. A leading space that the answer's text does not
+    have is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -54,8 +78,14 @@ class TokenTextDecoder:
 
 def completion_logprobs(
     decoder: TokenTextDecoder, answer: Answer | Delta, offset: int
-) -> dict[str, Any] | None:
-    """The same as `/v1/completions` has it; `offset` is where the text begins in the whole answer."""
+) -> CompletionLogprobs | None:
+    """The log-probabilities of an answer's tokens, for completions; None if not requested.
+
+    Args:
+        decoder: has decoded the tokens before these.
+        answer: a whole answer, or the next part of one. NaN stands for a first token, which has no log-probability.
+        offset: characters of the whole text before this part.
+    """
     if answer.logprobs is None:
         return None
     tokens = decoder.decode_tokens(answer)
@@ -80,12 +110,17 @@ def completion_logprobs(
 
 
 def concatenate_logprobs(
-    first: dict[str, Any] | None, second: dict[str, Any] | None
-) -> dict[str, Any] | None:
-    """The lists of `legacy` for two texts, one after the other."""
+    first: CompletionLogprobs | None, second: CompletionLogprobs | None
+) -> CompletionLogprobs | None:
+    """The log-probabilities of two consecutive texts; those of the other one if one is None."""
     if first is None or second is None:
         return first or second
-    return {name: first[name] + second[name] for name in first}
+    return {
+        "tokens": first["tokens"] + second["tokens"],
+        "token_logprobs": first["token_logprobs"] + second["token_logprobs"],
+        "top_logprobs": first["top_logprobs"] + second["top_logprobs"],
+        "text_offset": first["text_offset"] + second["text_offset"],
+    }
 
 
 def _iterate_logprobs(answer: Answer | Delta) -> Iterator[tuple[int, float, Sequence[Alternative]]]:
@@ -93,12 +128,11 @@ def _iterate_logprobs(answer: Answer | Delta) -> Iterator[tuple[int, float, Sequ
     return zip(answer.tokens, answer.logprobs or (), top_logprobs, strict=True)
 
 
-def _token_logprob(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
-    token_bytes = tokenizer.decode_bytes([id], hidden_ids=())
+def _token_logprob(tokenizer: Tokenizer, id: int, logprob: float) -> TokenLogprob:
     return {
         "token": _token_text(tokenizer, id),
         "logprob": max(logprob, MIN_LOGPROB),
-        "bytes": list(token_bytes),
+        "bytes": list(tokenizer.decode_bytes([id], hidden_ids=())),
     }
 
 

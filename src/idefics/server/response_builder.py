@@ -1,27 +1,171 @@
-"""What `/v1/responses` answers: a response as it grows, and the events that tell of it."""
+"""Builds the answer of `/v1/responses`, as one object or as a stream of events."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from idefics.messages import Answer, Usage
 from idefics.server.errors import APIError
-from idefics.server.logprobs import chat_logprobs
+from idefics.server.logprobs import TokenLogprobWithTop, token_logprobs
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
+from idefics.server.response_fields import NotesField, PromptTokensDetails, ResponseFields, collect_notes
 from idefics.server.sse import format_event
-from idefics.server.usage import collect_notes
 
 if TYPE_CHECKING:
     from idefics.server.responses import ResponseRequest
 
+ResponseStatus = Literal["in_progress", "completed", "incomplete"]
+MessageEventType = Literal["response.output_item.added", "response.output_item.done"]
+PartEventType = Literal["response.content_part.added", "response.content_part.done"]
+
+
+class ResponseOutputText(ResponseFields):
+    """The text of the answer."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[None]
+    logprobs: list[TokenLogprobWithTop]
+
+
+class ResponseOutputMessage(ResponseFields):
+    """The answer as a message."""
+
+    type: Literal["message"]
+    id: str
+    status: ResponseStatus
+    role: Literal["assistant"]
+    content: list[ResponseOutputText]
+
+
+class InputTokensDetails(PromptTokensDetails):
+    """Number of prompt tokens found in the prefix cache, and of those added to it."""
+
+    cache_write_tokens: int
+
+
+class OutputTokensDetails(ResponseFields):
+    """Number of generated tokens that are reasoning; none, since the server has no reasoning models."""
+
+    reasoning_tokens: Literal[0]
+
+
+class ResponseUsage(ResponseFields):
+    """Number of tokens of a request."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseObject(NotesField):
+    """The answer of `/v1/responses`: its message, and the options of the request."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: ResponseStatus
+    error: None
+    incomplete_details: dict[Literal["reason"], Literal["max_output_tokens"]] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[ResponseOutputMessage]
+    parallel_tool_calls: Literal[False]
+    previous_response_id: None
+    store: Literal[False]
+    temperature: float
+    text: dict[Literal["format"], dict[str, Any]]
+    tool_choice: Literal["none"]
+    tools: list[None]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None
+    user: str | None
+
+
+class ResponseEventFields(ResponseFields):
+    """Fields of every event: its number in the stream, from 0."""
+
+    sequence_number: int
+
+
+class ResponseEvent(ResponseEventFields):
+    """The response begins or ends."""
+
+    type: Literal["response.created", "response.in_progress", "response.completed", "response.incomplete"]
+    response: ResponseObject
+
+
+class ResponseOutputItemEvent(ResponseEventFields):
+    """The message of the answer begins or ends."""
+
+    type: MessageEventType
+    output_index: int
+    item: ResponseOutputMessage
+
+
+class ResponsePositionFields(ResponseEventFields):
+    """Where in the response the text of the answer is."""
+
+    item_id: str
+    output_index: int
+    content_index: int
+
+
+class ResponseContentPartEvent(ResponsePositionFields):
+    """The text of the answer begins or ends."""
+
+    type: PartEventType
+    part: ResponseOutputText
+
+
+class ResponseTextDeltaEvent(ResponsePositionFields):
+    """The text of the answer grows by `delta`."""
+
+    type: Literal["response.output_text.delta"]
+    delta: str
+    logprobs: list[TokenLogprobWithTop]
+
+
+class ResponseTextDoneEvent(ResponsePositionFields):
+    """The text of the answer is complete."""
+
+    type: Literal["response.output_text.done"]
+    text: str
+    logprobs: list[TokenLogprobWithTop]
+
+
+class ResponseErrorEvent(ResponseEventFields):
+    """The response failed; the last event of the stream."""
+
+    type: Literal["error"]
+    code: str | None
+    message: str
+    param: str | None
+
+
+ResponseStreamEvent = (
+    ResponseEvent
+    | ResponseOutputItemEvent
+    | ResponseContentPartEvent
+    | ResponseTextDeltaEvent
+    | ResponseTextDoneEvent
+    | ResponseErrorEvent
+)
+
 
 class ResponseBuilder:
-    """One response, as it grows."""
+    """Builds the answer of one request."""
 
     def __init__(self, context: RequestContext, request: ResponseRequest) -> None:
         self.context, self.request = context, request
@@ -29,58 +173,118 @@ class ResponseBuilder:
         self.created_at = int(time.time())
         self.sequence_numbers: Iterator[int] = count()
 
-    def response_object(self, answer: Answer | None = None) -> dict[str, Any]:
-        """The whole object; without an answer, while it is being written."""
+    def response_object(self, answer: Answer | None = None) -> ResponseObject:
+        """The response; without an answer, as it is while the answer is generated."""
         request = self.request
         is_truncated = answer is not None and answer.finish == "length"
         return {
             "id": self.id,
             "object": "response",
             "created_at": self.created_at,
-            "status": response_status(answer),
+            "status": _response_status(answer),
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if is_truncated else None,
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
             "metadata": request.metadata or {},
             "model": self.context.service.settings.served_model_name,
-            "output": [] if answer is None else [self.output_item(answer)],
+            "output": [] if answer is None else [self._output_message(answer)],
             "parallel_tool_calls": False,
             "previous_response_id": None,
             "store": False,
             "temperature": request.temperature or 0.0,
-            "text": {"format": self.text_format()},
+            "text": {"format": self._text_format()},
             "tool_choice": "none",
             "tools": [],
             "top_logprobs": request.top_logprobs or 0,
             "top_p": 1.0 if request.top_p is None else request.top_p,
             "truncation": "disabled",
-            "usage": None if answer is None else format_response_usage(answer.usage),
+            "usage": None if answer is None else _response_usage(answer.usage),
             "user": request.user,
-            **({} if answer is None else collect_notes([answer])),
+            **collect_notes([] if answer is None else [answer]),
         }
 
-    def text_format(self) -> dict[str, Any]:
-        """What was said of the answer's form."""
-        output_format: RequestModel | None = self.request.text and self.request.text.format
-        return (
-            output_format.model_dump(by_alias=True, exclude_none=True) if output_format else {"type": "text"}
+    async def stream_events(self) -> AsyncGenerator[bytes]:
+        """The formatted events, in OpenAI's order."""
+        yield self._event(
+            {"type": "response.created", **self._next_number(), "response": self.response_object()}
+        )
+        yield self._event(
+            {"type": "response.in_progress", **self._next_number(), "response": self.response_object()}
+        )
+        yield self._event(self._message_event("response.output_item.added"))
+        yield self._event(self._part_event("response.content_part.added"))
+        async for _, delta in self.context.deltas():
+            yield self._event(
+                {
+                    "type": "response.output_text.delta",
+                    **self._next_position(),
+                    "delta": delta.text,
+                    "logprobs": token_logprobs(self.context.service.tokenizer, delta) or [],
+                }
+            )
+        answer = self.context.streams[0].answer
+        yield self._event(
+            {
+                "type": "response.output_text.done",
+                **self._next_position(),
+                "text": answer.text,
+                "logprobs": token_logprobs(self.context.service.tokenizer, answer) or [],
+            }
+        )
+        yield self._event(self._part_event("response.content_part.done", answer))
+        yield self._event(self._message_event("response.output_item.done", answer))
+        yield self._event(
+            {
+                "type": "response.incomplete" if answer.finish == "length" else "response.completed",
+                **self._next_number(),
+                "response": self.response_object(answer),
+            }
         )
 
-    def output_item(self, answer: Answer | None = None) -> dict[str, Any]:
-        """The one message of the output."""
-        content = [] if answer is None else [self.content_part(answer)]
+    def error_event(self, error: APIError) -> bytes:
+        """The formatted event of an error, which ends the stream."""
+        return self._event(
+            {
+                "type": "error",
+                **self._next_number(),
+                "code": error.code,
+                "message": error.message,
+                "param": error.param,
+            }
+        )
+
+    def _event(self, event: ResponseStreamEvent) -> bytes:
+        return format_event(event, event["type"])
+
+    def _next_number(self) -> ResponseEventFields:
+        return {"sequence_number": next(self.sequence_numbers)}
+
+    def _next_position(self) -> ResponsePositionFields:
+        return {**self._next_number(), "item_id": self.item_id, "output_index": 0, "content_index": 0}
+
+    def _message_event(self, type: MessageEventType, answer: Answer | None = None) -> ResponseOutputItemEvent:
+        return {
+            "type": type,
+            **self._next_number(),
+            "output_index": 0,
+            "item": self._output_message(answer),
+        }
+
+    def _part_event(self, type: PartEventType, answer: Answer | None = None) -> ResponseContentPartEvent:
+        return {"type": type, **self._next_position(), "part": self._output_text(answer)}
+
+    def _output_message(self, answer: Answer | None = None) -> ResponseOutputMessage:
         return {
             "type": "message",
             "id": self.item_id,
-            "status": response_status(answer),
+            "status": _response_status(answer),
             "role": "assistant",
-            "content": content,
+            "content": [] if answer is None else [self._output_text(answer)],
         }
 
-    def content_part(self, answer: Answer | None = None) -> dict[str, Any]:
-        """The text of that message."""
-        logprobs = None if answer is None else chat_logprobs(self.context.service.tokenizer, answer)
+    def _output_text(self, answer: Answer | None = None) -> ResponseOutputText:
+        logprobs = None if answer is None else token_logprobs(self.context.service.tokenizer, answer)
         return {
             "type": "output_text",
             "text": "" if answer is None else answer.text,
@@ -88,46 +292,24 @@ class ResponseBuilder:
             "logprobs": logprobs or [],
         }
 
-    async def stream_events(self) -> AsyncGenerator[bytes]:
-        """What happens, in OpenAI's order."""
-        position_fields = {"item_id": self.item_id, "output_index": 0, "content_index": 0}
-        yield self._format_event("response.created", response=self.response_object())
-        yield self._format_event("response.in_progress", response=self.response_object())
-        yield self._format_event("response.output_item.added", output_index=0, item=self.output_item())
-        yield self._format_event("response.content_part.added", **position_fields, part=self.content_part())
-        async for _, delta in self.context.deltas():
-            logprobs = chat_logprobs(self.context.service.tokenizer, delta) or []
-            yield self._format_event(
-                "response.output_text.delta", **position_fields, delta=delta.text, logprobs=logprobs
-            )
-        answer = self.context.streams[0].answer
-        content_part = self.content_part(answer)
-        final_fields = {"text": answer.text, "logprobs": content_part["logprobs"]}
-        yield self._format_event("response.output_text.done", **position_fields, **final_fields)
-        yield self._format_event("response.content_part.done", **position_fields, part=content_part)
-        yield self._format_event("response.output_item.done", output_index=0, item=self.output_item(answer))
-        yield self._format_event(f"response.{response_status(answer)}", response=self.response_object(answer))
-
-    def error_event(self, error: APIError) -> bytes:
-        """The last event of a response that has failed."""
-        return self._format_event("error", code=error.code, message=error.message, param=error.param)
-
-    def _format_event(self, name: str, **fields: Any) -> bytes:
-        return format_event({"type": name, "sequence_number": next(self.sequence_numbers), **fields}, name)
+    def _text_format(self) -> dict[str, Any]:
+        """The format that the request asked for; text by default."""
+        text_format: RequestModel | None = self.request.text and self.request.text.format
+        return text_format.model_dump(by_alias=True, exclude_none=True) if text_format else {"type": "text"}
 
 
-def response_status(answer: Answer | None) -> str:
+def _response_status(answer: Answer | None) -> ResponseStatus:
     if answer is None:
         return "in_progress"
     return "incomplete" if answer.finish == "length" else "completed"
 
 
-def format_response_usage(usage: Usage) -> dict[str, Any]:
+def _response_usage(usage: Usage) -> ResponseUsage:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {
             "cached_tokens": usage.cached_tokens,
-            "cache_write_tokens": usage.prompt_tokens - usage.cached_tokens,  # what is read is kept
+            "cache_write_tokens": usage.prompt_tokens - usage.cached_tokens,  # every prompt token is cached
         },
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},

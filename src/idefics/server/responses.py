@@ -1,4 +1,4 @@
-"""`/v1/responses`: the same conversations in OpenAI's newer words. Nothing is kept, so each request says everything."""
+"""`/v1/responses`: OpenAI's newer format of conversations. Nothing is stored, so each request has the whole one."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from idefics.messages import ContentPart, Detail, Message
 from idefics.server import ignored_field_tables
-from idefics.server.ignored_fields import IgnoredFields
-from idefics.server.request_body import JSONBodyRoute
-from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
-from idefics.server.response_builder import ResponseBuilder
-from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field
-from idefics.server.response_schemas import ResponseObject
-from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.schemas import (
-    DEFAULT_MAX_NEW_TOKENS,
+from idefics.server.chat_messages import (
     MAX_MESSAGES,
-    MAX_NEW_TOKENS,
-    OnlyFalse,
-    ReasoningConfig,
     RefusalPart,
-    SamplingFields,
-    StreamOptions,
     check_refusal_role,
     content_field,
+    make_message,
     message_pictures,
     message_texts,
     picture_from_url,
+)
+from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.request_body import JSONBodyRoute
+from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
+from idefics.server.response_builder import ResponseBuilder, ResponseObject, ResponseStreamEvent
+from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field
+from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
+from idefics.server.sampling_fields import (
+    DEFAULT_MAX_NEW_TOKENS,
+    MAX_NEW_TOKENS,
+    OnlyFalse,
+    ReasoningConfig,
+    SamplingFields,
+    StreamOptions,
 )
 from idefics.server.sse import EventStreamResponse
 
@@ -39,7 +41,7 @@ router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
 class ResponseTextPart(RequestModel):
-    """Words; those of an answer come back as they were given out."""
+    """A text of a message; `output_text` is that of an answer which the client sends back."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
 
@@ -47,12 +49,12 @@ class ResponseTextPart(RequestModel):
     text: str
 
     def to_content_part(self) -> ContentPart:
-        """As the rest of the house says it."""
+        """The part for `idefics.messages.Message`."""
         return self.text
 
 
 class ResponseImagePart(RequestModel):
-    """A picture among them."""
+    """A picture of a message."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
 
@@ -62,7 +64,7 @@ class ResponseImagePart(RequestModel):
     max_tiles: int | None = Field(None, ge=1, le=1024)
 
     def to_content_part(self) -> ContentPart:
-        """As the rest of the house says it."""
+        """The part for `idefics.messages.Message`: the picture, not fetched yet."""
         return picture_from_url(self.image_url, self.detail, self.max_tiles)
 
 
@@ -76,7 +78,7 @@ ResponseContentPart = Annotated[
 
 
 class ResponseInputItem(RequestModel):
-    """One turn of a conversation."""
+    """A message. Items of other types, such as calls of tools, are refused."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.INPUT_ITEM_FIELDS
 
@@ -106,27 +108,23 @@ class ResponseInputItem(RequestModel):
         return self
 
     def to_message(self) -> Message:
-        """As the rest of the house says it."""
-        role = "system" if self.role == "developer" else self.role
-        content = self.content
-        if isinstance(content, str):
-            return Message(role, (content,))
-        return Message(role, tuple(part.to_content_part() for part in content))
+        """The message for `Idefics.prompt`, with pictures that are not fetched yet."""
+        return make_message(self.role, self.content)
 
 
 class ResponseJsonSchemaFormat(JsonSchema):
-    """JSON of one kind."""
+    """JSON that matches a schema."""
 
     type: Literal["json_schema"]
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call: the JSON schema of the answer."""
+        """The schema as a keyword argument of `Idefics.submit`."""
         return {"schema": self.schema_}
 
 
 class ResponseTextConfig(RequestModel):
-    """What the answer looks like."""
+    """Options for the text of the answer."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.TEXT_CONFIG_FIELDS
 
@@ -134,7 +132,7 @@ class ResponseTextConfig(RequestModel):
 
 
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
-# What an answer may tell more of. All but the first are of tools, or of what was sent: an answer never has it.
+# All but the first are accepted without effect: they concern tools, or repeat parts of the request.
 IncludeOption = Literal[
     "message.output_text.logprobs",
     "message.input_image.image_url",
@@ -148,7 +146,7 @@ IncludeOption = Literal[
 
 
 class ResponseRequest(SamplingFields):
-    """A conversation, and how it is to be continued."""
+    """A conversation, and options for its next message."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.RESPONSE_FIELDS
 
@@ -172,14 +170,18 @@ class ResponseRequest(SamplingFields):
     reasoning: ReasoningConfig | None = None
 
     def to_messages(self) -> list[Message]:
-        """The conversation."""
+        """The messages for `Idefics.prompt`: `instructions` as a system message, then `input`."""
         instruction_messages = [Message("system", (self.instructions,))] if self.instructions else []
         if isinstance(self.input, str):
             return [*instruction_messages, Message("user", (self.input,))]
         return [*instruction_messages, *(item.to_message() for item in self.input)]
 
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call."""
+        """The given fields as keyword arguments of `Idefics.submit`.
+
+        Raises:
+            APIError: 400, fields contradict each other.
+        """
         kwargs = super().generation_kwargs() | {
             "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_NEW_TOKENS
         }
@@ -190,14 +192,17 @@ class ResponseRequest(SamplingFields):
         return merge_format_kwargs(kwargs, self.text.format if self.text else None)
 
 
-@router.post("/v1/responses", responses=document_responses(ResponseObject, can_stream=True))
+@router.post("/v1/responses", responses=document_responses(ResponseObject, event_type=ResponseStreamEvent))
 async def respond(request: ResponseRequest, service: ServerStateDep, context: RequestContextDep) -> Response:
-    """The next answer of a conversation of words and pictures."""
+    """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
     messages = request.to_messages()
     context.check_texts(message_texts(messages))
-    make_prompt = partial(service.vlm.prompt, messages)
-    await context.submit_prompt(make_prompt, request.generation_kwargs(), pictures=message_pictures(messages))
+    await context.submit_prompt(
+        partial(service.vlm.prompt, messages),
+        request.generation_kwargs(),
+        pictures=message_pictures(messages),
+    )
     builder = ResponseBuilder(context, request)
     if request.stream:
         return EventStreamResponse(builder.stream_events(), builder.error_event)

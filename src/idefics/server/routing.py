@@ -1,71 +1,72 @@
-"""What routes are given: the service and their visit; and how their errors are described."""
+"""Parameters that FastAPI passes to routes, and the descriptions of what routes answer."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
+from idefics.server.errors import ErrorBody
 from idefics.server.middleware import CONTEXT_SCOPE_KEY
 from idefics.server.request_context import RequestContext, ServerState
-from idefics.server.sse import EVENT_STREAM_CONTENT
-
-
-class ErrorField(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-    request_id: str
-
-
-class ErrorBody(BaseModel):
-    """The body of every error."""
-
-    error: ErrorField
-
 
 ResponseDocs = dict[int | str, dict[str, Any]]
 
+SCHEMA_REF_TEMPLATE = "#/components/schemas/{model}"
+
 ERROR_DESCRIPTIONS = {
-    400: "The request is wrong; the message says what.",
-    401: "The API key is missing or wrong.",
-    403: "A web page of another origin sends it, which the server does not allow.",
-    404: "There is no such model.",
-    408: "The request took too long to arrive.",
-    413: "The request is too large.",
-    415: "The body is packed.",
-    421: "The server is not called so.",
-    429: "There is no room now: ask again after Retry-After seconds.",
-    431: "There are too many headers.",
-    500: "Something went wrong in the server.",
-    503: "The server is shutting down.",
+    400: "Invalid request; the message says why.",
+    401: "API key missing or wrong.",
+    403: "Cross-origin request refused.",
+    404: "Model not found.",
+    408: "Request not received in time.",
+    413: "Request too large.",
+    415: "Content-Encoding not supported.",
+    421: "Host not allowed.",
+    429: "Server busy; retry after the seconds in Retry-After.",
+    431: "Too many headers.",
+    500: "Internal server error.",
+    503: "Server shutting down.",
 }
-COMMON_ERROR_STATUSES = (401, 403, 421, 431, 500)  # even where nothing is sent
+COMMON_ERROR_STATUSES = (401, 403, 421, 431, 500)  # of every route, also of those without a body
 
 
-def document_responses(
-    response_model: type[BaseModel], *error_statuses: int, can_stream: bool = False
-) -> ResponseDocs:
-    """What a route may answer, for the API's description.
+def document_responses(response_type: Any, *error_statuses: int, event_type: Any = None) -> ResponseDocs:
+    """Describes the responses of a route for OpenAPI.
 
     Args:
-        response_model: of its JSON.
-        error_statuses: of its errors, beside those of all routes; none stands for all.
-        can_stream: whether the answer may also come in pieces.
+        response_type: the `TypedDict` of the JSON answer.
+        error_statuses: statuses of errors other than the common ones; all statuses if none is given.
+        event_type: the `TypedDict` of an event's data, or a union of them, if the route can stream.
     """
     error_docs = {
         status: {"model": ErrorBody, "description": ERROR_DESCRIPTIONS[status]}
         for status in sorted({*COMMON_ERROR_STATUSES, *(error_statuses or ERROR_DESCRIPTIONS)})
     }
-    stream_content = {"content": EVENT_STREAM_CONTENT} if can_stream else {}
+    stream_docs = {} if event_type is None else {"content": _document_event_stream(event_type)}
+    return {200: {"model": response_type, "description": response_type.__doc__, **stream_docs}, **error_docs}
+
+
+def _document_event_stream(event_type: Any) -> dict[str, Any]:
+    """A stream as OpenAPI 3.2 describes it; `move_definitions` puts the definitions of events where they belong."""
+    schema = TypeAdapter(event_type).json_schema(ref_template=SCHEMA_REF_TEMPLATE)
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
     return {
-        200: {"model": response_model, "description": response_model.__doc__ or "", **stream_content},
-        **error_docs,
+        "text/event-stream": {
+            "schema": {"type": "string", "description": "Server-sent events; see docs/server.md."},
+            "itemSchema": {"type": "object", "properties": {"data": data}},
+        }
     }
+
+
+def move_definitions(node: Any, schemas: dict[str, Any]) -> None:
+    """Moves the definitions (`$defs`) of all schemas within a description to `schemas`."""
+    if isinstance(node, dict):
+        schemas.update(node.pop("$defs", {}))
+    if isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            move_definitions(child, schemas)
 
 
 async def _get_server_state(request: Request) -> ServerState:

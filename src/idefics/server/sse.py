@@ -1,11 +1,10 @@
-"""Server-sent events: an answer in pieces, while it grows."""
+"""Server-sent events: answers that are sent while they are generated."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,20 +12,21 @@ from starlette.types import Receive, Scope, Send
 from idefics.server.errors import APIError, to_api_error
 
 DONE_EVENT = b"data: [DONE]\n\n"
-# For the API's description: an answer is JSON, or comes in pieces.
-EVENT_STREAM_CONTENT = {
-    "text/event-stream": {"schema": {"description": "Events whose data are JSON; see docs/server.md."}}
-}
 
 
-def format_event(data: dict[str, Any], name: str | None = None) -> bytes:
-    """One event."""
+def format_event(data: Mapping[str, object], name: str | None = None) -> bytes:
+    """One server-sent event: its data as JSON on one line, after its name if it has one."""
     payload = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return (f"event: {name}\ndata: {payload}\n\n" if name else f"data: {payload}\n\n").encode()
 
 
 class EventStreamResponse(Response):
-    """A stream of events. An error in the midst of them is the last one, as `format_error` words it."""
+    """A response that sends events as they come. If one raises an error, that is sent as the last event.
+
+    Args:
+        events: the formatted events.
+        format_error: formats the event of an error; by default its data is an `ErrorBody`.
+    """
 
     media_type = "text/event-stream"
 
@@ -50,4 +50,4 @@ class EventStreamResponse(Response):
 
 
 def _format_error_event(error: APIError) -> bytes:
-    return format_event(error.error_body)
+    return format_event(error.body)

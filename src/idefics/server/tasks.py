@@ -1,10 +1,10 @@
-"""`/v1/images/tasks/...`: one route for each task, for a picture as a file or as an address."""
+"""`/v1/images/tasks/...`: a route per task, for one picture, which is sent as a file or as a URL."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -12,32 +12,45 @@ from pydantic import Field, create_model
 
 from idefics.messages import Answer, Detail, ImageDetail, Picture, Shot, Usage
 from idefics.server import ignored_field_tables
+from idefics.server.chat_messages import MAX_PICTURES, picture_from_url
 from idefics.server.errors import APIError
 from idefics.server.ignored_fields import IgnoredFields
 from idefics.server.request_body import FILE_PART, read_request
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
-from idefics.server.response_schemas import ClassificationResponse, TaskResponse
-from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.schemas import MAX_NEW_TOKENS, MAX_PICTURES, SamplingFields, picture_from_url
+from idefics.server.response_fields import (
+    CompletionUsage,
+    FinalReason,
+    NotesField,
+    ResponseFields,
+    collect_notes,
+    finish_reason,
+    sum_usage,
+)
+from idefics.server.routing import (
+    SCHEMA_REF_TEMPLATE,
+    RequestContextDep,
+    ServerStateDep,
+    document_responses,
+)
+from idefics.server.sampling_fields import MAX_NEW_TOKENS, SamplingFields
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
-from idefics.server.usage import collect_notes, sum_usage
 from idefics.tasks import TASKS, classify
 from idefics.tasks.ranking import neutral_picture
 from idefics.tasks.task import Task
 from idefics.tasks.write import STORY
 
 if TYPE_CHECKING:
-    from idefics import Idefics
+    from idefics.engine.handle import RequestHandle
 
 MAX_BEAMS = 16
-MAX_LABEL_CHARACTERS = 1024  # characters
+MAX_LABEL_CHARACTERS = 1024
 
 router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"])
 
 
 class FewShotExample(RequestModel):
-    """A worked example to follow."""
+    """A picture with the answer that the model should give about it."""
 
     image_url: str
     answer: str
@@ -45,7 +58,7 @@ class FewShotExample(RequestModel):
 
 
 class PictureRequest(RequestModel):
-    """A picture, and how closely it is looked at. A form may bring the picture as a file, `image`, instead."""
+    """A picture with its detail and few-shot examples. In a form, the picture may be the file `image`."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.TASK_FIELDS
 
@@ -55,7 +68,14 @@ class PictureRequest(RequestModel):
     shots: list[FewShotExample] = Field([], max_length=MAX_PICTURES - 1)
 
     def to_picture(self, file: bytes | None) -> Picture:
-        """The one of the two that is given."""
+        """The picture to answer about, not fetched yet.
+
+        Args:
+            file: the file of the form, if there is one.
+
+        Raises:
+            APIError: 400, both a file and a URL are given, or neither.
+        """
         if (file is None) == (self.image_url is None):
             raise APIError(
                 400,
@@ -65,16 +85,16 @@ class PictureRequest(RequestModel):
         return Picture(file) if file is not None else picture_from_url(self.image_url or "")
 
     def to_image_detail(self) -> ImageDetail:
-        """How closely."""
+        """The detail for `Idefics.task_prompt`."""
         return ImageDetail(self.detail or "high", self.max_tiles)
 
     def to_shots(self) -> list[Shot]:
-        """The shots, as the rest of the house says them."""
+        """The examples for `Idefics.with_shots`, with pictures that are not fetched yet."""
         return [Shot(picture_from_url(shot.image_url), shot.answer, shot.question) for shot in self.shots]
 
 
 class TaskRequest(PictureRequest, SamplingFields):
-    """A picture, and how the words about it are chosen."""
+    """A picture, and options for the text about it."""
 
     max_new_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
@@ -82,12 +102,12 @@ class TaskRequest(PictureRequest, SamplingFields):
 
 
 def shot_texts(shots: Sequence[Shot]) -> Iterator[str]:
-    """All that worked examples say."""
+    """The questions and answers of all examples."""
     return (text for shot in shots for text in (shot.question, shot.answer))
 
 
 class ClassificationRequest(PictureRequest):
-    """A picture and labels for it."""
+    """A picture, and the labels to rank."""
 
     labels: list[Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]] = Field(
         min_length=2, max_length=classify.MAX_LABELS
@@ -100,7 +120,7 @@ TaskWords = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
 def request_class_for(task: Task) -> type[PictureRequest]:
-    """What a request for a task looks like."""
+    """The model of a task's requests."""
     if task is classify.TASK:
         return ClassificationRequest
     word_fields: dict[str, Any] = {}
@@ -111,102 +131,157 @@ def request_class_for(task: Task) -> type[PictureRequest]:
     )
 
 
-def _make_route_handler(task: Task, request_class: type[PictureRequest]) -> Callable[..., Any]:
-    """The function of a task's route."""
+class TaskUsage(CompletionUsage):
+    """Number of tokens and pictures of a request."""
 
-    async def handle_task(request: Request, service: ServerStateDep, visit: RequestContextDep) -> Response:
+    pictures: int
+
+
+class TaskFinalFields(NotesField):
+    """Fields of a complete answer, which are also those of the last event of a stream."""
+
+    finish_reason: FinalReason
+    usage: TaskUsage
+
+
+class TaskResponse(TaskFinalFields):
+    """A text about a picture."""
+
+    object: Literal["image.task"]
+    task: str
+    text: str
+
+
+class TaskTextEvent(ResponseFields):
+    """What an event adds to the text."""
+
+    text: str
+
+
+class TaskFinalEvent(TaskTextEvent, TaskFinalFields):
+    """The last event of a stream; its text is empty."""
+
+
+class LabelScore(ResponseFields):
+    """A label: its probability among all labels, which add up to 1, and its natural-log score."""
+
+    label: str
+    probability: float
+    logprob: float
+
+
+class ClassificationResponse(NotesField):
+    """The labels, from the most to the least likely."""
+
+    object: Literal["image.task"]
+    task: str
+    labels: list[LabelScore]
+    usage: TaskUsage
+
+
+def _make_route_handler(task: Task, request_class: type[PictureRequest]) -> Callable[..., Any]:
+
+    async def handle_task(request: Request, service: ServerStateDep, context: RequestContextDep) -> Response:
         task_request, file = await read_request(request, request_class, service.settings.body_megabytes << 20)
-        picture, shots = task_request.to_picture(file), task_request.to_shots()
-        vlm = service.vlm.with_shots(shots)
         if isinstance(task_request, ClassificationRequest):
-            return await _rank_labels(visit, vlm, task_request, picture)
+            return await _rank_labels(context, task_request, file)
         assert isinstance(task_request, TaskRequest)
-        generation_kwargs = task_request.generation_kwargs() | {
-            "max_new_tokens": task_request.max_new_tokens or task.max_new_tokens
-        }
-        if task_request.num_beams is not None:
-            generation_kwargs["num_beams"] = task_request.num_beams
-        words = task_request.model_dump().get("words", "").strip()
-        text_prefix = words if task.name == "complete" else ""
-        visit.check_texts([words, *shot_texts(shots)])
-        make_prompt = partial(vlm.task_prompt, task, picture, words, task_request.to_image_detail())
-        await visit.submit_prompt(
-            make_prompt,
-            generation_kwargs,
-            pictures=[picture, *(shot.picture for shot in shots)],
-            text_prefix=text_prefix,
-        )
-        if task_request.stream:
-            return EventStreamResponse(_stream_events(visit))
-        (answer,) = await visit.answers()
-        return JSONResponse(
-            {"object": "image.task", "task": task.name, "text": answer.text, **_final_fields(answer)}
-        )
+        return await _generate_text(context, task, task_request, file)
 
     return handle_task
 
 
+async def _generate_text(
+    context: RequestContext, task: Task, request: TaskRequest, file: bytes | None
+) -> Response:
+    picture, shots = request.to_picture(file), request.to_shots()
+    generation_kwargs = request.generation_kwargs() | {
+        "max_new_tokens": request.max_new_tokens or task.max_new_tokens
+    }
+    if request.num_beams is not None:
+        generation_kwargs["num_beams"] = request.num_beams
+    words = request.model_dump().get("words", "").strip()
+    context.check_texts([words, *shot_texts(shots)])
+    vlm = context.service.vlm.with_shots(shots)
+    await context.submit_prompt(
+        partial(vlm.task_prompt, task, picture, words, request.to_image_detail()),
+        generation_kwargs,
+        pictures=[picture, *(shot.picture for shot in shots)],
+        text_prefix=words if task.name == "complete" else "",
+    )
+    if request.stream:
+        return EventStreamResponse(_stream_events(context))
+    (answer,) = await context.answers()
+    response: TaskResponse = {
+        "object": "image.task",
+        "task": task.name,
+        "text": answer.text,
+        **_final_fields(answer),
+    }
+    return JSONResponse(response)
+
+
 async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
     async for _, delta in context.deltas():
-        yield format_event({"text": delta.text})
-    yield format_event({"text": "", **_final_fields(context.streams[0].answer)})
+        event: TaskTextEvent = {"text": delta.text}
+        yield format_event(event)
+    final_event: TaskFinalEvent = {"text": "", **_final_fields(context.streams[0].answer)}
+    yield format_event(final_event)
     yield DONE_EVENT
 
 
 async def _rank_labels(
-    context: RequestContext, vlm: Idefics, request: ClassificationRequest, picture: Picture
+    context: RequestContext, request: ClassificationRequest, file: bytes | None
 ) -> Response:
+    picture, shots = request.to_picture(file), request.to_shots()
+    vlm = context.service.vlm.with_shots(shots)
     labels = classify.check_labels(request.labels)
     task, words = classify.task_for_labels(labels, vlm.processor.prompt_format.kind)
-    context.check_texts([words, *shot_texts(vlm.shots)])
-    make_scoring_prompt = partial(
-        vlm.label_scoring_prompt, task, words, labels, image_detail=request.to_image_detail()
+    context.check_texts([words, *shot_texts(shots)])
+
+    async def score_labels(picture: Picture) -> RequestHandle:
+        make_prompt = partial(
+            vlm.label_scoring_prompt, task, words, labels, picture, image_detail=request.to_image_detail()
+        )
+        return await context.score_continuations(
+            make_prompt, pictures=[picture, *(shot.picture for shot in shots)]
+        )
+
+    handle = await score_labels(picture)
+    prior_scores = (
+        (await score_labels(neutral_picture())).continuation_logprobs if request.calibrated else None
     )
-    shot_pictures = [shot.picture for shot in vlm.shots]
-    handle = await context.score_continuations(
-        partial(make_scoring_prompt, picture), pictures=[picture, *shot_pictures]
-    )
-    prior_scores: list[list[float]] | None = None
-    if request.calibrated:
-        prior_scores = (
-            await context.score_continuations(
-                partial(make_scoring_prompt, neutral_picture()), pictures=[neutral_picture(), *shot_pictures]
-            )
-        ).continuation_logprobs
     rows = classify.rank_labels(
         labels, handle.continuation_logprobs, prior_scores, length_normalized=request.length_normalized
     )
-    labels_json = [
-        {"label": row.label, "probability": row.probability, "logprob": row.logprob} for row in rows
-    ]
-    notes = list(handle.request.prompt.notes)
-    final_fields = {"usage": _format_usage(handle.usage), **({"notes": notes} if notes else {})}
-    return JSONResponse({"object": "image.task", "task": task.name, "labels": labels_json, **final_fields})
+    response: ClassificationResponse = {
+        "object": "image.task",
+        "task": task.name,
+        "labels": [
+            {"label": row.label, "probability": row.probability, "logprob": row.logprob} for row in rows
+        ],
+        "usage": _task_usage(handle.usage),
+    }
+    if notes := list(handle.request.prompt.notes):
+        response["notes"] = notes
+    return JSONResponse(response)
 
 
-def _final_fields(answer: Answer) -> dict[str, Any]:
-    return {"finish_reason": answer.finish, "usage": _format_usage(answer.usage), **collect_notes([answer])}
+def _final_fields(answer: Answer) -> TaskFinalFields:
+    return {
+        "finish_reason": finish_reason(answer),
+        "usage": _task_usage(answer.usage),
+        **collect_notes([answer]),
+    }
 
 
-def _format_usage(usage: Usage) -> dict[str, Any]:
+def _task_usage(usage: Usage) -> TaskUsage:
     return {**sum_usage(usage), "pictures": usage.pictures}
 
 
-def _inline_references(schema: Any, definitions: dict[str, Any]) -> Any:
-    """A schema with the parts that it refers to in place of the references."""
-    if isinstance(schema, list):
-        return [_inline_references(item, definitions) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inline_references(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {name: _inline_references(item, definitions) for name, item in schema.items()}
-
-
 def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:
-    """A request's body for the API's description."""
-    fields = request_class.model_json_schema()
-    fields = _inline_references(fields, fields.pop("$defs", {}))
+    """The body of a task's requests for OpenAPI: JSON, or a form with a file."""
+    fields = request_class.model_json_schema(ref_template=SCHEMA_REF_TEMPLATE)
     file_schema = {"type": "string", "contentMediaType": "application/octet-stream"}
     form_schema = {**fields, "properties": {**fields["properties"], FILE_PART: file_schema}}
     return {
@@ -223,6 +298,6 @@ for _task in TASKS.values():
         summary=_task.help,
         responses=document_responses(ClassificationResponse)
         if _task is classify.TASK
-        else document_responses(TaskResponse, can_stream=True),
+        else document_responses(TaskResponse, event_type=TaskTextEvent | TaskFinalEvent),
         openapi_extra={"requestBody": _document_request_body(_request_class)},
     )(_make_route_handler(_task, _request_class))

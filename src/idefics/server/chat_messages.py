@@ -1,0 +1,181 @@
+"""Messages of chat completions: turns, their content parts, and pictures by URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from idefics.messages import ContentPart, Detail, Message, Picture
+from idefics.processing.fetch import is_data_uri, is_url, normalize_url
+from idefics.server import ignored_field_tables
+from idefics.server.errors import APIError
+from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
+from idefics.server.sampling_fields import content_tag
+
+MAX_MESSAGES = 512
+MAX_PICTURES = 16
+MAX_CONTENT_PARTS = 64
+MAX_URL_CHARACTERS = 2048
+MAX_DATA_URI_HEADER_CHARACTERS = 256  # of a data URI, before its comma
+
+
+class ImageURL(RequestModel):
+    """Where a picture is: a data URI, or an http(s) address if the server fetches pictures."""
+
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.IMAGE_URL_FIELDS
+
+    url: str
+    detail: Detail | None = None
+    max_tiles: int | None = Field(None, ge=1, le=1024)
+
+
+def _as_image_url(value: object) -> object:
+    """Some clients send an `image_url` that is the address itself."""
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ChatTextPart(RequestModel):
+    """A text of a message."""
+
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
+
+    type: Literal["text"]
+    text: str
+
+    def to_content_part(self) -> ContentPart:
+        """The part for `idefics.messages.Message`."""
+        return self.text
+
+
+class RefusalPart(RequestModel):
+    """A refusal in an answer that the client sends back; read as text of the assistant."""
+
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
+
+    type: Literal["refusal"]
+    refusal: str
+
+    def to_content_part(self) -> ContentPart:
+        """The part for `idefics.messages.Message`."""
+        return self.refusal
+
+
+class ChatImagePart(RequestModel):
+    """A picture of a message."""
+
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
+
+    type: Literal["image_url"]
+    image_url: Annotated[ImageURL, BeforeValidator(_as_image_url)]
+
+    def to_content_part(self) -> ContentPart:
+        """The part for `idefics.messages.Message`: the picture, not fetched yet."""
+        return picture_from_url(self.image_url.url, self.image_url.detail, self.image_url.max_tiles)
+
+
+ChatContentPart = Annotated[
+    Annotated[ChatTextPart, Tag("<text>")]
+    | Annotated[ChatImagePart, Tag("<image_url>")]
+    | Annotated[RefusalPart, Tag("<refusal>")],
+    type_discriminator("a part", "unknown_part", "text", "image_url", "refusal"),
+]
+
+
+def content_field(part_type: Any) -> Any:
+    """The type of a message's content: a text, or a list of parts of type `part_type`."""
+    return Annotated[
+        Annotated[str, Tag("<words>")]
+        | Annotated[list[part_type], Tag("<parts>"), Field(min_length=1, max_length=MAX_CONTENT_PARTS)],
+        Discriminator(
+            lambda value: content_tag(value) if isinstance(value, str | list) else None,
+            custom_error_type="no_content",
+            custom_error_message="give text or a list of parts",
+        ),
+    ]
+
+
+class ChatMessage(RequestModel):
+    """A turn of a conversation. Fields that only answers have are ignored, since clients send answers back."""
+
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.MESSAGE_FIELDS
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: content_field(ChatContentPart)  # type: ignore[valid-type]
+    name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_tool_roles(cls, value: Any) -> Any:
+        role = value.get("role") if isinstance(value, dict) else None
+        if isinstance(role, str) and role in ignored_field_tables.HINT_BY_UNSUPPORTED_ROLE:
+            raise unsupported_error(
+                f"of the role {role}", ignored_field_tables.HINT_BY_UNSUPPORTED_ROLE[role]
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_refusal_role(self) -> Self:
+        check_refusal_role(self.role, self.content)
+        return self
+
+    def to_message(self) -> Message:
+        """The message for `Idefics.prompt`, with pictures that are not fetched yet."""
+        return make_message(self.role, self.content)
+
+
+def check_refusal_role(role: str, content: str | Sequence[object]) -> None:
+    """Raises ValueError if a message of another role than the assistant's has a part of type refusal."""
+    if role != "assistant" and RefusalPart in map(type, () if isinstance(content, str) else content):
+        raise ValueError('only the assistant has parts of type "refusal": give text')
+
+
+def make_message(
+    role: Literal["system", "developer", "user", "assistant"], content: str | list[Any]
+) -> Message:
+    """A message for `Idefics.prompt`, from the role and the content of a request's message."""
+    message_role = "system" if role == "developer" else role
+    if isinstance(content, str):
+        return Message(message_role, (content,))
+    return Message(message_role, tuple(part.to_content_part() for part in content))
+
+
+def picture_from_url(url: str, detail: Detail | None = None, max_tiles: int | None = None) -> Picture:
+    """The picture at a URL, not fetched yet. Clients cannot name files of this machine.
+
+    Raises:
+        APIError: 400, the URL is neither an http(s) address nor a data URI.
+    """
+    url = normalize_url(url)
+    has_data = is_data_uri(url) and "," in url[:MAX_DATA_URI_HEADER_CHARACTERS]
+    is_address = url[:8].lower().startswith(("http://", "https://")) and len(url) <= MAX_URL_CHARACTERS
+    if not ((has_data or is_address) and is_url(url)):
+        raise APIError(
+            400,
+            "the url of a picture is neither a data URI (data:image/png;base64,...) nor an http(s) address",
+            code="invalid_image_url",
+        )
+    return Picture(url, detail, max_tiles)
+
+
+def message_texts(messages: Sequence[Message]) -> list[str]:
+    """The text parts of all messages."""
+    return [part for message in messages for part in message.parts if isinstance(part, str)]
+
+
+def message_pictures(messages: Sequence[Message]) -> list[Picture]:
+    """The pictures of all messages.
+
+    Raises:
+        APIError: 400, more than `MAX_PICTURES`.
+    """
+    pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+    if len(pictures) > MAX_PICTURES:
+        raise APIError(
+            400,
+            f"the request has {len(pictures)} pictures; at most {MAX_PICTURES} are read",
+            param="messages",
+        )
+    return pictures

@@ -1,0 +1,133 @@
+"""Fields that requests of several routes share: sampling, length, constraints on the answer, streaming.
+
+Every field is bounded, so that no request takes long to validate.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from idefics.server import ignored_field_tables
+from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.request_model import RequestModel
+from idefics.server.response_format import MAX_CONSTRAINT_BYTES
+from idefics.tasks.classify import MAX_LABELS
+
+MAX_CHOICES = 16
+MAX_STOP_STRINGS = 4
+MAX_LOGIT_BIASES = 300
+MAX_BANNED_STRINGS = 128
+MAX_NEW_TOKENS = 1_000_000  # of an answer; a model's own limit is lower
+DEFAULT_MAX_NEW_TOKENS = 256  # of chat completions and responses
+
+
+def _check_choices_size(choices: list[str]) -> list[str]:
+    if (size := sum(len(choice.encode(errors="surrogatepass")) for choice in choices)) > MAX_CONSTRAINT_BYTES:
+        raise ValueError(
+            f"the choices have {size:,} bytes together; at most {MAX_CONSTRAINT_BYTES:,} are read"
+        )
+    return choices
+
+
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+LogitBiasValue = Annotated[float, Field(ge=-100, le=100)]
+LogitBias = Annotated[
+    dict[TokenId, LogitBiasValue],
+    Field(max_length=MAX_LOGIT_BIASES, json_schema_extra={"additionalProperties": False}),
+]
+
+ShortText = Annotated[str, Field(min_length=1, max_length=256)]
+ChoiceTexts = Annotated[list[ShortText], AfterValidator(_check_choices_size)]
+StopTexts = Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)]
+
+
+def content_tag(value: Any) -> str:
+    """The tag of a value that is either a text or a list."""
+    return "<words>" if isinstance(value, str) else "<parts>"
+
+
+StopField = Annotated[
+    Annotated[ShortText, Tag("<words>")] | Annotated[StopTexts, Tag("<parts>")], Discriminator(content_tag)
+]
+
+
+class SamplingFields(RequestModel):
+    """Sampling and constraints, under the same names on every route."""
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: LogitBias | None = None
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    stop: StopField | None = None
+    regex: str | None = Field(None, min_length=1, max_length=4096)
+    choices: ChoiceTexts | None = Field(None, min_length=1, max_length=MAX_LABELS)
+    banned: list[ShortText] | None = Field(None, max_length=MAX_BANNED_STRINGS)
+    skip_special_tokens: bool | None = None
+
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The given fields as keyword arguments of `Idefics.submit`."""
+        kwargs = {
+            name: value for name in SamplingFields.model_fields if (value := getattr(self, name)) is not None
+        }
+        if self.logit_bias is not None:
+            kwargs["logit_bias"] = {int(id): value for id, value in self.logit_bias.items()}
+        return kwargs
+
+
+def _require_false(value: bool) -> bool:
+    if value:
+        raise ValueError("nothing that is asked here is kept: leave it out, or say false")
+    return value
+
+
+OnlyFalse = Annotated[bool, AfterValidator(_require_false)]
+
+
+class StreamOptions(RequestModel):
+    """Options of a stream."""
+
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.STREAM_OPTIONS_FIELDS
+
+    include_usage: bool | None = None
+
+
+class OpenAIRequest(SamplingFields):
+    """Fields that chat completions and completions share."""
+
+    model: str
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=512)
+
+    @field_validator("stream_options")
+    @classmethod
+    def _check_stream_options(
+        cls, options: StreamOptions | None, info: ValidationInfo
+    ) -> StreamOptions | None:
+        if options is not None and options.include_usage and not info.data.get("stream"):
+            raise ValueError(
+                'include_usage asks for the last event of a stream, and stream is not true: say "stream": true, or '
+                "leave it out (an answer that is not streamed always has its usage)"
+            )
+        return options
+
+    @property
+    def streams_usage(self) -> bool:
+        """Whether the last event of the stream has the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class ReasoningConfig(RequestModel):
+    """Options of reasoning models. This server has none, so only values that turn reasoning off are accepted."""
+
+    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.REASONING_FIELDS
