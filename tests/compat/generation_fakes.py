@@ -6,7 +6,7 @@ from idefics.compat.generation import GenerationMixin
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.kv_cache import KeyValueCache
 from idefics.compat.modeling_outputs import CausalLMOutputWithPast
-from idefics.nn.padded_attention import LayerKV
+from idefics.compat.padded_attention import LayerKV
 
 VOCAB_SIZE = 24
 

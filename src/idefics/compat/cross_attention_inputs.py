@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from idefics.compat.decoder_forward import DecoderInputs
+from idefics.compat.padded_attention import CrossAttentionInputs, group_cross_kv_by_row
 from idefics.errors import BadPrompt
 from idefics.models.idefics1 import Idefics1Backbone
-from idefics.nn.padded_attention import CrossAttentionInputs, group_cross_kv_by_row
 from idefics.nn.resampler import Resampler
 
 

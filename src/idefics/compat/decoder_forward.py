@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
+from idefics.compat.padded_attention import CrossAttentionInputs, PaddedAttn, make_attention_mask
 from idefics.errors import BadPrompt
 from idefics.nn.attention import Attn
 from idefics.nn.attention_backends import AttentionBackend, EagerAttention
-from idefics.nn.padded_attention import CrossAttentionInputs, PaddedAttn, make_attention_mask
 
 
 @dataclass(frozen=True, slots=True)

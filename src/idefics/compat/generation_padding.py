@@ -13,8 +13,8 @@ from torch import Tensor
 
 from idefics.compat.generation_strategies import GenerateOutput
 from idefics.compat.kv_cache import KeyValueCache
+from idefics.compat.padded_attention import LayerKV
 from idefics.errors import BadPrompt
-from idefics.nn.padded_attention import LayerKV
 
 TOKEN_ALIGNED_INPUTS = ("inputs_embeds", "position_ids", "image_attention_mask")
 # The dimensions of an output in which its places stand.

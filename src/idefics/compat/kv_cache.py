@@ -10,8 +10,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
+from idefics.compat.padded_attention import CrossAttentionInputs, LayerKV
 from idefics.errors import BadPrompt
-from idefics.nn.padded_attention import CrossAttentionInputs, LayerKV
 
 LegacyCache = Sequence[Sequence[Tensor]]
 

@@ -21,6 +21,7 @@ from idefics.compat.loading import PretrainedLoadingMixin
 from idefics.compat.model_construction import model_constructor, should_initialize_weights
 from idefics.compat.modeling_embeddings import EmbeddingAccessMixin
 from idefics.compat.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
+from idefics.compat.training import initialize_module, next_token_loss
 from idefics.compat.transformers_instance import TransformersInstanceMixin
 from idefics.errors import BadPrompt, BadSetting
 from idefics.nn.attention import Attn
@@ -31,8 +32,6 @@ from idefics.nn.attention_backends import (
     get_attention_backend,
     set_attention_backend,
 )
-from idefics.nn.initialization import initialize_module
-from idefics.nn.loss import next_token_loss
 from idefics.quant import memory_footprint
 
 # The config of a part -> the children of the base model that are built by it; the decoder itself is told by the model.

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from idefics.compat.configuration import PretrainedConfig
-from idefics.nn.initialization import resize_rows
+from idefics.compat.training import resize_rows
 
 
 class EmbeddingAccessMixin(nn.Module):

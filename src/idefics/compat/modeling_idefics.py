@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.cross_attention_inputs import ImageArguments
 from idefics.compat.decoder_forward import prepare_decoder_inputs, run_decoder
-from idefics.compat.freezing import freeze_except
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
 from idefics.compat.model_construction import model_constructor, without_weight_init
 from idefics.compat.modeling import BaseModelWithoutHead, ModelWithHead, PreTrainedModel
@@ -22,6 +21,7 @@ from idefics.compat.modeling_outputs import (
     IdeficsCausalLMOutputWithPast,
 )
 from idefics.compat.modeling_vision import IdeficsVisionTransformer
+from idefics.compat.training import add_output_dropout, freeze_except
 from idefics.errors import BadSetting
 from idefics.models.idefics1 import (
     DecoupledEmbedding,
@@ -31,7 +31,6 @@ from idefics.models.idefics1 import (
     Idefics1Backbone,
 )
 from idefics.nn.attention import Attn
-from idefics.nn.dropout import add_output_dropout
 from idefics.nn.vit import ClipEmbeddings
 
 

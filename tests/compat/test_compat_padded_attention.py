@@ -1,19 +1,17 @@
-"""Padded batches against sequences alone; what is seen, learned, drawn and dropped."""
+"""Attention over padded batches against single sequences; the loss, first weights and dropout of training."""
 
 import pytest
 import torch
 
-from idefics.nn.attention import DenseAttn, LayerCrossKV
-from idefics.nn.attention_backends import EagerAttention
-from idefics.nn.dropout import add_output_dropout
-from idefics.nn.initialization import initialize, resize_rows
-from idefics.nn.loss import next_token_loss
-from idefics.nn.padded_attention import (
+from idefics.compat.padded_attention import (
     CrossAttentionInputs,
     PaddedAttn,
     group_cross_kv_by_row,
     make_attention_mask,
 )
+from idefics.compat.training import add_output_dropout, initialize_module, next_token_loss, resize_rows
+from idefics.nn.attention import DenseAttn, LayerCrossKV
+from idefics.nn.attention_backends import EagerAttention
 
 CPU = torch.device("cpu")
 B, T, H, h, K = 3, 7, 4, 2, 6
@@ -126,7 +124,8 @@ def test_first_weights():
     model = torch.nn.Sequential(
         torch.nn.Linear(200, 200), torch.nn.LayerNorm(200), torch.nn.Embedding(200, 200)
     )
-    initialize(model, 0.5)
+    for module in model:
+        initialize_module(module, 0.5)
     assert all(abs(model[part].weight.std() - 0.5) < 0.01 for part in (0, 2))
     assert not model[0].bias.any()
     assert (model[1].weight == 1).all()

@@ -1,7 +1,7 @@
-"""Attention over padded batches and what came before them: the way of trainers and of callers who bring whole batches.
+"""Attention over padded batches with a key/value cache: what `forward` and `generate` of the guides run with.
 
-B rows, T new tokens a row, L positions in all (those of the past included), H query heads, h key/value heads, K head
-size, S feature rows that stand beside a row's text, P pictures. Packed tokens are row after row: N is B * T.
+B rows, T new tokens of a row, L cached and new tokens of a row, H query heads, h key/value heads, K head size, P images
+of a row, S image features of a row (P images of M features each). Packed tokens are row after row: N = B * T.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from idefics.nn.attention_backends import AttentionBackend, sdpa_attention
 
 
 class LayerKV(NamedTuple):
-    """What one layer attends to: (B, h, L, K) each, keys after rotation; beside the text (B, H, S, K)."""
+    """Keys and values of one layer: (B, h, L, K) each, keys after rotation; of cross-attention (B, H, S, K)."""
 
     keys: Tensor
     values: Tensor
 
 
 class AttentionMask(NamedTuple):
-    """What the new tokens see of their rows.
+    """Which positions the new tokens attend to.
 
     Attributes:
-        mask: (B, 1, T, L), or None where all rows see alike.
-        is_causal: with no mask: whether a token sees those up to itself, or all.
-        fully_masked: (B, T) padding, which sees nothing; None where there is none among the new tokens.
+        mask: (B or 1, 1, T, L), true where a token attends; None: all rows alike, as `is_causal` says.
+        is_causal: without a mask, whether a token attends to itself and those before it only, or to all.
+        fully_masked: (B, T), true for new tokens that are padding: their output is zero. None: there are none.
     """
 
     mask: Tensor | None
@@ -40,11 +40,11 @@ class AttentionMask(NamedTuple):
 def make_attention_mask(
     token_mask: Tensor | None, num_new: int, num_past: int, sliding_window: int | None, device: torch.device
 ) -> AttentionMask:
-    """What `num_new` tokens see after `num_past` others.
+    """The causal mask of `num_new` tokens after `num_past` cached ones.
 
     Args:
-        token_mask: (B, past + new), true where a token stands and false for padding; None: no padding.
-        sliding_window: a token sees so many tokens, itself the last of them; None: all before it.
+        token_mask: (B, num_past + num_new), nonzero for tokens and 0 for padding; None: no padding.
+        sliding_window: a token attends to so many tokens, itself the last of them; None: to all before it.
     """
     total = num_past + num_new
     exceeds_window = sliding_window is not None and total > sliding_window
@@ -57,7 +57,7 @@ def make_attention_mask(
         return AttentionMask(mask, is_causal=False, fully_masked=None)
     mask = mask & token_mask[:, None, None].bool()
     fully_masked = ~mask.any(dim=-1)  # (B, 1, T)
-    # A row of a softmax that may look nowhere would be NaN: it looks everywhere, and what it saw is dropped.
+    # The softmax of a fully masked row is NaN: such rows attend to everything, and their output is set to zero.
     return AttentionMask(
         mask | fully_masked[..., None],
         is_causal=False,
@@ -66,11 +66,11 @@ def make_attention_mask(
 
 
 class CrossAttentionInputs(NamedTuple):
-    """Pictures beside the text.
+    """The images of a batch for cross-attention.
 
     Attributes:
-        cross_kv: (B, H, S, K) keys and values for each cross layer; S is P pictures of equally many feature rows.
-        image_mask: (B, T, P), which pictures a token sees.
+        cross_kv: keys and values of each cross-attention layer, (B, H, S, K) each.
+        image_mask: (B, T, P), true where a token attends to an image.
     """
 
     cross_kv: Sequence[LayerKV]
@@ -78,10 +78,7 @@ class CrossAttentionInputs(NamedTuple):
 
 
 def group_cross_kv_by_row(cross_kv: CrossKV, num_rows: int) -> tuple[LayerKV, ...]:
-    """Keys and values of all pictures, those of one row after those of another, laid out by rows.
-
-    (B*P, M, H, K) for each cross layer -> (B, H, P*M, K).
-    """
+    """Joins the keys and values of each row's images: (B*P, M, H, K) -> (B, H, P*M, K), for each layer."""
 
     def group_rows(x: Tensor) -> Tensor:
         out: Tensor = x.unflatten(0, (num_rows, -1)).flatten(1, 2).transpose(1, 2)
@@ -91,16 +88,17 @@ def group_cross_kv_by_row(cross_kv: CrossKV, num_rows: int) -> tuple[LayerKV, ..
 
 
 class PaddedAttn:
-    """Rows of one length, padded on either side, after their past.
-
-    Attributes:
-        present_kv: for each layer the keys and values of past and new tokens.
+    """Self- and cross-attention of rows of one length, padded on either side, after their cached tokens (`Attn`).
 
     Args:
-        num_rows: how many; N is a multiple of it.
-        past_kv: for each layer what came before; empty where nothing did.
-        cross_inputs: the pictures of cross layers; None where there are none.
-        dropout_p: probability with which a weight is dropped, in training.
+        num_rows: B; the number of packed tokens is a multiple of it.
+        past_kv: keys and values of the cached tokens, a pair for each layer; empty without a cache.
+        cross_inputs: the images; None: cross-attention gives zero.
+        backend: computes self-attention.
+        dropout_p: probability with which an attention weight is dropped, in training.
+
+    Attributes:
+        present_kv: layer -> keys and values of cached and new tokens, filled as layers run.
     """
 
     def __init__(
@@ -113,25 +111,24 @@ class PaddedAttn:
         backend: AttentionBackend = sdpa_attention,
         dropout_p: float = 0.0,
     ) -> None:
-        self.num_rows, self.attention_mask, self.past_kv, self.backend, self.dropout_p = (
-            num_rows,
-            attention_mask,
-            past_kv,
-            backend,
-            dropout_p,
-        )
+        self.num_rows = num_rows
+        self.attention_mask = attention_mask
+        self.past_kv = past_kv
+        self.backend = backend
+        self.dropout_p = dropout_p
         self.present_kv: dict[int, LayerKV] = {}
         self.cross_kv: Sequence[LayerKV] = ()
         if cross_inputs is not None:
-            self.cross_kv = cross_inputs.cross_kv
-            features_per_image = cross_inputs.cross_kv[0].keys.shape[2] // cross_inputs.image_mask.shape[2]
-            self.has_image = cross_inputs.image_mask.any(dim=2)  # (B, T)
-            visible_images = (cross_inputs.image_mask | ~self.has_image[..., None])[
-                :, None
-            ]  # no row may look nowhere
-            self.cross_mask = visible_images.repeat_interleave(features_per_image, dim=3)  # (B, 1, T, S)
+            self.cross_kv, image_mask = cross_inputs
+            self.has_image = image_mask.any(dim=2)  # (B, T)
+            visible_images = image_mask | ~self.has_image[..., None]  # as with fully masked rows above
+            features_per_image = self.cross_kv[0].keys.shape[2] // image_mask.shape[2]
+            self.cross_mask = visible_images[:, None].repeat_interleave(
+                features_per_image, dim=3
+            )  # (B, 1, T, S)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(N, H, K), (N, h, K), (N, h, K) -> (N, H, K); keys and values are kept in `present_kv`."""
         q, k, v = self._unpack_rows(q), self._unpack_rows(k), self._unpack_rows(v)
         if self.past_kv:
             k = torch.cat((self.past_kv[layer].keys, k), dim=2)
@@ -139,21 +136,20 @@ class PaddedAttn:
         self.present_kv[layer] = LayerKV(k, v)
         mask, causal, fully_masked = self.attention_mask
         mask = mask if mask is None else mask.to(q.device)  # layers may lie on several devices
-        out = self.backend(q, k, v, mask=mask, causal=causal, dropout_p=self.dropout_p).transpose(
-            1, 2
-        )  # (B, T, H, K)
+        out = self.backend(q, k, v, mask=mask, causal=causal, dropout_p=self.dropout_p)
+        out = out.transpose(1, 2)  # (B, T, H, K)
         if fully_masked is not None:
             out = out.masked_fill(fully_masked.to(q.device)[..., None, None], 0)
         return out.flatten(0, 1)
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
+        """(N, H, K) -> (N, H, K) of the cross-attention layer `layer`; zero for tokens that see no image."""
         if not self.cross_kv:
             return torch.zeros_like(q)
         keys, values = self.cross_kv[layer]
         q = self._unpack_rows(q)
-        out = sdpa_attention(
-            q, keys, values, mask=self.cross_mask.to(q.device), causal=False, dropout_p=self.dropout_p
-        )
+        mask = self.cross_mask.to(q.device)
+        out = sdpa_attention(q, keys, values, mask=mask, causal=False, dropout_p=self.dropout_p)
         out = out.transpose(1, 2) * self.has_image.to(q.device)[..., None, None]
         return out.flatten(0, 1)
 
