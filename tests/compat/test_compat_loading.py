@@ -14,8 +14,8 @@ from compat.models_tiny import (
     make_reference_model,
 )
 from idefics import compat
-from idefics.compat.loading_arguments import IGNORED_MODEL_KWARGS, NEUTRAL_MODEL_KWARGS
-from idefics.compat.pretrained_folder import HUB_KWARGS
+from idefics.compat.keyword_arguments import IGNORED_MODEL_KWARGS, NEUTRAL_MODEL_KWARGS
+from idefics.compat.pretrained import HUB_KWARGS
 from idefics.errors import BadSetting, ModelNotFound, UnknownArgument, UnsupportedModel
 
 SCENES = ("tt1ttttt1ttttt", "t1tttett")

@@ -12,7 +12,7 @@ from torch import nn
 from idefics.config import QuantizationConfig
 
 if TYPE_CHECKING:
-    from idefics.compat.loading import PretrainedLoadingMixin
+    from idefics.compat.modeling import PreTrainedModel
 
 
 def added_tensor_names(model: nn.Module) -> frozenset[str]:
@@ -32,9 +32,7 @@ def skip_added_modules(
     return replace(quantization, skip=(*quantization.skipped, *modules)) if modules else quantization
 
 
-def initialize_added_modules(
-    model: PretrainedLoadingMixin, root: nn.Module, missing_keys: Sequence[str]
-) -> None:
+def initialize_added_modules(model: PreTrainedModel, root: nn.Module, missing_keys: Sequence[str]) -> None:
     """First weights for added modules of which a checkpoint holds nothing; `missing_keys` and a warning name them.
 
     Args:

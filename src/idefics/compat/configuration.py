@@ -6,18 +6,16 @@ They say what was asked for; the families of `models/` say what it means (`setti
 from __future__ import annotations
 
 import inspect
-import json
 from copy import copy, deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from idefics.compat.loading_arguments import IGNORED_MODEL_KWARGS, drop_neutral_model_kwargs
-from idefics.compat.pretrained_folder import resolve_pretrained_folder
+from idefics.compat.pretrained import CONFIG_FILES, PretrainedMixin
+from idefics.compat.serialization import JsonMixin, read_json_object, write_json
 from idefics.config import ModelConfig
-from idefics.errors import BrokenCheckpoint, UnsupportedModel
+from idefics.errors import UnsupportedModel
 from idefics.models import family_for
-from idefics.weights.adapters import refuse_adapter
 
 CONFIG_FILE = "config.json"
 UNSAVED_FIELDS = (
@@ -31,7 +29,7 @@ UNSAVED_FIELDS = (
 COMPOSITE_CONFIG_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {}
 
 
-class PretrainedConfig:
+class PretrainedConfig(PretrainedMixin, JsonMixin):
     """A record whose fields are the annotated names of the class, in this order; other keywords are kept as well.
 
     Attributes:
@@ -44,6 +42,7 @@ class PretrainedConfig:
         use_cache, tie_word_embeddings: of models, not of their parts.
     """
 
+    file_selection = CONFIG_FILES
     model_type: ClassVar[str] = ""
     parts: ClassVar[dict[str, type[PretrainedConfig]]] = {}
     fields: ClassVar[dict[str, Any]] = {}
@@ -134,12 +133,12 @@ class PretrainedConfig:
         }
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """The content of config.json. It is always whole: `use_diff` is there because transformers has it."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str) + "\n"
+        """The content of config.json. It always has all fields: `use_diff` is accepted as transformers has it."""
+        return super().to_json_string()
 
     def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
-        """Writes `to_json_string` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+        """Writes the content of config.json to a file."""
+        super().to_json_file(json_file_path)
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike[str]) -> Self:
@@ -166,40 +165,25 @@ class PretrainedConfig:
         return cls(**fields)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | PathLike[str],
-        **keywords: Any,
-    ) -> Self:
-        """The config of a folder, a model on the hub or a short name; keywords are as in models' `from_pretrained`.
-
-        The class of a part takes its part of a whole model's config.
-        """
-        folder, changes = resolve_pretrained_folder(
-            pretrained_model_name_or_path,
-            drop_neutral_model_kwargs(f"{cls.__name__}.from_pretrained", keywords),
-            ignored=IGNORED_MODEL_KWARGS,
-            needs="config",
-        )
-        content = read_config(folder)
+    def _from_folder(cls, folder: Path, **settings: Any) -> Self:
+        """Reads config.json. The class of a part takes its part of a whole model's config."""
+        content = read_json_object(folder / CONFIG_FILE)
         model_type = content.get("model_type", cls.model_type)
         if (composite_class := COMPOSITE_CONFIG_BY_MODEL_TYPE.get(model_type)) is not None:
             for name, part in composite_class.parts.items():
                 if part is cls:
                     return cls.from_dict(
-                        getattr(composite_class.from_dict(content), name).to_dict(), **changes
+                        getattr(composite_class.from_dict(content), name).to_dict(), **settings
                     )
         if model_type != cls.model_type:
             raise UnsupportedModel(
                 f"{folder} is of model_type {model_type!r}, {cls.__name__} of {cls.model_type!r}"
             )
-        return cls.from_dict(content, **changes)
+        return cls.from_dict(content, **settings)
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
         """Writes config.json into a folder, which is made where it does not exist."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(self.to_json_string(), encoding="utf-8")
+        write_json(Path(save_directory) / CONFIG_FILE, self.to_dict())
 
     def update(self, changes: dict[str, Any]) -> None:
         """Sets fields by their names."""
@@ -211,28 +195,8 @@ class PretrainedConfig:
 
     __hash__ = None  # type: ignore[assignment]  # it can be changed
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
-
 
 PretrainedConfig.fields = {
     name: PretrainedConfig.__dict__[name]
     for name in ("return_dict", "output_attentions", "output_hidden_states", "torch_dtype", "architectures")
 }
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder, or an error that says what is wrong with it."""
-    return read_json_object(folder / CONFIG_FILE)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object, or an error that says what is wrong with it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        refuse_adapter(path.parent)
-        raise BrokenCheckpoint(f"{path} cannot be read ({type(error).__name__}): download it again") from None
-    if not isinstance(content, dict):
-        raise BrokenCheckpoint(f"{path} is not a JSON object: download it again")
-    return content

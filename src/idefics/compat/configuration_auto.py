@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from idefics.compat.configuration import PretrainedConfig, read_config
+from idefics.compat.configuration import CONFIG_FILE, PretrainedConfig
 from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
-from idefics.compat.loading_arguments import IGNORED_MODEL_KWARGS, config_to_dict, drop_neutral_model_kwargs
-from idefics.compat.pretrained_folder import resolve_pretrained_folder
+from idefics.compat.pretrained import CONFIG_FILES, AutoClass, resolve_pretrained_folder
+from idefics.compat.serialization import config_to_dict, read_json_object
 from idefics.errors import BadSetting
 from idefics.models import family_for
 
@@ -20,36 +20,28 @@ CONFIG_CLASS_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {
 }
 
 
-class AutoConfig:
-    """`AutoConfig.from_pretrained(...)` gives the config of a checkpoint, as the class of its model_type."""
-
-    def __init__(self) -> NoReturn:
-        raise TypeError("AutoConfig is not made by itself: call AutoConfig.from_pretrained(...)")
+class AutoConfig(AutoClass):
+    """`AutoConfig.from_pretrained(...)` returns the config of a checkpoint, as the class for its model_type."""
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | PathLike[str],
-        **keywords: Any,
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> PretrainedConfig:
-        """The config of a folder, a hub id or a short name; keywords are as in models' `from_pretrained`."""
-        folder, changes = resolve_pretrained_folder(
-            pretrained_model_name_or_path,
-            drop_neutral_model_kwargs("AutoConfig.from_pretrained", keywords),
-            ignored=IGNORED_MODEL_KWARGS,
-            needs="config",
+        """Reads config.json; arguments and errors as in `PretrainedMixin.from_pretrained`."""
+        folder, fields = resolve_pretrained_folder(
+            cls.__name__, pretrained_model_name_or_path, kwargs, CONFIG_FILES
         )
-        return read_config_as_class(folder, **changes)
+        return read_config_as_class(folder, **fields)
 
     @classmethod
     def for_model(cls, model_type: str, **fields: Any) -> PretrainedConfig:
-        """A config of this model_type."""
-        family_for(model_type)  # or an error that lists what can be run
+        """A config with the defaults of a model_type, and these fields. Raises UnsupportedModel for an unknown one."""
+        family_for(model_type)  # raises an error that lists the known ones
         return CONFIG_CLASS_BY_MODEL_TYPE[model_type](**fields)
 
 
 def as_config(config: object, **changes: Any) -> PretrainedConfig:
-    """A config from whatever says one, with other values in some fields.
+    """A config of this package from whatever callers give, with other values in some fields.
 
     Args:
         config: a config of this package (kept as it is where nothing changes) or of transformers, the content of a
@@ -75,12 +67,12 @@ def as_config(config: object, **changes: Any) -> PretrainedConfig:
 
 
 def read_config_as_class(folder: Path, **changes: Any) -> PretrainedConfig:
-    """The config in a folder, as the class that its model_type names."""
-    return config_from_content(read_config(folder), **changes)
+    """The config.json of a folder, as the config class for its model_type."""
+    return config_from_content(read_json_object(folder / CONFIG_FILE), **changes)
 
 
 def config_from_content(content: Mapping[str, Any], **changes: Any) -> PretrainedConfig:
-    """The config of a config.json's content, as the class that its model_type names."""
+    """The content of a config.json, as the config class for its model_type."""
     model_type = content.get("model_type", "(none)")
-    family_for(model_type)  # or an error that lists what can be run
+    family_for(model_type)  # raises an error that lists the known ones
     return CONFIG_CLASS_BY_MODEL_TYPE[model_type].from_dict(dict(content), **changes)

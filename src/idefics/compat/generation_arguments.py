@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from idefics.compat.generation_config import ACCEPTED_FIELD_NAMES, FIELD_NAMES, GenerationConfig
+from idefics.compat.keyword_arguments import NeutralKwargs, drop_neutral_kwargs
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 
 GENERATE_ARGUMENTS = (
@@ -36,7 +37,7 @@ IGNORED_GENERATE_KWARGS = {
     "trust_remote_code": "no code of a checkpoint is ever run",
 }
 # -> The values that ask for nothing, and why others are refused.
-NEUTRAL_GENERATE_KWARGS: dict[str, tuple[tuple[Any, ...], str]] = {
+NEUTRAL_GENERATE_KWARGS: NeutralKwargs = {
     "synced_gpus": ((None, False), "several processes do not generate together"),
     "custom_generate": ((None,), "no other way to generate is loaded"),
     "return_dict": ((None, True), "`generate` reads the model's outputs by their names"),
@@ -58,10 +59,7 @@ def split_generate_kwargs(model: Any, kwargs: Mapping[str, Any]) -> tuple[dict[s
         for name, value in kwargs.items()
         if name not in ACCEPTED_FIELD_NAMES and name not in IGNORED_GENERATE_KWARGS
     }
-    for name in inputs.keys() & NEUTRAL_GENERATE_KWARGS.keys():
-        values, reason = NEUTRAL_GENERATE_KWARGS[name]
-        if inputs.pop(name) not in values:
-            raise BadSetting(f"{name} is {kwargs[name]!r}; {reason}: leave it out")
+    inputs = drop_neutral_kwargs("generate", inputs, NEUTRAL_GENERATE_KWARGS)
     known_names = sorted(
         forward_parameter_names(model) - {*FIELD_NAMES, *IGNORED_GENERATE_KWARGS, *NEUTRAL_GENERATE_KWARGS}
     )

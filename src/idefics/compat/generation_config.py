@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from idefics.compat.generation_config_values import validate_field
-from idefics.compat.loading_arguments import config_to_dict
-from idefics.compat.pretrained_folder import HUB_KWARGS, IGNORED_KWARGS, resolve_pretrained_folder
-from idefics.errors import BadSetting, BrokenCheckpoint, UnknownArgument
+from idefics.compat.pretrained import GENERATION_CONFIG_FILES, PretrainedMixin
+from idefics.compat.serialization import config_to_dict, read_json_object, to_json, write_json
+from idefics.errors import BadSetting, UnknownArgument
 from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, NEUTRAL_VALUES_BY_FIELD, is_neutral
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
-class GenerationConfig:
+class GenerationConfig(PretrainedMixin):
     """How `generate` continues a prompt. What is not set, or set to None, has the default beside its name.
 
     Attributes:
@@ -108,6 +107,8 @@ class GenerationConfig:
     output_logits: bool = False
     output_attentions: bool = False
     output_hidden_states: bool = False
+
+    file_selection = GENERATION_CONFIG_FILES
 
     # What transformers' Seq2SeqTrainer asks, which fills in defaults: here they are there already.
     _from_model_config = False
@@ -224,44 +225,16 @@ class GenerationConfig:
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **others: Any) -> Self:
-        """From the generation_config.json of a folder, hub id or short name; `others` win over the file.
-
-        Raises:
-            ModelNotFound: no such model.
-            BrokenCheckpoint: it has no such file, or one that cannot be read.
-        """
-        folder = Path(pretrained_model_name_or_path) / (others.get("subfolder") or "")
-        if (folder / GENERATION_CONFIG_FILE).is_file():
-            others = {
-                name: value for name, value in others.items() if name not in (*HUB_KWARGS, *IGNORED_KWARGS)
-            }
-        else:
-            folder, others = resolve_pretrained_folder(
-                pretrained_model_name_or_path, others, ignored=IGNORED_KWARGS, needs="config"
-            )
-        path = folder / GENERATION_CONFIG_FILE
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BrokenCheckpoint(
-                f"{folder} has no {GENERATION_CONFIG_FILE}: write one with save_pretrained"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise BrokenCheckpoint(f"{path} cannot be read as JSON ({type(error).__name__})") from None
-        if not isinstance(settings, dict):
-            raise BrokenCheckpoint(f"{path} is not a JSON object")
-        return cls.from_dict(settings, **others)
+    def _from_folder(cls, folder: Path, **settings: Any) -> Self:
+        return cls.from_dict(read_json_object(folder / GENERATION_CONFIG_FILE), **settings)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes what is set to the generation_config.json of a folder, which is made if need be."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / GENERATION_CONFIG_FILE).write_text(self.to_json_string(), encoding="utf-8")
+        write_json(Path(save_directory) / GENERATION_CONFIG_FILE, self.explicit_settings())
 
     def to_json_string(self) -> str:
         """What is set, as generation_config.json has it."""
-        return json.dumps(self.explicit_settings(), indent=2, sort_keys=True, default=str) + "\n"
+        return to_json(self.explicit_settings())
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting by name; None where it is not set."""

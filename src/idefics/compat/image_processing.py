@@ -7,7 +7,6 @@ Addresses and files are turned upright by their EXIF tag; objects are taken as t
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +19,11 @@ import PIL.Image
 
 from idefics.compat.batch_feature import Array, BatchFeature, to_tensor_type
 from idefics.compat.image_inputs import as_picture, has_unit_range_floats, make_fetcher
-from idefics.compat.pretrained_folder import IGNORED_PROCESSOR_KWARGS, resolve_pretrained_folder, write_json
+from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
+from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
+from idefics.compat.serialization import JsonMixin, write_json
 from idefics.config import ImageProcessorConfig
-from idefics.errors import BadPicture, BadSetting
+from idefics.errors import BadPicture, BadSetting, UnknownArgument
 from idefics.messages import ImageDetail, Picture
 from idefics.models.family import RESAMPLE_FILTERS, resample_filter_name
 from idefics.processing import checkpoint_settings
@@ -31,16 +32,6 @@ from idefics.prompt import PreprocessedImage
 
 T = TypeVar("T")
 ChannelValue = float | Sequence[float] | None
-
-# Keywords that image processors of transformers take and that change nothing in this family, with the reason.
-IGNORED_IMAGE_KWARGS = {
-    "data_format": "frames are (3, height, width)",
-    "default_to_square": "`size` says both edges",
-    "device": "pixels are computed on the CPU",
-    "disable_grouping": "pictures are prepared one by one",
-    "padding_value": "what is filled up is zero",
-    "return_tensors": "a word of the call",
-}
 
 
 def drop_ignored_kwargs(cls: type[T]) -> type[T]:
@@ -55,9 +46,10 @@ def drop_ignored_kwargs(cls: type[T]) -> type[T]:
     return cls
 
 
-class ImageProcessor:
+class ImageProcessor(PretrainedMixin, JsonMixin):
     """What the families' image processors share. Its fields are settings, each also a keyword of the call."""
 
+    file_selection = PROCESSOR_FILES
     model_input_names: ClassVar = ["pixel_values", "pixel_attention_mask"]
     is_fast: ClassVar = False
 
@@ -80,18 +72,8 @@ class ImageProcessor:
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **keywords: Any) -> Self:
-        """The settings in a checkpoint's folder, or on the hub.
-
-        Args:
-            keywords: which folder is meant, as in `folder_and_rest`; settings instead of what the file says.
-        """
-        folder, changes = resolve_pretrained_folder(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
-        )
-        return cls.from_preprocessor_config(
-            checkpoint_settings.read_preprocessor_config(folder)
-        ).with_settings(**changes)
+    def _from_folder(cls, folder: Path, **settings: Any) -> Self:
+        return cls.from_dict(checkpoint_settings.read_preprocessor_config(folder), **settings)
 
     @classmethod
     def from_preprocessor_config(cls, preprocessor_config: Mapping[str, Any]) -> Self:
@@ -113,33 +95,18 @@ class ImageProcessor:
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
         """Writes preprocessor_config.json, and returns its path in a list."""
         check_save_kwargs(keywords)
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "preprocessor_config.json"
-        write_json(path, self.to_dict())
-        return [str(path)]
+        return [write_json(Path(save_directory) / "preprocessor_config.json", self.to_dict())]
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a preprocessor_config.json has them."""
         values = {name: value for name in self._setting_names() if (value := getattr(self, name)) is not None}
         return {**values, "resample": int(self.resample), "image_processor_type": type(self).__name__}
 
-    def to_json_string(self) -> str:
-        """`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Writes `to_json_string` into a file."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
-
     def with_settings(self, **changes: Any) -> Self:
         """The same with other settings; None leaves one as it is, an unknown one is a TypeError."""
         changes = {name: value for name, value in _drop_ignored(changes).items() if value is not None}
         if unknown := changes.keys() - self._setting_names():
-            known_names = ", ".join(sorted(self._setting_names()))
-            raise TypeError(
-                f"unexpected keyword argument {min(unknown)!r}; {type(self).__name__} has {known_names}"
-            )
+            raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(self._setting_names()))
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # a dataclass in each family
 
     @classmethod
@@ -222,21 +189,6 @@ def _drop_ignored(keywords: Mapping[str, Any]) -> dict[str, Any]:
             f"data_format is {keywords['data_format']!r}; the models read channels first: leave it out"
         )
     return {name: value for name, value in keywords.items() if name not in IGNORED_IMAGE_KWARGS}
-
-
-def check_save_kwargs(keywords: Mapping[str, Any]) -> None:
-    """Of the further keywords of `save_pretrained`, refuses `push_to_hub=True` and those that nobody knows."""
-    if unknown := keywords.keys() - {
-        "push_to_hub",
-        "token",
-        "repo_id",
-        "commit_message",
-        "private",
-        "revision",
-    }:
-        raise TypeError(f"save_pretrained has no argument {min(unknown)!r}")
-    if keywords.get("push_to_hub"):
-        raise BadSetting("push_to_hub is True; nothing is uploaded here: call `hf upload` with the folder")
 
 
 def config_to_settings(config: ImageProcessorConfig) -> dict[str, Any]:

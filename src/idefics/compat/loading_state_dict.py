@@ -1,72 +1,66 @@
-"""`from_pretrained` without a checkpoint: a config and weights that the caller has in memory."""
+"""`from_pretrained` of a config and weights that the caller has in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import wraps
-from os import PathLike
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from idefics.compat.loading_arguments import IGNORED_MODEL_KWARGS, drop_neutral_model_kwargs
+from idefics.compat.keyword_arguments import IGNORED_MODEL_KWARGS, NEUTRAL_MODEL_KWARGS, drop_neutral_kwargs
 from idefics.errors import BadSetting, WeightsMismatch
 
-# What `from_config` takes beside the config.
-FROM_CONFIG_OPTIONS = ("torch_dtype", "dtype", "attn_implementation")
+if TYPE_CHECKING:
+    from idefics.compat.modeling import PreTrainedModel
+
+FROM_CONFIG_OPTIONS = (
+    "torch_dtype",
+    "dtype",
+    "attn_implementation",
+)  # what `from_config` takes with the config
 
 
-def accept_state_dict(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A `from_pretrained` that also takes None as the checkpoint, with `config` and `state_dict` in its place.
+def split_in_memory_kwargs(
+    class_name: str, kwargs: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, Tensor], dict[str, Any]]:
+    """The config, the weights and the options of `from_config` among keyword arguments of `from_pretrained`.
 
-    The weights are copied, and have the dtype that they are given in unless the caller names another one.
-    """
-
-    @wraps(load)
-    def from_pretrained(
-        cls: Any,
-        pretrained_model_name_or_path: str | PathLike[str] | None,
-        *arguments: Any,
-        state_dict: Mapping[str, Tensor] | None = None,
-        **keywords: Any,
-    ) -> Any:
-        if pretrained_model_name_or_path is not None:
-            given = {} if state_dict is None else {"state_dict": state_dict}
-            return load(cls, pretrained_model_name_or_path, *arguments, **given, **keywords)
-        options = drop_neutral_model_kwargs(f"{cls.__name__}.from_pretrained", keywords)
-        options = {
-            name: value
-            for name, value in options.items()
-            if value is not None and name not in IGNORED_MODEL_KWARGS
-        }
-        config = options.pop("config", None)
-        if config is None or state_dict is None:
-            raise BadSetting(
-                "pretrained_model_name_or_path is None: give the folder or the id of a checkpoint, "
-                "or both config and state_dict"
-            )
-        if others := sorted(options.keys() - set(FROM_CONFIG_OPTIONS)):
-            raise BadSetting(
-                f"pretrained_model_name_or_path is None and {', '.join(others)} is given: "
-                f"beside config and state_dict give only {', '.join(FROM_CONFIG_OPTIONS)}"
-            )
-        return _build_from_state_dict(cls, config, state_dict, options)
-
-    return from_pretrained
-
-
-def _build_from_state_dict(
-    cls: Any, config: Any, state_dict: Mapping[str, Tensor], options: dict[str, Any]
-) -> Any:
-    """The model of `config` with these weights, ready to answer.
+    Without a dtype among the options, the model gets the dtype of the weights.
 
     Raises:
-        WeightsMismatch: `state_dict` are not exactly the model's; of tied ones a single name is enough.
+        BadSetting: the config or the weights are missing, or an argument needs a checkpoint.
     """
+    other_kwargs = {name: value for name, value in kwargs.items() if name != "state_dict"}
+    options = {
+        name: value
+        for name, value in drop_neutral_kwargs(
+            f"{class_name}.from_pretrained", other_kwargs, NEUTRAL_MODEL_KWARGS
+        ).items()
+        if value is not None and name not in IGNORED_MODEL_KWARGS
+    }
+    config, state_dict = options.pop("config", None), kwargs.get("state_dict")
+    if config is None or state_dict is None:
+        raise BadSetting(
+            "pretrained_model_name_or_path is None: give the folder or the id of a checkpoint, "
+            "or both config and state_dict"
+        )
+    if others := sorted(options.keys() - set(FROM_CONFIG_OPTIONS)):
+        raise BadSetting(
+            f"pretrained_model_name_or_path is None and {', '.join(others)} is given: "
+            f"with config and state_dict give only {', '.join(FROM_CONFIG_OPTIONS)}"
+        )
     if "torch_dtype" not in options and "dtype" not in options:
         dtypes = (weight.dtype for weight in state_dict.values() if weight.is_floating_point())
-        options = {**options, "dtype": next(dtypes, "float32")}
-    model = cls.from_config(config, **options)
+        options["dtype"] = next(dtypes, "float32")
+    return config, state_dict, options
+
+
+def load_checked_state_dict(model: PreTrainedModel, state_dict: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Copies weights into a model, and returns it in evaluation mode.
+
+    Raises:
+        WeightsMismatch: weights are missing, unused or of another shape; of tied weights one name is enough.
+    """
     model_state_dict = model.state_dict()
     loaded_data_ptrs = {
         model_state_dict[name].data_ptr() for name in model_state_dict.keys() & state_dict.keys()

@@ -17,13 +17,14 @@ from idefics.compat.generation import GenerationMixin
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.gradient_checkpointing import GradientCheckpointingMixin
 from idefics.compat.kv_cache import KeyValueCache
-from idefics.compat.loading import PretrainedLoadingMixin
+from idefics.compat.loading import ModelLoader
 from idefics.compat.model_construction import model_constructor, should_initialize_weights
 from idefics.compat.modeling_embeddings import EmbeddingAccessMixin
 from idefics.compat.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
+from idefics.compat.saving import SavingMixin
 from idefics.compat.training import initialize_module, next_token_loss
 from idefics.compat.transformers_instance import TransformersInstanceMixin
-from idefics.errors import BadPrompt, BadSetting
+from idefics.errors import BadPrompt, BadSetting, UnsupportedModel
 from idefics.nn.attention import Attn
 from idefics.nn.attention_backends import (
     ATTENTION_BACKENDS,
@@ -53,7 +54,8 @@ class ForwardOptions(NamedTuple):
 
 class PreTrainedModel(
     TransformersInstanceMixin,
-    PretrainedLoadingMixin,
+    ModelLoader,
+    SavingMixin,
     EmbeddingAccessMixin,
     GradientCheckpointingMixin,
     AttentionModule,
@@ -69,6 +71,7 @@ class PreTrainedModel(
 
     config: PretrainedConfig
     config_class: ClassVar[type[PretrainedConfig]]
+    model_types: ClassVar[tuple[str, ...]]
     base_model_prefix: ClassVar[str] = "model"
     attn_implementation: str
     main_input_name = "input_ids"
@@ -79,6 +82,15 @@ class PreTrainedModel(
         """For a subclass that makes the parts of the model itself, and calls `post_init` when it has."""
         AttentionModule.__init__(self)
         self._set_config(config)
+
+    @classmethod
+    def _class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
+        if config.model_type in cls.model_types:
+            return cls
+        raise UnsupportedModel(
+            f"the config is of model_type {config.model_type!r} and {cls.__name__} reads "
+            f"{', '.join(cls.model_types)}: use AutoModelForImageTextToText"
+        )
 
     def _set_config(self, config: PretrainedConfig) -> None:
         self.config = config

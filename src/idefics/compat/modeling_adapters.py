@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from idefics.errors import BadSetting, MissingExtra, ModelNotFound, UnsupportedModel
-from idefics.processing.checkpoint_settings import read_json_object
+from idefics.compat.serialization import read_json_object
+from idefics.errors import BadSetting, MissingExtra, UnsupportedModel
+from idefics.weights.adapters import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_KEY_PREFIX = "base_model.model."  # of names in an adapter's file
 
@@ -29,7 +28,7 @@ class PeftAdapterMixin(nn.Module):
         missing_keys: weights that were not in the files that the model was loaded from.
     """
 
-    name_or_path: str
+    name_or_path: str  # where the model was loaded from; "" where it was not
     peft_config: dict[str, PeftConfig]
     _hf_peft_config_loaded = False  # transformers' Trainer asks for it by this name
     missing_keys: Sequence[str] = ()
@@ -178,49 +177,12 @@ class PeftAdapterMixin(nn.Module):
 
 
 def adapter_base_model(folder: str | PathLike[str]) -> str | None:
-    """The model that the adapter in a folder was trained on; None where it does not say, or is no adapter alone."""
+    """The base model of the adapter in a folder; None where its config names none, or the folder holds a checkpoint."""
     path = Path(folder)
     if not (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
         return None
     base = read_json_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
     return None if not base else str(base)
-
-
-def accept_adapter_folder(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A `from_pretrained` that also takes the folder of an adapter: it loads its model, then the adapter.
-
-    With `output_loading_info=True` it returns the model and what its files lacked, as transformers does.
-    """
-
-    @wraps(load)
-    def from_pretrained(
-        cls: type,
-        pretrained_model_name_or_path: str | PathLike[str],
-        *arguments: Any,
-        output_loading_info: bool = False,
-        **keywords: Any,
-    ) -> Any:
-        model = _load_with_adapter(load, cls, pretrained_model_name_or_path, *arguments, **keywords)
-        if not output_loading_info:
-            return model
-        empty_info: dict[str, object] = {"unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        return model, {"missing_keys": set(model.missing_keys), **empty_info}
-
-    return from_pretrained
-
-
-def _load_with_adapter(
-    load: Callable[..., Any], cls: type, model: str | PathLike[str], *arguments: Any, **keywords: Any
-) -> Any:
-    base = adapter_base_model(model)
-    if base is None:
-        return load(cls, model, *arguments, **keywords)
-    try:
-        loaded = load(cls, base, *arguments, **keywords)
-    except ModelNotFound:
-        return load(cls, model, *arguments, **keywords)  # which says what the folder holds
-    loaded.load_adapter(model)
-    return loaded
 
 
 def _import_peft() -> Any:

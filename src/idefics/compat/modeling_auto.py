@@ -1,16 +1,13 @@
-"""The classes that find the class."""
+"""The auto classes of models: the class is chosen by the model_type of the config."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import PathLike
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.configuration_auto import as_config
-from idefics.compat.loading_arguments import IGNORED_MODEL_KWARGS
+from idefics.compat.loading import ModelLoader
 from idefics.compat.modeling import ModelWithHead, PreTrainedModel
-from idefics.compat.modeling_adapters import accept_adapter_folder
 from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
 from idefics.compat.modeling_idefics2 import Idefics2ForConditionalGeneration, Idefics2Model
 from idefics.compat.modeling_idefics3 import (
@@ -19,7 +16,7 @@ from idefics.compat.modeling_idefics3 import (
     SmolVLMForConditionalGeneration,
     SmolVLMModel,
 )
-from idefics.compat.pretrained_folder import resolve_pretrained_folder
+from idefics.compat.pretrained import AutoClass
 
 MODEL_CLASS_BY_TYPE: dict[str, type[ModelWithHead]] = {
     "idefics": IdeficsForVisionText2Text,
@@ -35,48 +32,24 @@ BASE_MODEL_CLASS_BY_TYPE: dict[str, type[PreTrainedModel]] = {
 }
 
 
-class _AutoClass:
-    """What they share: `model_class_by_type` says which model_type is of which class."""
+class AutoModelLoader(AutoClass, ModelLoader):
+    """The auto classes of models. `model_class_by_type` maps model_type to model class."""
 
     model_class_by_type: ClassVar[Mapping[str, type[PreTrainedModel]]]
 
-    def __init__(self) -> None:
-        raise TypeError(f"{type(self).__name__} is never made: call its from_pretrained or from_config")
-
     @classmethod
-    @accept_adapter_folder
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | PathLike[str],
-        *,
-        config: PretrainedConfig | Mapping[str, Any] | str | PathLike[str] | None = None,
-        **options: Any,
-    ) -> Any:
-        """As `from_pretrained` of the class that config.json's model_type names."""
-        folder, options = resolve_pretrained_folder(
-            pretrained_model_name_or_path, options, ignored=IGNORED_MODEL_KWARGS, needs="weights"
-        )
-        resolved_config = as_config(folder if config is None else config)
-        options |= {} if config is None else {"config": resolved_config}
-        model = cls.model_class_by_type[resolved_config.model_type].from_pretrained(folder, **options)
-        model.name_or_path = str(pretrained_model_name_or_path)
-        return model
-
-    @classmethod
-    def from_config(cls, config: PretrainedConfig | Mapping[str, Any], **options: Any) -> Any:
-        """As `from_config` of the class that the config is for."""
-        resolved_config = as_config(config)
-        return cls.model_class_by_type[resolved_config.model_type].from_config(resolved_config, **options)
+    def _class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
+        return cls.model_class_by_type[config.model_type]
 
 
-class AutoModel(_AutoClass):
-    """The model without a head that a checkpoint or a config is of."""
+class AutoModel(AutoModelLoader):
+    """Builds or loads the model without a head that a config or a checkpoint describes."""
 
     model_class_by_type = BASE_MODEL_CLASS_BY_TYPE
 
 
-class AutoModelForImageTextToText(_AutoClass):
-    """The model with a head that a checkpoint or a config is of."""
+class AutoModelForImageTextToText(AutoModelLoader):
+    """Builds or loads the model with a head that a config or a checkpoint describes."""
 
     model_class_by_type = MODEL_CLASS_BY_TYPE
 

@@ -5,7 +5,6 @@ Thin over `processing.Processor`, which writes each prompt.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
 from idefics.compat.image_inputs import make_fetcher
-from idefics.compat.image_processing import IGNORED_IMAGE_KWARGS
+from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, NEUTRAL_PROCESSOR_KWARGS
 from idefics.compat.processing_chat import (
     ChatTurn,
     media_sources,
@@ -22,8 +21,7 @@ from idefics.compat.processing_chat import (
     split_template_kwargs,
 )
 from idefics.compat.processing_files import ProcessorMixin
-from idefics.compat.processing_kwargs import KWARG_GROUPS, NEUTRAL_PROCESSOR_KWARGS, VIDEO_FIELD_BY_KWARG
-from idefics.compat.tokenization_encoding import NEUTRAL_TOKENIZER_KWARGS
+from idefics.compat.processing_kwargs import KWARG_GROUPS, VIDEO_FIELD_BY_KWARG
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt
 from idefics.processing.chat_template import render_template
@@ -147,18 +145,14 @@ class BaseProcessor(ProcessorMixin):
     @classmethod
     def _call_kwarg_names(cls) -> set[str]:
         """The options of the call."""
-        image_settings = dataclasses.fields(cls.image_processor_type)  # type: ignore[arg-type]
         return {
             *inspect.signature(cls.__call__).parameters,
-            *(field.name for field in image_settings),
-            *(
-                *KWARG_GROUPS,
-                *VIDEO_FIELD_BY_KWARG,
-                *NEUTRAL_PROCESSOR_KWARGS,
-                *NEUTRAL_TOKENIZER_KWARGS,
-                *IGNORED_IMAGE_KWARGS,
-                "input_data_format",
-            ),
+            *cls.image_processor_type._setting_names(),
+            *KWARG_GROUPS,
+            *VIDEO_FIELD_BY_KWARG,
+            *NEUTRAL_PROCESSOR_KWARGS,
+            *IGNORED_IMAGE_KWARGS,
+            "input_data_format",
         } - {"self", "text", "generated"}
 
     def _make_prompt_processor(self, image_config: ImageProcessorConfig, *, adds_special: bool) -> Processor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from idefics.compat.pretrained_folder import IGNORED_PROCESSOR_KWARGS, resolve_pretrained_folder
+from idefics.compat.pretrained import PROCESSOR_FILES, AutoClass, resolve_pretrained_folder
 from idefics.compat.processing import BaseProcessor
 from idefics.compat.processing_idefics import IdeficsProcessor
 from idefics.compat.processing_inline import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
@@ -25,81 +25,66 @@ PROCESSOR_CLASSES: tuple[type[BaseProcessor], ...] = (
 )
 
 
-class AutoProcessor:
-    """`AutoProcessor.from_pretrained(...)` gives the processor that fits a checkpoint."""
-
-    def __init__(self) -> None:
-        _refuse_construction(type(self).__name__)
+class AutoProcessor(AutoClass):
+    """`AutoProcessor.from_pretrained(...)` returns the processor that fits a checkpoint."""
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        **keywords: Any,
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> BaseProcessor:
-        """The processor of a folder, a hub id or a short name; arguments as in the processors' own call."""
-        folder, changes = resolve_pretrained_folder(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
+        """Reads a processor; arguments and errors as in `PretrainedMixin.from_pretrained`."""
+        folder, settings = resolve_pretrained_folder(
+            cls.__name__, pretrained_model_name_or_path, kwargs, PROCESSOR_FILES
         )
         model_type = read_json_object(folder / "config.json").get("model_type")
         name = read_json_object(folder / "processor_config.json").get("processor_class")
         for processor in PROCESSOR_CLASSES:
             if processor.model_type == model_type or (model_type is None and processor.__name__ == name):
-                return processor.from_pretrained(folder, **changes)
+                return processor._from_folder(folder, **settings)
         raise UnsupportedModel(
             f"{folder} is of the architecture {model_type or name!r}; there are processors for "
             f"{', '.join(processor.model_type for processor in PROCESSOR_CLASSES)}"
         )
 
 
-class AutoImageProcessor:
-    """`AutoImageProcessor.from_pretrained(...)` gives the image processor of a checkpoint."""
-
-    def __init__(self) -> None:
-        _refuse_construction(type(self).__name__)
+class AutoImageProcessor(AutoClass):
+    """`AutoImageProcessor.from_pretrained(...)` returns the image processor that fits a checkpoint."""
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **keywords: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> ImageProcessor:
-        """The image processor of a folder, a hub id or a short name, whether or not there is a tokenizer too.
+        """Reads an image processor; arguments and errors as in `PretrainedMixin.from_pretrained`.
 
-        Args:
-            keywords: which folder is meant, as in `folder_and_rest`; settings instead of what the file says.
+        In a folder without config.json, preprocessor_config.json names the class; no tokenizer is needed.
         """
-        folder, changes = resolve_pretrained_folder(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
+        folder, settings = resolve_pretrained_folder(
+            cls.__name__, pretrained_model_name_or_path, kwargs, PROCESSOR_FILES
         )
         if (folder / "config.json").exists():
-            return AutoProcessor.from_pretrained(folder).image_processor.with_settings(**changes)
-        raw = read_preprocessor_config(folder)
-        name = raw.get("image_processor_type", raw.get("feature_extractor_type"))
-        processor_by_image_processor_name = {
-            processor.image_processor_type.__name__: processor for processor in PROCESSOR_CLASSES
+            return AutoProcessor.from_pretrained(folder).image_processor.with_settings(**settings)
+        preprocessor_config = read_preprocessor_config(folder)
+        name = preprocessor_config.get(
+            "image_processor_type", preprocessor_config.get("feature_extractor_type")
+        )
+        class_by_name = {
+            processor.image_processor_type.__name__: processor.image_processor_type
+            for processor in PROCESSOR_CLASSES
         }
         for suffix in ("", "Fast", "Pil"):
-            if (
-                processor := processor_by_image_processor_name.get(str(name).removesuffix(suffix))
-            ) is not None:
-                return processor.image_processor_type.from_preprocessor_config(raw).with_settings(**changes)
+            if (image_processor := class_by_name.get(str(name).removesuffix(suffix))) is not None:
+                return image_processor.from_dict(preprocessor_config, **settings)
         raise UnsupportedModel(
-            f"{folder} is of an image processor {name!r}; there are {', '.join(processor_by_image_processor_name)}"
+            f"{folder} has an image processor of class {name!r}; there are {', '.join(class_by_name)}"
         )
 
 
-class AutoTokenizer:
-    """`AutoTokenizer.from_pretrained(...)` gives the tokenizer of a checkpoint."""
-
-    def __init__(self) -> None:
-        _refuse_construction(type(self).__name__)
+class AutoTokenizer(AutoClass):
+    """`AutoTokenizer.from_pretrained(...)` returns the tokenizer of a checkpoint."""
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **changes: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> PreTrainedTokenizer:
-        """The tokenizer of a folder, a hub id or a short name; arguments as in `PreTrainedTokenizer`."""
-        return PreTrainedTokenizer.from_pretrained(pretrained_model_name_or_path, **changes)
-
-
-def _refuse_construction(name: str) -> NoReturn:
-    raise TypeError(f"{name} is not made by itself: call {name}.from_pretrained(...)")
+        """Reads a tokenizer; arguments and errors as in `PretrainedMixin.from_pretrained`."""
+        return PreTrainedTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)

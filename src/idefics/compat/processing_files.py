@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from idefics.compat.image_processing import IGNORED_IMAGE_KWARGS, ImageProcessor, check_save_kwargs
-from idefics.compat.pretrained_folder import IGNORED_PROCESSOR_KWARGS, resolve_pretrained_folder, write_json
+from idefics.compat.image_processing import ImageProcessor
+from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
+from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
+from idefics.compat.serialization import JsonMixin, write_json
 from idefics.compat.tokenization import CALL_KWARG_NAMES, PreTrainedTokenizer
-from idefics.errors import BadSetting, UnsupportedModel
+from idefics.compat.tokenization_files import write_chat_template
+from idefics.config import ImageProcessorConfig, ModelConfig
+from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
 from idefics.models.family import END_OF_UTTERANCE
 from idefics.processing import checkpoint_settings
@@ -40,7 +43,7 @@ class TokenText(str):
         return str(self)
 
 
-class ProcessorMixin:
+class ProcessorMixin(PretrainedMixin, JsonMixin):
     """An image processor and a tokenizer, joined.
 
     Args:
@@ -50,6 +53,7 @@ class ProcessorMixin:
         chat_template: Jinja source; None is the tokenizer's, or else the family's.
     """
 
+    file_selection = PROCESSOR_FILES
     model_type: ClassVar[str]
     default_image_seq_len: ClassVar[int]
     image_processor_type: ClassVar[type[ImageProcessor]]
@@ -68,7 +72,9 @@ class ProcessorMixin:
         **inert: Any,
     ) -> None:
         if unknown := inert.keys() - IGNORED_IMAGE_KWARGS.keys():
-            raise TypeError(f"{type(self).__name__} has no argument {min(unknown)!r}")
+            raise UnknownArgument(
+                type(self).__name__, sorted(unknown), sorted(self._constructor_kwarg_names())
+            )
         if not isinstance(tokenizer, PreTrainedTokenizer):
             raise BadSetting(
                 f"tokenizer is {describe_type(tokenizer)}; give one of idefics.compat, such as "
@@ -89,66 +95,51 @@ class ProcessorMixin:
         return isinstance(image_processor, cls.image_processor_type)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        **keywords: Any,
-    ) -> Self:
+    def _from_folder(cls, folder: Path, **settings: Any) -> Self:
         """Reads a checkpoint's folder, or a processor that was saved alone.
 
         Args:
-            pretrained_model_name_or_path: a folder, a hub id or a short name.
-            keywords: which files are read, as in `folder_and_rest`; `image_seq_len` and `chat_template`, as in the
-                class; an `image_processor` or a `tokenizer` instead of the files' own; settings of the image processor
-                (`size`, `do_image_splitting`, ...) and of the tokenizer (`padding_side`, ...) instead of those in the
-                files.
+            settings: `image_processor` or `tokenizer`, in place of those in the files; arguments of the class; and
+                settings of the image processor (`size`, ...) and of the tokenizer (`padding_side`, ...).
 
         Raises:
-            UnsupportedModel: the checkpoint is another family's.
+            UnsupportedModel: the checkpoint is of another family.
         """
-        folder, changes = resolve_pretrained_folder(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
-        )
-        parts = {name: changes.pop(name) for name in cls.attributes if name in changes}
-        tokenizer_kwargs = {name: changes[name] for name in changes.keys() & TOKENIZER_KWARGS}
-        constructor_kwargs = {name: changes[name] for name in changes.keys() & cls._constructor_kwarg_names()}
-        changes = {
-            name: changes[name] for name in changes.keys() - TOKENIZER_KWARGS - cls._constructor_kwarg_names()
-        }
-        tokenizer = parts.get("tokenizer") or PreTrainedTokenizer.from_pretrained(folder, **tokenizer_kwargs)
-        raw = checkpoint_settings.read_preprocessor_config(folder)
+        image_processor, tokenizer = (settings.pop(name, None) for name in cls.attributes)
+        own_names = cls._constructor_kwarg_names()
+        tokenizer_kwargs = {name: settings[name] for name in settings.keys() & TOKENIZER_KWARGS}
+        constructor_kwargs = {name: settings[name] for name in settings.keys() & own_names}
+        image_settings = {name: settings[name] for name in settings.keys() - TOKENIZER_KWARGS - own_names}
+        tokenizer = tokenizer or PreTrainedTokenizer.from_pretrained(folder, **tokenizer_kwargs)
+        preprocessor_config = checkpoint_settings.read_preprocessor_config(folder)
+        model_config: ModelConfig | None = None
+        image_seq_len: int | None
         if (folder / "config.json").exists():
-            checkpoint = read_checkpoint(folder)
-            if checkpoint.family is not family_for(cls.model_type):
-                raise UnsupportedModel(
-                    f"{folder} is a checkpoint of {checkpoint.family.name}, not one for {cls.__name__}: "
-                    "use AutoProcessor"
-                )
-            image_config = checkpoint.family.read_image_config(checkpoint.config, raw)
-            text = checkpoint.config.text
-            image_processor = parts.get("image_processor") or cls.image_processor_type.from_processor_config(
-                image_config
+            model_config, image_config = cls._read_checkpoint_configs(folder, preprocessor_config)
+            image_processor = image_processor or cls.image_processor_type.from_processor_config(image_config)
+            image_seq_len = image_config.tokens_per_frame
+        else:
+            image_processor = image_processor or cls.image_processor_type.from_dict(preprocessor_config)
+            processor_config = checkpoint_settings.read_json_object(folder / "processor_config.json")
+            image_seq_len = processor_config.get("image_seq_len")
+        if image_settings:
+            image_processor = image_processor.with_settings(**image_settings)
+        processor = cls._from_parts(image_processor, tokenizer, image_seq_len, constructor_kwargs)
+        if model_config is not None:
+            num_rows = model_config.text.vocab_size + model_config.text.additional_vocab_size
+            processor._set_prompt_format(tokenizer.codec.added_tokens_below(num_rows))
+        return processor
+
+    @classmethod
+    def _read_checkpoint_configs(
+        cls, folder: Path, preprocessor_config: Mapping[str, Any]
+    ) -> tuple[ModelConfig, ImageProcessorConfig]:
+        checkpoint = read_checkpoint(folder)
+        if checkpoint.family is not family_for(cls.model_type):
+            raise UnsupportedModel(
+                f"{folder} is a checkpoint of {checkpoint.family.name}, not one for {cls.__name__}: use AutoProcessor"
             )
-            processor = cls._from_parts(
-                image_processor.with_settings(**changes) if changes else image_processor,
-                tokenizer,
-                image_config.tokens_per_frame,
-                constructor_kwargs,
-            )
-            processor._set_prompt_format(
-                tokenizer.codec.added_tokens_below(text.vocab_size + text.additional_vocab_size)
-            )
-            return processor
-        tokens = checkpoint_settings.read_json_object(folder / "processor_config.json").get("image_seq_len")
-        image_processor = parts.get("image_processor") or cls.image_processor_type.from_preprocessor_config(
-            raw
-        )
-        return cls._from_parts(
-            image_processor.with_settings(**changes) if changes else image_processor,
-            tokenizer,
-            tokens,
-            constructor_kwargs,
-        )
+        return checkpoint.config, checkpoint.family.read_image_config(checkpoint.config, preprocessor_config)
 
     @classmethod
     def _constructor_kwarg_names(cls) -> set[str]:
@@ -186,14 +177,10 @@ class ProcessorMixin:
         write_json(
             folder / "preprocessor_config.json", {**self.image_processor.to_dict(), "processor_class": name}
         )
-        write_json(
-            folder / "processor_config.json", {"image_seq_len": self.image_seq_len, "processor_class": name}
-        )
-        files[str(folder / "processor_config.json")] = None
-        if self.chat_template:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-            files[str(folder / "chat_template.jinja")] = None
-        return list(files)
+        config = {"image_seq_len": self.image_seq_len, "processor_class": name}
+        written = [write_json(folder / "processor_config.json", config)]
+        written += write_chat_template(folder, self.chat_template)
+        return list(files | dict.fromkeys(written))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings: of the image processor, how many tokens stand for a frame, and the name of the class."""
@@ -202,17 +189,6 @@ class ProcessorMixin:
             "image_seq_len": self.image_seq_len,
             "processor_class": type(self).__name__,
         }
-
-    def to_json_string(self) -> str:
-        """`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Writes `to_json_string` into a file."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
 
     @classmethod
     def get_attributes(cls) -> list[str]:

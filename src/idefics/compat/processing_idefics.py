@@ -14,12 +14,12 @@ from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
 from idefics.compat.image_inputs import group_by_sample, is_nested
 from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
+from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, drop_neutral_kwargs
 from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, replace_placeholders
 from idefics.compat.processing import BaseProcessor, select_prompt_tokens
 from idefics.compat.processing_kwargs import (
     VIDEO_FIELD_BY_KWARG,
     accept_kwarg_groups,
-    drop_neutral_processor_kwargs,
 )
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
@@ -147,7 +147,7 @@ class IdeficsProcessor(BaseProcessor):
         image_kwargs = {
             name: value for name, value in keywords.items() if name not in VIDEO_FIELD_BY_KWARG
         }  # it reads no videos
-        image_settings = drop_neutral_processor_kwargs(type(self).__name__, image_kwargs)
+        image_settings = drop_neutral_kwargs(type(self).__name__, image_kwargs, NEUTRAL_PROCESSOR_KWARGS)
         image_processor = self.image_processor.with_settings(**image_settings)
         documents = (
             _normalize_prompts(prompts if text is None else text)

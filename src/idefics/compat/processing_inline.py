@@ -14,6 +14,7 @@ from idefics.compat.image_processing_inline import (
     Idefics3ImageProcessor,
     SmolVLMImageProcessor,
 )
+from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, drop_neutral_kwargs
 from idefics.compat.media_placeholders import (
     VIDEO_TOKEN,
     as_text_list,
@@ -26,7 +27,6 @@ from idefics.compat.processing_files import TokenText
 from idefics.compat.processing_kwargs import (
     VIDEO_FIELD_BY_KWARG,
     accept_kwarg_groups,
-    drop_neutral_processor_kwargs,
     override_video_config,
 )
 from idefics.errors import BadPrompt
@@ -86,7 +86,7 @@ class InlineModelProcessor(BaseProcessor):
                 `max_length`.
             BadPicture: a picture cannot be opened.
         """
-        image_settings = drop_neutral_processor_kwargs(type(self).__name__, keywords)
+        image_settings = drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
         samples_frames = keywords.get("do_sample_frames") is not False
         video_kwargs = {
             name: image_settings.pop(name) for name in VIDEO_FIELD_BY_KWARG.keys() & image_settings.keys()

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from idefics.compat.tokenization_encoding import NEUTRAL_TOKENIZER_KWARGS, check_neutral_tokenizer_kwargs
 from idefics.config import VideoProcessorConfig
 from idefics.errors import BadSetting
 
@@ -20,16 +19,6 @@ VIDEO_FIELD_BY_KWARG = {
     "max_frames": "max_frames",
     "num_frames": "max_frames",
     "skip_secs": "skip_seconds",
-}
-# Further words of transformers' call -> the values that ask for nothing here.
-NEUTRAL_PROCESSOR_KWARGS: Mapping[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "do_sample_frames": (None, True, False),
-    "load_audio_from_video": (None, False),
-    "return_metadata": (None, False),
-    "return_token_type_ids": (None, False),
-    "video_load_backend": (None, "pyav", "decord", "opencv", "torchcodec", "torchvision"),
-    "video_metadata": (None,),
 }
 
 CallT = TypeVar("CallT", bound=Callable[..., Any])
@@ -66,27 +55,6 @@ def flatten_kwargs(
                 raise BadSetting(f"{name} is given alone and in {KWARG_GROUPS[number]}: give it once")
             grouped[name] = value
     return {**defaults, **grouped, **kwargs}
-
-
-def drop_neutral_processor_kwargs(function_name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left of further keywords when those that ask for nothing are taken out.
-
-    Raises:
-        BadSetting: one asks for something that this package does not have.
-    """
-    check_neutral_tokenizer_kwargs(
-        function_name, {name: kwargs[name] for name in kwargs.keys() & NEUTRAL_TOKENIZER_KWARGS.keys()}
-    )
-    for name in kwargs.keys() & NEUTRAL_PROCESSOR_KWARGS.keys():
-        if kwargs[name] not in NEUTRAL_PROCESSOR_KWARGS[name]:
-            raise BadSetting(
-                f"{function_name}: {name} is {kwargs[name]!r}, which is not done here: leave it out"
-            )
-    return {
-        name: value
-        for name, value in kwargs.items()
-        if name not in NEUTRAL_TOKENIZER_KWARGS and name not in NEUTRAL_PROCESSOR_KWARGS
-    }
 
 
 def override_video_config(

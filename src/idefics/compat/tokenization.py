@@ -7,24 +7,28 @@ it is the caller's own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from idefics.compat.batch_feature import VERY_LARGE_INTEGER, BatchFeature, PaddingOptions, Side
-from idefics.compat.image_processing import check_save_kwargs
-from idefics.compat.pretrained_folder import IGNORED_PROCESSOR_KWARGS, resolve_pretrained_folder
+from idefics.compat.keyword_arguments import (
+    NEUTRAL_TOKENIZER_KWARGS,
+    check_save_kwargs,
+    drop_neutral_kwargs,
+)
+from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.tokenization_encoding import (
     PADDED_COLUMNS,
     PADDING_VALUE_BY_COLUMN,
     EncodedRow,
-    check_neutral_tokenizer_kwargs,
     encode_row,
     overlaps_spans,
     rows_to_columns,
 )
 from idefics.compat.tokenization_files import read_tokenizer_arguments, write_tokenizer
 from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES, VocabularyMixin
-from idefics.errors import BadPrompt, BadSetting
+from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 from idefics.processing.chat_template import render_template
 from idefics.processing.tokenizer import Tokenizer
 
@@ -40,7 +44,7 @@ UNUSED_SPECIAL_TOKENS = (
 CALL_KWARG_NAMES = ("image_seq_len", "max_length", "pad_to_multiple_of", "padding", "truncation")
 
 
-class PreTrainedTokenizer(VocabularyMixin):
+class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
     """A checkpoint's tokenizer.
 
     Args:
@@ -55,6 +59,7 @@ class PreTrainedTokenizer(VocabularyMixin):
             calls take where they do not say it themselves.
     """
 
+    file_selection = PROCESSOR_FILES
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
     is_fast: ClassVar = True
 
@@ -76,7 +81,9 @@ class PreTrainedTokenizer(VocabularyMixin):
         **call_words: Any,
     ) -> None:
         if unknown := call_words.keys() - set(CALL_KWARG_NAMES):
-            raise TypeError(f"{type(self).__name__} has no argument {min(unknown)!r}")
+            raise UnknownArgument(
+                type(self).__name__, sorted(unknown), list(signature(type(self)).parameters)
+            )
         self.codec = codec
         self.bos_token, self.eos_token = bos_token, eos_token
         self.unk_token, self.pad_token = unk_token, pad_token
@@ -86,24 +93,21 @@ class PreTrainedTokenizer(VocabularyMixin):
         self.init_kwargs = call_words
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **keywords: Any) -> Self:
-        """Reads tokenizer.json, and from tokenizer_config.json and special_tokens_map.json what they say of it.
-
-        Args:
-            pretrained_model_name_or_path: a folder, a hub id or a short name.
-            keywords: which files are read, as in `folder_and_rest`; arguments of the class, instead of what the files
-                say: a token that the vocabulary lacks is added to it.
+    def _from_folder(cls, folder: Path, **settings: Any) -> Self:
+        """Reads tokenizer.json, tokenizer_config.json and special_tokens_map.json; special tokens in `settings` that
+        the vocabulary lacks are added to it.
         """
-        folder, changes = resolve_pretrained_folder(
-            pretrained_model_name_or_path, keywords, ignored=IGNORED_PROCESSOR_KWARGS, needs="files"
-        )
         codec = Tokenizer.load(folder)
-        file_arguments = read_tokenizer_arguments(folder, codec)
-        special_tokens = {
-            name: changes[name] for name in SPECIAL_TOKEN_NAMES if changes.get(name) is not None
-        }
-        tokenizer = cls(codec, **{**file_arguments, **changes})
-        tokenizer.add_special_tokens(special_tokens)
+        tokenizer = cls(codec, **read_tokenizer_arguments(folder, codec) | settings)
+        tokenizer.add_special_tokens(
+            {name: settings[name] for name in SPECIAL_TOKEN_NAMES if settings.get(name) is not None}
+        )
+        return tokenizer
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """As `PretrainedMixin.from_pretrained`; `name_or_path` is then the name that was given."""
+        tokenizer = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer
 
@@ -149,7 +153,8 @@ class PreTrainedTokenizer(VocabularyMixin):
         Returns:
             `input_ids` and `attention_mask`: T numbers for one text, B rows for a batch; tensors are always (B, T).
         """
-        check_neutral_tokenizer_kwargs(type(self).__name__, neutral)
+        if unknown := drop_neutral_kwargs(type(self).__name__, neutral, NEUTRAL_TOKENIZER_KWARGS):
+            raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(NEUTRAL_TOKENIZER_KWARGS))
         padding_options = self.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
         )

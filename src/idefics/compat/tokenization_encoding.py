@@ -21,33 +21,6 @@ PADDING_VALUE_BY_COLUMN: dict[str, Any] = {
 }
 PADDED_COLUMNS = ("input_ids", *PADDING_VALUE_BY_COLUMN)
 
-# Words of transformers' call -> the values that ask for nothing. Any value of `verbose` does.
-NEUTRAL_TOKENIZER_KWARGS: dict[str, tuple[Any, ...]] = {
-    "is_split_into_words": (None, False),
-    "return_mm_token_type_ids": (None, False),
-    "return_overflowing_tokens": (None, False),
-    "return_text_replacement_offsets": (None, False),
-    "split_special_tokens": (None, False),
-    "stride": (None, 0),
-    "text_pair_target": (None,),
-    "text_target": (None,),
-    "verbose": (None, False, True),
-}
-
-
-def check_neutral_tokenizer_kwargs(function_name: str, kwargs: Mapping[str, Any]) -> None:
-    """Raises unless all of these words of a call ask for nothing.
-
-    Raises:
-        TypeError: a word that transformers does not have either.
-        BadSetting: one that asks for something that this package does not have.
-    """
-    for name, value in kwargs.items():
-        if name not in NEUTRAL_TOKENIZER_KWARGS:
-            raise TypeError(f"{function_name} got an unexpected keyword argument {name!r}")
-        if value not in NEUTRAL_TOKENIZER_KWARGS[name]:
-            raise BadSetting(f"{function_name}: {name} is {value!r}, which is not done here: leave it out")
-
 
 def encode_row(
     codec: Tokenizer,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from idefics.compat.batch_feature import VERY_LARGE_INTEGER, Side
-from idefics.compat.pretrained_folder import write_json
+from idefics.compat.serialization import write_json
 from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES
 from idefics.processing import checkpoint_settings
 from idefics.processing.tokenizer import Tokenizer
@@ -65,12 +65,17 @@ def write_tokenizer(tokenizer: SavableTokenizer, folder: Path, chat_template: st
     }
     if "image_seq_len" in tokenizer.init_kwargs:
         config["image_seq_len"] = tokenizer.init_kwargs["image_seq_len"]
-    write_json(folder / "tokenizer_config.json", config)
-    names = ["tokenizer_config.json", "tokenizer.json"]
-    if chat_template:
-        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-        names.append("chat_template.jinja")
-    return tuple(str(folder / name) for name in names)
+    paths = [write_json(folder / "tokenizer_config.json", config), str(folder / "tokenizer.json")]
+    return (*paths, *write_chat_template(folder, chat_template))
+
+
+def write_chat_template(folder: Path, chat_template: str) -> list[str]:
+    """Writes chat_template.jinja where there is a template. Returns its path, in a list."""
+    if not chat_template:
+        return []
+    path = folder / "chat_template.jinja"
+    path.write_text(chat_template, encoding="utf-8")
+    return [str(path)]
 
 
 def _token_content(token: str | Mapping[str, Any] | None) -> str | None:

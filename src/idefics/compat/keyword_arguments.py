@@ -1,0 +1,158 @@
+"""Keyword arguments of transformers that change nothing here, and those that this package does not have.
+
+Ignored arguments are dropped, whatever their value. Neutral arguments are accepted at the values that ask for nothing;
+any other value is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from idefics.errors import BadSetting, UnknownArgument
+
+NeutralKwargs = Mapping[str, tuple[tuple[Any, ...], str]]  # name -> accepted values, why others are refused
+
+_INTERNAL = "passed on between the loading functions of transformers"
+_NO_REMOTE_CODE = "no code of a checkpoint is ever run"
+_NO_WEIGHTS = "a processor has no weights"
+_NO_ATTENTION = "a processor has no attention"
+_STREAMING = "weights are streamed in, one tensor at a time"
+_ONLY_SAFETENSORS = "only safetensors files are read"
+_NO_TENSOR_PARALLEL = 'tensor parallelism is not supported: device_map="auto" spreads layers'
+_NO_HUB_KERNELS = "kernels are not downloaded from the hub"
+_NOT_SUPPORTED = "this package does not have it"
+
+# Ignored by every `from_pretrained`, with the reason.
+IGNORED_KWARGS: Mapping[str, str] = {
+    "_commit_hash": _INTERNAL,
+    "_from_auto": _INTERNAL,
+    "code_revision": _NO_REMOTE_CODE,
+    "force_download": "the files of a revision never change; a broken one is downloaded again anyway",
+    "from_auto": _INTERNAL,
+    "mirror": "HF_ENDPOINT names another hub",
+    "proxies": "the hub's client reads HTTPS_PROXY",
+    "resume_download": "a download always continues where it stopped",
+    "trust_remote_code": _NO_REMOTE_CODE,
+    "user_agent": "it changes only what the hub logs",
+}
+# Ignored by processors, image processors and tokenizers.
+IGNORED_PROCESSOR_KWARGS: Mapping[str, str] = {
+    **IGNORED_KWARGS,
+    "_attn_implementation": _NO_ATTENTION,
+    "attn_implementation": _NO_ATTENTION,
+    "backend": "there is one implementation",
+    "device_map": _NO_WEIGHTS,
+    "dtype": _NO_WEIGHTS,
+    "from_slow": "tokenizer.json is always read",
+    "legacy": "tokenizer.json says how text is split",
+    "low_cpu_mem_usage": _NO_WEIGHTS,
+    "torch_dtype": _NO_WEIGHTS,
+    "use_fast": "there is one implementation: the tokenizers library, and Pillow's resizing",
+    "use_safetensors": _NO_WEIGHTS,
+}
+# Ignored by models and configs.
+IGNORED_MODEL_KWARGS: Mapping[str, str] = {
+    **IGNORED_KWARGS,
+    "low_cpu_mem_usage": _STREAMING,
+    "offload_folder": _STREAMING,
+    "offload_state_dict": _STREAMING,
+    "offload_buffers": _STREAMING,
+    "weights_only": _ONLY_SAFETENSORS,
+    "tqdm_class": "huggingface_hub shows the progress",
+    "_from_pipeline": _INTERNAL,
+    "adapter_kwargs": "adapters are loaded by `load_adapter` or peft",
+}
+NEUTRAL_MODEL_KWARGS: NeutralKwargs = {
+    "variant": ((None, ""), "files with a variant in their name are not read"),
+    "gguf_file": ((None,), _ONLY_SAFETENSORS),
+    "from_tf": ((None, False), _ONLY_SAFETENSORS),
+    "from_flax": ((None, False), _ONLY_SAFETENSORS),
+    "tp_plan": ((None,), _NO_TENSOR_PARALLEL),
+    "tp_size": ((None,), _NO_TENSOR_PARALLEL),
+    "device_mesh": ((None,), _NO_TENSOR_PARALLEL),
+    "distributed_config": ((None,), _NO_TENSOR_PARALLEL),
+    "use_kernels": ((None, False), _NO_HUB_KERNELS),
+    "allow_all_kernels": ((None, False), _NO_HUB_KERNELS),
+    "kernel_config": ((None,), _NO_HUB_KERNELS),
+    "experts_implementation": ((None,), "these models have no experts"),
+    "key_mapping": ((None, {}), "rename the weights in the file"),
+    "state_dict": ((None,), "build the model with from_config, then call its load_state_dict"),
+    "ignore_mismatched_sizes": ((None, False), "every weight must have the shape that config.json says"),
+}
+# Of the call of a tokenizer, and of a processor.
+NEUTRAL_TOKENIZER_KWARGS: NeutralKwargs = {
+    "is_split_into_words": ((None, False), _NOT_SUPPORTED),
+    "return_mm_token_type_ids": ((None, False), _NOT_SUPPORTED),
+    "return_overflowing_tokens": ((None, False), _NOT_SUPPORTED),
+    "return_text_replacement_offsets": ((None, False), _NOT_SUPPORTED),
+    "split_special_tokens": ((None, False), _NOT_SUPPORTED),
+    "stride": ((None, 0), _NOT_SUPPORTED),
+    "text_pair_target": ((None,), _NOT_SUPPORTED),
+    "text_target": ((None,), _NOT_SUPPORTED),
+    "verbose": ((None, False, True), _NOT_SUPPORTED),
+}
+NEUTRAL_PROCESSOR_KWARGS: NeutralKwargs = {
+    **NEUTRAL_TOKENIZER_KWARGS,
+    "audio": ((None,), _NOT_SUPPORTED),
+    "do_sample_frames": ((None, True, False), _NOT_SUPPORTED),
+    "load_audio_from_video": ((None, False), _NOT_SUPPORTED),
+    "return_metadata": ((None, False), _NOT_SUPPORTED),
+    "return_token_type_ids": ((None, False), _NOT_SUPPORTED),
+    "video_load_backend": ((None, "pyav", "decord", "opencv", "torchcodec", "torchvision"), _NOT_SUPPORTED),
+    "video_metadata": ((None,), _NOT_SUPPORTED),
+}
+# Ignored by the constructors and calls of image processors.
+IGNORED_IMAGE_KWARGS: Mapping[str, str] = {
+    "data_format": "frames are (3, height, width)",
+    "default_to_square": "`size` names both edges",
+    "device": "pixels are computed on the CPU",
+    "disable_grouping": "images are processed one by one",
+    "padding_value": "images are padded with zeros",
+    "return_tensors": "an argument of the call",
+}
+# Ignored by `save_pretrained`, except that `push_to_hub=True` is refused.
+IGNORED_SAVE_KWARGS = frozenset(
+    (
+        "commit_message",
+        "private",
+        "push_to_hub",
+        "repo_id",
+        "revision",
+        "save_function",
+        "save_peft_format",
+        "token",
+        "variant",
+    )
+)
+
+
+def drop_neutral_kwargs(
+    function_name: str, kwargs: Mapping[str, Any], neutral: NeutralKwargs
+) -> dict[str, Any]:
+    """The keyword arguments that are not in `neutral`.
+
+    Args:
+        function_name: the function that was called, for the message.
+
+    Raises:
+        BadSetting: one of `neutral` has a value that asks for something.
+    """
+    for name in kwargs.keys() & neutral.keys():
+        values, reason = neutral[name]
+        if kwargs[name] not in values:
+            raise BadSetting(f"{function_name}: {name} is {kwargs[name]!r}; {reason}: leave it out")
+    return {name: value for name, value in kwargs.items() if name not in neutral}
+
+
+def check_save_kwargs(kwargs: Mapping[str, Any]) -> None:
+    """Refuses further keyword arguments of `save_pretrained` that are unknown or ask for an upload.
+
+    Raises:
+        UnknownArgument: `save_pretrained` has no such argument.
+        BadSetting: `push_to_hub` is true.
+    """
+    if unknown := sorted(kwargs.keys() - IGNORED_SAVE_KWARGS):
+        raise UnknownArgument("save_pretrained", unknown, sorted(IGNORED_SAVE_KWARGS))
+    if kwargs.get("push_to_hub"):
+        raise BadSetting("push_to_hub is True; nothing is uploaded: call `hf upload` with the folder")
