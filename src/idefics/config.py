@@ -1,7 +1,8 @@
-"""Frozen settings. Unknown keywords are an UnknownArgument, values outside their range a BadSetting, both at once.
+"""Frozen settings, validated when they are made: an unknown keyword raises UnknownArgument, a value BadSetting.
 
-Three kinds: what a checkpoint is (`ModelConfig` and its parts, translated once by each family), how it is fed
-(`ImageProcessorConfig`, `PromptFormat`), and what the caller wants (`Sampling`, `EngineConfig`). Knows no torch.
+Three kinds: what a checkpoint is (`ModelConfig` and its parts, which each family reads from config.json), how its
+inputs are prepared (`ImageProcessorConfig`, `PromptFormat`), and what the caller chooses (`Sampling`,
+`QuantizationConfig`, `EngineConfig`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary positions. The last four are Llama 3.1's frequency scaling; factor 1 is none."""
+    """Rotary position embeddings.
+
+    The fields after `theta` are Llama 3.1's frequency scaling ("rope_type": "llama3"); factor 1 is none.
+    """
 
     theta: float = 10000.0
     factor: float = 1.0
@@ -33,8 +37,8 @@ class TextConfig:
     """A Llama-like decoder.
 
     Attributes:
-        additional_vocab_size: rows of the embedding kept in a table of their own (Idefics 1).
-        sliding_window: a token attends to so many tokens, itself the last of them (Mistral); None: to all before it.
+        additional_vocab_size: rows of the embedding that are stored in a table of their own (Idefics 1).
+        sliding_window: a token attends to this many tokens, itself the last of them (Mistral); None: to all before it.
     """
 
     vocab_size: int
@@ -68,13 +72,13 @@ class VisionConfig:
 
     @property
     def patches_per_side(self) -> int:
-        """Patches along one side of a full picture."""
+        """Patches along one side of an `image_size` x `image_size` picture."""
         return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResamplerConfig:
-    """The perceiver of Idefics 1: `num_latents` vectors that read a picture's patches."""
+    """The perceiver resampler of Idefics 1: `num_latents` learned queries attend to a picture's patches."""
 
     depth: int
     num_heads: int
@@ -85,7 +89,7 @@ class ResamplerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerceiverConfig:
-    """The perceiver of Idefics 2: of the decoder's width, with its kind of norm and MLP, and grouped queries."""
+    """The perceiver resampler of Idefics 2: the decoder's width, norm and MLP, and grouped-query attention."""
 
     depth: int
     num_heads: int
@@ -107,12 +111,12 @@ class CrossAttentionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """What a checkpoint is, in our own words, whatever layout its config.json had.
+    """A checkpoint's architecture, independent of the layout of its config.json.
 
     Attributes:
-        model_type: the checkpoint's own word for its architecture.
-        resampler, cross_attention: only where pictures are read beside the text (Idefics 1).
-        perceiver: the connector's (Idefics 2).
+        model_type: as in config.json.
+        resampler, cross_attention: of cross-attention models (Idefics 1); None elsewhere.
+        perceiver: in the connector of Idefics 2; None elsewhere.
         pixel_shuffle_factor: pixel-shuffle factor of the connector (Idefics 3, SmolVLM); 1 elsewhere.
         stop_ids: ids that end an answer, from generation_config.json, else config.json.
         dtype: the dtype that config.json names, or None.
@@ -131,15 +135,15 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVCacheLayout:
-    """What must be remembered of a sequence while a model answers it.
+    """The shape of the KV cache that a model needs for each sequence.
 
     Attributes:
-        num_layers: layers that call `Attn.self_`, numbered from 0.
+        num_layers: layers with self-attention, numbered from 0.
         num_kv_heads, head_size: shape of one key or value of one token.
-        num_cross_attention_layers: layers that call `Attn.cross`, numbered from 0; 0 where pictures are read in the text.
-        max_positions: the longest sequence the model reads.
+        num_cross_attention_layers: layers with cross-attention, numbered from 0; 0 in inline-image models.
+        max_positions: the longest sequence that the model reads, in tokens.
         vocab_size: number of logits.
-        sliding_window: in `Attn.self_` a token attends to so many tokens, itself the last of them; None: to all before it.
+        sliding_window: in self-attention a token attends to this many tokens, itself the last; None: to all before it.
     """
 
     num_layers: int
@@ -156,13 +160,13 @@ ResampleFilter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "ha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoProcessorConfig:
-    """Which frames of a video are looked at, and how large.
+    """Which frames of a video are sampled, and at which size.
 
     Attributes:
-        fps: so many a second, as long as they are no more than
-        max_frames: all in all; a longer video is looked at less often.
-        skip_seconds: left out at both ends of a video that is longer than `max_frames` allow for.
-        longest_edge: a frame's longest edge is first resized to this, up or down, keeping the aspect.
+        fps: frames sampled per second, as long as their number stays within `max_frames`.
+        max_frames: at most this many frames per video; a longer video is sampled less often.
+        skip_seconds: left out at both ends of a video that is longer than `max_frames` at `fps` cover.
+        longest_edge: a frame's longest edge is first resized to this, up or down, keeping the aspect ratio.
     """
 
     fps: float
@@ -173,21 +177,21 @@ class VideoProcessorConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageProcessorConfig:
-    """How a picture becomes frames.
+    """How a picture becomes frames for the vision tower; all sizes in pixels.
 
     Attributes:
-        frame_size: every frame is side x side pixels, unless `shortest_edge` is given.
-        longest_edge: first resize the longest edge to this, up or down, keeping the aspect; None: straight to the frame or
-            to the tiles.
-        shortest_edge: frames keep the picture's own size, but for edges longer than `longest_edge` or shorter than this (Idefics
-            2); None: frames are squares.
-        do_image_splitting: cut the resized picture into side x side tiles, the whole picture last; with `shortest_edge`, cut the
-            picture into quarters before they are resized, the whole picture last.
-        resample: PIL's filter.
+        frame_size: frames are squares of this side, unless `shortest_edge` is given.
+        longest_edge: the longest edge is first resized to this, up or down, keeping the aspect ratio; None: the picture
+            is resized directly to the frame.
+        shortest_edge: frames keep the picture's own size, except that edges longer than `longest_edge` or shorter than
+            this are resized (Idefics 2); None: frames are squares.
+        do_image_splitting: cut the resized picture into square tiles and append the whole picture; with
+            `shortest_edge`, cut the picture into quarters before they are resized, and append the whole picture.
+        resample: Pillow's filter.
         rescale_factor: multiplies each uint8 value (1/255).
-        mean, std: then subtracted and divided, one number a channel.
-        tokens_per_frame: how many places one frame takes in the prompt.
-        video: how a video becomes pictures; None where the checkpoint was not trained with video.
+        mean, std: then subtracted and divided by, one number per channel.
+        tokens_per_frame: how many image tokens one frame takes in the prompt.
+        video: how videos are sampled; None where the checkpoint was not trained with video.
     """
 
     frame_size: int
@@ -204,19 +208,20 @@ class ImageProcessorConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFormat:
-    """What a checkpoint wants its prompts to look like.
+    """How a checkpoint's prompts are written.
 
     Attributes:
-        kind: "base" continues documents; "chat" answers turns through the template. Tasks word their prompts by it.
+        kind: "base" models continue documents; "chat" models answer turns through the chat template. Tasks word their
+            prompts accordingly.
         chat_template: the Jinja chat template; empty for a base checkpoint without one.
         turn_end_token: the token that ends a turn (`<end_of_utterance>`), or "" where the checkpoint has none.
         image_tokens: how a picture is written in the prompt. "cross_attention": one `<image>` between two
             `<fake_token_around_image>`, whose features are read by cross-attention (Idefics 1);
             "inline": one `<image>` per feature row, a fake token before and after every frame (Idefics 2);
             "inline_tiles": one `<image>` per feature row, each tile after its `<row_1_col_1>` (Idefics 3, SmolVLM).
-        strips_text: raw text items lose the spaces at their ends (Idefics 1's processor).
-        prompt_prefix: text put before a raw prompt and before a rendered template (`<s>` in Idefics 1), or "".
-        add_special_tokens: whether `tokenizer.json` itself shall add its own specials (its post-processor).
+        strips_text: whether raw text items lose the spaces at their ends, as in the processor of Idefics 1.
+        prompt_prefix: text before every raw prompt and every rendered template (`<s>` in Idefics 1), or "".
+        add_special_tokens: whether the post-processor of `tokenizer.json` adds its own special tokens.
     """
 
     kind: Literal["base", "chat"]
@@ -234,20 +239,20 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        max_new_tokens: at most so many tokens are generated.
+        max_new_tokens: at most this many tokens are generated.
         temperature: 0 is greedy; else logits are divided by it.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches p.
         min_p: drop tokens less likely than min_p times the most likely one.
-        repetition_penalty: divides positive and multiplies negative logits of tokens already there
-            (CTRL, arXiv 1909.05858); 1 is none.
-        presence_penalty: subtracted from the logit of each token that the answer has already.
-        frequency_penalty: the same, as many times as the answer has it.
-        logit_bias: token id -> what is added to its logit, -100 to 100: the ends forbid it or leave nothing else.
-        num_beams: beams of a beam search; 1 is none. Beams are greedy: temperature must be 0.
+        repetition_penalty: divides the positive and multiplies the negative logits of tokens of the prompt and the
+            answer (CTRL, arXiv 1909.05858); 1 is none.
+        presence_penalty: subtracted from the logit of each token that the answer already has.
+        frequency_penalty: subtracted as many times as the answer already has the token.
+        logit_bias: token id -> number added to its logit, -100 to 100; -100 bans the token, 100 forces it.
+        num_beams: beams of a beam search; 1 is none. Beam search is greedy: temperature must be 0.
         seed: makes sampling repeatable.
-        logprobs: whether the log-probability of each chosen token is kept.
-        top_logprobs: of how many of the most likely tokens beside each chosen one.
+        logprobs: whether the log-probability of each chosen token is returned.
+        top_logprobs: how many of the most likely tokens are returned with each chosen one.
     """
 
     max_new_tokens: int = 256
@@ -297,29 +302,25 @@ class Sampling:
 
 KernelMode = Literal["auto", "autotune", "reference"]
 QuantKind = Literal["int8", "int4", "fp8", "nf4", "fp4"]
-# What describes a picture or names a token, by the names that checkpoints use: small beside the decoder, and delicate.
-UNQUANTIZED_MODULES = ("vision_model", "connector", "perceiver_resampler", "lm_head")
-CONNECTOR_MODULES = (
-    "connector",
-    "perceiver_resampler",
-)  # between the two; of these an error reaches every token of a picture
+# Modules by the names that checkpoints use. An error in the connector reaches every token of a picture.
+CONNECTOR_MODULES = ("connector", "perceiver_resampler")
+# All modules outside the decoder's layers: few weights, and sensitive to quantization.
+UNQUANTIZED_MODULES = ("vision_model", *CONNECTOR_MODULES, "lm_head")
 
 
 @reject_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
-    """In how few bits the weights of linear layers are kept; what is computed with them stays in floating point.
+    """Quantization of the weights of linear layers; activations and results stay in floating point.
 
     Attributes:
-        kind: "int8", a scale for each output; "int4", a scale for each 32 inputs; "fp8", eight bits of floating point
-            and a scale for each output; "nf4" and "fp4", bitsandbytes' kinds of four bits with a scale for each 64
-            weights.
-        skip: parts of the model that keep full precision, by their names or those of modules around them; None: the
-            bridge between vision and text, and for nf4 and fp4 all but the decoder's layers. A head of two tables
-            keeps it in any case.
-        double: whether the scales of nf4 and fp4 are quantised too.
-        compute_dtype: in which products with nf4 and fp4 are computed: "float32", "bfloat16", "float16"; None: the
-            dtype that the weights were loaded in.
+        kind: "int8", one scale per output; "int4", one scale per 32 inputs; "fp8", 8-bit floating point, one scale per
+            output; "nf4" and "fp4", bitsandbytes' 4-bit types, one scale per 64 weights.
+        skip: modules that keep full precision, by their names or those of modules around them; None: the connector,
+            and for nf4 and fp4 everything but the decoder's layers. An output head of two tables is never quantized.
+        double: whether the scales of nf4 and fp4 are quantized too.
+        compute_dtype: dtype of products with nf4 and fp4 weights: "float32", "bfloat16", "float16"; None: the dtype
+            that the model is loaded in.
     """
 
     kind: QuantKind
@@ -329,18 +330,18 @@ class QuantizationConfig:
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """`skip`, or what stands for None."""
+        """The modules that keep full precision: `skip`, or its default for this kind."""
         if self.skip is not None:
             return self.skip
         return CONNECTOR_MODULES if self.kind in ("int8", "int4", "fp8") else UNQUANTIZED_MODULES
 
     def kind_of(self, name: str) -> QuantKind:
-        """How a layer is kept: "int4" is for the decoder, what sees and what names tokens has eight bits beside it."""
-        delicate = any(f".{part}." in f".{name}." for part in UNQUANTIZED_MODULES)
-        return "int8" if self.kind == "int4" and delicate else self.kind
+        """The kind of the layer `name`: with "int4", layers outside the decoder's are "int8", as they are sensitive."""
+        is_sensitive = any(f".{part}." in f".{name}." for part in UNQUANTIZED_MODULES)
+        return "int8" if self.kind == "int4" and is_sensitive else self.kind
 
     def bits_of(self, name: str) -> int:
-        """Of a layer's weight, scales left aside."""
+        """Bits of each weight of the layer `name`, without the scales."""
         return 8 if self.kind_of(name) in ("int8", "fp8") else 4
 
     def __post_init__(self) -> None:
@@ -360,18 +361,19 @@ class QuantizationConfig:
 @reject_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How much the engine does at once.
+    """Limits of the engine.
 
     Attributes:
-        batch_rows: at most so many prompts are answered side by side.
-        encode_frames: at most so many frames go through the vision tower in a step.
-        step_tokens: while answers are running, at most so many tokens of prompts are read in a step, so that they flow.
-        waiting: at most so many requests wait.
-        kv_cache: bytes (a whole number) that keys and values may take, or a share (a number below 1) of the memory
-            that is free when the engine is made; None: `engine.memory` says how many.
-        cache_pages: the same in pages of 16 positions; goes before `kv_cache`.
-        picture_bytes: pictures that have been encoded are kept up to so many bytes.
-        reference: whether decode steps are computed by torch's plain operations, and by nothing quicker.
+        batch_rows: at most this many sequences are decoded in one step.
+        encode_frames: at most this many frames go through the vision tower in one step.
+        step_tokens: while sequences are being decoded, at most this many prompt tokens are prefilled in one step, so
+            that answers keep streaming.
+        waiting: at most this many requests wait.
+        kv_cache: size of the KV cache in bytes (a whole number), or as a share (below 1) of the memory that is free
+            when the engine is made; None: the default of `engine.memory`.
+        cache_pages: the same in pages of 16 positions; takes precedence over `kv_cache`.
+        picture_bytes: size of the cache of encoded pictures in bytes.
+        reference: whether decode steps use only PyTorch's plain operations: no kernels, no CUDA graphs.
     """
 
     batch_rows: int = DEFAULT_BATCH_ROWS

@@ -1,31 +1,32 @@
 """Every error that idefics raises on purpose.
 
     IdeficsError                    the root: `except IdeficsError` catches all of it
-    ├── BadRequest                  a ValueError: the caller named something that cannot be: change the call
+    ├── BadRequest                  a ValueError: the request cannot be fulfilled as it is: change the call
     │   ├── BadSetting              a number or word outside its range
     │   │   └── BadCall             a TypeError too: an argument is missing, or one too many
     │   │       └── UnknownArgument a keyword that the call does not have
     │   ├── BadPicture              an OSError too: no such file, not a picture, broken, too large, refused address
     │   │   └── BadVideo            not a video, broken, too long, or the checkpoint was not trained with video
-    │   ├── BadPrompt               pictures and their places disagree, an empty prompt, a malformed message
+    │   ├── BadPrompt               an empty prompt, a malformed message, an image token without a picture
     │   └── PromptTooLong           more tokens than the model reads
     │       └── TextTooLong         so many characters that this is certain before they are tokenized
-    ├── EngineBusy                  as many requests wait as may: try again later
-    ├── RequestTimeout              a TimeoutError: the answer was not done in time
-    ├── ModelError                  an OSError and a ValueError: the model cannot be had or used
+    ├── EngineBusy                  the queue of waiting requests is full: try again later
+    ├── RequestTimeout              a TimeoutError: the answer was not finished in time
+    ├── ModelError                  an OSError and a ValueError: the model cannot be found, loaded or used
     │   ├── ModelNotFound           no such folder or hub repository, or not cached and no network
     │   ├── UnsupportedModel        a checkpoint that this package does not run
     │   ├── BrokenCheckpoint        a file of a checkpoint is missing, damaged or contradicts another
     │   └── WeightsMismatch         a RuntimeError too: weights missing, unused or misshapen: all listed at once
-    ├── OutOfMemory                 a MemoryError: weights or caches do not fit: says what they need, and what is free
+    ├── OutOfMemory                 a MemoryError: weights or caches do not fit: says how much is needed and free
     ├── ModelClosed                 a RuntimeError: the model was closed, or loaded by another process
-    └── MissingExtra                an ImportError: an optional part is not installed: says which
+    └── MissingExtra                an ImportError: an optional dependency is not installed: says which
 
-The built-in classes are those that transformers and Pillow raise in the same place, so that clauses written for them
-catch ours. (Of a checkpoint transformers raises OSError or ValueError, depending on the class that loads it.)
+The built-in base classes are those that transformers and Pillow raise in the same places, so that `except` clauses
+written for them catch these errors too. (For a checkpoint transformers raises OSError or ValueError, depending on the
+class that loads it.)
 
-Each message holds the value, the limit and the way out, on one line. All survive `pickle` and `copy` with their text
-and attributes. Knows no tensors and no files.
+Each message holds the value, the limit and what to do, on one line. All errors survive `pickle` and `copy` with their
+text and attributes.
 """
 
 from __future__ import annotations
@@ -36,39 +37,39 @@ from typing import Any
 
 
 class IdeficsError(Exception):
-    """The root of the tree; its text is one line for a person."""
+    """The base class of all errors of this package; `str(error)` is a message of one line."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuilds the error from its text and attributes: not by `__init__`, whose arguments are others."""
+        """Pickles the text and the attributes, as `__init__` takes other arguments."""
         return _rebuild_error, (type(self), self.args), self.__dict__
 
 
 def _rebuild_error(error_type: type[IdeficsError], args: tuple[Any, ...]) -> IdeficsError:
-    # An OSError holds more than other exceptions: an error that is a ValueError too has to be made as an OSError.
+    # OSError has a larger C structure: an error that is an OSError and a ValueError must be created as an OSError.
     error = OSError.__new__(error_type) if issubclass(error_type, OSError) else error_type.__new__(error_type)
     error.args = args
     return error
 
 
 class BadRequest(IdeficsError, ValueError):
-    """The caller named something that cannot be."""
+    """The request cannot be fulfilled as it is; the caller has to change it."""
 
 
 class BadSetting(BadRequest):
-    """A setting is outside its range; the message names the range."""
+    """A setting is out of range or of the wrong type; the message names what is allowed."""
 
 
 class BadCall(BadSetting, TypeError):
-    """A call lacks an argument or has one too many; the message says how it is called."""
+    """A call lacks an argument or has too many; the message says how to call the function."""
 
 
 class UnknownArgument(BadCall):
-    """Keywords that a call does not have; the message names the nearest that it has, or lists all.
+    """A call has unknown keywords; the message names the nearest known one and lists all.
 
     Args:
-        call: its name, as people write it.
+        call: the function's name, as in "ask()".
         names: the unknown keywords.
-        known: those that it has.
+        known: the keywords that the function has.
     """
 
     def __init__(self, call: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -79,7 +80,7 @@ class UnknownArgument(BadCall):
         self.names, self.known = tuple(names), tuple(known)
 
 
-# Names that other libraries have for arguments of ours, for those that are not spelled alike.
+# Other libraries' names for arguments of this package, where they are not spelled alike.
 ARGUMENT_BY_FOREIGN_NAME = {
     "max_tokens": "max_new_tokens",
     "max_length": "max_new_tokens",
@@ -110,7 +111,7 @@ ARGUMENT_BY_FOREIGN_NAME = {
 
 
 def did_you_mean(names: Sequence[str], known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` for the first of `names` that resembles one of `known`, else nothing."""
+    """The hint " (did you mean 'x'?)" for the first of `names` that resembles one of `known`, else ""."""
     for name in names:
         near = ARGUMENT_BY_FOREIGN_NAME.get(name)
         if near not in known:
@@ -125,7 +126,7 @@ class BadPicture(BadRequest, OSError):
 
 
 class PartialPictureWarning(UserWarning):
-    """A picture file holds more than the one picture that was read of it; no error."""
+    """A warning: a picture file holds more than the one picture that was read of it."""
 
 
 class BadVideo(BadPicture):
@@ -133,11 +134,17 @@ class BadVideo(BadPicture):
 
 
 class BadPrompt(BadRequest):
-    """A prompt or conversation is malformed."""
+    """A prompt or a conversation is empty or malformed; the message says where."""
 
 
 class PromptTooLong(BadRequest):
-    """A prompt has more tokens than the model reads."""
+    """A prompt has more tokens than the model reads.
+
+    Args:
+        length: tokens of the prompt.
+        limit: tokens that the model reads.
+        pictures: number of pictures in the prompt.
+    """
 
     def __init__(self, length: int, limit: int, pictures: int) -> None:
         super().__init__(
@@ -148,12 +155,12 @@ class PromptTooLong(BadRequest):
 
 
 class TextTooLong(PromptTooLong):
-    """A prompt's text has more characters than the model's positions can hold, however it is tokenized.
+    """A prompt's text is too long for the model, however it is tokenized.
 
     Args:
-        characters: of the text.
-        limit: characters that no text can exceed.
-        tokens: that the model reads.
+        characters: characters of the text.
+        limit: characters that no text that fits can exceed.
+        tokens: tokens that the model reads.
     """
 
     def __init__(self, characters: int, limit: int, tokens: int) -> None:
@@ -166,30 +173,34 @@ class TextTooLong(PromptTooLong):
 
 
 class EngineBusy(IdeficsError):
-    """As many requests wait as may."""
+    """The queue of waiting requests is full.
+
+    Args:
+        limit: how many requests may wait.
+    """
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} requests are waiting already, and more may not: try again in a moment")
+        super().__init__(f"{limit} requests are already waiting, which is the limit: try again in a moment")
         self.limit = limit
 
 
 class RequestTimeout(IdeficsError, TimeoutError):
-    """An answer was not done within the `timeout` of its call; what it used is free again."""
+    """An answer was not finished within the `timeout` of its call; its memory has been released."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"the answer was not done after {seconds:g} seconds (timeout={seconds:g}): "
+            f"the answer was not finished after {seconds:g} seconds (timeout={seconds:g}): "
             "give more time, or fewer max_new_tokens"
         )
         self.seconds = seconds
 
 
 class ModelError(IdeficsError, OSError, ValueError):
-    """The model cannot be had or used."""
+    """The model cannot be found, loaded or used."""
 
 
 class ModelNotFound(ModelError):
-    """No such model, or it is not on this machine and cannot be downloaded."""
+    """The model does not exist, or it is not on this machine and cannot be downloaded."""
 
 
 class UnsupportedModel(ModelError):
@@ -201,11 +212,11 @@ class BrokenCheckpoint(ModelError):
 
 
 class WeightsMismatch(ModelError, RuntimeError):
-    """The checkpoint's tensors are not exactly the model's.
+    """The checkpoint's tensors differ from the model's parameters.
 
     Args:
-        missing: names that the model has and the checkpoint lacks.
-        unused: names that the checkpoint has and the model lacks.
+        missing: tensors that the model has and the checkpoint lacks.
+        unused: tensors that the checkpoint has and the model lacks.
         shapes: name -> (shape in the checkpoint, shape in the model).
     """
 
@@ -227,13 +238,13 @@ class WeightsMismatch(ModelError, RuntimeError):
         )
 
 
-class OutOfMemory(MemoryError, IdeficsError):  # in this order: a MemoryError is made in its own way
-    """Weights or caches do not fit into what is free.
+class OutOfMemory(MemoryError, IdeficsError):  # in this order, as MemoryError has its own `__new__`
+    """Weights or caches do not fit into the free memory.
 
     Args:
-        what: what needs it, as the beginning of a sentence.
+        what: what needs the memory, as the beginning of a sentence.
         needed, free: bytes.
-        way_out: what to do.
+        way_out: what to do about it.
     """
 
     def __init__(self, what: str, needed: int, free: int, way_out: str) -> None:
@@ -242,7 +253,7 @@ class OutOfMemory(MemoryError, IdeficsError):  # in this order: a MemoryError is
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Bytes for people: "1.2 GB", "513 MB"."""
+    """A number of bytes in decimal units for messages: "1.2 GB", "513 MB"."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 999.5e6 else f"{num_bytes / 1e6:.0f} MB"
 
 
@@ -251,10 +262,15 @@ class ModelClosed(IdeficsError, RuntimeError):
 
 
 class MissingExtra(IdeficsError, ImportError):
-    """An optional part of the package is not installed."""
+    """An optional dependency is not installed.
+
+    Args:
+        what: what needs it, as the beginning of a sentence.
+        extra: the extra that installs it, as in `pip install 'idefics[extra]'`.
+    """
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional part: pip install 'idefics[{extra}]'")
+        super().__init__(f"{what} needs an optional dependency: pip install 'idefics[{extra}]'")
 
 
 def _format_names(title: str, names: Sequence[str], max_names: int = 10) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-GENERIC_BRANDS = (b"mif1", b"msf1")  # of ISO base media files: HEIC and AVIF may both begin with them
+GENERIC_BRANDS = (b"mif1", b"msf1")  # of ISO base media files: HEIC and AVIF files may both begin with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,13 @@ class ImageFormat:
     """One format of picture files.
 
     Attributes:
-        title: what people call it.
+        title: its name in messages.
         suffixes: in lower case, the most common one first.
         signature: regular expression that the beginning of its files matches; empty: none is known.
         brands: those of an ISO base media file (ISO/IEC 14496-12, box `ftyp`) of this format.
         pillow_format: Pillow's name of the decoder; empty: never read.
-        can_be_untrusted: whether a file of an untrusted sender is read; see docs/design.md, "Pictures".
-        extra: the optional part of this package that reads it; empty: none is needed.
+        can_be_untrusted: whether files of untrusted senders are read; see docs/design.md, "Pictures".
+        extra: the optional dependency (`idefics[extra]`) that reads it; empty: none is needed.
     """
 
     title: str
@@ -97,10 +97,10 @@ UNREADABLE_IMAGE_FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class VideoFormat:
-    """One container of videos; some hold sound alone, which is found when one is opened.
+    """One container format of videos. A file with sound alone has the same signature; it is refused when opened.
 
     Attributes:
-        title: what people call it.
+        title: its name in messages.
         suffixes: in lower case.
         signature: regular expression that the beginning of its files matches.
     """
@@ -127,11 +127,11 @@ ALL_IMAGE_FORMATS = (*IMAGE_FORMATS, *UNREADABLE_IMAGE_FORMATS)
 UNTRUSTED_IMAGE_FORMATS = tuple(one for one in IMAGE_FORMATS if one.can_be_untrusted)
 IMAGE_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixes)
 
-SIGNATURE_BYTES = 256  # of a file, all that is needed to recognise it
+SIGNATURE_BYTES = 256  # bytes from the beginning of a file that suffice to recognise its format
 
 
 def image_format_by_suffix(name: str) -> ImageFormat | None:
-    """The format that the suffix of a file's name stands for, read or not."""
+    """The format of a file by the suffix of its name, or None; it may be one that is never read."""
     dot = name.rfind(".")
     return _IMAGE_FORMAT_BY_SUFFIX.get(name[dot:].lower()) if dot >= 0 else None
 
@@ -140,10 +140,10 @@ _IMAGE_FORMAT_BY_SUFFIX = {suffix: one for one in ALL_IMAGE_FORMATS for suffix i
 
 
 def detect_image_format(head: bytes) -> ImageFormat | None:
-    """The format of a file, by its content.
+    """The format of a file by its content, or None; it may be one that is never read.
 
     Args:
-        head: its first `SIGNATURE_BYTES` bytes, or all if it has fewer.
+        head: the first `SIGNATURE_BYTES` bytes of the file, or all if it has fewer.
     """
     if head[4:8] == b"ftyp":
         size = min(int.from_bytes(head[:4]), len(head))
@@ -154,10 +154,10 @@ def detect_image_format(head: bytes) -> ImageFormat | None:
 
 
 def detect_video_format(head: bytes) -> VideoFormat | None:
-    """The format of a video file, by its content; None where that is a picture's, or not known.
+    """The format of a video file by its content; None where that is a picture's or unknown.
 
     Args:
-        head: as for `recognised`.
+        head: as in `detect_image_format`.
     """
     if detect_image_format(head) is not None:
         return None
@@ -173,6 +173,6 @@ _IMAGE_FORMAT_PATTERNS = tuple(
 
 
 def join_titles(formats: Iterable[ImageFormat]) -> str:
-    """For a message: "JPEG, PNG or GIF"."""
+    """The formats' titles as a list in a sentence: "JPEG, PNG or GIF"."""
     *first, last = (one.title for one in formats)
     return f"{', '.join(first)} or {last}" if first else last

@@ -1,7 +1,7 @@
-"""What each field of a generation_config.json means for an answer: the one table of transformers' 5.x fields.
+"""Which fields of a generation_config.json change an answer, and from which value on: transformers' 5.x fields.
 
-`idefics.load` and `idefics.compat` both read it. A field that cannot change an answer is ignored, one that does is
-honoured or refused by name; which of them each of the two honours is its own to say.
+`idefics.load` and `idefics.compat` both read this table. They ignore fields that cannot change an answer, and honour or
+refuse by name those that do; each decides which it honours.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# How fast, where and with what help something is computed, what is returned with the answer, and where a file comes
-# from. Speculative decoding answers as the model alone would; the last line is for encoder-decoder models.
+# Speed, placement, speculative decoding (which answers as the model alone would), what is returned with the answer, and
+# the file's origin; the last line is for encoder-decoder models.
 FIELDS_WITHOUT_EFFECT = frozenset(
     """
     use_cache cache_implementation cache_config max_cache_len prefill_chunk_size low_memory
@@ -24,8 +24,8 @@ FIELDS_WITHOUT_EFFECT = frozenset(
     """.split()  # noqa: SIM905  # a list would take thirty lines
 )
 
-# Which way answers are searched for, how many and how long: what a caller of `idefics.load` decides. -> Values that
-# change nothing; None never does.
+# Decoding strategy, number and length of answers, which callers of `idefics.load` choose. Field -> values that change
+# nothing; None never changes anything.
 SEARCH_FIELDS: Mapping[str, tuple[object, ...]] = {
     "do_sample": (False,),
     "temperature": (1.0,),
@@ -47,7 +47,7 @@ SEARCH_FIELDS: Mapping[str, tuple[object, ...]] = {
     "max_time": (),
 }
 
-# What changes which tokens follow, whatever the strategy. -> Values that change nothing; None never does.
+# Fields that change which tokens follow, whatever the strategy. Field -> values that change nothing, as above.
 OUTPUT_FIELDS: Mapping[str, tuple[object, ...]] = {
     "eos_token_id": (),
     "stop_strings": ([], ""),
@@ -78,10 +78,10 @@ NEUTRAL_VALUES_BY_FIELD: Mapping[str, tuple[object, ...]] = {**SEARCH_FIELDS, **
 
 
 def is_neutral(name: str, value: object) -> bool:
-    """Whether a field at this value leaves an answer as it is without the field."""
+    """Whether the field `name` with this value leaves answers as they are without the field."""
     return name not in NEUTRAL_VALUES_BY_FIELD or value is None or value in NEUTRAL_VALUES_BY_FIELD[name]
 
 
 def effective_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a file that change an answer, at values that do; unknown fields mean nothing to `generate`."""
+    """The fields of a generation_config.json that change answers; unknown fields, which `generate` ignores, do not."""
     return {name: value for name, value in settings.items() if not is_neutral(name, value)}

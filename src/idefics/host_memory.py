@@ -1,7 +1,7 @@
-"""How much memory this process may still take: what the machine has, and what its limits leave of it; sizes in words.
+"""How much host memory this process can still take, what a model needs of it, and sizes such as "1GB" as settings.
 
-Limits are those of control groups (containers, systemd), of version 1 and 2, each group's and those of the groups
-around it, and the process's own (`ulimit -v`, `ulimit -d`). Knows no torch.
+Limits are the machine's memory, those of control groups version 1 and 2 (containers, systemd) with all groups around
+them, and the process's own (`ulimit -v`, `ulimit -d`). Imports no torch.
 
 Sources: proc(5), cgroups(7), the kernel's cgroup-v1/memory and cgroup-v2 documents, getrlimit(2).
 """
@@ -20,18 +20,12 @@ from idefics.errors import BadSetting
 
 UNLIMITED = 1 << 60  # bytes; version 1 writes "no limit" as the largest number of whole pages
 
-# What a model needs beside its weights, on a CPU and unless told otherwise.
-DEFAULT_KV_CACHE_TOKENS = (
-    16_384  # whose keys and values are kept, or the longest prompt's where that is shorter,
-)
-MIN_KV_CACHE_BYTES = 512 << 20  # and so many bytes of them in any case
-DEFAULT_BATCH_ROWS = (
-    8  # prompts that are answered side by side; twice what they can fill is enough for any cache
-)
-DEFAULT_ENCODER_CACHE_BYTES = 256 << 20  # of pictures that have been encoded
-PROCESS_OVERHEAD_BYTES = (
-    900_000_000  # Python, torch, and what a step computes with; measured with SmolVLM-256M
-)
+# What a model needs in addition to its weights, on a CPU and by default.
+DEFAULT_KV_CACHE_TOKENS = 16_384  # or the longest prompt, where that is shorter
+MIN_KV_CACHE_BYTES = 512 << 20
+DEFAULT_BATCH_ROWS = 8  # sequences that are decoded in one step
+DEFAULT_ENCODER_CACHE_BYTES = 256 << 20  # features of encoded pictures
+PROCESS_OVERHEAD_BYTES = 900_000_000  # Python, torch and activations; measured with SmolVLM-256M
 
 BYTES_BY_UNIT = {"": 1, "B": 1} | {
     letter + end: base**power
@@ -46,8 +40,8 @@ class MemoryLimit(NamedTuple):
 
     Attributes:
         source: "machine", a file of a control group, or the limit's name in `ulimit`.
-        total: bytes that there are, or that are allowed.
-        free: bytes that can still be taken.
+        total: bytes that exist or are allowed.
+        free: bytes that can still be allocated.
     """
 
     source: str
@@ -59,29 +53,36 @@ def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
     """Everything that bounds this process's memory, the tightest first; at least the machine itself.
 
     Args:
-        root: where `proc` and `sys` lie.
+        root: the folder that has `proc` and `sys`.
     """
     limits = [_read_machine_memory(root), *_read_cgroup_limits(root), *_read_ulimits(root)]
     return sorted(limits, key=lambda bound: bound.free)
 
 
 def free_host_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process can still take, 0 at least: the least that `memory_limits` leave."""
+    """Bytes that this process can still allocate: the smallest `free` of `memory_limits`."""
     return memory_limits(root)[0].free
 
 
 def default_kv_cache_bytes(token_bytes: int, max_positions: int) -> int:
-    """Bytes that keys and values take at most, unless told otherwise.
+    """The default size of the KV cache in bytes.
 
     Args:
-        token_bytes: of one token's keys and values, in all layers.
+        token_bytes: bytes of one token's keys and values in all layers.
         max_positions: tokens of the longest prompt that the model reads.
     """
     return max(token_bytes * min(max_positions, DEFAULT_KV_CACHE_TOKENS), MIN_KV_CACHE_BYTES)
 
 
 def estimate_peak_bytes(weight_bytes: int, token_bytes: int, max_positions: int) -> int:
-    """Bytes that a process with a model on a CPU takes at its peak, prompts being asked one after another; about."""
+    """About how many bytes a process with a model on a CPU takes at its peak, with one request at a time.
+
+    Of the KV cache at most twice what `DEFAULT_BATCH_ROWS` longest sequences fill is counted.
+
+    Args:
+        weight_bytes: bytes of the weights.
+        token_bytes, max_positions: as in `default_kv_cache_bytes`.
+    """
     kv_cache_bytes = min(
         default_kv_cache_bytes(token_bytes, max_positions),
         2 * DEFAULT_BATCH_ROWS * max_positions * token_bytes,
@@ -90,14 +91,14 @@ def estimate_peak_bytes(weight_bytes: int, token_bytes: int, max_positions: int)
 
 
 def parse_memory_size(name: str, value: float | str | None) -> int | float | None:
-    """What a caller says of memory: bytes as a whole number, or a share below 1 of what is free.
+    """A memory setting as bytes (int), as a share of the free memory (float below 1), or None.
 
     Args:
-        name: of the setting, for errors.
-        value: bytes, a share such as 0.3, or either as text: "1GB", "512 MiB", "800000000", "0.3". None is none.
+        name: of the setting, for messages.
+        value: bytes, a share such as 0.3, or either as text: "1GB", "512 MiB", "800000000", "0.3"; or None.
 
     Raises:
-        BadSetting: it is neither.
+        BadSetting: it is none of these.
     """
     size: int | float | None = value if not isinstance(value, str) else None
     if isinstance(size, float) and size >= 1 and size.is_integer():
@@ -119,19 +120,19 @@ def parse_memory_size(name: str, value: float | str | None) -> int | float | Non
 
 def _read_machine_memory(root: Path) -> MemoryLimit:
     meminfo = root / "proc" / "meminfo"
-    if meminfo.exists():  # Linux says what programs can have without others being swapped out
+    if meminfo.exists():  # Linux: MemAvailable is what programs can have without swapping
         lines = (line.split() for line in meminfo.read_text().splitlines())
         kibibytes = {line[0].rstrip(":"): int(line[1]) for line in lines if len(line) > 1}
         return MemoryLimit("machine", kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return MemoryLimit("machine", total, total)  # how much of it is free is not said in one way
+    return MemoryLimit("machine", total, total)  # other systems have no common way to read the free part
 
 
 def _read_cgroup_limits(root: Path) -> Iterator[MemoryLimit]:
-    """The limits of the control groups that this process is in, from its own to the outermost that is seen."""
+    """The limits of the control groups that this process is in, from its own to the outermost visible one."""
     with suppress(OSError, ValueError):
         mounts = [line.split() for line in _read_text(root / "proc/self/mountinfo").splitlines()]
-        paths: dict[str, str] = {}  # version 2's under "", version 1's by its controllers
+        paths: dict[str, str] = {}  # by controller, as in version 1; version 2's path under ""
         for line in _read_text(root / "proc/self/cgroup").splitlines():
             _, controllers, path = line.split(":", 2)
             paths |= dict.fromkeys(controllers.split(","), path)
@@ -150,7 +151,7 @@ def _cgroup_limits(
     root: Path, mount: list[str], path: str, limits: tuple[str, ...], usage: str
 ) -> Iterator[MemoryLimit]:
     mount_root, mount_point = PurePosixPath(mount[3]), root / mount[4].lstrip("/")
-    # In a container what is mounted may be the group itself, and the path that of the host.
+    # In a container the group itself may be mounted, while the path is that of the host.
     path_below_root = (
         PurePosixPath(path).relative_to(mount_root)
         if PurePosixPath(path).is_relative_to(mount_root)
@@ -176,13 +177,13 @@ def _cgroup_limits(
 
 
 def _reclaimable_bytes(group: Path) -> int:
-    """Bytes of files that the kernel drops before it refuses memory: what was read once."""
+    """Bytes of cached files (read once) that the kernel drops before it refuses memory."""
     counts = dict(line.split() for line in _read_text(group / "memory.stat").splitlines())
     return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
 
 
 def _read_ulimits(root: Path) -> Iterator[MemoryLimit]:
-    """Of `ulimit -v` (addresses, mapped files included) and `ulimit -d` (what is not mapped from a file)."""
+    """`ulimit -v` (address space, mapped files included) and `ulimit -d` (private memory without mapped files)."""
     if sys.platform == "win32":
         return
     import resource

@@ -1,4 +1,4 @@
-"""Attributes that are computed when they are first read, and modules that are imported when they are first used."""
+"""Lazy attributes and lazily imported modules in processes that fork while other threads run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 T = TypeVar("T")
 
-LAZY_MODULES = ("av", "httpx", "jinja2", "llguidance", "pillow_heif")  # imported while something is answered
+LAZY_MODULES = (
+    "av",
+    "httpx",
+    "jinja2",
+    "llguidance",
+    "pillow_heif",
+)  # imported when first needed, in any thread
 
 
 def _wait_for_imports() -> None:
-    """Waits until no other thread is importing one of them: a forked process would wait for that thread for ever."""
+    """Waits until no other thread is importing a lazy module: a forked process would wait for that thread for ever."""
     for name in LAZY_MODULES:
         if name in sys.modules:
             with suppress(ImportError):
@@ -26,11 +32,11 @@ if sys.platform != "win32":
     os.register_at_fork(before=_wait_for_imports)
 
 
-class cached_property(Generic[T]):  # as in functools
+class cached_property(Generic[T]):  # named as in functools
     """`functools.cached_property` without the lock that it has before Python 3.12.
 
-    All instances share that lock, so a process that is forked while another thread computes any of them would wait for
-    ever. Threads that read an attribute at once may each compute it; all get the value that is stored first.
+    All instances share that lock: a process forked while another thread computes any of them would wait for ever.
+    Threads that read an attribute at the same time may each compute it; all get the value that is stored first.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:

@@ -1,6 +1,6 @@
-"""What people give for a picture or a video, where it is an object that holds one: a file object, a tensor, a buffer.
+"""Objects that hold a picture or a video (file objects, buffers, tensors, arrays of other libraries) into plain ones.
 
-Knows neither files by name nor pixels. Imports no torch: a tensor is there only where torch is.
+Does not open paths or URLs. Imports neither torch nor Pillow: an object of theirs exists only where they are loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class BinaryFile(Protocol):
     """An open file, as `open(..., "rb")`, `io.BytesIO`, `zipfile` and web frameworks give it."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """The bytes from its position to its end."""
+        """Up to `size` bytes from the current position; all that remain where `size` is negative."""
         ...
 
 
@@ -32,7 +32,7 @@ class _Seekable(Protocol):
 
 @runtime_checkable
 class _SupportsArray(Protocol):
-    """An array or series of another library (pandas, JAX, xarray), as NumPy takes it."""
+    """An array or series of another library (pandas, JAX, xarray) that NumPy can convert."""
 
     def __array__(self) -> Any: ...
 
@@ -44,17 +44,17 @@ class _SupportsArrayInterface(Protocol):
 
 @runtime_checkable
 class MultiFrameImage(Protocol):
-    """A Pillow picture of a format that may hold several; other classes of Pillow lack the attribute."""
+    """A Pillow image of a format that may hold several frames; Pillow's other image classes lack the attribute."""
 
     is_animated: bool
 
 
 def read_source(source: Any) -> Any:
-    """The bytes of a file object or buffer, the array of a torch tensor or of another library's array; else as it is.
+    """Bytes of a file object or buffer, a NumPy array of a tensor or another library's array; anything else unchanged.
 
-    A tensor of one picture that may be (C, H, W) is: torch's own order. Its array is (H, W, C).
-    A file object is read from its beginning where it can be rewound, as Pillow does, and is not closed. Of a Pillow
-    picture of several frames a copy is held, as the object will show another one.
+    A tensor whose shape fits (C, H, W) is read as that, torch's own order, and its array is (H, W, C). A file object
+    is read from its beginning if it is seekable, as Pillow does, and is not closed. A Pillow image with several frames
+    is copied, as seeking would change it.
 
     Raises:
         BadPicture: the file object is closed, was opened as text, or has to be awaited.
@@ -75,23 +75,23 @@ def read_source(source: Any) -> Any:
 
 
 def is_tensor(source: Any) -> bool:
-    """Whether it is a torch tensor."""
+    """Whether `source` is a torch tensor; does not import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(source, torch.Tensor)
 
 
 def is_array_like(source: Any) -> bool:
-    """Whether NumPy makes an array of it, where it is no tensor and no picture of Pillow."""
+    """Whether NumPy can convert `source` into an array, and it is neither a tensor nor a Pillow image."""
     if isinstance(source, (str, bytes)) or is_pil_image(source) or is_tensor(source):
         return False
     return isinstance(source, (_SupportsArray, _SupportsArrayInterface))
 
 
 def to_numpy_array(source: Any) -> Any:
-    """The NumPy array of such an object.
+    """The NumPy array of an object for which `is_array_like` is true.
 
     Raises:
-        BadPicture: it gives none, as where it lies on a GPU.
+        BadPicture: the object cannot be converted, for example because it is on a GPU.
     """
     import numpy as np
 
@@ -99,36 +99,36 @@ def to_numpy_array(source: Any) -> Any:
         return np.asarray(source)
     except Exception as error:  # libraries raise whatever they like
         raise BadPicture(
-            f"an object of type {type(source).__name__} gives no NumPy array ({error}): give the array itself"
+            f"an object of type {type(source).__name__} cannot become a NumPy array ({error}): give the array itself"
         ) from None
 
 
 def is_list_array(array: Any) -> bool:
-    """Whether an array is a list: of one axis, and of paths or objects instead of numbers."""
+    """Whether a NumPy array is used as a list: one axis, with strings or objects instead of numbers."""
     return bool(array.ndim == 1 and array.dtype.kind in "OUST")
 
 
 def is_pil_image(source: Any) -> bool:
-    """Whether it is a picture of Pillow."""
+    """Whether `source` is a Pillow image; does not import Pillow."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(source, pil.Image)
 
 
 def is_multi_frame_image(source: Any) -> bool:
-    """Whether it is a picture of Pillow that shows one of several frames."""
+    """Whether `source` is a Pillow image with several frames."""
     try:
         return is_pil_image(source) and isinstance(source, MultiFrameImage) and source.is_animated
-    except Exception:  # broken behind the first
+    except Exception:  # the file is broken after its first frame
         return False
 
 
 def copy_current_frame(picture: Any) -> Any:
-    """The frame that such a picture shows now; broken ones are told when they are opened."""
+    """A copy of a Pillow image's current frame; a broken image is returned unchanged, and refused when it is opened."""
     try:
         frame = picture.copy()
     except Exception:
         return picture
-    frame.format = picture.format  # says what its numbers mean
+    frame.format = picture.format  # decides how 16-bit values are scaled
     return frame
 
 
@@ -137,11 +137,11 @@ def _read_file_object(file: BinaryFile) -> bytes:
         if isinstance(file, _Seekable) and file.seekable():
             file.seek(0)
         data: Any = file.read()
-    except (OSError, ValueError) as error:  # the last: it is closed, or is text that cannot be decoded
+    except (OSError, ValueError) as error:  # ValueError: closed, or opened as text
         raise BadPicture(f"a file object cannot be read ({error}): open it with mode 'rb'") from None
     if inspect.iscoroutine(data):
         data.close()
-        raise BadPicture("a file object has to be awaited: give its bytes, `await file.read()`")
+        raise BadPicture("a file object's `read` must be awaited: give its bytes, `await file.read()`")
     if not isinstance(data, bytes):
         raise BadPicture(f"a file object gives {type(data).__name__}, not bytes: open it with mode 'rb'")
     return data

@@ -1,6 +1,6 @@
-"""The words that every door speaks: pictures, videos and messages in, answers and rankings out.
+"""What every frontend passes in and gets back: pictures, videos and messages; answers and rankings.
 
-Knows no tensors, no tokenizer and no model.
+Plain data: no torch, no tokenizer, no model.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Detail = Literal["low", "high", "auto"]
 @reject_unknown_fields
 @dataclass(frozen=True, slots=True)
 class ImageDetail:
-    """How closely pictures are looked at, by checkpoints that cut them into tiles; others see one frame anyhow.
+    """In how many tiles a checkpoint that splits pictures sees them; other checkpoints always see one frame.
 
     Attributes:
         detail: "high": as the checkpoint was released; "low": the whole picture as one frame; "auto": as "high", but no
             picture is enlarged into more tiles than its own pixels fill.
-        max_tiles: at most so many frames of a picture, the whole one among them: the grid shrinks and keeps the aspect.
-            None: as many as the checkpoint makes.
+        max_tiles: at most this many frames per picture, the whole picture among them: the grid shrinks and keeps its
+            aspect ratio. None: as many as the checkpoint makes.
 
     Raises:
-        BadSetting: another word, or no whole number above 0.
+        BadSetting: `detail` is another word, or `max_tiles` is no whole number above 0.
     """
 
     detail: Detail = "high"
@@ -57,17 +57,17 @@ class ImageDetail:
 @reject_unknown_fields
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Something to look at. Opened late, when a prompt is made of it; a file object or a tensor is read at once.
+    """A picture for a prompt, opened when the prompt is made; a file object or a tensor is read at once.
 
     Args:
         source: a path, the bytes of a picture file, an open file (`open(path, "rb")`, `io.BytesIO`), a `PIL.Image`, an
             http(s) URL, a data URI, or the pixels as a NumPy array or a torch tensor: (H, W), (H, W, C) or (C, H, W)
             with 1, 3 or 4 channels; uint8, whole numbers of 0 to 255, uint16, bool, or floats of 0 to 1. Where a
             shape fits both orders, such as (3, H, 3), an array has its channels last and a tensor first.
-        detail, max_tiles: of this picture, whatever the call says: see `ImageDetail`. None: what the call says.
+        detail, max_tiles: override those of the call for this picture: see `ImageDetail`. None: as in the call.
 
     Raises:
-        BadSetting: as `ImageDetail`.
+        BadSetting: see `ImageDetail`.
         BadPicture: a file object cannot be read.
     """
 
@@ -88,7 +88,7 @@ class Picture:
 
     @classmethod
     def of(cls, source: Picture | PictureSource) -> Picture:
-        """A picture as it is, or the picture of a source."""
+        """A `Picture` unchanged; anything else as the source of one."""
         return source if isinstance(source, Picture) else cls(source)
 
 
@@ -100,15 +100,15 @@ if TYPE_CHECKING:
 @reject_unknown_fields
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Something to watch, for checkpoints that were trained with video. Opened late, as a picture is.
+    """A video for a prompt, for checkpoints that were trained with video; opened when the prompt is made.
 
-    A file is read by PyAV (`pip install 'idefics[video]'`); frames need nothing more.
+    A file is read by PyAV (`pip install 'idefics[video]'`); frames need no extra package.
 
     Args:
         source: a path, the bytes of a video file, an open file, an http(s) URL or a data URI; or its frames in order: a
-            list of what `Picture` takes, or an array or a tensor of frames, one of them `source[0]`.
-        fps: frames a second, for frames alone; a file says it itself. Where it is given, frames are chosen as from a
-            file. Where it is not, each one is shown, and the times said are those of 24 a second.
+            list of what `Picture` takes, or an array or a tensor whose first axis counts the frames.
+        fps: frames per second, only where `source` is frames. With it, frames are sampled as from a file; without it,
+            every frame is shown, with the times of 24 frames per second.
 
     Raises:
         BadSetting: `fps` is not above 0.
@@ -126,12 +126,12 @@ class Video:
 
     @classmethod
     def of(cls, source: Video | VideoSource) -> Video:
-        """A video as it is, or the video of a source."""
+        """A `Video` unchanged; anything else as the source of one."""
         return source if isinstance(source, Video) else cls(source)
 
 
 class LiteralText(str):
-    """Words that are never taken for the name of a file or an address."""
+    """Text that is never taken for the name of a file or a URL."""
 
     __slots__ = ()
 
@@ -144,31 +144,31 @@ Role = Literal["system", "user", "assistant"]
 @reject_unknown_fields
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: text, pictures and videos in any order."""
+    """One turn of a conversation: its text, pictures and videos in any order."""
 
     role: Role
     parts: tuple[ContentPart, ...]
 
 
 def user(*parts: ContentPart) -> Message:
-    """A turn of the user: `user(Picture("photo.jpg"), "What is on the table?")`."""
+    """A message of the user: `user(Picture("photo.jpg"), "What is on the table?")`."""
     return Message("user", parts)
 
 
 def assistant(*parts: ContentPart) -> Message:
-    """A turn of the model."""
+    """A message of the assistant, that is, an earlier answer: `assistant("A cup of tea.")`."""
     return Message("assistant", parts)
 
 
 @reject_unknown_fields
 @dataclass(frozen=True)
 class Shot:
-    """One worked example for few-shot prompting: a picture and the answer wanted for it.
+    """One example for few-shot prompting: a picture and the answer wanted for it.
 
     Args:
-        picture: the example's picture, or its video.
-        answer: what the model should have said.
-        question: what it was asked; empty where the task's own question stands.
+        picture: the example's picture or video.
+        answer: the answer that the model should give.
+        question: the question about the picture; empty for the task's own question.
     """
 
     picture: PictureOrVideo
@@ -178,28 +178,37 @@ class Shot:
     def __post_init__(self) -> None:
         given: object = self.picture
         if not isinstance(given, PictureOrVideo):  # a path alone would be read as text
-            object.__setattr__(self, "picture", Picture(given))  # type: ignore[arg-type]  # opened, it is looked at
+            object.__setattr__(self, "picture", Picture(given))  # type: ignore[arg-type]  # checked when opened
         validate_text("answer", self.answer, "A puppy.", allow_blank=True)
         validate_text("question", self.question, "What is this?", allow_blank=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer cost, in tokens (pictures' tokens included in the prompt's).
+    """Token counts of an answer.
 
     Attributes:
-        cached_tokens: so many of the prompt's had been read already, for an earlier prompt with the same beginning.
+        prompt_tokens: tokens of the prompt, those of its pictures included.
+        completion_tokens: generated tokens.
+        pictures: pictures in the prompt.
+        cached_tokens: prompt tokens that were in the prefix cache and not computed again.
     """
 
     prompt_tokens: int
     completion_tokens: int
     pictures: int
-    cached_tokens: int = field(default=0, compare=False)  # says what came before, not what was asked
+    cached_tokens: int = field(default=0, compare=False)  # depends on earlier requests
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall-clock seconds: reading pictures and text, to the first token, and in all."""
+    """Wall-clock seconds.
+
+    Attributes:
+        prepare: making the prompt: opening pictures, tokenizing text.
+        first_token: from the call to the first token.
+        total: from the call to the end of the answer.
+    """
 
     prepare: float
     first_token: float
@@ -208,7 +217,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A token that might have stood in an answer's place, with its natural-log probability there."""
+    """A token that could have been chosen at a position of the answer, with its natural-log probability there."""
 
     token: int
     logprob: float
@@ -219,16 +228,16 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said. Prints as its text.
+    """A generated answer; `str(answer)` is its text.
 
     Attributes:
         text: the words, and content tokens such as DocTags; control tokens are left out (see `skip_special_tokens`).
-        tokens: generated ids, the final stop id not among them.
-        finish: "stop" (stop id or stop string), "length" (the limit was reached) or "cancelled".
-        usage: tokens and pictures.
+        tokens: generated ids without the final stop id.
+        finish: "stop" (a stop id or stop string), "length" (the limit was reached) or "cancelled".
+        usage: counts of tokens and pictures.
         timings: seconds; of the whole batch where several prompts were answered together.
-        logprobs: natural-log probability of each token, where it was asked for.
-        top_logprobs: for each token the most likely ones in its place, the likeliest first, where asked for.
+        logprobs: natural-log probability of each token, if requested.
+        top_logprobs: for each token the most likely tokens at its position, the likeliest first, if requested.
         notes: what was not read of the pictures' files, such as further pages of a TIFF; one sentence each.
     """
 
@@ -247,11 +256,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What an answer has gained since the last one. All deltas of an answer joined are its text, tokens and logprobs.
+    """What a streamed answer gained since the last delta; its deltas joined are its text, tokens and logprobs.
 
     Attributes:
-        text: characters that are certain now; empty in a last one that has tokens alone.
-        tokens: ids, from the one after the last delta's to the one that made the text certain.
+        text: new characters that can no longer change; may be empty in the last delta.
+        tokens: ids since the last delta, up to the one that completed the text.
         logprobs, top_logprobs: of each token, as in `Answer`.
     """
 
@@ -267,7 +276,7 @@ class RankedLabel(NamedTuple):
     Attributes:
         label: the label as it was given.
         probability: softmax of the scores over the labels of the ranking.
-        logprob: the label's score: the summed log-probability of its tokens, after any normalisation asked for.
+        logprob: the label's score: the summed log-probability of its tokens, after the normalisation of the call.
     """
 
     label: str
@@ -277,7 +286,12 @@ class RankedLabel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Labels from the most to the least likely; usage, timings and notes as in `Answer`. Prints as the best label."""
+    """Labels from the most to the least likely; `str(ranking)` is the best label.
+
+    Attributes:
+        labels: the most likely first.
+        usage, timings, notes: as in `Answer`.
+    """
 
     labels: tuple[RankedLabel, ...]
     usage: Usage
@@ -286,7 +300,7 @@ class Ranking:
 
     @property
     def best(self) -> str:
-        """The most likely label."""
+        """The most likely label, as it was given."""
         return self.labels[0].label
 
     def __iter__(self) -> Iterator[RankedLabel]:

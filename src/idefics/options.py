@@ -1,4 +1,4 @@
-"""The keyword options of calls that generate: their types, and one line on each, which `help` shows. No torch."""
+"""The keyword options of calls that generate: their types, defaults, and one line on each for `help`. No torch."""
 
 from __future__ import annotations
 
@@ -18,45 +18,47 @@ ON_ERROR_CHOICES = get_args(OnError)
 
 
 class GenerationOptions(TypedDict, total=False):
-    """How a prompt is to be answered: the fields of `Sampling` and of `Form`, stop strings and banned words.
+    """How an answer is generated: the fields of `Sampling` and `OutputConstraint`, stop strings and banned strings.
 
-    `skip_special_tokens`: None, the default, leaves control tokens out of answers and shows the rest, such as DocTags;
-    True leaves every special token out, False shows every one.
+    `skip_special_tokens`: None, the default, leaves control tokens out of answers and keeps the rest, such as DocTags;
+    True leaves every special token out, False keeps every one.
     """
 
-    max_new_tokens: Annotated[int, "at most so many tokens are generated"]
+    max_new_tokens: Annotated[int, "at most this many tokens are generated"]
     temperature: Annotated[
-        float, "0 takes the likeliest token; above, tokens are drawn, the more freely the higher"
+        float, "0 takes the most likely token; above 0 tokens are sampled, the more freely the higher"
     ]
-    top_k: Annotated[int, "draw from the k likeliest tokens; 0: from all"]
-    top_p: Annotated[float, "draw from the likeliest tokens whose probability reaches p together"]
-    min_p: Annotated[float, "leave out tokens less likely than min_p times the likeliest"]
+    top_k: Annotated[int, "sample from the k most likely tokens; 0: from all"]
+    top_p: Annotated[float, "sample from the smallest set of most likely tokens whose probability reaches p"]
+    min_p: Annotated[float, "drop tokens less likely than min_p times the most likely one"]
     repetition_penalty: Annotated[float, "above 1: tokens of the prompt and the answer become less likely"]
-    presence_penalty: Annotated[float, "taken from the logit of each token that the answer has already"]
-    frequency_penalty: Annotated[float, "the same, as many times as the answer has it"]
-    logit_bias: Annotated[Mapping[int, float], "token id -> what is added to its logit, -100 to 100"]
+    presence_penalty: Annotated[float, "subtracted from the logit of each token that the answer already has"]
+    frequency_penalty: Annotated[float, "subtracted as many times as the answer already has the token"]
+    logit_bias: Annotated[Mapping[int, float], "token id -> number added to its logit, -100 to 100"]
     num_beams: Annotated[int, "beams of a beam search, with temperature 0; 1: none"]
-    seed: Annotated[int | None, "makes drawing repeatable"]
+    seed: Annotated[int | None, "makes sampling repeatable"]
     logprobs: Annotated[bool, "whether the answer has the log-probability of each token"]
-    top_logprobs: Annotated[int, "so many alternatives to each token, with logprobs=True"]
+    top_logprobs: Annotated[int, "how many alternatives to each token are returned, with logprobs=True"]
     stop: Annotated[str | Sequence[str], "texts that end the answer and are left out of it"]
-    banned: Annotated[str | Sequence[str], "texts that the answer never has"]
+    banned: Annotated[str | Sequence[str], "texts that the answer never contains"]
     regex: Annotated[str | None, "a regular expression that the whole answer matches"]
     choices: Annotated[Sequence[str] | None, "texts, one of which is the answer"]
     schema: Annotated[Mapping[str, Any] | None, "a JSON schema that the answer follows"]
     skip_special_tokens: Annotated[
         bool | None,
-        "None leaves control tokens out and shows the rest, such as DocTags; True: none; False: all",
+        "None leaves control tokens out and keeps the rest, such as DocTags; True: keeps none; False: keeps all",
     ]
-    timeout: Annotated[float | None, "seconds; where the call takes longer it raises RequestTimeout"]
+    timeout: Annotated[float | None, "seconds after which the call raises RequestTimeout"]
 
 
 class Options(GenerationOptions, total=False):
-    """What every call that generates takes as keywords: `def mine(**options: Unpack[Options])`."""
+    """The keywords of every call that generates: `def my_call(**options: Unpack[Options])`."""
 
-    detail: Annotated[Detail, 'how closely pictures are looked at: "low": one frame; "auto": none enlarged']
+    detail: Annotated[
+        Detail, 'tiles per picture: "high": as released; "low": one frame; "auto": no enlarging'
+    ]
     max_tiles: Annotated[
-        int | None, "at most so many frames of a picture; None: as many as the checkpoint makes"
+        int | None, "at most this many frames per picture; None: as many as the checkpoint makes"
     ]
 
 
@@ -77,26 +79,26 @@ DEFAULT_OPTIONS: dict[str, Any] = {
 
 # Arguments that several methods share.
 ARGUMENT_DOCS = {
-    "image": "a picture in any of the forms that `Picture` takes, a `Video`, or a list of these: then a list of "
-    "answers comes back.",
-    "text": "the words that the answer goes on with; its text begins with them.",
-    "question": "what is asked of each picture.",
-    "instruction": "what to write.",
+    "image": "a picture in any of the forms that `Picture` takes, a `Video`, or a list of these, which returns a list "
+    "of answers.",
+    "text": "the text that the answer continues and begins with.",
+    "question": "the question about each picture.",
+    "instruction": "what to write about each picture.",
     "stream": "return a `Stream` of text instead; one picture or prompt only.",
     "on_error": '"raise" the first error, with the number of its input; or "return" each error in the place of its '
-    "answer, and answer the rest.",
+    "answer and answer the rest.",
 }
 
 
 def document_options(options_type: type = Options, **defaults: Any) -> Callable[[F], F]:
-    """A method whose last parameter is `**options: Unpack[kind]`, as `help` should show it: with each option.
+    """Decorator for a method that ends in `**options: Unpack[options_type]`: documents and checks its options.
 
-    A docstring that has no "Args:" gets it from `ARGUMENT_DOCS`. The method refuses any other keyword;
-    see `idefics.validation.public`.
+    The signature and the docstring list each option; a docstring without "Args:" gets it from `ARGUMENT_DOCS`. Other
+    keywords are refused: see `reject_unknown_arguments`.
 
     Args:
-        options_type: a `TypedDict` whose fields are `Annotated` with a line each.
-        defaults: where they are not those of `DEFAULT_OPTIONS`.
+        options_type: a `TypedDict` whose fields are `Annotated` with one line of documentation each.
+        defaults: the method's defaults where they differ from `DEFAULT_OPTIONS`.
     """
 
     def decorate(function: F) -> F:

@@ -1,4 +1,4 @@
-"""The plain data that crosses from processing to the engine. No torch, no text."""
+"""A prompt as processing hands it to the engine: token ids and preprocessed pictures. No torch, no text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ class PreprocessedImage:
     """One picture, ready for the vision tower.
 
     Attributes:
-        frames: arrays (3, h, w) of float32, normalised; several where the picture was split, the whole one last.
-        rows, columns: the grid of the split; (0, 0) where the picture was not split.
-        content_hash: SHA-256 (hex) over the plan, and the picture's mode, size and upright pixels: equal keys mean equal frames.
+        frames: arrays (3, h, w) of float32, normalised; several where the picture was split, the whole picture last.
+        rows, columns: the grid of the tiles; (0, 0) where the picture was not split.
+        content_hash: SHA-256 (hex) of the upright pixels and of how they were preprocessed: equal hashes mean equal
+            frames.
         note: what was not read of the picture's file, in one sentence; empty where all was.
     """
 
@@ -34,10 +35,10 @@ class Prompt:
     Attributes:
         ids: N token ids.
         pictures: P pictures in the order of the prompt.
-        image_token_positions: for each picture the positions in `ids` that stand for it: one for each of its feature rows where
-            pictures are read in the text (all frames in order), the one `<image>` where they are read beside it.
-        image_index: for each token the index of the latest picture at or before it, or -1 (none yet, or after an
-            end-of-document). N numbers.
+        image_token_positions: for each picture the positions of its image tokens in `ids`: in inline-image models one
+            per feature row, all frames in order; in cross-attention models the one `<image>`.
+        image_index: N numbers: for each token the index of the latest picture at or before it, or -1 where there is
+            none (yet, or since the end of its document).
     """
 
     ids: tuple[int, ...]
@@ -51,8 +52,8 @@ class Prompt:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was not read of the pictures' files, each sentence once."""
-        return tuple(dict.fromkeys(tiles.note for tiles in self.pictures if tiles.note))
+        return tuple(dict.fromkeys(picture.note for picture in self.pictures if picture.note))
 
     def text_prefix(self, end: int) -> Prompt:
-        """The first `end` tokens of a prompt without pictures."""
+        """The first `end` tokens of a prompt that has no pictures."""
         return Prompt(self.ids[:end], (), (), self.image_index[:end])

@@ -1,4 +1,4 @@
-"""What an answer has to look like: a form, as people ask for it. No torch, and nothing that holds an answer to it."""
+"""Structured output as callers request it; `processing.structured_output` enforces it. Plain data, no torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from idefics.validation import reject_lone_surrogates, short_repr, validate_list
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutputConstraint:
-    """What an answer has to look like: one of the three. Two are equal that read the same.
+    """What the whole answer must match: a regular expression, one of some texts, or a JSON schema; exactly one is set.
 
     Attributes:
-        regex: a regular expression for the whole answer, in Rust's dialect: nothing that looks around or back; a digit
-            is one of 0 to 9.
+        regex: a regular expression in Rust's dialect: no look-around, no backreferences; `\\d` is 0 to 9.
         choices: texts, one of which is the answer.
-        schema: a JSON schema; `{"type": "object"}` is any object. Keywords that cannot be held to are refused.
+        schema: a JSON schema; `{"type": "object"}` is any object. Keywords that cannot be enforced are refused.
 
     Raises:
         BadSetting: none or several are given, or one is of the wrong type.
@@ -33,7 +32,7 @@ class OutputConstraint:
         given = {name: value for name, value in self._options().items() if value is not None}
         if len(given) != 1:
             raise BadSetting(
-                f"an answer has one form, not {len(given)}: give one of {', '.join(self._options())}"
+                f"an answer has one constraint, not {len(given)}: give one of {', '.join(self._options())}"
             )
         if self.regex is not None and not (isinstance(self.regex, str) and self.regex):
             raise BadSetting(
@@ -62,14 +61,14 @@ class OutputConstraint:
         choices: Sequence[str] | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> OutputConstraint | None:
-        """The form that is asked for, if one is."""
+        """The constraint of the option that is given, or None where none is."""
         if regex is None and choices is None and schema is None:
             return None
         return cls(regex=regex, choices=choices, schema=schema)
 
     @property
     def kind(self) -> str:
-        """Which of the three it is."""
+        """The option that is set: "regex", "choices" or "schema"."""
         return next(name for name, value in self._options().items() if value is not None)
 
     def __eq__(self, other: object) -> bool:

@@ -1,6 +1,6 @@
-"""Wrong calls of public functions: refused in the package's own words, with the nearest name that there is.
+"""Validation of the arguments of public functions: wrong ones raise an `IdeficsError` that says what to give instead.
 
-Python's words for a wrong call name internals, and its `TypeError` is not an `IdeficsError`. Knows no pictures.
+Python's own `TypeError` for a wrong call names internals and is not an `IdeficsError`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ KEYWORD_KINDS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def reject_unknown_arguments(function: F, name: str = "", display_signature: Signature | None = None) -> F:
-    """The same function, which refuses arguments that it does not have.
+    """Decorator: calls with wrong arguments raise UnknownArgument or BadCall instead of TypeError.
 
     Args:
-        function: a function, or a method under `@classmethod`.
-        name: as people call it; its own by default.
-        display_signature: its signature where that says more than the function's own; what `help` shows.
+        function: a function or a method; goes below `@classmethod`.
+        name: the function's name in messages; empty: its own.
+        display_signature: what calls are checked against and `help` shows; None: the function's own signature.
 
-    Raises:
-        UnknownArgument: from the call: a keyword that the signature does not have.
-        BadCall: from the call: an argument is missing, or there are too many.
+    Returns:
+        The decorated function. Calls of it raise UnknownArgument for a keyword that the signature lacks, and BadCall
+        where an argument is missing or there are too many.
     """
     call_name, call_signature = name or function.__name__, display_signature or signature(function)
     keyword_names = [
@@ -47,28 +47,30 @@ def reject_unknown_arguments(function: F, name: str = "", display_signature: Sig
         try:
             return function(*args, **keywords)
         except IdeficsError as error:
-            log.debug("%s() raises %s", call_name, type(error).__name__)  # its text may hold what was said
+            log.debug("%s() raises %s", call_name, type(error).__name__)  # its text may quote a prompt
             raise
         except TypeError:
-            if mismatch := _signature_mismatch(call_signature, args, keywords):  # else it comes from within
+            if mismatch := _signature_mismatch(
+                call_signature, args, keywords
+            ):  # else it was raised inside the function
                 raise BadCall(
                     f"{call_name}(): {mismatch}: call it {_format_usage(call_name, call_signature)}"
                 ) from None
             raise
 
     if display_signature is not None:
-        checked_call.__signature__ = display_signature  # type: ignore[attr-defined]  # which `inspect` reads first
+        checked_call.__signature__ = display_signature  # type: ignore[attr-defined]  # read first by `inspect`
     return cast("F", checked_call)
 
 
 def reject_unknown_fields(record: type[T]) -> type[T]:
-    """A dataclass whose constructor refuses what it has no fields for; goes above `@dataclass`."""
-    record.__init__ = reject_unknown_arguments(record.__init__, record.__name__)  # type: ignore[method-assign]  # on purpose
+    """`reject_unknown_arguments` for the constructor of a dataclass; goes above `@dataclass`."""
+    record.__init__ = reject_unknown_arguments(record.__init__, record.__name__)  # type: ignore[method-assign]
     return record
 
 
 def _signature_mismatch(call_signature: Signature, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
-    """Why arguments do not fit a signature, or nothing where they do."""
+    """Python's message on why arguments do not fit a signature, or "" where they do."""
     try:
         call_signature.bind(*args, **keywords)
     except TypeError as error:
@@ -77,7 +79,7 @@ def _signature_mismatch(call_signature: Signature, args: tuple[Any, ...], keywor
 
 
 def _format_usage(name: str, call_signature: Signature) -> str:
-    """`ask(image, question, ...)`."""
+    """How a function is called, for messages: "ask(image, question, ...)"."""
     required = [
         one.name if one.kind is not Parameter.KEYWORD_ONLY else f"{one.name}=..."
         for one in call_signature.parameters.values()
@@ -87,10 +89,12 @@ def _format_usage(name: str, call_signature: Signature) -> str:
 
 
 def validate_text(name: str, value: object, example: str, *, allow_blank: bool = False) -> str:
-    """The words of a call: one text.
+    """Returns an argument that must be one text.
 
     Args:
-        allow_blank: whether there may be nothing in it.
+        name: of the argument.
+        example: a valid text, for the message.
+        allow_blank: whether it may be empty or white space.
 
     Raises:
         BadPrompt: it is something else, or blank.
@@ -110,10 +114,12 @@ def validate_text(name: str, value: object, example: str, *, allow_blank: bool =
 
 
 def reject_lone_surrogates(name: str, text: str) -> None:
-    """Refuses half of a character, which no tokenizer reads.
+    """Refuses a text with a lone surrogate, which no tokenizer reads.
+
+    Such texts come from bytes that are not UTF-8, or from half of a JSON escape.
 
     Raises:
-        BadPrompt: the text has a lone surrogate: what was no UTF-8 where it was read, or half of a JSON escape.
+        BadPrompt: the text, the argument `name`, has a lone surrogate.
     """
     try:
         text.encode()
@@ -124,7 +130,7 @@ def reject_lone_surrogates(name: str, text: str) -> None:
 
 
 def validate_bool(name: str, value: object) -> bool:
-    """An argument that is True or False.
+    """Returns an argument that must be True or False.
 
     Raises:
         BadSetting: it is neither.
@@ -135,7 +141,7 @@ def validate_bool(name: str, value: object) -> bool:
 
 
 def validate_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Checks a word.
+    """Checks an argument that must be one of some words.
 
     Raises:
         BadSetting: it is none of `choices`.
@@ -145,10 +151,10 @@ def validate_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def validate_range(name: str, value: float, low: float, high: float) -> None:
-    """Checks a number, which is a whole one where `low` is.
+    """Checks a number: low <= value <= high; an int is required where `low` is an int.
 
     Raises:
-        BadSetting: it is something else, or not from `low` to `high`.
+        BadSetting: it is something else, or out of range.
     """
     number_types, type_name = (int, "whole number") if isinstance(low, int) else ((int, float), "number")
     if isinstance(value, bool) or not isinstance(value, number_types) or not low <= value <= high:
@@ -163,15 +169,16 @@ def validate_list(
     allow_set: bool = False,
     error_type: type[BadRequest] = BadSetting,
 ) -> list[Any]:
-    """The items of an argument that is a list, a tuple, a view of a dict, or a generator.
+    """Returns the items of an argument that must be a list, a tuple, a view of a dict, or a generator.
 
     Args:
-        expected: what it should be: "a list of texts".
-        allow_set: that their order changes nothing; a set is then sorted.
-        error_type: what is raised.
+        name: of the argument.
+        expected: what it should be, for the message: "a list of texts".
+        allow_set: whether the order does not matter; a set is then sorted.
+        error_type: the class of the error.
 
     Raises:
-        BadRequest: a set, whose order would differ from run to run; a dict, a text, or what has no items.
+        BadRequest: it is a set, whose order would differ from run to run; a dict, a text, or has no items.
     """
     if isinstance(value, Set) and not isinstance(value, KeysView):
         if allow_set:
@@ -185,13 +192,13 @@ def validate_list(
 
 
 def describe_type(value: object) -> str:
-    """What a value is, in a sentence: "None", "a list", "an int"."""
+    """The type of a value for messages: "None", "a list", "an int"."""
     name = type(value).__name__
     return "None" if value is None else f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
 def short_repr(value: object, max_characters: int = 80) -> str:
-    """A value as Python writes it, on one line, cut where it is long."""
+    """`repr(value)` on one line, cut after `max_characters`."""
     text = repr(value)
     if "\n" in text:  # arrays and tables
         text = " ".join(text.split())

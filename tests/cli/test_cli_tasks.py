@@ -187,7 +187,7 @@ def test_forms_and_penalties_reach_the_call(run_idefics, photo_folder):
         (["--schema", "list.json"], "schema is [1]; give a JSON schema as a dict"),
         (
             ["--regex", "a", "--choice", "b"],
-            "an answer has one form, not 2: give one of regex, choices, schema",
+            "an answer has one constraint, not 2: give one of regex, choices, schema",
         ),
         (["--choices", "a,,b"], "give a list of texts"),
     ],

@@ -67,7 +67,7 @@ def test_without_pyav_pictures_are_still_answered(run_idefics, monkeypatch):
     assert (done.exit_code, done.stdout) == (2, "a.png: caption a\n")
     (line,) = done.error_lines
     assert line.endswith(
-        "clip.mp4: reading a video file needs an optional part: pip install 'idefics[video]'"
+        "clip.mp4: reading a video file needs an optional dependency: pip install 'idefics[video]'"
     )
 
 

@@ -175,7 +175,7 @@ def test_banned_words_are_not_generated(vlm, picture):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"regex": "a", "choices": ["b"]}, "an answer has one form, not 2"),
+        ({"regex": "a", "choices": ["b"]}, "an answer has one constraint, not 2"),
         ({"regex": "[a"}, "regex cannot be used"),
         ({"choices": ["a"], "num_beams": 2}, "beam search does not support regex"),
         ({"banned": ["a"], "num_beams": 2}, "beam search does not support regex"),

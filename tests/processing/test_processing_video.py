@@ -621,6 +621,6 @@ def test_a_files_rate_is_its_own():
 
 def test_without_pyav(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingExtra, match=r"needs an optional part: pip install 'idefics\[video\]'"):
+    with pytest.raises(MissingExtra, match=r"needs an optional dependency: pip install 'idefics\[video\]'"):
         expand_video(Video("clip.mp4"), TINY_PLAN, NO_NETWORK_FETCHER)
     assert "two frames" in video_text(expand_video(Video(make_frames(2)), TINY_PLAN, NO_NETWORK_FETCHER))

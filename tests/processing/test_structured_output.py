@@ -292,8 +292,8 @@ def test_forms_that_cannot_be_held_to_are_told(form, message):
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ({}, "an answer has one form, not 0"),
-        ({"regex": "a", "choices": ["b"]}, "an answer has one form, not 2"),
+        ({}, "an answer has one constraint, not 0"),
+        ({"regex": "a", "choices": ["b"]}, "an answer has one constraint, not 2"),
         ({"regex": ""}, "regex is ''"),
         ({"regex": 5}, "regex is 5"),
         ({"choices": "yes"}, "choices is 'yes'; give a list"),

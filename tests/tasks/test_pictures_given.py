@@ -107,7 +107,7 @@ def test_pixels_are_one_picture(one):
     [
         (
             Unwilling(),
-            r"an object of type Unwilling gives no NumPy array \(it lies on a GPU\): give the array itself",
+            r"an object of type Unwilling cannot become a NumPy array \(it lies on a GPU\): give the array itself",
         ),
         (np.array([1, 2]), r"a picture array has the shape \(2,\); .*; several pictures are a list"),
         (np.zeros((2, 8, 6, 3), np.uint8), r"several pictures are a list"),
