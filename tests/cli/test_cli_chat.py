@@ -82,8 +82,8 @@ def test_flags_reach_the_call(run_chat):
         ("/image it's.png", "it's.png: no such file"),
         ("/image -", "- cannot be a picture here"),
         ("/image", "/image photo.jpg"),
-        ("/imgae a.png", "no such command /imgae"),
-        ("This is too long.", "/new begins again"),
+        ("/imgae a.png", "no such command: /imgae"),
+        ("This is too long.", "/new begins a new conversation"),
     ],
 )
 def test_a_turn_that_is_refused_leaves_the_conversation_as_it_was(run_chat, line, refusal):

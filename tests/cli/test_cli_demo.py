@@ -52,7 +52,7 @@ def test_the_demo_answers(capsys, demo_model):
     assert re.search(
         r"^> What is in this image\?\n[A-Z].*\n> /image statue\.png\n> And in this one\?\n[A-Z]", out, re.M
     )
-    assert re.search(r"All of that took [\d.]+ seconds\.", out)
+    assert re.search(r"Everything took [\d.]+ seconds\.", out)
 
 
 def test_a_person_sees_pictures_and_bars(monkeypatch):

@@ -115,7 +115,7 @@ def test_a_recursive_pattern_with_a_suffix(album):
     assert find_names("**/deep/*.jp2") == (["album/sub/deep/f.jp2"], [], [])
     assert find_names("album/**/sub/**/*.jp2")[0] == ["album/sub/deep/f.jp2"]
     assert find_names("al*/**/e.*")[0] == ["album/sub/e.png"]
-    assert find_names("album/**/*.gif")[1] == ["album/**/*.gif: no file fits this pattern"]
+    assert find_names("album/**/*.gif")[1] == ["album/**/*.gif: no file matches this pattern"]
 
 
 def test_a_suffix_in_a_pattern_is_taken_at_its_word(album):
@@ -151,7 +151,7 @@ def test_a_link_to_a_picture_of_the_same_folder_is_not_asked_twice(album):
     Path("album/gone.png").symlink_to("nothing.png")
     names, _, (note,) = find_names("album")
     assert "album/0.png" not in names and "album/a.png" in names
-    assert "1 link to a picture that is found anyway" in note and "1 broken link" in note
+    assert "1 link to a picture that is included anyway" in note and "1 broken link" in note
     Path("links").mkdir()
     Path("links/one.png").symlink_to("../album/a.png")
     assert find_names("links") == (["links/one.png"], [], [])

@@ -29,7 +29,7 @@ def test_it_says_what_computes_here(run_idefics):
     said = parse_info_lines(done.stdout)
     words = [word for word, _ in said]
     assert set(words) == {
-        *("idefics", "processor", "device", "kernel", "products", "memory", "cache", "versions", "extra")
+        *("idefics", "processor", "device", "kernel", "matmul", "memory", "cache", "versions", "extra")
     }
     assert said[0][1].startswith(package.__version__)
     assert any("free of" in text and text.endswith("machine") for word, text in said if word == "memory")
@@ -63,7 +63,7 @@ def test_a_model_that_is_here(run_idefics):
     assert found["in_all"] == pytest.approx(checkpoint_peak_bytes(find_entry("demo"), "bfloat16"), rel=0.001)
     said = dict(parse_info_lines(run_idefics("info", "demo").stdout))
     assert said["weights"] == "7 MB"
-    assert said["in"] == "all       1.3 GB on a CPU, about"
+    assert said["total"] == "about 1.3 GB on a CPU"
 
 
 def test_a_model_that_is_not_here_is_not_downloaded(run_idefics):
@@ -118,7 +118,7 @@ def test_missing_kernels_are_told_once(without_kernels, caplog, run_idefics):
     assert "\n" not in said
     assert (
         "kernel",
-        "decode step: missing: install a C compiler and then idefics again",
+        "decode step: missing: install a C compiler, then reinstall idefics",
     ) in parse_info_lines(run_idefics("info").stdout)
 
 

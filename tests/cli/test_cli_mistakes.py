@@ -11,11 +11,13 @@ LONG_TEXT = "word " * 3000
 
 MISTAKES = [
     (["capton"], ["idefics: no such command 'capton'", "caption", "idefics --help"]),
+    (["a.png"], ["idefics: 'a.png' is not a command: name one first, such as caption or ask"]),
     (["--foo"], ["idefics: no such option: --foo", "idefics --help"]),
     (["ask", "a.png", "What?", "--foo"], ["idefics ask: no such option: --foo", "idefics ask --help"]),
     (["ask", "a.png", "What?", "--top-q", "1"], ["--top-q", "--top-p"]),
     (["ask", "a.png", "What?", "--model"], ["'--model' requires an argument"]),
-    (["models", "a.png"], ["a.png", "idefics models --help"]),
+    (["models", "a.png"], ["unexpected argument: a.png", "idefics models --help"]),
+    (["serve", "--port", "70000"], ["idefics serve: --port is 70000; give a number from 0 to 65535"]),
     (["caption"], ["no picture given"]),
     (["ask"], ["no question given: put it last, in quotes, or use --prompt"]),
     (["ask", "a.png"], ["no question given: put it last, in quotes, or use --prompt"]),
@@ -27,8 +29,8 @@ MISTAKES = [
         ["ask", "--prompt", "What", "is", "it?", "a.png"],
         ["'is' is not a picture: put the whole question in quotes"],
     ),
-    (["ask", "What is it?", "a.png"], ["'What is it?' is not a picture: put the question last, behind the"]),
-    (["ask", "What?", "a.png", "b.jpg"], ["'What?' is not a picture: put the question last, behind the"]),
+    (["ask", "What is it?", "a.png"], ["'What is it?' is not a picture: put the question last, after the"]),
+    (["ask", "What?", "a.png", "b.jpg"], ["'What?' is not a picture: put the question last, after the"]),
     (["ask", "What", "is", "a.png"], ["'What' is not a picture: put the whole question in quotes"]),
     (["write", "a.png", "A", "poem"], ["'A' is not a picture: put the whole instruction in quotes"]),
     (["complete", "a.png"], ["no text given: put it last"]),
@@ -41,7 +43,7 @@ MISTAKES = [
     (["caption", "no.png"], ["no.png: no such file"]),
     (["caption", "notes.txt"], ["notes.txt is not a picture", "JPEG"]),
     (["caption", "broken.png"], ["broken.png is broken"]),
-    (["caption", "*.jpg"], ["*.jpg: no file fits this pattern"]),
+    (["caption", "*.jpg"], ["*.jpg: no file matches this pattern"]),
     (["caption", "empty"], ["empty: no picture in this folder"]),
     (["caption", ""], ["an empty name"]),
     (["caption", "a.png", "--temperature", "9"], ["--temperature is 9.0", "0.0 to 5.0"]),
@@ -113,7 +115,7 @@ def run_refused_command(capsys, argv, loader):
 def test_a_mistake_is_one_line_and_loads_no_model(capsys, argv, parts):
     line = run_refused_command(capsys, argv, lambda flags, screen: pytest.fail("a model was loaded"))
     assert line.startswith(
-        f"idefics {argv[0]}: " if argv[0] not in ("capton", "help", "--foo") else "idefics: "
+        f"idefics {argv[0]}: " if argv[0] not in ("capton", "help", "--foo", "a.png") else "idefics: "
     )
     assert all(part in line for part in parts), line
 

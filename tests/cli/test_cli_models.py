@@ -42,8 +42,8 @@ def test_figures_stand_under_their_headings(run_idefics):
 def test_it_says_plainly_what_the_demo_models_know(run_idefics):
     out = " ".join(run_idefics("models").stdout.split())
     assert (
-        "The demo models know only the picture book inside this package; for real photographs use one of the "
-        f"others, such as {DEFAULT_MODEL}, which is taken" in out
+        "The demo models know only the bundled pictures and others like them. For real photographs use one of "
+        f"the others, such as {DEFAULT_MODEL}, the default where" in out
     )
 
 

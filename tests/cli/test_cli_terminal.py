@@ -165,7 +165,7 @@ def test_many_labels_are_not_all_drawn(run_in_terminal):
     labels = ",".join(f"label {number}" for number in range(14))
     lines = run_in_terminal("classify", "a.png", "b.png", "--labels", labels).splitlines()
     assert len(lines) == 2 * (1 + 10 + 1)
-    assert lines[-1] == "and 4 less likely (--json lists all)"
+    assert lines[-1] == "and 4 less likely ones (--json lists all)"
 
 
 def test_json_is_for_programs_on_a_terminal_too(run_in_terminal):
@@ -181,7 +181,7 @@ def test_no_color_is_respected(run_in_terminal, monkeypatch):
 def test_a_terminal_shows_that_something_is_going_on(start_terminal_session):
     code, seen = start_terminal_session("caption", "a.png").wait_for_exit()
     assert code == 0
-    assert "Looking" in seen
+    assert "Answering" in seen
     assert seen.endswith("\x1b[2Kcaption a\r\n"), "the line that moved is gone before the words come"
 
 
@@ -335,7 +335,7 @@ def test_a_typed_conversation(start_terminal_session):
     chat.read_until("word word")
     chat.interrupt_until("> $")  # the answer, not the program
     chat.type("/image b.png\n")
-    assert "1 picture." in chat.read_until("> $")
+    assert "1 picture added." in chat.read_until("> $")
     chat.type("And now?\n")
     assert "3 turns, 1 pictures, And now?" in chat.read_until("> $")
     assert "Ctrl-D" in chat.interrupt_until("> $")
@@ -351,7 +351,7 @@ def test_a_typed_conversation(start_terminal_session):
 
 def test_an_answer_that_is_left_before_it_began_is_forgotten(start_terminal_session):
     chat = start_terminal_session("chat", "a.png", "--prompt", "What is it?")
-    chat.read_until("Thinking")
+    chat.read_until("Answering")
     chat.interrupt_until("> $")
     chat.type("Again?\n")
     chat.read_until("word word")  # what is said in a first turn

@@ -1,4 +1,4 @@
-"""`idefics chat`: a conversation about pictures, with a person or line by line down a pipe."""
+"""`idefics chat`: a conversation about pictures, on a terminal or with the lines of standard input as turns."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 HELP = """
 Talk about pictures, over many turns.
 
-Pictures are given at the start or, at any turn, with /image; the words that come next are about them.
-The first question may be given last, in quotes, or by --prompt. Ctrl-C stops an answer, Ctrl-D leaves.
-Where standard input is no terminal, each of its lines is a turn, and answers are printed plainly.
+Pictures are given as arguments or, before any turn, with /image; the next question is about them.
+The first question may be given last, in quotes, or with --prompt. Ctrl-C stops an answer, Ctrl-D ends the chat.
+Where standard input is not a terminal, each of its lines is a turn, and answers are printed one per line.
 """
 EXAMPLES = (
     "idefics chat photo.jpg",
@@ -40,15 +40,15 @@ EXAMPLES = (
     "idefics chat photo.jpg --json < questions.txt",
 )
 CHAT_HELP = """\
-/image PATH   show a picture; the next words are about it. A folder, pattern or address will do
-/new          forget everything that was said and shown
-/help         this
-/quit         leave; so does Ctrl-D"""
+/image PATH   add a picture, folder, pattern or address; the next question is about it
+/new          begin a new conversation
+/help         list these commands
+/quit         end the chat, as Ctrl-D does"""
 INPUT_PROMPT = "> "
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command `idefics chat`."""
     help_format.add_command(app, "chat", _chat, help=HELP, usage="[PICTURE...] [QUESTION]", examples=EXAMPLES)
 
 
@@ -71,14 +71,14 @@ def _chat(
     with OutputWriter(context.command_path, as_json=output.json) as writer:
         pending_pictures = PendingPictures(writer, Fetcher(policy=model.remote_images), recursive=recursive)
         pending_pictures.add(names)
-        if writer.exit_code:  # the pictures that are there may not be those that it is about
+        if writer.exit_code:  # the question may be about the picture that could not be read
             return writer.exit_code
         is_interactive = writer.is_interactive and sys.stdin.isatty()
         session = ChatSession(
             context.obj(model, writer), writer, pending_pictures, options, is_interactive=is_interactive
         )
         if is_interactive:
-            print("Ask away. /help says what else you can do here, Ctrl-D leaves.")
+            print("Type a question. /help lists the commands, Ctrl-D ends the chat.")
         for line in _read_turns(words, is_interactive=is_interactive):
             if not session.handle_line(line.strip()):
                 break
@@ -86,14 +86,14 @@ def _chat(
 
 
 class PendingPictures:
-    """Pictures that have been shown and not yet talked about."""
+    """The pictures that were added since the last turn; the next turn contains them."""
 
     def __init__(self, writer: OutputWriter, fetcher: Fetcher, *, recursive: bool) -> None:
         self.writer, self.fetcher, self.recursive = writer, fetcher, recursive
         self.pictures: list[PictureOrVideo] = []
 
     def add(self, names: Sequence[str]) -> None:
-        """Opens pictures; what is none is refused."""
+        """Opens pictures by name; reports an error for each that cannot be read."""
         if STDIN in names:
             raise BadPicture("- cannot be a picture here: the lines of standard input are the turns")
         for named in find_pictures(
@@ -106,7 +106,15 @@ class PendingPictures:
 
 
 class ChatSession:
-    """One conversation, turn by turn."""
+    """A conversation: handles each line as a command or a turn, and keeps the messages.
+
+    Args:
+        vlm: the model.
+        writer: writes answers and errors.
+        pending_pictures: the pictures for the next turn.
+        options: the keywords of each call of `vlm.chat`.
+        is_interactive: whether a person sits at a terminal: answers are streamed, commands confirmed.
+    """
 
     def __init__(
         self,
@@ -122,7 +130,7 @@ class ChatSession:
         self.messages: list[Message] = []
 
     def handle_line(self, line: str) -> bool:
-        """Does what one line asks for; False where it asks to leave."""
+        """Handles one line, a command or a turn. Returns False for `/quit`."""
         if not is_valid_utf8(line):
             self.writer.report_error(f"{escaped_bytes(line)} is not text in UTF-8: write it again")
             return True
@@ -136,13 +144,15 @@ class ChatSession:
                 print(CHAT_HELP, file=sys.stdout if self.is_interactive else sys.stderr)
             case "/new":
                 self.messages, self.pending_pictures.pictures = [], []
+                if self.is_interactive:
+                    print("A new conversation. /image adds a picture.")
             case "/image" if rest:
                 self._add_pictures(rest)
             case "/image":
                 self.writer.report_error("/image needs the name of a picture, as in /image photo.jpg")
             case _ if command.startswith("/"):
                 self.writer.report_error(
-                    f"no such command {command}: there are /image, /new, /help and /quit"
+                    f"no such command: {command}; the commands are /image, /new, /help and /quit"
                 )
             case _:
                 self._send_turn(line)
@@ -155,17 +165,18 @@ class ChatSession:
         except BadRequest as error:
             self.writer.report_error(str(error))
         if self.is_interactive and (num_added := len(self.pending_pictures.pictures) - num_before):
-            print(f"{num_added} picture{'' if num_added == 1 else 's'}. Your next words are about that.")
+            pictures, them = ("picture", "it") if num_added == 1 else ("pictures", "them")
+            print(f"{num_added} {pictures} added. The next question is about {them}.")
 
     def _send_turn(self, words: str) -> None:
-        """A turn and its answer. One that cannot be answered leaves the conversation as it was."""
+        """Answers one turn. A turn that cannot be answered leaves the conversation unchanged."""
         messages = [*self.messages, user(*self.pending_pictures.pictures, LiteralText(words))]
         try:
             answer_text = (
                 self._stream_answer(messages) if self.is_interactive else self._print_answer(messages)
             )
         except PromptTooLong as error:
-            self.writer.report_error(f"{error}; /new begins again")
+            self.writer.report_error(f"{error}; /new begins a new conversation")
         except BadRequest as error:
             self.writer.report_error(str(error))
         else:
@@ -178,10 +189,10 @@ class ChatSession:
         return answer.text
 
     def _stream_answer(self, messages: list[Message]) -> str:
-        """What was said until it ended, or until Ctrl-C ended it."""
+        """Streams the answer and returns its text; Ctrl-C ends it, and the text up to there counts as the answer."""
         stream: Stream | None = None
         try:
-            self.writer.progress.start_spinner("Thinking")
+            self.writer.progress.start_spinner("Answering")
             stream = self.vlm.chat(messages, stream=True, **self.options)
             self.writer.write_stream(stream)
         except KeyboardInterrupt:
@@ -193,28 +204,30 @@ class ChatSession:
 
 
 def _split_picture_names(argument: str) -> list[str]:
-    """What follows /image: one name, spaces and all, or several as a shell would take them."""
+    """The names after `/image`: an existing path with its spaces, or several names split as a shell does."""
     if Path(argument).exists():
         return [argument]
     try:
         return shlex.split(argument)
-    except ValueError:  # a lone apostrophe
+    except ValueError:  # an unmatched quote
         return [argument]
 
 
 def _read_turns(first: str | None, *, is_interactive: bool) -> Iterator[str]:
-    """The turns: the first words, if any, then what is typed or comes down the pipe."""
+    """Yields the turns: the first one, if given, then the lines of standard input."""
     if first is not None:
         if is_interactive:
             print(f"{INPUT_PROMPT}{first}")
         yield first
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 must not end the chat
+        sys.stdin.reconfigure(
+            errors="surrogateescape"
+        )  # a line that is not UTF-8 must not end the chat; `handle_line` refuses it
     if not is_interactive:
         yield from sys.stdin
         return
     with suppress(ImportError):
-        importlib.import_module("readline")  # arrows and history for `input`; not on every system
+        importlib.import_module("readline")  # gives `input` line editing and history; not on every system
     while True:
         try:
             yield input(INPUT_PROMPT)
@@ -222,4 +235,4 @@ def _read_turns(first: str | None, *, is_interactive: bool) -> Iterator[str]:
             print()
             return
         except KeyboardInterrupt:
-            print("\n(Ctrl-D or /quit leaves)")
+            print("\n(Ctrl-D or /quit ends the chat)")

@@ -1,6 +1,6 @@
-"""`idefics demo`: every task about the bundled pictures, with a model that needs no network.
+"""`idefics demo`: runs every task on the bundled pictures, with the bundled model.
 
-The script is what anybody could type, and runs through the same command line.
+Each step is a command line that a person could type, and is run as one.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from idefics import Idefics
 
 HELP = """
-Answer every kind of question about the pictures inside the package. Needs no network.
+Run every task on the bundled pictures; needs no network.
 
-The demo models know those pictures and others of the same picture book, nothing else; `idefics models` lists the ones
-for real photographs.
+The demo models know only the bundled pictures and others like them; `idefics models` lists the models for real
+photographs.
 """
 EXAMPLES = ("idefics demo",)
-DRAWING_SIZE = 20  # of a drawn picture: characters in a line, and pixels in a column
+DRAWING_SIZE = 20  # characters per line of a drawn picture, and pixels per column
 
 
 @dataclass(frozen=True)
 class DemoStep:
-    """A command line, and for a chat what is then typed."""
+    """A command line and, for a chat, the lines that are typed into it."""
 
     command_line: str
     chat_lines: tuple[str, ...] = ()
 
 
-# The raw prompt of the published guide, with its fun fact: texts and pictures exactly as the model reads them.
+# The few-shot prompt of the published guide (docs/guides/key-tasks.md), as the model reads it.
 FEW_SHOT_QUESTION = "Describe this image.\nAssistant:"
 FEW_SHOT_EXAMPLE = f"{FEW_SHOT_QUESTION} An image of a tower. Fun fact: towers sway a little in the wind.\n"
 
-STEPS_BY_PICTURE: dict[str, tuple[DemoStep, ...]] = {  # by the picture that is drawn beside it
+STEPS_BY_PICTURE: dict[str, tuple[DemoStep, ...]] = {  # by the picture that is drawn next to them
     "puppy.png": (
         DemoStep("idefics caption puppy.png"),
         DemoStep('idefics complete puppy.png "This is an image of"'),
@@ -82,7 +82,7 @@ STEPS_BY_PICTURE: dict[str, tuple[DemoStep, ...]] = {  # by the picture that is 
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command `idefics demo`."""
     help_format.add_command(app, "demo", _demo, help=HELP, examples=EXAMPLES)
 
 
@@ -113,13 +113,13 @@ def _demo(context: typer.Context, model: ModelFlag = "demo", debug: DebugFlag = 
                 _print_step(picture, lines, writer)
         seconds = time.perf_counter() - start_time
         print(
-            f"All of that took {seconds:.1f} seconds. `idefics models` lists the models for real photographs."
+            f"Everything took {seconds:.1f} seconds. `idefics models` lists the models for real photographs."
         )
     return 0
 
 
 def _transcript(step: DemoStep, loader: ModelLoader, *, is_interactive: bool) -> list[str]:
-    """What stands in a terminal once a step is done: what was typed and what came back."""
+    """Runs a step and returns the lines that a terminal would show: the command line and its output."""
     match shlex.split(step.command_line):
         case ["cat", name]:
             output_lines = Path(name).read_text(encoding="utf-8").splitlines()
@@ -137,7 +137,7 @@ def _transcript(step: DemoStep, loader: ModelLoader, *, is_interactive: bool) ->
 def _run_command(
     arguments: Sequence[str], chat_lines: Sequence[str], loader: ModelLoader, *, is_interactive: bool
 ) -> list[str]:
-    from idefics.cli.main import run  # which imports this file
+    from idefics.cli.main import run  # imports this module
 
     captured, original_stdin = _CapturedTerminal(is_interactive), sys.stdin
     sys.stdin = io.StringIO("\n".join(chat_lines))
@@ -152,7 +152,7 @@ def _run_command(
 
 
 class _CapturedTerminal(io.StringIO):
-    """Keeps what is written to it, colours and all where a person will read it."""
+    """Captures output; acts as a terminal where the output will be printed on one, so that it has colours."""
 
     def __init__(self, is_interactive: bool) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class _CapturedTerminal(io.StringIO):
 
 
 def _print_step(picture: str, lines: Sequence[str], writer: OutputWriter) -> None:
-    """A person sees the picture beside the words."""
+    """Prints a step; on a terminal with colour, the picture is drawn to its left."""
     if not writer.is_interactive or writer.console.no_color:
         print("\n".join([*lines, ""]), flush=True)
         return
@@ -177,7 +177,7 @@ def _print_step(picture: str, lines: Sequence[str], writer: OutputWriter) -> Non
 
 
 def _draw_picture(path: Path) -> Text:
-    """A picture in coloured half blocks: two pixels a character, one above the other."""
+    """Draws a picture in coloured half blocks; each character shows two pixels, one above the other."""
     from PIL import Image
     from rich.text import Text
 

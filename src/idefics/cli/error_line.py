@@ -1,6 +1,6 @@
-"""Every error of a run as one line that begins with the command and names the way out.
+"""Formats an exception as one line: the command, what is wrong and what to do.
 
-Python's keywords in messages become flags: a person on the command line knows `--max-new-tokens`.
+Python's keywords in messages become flags: `max_new_tokens` is printed as `--max-new-tokens`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import typer
 from idefics.cli.flags import ModelFlags
 from idefics.cli.help_format import CommandGroup
 from idefics.cli.output import one_line
+from idefics.cli.pictures import is_picture_argument
 from idefics.cli.sampling import SamplingFlags
 from idefics.errors import IdeficsError
+from idefics.server.settings import Settings
 
 KEYWORD_NAMES = (
-    *(field.name for group in (ModelFlags, SamplingFlags) for field in fields(group)),
+    *dict.fromkeys(field.name for group in (ModelFlags, SamplingFlags, Settings) for field in fields(group)),
     "length_normalized",
 )
-OUTPUT_FLAGS_OF_OTHER_TOOLS = (
-    "--out",
-    "-o",
-    "--output",
-    "--out-file",
-    "--output-file",
-)  # what other tools call the file of answers
+# Flags by which other programs name a file for their output.
+OUTPUT_FLAGS_OF_OTHER_TOOLS = ("--out", "-o", "--output", "--out-file", "--output-file")
 NO_SUCH_OPTION = re.compile(r"No such option: (\S+)")
+NO_SUCH_COMMAND = re.compile(r"No such command '(.+?)'")
+EXTRA_ARGUMENTS = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)")
 FILE_WITH_DASH = re.compile(r"-[^-=][^=]*\.[A-Za-z0-9]{1,5}")
 
 
 def error_line(error: Exception, argv: Sequence[str], group: CommandGroup) -> str:
-    """The line.
+    """The line that is printed for an exception.
 
     Args:
-        argv: what was typed after `idefics`.
+        error: the exception.
+        argv: the arguments after `idefics`.
         group: all commands.
     """
     command = f"idefics {argv[0]}" if argv and argv[0] in group.commands else "idefics"
@@ -58,15 +58,19 @@ def keywords_as_flags(message: str) -> str:
         flag = "--" + name.replace("_", "-")
         message = re.sub(rf"(?<![\w-]){name}=True\b", flag, message)
         message = re.sub(rf"(?<![\w-]){name}=(?=\S)", f"{flag} ", message)
-        message = re.sub(rf"^{name} is ", f"{flag} is ", message)
+        message = re.sub(rf"^{name} (is|cannot) ", rf"{flag} \1 ", message)
         if "_" in name:
             message = re.sub(rf"(?<![\w./-]){name}(?![\w./-])", flag, message)
     return message
 
 
 def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: CommandGroup) -> str:
-    """What is wrong with the words of the command line, and what may have been meant."""
+    """What is wrong with the arguments, and what was probably meant."""
     text = one_line(error.format_message()).rstrip(".")
+    if (unknown_command := NO_SUCH_COMMAND.match(text)) and is_picture_argument(unknown_command[1]):
+        return f"{unknown_command[1]!r} is not a command: name one first, such as caption or ask"
+    if extra_arguments := EXTRA_ARGUMENTS.match(text):
+        return f"unexpected argument: {extra_arguments[1]}"
     unknown_option = NO_SUCH_OPTION.match(text)
     if unknown_option is None:
         return f"{text[:1].lower()}{text[1:]}"
@@ -76,7 +80,7 @@ def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: C
 
 
 def _suggestion(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
-    """What someone who typed an unknown option may have wanted, as the end of a sentence."""
+    """What was probably meant by an unknown option, as the end of a sentence; "" where nothing comes close."""
     from difflib import get_close_matches
 
     for argument in argv:

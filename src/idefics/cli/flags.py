@@ -1,4 +1,4 @@
-"""The flags that commands share, in groups, and what each group means to the package."""
+"""The flags that several commands share, grouped in dataclasses, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -17,9 +17,6 @@ from idefics.errors import BadSetting, IdeficsError
 from idefics.host_memory import parse_memory_size
 from idefics.messages import Detail, ImageDetail
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -27,7 +24,7 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def flag_value_parser(parse_value: Callable[[str], T]) -> Callable[[str], T]:
-    """A parser of a flag's value, whose errors are no `ValueError`: typer would put words of its own before these."""
+    """Makes a flag's parser raise a plain IdeficsError: typer would put its own text before that of a ValueError."""
 
     @wraps(parse_value)
     def parse(text: str) -> T:
@@ -40,7 +37,7 @@ def flag_value_parser(parse_value: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def number_parser(flag: str, number_type: type[int] | type[float]) -> Callable[[str], float]:
-    """What reads a flag's value; typer's own message would not name the value."""
+    """A parser for a number, whose error names the flag and the value that was given."""
 
     @flag_value_parser
     def read(text: str) -> float:
@@ -55,7 +52,7 @@ def number_parser(flag: str, number_type: type[int] | type[float]) -> Callable[[
 
 
 def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
-    """What reads a flag that takes one of some words."""
+    """A parser for a flag that takes one of `words`."""
 
     @flag_value_parser
     def read(text: str) -> str:
@@ -68,14 +65,14 @@ def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
 
 @flag_value_parser
 def memory_size_flag(text: str) -> str:
-    """What reads `--kv-cache`."""
+    """Checks the value of `--kv-cache`, such as "1GB" or "0.3", and returns it."""
     parse_memory_size("--kv-cache", text)
     return text
 
 
 @flag_value_parser
 def remote_images_flag(text: str) -> str:
-    """What reads `--remote-images`."""
+    """Checks the value of `--remote-images`, such as "public", and returns it."""
     from idefics.processing.url_policy import parse_allowed_hosts
 
     parse_allowed_hosts(text, "--remote-images")
@@ -110,7 +107,7 @@ DebugFlag = Annotated[bool, _output_option("--debug", help="Show what is done, a
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
-    """Which model, where, and what it may fetch: the keywords of `idefics.load`."""
+    """Which model is loaded, where and how: the keywords of `idefics.load`, under the same names."""
 
     model: Annotated[
         str,
@@ -180,7 +177,7 @@ class ModelFlags:
             "--batch-rows",
             metavar="N",
             parser=number_parser("--batch-rows", int),
-            help="Prompts that are answered side by side.",
+            help="Largest number of prompts in a batch.",
         ),
     ] = None
     kernels: Annotated[
@@ -189,8 +186,8 @@ class ModelFlags:
             "--kernels",
             metavar="HOW",
             parser=choice_parser("--kernels", get_args(KernelMode)),
-            help="What computes: auto goes by the kind of processor, autotune by what is quickest here, "
-            "reference is torch's plain operations.",
+            help="Which code computes: auto chooses by the kind of processor, autotune by measuring here, "
+            "reference is torch's plain operations (slow).",
         ),
     ] = "auto"
     offline: Annotated[bool, _model_option("--offline", help="Never use the network for models.")] = False
@@ -210,7 +207,7 @@ class ModelFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDetailFlags:
-    """At which detail pictures are processed."""
+    """How finely pictures are processed: what `ImageDetail` holds."""
 
     detail: Annotated[
         Detail | None,
@@ -218,8 +215,8 @@ class ImageDetailFlags:
             "--detail",
             metavar="HOW",
             parser=choice_parser("--detail", get_args(Detail)),
-            help="high: as the model was released, the default; low: the whole picture only; "
-            "auto: small ones are not enlarged into many tiles.",
+            help="high, the default: as the model was released; low: the whole picture in one tile; "
+            "auto: small pictures are not enlarged into many tiles.",
         ),
     ] = None
     max_tiles: Annotated[
@@ -233,7 +230,7 @@ class ImageDetailFlags:
     ] = None
 
     def image_detail_options(self) -> dict[str, Any]:
-        """The keywords of a call. Raises BadSetting for what is no look, before any model is loaded."""
+        """The keywords of a call. Raises BadSetting for invalid values, before any model is loaded."""
         options = {"detail": self.detail, "max_tiles": self.max_tiles}
         options = {name: value for name, value in options.items() if value is not None}
         ImageDetail(**options)  # type: ignore[arg-type]
@@ -242,7 +239,7 @@ class ImageDetailFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
-    """What standard output gets."""
+    """What is printed on standard output, and how much is said of errors."""
 
     json: Annotated[bool, _output_option("--json", help="Print one JSON object per line.")] = False
     debug: DebugFlag = False

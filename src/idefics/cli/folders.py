@@ -1,6 +1,6 @@
-"""The pictures of folders and patterns: each file once, and what is left out is counted, with the reason.
+"""Finds the pictures in folders and by patterns: each file once; skipped files are counted by reason.
 
-Knows folders, patterns and names of files; opens a file only where its name has no suffix.
+Files are judged by their suffix; only a file without a suffix is opened.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from idefics.formats import (
     image_format_by_suffix,
 )
 
-MAX_PATTERN_LENGTH = 100  # characters, in messages
+MAX_PATTERN_LENGTH = 100  # characters of a pattern that an error message shows
 
 
 class PictureSearch:
-    """Looks for the pictures of one folder or pattern.
+    """Finds the pictures of one folder or pattern.
 
     Args:
-        recursive: a folder's subfolders are searched too.
-        report_error: is told which subfolder cannot be read.
+        recursive: whether subfolders are searched too.
+        report_error: called with a message for each subfolder that cannot be read.
 
     Attributes:
-        skipped: how many entries were left out, by the reason.
+        skipped: number of files left out, by reason: a format, a suffix, "video", "link", ...
     """
 
     def __init__(self, *, recursive: bool, report_error: Callable[[str], None]) -> None:
@@ -41,10 +41,10 @@ class PictureSearch:
         self._seen_paths: set[str] = set()  # real paths
 
     def find_in_folder(self, folder: Path) -> list[Path]:
-        """The pictures of a folder, sorted.
+        """The pictures in a folder, sorted by path.
 
         Raises:
-            BadPicture: it cannot be read, or there are none.
+            BadPicture: the folder cannot be read or has no picture.
         """
         paths = list(
             self._filter_pictures(self._walk_files(folder) if self.recursive else self._list_files(folder))
@@ -54,12 +54,12 @@ class PictureSearch:
         return sorted(paths)
 
     def find_by_pattern(self, pattern: str) -> list[Path]:
-        """The pictures that a pattern fits, sorted; `**` stands for any number of folders.
+        """The pictures that match a pattern, sorted by path; `**` matches any number of folders.
 
-        A file whose suffix is written in the pattern counts as a picture, whatever it is.
+        A file whose suffix is written out in the pattern (`*.dat`) counts as a picture.
 
         Raises:
-            BadPicture: none fits.
+            BadPicture: no file matches.
         """
         suffix = Path(pattern).suffix.lower()
         accepted_suffix = None if glob.has_magic(suffix) else suffix
@@ -67,7 +67,7 @@ class PictureSearch:
         if not paths:
             kind = "picture" if self.skipped else "file"
             raise BadPicture(
-                f"{pattern[:MAX_PATTERN_LENGTH]}: no {kind} fits this pattern{self._skipped_text()}"
+                f"{pattern[:MAX_PATTERN_LENGTH]}: no {kind} matches this pattern{self._skipped_text()}"
             )
         return paths
 
@@ -98,7 +98,7 @@ class PictureSearch:
                 yield entry
 
     def _walk_files(self, root: Path) -> Iterator[Path]:
-        """The files of a folder and of all below it. Each folder is searched once, however many links lead to it."""
+        """All files below a folder. Each folder is searched once, even if several symbolic links lead to it."""
         folders, links, searched = deque([root]), deque[Path](), set[str]()
         while folders or links:
             folder = (folders or links).popleft()
@@ -106,7 +106,7 @@ class PictureSearch:
             if real_path in searched or (
                 folder is not root and Path(real_path) in Path(os.path.realpath(root)).parents
             ):
-                continue  # a link to where it has been, or to a folder above all of it
+                continue  # a link to a folder that was searched already, or to a parent of the root
             searched.add(real_path)
             try:
                 entries = _visible_entries(folder)
@@ -122,10 +122,11 @@ class PictureSearch:
                     yield entry
 
     def _filter_pictures(self, files: Iterator[Path], accepted_suffix: str | None = None) -> Iterator[Path]:
-        """Those that are pictures by their names, each once: a link to one of them is left out.
+        """Yields the files that are pictures by their names, each once, and counts the others in `skipped`.
 
         Args:
-            accepted_suffix: a suffix of files that are taken for pictures in any case.
+            files: the files; regular files come before links, so that a link to one of them is left out.
+            accepted_suffix: files with this suffix are pictures in any case.
         """
         from idefics.processing.picture_files import readable_formats
 
@@ -146,7 +147,7 @@ class PictureSearch:
 
 
 def _visible_entries(folder: Path) -> list[Path]:
-    """What is in a folder, but for hidden files."""
+    """The entries of a folder, sorted; hidden ones are left out."""
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
@@ -154,7 +155,7 @@ def _visible_entries(folder: Path) -> list[Path]:
 
 
 def _test_path(predicate: Callable[[], bool]) -> bool:
-    """The answer of a path's `is_...`; False where it may not be looked at."""
+    """The result of `path.is_dir` or the like; False where the path may not be read."""
     try:
         return predicate()
     except OSError:
@@ -162,7 +163,7 @@ def _test_path(predicate: Callable[[], bool]) -> bool:
 
 
 def _skip_reason(file: Path, suffix: str, readable: Sequence[object]) -> str | None:
-    """Why a file is left out: its format, "video", "broken link" or its suffix; None where it is not."""
+    """Why a file is skipped: its format, "video", "broken link" or its suffix; None for a picture."""
     from idefics.processing.picture_files import read_file_head
 
     try:
@@ -170,7 +171,7 @@ def _skip_reason(file: Path, suffix: str, readable: Sequence[object]) -> str | N
             return "broken link" if file.is_symlink() else "special file"
         head = b"" if suffix else read_file_head(file)
         format = image_format_by_suffix(file.name) if suffix else detect_image_format(head)
-    except OSError:  # not to be read: said when it is opened
+    except OSError:  # opening it later reports the error
         return None
     if format is not None:
         return None if format in readable else format.title
@@ -179,7 +180,7 @@ def _skip_reason(file: Path, suffix: str, readable: Sequence[object]) -> str | N
 
 
 def _matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a relative path fits a pattern that may hold `**`, as `glob` understands it."""
+    """Whether a relative path matches a pattern with `**`, both as parts, by the rules of `glob`."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -190,19 +191,20 @@ def _matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def describe_skipped(skipped: Counter[str]) -> str:
-    """How many entries were left out and why, as one line: "2 camera RAW (not read: convert them to JPEG)"."""
+    """The skipped files on one line: "2 camera RAW (not read: convert to JPEG), 1 other file (.txt)"."""
     format_by_title = {one.title: one for one in IMAGE_FORMATS}
     parts, num_by_suffix = [], Counter[str]()
     for reason, count in skipped.items():
         plural = "" if count == 1 else "s"
         if reason == "subfolder":
-            last = f"{count} subfolder{plural} (--recursive includes {'it' if count == 1 else 'them'})"
-            parts.append(last)
+            parts.append(f"{count} subfolder{plural} (--recursive includes {'it' if count == 1 else 'them'})")
         elif reason == "video":
             parts.append(f"{count} video{plural} (to include one, name it)")
         elif reason in ("link", "broken link", "special file"):
             what = (
-                f"link{plural} to a picture that is found anyway" if reason == "link" else f"{reason}{plural}"
+                f"link{plural} to a picture that is included anyway"
+                if reason == "link"
+                else f"{reason}{plural}"
             )
             parts.append(f"{count} {what}")
         elif reason.startswith(".") or reason == "no suffix":

@@ -1,4 +1,4 @@
-"""`idefics generate`: a raw prompt of texts and pictures, exactly as given."""
+"""`idefics generate`: continues a raw prompt of texts and pictures, without a chat template."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
 
 HELP = """
-Continue a raw prompt: texts and pictures in any order, exactly as given.
+Continue a raw prompt of texts and pictures, exactly as given.
 
-An ITEM is a picture or video where it is an http(s) address, a data URI, - for standard input, or an existing file;
-anything else is text. Special tokens in a text are honoured.
+An ITEM that is an http(s) address, a data URI, - for standard input, or an existing file is a picture or video;
+anything else is text. Special tokens in a text keep their meaning.
 """
 EXAMPLES = (
     'idefics generate photo.jpg "This is a picture of"',
@@ -31,7 +31,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command `idefics generate`."""
     help_format.add_command(app, "generate", _generate, help=HELP, usage="ITEM...", examples=EXAMPLES)
 
 
@@ -60,7 +60,7 @@ def _generate(
 
 
 def _parse_item(item: str, fetcher: Fetcher) -> ContentPart:
-    """Text, or a picture or video that is known to be one."""
+    """One item of the prompt: text, or a picture or video that could be read."""
     from idefics.processing.prompt_items import parse_item
 
     part = read_standard_input() if item == STDIN else parse_item(item)

@@ -1,7 +1,4 @@
-"""How commands are declared and how their help looks: plain, short, aligned, with examples first.
-
-Knows typer; does not know what any command does.
-"""
+"""Declares commands for typer and formats their help: usage, description, examples, then the flags by section."""
 
 from __future__ import annotations
 
@@ -15,15 +12,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 OUTPUT_SECTION = "Output"  # the last section of flags
-MAX_FLAG_WIDTH = 30  # characters, beside which its help stands
+MAX_FLAG_WIDTH = 30  # characters of the column of flags; a longer flag has a line of its own
 
-CommandFunction = Callable[..., int]  # a command: its arguments in, its exit code out
+CommandFunction = Callable[..., int]  # takes the parsed arguments, returns the exit code
 
 
 class _PlainHelpMixin:
-    """Usage, what it does, examples (the lines of the epilog), then what else there is to choose.
+    """Prints help in this order: usage, description, examples (the epilog's lines), flags or commands.
 
-    `self` and formatters are `Any`: this is mixed into typer's classes, which do not publish the formatter's.
+    `self` and formatters are `Any`: typer's classes, into which this is mixed, do not export the formatter's type.
     """
 
     def format_help(self: Any, ctx: Any, formatter: Any) -> None:
@@ -42,18 +39,17 @@ class _PlainHelpMixin:
 
 
 class Command(_PlainHelpMixin, TyperCommand):
-    """One command. Its flags stand under the headings that they name as their panel."""
+    """One command, whose help lists its flags by section (typer's `rich_help_panel`)."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the flags, section by section."""
+        """Writes each section: a heading and its flags in two aligned columns."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None and param.param_type_name == "option":
                 panel: str = param.rich_help_panel or OUTPUT_SECTION  # type: ignore[attr-defined]  # typer's own --help
-                flag = re.sub(r"--(\S+) / --no-\1", r"--[no-]\1", record[0])  # a pair of flags as one
+                flag = re.sub(r"--(\S+) / --no-\1", r"--[no-]\1", record[0])  # "--x / --no-x" -> "--[no-]x"
                 sections.setdefault(panel, []).append((flag, record[1]))
-        # A longer flag has its line to itself.
         width = max(min(len(flag), MAX_FLAG_WIDTH) for records in sections.values() for flag, _ in records)
         for name, records in sections.items():
             with formatter.section(name):
@@ -61,10 +57,10 @@ class Command(_PlainHelpMixin, TyperCommand):
 
 
 class CommandGroup(_PlainHelpMixin, TyperGroup):
-    """All commands."""
+    """The program itself: its help lists the commands."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the commands and what they do, then the two flags."""
+        """Writes the commands with their summaries, then the flags of the program itself."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.commands[name].short_help) for name in self.list_commands(ctx)])
         with formatter.section("Flags"):
@@ -80,7 +76,15 @@ def add_command(
     usage: str = "",
     examples: tuple[str, ...],
 ) -> None:
-    """Adds a command. A parameter of `run` whose type is a dataclass stands for all fields of it as flags."""
+    """Adds a command to the application.
+
+    Args:
+        run: called with the parsed arguments; returns the exit code. Each parameter whose type is a dataclass
+            is replaced by the dataclass's fields, which become flags.
+        help: its first paragraph is the summary in the list of commands.
+        usage: the positional arguments, as the usage line shows them.
+        examples: command lines.
+    """
     app.command(
         name,
         cls=Command,
@@ -92,7 +96,7 @@ def add_command(
 
 
 def _expand_flag_groups(run: CommandFunction) -> CommandFunction:
-    """`run` with each dataclass among its parameters replaced by the dataclass's fields."""
+    """A function like `run` in whose signature each dataclass is replaced by its fields."""
     group_class_by_name: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(run, eval_str=True).parameters.items():

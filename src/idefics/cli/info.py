@@ -1,4 +1,4 @@
-"""`idefics info`: what is installed, what computes here, how much memory there is, and what a model would take."""
+"""`idefics info`: shows devices, kernels, memory, caches and versions, and the memory that a model needs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from idefics.cli.output import OutputWriter
 from idefics.errors import ModelNotFound, format_bytes
 
 HELP = """
-Show what computes on this machine and with what: kernels, devices, memory and its limits, caches, versions, extras.
+Show devices, kernels, memory, caches and versions.
 
-With MODEL also what that model would take, without loading it.
+With MODEL, show also how much memory that model needs; it is not loaded.
 """
 EXAMPLES = ("idefics info", f"idefics info {DEFAULT_MODEL}", "idefics info --json")
-LABEL_WIDTH = 12  # of the words at the beginning of a line
+LABEL_WIDTH = 12  # characters of the first column
 
 ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="Short name, folder or hub id.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command `idefics info`."""
     help_format.add_command(app, "info", _info, help=HELP, usage="[MODEL]", examples=EXAMPLES)
 
 
@@ -34,7 +34,7 @@ def _info(context: typer.Context, *, model: ModelArgument = None, output: Output
     with OutputWriter(context.command_path, as_json=output.json) as writer:
         from idefics.generation.environment import describe_environment, estimate_model_memory
 
-        writer.progress.start_spinner("Looking")
+        writer.progress.start_spinner("Collecting information")
         report: dict[str, Any] = {"idefics": __version__, **describe_environment()}
         if model is not None:
             try:
@@ -57,17 +57,15 @@ def _info(context: typer.Context, *, model: ModelArgument = None, output: Output
 
 
 def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a person is shown: a word and what is said of it, line by line."""
+    """Yields a label and a text for each line."""
     yield "idefics", f"{report['idefics']}, Python {report['python']}"
-    yield (
-        "processor",
-        f"{report['processor']}, {_count_text(report['cores'], 'core')}, {_count_text(report['threads'], 'thread')}",
-    )
-    yield "device", f"{report['device']} (of {', '.join(report['devices'])})"
+    cores, threads = _count_text(report["cores"], "core"), _count_text(report["threads"], "thread")
+    yield "processor", f"{report['processor']}, {cores}, {threads}"
+    yield "device", f"{report['device']} (available: {', '.join(report['devices'])})"
     for name, instructions in report["kernels"].items():
-        missing = "missing: install a C compiler and then idefics again"
+        missing = "missing: install a C compiler, then reinstall idefics"
         yield "kernel", f"{name}: {instructions or missing}"
-    yield "products", _describe_matmuls(report["products"])
+    yield "matmul", _describe_matmuls(report["products"])
     for bound in report["memory"]:
         yield (
             "memory",
@@ -87,28 +85,26 @@ def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _count_text(count: int, noun: str) -> str:
-    """ "1 core", "2 cores"."""
+    """A count with its noun: "1 core", "2 cores"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _describe_matmuls(kernel_choice: Mapping[str, Any]) -> str:
-    """What kernels="auto" chooses for a model that is not small."""
+    """Which matrix multiplications kernels="auto" chooses for a model that is not small."""
     float32_library = "oneDNN" if kernel_choice["onednn"] else "torch"
-    halves = "".join(f", {name} as it is" for name in kernel_choice["halves"])
-    return f"float32 by {float32_library}, int8 {'in integers' if kernel_choice['integers'] else 'in float32'}{halves}"
+    int8_arithmetic = "integers" if kernel_choice["integers"] else "float32"
+    half_types = "".join(f", {name} without conversion" for name in kernel_choice["halves"])
+    return f"float32 by {float32_library}, int8 weights in {int8_arithmetic}{half_types}"
 
 
 def _model_lines(model_report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", f"{model_report['model']}: {model_report['folder'] or 'not on this machine'}"
     yield "weights", format_bytes(model_report["weights"])
     if model_report["folder"]:
-        tokens = f"{model_report['cached_tokens']:,} tokens of {format_bytes(model_report['token_bytes'] * 1000)} a thousand"
-        yield (
-            "kv cache",
-            f"{format_bytes(model_report['kv_cache'])} ({tokens}; prompts of {model_report['max_positions']:,} at most)",
-        )
-        yield (
-            "pictures",
-            f"{format_bytes(model_report['pictures'])} of encoded pictures, process {format_bytes(model_report['process'])}",
-        )
-    yield "in all", f"{format_bytes(model_report['in_all'])} on a CPU, about"
+        per_thousand = format_bytes(model_report["token_bytes"] * 1000)
+        tokens = f"{model_report['cached_tokens']:,} tokens, {per_thousand} per 1,000"
+        yield "kv cache", f"{format_bytes(model_report['kv_cache'])} ({tokens})"
+        yield "context", f"{model_report['max_positions']:,} tokens at most"
+        yield "pictures", f"{format_bytes(model_report['pictures'])} for the cache of encoded pictures"
+        yield "process", f"{format_bytes(model_report['process'])} for Python and torch"
+    yield "total", f"about {format_bytes(model_report['in_all'])} on a CPU"

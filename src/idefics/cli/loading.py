@@ -1,4 +1,4 @@
-"""Loads a model while a person watches."""
+"""Loads a model for a command, with a progress display on standard error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ModelLoader = Callable[[ModelFlags, OutputWriter], "Idefics"]
 
 
 def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
-    """The model that the flags name, downloaded first where it must be; says so before it does."""
+    """Loads the model that the flags name; a model that is not on this machine is announced and downloaded."""
     import idefics
 
     writer.progress.start_spinner(f"Loading {flags.model}")
@@ -40,7 +40,7 @@ def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
 
 
 def download_progress_callback(model: str, writer: OutputWriter) -> ProgressCallback:
-    """What shows how far a model's download is."""
+    """A callback `(bytes done, bytes total)` that announces a download and shows its progress."""
 
     def report(done: int, total: int) -> None:
         if done:

@@ -1,7 +1,7 @@
-"""The command `idefics`: finds the command that was typed, runs it, and turns every mistake into one line.
+"""The program `idefics`: parses the command line, runs the command and turns every error into one line.
 
-Exit codes: 0, everything asked was answered; 1, the answers could not be written; 2, something was refused; 130,
-interrupted.
+Exit codes: 0, success; 1, the answers could not be written; 2, something was refused, such as a picture or a flag;
+130, interrupted.
 """
 
 from __future__ import annotations
@@ -37,25 +37,30 @@ OUTPUT_ERROR = 1
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count
 
 EXAMPLES = (
-    "idefics demo                                          every task, with no download",
+    "idefics demo                                          every task; no download",
     "idefics caption photo.jpg",
     'idefics ask photo.jpg "What is on the table?"',
     'idefics classify *.jpg --labels "cat,dog,bird"',
     "idefics chat photo.jpg",
-    "idefics models                                        what to give as --model",
+    "idefics models                                        names for --model",
     "idefics ask --help                                    every flag of a command",
 )
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs the arguments given, or those of the process, and exits."""
+    """Runs a command line (`sys.argv` by default) and exits the process with its exit code."""
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str], loader: ModelLoader = load) -> int:
-    """Runs a command line; its exit code. `loader` brings the model that it asks for."""
+    """Runs a command line and returns its exit code; never raises for what a person has typed.
+
+    Args:
+        argv: the arguments after `idefics`.
+        loader: loads the model that the flags name; tests and `idefics demo` pass their own.
+    """
     with ExitStack() as stack:
-        if sys.stdin is None:  # closed, as in `idefics ... <&-`; so are the others
+        if sys.stdin is None:  # closed by the shell, as in `idefics ... <&-`; the same for the other two
             sys.stdin = stack.enter_context(Path(os.devnull).open())
         if sys.stderr is None:
             stack.enter_context(redirect_stderr(stack.enter_context(Path(os.devnull).open("w"))))
@@ -66,7 +71,7 @@ def run(argv: Sequence[str], loader: ModelLoader = load) -> int:
         debug = "--debug" in argv
         stack.enter_context(warnings.catch_warnings())
         if not debug:
-            warnings.simplefilter("ignore")  # standard error is for lines to the caller
+            warnings.simplefilter("ignore")  # standard error is for error lines and notes
         else:
             stack.enter_context(_log_to_stderr())
         return _run_to_exit_code(argv, loader, debug=debug)
@@ -74,7 +79,7 @@ def run(argv: Sequence[str], loader: ModelLoader = load) -> int:
 
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
-    """What the package logs, on standard error, while a command runs."""
+    """Writes the package's log to standard error while a command runs."""
     logger, handler = logging.getLogger("idefics"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms %(name)s: %(message)s"))
     previous_level = logger.level
@@ -89,9 +94,9 @@ def _log_to_stderr() -> Iterator[None]:
 
 @contextmanager
 def _escaping_stdout(stdout: io.TextIOWrapper) -> Iterator[None]:
-    """Standard output as an `EscapingStdout`, while a command runs."""
+    """Replaces standard output by an `EscapingStdout` while a command runs."""
     stdout.flush()
-    # Of a write that a full disk cuts short, an unbuffered stream (PYTHONUNBUFFERED) loses the rest in silence.
+    # An unbuffered stream (PYTHONUNBUFFERED) silently drops the rest of a write that a full disk cut short.
     underlying = stdout.buffer
     buffered = io.BufferedWriter(underlying) if isinstance(underlying, io.RawIOBase) else None
     stream = EscapingStdout(
@@ -99,21 +104,21 @@ def _escaping_stdout(stdout: io.TextIOWrapper) -> Iterator[None]:
     )
     with redirect_stdout(stream):
         yield
-    stream.detach()  # what the process owns must not be closed with what was put around it
+    stream.detach()  # closing the wrapper must not close the standard output of the process
     if buffered is not None:
         buffered.detach()
 
 
 def _run_to_exit_code(argv: Sequence[str], loader: ModelLoader, *, debug: bool) -> int:
-    """The exit code of a command line, whatever happens to it."""
+    """Runs the command and turns every exception into an exit code and one line on standard error."""
     try:
         exit_code = _invoke_command(argv, loader)
         sys.stdout.flush()
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            print(file=sys.stderr)  # the shell's prompt does not stand behind the ^C
+            print(file=sys.stderr)  # the shell's prompt begins a line of its own after the ^C
         exit_code = INTERRUPTED
-    except BrokenPipeError:  # the reader has enough
+    except BrokenPipeError:  # the reader has exited, as `head` does
         _discard_stdout()
         exit_code = 0
     except Exception as error:
@@ -128,7 +133,7 @@ def _run_to_exit_code(argv: Sequence[str], loader: ModelLoader, *, debug: bool) 
 
 
 def _discard_stdout() -> None:
-    """What standard output could not write goes nowhere."""
+    """Drops what is still buffered: it could not be written, and the exit of Python would try again."""
     if isinstance(sys.stdout, EscapingStdout):
         redirect_to_devnull(sys.stdout)
 
@@ -146,7 +151,7 @@ def _invoke_command(argv: Sequence[str], loader: ModelLoader) -> int:
 
 @cache
 def _root_command() -> CommandGroup:
-    """All commands."""
+    """The command-line parser with all commands, built once."""
     group = typer.main.get_command(_build_app())
     assert isinstance(group, CommandGroup)
     return group
@@ -156,7 +161,7 @@ def _build_app() -> typer.Typer:
     app = typer.Typer(
         cls=help_format.CommandGroup,
         add_completion=False,
-        add_help_option=False,  # typer's own costs a tenth of a second wherever it is not given
+        add_help_option=False,  # typer's own makes every run a tenth of a second slower
         invoke_without_command=True,
         rich_markup_mode=None,
         help="Questions about pictures, answered on your own machine by open vision-language models.",

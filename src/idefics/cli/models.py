@@ -1,4 +1,4 @@
-"""`idefics models`: the checkpoints with a short name, what they need, and which are here already."""
+"""`idefics models`: lists the checkpoints that have a short name, with sizes, and marks those on this machine."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from idefics.cli.flags import OutputFlags
 from idefics.cli.output import OutputWriter
 
 HELP = """
-List the models: short names, sizes, memory at each precision, licences, which are on this machine.
+List the models: names, sizes, memory and licences.
 
-Any other checkpoint of these families is named by its folder or by its id on the Hugging Face hub.
+Any other checkpoint of these families can be given by its folder or by its id on the Hugging Face hub.
 """
 EXAMPLES = ("idefics models", "idefics models --json")
 
-# With the longest hub id a line has 100 characters.
+# A line with the longest hub id has 100 characters.
 COLUMN_WIDTHS: dict[Precision, int] = {"float32": 8, "bfloat16": 6, "int8": 6, "int4": 6}
 HEADING = "  name              parameters float32  bf16  int8  int4  on the hub"
 FOOTER = """
-From float32 to int4: GB of memory that the weights take. int8 shrinks all matrices but the bridge
-between vision and text and the tables of tokens; int4 those of the decoder further.
-* is on this machine already. Others are downloaded when they are first asked for, to
+float32 to int4: memory of the weights in GB. int8 quantizes all linear layers except the connector
+between vision and text; int4 does the same, with 4 bits for the layers of the decoder.
+* is on this machine already. The others are downloaded on first use, to
   {cache}
-The demo models know only the picture book inside this package; for real photographs use one of the
-others, such as {default}, which is taken where neither --model nor IDEFICS_MODEL names one."""
+The demo models know only the bundled pictures and others like them. For real photographs use one of
+the others, such as {default}, the default where neither --model nor IDEFICS_MODEL is set."""
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command `idefics models`."""
     help_format.add_command(app, "models", _models, help=HELP, examples=EXAMPLES)
 
 
@@ -62,7 +62,7 @@ def _print_table(writer: OutputWriter) -> None:
 
 
 def _family_heading(row: CatalogEntry) -> str:
-    """What the rows of a family have in common."""
+    """The line above the models of a family: its name and licence."""
     if row.package_folder:
         return f"Demo: {row.licence}, inside the package"
     return f"{row.family}: {row.licence}{', video too' if row.is_video_trained else ''}"
@@ -83,14 +83,14 @@ def _table_line(row: CatalogEntry) -> str:
 
 
 def _local_folder(row: CatalogEntry) -> Path | None:
-    """Where a row's files are on this machine."""
+    """The folder of a model on this machine; None where it is not downloaded."""
     from idefics import weights
 
     return weights.cached_folder(row.hub_id) if row.hub_id else weights.find(row.name)
 
 
 def _three_digits(number: float) -> str:
-    """Three digits, in five characters at most."""
+    """A number with three digits, in five characters at most."""
     return f"{number:.3f}" if number < 1 else f"{number:#.3g}".rstrip(".")
 
 

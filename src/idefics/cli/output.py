@@ -1,6 +1,6 @@
-"""What a run shows: to a person, down a pipe, or as JSON lines.
+"""Writes results: formatted for a terminal, plain for a pipe, or as JSON lines.
 
-Answers go to standard output, everything else to standard error. Imports rich only for a person.
+Answers go to standard output, everything else to standard error. rich is imported for a terminal only.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from idefics import Idefics
     from idefics.generation import Stream
 
-MAX_BARS = 10  # labels that a person is shown; --json has all
+MAX_BARS = 10  # labels in the bar chart; --json has all
 BAR_WIDTH = 30
-MIN_LOGPROB = -9999.0  # stands for a probability of zero: JSON has no infinity
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what could take a terminal over
+MIN_LOGPROB = -9999.0  # replaces minus infinity, which JSON lacks
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # they could control a terminal
 
 
 def one_line(text: str) -> str:
-    """The text with its line breaks as spaces and without control characters."""
+    """The text on one line: line breaks become spaces, control characters are removed."""
     return CONTROL_CHARACTERS.sub("", re.sub(r"\s*[\r\n]\s*", " ", text)).strip()
 
 
 class OutputWriteError(IdeficsError):
-    """Answers cannot be written to standard output."""
+    """Answers cannot be written to standard output; `progress` says how many were."""
 
     def __init__(self, reason: str, progress: str = "") -> None:
         super().__init__(f"cannot write answers: {reason}{progress}")
@@ -47,31 +47,31 @@ class OutputWriteError(IdeficsError):
 
 
 class EscapingStdout(io.TextIOWrapper):
-    """Standard output while a command runs: whatever its encoding lacks is written as an escape.
+    r"""Standard output while a command runs: characters that its encoding lacks are written as `\uXXXX`.
 
     Raises:
-        OutputLost: it cannot be written, as on a full disk.
-        BrokenPipeError: its reader has ended.
+        OutputWriteError: it cannot be written, as on a full disk.
+        BrokenPipeError: its reader has exited.
     """
 
     def write(self, text: str) -> int:
-        """Writes as the base class does."""
+        """Writes text; raises OutputWriteError in place of OSError."""
         with _output_write_errors():
             return super().write(text)
 
     def flush(self) -> None:
-        """Flushes as the base class does."""
+        """Flushes; raises OutputWriteError in place of OSError."""
         with _output_write_errors():
             super().flush()
 
 
 class ClosedOutput(io.StringIO):
-    """Stands for standard output where the caller has closed it, as in `idefics ... >&-`."""
+    """Replaces standard output that the shell has closed, as in `idefics ... >&-`."""
 
     encoding = "utf-8"
 
     def write(self, text: str) -> int:
-        """Raises OutputLost."""
+        """Raises OutputWriteError: there is nowhere to write to."""
         raise OutputWriteError("standard output is closed")
 
 
@@ -87,7 +87,7 @@ def _output_write_errors() -> Iterator[None]:
 
 
 def print_error_line(text: str) -> None:
-    """One line on standard error, lost in silence where that cannot be written."""
+    """Prints one line on standard error; does nothing where standard error cannot be written."""
     try:
         print(one_line(text), file=sys.stderr, flush=True)
     except OSError:
@@ -95,24 +95,24 @@ def print_error_line(text: str) -> None:
 
 
 def redirect_to_devnull(stream: TextIO) -> None:
-    """Sends what a stream could not write, and all that follows, nowhere: Python would fail when it flushes at exit."""
+    """Redirects a stream that cannot be written to the null device, so that Python's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class OutputWriter:
-    """Where a run's words go.
+    """Writes the answers, notes and errors of one run of a command.
 
     Args:
-        command: what is running, such as "idefics ask"; begins each refusal.
-        as_json: standard output gets JSON lines.
+        command: the running command, such as "idefics ask"; errors and notes begin with it.
+        as_json: answers are written as JSON lines.
 
     Attributes:
-        is_interactive: somebody reads standard output.
-        shows_picture_names: an answer is preceded by its picture's name.
-        exit_code: the exit code so far: 2 once something has been refused.
-        num_expected: how many answers the run is to give; 0 where that is not known.
-        num_written: how many have been written.
-        progress: what a person sees until there is an answer.
+        is_interactive: whether answers are formatted for a terminal.
+        shows_picture_names: whether each answer is preceded by its picture's name.
+        exit_code: the exit code so far: 0, or 2 after an error.
+        num_expected: number of answers that the run should write; 0 where that is not known.
+        num_written: number of answers written so far.
+        progress: the spinner or bar on standard error.
     """
 
     def __init__(self, command: str, *, as_json: bool = False) -> None:
@@ -135,38 +135,39 @@ class OutputWriter:
 
     @cached_property
     def console(self) -> Console:
-        """Standard output with colour, unless NO_COLOR is set."""
+        """rich's console on standard output; without colour where NO_COLOR is set."""
         from rich.console import Console
 
         return Console(highlight=False, soft_wrap=True)
 
     def report_error(self, text: str) -> None:
-        """One line on standard error. The run goes on, and ends with 2."""
+        """Prints an error on one line of standard error. The run goes on; its exit code will be 2."""
         self.exit_code = 2
         self.print_status(f"{self.command}: {text}")
 
     def print_note(self, text: str) -> None:
-        """One line on standard error about what is not refused."""
+        """Prints a note on one line of standard error; the exit code does not change."""
         self.print_status(f"{self.command}: {text}")
 
     def print_result_notes(self, result: Answer | Ranking) -> None:
-        """What was not read of the pictures' files, each sentence once in a run."""
+        """Prints a result's notes, such as frames of an animation left out; each sentence once in a run."""
         for text in result.notes:
             if text not in self._printed_notes:
                 self._printed_notes.add(text)
                 self.print_note(text)
 
     def print_status(self, text: str) -> None:
-        """One line on standard error."""
+        """Prints one line on standard error, above the progress display."""
         with self.progress.paused():
             print_error_line(text)
 
     def write_answer(self, answer: Answer, name: str | None = None, model: Idefics | None = None) -> None:
-        """An answer, whole.
+        """Writes a finished answer.
 
         Args:
-            name: of its picture.
-            model: what spells the tokens whose log-probabilities were asked for.
+            answer: the answer.
+            name: the picture's name, printed where there are several pictures.
+            model: decodes the tokens, where the answer has log-probabilities.
         """
         if self.as_json:
             row: dict[str, Any] = {"text": answer.text, "finish": answer.finish}
@@ -179,7 +180,7 @@ class OutputWriter:
         self.num_written += 1
 
     def write_ranking(self, ranking: Ranking, name: str | None = None) -> None:
-        """A ranking: bars for a person, the best label down a pipe, all of it as JSON."""
+        """Writes a ranking: a bar chart on a terminal, the best label to a pipe, all labels as JSON."""
         if self.as_json:
             row = {"best": ranking.best, "labels": [label._asdict() for label in ranking]}
             self._write_result_json(name, row, ranking)
@@ -191,7 +192,7 @@ class OutputWriter:
         self.num_written += 1
 
     def write_stream(self, stream: Stream) -> Answer:
-        """Words as they come, to a person. Where it is broken off, the line is ended."""
+        """Writes an answer to a terminal while it is generated; returns it once it is finished."""
         try:
             for piece in stream:
                 self.progress.stop()
@@ -227,7 +228,7 @@ class OutputWriter:
             self._write_name(name, end="\n")
             self.console.print(table)
             if len(ranking) > MAX_BARS:
-                print(f"and {len(ranking) - MAX_BARS} less likely (--json lists all)", flush=True)
+                print(f"and {len(ranking) - MAX_BARS} less likely ones (--json lists all)", flush=True)
 
     def _write_name(self, name: str | None, *, end: str) -> None:
         if self.shows_picture_names and name is not None:
@@ -244,14 +245,14 @@ class OutputWriter:
         )
 
     def write_json_line(self, row: dict[str, Any]) -> None:
-        """One line of JSON."""
+        """Writes one JSON object on one line of standard output."""
         is_unicode = sys.stdout.encoding.lower() in ("utf-8", "utf8")
         with self.progress.paused():
             print(json.dumps(row, ensure_ascii=not is_unicode), flush=True)
 
 
 def _token_rows(answer: Answer, model: Idefics) -> Iterator[dict[str, Any]]:
-    """Each token of an answer: id, text, natural-log probability, and the most likely tokens in its place."""
+    """For each token of an answer: id, text, log-probability, and the most likely tokens at its position."""
     top_logprobs = answer.top_logprobs or [()] * len(answer.tokens)
     for id, logprob, top in zip(answer.tokens, answer.logprobs or (), top_logprobs, strict=True):
         top_rows = [_token_row(model, one.token, one.logprob) for one in top]

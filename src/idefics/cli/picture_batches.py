@@ -1,4 +1,4 @@
-"""A run over pictures: answers come as soon as they can, and one bad picture spoils no other."""
+"""Answers about pictures in growing batches: the first answer comes early, and a bad picture stops no other."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ Result = TypeVar("Result", Answer, Ranking)
 
 
 class PictureBatches:
-    """Pictures, and the model that answers about them; it is loaded when the first has turned out to be one.
+    """The pictures of a command and the model, which is loaded once the first picture could be read.
 
     Args:
-        arguments: what was typed for the pictures.
-        shots: file of worked examples.
-        writer: is told what is refused and how far the round has come.
-        loader: loads what `model_flags` says.
-        recursive: whether subfolders of folders are searched too.
+        arguments: names of files, folders, patterns and URLs.
+        shots: a JSONL file of few-shot examples.
+        writer: reports errors and shows progress.
+        model: the flags of the model.
+        loader: loads the model.
+        recursive: whether subfolders are searched too.
 
     Raises:
-        BadPrompt: the file of shots is not one.
-        BadPicture: no picture was named.
+        BadPrompt: the file of examples is invalid.
+        BadPicture: no argument was given.
     """
 
     def __init__(
@@ -69,16 +70,16 @@ class PictureBatches:
 
     @cached_property
     def vlm(self) -> Idefics:
-        """The model, with the shots. From here on a person sees that pictures are looked at."""
+        """The model with the few-shot examples; loading it starts the progress display of the answers."""
         vlm = self.loader(self.model_flags, self.writer).with_shots(self.shots)
         if len(self.pictures) > 1:
             self.writer.progress.start_counter("Answering", len(self.pictures))
         else:
-            self.writer.progress.start_spinner("Looking")
+            self.writer.progress.start_spinner("Answering")
         return vlm
 
     def readable_pictures(self, named_pictures: Iterable[NamedPicture]) -> Iterator[NamedPicture]:
-        """Those pictures that can be read; the others are refused."""
+        """Yields the pictures that can be read, and reports an error for each other one."""
         for named in named_pictures:
             try:
                 yield open_named_picture(named, self.fetcher)
@@ -88,7 +89,11 @@ class PictureBatches:
     def results(
         self, answer_batch: Callable[[Idefics, tuple[PictureOrVideo, ...]], list[Result | IdeficsError]]
     ) -> Iterator[tuple[Result, str]]:
-        """Each result with its picture's name. `answer_batch` answers several pictures together, with errors in place."""
+        """Yields each result with its picture's name, batch by batch; reports an error for each other picture.
+
+        Args:
+            answer_batch: called with the model and a batch of pictures; returns a result or an error for each.
+        """
         num_done = 0
         for batch in _doubling_batches(self.pictures):
             if readable := list(self.readable_pictures(batch)):
@@ -101,7 +106,7 @@ class PictureBatches:
         batch: Sequence[NamedPicture],
         answer_batch: Callable[[Idefics, tuple[PictureOrVideo, ...]], list[Result | IdeficsError]],
     ) -> Iterator[tuple[Result, str]]:
-        """One call for all; a picture that the model cannot read is refused."""
+        """Answers one batch; reports an error for each picture that has one."""
         results = answer_batch(self.vlm, tuple(named.picture for named in batch))
         for named, result in zip(batch, results, strict=True):
             if isinstance(result, IdeficsError):
@@ -121,7 +126,7 @@ def _read_shots(path: Path | None) -> list[Shot]:
 
 
 def _doubling_batches(pictures: Sequence[NamedPicture]) -> Iterator[Sequence[NamedPicture]]:
-    """One picture, then two, then four, up to as many as the engine answers side by side."""
+    """Batches of one picture, two, four and so on, up to the engine's largest batch."""
     start, size = 0, 1
     while start < len(pictures):
         yield pictures[start : start + size]

@@ -1,7 +1,4 @@
-"""What people type -> pictures with names, and the words among them.
-
-Knows files, patterns and addresses; does not know models.
-"""
+"""Resolves positional arguments: names of files, folders, patterns and URLs become pictures; the rest is the prompt."""
 
 from __future__ import annotations
 
@@ -24,27 +21,29 @@ if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
 
 STDIN = "-"
-# One word with a slash, a star or a suffix. A question mark makes no pattern of it: words end with one.
+# One word with a slash, a star or a suffix. A question mark is no sign of a pattern: questions end with one.
 FILE_LIKE = re.compile(r"\S*(?:[/*]\S*|\.[A-Za-z0-9]{1,5})")
-MAX_NAME_LENGTH = 100  # of what did not exist, in messages
+MAX_NAME_LENGTH = 100  # characters of a name that an error message shows
 
 
 @dataclass(frozen=True)
 class NamedPicture:
-    """A picture or video, and what its answer is headed with."""
+    """A picture or video, and the name that is printed before its answer."""
 
     name: str
     picture: PictureOrVideo
 
 
 def split_words(arguments: Sequence[str], prompt: str | None, kind: str) -> tuple[list[str], str | None]:
-    """The names of pictures, and the words: `prompt`, else the last argument unless it reads like a picture.
+    """Splits positional arguments into names of pictures and the prompt, None where none was given.
 
     Args:
-        kind: what the words are called, such as "question".
+        arguments: the positional arguments.
+        prompt: the value of `--prompt`; None: the last argument is the prompt unless it names a picture.
+        kind: what error messages call the prompt, such as "question".
 
     Raises:
-        BadPrompt: there are words in the pictures' places, as where a question was typed without quotes.
+        BadPrompt: a remaining argument names no picture, as when a question was typed without quotes.
     """
     names, words = list(arguments), prompt
     if prompt is None and names and not is_picture_argument(names[-1]):
@@ -55,14 +54,14 @@ def split_words(arguments: Sequence[str], prompt: str | None, kind: str) -> tupl
     if non_pictures:
         is_misplaced = words is None and len(non_pictures) == 1 < len(names)
         hint = (
-            f"put the {kind} last, behind the pictures" if is_misplaced else f"put the whole {kind} in quotes"
+            f"put the {kind} last, after the pictures" if is_misplaced else f"put the whole {kind} in quotes"
         )
         raise BadPrompt(f"{non_pictures[0]!r} is not a picture: {hint}")
     return names, words
 
 
 def is_picture_argument(argument: str) -> bool:
-    """Whether an argument is an address, a file or a folder, or looks as if it were meant to be one."""
+    """Whether an argument is a URL, an existing file or folder, "-", or reads like the name of a file."""
     from idefics.processing.fetch import is_url
 
     is_picture_like = argument == STDIN or is_url(argument) or FILE_LIKE.fullmatch(argument) is not None
@@ -70,7 +69,7 @@ def is_picture_argument(argument: str) -> bool:
 
 
 def is_sentence(argument: str) -> bool:
-    """Whether an argument in a picture's place is a sentence: it has a space, and is no file, pattern or address."""
+    """Whether an argument is a sentence: it has a space and is neither a file nor a pattern that matches files."""
     if " " not in argument or _exists(argument) or glob.glob(argument):
         return False
     from idefics.processing.video import is_video_name
@@ -79,7 +78,7 @@ def is_sentence(argument: str) -> bool:
 
 
 def names_several_pictures(arguments: Sequence[str]) -> bool:
-    """Whether more than one picture was asked for: several arguments, a folder or a pattern."""
+    """Whether the arguments may name more than one picture: several arguments, a folder or a pattern."""
     return len(arguments) > 1 or any(_is_folder(name) or _is_pattern(name) for name in arguments)
 
 
@@ -90,12 +89,13 @@ def find_pictures(
     *,
     recursive: bool = False,
 ) -> list[NamedPicture]:
-    """The pictures that arguments stand for, in their order.
+    """The pictures that arguments name, in their order; none is opened yet.
 
     Args:
-        report_error: is told which arguments stand for none.
-        print_note: is told in one line what folders and patterns hold that is left out.
-        recursive: whether subfolders of folders are searched too.
+        arguments: names of files, folders, patterns and URLs.
+        report_error: called with a message for each argument that names no picture.
+        print_note: called once with a summary of the files that folders and patterns skipped.
+        recursive: whether subfolders are searched too.
     """
     named_pictures: list[NamedPicture] = []
     skipped: Counter[str] = Counter()
@@ -120,10 +120,13 @@ def find_pictures(
 
 
 def open_named_picture(named: NamedPicture, fetcher: Fetcher) -> NamedPicture:
-    """The same picture or video, known to be one; what is remote has been fetched, once.
+    """Fetches a remote picture or video, and checks that it can be read.
+
+    Returns:
+        The same, with the fetched bytes in place of a URL.
 
     Raises:
-        BadPicture: it cannot be had or read; the message begins with its name.
+        BadPicture: it cannot be fetched or read; the message begins with its name.
     """
     from idefics.processing.fetch import is_url
     from idefics.processing.image_processor import open_picture
@@ -143,7 +146,7 @@ def open_named_picture(named: NamedPicture, fetcher: Fetcher) -> NamedPicture:
 
 
 def error_with_name(named: NamedPicture, error: Exception) -> str:
-    """An error's message, beginning with the picture that it is about."""
+    """An error's message, preceded by the picture's name where it does not begin with it."""
     name = "standard input" if named.name == STDIN else named.name
     path = str(Path(name))  # without the "./" at its beginning
     if str(error).startswith(path):
@@ -152,7 +155,7 @@ def error_with_name(named: NamedPicture, error: Exception) -> str:
 
 
 def read_standard_input() -> PictureOrVideo:
-    """The picture or video whose bytes are sent into the command."""
+    """The picture or video whose bytes arrive on standard input."""
     from idefics.processing.video import to_picture_or_video
 
     if sys.stdin.isatty():
@@ -184,7 +187,7 @@ def _named_file(path: str | Path) -> NamedPicture:
 
 
 def _is_pattern(argument: str) -> bool:
-    """Whether an argument is a pattern that the shell has left as it is."""
+    """Whether an argument is a pattern that the shell has not expanded."""
     from idefics.processing.fetch import is_url
 
     return glob.has_magic(argument) and not _exists(argument) and not is_url(argument)

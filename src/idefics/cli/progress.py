@@ -1,4 +1,4 @@
-"""The moving line that a person sees while something takes its time. Imports rich only where there is a person."""
+"""A spinner or progress bar on standard error. rich is imported only where that is a terminal."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 
 class ProgressDisplay:
-    """At most one spinner or bar, on standard error; nothing at all where that is not a terminal."""
+    """At most one spinner or bar at a time; shows nothing where standard error is not a terminal."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
         self._progress: Progress | None = None
 
     def start_spinner(self, text: str) -> None:
-        """Something is going on."""
+        """Shows a spinner with a text, such as "Loading demo"."""
         if self._is_terminal:
             from rich.progress import SpinnerColumn, TextColumn
 
             self._start(SpinnerColumn(), TextColumn("{task.description}"), text=text, total=None)
 
     def start_counter(self, text: str, total: int) -> None:
-        """`total` things are done one after another; `reach` says how far it is."""
+        """Shows a bar that counts to `total`; `set_completed` moves it."""
         if self._is_terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
@@ -34,7 +34,7 @@ class ProgressDisplay:
             self._start(name, bar, number, TimeRemainingColumn(), text=text, total=total)
 
     def start_download(self, text: str, total: int) -> None:
-        """`total` bytes are coming; `reach` says how many are there."""
+        """Shows a bar of `total` bytes; `set_completed` moves it."""
         if self._is_terminal:
             from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
@@ -42,19 +42,19 @@ class ProgressDisplay:
             self._start(name, bar, number, TimeRemainingColumn(), text=text, total=total)
 
     def set_completed(self, completed: int) -> None:
-        """So much is done. May come from any thread."""
+        """Moves the bar to `completed`. Any thread may call it."""
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=completed)
 
     def stop(self) -> None:
-        """Takes the line away."""
+        """Removes the spinner or bar; does nothing where there is none."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The line makes room while something else is printed."""
+        """Hides the spinner or bar while something else is printed."""
         if self._progress is None:
             yield
             return
@@ -67,7 +67,7 @@ class ProgressDisplay:
         from rich.progress import Progress
 
         self.stop()
-        # What is printed meanwhile goes its own way, by `aside`: rich would fold it to the terminal's width.
+        # Other output is printed inside `paused`: rich would wrap what it redirects to the terminal's width.
         self._progress = Progress(
             *columns,
             console=Console(stderr=True),

@@ -1,4 +1,4 @@
-"""`idefics quantize`: writes a checkpoint in eight or four bits into a folder, which loads like any other."""
+"""`idefics quantize`: writes a checkpoint with int8 or int4 weights into a folder, which loads like any other."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from idefics.generation.quantize import LayerError, QuantizedCheckpoint
 
 HELP = """
-Write a model in fewer bits into a folder, which --model then takes.
+Write a model with int8 or int4 weights into a folder.
 
-int8 keeps a scale for each output of a layer; int4 one for each 32 weights of the decoder, and eight bits for vision
-tower and head. Tables of tokens and the bridge between vision and text stay as they are.
+--model then takes that folder. int8 has one scale per output of a linear layer. int4 has one per 32 weights in the
+decoder; the vision tower and the head stay in int8. Embeddings and the connector between vision and text are not
+quantized.
 """
 EXAMPLES = (
     f"idefics quantize {DEFAULT_MODEL} --to int8 --out small",
     'idefics ask photo.jpg --model ./small "What is on the table?"',
     f"idefics quantize {DEFAULT_MODEL} --to int4 --out smaller --check",
 )
-MAX_LAYERS = 20  # errors that a person is shown; --json has all
+MAX_LAYERS = 20  # errors that are printed; --json has all
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Short name, folder or hub id.")]
 BitsFlag = Annotated[
@@ -37,7 +38,7 @@ BitsFlag = Annotated[
     ),
 ]
 FolderFlag = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder, or an empty one.")]
-CheckFlag = Annotated[bool, typer.Option("--check", help="Show how far each layer is off, the worst first.")]
+CheckFlag = Annotated[bool, typer.Option("--check", help="Show the error of each layer, the largest first.")]
 RevisionFlag = Annotated[
     str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
 ]
@@ -45,7 +46,7 @@ OfflineFlag = Annotated[bool, typer.Option("--offline", help="Never download a m
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command `idefics quantize`."""
     help_format.add_command(app, "quantize", _quantize, help=HELP, usage="MODEL", examples=EXAMPLES)
 
 
@@ -64,10 +65,10 @@ def _quantize(
     from idefics.generation.quantize import measure_layer_errors, quantize_checkpoint
 
     with OutputWriter(context.command_path, as_json=output.json) as writer:
-        writer.progress.start_spinner(f"Quantising {model}")
+        writer.progress.start_spinner(f"Quantizing {model}")
         checkpoint = quantize_checkpoint(
             model,
-            QuantizationConfig(kind=to),  # type: ignore[arg-type]  # one of the words
+            QuantizationConfig(kind=to),  # type: ignore[arg-type]  # "int8" or "int4"
             out,
             revision=revision,
             offline=offline or None,  # None leaves it to the environment
@@ -85,24 +86,21 @@ def _quantize(
 
 
 def _print_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> None:
-    layers = " and ".join(
-        f"{count} in {bits} bits" for bits, count in sorted(checkpoint.num_layers_by_bits.items())
-    )
-    group = (
-        f"a scale for {checkpoint.group_size} weights" if checkpoint.group_size else "a scale for each output"
-    )
-    print(f"{checkpoint.folder} {'is written' if checkpoint.is_new else 'is there already'}")
-    print(f"layers   {layers}, {group}")
-    print(f"skipped  {', '.join(checkpoint.skipped_layers) or 'none'}; tables of tokens, norms")
+    counts = sorted(checkpoint.num_layers_by_bits.items())
+    layers = " and ".join(f"{count} in int{bits}" for bits, count in counts)
+    group = f"{checkpoint.group_size} weights" if checkpoint.group_size else "output"
+    print(f"{checkpoint.folder} {'was written' if checkpoint.is_new else 'exists already and is up to date'}")
+    print(f"layers   {layers}, one scale per {group}")
+    print(f"skipped  {', '.join(checkpoint.skipped_layers) or 'none'}; embeddings, norms")
     share = checkpoint.bytes_after / checkpoint.bytes_before
     print(f"bytes    {checkpoint.bytes_before:,} before, {checkpoint.bytes_after:,} after ({share:.0%})")
     if layer_errors:
-        print("\nerror of weights, of outputs (root mean square, relative), the worst first")
+        print("\nweights  outputs  (relative root-mean-square error per layer, the largest first)")
     for row in layer_errors[:MAX_LAYERS]:
         outputs = "   –   " if row.output_error is None else f"{row.output_error:7.2%}"
         print(f"{row.weight_error:7.2%}  {outputs}  {row.name}")
     if len(layer_errors) > MAX_LAYERS:
-        print(f"and {len(layer_errors) - MAX_LAYERS} more, which are nearer")
+        print(f"and {len(layer_errors) - MAX_LAYERS} layers with smaller errors (--json lists all)")
 
 
 def _json_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> dict[str, Any]:

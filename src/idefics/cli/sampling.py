@@ -1,4 +1,4 @@
-"""The flags of all commands that generate. They are named as the Python keywords, with the same ranges and defaults."""
+"""The flags of all commands that generate text, named as the Python keywords, with the same ranges and defaults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _constraint_option = partial(typer.Option, rich_help_panel="Structured output")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags(ImageDetailFlags):
-    """How the next token is chosen; what is not given is left to the call."""
+    """How each token is chosen. A flag that is not given leaves the task's default as it is."""
 
     max_new_tokens: Annotated[
         int | None,
@@ -96,7 +96,7 @@ class SamplingFlags(ImageDetailFlags):
             "--frequency-penalty",
             metavar="X",
             parser=number_parser("--frequency-penalty", float),
-            help="The same, once for each time a token occurs; -2 to 2.",
+            help="The same, times the number of its occurrences; -2 to 2.",
         ),
     ] = None
     num_beams: Annotated[
@@ -126,7 +126,7 @@ class SamplingFlags(ImageDetailFlags):
             "--top-logprobs",
             metavar="N",
             parser=number_parser("--top-logprobs", int),
-            help="And those of the N most likely tokens in its place, 1 to 20; implies --logprobs.",
+            help="Also the N most likely tokens at each position, 1 to 20; implies --logprobs.",
         ),
     ] = None
     stop: Annotated[
@@ -141,7 +141,7 @@ class SamplingFlags(ImageDetailFlags):
         bool | None,
         _sampling_option(
             "--skip-special-tokens/--no-skip-special-tokens",
-            help="Leave all special tokens out of answers, or show all; default: tags such as DocTags are shown.",
+            help="Leave all special tokens out of answers, or show all; default: content tags such as DocTags only.",
         ),
     ] = None
     regex: Annotated[
@@ -172,16 +172,16 @@ class SamplingFlags(ImageDetailFlags):
     ] = None
 
     def options(self, *, as_json: bool) -> Options:
-        """The keywords of a call. Raises BadSetting for what is out of range, before any model is loaded.
+        """The keywords of a call. Raises BadSetting for values out of range, before any model is loaded.
 
         Args:
-            as_json: answers are printed as JSON, which log-probabilities need.
+            as_json: whether answers are printed as JSON; log-probabilities are printed nowhere else.
         """
         self.image_detail_options()
         options = {name: value for name, value in asdict(self).items() if value not in (None, [])}
         wants_logprobs = options.pop("logprobs") or self.top_logprobs is not None
         if wants_logprobs and not as_json:
-            raise BadSetting("--logprobs needs --json: plain answers have no place for log-probabilities")
+            raise BadSetting("--logprobs needs --json: plain output has no column for log-probabilities")
         if wants_logprobs:
             options["logprobs"] = True
         comma_separated = (
@@ -197,7 +197,7 @@ class SamplingFlags(ImageDetailFlags):
 
 
 def _read_schema(path: Path) -> Any:
-    """What a file of JSON holds."""
+    """The parsed content of a JSON file."""
     text = read_text_file("--schema", path, "a JSON schema")
     try:
         return json.loads(text)

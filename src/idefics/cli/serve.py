@@ -1,4 +1,4 @@
-"""`idefics serve`: a model behind OpenAI's API."""
+"""`idefics serve`: serves a model over OpenAI's API."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from idefics import Idefics
 
 HELP = f"""
-Serve a model to OpenAI clients: chat completions, completions, responses, and a route for each task.
+Serve a model over HTTP to OpenAI clients.
 
-Every flag may also be given as an environment variable ({ENVIRONMENT_PREFIX}PORT=8001) or in a TOML file (port = 8001).
-Flags override the environment, which overrides the file. docs/server.md lists all, with examples for clients.
+The API has chat completions, completions, responses, and a route for each task. Every flag may also be given as an
+environment variable ({ENVIRONMENT_PREFIX}PORT=8001) or in a TOML file (port = 8001). Flags override the environment,
+which overrides the file. docs/server.md describes the API, with examples for clients.
 """
 EXAMPLES = (
     "idefics serve",
@@ -35,13 +36,8 @@ EXAMPLES = (
     "idefics serve --host 0.0.0.0 --api-key-file keys.txt --remote-images public",
     "idefics serve --config server.toml",
 )
-METAVAR_BY_TYPE = {
-    bool: None,
-    int: "N",
-    float: "SECONDS",
-    str: "TEXT",
-    Path: "FILE",
-}  # what flags call their values
+# The placeholder for a flag's value in the help.
+METAVAR_BY_TYPE = {bool: None, int: "N", float: "SECONDS", str: "TEXT", Path: "FILE"}
 
 ConfigFlag = Annotated[
     Path | None,
@@ -57,7 +53,7 @@ ConfigFlag = Annotated[
 
 
 def _setting_flag(setting: Field[Any], hint: Any) -> tuple[str, Any, None]:
-    """A setting as a flag; what is not given is left to the environment and the file."""
+    """The flag of a server setting; its default None leaves the setting to the environment and the file."""
     (value_type,) = {*(get_args(hint) or (hint,))} - {NoneType}
     default = "" if setting.default in (None, False) else f" [default: {setting.default}]"
     option = typer.Option(
@@ -81,7 +77,7 @@ SettingFlags: Any = make_dataclass(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command `idefics serve`."""
     help_format.add_command(app, "serve", _serve, help=HELP, examples=EXAMPLES)
 
 
@@ -104,24 +100,26 @@ def _serve(
             from idefics.server.uvicorn_server import run_server
         except ModuleNotFoundError:
             raise MissingExtra("idefics serve", "serve") from None
-        if not logging.getLogger("idefics").isEnabledFor(logging.DEBUG):  # else --debug shows it already
+        if not logging.getLogger("idefics").isEnabledFor(
+            logging.DEBUG
+        ):  # --debug has configured logging already
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-            for part in ("idefics.server", "idefics.engine"):  # requests, and why a slower step is taken
+            for part in ("idefics.server", "idefics.engine"):  # requests, and why a slower decode step runs
                 logging.getLogger(part).setLevel(logging.INFO)
         vlm = _load_model(context, settings, writer)
         app = create_app(vlm, settings)
         if settings.ui:
             _mount_page(app, vlm, settings, socket_url(listener))
-        start_listening(listener)  # from here on clients wait, and are not refused
+        start_listening(listener)  # from here on connections are queued, not refused
         writer.print_status(
-            f"{settings.served_model_name} is served at {socket_url(listener)}; Ctrl-C ends it"
+            f"{settings.served_model_name} is served at {socket_url(listener)}; Ctrl-C stops it"
         )
         run_server(app, listener)
         return writer.exit_code
 
 
 def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> None:
-    """Puts the page at /, behind the same key and within the same limits."""
+    """Adds the page at `/`, with the same keys and the same limits as the API."""
     try:
         from idefics.page import backend
         from idefics.page.app import mount_page

@@ -1,4 +1,4 @@
-"""The commands that answer about pictures: caption, complete, ask, classify and write."""
+"""The commands of the tasks: caption, complete, ask, classify and write."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from idefics.tasks.write import STORY
 if TYPE_CHECKING:
     from idefics.generation import Stream
 
-DEFAULT_WORDS = {"write": STORY}  # the words of a task that can do without the caller's
+DEFAULT_WORDS = {"write": STORY}  # the prompt of a task that needs none from the caller
 
 PICTURES_HELP = """
 A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
 Models trained on video also accept videos: clip.mp4.
-Each picture of a folder is taken once, hidden files never; --recursive searches its subfolders too, and so does a
-pattern with **. What is left out is counted on standard error. HEIC needs pip install 'idefics[heif]'.
-One picture prints its answer alone; several, a folder or a pattern print one line each, "name: answer".
---json always gives the name, also where xargs passes a single picture.
+Each picture of a folder is read once, hidden files never; --recursive searches subfolders too, and so does a
+pattern with **. Standard error says how many files were skipped. HEIC needs pip install 'idefics[heif]'.
+For one picture the answer alone is printed; for several, a folder or a pattern one line each, "name: answer".
+--json always prints the name.
 
-Files that cannot be read are reported on standard error, the others are answered; the exit code is then 2.
+Files that cannot be read are reported on standard error and the others are answered; the exit code is then 2.
 """
 
 _label_option = partial(typer.Option, rich_help_panel="Labels")
@@ -71,7 +71,7 @@ CalibratedFlag = Annotated[
 
 @dataclass(frozen=True)
 class CommandHelp:
-    """What the help of a command says beside the task's own line."""
+    """What the help of a task's command adds to the task's own summary."""
 
     usage: str
     note: str
@@ -81,7 +81,7 @@ class CommandHelp:
 HELP_BY_TASK = {
     "caption": CommandHelp(
         "PICTURE...",
-        "It takes no words; `idefics ask` and `idefics complete` do.",
+        "It takes no text; `idefics ask` and `idefics complete` do.",
         (
             "idefics caption photo.jpg",
             "idefics caption photos/ > captions.txt",
@@ -91,7 +91,7 @@ HELP_BY_TASK = {
     ),
     "complete": CommandHelp(
         "PICTURE... TEXT",
-        "The text comes last, in quotes, or by --prompt; the answer begins with it.",
+        "The text comes last, in quotes, or with --prompt; the answer begins with it.",
         (
             'idefics complete photo.jpg "This is an image of"',
             'idefics complete *.jpg "The ground is" --max-new-tokens 12',
@@ -99,7 +99,7 @@ HELP_BY_TASK = {
     ),
     "ask": CommandHelp(
         "PICTURE... QUESTION",
-        "The question comes last, in quotes, or by --prompt.",
+        "The question comes last, in quotes, or with --prompt.",
         (
             'idefics ask photo.jpg "What is on the table?"',
             'idefics ask *.jpg "How many people are there?"',
@@ -108,7 +108,7 @@ HELP_BY_TASK = {
     ),
     "classify": CommandHelp(
         "PICTURE... --labels LABEL,LABEL",
-        "Down a pipe only the best label is printed; --json gives all of them with their probabilities.",
+        "To a pipe or file only the best label is printed; --json prints all with their probabilities.",
         (
             'idefics classify photo.jpg --labels "cat,dog,bird"',
             'idefics classify photo.jpg --label "red, round" --label "blue, square"',
@@ -118,7 +118,7 @@ HELP_BY_TASK = {
     ),
     "write": CommandHelp(
         "PICTURE... [INSTRUCTION]",
-        "The instruction comes last, in quotes, or by --prompt.",
+        "The instruction comes last, in quotes, or with --prompt.",
         (
             "idefics write photo.jpg",
             'idefics write photo.jpg "Write a short advertisement for this." --max-new-tokens 120',
@@ -129,7 +129,7 @@ HELP_BY_TASK = {
 
 
 def register(app: typer.Typer) -> None:
-    """Adds a command for each task."""
+    """Adds the five commands of the tasks."""
     others: dict[str, help_format.CommandFunction] = {"caption": _caption, "classify": _classify}
     for task in TASKS.values():
         page, run = HELP_BY_TASK[task.name], others.get(task.name) or _task_command(task)
@@ -147,12 +147,12 @@ def _caption(
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
-    _refuse_words(arguments, "caption takes no words (`idefics ask` takes a question)")
+    _refuse_words(arguments, "caption takes no text: for a question use `idefics ask`")
     return _run_task(TASKS["caption"], context, arguments, "", shots, recursive, model, sampling, output)
 
 
 def _task_command(task: Task) -> help_format.CommandFunction:
-    """The command of a task that takes the caller's words."""
+    """Makes the command of a task that takes a prompt."""
 
     def run(
         context: typer.Context,
@@ -246,7 +246,7 @@ def _classify(
 
 
 def _read_labels(path: Path | None) -> list[str]:
-    """The lines of a file of labels that are not blank."""
+    """The lines of a file of labels; blank lines are left out."""
     text = "" if path is None else read_text_file("--labels-file", path, "one label per line")
     return [line.strip() for line in text.split("\n") if line.strip()]
 

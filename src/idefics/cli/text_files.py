@@ -1,4 +1,4 @@
-"""Text files that flags name, such as `--labels-file labels.txt`; - is standard input."""
+"""Reads text files that flags name, such as `--labels-file labels.txt`; "-" is standard input."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ STDIN = "-"
 
 
 def read_text_file(flag: str, path: Path, expected: str) -> str:
-    """The text of a file, or of standard input where its name is "-".
+    """Reads a file, or standard input where `path` is "-". A byte order mark is left out.
 
     Args:
-        flag: that names it; begins each message.
+        flag: the flag that names the file; messages begin with it.
+        path: the file.
         expected: what it should hold, such as "one label per line".
 
     Raises:
-        BadSetting: it cannot be read, or is not UTF-8 (a byte order mark at its beginning is left out).
+        BadSetting: it cannot be read or is not UTF-8.
     """
     name = f"{flag} {path}"
     try:
@@ -41,10 +42,10 @@ def read_text_file(flag: str, path: Path, expected: str) -> str:
 
 
 def is_valid_utf8(text: str) -> bool:
-    """Whether what was typed is text: bytes that are not UTF-8 stand in it as halves of characters (PEP 383)."""
+    """Whether an argument was valid UTF-8: Python stores other bytes as lone surrogates (PEP 383)."""
     return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def escaped_bytes(text: str) -> str:
-    """Such a text as a person can read it: `'Caf\\xe9'`."""
+    """The text with each byte that is not UTF-8 as an escape, such as `'Caf\\xe9'`."""
     return repr(text.encode(errors="surrogateescape"))[1:]

@@ -1,4 +1,4 @@
-"""`idefics ui`: the page in the browser, for the owner of this machine."""
+"""`idefics ui`: serves the page in the browser, to this machine only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from idefics.errors import MissingExtra
 from idefics.server.sockets import bind_socket, exit_on_sigterm, socket_url, start_listening
 
 HELP = """
-Open a page in the browser: chat, caption, ask, classify, write, follow examples, and label whole folders.
+Serve a page for the browser with all tasks, chat and few-shot.
 
-Only this machine reaches it; `idefics serve --ui` serves the page to others too, behind a key. Pictures are fetched
-from addresses of the open internet only, unless --remote-images says otherwise: a page is nearer to strangers than a
-command line.
+Only this machine reaches it; `idefics serve --ui` serves the page to other machines too, and takes keys. Pictures are
+fetched from public internet addresses only, unless --remote-images says otherwise: other web pages that the browser
+shows may send requests to this one.
 """
 EXAMPLES = ("idefics ui", "idefics ui --model demo --port 8080")
 HOST = "127.0.0.1"
@@ -39,7 +39,7 @@ PortFlag = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class UIModelFlags(ModelFlags):
-    """The same, with another word where none is given."""
+    """The flags of the model, with "public" as the default of `--remote-images`."""
 
     remote_images: Annotated[
         str,
@@ -58,7 +58,7 @@ class UIModelFlags(ModelFlags):
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the command `idefics ui`."""
     help_format.add_command(app, "ui", _ui, help=HELP, examples=EXAMPLES)
 
 
@@ -85,7 +85,7 @@ def _ui(
         fetcher = Fetcher(policy=model.remote_images, untrusted=True)
         app = create_page_app(vlm, PageSettings(model.model, fetcher, initial_sampling=start))
         start_listening(listener)
-        writer.print_status(f"the page is at {socket_url(listener)}; Ctrl-C ends it")
+        writer.print_status(f"the page is at {socket_url(listener)}; Ctrl-C stops it")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
         uvicorn.Server(config).run(sockets=[listener])
         return writer.exit_code
