@@ -56,7 +56,7 @@ clean: ## remove the virtual environment, caches and builds
 	find bench demo-model examples scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and alone: whatever is installed later finds it in place and leaves it there.
-$(BASE): pyproject.toml constraints.txt setup.py $(wildcard src/idefics/*/native/*.[ch])
+$(BASE): pyproject.toml constraints.txt setup.py $(wildcard src/idefics/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is older than Python 3.11: name a newer one, as in make PYTHON=python3.12 ..."; exit 1; }
 	@echo "Making $(VENV)"

@@ -1,51 +1,64 @@
-"""Compiles the kernels in C. Where no compiler is, the package works without them, slower.
+"""Compiles the kernels in C into one library. Where no compiler is, the package works without them, slower.
 
-With IDEFICS_REQUIRE_NATIVE=1 in the environment a library that does not compile is an error instead.
+With IDEFICS_REQUIRE_NATIVE=1 in the environment kernels that do not compile are an error instead.
 """
 
 import os
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
-PIXELS, DECODE = Path("src/idefics/processing/native"), Path("src/idefics/engine/native")
-ATTENTION, PASSES = Path("src/idefics/nn/native"), Path("src/idefics/quant/native")
-OPTIONAL = os.environ.get("IDEFICS_REQUIRE_NATIVE", "") in ("", "0")
+FOLDER = Path("src/idefics/native")
+# Loops over floats may become vectors: nothing reads errno or floating-point traps.
+FLAGS = [
+    "-std=gnu11",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+    "-pthread",
+]
+if "-O" not in os.environ.get("CFLAGS", ""):
+    FLAGS.append("-O3")
+# A product and a sum stay two roundings, as in the Pillow that is followed.
+FLAGS_BY_SOURCE = {"resize.c": ["-ffp-contract=off"]}
 
-# Plain libraries, read through ctypes: they do not know Python.
+
+class BuildKernels(build_ext):
+    """Builds a plain library, read through ctypes: it knows no Python, and its name none either."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+    def build_extension(self, ext: Extension) -> None:
+        objects = []
+        for source in ext.sources:
+            flags = FLAGS + FLAGS_BY_SOURCE.get(Path(source).name, [])
+            objects += self.compiler.compile(
+                [source], self.build_temp, extra_postargs=flags, depends=ext.depends
+            )
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), libraries=["m"], extra_postargs=["-pthread"]
+        )
+
+
+class PythonlessWheel(bdist_wheel):
+    """One wheel for every Python 3 of a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PythonlessWheel},
     ext_modules=[
         Extension(
-            "idefics.processing._pixels",
-            [str(PIXELS / "pixels.c")],
-            depends=[str(PIXELS / "passes.h")],
-            # A product and a sum stay two roundings, as in the Pillow that is followed.
-            extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
-            libraries=["m"],
-            optional=OPTIONAL,
-        ),
-        Extension(
-            "idefics.nn._attention",
-            [str(ATTENTION / "attention.c")],
-            extra_compile_args=["-std=gnu11", "-O3", "-Wno-psabi"],
-            libraries=["m"],
-            optional=OPTIONAL,
-        ),
-        Extension(
-            "idefics.quant._passes",
-            [str(PASSES / "passes.c")],
-            extra_compile_args=["-std=gnu11", "-O3"],
-            optional=OPTIONAL,
-        ),
-        Extension(
-            "idefics.engine.native._kernel",
-            sorted(map(str, DECODE.glob("*.c"))),
-            depends=sorted(map(str, DECODE.glob("*.h"))),
-            # Loops over floats may become vectors: nobody asks for errno or floating-point traps.
-            extra_compile_args=["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],
-            extra_link_args=["-pthread"],
-            libraries=["m"],
-            optional=OPTIONAL,
-        ),
-    ]
+            "idefics.native._kernels",
+            sorted(map(str, FOLDER.glob("*.c"))),
+            depends=sorted(map(str, FOLDER.glob("*.h"))),
+            optional=os.environ.get("IDEFICS_REQUIRE_NATIVE", "") in ("", "0"),
+        )
+    ],
 )

@@ -71,7 +71,7 @@ def set_openmp_threads(request):
     """One of torch's threads, and two where kernels in C can share them."""
     import torch
 
-    from idefics.nn.native_attention import gomp_parallel_address
+    from idefics.native.library import gomp_parallel_address
 
     before = torch.get_num_threads()
     if request.param > 1 and gomp_parallel_address() is None:

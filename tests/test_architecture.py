@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "idefics"
 # Lowest first. A part imports from lower levels and from its own folder, never from its own level.
 LEVELS = (
     ("errors",),
-    ("formats", "media_sources", "host_memory", "lazy"),
+    ("formats", "media_sources", "host_memory", "lazy", "native"),
     ("validation",),
     ("messages", "structured", "config", "prompt", "catalog", "demo", "generation_fields"),
     ("options",),

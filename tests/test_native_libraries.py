@@ -1,24 +1,21 @@
-"""The C code is there: where a compiler is, and always where CI says so, each library was built and can be loaded.
+"""The kernels in C are there: where a compiler is, and always where CI says so, the library was built and loads.
 
-Tests of the C code are skipped where a library is missing; these are what fails then.
+Tests of the C code are skipped where the library is missing; these are what fails then.
 """
 
-import ctypes
 import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
 
-from idefics.engine.native.library import instruction_sets
+from idefics.native import library, structures
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "idefics"
-LIBRARIES = re.findall(r'^ +"idefics\.(\S+)",$', (ROOT / "setup.py").read_text(), re.M)
 NATIVE_REQUIRED = os.environ.get("IDEFICS_REQUIRE_NATIVE", "0") == "1"
 
 built = pytest.mark.skipif(
@@ -27,36 +24,56 @@ built = pytest.mark.skipif(
 )
 
 
-def compiled_path(name):
-    """The file that `setup.py` builds for a library, or None."""
-    paths = [PACKAGE / f"{name.replace('.', '/')}{suffix}" for suffix in EXTENSION_SUFFIXES]
-    return next(filter(Path.exists, paths), None)
-
-
-def test_setup_names_every_folder_of_c_code():
-    folders = {path.parent.parent for path in PACKAGE.glob("*/native/*.c")}
-    assert len(LIBRARIES) == len(folders) == 4
+def compile_text(folder, text):
+    """A library of some C code."""
+    (source := folder / "some.c").write_text(text)
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", made := folder / "some.so"], check=True)
+    return made
 
 
 @built
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_each_library_is_compiled_and_loads(name):
-    path = compiled_path(name)
-    assert path, f"idefics.{name} was not compiled: python setup.py build_ext --inplace says why"
-    ctypes.CDLL(str(path))
+def test_the_library_is_compiled_and_loads():
+    assert library.missing_reason() is None, "python setup.py build_ext --inplace says why"
+    assert set(library.describe_kernels()) == set(library.VARIANTS)
+
+
+def test_the_header_and_python_agree():
+    header = (PACKAGE / "native" / "api.h").read_text()
+    names = re.search(r"enum \{ (PORTABLE[^}]*) \}", header).group(1).split(", ")
+    assert names == [one.name for one in library.InstructionSet]
+    assert f"STRUCT_VERSION = {structures.STRUCT_VERSION} }}" in header
+    assert set(re.findall(r"^API .*\b(idefics_\w+)\(", header, re.M)) == set(library.FUNCTIONS)
 
 
 @built
-def test_the_decode_step_is_of_these_sources():
-    assert instruction_sets(), "the library is older than the structs of structures.py: compile it again"
+def test_every_processor_has_the_portable_kernels():
+    assert library.instruction_sets("decode step")[-1] is library.InstructionSet.PORTABLE
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.parametrize("text", ["int idefics_struct_version(void) { return -1; }", "int other;"])
+def test_a_library_of_other_sources_is_not_used(tmp_path, text):
+    with pytest.raises(library.KernelsMissing, match="other sources"):
+        library.open_library(compile_text(tmp_path, text))
+
+
+def test_a_library_of_another_machine_is_not_used(tmp_path):
+    (tmp_path / "some.so").write_bytes(b"no library")
+    with pytest.raises(library.KernelsMissing, match="another machine"):
+        library.open_library(tmp_path / "some.so")
+
+
+def test_a_library_that_was_not_compiled_says_what_to_do(tmp_path):
+    with pytest.raises(library.KernelsMissing, match="install a C compiler"):
+        library.open_library(tmp_path / "some.so")
 
 
 def copy_with_broken_source(folder):
-    """What `setup.py` builds from, each file of C code next to empty, with an error in one of the decode step."""
+    """What `setup.py` builds from, each C file nearly empty, with an error in one of the decode step."""
     shutil.copy(ROOT / "setup.py", folder)
-    for source in PACKAGE.glob("*/native/*.c"):
+    for source in (PACKAGE / "native").glob("*.c"):
         (copy := folder / source.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        broken = source.name == "kernel_portable.c"
+        broken = source.name == "decode_portable.c"
         copy.write_text("#error planted\n" if broken else f"int of_{source.stem};\n")
 
 

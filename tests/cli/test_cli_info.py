@@ -11,9 +11,9 @@ import idefics as package
 from idefics import weights
 from idefics.catalog import checkpoint_peak_bytes, checkpoint_weight_bytes, find_entry
 from idefics.config import EngineConfig
-from idefics.engine.native.library import instruction_sets
 from idefics.generation import environment
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES
+from idefics.native import library
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,8 +33,8 @@ def test_it_says_what_computes_here(run_idefics):
     }
     assert said[0][1].startswith(package.__version__)
     assert any("free of" in text and text.endswith("machine") for word, text in said if word == "memory")
-    if instruction_sets():
-        assert ("kernel", f"decode step: {instruction_sets()[0]}") in said
+    if best := library.best_instruction_set("decode step"):
+        assert ("kernel", f"decode step: {best.label}") in said
     assert any(text == f"models: 0 MB in {weights.cache_folder()}" for word, text in said if word == "cache")
 
 
@@ -43,7 +43,7 @@ def test_json_is_one_object(run_idefics):
     [line] = done.stdout.splitlines()
     found = json.loads(line)
     assert found["idefics"] == package.__version__
-    assert found["kernels"] == environment.kernel_instruction_sets()
+    assert found["kernels"] == library.describe_kernels()
     assert found["versions"]["torch"]
     assert found["memory"][0]["free"] <= found["memory"][0]["total"]
     assert found["engine"]["batch_rows"] == EngineConfig().batch_rows
@@ -104,7 +104,8 @@ def test_what_is_not_installed_is_said(run_idefics, monkeypatch):
 @pytest.fixture
 def without_kernels(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(environment, "instruction_sets", list)
+    monkeypatch.setattr(library, "LIBRARY_PATH", tmp_path / "none.so")
+    monkeypatch.setattr(library, "_load_once", library._load_once.__wrapped__)
 
 
 def test_missing_kernels_are_told_once(without_kernels, caplog, run_idefics):
@@ -113,13 +114,12 @@ def test_missing_kernels_are_told_once(without_kernels, caplog, run_idefics):
         package.load("demo", device="cpu")
     [record] = caplog.records
     said = record.getMessage()
-    assert "compiled kernels are missing (decode step)" in said
+    assert "C kernels are missing" in said
     assert "install a C compiler" in said
     assert "\n" not in said
-    assert (
-        "kernel",
-        "decode step: missing: install a C compiler, then reinstall idefics",
-    ) in parse_info_lines(run_idefics("info").stdout)
+    lines = parse_info_lines(run_idefics("info").stdout)
+    assert ("kernel", "decode step: missing") in lines
+    assert ("kernel", library.missing_reason()) in lines
 
 
 def test_who_asks_for_the_reference_is_not_warned(without_kernels, caplog):
@@ -128,9 +128,7 @@ def test_who_asks_for_the_reference_is_not_warned(without_kernels, caplog):
     assert caplog.records == []
 
 
-@pytest.mark.skipif(
-    not all(environment.kernel_instruction_sets().values()), reason="the C code was not compiled"
-)
+@pytest.mark.skipif(library.load_library() is None, reason="the C code was not compiled")
 def test_nothing_is_said_where_all_is_there(caplog, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.WARNING, "idefics"):

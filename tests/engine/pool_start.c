@@ -1,5 +1,5 @@
 /* Counts the pieces of work that the threads of a new pool take before a step has begun. */
-#include "native.h"
+#include "decode.h"
 
 #include <stdlib.h>
 #include <time.h>

@@ -23,8 +23,9 @@ from idefics.engine.decode_attention import (
     choose_decode_attention,
 )
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
-from idefics.engine.native import NativeDecode, instruction_sets
+from idefics.engine.native import NativeDecode
 from idefics.engine.reference import reference_greedy
+from idefics.native.library import instruction_sets
 from idefics.nn.attention import DenseAttn
 from idefics.nn.attention_backends import (
     ATTENTION_BACKENDS,
@@ -310,7 +311,7 @@ def test_who_computes_on_a_cpu(name):
     """The native step where it was compiled and nobody asked for another kernel; torch's plain one else."""
     model = tiny.make_random_model(tiny.IDEFICS3)
     set_attention_backend(model, ATTENTION_BACKENDS[name])
-    is_native = bool(instruction_sets()) and name == "sdpa"
+    is_native = bool(instruction_sets("decode step")) and name == "sdpa"
     step = choose_decode_step(model, PagedKVCache(model.layout, 9, torch.float32, CPU))
     assert type(step) is (NativeDecode if is_native else TorchDecode)
 

@@ -11,10 +11,13 @@ from engine.random_sequences import (
     run_decode_steps,
     uncached_logits,
 )
-from idefics.engine.native import NativeDecode, instruction_sets, unsupported_reason
+from idefics.engine.native import NativeDecode, unsupported_reason
+from idefics.native.library import instruction_sets
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model, merge_config
 
-pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
+pytestmark = pytest.mark.skipif(
+    not instruction_sets("decode step"), reason="the native step was not compiled"
+)
 
 CONFIG_BY_KIND = {
     "cross_attention": IDEFICS1,
@@ -32,7 +35,7 @@ CONFIG_BY_KIND = {
 }
 
 
-@pytest.fixture(params=instruction_sets())
+@pytest.fixture(params=instruction_sets("decode step"), ids=lambda one: one.label)
 def instruction_set(request):
     return request.param
 

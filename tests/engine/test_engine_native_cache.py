@@ -12,11 +12,12 @@ from idefics.config import EngineConfig
 from idefics.engine import kv_cache_size
 from idefics.engine.decode import DecodeInputs, TorchDecode
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache, cast_to_cache_dtype
-from idefics.engine.native import NativeDecode, instruction_sets, unsupported_reason
+from idefics.engine.native import NativeDecode, unsupported_reason
 from idefics.engine.prefill_attention import PackedChunk, PrefillAttn
+from idefics.native.library import instruction_sets
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model
 
-native = pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
+native = pytest.mark.skipif(not instruction_sets("decode step"), reason="the native step was not compiled")
 CONFIG_BY_KIND = {
     "cross_attention": IDEFICS1,
     "window": IDEFICS2,
@@ -26,7 +27,7 @@ CONFIG_BY_KIND = {
 MAX_FLOAT16 = torch.finfo(torch.float16).max
 
 
-@pytest.fixture(params=instruction_sets())
+@pytest.fixture(params=instruction_sets("decode step"), ids=lambda one: one.label)
 def instruction_set(request):
     return request.param
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from engine.random_sequences import UnwrittenPages, make_decode_inputs, make_sequences
-from idefics.engine.native import NativeDecode, huge_pages, instruction_sets
+from idefics.engine.native import NativeDecode, huge_pages
 from idefics.engine.native.native_model import list_linears
+from idefics.native.library import instruction_sets
 from models.tiny import IDEFICS1, IDEFICS3, make_random_model, merge_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="this system has no such pages")
@@ -43,7 +44,7 @@ def test_very_many_stay_where_they_are(monkeypatch):
     assert weight_addresses(model) == before
 
 
-@pytest.mark.skipif(not instruction_sets(), reason="the native step was not compiled")
+@pytest.mark.skipif(not instruction_sets("decode step"), reason="the native step was not compiled")
 @torch.inference_mode()
 def test_an_older_step_reads_on(monkeypatch):
     """Its weights are not given back while it lives, though a younger one has moved the model's."""

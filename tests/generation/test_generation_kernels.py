@@ -12,8 +12,8 @@ from idefics.cli.output import OutputWriter
 from idefics.demo import pictures
 from idefics.engine.cuda_graphs import CudaGraphDecode
 from idefics.engine.decode import TorchDecode
-from idefics.engine.native.library import instruction_sets
 from idefics.errors import BadSetting, OutOfMemory
+from idefics.native.library import instruction_sets
 from idefics.nn.attention_backends import AttentionModule, native_or_sdpa_attention, sdpa_attention
 from idefics.quant import autotune
 from idefics.quant.autotune import KernelChoice, choose_kernels, kernel_choice_by_processor
@@ -82,7 +82,9 @@ def test_reference_is_torch_alone(monkeypatch):
     assert {layer.matmul for layer in layers(slow)} == {int8_dequantized_matmul}
     assert type(slow.engine.model_runner.decode_step) is TorchDecode
     assert not isinstance(quick.engine.model_runner.decode_step, CudaGraphDecode)
-    assert isinstance(quick.engine.model_runner.decode_step, TorchDecode) is not bool(instruction_sets())
+    assert isinstance(quick.engine.model_runner.decode_step, TorchDecode) is not bool(
+        instruction_sets("decode step")
+    )
 
     def ways(vlm):
         return {

@@ -1,15 +1,11 @@
 """The attention kernel in C equals the plain formula, at any size, stride and number of threads."""
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from idefics.config import VisionConfig
+from idefics.native import library
 from idefics.nn import native_attention as module
 from idefics.nn import vit
 from idefics.nn.attention_backends import (
@@ -20,11 +16,7 @@ from idefics.nn.attention_backends import (
     set_attention_backend,
 )
 from idefics.nn.vit import VisionEncoder
-
-SOURCE = Path(module.__file__).parent / "native" / "attention.c"
-FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-shared", "-fPIC"]
-COMPILED_WITHOUT_CACHE = module.load_library.__wrapped__
-SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+from native_builds import load_source
 
 # frames, heads, key heads, queries, keys, head size
 SIZES = {
@@ -41,17 +33,11 @@ SIZES = {
 @pytest.fixture(scope="module", autouse=True)
 def kernel(tmp_path_factory):
     """Compiled here, so that undefined behaviour ends the test."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    path = tmp_path_factory.mktemp("kernel") / "_attention.so"
-    subprocess.run([compiler, *FLAGS, *SANITIZERS, "-o", path, SOURCE, "-lm"], check=True)
-    code = ctypes.CDLL(str(path))
-    if not code.idefics_attention_works():
-        pytest.skip("this machine has no AVX-512")
-    code.idefics_attend.argtypes = (ctypes.POINTER(module.AttentionArgs), ctypes.c_int, ctypes.c_void_p)
+    code = load_source(tmp_path_factory.mktemp("kernel"), "attention.c")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_supported_library", lambda: code)
+        patch.setattr(library, "load_library", lambda: code)
+        if library.best_instruction_set("attention") is None:
+            pytest.skip("this machine has no AVX-512")
         yield
 
 
@@ -113,14 +99,8 @@ def test_what_it_cannot_do_goes_to_torch(monkeypatch):
     )
     assert native_or_sdpa_attention(q.requires_grad_(), k, v).requires_grad
     assert native_or_sdpa_attention(q.detach()[:, :, :3], k, v).shape == (1, 2, 3, 16)
-    monkeypatch.setattr(module, "load_supported_library", lambda: None)
+    monkeypatch.setattr(library, "load_library", lambda: None)
     assert torch.equal(native_or_sdpa_attention(q.detach(), k, v), sdpa_attention(q.detach(), k, v))
-
-
-def test_a_kernel_of_another_machine_is_none(tmp_path, monkeypatch):
-    (tmp_path / ("_attention" + module.EXTENSION_SUFFIXES[0])).write_bytes(b"no library")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "attend.py"))
-    assert COMPILED_WITHOUT_CACHE() is None
 
 
 def test_a_tower_computes_the_same_with_it_and_a_few_frames_at_a_time(monkeypatch):

@@ -1,7 +1,5 @@
 """The kernel in C resizes as Pillow does, bit for bit, on every kind of vector that this machine has."""
 
-import ctypes
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,37 +14,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idefics.config import ResampleFilter
+from idefics.native import library
 from idefics.processing import resize as module
 from idefics.processing.resize import NativeKernel, normalize_with_numpy, resize_with_pillow, to_pixel_array
+from native_builds import compile_source, load_source
 from processing.pictures_tiny import TILES_PLAN, random_pixels
-
-SOURCE = Path(module.__file__).parent / "native" / "pixels.c"
-FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 
 edges = st.integers(1, 90)
 
 
-def compile_library(folder, *flags):
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    path = folder / "pixels.so"
-    subprocess.run([compiler, *FLAGS, *flags, "-o", path, SOURCE, "-lm"], check=True)
-    return path
+@pytest.fixture(scope="module", autouse=True)
+def compiled_library(tmp_path_factory):
+    """Compiled here, so that undefined behaviour ends the test."""
+    found = load_source(tmp_path_factory.mktemp("kernel"), "resize.c", "-ffp-contract=off")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "load_library", lambda: found)
+        yield found
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return ctypes.CDLL(str(compile_library(tmp_path_factory.mktemp("kernel"), *SANITIZERS)))
-
-
-@pytest.fixture(scope="module", params=[2, 1, 0], ids=["avx512", "avx2", "portable"])
-def native_resize(request, library):
-    kernel = NativeKernel(library, request.param)
-    if kernel.vector_level != request.param:
-        pytest.skip("this machine has no such vectors")
-    return kernel
+@pytest.fixture(scope="module", params=library.VARIANTS["resizing"], ids=lambda one: one.label)
+def native_resize(request, compiled_library):
+    if request.param not in library.instruction_sets("resizing"):
+        pytest.skip("this processor has no such instructions")
+    return NativeKernel(request.param)
 
 
 def assert_equals_pillow(native, pixels, size, resample):
@@ -130,23 +120,16 @@ def test_pixels_are_copied_out_of_a_picture_of_any_height():
 
 
 def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):
-    monkeypatch.setattr(module, "_load_library", lambda: None)
+    monkeypatch.setattr(library, "load_library", lambda: None)
     monkeypatch.setattr(module, "get_kernels", module.get_kernels.__wrapped__)
     assert module.get_kernels() == (resize_with_pillow, normalize_with_numpy)
     assert module.resize(random_pixels(9, 8, 3), (4, 5), "bilinear").shape == (5, 4, 3)
 
 
-def test_a_kernel_of_another_machine_is_none(tmp_path, monkeypatch):
-    name = "_pixels" + module.EXTENSION_SUFFIXES[0]
-    (tmp_path / name).write_bytes(b"no library")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "resize.py"))
-    assert module._load_library() is None
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is found by its name on Linux")
 def test_no_byte_beyond_the_pictures_is_touched(tmp_path):
     """The same sizes under AddressSanitizer, in a process of its own."""
-    path = compile_library(tmp_path, "-g", "-fsanitize=address", "-fno-omit-frame-pointer")
+    path = compile_source(tmp_path, "resize.c", "-g", "-fsanitize=address", "-fno-omit-frame-pointer")
     runtime = subprocess.run(
         ["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -154,13 +137,17 @@ def test_no_byte_beyond_the_pictures_is_touched(tmp_path):
         pytest.skip("the compiler has no AddressSanitizer")
     code = f"""
 import ctypes, numpy as np
+from idefics.native import library
 from idefics.processing.resize import NativeKernel
-library = ctypes.CDLL({str(path)!r})
+code = ctypes.CDLL({str(path)!r})
+code.idefics_resize.argtypes = library.FUNCTIONS["idefics_resize"][1]
+code.idefics_normalize.argtypes = library.FUNCTIONS["idefics_normalize"][1]
+library.load_library = lambda: code
 rng = np.random.default_rng(0)
 for _ in range(150):
     width, height, wide, high = map(int, rng.integers(1, 80, 4))
-    for kind in (0, 1, 2):
-        native = NativeKernel(library, kind)
+    for kind in library.instruction_sets("resizing"):
+        native = NativeKernel(kind)
         out = native.resize(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (wide, high), "lanczos")
         native.normalize(out, np.zeros((3, 256), np.float32), np.empty((3, high, wide), np.float32))
 print("clean")

@@ -1,46 +1,37 @@
 """The passes in C over weights of few bits: the numbers that torch computes, bit for bit."""
 
-import shutil
-import subprocess
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from idefics.native import library
+from idefics.native.structures import GROUP_SIZE
 from idefics.quant import apply_kernel_choice
 from idefics.quant import int4_kernels as module
 from idefics.quant.autotune import KernelChoice
 from idefics.quant.int8_matmul import w8a8_matmul, w8a8_matmul_torch
-from idefics.quant.linear import GROUP_SIZE, Int4Linear
+from idefics.quant.linear import Int4Linear
+from native_builds import load_source
 
 LAYERS = import_module("idefics.quant.linear")  # a function of this name hides it in the package
-SOURCE = Path(module.__file__).parent / "native" / "passes.c"
-FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-LIBRARY_WITHOUT_CACHE = module.load_library.__wrapped__
-SANITIZERS = ["-g", "-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 SHAPES = [(40, 96), (1, 32), (1, 1), (5, 33), (3, 31), (67, 130)]  # outputs, inputs
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_library(tmp_path_factory):
     """Compiled here, so that undefined behaviour ends the test."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    path = tmp_path_factory.mktemp("passes") / "_passes.so"
-    subprocess.run([compiler, *FLAGS, *SANITIZERS, "-o", path, SOURCE], check=True)
-    found = module.declare_functions(path)
+    found = load_source(tmp_path_factory.mktemp("quantized"), "quantized.c")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_library", lambda: found)
+        patch.setattr(library, "load_library", lambda: found)
         yield found
 
 
-@pytest.fixture(params=[0, 1, 2], ids=["any machine", "AVX2", "AVX-512"])
-def vector_width(request, compiled_library):
-    if compiled_library.idefics_int4_simd_level(request.param) < request.param:
-        pytest.skip("this machine has no such vectors")
+@pytest.fixture(params=library.VARIANTS["int8 and int4"], ids=lambda one: one.label)
+def instruction_set(request, compiled_library):
+    if request.param not in library.instruction_sets("int8 and int4"):
+        pytest.skip("this processor has no such instructions")
     return request.param
 
 
@@ -56,11 +47,11 @@ def random_int4_layer(shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_four_bits_are_upcast_as_by_torch(shape, dtype, vector_width, set_openmp_threads, monkeypatch):
+def test_four_bits_are_upcast_as_by_torch(shape, dtype, instruction_set, set_openmp_threads, monkeypatch):
     layer = random_int4_layer(shape, dtype)
     assert module.can_dequantize_int4(layer.levels, layer.scale, torch.float32)
-    ours = module.dequantize_int4(layer.levels, layer.scale, layer.in_features, vector_width)
-    monkeypatch.setattr(module, "load_library", lambda: None)
+    ours = module.dequantize_int4(layer.levels, layer.scale, layer.in_features, instruction_set)
+    monkeypatch.setattr(library, "load_library", lambda: None)
     assert torch.equal(ours, layer.dequantize(torch.float32))
 
 
@@ -72,7 +63,7 @@ def test_a_layer_takes_it(monkeypatch):
     )
     ours = layer(x)
     assert len(seen) == 1
-    monkeypatch.setattr(module, "load_library", lambda: None)
+    monkeypatch.setattr(library, "load_library", lambda: None)
     assert torch.equal(ours, layer(x))
 
 
@@ -87,7 +78,7 @@ def test_gradients_go_through_it():
 @pytest.mark.parametrize("rows", [1, 17, 50])
 @pytest.mark.parametrize("shape", [(16, 32), (40, 96), (24, 1100)], ids=str)
 @torch.inference_mode()
-def test_rows_are_rounded_and_sums_scaled_as_in_torch(shape, rows, bias, vector_width, set_openmp_threads):
+def test_rows_are_rounded_and_sums_scaled_as_in_torch(shape, rows, bias, instruction_set, set_openmp_threads):
     outputs, inputs = shape
     x = torch.randn(rows, inputs) * torch.logspace(-3, 3, rows)[:, None]
     x[:, 0] = 127 * 2.5 / 8  # halves are among them
@@ -95,17 +86,17 @@ def test_rows_are_rounded_and_sums_scaled_as_in_torch(shape, rows, bias, vector_
     weight = torch.randint(-127, 128, shape, dtype=torch.int8)
     scale, added = torch.rand(outputs).bfloat16(), torch.randn(outputs) if bias else None
     ours, theirs = torch.empty(2, rows, outputs)
-    module.w8a8_matmul_native(x, weight, scale, added, ours, vector_width)
+    module.w8a8_matmul_native(x, weight, scale, added, ours, instruction_set)
     w8a8_matmul_torch(x, weight, scale, added, theirs)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @torch.inference_mode()
-def test_rows_that_are_no_numbers_become_none(value, vector_width):
+def test_rows_that_are_no_numbers_become_none(value, instruction_set):
     x, weight, out = torch.randn(20, 32), torch.ones(8, 32, dtype=torch.int8), torch.empty(20, 8)
     x[3, 7], x[5], x[6] = value, 0.0, 1e-42
-    module.w8a8_matmul_native(x, weight, torch.ones(8), None, out, vector_width)
+    module.w8a8_matmul_native(x, weight, torch.ones(8), None, out, instruction_set)
     assert not out[3].isfinite().any()
     assert torch.equal(out.isfinite().all(1), torch.arange(20) != 3)
     assert not out[5].any() and out[6].abs().max() < 1e-37
@@ -123,7 +114,7 @@ def test_products_of_whole_numbers_take_it(monkeypatch):
     )
     ours = layer(x)
     assert len(seen) == 1 and ours.shape == (2, 3, 40)
-    monkeypatch.setattr(module, "load_library", lambda: None)
+    monkeypatch.setattr(library, "load_library", lambda: None)
     torch.testing.assert_close(ours, layer(x), rtol=1e-6, atol=1e-6)
     assert len(seen) == 1
     assert layer(x.double()).dtype == torch.float64
@@ -151,7 +142,7 @@ def test_a_layer_of_four_bits_multiplies_by_what_is_quickest(monkeypatch):
 
 @pytest.fixture
 def requires_vnni(compiled_library):
-    if not compiled_library.idefics_has_int4_matmul():
+    if library.best_instruction_set("int4 products") is None:
         pytest.skip("this machine has no dot products of bytes in AVX-512")
 
 
@@ -218,11 +209,5 @@ def test_inputs_are_rounded_where_products_of_integers_are_quicker(requires_vnni
 
 def test_who_has_no_such_products_widens(compiled_library, monkeypatch):
     layer = random_int4_layer((40, 70), torch.float32)
-    monkeypatch.setattr(module, "load_library", lambda: None)
+    monkeypatch.setattr(library, "load_library", lambda: None)
     assert not module.can_use_w4a8_matmul(layer.levels, layer.scale)
-
-
-def test_a_library_of_another_machine_is_none(tmp_path, monkeypatch):
-    (tmp_path / ("_passes" + module.EXTENSION_SUFFIXES[0])).write_bytes(b"no library")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "passes.py"))
-    assert LIBRARY_WITHOUT_CACHE() is None

@@ -63,8 +63,9 @@ def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "processor", f"{report['processor']}, {cores}, {threads}"
     yield "device", f"{report['device']} (available: {', '.join(report['devices'])})"
     for name, instructions in report["kernels"].items():
-        missing = "missing: install a C compiler, then reinstall idefics"
-        yield "kernel", f"{name}: {instructions or missing}"
+        yield "kernel", f"{name}: {instructions or 'missing'}"
+    if report["kernels_missing"]:
+        yield "kernel", report["kernels_missing"]
     yield "matmul", _describe_matmuls(report["products"])
     for bound in report["memory"]:
         yield (

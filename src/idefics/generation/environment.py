@@ -20,13 +20,11 @@ import torch
 from idefics import models, weights
 from idefics.config import EngineConfig
 from idefics.engine.kv_cache_size import compute_num_pages, kv_bytes_per_token
-from idefics.engine.native.library import instruction_sets
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES, free_host_memory, memory_limits
-from idefics.nn import native_attention
+from idefics.native import library
 from idefics.placement import get_device, weight_bytes
-from idefics.processing import resize
-from idefics.quant import enable_16bit_weight_storage, int4_kernels
+from idefics.quant import enable_16bit_weight_storage
 from idefics.quant.autotune import cache_file, kernel_choice_by_processor, read_cpuinfo
 
 log = logging.getLogger(__name__)
@@ -57,7 +55,6 @@ REPORTED_DISTRIBUTIONS = (
     "accelerate",
     "transformers",
 )
-SIMD_NAMES = ("any", "AVX2", "AVX-512")  # indexed by the SIMD level that the C code reports
 
 
 def describe_environment() -> dict[str, Any]:
@@ -67,7 +64,8 @@ def describe_environment() -> dict[str, Any]:
         "processor": read_cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "kernels": kernel_instruction_sets(),
+        "kernels": library.describe_kernels(),
+        "kernels_missing": library.missing_reason(),
         "products": asdict(kernel_choice_by_processor()),
         "devices": available_devices(),
         "device": str(get_device("auto")),
@@ -85,22 +83,6 @@ def describe_environment() -> dict[str, Any]:
         "extras": {
             extra: all(map(_installed_version, names)) for extra, names in DISTRIBUTIONS_BY_EXTRA.items()
         },
-    }
-
-
-def kernel_instruction_sets() -> dict[str, str | None]:
-    """Maps each C kernel to the instruction set that it uses on this machine; None if it was not compiled."""
-    decode_sets = instruction_sets()
-    resize_kernel, int4_library = resize.load_native_kernel(), int4_kernels.load_library()
-    return {
-        "decode step": decode_sets[0] if decode_sets else None,
-        "attention": ("AVX-512" if native_attention.load_supported_library() else "torch's is used here")
-        if native_attention.load_library()
-        else None,
-        "resizing": None if resize_kernel is None else SIMD_NAMES[resize_kernel.vector_level],
-        "int8 and int4": None
-        if int4_library is None
-        else SIMD_NAMES[int4_library.idefics_int4_simd_level(int4_kernels.BEST_SIMD_LEVEL)],
     }
 
 
@@ -162,21 +144,20 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
 
 
 def warn_about_missing_kernels() -> None:
-    """Logs a warning if C kernels were not compiled; once for each set of missing kernels.
+    """Logs a warning if the C kernels are missing, once on this machine.
 
     A marker file in the cache folder records that the warning was given.
     """
-    missing = [name for name, instructions in kernel_instruction_sets().items() if instructions is None]
-    marker_file = cache_file().with_name(f"told-of-{'-'.join(missing).replace(' ', '-')}")
-    if not missing or marker_file.exists():
+    reason = library.missing_reason()
+    marker_file = cache_file().with_name("told-of-missing-kernels")
+    if reason is None or marker_file.exists():
         return
     with suppress(OSError):
         marker_file.parent.mkdir(parents=True, exist_ok=True)
         marker_file.touch()
     log.warning(
-        "the compiled kernels are missing (%s), so answers take several times as long: install a C compiler, such as "
-        "gcc, and then reinstall idefics (`idefics info` shows which kernels were compiled)",
-        ", ".join(missing),
+        "the C kernels are missing, so answers take several times as long: %s (see `idefics info`)",
+        reason,
     )
 
 

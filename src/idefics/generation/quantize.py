@@ -22,7 +22,7 @@ from idefics.demo import pictures
 from idefics.errors import BadSetting
 from idefics.generation.pipeline import Pipeline
 from idefics.models import Checkpoint
-from idefics.quant.int4_kernels import GROUP_SIZE
+from idefics.native.structures import GROUP_SIZE
 from idefics.quant.linear import Int4Linear, Int8Linear
 from idefics.weights.files import weight_files
 

@@ -1,22 +1,21 @@
 """Resizing as Pillow does it, bit for bit, and normalising: the two steps that take a picture's time.
 
-A kernel in C (`native/pixels.c`) does both where the package was built with a compiler; else Pillow and NumPy do.
+A kernel in C (`native/resize.c`) does both where the package was built with a compiler; else Pillow and NumPy do.
 Threads may call it at once: both leave the interpreter's lock while they work.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 
 from idefics.config import ImageProcessorConfig, ResampleFilter
+from idefics.native import library
+from idefics.native.library import InstructionSet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,14 +49,11 @@ def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.floa
 @lru_cache(maxsize=1)
 def get_kernels() -> tuple[ResizeFunction, NormalizeFunction]:
     """How this process resizes and normalises."""
-    native = load_native_kernel()
-    return (resize_with_pillow, normalize_with_numpy) if native is None else (native.resize, native.normalize)
-
-
-def load_native_kernel() -> NativeKernel | None:
-    """The kernel in C; None where it was not compiled."""
-    library = _load_library()
-    return None if library is None else NativeKernel(library)
+    instruction_set = library.best_instruction_set("resizing")
+    if instruction_set is None:
+        return resize_with_pillow, normalize_with_numpy
+    kernel = NativeKernel(instruction_set)
+    return kernel.resize, kernel.normalize
 
 
 def resize_with_pillow(pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
@@ -76,20 +72,17 @@ def normalize_with_numpy(pixels: Pixels, table: NDArray[np.float32], out: NDArra
 
 
 class NativeKernel:
-    """The kernel's functions, over contiguous arrays.
+    """The functions in C, over contiguous arrays.
 
     Args:
-        vector_level: of vectors: 2 for AVX-512, 1 for AVX2, 0 for what any machine has; less where the machine has less.
+        instruction_set: one that this machine has.
     """
 
-    def __init__(self, library: ctypes.CDLL, max_vector_level: int = 2) -> None:
-        number, address, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
-        library.idefics_pixels_width.argtypes = [number]
-        self._resize, self._normalize = library.idefics_resize, library.idefics_normalise
-        self._resize.argtypes = [number, number, address, number, number, address, number, number]
-        self._normalize.argtypes = [address, size, number, number, address, address]
-        self._normalize.restype = None
-        self.vector_level = library.idefics_pixels_width(max_vector_level)
+    def __init__(self, instruction_set: InstructionSet) -> None:
+        kernels = library.load_library()
+        assert kernels is not None, "see get_kernels"
+        self.instruction_set = instruction_set
+        self._resize, self._normalize = kernels.idefics_resize, kernels.idefics_normalize
 
     def resize(self, pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
         """See `resize`. Pillow takes the nearest pixel, which is no filter."""
@@ -100,7 +93,7 @@ class NativeKernel:
         out = np.empty((size[1], size[0], 3), np.uint8)
         number = PIL.Image.Resampling[resample.upper()]
         if not self._resize(
-            self.vector_level, number, pixels.ctypes.data, width, height, out.ctypes.data, *size
+            self.instruction_set, number, pixels.ctypes.data, width, height, out.ctypes.data, *size
         ):
             raise MemoryError(
                 f"there is no memory to resize {width} x {height} pixels to {size[0]} x {size[1]}"
@@ -108,7 +101,7 @@ class NativeKernel:
         return out
 
     def normalize(self, pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """See `by_numpy`."""
+        """See `normalize_with_numpy`."""
         if pixels.strides[1:] != (3, 1):
             pixels = np.ascontiguousarray(pixels)
         assert table.flags.c_contiguous
@@ -117,18 +110,6 @@ class NativeKernel:
         self._normalize(
             pixels.ctypes.data, pixels.strides[0], height, width, table.ctypes.data, out.ctypes.data
         )
-
-
-def _load_library() -> ctypes.CDLL | None:
-    """What the build put beside this file, if a compiler was there."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_pixels" + suffix)
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError:  # built for another machine
-                return None
-    return None
 
 
 @lru_cache(maxsize=8)

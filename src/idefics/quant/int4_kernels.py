@@ -1,165 +1,102 @@
-"""Passes over memory in C (`native/passes.c`): weights of four bits into float32, or multiplied as they are; inputs
-rounded to eight bits, and the sums of their products scaled.
+"""Calls of the C kernels for int4 and int8 layers (`native/quantized.c`).
+
+int4 weights are dequantized into float32, or multiplied as they are with inputs rounded to int8; for int8 weights the
+inputs are rounded before torch's integer product, and its sums are scaled after it.
 """
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
+from ctypes import CDLL
 
 import torch
 from torch import Tensor
 
-from idefics.nn.native_attention import gomp_parallel_address
+from idefics.native import library
+from idefics.native.library import InstructionSet
+from idefics.native.structures import GROUP_SIZE, DequantizeInt4Args, Int4MatmulArgs, QuantizeRowsArgs
 
-GROUP_SIZE = 32  # neighbouring inputs that share a scale
-BEST_SIMD_LEVEL = 2  # AVX-512, where there is some
 SCALE_DTYPES = torch.float32, torch.bfloat16
 
 
-class DequantizeInt4Args(ctypes.Structure):
-    """As the C code declares it."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("levels", "scales", "out")),
-        *((name, ctypes.c_int64) for name in ("outputs", "inputs")),
-        *((name, ctypes.c_int) for name in ("bfloat16", "width")),
-    )
-
-
-class QuantizeRowsArgs(ctypes.Structure):
-    """As the C code declares it."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "levels", "steps", "sums", "scales", "bias")),
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
-        ("width", ctypes.c_int),
-    )
-
-
-class Int4MatmulArgs(ctypes.Structure):
-    """As the C code declares it."""
-
-    _fields_ = (
-        *((n, ctypes.c_void_p) for n in ("x", "whole", "steps", "minus", "levels", "scales", "bias", "out")),
-        *((name, ctypes.c_int64) for name in ("rows", "outputs", "inputs")),
-        ("bfloat16", ctypes.c_int),
-    )
-
-
-@cache
-def load_library() -> ctypes.CDLL | None:
-    """The compiled code, where there is some for this machine."""
-    folder = Path(__file__).parent
-    for path in (folder / f"_passes{suffix}" for suffix in EXTENSION_SUFFIXES):
-        if path.exists():
-            try:
-                return declare_functions(path)
-            except OSError:  # built for another machine
-                return None
-    return None
-
-
-def declare_functions(path: Path) -> ctypes.CDLL:
-    """The library of a file, its functions declared."""
-    library = ctypes.CDLL(str(path))
-    library.idefics_dequantize_int4.argtypes = (
-        ctypes.POINTER(DequantizeInt4Args),
-        ctypes.c_int,
-        ctypes.c_void_p,
-    )
-    library.idefics_int4_matmul.argtypes = (ctypes.POINTER(Int4MatmulArgs), ctypes.c_int, ctypes.c_void_p)
-    for function in (library.idefics_quantize_rows, library.idefics_scale_rows):
-        function.argtypes, function.restype = (
-            (ctypes.POINTER(QuantizeRowsArgs), ctypes.c_int, ctypes.c_void_p),
-            None,
-        )
-    library.idefics_dequantize_int4.restype = library.idefics_int4_matmul.restype = None
-    return library
-
-
 def can_dequantize_int4(levels: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `widen` can take these, and gives this dtype."""
+    """Whether `dequantize_int4` takes these weights and gives this dtype."""
     return (
         dtype == torch.float32
         and levels.device.type == "cpu"
         and scale.dtype in SCALE_DTYPES
         and levels.is_contiguous()
         and scale.is_contiguous()
-        and load_library() is not None
+        and library.load_library() is not None
     )
 
 
 def dequantize_int4(
-    levels: Tensor, scale: Tensor, num_inputs: int, simd_level: int = BEST_SIMD_LEVEL
+    levels: Tensor, scale: Tensor, num_inputs: int, instruction_set: InstructionSet | None = None
 ) -> Tensor:
-    """(O, ceil(I / 32) * 16) uint8, (O, ceil(I / 32)) -> (O, I) float32: `Int4Linear`'s layout, widened.
+    """The weights of an `Int4Linear` in float32: level * scale, rounded once, as torch does it.
 
     Args:
+        levels: (O, ceil(I / 32) * 16) uint8.
+        scale: (O, ceil(I / 32)) float32 or bfloat16.
         num_inputs: I.
-        simd_level: of vectors: 2 for AVX-512, 1 for AVX2, 0 for what any machine has; less where the machine has less.
+        instruction_set: one that this machine has; None: the quickest.
+
+    Returns:
+        (O, I).
     """
-    library = load_library()
-    assert library is not None, "see can_widen"
     out = torch.empty(len(levels), num_inputs)
-    arguments = DequantizeInt4Args(
+    args = DequantizeInt4Args(
         *(x.data_ptr() for x in (levels, scale, out)),
-        *(
-            len(levels),
-            num_inputs,
-            scale.dtype == torch.bfloat16,
-            library.idefics_int4_simd_level(simd_level),
-        ),
+        *(len(levels), num_inputs, scale.dtype == torch.bfloat16, _or_best(instruction_set)),
     )
-    openmp_parallel = gomp_parallel_address()
-    library.idefics_dequantize_int4(
-        arguments, torch.get_num_threads() if openmp_parallel else 1, openmp_parallel
-    )
+    _kernels().idefics_dequantize_int4(args, *_threads())
     return out
 
 
 def can_use_w4a8_matmul(levels: Tensor, scale: Tensor) -> bool:
-    """Whether `multiply_packed` can take this weight: the machine has dot products of bytes."""
-    library = load_library()
-    return (
-        library is not None
-        and library.idefics_has_int4_matmul()
-        and can_dequantize_int4(levels, scale, torch.float32)
+    """Whether `w4a8_matmul` takes this weight: the processor has dot products of bytes."""
+    return library.best_instruction_set("int4 products") is not None and can_dequantize_int4(
+        levels, scale, torch.float32
     )
 
 
 def w4a8_matmul(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A product with `Int4Linear`'s weight whose inputs are rounded too: to eight bits, in the same groups of 32.
+    """`input` times the weight of an `Int4Linear`, with the input rounded to int8 in groups of 32.
 
-    (..., I), (O, ceil(I / 32) * 16) uint8, (O, ceil(I / 32)), (O,) or None -> (..., O). A group's sums are exact.
+    Args:
+        input: (..., I).
+        levels: (O, ceil(I / 32) * 16) uint8.
+        scale: (O, ceil(I / 32)) float32 or bfloat16.
+        bias: (O,).
+
+    Returns:
+        (..., O) in the dtype of `input`; the sums of a group are exact.
     """
-    library = load_library()
-    assert library is not None, "see can_multiply_packed"
-    assert input.is_cpu, "see can_multiply_packed"
+    assert input.is_cpu, "see can_use_w4a8_matmul"
     rows = input.reshape(-1, inputs := input.shape[-1]).float().contiguous()
     outputs, groups = scale.shape
-    quantized_rows = torch.empty(len(rows), groups * GROUP_SIZE, dtype=torch.int8)
-    row_scales, zero_corrections = (
-        torch.empty(len(rows), groups),
-        torch.empty(len(rows), groups, dtype=torch.int32),
-    )
+    row_levels = torch.empty(len(rows), groups * GROUP_SIZE, dtype=torch.int8)
+    row_scales = torch.empty(len(rows), groups)
+    zero_corrections = torch.empty(len(rows), groups, dtype=torch.int32)
     float_bias = None if bias is None else bias.float().contiguous()
     out = torch.empty(len(rows), outputs)
-    arguments = Int4MatmulArgs(
-        *(x.data_ptr() for x in (rows, quantized_rows, row_scales, zero_corrections, levels, scale)),
+    args = Int4MatmulArgs(
+        *(x.data_ptr() for x in (rows, row_levels, row_scales, zero_corrections, levels, scale)),
         *(None if float_bias is None else float_bias.data_ptr(), out.data_ptr()),
         *(len(rows), outputs, inputs, scale.dtype == torch.bfloat16),
     )
-    openmp_parallel = gomp_parallel_address()
-    library.idefics_int4_matmul(arguments, torch.get_num_threads() if openmp_parallel else 1, openmp_parallel)
+    _kernels().idefics_int4_matmul(args, *_threads())
     return out.view(*input.shape[:-1], outputs).to(input.dtype)
 
 
 def can_use_native_w8a8_matmul(rows: Tensor) -> bool:
-    """Whether `multiply_rounded` can take these inputs."""
-    return rows.dtype == torch.float32 and rows.is_cpu and rows.is_contiguous() and load_library() is not None
+    """Whether `w8a8_matmul_native` takes these inputs."""
+    return (
+        rows.dtype == torch.float32
+        and rows.is_cpu
+        and rows.is_contiguous()
+        and library.load_library() is not None
+    )
 
 
 def w8a8_matmul_native(
@@ -168,28 +105,45 @@ def w8a8_matmul_native(
     scale: Tensor,
     bias: Tensor | None,
     out: Tensor,
-    simd_level: int = BEST_SIMD_LEVEL,
+    instruction_set: InstructionSet | None = None,
 ) -> None:
-    """A product with `Int8Linear`'s weight by torch's product of bytes: (R, I), (O, I) int8, (O,), (O,) or None.
+    """`rows` times the weight of an `Int8Linear`, with each row rounded to int8 by a scale of its own.
 
-    Each row is rounded by a step of its own. A row with something in it that is no number, or not finite, becomes none.
+    A row that holds NaN or an infinity becomes NaN.
 
     Args:
-        out: (R, O) float32, where the result goes, and before it the sums.
-        simd_level: as in `widen`.
+        rows: (R, I) float32.
+        weight: (O, I) int8.
+        scale: (O,).
+        bias: (O,).
+        out: (R, O) float32: receives the integer sums first, then the result.
+        instruction_set: as in `dequantize_int4`.
     """
-    library = load_library()
-    assert library is not None, "see can_round"
-    quantized_rows, row_scales = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows))
+    row_levels, row_scales = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows))
     sums, scales = out.view(torch.int32), scale.float()
     float_bias = None if bias is None else bias.float()
-    arguments = QuantizeRowsArgs(
-        *(x.data_ptr() for x in (rows, quantized_rows, row_scales, sums, scales)),
+    args = QuantizeRowsArgs(
+        *(x.data_ptr() for x in (rows, row_levels, row_scales, sums, scales)),
         None if float_bias is None else float_bias.data_ptr(),
-        *(*rows.shape, len(weight), library.idefics_int4_simd_level(simd_level)),
+        *(*rows.shape, len(weight), _or_best(instruction_set)),
     )
-    openmp_parallel = gomp_parallel_address()
-    num_threads = torch.get_num_threads() if openmp_parallel else 1
-    library.idefics_quantize_rows(arguments, num_threads, openmp_parallel)
-    torch._int_mm(quantized_rows, weight.t(), out=sums)
-    library.idefics_scale_rows(arguments, num_threads, openmp_parallel)
+    kernels, threads = _kernels(), _threads()
+    kernels.idefics_quantize_rows(args, *threads)
+    torch._int_mm(row_levels, weight.t(), out=sums)
+    kernels.idefics_scale_rows(args, *threads)
+
+
+def _kernels() -> CDLL:
+    kernels = library.load_library()
+    assert kernels is not None, "see the can_ functions"
+    return kernels
+
+
+def _or_best(instruction_set: InstructionSet | None) -> InstructionSet:
+    return library.instruction_sets("int8 and int4")[0] if instruction_set is None else instruction_set
+
+
+def _threads() -> tuple[int, int | None]:
+    """How many threads share the work, and what starts them."""
+    parallel = library.gomp_parallel_address()
+    return torch.get_num_threads() if parallel else 1, parallel

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from idefics.native.structures import GROUP_SIZE
 from idefics.nn.upcast import LinearFunction as WideProduct
 from idefics.nn.upcast import linear_by_blocks
-from idefics.quant.int4_kernels import GROUP_SIZE, can_dequantize_int4, dequantize_int4
+from idefics.quant.int4_kernels import can_dequantize_int4, dequantize_int4
 from idefics.quant.packed import QuantizedLinear
 
 MAX_WEIGHTS_AT_ONCE = (

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from idefics.engine.model_interface import VLM
-from idefics.engine.native import structures as c
 from idefics.engine.native.huge_pages import pack_into_huge_pages
-from idefics.engine.native.library import instruction_sets, load_library
 from idefics.engine.native.native_model import (
     NativeModel,
     find_hooked_module,
     list_linears,
     unsupported_layer_reason,
 )
+from idefics.native import library
+from idefics.native import structures as c
+from idefics.native.library import InstructionSet
 from idefics.nn.attention import CrossKV
 from idefics.nn.decoder_parts import DecoderParts
 
@@ -44,8 +45,8 @@ class LayerPages(Protocol):
 
 def unsupported_reason(model: VLM, cache: LayerPages) -> str | None:
     """The reason why a model's steps cannot be computed here, or None."""
-    if load_library() is None:
-        return "it was not compiled when the package was installed"
+    if reason := library.missing_reason():
+        return reason
     parts = model.decoder_parts()
     if parts is None:
         return "the decoder's steps are not the known ones"
@@ -67,13 +68,15 @@ class NativeDecode:
     where they lie, and stay as they are while this lives.
 
     Args:
-        instruction_set: one of `instruction_sets`; None: the best.
+        instruction_set: one that this machine has; None: the quickest.
     """
 
-    def __init__(self, parts: DecoderParts, cache: LayerPages, instruction_set: str | None = None) -> None:
+    def __init__(
+        self, parts: DecoderParts, cache: LayerPages, instruction_set: InstructionSet | None = None
+    ) -> None:
         self.vocab_size = sum(head.out_features for head in parts.lm_heads)
         self.num_cross_layers = sum(cross is not None for cross in parts.cross_blocks)
-        self.instruction_set = instruction_set or instruction_sets()[0]
+        self.instruction_set = instruction_set or library.instruction_sets("decode step")[0]
         pack_into_huge_pages(list_linears(parts))
         self.native_model = NativeModel(parts, cache.keys, cache.values)
         self._embeddings = parts.embeddings
@@ -81,7 +84,7 @@ class NativeDecode:
         self._start_engine()
 
     def __str__(self) -> str:
-        return f"C ({self.instruction_set}, {self._num_threads} threads)"
+        return f"C ({self.instruction_set.label}, {self._num_threads} threads)"
 
     def __call__(self, inputs: NativeDecodeInputs) -> Tensor:
         if os.getpid() != self._process_id:  # a fork: it has memory, but none of the threads
@@ -95,23 +98,21 @@ class NativeDecode:
             return self._run_step(inputs)
 
     def _start_engine(self) -> None:
-        lib = load_library()
-        assert lib is not None
+        kernels = library.load_library()
+        assert kernels is not None, "see unsupported_reason"
         self._process_id, self._num_threads, self._lock = (
             os.getpid(),
             torch.get_num_threads(),
             threading.RLock(),
         )
-        engine = lib.native_new(
-            ctypes.byref(self.native_model.struct), self.instruction_set.encode(), self._num_threads
-        )
+        engine = kernels.idefics_decode_new(self.native_model.struct, self.instruction_set, self._num_threads)
         if engine is None:
             raise MemoryError(f"no memory for a decode step with {self._num_threads} threads")
         self._engine = engine
         self._finalizer = weakref.finalize(
-            self, _free_engine, lib.native_free, engine, self._process_id, self.native_model
+            self, _free_engine, kernels.idefics_decode_free, engine, self._process_id, self.native_model
         )
-        self._native_step = lib.native_step
+        self._decode_step = kernels.idefics_decode_step
 
     def _run_step(self, inputs: NativeDecodeInputs) -> Tensor:
         logits = torch.empty(len(inputs.ids), self.vocab_size)
@@ -127,7 +128,7 @@ class NativeDecode:
                 num_features=self._cross_kv_pointers.lengths_address(start),
                 logits=logits.data_ptr() + 4 * start * self.vocab_size,
             )
-            status = self._native_step(self._engine, ctypes.byref(step))
+            status = self._decode_step(self._engine, ctypes.byref(step))
             if status == c.ID_OUT_OF_RANGE:
                 raise IndexError(f"ids {inputs.ids.tolist()} for {self.vocab_size} tokens")
             if status:

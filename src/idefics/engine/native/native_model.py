@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from idefics.engine.native import structures as c
+from idefics.native import structures as c
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
 from idefics.nn.rope import rope_frequencies

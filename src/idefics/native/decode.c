@@ -1,65 +1,20 @@
-/* The way in: an engine for a model, a step, the end. Chooses the instruction set. */
-#include "native.h"
+/* The functions of the decode step that Python calls: an engine for a model, a step, the end. */
+#include "decode.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#elif defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
 
-typedef struct {
-    const char *name;
-    StageFunction *work;
-} InstructionSet;
-
-/* The best first. */
-static const InstructionSet INSTRUCTION_SETS[] = {
+static StageFunction *find_stage_function(int instruction_set) {
+    switch (instruction_set) {
 #if defined(__x86_64__)
-    {"avx512", run_stage_avx512},
-    {"avx2", run_stage_avx2},
+    case AVX512_VNNI: return run_stage_avx512;
+    case AVX2: return run_stage_avx2;
 #elif defined(__aarch64__)
-    {"neon", run_stage_neon},
+    case NEON_DOTPROD: return run_stage_neon;
 #endif
-    {"portable", run_stage_portable},
-};
-enum { NUM_INSTRUCTION_SETS = sizeof INSTRUCTION_SETS / sizeof *INSTRUCTION_SETS };
-
-#if defined(__x86_64__)
-static int has_f16c(void) { /* older compilers do not know it by name */
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-#endif
-
-static int has(const char *name) {
-#if defined(__x86_64__)
-    if (!strcmp(name, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-               && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-               && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
-    if (!strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-#elif defined(__aarch64__) && defined(__linux__)
-    if (!strcmp(name, "neon")) return (getauxval(AT_HWCAP) & (1 << 20)) != 0; /* HWCAP_ASIMDDP */
-#endif
-    return 1;
-}
-
-int native_layout(void) { return STRUCT_VERSION; }
-
-/* The instruction sets that this machine has, the best first: name by name, then NULL. */
-const char *native_instructions(int index) {
-    for (int i = 0; i < NUM_INSTRUCTION_SETS; i++)
-        if (has(INSTRUCTION_SETS[i].name) && index-- == 0) return INSTRUCTION_SETS[i].name;
-    return NULL;
-}
-
-static StageFunction *find_stage_function(const char *name) {
-    for (int i = 0; i < NUM_INSTRUCTION_SETS; i++)
-        if (!strcmp(INSTRUCTION_SETS[i].name, name) && has(name)) return INSTRUCTION_SETS[i].work;
-    return NULL;
+    default: return run_stage_portable;
+    }
 }
 
 int num_outputs(const Model *m, Stage stage) {
@@ -169,25 +124,24 @@ static int allocate_buffers(Engine *e, int threads) {
     return made;
 }
 
-void native_free(Engine *e) {
+void idefics_decode_free(Engine *e) {
     if (e->pool) pool_free(e->pool);
     free_all(e);
     free(e->parts);
     free(e);
 }
 
-/* -> an engine that reads `model` for as long as it lives, or NULL where there is no memory for it. */
-Engine *native_new(const Model *model, const char *instructions, int threads) {
+Engine *idefics_decode_new(const Model *model, int instruction_set, int threads) {
     Engine *e = calloc(1, sizeof *e);
     if (!e) return NULL;
     e->model = model;
-    e->work = find_stage_function(instructions);
-    if (e->work && allocate_buffers(e, threads)) {
+    e->work = find_stage_function(instruction_set);
+    if (allocate_buffers(e, threads)) {
         list_stages(e);
         e->pool = pool_new(e, threads);
     }
     if (e->pool) return e;
-    native_free(e);
+    idefics_decode_free(e);
     return NULL;
 }
 
@@ -233,8 +187,7 @@ static int count_units(const Engine *e, Stage stage) {
     return (num_outputs(e->model, stage) + OUTPUTS_PER_UNIT - 1) / OUTPUTS_PER_UNIT;
 }
 
-/* Reads one more token in each of up to MAX_ROWS rows. -> 0; OUT_OF_MEMORY, or ID_OUT_OF_RANGE. */
-int native_step(Engine *e, const Step *step) {
+int idefics_decode_step(Engine *e, const Step *step) {
     const Model *m = e->model;
     e->step = step;
     e->num_kv_splits = 0;

@@ -11,7 +11,7 @@
 #define STAGE_FUNCTION run_stage_avx512
 #define VECTOR_BYTES 64
 #define ROW_TILE 4
-#include "vector.h"
+#include "decode_vector.h"
 
 INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
 
@@ -48,7 +48,7 @@ INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
 
 INLINE F load_float16(const uint16_t *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 
-#include "kernel.h"
+#include "decode_kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -11,7 +11,7 @@
 #define STAGE_FUNCTION run_stage_neon
 #define VECTOR_BYTES 16
 #define ROW_TILE 4
-#include "vector.h"
+#include "decode_vector.h"
 
 INLINE float sum(F v) { return vaddvq_f32((float32x4_t)v); }
 
@@ -45,7 +45,7 @@ INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
 
 INLINE F load_float16(const uint16_t *from) { return (F)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
 
-#include "kernel.h"
+#include "decode_kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

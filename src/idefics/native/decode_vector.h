@@ -1,5 +1,5 @@
 /* Vectors of VECTOR_BYTES bytes in the compiler's own notation, which gcc and clang turn into any instruction set. */
-#include "native.h"
+#include "decode.h"
 
 #include <string.h>
 

@@ -4,22 +4,12 @@
    A block of queries meets all keys at once, as the scores of a frame's patches fit a cache: no running maximum as in
    FlashAttention. Keys are packed so that products run along them. C11 with vector extensions; keeps no state. */
 
+#include "api.h"
+
 #include <math.h>
 #include <stdatomic.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* int64_t count numbers, not bytes, between neighbours; numbers of a head lie side by side. idefics/nn/attend.py has the
-   same fields in the same order. */
-typedef struct {
-    const float *q, *k, *v;
-    float *out;
-    int64_t query_frame, query_head, query_row, key_frame, key_head, key_row;
-    int64_t value_frame, value_head, value_row, out_frame, out_head, out_row;
-    int frames, heads, key_heads, queries, keys, size;
-    float scale;
-} AttentionArgs;
 
 #if defined(__x86_64__)
 
@@ -198,14 +188,7 @@ static void run_worker(void *shared) {
     free(numbers);
 }
 
-int idefics_attention_works(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-}
-
-/* True unless there is no memory. `parallel` is GOMP_parallel of the OpenMP that torch has loaded: its threads work, and
-   none of our own stands in their way. */
-int idefics_attend(const AttentionArgs *args, int threads, void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+int idefics_attention(const AttentionArgs *args, int threads, Parallel *parallel) {
     int few = args->frames * args->heads < 4 * threads && threads > 1;
     int chunk = few && args->queries > QUERY_CHUNK ? QUERY_CHUNK : args->queries;
     AttentionWork work = {.args = args, .chunk = chunk, .chunks = (args->queries + chunk - 1) / chunk};
@@ -218,8 +201,7 @@ int idefics_attend(const AttentionArgs *args, int threads, void (*parallel)(void
 
 #else
 
-int idefics_attention_works(void) { return 0; }
-int idefics_attend(const AttentionArgs *args, int threads, void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+int idefics_attention(const AttentionArgs *args, int threads, Parallel *parallel) {
     (void)args, (void)threads, (void)parallel;
     return 0;
 }

@@ -2,7 +2,7 @@
 #define STAGE_FUNCTION run_stage_portable
 #define VECTOR_BYTES 16
 #define ROW_TILE 4
-#include "vector.h"
+#include "decode_vector.h"
 
 INLINE float sum(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
@@ -51,4 +51,4 @@ INLINE F load_float16(const uint16_t *from) {
     return (F){float16_to_float(from[0]), float16_to_float(from[1]), float16_to_float(from[2]), float16_to_float(from[3])};
 }
 
-#include "kernel.h"
+#include "decode_kernel.h"

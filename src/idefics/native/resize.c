@@ -4,8 +4,9 @@
    is that of Pillow's resampling (src/libImaging/Resample.c), which the released image processors call. C11; keeps no
    state and allocates nothing that outlives a call: may be called from many threads at once. */
 
+#include "api.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,7 +67,7 @@ INLINE AVX512_TARGET __m512i avx512_sum_pixels(const __m512i *x) {
 #define multiply_add avx512_multiply_add
 #define sum_pixels avx512_sum_pixels
 #define store_uint8 avx512_store_uint8
-#include "passes.h"
+#include "resize_passes.h"
 
 #define AVX2_TARGET __attribute__((target("avx2")))
 typedef struct {
@@ -112,7 +113,7 @@ INLINE AVX2_TARGET Avx2Vector avx2_sum_pixels(const Avx2Vector *x) {
 #define multiply_add avx2_multiply_add
 #define sum_pixels avx2_sum_pixels
 #define store_uint8 avx2_store_uint8
-#include "passes.h"
+#include "resize_passes.h"
 #endif
 
 /* Any machine: loops that compilers turn into its vectors. */
@@ -164,29 +165,21 @@ INLINE void portable_store_uint8(uint8_t *to, PortableVector sum) {
 #define multiply_add portable_multiply_add
 #define sum_pixels portable_sum_pixels
 #define store_uint8 portable_store_uint8
-#include "passes.h"
+#include "resize_passes.h"
 
 typedef struct {
     void (*resize_along_rows)(const ResizeWeights *, const int32_t *, const uint8_t *, size_t, uint8_t *const[ROWS_AT_ONCE], int);
     void (*resize_along_columns)(const int32_t *, int, const uint8_t *, uint8_t *, size_t);
 } ResizePasses;
 
-/* How wide: 2 AVX-512, 1 AVX2, 0 anything. The widest that the machine has, and no wider than asked for. */
-int idefics_pixels_width(int most) {
+static ResizePasses select_passes(int instruction_set) {
+    switch (instruction_set) {
 #if defined(__x86_64__)
-    if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) return 2;
-    if (most >= 1 && __builtin_cpu_supports("avx2")) return 1;
+    case AVX512: return (ResizePasses){resize_along_rows_avx512, resize_along_columns_avx512};
+    case AVX2: return (ResizePasses){resize_along_rows_avx2, resize_along_columns_avx2};
 #endif
-    return most < 0 ? most : 0;
-}
-
-static ResizePasses select_passes(int width) {
-#if defined(__x86_64__)
-    if (width == 2) return (ResizePasses){resize_along_rows_avx512, resize_along_columns_avx512};
-    if (width == 1) return (ResizePasses){resize_along_rows_avx2, resize_along_columns_avx2};
-#endif
-    (void)width;
-    return (ResizePasses){resize_along_rows_portable, resize_along_columns_portable};
+    default: return (ResizePasses){resize_along_rows_portable, resize_along_columns_portable};
+    }
 }
 
 /* By the numbers of PIL.Image.Resampling; nearest, 0, is no filter. */
@@ -290,12 +283,9 @@ static int resize_columns(ResizePasses passes, int filter, const uint8_t *in, in
     return 1;
 }
 
-/* (h, w, 3) -> (new_h, new_w, 3), as PIL.Image.resize((new_w, new_h), filter) until Pillow 12: rows are done first,
-   rounded, then columns. True unless there is no memory.
-   `vector_level` is an answer of idefics_pixels_width. */
-int idefics_resize(int vector_level, int filter, const uint8_t *in, int width, int height, uint8_t *out,
+int idefics_resize(int instruction_set, int filter, const uint8_t *in, int width, int height, uint8_t *out,
                    int new_width, int new_height) {
-    ResizePasses passes = select_passes(vector_level);
+    ResizePasses passes = select_passes(instruction_set);
     size_t length = 3 * (size_t)width, new_length = 3 * (size_t)new_width;
     if (width == new_width && height == new_height) return memcpy(out, in, length * height) != NULL;
     if (height == new_height) return resize_rows(passes, filter, in, width, height, out, new_width);
@@ -307,8 +297,7 @@ int idefics_resize(int vector_level, int filter, const uint8_t *in, int width, i
     return succeeded;
 }
 
-/* (h, w, 3), rows `stride` bytes apart -> (3, h, w); `table` (3, 256) says what each value becomes in each channel. */
-void idefics_normalise(const uint8_t *in, size_t stride, int height, int width, const float *table, float *out) {
+void idefics_normalize(const uint8_t *in, size_t stride, int height, int width, const float *table, float *out) {
     size_t plane = (size_t)height * width;
     for (int y = 0; y < height; y++) {
         const uint8_t *from = in + y * stride;

@@ -1,13 +1,14 @@
-"""The structs of native.h as ctypes sees them. A change there counts `LAYOUT` up in both."""
+"""The structs and constants of `api.h` as ctypes sees them. A change there counts `STRUCT_VERSION` up in both."""
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 
-STRUCT_VERSION = 2
+STRUCT_VERSION = 3
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 ACTIVATION_NAMES = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # by their numbers
-MAX_ROWS = 16
+MAX_ROWS = 16  # rows of one call of the decode step
+GROUP_SIZE = 32  # consecutive inputs of a layer that share a scale
 OUT_OF_MEMORY, ID_OUT_OF_RANGE = 1, 2
 
 
@@ -110,4 +111,50 @@ class StepStruct(Structure):
         ("seen", c_void_p),
         ("num_features", c_void_p),
         ("logits", c_void_p),
+    )
+
+
+class AttentionArgs(Structure):
+    """Queries, keys, values and the output of vision attention: addresses, strides in floats, sizes."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("q", "k", "v", "out")),
+        *(
+            (f"{name}_{axis}", c_int64)
+            for name in ("query", "key", "value", "out")
+            for axis in ("frame", "head", "row")
+        ),
+        *((name, c_int) for name in ("frames", "heads", "key_heads", "queries", "keys", "size")),
+        ("scale", c_float),
+    )
+
+
+class DequantizeInt4Args(Structure):
+    """int4 weights with their scales, and where the float32 weights go."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("levels", "scales", "out")),
+        *((name, c_int64) for name in ("outputs", "inputs")),
+        *((name, c_int) for name in ("bfloat16", "instruction_set")),
+    )
+
+
+class QuantizeRowsArgs(Structure):
+    """Inputs of an int8 layer, their int8 form, and the integer products that are scaled afterwards."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "levels", "x_scales", "sums", "scales", "bias")),
+        *((name, c_int64) for name in ("rows", "inputs", "outputs")),
+        ("instruction_set", c_int),
+    )
+
+
+class Int4MatmulArgs(Structure):
+    """Inputs of an int4 layer, their int8 form, its weights, and where the outputs go."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "x_levels", "x_scales", "zero_corrections")),
+        *((name, c_void_p) for name in ("levels", "scales", "bias", "out")),
+        *((name, c_int64) for name in ("rows", "outputs", "inputs")),
+        ("bfloat16", c_int),
     )

@@ -2,24 +2,14 @@
    bytes (VNNI), products of such weights with inputs that are rounded to eight bits. And what stands before and after a
    product of bytes by oneDNN: inputs are rounded, sums scaled. C11; keeps no state. */
 
+#include "api.h"
+
 #include <stdatomic.h>
-#include <stdint.h>
 #include <string.h>
 
-#define GROUP_SIZE 32 /* neighbouring weights that share a scale, two in a byte, the even one in the low half */
 #define ZERO_POINT 8   /* the level of zero */
 #define ITEMS_PER_TASK 16 /* outputs or rows that a thread takes */
 #define INLINE static inline __attribute__((always_inline))
-
-/* idefics/quant/passes.py has the same fields in the same order. */
-typedef struct {
-    const uint8_t *levels; /* (outputs, groups * GROUP_SIZE / 2) */
-    const void *scales;    /* (outputs, groups) bfloat16 or float32 */
-    float *out;            /* (outputs, inputs) */
-    int64_t outputs, inputs;
-    int bfloat16; /* whether scales are */
-    int width;    /* of vectors: an answer of idefics_int4_simd_level */
-} DequantizeInt4Args;
 
 INLINE float scale_at(const void *scales, int bfloat16, int64_t at) {
     if (!bfloat16) return ((const float *)scales)[at];
@@ -88,27 +78,10 @@ static void dequantize_output_plain(const DequantizeInt4Args *args, int64_t outp
 #if defined(__x86_64__)
 AVX2 static void dequantize_output_avx2(const DequantizeInt4Args *args, int64_t output) { dequantize_output(args, output, dequantize_group_avx2); }
 AVX512 static void dequantize_output_avx512(const DequantizeInt4Args *args, int64_t output) { dequantize_output(args, output, dequantize_group_avx512); }
-static DequantizeOutput *const DEQUANTIZE_BY_SIMD_LEVEL[] = {dequantize_output_plain, dequantize_output_avx2, dequantize_output_avx512};
+static DequantizeOutput *const DEQUANTIZE_BY_INSTRUCTION_SET[] = {dequantize_output_plain, dequantize_output_avx2, dequantize_output_avx512};
 #else
-static DequantizeOutput *const DEQUANTIZE_BY_SIMD_LEVEL[] = {dequantize_output_plain};
+static DequantizeOutput *const DEQUANTIZE_BY_INSTRUCTION_SET[] = {dequantize_output_plain};
 #endif
-
-#if defined(__x86_64__)
-static int has_avx512(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-#endif
-
-/* The widest vectors of this machine, no wider than `most`: 2 for AVX-512, 1 for AVX2, 0 for what any machine has. */
-int idefics_int4_simd_level(int most) {
-#if defined(__x86_64__)
-    int width = has_avx512() ? 2 : __builtin_cpu_supports("avx2") ? 1 : 0;
-    return width < most ? width : most;
-#else
-    return (void)most, 0;
-#endif
-}
 
 typedef struct {
     const DequantizeInt4Args *args;
@@ -121,11 +94,8 @@ static void dequantize_worker(void *shared) {
     const DequantizeInt4Args *args = work->args;
     for (int64_t start; (start = atomic_fetch_add(&work->next, ITEMS_PER_TASK)) < args->outputs;)
         for (int64_t output = start; output < start + ITEMS_PER_TASK && output < args->outputs; output++)
-            DEQUANTIZE_BY_SIMD_LEVEL[args->width](args, output);
+            DEQUANTIZE_BY_INSTRUCTION_SET[args->instruction_set](args, output);
 }
-
-/* GOMP_parallel of the OpenMP that torch has loaded; it is not looked at for one thread. */
-typedef void Parallel(void (*)(void *), void *, unsigned, unsigned);
 
 void idefics_dequantize_int4(const DequantizeInt4Args *args, int threads, Parallel *parallel) {
     DequantizeTask work = {.args = args};
@@ -134,18 +104,6 @@ void idefics_dequantize_int4(const DequantizeInt4Args *args, int threads, Parall
     else
         dequantize_worker(&work);
 }
-
-/* idefics/quant/passes.py has the same fields in the same order. */
-typedef struct {
-    const float *x;      /* (rows, inputs) */
-    int8_t *levels;      /* (rows, inputs) for x in whole numbers of its row's step, 127 for the largest */
-    float *x_scales;        /* (rows) */
-    int32_t *sums;       /* (rows, outputs) of products of levels; becomes the outputs in float32 */
-    const float *scales; /* (outputs) */
-    const float *bias;   /* (outputs) or null */
-    int64_t rows, inputs, outputs;
-    int width;
-} QuantizeRowsArgs;
 
 /* As integers, the bits of numbers without a sign are in the order of the numbers, and what is none is above them. */
 INLINE void quantize_row(const QuantizeRowsArgs *args, int64_t row) {
@@ -195,11 +153,11 @@ AVX2 static void quantize_row_avx2(const QuantizeRowsArgs *args, int64_t row) { 
 AVX2 static void scale_row_avx2(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
 AVX512 static void quantize_row_avx512(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
 AVX512 static void scale_row_avx512(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
-static RowFunction *const QUANTIZE_ROW_BY_SIMD_LEVEL[] = {quantize_row_plain, quantize_row_avx2, quantize_row_avx512};
-static RowFunction *const SCALE_ROW_BY_SIMD_LEVEL[] = {scale_row_plain, scale_row_avx2, scale_row_avx512};
+static RowFunction *const QUANTIZE_ROW_BY_INSTRUCTION_SET[] = {quantize_row_plain, quantize_row_avx2, quantize_row_avx512};
+static RowFunction *const SCALE_ROW_BY_INSTRUCTION_SET[] = {scale_row_plain, scale_row_avx2, scale_row_avx512};
 #else
-static RowFunction *const QUANTIZE_ROW_BY_SIMD_LEVEL[] = {quantize_row_plain};
-static RowFunction *const SCALE_ROW_BY_SIMD_LEVEL[] = {scale_row_plain};
+static RowFunction *const QUANTIZE_ROW_BY_INSTRUCTION_SET[] = {quantize_row_plain};
+static RowFunction *const SCALE_ROW_BY_INSTRUCTION_SET[] = {scale_row_plain};
 #endif
 
 typedef struct {
@@ -222,29 +180,13 @@ static void for_each_row(const QuantizeRowsArgs *args, RowFunction *part, int th
         rows_worker(&work);
 }
 
-/* Before the product of bytes. */
 void idefics_quantize_rows(const QuantizeRowsArgs *args, int threads, Parallel *parallel) {
-    for_each_row(args, QUANTIZE_ROW_BY_SIMD_LEVEL[args->width], threads, parallel);
+    for_each_row(args, QUANTIZE_ROW_BY_INSTRUCTION_SET[args->instruction_set], threads, parallel);
 }
 
-/* And after it. */
 void idefics_scale_rows(const QuantizeRowsArgs *args, int threads, Parallel *parallel) {
-    for_each_row(args, SCALE_ROW_BY_SIMD_LEVEL[args->width], threads, parallel);
+    for_each_row(args, SCALE_ROW_BY_INSTRUCTION_SET[args->instruction_set], threads, parallel);
 }
-
-/* idefics/quant/passes.py has the same fields in the same order. */
-typedef struct {
-    const float *x; /* (rows, inputs) */
-    int8_t *whole;  /* (rows, groups * GROUP_SIZE) for x in whole numbers of its x_scales; of eight the even ones come first */
-    float *x_scales;   /* (rows, groups) */
-    int32_t *zero_corrections; /* (rows, groups) what ZERO_POINT adds to each sum of products, with the other sign */
-    const uint8_t *levels;
-    const void *scales;
-    const float *bias; /* (outputs) or null */
-    float *out;        /* (rows, outputs) */
-    int64_t rows, outputs, inputs;
-    int bfloat16; /* whether scales are */
-} Int4MatmulArgs;
 
 #if defined(__x86_64__)
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
@@ -287,7 +229,7 @@ VNNI static void quantize_all_rows(void *shared) {
     for (int64_t row; (row = atomic_fetch_add(&work->next, 1)) < args->rows;)
         for (int64_t group = 0, at = row * groups; group < groups; group++, at++)
             quantize_group(args->x + row * args->inputs + group * GROUP_SIZE, args->inputs - group * GROUP_SIZE,
-                        args->whole + at * GROUP_SIZE, args->x_scales + at, args->zero_corrections + at);
+                        args->x_levels + at * GROUP_SIZE, args->x_scales + at, args->zero_corrections + at);
 }
 
 /* Some groups of PANEL_OUTPUTS outputs: inputs in fours, outputs side by side. Beyond the last output the last once more. */
@@ -322,7 +264,7 @@ VNNI static void accumulate_tile(const Int4MatmulArgs *args, int64_t row, int64_
         UNROLL for (int i = 0; i < 8; i++) some[i] = levels[group][i];
         __m512 scale = _mm512_loadu_ps(scales[group]);
         UNROLL for (int r = 0; r < TILE_ROWS; r++) {
-            const int8_t *whole = args->whole + (at[r] + group) * GROUP_SIZE;
+            const int8_t *whole = args->x_levels + (at[r] + group) * GROUP_SIZE;
             __m512i int_sums = _mm512_set1_epi32(args->zero_corrections[at[r] + group]);
             UNROLL for (int i = 0; i < 8; i++) {
                 int32_t four;
@@ -368,11 +310,6 @@ VNNI static void multiply_panels(void *shared) {
     }
 }
 
-int idefics_has_int4_matmul(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-}
-
 static void run_on_threads(void (*part)(void *), const Int4MatmulArgs *args, int threads, Parallel *parallel) {
     MatmulTask work = {.args = args};
     if (threads > 1)
@@ -388,7 +325,6 @@ void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *para
 
 #else
 
-int idefics_has_int4_matmul(void) { return 0; }
 void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *parallel) { (void)args, (void)threads, (void)parallel; }
 
 #endif

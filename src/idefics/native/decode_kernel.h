@@ -1,7 +1,7 @@
 /* The stages of a step, compiled once for each instruction set.
  *
  * Before this file is included: STAGE_FUNCTION (the name of what it defines), VECTOR_BYTES (of a vector), ROW_TILE (rows that are
- * multiplied at once), and, after `vector.h`, sum, load_partial_bytes, dot_int8, dot_int4, broadcast_scales and load_float16.
+ * multiplied at once), and, after `decode_vector.h`, sum, load_partial_bytes, dot_int8, dot_int4, broadcast_scales and load_float16.
  */
 #include <math.h>
 

@@ -11,7 +11,7 @@
 #define STAGE_FUNCTION run_stage_avx2
 #define VECTOR_BYTES 32
 #define ROW_TILE 2 /* 16 registers hold no more sums */
-#include "vector.h"
+#include "decode_vector.h"
 
 INLINE float sum(F v) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -55,7 +55,7 @@ INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
 
 INLINE F load_float16(const uint16_t *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 
-#include "kernel.h"
+#include "decode_kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

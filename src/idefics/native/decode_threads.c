@@ -4,7 +4,7 @@
  * nobody waits for a thread that holds no piece: one that the system has put aside is not missed, and one that wakes
  * late takes part from where the others are. Who finds nothing to do spins for a moment, then sleeps.
  */
-#include "native.h"
+#include "decode.h"
 
 #include <pthread.h>
 #include <stdlib.h>

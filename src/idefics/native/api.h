@@ -1,0 +1,164 @@
+/* What crosses from Python: the structs and the functions of the library. `structures.py` and `library.py` mirror them.
+ *
+ * R rows, D width, H query heads, h key/value heads, K head size, I inputs and O outputs of a linear layer. Weights,
+ * caches and pictures stay where torch and NumPy keep them; nothing here owns them.
+ */
+#ifndef IDEFICS_API_H
+#define IDEFICS_API_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define API __attribute__((visibility("default"))) /* everything else is compiled with -fvisibility=hidden */
+
+enum { STRUCT_VERSION = 3 }; /* counts changes of the structs and functions in this file */
+
+/* On x86-64 each one includes those before it. */
+enum { PORTABLE, AVX2, AVX512, AVX512_VNNI, NEON_DOTPROD };
+
+API int idefics_struct_version(void);
+API int idefics_has_instruction_set(int instruction_set); /* whether this processor has it */
+
+/* GOMP_parallel of the OpenMP that torch has loaded, so that torch's own threads do the work; not called for one
+ * thread. */
+typedef void Parallel(void (*)(void *), void *, unsigned, unsigned);
+
+/* --- decode step: docs/native.md --- */
+
+enum { FLOAT32, BFLOAT16, INT8, INT4 };      /* how a weight is stored */
+enum { OUT_OF_MEMORY = 1, ID_OUT_OF_RANGE }; /* errors of a step; 0: none */
+enum { SILU, GELU, GELU_TANH, RELU };
+enum { PAGE_SIZE = 16 }; /* positions of a page */
+enum { MAX_ROWS = 16 };  /* rows of a step */
+
+typedef struct { /* (O, I) */
+    const void *weight, *scale; /* scale: (O,) for INT8, (O, groups) for INT4 */
+    int32_t kind, scale_kind;   /* scale_kind: FLOAT32 or BFLOAT16 */
+    int32_t outputs, inputs;
+} Linear;
+
+typedef struct { /* (rows, D) */
+    const void *weight;
+    int32_t kind, rows;
+} EmbeddingTable;
+
+typedef struct {
+    Linear gate, up, down;
+} Mlp;
+
+typedef struct {
+    const float *norm, *mlp_norm; /* (D,) */
+    Linear q, k, v, o;
+    Mlp mlp;
+    void *keys, *values; /* (pages, h, PAGE_SIZE, K) float32 or float16, see Model */
+    int32_t cross;       /* index of the cross-attention block before this layer, or -1 */
+} Layer;
+
+typedef struct {                  /* a gated cross-attention block */
+    const float *norm, *q_norm;   /* (D,); (K,) or NULL */
+    const float *mlp_norm;        /* (D,) */
+    const float *gate, *mlp_gate; /* (D,) each, after tanh */
+    Linear q, o;
+    Mlp mlp;
+} CrossLayer;
+
+typedef struct {
+    int32_t width, heads, kv_heads, head_size;
+    int32_t layer_count, cross_count, table_count; /* as many LM heads as embedding tables */
+    int32_t activation, window;                    /* window 0: none */
+    int32_t float16;                               /* whether keys and values in pages are float16, else float32 */
+    float epsilon;
+    const float *frequencies; /* (K/2,) radians a position */
+    const float *norm;        /* (D,) before the LM heads */
+    const Layer *layers;
+    const CrossLayer *crosses;
+    EmbeddingTable tables[2];
+    Linear lm_heads[2];
+} Model;
+
+typedef struct { /* image keys and values of a row in one cross-attention block, (num_features, H, K); NULL: no image */
+    const float *keys, *values;
+} CrossKV;
+
+typedef struct {
+    int32_t rows, pages; /* pages: columns of the page tables */
+    const int64_t *ids, *positions;
+    const int32_t *tables;       /* (R, pages) */
+    const CrossKV *seen;         /* (R, cross layers) */
+    const int32_t *num_features; /* (R,) */
+    float *logits;               /* (R, V) */
+} Step;
+
+struct Engine;
+/* -> an engine that reads `model` for as long as it lives; NULL without memory. */
+API struct Engine *idefics_decode_new(const Model *model, int instruction_set, int threads);
+/* Reads one more token in each of up to MAX_ROWS rows. -> 0, OUT_OF_MEMORY or ID_OUT_OF_RANGE. */
+API int idefics_decode_step(struct Engine *engine, const Step *step);
+API void idefics_decode_free(struct Engine *engine);
+
+/* --- vision attention --- */
+
+typedef struct { /* strides count floats, not bytes; the floats of a head are contiguous */
+    const float *q, *k, *v;
+    float *out;
+    int64_t query_frame, query_head, query_row, key_frame, key_head, key_row;
+    int64_t value_frame, value_head, value_row, out_frame, out_head, out_row;
+    int frames, heads, key_heads, queries, keys, size;
+    float scale;
+} AttentionArgs;
+
+/* Needs AVX512. -> 0 without memory, else 1. */
+API int idefics_attention(const AttentionArgs *args, int threads, Parallel *parallel);
+
+/* --- pictures --- */
+
+/* (height, width, 3) -> (new_height, new_width, 3), as Pillow 12 and earlier resize it: rows first, rounded, then
+ * columns. `filter`: a number of PIL.Image.Resampling. `instruction_set`: up to AVX512. -> 0 without memory, else 1. */
+API int idefics_resize(int instruction_set, int filter, const uint8_t *in, int width, int height, uint8_t *out,
+                       int new_width, int new_height);
+/* (height, width, 3), rows `stride` bytes apart -> (3, height, width). `table` (3, 256): float of each byte, by channel. */
+API void idefics_normalize(const uint8_t *in, size_t stride, int height, int width, const float *table, float *out);
+
+/* --- int8 and int4 layers --- */
+
+enum { GROUP_SIZE = 32 }; /* consecutive inputs that share a scale: of 8-bit activations, and of 4-bit weights */
+
+typedef struct {
+    const uint8_t *levels; /* (outputs, groups * GROUP_SIZE / 2): two weights in a byte, the even one in the low half */
+    const void *scales;    /* (outputs, groups) bfloat16 or float32 */
+    float *out;            /* (outputs, inputs) */
+    int64_t outputs, inputs;
+    int bfloat16;        /* whether scales are */
+    int instruction_set; /* up to AVX512 */
+} DequantizeInt4Args;
+
+typedef struct {
+    const float *x;      /* (rows, inputs) */
+    int8_t *levels;      /* (rows, inputs): x / x_scales, rounded; the largest of a row is 127 */
+    float *x_scales;     /* (rows,) */
+    int32_t *sums;       /* (rows, outputs): integer products; `idefics_scale_rows` turns them into float32 in place */
+    const float *scales; /* (outputs,) */
+    const float *bias;   /* (outputs,) or NULL */
+    int64_t rows, inputs, outputs;
+    int instruction_set; /* up to AVX512 */
+} QuantizeRowsArgs;
+
+typedef struct {
+    const float *x;            /* (rows, inputs) */
+    int8_t *x_levels;          /* (rows, groups * GROUP_SIZE): x / x_scales, rounded; of each eight the even ones first */
+    float *x_scales;           /* (rows, groups) */
+    int32_t *zero_corrections; /* (rows, groups): what the zero point adds to each group's sum, negated */
+    const uint8_t *levels;     /* weights and scales as in DequantizeInt4Args */
+    const void *scales;
+    const float *bias; /* (outputs,) or NULL */
+    float *out;        /* (rows, outputs) */
+    int64_t rows, outputs, inputs;
+    int bfloat16; /* whether scales are */
+} Int4MatmulArgs;
+
+API void idefics_dequantize_int4(const DequantizeInt4Args *args, int threads, Parallel *parallel);
+API void idefics_quantize_rows(const QuantizeRowsArgs *args, int threads, Parallel *parallel); /* before the product */
+API void idefics_scale_rows(const QuantizeRowsArgs *args, int threads, Parallel *parallel);    /* after it */
+API void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *parallel);     /* needs AVX512_VNNI */
+
+#endif

@@ -1,0 +1,152 @@
+"""Loads the compiled kernels, and says which instruction set each of them uses here, or why there are none.
+
+The library is optional: whoever calls it has a slower implementation in torch, NumPy or Pillow. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_int, c_size_t, c_void_p
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from idefics.native.structures import (
+    STRUCT_VERSION,
+    AttentionArgs,
+    DequantizeInt4Args,
+    Int4MatmulArgs,
+    ModelStruct,
+    QuantizeRowsArgs,
+    StepStruct,
+)
+
+LIBRARY_PATH = Path(__file__).with_name("_kernels.so")
+
+Kernel = Literal["decode step", "attention", "resizing", "int8 and int4", "int4 products"]
+
+
+class InstructionSet(IntEnum):
+    """What kernels are compiled for, by the numbers of `api.h`."""
+
+    PORTABLE = 0  # plain C, for any processor
+    AVX2 = 1  # with FMA and F16C
+    AVX512 = 2  # F, BW, DQ and VL
+    AVX512_VNNI = 3  # with dot products of bytes
+    NEON_DOTPROD = 4  # Armv8.2's dot products of bytes
+
+    @property
+    def label(self) -> str:
+        """The name in lower case, for people."""
+        return self.name.lower()
+
+
+# For which instruction sets each kernel is written, the quickest first. Where none is there, torch computes.
+VARIANTS: dict[Kernel, tuple[InstructionSet, ...]] = {
+    "decode step": (
+        InstructionSet.AVX512_VNNI,
+        InstructionSet.AVX2,
+        InstructionSet.NEON_DOTPROD,
+        InstructionSet.PORTABLE,
+    ),
+    "attention": (InstructionSet.AVX512,),
+    "resizing": (InstructionSet.AVX512, InstructionSet.AVX2, InstructionSet.PORTABLE),
+    "int8 and int4": (InstructionSet.AVX512, InstructionSet.AVX2, InstructionSet.PORTABLE),
+    "int4 products": (InstructionSet.AVX512_VNNI,),
+}
+
+# Result and arguments of each function of `api.h`.
+FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "idefics_struct_version": (c_int, ()),
+    "idefics_has_instruction_set": (c_int, (c_int,)),
+    "idefics_decode_new": (c_void_p, (POINTER(ModelStruct), c_int, c_int)),
+    "idefics_decode_step": (c_int, (c_void_p, POINTER(StepStruct))),
+    "idefics_decode_free": (None, (c_void_p,)),
+    "idefics_attention": (c_int, (POINTER(AttentionArgs), c_int, c_void_p)),
+    "idefics_resize": (c_int, (c_int, c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_int)),
+    "idefics_normalize": (None, (c_void_p, c_size_t, c_int, c_int, c_void_p, c_void_p)),
+    "idefics_dequantize_int4": (None, (POINTER(DequantizeInt4Args), c_int, c_void_p)),
+    "idefics_quantize_rows": (None, (POINTER(QuantizeRowsArgs), c_int, c_void_p)),
+    "idefics_scale_rows": (None, (POINTER(QuantizeRowsArgs), c_int, c_void_p)),
+    "idefics_int4_matmul": (None, (POINTER(Int4MatmulArgs), c_int, c_void_p)),
+}
+
+
+class KernelsMissing(Exception):
+    """There is no library that fits these sources and this machine; the message says why and what to do."""
+
+
+def load_library() -> ctypes.CDLL | None:
+    """The library, its functions declared, or None where there is none to use: see `missing_reason`."""
+    found = _load_once()
+    return None if isinstance(found, KernelsMissing) else found
+
+
+def missing_reason() -> str | None:
+    """Why no kernel in C runs here and what to do about it; None where they run."""
+    found = _load_once()
+    return str(found) if isinstance(found, KernelsMissing) else None
+
+
+@cache
+def _load_once() -> ctypes.CDLL | KernelsMissing:
+    try:
+        return open_library(LIBRARY_PATH)
+    except KernelsMissing as error:
+        return error
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """The library of a file, its functions declared.
+
+    Raises:
+        KernelsMissing: there is no such file, it is of another machine, or of other sources than these.
+    """
+    if not path.exists():
+        raise KernelsMissing(
+            "they were not compiled: install a C compiler, such as gcc, and then reinstall idefics"
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+        if library.idefics_struct_version() != STRUCT_VERSION:
+            raise AttributeError
+    except OSError as error:
+        raise KernelsMissing(f"they were compiled for another machine ({error}): reinstall idefics") from None
+    except AttributeError:
+        raise KernelsMissing("they were compiled from other sources: reinstall idefics") from None
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def instruction_sets(kernel: Kernel) -> list[InstructionSet]:
+    """Those that a kernel is written for and this processor has, the quickest first; none without the library."""
+    library = load_library()
+    return [one for one in VARIANTS[kernel] if library and library.idefics_has_instruction_set(one)]
+
+
+def best_instruction_set(kernel: Kernel) -> InstructionSet | None:
+    """The one that a kernel uses here; None where torch, NumPy or Pillow computes instead."""
+    return next(iter(instruction_sets(kernel)), None)
+
+
+def describe_kernels() -> dict[str, str | None]:
+    """For each kernel the instruction set that it uses here; None where the library is missing."""
+    if load_library() is None:
+        return dict.fromkeys(VARIANTS)
+    best = {kernel: best_instruction_set(kernel) for kernel in VARIANTS}
+    return {kernel: "torch's is used here" if one is None else one.label for kernel, one in best.items()}
+
+
+@cache
+def gomp_parallel_address() -> int | None:
+    """The address of `GOMP_parallel` in the OpenMP of torch, so that its own threads do the work; torch is loaded.
+
+    None where torch uses another OpenMP: kernels that have no threads of their own then use one.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p).value
+    except (AttributeError, TypeError, OSError):  # another OpenMP, another system
+        return None
