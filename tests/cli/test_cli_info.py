@@ -87,7 +87,7 @@ def test_no_such_model(run_idefics):
 
 def test_the_extras_are_those_of_the_project():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(environment.DISTRIBUTIONS_BY_EXTRA) == set(extras) - {"all", "dev"}
+    assert set(environment.DISTRIBUTIONS_BY_EXTRA) == set(extras) - {"all", "dev", "site"}
     for extra, names in environment.DISTRIBUTIONS_BY_EXTRA.items():
         wanted = " ".join(extras[extra]) + " ".join(extras["form"]) * (extra == "serve")
         assert all(name in wanted for name in names)
