@@ -17,7 +17,7 @@ INSTALL := $(PIP) install -qq --constraint constraints.txt
 TORCH := $(PIP) install $(if $(MAKE_TERMOUT),,-qq)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest coverage check docs bench clean
+.PHONY: help demo test test-all test-oldest coverage check docs wheel bench clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ docs: $(SITE) ## build the documentation's pages into build/site; broken links a
 bench: $(BENCH) ## measure the package, other implementations and the machine's limits
 	@set -e; for script in generate images reuse start serve; do $(BIN)/python bench/$$script.py; done
 	@$(BIN)/python bench/serve.py --case long-prompts
+
+wheel: $(DEV) ## build the wheel into dist/, and run the demo from it in a fresh environment without a compiler
+	@scripts/try_wheel $(BIN)/python
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

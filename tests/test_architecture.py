@@ -498,6 +498,7 @@ def test_make_has_its_targets():
         "coverage",
         "check",
         "docs",
+        "wheel",
         "bench",
         "clean",
     }
