@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import scaled_dot_product_attention
 
 from idefics.engine.encoder_cache import encode_frames
-from idefics.models import family_for, load_model, read_checkpoint
+from idefics.models import build_on_meta_device, family_for, load_weights, read_checkpoint
 from idefics.nn.attention import DenseAttn
 from idefics.prompt import PreprocessedImage, Prompt
 from processing import tokenizers_tiny
@@ -218,7 +218,17 @@ CHAT_TEMPLATE = (
 
 def load_checkpoint(folder, dtype=torch.float32):
     """Our model, as the package loads it."""
-    return load_model(read_checkpoint(folder), dtype=dtype, device=torch.device("cpu"))
+    checkpoint = read_checkpoint(folder)
+    model = build_on_meta_device(checkpoint)
+    load_weights(
+        model,
+        folder,
+        checkpoint.family.key_rules,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        checkpoint_quantization=checkpoint.quantization,
+    )
+    return model
 
 
 def make_reference_and_model(folder, raw):

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from idefics.errors import UnsupportedModel, WeightsMismatch
-from idefics.models import build_on_meta_device, load_model, read_checkpoint
+from idefics.models import build_on_meta_device, read_checkpoint
 from models.released import CONFIG_WITH_DIFFERENCES_ONLY, FLAT_CONFIG, RELEASED_BY_NAME, shrink_config
+from models.tiny import load_checkpoint
 
-CPU = torch.device("cpu")
 NESTED_CONFIG = shrink_config(RELEASED_BY_NAME["9b-instruct"].config)
 IDEFICS3 = shrink_config(RELEASED_BY_NAME["idefics3-8b"].config)
 # One of each set of fields. Not the flat layout, which transformers reads no more.
@@ -50,10 +50,6 @@ def random_tensors(folder, raw):
     return {
         name: torch.randn(p.shape).bfloat16() for name, p in build_meta_model(folder, raw).named_parameters()
     }
-
-
-def load_checkpoint(folder, dtype=torch.float32):
-    return load_model(read_checkpoint(folder), dtype=dtype, device=CPU)
 
 
 def shape_by_name(model):

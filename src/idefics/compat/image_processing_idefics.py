@@ -23,12 +23,10 @@ from idefics.compat.image_processing import (
 )
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
+from idefics.models.idefics1_config import CLIP_MEAN, CLIP_STD
 from idefics.prompt import PreprocessedImage
 
 PictureTransform = Callable[[Any], torch.Tensor]
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenCLIP's towers were trained with
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @drop_ignored_kwargs

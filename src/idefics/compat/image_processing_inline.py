@@ -19,10 +19,10 @@ from idefics.compat.image_processing import (
 )
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
+from idefics.models.family import HALF_PER_CHANNEL
 from idefics.models.idefics3 import read_video_config
 from idefics.processing.tile_plan import compute_tile_grid
 
-HALF_PER_CHANNEL = [0.5, 0.5, 0.5]
 UNBOUNDED_EDGE = 2**31  # pixels of an edge
 
 
@@ -51,8 +51,8 @@ class Idefics2ImageProcessor(ImageProcessor):
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
-    image_mean: ChannelValue = dataclasses.field(default_factory=HALF_PER_CHANNEL.copy)
-    image_std: ChannelValue = dataclasses.field(default_factory=HALF_PER_CHANNEL.copy)
+    image_mean: ChannelValue = dataclasses.field(default_factory=lambda: list(HALF_PER_CHANNEL))
+    image_std: ChannelValue = dataclasses.field(default_factory=lambda: list(HALF_PER_CHANNEL))
     do_pad: bool = True
     do_image_splitting: bool = False
     return_row_col_info: bool | None = None

@@ -1,4 +1,7 @@
-"""The record that is all anyone knows about a family of checkpoints."""
+"""`ModelFamily`, the record through which the rest of the package knows an architecture, and what families share.
+
+Configs are read as the released classes of transformers read them: a field that a file leaves out has their default.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,16 @@ RawConfig = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFamily:
-    """One architecture: how to read its files, build it and feed it.
+    """One architecture: how to read its files, build it and prepare its inputs.
 
     Attributes:
-        read_config: config.json (and generation_config.json, or {}) -> ModelConfig, with this family's defaults.
-        build: ModelConfig -> the module (a `VLM` of engine/contract.py), parameter names as in checkpoints.
-        key_rules: what to rename, join or ignore when a checkpoint is loaded.
-        read_image_config: ModelConfig and preprocessor settings (or {}) -> ImagePlan.
-        read_prompt_format: the checkpoint's own chat template ("" if none), and those of its tokenizer's added tokens that the
-            model has rows for -> PromptStyle.
+        name: for people.
+        read_config: (config.json, generation_config.json or {}) -> ModelConfig.
+        build: ModelConfig -> the module (`VLM` of engine/model_interface.py), parameters named as in checkpoints.
+        key_rules: the checkpoint's tensors to rename, concatenate or ignore.
+        read_image_config: (ModelConfig, preprocessor_config.json or {}) -> ImageProcessorConfig.
+        read_prompt_format: (chat template of the checkpoint or "", the tokenizer's added tokens that the embedding has
+            rows for) -> PromptFormat.
     """
 
     name: str
@@ -44,7 +48,7 @@ class ModelFamily:
 
 
 END_OF_UTTERANCE = "<end_of_utterance>"
-# The dialogue of Idefics and Idefics 2, for checkpoints without a template file: what their cards show.
+# The dialogue of Idefics and Idefics 2 as their model cards show it, for checkpoints without a template file.
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
@@ -55,10 +59,17 @@ DEFAULT_CHAT_TEMPLATE = (
 
 # PIL.Image.Resampling by number, as preprocessor files write it.
 RESAMPLE_FILTERS: tuple[ResampleFilter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+HALF_PER_CHANNEL = (0.5, 0.5, 0.5)
+
+# `KeyRules.ignore` for buffers that old files stored.
+RECOMPUTED_BUFFERS = (
+    (r".*\.rotary_emb\.inv_freq", "recomputed"),
+    (r".*\.embeddings\.position_ids", "recomputed; stored in bfloat16 it would be wrong"),
+)
 
 
 def resample_filter_name(number: int) -> ResampleFilter:
-    """PIL's resampling filter by its number."""
+    """The name of PIL's resampling filter with this number. Raises UnsupportedModel where there is none."""
     if not 0 <= number < len(RESAMPLE_FILTERS):
         raise UnsupportedModel(
             f"the preprocessor's resample is {number}; PIL's filters are 0 to {len(RESAMPLE_FILTERS) - 1}"
@@ -66,19 +77,44 @@ def resample_filter_name(number: int) -> ResampleFilter:
     return RESAMPLE_FILTERS[number]
 
 
+def read_pixel_settings(
+    raw: RawConfig,
+    *,
+    resample: int,
+    mean: tuple[float, ...] = HALF_PER_CHANNEL,
+    std: tuple[float, ...] = HALF_PER_CHANNEL,
+) -> dict[str, Any]:
+    """The fields of `ImageProcessorConfig` that say how pixels are resampled, rescaled and normalised.
+
+    Args:
+        raw: preprocessor_config.json, or {}.
+        resample, mean, std: the family's defaults.
+    """
+    return {
+        "resample": resample_filter_name(raw.get("resample", resample)),
+        "rescale_factor": raw.get("rescale_factor", 1 / 255),
+        "mean": tuple(raw.get("image_mean", mean)),
+        "std": tuple(raw.get("image_std", std)),
+    }
+
+
 def check_activation(name: str) -> Activation:
-    """An activation's name, checked."""
+    """The name of an activation function; raises UnsupportedModel for one that is not known."""
     if name not in get_args(Activation):
         raise UnsupportedModel(
-            f"config.json asks for the activation {name!r}; known are {', '.join(get_args(Activation))}"
+            f"config.json names the activation {name!r}; known are {', '.join(get_args(Activation))}"
         )
     return cast(Activation, name)
 
 
 def read_rope_config(text: RawConfig) -> RopeConfig:
-    """Rotary positions from `rope_theta` and `rope_scaling` of old files or `rope_parameters` of new ones.
+    """Rotary embeddings, plain or with Llama 3.1's scaling.
 
-    Plain or Llama 3.1's kind.
+    Old files have `rope_theta` and `rope_scaling`, new ones `rope_parameters`.
+
+    Raises:
+        UnsupportedModel: another kind of scaling.
+        BrokenCheckpoint: a number of the scaling is missing.
     """
     scaling: dict[str, Any] = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
     theta = float(scaling.get("rope_theta") or text.get("rope_theta") or 10000.0)
@@ -86,9 +122,7 @@ def read_rope_config(text: RawConfig) -> RopeConfig:
     if kind == "default":
         return RopeConfig(theta=theta)
     if kind != "llama3":
-        raise UnsupportedModel(
-            f"config.json asks for the rotary scaling {kind!r}; known are default and llama3"
-        )
+        raise UnsupportedModel(f"config.json names the rotary scaling {kind!r}; known are default and llama3")
     try:
         return RopeConfig(
             theta=theta,
@@ -98,14 +132,14 @@ def read_rope_config(text: RawConfig) -> RopeConfig:
             original_max_positions=scaling["original_max_position_embeddings"],
         )
     except KeyError as key:
-        raise BrokenCheckpoint(f"config.json asks for llama3's rotary scaling without its {key}") from None
+        raise BrokenCheckpoint(f"config.json names llama3's rotary scaling without its {key}") from None
 
 
 def read_stop_ids(raw: RawConfig, generation: RawConfig, default: int) -> tuple[int, ...]:
-    """Ids that end an answer: generation_config.json's, else config.json's (top or text), else the class default.
+    """The ids that end an answer: of generation_config.json, else of config.json or its text_config, else `default`.
 
     Raises:
-        BrokenCheckpoint: what they say are no ids.
+        BrokenCheckpoint: `eos_token_id` is neither an id nor a list of ids.
     """
     text = raw.get("text_config") or {}
     for name, source in (("generation_config.json", generation), ("config.json", raw), ("config.json", text)):

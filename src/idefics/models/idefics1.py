@@ -1,8 +1,12 @@
-"""Idefics (9b, 80b and their instruct versions): pictures are read beside the text.
+"""Idefics 1 (9b, 80b and their instruct versions): a cross-attention model.
 
-CLIP's vision tower and a perceiver turn a picture into a few feature rows, once. Before every `interval`-th layer of a
-Llama decoder stands a gated block whose queries meet the keys and values of the one picture that a token sees, the
-latest before it. Source: OBELICS (arXiv 2306.16527), Flamingo (arXiv 2204.14198) and the released configs.
+    pixels (P, 3, h, h) -> CLIP -> patches (P, 1 + S, D') -> resampler -> image features (P, M, D')
+    image features -> keys and values (P, M, H, K) of each cross-attention layer, computed once for an image
+    token ids (N,) -> embeddings (N, D) -> Llama layers, a gated cross-attention layer before every n-th -> logits
+
+A token attends to one image: the last one before it. P images, S patches and M features of an image, N tokens, H heads
+of size K, D' width of CLIP, D width of the decoder, V vocabulary, A additional tokens in matrices of their own.
+Source: OBELICS (arXiv 2306.16527), Flamingo (arXiv 2204.14198) and the released configs.
 """
 
 from __future__ import annotations
@@ -15,27 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from idefics.config import (
-    CrossAttentionConfig,
-    ImageProcessorConfig,
-    KVCacheLayout,
-    ModelConfig,
-    PromptFormat,
-    ResamplerConfig,
-    TextConfig,
-    VisionConfig,
-)
+from idefics.config import CrossAttentionConfig, KVCacheLayout, ModelConfig, TextConfig, VisionConfig
 from idefics.errors import UnsupportedModel
-from idefics.models.family import (
-    DEFAULT_CHAT_TEMPLATE,
-    END_OF_UTTERANCE,
-    ModelFamily,
-    RawConfig,
-    check_activation,
-    read_rope_config,
-    read_stop_ids,
-    resample_filter_name,
-)
+from idefics.models.family import RECOMPUTED_BUFFERS, ModelFamily
+from idefics.models.idefics1_config import read_config, read_image_config, read_prompt_format
 from idefics.nn.attention import Attn, CrossKV, LayerCrossKV
 from idefics.nn.attention_backends import AttentionModule
 from idefics.nn.decoder import DecoderLayer, GatedMLP
@@ -49,24 +36,24 @@ from idefics.weights import KeyRules
 
 
 class ClipVisionTower(nn.Module):
-    """CLIP's transformer up to its last block: the class vector stays, `post_layernorm` is in the files but unused."""
+    """CLIP's transformer without its last norm and pooling: `post_layernorm` is in the files but not used here."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.embeddings = ClipEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(
-            config.hidden_size, eps=config.norm_epsilon
-        )  # spelt so in the checkpoints
+        # Spelt so in the checkpoints.
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
         self.encoder = VisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
 
-    def forward(self, frames: Tensor) -> Tensor:  # (P, 3, side, side) -> (P, 1 + S, D)
+    def forward(self, frames: Tensor) -> Tensor:
+        """(P, 3, h, h) normalised pixels -> (P, 1 + S, D'): the class vector, then patches."""
         out: Tensor = self.encoder(self.pre_layrnorm(self.embeddings(frames)))
         return out
 
 
 class DecoupledEmbedding(TokenEmbedding):
-    """A vocabulary in two tables: ids from `vocabulary` on index `additional_embedding`."""
+    """An embedding in two matrices: ids from `vocab_size` on are rows of `additional_embedding`."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config.vocab_size, config.hidden_size)
@@ -74,7 +61,8 @@ class DecoupledEmbedding(TokenEmbedding):
             self.additional_embedding = TokenEmbedding(config.additional_vocab_size, config.hidden_size)
         self.num_additional_embeddings = config.additional_vocab_size
 
-    def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., D)
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (...) -> embeddings (..., D)."""
         if not self.num_additional_embeddings:
             return super().forward(ids)
         base = functional.embedding(ids.clamp(max=self.num_embeddings - 1), self.weight)
@@ -83,7 +71,7 @@ class DecoupledEmbedding(TokenEmbedding):
 
 
 class DecoupledHead(nn.Linear):
-    """Logits of both tables side by side."""
+    """A head in two matrices: the logits of the A additional tokens come after those of the vocabulary."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
@@ -91,13 +79,14 @@ class DecoupledHead(nn.Linear):
             self.additional_fc = nn.Linear(config.hidden_size, config.additional_vocab_size, bias=False)
         self.num_additional_outputs = config.additional_vocab_size
 
-    def forward(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V + A)
+    def forward(self, h: Tensor) -> Tensor:
+        """Hidden states (R, D) -> logits (R, V + A)."""
         logits = upcast_linear(h, self.weight)
         return torch.cat((logits, self.additional_fc(h)), dim=-1) if self.num_additional_outputs else logits
 
 
 class CrossAttention(nn.Module):
-    """Queries from the text, keys and values from a picture; norms per head after the projections, no rotation."""
+    """Attention of tokens to image features: optional norms of each head's queries and keys, no rotary embedding."""
 
     def __init__(self, config: ModelConfig, cross: CrossAttentionConfig) -> None:
         super().__init__()
@@ -114,20 +103,22 @@ class CrossAttention(nn.Module):
         else:
             self.q_layer_norm = self.k_layer_norm = nn.Identity()
 
-    def compute_cross_kv(self, features: Tensor) -> LayerCrossKV:  # (P, M, D') -> (P, M, H, K) twice
+    def compute_cross_kv(self, features: Tensor) -> LayerCrossKV:
+        """Image features (P, M, D') -> keys and values, (P, M, H, K) each."""
         keys, values = (p(features).unflatten(-1, (self.num_heads, -1)) for p in (self.k_proj, self.v_proj))
         return LayerCrossKV(self.k_layer_norm(keys), values)
 
-    def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:  # (N, D) -> (N, D)
+    def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:
+        """(N, D) -> (N, D); `index` is the number of the cross-attention layer, by which `attn` knows its keys."""
         queries = self.q_layer_norm(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))
         out: Tensor = self.o_proj(attn.cross_attention(index, queries).flatten(1))
         return out
 
 
 class GatedCrossAttentionLayer(nn.Module):
-    """Cross-attention and an MLP, each added through a tanh gate.
+    """x + tanh(alpha_cross_attn) * attention(norm(x)), then x + tanh(alpha_dense) * MLP(norm(x)).
 
-    A token that sees no picture gets nothing from the attention half; the MLP half runs for every token.
+    The attention is zero for a token before the first image; the MLP runs for every token.
     """
 
     def __init__(self, config: ModelConfig, cross: CrossAttentionConfig) -> None:
@@ -142,13 +133,14 @@ class GatedCrossAttentionLayer(nn.Module):
         self.alpha_dense = nn.Parameter(torch.zeros(shape))
 
     def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:
+        """(N, D) -> (N, D); `index` is the number of the cross-attention layer."""
         cross_attention_output = self.cross_attn(index, self.input_layernorm(x), attn)
         x = x + self.alpha_cross_attn.flatten().tanh() * cross_attention_output
         out: Tensor = x + self.alpha_dense.flatten().tanh() * self.mlp(self.post_attention_layernorm(x))
         return out
 
     def cross_attention_parts(self) -> CrossAttentionBlock:
-        """Its modules, for a `DecoderParts`."""
+        """The layer's modules as a part of `DecoderParts`."""
         attention = self.cross_attn
         return CrossAttentionBlock(
             norm=self.input_layernorm,
@@ -163,46 +155,55 @@ class GatedCrossAttentionLayer(nn.Module):
 
 
 class Idefics1Backbone(nn.Module):
-    """Everything but the head, under the names that checkpoints use."""
+    """Vision tower, resampler and decoder: everything but the head, under the names that checkpoints use.
 
-    vision_tower_class: ClassVar[type[ClipVisionTower]] = ClipVisionTower  # what `vision_model` is made of
+    Attributes:
+        vision_tower_class: class of `vision_model`; `compat` has a subclass of its own.
+
+    Raises:
+        UnsupportedModel: the number of layers is not a multiple of the interval of cross-attention layers.
+    """
+
+    vision_tower_class: ClassVar[type[ClipVisionTower]] = ClipVisionTower
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.cross_attention is not None
-        self.text_config, self.cross_layer_interval = config.text, config.cross_attention.layer_interval
-        if self.text_config.num_layers % self.cross_layer_interval:
+        text, interval = config.text, config.cross_attention.layer_interval
+        if text.num_layers % interval:
             raise UnsupportedModel(
-                f"{self.text_config.num_layers} layers cannot have a cross-attention block every {self.cross_layer_interval}: "
+                f"{text.num_layers} layers cannot have a cross-attention layer every {interval}: "
                 "num_hidden_layers must be a multiple of cross_layer_interval"
             )
-        self.embed_tokens = DecoupledEmbedding(self.text_config)
+        self.text_config, self.cross_layer_interval = text, interval
+        self.embed_tokens = DecoupledEmbedding(text)
         self.vision_model = self.vision_tower_class(config.vision)
-        if config.resampler:
-            self.perceiver_resampler: nn.Module = Resampler(config.vision.hidden_size, config.resampler)
-        else:
-            self.perceiver_resampler = nn.Identity()
-        self.layers = nn.ModuleList(
-            DecoderLayer(self.text_config) for _ in range(self.text_config.num_layers)
+        self.perceiver_resampler = (
+            Resampler(config.vision.hidden_size, config.resampler) if config.resampler else nn.Identity()
         )
+        self.layers = nn.ModuleList(DecoderLayer(text) for _ in range(text.num_layers))
         self.gated_cross_attn_layers = nn.ModuleList(
             GatedCrossAttentionLayer(config, config.cross_attention)
-            for _ in range(self.text_config.num_layers // self.cross_layer_interval)
+            for _ in range(text.num_layers // interval)
         )
-        self.norm = RMSNorm(self.text_config.hidden_size, self.text_config.norm_epsilon)
+        self.norm = RMSNorm(text.hidden_size, text.norm_epsilon)
 
-    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, side, side) -> (P, M, D')
+    def encode(self, frames: Tensor) -> Tensor:
+        """(P, 3, h, h) normalised pixels -> (P, M, D') image features."""
         out: Tensor = self.perceiver_resampler(self.vision_model(frames))
         return out
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV:
+        """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each."""
         return [block.cross_attn.compute_cross_kv(features) for block in self.gated_cross_attn_layers]  # type: ignore
 
     def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...) -> embeddings (..., D), in the dtype that the model computes in."""
         out: Tensor = self.embed_tokens(ids)
         return out.to(self.norm.weight.dtype)
 
-    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
+    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """The decoder: embeddings (N, D) at positions (N,) -> hidden states (N, D) after the last norm."""
         rotary = rotary_cos_sin(positions, self.text_config.rope, self.text_config.head_size, x.dtype)
         for index, layer in enumerate(self.layers):
             if index % self.cross_layer_interval == 0:
@@ -214,10 +215,7 @@ class Idefics1Backbone(nn.Module):
 
 
 class Idefics1(AttentionModule):
-    """The model as the engine sees it (`VLM`). N tokens, P pictures, M feature rows a picture, D width.
-
-    `backbone`, everything but the head, is built by the config unless it is given.
-    """
+    """Idefics 1 as the engine runs it (`VLM`). `backbone`: everything but the head; None: built from the config."""
 
     def __init__(self, config: ModelConfig, backbone: Idefics1Backbone | None = None) -> None:
         super().__init__()
@@ -240,28 +238,33 @@ class Idefics1(AttentionModule):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes: that of a norm, whose weights are never stored in fewer bits."""
+        """The dtype that the model computes in: that of a norm, whose weights are never quantised."""
         return self.model.norm.weight.dtype
 
-    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, side, side) -> (P, M, D')
+    def encode(self, frames: Tensor) -> Tensor:
+        """(P, 3, h, h) normalised pixels -> (P, M, D') image features."""
         return self.model.encode(frames)
 
     def compute_cross_kv(self, features: Tensor) -> CrossKV:
+        """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each."""
         return self.model.compute_cross_kv(features)
 
     def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...) -> embeddings (..., D)."""
         return self.model.embed(ids)
 
-    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
+    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """The decoder: embeddings (N, D) at positions (N,) -> hidden states (N, D) after the last norm."""
         out: Tensor = self.model(x, positions, attn)
         return out
 
-    def logits(self, h: Tensor) -> Tensor:  # (R, D) -> (R, V + A)
+    def logits(self, h: Tensor) -> Tensor:
+        """The head: hidden states (R, D) -> logits (R, V + A)."""
         out: Tensor = self.lm_head(h)
         return out
 
     def decoder_parts(self) -> DecoderParts:
-        """The decoder's own modules."""
+        """The decoder's modules in the order in which they run, for the fused decode step."""
         model = self.model
         embeddings: tuple[nn.Embedding, ...] = (model.embed_tokens,)
         lm_heads: tuple[nn.Linear, ...] = (self.lm_head,)
@@ -282,105 +285,12 @@ class Idefics1(AttentionModule):
         )
 
 
-def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
-    """config.json in any of its three layouts: nested, diff-only nested (4.3x) or flat (`vision_embed_dim`, ...).
-
-    Defaults are those of the released `IdeficsConfig` and its parts. The top-level `use_resampler` decides.
-    """
-    vision: RawConfig = raw.get("vision_config") or {}
-    resampler: RawConfig = raw.get("perceiver_config") or {}
-
-    def vision_field(key: str, flat: str, default: int) -> int:
-        return int(vision.get(key, raw.get(flat, default)))
-
-    def resampler_field(key: str, default: int) -> int:
-        return int(resampler.get(key, raw.get(key, default)))
-
-    width, heads = raw.get("hidden_size", 4096), raw.get("num_attention_heads", 32)
-    perceiver_norms = resampler.get("qk_layer_norms_perceiver", raw.get("qk_layer_norms_perceiver", False))
-    return ModelConfig(
-        model_type=raw["model_type"],
-        text=TextConfig(
-            vocab_size=raw.get("vocab_size", 32000),
-            additional_vocab_size=raw.get("additional_vocab_size", 0),
-            hidden_size=width,
-            intermediate_size=raw.get("intermediate_size", 11008),
-            num_layers=raw.get("num_hidden_layers", 32),
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_size=width // heads,
-            norm_epsilon=raw.get("rms_norm_eps", 1e-6),
-            max_positions=raw.get("max_position_embeddings", raw.get("max_sequence_length", 2048)),
-            activation=check_activation(raw.get("hidden_act", "silu")),
-            rope=read_rope_config(raw),
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        ),
-        vision=VisionConfig(
-            hidden_size=vision_field("embed_dim", "vision_embed_dim", 768),
-            intermediate_size=vision_field("intermediate_size", "vision_intermediate_size", 5120),
-            num_layers=vision_field("num_hidden_layers", "vision_num_hidden_layers", 32),
-            num_heads=vision_field("num_attention_heads", "vision_num_attention_heads", 16),
-            image_size=vision_field("image_size", "vision_image_size", 224),
-            patch_size=vision_field("patch_size", "vision_patch_size", 14),
-            norm_epsilon=vision.get("layer_norm_eps", 1e-5),
-            activation=check_activation(vision.get("hidden_act", "gelu")),
-        ),
-        resampler=ResamplerConfig(
-            depth=resampler_field("resampler_depth", 6),
-            num_heads=resampler_field("resampler_n_heads", 16),
-            head_size=resampler_field("resampler_head_dim", 96),
-            num_latents=resampler_field("resampler_n_latents", 64),
-            has_qk_norms=bool(perceiver_norms),
-        )
-        if raw.get("use_resampler", False)
-        else None,
-        cross_attention=CrossAttentionConfig(
-            layer_interval=raw.get("cross_layer_interval", 1),
-            has_qk_norms=raw.get("qk_layer_norms", False),
-            alpha_type=raw.get("alpha_type", "float"),
-        ),
-        stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=raw.get("dtype", raw.get("torch_dtype")),
-    )
-
-
-def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """One square frame, straight to the tower's side, bicubic; CLIP's mean and deviation unless the file says else."""
-    return ImageProcessorConfig(
-        frame_size=raw.get("image_size", model.vision.image_size),
-        longest_edge=None,
-        do_image_splitting=False,
-        resample=resample_filter_name(raw.get("resample", 3)),
-        rescale_factor=raw.get("rescale_factor", 1 / 255),
-        mean=tuple(raw.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-        std=tuple(raw.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
-        tokens_per_frame=1,
-    )
-
-
-def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """Instruct checkpoints are those whose tokenizer has `<end_of_utterance>`; the others continue documents."""
-    is_chat = END_OF_UTTERANCE in added_tokens
-    return PromptFormat(
-        kind="chat" if is_chat else "base",
-        chat_template=template or DEFAULT_CHAT_TEMPLATE,
-        turn_end_token=END_OF_UTTERANCE if is_chat else "",
-        image_tokens="cross_attention",
-        strips_text=True,
-        prompt_prefix="<s>",
-        add_special_tokens=False,
-    )
-
-
 FAMILY = ModelFamily(
     name="Idefics",
     read_config=read_config,
     build=Idefics1,
     key_rules=KeyRules(
-        ignore=(
-            (r".*\.rotary_emb\.inv_freq", "recomputed; old files stored it"),
-            (r".*\.embeddings\.position_ids", "recomputed; stored in bfloat16 it would be wrong"),
-        ),
+        ignore=RECOMPUTED_BUFFERS,
         rename=((r"^additional_fc\.", "lm_head.additional_fc."),),
     ),
     read_image_config=read_image_config,

@@ -1,8 +1,9 @@
-"""Idefics2-8B, its base and chatty: pictures of their native size are read in the text.
+"""Idefics 2 (8b, its base and chatty versions): an inline-image model with images of native size and a perceiver.
 
-SigLIP encodes each frame with NaViT positions, a gated MLP maps patches to the decoder's width, a perceiver reads them
-into a few vectors, and those take the places of `<image>` tokens of a Mistral decoder. Source: arXiv 2405.02246 and the
-released configs.
+    frames (P, 3, h, w) -> SigLIP with NaViT positions -> (P, S, D') -> gated MLP -> (P, S, D) -> perceiver -> (P, M, D)
+
+The M features of a frame replace its `<image>` tokens in the input of a Mistral decoder. All but the connector is
+shared with Idefics 3: `inline`. Source: arXiv 2405.02246 and the released configs.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from idefics.config import (
     ModelConfig,
     PerceiverConfig,
     PromptFormat,
-    TextConfig,
-    VisionConfig,
 )
 from idefics.errors import UnsupportedModel
 from idefics.models.family import (
@@ -25,17 +24,23 @@ from idefics.models.family import (
     ModelFamily,
     RawConfig,
     check_activation,
-    read_rope_config,
+    read_pixel_settings,
     read_stop_ids,
-    resample_filter_name,
 )
-from idefics.models.inline import INLINE_KEY_RULES, InlineImageBackbone, InlineImageModel
+from idefics.models.inline import (
+    INLINE_KEY_RULES,
+    InlineImageBackbone,
+    InlineImageModel,
+    read_dtype,
+    read_siglip_config,
+    read_text_config,
+)
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.perceiver import Perceiver
 
 
 class Idefics2Connector(nn.Module):
-    """A gated MLP to the decoder's width, then the perceiver: (P, S, D') -> (P, M, D)."""
+    """Maps patches to the decoder's width by a gated MLP, then to a few features a frame by a perceiver."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -47,81 +52,65 @@ class Idefics2Connector(nn.Module):
         self.perceiver_resampler = Perceiver(text.hidden_size, config.perceiver)
 
     def forward(self, x: Tensor) -> Tensor:
-        # One frame after another: the MLP is twelve times as wide as a patch, and 4900 patches fill any device.
+        """(P, S, D') patches -> (P, M, D) image features, frame by frame.
+
+        The MLP is twelve times as wide as a patch: the activations of all frames at once would fill the device.
+        """
         return torch.cat([self.perceiver_resampler(self.modality_projection(frame)) for frame in x.split(1)])
 
 
 class Idefics2Backbone(InlineImageBackbone):
-    """Everything but the head."""
+    """Vision tower, connector and decoder of Idefics 2: everything but the head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, Idefics2Connector(config))
 
 
 class Idefics2(InlineImageModel):
-    """The model as the engine sees it (`VLM`). `backbone` is everything but the head; None: built by the config."""
+    """Idefics 2 as the engine runs it (`VLM`). `backbone`: everything but the head; None: built from the config."""
 
     def __init__(self, config: ModelConfig, backbone: InlineImageBackbone | None = None) -> None:
         super().__init__(config, Idefics2Backbone(config) if backbone is None else backbone)
 
 
 def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
-    """config.json as the hub or transformers 5 writes it: the released files leave most of it out.
+    """Reads config.json as the hub or transformers 5 has it; the released files leave most fields out.
 
-    Defaults are those of `MistralConfig`, `Idefics2VisionConfig` and `Idefics2PerceiverConfig`, but for the perceiver's
-    epsilon: the release took the decoder's, and so does this where the file is silent.
+    Defaults are those of `MistralConfig`, `Idefics2VisionConfig` and `Idefics2PerceiverConfig`. The perceiver's epsilon
+    is the decoder's where the file has none, as in the release.
     """
-    # Where there is no text_config at all, the released class makes one that differs from Mistral's in two numbers.
-    text: RawConfig = raw.get("text_config") or {"rms_norm_eps": 1e-5, "max_position_embeddings": 32768}
-    vision: RawConfig = raw.get("vision_config") or {}
+    # Without any text_config, the released class makes one that differs from Mistral's in two numbers.
+    raw_text: RawConfig = raw.get("text_config") or {"rms_norm_eps": 1e-5, "max_position_embeddings": 32768}
     perceiver: RawConfig = raw.get("perceiver_config") or {}
-    if (decoder := text.get("model_type", "mistral")) != "mistral":
-        raise UnsupportedModel(f"config.json's text_config is of model_type {decoder!r}; known is mistral")
-    width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
-    norm_epsilon = text.get("rms_norm_eps", 1e-6)
+    text = read_text_config(
+        raw_text,
+        model_type="mistral",
+        intermediate_size=14336,
+        num_kv_heads=8,
+        max_positions=131072,
+        sliding_window=4096,
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+    )
     return ModelConfig(
         model_type=raw["model_type"],
-        text=TextConfig(
-            vocab_size=text.get("vocab_size", 32000),
-            hidden_size=width,
-            intermediate_size=text.get("intermediate_size", 14336),
-            num_layers=text.get("num_hidden_layers", 32),
-            num_heads=heads,
-            num_kv_heads=text.get("num_key_value_heads", 8) or heads,
-            head_size=text.get("head_dim") or width // heads,
-            norm_epsilon=norm_epsilon,
-            max_positions=text.get("max_position_embeddings", 131072),
-            activation=check_activation(text.get("hidden_act", "silu")),
-            rope=read_rope_config(text),
-            sliding_window=text.get("sliding_window", 4096),
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        ),
-        vision=VisionConfig(
-            hidden_size=vision.get("hidden_size", 768),
-            intermediate_size=vision.get("intermediate_size", 3072),
-            num_layers=vision.get("num_hidden_layers", 12),
-            num_heads=vision.get("num_attention_heads", 12),
-            image_size=vision.get("image_size", 224),
-            patch_size=vision.get("patch_size", 32),
-            norm_epsilon=vision.get("layer_norm_eps", 1e-6),
-            activation=check_activation(vision.get("hidden_act", "gelu_pytorch_tanh")),
-        ),
+        text=text,
+        vision=read_siglip_config(raw.get("vision_config") or {}, hidden_size=768, num_heads=12),
         perceiver=PerceiverConfig(
             depth=perceiver.get("resampler_depth", 3),
             num_heads=perceiver.get("resampler_n_heads", 16),
             num_kv_heads=perceiver.get("num_key_value_heads", 4),
             head_size=perceiver.get("resampler_head_dim", 96),
             num_latents=perceiver.get("resampler_n_latents", 64),
-            norm_epsilon=perceiver.get("rms_norm_eps", norm_epsilon),
+            norm_epsilon=perceiver.get("rms_norm_eps", text.norm_epsilon),
             activation=check_activation(perceiver.get("hidden_act", "silu")),
         ),
         stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=raw.get("dtype", raw.get("torch_dtype", text.get("torch_dtype"))),
+        dtype=read_dtype(raw, raw_text),
     )
 
 
 def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """Frames of native size. Defaults: `Idefics2ImageProcessor` (whole, bilinear, mean and deviation one half)."""
+    """Frames of native size within bounds. Defaults are those of `Idefics2ImageProcessor`: not split, bilinear."""
     assert model.perceiver is not None
     size: RawConfig = raw.get("size") or {"longest_edge": 980, "shortest_edge": 378}
     if (
@@ -137,16 +126,16 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
         longest_edge=size["longest_edge"],
         shortest_edge=size["shortest_edge"],
         do_image_splitting=raw.get("do_image_splitting", False),
-        resample=resample_filter_name(raw.get("resample", 2)),
-        rescale_factor=raw.get("rescale_factor", 1 / 255),
-        mean=tuple(raw.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(raw.get("image_std", (0.5, 0.5, 0.5))),
         tokens_per_frame=model.perceiver.num_latents,
+        **read_pixel_settings(raw, resample=2),
     )
 
 
 def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """Base's tokenizer has `<end_of_utterance>` too, but its model has no row for it: it continues documents."""
+    """Dialogue where the embedding has a row for `<end_of_utterance>`.
+
+    The base checkpoint has none, though its tokenizer has the token: it continues documents.
+    """
     is_chat = END_OF_UTTERANCE in added_tokens
     return PromptFormat(
         kind="chat" if is_chat else "base",

@@ -1,8 +1,9 @@
-"""Idefics3-8B, SmolVLM and SmolVLM2: pictures are read in the text.
+"""Idefics 3 (8b), SmolVLM and SmolVLM2: inline-image models with square tiles and a pixel shuffle.
 
-SigLIP encodes each tile, a pixel shuffle folds neighbouring patches into one vector, one matrix maps it to the
-decoder's width, and it takes the place of an `<image>` token. Source: arXiv 2408.12637, arXiv 2504.05299 and the
-released configs.
+    tiles (P, 3, h, h) -> SigLIP -> (P, S, D') -> pixel shuffle by f -> (P, S/f/f, D'*f*f) -> linear -> (P, M, D)
+
+The M = S/f/f features of a tile replace its `<image>` tokens in the input of a Llama decoder. All but the connector is
+shared with Idefics 2: `inline`. Source: arXiv 2408.12637, arXiv 2504.05299 and the released configs.
 """
 
 from __future__ import annotations
@@ -15,25 +16,28 @@ from idefics.config import (
     ImageProcessorConfig,
     ModelConfig,
     PromptFormat,
-    TextConfig,
     VideoProcessorConfig,
-    VisionConfig,
 )
 from idefics.errors import UnsupportedModel
 from idefics.models.family import (
     END_OF_UTTERANCE,
     ModelFamily,
     RawConfig,
-    check_activation,
-    read_rope_config,
+    read_pixel_settings,
     read_stop_ids,
-    resample_filter_name,
 )
-from idefics.models.inline import INLINE_KEY_RULES, InlineImageBackbone, InlineImageModel
+from idefics.models.inline import (
+    INLINE_KEY_RULES,
+    InlineImageBackbone,
+    InlineImageModel,
+    read_dtype,
+    read_siglip_config,
+    read_text_config,
+)
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
-    """Folds factor x factor neighbouring patches into channels, row in block first: (P, S, D) -> (P, S/f/f, D*f*f)."""
+    """Joins f x f neighbouring patches into one vector, row by row of the block: (P, S, D) -> (P, S/f/f, D*f*f)."""
     frames, patches, width = x.shape
     side = math.isqrt(patches)
     x = x.view(frames, side // factor, factor, side // factor, factor, width).transpose(2, 3)
@@ -41,19 +45,20 @@ def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
 
 
 class Projection(nn.Module):
-    """One matrix, no bias."""
+    """A linear layer without bias, in a module of its own because the checkpoints name it so."""
 
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()
         self.proj = nn.Linear(inner, outer, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., inner) -> (..., outer)."""
         out: Tensor = self.proj(x)
         return out
 
 
 class Idefics3Connector(nn.Module):
-    """Pixel shuffle, then the projection: (P, S, D') -> (P, S/f/f, D)."""
+    """Joins neighbouring patches by a pixel shuffle, and maps them to the decoder's width."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -63,12 +68,17 @@ class Idefics3Connector(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(P, S, D') patches -> (P, S/f/f, D) image features."""
         out: Tensor = self.modality_projection(pixel_shuffle(x, self.scale_factor))
         return out
 
 
 class Idefics3Backbone(InlineImageBackbone):
-    """Everything but the head."""
+    """Vision tower, connector and decoder of Idefics 3: everything but the head.
+
+    Raises:
+        UnsupportedModel: the patches of a tile cannot be shuffled by `pixel_shuffle_factor`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         if config.vision.patches_per_side % config.pixel_shuffle_factor:
@@ -80,57 +90,38 @@ class Idefics3Backbone(InlineImageBackbone):
 
 
 class Idefics3(InlineImageModel):
-    """The model as the engine sees it (`VLM`). `backbone` is everything but the head; None: built by the config."""
+    """Idefics 3 as the engine runs it (`VLM`). `backbone`: everything but the head; None: built from the config."""
 
     def __init__(self, config: ModelConfig, backbone: InlineImageBackbone | None = None) -> None:
         super().__init__(config, Idefics3Backbone(config) if backbone is None else backbone)
 
 
 def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
-    """config.json as the hub or transformers 5 writes it.
+    """Reads config.json as the hub or transformers 5 has it.
 
     Defaults are those of `LlamaConfig` and `Idefics3VisionConfig`.
     """
-    # Where there is no text_config at all, the released class makes one that has another epsilon than Llama's.
+    # Without any text_config, the released class makes one that has another epsilon than Llama's.
     text: RawConfig = raw.get("text_config") or {"rms_norm_eps": 1e-5}
-    vision: RawConfig = raw.get("vision_config") or {}
-    if (decoder := text.get("model_type", "llama")) != "llama":
-        raise UnsupportedModel(f"config.json's text_config is of model_type {decoder!r}; known is llama")
-    width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
     return ModelConfig(
         model_type=raw["model_type"],
-        text=TextConfig(
-            vocab_size=text.get("vocab_size", 32000),
-            hidden_size=width,
-            intermediate_size=text.get("intermediate_size", 11008),
-            num_layers=text.get("num_hidden_layers", 32),
-            num_heads=heads,
-            num_kv_heads=text.get("num_key_value_heads") or heads,
-            head_size=text.get("head_dim") or width // heads,
-            norm_epsilon=text.get("rms_norm_eps", 1e-6),
-            max_positions=text.get("max_position_embeddings", 2048),
-            activation=check_activation(text.get("hidden_act", "silu")),
-            rope=read_rope_config(text),
+        text=read_text_config(
+            text,
+            model_type="llama",
+            intermediate_size=11008,
+            num_kv_heads=None,
+            max_positions=2048,
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
         ),
-        vision=VisionConfig(
-            hidden_size=vision.get("hidden_size", 1152),
-            intermediate_size=vision.get("intermediate_size", 3072),
-            num_layers=vision.get("num_hidden_layers", 12),
-            num_heads=vision.get("num_attention_heads", 16),
-            image_size=vision.get("image_size", 224),
-            patch_size=vision.get("patch_size", 32),
-            norm_epsilon=vision.get("layer_norm_eps", 1e-6),
-            activation=check_activation(vision.get("hidden_act", "gelu_pytorch_tanh")),
-        ),
+        vision=read_siglip_config(raw.get("vision_config") or {}, hidden_size=1152, num_heads=16),
         pixel_shuffle_factor=raw.get("scale_factor", 2),
         stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=raw.get("dtype", raw.get("torch_dtype", text.get("torch_dtype"))),
+        dtype=read_dtype(raw, text),
     )
 
 
 def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """Tiles of the tower's side. Defaults: `Idefics3ImageProcessor` (split, LANCZOS, mean and deviation one half)."""
+    """Tiles of the vision tower's side. Defaults are those of `Idefics3ImageProcessor`: split, Lanczos."""
     max_image_size: RawConfig = raw.get("max_image_size") or {}
     # An older revision of Idefics3-8B's file says `vision_encoder_max_size`.
     side = int(
@@ -141,17 +132,17 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
         frame_size=side,
         longest_edge=longest_edge,
         do_image_splitting=raw.get("do_image_splitting", True),
-        resample=resample_filter_name(raw.get("resample", 1)),
-        rescale_factor=raw.get("rescale_factor", 1 / 255),
-        mean=tuple(raw.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(raw.get("image_std", (0.5, 0.5, 0.5))),
         tokens_per_frame=(side // model.vision.patch_size // model.pixel_shuffle_factor) ** 2,
         video=read_video_config(raw["video_sampling"], side) if raw.get("video_sampling") else None,
+        **read_pixel_settings(raw, resample=1),
     )
 
 
 def read_video_config(sampling: RawConfig, side: int) -> VideoProcessorConfig:
-    """SmolVLM2's. The second left out at both ends is that of its training code and of transformers' template call."""
+    """The `video_sampling` of SmolVLM2's preprocessor file; `side` is the default longest edge of a frame, in pixels.
+
+    One second is skipped at both ends, as in the training code and in transformers' `apply_chat_template`.
+    """
     return VideoProcessorConfig(
         fps=sampling.get("fps", 1),
         max_frames=sampling.get("max_frames", 64),
@@ -161,7 +152,7 @@ def read_video_config(sampling: RawConfig, side: int) -> VideoProcessorConfig:
 
 
 def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """Chat checkpoints ship a template; what `tokenizer.json` adds by itself is added too."""
+    """Dialogue where the checkpoint has a chat template; tokens that tokenizer.json adds by itself are kept."""
     return PromptFormat(
         kind="chat" if template else "base",
         chat_template=template,
