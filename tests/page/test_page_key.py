@@ -104,8 +104,8 @@ def test_a_question_takes_a_place_among_the_servers_requests(
     open_tab(page, "Ask")
     choose_example(page, "ask", 2)
     click_run(page, "ask")
-    wait_until(page, lambda: admission.num_tokens)
-    assert (len(admission.slots), admission.num_pictures) == (1, 1)
+    wait_until(page, lambda: admission.usage["tokens"])
+    assert (len(admission.slots), admission.usage["pictures"]) == (1, 1)
     wait_until(
         page, lambda: read_metric(api_client, "idefics_batch ") == 1
     )  # it is in the engine that the API asks
@@ -115,7 +115,7 @@ def test_a_question_takes_a_place_among_the_servers_requests(
     page.locator("#ask-stop").click()
     expect(page.locator("#ask-note")).to_contain_text("stopped")
     wait_until(page, lambda: not admission.slots)
-    assert (admission.num_pictures, admission.num_tokens) == (0, 0)
+    assert (admission.usage["pictures"], admission.usage["tokens"]) == (0, 0)
     assert read_metric(api_client, "idefics_visits ") == 0
 
 

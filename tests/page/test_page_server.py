@@ -16,7 +16,6 @@ from idefics.messages import Picture, Shot, assistant, user
 from idefics.page.batch import run_batch_with_progress
 from idefics.page.code_snippets import BatchSnippets, ChatSnippets, TaskSnippets
 from idefics.server.app import create_app
-from idefics.server.page_admission import admission_slot
 from idefics.server.settings import Settings
 from idefics.tasks import TASKS
 from page.browser import serve_app
@@ -69,15 +68,15 @@ def test_an_answer_of_the_page_takes_a_place_and_gives_it_back(demo_model):
     admission = create_app(demo_model, Settings(model="demo", pictures_at_once=4)).state.service.admission
 
     def work():
-        with admission_slot(admission, lambda: None, 3, 100):
-            there = len(admission.slots), admission.num_pictures, admission.num_tokens
+        with admission.hold_slot(lambda: None, 3, 100):
+            there = len(admission.slots), admission.usage["pictures"], admission.usage["tokens"]
             with pytest.raises(IdeficsError, match="3 pictures are being answered"):
-                admission_slot(admission, lambda: None, 2, 1).__enter__()
+                admission.hold_slot(lambda: None, 2, 1).__enter__()
             assert len(admission.slots) == 1
         return there
 
     assert run_in_handler_thread(work) == (1, 3, 100)
-    assert (len(admission.slots), admission.num_pictures, admission.num_tokens) == (0, 0, 0)
+    assert (len(admission.slots), admission.usage["pictures"], admission.usage["tokens"]) == (0, 0, 0)
 
 
 def test_a_server_that_goes_down_ends_answers_of_the_page(demo_model):
@@ -90,10 +89,10 @@ def test_a_server_that_goes_down_ends_answers_of_the_page(demo_model):
             await admission.close(0)
 
         def work():
-            with admission_slot(admission, lambda: ended.append("ended"), 1, 1):
+            with admission.hold_slot(lambda: ended.append("ended"), 1, 1):
                 anyio.from_thread.run(close)
             with pytest.raises(IdeficsError):
-                admission_slot(admission, lambda: None, 1, 1).__enter__()
+                admission.hold_slot(lambda: None, 1, 1).__enter__()
 
         await anyio.to_thread.run_sync(work)
 

@@ -158,7 +158,7 @@ def test_requests_up_to_the_limit_are_admitted(vlm, limits, kind):
     admission.release_slot(other)
     assert client.post(PATH, chat_request()).status_code == 200
     assert client.get("/ready").status_code == 200
-    assert (admission.num_pictures, admission.num_tokens, admission.slots) == (0, 0, set())
+    assert (admission.usage["pictures"], admission.usage["tokens"], admission.slots) == (0, 0, set())
 
 
 def test_whoever_is_refused_leaves_nothing(client):
@@ -170,7 +170,7 @@ def test_whoever_is_refused_leaves_nothing(client):
         ),
     ):
         assert client.post(PATH, wrong).status_code == 400
-    assert (admission.num_pictures, admission.num_tokens, admission.slots) == (0, 0, set())
+    assert (admission.usage["pictures"], admission.usage["tokens"], admission.slots) == (0, 0, set())
 
 
 def make_raiser(error):
@@ -213,7 +213,7 @@ def test_a_slot_is_given_back_after_every_kind_of_error(client, vlm, monkeypatch
         client.post(PATH, chat_request(stream=stream))
     admission = service.admission
     assert not admission.slots
-    assert (admission.num_pictures, admission.num_tokens, admission.num_bytes) == (0, 0, 0)
+    assert (admission.usage["pictures"], admission.usage["tokens"], admission.usage["bytes"]) == (0, 0, 0)
     monkeypatch.undo()
     assert client.post(PATH, chat_request()).status_code == 200
     assert not admission.slots
@@ -385,7 +385,7 @@ def test_the_total_size_of_bodies_is_limited(vlm):
     assert "bytes" in refused.json()["error"]["message"]
     admission.release_slot(other)
     assert client.post(PATH, chat_request()).status_code == 200
-    assert admission.num_bytes == 0
+    assert admission.usage["bytes"] == 0
 
 
 def test_one_that_does_not_read_is_let_go(client, monkeypatch):

@@ -339,7 +339,7 @@ def test_requests(vlm):
                 assert set(error) == {"message", "type", "param", "code", "request_id"}
                 assert len(answer.content) < 20_000
             assert not service.admission.slots
-            assert service.admission.num_pictures == service.admission.num_tokens == 0
+            assert service.admission.usage["pictures"] == service.admission.usage["tokens"] == 0
 
         tried()
     service.workers.shutdown()

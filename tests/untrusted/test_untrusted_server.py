@@ -348,7 +348,7 @@ def test_cve_2026_0599_a_body_without_end(vlm, forbid_generation):
             yield b" " * 65_536
 
     error_message(client("POST", CHAT, content=endless(), headers={"Content-Type": "application/json"}), 413)
-    assert len(sent) < 1000 or not client.service.admission.places
+    assert len(sent) < 1000 or not client.service.admission.slots
     sent.clear()
     announced = {"Content-Type": "application/json", "Content-Length": str(2 << 20)}
     error_message(client("POST", CHAT, content=endless(), headers=announced), 413)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import Field, fields, make_dataclass
-from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -128,7 +127,6 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
         raise MissingExtra("idefics serve --ui", "ui") from None
     from idefics import weights
     from idefics.processing.fetch import Fetcher
-    from idefics.server.page_admission import admission_slot
 
     mount_page(
         app,
@@ -137,11 +135,11 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
             model=settings.served_model_name,
             fetcher=Fetcher(policy=settings.remote_images, untrusted=True),
             server_url=url,
-            has_key=bool(settings.api_keys()),
+            has_key=settings.has_key,
             initial_sampling=suggested_sampling(
                 weights.find(settings.model, revision=settings.revision, offline=True)
             ),
-            admission_slot=partial(admission_slot, app.state.service.admission),
+            admission_slot=app.state.service.admission.hold_slot,
         ),
     )
 

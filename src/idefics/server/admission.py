@@ -1,94 +1,134 @@
-"""Who is let in: so many requests, bytes, tokens and pictures at once. Knows no model."""
+"""Admission control: limits on the requests that are processed at the same time, and on their size."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
+import anyio.from_thread
+
+from idefics.errors import IdeficsError
 from idefics.server.errors import APIError, shutting_down_error, too_many_requests_error
 from idefics.server.settings import Settings
 
-MAX_RETRY_AFTER = 60  # seconds that a client is asked to wait, at most
+MAX_RETRY_AFTER = 60  # seconds
+DURATION_SMOOTHING = 0.1  # weight of the latest request in the average duration
+
+T = TypeVar("T")
 
 
 class AdmissionSlot:
-    """What one request takes, from its first moment to its last."""
+    """What one request uses of the limits.
+
+    Attributes:
+        cancel: stops the request, which then answers with an error.
+        usage: the amount by kind, as in `AdmissionControl.limits`.
+        start_time: when the slot was acquired, by `time.monotonic`.
+    """
 
     def __init__(self, cancel: Callable[[], None]) -> None:
-        self.num_pictures = self.num_tokens = self.num_bytes = 0
+        self.cancel = cancel
+        self.usage: Counter[str] = Counter()
         self.start_time = time.monotonic()
-        self.cancel = cancel  # stops the request, which then answers with an error
 
 
 class AdmissionControl:
-    """Counts what is there. Of one event loop.
+    """Counts what all requests use together. All methods but `hold_slot` run in the event loop.
 
-    A request that alone is larger than a limit is let in if nothing else of its kind is there.
+    A request that alone exceeds a limit is admitted if no other request uses anything of that kind.
 
     Attributes:
-        is_closing: nobody is let in any more.
-        on_refused: told why, each time.
+        limits: the largest amounts of "requests", "pictures", "tokens" and "bytes".
+        usage: the amounts in use.
+        slots: the slot of each request.
+        is_closing: whether the server is shutting down and admits no requests.
     """
 
     def __init__(self, settings: Settings, on_refused: Callable[[str], None]) -> None:
-        self.settings, self.on_refused = settings, on_refused
+        """`on_refused` is called for each refused request with the reason: a kind of limit, or "closing"."""
+        self.limits = {
+            "requests": settings.requests_at_once,
+            "pictures": settings.pictures_at_once,
+            "tokens": settings.tokens_at_once,
+            "bytes": settings.megabytes_at_once << 20,
+        }
+        self.usage: Counter[str] = Counter()
         self.slots: set[AdmissionSlot] = set()
-        self.num_pictures = self.num_tokens = self.num_bytes = 0
         self.is_closing = False
-        self._mean_duration = 1.0  # seconds of a request, lately
+        self._on_refused = on_refused
+        self._average_duration = 1.0  # seconds of a request
         self._slot_released = asyncio.Event()
 
     @property
     def has_capacity(self) -> bool:
-        """Whether a small request would be let in."""
-        limits = self.settings
-        return (
-            not self.is_closing
-            and len(self.slots) < limits.requests_at_once
-            and self.num_pictures < limits.pictures_at_once
-            and self.num_tokens < limits.tokens_at_once
+        """Whether a small request would be admitted."""
+        return not self.is_closing and all(
+            self.usage[kind] < self.limits[kind] for kind in ("requests", "pictures", "tokens")
         )
 
     def acquire_slot(self, cancel: Callable[[], None]) -> AdmissionSlot:
-        """One request more, which `leave`s in the end.
+        """Admits a request, which must call `release_slot` when it ends.
 
         Raises:
-            Fault: 429, there are as many as may be; 503, the server goes down.
+            APIError: 429, there are too many requests; 503, the server is shutting down.
         """
         if self.is_closing:
-            self.on_refused("closing")
+            self._on_refused("closing")
             raise shutting_down_error()
-        self._check_limit("requests", len(self.slots), 0, 1, self.settings.requests_at_once)
         slot = AdmissionSlot(cancel)
+        self.reserve(slot, requests=1)
         self.slots.add(slot)
         return slot
 
-    def reserve(self, slot: AdmissionSlot, *, pictures: int = 0, tokens: int = 0, bytes: int = 0) -> None:
-        """A request turns out to have so many more pictures, tokens, or bytes of its body. Raises as `enter`."""
-        limits = self.settings
-        self._check_limit("pictures", self.num_pictures, slot.num_pictures, pictures, limits.pictures_at_once)
-        self._check_limit("tokens", self.num_tokens, slot.num_tokens, tokens, limits.tokens_at_once)
-        self._check_limit("bytes", self.num_bytes, slot.num_bytes, bytes, limits.megabytes_at_once << 20)
-        slot.num_bytes += bytes
-        self.num_bytes += bytes
-        slot.num_pictures += pictures
-        slot.num_tokens += tokens
-        self.num_pictures += pictures
-        self.num_tokens += tokens
+    def reserve(self, slot: AdmissionSlot, **amounts: int) -> None:
+        """Adds to what a request uses: `pictures`, `tokens`, or `bytes` of its body.
+
+        Raises:
+            APIError: 429, all requests together would exceed a limit. Then nothing is added.
+        """
+        for kind, amount in amounts.items():
+            used_by_others = self.usage[kind] > slot.usage[kind]
+            if amount and used_by_others and self.usage[kind] + amount > self.limits[kind]:
+                self._on_refused(kind)
+                raise self._limit_error(kind)
+        self.usage.update(amounts)
+        slot.usage.update(amounts)
 
     def release_slot(self, slot: AdmissionSlot) -> None:
-        """A request has ended, in whatever way."""
+        """Subtracts what a request used. To be called once, however the request ended."""
         self.slots.remove(slot)
-        self.num_pictures -= slot.num_pictures
-        self.num_tokens -= slot.num_tokens
-        self.num_bytes -= slot.num_bytes
-        self._mean_duration += 0.1 * (time.monotonic() - slot.start_time - self._mean_duration)
+        self.usage.subtract(slot.usage)
+        duration = time.monotonic() - slot.start_time
+        self._average_duration += DURATION_SMOOTHING * (duration - self._average_duration)
         self._slot_released.set()
 
+    @contextmanager
+    def hold_slot(self, cancel: Callable[[], None], num_pictures: int, num_tokens: int) -> Iterator[None]:
+        """Holds a slot while the block runs, for requests of the page: they run in worker threads of the app.
+
+        Args:
+            cancel: stops the block when the server shuts down.
+
+        Raises:
+            IdeficsError: the request is not admitted.
+        """
+        try:
+            slot = _run_on_event_loop(partial(self._acquire_whole_slot, cancel, num_pictures, num_tokens))
+        except APIError as error:
+            raise IdeficsError(error.message) from None
+        try:
+            yield
+        finally:
+            _run_on_event_loop(partial(self.release_slot, slot))
+
     async def close(self, seconds: float) -> None:
-        """Lets nobody in, waits so long until all have left, and then ends those who have not."""
+        """Stops admitting requests, waits up to `seconds` for those admitted to end, and cancels the others."""
         self.is_closing = True
         try:
             async with asyncio.timeout(seconds):
@@ -99,15 +139,30 @@ class AdmissionControl:
             for slot in list(self.slots):
                 slot.cancel()
 
-    def _check_limit(self, kind: str, in_use: int, used_by_request: int, requested: int, limit: int) -> None:
-        """That there is room for `requested`, where of what is there so much is the request's own."""
-        if requested and in_use > used_by_request and in_use + requested > limit:
-            self.on_refused(kind)
-            raise self._limit_error(kind, in_use, limit)
+    def _acquire_whole_slot(
+        self, cancel: Callable[[], None], num_pictures: int, num_tokens: int
+    ) -> AdmissionSlot:
+        slot = self.acquire_slot(cancel)
+        try:
+            self.reserve(slot, pictures=num_pictures, tokens=num_tokens)
+        except APIError:
+            self.release_slot(slot)
+            raise
+        return slot
 
-    def _limit_error(self, kind: str, in_use: int, limit: int) -> APIError:
-        retry_after = min(max(math.ceil(self._mean_duration), 1), MAX_RETRY_AFTER)
+    def _limit_error(self, kind: str) -> APIError:
+        retry_after = min(max(math.ceil(self._average_duration), 1), MAX_RETRY_AFTER)
         return too_many_requests_error(
-            f"{in_use:,} {kind} are being answered or wait, and at most {limit:,} may: ask again in {retry_after} s",
+            f"{self.usage[kind]:,} {kind} are being answered or wait, and at most {self.limits[kind]:,} may: "
+            f"ask again in {retry_after} s",
             retry_after,
         )
+
+
+def _run_on_event_loop(function: Callable[[], T]) -> T:
+    """Calls a function on the event loop: directly if this is its thread, else from an anyio worker thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return anyio.from_thread.run_sync(function)
+    return function()

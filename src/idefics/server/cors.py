@@ -1,6 +1,6 @@
-"""Cross-origin requests: which pages in a browser may ask the server, beside its own.
+"""CORS: which pages of other origins may call the server from a browser.
 
-A browser first asks whether it may (a preflight, which cannot carry a key), and shows a page only answers that name its
+Before such a request a browser sends a preflight, which cannot have a key. A page may read only answers that allow its
 origin: https://fetch.spec.whatwg.org/#http-cors-protocol.
 """
 
@@ -9,88 +9,77 @@ from __future__ import annotations
 import re
 
 from starlette.datastructures import Headers
-from starlette.types import Scope
 
 from idefics.server.errors import APIError
 from idefics.server.settings import ORIGIN_PATTERN, Settings
 
-PREFLIGHT_MAX_AGE = b"600"  # that a browser may remember what it was told
+PREFLIGHT_MAX_AGE = b"600"  # seconds for which a browser may reuse the answer to a preflight
 ANY_ORIGIN = "*"
-HEADER_NAMES_PATTERN = re.compile(
-    r"[A-Za-z0-9!#$%&'*+.^_`|~,\t -]{1,2048}"
-)  # a list of headers' names, as HTTP spells them
+HEADER_NAMES_PATTERN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~,\t -]{1,2048}")  # names with commas between
 
 RawHeaders = list[tuple[bytes, bytes]]
 
 
 class CORSPolicy:
-    """The origins that the settings allow."""
+    """The origins that `--allowed-origins` lists, and the headers that tell browsers about them."""
 
     def __init__(self, settings: Settings) -> None:
         self.allowed_origins = settings.allowed_origin_set()
 
-    def is_origin_allowed(self, origin: str) -> bool:
-        """Whether pages of an origin may ask and read the answers."""
-        return ANY_ORIGIN in self.allowed_origins or origin.lower() in self.allowed_origins
+    def check_origin(self, origin: str) -> None:
+        """Raises an `APIError` (403) if the origin is not allowed."""
+        if self._is_allowed(origin):
+            return
+        flag_hint = (
+            f"--allowed-origins {origin[:100]}"
+            if ORIGIN_PATTERN.fullmatch(origin.lower())
+            else "--allowed-origins '*' and a key"
+        )
+        raise APIError(
+            403,
+            f"pages of {origin[:100]!r} may not ask this server: start it with {flag_hint}",
+            code="unknown_origin",
+        )
 
-    def response_headers(self, scope: Scope) -> RawHeaders:
-        """What each answer says, so that the page that asked may read it; nothing where no origin is allowed."""
+    def response_headers(self, request_headers: Headers) -> RawHeaders:
+        """The headers of a response that let a page of an allowed origin read it."""
         if not self.allowed_origins:
             return []
         vary = [] if ANY_ORIGIN in self.allowed_origins else [(b"vary", b"Origin")]
-        origin = Headers(scope=scope).get("origin", "")
-        if not origin or not self.is_origin_allowed(origin):
+        origin = request_headers.get("origin", "")
+        if not origin or not self._is_allowed(origin):
             return vary
         allowed_origin = b"*" if ANY_ORIGIN in self.allowed_origins else origin.encode("latin-1")
-        exposed = b"x-request-id, retry-after"
         return [
             *vary,
             (b"access-control-allow-origin", allowed_origin),
-            (b"access-control-expose-headers", exposed),
+            (b"access-control-expose-headers", b"x-request-id, retry-after"),
         ]
 
-    def preflight_headers(self, scope: Scope) -> RawHeaders | None:
-        """What a browser that asks whether a page may send a request is told; None where it is no such question.
+    def preflight_headers(self, method: str, request_headers: Headers) -> RawHeaders | None:
+        """The headers of the response to a preflight; None if the request is none.
 
         Raises:
-            Fault: it may not.
+            APIError: 403, the origin is not allowed.
         """
-        request_headers = Headers(scope=scope)
         origin = request_headers.get("origin", "")
-        if (
-            scope["method"] != "OPTIONS"
-            or not origin
-            or "access-control-request-method" not in request_headers
-        ):
+        if method != "OPTIONS" or not origin or "access-control-request-method" not in request_headers:
             return None
-        if not self.is_origin_allowed(origin):
-            raise origin_not_allowed_error(origin)
+        self.check_origin(origin)
         requested_headers = request_headers.get("access-control-request-headers", "")
         allowed_headers = (
             requested_headers
             if HEADER_NAMES_PATTERN.fullmatch(requested_headers)
             else "authorization, content-type, x-request-id"
         )
-        wants_private_network = (
-            "access-control-request-private-network" in request_headers
-        )  # a public page that asks this machine
-        return [
+        headers = [
             (b"access-control-allow-methods", b"GET, HEAD, POST"),
             (b"access-control-allow-headers", allowed_headers.encode("latin-1")),
             (b"access-control-max-age", PREFLIGHT_MAX_AGE),
-            *([(b"access-control-allow-private-network", b"true")] if wants_private_network else []),
         ]
+        if "access-control-request-private-network" in request_headers:  # from a public page to this machine
+            headers.append((b"access-control-allow-private-network", b"true"))
+        return headers
 
-
-def origin_not_allowed_error(origin: str) -> APIError:
-    """What a page of another origin is told."""
-    flag_hint = (
-        f"--allowed-origins {origin[:100]}"
-        if ORIGIN_PATTERN.fullmatch(origin.lower())
-        else "--allowed-origins '*' and a key"
-    )
-    return APIError(
-        403,
-        f"pages of {origin[:100]!r} may not ask this server: start it with {flag_hint}",
-        code="unknown_origin",
-    )
+    def _is_allowed(self, origin: str) -> bool:
+        return ANY_ORIGIN in self.allowed_origins or origin.lower() in self.allowed_origins

@@ -59,8 +59,12 @@ def _render_route(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _render_response(status: str, response: dict[str, Any]) -> str:
+    contents = [one for one in response.get("content", {}).values() if "schema" in one]
     schema_types = ", ".join(
-        _render_schema_type(one["schema"]) for one in response.get("content", {}).values() if "schema" in one
+        f"events: {_render_schema_type(one['itemSchema']['properties']['data']['contentSchema'])}"
+        if "itemSchema" in one
+        else _render_schema_type(one["schema"])
+        for one in contents
     )
     text = escape(response.get("description", ""))
     return f"<tr><td><code>{escape(status)}</code></td><td>{text}</td><td>{schema_types}</td></tr>"

@@ -19,9 +19,6 @@ from idefics.server.response_fields import ResponseFields
 MAX_LISTED_ERRORS = 10  # faults of one request that are listed
 PYDANTIC_OBJECT_PHRASE = "a valid dictionary or object to extract fields from"  # pydantic's words
 LONE_SURROGATE_MESSAGE = "a text holds half of a character (a lone surrogate): send whole ones"
-UNREADABLE_JSON_MESSAGE = (
-    "the body cannot be read as JSON: send UTF-8, and numbers of fewer than 4,300 digits"
-)
 TOKEN_ID_MESSAGE = "not the id of a token: give a whole number, such as 42"
 INVALID_REQUEST_TYPE = "invalid_request_error"
 UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE = (
@@ -30,6 +27,7 @@ UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE = (
 )  # types of errors of `request_object`
 REFUSED_FIELD_TYPES = (UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE)
 
+NO_OBJECT_TYPES = ("model_attributes_type", "model_type")  # pydantic's types, of FastAPI's call and of ours
 UNKNOWN_TAG_TYPES = ("unknown_part", "unknown_format")  # types of errors of `by_type`
 MAX_SHOWN_TYPE_CHARACTERS = 40  # characters of a "type" that are shown
 
@@ -140,10 +138,6 @@ def to_api_error(error: Exception) -> APIError:
         case HTTPException(status_code=405):
             allowed_methods = (error.headers or {}).get("Allow", "another method")
             return APIError(405, f"this address is asked by {allowed_methods}", headers=error.headers)
-        case HTTPException(detail="There was an error parsing the body") if isinstance(
-            error.__cause__, ValueError
-        ):
-            return APIError(400, UNREADABLE_JSON_MESSAGE, code="invalid_json")
         case HTTPException():
             return APIError(error.status_code, str(error.detail), headers=error.headers)
         case UnicodeEncodeError():
@@ -175,10 +169,7 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
             param=_field_path(refused_fields[0]["loc"]),
         )
     first_error = errors[0]
-    if first_error["type"] == "json_invalid":
-        parse_error = first_error["ctx"]["error"]
-        return APIError(400, f"the body is not JSON: {_normalize_message(parse_error)}", code="invalid_json")
-    if first_error["type"] == "model_attributes_type" and len(first_error["loc"]) == 1:
+    if first_error["type"] in NO_OBJECT_TYPES and len(first_error["loc"]) == 1:
         message = "the body is not an object of JSON: send one, with Content-Type: application/json"
         return APIError(400, message, code="invalid_json")
     descriptions = "; ".join(

@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus: counts and times. Never a word of what anyone has said."""
+"""Metrics for Prometheus: counts and times, without any content of requests."""
 
 from __future__ import annotations
 
@@ -15,38 +15,36 @@ if TYPE_CHECKING:
     from idefics import Idefics
     from idefics.engine.engine import Engine
 
+# Upper bounds of histogram buckets, in seconds.
 LATENCY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 TOKEN_LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class EngineCollector(Collector):
-    """What the engine counts itself, read when somebody asks."""
+    """Metrics that the engine counts, read when `/metrics` is requested."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """Each as it is now."""
-        scheduler, encoder_cache, page_pool = (
-            self.engine.scheduler,
-            self.engine.encoder_cache,
-            self.engine.scheduler.page_pool,
-        )
+        """The current values. Prometheus' client calls this."""
+        scheduler, encoder_cache = self.engine.scheduler, self.engine.encoder_cache
+        page_pool = scheduler.page_pool
         for name, help, value in (
-            ("idefics_queue", "Answers that wait for a place in the batch.", len(scheduler.waiting)),
+            ("idefics_queue", "Answers that wait to join the batch.", len(scheduler.waiting)),
             ("idefics_batch", "Answers in the running batch.", len(scheduler.running)),
             ("idefics_cache_pages", "Pages of 16 tokens in the cache.", page_pool.num_pages),
-            ("idefics_cache_pages_free", "Those of them that can be taken.", page_pool.num_free_pages),
+            ("idefics_cache_pages_free", "Those of them that are free.", page_pool.num_free_pages),
             (
                 "idefics_picture_cache_bytes",
-                "Size of the pictures that are kept encoded.",
+                "Size of the cache of encoded pictures.",
                 encoder_cache.size_bytes,
             ),
         ):
             yield GaugeMetricFamily(name, help, value)
         yield CounterMetricFamily(
             "idefics_prompt_tokens_cached",
-            "Tokens of prompts that were found in the cache.",
+            "Tokens of prompts that were found in the prefix cache.",
             scheduler.num_cached_tokens,
         )
         yield CounterMetricFamily(
@@ -57,7 +55,7 @@ class EngineCollector(Collector):
 
 
 class Metrics:
-    """The server's counters. Each app has its own."""
+    """The metrics of one app."""
 
     def __init__(self, vlm: Idefics) -> None:
         self.registry = CollectorRegistry()
@@ -66,13 +64,13 @@ class Metrics:
         )
         self.refusals = Counter(
             "idefics_refusals",
-            "Requests refused because there was no room.",
+            "Requests refused because a limit was reached.",
             ["reason"],
             registry=self.registry,
         )
         self.disconnected_clients = Counter(
             "idefics_clients_gone",
-            "Clients that left before their answer was complete.",
+            "Clients that disconnected before their answer was complete.",
             registry=self.registry,
         )
         self.prompt_tokens = Counter("idefics_prompt_tokens", "Tokens of prompts.", registry=self.registry)
@@ -95,17 +93,16 @@ class Metrics:
         self.registry.register(EngineCollector(vlm.engine))
 
     def track_active_requests(self, count_requests: Callable[[], int]) -> None:
-        """What counts the requests that are there."""
-        gauge = Gauge(
-            "idefics_visits", "Requests that have been let in and are not over.", registry=self.registry
-        )
+        """Adds the metric of requests in progress, which `count_requests` returns."""
+        gauge = Gauge("idefics_visits", "Requests in progress.", registry=self.registry)
         gauge.set_function(count_requests)
 
     def record_answer(self, usage: Usage, time_to_first_token: float, decode_time: float) -> None:
-        """One answer has ended.
+        """Records a finished answer.
 
         Args:
-            time_to_first_token, decode_time: seconds to its first token, and from there to its last.
+            time_to_first_token: seconds from the arrival of the request to the first token.
+            decode_time: seconds from the first token to the last.
         """
         self.completion_tokens.inc(usage.completion_tokens)
         if usage.completion_tokens:
@@ -114,5 +111,5 @@ class Metrics:
             self.time_per_token.observe(decode_time / (usage.completion_tokens - 1))
 
     def to_prometheus_text(self) -> bytes:
-        """In Prometheus' format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,7 +1,4 @@
-"""What every request passes before a route sees it: the key, the limits of its size, the room; and the access log.
-
-A client that goes away ends its request here, whatever the request is waiting for.
-"""
+"""The outermost layer of the app: access checks, size limits, client disconnects, request ids and the access log."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import re
 import time
 from collections.abc import Sequence
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idefics.server import request_ids
@@ -24,128 +22,127 @@ from idefics.server.hosts import HostCheck
 from idefics.server.request_context import RequestContext, ServerState
 
 MAX_HEADERS = 100
-BODY_TIMEOUT = 60.0  # that a request may take to arrive
-CLIENT_READ_TIMEOUT = 60.0  # that a client may take to read a piece of its answer
-CLIENT_CLOSED_REQUEST = 499  # what the access log says of a client that left, as nginx does
-CONTEXT_SCOPE_KEY = "idefics.visit"  # in a request's scope
-# A slash at the end makes no difference, but to the page, whose paths are Gradio's.
+BODY_TIMEOUT = 60.0  # seconds for a whole request body to arrive
+CLIENT_READ_TIMEOUT = 60.0  # seconds for a client to read one piece of a response
+CLIENT_CLOSED_REQUEST = 499  # status in the access log, as nginx has it
+CONTEXT_SCOPE_KEY = "idefics.request_context"
+# A slash at the end makes no difference, except on the page, whose paths are Gradio's.
 TRAILING_SLASH_PATTERN = re.compile(r"(/v1/.+|/health|/ready|/metrics|/docs|/openapi\.json)/+")
 
 log = logging.getLogger("idefics.server.access")
 
 
 class AccessMiddleware:
-    """The outermost part of the app."""
+    """ASGI middleware around all routes, the page's among them.
+
+    Args:
+        keys: the API keys; none lets every client in.
+    """
 
     def __init__(self, app: ASGIApp, service: ServerState, keys: Sequence[bytes]) -> None:
         self.app, self.service = app, service
-        self.cross_origin = CORSPolicy(service.settings)
-        self.host_check = HostCheck(service.settings, self.cross_origin)
+        self.cors = CORSPolicy(service.settings)
+        self.host_check = HostCheck(service.settings, self.cors)
         self.key_digests = [hashlib.sha256(key).digest() for key in keys]
+        self.max_body_bytes = service.settings.body_megabytes << 20
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks so
+            await send({"type": "websocket.close", "code": 1008})  # no route uses websockets
         else:
             path: str = scope["path"]
             if TRAILING_SLASH_PATTERN.fullmatch(path):
                 scope = {**scope, "path": path.rstrip("/")}
             await RequestHandler(self, scope, receive, send).handle()
 
-    def check_headers(self, scope: Scope) -> None:
-        """Raises the Fault of a request whose headers say that it must not come in."""
-        headers = scope["headers"]
+    def check_headers(self, path: str, headers: Headers) -> None:
+        """Checks all that can be checked before the body arrives.
+
+        Raises:
+            APIError: 401 key, 403 origin, 413 size, 415 encoding, 421 host, 431 number of headers.
+        """
         if len(headers) > MAX_HEADERS:
             raise APIError(431, f"the request has {len(headers)} headers; at most {MAX_HEADERS} are read")
-        if scope["path"] == "/health":
+        if path == "/health":
             return
-        self.host_check.check(scope)
-        if self.key_digests and not self._has_valid_key(scope):
-            wants_page = b"text/html" in _get_header(scope, b"accept")
-            scheme, hint = 'Basic realm="idefics"', "reload the page and give it as password, beside any name"
-            if not wants_page:
-                scheme, hint = "Bearer", "send it as 'Authorization: Bearer KEY'"
-            raise APIError(
-                401,
-                f"the API key is missing or wrong: {hint}",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": scheme},
-            )
-        content_encoding = _get_header(scope, b"content-encoding").lower()
-        if is_api_request(scope) and content_encoding not in (b"", b"identity"):
-            raise APIError(
-                415, f"the body is packed ({content_encoding[:20].decode('latin-1')!r}): send it as it is"
-            )
-        content_length = _get_header(scope, b"content-length")
-        if (
-            is_api_request(scope)
-            and content_length.isdigit()
-            and int(content_length[:20]) > self.max_body_bytes
-        ):
-            raise self.body_too_large_error()
+        self.host_check.check(headers)
+        self._check_key(headers)
+        if is_api_path(path):
+            encoding = headers.get("content-encoding", "").lower()
+            if encoding not in ("", "identity"):
+                raise APIError(415, f"the body is packed ({encoding[:20]!r}): send it as it is")
+            content_length = headers.get("content-length", "")
+            if content_length.isdecimal():
+                self.check_body_size(int(content_length[:20]))
 
-    @property
-    def max_body_bytes(self) -> int:
-        """Bytes of a body."""
-        return self.service.settings.body_megabytes << 20
+    def check_body_size(self, num_bytes: int) -> None:
+        """Raises an `APIError` (413) if a body is too large, as its header says or as it has arrived so far."""
+        if num_bytes > self.max_body_bytes:
+            raise APIError(
+                413,
+                f"the request is larger than {self.max_body_bytes:,} bytes: send fewer or smaller pictures",
+            )
 
-    def body_too_large_error(self) -> APIError:
-        """What is said of a larger body."""
-        return APIError(
-            413, f"the request is larger than {self.max_body_bytes:,} bytes: send fewer or smaller pictures"
+    def _check_key(self, headers: Headers) -> None:
+        if not self.key_digests:
+            return
+        digest = hashlib.sha256(_extract_key(headers.get("authorization", ""))).digest()
+        # Compares with all keys, so that the time taken reveals nothing about them.
+        if sum(hmac.compare_digest(key_digest, digest) for key_digest in self.key_digests):
+            return
+        scheme, hint = "Bearer", "send it as 'Authorization: Bearer KEY'"
+        if "text/html" in headers.get("accept", ""):  # from a browser, which then asks for a password
+            scheme = 'Basic realm="idefics"'
+            hint = "reload the page and give it as password, beside any name"
+        raise APIError(
+            401,
+            f"the API key is missing or wrong: {hint}",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": scheme},
         )
-
-    def _has_valid_key(self, scope: Scope) -> bool:
-        """Whether the request brings a key. How long it takes tells nothing of the keys."""
-        key_digest = hashlib.sha256(_extract_key(_get_header(scope, b"authorization"))).digest()
-        return (
-            sum(hmac.compare_digest(key, key_digest) for key in self.key_digests) > 0
-        )  # all of them, always
 
 
 class RequestHandler:
-    """One request on its way through the gate."""
+    """Passes one request through the middleware to the app, and its response back."""
 
     def __init__(self, middleware: AccessMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
         self.middleware, self.scope, self._receive, self._send = middleware, scope, receive, send
-        self.status = 0  # of the answer, once it has begun
-        self.is_response_complete = False
+        self.headers = Headers(scope=scope)
+        self.start_time = time.monotonic()
         self.body_deadline = asyncio.get_running_loop().time() + BODY_TIMEOUT
         self.body_received, self.client_disconnected = asyncio.Event(), asyncio.Event()
-        self.start_time = time.monotonic()
-        self.request_id = request_ids.request_id_from_headers(scope)
+        self.status = 0  # of the response, once it has begun
+        self.is_response_complete = False
+        self.request_id = request_ids.request_id_from_headers(self.headers)
         self.response_headers = [
-            (request_ids.REQUEST_ID_HEADER, self.request_id.encode()),
-            *middleware.cross_origin.response_headers(scope),
+            (request_ids.REQUEST_ID_HEADER.encode(), self.request_id.encode()),
+            *middleware.cors.response_headers(self.headers),
         ]
 
     async def handle(self) -> None:
-        """Answers the request, and writes a line about it."""
+        """Answers the request, with an error if need be, and logs it."""
         request_ids.current_request_id.set(self.request_id)
         try:
-            preflight_headers = self.middleware.cross_origin.preflight_headers(self.scope)
+            preflight_headers = self.middleware.cors.preflight_headers(self.scope["method"], self.headers)
             if preflight_headers is not None:
                 await self.send({"type": "http.response.start", "status": 204, "headers": preflight_headers})
                 await self.send({"type": "http.response.body"})
                 return
             await self._run_app()
         except Exception as error:
-            if (
-                self.status
-            ):  # its beginning is with the client: only the connection can say that the rest is missing
-                to_api_error(error)
+            api_error = to_api_error(error)
+            if self.status:  # the response has begun: only closing the connection tells that it is incomplete
                 raise ConnectionAbortedError from None
-            await to_api_error(error).to_response()(self.scope, self._receive, self.send)
+            await api_error.to_response()(self.scope, self._receive, self.send)
         finally:
             self._log_request()
 
     async def _run_app(self) -> None:
-        self.middleware.check_headers(self.scope)
-        if self.scope["method"] != "POST" or not is_api_request(
-            self.scope
-        ):  # the page counts what it is sent itself
+        path = self.scope["path"]
+        self.middleware.check_headers(path, self.headers)
+        if self.scope["method"] != "POST" or not is_api_path(path):  # the page acquires slots itself
             await self.middleware.app(self.scope, self._receive, self.send)
             return
         context = RequestContext(self.middleware.service)
@@ -156,7 +153,7 @@ class RequestHandler:
             context.close()
 
     async def _run_app_until_disconnect(self) -> None:
-        """Lets the app answer, and stops it when the client leaves."""
+        """Runs the app, and cancels it when the client disconnects."""
         app_task = asyncio.ensure_future(self.middleware.app(self.scope, self.receive, self.send))
         disconnect_task = asyncio.create_task(self._cancel_on_disconnect(app_task))
         try:
@@ -178,7 +175,11 @@ class RequestHandler:
             app_task.cancel()
 
     async def receive(self) -> Message:
-        """What the app reads: the body, up to its limits; then, some day, that the client is gone."""
+        """The next message for the app: a part of the body, and after it the disconnect of the client.
+
+        Raises:
+            APIError: 408, the body takes too long; 413, it is too large; 429, all bodies together are too large.
+        """
         if self.body_received.is_set():
             await self.client_disconnected.wait()
             return {"type": "http.disconnect"}
@@ -189,8 +190,7 @@ class RequestHandler:
             raise APIError(408, f"the request took longer than {BODY_TIMEOUT:g} s to arrive") from None
         context: RequestContext = self.scope[CONTEXT_SCOPE_KEY]
         self.middleware.service.admission.reserve(context.slot, bytes=len(message.get("body", b"")))
-        if context.slot.num_bytes > self.middleware.max_body_bytes:
-            raise self.middleware.body_too_large_error()
+        self.middleware.check_body_size(context.slot.usage["bytes"])
         if message["type"] == "http.disconnect":
             self.client_disconnected.set()
         if self.client_disconnected.is_set() or not message.get("more_body", False):
@@ -198,7 +198,7 @@ class RequestHandler:
         return message
 
     async def send(self, message: Message) -> None:
-        """What the app says."""
+        """Sends a message of the app to the client, and treats one that does not read it in time as disconnected."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self.response_headers]
@@ -208,12 +208,14 @@ class RequestHandler:
             async with asyncio.timeout(CLIENT_READ_TIMEOUT):
                 await self._send(message)
         except TimeoutError:
-            self.client_disconnected.set()  # as good as: its answers end, and it makes room
+            self.client_disconnected.set()
             raise asyncio.CancelledError from None
 
     def _log_request(self) -> None:
         route = self.scope.get("route")
-        path = route.path if route is not None else "(no route)"  # as it was declared: a client writes no log
+        path = (
+            route.path if route is not None else "(no route)"
+        )  # not the client's path, which could forge log lines
         self.middleware.service.metrics.requests.labels(path, str(self.status)).inc()
         client, milliseconds = self.scope.get("client"), 1000 * (time.monotonic() - self.start_time)
         host = client[0] if client else "-"
@@ -221,19 +223,14 @@ class RequestHandler:
         log.info("%s %s %s %s %.0f ms %s", host, method, path, status, milliseconds, self.request_id)
 
 
-def is_api_request(scope: Scope) -> bool:
-    """Whether a request is of OpenAI's API, and not of the page."""
-    path: str = scope["path"]
+def is_api_path(path: str) -> bool:
+    """Whether a path belongs to the API, and not to the page or to monitoring."""
     return path.startswith("/v1/")
 
 
-def _get_header(scope: Scope, name: bytes) -> bytes:
-    return next((value for key, value in scope["headers"] if key == name), b"")
-
-
-def _extract_key(authorization: bytes) -> bytes:
-    """The key that a header brings: as bearer token, or as a browser's password."""
-    scheme, _, credentials = authorization.partition(b" ")
+def _extract_key(authorization: str) -> bytes:
+    """The key in an Authorization header: a bearer token, or the password of a browser; empty if there is none."""
+    scheme, _, credentials = authorization.encode("latin-1").partition(b" ")
     if scheme.lower() == b"bearer":
         return credentials.strip()
     if scheme.lower() == b"basic":

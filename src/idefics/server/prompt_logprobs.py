@@ -1,4 +1,4 @@
-"""How likely the tokens of a prompt itself are, each after those before it."""
+"""Log-probabilities of the tokens of a prompt (`echo` with `logprobs` of `/v1/completions`)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from idefics.processing.processor import ScoringPrompt
     from idefics.prompt import Prompt
 
-CHUNK_TOKENS = 512  # tokens that are scored at once: what is computed for them grows with their square
+CHUNK_TOKENS = 512  # tokens scored at once; the cost of a chunk grows with the square of its length
 
 
 async def compute_prompt_logprobs(
     context: RequestContext, make_prompt: Callable[[], Prompt], text: str, num_top_logprobs: int
 ) -> Delta:
-    """A prompt of text alone, as if it were an answer: its tokens with their natural-log probabilities.
+    """Scores the tokens of a prompt without pictures.
 
-    It is scored piece by piece: each is an ending of what comes before it, which the prefix cache knows.
+    Each chunk of tokens is scored as a continuation of the tokens before it, which are in the prefix cache by then.
 
     Args:
-        make_prompt: the prompt, in a worker.
-        text: what it is made of. What the tokenizer puts before it is not among the tokens.
-        num_top_logprobs: so many of the likeliest tokens in the place of each are told.
+        make_prompt: makes the prompt, in a thread.
+        text: the text of the prompt. Tokens that the tokenizer adds before it are not scored.
+        num_top_logprobs: number of most likely tokens to report at each position.
 
     Returns:
-        The text and its tokens. The log-probability of the first one is NaN where nothing at all is before it.
+        The text, its tokens and their natural-log probabilities; NaN for a first token that no token comes before.
 
     Raises:
-        Fault, IdeficsError: as `Visit.scores`.
+        APIError, IdeficsError: as in `RequestContext.score_continuations`.
     """
     prompt = await context.run_in_worker(make_prompt)
     num_opening_tokens = context.service.vlm.processor.num_prefix_tokens

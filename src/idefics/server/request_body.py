@@ -1,9 +1,10 @@
-"""Bodies as JSON, or as a form with a file; what would take long to read is refused before it is parsed."""
+"""Reads request bodies: JSON, or a form with a file. Bodies that would take long to parse are refused before."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,46 +22,48 @@ from idefics.server.request_model import RequestModel
 if TYPE_CHECKING:
     from idefics.server.request_context import ServerState
 
-FILE_PART = "image"  # the part of a form that holds a picture's file
-URL_FIELD = "image_url"  # the field that holds its address
+FILE_FIELD = "image"  # field of a form that has the file of a picture
+URL_FIELD = "image_url"  # field that has the URL of a picture
 
-LIST_FIELDS = ("labels", "choices", "banned", "stop")  # fields of a form that may come several times
-TEXT_FIELDS = (
-    "words",
-    "image_url",
-    "detail",
-    "regex",
-    "stop",
-)  # and those that mean what they say; others are JSON
+# Fields of a form are texts. Those that are not listed here are parsed as JSON, if they are valid JSON.
+LIST_FIELDS = ("labels", "choices", "banned", "stop")  # lists of texts: the field occurs once per text
+TEXT_FIELDS = ("words", "image_url", "detail", "regex", "stop")
 
-LARGE_BODY_BYTES = 1 << 17  # bytes of a body, from which on one after another is parsed
-MAX_JSON_VALUES = 20_000  # values of JSON in one body: 512 messages have a tenth of them
+LARGE_BODY_BYTES = 1 << 17  # bodies from this size on are parsed one at a time
+MAX_JSON_VALUES = 20_000  # of one body; 512 messages have a tenth of them
 
 F = TypeVar("F", bound=RequestModel)
 
 
 class JSONBodyRoute(APIRoute):
-    """A route whose body is JSON that is quick to parse."""
+    """A FastAPI route whose requests are `BoundedRequest`s."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """As FastAPI's, for requests of another class."""
+        """FastAPI's handler of the route, called with a `BoundedRequest`."""
         route_handler = super().get_route_handler()
 
         async def handle_bounded(request: Request) -> Response:
-            return await route_handler(_BoundedRequest(request.scope, request.receive))
+            return await route_handler(BoundedRequest(request.scope, request.receive))
 
         return handle_bounded
 
 
-class _BoundedRequest(Request):
+class BoundedRequest(Request):
+    """A request whose JSON is parsed without blocking other requests for long."""
+
     async def json(self) -> Any:
+        """The body, parsed. Large bodies are parsed one at a time, and other requests run between the steps.
+
+        Raises:
+            APIError: 400, the body is not JSON, or has more than `MAX_JSON_VALUES` values.
+        """
         body = await self.body()
         if len(body) < LARGE_BODY_BYTES:
             check_num_values(body)
             return _parse_json(body)
         service: ServerState = self.app.state.service
         async with service.large_body_lock:
-            await asyncio.sleep(0)  # other requests come between: each step takes milliseconds
+            await asyncio.sleep(0)
             check_num_values(body)
             await asyncio.sleep(0)
             value = _parse_json(body)
@@ -71,12 +74,18 @@ class _BoundedRequest(Request):
 def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
+    except json.JSONDecodeError as error:
+        position = f"line {error.lineno} column {error.colno}"
+        reason = f"the body is not JSON: {error.msg[:1].lower()}{error.msg[1:]} at {position}"
+    except ValueError:
+        reason = "the body cannot be read as JSON: send UTF-8, and numbers of fewer than 4,300 digits"
     except RecursionError:
-        raise APIError(400, "the body is nested too deeply to be read", code="invalid_json") from None
+        reason = "the body is nested too deeply to be read"
+    raise APIError(400, reason, code="invalid_json")
 
 
 def check_num_values(body: bytes) -> None:
-    """Raises a Fault where JSON has so many values that parsing them would hold up other requests."""
+    """Raises an `APIError` (400) if JSON has more than `MAX_JSON_VALUES` values. Does not parse it."""
     if has_more_values(body, MAX_JSON_VALUES):
         raise APIError(
             400,
@@ -85,68 +94,73 @@ def check_num_values(body: bytes) -> None:
         )
 
 
-async def read_request(request: Request, model_class: type[F], max_part_bytes: int) -> tuple[F, bytes | None]:
-    """The fields of a request, and the file that came with them, if one did; `max_part_bytes` bounds a part in bytes.
+async def read_request(request: Request, model_class: type[F]) -> tuple[F, bytes | None]:
+    """Reads a body that is JSON or a form.
+
+    Returns:
+        The fields, and the content of the file, if the form has one.
 
     Raises:
-        RequestValidationError: as of a route that reads JSON alone.
-        Fault: it is neither JSON nor a form, or it has several files.
+        RequestValidationError: a field is missing, unknown or has a value that is not allowed.
+        APIError: 400, the body is neither JSON nor a form, or the form has several files.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
-        try:
-            async with request.form(max_files=1, max_fields=2048, max_part_size=max_part_bytes) as form:
-                return await _parse_form(form, model_class)
-        except APIError:
-            raise
-        except HTTPException as error:
-            reason = str(error.detail).rstrip(".")
-            raise APIError(
-                400,
-                f"the form cannot be read ({reason}): send one file, {FILE_PART}=@photo.jpg, and fields of text",
-            ) from None
-    if content_type != "application/json":
+        fields, file = await _read_form(request)
+    elif content_type == "application/json":
+        fields, file = await request.json(), None
+    else:
         raise APIError(
             400, f"the Content-Type is {content_type[:100]!r}: send application/json or multipart/form-data"
         )
-    body = await request.body()
-    check_num_values(body)
     try:
-        return model_class.model_validate_json(body), None
+        return model_class.model_validate(fields), file
     except ValidationError as error:
-        raise _to_request_validation_error(error) from None
+        details = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in details]) from None
 
 
-async def _parse_form(form: FormData, model_class: type[F]) -> tuple[F, bytes | None]:
+async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
+    try:
+        # `AccessMiddleware` bounds the size of the whole body.
+        async with request.form(max_files=1, max_fields=2048, max_part_size=sys.maxsize) as form:
+            return await _parse_form(form)
+    except APIError:
+        raise
+    except HTTPException as error:
+        reason = str(error.detail).rstrip(".")
+        raise APIError(
+            400,
+            f"the form cannot be read ({reason}): send one file, {FILE_FIELD}=@photo.jpg, and fields of text",
+        ) from None
+
+
+async def _parse_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
     file: bytes | None = None
     fields: dict[str, Any] = {}
     for name in form:
         values = form.getlist(name)
         if any(isinstance(value, UploadFile) for value in values):
-            if name != FILE_PART:
+            if name != FILE_FIELD:
                 raise APIError(
-                    400, f"the file is called {name[:100]!r}: call it {FILE_PART!r}", param=name[:100]
+                    400, f"the file is called {name[:100]!r}: call it {FILE_FIELD!r}", param=name[:100]
                 )
-            (upload,) = values
-            file = await upload.read()  # type: ignore[union-attr]  # a file, as was asked
-        elif name == FILE_PART:
+            (upload,) = values  # `max_files` is 1
+            file = await upload.read()  # type: ignore[union-attr]
+        elif name == FILE_FIELD:
             raise APIError(
                 400,
-                f"{FILE_PART} is a text here: send the file itself ({FILE_PART}=@photo.jpg)",
-                param=FILE_PART,
+                f"{FILE_FIELD} is a text here: send the file itself ({FILE_FIELD}=@photo.jpg)",
+                param=FILE_FIELD,
             )
         else:
-            fields[name] = _parse_form_value(name, values)
-    encoded_fields = json.dumps(fields)
-    check_num_values(encoded_fields.encode())
-    try:
-        return model_class.model_validate_json(encoded_fields), file
-    except ValidationError as error:
-        raise _to_request_validation_error(error) from None
+            fields[name] = _parse_form_field(name, values)
+    check_num_values(json.dumps(fields).encode())
+    return fields, file
 
 
-def _parse_form_value(name: str, values: list[Any]) -> Any:
-    """What the texts of a form's field say: a list, a text, or JSON."""
+def _parse_form_field(name: str, values: list[Any]) -> Any:
+    """The value of a field that occurs `len(values)` times: a list, a text, or any JSON."""
     if name in LIST_FIELDS:
         return values[0] if name in TEXT_FIELDS and len(values) == 1 else values
     if len(values) > 1 or name in TEXT_FIELDS:
@@ -156,12 +170,3 @@ def _parse_form_value(name: str, values: list[Any]) -> Any:
         return json.loads(values[0])
     except (ValueError, RecursionError):
         return values[0]
-
-
-def _to_request_validation_error(error: ValidationError) -> RequestValidationError:
-    return RequestValidationError(
-        [
-            {**item, "loc": ("body", *item["loc"])}
-            for item in error.errors(include_url=False, include_input=False)
-        ]
-    )

@@ -1,4 +1,4 @@
-"""One request of a client on its way: let in, its prompt made off the event loop, its answers, what it gives back."""
+"""State that all requests share, and the context of one request: its prompts, its answers, its admission slot."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ if TYPE_CHECKING:
     from idefics.processing.tokenizer import Tokenizer
     from idefics.prompt import Prompt
 
-NUM_WORKERS = 16  # most of them wait for their turn to decode
+NUM_WORKERS = 16  # threads that make prompts; most of them wait for one of the `decode_slots`
 LONG_TEXT_CHARACTERS = (
-    32_768  # characters of a prompt, from which on it is made in a queue of its own: tens of milliseconds
+    32_768  # prompts of more characters take tens of milliseconds, and have a thread of their own
 )
 
 R = TypeVar("R")
 
 
 class ServerState:
-    """What all requests share.
+    """State that all requests share.
 
     Attributes:
-        vlm: the model, for pictures and words of strangers.
-        workers: make prompts: pictures are decoded and texts cut into tokens there, a few at a time.
-        large_body_lock: held while one is parsed, a step at a time, so that other requests come between.
-        long_text_pool: makes prompts of long texts, one after another, so that others find a worker and a core.
-        fetchers: make those whose pictures other machines hold. Slow ones keep nobody else waiting.
+        vlm: the model; it opens no files, and fetches pictures only as the settings allow.
+        metrics: counters for `/metrics`.
+        admission: limits on what all requests use together.
+        large_body_lock: held while a large body is parsed.
+        workers: threads that make prompts: they decode pictures and tokenize texts.
+        long_text_pool: one thread for prompts of long texts, so that they do not occupy the workers.
+        num_long_texts: prompts that use or wait for `long_text_pool`.
+        fetchers: threads for prompts with pictures on other machines, so that slow ones do not occupy the workers.
     """
 
     def __init__(self, vlm: Idefics, settings: Settings) -> None:
@@ -60,11 +63,11 @@ class ServerState:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's."""
+        """The model's tokenizer."""
         return self.vlm.processor.tokenizer
 
     def check_model(self, name: str) -> None:
-        """Raises a Fault where a client asks for another model than the one that is served."""
+        """Raises an `APIError` (404) if `name` is not the name of the served model."""
         if name != self.settings.served_model_name:
             raise APIError(
                 404,
@@ -76,11 +79,11 @@ class ServerState:
     async def run_in_worker(
         self, function: Callable[[], R], pictures: Sequence[PictureOrVideo] = (), *, num_characters: int = 0
     ) -> R:
-        """Work that takes its time, in a thread. Whoever no longer waits for it takes it out of the queue.
+        """Calls a function in a thread, and returns its result. A call that is cancelled while it waits never runs.
 
         Args:
-            pictures: those that it opens.
-            num_characters: of the text that it tokenizes.
+            pictures: those that the function opens.
+            num_characters: characters of the texts that it tokenizes.
         """
         run_in_executor = asyncio.get_running_loop().run_in_executor
         if any(isinstance(one.source, str) and not is_data_uri(one.source) for one in pictures):
@@ -97,7 +100,7 @@ class ServerState:
 
 
 def restrict_untrusted_input(vlm: Idefics, settings: Settings) -> Idefics:
-    """The same model (nothing is copied), which opens no file of this machine and fetches what the settings allow."""
+    """The same model (nothing is copied) that opens no files, and fetches pictures only as the settings allow."""
     fetcher = Fetcher(
         policy=settings.remote_images,
         untrusted=True,
@@ -108,13 +111,16 @@ def restrict_untrusted_input(vlm: Idefics, settings: Settings) -> Idefics:
 
 
 class RequestContext:
-    """A request that has been let in. Whoever makes one calls `close`, however it ends.
+    """An admitted request. Whoever creates one must call `close`, however the request ends.
 
     Attributes:
-        streams: its answers as they grow, one for each choice.
-        scoring_handle: endings whose likelihood it waits for.
-        preparation_time: seconds from its arrival until they were asked for.
-        num_characters: of its texts.
+        service: what all requests share.
+        slot: what the request uses of the limits.
+        streams: its answers, one per choice.
+        scoring_handle: the scoring request that it waits for.
+        preparation_time: seconds from its arrival until its answers were submitted.
+        num_characters: characters of all its texts.
+        is_cancelled: whether the server shut down before the request was complete.
     """
 
     def __init__(self, service: ServerState) -> None:
@@ -127,17 +133,17 @@ class RequestContext:
         self.is_cancelled = False
 
     def check_texts(self, texts: Iterable[str]) -> None:
-        """Takes in the texts of one prompt, before anything is done with them.
+        """Checks the length of a prompt's texts before they are tokenized, and adds it to `num_characters`.
 
         Raises:
-            TextTooLong: they cannot fit the model, whatever template they come into.
+            TextTooLong: the texts exceed the context of the model, whatever the template.
         """
-        texts = [text.strip() for text in texts]  # a template may leave out blanks at the ends
+        texts = [text.strip() for text in texts]  # a template may strip them
         self.service.vlm.processor.text_limit.check(texts)
         self.num_characters += sum(map(len, texts))
 
     async def run_in_worker(self, function: Callable[[], R], pictures: Sequence[PictureOrVideo] = ()) -> R:
-        """As `Service.aside`, for work on the request's texts."""
+        """Calls a function that tokenizes the request's texts in a thread, as `ServerState.run_in_worker`."""
         return await self.service.run_in_worker(function, pictures, num_characters=self.num_characters)
 
     async def submit_prompt(
@@ -150,17 +156,18 @@ class RequestContext:
         text_prefix: str = "",
         continues_text: bool = False,
     ) -> None:
-        """Makes the prompt and asks for its answers; waits for none to grow.
+        """Makes a prompt and submits its choices to the engine; adds them to `streams`, and does not wait for them.
 
         Args:
-            make_prompt: the prompt, in a worker.
-            generation_kwargs: the keywords of `Idefics.submit`; a seed counts up from choice to choice.
-            num_choices: how many answers.
-            pictures: those that the prompt will hold.
-            text_prefix, continues_text: as in `Idefics.submit`.
+            make_prompt: makes the prompt, in a thread.
+            generation_kwargs: keyword arguments of `Idefics.submit`; choice i is sampled with `seed` + i.
+            num_choices: number of answers.
+            pictures: the pictures of the prompt.
+            text_prefix, continues_text: `start` and `continues` of `Idefics.submit`.
 
         Raises:
-            Fault, IdeficsError: there is no room, or the request is wrong.
+            APIError: 429, a limit is exceeded; 503, the server is shutting down.
+            IdeficsError: the request is invalid.
         """
         admission = self.service.admission
         admission.reserve(self.slot, pictures=len(pictures))
@@ -183,11 +190,19 @@ class RequestContext:
         num_top_logprobs: int = 0,
         counts_prompt: bool = True,
     ) -> RequestHandle:
-        """Makes a prompt and its endings, and asks how likely they are. Raises as `ask`.
+        """Makes a prompt with continuations, and waits until the engine has scored them.
 
         Args:
-            num_top_logprobs: so many of the likeliest tokens in the place of each token are told too.
-            counts_prompt: whether the prompt is one more of the metrics.
+            make_prompt: makes the prompt, in a thread.
+            pictures: the pictures of the prompt.
+            num_top_logprobs: number of most likely tokens to report at each position.
+            counts_prompt: whether to add the prompt to the metrics.
+
+        Returns:
+            The finished scoring request, with the log-probabilities.
+
+        Raises:
+            APIError, IdeficsError: as in `submit_prompt`.
         """
         admission = self.service.admission
         admission.reserve(self.slot, pictures=len(pictures))
@@ -210,25 +225,25 @@ class RequestContext:
         return self.scoring_handle
 
     def count_prompt(self, prompt: Prompt) -> None:
-        """Adds a prompt to the metrics."""
+        """Adds the tokens and pictures of a prompt to the metrics."""
         self.service.metrics.prompt_tokens.inc(len(prompt))
         self.service.metrics.pictures.inc(len(prompt.pictures))
 
     def _submit_choices(self, prompt: Prompt, generation_kwargs: Mapping[str, Any], num_choices: int) -> None:
-        """In a worker: what a forced form allows takes a while to find out."""
+        """Runs in a thread, since compiling a grammar takes a while."""
         seed = generation_kwargs.get("seed")
         for choice_index in range(num_choices):
             seed_kwargs = {} if seed is None else {"seed": (seed + choice_index) % (1 << 63)}
             stream = self.service.vlm.submit(prompt, **{**generation_kwargs, **seed_kwargs})
             self.streams.append(stream)
-            if self.is_cancelled:  # meanwhile
+            if self.is_cancelled:  # since this thread was started
                 stream.close()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
-        """What each choice gains, as it comes: (its number, what is new).
+        """The deltas of all choices as they come, each with the index of its choice.
 
         Raises:
-            Fault: the server went down before the end.
+            APIError: 503, the server shut down before the answers were complete.
         """
         delta_iterators = [stream.deltas() for stream in self.streams]
         if len(delta_iterators) == 1:
@@ -251,13 +266,13 @@ class RequestContext:
             raise shutting_down_error()
 
     async def answers(self) -> list[Answer]:
-        """The choices, once all of them have ended. Raises as `deltas`."""
+        """Waits for all choices and returns them. Raises as `deltas`."""
         async for _ in self.deltas():
             pass
         return [stream.answer for stream in self.streams]
 
     def cancel(self) -> None:
-        """The server goes down: no answer grows any more."""
+        """Ends the request early: closes its answers and cancels its scoring."""
         self.is_cancelled = True
         for stream in list(self.streams):
             stream.close()
@@ -265,7 +280,7 @@ class RequestContext:
             self.scoring_handle.cancel()
 
     def close(self) -> None:
-        """Gives back what the request held; answers that nobody will read end here."""
+        """Closes answers that are not complete, records the metrics of all, and releases the slot."""
         try:
             self.cancel()
             for stream in self.streams:

@@ -1,4 +1,4 @@
-"""The id of a request: in the `x-request-id` of its answer, in the log and in error bodies."""
+"""The id of a request: in the `x-request-id` of its response, in the log and in the bodies of errors."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 from contextvars import ContextVar
 from uuid import uuid4
 
-from starlette.types import Scope
+from starlette.datastructures import Headers
 
-REQUEST_ID_HEADER = b"x-request-id"
-REQUEST_ID_PATTERN = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")  # nothing that could forge a line of the log
+REQUEST_ID_HEADER = "x-request-id"
+REQUEST_ID_PATTERN = re.compile(
+    r"[A-Za-z0-9._:/+=@-]{1,128}"
+)  # no blanks or line ends, which could forge log lines
 
-current_request_id: ContextVar[str] = ContextVar(
-    "request_id", default="-"
-)  # of the request that is being answered
+current_request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
 def new_request_id() -> str:
-    """A fresh id."""
+    """A random id."""
     return f"req_{uuid4().hex}"
 
 
-def request_id_from_headers(scope: Scope) -> str:
-    """The id that a client has given its request in `x-request-id`, where it may stand in a log; else a new one."""
-    client_id = next((value for key, value in scope["headers"] if key == REQUEST_ID_HEADER), b"")
-    return client_id.decode() if REQUEST_ID_PATTERN.fullmatch(client_id) else new_request_id()
+def request_id_from_headers(headers: Headers) -> str:
+    """The id that the client chose, if it is safe to log; otherwise a new one."""
+    client_id = headers.get(REQUEST_ID_HEADER, "")
+    return client_id if REQUEST_ID_PATTERN.fullmatch(client_id) else new_request_id()

@@ -50,8 +50,12 @@ def document_responses(response_type: Any, *error_statuses: int, event_type: Any
 
 def _document_event_stream(event_type: Any) -> dict[str, Any]:
     """A stream as OpenAPI 3.2 describes it; `move_definitions` puts the definitions of events where they belong."""
-    schema = TypeAdapter(event_type).json_schema(ref_template=SCHEMA_REF_TEMPLATE)
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    events = TypeAdapter(list[event_type]).json_schema(ref_template=SCHEMA_REF_TEMPLATE)
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {**events["items"], "$defs": events["$defs"]},
+    }
     return {
         "text/event-stream": {
             "schema": {"type": "string", "description": "Server-sent events; see docs/server.md."},

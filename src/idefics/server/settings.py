@@ -122,16 +122,21 @@ class Settings:
                 "hosts with commas between them; pictures of this network can be sent as data URIs"
             )
         self.allowed_host_names()
-        if "*" in self.allowed_origin_set() and not (self.api_key or self.api_key_file):
+        if "*" in self.allowed_origin_set() and not self.has_key:
             raise BadSetting(
                 "allowed_origins is *, and there is no key: every web page could ask; list the origins, or give "
                 "--api-key-file"
             )
-        if not (is_loopback_host(self.host) or self.insecure or self.api_key or self.api_key_file):
+        if not (is_loopback_host(self.host) or self.insecure or self.has_key):
             raise BadSetting(
                 f"host is {self.host}, which other machines reach, and there is no key: give --api-key-file (or "
                 f"{ENVIRONMENT_PREFIX}API_KEY), or say --insecure if everyone may ask"
             )
+
+    @property
+    def has_key(self) -> bool:
+        """Whether clients must send a key."""
+        return bool(self.api_key or self.api_key_file)
 
     def api_keys(self) -> tuple[bytes, ...]:
         """The keys that open the server; none where it is open.

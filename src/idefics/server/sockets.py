@@ -1,4 +1,4 @@
-"""What a server process takes before anything else is loaded: its socket, and an orderly end on SIGTERM.
+"""The socket and the signal handler of a server process. Both are set up before the model is loaded.
 
 Imports nothing that takes time.
 """
@@ -15,24 +15,25 @@ from idefics.errors import BadSetting
 
 
 def exit_on_sigterm() -> None:
-    """Has SIGTERM end the process with exit code 0, through `finally` and `atexit`.
+    """Makes SIGTERM end the process with exit code 0, after `finally` blocks and `atexit` handlers.
 
-    Must run before clients are told of the address. uvicorn raises the signal again after its own orderly end.
+    To be called before the address is printed. uvicorn raises the signal again after its own shutdown.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A TCP socket on an address, not listening yet: clients are refused until the model is loaded.
+    """Binds a TCP socket that does not listen yet: connections are refused until the model is loaded.
 
-    It names its protocol: asyncio switches Nagle's algorithm off (TCP_NODELAY) for accepted sockets that do. With it,
-    a kept-alive connection waits 40 ms for each answer.
+    The socket has an explicit protocol, since asyncio sets TCP_NODELAY only on such sockets. Without it, each answer
+    on a connection that is kept alive would be delayed by 40 ms.
 
     Args:
+        host: name or address.
         port: 0 takes a free one.
 
     Raises:
-        BadSetting: there is no such address, or the port is in use.
+        BadSetting: the address does not exist, or the port is in use.
     """
     try:
         family, socket_type, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -49,10 +50,10 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 def start_listening(listener: socket.socket) -> None:
-    """Accepts clients from here on.
+    """Starts accepting connections.
 
     Raises:
-        BadSetting: another server that was started at the same time listens on the port by now.
+        BadSetting: another server has started to listen on the port since it was bound.
     """
     try:
         listener.listen()
@@ -62,7 +63,7 @@ def start_listening(listener: socket.socket) -> None:
 
 
 def socket_url(listener: socket.socket) -> str:
-    """Where clients find it."""
+    """The URL of a server on the socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -15,7 +15,7 @@ from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import MAX_PICTURES, picture_from_url
 from idefics.server.errors import APIError
 from idefics.server.ignored_fields import IgnoredFields
-from idefics.server.request_body import FILE_PART, read_request
+from idefics.server.request_body import FILE_FIELD, JSONBodyRoute, read_request
 from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import (
@@ -30,7 +30,6 @@ from idefics.server.response_fields import (
 from idefics.server.routing import (
     SCHEMA_REF_TEMPLATE,
     RequestContextDep,
-    ServerStateDep,
     document_responses,
 )
 from idefics.server.sampling_fields import MAX_NEW_TOKENS, SamplingFields
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 MAX_BEAMS = 16
 MAX_LABEL_CHARACTERS = 1024
 
-router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"])
+router = APIRouter(prefix="/v1/images/tasks", tags=["Tasks"], route_class=JSONBodyRoute)
 
 
 class FewShotExample(RequestModel):
@@ -79,7 +78,7 @@ class PictureRequest(RequestModel):
         if (file is None) == (self.image_url is None):
             raise APIError(
                 400,
-                f'give the picture as "image_url" or, in a form, as the file "{FILE_PART}": one of the two',
+                f'give the picture as "image_url" or, in a form, as the file "{FILE_FIELD}": one of the two',
                 param="image_url",
             )
         return Picture(file) if file is not None else picture_from_url(self.image_url or "")
@@ -181,8 +180,8 @@ class ClassificationResponse(NotesField):
 
 def _make_route_handler(task: Task, request_class: type[PictureRequest]) -> Callable[..., Any]:
 
-    async def handle_task(request: Request, service: ServerStateDep, context: RequestContextDep) -> Response:
-        task_request, file = await read_request(request, request_class, service.settings.body_megabytes << 20)
+    async def handle_task(request: Request, context: RequestContextDep) -> Response:
+        task_request, file = await read_request(request, request_class)
         if isinstance(task_request, ClassificationRequest):
             return await _rank_labels(context, task_request, file)
         assert isinstance(task_request, TaskRequest)
@@ -283,7 +282,7 @@ def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any
     """The body of a task's requests for OpenAPI: JSON, or a form with a file."""
     fields = request_class.model_json_schema(ref_template=SCHEMA_REF_TEMPLATE)
     file_schema = {"type": "string", "contentMediaType": "application/octet-stream"}
-    form_schema = {**fields, "properties": {**fields["properties"], FILE_PART: file_schema}}
+    form_schema = {**fields, "properties": {**fields["properties"], FILE_FIELD: file_schema}}
     return {
         "required": True,
         "content": {"application/json": {"schema": fields}, "multipart/form-data": {"schema": form_schema}},

@@ -1,4 +1,4 @@
-"""Work that uses much memory for a moment, which goes back to the system afterwards."""
+"""Runs a function that needs much memory for a short time, and returns that memory to the system."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ R = TypeVar("R")
 
 
 def run_in_temporary_thread(function: Callable[[], R], should_trim: Callable[[], bool]) -> R:
-    """What `function` returns, computed in a thread of its own; `should_trim` says afterwards whether to give memory back now.
+    """Calls a function in a new thread, and returns its result.
 
-    glibc keeps what a thread has freed for that thread, and gives back the rest only when it is told to: tokenizing a
-    text of a megabyte would make a process 40 to 130 MB larger for good. While it gives back, other threads may wait.
+    glibc keeps memory that a thread has freed for that thread, and returns the rest only on request: without this,
+    tokenizing a text of a megabyte would leave the process 40 to 130 MB larger.
+
+    Args:
+        should_trim: called afterwards; whether to return freed memory now, which may make other threads wait.
     """
     futures: list[Future[R]] = [Future()]
     thread = threading.Thread(target=_run_into_future, args=(function, futures[0]), name="idefics-long-text")
@@ -25,7 +28,7 @@ def run_in_temporary_thread(function: Callable[[], R], should_trim: Callable[[],
     thread.join()
     if should_trim() and (trim := _malloc_trim()) is not None:
         trim(0)
-    return futures.pop().result()  # no name is left for it: see `_run`
+    return futures.pop().result()  # keeps no reference to the future: see `_run_into_future`
 
 
 def _run_into_future(function: Callable[[], R], future: Future[R]) -> None:
@@ -33,7 +36,9 @@ def _run_into_future(function: Callable[[], R], future: Future[R]) -> None:
         future.set_result(function())
     except BaseException as error:
         future.set_exception(error)
-        del future  # the error holds this frame: with the outcome in it, it would hold itself, and all texts
+        del (
+            future
+        )  # the error refers to this frame: with the future in it, a cycle would keep all texts alive
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Serves an app on a socket, and ends in an orderly way: whoever has been let in is answered first."""
+"""Runs an app with uvicorn. On shutdown, admitted requests are answered first."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fastapi import FastAPI
 from idefics.server.http_protocol import BoundedH11Protocol
 from idefics.server.request_context import ServerState
 
-MAX_HEADER_BYTES = 32 << 10  # of one request, all together
-ERROR_DELIVERY_SECONDS = 5  # seconds that clients have to read the errors which end their answers
+MAX_HEADER_BYTES = 32 << 10  # all headers of a request together
+ERROR_DELIVERY_SECONDS = 5  # after the drain time, for clients to read the errors that end their answers
 LISTEN_BACKLOG = 2048
-# mallopt(3), for glibc: freed memory up to these sizes is kept for the next request. Bodies of a megabyte would come in
-# new memory each, whose page faults cost more than the parsing, while no other request is served.
+# Arguments of glibc's mallopt(3): it keeps freed memory up to these sizes. By default, each body of a megabyte gets new
+# memory, whose page faults take longer than the parsing, and block the event loop.
 M_TRIM_THRESHOLD, TRIM_BYTES = -1, 16 << 20
 M_MMAP_THRESHOLD, MMAP_BYTES = -3, 4 << 20
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's, whose end begins with a time in which answers may become complete."""
+    """A uvicorn server that lets requests finish within `--drain` seconds before it shuts down."""
 
     def __init__(self, app: FastAPI) -> None:
         self.service: ServerState = app.state.service
@@ -31,8 +31,8 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                loop="asyncio",  # `BoundedH11Protocol` bounds its reads; uvloop has no such setting
-                http=BoundedH11Protocol,  # of h11: httptools bounds neither the number of headers nor their size
+                loop="asyncio",  # uvloop has no limit for reads, which `BoundedH11Protocol` sets
+                http=BoundedH11Protocol,  # httptools limits neither the number of headers nor their size
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 ws="none",
                 lifespan="on",
@@ -45,14 +45,14 @@ class DrainingServer(uvicorn.Server):
         )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """What SIGTERM and Ctrl-C lead to."""
+        """Shuts down after SIGTERM or Ctrl-C: requests finish while uvicorn waits for their connections."""
         drain_task = asyncio.create_task(self.service.admission.close(self.service.settings.drain))
         await super().shutdown(sockets)
         drain_task.cancel()
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep freed memory, up to `TRIM_BYTES` an arena, in place of giving it back to the system each time."""
+    """Makes glibc keep up to `TRIM_BYTES` of freed memory per arena instead of returning it to the system."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
@@ -60,6 +60,6 @@ def keep_freed_memory() -> None:
 
 
 def run_server(app: FastAPI, listener: socket.socket) -> None:
-    """Serves until the process is told to end, by SIGTERM or Ctrl-C."""
+    """Serves the app on a socket until SIGTERM or Ctrl-C."""
     keep_freed_memory()
     DrainingServer(app).run(sockets=[listener])
