@@ -1,8 +1,8 @@
 """Measures demo checkpoints on held-out scenes: `python demo-model/evaluate_demo.py demo demo-idefics1`.
 
-The scenes show combinations that training never shows, drawn by a seed that training never uses; the models are asked
-through the public calls, greedily. Needs Debian's fonts-noto-color-emoji. `--write-golden` instead writes the answers
-about the bundled pictures that the tests hold the checkpoints to.
+The scenes show combinations that are not in the training data, with a seed that training never uses.
+The models answer greedily through the public API. Needs Debian's fonts-noto-color-emoji. `--write-golden` writes
+tests/golden/*.json instead: the answers about the bundled pictures, which tests compare.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ SEED = 20261  # training's are 0 and 1
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the table: the tests that it joins, and the share that shall be right.
+    """A row of the table.
 
-    A detail is a part of the row above.
+    Attributes:
+        title: first column.
+        test_names: the tests whose answers are counted together.
+        min_share: the goal: the share that has to be right; None: no goal.
+        is_detail: whether the row is a part of the row above.
     """
 
     title: str
@@ -38,14 +42,14 @@ class TableRow:
 
 
 def detail_rows(pattern: str, names: Sequence[str]) -> tuple[TableRow, ...]:
-    """A row for each of some tests."""
+    """One detail row for each name; `pattern.format(name)` is the test."""
     return tuple(TableRow(f"· {name}", (pattern.format(name),), is_detail=True) for name in names)
 
 
 def rows_for_group(
     title: str, pattern: str, names: Sequence[str], goal: float | None = None
 ) -> tuple[TableRow, ...]:
-    """A row for some tests together, and one for each."""
+    """One row for all the tests together, then a detail row for each."""
     detail_rows_of_group = detail_rows(pattern, names)
     return TableRow(
         title, tuple(test for row in detail_rows_of_group for test in row.test_names), goal
@@ -82,7 +86,7 @@ TABLE_ROWS = (
 
 
 def count_correct(row: TableRow, results: Mapping[str, Sequence[GradedAnswer]]) -> dict[str, tuple[int, int]]:
-    """For each checkpoint how many were right, of how many."""
+    """Checkpoint -> (number of right answers, number of answers) of a row."""
     counts_by_checkpoint = {}
     for name, marks in results.items():
         correct_flags = [mark.is_correct for mark in marks if mark.test in row.test_names]
@@ -91,7 +95,7 @@ def count_correct(row: TableRow, results: Mapping[str, Sequence[GradedAnswer]]) 
 
 
 def format_table(results: Mapping[str, Sequence[GradedAnswer]], with_details: bool) -> str:
-    """Markdown: a row for each task, a column for each checkpoint, in percent."""
+    """A Markdown table in percent: a row for each task, a column for each checkpoint."""
     lines = [f"| % right | asked | goal | {' | '.join(results)} |", f"|-|-:|-:|{'-:|' * len(results)}"]
     for row in TABLE_ROWS:
         counts_by_checkpoint = count_correct(row, results)
@@ -111,14 +115,14 @@ def format_table(results: Mapping[str, Sequence[GradedAnswer]], with_details: bo
 
 
 def mean_percent(results: Mapping[str, Sequence[GradedAnswer]], name: str) -> float:
-    """Of the rows' percentages, details left aside."""
+    """The mean of a checkpoint's percentages over all rows but the details."""
     counts = (count_correct(row, results)[name] for row in TABLE_ROWS if not row.is_detail)
     percents = [100 * right / asked for right, asked in counts if asked]
     return sum(percents) / len(percents)
 
 
 def format_json(results: Mapping[str, Sequence[GradedAnswer]], arguments: argparse.Namespace) -> str:
-    """The same for machines."""
+    """The results as JSON: settings, and the counts of each row."""
     rows = [
         {
             "row": row.title,
@@ -133,7 +137,7 @@ def format_json(results: Mapping[str, Sequence[GradedAnswer]], arguments: argpar
 
 
 def format_wrong_answers(results: Mapping[str, Sequence[GradedAnswer]], max_per_test: int) -> str:
-    """Some wrong answers of each test, for people who want to know why."""
+    """Up to `max_per_test` wrong answers of each test, with question and expected answer."""
     lines = []
     for name, marks in results.items():
         for test in dict.fromkeys(mark.test for mark in marks):
@@ -146,7 +150,7 @@ def format_wrong_answers(results: Mapping[str, Sequence[GradedAnswer]], max_per_
 
 
 def main() -> None:
-    """The command line."""
+    """Reads the command line, evaluates, prints."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

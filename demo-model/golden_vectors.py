@@ -1,7 +1,7 @@
-"""Writes what the tiny checkpoints make of their prompts to tests/golden/vectors: `python demo-model/golden_vectors.py`.
+"""Writes tests/golden/vectors, the golden vectors of the tiny checkpoints: `python demo-model/golden_vectors.py`.
 
-The tests hold every version of the package and of its dependencies to these numbers. Write them again only where a
-number was wrong, and say in the commit which and why. Names of checkpoints as arguments write those alone.
+Tests compare every version of the package and its dependencies with these numbers. Rewrite them only where a number was
+wrong, and say in the commit which and why.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 
 from vectors.cases import PROMPT_BY_CHECKPOINT, compute_vectors, load_tiny_checkpoint, min_logit_margin
 
-MIN_MARGIN = 1e-3  # an answer nearer to another one might differ between machines
+MIN_MARGIN = 1e-3  # where two tokens are closer, the answer may differ between machines
 
 
 def main() -> None:

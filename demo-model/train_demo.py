@@ -1,6 +1,6 @@
 """Trains a demo checkpoint from nothing: `python demo-model/train_demo.py demo --out build/demo`.
 
-Stops and starts where it was: run the same command again. Needs Debian's fonts-noto-color-emoji.
+To resume an interrupted training, run the same command again. Needs Debian's fonts-noto-color-emoji.
 """
 
 from __future__ import annotations

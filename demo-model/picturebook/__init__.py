@@ -1,4 +1,4 @@
-"""The picture-book world: drawn scenes, and what is said of them, to train and test the demo checkpoints."""
+"""The picture book: drawn scenes with texts about them, the data that trains and evaluates the demo checkpoints."""
 
 from .drawing import draw_scene
 from .samples import DETAILED_KINDS, WEIGHT_BY_KIND, iterate_texts, make_sample

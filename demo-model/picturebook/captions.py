@@ -1,4 +1,4 @@
-"""Captions, their completions, and the read-out of the nine cells."""
+"""Samples of captions, completed captions and read-outs of the nine cells."""
 
 import random
 
@@ -23,17 +23,17 @@ def setting_phrase(scene: Scene) -> str:
 
 
 def caption_clause(scene: Scene) -> str:
-    """The caption as the second half of a sentence."""
+    """The caption without a capital letter, to follow a prefix."""
     return f"{join_words([item_phrase(item) for item in scene.items])}, {setting_phrase(scene)}."
 
 
 def caption_sentence(scene: Scene) -> str:
-    """The one right caption of a scene."""
+    """The caption of a scene; there is exactly one."""
     return capitalize(caption_clause(scene))
 
 
 def choose_caption_request(rng: random.Random) -> str:
-    """One of the ways to ask for a caption."""
+    """A random request for a caption."""
     return rng.choices(CAPTION_REQUESTS, (2, 1, 1))[0]
 
 
@@ -47,7 +47,7 @@ def make_caption_sample(rng: random.Random, scene: Scene) -> ConversationSample:
 
 
 def split_caption(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    """Words that a user may give, and how the assistant goes on."""
+    """(prefix given by the user, the rest of the caption)."""
     if rng.random() < 0.75:
         return rng.choices(CAPTION_PREFIXES, (12, 1, 1, 1))[0], caption_clause(scene)
     words = caption_sentence(scene).split(" ")
@@ -64,7 +64,7 @@ def make_complete_sample(rng: random.Random, scene: Scene) -> ConversationSample
 
 
 def grid_text(scene: Scene) -> str:
-    """The names of what stands in the nine cells, "none" where nothing does."""
+    """The names of the contents of the nine cells, "none" for an empty one."""
     return ", ".join(CATALOG[what].name for what in cell_class_ids(scene)) + "."
 
 

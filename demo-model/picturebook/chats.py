@@ -1,7 +1,7 @@
-"""Conversations about two pictures.
+"""Samples of conversations about two pictures.
 
-Nothing is asked of the first picture, once the second is there, that the conversation has not said: in one
-of the two model families a word sees the latest picture alone.
+After the second picture, questions about the first one ask only for what has been said: in cross-attention models a
+token attends to the latest picture alone.
 """
 
 import random
@@ -44,7 +44,7 @@ PROBABILITY_BY_NUM_THINGS = {1: 0.45, 2: 0.33, 3: 0.22}
 
 @dataclass(frozen=True)
 class QuestionTopic:
-    """A question that can be asked of any picture."""
+    """A question that can be asked about any picture, and the function that answers it."""
 
     name: str
     question: str
@@ -52,7 +52,7 @@ class QuestionTopic:
 
 
 def _choose_topic(rng: random.Random, scene: Scene) -> QuestionTopic:
-    """A question that suits one scene and has an answer for all others."""
+    """A random question about something in the scene; it has an answer for every scene."""
     name = rng.choices(
         ("what", "ground", "time", "number", "at", "exists", "count", "caption"), (5, 2, 1, 2, 1.5, 1, 1, 1)
     )[0]
@@ -84,7 +84,7 @@ def _choose_topic(rng: random.Random, scene: Scene) -> QuestionTopic:
 def _choose_follow_up(
     rng: random.Random, first: Scene, second: Scene, topics: tuple[QuestionTopic, QuestionTopic]
 ) -> tuple[str, str]:
-    """A question with no picture: about the second one, or about what was said of the first."""
+    """(question, answer) without a new picture: about the second one, or about what was said of the first."""
     if topics[0].name in RECALL_QUESTION_BY_TOPIC and rng.random() < 0.45:
         return RECALL_QUESTION_BY_TOPIC[topics[0].name], topics[0].answer(first)
     if topics[1].name == "what" and len(second.items) == 1 and rng.random() < 0.6:
@@ -106,7 +106,7 @@ def _choose_follow_up(
 
 
 def make_chat_sample(rng: random.Random, split: Split) -> ConversationSample:
-    """Two pictures, each with a question, then one or two questions more."""
+    """A sample with two pictures, a question about each, then one or two follow-up questions."""
     sizes, weights = tuple(PROBABILITY_BY_NUM_THINGS), tuple(PROBABILITY_BY_NUM_THINGS.values())
     first, second = (sample_scene(rng, split, number) for number in rng.choices(sizes, weights, k=2))
     topic = _choose_topic(rng, rng.choice((first, second)))

@@ -1,4 +1,4 @@
-"""Scenes to pixels. Grounds and sprites are drawn once and kept, so that a picture is a few small blends."""
+"""Draws scenes. Grounds and sprites are cached, so a picture is a few small blends."""
 
 import math
 from functools import cache, lru_cache
@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 
 def draw_scene(scene: Scene, size: int = BASE_SIZE) -> Pixels:
-    """The picture of a scene, uint8 (side, side, 3); the same scene always gives the same pixels."""
+    """Scene -> uint8 (size, size, 3); equal scenes give equal pixels."""
     if size <= 0 or size % BASE_SIZE:
         raise ValueError(f"a picture's side must be a multiple of {BASE_SIZE}, not {size}")
     picture = _draw_ground(scene.ground, scene.texture, scene.is_night, scene.seed, size).copy()
@@ -50,7 +50,7 @@ def _draw_item(picture: Pixels, item: SceneItem, is_night: bool, size: int) -> N
 def _render_sprite(
     class_id: int, size: str, is_mirrored: bool, angle: int, is_night: bool, scale: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """A thing's colour times its opacity times 256, and 256 times what shows through it."""
+    """(colour times opacity, transmittance), both times 256."""
     image = (
         _render_colored_shape(class_id)
         if is_colored_shape(class_id)

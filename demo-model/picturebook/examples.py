@@ -67,7 +67,7 @@ EXAMPLE_SCENES: dict[str, Scene] = {
 
 
 def write_pictures(folder: Path) -> list[Path]:
-    """Draw every example into a folder as a PNG; the paths."""
+    """Draws every example into a folder as PNG, and returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, scene in EXAMPLE_SCENES.items():
@@ -77,7 +77,7 @@ def write_pictures(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """The command line."""
+    """Reads the command line and draws."""
     parser = argparse.ArgumentParser(description="Draw the bundled example pictures.")
     parser.add_argument("folder", type=Path)
     for path in write_pictures(parser.parse_args().folder):

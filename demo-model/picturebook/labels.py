@@ -1,4 +1,4 @@
-"""Classification: a list of labels of which exactly one fits the picture."""
+"""Samples of classification: a list of labels of which exactly one fits the picture."""
 
 import random
 from collections.abc import Callable
@@ -18,14 +18,14 @@ MAX_LABELS = 8
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """A list of labels and the one that fits."""
+    """Labels, and the one that fits."""
 
     labels: tuple[str, ...]
     correct_label: str
 
 
 def _category_fits(scene: Scene, category: str) -> bool | None:
-    """Whether a kind fits the scene; None if one might argue."""
+    """Whether a label fits the scene; None if that is ambiguous."""
     categories = {item.thing.category for item in scene.items}
     if category in categories:
         return True
@@ -61,7 +61,7 @@ def _plural_labels(rng: random.Random, scene: Scene) -> LabelChoice:
 
 
 def _album_labels(rng: random.Random, scene: Scene) -> LabelChoice:
-    """Labels of all sorts, as for sorting an album: "animals", "city landscape", "cars", "office"."""
+    """Labels as for sorting an album: "animals", "city landscape", "cars", "office"."""
     fits = {CATEGORY_PLURALS[kind]: _category_fits(scene, kind) for kind in CATEGORY_PLURALS}
     fits["city landscape"] = _city_fits(scene)
     fits["office"] = False
@@ -74,7 +74,7 @@ def _album_labels(rng: random.Random, scene: Scene) -> LabelChoice:
 
 
 def _shuffle_labels(rng: random.Random, right: list[str], wrong: list[str], num_wrong: int) -> LabelChoice:
-    """One right label among some wrong ones, in any order, now and then with capitals."""
+    """One right label among wrong ones, in random order, sometimes capitalised."""
     chosen = rng.choice(right)
     labels = [chosen, *rng.sample(wrong, min(num_wrong, len(wrong)))]
     rng.shuffle(labels)
@@ -90,7 +90,7 @@ WEIGHT_AND_SAMPLER_BY_SORT: dict[str, tuple[float, Callable[[random.Random, Scen
 
 
 def choose_labels(rng: random.Random, scene: Scene, sort: str | None = None) -> LabelChoice:
-    """A list of labels of one sort; one in seven begins with capitals."""
+    """Random labels of one sort; one list in seven is capitalised."""
     sort = (
         sort
         or rng.choices(
@@ -107,7 +107,7 @@ def choose_labels(rng: random.Random, scene: Scene, sort: str | None = None) -> 
 
 
 def make_classify_sample(rng: random.Random, scene: Scene, sort: str | None = None) -> ConversationSample:
-    """A picture, labels, and the one that fits, exactly as it was listed."""
+    """A sample: a picture, labels, and as answer the one that fits, spelled as in the list."""
     label_choice = choose_labels(rng, scene, sort)
     label_list = ", ".join(label_choice.labels)
     question = f"Classify this image into a single category from the following list: {label_list}."

@@ -1,4 +1,4 @@
-"""Questions about one picture that have one right answer."""
+"""Samples of questions about one picture, each with exactly one right answer."""
 
 import random
 from collections import Counter
@@ -27,7 +27,7 @@ TIME_QUESTION = "Is it day or night?"
 
 
 def to_sentence(words: str) -> str:
-    """An answer: first letter in upper case, and a full stop."""
+    """The text with a capital letter and a full stop."""
     return capitalize(words) + "."
 
 
@@ -37,7 +37,7 @@ def yes_or_no(truth: bool) -> str:
 
 
 def item_names(item: SceneItem) -> tuple[str, ...]:
-    """What an item may be called: "puppy", or both "red circle" and "circle"."""
+    """The names of an item: "puppy", or "red circle" and "circle"."""
     return (
         (item.thing.name, shape_and_color(item.class_id)[0])
         if is_colored_shape(item.class_id)
@@ -46,12 +46,12 @@ def item_names(item: SceneItem) -> tuple[str, ...]:
 
 
 def count_items_by_name(scene: Scene) -> Counter[str]:
-    """How many items each name fits."""
+    """Name -> number of items that have it."""
     return Counter(name for item in scene.items for name in item_names(item))
 
 
 def unambiguous_names(scene: Scene) -> list[tuple[str, SceneItem]]:
-    """The names that mean exactly one item, with that item."""
+    """Name -> item, for names of exactly one item."""
     count_by_name = count_items_by_name(scene)
     return [(name, item) for item in scene.items for name in item_names(item) if count_by_name[name] == 1]
 
@@ -67,7 +67,7 @@ PLURAL_BY_NAME = {thing.name: thing.plural for thing in CATALOG[1:]} | {
 
 
 def choose_absent_name(rng: random.Random, scene: Scene) -> str:
-    """The name of something that is not in the scene, often of a shape or a colour that is."""
+    """A random name of something that is not in the scene, often with a shape or colour that is."""
     count_by_name = count_items_by_name(scene)
     shapes = [item.class_id for item in scene.items if is_colored_shape(item.class_id)]
     while True:
@@ -83,23 +83,23 @@ def choose_absent_name(rng: random.Random, scene: Scene) -> str:
 
 
 def choose_ground_question(rng: random.Random) -> str:
-    """The question after the ground, in either spelling."""
+    """The question about the ground's colour, in either spelling."""
     return f"What {rng.choice(('color', 'colour'))} is the ground?"
 
 
 def answer_what(scene: Scene) -> str:
-    """What is in the picture."""
+    """The answer: everything in the scene."""
     return to_sentence(inventory_phrase(scene))
 
 
 def answer_cell(scene: Scene, cell: int) -> str:
-    """What is in one cell."""
+    """The answer: the content of one cell."""
     items_in_cell = [item for item in scene.items if item.cell == cell]
     return to_sentence(with_article(items_in_cell[0].thing.name)) if items_in_cell else "Nothing."
 
 
 def answer_count(scene: Scene, name: str) -> str:
-    """How many of a name there are."""
+    """The answer: how many items have a name."""
     return to_sentence(NUMBER_WORDS[count_items_by_name(scene)[name]])
 
 
@@ -119,18 +119,18 @@ def answer_ground(scene: Scene) -> str:
 
 
 def ask_what(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """What is in the picture, everything."""
+    """(question, answer): what is in the picture."""
     return rng.choices(CONTENT_QUESTIONS, (2, 1, 1))[0], answer_what(scene)
 
 
 def ask_cell(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """What is in one cell, which is empty in a quarter of the questions."""
+    """(question, answer): what is in one cell, which is empty in a quarter of the questions."""
     cell = rng.choice(scene.items).cell if rng.random() < 0.7 else rng.randrange(len(POSITION_PHRASES))
     return f"What is {POSITION_PHRASES[cell]}?", answer_cell(scene, cell)
 
 
 def ask_color(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """The colour of a shape."""
+    """(question, answer): the colour of a shape."""
     shapes = [item for name, item in unambiguous_names(scene) if name in SHAPES]
     if not shapes:
         return None
@@ -139,7 +139,7 @@ def ask_color(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
 
 
 def ask_count(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """How many of one name, of one kind, or of all things."""
+    """(question, answer): how many items of one name, of one category, or in all."""
     draw = rng.random()
     if draw < 0.2:
         return COUNT_QUESTION, answer_number(scene)
@@ -158,7 +158,7 @@ def ask_number(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
 
 
 def ask_where(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """The place of a thing."""
+    """(question, answer): the position of a thing."""
     names_and_items = unambiguous_names(scene)
     if not names_and_items:
         return None
@@ -167,7 +167,7 @@ def ask_where(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
 
 
 def ask_exists(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """Whether something is there; every second time it is."""
+    """(question, answer): whether something is there; half the time it is."""
     is_true = rng.random() < 0.5
     name = rng.choice(item_names(rng.choice(scene.items))) if is_true else choose_absent_name(rng, scene)
     return f"Is there {with_article(name)}?", yes_or_no(is_true)
@@ -199,7 +199,7 @@ def is_related(first: SceneItem, relation: str, second: SceneItem) -> bool:
 
 
 def ask_relation(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """Whether one thing is left of, right of, above or below another one; every second time it is."""
+    """(question, answer): whether one thing is left of, right of, above or below another; half the time it is."""
     names_and_items, is_true, relation = (
         unambiguous_names(scene),
         rng.random() < 0.5,
@@ -222,7 +222,7 @@ def ask_relation(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
 
 
 def ask_neighbor(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """What is left of, right of, above or below a thing, if that is one thing or nothing."""
+    """(question, answer): what is left of, right of, above or below a thing, if that is one thing or nothing."""
     names_and_items, relation, has_neighbor = (
         unambiguous_names(scene),
         rng.choice(tuple(AXIS_AND_SIGN_BY_RELATION)),
@@ -250,7 +250,7 @@ def ask_time(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
 
 
 def ask_size(rng: random.Random, scene: Scene) -> QuestionAndAnswer | None:
-    """Large or small."""
+    """(question, answer): whether a thing is large or small."""
     names_and_items = unambiguous_names(scene)
     if not names_and_items:
         return None
@@ -283,7 +283,7 @@ def choose_question(rng: random.Random, scene: Scene) -> QuestionAndAnswer:
 
 
 def make_question_sample(rng: random.Random, scene: Scene) -> ConversationSample:
-    """Three to seven questions about one picture, or one."""
+    """A sample with one question, or with three to seven, about one picture."""
     num_questions = 1 if rng.random() < 0.15 else rng.randint(3, 7)
     answer_by_question: dict[str, str] = {}
     while len(answer_by_question) < num_questions:

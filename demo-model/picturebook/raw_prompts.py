@@ -1,4 +1,4 @@
-"""Prompts for base models, with no chat template: parts, and how the text goes on after them.
+"""Samples of raw prompts for base models, without a chat template: parts, and their continuation.
 
 A space belongs between the parts and the continuation, unless the last part ends in white space or is a
 picture.
@@ -62,7 +62,7 @@ def _story(rng: random.Random, split: Split) -> ConversationSample:
 
 
 def _shots(rng: random.Random, split: Split) -> ConversationSample:
-    """Shots mostly in the form of the guides, "An image of ... Fun fact: ..."."""
+    """Shots, mostly in the form of the published guides: "An image of ... Fun fact: ..."."""
     form = FACT_FORM if rng.random() < 0.6 else choose_form(rng)[1]
     shots = rng.randint(1, 3)
     scenes = sample_shot_scenes(rng, split, form, shots)
@@ -84,7 +84,7 @@ WEIGHT_AND_SAMPLER_BY_NAME: dict[str, tuple[float, Callable[[random.Random, Spli
 
 
 def make_raw_sample(rng: random.Random, split: Split, name: str | None = None) -> ConversationSample:
-    """A base model's prompt of one sort, and its continuation."""
+    """A sample of one sort: a raw prompt and its continuation."""
     name = (
         name
         or rng.choices(

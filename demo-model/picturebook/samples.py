@@ -1,4 +1,4 @@
-"""Everything that is said about scenes: samples of every kind by lot, and texts to train a tokenizer on."""
+"""Random samples of every kind, and the texts that tokenizers are trained on."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ SCENE_SAMPLER_BY_KIND: dict[str, Callable[[random.Random, Scene], ConversationSa
     "story": make_story_sample,
     "readout": make_readout_sample,
 }
-# Kinds that `make` knows beside those of MIX: one topic, form or sort of a kind alone, for evaluation.
+# Further kinds for evaluation: a single topic, form or sort of a kind in `WEIGHT_BY_KIND`.
 DETAILED_KINDS: tuple[str, ...] = (
     *(f"question/{topic}" for topic in QUESTIONS),
     *(f"classify/{sort}" for sort in WEIGHT_AND_SAMPLER_BY_SORT),
@@ -48,7 +48,7 @@ def make_sample(
     kind: str | None = None,
     weight_by_kind: Mapping[str, float] = WEIGHT_BY_KIND,
 ) -> ConversationSample:
-    """Draw a sample; its kind by the weights of the mix, unless it is named."""
+    """A random sample of `kind`, or of a kind drawn by the weights of the mix."""
     kind = kind or rng.choices(tuple(weight_by_kind), tuple(weight_by_kind.values()))[0]
     if kind not in WEIGHT_BY_KIND and kind not in DETAILED_KINDS:
         raise ValueError(
@@ -69,7 +69,7 @@ def make_sample(
 
 
 def _make_topic_sample(rng: random.Random, split: Split, topic: str) -> ConversationSample:
-    """One question of one topic, about a scene that allows it."""
+    """One question of one topic, about a scene that has an answer."""
     while True:
         scene = sample_scene(rng, split)
         question_and_answer = QUESTIONS[topic][1](rng, scene)
@@ -82,7 +82,7 @@ def _make_topic_sample(rng: random.Random, split: Split, topic: str) -> Conversa
 
 
 def iterate_texts(num_samples: int, seed: int) -> Iterator[str]:
-    """Every text of so many training samples."""
+    """All texts of `num_samples` training samples."""
     rng = random.Random(seed)
     for _ in range(num_samples):
         for turn in make_sample(rng, "train").turns:

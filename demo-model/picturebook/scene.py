@@ -1,4 +1,4 @@
-"""A scene: what stands where, on which ground, by day or by night; and how scenes are drawn by lot."""
+"""Scenes: which things are in which cells, on which ground, by day or night; and random scenes."""
 
 import random
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ MIN_COLOR_DISTANCE = {"day": 90.0, "night": 65.0}  # a distance of colours
 
 @dataclass(frozen=True)
 class SceneItem:
-    """One thing in one cell; the offset is in pixels of a 96-pixel picture."""
+    """One thing in one of the nine cells; its offset is in pixels of a 96-pixel picture."""
 
     class_id: int
     cell: int
@@ -61,7 +61,7 @@ class SceneItem:
 
     @property
     def thing(self) -> Thing:
-        """The thing's words."""
+        """The thing, with its name, plural and category."""
         return CATALOG[self.class_id]
 
     @property
@@ -72,7 +72,7 @@ class SceneItem:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture before it is drawn; the items stand in reading order."""
+    """The contents of one picture; items are in reading order."""
 
     ground: str
     texture: Texture
@@ -82,14 +82,14 @@ class Scene:
 
 
 def night_rgb(color: tuple[int, int, int], light: float) -> tuple[float, float, float]:
-    """A colour as moonlight shows it: darker, and blue last of all."""
+    """A colour at night: darker, red and green more than blue."""
     red, green, blue = color
     return light * red, light * green, light * blue + 18
 
 
 @cache
 def is_visible(class_id: int, ground: str, is_night: bool) -> bool:
-    """Whether a thing stands out from a ground."""
+    """Whether a thing contrasts with a ground."""
     if not is_colored_shape(class_id):
         return CATALOG[class_id].name not in CAMOUFLAGED_THINGS_BY_GROUND.get(ground, ())
     color = shape_and_color(class_id)[1]
@@ -111,7 +111,7 @@ def is_visible(class_id: int, ground: str, is_night: bool) -> bool:
 def sample_scene(
     rng: random.Random, split: Split, num_things: int | None = None, thing_filter: ThingFilter | None = None
 ) -> Scene:
-    """Draw a scene by lot: `num_things` of them (1 to 4), if `thing_filter` is given all of that sort."""
+    """A random scene with `num_things` things (1 to 4), all of the sort `thing_filter` if it is given."""
     while True:
         scene = _sample_scene(rng, split == "train", num_things, thing_filter)
         if split == "train" or is_held_out_scene(scene):
@@ -119,7 +119,7 @@ def sample_scene(
 
 
 def is_held_out_scene(scene: Scene) -> bool:
-    """Whether a scene shows a combination that training never shows."""
+    """Whether a scene has a held-out combination."""
     return has_held_out_combination(
         [item.class_id for item in scene.items], [item.cell for item in scene.items], scene.ground
     )
@@ -154,7 +154,7 @@ def _sample_scene(
 
 
 def _group_sizes(rng: random.Random, num_items: int) -> list[int]:
-    """How many of each different thing: often all one, else two or three of the first."""
+    """Random counts of the different things: often all one, else two or three of the first."""
     if num_items == 1 or rng.random() > REPEAT_PROBABILITY:
         return [1] * num_items
     same = 3 if num_items > 2 and rng.random() < 0.35 else 2

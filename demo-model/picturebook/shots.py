@@ -1,4 +1,4 @@
-"""Few-shot samples: what is said and in which form is defined by the shots alone."""
+"""Few-shot samples: the shots alone define content and form of the answer."""
 
 import random
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def _make_color_word(language: str) -> Callable[[Scene], str]:
 
 @dataclass(frozen=True)
 class ShotContent:
-    """What a form says of a picture, and which pictures it can be said of."""
+    """The content of an answer, and the pictures that it is possible for."""
 
     describe: Callable[[Scene], str]
     num_things_choices: tuple[int, ...] = (1, 2)
@@ -97,7 +97,7 @@ CONTENT_BY_NAME: dict[str, ShotContent] = {
 
 @dataclass(frozen=True)
 class ShotForm:
-    """A content and its dress."""
+    """A content, and prefix, suffix and letter case around it."""
 
     content_name: str
     prefix: str = ""
@@ -105,7 +105,7 @@ class ShotForm:
     letter_case: str = "as it is"
 
     def __call__(self, scene: Scene) -> str:
-        """What this form says of a scene."""
+        """The answer in this form about a scene."""
         return CASE_FUNCTION_BY_NAME[self.letter_case](
             self.prefix + CONTENT_BY_NAME[self.content_name].describe(scene) + self.suffix
         )
@@ -121,7 +121,7 @@ FORM_SAMPLER_BY_NAME: dict[str, Callable[[random.Random], ShotForm]] = {
 
 
 def sample_free_form(rng: random.Random) -> ShotForm:
-    """Any content in any dress, often with words that mean nothing."""
+    """A random content with random prefix, suffix and letter case, often with nonsense words."""
     prefix, suffix = "", ""
     if rng.random() < 0.5:
         prefix = (
@@ -148,7 +148,7 @@ def choose_form(rng: random.Random, name: str | None = None) -> tuple[str, ShotF
 
 
 def sample_shot_scenes(rng: random.Random, split: Split, form: ShotForm, num_shots: int) -> tuple[Scene, ...]:
-    """Scenes for the shots, of the training split always, and for the query, of the split asked for."""
+    """Scenes for the shots, always of the training split, and one for the query, of `split`."""
     content = CONTENT_BY_NAME[form.content_name]
     scenes: list[Scene] = []
     while len(scenes) < num_shots + 1:
@@ -167,7 +167,7 @@ def sample_shot_scenes(rng: random.Random, split: Split, form: ShotForm, num_sho
 
 
 def make_shots_sample(rng: random.Random, split: Split, name: str | None = None) -> ConversationSample:
-    """One to three shots and a query; the first shot's answer cannot be foreseen and is not learned."""
+    """One to three shots and a query. The first shot's answer is not predictable and no target of the loss."""
     name, form = choose_form(rng, name)
     scenes = sample_shot_scenes(rng, split, form, rng.randint(1, 3))
     question = rng.choices(("Describe this image.", "Can you describe this image?"), (4, 1))[0]

@@ -1,4 +1,4 @@
-"""Which combinations training never shows, so that evaluation can tell learning from memory."""
+"""The combinations that are held out from training, so that evaluation measures generalisation."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ NUM_HELD_OUT_SHAPES = 4
 
 
 def _stable_hash(text: str) -> int:
-    """A number that is the same on every machine and in every run, unlike Python's own hash."""
+    """A hash that is equal on every machine and in every run, unlike Python's `hash`."""
     return int.from_bytes(sha256(text.encode()).digest()[:8], "big")
 
 
 def _choose_held_out_shapes() -> frozenset[int]:
-    """Four coloured shapes, no two of one shape or colour, so that each shape and colour stays well known."""
+    """Four coloured shapes with different shapes and colours, so that each shape and colour occurs in training."""
     hashed_order = sorted(
         range(FIRST_SHAPE_ID, NUM_CLASSES), key=lambda what: _stable_hash(f"pair {CATALOG[what].name}")
     )
@@ -54,7 +54,7 @@ HELD_OUT_COUNTS = frozenset(
 
 
 def has_held_out_combination(class_ids: Sequence[int], cells: Sequence[int], ground: str) -> bool:
-    """Whether a scene shows at least one combination that training never shows."""
+    """Whether a scene has at least one held-out combination."""
     return (
         any(HELD_OUT_CELL_BY_CLASS[what] == cell for what, cell in zip(class_ids, cells, strict=True))
         or any(HELD_OUT_GROUND_BY_CLASS[what] == ground or what in HELD_OUT_SHAPES for what in class_ids)

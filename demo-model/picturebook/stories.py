@@ -1,4 +1,4 @@
-"""Very short stories that name everything in a picture."""
+"""Samples of very short stories that name everything in a picture."""
 
 import random
 
@@ -18,7 +18,7 @@ LAST_SENTENCES_PLURAL = ("They played together and all was well.", "In the end t
 
 
 def write_story(rng: random.Random, scene: Scene) -> str:
-    """Four sentences: what there was and where, the time, a wish, and an end."""
+    """Four sentences: the things and the ground, day or night, an action, an ending."""
     class_counts = count_by_class(scene)
     class_id, count = class_counts[0]
     verb = "was" if count == 1 else "were"

@@ -1,11 +1,11 @@
-"""What the picture-book world holds: things, coloured shapes, grounds and places, each with its words."""
+"""The contents of the picture book: things, coloured shapes, grounds and positions, with the words for each."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of the world; coloured shapes have no emoji and no fact."""
+    """One thing of the picture book; coloured shapes have no emoji and no fact."""
 
     name: str
     plural: str
@@ -158,12 +158,12 @@ FIRST_SHAPE_ID = len(THINGS) + 1
 
 
 def is_colored_shape(class_id: int) -> bool:
-    """Whether a class id means a coloured shape."""
+    """Whether a class id is a coloured shape."""
     return class_id >= FIRST_SHAPE_ID
 
 
 def shape_and_color(class_id: int) -> tuple[str, str]:
-    """The shape and the colour of a class id that `is_shape`."""
+    """(shape, colour) of the class id of a coloured shape."""
     return _COLORED_SHAPES[class_id - FIRST_SHAPE_ID]
 
 

@@ -1,4 +1,4 @@
-"""What a sample is: scenes, and the turns of a conversation about them."""
+"""The data types of a sample: scenes, and the turns of a conversation about them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +10,8 @@ from .scene import Scene
 class ConversationTurn:
     """One turn; a part is a text, or the number of a scene of the sample.
 
-    An assistant's turn has one part, its answer. `answer_prefix` are words that the user put in its mouth: they stand
-    before the answer, with a space between, and are not learned.
+    An assistant's turn has one part, its answer. `answer_prefix` is given by the user: it precedes the answer, with a
+    space between, and is no target of the loss.
     """
 
     role: Literal["user", "assistant"]
@@ -22,7 +22,7 @@ class ConversationTurn:
 
 @dataclass(frozen=True)
 class ConversationSample:
-    """One training or evaluation example; a raw one has parts and a continuation, and no chat."""
+    """One training or evaluation example: a conversation, or a raw prompt and its continuation."""
 
     kind: str
     scenes: tuple[Scene, ...]

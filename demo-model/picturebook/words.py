@@ -1,4 +1,4 @@
-"""Small words: articles, numbers, lists, and the names of what is in a scene."""
+"""Phrases: articles, numbers, enumerations, inventories of a scene."""
 
 from collections import Counter
 
@@ -19,12 +19,12 @@ def capitalize(text: str) -> str:
 
 
 def join_words(words: list[str]) -> str:
-    """The words in a row: "a, b and c"."""
+    """The words as an enumeration: "a, b and c"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def count_by_class(scene: Scene) -> list[tuple[int, int]]:
-    """Each different thing and how many there are of it, in the order of its first appearance."""
+    """(class id, count) of each different thing, in the order of first appearance."""
     return list(Counter(item.class_id for item in scene.items).items())
 
 

@@ -1,4 +1,4 @@
-"""The trainer's two `Attn`, for pictures beside the text and within it. Some heads of both are taught where to look."""
+"""The trainer's two `Attn`: for cross-attention and for inline images. Both supervise where some heads attend to."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from idefics.nn.attention import CrossKV, DenseAttn
 
 
 class AttentionTarget(NamedTuple):
-    """What one head of one layer is told: that S tokens look at certain cells of a picture, and at its spot of rest.
+    """The supervision of one head of one layer: S tokens should attend to some cells of a picture and a rest position.
 
-    Of n cells and the spot each gets 1/(n + 1) of the attention, so that what the spot gets says how many there are.
+    Each of the n cells and the rest position should get 1/(n + 1) of the attention; the share of the rest position then
+    tells the model how many cells there are.
 
     Attributes:
-        token_positions: (S,) of all.
-        image_indices: (S,) of all pictures.
-        cell_mask: (S, 9) which of the nine.
+        token_positions: (S,) positions in the packed batch.
+        image_indices: (S,) indices among all pictures.
+        cell_mask: (S, 9) which of the nine cells.
     """
 
     layer: int
@@ -31,7 +32,7 @@ class AttentionTarget(NamedTuple):
 
 
 def attention_divergence(scores: Tensor, target_mask: Tensor) -> Tensor:
-    """How far from equal shares of the places pointed to attention is: (S, T), (S, T) -> the mean divergence."""
+    """Scores (S, T), mask (S, T) -> the mean KL divergence from equal attention to the masked positions."""
     num_targets = target_mask.sum(-1)
     mean_log_share = scores.masked_fill(~target_mask, 0.0).sum(-1) / num_targets - scores.logsumexp(
         -1
@@ -40,13 +41,14 @@ def attention_divergence(scores: Tensor, target_mask: Tensor) -> Tensor:
 
 
 class SupervisedCrossAttention(DenseAttn):
-    """Attention to pictures beside the text, told by `targets` where to look; the latent after the cells is the rest.
+    """Cross-attention with supervision by `targets`; the latent after the nine cells is the rest position.
 
-    Sixteen rows of four pictures would else meet sixty keys for every one that they may see.
+    Each sequence attends to a window of its own pictures only. With all pictures of the batch as keys, sixteen
+    sequences of four pictures would compute sixty scores for each one that is used.
 
     Args:
         num_sequences: B rows of T tokens.
-        cross_kv: for each cross layer the keys and values of all P pictures; a row's pictures are neighbours.
+        cross_kv: keys and values of all P pictures for each cross layer; the pictures of a sequence are consecutive.
         image_index: (B*T,) for each token the index of its picture among the P, or -1.
     """
 
@@ -94,11 +96,11 @@ class SupervisedCrossAttention(DenseAttn):
 
 
 class SupervisedSelfAttention(DenseAttn):
-    """Attention of a decoder in whose text the pictures stand, told by `targets` where to look.
+    """Causal self-attention over text with inline images, with supervision by `targets`.
 
     Args:
         num_sequences: B rows of T tokens.
-        rest_positions: (P,) the place in its row of the token before each picture's nine cells: the spot of rest.
+        rest_positions: (P,) the position in its sequence of the token before each picture's nine cells.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Batches of samples of about equal length, as tensors."""
+"""Training batches as tensors, made of samples of similar length."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ KIND_BY_CLASS = torch.tensor(
 COLOR_BY_CLASS = torch.tensor(
     [-100] * FIRST_SHAPE_ID + [list(COLOR_RGB).index(color) for _, color in _SHAPE_COLOR_PAIRS]
 )
-BATCHES_PER_POOL = 4  # batches are cut from so many batches' samples, sorted by length
+BATCHES_PER_POOL = 4  # the samples of so many batches are sorted by length and then split into batches
 
 
 @dataclass(frozen=True)
 class CellLabels:
-    """What the P pictures show.
+    """The contents of the nine cells of P pictures: the labels of the vision losses.
 
     Attributes:
-        kinds: (P, 9) what stands in each cell: 0 nothing, then things, then shapes of whatever colour.
-        colors: (P, 9) the colour of a shape, -100 elsewhere. Apart from its shape, so that new pairs stay open.
+        kinds: (P, 9) 0 for an empty cell, then things, then shapes whatever their colour.
+        colors: (P, 9) the colour of a shape, -100 elsewhere; separate from `kinds`, so that unseen pairs are possible.
         sizes: (P, 9) 0 nothing, 1 small, 2 large.
-        num_same: (P, 9) how many cells show the same, this one included; 0 where there is nothing.
-        num_same_kind: (P, 9) how many cells show the same kind: as `num_same`, but a shape of whatever colour counts.
-        mention_order: (P, 9) when an inventory comes to what the cell shows: 1 for the first thing in reading order and all
-            that are like it, 2 for the next; 0 where there is nothing.
+        num_same: (P, 9) number of cells with the same content, this one included; 0 for an empty cell.
+        num_same_kind: (P, 9) as `num_same`, but shapes of any colour count as equal.
+        mention_order: (P, 9) position of the content in an inventory: 1 for the first in reading order and all equal
+            ones, 2 for the next; 0 for an empty cell.
         ground_and_time: (P,) ground and time of day.
     """
 
@@ -54,13 +54,13 @@ class CellLabels:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """B rows of T tokens padded on the right, flattened, and the P pictures of all rows.
+    """B sequences of T tokens, padded on the right and flattened, and the P pictures of all of them.
 
     Attributes:
         num_sequences: B.
         ids: (B*T,).
-        targets: (B*T,) the next id where it is to be learned, else -100.
-        weights: (B*T,) how much each target counts: less in a long answer than in a short one.
+        targets: (B*T,) the next id where it contributes to the loss, else -100.
+        weights: (B*T,) weight of each target in the loss: less in a long answer than in a short one.
         image_index: (B*T,) index of the token's picture among the P, or -1.
         frames: (P, 3, side, side).
         labels: of the P pictures.
@@ -76,14 +76,14 @@ class TrainingBatch:
 
 
 def render_frames(scenes: list[Scene], plan: ImageProcessorConfig) -> Tensor:
-    """Scenes drawn at the tower's size and normalised."""
+    """Draws scenes at the vision tower's size and normalises them: (P, 3, side, side)."""
     pixels = np.stack([draw_scene(scene) for scene in scenes]).astype(np.float32) * plan.rescale_factor
     pixels = (pixels - np.array(plan.mean, np.float32)) / np.array(plan.std, np.float32)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def compute_cell_labels(scenes: list[Scene]) -> CellLabels:
-    """What scenes show, cell by cell."""
+    """The labels of the cells of P scenes."""
     cells = torch.from_numpy(np.stack([cell_class_ids(scene) for scene in scenes]))
     kinds, colors, sizes = KIND_BY_CLASS[cells], COLOR_BY_CLASS[cells], torch.zeros_like(cells)
     for row, scene in enumerate(scenes):
@@ -102,7 +102,7 @@ def compute_cell_labels(scenes: list[Scene]) -> CellLabels:
 def target_weights(is_target: np.ndarray) -> np.ndarray:
     """A weight for each token of a row: its answer's length to the power of -3/4, 0 outside answers.
 
-    With equal weights the one token of "Yes." would drown among forty of a caption.
+    With equal weights the two tokens of "Yes." would contribute little next to forty of a caption.
     """
     edges = np.flatnonzero(np.diff(is_target, prepend=False, append=False))
     weights = np.zeros(len(is_target), np.float32)
@@ -112,7 +112,7 @@ def target_weights(is_target: np.ndarray) -> np.ndarray:
 
 
 def collate(samples: list[EncodedSample], plan: ImageProcessorConfig, pad_id: int) -> TrainingBatch:
-    """Pads on the right, where causality keeps it out of sight, and numbers the pictures through."""
+    """Pads samples on the right, where causal attention does not see it, and numbers their pictures consecutively."""
     rows, length = len(samples), max(len(sample.ids) for sample in samples)
     ids = np.full((rows, length), pad_id)
     targets = np.full((rows, length), -100)

@@ -1,41 +1,43 @@
-"""The two demo checkpoints as folders: configs as the released files write them, tokenizers, chat template."""
+"""The two demo checkpoints as folders: configuration in the released layout, tokenizer, template, weights."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import nn
 
 from idefics.models.family import DEFAULT_CHAT_TEMPLATE
-from picturebook import iterate_texts
+
+from .tokenizer_training import (
+    END_OF_UTTERANCE,
+    FAKE_IMAGE_TOKEN,
+    IMAGE_TOKEN,
+    train_byte_level_tokenizer,
+    train_llama_tokenizer,
+)
 
 IMAGE_SIZE = 96  # a picture is 3 x 3 cells of 32 pixels
-FAKE_IMAGE_TOKEN, IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN, END_OF_UTTERANCE = (
-    "<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>",
-)  # fmt: skip
-NUM_CORPUS_SAMPLES = 60_000  # samples; every word of the world occurs often
-VOCAB_SIZE = 2_000  # enough that nearly every word is one token
 
 
 @dataclass(frozen=True)
 class CheckpointRecipe:
-    """What one demo checkpoint is.
+    """How one demo checkpoint is configured and trained.
 
     Attributes:
-        folder: its name below `src/idefics/demo`.
+        folder: its folder in `src/idefics/demo`.
         make_config: tokenizer -> config.json.
         train_tokenizer: trains the tokenizer.
         make_generation_config: tokenizer -> generation_config.json.
         json_by_filename: the other json files by name.
-        num_vision_steps: of the first stage, in which it learns to see before it learns to speak.
+        num_vision_steps: steps of the first stage, which trains the vision tower alone.
         has_raw_prompts: whether prompts without a template are trained too (the released 9b-instruct reads both).
     """
 
@@ -48,73 +50,8 @@ class CheckpointRecipe:
     num_vision_steps: int
 
 
-def iterate_corpus() -> Iterator[str]:
-    """What tokenizers are trained on."""
-    yield from iterate_texts(NUM_CORPUS_SAMPLES, seed=1)
-
-
-def train_byte_level_tokenizer() -> Tokenizer:
-    """As SmolVLM's: byte-level BPE, digits one by one, nothing added by itself, picture marks at the end."""
-    tokenizer = Tokenizer(models.BPE())
-    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        min_frequency=3,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((f"User:{text} {text}\nAssistant:" for text in iterate_corpus()), trainer)
-    special_tokens = [GLOBAL_IMAGE_TOKEN, FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE]
-    tokenizer.add_special_tokens(
-        [AddedToken(mark, special=True, normalized=False) for mark in special_tokens]
-    )
-    return tokenizer
-
-
-def train_llama_tokenizer() -> Tokenizer:
-    """As Llama's: "▁" for a space and before every segment, single bytes for what has no piece."""
-    specials = ["<unk>", "<s>", "</s>"]
-    piece_trainer = Tokenizer(models.BPE())
-    piece_trainer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    piece_trainer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("\n", "isolated"),
-            pre_tokenizers.Split("▁", "merged_with_next"),
-            pre_tokenizers.Punctuation("isolated"),
-        ]
-    )
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, min_frequency=3, show_progress=False)
-    piece_trainer.train_from_iterator(
-        (f"{text}\nUser: {text}\nAssistant:" for text in iterate_corpus()), trainer
-    )
-    trained_model = json.loads(piece_trainer.to_str())["model"]
-    pieces = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *trained_model["vocab"]]
-    merges = [tuple(merge) for merge in trained_model["merges"]]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={piece: index for index, piece in enumerate(pieces)},
-            merges=merges,
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = piece_trainer.normalizer
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special_tokens = [*specials, FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE]
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in special_tokens]
-    )
-    return tokenizer
-
-
 def make_idefics3_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """As SmolVLM's config.json, at tiny size."""
+    """A tiny config.json with the fields of SmolVLM's."""
     return {
         "architectures": ["Idefics3ForConditionalGeneration"],
         "image_token_id": tokenizer.token_to_id(IMAGE_TOKEN),
@@ -151,7 +88,7 @@ def make_idefics3_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def make_idefics1_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """As idefics-9b-instruct's config.json, at tiny size."""
+    """A tiny config.json with the fields of idefics-9b-instruct's."""
     num_additional_tokens = 3
     return {
         "additional_vocab_size": num_additional_tokens,
@@ -276,7 +213,7 @@ RECIPE_BY_NAME = {"demo": IDEFICS3_RECIPE, "demo-idefics1": IDEFICS1_RECIPE}
 
 
 def write_settings(recipe: CheckpointRecipe, folder: Path) -> None:
-    """Everything of a checkpoint but its weights."""
+    """Trains the tokenizer and writes all files of a checkpoint but its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = recipe.train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -291,15 +228,15 @@ def write_settings(recipe: CheckpointRecipe, folder: Path) -> None:
 
 
 def copy_settings(source: Path, folder: Path) -> None:
-    """Everything of another checkpoint but its weights."""
+    """Copies all files of another checkpoint but its weights."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
 
 
 def write_weights(model: nn.Module, folder: Path) -> None:
-    """The weights in bfloat16, as the released checkpoints store theirs."""
+    """Writes model.safetensors in bfloat16, as the released checkpoints are stored."""
     tensors = {
         name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
     }
     path = folder / "model.safetensors"
     save_file(tensors, path.with_suffix(".new"), metadata={"format": "pt"})
-    path.with_suffix(".new").replace(path)  # whoever reads the folder meanwhile finds a whole file
+    path.with_suffix(".new").replace(path)  # readers of the folder always find a complete file

@@ -1,4 +1,4 @@
-"""From a sample of the picture-book world to token ids, what of them is learned, and what each token sees."""
+"""Converts samples of the picture book to token ids, loss masks and image indices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from tokenizers import Tokenizer
 
 from picturebook import ConversationSample, Scene
 
-from .checkpoints import END_OF_UTTERANCE, FAKE_IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN, IMAGE_TOKEN
+from .tokenizer_training import END_OF_UTTERANCE, FAKE_IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN, IMAGE_TOKEN
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One row: ids, which of them are answers, the latest picture of each (-1: none), and the pictures."""
+    """One sequence.
+
+    Attributes:
+        ids: (T,) token ids.
+        is_target: (T,) whether a token belongs to an answer that is learned.
+        image_index: (T,) the latest picture at or before each token, -1: none.
+        scenes: the pictures.
+    """
 
     ids: np.ndarray
     is_target: np.ndarray
@@ -23,10 +30,10 @@ class EncodedSample:
 
 
 class SampleEncoder:
-    """Renders samples as the released processors do; held equal to `idefics.processing` by a test."""
+    """Renders samples as the released processors do; a test compares it with `idefics.processing`."""
 
     def __init__(self, tokenizer: Tokenizer, tokens_per_image: int) -> None:
-        """`tokens_per_image` is how many positions a picture takes in the text; 0 where it is read beside the text."""
+        """`tokens_per_image`: number of image tokens of an inline image; 0 for cross-attention models."""
         self.tokenizer, self.uses_cross_attention = tokenizer, tokens_per_image == 0
         self.image_token_id = tokenizer.token_to_id(IMAGE_TOKEN)
         self.image_placeholder = (
@@ -69,7 +76,7 @@ class SampleEncoder:
         return [span for span in spans if span[0]]
 
     def _raw_prompt_spans(self, sample: ConversationSample) -> list[tuple[str, bool]]:
-        """Text items are stripped of blanks, and the end of an utterance stands between two text items."""
+        """Strips blanks of text items and puts `<end_of_utterance>` between two text items."""
         question, answer = sample.turns
         text, previous_part = self.bos_token, None
         for part in question.parts:

@@ -1,4 +1,4 @@
-"""How well a demo checkpoint answers about held-out scenes, asked as any user would ask it."""
+"""Evaluates a demo checkpoint on held-out scenes through the public API."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ RAW_KINDS = tuple(f"raw/{name}" for name in WEIGHT_AND_SAMPLER_BY_NAME)
 
 @dataclass(frozen=True)
 class GradedAnswer:
-    """One answer, judged.
+    """One graded answer.
 
     Attributes:
-        test: what was tried, such as "question/color" or "chat/follow-up".
-        is_correct: whether it passed.
-        question, expected, answer: for people who want to know what went wrong.
+        test: such as "question/color" or "chat/follow-up".
+        is_correct: whether the answer is right.
+        question, expected, answer: to find out why an answer is wrong.
     """
 
     test: str
@@ -41,27 +41,27 @@ class GradedAnswer:
 
 
 def grade_exact_match(test: str, question: str, expected: str, answer: str) -> GradedAnswer:
-    """Right if what was said is what was wanted, to the letter."""
+    """Right if the answer equals the expected one exactly."""
     return GradedAnswer(test, answer == expected, question, expected, answer)
 
 
 def user_text(turn: ConversationTurn) -> str:
-    """The words of a user's turn."""
+    """The text of a user's turn, without its pictures."""
     return " ".join(part for part in turn.parts if isinstance(part, str)).strip()
 
 
 def assistant_text(turn: ConversationTurn) -> str:
-    """The words of an assistant's turn."""
+    """The text of an assistant's turn."""
     (answer,) = turn.parts
     return str(answer)
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """Samples of one kind, and the checkpoint that is tried on them.
+    """Samples of one kind, and the model that is evaluated on them.
 
     Attributes:
-        draw_picture: a scene -> its picture.
+        draw_picture: scene -> picture.
     """
 
     vlm: Idefics
@@ -70,11 +70,11 @@ class EvaluationTask:
     draw_picture: Callable[[Scene], Picture]
 
     def pictures(self) -> tuple[Picture, ...]:
-        """The one picture of each sample."""
+        """The first picture of each sample."""
         return tuple(self.draw_picture(sample.scenes[0]) for sample in self.samples)
 
     def user_message(self, sample: ConversationSample, turn_index: int) -> Message:
-        """A user's turn as the product takes it."""
+        """A user's turn as a `Message` with drawn pictures."""
         parts = sample.turns[turn_index].parts
         return user(
             *(part if isinstance(part, str) else self.draw_picture(sample.scenes[part]) for part in parts)
@@ -82,7 +82,7 @@ class EvaluationTask:
 
 
 def evaluate_first_questions(trial: EvaluationTask) -> Iterator[GradedAnswer]:
-    """The first question of each sample."""
+    """Asks the first question of each sample."""
     answers = trial.vlm.chat([[trial.user_message(sample, 0)] for sample in trial.samples])
     for sample, answer in zip(trial.samples, answers, strict=True):
         yield grade_exact_match(
@@ -91,7 +91,7 @@ def evaluate_first_questions(trial: EvaluationTask) -> Iterator[GradedAnswer]:
 
 
 def evaluate_captions(trial: EvaluationTask) -> Iterator[GradedAnswer]:
-    """No words at all: right in every attribute, and right in its things alone."""
+    """Captions; one test for every attribute, and one for the things alone."""
     answers = trial.vlm.caption(trial.pictures())
     for sample, answer in zip(trial.samples, answers, strict=True):
         expected = caption_sentence(sample.scenes[0])
@@ -232,12 +232,12 @@ def _is_counted(text: str, _: str) -> bool:
 
 
 def _is_in_language(text: str, first: str) -> bool:
-    """Whether it is a colour in the language of the first shot, which is never one that languages share."""
+    """Whether the text is a colour in the language of the first shot, which is never a word of two languages."""
     (colors,) = (colors for colors in COLOR_WORDS_BY_LANGUAGE.values() if first in colors)
     return text in colors
 
 
-# (what was said, the first shot's answer) -> whether it has the form of the shots.
+# (answer, the first shot's answer) -> whether the answer has the form of the shots.
 FORM_CHECK_BY_NAME: dict[str, Callable[[str, str], bool]] = {
     "fact": _is_fact,
     "upper": _is_upper,
@@ -245,7 +245,7 @@ FORM_CHECK_BY_NAME: dict[str, Callable[[str, str], bool]] = {
     "language": _is_in_language,
 }
 
-# The kind of samples to draw -> how they are tried.
+# Kind of samples -> how they are evaluated.
 EVALUATION_BY_KIND: dict[str, Callable[[EvaluationTask], Iterator[GradedAnswer]]] = {
     **{f"question/{topic}": evaluate_first_questions for topic in QUESTIONS},
     **{f"classify/{sort}": evaluate_classification for sort in WEIGHT_AND_SAMPLER_BY_SORT},
@@ -261,17 +261,17 @@ EVALUATION_BY_KIND: dict[str, Callable[[EvaluationTask], Iterator[GradedAnswer]]
 def evaluate(
     vlm: Idefics, num_samples: int, seed: int, image_size: int, on_kind: Callable[[str], None]
 ) -> Iterator[GradedAnswer]:
-    """Tries everything on so many samples of each kind; one seed means the same samples for every checkpoint.
+    """Evaluates all kinds on `num_samples` samples each; a seed gives the same samples for every checkpoint.
 
     Args:
         image_size: of the drawn pictures, in pixels.
-        on_kind: told the kind that is tried next.
+        on_kind: called with the kind that comes next.
     """
 
     def draw_picture(scene: Scene) -> Picture:
         return Picture(draw_scene(scene, image_size))
 
-    has_raw_prompts = vlm.processor.prompt_format.image_tokens == "cross_attention"  # as `Recipe.raw` says
+    has_raw_prompts = vlm.processor.prompt_format.image_tokens == "cross_attention"
     for kind, test in EVALUATION_BY_KIND.items():
         if kind in RAW_KINDS and not has_raw_prompts:
             continue

@@ -1,4 +1,4 @@
-"""What the demo checkpoints say about the bundled pictures, written down so that a test can hold them to it."""
+"""Golden answers of the demo checkpoints about the bundled pictures, which a test compares with today's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NUM_LOGPROBS = 4  # tokens of an answer whose log-probabilities are kept
 
 @dataclass(frozen=True)
 class GoldenCall:
-    """One call of the product.
+    """One call of the public API.
 
     Attributes:
         verb: "shots" are captions after worked examples, "chat" is a whole conversation; else the method's name.
         pictures: names of bundled pictures; the last one is asked about, those before it are shots. In a chat each
-            turn brings the next one, as long as there are some.
-        words: the question, beginning or instruction; labels; the shots' answers; a chat's questions.
+            turn adds the next one, while there are any.
+        words: the question, prefix or instruction; the labels; the shots' answers; or a chat's questions.
     """
 
     verb: str
@@ -67,7 +67,7 @@ GOLDEN_CALLS = (
 
 
 def run_call(vlm: Idefics, call: GoldenCall) -> tuple[str, tuple[float, ...]]:
-    """What the model says: its text, and the log-probabilities of the first tokens or of the labels, as given."""
+    """Runs a call: the text, and the log-probabilities of the first tokens or of the labels in the given order."""
     pictures = [Picture(PICTURES_FOLDER / f"{name}.png") for name in call.pictures]
     if call.verb == "classify":
         ranking = vlm.classify(pictures[0], call.words)
@@ -97,7 +97,7 @@ def _run_chat(
 
 
 def collect_golden_answers(vlm: Idefics) -> list[dict[str, Any]]:
-    """All calls and their answers, ready for JSON."""
+    """All calls with their answers, as JSON objects."""
     rows = []
     for call in GOLDEN_CALLS:
         text, logprobs = run_call(vlm, call)
@@ -106,7 +106,7 @@ def collect_golden_answers(vlm: Idefics) -> list[dict[str, Any]]:
 
 
 def write_golden(vlm: Idefics, name: str) -> Path:
-    """Writes `golden` of a checkpoint to its file, one call a line; the file."""
+    """Writes the golden answers of a checkpoint, one call a line, and returns the file."""
     path = ROOT / GOLDEN_FOLDER / f"{name}.json"
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in collect_golden_answers(vlm))
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-WARM_UP_STEPS = 100  # steps
+WARM_UP_STEPS = 100
 
 
 def orthogonalize(update: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: nn.Module, heads: nn.Module) -> list[torch.optim.Optimizer]:
-    """Both optimizers, each group with its `peak` learning rate; the vision tower's matrices learn at half."""
+    """Muon for matrices of blocks, AdamW for the rest; each group has its `peak` learning rate, lower for vision."""
     matrices: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     other_parameters = list(heads.parameters())
     for name, parameter in model.named_parameters():
@@ -59,7 +59,7 @@ def make_optimizers(model: nn.Module, heads: nn.Module) -> list[torch.optim.Opti
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, step: int, num_steps: int, decay_fraction: float
 ) -> None:
-    """Warm up, hold, then fall in a line to 2 % over the last `decay_fraction` of all steps."""
+    """Linear warm-up, constant, then linear decay to 2 % of the peak over the last `decay_fraction` of all steps."""
     decay_start = num_steps * (1 - decay_fraction)
     decay_factor = (
         1.0

@@ -1,4 +1,4 @@
-"""The two stages: the vision tower alone names what it sees, then everything learns to answer."""
+"""The two stages of training: first the vision tower learns to name things, then the whole model learns to answer."""
 
 from __future__ import annotations
 
@@ -17,84 +17,37 @@ from torch.nn.functional import cross_entropy
 
 from idefics.models import read_checkpoint
 from picturebook import WEIGHT_BY_KIND, sample_scene
-from picturebook.things import COLOR_RGB, GROUND_RGB
 
 from .attention import SupervisedCrossAttention, SupervisedSelfAttention
-from .batches import NUM_KINDS, CellLabels, TrainingBatch, compute_cell_labels, iterate_batches, render_frames
+from .batches import CellLabels, TrainingBatch, compute_cell_labels, iterate_batches, render_frames
 from .checkpoints import CheckpointRecipe, copy_settings, write_settings, write_weights
 from .encoding import SampleEncoder
 from .optimizer import make_optimizers, set_learning_rate
+from .vision_heads import MAX_VISION_THINGS, CellHeads, VisionHeads
 from .word_alignment import AttentionTargetFinder, WordFeatureLoss
 
 BATCH_SIZE = 16
 VISION_BATCH_SIZE = 32
-MAX_VISION_THINGS = (
-    8  # things in a picture of the first stage: three times as much to learn from as in the second
-)
 NUM_SIMPLE_STEPS = 1_500
 SIMPLE_KIND_WEIGHTS = {"caption": 1.0, "question": 6.0, "classify/names": 1.5, "readout": 1.0}
 VISION_LOSS_WEIGHT = 0.3
-ATTENTION_LOSS_WEIGHT = 3.0  # beside that of vision: shares that are nearly right still miscount
+ATTENTION_LOSS_WEIGHT = 3.0  # relative to the vision loss: attention that is nearly right still miscounts
 DECAY_FRACTION = 0.5
 STEPS_PER_SAVE = 250
 NUM_MATCHING_HEADS = 3
 NUM_HEAD_STEPS = 300  # for the heads alone, which no checkpoint holds, where training goes on from one
 
 
-class CellHeads(nn.Module):
-    """What is asked of the vectors of the nine cells of a picture."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.kinds = nn.Linear(width, NUM_KINDS)
-        self.colors = nn.Linear(width, len(COLOR_RGB))
-        self.sizes = nn.Linear(width, 3)
-        self.places = nn.Linear(width, 9)
-        self.alike = nn.Linear(width, 1 + MAX_VISION_THINGS)
-        self.kin = nn.Linear(width, 1 + MAX_VISION_THINGS)
-        self.turns = nn.Linear(width, 1 + MAX_VISION_THINGS)
-
-    def compute_loss(self, cells: Tensor, labels: CellLabels) -> tuple[Tensor, float]:
-        """(P, 9, D) -> the summed loss of the seven questions, and the share of filled cells named right."""
-        kind_logits = self.kinds(cells)
-        cell_indices = torch.arange(9).expand(len(cells), 9)
-        colors = cross_entropy(self.colors(cells).flatten(0, 1), labels.colors.flatten(), reduction="sum")
-        losses = (
-            cross_entropy(kind_logits.flatten(0, 1), labels.kinds.flatten())
-            + colors / (labels.colors >= 0).sum().clamp(min=1)
-            + cross_entropy(self.sizes(cells).flatten(0, 1), labels.sizes.flatten())
-            + cross_entropy(self.places(cells).flatten(0, 1), cell_indices.flatten())
-            + cross_entropy(self.alike(cells).flatten(0, 1), labels.num_same.flatten())
-            + cross_entropy(self.kin(cells).flatten(0, 1), labels.num_same_kind.flatten())
-            + cross_entropy(self.turns(cells).flatten(0, 1), labels.mention_order.flatten())
-        )
-        has_thing = labels.kinds > 0
-        return losses, (kind_logits.argmax(-1) == labels.kinds)[has_thing].float().mean().item()
-
-
-class VisionHeads(nn.Module):
-    """What the vision tower is asked beside the text: each cell, and the ground."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.cells = CellHeads(4 * width)
-        self.grounds = nn.Linear(width, 2 * len(GROUND_RGB))
-
-    def compute_loss(self, patches: Tensor, labels: CellLabels) -> tuple[Tensor, float]:
-        """(P, S, D) patches of the tower, a class vector in front or not."""
-        patches = patches[:, -36:]
-        cell_features = (
-            patches.unflatten(1, (3, 2, 3, 2)).transpose(2, 3).flatten(3).flatten(1, 2)
-        )  # (P, 9, 4D)
-        loss, kind_accuracy = self.cells.compute_loss(cell_features, labels)
-        return loss + cross_entropy(self.grounds(patches.mean(1)), labels.ground_and_time), kind_accuracy
-
-
 class DemoTrainer:
-    """One checkpoint's training; its state can be saved after any step and taken up again.
+    """Trains one checkpoint. The state is saved regularly, and training resumes from it.
 
     Args:
-        start_checkpoint: a checkpoint whose weights it begins with, in place of the first stage and of simple topics.
+        recipe: the checkpoint's configuration and tokenizer.
+        folder: where checkpoint and state are written.
+        num_steps: steps of the second stage.
+        seed: of weights and samples.
+        log: receives a line of progress every few steps.
+        start_checkpoint: a checkpoint to start from; the first stage and the simple topics are then skipped.
     """
 
     def __init__(
@@ -147,7 +100,7 @@ class DemoTrainer:
             self._load_state()
 
     def run(self) -> None:
-        """To the last step; the checkpoint in the folder is written every few minutes and at the end."""
+        """Trains to the last step; writes the checkpoint every `STEPS_PER_SAVE` steps and at the end."""
         if self.step == 0:
             self._prepare_first_step()
             self._save_state()
@@ -189,7 +142,7 @@ class DemoTrainer:
             if step % 50 == 49:
                 seconds = time.monotonic() - started
                 self.log(
-                    f"seeing {step + 1}/{num_steps}  loss {loss.item():.3f}  named {kind_accuracy:.2f}  {seconds:.0f} s"
+                    f"vision {step + 1}/{num_steps}  loss {loss.item():.3f}  kinds {kind_accuracy:.2f}  {seconds:.0f} s"
                 )
         self.vision_optimizers.clear()
 
@@ -203,17 +156,17 @@ class DemoTrainer:
         if self.step % 25 == 0:
             seconds = time.monotonic() - started
             self.log(
-                f"step {self.step}/{self.num_steps}  loss {loss.item():.3f}  right {token_accuracy:.3f}  "
-                f"vision {vision_loss.item():.3f}  named {kind_accuracy:.2f}  {seconds:.2f} s"
+                f"step {self.step}/{self.num_steps}  loss {loss.item():.3f}  tokens {token_accuracy:.3f}  "
+                f"vision {vision_loss.item():.3f}  kinds {kind_accuracy:.2f}  {seconds:.2f} s"
             )
         if self.step % STEPS_PER_SAVE == 0:
             self._save_state()
 
     def _encode_frames(self, frames: Tensor, labels: CellLabels) -> tuple[Tensor, Tensor, float]:
-        """Features as the decoder reads them, what seeing costs, and the share of cells named right at the end.
+        """The features that the decoder gets, the vision loss, and the share of filled cells classified right.
 
-        Nine features stand for the nine cells: all that the connector makes, or the first of the resampler's latents,
-        which would else mix the cells and leave the decoder with a bag of attributes.
+        Nine features stand for the nine cells: all outputs of the connector, or the first of the resampler's latents.
+        Without this loss the resampler mixes the cells, and the decoder cannot tell which attributes belong together.
         """
         patches = self.model.model.vision_model(frames)
         loss, _ = self.heads["patches"].compute_loss(patches, labels)
@@ -285,11 +238,13 @@ class DemoTrainer:
 
 
 def initialize_weights(model: Any) -> None:
-    """Matrices keep the size of what passes; what adds to the stream starts smaller; gates are half open.
+    """Draws all weights.
 
-    Embeddings and positions are as large as what is added to them, else they drown. Gates would start at zero beside
-    a pretrained text model; here there is none. Most heads begin as a search for what is alike, queries and keys
-    being one matrix (arXiv 2305.09828): a word then finds the cell that shows it from the first step.
+    Matrices preserve the variance of their inputs; projections into the residual stream are scaled down by the square
+    root of their number. Embeddings and positions have a deviation of 0.5, comparable to what is added to them. Gates
+    start at 0.7: they would start at 0 with a pretrained text model, and there is none here. The first
+    `NUM_MATCHING_HEADS` heads of a layer start with equal query and key matrices (arXiv 2305.09828), so that a word
+    attends to similar cells from the first step.
     """
     num_residual_matrices = sum(
         name.endswith(("o_proj.weight", "down_proj.weight")) for name, _ in model.named_parameters()

@@ -1,4 +1,4 @@
-"""What ties words to what pictures show: features near their names, and names that point to their cells."""
+"""Losses that align words with pictures: features close to their names' embeddings, names attending to their cells."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from picturebook.words import NUMBER_WORDS
 from .attention import AttentionTarget
 from .batches import KIND_NAMES, CellLabels, TrainingBatch
 
-SOFTMAX_SCALE = 10.0  # of a softmax over cosines
+SOFTMAX_SCALE = 10.0  # inverse temperature of the softmax over cosines
 
 
 def first_token_id(tokenizer: Tokenizer, word: str) -> int:
-    """A word's first token where it follows another word."""
+    """The first token of a word that follows another word."""
     return int(tokenizer.encode(f"a {word}", add_special_tokens=False).ids[1])
 
 
 class WordFeatureLoss:
-    """The feature of a cell shall be near the word for what the cell shows, and about as long.
+    """Pulls the feature of a cell towards the embedding of the word for its content, in direction and in length.
 
-    Then one way of matching serves for every word: "is there a puppy?" need not be learned apart from "a rabbit". And
-    what a block adds to the stream is as much beside a picture as beside a word; a cosine alone lets features grow.
+    One way of matching then serves for every word: "is there a puppy?" is not learned separately from "a rabbit". The
+    length term keeps residual updates comparable for image and text tokens; a cosine alone lets features become large.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -34,7 +34,7 @@ class WordFeatureLoss:
         self.color_token_ids = torch.tensor([first_token_id(tokenizer, name) for name in COLOR_RGB])
 
     def compute_loss(self, features: Tensor, embedding: nn.Embedding, labels: CellLabels) -> Tensor:
-        """(P, 9, D) features -> how far they are from the words' embeddings, by cosine and by length."""
+        """(P, 9, D) features -> the loss: cross-entropies over cosines with word embeddings, and the length term."""
         length_loss = (features.square().mean() / embedding.weight.square().mean()).log().square()
         features = normalize(features, dim=-1) * SOFTMAX_SCALE
         kind_scores = features @ normalize(embedding(self.kind_token_ids), dim=-1).T
@@ -45,16 +45,17 @@ class WordFeatureLoss:
 
 
 class AttentionTargetFinder:
-    """Which tokens point to which cells of the latest picture. Else looking and counting are found late, or never.
+    """Finds which tokens should attend to which cells of the latest picture; without it counting is learned late.
 
-    - A name, a plural and the word for a whole kind ("animals", "things") point to the cells that show it; a shape
-      after a colour to those of that colour.
-    - What follows the words of a place points to that place.
-    - Before "two puppies" is said, each token up to the name points to the puppies.
+    - A name, a plural and the word for a category ("animals", "things") attend to the cells that show it; a shape after
+      a colour attends to those of that colour.
+    - The token after the words for a position attends to that position.
+    - Before "two puppies" is generated, each token up to the name attends to the puppies.
 
     Args:
-        layers: of the decoder. Names are looked up in its second layer; what to say next, which needs what has been
-            named already, in the last two: told in one alone, a few in a hundred inventories counted a thing twice.
+        num_layers: of the decoder. Names are supervised in its second layer; what comes next, which depends on what has
+            been named already, in the last two: with one layer alone, a few in a hundred inventories counted a thing
+            twice.
     """
 
     NAME_LAYER = 1
@@ -78,7 +79,7 @@ class AttentionTargetFinder:
         self.side_token_ids = self.position_token_ids[[3, 5], 1]
 
     def __call__(self, batch: TrainingBatch) -> list[AttentionTarget]:
-        """Names, places, and what will be said."""
+        """The targets for names, positions and upcoming mentions."""
         name_positions, cell_mask = self._find_names(batch)
         upcoming = self._find_upcoming_mentions(batch, name_positions, cell_mask)
         return [
@@ -117,7 +118,7 @@ class AttentionTargetFinder:
     def _find_upcoming_mentions(
         self, batch: TrainingBatch, name_positions: Tensor, cell_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Only where a number or an article says how many there are: of two puppies one may be meant."""
+        """Only mentions whose number or article matches the count: of two puppies one may be meant."""
         has_color_word = torch.isin(batch.ids[name_positions - 1], self.color_token_ids)
         number_positions = name_positions - 1 - has_color_word.long()
         is_counted = (

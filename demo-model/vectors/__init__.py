@@ -1,1 +1,1 @@
-"""Tiny checkpoints without chance, and what they make of a few prompts, to the last number."""
+"""Deterministic tiny checkpoints of every family, and their golden vectors for a few prompts."""

@@ -1,4 +1,4 @@
-"""What the tiny checkpoints are asked, and all that they make of it: ids, pixels, feature rows, logits, answers."""
+"""Prompts for the tiny checkpoints and the golden vectors of each: ids, pixels, features, logits, answers."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from idefics.engine.encoder_cache import encode_frames
 from vectors.checkpoint import CHECKPOINT_BY_NAME
 
 VECTORS_FOLDER = Path(__file__).parents[2] / "tests" / "golden" / "vectors"
-NUM_ANSWER_TOKENS = 6  # tokens
+NUM_ANSWER_TOKENS = 6
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class GoldenVectors:
-    """What one checkpoint makes of one prompt. N tokens, F frames, A tokens of the answer.
+    """All intermediate results of one checkpoint for one prompt. N tokens, F frames, A tokens of the answer.
 
     Attributes:
-        facts: what is exactly so, by name: "ids", "sees", "places" and "grids" (rows and columns of each picture) of
-            the prompt, the "answer" as ids and as "text".
+        facts: values that are compared exactly: "ids", "sees" (`image_index`), "places" (`image_token_positions`) and
+            "grids" (rows and columns of each picture) of the prompt, the "answer" as ids and as "text".
         tensors: "pixels.0" to "pixels.F-1", the uint8 frames (h, w, 3) as they were before they were normalised;
-            "frames.*" (3, h, w), normalised; "features.*" (M, D'), what the model keeps of each; "logits" (N, V);
+            "frames.*" (3, h, w), normalised; "features.*" (M, D'), encoded; "logits" (N, V);
             "logprobs" (A,), of the tokens of the greedy answer.
     """
 
@@ -43,12 +43,12 @@ class GoldenVectors:
 
     @classmethod
     def read(cls, name: str) -> GoldenVectors:
-        """Those that are written down."""
+        """Reads the stored vectors of a checkpoint."""
         facts = json.loads((VECTORS_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
         return cls(facts, load_file(VECTORS_FOLDER / f"{name}.safetensors"))
 
     def write(self, name: str) -> None:
-        """Writes them down: the facts one a line, so that a difference can be read."""
+        """Stores the vectors; the facts one a line, so that diffs are readable."""
         lines = ",\n".join(
             f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in self.facts.items()
         )
@@ -57,7 +57,7 @@ class GoldenVectors:
 
 
 def gradient_image(width: int, height: int) -> Array:
-    """(height, width, 3): red grows to the right, green downwards, blue on the diagonal."""
+    """(height, width, 3): red increases to the right, green downwards, blue along the diagonal."""
     y, x = np.mgrid[:height, :width]
     return np.stack((255 * x // width, 255 * y // height, 7 * (x + y) % 256), axis=-1).astype(np.uint8)
 
@@ -70,14 +70,14 @@ def checkerboard_image(width: int, height: int) -> Array:
 
 
 def rings_image(width: int, height: int) -> Array:
-    """(height, width): grey circles that grow finer outwards, as a filter meets every frequency in them."""
+    """(height, width): grey rings that become finer outwards, so that a filter meets every frequency."""
     y, x = np.mgrid[:height, :width]
     squares: Array = (x - width // 2) ** 2 + (y - height // 2) ** 2
     return (squares % 256).astype(np.uint8)
 
 
 def moving_bar_frames(num_frames: int) -> list[Array]:
-    """Frames of 20 x 12 in which a bright bar wanders to the right."""
+    """Frames of 20 x 12 in which a bright bar moves to the right."""
     frames = [gradient_image(20, 12) // 2 for _ in range(num_frames)]
     for index, frame in enumerate(frames):
         frame[:, index : index + 2] = 255
@@ -101,7 +101,7 @@ PROMPT_BY_CHECKPOINT: dict[str, Callable[[], list[Any]]] = {
     "idefics2-split": lambda: [
         user(Picture(gradient_image(37, 23)), "What is this?"),
         assistant("A café."),
-        user("Is it an <image>?"),  # a forged mark is text
+        user("Is it an <image>?"),  # a forged image token is text
     ],
     "idefics3": lambda: [user(Picture(rings_image(37, 23)), "What is in the café?")],
     "smolvlm": lambda: [
@@ -114,13 +114,13 @@ PROMPT_BY_CHECKPOINT: dict[str, Callable[[], list[Any]]] = {
 
 
 def load_tiny_checkpoint(name: str) -> Idefics:
-    """A checkpoint by its name in `CHECKPOINTS`, through a folder."""
+    """Writes the checkpoint of that name in `CHECKPOINT_BY_NAME` to a temporary folder and loads it."""
     with TemporaryDirectory() as folder:
         return idefics.load(CHECKPOINT_BY_NAME[name].write(Path(folder)), device="cpu", dtype="float32")
 
 
 def compute_vectors(vlm: Idefics, name: str) -> GoldenVectors:
-    """All that `vlm` makes of a prompt, by its name in `PROMPT_BY_CHECKPOINT`, through the public calls."""
+    """Computes the vectors for the prompt of that name in `PROMPT_BY_CHECKPOINT` through the public API."""
     items = PROMPT_BY_CHECKPOINT[name]()
     prompt = vlm.prompt(items)
     is_chat = not isinstance(items[0], (str, np.ndarray))
@@ -147,13 +147,13 @@ def compute_vectors(vlm: Idefics, name: str) -> GoldenVectors:
 
 
 def denormalize_frame(frame: Array, plan: ImageProcessorConfig) -> Array:
-    """The uint8 frame (h, w, 3) that a normalised one was: exact, as 256 values lie far apart."""
+    """Normalised frame (3, h, w) -> uint8 (h, w, 3); exact, because the 256 values are far apart."""
     shares = frame.transpose(1, 2, 0) * np.array(plan.std, np.float32) + np.array(plan.mean, np.float32)
     return np.ascontiguousarray(np.rint(shares / plan.rescale_factor).astype(np.uint8))
 
 
 def min_logit_margin(vlm: Idefics, name: str, vectors: GoldenVectors) -> float:
-    """By how much each token of the greedy answer beats the next one at least, as a share of the largest logit."""
+    """The smallest distance between the best and the second logit of an answer token, relative to the largest logit."""
     prompt, answer = vlm.prompt(PROMPT_BY_CHECKPOINT[name]()), tuple(vectors.facts["answer"])
     image_index = prompt.image_index + prompt.image_index[-1:] * len(answer)
     logits = vlm.logits(replace(prompt, ids=prompt.ids + answer, image_index=image_index))[

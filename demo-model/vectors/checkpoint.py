@@ -1,7 +1,7 @@
-"""Tiny checkpoints of every family, made by arithmetic: no random generator decides a weight.
+"""Tiny checkpoints of every family whose weights are computed by a hash: independent of any random generator.
 
-Weights are small where numbers are added up (embeddings, and all that a block adds to its input) and large between, as
-in trained models: so a norm's epsilon, an angle and a mask are all felt in the logits.
+As in trained models, weights are small for embeddings and for projections into the residual stream, and large
+elsewhere, so that the epsilon of a norm, a rotary angle and a mask all change the logits.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ CHAT_TEMPLATE = (  # that of the SmolVLM processors
 
 @dataclass(frozen=True, kw_only=True)
 class TinyCheckpoint:
-    """The files of a checkpoint, but for its weights.
+    """The JSON files of a checkpoint; its weights follow from names and shapes.
 
     Attributes:
         config_json: config.json.
         tokenizer_json: tokenizer.json.
         preprocessor_json: preprocessor_config.json.
-        chat_template: of chat_template.json, or "".
+        chat_template: the template of chat_template.json, or "".
     """
 
     config_json: dict[str, Any]
@@ -65,7 +65,7 @@ class TinyCheckpoint:
     chat_template: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Writes all that `idefics.load` wants; the folder."""
+        """Writes all files that `idefics.load` needs, and returns the folder."""
         files = {
             "config.json": self.config_json,
             "tokenizer.json": self.tokenizer_json,
@@ -91,15 +91,15 @@ class TinyCheckpoint:
 
 
 def make_weight(name: str, shape: tuple[int, ...], *, is_followed_by_norm: bool) -> NDArray[np.float32]:
-    """A weight that its name and shape decide; `is_followed_by_norm`: a norm follows, which feels its epsilon in small numbers."""
+    """The weight for a name and shape. `is_followed_by_norm`: it is small, so that the norm's epsilon matters."""
     values = hashed_uniform(name, int(np.prod(shape))).reshape(shape)
     part, kind = name.split(".")[-2:]
-    if part == "pre_layrnorm":  # what blocks add to begins here
+    if part == "pre_layrnorm":  # the beginning of the residual stream
         return (np.float32(kind == "weight") + values * np.float32(0.3)) * np.float32(0.02)
     if "norm" in part or part == "ln":
         return np.float32(kind == "weight") + values * np.float32(0.3 if kind == "weight" else 0.1)
     if kind.startswith("alpha_"):
-        return values + np.float32(1)  # gates that are open, none like another
+        return values + np.float32(1)  # open gates, all different
     if "embedding" in name or "embed_tokens" in name or kind == "latents":
         return values * np.float32(0.02)
     if (
@@ -126,7 +126,7 @@ def hashed_uniform(name: str, count: int) -> NDArray[np.float32]:
 
 
 def make_idefics1(*, is_instruct: bool) -> TinyCheckpoint:
-    """Idefics: the 9b-instruct's kind, and one of the other options that config.json has, which continues documents.
+    """Idefics 1: like 9b-instruct, or a base checkpoint with the other options of config.json.
 
     Args:
         is_instruct: vector gates, norms of queries and keys, `<end_of_utterance>`; else scalar gates and none of these.
@@ -196,8 +196,8 @@ def make_idefics3(*, model_type: str, has_tile_tokens: bool, **text_config_chang
     """Idefics3, SmolVLM and SmolVLM2: tiles of a picture up to 48 pixels long.
 
     Args:
-        has_tile_tokens: whether the marks of tiles are tokens of the vocabulary.
-        text_config_changes: keys of text_config that are not as in plain Llama.
+        has_tile_tokens: whether row, column and global tags are tokens of the vocabulary.
+        text_config_changes: keys of text_config that differ from plain Llama.
     """
     tokenizer = byte_level_tokenizer(has_tile_tokens=has_tile_tokens)
     config = {
@@ -231,7 +231,7 @@ def make_idefics3(*, model_type: str, has_tile_tokens: bool, **text_config_chang
     )
 
 
-LLAMA3_ROPE = {  # Llama 3.1's scaling, for angles that turn less than once in 64 positions
+LLAMA3_ROPE = {  # Llama 3.1's scaling, for frequencies below one turn in 64 positions
     "rope_theta": 500000.0,
     "rope_scaling": {
         "rope_type": "llama3",

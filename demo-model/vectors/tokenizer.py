@@ -1,4 +1,4 @@
-"""Tokenizers of a few words, written out rather than trained: tokenizer.json of the kinds that checkpoints have."""
+"""tokenizer.json of small hand-written tokenizers, of the kinds that the released checkpoints have."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ VOCABULARY_WORDS = (
 
 
 def llama_tokenizer(*, has_end_of_utterance: bool, adds_bos: bool = False) -> dict[str, Any]:
-    """As Idefics has it: a "▁" before every segment, bytes where a character is missing.
+    """Like Idefics 1's and 2's: "▁" before every segment, byte fallback.
 
     Args:
-        has_end_of_utterance: whether it has `<end_of_utterance>`.
-        adds_bos: whether it puts `<s>` in front by itself, as Idefics 2's does.
+        has_end_of_utterance: whether `<end_of_utterance>` is a token.
+        adds_bos: whether it adds `<s>` at the beginning, as Idefics 2's does.
     """
     bytes_ = [f"<0x{byte:02X}>" for byte in "\né".encode()]
     decoders = [
@@ -58,10 +58,10 @@ def llama_tokenizer(*, has_end_of_utterance: bool, adds_bos: bool = False) -> di
 
 
 def byte_level_tokenizer(*, has_tile_tokens: bool) -> dict[str, Any]:
-    """As Idefics 3 and SmolVLM have it: every byte is a character, every digit stands by itself.
+    """Like Idefics 3's and SmolVLM's: byte-level BPE, single digits.
 
     Args:
-        has_tile_tokens: whether the marks of tiles are tokens, as in the smaller SmolVLMs; else they are written as text.
+        has_tile_tokens: whether row, column and global tags are tokens, as in the smaller SmolVLMs; else they are text.
     """
     tile_tokens = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
     trailing_tokens = [
@@ -101,7 +101,7 @@ def _tokenizer_json(
     trailing_tokens: list[str],
     **model_options: str | bool,
 ) -> dict[str, Any]:
-    """The parts of the file that hold tokens: special ones, letters, the words' beginnings, special ones."""
+    """The vocabulary parts of the file: special tokens, characters, merged prefixes of the words, special tokens."""
     words = [word.replace(" ", space_character) for word in VOCABULARY_WORDS]
     merges = list(dict.fromkeys((word[:cut], word[cut]) for word in words for cut in range(1, len(word))))
     tokens = [*leading_tokens, *characters, *map("".join, merges), *trailing_tokens]

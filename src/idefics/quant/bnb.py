@@ -94,7 +94,7 @@ def _patch_cpu_dequantize() -> torch.library.Library:
     library = torch.library.Library("bitsandbytes", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch says that a kernel is replaced, which is meant
-        library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True)
+        library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True, allow_override=True)
     return library
 
 
