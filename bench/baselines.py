@@ -1,4 +1,4 @@
-"""transformers and llama.cpp on the weights that ours has, called as their own guides do."""
+"""transformers and llama.cpp on the same weights, called as their documentation shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from idefics.prompt import Prompt
 
 
 class TransformersBaseline:
-    """`generate` of transformers in one dtype; `cache` is the word for its kind of cache ("static")."""
+    """`generate` of transformers in one dtype, optionally with another `cache_implementation` ("static")."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class TransformersBaseline:
         self.device, self.dtype, self.cache_implementation = device, dtype, cache_implementation
 
     def model_inputs(self, prompts: list[Prompt]) -> dict[str, torch.Tensor]:
-        """Prompts of one length, each with as many frames as the others, in the words of `forward`."""
+        """The keyword arguments of `forward` for prompts of equal length and number of frames."""
         ids = torch.tensor([prompt.ids for prompt in prompts])
         model_kwargs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         frames = [
@@ -51,7 +51,7 @@ class TransformersBaseline:
                 len(prompts[0].pictures),
             )
             model_kwargs["image_attention_mask"] = (image_index[..., None] == torch.arange(num_images)).long()
-        elif self.model.config.model_type == "idefics":  # it asks for pictures always: one that no token sees
+        elif self.model.config.model_type == "idefics":  # pictures are required: one that no token attends to
             image_size = self.model.config.vision_config.image_size
             model_kwargs["pixel_values"] = torch.zeros(
                 len(prompts), 1, 3, image_size, image_size, dtype=self.dtype
@@ -61,7 +61,7 @@ class TransformersBaseline:
 
     @classmethod
     def from_config(cls, folder: Path, dtype: torch.dtype, device: str) -> Self:
-        """With weights drawn where they lie: a folder without them is enough."""
+        """With random weights, created on the device; the folder needs no weights."""
         from transformers import AutoConfig, AutoModelForImageTextToText, logging
 
         logging.set_verbosity_error()
@@ -78,7 +78,7 @@ class TransformersBaseline:
 
     @torch.inference_mode()
     def run(self, prompts: list[Prompt], num_tokens: int) -> RunTiming:
-        """Exactly `tokens` greedy tokens for each prompt; frames are at hand already, as for ours."""
+        """Generates exactly `num_tokens` greedy tokens for each prompt; frames are preprocessed already."""
         model_kwargs, token_times = self.model_inputs(prompts), []
 
         def record_token_time(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
@@ -102,7 +102,7 @@ class TransformersBaseline:
 
     @torch.inference_mode()
     def continuation_logprob(self, prompt: Prompt, continuation: list[int]) -> float:
-        """The log-probability of an ending after a prompt: all of it in one pass, as a loop over labels does."""
+        """The log-probability of a continuation after a prompt, in one forward pass, as a loop over labels does."""
         all_ids = (*prompt.ids, *continuation)
         image_index = prompt.image_index + (len(prompt.pictures) - 1,) * len(continuation)
         model_kwargs = self.model_inputs(
@@ -116,7 +116,7 @@ class TransformersBaseline:
 
 
 class LlamaCppBaseline:
-    """llama.cpp through its C interface: one call a step, the most likely id taken from the logits."""
+    """llama.cpp through its C API: one call a step, greedy."""
 
     def __init__(self, gguf_path: Path, num_threads: int, max_context: int = 2048) -> None:
         import llama_cpp
@@ -135,18 +135,18 @@ class LlamaCppBaseline:
         self.file_bytes = gguf_path.stat().st_size
 
     def next_token_logits(self, ids: list[int]) -> np.ndarray:
-        """(V,) float32: what it says after some ids more; the array is its own, overwritten by the next call."""
+        """Appends ids and returns the logits, (V,) float32; the array is overwritten by the next call."""
         id_array = (ctypes.c_int32 * len(ids))(*ids)
         if self.api.llama_decode(self.context, self.api.llama_batch_get_one(id_array, len(ids))):
             raise RuntimeError("llama.cpp could not read the ids")
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, -1), (self.vocab_size,))
 
     def clear_kv_cache(self) -> None:
-        """Empties the cache."""
+        """Empties the KV cache."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
     def run(self, prompts: list[Prompt], num_tokens: int) -> RunTiming:
-        """Exactly `tokens` greedy tokens after one prompt of text."""
+        """Generates exactly `num_tokens` greedy tokens after one text prompt."""
         (prompt,) = prompts
         self.clear_kv_cache()
         token_times, ids = [time.perf_counter()], list(prompt.ids)
@@ -158,17 +158,16 @@ class LlamaCppBaseline:
 
 @cache
 def _null_log_callback() -> Callable[..., None]:
-    """What takes its log and drops it; kept, for C calls it later."""
+    """A callback that drops log lines; cached, because C calls it later."""
     import llama_cpp
 
     return llama_cpp.llama_log_callback(lambda *_: None)
 
 
 def write_gguf(folder: Path, quant_type: str) -> Path:
-    """The decoder of a SmolVLM as a GGUF file of a kind ("f16", "q8_0", "q4_0"), written once.
+    """The decoder of a SmolVLM as a GGUF file ("f16", "q8_0", "q4_0"), written once.
 
-    llama.cpp's own tool quantises, as it does for its users: at widths that are no multiple of 256 its q4_0 keeps the
-    head in q8_0.
+    llama.cpp's own tool quantises; at widths that are no multiple of 256 its q4_0 keeps the head in q8_0.
     """
     file = CACHE / f"{folder.name}-{quant_type}.gguf"
     if file.exists():
@@ -236,7 +235,7 @@ def _write_f16_gguf(folder: Path, file: Path) -> None:
                 num_heads = {"attn_q": text.num_heads, "attn_k": text.num_kv_heads}.get(
                     gguf_name.split(".")[-2], 0
                 )
-                if num_heads:  # its rotation takes neighbours for a pair, ours the two halves of a head
+                if num_heads:  # GGUF rotates neighbouring pairs, the checkpoint the two halves of a head
                     tensor = (
                         tensor.unflatten(0, (num_heads, 2, text.head_size // 2)).transpose(1, 2).flatten(0, 2)
                     )
@@ -250,7 +249,7 @@ def _write_f16_gguf(folder: Path, file: Path) -> None:
 
 
 def _gguf_tensor_name(name: str) -> str:
-    """What GGUF calls a weight of the decoder; "" for any other."""
+    """The GGUF name of a decoder weight; "" for any other."""
     gguf_name_by_key = {
         "model.text_model.embed_tokens.weight": "token_embd.weight",
         "model.text_model.norm.weight": "output_norm.weight",

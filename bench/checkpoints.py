@@ -1,7 +1,7 @@
-"""Checkpoints of random weights at the released shapes, written once: what is measured never needs a download.
+"""Checkpoints with random weights in the released shapes, written once, so that no benchmark needs a download.
 
-config.json and the small files are the released ones, field for field (`tests/models/released.py` holds them); the
-tokenizer knows bytes and the released special tokens, each with its released id. Weights are bfloat16, as released.
+config.json and the other JSON files are the released ones (`tests/models/released.py`). The tokenizer has one token a
+byte and the released special tokens with their ids. Weights are bfloat16, as released.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ sys.path.append(str(ROOT / "tests"))
 from models.released import RELEASED_BY_NAME, ReleasedCheckpoint  # noqa: E402
 
 CACHE = Path(os.environ.get("IDEFICS_BENCH_CACHE", Path.home() / ".cache" / "idefics-bench"))
-MAX_SHARD_BYTES = 4 * 2**30  # bytes of a file of weights
-# Full width, few layers: what a small machine can hold. The last two are the tower's layers and the perceiver's.
+MAX_SHARD_BYTES = 4 * 2**30  # of one file of weights
+# Full width, few layers, for machines with little memory.
 REDUCED_CONFIG_BY_NAME: dict[str, dict[str, Any]] = {
     "9b": {
         "num_hidden_layers": 4,
@@ -40,9 +40,9 @@ REDUCED_CONFIG_BY_NAME: dict[str, dict[str, Any]] = {
 
 
 def get_checkpoint(name: str, *, has_all_layers: bool = False) -> Path:
-    """The folder of a checkpoint, by the catalog's short name or a path; written first where it is not there yet.
+    """The folder of a checkpoint by short name or path; it is written if it does not exist.
 
-    `has_all_layers`: all layers also of those that are otherwise reduced.
+    `has_all_layers`: keep all layers of the models in `REDUCED_CONFIG_BY_NAME`.
     """
     if name not in RELEASED_BY_NAME:
         return Path(name)
@@ -59,7 +59,7 @@ def get_checkpoint(name: str, *, has_all_layers: bool = False) -> Path:
 
 
 def get_folder_without_weights(name: str) -> Path:
-    """The folder of a whole checkpoint without its weights, by its short name or a path: for who draws them himself."""
+    """The folder of a whole checkpoint without weights, by short name or path; the caller draws them."""
     if name not in RELEASED_BY_NAME:
         return Path(name)
     folder = CACHE / f"{name}-hollow"
@@ -69,9 +69,9 @@ def get_folder_without_weights(name: str) -> Path:
 
 
 def copy_without_image_splitting(folder: Path) -> Path:
-    """The same checkpoint, whose preprocessor does not split pictures: one frame each, as few-shot users set it.
+    """The same checkpoint with `do_image_splitting` off: one frame a picture, as usual for few-shot prompts.
 
-    Made anew each time, of links: the folder may be another one by the same name than last time.
+    A folder of links that is made anew each time, because `folder` may have changed.
     """
     copy = CACHE / f"{folder.name}-unsplit"
     shutil.rmtree(copy, ignore_errors=True)
@@ -113,7 +113,7 @@ def _merge_changes(content: dict[str, Any], changes: dict[str, Any]) -> dict[str
 
 
 def _make_tokenizer(vocab_size: int, special_tokens_by_id: dict[int, str]) -> Tokenizer:
-    """One token a byte, the special ones at their ids, and words that no text has for the rest of the rows."""
+    """One token a byte, special tokens at their ids, and unused words for the other ids."""
     alphabet = iter(sorted(pre_tokenizers.ByteLevel.alphabet()))
     words = {id: special_tokens_by_id.get(id) or next(alphabet, f"word{id}") for id in range(vocab_size)}
     tokenizer = Tokenizer(models.BPE(vocab={word: id for id, word in words.items()}, merges=[]))
@@ -156,7 +156,7 @@ def _split_into_shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
 
 
 def _random_weight(name: str, shape: torch.Size) -> torch.Tensor:
-    """Values that a forward pass survives: norms of one, no biases, gates half open."""
+    """Random values with finite activations: norms 1, biases 0, gates 0.5."""
     if "alpha" in name:
         return torch.full(shape, 0.5, dtype=torch.bfloat16)
     if len(shape) == 1:

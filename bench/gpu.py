@@ -1,11 +1,10 @@
-"""Whole models on a GPU, beside transformers: weights are drawn on the device, nothing is read or downloaded.
+"""Whole models on a GPU, compared with transformers: random weights on the device, nothing is read or downloaded.
 
 `python bench/gpu.py --case CASE`, each case within ten minutes on a card of 80 GB or more:
 one   Idefics 9b in bfloat16, one row that sees a picture: tokens/s and the share of the card's bandwidth, with every
-      kind of weights, and without the recorded step
+      weight format, and without CUDA graphs
 many  Idefics3-8B in bfloat16, 64 requests with a picture each: seconds until all are answered
-`--quick` runs all of it on the demo checkpoints with hardly any rounds, `--device cpu` without a GPU: to see that it
-works.
+`--quick` runs everything on the demo checkpoints with few rounds, `--device cpu` without a GPU, to test the script.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ QUANT_KINDS: tuple[QuantKind, ...] = ("int8", "fp8", "int4")
 
 @dataclass(frozen=True)
 class BenchmarkSize:
-    """How much of everything; small for a quick look."""
+    """Numbers of rounds, tokens and requests; small for `--quick`."""
 
     num_rounds: int = 3
     num_tokens: int = 256
@@ -67,7 +66,7 @@ QUICK_SIZE = BenchmarkSize(
 
 
 class RandomWeightsRunner(IdeficsRunner):
-    """An engine over a model whose weights are drawn on a device."""
+    """A runner over a model with random weights, created on the device."""
 
     def __init__(self, folder: Path, device: str, quant_kind: QuantKind | None = None) -> None:
         checkpoint, torch_device = read_checkpoint(folder), torch.device(device)
@@ -85,7 +84,7 @@ class RandomWeightsRunner(IdeficsRunner):
         self.vlm = idefics.Idefics(processor, self.engine, collect_stop_ids(checkpoint, processor))
 
     def close(self) -> None:
-        """Gives the device's memory back."""
+        """Releases the device's memory."""
         self.engine.close()
         del self.engine, self.vlm
         gc.collect()
@@ -95,7 +94,7 @@ class RandomWeightsRunner(IdeficsRunner):
 
 @torch.no_grad()
 def fill_random_weights(model: nn.Module) -> None:
-    """Weights that a forward pass survives: norms of one, no biases, gates half open."""
+    """Random weights with finite activations: norms 1, biases 0, gates 0.5, matrices with deviation 0.02."""
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
         if "alpha" in name:
@@ -107,7 +106,7 @@ def fill_random_weights(model: nn.Module) -> None:
 
 
 def measure_device_bandwidth(device: str) -> float:
-    """Bytes a second that the card moves: the best of copying and of adding up 4 GiB."""
+    """Memory bandwidth of the device in bytes a second: the best of copying and summing 4 GiB."""
     if device == "cpu":
         return measure_memory_bandwidth()
     block, destination = (torch.ones(2**30, dtype=torch.float32, device=device) for _ in range(2))
@@ -128,7 +127,7 @@ def measure_device_bandwidth(device: str) -> float:
 
 
 def measure_single_row(report: BenchmarkReport, name: str, size: BenchmarkSize, device: str) -> None:
-    """One row: the weights are read once a token, and nothing else should be felt."""
+    """One row: time a token compared with reading the weights once."""
     folder = get_folder_without_weights(name)
     bandwidth = measure_device_bandwidth(device)
     case = f"{name}, a picture, one row, {size.num_tokens} tokens"
@@ -215,7 +214,7 @@ def measure_many_requests(report: BenchmarkReport, name: str, size: BenchmarkSiz
 
 
 def _run_with_empty_caches(runner: RandomWeightsRunner, prompts: list[Prompt], num_tokens: int) -> RunTiming:
-    """A run that knows nothing of the ones before."""
+    """A run with empty prefix and encoder caches."""
     runner.engine.clear_caches()
     return runner.run(prompts, num_tokens)
 
@@ -228,7 +227,7 @@ def _run_with_decode_step(
 
 
 def _image_prompt(runner: RandomWeightsRunner, seed: int) -> Prompt:
-    """A question about a picture of its own."""
+    """A prompt with a question about one random picture."""
     return runner.vlm.prompt([idefics.Picture(random_photo(seed)), "What is in the picture?"])
 
 
@@ -239,7 +238,7 @@ CASES = {
 
 
 def main() -> None:
-    """Measures what was asked for and prints it."""
+    """Reads the command line, measures the chosen cases and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", choices=CASES, action="append", help="one of the above; all unless given")
     parser.add_argument("--device", default="cuda")

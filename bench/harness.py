@@ -1,7 +1,7 @@
-"""How a benchmark measures and what it prints: rounds in alternating order, medians, ratios, the machine beside them.
+"""How benchmarks measure and report: rounds in alternating order, medians, ratios, and the machine.
 
-A script makes a `BenchmarkReport`, gives it figures and the targets they stand for, and closes it: a table for people, then
-one line of JSON. Only ratios within one run are to be trusted.
+A script adds figures and targets to a `BenchmarkReport` and prints it: a table, then one line of JSON. Trust ratios
+within one run only.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PACKAGES = ("torch", "transformers", "llama-cpp-python", "numpy", "pillow")
 
 @dataclass(frozen=True)
 class RunTiming:
-    """One answer, or several side by side.
+    """The times of one answer, or of several generated together.
 
     Attributes:
         first_token_seconds: seconds to the first token.
         decode_seconds: seconds from there to the last one.
-        num_decode_tokens: how many came after the first, in all rows together.
+        num_decode_tokens: tokens after the first one, of all rows together.
     """
 
     first_token_seconds: float
@@ -42,17 +42,17 @@ class RunTiming:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second after the first; 0 where there was none."""
+        """Tokens a second after the first token; 0 if there is only one."""
         return self.num_decode_tokens / self.decode_seconds if self.num_decode_tokens else 0.0
 
 
 def run_rounds(
     runs: Mapping[str, Callable[[int], T]], num_rounds: int, before_round: Callable[[], object] = lambda: None
 ) -> dict[str, list[T]]:
-    """Calls each of `runs` once to warm up, then `num_rounds` times; each round turns the order of the last one around.
+    """Calls each of `runs` once to warm up, then `num_rounds` times; the order alternates from round to round.
 
-    A call gets the number of its round, 0 to warm up: what must not be known from an earlier round depends on it.
-    `before_round` is called before each round.
+    A call gets the number of its round (0: warm-up), to make inputs that no earlier round has cached. `before_round` is
+    called before each round.
     """
     results: dict[str, list[T]] = {name: [] for name in runs}
     for call in runs.values():
@@ -65,7 +65,7 @@ def run_rounds(
 
 
 def time_call(call: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """The seconds that a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -82,9 +82,9 @@ def median_first_token_seconds(runs: list[RunTiming]) -> float:
 
 
 def measure_memory_bandwidth() -> float:
-    """Bytes a second that all threads together read from memory: the best of a few ways to read 1 GiB.
+    """Memory bandwidth of all threads in bytes a second: the best of several ways to read 1 GiB.
 
-    Each thread has a part of its own and one instruction for many bytes, so that memory is the limit.
+    Each thread reads its own part with vector instructions, so that memory is the limit.
     """
     threads = torch.get_num_threads()
     block = np.ones(2**28, dtype=np.float32)
@@ -100,7 +100,7 @@ def measure_memory_bandwidth() -> float:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Where, with what and on which commit a figure was measured."""
+    """Processor, threads, GPU, system, package versions and commit."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -132,14 +132,14 @@ def _package_version(package: str) -> str | None:
 
 @dataclass
 class BenchmarkReport:
-    """What one script measured.
+    """The results of one script.
 
     Attributes:
-        title: of the script.
-        is_quick: whether it was only to see that the script works: no target is then kept or missed.
-        figures: one row each: what was measured, who did it, how much of what.
-        targets: what was to be reached, and what was.
-        bandwidth_share_by_system: of the last race, how much of the machine's bandwidth each used.
+        title: name of the script.
+        is_quick: whether the run only tests the script; targets are then left out.
+        figures: one row each: case, system, value, unit, note.
+        targets: name, value, bound, and whether it was reached.
+        bandwidth_share_by_system: share of the memory bandwidth of each system in the last comparison.
     """
 
     title: str
@@ -149,13 +149,13 @@ class BenchmarkReport:
     bandwidth_share_by_system: dict[str, float] = field(default_factory=dict)
 
     def add_figure(self, case: str, system: str, value: float, unit: str, note: str = "") -> None:
-        """A median."""
+        """Adds a row: the median `value` of a system in a case."""
         self.figures.append({"case": case, "who": system, "value": value, "unit": unit, "note": note})
 
     def add_target(
         self, name: str, value: float, *, min_value: float | None = None, max_value: float | None = None
     ) -> None:
-        """A ratio and the bound it was to keep; one of the two bounds is given."""
+        """Adds a ratio with the bound that it should keep; one of the two bounds is given."""
         if self.is_quick:
             return
         is_reached = value >= min_value if min_value is not None else value <= (max_value or 0.0)
@@ -164,15 +164,16 @@ class BenchmarkReport:
         )
 
     def print_report(self) -> None:
-        """Prints all of it."""
+        """Prints machine, figures and targets, then everything as one line of JSON."""
         machine_info = describe_machine()
         print(
-            f"{self.title}: {machine_info['processor']}, {machine_info['threads']} threads, {machine_info['gpu'] or 'no GPU'}"
+            f"{self.title}: {machine_info['processor']}, {machine_info['threads']} threads, "
+            f"{machine_info['gpu'] or 'no GPU'}"
         )
         print(", ".join(f"{name} {found}" for name, found in machine_info["versions"].items()), end=" ")
         print(f"on commit {machine_info['commit']}")
         if self.is_quick:
-            print("A quick look: these figures mean nothing.")
+            print("A test of the script: these figures mean nothing.")
         case = ""
         for row in self.figures:
             if row["case"] != case:

@@ -1,4 +1,4 @@
-"""Ours, seen as a rival: the one place of the benchmarks that knows the engine's calls."""
+"""This package as one of the measured systems; the only benchmark module that calls the engine."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from idefics.prompt import Prompt
 from idefics.tasks import classify
 from idefics.tasks.task import compose_task_prompt
 
-# What a user gives to `load` for each kind of weights.
+# Weight format -> arguments of `load`.
 LOAD_ARGUMENTS_BY_FORMAT: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "float32"},
     "bf16": {},
     "int8": {"quantize": "int8"},
     "int4": {"quantize": "int4"},
 }
-# What no decode step reads, or one row of it.
+# Modules that a decode step does not read, or only one row of.
 MODULES_NOT_IN_DECODE = ("vision_model", "connector", "perceiver_resampler", "embed_tokens")
 
 
 class IdeficsRunner:
-    """An engine over a checkpoint, its weights of one kind."""
+    """An engine over a checkpoint in one weight format."""
 
     def __init__(self, folder: Path, weight_format: str, *, batch_rows: int = 8) -> None:
         self.vlm = _load_model(folder, weight_format)
@@ -44,7 +44,7 @@ class IdeficsRunner:
         self.vlm.engine = self.engine
 
     def run(self, prompts: list[Prompt], num_tokens: int) -> RunTiming:
-        """Exactly `tokens` greedy tokens for each prompt: no id stops them."""
+        """Generates exactly `num_tokens` greedy tokens for each prompt; no id stops them."""
         token_times: list[list[float]] = [[] for _ in prompts]
         requests = [
             Request(prompt, Sampling(max_new_tokens=num_tokens), on_token=_make_token_timer(mine))
@@ -62,7 +62,7 @@ class IdeficsRunner:
         )
 
     def bytes_per_token(self, num_context_tokens: int) -> int:
-        """What one decode step of one row has to read: the decoder, its head, and keys and values so far."""
+        """Bytes that one decode step of one row reads: decoder, head, and keys and values so far."""
         model, layout = self.engine.model, self.engine.kv_cache.layout
         tensors = chain(model.named_parameters(), model.named_buffers())  # type: ignore[attr-defined]
         weight_bytes = sum(
@@ -81,7 +81,7 @@ class IdeficsRunner:
 
 
 def _load_model(folder: Path, weight_format: str) -> idefics.Idefics:
-    """Of the benchmarks' own checkpoints few bits are written once: int4 takes its time to find its steps."""
+    """Loads a checkpoint; quantised copies of the benchmarks' own checkpoints are written once, as int4 takes long."""
     if "quantize" not in LOAD_ARGUMENTS_BY_FORMAT[weight_format] or folder.parent != CACHE:
         return idefics.load(folder, **LOAD_ARGUMENTS_BY_FORMAT[weight_format])
     quantized_folder = CACHE / f"{folder.name}-{weight_format}"
@@ -102,7 +102,7 @@ def _make_token_timer(token_times: list[float]) -> Any:
 
 
 def random_text_prompts(folder: Path, num_tokens: int, num_prompts: int, seed: int) -> list[Prompt]:
-    """Prompts of text: `count` random ids each, none of them special."""
+    """`num_prompts` text prompts of `num_tokens` random ids, none of them special."""
     vocab_size = read_checkpoint(folder).config.text.vocab_size
     id_rows = (
         np.random.default_rng(seed)
@@ -113,7 +113,7 @@ def random_text_prompts(folder: Path, num_tokens: int, num_prompts: int, seed: i
 
 
 def random_photo(seed: int, size: int = 1200) -> PIL.Image.Image:
-    """A square picture with something in it everywhere, a new one for each seed."""
+    """A square picture without uniform areas, another one for each seed."""
     noise = np.random.default_rng(seed).integers(0, 256, size=(24, 24, 3), dtype=np.uint8)
     return PIL.Image.fromarray(noise).resize((size, size), PIL.Image.Resampling.BICUBIC)
 
@@ -121,7 +121,7 @@ def random_photo(seed: int, size: int = 1200) -> PIL.Image.Image:
 def classification_prompt(
     vlm: idefics.Idefics, labels: list[str], picture: idefics.Picture
 ) -> tuple[Prompt, list[list[int]]]:
-    """The prompt that `classify` asks of the model, with the shots that `vlm` has, and the ids of each label."""
+    """The prompt of `classify`, with the shots of `vlm`, and the token ids of each label."""
     style_kind = vlm.processor.prompt_format.kind
     task, label_list = classify.task_for_labels(labels, style_kind)
     return vlm.processor.encode_chat_continuations(

@@ -1,7 +1,7 @@
-"""A picture's way into a model: preprocessing on one core and the vision tower, beside transformers.
+"""Preprocessing of a picture on one core and the vision tower, compared with transformers.
 
 `python bench/images.py [--rounds 5] [--kinds fp32 int8] [--quick]`. Photos are JPEG files in memory; towers have the
-released shapes and random weights. transformers' image processors are those that it gives without torchvision.
+released shapes and random weights. transformers' image processors are those without torchvision.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from idefics.models import family_for
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess
 
-# Preprocessing: what is measured, whose plan, the side of tiles where another release has it smaller, the photo's size.
+# Title, checkpoint, tile size if it differs from the checkpoint's, size of the photo.
 PREPROCESSING_CASES: tuple[tuple[str, str, int | None, tuple[int, int]], ...] = (
     ("512-pixel tiles", "smolvlm-256m", None, (640, 600)),
     ("512-pixel tiles", "smolvlm-256m", None, (1600, 1500)),
@@ -46,7 +46,7 @@ LOAD_ARGUMENTS_BY_FORMAT: dict[str, dict[str, Any]] = {
 
 
 def photo_jpeg(size: tuple[int, int]) -> bytes:
-    """A photo as a camera's file: smooth, with a little noise."""
+    """The bytes of a JPEG that compresses like a photo: smooth, with a little noise."""
     rng = np.random.default_rng(0)
     noise = PIL.Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
     smooth = np.asarray(noise.resize(size, PIL.Image.Resampling.BICUBIC)).astype(np.int16)
@@ -57,7 +57,7 @@ def photo_jpeg(size: tuple[int, int]) -> bytes:
 
 
 def make_transformers_timer(settings: dict[str, Any], data: bytes) -> Callable[[int], float]:
-    """transformers' image processor with a checkpoint's settings: a file's bytes to a tensor."""
+    """A call that times transformers' image processor with a checkpoint's settings, from bytes to a tensor."""
     import transformers
 
     class_name = settings.get("image_processor_type", "IdeficsImageProcessor")
@@ -69,7 +69,7 @@ def make_transformers_timer(settings: dict[str, Any], data: bytes) -> Callable[[
 
 
 def measure_preprocessing(report: BenchmarkReport, num_rounds: int) -> None:
-    """One photo from the bytes of its file to normalised frames, on one core."""
+    """Times one photo from the bytes of its file to normalised frames, on one core."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for title, name, tile_size, size in PREPROCESSING_CASES:
@@ -115,7 +115,7 @@ def measure_preprocessing(report: BenchmarkReport, num_rounds: int) -> None:
 def measure_vision(
     report: BenchmarkReport, weight_formats: list[str], num_frames: int, num_rounds: int
 ) -> None:
-    """The vision tower and what follows it up to the decoder, for one picture of SmolVLM-256M."""
+    """Times vision tower and connector of SmolVLM-256M for one picture."""
     folder = get_checkpoint("smolvlm-256m")
     model = TransformersBaseline(folder, torch.float32).model.model
     pixels = torch.randn(num_frames, 3, 512, 512, generator=torch.Generator().manual_seed(0))
@@ -149,12 +149,12 @@ def measure_vision(
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line, measures and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--kinds", nargs="*", default=["fp32", "int8"])
-    parser.add_argument("--quick", action="store_true", help="one round of two frames: does the script work?")
+    parser.add_argument("--quick", action="store_true", help="one round of two frames, to test the script")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     num_rounds, num_frames = (1, 2) if arguments.quick else (arguments.rounds, arguments.frames)

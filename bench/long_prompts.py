@@ -1,7 +1,7 @@
-"""Eight clients that send texts of a megabyte: what others notice of it, and what memory the server keeps.
+"""Eight clients send texts of a megabyte: latency of other requests, and memory that the server keeps.
 
 Run by `bench/serve.py --case long-prompts`. Two servers get the same texts: the demo checkpoint, which refuses them by
-their characters; and the same checkpoint with 131,072 positions, which must tokenize them to know that they do not fit.
+their length in characters, and the same checkpoint with 131,072 positions, which has to tokenize them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ NUM_CLIENTS, TEXT_BYTES = 8, 1_000_000  # bytes of a text
 NUM_TEXTS_BY_CASE = {
     "refused": 60,
     "tokenized": 3,
-}  # that each client sends, one after another: some seconds of load
+}  # per client, one after another: some seconds of load
 MAX_POSITIONS = 131_072  # as many as Llama 3.1 reads
 IDLE_SECONDS = 5.0
-HEALTH_CHECK_INTERVAL = 0.01  # seconds between two questions after the server's health
-LOAD_TIMEOUT = 120.0  # that all texts may take
+HEALTH_CHECK_INTERVAL = 0.01  # seconds between two requests to /health
+LOAD_TIMEOUT = 120.0  # seconds for all texts
 DEMO_FOLDER = Path(idefics.__file__).parent / "demo" / "idefics3"
 WORDS = (Path(__file__).parent.parent / "docs" / "design.md").read_text(encoding="utf-8").split()
 
 
 def measure(report: BenchmarkReport, *, num_rounds: int) -> None:
-    """Both servers, so many rounds each; a quick report gets one text of each client."""
+    """Measures both servers in `num_rounds` rounds each; a quick report sends one text per client."""
     with TemporaryDirectory() as scratch:
         for name, folder in {
             "refused": DEMO_FOLDER,
@@ -48,7 +48,7 @@ def measure(report: BenchmarkReport, *, num_rounds: int) -> None:
 
 
 def _link_demo_with_max_positions(folder: Path) -> Path:
-    """The demo checkpoint with many positions."""
+    """Links the demo checkpoint into `folder`, with `MAX_POSITIONS` positions."""
     for path in DEMO_FOLDER.iterdir():
         (folder / path.name).symlink_to(path)
     config = json.loads((DEMO_FOLDER / "config.json").read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def _measure_server(report: BenchmarkReport, name: str, folder: Path, num_rounds
                 with load_process:
                     assert load_process.stdin is not None
                     assert load_process.stdout is not None
-                    load_process.stdout.readline()  # its texts are made
+                    load_process.stdout.readline()  # its texts are ready
                     started = time.perf_counter()
                     load_process.stdin.close()
                     times = _time_health_checks(client, while_running=load_process)
@@ -118,7 +118,7 @@ def _time_health_checks(
     seconds: float = LOAD_TIMEOUT,
     while_running: subprocess.Popen[bytes] | None = None,
 ) -> list[float]:
-    """Seconds of each question after the server's health, one after another."""
+    """The seconds of each of a series of requests to /health."""
     times: list[float] = []
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline and (while_running is None or while_running.poll() is None):
@@ -131,7 +131,7 @@ def _time_health_checks(
 
 @contextmanager
 def _counting() -> Iterator[int]:
-    """As many processes that only count as there are cores: what the system's sharing of the cores costs by itself."""
+    """Runs a busy loop on every core, as a comparison: what sharing the cores costs by itself."""
     counter = [sys.executable, "-c", "while True: pass"]
     counters = [subprocess.Popen(counter) for _ in range(os.cpu_count() or 1)]
     try:
@@ -147,8 +147,8 @@ def _p99(times: list[float]) -> float:
 
 
 def _send_texts(url: str, num_texts: int) -> None:
-    """The load: all texts, each refused with the same error. A process of its own, so as not to disturb the clock."""
-    os.nice(19)  # senders stand for other machines: they must not take processor time from the server
+    """The load process: sends all texts, each of which has to be refused with the same error."""
+    os.nice(19)  # senders represent other machines: they must not compete with the server
     text = " ".join(WORDS * (1 + TEXT_BYTES // len(WORDS)))
     bodies = [
         json.dumps(_chat_request(text[97 * n : 97 * n + TEXT_BYTES])).encode() for n in range(NUM_CLIENTS)

@@ -1,7 +1,7 @@
-"""What is not computed twice: a second question, few-shot classification, ranking; beside transformers.
+"""What caches save: a second question, few-shot classification, ranking; compared with transformers.
 
 `python bench/reuse.py [--case second|shots|ranking] [--model smolvlm-256m]`
-second   another question about a picture of 17 tiles that has been asked about before: time to the first token
+second   another question about a picture of 17 tiles that is cached: time to the first token
 shots    100 pictures with 8 shots and 20 labels, one tile a picture. transformers' loop scores a few labels, and their
          time is multiplied: the loop has 2,000 equal rounds
 ranking  20 labels for one new picture of 17 tiles
@@ -35,7 +35,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class BenchmarkSize:
-    """How much of everything; small for a quick look."""
+    """Numbers of rounds, pictures, shots and labels; small for `--quick`."""
 
     num_rounds: int = 3
     num_pictures: int = 100
@@ -47,7 +47,7 @@ QUICK_SIZE = BenchmarkSize(num_rounds=1, num_pictures=3, num_shots=2, num_labels
 
 
 def measure_second_question(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
-    """The picture is known, the question is not."""
+    """A new question about a picture that was asked about before."""
     runner, folder = IdeficsRunner(get_checkpoint(name), "bf16"), get_checkpoint(name)
 
     def prompt(number: int, words: str) -> list[Prompt]:
@@ -61,7 +61,7 @@ def measure_second_question(report: BenchmarkReport, name: str, size: BenchmarkS
     runs["ours, first question"] = lambda number: runner.run(prompt(1000 + number, "What is it?"), 1)
     for kind, dtype in DTYPES.items():
         baseline = TransformersBaseline(folder, dtype)
-        runs[f"transformers {kind}"] = lambda number, rival=baseline: rival.run(  # type: ignore[misc]
+        runs[f"transformers {kind}"] = lambda number, baseline=baseline: baseline.run(  # type: ignore[misc]
             prompt(number, "Which colours does it have?"), 1
         )
     timings_by_system = run_rounds(runs, size.num_rounds)
@@ -79,7 +79,7 @@ def measure_second_question(report: BenchmarkReport, name: str, size: BenchmarkS
 
 
 def measure_few_shot(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
-    """Many pictures, the same shots before each and the same labels after."""
+    """Classification of many pictures with the same shots and labels."""
     folder = copy_without_image_splitting(get_checkpoint(name))
     runner, labels = IdeficsRunner(folder, "bf16"), LABELS[: size.num_labels]
     shots_given = [idefics.Shot(_random_picture(n), labels[n % len(labels)]) for n in range(size.num_shots)]
@@ -107,7 +107,7 @@ def measure_few_shot(report: BenchmarkReport, name: str, size: BenchmarkSize) ->
 
 
 def measure_ranking(report: BenchmarkReport, name: str, size: BenchmarkSize) -> None:
-    """One new picture, many labels."""
+    """Ranks many labels for one new picture."""
     folder, labels = get_checkpoint(name), LABELS[: size.num_labels]
     runner = IdeficsRunner(folder, "bf16")
     runner.vlm.classify(_random_picture(1), labels)
@@ -133,13 +133,13 @@ CASES = {"second": measure_second_question, "shots": measure_few_shot, "ranking"
 
 
 def main() -> None:
-    """Measures what was asked for and prints it."""
+    """Reads the command line, measures the chosen cases and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", choices=CASES, action="append", help="one of the above; all unless given")
     parser.add_argument("--model", default="smolvlm-256m", help="a short name or a folder")
     parser.add_argument("--rounds", type=int, default=BenchmarkSize.num_rounds)
     parser.add_argument("--pictures", type=int, default=BenchmarkSize.num_pictures, help="of the case shots")
-    parser.add_argument("--quick", action="store_true", help="the demo checkpoint, hardly any rounds")
+    parser.add_argument("--quick", action="store_true", help="the demo checkpoint, one round")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     demo_folder = Path(idefics.__file__).parent / "demo" / "idefics3"

@@ -1,9 +1,9 @@
 """A server under load: answers a second, time to the first words, the slowest answers, memory; ours and transformers'.
 
-`python bench/serve.py [--model demo smolvlm-256m] [--clients 1 4 16 64] [--answers 64] [--rounds 2]`. Clients ask one
-question after another, a third of them with a picture, a third with two, a third in words alone; no two have the same
-picture. `transformers serve` gets the same requests, in turns. Weights of SmolVLM are random, its pictures one frame.
-`--case long-prompts` asks something else: what others notice of texts that are too long (`long_prompts.py`).
+`python bench/serve.py [--model demo smolvlm-256m] [--clients 1 4 16 64] [--answers 64] [--rounds 2]`. Clients send one
+request after another: a third with one picture, a third with two, a third with text only; no picture occurs twice.
+`transformers serve` gets the same requests in alternating rounds. SmolVLM has random weights and one frame a picture.
+`--case long-prompts` measures how texts that are too long affect other requests (`long_prompts.py`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ TRANSFORMERS_SERVE_CODE = "from transformers.cli.transformers import main; main(
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What the clients of one round saw.
+    """The results of one round.
 
     Attributes:
-        resident_bytes: bytes that the server held afterwards.
+        seconds: duration of the round.
+        answers: in the order of the requests.
+        resident_bytes: resident memory of the server afterwards.
     """
 
     seconds: float
@@ -44,18 +46,18 @@ class RoundResult:
 
 
 def idefics_serve_arguments(folder: Path) -> tuple[str, ...]:
-    """`idefics serve`, with room for all who ask."""
+    """Arguments of `idefics serve`, with limits that no request of the benchmark reaches."""
     admission_flags = ("--requests-at-once", "1024", "--pictures-at-once", "1024")
     return "-m", "idefics", "serve", "--model", str(folder), "--name", str(folder), *admission_flags
 
 
 def transformers_serve_arguments(folder: Path) -> tuple[str, ...]:
-    """`transformers serve` with the same model, loaded before anyone asks."""
+    """Arguments of `transformers serve` with the same model, loaded at the start."""
     return "-c", TRANSFORMERS_SERVE_CODE, "serve", str(folder)
 
 
 def start_servers(folder: Path, report: BenchmarkReport, stack: ExitStack) -> dict[str, ServerProcess]:
-    """Those that run; one that cannot is named, with what it said."""
+    """Starts the servers. One that fails is reported with its message."""
     server_by_name: dict[str, ServerProcess] = {}
     for who, command in {
         "ours": idefics_serve_arguments(folder),
@@ -73,7 +75,7 @@ def start_servers(folder: Path, report: BenchmarkReport, stack: ExitStack) -> di
 def make_round(
     server: ServerProcess, folder: Path, num_clients: int, num_requests: int, unused_indices: Iterator[int]
 ) -> Callable[[int], RoundResult]:
-    """A round of `num_requests` questions, of which this server has seen none."""
+    """A round of `num_requests` requests that this server has not seen."""
 
     def run(_: int) -> RoundResult:
         bodies = [
@@ -87,7 +89,7 @@ def make_round(
 
 
 def measure_model(folder: Path, report: BenchmarkReport, arguments: argparse.Namespace) -> None:
-    """One model."""
+    """Measures one model with each number of clients."""
     with ExitStack() as stack:
         server_by_name = start_servers(folder, report, stack)
         unused_indices_by_name = {who: count(1) for who in server_by_name}
@@ -136,7 +138,7 @@ def _report_rounds(
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line, measures and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--case", choices=["answers", "long-prompts"], default="answers")
     parser.add_argument("--model", nargs="+", default=["demo", "smolvlm-256m"])

@@ -1,4 +1,4 @@
-"""Clients of a chat server, many at once, and a server as a process of its own."""
+"""A server as a child process, and concurrent clients of its chat route."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ READ_TIMEOUT = 600.0  # seconds that a client waits for the next piece of an ans
 
 
 class RequestFailed(Exception):
-    """A request that was well formed has not been answered."""
+    """A well-formed request was not answered."""
 
 
 @dataclass(frozen=True)
 class StreamedAnswer:
-    """A request that was answered.
+    """The answer to a request.
 
     Attributes:
-        first: seconds to the first words; to the end where there were none.
-        total: seconds to the end.
+        first_token_seconds: seconds to the first text; to the end if there was none.
+        total_seconds: seconds to the end.
+        text: the whole text.
     """
 
     first_token_seconds: float
@@ -49,7 +50,7 @@ class StreamedAnswer:
 
 
 def unique_image_data_uri(number: int) -> str:
-    """A bundled picture, no two numbers the same: one pixel tells them apart."""
+    """A bundled picture with one pixel changed, so that each number gives another picture."""
     picture = PIL.Image.open(PICTURE_PATHS[number % len(PICTURE_PATHS)]).convert("RGB")
     picture.putpixel((0, 0), (number & 255, number >> 8 & 255, number >> 16 & 255))
     file = io.BytesIO()
@@ -58,7 +59,7 @@ def unique_image_data_uri(number: int) -> str:
 
 
 def chat_request(request_index: int, *, model: str, max_tokens: int, **extra_fields: Any) -> dict[str, Any]:
-    """A streaming request: of three, one has a picture, one has two, and one only words."""
+    """A streaming request; of three in a row one has a picture, one has two, and one has none."""
     image_parts = [
         {"type": "image_url", "image_url": {"url": unique_image_data_uri(2 * request_index + other)}}
         for other in range((1, 2, 0)[request_index % 3])
@@ -78,10 +79,10 @@ def chat_request(request_index: int, *, model: str, max_tokens: int, **extra_fie
 async def stream_answer(
     client: httpx.AsyncClient, request: dict[str, Any], *, seconds_per_line: float = 0.0
 ) -> StreamedAnswer:
-    """Reads a streamed answer to its end, and rests for `pause` seconds after each line of it.
+    """Reads a streamed answer to its end, waiting `seconds_per_line` after each line.
 
     Raises:
-        Failed: it was refused, or ended with an error, or not at all.
+        RequestFailed: the request was refused, or the stream ended with an error.
     """
     started, first_token_seconds, text, line = time.perf_counter(), 0.0, "", ""
     async with client.stream("POST", CHAT_COMPLETIONS_PATH, json=request) as answer:
@@ -102,21 +103,21 @@ async def stream_answer(
 
 
 def open_async_client(url: str) -> httpx.AsyncClient:
-    """A client with as many connections as it is asked for."""
+    """A client without a limit on connections."""
     return httpx.AsyncClient(
         base_url=url, timeout=READ_TIMEOUT, limits=httpx.Limits(max_connections=None), trust_env=False
     )
 
 
 def open_client(url: str) -> httpx.Client:
-    """A client that asks one question after another, on one connection."""
+    """A synchronous client."""
     return httpx.Client(base_url=url, timeout=READ_TIMEOUT, trust_env=False)
 
 
 async def run_load(
     url: str, requests: Sequence[dict[str, Any]], num_clients: int
 ) -> tuple[float, list[StreamedAnswer]]:
-    """So many clients ask, each its next question when it has an answer: (seconds, answers in the order asked)."""
+    """Sends requests from `num_clients` concurrent clients: (seconds, answers in the order of the requests)."""
     answers: dict[int, StreamedAnswer] = {}
     remaining = iter(enumerate(requests))
 
@@ -132,23 +133,23 @@ async def run_load(
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A running server."""
+    """A running server process."""
 
     url: str
     popen: subprocess.Popen[bytes]
 
     def resident_bytes(self) -> int:
-        """Bytes that it holds (resident)."""
+        """Resident memory in bytes."""
         lines = Path(f"/proc/{self.popen.pid}/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 @contextmanager
 def start_server(*arguments: str) -> Iterator[ServerProcess]:
-    """A server by the arguments of Python, those of its port added; it is there when it is healthy.
+    """Starts a Python process with `arguments` and a free port, and waits until `/health` answers; kills it afterwards.
 
     Raises:
-        Failed: it ended instead; the message is the last that it said.
+        RequestFailed: the process ended; the message is its last line of output.
     """
     with socket.socket() as probe_socket:
         probe_socket.bind(("127.0.0.1", 0))

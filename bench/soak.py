@@ -1,8 +1,8 @@
-"""A long time among clients that behave badly: no memory is lost, nobody waits in vain, and in the end nothing is held.
+"""A long run with misbehaving clients: memory is constant, valid requests are answered, nothing is held at the end.
 
-`python bench/soak.py [--minutes 10] [--clients 16]`. A third of the requests is well formed and must be answered, some
-of them read slowly; the others leave in mid-stream, leave while they wait, send half of what they announce, a broken
-picture, one of too many pixels, or too much. Pictures come from a stock that fills the caches in the warm-up.
+`python bench/soak.py [--minutes 10] [--clients 16]`. A third of the requests is valid and has to be answered, some
+are read slowly; the others disconnect during the stream or in the queue, send half of the announced body, a broken
+picture, one with too many pixels, or too many bytes. Pictures repeat, so the caches are full after the warm-up.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from server_clients import (
     stream_answer,
 )
 
-NUM_STOCK_REQUESTS = 48  # questions, two pictures at most in each
+NUM_STOCK_REQUESTS = 48  # with two pictures each at most
 MAX_TOKENS = 24
-WARM_UP_FRACTION = 0.3  # of the time
-MIN_MINUTES_FOR_GROWTH = 5  # minutes; a shorter run is nothing but warm-up
-NUM_PARTS = 10  # of the rest, whose medians are compared
+WARM_UP_FRACTION = 0.3  # of the duration
+MIN_MINUTES_FOR_GROWTH = 5  # a shorter run is warm-up only
+NUM_PARTS = 10  # of the rest; their medians are compared
 MAX_MEMORY_GROWTH = 1.05
-RELEASE_TIMEOUT = 30.0  # seconds until everything must have been given back
+RELEASE_TIMEOUT = 30.0  # seconds until everything has to be released
 DEMO_FOLDER = Path(idefics.__file__).parent / "demo" / "idefics3"
 
 
 def oversized_png_data_uri() -> str:
-    """A PNG that says it has 900 million pixels, as data URI."""
+    """A PNG whose header says 900 million pixels, as data URI."""
     ihdr_chunk = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     file = (
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr_chunk + struct.pack(">I", zlib.crc32(ihdr_chunk))
@@ -55,11 +55,11 @@ def oversized_png_data_uri() -> str:
 
 
 class SoakClients:
-    """Clients of all kinds.
+    """Clients that send random kinds of requests.
 
     Attributes:
-        num_requests_by_kind: how often each kind has asked.
-        failures: what should not have happened.
+        num_requests_by_kind: number of requests of each kind.
+        failures: unexpected results.
     """
 
     def __init__(self, url: str, model: str, seed: int = 0) -> None:
@@ -86,7 +86,7 @@ class SoakClients:
         self.request_kinds = [*valid_kinds, *invalid_kinds]
 
     async def run_until(self, deadline: float, num_clients: int) -> None:
-        """So many of them until `time.monotonic` says so."""
+        """Runs `num_clients` clients until `time.monotonic()` reaches the deadline."""
 
         async def run_client(client: httpx.AsyncClient) -> None:
             while time.monotonic() < deadline:
@@ -98,7 +98,7 @@ class SoakClients:
     async def send_request(
         self, client: httpx.AsyncClient, kind: Callable[[httpx.AsyncClient], Awaitable[None]]
     ) -> None:
-        """One request."""
+        """Sends one request of a kind and records a failure."""
         name = kind.__name__.replace("_", " ")
         self.num_requests_by_kind[name] += 1
         try:
@@ -108,7 +108,7 @@ class SoakClients:
             self.failures.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
 
     def make_request(self, **extra_fields: Any) -> dict[str, Any]:
-        """One of the stock, in words of its own, so that no answer is a repetition."""
+        """A request with a unique text, so that no answer comes from the prefix cache alone."""
         request = self.rng.choice(self.stock_requests)
         *image_parts, text_part = request["messages"][0]["content"]
         unique_text_part = {"type": "text", "text": f"{text_part['text']} {self.rng.getrandbits(32):x}"}
@@ -119,21 +119,21 @@ class SoakClients:
         }
 
     async def read_stream(self, client: httpx.AsyncClient) -> None:
-        """A stream, to its end."""
+        """Reads a stream to its end."""
         await stream_answer(client, self.make_request())
 
     async def read_stream_slowly(self, client: httpx.AsyncClient) -> None:
-        """The same, with a rest after each line."""
+        """Reads a stream with a pause after each line."""
         await stream_answer(client, self.make_request(), seconds_per_line=0.1)
 
     async def wait_for_answer(self, client: httpx.AsyncClient) -> None:
-        """An answer as a whole."""
+        """Waits for an answer that is not streamed."""
         answer = await client.post(CHAT_COMPLETIONS_PATH, json=self.make_request(stream=False))
         if answer.status_code != 200 or not answer.json()["choices"][0]["finish_reason"]:
             raise RequestFailed(f"{answer.status_code}: {answer.text[:200]}")
 
     async def abandon_stream(self, client: httpx.AsyncClient) -> None:
-        """Reads a little of a long answer."""
+        """Disconnects after a few lines of a long stream."""
         request = self.make_request(temperature=2, max_tokens=400)
         async with client.stream("POST", CHAT_COMPLETIONS_PATH, json=request) as answer:
             lines = answer.aiter_lines()
@@ -141,7 +141,7 @@ class SoakClients:
                 await anext(lines, "")
 
     async def cancel_while_queued(self, client: httpx.AsyncClient) -> None:
-        """Does not wait for an answer."""
+        """Disconnects within 0.3 seconds, usually in the queue."""
         response_task = asyncio.ensure_future(
             client.post(CHAT_COMPLETIONS_PATH, json=self.make_request(stream=False))
         )
@@ -150,7 +150,7 @@ class SoakClients:
             response_task.result()
 
     async def send_half_the_body(self, client: httpx.AsyncClient) -> None:
-        """Announces more than it sends, and hangs up."""
+        """Sends part of the announced body and disconnects."""
         host, port = client.base_url.host, client.base_url.port
         content = json.dumps(self.make_request()).encode()
         _, writer = await asyncio.open_connection(host, port)
@@ -161,7 +161,7 @@ class SoakClients:
         writer.close()
 
     async def send_truncated_picture(self, client: httpx.AsyncClient) -> None:
-        """A picture that ends too early."""
+        """Sends a truncated picture; status 400 is expected."""
         image_request = self.rng.choice(
             [one for one in self.stock_requests if len(one["messages"][0]["content"]) > 1]
         )
@@ -169,15 +169,15 @@ class SoakClients:
         await self.expect_refusal(client, 400, uri[: len(uri) * self.rng.randint(20, 80) // 400 * 4])
 
     async def send_oversized_picture(self, client: httpx.AsyncClient) -> None:
-        """A small file that would be a large picture."""
+        """Sends a small file with too many pixels; status 400 is expected."""
         await self.expect_refusal(client, 400, oversized_png_data_uri())
 
     async def send_oversized_body(self, client: httpx.AsyncClient) -> None:
-        """More than the server reads."""
+        """Sends a body above the limit; status 413 is expected."""
         await self.expect_refusal(client, 413, "data:image/png;base64," + "A" * (1 << 21))
 
     async def expect_refusal(self, client: httpx.AsyncClient, status: int, uri: str) -> None:
-        """Asks about what no server can see."""
+        """Sends a request with a bad picture and records another status than the expected one."""
         image_part = {"type": "image_url", "image_url": {"url": uri}}
         answer = await client.post(
             CHAT_COMPLETIONS_PATH,
@@ -190,7 +190,7 @@ class SoakClients:
 async def run_soak(
     server: ServerProcess, clients: SoakClients, minutes: float, num_clients: int
 ) -> list[int]:
-    """Lets the crowd in; the server's memory once a second."""
+    """Runs all clients; returns the server's resident memory in bytes, once a second."""
     deadline, resident_bytes = time.monotonic() + 60 * minutes, []
     load_task = asyncio.ensure_future(clients.run_until(deadline, num_clients))
     while not load_task.done():
@@ -201,7 +201,7 @@ async def run_soak(
 
 
 def memory_growth(resident_bytes: list[int]) -> float:
-    """How the largest part after the warm-up compares with the first; each part by its median."""
+    """The largest median of the parts after the warm-up, divided by that of the first part."""
     after_warm_up = resident_bytes[int(WARM_UP_FRACTION * len(resident_bytes)) :]
     part_size = max(1, len(after_warm_up) // NUM_PARTS)
     medians = [
@@ -212,7 +212,7 @@ def memory_growth(resident_bytes: list[int]) -> float:
 
 
 def wait_until_released(server: ServerProcess) -> dict[str, float]:
-    """What the server says it still holds for anyone, once it holds nothing or has had its time."""
+    """Waits until `/metrics` reports nothing held, or the timeout; returns what is held by metric."""
     deadline = time.monotonic() + RELEASE_TIMEOUT
     while True:
         lines = httpx.get(f"{server.url}/metrics", trust_env=False).text.splitlines()
@@ -229,7 +229,7 @@ def wait_until_released(server: ServerProcess) -> dict[str, float]:
 
 
 def main() -> None:
-    """Soaks and prints."""
+    """Reads the command line, runs the clients and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=16)
@@ -249,7 +249,7 @@ def main() -> None:
         report.add_figure(case, f"memory after {share:.0%} of the time", mebibytes, "MiB")
     for name, number in held_by_metric.items():
         report.add_target(f"{name} still held at the end", number, max_value=0)
-    report.add_target("requests that went otherwise than they should", len(clients.failures), max_value=0)
+    report.add_target("requests with an unexpected result", len(clients.failures), max_value=0)
     if arguments.minutes >= MIN_MINUTES_FOR_GROWTH:
         report.add_target(
             "memory after the warm-up: the largest part by the first",

@@ -1,4 +1,4 @@
-"""From the start of a process to its end: the help, imports, and an answer of one token; beside transformers.
+"""Duration of a process: help, imports, and an answer of one token; compared with transformers.
 
 `python bench/start.py [--rounds 5]`. The answers are about one bundled picture, as one frame.
 """
@@ -37,7 +37,7 @@ print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1]:]))
 
 
 def make_process_timer(*python_arguments: str) -> Callable[[int], float]:
-    """A Python process with these arguments: the seconds until it has ended."""
+    """A call that runs a Python process with these arguments and returns its seconds."""
     pythonpath = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     call = partial(
         subprocess.run,
@@ -50,13 +50,13 @@ def make_process_timer(*python_arguments: str) -> Callable[[int], float]:
 
 
 def make_ask_timer(folder: Path) -> Callable[[int], float]:
-    """`idefics ask`, one token."""
+    """A call that times `idefics ask` for one token."""
     cli_arguments = ["ask", str(PICTURE_PATH), "What is it?", "--model", str(folder), "--max-new-tokens", "1"]
     return make_process_timer("-m", "idefics", *cli_arguments)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line, measures and prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the demo checkpoint only, one round")
