@@ -154,5 +154,5 @@ def test_an_error_names_a_picture_once_and_as_it_was_typed(capsys):
 def test_an_address_of_a_file_is_refused_with_its_path(capsys):
     assert run(["caption", "file:///a.png", "--model", "demo"]) == 2
     assert capsys.readouterr().err == (
-        "idefics caption: file:///a.png is an address, and only http(s) ones are read: give the path, /a.png\n"
+        "idefics caption: file:///a.png is a URL, and only http(s) ones are read: give the path, /a.png\n"
     )

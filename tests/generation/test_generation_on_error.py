@@ -195,13 +195,13 @@ def test_continuations_that_cannot_follow_take_their_own_positions(vlm, good_pic
         assert [found[1], found[3]] == [pytest.approx(one, abs=1e-4) for one in expected]
         assert [type(found[index]) for index in (0, 2)] == [BadPrompt, BadPrompt]
         assert isinstance(found[4], PromptTooLong)
-        with pytest.raises(BadPrompt, match=r"^ending 2 of 3: the ending ' ' is blank"):
+        with pytest.raises(BadPrompt, match=r"^ending 2 of 3: the continuation ' ' is blank"):
             vlm.score(prompt, [sound[0], " ", sound[1]])
         alone, errors = vlm.score(prompt, [" "], on_error="return")
         assert len(alone.ids) and [type(one) for one in errors] == [BadPrompt]
-        with pytest.raises(BadPrompt, match="there are no endings"):
+        with pytest.raises(BadPrompt, match="there are no continuations"):
             vlm.score(prompt, [], on_error="return")
     _, (error,) = vlm.score([good_picture[0], "It is"], ["<image>"], on_error="return")
-    assert "endings are text" in str(error)
+    assert "continuations are text" in str(error)
     with pytest.raises(BadPicture):
         vlm.score(["missing.png", "It is"], [" a"], on_error="return")

@@ -87,9 +87,9 @@ def test_blank_and_missing_continuations_are_refused(processor):
     for label in ("", " ", "\n"):
         with pytest.raises(BadPrompt, match="blank"):
             processor.encode_chat_continuations([user("a")], ["cat", label])
-    with pytest.raises(BadPrompt, match="no endings"):
+    with pytest.raises(BadPrompt, match="no continuations"):
         processor.encode_raw_continuations(["a"], [])
-    with pytest.raises(BadPrompt, match="endings are text"):
+    with pytest.raises(BadPrompt, match="continuations are text"):
         processor.encode_raw_continuations(["a"], ["a cat", f"a {IMAGE_TOKEN}"])
 
 

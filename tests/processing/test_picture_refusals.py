@@ -15,11 +15,11 @@ from processing.pictures_tiny import encode_picture, open_trusted, random_pictur
     [
         (
             "file:///tmp/a.jpg",
-            "file:///tmp/a.jpg is an address, and only http(s) ones are read: give the path, /tmp/a.jpg",
+            "file:///tmp/a.jpg is a URL, and only http(s) ones are read: give the path, /tmp/a.jpg",
         ),
         (
             "s3://bucket/a.jpg",
-            "s3://bucket/a.jpg is an address, and only http(s) ones are read: download it first",
+            "s3://bucket/a.jpg is a URL, and only http(s) ones are read: download it first",
         ),
         ("~/a.jpg", "~/a.jpg: no such file; ~ is known to shells only: give the whole path"),
         ("", "an empty name: no such file"),

@@ -131,7 +131,7 @@ def test_ghsa_3f6c_7fw2_ppm4_a_name_that_leads_inside(address, policy, fake_inte
         fake_internet,
         "http://inside.example.com/cat.png",
         Fetcher(policy=policy, untrusted=True),
-        "open internet",
+        "public internet",
     )
     assert address not in said, "whoever asks is not told how the network inside is numbered"
 
@@ -140,7 +140,7 @@ def test_ghsa_3f6c_7fw2_ppm4_a_name_that_leads_inside(address, policy, fake_inte
 def test_ghsa_3f6c_7fw2_ppm4_an_address_inside(address, fake_internet):
     host = f"[{address}]" if ":" in address else address
     fake_internet.addresses_by_host[address] = [address]
-    assert_refused(fake_internet, f"http://{host}/cat.png", match="open internet")
+    assert_refused(fake_internet, f"http://{host}/cat.png", match="public internet")
 
 
 def test_ghsa_3f6c_7fw2_ppm4_one_address_inside_spoils_a_host(fake_internet):
@@ -150,7 +150,7 @@ def test_ghsa_3f6c_7fw2_ppm4_one_address_inside_spoils_a_host(fake_internet):
         [PUBLIC_ADDRESSES[0], "::1"],
     ):
         fake_internet.addresses_by_host["mixed.example.com"] = order
-        assert_refused(fake_internet, "http://mixed.example.com/cat.png", match="open internet")
+        assert_refused(fake_internet, "http://mixed.example.com/cat.png", match="public internet")
     assert fake_internet.connected_addresses == []
 
 
@@ -319,13 +319,13 @@ def test_vllm_mlx_490_dns_rebinding(fetcher, fake_internet):
     assert fetcher.get("http://photos.example.com/cat.png") == PNG
     assert fake_internet.connected_addresses == [(PUBLIC_ADDRESSES[0], 80)]
     assert fake_internet.resolved_hosts == ["photos.example.com"]
-    assert_refused(fake_internet, "http://photos.example.com/cat.png", fetcher, "open internet")
+    assert_refused(fake_internet, "http://photos.example.com/cat.png", fetcher, "public internet")
 
 
 def test_vllm_mlx_490_dns_rebinding_between_redirects(fake_internet):
     fake_internet.addresses_by_host["photos.example.com"] = [[PUBLIC_ADDRESSES[0]], ["127.0.0.1"]]
     fake_internet.public_server.pages["/again"] = "/cat.png"
-    assert_refused(fake_internet, "http://photos.example.com/again", match="open internet")
+    assert_refused(fake_internet, "http://photos.example.com/again", match="public internet")
 
 
 class RecordingSSLContext(ssl.SSLContext):

@@ -1,8 +1,7 @@
-"""A conversation through a checkpoint's chat template into trusted pieces, plain pieces, pictures and videos.
+"""A conversation through a checkpoint's chat template into trusted text, plain text, pictures and videos in order.
 
-Knows messages and what a template writes; does not know tokens or pixels. What a user or an earlier answer says never
-passes through the template: a placeholder that nobody can guess does, so that neither a token nor the
-template's logic can be forged.
+The text of messages never passes through the template. An unguessable placeholder takes its place, so that a message
+can neither forge special tokens nor change what the template does. Knows no tokens and no pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from idefics.messages import Message, Picture, PictureOrVideo, Role, Video
 from idefics.processing.chat_template import render_template
 from idefics.processing.tokenizer import TextPiece
 
-IMAGE_TOKEN = "<image>"  # what every template of the family writes where a picture stands
+IMAGE_TOKEN = "<image>"  # what every template of the IDEFICS family writes for a picture
 ROLES = get_args(Role)
 
 
@@ -29,20 +28,20 @@ def render_conversation(
     continue_final_message: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> list[TextPiece | PictureOrVideo]:
-    """The prompt for the next answer. A video is a text to the template: it will be read as words and pictures.
+    """The prompt for the next answer. The template sees a video as a text part, as it becomes text and pictures later.
 
     Args:
-        template: Jinja source; it sees `messages` (each a role and a list of text and image parts),
-            `add_generation_prompt`, true, and `variables`.
+        template: Jinja source; it reads `messages` (each a role and a list of text and image parts),
+            `add_generation_prompt` and `variables`.
         messages: the conversation so far.
-        answer_start: words that the answer begins with; a space goes before them.
-        continue_final_message: the last message is the assistant's, and the answer goes on with its text: the prompt
-            ends where that text ends.
+        answer_start: words that the answer begins with; a space is put before them.
+        continue_final_message: the last message is the assistant's, and the answer continues its text: the prompt ends
+            where that text ends.
         variables: what else the template may read, such as `bos_token`.
 
     Raises:
-        BadPrompt: no messages, the template refuses them or drops one of their pictures, or the last message is the
-            assistant's where none shall be continued, or the other way round.
+        BadPrompt: there are no messages, the template refuses them or drops one of their pictures, or the last message
+            is the assistant's without `continue_final_message`, or the user's with it.
         UnsupportedModel: there is no template, or it is broken.
     """
     _check_last_message(messages, answer_start, continue_final_message)
@@ -77,7 +76,7 @@ def render_conversation(
 
 
 def _check_last_message(messages: Sequence[Message], answer_start: str, continue_final_message: bool) -> None:
-    """Refuses a conversation whose last message does not say whether the answer continues it or follows it."""
+    """Refuses a conversation whose last message does not fit `answer_start` and `continue_final_message`."""
     if not messages:
         raise BadPrompt("the conversation is empty: give at least one message")
     last = messages[-1]
@@ -101,14 +100,14 @@ def _check_last_message(messages: Sequence[Message], answer_start: str, continue
 
 
 class _TextPlaceholders:
-    """Placeholders for what is said: digits between private-use characters, the same in any case."""
+    """Placeholders for texts and videos: digits between private-use characters, which templates cannot upper-case."""
 
     def __init__(self) -> None:
         self.replaced_parts: list[str | Video] = []
         self.placeholder_prefix = f"\ue000{secrets.randbits(128)}\ue001"
 
     def to_template_text(self, part: str | Video) -> str:
-        """What the template sees of it: a placeholder; blanks around stay outside, so that a template may trim them."""
+        """The placeholder of a part; spaces around a text stay outside of it, so that the template may trim them."""
         if isinstance(part, Video):
             return self._create_placeholder(part)
         core = part.strip()
@@ -122,7 +121,7 @@ class _TextPlaceholders:
         return f"{self.placeholder_prefix}{len(self.replaced_parts) - 1}\ue002"
 
     def restore(self, rendered: str, pictures: Iterable[Picture]) -> Iterator[TextPiece | PictureOrVideo]:
-        """Trusted text, what is behind placeholders (texts as plain ones), and the pictures."""
+        """The rendered text as trusted pieces, with placeholders and image tokens replaced by the parts themselves."""
         remaining_pictures = iter(pictures)
         for text in re.split(f"({IMAGE_TOKEN}|{self.placeholder_prefix}[0-9]+\ue002)", rendered):
             if text == IMAGE_TOKEN:

@@ -1,4 +1,4 @@
-"""The token ids of texts that may follow a prompt, whose likelihood is compared.
+"""The token ids of continuations: texts that may follow a prompt, whose likelihoods are compared.
 
 Knows the tokenizer; does not know pictures.
 """
@@ -17,14 +17,18 @@ from idefics.processing.tokenizer import TextPiece, Tokenizer
 def encode_continuations(
     tokenizer: Tokenizer, text_limit: TextLimit, pieces: list[TextPiece], continuations: Sequence[TextPiece]
 ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
-    """Ids of `pieces` as far as all continuations agree, and the ids of each continuation from there.
+    """Tokenizes a prompt with each of its continuations.
+
+    Returns:
+        The ids that the prompt has in common with all continuations, which is all but its last few where a
+        continuation changes how its end is tokenized; and for each continuation the ids from there on.
 
     Raises:
         BadPrompt: there are no continuations, or one is blank or holds an `<image>`.
         PromptTooLong: the prompt or a continuation has more tokens than the model reads.
     """
     if not continuations:
-        raise BadPrompt("there are no endings to choose from: give at least one")
+        raise BadPrompt("there are no continuations to choose from: give at least one")
     for one in continuations:
         check_continuation(tokenizer, text_limit, one)
     encode = partial(tokenizer.encode_pieces, max_tokens=text_limit.max_tokens)
@@ -40,7 +44,7 @@ def encode_continuations(
 
 
 def check_continuation(tokenizer: Tokenizer, text_limit: TextLimit, continuation: TextPiece) -> None:
-    """Refuses a text that can follow no prompt.
+    """Refuses a continuation that no prompt can have.
 
     Raises:
         BadPrompt: it is blank, or holds an `<image>`.
@@ -49,13 +53,13 @@ def check_continuation(tokenizer: Tokenizer, text_limit: TextLimit, continuation
     text = continuation.text
     text_limit.check([text])
     if not text.strip():
-        raise BadPrompt(f"the ending {text!r} is blank: give words to choose from")
+        raise BadPrompt(f"the continuation {text!r} is blank: give words to choose from")
     if IMAGE_TOKEN in text and tokenizer.token_to_id(IMAGE_TOKEN) in tokenizer.encode_pieces([continuation]):
-        raise BadPrompt(f"the ending {text!r} holds an {IMAGE_TOKEN}: endings are text")
+        raise BadPrompt(f"the continuation {text!r} holds an {IMAGE_TOKEN}: continuations are text")
 
 
 def _common_prefix_length(prompt_ids: Sequence[int], full_ids: Sequence[Sequence[int]]) -> int:
-    """How many ids at the beginning all have in common."""
+    """The length of the longest common prefix of the prompt and all continuations."""
     for position, ids in enumerate(zip(prompt_ids, *full_ids, strict=False)):
         if len(set(ids)) > 1:
             return position

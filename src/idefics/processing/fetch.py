@@ -1,6 +1,6 @@
-"""The only way to the network: http(s) addresses under a policy, and data URIs.
+"""Fetches remote pictures and videos: http(s) URLs under a policy, and data URIs. Nothing else uses the network.
 
-Knows addresses and bytes; does not know pictures.
+Knows URLs and bytes; does not know pictures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 # Base64 may be broken into lines (RFC 2045, 6.8), which are longer than words that may follow, and has two alphabets
-# (RFC 4648, 4 and 5). Both patterns are read once, from left to right.
+# (RFC 4648, 4 and 5). The patterns never backtrack: a text is read once, from left to right.
 BASE64_PATTERN = r"\s*+(?:[A-Za-z0-9+/_%-]{16,}+\s++)*+[A-Za-z0-9+/_%-]*+=*+\s*+"
 log = logging.getLogger(__name__)
 
@@ -46,21 +46,21 @@ REMOTE_PATTERN = re.compile(
 )
 MAX_REDIRECTS = 3
 
-BASE64_URI_PREFIX = "data:;base64,"  # what base64 that was given without a data URI is given
+BASE64_URI_PREFIX = "data:;base64,"  # put before base64 that is given without a data URI
 
 
 def is_url(text: str) -> bool:
-    """Whether the whole text is an http(s) address or a data URI."""
+    """Whether the whole text is an http(s) URL or a data URI."""
     return REMOTE_PATTERN.fullmatch(text) is not None
 
 
 def is_data_uri(text: str) -> bool:
-    """Whether a remote picture stands in its address itself, and so needs no network."""
+    """Whether a URL is a data URI, which holds its content itself and needs no network."""
     return text[:5].lower() == "data:"
 
 
 def normalize_url(text: str) -> str:
-    """Base64 of a picture file as a data URI, an address without white space around it, anything else as it is."""
+    """Base64 of a picture file as a data URI, a URL without white space around it, any other text unchanged."""
     stripped = text.strip()
     if is_url(stripped):
         return stripped
@@ -71,7 +71,7 @@ def normalize_url(text: str) -> str:
 
 
 def shorten_url(name: str) -> str:
-    """An address or path for an error message: one line, not too long."""
+    """A URL or path for an error message: one line of at most 100 characters."""
     if is_data_uri(name):
         return "the base64 of a picture" if name.startswith(BASE64_URI_PREFIX) else "a data URI"
     name = name if len(name) <= 100 else f"{name[:97]}..."
@@ -79,9 +79,9 @@ def shorten_url(name: str) -> str:
 
 
 def decode_base64(text: bytes) -> bytes | None:
-    """The bytes that base64 stands for, or None where it is none.
+    """Decoded base64, or None where the text is not base64.
 
-    White space is left out, padding may be missing, and both alphabets are read (RFC 4648, 4 and 5).
+    White space is ignored, padding may be missing, and both alphabets are read (RFC 4648, 4 and 5).
     """
     plain = b"".join(text.split()).rstrip(b"=").translate(STANDARD_BASE64_TABLE)
     try:
@@ -95,19 +95,19 @@ STANDARD_BASE64_TABLE = bytes.maketrans(b"-_", b"+/")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
-    """Gets remote pictures and videos, as far as its policy allows, and says whom it gets them for.
+    """Fetches remote pictures and videos as far as its policy allows, and says whether their sender is trusted.
 
     Attributes:
-        policy: "any" address that the caller names; "public" hosts of the open internet only, for data from
-            strangers; names of hosts with commas between them ("images.example.com,*.example.org"), and those only on
-            the open internet; "off" none at all. Data URIs need no network and are always read.
-        max_bytes: the most that one of them may weigh.
-        timeout: seconds for one of them, names' look-ups and redirects included.
-        untrusted: whether all pictures come from strangers, however they come: then no file of this machine is opened,
-            and what is opened is bounded as `processing.strangers` says.
-        decode_slots: held while a picture is decoded and prepared, not while it is fetched: a semaphore bounds how many are at
-            once.
-        fetch_slots: held while one is fetched: a semaphore bounds how many are at once.
+        policy: "any": every URL; "public": hosts on the public internet only, for URLs of untrusted senders; a list of
+            host names with commas between them ("images.example.com,*.example.org"): these, and only on the public
+            internet; "off": none. Data URIs need no network and are always read.
+        max_bytes: the largest size of a picture or video, in bytes.
+        timeout: seconds for one URL, name resolution and redirects included.
+        untrusted: whether everything comes from untrusted senders: then no file of this machine is opened, and
+            decoding is bounded as in `processing.untrusted`.
+        decode_slots: held while a picture is decoded and preprocessed, not while it is fetched; a semaphore bounds how
+            many are decoded at the same time.
+        fetch_slots: held while a URL is fetched; a semaphore bounds how many are fetched at the same time.
     """
 
     policy: UrlPolicy = "any"
@@ -121,11 +121,11 @@ class Fetcher:
         parse_allowed_hosts(self.policy)
 
     def is_untrusted(self, source: object) -> bool:
-        """Whether a picture is a stranger's: the owner's own are files and objects, and under "any" all of them."""
+        """Whether the sender of a picture is untrusted. Under the policy "any" every URL is the caller's own."""
         return self.untrusted or (self.policy != "any" and isinstance(source, str) and is_url(source))
 
     def get(self, url: str) -> bytes:
-        """The bytes behind an http(s) address or a data URI.
+        """The content of an http(s) URL or a data URI.
 
         Raises:
             BadPicture: refused by the policy, unreachable, too large or too slow.
@@ -151,12 +151,12 @@ class Fetcher:
                 f"{shorten_url(url)} took longer than {self.timeout:g} seconds: download it first"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
-            # The last two: the environment names a proxy that httpx cannot use.
+            # ImportError and ValueError: the environment names a proxy that httpx cannot use.
             why = error if self.policy == "any" else "its host does not answer as it should"
             raise BadPicture(f"{shorten_url(url)} cannot be fetched: {why}") from None
 
     def _hint(self, advice: str) -> str:
-        """What can be done about a refusal, by a stranger or by the owner."""
+        """What to do about a refusal; only a trusted caller can change the policy."""
         return (
             advice
             if self.untrusted
@@ -167,7 +167,7 @@ class Fetcher:
         head, comma, body = uri.partition(",")
         if not comma:
             raise BadPicture("a data URI has no comma: it reads data:image/png;base64,...")
-        if len(body) > 4 * self.max_bytes:  # base64 takes 4/3, percent signs 3: not worth decoding
+        if len(body) > 4 * self.max_bytes:  # percent signs take 3 characters a byte, base64 4/3
             raise BadPicture(self._too_large_message("a data URI"))
         data = unquote_to_bytes(body)
         if head.lower().endswith(";base64"):
@@ -190,11 +190,11 @@ class Fetcher:
         deadline = time.monotonic() + self.timeout
         with httpx.Client(
             verify=_ssl_context(),
-            # Proxies and passwords of the environment are the owner's, for the owner's own addresses.
+            # Proxies and passwords of the environment are for URLs of the owner of this machine only.
             trust_env=self.policy == "any",
             timeout=self.timeout,
-        ) as client:  # closed at the deadline, which also ends the thread's reading
-            # The look-up of a name cannot be interrupted, only left.
+        ) as client:  # closed at the deadline, which also stops the thread
+            # Name resolution cannot be interrupted, only abandoned.
             return run_in_daemon_thread(lambda: self._follow_redirects(client, url, deadline)).result(
                 self.timeout
             )
@@ -213,7 +213,7 @@ class Fetcher:
                 raise BadPicture(f"{shorten_url(str(current_url))} is not an http(s) address")
             request_url = current_url
             extensions: dict[str, Any] = {"trace": check_deadline}
-            # Not compressed: the cap counts what arrives.
+            # Uncompressed, as `max_bytes` counts received bytes.
             headers = {"Accept": "image/*, video/*", "Accept-Encoding": "identity"}
             if self.policy != "any":
                 host = validate_url_host(current_url, raw_url)
@@ -226,15 +226,15 @@ class Fetcher:
             with client.stream("GET", request_url, headers=headers, extensions=extensions) as response:
                 if not response.has_redirect_location:
                     return self._read_response(response, url, check_deadline)
-                # Its body is not read, so its connection, opened for this name, serves no other.
+                # The body is not read, so the connection, which was opened for this host, is not reused.
                 raw_url = response.headers["location"]
                 current_url = current_url.join(raw_url)
         raise BadPicture(f"{shorten_url(url)} redirects more than {MAX_REDIRECTS} times: download it first")
 
     def _resolve_host(self, host: str, port: int) -> str:
-        """The address that a host is connected to by.
+        """The IP address to connect to for a host.
 
-        A host of a list is looked up as any other: who lists a name does not say where its owner may let it lead.
+        A listed host must be on the public internet too: its name may be made to lead anywhere by whoever owns it.
         """
         hosts = parse_allowed_hosts(self.policy)
         if hosts and not is_allowed_host(host, hosts):
@@ -264,7 +264,7 @@ class Fetcher:
 
 
 def run_in_daemon_thread(work: Callable[[], T]) -> Future[T]:
-    """What `work` will give, in a thread of its own, which nobody has to wait for: not even the end of the process."""
+    """The future result of `work`, which runs in a daemon thread, so that even the end of the process need not wait."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -279,7 +279,7 @@ def run_in_daemon_thread(work: Callable[[], T]) -> Future[T]:
 
 @lru_cache(maxsize=1)
 def _ssl_context() -> ssl.SSLContext:
-    """Reading the certificates takes longer than fetching a picture: once is enough."""
+    """Cached, as reading the certificates takes longer than fetching a picture."""
     import httpx
 
     return httpx.create_ssl_context()

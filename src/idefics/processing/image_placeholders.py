@@ -1,4 +1,4 @@
-"""What stands in the text for a picture: a kind of marks for each family."""
+"""The text that stands for a picture in a prompt, one kind for each family of models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ FAKE_IMAGE_TOKEN = "<fake_token_around_image>"
 def image_placeholder_text(
     prompt_format: PromptFormat, tokens_per_frame: int, rows: int, columns: int, *, follows_picture: bool
 ) -> str:
-    """What stands in the text for one picture, as the released processors write it.
+    """The placeholder of one picture, as the released processors write it.
 
     Args:
-        tokens_per_frame: how many places one frame takes.
-        rows, columns: of its grid; (0, 0) where the picture is one frame.
+        tokens_per_frame: how many image tokens one frame takes.
+        rows, columns: the grid of the picture's tiles; (0, 0) where it is one frame.
+        follows_picture: whether another picture's placeholder is directly before it.
     """
-    if prompt_format.image_tokens == "cross_attention":  # neighbouring pictures share the fake between them
+    if (
+        prompt_format.image_tokens == "cross_attention"
+    ):  # neighbouring pictures share the fake token between them
         return (
             f"{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
             if follows_picture
@@ -40,7 +43,7 @@ def image_placeholder_text(
 
 
 def merge_adjacent_fake_tokens(pieces: Sequence[TextPiece]) -> list[TextPiece]:
-    """Two fakes in a row become one, wherever they come from: Idefics 2's processor replaces them in the whole text."""
+    """Replaces two fake tokens in a row by one in all trusted text, as the processor of Idefics 2 does."""
     runs = groupby(pieces, key=lambda piece: piece.trusted)
     texts = [("".join(piece.text for piece in run), trusted) for trusted, run in runs]
     return [

@@ -1,6 +1,6 @@
-"""Picture files that hold several pages, frames or pictures: how many, and what is said of those that are not read.
+"""Picture files with several pages, frames or pictures: counts them, and words the note about those that are not read.
 
-Knows pictures as Pillow opens them; does not know files by name.
+Knows pictures as Pillow opens them; does not open files.
 """
 
 from __future__ import annotations
@@ -17,27 +17,24 @@ SUBFILE_TYPE_TAG = (
     254  # TIFF tag; bit 0: a smaller copy of another page, bit 2: a mask of one (TIFF 6.0, section 8)
 )
 COPY_OR_MASK_BITS = 0b101
-NOUN_BY_FORMAT = {
-    "TIFF": "pages",
-    "HEIF": "pictures",
-    "MPO": "pictures",
-}  # by Pillow's names; the others are animations
-FORMATS_CHANGED_BY_COUNTING = ("TIFF", "MPO")  # formats of which counting changes the picture that is open
+# Formats by Pillow's names; the others are animations.
+NOUN_BY_FORMAT = {"TIFF": "pages", "HEIF": "pictures", "MPO": "pictures"}
+FORMATS_CHANGED_BY_COUNTING = ("TIFF", "MPO")  # formats where counting the frames changes the open picture
 
 
 def describe_unread_frames(image: PIL.Image.Image, name: str) -> str:
-    """One sentence on what a file holds beside the picture that is read of it; empty where that is nothing.
+    """One sentence on the pictures of a file that were not read; "" where the file has one picture.
 
-    Smaller copies and masks of a TIFF's pages, and what a JPEG holds in other sizes than its own (previews, depth maps,
-    gain maps), are no further pictures. An icon's sizes are one picture.
+    Not counted are smaller copies and masks of a TIFF's pages, and pictures of other sizes in a JPEG (previews, depth
+    maps, gain maps). The sizes of an icon are one picture.
 
     Args:
-        image: as it was opened; it must not be used afterwards, as counting may move it to another frame.
+        image: as it was opened. Counting may seek to another frame, so that it must not be used afterwards.
         name: of the file; begins the sentence.
     """
     try:
         is_one = not (isinstance(image, MultiFrameImage) and image.is_animated)
-    except Exception:  # more reading than a picture of an untrusted sender may cost
+    except Exception:  # too much work for a file of an untrusted sender
         is_one = True
     count = 1 if is_one else _count_frames(image)
     if count == 1:
@@ -49,7 +46,7 @@ def describe_unread_frames(image: PIL.Image.Image, name: str) -> str:
 
 
 def _count_frames(image: PIL.Image.Image) -> int | None:
-    """How many pictures there are; None where they cannot be counted: broken, or too long."""
+    """How many pictures the file has; None where they cannot be counted, as the file is broken or too long."""
     try:
         if isinstance(image, TiffImageFile):
             return _count_matching_frames(
@@ -58,7 +55,7 @@ def _count_frames(image: PIL.Image.Image) -> int | None:
         if isinstance(image, MpoImageFile):
             size = image.size
             return _count_matching_frames(image, lambda: image.size == size)
-        frames: int = image.n_frames  # type: ignore[attr-defined]  # of all classes with `is_animated`
+        frames: int = image.n_frames  # type: ignore[attr-defined]  # exists where `is_animated` does
         return frames
     except Exception:
         return None

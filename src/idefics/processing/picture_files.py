@@ -1,6 +1,6 @@
-"""Picture files into pixels: which formats this installation reads, and what is said of the others.
+"""Picture files into upright RGB pixels: the formats that this installation reads, and messages about the others.
 
-Knows files and Pillow's decoders; does not know plans, frames or addresses.
+Knows files and Pillow's decoders; does not know URLs or how pictures are preprocessed.
 """
 
 from __future__ import annotations
@@ -41,13 +41,11 @@ from idefics.processing.multi_frame import (
 )
 from idefics.processing.to_rgb import to_rgb
 
-PILLOW_FEATURE_BY_FORMAT = {
-    "AVIF": "avif",
-    "JPEG2000": "jpg_2000",
-    "WEBP": "webp",
-}  # builds of Pillow may lack them
+# Features that a build of Pillow may lack.
+PILLOW_FEATURE_BY_FORMAT = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 DNG_VERSION_TAG = 50706  # TIFF tag
-EXIF_ORIENTATION_TAG = 0x0112  # the EXIF tag, and what turns each of its values upright (EXIF 2.32, 4.6.4)
+EXIF_ORIENTATION_TAG = 0x0112
+# What turns a picture with each orientation upright (EXIF 2.32, 4.6.4).
 TRANSPOSE_BY_ORIENTATION = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -73,7 +71,7 @@ class OpenedImage(NamedTuple):
 
 @lru_cache(maxsize=1)
 def readable_formats() -> tuple[ImageFormat, ...]:
-    """The formats of the table that this installation reads."""
+    """The formats of `IMAGE_FORMATS` that this installation of Pillow, with pillow_heif if installed, reads."""
     PIL.Image.init()
     supported = {*PIL.features.get_supported(), None}
     return tuple(
@@ -88,7 +86,7 @@ def readable_formats() -> tuple[ImageFormat, ...]:
 
 
 def conversion_hint(image_format: ImageFormat) -> str:
-    """What can be done about a file of a format that is not read."""
+    """What to do about a file of a format that is not read: install an extra, or convert the file."""
     return (
         f"pip install 'idefics[{image_format.extra}]', or convert it to JPEG"
         if image_format.extra
@@ -97,7 +95,14 @@ def conversion_hint(image_format: ImageFormat) -> str:
 
 
 def open_file(path: Path, name: str) -> io.BufferedReader:
-    """A plain file: a folder, pipe or device is refused, as reading it might never end."""
+    """Opens a regular file. Folders, pipes and devices are refused, as reading them might never end.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        BadPicture: there is no such file, it cannot be read, or it is not a regular file.
+    """
     try:
         if path.is_file():
             return path.open("rb")
@@ -112,19 +117,19 @@ def open_file(path: Path, name: str) -> io.BufferedReader:
 
 
 def missing_file_message(name: str) -> str:
-    """What is said of a path that leads nowhere, with the way out where it is none that a program can open."""
+    """The message about a path that does not exist, with a hint where it is a URL or begins with "~"."""
     scheme, separator, rest = name.partition("://")
     if separator and scheme.lower() == "file":
-        return f"{name} is an address, and only http(s) ones are read: give the path, {rest}"
+        return f"{name} is a URL, and only http(s) ones are read: give the path, {rest}"
     if separator and scheme.replace("+", "").isalnum():
-        return f"{name} is an address, and only http(s) ones are read: download it first"
+        return f"{name} is a URL, and only http(s) ones are read: download it first"
     if name.startswith("~"):
         return f"{name}: no such file; ~ is known to shells only: give the whole path"
     return f"{name or 'an empty name'}: no such file"
 
 
 def read_file_head(path: str | os.PathLike[str]) -> bytes:
-    """The beginning of a file, by which it is recognised. OSError where it cannot be read."""
+    """The first bytes of a file, by which its format is recognised. Raises OSError where it cannot be read."""
     with Path(path).open("rb") as file:
         return file.read(SIGNATURE_BYTES)
 
@@ -170,11 +175,11 @@ def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
 def _open_header(
     file: BinaryIO, head: bytes, name: str, formats: tuple[ImageFormat, ...], max_pixels: int
 ) -> PIL.Image.Image:
-    """A picture of which the header has been read, and no pixel.
+    """Opens a picture without decoding its pixels.
 
     Args:
         head: the file's first bytes.
-        formats: those that are read; no other decoder sees the file.
+        formats: the formats that are read; decoders of other formats never see the file.
     """
     if not head:
         raise BadPicture(f"{name} is empty (0 bytes)")
@@ -184,7 +189,7 @@ def _open_header(
         and image_format.pillow_format == "TIFF"
         and image_format_by_suffix(name) in UNREADABLE_IMAGE_FORMATS
     ):
-        image_format = image_format_by_suffix(name)  # camera RAW, of which PIL would read the preview
+        image_format = image_format_by_suffix(name)  # camera RAW, of which Pillow would read the preview
     if image_format is not None and image_format not in formats:
         raise BadPicture(_unreadable_format_message(name, image_format, formats))
     try:
@@ -203,7 +208,7 @@ def _open_header(
         raise
     except PIL.Image.DecompressionBombError:
         raise BadPicture(f"{name} has more than {max_pixels:,} pixels: make it smaller") from None
-    except Exception:  # decoders raise whatever they like about a file that is not theirs
+    except Exception:  # decoders raise any error about an invalid file
         if image_format is not None:
             raise BadPicture(
                 f"{name} is broken: it begins like {image_format.title} but cannot be read"
@@ -217,7 +222,7 @@ def _open_header(
 
 
 def _unreadable_format_message(name: str, image_format: ImageFormat, formats: tuple[ImageFormat, ...]) -> str:
-    """About a file of a format that is not among those that are read."""
+    """The message about a file in a format that is recognised and not among `formats`."""
     if formats is UNTRUSTED_IMAGE_FORMATS:
         return f"{name} is {image_format.title}, which is not read here: give {join_titles(formats)}"
     if image_format.extra:
@@ -229,7 +234,7 @@ def _unreadable_format_message(name: str, image_format: ImageFormat, formats: tu
 _WARNING_FILTERS_LOCK = threading.Lock()
 if (
     sys.platform != "win32"
-):  # a process is forked while nobody holds it: its holder would not be there to let go
+):  # fork only while no other thread holds the lock: the child could never release it
     os.register_at_fork(
         before=_WARNING_FILTERS_LOCK.acquire,
         after_in_parent=_WARNING_FILTERS_LOCK.release,
@@ -239,7 +244,7 @@ if (
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """Without PIL's warnings about odd files and about half of our limit; filters belong to the whole process."""
+    """Drops Pillow's warnings about damaged and large files. Holds a lock, as warning filters are global."""
     with _WARNING_FILTERS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -247,7 +252,7 @@ def suppress_warnings() -> Iterator[None]:
 
 @contextmanager
 def wait_for_warning_filters() -> Iterator[None]:
-    """Holds the lock of `suppress_warnings`, within which warnings of every thread are dropped."""
+    """Holds the lock of `suppress_warnings`, which would also drop warnings of this thread."""
     with _WARNING_FILTERS_LOCK:
         yield
 
@@ -255,11 +260,15 @@ def wait_for_warning_filters() -> Iterator[None]:
 def load_upright_rgb(
     image: PIL.Image.Image, name: str, max_pixels: int, read_orientation: Callable[[], int] | None = None
 ) -> PIL.Image.Image:
-    """Decoded, upright and RGB.
+    """Decodes a picture and returns it as RGB, upright.
 
     Args:
-        max_pixels: pixels; compared with the header's before the first is decoded.
-        read_orientation: what the tag says, once the picture is decoded; None: as PIL reads it.
+        name: of the picture, for messages.
+        max_pixels: limit on width x height of the header, checked before any pixel is decoded.
+        read_orientation: returns the EXIF orientation once the picture is decoded; None: Pillow reads it.
+
+    Raises:
+        BadPicture: it is too large, empty or broken, or its values cannot become RGB.
     """
     if image.width * image.height > max_pixels:
         raise BadPicture(
@@ -268,7 +277,7 @@ def load_upright_rgb(
     if not image.width * image.height:
         raise BadPicture(f"{name} is empty: {image.width} x {image.height} pixels")
     try:
-        image.load()  # before its tag is read: PNG may hold it behind the pixels, PIL obeys TIFF's by itself
+        image.load()  # before the EXIF tag is read: it may follow the pixels of a PNG, and Pillow applies a TIFF's itself
         upright = to_rgb(image, name)
     except BadPicture:
         raise
@@ -286,5 +295,5 @@ def _orientation_transpose(
             return TRANSPOSE_BY_ORIENTATION.get(read_orientation())
         with suppress_warnings():
             return TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION_TAG, 1))
-    except Exception:  # a broken tag is no reason to refuse good pixels
+    except Exception:  # a broken tag does not make the pixels unreadable
         return None

@@ -1,4 +1,4 @@
-"""The remote pictures of one prompt are fetched side by side, a few at once, and taken in their order."""
+"""Fetches the remote pictures of one prompt ahead of their use, a few at the same time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from functools import partial
 from idefics.processing.fetch import Fetcher, is_data_uri, is_url, run_in_daemon_thread
 
 MAX_CONCURRENT_FETCHES = (
-    4  # that one prompt fetches, or has fetched and not taken yet: each may have megabytes
+    4  # per prompt, pictures that are fetched and not used yet among them: each may have megabytes
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefetcher(Fetcher):
-    """A fetcher that begins with the next addresses of a prompt before they are asked for.
+    """A fetcher that fetches the next URLs of a prompt before `get` is called for them.
 
     Attributes:
-        pending_urls: addresses that are not begun, in their order.
-        future_by_url: what each of those that are begun will give.
-        num_uses_by_url: how often each address will be asked for; one that comes twice is fetched once.
+        pending_urls: URLs whose fetch has not started, in the order of the prompt.
+        future_by_url: the results of started fetches.
+        num_uses_by_url: how often `get` will still be called for each URL; one that occurs twice is fetched once.
     """
 
     pending_urls: deque[str] = field(default_factory=deque)
@@ -30,8 +30,8 @@ class Prefetcher(Fetcher):
     num_uses_by_url: Counter[str] = field(default_factory=Counter)
 
     def get(self, url: str) -> bytes:
-        """As `Fetcher.get`."""
-        if url in self.pending_urls:  # out of its order
+        """As `Fetcher.get`; waits where the fetch has started, and starts the next one after the last use of a URL."""
+        if url in self.pending_urls:  # called out of order
             self.pending_urls.remove(url)
             self._start(url)
         if url not in self.future_by_url:
@@ -45,7 +45,7 @@ class Prefetcher(Fetcher):
                 self.start_next()
 
     def start_next(self) -> None:
-        """Begins with one more."""
+        """Starts to fetch the next pending URL, if there is one."""
         if self.pending_urls:
             self._start(self.pending_urls.popleft())
 
@@ -54,11 +54,14 @@ class Prefetcher(Fetcher):
 
 
 def create_prefetcher(fetcher: Fetcher, sources: Iterable[object]) -> Fetcher:
-    """A fetcher for pictures and videos that are going to be opened in this order.
+    """A prefetcher for pictures and videos that are going to be opened in this order.
 
     Args:
-        fetcher: what it does as, policy and limits included.
-        sources: where they are; only addresses are fetched.
+        fetcher: gives the policy and the limits.
+        sources: sources of pictures and videos, of which only http(s) URLs are fetched.
+
+    Returns:
+        `fetcher` itself where there is nothing to fetch ahead.
     """
     urls = [one for one in sources if isinstance(one, str) and is_url(one) and not is_data_uri(one)]
     num_uses = Counter(urls)

@@ -1,6 +1,6 @@
-"""The items of raw prompts as text, pictures and videos: which texts name a file.
+"""The items of a raw prompt into text, pictures and videos, and their layout; decides which texts name a file or URL.
 
-A text of an untrusted sender names nothing, and a path is not looked up for one.
+A text of an untrusted sender never does, and no path is checked for one.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 PATH_PREFIX_PATTERN = re.compile(
     r"(?:~|\.{0,2})[/\\]|[A-Za-z]:[/\\]"
-)  # the beginning of a path that is more than a name
+)  # how a path that is more than a name begins
 
 
 def parse_item(item: PromptItem, *, untrusted: bool = False) -> ContentPart:
     """One item of a raw prompt as text, picture or video.
 
-    A text is a picture or video where it is an http(s) address, a data URI or base64 of a picture file, and where it is
-    the name of an existing file; `Text` never is, nor any text of an untrusted sender.
+    A text is a picture or video where it is an http(s) URL, a data URI, base64 of a picture file, or the path of an
+    existing file; a `LiteralText` never is, nor any text of an untrusted sender.
 
     Args:
-        untrusted: the item is of an untrusted sender: whether it names a file is not looked up.
+        untrusted: whether the item is of an untrusted sender; then no path is checked.
 
     Raises:
-        BadPicture: the text names a file that is no picture or a folder, or is like the name of a picture (no space)
-            or a path) and there is no such file, or has white space around it.
+        BadPicture: the text is the path of a folder or of a file that is no picture; or it has the form of a picture's
+            path and there is no such file, or white space is around it.
     """
     if isinstance(item, LiteralText) or (untrusted and isinstance(item, str)):
         return item
@@ -88,7 +88,7 @@ def lay_out_items(
 
 
 def has_media_suffix(text: str) -> bool:
-    """Whether a text is one line that ends like the name of a picture or a video."""
+    """Whether a text is one line that ends in a suffix of picture or video files."""
     return "\n" not in text and text.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 
 
@@ -96,14 +96,14 @@ def is_file(name: str) -> bool:
     """Whether a text is the path of an existing file."""
     try:
         return "\n" not in name and Path(name).is_file()
-    except (OSError, ValueError):  # longer than any file's name, or with a null character in it
+    except (OSError, ValueError):  # too long for a path, or with a null character
         return False
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a text is the name of an existing file, or that of a picture or a video, there or not.
+    """Whether a text is the path of an existing file, or has the form of a picture's or video's path.
 
-    White space around the latter does not count, as at the end of a line that was read from a list of names.
+    White space around the latter is ignored: it may come from a line of a list of names.
     """
     name = text.strip()
     if has_media_suffix(name):
@@ -115,7 +115,7 @@ def check_media_path(text: str) -> bool:
     """Whether a text of a raw prompt is the path of a picture or a video, rather than words.
 
     Raises:
-        BadPicture: it names a file that is no picture or not there, or a folder.
+        BadPicture: it is the path of a folder or of a file that is no picture, or the file does not exist.
     """
     name = text.strip()
     if name != text and not is_file(text) and is_file_name(text):
@@ -137,7 +137,7 @@ def check_media_path(text: str) -> bool:
 
 
 def _is_folder(name: str) -> bool:
-    """Whether a text is the path, with a separator in it and no space, of a folder."""
+    """Whether a text without spaces is the path of a folder; a bare name is not, as it may be a word."""
     try:
         return ("/" in name or "\\" in name) and " " not in name and Path(name).is_dir()
     except (OSError, ValueError):
@@ -145,9 +145,9 @@ def _is_folder(name: str) -> bool:
 
 
 def _is_media_file(name: str) -> bool:
-    """Whether the content of a file is that of a picture or a video."""
+    """Whether a file is a picture or a video by its content."""
     try:
         head = read_file_head(name)
         return detect_image_format(head) is not None or detect_video_format(head) is not None
-    except OSError:  # to be said when it is opened
+    except OSError:  # refused when it is opened
         return True

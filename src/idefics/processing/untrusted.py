@@ -1,8 +1,8 @@
-"""Picture files from strangers: what is opened at all, and what a decoder never gets to see.
+"""Picture files of untrusted senders: limits on their size and structure, checked before Pillow decodes them.
 
-A few hundred kilobytes can ask Pillow for hours of work or for more memory than there is, without one pixel too many:
-through EXIF data whose entries all hold the same megabyte, through thousands of passes over one JPEG, through comments
-that are joined one by one. Knows bytes of files; does not know pixels.
+A file of a few hundred kilobytes can take Pillow hours or more memory than there is, without having too many pixels:
+by EXIF entries that all refer to the same megabyte, thousands of scans of one JPEG, or comments that are joined one by
+one. Knows bytes of files; does not know pixels.
 """
 
 from __future__ import annotations
@@ -14,41 +14,42 @@ import struct
 from idefics.errors import BadPicture
 
 MAX_UNTRUSTED_PIXELS = 40_000_000
-MAX_READS = 20_000  # by which Pillow's readers go through a file: a PNG of 20 MB in parts of 8 kB takes 7,500
-MAX_JPEG_SCANS = 100  # of a JPEG; a progressive one has about ten
-MAX_JPEG_SEGMENTS = 5_000  # of a JPEG
+MAX_READS = 20_000  # calls of `read`; a PNG of 20 MB in chunks of 8 kB takes 7,500
+MAX_JPEG_SCANS = 100  # a progressive JPEG has about ten
+MAX_JPEG_SEGMENTS = 5_000
 
 EXIF_HEADER = b"Exif\0\0"
-TIFF_SHORT = 3  # TIFF's type of an orientation
+TIFF_SHORT = 3  # TIFF's type of an orientation value
 ORIENTATION_TAG = 0x0112
-# In JPEG's data 0xff stands before 0 as itself, before 0xd0 to 0xd7 (and 1) alone, and before 0xff as filling.
+# In JPEG data 0xff 0x00 is an escaped 0xff; 0xff 0x01 and 0xff 0xd0 to 0xd7 are markers without a segment; 0xff 0xff is
+# padding.
 JPEG_MARKER_PATTERN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
 SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
-# Frames, tables, scans, and the two segments that say what the colours are (JFIF, Adobe).
+# Frames, tables, scans, and the two application segments that define the colours (JFIF, Adobe).
 DECODED_SEGMENTS = {*range(0xC0, 0xD0), *range(0xDA, 0xDE), 0xE0, 0xEE} - {0xC8}
 APPLICATION_SEGMENTS = {*range(0xE0, 0xF0), 0xFE} - DECODED_SEGMENTS  # and comments
 
 
 def excessive_work_error() -> BadPicture:
-    """The file asks for more work than a picture takes."""
+    """The error for a file that takes far more work to decode than an ordinary picture."""
     return BadPicture(
         "the picture is built to take more work than a picture takes: save it again with an ordinary program"
     )
 
 
 class ReadLimitedFile(io.BytesIO):
-    """A file that ends in an error where a decoder reads it in crumbs: each costs more than its bytes.
-
-    Raises:
-        BadPicture: at the read beyond `MAX_READS`.
-    """
+    """A file in memory that bounds the number of reads, as a decoder spends time on each however few its bytes."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.num_reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file."""
+        """As `io.BytesIO.read`.
+
+        Raises:
+            BadPicture: the file was read `MAX_READS` times before.
+        """
         self.num_reads += 1
         if self.num_reads > MAX_READS:
             raise excessive_work_error()
@@ -56,19 +57,22 @@ class ReadLimitedFile(io.BytesIO):
 
 
 def strip_jpeg_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """A JPEG without the data of applications, and its EXIF data. Pillow reads those before it is asked for them.
+    """Removes application data and comments from a JPEG, which Pillow would parse when it opens the file.
 
-    Markers are found as libjpeg finds them; what it does not know is refused, as Pillow may see other markers inside.
-    What follows the end of the picture is left out.
+    Markers are found as libjpeg finds them; unknown markers are refused, as Pillow may find others inside their data.
+    Bytes after the end of the picture are removed too.
+
+    Returns:
+        The JPEG without metadata, and its EXIF data (b"" where it has none).
 
     Raises:
-        BadPicture: more scans than `MAX_JPEG_SCANS`, more segments than `MAX_JPEG_SEGMENTS`, or a segment of an unknown kind.
+        BadPicture: more than `MAX_JPEG_SCANS` scans or `MAX_JPEG_SEGMENTS` segments, or a segment of an unknown kind.
     """
     chunks, exif, num_scans, segment_start = [data[:2]], b"", 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
         marker = JPEG_MARKER_PATTERN.search(data, segment_start)
         if marker is None:
-            return b"".join([*chunks, data[segment_start:]]), exif  # cut short: the decoder says so
+            return b"".join([*chunks, data[segment_start:]]), exif  # truncated: the decoder refuses it
         kind, start = data[marker.start() + 1], marker.end()
         if kind in (SOI, EOI):
             return b"".join([*chunks, data[segment_start:start]]), exif
@@ -88,7 +92,7 @@ def strip_jpeg_metadata(data: bytes) -> tuple[bytes, bytes]:
 
 
 def read_orientation(exif: bytes) -> int:
-    """How a picture is to be turned (EXIF 2.32, 4.6.4), or 1. No other tag's data is read."""
+    """The orientation (EXIF 2.32, 4.6.4) in EXIF data, or 1 where there is none. Reads no other tag's data."""
     tiff = exif.removeprefix(EXIF_HEADER)
     byte_order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:

@@ -1,6 +1,6 @@
-"""Which addresses may be fetched: how they are spelled, whose they are, and where they lead.
+"""Which URLs may be fetched, by the spelling of their host, the list of allowed hosts, and the host's IP addresses.
 
-Knows names and numbers of hosts; opens no connection.
+Resolves host names; opens no connection.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ UrlPolicy = str
 NAMED_POLICIES = ("any", "public", "off")
 PORT_BY_SCHEME = {"http": 80, "https": 443}
 
-# A name has two parts at least, and its last part begins with a letter: what ends in a number is read as an address by
-# some and as a name by others (127.1, 2130706433, 0x7f.1).
+# A host name has at least two parts, and the last begins with a letter: what ends in a number is an IP address to some
+# programs and a name to others (127.1, 2130706433, 0x7f.1).
 HOSTNAME_PATTERN = re.compile(
     r"(?=.{4,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])", re.ASCII
 )
 
-# IANA's registries of special-purpose addresses, and those beside them that lead to a neighbour.
+# IANA's registries of special-purpose addresses, and further addresses that lead to this machine's network.
 BLOCKED_IPV4_NETWORKS = [
     ipaddress.IPv4Network(network)
     for network in (
@@ -35,8 +35,8 @@ BLOCKED_IPV4_NETWORKS = [
         "10.0.0.0/8",
         "100.64.0.0/10",  # behind a provider's NAT
         "127.0.0.0/8",
-        "168.63.129.16/32",  # Azure's keeper of each machine's secrets: a public number, seen from inside only
-        "169.254.0.0/16",  # link-local; where clouds keep their machines' secrets
+        "168.63.129.16/32",  # Azure's metadata service, a public address that is reachable from inside only
+        "169.254.0.0/16",  # link-local; metadata services of clouds
         "172.16.0.0/12",
         "192.0.0.0/24",
         "192.0.2.0/24",
@@ -51,13 +51,13 @@ BLOCKED_IPV4_NETWORKS = [
         "224.0.0.0/3",  # multicast and reserved
     )
 ]
-# All that is given out of IPv6. Outside are loopback, link-local, private and multicast addresses, IPv4 addresses
-# that are mapped or embedded, and NAT64's prefixes.
+# All of IPv6 that is allocated. Outside of it are loopback, link-local, private and multicast addresses, mapped and
+# embedded IPv4 addresses, and NAT64's prefixes.
 PUBLIC_IPV6_NETWORK = ipaddress.IPv6Network("2000::/3")
 BLOCKED_IPV6_NETWORKS = [
     ipaddress.IPv6Network(network)
     for network in (
-        "2001::/23",  # Teredo and other protocols' own
+        "2001::/23",  # Teredo and other protocols
         "2001:db8::/32",
         "2002::/16",  # 6to4
         "2620:4f:8000::/48",
@@ -67,10 +67,10 @@ BLOCKED_IPV6_NETWORKS = [
 
 
 def parse_allowed_hosts(policy: UrlPolicy, setting_name: str = "remote_images") -> tuple[str, ...]:
-    """The hosts that a policy lists: names, and `*.example.com` for all names below one; none for `NAMED_POLICIES`.
+    """The host names of a policy, `*.example.com` for all names below one; empty for "any", "public" and "off".
 
     Args:
-        setting_name: what the setting is called where it was given.
+        setting_name: name of the setting, for messages.
 
     Raises:
         BadSetting: neither a policy nor a list of hosts.
@@ -93,44 +93,44 @@ def parse_allowed_hosts(policy: UrlPolicy, setting_name: str = "remote_images") 
 
 
 def is_allowed_host(host: str, patterns: Sequence[str]) -> bool:
-    """Whether a name is among the hosts of a list."""
+    """Whether a host name matches one of the `patterns` of `parse_allowed_hosts`."""
     return any(
         host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern for pattern in patterns
     )
 
 
 def validate_url_host(url: httpx.URL, raw_url: str) -> str:
-    """The host of an address that can be read in one way only, as it is connected to.
+    """The host of a URL that all parsers read in the same way.
 
     Args:
-        url: as the one parser reads it, which also reads it for the connection.
-        raw_url: as the stranger wrote it.
+        url: as parsed by httpx, which also makes the connection.
+        raw_url: as the untrusted sender wrote it.
 
     Raises:
-        BadPicture: a user's name, a port, a backslash, a space or other characters than ASCII's before the path; a host
-            that is no full name and no usual spelling of an IP address.
+        BadPicture: a user name, an unusual port, a backslash, a space or non-ASCII characters before the path; a host
+            that is neither a full name nor an IP address in its usual spelling.
     """
     host = url.raw_host.decode("ascii")
     authority = re.split(r"[/?#]", raw_url.partition("//")[2], maxsplit=1)[0]
     if "\\" in raw_url or not authority.isascii() or url.userinfo:
-        raise BadPicture("an address with a user's name, a backslash or letters beyond ASCII is not fetched")
+        raise BadPicture("a URL with a user name, a backslash or non-ASCII letters is not fetched")
     if url.port not in {None, PORT_BY_SCHEME[url.scheme]}:
-        raise BadPicture(f"an address with the port {url.port} is not fetched: only the usual ports are")
+        raise BadPicture(f"a URL with the port {url.port} is not fetched: leave the port out")
     if not HOSTNAME_PATTERN.fullmatch(host) and _parse_ip(host) is None:
         raise BadPicture(
-            "an address whose host is no full name is not fetched: write it as https://images.example.com/cat.jpg"
+            "a URL whose host is no full name is not fetched: write it as https://images.example.com/cat.jpg"
         )
     return host
 
 
 def resolve_public_address(host: str, port: int) -> str:
-    """The address to connect to: the first of a host all of whose addresses are on the open internet.
+    """Resolves a host name and returns its first IP address; all of them must be public.
 
-    The caller connects to this very address: a second look-up could give another one.
+    The caller connects to the returned address, as a second resolution could give another one.
 
     Raises:
-        BadPicture: no such host, or not on the open internet. Where it is instead is not said: whoever asks may be a
-            stranger to this network.
+        BadPicture: no such host, or one of its addresses is not public. The message does not name the address, which
+            could tell an untrusted sender about this network.
     """
     try:
         entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -138,12 +138,12 @@ def resolve_public_address(host: str, port: int) -> str:
         raise BadPicture(f"{host}: no such host") from None
     addresses = [str(entry[4][0]) for entry in entries]
     if not addresses or not all(map(is_public_ip, addresses)):
-        raise BadPicture(f"{host} is not on the open internet")
+        raise BadPicture(f"{host} is not on the public internet")
     return addresses[0]
 
 
 def is_public_ip(text: str) -> bool:
-    """Whether an IP address is one of the open internet's, and nothing else in other clothes."""
+    """Whether a text is an IP address of the public internet, not one that maps or embeds another address."""
     address = _parse_ip(text)
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in BLOCKED_IPV4_NETWORKS)
@@ -155,7 +155,7 @@ def is_public_ip(text: str) -> bool:
 
 
 def _parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An IP address as it is usually written: no octal, no hexadecimal, no short form, no zone."""
+    """An IP address in its usual spelling, else None: no octal, no hexadecimal, no short form, no zone."""
     try:
         return None if "%" in text else ipaddress.ip_address(text)
     except ValueError:
