@@ -297,7 +297,7 @@ def test_a_rate_is_above_0(fps):
         (make_frame(0), r"shape \(48, 64, 3\)"),
         (17, "cannot be of type int"),
         (PIL.Image.new("RGB", (2, 2)), "cannot be of type Image"),
-        (make_frames(65), "65 frames is too long; this checkpoint is shown 64: give fewer, or say by fps"),
+        (make_frames(65), "65 frames is too long; this checkpoint is shown 64: give fewer, or give fps"),
     ],
 )
 def test_what_is_no_video(source, message):
@@ -615,7 +615,7 @@ def test_a_video_that_is_too_large(monkeypatch):
 
 @pytest.mark.usefixtures("needs_av")
 def test_a_files_rate_is_its_own():
-    with pytest.raises(BadSetting, match="fps is 2, but a file says its own"):
+    with pytest.raises(BadSetting, match="fps is 2, but a video file has its own"):
         expand_video(Video(encode_video(2), fps=2), TINY_PLAN, NO_NETWORK_FETCHER)
 
 

@@ -169,7 +169,7 @@ def test_no_file_of_this_machine_is_opened(tmp_path, monkeypatch):
     assert len(said) == 1
     for source in (path, str(path), b"a video"):
         with (
-            pytest.raises(BadVideo, match="video files are not read from strangers"),
+            pytest.raises(BadVideo, match="video files of untrusted senders are not read"),
             open_video(source, UNTRUSTED_FETCHER),
         ):
             pass

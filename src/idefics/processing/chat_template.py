@@ -1,6 +1,6 @@
-"""A checkpoint's Jinja chat template, rendered as transformers' `apply_chat_template` renders it.
+"""Renders a checkpoint's Jinja chat template as transformers' `apply_chat_template` does.
 
-Knows templates and plain data; does not know messages' types, tokens or pictures.
+Takes messages as plain data; knows no tokens and no pictures.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import jinja2.nodes
     import jinja2.parser
 
-# Text between private-use characters, which no message of another process can hold.
+# Markers hold a random number of this process, so that no message can contain one.
 SECRET = secrets.randbits(128)
 CONTINUATION_MARKER, GENERATION_START_MARKER, GENERATION_END_MARKER = (
     f"\ue000{SECRET}{mark}" for mark in "\ue003\ue004\ue005"
 )
 
 
-# What a template's expressions may raise, apart from jinja2's own errors.
+# Errors that a template's expressions may raise, apart from jinja2's own.
 TEMPLATE_ERRORS = (
     TypeError,
     ValueError,
@@ -41,11 +41,11 @@ TEMPLATE_ERRORS = (
 
 
 class RenderedTemplate(NamedTuple):
-    """What a template has written.
+    """The text that a template wrote.
 
     Attributes:
         text: the prompt.
-        generation_spans: (start, end) in characters of each `{% generation %}` block: what the assistant says.
+        generation_spans: (start, end) in characters of each `{% generation %}` block: the assistant's text.
     """
 
     text: str
@@ -60,17 +60,18 @@ def render_template(
     add_generation_prompt: bool = True,
     continue_final_message: bool | str = False,
 ) -> RenderedTemplate:
-    """What a template makes of messages as they are: special tokens in their text are not told apart from its own.
+    """Renders messages with a template. Special tokens in their text cannot be told from the template's own afterwards.
 
     Args:
-        template: Jinja source: with `{% generation %}`, loop controls, `raise_exception`, `strftime_now`, `tojson` as
-            `json.dumps` writes (no escapes for HTML or other scripts, keys in their order).
+        template: Jinja source. It may use `{% generation %}`, loop controls, `raise_exception`, `strftime_now`, and
+            `tojson`, which writes as `json.dumps` does (no escapes for HTML or other scripts, keys in their order).
         messages: each a role and a content: text, or a list of parts.
-        variables: what else the template reads, such as `bos_token`; `tools` and `documents` are None unless they are
-            among them. What is not plain data is seen as the name of its type.
-        add_generation_prompt: whether the beginning of an answer follows.
-        continue_final_message: the text ends where the last text of the last message ends, so that it can go on; a
-            string names another field than "content". Spaces at its end stay if the template keeps them.
+        variables: what else the template reads, such as `bos_token`; `tools` and `documents` default to None. Values
+            that are not JSON data are replaced by the name of their type.
+        add_generation_prompt: whether the beginning of an answer is appended.
+        continue_final_message: whether the prompt ends where the last text of the last message ends, so that the answer
+            continues it; a string names another field than "content". Spaces at the end stay if the template keeps
+            them.
 
     Raises:
         BadPrompt: the template refuses the messages, or the last message has no text to continue.
@@ -88,7 +89,7 @@ def render_template(
         if add_generation_prompt:
             raise BadPrompt(
                 "add_generation_prompt and continue_final_message are both true: give one, as the answer either "
-                "begins a new turn or goes on with the last message"
+                "begins a new turn or continues the last message"
             )
         _insert_continuation_marker(
             plain_messages, "content" if continue_final_message is True else continue_final_message
@@ -108,11 +109,11 @@ def render_template(
 
 
 class TemplateRefusal(Exception):
-    """A template called `raise_exception`."""
+    """Raised inside a template that calls `raise_exception`; its text is the template's message."""
 
 
 def _to_plain_data(value: Any) -> Any:
-    """A copy of JSON data; anything else, such as a picture, becomes the name of its type, and offers no methods."""
+    """A copy of JSON data in which other objects, such as pictures, are replaced by the name of their type."""
     if isinstance(value, Mapping):
         return {_to_plain_data(key): _to_plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -123,7 +124,7 @@ def _to_plain_data(value: Any) -> Any:
 
 
 def _insert_continuation_marker(messages: list[dict[str, Any]], field: str) -> None:
-    """Puts a mark behind the last text of the last message."""
+    """Appends a marker to the last text of the last message."""
     content = messages[-1].get(field) if messages else None
     if isinstance(content, str):
         messages[-1][field] = f"{content}{CONTINUATION_MARKER} "
@@ -132,13 +133,13 @@ def _insert_continuation_marker(messages: list[dict[str, Any]], field: str) -> N
     if not texts:
         raise BadPrompt(
             f"continue_final_message is given, but the last message has no text in its {field}: "
-            "end the messages with the words that the answer shall go on from"
+            "end the messages with the words that the answer shall continue"
         )
     texts[-1]["text"] += f"{CONTINUATION_MARKER} "
 
 
 def _cut_at_continuation_marker(text: str) -> str:
-    """The text before the mark; without spaces at its end if the template trims them."""
+    """The text before the marker; without spaces at its end if the template trims them."""
     before, marker, after = text.rpartition(CONTINUATION_MARKER)
     if not marker:
         raise BadPrompt(
@@ -148,7 +149,7 @@ def _cut_at_continuation_marker(text: str) -> str:
 
 
 def _extract_generation_spans(marked_text: str) -> RenderedTemplate:
-    """Takes the marks of `{% generation %}` blocks out of a text, and says where they were."""
+    """Removes the markers of `{% generation %}` blocks from a text and returns where they were."""
     text, generation_spans, start = "", list[tuple[int, int]](), None
     for part in re.split(f"({GENERATION_START_MARKER}|{GENERATION_END_MARKER})", marked_text):
         if part == GENERATION_START_MARKER:
@@ -158,14 +159,14 @@ def _extract_generation_spans(marked_text: str) -> RenderedTemplate:
             start = None
         else:
             text += part
-    if start is not None:  # cut within a block: what follows is generated too
+    if start is not None:  # cut within a block, which then reaches to the end
         generation_spans.append((start, len(text)))
     return RenderedTemplate(text, generation_spans)
 
 
 @lru_cache(maxsize=8)
 def _compile_template(template: str) -> jinja2.Template:
-    """With the settings, filters and functions that templates are written for."""
+    """Compiles a template with the settings, filters and functions that transformers provides."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
@@ -178,12 +179,12 @@ def _compile_template(template: str) -> jinja2.Template:
 
 
 def _generation_extension() -> type[jinja2.ext.Extension]:
-    """The tag `{% generation %}`, which puts marks around what it holds."""
+    """The Jinja extension for `{% generation %}`, which puts markers around its content."""
     import jinja2.ext
     import jinja2.nodes
 
     class Generation(jinja2.ext.Extension):
-        tags = {"generation"}  # noqa: RUF012  # as jinja2 wants it
+        tags = {"generation"}  # noqa: RUF012  # read by jinja2
 
         def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
             line = next(parser.stream).lineno

@@ -1,7 +1,7 @@
-"""What a checkpoint's generation_config.json asks of every answer that `idefics.load` gives.
+"""The rules of a checkpoint's generation_config.json that hold for every answer of a model from `idefics.load`.
 
-How answers are searched for (sampling, beams, lengths: `generation_fields.STRATEGY`) is the caller's choice, greedy
-unless asked, and is not taken from the file. Knows ids; does not know tensors.
+The decoding strategy (sampling, beams, lengths: `generation_fields.SEARCH_FIELDS`) is the caller's choice, by default
+greedy, and is not taken from the file. Knows token ids; does not know tensors.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointGenerationConfig:
-    """The fields of the file, named as there, that hold for every answer; the defaults ask for nothing.
+    """The fields of the file that hold for every answer, under their names in the file; the defaults change nothing.
 
     Attributes:
         suppress_tokens: ids that are never chosen.
-        begin_suppress_tokens: ids that are not chosen first.
-        bad_words_ids: sequences of ids that are never complete, the prompt's ids among them.
-        repetition_penalty: where the caller gives none.
-        no_repeat_ngram_size: no sequence of so many ids comes twice, the prompt's among them; 0 allows all.
-        min_length, min_new_tokens: no stop id is chosen before so many ids, with the prompt's or without; the latter
-            wins.
+        begin_suppress_tokens: ids that are not chosen as the first.
+        bad_words_ids: sequences of ids that never occur; they may begin in the prompt.
+        repetition_penalty: the default where the caller gives none.
+        no_repeat_ngram_size: no sequence of this many ids occurs twice, in prompt and answer together; 0: no limit.
+        min_length, min_new_tokens: no stop id is chosen before this many ids, counted with or without the prompt; the
+            latter takes precedence.
         forced_bos_token_id: chosen first after a prompt of one id.
-        forced_eos_token_id: the first of them is the last id that there is room for; of several the lowest, as in
+        forced_eos_token_id: chosen as the last id that `max_new_tokens` allows; of several the lowest, as in
             transformers, where all are equally likely.
-        stop_strings: end an answer, as the caller's own do.
-        renormalize_logits: changes beams alone.
+        stop_strings: end an answer like those of the caller.
+        renormalize_logits: has an effect in beam search only.
     """
 
     suppress_tokens: frozenset[int] = frozenset()
@@ -49,24 +49,25 @@ class CheckpointGenerationConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], vocab_size: int) -> CheckpointGenerationConfig:
-        """From what the file holds. Bans of ids that the model does not have mean nothing.
+        """From the fields of the file. Bans of ids beyond the model's vocabulary are dropped.
 
         Args:
-            vocab_size: how many ids it has.
+            settings: the content of generation_config.json.
+            vocab_size: how many ids the model has.
 
         Raises:
             UnsupportedModel: a field changes answers and is not supported.
-            BrokenCheckpoint: a field is not what it should be.
+            BrokenCheckpoint: a field has a value of the wrong type or range.
         """
         fields = {
             name: value for name, value in effective_fields(settings).items() if name not in SEARCH_FIELDS
         }
-        fields.pop("eos_token_id", None)  # the stop ids, which each family reads
+        fields.pop("eos_token_id", None)  # stop ids are read by each family
         if unsupported := sorted(fields.keys() - PARSER_BY_FIELD.keys()):
             name = unsupported[0]
             raise UnsupportedModel(
-                f"{GENERATION_CONFIG_FILE} sets {name} to {fields[name]!r}, which changes answers and is not supported: "
-                f"take it out of the file to go on without it"
+                f"{GENERATION_CONFIG_FILE} sets {name} to {fields[name]!r}, which changes answers and is not "
+                "supported: take it out of the file to go on without it"
             )
         parsed = {name: PARSER_BY_FIELD[name](name, value) for name, value in fields.items()}
         for name in ("suppress_tokens", "begin_suppress_tokens"):
@@ -84,13 +85,13 @@ class CheckpointGenerationConfig:
         return cls(**parsed)
 
     def banned_ids(self, stop_ids: Collection[int]) -> frozenset[int]:
-        """Ids that are never chosen, whatever came before. A stop id alone is no bad word, as in transformers."""
+        """Ids that are never chosen, whatever came before. A single stop id is never banned, as in transformers."""
         words = {word[0] for word in self.bad_words_ids if len(word) == 1}
         return self.suppress_tokens | (words - frozenset(stop_ids))
 
     @property
     def step_dependent_fields(self) -> tuple[str, ...]:
-        """Names of the fields whose effect depends on the ids so far."""
+        """Names of the fields in effect that depend on the ids so far."""
         names = (
             "begin_suppress_tokens",
             "no_repeat_ngram_size",

@@ -1,6 +1,6 @@
-"""The small files beside the weights that say how to feed a checkpoint, in whichever layout it was saved.
+"""Reads the small files of a checkpoint folder about its inputs, in each layout that transformers has saved them in.
 
-Knows file names and their keys; does not know what the settings mean.
+Knows file names and their keys; does not interpret the settings.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from idefics.errors import UnsupportedModel
 def read_preprocessor_config(folder: str | Path) -> dict[str, Any]:
     """The image processor's settings of a checkpoint folder; {} where it has none.
 
-    They stand in preprocessor_config.json, or, as transformers 5 saves them, under "image_processor" in
-    processor_config.json.
+    They are in preprocessor_config.json, or under "image_processor" in processor_config.json (transformers 5).
 
     Raises:
         UnsupportedModel: a file is not a JSON object.
@@ -30,8 +29,8 @@ def read_preprocessor_config(folder: str | Path) -> dict[str, Any]:
 def read_chat_template(folder: str | Path) -> str:
     """The Jinja chat template of a checkpoint folder; "" where it has none.
 
-    It stands in chat_template.jinja (transformers 5), chat_template.json, processor_config.json or
-    tokenizer_config.json: the first that has one decides, as the newer files replace the older.
+    It is in chat_template.jinja (transformers 5), chat_template.json, processor_config.json or tokenizer_config.json:
+    the first that has one decides, as newer files replace older ones.
 
     Raises:
         UnsupportedModel: a file is broken, or holds several templates none of which is named "default".
@@ -48,9 +47,9 @@ def read_chat_template(folder: str | Path) -> str:
 
 
 def read_special_tokens(folder: str | Path) -> dict[str, str]:
-    """The tokens that a checkpoint folder gives a role, by the role: "eos_token", "image_token" and the like.
+    """The tokens with a role by role: "eos_token" -> "</s>", "image_token" -> "<image>" and so on.
 
-    They stand in tokenizer_config.json, as transformers 5 saves them also under "extra_special_tokens" in it, or in
+    They are in tokenizer_config.json, there also under "extra_special_tokens" (transformers 5), or in
     special_tokens_map.json. Lists of further special tokens give no roles.
 
     Raises:
@@ -87,7 +86,7 @@ def read_special_added_tokens(folder: str | Path) -> frozenset[str]:
 
 
 def _default_template(template: str | list[Mapping[str, str]], path: Path) -> str:
-    """tokenizer_config.json may hold one template or a list of named ones."""
+    """The template of a file that may hold one template or a list of named ones."""
     if isinstance(template, str):
         return template
     named = {entry["name"]: entry["template"] for entry in template}
@@ -97,10 +96,10 @@ def _default_template(template: str | list[Mapping[str, str]], path: Path) -> st
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; {} where there is no such file.
+    """The object of a JSON file; {} where there is no such file.
 
     Raises:
-        UnsupportedModel: it is broken, or holds no object.
+        UnsupportedModel: the file is broken, or holds something else than an object.
     """
     if not path.exists():
         return {}

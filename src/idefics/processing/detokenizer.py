@@ -1,7 +1,4 @@
-"""Ids to text while they are generated: never half a character, never part of a stop string.
-
-Knows one answer's text so far; does not know why it is generated.
-"""
+"""Token ids into text while they are generated: never half a character, never part of a stop string."""
 
 from __future__ import annotations
 
@@ -13,18 +10,22 @@ from idefics.processing.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """The text of one answer, piece by piece.
+    """The text of one answer, token by token.
 
-    One space at the very beginning of the answer is dropped, whatever the tokenizer: it belongs to the way a
-    first word is spelled (" It" after "Assistant:"), not to the answer; `keep_leading_space` keeps it. Hidden tokens are
-    left out. The text ends before the first stop string: the one that is complete first.
+    One space at the very beginning of the answer is dropped, as it belongs to the spelling of the first word (" It"
+    after "Assistant:"). The text ends before the stop string that is complete first.
 
     Attributes:
-        text: what has been returned so far.
-        is_stopped: whether a stop string has been met; what is pushed then is ignored.
+        text: the text returned so far.
+        is_stopped: whether a stop string has occurred; later tokens are ignored.
 
     Args:
+        stop_strings: texts that end the answer.
+        keep_leading_space: whether the space at the beginning is kept.
         hidden_ids: ids that are left out; None: the control tokens.
+
+    Raises:
+        BadSetting: a stop string is empty.
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class Detokenizer:
         self.is_stopped = False
 
     def push(self, id: int) -> str:
-        """The text that became certain with this token; often "" or more than one token's."""
+        """Takes the next token and returns the text that can no longer change: "" or the text of several tokens."""
         return self._advance(
             self._utf8_decoder.decode(self._tokenizer.decode_bytes([id], hidden_ids=self._hidden_ids))
         )
 
     def finish(self) -> str:
-        """The rest of the text, when no more tokens come."""
+        """Returns the rest of the text after the last token."""
         text = self._advance(self._utf8_decoder.decode(b"", final=True))
         if self.is_stopped:
             return text
@@ -60,7 +61,7 @@ class Detokenizer:
         return text + rest
 
     def truncate(self, length: int) -> None:
-        """Ends the text after its first `length` characters: nobody wants the rest."""
+        """Cuts the text to its first `length` characters and ends it there."""
         self.text, self._pending_text, self.is_stopped = self.text[:length], "", True
 
     def _advance(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""A form as a grammar in llguidance's dialect of Lark."""
+"""An `OutputConstraint` as a grammar in llguidance's dialect of Lark."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import re
 
 from idefics.structured import OutputConstraint
 
-# One way to write a document: no answer is spent on blanks.
+# JSON is written in one layout, so that no tokens are spent on white space.
 JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def lark_grammar(
     output_constraint: OutputConstraint, *, allow_leading_space: bool, max_characters: int | None = None
 ) -> str:
-    """The grammar of a form.
+    """The grammar of the texts that satisfy a constraint.
 
     Args:
-        allow_leading_space: whether one blank may stand before it, which belongs to how a first word is spelled.
-        max_characters: of a regular expression, texts of at most so many characters.
+        allow_leading_space: whether one space may precede the text, as most first words are spelled with one.
+        max_characters: only texts of at most this many characters; for regular expressions alone.
     """
     start_rule = 'start: " "? body' if allow_leading_space else "start: body"
     return f"{start_rule}\n{_body_rules(output_constraint, max_characters)}"
@@ -38,7 +38,7 @@ def _body_rules(output_constraint: OutputConstraint, max_characters: int | None)
 
 
 def summarize_error(error: str) -> str:
-    """What llguidance says of a grammar, in one line and without the places in it."""
+    """An error message of llguidance about a grammar, in one line and without positions."""
     if match := re.search(r"^error: (.+)", error, re.M):
         return match[1]
     return re.sub(r"^(at \d+\(\d+\): |failed to compile JSON schema: )*", "", error.partition("\n")[0])

@@ -167,7 +167,7 @@ def preprocess_image(
 def cut_frames(
     pixels: NDArray[np.uint8], plan: TilePlan, resample: ResampleFilter
 ) -> list[NDArray[np.uint8]]:
-    """Pixels (h, w, 3) of a picture into those of its frames (h, w, 3), the tiles row by row, the whole picture last."""
+    """Pixels (h, w, 3) of a picture into pixels (h, w, 3) of each frame: tiles row by row, then the whole picture."""
     for size in plan.resize_steps:
         pixels = resize(pixels, size, resample)
     height, width = pixels.shape[:2]

@@ -1,20 +1,20 @@
-"""How many values JSON has, counted without parsing it.
+"""Counts the values of a JSON document without parsing it, to refuse documents that are expensive to parse.
 
-Text is cheap to parse, however long it is; a million numbers take a second, and a million names that have to be refused
-one by one a minute.
+Long strings are cheap to parse; a million numbers take a second, and a million unknown keys that are refused one by
+one a minute.
 """
 
 from __future__ import annotations
 
-VALUE_SEPARATORS = (b",", b"[", b"{")  # one before each value but the first
+VALUE_SEPARATORS = (b",", b"[", b"{")  # each value but the first follows one
 
 
 def has_more_values(body: bytes, max_values: int) -> bool:
-    """Whether JSON has more than so many values; bytes that are no JSON may be counted either way."""
+    """Whether a JSON document has more than `max_values` values; the result for other bytes is undefined."""
     if _count_separators(body) <= max_values:
         return False
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # A string has two quotes, and is a value or the name of one.
+    # Each string has two quotes, and is a value or a key.
     return (
         unescaped.count(b'"') > 4 * max_values
         or _count_separators(b"".join(unescaped.split(b'"')[::2])) > max_values

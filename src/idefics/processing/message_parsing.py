@@ -1,7 +1,6 @@
-"""Conversations as people write them (`Message`s, the dicts of transformers and of OpenAI's API) into `Message`s.
+"""Parses conversations: `Message`s and the dicts of transformers and of OpenAI's API into `Message`s.
 
-A key that is not known is refused by name: what is ignored would be a picture left out, or an answer to something else.
-Knows words, pictures and files by name; does not know templates.
+Unknown keys are refused by name: an ignored one could be a picture left out. Knows no chat templates.
 """
 
 from __future__ import annotations
@@ -23,19 +22,14 @@ from idefics.processing.video import to_picture_or_video
 from idefics.validation import describe_type
 
 ROLES = get_args(Role)
-MESSAGE_KEYS = ("role", "content", "name")  # the last labels the speaker, and changes nothing
+MESSAGE_KEYS = ("role", "content", "name")  # "name" labels the speaker, and changes nothing
 KEYS_BY_PART_TYPE = {
     "text": ("text",),
     "image": ("image", "url", "path", "base64", "detail", "max_tiles"),
     "video": ("video", "url", "path"),
     "image_url": ("image_url", "detail", "max_tiles"),
 }
-IMAGE_URL_KEYS = (
-    "url",
-    "detail",
-    "max_tiles",
-    "format",
-)  # of an "image_url"; what format it has, the file says itself
+IMAGE_URL_KEYS = ("url", "detail", "max_tiles", "format")  # of an "image_url"; "format" is ignored
 COMMON_PART_KEYS = ("type", "cache_control")  # of every part
 PICTURE_KEY_PREFIXES = (
     "image",
@@ -49,7 +43,14 @@ PICTURE_KEY_PREFIXES = (
     "url",
     "path",
 )
-FOREIGN_SOURCE_KEYS = ("data", "source", "b64", "b64_json", "bytes", "file")  # what other APIs call a picture
+FOREIGN_SOURCE_KEYS = (
+    "data",
+    "source",
+    "b64",
+    "b64_json",
+    "bytes",
+    "file",
+)  # other APIs' names for a picture
 PICTURE_TYPES = (bytes, bytearray, memoryview, os.PathLike, PIL.Image.Image, np.ndarray, BinaryFile)
 
 
@@ -58,15 +59,15 @@ def to_messages(messages: Sequence[Message | Mapping[str, Any]], *, untrusted: b
 
     Args:
         messages: `Message`s or dicts. A dict has a "role" and a "content": a text, or a list of parts:
-            `{"type": "text", "text": ...}`; `{"type": "image", "image": a picture}`, which may be a "url", "path" or
-            "base64" as well; `{"type": "image_url", "image_url": {"url": ...}}` or the address itself; and
-            `{"type": "video", "video": a file or its frames}`, a "url" or a "path". Beside the picture, or in the
-            `image_url`, may stand "detail" and "max_tiles": see `ImageDetail`. A part may also be a text, a `Picture`,
-            a `pathlib.Path` or anything else that a picture is made of.
-        untrusted: the texts are of an untrusted sender: whether they name a file of this machine is not looked up.
+            `{"type": "text", "text": ...}`; `{"type": "image", "image": a picture}`, or with "url", "path" or "base64"
+            instead; `{"type": "image_url", "image_url": {"url": ...}}` or the URL itself; and
+            `{"type": "video", "video": a file or its frames}`, a "url" or a "path". A picture part or its `image_url`
+            may also have "detail" and "max_tiles": see `ImageDetail`. A part may also be a text, a `Picture`, a
+            `pathlib.Path` or anything else that `Picture` takes.
+        untrusted: whether the messages are of an untrusted sender; then no path is checked.
 
     Raises:
-        BadPrompt: names the message (counted from 1) and the key.
+        BadPrompt: something is wrong; the error names the message (counted from 1) and the key.
     """
     if isinstance(messages, (str, bytes, Mapping, Message)):
         raise BadPrompt(f"messages is {describe_type(messages)}: give a list of messages")
@@ -134,7 +135,7 @@ def _parse_part(part: Any, where: str, untrusted: bool) -> ContentPart:
 
 
 def _with_detail(picture: Picture, part: Mapping[str, Any], where: str) -> Picture:
-    """With the "detail" and "max_tiles" that a part may say of its picture."""
+    """The picture with the "detail" and "max_tiles" of its part, if it has them."""
     overrides = {name: part[name] for name in ("detail", "max_tiles") if part.get(name) is not None}
     try:
         return replace(picture, **overrides) if overrides else picture
@@ -143,7 +144,7 @@ def _with_detail(picture: Picture, part: Mapping[str, Any], where: str) -> Pictu
 
 
 def _get_source(part: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
-    """The one of some keys that is given."""
+    """The value of the one key of `names` that the part has; base64 as a data URI."""
     keys_present = [name for name in names if not _is_empty_value(part.get(name))]
     if len(keys_present) != 1:
         listed = ", ".join(f'"{name}"' for name in keys_present or names)
@@ -160,7 +161,7 @@ def _get_source(part: Mapping[str, Any], names: Sequence[str], where: str) -> An
 
 
 def _reject_unknown_keys(mapping: Mapping[str, Any], allowed_keys: Sequence[str], where: str) -> None:
-    """Refuses a key that is not known, unless its value means nothing."""
+    """Refuses unknown keys, unless their value is empty."""
     for key, value in mapping.items():
         if key in allowed_keys or _is_empty_value(value):
             continue
@@ -174,12 +175,12 @@ def _reject_unknown_keys(mapping: Mapping[str, Any], allowed_keys: Sequence[str]
 
 
 def _is_empty_value(value: Any) -> bool:
-    """Whether a key with this value is as good as no key: data sets fill all keys of all rows."""
+    """Whether a key with this value is as good as no key: data sets have every key in every row."""
     return value is None or (isinstance(value, (str, bytes, list, tuple, dict, bool)) and not value)
 
 
 def _reject_file_name(text: str, where: str) -> None:
-    """Refuses a text that names a file: it would be read as words, and an answer about it would be made up."""
+    """Refuses a text that names a file: it would be read as words, and the answer would be invented."""
     if is_file_name(text):
         raise BadPrompt(
             f"{where} is {text[:100]!r}, the name of a file, and would be read as words: for a picture give "

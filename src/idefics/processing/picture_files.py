@@ -277,7 +277,7 @@ def load_upright_rgb(
     if not image.width * image.height:
         raise BadPicture(f"{name} is empty: {image.width} x {image.height} pixels")
     try:
-        image.load()  # before the EXIF tag is read: it may follow the pixels of a PNG, and Pillow applies a TIFF's itself
+        image.load()  # before the EXIF tag is read, which may follow a PNG's pixels; Pillow applies a TIFF's itself
         upright = to_rgb(image, name)
     except BadPicture:
         raise

@@ -28,7 +28,7 @@ ROWS_PER_STRIP = 64  # rows copied out of a PIL picture at once: what fits a cac
 
 
 def to_pixel_array(image: PIL.Image.Image) -> Pixels:
-    """An RGB picture as (h, w, 3); strip by strip, as PIL gives a whole one in many pieces that are joined again."""
+    """The pixels (h, w, 3) of an RGB image; copied in strips, as Pillow exports a whole image in many small pieces."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, ROWS_PER_STRIP):
         bottom = min(top + ROWS_PER_STRIP, image.height)
@@ -42,13 +42,13 @@ def resize(pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> P
 
 
 def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.float32]) -> None:
-    """(h, w, 3) of uint8, maybe a part of a larger picture, into (3, h, w) of float32: (value * scale - mean) / std."""
+    """(h, w, 3) of uint8, maybe a view of a larger array, into (3, h, w) of float32: (value * scale - mean) / std."""
     get_kernels()[1](pixels, _normalization_table(config), out)
 
 
 @lru_cache(maxsize=1)
 def get_kernels() -> tuple[ResizeFunction, NormalizeFunction]:
-    """How this process resizes and normalises."""
+    """The resize and normalize functions of this process: the C kernel's, or those of Pillow and NumPy."""
     instruction_set = library.best_instruction_set("resizing")
     if instruction_set is None:
         return resize_with_pillow, normalize_with_numpy
@@ -57,17 +57,18 @@ def get_kernels() -> tuple[ResizeFunction, NormalizeFunction]:
 
 
 def resize_with_pillow(pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
-    """`resize` by Pillow: width first, as every Pillow did when the models were released.
+    """`resize` by Pillow, the width first, as every Pillow did when the models were released.
 
-    Since 13.0 Pillow begins with the height where much more of it is lost; values are rounded between the two passes.
+    Since 13.0 Pillow begins with the height where that is reduced much more. The order matters, as values are rounded
+    between the two passes.
     """
     image, pil_filter = PIL.Image.fromarray(pixels), PIL.Image.Resampling[resample.upper()]
     return np.asarray(image.resize((size[0], image.height), pil_filter).resize(size, pil_filter))
 
 
 def normalize_with_numpy(pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """`normalise` by NumPy; `table` (3, 256) says what each value becomes in each channel."""
-    for channel in range(3):  # "clip" spares the look at bounds that 256 entries and uint8 cannot break
+    """`normalize` by NumPy; `table` (3, 256) holds the result for each value in each channel."""
+    for channel in range(3):  # "clip" skips the bounds check, which uint8 indices cannot fail
         np.take(table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
 
 
@@ -85,7 +86,7 @@ class NativeKernel:
         self._resize, self._normalize = kernels.idefics_resize, kernels.idefics_normalize
 
     def resize(self, pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
-        """See `resize`. Pillow takes the nearest pixel, which is no filter."""
+        """As the module's `resize`; "nearest" is Pillow's, as it is no convolution."""
         if resample == "nearest":
             return resize_with_pillow(pixels, size, resample)
         pixels = np.ascontiguousarray(pixels)
@@ -96,7 +97,7 @@ class NativeKernel:
             self.instruction_set, number, pixels.ctypes.data, width, height, out.ctypes.data, *size
         ):
             raise MemoryError(
-                f"there is no memory to resize {width} x {height} pixels to {size[0]} x {size[1]}"
+                f"not enough memory to resize {width} x {height} pixels to {size[0]} x {size[1]}"
             )
         return out
 
@@ -114,7 +115,7 @@ class NativeKernel:
 
 @lru_cache(maxsize=8)
 def _normalization_table(config: ImageProcessorConfig) -> NDArray[np.float32]:
-    """What each uint8 value becomes in each channel: (3, 256)."""
+    """(3, 256): the normalised number of each uint8 value in each channel."""
     scaled = (np.arange(256) * config.rescale_factor).astype(np.float32)
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     table: NDArray[np.float32] = np.ascontiguousarray((scaled - mean[:, None]) / std[:, None])

@@ -1,11 +1,9 @@
-"""Which of a checkpoint's special tokens are control tokens, and which are content. The one rule for all of them.
+"""Classifies a checkpoint's special tokens as control tokens or content; one rule for all checkpoints.
 
-Control tokens steer a model: begin, end, padding, unknown, stop ids, image placeholders, what the chat template writes,
-and names such as `<|im_start|>`. They are hidden in answers, and plain characters in what a user writes. Every other
+Control tokens: begin, end, padding, unknown and stop ids, image placeholders, tokens that the chat template writes, and
+names such as `<|im_start|>`. They are hidden in answers, and plain characters in what a user writes. Every other
 special token is content, such as DocTags or the actions of a fine-tune. It is shown in answers; in what a user writes
-it is plain characters too, except where the model's card gives it as an instruction.
-
-Knows names and files; does not know texts.
+it is plain characters too, except for instruction tokens that the model's card gives to users.
 """
 
 from __future__ import annotations
@@ -21,23 +19,23 @@ from idefics.processing import checkpoint_settings
 from idefics.processing.chat_template import render_template
 
 IMAGE_PLACEHOLDER_PATTERN = re.compile(r"<image>|<fake_token_around_image>|<global-img>|<row_\d+_col_\d+>")
-# How vocabularies of language models name what steers them. The first kind has no other meaning in any of them.
+# Names of control tokens in vocabularies of language models. The first pattern has no other meaning in any of them.
 BASE_CONTROL_PATTERN = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>\s]+｜>")
 CONTROL_TOKEN_PATTERN = re.compile(
     rf"{BASE_CONTROL_PATTERN.pattern}|{IMAGE_PLACEHOLDER_PATTERN.pattern}|<video>"
     r"|</?s>|<(unk|pad|bos|eos|cls|sep|mask)>|\[(UNK|PAD|BOS|EOS|CLS|SEP|MASK)\]"
     r"|<(start|end)_of_(turn|utterance|text|role|image)>|<fim_\w+>"
-    # SmolLM2's, which StarCoder had first: where files, issues and notebooks begin in its training data.
+    # SmolLM2's, from StarCoder: beginnings of files, issues and notebooks in its training data.
     r"|<(repo_?name|file_sep|filename|gh_stars|issue_(start|comment|closed)|empty_output)>"
     r"|<(jupyter_(start|text|code|output|script)|commit_(before|msg|after))>"
     r"|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG|IMG_BREAK|IMG_END)\]"
 )
-CONTROL_TOKEN_PREFIXES = ("<", "[")  # of control names; what begins otherwise need not be looked at
-# A checkpoint that has one of these writes pages as DocTags, and its card asks it with tags: `<otsl>`, `<formula>`,
-# `<code>`, `<chart>`, `<loc_12>`.
+CONTROL_TOKEN_PREFIXES = ("<", "[")  # every control token begins with one of these
+# A checkpoint that has one of these writes pages as DocTags, and its card has users write tags in instructions:
+# `<otsl>`, `<formula>`, `<code>`, `<chart>`, `<loc_12>`.
 DOCTAG_TOKENS = ("<doctag>", "<otsl>")
 
-# What a template is shown to see which tokens it writes.
+# Conversations that are rendered to find the tokens that a template writes.
 PROBE_CONVERSATIONS = [
     [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in roles]
     for roles in (("user",), ("user", "assistant"), ("system", "user", "assistant", "user"))
@@ -46,14 +44,14 @@ PROBE_CONVERSATIONS = [
 
 @dataclass(frozen=True, slots=True)
 class DeclaredTokens:
-    """What a checkpoint's files say of its tokens.
+    """What a checkpoint's files other than `tokenizer.json` declare about its tokens.
 
     Attributes:
         role_tokens: tokens with a role, such as `eos_token` or `image_token`.
-        special_tokens: tokens that are marked special, whatever `tokenizer.json` says of them.
-        ids: the same by id, stop ids among them.
+        special_tokens: tokens that tokenizer_config.json marks special, whatever `tokenizer.json` says.
+        ids: ids with a role, such as stop ids and `image_token_id`.
         chat_template: the chat template, or "".
-        token_by_role: the tokens with a role by their role, as templates read them.
+        token_by_role: the tokens with a role by role, as templates read them.
     """
 
     role_tokens: frozenset[str] = frozenset()
@@ -94,12 +92,12 @@ def _token_ids(source: Any) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """A checkpoint's special tokens by their kind, as ids.
+    """The ids of a checkpoint's special tokens by kind.
 
     Attributes:
-        control_ids: hidden in answers unless they are asked for; plain characters in users' text.
-        content_ids: shown in answers unless they are asked not to be.
-        instruction_ids: content that is honoured in users' text.
+        control_ids: hidden in answers by default; plain characters in users' text.
+        content_ids: shown in answers by default; plain characters in users' text.
+        instruction_ids: recognised in users' text too.
     """
 
     control_ids: frozenset[int]
@@ -107,7 +105,7 @@ class SpecialTokens:
     instruction_ids: frozenset[int]
 
     def hidden_ids(self, skip_special_tokens: bool | None) -> frozenset[int]:
-        """Which ids an answer's text leaves out: control tokens (None), every special token (True) or none (False)."""
+        """Ids left out of an answer's text: control tokens (None), all special tokens (True) or none (False)."""
         if skip_special_tokens is None:
             return self.control_ids
         return self.control_ids | self.content_ids if skip_special_tokens else frozenset()
@@ -119,14 +117,14 @@ def classify_special_tokens(
     special_ids: Collection[int],
     declared: DeclaredTokens,
 ) -> SpecialTokens:
-    """Applies the rule.
+    """Classifies special tokens by the rule of this module.
 
     Args:
-        id_by_token: the tokens of the model's own vocabulary that begin as names do, and their ids.
-        added_token_by_id: id -> name of each token that `tokenizer.json` adds to it or lifts out of it.
-        special_ids: those that it marks special.
-        declared: what the other files say. Without a control token's name, one of the vocabulary's own tokens is left
-            alone: such files are often those of another vocabulary, and would hide an ordinary word.
+        id_by_token: tokens of the vocabulary itself that begin with one of `CONTROL_TOKEN_PREFIXES`, and their ids.
+        added_token_by_id: the added tokens of `tokenizer.json`.
+        special_ids: ids of tokens that are marked special.
+        declared: what the other files declare. They are often copied from a checkpoint with another vocabulary: a token
+            of the vocabulary itself counts as declared only where its name is that of a control token.
     """
     template_text = _template_text(declared)
     control = {
@@ -152,7 +150,7 @@ def classify_special_tokens(
 
 
 def _template_text(declared: DeclaredTokens) -> str:
-    """A template's source, and what it writes of short conversations: a name may be put together from parts."""
+    """A template's source and its output for short conversations, as it may assemble a token's name from parts."""
     if not declared.chat_template:
         return ""
     texts = [declared.chat_template]

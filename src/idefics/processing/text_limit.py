@@ -1,7 +1,4 @@
-"""Texts that cannot fit a model are refused by their characters, in milliseconds and before they are tokenized.
-
-Knows how tokens are spelled and how many the model reads; does not know prompts.
-"""
+"""Refuses texts that are too long for a model by counting their bytes, in milliseconds and before tokenizing them."""
 
 from __future__ import annotations
 
@@ -18,28 +15,29 @@ if TYPE_CHECKING:
 
     from idefics.processing.tokenizer import Tokenizer
 
-BLOCK_BYTES = 1 << 15  # bytes that are counted at once
-MAX_BYTES_PER_CHARACTER = 4  # of a character, at most
+BLOCK_BYTES = 1 << 15  # bytes counted in one NumPy call
+MAX_BYTES_PER_CHARACTER = 4
 LOSSLESS_NORMALIZERS = ("Prepend", "Replace")
 LOSSLESS_PRE_TOKENIZERS = ("ByteLevel", "Digits", "Metaspace", "Split")
 
 
 class TextLimit:
-    """The least number of tokens that texts can have, against the number that a model reads.
+    """Compares a lower bound on the number of tokens of a text with the number that a model reads.
 
-    A text is the joined spelling of its tokens, so each of its bytes costs at least 1 / (the bytes of the longest token
-    that holds such a byte): all bytes of one token together cost at most 1. Nothing is refused that could fit.
+    A text's tokens joined are its bytes. If each byte is counted as 1 / (length of the longest token that has this
+    byte value), the bytes of one token sum to at most 1, and so the sum over the text is at most its number of tokens:
+    no text that fits is refused.
 
     Args:
-        tokenizer: the checkpoint's.
-        max_tokens: what the model reads; None: there is no limit.
+        tokenizer: the checkpoint's tokenizer.
+        max_tokens: how many tokens the model reads; None: no limit.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int | None) -> None:
         self._tokenizer, self.max_tokens = tokenizer, max_tokens
 
     def check(self, texts: Iterable[str]) -> None:
-        """Raises TextTooLong where texts, joined in one prompt, cannot fit, however they are tokenized."""
+        """Raises TextTooLong where the texts of one prompt cannot fit together, however they are tokenized."""
         texts = list(texts)
         num_characters, max_tokens = sum(map(len, texts)), self.max_tokens
         if (
@@ -56,17 +54,17 @@ class TextLimit:
                 min_tokens += float(
                     np.bincount(data[start : start + BLOCK_BYTES], minlength=256) @ self._min_cost_by_byte
                 )
-                if min_tokens > max_tokens + 1:  # a whole token more than rounding can make of it
+                if min_tokens > max_tokens + 1:  # one token of tolerance for rounding
                     raise TextTooLong(num_characters, self._max_characters, max_tokens)
 
     def precompute(self) -> None:
-        """Reads the vocabulary now, which takes about a second of a large one, and not with the first long text."""
+        """Computes the bytes' costs now rather than with the first long text: about a second for a large vocabulary."""
         if self._tokenizer.is_lossless:
             _ = self._min_cost_by_byte
 
     @cached_property
     def _max_token_length_by_byte(self) -> NDArray[np.float64]:
-        """(256,) for each byte, the bytes of the longest token that holds it; infinite where a byte may be dropped."""
+        """(256,): the length of the longest token that has each byte value; infinite where a byte may be dropped."""
         all_token_bytes = {
             self._tokenizer.decode_bytes([id], hidden_ids=()) for id in self._tokenizer.get_vocab().values()
         }
@@ -83,16 +81,19 @@ class TextLimit:
 
     @property
     def _max_characters(self) -> int:
-        """Of a text of whatever words: what the positions hold of the longest token."""
+        """Characters that no text that fits can exceed: as if all its tokens were the longest one."""
         return (self.max_tokens or 0) * int(
             self._max_token_length_by_byte[np.isfinite(self._max_token_length_by_byte)].max(initial=1)
         )
 
 
 def is_lossless(file: Mapping[str, Any]) -> bool:
-    """Whether a `tokenizer.json` drops nothing of a text but blanks: its tokens' bytes joined are the text's.
+    """Whether the joined tokens of a text are the text itself, spaces aside.
 
-    Unknown normalizers and pre-tokenizers may drop characters, and so does a model that knows no bytes.
+    Unknown normalizers and pre-tokenizers may drop characters, and so does a vocabulary without byte tokens.
+
+    Args:
+        file: the content of a `tokenizer.json`.
     """
     normalizers = _component_steps(file.get("normalizer"), "normalizers")
     pre_tokenizers = _component_steps(file.get("pre_tokenizer"), "pretokenizers")

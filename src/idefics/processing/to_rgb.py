@@ -1,6 +1,6 @@
-"""Numbers of every kind into RGB of eight bits: PIL pictures of all modes, and arrays.
+"""Pixel values of every kind into 8-bit RGB: Pillow images of all modes, and arrays.
 
-What the numbers mean is never guessed: floats are 0 to 1, sixteen bits are 0 to 65535, and what fits two readings is
+The range of the values is never guessed: floats are 0 to 1, 16-bit values 0 to 65535, and what fits two ranges is
 refused. Knows pixels; does not know files.
 """
 
@@ -23,22 +23,21 @@ if TYPE_CHECKING:
     ToGray = Callable[[NumberArray], NDArray[np.uint8]]
 
 
-ROUNDING_TOLERANCE = 1 / 510  # half a step of eight bits: floats that are off by less than this mean 0 and 1
-FULL_RANGE_FORMATS = (
-    "PNG",
-    "PPM",
-    "JPEG2000",
-)  # formats whose sixteen bits are 0 to 65535 by their definition
-STRAIGHT_ALPHA_MODE_BY_MODE = {"RGBa": "RGBA", "La": "LA"}  # modes that PIL converts to one other mode only
+ROUNDING_TOLERANCE = 1 / 510  # half an 8-bit step: floats beyond 0 or 1 by less than this are clipped
+FULL_RANGE_FORMATS = ("PNG", "PPM", "JPEG2000")  # formats that define 16-bit values as 0 to 65535
+STRAIGHT_ALPHA_MODE_BY_MODE = {
+    "RGBa": "RGBA",
+    "La": "LA",
+}  # Pillow converts these modes to one other mode only
 
 
 def to_rgb(image: PIL.Image.Image, name: str = "the picture") -> PIL.Image.Image:
-    """Any mode to RGB; transparency over white.
+    """A Pillow image of any mode as RGB; transparency is composited over white.
 
-    16-bit grey (0 to 65535) and floats (0 to 1) are scaled to 0 to 255; PIL itself would clip both.
+    16-bit gray (0 to 65535) and floats (0 to 1) are scaled to 0 to 255; Pillow itself would clip both.
 
     Raises:
-        BadPicture: the numbers fit no range, or two; `name` begins the message.
+        BadPicture: the values fit no range, or two; `name` begins the message.
     """
     if image.mode in STRAIGHT_ALPHA_MODE_BY_MODE:
         image = image.convert(STRAIGHT_ALPHA_MODE_BY_MODE[image.mode])
@@ -56,7 +55,7 @@ def to_rgb(image: PIL.Image.Image, name: str = "the picture") -> PIL.Image.Image
     else:
         return image if image.mode == "RGB" else image.convert("RGB")
     result = PIL.Image.new("RGB", image.size)
-    for top, strip in _strips(image):  # what lies between takes many times the room of the picture
+    for top, strip in _strips(image):  # intermediate images take many times the memory of the result
         result.paste(strip_to_rgb(strip), (0, top))
     return result
 
@@ -72,7 +71,7 @@ def _composite_over_white(strip: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _gray_converter(image: PIL.Image.Image, name: str) -> ToGray:
-    """What turns a strip of a picture of mode I, I;16 or F into grey of eight bits."""
+    """The function that turns strips of an image of mode I, I;16 or F into 8-bit gray."""
     strip_ranges = [_min_and_max(np.asarray(strip)) for _, strip in _strips(image)]
     low, high = min(low for low, _ in strip_ranges), max(high for _, high in strip_ranges)
     if image.mode == "F":
@@ -81,7 +80,7 @@ def _gray_converter(image: PIL.Image.Image, name: str) -> ToGray:
 
 
 def _min_and_max(numbers: NumberArray) -> tuple[float, float]:
-    """The least and the largest; NaN where there is one."""
+    """The smallest and the largest value; NaN where the array has one."""
     return float(numbers.min()), float(numbers.max())
 
 
@@ -97,7 +96,7 @@ def _float_converter(low: float, high: float, name: str) -> ToGray:
 
 
 def _uint16_converter(low: float, high: float, name: str, *, is_full_range: bool) -> ToGray:
-    """Of sixteen bits. Small numbers may also be those of eight bits, which were put into a wider type."""
+    """For 16-bit values. Where all are small they may be 8-bit values in a wider type, which is refused."""
     if low < 0 or high > 65535:
         raise BadPicture(
             f"{name} holds numbers from {low:g} to {high:g}; 0 to 65535 are read: scale them to that"
@@ -111,15 +110,15 @@ def _uint16_converter(low: float, high: float, name: str, *, is_full_range: bool
 
 
 def image_from_array(array: NumberArray, max_pixels: int) -> PIL.Image.Image:
-    """An array as an RGB picture.
+    """An array as an RGB image.
 
     Args:
         array: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels: uint8, whole numbers of 0 to 255, uint16 of
             0 to 65535, bool, or floats of 0 to 1. Where the shape fits both orders the channels are last.
-        max_pixels: pixels.
+        max_pixels: limit on H x W.
 
     Raises:
-        BadPicture: the shape or the numbers fit no reading, or there are too many pixels.
+        BadPicture: the shape or the values fit none of these, or there are too many pixels.
     """
     array = _to_channels_last(array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -1,4 +1,4 @@
-"""A tokenizer in which special tokens have secret names, so that their own names are plain characters to it.
+"""A tokenizer in which special tokens have secret aliases, so that their real names are tokenized as plain characters.
 
 Knows vocabularies and merges; does not know which text is trusted.
 """
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-LONG_TEXT_CHARACTERS = 4096  # characters from which on a text is encoded while other threads run
-HUGE_TEXT_CHARACTERS = 1 << 16  # from which on its pieces are counted first
+LONG_TEXT_CHARACTERS = 4096  # longer texts are encoded without the GIL
+HUGE_TEXT_CHARACTERS = 1 << 16  # of longer texts the tokens are counted piece by piece first
 
 
 class TokenAliases:
-    """A copy of a tokenizer with an alias for each of some tokens.
+    """A copy of a tokenizer with aliases for some tokens.
 
-    An alias is digits between private-use characters, which no normaliser that we know touches. They hold a random
-    number of this object: nobody outside it can write one.
+    An alias is a random number of this object and an index between private-use characters, which no known normalizer
+    changes: no text can contain one by accident or intent.
 
     Attributes:
         alias_by_token: a token's name -> its alias.
 
     Args:
-        tokenizer: what is copied.
-        token_by_id: the tokens by id.
-        added_ids: those of the ids that the file itself adds to the vocabulary.
+        tokenizer: the tokenizer to copy.
+        token_by_id: the tokens that get aliases, by id.
+        added_ids: ids of the file's added tokens.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TokenAliases:
         model["vocab"] = {self.alias_by_token.get(token, token): id for token, id in model["vocab"].items()}
         if model.get("unk_token") in self.alias_by_token:
             model["unk_token"] = self.alias_by_token[model["unk_token"]]
-        # A merge that builds or uses such a token would bring its id back out of plain characters.
+        # A merge that makes or uses such a token would produce its id from plain characters.
         if "merges" in model:
             model["merges"] = [
                 (left, right)
@@ -69,7 +69,7 @@ class TokenAliases:
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(raw))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, in which only aliases stand for those tokens."""
+        """Ids of a text in which the tokens are written as their aliases; their real names are plain characters."""
         ids: list[int] = encode_without_gil(self._tokenizer, text).ids
         return ids
 
@@ -77,9 +77,9 @@ class TokenAliases:
 def reject_long_text(tokenizer: tokenizers.Tokenizer, text: str, max_tokens: int) -> None:
     """Refuses a text that is far too long before all of it is tokenized.
 
-    Its pieces are counted one by one. A cut can change the tokens around it, so that a text is refused here only once
-    its pieces have twice as many tokens as may be. What is left has few tokens: the library frees an encoding with the
-    interpreter's lock, which took 40 to 70 ms for a megabyte of text.
+    The tokens of its pieces are counted one piece after another. A cut can change the tokens around it, so that the
+    text is refused only when its pieces have more than twice `max_tokens`. Texts that pass have few tokens, which keeps
+    the time short for which the library holds the GIL to free an encoding (40 to 70 ms for a megabyte of text).
 
     Raises:
         TextTooLong: the pieces have more than twice `max_tokens`.
@@ -92,7 +92,7 @@ def reject_long_text(tokenizer: tokenizers.Tokenizer, text: str, max_tokens: int
 
 
 def encode_without_gil(tokenizer: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    """Of a long text without the interpreter's lock, which `encode` holds to the end: seconds for a megabyte."""
+    """Encodes a text; a long one without the GIL, which the library's `encode` would hold for seconds per megabyte."""
     if not text.isascii():
         reject_lone_surrogates("the prompt", text)
     if len(text) < LONG_TEXT_CHARACTERS:

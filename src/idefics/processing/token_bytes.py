@@ -1,7 +1,4 @@
-"""How a checkpoint's tokens are spelled in bytes, for whoever decides which of them may follow.
-
-Knows no forms and no models.
-"""
+"""The tokens of a model in bytes, as token constraints (structured output, banned strings) need them."""
 
 from __future__ import annotations
 
@@ -19,18 +16,19 @@ from idefics.processing.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import llguidance
 
-MAX_TOKEN_BYTES = 64  # bytes of a token that are thought of where a text is cut into tokens
+MAX_TOKEN_BYTES = 64  # longer tokens are not used to spell a text
 
 
 class TokenBytes:
-    """Each token of a model in bytes. What never stands in a text has none: hidden tokens and those in `banned_ids`.
+    """Each token of a model in bytes.
 
     Attributes:
-        bytes_by_id: for each of the model's ids.
+        bytes_by_id: the bytes of each id of the model; empty for stop ids, banned and hidden tokens.
         stop_ids: ids that end an answer.
 
     Args:
-        vocab_size: how many ids the model has; a tokenizer may have more or fewer.
+        tokenizer: the checkpoint's tokenizer.
+        vocab_size: how many ids the model has; the tokenizer may have more or fewer.
         banned_ids: ids that are never chosen.
         hidden_ids: ids that an answer's text leaves out; None: the control tokens.
     """
@@ -53,7 +51,7 @@ class TokenBytes:
         self._id_by_bytes = {spelled: id for id, spelled in enumerate(self.bytes_by_id) if spelled}
 
     def min_token_counts(self, text: bytes) -> list[float]:
-        """How many tokens spell at least what follows each place of a text; infinite where it cannot be spelled."""
+        """For each position of a text the fewest tokens that spell the rest; infinite where no tokens do."""
         min_counts = [*[math.inf] * len(text), 0.0]
         for start in reversed(range(len(text))):
             for end in range(start + 1, min(start + MAX_TOKEN_BYTES, len(text)) + 1):
@@ -62,11 +60,11 @@ class TokenBytes:
         return min_counts
 
     def min_token_count(self, text: bytes) -> float:
-        """How many tokens spell a text at least; infinite where it cannot be spelled."""
+        """The fewest tokens that spell a text; infinite where no tokens do."""
         return self.min_token_counts(text)[0]
 
     def tokenize(self, text: bytes) -> list[int] | None:
-        """The fewest tokens that spell a text, long ones first; None where it cannot be spelled."""
+        """The shortest sequence of ids that spells a text, long tokens first; None where no tokens do."""
         min_counts, ids, start = self.min_token_counts(text), list[int](), 0
         if min_counts[0] == math.inf:
             return None
@@ -82,7 +80,7 @@ class TokenBytes:
         return ids
 
     def ids_containing(self, word: bytes) -> Iterator[int]:
-        """Ids of tokens that have a word in them."""
+        """Ids of the tokens that contain `word`."""
         start = self._concatenated_tokens.find(word)
         while start >= 0:
             token_index = bisect_left(self._token_ends, start)
@@ -90,7 +88,7 @@ class TokenBytes:
             start = self._concatenated_tokens.find(word, self._token_ends[token_index])
 
     def ids_starting_with(self, prefix: bytes) -> Iterator[int]:
-        """Ids of tokens that begin so."""
+        """Ids of the tokens that begin with `prefix`."""
         for token_index in range(bisect_left(self._sorted_tokens, (prefix, -1)), len(self._sorted_tokens)):
             token_bytes, id = self._sorted_tokens[token_index]
             if not token_bytes.startswith(prefix):
@@ -99,16 +97,16 @@ class TokenBytes:
 
     @cached_property
     def llguidance_tokenizer(self) -> llguidance.LLTokenizer:
-        """The tokens as llguidance wants them.
+        """The tokens as a tokenizer of llguidance.
 
         Raises:
-            MissingExtra: it is not installed.
+            MissingExtra: llguidance is not installed.
         """
         return create_llguidance_tokenizer(self.bytes_by_id, sorted(self.stop_ids), self.tokenize)
 
     @cached_property
     def has_all_bytes(self) -> bool:
-        """Whether each byte has a token, so that every text can be spelled."""
+        """Whether each single byte is a token, so that tokens can spell every text."""
         return all(bytes([byte]) in self._id_by_bytes for byte in range(256))
 
     @cached_property
@@ -117,22 +115,24 @@ class TokenBytes:
 
     @cached_property
     def _concatenated_tokens(self) -> bytes:
-        """All tokens in their order, each ended by a byte that no text in UTF-8 has."""
+        """All sorted tokens, each followed by 0xff, which does not occur in UTF-8."""
         return b"".join(spelled + b"\xff" for spelled, _ in self._sorted_tokens)
 
     @cached_property
     def _token_ends(self) -> list[int]:
-        """Where each of them ends in it."""
+        """The end of each token in `_concatenated_tokens`."""
         return [int(end) - 1 for end in np.cumsum([len(spelled) + 1 for spelled, _ in self._sorted_tokens])]
 
 
 def create_llguidance_tokenizer(
     bytes_by_id: list[bytes], stop_ids: list[int], tokenize: Callable[[bytes], list[int] | None]
 ) -> llguidance.LLTokenizer:
-    """Tokens in bytes, of which `stop_ids` end a text and empty ones never stand in it.
+    """A tokenizer of llguidance.
 
     Args:
-        tokenize: a text into tokens, for where only one text can follow.
+        bytes_by_id: the tokens in bytes; empty ones are never allowed.
+        stop_ids: ids that end a text.
+        tokenize: spells a text in ids, for positions where a grammar allows one text only.
 
     Raises:
         MissingExtra: llguidance is not installed.
@@ -140,14 +140,14 @@ def create_llguidance_tokenizer(
     try:
         import llguidance
     except ModuleNotFoundError:
-        raise MissingExtra("a forced form (regex, choices, schema)", "form") from None
+        raise MissingExtra("structured output (regex, choices, schema)", "form") from None
 
     wrapper = llguidance.TokenizerWrapper(_LlguidanceTokens(bytes_by_id, stop_ids, tokenize))
     return llguidance.LLTokenizer(wrapper, n_vocab=len(bytes_by_id), eos_token=stop_ids)
 
 
 class _LlguidanceTokens:
-    """A tokenizer as llguidance wants to see one."""
+    """The interface that llguidance expects of a tokenizer."""
 
     def __init__(
         self, bytes_by_id: list[bytes], stop_ids: list[int], tokenize: Callable[[bytes], list[int] | None]

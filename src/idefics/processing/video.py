@@ -1,7 +1,7 @@
-"""Videos into words and pictures: which frames are shown, and what is said about when they were.
+"""A video into text and pictures: samples its frames, and puts a caption with its time before each.
 
-The rules are those of the released SmolVLM2 code (transformers 4.50 to 5.23), whose users' prompts they are. Knows
-files, frames and plans; does not know tokens. Reads the network only through its fetcher. Only a file needs PyAV.
+Sampling and wording are those of the released SmolVLM2 code (transformers 4.50 to 5.23). Video files are read by PyAV;
+lists of frames need no extra package. Knows no tokens.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ VIDEO_END = "\n\n"
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a path or address ends like a video's, or a data URI says that it is one."""
+    """Whether a path or URL has the suffix of a video, or a data URI has a video's media type."""
     head = re.split("[?#]", name, maxsplit=1)[0] if is_url(name) else name
     return head[:11].lower() == "data:video/" or head.lower().endswith(VIDEO_SUFFIXES)
 
 
 def to_picture_or_video(source: PictureOrVideo | PictureSource, *, untrusted: bool = False) -> PictureOrVideo:
-    """A file or its bytes by its content, an address by its end, anything else as a picture.
+    """A source as `Video` or `Picture`: a file or its bytes by content, a URL by its suffix, anything else a picture.
 
     Args:
-        untrusted: the source is of an untrusted sender: a path is not looked up, it is refused when it is opened.
+        untrusted: whether the source is of an untrusted sender: a path is not read, and refused when it is opened.
     """
     if isinstance(source, PictureOrVideo):
         return source
@@ -70,13 +70,13 @@ def to_picture_or_video(source: PictureOrVideo | PictureSource, *, untrusted: bo
 
 
 def _read_head(source: object) -> bytes:
-    """The beginning of a file or of its bytes; empty where there is none to be read here."""
+    """The first bytes of a file or of its content; empty where the source is neither."""
     if isinstance(source, bytes):
         return source[:SIGNATURE_BYTES]
     try:
         if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
             return read_file_head(source)
-    except (OSError, ValueError):  # to be said when it is opened; longer than any file's name
+    except (OSError, ValueError):  # refused when it is opened; ValueError: no valid path
         pass
     return b""
 
@@ -84,10 +84,10 @@ def _read_head(source: object) -> bytes:
 def expand_video(
     video: Video, image_config: ImageProcessorConfig, fetcher: Fetcher
 ) -> list[TextPiece | PreprocessedImage]:
-    """What stands in a prompt for a video: words, and a picture for each frame.
+    """The text and the pictures that a video becomes in a prompt: an introduction, and a caption before each frame.
 
     Raises:
-        BadVideo: the checkpoint was not trained with video, or this one cannot be read.
+        BadVideo: the checkpoint was not trained with video, or the video cannot be read.
         BadPicture: there is no such file, it may not be fetched, or a frame of a list cannot be opened.
         MissingExtra: the video is a file, and PyAV is not installed.
     """
@@ -108,7 +108,7 @@ def expand_video(
 
 
 def number_to_words(number: int) -> str:
-    """A number below a million in English words: 101 is "one hundred and one"."""
+    """A number below a million in English words, as num2words writes it: 101 is "one hundred and one"."""
     if number < 20:
         return ONES[number]
     if number < 100:
@@ -128,9 +128,13 @@ TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eight
 
 
 def sample_frame_indices(num_frames: int, fps: Fraction | float, config: VideoProcessorConfig) -> list[int]:
-    """Which of `num_frames` frames, `fps` a second, are shown: evenly spread, about `plan.fps` of each second.
+    """Indices of the frames to show, evenly spread over the video, as the released sampling function computes them.
 
-    As the released sampling function: the ends of a long video are left out, and a number is never given twice.
+    The ends of a long video are left out, and no index occurs twice.
+
+    Args:
+        num_frames: frames of the video.
+        fps: frames per second of the video.
     """
     duration = float(num_frames / fps)
     num_sampled = max(min(round(config.fps * duration), config.max_frames), 1)
@@ -144,7 +148,7 @@ def sample_frame_indices(num_frames: int, fps: Fraction | float, config: VideoPr
 
 
 def check_video(video: Video, fetcher: Fetcher) -> None:
-    """Raises what is wrong with a file, as far as it shows before its frames are read."""
+    """Raises what is wrong with a video file, as far as that shows before its frames are decoded."""
     if _is_file_source(video.source):
         with open_video(video.source, fetcher):
             pass
@@ -153,12 +157,12 @@ def check_video(video: Video, fetcher: Fetcher) -> None:
 def _sample_frames(
     video: Video, image_config: ImageProcessorConfig, video_config: VideoProcessorConfig, fetcher: Fetcher
 ) -> tuple[list[float], float, list[PreprocessedImage]]:
-    """When each chosen frame is (seconds), how long the video is, and the frames, never split, as pictures."""
+    """The times of the sampled frames and the duration, both in seconds; and the frames, which are never split."""
     unsplit_config = replace(image_config, longest_edge=video_config.longest_edge, do_image_splitting=False)
     if _is_file_source(video.source):
         if video.fps is not None:
             raise BadSetting(
-                f"fps is {video.fps}, but a file says its own: give it with a list of frames only"
+                f"fps is {video.fps}, but a video file has its own: give fps with a list of frames only"
             )
         with open_video(video.source, fetcher) as file:
             indices, fps, duration = (
@@ -195,12 +199,12 @@ def _list_frames(source: VideoSource) -> list[Picture | PictureSource]:
 def _sample_listed_frames(
     num_frames: int, fps: float | None, video_config: VideoProcessorConfig
 ) -> tuple[list[int], float, float]:
-    """(numbers, frames a second, duration). Without `fps` the list is what the caller has chosen: all are shown."""
+    """Indices, frames per second, duration in seconds. Without `fps` the caller has sampled: all frames are shown."""
     if fps is not None:
         return sample_frame_indices(num_frames, fps, video_config), fps, num_frames / fps
     if num_frames > video_config.max_frames:
         raise BadVideo(
-            f"a video of {num_frames} frames is too long; this checkpoint is shown {video_config.max_frames}: give fewer, or "
-            "say by fps how many are a second, and they are chosen"
+            f"a video of {num_frames} frames is too long; this checkpoint is shown {video_config.max_frames}: give "
+            "fewer, or give fps (frames per second), and they are sampled"
         )
     return list(range(num_frames)), DEFAULT_FPS, (num_frames - 1) / DEFAULT_FPS

@@ -1,6 +1,6 @@
-"""Video files: how many frames they have, and those frames that are asked for.
+"""Reads video files with PyAV (FFmpeg): counts their frames and decodes those with given indices.
 
-PyAV (FFmpeg) reads them; it is imported when there is a file to read. Knows files and frames; does not know plans.
+PyAV is imported when there is a file to read. Does not decide which frames are sampled.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
     from idefics.messages import VideoFileSource
 
-DEFAULT_FPS = 24  # where the file does not say it
-MAX_FRAMES = 2_000_000  # nine hours at 60 a second; something is remembered of each
-# FFmpeg also reads play lists, which name other files and addresses, and hundreds of rare codecs: never here.
+DEFAULT_FPS = 24  # where neither the file nor the caller says it
+MAX_FRAMES = 2_000_000  # nine hours at 60 frames per second; bounds the memory for their times
+# FFmpeg also reads playlists, which name other files and URLs, and hundreds of rare codecs: never here.
 CONTAINER_FORMATS = ("mov", "matroska", "avi", "mpeg", "mpegts", "ogg", "asf", "flv", "gif")
 ALLOWED_CODECS = (
     *("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "mpeg1video", "h263", "mjpeg", "theora"),
     *("prores", "wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v2", "msmpeg4v3", "flv1", "vp6f", "gif"),
 )
-# By the degrees, counterclockwise, of the file's display matrix: phones may lie on their side while they film.
+# By the degrees, counterclockwise, of the file's display matrix: phones may be held sideways.
 TRANSPOSE_BY_ROTATION = {
     90: PIL.Image.Transpose.ROTATE_90,
     -90: PIL.Image.Transpose.ROTATE_270,
@@ -47,19 +47,19 @@ TRANSPOSE_BY_ROTATION = {
 
 @contextmanager
 def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]:
-    """The file while it is open.
+    """Context manager: an open video file.
 
     Args:
         source: a path, the bytes of a video file, an http(s) URL or a data URI.
-        fetcher: gets what is remote, or refuses to.
+        fetcher: gets remote files, or refuses to.
 
     Raises:
-        BadPicture: no such file, or not to be fetched.
-        BadVideo: not a video, broken, too large or too long; or a stranger's, of whom no video file is read.
+        BadPicture: there is no such file, or it may not be fetched.
+        BadVideo: not a video, broken, too large or too long; or the sender is untrusted: no video files are read then.
         MissingExtra: PyAV is not installed.
     """
-    if fetcher.untrusted:  # FFmpeg is far more to trust than five formats of pictures
-        raise BadVideo("video files are not read from strangers: send its frames as pictures")
+    if fetcher.untrusted:  # FFmpeg has far more code than the decoders of five picture formats
+        raise BadVideo("video files of untrusted senders are not read: send the frames as pictures")
     try:
         import av
     except ImportError:
@@ -71,7 +71,7 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
             raise BadVideo(f"{name} is empty (0 bytes)")
         file.seek(0)
         try:
-            # Packets of old formats lack the time at which they are shown: genpts works it out.
+            # Packets of old formats lack presentation times; genpts computes them.
             options = {"format_whitelist": ",".join(CONTAINER_FORMATS), "fflags": "+genpts"}
             container = av.open(file, "r", options=options, metadata_errors="replace")
         except (av.FFmpegError, OSError):
@@ -97,14 +97,22 @@ def _open_source(source: VideoFileSource, fetcher: Fetcher) -> tuple[BinaryIO, s
 
 
 class VideoFile:
-    """An open video. Frames are numbered from 0, in the order in which they are shown."""
+    """An open video file. Frames have indices from 0 in presentation order.
+
+    Args:
+        container: the file as PyAV opened it.
+        name: of the file, for messages.
+
+    Raises:
+        BadVideo: it has no video stream, an unknown codec or too many pixels.
+    """
 
     def __init__(self, container: InputContainer, name: str) -> None:
         self.container, self.name = container, name
         self.stream = self._select_stream()
 
     def _select_stream(self) -> VideoStream:
-        """The first stream that moves: the cover of a song is a stream too."""
+        """The first video stream that is not an attached picture, such as the cover of a song."""
         from av.stream import Disposition
 
         for stream in self.container.streams.video:
@@ -120,35 +128,35 @@ class VideoFile:
                 f"{self.name} has {codec.width} x {codec.height} pixels; at most {MAX_PIXELS:,} are read: "
                 "make it smaller"
             )
-        codec.options = {"max_pixels": str(MAX_PIXELS)}  # sizes may change while it plays
+        codec.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change within the stream
         return stream
 
     @property
     def fps(self) -> Fraction:
-        """Frames a second, on average."""
+        """Frames per second, averaged over the video."""
         return self.stream.average_rate or self.stream.guessed_rate or Fraction(DEFAULT_FPS)
 
     @property
     def num_frames(self) -> int:
-        """How many frames there are: counted, as what a file says of it may be missing or wrong."""
+        """The number of frames, counted, as the file's header may lack it or be wrong."""
         return len(self._frame_times[0])
 
     @property
     def duration_seconds(self) -> float:
-        """Seconds."""
+        """The length of the video in seconds: its frames by its frame rate."""
         return float(self.num_frames / self.fps)
 
     @cached_property
     def _frame_times(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """When each frame is shown, and (when it is shown, where to seek) of those that need no other frame.
+        """The presentation times of all frames, and (presentation time, seek time) of the key frames.
 
-        Nothing is decoded for it.
+        Reads packets without decoding them.
         """
         frame_times: list[int] = []
         key_frames: list[tuple[int, int]] = []
         for packet in self.container.demux(self.stream):
             if packet.pts is None or packet.is_discard:
-                continue  # the mark of the end, or what an editor has cut away
+                continue  # the end of the stream, or frames that an editor has cut
             frame_times.append(packet.pts)
             if packet.is_keyframe or len(frame_times) == 1:
                 key_frames.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
@@ -159,9 +167,12 @@ class VideoFile:
         return sorted(frame_times), sorted(key_frames)
 
     def read_frames(self, indices: Sequence[int]) -> Iterator[PIL.Image.Image]:
-        """The frames with these numbers, which rise: RGB, upright. Decodes no more than from the key frame before each.
+        """The frames with these indices as upright RGB images; decoding starts at the key frame before each.
 
-        Where the file ends early, its last frame stands for those that it lacks.
+        Where the file ends early, its last frame is returned for those that it lacks.
+
+        Args:
+            indices: in rising order.
         """
         frame_times, key_frames = self._frame_times
         frame: VideoFrame | None = None
