@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fake_devices import CPU, FIRST, SECOND, FakeDevices, place_on
-from idefics import placement
 from idefics.config import EngineConfig, QuantizationConfig, Sampling
 from idefics.engine.engine import Engine
 from idefics.engine.reference import ReferenceModel
@@ -18,6 +17,7 @@ from idefics.placement import (
     assign_devices,
     get_device,
     install_device_hooks,
+    main_device_of,
     no_split_blocks,
     resolve_device,
 )
@@ -281,5 +281,5 @@ def test_sizes_that_cannot_be_read_are_refused():
 
 def test_the_main_device_is_the_first_that_is_no_cpu():
     cpu, *gpus = map(torch.device, ("cpu", "cuda:1", "cuda:0"))
-    assert placement._main_device([cpu, *gpus]) == gpus[0]
-    assert placement._main_device([cpu]) == cpu
+    assert main_device_of([cpu, *gpus]) == gpus[0]
+    assert main_device_of([cpu]) == cpu

@@ -1,6 +1,6 @@
-"""The checkpoints that idefics knows by a short name. Plain data; any other goes by hub id or folder.
+"""The checkpoints that have a short name, as plain data; any other is given by its hub id or folder.
 
-Parameter counts, licences and ids: the checkpoints' own cards and files. Knows no tensors and reads no files.
+Sources of parameter counts, licences and ids: the checkpoints' own cards and files.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Literal
 from idefics.host_memory import estimate_peak_bytes
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
-# Bits of a number in the matrices of the decoder's layers, in other matrices that int8 and int4 make smaller, and
-# anywhere else. int4 has a 16-bit scale for every 32 numbers. int8 has one for each output: left out.
+# Bits of a number: in the matrices of the decoder's layers, in other matrices that are quantised, and in the rest.
+# int4 has a 16-bit scale for every 32 numbers; the scales of int8, one for each output, are too few to count.
 BITS_PER_WEIGHT: dict[Precision, tuple[float, float, float]] = {
     "float32": (32, 32, 32),
     "bfloat16": (16, 16, 16),
@@ -23,25 +23,26 @@ BITS_PER_WEIGHT: dict[Precision, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """One checkpoint.
+    """One checkpoint of the catalog.
 
     Attributes:
-        short_names: short names, the one to show first.
-        hub_id: id on the Hugging Face hub; "" for one inside the package.
-        package_folder: folder inside the package; "" for one on the hub.
-        family: the family's name, for people.
-        model_type: config.json's word for the architecture.
-        num_parameters: how many numbers its weights are.
-        decoder_parameters: how many of them are in matrices of the decoder's layers, cross-attention included: what int8 and
-            int4 make smaller.
-        int8_parameters: how many are in matrices of the vision tower and in a head of one table, which int8 and int4 keep in
-            eight bits. Connector, tables of tokens and norms stay as they are.
-        tied_head_parameters: how many of `int8_parameters` are in a head that is tied: in few bits it stands beside the table of tokens.
-        kv_numbers_per_token: how many numbers the keys and values of one token are, in all layers.
-        max_positions: tokens of the longest prompt, its answer included.
+        short_names: the first one is shown.
+        hub_id: id on the Hugging Face hub; "" for a checkpoint inside the package.
+        package_folder: folder inside the package; "" for a checkpoint on the hub.
+        family: name of the family, for people.
+        model_type: of config.json.
+        num_parameters: of the whole model.
+        decoder_parameters: those in matrices of the decoder's layers, cross-attention included, which int8 and int4
+            quantise to that number of bits.
+        int8_parameters: those in matrices of the vision tower and in a head of one matrix, which int8 and int4 quantise
+            to 8 bits. Connector, embeddings and norms are not quantised.
+        tied_head_parameters: those of `int8_parameters` in a head that is tied to the embedding: quantised, the head is
+            stored in addition to the embedding.
+        kv_numbers_per_token: numbers in the keys and values of one token, over all layers.
+        max_positions: the longest prompt and its answer, in tokens.
         licence: of the weights.
-        kind: "base" continues documents, "instruct" follows a request, "chat" is tuned for long talk.
-        note: what to know before choosing it, in one sentence; may be empty.
+        kind: "base" continues documents, "instruct" follows a request, "chat" is tuned for long dialogue.
+        note: what to know before choosing it, in one sentence; "" where there is nothing.
         is_video_trained: whether it was trained with video.
     """
 
@@ -63,7 +64,7 @@ class CatalogEntry:
 
     @property
     def name(self) -> str:
-        """The short name to show."""
+        """The short name that is shown."""
         return self.short_names[0]
 
 
@@ -321,11 +322,11 @@ CATALOG: tuple[CatalogEntry, ...] = (
 
 DEFAULT_MODEL = "smolvlm-500m"
 
-_ENTRY_BY_NAME = {name: row for row in CATALOG for name in row.short_names}
+_ENTRY_BY_NAME = {name: entry for entry in CATALOG for name in entry.short_names}
 
 
 def find_entry(name: str) -> CatalogEntry | None:
-    """The row with this short name, upper and lower case alike; None where there is none."""
+    """The entry with this short name, in upper or lower case; None where there is none."""
     return _ENTRY_BY_NAME.get(name.lower())
 
 
@@ -335,9 +336,9 @@ def all_short_names() -> tuple[str, ...]:
 
 
 def checkpoint_weight_bytes(entry: CatalogEntry, precision: Precision) -> int:
-    """Bytes that the weights take; pictures and the key/value cache come on top.
+    """Bytes of the weights alone: each parameter times its bits in `BITS_PER_WEIGHT`.
 
-    Numbers times their bits, those of `BITS_PER_WEIGHT`; eights that are tied are counted a second time where they are smaller.
+    A tied head is counted a second time where it is quantised, as the embedding is kept too.
     """
     decoder_bits, int8_part_bits, other_bits = BITS_PER_WEIGHT[precision]
     other_parameters = entry.num_parameters - entry.decoder_parameters - entry.int8_parameters
@@ -354,10 +355,10 @@ def checkpoint_weight_bytes(entry: CatalogEntry, precision: Precision) -> int:
 
 
 def checkpoint_peak_bytes(entry: CatalogEntry, precision: Precision) -> int:
-    """Bytes that a process with the model takes at its peak on a CPU, prompts being asked one after another; about.
+    """Estimates the peak memory, in bytes, of a process that answers one prompt after another on a CPU.
 
-    Beside the weights: keys and values, which are float16 next to integers and else float32, pictures that have been
-    encoded, and what Python, torch and a step take.
+    In addition to the weights: keys and values (float16 with quantised weights, else float32), encoded images, and what
+    Python, torch and a step take.
     """
     bytes_per_number = 2 if precision in ("int8", "int4") else 4
     return estimate_peak_bytes(

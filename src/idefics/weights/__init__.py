@@ -1,6 +1,6 @@
-"""From the name of a model to a module full of weights: find its folder, then stream its tensors in.
+"""Finds the folder of a model, and streams the tensors of its files into a module.
 
-Importing this package imports no torch; `load` does.
+Importing this package does not import torch; `load` does.
 """
 
 from idefics.weights.files import weight_files

@@ -1,4 +1,4 @@
-"""What adapters and wrappers of training leave in a folder, and how a checkpoint is made of it. Knows names alone."""
+"""Recognises folders that hold an adapter, or weights saved with the prefix of a training wrapper, and refuses them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idefics.errors import BrokenCheckpoint, UnsupportedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-# What wraps a model in training puts before the name of each weight: (prefix, who, how a checkpoint is saved).
+# (prefix that a training wrapper puts before each weight's name, the wrapper, how to save a checkpoint instead).
 WRAPPER_PREFIXES = (
     ("base_model.model.", "peft", "save model.merge_and_unload() instead of the wrapped model"),
     ("_forward_module.", "Lightning", "save the module inside instead of the wrapper"),
@@ -20,25 +20,25 @@ WRAPPER_PREFIXES = (
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raises UnsupportedModel where a folder holds an adapter: its base model alone would give other answers."""
+    """Raises UnsupportedModel where a folder holds an adapter: without it, the base model gives other answers."""
     path = folder / ADAPTER_CONFIG
     if path.is_file():
         raise UnsupportedModel(adapter_error_message(str(folder), path))
 
 
 def adapter_error_message(name: str, path: Path | None = None) -> str:
-    """What is said of an adapter.
+    """The message for a folder or repository that holds an adapter.
 
     Args:
-        name: of its folder or repository.
-        path: its adapter_config.json, which names the base model.
+        name: of the folder or repository.
+        path: its adapter_config.json, which names the base model; None: not known.
     """
     base_model = "" if path is None else _base_model_name(path)
     of = f" of {base_model}" if base_model else ""
     return (
-        f"{name} holds an adapter (LoRA){of}, not a whole model: load {base_model or 'its base model'} with idefics.compat "
-        f"and call load_adapter({name!r}); or merge them with peft's merge_and_unload(), save_pretrained, and give "
-        "that folder"
+        f"{name} holds an adapter (LoRA){of}, not a whole model: load {base_model or 'its base model'} with "
+        f"idefics.compat and call load_adapter({name!r}); or merge them with peft's merge_and_unload(), "
+        "save_pretrained, and give that folder"
     )
 
 
@@ -51,9 +51,10 @@ def _base_model_name(path: Path) -> str:
 
 
 def refuse_wrapper_prefix(names: Collection[str], folder: Path) -> None:
-    """Raises BrokenCheckpoint where the names of all weights begin as a wrapper of training saves them."""
-    for prefix, who, hint in WRAPPER_PREFIXES:
+    """Raises BrokenCheckpoint where the names of all weights have the prefix of a training wrapper."""
+    for prefix, wrapper, hint in WRAPPER_PREFIXES:
         if names and all(name.startswith(prefix) for name in names):
             raise BrokenCheckpoint(
-                f"{folder}: the names of all {len(names)} weights begin with {prefix!r}, as {who} saves them: {hint}"
+                f"{folder}: the names of all {len(names)} weights begin with {prefix!r}, "
+                f"as {wrapper} saves them: {hint}"
             )

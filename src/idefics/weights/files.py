@@ -1,4 +1,4 @@
-"""Which files of a folder hold a checkpoint's weights. Knows file names; opens no tensors."""
+"""Which files of a folder hold a checkpoint's weights; the files are not opened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 
-# One line that a person can paste; `weights_only` keeps the pickle from running code.
+# A command that a person can paste; `weights_only` keeps the pickle from running code.
 CONVERSION_SCRIPT = (
     "import glob, torch; from safetensors.torch import save_file; "
     "[save_file({{k: v.clone() for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}}, "
@@ -24,10 +24,10 @@ CONVERSION_SCRIPT = (
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files to read: model.safetensors, else the shards that the index lists, else every *.safetensors.
+    """The files to read: model.safetensors, else the shards in the index, else every *.safetensors with its shards.
 
     Raises:
-        UnsupportedModel: the weights are pickles, or an adapter lies beside them.
+        UnsupportedModel: the weights are pickles, or the folder holds an adapter.
         BrokenCheckpoint: there are no weights, a shard is missing, or the index cannot be read.
     """
     refuse_adapter(folder)
@@ -56,16 +56,16 @@ def _read_index(index: Path) -> list[str]:
         raise BrokenCheckpoint(
             f"{index} cannot be read ({type(error).__name__}: {error}): download or copy it again"
         ) from error
-    # An index comes from a stranger: it may name files beside it and no others.
+    # The index comes from an untrusted sender: it may name files in its own folder only.
     if outside_names := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
         raise BrokenCheckpoint(
-            f"{index} names {outside_names[0]!r}, which is not a file beside it: download it again"
+            f"{index} names {outside_names[0]!r}, which is not a file in its folder: download it again"
         )
     return sorted(names)
 
 
 def _shard_names(name: str) -> list[str]:
-    """One shard's name -> the names of all shards of its set."""
+    """The name of a shard -> the names of all shards of its set; another name -> itself."""
     shard = SHARD_NAME.fullmatch(name)
     if shard is None:
         return [name]

@@ -1,7 +1,4 @@
-"""Downloads a checkpoint from the Hugging Face hub into its cache, and says in one line why it could not.
-
-Knows file names and sizes, and which architectures run. Imports the hub's client late, and no torch.
-"""
+"""Downloads a checkpoint from the Hugging Face hub into its cache; errors become one line that says what to do."""
 
 from __future__ import annotations
 
@@ -24,9 +21,9 @@ from idefics.weights.hub_cache import cache_folder, missing_files, snapshot_fold
 
 ProgressCallback = Callable[[int, int], None]  # (bytes so far, bytes in all)
 
-# Everything but the weights. Only files at the top are wanted: folders (onnx/ and such) hold duplicates.
 log = logging.getLogger(__name__)
 
+# All files but the weights. Subfolders (onnx/ and such) hold duplicates.
 CONFIG_FILES = (
     "config.json",
     "generation_config.json",
@@ -109,7 +106,7 @@ def _download(
     download_progress = _DownloadProgress(total, progress)
     folder, start_time = "", time.monotonic()
     try:
-        # Settings first: whatever breaks off later, a snapshot with its weights is a whole one.
+        # Small files first: a snapshot that has its weights is then complete, wherever a download breaks off.
         for names in ([name for name in needed_files if name in CONFIG_FILES], needed_files):
             folder = snapshot_download(
                 repo_id,
@@ -120,9 +117,7 @@ def _download(
                 cache_dir=cache,
             )
     except Exception as error:
-        interrupted_message = (
-            "the download of {hub} broke off ({reason}): run the same again, it goes on where it stopped"
-        )
+        interrupted_message = "the download of {hub} broke off ({reason}): run the same again, it continues"
         raise _to_model_not_found(error, repo_id, revision, interrupted_message) from error
     download_progress.finish()
     log.info("downloaded %s: %d bytes in %.1f s", repo_id, total, time.monotonic() - start_time)
@@ -130,7 +125,7 @@ def _download(
 
 
 def _files_to_download(repo_id: str, config: dict[str, Any], names: Iterable[str]) -> list[str]:
-    """The files to download, out of all. Refuses what cannot be run before anything large is on its way."""
+    """The files of a repository to download. Raises UnsupportedModel before anything large is downloaded."""
     names = [name for name in names if "/" not in name]
     if "config.json" not in names:
         raise UnsupportedModel(
@@ -175,7 +170,7 @@ def _check_disk_space(repo_id: str, needed: int, folder: Path) -> None:
 def _to_model_not_found(
     error: Exception, repo_id: str, revision: str | None, default_message: str
 ) -> ModelNotFound:
-    """An error of the hub's client -> one line; `default_message` for errors that have no line of their own."""
+    """An error of the hub's client as one line; `default_message` for errors that have no message of their own."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{repo_id}"
@@ -198,18 +193,18 @@ def _to_model_not_found(
 
 
 class _DownloadProgress:
-    """Adds up what the progress bars of the hub's client count, in whichever threads."""
+    """Adds up the bytes that the progress bars of the hub's client count, in several threads."""
 
     def __init__(self, total: int, report: ProgressCallback | None) -> None:
         self.total = total
         self.report = report if report is not None and total else lambda done, total: None
         self.lock = threading.Lock()
-        self.bytes_before = 0  # bytes of earlier calls of the client
-        self.bytes_by_bar: dict[int, int] = {}  # bar -> its bytes
+        self.bytes_before = 0  # of earlier calls of the client
+        self.bytes_by_bar: dict[int, int] = {}
         self.report(0, total)
 
     def bar_class(self) -> type:
-        """A class of silent bars for the next call of the client."""
+        """A class of bars for the next call of the client, which show nothing and count bytes."""
         from huggingface_hub.utils.tqdm import tqdm
 
         self.bytes_before += max(self.bytes_by_bar.values(), default=0)
@@ -228,11 +223,11 @@ class _DownloadProgress:
         return Bar
 
     def finish(self) -> None:
-        """What the bars left out was there already."""
+        """Reports that all bytes are there, those included that no bar counted."""
         self.report(self.total, self.total)
 
     def _add(self, bar: int, count: int) -> None:
         with self.lock:
             self.bytes_by_bar[bar] = self.bytes_by_bar.get(bar, 0) + count
-            # The same bytes are counted as received and as written: the bar that is ahead is believed.
+            # Bytes are counted twice, as received and as written: the larger count is reported.
             self.report(min(self.total, self.bytes_before + max(self.bytes_by_bar.values())), self.total)

@@ -1,4 +1,4 @@
-"""What the hub's cache holds already. Asks no network; of the hub's client it imports the paths alone."""
+"""Finds checkpoints in the hub's cache, without using the network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Where the hub's client keeps what it downloads."""
+    """The folder in which the hub's client keeps downloads (`HF_HUB_CACHE`)."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser()
@@ -36,7 +36,7 @@ def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = Non
 
 
 def missing_files(folder: Path, *, needs_weights: bool = True) -> list[str]:
-    """What a snapshot lacks: a download broke off, or another program wanted a part of it only."""
+    """The files that a snapshot lacks: a download broke off, or another program downloaded a part of it."""
     required_files = [
         ("config.json",),
         ("tokenizer.json",),

@@ -1,7 +1,4 @@
-"""How a checkpoint's tensor names become the model's: data that each family writes down.
-
-Knows names. Does not know tensors, files or families.
-"""
+"""How the tensor names of a checkpoint become those of the model: rules that each family writes down."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ from idefics.errors import BrokenCheckpoint
 
 @dataclass(frozen=True, slots=True)
 class ConcatRule:
-    """Several tensors of a checkpoint that are one of ours, one below the other (along dimension 0).
+    """Tensors of a checkpoint that are concatenated along dimension 0 to one of the model's.
 
     Attributes:
-        target: our name.
-        sources: the checkpoint's names, top first. Those that are there are joined: a checkpoint that keeps the
-            whole in one piece, under the first name or under ours, needs no rule of its own.
+        target: the model's name.
+        sources: the checkpoint's names, in order. Those that exist are concatenated: a checkpoint with one tensor,
+            under the first name or under `target`, needs no rule of its own.
     """
 
     target: str
@@ -28,15 +25,15 @@ class ConcatRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRules:
-    """What to ignore, join and rename. All see the checkpoint's own names; a name meets one rule at most.
+    """Which tensors of a checkpoint to ignore, concatenate and rename; one rule at most applies to a name.
+
+    Regular expressions match anywhere in the checkpoint's name: anchor them.
 
     Attributes:
-        ignore: (regular expression, why): tensors that are never read. Asked first.
-        concat: tensors that are concatenated. Asked second.
-        rename: (regular expression, replacement as in `re.sub`). Asked last; the first that matches wins.
-            A new name must not match again, so that names already ours pass untouched.
-
-    Regular expressions are searched for anywhere in the name: anchor them.
+        ignore: (regular expression, reason) of tensors that are not read. Tried first.
+        concat: tensors that are concatenated. Tried second.
+        rename: (regular expression, replacement as in `re.sub`). Tried last; the first that matches applies. A new
+            name must not match again, so that names that are already the model's stay as they are.
     """
 
     ignore: tuple[tuple[str, str], ...] = ()
@@ -44,12 +41,13 @@ class KeyRules:
     rename: tuple[tuple[str, str], ...] = ()
 
     def source_names_by_target(self, names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-        """The checkpoint's names -> for each of our names the checkpoint's names that make it up, top first.
+        """For each of the model's names, the checkpoint's names that are concatenated to it, in order.
 
-        Ignored names are left out.
+        Args:
+            names: the checkpoint's names; ignored ones are left out.
 
         Raises:
-            BrokenCheckpoint: two names mean the same weight (an old and a new name side by side).
+            BrokenCheckpoint: two names are the same weight, an old name and a new one.
         """
         target_by_source = {
             part: (join.target, part_index)

@@ -1,4 +1,4 @@
-"""What a person calls a model -> the folder that holds it."""
+"""Finds the folder of a model by the short name, path or hub id that a person gives."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def find(
     token: str | bool | None = None,
     cache: Path | None = None,
 ) -> Path:
-    """The folder of a checkpoint, downloaded first where that is needed.
+    """Finds the folder of a checkpoint, and downloads it first where needed.
 
-    A model that is completely in the hub's cache is used as it is: the hub is not asked for a newer one.
+    A model that is complete in the hub's cache is used as it is, without asking the hub for a newer version.
 
     Args:
         model: a short name of the catalog ("9b-instruct", "demo"), a folder, or a hub id ("owner/name").
-            A short name wins over a folder so called (write "./demo" for that), a folder over a hub id.
-        revision: branch, tag or commit of a model on the hub; None is its main branch.
-        offline: never use the network; None asks IDEFICS_OFFLINE and HF_HUB_OFFLINE.
-        progress: called with (bytes so far, bytes in all): first with (0, all) before anything is downloaded,
-            then from the client's threads. Not called for what is already on this machine.
-        needs_weights: whether they are needed too; a processor reads the small files alone.
-        token: for private and gated models; True or None is the one of `hf auth login`, False is none.
-        cache: the folder that downloads are kept in; None is the hub client's own.
+            A short name has priority over a folder of that name (give "./demo" for the folder), a folder over a hub id.
+        revision: branch, tag or commit of a model on the hub; None: its main branch.
+        offline: never use the network; None: as IDEFICS_OFFLINE and HF_HUB_OFFLINE say.
+        progress: called with (bytes so far, total bytes): first with (0, total) before anything is downloaded, then
+            from the client's threads. Not called for files that are in the cache.
+        needs_weights: False downloads the small files only, which are enough for a processor.
+        token: for private and gated models; True or None: that of `hf auth login`; False: none.
+        cache: the folder in which downloads are kept; None: that of the hub's client.
 
     Raises:
-        ModelNotFound: no such name, folder, repository or revision; not in the cache and the hub out of
-            reach; no access; no space. The message says which, and the way out.
-        UnsupportedModel: this version does not run it; said before anything large is downloaded.
-        BadSetting: a revision of something that is not on the hub.
+        ModelNotFound: no such name, folder, repository or revision; not in the cache and the hub cannot be reached;
+            no access; no disk space. The message says which, and what to do.
+        UnsupportedModel: this version does not run the model; raised before anything large is downloaded.
+        BadSetting: a revision of a model that is not on the hub.
     """
     value: object = model
     if not isinstance(value, (str, os.PathLike)):

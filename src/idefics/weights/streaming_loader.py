@@ -1,20 +1,21 @@
-"""Streams a checkpoint's tensors into a module built on the meta device, one at a time.
+"""Streams the tensors of a checkpoint into a module that was built on the meta device, one at a time.
 
-Loading is total: names and shapes are compared before the first tensor is read. Knows no families.
+Names and shapes are compared before the first tensor is read, so that a checkpoint is loaded wholly or not at all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from idefics.errors import BrokenCheckpoint, UnsupportedModel, WeightsMismatch
+from idefics.errors import UnsupportedModel, WeightsMismatch
 from idefics.weights.adapters import refuse_wrapper_prefix
+from idefics.weights.file_tensors import FileTensor, common_16bit_dtype, open_file_tensors
 from idefics.weights.files import weight_files
 from idefics.weights.heap import release_free_heap
 from idefics.weights.key_rules import KeyRules
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-DeviceByModule = Mapping[str, "torch.device"]  # a module's name, "" the whole model -> where it lies
+DeviceByModule = Mapping[
+    str, "torch.device"
+]  # name of a module, "" for the whole model -> device of its weights
 
 
 def device_of(name: str, device_by_module: DeviceByModule) -> torch.device:
-    """Where a tensor or module lies: where the innermost of the modules around it does that `device_by_module` names."""
+    """The device of a tensor or module: that of the innermost enclosing module that `device_by_module` names."""
     while name and name not in device_by_module:
         name = name.rpartition(".")[0]
     return device_by_module[name]
@@ -48,24 +51,27 @@ def load(
 ) -> list[str]:
     """Fills `model` with the checkpoint in `folder`.
 
-    Each tensor goes straight into its final dtype and device: at most one is in memory beside the model.
-    Tied weights are one Parameter under several names, of which a checkpoint needs to hold one.
+    Each tensor goes straight into its final dtype and device: at most one is in memory in addition to the model.
+    Tied weights are one Parameter with several names, of which the checkpoint needs to hold one.
 
     Args:
         model: built on the meta device; its parameters and persistent buffers are replaced.
-        folder: holds safetensors, whole or sharded.
+        folder: holds safetensors, in one file or in shards.
         rules: how the checkpoint's names become the model's.
         dtype: of every floating-point tensor; integers and booleans keep theirs.
-        device: of all, or for every part of the model its own.
-        dtype_by_name: for some names another dtype; None: the file's own where that is of sixteen bits, else float32.
-        quantizers_by_name: for some names what takes their tensor instead of the model: it quantises it and puts it into its place.
-            Where tied weights are packed under one name, they are kept under the others too.
-        mmap: leaves in the file what is used as it is stored there: read when it is first needed, and shared with
-            other processes. The files must then stay as they are while the model lives.
-        optional_names: names that the checkpoint may lack, and what the model has there stays: such names are returned.
+        device: of the whole model, or of its modules.
+        dtype_by_name: other dtypes for some tensors; None: the file's own where that has 16 bits, else float32.
+        quantizers_by_name: for some tensors a function that quantises the value and puts it into the model. Where
+            tied weights are quantised under one name, their value is kept under the other names too.
+        mmap: tensors that are used as they are stored stay in the files: they are read when they are first used, and
+            shared with other processes. The files must not change while the model lives.
+        optional_names: names that the checkpoint may lack; the model keeps its own values there.
+
+    Returns:
+        Those of `optional_names` that the checkpoint lacks.
 
     Raises:
-        WeightsMismatch: weights are missing, unused or misshapen: all are listed.
+        WeightsMismatch: tensors are missing, unused or of another shape; all are listed.
         BrokenCheckpoint: a file is missing, damaged or contradicts another, or all names have a wrapper's prefix.
         UnsupportedModel: an adapter, pickles, integers in place of floating-point weights, or tied weights that differ.
         RuntimeError: the model left a non-persistent buffer on the meta device.
@@ -73,146 +79,117 @@ def load(
     import torch
 
     device_by_module = device if isinstance(device, Mapping) else {"": torch.device(device)}
-    quantizers, storage_dtypes = quantizers_by_name or {}, dtype_by_name or {}
+    missing_names = []
     with ExitStack() as stack:
         files = weight_files(folder)
-        file_tensors = _open_file_tensors(files, stack)
+        file_tensors = open_file_tensors(files, stack)
         refuse_wrapper_prefix(file_tensors, folder)
-        mapped_tensors = _open_file_tensors(files, stack, "mmap") if mmap else {}
         sources = {
-            ours: [file_tensors[name] for name in names]
-            for ours, names in rules.source_names_by_target(file_tensors).items()
+            target: [file_tensors[name] for name in names]
+            for target, names in rules.source_names_by_target(file_tensors).items()
         }
         parameters = _model_tensors(model)
         _check_names_and_shapes(parameters, sources, optional_names)
-        missing_names = [
-            parameter.names[0] for parameter in parameters if sources.keys().isdisjoint(parameter.names)
-        ]
+        mapped_tensors = open_file_tensors(files, stack, "mmap") if mmap else {}
+        loader = _ParameterLoader(
+            model, sources, mapped_tensors, dtype, dtype_by_name or {}, quantizers_by_name or {}
+        )
         for parameter in parameters:
             parameter_device = device_of(parameter.names[0], device_by_module)
-            if parameter.names[0] in missing_names:
-                parameter.keep_current_value(model, dtype, parameter_device)
+            if sources.keys().isdisjoint(parameter.names):
+                missing_names.append(parameter.names[0])
+                loader.keep_current_value(parameter, parameter_device)
             else:
-                _load_parameter(
-                    model,
-                    parameter,
-                    sources,
-                    dtype,
-                    parameter_device,
-                    quantizers,
-                    storage_dtypes,
-                    mapped_tensors,
-                )
+                loader.load(parameter, parameter_device)
     _refuse_meta_tensors(model)
-    for name, buffer in model.named_buffers():  # those that are not persistent, the model computed for itself
+    for name, buffer in model.named_buffers():  # non-persistent buffers, which the model computed itself
         _set_tensor(model, name, buffer.to(device_of(name, device_by_module)))
     return missing_names
 
 
-def _load_parameter(
-    model: nn.Module,
-    parameter: _ModelTensor,
-    sources: Mapping[str, Sequence[_FileTensor]],
-    dtype: torch.dtype,
-    device: torch.device,
-    quantizers: Mapping[str, Callable[[Tensor], None]],
-    storage_dtypes: Mapping[str, torch.dtype | None],
-    mapped_tensors: Mapping[str, _FileTensor],
-) -> None:
-    """Reads a slot's value from the files into the model; arguments as in `load`."""
-    for name in parameter.names:
-        if quantize := quantizers.get(name):
-            quantize(_read_value(parameter, sources, dtype, device))
-            release_free_heap()
-    if unquantized_names := [name for name in parameter.names if name not in quantizers]:
-        parameter.assign(
-            model,
-            unquantized_names,
-            _read_value(
-                parameter, sources, storage_dtypes.get(unquantized_names[0], dtype), device, mapped_tensors
-            ),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _FileTensor:
-    """A tensor in a file, not read yet."""
-
-    name: str
-    file: Path
-    handle: Any  # safetensors.safe_open, whose methods have no hints
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.handle.get_slice(self.name).get_shape())
-
-    @property
-    def dtype_name(self) -> str:
-        """The dtype as the file's header writes it: "BF16", "F32", "I64", "BOOL", ..."""
-        return str(self.handle.get_slice(self.name).get_dtype())
-
-    def read(self) -> Tensor:
-        with _damaged_file_errors(self.file):
-            tensor: Tensor = self.handle.get_tensor(self.name)
-            return tensor
-
-
 @dataclass(frozen=True, slots=True)
 class _ModelTensor:
-    """A parameter or persistent buffer of the model, with every name it goes by."""
+    """A parameter or persistent buffer of the model, with all its names."""
 
     tensor: Tensor
     names: list[str]
 
-    def assign(self, model: nn.Module, names: Sequence[str], value: Tensor) -> None:
-        """Puts its value under some of its names."""
+
+@dataclass(frozen=True, slots=True)
+class _ParameterLoader:
+    """Puts values into the model, one parameter at a time.
+
+    Attributes:
+        sources: the file tensors of each name of the model, to be concatenated.
+        mapped_tensors: file tensors in mapped memory, by their names in the files; empty without `mmap`.
+        dtype, dtypes, quantizers: as `dtype`, `dtype_by_name` and `quantizers_by_name` of `load`.
+    """
+
+    model: nn.Module
+    sources: Mapping[str, Sequence[FileTensor]]
+    mapped_tensors: Mapping[str, FileTensor]
+    dtype: torch.dtype
+    dtypes: Mapping[str, torch.dtype | None]
+    quantizers: Mapping[str, Callable[[Tensor], None]]
+
+    def load(self, parameter: _ModelTensor, device: torch.device) -> None:
+        """Reads a parameter, and quantises it or assigns it to its names."""
+        for name in parameter.names:
+            if quantize := self.quantizers.get(name):
+                quantize(self._read_value(parameter, self.dtype, device))
+                release_free_heap()
+        if unquantized_names := [name for name in parameter.names if name not in self.quantizers]:
+            dtype = self.dtypes.get(unquantized_names[0], self.dtype)
+            value = self._read_value(parameter, dtype, device, can_map=True)
+            self._assign(parameter, unquantized_names, value)
+
+    def keep_current_value(self, parameter: _ModelTensor, device: torch.device) -> None:
+        """Moves the model's own value to its device, and to the dtype of the model if it is floating-point."""
+        dtype = self.dtype if parameter.tensor.is_floating_point() else None
+        self._assign(parameter, parameter.names, parameter.tensor.detach().to(device, dtype))
+
+    def _assign(self, parameter: _ModelTensor, names: Sequence[str], value: Tensor) -> None:
         from torch import nn
 
-        if isinstance(self.tensor, nn.Parameter):
-            value = nn.Parameter(value, requires_grad=self.tensor.requires_grad)
+        if isinstance(parameter.tensor, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=parameter.tensor.requires_grad)
         for name in names:
-            _set_tensor(model, name, value)
+            _set_tensor(self.model, name, value)
 
-    def keep_current_value(self, model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        """Leaves what the model has, in this dtype where it is of floating point, on this device."""
-        target_dtype = dtype if self.tensor.is_floating_point() else None
-        self.assign(model, self.names, self.tensor.detach().to(device, target_dtype))
+    def _read_value(
+        self,
+        parameter: _ModelTensor,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        *,
+        can_map: bool = False,
+    ) -> Tensor:
+        """The value of a parameter, which must be the same under all its names that the checkpoint has."""
+        import torch
+
+        first, *others = [name for name in parameter.names if name in self.sources]
+        parts = self.sources[first]
+        if dtype is None:
+            dtype = common_16bit_dtype(parts) or torch.float32
+        if not parameter.tensor.is_floating_point():
+            dtype = parameter.tensor.dtype
+        is_usable_as_stored = device.type == "cpu" and len(parts) == 1 and parts[0].has_dtype(dtype)
+        if can_map and self.mapped_tensors and is_usable_as_stored:
+            value = self.mapped_tensors[parts[0].name].read()
+        else:
+            value = _read_concatenated(parts, parameter, dtype, device)
+        for other in others:
+            if not torch.equal(value, _read_concatenated(self.sources[other], parameter, dtype, device)):
+                raise UnsupportedModel(
+                    f"{parts[0].file.parent}: {other} differs from {first} although config.json ties them: "
+                    'set "tie_word_embeddings" to false in it'
+                )
+        return value
 
 
 def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
     owner, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(owner), attribute, value)
-
-
-def _open_file_tensors(
-    files: Sequence[Path], stack: ExitStack, backend: Literal["pread", "mmap"] = "pread"
-) -> dict[str, _FileTensor]:
-    from safetensors import safe_open
-
-    tensors: dict[str, _FileTensor] = {}
-    for file in files:
-        # "pread" reads one tensor and no more; where it is then cast, pages of a mapped file would stay beside it.
-        with _damaged_file_errors(file):
-            handle = stack.enter_context(safe_open(file, framework="pt", backend=backend))
-        for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
-            if name in tensors:
-                raise BrokenCheckpoint(
-                    f"{tensors[name].file} and {file} both hold {name}: keep one of the files"
-                )
-            tensors[name] = _FileTensor(name, file, handle)
-    return tensors
-
-
-@contextmanager
-def _damaged_file_errors(file: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise BrokenCheckpoint(
-            f"{file} cannot be read ({error}): it is damaged or cut short, download or copy it again"
-        ) from error
 
 
 def _model_tensors(model: nn.Module) -> list[_ModelTensor]:
@@ -224,7 +201,7 @@ def _model_tensors(model: nn.Module) -> list[_ModelTensor]:
 
 def _check_names_and_shapes(
     parameters: Sequence[_ModelTensor],
-    sources: Mapping[str, Sequence[_FileTensor]],
+    sources: Mapping[str, Sequence[FileTensor]],
     optional_names: Collection[str],
 ) -> None:
     missing: list[str] = []
@@ -234,10 +211,8 @@ def _check_names_and_shapes(
         if not names_in_checkpoint and parameter.names[0] not in optional_names:
             missing.append(parameter.names[0])
         for name in names_in_checkpoint:
-            file_shape, model_shape = (
-                _concatenated_shape(sources[name], tuple(parameter.tensor.shape)),
-                tuple(parameter.tensor.shape),
-            )
+            model_shape = tuple(parameter.tensor.shape)
+            file_shape = _concatenated_shape(sources[name], model_shape)
             if file_shape != model_shape:
                 shapes[name] = (file_shape, model_shape)
     model_names = {name for parameter in parameters for name in parameter.names}
@@ -253,8 +228,8 @@ def _check_names_and_shapes(
                 )
 
 
-def _concatenated_shape(parts: Sequence[_FileTensor], expected: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of all parts, one below the other; where they do not stack, one that is not `expected`."""
+def _concatenated_shape(parts: Sequence[FileTensor], expected: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of all parts concatenated along dimension 0; if they do not fit, a shape other than `expected`."""
     if len(parts) == 1:
         return parts[0].shape
     tails = [part.shape[1:] for part in parts]
@@ -262,41 +237,8 @@ def _concatenated_shape(parts: Sequence[_FileTensor], expected: tuple[int, ...])
     return (sum(math.prod(part.shape[:1]) for part in parts), *tail)
 
 
-def _read_value(
-    parameter: _ModelTensor,
-    sources: Mapping[str, Sequence[_FileTensor]],
-    dtype: torch.dtype | None,
-    device: torch.device,
-    mapped_tensors: Mapping[str, _FileTensor] | None = None,
-) -> Tensor:
-    """A slot's value, which is the same under each name that the checkpoint has of it."""
-    import torch
-
-    first, *others = [name for name in parameter.names if name in sources]
-    if dtype is None:
-        dtype = _common_16bit_dtype(sources[first]) or torch.float32
-    if not parameter.tensor.is_floating_point():
-        dtype = parameter.tensor.dtype
-    if (
-        mapped_tensors
-        and device.type == "cpu"
-        and len(sources[first]) == 1
-        and _is_stored_in(sources[first][0], dtype)
-    ):
-        value = mapped_tensors[sources[first][0].name].read()
-    else:
-        value = _read_concatenated(sources[first], parameter, dtype, device)
-    for other in others:
-        if not torch.equal(value, _read_concatenated(sources[other], parameter, dtype, device)):
-            raise UnsupportedModel(
-                f"{sources[first][0].file.parent}: {other} differs from {first} although config.json ties them: "
-                'set "tie_word_embeddings" to false in it'
-            )
-    return value
-
-
 def _read_concatenated(
-    parts: Sequence[_FileTensor], parameter: _ModelTensor, dtype: torch.dtype, device: torch.device
+    parts: Sequence[FileTensor], parameter: _ModelTensor, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     import torch
 
@@ -306,29 +248,6 @@ def _read_concatenated(
     for rows, part in zip(value.split([part.shape[0] for part in parts]), parts, strict=True):
         rows.copy_(part.read())
     return value
-
-
-def _is_stored_in(part: _FileTensor, dtype: torch.dtype) -> bool:
-    torch_name_by_dtype = {
-        "F32": "float32",
-        "BF16": "bfloat16",
-        "F16": "float16",
-        "I8": "int8",
-        "U8": "uint8",
-    }
-    return str(dtype) == f"torch.{torch_name_by_dtype.get(part.dtype_name)}"
-
-
-def _common_16bit_dtype(parts: Sequence[_FileTensor]) -> torch.dtype | None:
-    """The dtype in which all parts are stored, if it is one of sixteen bits."""
-    import torch
-
-    dtype_names = {part.dtype_name for part in parts}
-    return (
-        {"BF16": torch.bfloat16, "F16": torch.float16}.get(dtype_names.pop())
-        if len(dtype_names) == 1
-        else None
-    )
 
 
 def _refuse_meta_tensors(model: nn.Module) -> None:

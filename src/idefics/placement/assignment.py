@@ -1,0 +1,114 @@
+"""Assigns each part of a model to a device: all to one, as the caller says, or as accelerate works out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from idefics.errors import BadSetting, OutOfMemory
+from idefics.nn.decoder import DecoderLayer
+from idefics.placement.devices import DeviceMap, DeviceMapStrategy, get_device
+from idefics.placement.memory import OUT_OF_MEMORY_HINT, free_memory, weight_bytes
+from idefics.weights import DeviceByModule
+
+
+def assign_devices(
+    model: nn.Module, device: torch.device | DeviceMap, *, dtype: torch.dtype, bits_by_name: Mapping[str, int]
+) -> DeviceByModule:
+    """The device of each part of a model, by module name.
+
+    Args:
+        model: may stand on the meta device: only its shapes are read.
+        dtype: of its weights.
+        bits_by_name: bits of a number for weights that take fewer than the dtype.
+
+    Raises:
+        BadSetting: the model does not fit on the devices, or the device map does not fit the model.
+        OutOfMemory: the model does not fit on the one device.
+    """
+    if isinstance(device, torch.device):
+        needed, free = weight_bytes(model, dtype, bits_by_name), free_memory(device)
+        if needed > free:
+            raise OutOfMemory("the model", needed, free, OUT_OF_MEMORY_HINT)
+        return {"": device}
+    if isinstance(device.device_map, str):
+        return _infer_device_map(model, device.device_map, device.max_memory, dtype, bits_by_name)
+    return _validate_device_map(
+        model, {name: get_device(device_name) for name, device_name in device.device_map.items()}
+    )
+
+
+def no_split_blocks(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules that are never split over devices, by name: decoder layers, and modules that contain none."""
+    has_layers = any(isinstance(inner, DecoderLayer) for inner in module.modules() if inner is not module)
+    if not has_layers and not isinstance(module, nn.ModuleList):
+        yield name, module
+        return
+    for inner_name, inner in module.named_children():
+        yield from no_split_blocks(inner, f"{name}.{inner_name}" if name else inner_name)
+
+
+def _infer_device_map(
+    model: nn.Module,
+    strategy: DeviceMapStrategy,
+    max_memory: Mapping[int | str, int | str] | None,
+    dtype: torch.dtype,
+    bits_by_name: Mapping[str, int],
+) -> DeviceByModule:
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import CustomDtype, get_balanced_memory, get_max_memory
+
+    dtype_by_bits = {4: CustomDtype.INT4, 8: torch.int8, 16: torch.float16}
+    accelerate_options: dict[str, Any] = {
+        "dtype": dtype,
+        "special_dtypes": {name: dtype_by_bits[count] for name, count in bits_by_name.items()},
+        "no_split_module_classes": sorted({type(block).__name__ for _, block in no_split_blocks(model)}),
+    }
+    memory: Any = None if max_memory is None else dict(max_memory)
+    try:
+        if strategy == "sequential":
+            memory = get_max_memory(memory)
+        else:
+            memory = get_balanced_memory(
+                model, memory, low_zero=strategy == "balanced_low_0", **accelerate_options
+            )
+        device_by_module = infer_auto_device_map(model, max_memory=dict(memory), **accelerate_options)
+    except ValueError as error:  # a device or a size that accelerate does not know
+        raise BadSetting(f"max_memory is {max_memory!r}: {str(error).splitlines()[0]}") from None
+    if "disk" in device_by_module.values():
+        memory_text = ", ".join(f"{size / 1e9:.3g} GB on {device}" for device, size in memory.items())
+        raise BadSetting(
+            f"the model does not fit into memory ({memory_text}): give a smaller model, "
+            'fewer bits (quantize="nf4"), or more max_memory'
+        )
+    return {
+        name: torch.device(f"cuda:{location}" if isinstance(location, int) else location)
+        for name, location in device_by_module.items()
+    }
+
+
+def _validate_device_map(model: nn.Module, device_by_module: DeviceByModule) -> DeviceByModule:
+    """Checks a caller's own map: it must not split a block, and must name a device for each."""
+    names = [name for name, _ in no_split_blocks(model)]
+    for key in device_by_module:
+        if key and not any(f"{name}.".startswith(f"{key}.") for name in names):
+            raise BadSetting(
+                f"device_map names {key!r}, which is not a module of this model that can have a device of its own: give "
+                f"{', '.join(sorted({_without_layer_number(name) for name in names}))}, or a module that contains them"
+            )
+    unassigned = [
+        name for name in names if not any(f"{name}.".startswith(f"{key}.") for key in device_by_module)
+    ]
+    if unassigned and "" not in device_by_module:
+        raise BadSetting(
+            f'device_map leaves out {unassigned[0]}: give it a device, or give one for the rest under ""'
+        )
+    return device_by_module
+
+
+def _without_layer_number(name: str) -> str:
+    """The name of a module with "n" in place of the layer's number."""
+    return ".".join("n" if part.isdecimal() else part for part in name.split("."))
