@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from idefics.engine.logits_processors import BannedIdSequences, present_ids_mask, repeated_ngrams_mask
-from idefics.engine.sampler import keep_min_p, keep_top_p, keep_typical
+from idefics.engine.logits_processors import (
+    BannedIdSequences,
+    keep_min_p,
+    keep_top_p,
+    keep_typical,
+    present_ids_mask,
+    repeated_ngrams_mask,
+)
 
 VOCAB_SIZE = 6
 CPU = torch.device("cpu")

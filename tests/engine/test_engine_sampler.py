@@ -4,15 +4,9 @@ import pytest
 import torch
 
 from idefics.config import Sampling
+from idefics.engine.logits_processors import apply_repetition_penalty, keep_min_p, keep_top_k, keep_top_p
 from idefics.engine.request import Request
-from idefics.engine.sampler import (
-    Sampler,
-    apply_repetition_penalty,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    make_generator,
-)
+from idefics.engine.sampler import Sampler, make_generator
 from idefics.prompt import Prompt
 
 CPU = torch.device("cpu")
@@ -74,7 +68,7 @@ def test_top_p_of_a_few_likely_tokens_is_that_of_all(monkeypatch, p, spread):
     rest = make_column(*[1 - p] * len(logits))
     slow = keep_top_p(logits, rest)
     wholly, sort = [], torch.Tensor.sort
-    monkeypatch.setattr("idefics.engine.sampler.TOP_P_CANDIDATES", 40)
+    monkeypatch.setattr("idefics.engine.logits_processors.TOP_P_CANDIDATES", 40)
     monkeypatch.setattr(torch.Tensor, "sort", lambda x: wholly.append(x) or sort(x))
     assert torch.equal(keep_top_p(logits, rest), slow)
     others = 1 - logits.softmax(-1).topk(40).values.sum(-1)

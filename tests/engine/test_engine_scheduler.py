@@ -12,9 +12,16 @@ from engine.fakes import make_request as request_for
 from idefics.engine.handle import RequestHandle
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request import Request
+from idefics.engine.request_output import (
+    BeamSearchResult,
+    ContinuationGroups,
+    NextBeams,
+    SampledToken,
+    ScoringResult,
+)
 from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler import Scheduler
-from idefics.engine.scheduler_output import SamplerOutput, SchedulerLimits
+from idefics.engine.scheduler_output import SchedulerLimits, StepResult
 from idefics.errors import BadSetting, EngineBusy
 
 
@@ -93,17 +100,14 @@ class SchedulerSimulation:
             for s in scheduler_output.prefill_chunks
             if s.continuation_group is None
         ]
-        scheduler_output.error_by_request.update(
-            {state: ValueError("no") for state in failing if state in scheduler.running}
-        )
+        errors = {state: ValueError("no") for state in failing if state in scheduler.running}
         for sequence, start, end in chunks:
-            self.write_pages(
-                sequence, start, end, is_lost=sequence.request_state in scheduler_output.error_by_request
-            )
+            self.write_pages(sequence, start, end, is_lost=sequence.request_state in errors)
         for sequence, _, end in chunks:
-            if sequence.request_state not in scheduler_output.error_by_request:
+            if sequence.request_state not in errors:
                 self.check_pages(sequence, end)
-        scheduler.update_from_output(scheduler_output, self.make_sampler_outputs(scheduler_output))
+        outputs = self.make_outputs(scheduler_output, errors)
+        scheduler.update_from_output(scheduler_output, StepResult(outputs, errors))
         self.check_invariants()
         self.scheduler_outputs.append(scheduler_output)
         return scheduler_output
@@ -123,39 +127,37 @@ class SchedulerSimulation:
         page_ids = [id for page in sequence.pages for id in self.ids_by_page.get(page, ())]
         assert page_ids[:end] == sequence.ids[:end]
 
-    def make_sampler_outputs(self, scheduler_output):
-        sampler_outputs = []
+    def make_outputs(self, scheduler_output, errors):
+        outputs = {}
         sampled_sequences = list(scheduler_output.decode_sequences) + [
-            s.sequence for s in scheduler_output.prefill_chunks if s.is_final_chunk
+            chunk.sequence for chunk in scheduler_output.prefill_chunks if chunk.is_final_chunk
         ]
-        for state in dict.fromkeys(branch.request_state for branch in sampled_sequences):
-            own_sequences = [branch for branch in sampled_sequences if branch.request_state is state]
-            width = state.request.num_sequences
-            if state in scheduler_output.error_by_request:
+        for state in dict.fromkeys(sequence.request_state for sequence in sampled_sequences):
+            own_sequences = [sequence for sequence in sampled_sequences if sequence.request_state is state]
+            request, ids = state.request, own_sequences[0].ids
+            if state in errors:
                 continue
-            if state.request.continuations is not None:
-                state.pending_tokens_by_group = {
-                    n: len(ending) for n, ending in enumerate(state.request.continuations)
-                }
-            elif width == 1:
-                sampler_outputs.append(SamplerOutput(state, (next_id(own_sequences[0].ids),)))
-            elif len(own_sequences[0].ids) == len(state.request.prompt) + state.max_new_tokens - 1:
-                state.handle.ids = own_sequences[0].ids[len(state.request.prompt) :]
-                sampler_outputs.append(SamplerOutput(state, finish_reason="length"))
-            else:
-                parents = [(7 * n) % len(own_sequences) for n in range(width)]
-                sampler_outputs.append(
-                    SamplerOutput(
-                        state, [next_id(own_sequences[p].ids) + n for n, p in enumerate(parents)], parents
-                    )
+            if request.continuations is not None:
+                outputs[state] = ContinuationGroups(
+                    {group: len(continuation) for group, continuation in enumerate(request.continuations)}
                 )
-        for chunk in scheduler_output.prefill_chunks:
-            state = chunk.sequence.request_state
-            if chunk.continuation_group is not None:
-                del state.pending_tokens_by_group[chunk.continuation_group]
-                if not state.pending_tokens_by_group:
-                    sampler_outputs.append(SamplerOutput(state, finish_reason="stop"))
-        return sampler_outputs
+            elif request.num_sequences == 1:
+                outputs[state] = SampledToken(next_id(ids))
+            elif len(ids) == len(request.prompt) + state.max_new_tokens - 1:
+                outputs[state] = BeamSearchResult(ids[len(request.prompt) :], [], "length")
+            else:
+                parents = [(7 * n) % len(own_sequences) for n in range(request.num_sequences)]
+                beam_ids = [next_id(own_sequences[parent].ids) + n for n, parent in enumerate(parents)]
+                outputs[state] = NextBeams(beam_ids, parents)
+        computed_groups = Counter(
+            chunk.sequence.request_state
+            for chunk in scheduler_output.prefill_chunks
+            if chunk.continuation_group is not None
+        )
+        for state, count in computed_groups.items():
+            if state not in errors and count == len(state.pending_tokens_by_group):
+                outputs[state] = ScoringResult([], [])
+        return outputs
 
     def check_invariants(self):
         """Every page has exactly its owners, or is free, or is kept."""
@@ -334,7 +336,7 @@ def test_few_frames_a_step_and_each_picture_once():
 def test_what_can_never_fit_is_refused_with_the_numbers():
     steps = SchedulerSimulation(pages=5)
     with pytest.raises(
-        BadSetting, match=r"60 tokens with up to 6 new ones in 1 row takes 80 .* has 64: give fewer"
+        BadSetting, match=r"60 tokens with up to 6 new ones in 1 sequence takes 80 .* has 64: give a smaller"
     ):
         steps.submit(request_for(make_prompt("inline", *[3] * 60), max_new_tokens=6))
     steps.submit(request_for(make_prompt("inline", *[3] * 60), max_new_tokens=5))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from idefics.compat.generation_runner import GenerationRunner, GenerativeModel
-from idefics.engine.sampler import token_mask
+from idefics.engine.token_masks import token_mask
 from idefics.errors import BadSetting
 
 PrefixAllowedTokensFn = Callable[

@@ -1,6 +1,6 @@
 """What happens to scores before an id is chosen: the caller's processors, and those that settings ask for.
 
-R rows, T ids so far, V vocabulary. The mathematics lives in `engine.sampler` and `engine.constraints`.
+R rows, T ids so far, V vocabulary. The mathematics is in `engine.logits_processors`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from idefics.compat.logits_constraints import (
     SequenceBiasProcessor,
     check_ids_in_vocabulary,
 )
-from idefics.engine.logits_processors import BannedIdSequences, present_ids_mask, repeated_ngrams_mask
-from idefics.engine.sampler import (
+from idefics.engine.logits_processors import (
+    BannedIdSequences,
     apply_repetition_penalty,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     keep_typical,
-    token_mask,
+    present_ids_mask,
+    repeated_ngrams_mask,
 )
+from idefics.engine.token_masks import token_mask
 from idefics.errors import BadSetting
 
 LogitsProcessorFn = Callable[[Tensor, Tensor], Tensor]  # (R, T) ids, (R, V) scores -> (R, V) scores

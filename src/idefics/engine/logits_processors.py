@@ -1,6 +1,6 @@
-"""Masks over the next id that follow from the ids so far: presence, repeated n-grams, banned sequences.
+"""Logits processors: repetition penalty, top-k, top-p, min-p, typical sampling, repeated n-grams, banned sequences.
 
-R rows, T ids so far, V vocabulary. Rows are padded on the left.
+R rows, S of them sampled, T ids so far, V vocabulary. Ids are padded on the left. Dropped tokens get -inf.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from idefics.engine.sampler import token_mask
+from idefics.engine.token_masks import token_mask
+
+TOP_P_CANDIDATES = 4096  # the most likely tokens, among which the nucleus of nearly every row lies
 
 
 def present_ids_mask(ids: Tensor, vocab_size: int, starts: Tensor) -> Tensor:
@@ -63,3 +65,80 @@ class BannedIdSequences:
             if len(prefix) <= ids.shape[1]:
                 banned[:, last] |= (ids[:, -len(prefix) :] == prefix).all(-1)
         return banned
+
+
+def apply_repetition_penalty(scores: Tensor, present_mask: Tensor, penalty: Tensor | float) -> Tensor:
+    """Makes the ids in `present_mask` (R, V) less likely: (R, V) -> (R, V); penalty (R, 1) or one number.
+
+    Positive scores are divided by the penalty, negative ones multiplied (CTRL, arXiv 1909.05858).
+    """
+    return torch.where(present_mask, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def keep_top_k(logits: Tensor, top_k: Tensor, max_top_k: int) -> Tensor:
+    """Keeps each row's `top_k` largest logits, and those equal to the last of them.
+
+    Args:
+        top_k: (S, 1); 0 keeps all.
+        max_top_k: the largest of `top_k`, known to the host.
+    """
+    largest = logits.topk(min(max_top_k, logits.shape[1])).values
+    threshold = largest.gather(1, (top_k - 1).clamp(0, largest.shape[1] - 1))
+    return logits.masked_fill(logits < threshold.masked_fill(top_k == 0, -torch.inf), -torch.inf)
+
+
+def keep_top_p(logits: Tensor, tail_probability: Tensor | float, min_tokens_to_keep: int = 1) -> Tensor:
+    """Keeps each row's smallest set of most likely tokens with probability p, and at least `min_tokens_to_keep`.
+
+    Nucleus sampling, arXiv 1904.09751. `tail_probability` is 1 - p, (S, 1) or one number.
+    """
+    ascending, order, probability = _sort_by_cumulative_probability(logits, tail_probability)
+    drop = probability <= tail_probability
+    drop[:, -min_tokens_to_keep:] = False
+    filtered = ascending.masked_fill(drop, -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter(1, order, filtered)
+
+
+def _sort_by_cumulative_probability(
+    logits: Tensor, tail_probability: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's largest logits ascending, their ids, and the cumulative probability of each and all smaller ones.
+
+    On a CPU only the `TOP_P_CANDIDATES` largest if all others together have at most `tail_probability`: sorting 49,000
+    tokens takes as long as a small model's decode step, `topk` takes almost no time. On a GPU all are sorted, which is
+    fast there, since the test would make the host wait for the GPU.
+    """
+    if logits.device.type == "cpu" and logits.shape[1] > TOP_P_CANDIDATES:
+        largest, ids = (x.flip(-1) for x in logits.topk(TOP_P_CANDIDATES))
+        probabilities = (largest - logits.logsumexp(-1, keepdim=True)).exp()
+        remaining_probability = 1 - probabilities.sum(-1, keepdim=True)
+        if (remaining_probability <= tail_probability).all():
+            return largest, ids, remaining_probability + probabilities.cumsum(-1)
+    ascending, order = logits.sort()
+    return ascending, order, ascending.softmax(-1).cumsum(-1)
+
+
+def keep_min_p(logits: Tensor, min_p: Tensor | float, min_tokens_to_keep: int = 1) -> Tensor:
+    """Drops each row's tokens less likely than p times its most likely one, but keeps the best `min_tokens_to_keep`.
+
+    Min-p sampling, arXiv 2407.01082. `min_p` is p, (S, 1) or one number.
+    """
+    probabilities = logits.softmax(-1)
+    drop = probabilities < min_p * probabilities.amax(-1, keepdim=True)
+    drop.scatter_(1, probabilities.topk(min(min_tokens_to_keep, logits.shape[1])).indices, False)
+    return logits.masked_fill(drop, -torch.inf)
+
+
+def keep_typical(logits: Tensor, p: float, min_tokens_to_keep: int = 1) -> Tensor:
+    """Keeps each row's most typical tokens with probability p together, and at least `min_tokens_to_keep`.
+
+    Locally typical sampling, arXiv 2202.00666: a token is more typical the nearer its information is to the entropy.
+    """
+    logprobs = logits.log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).nansum(-1, keepdim=True)
+    entropy_distance, order = (-logprobs - entropy).abs().sort()
+    cumulative = logits.gather(1, order).softmax(-1).cumsum(-1)
+    last_index = (cumulative < p).sum(-1, keepdim=True).clamp(max=logits.shape[1] - 1)
+    drop = entropy_distance > entropy_distance.gather(1, last_index)
+    drop[:, :min_tokens_to_keep] = False
+    return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)

@@ -1,298 +1,133 @@
-"""What follows for every job of a step: a token of each row that samples, new beams, the scores of endings."""
+"""Turns logits and samples of a step into the outputs of requests: tokens, beams and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from itertools import islice, starmap
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from idefics.engine.beam_search import BeamSearch, BeamSearchConfig
+from idefics.engine.batch_sampler import SampledBatch, SamplerOutput
 from idefics.engine.continuation_scores import ContinuationScores
-from idefics.engine.logits_processors import present_ids_mask
 from idefics.engine.model_interface import VLM
-from idefics.engine.model_runner import ModelRunner, StepOutput
-from idefics.engine.request import BeamConstraint
-from idefics.engine.request_state import RequestState, SequenceState
-from idefics.engine.sampler import Sampler, apply_repetition_penalty, make_generator, token_mask
-from idefics.engine.scheduler_output import SamplerOutput, SchedulerOutput
-from idefics.engine.token_masks import forbidden_token_mask
+from idefics.engine.model_runner import StepOutput
+from idefics.engine.request import TokenConstraint
+from idefics.engine.request_beam_search import RequestBeamSearch
+from idefics.engine.request_output import ContinuationGroups, RequestOutput, SampledToken, ScoringResult
+from idefics.engine.request_state import RequestState
+from idefics.engine.scheduler_output import PrefillChunk, StepResult
 from idefics.messages import Alternative
 
 
 class OutputProcessor:
-    """Turns what has been read into what follows. While the same rows go on, their settings stay as they are.
+    """Applies constraints to sampled tokens, advances beam searches and computes scores of continuations."""
 
-    Args:
-        model_runner: is told the ids, which it will read next.
-    """
+    def __init__(self, model: VLM) -> None:
+        self.model = model
 
-    def __init__(self, model: VLM, model_runner: ModelRunner) -> None:
-        self.model, self.model_runner = model, model_runner
-        self.vocab_size = model.layout.vocab_size
-        self._sequences: list[SequenceState] = []
-        self._sampler: Sampler | None = None
-        self._copy_to_host = copy_to_host_async if model_runner.is_async else copy_to_host
-
-    def process(self, scheduler_output: SchedulerOutput, step_output: StepOutput) -> list[SamplerOutput]:
-        """One pick for each job that has something to follow. An error of one job is written into the plan."""
-        outputs: list[SamplerOutput] = []
-        if step_output.sequences:
-            logits = step_output.logits[0] if len(step_output.logits) == 1 else torch.cat(step_output.logits)
-            sampling_rows = [
-                row
-                for row, sequence in enumerate(step_output.sequences)
-                if _is_sampling(sequence.request_state)
-            ]
-            if len(sampling_rows) == len(step_output.sequences):
-                outputs += self._sample_rows(scheduler_output, step_output.sequences, logits)
-            else:
-                if sampling_rows:
-                    outputs += self._sample_rows(
-                        scheduler_output,
-                        [step_output.sequences[row] for row in sampling_rows],
-                        logits[sampling_rows],
-                    )
-                outputs += self._advance_searches(scheduler_output, step_output.sequences, logits)
+    def process(self, step_output: StepOutput, sampler_output: SamplerOutput) -> StepResult:
+        """The output, or the error, of each request of a step. Waits until the sampled ids are on the host."""
+        result = StepResult(error_by_request=step_output.error_by_request | sampler_output.error_by_request)
+        for batch in sampler_output.batches:
+            self._process_samples(batch, result)
+        if sum(len(batch.sequences) for batch in sampler_output.batches) < len(step_output.sequences):
+            self._process_searches(step_output, result)
         for chunk, h in step_output.continuation_states:
-            state, group = chunk.sequence.request_state, chunk.continuation_group
-            assert group is not None, "endings are read in groups"
-            try:
-                state.beam_or_scoring_state.score_group(group, h, self.model.logits)
-            except Exception as error:
-                scheduler_output.error_by_request[state] = error
-            else:
-                del state.pending_tokens_by_group[group]
-                outputs += _finish_scoring(state)
-        return outputs
+            self._process_continuations(chunk, h, result)
+        return result
 
-    def _sample_rows(
-        self, scheduler_output: SchedulerOutput, sequences: list[SequenceState], logits: Tensor
-    ) -> list[SamplerOutput]:
-        """Rows that sample, greedy ones among them, all at once; each alone if that fails."""
-        try:
-            if self._sampler is None or sequences != self._sequences:
-                self._sampler, self._sequences = self._build_sampler(sequences, logits.device), sequences
-            sampled = self._sampler.sample(logits)
-            wait_for_ids = self._copy_to_host(sampled.ids)
-            wait_for_logprobs = [None if one is None else self._copy_to_host(one) for one in sampled[1:]]
-        except Exception as error:
-            self._sampler = None
-            if len(sequences) == 1:
-                scheduler_output.error_by_request[sequences[0].request_state] = error
-                return []
-            return [
-                output
-                for row, sequence in enumerate(sequences)
-                for output in self._sample_rows(scheduler_output, [sequence], logits[row : row + 1])
-            ]
-        self.model_runner.launch_next_step(sequences, sampled.ids)
-        outputs = _build_sampler_outputs(
-            sequences, wait_for_ids(), *(None if one is None else one() for one in wait_for_logprobs)
-        )
-        return (
-            self._apply_constraints(scheduler_output, outputs, logits)
-            if self._sampler.constraints
-            else outputs
-        )
+    def _process_samples(self, batch: SampledBatch, result: StepResult) -> None:
+        """Adds the sampled tokens to the result, replaced where a constraint requires another one."""
+        ids, logprobs = batch.read_ids(), [read() for read in batch.read_logprobs]
+        for row, sequence in enumerate(batch.sequences):
+            state = sequence.request_state
+            token = _make_sampled_token(state, row, ids[row], *logprobs)
+            if state.request.constraint is not None:
+                try:
+                    accepted = self._apply_constraint(state.request.constraint, state, token, batch, row)
+                except Exception as error:
+                    result.error_by_request[state] = error
+                    continue
+                result.has_replaced_tokens |= accepted is not token
+                token = accepted
+            result.output_by_request[state] = token
 
-    def _apply_constraints(
-        self, scheduler_output: SchedulerOutput, outputs: list[SamplerOutput], logits: Tensor
-    ) -> list[SamplerOutput]:
-        """What guides say to the ids of their rows, (R, V) logits."""
-        accepted_outputs, sampler = list(outputs), self._sampler
-        assert sampler is not None, "it has just chosen"
-        for row, output in enumerate(outputs):
-            state, id = output.request_state, output.next_ids[0]
-            if (constraint := state.request.constraint) is None:
-                continue
-            try:
-                accepted_id = constraint.accept_token(id, state.max_new_tokens - len(state.handle.ids) - 1)
-            except Exception as error:
-                scheduler_output.error_by_request[state] = error
-                continue
-            if accepted_id != id:
-                logprob = None if output.logprob is None else sampler.token_logprob(logits, row, accepted_id)
-                accepted_outputs[row] = output._replace(next_ids=(accepted_id,), logprob=logprob)
-                self._sampler = None  # it has counted the other one
-                self.model_runner.discard_launched_step()
-        return [
-            output
-            for output in accepted_outputs
-            if output.request_state not in scheduler_output.error_by_request
-        ]
+    def _apply_constraint(
+        self,
+        constraint: TokenConstraint,
+        state: RequestState,
+        token: SampledToken,
+        batch: SampledBatch,
+        row: int,
+    ) -> SampledToken:
+        accepted_id = constraint.accept_token(token.id, state.max_new_tokens - len(state.handle.ids) - 1)
+        if accepted_id == token.id:
+            return token
+        logprob = token.logprob
+        if logprob is not None:
+            logprob = batch.sampler.token_logprob(batch.logits, row, accepted_id)
+        return token._replace(id=accepted_id, logprob=logprob)
 
-    def _build_sampler(self, sequences: list[SequenceState], device: torch.device) -> Sampler:
-        for sequence in sequences:
-            sampling = sequence.request_state.request.sampling
-            if sampling.temperature > 0 and sequence.request_state.rng is None:
-                sequence.request_state.rng = make_generator(sampling.seed, device)
-        return Sampler(
-            [sequence.request_state.request for sequence in sequences],
-            [sequence.ids for sequence in sequences],
-            [sequence.request_state.rng for sequence in sequences],
-            self.vocab_size,
-            device,
-        )
-
-    def _advance_searches(
-        self, scheduler_output: SchedulerOutput, sequences: list[SequenceState], logits: Tensor
-    ) -> list[SamplerOutput]:
-        """Beams, and prompts whose endings are to be read."""
+    def _process_searches(self, step_output: StepOutput, result: StepResult) -> None:
+        """Advances beam searches, and starts to score continuations of computed prompts."""
         rows_by_request: dict[RequestState, list[int]] = {}
-        for row, sequence in enumerate(sequences):
-            if not _is_sampling(sequence.request_state):
+        for row, sequence in enumerate(step_output.sequences):
+            if not sequence.request_state.request.is_sampled:
                 rows_by_request.setdefault(sequence.request_state, []).append(row)
-        outputs: list[SamplerOutput] = []
         for state, rows in rows_by_request.items():
+            logits = step_output.logits[rows]
             try:
-                outputs += self._advance_search(state, logits[rows])
+                if state.request.continuations is None:
+                    result.output_by_request[state] = self._advance_beams(state, logits)
+                else:
+                    result.output_by_request[state] = self._start_scoring(state, logits[0])
             except Exception as error:
-                scheduler_output.error_by_request[state] = error
-        return outputs
+                result.error_by_request[state] = error
 
-    def _advance_search(self, state: RequestState, logits: Tensor) -> list[SamplerOutput]:
-        continuations = state.request.continuations
-        if continuations is not None:
-            state.beam_or_scoring_state = ContinuationScores(
-                continuations, logits[0], state.request.sampling.top_logprobs
+    def _advance_beams(self, state: RequestState, logits: Tensor) -> RequestOutput:
+        """(n, V) logits of the request's beams, or (1, V) after its prompt."""
+        if state.beam_search is None:
+            state.beam_search = RequestBeamSearch(
+                state.request, state.max_new_tokens, self.model.layout.vocab_size, logits.device
             )
-            state.pending_tokens_by_group = {
-                number: len(tree) for number, tree in state.beam_or_scoring_state.trie_by_group.items()
-            }
-            return _finish_scoring(state)
-        if state.beam_or_scoring_state is None:
-            state.beam_or_scoring_state = RequestBeamSearch(state, self.vocab_size, logits.device)
-        return [state.beam_or_scoring_state.advance(logits)]
+        return state.beam_search.advance(logits)
+
+    def _start_scoring(self, state: RequestState, logits: Tensor) -> RequestOutput:
+        """(V,) logits after the prompt."""
+        assert state.request.continuations is not None
+        scores = ContinuationScores(state.request.continuations, logits, state.request.sampling.top_logprobs)
+        state.continuation_scores = scores
+        if not scores.trie_by_group:
+            return ScoringResult(scores.logprobs, scores.top_logprobs)
+        return ContinuationGroups({group: len(trie) for group, trie in scores.trie_by_group.items()})
+
+    def _process_continuations(self, chunk: PrefillChunk, h: Tensor, result: StepResult) -> None:
+        """Scores a group of continuations from the (N, D) hidden states of its nodes."""
+        state = chunk.sequence.request_state
+        scores, group = state.continuation_scores, chunk.continuation_group
+        assert scores is not None
+        assert group is not None
+        try:
+            scores.score_group(group, h, self.model.logits)
+        except Exception as error:
+            result.error_by_request[state] = error
+            return
+        if not scores.trie_by_group:
+            result.output_by_request[state] = ScoringResult(scores.logprobs, scores.top_logprobs)
 
 
-def _build_sampler_outputs(
-    sequences: Sequence[SequenceState],
-    ids: list[int],
-    logprobs: list[float] | None,
-    top_ids: list[list[int]] | None,
-    top_logprobs: list[list[float]] | None,
-) -> list[SamplerOutput]:
-    """A pick for each row, with what it asked for."""
-    outputs = []
-    for row, sequence in enumerate(sequences):
-        sampling = sequence.request_state.request.sampling
-        output = SamplerOutput(sequence.request_state, (ids[row],))
-        if logprobs is not None and sampling.logprobs:
-            output = output._replace(logprob=logprobs[row])
-        if top_ids is not None and top_logprobs is not None:
-            pairs = zip(top_ids[row], top_logprobs[row], strict=True)
-            output = output._replace(
-                top_logprobs=tuple(starmap(Alternative, islice(pairs, sampling.top_logprobs)))
-            )
-        outputs.append(output)
-    return outputs
-
-
-def copy_to_host(values: Tensor) -> Callable[[], list[Any]]:
-    """What has the numbers, which the host has waited for."""
-    host_values = values.tolist()
-    return lambda: host_values
-
-
-def copy_to_host_async(values: Tensor) -> Callable[[], list[Any]]:
-    """Sends numbers from CUDA to the host: -> what waits for them, and for nothing that is computed meanwhile."""
-    host_values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-    copy_done = torch.cuda.Event()
-    copy_done.record(torch.cuda.current_stream(values.device))
-
-    def wait_for_values() -> list[Any]:
-        copy_done.synchronize()
-        return host_values.tolist()
-
-    return wait_for_values
-
-
-class RequestBeamSearch:
-    """One request's beams. n of them, V vocabulary.
-
-    The search is that of transformers' `generate(num_beams=n)`: a repetition penalty acts on log-probabilities, and
-    banned ids lose theirs afterwards. `logprobs` are, as in sampling, of the model's own distribution with banned ids
-    left out.
-    """
-
-    def __init__(self, request_state: RequestState, vocab_size: int, device: torch.device) -> None:
-        self.request_state, request = request_state, request_state.request
-        self.stop_ids = torch.tensor(sorted(request.stop_ids), dtype=torch.long, device=device)
-        self.banned_mask = token_mask(request.banned_ids, vocab_size, device)  # (V,)
-        num_beams = request.sampling.num_beams
-        config = BeamSearchConfig(
-            num_beams=num_beams,
-            max_new_tokens=request_state.max_new_tokens,
-            num_candidates=min(max(2, 1 + len(request.stop_ids)) * num_beams, num_beams * vocab_size),
-        )
-        self.beam_search = BeamSearch(torch.tensor([request.prompt.ids], device=device), config, pad_id=0)
-
-    def advance(self, logits: Tensor) -> SamplerOutput:
-        """(n, V), or (1, V) after the prompt -> the next id of each beam, or the end."""
-        request, search = self.request_state.request, self.beam_search
-        is_first = len(logits) == 1
-        logits = logits.expand(request.sampling.num_beams, -1)
-        scores = logits.log_softmax(-1)
-        if request.sampling.repetition_penalty != 1:
-            starts = torch.zeros(len(search.ids), dtype=torch.long, device=logits.device)
-            present_mask = present_ids_mask(search.ids, logits.shape[1], starts)
-            scores = apply_repetition_penalty(scores, present_mask, request.sampling.repetition_penalty)
-        scores = scores.masked_fill(self.banned_mask, -torch.inf)
-        if request.beam_constraint is not None:
-            scores = self._apply_constraint(scores, request.beam_constraint)
-        logprobs = None
-        if request.sampling.logprobs:
-            logprobs = logits.masked_fill(self.banned_mask, -torch.inf).log_softmax(-1)
-        parent_rows = search.advance(scores, self._finished_mask, logprobs)
-        if search.is_done:
-            return self._finish()
-        parents = [0] * len(parent_rows) if is_first else parent_rows.tolist()
-        return SamplerOutput(self.request_state, search.ids[:, -1].tolist(), parents)
-
-    def _apply_constraint(self, scores: Tensor, constraint: BeamConstraint) -> Tensor:
-        """(n, V) scores without the ids that may not follow in each beam."""
-        num_prompt_tokens = len(self.request_state.request.prompt)
-        bitmasks = [
-            constraint.compute_beam_bitmask(ids[num_prompt_tokens:]) for ids in self.beam_search.ids.tolist()
-        ]
-        forbidden_mask = forbidden_token_mask(
-            [bitmask for bitmask, _ in bitmasks], scores.shape[1], scores.device
-        )
-        forced = torch.tensor([[is_forced] for _, is_forced in bitmasks], device=scores.device)
-        scores = scores.masked_fill(forced, 0).masked_fill(forbidden_mask, -torch.inf)
-        return scores.log_softmax(-1) if constraint.is_renormalized else scores
-
-    def _finished_mask(self, ids: Tensor) -> Tensor:
-        """(C, T) -> (C,) which of the candidates end here."""
-        if ids.shape[1] == len(self.request_state.request.prompt) + self.request_state.max_new_tokens:
-            return torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        return torch.isin(ids[:, -1], self.stop_ids)
-
-    def _finish(self) -> SamplerOutput:
-        request, handle = self.request_state.request, self.request_state.handle
-        best = self.beam_search.best_beams(1)
-        ids = best.ids[0, len(request.prompt) :].tolist()
-        has_stop_id = ids[-1] in request.stop_ids
-        answer_slice = slice(len(ids) - has_stop_id)
-        if request.sampling.logprobs:
-            handle.logprobs = best.logprobs[0, answer_slice].tolist()
-        handle.ids = ids[answer_slice]
-        return SamplerOutput(self.request_state, finish_reason="stop" if has_stop_id else "length")
-
-
-def _is_sampling(state: RequestState) -> bool:
-    return state.request.continuations is None and state.request.sampling.num_beams == 1
-
-
-def _finish_scoring(state: RequestState) -> list[SamplerOutput]:
-    """The end of a ranking, once all groups of its endings have been read."""
-    if state.pending_tokens_by_group:
-        return []
-    state.handle.continuation_logprobs, state.handle.continuation_top_logprobs = (
-        state.beam_or_scoring_state.logprobs,
-        state.beam_or_scoring_state.top_logprobs,
-    )
-    return [SamplerOutput(state, finish_reason="stop")]
+def _make_sampled_token(
+    state: RequestState,
+    row: int,
+    id: int,
+    logprobs: list[float] | None = None,
+    top_ids: list[list[int]] | None = None,
+    top_logprobs: list[list[float]] | None = None,
+) -> SampledToken:
+    """The token of a row, with as many log-probabilities of the batch as its request has asked for."""
+    sampling = state.request.sampling
+    logprob = logprobs[row] if logprobs is not None and sampling.logprobs else None
+    alternatives: tuple[Alternative, ...] = ()
+    if top_ids is not None and top_logprobs is not None:
+        pairs = zip(top_ids[row], top_logprobs[row], strict=True)
+        alternatives = tuple(starmap(Alternative, islice(pairs, sampling.top_logprobs)))
+    return SampledToken(id, logprob, alternatives)

@@ -133,6 +133,11 @@ class Request:
         return 1 if self.continuations is not None else self.sampling.num_beams
 
     @property
+    def is_sampled(self) -> bool:
+        """Whether its answer is sampled token by token, without beam search or scoring."""
+        return self.continuations is None and self.sampling.num_beams == 1
+
+    @property
     def log_summary(self) -> str:
         """The request's size, for the log, which never shows content."""
         work_summary = (

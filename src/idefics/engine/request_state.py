@@ -1,17 +1,23 @@
-"""A request on its way through the engine: its rows, and what of them has been read. No torch, no tensors."""
+"""The state of a request in the engine: its sequences and how far they are computed. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from idefics.engine.handle import RequestHandle
 from idefics.engine.page_pool import PAGE_SIZE, PageKey, PageKeys
 from idefics.engine.request import Request
 
+if TYPE_CHECKING:
+    import torch
+
+    from idefics.engine.continuation_scores import ContinuationScores
+    from idefics.engine.request_beam_search import RequestBeamSearch
+
 
 class ImageSpan(NamedTuple):
-    """The tokens `first_position` to `last_position` of a row are, or see, a picture of its prompt."""
+    """The positions of a sequence that are, or attend to, one picture of its prompt: first and last, inclusive."""
 
     image_index: int
     first_position: int
@@ -19,14 +25,14 @@ class ImageSpan(NamedTuple):
 
 
 class SequenceState:
-    """A row: ids, and the pages that hold what has been read of them.
+    """Token ids, and the pages that hold the keys and values computed for them.
 
     Attributes:
-        ids: prompt and answer.
-        num_computed_tokens: how many of them have been read.
-        pages: one for each 16 positions, as far as there is need.
-        page_keys: what its full pages hold.
-        num_prefix_cached_pages: how many of its pages are in the index.
+        ids: prompt and generated ids.
+        num_computed_tokens: how many of them have keys and values in the cache.
+        pages: the pages of the sequence, 16 positions each.
+        page_keys: the prefix-cache keys of its full pages.
+        num_prefix_cached_pages: how many of its pages have been added to the prefix cache.
     """
 
     __slots__ = (
@@ -44,30 +50,29 @@ class SequenceState:
         self.pages: list[int] = []
 
     def fork(self, id: int) -> SequenceState:
-        """A row that goes on with `id` after what this one has read."""
+        """A sequence that continues this one with `id` and shares its pages."""
         other = SequenceState(self.request_state, [*self.ids, id], self.page_keys.fork())
-        other.num_computed_tokens, other.num_prefix_cached_pages, other.pages = (
-            self.num_computed_tokens,
-            self.num_prefix_cached_pages,
-            list(self.pages),
-        )
+        other.num_computed_tokens = self.num_computed_tokens
+        other.num_prefix_cached_pages = self.num_prefix_cached_pages
+        other.pages = list(self.pages)
         return other
 
     def pending_page_keys(self) -> Iterator[PageKey]:
-        """Keys of the pages that are yet to be read."""
+        """The keys of the full pages that are not in the prefix cache yet."""
         yield from self.page_keys.full_page_keys(self.ids, len(self.ids))[self.num_prefix_cached_pages :]
 
 
 class RequestState:
-    """A request and how far it is.
+    """A request while it waits or runs.
 
     Attributes:
-        max_new_tokens: how many tokens the answer may have.
-        sequences: its rows: one until its prompt has been read, then as many as there are beams.
-        image_spans: where its pictures are needed, in their order.
-        pending_tokens_by_group: for endings that are yet to be read, in how many tokens each group of them.
-        rng: what its tokens are drawn with, which is kept when it has to wait again.
-        beam_or_scoring_state: what is known of its beams or endings.
+        max_new_tokens: the maximum number of generated tokens.
+        sequences: one until the prompt is computed, then one for each beam.
+        image_spans: the positions of its pictures, in order.
+        pending_tokens_by_group: of the groups of continuations that are still to be computed, the number of tokens.
+        rng: the generator of its samples; kept when the request is preempted.
+        beam_search: the beam search, once the prompt is computed.
+        continuation_scores: the scores of the continuations, once the prompt is computed.
     """
 
     def __init__(
@@ -77,12 +82,12 @@ class RequestState:
         self.uses_cross_attention = uses_cross_attention
         self.image_spans = list(_find_image_spans(request, uses_cross_attention))
         self.sequences: list[SequenceState] = []
-        self.rng: Any = None
+        self.rng: torch.Generator | None = None
         self.reset_for_recompute()
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether its prompt or its endings are being read."""
+        """Whether tokens of its prompt, or of its continuations, are still to be computed."""
         if self.pending_tokens_by_group:
             return True
         sequence = self.sequences[0]
@@ -93,22 +98,22 @@ class RequestState:
 
     @property
     def max_pages(self) -> int:
-        """How many pages it may come to own. The last token of an answer is not read."""
+        """The number of pages it may need at most. The last generated token is never computed."""
         num_prompt_tokens, num_sequences = len(self.request.prompt), self.request.num_sequences
         num_shared_pages = num_prompt_tokens // PAGE_SIZE
-        return num_shared_pages + num_sequences * (
-            -(-(num_prompt_tokens + max(self.max_new_tokens - 1, 0)) // PAGE_SIZE) - num_shared_pages
-        )
+        num_computed_tokens = num_prompt_tokens + max(self.max_new_tokens - 1, 0)
+        return num_shared_pages + num_sequences * (-(-num_computed_tokens // PAGE_SIZE) - num_shared_pages)
 
     def reset_for_recompute(self) -> None:
-        """Nothing of it is in the cache.
+        """Discards all computed state, as if the request had just been submitted.
 
-        One row keeps its answer so far and reads it again. Beams are searched anew: they find the same.
+        A single sequence keeps its generated ids and recomputes them; a beam search starts again, with the same result.
         """
         ids = [*self.request.prompt.ids, *(self.handle.ids if self.request.num_sequences == 1 else ())]
         self.sequences = [SequenceState(self, ids, PageKeys(self.request.prompt, self.uses_cross_attention))]
         self.pending_tokens_by_group: dict[int, int] = {}
-        self.beam_or_scoring_state: Any = None
+        self.beam_search: RequestBeamSearch | None = None
+        self.continuation_scores: ContinuationScores | None = None
 
 
 def _find_image_spans(request: Request, uses_cross_attention: bool) -> Iterator[ImageSpan]:
@@ -120,5 +125,5 @@ def _find_image_spans(request: Request, uses_cross_attention: bool) -> Iterator[
     for index in range(len(prompt.pictures)):
         tokens = [token for token, image_index in enumerate(prompt.image_index) if image_index == index]
         if tokens:
-            is_last = prompt.image_index[-1] == index  # and so all of the answer sees it
+            is_last = prompt.image_index[-1] == index  # then the generated tokens attend to it as well
             yield ImageSpan(index, tokens[0], float("inf") if is_last else tokens[-1])

@@ -1,9 +1,8 @@
-"""Choosing the next token of every row at once, each row by its own settings.
+"""Sampling of the next tokens of a batch, each row with its own settings.
 
-Order, as in transformers: banned ids, repetition penalty, temperature, top-k, top-p, min-p. What is added to logits
-(presence and frequency penalties, biases, as OpenAI's API defines them) comes after the repetition penalty, and then
-what guides leave out.
-R rows, S of them that sample, V vocabulary.
+In this order: banned ids, repetition penalty, presence and frequency penalties and logit bias (as OpenAI's API defines
+them), constraints, temperature, top-k, top-p, min-p; where transformers has them, in its order.
+R rows, S of them with temperature above 0, G with a constraint, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,21 +15,22 @@ import torch
 from torch import Tensor
 
 from idefics.config import Sampling
+from idefics.engine.logits_processors import apply_repetition_penalty, keep_min_p, keep_top_k, keep_top_p
 from idefics.engine.request import Request
-from idefics.engine.token_masks import forbidden_token_mask
-
-TOP_P_CANDIDATES = 4096  # tokens among which the nucleus of nearly every row ends
+from idefics.engine.token_masks import forbidden_token_mask, token_mask
 
 
 class SampledTokens(NamedTuple):
-    """The next token of each row: ids (R,), and what the model thought, in float32, if any row asked for it.
+    """The next token of each row, with float32 log-probabilities if any row needs them.
 
-    Log-probabilities are of the model's own distribution, banned ids left out, before penalties, biases, temperature
-    and the rest: they say what the model thought, not how it was sampled.
+    Log-probabilities are of the model's own distribution with banned ids masked: before penalties, biases, constraints,
+    temperature and truncation.
 
     Attributes:
+        ids: (R,) int64.
         logprobs: (R,) of the ids.
-        top_ids, top_logprobs: (R, T) the most likely ids and theirs, as many as the most demanding row asked for.
+        top_ids, top_logprobs: (R, T) the most likely ids and their log-probabilities, T the maximum of the rows'
+            `top_logprobs`.
     """
 
     ids: Tensor
@@ -40,13 +40,13 @@ class SampledTokens(NamedTuple):
 
 
 class Sampler:
-    """The settings of R rows as tensors, made anew when the rows change.
+    """The sampling settings of R rows as tensors. A new one is created when the rows change.
 
-    A row draws from a generator of its own: a seeded answer does not depend on its neighbours.
+    Each row has its own random generator: a seeded answer does not depend on the other rows.
 
     Args:
-        ids: each row's so far, prompt and answer.
-        generators: what each row draws from, which it keeps while it lives (see `generator`); None for greedy ones.
+        ids: the ids of each row so far, prompt and answer.
+        generators: the random generator of each row (`make_generator`); None for greedy rows.
         vocab_size: V, the number of logits.
     """
 
@@ -60,21 +60,20 @@ class Sampler:
     ) -> None:
         self.requests, self.generators = requests, generators
         self.vocab_size, self.device = vocab_size, device
-        self.present_mask: Tensor | None = None  # (R, V) ids of prompt and answer, where a penalty needs them
+        self.present_mask: Tensor | None = None  # (R, V) ids of prompt and answer, for repetition penalties
         if any(request.sampling.repetition_penalty != 1 for request in requests):
             self.present_mask = self._stack_token_masks(ids)
         self.output_counts: Tensor | None = (
-            None  # (R, V) how often an answer has an id, where a penalty needs it
+            None  # (R, V) counts of ids of the answer, for the other penalties
         )
         if any(_needs_output_counts(request.sampling) for request in requests):
             self.output_counts = self._count_output_tokens(ids)
         self._prepare_settings()
 
     def sample(self, logits: Tensor) -> SampledTokens:
-        """(R, V) in any dtype -> the next token of each row. A greedy row costs an argmax and no softmax."""
-        forbidden_mask = (
-            self._compute_forbidden_mask() if self.constraints else None
-        )  # first: only this may fail
+        """Samples the next token of each row from (R, V) logits and counts it for the penalties."""
+        # First, since constraints may raise: nothing has been drawn or counted yet.
+        forbidden_mask = self._compute_forbidden_mask() if self.constraints else None
         model_logits = logits = self._mask_banned_ids(logits)
         if self.present_mask is not None:
             logits = apply_repetition_penalty(logits, self.present_mask, self.repetition_penalty)
@@ -99,16 +98,16 @@ class Sampler:
         return SampledTokens(ids, *self._gather_logprobs(model_logits, ids))
 
     def token_logprob(self, logits: Tensor, row: int, id: int) -> float:
-        """What the model thought, (R, V) of an id that a row takes although another was chosen."""
+        """The log-probability of `id` in row `row` of (R, V) logits, as in `SampledTokens`."""
         return float(self._mask_banned_ids(logits)[row].log_softmax(-1)[id])
 
     def _mask_banned_ids(self, logits: Tensor) -> Tensor:
-        """The model's distribution, banned ids left out."""
+        """(R, V) float32 with banned ids at -inf."""
         logits = logits.float()
         return logits if self.banned_mask is None else logits.masked_fill(self.banned_mask, -torch.inf)
 
     def _compute_forbidden_mask(self) -> Tensor:
-        """(G, V) what may not follow in the rows that have a guide."""
+        """(G, V) the ids that constraints forbid."""
         return forbidden_token_mask(
             [constraint.compute_token_bitmask() for constraint in self.constraints],
             self.vocab_size,
@@ -116,7 +115,7 @@ class Sampler:
         )
 
     def _gather_logprobs(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Log-probabilities of ids, of the most likely ones, or of none."""
+        """The fields of `SampledTokens` after `ids` that some row needs."""
         if not self.needs_logprobs:
             return ()
         logprobs = logits.log_softmax(-1)
@@ -127,16 +126,16 @@ class Sampler:
         return token_logprobs, top.indices, top.values
 
     def warp_logits(self, logits: Tensor) -> Tensor:
-        """Temperature, top-k, top-p and min-p of the rows that sample: (S, V) -> (S, V), -inf where dropped."""
+        """Applies temperature, top-k, top-p and min-p: (S, V) -> (S, V), -inf where dropped."""
         for warp in self.warpers:
             logits = warp(logits)
         return logits
 
     def _draw_tokens(self, logits: Tensor) -> Tensor:
-        """One sample of each row's softmax, (S, V) -> (S,): the first token where the cumulated sum is above a point.
+        """Samples from each row's softmax by inverse transform sampling: (S, V) logits -> (S,) ids.
 
-        One number a row is drawn, not one a token. A token at minus infinity can never win: it adds nothing to the sum,
-        and the point is below the sum of all.
+        One uniform number is drawn for each row. A token at -inf is never sampled: it does not increase the cumulative
+        sum, and the drawn point is below the total.
         """
         cumulated = logits.softmax(-1).double().cumsum(-1)
         points = cumulated.new_empty(len(logits), 1)
@@ -145,12 +144,10 @@ class Sampler:
         total = cumulated[:, -1:]
         points = torch.minimum(points * total, total.nextafter(torch.zeros_like(total)))
         tokens = torch.searchsorted(cumulated, points, right=True)[:, 0]
-        return tokens.clamp(
-            max=self.vocab_size - 1
-        )  # a broken model's logits are no numbers, and nothing is above one
+        return tokens.clamp(max=self.vocab_size - 1)  # logits that are NaN compare false with every point
 
     def _prepare_settings(self) -> None:
-        """Turns the rows' settings into tensors and picks the steps that some row needs."""
+        """Converts the rows' settings to tensors, for the steps that at least one row needs."""
         settings = [request.sampling for request in self.requests]
         self.banned_mask: Tensor | None = None  # (R, V)
         if any(request.banned_ids for request in self.requests):
@@ -170,14 +167,10 @@ class Sampler:
 
         self.constraints = [request.constraint for request in self.requests if request.constraint is not None]
         rows = [row for row, request in enumerate(self.requests) if request.constraint is not None]
-        self.constrained_rows = torch.tensor(
-            rows, device=self.device, dtype=torch.long
-        )  # (G,) the rows that have one
+        self.constrained_rows = torch.tensor(rows, device=self.device, dtype=torch.long)  # (G,)
 
         rows = [row for row, setting in enumerate(settings) if setting.temperature > 0]
-        self.sampled_rows = torch.tensor(
-            rows, device=self.device, dtype=torch.long
-        )  # (S,) the rows that sample
+        self.sampled_rows = torch.tensor(rows, device=self.device, dtype=torch.long)  # (S,)
         self.sampled_generators = [self.generators[row] for row in rows]
         self.warpers = self._build_warpers([settings[row] for row in rows])
 
@@ -216,96 +209,14 @@ def _needs_output_counts(setting: Sampling) -> bool:
 
 
 def argmax_ids(logits: Tensor) -> Tensor:
-    """(R, V) -> (R,) the first of each row's largest. NumPy finds it in a tenth of the time of torch on a CPU."""
+    """The index of each row's maximum, the first of equal ones: (R, V) -> (R,). On a CPU NumPy is 10 times faster."""
     if logits.device.type == "cpu":
         return torch.from_numpy(logits.numpy().argmax(-1))
     return logits.argmax(-1)
 
 
-def token_mask(ids: Collection[int], vocab_size: int, device: torch.device) -> Tensor:
-    """(V,) whether an id is among `ids`."""
-    mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-    mask[torch.tensor(list(ids), dtype=torch.long, device=device)] = True
-    return mask
-
-
-def apply_repetition_penalty(scores: Tensor, present_mask: Tensor, penalty: Tensor | float) -> Tensor:
-    """Makes ids that are `present_mask` (R, V) less likely: (R, V) -> (R, V); penalty (R, 1) or one number.
-
-    Positive scores are divided by the penalty and negative ones multiplied (CTRL, arXiv 1909.05858).
-    """
-    return torch.where(present_mask, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-
-
-def keep_top_k(logits: Tensor, top_k: Tensor, max_top_k: int) -> Tensor:
-    """Keeps each row's `top_k` (S, 1) largest logits and those that tie with the last; 0 keeps all.
-
-    `max_top_k` is the largest of the counts, known to the host.
-    """
-    largest = logits.topk(min(max_top_k, logits.shape[1])).values
-    threshold = largest.gather(1, (top_k - 1).clamp(0, largest.shape[1] - 1))
-    return logits.masked_fill(logits < threshold.masked_fill(top_k == 0, -torch.inf), -torch.inf)
-
-
-def keep_top_p(logits: Tensor, tail_probability: Tensor | float, min_tokens_to_keep: int = 1) -> Tensor:
-    """Keeps each row's smallest set of most likely tokens whose probability reaches p, or `min_tokens_to_keep` tokens.
-
-    Nucleus sampling, arXiv 1904.09751. `tail_probability` is 1 - p, (S, 1) or one number.
-    """
-    ascending, order, probability = _sort_by_cumulative_probability(logits, tail_probability)
-    drop = probability <= tail_probability
-    drop[:, -min_tokens_to_keep:] = False
-    filtered = ascending.masked_fill(drop, -torch.inf)
-    return torch.full_like(logits, -torch.inf).scatter(1, order, filtered)
-
-
-def _sort_by_cumulative_probability(
-    logits: Tensor, tail_probability: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's largest logits ascending, their ids, and the probability of each with all that are below it.
-
-    Those that are not among them are less likely than `tail_probability` together. A sort of 49,000 tokens takes a CPU as long as
-    a small model's whole step, and `topk` nothing. On a GPU the sort is quick, and the host must not wait for `others`.
-    """
-    if logits.device.type == "cpu" and logits.shape[1] > TOP_P_CANDIDATES:
-        largest, ids = (x.flip(-1) for x in logits.topk(TOP_P_CANDIDATES))
-        probabilities = (largest - logits.logsumexp(-1, keepdim=True)).exp()
-        remaining_probability = 1 - probabilities.sum(-1, keepdim=True)
-        if (remaining_probability <= tail_probability).all():
-            return largest, ids, remaining_probability + probabilities.cumsum(-1)
-    ascending, order = logits.sort()
-    return ascending, order, ascending.softmax(-1).cumsum(-1)
-
-
-def keep_min_p(logits: Tensor, min_p: Tensor | float, min_tokens_to_keep: int = 1) -> Tensor:
-    """Drops each row's tokens less likely than p times its most likely one, but keeps the best `min_tokens_to_keep`.
-
-    arXiv 2407.01082. `min_p` is (S, 1) or one number.
-    """
-    probabilities = logits.softmax(-1)
-    drop = probabilities < min_p * probabilities.amax(-1, keepdim=True)
-    drop.scatter_(1, probabilities.topk(min(min_tokens_to_keep, logits.shape[1])).indices, False)
-    return logits.masked_fill(drop, -torch.inf)
-
-
-def keep_typical(logits: Tensor, p: float, min_tokens_to_keep: int = 1) -> Tensor:
-    """Keeps each row's tokens of most typical information until their probability reaches p.
-
-    Locally typical sampling, arXiv 2202.00666: first come those whose information is nearest to the entropy.
-    Whatever p is, the `min_tokens_to_keep` most typical are kept.
-    """
-    logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).nansum(-1, keepdim=True)
-    entropy_distance, order = (-logprobs - entropy).abs().sort()
-    cumulative = logits.gather(1, order).softmax(-1).cumsum(-1)
-    last_index = (cumulative < p).sum(-1, keepdim=True).clamp(max=logits.shape[1] - 1)
-    drop = entropy_distance > entropy_distance.gather(1, last_index)
-    drop[:, :min_tokens_to_keep] = False
-    return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
-
-
 def make_generator(seed: int | None, device: torch.device) -> torch.Generator:
-    """What a row draws from: repeatable with a seed."""
+    """A random generator for one row: with a seed the same numbers each time, else different ones."""
     new_generator = torch.Generator(device)
     if seed is None:
         new_generator.seed()

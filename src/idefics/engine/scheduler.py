@@ -1,80 +1,93 @@
-"""Who is read in the next step, and how far. Plain bookkeeping: no torch, no tensors.
+"""Decides which tokens the next step computes, and records the results. No torch, no tensors.
 
-Requests wait in a queue and are admitted in the order in which they came, when there are rows and pages for them. Long
-prompts are read in chunks. Every row that answers is read one token further in each step. When pages run out, the
-latest arrival gives its own back and waits again in its old place: the earliest is never sent away, so all are served.
+Requests wait in a queue and are admitted in order of arrival when there are sequences and pages for them. Long prompts
+are computed in chunks. Every decoding sequence gets one token in each step. When pages run out, the latest arrival is
+preempted: it releases its pages and returns to the head of the queue. The earliest request is never preempted, so every
+request finishes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
+from idefics.engine.kv_cache_manager import KVCacheManager
 from idefics.engine.page_pool import PAGE_SIZE, PageKey, PagePool
-from idefics.engine.request_state import RequestState, SequenceState
+from idefics.engine.request_output import (
+    BeamSearchResult,
+    ContinuationGroups,
+    NextBeams,
+    RequestOutput,
+    SampledToken,
+    ScoringResult,
+)
+from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler_output import (
     MissingFrameCounter,
     PrefillChunk,
-    SamplerOutput,
     SchedulerLimits,
     SchedulerOutput,
+    StepResult,
 )
 from idefics.errors import BadSetting, EngineBusy
-from idefics.messages import FinishReason
 
 
 class Scheduler:
-    """The queue, the running jobs and their pages. One caller at a time.
+    """The queue and the running requests. Not thread-safe: callers hold the engine's lock.
 
     Attributes:
-        num_cached_tokens: how many tokens of prompts had been read already, for others, when their turn came.
+        waiting: the queue, in order of arrival.
+        running: the admitted requests, in order of arrival.
+        num_cached_tokens: how many tokens of admitted requests were in the prefix cache, in all.
     """
 
     def __init__(
         self, page_pool: PagePool, limits: SchedulerLimits, encoder_cache: MissingFrameCounter
     ) -> None:
         self.page_pool, self.limits, self.encoder_cache = page_pool, limits, encoder_cache
-        self.waiting: deque[RequestState] = deque()  # by arrival
-        self.running: list[RequestState] = []  # by arrival
+        self.kv_cache_manager = KVCacheManager(page_pool)
+        self.waiting: deque[RequestState] = deque()
+        self.running: list[RequestState] = []
         self.num_cached_tokens = 0
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any request is waiting or running."""
         return bool(self.running or self.waiting)
 
     @property
     def is_full(self) -> bool:
-        """Whether the queue takes no more."""
+        """Whether the queue has no place for another request."""
         return len(self.waiting) >= self.limits.max_waiting_requests
 
     def submit(self, state: RequestState) -> None:
-        """A job joins the queue.
+        """Appends a request to the queue.
 
         Raises:
             EngineBusy: the queue is full.
-            BadSetting: there are not enough pages for it, even if it were alone.
+            BadSetting: the whole cache has too few pages for it.
         """
-        num_needed_pages, num_total_pages = state.max_pages, self.page_pool.num_pages - 1
-        if num_needed_pages > num_total_pages:
+        request, num_total_pages = state.request, self.page_pool.num_pages - 1
+        if state.max_pages > num_total_pages:
+            num_sequences = f"{request.num_sequences} sequence{'s' * (request.num_sequences > 1)}"
             raise BadSetting(
-                f"a prompt of {len(state.request.prompt)} tokens with up to {state.max_new_tokens} new ones in "
-                f"{state.request.num_sequences} row{'s' * (state.request.num_sequences > 1)} takes {num_needed_pages * PAGE_SIZE} positions of the cache, "
-                f"which has {num_total_pages * PAGE_SIZE}: give fewer max_new_tokens or num_beams, or a larger kv_cache (--kv-cache)"
+                f"a prompt of {len(request.prompt)} tokens with up to {state.max_new_tokens} new ones in "
+                f"{num_sequences} takes {state.max_pages * PAGE_SIZE} positions of the KV cache, which has "
+                f"{num_total_pages * PAGE_SIZE}: give a smaller max_new_tokens or num_beams, or a larger kv_cache "
+                "(--kv-cache)"
             )
         if self.is_full:
             raise EngineBusy(self.limits.max_waiting_requests)
         self.waiting.append(state)
 
     def cancel(self, state: RequestState) -> None:
-        """Ends a job that is not done; if it is running, its pages are given back after the step."""
+        """Ends a request that is not done. If it is running, its pages are released after the step."""
         if not state.handle.is_done:
             state.handle.finish("cancelled")
         if state in self.waiting:
             self.waiting.remove(state)
 
     def schedule(self) -> SchedulerOutput:
-        """The next step."""
+        """Plans the next step: decoding sequences first, then chunks of running prompts, then new requests."""
         self._remove_finished_requests()
         output = SchedulerOutput()
         for state in list(self.running):
@@ -93,32 +106,32 @@ class Scheduler:
             )
         return output
 
-    def update_from_output(
-        self, scheduler_output: SchedulerOutput, sampler_outputs: list[SamplerOutput]
-    ) -> None:
-        """What was read and chosen is written down; who has ended gives pages back."""
+    def update_from_output(self, scheduler_output: SchedulerOutput, result: StepResult) -> None:
+        """Records what a step computed and sampled; finished requests release their pages."""
+        errors = result.error_by_request
         for sequence in scheduler_output.decode_sequences:
-            if sequence.request_state not in scheduler_output.error_by_request:
+            if sequence.request_state not in errors:
                 sequence.num_computed_tokens += 1
                 if sequence.num_computed_tokens % PAGE_SIZE == 0:
-                    self._add_to_prefix_cache(sequence)
-        for chunk in scheduler_output.prefill_chunks:
-            if (
-                chunk.continuation_group is None
-                and chunk.sequence.request_state not in scheduler_output.error_by_request
-            ):
-                chunk.sequence.num_computed_tokens = chunk.end
-                self._add_to_prefix_cache(chunk.sequence)
-        for sampler_output in sampler_outputs:
-            if not sampler_output.request_state.handle.is_done:
-                self._apply_sampler_output(sampler_output)
-        for state, error in scheduler_output.error_by_request.items():
+                    self.kv_cache_manager.add_to_prefix_cache(sequence)
+        for sequence, _, end, group in scheduler_output.prefill_chunks:
+            if sequence.request_state in errors:
+                continue
+            if group is None:
+                sequence.num_computed_tokens = end
+                self.kv_cache_manager.add_to_prefix_cache(sequence)
+            else:
+                del sequence.request_state.pending_tokens_by_group[group]
+        for state, output in result.output_by_request.items():
+            if not state.handle.is_done:
+                self._apply_output(state, output)
+        for state, error in errors.items():
             if not state.handle.is_done:
                 state.handle.fail(error)
         self._remove_finished_requests()
 
     def fail_all(self, error: Exception) -> None:
-        """Ends every job."""
+        """Ends all requests, waiting or running, with an error."""
         for state in (*self.running, *self.waiting):
             if not state.handle.is_done:
                 state.handle.fail(error)
@@ -126,7 +139,7 @@ class Scheduler:
         self._remove_finished_requests()
 
     def image_keys_in_use(self) -> set[str]:
-        """Keys of the pictures that running jobs have still to read or see."""
+        """Content hashes of the pictures that tokens of running requests have yet to attend to."""
         return {
             state.request.prompt.pictures[image_span.image_index].content_hash
             for state in self.running
@@ -135,38 +148,26 @@ class Scheduler:
         }
 
     def _schedule_decode(self, state: RequestState, output: SchedulerOutput) -> None:
-        """Plans one more token of each of a job's rows, if there are pages for it."""
+        """Plans one token of each of a request's sequences; preempts the latest requests if pages run out."""
         for sequence in state.sequences:
-            page_index = sequence.num_computed_tokens // PAGE_SIZE
-            is_new = page_index == len(sequence.pages)
-            if is_new or self.page_pool.ref_counts[sequence.pages[page_index]] > 1:
+            if self.kv_cache_manager.needs_decode_page(sequence):
                 while not self.page_pool.num_free_pages:
                     latest = self.running[-1]
                     self._preempt(latest)
                     if latest is state:
                         return
-                page = self.page_pool.allocate()
+                self.kv_cache_manager.allocate_decode_page(sequence, output.copy_source_by_page)
                 output.has_page_changes = True
-                if is_new:
-                    sequence.pages.append(page)
-                else:  # shared with another beam: from here on they differ
-                    output.copy_source_by_page[page] = sequence.pages[page_index]
-                    self.page_pool.release([sequence.pages[page_index]])
-                    sequence.pages[page_index] = page
-            is_full = (sequence.num_computed_tokens + 1) // PAGE_SIZE == len(sequence.pages)
-            if (
-                self.limits.has_lookahead_page
-                and is_full
-                and self.page_pool.num_free_pages > self.limits.max_sequences
+            if self.limits.has_lookahead_page and self.kv_cache_manager.allocate_lookahead_page(
+                sequence, min_free_pages=self.limits.max_sequences
             ):
-                sequence.pages.append(self.page_pool.allocate())
                 output.has_page_changes = True
         output.decode_sequences += state.sequences
 
     def _schedule_prefill(
         self, state: RequestState, output: SchedulerOutput, frame_budget: int, token_budget: int
     ) -> tuple[int, int]:
-        """Plans the next chunk of a prompt, or of endings: -> how many frames and tokens are left."""
+        """Plans the next chunk of a prompt, or groups of continuations; returns the remaining budgets."""
         if token_budget <= 0:
             return frame_budget, token_budget
         if state.pending_tokens_by_group:
@@ -177,84 +178,57 @@ class Scheduler:
                 token_budget -= num_tokens
             return frame_budget, token_budget
         (sequence,) = state.sequences
-        end = min(len(sequence.ids), sequence.num_computed_tokens + token_budget)
+        start = sequence.num_computed_tokens
+        end = min(len(sequence.ids), start + token_budget)
         for image_span in state.image_spans:
-            if image_span.last_position < sequence.num_computed_tokens or image_span.first_position >= end:
+            if image_span.last_position < start or image_span.first_position >= end:
                 continue
             tiles = state.request.prompt.pictures[image_span.image_index]
             num_missing_frames = self.encoder_cache.count_missing_frames(tiles)
             if num_missing_frames:
                 output.requests_awaiting_images.append(state)
             num_missing_frames -= sum(
-                num_tokens
-                for other, num_tokens in output.encoder_inputs
+                num_frames
+                for other, num_frames in output.encoder_inputs
                 if other.content_hash == tiles.content_hash
             )
             if num_frames := min(num_missing_frames, frame_budget):
                 output.encoder_inputs.append((tiles, num_frames))
                 frame_budget -= num_frames
-            if num_frames < num_missing_frames:
-                end = max(image_span.first_position, sequence.num_computed_tokens)
-        if end > sequence.num_computed_tokens:
-            output.prefill_chunks.append(PrefillChunk(sequence, sequence.num_computed_tokens, end))
-        return frame_budget, token_budget - (end - sequence.num_computed_tokens)
+            if num_frames < num_missing_frames:  # the chunk ends before the picture
+                end = max(image_span.first_position, start)
+        if end > start:
+            output.prefill_chunks.append(PrefillChunk(sequence, start, end))
+        return frame_budget, token_budget - (end - start)
 
     def _admit_next_request(self, output: SchedulerOutput) -> bool:
-        """Lets the first of the queue run, if there is room: whether it does."""
+        """Moves the head of the queue to the running requests if there are sequences and pages; returns whether."""
         state = self.waiting[0]
         num_running_sequences = sum(other.request.num_sequences for other in self.running)
         if self.running and num_running_sequences + state.request.num_sequences > self.limits.max_sequences:
             return False
         (sequence,) = state.sequences
-        num_reusable_tokens = len(sequence.ids) - 1  # it is read in any case, for what follows it
-        keys = sequence.page_keys.full_page_keys(sequence.ids, num_reusable_tokens)
-        cached_pages = self.page_pool.match_prefix(keys)
-        if len(cached_pages) < len(keys) and keys[len(cached_pages)] in self._keys_being_computed():
-            return False  # another is reading the same beginning: in a step or so it can be shared
-        next_page = sequence.page_keys.page_content(sequence.ids, len(cached_pages), num_reusable_tokens)
-        partial_page, num_partial_tokens = self.page_pool.match_partial_page(
-            next_page.parent_key, next_page.tokens
+        prefix = self.kv_cache_manager.find_cached_prefix(sequence)
+        if prefix.next_key is not None and prefix.next_key in self._keys_being_computed():
+            return False  # a running request computes the same prefix: after its chunk it can be shared
+        # One page for each running sequence stays free, or some would soon be preempted.
+        allocation = self.kv_cache_manager.allocate_prompt(
+            sequence,
+            prefix,
+            num_reserved_pages=sum(len(other.sequences) for other in self.running),
+            is_alone=not self.running,
         )
-        candidate_pages, num_cached_tokens = (
-            [*cached_pages, partial_page],
-            sequence.page_keys.round_down_to_image_boundary(
-                len(cached_pages) * PAGE_SIZE + num_partial_tokens
-            ),
-        )
-        num_reserved_pages = sum(
-            len(other.sequences) for other in self.running
-        )  # a page each, or they would soon be sent away
-        while True:
-            num_full_pages = num_cached_tokens // PAGE_SIZE
-            shared_pages, copied_pages = (
-                candidate_pages[:num_full_pages],
-                candidate_pages[num_full_pages:][: min(num_cached_tokens % PAGE_SIZE, 1)],
-            )  # the last is copied
-            num_new_pages = -(-len(sequence.ids) // PAGE_SIZE) - num_full_pages
-            num_available_pages = self.page_pool.num_free_pages - sum(
-                not self.page_pool.ref_counts[page] for page in (*shared_pages, *copied_pages)
-            )
-            if num_new_pages + num_reserved_pages <= num_available_pages:
-                break
-            if self.running or not copied_pages:
-                return False
-            num_cached_tokens = sequence.page_keys.round_down_to_image_boundary(
-                num_full_pages * PAGE_SIZE
-            )  # the copied page is in the way
-        self.page_pool.add_references(shared_pages + copied_pages)
-        sequence.pages = shared_pages + [self.page_pool.allocate() for _ in range(num_new_pages)]
-        if copied_pages:
-            output.copy_source_by_page[sequence.pages[len(shared_pages)]] = copied_pages[0]
-        self.page_pool.release(copied_pages)
-        sequence.num_computed_tokens, sequence.num_prefix_cached_pages = num_cached_tokens, len(shared_pages)
-        self.num_cached_tokens += num_cached_tokens
-        if state.handle.num_cached_tokens is None:  # one that was sent away finds what it has read itself
-            state.handle.num_cached_tokens = num_cached_tokens
+        if allocation is None:
+            return False
+        output.copy_source_by_page |= allocation.copy_source_by_page
+        self.num_cached_tokens += allocation.num_cached_tokens
+        if state.handle.num_cached_tokens is None:  # after a preemption it would find its own pages
+            state.handle.num_cached_tokens = allocation.num_cached_tokens
         self.running.append(self.waiting.popleft())
         return True
 
     def _keys_being_computed(self) -> set[PageKey]:
-        """What will be published as soon as it is read."""
+        """The keys of the pages that running prompts have still to compute."""
         return {
             key
             for state in self.running
@@ -263,84 +237,61 @@ class Scheduler:
         }
 
     def _preempt(self, state: RequestState) -> None:
-        """Sends a job, the latest, back to its place in the queue: nothing of it is planned yet."""
+        """Returns the latest running request, of which nothing is planned yet, to the head of the queue."""
         self.running.remove(state)
-        self._release_pages(state)
+        self.kv_cache_manager.release(state)
         state.reset_for_recompute()
         self.waiting.appendleft(state)
 
-    def _apply_sampler_output(self, sampler_output: SamplerOutput) -> None:
-        state = sampler_output.request_state
-        if sampler_output.parent_rows is not None:
-            self._fork_sequences(state, sampler_output.parent_rows, sampler_output.next_ids)
-            return
+    def _apply_output(self, state: RequestState, output: RequestOutput) -> None:
         try:
-            if sampler_output.finish_reason is not None:
-                self._finish_request(state, sampler_output.finish_reason)
-            else:
-                self._append_token(state, sampler_output)
-        except Exception as error:  # of the caller's `watch`
+            match output:
+                case SampledToken():
+                    self._append_token(state, output)
+                case NextBeams():
+                    self.kv_cache_manager.fork(state, output.parent_rows, output.ids)
+                case BeamSearchResult():
+                    self._finish_beam_search(state, output)
+                case ContinuationGroups():
+                    state.pending_tokens_by_group = output.num_tokens_by_group
+                case ScoringResult():
+                    state.handle.continuation_logprobs = output.logprobs
+                    state.handle.continuation_top_logprobs = output.top_logprobs
+                    state.handle.finish("stop")
+        except Exception as error:  # raised by the caller's `on_token`
             state.handle.fail(error)
 
-    def _append_token(self, state: RequestState, sampler_output: SamplerOutput) -> None:
-        handle, request, id = state.handle, state.request, sampler_output.next_ids[0]
-        if id in request.stop_ids:
+    def _append_token(self, state: RequestState, token: SampledToken) -> None:
+        handle, request = state.handle, state.request
+        if token.id in request.stop_ids:
             handle.finish("stop")
             return
-        is_stopped = request.on_token is not None and request.on_token(id)
-        handle.append_token(id, sampler_output.logprob, sampler_output.top_logprobs)
+        is_stopped = request.on_token is not None and request.on_token(token.id)
+        handle.append_token(token.id, token.logprob, token.top_logprobs)
         if is_stopped:
             handle.finish("stop")
         elif len(handle.ids) == state.max_new_tokens:
             handle.finish("length")
         else:
-            state.sequences[0].ids.append(id)
+            state.sequences[0].ids.append(token.id)
 
-    def _finish_request(self, state: RequestState, reason: FinishReason) -> None:
-        """An answer that came as a whole."""
+    def _finish_beam_search(self, state: RequestState, result: BeamSearchResult) -> None:
+        """Writes the best beam into the handle, up to the id at which `on_token` returns true."""
         handle, on_token = state.handle, state.request.on_token
-        for count, id in enumerate(handle.ids if on_token is not None else (), start=1):
+        num_ids, reason = len(result.ids), result.finish_reason
+        for count, id in enumerate(result.ids if on_token is not None else (), start=1):
             if on_token is not None and on_token(id):
-                handle.ids, handle.logprobs = handle.ids[:count], handle.logprobs[:count]
-                reason = "stop"
+                num_ids, reason = count, "stop"
                 break
+        handle.ids, handle.logprobs = result.ids[:num_ids], result.logprobs[:num_ids]
         handle.finish(reason)
 
-    def _fork_sequences(self, state: RequestState, parent_rows: Sequence[int], ids: Sequence[int]) -> None:
-        """Each new row goes on with another id after one of the old ones, and shares its pages."""
-        old_sequences = state.sequences
-        state.sequences = [
-            old_sequences[parent].fork(id) for parent, id in zip(parent_rows, ids, strict=True)
-        ]
-        for sequence in state.sequences:
-            self.page_pool.add_references(sequence.pages)
-        for sequence in old_sequences:
-            self.page_pool.release(sequence.pages)
-
-    def _add_to_prefix_cache(self, sequence: SequenceState) -> None:
-        """What has been read can be found: whole pages, and what there is of the last one where others may go on."""
-        num_full_pages = sequence.num_computed_tokens // PAGE_SIZE
-        page_indices = range(
-            sequence.num_prefix_cached_pages, num_full_pages + (sequence.num_computed_tokens % PAGE_SIZE > 0)
-        )
-        for page_index in page_indices:
-            self.page_pool.add_to_prefix_cache(
-                sequence.pages[page_index],
-                sequence.page_keys.page_content(sequence.ids, page_index, sequence.num_computed_tokens),
-            )
-        sequence.num_prefix_cached_pages = num_full_pages
-
     def _remove_finished_requests(self) -> None:
-        """Who is done gives pages back."""
+        """Releases the pages of requests that are done; those of failed ones do not go to the prefix cache."""
         for state in [state for state in self.running if state.handle.is_done]:
             self.running.remove(state)
             if state.handle.error is None:
                 for sequence in state.sequences:
-                    self._add_to_prefix_cache(sequence)
-            self._release_pages(state)
+                    self.kv_cache_manager.add_to_prefix_cache(sequence)
+            self.kv_cache_manager.release(state)
             state.sequences = []
-
-    def _release_pages(self, state: RequestState) -> None:
-        for sequence in state.sequences:
-            self.page_pool.release(sequence.pages)
-            sequence.pages = []

@@ -1,27 +1,31 @@
-"""One step of the engine, as the scheduler plans it and as it comes back. No torch, no tensors."""
+"""One step of the engine: what the scheduler plans, and what comes back to it. No torch, no tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from idefics.config import EngineConfig
+from idefics.engine.request_output import RequestOutput
 from idefics.engine.request_state import RequestState, SequenceState
-from idefics.messages import Alternative, FinishReason
 from idefics.prompt import PreprocessedImage
+
+# A step without decoding sequences computes so many times as many tokens of prompts.
+IDLE_PREFILL_FACTOR = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
-    """What one step and the queue may hold.
+    """The limits of one step and of the queue.
 
     Attributes:
-        max_sequences: so many rows are answered side by side. A wider request runs alone.
-        max_prefill_tokens: so many tokens of prompts are read in a step while others are being answered.
-        max_idle_prefill_tokens: so many, if nobody is being answered.
-        max_encoder_frames: so many frames of pictures are encoded in a step.
-        max_waiting_requests: so many requests wait.
-        has_lookahead_page: whether rows get pages a token before they need them, as long as there are enough.
+        max_sequences: sequences that run at the same time. A request with more runs alone.
+        max_prefill_tokens: tokens of prompts computed in a step in which other requests decode.
+        max_idle_prefill_tokens: tokens of prompts computed in a step in which none does.
+        max_encoder_frames: frames of pictures encoded in a step.
+        max_waiting_requests: requests in the queue.
+        has_lookahead_page: whether a sequence gets its next page one token early while enough pages are free, so that
+            the next decode step can be launched before its token is known.
     """
 
     max_sequences: int
@@ -30,6 +34,18 @@ class SchedulerLimits:
     max_encoder_frames: int
     max_waiting_requests: int
     has_lookahead_page: bool = False
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, *, has_lookahead_page: bool) -> SchedulerLimits:
+        """The limits of an engine's configuration."""
+        return cls(
+            max_sequences=config.batch_rows,
+            max_prefill_tokens=config.step_tokens,
+            max_idle_prefill_tokens=IDLE_PREFILL_FACTOR * config.step_tokens,
+            max_encoder_frames=config.encode_frames,
+            max_waiting_requests=config.waiting,
+            has_lookahead_page=has_lookahead_page,
+        )
 
 
 class MissingFrameCounter(Protocol):
@@ -41,7 +57,7 @@ class MissingFrameCounter(Protocol):
 
 
 class PrefillChunk(NamedTuple):
-    """Tokens `start` to `end` of a row, which are read in one step; or the `continuation_group`-th of a job's endings after it."""
+    """Tokens `start` to `end` of a sequence; or, with `continuation_group`, the `end` tokens of that group after it."""
 
     sequence: SequenceState
     start: int
@@ -50,22 +66,21 @@ class PrefillChunk(NamedTuple):
 
     @property
     def is_final_chunk(self) -> bool:
-        """Whether a token is chosen after it."""
+        """Whether it ends the sequence, so that the next token is sampled after it."""
         return self.continuation_group is None and self.end == len(self.sequence.ids)
 
 
 @dataclass(slots=True)
 class SchedulerOutput:
-    """One step.
+    """The plan of one step.
 
     Attributes:
-        decode_sequences: rows that are read one token further.
-        has_page_changes: whether some of them have other pages than in the step before.
-        copy_source_by_page: for pages that begin as copies of others, which: page -> other.
-        encoder_inputs: pictures, and how many of their frames are encoded.
-        requests_awaiting_images: jobs that need those pictures.
-        prefill_chunks: what is read of prompts and endings.
-        error_by_request: jobs that failed in this step.
+        decode_sequences: sequences whose last token is computed.
+        has_page_changes: whether any of them has other pages than in the step before.
+        copy_source_by_page: pages to be overwritten with copies of others first: page -> source page.
+        encoder_inputs: pictures, and how many more of their frames are to be encoded.
+        requests_awaiting_images: the requests that need those pictures.
+        prefill_chunks: chunks of prompts and groups of continuations to be computed.
     """
 
     decode_sequences: list[SequenceState] = field(default_factory=list)
@@ -74,23 +89,18 @@ class SchedulerOutput:
     encoder_inputs: list[tuple[PreprocessedImage, int]] = field(default_factory=list)
     requests_awaiting_images: list[RequestState] = field(default_factory=list)
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
-    error_by_request: dict[RequestState, Exception] = field(default_factory=dict)
 
 
-class SamplerOutput(NamedTuple):
-    """What follows for a job.
+@dataclass(slots=True)
+class StepResult:
+    """The results of one step.
 
     Attributes:
-        next_ids: the next id of each row that goes on.
-        parent_rows: the row that each of them continues; None: its own.
-        logprob: of the id, where one row is asked for it.
-        top_logprobs: what was most likely in its place.
-        finish_reason: why the job has ended with `answer` and `logprobs`, if it has.
+        output_by_request: the new token, beams or scores of each request that has some.
+        error_by_request: the requests that failed.
+        has_replaced_tokens: whether a constraint replaced a sampled token by another one.
     """
 
-    request_state: RequestState
-    next_ids: Sequence[int] = ()
-    parent_rows: Sequence[int] | None = None
-    logprob: float | None = None
-    top_logprobs: tuple[Alternative, ...] = ()
-    finish_reason: FinishReason | None = None
+    output_by_request: dict[RequestState, RequestOutput] = field(default_factory=dict)
+    error_by_request: dict[RequestState, Exception] = field(default_factory=dict)
+    has_replaced_tokens: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -23,3 +23,10 @@ def forbidden_token_mask(bitmasks: Sequence[bytes], vocab_size: int, device: tor
     )
     allowed = (bitmask_bytes.to(device) >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
     return allowed.flatten(1)[:, :vocab_size] == 0
+
+
+def token_mask(ids: Collection[int], vocab_size: int, device: torch.device) -> Tensor:
+    """A mask of the given ids: (V,) bool."""
+    mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    mask[torch.tensor(list(ids), dtype=torch.long, device=device)] = True
+    return mask

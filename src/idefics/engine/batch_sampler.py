@@ -1,0 +1,108 @@
+"""Samples the next tokens of all requests of a step that do not use beams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from idefics.engine.host_copy import copy_to_host, copy_to_host_async
+from idefics.engine.model_runner import StepOutput
+from idefics.engine.request_state import RequestState, SequenceState
+from idefics.engine.sampler import Sampler, make_generator
+
+
+class SampledBatch(NamedTuple):
+    """Sequences that were sampled together. R rows, V vocabulary.
+
+    Attributes:
+        sequences: one for each row.
+        logits: (R, V).
+        sampler: the sampler of these rows.
+        ids: (R,) the sampled ids, on the device.
+        read_ids: waits for the copy of `ids` to the host and returns it.
+        read_logprobs: the same for `logprobs`, `top_ids` and `top_logprobs` of `SampledTokens`; those that there are.
+    """
+
+    sequences: list[SequenceState]
+    logits: Tensor
+    sampler: Sampler
+    ids: Tensor
+    read_ids: Callable[[], list[int]]
+    read_logprobs: list[Callable[[], list[Any]]]
+
+
+class SamplerOutput(NamedTuple):
+    """The samples of one step.
+
+    Attributes:
+        batches: one batch with all sequences; after an error a batch for each sequence.
+        error_by_request: the requests whose sampling failed.
+    """
+
+    batches: list[SampledBatch]
+    error_by_request: dict[RequestState, Exception]
+
+
+class BatchSampler:
+    """Samples with one `Sampler`, which is kept while the sequences stay the same.
+
+    Args:
+        vocab_size: the number of logits.
+        is_async: whether ids are copied to the host while a GPU goes on computing.
+    """
+
+    def __init__(self, vocab_size: int, *, is_async: bool) -> None:
+        self.vocab_size = vocab_size
+        self._copy_to_host = copy_to_host_async if is_async else copy_to_host
+        self._sequences: list[SequenceState] = []
+        self._sampler: Sampler | None = None
+
+    def sample(self, step_output: StepOutput) -> SamplerOutput:
+        """Samples after each sequence of a step, except those of beam searches and scored prompts."""
+        sequences = step_output.sequences
+        rows = [row for row, sequence in enumerate(sequences) if sequence.request_state.request.is_sampled]
+        output = SamplerOutput([], {})
+        if rows and len(rows) == len(sequences):
+            self._sample_rows(sequences, step_output.logits, output)
+        elif rows:
+            self._sample_rows([sequences[row] for row in rows], step_output.logits[rows], output)
+        return output
+
+    def reset(self) -> None:
+        """Discards the sampler's counts, after a sequence got another id than the sampled one."""
+        self._sampler = None
+
+    def _sample_rows(self, sequences: list[SequenceState], logits: Tensor, output: SamplerOutput) -> None:
+        """Samples all rows at once; if that fails, each separately."""
+        try:
+            if self._sampler is None or sequences != self._sequences:
+                self._sampler, self._sequences = self._make_sampler(sequences, logits.device), sequences
+            ids, *logprobs = self._sampler.sample(logits)
+            read_ids = self._copy_to_host(ids)
+            read_logprobs = [self._copy_to_host(values) for values in logprobs if values is not None]
+        except Exception as error:
+            self._sampler = None
+            if len(sequences) == 1:
+                output.error_by_request[sequences[0].request_state] = error
+                return
+            for row, sequence in enumerate(sequences):
+                self._sample_rows([sequence], logits[row : row + 1], output)
+            return
+        output.batches.append(SampledBatch(sequences, logits, self._sampler, ids, read_ids, read_logprobs))
+
+    def _make_sampler(self, sequences: list[SequenceState], device: torch.device) -> Sampler:
+        states = [sequence.request_state for sequence in sequences]
+        for state in states:
+            sampling = state.request.sampling
+            if sampling.temperature > 0 and state.rng is None:
+                state.rng = make_generator(sampling.seed, device)
+        return Sampler(
+            [state.request for state in states],
+            [sequence.ids for sequence in sequences],
+            [state.rng for state in states],
+            self.vocab_size,
+            device,
+        )

@@ -1,0 +1,90 @@
+"""The inputs of decode steps as tensors, kept on the device while the same sequences decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from idefics.config import KVCacheLayout
+from idefics.engine.decode import DecodeInputs
+from idefics.engine.encoder_cache import EncoderCache
+from idefics.engine.request_state import SequenceState
+from idefics.nn.attention import CrossKV
+
+
+class DecodeInputBuilder:
+    """Builds `DecodeInputs`, from those of the step before where the sequences are the same.
+
+    Args:
+        device: the device of the inputs.
+
+    Attributes:
+        sequences: the sequences of the last inputs.
+    """
+
+    def __init__(self, layout: KVCacheLayout, encoder_cache: EncoderCache, device: torch.device) -> None:
+        self.layout, self.encoder_cache, self.device = layout, encoder_cache, device
+        self.sequences: list[SequenceState] = []
+        self._inputs: DecodeInputs | None = None
+
+    def build(
+        self, sequences: list[SequenceState], has_page_changes: bool, ids: Tensor | None = None
+    ) -> DecodeInputs:
+        """The inputs of the step after the last one.
+
+        Args:
+            has_page_changes: whether any sequence has other pages than in the step before.
+            ids: (R,) the last ids of the sequences, if they are on the device already.
+        """
+        inputs = self._inputs
+        if inputs is None or sequences != self.sequences:
+            positions = [sequence.num_computed_tokens for sequence in sequences]
+            self.sequences, self._inputs = (
+                sequences,
+                DecodeInputs(
+                    ids=self._last_ids(sequences),
+                    positions=torch.tensor(positions, device=self.device),
+                    page_tables=self._page_tables(sequences),
+                    cross_kvs=self._cross_kvs(sequences),
+                    max_position=max(positions),
+                    min_position=min(positions),
+                ),
+            )
+            return self._inputs
+        inputs.positions += 1
+        inputs.max_position, inputs.min_position = inputs.max_position + 1, inputs.min_position + 1
+        if has_page_changes:
+            inputs.page_tables = self._page_tables(sequences)
+        inputs.ids = self._last_ids(sequences) if ids is None else ids
+        return inputs
+
+    def update_page_tables(self) -> None:
+        """Rebuilds the page tables of the last inputs, whose sequences have got other pages."""
+        if self._inputs is not None:
+            self._inputs.page_tables = self._page_tables(self.sequences)
+
+    def reset(self) -> None:
+        """Forgets the last inputs, which no longer match the sequences' state."""
+        self.sequences = []
+
+    def _last_ids(self, sequences: Sequence[SequenceState]) -> Tensor:
+        return torch.tensor([sequence.ids[-1] for sequence in sequences], device=self.device)
+
+    def _page_tables(self, sequences: Sequence[SequenceState]) -> Tensor:
+        max_pages = max(len(sequence.pages) for sequence in sequences)
+        tables = [sequence.pages + [0] * (max_pages - len(sequence.pages)) for sequence in sequences]
+        return torch.tensor(tables, dtype=torch.int32, device=self.device)
+
+    def _cross_kvs(self, sequences: Sequence[SequenceState]) -> list[CrossKV]:
+        if not self.layout.num_cross_attention_layers:
+            return [()] * len(sequences)
+        return [last_token_cross_kv(sequence, self.encoder_cache) for sequence in sequences]
+
+
+def last_token_cross_kv(sequence: SequenceState, encoder_cache: EncoderCache) -> CrossKV:
+    """The keys and values of the picture that generated tokens attend to: that of the prompt's last token, or ()."""
+    prompt = sequence.request_state.request.prompt
+    image_index = prompt.image_index[-1]
+    return encoder_cache.cross_kv(prompt.pictures[image_index]) if image_index >= 0 else ()

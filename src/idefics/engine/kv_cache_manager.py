@@ -1,0 +1,144 @@
+"""The pages of running sequences: allocation, reuse of cached prefixes, sharing between beams. No torch, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from idefics.engine.page_pool import PAGE_SIZE, PageKey, PagePool
+from idefics.engine.request_state import RequestState, SequenceState
+
+
+class CachedPrefix(NamedTuple):
+    """The part of a sequence that is in the prefix cache.
+
+    Attributes:
+        pages: its full pages, and one whose first tokens match; 0 in its place if none does.
+        num_tokens: how many tokens of the sequence they hold.
+        next_key: the key of the first full page that is not cached; None if all are.
+    """
+
+    pages: list[int]
+    num_tokens: int
+    next_key: PageKey | None
+
+
+class PromptAllocation(NamedTuple):
+    """The pages that a sequence got for its prompt.
+
+    Attributes:
+        num_cached_tokens: how many tokens need not be computed.
+        copy_source_by_page: the page that begins as a copy of another sequence's last page, if there is one.
+    """
+
+    num_cached_tokens: int
+    copy_source_by_page: dict[int, int]
+
+
+class KVCacheManager:
+    """Assigns the pages of a `PagePool` to sequences."""
+
+    def __init__(self, page_pool: PagePool) -> None:
+        self.page_pool = page_pool
+
+    def find_cached_prefix(self, sequence: SequenceState) -> CachedPrefix:
+        """Looks up the longest cached prefix of a sequence; its last token is always computed, for its logits."""
+        page_keys, num_reusable_tokens = sequence.page_keys, len(sequence.ids) - 1
+        keys = page_keys.full_page_keys(sequence.ids, num_reusable_tokens)
+        pages = self.page_pool.match_prefix(keys)
+        next_page = page_keys.page_content(sequence.ids, len(pages), num_reusable_tokens)
+        partial_page, num_partial_tokens = self.page_pool.match_partial_page(
+            next_page.parent_key, next_page.tokens
+        )
+        num_tokens = page_keys.round_down_to_image_boundary(len(pages) * PAGE_SIZE + num_partial_tokens)
+        return CachedPrefix(
+            [*pages, partial_page], num_tokens, keys[len(pages)] if len(pages) < len(keys) else None
+        )
+
+    def allocate_prompt(
+        self, sequence: SequenceState, prefix: CachedPrefix, num_reserved_pages: int, *, is_alone: bool
+    ) -> PromptAllocation | None:
+        """Gives a sequence all pages of its prompt; full pages of `prefix` are shared, a partly matching one is copied.
+
+        Args:
+            num_reserved_pages: how many pages must stay free for running sequences.
+            is_alone: whether nothing else runs: then the copy is given up if it takes the last page.
+
+        Returns:
+            None if there are not enough pages.
+        """
+        num_cached_tokens = prefix.num_tokens
+        while True:
+            num_full_pages = num_cached_tokens // PAGE_SIZE
+            shared_pages = prefix.pages[:num_full_pages]
+            copied_pages = prefix.pages[num_full_pages:][: min(num_cached_tokens % PAGE_SIZE, 1)]
+            num_new_pages = -(-len(sequence.ids) // PAGE_SIZE) - num_full_pages
+            num_available_pages = self.page_pool.num_free_pages - sum(
+                not self.page_pool.ref_counts[page] for page in (*shared_pages, *copied_pages)
+            )
+            if num_new_pages + num_reserved_pages <= num_available_pages:
+                break
+            if not is_alone or not copied_pages:
+                return None
+            num_cached_tokens = sequence.page_keys.round_down_to_image_boundary(num_full_pages * PAGE_SIZE)
+        self.page_pool.add_references(shared_pages + copied_pages)
+        sequence.pages = shared_pages + [self.page_pool.allocate() for _ in range(num_new_pages)]
+        self.page_pool.release(copied_pages)
+        sequence.num_computed_tokens, sequence.num_prefix_cached_pages = num_cached_tokens, len(shared_pages)
+        copies = {sequence.pages[num_full_pages]: copied_pages[0]} if copied_pages else {}
+        return PromptAllocation(num_cached_tokens, copies)
+
+    def needs_decode_page(self, sequence: SequenceState) -> bool:
+        """Whether the sequence's next token needs a new page: it has none for it, or another beam shares the page."""
+        page_index = sequence.num_computed_tokens // PAGE_SIZE
+        return page_index == len(sequence.pages) or self.page_pool.ref_counts[sequence.pages[page_index]] > 1
+
+    def allocate_decode_page(self, sequence: SequenceState, copy_source_by_page: dict[int, int]) -> None:
+        """Gives a sequence the page for its next token; a copy of the shared page is noted in `copy_source_by_page`."""
+        page, page_index = self.page_pool.allocate(), sequence.num_computed_tokens // PAGE_SIZE
+        if page_index == len(sequence.pages):
+            sequence.pages.append(page)
+        else:
+            copy_source_by_page[page] = sequence.pages[page_index]
+            self.page_pool.release([sequence.pages[page_index]])
+            sequence.pages[page_index] = page
+
+    def allocate_lookahead_page(self, sequence: SequenceState, min_free_pages: int) -> bool:
+        """Gives a sequence whose last page will be full a page more, if more than `min_free_pages` are free."""
+        will_be_full = (sequence.num_computed_tokens + 1) // PAGE_SIZE == len(sequence.pages)
+        if not will_be_full or self.page_pool.num_free_pages <= min_free_pages:
+            return False
+        sequence.pages.append(self.page_pool.allocate())
+        return True
+
+    def fork(self, state: RequestState, parent_rows: Sequence[int], ids: Sequence[int]) -> None:
+        """Replaces a request's sequences by continuations of them, which share their pages.
+
+        Args:
+            parent_rows: for each new sequence the index of the one that it continues.
+            ids: the last id of each new sequence.
+        """
+        old_sequences = state.sequences
+        state.sequences = [
+            old_sequences[parent].fork(id) for parent, id in zip(parent_rows, ids, strict=True)
+        ]
+        for sequence in state.sequences:
+            self.page_pool.add_references(sequence.pages)
+        for sequence in old_sequences:
+            self.page_pool.release(sequence.pages)
+
+    def add_to_prefix_cache(self, sequence: SequenceState) -> None:
+        """Makes the computed pages of a sequence findable, the last one even if it is not full."""
+        num_computed_tokens = sequence.num_computed_tokens
+        num_full_pages = num_computed_tokens // PAGE_SIZE
+        num_pages = num_full_pages + (num_computed_tokens % PAGE_SIZE > 0)
+        for page_index in range(sequence.num_prefix_cached_pages, num_pages):
+            content = sequence.page_keys.page_content(sequence.ids, page_index, num_computed_tokens)
+            self.page_pool.add_to_prefix_cache(sequence.pages[page_index], content)
+        sequence.num_prefix_cached_pages = num_full_pages
+
+    def release(self, state: RequestState) -> None:
+        """Releases all pages of a request's sequences."""
+        for sequence in state.sequences:
+            self.page_pool.release(sequence.pages)
+            sequence.pages = []
