@@ -31,7 +31,7 @@ enum { SILU, GELU, GELU_TANH, RELU };
 enum { PAGE_SIZE = 16 }; /* positions of a page */
 enum { MAX_ROWS = 16 };  /* rows of a step */
 
-typedef struct { /* (O, I) */
+typedef struct {                /* (O, I) */
     const void *weight, *scale; /* scale: (O,) for INT8, (O, groups) for INT4 */
     int32_t kind, scale_kind;   /* scale_kind: FLOAT32 or BFLOAT16 */
     int32_t outputs, inputs;
@@ -116,7 +116,8 @@ API int idefics_attention(const AttentionArgs *args, int threads, Parallel *para
  * columns. `filter`: a number of PIL.Image.Resampling. `instruction_set`: up to AVX512. -> 0 without memory, else 1. */
 API int idefics_resize(int instruction_set, int filter, const uint8_t *in, int width, int height, uint8_t *out,
                        int new_width, int new_height);
-/* (height, width, 3), rows `stride` bytes apart -> (3, height, width). `table` (3, 256): float of each byte, by channel. */
+/* (height, width, 3), rows `stride` bytes apart -> (3, height, width). `table` (3, 256): float of each byte, by
+ * channel. */
 API void idefics_normalize(const uint8_t *in, size_t stride, int height, int width, const float *table, float *out);
 
 /* --- int8 and int4 layers --- */
@@ -144,9 +145,9 @@ typedef struct {
 } QuantizeRowsArgs;
 
 typedef struct {
-    const float *x;            /* (rows, inputs) */
-    int8_t *x_levels;          /* (rows, groups * GROUP_SIZE): x / x_scales, rounded; of each eight the even ones first */
-    float *x_scales;           /* (rows, groups) */
+    const float *x;   /* (rows, inputs) */
+    int8_t *x_levels; /* (rows, groups * GROUP_SIZE): x / x_scales, rounded; of each eight the even ones first */
+    float *x_scales;  /* (rows, groups) */
     int32_t *zero_corrections; /* (rows, groups): what the zero point adds to each group's sum, negated */
     const uint8_t *levels;     /* weights and scales as in DequantizeInt4Args */
     const void *scales;

@@ -67,13 +67,13 @@ static void list_stages(Engine *e) {
     add_stage(e, HEAD, 0);
 }
 
-/* Zeroed memory that is freed with the engine. 64 bytes beyond it may be read: vectors run over the end of rows. */
+/* Zeroed memory that is freed with the engine. 64 bytes beyond it may be read: vectors run past the end of rows. */
 static void *allocate(Engine *e, size_t count, size_t size) {
     void **block = NULL;
     size_t bytes = (64 + count * size + 64 + 63) / 64 * 64;
     if (posix_memalign((void **)&block, 64, bytes)) return NULL;
     memset(block, 0, bytes);
-    block[0] = e->memory; /* a list, whose links stand before what is given out */
+    block[0] = e->memory; /* a linked list: each block begins with the address of the one before */
     e->memory = block;
     return (char *)block + 64;
 }
@@ -99,8 +99,8 @@ static int allocate_thread_scratch(Engine *e, ThreadScratch *t, int inputs) {
     x->deinterleaved_scale = allocate(e, size / 8, sizeof *x->deinterleaved_scale);
     x->offset = allocate(e, size / 4, sizeof *x->offset);
     x->deinterleaved_offset = allocate(e, size / 8, sizeof *x->deinterleaved_offset);
-    return t->query && x->plain && x->deinterleaved && x->bytes && x->deinterleaved_bytes && x->scale && x->deinterleaved_scale && x->offset
-           && x->deinterleaved_offset;
+    return t->query && x->plain && x->deinterleaved && x->bytes && x->deinterleaved_bytes && x->scale
+           && x->deinterleaved_scale && x->offset && x->deinterleaved_offset;
 }
 
 static int allocate_buffers(Engine *e, int threads) {
@@ -118,7 +118,8 @@ static int allocate_buffers(Engine *e, int threads) {
     e->mlp_hidden = allocate(e, (size_t)MAX_ROWS * (size_t)max_width, sizeof *e->mlp_hidden);
     e->rotary_cos_sin = allocate(e, (size_t)(MAX_ROWS * m->head_size), sizeof *e->rotary_cos_sin);
     e->threads = allocate(e, (size_t)threads, sizeof *e->threads);
-    int made = e->stages && e->units && e->pending_splits && e->x && e->qkv && e->attention_out && e->mlp_hidden && e->rotary_cos_sin && e->threads;
+    int made = e->stages && e->units && e->pending_splits && e->x && e->qkv && e->attention_out && e->mlp_hidden
+               && e->rotary_cos_sin && e->threads;
     for (int i = 0; made && i < threads; i++)
         made = allocate_thread_scratch(e, e->threads + i, larger(larger(m->width, inner), max_width));
     return made;
@@ -145,7 +146,7 @@ Engine *idefics_decode_new(const Model *model, int instruction_set, int threads)
     return NULL;
 }
 
-/* -> 0 where the id is in no table. */
+/* Copies the embedding of a row's id into its residual stream. -> 0 if the id is in no table. */
 static int copy_embedding(Engine *e, const Step *step, int row) {
     const Model *m = e->model;
     const EmbeddingTable *table = m->tables;
@@ -167,6 +168,7 @@ static int copy_embedding(Engine *e, const Step *step, int row) {
     return 1;
 }
 
+/* Computes the rotary angles of a row's position, and counts the splits of its attention. */
 static void prepare_row(Engine *e, const Step *step, int row) {
     const Model *m = e->model;
     int half = m->head_size / 2;
@@ -198,7 +200,7 @@ int idefics_decode_step(Engine *e, const Step *step) {
     size_t size = (size_t)(step->rows * e->num_kv_splits) * (size_t)(m->heads * (m->head_size + 2));
     if (size > e->parts_size) {
         free(e->parts);
-        e->parts = malloc((2 * size + 16) * sizeof *e->parts); /* more, for rows grow */
+        e->parts = malloc((2 * size + 16) * sizeof *e->parts); /* twice as much: contexts grow */
         e->parts_size = e->parts ? 2 * size : 0;
         if (!e->parts) return OUT_OF_MEMORY;
     }

@@ -10,7 +10,7 @@
 
 #define STAGE_FUNCTION run_stage_avx2
 #define VECTOR_BYTES 32
-#define ROW_TILE 2 /* 16 registers hold no more sums */
+#define ROW_TILE 2 /* as many sums as 16 registers hold */
 #include "decode_vector.h"
 
 INLINE float sum(F v) {
@@ -25,11 +25,9 @@ INLINE I load_partial_bytes(const void *from, int bytes) {
     return values;
 }
 
-INLINE F sums_of_four(__m256i pairs) {
-    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
+INLINE F sums_of_four(__m256i pairs) { return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))); }
 
-/* The sizes of the weights times the inputs with the weights' signs: two products fit into 16 bits. */
+/* |weights| times the inputs with the weights' signs: the sum of two products fits into 16 bits. */
 INLINE F dot_int8(I w, const int8_t *x, const int32_t *offset) {
     (void)offset;
     __m256i inputs = _mm256_loadu_si256((const __m256i *)x);
@@ -50,12 +48,13 @@ INLINE F broadcast_scales(const float *scale, int groups) {
 }
 
 INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
-    return _mm256_set_m128(_mm_set1_ps(groups > 1 ? bfloat16_to_float(scale[1]) : 0), _mm_set1_ps(bfloat16_to_float(scale[0])));
+    return _mm256_set_m128(_mm_set1_ps(groups > 1 ? bfloat16_to_float(scale[1]) : 0),
+                           _mm_set1_ps(bfloat16_to_float(scale[0])));
 }
 
 INLINE F load_float16(const uint16_t *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 
-#include "decode_kernel.h"
+#include "decode_stages.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -3,7 +3,8 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))),                 \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,prefer-vector-width=512")
 #endif
@@ -19,7 +20,7 @@ INLINE I load_partial_bytes(const void *from, int bytes) {
     return (I)_mm512_maskz_loadu_epi8(((__mmask64)1 << bytes) - 1, from);
 }
 
-/* Weights as unsigned bytes, 128 larger than they are; `offset` takes that away again. */
+/* Weights as unsigned bytes, 128 larger than they are; `offset` subtracts the difference. */
 INLINE F dot_int8(I w, const int8_t *x, const int32_t *offset) {
     __m512i larger = _mm512_xor_si512((__m512i)w, _mm512_set1_epi8((char)0x80));
     __m512i sums = _mm512_dpbusd_epi32(_mm512_loadu_si512(offset), larger, _mm512_loadu_si512(x));
@@ -33,7 +34,7 @@ INLINE F dot_int4(I w, const int8_t *even, const int8_t *odd, const int32_t *off
     return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(odd)));
 }
 
-/* Each of four scales to the four lanes of its group. */
+/* Each of up to four scales in the four lanes of its group. */
 INLINE F broadcast_scales(const float *scale, int groups) {
     __m512 four = _mm512_maskz_loadu_ps((__mmask16)((1 << groups) - 1), scale);
     return _mm512_permutexvar_ps(_mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0), four);
@@ -48,7 +49,7 @@ INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
 
 INLINE F load_float16(const uint16_t *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 
-#include "decode_kernel.h"
+#include "decode_stages.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -34,7 +34,7 @@ INLINE F dot_int4(I w, const int8_t *even, const int8_t *odd, const int32_t *off
 }
 
 INLINE F broadcast_scales(const float *scale, int groups) {
-    (void)groups; /* one: a vector is a group */
+    (void)groups; /* 1: a vector is a group */
     return (F)vld1q_dup_f32(scale);
 }
 
@@ -45,7 +45,7 @@ INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
 
 INLINE F load_float16(const uint16_t *from) { return (F)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
 
-#include "decode_kernel.h"
+#include "decode_stages.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,4 +1,4 @@
-/* The stages in plain C: vectors of 16 bytes, which every machine has or the compiler takes apart. */
+/* The stages in plain C, with vectors of 16 bytes: any processor. */
 #define STAGE_FUNCTION run_stage_portable
 #define VECTOR_BYTES 16
 #define ROW_TILE 4
@@ -38,7 +38,7 @@ INLINE F dot_int4(I w, const int8_t *even, const int8_t *odd, const int32_t *off
 }
 
 INLINE F broadcast_scales(const float *scale, int groups) {
-    (void)groups; /* one: a vector is a group */
+    (void)groups; /* 1: a vector is a group */
     return (F){scale[0], scale[0], scale[0], scale[0]};
 }
 
@@ -48,7 +48,8 @@ INLINE F broadcast_bfloat16_scales(const uint16_t *scale, int groups) {
 }
 
 INLINE F load_float16(const uint16_t *from) {
-    return (F){float16_to_float(from[0]), float16_to_float(from[1]), float16_to_float(from[2]), float16_to_float(from[3])};
+    return (F){float16_to_float(from[0]), float16_to_float(from[1]), float16_to_float(from[2]),
+               float16_to_float(from[3])};
 }
 
-#include "decode_kernel.h"
+#include "decode_stages.h"

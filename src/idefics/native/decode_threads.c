@@ -1,8 +1,9 @@
-/* A pool of threads that do the stages of a step one after another, each stage in pieces.
+/* A pool of threads that run the stages of a step one after another, each stage in pieces.
  *
- * The stage at work and its next piece are one word, and who finishes the last piece of a stage begins the next. So
- * nobody waits for a thread that holds no piece: one that the system has put aside is not missed, and one that wakes
- * late takes part from where the others are. Who finds nothing to do spins for a moment, then sleeps.
+ * The current stage and its next unit are one atomic word. Threads take pieces by moving it on; the thread that
+ * finishes the last piece of a stage starts the next stage. So no thread waits for one that holds no piece: a thread
+ * that the system has descheduled delays nobody, and joins the current stage when it runs again. A thread without work
+ * spins for a moment, then sleeps.
  */
 #include "decode.h"
 
@@ -10,13 +11,13 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { SPIN_NANOSECONDS = 50000 }; /* about what it costs to be woken */
-enum { NEXT_STAGE_PREFETCH_BYTES = 16384 };         /* bytes of weights that are sent for while others end a stage */
+enum { SPIN_NANOSECONDS = 50000 };          /* about the cost of waking a thread */
+enum { NEXT_STAGE_PREFETCH_BYTES = 16384 }; /* bytes of weights of the next stage to prefetch while waiting */
 
 struct ThreadPool {
-    _Atomic uint64_t place; /* stage number << 32 | its next unit */
-    _Atomic uint32_t first; /* number of this step's first stage: numbers go on from step to step */
-    _Atomic int32_t done; /* units of the stage at work */
+    _Atomic uint64_t place; /* number of the current stage << 32 | its next unit */
+    _Atomic uint32_t first; /* number of this step's first stage: stages are numbered on from step to step */
+    _Atomic int32_t done;   /* finished units of the current stage */
     _Atomic int32_t sleepers;
     _Atomic int over;
     Engine *engine;
@@ -56,7 +57,7 @@ static int64_t nanoseconds(void) {
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-/* Until another stage than this one is at work. */
+/* Returns when another stage than this one is current. */
 static void wait_for_next_stage(ThreadPool *pool, uint32_t stage) {
     int64_t end = nanoseconds() + SPIN_NANOSECONDS;
     do {
@@ -66,31 +67,34 @@ static void wait_for_next_stage(ThreadPool *pool, uint32_t stage) {
         }
     } while (nanoseconds() < end);
     pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add(&pool->sleepers, 1); /* before the place is looked at: who moves it looks here after */
+    /* Before reading `place`: start_stage writes `place` first, then reads this. */
+    atomic_fetch_add(&pool->sleepers, 1);
     while (stage_of(atomic_load(&pool->place)) == stage && !atomic_load(&pool->over))
         pthread_cond_wait(&pool->stage_changed, &pool->lock);
     atomic_fetch_sub(&pool->sleepers, 1);
     pthread_mutex_unlock(&pool->lock);
 }
 
-/* Tells the caches of what the next stage that multiplies will read: memory would be idle while we wait. Who ends this
- * stage takes the first piece of it, so ours is the second one. */
+/* Prefetches weights of the next stage that multiplies, since memory would be idle while this thread waits. The thread
+ * that ends this stage takes the first piece of the next, so this one prefetches the second. */
 static void prefetch_next_stage(const Engine *e, uint32_t index, int threads) {
     while (++index < (uint32_t)e->stage_count) {
         const Linear *l = first_linear(e->model, e->stages[index]);
         if (!l) continue;
-        size_t row = row_bytes(l, l->kind), from = row * OUTPUTS_PER_UNIT * ((size_t)l->outputs / OUTPUTS_PER_UNIT / (size_t)(2 * threads));
-        for (size_t at = 0; at < NEXT_STAGE_PREFETCH_BYTES; at += 64) __builtin_prefetch((const char *)l->weight + from + at);
+        size_t row = row_bytes(l, l->kind),
+               from = row * OUTPUTS_PER_UNIT * ((size_t)l->outputs / OUTPUTS_PER_UNIT / (size_t)(2 * threads));
+        for (size_t at = 0; at < NEXT_STAGE_PREFETCH_BYTES; at += 64)
+            __builtin_prefetch((const char *)l->weight + from + at);
         return;
     }
 }
 
-/* Takes pieces of one stage, if it is still at work, until none is left. */
+/* Takes pieces of one stage, as long as it is current, until none is left. */
 static void run_pieces(ThreadPool *pool, ThreadScratch *thread, uint32_t stage) {
     for (;;) {
         uint64_t place = atomic_load(&pool->place);
         if (stage_of(place) != stage) return;
-        /* A number from before this step is far beyond its stages. */
+        /* A stage from before this step gives an index far beyond the last. */
         uint32_t index = stage - atomic_load(&pool->first);
         if (index >= (uint32_t)pool->engine->stage_count) return;
         int32_t units = atomic_load(&pool->engine->units[index]), from = (int32_t)(uint32_t)place;
@@ -98,10 +102,10 @@ static void run_pieces(ThreadPool *pool, ThreadScratch *thread, uint32_t stage) 
             prefetch_next_stage(pool->engine, index, pool->threads);
             return;
         }
-        /* Large pieces first, so that they are few; small ones last, so that all end together. */
+        /* Large pieces first, so that there are few; small ones last, so that all threads end together. */
         int32_t count = (units - from) / (2 * pool->threads), least = pool->engine->stages[index].least;
         if (count < least) count = least < units - from ? least : units - from;
-        /* Succeeds only where what was read above belongs to the stage at work; then the stage waits for us. */
+        /* Succeeds only if what was read above belongs to the current stage, which then waits for this piece. */
         if (!atomic_compare_exchange_weak(&pool->place, &place, place + (uint32_t)count)) continue;
         pool->engine->work(pool->engine, thread, (int)index, from, from + count);
         if (atomic_fetch_add(&pool->done, count) + count == units) {
@@ -123,7 +127,7 @@ static void *worker_main(void *argument) {
     return NULL;
 }
 
-/* All stages of a step. Units are set, and nobody is at work. */
+/* Runs all stages of a step; their units have been set, and no thread is working. */
 void pool_run(ThreadPool *pool) {
     uint32_t first = stage_of(atomic_load(&pool->place)) + 1;
     uint32_t last = first + (uint32_t)pool->engine->stage_count;
@@ -144,9 +148,10 @@ ThreadPool *pool_new(Engine *engine, int threads) {
     pool->workers = calloc((size_t)threads, sizeof *pool->workers);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->stage_changed, NULL);
-    atomic_store(&pool->first, 1); /* stage 0, where the threads begin, is in no step: nothing is done before pool_run */
+    /* Threads start at stage 0, which is in no step: they do nothing before pool_run. */
+    atomic_store(&pool->first, 1);
     pool->threads = 1;
-    while (pool->workers && pool->threads < threads) { /* as many as the system gives */
+    while (pool->workers && pool->threads < threads) { /* as many as the system allows */
         Worker *worker = malloc(sizeof *worker);
         if (!worker) break;
         *worker = (Worker){pool, engine->threads + pool->threads};

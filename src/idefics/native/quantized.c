@@ -1,13 +1,16 @@
-/* Weights of four bits into float32: level * scale, rounded once, as torch does it. And, with AVX-512's dot products of
-   bytes (VNNI), products of such weights with inputs that are rounded to eight bits. And what stands before and after a
-   product of bytes by oneDNN: inputs are rounded, sums scaled. C11; keeps no state. */
+/* Kernels of int4 and int8 layers. Keeps no state.
+ *
+ * dequantize_int4: int4 weights in float32, level * scale, rounded once, as torch does it.
+ * int4_matmul: int4 weights times inputs rounded to int8, with AVX-512's dot products of bytes (VNNI).
+ * quantize_rows, scale_rows: before and after an int8 product that oneDNN computes.
+ */
 
 #include "api.h"
 
 #include <stdatomic.h>
 #include <string.h>
 
-#define ZERO_POINT 8   /* the level of zero */
+#define ZERO_POINT 8      /* the level of a weight of 0 */
 #define ITEMS_PER_TASK 16 /* outputs or rows that a thread takes */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -32,11 +35,12 @@ INLINE void dequantize_output(const DequantizeInt4Args *args, int64_t output, De
     const uint8_t *levels = args->levels + output * groups * (GROUP_SIZE / 2);
     float *out = args->out + output * args->inputs;
     for (int64_t group = 0; group < whole; group++)
-        dequantize_group(levels + group * (GROUP_SIZE / 2), scale_at(args->scales, args->bfloat16, output * groups + group),
-                    out + group * GROUP_SIZE);
+        dequantize_group(levels + group * (GROUP_SIZE / 2),
+                         scale_at(args->scales, args->bfloat16, output * groups + group), out + group * GROUP_SIZE);
     if (whole < groups) {
         float last[GROUP_SIZE];
-        dequantize_group(levels + whole * (GROUP_SIZE / 2), scale_at(args->scales, args->bfloat16, output * groups + whole), last);
+        dequantize_group(levels + whole * (GROUP_SIZE / 2),
+                         scale_at(args->scales, args->bfloat16, output * groups + whole), last);
         memcpy(out + whole * GROUP_SIZE, last, sizeof(float) * (args->inputs - whole * GROUP_SIZE));
     }
 }
@@ -59,7 +63,7 @@ INLINE AVX2 void dequantize_group_avx2(const uint8_t *levels, float scale, float
         _mm256_storeu_ps(out + 2 * i + 8, _mm256_permute2f128_ps(low, high, 0x31));
     }
 }
-/* Four bits choose one of a group's sixteen weights, which lie in a register. */
+/* A group has sixteen possible weights, which are in a register: each level selects one. */
 INLINE AVX512 void dequantize_group_avx512(const uint8_t *levels, float scale, float *out) {
     const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
@@ -74,11 +78,18 @@ INLINE AVX512 void dequantize_group_avx512(const uint8_t *levels, float scale, f
 #endif
 
 typedef void DequantizeOutput(const DequantizeInt4Args *, int64_t output);
-static void dequantize_output_plain(const DequantizeInt4Args *args, int64_t output) { dequantize_output(args, output, dequantize_group_plain); }
+static void dequantize_output_plain(const DequantizeInt4Args *args, int64_t output) {
+    dequantize_output(args, output, dequantize_group_plain);
+}
 #if defined(__x86_64__)
-AVX2 static void dequantize_output_avx2(const DequantizeInt4Args *args, int64_t output) { dequantize_output(args, output, dequantize_group_avx2); }
-AVX512 static void dequantize_output_avx512(const DequantizeInt4Args *args, int64_t output) { dequantize_output(args, output, dequantize_group_avx512); }
-static DequantizeOutput *const DEQUANTIZE_BY_INSTRUCTION_SET[] = {dequantize_output_plain, dequantize_output_avx2, dequantize_output_avx512};
+AVX2 static void dequantize_output_avx2(const DequantizeInt4Args *args, int64_t output) {
+    dequantize_output(args, output, dequantize_group_avx2);
+}
+AVX512 static void dequantize_output_avx512(const DequantizeInt4Args *args, int64_t output) {
+    dequantize_output(args, output, dequantize_group_avx512);
+}
+static DequantizeOutput *const DEQUANTIZE_BY_INSTRUCTION_SET[] = {dequantize_output_plain, dequantize_output_avx2,
+                                                                  dequantize_output_avx512};
 #else
 static DequantizeOutput *const DEQUANTIZE_BY_INSTRUCTION_SET[] = {dequantize_output_plain};
 #endif
@@ -88,7 +99,7 @@ typedef struct {
     atomic_llong next;
 } DequantizeTask;
 
-/* What each thread does: the next few outputs, until none is left. */
+/* Run by each thread: takes the next few outputs, until none is left. */
 static void dequantize_worker(void *shared) {
     DequantizeTask *work = shared;
     const DequantizeInt4Args *args = work->args;
@@ -105,10 +116,11 @@ void idefics_dequantize_int4(const DequantizeInt4Args *args, int threads, Parall
         dequantize_worker(&work);
 }
 
-/* As integers, the bits of numbers without a sign are in the order of the numbers, and what is none is above them. */
+/* Rounds a row of inputs to int8. The largest |x| is found among the bits as integers, which are in the same order,
+ * with infinity and NaN above all numbers. */
 INLINE void quantize_row(const QuantizeRowsArgs *args, int64_t row) {
     const int32_t INFINITE = 0x7f800000, SIGNLESS = 0x7fffffff;
-    const float MIDDLE = 12582912.0f; /* 1.5 * 2^23: beside it floats are whole numbers, the last byte theirs */
+    const float MIDDLE = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number in the last byte */
     const float *x = args->x + row * args->inputs;
     int8_t *levels = args->levels + row * args->inputs;
     int32_t largest = 0;
@@ -120,7 +132,7 @@ INLINE void quantize_row(const QuantizeRowsArgs *args, int64_t row) {
     }
     float most;
     memcpy(&most, &largest, sizeof most);
-    if (largest >= INFINITE) { /* shows in the whole row */
+    if (largest >= INFINITE) { /* infinity or NaN: the whole row becomes NaN */
         memset(levels, 0, (size_t)args->inputs);
         args->x_scales[row] = __builtin_nanf("");
         return;
@@ -153,7 +165,8 @@ AVX2 static void quantize_row_avx2(const QuantizeRowsArgs *args, int64_t row) { 
 AVX2 static void scale_row_avx2(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
 AVX512 static void quantize_row_avx512(const QuantizeRowsArgs *args, int64_t row) { quantize_row(args, row); }
 AVX512 static void scale_row_avx512(const QuantizeRowsArgs *args, int64_t row) { scale_row(args, row); }
-static RowFunction *const QUANTIZE_ROW_BY_INSTRUCTION_SET[] = {quantize_row_plain, quantize_row_avx2, quantize_row_avx512};
+static RowFunction *const QUANTIZE_ROW_BY_INSTRUCTION_SET[] = {quantize_row_plain, quantize_row_avx2,
+                                                               quantize_row_avx512};
 static RowFunction *const SCALE_ROW_BY_INSTRUCTION_SET[] = {scale_row_plain, scale_row_avx2, scale_row_avx512};
 #else
 static RowFunction *const QUANTIZE_ROW_BY_INSTRUCTION_SET[] = {quantize_row_plain};
@@ -169,7 +182,8 @@ typedef struct {
 static void rows_worker(void *shared) {
     RowTask *work = shared;
     for (int64_t start; (start = atomic_fetch_add(&work->next, ITEMS_PER_TASK)) < work->args->rows;)
-        for (int64_t row = start; row < start + ITEMS_PER_TASK && row < work->args->rows; row++) work->part(work->args, row);
+        for (int64_t row = start; row < start + ITEMS_PER_TASK && row < work->args->rows; row++)
+            work->part(work->args, row);
 }
 
 static void for_each_row(const QuantizeRowsArgs *args, RowFunction *part, int threads, Parallel *parallel) {
@@ -190,11 +204,11 @@ void idefics_scale_rows(const QuantizeRowsArgs *args, int threads, Parallel *par
 
 #if defined(__x86_64__)
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
-#define PANEL_OUTPUTS 16    /* outputs, side by side in a vector */
-#define TILE_ROWS 12     /* that are multiplied together: as many sums, and a group's eight vectors, fit 32 registers */
-#define ROW_BLOCK 120   /* rows that stay in a cache while args outputs accumulate_tile them */
-#define GROUP_BLOCK 32  /* groups of a panel that are unpacked at once: 16 KiB */
-#define MIN_MAX_ABS 1e-30f /* what a group's largest input counts for at least, so that its reciprocal is a number */
+#define PANEL_OUTPUTS 16   /* outputs in one vector */
+#define TILE_ROWS 12       /* rows multiplied together: their sums and the eight vectors of a group fit 32 registers */
+#define ROW_BLOCK 120      /* rows that stay in the cache while all outputs are computed */
+#define GROUP_BLOCK 32     /* groups of a panel that are unpacked together: 16 KiB */
+#define MIN_MAX_ABS 1e-30f /* lower bound of a group's largest input, so that its reciprocal is finite */
 
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -203,7 +217,7 @@ typedef struct {
     atomic_llong next;
 } MatmulTask;
 
-/* 32 inputs in whole numbers, 127 for the largest; those behind `count` are zero. What is not a number shows. */
+/* Rounds a group of inputs to int8, the largest to 127; inputs beyond `count` are zero. NaN makes the step NaN. */
 VNNI static void quantize_group(const float *x, int64_t count, int8_t *whole, float *step, int32_t *zero_corrections) {
     const __m256i order = _mm256_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15, 0, 2, 4, 6, 1, 3, 5, 7,
                                            8, 10, 12, 14, 9, 11, 13, 15);
@@ -229,16 +243,18 @@ VNNI static void quantize_all_rows(void *shared) {
     for (int64_t row; (row = atomic_fetch_add(&work->next, 1)) < args->rows;)
         for (int64_t group = 0, at = row * groups; group < groups; group++, at++)
             quantize_group(args->x + row * args->inputs + group * GROUP_SIZE, args->inputs - group * GROUP_SIZE,
-                        args->x_levels + at * GROUP_SIZE, args->x_scales + at, args->zero_corrections + at);
+                           args->x_levels + at * GROUP_SIZE, args->x_scales + at, args->zero_corrections + at);
 }
 
-/* Some groups of PANEL_OUTPUTS outputs: inputs in fours, outputs side by side. Beyond the last output the last once more. */
-VNNI static void unpack_panel(const Int4MatmulArgs *args, int64_t output, int64_t start, int64_t end, __m512i (*levels)[8],
-                        float (*scales)[PANEL_OUTPUTS]) {
+/* Unpacks groups `start` to `end` of PANEL_OUTPUTS outputs: in each vector four inputs of every output. Outputs beyond
+ * the last one repeat it. */
+VNNI static void unpack_panel(const Int4MatmulArgs *args, int64_t output, int64_t start, int64_t end,
+                              __m512i (*levels)[8], float (*scales)[PANEL_OUTPUTS]) {
     int64_t groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE, bytes = groups * (GROUP_SIZE / 2);
     const __m512i mask = _mm512_set1_epi8(15);
     int32_t rows[PANEL_OUTPUTS];
-    for (int i = 0; i < PANEL_OUTPUTS; i++) rows[i] = (int32_t)(output + i < args->outputs ? i : args->outputs - 1 - output);
+    for (int i = 0; i < PANEL_OUTPUTS; i++)
+        rows[i] = (int32_t)(output + i < args->outputs ? i : args->outputs - 1 - output);
     __m512i offsets = _mm512_mullo_epi32(_mm512_loadu_si512(rows), _mm512_set1_epi32((int32_t)bytes));
     for (int64_t group = start; group < end; group++) {
         const uint8_t *from = args->levels + output * bytes + group * (GROUP_SIZE / 2);
@@ -252,16 +268,18 @@ VNNI static void unpack_panel(const Int4MatmulArgs *args, int64_t output, int64_
     }
 }
 
-/* Adds some groups' products to the sums of a few rows and a panel. */
+/* Adds the products of `many` groups from `start` on to the sums of TILE_ROWS rows and one panel. */
 VNNI static void accumulate_tile(const Int4MatmulArgs *args, int64_t row, int64_t end, int64_t start, int64_t many,
-                      const __m512i (*levels)[8], const float (*scales)[PANEL_OUTPUTS], __m512 *sums) {
+                                 const __m512i (*levels)[8], const float (*scales)[PANEL_OUTPUTS], __m512 *sums) {
     int64_t groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE, at[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) at[r] = (row + r < end ? row + r : end - 1) * groups + start;
     __m512 accumulators[TILE_ROWS];
-    UNROLL for (int r = 0; r < TILE_ROWS; r++) accumulators[r] = sums[r];
+    UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        accumulators[r] = sums[r];
     for (int64_t group = 0; group < many; group++) {
         __m512i some[8];
-        UNROLL for (int i = 0; i < 8; i++) some[i] = levels[group][i];
+        UNROLL for (int i = 0; i < 8; i++)
+            some[i] = levels[group][i];
         __m512 scale = _mm512_loadu_ps(scales[group]);
         UNROLL for (int r = 0; r < TILE_ROWS; r++) {
             const int8_t *whole = args->x_levels + (at[r] + group) * GROUP_SIZE;
@@ -275,14 +293,16 @@ VNNI static void accumulate_tile(const Int4MatmulArgs *args, int64_t row, int64_
             accumulators[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int_sums), by, accumulators[r]);
         }
     }
-    UNROLL for (int r = 0; r < TILE_ROWS; r++) sums[r] = accumulators[r];
+    UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        sums[r] = accumulators[r];
 }
 
-/* What each thread does: the next panel of a chunk of rows, until none is left. */
+/* Run by each thread: takes the next panel of a chunk of rows, until none is left. */
 VNNI static void multiply_panels(void *shared) {
     MatmulTask *work = shared;
     const Int4MatmulArgs *args = work->args;
-    int64_t groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE, panels = (args->outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
+    int64_t groups = (args->inputs + GROUP_SIZE - 1) / GROUP_SIZE,
+            panels = (args->outputs + PANEL_OUTPUTS - 1) / PANEL_OUTPUTS;
     int64_t chunks = (args->rows + ROW_BLOCK - 1) / ROW_BLOCK;
     __m512i levels[GROUP_BLOCK][8];
     float scales[GROUP_BLOCK][PANEL_OUTPUTS];
@@ -303,7 +323,8 @@ VNNI static void multiply_panels(void *shared) {
                     if (start && r < rows) sums[r] = _mm512_maskz_loadu_ps(there, out + r * args->outputs);
                     if (!start && args->bias) sums[r] = _mm512_maskz_loadu_ps(there, args->bias + output);
                 }
-                accumulate_tile(args, row, last, start, many, (const __m512i(*)[8])levels, (const float(*)[PANEL_OUTPUTS])scales, sums);
+                accumulate_tile(args, row, last, start, many, (const __m512i(*)[8])levels,
+                                (const float (*)[PANEL_OUTPUTS])scales, sums);
                 for (int r = 0; r < rows; r++) _mm512_mask_storeu_ps(out + r * args->outputs, there, sums[r]);
             }
         }
@@ -325,6 +346,8 @@ void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *para
 
 #else
 
-void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *parallel) { (void)args, (void)threads, (void)parallel; }
+void idefics_int4_matmul(const Int4MatmulArgs *args, int threads, Parallel *parallel) {
+    (void)args, (void)threads, (void)parallel;
+}
 
 #endif

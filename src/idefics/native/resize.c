@@ -1,8 +1,9 @@
-/* Resizing RGB pictures as Pillow does it, bit for bit, and normalising them into planes of float32.
-
-   Two passes, along rows and along columns, each rounded to uint8; weights are whole multiples of 2^-22. The arithmetic
-   is that of Pillow's resampling (src/libImaging/Resample.c), which the released image processors call. C11; keeps no
-   state and allocates nothing that outlives a call: may be called from many threads at once. */
+/* Resizes RGB pictures as Pillow does, bit for bit, and normalizes them into planes of float32.
+ *
+ * Two passes, along rows and along columns, each rounded to uint8; weights are integer multiples of 2^-22. The
+ * arithmetic is that of Pillow's resampling (src/libImaging/Resample.c), which the released image processors call.
+ * Keeps no state: many threads may call it at once.
+ */
 
 #include "api.h"
 
@@ -10,23 +11,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WEIGHT_BITS 22 /* fraction of a weight: 32, less 8 of a value, less 2 for filters that overshoot */
+#define WEIGHT_BITS 22 /* fraction bits of a weight: 32, less 8 of a value, less 2 for filters that overshoot */
 #define ROUNDING_HALF (1 << (WEIGHT_BITS - 1))
-#define ROWS_AT_ONCE 4  /* resized along their length together, so that each weight is loaded once for all */
-#define TAPS_PER_VECTOR 4  /* pixels in one vector: four times red, green, blue, nothing */
+#define ROWS_AT_ONCE 4    /* rows resized together, so that each weight is loaded once for all */
+#define TAPS_PER_VECTOR 4 /* pixels in one vector: four times red, green, blue, unused */
 #define LANES 16
-#define VECTORS_PER_BLOCK 4 /* vectors that are summed side by side, so that none waits for the one before */
+#define VECTORS_PER_BLOCK 4 /* independent sums of the pass along columns, so that none waits for the one before */
 #define PI 3.14159265358979323846
 #define INLINE static inline __attribute__((always_inline))
 
-/* For each new position: the first old one that it reads, how many, and their weights (`most` of them, zeros behind). */
+/* For each new position: the first old one that it reads, their count, and `most` weights, zeros at the end. */
 typedef struct {
     int most;
     int *first, *count;
     int32_t *weights;
 } ResizeWeights;
 
-/* A sum of weighted values to what fits a byte. */
+/* A weighted sum as a byte. */
 INLINE uint8_t rounded(int32_t sum) {
     sum >>= WEIGHT_BITS;
     return sum < 0 ? 0 : sum > 255 ? 255 : sum;
@@ -50,7 +51,7 @@ INLINE AVX512_TARGET void avx512_store_uint8(uint8_t *to, __m512i sum) {
     sum = _mm512_max_epi32(_mm512_srai_epi32(sum, WEIGHT_BITS), _mm512_setzero_si512());
     _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(sum));
 }
-/* The four pixels of each of ROWS_AT_ONCE vectors added up: one pixel a row. */
+/* Adds the four pixels of each of ROWS_AT_ONCE vectors: one pixel a row. */
 INLINE AVX512_TARGET __m512i avx512_sum_pixels(const __m512i *x) {
     __m512i a = _mm512_add_epi32(_mm512_shuffle_i32x4(x[0], x[1], 0x44), _mm512_shuffle_i32x4(x[0], x[1], 0xee));
     __m512i b = _mm512_add_epi32(_mm512_shuffle_i32x4(x[2], x[3], 0x44), _mm512_shuffle_i32x4(x[2], x[3], 0xee));
@@ -73,23 +74,28 @@ INLINE AVX512_TARGET __m512i avx512_sum_pixels(const __m512i *x) {
 typedef struct {
     __m256i low, high;
 } Avx2Vector;
-INLINE AVX2_TARGET Avx2Vector avx2_fill(int32_t value) { return (Avx2Vector){_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+INLINE AVX2_TARGET Avx2Vector avx2_fill(int32_t value) {
+    return (Avx2Vector){_mm256_set1_epi32(value), _mm256_set1_epi32(value)};
+}
 INLINE AVX2_TARGET Avx2Vector avx2_load_int32(const int32_t *from) {
     return (Avx2Vector){_mm256_loadu_si256((const __m256i *)from), _mm256_loadu_si256((const __m256i *)(from + 8))};
 }
 INLINE AVX2_TARGET Avx2Vector avx2_uint8_to_int32(__m128i some) {
     return (Avx2Vector){_mm256_cvtepu8_epi32(some), _mm256_cvtepu8_epi32(_mm_srli_si128(some, 8))};
 }
-INLINE AVX2_TARGET Avx2Vector avx2_load_uint8(const uint8_t *from) { return avx2_uint8_to_int32(_mm_loadu_si128((const __m128i *)from)); }
+INLINE AVX2_TARGET Avx2Vector avx2_load_uint8(const uint8_t *from) {
+    return avx2_uint8_to_int32(_mm_loadu_si128((const __m128i *)from));
+}
 INLINE AVX2_TARGET Avx2Vector avx2_load_pixels(const uint8_t *from) {
     return avx2_uint8_to_int32(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), PIXEL_SHUFFLE));
 }
 INLINE AVX2_TARGET Avx2Vector avx2_multiply_add(Avx2Vector sum, Avx2Vector a, Avx2Vector b) {
     return (Avx2Vector){_mm256_add_epi32(sum.low, _mm256_mullo_epi32(a.low, b.low)),
-                  _mm256_add_epi32(sum.high, _mm256_mullo_epi32(a.high, b.high))};
+                        _mm256_add_epi32(sum.high, _mm256_mullo_epi32(a.high, b.high))};
 }
 INLINE AVX2_TARGET void avx2_store_uint8(uint8_t *to, Avx2Vector sum) {
-    __m256i words = _mm256_packus_epi32(_mm256_srai_epi32(sum.low, WEIGHT_BITS), _mm256_srai_epi32(sum.high, WEIGHT_BITS));
+    __m256i words =
+        _mm256_packus_epi32(_mm256_srai_epi32(sum.low, WEIGHT_BITS), _mm256_srai_epi32(sum.high, WEIGHT_BITS));
     words = _mm256_permute4x64_epi64(words, 0xd8);
     __m256i values = _mm256_packus_epi16(words, words);
     _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(_mm256_permute4x64_epi64(values, 0xd8)));
@@ -101,7 +107,7 @@ INLINE AVX2_TARGET __m128i avx2_sum_one_pixel(Avx2Vector x) {
 INLINE AVX2_TARGET Avx2Vector avx2_sum_pixels(const Avx2Vector *x) {
     __m256i half = _mm256_set1_epi32(ROUNDING_HALF);
     return (Avx2Vector){_mm256_add_epi32(_mm256_set_m128i(avx2_sum_one_pixel(x[1]), avx2_sum_one_pixel(x[0])), half),
-                  _mm256_add_epi32(_mm256_set_m128i(avx2_sum_one_pixel(x[3]), avx2_sum_one_pixel(x[2])), half)};
+                        _mm256_add_epi32(_mm256_set_m128i(avx2_sum_one_pixel(x[3]), avx2_sum_one_pixel(x[2])), half)};
 }
 #define VARIANT(name) name##_avx2
 #define TARGET AVX2_TARGET
@@ -116,7 +122,7 @@ INLINE AVX2_TARGET Avx2Vector avx2_sum_pixels(const Avx2Vector *x) {
 #include "resize_passes.h"
 #endif
 
-/* Any machine: loops that compilers turn into its vectors. */
+/* Any processor: loops that compilers vectorize. */
 typedef struct {
     int32_t at[LANES];
 } PortableVector;
@@ -168,7 +174,8 @@ INLINE void portable_store_uint8(uint8_t *to, PortableVector sum) {
 #include "resize_passes.h"
 
 typedef struct {
-    void (*resize_along_rows)(const ResizeWeights *, const int32_t *, const uint8_t *, size_t, uint8_t *const[ROWS_AT_ONCE], int);
+    void (*resize_along_rows)(const ResizeWeights *, const int32_t *, const uint8_t *, size_t,
+                              uint8_t *const[ROWS_AT_ONCE], int);
     void (*resize_along_columns)(const int32_t *, int, const uint8_t *, uint8_t *, size_t);
 } ResizePasses;
 
@@ -182,7 +189,7 @@ static ResizePasses select_passes(int instruction_set) {
     }
 }
 
-/* By the numbers of PIL.Image.Resampling; nearest, 0, is no filter. */
+/* The numbers of PIL.Image.Resampling; nearest, 0, is not a filter. */
 enum { LANCZOS = 1, BILINEAR = 2, BICUBIC = 3, BOX = 4, HAMMING = 5 };
 
 static double sinc(double x) { return x == 0.0 ? 1.0 : sin(x * PI) / (x * PI); }
@@ -200,7 +207,7 @@ static double filter_weight(int filter, double x) {
         return x < 2.0 ? (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5 : 0.0;
     }
     if (x >= 1.0) return 0.0;
-    /* Hamming's constants are rounded to float, as Pillow has them. */
+    /* Hamming's constants are rounded to float, as in Pillow. */
     return filter == HAMMING ? sinc(x) * (0.54f + 0.46f * cos(x * PI)) : 1.0 - x;
 }
 
@@ -210,6 +217,7 @@ static void free_weights(ResizeWeights *plan) {
     free(plan->weights);
 }
 
+/* The weights of a pass from `old` to `new` positions. -> 0 without memory, else 1. */
 static int compute_weights(ResizeWeights *plan, int filter, int old, int new) {
     double scale = (double)old / new, stretch = scale < 1.0 ? 1.0 : scale;
     double support = filter_support(filter) * stretch;
@@ -240,6 +248,7 @@ static int compute_weights(ResizeWeights *plan, int filter, int old, int new) {
     return succeeded;
 }
 
+/* Each weight three times, for red, green and blue, and a zero. -> NULL without memory. */
 static int32_t *interleave_weights(const ResizeWeights *plan, int num_positions) {
     size_t weights = (size_t)num_positions * plan->most;
     int32_t *interleaved_weights = calloc(weights * 4, sizeof(int32_t));
@@ -248,7 +257,7 @@ static int32_t *interleave_weights(const ResizeWeights *plan, int num_positions)
     return interleaved_weights;
 }
 
-/* (h, old, 3) -> (h, new, 3); true unless there is no memory. */
+/* (h, old, 3) -> (h, new, 3). -> 0 without memory, else 1. */
 static int resize_rows(ResizePasses passes, int filter, const uint8_t *in, int old, int height, uint8_t *out, int new) {
     ResizeWeights plan;
     if (!compute_weights(&plan, filter, old, new)) return 0;
@@ -272,13 +281,14 @@ static int resize_rows(ResizePasses passes, int filter, const uint8_t *in, int o
     return succeeded;
 }
 
-/* (old, length) -> (new, length); true unless there is no memory. */
-static int resize_columns(ResizePasses passes, int filter, const uint8_t *in, int old, size_t length, uint8_t *out, int new) {
+/* (old, length) -> (new, length). -> 0 without memory, else 1. */
+static int resize_columns(ResizePasses passes, int filter, const uint8_t *in, int old, size_t length, uint8_t *out,
+                          int new) {
     ResizeWeights plan;
     if (!compute_weights(&plan, filter, old, new)) return 0;
     for (int y = 0; y < new; y++)
         passes.resize_along_columns(plan.weights + (size_t)y * plan.most, plan.count[y], in + plan.first[y] * length,
-                             out + y * length, length);
+                                    out + y * length, length);
     free_weights(&plan);
     return 1;
 }
@@ -291,8 +301,8 @@ int idefics_resize(int instruction_set, int filter, const uint8_t *in, int width
     if (height == new_height) return resize_rows(passes, filter, in, width, height, out, new_width);
     if (width == new_width) return resize_columns(passes, filter, in, height, length, out, new_height);
     uint8_t *intermediate = malloc(new_length * height);
-    int succeeded = intermediate && resize_rows(passes, filter, in, width, height, intermediate, new_width) &&
-               resize_columns(passes, filter, intermediate, height, new_length, out, new_height);
+    int succeeded = intermediate && resize_rows(passes, filter, in, width, height, intermediate, new_width)
+                    && resize_columns(passes, filter, intermediate, height, new_length, out, new_height);
     free(intermediate);
     return succeeded;
 }
