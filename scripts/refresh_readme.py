@@ -47,7 +47,7 @@ def refresh_console_block(block: re.Match[str]) -> str:
 
 def format_models_table() -> str:
     """Every row of the catalog; those that show the same figures are one."""
-    head = ["| `--model` | parameters | weights | in all | int8 in all | licence |", "|-|-:|-:|-:|-:|-|"]
+    head = ["| `--model` | parameters | weights | peak | peak with int8 | licence |", "|-|-:|-:|-:|-:|-|"]
     names_by_columns: dict[str, list[str]] = {}  # of models that show the same figures
     for row in CATALOG:
         count = (

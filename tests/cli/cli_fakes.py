@@ -18,7 +18,7 @@ def make_answer(text, finish="stop"):
 
 
 class FakeStream:
-    """Words one by one. A last word that ends in a dash was cut off."""
+    """A stream of words. An answer whose last word ends in a dash has the finish reason "length"."""
 
     def __init__(self, text):
         self.remaining_words, self.yielded_words = text.split(" "), []
@@ -33,7 +33,7 @@ class FakeStream:
         return self.yielded_words[-1] if len(self.yielded_words) == 1 else f" {self.yielded_words[-1]}"
 
     def close(self):
-        """Nothing to give back."""
+        """There is nothing to release."""
 
     @property
     def answer(self):
@@ -49,7 +49,7 @@ class FakeStream:
 
 @dataclass
 class FakeIdefics:
-    """Says what it was asked; `text` answers instead, where it is set."""
+    """Answers with the arguments of the call, or with `text` where it is set."""
 
     text: str = ""
     shots: list = field(default_factory=list)
@@ -108,7 +108,7 @@ def picture_name(picture):
 
 
 class FakeTerminal(io.StringIO):
-    """Standard output of a person."""
+    """Standard output that is a terminal."""
 
     encoding = "utf-8"
 
@@ -118,7 +118,7 @@ class FakeTerminal(io.StringIO):
 
 @dataclass
 class CommandResult:
-    """What a run left behind."""
+    """The exit code, the output and the calls of a run."""
 
     exit_code: int
     stdout: str

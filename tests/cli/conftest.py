@@ -18,7 +18,7 @@ def run_idefics(capsys):
 
 @pytest.fixture
 def photo_folder(tmp_path, monkeypatch):
-    """The working folder: a.png, b.png, c.png and what is no picture."""
+    """The working folder: a.png, b.png, c.png and files that are not pictures."""
     monkeypatch.chdir(tmp_path)
     for name, color in COLOR_BY_NAME.items():
         PIL.Image.new("RGB", (8, 8), color).save(tmp_path / f"{name}.png")
@@ -37,7 +37,7 @@ def photo_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def send_stdin(monkeypatch):
-    """Sends bytes into the command."""
+    """Sets the bytes of standard input."""
 
     def send(data):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Conversations: down a pipe here, typed in test_cli_person."""
+"""`idefics chat` with the lines of standard input as turns; test_cli_terminal tests it on a terminal."""
 
 import json
 
@@ -38,24 +38,24 @@ def test_the_first_words_may_be_an_argument(run_chat):
     assert run_chat(lines="Hello.").stdout == "1 turns, 0 pictures, Hello.\n"
 
 
-def test_pictures_are_shown_at_any_turn(run_chat, photo_folder):
+def test_pictures_are_added_at_any_turn(run_chat, photo_folder):
     (photo_folder / "my photo.png").write_bytes((photo_folder / "a.png").read_bytes())
     lines = "Hello.\n/image a.png\n/image my photo.png\n/image 'b.png' folder\nWhat now?\n"
     assert run_chat(lines=lines).stdout.splitlines()[1] == "3 turns, 5 pictures, What now?"
 
 
-def test_new_forgets_everything(run_chat):
+def test_new_begins_a_new_conversation(run_chat):
     assert run_chat("a.png", lines="One.\n/image b.png\n/new\nTwo.\n").stdout.splitlines() == [
         "1 turns, 1 pictures, One.",
         "1 turns, 0 pictures, Two.",
     ]
 
 
-def test_quit_leaves(run_chat):
+def test_quit_ends_the_chat(run_chat):
     assert run_chat(lines="One.\n/quit\nTwo.\n").stdout == "1 turns, 0 pictures, One.\n"
 
 
-def test_help_is_no_answer(run_chat):
+def test_help_is_printed_on_standard_error(run_chat):
     done = run_chat(lines="/help\n")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "/image PATH" in done.stderr
@@ -95,7 +95,7 @@ def test_a_turn_that_is_refused_leaves_the_conversation_as_it_was(run_chat, line
     assert done.stdout.splitlines() == ["1 turns, 1 pictures, One.", "3 turns, 0 pictures, Two."]
 
 
-def test_an_empty_answer_is_not_remembered(run_chat):
+def test_an_empty_answer_is_left_out_of_the_conversation(run_chat):
     class Silent(FakeIdefics):
         def chat(self, messages, **options):
             super().chat(messages, **options)
@@ -106,7 +106,7 @@ def test_an_empty_answer_is_not_remembered(run_chat):
     assert [len(call.messages) for call in done.vlm.calls] == [1, 1]
 
 
-def test_it_really_talks(capsys, send_stdin, demo_model):
+def test_a_conversation_with_the_demo_model(capsys, send_stdin, demo_model):
     from idefics.cli.main import run
     from idefics.demo import pictures
 

@@ -1,4 +1,4 @@
-"""`idefics demo`: its script covers every command, and it runs through the command line."""
+"""`idefics demo`: its steps cover every task and run through the command line."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def test_the_bundled_pictures_are_there():
             assert picture.size == (384, 384)
 
 
-def test_every_kind_of_question_is_in_the_script():
+def test_the_demo_covers_every_task():
     said = {shlex.split(line)[1] for line in COMMAND_LINES if line.startswith("idefics ")}
     assert said == {*TASKS, "chat", "generate"}
     assert any("--shots" in line for line in COMMAND_LINES)
@@ -34,7 +34,7 @@ def test_every_kind_of_question_is_in_the_script():
     )
 
 
-def test_shots_are_data():
+def test_few_shot_examples_are_read_from_the_bundled_file():
     rows = [json.loads(line) for line in (pictures()[0].parent / "shots.jsonl").read_text().splitlines()]
     assert [(row["image"], "Fun fact" in row["answer"]) for row in rows] == [("tower.png", True)]
 
@@ -55,7 +55,7 @@ def test_the_demo_answers(capsys, demo_model):
     assert re.search(r"Everything took [\d.]+ seconds\.", out)
 
 
-def test_a_person_sees_pictures_and_bars(monkeypatch):
+def test_a_terminal_shows_pictures_and_bars(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv("COLUMNS", "100")

@@ -1,4 +1,4 @@
-"""`idefics` prints a page as whole DocTags, and `--skip-special-tokens` is what the Python keyword is."""
+"""`idefics` prints DocTags whole, and `--skip-special-tokens` acts as the Python keyword."""
 
 import io
 import json
@@ -49,12 +49,12 @@ COMMANDS = {
         (["--stop", "</doctag>"], PAGE_TEXT.removesuffix("</doctag>")),
     ],
 )
-def test_a_page_is_printed_whole(command_output, command, flags, text):
+def test_doctags_are_printed_whole(command_output, command, flags, text):
     assert command_output(COMMANDS[command], *flags) == f"{text}\n"
     assert json.loads(command_output(COMMANDS[command], *flags, "--json"))["text"] == text
 
 
-def test_a_conversation_prints_it_too(command_output, monkeypatch):
+def test_doctags_are_printed_in_a_conversation_too(command_output, monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Convert this page to docling.\n"), "utf-8")
     )

@@ -1,4 +1,4 @@
-"""Folders and patterns: each picture once, and what is left out is said in one line."""
+"""Folders and patterns: each picture once; one line counts the skipped files."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ PICTURES = (
 
 @pytest.fixture
 def album(tmp_path, monkeypatch):
-    """The working folder: `album` with pictures under odd names, subfolders and what is no picture."""
+    """The working folder: `album` with pictures under odd names, subfolders and files that are not pictures."""
     monkeypatch.chdir(tmp_path)
     for name in PICTURES:
         path = Path(name)
@@ -53,7 +53,7 @@ def without_heif_extra(monkeypatch):
 
 
 def find_names(*arguments, recursive=False):
-    """Names, refusals and notes."""
+    """(names of pictures, errors, notes)."""
     refused, notes = [], []
     named = find_pictures(arguments, refused.append, notes.append, recursive=recursive)
     return [one.name for one in named], refused, notes
@@ -62,7 +62,7 @@ def find_names(*arguments, recursive=False):
 NOTE_ON_SKIPPED_FILES = "2 camera RAW (not read: convert to JPEG), 1 PSD (not read: convert to JPEG)"
 
 
-def test_a_folder_alone_and_one_line_about_the_rest(album):
+def test_a_folder_gives_its_pictures_and_one_line_about_skipped_files(album):
     names, refused, notes = find_names("album")
     assert names == ["album/a.png", "album/b.jfif", "album/c.AVIF", "album/d"]
     assert refused == []
@@ -93,7 +93,7 @@ def test_heic_in_a_folder_without_the_extra(album, without_heif_extra):
     assert "2 HEIC (pip install 'idefics[heif]', or convert to JPEG)" in note
 
 
-def test_a_folder_without_pictures_says_what_is_there(album):
+def test_the_error_for_a_folder_without_pictures_counts_its_files(album):
     Path("raw").mkdir()
     Path("raw/x.nef").write_bytes(b"II*\0")
     _, refused, notes = find_names("raw")
@@ -118,8 +118,8 @@ def test_a_recursive_pattern_with_a_suffix(album):
     assert find_names("album/**/*.gif")[1] == ["album/**/*.gif: no file matches this pattern"]
 
 
-def test_a_suffix_in_a_pattern_is_taken_at_its_word(album):
-    """As where the shell expands it: what was asked for is refused, not left out."""
+def test_files_with_the_suffix_of_a_pattern_are_not_skipped(album):
+    """As where the shell expands it: such a file is reported as an error, not skipped."""
     assert find_names("album/*.nef")[0] == ["album/x.nef"]
     assert find_names("album/*.mp4")[0] == ["album/clip.mp4"]
     assert find_names("album/*.txt")[0] == ["album/notes.txt"]
@@ -133,7 +133,7 @@ def test_a_pattern_that_is_not_recursive(album):
 
 
 @pytest.mark.parametrize("target", [".", "..", "sub", "sub/deep", "../../outside"])
-def test_links_end_and_give_nothing_twice(target, album):
+def test_circular_links_are_followed_once(target, album):
     Path("album/sub/loop").symlink_to(target, target_is_directory=True)
     Path("album/again").symlink_to("sub", target_is_directory=True)
     Path("album/self").symlink_to("self")
@@ -146,7 +146,7 @@ def test_links_end_and_give_nothing_twice(target, album):
         assert not refused
 
 
-def test_a_link_to_a_picture_of_the_same_folder_is_not_asked_twice(album):
+def test_a_link_to_a_picture_of_the_same_folder_is_skipped(album):
     Path("album/0.png").symlink_to("a.png")
     Path("album/gone.png").symlink_to("nothing.png")
     names, _, (note,) = find_names("album")
@@ -201,7 +201,7 @@ def test_every_command_that_takes_folders_has_the_flag(command, run_idefics):
     assert "--[no-]recursive" in run_idefics(command, "--help").stdout
 
 
-def test_a_link_to_a_folder_above_brings_nothing_of_it(album):
+def test_a_link_to_a_parent_folder_is_not_followed(album):
     Path("elsewhere.png").write_bytes(Path("album/a.png").read_bytes())
     Path("album/sub/up").symlink_to("../..", target_is_directory=True)
     Path("album/sub/root").symlink_to("/", target_is_directory=True)

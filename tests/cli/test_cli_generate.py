@@ -1,4 +1,4 @@
-"""Raw prompts: items in their order."""
+"""`idefics generate`: items of a raw prompt in their order."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The help answers at once, looks orderly, and its examples are true commands."""
+"""The help is quick and aligned, and its examples run."""
 
 import re
 import shlex
@@ -73,8 +73,8 @@ def test_help_of_a_command_fits_and_is_aligned(capsys, monkeypatch, command):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_are_true_commands(run_idefics, photo_folder, monkeypatch, send_stdin, example):
-    """Each runs in a folder with the files that it names; models, demo and help stand for themselves."""
+def test_examples_in_help_run(run_idefics, photo_folder, monkeypatch, send_stdin, example):
+    """Each example runs in a folder with the files that it names."""
     data = (photo_folder / "a.png").read_bytes()
     for name in ("photo.jpg", "cat.jpg", "dog.jpg", "photos/one.jpg"):
         (photo_folder / name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""`idefics info`: what computes here, for people and for programs; and the one warning where kernels are missing."""
+"""`idefics info` as text and as JSON, and the warning about missing kernels."""
 
 import json
 import logging
@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def parse_info_lines(out):
-    """(word, what is said of it) of each line."""
+    """(label, text) of each line."""
     return [tuple(line.split(None, 1)) for line in out.splitlines()]
 
 
-def test_it_says_what_computes_here(run_idefics):
+def test_info_shows_kernels_devices_and_memory(run_idefics):
     done = run_idefics("info")
     assert (done.exit_code, done.stderr, done.load_flags) == (0, "", [])
     said = parse_info_lines(done.stdout)
@@ -50,7 +50,7 @@ def test_json_is_one_object(run_idefics):
     assert "model" not in found
 
 
-def test_a_model_that_is_here(run_idefics):
+def test_a_model_on_this_machine(run_idefics):
     found = json.loads(run_idefics("info", "demo", "--json").stdout)["model"]
     vlm = package.load("demo", device="cpu")
     assert found["weights"] == vlm.memory
@@ -66,7 +66,7 @@ def test_a_model_that_is_here(run_idefics):
     assert said["total"] == "about 1.3 GB on a CPU"
 
 
-def test_a_model_that_is_not_here_is_not_downloaded(run_idefics):
+def test_a_model_that_is_not_on_this_machine_is_not_downloaded(run_idefics):
     found = json.loads(run_idefics("info", "smolvlm-256m", "--json").stdout)["model"]
     row = find_entry("smolvlm-256m")
     assert found == {
@@ -93,7 +93,7 @@ def test_the_extras_are_those_of_the_project():
         assert all(name in wanted for name in names)
 
 
-def test_what_is_not_installed_is_said(run_idefics, monkeypatch):
+def test_missing_extras_are_reported(run_idefics, monkeypatch):
     real = environment._installed_version
     monkeypatch.setattr(environment, "_installed_version", lambda name: None if name == "av" else real(name))
     assert ("extra", "video: not installed (pip install 'idefics[video]')") in parse_info_lines(
@@ -108,7 +108,7 @@ def without_kernels(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "_load_once", library._load_once.__wrapped__)
 
 
-def test_missing_kernels_are_told_once(without_kernels, caplog, run_idefics):
+def test_missing_kernels_are_reported_once(without_kernels, caplog, run_idefics):
     with caplog.at_level(logging.WARNING, "idefics"):
         package.load("demo", device="cpu")
         package.load("demo", device="cpu")
@@ -122,14 +122,14 @@ def test_missing_kernels_are_told_once(without_kernels, caplog, run_idefics):
     assert ("kernel", library.missing_reason()) in lines
 
 
-def test_who_asks_for_the_reference_is_not_warned(without_kernels, caplog):
+def test_kernels_reference_logs_no_warning(without_kernels, caplog):
     with caplog.at_level(logging.WARNING, "idefics"):
         package.load("demo", device="cpu", kernels="reference")
     assert caplog.records == []
 
 
 @pytest.mark.skipif(library.load_library() is None, reason="the C code was not compiled")
-def test_nothing_is_said_where_all_is_there(caplog, monkeypatch, tmp_path):
+def test_nothing_is_logged_where_all_kernels_exist(caplog, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.WARNING, "idefics"):
         package.load("demo", device="cpu")

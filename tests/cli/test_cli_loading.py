@@ -1,4 +1,4 @@
-"""Loading a model while somebody waits."""
+"""Loading a model: flags, errors and the progress of a download."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("photo_folder")
 
 @pytest.fixture
 def fake_load(monkeypatch):
-    """Stands for `idefics.load`: keeps its arguments, and reports a download where there are bytes to come."""
+    """Replaces `idefics.load`: records its arguments and reports the progress of a download."""
     calls = []
 
     def load(model, *, progress, **options):
@@ -80,7 +80,7 @@ def test_placement_and_bits_are_flags(fake_load):
         ("--device-map", "all", "--device-map is 'all': give auto, balanced, balanced_low_0 or sequential"),
     ],
 )
-def test_words_that_are_none_of_them_are_refused(fake_load, capsys, flag, value, said):
+def test_invalid_choices_are_refused(fake_load, capsys, flag, value, said):
     assert run(["caption", "a.png", flag, value]) == 2
     assert said in capsys.readouterr().err
     assert not fake_load.calls
@@ -97,7 +97,7 @@ def test_a_device_that_is_not_there_is_one_line(capsys):
     assert out == "" and err.count("\n") == 1 and "cuda:99" in err
 
 
-def test_a_download_is_said_once_and_before_it_begins(fake_load, capsys):
+def test_a_download_is_announced_once_before_it_begins(fake_load, capsys):
     fake_load.reports = [0, 10**6, 10**9, 1_015_025_832]
     assert run(["caption", "a.png", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -105,7 +105,7 @@ def test_a_download_is_said_once_and_before_it_begins(fake_load, capsys):
     assert err == "smolvlm-500m is not on this machine yet: downloading 1.0 GB, once\n"
 
 
-def test_a_download_has_a_bar_for_a_person(fake_load, monkeypatch):
+def test_a_download_has_a_bar_on_a_terminal(fake_load, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "stderr", terminal := FakeTerminal())

@@ -1,4 +1,4 @@
-"""Every mistake: one line on standard error that names the value and the way out, exit code 2, no model loaded."""
+"""Errors: one line on standard error that names the value and what to do, exit code 2, no model loaded."""
 
 import pytest
 
@@ -112,7 +112,7 @@ def run_refused_command(capsys, argv, loader):
 
 
 @pytest.mark.parametrize(("argv", "parts"), MISTAKES, ids=lambda value: " ".join(value)[:40])
-def test_a_mistake_is_one_line_and_loads_no_model(capsys, argv, parts):
+def test_an_error_is_one_line_and_loads_no_model(capsys, argv, parts):
     line = run_refused_command(capsys, argv, lambda flags, screen: pytest.fail("a model was loaded"))
     assert line.startswith(
         f"idefics {argv[0]}: " if argv[0] not in ("capton", "help", "--foo", "a.png") else "idefics: "
@@ -133,7 +133,7 @@ def test_a_mistake_is_one_line_and_loads_no_model(capsys, argv, parts):
     ],
     ids=lambda value: " ".join(value)[-40:],
 )
-def test_a_model_that_cannot_be_had_is_one_line(capsys, argv, parts):
+def test_the_error_for_a_missing_model_is_one_line(capsys, argv, parts):
     from idefics.cli.loading import load
 
     line = run_refused_command(capsys, argv, load)
@@ -155,14 +155,14 @@ def test_a_prompt_that_is_too_long_is_one_line(capsys, demo_model, argv, begins)
     assert "this model reads" in line
 
 
-def test_debug_shows_where(capsys):
+def test_debug_shows_the_traceback(capsys):
     assert run(["caption", "a.png", "--debug", "--model", "dem"]) == 2
     err = capsys.readouterr().err.splitlines()
     assert any(line.startswith("Traceback") for line in err)
     assert err[-1].startswith("idefics caption: 'dem'")
 
 
-def test_what_nobody_foresaw_is_one_line_too(capsys):
+def test_an_unexpected_error_is_one_line_too(capsys):
     def loader(flags, screen):
         raise ZeroDivisionError("two\nlines")
 
@@ -173,9 +173,9 @@ def test_what_nobody_foresaw_is_one_line_too(capsys):
     )
 
 
-def test_too_little_memory_names_the_way_out(capsys):
+def test_the_error_for_too_little_memory_names_idefics_models(capsys):
     class OutOfMemoryError(RuntimeError):
-        """As torch calls it."""
+        """The name of torch's class."""
 
     for error in (MemoryError(), OutOfMemoryError("tried to allocate")):
 

@@ -1,4 +1,4 @@
-"""`idefics models`: the catalog, for people and for programs."""
+"""`idefics models`: the catalog as a table and as JSON."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_the_table_fits_a_terminal_of_100_columns(run_idefics):
     assert max(len(line) for line in run_idefics("models").stdout.splitlines() if cache not in line) == 100
 
 
-def test_figures_stand_under_their_headings(run_idefics):
+def test_numbers_are_aligned_with_their_headings(run_idefics):
     heading, *lines = run_idefics("models").stdout.splitlines()
     for word in ("parameters", "float32", "bf16", "int8", "int4"):
         end = heading.index(word) + len(word)

@@ -1,4 +1,4 @@
-"""What was not read of a picture's file is said on standard error, once, and in JSON."""
+"""Notes about parts of a picture's file that were not read: on standard error, once, and in JSON."""
 
 import json
 
@@ -18,7 +18,7 @@ def multi_page_scan(photo_folder):
 @pytest.mark.parametrize(
     "more", [["ask", "What is this?"], ["caption"], ["classify", "--labels", "red,blue"]]
 )
-def test_pages_that_are_left_out_are_named(demo_model, multi_page_scan, capsys, more):
+def test_pages_that_are_not_read_are_noted(demo_model, multi_page_scan, capsys, more):
     command, *words = more
     model = lambda *_: demo_model  # noqa: E731  # what the command line loads
     assert run([command, multi_page_scan, *words], model) == 0
@@ -34,7 +34,7 @@ def test_pages_that_are_left_out_are_named(demo_model, multi_page_scan, capsys, 
     assert [row.get("notes") for row in rows] == [[note], None]
 
 
-def test_a_conversation_says_it_once(demo_model, multi_page_scan, capsys, send_stdin):
+def test_a_conversation_notes_it_once(demo_model, multi_page_scan, capsys, send_stdin):
     send_stdin(b"What is this?\nWhat else?\n")
     assert run(["chat", multi_page_scan], lambda *_: demo_model) == 0
     assert capsys.readouterr().err.count("has 2 pages") == 1

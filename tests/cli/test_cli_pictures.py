@@ -1,4 +1,4 @@
-"""What people type for pictures and words."""
+"""Positional arguments: names of pictures and the prompt."""
 
 import sys
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_name_longer_than_any_file_is_words():
 
 
 @pytest.mark.usefixtures("photo_folder")
-def test_what_cannot_be_a_picture_is_told_from_a_misspelt_one():
+def test_a_word_is_distinguished_from_a_misspelt_name():
     assert is_sentence("What is this?")
     assert not is_sentence("my photo.jpg")
     assert not is_sentence("What?")
@@ -64,7 +64,7 @@ def test_what_cannot_be_a_picture_is_told_from_a_misspelt_one():
 
 
 @pytest.mark.usefixtures("photo_folder")
-def test_arguments_stand_for_pictures_in_their_order():
+def test_pictures_keep_the_order_of_the_arguments():
     assert resolve_pictures("b.png", "a.png") == (["b.png", "a.png"], [])
     assert resolve_pictures("folder") == (["folder/x.png", "folder/y.png"], [])
     assert resolve_pictures("[ac].png", "b.png") == (["a.png", "c.png", "b.png"], [])
@@ -73,13 +73,13 @@ def test_arguments_stand_for_pictures_in_their_order():
 
 
 @pytest.mark.usefixtures("photo_folder")
-def test_a_file_wins_over_a_pattern():
+def test_an_existing_file_is_not_taken_for_a_pattern():
     Path("[ac].png").write_bytes(Path("a.png").read_bytes())
     assert resolve_pictures("[ac].png") == (["[ac].png"], [])
 
 
 @pytest.mark.usefixtures("photo_folder")
-def test_what_stands_for_nothing_is_refused_and_the_rest_is_found():
+def test_arguments_without_pictures_are_reported_and_the_others_found():
     names, refused = resolve_pictures("no.png", "a.png", "*.jpg", "empty", "", "x" * 1000)
     assert names == ["a.png"]
     assert [line.partition(":")[0] for line in refused] == [
@@ -108,7 +108,7 @@ def test_standard_input_is_a_picture(send_stdin):
     assert open_named_picture(named, Fetcher()).picture.source == Path("a.png").read_bytes()
 
 
-def test_nobody_types_a_picture(monkeypatch):
+def test_a_terminal_is_no_picture(monkeypatch):
     monkeypatch.setattr(sys, "stdin", FakeTerminal())
     refused = []
     assert find_pictures(["-"], refused.append, pytest.fail) == []
@@ -116,7 +116,7 @@ def test_nobody_types_a_picture(monkeypatch):
 
 
 @pytest.mark.usefixtures("photo_folder")
-def test_what_is_no_picture_is_named(send_stdin):
+def test_the_error_for_an_invalid_picture_names_it(send_stdin):
     send_stdin(b"hello")
     for name, message in (
         ("notes.txt", "notes.txt is not a picture"),

@@ -1,4 +1,4 @@
-"""What a start must not wait for: modules that are never imported, or only once they are needed."""
+"""Start-up time: modules that are never imported, or only when they are needed."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ ASK_ARGUMENTS = ["ask", str(pictures()[0]), "What is it?", "--model", "demo", "-
 
 
 def imported_modules(code, *arguments):
-    """The modules that a fresh interpreter has imported after some code."""
+    """The names of the modules that a new interpreter has imported after running `code`."""
     code = f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The commands that answer about pictures: what is asked of the model, and what is printed."""
+"""The commands of the tasks: the calls of the model, and the output."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_pictures_are_answered_together_but_the_first_alone(run_idefics, photo_f
     assert len(done.load_flags) == 1
 
 
-def test_what_cannot_be_read_is_refused_and_the_rest_answered(run_idefics):
+def test_unreadable_pictures_are_reported_and_the_others_answered(run_idefics):
     done = run_idefics("caption", "a.png", "no.png", "notes.txt", "broken.png", "b.png")
     assert done.exit_code == 2
     assert done.stdout == "a.png: caption a\nb.png: caption b\n"
@@ -79,7 +79,7 @@ def test_what_cannot_be_read_is_refused_and_the_rest_answered(run_idefics):
     ]
 
 
-def test_a_picture_that_is_too_much_for_the_model_spoils_no_other(run_idefics):
+def test_a_picture_that_the_model_refuses_stops_no_other(run_idefics):
     done = run_idefics("caption", "a.png", "b.png", "large.png", "c.png")
     assert done.exit_code == 2
     assert done.stdout.splitlines() == [f"{name}.png: caption {name}" for name in "abc"]
@@ -87,7 +87,7 @@ def test_a_picture_that_is_too_much_for_the_model_spoils_no_other(run_idefics):
     assert refusal.startswith("idefics caption: large.png: the prompt has 9000 tokens")
 
 
-def test_no_model_is_loaded_for_nothing(run_idefics):
+def test_no_model_is_loaded_without_a_readable_picture(run_idefics):
     done = run_idefics("caption", "notes.txt", "no.png")
     assert done.exit_code == 2
     assert not done.load_flags
@@ -130,7 +130,7 @@ def test_a_name_cannot_forge_a_line(run_idefics, photo_folder):
     assert done.error_lines == ["idefics caption: no no.png: no such file"]
 
 
-def test_standard_input_is_called_by_its_dash(run_idefics, send_stdin, photo_folder):
+def test_standard_input_is_named_by_its_dash(run_idefics, send_stdin, photo_folder):
     data = (photo_folder / "a.png").read_bytes()
     send_stdin(data)
     assert run_idefics("caption", "-").stdout == f"caption <{len(data)} bytes>\n"
@@ -157,7 +157,7 @@ def test_flags_reach_the_call(run_idefics):
     assert run_idefics("ask", "a.png", "What?").vlm.calls[0].options == {}
 
 
-def test_forms_and_penalties_reach_the_call(run_idefics, photo_folder):
+def test_structured_output_and_penalties_reach_the_call(run_idefics, photo_folder):
     def options(*flags):
         return run_idefics("ask", "a.png", "What?", *flags).vlm.calls[0].options
 
@@ -192,7 +192,7 @@ def test_forms_and_penalties_reach_the_call(run_idefics, photo_folder):
         (["--choices", "a,,b"], "give a list of texts"),
     ],
 )
-def test_forms_that_are_none_are_refused_before_a_model_is_loaded(run_idefics, photo_folder, flags, message):
+def test_invalid_constraints_are_refused_before_a_model_is_loaded(run_idefics, photo_folder, flags, message):
     (photo_folder / "list.json").write_text("[1]")
     done = run_idefics("ask", "a.png", "What?", *flags)
     assert done.exit_code == 2
@@ -314,7 +314,7 @@ def test_files_that_flags_name_may_be_standard_input(run_idefics, send_stdin, ph
 
 
 @pytest.mark.parametrize("flag", ["--labels-file", "--shots"])
-def test_what_is_wrong_with_standard_input_as_a_file(run_idefics, send_stdin, photo_folder, flag):
+def test_errors_of_standard_input_as_a_file(run_idefics, send_stdin, photo_folder, flag):
     command = ["classify", "a.png", "--label", "puppy", "--label", "door", flag, "-"]
     send_stdin(b"\n")
     assert run_idefics(*command).stderr.startswith(

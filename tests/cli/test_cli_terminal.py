@@ -1,4 +1,4 @@
-"""What a person sees in a terminal, and what an impatient one does to it."""
+"""Output on a terminal, interrupts, closed and full outputs."""
 
 import os
 import re
@@ -50,7 +50,7 @@ sys.exit(run(sys.argv[1:], lambda flags, screen: SlowIdefics(text="word " * 200 
 
 @pytest.fixture
 def run_in_terminal(monkeypatch):
-    """Runs a command line in front of a person; what the terminal gets."""
+    """Runs a command line with a terminal as standard output; returns what it prints."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -65,7 +65,7 @@ def run_in_terminal(monkeypatch):
 
 
 class TerminalSession:
-    """A child process on a terminal of its own, and somebody who types and reads there."""
+    """A child process on a pseudo-terminal, with methods to type and to read."""
 
     def __init__(self, *argv, **environment):
         self.master, slave = os.openpty()
@@ -81,7 +81,7 @@ class TerminalSession:
         self.output = ""
 
     def read_until(self, pattern, seconds=60):
-        """Reads until the pattern has come since the last time; what came."""
+        """Reads until the pattern has appeared since the last call; returns what was read."""
         end, start = time.monotonic() + seconds, len(self.output)
         while not re.search(pattern, self.output[start:]):
             assert time.monotonic() < end, f"no {pattern!r} in {self.output[start:]!r}"
@@ -89,7 +89,7 @@ class TerminalSession:
         return self.output[start:]
 
     def interrupt_until(self, pattern):
-        """Ctrl-C, again where it came at a moment when nobody listened, until the pattern has come."""
+        """Sends Ctrl-C, repeatedly if need be, until the pattern has appeared."""
         for _ in range(20):
             self.child.send_signal(signal.SIGINT)
             with suppress(AssertionError):
@@ -100,7 +100,7 @@ class TerminalSession:
         os.write(self.master, text.encode())
 
     def wait_for_exit(self):
-        """The exit code, and everything that was seen."""
+        """Waits for the exit; returns the exit code and all output."""
         while self._read_available():
             pass
         code = self.child.wait(60)
@@ -108,7 +108,7 @@ class TerminalSession:
         return code, self.output
 
     def _read_available(self):
-        """Reads what there is, waiting half a second; False at the end."""
+        """Reads available output, waiting up to half a second; False at the end of the output."""
         if not select.select([self.master], [], [], 0.5)[0]:
             return True
         try:
@@ -134,7 +134,7 @@ def start_terminal_session():
             one.child.wait()
 
 
-def test_a_single_answer_is_streamed_and_takes_no_control_of_the_terminal(run_in_terminal):
+def test_a_single_answer_is_streamed_without_control_characters(run_in_terminal):
     vlm = FakeIdefics("A \x1b[2Jcat \x07sits.")
     assert run_in_terminal("caption", "a.png", vlm=vlm) == "A [2Jcat sits.\n"
 
@@ -161,7 +161,7 @@ def test_probabilities_are_bars(run_in_terminal):
     assert lines[1].count("█") == 10
 
 
-def test_many_labels_are_not_all_drawn(run_in_terminal):
+def test_only_the_most_likely_labels_are_drawn(run_in_terminal):
     labels = ",".join(f"label {number}" for number in range(14))
     lines = run_in_terminal("classify", "a.png", "b.png", "--labels", labels).splitlines()
     assert len(lines) == 2 * (1 + 10 + 1)
@@ -178,7 +178,7 @@ def test_no_color_is_respected(run_in_terminal, monkeypatch):
     assert "\x1b[3" not in run_in_terminal("models")
 
 
-def test_a_terminal_shows_that_something_is_going_on(start_terminal_session):
+def test_a_terminal_shows_a_spinner(start_terminal_session):
     code, seen = start_terminal_session("caption", "a.png").wait_for_exit()
     assert code == 0
     assert "Answering" in seen
@@ -198,7 +198,7 @@ def test_answers_and_refusals_stand_on_lines_of_their_own_with_a_progress_bar(st
     ]
 
 
-def test_ctrl_c_keeps_what_was_said(start_terminal_session):
+def test_ctrl_c_keeps_the_answer_so_far(start_terminal_session):
     screen = start_terminal_session("write", "a.png", "long")
     screen.read_until("word word")
     screen.child.send_signal(signal.SIGINT)
@@ -221,8 +221,8 @@ def test_ctrl_c_down_a_pipe_keeps_finished_answers():
     assert (child.returncode, out, err) == (130, "", "")
 
 
-def test_any_answer_can_be_printed_anywhere():
-    """A pipe that knows ASCII alone, as in some containers."""
+def test_any_answer_can_be_printed_in_ascii():
+    """With ASCII as the encoding of standard output, as in some containers."""
     Path("🐶.png").write_bytes(Path("a.png").read_bytes())
     for flags, line in (((), r"caption \U0001f436"), (("--json",), r"\ud83d\udc36")):
         done = subprocess.run(
@@ -236,7 +236,7 @@ def test_any_answer_can_be_printed_anywhere():
         assert done.stderr == ""
 
 
-def test_a_reader_that_has_enough_ends_it_quietly(photo_folder):
+def test_a_closed_pipe_ends_the_command_quietly(photo_folder):
     for number in range(40):
         (photo_folder / f"many{number:02}.png").write_bytes((photo_folder / "a.png").read_bytes())
     command = "import sys; sys.path[:0] = sys.argv[1].split(':'); from cli_fakes import FakeIdefics; "
@@ -302,7 +302,7 @@ def test_output_that_cannot_be_written_is_one_line(line, code, err):
 
 
 def test_answers_before_the_disk_was_full_are_kept_and_counted(photo_folder):
-    """Files may have 1 KiB here: what a shell calls a file size limit is what a full disk is to the command."""
+    """A file size limit of 1 KiB has the same effect as a full disk."""
     for number in range(40):
         (photo_folder / f"many{number:02}.png").write_bytes((photo_folder / "a.png").read_bytes())
     done = run_shell("ulimit -f 1; trap '' XFSZ; $IDEFICS caption many*.png >answers.txt")
@@ -318,7 +318,7 @@ def test_answers_before_the_disk_was_full_are_kept_and_counted(photo_folder):
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
-def test_refusals_that_nobody_can_read_do_not_reach_the_answers(closed):
+def test_errors_for_a_closed_standard_error_are_dropped(closed):
     done = run_shell(f"$IDEFICS caption a.png no.png {closed}")
     assert (done.returncode, done.stdout, done.stderr) == (2, "a.png: caption a\n", "")
 
@@ -328,7 +328,7 @@ def test_a_chat_whose_standard_input_is_closed_ends():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_typed_conversation(start_terminal_session):
+def test_an_interactive_conversation(start_terminal_session):
     chat = start_terminal_session("chat", "a.png")
     chat.read_until("> $")
     chat.type("What is it?\n")
@@ -349,7 +349,7 @@ def test_a_typed_conversation(start_terminal_session):
     assert "Traceback" not in seen
 
 
-def test_an_answer_that_is_left_before_it_began_is_forgotten(start_terminal_session):
+def test_ctrl_c_before_an_answer_begins_drops_the_turn(start_terminal_session):
     chat = start_terminal_session("chat", "a.png", "--prompt", "What is it?")
     chat.read_until("Answering")
     chat.interrupt_until("> $")
@@ -360,8 +360,8 @@ def test_an_answer_that_is_left_before_it_began_is_forgotten(start_terminal_sess
     assert chat.wait_for_exit()[0] == 0
 
 
-def test_refusals_do_not_break_a_waiting_line(capsys):
-    """`answer` and `refuse` go aside of the bar; here there is none, and they are plain."""
+def test_errors_do_not_break_the_progress_line(capsys):
+    """`write_answer` and `report_error` pause the bar; without a terminal there is none."""
     from idefics.cli.output import OutputWriter
 
     with OutputWriter("idefics test") as screen:

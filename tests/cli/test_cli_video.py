@@ -1,4 +1,4 @@
-"""Videos on the command line, wherever a picture may stand."""
+"""Videos on the command line, in place of pictures."""
 
 import sys
 
@@ -11,7 +11,7 @@ from processing.videos_tiny import encode_video
 
 @pytest.fixture
 def video_folder(photo_folder):
-    """clip.mp4, one.mp4, and broken.mp4, which is none, beside the pictures."""
+    """The photo folder with clip.mp4, one.mp4, and broken.mp4, which is not a video."""
     for name in ("clip.mp4", "one.mp4"):
         (photo_folder / name).write_bytes(encode_video(5))
     (photo_folder / "broken.mp4").write_bytes(b"hello")
@@ -28,7 +28,7 @@ def video_folder(photo_folder):
         (["classify", "clip.mp4", "--labels", "cat,dog"], "cat"),
     ],
 )
-def test_a_video_stands_where_a_picture_does(run_idefics, argv, said):
+def test_videos_are_accepted_in_place_of_pictures(run_idefics, argv, said):
     done = run_idefics(*argv)
     assert (done.exit_code, done.stdout, done.stderr) == (0, f"{said}\n", "")
     (call,) = done.vlm.calls
@@ -36,7 +36,7 @@ def test_a_video_stands_where_a_picture_does(run_idefics, argv, said):
 
 
 @pytest.mark.usefixtures("video_folder")
-def test_several_are_answered_and_what_is_none_is_refused(run_idefics):
+def test_invalid_videos_are_reported_and_the_others_answered(run_idefics):
     done = run_idefics("caption", "a.png", "clip.mp4", "broken.mp4", "missing.mp4", "one.mp4")
     names = ["a.png: caption a", "clip.mp4: caption clip", "one.mp4: caption one"]
     assert (done.exit_code, done.stdout.splitlines()) == (2, names)
@@ -47,7 +47,7 @@ def test_several_are_answered_and_what_is_none_is_refused(run_idefics):
 
 
 @pytest.mark.usefixtures("video_folder")
-def test_a_folder_gives_its_pictures_and_a_pattern_what_fits(run_idefics):
+def test_a_folder_gives_pictures_only_and_a_pattern_what_matches(run_idefics):
     assert run_idefics("caption", "o*.mp4").stdout == "one.mp4: caption one\n"
     assert "mp4" not in run_idefics("caption", ".").stdout
 
@@ -72,7 +72,7 @@ def test_without_pyav_pictures_are_still_answered(run_idefics, monkeypatch):
 
 
 @pytest.mark.usefixtures("video_folder")
-def test_where_the_model_refuses_videos_pictures_are_still_answered(run_idefics):
+def test_where_the_model_refuses_videos_pictures_are_answered(run_idefics):
     class Still(type(run_idefics("caption", "a.png").vlm)):
         def run(self, task, image, words="", **options):
             why = BadVideo("this checkpoint was not trained with video")
@@ -87,7 +87,7 @@ def test_where_the_model_refuses_videos_pictures_are_still_answered(run_idefics)
 
 
 @pytest.mark.usefixtures("video_folder")
-def test_the_demo_names_those_that_know_video(demo_model, run_idefics):
+def test_the_error_of_the_demo_names_models_trained_on_video(demo_model, run_idefics):
     done = run_idefics("ask", "clip.mp4", "What happens?", vlm=demo_model)
     assert (done.exit_code, done.stdout) == (2, "")
     (line,) = done.error_lines
@@ -98,7 +98,7 @@ def test_the_demo_names_those_that_know_video(demo_model, run_idefics):
 
 
 @pytest.mark.usefixtures("video_folder")
-def test_a_video_is_known_by_its_content(run_idefics, send_stdin, photo_folder):
+def test_a_video_is_recognized_by_its_content(run_idefics, send_stdin, photo_folder):
     for name in ("clip", "clip.jpg"):
         (photo_folder / name).write_bytes((photo_folder / "clip.mp4").read_bytes())
         for argv in (["ask", name, "What happens?"], ["generate", name, "It shows"]):

@@ -1,4 +1,4 @@
-"""A page that is served, and a browser that looks at it."""
+"""Serves the page and drives it in a browser."""
 
 import shutil
 import threading
@@ -43,7 +43,7 @@ def serve_app(app):
 
 
 def open_page(browser, address, foreign_urls, **context):
-    """A page in a browser of its own; addresses that it asks for elsewhere are written down in `foreign_urls`."""
+    """Opens the page in a new browser context; requests to other servers are recorded in `foreign_urls`."""
     page = browser.new_context(**context).new_page()
     page.set_default_timeout(30_000)
 
@@ -58,17 +58,17 @@ def open_page(browser, address, foreign_urls, **context):
 
 
 def open_tab(page, name):
-    """Opens a tab, as a person does."""
+    """Opens a tab by a click."""
     page.get_by_role("tab", name=name, exact=True).click()
 
 
 def field_value(page, selector):
-    """What stands in a text field."""
+    """The value of a text field."""
     return page.locator(f"{selector} textarea").input_value()
 
 
 def choose_example(page, tab_id, number=0):
-    """The example's picture is there when its cost is said."""
+    """Clicks an example and waits until its picture is loaded, which its token cost shows."""
     page.locator(f"#{tab_id}-examples button").nth(number).click()
     expect(page.locator(f"#{tab_id}-cost")).to_contain_text("tokens")
 
@@ -85,7 +85,7 @@ def write_zip(path, files):
 
 
 class SlowModel:
-    """Makes a model's answers slow: `seconds_per_token` seconds a token. None comes while `resume_event` is not set."""
+    """Delays each token of a model by `seconds_per_token` seconds, and until `resume_event` is set."""
 
     def __init__(self, monkeypatch, demo):
         self.resume_event, self.seconds_per_token = threading.Event(), 0.05
@@ -101,7 +101,7 @@ class SlowModel:
 
 
 def remove_stop_ids(monkeypatch, demo):
-    """Answers go on until they are as long as may be."""
+    """Removes the stop ids, so that answers end at `max_new_tokens`."""
     submit = demo.engine.submit
 
     def endless(request, **how):

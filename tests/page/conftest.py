@@ -1,4 +1,4 @@
-"""The demo model, its pictures, a desk, and a browser before the page."""
+"""The demo model, its pictures, the backend of the page, and a browser that has it open."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def bundled_pictures() -> dict[str, Path]:
 
 
 @pytest.fixture
-def desk(demo_model):
-    """What the tabs share; nothing is fetched."""
+def page_backend(demo_model):
+    """The backend of a page that fetches no addresses."""
     from idefics.page.backend import PageBackend, PageSettings
 
     return PageBackend(demo_model, PageSettings("demo", Fetcher(policy="off", untrusted=True)))
@@ -36,7 +36,7 @@ def desk(demo_model):
 
 @pytest.fixture
 def uploaded_picture(bundled_pictures):
-    """A bundled picture as if a browser had sent it, by its name."""
+    """Makes an uploaded picture from the name of a bundled one."""
     from idefics.page.uploaded_picture import UploadedPicture
 
     return lambda name: UploadedPicture(str(bundled_pictures[name]), name)
@@ -44,7 +44,7 @@ def uploaded_picture(bundled_pictures):
 
 @pytest.fixture(scope="module")
 def page_url(demo_model):
-    """Where the page is served that the tests of a file look at."""
+    """The address of a page that serves the tests of one file."""
     from idefics.page.app import create_page_app
     from idefics.page.backend import PageSettings
 
@@ -56,7 +56,7 @@ def page_url(demo_model):
 
 @pytest.fixture(scope="module")
 def chromium_browser(page_url):
-    """A browser with a webcam. It comes after the page, for in its thread no other event loop can run."""
+    """A browser with a webcam, started after the page: in its thread no other event loop can run."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM_PATH, args=CHROMIUM_FLAGS)
         yield browser
@@ -65,9 +65,9 @@ def chromium_browser(page_url):
 
 @pytest.fixture
 def page(chromium_browser, page_url):
-    """The page, in a browser that knows nothing yet. Nothing may be asked for elsewhere."""
-    strangers = []
-    page = open_page(chromium_browser, page_url, strangers, viewport=DESKTOP_SIZE)
+    """The page in a new browser context; fails if it sends requests to other servers."""
+    foreign_urls = []
+    page = open_page(chromium_browser, page_url, foreign_urls, viewport=DESKTOP_SIZE)
     yield page
     page.context.close()
-    assert strangers == []
+    assert foreign_urls == []

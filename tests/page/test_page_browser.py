@@ -1,4 +1,4 @@
-"""The page in a real browser: every tab, by clicking as a person does."""
+"""The page in a real browser: every tab, by clicks."""
 
 import base64
 import csv
@@ -14,7 +14,7 @@ from page.browser import BROWSER_MARKS, SlowModel, choose_example, click_run, fi
 pytestmark = BROWSER_MARKS
 
 
-def test_a_picture_of_ones_own_is_captioned(page, demo_model, bundled_pictures):
+def test_an_uploaded_picture_is_captioned(page, demo_model, bundled_pictures):
     open_tab(page, "Caption")
     page.locator("#caption-picture input[type=file]").set_input_files(bundled_pictures["statue.png"])
     expect(page.locator("#caption-cost")).to_contain_text(
@@ -25,7 +25,7 @@ def test_a_picture_of_ones_own_is_captioned(page, demo_model, bundled_pictures):
     assert field_value(page, "#caption-answer") == demo_model.caption(bundled_pictures["statue.png"]).text
 
 
-def test_words_are_continued(page, demo_model, bundled_pictures):
+def test_a_caption_is_continued(page, demo_model, bundled_pictures):
     open_tab(page, "Caption")
     choose_example(page, "caption")
     click_run(page, "caption")
@@ -56,21 +56,21 @@ def test_a_picture_is_fetched_by_its_address(page, page_url, bundled_pictures):
     expect(page.locator("#ask-answer textarea")).to_have_value("Night.")
 
 
-def test_what_is_missing_is_said(page):
+def test_missing_inputs_are_reported(page):
     open_tab(page, "Ask")
     click_run(page, "ask")
-    expect(page.get_by_test_id("toast-body")).to_contain_text("There is no picture yet")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("No picture was given")
     expect(page.locator("#ask-run")).to_be_enabled()
 
 
-def test_an_address_that_is_none_is_said(page):
+def test_an_invalid_address_is_reported(page):
     open_tab(page, "Ask")
     page.locator("#ask-address textarea, #ask-address input").fill("photo.png")
     page.locator("#ask-fetch").click()
-    expect(page.get_by_test_id("toast-body")).to_contain_text("is no address")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("is not an address")
 
 
-def test_a_file_that_is_no_picture_is_refused_by_its_name(page, tmp_path):
+def test_the_error_for_an_invalid_picture_names_the_file(page, tmp_path):
     (tmp_path / "letter.png").write_text("Dear Sir or Madam")
     open_tab(page, "Ask")
     page.locator("#ask-picture input[type=file]").set_input_files(tmp_path / "letter.png")
@@ -92,7 +92,7 @@ def test_labels_are_ranked(page, demo_model, bundled_pictures):
     assert [shown.index(one.label) for one in ranking] == sorted(shown.index(one.label) for one in ranking)
 
 
-def test_a_strategy_brings_its_sliders(page, demo_model, bundled_pictures):
+def test_a_strategy_shows_its_controls(page, demo_model, bundled_pictures):
     open_tab(page, "Write")
     choose_example(page, "write")
     expect(page.locator("#write-temperature")).to_be_hidden()
@@ -110,7 +110,7 @@ def test_a_strategy_brings_its_sliders(page, demo_model, bundled_pictures):
     assert field_value(page, "#write-answer") == wanted
 
 
-def test_code_is_shown_for_what_was_asked(page):
+def test_show_code_matches_the_question(page):
     open_tab(page, "Ask")
     choose_example(page, "ask")
     page.locator("#ask-code > button").click()
@@ -133,10 +133,10 @@ def test_a_conversation_with_pictures_at_two_turns(page, bundled_pictures):
     expect(page.get_by_test_id("bot")).to_have_count(2)
     expect(page.locator("#chat-note")).to_contain_text("written")
     alts = page.locator("#chat-talk img").evaluate_all("images => images.map(image => image.alt)")
-    assert alts == ["A tower at night", "A statue", "A door at night, and a pumpkin"]
+    assert alts == ["A tower at night", "A statue", "A wooden entrance at night, and a pumpkin"]
 
 
-def test_a_turn_is_retried_edited_and_taken_back(page, demo_model, monkeypatch):
+def test_a_turn_is_retried_edited_and_undone(page, demo_model, monkeypatch):
     slow = SlowModel(monkeypatch, demo_model)
     choose_example(page, "chat")
     click_run(page, "chat")
@@ -199,7 +199,7 @@ def test_an_example_is_added(page, bundled_pictures):
     expect(page.locator("#few-shot-said textarea")).to_have_value("")
 
 
-def test_a_zip_is_labelled_and_failed_rows_say_why(page, demo_model, bundled_pictures, tmp_path):
+def test_a_zip_is_captioned_and_failed_rows_have_errors(page, demo_model, bundled_pictures, tmp_path):
     files = {path.name: path.read_bytes() for path in bundled_pictures.values()}
     files |= {"notes.txt": b"hello", "sub/broken.png": files["tower.png"][:200], "../../escape.png": b"x"}
     open_tab(page, "Batch")
@@ -207,7 +207,7 @@ def test_a_zip_is_labelled_and_failed_rows_say_why(page, demo_model, bundled_pic
     expect(page.locator("#batch-files")).to_contain_text("photos")
     click_run(page, "batch")
     expect(page.locator("#batch-progress")).to_contain_text(
-        "8 of 8 pictures, 1 without an answer. 2 files left out"
+        "8 of 8 pictures, 1 without an answer. 2 files skipped"
     )
     expect(page.locator("#batch-table")).to_contain_text("None: photos.zip/sub/broken.png")
     with page.expect_download() as download:

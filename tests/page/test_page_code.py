@@ -1,4 +1,4 @@
-"""What "Show code" says really runs, and gives the answer that the page gave."""
+"""The code of "Show code" runs and gives the same answer as the page."""
 
 import contextlib
 import io
@@ -62,7 +62,7 @@ EXAMPLE_CONVERSATION = ChatSnippets(
 
 @pytest.fixture
 def folder(tmp_path, bundled_pictures, monkeypatch):
-    """A folder with the pictures and the file of shots of each call that has some."""
+    """A folder with the pictures and the few-shot file that the code names."""
     for name, path in bundled_pictures.items():
         (tmp_path / name).write_bytes(path.read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -165,11 +165,11 @@ WORDS_BY_TASK = {
 
 
 @pytest.fixture(params=["caption", *WORDS_BY_TASK])
-def batch_code_and_answers(request, desk, bundled_pictures, tmp_path):
-    """What "Show code" says of a task's batch, and the table of it: names of pictures -> answers."""
+def batch_code_and_answers(request, page_backend, bundled_pictures, tmp_path):
+    """The code of a task's batch, and its results: name of a picture -> answer."""
     task, words = request.param, WORDS_BY_TASK.get(request.param, "")
     files = [{"path": str(path), "orig_name": name} for name, path in bundled_pictures.items()]
-    *_, (_, _, rows, _) = run_batch_with_progress(desk, "me", files, None, task, words)
+    *_, (_, _, rows, _) = run_batch_with_progress(page_backend, "me", files, None, task, words)
     (tmp_path / "photos").mkdir()
     for name, path in bundled_pictures.items():
         (tmp_path / "photos" / name).write_bytes(path.read_bytes())
@@ -179,7 +179,7 @@ def batch_code_and_answers(request, desk, bundled_pictures, tmp_path):
 
 
 def answer_by_name(lines):
-    """Names of pictures -> answers, of lines that say both."""
+    """Name of a picture -> answer, from lines "name: answer"."""
     return dict(line.removeprefix("photos/").split(": ", 1) for line in lines.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""The page shows DocTags as the text that they are: no browser takes them for its own tags."""
+"""The page shows DocTags as text; the browser does not read them as HTML."""
 
 import re
 
@@ -29,7 +29,7 @@ def page_url(tmp_path_factory):
 
 
 def last_turn_text(page, who):
-    """The text of the last turn, without what nobody sees."""
+    """The text of the last turn, without invisible characters."""
     return page.get_by_test_id(who).last.inner_text().strip().replace(WORD_JOINER, "")
 
 
@@ -42,7 +42,7 @@ def test_a_conversation_shows_a_whole_page(page):
 
 
 def test_what_a_person_writes_is_shown_and_read_as_it_is(page):
-    """No tag of theirs becomes the browser's, and nothing in it runs."""
+    """Tags in a question are not read as HTML, and no script in it runs."""
     words = '<code>a</code> <img src=x onerror="window.ran = 1"><script>window.ran = 1</script> 1 < 2 <otsl>'
     page.locator("#chat-box textarea").fill(words)
     page.locator("#chat-box textarea").press("Enter")

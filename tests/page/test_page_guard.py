@@ -1,4 +1,4 @@
-"""What a browser may ask for."""
+"""Which requests the page accepts."""
 
 import json
 
@@ -19,7 +19,7 @@ def client(demo_model):
 
 
 def find_handler(client, target):
-    """Number and inputs of a handler, by the elem_id and event that start it."""
+    """(number, inputs) of the handler of an event `(elem_id, event)`."""
     config = client.get("/config").json()
     ids = {one["id"]: one["props"].get("elem_id") for one in config["components"]}
     for one in config["dependencies"]:
@@ -29,7 +29,7 @@ def find_handler(client, target):
 
 
 def request_cost(client, payload):
-    """What comes of a picture's cost, asked with a payload of one's own."""
+    """The response to a request for a picture's token cost with a forged payload."""
     number, inputs = find_handler(client, ("ask-picture", "change"))
     data = [payload, "high", *[None] * (inputs - 2)]
     body = {"data": data, "fn_index": number, "session_hash": "me", "event_data": None}
@@ -40,14 +40,14 @@ def request_file(path, **more):
     return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
 
 
-def test_the_page_is_there_and_allows_nothing_from_elsewhere(client):
+def test_the_page_has_a_content_security_policy(client):
     answer = client.get("/")
     assert answer.status_code == 200
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert "fonts.g" not in answer.text
 
 
-def test_an_uploaded_picture_may_be_asked_about(client, bundled_pictures):
+def test_uploaded_pictures_are_accepted(client, bundled_pictures):
     uploaded = client.post(
         "/gradio_api/upload", files={"files": bundled_pictures["tower.png"].read_bytes()}
     ).json()
@@ -70,7 +70,7 @@ def test_an_uploaded_picture_may_be_asked_about(client, bundled_pictures):
     ],
     ids=lambda payload: str(payload)[:40],
 )
-def test_a_file_that_was_never_uploaded_may_not(client, payload):
+def test_files_that_were_not_uploaded_are_refused(client, payload):
     from gradio.utils import get_upload_folder
 
     text = json.dumps(payload).replace("{upload}", get_upload_folder())
@@ -100,18 +100,18 @@ def test_no_other_file_and_no_address_is_read(client, path):
 @pytest.mark.parametrize(
     "path", ["/gradio_api/call/x", "/gradio_api/api/x", "/gradio_api/component_server", "/login"]
 )
-def test_what_the_page_does_not_need_is_not_there(client, path):
+def test_paths_that_the_page_does_not_need_are_not_found(client, path):
     assert client.post(path, json={"data": []}).status_code == 404
 
 
-def test_what_is_no_json_or_too_large_is_refused(client):
+def test_invalid_json_and_large_bodies_are_refused(client):
     headers = {"content-type": "application/json"}
     assert client.post("/gradio_api/queue/join", content=b"{", headers=headers).status_code == 400
     large = b'"' + b"x" * (17 << 20) + b'"'
     assert client.post("/gradio_api/queue/join", content=large, headers=headers).status_code == 413
 
 
-def test_another_name_for_this_machine_reaches_nothing(client):
+def test_other_host_names_are_refused(client):
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
 
 

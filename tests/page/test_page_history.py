@@ -1,4 +1,4 @@
-"""Earlier conversations, in a real browser."""
+"""The list of earlier conversations, in a real browser."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ pytestmark = BROWSER_MARKS
 
 
 def ask_in_new_conversation(page, number):
-    """Asks an example's question in a new conversation, and waits until the answer is kept."""
+    """Asks an example's question in a new conversation, and waits until it is saved."""
     before = saved_conversations(page)
     page.locator("#chat-new").click()
     expect(page.get_by_test_id("user")).to_have_count(0)
@@ -57,12 +57,12 @@ def reload_page(page):
     page.locator("#chat-run").wait_for()
 
 
-def test_who_is_new_sees_no_list(page):
+def test_the_list_is_hidden_while_it_is_empty(page):
     expect(page.locator("#chat-run")).to_be_enabled()
     expect(page.locator("#chat-earlier")).to_be_hidden()
 
 
-def test_a_conversation_is_gone_on_with_after_a_reload(page):
+def test_a_conversation_is_continued_after_a_reload(page):
     ask_in_new_conversation(page, 0)
     ask_in_new_conversation(page, 1)
     reload_page(page)
@@ -123,7 +123,7 @@ def test_one_is_deleted_and_then_all(page):
     assert saved_conversations(page) == 0
 
 
-def test_pictures_that_are_no_longer_kept_are_named(page, bundled_pictures, tmp_path):
+def test_deleted_pictures_are_named(page, bundled_pictures, tmp_path):
     shutil.copy(bundled_pictures["tower.png"], tmp_path / "my tower.png")
     with page.expect_response("**/gradio_api/upload*") as uploaded:
         page.locator("#chat-box input[type=file]").set_input_files(tmp_path / "my tower.png")
@@ -137,12 +137,12 @@ def test_pictures_that_are_no_longer_kept_are_named(page, bundled_pictures, tmp_
     open_history(page)
     choose_conversation(page, "Is it day or night?")
     expect(visible_answers(page)).to_have_text("Night.")
-    expect(page.locator("#chat-note")).to_contain_text("No longer kept")
+    expect(page.locator("#chat-note")).to_contain_text("pictures were deleted")
     expect(page.locator("#chat-note")).to_contain_text("my tower.png")
     page.locator("#chat-box textarea").fill("What is it?")
     click_run(page, "chat")
     expect(page.get_by_test_id("toast-body")).to_contain_text(
-        "The picture my tower.png is no longer kept: show it again"
+        "The picture my tower.png has been deleted from the server: upload it again"
     )
     expect(page.locator("#chat-box textarea")).to_have_value("What is it?")
     expect(visible_answers(page)).to_have_text("Night.")
@@ -161,7 +161,7 @@ FILL_STORAGE_SCRIPT = """(most) => {
 
 
 @pytest.mark.parametrize("size", [0, 2**20], ids=["room", "no room"])
-def test_the_oldest_go_first(page, size):
+def test_the_oldest_conversations_are_deleted_first(page, size):
     page.evaluate(FILL_STORAGE_SCRIPT, size)
     choose_example(page, "chat", 0)
     click_run(page, "chat")
@@ -176,7 +176,7 @@ def test_the_oldest_go_first(page, size):
     assert len(left) < 50 if size else len(left) == 50
 
 
-def test_a_conversation_from_elsewhere_is_refused_in_words(page):
+def test_a_conversation_with_foreign_files_is_refused_with_a_message(page):
     ask_in_new_conversation(page, 0)
     page.evaluate("""() => {
         const key = "idefics.conversations";
@@ -206,7 +206,7 @@ def test_two_windows_of_a_browser_keep_both_and_another_browser_sees_none(page, 
         other.context.close()
 
 
-def test_nothing_takes_a_conversation_from_under_an_answer(page, demo_model, monkeypatch):
+def test_the_list_is_disabled_while_an_answer_runs(page, demo_model, monkeypatch):
     ask_in_new_conversation(page, 0)
     open_history(page)
     slow = SlowModel(monkeypatch, demo_model)

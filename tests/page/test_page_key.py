@@ -47,18 +47,18 @@ def admission(app):
 
 @pytest.fixture
 def page(chromium_browser, page_url):
-    """The page, in a browser of somebody who knows the key."""
-    strangers = []
+    """The page in a browser that sends the key."""
+    foreign_urls = []
     page = open_page(
         chromium_browser,
         page_url,
-        strangers,
+        foreign_urls,
         viewport=DESKTOP_SIZE,
         http_credentials={"username": "me", "password": API_KEY},
     )
     yield page
     page.context.close()
-    assert strangers == []
+    assert foreign_urls == []
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def api_client(page_url):
 
 
 def read_metric(api, name):
-    """What /metrics says of a counter or gauge."""
+    """The value of a counter or gauge in /metrics."""
     lines = [line for line in api.get("/metrics").text.splitlines() if line.startswith(name)]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -83,7 +83,7 @@ def test_a_browser_asks_for_the_key(chromium_browser, page_url):
         context.close()
 
 
-def test_a_wrong_key_is_refused_in_words(chromium_browser, page_url):
+def test_a_wrong_key_is_refused_with_a_message(chromium_browser, page_url):
     context = chromium_browser.new_context(http_credentials={"username": "me", "password": "friend"})
     try:
         page = context.new_page()
@@ -96,7 +96,7 @@ def test_a_wrong_key_is_refused_in_words(chromium_browser, page_url):
         context.close()
 
 
-def test_a_question_takes_a_place_among_the_servers_requests(
+def test_a_question_takes_a_slot_of_the_servers_admission_control(
     page, api_client, admission, demo_model, monkeypatch
 ):
     SlowModel(monkeypatch, demo_model)

@@ -1,4 +1,4 @@
-"""What strangers give the page, in a real browser."""
+"""Invalid and unusual input on the page, in a real browser."""
 
 import pytest
 from PIL import Image
@@ -40,7 +40,7 @@ def test_a_huge_picture_is_refused_next_to_its_box(page, tmp_path):
     [("", "0 labels given"), ("cat,", "1 label given"), ("cat, dog, cat", "Labels given twice: cat")],
     ids=["none", "one", "twice"],
 )
-def test_labels_that_do_not_do_are_refused(page, labels, said):
+def test_invalid_labels_are_refused(page, labels, said):
     open_tab(page, "Classify")
     choose_example(page, "classify")
     page.locator("#classify-words textarea").fill(labels)
@@ -80,7 +80,7 @@ def test_archives_without_pictures_are_refused(page, tmp_path):
     open_tab(page, "Batch")
     for name, said in (
         ("torn.zip", "torn.zip is not a zip that can be read"),
-        ("empty.zip", "There is no picture in it"),
+        ("empty.zip", "No picture was given"),
     ):
         page.locator("#batch-files input[type=file]").set_input_files(tmp_path / name)
         expect(page.locator("#batch-files")).to_contain_text(name.split(".")[0])

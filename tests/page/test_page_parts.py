@@ -1,4 +1,4 @@
-"""What stands behind the tabs, without a browser."""
+"""The code behind the tabs, without a browser."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ def test_defaults_are_left_out_of_the_code():
         ({"detail": "low", "repetition_penalty": 1.2}, {"detail": "low", "repetition_penalty": 1.2}),
     ],
 )
-def test_a_strategy_gets_the_options_it_obeys(changed, said):
+def test_options_of_other_strategies_are_left_out(changed, said):
     assert changed_generation_kwargs(DEFAULT_OPTIONS | changed, 64) == said
 
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_may_suggest_to_sample(tmp_path):
     assert suggested_sampling(tmp_path) == {"temperature": 0.6, "top_k": 20}
 
 
-def test_turns_go_to_the_model_as_they_were_said(uploaded_picture):
+def test_turns_become_messages_unchanged(uploaded_picture):
     turns = [
         chat_turns.make_user_turn([uploaded_picture("tower.png")], "What is it?"),
         chat_turns.make_turn("assistant", "A tower."),
@@ -87,7 +87,7 @@ def test_turns_go_to_the_model_as_they_were_said(uploaded_picture):
     assert chat_turns.up_to_last_question(turns, 2) == turns
 
 
-def test_a_question_without_words_is_none(uploaded_picture):
+def test_an_empty_question_is_refused(uploaded_picture):
     with pytest.raises(BadPrompt, match="question is empty"):
         chat_turns.make_user_turn([uploaded_picture("tower.png")], "  ")
 
@@ -124,8 +124,8 @@ def test_a_zip_gives_its_pictures_and_writes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
-def test_what_is_left_out_is_named_by_its_format(tmp_path):
-    """The table of formats is that of the command line, with those that untrusted files may have."""
+def test_skipped_files_are_counted_by_format(tmp_path):
+    """The formats are those of the command line, as far as untrusted files may have them."""
     png, heic = b"\x89PNG\r\n\x1a\n", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     members = {"a.jfif": b"1", "b.apng": b"2", "photo": png, "IMG.HEIC": heic, "x.nef": b"3", "phone": heic}
     given = write_zip(tmp_path / "a.zip", {**members, "notes.txt": b"4", "README": b"5"})
@@ -141,12 +141,12 @@ def test_what_is_left_out_is_named_by_its_format(tmp_path):
         assert names == ["a.zip/a.jfif", "a.zip/b.apng", "a.zip/photo", "alone"]
         assert sources.num_skipped_by_format == {"HEIC": 2, "camera RAW": 1, "other": 2, "AVIF": 1}
     assert batch._describe_skipped_files(sources.num_skipped_by_format) == (
-        "6 files left out: 2 HEIC (not read here: convert to JPEG), 1 camera RAW (not read here: convert to JPEG), "
-        "1 AVIF (not read here: convert to JPEG), 2 that are no pictures."
+        "6 files skipped: 2 HEIC (not read here: convert to JPEG), 1 camera RAW (not read here: convert to JPEG), "
+        "1 AVIF (not read here: convert to JPEG), 2 that are not pictures."
     )
 
 
-def test_a_zip_that_lies_about_its_sizes_is_not_believed(tmp_path, monkeypatch):
+def test_sizes_that_a_zip_claims_are_not_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(picture_sources, "MAX_PICTURE_BYTES", 1000)
     given = write_zip(tmp_path / "a.zip", {"bomb.png": b"0" * 100_000, "fine.png": b"1" * 1000})
     data = bytearray((tmp_path / "a.zip").read_bytes())
@@ -175,56 +175,60 @@ def test_a_zip_with_too_much_in_it_is_refused(tmp_path, monkeypatch, limit, valu
         PictureSources([given])
 
 
-def test_what_is_no_zip_is_said(tmp_path):
+def test_an_invalid_zip_is_reported(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"hello")
     with pytest.raises(BadRequest, match=r"a\.zip is not a zip"):
         PictureSources([UploadedPicture(str(tmp_path / "a.zip"), "a.zip")])
 
 
-def test_rows_hold_answers_and_reasons(desk, demo_model, bundled_pictures, tmp_path):
+def test_batch_results_have_answers_or_errors(page_backend, demo_model, bundled_pictures, tmp_path):
     files = {"tower.png": bundled_pictures["tower.png"].read_bytes(), "broken.png": b"no picture"}
     with PictureSources([write_zip(tmp_path / "a.zip", files)]) as sources:
         found = {
             row.image: row
-            for row in run_batch(desk, "me", "batch", sources.entries, batch.make_batch_job("caption", ""))
+            for row in run_batch(
+                page_backend, "me", "batch", sources.entries, batch.make_batch_job("caption", "")
+            )
         }
     assert found["a.zip/tower.png"] == BatchResult(
         "a.zip/tower.png", demo_model.caption(bundled_pictures["tower.png"]).text
     )
     assert found["a.zip/broken.png"].error.startswith("a.zip/broken.png is not a picture")
-    assert not desk._running
+    assert not page_backend._running
 
 
 def test_a_row_shows_the_whole_page_of_a_checkpoint_that_writes_doctags(bundled_pictures, tmp_path):
     vlm = idefics.load(doctags.write_checkpoint(tmp_path / "doctags"))
-    desk = PageBackend(vlm, PageSettings("doctags", Fetcher(policy="off", untrusted=True)))
+    page_backend = PageBackend(vlm, PageSettings("doctags", Fetcher(policy="off", untrusted=True)))
     with PictureSources(
         [write_zip(tmp_path / "a.zip", {"tower.png": bundled_pictures["tower.png"].read_bytes()})]
     ) as sources:
-        (row,) = run_batch(desk, "me", "batch", sources.entries, batch.make_batch_job("caption", ""))
+        (row,) = run_batch(page_backend, "me", "batch", sources.entries, batch.make_batch_job("caption", ""))
     assert row.text == doctags.PAGE_TEXT
     assert doctags.PAGE_TEXT in to_csv([row]).decode()
     cancel_all_requests(vlm.engine)
 
 
-def test_rows_end_when_they_are_stopped(desk, bundled_pictures):
+def test_a_stopped_batch_yields_no_more_results(page_backend, bundled_pictures):
     asked = []
 
     def read():
         asked.append(1)
         if len(asked) == 3:
-            desk.stop_tab("me", "batch")
+            page_backend.stop_tab("me", "batch")
         return bundled_pictures["tower.png"].read_bytes()
 
     entries = [SimpleNamespace(name=str(number), read=read) for number in range(1000)]
     found = list(
-        run_batch(desk, "me", "batch", entries, BatchJob(task="caption", options={"max_new_tokens": 3}))
+        run_batch(
+            page_backend, "me", "batch", entries, BatchJob(task="caption", options={"max_new_tokens": 3})
+        )
     )
     assert len(found) <= len(asked) < 100
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("idefics-batch")]
 
 
-def test_a_job_needs_its_words():
+def test_a_job_without_its_text_is_refused():
     with pytest.raises(BadPrompt, match="question is empty"):
         batch.make_batch_job("ask", " ")
     with pytest.raises(BadSetting, match="1 label given"):
@@ -238,7 +242,7 @@ def test_labels_are_split_at_lines_or_commas():
     assert classify.parse_labels("red, round\nblue, square\n") == ["red, round", "blue, square"]
 
 
-def test_tables_hold_every_row_and_no_formula():
+def test_tables_have_every_row_and_escape_formulas():
     found = [
         BatchResult("=cmd.png", '=HYPERLINK("x")', labels={"-a": 0.25, "b": 0.75}),
         BatchResult("b.png", error="b.png is broken"),
@@ -258,14 +262,14 @@ def test_tables_hold_every_row_and_no_formula():
     assert table[3] == ["c.png", "two\nlines, and ünïcode", "", "", ""]
 
 
-def test_examples_survive_their_file(desk, uploaded_picture, tmp_path):
+def test_examples_are_saved_and_loaded(page_backend, uploaded_picture, tmp_path):
     some = [
-        few_shot_examples.make_example(desk, uploaded_picture("tower.png"), "What?", " A tower. "),
-        few_shot_examples.make_example(desk, uploaded_picture("door.png"), "", "x"),
+        few_shot_examples.make_example(page_backend, uploaded_picture("tower.png"), "What?", " A tower. "),
+        few_shot_examples.make_example(page_backend, uploaded_picture("door.png"), "", "x"),
     ]
     (tmp_path / "shots.jsonl").write_bytes(few_shot_examples.to_jsonl(some))
     back = few_shot_examples.read_examples(
-        desk, [UploadedPicture(str(tmp_path / "shots.jsonl"), "shots.jsonl")]
+        page_backend, [UploadedPicture(str(tmp_path / "shots.jsonl"), "shots.jsonl")]
     )
     assert [(one.question, one.answer) for one in back] == [("What?", "A tower."), ("", "x")]
     assert [Path(one.upload.path).read_bytes() for one in back] == [
@@ -274,66 +278,73 @@ def test_examples_survive_their_file(desk, uploaded_picture, tmp_path):
     assert len(read_shots(tmp_path / "shots.jsonl")) == 2
 
 
-def test_an_example_never_opens_a_file_of_this_machine(desk, uploaded_picture, bundled_pictures, tmp_path):
+def test_an_example_never_opens_a_file_of_this_machine(
+    page_backend, uploaded_picture, bundled_pictures, tmp_path
+):
     secret = tmp_path / "secret.png"
     secret.write_bytes(bundled_pictures["door.png"].read_bytes())
     file = tmp_path / "shots.jsonl"
     named = UploadedPicture(str(file), "shots.jsonl")
     for image in (str(secret), "secret.png", "../secret.png"):
         file.write_text(json.dumps({"image": image, "answer": "x"}) + "\n")
-        with pytest.raises(BadPicture, match="choose that picture too"):
-            few_shot_examples.read_examples(desk, [named])
+        with pytest.raises(BadPicture, match="choose that picture together"):
+            few_shot_examples.read_examples(page_backend, [named])
     file.write_text(json.dumps({"image": "http://127.0.0.1:1/secret.png", "answer": "x"}) + "\n")
     with pytest.raises(BadPicture, match="may not be fetched"):
-        few_shot_examples.read_examples(desk, [named])
+        few_shot_examples.read_examples(page_backend, [named])
     file.write_text(json.dumps({"image": "tower.png", "answer": "x"}) + "\n")
-    assert few_shot_examples.read_examples(desk, [named, uploaded_picture("tower.png")])[
+    assert few_shot_examples.read_examples(page_backend, [named, uploaded_picture("tower.png")])[
         0
     ].upload == uploaded_picture("tower.png")
 
 
-def test_a_broken_file_of_examples_is_told_by_its_name(desk, tmp_path):
+def test_the_error_for_a_broken_file_of_examples_names_it(page_backend, tmp_path):
     (tmp_path / "x.jsonl").write_text("{")
     with pytest.raises(BadPrompt, match=r"^mine\.jsonl, line 1"):
-        few_shot_examples.read_examples(desk, [UploadedPicture(str(tmp_path / "x.jsonl"), "mine.jsonl")])
-    with pytest.raises(BadPrompt, match="0 files of examples"):
-        few_shot_examples.read_examples(desk, [])
+        few_shot_examples.read_examples(
+            page_backend, [UploadedPicture(str(tmp_path / "x.jsonl"), "mine.jsonl")]
+        )
+    with pytest.raises(BadPrompt, match="0 .jsonl files were given"):
+        few_shot_examples.read_examples(page_backend, [])
 
 
-def test_too_many_examples_are_refused(desk, uploaded_picture):
-    one = few_shot_examples.make_example(desk, uploaded_picture("tower.png"), "", "x")
+def test_too_many_examples_are_refused(page_backend, uploaded_picture):
+    one = few_shot_examples.make_example(page_backend, uploaded_picture("tower.png"), "", "x")
     with pytest.raises(BadPrompt, match="33 examples"):
         few_shot_examples.check_num_examples([one] * 33)
 
 
-def test_a_stop_before_the_answer_has_begun_holds(desk, demo_model):
+def test_a_stop_before_the_stream_exists_takes_effect(page_backend, demo_model):
     def ask():
-        desk.stop_tab("me", "ask")
+        page_backend.stop_tab("me", "ask")
         return demo_model.chat([user("Tell me all.")], stream=True, max_new_tokens=500)
 
-    *_, answer = desk.stream_answer("me", "ask", 500, ask)
+    *_, answer = page_backend.stream_answer("me", "ask", 500, ask)
     assert answer.finish == "cancelled"
     assert "stopped" in format_answer_cost(answer)
 
 
-def test_who_leaves_stops_only_what_was_theirs(desk, demo_model):
+def test_a_session_that_ends_stops_only_its_own_answers(page_backend, demo_model):
     def ask():
         return demo_model.chat([user("What is it?"), assistant("A tower."), user("Where?")], stream=True)
 
-    mine, yours = desk.stream_answer("me", "ask", 64, ask), desk.stream_answer("you", "ask", 64, ask)
+    mine, yours = (
+        page_backend.stream_answer("me", "ask", 64, ask),
+        page_backend.stream_answer("you", "ask", 64, ask),
+    )
     next(mine), next(yours)
-    desk.stop_session("me")
-    desk.stop_tab("you", "chat")
+    page_backend.stop_session("me")
+    page_backend.stop_tab("you", "chat")
     *_, answer = yours
     assert answer.finish != "cancelled"
     list(mine)
-    assert not desk._running
+    assert not page_backend._running
 
 
-def test_what_an_answer_may_take_is_asked_for_and_given_back(desk, uploaded_picture):
+def test_an_answer_acquires_and_releases_an_admission_slot(page_backend, uploaded_picture):
     taken = []
 
-    class Place:
+    class FakeSlot:
         def __init__(self, end, pictures, tokens):
             taken.append((pictures, tokens))
 
@@ -343,7 +354,9 @@ def test_what_an_answer_may_take_is_asked_for_and_given_back(desk, uploaded_pict
         def __exit__(self, *_):
             taken.append("out")
 
-    object.__setattr__(desk.settings, "admission_slot", Place)
-    picture = desk.open_upload(uploaded_picture("tower.png"))
-    *_, answer = desk.stream_answer("me", "ask", 50, lambda: desk.start_task("ask", picture, "What?", {}))
+    object.__setattr__(page_backend.settings, "admission_slot", FakeSlot)
+    picture = page_backend.open_upload(uploaded_picture("tower.png"))
+    *_, answer = page_backend.stream_answer(
+        "me", "ask", 50, lambda: page_backend.start_task("ask", picture, "What?", {})
+    )
     assert taken == [(1, answer.usage.prompt_tokens + 50), "in", "out"]

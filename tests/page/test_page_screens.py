@@ -1,4 +1,4 @@
-"""Every tab as it looks on a desktop, on a phone and in the dark; screenshots are left for a person to look at."""
+"""Every tab on a desktop, on a phone and in dark mode; screenshots are left for inspection."""
 
 from pathlib import Path
 
@@ -20,15 +20,15 @@ pytestmark = BROWSER_MARKS
 
 
 @pytest.mark.parametrize("look", ["desktop", "phone", "dark"])
-def test_every_tab_fits_and_every_picture_has_words(chromium_browser, page_url, look):
-    """Screenshots are left in build/screens for a person to look at."""
+def test_every_tab_fits_and_every_picture_has_alternative_text(chromium_browser, page_url, look):
+    """Screenshots are left in build/screens for inspection."""
     screens = Path(__file__).parents[2] / "build" / "screens"
     screens.mkdir(parents=True, exist_ok=True)
     options = {"viewport": PHONE_SIZE if look == "phone" else DESKTOP_SIZE}
     if look == "dark":
         options["color_scheme"] = "dark"
-    strangers = []
-    page = open_page(chromium_browser, page_url, strangers, **options)
+    foreign_urls = []
+    page = open_page(chromium_browser, page_url, foreign_urls, **options)
     try:
         for name in TAB_NAMES:
             place = name.lower()
@@ -61,4 +61,4 @@ def test_every_tab_fits_and_every_picture_has_words(chromium_browser, page_url, 
             assert blank == []
     finally:
         page.context.close()
-    assert strangers == []
+    assert foreign_urls == []

@@ -56,7 +56,7 @@ def test_without_the_flag_there_is_no_page(demo_model):
 
 
 def run_in_handler_thread(work):
-    """Runs work where handlers of the page run, and gives what it returns."""
+    """Runs `work` in a thread, as Gradio runs handlers of the page, and returns its result."""
 
     async def run():
         return await anyio.to_thread.run_sync(work)
@@ -64,7 +64,7 @@ def run_in_handler_thread(work):
     return asyncio.run(run())
 
 
-def test_an_answer_of_the_page_takes_a_place_and_gives_it_back(demo_model):
+def test_an_answer_of_the_page_takes_and_releases_an_admission_slot(demo_model):
     admission = create_app(demo_model, Settings(model="demo", pictures_at_once=4)).state.service.admission
 
     def work():
@@ -79,7 +79,7 @@ def test_an_answer_of_the_page_takes_a_place_and_gives_it_back(demo_model):
     assert (len(admission.slots), admission.usage["pictures"], admission.usage["tokens"]) == (0, 0, 0)
 
 
-def test_a_server_that_goes_down_ends_answers_of_the_page(demo_model):
+def test_a_shutdown_ends_answers_of_the_page(demo_model):
     admission = create_app(demo_model, Settings(model="demo")).state.service.admission
     ended = []
 
@@ -102,7 +102,7 @@ def test_a_server_that_goes_down_ends_answers_of_the_page(demo_model):
 
 @pytest.fixture
 def run_shell(demo_model, bundled_pictures, tmp_path):
-    """Runs lines of a shell against a server, in a folder with the bundled pictures; what comes back."""
+    """Runs shell commands against a server, in a folder with the bundled pictures; returns their output."""
     for name, path in bundled_pictures.items():
         (tmp_path / name).write_bytes(path.read_bytes())
     with serve_app(create_app(demo_model, Settings(model="demo"))) as address:
@@ -171,7 +171,9 @@ def test_the_curl_of_a_task_gives_its_answer(demo_model, bundled_pictures, run_s
     [("caption", ""), ("ask", "What's on the table?"), ("classify", "vegetables, animals")],
     ids=["caption", "ask", "classify"],
 )
-def test_the_curl_of_a_batch_gives_its_table(desk, bundled_pictures, run_shell, tmp_path, task, words):
+def test_the_curl_of_a_batch_gives_its_table(
+    page_backend, bundled_pictures, run_shell, tmp_path, task, words
+):
     (tmp_path / "my photos").mkdir()
     for name, path in bundled_pictures.items():
         (tmp_path / "my photos" / name).write_bytes(path.read_bytes())
@@ -180,7 +182,7 @@ def test_the_curl_of_a_batch_gives_its_table(desk, bundled_pictures, run_shell, 
         lambda address: BatchSnippets(task=task, folder="my photos", model="demo", server=address, **what)
     )
     files = [{"path": str(path), "orig_name": name} for name, path in bundled_pictures.items()]
-    *_, (_, _, rows, _) = run_batch_with_progress(desk, "me", files, None, task, words)
+    *_, (_, _, rows, _) = run_batch_with_progress(page_backend, "me", files, None, task, words)
     told = {}
     for line in said.splitlines():
         name, _, answer = line.removeprefix("my photos/").partition(": ")

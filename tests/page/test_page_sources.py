@@ -74,7 +74,7 @@ def test_a_picture_is_pasted_into_a_conversation(page, copy_to_clipboard, focus)
     expect(page.locator("#chat-talk img")).to_have_count(1)
 
 
-def test_pasted_words_stay_words(page, copy_to_clipboard):
+def test_pasted_text_stays_text(page, copy_to_clipboard):
     open_tab(page, "Ask")
     page.locator("#ask-words textarea").fill("Is it day or night?")
     page.locator("#ask-words textarea").press("Control+A")
@@ -84,7 +84,7 @@ def test_pasted_words_stay_words(page, copy_to_clipboard):
 
 
 def take_webcam_photo(page, box):
-    """Takes what the webcam sees, as a person does."""
+    """Takes a picture with the webcam by clicks."""
     box.get_by_text("Click to Access Webcam").click()
     page.wait_for_function("() => [...document.querySelectorAll('video')].some(one => one.videoWidth > 0)")
     box.get_by_label("capture photo").click()

@@ -1,4 +1,4 @@
-"""The page in a real browser: answers that are stopped, browsers that leave, and two at once."""
+"""The page in a real browser: stopped answers, closed browsers, and two browsers at once."""
 
 import re
 
@@ -73,7 +73,7 @@ def test_a_batch_is_stopped(page, demo_model, bundled_pictures, tmp_path, monkey
     expect(page.locator("#batch-jsonl")).to_be_enabled()
 
 
-def test_two_browsers_at_once_do_not_meet(chromium_browser, page_url, demo_model, monkeypatch):
+def test_two_browsers_at_once_get_their_own_answers(chromium_browser, page_url, demo_model, monkeypatch):
     slow = SlowModel(monkeypatch, demo_model)
     pages = [open_page(chromium_browser, page_url, [], viewport=DESKTOP_SIZE) for _ in range(2)]
     try:

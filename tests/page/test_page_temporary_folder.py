@@ -1,4 +1,4 @@
-"""Each process of the page has a folder of its own for pictures, which no other process deletes."""
+"""Each process of the page has its own folder for pictures, which no other process deletes."""
 
 import os
 import signal
@@ -27,13 +27,13 @@ with TestClient(app, base_url="http://127.0.0.1"):
 
 
 def plain(tmp_path):
-    """The environment, in which temporary files lie in a folder of the test."""
+    """An environment in which temporary files are created in a folder of the test."""
     there = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")}
     return there | {"TMPDIR": str(tmp_path)}
 
 
 def page(tmp_path, **environment):
-    """A process with the page open, and the file that it has written."""
+    """Starts a process with the page; returns it and the file that it has written."""
     process = subprocess.Popen(
         [sys.executable, "-c", PAGE],
         stdin=subprocess.PIPE,

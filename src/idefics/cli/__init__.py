@@ -1,1 +1,1 @@
-"""The command line: a thin door. Nothing here imports torch before there is something to answer."""
+"""The command line: parses arguments, calls `Idefics` and prints the answers."""

@@ -48,7 +48,7 @@ INPUT_PROMPT = "> "
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command `idefics chat`."""
+    """Adds the command `idefics chat` to the application."""
     help_format.add_command(app, "chat", _chat, help=HELP, usage="[PICTURE...] [QUESTION]", examples=EXAMPLES)
 
 

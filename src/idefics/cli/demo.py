@@ -82,7 +82,7 @@ STEPS_BY_PICTURE: dict[str, tuple[DemoStep, ...]] = {  # by the picture that is 
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command `idefics demo`."""
+    """Adds the command `idefics demo` to the application."""
     help_format.add_command(app, "demo", _demo, help=HELP, examples=EXAMPLES)
 
 

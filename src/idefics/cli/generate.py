@@ -31,7 +31,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command `idefics generate`."""
+    """Adds the command `idefics generate` to the application."""
     help_format.add_command(app, "generate", _generate, help=HELP, usage="ITEM...", examples=EXAMPLES)
 
 

@@ -26,7 +26,7 @@ ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="Shor
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command `idefics info`."""
+    """Adds the command `idefics info` to the application."""
     help_format.add_command(app, "info", _info, help=HELP, usage="[MODEL]", examples=EXAMPLES)
 
 

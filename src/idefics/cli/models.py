@@ -33,7 +33,7 @@ the others, such as {default}, the default where neither --model nor IDEFICS_MOD
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command `idefics models`."""
+    """Adds the command `idefics models` to the application."""
     help_format.add_command(app, "models", _models, help=HELP, examples=EXAMPLES)
 
 

@@ -1,4 +1,4 @@
-"""Answers about pictures in growing batches: the first answer comes early, and a bad picture stops no other."""
+"""Answers about pictures in batches that become larger; a bad picture stops no other."""
 
 from __future__ import annotations
 

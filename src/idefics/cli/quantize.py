@@ -46,7 +46,7 @@ OfflineFlag = Annotated[bool, typer.Option("--offline", help="Never download a m
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command `idefics quantize`."""
+    """Adds the command `idefics quantize` to the application."""
     help_format.add_command(app, "quantize", _quantize, help=HELP, usage="MODEL", examples=EXAMPLES)
 
 

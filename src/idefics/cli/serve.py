@@ -76,7 +76,7 @@ SettingFlags: Any = make_dataclass(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command `idefics serve`."""
+    """Adds the command `idefics serve` to the application."""
     help_format.add_command(app, "serve", _serve, help=HELP, examples=EXAMPLES)
 
 

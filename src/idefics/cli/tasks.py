@@ -129,7 +129,7 @@ HELP_BY_TASK = {
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the five commands of the tasks."""
+    """Adds a command for each task to the application."""
     others: dict[str, help_format.CommandFunction] = {"caption": _caption, "classify": _classify}
     for task in TASKS.values():
         page, run = HELP_BY_TASK[task.name], others.get(task.name) or _task_command(task)

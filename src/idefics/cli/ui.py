@@ -58,7 +58,7 @@ class UIModelFlags(ModelFlags):
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command `idefics ui`."""
+    """Adds the command `idefics ui` to the application."""
     help_format.add_command(app, "ui", _ui, help=HELP, examples=EXAMPLES)
 
 

@@ -1,9 +1,9 @@
-"""The page in the browser: seven tabs over one loaded model. Its modules need `pip install 'idefics[ui]'`."""
+"""The page in the browser: a Gradio application with seven tabs over one model (`pip install 'idefics[ui]'`)."""
 
 import os
 
 from idefics.page.temporary_folder import create_temporary_folder
 
-# Gradio reads these when it is imported. What is done on this page is nobody else's business.
+# Gradio reads both settings when it is imported, so they are made first. No usage statistics are sent.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 create_temporary_folder()

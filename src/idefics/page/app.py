@@ -1,4 +1,4 @@
-"""The page on an application: on one of its own for `idefics ui`, or on the server's."""
+"""Mounts the page on an ASGI application: one of its own for `idefics ui`, or the API server's."""
 
 from __future__ import annotations
 
@@ -23,11 +23,19 @@ MAX_UPLOAD_BYTES = 512 * 2**20  # bytes of one file: a zip of pictures
 
 
 def mount_page(app: FastAPI, vlm: Idefics, settings: PageSettings) -> PageBackend:
-    """Puts the page at `/` of an application. What the application has at other paths by then stays as it is."""
+    """Mounts the page at `/` of an application; routes that were added before keep their paths.
+
+    Args:
+        app: the application.
+        vlm: the model that answers.
+        settings: the settings of the page.
+
+    Returns:
+        The backend that the tabs share.
+    """
     backend = PageBackend(vlm, settings)
-    asyncio.run(
-        _mount_blocks(app, backend)
-    )  # where no event loop runs, Gradio makes some that it never closes
+    # Inside an event loop: without one, Gradio creates some that it never closes.
+    asyncio.run(_mount_blocks(app, backend))
     return backend
 
 
@@ -49,12 +57,12 @@ async def _mount_blocks(app: FastAPI, backend: PageBackend) -> None:
         footer_links=[],
         **theme_and_style(),
     )
-    # `launch` sets it and mounting does not; without it Gradio reads whatever path a browser names.
+    # Mounting, unlike `launch`, leaves this False, and Gradio would then read any path that a browser names.
     blocks.has_launched = True
 
 
 def create_page_app(vlm: Idefics, settings: PageSettings) -> FastAPI:
-    """The page alone, for the owner of this machine: other sites and machines cannot reach it by any name."""
+    """An application with the page alone, for `idefics ui`; it refuses requests under other names than localhost."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=ALLOWED_HOSTS)
     mount_page(app, vlm, settings)

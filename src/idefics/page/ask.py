@@ -1,10 +1,10 @@
-"""The tab "Ask": a question about a picture."""
+"""The tab "Ask": answers a question about a picture."""
 
 from __future__ import annotations
 
 from idefics.errors import BadPrompt
 from idefics.page.backend import PageBackend
-from idefics.page.task_tab import TaskTabConfig, build_task_tab
+from idefics.page.task_tab import TaskTab, TaskTabConfig
 from idefics.tasks import TASKS
 
 
@@ -32,5 +32,5 @@ TAB_CONFIG = TaskTabConfig(
 
 
 def build_tab(backend: PageBackend) -> None:
-    """Makes it."""
-    build_task_tab(backend, TAB_CONFIG)
+    """Builds the tab "Ask" inside the current Gradio block."""
+    TaskTab(backend, TAB_CONFIG)

@@ -1,6 +1,6 @@
-"""What all tabs share: the model, who may fetch what, and the answers that are being written.
+"""What all tabs share: the model, the checks of uploaded and fetched pictures, and the running answers.
 
-Knows pictures, sessions and streams; does not know the browser.
+Does not import Gradio.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
     from idefics.generation import Stream
     from idefics.processing.fetch import Fetcher
 
-UPDATE_INTERVAL = 0.05  # seconds between two looks at a growing answer: a browser draws no faster
-MAX_PICTURE_BYTES = 20 * 2**20  # of one picture, as of one that is fetched
+UPDATE_INTERVAL = 0.05  # seconds between two updates of a streamed answer in the browser
+MAX_PICTURE_BYTES = 20 * 2**20  # of one picture; the fetcher has the same limit
 
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """Of a page.
+    """Settings of a page.
 
     Attributes:
-        model: what the model was loaded by; "Show code" says it.
-        fetcher: gets pictures by their address, as far as its policy allows.
-        server_url: where the API answers, for "Show code".
-        has_key: whether the API wants a key.
-        initial_sampling: sampling settings that "Advanced" begins with, where they are not the usual ones.
-        max_concurrent_answers: answers that are written at once; more wait their turn.
-        admission_slot: given what ends it, its pictures and its tokens, a place for an answer while a block lasts, or an error.
+        model: the name, folder or hub id of the model, for "Show code".
+        fetcher: fetches pictures from addresses that its policy allows.
+        server_url: the base URL of the API, for "Show code".
+        has_key: whether the API requires a key.
+        initial_sampling: sampling settings that differ from the package's defaults when the page opens.
+        max_concurrent_answers: answers that are generated at once; further ones wait.
+        admission_slot: `(cancel, num_pictures, num_tokens)` -> a context manager that holds a slot of the server's
+            admission control while an answer runs, or raises EngineBusy.
     """
 
     model: str
@@ -56,7 +57,7 @@ class PageSettings:
 
 
 class RunningAnswer:
-    """One answer that is being written; any thread may stop it, even before it has begun."""
+    """An answer that is being generated; any thread may stop it, even before its stream exists."""
 
     def __init__(self) -> None:
         self.is_stopped = False
@@ -64,14 +65,14 @@ class RunningAnswer:
         self._lock = threading.Lock()
 
     def attach_stream(self, stream: Stream) -> None:
-        """The answer is on its way."""
+        """Sets the stream of the answer; cancels it at once if the answer was stopped before."""
         with self._lock:
             self.stream = stream
             if self.is_stopped:
                 stream.cancel()
 
     def stop(self) -> None:
-        """Ends it here."""
+        """Stops the answer where it is: cancels its stream, now or once it is attached."""
         with self._lock:
             self.is_stopped = True
             if self.stream is not None:
@@ -79,22 +80,21 @@ class RunningAnswer:
 
 
 class PageBackend:
-    """A model and the people who use it at once.
+    """The model of the page, and the running answers of all sessions.
 
-    Each browser tab is a session; what runs in a session is known by the place it runs in, such as "chat".
+    A session is one browser tab; a running answer is known by its session and the name of the page's tab, "chat".
     """
 
     def __init__(self, vlm: Idefics, settings: PageSettings) -> None:
         self.vlm, self.settings = vlm.fetching(settings.fetcher), settings
         self._running: dict[tuple[str, str], set[RunningAnswer]] = defaultdict(set)
         self._lock = threading.Lock()
-        self._cached_count_tokens = lru_cache(1024)(
-            self._count_tokens
-        )  # asked at each key that is typed beside a picture
+        # Cached, because the chat asks at every key press.
+        self._cached_count_tokens = lru_cache(1024)(self._count_tokens)
 
     @contextmanager
     def track_running_answer(self, session: str, tab_name: str) -> Iterator[RunningAnswer]:
-        """Something that `stop` ends; whatever of it goes on when the block is left ends there."""
+        """Registers a running answer, so that `stop_tab` finds it; leaving the block stops it."""
         running_answer = RunningAnswer()
         with self._lock:
             self._running[session, tab_name].add(running_answer)
@@ -108,14 +108,14 @@ class PageBackend:
                     del self._running[session, tab_name]
 
     def stop_tab(self, session: str, tab_name: str) -> None:
-        """Ends what runs there."""
+        """Stops all answers of one tab of a session."""
         with self._lock:
             running_answers = list(self._running.get((session, tab_name), ()))
         for one in running_answers:
             one.stop()
 
     def stop_session(self, session: str) -> None:
-        """Ends all of a session: its browser has gone."""
+        """Stops all answers of a session, as when its browser tab was closed."""
         with self._lock:
             running_answers = [
                 one for (whose, _), ones in self._running.items() if whose == session for one in ones
@@ -126,7 +126,14 @@ class PageBackend:
     def stream_answer(
         self, session: str, tab_name: str, max_new_tokens: int, start_stream: Callable[[], Stream]
     ) -> Iterator[str | Answer]:
-        """The text of an answer of at most so many tokens while it grows, a few times a second; at last the answer."""
+        """Yields an answer's text so far, at most every `UPDATE_INTERVAL` seconds, and finally the whole Answer.
+
+        Args:
+            session: the browser tab.
+            tab_name: the tab of the page.
+            max_new_tokens: the longest answer, for admission control.
+            start_stream: starts the generation.
+        """
         with self.track_running_answer(session, tab_name) as running_answer:
             stream = start_stream()
             running_answer.attach_stream(stream)
@@ -145,13 +152,13 @@ class PageBackend:
     def start_task(
         self, task: str, picture: Picture, text: str, options: Mapping[str, Any], shots: Sequence[Shot] = ()
     ) -> Stream:
-        """The answer of a task about a picture, asked for."""
+        """Starts a task about a picture with few-shot examples and returns the stream of its answer."""
         vlm = self.vlm.with_shots(shots)
         stream_options: Any = options
         return cast("Stream", vlm.run(TASKS[task], picture, text, stream=True, **stream_options))
 
     def make_task_snippets(self, task: str, picture: str, **fields: Any) -> TaskSnippets:
-        """A call of this model, for "Show code"."""
+        """The code of a task's call, for "Show code"; `fields` are further fields of `TaskSnippets`."""
         settings = self.settings
         return TaskSnippets(
             task=task,
@@ -164,27 +171,29 @@ class PageBackend:
 
     @property
     def max_positions(self) -> int:
-        """Tokens that the model reads."""
+        """The longest sequence of the model, in tokens."""
         return self.vlm.engine.model.layout.max_positions
 
     def open_upload(self, upload: UploadedPicture) -> Picture:
-        """A file that came from the browser, known to be a picture; else BadPicture, by the person's name for it."""
+        """Reads an uploaded file. Raises BadPicture, with the name on the person's machine, if it is not a picture."""
         try:
             data = Path(upload.path).read_bytes()
         except FileNotFoundError:
-            raise BadPicture(f"the picture {upload.name} is no longer kept: show it again") from None
+            raise BadPicture(
+                f"the picture {upload.name} has been deleted from the server: upload it again"
+            ) from None
         self.check_picture(data, upload.name)
         return Picture(data)
 
     def count_tokens(self, upload: UploadedPicture, detail: Detail = "high") -> int:
-        """How many tokens of a prompt a picture takes."""
+        """The number of tokens that a picture takes in a prompt."""
         return self._cached_count_tokens(upload, detail)
 
     def _count_tokens(self, upload: UploadedPicture, detail: Detail) -> int:
         return self.vlm.cost(self.open_upload(upload), detail=detail)
 
     def check_picture(self, data: bytes, name: str) -> None:
-        """Whether bytes are a picture; else BadPicture, by `name`."""
+        """Raises BadPicture, with `name` in the message, unless the bytes are a picture within the limits."""
         from idefics.processing.image_processor import describe_bytes, open_picture
 
         if len(data) > MAX_PICTURE_BYTES:
@@ -195,15 +204,17 @@ class PageBackend:
             raise BadPicture(str(error).replace(describe_bytes(data), name)) from None
 
     def fetch_picture(self, address: str) -> bytes:
-        """The picture at an http(s) address or in a data URI, as far as the policy allows.
+        """Fetches a picture from an http(s) address or a data URI.
 
         Raises:
-            BadPicture: it may not be had, or is none.
+            BadPicture: the policy does not allow the address, it cannot be fetched, or it is not a picture.
         """
         from idefics.processing.fetch import is_url, shorten_url
 
         if not is_url(address):
-            raise BadPicture(f"{shorten_url(address)!r} is no address: it begins with http:// or https://")
+            raise BadPicture(
+                f"{shorten_url(address)!r} is not an address: give one that begins with http:// or https://"
+            )
         data = self.settings.fetcher.get(address)
         self.check_picture(data, shorten_url(address))
         return data

@@ -1,4 +1,4 @@
-"""The tab "Batch": one thing done to many pictures, and a table of what came of it."""
+"""The tab "Batch": runs one task on many pictures and shows the answers in a table."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ LABEL_AND_PLACEHOLDER_BY_TASK = {
 
 
 def make_batch_job(task: str, text: str) -> BatchJob:
-    """What the person wants done.
+    """The job for a task and the text of its field, which holds labels for "classify".
 
     Raises:
-        BadPrompt, BadSetting: the words or labels are missing.
+        BadPrompt: the text is missing.
+        BadSetting: fewer than two labels, or one twice.
     """
     text = text.strip()
     if task == "classify":
@@ -58,7 +59,7 @@ def make_batch_job(task: str, text: str) -> BatchJob:
 
 
 def build_tab(backend: PageBackend) -> None:
-    """Makes it."""
+    """Builds the tab "Batch" inside the current Gradio block."""
     with gr.Row():
         with gr.Column(min_width=300):
             files = gr.File(
@@ -118,7 +119,7 @@ def build_tab(backend: PageBackend) -> None:
 
 
 def _update_text_field(task: str) -> Any:
-    """The field for words, as a task wants it."""
+    """Label, placeholder and visibility of the text field for a task."""
     label, placeholder = LABEL_AND_PLACEHOLDER_BY_TASK.get(task, ("", ""))
     return gr.update(visible=task in LABEL_AND_PLACEHOLDER_BY_TASK, label=label, placeholder=placeholder)
 
@@ -150,7 +151,7 @@ def run_batch_with_progress(
     task: str,
     text: str,
 ) -> Iterator[tuple[int, int, list[BatchResult], str | None]]:
-    """(rows done, pictures, rows, note); the note is None until it is over."""
+    """Yields (number done, number of pictures, results, note); the note is None until the batch is finished."""
     job = make_batch_job(task, text)
     with PictureSources(
         [UploadedPicture.from_payload(file) for file in [*(files or ()), *(folder or ())]]
@@ -158,7 +159,8 @@ def run_batch_with_progress(
         total, results, last_update_time = len(sources.entries), [], 0.0
         if not total:
             raise BadPicture(
-                f"there is no picture in it: give files, a folder or a zip with {join_titles(UNTRUSTED_IMAGE_FORMATS)}. "
+                f"no picture was given: give files, a folder or a zip with "
+                f"{join_titles(UNTRUSTED_IMAGE_FORMATS)}. "
                 + _describe_skipped_files(sources.num_skipped_by_format)
             )
         yield 0, total, [], None
@@ -172,17 +174,18 @@ def run_batch_with_progress(
 
 
 def progress_html(num_done: int, num_pictures: int, results: Sequence[BatchResult], note: str) -> str:
-    """How far it is, for eyes and for screen readers."""
+    """The progress bar and, for screen readers too, a line of text."""
     failed = sum(bool(row.error) for row in results)
     text = f"{num_done:,} of {format_count(num_pictures, 'picture')}" + (
         f", {failed:,} without an answer" if failed else ""
     )
     text = html.escape(f"{text}. {note}".strip())
-    return f'<progress max="{num_pictures}" value="{num_done}" aria-label="Pictures done"></progress><p role="status">{text}</p>'
+    bar = f'<progress max="{num_pictures}" value="{num_done}" aria-label="Pictures done"></progress>'
+    return f'{bar}<p role="status">{text}</p>'
 
 
 def _describe_skipped_files(num_skipped_by_format: Counter[str]) -> str:
-    """How many files were not read, and why."""
+    """One sentence: how many files were skipped, by format; "" where none was."""
     if not num_skipped_by_format:
         return ""
     skipped_pictures = [
@@ -191,9 +194,10 @@ def _describe_skipped_files(num_skipped_by_format: Counter[str]) -> str:
         if title != "other"
     ]
     other_files = (
-        [f"{num_skipped_by_format['other']} that are no pictures"] if num_skipped_by_format["other"] else []
+        [f"{num_skipped_by_format['other']} that are not pictures"] if num_skipped_by_format["other"] else []
     )
-    return f"{format_count(num_skipped_by_format.total(), 'file')} left out: {', '.join([*skipped_pictures, *other_files])}."
+    num_skipped = format_count(num_skipped_by_format.total(), "file")
+    return f"{num_skipped} skipped: {', '.join([*skipped_pictures, *other_files])}."
 
 
 def _save_payload(data: bytes, name: str) -> FilePayload:

@@ -1,4 +1,4 @@
-"""A batch: many pictures, a row for each, however it went."""
+"""Runs a batch: many pictures, one result for each, an answer or an error; writes results as JSONL and CSV."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from idefics.page.backend import PageBackend, RunningAnswer
 if TYPE_CHECKING:
     from idefics.page.picture_sources import PictureEntry
 
-FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute what begins so
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that begins so
 
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of one picture. `error` says why there is no answer; `labels` are those of `classify`."""
+    """The result of one picture.
+
+    Attributes:
+        image: the picture's name.
+        text: the answer, or the best label.
+        error: why there is no answer; "" where there is one.
+        labels: label -> probability; None for tasks other than "classify".
+    """
 
     image: str
     text: str = ""
@@ -32,7 +39,7 @@ class BatchResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
-    """What is done to each picture: a task, its words or labels, and the keywords of the call."""
+    """What is done to each picture: a task, its text or labels, and the options of the call."""
 
     task: str
     words: str = ""
@@ -43,15 +50,16 @@ class BatchJob:
 def run_batch(
     backend: PageBackend, session: str, tab_name: str, entries: Sequence[PictureEntry], job: BatchJob
 ) -> Iterator[BatchResult]:
-    """A row for each picture, as they are done; as many side by side as the engine answers at once.
+    """Yields a result for each picture, in the order in which they are finished.
 
-    What has not been answered when it is stopped has no row.
+    As many pictures are in work as keep the engine's batch full. Pictures that are not answered when the batch is
+    stopped have no result.
     """
     batch_rows = backend.vlm.engine.config.batch_rows
     remaining_entries = iter(entries)
     pool = ThreadPoolExecutor(batch_rows, thread_name_prefix="idefics-batch")
-    num_concurrent_pictures = min(2 * batch_rows, len(entries))  # at once
-    # From right to left, who leaves early stops what runs, and waits for nothing.
+    num_concurrent_pictures = min(2 * batch_rows, len(entries))
+    # Left from right to left: a caller that leaves early stops the running answers before the pool waits for them.
     with (
         pool,
         backend.track_running_answer(session, tab_name) as running_answer,
@@ -107,7 +115,7 @@ def _process_entry(
 
 
 def to_jsonl(results: Sequence[BatchResult]) -> bytes:
-    """One JSON object a line: image, text, and error or labels where there are any."""
+    """One JSON object per line: "image", "text" or "error", and "labels" for "classify"."""
     lines = []
     for row in results:
         record: dict[str, Any] = {"image": row.image}
@@ -118,7 +126,7 @@ def to_jsonl(results: Sequence[BatchResult]) -> bytes:
 
 
 def to_csv(results: Sequence[BatchResult]) -> bytes:
-    """A table, with a column for each label. An apostrophe stands before what a spreadsheet takes for a formula."""
+    """A CSV table with a column for each label. Cells that look like a formula are prefixed with an apostrophe."""
     labels = list(dict.fromkeys(label for row in results for label in row.labels or ()))
     table = io.StringIO(newline="")
     writer = csv.writer(table)
@@ -126,7 +134,9 @@ def to_csv(results: Sequence[BatchResult]) -> bytes:
     for row in results:
         numbers = [f"{row.labels[label]:.6f}" if row.labels else "" for label in labels]
         writer.writerow([*map(_escape_formula, [row.image, row.text, row.error]), *numbers])
-    return b"\xef\xbb\xbf" + table.getvalue().encode()  # the mark tells spreadsheets that it is UTF-8
+    return (
+        b"\xef\xbb\xbf" + table.getvalue().encode()
+    )  # the byte order mark tells spreadsheets that it is UTF-8
 
 
 def _escape_formula(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The page: a tab for each thing to do, its colours, and what makes it work on a phone."""
+"""The layout of the page: its tabs, style sheet and script."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TAB_BUILDER_BY_TITLE = {
     "Few-shot": few_shot.build_tab,
     "Batch": batch.build_tab,
 }
-FONT_FAMILIES = ("system-ui", "sans-serif")  # what the machine has: nothing is fetched
+FONT_FAMILIES = ("system-ui", "sans-serif")  # installed fonts: none is downloaded
 MONOSPACE_FAMILIES = ("ui-monospace", "monospace")
-UPLOAD_LIFETIME_SECONDS = 24 * 3600  # seconds that an uploaded picture is kept, at most
+UPLOAD_LIFETIME_SECONDS = 24 * 3600  # uploaded pictures are deleted after this time
 
-ALT_TEXT_BY_PICTURE = {  # what is to be seen in the bundled pictures, for who does not see them
-    "door.png": "A door at night, and a pumpkin",
+ALT_TEXT_BY_PICTURE = {  # alternative texts of the bundled pictures, for screen readers
+    "door.png": "A wooden entrance at night, and a pumpkin",
     "picnic.png": "A couple, a basket and a sandwich on grass",
     "puppy.png": "A puppy among flowers",
     "shapes.png": "A red circle, a blue square and a green star",
@@ -32,9 +32,10 @@ ALT_TEXT_BY_PICTURE = {  # what is to be seen in the bundled pictures, for who d
     "tower.png": "A tower at night",
     "vegetables.png": "A tomato, a corn cob, a carrot and an eggplant",
 }
-# Gradio leaves the alternative text of many pictures empty; the name of the file is better than nothing.
-# Word joiners are taken out of what is copied; see `talk.WORD_JOINER`.
-# It takes pasted pictures in the box of a conversation alone; here, wherever the focus is, into the tab's own place.
+# What the script adds to Gradio:
+# - an alternative text for every picture: that of `ALT_TEXT_BY_PICTURE`, else the file's name;
+# - copied text without word joiners (see `chat_turns.WORD_JOINER`);
+# - a pasted picture goes into the picture field of the visible tab, wherever the focus is.
 PAGE_SCRIPT = """
 const alts = ALTS;
 const mend = () => document.querySelectorAll('img:not([alt]), img[alt=""]').forEach((img) => {
@@ -45,7 +46,7 @@ new MutationObserver(mend).observe(document.body, {subtree: true, childList: tru
 mend();
 const take = async (place, file) => {
   place.querySelector('[aria-label="Remove Image"]')?.click();
-  for (let looks = 0; looks < 40; looks++) {
+  for (let attempt = 0; attempt < 40; attempt++) {
     const input = place.querySelector("input[type=file]");
     if (input) {
       const data = new DataTransfer();
@@ -95,7 +96,7 @@ footer { display: none; }
 
 
 def build_blocks(backend: PageBackend) -> gr.Blocks:
-    """All of it."""
+    """Builds the whole page: a title and one tab for each entry of `TAB_BUILDER_BY_TITLE`."""
 
     def stop_session(request: gr.Request) -> None:
         backend.stop_session(request.session_hash or "")
@@ -116,7 +117,7 @@ def build_blocks(backend: PageBackend) -> gr.Blocks:
 
 
 def theme_and_style() -> dict[str, Any]:
-    """Theme and style, for whoever mounts the page."""
+    """The arguments `theme`, `css` and `js` of `gr.mount_gradio_app`."""
     theme = gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", font=FONT_FAMILIES, font_mono=MONOSPACE_FAMILIES
     )

@@ -1,9 +1,9 @@
-"""The tab "Caption": what a picture shows, with or without the person's first words."""
+"""The tab "Caption": describes a picture, or continues the beginning of a caption."""
 
 from __future__ import annotations
 
 from idefics.page.backend import PageBackend
-from idefics.page.task_tab import TaskTabConfig, build_task_tab
+from idefics.page.task_tab import TaskTab, TaskTabConfig
 from idefics.tasks import TASKS
 
 TAB_CONFIG = TaskTabConfig(
@@ -24,5 +24,5 @@ TAB_CONFIG = TaskTabConfig(
 
 
 def build_tab(backend: PageBackend) -> None:
-    """Makes it."""
-    build_task_tab(backend, TAB_CONFIG)
+    """Builds the tab "Caption" inside the current Gradio block."""
+    TaskTab(backend, TAB_CONFIG)

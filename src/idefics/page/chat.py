@@ -1,4 +1,4 @@
-"""The tab "Chat": a conversation with pictures at any turn."""
+"""The tab "Chat": a conversation in which any turn may have pictures."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ EXAMPLES = (
     ("puppy.png", "Where is the puppy?"),
     ("picnic.png", "What is on the left?"),
 )
-TextboxValue = dict[str, Any]  # what stands in the box, as the browser knows it
+TextboxValue = dict[str, Any]  # the value of `gr.MultimodalTextbox`: text and files
 EMPTY_TEXTBOX: TextboxValue = {"text": "", "files": []}
 
 
 def build_tab(backend: PageBackend) -> None:
-    """Makes it."""
+    """Builds the tab "Chat" inside the current Gradio block."""
     ChatTab(backend)
 
 
 class ChatTab:
-    """The tab's components and what they do."""
+    """The components of the tab and their event handlers."""
 
     def __init__(self, backend: PageBackend) -> None:
         self.backend = backend
@@ -57,10 +57,10 @@ class ChatTab:
         self.chatbot = gr.Chatbot(
             label="Conversation",
             height=420,
-            editable="all",  # "user" is for turns without pictures alone; the style hides it from answers
+            editable="all",  # "user" excludes turns with pictures; the style sheet hides the button at answers
             buttons=["copy"],
             feedback_options=None,
-            render_markdown=False,  # models write plain text; nothing in it shall become a link or a picture
+            render_markdown=False,  # answers are plain text: nothing in them may become a link or a picture
             allow_file_downloads=False,
             placeholder="Show a picture and ask about it.",
             elem_id="chat-talk",
@@ -73,7 +73,7 @@ class ChatTab:
             file_count="multiple",
             submit_btn=False,
             max_lines=6,
-            max_plain_text_length=10**6,  # of what is pasted: more would become a file, which is no picture
+            max_plain_text_length=10**6,  # longer pasted text would become a file
             elem_id="chat-box",
             elem_classes="takes-picture",
         )
@@ -102,7 +102,8 @@ class ChatTab:
             TAB_NAME, EXAMPLES, self.textbox, lambda given, words: {"text": words, "files": [given]}
         )
         self._connect_textbox_events()
-        self._connect_chatbot_events()
+        self._connect_answer_events()
+        self._connect_new_conversation()
 
     def _connect_textbox_events(self) -> None:
         def add_file(box: TextboxValue, given: FilePayload) -> TextboxValue:
@@ -124,7 +125,7 @@ class ChatTab:
         webcam_event = self.webcam.input(
             show_errors(add_webcam_picture), [self.textbox, self.webcam], **event_kwargs
         ).then(lambda: None, None, self.webcam, queue=False, **PRIVATE_EVENT_KWARGS)
-        # A box whose words stay as they are does not tell that it has been given pictures.
+        # The textbox fires no change event when a handler adds pictures and leaves the text unchanged.
         for event in (
             self.textbox.change,
             self.controls.detail_control.change,
@@ -139,21 +140,8 @@ class ChatTab:
                 **RAW_EVENT_KWARGS,
             )
 
-    def _connect_chatbot_events(self) -> None:
-        def retry_turn(talk: Sequence[ChatTurn], data: gr.RetryData) -> list[ChatTurn]:
-            return up_to_last_question(normalize_turns(talk), _turn_index(data.index))
-
-        def edit_turn(talk: Sequence[ChatTurn], data: gr.EditData) -> list[ChatTurn]:
-            turns = up_to_last_question(normalize_turns(talk), _turn_index(data.index))
-            user_turn = make_user_turn(
-                turn_pictures(turns[-1]), str(data.value).strip() or turn_text(turns[-1])
-            )
-            return set_conversation_id([*turns[:-1], user_turn], get_conversation_id(turns))
-
-        def undo_turn(talk: Sequence[ChatTurn], data: gr.UndoData) -> tuple[list[ChatTurn], TextboxValue]:
-            turns = up_to_last_question(normalize_turns(talk), _turn_index(data.index))
-            return turns[:-1], _textbox_value(turns[-1])
-
+    def _connect_answer_events(self) -> None:
+        """Connects what asks for an answer (send, retry, edit), undo, and what follows an answer."""
         event_kwargs: Any = {"postprocess": False, **RAW_EVENT_KWARGS}
         connect_send = partial(
             gr.on,
@@ -165,9 +153,9 @@ class ChatTab:
         )
         start_events = [
             connect_send(),
-            self.chatbot.retry(retry_turn, self.chatbot, self.chatbot, **event_kwargs),
+            self.chatbot.retry(_retry_turn, self.chatbot, self.chatbot, **event_kwargs),
             self.chatbot.edit(
-                show_errors(edit_turn),
+                show_errors(_edit_turn),
                 self.chatbot,
                 self.chatbot,
                 js=FULL_CONVERSATION_SCRIPT,
@@ -188,17 +176,16 @@ class ChatTab:
             *(end.then for end in end_events),
             *self.controls.change_events,
         )
-        undo_event = self.chatbot.undo(undo_turn, self.chatbot, [self.chatbot, self.textbox], **event_kwargs)
+        undo_event = self.chatbot.undo(_undo_turn, self.chatbot, [self.chatbot, self.textbox], **event_kwargs)
         self.history.connect(
             self.chatbot, self.status_text, undo_event.then, *(end.then for end in end_events)
         )
-        new_conversation_events: Any = [
-            self.new_button.click,
-            self.chatbot.clear,
-        ]  # Gradio's conversation has such a button too
+
+    def _connect_new_conversation(self) -> None:
+        events: Any = [self.new_button.click, self.chatbot.clear]  # `clear`: the chatbot's own button
         cleared_components = [self.chatbot, self.status_text, self.history.conversation_list]
         gr.on(
-            new_conversation_events,
+            events,
             lambda: ([], "", None),
             None,
             cleared_components,
@@ -210,9 +197,7 @@ class ChatTab:
         files = [UploadedPicture.from_payload(file) for file in (textbox_value or EMPTY_TEXTBOX)["files"]]
         try:
             costs = [(upload.name, self.backend.count_tokens(upload, detail)) for upload in files]
-        except (
-            BadPicture
-        ) as error:  # said beside the box, as often as the box changes; and again if it is sent
+        except BadPicture as error:  # shown below the textbox; sending the turn shows it as an error
             return f"{error}."
         if not costs:
             return ""
@@ -232,7 +217,7 @@ class ChatTab:
     def _stream_answer(
         self, session: str, raw_turns: Sequence[ChatTurn], textbox_value: TextboxValue, *values: Any
     ) -> Iterator[tuple[Any, Any, str]]:
-        """Answers the last question; one that cannot be answered goes back into the box."""
+        """Streams the answer to the last turn; a turn that cannot be answered is moved back into the textbox."""
         turns = normalize_turns(raw_turns)
         try:
             options: Any = {
@@ -272,8 +257,24 @@ class ChatTab:
         )
 
 
+def _retry_turn(raw_turns: Sequence[ChatTurn], data: gr.RetryData) -> list[ChatTurn]:
+    return up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
+
+
+def _edit_turn(raw_turns: Sequence[ChatTurn], data: gr.EditData) -> list[ChatTurn]:
+    turns = up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
+    text = str(data.value).strip() or turn_text(turns[-1])
+    user_turn = make_user_turn(turn_pictures(turns[-1]), text)
+    return set_conversation_id([*turns[:-1], user_turn], get_conversation_id(turns))
+
+
+def _undo_turn(raw_turns: Sequence[ChatTurn], data: gr.UndoData) -> tuple[list[ChatTurn], TextboxValue]:
+    turns = up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
+    return turns[:-1], _textbox_value(turns[-1])
+
+
 def _turn_index(index: Any) -> int:
-    """Of a turn: a component may count the parts of a turn too."""
+    """The index of a turn; Gradio gives (turn, part) where a turn has several parts."""
     return int(index[0]) if isinstance(index, (list, tuple)) else int(index)
 
 

@@ -1,4 +1,4 @@
-"""A conversation as the browser holds it, and as the model is given it."""
+"""Converts conversations between Gradio's chat format and the package's messages."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from idefics.errors import BadPrompt
 from idefics.messages import ContentPart, Message, Picture
 from idefics.page.uploaded_picture import UploadedPicture
 
-# {"role": ..., "content": [{"type": "text", ...}, {"type": "file", ...}]}; the first has its "metadata": {"id": ...}
+# {"role": ..., "content": [{"type": "text", ...}, {"type": "file", ...}]}; the first turn has "metadata": {"id": ...}
 ChatTurn = Mapping[str, Any]
 
-# Stands invisibly between "<" and the name of a tag: Gradio gives a turn's text to the browser as HTML, where `<text>`
-# and `<code>` of a page in DocTags would be taken for tags. The page's script takes it out of what is copied.
+# An invisible character that is inserted between "<" and a tag's name: Gradio shows a turn's text as HTML, and the
+# browser would read `<text>` and `<code>` of DocTags as HTML tags. The page's script removes it from copied text.
 WORD_JOINER = "\u2060"
 
 
 def make_turn(role: str, text: str, pictures: Sequence[UploadedPicture] = ()) -> ChatTurn:
-    """One turn, for the browser. The name of a picture is its alternative text.
+    """A turn in Gradio's format. A picture's name becomes its alternative text.
 
-    The words come first: Gradio cannot edit a turn that begins with a picture.
+    The text comes first: Gradio cannot edit a turn that begins with a picture.
     """
     picture_parts = [
         {"type": "file", "file": upload.to_payload, "alt_text": upload.name} for upload in pictures
@@ -36,30 +36,30 @@ def _remove_word_joiners(text: str) -> str:
 
 
 def turn_text(turn: ChatTurn) -> str:
-    """Its words."""
+    """The text of a turn, without word joiners."""
     return _remove_word_joiners(
         " ".join(str(part["text"]) for part in turn["content"] if part["type"] == "text")
     )
 
 
 def turn_pictures(turn: ChatTurn) -> list[UploadedPicture]:
-    """Its pictures."""
+    """The uploaded pictures of a turn, in order."""
     return [UploadedPicture.from_payload(part["file"]) for part in turn["content"] if part["type"] == "file"]
 
 
 def set_conversation_id(turns: Sequence[ChatTurn], conversation_id: str) -> list[ChatTurn]:
-    """Turns of the conversation of this name, which the first of them carries wherever it goes."""
+    """The turns with a conversation id, which is stored in the metadata of the first turn."""
     return [{**turns[0], "metadata": {"id": conversation_id}}, *turns[1:]] if turns else []
 
 
 def get_conversation_id(turns: Sequence[ChatTurn]) -> str:
-    """The name of a conversation; a new one, where it has none yet."""
+    """The id of a conversation; a new random one where it has none."""
     conversation_id = (turns[0].get("metadata") or {}).get("id") if turns else None
     return str(conversation_id or uuid4().hex)
 
 
 def normalize_turns(turns: Sequence[ChatTurn] | None) -> list[ChatTurn]:
-    """Turns as they came back from a browser, without what it has added."""
+    """Turns from the browser, reduced to role, text, pictures and the conversation's id."""
     turns = turns or ()
     return set_conversation_id(
         [make_turn(turn["role"], turn_text(turn), turn_pictures(turn)) for turn in turns],
@@ -68,10 +68,10 @@ def normalize_turns(turns: Sequence[ChatTurn] | None) -> list[ChatTurn]:
 
 
 def make_user_turn(pictures: Sequence[UploadedPicture], text: str) -> ChatTurn:
-    """What a person has put into the box.
+    """A user's turn of pictures and text.
 
     Raises:
-        BadPrompt: no words.
+        BadPrompt: the text is empty.
     """
     if not text.strip():
         raise BadPrompt("the question is empty: write one, such as “What is in this image?”")
@@ -79,7 +79,7 @@ def make_user_turn(pictures: Sequence[UploadedPicture], text: str) -> ChatTurn:
 
 
 def up_to_last_question(turns: Sequence[ChatTurn], index: int) -> list[ChatTurn]:
-    """The conversation up to the question at or before a place in it."""
+    """The turns up to the last user turn at or before `index`."""
     remaining_turns = list(turns[: index + 1])
     while remaining_turns and remaining_turns[-1]["role"] != "user":
         remaining_turns.pop()
@@ -89,7 +89,7 @@ def up_to_last_question(turns: Sequence[ChatTurn], index: int) -> list[ChatTurn]
 def to_messages(
     turns: Sequence[ChatTurn], make_picture: Callable[[UploadedPicture], Picture]
 ) -> list[Message]:
-    """The turns for the model, pictures before words; `make_picture` opens, or names, what the browser has sent."""
+    """The turns as messages, pictures before text; `make_picture` converts an uploaded picture."""
     message_list: list[Message] = []
     for turn in turns:
         parts: list[ContentPart] = [*map(make_picture, turn_pictures(turn)), turn_text(turn)]

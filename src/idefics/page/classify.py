@@ -1,13 +1,14 @@
-"""The tab "Classify": how likely each of some labels is."""
+"""The tab "Classify": ranks labels by their probability."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from idefics.messages import Ranking
+from idefics.messages import Detail, Ranking
 from idefics.page.backend import PageBackend
 from idefics.page.code_snippets import TaskSnippets
 from idefics.page.code_view import CodeView
@@ -21,17 +22,17 @@ from idefics.tasks.classify import check_labels
 EXAMPLES = (
     ("vegetables.png", "animals, vegetables, city landscape, cars, office"),
     ("puppy.png", "animals, vegetables, city landscape, cars, office"),
-    ("tower.png", "tower, door, statue"),
+    ("tower.png", "tower, tree, statue"),
     ("shapes.png", "circles, flowers, furniture"),
 )
-MAX_SHOWN_LABELS = 20  # bars; the code gives all
+MAX_SHOWN_LABELS = 20  # bars; the code of "Show code" prints all labels
 
 
 def parse_labels(text: str) -> list[str]:
-    """What a person has typed: one label a line, or several with commas between.
+    """Splits a text into labels: one per line, or separated by commas on a single line.
 
     Raises:
-        BadSetting: fewer than two, or one twice.
+        BadSetting: fewer than two labels, or one twice.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     labels = lines if len(lines) > 1 else text.split(",")
@@ -39,14 +40,14 @@ def parse_labels(text: str) -> list[str]:
 
 
 def build_tab(backend: PageBackend) -> None:
-    """Makes it."""
+    """Builds the tab "Classify" inside the current Gradio block."""
     with gr.Row():
         with gr.Column(min_width=300):
             picture = PictureInput(backend, "classify")
             labels_box = gr.Textbox(
                 "",
                 label="Labels",
-                info="with commas between, or one a line",
+                info="separated by commas, or one per line",
                 placeholder="cat, dog, bird",
                 lines=2,
                 max_lines=12,
@@ -57,12 +58,14 @@ def build_tab(backend: PageBackend) -> None:
                 calibrated = gr.Checkbox(
                     True,
                     label="Calibrated",
-                    info="what the model likes to say anyway, of a plain grey picture, is subtracted",
+                    info="each label's score for a plain gray picture is subtracted",
                 )
                 length_normalized = gr.Checkbox(
-                    False, label="By length", info="each label's score is divided by its number of tokens"
+                    False,
+                    label="Length-normalized",
+                    info="each label's score is divided by its number of tokens",
                 )
-                detail = gr.Radio(DETAILS, value="high", label="Pictures are looked at")
+                detail = gr.Radio(DETAILS, value="high", label="Image detail")
         with gr.Column(min_width=300):
             probability_bars = gr.Label(
                 label="Probabilities",
@@ -75,34 +78,45 @@ def build_tab(backend: PageBackend) -> None:
     build_examples("classify", EXAMPLES, [picture.image, labels_box])
     picture.connect(detail)
 
-    def make_snippets(
-        payload: Any, said: str, is_calibrated: bool, by_length: bool, look: str
-    ) -> TaskSnippets:
-        options: dict[str, Any] = {"calibrated": True} if is_calibrated else {}
-        options |= {"length_normalized": True} if by_length else {}
-        options |= {"detail": look} if look != "high" else {}
-        return backend.make_task_snippets(
-            "classify", UploadedPicture.from_payload(payload).name, labels=parse_labels(said), options=options
-        )
-
-    def run_classification(session: str, payload: Any, *values: Any) -> Iterator[tuple[Any, str]]:
-        snippets = make_snippets(payload, *values)
-        upload = UploadedPicture.from_payload(payload)
-        opened_picture = backend.open_upload(upload)
-        yield None, ""
-        with (
-            backend.track_running_answer(session, "classify") as running,
-            backend.settings.admission_slot(running.stop, 1, backend.count_tokens(upload)),
-        ):
-            ranking = backend.vlm.classify(opened_picture, list(snippets.labels), **snippets.options)
-        yield probability_by_label(ranking), format_ranking_cost(ranking)
-
     inputs = [picture.image, labels_box, calibrated, length_normalized, detail]
-    finished_event = run_buttons.connect_click(run_classification, inputs, [probability_bars, status_text])
+    run = partial(_run_classification, backend)
+    finished_event = run_buttons.connect_click(run, inputs, [probability_bars, status_text])
     changes = [one.change for one in (picture.image, calibrated, length_normalized, detail)]
-    code_view.connect(make_snippets, inputs, finished_event.then, labels_box.blur, *changes)
+    code_view.connect(
+        partial(_make_snippets, backend), inputs, finished_event.then, labels_box.blur, *changes
+    )
+
+
+def _make_snippets(
+    backend: PageBackend,
+    payload: Any,
+    text: str,
+    is_calibrated: bool,
+    is_length_normalized: bool,
+    detail: Detail,
+) -> TaskSnippets:
+    options: dict[str, Any] = {"calibrated": True} if is_calibrated else {}
+    options |= {"length_normalized": True} if is_length_normalized else {}
+    options |= {"detail": detail} if detail != "high" else {}
+    name = UploadedPicture.from_payload(payload).name
+    return backend.make_task_snippets("classify", name, labels=parse_labels(text), options=options)
+
+
+def _run_classification(
+    backend: PageBackend, session: str, payload: Any, *values: Any
+) -> Iterator[tuple[Any, str]]:
+    snippets = _make_snippets(backend, payload, *values)
+    upload = UploadedPicture.from_payload(payload)
+    opened_picture = backend.open_upload(upload)
+    yield None, ""
+    with (
+        backend.track_running_answer(session, "classify") as running,
+        backend.settings.admission_slot(running.stop, 1, backend.count_tokens(upload)),
+    ):
+        ranking = backend.vlm.classify(opened_picture, list(snippets.labels), **snippets.options)
+    yield probability_by_label(ranking), format_ranking_cost(ranking)
 
 
 def probability_by_label(ranking: Ranking) -> dict[str, float]:
-    """What the bars show."""
+    """The value of `gr.Label`: label -> probability."""
     return {label.label: label.probability for label in ranking}

@@ -1,8 +1,7 @@
-"""What was clicked, as Python, as a command line and as a request to the server. Plain text; knows no browser."""
+"""The code behind "Show code": a call as a Python script, a command line and a curl command. Plain text, no Gradio."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,25 +10,33 @@ from typing import Any
 
 from idefics.config import Sampling
 from idefics.messages import Message, Picture
+from idefics.page.curl_format import (
+    authorization_arguments,
+    format_form_value,
+    format_json_post,
+    image_url_or_data,
+    is_url,
+)
 
 DEFAULT_SAMPLING = Sampling()
-FLAG_LIKE_PATTERN = re.compile(
-    r"-|\S*\.\w{2,5}$|https?://\S+$|data:"
-)  # words that a command could take for something else
+# A prompt that the command line would take for a flag or a picture.
+FLAG_LIKE_PATTERN = re.compile(r"-|\S*\.\w{2,5}$|https?://\S+$|data:")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSnippets:
-    """One call of a task.
+    """The code of one call of a task.
 
     Attributes:
-        task: its name in `TASKS`.
-        picture: as the person knows it: a file's name or an address.
+        task: the task's name in `TASKS`.
+        picture: the name of the picture's file on the person's machine, or its address.
         words: the question, text or instruction; "" where there is none.
-        labels: of `classify`.
-        shots: picture, question and answer of each worked example.
-        options: keywords that are not left at their defaults.
-        model, server, has_key: as in `Settings`.
+        labels: the labels of `classify`.
+        shots: (picture, question, answer) of each few-shot example.
+        options: keywords whose values differ from the defaults.
+        model: the name, folder or hub id of the model.
+        server: the base URL of `idefics serve`.
+        has_key: whether the server requires a key.
     """
 
     task: str
@@ -44,7 +51,7 @@ class TaskSnippets:
 
     @property
     def python(self) -> str:
-        """A script."""
+        """A Python script that makes the call."""
         arguments = [repr(self.picture)]
         if self.task == "classify":
             arguments.append(repr(list(self.labels)))
@@ -66,7 +73,7 @@ class TaskSnippets:
 
     @property
     def shell(self) -> str:
-        """A command line."""
+        """A command line that makes the same call."""
         arguments = ["idefics", self.task, _shell_path(self.picture)]
         if self.task == "classify":
             arguments += _label_flags(self.labels)
@@ -78,37 +85,38 @@ class TaskSnippets:
 
     @property
     def curl(self) -> str:
-        """A request to `idefics serve`: a form, or JSON where there are shots."""
+        """A request to `idefics serve`: a form, or JSON where there are few-shot examples."""
         url = f"{self.server}/v1/images/tasks/{self.task}"
         if self.shots:
             files: list[str] = []
             text_field = {"words": self.words} if self.words else {}
             shots = [
-                {"image_url": _image_url(picture, files), "question": question, "answer": answer}
+                {"image_url": image_url_or_data(picture, files), "question": question, "answer": answer}
                 for picture, question, answer in self.shots
             ]
             body = {
-                "image_url": _image_url(self.picture, files),
+                "image_url": image_url_or_data(self.picture, files),
                 **text_field,
                 **self.options,
                 "shots": shots,
             }
-            return _format_json_post(url, body, files, has_key=self.has_key)
+            return format_json_post(url, body, files, has_key=self.has_key)
         fields = [("words", self.words)] if self.words else []
         fields += [("labels", label) for label in self.labels]
-        fields += [(name, _format_form_value(value)) for name, value in self.options.items()]
-        image = f"image_url={self.picture}" if _is_url(self.picture) else f"image=@{self.picture}"
-        lines = [f"curl {url}", *_authorization_arguments(self.has_key), f"-F {shlex.quote(image)}"]
+        fields += [(name, format_form_value(value)) for name, value in self.options.items()]
+        image = f"image_url={self.picture}" if is_url(self.picture) else f"image=@{self.picture}"
+        lines = [f"curl {url}", *authorization_arguments(self.has_key), f"-F {shlex.quote(image)}"]
         lines += [f"--form-string {shlex.quote(f'{name}={value}')}" for name, value in fields]
         return " \\\n  ".join(lines) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSnippets:
-    """One turn of a conversation: all messages up to the last question.
+    """The code of one turn of a conversation.
 
     Attributes:
-        messages: the sources of their pictures are names, as the person knows them.
+        messages: all messages up to the last question; the sources of pictures are names of files or addresses.
+        options, model, server, has_key: as in `TaskSnippets`.
     """
 
     messages: Sequence[Message]
@@ -119,7 +127,7 @@ class ChatSnippets:
 
     @property
     def python(self) -> str:
-        """A script."""
+        """A Python script that makes the call."""
         imported_names = (
             ["Picture"] if any(isinstance(part, Picture) for m in self.messages for part in m.parts) else []
         )
@@ -142,7 +150,7 @@ class ChatSnippets:
 
     @property
     def shell(self) -> str:
-        """The same turns down a pipe; each is answered anew."""
+        """A command line that pipes the questions into `idefics chat`, which answers them one by one."""
         lines: list[str] = []
         for message in self.messages:
             if message.role == "user":
@@ -152,11 +160,12 @@ class ChatSnippets:
                     " ".join(part for part in message.parts if isinstance(part, str)).replace("\n", " ")
                 ]
         printf_command = " ".join(["printf '%s\\n'", *(f"\\\n  {shlex.quote(line)}" for line in lines)])
-        return f"{printf_command} |\n  {shlex.join(['idefics', 'chat', *_option_flags(self.options), '--model', self.model])}\n"
+        chat_command = ["idefics", "chat", *_option_flags(self.options), "--model", self.model]
+        return f"{printf_command} |\n  {shlex.join(chat_command)}\n"
 
     @property
     def curl(self) -> str:
-        """A request to `idefics serve`; files are put into it as data URIs."""
+        """A request to `idefics serve`, with the files as data URIs."""
         files: list[str] = []
         options = {"max_completion_tokens": DEFAULT_SAMPLING.max_new_tokens, **self.options}
         options["max_completion_tokens"] = options.pop("max_new_tokens", options["max_completion_tokens"])
@@ -165,14 +174,14 @@ class ChatSnippets:
             {"role": m.role, "content": _format_message_content(m, files, detail)} for m in self.messages
         ]
         url = f"{self.server}/v1/chat/completions"
-        return _format_json_post(
+        return format_json_post(
             url, {"model": self.model, "messages": messages, **options}, files, has_key=self.has_key
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSnippets:
-    """The same done to each picture of a folder; the rest as in `Call`."""
+    """The code that runs a task on each picture of a folder; the attributes are those of `TaskSnippets`."""
 
     task: str
     folder: str = "photos"
@@ -184,7 +193,7 @@ class BatchSnippets:
 
     @property
     def python(self) -> str:
-        """A script. One bad picture spoils no other."""
+        """A Python script, which prints an error for a picture that cannot be read and goes on."""
         task_input = list(self.labels) if self.task == "classify" else self.words
         arguments = ", ".join(["path", repr(task_input)] if task_input else ["path"])
         return f"""from pathlib import Path
@@ -201,12 +210,12 @@ for path in sorted(Path({self.folder!r}).iterdir()):
 
     @property
     def shell(self) -> str:
-        """A command line, which reads any number."""
+        """A command line that takes the whole folder."""
         return self._single_picture_snippets(self.folder).shell.removesuffix("\n") + " > answers.txt\n"
 
     @property
     def curl(self) -> str:
-        """A request for each picture; a line for each, which begins with its name."""
+        """A shell loop that sends a request for each picture and prints its name before the answer."""
         command = (
             self._single_picture_snippets("FILE")
             .curl.replace("-F image=@FILE", '-F "image=@$file"')
@@ -255,46 +264,6 @@ def _option_flags(options: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _format_form_value(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _authorization_arguments(has_key: bool) -> list[str]:
-    return ['-H "Authorization: Bearer $IDEFICS_API_KEY"'] if has_key else []
-
-
-def _is_url(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
-
-
-def _image_url(name: str, files: list[str]) -> str:
-    """An address as it is; a file as a data URI whose bytes the shell is to put in."""
-    if _is_url(name):
-        return name
-    files.append(name)
-    return f"data:;base64,{_file_placeholder(len(files) - 1)}"
-
-
-def _file_placeholder(index: int) -> str:
-    return f"\ue000{index}\ue000"  # of the private use area: no one writes it
-
-
-def _format_json_post(url: str, body: Mapping[str, Any], files: Sequence[str], *, has_key: bool) -> str:
-    """JSON through a pipe: a file's bytes would be too long for an argument, but not for what shells do themselves."""
-    json_text = json.dumps(body, indent=2, ensure_ascii=False).replace("'", r"\u0027")
-    for number, name in enumerate(files):
-        json_text = json_text.replace(
-            _file_placeholder(number), f"'\"$(base64 < {shlex.quote(name)} | tr -d '\\n')\"'"
-        )
-    parts = [
-        f"curl {url}",
-        *_authorization_arguments(has_key),
-        "-H 'Content-Type: application/json'",
-        "--data-binary @-",
-    ]
-    return f"printf '%s' '{json_text}' |\n  " + " \\\n    ".join(parts) + "\n"
-
-
 def _format_message_content(
     message: Message, files: list[str], detail: str | None
 ) -> str | list[dict[str, Any]]:
@@ -304,6 +273,9 @@ def _format_message_content(
     return [
         {"type": "text", "text": part}
         if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": _image_url(str(part.source), files), **detail_field}}
+        else {
+            "type": "image_url",
+            "image_url": {"url": image_url_or_data(str(part.source), files), **detail_field},
+        }
         for part in message.parts
     ]

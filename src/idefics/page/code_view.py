@@ -1,4 +1,4 @@
-""" "Show code": what was clicked, in three languages."""
+"""The fold "Show code": the call behind the last click as Python, command line and curl."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from idefics.page.run_buttons import RAW_EVENT_KWARGS
 
 
 class Snippets(Protocol):
-    """A `Call` or a `Talk`."""
+    """The code of one call; implemented by `TaskSnippets`, `ChatSnippets` and `BatchSnippets`."""
 
     @property
-    def python(self) -> str: ...
+    def python(self) -> str:
+        """A Python script that makes the call with this package."""
 
     @property
-    def shell(self) -> str: ...
+    def shell(self) -> str:
+        """A command line of `idefics` that does the same."""
 
     @property
-    def curl(self) -> str: ...
+    def curl(self) -> str:
+        """A curl command that sends the same request to `idefics serve`."""
 
 
 class CodeView:
-    """Folded away, until somebody opens it."""
+    """A closed accordion with a tab for each language.
+
+    Args:
+        tab_name: the tab of the page, in element ids.
+    """
 
     def __init__(self, tab_name: str) -> None:
         self.outputs: list[Any] = []
@@ -46,7 +53,13 @@ class CodeView:
                     )
 
     def connect(self, make_snippets: Callable[..., Snippets], inputs: Sequence[Any], *events: Any) -> None:
-        """Shows `write(*inputs)` once it is opened, and after events that have changed it, such as `event.then`."""
+        """Shows the code when the accordion is opened and after each of `events`.
+
+        Args:
+            make_snippets: called with the values of `inputs`.
+            inputs: components.
+            events: events after which the code may have changed, such as `textbox.blur`.
+        """
 
         def show_snippets(*values: Any) -> tuple[str, str, str]:
             try:

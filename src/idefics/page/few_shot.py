@@ -1,4 +1,4 @@
-"""The tab "Few-shot": worked examples that the answer follows."""
+"""The tab "Few-shot": a task on a picture, with examples that the answer follows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from idefics.generation import Stream
 
 TAB_NAME = "few-shot"
-TASK_CHOICES = [("Caption it", "caption"), ("Answer a question", "ask"), ("Continue my words", "complete")]
+TASK_CHOICES = [("Caption it", "caption"), ("Answer a question", "ask"), ("Continue a text", "complete")]
 DEFAULT_MAX_NEW_TOKENS = 64
 FUN_FACT_EXAMPLES = (("tower.png", "An image of a tower. Fun fact: towers sway a little in the wind."),)
 COUNTING_EXAMPLES = (
@@ -43,12 +43,12 @@ SAMPLE_SETS = (("statue.png", FUN_FACT_EXAMPLES), ("door.png", COUNTING_EXAMPLES
 
 
 def build_tab(backend: PageBackend) -> None:
-    """Makes it."""
+    """Builds the tab "Few-shot" inside the current Gradio block."""
     FewShotTab(backend)
 
 
 class FewShotTab:
-    """The tab's components and what they do."""
+    """The components of the tab and their event handlers."""
 
     def __init__(self, backend: PageBackend) -> None:
         self.backend = backend
@@ -59,13 +59,13 @@ class FewShotTab:
                 gr.Markdown("### 1. Examples to follow")
                 self._build_examples_column()
             with gr.Column(min_width=300):
-                gr.Markdown("### 2. The picture in question")
+                gr.Markdown("### 2. The picture to answer about")
                 self.picture = PictureInput(backend, TAB_NAME)
                 self.task = gr.Radio(
                     TASK_CHOICES, value="caption", label="What to do", elem_id="few-shot-task"
                 )
                 self.text = gr.Textbox(
-                    value="", label="Question or words", visible=False, max_lines=4, elem_id="few-shot-words"
+                    value="", label="Question or text", visible=False, max_lines=4, elem_id="few-shot-words"
                 )
                 self.run_buttons = RunButtons(backend, TAB_NAME, "Answer")
                 self.answer = gr.Textbox(
@@ -84,7 +84,8 @@ class FewShotTab:
             [self.picture.image, self.examples_state, self.gallery, self.save_button, self.task],
             self._load_sample,
         )
-        self._connect_events()
+        self._connect_example_events()
+        self._connect_answer_events()
 
     def _build_examples_column(self) -> None:
         self.gallery = gr.Gallery(
@@ -121,15 +122,14 @@ class FewShotTab:
             elem_id="few-shot-shown",
             alt_text="The picture of the example that is being added",
         )
-        self.example_answer = gr.Textbox(
-            "", label="What should be answered", max_lines=4, elem_id="few-shot-said"
-        )
+        self.example_answer = gr.Textbox("", label="Its answer", max_lines=4, elem_id="few-shot-said")
         self.example_question = gr.Textbox(
-            "", label="What was asked (optional)", max_lines=4, elem_id="few-shot-asked"
+            "", label="Its question (optional)", max_lines=4, elem_id="few-shot-asked"
         )
         self.add_button = gr.Button("Add the example", elem_id="few-shot-add")
 
-    def _connect_events(self) -> None:
+    def _connect_example_events(self) -> None:
+        """Connects adding, selecting, removing, loading and saving examples."""
         examples_outputs = [self.examples_state, self.gallery, self.save_button]
         event_kwargs: Any = {"postprocess": False, **RAW_EVENT_KWARGS}
 
@@ -177,6 +177,9 @@ class FewShotTab:
         self.load_button.upload(
             show_errors(load_examples), self.load_button, examples_outputs, **event_kwargs
         )
+
+    def _connect_answer_events(self) -> None:
+        """Connects the task, the picture, the buttons and "Show code"."""
         self.task.change(
             lambda task: gr.update(visible=task != "caption"), self.task, self.text, **PRIVATE_EVENT_KWARGS
         )
@@ -191,7 +194,7 @@ class FewShotTab:
         )
 
     def _examples_values(self, shots: Sequence[ExampleShot]) -> list[Any]:
-        """The examples for the state, the gallery and the file."""
+        """The values of the state, the gallery and the download button for a list of examples."""
         check_num_examples(shots)
         gallery_items = [
             {"image": shot.upload.to_payload, "caption": _gallery_caption(shot)} for shot in shots
@@ -230,11 +233,11 @@ class FewShotTab:
     ) -> Iterator[tuple[str, str]]:
         snippets = self._make_snippets(shots, payload, *values)
         picture = self.backend.open_upload(UploadedPicture.from_payload(payload))
-        followed_shots = [shot.to_shot(self.backend) for shot in shots]
+        opened_shots = [shot.to_shot(self.backend) for shot in shots]
         options: dict[str, Any] = {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS, **snippets.options}
 
         def start_stream() -> Stream:
-            return self.backend.start_task(snippets.task, picture, snippets.words, options, followed_shots)
+            return self.backend.start_task(snippets.task, picture, snippets.words, options, opened_shots)
 
         yield from stream_text_and_cost(
             self.backend, session, TAB_NAME, options["max_new_tokens"], start_stream

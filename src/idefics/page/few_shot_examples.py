@@ -1,4 +1,4 @@
-"""Worked examples as the page holds them, and the file that every command takes."""
+"""The few-shot examples of the page, and the JSONL file that holds them for `--shots` and `read_shots`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from idefics.page.picture_input import fetch_to_file
 from idefics.page.uploaded_picture import UploadedPicture
 from idefics.tasks.shots import MAX_SHOTS, read_shots
 
-MAX_FILE_BYTES = 256 * 2**20  # bytes of a file of shots; its pictures may be inside
+MAX_FILE_BYTES = 256 * 2**20  # of a file of examples, which may contain its pictures
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleShot:
-    """One of them; `question` is empty where the task's own stands."""
+    """One example; where `question` is empty, the task's own prompt is used."""
 
     upload: UploadedPicture
     question: str
     answer: str
 
     def to_shot(self, backend: PageBackend) -> Shot:
-        """It, for the model."""
+        """The example as a `Shot`, with its picture opened."""
         return Shot(backend.open_upload(self.upload), self.answer, self.question)
 
 
 def make_example(backend: PageBackend, upload: UploadedPicture, question: str, answer: str) -> ExampleShot:
-    """An example that can be followed; BadPrompt or BadPicture where it cannot."""
+    """Makes an example; raises BadPrompt if the answer is empty, BadPicture if the upload is not a picture."""
     if not answer.strip():
         raise BadPrompt("the example has no answer: write what the model should have said")
     backend.open_upload(upload)
@@ -40,13 +40,13 @@ def make_example(backend: PageBackend, upload: UploadedPicture, question: str, a
 
 
 def check_num_examples(shots: Sequence[ExampleShot]) -> None:
-    """BadPrompt where there are too many."""
+    """Raises BadPrompt if there are more than `MAX_SHOTS` examples."""
     if len(shots) > MAX_SHOTS:
-        raise BadPrompt(f"{len(shots)} examples are too many: at most {MAX_SHOTS} are followed")
+        raise BadPrompt(f"{len(shots)} examples are too many: give at most {MAX_SHOTS}")
 
 
 def to_jsonl(shots: Sequence[ExampleShot]) -> bytes:
-    """The file `shots.jsonl`, with the pictures in it."""
+    """The content of `shots.jsonl`, with the pictures as data URIs."""
     lines = []
     for shot in shots:
         data = base64.b64encode(Path(shot.upload.path).read_bytes()).decode()
@@ -58,16 +58,18 @@ def to_jsonl(shots: Sequence[ExampleShot]) -> bytes:
 
 
 def read_examples(backend: PageBackend, files: Sequence[UploadedPicture]) -> list[ExampleShot]:
-    """The examples of a file of shots; pictures that it names must have come with it.
+    """Reads uploaded examples: one `.jsonl` file and the pictures that it names.
+
+    Pictures are found among the uploaded files only; no other file of the server is opened.
 
     Raises:
-        BadPrompt: there is no such file among them, or not one only, or a line of it is wrong.
-        BadPicture: a picture is missing, or is none. No file of this machine is ever opened for it.
+        BadPrompt: not exactly one `.jsonl` file, or one of its lines is invalid.
+        BadPicture: a picture is missing or cannot be read.
     """
     jsonl_files = [upload for upload in files if upload.name.lower().endswith(".jsonl")]
     if len(jsonl_files) != 1:
         raise BadPrompt(
-            f"{len(jsonl_files)} files of examples were given: choose one .jsonl, and the pictures that it names"
+            f"{len(jsonl_files)} .jsonl files were given: choose one, and the pictures that it names"
         )
     if Path(jsonl_files[0].path).stat().st_size > MAX_FILE_BYTES:
         raise BadPrompt(
@@ -94,11 +96,11 @@ def _make_example_from_shot(
         upload = upload_by_name[source.name]
     else:
         raise BadPicture(
-            f"example {number} names {Path(str(source)).name}: choose that picture too, beside the .jsonl"
+            f"example {number} names {Path(str(source)).name}: choose that picture together with the .jsonl file"
         )
     return make_example(backend, upload, shot.question, shot.answer)
 
 
 def example_fields(shots: Sequence[ExampleShot]) -> list[tuple[str, str, str]]:
-    """What "Show code" says of them: picture, question, answer."""
+    """(name of the picture, question, answer) of each example, for "Show code"."""
     return [(shot.upload.name, shot.question, shot.answer) for shot in shots]

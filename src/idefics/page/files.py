@@ -1,4 +1,4 @@
-"""Files that the page writes for a browser to read."""
+"""Writes files that the browser downloads or shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from idefics.page.uploaded_picture import UploadedPicture
 
 
 def save_file(data: bytes, name: str) -> UploadedPicture:
-    """Bytes as a file of a given name; its folder cannot be guessed by who does not know them."""
+    """Saves bytes under a file name, in a folder named by their SHA-256, which nobody can guess without the bytes."""
     folder = Path(get_upload_folder()) / hashlib.sha256(data).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name

@@ -1,4 +1,4 @@
-"""Mistakes and figures, said to a person."""
+"""Formats errors, token counts and times for the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTE_BY_FINISH_REASON = {
 
 
 def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors are shown to the person, in words."""
+    """Wraps an event handler: its exceptions are shown as a message on the page."""
 
     @wraps(function)
     def handler(*given: Any) -> Any:
@@ -35,7 +35,7 @@ def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def show_stream_errors(function: Callable[..., Iterator[Any]]) -> Callable[..., Generator[Any]]:
-    """The same for a handler that yields."""
+    """Wraps an event handler that is a generator; as `show_errors`."""
 
     @wraps(function)
     def handler(*given: Any) -> Generator[Any]:
@@ -48,19 +48,19 @@ def show_stream_errors(function: Callable[..., Iterator[Any]]) -> Callable[..., 
 
 
 def to_gradio_error(error: Exception) -> Any:
-    """What the browser shows of an error: its own words if it is ours, and else that there is one."""
+    """The `gr.Error` for an exception: an IdeficsError keeps its text, any other is logged and shown without it."""
     if isinstance(error, IdeficsError):
         text, title = str(error), "Busy" if isinstance(error, EngineBusy) else "That does not work"
     else:
         log.exception("a handler of the page failed", exc_info=error)
-        text, title = "This was not foreseen. The terminal that serves this page shows what it was.", "Error"
-    if text.partition(" ")[0].isalpha():  # and no name of a file
+        text, title = "An unexpected error. The terminal that serves this page shows the details.", "Error"
+    if text.partition(" ")[0].isalpha():  # a word, not a file's name
         text = text[0].upper() + text[1:]
     return gr.Error(html.escape(text), title=title, print_exception=False)
 
 
 def format_answer_cost(answer: Answer) -> str:
-    """What an answer took, on one line."""
+    """One line below an answer: tokens read and written, seconds, and notes."""
     usage, timings = answer.usage, answer.timings
     tokens_per_second = len(answer.tokens) / max(timings.total - timings.first_token, 1e-9)
     parts = [
@@ -74,15 +74,15 @@ def format_answer_cost(answer: Answer) -> str:
 
 
 def format_ranking_cost(ranking: Ranking) -> str:
-    """What a ranking took, on one line."""
+    """One line below a ranking: tokens read, seconds, and notes."""
     return " · ".join((format_tokens_read(ranking.usage), f"{ranking.timings.total:.1f} s", *ranking.notes))
 
 
 def format_tokens_read(usage: Usage) -> str:
-    """What was read for an answer."""
+    """The number of prompt tokens: "120 tokens read"."""
     return f"{format_count(usage.prompt_tokens, 'token')} read"
 
 
 def format_count(count: int, noun: str) -> str:
-    """ "1 token", "2 tokens"."""
+    """A count with its noun: "1 token", "2 tokens"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Earlier conversations: a list that the browser keeps, and nobody else. The server sees one when it is opened."""
+"""The list of earlier conversations, kept in the browser's local storage; the server sees one when it is opened."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from idefics.page.chat_turns import ChatTurn, normalize_turns, turn_pictures
 from idefics.page.formatting import show_errors
 from idefics.page.run_buttons import PRIVATE_EVENT_KWARGS, RAW_EVENT_KWARGS
 
-MAX_CONVERSATIONS = 50  # conversations; the oldest go first, too where the browser has no more room
-# Gradio's own store in the browser is read once and written whole: a second window would undo what the first has kept.
+MAX_CONVERSATIONS = 50  # the oldest are deleted first, also where the browser's storage is full
+# Not Gradio's BrowserState: it is read once and written whole, so a second window would overwrite the first one's list.
 STORE_SCRIPT = """
 const key = "idefics.conversations";
 const read = () => {
@@ -37,7 +37,7 @@ const shown = (open) => {
 
 
 def make_script(parameters: str, body: str) -> str:
-    """A function of the browser that knows the store."""
+    """A JavaScript function with the helpers of `STORE_SCRIPT` in scope."""
     return f"({parameters}) => {{{STORE_SCRIPT}{body}}}"
 
 
@@ -52,13 +52,12 @@ SAVE_SCRIPT = make_script(
     """,
 )
 OPEN_SCRIPT = make_script("open", "return [hold(read().find((one) => one.id === open)?.turns ?? [])];")
-# The guard lets no file be named that was not uploaded to this server.
+# `RequestFilter` refuses a conversation whose pictures were not uploaded to this server.
 OPEN_FAILED_SCRIPT = (
-    '() => [[], "It cannot be opened: its pictures are not of this server, or the server is gone."]'
+    '() => [[], "It cannot be opened: its pictures are not on this server, or the server does not answer."]'
 )
-FULL_CONVERSATION_SCRIPT = make_script(
-    "", "return [window.ideficsTalk];"
-)  # Gradio takes its pictures from a turn that is edited
+# Returns the conversation with its pictures, which Gradio leaves out of a turn that is edited.
+FULL_CONVERSATION_SCRIPT = make_script("", "return [window.ideficsTalk];")
 DELETE_SCRIPT = make_script(
     "open", 'write(read().filter((one) => one.id !== open)); return [...shown(null), [], ""];'
 )
@@ -73,7 +72,7 @@ CLEAR_SCRIPT = make_script(
 
 
 class ConversationHistory:
-    """A fold with the list, newest first, and two buttons. It is not there while nothing is kept."""
+    """An accordion with the list, newest first, and two buttons; hidden while the list is empty."""
 
     def __init__(self) -> None:
         with gr.Accordion(
@@ -90,24 +89,27 @@ class ConversationHistory:
                     "Delete all", size="sm", scale=0, min_width=130, elem_id="chat-clear"
                 )
             gr.Markdown(
-                "This browser alone keeps them. Their pictures stay with the server, for a day at most.",
+                "They are stored in this browser only. Their pictures stay on the server, for a day at most.",
                 elem_classes="note",
             )
 
     @property
     def controls(self) -> list[Any]:
-        """What would pull a conversation away from under an answer."""
+        """The components that replace the open conversation; disabled while an answer runs."""
         return [self.conversation_list, self.delete_button, self.clear_button]
 
     def connect(self, chatbot: Any, status_text: Any, *events: Any) -> None:
-        """Keeps `chatbot` after events such as `event.then`."""
-        list_outputs, all_outputs = (
-            [self.fold, self.conversation_list],
-            [self.fold, self.conversation_list, chatbot, status_text],
-        )
-        gr.on(
-            None, None, None, list_outputs, js=LIST_SCRIPT, queue=False, **PRIVATE_EVENT_KWARGS
-        )  # once the page is there
+        """Connects the list.
+
+        Args:
+            chatbot: the open conversation.
+            status_text: the line below it.
+            events: events after which the conversation is saved, such as the `then` of an answer's event.
+        """
+        list_outputs = [self.fold, self.conversation_list]
+        all_outputs = [*list_outputs, chatbot, status_text]
+        # Without a trigger: when the page is loaded.
+        gr.on(None, None, None, list_outputs, js=LIST_SCRIPT, queue=False, **PRIVATE_EVENT_KWARGS)
         for event in events:
             event(None, chatbot, list_outputs, js=SAVE_SCRIPT, queue=False, **PRIVATE_EVENT_KWARGS)
         self.conversation_list.input(
@@ -135,7 +137,7 @@ class ConversationHistory:
 
 
 def load_conversation(turns: Sequence[ChatTurn]) -> tuple[list[ChatTurn], str]:
-    """A conversation that a browser has kept, and what is no longer there of it."""
+    """A conversation from the browser's list, and a line that names its pictures that are deleted by now."""
     cleaned_turns = normalize_turns(turns)
     missing_pictures = [
         upload.name
@@ -145,7 +147,7 @@ def load_conversation(turns: Sequence[ChatTurn]) -> tuple[list[ChatTurn], str]:
     ]
     return (
         cleaned_turns,
-        f"No longer kept, so that it can be read but not gone on with: {', '.join(missing_pictures)}."
+        f"It can be read but not continued, because pictures were deleted: {', '.join(missing_pictures)}."
         if missing_pictures
         else "",
     )

@@ -1,4 +1,4 @@
-"""Where a tab is given its picture: a file, the clipboard, the webcam, an address or an example."""
+"""The picture field of a tab: upload, clipboard, webcam, address or a bundled example."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ MakeOutputs = Callable[[FilePayload, Any], Any]
 
 
 def fetch_to_file(backend: PageBackend, address: str, name: str = "picture") -> UploadedPicture:
-    """A picture from its address, as far as the policy allows, in a file that the browser may read.
+    """Fetches a picture and saves it in a file that the browser may read.
 
     Args:
-        name: what it is called if the address is a data URI.
+        backend: fetches and checks it.
+        address: an http(s) address or a data URI.
+        name: the file's name if the address is a data URI.
+
+    Raises:
+        BadPicture: it cannot be fetched, or is not a picture.
     """
     address = address.strip()
     data = backend.fetch_picture(address)
@@ -34,7 +39,7 @@ def fetch_to_file(backend: PageBackend, address: str, name: str = "picture") -> 
 
 
 class AddressInput:
-    """A line for an address and the button beside it."""
+    """A text field for an address and its button."""
 
     def __init__(self, tab_name: str, button: str = "Fetch") -> None:
         with gr.Row(elem_classes="together"):
@@ -45,12 +50,16 @@ class AddressInput:
 
     @property
     def submit_events(self) -> list[Any]:
-        """Somebody wants what stands there."""
+        """The events that submit the address: the button and the Enter key."""
         return [self.button.click, self.address.submit]
 
 
 class PictureInput:
-    """The left side of most tabs. `image` is the component that holds the picture."""
+    """The picture field of most tabs, with an address field and a line that says how many tokens the picture takes.
+
+    Attributes:
+        image: the component that holds the picture.
+    """
 
     def __init__(self, backend: PageBackend, tab_name: str) -> None:
         self.backend = backend
@@ -69,17 +78,18 @@ class PictureInput:
         self.address_input = AddressInput(tab_name)
 
     def connect(self, detail: Any) -> None:
-        """Wires it up. `detail`: the component that says how closely pictures are looked at."""
+        """Connects the events. `detail` is the component that chooses the image detail."""
         address_input = self.address_input
 
         def fetch(address: str) -> FilePayload:
             return fetch_to_file(self.backend, address).to_payload
 
-        def describe_token_cost(payload: FilePayload | None, look: Detail) -> str:
+        def describe_token_cost(payload: FilePayload | None, detail: Detail) -> str:
             if not payload:
                 return ""
-            tokens = self.backend.count_tokens(UploadedPicture.from_payload(payload), look)
-            return f"This picture takes {format_count(tokens, 'token')} of the {self.backend.max_positions:,} that the model reads."
+            tokens = self.backend.count_tokens(UploadedPicture.from_payload(payload), detail)
+            limit = f"{self.backend.max_positions:,}"
+            return f"This picture takes {format_count(tokens, 'token')} of the {limit} that the model reads."
 
         gr.on(
             address_input.submit_events,
@@ -101,12 +111,16 @@ class PictureInput:
 def build_examples(
     tab_name: str, samples: Sequence[tuple[str, Any]], outputs: Any, make_outputs: MakeOutputs | None = None
 ) -> Any:
-    """A row of bundled pictures.
+    """Builds a row of bundled pictures to click.
 
     Args:
-        samples: names of bundled pictures, and what goes with each, such as a question.
+        tab_name: the tab, in element ids.
+        samples: pairs of a bundled picture's name and a value that belongs to it, such as a question.
         outputs: the components that a click fills.
-        make_outputs: what it fills them with; else the picture and what goes with it.
+        make_outputs: makes the outputs from the picture and the value; None: these two are the outputs.
+
+    Returns:
+        The event of a click.
     """
     paths = {path.name: str(path) for path in bundled()}
     dataset = gr.Dataset(

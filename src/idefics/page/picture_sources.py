@@ -1,4 +1,4 @@
-"""The pictures of a batch: files, a folder's files, and what is in a zip. Nothing is ever unpacked to a disk."""
+"""The pictures of a batch, from files, folders and zip archives. They are unpacked in memory, picture by picture."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from idefics.page.backend import MAX_PICTURE_BYTES
 from idefics.page.uploaded_picture import UploadedPicture
 
 MAX_PICTURES = 2000
-MAX_ZIP_MEMBERS = 10_000  # of a zip, folders and other files among them
-MAX_UNPACKED_BYTES = 2 * 2**30  # bytes of a zip's pictures together
+MAX_ZIP_MEMBERS = 10_000  # files of any kind in a zip
+MAX_UNPACKED_BYTES = 2 * 2**30  # of all pictures of a zip together
 ZIP_READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
 class PictureEntry:
-    """One picture: what it is called, and what gives its bytes or a BadPicture that says why not."""
+    """One picture: its name, and a function that reads its bytes or raises BadPicture."""
 
     name: str
     read: Callable[[], bytes]
 
 
 class PictureSources:
-    """Pictures by name, sorted; a `with` block, for zips stay open meanwhile.
+    """The pictures of uploaded files, sorted by name. A context manager: zip archives stay open until it is left.
 
     Args:
-        files: pictures and zips. What is neither is left out, and counted.
+        files: pictures and zips; other files are skipped and counted.
 
     Attributes:
         entries: the pictures.
-        num_skipped_by_format: how many files were none, by their format: its title, or "other".
+        num_skipped_by_format: title of a format, or "other" -> number of skipped files.
 
     Raises:
-        BadRequest: a zip cannot be read, has too much in it, or there are too many pictures.
+        BadRequest: a zip cannot be read or is too large, or there are too many pictures.
     """
 
     def __init__(self, files: Sequence[UploadedPicture]) -> None:
@@ -97,13 +97,14 @@ class PictureSources:
         num_unpacked_bytes = sum(member.file_size for member in pictures)
         if num_unpacked_bytes > MAX_UNPACKED_BYTES:
             raise BadRequest(
-                f"{file.name} unpacks to {num_unpacked_bytes:,} bytes of pictures; at most {MAX_UNPACKED_BYTES:,} are read: split it"
+                f"{file.name} unpacks to {num_unpacked_bytes:,} bytes of pictures; at most {MAX_UNPACKED_BYTES:,} are "
+                "read: split it"
             )
         for member in pictures:
             yield PictureEntry(f"{file.name}/{member.filename}", _make_member_reader(archive, member))
 
     def _is_picture(self, name: str, read_head: Callable[[], bytes]) -> bool:
-        """Whether a file is a picture by its suffix, or by its first bytes if it has none; counts what is not."""
+        """Whether a file is a picture by its suffix, or by its first bytes if it has none; counts skipped files."""
         path = PurePosixPath(name.replace("\\", "/"))
         is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
         file_format = (
@@ -136,7 +137,7 @@ def _read_member_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> byte
 
 
 def _make_member_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
-    """What unpacks one member into memory. What it says of its size is not believed."""
+    """A function that unpacks one file of a zip into memory; the size that the zip claims is not trusted."""
     name = member.filename
 
     def read() -> bytes:

@@ -1,7 +1,7 @@
-"""Stands before Gradio: lets through what the page needs, and no path or address that a browser makes up.
+"""Middleware around Gradio: passes on the requests that the page makes, and refuses all others.
 
-Gradio fetches addresses and reads files that stand in the data of a request. What may be fetched is the policy's to
-say, and what may be read is what somebody has uploaded.
+Gradio would fetch addresses and read files that a request names. Addresses are fetched by the page's own code, under
+its policy, and only uploaded files and the bundled pictures may be read.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ API_PREFIX = "/gradio_api"
 READABLE_PATHS = re.compile(
     r"/|/(assets|static|svelte)/.*|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?"
     rf"|{API_PREFIX}/(info|startup-events|theme\.css|app_id|upload_progress|queue/data|heartbeat/[\w-]+)/?"
-    rf"|{API_PREFIX}/file=(?!\w+:|//).*"  # a path, and no address
+    rf"|{API_PREFIX}/file=(?!\w+:|//).*"  # a path, not an address
 )
 POSTABLE_PATHS = re.compile(rf"{API_PREFIX}/(queue/join|run/predict|upload|cancel|reset)/?")
-MAX_BODY_BYTES = 16 * 2**20  # bytes of a request but for uploads, which Gradio counts itself
-MAX_JSON_VALUES = 200_000  # of JSON in one: a large table has a tenth of them
+MAX_BODY_BYTES = 16 * 2**20  # of a request other than an upload, whose size Gradio limits
+MAX_JSON_VALUES = 200_000  # in the JSON of a request; a large table has a tenth of them
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
@@ -42,13 +42,13 @@ SECURITY_HEADERS = [
 
 
 class RequestFilter:
-    """An ASGI application around Gradio's."""
+    """ASGI middleware: refuses unknown paths, large bodies and files that were not uploaded; sets security headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Passes one request on, or answers it with an error."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -56,7 +56,7 @@ class RequestFilter:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         is_read = scope["method"] in ("GET", "HEAD") and READABLE_PATHS.fullmatch(path) is not None
         if not is_read and not (scope["method"] == "POST" and POSTABLE_PATHS.fullmatch(path)):
-            await send_error(send, 404, "there is nothing here")
+            await send_error(send, 404, "no such page")
             return
 
         async def send_with_security_headers(message: Message) -> None:
@@ -77,7 +77,7 @@ class RequestFilter:
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The body of a request, or None if it is too large."""
+    """Reads the body of a request; None if it has more than `MAX_BODY_BYTES` bytes."""
     body = bytearray()
     while True:
         message = await receive()
@@ -89,7 +89,7 @@ async def read_body(receive: Receive) -> bytes | None:
 
 
 def _replay_body(body: bytes, receive: Receive) -> Receive:
-    """What gives a body that has been read already, and then whatever comes."""
+    """A `receive` that returns a body which was read already, and then further messages."""
     bodies = [body]
 
     async def next_message() -> Message:
@@ -101,7 +101,7 @@ def _replay_body(body: bytes, receive: Receive) -> Receive:
 
 
 def is_safe_request(body: bytes) -> bool:
-    """Whether a request is quick to read, and each file in its data was uploaded or is a bundled picture."""
+    """Whether the JSON is small enough, and each file that it names was uploaded or is a bundled picture."""
     if has_more_values(body, MAX_JSON_VALUES):
         return False
     try:
@@ -113,9 +113,8 @@ def is_safe_request(body: bytes) -> bool:
         path = obj.get("path")
         if path is not None and not (isinstance(path, str) and _is_in(path, folders)):
             return False
-        if (
-            str(obj.get("url") or "").lower().startswith("data:")
-        ):  # Gradio would decode it, without our limits
+        url = str(obj.get("url") or "").lower()
+        if url.startswith("data:"):  # Gradio would decode it without this package's limits
             return False
     return True
 
@@ -129,7 +128,7 @@ def _is_in(path: str, folders: list[Path]) -> bool:
 
 
 def _iterate_objects(data: Any) -> Iterator[dict[str, Any]]:
-    """All objects in some JSON."""
+    """Yields all objects in parsed JSON, at any depth."""
     pending = [data]
     while pending:
         value = pending.pop()
@@ -141,7 +140,7 @@ def _iterate_objects(data: Any) -> Iterator[dict[str, Any]]:
 
 
 async def send_error(send: Send, status: int, text: str) -> None:
-    """A line of text instead of an answer."""
+    """Sends a response with a status and a line of plain text."""
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *SECURITY_HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -1,4 +1,4 @@
-"""The button that asks, the button that stops, and what happens between the two."""
+"""The button that starts an answer and the button that stops it, with their events."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from idefics.page.formatting import format_answer_cost, show_stream_errors
 if TYPE_CHECKING:
     from idefics.generation import Stream
 
-# Of every handler. Gradio's interface for programs is not ours: `idefics serve` has one.
+# For every event: Gradio's own API is not offered; `idefics serve` has one.
 PRIVATE_EVENT_KWARGS: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-# Of handlers that are given pictures: as the browser sent them, with the file's name.
+# For handlers that take pictures: they get the browser's payload, which has the file's name.
 RAW_EVENT_KWARGS: dict[str, Any] = {**PRIVATE_EVENT_KWARGS, "preprocess": False}
 
 
@@ -25,14 +25,15 @@ Handler = Callable[..., Iterator[Any]]
 
 
 class RunButtons:
-    """Both buttons.
+    """The two buttons of a tab.
 
     Args:
-        tab_name: of the tab, in ids and for `Desk.stop`.
-        label: of the first button.
+        backend: stops the running answers.
+        tab_name: the tab, in element ids and for `PageBackend.stop_tab`.
+        label: the text of the button that starts.
 
     Attributes:
-        disabled_while_running: what nobody may touch while it runs.
+        disabled_while_running: components that are disabled while an answer runs.
     """
 
     def __init__(self, backend: PageBackend, tab_name: str, label: str) -> None:
@@ -52,17 +53,22 @@ class RunButtons:
     def connect_click(
         self, handler: Handler, inputs: Sequence[Any], outputs: Sequence[Any], *events: Any
     ) -> Any:
-        """Runs `handler(session, *inputs)`, which yields outputs, on a click or one of the events `events`.
+        """Runs a handler on a click on the button or on one of `events`.
+
+        Args:
+            handler: called with the session and the values of `inputs`; yields values for `outputs`.
+            inputs, outputs: components.
+            events: further events that start it, such as `textbox.submit`.
 
         Returns:
-            The event after it, where it went well.
+            The event that follows a successful run.
         """
         return self.connect_event(partial(gr.on, [self.button.click, *events]), handler, inputs, outputs)
 
     def connect_event(
         self, event: Any, handler: Handler, inputs: Sequence[Any], outputs: Sequence[Any], **event_kwargs: Any
     ) -> Any:
-        """The same after any event, such as `button.click` or, of an earlier one, `event.success`."""
+        """As `connect_click`, for any event, such as `button.click` or the `success` of an earlier event."""
         guarded_handler, backend = show_stream_errors(handler), self.backend
 
         def run_handler(request: gr.Request, *values: Any) -> Any:
@@ -85,16 +91,15 @@ class RunButtons:
             **RAW_EVENT_KWARGS,
             **event_kwargs,
         )
-        end_event.failure(
-            set_running(False), None, all_components, queue=False, **PRIVATE_EVENT_KWARGS
-        )  # after an error `then` is not run
+        # After an error Gradio runs `failure` and not `then`.
+        end_event.failure(set_running(False), None, all_components, queue=False, **PRIVATE_EVENT_KWARGS)
         return end_event.then(set_running(False), None, all_components, queue=False, **PRIVATE_EVENT_KWARGS)
 
 
 def stream_text_and_cost(
     backend: PageBackend, session: str, tab_name: str, max_new_tokens: int, start_stream: Callable[[], Stream]
 ) -> Iterator[tuple[str, str]]:
-    """An answer's text and what it took, while it grows."""
+    """Yields an answer's text so far with an empty line below it; finally the text and its cost."""
     yield "", ""
     for text_or_answer in backend.stream_answer(session, tab_name, max_new_tokens, start_stream):
         yield (

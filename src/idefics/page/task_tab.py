@@ -1,4 +1,4 @@
-"""A tab whose answer is words about one picture: the left side asks, the right side answers."""
+"""The layout and events that the tabs "Caption", "Ask" and "Write" share: picture and text in, a text out."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from idefics.page.uploaded_picture import UploadedPicture
 
 @dataclass(frozen=True, kw_only=True)
 class TaskTabConfig:
-    """What such a tab is.
+    """What distinguishes the tabs "Caption", "Ask" and "Write".
 
     Attributes:
-        tab_name: its name in ids and sessions.
-        button_label: what its button says.
-        text_label, placeholder: of the words that the person gives.
-        select_task: the name of the task that those words ask for.
-        answer_label: what the answer is called.
-        max_new_tokens: tokens of an answer, unless somebody says otherwise.
-        examples: bundled pictures, and the words that go with each.
-        initial_text: what stands there at first.
+        tab_name: the name in element ids and for `PageBackend.stop_tab`.
+        button_label: the text of the button.
+        text_label, placeholder: of the text field.
+        select_task: the name of the task for a text; raises BadPrompt where no task takes it.
+        answer_label: the label of the answer.
+        max_new_tokens: the default length of an answer, in tokens.
+        examples: bundled pictures, each with a text.
+        initial_text: the text when the page opens.
         has_strategies: as in `GenerationControls`.
     """
 
@@ -45,64 +45,72 @@ class TaskTabConfig:
     has_strategies: bool = False
 
 
-def build_task_tab(backend: PageBackend, config: TaskTabConfig) -> None:
-    """Makes the tab, inside the page."""
-    tab_name = config.tab_name
-    with gr.Row():
-        with gr.Column(min_width=300):
-            picture = PictureInput(backend, tab_name)
-            text = gr.Textbox(
-                config.initial_text,
-                label=config.text_label,
-                placeholder=config.placeholder,
-                max_lines=6,
-                elem_id=f"{tab_name}-words",
-            )
-            if config.has_strategies:
-                controls = GenerationControls(
-                    tab_name, config.max_new_tokens, backend.settings.initial_sampling, has_strategies=True
+class TaskTab:
+    """A tab with a picture, a text and an answer, built inside the current Gradio block."""
+
+    def __init__(self, backend: PageBackend, config: TaskTabConfig) -> None:
+        self.backend, self.config = backend, config
+        with gr.Row():
+            with gr.Column(min_width=300):
+                self.picture = PictureInput(backend, config.tab_name)
+                self.text = gr.Textbox(
+                    config.initial_text,
+                    label=config.text_label,
+                    placeholder=config.placeholder,
+                    max_lines=6,
+                    elem_id=f"{config.tab_name}-words",
                 )
-                run_buttons = RunButtons(backend, tab_name, config.button_label)
-            else:
-                run_buttons = RunButtons(backend, tab_name, config.button_label)
-                with gr.Accordion("Advanced", open=False, elem_id=f"{tab_name}-advanced"):
-                    controls = GenerationControls(
-                        tab_name, config.max_new_tokens, backend.settings.initial_sampling
-                    )
-        with gr.Column(min_width=300):
-            answer = gr.Textbox(
-                label=config.answer_label,
-                lines=8,
-                max_lines=24,
-                buttons=["copy"],
-                elem_id=f"{tab_name}-answer",
-            )
-            status_text = gr.Markdown("", elem_id=f"{tab_name}-note", elem_classes="note")
-            code_view = CodeView(tab_name)
-    build_examples(tab_name, config.examples, [picture.image, text])
-    picture.connect(controls.detail_control)
+                self._build_controls()
+            with gr.Column(min_width=300):
+                self.answer = gr.Textbox(
+                    label=config.answer_label,
+                    lines=8,
+                    max_lines=24,
+                    buttons=["copy"],
+                    elem_id=f"{config.tab_name}-answer",
+                )
+                self.status_text = gr.Markdown("", elem_id=f"{config.tab_name}-note", elem_classes="note")
+                self.code_view = CodeView(config.tab_name)
+        build_examples(config.tab_name, config.examples, [self.picture.image, self.text])
+        self._connect_events()
 
-    def make_snippets(payload: Any, said: str, *values: Any) -> TaskSnippets:
+    def _build_controls(self) -> None:
+        """The controls and the buttons; the controls are folded away unless they choose a strategy."""
+        config, initial_values = self.config, self.backend.settings.initial_sampling
+        tab_name, max_new_tokens = config.tab_name, config.max_new_tokens
+        if config.has_strategies:
+            self.controls = GenerationControls(tab_name, max_new_tokens, initial_values, has_strategies=True)
+        self.run_buttons = RunButtons(self.backend, tab_name, config.button_label)
+        if not config.has_strategies:
+            with gr.Accordion("Advanced", open=False, elem_id=f"{tab_name}-advanced"):
+                self.controls = GenerationControls(tab_name, max_new_tokens, initial_values)
+
+    def _connect_events(self) -> None:
+        self.picture.connect(self.controls.detail_control)
+        inputs = [self.picture.image, self.text, *self.controls.inputs]
+        finished_event = self.run_buttons.connect_click(
+            self._stream_answer, inputs, [self.answer, self.status_text], self.text.submit
+        )
+        changes = [self.picture.image.change, self.text.blur, *self.controls.change_events]
+        self.code_view.connect(self._make_snippets, inputs, finished_event.then, *changes)
+
+    def _make_snippets(self, payload: Any, text: str, *values: Any) -> TaskSnippets:
         name = UploadedPicture.from_payload(payload).name
-        return backend.make_task_snippets(
-            config.select_task(said), name, words=said.strip(), options=controls.to_generation_kwargs(*values)
+        options = self.controls.to_generation_kwargs(*values)
+        return self.backend.make_task_snippets(
+            self.config.select_task(text), name, words=text.strip(), options=options
         )
 
-    def stream_task(session: str, payload: Any, said: str, *values: Any) -> Iterator[tuple[str, str]]:
-        snippets = make_snippets(payload, said, *values)
-        opened_picture = backend.open_upload(UploadedPicture.from_payload(payload))
-        options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, **snippets.options}
-        max_new_tokens = options["max_new_tokens"]
+    def _stream_answer(
+        self, session: str, payload: Any, text: str, *values: Any
+    ) -> Iterator[tuple[str, str]]:
+        snippets = self._make_snippets(payload, text, *values)
+        picture = self.backend.open_upload(UploadedPicture.from_payload(payload))
+        options: dict[str, Any] = {"max_new_tokens": self.config.max_new_tokens, **snippets.options}
         yield from stream_text_and_cost(
-            backend,
+            self.backend,
             session,
-            tab_name,
-            max_new_tokens,
-            lambda: backend.start_task(snippets.task, opened_picture, snippets.words, options),
+            self.config.tab_name,
+            options["max_new_tokens"],
+            lambda: self.backend.start_task(snippets.task, picture, snippets.words, options),
         )
-
-    inputs = [picture.image, text, *controls.inputs]
-    finished_event = run_buttons.connect_click(stream_task, inputs, [answer, status_text], text.submit)
-    code_view.connect(
-        make_snippets, inputs, finished_event.then, picture.image.change, text.blur, *controls.change_events
-    )

@@ -1,6 +1,6 @@
-"""The folder of this process for the files that browsers upload and that the page writes; removed at its end.
+"""The temporary folder of this process for uploaded and written files; removed when the process exits.
 
-Gradio's default is one folder for all of a user's processes, of which each deletes what the others still use.
+By default Gradio has one folder for all processes of a user, and each process deletes files that the others still use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def create_temporary_folder() -> Path:
     """
     given = os.environ.get(FILES)
     parent = Path(given) if given else Path(tempfile.gettempdir())
-    if parent.name.startswith(PREFIX):  # of the process that has started this one
+    if parent.name.startswith(PREFIX):  # inherited from a parent process that has called this
         parent = parent.parent
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()

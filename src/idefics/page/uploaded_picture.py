@@ -1,4 +1,4 @@
-"""A picture that the browser has sent."""
+"""A picture that the browser has uploaded."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any
 
 from idefics.errors import BadPicture
 
-FilePayload = Mapping[str, Any]  # a file as the browser knows it; "orig_name" is what the person calls it
+FilePayload = Mapping[
+    str, Any
+]  # Gradio's FileData: "path", and "orig_name", the name on the person's machine
 
 
 @dataclass(frozen=True, slots=True)
 class UploadedPicture:
-    """Where its file is, and what the person calls it: the file's name, or the address it came from."""
+    """The path of the file on the server, and its name on the person's machine or the address it came from."""
 
     path: str
     name: str
 
     @classmethod
     def from_payload(cls, payload: FilePayload | None) -> UploadedPicture:
-        """What a component holds; BadPicture where that is nothing."""
+        """The picture that a component holds; raises BadPicture where it is empty."""
         if not payload or not payload.get("path"):
-            raise BadPicture("there is no picture yet: drop one, paste one, or take one of the examples")
+            raise BadPicture("no picture was given: drop or paste one, or click an example")
         return cls(payload["path"], payload.get("orig_name") or Path(payload["path"]).name)
 
     @property
     def to_payload(self) -> FilePayload:
-        """It, as components take it where nothing is done to what a handler returns (`postprocess=False`)."""
+        """The payload that a handler returns for an image component, with `postprocess=False`."""
         mime_type, _ = mimetypes.guess_type(self.path)
         meta = {"_type": "gradio.FileData"}
         return {"path": self.path, "orig_name": self.name, "mime_type": mime_type, "meta": meta}

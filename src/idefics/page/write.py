@@ -1,16 +1,16 @@
-"""The tab "Write": stories and other texts, and how their words are chosen."""
+"""The tab "Write": writes a text about a picture, with a choice of decoding strategies."""
 
 from __future__ import annotations
 
 from idefics.page.backend import PageBackend
-from idefics.page.task_tab import TaskTabConfig, build_task_tab
+from idefics.page.task_tab import TaskTab, TaskTabConfig
 from idefics.tasks import TASKS
 from idefics.tasks.write import STORY
 
 
 def build_tab(backend: PageBackend) -> None:
-    """Makes it."""
-    build_task_tab(backend, TAB_CONFIG)
+    """Builds the tab "Write" inside the current Gradio block."""
+    TaskTab(backend, TAB_CONFIG)
 
 
 TAB_CONFIG = TaskTabConfig(
