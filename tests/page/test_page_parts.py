@@ -304,7 +304,7 @@ def test_the_error_for_a_broken_file_of_examples_names_it(page_backend, tmp_path
         few_shot_examples.read_examples(
             page_backend, [UploadedPicture(str(tmp_path / "x.jsonl"), "mine.jsonl")]
         )
-    with pytest.raises(BadPrompt, match="0 .jsonl files were given"):
+    with pytest.raises(BadPrompt, match=r"0 \.jsonl files were given"):
         few_shot_examples.read_examples(page_backend, [])
 
 
