@@ -180,7 +180,7 @@ def test_banned_words_are_not_generated(vlm, picture):
         ({"choices": ["a"], "num_beams": 2}, "beam search does not support regex"),
         ({"banned": ["a"], "num_beams": 2}, "beam search does not support regex"),
         ({"banned": ["a"], "regex": "b"}, "leave one of the two out"),
-        ({"banned": [""]}, "a banned word is empty"),
+        ({"banned": [""]}, "a banned string is empty"),
         ({"banned": [5]}, r"banned is \[5\]; give a text or a list of texts"),
         ({"stop": 5}, "stop is 5; give a text or a list of texts"),
         ({"regex": "[a-z]{400}", "max_new_tokens": 20}, "there is room for 20: give a larger max_new_tokens"),

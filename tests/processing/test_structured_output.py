@@ -371,5 +371,5 @@ def test_only_what_completes_a_word_is_left_out(kind):
 
 
 def test_a_banned_word_has_letters():
-    with pytest.raises(BadSetting, match="a banned word is empty"):
+    with pytest.raises(BadSetting, match="a banned string is empty"):
         BannedStrings(["a", ""], TOKEN_BYTES_BY_KIND["idefics3"])

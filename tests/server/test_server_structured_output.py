@@ -225,7 +225,7 @@ def test_large_ones_in_good_faith_are_kept_to(client, schema):
     ("wrong", "words"),
     [
         ({"regex": "["}, "regex"),
-        ({"regex": "a", "choices": ["b"]}, "one form"),
+        ({"regex": "a", "choices": ["b"]}, "one constraint"),
         ({"choices": []}, "choices"),
         ({"choices": ["a"] * 1001}, "choices"),
         ({"banned": ["a"] * 129}, "banned"),
@@ -237,7 +237,7 @@ def test_large_ones_in_good_faith_are_kept_to(client, schema):
         ({"response_format": {"type": "json_object", "value": {}, "schema": {}}}, "give one JSON schema"),
         ({"response_format": {"type": "json_schema"}}, "json_schema"),
         ({"response_format": {"type": "regex", "value": "a"}, "regex": "b"}, "regex is given twice"),
-        ({"response_format": {"type": "regex", "value": "a"}, "choices": ["b"]}, "one form"),
+        ({"response_format": {"type": "regex", "value": "a"}, "choices": ["b"]}, "one constraint"),
     ],
     ids=lambda value: str(value)[:40],
 )

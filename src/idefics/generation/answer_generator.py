@@ -20,7 +20,10 @@ from idefics.generation.streaming import Generation
 from idefics.messages import Answer
 from idefics.options import GenerationOptions
 from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE, CheckpointGenerationConfig
-from idefics.processing.generation_config_constraint import BeamRuleGuide, GenerationConfigConstraint
+from idefics.processing.generation_config_constraint import (
+    GenerationConfigBeamConstraint,
+    GenerationConfigConstraint,
+)
 from idefics.processing.structured_output import (
     BannedStrings,
     BannedStringsConstraint,
@@ -67,7 +70,7 @@ class AnswerGenerator:
     def submit(self, prompt: Prompt, *, wait: bool = True) -> Generation:
         """Asks for one answer, and waits for room in the queue unless told not to."""
         constraint: GrammarConstraint | BannedStringsConstraint | GenerationConfigConstraint | None = None
-        beam_guide: BeamRuleGuide | None = None
+        beam_guide: GenerationConfigBeamConstraint | None = None
         if (
             self.compiled_constraint is not None
             or self.generation_config.step_dependent_fields
@@ -84,7 +87,7 @@ class AnswerGenerator:
                 else self.compiled_constraint.create_constraint(max_new_tokens)
             )
             if self.sampling.num_beams > 1:
-                beam_guide = BeamRuleGuide(*ruled)
+                beam_guide = GenerationConfigBeamConstraint(*ruled)
             elif self.generation_config.step_dependent_fields:
                 constraint = GenerationConfigConstraint(*ruled, constraint)
         generation = Generation(self, constraint)

@@ -1,6 +1,6 @@
-"""Holds an answer to what a checkpoint's generation_config.json asks of each step.
+"""Token constraints that apply the rules of a checkpoint's generation_config.json, as transformers' `generate` does.
 
-A guide is one answer's: it is asked before each token and told each token. Knows no tensors and no models.
+Knows no tensors and no models.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FI
 
 
 class FinishableConstraint(Protocol):
-    """As `engine.request.Guide`, and whether it lets nothing follow."""
+    """A `TokenConstraint` of `engine.request` that knows when nothing can follow."""
 
     is_finished: bool
 
-    def compute_token_bitmask(self) -> bytes: ...
+    def compute_token_bitmask(self) -> bytes:
+        """The allowed next ids, one bit for each, the lowest id first."""
+        ...
 
-    def accept_token(self, id: int, max_remaining_tokens: int) -> int: ...
+    def accept_token(self, id: int, max_remaining_tokens: int) -> int:
+        """Advances by one token and returns the id to append."""
+        ...
 
 
 class GenerationConfigConstraint:
-    """Which ids may follow in one answer, as transformers' `generate` computes it.
-
-    Attributes:
-        is_finished: nothing can follow.
+    """The rules of a generation_config.json for one answer.
 
     Args:
-        config: of the checkpoint.
+        config: the rules.
         prompt: the ids before the answer.
         max_new_tokens: how many ids the answer may have.
         vocab_size: V, how many ids the model has.
         stop_ids: ids that end an answer.
-        inner: another guide, which says too what may follow.
+        inner: another constraint that is applied too.
     """
 
     def __init__(
@@ -50,41 +51,37 @@ class GenerationConfigConstraint:
         stop_ids: Collection[int],
         inner: FinishableConstraint | None,
     ) -> None:
-        self._config, self._max_new_tokens, self._vocab_size, self._inner = (
-            config,
-            max_new_tokens,
-            vocab_size,
-            inner,
-        )
+        self._config, self._inner = config, inner
+        self._max_new_tokens, self._vocab_size = max_new_tokens, vocab_size
         self._prompt_length, self._ids = len(prompt), list(prompt)
         self._stop_ids = sorted(stop_ids)
         min_new_tokens = config.min_new_tokens
         self._min_new_tokens = (
             max(0, config.min_length - len(prompt)) if min_new_tokens is None else min_new_tokens
         )
-        self._next_ids_by_ngram: dict[tuple[int, ...], set[int]] = defaultdict(
-            set
-        )  # ids after an n-gram but its last
+        # The ids that have followed each (n-1)-gram.
+        self._next_ids_by_ngram: dict[tuple[int, ...], set[int]] = defaultdict(set)
         for end in range(1, len(prompt) + 1):
             self._record_ngram(end)
 
     @property
     def is_finished(self) -> bool:
+        """Whether nothing can follow, which only the inner constraint decides."""
         return self._inner is not None and self._inner.is_finished
 
     @property
     def forced(self) -> Sequence[int]:
-        """The id that must follow, if there is one."""
+        """The id that must follow, as a sequence of one; empty where none is forced."""
         if self._config.forced_bos_token_id is not None and len(self._ids) == 1:
             return (self._config.forced_bos_token_id,)
         is_last = len(self._ids) - self._prompt_length == self._max_new_tokens - 1
         return self._config.forced_eos_token_id[:1] if is_last else ()
 
     def compute_token_bitmask(self) -> bytes:
-        """A bit for each id that may follow, the lowest first.
+        """The allowed next ids, one bit for each, the lowest id first.
 
         Raises:
-            BadSetting: none may.
+            BadSetting: no id is allowed.
         """
         allowed = self._allowed_mask()
         if self._inner is not None:
@@ -98,14 +95,14 @@ class GenerationConfigConstraint:
         return np.packbits(allowed, bitorder="little").tobytes()
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Takes the id that was chosen, or the inner guide's: -> the one taken."""
+        """Advances by one token: by `id`, or by the id that the inner constraint returns for it."""
         accepted_id = id if self._inner is None else self._inner.accept_token(id, max_remaining_tokens)
         self._ids.append(accepted_id)
         self._record_ngram(len(self._ids))
         return accepted_id
 
     def _allowed_mask(self) -> np.ndarray:
-        """(V,) whether an id may follow by the rules alone."""
+        """(V,): whether an id is allowed by the rules, without the inner constraint."""
         config, num_new_tokens = self._config, len(self._ids) - self._prompt_length
         if forced := self.forced:
             allowed = np.zeros(self._vocab_size, dtype=bool)
@@ -129,41 +126,43 @@ class GenerationConfigConstraint:
         return tuple(self._ids[len(self._ids) - count :]) if count <= len(self._ids) else ()
 
     def _record_ngram(self, end: int) -> None:
-        """Remembers the n-gram that ends before a place."""
+        """Records the n-gram that ends before the position `end`."""
         size = self._config.no_repeat_ngram_size
         if size and end >= size:
             *before, last = self._ids[end - size : end]
             self._next_ids_by_ngram[tuple(before)].add(last)
 
 
-class BeamRuleGuide:
-    """Which ids may follow in each beam of a search, by the same rules.
+class GenerationConfigBeamConstraint:
+    """The same rules for the beams of a beam search: a `BeamConstraint` of `engine.request`.
 
     Attributes:
-        is_renormalized: what is left of each beam's distribution adds up to 1 again.
+        is_renormalized: whether the probabilities of the allowed tokens are scaled to sum to 1.
 
     Args:
-        rules, prompt, room, vocabulary, stop_ids: as for `GenerationConfigConstraint`.
+        config, prompt, max_new_tokens, vocab_size, stop_ids: as in `GenerationConfigConstraint`.
     """
 
     def __init__(
         self,
-        rules: CheckpointGenerationConfig,
+        config: CheckpointGenerationConfig,
         prompt: Sequence[int],
-        room: int,
-        vocabulary: int,
+        max_new_tokens: int,
+        vocab_size: int,
         stop_ids: Collection[int],
     ) -> None:
-        self.is_renormalized = rules.renormalize_logits
-        self._guide = partial(GenerationConfigConstraint, rules, prompt, room, vocabulary, stop_ids, None)
+        self.is_renormalized = config.renormalize_logits
+        self._create_constraint = partial(
+            GenerationConfigConstraint, config, prompt, max_new_tokens, vocab_size, stop_ids, None
+        )
 
     def compute_beam_bitmask(self, generated_ids: Sequence[int]) -> tuple[bytes, bool]:
-        """A bit for each id that may follow in a beam, and whether one is forced, which then costs the beam nothing.
+        """The allowed next ids of a beam, one bit for each, and whether one id is forced (which costs no probability).
 
         Raises:
-            BadSetting: none may.
+            BadSetting: no id is allowed.
         """
-        guide = self._guide()
+        constraint = self._create_constraint()
         for id in generated_ids:
-            guide.accept_token(id, 0)
-        return guide.compute_token_bitmask(), bool(guide.forced)
+            constraint.accept_token(id, 0)
+        return constraint.compute_token_bitmask(), bool(constraint.forced)

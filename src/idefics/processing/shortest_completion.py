@@ -1,8 +1,8 @@
-"""The shortest way to bring a text to an end that its form allows. Bytes only: knows no tokens and no models.
+"""Searches for short completions: bytes that bring a text to an end that its output constraint allows.
 
-llguidance says which bytes may follow and whether a text may end; it does not say how far the end is. So ends are
-searched for: of a regular expression by asking for texts of bounded length; of a JSON schema by walking on, what closes
-first.
+llguidance says which bytes may follow and whether a text may end here, but not how far away an end is. A short end of a
+regular expression is found by bisection over bounds on the length; one of a JSON schema by a walk that prefers bytes
+which close something. Works on bytes; knows no tokens and no models.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 TokenCosts = Callable[[bytes], Sequence[float]]
 
-# Limits of one form, so that a stranger's takes a moment and some megabytes at most.
-LEXER_FUEL = 100_000  # work before the first token, and for each
-MAX_LEXER_STATES = 10_000  # of the lexer, at 2 kB; a text of N characters with a bound has N at least
-MAX_GRAMMAR_SIZE = 50_000  # of the grammar
-MAX_COMPLETION_BYTES = 8192  # bytes: ends further away are not found
-MAX_REGEX_CHARACTERS = 2048  # characters, the bound of a regular expression
-MAX_WALK_BYTES = 256  # of a walk while an answer is being generated, or of the first that looks ahead
-MAX_LATER_LOOKAHEAD_BYTES = 64  # of a later one that looks ahead
-MAX_DROPPED_BYTES = 64  # bytes of an earlier end
-MAX_CYCLE_POSITIONS = 100  # places where circles are looked for
-MAX_SHORTENING_ATTEMPTS = 200  # other ways that are tried to shorten the first end
-END_TOKEN = 256  # the "token" that ends a text of bytes
+# Limits of one constraint, so that one of an untrusted sender takes a moment and some megabytes at most.
+LEXER_FUEL = 100_000  # lexer work before the first token, and for each token
+MAX_LEXER_STATES = 10_000  # 2 kB each; a bounded text of N characters has at least N
+MAX_GRAMMAR_SIZE = 50_000
+MAX_COMPLETION_BYTES = 8192  # of the completion of an empty text; longer ones are not found
+MAX_REGEX_CHARACTERS = 2048  # the largest bound tried for a regular expression
+MAX_WALK_BYTES = 256  # of a walk during generation, and of the first walk with lookahead
+MAX_LATER_LOOKAHEAD_BYTES = 64  # of a walk with lookahead during generation
+MAX_DROPPED_BYTES = 64  # leading bytes of an earlier completion that may be dropped when it is reused
+MAX_CYCLE_POSITIONS = 100  # positions where a completion is checked for cycles
+MAX_SHORTENING_ATTEMPTS = 200  # other bytes that are tried to shorten the first completion
+END_TOKEN = 256  # ends a text in `byte_tokenizer`
 ALL_BYTES_MASK = (1 << 256) - 1
-OPEN_STRING_MIN_BYTES = 40  # where more bytes than these may follow, a string is open: its quote closes
+OPEN_STRING_MIN_BYTES = 40  # where more bytes may follow, a string is open, which a quote closes
 CLOSING_BYTES = b'"}]0123456789' + bytes(range(ord("a"), ord("z") + 1)) + bytes(range(ord("A"), ord("Z") + 1))
 OPENING_BYTES = b'"-{[(,:.\\ \t\n\r'
 
 
 def _order_bytes(first: bytes) -> bytes:
-    """All bytes: some first, those that open something last."""
+    """All bytes: those of `first`, then others, then those that open something."""
     middle = bytes(byte for byte in range(256) if byte not in first and byte not in OPENING_BYTES)
     return first + middle + bytes(byte for byte in OPENING_BYTES if byte not in first)
 
@@ -51,14 +51,17 @@ BRACKET_CLOSING_ORDER = _order_bytes(CLOSING_BYTES[1:])
 
 @cache
 def byte_tokenizer() -> LLTokenizer:
-    """A token a byte, and one for the end."""
+    """A tokenizer of llguidance with one token per byte, and `END_TOKEN`."""
     return create_llguidance_tokenizer([*(bytes([byte]) for byte in range(256)), b""], [END_TOKEN], list)
 
 
 def create_matcher(lark_grammar: str, tokenizer: LLTokenizer | None = None) -> LLMatcher:
-    """What may follow in a text of a grammar: which tokens, or byte by byte.
+    """A matcher of llguidance at the beginning of a text of a grammar.
 
-    A grammar that is too much work is an error of the matcher, at once or at the token that would make it so.
+    A grammar that takes too much work puts the matcher into an error state, at once or at a later token.
+
+    Args:
+        tokenizer: the tokens that the matcher consumes; None: single bytes.
     """
     import llguidance
 
@@ -73,44 +76,50 @@ def create_matcher(lark_grammar: str, tokenizer: LLTokenizer | None = None) -> L
     )
 
 
-def allowed_byte_mask(state: LLMatcher) -> int:
-    """The bytes that may follow, a bit for each."""
-    return int.from_bytes(state.compute_bitmask(), "little") & ALL_BYTES_MASK
+def allowed_byte_mask(matcher: LLMatcher) -> int:
+    """The bytes that may follow, one bit for each; of a matcher over bytes."""
+    return int.from_bytes(matcher.compute_bitmask(), "little") & ALL_BYTES_MASK
 
 
 def find_short_completion(
-    output_constraint: OutputConstraint, state: LLMatcher, allow_leading_space: bool, token_costs: TokenCosts
+    output_constraint: OutputConstraint,
+    matcher: LLMatcher,
+    allow_leading_space: bool,
+    token_costs: TokenCosts,
 ) -> bytes | None:
-    """What a text of a form consists of at least, or as good as; None where no end was found.
+    """A text that satisfies a constraint, as short as a quick search finds; None where it finds none.
 
     Args:
-        state: the place before it.
-        allow_leading_space: as in `grammar`.
-        token_costs: in tokens, of what follows each place of one of the choices.
+        matcher: at the beginning of the text.
+        allow_leading_space: as in `lark_grammar`.
+        token_costs: for each position of a choice the fewest tokens that spell the rest of it.
     """
-    if output_constraint.choices is not None or (
-        output_constraint.regex is not None
-        and (choice_end := _shortest_regex_completion(output_constraint, b"")) is not None
-    ):
-        return (
-            next(find_completions(output_constraint, state, b"", allow_leading_space, token_costs))
-            if output_constraint.choices is not None
-            else choice_end
-        )
-    completion = walk_to_end(state, MAX_COMPLETION_BYTES)
+    if output_constraint.choices is not None:
+        return next(find_completions(output_constraint, matcher, b"", allow_leading_space, token_costs))
+    if output_constraint.regex is not None:
+        completion = _shortest_regex_completion(output_constraint, b"")
+        if completion is not None:
+            return completion
+    completion = walk_to_end(matcher, MAX_COMPLETION_BYTES)
     if completion is None:
-        completion = _walk_without_cycles(state, MAX_WALK_BYTES)
-    return None if completion is None else _shorten_completion(state, completion)
+        completion = _walk_without_cycles(matcher, MAX_WALK_BYTES)
+    return None if completion is None else _shorten_completion(matcher, completion)
 
 
 def find_completions(
     output_constraint: OutputConstraint,
-    state: LLMatcher,
+    matcher: LLMatcher,
     generated: bytes,
     allow_leading_space: bool,
     token_costs: TokenCosts,
 ) -> Iterator[bytes]:
-    """Ways to end after what has been said, those that are found quickly first. Arguments as in `first_end`."""
+    """Completions of a partly generated text, those that are found quickly first.
+
+    Args:
+        matcher: after `generated`.
+        generated: the text so far.
+        allow_leading_space, token_costs: as in `find_short_completion`.
+    """
     constrained_text = generated[1:] if allow_leading_space and generated.startswith(b" ") else generated
     if output_constraint.choices is not None:
         choices = [
@@ -119,11 +128,10 @@ def find_completions(
             if choice.startswith(constrained_text)
         ]
         if choices:
-            yield min(choices, key=lambda choice: token_costs(choice)[len(constrained_text)])[
-                len(constrained_text) :
-            ]
+            cheapest = min(choices, key=lambda choice: token_costs(choice)[len(constrained_text)])
+            yield cheapest[len(constrained_text) :]
         return
-    if (completion := walk_to_end(state, MAX_WALK_BYTES)) is not None:
+    if (completion := walk_to_end(matcher, MAX_WALK_BYTES)) is not None:
         yield completion
     if (
         output_constraint.regex is not None
@@ -131,39 +139,40 @@ def find_completions(
     ):
         yield completion
         return
-    if (completion := _walk_without_cycles(state, MAX_LATER_LOOKAHEAD_BYTES)) is not None:
+    if (completion := _walk_without_cycles(matcher, MAX_LATER_LOOKAHEAD_BYTES)) is not None:
         yield completion
 
 
-def _walk_without_cycles(state: LLMatcher, max_bytes: int) -> bytes | None:
-    """An end of a form in which what closes first goes round in circles."""
-    if (completion := walk_to_end(state, max_bytes, with_lookahead=True)) is None:
+def _walk_without_cycles(matcher: LLMatcher, max_bytes: int) -> bytes | None:
+    """A completion where the plain walk runs in cycles: a walk with lookahead, from which cycles are cut out."""
+    if (completion := walk_to_end(matcher, max_bytes, with_lookahead=True)) is None:
         return None
-    state, position = state.deep_copy(), 0
+    matcher, position = matcher.deep_copy(), 0
     while position < min(len(completion), MAX_CYCLE_POSITIONS):
-        rest = reuse_completion(state, completion[position:])
+        rest = reuse_completion(matcher, completion[position:])
         completion = completion if rest is None else completion[:position] + rest
         if position < len(completion):
-            state.consume_token(completion[position])
+            matcher.consume_token(completion[position])
         position += 1
     return completion
 
 
-def walk_to_end(state: LLMatcher, max_bytes: int, *, with_lookahead: bool = False) -> bytes | None:
-    """Bytes from a place to an end, what closes first; None where there are more than `max_bytes`.
+def walk_to_end(matcher: LLMatcher, max_bytes: int, *, with_lookahead: bool = False) -> bytes | None:
+    """Bytes from a matcher's position to an end, preferring bytes that close; None where that takes over `max_bytes`.
 
     Args:
-        with_lookahead: look one byte ahead, and go where the fewest steps have led: what may follow there tells places apart.
+        with_lookahead: compare the positions one byte ahead, and go to the one visited least often. Positions are told
+            apart by the bytes that may follow there.
     """
-    state, walked, num_visits = state.deep_copy(), bytearray(), Counter[int]()
+    matcher, walked, num_visits = matcher.deep_copy(), bytearray(), Counter[int]()
 
     def count_visits(byte: int) -> int:
-        next_state = state.deep_copy()
-        next_state.consume_token(byte)
-        return -1 if next_state.is_accepting() else num_visits[allowed_byte_mask(next_state)]
+        next_matcher = matcher.deep_copy()
+        next_matcher.consume_token(byte)
+        return -1 if next_matcher.is_accepting() else num_visits[allowed_byte_mask(next_matcher)]
 
-    while not state.is_accepting():
-        byte_mask = allowed_byte_mask(state)
+    while not matcher.is_accepting():
+        byte_mask = allowed_byte_mask(matcher)
         if not byte_mask or len(walked) >= max_bytes:
             return None
         num_visits[byte_mask] += 1
@@ -172,66 +181,72 @@ def walk_to_end(state: LLMatcher, max_bytes: int, *, with_lookahead: bool = Fals
         )
         candidates = (byte for byte in order if byte_mask >> byte & 1)
         byte = min(candidates, key=count_visits) if with_lookahead else next(candidates)
-        state.consume_token(byte)
+        matcher.consume_token(byte)
         walked.append(byte)
     return bytes(walked)
 
 
-def _shorten_completion(state: LLMatcher, completion: bytes) -> bytes:
-    """Turns off from an end to one that is nearer, wherever there is a choice of few bytes."""
-    state, position, attempts = state.deep_copy(), 0, MAX_SHORTENING_ATTEMPTS
+def _shorten_completion(matcher: LLMatcher, completion: bytes) -> bytes:
+    """Shortens a completion: wherever few bytes may follow, tries whether another one leads to a nearer end."""
+    matcher, position, attempts = matcher.deep_copy(), 0, MAX_SHORTENING_ATTEMPTS
     while position < len(completion):
-        byte_mask = allowed_byte_mask(state)
+        byte_mask = allowed_byte_mask(matcher)
         others = [byte for byte in range(256) if byte_mask >> byte & 1 and byte != completion[position]]
         for byte in others if len(others) < OPEN_STRING_MIN_BYTES else ():
             if not attempts:
                 return completion
             attempts -= 1
-            other_state = state.deep_copy()
-            other_state.consume_token(byte)
-            rest = walk_to_end(other_state, len(completion) - position - 2)
+            other_matcher = matcher.deep_copy()
+            other_matcher.consume_token(byte)
+            rest = walk_to_end(other_matcher, len(completion) - position - 2)
             if rest is not None and len(rest) < len(completion) - position - 1:
                 completion = completion[:position] + bytes([byte]) + rest
-        state.consume_token(completion[position])
+        matcher.consume_token(completion[position])
         position += 1
     return completion
 
 
 def _shortest_regex_completion(output_constraint: OutputConstraint, generated: bytes) -> bytes | None:
-    """As few characters as there can be; None where llguidance does not see that a bound is too narrow."""
-    length = sum(byte & 0xC0 != 0x80 for byte in generated)  # characters, one that has only begun among them
+    """The shortest completion of a regular expression, by bisection over the bound on the number of characters.
 
-    def state_within(most: int) -> LLMatcher | None:
-        state = create_matcher(
+    None where llguidance finds no text within `MAX_REGEX_CHARACTERS` more characters.
+    """
+    length = sum(byte & 0xC0 != 0x80 for byte in generated)  # characters, a last incomplete one among them
+
+    def matcher_within(most: int) -> LLMatcher | None:
+        matcher = create_matcher(
             lark_grammar(output_constraint, allow_leading_space=False, max_characters=most)
         )
-        is_alive = state.try_consume_tokens(list(generated)) == len(generated) and (
-            state.is_accepting() or allowed_byte_mask(state)
+        is_alive = matcher.try_consume_tokens(list(generated)) == len(generated) and (
+            matcher.is_accepting() or allowed_byte_mask(matcher)
         )
-        return state if is_alive else None
+        return matcher if is_alive else None
 
-    low, more = length, 0  # `low` is too few, or nothing has been said of it
-    while (shortest_state := state_within(length + more)) is None:
+    low, more = length, 0  # bounds below `low` are known to be too small
+    while (shortest_matcher := matcher_within(length + more)) is None:
         if more > MAX_REGEX_CHARACTERS:
             return None
         low, more = length + more + 1, 2 * more + 1
     high = length + more
     while low < high:
         middle = (low + high) // 2
-        if (state := state_within(middle)) is None:
+        if (matcher := matcher_within(middle)) is None:
             low = middle + 1
         else:
-            shortest_state, high = state, middle
-    return walk_to_end(shortest_state, 4 * MAX_REGEX_CHARACTERS)
+            shortest_matcher, high = matcher, middle
+    return walk_to_end(shortest_matcher, 4 * MAX_REGEX_CHARACTERS)
 
 
-def reuse_completion(state: LLMatcher, completion: bytes) -> bytes | None:
-    """The shortest rest of an earlier end that leads to one from here too; of a long one only its first bytes go."""
-    if state.is_accepting():
+def reuse_completion(matcher: LLMatcher, completion: bytes) -> bytes | None:
+    """The shortest rest of an earlier completion that completes the text at this position too; else None.
+
+    Of a long completion at most `MAX_DROPPED_BYTES` leading bytes are dropped.
+    """
+    if matcher.is_accepting():
         return b""
     for start in range(min(len(completion), MAX_DROPPED_BYTES), -1, -1):
         rest = completion[start:]
-        other_state = state.deep_copy()
-        if other_state.try_consume_tokens(list(rest)) == len(rest) and other_state.is_accepting():
+        other_matcher = matcher.deep_copy()
+        if other_matcher.try_consume_tokens(list(rest)) == len(rest) and other_matcher.is_accepting():
             return rest
     return None

@@ -1,6 +1,7 @@
-"""Which tokens may follow in an answer of a forced form, or in one that avoids some words.
+"""Token constraints for structured output (regex, choices, JSON schema) and for banned strings.
 
-A guide is one answer's: it is asked before each token and told each token. Knows no tensors and no models.
+A constraint belongs to one answer: the engine calls `compute_token_bitmask` before each token and `accept_token` after
+it. Knows no tensors and no models.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class CompiledGrammar:
-    """A form, ready for a checkpoint's tokens.
+    """An output constraint, compiled for a checkpoint's tokens.
 
     Attributes:
-        allows_leading_space: whether one blank before the form is allowed, and left out of the text: most models begin an
-            answer with one. Not where the form itself may begin with a blank.
-        shortest_completion: the shortest text of the form that a search found.
+        allows_leading_space: whether one space may precede the text, and is left out of it, as most models begin an
+            answer with one; not where the constraint itself allows a space there.
+        shortest_completion: the shortest text that a search found.
 
     Raises:
-        BadSetting: it is no form, or no text of it was found.
+        BadSetting: the constraint is invalid, or no text that satisfies it was found.
         MissingExtra: llguidance is not installed.
     """
 
@@ -40,7 +41,7 @@ class CompiledGrammar:
         self.output_constraint, self.token_bytes = output_constraint, token_bytes
         self.token_costs = cache(
             token_bytes.min_token_counts
-        )  # of choices: they are asked for again after each token
+        )  # of choices, which are compared after each token
         unspaced_matcher = shortest_completion.create_matcher(
             lark_grammar(output_constraint, allow_leading_space=False)
         )
@@ -52,10 +53,8 @@ class CompiledGrammar:
             not shortest_completion.allowed_byte_mask(unspaced_matcher) >> ord(" ") & 1
         )
         lark_text = lark_grammar(output_constraint, allow_leading_space=self.allows_leading_space)
-        self.token_matcher, self.byte_matcher = (
-            shortest_completion.create_matcher(lark_text, tokenizer),
-            shortest_completion.create_matcher(lark_text),
-        )
+        self.token_matcher = shortest_completion.create_matcher(lark_text, tokenizer)
+        self.byte_matcher = shortest_completion.create_matcher(lark_text)
         completion = shortest_completion.find_short_completion(
             output_constraint, self.byte_matcher, self.allows_leading_space, self.token_costs
         )
@@ -65,47 +64,44 @@ class CompiledGrammar:
 
     @cached_property
     def min_tokens(self) -> int:
-        """How many tokens an answer takes at least."""
+        """The number of tokens of the shortest answer."""
         return len(self._tokenize(self.shortest_completion) or ())
 
     def _tokenize(self, completion: bytes) -> list[int] | None:
         return self.token_bytes.tokenize(completion)
 
     def create_constraint(self, max_new_tokens: int) -> GrammarConstraint:
-        """For an answer of at most `max_new_tokens` tokens.
+        """The constraint of one answer of at most `max_new_tokens` tokens.
 
         Raises:
-            BadSetting: no text of the form is so short.
+            BadSetting: the shortest text has more tokens.
         """
         if self.min_tokens > max_new_tokens:
             raise BadSetting(
-                f"the shortest answer of the given {self.output_constraint.kind} that was found has {self.min_tokens} tokens, and "
-                f"there is room for {max_new_tokens}: give a larger max_new_tokens, a shorter prompt or a shorter form"
+                f"the shortest answer found for the given {self.output_constraint.kind} has {self.min_tokens} tokens, "
+                f"and there is room for {max_new_tokens}: give a larger max_new_tokens, a shorter prompt or a simpler "
+                f"{self.output_constraint.kind}"
             )
         return GrammarConstraint(self)
 
 
 class GrammarConstraint:
-    """Sees to it that an answer has its form when it ends, and ends in time.
+    """Makes one answer satisfy an output constraint within the allowed number of tokens.
 
-    It knows at every moment one way to end that fits into the room that is left. A token after which it finds none is
-    not taken: the answer goes the known way instead.
+    It always holds one completion that fits into the remaining tokens. A sampled token after which no completion that
+    fits is found is replaced by the next token of the held one.
 
     Attributes:
-        is_finished: nothing can follow.
+        is_finished: whether nothing can follow.
     """
 
     def __init__(self, grammar: CompiledGrammar) -> None:
         self._grammar, self._token_bytes = grammar, grammar.token_bytes
-        self._token_matcher, self._byte_matcher = (
-            grammar.token_matcher.deep_copy(),
-            grammar.byte_matcher.deep_copy(),
-        )
-        self._generated, self._completion, self._num_completion_tokens = (
-            b"",
-            grammar.shortest_completion,
-            grammar.min_tokens,
-        )
+        self._token_matcher = grammar.token_matcher.deep_copy()
+        self._byte_matcher = grammar.byte_matcher.deep_copy()
+        self._generated = b""
+        self._completion = grammar.shortest_completion
+        self._num_completion_tokens = grammar.min_tokens
         self.is_finished = False
 
     def compute_token_bitmask(self) -> bytes:
@@ -115,7 +111,7 @@ class GrammarConstraint:
         return bits[: -(-len(self._token_bytes.bytes_by_id) // 8)]
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Takes the id that was chosen, or another one after which `max_remaining_tokens` tokens are enough: -> the one taken."""
+        """Advances by one token: see `engine.request.TokenConstraint`."""
         if id in self._token_bytes.stop_ids:
             return id
         next_matcher = self._byte_matcher.deep_copy()
@@ -124,7 +120,7 @@ class GrammarConstraint:
             if not self._completion:
                 return min(self._token_bytes.stop_ids)
             tokens = self._token_bytes.tokenize(self._completion)
-            assert tokens, "it fits, so it can be spelled"
+            assert tokens, "a completion that fits can be spelled"
             id = tokens[0]
             id_bytes = self._token_bytes.bytes_by_id[id]
             next_matcher, completion = self._byte_matcher, self._completion[len(id_bytes) :]
@@ -137,14 +133,15 @@ class GrammarConstraint:
         return id
 
     def _raise_matcher_error(self, matcher: LLMatcher) -> None:
-        """A matcher with an error says that a text is over."""
+        """Raises a matcher's error; a matcher in an error state would report the end of the text."""
         if matcher.is_error():
             raise BadSetting(
-                f"the given {self._grammar.output_constraint.kind} is too complex: {summarize_error(matcher.get_error())}; give a simpler one"
+                f"the given {self._grammar.output_constraint.kind} is too complex: "
+                f"{summarize_error(matcher.get_error())}; give a simpler one"
             )
 
     def _completion_after(self, matcher: LLMatcher, id: int, max_remaining_tokens: int) -> bytes | None:
-        """An end that follows an id and fits, if one is found."""
+        """A completion after one more id that fits into the remaining tokens; None where none is found."""
         id_bytes = self._token_bytes.bytes_by_id[id]
         matcher.consume_tokens(list(id_bytes))
         completion = (
@@ -153,7 +150,8 @@ class GrammarConstraint:
             else shortest_completion.reuse_completion(matcher, self._completion)
         )
         if completion is not None:
-            # It ends what has been counted: the token that is cut may take as many as it has bytes, and no more do.
+            # The completion is the end of one whose tokens have been counted. Only the token that is cut in two takes
+            # more: at most one for each of its bytes.
             is_short_enough = (
                 self._token_bytes.has_all_bytes
                 and self._num_completion_tokens + MAX_TOKEN_BYTES <= max_remaining_tokens
@@ -175,35 +173,36 @@ class GrammarConstraint:
 
 
 class BannedStrings:
-    """Words that shall not stand in an answer, whatever tokens they are made of.
+    """Strings that must not occur in an answer, however they are split into tokens.
 
     Args:
-        strings: as they are written; upper and lower case are different.
+        strings: the strings; case matters.
+        token_bytes: the tokens of the model.
 
     Raises:
-        BadSetting: a word is empty.
+        BadSetting: a string is empty.
     """
 
     def __init__(self, strings: Sequence[str], token_bytes: TokenBytes) -> None:
         if not all(strings):
-            raise BadSetting("a banned word is empty: give at least one character")
-        self.strings, self.token_bytes = [word.encode() for word in strings], token_bytes
+            raise BadSetting("a banned string is empty: give at least one character")
+        self.strings, self.token_bytes = [string.encode() for string in strings], token_bytes
         self._completing_ids_cache: dict[tuple[bytes, int], list[int]] = {}
 
     @cached_property
     def base_allowed_mask(self) -> np.ndarray:
-        """(V,) False for tokens that have one of them inside."""
+        """(V,): False for tokens that contain a whole banned string."""
         allowed = np.ones(len(self.token_bytes.bytes_by_id), dtype=bool)
-        for word in self.strings:
-            allowed[list(self.token_bytes.ids_containing(word))] = False
+        for string in self.strings:
+            allowed[list(self.token_bytes.ids_containing(string))] = False
         return allowed
 
     def create_constraint(self, max_new_tokens: int) -> BannedStringsConstraint:
-        """For one answer, however long."""
+        """The constraint of one answer; its length does not matter."""
         return BannedStringsConstraint(self)
 
     def completing_ids(self, string: bytes, num_matched_bytes: int) -> list[int]:
-        """Ids of tokens that complete a word of which so many bytes are there."""
+        """Ids of tokens that complete `string` after its first `num_matched_bytes` bytes."""
         ids = self._completing_ids_cache.get((string, num_matched_bytes))
         if ids is None:
             ids = self._completing_ids_cache[string, num_matched_bytes] = list(
@@ -213,7 +212,7 @@ class BannedStrings:
 
 
 class BannedStringsConstraint:
-    """Leaves out tokens that would complete a banned word. What has been said is as in `GrammarConstraint`."""
+    """Bans the tokens that would complete a banned string in one answer."""
 
     is_finished = False
 
@@ -224,14 +223,14 @@ class BannedStringsConstraint:
     def compute_token_bitmask(self) -> bytes:
         """A bit for each id that may follow, the lowest first."""
         allowed = self._banned.base_allowed_mask.copy()
-        for word in self._banned.strings:
-            for num_matched_bytes in range(1, len(word)):
-                if self._last_bytes.endswith(word[:num_matched_bytes]):
-                    allowed[self._banned.completing_ids(word, num_matched_bytes)] = False
+        for string in self._banned.strings:
+            for num_matched_bytes in range(1, len(string)):
+                if self._last_bytes.endswith(string[:num_matched_bytes]):
+                    allowed[self._banned.completing_ids(string, num_matched_bytes)] = False
         return np.packbits(allowed, bitorder="little").tobytes()
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Takes an id."""
+        """Advances by one token; never replaces it."""
         self._last_bytes = (self._last_bytes + self._banned.token_bytes.bytes_by_id[id])[
             -self._max_string_bytes :
         ]
@@ -244,19 +243,19 @@ def compile_output_constraint(
     token_bytes: TokenBytes,
     compile_grammar: Callable[[OutputConstraint], CompiledGrammar],
 ) -> CompiledGrammar | BannedStrings:
-    """What holds answers to a form, or keeps words out of them.
+    """The compiled form of the options for structured output, or of banned strings where there are none.
 
     Args:
-        compile_grammar: gets a form ready, or has it ready.
+        compile_grammar: compiles a constraint, maybe from a cache.
 
     Raises:
-        BadSetting: as these two, or both are asked for.
+        BadSetting: one of them is invalid, or both are given.
     """
     if output_constraint is None:
         return BannedStrings(banned, token_bytes)
     if banned:
         raise BadSetting(
-            f"banned goes with free answers, and {output_constraint.kind} is given: leave one of the two out; "
-            "a form says itself what may stand in it"
+            f"banned and {output_constraint.kind} are both given: leave one of the two out, as "
+            f"{output_constraint.kind} already says what an answer may contain"
         )
     return compile_grammar(output_constraint)
