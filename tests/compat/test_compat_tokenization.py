@@ -166,7 +166,7 @@ def test_mistakes_are_told():
         ours(["a", 3])
     with pytest.raises(BadPrompt, match="use batch_decode"):
         ours.decode(np.zeros((2, 3), int))
-    with pytest.raises(BadPrompt, match="-100 is no token's id"):
+    with pytest.raises(BadPrompt, match="-100 is not the id of a token"):
         ours.decode([1, -100])
     with pytest.raises(BadSetting, match="padding_side is 'middle'"):
         ours(["a"], padding_side="middle")

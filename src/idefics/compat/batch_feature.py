@@ -149,10 +149,6 @@ class PaddingOptions:
         start = num_opening_tokens if self.truncation_side == "right" else length - num_kept_tokens
         return [*range(min(num_opening_tokens, self._max_length)), *range(start, start + num_kept_tokens)]
 
-    def truncate(self, row: Sequence[Any]) -> list[Any]:
-        """What remains of a row."""
-        return [row[position] for position in self.kept_positions(len(row))]
-
     def padded_length(self, lengths: Sequence[int]) -> int | None:
         """To how many tokens rows are padded; None leaves each as it is."""
         padding = PADDING_STRATEGIES[self.padding]

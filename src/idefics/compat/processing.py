@@ -1,6 +1,6 @@
-"""What the families' processors share: files, chat templates, and prompts of a batch made equal in length.
+"""What the processors of all families share: chat templates, and prompts as padded batches.
 
-Thin over `processing.Processor`, which writes each prompt.
+Each prompt is written by `processing.Processor`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from idefics.compat.assistant_mask import make_assistant_mask
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
 from idefics.compat.image_inputs import make_fetcher
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, NEUTRAL_PROCESSOR_KWARGS
@@ -22,27 +23,29 @@ from idefics.compat.processing_chat import (
 )
 from idefics.compat.processing_files import ProcessorMixin
 from idefics.compat.processing_kwargs import KWARG_GROUPS, VIDEO_FIELD_BY_KWARG
+from idefics.compat.tokenization_chat import render_conversations
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt
-from idefics.processing.chat_template import render_template
 from idefics.processing.processor import Processor
 from idefics.prompt import Prompt
 
+TextSpans = Sequence[tuple[int, int]]  # (start, end) in characters of a text
+
 
 class BaseProcessor(ProcessorMixin):
-    """An image processor and a tokenizer, joined. Arguments as in `ProcessorMixin`."""
+    """An image processor and a tokenizer in one. Arguments as in `ProcessorMixin`."""
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns at most."""
+        """The names of all entries that a call may return."""
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def decode(self, *args: Any, **options: Any) -> str:
-        """As the tokenizer's `decode`."""
+        """Decodes a row of ids, as the tokenizer's `decode`."""
         return self.tokenizer.decode(*args, **options)
 
     def batch_decode(self, *args: Any, **options: Any) -> list[str]:
-        """As the tokenizer's `batch_decode`."""
+        """Decodes rows of ids, as the tokenizer's `batch_decode`."""
         return self.tokenizer.batch_decode(*args, **options)
 
     def post_process_image_text_to_text(
@@ -51,13 +54,13 @@ class BaseProcessor(ProcessorMixin):
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool = False,
     ) -> list[str]:
-        """The texts of rows of generated ids."""
+        """Decodes rows of generated ids, without special tokens."""
         return self.batch_decode(
             generated_outputs, skip_special_tokens, clean_up_tokenization_spaces=clean_up_tokenization_spaces
         )
 
     def __call__(self, **inputs: Any) -> BatchFeature:
-        """Text and pictures to what a model reads."""
+        """Text and images to the inputs of a model; each family has its own arguments."""
         raise NotImplementedError
 
     def apply_chat_template(
@@ -76,40 +79,37 @@ class BaseProcessor(ProcessorMixin):
         processor_kwargs: Mapping[str, Any] | None = None,
         **keywords: Any,
     ) -> Any:
-        """A conversation, or a batch of them, through the chat template.
+        """Renders a conversation, or a batch of them, with the chat template, and processes the text if asked for.
 
         Args:
-            conversation: messages with "role" and "content": a text, or a list of texts, pictures and videos. A
-                picture is named by "image", "url", "path" or "base64", or left to the `images` of a later call.
-            chat_template: Jinja source instead of the checkpoint's.
+            conversation: messages with "role" and "content": a text, or a list of texts, images and videos. An image
+                has its source under "image", "url", "path" or "base64", or none: then it is given in a later call.
+            chat_template: Jinja source in place of the checkpoint's.
             tools, documents: variables of the template.
             add_generation_prompt: end with the beginning of an answer.
-            continue_final_message: end with the text of the last message, so that an answer goes on with it.
-            tokenize: return ids instead of text; needs a source for each picture.
-            return_dict: with `tokenize`, return all that the model reads.
+            continue_final_message: end with the text of the last message, so that an answer continues it.
+            tokenize: return ids instead of text; every image must have a source.
+            return_dict: with `tokenize`, return all inputs of the model.
             return_tensors, processor_kwargs: with `tokenize`, as in the call.
-            return_assistant_tokens_mask: with `return_dict`, also `assistant_masks`, 1 for tokens within
+            return_assistant_tokens_mask: with `return_dict`, also return `assistant_masks`, 1 for tokens within
                 `{% generation %}`.
-            keywords: further variables of the template; with `tokenize`, options of the call.
+            keywords: further variables of the template; with `tokenize`, arguments of the call.
 
         Raises:
             BadPrompt: a message is malformed; the error names it.
-            TypeError: a keyword is neither a variable of the template nor an option of the call.
+            TypeError: a keyword is neither a variable of the template nor an argument of the call.
         """
         conversations, is_batch = parse_conversations(conversation)
         template = self.chat_template if chat_template is None else chat_template
         variables, options = split_template_kwargs(template, keywords, self._call_kwarg_names())
         options = {**options, **(processor_kwargs or {})}
-        rendered = [
-            render_template(
-                template,
-                replace_videos_by_text(turns),
-                {**self.tokenizer.special_tokens_map, "tools": tools, "documents": documents, **variables},
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-            for turns in conversations
-        ]
+        rendered = render_conversations(
+            template,
+            [replace_videos_by_text(turns) for turns in conversations],
+            {**self.tokenizer.special_tokens_map, "tools": tools, "documents": documents, **variables},
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
         texts = [one.text for one in rendered]
         if not tokenize:
             if options or return_dict or return_tensors:
@@ -117,26 +117,28 @@ class BaseProcessor(ProcessorMixin):
                 raise TypeError(f"{keyword} has no meaning for text: give tokenize=True")
             return texts if is_batch else texts[0]
         options |= self._media_from_messages(conversations, options)
-        bos_token = self.tokenizer.bos_token
-        if (
-            self._prompt_format.add_special_tokens and bos_token and texts[0].startswith(bos_token)
-        ):  # the template wrote it
+        if self._begins_with_bos_token(texts[0]):
             options.setdefault("add_special_tokens", False)
         if return_assistant_tokens_mask:
             options["generated"] = [one.generation_spans for one in rendered]
         batch = self(text=texts, return_tensors=return_tensors, **options)
         return batch if return_dict else batch["input_ids"]
 
+    def _begins_with_bos_token(self, text: str) -> bool:
+        """Whether the template wrote the token that tokenizer.json would add."""
+        bos_token = self.tokenizer.bos_token
+        return self._prompt_format.add_special_tokens and bos_token is not None and text.startswith(bos_token)
+
     def _media_from_messages(
         self, conversations: Sequence[Sequence[ChatTurn]], options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The `images` and `videos` that messages name, as options of the call."""
+        """The images and videos in the messages, as `images` and `videos` of the call."""
         media: dict[str, Any] = {}
         for name, kind in (("images", "image"), ("videos", "video")):
             sources = [media_sources(turns, kind) for turns in conversations]
             if any(sources) and name in options:
                 raise BadPrompt(
-                    f"there are {name} in the messages and in {name}=...: give them in one of both"
+                    f"there are {name} in the messages and in {name}=...: give them in one of the two"
                 )
             if any(sources) or (kind == "image" and name not in options):
                 media[name] = sources
@@ -144,7 +146,7 @@ class BaseProcessor(ProcessorMixin):
 
     @classmethod
     def _call_kwarg_names(cls) -> set[str]:
-        """The options of the call."""
+        """The arguments of the call that `apply_chat_template` takes too."""
         return {
             *inspect.signature(cls.__call__).parameters,
             *cls.image_processor_type._setting_names(),
@@ -156,26 +158,53 @@ class BaseProcessor(ProcessorMixin):
         } - {"self", "text", "generated"}
 
     def _make_prompt_processor(self, image_config: ImageProcessorConfig, *, adds_special: bool) -> Processor:
-        """What writes this family's prompts."""
-        return Processor(
-            self.tokenizer.codec,
-            image_config,
-            replace(self._prompt_format, add_special_tokens=adds_special),
-            make_fetcher(),
-        )
+        """The processor that writes this family's prompts."""
+        prompt_format = replace(self._prompt_format, add_special_tokens=adds_special)
+        return Processor(self.tokenizer.codec, image_config, prompt_format, make_fetcher())
 
-    def _pad_prompts(
-        self, prompts: Sequence[Prompt], padding_options: PaddingOptions
+    def _make_text_entries(
+        self,
+        prompts: Sequence[Prompt],
+        kept_positions: Sequence[Sequence[int]],
+        padding_options: PaddingOptions,
+        *,
+        return_attention_mask: bool | None,
     ) -> dict[str, list[list[int]]]:
-        """`input_ids` and `attention_mask`, as lists."""
-        return {
-            "input_ids": self.tokenizer.pad_ids([prompt.ids for prompt in prompts], padding_options),
-            "attention_mask": padding_options.pad([[1] * len(prompt) for prompt in prompts], 0),
-        }
+        """Padded `input_ids` and `attention_mask` of prompts truncated to these positions."""
+        rows = [
+            [prompt.ids[position] for position in row]
+            for prompt, row in zip(prompts, kept_positions, strict=True)
+        ]
+        entries = {"input_ids": self.tokenizer.pad_ids(rows, padding_options)}
+        if return_attention_mask:
+            entries["attention_mask"] = padding_options.pad([[1] * len(row) for row in rows], 0)
+        return entries
+
+
+def make_assistant_masks(
+    processor: Processor,
+    texts: Sequence[str],
+    prompts: Sequence[Prompt],
+    kept_positions: Sequence[Sequence[int]],
+    spans: Sequence[TextSpans],
+    padding_options: PaddingOptions,
+) -> list[list[int]]:
+    """Padded `assistant_masks` of a batch: 1 for tokens of the assistant.
+
+    Args:
+        texts: what `prompts` were made of by `processor`.
+        kept_positions: the positions of each prompt that truncation leaves.
+        spans: for each text the (start, end), in characters, of what the assistant says.
+    """
+    masks = []
+    for text, prompt, row, text_spans in zip(texts, prompts, kept_positions, spans, strict=True):
+        mask = make_assistant_mask(processor, text, prompt, text_spans)
+        masks.append([mask[position] for position in row])
+    return padding_options.pad(masks, 0)
 
 
 def select_prompt_tokens(prompt: Prompt, kept_positions: Sequence[int]) -> Prompt:
-    """The prompt with these tokens only. A picture goes with the first of its places that is cut."""
+    """The prompt with these tokens only, and without images of which a token is cut."""
     if len(kept_positions) == len(prompt):
         return prompt
     new_position_by_old = {old: position for position, old in enumerate(kept_positions)}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TOKENIZER_KWARGS = {*inspect.signature(PreTrainedTokenizer).parameters, *CALL_KWARG_NAMES} - {
     "codec",
     "chat_template",
-    "call_words",
+    "call_defaults",
 }
 
 

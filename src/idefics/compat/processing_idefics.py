@@ -1,4 +1,4 @@
-"""Idefics' processor: prompts of text and pictures in any order."""
+"""The processor of Idefics: prompts of texts and images in any order."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
-from idefics.compat.assistant_mask import make_assistant_mask
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
 from idefics.compat.image_inputs import group_by_sample, is_nested
 from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
 from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, drop_neutral_kwargs
 from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, replace_placeholders
-from idefics.compat.processing import BaseProcessor, select_prompt_tokens
+from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks, select_prompt_tokens
 from idefics.compat.processing_kwargs import (
     VIDEO_FIELD_BY_KWARG,
     accept_kwarg_groups,
@@ -30,18 +29,16 @@ from idefics.prompt import Prompt
 
 
 class IdeficsProcessor(BaseProcessor):
-    """An Idefics image processor and a Llama tokenizer, joined.
+    """The processor of Idefics, with Llama's tokenizer.
 
-    A call returns `input_ids` and `attention_mask` (B, T), `pixel_values` (B, P, 3, side, side), P the most pictures of
-    a prompt, zeros where there are less, and `image_attention_mask` (B, T, P), which says what picture a token sees:
-    its latest. Without any pictures: one of zeros, and a mask of falsehoods.
+    A call returns `input_ids` and `attention_mask` (B, T), `pixel_values` (B, P, 3, side, side), P the largest number
+    of images of a prompt, zeros where there are fewer, and `image_attention_mask` (B, T, P), 1 for the image that a token
+    sees: the last one before it. Without any images: one of zeros, which no token sees.
 
     Args:
-        image_processor: makes pixels of pictures.
-        tokenizer: makes ids of text.
-        image_size: the image processor's own; 224 asks nothing.
-        add_end_of_utterance_token: what calls do that do not say it themselves.
-        chat_template: Jinja source; None is the dialogue of the instruct checkpoints.
+        image_size: pixels of a side, as the image processor has it; 224 is accepted with any.
+        add_end_of_utterance_token: the default of calls.
+        chat_template: Jinja source; None: the dialogue of the instruct checkpoints.
     """
 
     model_type: ClassVar = "idefics"
@@ -83,7 +80,7 @@ class IdeficsProcessor(BaseProcessor):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns."""
+        """The names of all entries that a call may return."""
         return [*super().model_input_names, "image_attention_mask"]
 
     @accept_kwarg_groups
@@ -106,88 +103,77 @@ class IdeficsProcessor(BaseProcessor):
         add_special_tokens: bool | None = None,
         return_attention_mask: bool | None = True,
         input_data_format: str | None = None,
-        generated: Sequence[Sequence[tuple[int, int]]] | None = None,
+        generated: Sequence[TextSpans] | None = None,
         **keywords: Any,
     ) -> BatchFeature:
-        """Prompts to what the model reads.
+        """Prompts to the inputs of the model.
 
         Args:
-            prompts: one prompt, a list of texts and pictures; or a batch, a list of such lists. A picture is an
-                address (http(s) or data URI), a PIL picture, an array or a tensor; all other text is text. Spaces
-                at the ends of a text are dropped.
+            prompts: a prompt, which is a list of texts and images; or a batch, a list of such lists. An image is a URL
+                (http(s) or data URI), a PIL image, an array or a tensor; other strings are text. Spaces at the ends
+                of a text are dropped.
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors: see `PaddingOptions`.
-            transform: called with each picture instead of the usual steps; returns a tensor (3, side, side).
+            transform: called with each image in place of the usual steps; returns a tensor (3, side, side).
             add_eos_token: end every prompt with `</s>`.
-            add_end_of_utterance_token: put `<end_of_utterance>` between neighbouring texts; None: where the
-                checkpoint has it.
-            debug: write to standard error what each prompt became.
+            add_end_of_utterance_token: put `<end_of_utterance>` between neighbouring texts; None: as the constructor
+                was told, else where the checkpoint has the token.
+            debug: write each prompt to standard error.
             text: another name of `prompts`; with `images`, a text or a list of texts.
-            images: pictures for `text`: one for each text, before it; or a list for each text, after it. Where the
-                text has places (`<image>`), they are filled instead.
-            add_special_tokens: of no effect: `<s>` always begins a prompt, and nothing else is added.
+            images: images for `text`: one for each text, before it; or a list for each text, after it. Where the text
+                has placeholders (`<image>`), the images stand there.
+            add_special_tokens: of no effect: a prompt always begins with `<s>`, and nothing else is added.
             return_attention_mask: False leaves `attention_mask` out.
-            input_data_format: where an array's channels are, if its shape does not say it.
-            generated: of each text, the (start, end) in characters of what the assistant says: `assistant_masks` is
+            input_data_format: where the channels of arrays are, if their shape does not say it.
+            generated: for each text the (start, end), in characters, of what the assistant says: `assistant_masks` is
                 returned too.
-            keywords: settings of the image processor, for this call; words of transformers' call that ask for nothing.
+            keywords: settings of the image processor for this call; arguments of transformers that ask for nothing.
 
         Raises:
-            BadPrompt: texts and pictures do not fit together.
-            BadPicture: a picture cannot be opened.
+            BadPrompt: texts and images do not fit together.
+            BadPicture: an image cannot be opened.
         """
         if (prompts is None) == (text is None) or (prompts is not None and images is not None):
             raise BadPrompt("give prompts, or text, or text and images")
-        padding_options = self.tokenizer.make_padding_options(
-            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
+        settings = drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
+        image_processor = self.image_processor.with_settings(
+            **{name: value for name, value in settings.items() if name not in VIDEO_FIELD_BY_KWARG}
         )
-        adds_end_of_utterance = add_end_of_utterance_token
-        adds_end_of_utterance = (
-            self.add_end_of_utterance_token if adds_end_of_utterance is None else adds_end_of_utterance
-        )
-        image_kwargs = {
-            name: value for name, value in keywords.items() if name not in VIDEO_FIELD_BY_KWARG
-        }  # it reads no videos
-        image_settings = drop_neutral_kwargs(type(self).__name__, image_kwargs, NEUTRAL_PROCESSOR_KWARGS)
-        image_processor = self.image_processor.with_settings(**image_settings)
+        image_config = image_processor.to_processor_config()
+        prompt_processor = self._make_prompt_processor(image_config, adds_special=False)
         documents = (
             _normalize_prompts(prompts if text is None else text)
             if images is None
             else _interleave_text_and_images(text, images)
         )
-        prompt_processor = self._make_prompt_processor(
-            image_processor.to_processor_config(), adds_special=False
-        )
-        prepared = (
-            image_processor.preprocess_items(items, transform, input_data_format) for items in documents
-        )
+        if add_end_of_utterance_token is None:
+            add_end_of_utterance_token = self.add_end_of_utterance_token
         full_prompts = [
-            prompt_processor.encode_parts(parts, add_end_of_utterance_token=adds_end_of_utterance)
-            for parts in prepared
+            prompt_processor.encode_parts(
+                image_processor.preprocess_items(items, transform, input_data_format),
+                add_end_of_utterance_token=add_end_of_utterance_token,
+            )
+            for items in documents
         ]
         if add_eos_token:
             full_prompts = [self._append_eos(prompt) for prompt in full_prompts]
-        truncated_prompts = [
-            select_prompt_tokens(prompt, padding_options.kept_positions(len(prompt)))
-            for prompt in full_prompts
-        ]
+        padding_options = self.tokenizer.make_padding_options(
+            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
+        )
+        kept_positions = [padding_options.kept_positions(len(prompt)) for prompt in full_prompts]
+        truncated_prompts = list(map(select_prompt_tokens, full_prompts, kept_positions))
         if debug:
             self._print_prompts(truncated_prompts)
-        image_entries = self._make_image_entries(
-            image_processor.to_processor_config().frame_size, truncated_prompts, padding_options
+        entries: dict[str, Any] = self._make_image_entries(
+            image_config.frame_size, truncated_prompts, padding_options
         )
-        rows = self._pad_prompts(truncated_prompts, padding_options)
-        if not return_attention_mask:
-            del rows["attention_mask"]
+        entries |= self._make_text_entries(
+            full_prompts, kept_positions, padding_options, return_attention_mask=return_attention_mask
+        )
         if generated:
-            mask_inputs = zip(as_text_list(text), full_prompts, generated, strict=True)
-            masks = [
-                make_assistant_mask(prompt_processor, one, prompt, spans)
-                for one, prompt, spans in mask_inputs
-            ]
-            rows["assistant_masks"] = padding_options.pad(
-                [padding_options.truncate(mask) for mask in masks], 0
+            entries["assistant_masks"] = make_assistant_masks(
+                prompt_processor, as_text_list(text), full_prompts, kept_positions, generated, padding_options
             )
-        return padding_options.to_batch({**rows, **image_entries})
+        return padding_options.to_batch(entries)
 
     def _append_eos(self, prompt: Prompt) -> Prompt:
         if self.tokenizer.eos_token_id is None:
@@ -201,27 +187,25 @@ class IdeficsProcessor(BaseProcessor):
     def _make_image_entries(
         self, image_size: int, prompts: Sequence[Prompt], padding_options: PaddingOptions
     ) -> dict[str, Any]:
-        """`pixel_values` and `image_attention_mask`."""
+        """`pixel_values` and `image_attention_mask`; without any images one of zeros, which no token sees."""
+        image_index = padding_options.pad([prompt.image_index for prompt in prompts], -1)
+        if padding_options.padding_side == "right":
+            # Padding after a text sees the image that its next token would see, as when generation continues it.
+            for row, prompt in zip(image_index, prompts, strict=True):
+                row[len(prompt) :] = [self._next_token_image_index(prompt)] * (len(row) - len(prompt))
+        columns = [np.array(row)[:, None] for row in image_index]  # (T, 1) each
         frames = [[frame for picture in prompt.pictures for frame in picture.frames] for prompt in prompts]
         max_images = max(map(len, frames))
-        rows = padding_options.pad([prompt.image_index for prompt in prompts], -1)
-        if (
-            padding_options.padding_side == "right"
-        ):  # what comes after a text sees what its end sees, as when it goes on
-            for row, prompt in zip(rows, prompts, strict=True):
-                row[len(prompt) :] = [self._next_token_image_index(prompt)] * (len(row) - len(prompt))
-        latest_image_indices = [np.array(row)[:, None] for row in rows]
         if not max_images:
-            blank_images = np.zeros((len(prompts), 1, 3, image_size, image_size), np.float32)
             return {
-                "pixel_values": blank_images,
-                "image_attention_mask": [row >= 0 for row in latest_image_indices],
+                "pixel_values": np.zeros((len(prompts), 1, 3, image_size, image_size), np.float32),
+                "image_attention_mask": [row >= 0 for row in columns],
             }
-        masks = [(row == np.arange(max_images)).astype(np.int64) for row in latest_image_indices]
+        masks = [(row == np.arange(max_images)).astype(np.int64) for row in columns]
         return {"pixel_values": stack_same_size(frames), "image_attention_mask": masks}
 
     def _next_token_image_index(self, prompt: Prompt) -> int:
-        """The picture that the next token would see."""
+        """The image that the next token would see; -1: none."""
         return -1 if prompt.ids[-1] == self.tokenizer.eos_token_id else prompt.image_index[-1]
 
     def _print_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -233,7 +217,7 @@ class IdeficsProcessor(BaseProcessor):
 
 
 def _normalize_prompts(prompts: Any) -> list[list[Any]]:
-    """One prompt or a batch of them -> a list of prompts, each a list of texts and pictures."""
+    """A prompt or a batch of them as a list of prompts, each a list of texts and images."""
     if not isinstance(prompts, (list, tuple)):
         prompts = [prompts]
     is_list = [isinstance(prompt, (list, tuple)) for prompt in prompts]
@@ -250,7 +234,7 @@ def _normalize_item(item: Any) -> Any:
 
 
 def _interleave_text_and_images(text: Any, images: Any) -> list[list[Any]]:
-    """Texts and their pictures as prompts: in the text's own places, or else in the reference's order."""
+    """Texts and their images as prompts: at the placeholders of the text, or else in the order of transformers."""
     texts, is_flat = as_text_list(text), not is_nested(images)
     if is_flat and any(IMAGE_TOKEN in one for one in texts):
         image_groups = group_pictures_by_text(texts, images)

@@ -1,7 +1,6 @@
-"""The tokenizer with the calls of the guides: text to ids, rows to a batch, conversations, files.
+"""The tokenizer as the guides call it, around `processing.Tokenizer`, which follows tokenizer.json literally.
 
-Thin over `processing.Tokenizer`, which follows `tokenizer.json` literally. Special tokens in the text are honoured:
-it is the caller's own.
+Special tokens in a text are encoded as such: the text is the caller's own.
 """
 
 from __future__ import annotations
@@ -18,45 +17,39 @@ from idefics.compat.keyword_arguments import (
     drop_neutral_kwargs,
 )
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
+from idefics.compat.tokenization_chat import TOKENIZER_CALL_KWARG_NAMES, ChatTemplateMixin
 from idefics.compat.tokenization_encoding import (
     PADDED_COLUMNS,
     PADDING_VALUE_BY_COLUMN,
-    EncodedRow,
-    encode_row,
-    overlaps_spans,
+    encode_rows,
+    opening_ids,
     rows_to_columns,
 )
 from idefics.compat.tokenization_files import read_tokenizer_arguments, write_tokenizer
 from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES, VocabularyMixin
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
-from idefics.processing.chat_template import render_template
 from idefics.processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
 
-UNUSED_SPECIAL_TOKENS = (
-    "cls_token",
-    "sep_token",
-    "mask_token",
-)  # of no use to these models: special tokens like others
-# Words of a call that may be given with the tokenizer, for the processor that holds it.
-CALL_KWARG_NAMES = ("image_seq_len", "max_length", "pad_to_multiple_of", "padding", "truncation")
+# Arguments of a processor's call that may be given with its tokenizer.
+CALL_KWARG_NAMES = ("image_seq_len", *TOKENIZER_CALL_KWARG_NAMES)
 
 
-class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
-    """A checkpoint's tokenizer.
+class PreTrainedTokenizer(VocabularyMixin, ChatTemplateMixin, PretrainedMixin):
+    """The tokenizer of a checkpoint.
 
     Args:
-        codec: text to ids and back.
-        bos_token, eos_token, unk_token, pad_token, sep_token, cls_token, mask_token: the tokens with a part to play;
-            None where there is none.
-        padding_side: "left", as generation goes on from the right end of a row, unless a checkpoint's file says else.
+        codec: encodes text and decodes ids.
+        bos_token, eos_token, unk_token, pad_token, sep_token, cls_token, mask_token: the special tokens; None where
+            there is none.
+        padding_side: "left" unless the checkpoint's files say otherwise, as generation continues at the right end.
         truncation_side: where rows that are too long lose tokens.
-        model_max_length: tokens of the longest text; 10^20 and more is no limit.
+        model_max_length: the longest text in tokens; 10^20 and more: no limit.
         chat_template: Jinja source, or "".
-        call_words: `max_length`, `padding`, `truncation`, `pad_to_multiple_of` and `image_seq_len`, which a processor's
-            calls take where they do not say it themselves.
+        call_defaults: `max_length`, `padding`, `truncation`, `pad_to_multiple_of` and `image_seq_len` for the calls of
+            the processor that holds the tokenizer.
     """
 
     file_selection = PROCESSOR_FILES
@@ -78,9 +71,9 @@ class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
         truncation_side: Side = "right",
         model_max_length: int = VERY_LARGE_INTEGER,
         chat_template: str = "",
-        **call_words: Any,
+        **call_defaults: Any,
     ) -> None:
-        if unknown := call_words.keys() - set(CALL_KWARG_NAMES):
+        if unknown := call_defaults.keys() - set(CALL_KWARG_NAMES):
             raise UnknownArgument(
                 type(self).__name__, sorted(unknown), list(signature(type(self)).parameters)
             )
@@ -90,7 +83,7 @@ class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
         self.sep_token, self.cls_token, self.mask_token = sep_token, cls_token, mask_token
         self.padding_side, self.truncation_side = padding_side, truncation_side
         self.model_max_length, self.chat_template = model_max_length, chat_template
-        self.init_kwargs = call_words
+        self.init_kwargs = call_defaults
 
     @classmethod
     def _from_folder(cls, folder: Path, **settings: Any) -> Self:
@@ -139,16 +132,17 @@ class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
         return_tensors: str | None = None,
         **neutral: Any,
     ) -> BatchFeature:
-        """Ids of a text or of a batch of texts; see `PaddingOptions` for how long the rows become.
+        """Tokenizes a text or a batch of texts.
 
         Args:
             text_pair: a second text for each, tokenized after the first as tokenizer.json says.
-            add_special_tokens: whether what tokenizer.json adds by itself, such as `<s>`, is added.
-            return_token_type_ids: also `token_type_ids`, 1 for tokens of the second text.
-            return_special_tokens_mask: also `special_tokens_mask`, 1 for what was added or filled up.
-            return_offsets_mapping: also `offset_mapping`, the (start, end) of each token in characters.
-            return_length: also `length`, the tokens of each row before it is filled up.
-            neutral: words of transformers' call at the value that asks for nothing, such as `stride=0`.
+            add_special_tokens: whether tokens that tokenizer.json adds by itself, such as `<s>`, are added.
+            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors: see `PaddingOptions`.
+            return_token_type_ids: also return `token_type_ids`, 1 for tokens of the second text.
+            return_special_tokens_mask: also return `special_tokens_mask`, 1 for special tokens and padding.
+            return_offsets_mapping: also return `offset_mapping`, the (start, end) of each token in characters.
+            return_length: also return `length`, the number of tokens of each row before padding.
+            neutral: arguments of transformers at values that ask for nothing, such as `stride=0`.
 
         Returns:
             `input_ids` and `attention_mask`: T numbers for one text, B rows for a batch; tensors are always (B, T).
@@ -158,47 +152,27 @@ class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
         padding_options = self.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
-        is_one = isinstance(text, str)
-        texts = [text] if isinstance(text, str) else text
-        pairs: Any = [text_pair] if is_one else text_pair or [None] * len(texts)
-        if len(pairs) != len(texts):
-            raise BadPrompt(f"there are {len(texts)} texts and {len(pairs)} in text_pair: give as many")
-        num_opening_tokens = len(self.opening_ids()) if add_special_tokens else 0
-        rows = [
-            encode_row(
-                self.codec,
-                one,
-                pair,
-                padding_options,
-                num_opening_tokens=num_opening_tokens,
-                adds_special=add_special_tokens,
-            )
-            for one, pair in zip(texts, pairs, strict=True)
-        ]
-        is_returned_by_name = {
+        is_returned_by_column = {
+            "input_ids": True,
             "attention_mask": return_attention_mask,
             "token_type_ids": return_token_type_ids,
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
         }
-        entries = self._pad_columns(
-            rows, [name for name, is_wanted in is_returned_by_name.items() if is_wanted], padding_options
+        rows = encode_rows(
+            self.codec, text, text_pair, padding_options, add_special_tokens=add_special_tokens
         )
+        columns = {
+            name: [row[name] for row in rows]
+            for name, is_wanted in is_returned_by_column.items()
+            if is_wanted
+        }
+        entries: dict[str, Any] = self._pad_columns(columns, padding_options)
         if return_length:
-            entries["length"] = [len(row["input_ids"]) for row in rows]
-        if is_one and return_tensors is None:
+            entries["length"] = [len(ids) for ids in columns["input_ids"]]
+        if isinstance(text, str) and return_tensors is None:
             entries = {name: batch[0] for name, batch in entries.items()}
         return padding_options.to_batch(entries)
-
-    def _pad_columns(
-        self, rows: Sequence[EncodedRow], names: Sequence[str], padding_options: PaddingOptions
-    ) -> dict[str, Any]:
-        """Rows as the entries of a batch, of one length where it is asked for."""
-        ids = self.pad_ids([row["input_ids"] for row in rows], padding_options)
-        return {"input_ids": ids} | {
-            name: padding_options.pad([row[name] for row in rows], PADDING_VALUE_BY_COLUMN[name])
-            for name in names
-        }
 
     def pad(
         self,
@@ -211,11 +185,11 @@ class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
         return_tensors: str | None = None,
         verbose: bool = True,
     ) -> BatchFeature:
-        """Rows that were tokenized one by one, as a batch of one length.
+        """Pads rows that were tokenized one by one to one length.
 
         Args:
             encoded_inputs: what calls returned: a dict of rows, or a list of dicts of one row each.
-            return_attention_mask: whether there is an `attention_mask`; None: as the tokenizer returns it.
+            return_attention_mask: False: no `attention_mask` is added.
             padding, max_length, pad_to_multiple_of, padding_side, return_tensors: see `PaddingOptions`.
 
         Raises:
@@ -228,17 +202,11 @@ class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
             name: [list(row) for row in batch] for name, batch in inputs.items() if name in PADDED_COLUMNS
         }
         if return_attention_mask is not False:
-            ones = [[1] * len(row) for row in columns["input_ids"]]
-            columns.setdefault("attention_mask", ones)
+            columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
         padding_options = self.make_padding_options(
             padding, None, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
-        other_entries = {name: value for name, value in inputs.items() if name not in PADDED_COLUMNS}
-        ids = self.pad_ids(columns.pop("input_ids"), padding_options)
-        padded = {
-            name: padding_options.pad(rows, PADDING_VALUE_BY_COLUMN[name]) for name, rows in columns.items()
-        }
-        return padding_options.to_batch({"input_ids": ids, **padded, **other_entries})
+        return padding_options.to_batch({**inputs, **self._pad_columns(columns, padding_options)})
 
     def make_padding_options(
         self,
@@ -249,92 +217,47 @@ class PreTrainedTokenizer(VocabularyMixin, PretrainedMixin):
         pad_to_multiple_of: int | None,
         return_tensors: str | None,
     ) -> PaddingOptions:
-        """How rows of this tokenizer become a batch."""
-        side, truncation_options = (
-            padding_side or self.padding_side,
-            (self.truncation_side, self.model_max_length),
-        )
+        """The arguments of a call, completed by the settings of this tokenizer."""
         return PaddingOptions(
-            padding, truncation, max_length, side, pad_to_multiple_of, return_tensors, *truncation_options
+            padding,
+            truncation,
+            max_length,
+            padding_side or self.padding_side,
+            pad_to_multiple_of,
+            return_tensors,
+            self.truncation_side,
+            self.model_max_length,
         )
+
+    def _pad_columns(
+        self, columns: Mapping[str, list[list[Any]]], padding_options: PaddingOptions
+    ) -> dict[str, list[list[Any]]]:
+        return {
+            name: self.pad_ids(rows, padding_options)
+            if name == "input_ids"
+            else padding_options.pad(rows, PADDING_VALUE_BY_COLUMN[name])
+            for name, rows in columns.items()
+        }
 
     def opening_ids(self) -> list[int]:
-        """What tokenizer.json itself puts before a text."""
-        return self.codec.encode("", add_special_tokens=True)
+        """The ids that tokenizer.json itself puts before a text, such as that of `<s>`."""
+        return opening_ids(self.codec)
 
     def pad_ids(self, rows: Sequence[Sequence[int]], padding_options: PaddingOptions) -> list[list[int]]:
-        """Rows of ids of one length, or as they are where nothing asks for it."""
-        if (
-            self.pad_token_id is None
-            and padding_options.padded_length([len(row) for row in rows]) is not None
-        ):
-            if len({len(row) for row in rows}) > 1:
-                raise BadSetting("this tokenizer has no token to pad with: set its pad_token")
-            return padding_options.pad(rows, 0)
+        """Pads rows of ids with `pad_token_id`, as far as the options ask for it.
+
+        Raises:
+            BadSetting: there is no `pad_token`, and the rows differ in length.
+        """
+        needs_padding = padding_options.padded_length([len(row) for row in rows]) is not None
+        if needs_padding and self.pad_token_id is None and len({len(row) for row in rows}) > 1:
+            raise BadSetting("this tokenizer has no token to pad with: set its pad_token")
         return padding_options.pad(rows, self.pad_token_id or 0)
 
     def encode(self, text: str, text_pair: str | None = None, **options: Any) -> Any:
         """The `input_ids` of a text; options as in the call."""
         return self(text, text_pair, **options)["input_ids"]
 
-    def apply_chat_template(
-        self,
-        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
-        tools: Sequence[Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool | str = False,
-        tokenize: bool = True,
-        return_tensors: str | None = None,
-        return_dict: bool = True,
-        return_assistant_tokens_mask: bool = False,
-        tokenizer_kwargs: Mapping[str, Any] | None = None,
-        **variables: Any,
-    ) -> Any:
-        """A conversation, or a batch of them, through the chat template, its turns as they are.
 
-        Args:
-            tools, documents: variables of the template.
-            chat_template: Jinja source instead of the checkpoint's.
-            add_generation_prompt: end with the beginning of an answer.
-            continue_final_message: end with the text of the last message, so that an answer goes on with it.
-            tokenize: return ids; False returns text.
-            return_dict: with `tokenize`, return all that the call does; False returns the ids alone.
-            return_assistant_tokens_mask: also `assistant_masks`, 1 for tokens within `{% generation %}`.
-            tokenizer_kwargs: options of the call.
-            variables: options of the call (`padding`, `truncation`, `max_length`); further variables of the template.
-        """
-        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        batch: Any = conversation if is_batch else [conversation]
-        options = {name: variables.pop(name) for name in CALL_KWARG_NAMES[1:] if name in variables}
-        rendered = [
-            render_template(
-                self.chat_template if chat_template is None else chat_template,
-                turns,
-                {**self.special_tokens_map, "tools": tools, "documents": documents, **variables},
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-            for turns in batch
-        ]
-        texts: Any = [one.text for one in rendered]
-        if not tokenize:
-            return texts if is_batch else texts[0]
-        options |= {"add_special_tokens": False, "return_tensors": return_tensors, **(tokenizer_kwargs or {})}
-        encoding = self(
-            texts if is_batch else texts[0], return_offsets_mapping=return_assistant_tokens_mask, **options
-        )
-        if return_assistant_tokens_mask:
-            offsets = encoding.pop("offset_mapping")
-            rows = [offsets] if not is_batch and return_tensors is None else offsets
-            masks = [
-                overlaps_spans(row, one.generation_spans) for row, one in zip(rows, rendered, strict=True)
-            ]
-            encoding["assistant_masks"] = masks if is_batch or return_tensors is not None else masks[0]
-            encoding = encoding.convert_to_tensors(return_tensors)
-        return encoding if return_dict else encoding["input_ids"]
-
-
-# Names of the guides: there is one class, as tokenizer.json says how text is split.
+# Names of the guides. One class serves all of them, as tokenizer.json says how text is split.
 GPT2TokenizerFast = LlamaTokenizer = LlamaTokenizerFast = PreTrainedTokenizerFast = PreTrainedTokenizer

@@ -1,4 +1,4 @@
-"""One text of a tokenizer's call: its ids and what stands beside each of them."""
+"""Texts of a tokenizer's call as rows of ids, masks and offsets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from idefics.errors import BadPrompt, BadSetting
 from idefics.processing.tokenizer import Tokenizer
 from idefics.validation import describe_type
 
-EncodedRow = dict[str, list[Any]]
+EncodedRow = dict[str, list[Any]]  # column -> a value for each token
 
-# What a row is filled up with.
+# What rows are padded with.
 PADDING_VALUE_BY_COLUMN: dict[str, Any] = {
     "attention_mask": 0,
     "token_type_ids": 0,
@@ -22,38 +22,58 @@ PADDING_VALUE_BY_COLUMN: dict[str, Any] = {
 PADDED_COLUMNS = ("input_ids", *PADDING_VALUE_BY_COLUMN)
 
 
-def encode_row(
+def opening_ids(codec: Tokenizer) -> list[int]:
+    """The ids that tokenizer.json itself puts before a text."""
+    return codec.encode("", add_special_tokens=True)
+
+
+def encode_rows(
     codec: Tokenizer,
-    text: Any,
-    pair: Any,
+    text: str | Sequence[str],
+    text_pair: str | Sequence[str] | None,
     padding_options: PaddingOptions,
     *,
-    num_opening_tokens: int,
-    adds_special: bool,
-) -> EncodedRow:
-    """The ids of a text, or of a pair of texts, and what may stand beside them, cut as `padding_options` says.
+    add_special_tokens: bool,
+) -> list[EncodedRow]:
+    """The ids, masks and offsets of a text or of a batch of texts, truncated as `padding_options` says.
 
     Args:
-        num_opening_tokens: how many tokens tokenizer.json itself puts before a text.
+        text_pair: a second text for each; None: there are none.
+
+    Raises:
+        BadPrompt: a text is not a string, or there are more or fewer second texts.
+        BadSetting: a pair of texts is longer than `max_length`.
     """
-    for one in (text,) if pair is None else (text, pair):
-        if not isinstance(one, str):
-            raise BadPrompt(f"a text is {describe_type(one)}: give a string, or a list of strings")
-    encoding = codec.encode_with_offsets(text, pair, add_special_tokens=adds_special)
-    kept_positions = padding_options.kept_positions(len(encoding.ids), num_opening_tokens=num_opening_tokens)
-    if pair is not None and len(kept_positions) < len(encoding.ids):
-        raise BadSetting(
-            f"a pair of texts has {len(encoding.ids)} tokens, and max_length is {len(kept_positions)}; pairs are not cut: "
-            "shorten the texts"
+    is_one = isinstance(text, str)
+    texts: Any = [text] if is_one else text
+    pairs: Any = [text_pair] if is_one else text_pair or [None] * len(texts)
+    if len(pairs) != len(texts):
+        raise BadPrompt(f"there are {len(texts)} texts and {len(pairs)} in text_pair: give as many")
+    num_opening_tokens = len(opening_ids(codec)) if add_special_tokens else 0
+    rows = []
+    for one, pair in zip(texts, pairs, strict=True):
+        for part in (one,) if pair is None else (one, pair):
+            if not isinstance(part, str):
+                raise BadPrompt(f"a text is {describe_type(part)}: give a string, or a list of strings")
+        encoding = codec.encode_with_offsets(one, pair, add_special_tokens=add_special_tokens)
+        length = len(encoding.ids)
+        kept_positions = padding_options.kept_positions(length, num_opening_tokens=num_opening_tokens)
+        if pair is not None and len(kept_positions) < length:
+            raise BadSetting(
+                f"a pair of texts has {length} tokens, and max_length is {len(kept_positions)}; pairs are not "
+                "truncated: shorten the texts"
+            )
+        columns: dict[str, Sequence[Any]] = {
+            "input_ids": encoding.ids,
+            "attention_mask": encoding.attention_mask,
+            "token_type_ids": encoding.type_ids,
+            "special_tokens_mask": encoding.special_tokens_mask,
+            "offset_mapping": encoding.offsets,
+        }
+        rows.append(
+            {name: [column[position] for position in kept_positions] for name, column in columns.items()}
         )
-    columns: dict[str, Sequence[Any]] = {
-        "input_ids": encoding.ids,
-        "attention_mask": encoding.attention_mask,
-        "token_type_ids": encoding.type_ids,
-        "special_tokens_mask": encoding.special_tokens_mask,
-        "offset_mapping": encoding.offsets,
-    }
-    return {name: [column[position] for position in kept_positions] for name, column in columns.items()}
+    return rows
 
 
 def overlaps_spans(offsets: Iterable[Sequence[int]], spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The files of a tokenizer: what they say of its tokens, and how they are written."""
+"""Reads the settings of a tokenizer from its files, and writes the files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES
 from idefics.processing import checkpoint_settings
 from idefics.processing.tokenizer import Tokenizer
 
-# What a Llama tokenizer calls its tokens, where no file says otherwise.
+# The special tokens of Llama's tokenizer, for checkpoints whose files do not name them.
 DEFAULT_SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
 
 
 class SavableTokenizer(Protocol):
-    """What of a tokenizer is written."""
+    """The attributes of a tokenizer that are written to its files."""
 
     codec: Tokenizer
     model_max_length: int
@@ -26,11 +26,13 @@ class SavableTokenizer(Protocol):
     init_kwargs: dict[str, Any]
 
     @property
-    def special_tokens_map(self) -> dict[str, str]: ...
+    def special_tokens_map(self) -> dict[str, str]:
+        """The special tokens by the names of their roles."""
+        ...
 
 
 def read_tokenizer_arguments(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The arguments of a tokenizer: from tokenizer_config.json, special_tokens_map.json, and its template's file."""
+    """The arguments of `PreTrainedTokenizer` that the files of a folder name, the chat template included."""
     files = {
         **checkpoint_settings.read_json_object(folder / "special_tokens_map.json"),
         **checkpoint_settings.read_json_object(folder / "tokenizer_config.json"),
@@ -50,14 +52,11 @@ def read_tokenizer_arguments(folder: Path, tokenizer: Tokenizer) -> dict[str, An
 
 
 def write_tokenizer(tokenizer: SavableTokenizer, folder: Path, chat_template: str) -> tuple[str, ...]:
-    """Writes tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja; returns the paths."""
+    """Writes tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.codec.to_json(), encoding="utf-8")
-    special_tokens = {
-        name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
-    }
     config = {
-        **special_tokens,
+        **tokenizer.special_tokens_map,
         "model_max_length": tokenizer.model_max_length,
         "padding_side": tokenizer.padding_side,
         "tokenizer_class": "PreTrainedTokenizerFast",

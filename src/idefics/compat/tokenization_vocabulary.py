@@ -1,4 +1,4 @@
-"""The tokens of a tokenizer with the names of the guides: vocabulary, special tokens, ids to text."""
+"""The vocabulary of the guides' tokenizer: tokens and ids, special tokens, decoding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPECIAL_TOKEN_NAMES = (
     "mask_token",
 )
 SPECIAL_TOKEN_LIST_NAMES = ("additional_special_tokens", "extra_special_tokens")
-# English as it is written, from words that a space was put between.
+# What `clean_up_tokenization_spaces` replaces.
 CLEANED_UP_SPACES = {
     " .": ".",
     " ?": "?",
@@ -37,22 +37,45 @@ CLEANED_UP_SPACES = {
     " n't": "n't",
     " 'm": "'m",
     " 's": "'s",
+    " 've": "'ve",
+    " 're": "'re",
 }
-CLEANED_UP_SPACES |= {" 've": "'ve", " 're": "'re"}
+
+
+class SpecialTokenId:
+    """The id of a special token, as an attribute of a tokenizer: setting it sets the token.
+
+    Args:
+        token_name: the attribute that holds the token, such as "pad_token".
+    """
+
+    def __init__(self, token_name: str) -> None:
+        self.token_name = token_name
+
+    def __get__(self, tokenizer: VocabularyMixin, owner: type) -> int | None:
+        token = vars(tokenizer)[self.token_name]
+        return None if token is None else tokenizer.codec.token_to_id(token)
+
+    def __set__(self, tokenizer: VocabularyMixin, id: int | None) -> None:
+        setattr(tokenizer, self.token_name, tokenizer._require_token(id))
 
 
 class VocabularyMixin:
-    """Tokens, their ids and their parts.
+    """The vocabulary of a tokenizer: tokens, their ids and their roles.
 
     Attributes:
-        codec: text to ids and back.
-        bos_token, eos_token, unk_token, pad_token: the tokens with a part to play; None where there is none. Each may
-            be set, and so may its id (`pad_token_id`).
-        sep_token, cls_token, mask_token: likewise; these models have no use for them.
-        name_or_path: where it was loaded from; "" where it was not.
+        codec: encodes text and decodes ids.
+        bos_token, eos_token, unk_token, pad_token: the special tokens; None where there is none. Each can be set, and
+            so can its id (`pad_token_id`).
+        sep_token, cls_token, mask_token: special tokens that these models do not use.
+        name_or_path: where the tokenizer was loaded from; "" where it was not.
     """
 
     name_or_path: str = ""
+    bos_token_id = SpecialTokenId("bos_token")
+    eos_token_id = SpecialTokenId("eos_token")
+    unk_token_id = SpecialTokenId("unk_token")
+    pad_token_id = SpecialTokenId("pad_token")
 
     codec: Tokenizer
     bos_token: str | None
@@ -73,11 +96,14 @@ class VocabularyMixin:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = False,
     ) -> str:
-        """The text of a row of ids.
+        """Decodes a row of ids to text.
 
         Args:
             skip_special_tokens: leave out the tokens that are marked special.
-            clean_up_tokenization_spaces: take the space before English punctuation away.
+            clean_up_tokenization_spaces: remove the space before English punctuation.
+
+        Raises:
+            BadPrompt: more than one row, or an id below 0.
         """
         ids = np.atleast_1d(np.asarray(token_ids.cpu() if isinstance(token_ids, torch.Tensor) else token_ids))
         if ids.ndim != 1:
@@ -85,7 +111,7 @@ class VocabularyMixin:
                 f"decode reads one row of ids, and this has the shape {ids.shape}: use batch_decode"
             )
         if ids.size and ids.min() < 0:
-            raise BadPrompt(f"{ids.min()} is no token's id: take it out before decoding")
+            raise BadPrompt(f"{ids.min()} is not the id of a token: remove it before decoding")
         skipped_ids = self.codec.special_ids if skip_special_tokens else ()
         text = self.codec.decode(ids.tolist(), hidden_ids=skipped_ids)
         for spaced, written in CLEANED_UP_SPACES.items() if clean_up_tokenization_spaces else ():
@@ -98,11 +124,11 @@ class VocabularyMixin:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = False,
     ) -> list[str]:
-        """The texts of rows of ids; arguments as in `decode`."""
+        """Decodes rows of ids to texts; arguments as in `decode`."""
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Ids of tokens as the vocabulary spells them; of a token that it lacks, the unknown token's or None."""
+        """The ids of tokens, as the vocabulary spells them; an unknown one has that of the unknown token, or None."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         id = self.codec.token_to_id(tokens)
@@ -111,7 +137,7 @@ class VocabularyMixin:
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | list[str]:
-        """Tokens as the vocabulary spells them; "" for ids that it lacks."""
+        """The tokens of ids, as the vocabulary spells them; "" for ids that it lacks."""
         if isinstance(ids, int):
             return self._id_to_token(ids)
         skipped_ids = self.codec.special_ids if skip_special_tokens else ()
@@ -129,7 +155,7 @@ class VocabularyMixin:
         return self.codec.get_vocab()
 
     def get_added_vocab(self) -> dict[str, int]:
-        """The tokens that tokenizer.json adds to its vocabulary or lifts out of it, and their ids."""
+        """The `added_tokens` of tokenizer.json and those added later, with their ids."""
         return {
             token: id
             for token, id in self.codec.get_vocab().items()
@@ -138,7 +164,7 @@ class VocabularyMixin:
 
     @property
     def added_tokens_decoder(self) -> dict[int, tokenizers.AddedToken]:
-        """The tokens of `get_added_vocab` by their ids, in this order, with how each is matched."""
+        """The added tokens by their ids, in this order, each with how it is matched in a text."""
         return {**self.codec.added_tokens}
 
     @property
@@ -152,10 +178,10 @@ class VocabularyMixin:
         token_ids_1: Sequence[int] | None = None,
         already_has_special_tokens: bool = True,
     ) -> list[int]:
-        """1 for each id of a special token, else 0, for ids that hold their special tokens already."""
+        """1 for each id of a special token, else 0; the ids must contain their special tokens already."""
         if token_ids_1 is not None or not already_has_special_tokens:
             raise BadSetting(
-                "get_special_tokens_mask reads ids that hold their special tokens already: give "
+                "get_special_tokens_mask reads ids that contain their special tokens already: give "
                 "already_has_special_tokens=True, or call the tokenizer with return_special_tokens_mask=True"
             )
         special = set(self.all_special_ids)
@@ -166,24 +192,25 @@ class VocabularyMixin:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are, those that were added later left out."""
+        """The number of tokens without those that were added later."""
         return len(self.codec.get_vocab(added=False))
 
     @property
     def vocab(self) -> dict[str, int]:
-        """As `get_vocab`."""
+        """All tokens and their ids, as `get_vocab` returns them."""
         return self.get_vocab()
 
     def add_tokens(self, new_tokens: NewTokens, special_tokens: bool = False) -> int:
-        """Adds tokens to the vocabulary, with the next free ids; the model's rows are added by
-        `resize_token_embeddings`.
+        """Adds tokens to the vocabulary, with the next free ids.
+
+        The model's embedding is extended by its `resize_token_embeddings`.
 
         Args:
-            new_tokens: a token or a list of them; known ones keep their ids.
+            new_tokens: a token or a list of tokens; those of the vocabulary keep their ids.
             special_tokens: mark them special, so that `skip_special_tokens` leaves them out.
 
         Returns:
-            How many were not known.
+            The number of tokens that are new.
         """
         is_list = isinstance(new_tokens, Sequence) and not isinstance(new_tokens, str)
         old_size = len(self)
@@ -196,20 +223,22 @@ class VocabularyMixin:
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True
     ) -> int:
-        """Gives tokens a part to play, and adds those that the vocabulary lacks.
+        """Sets special tokens, and adds those that the vocabulary lacks.
 
         Args:
             special_tokens_dict: "bos_token", "eos_token", "unk_token" or "pad_token" -> a token;
                 "additional_special_tokens" (or "extra_special_tokens") -> a list of more.
-            replace_additional_special_tokens: of no effect: all tokens that are marked special stay so.
+            replace_additional_special_tokens: of no effect: tokens that are marked special stay so.
 
         Returns:
-            How many were not known.
+            The number of tokens that are new.
+
+        Raises:
+            BadSetting: there is no such role.
         """
         if unknown := special_tokens_dict.keys() - {*SPECIAL_TOKEN_NAMES, *SPECIAL_TOKEN_LIST_NAMES}:
-            raise BadSetting(
-                f"{min(unknown)!r} is no part that a token plays; give {', '.join((*SPECIAL_TOKEN_NAMES, *SPECIAL_TOKEN_LIST_NAMES))}"
-            )
+            names = ", ".join((*SPECIAL_TOKEN_NAMES, *SPECIAL_TOKEN_LIST_NAMES))
+            raise BadSetting(f"{min(unknown)!r} is not the name of a special token; give {names}")
         tokens: list[Any] = []
         for name, value in special_tokens_dict.items():
             tokens += value if name in SPECIAL_TOKEN_LIST_NAMES else [value]
@@ -219,75 +248,28 @@ class VocabularyMixin:
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """The tokens with a part to play, by their part."""
-        token_by_name = {
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            "unk_token": self.unk_token,
-            "sep_token": self.sep_token,
-            "pad_token": self.pad_token,
-            "cls_token": self.cls_token,
-            "mask_token": self.mask_token,
-        }
-        return {name: token for name, token in token_by_name.items() if token is not None}
+        """The special tokens that are set, by the names of their roles."""
+        roles = {name: vars(self)[name] for name in SPECIAL_TOKEN_NAMES}
+        return {name: token for name, token in roles.items() if token is not None}
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Ids of the tokens that are left out of decoded text on request."""
+        """The ids of all special tokens, which `skip_special_tokens` leaves out of decoded text."""
         return sorted(self.codec.special_ids)
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The tokens of `all_special_ids`."""
+        """All special tokens, in the order of their ids."""
         return [self._id_to_token(id) for id in self.all_special_ids]
 
     @property
     def additional_special_tokens(self) -> list[str]:
-        """The special tokens that have no part to play."""
+        """The special tokens that have no role of their own, such as `<image>`."""
         named_tokens = set(self.special_tokens_map.values())
         return [token for token in self.all_special_tokens if token not in named_tokens]
-
-    def _token_to_id(self, token: str | None) -> int | None:
-        return None if token is None else self.codec.token_to_id(token)
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """Id of the token that begins a text."""
-        return self._token_to_id(self.bos_token)
-
-    @bos_token_id.setter
-    def bos_token_id(self, id: int | None) -> None:
-        self.bos_token = self._require_token(id)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """Id of the token that ends a text."""
-        return self._token_to_id(self.eos_token)
-
-    @eos_token_id.setter
-    def eos_token_id(self, id: int | None) -> None:
-        self.eos_token = self._require_token(id)
-
-    @property
-    def unk_token_id(self) -> int | None:
-        """Id that stands for what the vocabulary lacks."""
-        return self._token_to_id(self.unk_token)
-
-    @unk_token_id.setter
-    def unk_token_id(self, id: int | None) -> None:
-        self.unk_token = self._require_token(id)
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """Id of the token that fills up short rows."""
-        return self._token_to_id(self.pad_token)
-
-    @pad_token_id.setter
-    def pad_token_id(self, id: int | None) -> None:
-        self.pad_token = self._require_token(id)
 
     def _require_token(self, id: int | None) -> str | None:
         token = None if id is None else self.codec.id_to_token(id)
         if id is not None and token is None:
-            raise BadSetting(f"{id} is no token's id; the vocabulary has {len(self)} tokens")
+            raise BadSetting(f"there is no token of id {id}; the vocabulary has {len(self)} tokens")
         return token
