@@ -185,12 +185,9 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of an answer.
+    """Counts of an answer: tokens of the prompt (its pictures' included), generated tokens, pictures.
 
     Attributes:
-        prompt_tokens: tokens of the prompt, those of its pictures included.
-        completion_tokens: generated tokens.
-        pictures: pictures in the prompt.
         cached_tokens: prompt tokens that were in the prefix cache and not computed again.
     """
 
@@ -202,13 +199,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall-clock seconds.
-
-    Attributes:
-        prepare: making the prompt: opening pictures, tokenizing text.
-        first_token: from the call to the first token.
-        total: from the call to the end of the answer.
-    """
+    """Wall-clock seconds: making the prompt (pictures, text), from the call to the first token, and to the end."""
 
     prepare: float
     first_token: float
@@ -286,12 +277,7 @@ class RankedLabel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Labels from the most to the least likely; `str(ranking)` is the best label.
-
-    Attributes:
-        labels: the most likely first.
-        usage, timings, notes: as in `Answer`.
-    """
+    """Labels from the most to the least likely; prints as the best. `usage`, `timings`, `notes`: as in `Answer`."""
 
     labels: tuple[RankedLabel, ...]
     usage: Usage

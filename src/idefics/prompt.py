@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,3 +57,15 @@ class Prompt:
     def text_prefix(self, end: int) -> Prompt:
         """The first `end` tokens of a prompt that has no pictures."""
         return Prompt(self.ids[:end], (), (), self.image_index[:end])
+
+
+class ScoringPrompt(NamedTuple):
+    """A prompt and the continuations whose likelihoods are compared.
+
+    Attributes:
+        prompt: what all continuations share.
+        continuations: the token ids of each after the prompt.
+    """
+
+    prompt: Prompt
+    continuations: tuple[tuple[int, ...], ...]

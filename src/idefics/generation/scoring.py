@@ -29,8 +29,8 @@ from idefics.validation import (
 
 if TYPE_CHECKING:
     from idefics.messages import PictureSource
-    from idefics.processing.processor import ScoringPrompt
     from idefics.processing.prompt_items import PromptItem
+    from idefics.prompt import ScoringPrompt
 
     PromptItems = Sequence[PromptItem]
     Conversation = Sequence[Message | Mapping[str, Any]]

@@ -31,14 +31,12 @@ from idefics.processing.special_tokens import IMAGE_PLACEHOLDER_PATTERN
 from idefics.processing.text_limit import TextLimit
 from idefics.processing.tile_plan import plan_tiles
 from idefics.processing.tokenizer import TextPiece, Tokenizer
-from idefics.prompt import PreprocessedImage, Prompt
+from idefics.prompt import PreprocessedImage, Prompt, ScoringPrompt
 
 if TYPE_CHECKING:
     from idefics.processing.prompt_items import PromptItem
 
 END_OF_DOCUMENT_TOKEN = "</s>"
-
-ScoringPrompt = tuple[Prompt, tuple[tuple[int, ...], ...]]
 
 
 class Processor:
@@ -257,7 +255,7 @@ class Processor:
     ) -> ScoringPrompt:
         pieces, pictures = self._expand_pictures(parts)
         ids, continuation_ids = encode_continuations(self.tokenizer, self.text_limit, pieces, continuations)
-        return self._build_prompt(ids, pictures), continuation_ids
+        return ScoringPrompt(self._build_prompt(ids, pictures), continuation_ids)
 
     def _expand_pictures(
         self, parts: Sequence[PromptPart]

@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from idefics.messages import Alternative, Delta
+from idefics.prompt import ScoringPrompt
 from idefics.server.request_context import RequestContext
 
 if TYPE_CHECKING:
-    from idefics.processing.processor import ScoringPrompt
     from idefics.prompt import Prompt
 
 CHUNK_TOKENS = 512  # tokens scored at once; the cost of a chunk grows with the square of its length
@@ -57,4 +57,4 @@ async def compute_prompt_logprobs(
 
 
 def _as_scoring_prompt(prompt: Prompt, start: int, continuation: tuple[int, ...]) -> ScoringPrompt:
-    return prompt.text_prefix(start), (continuation,)
+    return ScoringPrompt(prompt.text_prefix(start), (continuation,))

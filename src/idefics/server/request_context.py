@@ -23,9 +23,8 @@ from idefics.server.temporary_thread import run_in_temporary_thread
 if TYPE_CHECKING:
     from idefics import Idefics
     from idefics.generation import Stream
-    from idefics.processing.processor import ScoringPrompt
     from idefics.processing.tokenizer import Tokenizer
-    from idefics.prompt import Prompt
+    from idefics.prompt import Prompt, ScoringPrompt
 
 NUM_WORKERS = 16  # threads that make prompts; most of them wait for one of the `decode_slots`
 LONG_TEXT_CHARACTERS = (

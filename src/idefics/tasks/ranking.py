@@ -19,7 +19,7 @@ from idefics.tasks.task_pipeline import TaskPipeline, parse_pictures, picture_or
 from idefics.validation import reject_unknown_arguments, validate_bool
 
 if TYPE_CHECKING:
-    from idefics.processing.processor import ScoringPrompt
+    from idefics.prompt import ScoringPrompt
     from idefics.tasks.task_pipeline import PictureInput, PictureInputs
 
 NEUTRAL_IMAGE_SIZE = 64  # of the plain grey picture that stands for "no picture in particular"
