@@ -42,7 +42,7 @@ class DecodeAttention(Protocol):
         ...
 
 
-class CrossAttention(Protocol):
+class DecodeCrossAttention(Protocol):
     """Cross-attention of one query in each row to the picture of that row."""
 
     def attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
@@ -59,7 +59,7 @@ class PagedDecodeAttn:
         page_tables: Tensor,
         positions: Tensor,
         attention: DecodeAttention,
-        cross_kv: CrossAttention,
+        cross_kv: DecodeCrossAttention,
         backend: AttentionBackend,
     ) -> None:
         self.cache, self.attention, self.cross_kv, self.backend = cache, attention, cross_kv, backend

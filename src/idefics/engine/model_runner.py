@@ -173,10 +173,11 @@ class ModelRunner:
                 for chunk, end in ends
                 if chunk.continuation_group is not None
             ]
-        output = StepOutput(sequences, continuation_states=continuation_states)
-        if logits:
-            output.logits = logits[0] if len(logits) == 1 else torch.cat(logits)
-        return output
+        if not logits:
+            return StepOutput(continuation_states=continuation_states)
+        return StepOutput(
+            sequences, logits[0] if len(logits) == 1 else torch.cat(logits), continuation_states
+        )
 
     def _decode_logits(self, sequences: list[SequenceState], has_page_changes: bool) -> Tensor:
         """(R, V) next-token logits; from the launched step if it computed these sequences, else from a new one."""
