@@ -163,16 +163,15 @@ class IdeficsProcessor(BaseProcessor):
         truncated_prompts = list(map(select_prompt_tokens, full_prompts, kept_positions))
         if debug:
             self._print_prompts(truncated_prompts)
-        entries: dict[str, Any] = self._make_image_entries(
-            image_config.frame_size, truncated_prompts, padding_options
-        )
-        entries |= self._make_text_entries(
+        entries: dict[str, Any] = self._make_text_entries(
             full_prompts, kept_positions, padding_options, return_attention_mask=return_attention_mask
         )
         if generated:
             entries["assistant_masks"] = make_assistant_masks(
                 prompt_processor, as_text_list(text), full_prompts, kept_positions, generated, padding_options
             )
+        image_size = image_config.frame_size
+        entries |= self._make_image_entries(image_size, truncated_prompts, padding_options)
         return padding_options.to_batch(entries)
 
     def _append_eos(self, prompt: Prompt) -> Prompt:
