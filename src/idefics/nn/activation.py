@@ -1,4 +1,4 @@
-"""Activations by the names that configs use. Chosen while a module is built."""
+"""Activation functions by the names in `config.json`."""
 
 from collections.abc import Callable
 from functools import partial

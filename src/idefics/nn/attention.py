@@ -1,8 +1,9 @@
-"""The seam between models and whoever runs them: attention is an argument.
+"""Attention as an argument of a model's forward pass, so that models know neither KV caches nor batching.
 
-Models call `self_` and `cross`; the trainer and the slow twin bring `DenseAttn`, the engine brings its own.
-Shapes: N packed tokens, H query heads, h key/value heads, K head size, P pictures, M feature rows a picture.
-Does not know layers' weights, tokens or caches.
+Decoders call `Attn.self_attention` and `Attn.cross_attention`. The trainer and the uncached reference pass `DenseAttn`;
+the engine passes implementations that read its KV cache (`engine.prefill_attention`, `engine.decode_attention`).
+
+Shapes: N packed tokens, H query heads, h key/value heads, K head size, P pictures, M image features of a picture.
 """
 
 from __future__ import annotations
@@ -27,36 +28,37 @@ CrossKV = Sequence[LayerCrossKV]
 
 
 class Attn(Protocol):
-    """How a block's queries meet keys and values."""
+    """Computes attention for a decoder's layers; `layer` counts self-attention or cross-attention layers from 0."""
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention within each sequence: (N, H, K), (N, h, K), (N, h, K) -> (N, H, K)."""
+        """Causal attention within each sequence: q (N, H, K), k and v (N, h, K) -> (N, H, K)."""
         ...
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
-        """Attention to the one picture that a token sees: (N, H, K) -> (N, H, K).
+        """Attention to the image features of each token's picture: q (N, H, K) -> (N, H, K).
 
-        Exactly zero for a token that sees no picture.
+        Exactly zero for a token without a picture.
         """
         ...
 
 
 def causal_window_mask(query_positions: Tensor, key_positions: Tensor, sliding_window: int | None) -> Tensor:
-    """Which keys a query sees by their positions, (N,) and (L,) -> (N, L): those up to its own, within the window."""
+    """Positions (N,) and (L,) -> (N, L), True where a query attends to a key: not after it, within the window."""
     distance = query_positions[:, None] - key_positions
     return distance >= 0 if sliding_window is None else (distance >= 0) & (distance < sliding_window)
 
 
 class DenseAttn:
-    """Uncached attention over `num_sequences` sequences of equal length, packed row after row.
+    """`Attn` without a KV cache, over `num_sequences` sequences of equal length, packed one after another.
 
-    Shorter sequences are padded on the right: causality keeps the padding out of sight.
+    Shorter sequences are padded on the right, where causal attention ignores the padding.
 
     Args:
         num_sequences: number of sequences; N is a multiple of it.
-        cross_kv: for each cross layer the keys and values of all pictures; empty where there are none.
+        cross_kv: for each cross-attention layer the keys and values of all pictures; empty without pictures.
         image_index: (N,) for each token the index of its picture in `cross_kv`, or -1.
-        sliding_window: how far back a token sees in its sequence, as in `KVCacheLayout`.
+        sliding_window: number of positions that a token attends to, its own included, as in `KVCacheLayout`.
+        backend: computes the attention.
     """
 
     def __init__(
@@ -68,22 +70,18 @@ class DenseAttn:
         sliding_window: int | None = None,
         backend: AttentionBackend = sdpa_attention,
     ) -> None:
-        self.num_sequences, self.cross_kv, self.sliding_window, self.backend = (
-            num_sequences,
-            cross_kv,
-            sliding_window,
-            backend,
-        )
+        self.num_sequences, self.cross_kv = num_sequences, cross_kv
+        self.sliding_window, self.backend = sliding_window, backend
         if cross_kv and image_index is not None:
             num_images, features_per_image = cross_kv[0].keys.shape[:2]
             is_visible = image_index[:, None] == torch.arange(num_images, device=image_index.device)  # (N, P)
             self.has_image = is_visible.any(dim=1)  # (N,)
-            # A row that may look nowhere would be NaN: let it look everywhere, then close the gate.
-            self.image_mask = (is_visible | ~self.has_image[:, None]).repeat_interleave(
-                features_per_image, dim=1
-            )  # (N, P*M)
+            # A row that is masked completely would give NaN: unmask it here, zero it in `cross_attention`.
+            image_mask = is_visible | ~self.has_image[:, None]
+            self.image_mask = image_mask.repeat_interleave(features_per_image, dim=1)  # (N, P*M)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Attn`."""
         q, k, v = (
             x.unflatten(0, (self.num_sequences, -1)).transpose(1, 2) for x in (q, k, v)
         )  # (B, H, T, K)
@@ -95,10 +93,11 @@ class DenseAttn:
         return out.transpose(1, 2).flatten(0, 1)
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
+        """See `Attn`."""
         if not self.cross_kv:
             return torch.zeros_like(q)
         keys, values = (x.flatten(0, 1).transpose(0, 1)[None] for x in self.cross_kv[layer])  # (1, H, P*M, K)
-        out = self.backend(q.transpose(0, 1)[None], keys, values, mask=self.image_mask.to(q.device))[
-            0
-        ]  # (H, N, K)
+        [out] = self.backend(
+            q.transpose(0, 1)[None], keys, values, mask=self.image_mask.to(q.device)
+        )  # (H, N, K)
         return (out * self.has_image.to(q.device)[:, None]).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""The ways to compute softmax(q k' / sqrt(K)) v. A model is given one when it is built; nothing asks later.
+"""Attention backends: functions that compute softmax(q k' / sqrt(K)) v. A model is given one when it is loaded.
 
 B rows, T queries, L keys, H query heads, h key/value heads, K head size.
 """
@@ -17,7 +17,13 @@ from idefics.nn.native_attention import can_use_native_attention, native_attenti
 
 
 class AttentionBackend(Protocol):
-    """(B, H, T, K), (B, h, L, K) twice -> (B, H, T, K); in a mask, which may be broadcast, true is seen."""
+    """q (B, H, T, K), k and v (B, h, L, K) -> (B, H, T, K).
+
+    Args:
+        mask: broadcastable to (B, H, T, L); True: the query attends to the key. Not together with `causal`.
+        causal: whether query t attends to keys up to t only.
+        dropout_p: probability with which each attention weight is dropped, in training.
+    """
 
     def __call__(
         self,
@@ -40,7 +46,7 @@ def sdpa_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """torch's best kernel for the device."""
+    """`torch.nn.functional.scaled_dot_product_attention`: torch's fastest kernel for the device and the arguments."""
     if mask is not None and q.is_cuda:
         k, v = repeat_kv(q, k, v)
     grouped = q.shape[1] != k.shape[1]
@@ -48,17 +54,15 @@ def sdpa_attention(
 
 
 def repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values with a head for each head of the queries.
+    """Repeats keys and values so that each query head has its own: (B, h, L, K) -> (B, H, L, K).
 
-    CUDA's kernel that takes a mask and holds no (T, L) matrix does not share heads: with shared ones torch would
-    compute that matrix for every head.
+    Needed with a mask on CUDA: the memory-efficient kernel does not support grouped heads, and torch would fall back to
+    one that computes a (T, L) matrix for each head.
     """
     num_repeats = q.shape[1] // k.shape[1]
-    return (
-        (k, v)
-        if num_repeats == 1
-        else (k.repeat_interleave(num_repeats, dim=1), v.repeat_interleave(num_repeats, dim=1))
-    )
+    if num_repeats == 1:
+        return k, v
+    return k.repeat_interleave(num_repeats, dim=1), v.repeat_interleave(num_repeats, dim=1)
 
 
 def native_or_sdpa_attention(
@@ -70,7 +74,7 @@ def native_or_sdpa_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Our own kernel for a processor, where every query sees every key and nothing is learned; else torch's."""
+    """The C kernel for full attention on a CPU without gradients, where it is faster; else `sdpa_attention`."""
     if mask is None and not causal and not dropout_p and can_use_native_attention(q, k, v):
         return native_attention(q, k, v)
     return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
@@ -85,14 +89,14 @@ def flash_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """FlashAttention-2 (arXiv 2307.08691) as torch has it, which takes no mask; the next best kernel with one."""
+    """FlashAttention-2 (arXiv 2307.08691) in torch's version; with a mask, which it does not take, torch's next kernel."""
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
         return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
 
 
 class EagerAttention:
-    """Every weight is computed, in float32, and kept.
+    """Plain torch operations, softmax in float32; records the attention weights.
 
     Attributes:
         attention_weights: (B, H, T, L) for each call so far.
@@ -131,11 +135,11 @@ def eager_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """`EagerAttention`, for those who do not want the weights: the plain twin of the others."""
+    """`EagerAttention` without recording the weights: the reference for the other backends."""
     return EagerAttention()(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
 
 
-# By the names that users of the field know.
+# By the names that transformers uses for `attn_implementation`.
 ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "sdpa": native_or_sdpa_attention,
     "eager": eager_attention,
@@ -144,11 +148,11 @@ ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
 
 
 def get_attention_backend(name: str, dtype: torch.dtype, device: torch.device) -> AttentionBackend:
-    """The kernel by its name.
+    """The backend of a name in `ATTENTION_BACKENDS`, for a model of this dtype on this device.
 
     Raises:
-        BadSetting: no such name, or FlashAttention where it cannot be: it needs a CUDA device of compute capability
-            8.0 (its own requirement) and 16-bit numbers.
+        BadSetting: unknown name, or FlashAttention without what it requires: a CUDA device of compute capability 8.0
+            and float16 or bfloat16 weights.
     """
     if not isinstance(name, str) or name not in ATTENTION_BACKENDS:
         raise BadSetting(f"attn_implementation is {name!r}; give {', '.join(ATTENTION_BACKENDS)}")
@@ -170,7 +174,7 @@ def _flash_unavailable_reason(dtype: torch.dtype, device: torch.device) -> str:
 
 
 class AttentionModule(nn.Module):
-    """A module that attends by itself, or a whole model: `attention_backend` is how."""
+    """A module that computes attention itself, or a whole model, with its `attention_backend`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +182,7 @@ class AttentionModule(nn.Module):
 
 
 def set_attention_backend(model: nn.Module, backend: AttentionBackend) -> None:
-    """All that attends in a model attends with this kernel from now on."""
+    """Sets the attention backend of a model and of all its modules."""
     for module in model.modules():
         if isinstance(module, AttentionModule):
             module.attention_backend = backend

@@ -13,7 +13,7 @@ from idefics.nn.upcast import TokenEmbedding
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU and its kin (arXiv 2002.05202): down(act(gate(x)) * up(x)), to another width where `output_size` says so."""
+    """Gated MLP such as SwiGLU (arXiv 2002.05202): down(act(gate(x)) * up(x)); `output_size` None: `hidden_size`."""
 
     def __init__(
         self, hidden_size: int, intermediate_size: int, activation: Activation, output_size: int | None = None
@@ -24,13 +24,14 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, output_size or hidden_size, bias=False)
         self.act = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), or (..., output_size)."""
         out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 class SelfAttention(nn.Module):
-    """Projections around `Attn.self_`: queries and keys are rotated here, so caches hold rotated keys."""
+    """Projections and rotary embedding around `Attn.self_attention`: KV caches hold keys that are rotated already."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -41,16 +42,15 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(config.num_heads * config.head_size, config.hidden_size, bias=False)
 
     def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
+        """(N, D) -> (N, D); `rotary`: cosines and sines of `rotary_cos_sin`."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_size)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        mixed = attn.self_attention(
-            layer_index, apply_rotary(q, rotary), apply_rotary(k, rotary), v
-        )  # (N, H, K)
-        out: Tensor = self.o_proj(mixed.flatten(1))
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        out: Tensor = self.o_proj(attn.self_attention(layer_index, q, k, v).flatten(1))
         return out
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention, then pre-norm MLP, each added to the stream."""
+    """Pre-norm self-attention, then pre-norm MLP, each added to the residual stream."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -60,13 +60,14 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
     def forward(self, layer_index: int, x: Tensor, rotary: tuple[Tensor, Tensor], attn: Attn) -> Tensor:
+        """(N, D) -> (N, D); arguments as in `SelfAttention`."""
         x = x + self.self_attn(layer_index, self.input_layernorm(x), rotary, attn)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
 class LlamaDecoder(nn.Module):
-    """Embedding, blocks and the last norm."""
+    """Token embedding, decoder layers and final norm; the LM head belongs to the model."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -75,7 +76,8 @@ class LlamaDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
-    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:  # (N, D), (N,) -> (N, D)
+    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """Embedded tokens (N, D) at `positions` (N,) -> hidden states (N, D)."""
         rotary = rotary_cos_sin(positions, self.config.rope, self.config.head_size, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(index, x, rotary, attn)

@@ -1,6 +1,6 @@
-"""A decoder laid open: its modules in the order in which they work, for who computes them in another way.
+"""The modules of a decoder in the order in which they run, for faster implementations of a whole decoder step.
 
-Knows tensors and modules, no families and no arithmetic. D width, H query heads, K head size.
+`nn.fused` and the decode step in C (`engine.native`) read them. D width, V vocabulary, H query heads, K head size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from idefics.nn.norm import RMSNorm
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossAttentionBlock:
-    """A gated block that reads pictures beside the text: x + tanh(gate) * attention, then x + tanh(mlp_gate) * MLP.
+    """A gated cross-attention block: x + tanh(gate) * attention, then x + tanh(mlp_gate) * MLP.
 
     Attributes:
-        norm, mlp_norm: before each half.
-        q, o: around the attention; `q_norm` is over each head of q's outputs, if there is one.
-        gate, mlp_gate: of one number or of D.
+        norm, mlp_norm: before the attention and the MLP.
+        q, o: projections around the attention.
+        q_norm: normalises each head of q's output, or None.
+        gate, mlp_gate: (1,) or (D,).
     """
 
     norm: RMSNorm
@@ -36,15 +37,15 @@ class CrossAttentionBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderParts:
-    """All that turns ids into logits.
+    """Everything between token ids and logits.
 
     Attributes:
-        config: sizes, epsilon, activation, rotation and window of the layers.
-        embeddings: (V, D) embeddings; a second one holds the ids that follow.
-        layers: the Llama blocks.
-        cross_blocks: for each layer the gated block before it, or None.
-        norm: the last one.
-        lm_heads: as many as tables; their logits stand side by side.
+        config: sizes, norm epsilon, activation, rotary embedding and sliding window of the layers.
+        embeddings: (V, D) token embeddings; a second one has the added tokens, whose ids follow.
+        layers: the Llama layers.
+        cross_blocks: for each layer the cross-attention block before it, or None.
+        norm: the final norm.
+        lm_heads: one for each embedding; their logits are concatenated.
     """
 
     config: TextConfig

@@ -1,7 +1,8 @@
-"""A `DecoderParts` computed in fewer and larger steps: for devices where starting a step costs more than a small one takes.
+"""A decoder computed with fewer, larger operations, for devices where launching a kernel takes longer than a small one.
 
-Query, key and value are one product, so are gate and up; residuals are added by the product before them; queries and
-keys are rotated together. The numbers are those of the modules, but for the order in which sums are rounded.
+Query, key and value are one matrix product, as are gate and up; residuals are added by the product before them; queries
+and keys are rotated together. Results equal those of the modules up to rounding.
+
 N packed tokens, D width, H query heads, h key/value heads, K head size.
 """
 
@@ -24,9 +25,9 @@ Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, (N, 1, K) each
 
 
 class FusedDecoder:
-    """The blocks and the last norm of a decoder: what `VLM.forward` does.
+    """Decoder layers, cross-attention blocks and final norm of `DecoderParts`, as in `VLM.forward`.
 
-    Weights that are joined become parts of one tensor, under the names that they had: nothing is kept twice.
+    Weights that are fused become views of one tensor and keep their names, so that no memory is used twice.
     """
 
     def __init__(self, parts: DecoderParts) -> None:
@@ -44,7 +45,7 @@ class FusedDecoder:
         self.norm = parts.norm
 
     def __call__(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
-        """(N, D), (N,) -> (N, D)."""
+        """Embedded tokens (N, D) at `positions` (N,) -> hidden states (N, D)."""
         float_positions = positions.float()[:, None, None]
         cosines, sines = (float_positions * rates for rates in self.rotary_frequencies)
         rotary = cosines.cos().to(x.dtype), sines.sin().to(x.dtype)
@@ -60,11 +61,8 @@ class FusedDecoder:
 class _FusedLayer:
     def __init__(self, config: TextConfig, layer: DecoderLayer) -> None:
         attention = layer.self_attn
-        self.num_heads, self.num_kv_heads, self.head_size = (
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_size,
-        )
+        self.num_heads, self.head_size = config.num_heads, config.head_size
+        self.num_rotated = config.num_heads + config.num_kv_heads
         self.norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.qkv = fuse_linears((attention.q_proj, attention.k_proj, attention.v_proj))
         self.o = fuse_residual_add(attention.o_proj)
@@ -72,12 +70,8 @@ class _FusedLayer:
 
     def __call__(self, index: int, x: Tensor, rotary: Rotary, attn: Attn) -> Tensor:
         heads = self.qkv(_rms_norm(self.norm, x)).unflatten(-1, (-1, self.head_size))  # (N, H + 2h, K)
-        rotated = _rotate(heads[:, : self.num_heads + self.num_kv_heads], rotary)
-        q, k, v = (
-            rotated[:, : self.num_heads],
-            rotated[:, self.num_heads :],
-            heads[:, self.num_heads + self.num_kv_heads :],
-        )
+        rotated = _rotate(heads[:, : self.num_rotated], rotary)
+        q, k, v = rotated[:, : self.num_heads], rotated[:, self.num_heads :], heads[:, self.num_rotated :]
         x = self.o(attn.self_attention(index, q, k, v).flatten(1), x)
         return self.mlp.down(self.mlp.activate(_rms_norm(self.mlp_norm, x)), x)
 
@@ -109,7 +103,7 @@ class _FusedMLP:
 
 
 def fuse_linears(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
-    """What several layers make of one input, side by side: one product where all are plain."""
+    """Returns a function for the concatenated outputs of layers: one product where all are plain linear layers."""
     if not all(map(is_plain_linear, layers)):
         return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
     fused_weight = merge_weights([layer.weight for layer in layers])
@@ -117,7 +111,7 @@ def fuse_linears(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
 
 
 def fuse_residual_add(layer: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a layer makes of its input, added to a second argument: one product where it is plain."""
+    """Returns a function (input, residual) -> residual + layer(input): one product for a plain linear layer."""
     if not is_plain_linear(layer):
         return lambda x, residual: residual + layer(x)
     transposed_weight = layer.weight.detach().t()
@@ -125,14 +119,17 @@ def fuse_residual_add(layer: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def is_plain_linear(layer: nn.Linear) -> bool:
-    """Whether a layer is its weight and nothing else."""
+    """Whether a layer computes a product with its weight and nothing else: no bias, hook, subclass or quantisation."""
     has_hooks = bool(layer._forward_hooks or layer._forward_pre_hooks)
     is_torch_linear = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
     return is_torch_linear and not has_hooks and layer.bias is None
 
 
 def merge_weights(weights: Sequence[Tensor]) -> Tensor:
-    """Weights as one, (O, I) each -> (sum of O, I): from then on they are parts of it, if they were not before."""
+    """Concatenates weights, (O, I) each -> (sum of O, I), and makes them views of the result.
+
+    Nothing is copied if they are consecutive views of one tensor already.
+    """
     first, inputs = weights[0], weights[0].shape[1]
     starts = [weight.storage_offset() for weight in weights]
     ends = [start + weight.numel() for start, weight in zip(starts, weights, strict=True)]
@@ -149,7 +146,7 @@ def _rms_norm(norm: RMSNorm, x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """As `nn.rope.rotate`: (N, H, K) -> (N, H, K)."""
+    """As `rope.apply_rotary`, with signed sines: (N, H, K) -> (N, H, K)."""
     cosines, sines = rotary
     low, high = x.chunk(2, dim=-1)
     return torch.addcmul(x * cosines, torch.cat((high, low), dim=-1), sines)

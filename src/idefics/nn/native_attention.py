@@ -1,4 +1,4 @@
-"""Attention in float32 as one call into C (`native/attention.c`), where every query sees every key.
+"""The call of the C kernel for full attention in float32 (`native/attention.c`), without a mask.
 
 Twice as fast as torch's kernel with AVX-512; elsewhere torch's is used.
 """

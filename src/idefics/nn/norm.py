@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Scales the last dimension to unit root mean square, then by a learned weight.
+    """Scales the last dimension to a root mean square of 1, then by a learned weight.
 
-    The mean is taken in float32 whatever the input; the result has the weight's dtype before it is scaled, which is
-    what both Llama's and Idefics' own norms compute when activations and weights share a dtype.
+    The mean is computed in float32. The result is cast to the weight's dtype before it is scaled, as Llama's and
+    Idefics' own norms do when activations and weights share a dtype.
     """
 
     def __init__(self, hidden_size: int, epsilon: float) -> None:
@@ -16,7 +16,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.epsilon = epsilon
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) -> (..., hidden_size)."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
         return self.weight * wide.to(self.weight.dtype)

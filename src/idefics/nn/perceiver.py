@@ -1,4 +1,4 @@
-"""A perceiver built of a decoder's parts: few latents read the patches of a frame, whatever their number.
+"""The perceiver of Idefics2: a fixed number of latents that attend to any number of patches of a frame.
 
 Source: arXiv 2405.02246, section 3.2, after Flamingo's resampler (arXiv 2204.14198). P frames, S patches of a frame,
 M latents, D width, H heads, h key/value heads, K head size.
@@ -16,7 +16,7 @@ from idefics.nn.norm import RMSNorm
 
 
 class PerceiverAttention(AttentionModule):
-    """Latents attend to the patches and to themselves; nothing is rotated."""
+    """Attention of latents to the patches and to each other, without rotary embedding."""
 
     def __init__(self, hidden_size: int, config: PerceiverConfig) -> None:
         super().__init__()
@@ -26,7 +26,8 @@ class PerceiverAttention(AttentionModule):
         self.v_proj = nn.Linear(hidden_size, config.num_kv_heads * config.head_size, bias=False)
         self.o_proj = nn.Linear(config.num_heads * config.head_size, hidden_size, bias=False)
 
-    def forward(self, context: Tensor, latents: Tensor) -> Tensor:  # (P, S, D), (P, M, D) -> (P, M, D)
+    def forward(self, context: Tensor, latents: Tensor) -> Tensor:
+        """Patches (P, S, D), latents (P, M, D) -> (P, M, D)."""
         both = torch.cat((context, latents), dim=1)
         q, k, v = (
             x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
@@ -38,7 +39,7 @@ class PerceiverAttention(AttentionModule):
 
 
 class PerceiverLayer(nn.Module):
-    """Pre-norm attention, then pre-norm MLP, each added to the latents. Patches stay as they came."""
+    """Pre-norm attention, then pre-norm MLP, each added to the latents; the patches stay unchanged."""
 
     def __init__(self, hidden_size: int, config: PerceiverConfig) -> None:
         super().__init__()
@@ -48,14 +49,15 @@ class PerceiverLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(hidden_size, config.norm_epsilon)
         self.mlp = GatedMLP(hidden_size, 4 * hidden_size, config.activation)
 
-    def forward(self, context: Tensor, latents: Tensor) -> Tensor:  # (P, S, D), (P, M, D) -> (P, M, D)
+    def forward(self, context: Tensor, latents: Tensor) -> Tensor:
+        """Patches (P, S, D), latents (P, M, D) -> (P, M, D)."""
         latents = latents + self.self_attn(self.input_context_norm(context), self.input_latents_norm(latents))
         out: Tensor = latents + self.mlp(self.post_attention_layernorm(latents))
         return out
 
 
 class Perceiver(nn.Module):
-    """(P, S, D) patches -> (P, M, D) latents."""
+    """Learned latents, layers that update them from the patches, and a final norm."""
 
     def __init__(self, hidden_size: int, config: PerceiverConfig) -> None:
         super().__init__()
@@ -64,6 +66,7 @@ class Perceiver(nn.Module):
         self.norm = RMSNorm(hidden_size, config.norm_epsilon)
 
     def forward(self, context: Tensor) -> Tensor:
+        """Patches (P, S, D) -> latents (P, M, D)."""
         latents = self.latents.expand(len(context), -1, -1)
         for layer in self.layers:
             latents = layer(context, latents)

@@ -1,4 +1,7 @@
-"""The perceiver resampler of Flamingo (arXiv 2204.14198) as Idefics trained it: few latents read many patches."""
+"""The perceiver resampler of Flamingo (arXiv 2204.14198) in Idefics' version: few latents attend to many patches.
+
+P frames, S patches of a frame, M latents, D width, H heads, K head size.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ NORM_EPSILON = 1e-5  # torch's default, which the released resampler was trained
 
 
 class ResamplerAttention(AttentionModule):
-    """Latents attend to the patches and to themselves. P frames, S patches, M latents, H heads, K head size."""
+    """Attention of latents to the patches and to each other, with norms of queries and keys if the config has them."""
 
     def __init__(self, hidden_size: int, config: ResamplerConfig) -> None:
         super().__init__()
@@ -31,7 +34,8 @@ class ResamplerAttention(AttentionModule):
         self.v_proj = nn.Linear(hidden_size, inner_size, bias=False)
         self.output_proj = nn.Linear(inner_size, hidden_size, bias=False)
 
-    def forward(self, context: Tensor, latents: Tensor) -> Tensor:  # (P, S, D), (P, M, D) -> (P, M, D)
+    def forward(self, context: Tensor, latents: Tensor) -> Tensor:
+        """Patches (P, S, D), latents (P, M, D) -> (P, M, D)."""
         latents = self.latents_layer_norm(latents)
         both = torch.cat((self.context_layer_norm(context), latents), dim=1)
         q, k, v = (
@@ -44,7 +48,7 @@ class ResamplerAttention(AttentionModule):
 
 
 class ResamplerMLP(nn.Module):
-    """Norm, widen fourfold, relu, narrow; no biases in the two products."""
+    """Norm, projection to four times the width, ReLU, projection back; without biases."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -53,12 +57,13 @@ class ResamplerMLP(nn.Module):
         self.c_proj = nn.Linear(4 * hidden_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         out: Tensor = self.c_proj(relu(self.fc(self.ln(x))))
         return out
 
 
 class Resampler(nn.Module):
-    """(P, S, D) patches -> (P, M, D) latents."""
+    """Learned latents, blocks that update them from the patches, and a final norm."""
 
     def __init__(self, hidden_size: int, config: ResamplerConfig) -> None:
         super().__init__()
@@ -70,6 +75,7 @@ class Resampler(nn.Module):
         self.layer_norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
 
     def forward(self, context: Tensor) -> Tensor:
+        """Patches (P, S, D) -> latents (P, M, D)."""
         latents = self.latents.expand(len(context), -1, -1)
         for block in self.blocks:
             attention, mlp = block.children()

@@ -1,4 +1,4 @@
-"""Rotary positions (arXiv 2104.09864), with the frequency scaling of Llama 3.1."""
+"""Rotary position embedding (arXiv 2104.09864), with the frequency scaling of Llama 3.1."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from idefics.config import RopeConfig
 
 
 def rope_frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> Tensor:
-    """(K/2,) radians a position, float32.
+    """The angle of each pair of dimensions per position: (K/2,) radians, float32.
 
-    Llama 3.1 (its model card's `rope_scaling`): wavelengths beyond original/low are stretched by `factor`, those
-    below original/high are kept, those between are blended.
+    With the scaling of Llama 3.1 (`rope_scaling` in its config.json), wavelengths above original / low are multiplied
+    by `factor`, those below original / high are kept, and those between are interpolated.
     """
     exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size
     rates = 1.0 / rope.theta**exponents
     if rope.factor == 1.0:
         return rates
-    turns = rope.original_max_positions * rates / (2 * math.pi)  # full turns over the original context
+    turns = (
+        rope.original_max_positions * rates / (2 * math.pi)
+    )  # full turns within the original context length
     blend = (turns - rope.low_frequency_factor) / (rope.high_frequency_factor - rope.low_frequency_factor)
     return torch.lerp(rates / rope.factor, rates, blend.clamp(0, 1))
 
@@ -28,14 +30,14 @@ def rope_frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> 
 def rotary_cos_sin(
     positions: Tensor, rope: RopeConfig, head_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (N, 1, K) each: computed in float32, then cast, as the released models do."""
+    """Cosines and sines for positions (N,): (N, 1, K) each, computed in float32 and cast, as in the released models."""
     angles = positions.float()[:, None] * rope_frequencies(rope, head_size, positions.device)
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def apply_rotary(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (i, i + K/2) of each head: (N, H, K) -> (N, H, K)."""
+    """Rotates the pairs (i, i + K/2) of each head: (N, H, K) -> (N, H, K)."""
     cosines, sines = cos_sin
     low, high = x.chunk(2, dim=-1)
     return x * cosines + torch.cat((-high, low), dim=-1) * sines

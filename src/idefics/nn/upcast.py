@@ -1,4 +1,4 @@
-"""Matrices stored in fewer bits than are computed with: sixteen in memory, and widened where they are used."""
+"""Weights stored in 16 bits and upcast to the dtype of the inputs while they are used."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-LinearFunction = Callable[
-    [Tensor, Tensor, Tensor | None], Tensor
-]  # (..., I), (O, I), (O,) or None -> (..., O)
+# Input (..., I), weight (O, I), bias (O,) or None -> (..., O).
+LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-MAX_UPCAST_WEIGHTS = (
-    2**21
-)  # weights that are wide at once: 8 MiB in float32, which stay in a processor's cache
+MAX_UPCAST_WEIGHTS = 2**21  # weights upcast at a time: 8 MiB in float32, which fit a CPU's cache
 
 
 class TokenEmbedding(nn.Embedding):
-    """A vocabulary's table. It may be stored in fewer bits: the model's `embed` widens the rows that it looks up."""
+    """A token embedding, perhaps stored in 16 bits: the model's `embed` upcasts the rows that it looks up."""
 
 
 class UpcastLinear(nn.Linear):
-    """A layer whose weight may be stored in sixteen bits; bias and products have the inputs' dtype.
+    """A linear layer whose weight may be stored in 16 bits; bias and outputs have the inputs' dtype.
 
     Attributes:
-        linear_function: what computes with the wide weight.
+        linear_function: computes the product with the upcast weight.
     """
 
     linear_function: LinearFunction = staticmethod(functional.linear)
 
-    def forward(self, input: Tensor) -> Tensor:  # (..., I) -> (..., O)
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
         return upcast_linear(input, self.weight, self.bias, self.linear_function)
 
 
@@ -39,7 +37,7 @@ def upcast_linear(
     bias: Tensor | None = None,
     linear_function: LinearFunction = functional.linear,
 ) -> Tensor:
-    """(..., I), (O, I) -> (..., O): a product in the input's dtype, whatever that of the weight."""
+    """A linear layer in the dtype of the input (..., I), whatever the dtype of the weight (O, I): -> (..., O)."""
     if weight.dtype == input.dtype:
         return linear_function(input, weight, bias)
     return linear_by_blocks(
@@ -54,10 +52,17 @@ def linear_by_blocks(
     bias: Tensor | None,
     linear_function: LinearFunction = functional.linear,
 ) -> Tensor:
-    """A product with a weight of (O, I), of which no more than `WIDE` are wide at once.
+    """A linear layer whose weight is upcast block by block, at most `MAX_UPCAST_WEIGHTS` numbers at a time.
 
     Args:
-        upcast_rows: some rows of the weight, in the input's dtype.
+        input: (..., I).
+        weight_shape: (O, I).
+        upcast_rows: returns some rows of the weight, in the input's dtype.
+        bias: (O,).
+        linear_function: computes the product of a block.
+
+    Returns:
+        (..., O).
     """
     outputs, inputs = weight_shape
     rows = max(1, MAX_UPCAST_WEIGHTS // inputs)

@@ -1,6 +1,6 @@
-"""Vision transformers: the shared encoder, and the embeddings of CLIP and of SigLIP with NaViT positions.
+"""Vision transformers: the encoder, and the patch embeddings of CLIP and of SigLIP with NaViT positions.
 
-P frames, S patches of a frame, D width. Frames of one call have one size and no padding.
+P frames, S patches of a frame, D width. The frames of one call have the same size and no padding.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from idefics.config import VisionConfig
 from idefics.nn.activation import ACTIVATIONS
 from idefics.nn.attention_backends import AttentionModule
 
-CPU_CHUNK_PATCHES = (
-    1024  # patches that go through a layer together on a processor: 12 MiB between the two halves of its MLP
-)
+CPU_CHUNK_PATCHES = 1024  # patches of one batch on a CPU: 12 MiB of hidden units in an MLP
 
 
 class VisionAttention(AttentionModule):
-    """Every patch attends to every patch of its frame."""
+    """Attention of every patch to every patch of its frame."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -29,7 +27,8 @@ class VisionAttention(AttentionModule):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:  # (P, S, D) -> (P, S, D)
+    def forward(self, x: Tensor) -> Tensor:
+        """(P, S, D) -> (P, S, D)."""
         q, k, v = (
             p(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
@@ -40,7 +39,7 @@ class VisionAttention(AttentionModule):
 
 
 class VisionMLP(nn.Module):
-    """fc2(act(fc1(x)))."""
+    """Two linear layers with an activation between them: fc2(act(fc1(x)))."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -49,12 +48,13 @@ class VisionMLP(nn.Module):
         self.act = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(P, S, D) -> (P, S, D)."""
         out: Tensor = self.fc2(self.act(self.fc1(x)))
         return out
 
 
 class VisionLayer(nn.Module):
-    """Pre-norm attention, then pre-norm MLP."""
+    """Pre-norm attention, then pre-norm MLP, each added to the residual stream."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -64,24 +64,27 @@ class VisionLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(P, S, D) -> (P, S, D)."""
         x = x + self.self_attn(self.layer_norm1(x))
         out: Tensor = x + self.mlp(self.layer_norm2(x))
         return out
 
 
 class VisionEncoder(nn.Module):
-    """The stack of blocks. A processor takes a few frames through all of them before the next, so that what stands
-    between two layers is still in its cache.
+    """The layers of a vision transformer.
+
+    On a CPU a few frames pass through all layers before the next ones, so that activations stay in its cache.
     """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
 
-    def forward(self, x: Tensor) -> Tensor:  # (P, S, D) -> (P, S, D)
+    def forward(self, x: Tensor) -> Tensor:
+        """(P, S, D) -> (P, S, D)."""
         x = (
             x.contiguous()
-        )  # patches come from a convolution with D before S, and every layer would turn them round
+        )  # after the convolution D is before S in memory, which each layer would have to transpose
         if x.device.type != "cpu":
             return self._forward_layers(x)
         frames_per_chunk = max(1, CPU_CHUNK_PATCHES // x.shape[1])
@@ -94,9 +97,9 @@ class VisionEncoder(nn.Module):
 
 
 class ClipEmbeddings(nn.Module):
-    """CLIP (arXiv 2103.00020): patches without bias, a class vector in front, one learned position each.
+    """Embeddings of CLIP (arXiv 2103.00020): patches without bias, a class embedding first, learned positions.
 
-    Positions of frames that are not of the trained size are interpolated.
+    Positions are interpolated for frames of another size than the trained one.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -108,9 +111,10 @@ class ClipEmbeddings(nn.Module):
         )
         self.position_embedding = nn.Embedding(config.patches_per_side**2 + 1, config.hidden_size)
 
-    def forward(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, 1 + S, D)
+    def forward(self, frames: Tensor) -> Tensor:
+        """(P, 3, h, w) -> (P, 1 + S, D)."""
         patches = self.patch_embedding(frames)
-        # Looked up though all are wanted: a module's weights may lie elsewhere until it is called.
+        # A lookup of all rows: an offloaded weight is only on the device while its module is called.
         positions = self.position_embedding(torch.arange(self.patches_per_side**2 + 1, device=patches.device))
         if patches.shape[2:] != (self.patches_per_side, self.patches_per_side):
             positions = torch.cat(
@@ -125,9 +129,9 @@ class ClipEmbeddings(nn.Module):
 
 
 def interpolate_positions(positions: Tensor, patches_per_side: int, rows: int, columns: int) -> Tensor:
-    """(grid * grid, D) learned positions -> (rows * columns, D), bicubic, as DINO does it (arXiv 2104.14294).
+    """Learned positions (patches_per_side^2, D) -> (rows * columns, D), bicubic, as in DINO (arXiv 2104.14294).
 
-    Its scale has a tenth of a patch added, so that rounding never loses a row; the values depend on it.
+    Like there, 0.1 is added to the size, so that rounding never loses a row; the values depend on it.
     """
     table = (
         positions.float().unflatten(0, (patches_per_side, patches_per_side)).permute(2, 0, 1)[None]
@@ -138,7 +142,7 @@ def interpolate_positions(positions: Tensor, patches_per_side: int, rows: int, c
 
 
 class SiglipEmbeddings(nn.Module):
-    """SigLIP (arXiv 2303.15343): patches with bias; positions of any grid are looked up in the square trained one."""
+    """Embeddings of SigLIP (arXiv 2303.15343): patches with bias, positions looked up in a square grid (NaViT)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -146,8 +150,9 @@ class SiglipEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, config.patch_size)
         self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
 
-    def forward(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, S, D)
-        patches = self.patch_embedding(frames)  # floors: pixels beyond the last patch are not seen
+    def forward(self, frames: Tensor) -> Tensor:
+        """(P, 3, h, w) -> (P, S, D); pixels beyond the last whole patch are ignored."""
+        patches = self.patch_embedding(frames)
         rows, columns = patches.shape[2:]
         ids = position_ids(rows, columns, self.patches_per_side, frames.device)
         out: Tensor = patches.flatten(2).transpose(1, 2) + self.position_embedding(ids)
@@ -155,17 +160,17 @@ class SiglipEmbeddings(nn.Module):
 
 
 def position_ids(rows: int, columns: int, patches_per_side: int, device: torch.device) -> Tensor:
-    """(rows * columns,) ids into a grid x grid table, row after row (NaViT, arXiv 2307.06304).
+    """Position ids (rows * columns,) in a square table, row after row (NaViT, arXiv 2307.06304).
 
-    Fractional coordinates fall into `patches_per_side` buckets. In float32 whatever the model's dtype: in bfloat16 a third of the
-    rows land in the wrong bucket (transformers issue 41190). On the CPU whatever its device: all machines round alike.
+    Fractional coordinates fall into `patches_per_side` buckets. Computed in float32, since in bfloat16 a third of the
+    rows would get the wrong bucket (transformers issue 41190), and on the CPU, so that all devices round alike.
     """
     boundaries = torch.arange(
         1 / patches_per_side, 1.0, 1 / patches_per_side, dtype=torch.float32, device="cpu"
     )
 
     def buckets(count: int) -> Tensor:
-        # index * (1 / count), in this order: for four counts at grid 70, index * grid // count is another bucket.
+        # index * (1 / count), in this order: index * grid // count gives other buckets for four counts at grid 70.
         coordinates = torch.arange(count, dtype=torch.float32, device="cpu") * (1 / count)
         return torch.bucketize(coordinates.clamp(max=1.0 - 1e-6), boundaries, right=True)
 
