@@ -97,7 +97,6 @@ class DenseAttn:
         if not self.cross_kv:
             return torch.zeros_like(q)
         keys, values = (x.flatten(0, 1).transpose(0, 1)[None] for x in self.cross_kv[layer])  # (1, H, P*M, K)
-        [out] = self.backend(
-            q.transpose(0, 1)[None], keys, values, mask=self.image_mask.to(q.device)
-        )  # (H, N, K)
+        mask = self.image_mask.to(q.device)
+        out = self.backend(q.transpose(0, 1)[None], keys, values, mask=mask)[0]  # (H, N, K)
         return (out * self.has_image.to(q.device)[:, None]).transpose(0, 1)

@@ -89,7 +89,7 @@ def flash_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """FlashAttention-2 (arXiv 2307.08691) in torch's version; with a mask, which it does not take, torch's next kernel."""
+    """FlashAttention-2 (arXiv 2307.08691) in torch's version; it takes no mask: with one, torch's next kernel."""
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
         return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
