@@ -185,7 +185,7 @@ def test_a_conversation_with_foreign_files_is_refused_with_a_message(page):
     reload_page(page)
     open_history(page)
     choose_conversation(page, "What is in this image?")
-    expect(page.locator("#chat-note")).to_contain_text("its pictures are not of this server")
+    expect(page.locator("#chat-note")).to_contain_text("its pictures are not on this server")
 
 
 def test_two_windows_of_a_browser_keep_both_and_another_browser_sees_none(page, chromium_browser, page_url):

@@ -106,9 +106,8 @@ def test_a_question_takes_a_slot_of_the_servers_admission_control(
     click_run(page, "ask")
     wait_until(page, lambda: admission.usage["tokens"])
     assert (len(admission.slots), admission.usage["pictures"]) == (1, 1)
-    wait_until(
-        page, lambda: read_metric(api_client, "idefics_batch ") == 1
-    )  # it is in the engine that the API asks
+    # The API and the page share one engine.
+    wait_until(page, lambda: read_metric(api_client, "idefics_batch ") == 1)
     assert read_metric(api_client, "idefics_visits ") == 1
     refused = api_client.post(CHAT, json=HELLO)
     assert (refused.status_code, refused.json()["error"]["message"][:10]) == (429, "1 requests")

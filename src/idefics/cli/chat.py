@@ -220,9 +220,8 @@ def _read_turns(first: str | None, *, is_interactive: bool) -> Iterator[str]:
             print(f"{INPUT_PROMPT}{first}")
         yield first
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(
-            errors="surrogateescape"
-        )  # a line that is not UTF-8 must not end the chat; `handle_line` refuses it
+        # A line that is not UTF-8 must not end the chat; `handle_line` refuses it.
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not is_interactive:
         yield from sys.stdin
         return

@@ -79,7 +79,7 @@ def remote_images_flag(text: str) -> str:
     return text
 
 
-_input_option = partial(typer.Option, rich_help_panel="Pictures and words")
+_input_option = partial(typer.Option, rich_help_panel="Input")
 _model_option = partial(typer.Option, rich_help_panel="Model", show_default=False)
 _output_option = partial(typer.Option, rich_help_panel=OUTPUT_SECTION)
 

@@ -99,9 +99,7 @@ def _serve(
             from idefics.server.uvicorn_server import run_server
         except ModuleNotFoundError:
             raise MissingExtra("idefics serve", "serve") from None
-        if not logging.getLogger("idefics").isEnabledFor(
-            logging.DEBUG
-        ):  # --debug has configured logging already
+        if not debug:  # --debug has configured logging already
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
             for part in ("idefics.server", "idefics.engine"):  # requests, and why a slower decode step runs
                 logging.getLogger(part).setLevel(logging.INFO)

@@ -39,13 +39,14 @@ DEFAULT_WORDS = {"write": STORY}  # the prompt of a task that needs none from th
 
 PICTURES_HELP = """
 A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
-Models trained on video also accept videos: clip.mp4.
-Each picture of a folder is read once, hidden files never; --recursive searches subfolders too, and so does a
-pattern with **. Standard error says how many files were skipped. HEIC needs pip install 'idefics[heif]'.
-For one picture the answer alone is printed; for several, a folder or a pattern one line each, "name: answer".
---json always prints the name.
+Models trained on video also accept videos: clip.mp4. HEIC needs pip install 'idefics[heif]'.
 
-Files that cannot be read are reported on standard error and the others are answered; the exit code is then 2.
+Each picture of a folder is read once, hidden files never; --recursive searches subfolders too, and so does a
+pattern with **. Standard error says how many files were skipped.
+
+For one picture the answer alone is printed; for several, a folder or a pattern one line each, "name: answer".
+--json always prints the name. Files that cannot be read are reported on standard error and the others are answered;
+the exit code is then 2.
 """
 
 _label_option = partial(typer.Option, rich_help_panel="Labels")

@@ -17,9 +17,9 @@ from idefics.server.sockets import bind_socket, exit_on_sigterm, socket_url, sta
 HELP = """
 Serve a page for the browser with all tasks, chat and few-shot.
 
-Only this machine reaches it; `idefics serve --ui` serves the page to other machines too, and takes keys. Pictures are
-fetched from public internet addresses only, unless --remote-images says otherwise: other web pages that the browser
-shows may send requests to this one.
+Only this machine reaches it; `idefics serve --ui` serves the page to other machines too, and takes keys.
+
+Pictures are fetched from public internet addresses only, unless --remote-images says otherwise.
 """
 EXAMPLES = ("idefics ui", "idefics ui --model demo --port 8080")
 HOST = "127.0.0.1"

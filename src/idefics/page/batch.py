@@ -159,7 +159,7 @@ def run_batch_with_progress(
         total, results, last_update_time = len(sources.entries), [], 0.0
         if not total:
             raise BadPicture(
-                f"no picture was given: give files, a folder or a zip with "
+                "no picture was given: give files, a folder or a zip with "
                 f"{join_titles(UNTRUSTED_IMAGE_FORMATS)}. "
                 + _describe_skipped_files(sources.num_skipped_by_format)
             )

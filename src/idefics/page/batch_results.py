@@ -134,9 +134,8 @@ def to_csv(results: Sequence[BatchResult]) -> bytes:
     for row in results:
         numbers = [f"{row.labels[label]:.6f}" if row.labels else "" for label in labels]
         writer.writerow([*map(_escape_formula, [row.image, row.text, row.error]), *numbers])
-    return (
-        b"\xef\xbb\xbf" + table.getvalue().encode()
-    )  # the byte order mark tells spreadsheets that it is UTF-8
+    byte_order_mark = b"\xef\xbb\xbf"  # tells spreadsheets that the file is UTF-8
+    return byte_order_mark + table.getvalue().encode()
 
 
 def _escape_formula(text: str) -> str:

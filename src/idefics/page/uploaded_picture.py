@@ -10,9 +10,8 @@ from typing import Any
 
 from idefics.errors import BadPicture
 
-FilePayload = Mapping[
-    str, Any
-]  # Gradio's FileData: "path", and "orig_name", the name on the person's machine
+# Gradio's FileData: "path", and "orig_name", the name on the person's machine.
+FilePayload = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
