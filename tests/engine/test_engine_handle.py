@@ -274,7 +274,7 @@ def test_the_thread_lives_while_there_is_work(monkeypatch):
     monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 0.05)
     before = set(engine_threads())
     engine = make_engine("inline")
-    assert set(engine_threads()) == before
+    assert set(engine_threads()) <= before  # one of an earlier test may end now
 
     def thread_of_an_answer():
         seen = set()

@@ -97,22 +97,22 @@ class EncoderCache:
         self.image_by_key: OrderedDict[str, CachedImage] = OrderedDict()
         self.size_bytes = self.num_encoded = 0
 
-    def count_missing_frames(self, tiles: PreprocessedImage) -> int:
+    def count_missing_frames(self, image: PreprocessedImage) -> int:
         """How many frames of a picture are still to be encoded."""
-        image = self.image_by_key.get(tiles.content_hash)
-        if image is None:
-            return len(tiles.frames)
-        return 0 if image.is_complete else len(tiles.frames) - len(image.frames)
+        cached = self.image_by_key.get(image.content_hash)
+        if cached is None:
+            return len(image.frames)
+        return 0 if cached.is_complete else len(image.frames) - len(cached.frames)
 
-    def features(self, tiles: PreprocessedImage) -> Tensor:
+    def features(self, image: PreprocessedImage) -> Tensor:
         """(F*M, D) embeddings at a picture's image tokens, for an inline-image model."""
-        image = self._touch(tiles)
-        assert image.features is not None, "an inline-image model keeps features"
-        return image.features
+        cached = self._touch(image)
+        assert cached.features is not None, "an inline-image model keeps features"
+        return cached.features
 
-    def cross_kv(self, tiles: PreprocessedImage) -> CrossKV:
+    def cross_kv(self, image: PreprocessedImage) -> CrossKV:
         """(1, M, H, K) keys and values of a picture for each cross-attention layer."""
-        return self._touch(tiles).cross_kv
+        return self._touch(image).cross_kv
 
     def encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> dict[str, Exception]:
         """Encodes the given number of further frames of each picture; if that fails, each picture separately.
@@ -141,29 +141,22 @@ class EncoderCache:
     def _encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> None:
         start_time = time.perf_counter()
         frames = []
-        for tiles, count in encoder_inputs:
-            num_encoded_frames = len(tiles.frames) - self.count_missing_frames(tiles)
-            frames.append(tiles.frames[num_encoded_frames : num_encoded_frames + count])
-        encoded = iter(
-            encode_frames(
-                self.model, [frame for new_frames in frames for frame in new_frames], self.max_batch_frames
-            )
-        )
-        for (tiles, _), new_frames in zip(encoder_inputs, frames, strict=True):
-            if not new_frames:
+        for image, count in encoder_inputs:
+            num_encoded_frames = len(image.frames) - self.count_missing_frames(image)
+            frames.append(image.frames[num_encoded_frames : num_encoded_frames + count])
+        all_frames = [frame for image_frames in frames for frame in image_frames]
+        encoded = iter(encode_frames(self.model, all_frames, self.max_batch_frames))
+        for (image, _), image_frames in zip(encoder_inputs, frames, strict=True):
+            if not image_frames:
                 continue
-            previous = self.image_by_key.get(tiles.content_hash, CachedImage([]))
-            # Copies: a slice would keep all that was encoded with it.
-            encoded_frames = [*previous.frames, *(next(encoded).clone() for _ in new_frames)]
-            image = (
-                self._complete_image(tiles, encoded_frames)
-                if len(encoded_frames) == len(tiles.frames)
-                else CachedImage(encoded_frames)
-            )
-            self.image_by_key[tiles.content_hash] = (
-                image  # only now: an error above leaves the cache unchanged
-            )
-            self.size_bytes += image.size_bytes - previous.size_bytes
+            previous = self.image_by_key.get(image.content_hash, CachedImage([]))
+            # Clones, since a slice would keep the features of the whole batch in memory.
+            features = [*previous.frames, *(next(encoded).clone() for _ in image_frames)]
+            is_complete = len(features) == len(image.frames)
+            cached = self._complete_image(features) if is_complete else CachedImage(features)
+            # Stored last: an error above leaves the cache unchanged.
+            self.image_by_key[image.content_hash] = cached
+            self.size_bytes += cached.size_bytes - previous.size_bytes
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "encoded %d frames of %d pictures in %.3f s",
@@ -172,22 +165,22 @@ class EncoderCache:
                 time.perf_counter() - start_time,
             )
 
-    def _complete_image(self, tiles: PreprocessedImage, frames: list[Tensor]) -> CachedImage:
+    def _complete_image(self, frames: list[Tensor]) -> CachedImage:
         """The entry of a picture from (M, D') features of all its frames."""
-        image = CachedImage([], features=torch.cat(frames))
+        cached = CachedImage([], features=torch.cat(frames))
         if self.model.layout.num_cross_attention_layers:
             cross_kv = self.model.compute_cross_kv(torch.cat(frames)[None])
             assert cross_kv is not None, (
                 "a model with cross-attention layers computes keys and values for them"
             )
-            image = CachedImage([], cross_kv=cross_kv)
+            cached = CachedImage([], cross_kv=cross_kv)
         self.num_encoded += 1
-        return image
+        return cached
 
-    def _touch(self, tiles: PreprocessedImage) -> CachedImage:
-        self.image_by_key.move_to_end(tiles.content_hash)
-        return self.image_by_key[tiles.content_hash]
+    def _touch(self, image: PreprocessedImage) -> CachedImage:
+        self.image_by_key.move_to_end(image.content_hash)
+        return self.image_by_key[image.content_hash]
 
     def _evict(self, key: str) -> None:
-        if image := self.image_by_key.pop(key, None):
-            self.size_bytes -= image.size_bytes
+        if cached := self.image_by_key.pop(key, None):
+            self.size_bytes -= cached.size_bytes

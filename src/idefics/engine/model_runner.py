@@ -119,10 +119,10 @@ class ModelRunner:
             return {}
         errors = self.encoder_cache.encode(scheduler_output.encoder_inputs)
         return {
-            state: errors[tiles.content_hash]
+            state: errors[image.content_hash]
             for state in scheduler_output.requests_awaiting_images
-            for tiles in state.request.prompt.pictures
-            if tiles.content_hash in errors
+            for image in state.request.prompt.pictures
+            if image.content_hash in errors
         }
 
     def _run_separately(

@@ -179,9 +179,9 @@ class PageKeys:
         self.keys: list[PageKey] = []
         self.image_content_by_position: dict[int, str] = {}  # of inline image tokens
         if not uses_cross_attention:
-            for tiles, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
+            for image, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
                 self.image_content_by_position.update(
-                    (position, f"{tiles.content_hash}:{row}") for row, position in enumerate(positions)
+                    (position, f"{image.content_hash}:{row}") for row, position in enumerate(positions)
                 )
 
     def full_page_keys(self, ids: Sequence[int], length: int) -> list[PageKey]:

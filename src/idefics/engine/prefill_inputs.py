@@ -71,11 +71,11 @@ class PrefillInputBuilder:
     def _insert_image_features(self, x: Tensor, chunk: PrefillChunk, start: int) -> None:
         """Replaces the embeddings of a chunk's image tokens, from index `start` of (N, D), by image features."""
         prompt = chunk.sequence.request_state.request.prompt
-        for tiles, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
+        for image, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
             first, last = bisect_left(positions, chunk.start), bisect_left(positions, chunk.end)
             if first < last:
                 rows = torch.tensor(positions[first:last], device=x.device) + (start - chunk.start)
-                x[rows] = self.encoder_cache.features(tiles)[first:last].to(x.device)
+                x[rows] = self.encoder_cache.features(image)[first:last].to(x.device)
 
     def _cross_attention_spans(
         self, chunk: PrefillChunk, start: int, end: int

@@ -24,7 +24,7 @@ class ReferenceModel:
         self.device = first_float_parameter(model).device
         # (F*M, D') for each picture of F frames
         self.features = [
-            torch.cat(encode_frames(model, tiles.frames, max_batch_frames=1)) for tiles in prompt.pictures
+            torch.cat(encode_frames(model, image.frames, max_batch_frames=1)) for image in prompt.pictures
         ]
 
     def hidden_states(self, continuation: tuple[int, ...] = ()) -> Tensor:

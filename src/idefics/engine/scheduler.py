@@ -183,17 +183,17 @@ class Scheduler:
         for image_span in state.image_spans:
             if image_span.last_position < start or image_span.first_position >= end:
                 continue
-            tiles = state.request.prompt.pictures[image_span.image_index]
-            num_missing_frames = self.encoder_cache.count_missing_frames(tiles)
+            image = state.request.prompt.pictures[image_span.image_index]
+            num_missing_frames = self.encoder_cache.count_missing_frames(image)
             if num_missing_frames:
                 output.requests_awaiting_images.append(state)
             num_missing_frames -= sum(
                 num_frames
                 for other, num_frames in output.encoder_inputs
-                if other.content_hash == tiles.content_hash
+                if other.content_hash == image.content_hash
             )
             if num_frames := min(num_missing_frames, frame_budget):
-                output.encoder_inputs.append((tiles, num_frames))
+                output.encoder_inputs.append((image, num_frames))
                 frame_budget -= num_frames
             if num_frames < num_missing_frames:  # the chunk ends before the picture
                 end = max(image_span.first_position, start)

@@ -51,7 +51,7 @@ class SchedulerLimits:
 class MissingFrameCounter(Protocol):
     """What the scheduler needs of the encoder cache."""
 
-    def count_missing_frames(self, tiles: PreprocessedImage) -> int:
+    def count_missing_frames(self, image: PreprocessedImage) -> int:
         """How many frames of a picture are still to be encoded."""
         ...
 
