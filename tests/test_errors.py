@@ -1,4 +1,4 @@
-"""Errors travel: through pickle, copy and the processes of a pool, and into `except` clauses written for others."""
+"""Errors survive pickle, copy and process pools, and are caught by `except` clauses for built-in classes."""
 
 import copy
 import multiprocessing
@@ -47,12 +47,12 @@ def error_classes(kind):
 
 
 def is_same_error(original, copied):
-    """Whether an error has come back as it was."""
+    """Whether a copy of an error has its class, text and attributes."""
     return type(copied) is type(original) and str(copied) == str(original) and vars(copied) == vars(original)
 
 
 def raise_error(number):
-    """Runs in another process."""
+    """Raises an error; runs in another process."""
     raise ERROR_INSTANCES[number]
 
 

@@ -1,4 +1,4 @@
-"""Each field that transformers knows has its place in the table, and its defaults change nothing."""
+"""The table has every generation field of transformers, and its default values change nothing."""
 
 from idefics.generation_fields import (
     FIELDS_WITHOUT_EFFECT,

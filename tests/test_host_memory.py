@@ -1,4 +1,4 @@
-"""How much memory may be taken: the machine's, control groups' of both versions, `ulimit`'s; and how people say it."""
+"""Free memory by the machine, control groups of both versions and `ulimit`; and memory sizes as text."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ CGROUP_V1_MOUNT = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgrou
 
 @pytest.fixture
 def write_machine_files(tmp_path):
-    """Writes a machine's files: 16 GB, 8 GB of them free."""
+    """Writes the `proc` files of a machine with 16 GB, 8 GB of them free."""
 
     def write(cgroup="0::/\n", mounts=CGROUP_V2_MOUNT, **files):
         files = {
@@ -32,7 +32,7 @@ def write_machine_files(tmp_path):
 
 
 def cgroup_files(path, limit, used, stat="", *, high="max"):
-    """The files of a group of version 2."""
+    """Writes the files of a control group of version 2."""
     return {
         f"{path}/memory.max": limit,
         f"{path}/memory.high": high,
@@ -66,7 +66,7 @@ def test_the_groups_around_it_count(write_machine_files):
 
 
 def test_a_container_sees_its_group_as_the_root(write_machine_files):
-    """With a namespace of its own the path is /; without one it is the host's, under what is mounted."""
+    """With a cgroup namespace the path is /; without one it is the host's, below the mounted group."""
     files = cgroup_files("sys/fs/cgroup", 2 * GB, GB)
     assert free_host_memory(write_machine_files("0::/\n", **files)) == GB
     assert free_host_memory(write_machine_files("0::/docker/123\n", **files)) == GB

@@ -1,4 +1,4 @@
-"""Attributes that are computed late: once, without a lock that a forked process would wait for."""
+"""`cached_property`: computed once, without a lock that a forked process would wait for."""
 
 import os
 import subprocess
@@ -97,7 +97,7 @@ def test_the_package_has_no_other_cached_property():
 
 def test_threads_that_compute_at_once_get_one_value():
     class Late:
-        """A value that all threads begin to compute before the first has done so."""
+        """A value that all threads start to compute before the first one finishes."""
 
         barrier = threading.Barrier(4)
 

@@ -1,4 +1,4 @@
-"""Small pictures of every kind, as PIL has them and as files."""
+"""Helpers: small pictures of every kind as Pillow images and as files, and image processor settings."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from idefics.processing.image_processor import cut_frames, open_picture
 from idefics.processing.picture_files import EXIF_ORIENTATION_TAG
 from idefics.processing.tile_plan import plan_tiles
 
-TILES_PLAN = ImageProcessorConfig(
+TILES_CONFIG = ImageProcessorConfig(
     frame_size=16,
     longest_edge=64,
     do_image_splitting=True,
@@ -23,8 +23,8 @@ TILES_PLAN = ImageProcessorConfig(
     std=(0.5,) * 3,
     tokens_per_frame=1,
 )
-UNSPLIT_PLAN = dataclasses.replace(TILES_PLAN, do_image_splitting=False)
-CROSS_ATTENTION_PLAN = ImageProcessorConfig(
+UNSPLIT_CONFIG = dataclasses.replace(TILES_CONFIG, do_image_splitting=False)
+CROSS_ATTENTION_CONFIG = ImageProcessorConfig(
     frame_size=24,
     longest_edge=None,
     do_image_splitting=False,
@@ -34,14 +34,14 @@ CROSS_ATTENTION_PLAN = ImageProcessorConfig(
     std=(0.26862954, 0.26130258, 0.27577711),
     tokens_per_frame=1,
 )
-UNEVEN_PLAN = dataclasses.replace(
-    TILES_PLAN, longest_edge=50
+UNEVEN_CONFIG = dataclasses.replace(
+    TILES_CONFIG, longest_edge=50
 )  # no multiple of the tile: no released checkpoint has that
-PLAN_BY_NAME = {
-    "tiles": TILES_PLAN,
-    "uneven": UNEVEN_PLAN,
-    "unsplit": UNSPLIT_PLAN,
-    "beside": CROSS_ATTENTION_PLAN,
+CONFIG_BY_NAME = {
+    "tiles": TILES_CONFIG,
+    "uneven": UNEVEN_CONFIG,
+    "unsplit": UNSPLIT_CONFIG,
+    "cross_attention": CROSS_ATTENTION_CONFIG,
 }
 
 

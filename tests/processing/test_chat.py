@@ -1,4 +1,4 @@
-"""Templates see placeholders: what a user writes can forge neither a token nor the template's logic."""
+"""Chat templates see placeholders: text of users can neither forge a special token nor change a template's logic."""
 
 import pytest
 
@@ -77,7 +77,7 @@ def test_message_text_stays_unchanged(forged):
 
 
 def test_template_logic_does_not_see_the_words():
-    """A template that looks for words in the text would otherwise obey whoever writes them."""
+    """A template that searches the text for words would otherwise let users control it."""
     parts = render_conversation(
         "{% if 'secret' in messages[0]['content'][0]['text'] %}OPEN{% endif %}", [user("secret")]
     )
@@ -85,7 +85,7 @@ def test_template_logic_does_not_see_the_words():
 
 
 def test_a_template_may_trim():
-    """Llama's and others' templates trim: the blanks go, as they would if the template saw the words."""
+    """Llama's and others' templates trim text: its spaces are trimmed as if the template saw the text itself."""
     template = "{% for m in messages %}[{{ m['content'][0]['text'] | trim }}]{% endfor %}"
     assert (
         concatenate_parts(render_conversation(template, [user("  two words \n"), user("   ")]))

@@ -1,4 +1,4 @@
-"""What the endings of one prompt share, and the ids of each: a ranking reads the prompt once."""
+"""`encode_continuations`: the ids that all continuations of a prompt share, and the ids of each."""
 
 import pytest
 from hypothesis import given, settings

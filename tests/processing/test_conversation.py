@@ -1,4 +1,4 @@
-"""What people write as messages and as items: a picture is never read as words, and no key is ignored."""
+"""Parsing of messages and raw items: no picture is read as words, and no key is ignored."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ URI = f"data:image/png;base64,{BASE64_TEXT}"
 
 @pytest.fixture
 def picture_files(tmp_path, monkeypatch):
-    """The working folder: pictures under odd names, and a text."""
+    """A working folder with pictures under unusual names, and a text file."""
     monkeypatch.chdir(tmp_path)
     for format, names in {
         "PNG": ["tower.png", "photo", "my tower.png", "odd.dat"],

@@ -1,4 +1,4 @@
-"""Streamed text is the whole text, cut at the first stop string, and never shows half a character."""
+"""`Detokenizer`: the streamed text is the whole text up to the first stop string, and never half a character."""
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ def stream_text(tokenizer, ids, stop=()):
 
 
 def expected_text(tokenizer, ids, stop=()):
-    """The whole text by the definition: one blank off, then up to the stop string that is complete first."""
+    """The expected text by definition: without one leading space, up to the stop string that is complete first."""
     text = tokenizer.decode_bytes(ids).decode("utf-8", "replace").removeprefix(" ")
     ends = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
     return text[: min(ends)[1]] if ends else text
@@ -42,7 +42,7 @@ def encode(tokenizer, text):
     stop=st.lists(st.text(alphabet="ate \n\ufffd", min_size=1, max_size=3), max_size=3),
 )
 def test_random_ids_and_stops(kind, ids, stop):
-    """Random ids are mostly broken UTF-8."""
+    """Random ids are mostly invalid UTF-8."""
     tokenizer = TOKENIZERS[kind]
     pushed, rest, detokenizer = stream_text(tokenizer, ids, stop)
     assert "".join(pushed) + rest == expected_text(tokenizer, ids, stop) == detokenizer.text

@@ -1,4 +1,4 @@
-"""The one door to the network, tried on a server of this machine; what strangers try is in tests/strangers."""
+"""`Fetcher` against a server on this machine; attacks by untrusted senders are in tests/untrusted."""
 
 import base64
 import gzip
@@ -105,7 +105,7 @@ def test_off(server_url):
 
 
 def fake_host_names(monkeypatch, table):
-    """Host names of a test: name -> its addresses."""
+    """Replaces name resolution; maps a host name to its addresses."""
 
     def look_up(host, port, *_, **__):
         if host not in table:
@@ -182,7 +182,7 @@ def test_data_uris_need_no_network():
 
 @pytest.mark.parametrize("size", [256, 257, 258])  # padded by 2, by 1 and not at all
 def test_base64_as_people_send_it(size):
-    """White space, line breaks, no padding, the alphabet for addresses; and still nothing that is no base64."""
+    """White space, line breaks, missing padding and the URL-safe alphabet are read; invalid base64 is not."""
     data = bytes(index * 7 % 256 for index in range(size))
     plain = base64.b64encode(data).decode()
     wrapped = base64.encodebytes(data).decode()

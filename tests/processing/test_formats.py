@@ -1,4 +1,4 @@
-"""The table of formats: what is read, by which names, and what is said of the rest."""
+"""The table of formats: which are read, by which suffixes, and the messages about the others."""
 
 import io
 import re
@@ -35,7 +35,7 @@ PILLOW_FORMAT_BY_TITLE |= {"JPEG": "JPEG", "PNG": "PNG", "GIF": "GIF", "BMP": "B
 
 
 def encode_heic(size=(37, 23), orientation=1):
-    """What a phone writes."""
+    """A HEIC file as a phone writes it."""
     import pillow_heif
 
     image, exif = PIL.Image.new("RGB", size, "red"), PIL.Image.Exif()
@@ -47,7 +47,7 @@ def encode_heic(size=(37, 23), orientation=1):
 
 @pytest.fixture
 def without_heif_extra(monkeypatch):
-    """An installation without the extra."""
+    """An installation without pillow_heif."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(picture_files, "find_spec", lambda name: None)
     readable_formats.cache_clear()
@@ -192,7 +192,7 @@ def test_no_suffix_stands_for_two_formats():
 
 
 def test_untrusted_senders_have_five_formats():
-    """Each has a reader whose work is bounded by its header: see docs/design.md."""
+    """The work of each format's decoder is bounded by the file's header: see docs/design.md."""
     assert [one.title for one in UNTRUSTED_IMAGE_FORMATS] == ["JPEG", "PNG", "WebP", "GIF", "BMP"]
 
 

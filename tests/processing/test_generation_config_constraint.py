@@ -1,4 +1,4 @@
-"""What a generation_config.json asks of each step, step by step."""
+"""`GenerationConfigConstraint`: the ids that a generation_config.json bans at each step."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def forbidden_ids(constraint):
 
 
 def forbidden_ids_by_step(constraint, *ids):
-    """What is forbidden before each id and after the last."""
+    """The banned ids before each id and after the last."""
     found = [forbidden_ids(constraint)]
     for id in ids:
         assert constraint.accept_token(id, 100) == id
@@ -101,7 +101,7 @@ def test_the_first_id_after_a_single_one_is_forced(prompt, first):
 
 
 class InnerConstraint:
-    """Forbids 0, and takes 8 in place of 7."""
+    """Bans the id 0, and replaces 7 by 8."""
 
     is_finished = False
 

@@ -1,4 +1,4 @@
-"""Token ids that the released Idefics 9b-instruct was really fed, recorded from a serving run."""
+"""Token ids that were recorded from a serving run of the released Idefics 9b-instruct."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def processor(llama):
-    plan = ImageProcessorConfig(
+    config = ImageProcessorConfig(
         frame_size=28,
         longest_edge=None,
         do_image_splitting=False,
@@ -89,7 +89,7 @@ def processor(llama):
         prompt_prefix="<s>",
         add_special_tokens=False,
     )
-    return Processor(llama, plan, style, Fetcher(policy="off"))
+    return Processor(llama, config, style, Fetcher(policy="off"))
 
 
 def test_the_recorded_prompt(processor):
@@ -103,7 +103,7 @@ def test_the_recorded_prompt(processor):
 
 
 def test_the_trained_separator_of_turns(llama):
-    """The blank 29871 stands between `<end_of_utterance>` and the line break."""
+    """The space token 29871 is between `<end_of_utterance>` and the line break."""
     ids = llama.encode("<end_of_utterance>\nAssistant:", add_special_tokens=False)
     assert ids == [32002, 29871, 13, 7900, 22137, 29901]
 

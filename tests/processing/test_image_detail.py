@@ -1,4 +1,4 @@
-"""`detail` and `max_tiles`: fewer frames where less is asked for, and a prompt that fits them."""
+"""`detail` and `max_tiles`: fewer frames, and a prompt with as many image tokens as they have."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import ImageDetail, Picture, user
 from idefics.processing.message_parsing import to_messages
 from idefics.processing.tile_plan import apply_image_detail, compute_tile_grid
-from processing.pictures_tiny import CROSS_ATTENTION_PLAN as BESIDE_PLAN
-from processing.test_images_idefics2 import SPLIT_PLAN
+from processing.pictures_tiny import CROSS_ATTENTION_CONFIG
+from processing.test_images_idefics2 import SPLIT_CONFIG
 from processing.test_processor import CROSS_ATTENTION_PROCESSOR, TILES_PROCESSOR
 
-RELEASED_PLAN = ImageProcessorConfig(
+RELEASED_CONFIG = ImageProcessorConfig(
     frame_size=512,
     longest_edge=2048,
     do_image_splitting=True,
@@ -26,23 +26,28 @@ RELEASED_PLAN = ImageProcessorConfig(
 )
 
 
-def tile_grid(size, image_detail, plan=RELEASED_PLAN):
-    return compute_tile_grid(*size, apply_image_detail(*size, plan, image_detail))
+def tile_grid(size, image_detail, config=RELEASED_CONFIG):
+    return compute_tile_grid(*size, apply_image_detail(*size, config, image_detail))
 
 
 @pytest.mark.parametrize(
-    "plan",
-    [RELEASED_PLAN, SPLIT_PLAN, BESIDE_PLAN, dataclasses.replace(RELEASED_PLAN, do_image_splitting=False)],
+    "config",
+    [
+        RELEASED_CONFIG,
+        SPLIT_CONFIG,
+        CROSS_ATTENTION_CONFIG,
+        dataclasses.replace(RELEASED_CONFIG, do_image_splitting=False),
+    ],
 )
 @pytest.mark.parametrize("size", [(1, 1), (640, 480), (4000, 3000)])
-def test_high_is_the_released_plan(plan, size):
-    assert apply_image_detail(*size, plan, ImageDetail()) == plan
+def test_high_is_the_released_config(config, size):
+    assert apply_image_detail(*size, config, ImageDetail()) == config
 
 
-@pytest.mark.parametrize("plan", [RELEASED_PLAN, SPLIT_PLAN, BESIDE_PLAN])
-def test_low_is_one_frame_made_as_where_the_checkpoint_does_not_split(plan):
-    assert apply_image_detail(3000, 2000, plan, ImageDetail("low")) == dataclasses.replace(
-        plan, do_image_splitting=False
+@pytest.mark.parametrize("config", [RELEASED_CONFIG, SPLIT_CONFIG, CROSS_ATTENTION_CONFIG])
+def test_low_is_one_frame_made_as_where_the_checkpoint_does_not_split(config):
+    assert apply_image_detail(3000, 2000, config, ImageDetail("low")) == dataclasses.replace(
+        config, do_image_splitting=False
     )
 
 
@@ -66,11 +71,11 @@ def test_auto_has_no_more_tiles_than_pixels_fill(size, expected):
 
 
 def test_auto_quarters_only_what_is_made_smaller():
-    """Idefics 2: quarters of a picture within 980 pixels show what the whole shows."""
-    plan = dataclasses.replace(SPLIT_PLAN, longest_edge=980, shortest_edge=378)
-    assert tile_grid((980, 500), ImageDetail("auto"), plan) == (0, 0)
-    assert tile_grid((981, 500), ImageDetail("auto"), plan) == (2, 2)
-    assert tile_grid((980, 500), ImageDetail(), plan) == (2, 2)
+    """Idefics 2: quarters of a picture within 980 pixels have no more detail than the whole picture."""
+    config = dataclasses.replace(SPLIT_CONFIG, longest_edge=980, shortest_edge=378)
+    assert tile_grid((980, 500), ImageDetail("auto"), config) == (0, 0)
+    assert tile_grid((981, 500), ImageDetail("auto"), config) == (2, 2)
+    assert tile_grid((980, 500), ImageDetail(), config) == (2, 2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (640, 480), (2000, 1999), (300, 3000), (5000, 100)])
@@ -87,21 +92,22 @@ def test_max_tiles_takes_the_largest_grid_that_fits():
     assert [tile_grid((2000, 1999), ImageDetail(max_tiles=most)) for most in (17, 16, 10, 9, 5, 4)] == [
         *[(4, 4), (3, 3), (3, 3), (2, 2), (2, 2), (0, 0)]
     ]
-    assert tile_grid((1200, 1000), ImageDetail("auto", 4), RELEASED_PLAN) == (0, 0)
+    assert tile_grid((1200, 1000), ImageDetail("auto", 4), RELEASED_CONFIG) == (0, 0)
 
 
 def test_quarters_and_the_whole_are_five():
-    plan = dataclasses.replace(SPLIT_PLAN, longest_edge=980)
-    assert tile_grid((2000, 1000), ImageDetail(max_tiles=5), plan) == (2, 2)
-    assert tile_grid((2000, 1000), ImageDetail(max_tiles=4), plan) == (0, 0)
+    config = dataclasses.replace(SPLIT_CONFIG, longest_edge=980)
+    assert tile_grid((2000, 1000), ImageDetail(max_tiles=5), config) == (2, 2)
+    assert tile_grid((2000, 1000), ImageDetail(max_tiles=4), config) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    "look", [ImageDetail("low"), ImageDetail("auto"), ImageDetail(max_tiles=5), ImageDetail(max_tiles=1)]
+    "image_detail",
+    [ImageDetail("low"), ImageDetail("auto"), ImageDetail(max_tiles=5), ImageDetail(max_tiles=1)],
 )
-def test_the_prompt_has_places_for_the_frames_there_are(look):
+def test_the_prompt_has_places_for_the_frames_there_are(image_detail):
     pixels = np.zeros((9, 14, 3), np.uint8)
-    processor = TILES_PROCESSOR.with_image_detail(look)
+    processor = TILES_PROCESSOR.with_image_detail(image_detail)
     prompt = processor.encode_raw(["a", pixels, "b"])
     (tiles,) = prompt.pictures
     assert len(tiles.frames) == tiles.rows * tiles.columns + 1
@@ -126,7 +132,7 @@ def test_a_picture_may_say_it_itself():
 
 
 def test_image_details_that_equal_the_released_plan_share_one_key():
-    """Equal frames have equal keys, whatever was asked for; others have others."""
+    """Equal frames have equal hashes, whatever `detail` led to them; other frames have others."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     key = TILES_PROCESSOR.encode_raw([pixels]).pictures[0].content_hash
     assert (
@@ -144,9 +150,9 @@ def test_image_details_that_equal_the_released_plan_share_one_key():
 
 def test_where_pictures_are_one_frame_nothing_changes():
     pixels = np.zeros((40, 64, 3), np.uint8)
-    for look in (ImageDetail("low"), ImageDetail("auto"), ImageDetail(max_tiles=1)):
+    for image_detail in (ImageDetail("low"), ImageDetail("auto"), ImageDetail(max_tiles=1)):
         assert (
-            CROSS_ATTENTION_PROCESSOR.with_image_detail(look).encode_raw(["a", pixels]).ids
+            CROSS_ATTENTION_PROCESSOR.with_image_detail(image_detail).encode_raw(["a", pixels]).ids
             == CROSS_ATTENTION_PROCESSOR.encode_raw(["a", pixels]).ids
         )
 

@@ -1,4 +1,4 @@
-"""Of a file of several pages, frames or pictures one is read, and what is left out is said."""
+"""Of a file with several pages, frames or pictures one is read, and a note names what was left out."""
 
 import io
 import warnings
@@ -11,7 +11,7 @@ import idefics
 from idefics.messages import Picture
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess, open_picture
-from processing.pictures_tiny import UNSPLIT_PLAN
+from processing.pictures_tiny import UNSPLIT_CONFIG
 
 COLORS = ("red", "lime", "blue")
 TRUSTED_FETCHER, UNTRUSTED_FETCHER = Fetcher(policy="off"), Fetcher(policy="off", untrusted=True)
@@ -38,10 +38,10 @@ def encode_heic(main):
 
 
 def picture_note(data, fetcher=TRUSTED_FETCHER):
-    """The note of a picture, which its owner is warned with as well."""
+    """The note of a picture, which a trusted caller also gets as a warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        note = open_and_preprocess(Picture(data), UNSPLIT_PLAN, fetcher, idefics.ImageDetail()).note
+        note = open_and_preprocess(Picture(data), UNSPLIT_CONFIG, fetcher, idefics.ImageDetail()).note
     said = [str(one.message) for one in caught if one.category is idefics.PartialPictureWarning]
     assert said == ([note] if note and not fetcher.untrusted else [])
     return note
@@ -103,7 +103,7 @@ def test_previews_and_maps_in_a_jpeg_are_no_pictures():
 
 
 def test_a_picture_of_several_is_whole_whatever_follows():
-    """Counting moves the open file on; the pixels that are returned stay."""
+    """Counting the frames seeks in the open file and must not change the returned pixels."""
     first = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
     data = encode_pages("TIFF", [first, *make_pages()])
     with pytest.warns(idefics.PartialPictureWarning):

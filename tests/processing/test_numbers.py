@@ -1,4 +1,4 @@
-"""Floats, sixteen bits, channels first, tensors and file objects: read as what they are, or refused."""
+"""Floats, 16-bit values, channels first, tensors and file objects are read in their one range, or refused."""
 
 import io
 import tempfile
@@ -72,7 +72,7 @@ def test_uint16_is_scaled_and_bool_is_black_and_white():
 
 @pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
 def test_eight_bits_in_a_wider_type_are_not_read_as_black(mode):
-    """`image.convert("I")` keeps 0 to 255, of which sixteen bits make a black picture."""
+    """`image.convert("I")` keeps 0 to 255, which as 16-bit values would be a black picture."""
     array = np.array([[0, 200]], np.int32 if mode == "I" else ">u2" if mode == "I;16B" else "<u2")
     image = PIL.Image.frombytes(mode, (2, 1), array.tobytes())
     for source in (image, encode_picture(image, "TIFF")):
@@ -103,7 +103,7 @@ def test_what_is_no_number_is_refused(dtype):
 
 
 def with_transparent_palette(image):
-    """PIL itself drops the transparency of what it converts to PA."""
+    """Pillow itself drops the transparency of images that it converts to PA."""
     colours = image.convert("RGB").quantize(2)
     colours.putalpha(image.getchannel("A"))
     assert colours.mode == "PA"
@@ -128,7 +128,7 @@ def test_transparency_of_every_mode_is_over_white(mode):
 
 
 def test_a_palette_may_hold_the_transparency():
-    """That of a quantised RGBA picture does, and says nothing of it elsewhere."""
+    """The palette of a quantized RGBA image has alpha, which no other attribute shows."""
     image = PIL.Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     image.putpixel((1, 0), (40, 40, 40, 255))
     few = image.quantize(2)

@@ -1,4 +1,4 @@
-"""Every kind of file, array and PIL picture becomes upright RGB, or an error of one line."""
+"""`open_picture`: every kind of file, array and Pillow image becomes upright RGB, or an error of one line."""
 
 import base64
 import contextlib
@@ -178,7 +178,7 @@ def test_what_is_no_picture(data, tmp_path):
 
 @pytest.mark.parametrize("format", ["PCX", "EPS"])
 def test_only_common_formats_are_tried(format):
-    """PIL reads EPS by starting another program on it."""
+    """Pillow reads EPS by starting another program."""
     with pytest.raises(
         BadPicture, match=r"is not a picture that can be read|is EPS, which is not read: convert"
     ):
@@ -210,7 +210,7 @@ def test_garbled_files_open_or_are_refused(format):
 
 
 def make_png_header(width, height):
-    """A PNG that claims a size and holds no pixels."""
+    """A PNG whose header has a size and that holds no pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""What cannot be read as a picture is refused in one line that names the way out."""
+"""What cannot be read as a picture is refused in one line that says what to do."""
 
 import numpy as np
 import pytest

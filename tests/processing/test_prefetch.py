@@ -1,4 +1,4 @@
-"""Pictures of one prompt come side by side, few at once, in their order."""
+"""Remote pictures of one prompt are fetched concurrently, a few at the same time, and used in order."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +16,7 @@ from processing.test_fetch import PNG
 
 
 class PictureServer:
-    """A server of this machine whose pictures wait for `num_concurrent` others before they come."""
+    """A server whose pages with "wait" in their path answer once `num_concurrent` requests are waiting."""
 
     def __init__(self, num_concurrent=1):
         self.barrier, self.requested_paths, self.num_in_flight, self.max_in_flight = (
@@ -73,7 +73,7 @@ def vlm():
 
 @pytest.mark.parametrize("picture_server", [MAX_CONCURRENT_FETCHES], indirect=True)
 def test_pictures_of_one_prompt_come_side_by_side(vlm, picture_server):
-    """Each comes only when so many are asked for: one after another they never would."""
+    """The server answers none of them until that many are requested at the same time."""
     urls = [f"{picture_server.url}/wait/{n}.png" for n in range(2 * MAX_CONCURRENT_FETCHES)]
     prompt = vlm.prompt([user(*map(Picture, urls), "What are they?")])
     assert len(prompt.pictures) == 2 * MAX_CONCURRENT_FETCHES

@@ -1,4 +1,4 @@
-"""Videos: which frames are shown, what is said about them, and how they are read from files."""
+"""Videos: which frames are sampled, the text around them, and how they are read from files."""
 
 import base64
 import dataclasses
@@ -35,23 +35,23 @@ from idefics.processing.video import (
 from idefics.processing.video_file import open_video
 from idefics.prompt import PreprocessedImage
 from processing.test_processor import (
-    CROSS_ATTENTION_PLAN,
-    TILES_PLAN,
-    TILES_STYLE,
+    CROSS_ATTENTION_CONFIG,
+    TILES_CONFIG,
+    TILES_FORMAT,
     WIDE_PICTURE,
     decode_prompt,
 )
 from processing.tokenizers_tiny import FAKE_IMAGE_TOKEN, IMAGE_TOKEN, train_byte_level_tokenizer
 from processing.videos_tiny import FRAME_SIZE, encode_audio_only, encode_video, frame_number, make_frame
 
-RELEASED_PLAN = VideoProcessorConfig(fps=1, max_frames=64, skip_seconds=1.0, longest_edge=512)
-TINY_PLAN = dataclasses.replace(TILES_PLAN, video=dataclasses.replace(RELEASED_PLAN, longest_edge=16))
+RELEASED_CONFIG = VideoProcessorConfig(fps=1, max_frames=64, skip_seconds=1.0, longest_edge=512)
+TINY_CONFIG = dataclasses.replace(TILES_CONFIG, video=dataclasses.replace(RELEASED_CONFIG, longest_edge=16))
 NO_NETWORK_FETCHER = Fetcher(policy="off")
 VIDEO_PROCESSOR = Processor(
-    Tokenizer(train_byte_level_tokenizer().to_str()), TINY_PLAN, TILES_STYLE, NO_NETWORK_FETCHER
+    Tokenizer(train_byte_level_tokenizer().to_str()), TINY_CONFIG, TILES_FORMAT, NO_NETWORK_FETCHER
 )
 FRAME_PLACEHOLDER = (
-    f"{FAKE_IMAGE_TOKEN}<global-img>{IMAGE_TOKEN * TINY_PLAN.tokens_per_frame}{FAKE_IMAGE_TOKEN}"
+    f"{FAKE_IMAGE_TOKEN}<global-img>{IMAGE_TOKEN * TINY_CONFIG.tokens_per_frame}{FAKE_IMAGE_TOKEN}"
 )
 
 
@@ -60,7 +60,7 @@ def make_frames(number):
 
 
 def video_text(parts):
-    """The words of a video, with a block for each frame."""
+    """The text of a video in a prompt, with a block character for each frame."""
     return "".join(part.text if isinstance(part, TextPiece) else FRAME_PLACEHOLDER for part in parts)
 
 
@@ -80,33 +80,33 @@ def video_text(parts):
     ],
 )
 def test_about_one_frame_a_second(total, fps, chosen):
-    assert sample_frame_indices(total, fps, RELEASED_PLAN) == chosen
+    assert sample_frame_indices(total, fps, RELEASED_CONFIG) == chosen
 
 
 def test_a_long_video_gives_no_more_than_the_checkpoint_saw():
     assert (
-        len(sample_frame_indices(64 * 25, 25, RELEASED_PLAN))
-        == len(sample_frame_indices(100 * 25, 25, RELEASED_PLAN))
+        len(sample_frame_indices(64 * 25, 25, RELEASED_CONFIG))
+        == len(sample_frame_indices(100 * 25, 25, RELEASED_CONFIG))
         == 64
     )
-    assert len(sample_frame_indices(100 * 25, 25, dataclasses.replace(RELEASED_PLAN, max_frames=10))) == 10
+    assert len(sample_frame_indices(100 * 25, 25, dataclasses.replace(RELEASED_CONFIG, max_frames=10))) == 10
 
 
 def test_a_second_at_both_ends_of_a_long_video_is_left_out():
     """`skip_seconds` only counts where more than `most_frames` remain."""
     long, just = (
-        sample_frame_indices(67 * 30, 30, RELEASED_PLAN),
-        sample_frame_indices(66 * 30, 30, RELEASED_PLAN),
+        sample_frame_indices(67 * 30, 30, RELEASED_CONFIG),
+        sample_frame_indices(66 * 30, 30, RELEASED_CONFIG),
     )
     assert (long[0], long[-1]) == (30, 66 * 30)
     assert (just[0], just[-1]) == (0, 66 * 30 - 1)
-    ends = dataclasses.replace(RELEASED_PLAN, skip_seconds=0.0)
+    ends = dataclasses.replace(RELEASED_CONFIG, skip_seconds=0.0)
     assert sample_frame_indices(67 * 30, 30, ends)[-1] == 67 * 30 - 1
 
 
 @pytest.fixture(scope="module")
 def reference():
-    """What transformers has of SmolVLM2's video, which works without torchvision as far as it decodes nothing."""
+    """transformers' video code for SmolVLM2, which works without torchvision where nothing is decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("transformers")
@@ -128,8 +128,8 @@ def test_the_frames_are_the_reference_processors(reference):
         wanted, most = rng.choice([0.5, 1, 2]), rng.choice([1, 8, 64])
         metadata = reference.metadata(total_num_frames=total, fps=fps, duration=total / fps)
         theirs = sampler.sample_frames(metadata, num_frames=most, fps=wanted)
-        plan = VideoProcessorConfig(fps=wanted, max_frames=most, skip_seconds=1.0, longest_edge=512)
-        assert sample_frame_indices(total, fps, plan) == theirs.tolist(), (total, fps, wanted, most)
+        config = VideoProcessorConfig(fps=wanted, max_frames=most, skip_seconds=1.0, longest_edge=512)
+        assert sample_frame_indices(total, fps, config) == theirs.tolist(), (total, fps, wanted, most)
 
 
 # What is said
@@ -157,22 +157,22 @@ def test_numbers_in_words_are_num2words():
 
 
 def test_the_words_of_a_video():
-    assert video_text(expand_video(Video(make_frames(3), fps=1), TINY_PLAN, NO_NETWORK_FETCHER)) == (
+    assert video_text(expand_video(Video(make_frames(3), fps=1), TINY_CONFIG, NO_NETWORK_FETCHER)) == (
         "You are provided the following series of three frames from a 0:00:03 [H:MM:SS] video.\n"
         f"\nFrame from 00:00:{FRAME_PLACEHOLDER}\nFrame from 00:01:{FRAME_PLACEHOLDER}\nFrame from 00:02:{FRAME_PLACEHOLDER}\n\n"
     )
 
 
 def test_times_of_a_long_video():
-    """Minutes go on counting after the first hour."""
-    text = video_text(expand_video(Video(make_frames(2), fps=1 / 8192), TINY_PLAN, NO_NETWORK_FETCHER))
+    """Minutes count beyond 60."""
+    text = video_text(expand_video(Video(make_frames(2), fps=1 / 8192), TINY_CONFIG, NO_NETWORK_FETCHER))
     assert "two frames from a 4:33:04 [H:MM:SS] video" in text
     assert "\nFrame from 00:00:" in text and "\nFrame from 136:32:" in text
 
 
 def test_frames_without_a_rate_are_all_shown_as_24_a_second():
-    """The video is then as long as the time of its last frame."""
-    text = video_text(expand_video(Video(make_frames(48)), TINY_PLAN, NO_NETWORK_FETCHER))
+    """The duration is then the time of the last frame."""
+    text = video_text(expand_video(Video(make_frames(48)), TINY_CONFIG, NO_NETWORK_FETCHER))
     assert "series of forty-eight frames from a 0:00:01 [H:MM:SS]" in text
     assert (text.count("Frame from 00:00:"), text.count("Frame from 00:01:")) == (24, 24)
 
@@ -181,18 +181,19 @@ def test_frames_without_a_rate_are_all_shown_as_24_a_second():
 def test_the_words_are_the_reference_processors(reference, fps):
     total = 48
     metadata = reference.metadata(total_num_frames=total, fps=fps, duration=fps and total / fps)
-    chosen = list(range(total)) if fps is None else sample_frame_indices(total, fps, RELEASED_PLAN)
+    chosen = list(range(total)) if fps is None else sample_frame_indices(total, fps, RELEASED_CONFIG)
     metadata.frames_indices = chosen
     marks = SimpleNamespace(
         fake_image_token=FAKE_IMAGE_TOKEN,
         image_token=IMAGE_TOKEN,
         global_image_token="<global-img>",
-        image_seq_len=TINY_PLAN.tokens_per_frame,
+        image_seq_len=TINY_CONFIG.tokens_per_frame,
     )
     inputs = {"pixel_values": np.empty((1, len(chosen))), "video_metadata": [metadata]}
     theirs = reference.words.replace_video_token(marks, inputs, 0)
     assert (
-        video_text(expand_video(Video(make_frames(total), fps=fps), TINY_PLAN, NO_NETWORK_FETCHER)) == theirs
+        video_text(expand_video(Video(make_frames(total), fps=fps), TINY_CONFIG, NO_NETWORK_FETCHER))
+        == theirs
     )
 
 
@@ -200,13 +201,13 @@ def test_the_words_are_the_reference_processors(reference, fps):
 
 
 def test_a_video_in_a_conversation():
-    """It is text to the template, which puts a space before text: "User: You are provided"."""
+    """The template sees a text part, and puts a space before it: "User: You are provided"."""
     prompt = VIDEO_PROCESSOR.encode_chat([user(Video(make_frames(2), fps=1), "What happens?")])
     assert decode_prompt(VIDEO_PROCESSOR, prompt) == (
         "<|im_start|>User: You are provided the following series of two frames from a 0:00:02 [H:MM:SS] video.\n"
         f"\nFrame from 00:00:{FRAME_PLACEHOLDER}\nFrame from 00:01:{FRAME_PLACEHOLDER}\n\nWhat happens?<end_of_utterance>\nAssistant:"
     )
-    assert [len(places) for places in prompt.image_token_positions] == [TINY_PLAN.tokens_per_frame] * 2
+    assert [len(places) for places in prompt.image_token_positions] == [TINY_CONFIG.tokens_per_frame] * 2
     text = decode_prompt(VIDEO_PROCESSOR, prompt)
     assert list(prompt.ids) == VIDEO_PROCESSOR.tokenizer.encode(text, add_special_tokens=False)
 
@@ -241,14 +242,14 @@ def test_continuations_follow_a_video():
 
 
 def test_frames_are_pictures_that_are_never_split():
-    """The oracle is the path of pictures: resized to `longest`, then to the tile."""
+    """Compared with the same frames as pictures: resized to `longest_edge`, then to one frame."""
     sources = [WIDE_PICTURE, PIL.Image.fromarray(WIDE_PICTURE[:, :5])]
     shown = [
         part
-        for part in expand_video(Video(sources), TINY_PLAN, NO_NETWORK_FETCHER)
+        for part in expand_video(Video(sources), TINY_CONFIG, NO_NETWORK_FETCHER)
         if isinstance(part, PreprocessedImage)
     ]
-    whole = dataclasses.replace(TINY_PLAN, longest_edge=16, do_image_splitting=False)
+    whole = dataclasses.replace(TINY_CONFIG, longest_edge=16, do_image_splitting=False)
     for source, tiles in zip(sources, shown, strict=True):
         image = source if isinstance(source, PIL.Image.Image) else PIL.Image.fromarray(source)
         expected = preprocess_image(image, whole)
@@ -269,7 +270,7 @@ def test_frames_of_every_kind(tmp_path):
     for source in (kinds, tuple(kinds), np.stack([make_frame(4)] * 5)):
         shown = [
             part
-            for part in expand_video(Video(source), TINY_PLAN, NO_NETWORK_FETCHER)
+            for part in expand_video(Video(source), TINY_CONFIG, NO_NETWORK_FETCHER)
             if isinstance(part, PreprocessedImage)
         ]
         assert len({part.content_hash for part in shown}) == 1 and len(shown) == 5
@@ -277,7 +278,7 @@ def test_frames_of_every_kind(tmp_path):
 
 def test_only_chosen_frames_of_a_list_are_opened():
     listed = [make_frame(0), "no such file.png", "nor this.png", make_frame(3)]
-    shown = expand_video(Video(listed, fps=2), TINY_PLAN, NO_NETWORK_FETCHER)
+    shown = expand_video(Video(listed, fps=2), TINY_CONFIG, NO_NETWORK_FETCHER)
     assert len([part for part in shown if isinstance(part, PreprocessedImage)]) == 2
 
 
@@ -302,20 +303,20 @@ def test_a_rate_is_above_0(fps):
 )
 def test_what_is_no_video(source, message):
     with pytest.raises(BadVideo, match=message):
-        expand_video(Video(source), TINY_PLAN, NO_NETWORK_FETCHER)
+        expand_video(Video(source), TINY_CONFIG, NO_NETWORK_FETCHER)
 
 
 def test_a_broken_frame_names_itself():
     with pytest.raises(BadPicture, match=r"missing\.png: no such file"):
-        expand_video(Video(["missing.png"]), TINY_PLAN, NO_NETWORK_FETCHER)
+        expand_video(Video(["missing.png"]), TINY_CONFIG, NO_NETWORK_FETCHER)
 
 
-@pytest.mark.parametrize("plan", [CROSS_ATTENTION_PLAN, TILES_PLAN], ids=["beside", "tiles"])
-def test_a_checkpoint_without_video_names_those_with(plan):
+@pytest.mark.parametrize("config", [CROSS_ATTENTION_CONFIG, TILES_CONFIG], ids=["cross_attention", "tiles"])
+def test_a_checkpoint_without_video_names_those_with(config):
     with pytest.raises(
         BadVideo, match=r"not trained with video: load one that was \(smolvlm2-256m, .*2\.2b\)"
     ):
-        expand_video(Video("no matter what.mp4"), plan, NO_NETWORK_FETCHER)
+        expand_video(Video("no matter what.mp4"), config, NO_NETWORK_FETCHER)
 
 
 # Settings
@@ -337,13 +338,13 @@ def test_settings_of_a_checkpoint(tmp_path, name):
     theirs = ours.replace("512", "2048")
     wrapped = f'{{"image_processor": {ours}, "video_processor": {theirs}}}'
     (tmp_path / name).write_text(wrapped if name == "processor_config.json" else ours)
-    assert make_smolvlm2_plan(read_preprocessor_config(tmp_path)).video == RELEASED_PLAN
+    assert make_smolvlm2_plan(read_preprocessor_config(tmp_path)).video == RELEASED_CONFIG
 
 
 def test_settings_that_are_left_out():
     assert make_smolvlm2_plan({}).video is None
     assert make_smolvlm2_plan({"video_sampling": {"max_frames": 8}}).video == dataclasses.replace(
-        RELEASED_PLAN, max_frames=8
+        RELEASED_CONFIG, max_frames=8
     )
 
 
@@ -427,7 +428,7 @@ def test_every_frame_can_be_reached(clip, chosen):
 
 
 class CountingContainer:
-    """A container that counts the frames that it decodes, and decodes no more than `max_frames`."""
+    """A container that counts the frames that it decodes, at most `max_frames` per call."""
 
     def __init__(self, container, most=1000):
         self.container, self.num_decoded, self.max_frames = container, 0, most
@@ -457,7 +458,7 @@ def test_frames_are_read_one_at_a_time():
 
 
 def test_what_there_is_of_a_cut_video_is_shown():
-    """Its length is counted: what a file says of itself may be too much."""
+    """Frames are counted, as the length in a file's header may be too large."""
     with open_video(
         encode_video(50, format="matroska", codec="mpeg4", num_b_frames=0)[:-600], NO_NETWORK_FETCHER
     ) as file:
@@ -467,7 +468,7 @@ def test_what_there_is_of_a_cut_video_is_shown():
 
 
 def test_where_frames_are_missing_at_the_end_the_last_one_stays():
-    """Some packets hold no frame that is shown."""
+    """Some packets hold no visible frame."""
     with open_video(encode_video(20), NO_NETWORK_FETCHER) as file:
         file.container = CountingContainer(file.container, most=10)
         assert [frame_number(image) for image in file.read_frames([5, 12, 19])] == [5, 9, 9]
@@ -489,7 +490,7 @@ def test_videos_of_phones_are_upright(degrees):
 def test_a_video_file_in_a_prompt(tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(encode_video(75))
-    shown = expand_video(Video(path), TINY_PLAN, NO_NETWORK_FETCHER)
+    shown = expand_video(Video(path), TINY_CONFIG, NO_NETWORK_FETCHER)
     assert video_text(shown).startswith(
         "You are provided the following series of three frames from a 0:00:03 [H:MM:SS]"
     )
@@ -499,19 +500,19 @@ def test_a_video_file_in_a_prompt(tmp_path):
     keys = [part.content_hash for part in shown if isinstance(part, PreprocessedImage)]
     assert keys == [
         part.content_hash
-        for part in expand_video(Video(str(path)), TINY_PLAN, NO_NETWORK_FETCHER)
+        for part in expand_video(Video(str(path)), TINY_CONFIG, NO_NETWORK_FETCHER)
         if isinstance(part, PreprocessedImage)
     ]
     assert keys == [
         part.content_hash
-        for part in expand_video(Video(path.read_bytes()), TINY_PLAN, NO_NETWORK_FETCHER)
+        for part in expand_video(Video(path.read_bytes()), TINY_CONFIG, NO_NETWORK_FETCHER)
         if isinstance(part, PreprocessedImage)
     ]
 
 
 def test_a_video_in_a_data_uri():
     uri = "data:video/mp4;base64," + base64.b64encode(encode_video(5)).decode()
-    assert "one frames" in video_text(expand_video(Video(uri), TINY_PLAN, NO_NETWORK_FETCHER))
+    assert "one frames" in video_text(expand_video(Video(uri), TINY_CONFIG, NO_NETWORK_FETCHER))
 
 
 def test_an_address_is_fetched_as_a_pictures_is(monkeypatch):
@@ -523,7 +524,7 @@ def test_an_address_is_fetched_as_a_pictures_is(monkeypatch):
 
     monkeypatch.setattr(Fetcher, "get", get)
     assert "one frames" in video_text(
-        expand_video(Video("https://example.com/clip.mp4"), TINY_PLAN, Fetcher())
+        expand_video(Video("https://example.com/clip.mp4"), TINY_CONFIG, Fetcher())
     )
     assert got == ["https://example.com/clip.mp4"]
 
@@ -531,14 +532,14 @@ def test_an_address_is_fetched_as_a_pictures_is(monkeypatch):
 @pytest.mark.usefixtures("needs_av")
 def test_an_address_may_be_refused():
     with pytest.raises(BadPicture, match="remote pictures are off"):
-        expand_video(Video("https://example.com/clip.mp4"), TINY_PLAN, NO_NETWORK_FETCHER)
+        expand_video(Video("https://example.com/clip.mp4"), TINY_CONFIG, NO_NETWORK_FETCHER)
 
 
 @pytest.mark.usefixtures("needs_av")
 def test_a_gif_may_be_a_video(tmp_path):
     first, *rest = [PIL.Image.fromarray(make_frame(10 * index)) for index in range(4)]
     first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=1000, loop=0)
-    shown = expand_video(Video(tmp_path / "a.gif"), TINY_PLAN, NO_NETWORK_FETCHER)
+    shown = expand_video(Video(tmp_path / "a.gif"), TINY_CONFIG, NO_NETWORK_FETCHER)
     assert "four frames from a 0:00:04" in video_text(shown)
 
 
@@ -547,7 +548,7 @@ def test_a_gif_may_be_a_video(tmp_path):
 
 @pytest.fixture
 def invalid_videos(tmp_path):
-    """Files that are no videos, or no good ones."""
+    """Files that are no videos, or broken ones."""
     whole = encode_video(100, num_b_frames=0)
     (tmp_path / "whole.mp4").write_bytes(whole)
     contents = {
@@ -583,44 +584,44 @@ def invalid_videos(tmp_path):
 )
 def test_files_that_are_no_videos(invalid_videos, name, message):
     with pytest.raises(BadPicture, match=message) as refusal:
-        expand_video(Video(invalid_videos / name), TINY_PLAN, NO_NETWORK_FETCHER)
+        expand_video(Video(invalid_videos / name), TINY_CONFIG, NO_NETWORK_FETCHER)
     assert name in str(refusal.value) and "\n" not in str(refusal.value)
     assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
 
 
 @pytest.mark.usefixtures("needs_av")
 def test_a_broken_video():
-    """Bytes in the middle that are no frames."""
+    """Invalid bytes in the middle of the file."""
     whole = bytearray(encode_video(100))
     for start in range(whole.index(b"mdat") + 900, whole.index(b"moov") - 100):
         whole[start] = (37 * start) % 256
     with pytest.raises(BadVideo, match="is broken: its frames cannot be read to the end"):
-        expand_video(Video(bytes(whole)), TINY_PLAN, NO_NETWORK_FETCHER)
+        expand_video(Video(bytes(whole)), TINY_CONFIG, NO_NETWORK_FETCHER)
 
 
 @pytest.mark.usefixtures("needs_av")
 def test_a_video_that_is_too_long(monkeypatch):
     monkeypatch.setattr(video_file, "MAX_FRAMES", 40)
     with pytest.raises(BadVideo, match="has more than 40 frames: cut it shorter"):
-        expand_video(Video(encode_video(41)), TINY_PLAN, NO_NETWORK_FETCHER)
-    expand_video(Video(encode_video(40)), TINY_PLAN, NO_NETWORK_FETCHER)
+        expand_video(Video(encode_video(41)), TINY_CONFIG, NO_NETWORK_FETCHER)
+    expand_video(Video(encode_video(40)), TINY_CONFIG, NO_NETWORK_FETCHER)
 
 
 @pytest.mark.usefixtures("needs_av")
 def test_a_video_that_is_too_large(monkeypatch):
     monkeypatch.setattr(video_file, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(BadVideo, match="64 x 48 pixels; at most 3,071 are read: make it smaller"):
-        expand_video(Video(encode_video(2)), TINY_PLAN, NO_NETWORK_FETCHER)
+        expand_video(Video(encode_video(2)), TINY_CONFIG, NO_NETWORK_FETCHER)
 
 
 @pytest.mark.usefixtures("needs_av")
 def test_a_files_rate_is_its_own():
     with pytest.raises(BadSetting, match="fps is 2, but a video file has its own"):
-        expand_video(Video(encode_video(2), fps=2), TINY_PLAN, NO_NETWORK_FETCHER)
+        expand_video(Video(encode_video(2), fps=2), TINY_CONFIG, NO_NETWORK_FETCHER)
 
 
 def test_without_pyav(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingExtra, match=r"needs an optional dependency: pip install 'idefics\[video\]'"):
-        expand_video(Video("clip.mp4"), TINY_PLAN, NO_NETWORK_FETCHER)
-    assert "two frames" in video_text(expand_video(Video(make_frames(2)), TINY_PLAN, NO_NETWORK_FETCHER))
+        expand_video(Video("clip.mp4"), TINY_CONFIG, NO_NETWORK_FETCHER)
+    assert "two frames" in video_text(expand_video(Video(make_frames(2)), TINY_CONFIG, NO_NETWORK_FETCHER))

@@ -1,4 +1,4 @@
-"""Prompts: what stands where, and what each token sees."""
+"""`Processor`: the ids of prompts, positions of image tokens, and the picture of each token."""
 
 import base64
 import dataclasses
@@ -26,7 +26,7 @@ from processing.tokenizers_tiny import (
     train_llama_tokenizer,
 )
 
-TILES_PLAN = ImageProcessorConfig(
+TILES_CONFIG = ImageProcessorConfig(
     frame_size=8,
     longest_edge=32,
     do_image_splitting=True,
@@ -36,10 +36,10 @@ TILES_PLAN = ImageProcessorConfig(
     std=(0.5,) * 3,
     tokens_per_frame=3,
 )
-CROSS_ATTENTION_PLAN = dataclasses.replace(
-    TILES_PLAN, longest_edge=None, do_image_splitting=False, resample="bicubic", tokens_per_frame=1
+CROSS_ATTENTION_CONFIG = dataclasses.replace(
+    TILES_CONFIG, longest_edge=None, do_image_splitting=False, resample="bicubic", tokens_per_frame=1
 )
-TILES_STYLE = PromptFormat(
+TILES_FORMAT = PromptFormat(
     kind="chat",
     chat_template=SMOLVLM,
     turn_end_token=END_OF_UTTERANCE,
@@ -49,7 +49,7 @@ TILES_STYLE = PromptFormat(
     add_special_tokens=True,
 )
 DIALOGUE = SMOLVLM.removeprefix("<|im_start|>")
-CROSS_ATTENTION_STYLE = PromptFormat(
+CROSS_ATTENTION_FORMAT = PromptFormat(
     kind="chat",
     chat_template=DIALOGUE,
     turn_end_token=END_OF_UTTERANCE,
@@ -59,30 +59,30 @@ CROSS_ATTENTION_STYLE = PromptFormat(
     add_special_tokens=False,
 )
 TILES_PROCESSOR = Processor(
-    Tokenizer(train_byte_level_tokenizer().to_str()), TILES_PLAN, TILES_STYLE, Fetcher(policy="off")
+    Tokenizer(train_byte_level_tokenizer().to_str()), TILES_CONFIG, TILES_FORMAT, Fetcher(policy="off")
 )
 TEXT_TAGS_PROCESSOR = Processor(
     Tokenizer(train_byte_level_tokenizer(has_tile_tokens=False).to_str()),
-    TILES_PLAN,
-    TILES_STYLE,
+    TILES_CONFIG,
+    TILES_FORMAT,
     Fetcher(policy="off"),
 )
 CROSS_ATTENTION_PROCESSOR = Processor(
     Tokenizer(train_llama_tokenizer().to_str()),
-    CROSS_ATTENTION_PLAN,
-    CROSS_ATTENTION_STYLE,
+    CROSS_ATTENTION_CONFIG,
+    CROSS_ATTENTION_FORMAT,
     Fetcher(policy="off"),
 )
 BASE_PROCESSOR = Processor(
     Tokenizer(train_llama_tokenizer(has_end_of_utterance=False).to_str()),
-    CROSS_ATTENTION_PLAN,
-    dataclasses.replace(CROSS_ATTENTION_STYLE, kind="base", turn_end_token=""),
+    CROSS_ATTENTION_CONFIG,
+    dataclasses.replace(CROSS_ATTENTION_FORMAT, kind="base", turn_end_token=""),
     Fetcher(policy="off"),
 )
 all_kinds = pytest.mark.parametrize(
     "processor",
     [TILES_PROCESSOR, TEXT_TAGS_PROCESSOR, CROSS_ATTENTION_PROCESSOR],
-    ids=["tiles", "plain tags", "beside"],
+    ids=["tiles", "plain tags", "cross_attention"],
 )
 
 WIDE_PICTURE = np.zeros((16, 32, 3), np.uint8)  # 2 x 4 tiles and the whole: 9 frames
@@ -144,7 +144,7 @@ def test_an_empty_text_parts_two_pictures():
     ],
 )
 def test_turn_ends_go_between_two_texts_only(items, text):
-    """Never before the first item, after the last, or after a picture."""
+    """Separators are never before the first item, after the last, or after a picture."""
     assert CROSS_ATTENTION_PROCESSOR.encode_raw(items).ids == encode_text(
         CROSS_ATTENTION_PROCESSOR, f"<s>{text}"
     )
@@ -161,7 +161,7 @@ def test_turn_ends_can_be_switched_off():
 
 
 def test_a_checkpoint_without_turn_ends_gets_none():
-    """The token is looked for among the added tokens; transformers 5 never finds it."""
+    """The token is searched among the added tokens, where transformers 5 does not find it."""
     assert BASE_PROCESSOR.encode_raw(["a", "b"]).ids == encode_text(BASE_PROCESSOR, "<s>ab")
     with pytest.raises(BadSetting, match="add_end_of_utterance_token"):
         BASE_PROCESSOR.encode_raw(["a", "b"], add_end_of_utterance_token=True)
@@ -233,8 +233,8 @@ def test_line_breaks_next_to_the_global_image_merge():
 
 
 def test_a_picture_that_is_not_split():
-    whole = dataclasses.replace(TILES_PLAN, do_image_splitting=False)
-    processor = Processor(TILES_PROCESSOR.tokenizer, whole, TILES_STYLE, Fetcher())
+    whole = dataclasses.replace(TILES_CONFIG, do_image_splitting=False)
+    processor = Processor(TILES_PROCESSOR.tokenizer, whole, TILES_FORMAT, Fetcher())
     text = f"{FAKE_IMAGE_TOKEN}<global-img>{IMAGE_TOKEN * 3}{FAKE_IMAGE_TOKEN}"
     assert processor.encode_raw(["a ", SQUARE_PICTURE, " b"]).ids == encode_text(processor, f"a {text} b")
     assert processor.encode_raw([SQUARE_PICTURE]).image_token_positions == ((2, 3, 4),)
@@ -257,8 +257,8 @@ def test_texts_are_concatenated_unchanged():
 def test_tags_beyond_the_vocabulary_are_plain_text():
     few = Processor(
         Tokenizer(train_byte_level_tokenizer(rows=1, columns=1).to_str()),
-        TILES_PLAN,
-        TILES_STYLE,
+        TILES_CONFIG,
+        TILES_FORMAT,
         Fetcher(policy="off"),
     )
     assert decode_prompt(few, few.encode_raw([WIDE_PICTURE])) == grid_placeholder(2, 4)
@@ -271,15 +271,15 @@ def test_what_the_tokenizer_file_adds_is_added():
     library.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", begin)]
     )
-    adding = Processor(Tokenizer(library.to_str()), TILES_PLAN, TILES_STYLE, Fetcher())
+    adding = Processor(Tokenizer(library.to_str()), TILES_CONFIG, TILES_FORMAT, Fetcher())
     assert adding.encode_raw(["a"]).ids == (begin, *encode_text(TILES_PROCESSOR, "a"))
     # Idefics3-8B is run with two: its template's own, and the file's.
     assert adding.encode_chat([user("a")]).ids[:3] == (
         begin,
         *TILES_PROCESSOR.encode_chat([user("a")]).ids[:2],
     )
-    silent = dataclasses.replace(TILES_STYLE, add_special_tokens=False)
-    assert Processor(Tokenizer(library.to_str()), TILES_PLAN, silent, Fetcher()).encode_raw(
+    silent = dataclasses.replace(TILES_FORMAT, add_special_tokens=False)
+    assert Processor(Tokenizer(library.to_str()), TILES_CONFIG, silent, Fetcher()).encode_raw(
         ["a"]
     ).ids == encode_text(TILES_PROCESSOR, "a")
 
@@ -341,10 +341,12 @@ def test_price_of_a_picture(processor):
 
 
 def test_released_prices():
-    """`<image>` tokens of SmolVLM-500M and Idefics3-8B."""
+    """The number of `<image>` tokens as in SmolVLM-500M and Idefics3-8B."""
     for side, longest, tokens, expected in ((512, 2048, 64, 832), (364, 1456, 169, 2197)):
-        plan = dataclasses.replace(TILES_PLAN, frame_size=side, longest_edge=longest, tokens_per_frame=tokens)
-        processor = Processor(TILES_PROCESSOR.tokenizer, plan, TILES_STYLE, Fetcher())
+        config = dataclasses.replace(
+            TILES_CONFIG, frame_size=side, longest_edge=longest, tokens_per_frame=tokens
+        )
+        processor = Processor(TILES_PROCESSOR.tokenizer, config, TILES_FORMAT, Fetcher())
         picture = Picture(np.zeros((300, 451, 3), np.uint8))
         tags = 3 * 4 * 2  # a fake and a tag each tile
         breaks, whole = 3, 3  # "\n", "\n", and "\n\n" as one; the marks of the whole
@@ -355,7 +357,7 @@ def test_a_tokenizer_without_picture_tokens_is_refused():
     library = train_llama_tokenizer()
     text = library.to_str().replace(IMAGE_TOKEN, "<picture>")
     with pytest.raises(UnsupportedModel, match="has no <image>"):
-        Processor(Tokenizer(text), CROSS_ATTENTION_PLAN, CROSS_ATTENTION_STYLE, Fetcher())
+        Processor(Tokenizer(text), CROSS_ATTENTION_CONFIG, CROSS_ATTENTION_FORMAT, Fetcher())
 
 
 # What a text in a raw prompt means

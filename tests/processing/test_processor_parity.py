@@ -1,4 +1,4 @@
-"""Ids, frames and masks equal the reference processors', where those are right."""
+"""Ids, frames and masks equal those of transformers' processors, where these have no bugs."""
 
 import random
 import warnings
@@ -10,11 +10,11 @@ import pytest
 from idefics.messages import Picture, assistant, user
 from processing.test_chat import SMOLVLM
 from processing.test_processor import (
-    CROSS_ATTENTION_PLAN,
+    CROSS_ATTENTION_CONFIG,
     CROSS_ATTENTION_PROCESSOR,
     SQUARE_PICTURE,
     TEXT_TAGS_PROCESSOR,
-    TILES_PLAN,
+    TILES_CONFIG,
     TILES_PROCESSOR,
     WIDE_PICTURE,
 )
@@ -44,22 +44,22 @@ def reference():
         )
         beside = IdeficsProcessor(
             IdeficsImageProcessorPil(
-                image_size=CROSS_ATTENTION_PLAN.frame_size,
-                image_mean=list(CROSS_ATTENTION_PLAN.mean),
-                image_std=list(CROSS_ATTENTION_PLAN.std),
+                image_size=CROSS_ATTENTION_CONFIG.frame_size,
+                image_mean=list(CROSS_ATTENTION_CONFIG.mean),
+                image_std=list(CROSS_ATTENTION_CONFIG.std),
             ),
             llama,
         )
         tiles = [
             Idefics3Processor(
                 Idefics3ImageProcessorPil(
-                    size={"longest_edge": TILES_PLAN.longest_edge},
-                    max_image_size={"longest_edge": TILES_PLAN.frame_size},
+                    size={"longest_edge": TILES_CONFIG.longest_edge},
+                    max_image_size={"longest_edge": TILES_CONFIG.frame_size},
                 ),
                 PreTrainedTokenizerFast(
                     tokenizer_object=train_byte_level_tokenizer(has_tile_tokens=tags), pad_token="<|im_end|>"
                 ),
-                image_seq_len=TILES_PLAN.tokens_per_frame,
+                image_seq_len=TILES_CONFIG.tokens_per_frame,
                 chat_template=SMOLVLM,
             )
             for tags in (True, False)

@@ -1,4 +1,4 @@
-"""Prompts of Idefics 2: marks of split and whole pictures, shared fakes, blanks as `tokenizer.json` has them."""
+"""Prompts of Idefics 2: placeholders of split and whole pictures, shared fake tokens, spaces as in `tokenizer.json`."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from idefics.models.idefics2 import read_prompt_format as style_of
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.tokenizer import Tokenizer
-from processing.test_images_idefics2 import SPLIT_PLAN, UNSPLIT_PLAN
+from processing.test_images_idefics2 import SPLIT_CONFIG, UNSPLIT_CONFIG
 from processing.tokenizers_tiny import (
     END_OF_UTTERANCE,
     FAKE_IMAGE_TOKEN,
@@ -26,12 +26,15 @@ from processing.tokenizers_tiny import (
 
 FRAME_TOKENS = 3
 TOKENIZER = Tokenizer(train_mistral_tokenizer().to_str())
-STYLE = style_of("", TOKENIZER.added_token_contents)
+PROMPT_FORMAT = style_of("", TOKENIZER.added_token_contents)
 UNSPLIT_PROCESSOR, SPLIT_PROCESSOR = (
     Processor(
-        TOKENIZER, dataclasses.replace(plan, tokens_per_frame=FRAME_TOKENS), STYLE, Fetcher(policy="off")
+        TOKENIZER,
+        dataclasses.replace(config, tokens_per_frame=FRAME_TOKENS),
+        PROMPT_FORMAT,
+        Fetcher(policy="off"),
     )
-    for plan in (UNSPLIT_PLAN, SPLIT_PLAN)
+    for config in (UNSPLIT_CONFIG, SPLIT_CONFIG)
 )
 each_way = pytest.mark.parametrize(
     ("processor", "frames"), [(UNSPLIT_PROCESSOR, 1), (SPLIT_PROCESSOR, 5)], ids=["whole", "split"]
@@ -41,12 +44,12 @@ WIDE_PICTURE = np.full((20, 80, 3), 200, np.uint8)
 
 
 def encode_text(text):
-    """The text as `tokenizer.json` alone has it, with its `<s>`."""
+    """Ids of a text by `tokenizer.json` alone, with its `<s>`."""
     return tuple(TOKENIZER.encode(text, add_special_tokens=True))
 
 
 def image_placeholders(frames, pictures=1):
-    """Neighbouring frames share a fake, whether of one picture or of two."""
+    """Neighbouring frames share a fake token, whether of one picture or of two."""
     return f"{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN * FRAME_TOKENS}" * (frames * pictures) + FAKE_IMAGE_TOKEN
 
 
@@ -85,7 +88,7 @@ def test_a_picture_too_small_to_split_is_one_frame():
 
 @pytest.mark.parametrize("between", ["", f"{FAKE_IMAGE_TOKEN}", f"{FAKE_IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"])
 def test_fakes_are_shared_wherever_they_come_from(between):
-    """The released processor writes one for two in the whole text: two of four are left."""
+    """The released processor replaces two by one in the whole text: of four, two are left."""
     count = {0: 1, 1: 2, 2: 2}[between.count(FAKE_IMAGE_TOKEN)]
     picture = f"{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN * FRAME_TOKENS}"
     prompt = UNSPLIT_PROCESSOR.encode_raw([SQUARE_PICTURE, between, SQUARE_PICTURE])
@@ -101,7 +104,7 @@ def test_text_between_pictures_parts_them(between):
 
 @each_way
 def test_a_conversation(processor, frames):
-    """A turn that begins with a picture has no blank after its colon; the template writes no beginning."""
+    """A turn that begins with a picture has no space after its colon; the template writes no `<s>`."""
     turns = [
         user(Picture(SQUARE_PICTURE), Picture(WIDE_PICTURE), "What?"),
         assistant("A wall."),
@@ -166,7 +169,11 @@ def test_image_tokens_are_never_generated():
 
 
 def test_a_checkpoint_with_turn_ends_chats_with_or_without_a_template_file():
-    assert (STYLE.kind, STYLE.turn_end_token, STYLE.add_special_tokens) == ("chat", END_OF_UTTERANCE, True)
+    assert (PROMPT_FORMAT.kind, PROMPT_FORMAT.turn_end_token, PROMPT_FORMAT.add_special_tokens) == (
+        "chat",
+        END_OF_UTTERANCE,
+        True,
+    )
     assert style_of("a template", TOKENIZER.added_token_contents).chat_template == "a template"
 
 
@@ -184,7 +191,7 @@ def test_base_has_no_row_for_the_turn_end_of_its_tokenizer():
         add_special_tokens=True,
     )
     with pytest.raises(UnsupportedModel, match="no chat template"):
-        Processor(TOKENIZER, UNSPLIT_PLAN, base, Fetcher()).encode_chat([user("a")])
+        Processor(TOKENIZER, UNSPLIT_CONFIG, base, Fetcher()).encode_chat([user("a")])
 
 
 # Against transformers
@@ -200,15 +207,15 @@ def library():
     return transformers, Idefics2ImageProcessorPil, Idefics2Processor
 
 
-def make_reference_processor(library, tokenizer, plan):
+def make_reference_processor(library, tokenizer, config):
     _, image_processor, processor = library
-    size = {"longest_edge": plan.longest_edge, "shortest_edge": plan.shortest_edge}
-    made = image_processor(size=size, do_image_splitting=plan.do_image_splitting)
-    return processor(made, tokenizer, image_seq_len=FRAME_TOKENS, chat_template=STYLE.chat_template)
+    size = {"longest_edge": config.longest_edge, "shortest_edge": config.shortest_edge}
+    made = image_processor(size=size, do_image_splitting=config.do_image_splitting)
+    return processor(made, tokenizer, image_seq_len=FRAME_TOKENS, chat_template=PROMPT_FORMAT.chat_template)
 
 
 def make_reference_tokenizer(library):
-    """transformers' generic tokenizer class, which takes tokenizer.json as it is."""
+    """transformers' generic tokenizer class, which reads tokenizer.json without changes."""
     return library[0].PreTrainedTokenizerFast(
         tokenizer_object=train_mistral_tokenizer(), bos_token="<s>", pad_token="<unk>"
     )
@@ -217,7 +224,7 @@ def make_reference_tokenizer(library):
 @pytest.mark.parametrize("processor", [UNSPLIT_PROCESSOR, SPLIT_PROCESSOR], ids=["whole", "split"])
 @pytest.mark.parametrize("seed", range(10))
 def test_ids_and_frames_are_those_of_transformers(library, processor, seed):
-    """Texts that do not begin with a letter: before one, its processor writes a blank of its own after a picture."""
+    """Texts that do not begin with a letter, before which transformers' processor adds a space after a picture."""
     choice = random.Random(seed)
     texts = ["\nUser:", " a cat ", "\nAssistant: yes", " ", "", END_OF_UTTERANCE, FAKE_IMAGE_TOKEN, "\n日"]
     items = [choice.choice([*texts, SQUARE_PICTURE, WIDE_PICTURE]) for _ in range(choice.randint(1, 8))]
@@ -237,9 +244,9 @@ def test_ids_and_frames_are_those_of_transformers(library, processor, seed):
 
 
 def test_transformers_writes_a_blank_after_a_picture(library):
-    """Since 5.0, to make up for the blank that its own tokenizer class loses there; `tokenizer.json` needs none."""
+    """Since 5.0, as its tokenizer class loses a space there; with `tokenizer.json` none is lost."""
     text = f"User:{IMAGE_TOKEN}What?"
-    theirs = make_reference_processor(library, make_reference_tokenizer(library), UNSPLIT_PLAN)(
+    theirs = make_reference_processor(library, make_reference_tokenizer(library), UNSPLIT_CONFIG)(
         text=text, images=[PIL.Image.fromarray(SQUARE_PICTURE)]
     )
     ours = UNSPLIT_PROCESSOR.encode_raw(["User:", SQUARE_PICTURE, "What?"])

@@ -1,4 +1,4 @@
-"""The kernel in C resizes as Pillow does, bit for bit, on every kind of vector that this machine has."""
+"""The C kernel resizes as Pillow does, bit for bit, with every instruction set that this machine has."""
 
 import subprocess
 import sys
@@ -18,14 +18,14 @@ from idefics.native import library
 from idefics.processing import resize as module
 from idefics.processing.resize import NativeKernel, normalize_with_numpy, resize_with_pillow, to_pixel_array
 from native_builds import compile_source, load_source
-from processing.pictures_tiny import TILES_PLAN, random_pixels
+from processing.pictures_tiny import TILES_CONFIG, random_pixels
 
 edges = st.integers(1, 90)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_library(tmp_path_factory):
-    """Compiled here, so that undefined behaviour ends the test."""
+    """The kernel compiled so that undefined behaviour ends the test."""
     found = load_source(tmp_path_factory.mktemp("kernel"), "resize.c", "-ffp-contract=off")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "load_library", lambda: found)
@@ -48,7 +48,7 @@ def assert_equals_pillow(native, pixels, size, resample):
 @settings(max_examples=60, deadline=None)
 @given(edges, edges, edges, edges, st.integers(0, 2**32 - 1), st.booleans())
 def test_any_size_is_resized_as_pillow_does(native_resize, resample, width, height, wide, high, seed, harsh):
-    """Harsh pictures, black and white, overshoot at every edge."""
+    """Black and white pictures overshoot at every edge."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     if harsh:
@@ -66,7 +66,7 @@ def test_long_rows_and_columns_are_too(native_resize, before, after):
 
 @pytest.mark.parametrize("height", [1, 59, 60, 61, 99])
 def test_rows_come_first_whatever_is_lost(native_resize, height):
-    """As until Pillow 12: between the passes values are rounded, so the order shows."""
+    """As until Pillow 12: values are rounded between the passes, so that the order matters."""
     pixels = random_pixels(100, 100, 3) // 128 * 255
     assert assert_equals_pillow(native_resize, pixels, (80, height), "lanczos")
     image = PIL.Image.fromarray(pixels)
@@ -96,7 +96,7 @@ def test_a_part_of_a_picture_is_resized_and_normalised_like_its_copy(native_resi
         native_resize.resize(part, (20, 20), "bicubic"),
         native_resize.resize(part.copy(), (20, 20), "bicubic"),
     )
-    table = module._normalization_table(TILES_PLAN)
+    table = module._normalization_table(TILES_CONFIG)
     ours, theirs = np.empty((3, 27, 34), np.float32), np.empty((3, 27, 34), np.float32)
     native_resize.normalize(part, table, ours)
     normalize_with_numpy(part, table, theirs)

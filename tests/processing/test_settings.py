@@ -1,4 +1,4 @@
-"""Every layout in which checkpoints keep their preprocessor settings and chat templates."""
+"""Preprocessor settings and chat templates are found in every layout of checkpoint folders."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The one rule: which special tokens steer a model, and which are part of what it says."""
+"""`classify_special_tokens`: which special tokens are control tokens, and which are content."""
 
 import json
 from itertools import groupby
@@ -150,7 +150,7 @@ def test_only_content_tokens_are_visible():
 
 
 def make_base_vocabulary(ignore_merges=False):
-    """A vocabulary that holds Llama's control names itself: no added token has them.
+    """A vocabulary that itself has Llama's control tokens, which are not added tokens.
 
     Merges build them; with `ignore_merges`, as Llama 3 has it, a whole word of the vocabulary needs none.
     """
@@ -271,7 +271,7 @@ def test_two_tokenizers_have_different_aliases(kind):
 
 
 def spell_alias(secret, tokenizer, name):
-    """An alias as somebody would spell it who knows how they are made."""
+    """An alias as an attacker would write it who knows how they are made."""
     number = sorted(tokenizer._aliases.alias_by_token).index(name)
     return f"\ue000{secret}\ue001{number}\ue002"
 

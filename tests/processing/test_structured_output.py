@@ -1,4 +1,4 @@
-"""Forms and banned words with the tokens of both kinds of checkpoint, whatever a model would like to say."""
+"""Structured output and banned strings with both kinds of tokenizer, whatever tokens are sampled."""
 
 import json
 import random
@@ -99,13 +99,13 @@ def compile_constraint(kind, form):
 
 
 def allowed_ids(constraint):
-    """What may follow; the bits after the last id are none."""
+    """The allowed ids; the bits after the last id are zero."""
     bits = np.unpackbits(np.frombuffer(constraint.compute_token_bitmask(), np.uint8), bitorder="little")
     return bits.nonzero()[0].tolist()
 
 
 def run_constraint(grammar, max_new_tokens, choose):
-    """An answer as the engine makes it: -> its text, its ids, and whether it ended by itself."""
+    """Generates an answer as the engine does; returns its text, its ids, and whether it ended by itself."""
     guide, ids = grammar.create_constraint(max_new_tokens), []
     while len(ids) < max_new_tokens:
         may = allowed_ids(guide)
@@ -125,7 +125,7 @@ def decode_ids(shape, ids):
 
 
 def choose_longest_answer(seed):
-    """Somebody who never wants to end."""
+    """Samples any allowed token; a stop id only where nothing else is allowed."""
     draw = random.Random(seed)
     return lambda may: draw.choice([id for id in may if id not in STOP_IDS] or may)
 
@@ -154,7 +154,7 @@ def test_forms_that_cannot_fit_are_refused_at_once(kind, name):
 
 @KINDS
 def test_the_shortest_answers_are_found(kind):
-    """Room for one token less than the shortest text takes is refused rightly."""
+    """One token fewer than the shortest text takes is refused."""
     shortest = {
         "choices": min(map(str.encode, CHOICES), key=TOKEN_BYTES_BY_KIND[kind].min_token_count),
         "number": b"0",
@@ -331,7 +331,7 @@ def run_banned_words(kind, words, choose, tokens=60):
 
 
 def choose_tokens_of_letters(kind, letters, seed):
-    """Somebody who only says tokens of some letters, if he may."""
+    """Samples tokens of some letters only, as long as one of them is allowed."""
     allowed, draw = set(letters.encode()), random.Random(seed)
     own = {
         id

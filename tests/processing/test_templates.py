@@ -1,4 +1,4 @@
-"""Templates are rendered as transformers renders them: its own renderer is the oracle."""
+"""Chat templates are rendered as transformers renders them; its own renderer is the reference."""
 
 import pytest
 
@@ -113,7 +113,7 @@ def test_the_callers_messages_stay_as_they_are():
 
 
 def test_what_is_no_data_offers_no_methods():
-    """A picture among the parts of a message is seen as the name of its type."""
+    """A template sees a picture object as the name of its type."""
 
     class Photo:
         def save(self):

@@ -1,4 +1,4 @@
-"""What cannot fit is refused by its characters alone; whatever could fit is not."""
+"""`TextLimit`: texts that cannot fit are refused by their characters; texts that could fit are not."""
 
 import json
 import threading
@@ -59,7 +59,7 @@ def test_a_megabyte_of_anything_is_refused_where_256_tokens_are_read(kind, text)
 
 
 def test_the_limit_is_the_longest_token_for_each_place():
-    """`<fake_token_around_image>` has 25 bytes; a token of its own letters only fits the positions exactly."""
+    """`<fake_token_around_image>` has 25 bytes: a text of such tokens alone has the most characters that fit."""
     ours, token = TOKENIZER_BY_KIND["byte-level"], "<fake_token_around_image>"
     assert ours.encode(token * 40, add_special_tokens=False) == [ours.token_to_id(token)] * 40
     assert not is_refused(ours, [token * 40], 40)
@@ -188,7 +188,7 @@ def test_long_texts_have_the_ids_of_short_ones(kind):
 
 @both
 def test_of_a_huge_text_only_the_beginning_is_tokenized_before_it_is_refused(kind, monkeypatch):
-    """What would be tokenized has to be given back: tens of milliseconds in which nobody else runs."""
+    """A large encoding takes tens of milliseconds to free, during which the GIL is held."""
     tokenizer, encoded = TOKENIZER_BY_KIND[kind], []
     encode = token_aliases.encode_without_gil
     monkeypatch.setattr(

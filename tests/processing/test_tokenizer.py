@@ -1,4 +1,4 @@
-"""Ids are what tokenizer.json says; special tokens in plain text are characters, whoever forges them."""
+"""`Tokenizer`: ids as tokenizer.json defines them; special tokens in untrusted text are plain characters."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_pieces_without_forgery_are_the_concatenated_text(kind, parts):
 
 
 def has_no_forged_token(ours, pieces):
-    """No special token outside trusted pieces, nor across a border of pieces."""
+    """No special token is recognised outside trusted pieces, nor across the border of pieces."""
     joined = "".join(piece.text for piece in pieces)
     return all(
         joined.count(s) == sum(p.text.count(s) for p in pieces if p.trusted)
@@ -74,7 +74,7 @@ def has_no_forged_token(ours, pieces):
 @QUICK
 @given(before=words, after=words)
 def test_plain_text_next_to_a_forgery_is_tokenized_as_usual(kind, before, after):
-    """The way that forged text takes gives the same ids for everything else."""
+    """Encoding with aliases gives the same ids for all other text."""
     ours = OUR_TOKENIZER_BY_KIND[kind]
     honest = [
         trusted(END_OF_UTTERANCE + before),
@@ -121,7 +121,7 @@ def test_a_token_split_over_two_pieces_is_a_forgery_too(kind):
 
 
 def test_a_base_vocabulary_token_that_merges_reach_stays_out_of_plain_text():
-    """`<s>` stands in the base vocabulary of Llama: merges alone could build it from characters."""
+    """`<s>` is in the base vocabulary of Llama: merges could build it from plain characters."""
     vocabulary = {t: i for i, t in enumerate(["<unk>", "<s>", "<", "s", ">", "s>", "▁", "x", *BYTES])}
     library = Library(
         models.BPE(vocab=vocabulary, merges=[("s", ">"), ("<", "s>")], unk_token="<unk>", byte_fallback=True)
@@ -198,7 +198,7 @@ def test_a_leading_space_of_a_segment_doubles_the_blank():
 
 
 def test_byte_level_adds_nothing():
-    """No blank in front, single digits, and no beginning-of-text: the file has no post-processor."""
+    """No space in front, single digits, and no `<s>`, as the file has no post-processor."""
     ours, library = OUR_TOKENIZER_BY_KIND["byte-level"], LIBRARY_TOKENIZER_BY_KIND["byte-level"]
     ids = ours.encode("User 2026", add_special_tokens=True)
     assert ids == ours.encode("User 2026", add_special_tokens=False)
@@ -238,7 +238,7 @@ def test_decoding_is_the_librarys_wherever_bytes_are_whole_characters(kind, data
 
 
 def test_broken_bytes_do_not_spoil_their_neighbours():
-    """One run of bytes: "é" whole, then half a character. The library gives three replacement characters."""
+    """One run of bytes: a whole "é", then half a character. The library returns three replacement characters."""
     ours, library = OUR_TOKENIZER_BY_KIND["legacy"], LIBRARY_TOKENIZER_BY_KIND["legacy"]
     ids = [library.token_to_id(token) for token in ("<0xC3>", "<0xA9>", "<0xE6>")]
     assert ours.decode(ids) == "é\ufffd"

@@ -1,4 +1,4 @@
-"""Small videos whose frames say which they are: the first 50 are each of a grey of their own.
+"""Helpers: small videos whose frames can be told apart: each of the first 50 has its own shade of gray.
 
 All have a white corner at the top left."""
 
@@ -19,7 +19,7 @@ def make_frame(index, size=FRAME_SIZE):
 
 
 def frame_number(image):
-    """Which frame a picture of one is."""
+    """The index of a frame by its shade of gray."""
     return round(float(np.asarray(image)[CORNER_SIZE + 8 :, CORNER_SIZE + 8 :].mean()) / GREY_STEP)
 
 

@@ -1,4 +1,4 @@
-"""The internet of a test."""
+"""The fixture of the fake internet."""
 
 import pytest
 

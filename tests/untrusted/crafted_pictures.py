@@ -1,4 +1,4 @@
-"""Picture files that no camera writes."""
+"""Helpers: crafted picture files, as an attacker would write them."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ def png_chunk(name, data):
 
 
 def png_claiming_size(width, height, *, depth=8, colour=2, rows=b""):
-    """A PNG that claims a size; `rows` are its pixels, packed."""
+    """A PNG whose header has a given size; `rows` are its compressed pixels."""
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
@@ -30,7 +30,7 @@ def png_claiming_size(width, height, *, depth=8, colour=2, rows=b""):
 
 
 def gif_claiming_size(width, height, *, frame=None):
-    """A GIF whose screen, or whose first frame, claims a size."""
+    """A GIF whose screen, or whose first frame, has a given size in its header."""
     left, top, wide, high = frame or (0, 0, width, height)
     return (
         b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
@@ -44,7 +44,7 @@ def bmp_claiming_size(width, height):
 
 
 def jpeg_claiming_size(width, height):
-    """A JPEG of 8 x 8 pixels whose header claims another size."""
+    """A JPEG of 8 x 8 pixels with another size in its header."""
     data = bytearray(encode_picture(PIL.Image.new("RGB", (8, 8)), "JPEG"))
     place = data.index(b"\xff\xc0") + 5
     data[place : place + 4] = struct.pack(">HH", height, width)
@@ -52,7 +52,7 @@ def jpeg_claiming_size(width, height):
 
 
 def webp_claiming_size(width, height):
-    """An animation of a large canvas and a frame of one pixel."""
+    """An animation with a large canvas and a frame of one pixel."""
     payload = encode_picture(PIL.Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     frame = bytes(12) + b"\x10\0\0\0" + payload
@@ -78,13 +78,13 @@ def make_exif_bomb(total, entries):
 
 
 def jpeg_with_segments(data, segments, kind=0xE1):
-    """A JPEG with more segments, before all others."""
+    """A JPEG with more segments, inserted before all others."""
     segment_bytes = b"".join(struct.pack(">BBH", 0xFF, kind, len(each) + 2) + each for each in segments)
     return data[:2] + segment_bytes + data[2:]
 
 
 def jpeg_with_scans(size, times):
-    """A progressive JPEG whose last scan is there many times more."""
+    """A progressive JPEG whose last scan is repeated many times."""
     buffer = io.BytesIO()
     PIL.Image.new("L", size, 128).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Addresses from strangers: every way known to have led another server astray, and none leads to the inner host.
+"""URLs of untrusted senders: every known way of server-side request forgery, and none reaches the internal host.
 
 Tests carry the names of the holes that they keep shut.
 """
@@ -23,7 +23,7 @@ ALLOWLIST_FETCHER = Fetcher(policy="photos.example.com,*.example.org", untrusted
 
 
 def assert_refused(internet, url, fetcher=PUBLIC_FETCHER, match=None):
-    """The address is refused, and nobody inside was asked, nor any address inside connected to."""
+    """Asserts that the URL is refused, and that no internal host got a request or a connection."""
     with pytest.raises(BadPicture, match=match) as error:
         fetcher.get(url)
     assert internet.internal_server.hits == []
@@ -125,7 +125,7 @@ def test_what_lies_next_to_one_is_open(address):
 @pytest.mark.parametrize("policy", ["public", "inside.example.com"])
 @pytest.mark.parametrize("address", INTERNAL_ADDRESS_BY_NAME.values(), ids=INTERNAL_ADDRESS_BY_NAME)
 def test_ghsa_3f6c_7fw2_ppm4_a_name_that_leads_inside(address, policy, fake_internet):
-    """Forged requests of the server. A listed host is no exception: who lists a name does not rule what it leads to."""
+    """Server-side request forgery. A listed host may resolve to an internal address too, and is refused then."""
     fake_internet.addresses_by_host["inside.example.com"] = [address]
     said = assert_refused(
         fake_internet,
@@ -206,13 +206,13 @@ def test_ghsa_3f6c_7fw2_ppm4_hosts_that_can_be_read_in_two_ways(host, fake_inter
     ],
 )
 def test_cve_2026_24779_backslashes(url, fake_internet):
-    """One parser took the backslash for the end of the host and another did not."""
+    """Some parsers take the backslash for the end of the host and others do not."""
     assert_refused(fake_internet, url)
     assert fake_internet.connected_addresses == []
 
 
 def test_cve_2026_24779_what_is_checked_is_what_is_asked(fake_internet, monkeypatch):
-    """One parser: the host that the check read is the one that was looked up, and the one that the server hears."""
+    """The host that was checked is the one that is resolved and the one that is sent to the server."""
     checked = []
     validate = fetch.validate_url_host
     monkeypatch.setattr(fetch, "validate_url_host", lambda *a: checked.append(validate(*a)) or checked[-1])
@@ -314,7 +314,7 @@ def test_three_redirects_at_most(fetcher, fake_internet):
 
 @pytest.mark.parametrize("fetcher", [PUBLIC_FETCHER, ALLOWLIST_FETCHER], ids=["public", "listed"])
 def test_vllm_mlx_490_dns_rebinding(fetcher, fake_internet):
-    """The second look-up gives this machine: there is none, the connection goes to the address that was checked."""
+    """DNS rebinding: a second resolution would give this machine; the connection goes to the checked address."""
     fake_internet.addresses_by_host["photos.example.com"] = [[PUBLIC_ADDRESSES[0]], ["127.0.0.1"]]
     assert fetcher.get("http://photos.example.com/cat.png") == PNG
     assert fake_internet.connected_addresses == [(PUBLIC_ADDRESSES[0], 80)]
@@ -329,7 +329,7 @@ def test_vllm_mlx_490_dns_rebinding_between_redirects(fake_internet):
 
 
 class RecordingSSLContext(ssl.SSLContext):
-    """Opens no TLS; writes down whose certificate would be asked for."""
+    """Opens no TLS connection; records the host name that would be verified."""
 
     def wrap_socket(self, sock, *args, server_hostname=None, **kwargs):
         self.hosts.append(server_hostname)
@@ -337,7 +337,7 @@ class RecordingSSLContext(ssl.SSLContext):
 
 
 def test_vllm_mlx_490_the_certificate_is_the_names(fake_internet, monkeypatch):
-    """Though the connection goes to a number. Each hop asks for its own host's, even at the same address."""
+    """Although the connection goes to an IP address. Each redirect verifies its own host, even at the same address."""
     context = RecordingSSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.hosts = []
     monkeypatch.setattr(fetch, "_ssl_context", lambda: context)
@@ -358,7 +358,7 @@ def test_certificates_are_checked(fake_internet):
 
 
 def test_nothing_of_ours_is_forwarded(fake_internet, monkeypatch, tmp_path):
-    """No cookie of one hop to the next, no password and no proxy of the environment."""
+    """No cookie is passed from one redirect to the next, and no password or proxy of the environment is used."""
     (tmp_path / "netrc").write_text("default login owner password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
@@ -382,7 +382,7 @@ def test_nothing_of_ours_is_forwarded(fake_internet, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("length", [{}, {"Content-Length": "10"}, {"Transfer-Encoding": "chunked"}])
 def test_cve_2026_0599_an_endless_body(length, fake_internet):
-    """Whatever the server says of its length, no more is read than may be."""
+    """Whatever length the server declares, no more than the limit is read."""
 
     def endless(page):
         page.send_response(200)
@@ -399,7 +399,7 @@ def test_cve_2026_0599_an_endless_body(length, fake_internet):
 
 
 def test_cve_2026_0599_packed_bodies_are_not_unpacked(fake_internet):
-    """Ten megabytes of zeros in ten kilobytes: what arrives is what is kept."""
+    """Ten megabytes of zeros in ten compressed kilobytes: nothing is decompressed."""
     packed = gzip.compress(bytes(10_000_000))
     fake_internet.public_server.pages["/bomb"] = lambda page: page.send_answer(
         200, packed, **{"Content-Encoding": "gzip"}
@@ -438,7 +438,7 @@ def make_slow_page(page, *, head=b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r
     ],
 )
 def test_a_host_that_drips(head, policy, fake_internet):
-    """Each byte comes soon, all of them never: the limit is for the whole."""
+    """Each byte comes soon, the end never: the time limit is for the whole download."""
     fake_internet.public_server.pages["/slow"] = lambda page: make_slow_page(page, head=head)
     assert_refused(
         fake_internet,
@@ -455,7 +455,7 @@ def test_a_host_that_drips(head, policy, fake_internet):
 
 
 def test_a_name_resolution_that_never_ends(fake_internet, monkeypatch):
-    """A stranger's name server may take its time."""
+    """The name server of an untrusted sender's host may be slow."""
     answer = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer.wait(30) and [])
     try:
@@ -552,7 +552,7 @@ def test_untrusted_callers_do_not_learn_the_settings(fake_internet):
 
 
 def test_the_owner_names_any_address(fake_internet):
-    """Python and the command line: this machine, other ports, users and passwords."""
+    """For the owner of this machine: this machine, other ports, users and passwords."""
     port = fake_internet.internal_server.server_port
     assert Fetcher().get(f"http://user:word@127.0.0.1:{port}/cat.png") == PNG
     assert fake_internet.internal_server.headers[0]["Authorization"].startswith("Basic ")
@@ -567,7 +567,7 @@ def test_each_closed_network_is_closed_to_its_ends(network):
 
 
 def test_python_calls_no_address_private_that_we_call_public():
-    """The standard library's list is another's reading of the same registries."""
+    """The standard library's list follows the same registries."""
     from random import Random
 
     draw = Random(0)

@@ -88,19 +88,19 @@ def mutate(data, edits):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_pixel_limit():
-    """Largest pictures would be right, but they take seconds."""
+    """Pictures of the largest size are valid, but take seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(untrusted, "MAX_UNTRUSTED_PIXELS", 1_000_000)
         yield
 
 
 def assert_safe_message(error):
-    """One line that tells nothing of this machine."""
+    """Whether a message is one line and says nothing about this machine."""
     return not re.search(r"0x[0-9a-f]{6,}|BytesIO|\n", str(error)) and len(str(error)) < 500
 
 
 def open_or_refuse(source):
-    """A picture within the limits, or an error of ours."""
+    """Asserts that a source gives a picture within the limits, or an error of this package."""
     try:
         image = open_picture(Picture(source), UNTRUSTED_FETCHER)
     except BadPicture as error:
@@ -230,7 +230,7 @@ def test_an_accepted_ip_is_public_and_a_refused_one_is_not(address):
 
 
 class PictureOnEveryPage(dict):
-    """A picture on every page."""
+    """The pages of a server that has a picture at every path."""
 
     def get(self, page):
         return super().get(page, PNG)
@@ -290,7 +290,7 @@ REQUESTS = [
 
 
 def json_paths(value, path=()):
-    """Every place in a JSON value, as the keys that lead there."""
+    """The path of every value within a JSON value."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
@@ -307,7 +307,7 @@ def replace_at(value, path, new):
 
 @some.composite
 def mutated_requests(draw):
-    """A request in which one or two places hold something else, as bytes."""
+    """A request in which one or two values are replaced, as bytes."""
     path, body = draw(some.sampled_from(REQUESTS))
     for _ in range(draw(some.integers(1, 2))):
         body = replace_at(body, draw(some.sampled_from(sorted(json_paths(body), key=repr))), draw(JSON))
@@ -316,7 +316,7 @@ def mutated_requests(draw):
 
 
 def test_requests(vlm):
-    """A client's mistakes are its own: 200 or 4xx, in the shape of OpenAI's errors, and nothing is left behind."""
+    """Invalid requests get a 4xx in the shape of OpenAI's errors, and no slot or picture is left allocated."""
     app = create_app(vlm, Settings(model="demo"))
     service = app.state.service
 

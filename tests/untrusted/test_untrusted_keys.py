@@ -1,4 +1,4 @@
-"""No picture is ever taken for another: the keys of what is kept, and the ways in which other servers' keys agreed."""
+"""No picture is taken for another in a cache: content hashes against known ways of forging equal ones."""
 
 import dataclasses
 import io
@@ -15,25 +15,25 @@ from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess, preprocess_image
 from idefics.prompt import PreprocessedImage, Prompt
-from processing.pictures_tiny import CROSS_ATTENTION_PLAN, TILES_PLAN, encode_picture, random_pixels
+from processing.pictures_tiny import CROSS_ATTENTION_CONFIG, TILES_CONFIG, encode_picture, random_pixels
 
 UNTRUSTED_FETCHER = Fetcher(policy="off", untrusted=True)
 
 
-def cache_key(source, plan=TILES_PLAN, **image_detail):
+def cache_key(source, config=TILES_CONFIG, **image_detail):
     fetcher = UNTRUSTED_FETCHER if isinstance(source, bytes) else Fetcher(policy="off")
-    return open_and_preprocess(Picture(source), plan, fetcher, ImageDetail(**image_detail)).content_hash
+    return open_and_preprocess(Picture(source), config, fetcher, ImageDetail(**image_detail)).content_hash
 
 
-def assert_different_keys(sources, plan=TILES_PLAN):
-    """Every two have other keys, and each of them its own whenever it is asked for."""
-    keys = [cache_key(source, plan) for source in sources]
+def assert_different_keys(sources, config=TILES_CONFIG):
+    """Asserts that all have different hashes, and each the same one every time."""
+    keys = [cache_key(source, config) for source in sources]
     assert len(set(keys)) == len(keys)
-    assert keys == [cache_key(source, plan) for source in sources]
+    assert keys == [cache_key(source, config) for source in sources]
 
 
 def test_ghsa_c65p_x677_fgj6_equal_bytes_of_other_shapes():
-    """Pictures whose pixels, in a row, are the same bytes."""
+    """Pictures of different shapes whose pixels are the same bytes."""
     pixels = random_pixels(12, 2, 3)
     for shape in ((12, 2, 3), (2, 12, 3), (6, 4, 3), (4, 6, 3), (24, 1, 3), (1, 24, 3)):
         assert pixels.reshape(shape).tobytes() == pixels.tobytes()
@@ -52,7 +52,7 @@ def test_dynamo_8340_shapes_of_even_colour():
 
 
 def test_ghsa_c65p_x677_fgj6_equal_indices_of_other_palettes():
-    """A picture of palette indices says nothing without its palette."""
+    """Equal palette indices with different palettes are different pictures."""
     indices, files = random_pixels(6, 6, 1) % 4, []
     for palette in ((255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9), (0, 255, 0, 255, 0, 0, 9, 9, 9, 0, 0, 255)):
         image = PIL.Image.fromarray(indices).convert("P")
@@ -75,7 +75,7 @@ def test_ghsa_c65p_x677_fgj6_equal_indices_of_other_transparency():
 
 
 def test_equal_bytes_of_other_modes():
-    """The bytes of one pixel of RGBA, of four of grey, of one of CMYK."""
+    """The same bytes as one pixel of RGBA, four of gray, one of CMYK."""
     raw = random_pixels(6, 8, 4).tobytes()
     sizes = {"L": (32, 6), "RGBA": (8, 6), "CMYK": (8, 6), "LA": (16, 6)}
     assert_different_keys([PIL.Image.frombytes(mode, size, raw) for mode, size in sizes.items()])
@@ -89,7 +89,7 @@ def test_sglang_2151_8342_transposed_and_turned_pictures():
 
 
 def test_vllm_mlx_126_pictures_that_begin_alike():
-    """A hash over the first thousand characters, or of every so many pixels, does not see the last one."""
+    """A hash over the first thousand bytes, or over every nth pixel, would not see the last one."""
     array = random_pixels(200, 200, 3)
     last, middle, first = array.copy(), array.copy(), array.copy()
     last[-1, -1, 2] ^= 1
@@ -102,7 +102,7 @@ def test_vllm_mlx_126_pictures_that_begin_alike():
 
 
 def test_lmcache_3301_keys_are_not_cut():
-    """Sixteen bits, or sixty-four, can be searched."""
+    """Collisions of hashes with 16 or 64 bits can be searched."""
     keys = [cache_key(np.full((2, 2, 3), colour, np.uint8)) for colour in range(64)]
     assert {len(bytes.fromhex(one)) for one in keys} == {32}
     for start in range(0, 64, 8):
@@ -124,23 +124,23 @@ def test_orientation_is_part_of_what_is_hashed():
 
 def test_plans_and_image_details_have_different_keys():
     array = random_pixels(40, 60, 3)
-    plans = [
-        TILES_PLAN,
-        CROSS_ATTENTION_PLAN,
-        dataclasses.replace(TILES_PLAN, do_image_splitting=False),
-        dataclasses.replace(TILES_PLAN, longest_edge=48),
+    configs = [
+        TILES_CONFIG,
+        CROSS_ATTENTION_CONFIG,
+        dataclasses.replace(TILES_CONFIG, do_image_splitting=False),
+        dataclasses.replace(TILES_CONFIG, longest_edge=48),
     ]
-    plans += [
-        dataclasses.replace(TILES_PLAN, mean=(0.5, 0.5, 0.4)),
-        dataclasses.replace(TILES_PLAN, resample="bicubic"),
+    configs += [
+        dataclasses.replace(TILES_CONFIG, mean=(0.5, 0.5, 0.4)),
+        dataclasses.replace(TILES_CONFIG, resample="bicubic"),
     ]
-    keys = [cache_key(array, plan) for plan in plans] + [cache_key(array, max_tiles=2)]
+    keys = [cache_key(array, config) for config in configs] + [cache_key(array, max_tiles=2)]
     assert len(set(keys)) == len(keys)
     assert cache_key(array, detail="low") == keys[2], "what is the same frames has the same key"
 
 
 def test_equal_keys_mean_equal_frames():
-    """However the picture came."""
+    """For every kind of source."""
     array = random_pixels(9, 11, 3)
     image = PIL.Image.fromarray(array)
     forms = [
@@ -150,7 +150,7 @@ def test_equal_keys_mean_equal_frames():
         encode_picture(image, "BMP"),
         encode_picture(image, "WEBP", lossless=True),
     ]
-    tiles = [open_and_preprocess(Picture(form), TILES_PLAN, Fetcher(), ImageDetail()) for form in forms]
+    tiles = [open_and_preprocess(Picture(form), TILES_CONFIG, Fetcher(), ImageDetail()) for form in forms]
     assert len({one.content_hash for one in tiles}) == 1
     for one in tiles:
         for frame, first in zip(one.frames, tiles[0].frames, strict=True):
@@ -158,7 +158,7 @@ def test_equal_keys_mean_equal_frames():
 
 
 def test_a_file_that_changes_while_it_is_read_does_not_lend_its_key(tmp_path, monkeypatch):
-    """A camera writes over its last picture: what is known is what was decoded."""
+    """A file that is overwritten, as by a camera: the hash is that of the decoded pixels."""
     path = tmp_path / "camera.png"
     one, other = (PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
     one.save(path)
@@ -166,11 +166,11 @@ def test_a_file_that_changes_while_it_is_read_does_not_lend_its_key(tmp_path, mo
 
     decode = image_processor.decode
     monkeypatch.setattr(image_processor, "decode", lambda *a, **k: (decode(*a, **k), other.save(path))[0])
-    assert cache_key(str(path)) == preprocess_image(one, TILES_PLAN).content_hash
+    assert cache_key(str(path)) == preprocess_image(one, TILES_CONFIG).content_hash
 
 
 def test_a_pixel_cannot_pose_as_a_size():
-    """What is hashed begins with words; no two pictures give the same bytes to hash."""
+    """The hashed bytes begin with the settings; no two pictures give the same bytes."""
     head = b"RGB (7, 1) "
     body = head + bytes(21 - len(head))
     assert_different_keys(
@@ -179,7 +179,7 @@ def test_a_pixel_cannot_pose_as_a_size():
 
 
 def test_frames_of_a_callers_own_transform_are_known_by_their_shape_too(monkeypatch):
-    """In `compat`, where a caller may bring what makes frames of a picture."""
+    """In `compat`, where the caller may pass the function that makes frames."""
     from idefics.compat import IdeficsImageProcessor
 
     processor = IdeficsImageProcessor()
@@ -206,7 +206,7 @@ def page_keys(asked, uses_cross_attention=False):
 
 
 def test_ghsa_rm76_4mrf_v9r8_keys_of_pages():
-    """Equal keys mean equal beginnings: ids, pictures, which row of a picture stands where, and what is seen."""
+    """Equal keys of the prefix cache mean equal ids, pictures, positions of feature rows and attended pictures."""
     ids = list(range(2 * PAGE_SIZE))
     plain = page_keys(make_prompt(ids))
     assert {len(one) for one in plain} == {32}, "a whole SHA-256: sixteen bytes can be searched for a pair"
@@ -244,7 +244,7 @@ def test_ghsa_rm76_4mrf_v9r8_other_places_of_the_same_picture():
 
 
 def test_ghsa_rm76_4mrf_v9r8_ids_that_read_alike_when_concatenated():
-    """1, 23 and 12, 3."""
+    """The ids 1, 23 and the ids 12, 3 must differ."""
     found = [
         page_keys(make_prompt([*pair, *[0] * (PAGE_SIZE - 2)]))[0] for pair in ((1, 23), (12, 3), (123, 0))
     ]

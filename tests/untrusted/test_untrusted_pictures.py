@@ -1,4 +1,4 @@
-"""Picture files from strangers: none costs more than a picture may, is taken for another kind, or tells what is here.
+"""Picture files of untrusted senders: bounded work and memory, the right format, and nothing said about this machine.
 
 Tests carry the names of the holes that they keep shut.
 """
@@ -33,8 +33,8 @@ from idefics.processing.video_file import open_video
 from idefics.server.request_context import restrict_untrusted_input
 from idefics.server.settings import Settings
 from processing.pictures_tiny import (
-    CROSS_ATTENTION_PLAN,
-    TILES_PLAN,
+    CROSS_ATTENTION_CONFIG,
+    TILES_CONFIG,
     encode_picture,
     encode_with_orientation,
     random_picture,
@@ -102,7 +102,7 @@ OTHER_FORMATS = [
 
 @pytest.mark.parametrize("format", OTHER_FORMATS)
 def test_cve_2026_22778_no_other_decoder_sees_a_file(format, monkeypatch):
-    """Rare decoders are where the holes are: JPEG2000 was a way to run code. Not even their headers are read."""
+    """Rare decoders have vulnerabilities: JPEG2000's allowed code execution. Not even their headers are read."""
     image = random_picture("1") if format in ("MSP", "XBM") else random_picture("RGB", (64, 64))
     data = encode_picture(image, format)
     seen = []
@@ -115,14 +115,14 @@ def test_cve_2026_22778_no_other_decoder_sees_a_file(format, monkeypatch):
 
 
 def test_cve_2026_22778_what_a_plugin_adds_is_not_read(monkeypatch):
-    """Pillow takes decoders from anyone."""
+    """Any package can register decoders with Pillow."""
     monkeypatch.setitem(PIL.Image.OPEN, "MINE", (lambda *_: pytest.fail("it was opened"), lambda _: True))
     monkeypatch.setattr(PIL.Image, "ID", ["MINE", *PIL.Image.ID])
     assert_refused(b"hello", "is not a picture that can be read")
 
 
 def test_the_type_that_is_claimed_is_not_believed(fake_internet):
-    """What the bytes are counts."""
+    """The content of a file decides, not its name."""
     data = base64.b64encode(encode_image("GIF")).decode()
     assert open_untrusted(f"data:image/png;base64,{data}").size == (37, 23)
     assert open_untrusted(f"data:text/html;base64,{data}").size == (37, 23)
@@ -142,7 +142,7 @@ def test_the_type_that_is_claimed_is_not_believed(fake_internet):
 
 
 def test_the_owner_opens_what_he_did(tmp_path, fake_internet):
-    """A TIFF of his own by path and as bytes, under every policy; by address under `any`."""
+    """The owner's own TIFF is read by path and as bytes under every policy, and by URL under `any`."""
     path = tmp_path / "photo.tif"
     path.write_bytes(encode_picture(random_picture("RGB"), "TIFF"))
     for policy in ("any", "public", "off"):
@@ -154,7 +154,7 @@ def test_the_owner_opens_what_he_did(tmp_path, fake_internet):
 
 
 def test_no_file_of_this_machine_is_opened(tmp_path, monkeypatch):
-    """Not even looked for: what is said of one that is there is said of one that is not."""
+    """Paths are not checked: the message is the same for files that exist and that do not."""
     path = tmp_path / "photo.png"
     path.write_bytes(encode_image("PNG"))
     monkeypatch.chdir(tmp_path)
@@ -176,7 +176,7 @@ def test_no_file_of_this_machine_is_opened(tmp_path, monkeypatch):
 
 
 def test_words_that_look_like_a_file_or_an_address_are_words(vlm, tmp_path, fake_internet):
-    """In a raw prompt the owner names pictures so; a stranger's text is text."""
+    """In a raw prompt of the owner such a text is a picture; of an untrusted sender it stays text."""
     path = tmp_path / "photo.png"
     path.write_bytes(encode_image("PNG"))
     theirs = restrict_untrusted_input(vlm, Settings(model="demo", remote_images="public"))
@@ -214,7 +214,7 @@ TOO_LARGE_SIZES = [(8000, 5001), (5001, 8000), (1, 40_000_001), (65_535, 65_535)
     ],
 )
 def test_vllm_47010_a_picture_of_too_many_pixels(format, size, monkeypatch):
-    """By its header: nothing is decoded. At the limit itself the header is let through."""
+    """By its header, before decoding. A header at the limit itself passes."""
     data = FILE_CLAIMING_SIZE_BY_FORMAT[format](*size)
     assert len(data) < 1000
     loads = []
@@ -240,14 +240,14 @@ def test_vllm_47010_a_frame_larger_than_its_screen():
 
 @pytest.mark.parametrize("policy", ["public", "photos.example.com"])
 def test_vllm_omni_6963_every_way_in_has_the_limit(policy, fake_internet):
-    """Bytes, data URIs, addresses, objects; a picture in a prompt and its price."""
+    """For bytes, data URIs, URLs and objects; in a prompt and in `count_image_tokens`."""
     bomb, fetcher = png_claiming_size(8000, 5001), Fetcher(policy=policy, untrusted=True)
     fake_internet.public_server.pages["/bomb.png"] = bomb
     large = np.broadcast_to(np.uint8(0), (5001, 8000, 3))
     for source in (bomb, make_data_uri(bomb), "http://photos.example.com/bomb.png", large):
         assert_refused(source, "40,000,000", fetcher)
         with pytest.raises(BadPicture, match="40,000,000"):
-            open_and_preprocess(Picture(source), CROSS_ATTENTION_PLAN, fetcher, ImageDetail())
+            open_and_preprocess(Picture(source), CROSS_ATTENTION_CONFIG, fetcher, ImageDetail())
     with pytest.raises(BadPicture, match="40,000,000"):  # whoever fetches for data of others
         open_untrusted("http://photos.example.com/bomb.png", Fetcher(policy=policy))
 
@@ -255,13 +255,13 @@ def test_vllm_omni_6963_every_way_in_has_the_limit(policy, fake_internet):
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (1, 4), (2, 1), (1, 500), (500, 1)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA"])
 def test_cve_2026_22773_the_smallest_pictures(size, mode):
-    """A picture of (1, 1, 3) was read as one of three rows: channels are never guessed at."""
+    """An array (1, 1, 3) was once read as three rows: the channel axis must not be guessed."""
     image = PIL.Image.fromarray(random_pixels(size[1], size[0], 3)).convert(mode)
     for source in (encode_picture(image, "PNG"), image, np.asarray(image.convert("RGB"))):
         assert open_untrusted(source).size == size
-        for plan in (TILES_PLAN, CROSS_ATTENTION_PLAN):
-            tiles = open_and_preprocess(Picture(source), plan, UNTRUSTED_FETCHER, ImageDetail())
-            assert {frame.shape for frame in tiles.frames} == {(3, plan.frame_size, plan.frame_size)}
+        for config in (TILES_CONFIG, CROSS_ATTENTION_CONFIG):
+            tiles = open_and_preprocess(Picture(source), config, UNTRUSTED_FETCHER, ImageDetail())
+            assert {frame.shape for frame in tiles.frames} == {(3, config.frame_size, config.frame_size)}
 
 
 def test_cve_2026_22773_the_smallest_pictures_are_answered(vlm):
@@ -313,7 +313,7 @@ GREY_PNG = encode_picture(random_picture("L"), "PNG")
 
 @pytest.mark.parametrize("format", SAVE_OPTIONS_BY_FORMAT)
 def test_a_file_that_is_cut_short_is_an_error_or_whole(format):
-    """Wherever it is cut: never a picture with a part missing."""
+    """Wherever the file is cut, never a picture with a part missing."""
     data = encode_image(format, (60, 50))
     whole = np.asarray(open_untrusted(data))
     errors = 0
@@ -331,7 +331,7 @@ def test_a_file_that_is_cut_short_is_an_error_or_whole(format):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_untrusted_pictures_are_rotated_upright_too(orientation, format):
-    """Read by our own lines; Pillow's reader is not given the tag."""
+    """Read by this package; Pillow's EXIF reader is not used."""
     data = encode_with_orientation(orientation, format)
     assert np.array_equal(open_untrusted(data), open_untrusted(data, Fetcher()))
 
@@ -366,7 +366,7 @@ def test_a_tag_that_means_nothing(exif):
     "options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"quality": 100}]
 )
 def test_a_bare_jpeg_has_the_same_pixels(mode, options):
-    """What is left out has nothing to do with them; what says how colours are stored is kept."""
+    """Removed metadata does not affect the pixels; segments that define the colours are kept."""
     image = random_picture(mode, (100, 70))
     data = encode_picture(image, "JPEG", comment=b"hello", icc_profile=b"x" * 70_000, dpi=(72, 72), **options)
     bare, exif = untrusted.strip_jpeg_metadata(
@@ -379,7 +379,7 @@ def test_a_bare_jpeg_has_the_same_pixels(mode, options):
 
 
 def peak_python_bytes(work):
-    """The most memory that Python's own objects took, in bytes."""
+    """The peak memory of Python's objects in bytes."""
     tracemalloc.start()
     try:
         work()
@@ -389,7 +389,7 @@ def peak_python_bytes(work):
 
 
 def test_exif_whose_entries_all_hold_the_same_megabyte():
-    """Pillow reads all of them when it opens a JPEG: this file would take 800 MB, one of 20 MB a terabyte."""
+    """Pillow reads all EXIF entries when it opens a JPEG: this file would take 800 MB, one of 20 MB a terabyte."""
     bomb = make_exif_bomb(400_000, 2000)
     parts = [b"Exif\0\0" + bomb[start : start + 65_000] for start in range(0, len(bomb), 65_000)]
     plain = encode_image("JPEG")
@@ -402,7 +402,7 @@ def test_exif_whose_entries_all_hold_the_same_megabyte():
 
 
 def test_exif_that_hides_in_an_unknown_segment():
-    """Pillow does not know the length of such a segment and reads on inside; libjpeg refuses it, and so do we."""
+    """Pillow does not know the length of such a segment and parses its content; it is refused, as libjpeg does."""
     inner = b"\xff\xe1" + (8 + len(b"MM")).to_bytes(2) + b"Exif\0\0MM"
     for kind in (0x02, 0xBF, 0xC8, 0xDE, 0xDF, 0xF0, 0xF7, 0xFD):
         assert_refused(
@@ -411,7 +411,7 @@ def test_exif_that_hides_in_an_unknown_segment():
 
 
 def test_thousands_of_scans():
-    """Each of 65 bytes goes over all pixels: a JPEG of 20 MB would take an hour. Nobody uses a hundred."""
+    """Each scan of 65 bytes processes all pixels: a JPEG of 20 MB would take an hour. Real ones have about ten."""
     assert open_untrusted(jpeg_with_scans((64, 64), 90)).size == (64, 64)
     assert_refused(jpeg_with_scans((64, 64), 100), "more work than a picture takes")
 
@@ -440,7 +440,7 @@ def gif_with_many_comments(many):
     [jpeg_with_many_segments, jpeg_with_many_exif_segments, png_with_many_chunks, gif_with_many_comments],
 )
 def test_a_file_in_crumbs(made):
-    """Some readers join what they read to what they have, over and over."""
+    """Some decoders append each chunk to what they have read, in quadratic time."""
     assert open_untrusted(made(1000)).size == (37, 23)
     reads = []
     monkey = untrusted.ReadLimitedFile.read
@@ -451,7 +451,7 @@ def test_a_file_in_crumbs(made):
 
 
 def test_a_large_png_in_ordinary_parts_is_read():
-    """20 MB in parts of 8 kB, as libpng writes them."""
+    """20 MB in chunks of 8 kB, as libpng writes them, stay within the limit."""
     packed = zlib.compress(random_pixels(1500, 4 * 1100, 1).tobytes(), 0)
     whole = png_claiming_size(1, 1)
     parts = b"".join(
@@ -485,7 +485,7 @@ def test_text_that_unpacks_to_much():
 
 
 def test_an_animation_costs_its_first_frame():
-    """A thousand frames, none of which is decoded but the first."""
+    """Of a thousand frames only the first is decoded."""
     frames = [PIL.Image.new("L", (64, 64), n % 256) for n in range(200)]
     data = encode_picture(
         frames[0], "GIF", save_all=True, append_images=frames[1:], optimize=False, disposal=1
@@ -498,7 +498,7 @@ def test_an_animation_costs_its_first_frame():
 
 
 def test_wide_grey_takes_no_more_memory_than_a_picture():
-    """A few kilobytes of 16 bits a pixel: whole-number arithmetic over all of it at once took a gigabyte."""
+    """A few kilobytes of 16-bit pixels: integer arithmetic on the whole picture at once took a gigabyte."""
     rows = zlib.compress(bytes((1 + 2 * 2000) * 2000))
     data = png_claiming_size(2000, 2000, depth=16, colour=0, rows=rows)
     assert len(data) < 10_000
@@ -506,7 +506,7 @@ def test_wide_grey_takes_no_more_memory_than_a_picture():
 
 
 def test_so_many_are_decoded_at_once(fake_internet, monkeypatch):
-    """A semaphore bounds them; a slow host holds none of its places."""
+    """A semaphore bounds decoding; fetching from a slow host holds none of its slots."""
     inside, most, go = [0], [0], threading.Event()
     decode = PIL.Image.open
     lock = threading.Lock()
@@ -562,14 +562,14 @@ def test_prepared_pictures_take_turns_too():
             held.append("out")
 
     fetcher = Fetcher(policy="off", untrusted=True, decode_slots=Turns())
-    open_and_preprocess(Picture(encode_image("PNG")), TILES_PLAN, fetcher, ImageDetail())
+    open_and_preprocess(Picture(encode_image("PNG")), TILES_CONFIG, fetcher, ImageDetail())
     with pytest.raises(BadPicture):
-        open_and_preprocess(Picture(b"hello"), TILES_PLAN, fetcher, ImageDetail())
+        open_and_preprocess(Picture(b"hello"), TILES_CONFIG, fetcher, ImageDetail())
     assert held == ["in", "out"] * 2
 
 
 def process_bytes(data):
-    """Bytes that a process of its own takes to open a picture: what Pillow takes is not Python's to count."""
+    """Peak bytes of a new process that opens a picture, as Python does not count Pillow's memory."""
     code = r"""
 import re, sys
 from idefics.messages import Picture
@@ -589,7 +589,7 @@ print((opened(sys.stdin.buffer.read()) - small) * 1024)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
 @pytest.mark.parametrize(("depth", "colour", "bytes_"), [(8, 6, 4), (16, 6, 8), (16, 0, 2), (8, 2, 3)])
 def test_memory_of_a_picture_is_bounded(depth, colour, bytes_):
-    """Of 4 million pixels in a few kilobytes: as Pillow has them, as RGB, and not much beside."""
+    """4 million pixels in a few kilobytes take the memory of the decoded and the RGB picture, and little more."""
     side = 2000
     data = png_claiming_size(
         side, side, depth=depth, colour=colour, rows=zlib.compress(bytes((1 + bytes_ * side) * side))
@@ -600,7 +600,7 @@ def test_memory_of_a_picture_is_bounded(depth, colour, bytes_):
 
 
 def test_videos_of_frames_are_pictures(vlm):
-    """Each frame is opened as any picture of a stranger."""
+    """Each frame is opened under the limits for pictures of untrusted senders."""
     theirs = restrict_untrusted_input(vlm, Settings(model="demo"))
     with pytest.raises(BadPicture):
         theirs.prompt(
@@ -609,7 +609,7 @@ def test_videos_of_frames_are_pictures(vlm):
 
 
 def test_every_pair_of_formats_joined():
-    """Two files in one: whatever is read is one of the five."""
+    """Joined files of two formats: a picture of one of the five allowed formats, or an error."""
     files = [encode_image(format) for format in SAVE_OPTIONS_BY_FORMAT] + [
         encode_picture(random_picture("RGB"), "TIFF")
     ]
@@ -622,7 +622,7 @@ def test_every_pair_of_formats_joined():
 
 
 def test_the_page_opens_pictures_as_the_server_does(vlm):
-    """A look at a file by a strict fetcher is no leave to open it with the owner's."""
+    """Under the limits of the page's fetcher, in answers and when a picture is uploaded."""
     from idefics.page.backend import PageBackend, PageSettings
 
     desk = PageBackend(vlm, PageSettings("demo", UNTRUSTED_FETCHER))
@@ -648,7 +648,7 @@ def test_the_page_opens_pictures_as_the_server_does(vlm):
 
 
 def test_no_text_of_an_untrusted_sender_names_a_file(vlm, tmp_path, monkeypatch):
-    """Neither opened nor refused: whether there is such a file is none of their business."""
+    """Paths stay text, neither opened nor refused, so that nobody learns whether a file exists."""
     monkeypatch.chdir(tmp_path)
     for name in ("tower.png", "secret", "notes.txt"):
         Path(name).write_bytes(encode_image("PNG"))
@@ -673,7 +673,7 @@ def test_no_text_of_an_untrusted_sender_names_a_file(vlm, tmp_path, monkeypatch)
 
 
 def test_heic_of_an_untrusted_sender_reaches_no_decoder(monkeypatch):
-    """Even where the extra is installed: the owner's photographs alone are read by it."""
+    """Even where pillow_heif is installed: it only decodes files of the owner."""
     heif = pytest.importorskip("pillow_heif")
     file = io.BytesIO()
     heif.from_pillow(random_picture("RGB")).save(file)
@@ -685,7 +685,7 @@ def test_heic_of_an_untrusted_sender_reaches_no_decoder(monkeypatch):
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_segment_that_ends_before_it_begins(length):
-    """The length of a segment counts its own two bytes."""
+    """The length of a segment includes its own two bytes."""
     data = b"\xff\xd8\xff\xe0" + length.to_bytes(2) + bytes(20)
     with pytest.raises(BadPicture, match="more work than a picture takes"):
         untrusted.strip_jpeg_metadata(data)

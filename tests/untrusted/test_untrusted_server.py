@@ -1,4 +1,4 @@
-"""The server under the holes of others: what a request may ask for, who may ask, and what is never opened.
+"""The server against known vulnerabilities of others: request limits, origins, and routes that must not exist.
 
 Tests carry the names of the holes that they keep shut.
 """
@@ -72,7 +72,7 @@ def client(vlm):
 
 @pytest.fixture
 def forbid_generation(vlm, monkeypatch):
-    """Fails a test in which the model is asked for anything, or a prompt made."""
+    """Fails the test if the model gets a request or a prompt is made."""
     for name in ("submit", "score"):
         monkeypatch.setattr(vlm.engine, name, lambda *_, **__: pytest.fail("work was done"))
 
@@ -109,7 +109,7 @@ EXCESSIVE_FIELDS = [
 
 @pytest.mark.parametrize(("path", "more"), EXCESSIVE_FIELDS, ids=lambda value: str(value)[:40])
 def test_vllm_37952_51447_a_request_for_too_much(path, more, client, forbid_generation):
-    """Of choices, stops, words, log-probabilities: refused by name before anything is done."""
+    """Too many choices, stop strings, words or log-probabilities are refused by name before anything is computed."""
     said = error_message(client.ask(path, **more))
     assert next(iter(more)) in said
     assert len(said) < 2000
@@ -138,7 +138,7 @@ def test_a_request_with_too_many_pictures(count, client, forbid_generation):
 )
 @pytest.mark.parametrize("path", INPUT_BY_PATH)
 def test_embeddings_pickles_templates_and_keys_of_caches_are_not_taken(path, more, client, forbid_generation):
-    """What would be believed without a look: nobody's tensors, templates or names of what is cached."""
+    """Fields with tensors, templates or cache keys of clients are refused."""
     message = error_message(client.ask(path, **more))
     assert message.startswith(f"unknown field: {(name := next(iter(more)))}") or re.match(
         rf"{name}( \(.*\))? is not supported", message
@@ -165,7 +165,7 @@ def test_embeddings_among_the_parts_are_not_taken(type, client, forbid_generatio
     ],
 )
 def test_cve_2024_37032_no_model_comes_over_http(method, path, client):
-    """Nor are there the routes that others left open beside their API."""
+    """Debugging and administration routes that other servers left open do not exist."""
     assert client(method, path, json={"model": "/etc", "path": "../../x"}).status_code in (404, 405)
 
 
@@ -187,7 +187,7 @@ def route_paths(app):
 
 
 def test_auth_gaps_every_route_asks_for_the_key(vlm):
-    """Not only those below one prefix; and what is no route too."""
+    """Not only routes below one prefix; unknown paths too."""
     client = SyncClient(vlm, api_key="key")
     paths = [
         *route_paths(client.app),
@@ -237,7 +237,7 @@ def test_dns_rebinding_a_page_that_gives_this_machine_its_own_name_is_refused(
     "origin", ["https://evil.example", "http://127.0.0.1.evil.example:8000", "null", "file://"]
 )
 def test_csrf_what_a_page_elsewhere_sends_is_refused(origin, client, forbid_generation):
-    """A form, or JSON called text: a browser sends them without asking first."""
+    """A form, or JSON sent as text, which a browser sends cross-origin without a preflight request."""
     path, form = "/v1/images/tasks/caption", {"files": {"image": ("a.png", PNG)}}
     way = f"--allowed-origins {origin}" if "example" in origin else "--allowed-origins '*' and a key"
     assert way in error_message(client("POST", path, headers={"Origin": origin}, **form), 403)
@@ -299,7 +299,7 @@ def live_server(vlm):
 
 
 def send_raw_bytes(address, *pieces):
-    """What a server says to these bytes."""
+    """The response of a server to raw bytes."""
     with socket.create_connection(address, timeout=20) as connection:
         try:
             for piece in pieces:
@@ -322,7 +322,7 @@ def send_raw_bytes(address, *pieces):
     ids=["one long header", "many headers", "a long path"],
 )
 def test_cve_2025_48956_a_flood_of_headers(live_server, pieces):
-    """The parser gives up at its limit: what comes after is not kept."""
+    """The parser stops at its limit, and buffers nothing after it."""
     assert b" 200 " not in send_raw_bytes(live_server, *pieces).split(b"\r\n")[0]
     assert (
         b" 200 " in send_raw_bytes(live_server, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").split(b"\r\n")[0]
@@ -339,7 +339,7 @@ def test_cve_2025_48956_a_hundred_headers_at_most(live_server):
 
 
 def test_cve_2026_0599_a_body_without_end(vlm, forbid_generation):
-    """Counted as it comes, whatever its length is said to be; the rest is not asked for."""
+    """The received bytes are counted, whatever length is declared; the rest is not read."""
     client, sent = SyncClient(vlm, body_megabytes=1), []
 
     async def endless():
@@ -362,7 +362,7 @@ def test_cve_2026_0599_a_body_without_end(vlm, forbid_generation):
     "url", ["http://127.0.0.1/x.png", "http://photos.example.com/cat.png", "https://a.example.com/"]
 )
 def test_cve_2026_0599_no_address_in_words_is_fetched(url, vlm, fake_internet):
-    """Markdown in a text was enough."""
+    """Markdown in a text was enough in other servers."""
     client = SyncClient(vlm, remote_images="public")
     for text in (f"![]({url})", f"<img src={url}>", url, f"<image>{url}"):
         assert client.ask(CHAT, messages=[{"role": "user", "content": text}], max_tokens=1).status_code == 200
@@ -380,7 +380,7 @@ def test_ghsa_3f6c_7fw2_ppm4_addresses_are_off_until_switched_on(client, fake_in
 
 @pytest.mark.parametrize("route", ["chat", "classify"])
 def test_slow_hosts_keep_nobody_else_waiting(route, vlm, fake_internet, monkeypatch):
-    """As many as may be fetched at once hang, and one more; whoever brings a picture along is answered meanwhile."""
+    """While one more URL than fetch slots hangs, requests with inline pictures are answered."""
     monkeypatch.setattr(request_context, "NUM_WORKERS", 2)
     client, go = SyncClient(vlm, remote_images="public", fetched_at_once=2), threading.Event()
     slow = "http://photos.example.com/slow.png"
