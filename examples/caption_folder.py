@@ -3,7 +3,7 @@
     python examples/caption_folder.py
     python examples/caption_folder.py ~/Pictures --model smolvlm-500m > captions.jsonl
 
-A file that cannot be read gets an error in place of a caption, and the others are captioned all the same.
+A file that cannot be read gets an error in place of a caption; the others are captioned.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Captions a picture in the manner of worked examples, which are read from a file.
+"""Captions a picture in the style of few-shot examples, which are read from a file.
 
     python examples/few_shot.py
     python examples/few_shot.py photo.jpg --shots shots.jsonl --model smolvlm-500m

@@ -1,8 +1,8 @@
-"""Asks a server that runs `idefics serve`, through OpenAI's own client.
+"""Asks a question about a picture through OpenAI's own client.
 
-pip install openai 'idefics[serve]'
-idefics serve --model demo &
-python examples/openai_client.py photo.jpg "What is on the table?"
+Install `openai` and `idefics[serve]`, and start a server with `idefics serve --model demo`. Then, in another terminal:
+
+    python examples/openai_client.py photo.jpg "What is on the table?"
 """
 
 import argparse

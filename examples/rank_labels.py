@@ -1,7 +1,9 @@
-"""Ranks labels by how likely each is as the answer about a picture: classification without training.
+"""Classifies a picture without training: ranks labels by how likely each is as the model's answer.
 
-python examples/rank_labels.py
-python examples/rank_labels.py photo.jpg cat dog bird --model smolvlm-500m
+    python examples/rank_labels.py
+    python examples/rank_labels.py photo.jpg cat dog bird --model smolvlm-500m
+
+A label's probability is relative to the other labels; its log-probability is that of its tokens.
 """
 
 import argparse

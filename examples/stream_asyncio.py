@@ -1,7 +1,9 @@
-"""Streams stories about several pictures at once in asyncio; the engine generates them together.
+"""Streams stories about several pictures at the same time, in asyncio.
 
-python examples/stream_asyncio.py
-python examples/stream_asyncio.py a.jpg b.jpg --model smolvlm-500m
+    python examples/stream_asyncio.py
+    python examples/stream_asyncio.py a.jpg b.jpg --model smolvlm-500m
+
+The engine generates the stories in one batch; their pieces are printed as they come.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Puts several questions to several pictures from a pool of threads; the engine answers them in batches.
+"""Asks several questions about several pictures from a pool of threads; the engine answers them in batches.
 
     python examples/thread_pool.py
     python examples/thread_pool.py a.jpg b.jpg --model smolvlm-500m
 
-A question about a picture that has been read before reads only itself: the rest comes from the prefix cache.
+A picture is encoded once: further questions about it find it in the prefix cache.
 """
 
 import argparse

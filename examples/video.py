@@ -1,4 +1,4 @@
-"""Asks about a video; a model that was not trained with video, such as the demo, is asked about each frame instead.
+"""Asks a question about a video; a model that was not trained with video, as the demo, is asked about each frame.
 
     pip install 'idefics[video]'
     python examples/video.py holiday.mp4 "What happens?" --model smolvlm2-500m

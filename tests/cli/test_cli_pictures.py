@@ -13,7 +13,7 @@ from idefics.cli.pictures import (
     is_sentence,
     names_several_pictures,
     open_named_picture,
-    split_words,
+    split_prompt,
 )
 from idefics.errors import BadPicture
 from idefics.processing.fetch import Fetcher
@@ -45,7 +45,7 @@ def resolve_pictures(*arguments):
 )
 @pytest.mark.usefixtures("photo_folder")
 def test_the_last_argument_is_the_words_unless_it_reads_like_a_picture(arguments, prompt, names, words):
-    assert split_words(arguments, prompt, "question") == (names, words)
+    assert split_prompt(arguments, prompt, "question") == (names, words)
 
 
 @pytest.mark.usefixtures("photo_folder")

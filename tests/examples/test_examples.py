@@ -45,7 +45,7 @@ def run_example(name, *arguments):
 def test_programs_are_short_and_say_how_to_run_them(path):
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) < MAX_LINES
-    assert f"python examples/{path.name}" in ast.get_docstring(ast.parse(source))
+    assert f"\n    python examples/{path.name}" in ast.get_docstring(ast.parse(source))
 
 
 def test_every_program_is_listed_and_tested():

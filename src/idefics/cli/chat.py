@@ -16,7 +16,7 @@ import typer
 from idefics.cli import help_format
 from idefics.cli.flags import ModelFlags, OutputFlags, PositionalArguments, PromptFlag, RecursiveFlag
 from idefics.cli.output import OutputWriter
-from idefics.cli.pictures import STDIN, find_pictures, open_named_picture, split_words
+from idefics.cli.pictures import STDIN, find_pictures, open_named_picture, split_prompt
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.text_files import escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadRequest, BadSetting, PromptTooLong
@@ -67,7 +67,7 @@ def _chat(
     if str(sampling.schema) == STDIN:
         raise BadSetting("--schema - cannot be used here: the lines of standard input are the turns")
     options = sampling.options(as_json=output.json)
-    names, words = split_words(arguments, prompt, "question")
+    names, words = split_prompt(arguments, prompt, "question")
     with OutputWriter(context.command_path, as_json=output.json) as writer:
         pending_pictures = PendingPictures(writer, Fetcher(policy=model.remote_images), recursive=recursive)
         pending_pictures.add(names)

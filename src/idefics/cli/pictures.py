@@ -34,7 +34,7 @@ class NamedPicture:
     picture: PictureOrVideo
 
 
-def split_words(arguments: Sequence[str], prompt: str | None, kind: str) -> tuple[list[str], str | None]:
+def split_prompt(arguments: Sequence[str], prompt: str | None, kind: str) -> tuple[list[str], str | None]:
     """Splits positional arguments into names of pictures and the prompt, None where none was given.
 
     Args:

@@ -22,7 +22,7 @@ from idefics.cli.flags import (
 )
 from idefics.cli.output import OutputWriter
 from idefics.cli.picture_batches import PictureBatches
-from idefics.cli.pictures import is_sentence, split_words
+from idefics.cli.pictures import is_sentence, split_prompt
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.text_files import read_text_file
 from idefics.errors import BadPrompt, BadSetting, IdeficsError
@@ -166,7 +166,7 @@ def _task_command(task: Task) -> help_format.CommandFunction:
         sampling: SamplingFlags,
         output: OutputFlags,
     ) -> int:
-        names, words = split_words(arguments, prompt, task.words_name)
+        names, words = split_prompt(arguments, prompt, task.words_name)
         words = DEFAULT_WORDS.get(task.name) if words is None else words
         if words is None:
             raise BadPrompt(f"no {task.words_name} given: put it last, in quotes, or use --prompt")
