@@ -1,7 +1,7 @@
-"""Linear layers in few bits: which ones, what takes their place, and the memory that a model takes then.
+"""Quantisation: which linear layers of a model are quantised, by what they are replaced, and how much memory they take.
 
-Surgery on a model that stands on the meta device: each chosen layer is replaced at the moment its weight arrives, so
-that no more than one weight is ever whole. Knows layers by their names; reads no files, chooses no devices.
+The model is built on the meta device. Each layer is replaced when its weight is loaded, so that at most one weight is
+in memory before it is quantised.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from idefics.quant.int4_kernels import can_use_w4a8_matmul, w4a8_matmul
 from idefics.quant.int8_matmul import can_use_cuda_int8_matmul, onednn_linear, w8a8_matmul, w8a8_matmul_cuda
 from idefics.quant.linear import Int4Linear, Int8Linear, int4_dequantized_matmul
 
-LayerFactory = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> what takes its place
+LayerFactory = Callable[[nn.Linear, Tensor], nn.Linear]  # a layer and its weight -> the quantised layer
 
 
 def quantizable_layer_names(model: nn.Module, quantization: QuantizationConfig) -> list[str]:
-    """The names of the layers that are quantised: plain `nn.Linear`, under no part to skip.
+    """The names of the layers to quantise: each plain `nn.Linear` outside of the modules that `quantization` skips.
 
-    A weight that is tied to a table of tokens stays there as it is. One that is tied to another is not quantised.
+    An LM head that is tied to the token embedding is quantised and the embedding is not. Layers that share their weight
+    with another layer are not quantised.
     """
     num_uses_by_weight_id = Counter(
         id(weight) for _, weight in model.named_parameters(remove_duplicate=False)
@@ -39,7 +40,7 @@ def quantizable_layer_names(model: nn.Module, quantization: QuantizationConfig) 
     return [
         name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear  # kinds of their own, such as a head of two tables, stay as they are
+        if type(module) is nn.Linear  # not subclasses, such as the LM head with two embeddings
         and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
         and num_uses_by_weight_id[id(module.weight)] == 1
         and not any(f".{part}." in f".{name}." for part in quantization.skipped)
@@ -47,10 +48,10 @@ def quantizable_layer_names(model: nn.Module, quantization: QuantizationConfig) 
 
 
 def replace_with_empty_quantized(model: nn.Module, quantization: QuantizationConfig) -> list[str]:
-    """Gives a model on the meta device the layers of a checkpoint that is stored in few bits, without their numbers.
+    """Replaces the layers of a model on the meta device by quantised ones, for a checkpoint that is quantised already.
 
     Returns:
-        The names of scales that stay as the file has them: the integers beside them were chosen for those.
+        The names of scales that are to be loaded in the dtype of the file, for which the levels were chosen.
     """
     scale_names = []
     for name in quantizable_layer_names(model, quantization):
@@ -65,7 +66,9 @@ def replace_with_empty_quantized(model: nn.Module, quantization: QuantizationCon
 def quantizers_by_name(
     model: nn.Module, quantization: QuantizationConfig
 ) -> Mapping[str, Callable[[Tensor], None]]:
-    """For the name of each weight to be quantised what is done with its value: for `idefics.weights.load`.
+    """For the name of each weight to quantise a function that takes its value and replaces its layer.
+
+    `idefics.weights.load` calls them.
 
     Raises:
         MissingExtra: nf4 and fp4 without bitsandbytes.
@@ -81,10 +84,10 @@ def quantizers_by_name(
 
 
 def enable_16bit_weight_storage(model: nn.Module) -> list[str]:
-    """Lets a model compute in another dtype than its matrices are stored in: the names of those, tied ones too."""
+    """Makes a model upcast weights that are stored in 16 bits; returns the names of these weights, tied ones too."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = UpcastLinear  # the same parameters, another forward
+            module.__class__ = UpcastLinear  # same parameters, another forward
     return [
         f"{name}.weight"
         for name, module in model.named_modules()
@@ -93,14 +96,14 @@ def enable_16bit_weight_storage(model: nn.Module) -> list[str]:
 
 
 def memory_footprint(model: nn.Module, include_buffers: bool = True) -> int:
-    """Bytes that a model's tensors take: tied ones once, quantised ones with their scales.
+    """Bytes of a model's parameters and buffers: tied ones once, quantised ones with their scales.
 
     Args:
-        include_buffers: whether what is no parameter counts too.
+        include_buffers: whether buffers count.
     """
     tensors = chain(model.parameters(), model.buffers() if include_buffers else ())
     total = sum(tensor.nbytes for tensor in tensors)
-    if "bitsandbytes" in sys.modules:  # else none of its layers can be there
+    if "bitsandbytes" in sys.modules:  # else the model has none of its layers
         from idefics.quant.bnb import quant_state_tensors
 
         total += sum(tensor.nbytes for module in model.modules() for tensor in quant_state_tensors(module))
@@ -108,7 +111,7 @@ def memory_footprint(model: nn.Module, include_buffers: bool = True) -> int:
 
 
 def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
-    """Has layers in float32, eight and four bits multiply by what is quickest here."""
+    """Sets the fastest products for float32, int8, int4 and fp8 layers of a model."""
     if kernel_choice.onednn:
         enable_16bit_weight_storage(model)
     for module in model.modules():

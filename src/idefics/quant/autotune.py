@@ -1,9 +1,7 @@
-"""Which product computes: by the kind of processor, or by what is quickest on this machine.
+"""Chooses the matrix products of a model on a CPU, by the kind of processor or by timing them on this machine.
 
-The latter is measured once for some milliseconds, and remembered.
-
-What is remembered is a file in the user's cache folder, by processor, version of torch and shapes. Where it
-cannot be read or written, the measurement is made again.
+Timing takes some milliseconds. Results are cached in a file in the user's cache folder, by processor, torch version and
+shapes; without access to that file the products are timed each time.
 """
 
 from __future__ import annotations
@@ -28,29 +26,24 @@ from torch.nn import functional
 from idefics.config import KernelMode
 from idefics.quant.int8_matmul import onednn_linear, w8a8_matmul
 
-MIN_TUNED_WEIGHTS = 2**25  # weights; a smaller model has answered before a measurement pays
-TIMED_ROWS, MAX_TIMED_OUTPUTS = (
-    128,
-    4096,
-)  # of a product that is timed: as many rows as a prompt, and at most so many outputs
-CACHE_VERSION = 2  # of the products that are timed: with other ones, what is remembered is of no use
-MAX_TIMED_CALLS, GIVE_UP_RATIO = (
-    12,
-    8,
-)  # a product that takes so many times the best one's time is not tried again
-MAX_TIME_RATIO = 0.9  # what takes the place of torch's float32 product must take less of its time than this
+MIN_TUNED_WEIGHTS = 2**25  # number of weights; for a smaller model timing takes longer than it saves
+TIMED_ROWS, MAX_TIMED_OUTPUTS = 128, 4096  # sizes of a product that is timed: rows as of a prompt
+MAX_TIMED_CALLS = 12  # of each product
+GIVE_UP_RATIO = 8  # a product that takes this many times as long as the fastest is not timed further
+MAX_TIME_RATIO = 0.9  # a product replaces torch's float32 product if it takes less than this part of its time
+CACHE_VERSION = 2  # counts changes of the products that are timed: older cached results are not used
 
 LayerShape = tuple[int, int]  # outputs, inputs of a layer
 
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """What is quicker here than torch's product in float32, which every machine has.
+    """Which products are faster on this machine than torch's product in float32.
 
     Attributes:
         onednn: oneDNN's product in float32.
-        integers: the product of eight-bit whole numbers, the rounding of the inputs included.
-        halves: products in these dtypes of sixteen bits.
+        integers: the product of int8 numbers, with quantising the inputs.
+        halves: products in these 16-bit dtypes.
     """
 
     onednn: bool = False
@@ -59,27 +52,25 @@ class KernelChoice:
 
 
 def choose_kernels(model: nn.Module, kernels: KernelMode) -> KernelChoice | None:
-    """What a model on a CPU computes with: None for torch's own products alone.
+    """The products for a model on a CPU; None: torch's own.
 
-    "auto" goes by the processor, so that equal processors compute equal numbers; "autotune" by what is measured here.
+    "auto" chooses by the kind of processor, so that equal processors compute equal numbers; "autotune" times products.
     """
     if kernels == "reference":
         return None
     if kernels == "autotune":
         return autotune_kernels(model)
     linears = (module for module in model.modules() if isinstance(module, nn.Linear))
-    return (
-        kernel_choice_by_processor()
-        if sum(layer.weight.numel() for layer in linears) >= MIN_TUNED_WEIGHTS
-        else KernelChoice()
-    )
+    if sum(layer.weight.numel() for layer in linears) < MIN_TUNED_WEIGHTS:
+        return KernelChoice()
+    return kernel_choice_by_processor()
 
 
 def kernel_choice_by_processor() -> KernelChoice:
-    """What is quick on processors of this kind, as measured on some of them.
+    """The products that are fast on processors of this kind, as measured on some of them.
 
-    Intel's library, which torch computes float32 with, is several times slower than oneDNN on processors of AMD. Whole
-    numbers and bfloat16 are quick where there are instructions for their products.
+    torch's float32 products use Intel's MKL, which is several times slower than oneDNN on AMD processors. Products of
+    int8 and bfloat16 are fast on processors with instructions for them.
     """
     has_amx_fp16 = torch.cpu._is_amx_fp16_supported()
     return KernelChoice(
@@ -90,7 +81,7 @@ def kernel_choice_by_processor() -> KernelChoice:
 
 
 def autotune_kernels(model: nn.Module) -> KernelChoice:
-    """For the widest layers of a model, whose shapes are enough. A small model is not measured."""
+    """Times products at the shapes of the layers that hold most weights; nothing for a small model."""
     shapes = Counter[LayerShape]()
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -107,15 +98,15 @@ def autotune_kernels(model: nn.Module) -> KernelChoice:
 
 
 def cache_file() -> Path:
-    """Where verdicts are remembered, as the XDG Base Directory Specification has it."""
+    """The file of cached choices, in the cache folder of the XDG Base Directory Specification."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "idefics" / "products.json"
 
 
 @torch.inference_mode()
 def time_kernels(shapes: Sequence[LayerShape]) -> KernelChoice:
-    """Times every product at these shapes."""
-    nanoseconds = Counter[str]()  # nanoseconds
+    """Times each product at these shapes (outputs, inputs) and compares the sums."""
+    nanoseconds = Counter[str]()
     for outputs, inputs in shapes:
         nanoseconds.update(_best_times(_candidate_matmuls(TIMED_ROWS, outputs, inputs)))
     best_float32 = min(nanoseconds["float32"], nanoseconds["onednn"])
@@ -129,10 +120,10 @@ def time_kernels(shapes: Sequence[LayerShape]) -> KernelChoice:
 
 
 def _best_times(matmuls: Mapping[str, Callable[[], object]]) -> dict[str, int]:
-    """Nanoseconds of each product's best call.
+    """The nanoseconds of each product's fastest call.
 
-    In turn, and with one thread: where other programs use the machine, threads wait for one another, and a product of
-    several steps waits several times.
+    Products are called in turn, with one thread: on a busy machine threads wait for one another, and a product of
+    several steps would wait several times.
     """
     threads, nanoseconds = torch.get_num_threads(), dict[str, int]()
     torch.set_num_threads(1)
@@ -140,7 +131,7 @@ def _best_times(matmuls: Mapping[str, Callable[[], object]]) -> dict[str, int]:
         for round_index in range(MAX_TIMED_CALLS):
             for name, matmul in matmuls.items():
                 if round_index > 1 and nanoseconds[name] > GIVE_UP_RATIO * min(nanoseconds.values()):
-                    continue  # two calls are made in any case: the first one makes ready
+                    continue  # at least two calls: the first one warms up
                 start = perf_counter_ns()
                 matmul()
                 elapsed = perf_counter_ns() - start
@@ -171,7 +162,7 @@ def _is_amd() -> bool:
 
 
 def read_cpuinfo(field: str) -> str:
-    """What Linux says of the processor, or nothing."""
+    """A field of Linux's /proc/cpuinfo, or ""."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(field):
@@ -200,7 +191,7 @@ def _read_cache(file: Path) -> dict[str, Any]:
 
 
 def _write_cache(file: Path, choices: dict[str, Any]) -> None:
-    """Whole or not at all: two processes may write at once."""
+    """Replaces the file atomically, as two processes may write at once; without access nothing is cached."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as temporary:

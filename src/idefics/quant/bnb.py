@@ -1,6 +1,6 @@
-"""bitsandbytes' layers of four bits: "nf4", the quantiles of a normal distribution, and "fp4" (arXiv 2305.14314).
+"""4-bit layers of bitsandbytes: "nf4", the quantiles of a normal distribution, and "fp4" (arXiv 2305.14314).
 
-The library is imported when it is needed: it takes seconds, and comes with an extra.
+bitsandbytes is an extra and takes seconds to import, so it is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.nn import functional
 from idefics.config import QuantizationConfig
 from idefics.errors import MissingExtra
 
-BLOCK_SIZE = 64  # weights that share a scale: bitsandbytes' own default
+BLOCK_SIZE = 64  # weights that share a scale: bitsandbytes' default
 DEQUANTIZE_OP = "bitsandbytes::dequantize_4bit"
 
 
 def linear4bit_factory(quantization: QuantizationConfig) -> Callable[[nn.Linear, Tensor], nn.Linear]:
-    """What makes a 4-bit layer of a layer and its (O, I) weight, on the weight's device.
+    """Returns a function (layer, weight (O, I)) -> 4-bit layer on the weight's device.
 
     Raises:
         MissingExtra: bitsandbytes is not installed.
@@ -43,8 +43,8 @@ def linear4bit_factory(quantization: QuantizationConfig) -> Callable[[nn.Linear,
         quantized_layer: nn.Linear = Linear4bit(
             *shape, bias=False, compute_dtype=dtype, device="meta", **quantization_arguments
         )
-        # Processors with bfloat16 products would repack weights in place at the first call, round float32 inputs, and
-        # fail where outputs are no multiple of 32 (bitsandbytes 0.50).
+        # On CPUs with bfloat16 products bitsandbytes 0.50 would repack weights in place at the first call, round
+        # float32 inputs, and fail for outputs that are no multiple of 32.
         quantized_layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         parameter = Params4bit(
             weight,
@@ -53,10 +53,8 @@ def linear4bit_factory(quantization: QuantizationConfig) -> Callable[[nn.Linear,
             module=quantized_layer,
             **quantization_arguments,
         )
-        quantized_layer.weight, quantized_layer.bias = (
-            parameter.to(weight.device),
-            layer.bias,
-        )  # `to` is what quantises
+        quantized_layer.weight = parameter.to(weight.device)  # `to` quantises
+        quantized_layer.bias = layer.bias
         return quantized_layer
 
     return create_layer
@@ -64,11 +62,11 @@ def linear4bit_factory(quantization: QuantizationConfig) -> Callable[[nn.Linear,
 
 @cache
 def _patch_cpu_dequantize() -> torch.library.Library:
-    """Replaces bitsandbytes' CPU kernel where a row is no multiple of the block size.
+    """Replaces bitsandbytes' CPU kernel for weights whose width is no multiple of the block size.
 
-    bitsandbytes 0.50 begins a new block with each row there, though it quantizes the weight as one sequence: errors of
-    a third of a weight instead of a tenth. The same numbers in one row of whole blocks are read as they were written.
-    The kernel is replaced, and not the layers' `forward`, so that peft reads the same weights when it merges adapters.
+    Version 0.50 quantizes a weight as one sequence, but dequantises as if each row began a new block: errors of a third
+    of a weight instead of a tenth. Passed as one row of whole blocks, the same numbers are dequantised correctly. The
+    kernel is replaced, not the layers' `forward`, so that peft reads the same weights when it merges adapters.
     """
     original_kernel = torch.library.get_kernel(DEQUANTIZE_OP, "CPU")
 
@@ -81,7 +79,7 @@ def _patch_cpu_dequantize() -> torch.library.Library:
         shape: Sequence[int],
         dtype: torch.dtype,
     ) -> Any:
-        """(bytes of two values, scales of blocks) -> weights of that shape."""
+        """`packed`: two values in a byte; `absmax`: scales of blocks. -> weights of `shape`."""
         num_values = prod(shape)
         if shape[-1] % block == 0:
             return original_kernel.call_boxed(keys, packed, absmax, block, kind, shape, dtype)
@@ -93,13 +91,13 @@ def _patch_cpu_dequantize() -> torch.library.Library:
 
     library = torch.library.Library("bitsandbytes", "IMPL")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch says that a kernel is replaced, which is meant
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that a kernel is replaced
         library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True, allow_override=True)
     return library
 
 
 def quant_state_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """What a 4-bit layer keeps beside its weights: scales of blocks, those of the scales, tables of levels."""
+    """What a 4-bit layer stores in addition to its weight: scales of blocks, scales of these, tables of levels."""
     from bitsandbytes.nn import Linear4bit
 
     if isinstance(module, Linear4bit):

@@ -1,4 +1,4 @@
-"""Matrix products beside torch's own. Which is quickest on a CPU differs by machine, so `measure` chooses."""
+"""Alternatives to torch's products, for float32 and int8 weights. `quant.autotune` chooses among them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from torch.nn import functional
 
 from idefics.quant.int4_kernels import can_use_native_w8a8_matmul, w8a8_matmul_native
 
-MAX_PADDED_ROWS, NUM_PADDED_ROWS = 16, 32  # CUDA's product of whole numbers takes more than 16 rows
-SIZE_MULTIPLE = 8  # and sizes that are multiples of this
-MAX_SUMS_AT_ONCE = 2**22  # sums that are held at once: 16 MiB
+MAX_PADDED_ROWS, NUM_PADDED_ROWS = (
+    16,
+    32,
+)  # up to 16 rows are padded to 32: CUDA's int8 product needs more than 16,
+SIZE_MULTIPLE = 8  # and inputs and outputs that are multiples of this
+MAX_SUMS_AT_ONCE = 2**22  # int32 sums held at once: 16 MiB
 
 
 def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., I), (O, I), (O,) or None -> (..., O): oneDNN's float32 product. It has no gradient: torch's own then."""
+    """oneDNN's float32 product, a `LinearFunction`; torch's own if gradients are enabled, as oneDNN's has none."""
     if torch.is_grad_enabled():
         return functional.linear(input, weight, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
@@ -22,9 +25,9 @@ def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def w8a8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A product of whole numbers: each row of the input is rounded to eight bits by a scale of its own.
+    """An integer product with int8 weights: each row of the input is quantised to int8 with a scale of its own.
 
-    (..., I), (O, I) int8, (O,), (O,) or None -> (..., O). Sums are exact.
+    See `QuantizedMatmul`. Sums are exact.
     """
     rows = input.reshape(-1, input.shape[-1])
     out = rows.new_empty(len(rows), len(weight))
@@ -37,7 +40,7 @@ def w8a8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | Non
 
 
 def w8a8_matmul_torch(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """The slow twin of `multiply_rounded`, for every dtype."""
+    """`w8a8_matmul_native` in torch, slower and for every dtype: (R, I) rows times the weight, into `out` (R, O)."""
     row_scales = rows.abs().amax(dim=-1, keepdim=True).div_(127).clamp_(min=torch.finfo(rows.dtype).tiny)
     quantized_rows = (rows / row_scales).round_().to(torch.int8)
     torch.mul(torch._int_mm(quantized_rows, weight.t()), row_scales, out=out)
@@ -48,9 +51,9 @@ def w8a8_matmul_torch(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor 
 
 
 def w8a8_matmul_cuda(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """`integers` as CUDA computes them: few rows are padded, and sums scaled in float32, or halves would overflow.
+    """`w8a8_matmul` on CUDA: few rows are padded, and sums are scaled in float32, since float16 would overflow.
 
-    A weight is read as it lies, once: rounding it back would write and read it twice over in sixteen bits.
+    The weight is read once in 8 bits; dequantising it would write and read it again in 16 bits.
     """
     rows = input.reshape(-1, input.shape[-1]).float()
     if (num_rows := len(rows)) <= MAX_PADDED_ROWS:
@@ -63,5 +66,5 @@ def w8a8_matmul_cuda(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor 
 
 
 def can_use_cuda_int8_matmul(weight: Tensor) -> bool:
-    """Whether CUDA multiplies a weight of eight-bit whole numbers."""
+    """Whether `w8a8_matmul_cuda` supports this int8 weight."""
     return weight.is_cuda and not any(size % SIZE_MULTIPLE for size in weight.shape)
