@@ -145,7 +145,7 @@ def test_the_longest_answer(client, name):
 def test_models(client):
     assert [model.id for model in client.models.list()] == ["demo"]
     assert client.models.retrieve("demo").owned_by == "idefics"
-    with pytest.raises(openai.NotFoundError, match="is not served here"):
+    with pytest.raises(openai.NotFoundError, match="not found: this server has"):
         client.models.retrieve("gpt-4o")
 
 

@@ -129,7 +129,7 @@ def test_a_full_server_is_reported(page, api_client, admission, place):
     refusals, there = read_metric(api_client, "idefics_refusals_total"), admission.acquire_slot(lambda: None)
     try:
         click_run(page, place)
-        expect(page.get_by_test_id("toast-body")).to_contain_text("1 requests are being answered or wait")
+        expect(page.get_by_test_id("toast-body")).to_contain_text("the server is busy with 1 requests")
         expect(page.get_by_test_id("toast-body")).to_contain_text("ask again in")
         expect(page.locator(f"#{place}-run")).to_be_enabled()
     finally:

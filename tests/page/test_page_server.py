@@ -70,7 +70,7 @@ def test_an_answer_of_the_page_takes_and_releases_an_admission_slot(demo_model):
     def work():
         with admission.hold_slot(lambda: None, 3, 100):
             there = len(admission.slots), admission.usage["pictures"], admission.usage["tokens"]
-            with pytest.raises(IdeficsError, match="3 pictures are being answered"):
+            with pytest.raises(IdeficsError, match="busy with 3 pictures"):
                 admission.hold_slot(lambda: None, 2, 1).__enter__()
             assert len(admission.slots) == 1
         return there

@@ -10,7 +10,7 @@ from idefics.errors import BadPicture
 from idefics.messages import Picture, user
 from idefics.processing.fetch import Fetcher
 from idefics.processing.prefetch import MAX_CONCURRENT_FETCHES, create_prefetcher
-from idefics.server.request_context import restrict_untrusted_input
+from idefics.server.server_state import restrict_untrusted_input
 from idefics.server.settings import Settings
 from processing.test_fetch import PNG
 

@@ -50,12 +50,12 @@ def test_a_key_covers_everything(client_with_keys, path):
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_but_health(client_with_keys):
+def test_health_needs_no_key(client_with_keys):
     assert client_with_keys.get("/health").json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize("key", ["first", "second", "third"])
-def test_each_key_opens(client_with_keys, key):
+def test_each_key_is_accepted(client_with_keys, key):
     assert client_with_keys.get("/v1/models", headers=bearer_header(key)).status_code == 200
     assert client_with_keys.get("/v1/models", headers=basic_header(key)).status_code == 200
 
@@ -73,12 +73,12 @@ def test_each_key_opens(client_with_keys, key):
         {"Authorization": "Basic " + base64.b64encode(b"first").decode()},
     ],
 )
-def test_nothing_else_does(client_with_keys, headers):
+def test_other_credentials_are_refused(client_with_keys, headers):
     assert client_with_keys.post(PATH, chat_request(), headers=headers).status_code == 401
 
 
 @pytest.mark.parametrize("key", ["first", "third", "fourth", ""])
-def test_a_comparison_takes_as_long_whatever_is_compared(client_with_keys, monkeypatch, key):
+def test_all_keys_are_compared_in_constant_time(client_with_keys, monkeypatch, key):
     """Every key is looked at, to its end, and all are of one length."""
     compared, compare = [], hmac.compare_digest
 
@@ -93,7 +93,7 @@ def test_a_comparison_takes_as_long_whatever_is_compared(client_with_keys, monke
     assert compared == [(32, 32)] * 3
 
 
-def test_nobody_is_let_in_while_the_server_goes_down(client):
+def test_no_request_is_admitted_during_shutdown(client):
     client.app.state.service.admission.is_closing = True
     answer = client.post(PATH, chat_request())
     assert answer.status_code == 503
@@ -161,7 +161,7 @@ def test_requests_up_to_the_limit_are_admitted(vlm, limits, kind):
     assert (admission.usage["pictures"], admission.usage["tokens"], admission.slots) == (0, 0, set())
 
 
-def test_whoever_is_refused_leaves_nothing(client):
+def test_a_refused_request_releases_its_slot(client):
     admission = client.app.state.service.admission
     for wrong in (
         chat_request(foo=1),
@@ -229,7 +229,7 @@ def test_a_slash_at_the_end_makes_no_difference(client, path):
         assert answers[0].json() == answers[1].json() == answers[2].json()
 
 
-def test_nor_where_something_is_sent(client, client_with_keys):
+def test_a_slash_at_the_end_makes_no_difference_to_a_post(client, client_with_keys):
     assert (
         client.post(PATH + "/", chat_request()).json()["choices"]
         == client.post(PATH, chat_request()).json()["choices"]
@@ -285,7 +285,7 @@ def test_the_log_and_the_metrics_hold_no_contents(client, caplog):
     assert API_KEY not in client.get("/metrics").text
 
 
-def test_an_error_that_nobody_foresaw_tells_nothing(client, monkeypatch, caplog):
+def test_an_unexpected_error_reveals_nothing(client, monkeypatch, caplog):
     def broken(*_, **__):
         raise RuntimeError(API_KEY)
 
@@ -301,7 +301,7 @@ def test_an_error_that_nobody_foresaw_tells_nothing(client, monkeypatch, caplog)
     assert client.post(PATH, chat_request()).status_code == 200
 
 
-def test_a_failure_in_the_midst_of_a_stream_is_its_last_event(client, vlm, monkeypatch):
+def test_an_error_during_a_stream_is_its_last_event(client, vlm, monkeypatch):
     monkeypatch.setattr(vlm.engine.model_runner, "run", fail_after_steps(vlm.engine.model_runner.run, 3))
     answer = client.post(PATH, chat_request(stream=True))
     assert answer.status_code == 200
@@ -362,7 +362,7 @@ def test_metrics_count_what_happens(client, vlm):
     assert after["idefics_picture_cache_bytes"] > 0
 
 
-def test_a_body_that_drips_is_given_up(client, monkeypatch):
+def test_a_slow_body_times_out(client, monkeypatch):
     monkeypatch.setattr(middleware, "BODY_TIMEOUT", 0.2)
 
     async def drips():
@@ -388,7 +388,7 @@ def test_the_total_size_of_bodies_is_limited(vlm):
     assert admission.usage["bytes"] == 0
 
 
-def test_one_that_does_not_read_is_let_go(client, monkeypatch):
+def test_a_client_that_does_not_read_is_disconnected(client, monkeypatch):
     monkeypatch.setattr(middleware, "CLIENT_READ_TIMEOUT", 0.2)
     body, said = json.dumps(chat_request(stream=True)).encode(), []
 

@@ -22,7 +22,7 @@ def completion_request(**more):
     return {"model": "demo", "prompt": TEXT, "max_tokens": 6, **more}
 
 
-def test_a_text_goes_on(client, vlm):
+def test_a_text_is_continued(client, vlm):
     body = client.post(PATH, completion_request(prompt=[TEXT])).json()
     expected = vlm.generate([TEXT], max_new_tokens=6)
     (choice,) = body["choices"]
@@ -39,7 +39,7 @@ def test_a_text_goes_on(client, vlm):
 
 @pytest.mark.parametrize("more", [{}, {"echo": True}, {"stream": True}, {"stream": True, "echo": True}])
 @pytest.mark.parametrize("prompt", [TEXT, TEXT + " ", "Once upon a time,", "The red circle i"])
-def test_prompt_and_text_are_the_text_as_the_model_wrote_it(client, vlm, prompt, more):
+def test_prompt_and_answer_join_with_the_right_space(client, vlm, prompt, more):
     answer = client.post(PATH, completion_request(prompt=prompt, logprobs=0, **more))
     parts = parse_events(answer.text)[:-1] if "stream" in more else [answer.json()]
     choices = [choice for part in parts for choice in part["choices"]]
@@ -59,7 +59,7 @@ FOX_REQUEST = {"regex": "🦊é", "max_tokens": 20}
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}])
-def test_tokens_join_to_the_text_where_they_split_characters(client, more):
+def test_token_texts_join_to_the_answer_if_tokens_split_characters(client, more):
     answer = client.post(PATH, completion_request(logprobs=0, **FOX_REQUEST, **more))
     parts = parse_events(answer.text)[:-1] if more else [answer.json()]
     choices = [choice for part in parts for choice in part["choices"]]
@@ -69,7 +69,7 @@ def test_tokens_join_to_the_text_where_they_split_characters(client, more):
 
 
 @pytest.mark.parametrize("more", [{}, {"echo": True}, {"n": 2, "temperature": 1.2, "seed": 3, "logprobs": 2}])
-def test_a_stream_says_the_same(client, more):
+def test_a_stream_has_the_same_answer(client, more):
     _, whole = (
         client.post(PATH, completion_request(**more)).json() for _ in range(2)
     )  # now it is in the cache
@@ -93,7 +93,7 @@ def test_a_stream_says_the_same(client, more):
                     assert value == (wanted if isinstance(wanted, str) else pytest.approx(wanted, abs=1e-4))
 
 
-def test_log_probabilities_are_the_models(client, vlm):
+def test_logprobs_are_those_of_the_model(client, vlm):
     said = client.post(PATH, completion_request(logprobs=3)).json()["choices"][0]["logprobs"]
     expected = vlm.generate([TEXT], max_new_tokens=6, logprobs=True, top_logprobs=3)
     assert said["token_logprobs"] == pytest.approx(expected.logprobs)
@@ -107,7 +107,7 @@ def test_log_probabilities_are_the_models(client, vlm):
     "prompt",
     ["<image>", "a<end_of_utterance>b", "https://example.com/a.png", "data:image/png;base64,AA", "photo.jpg"],
 )
-def test_text_is_text_whatever_it_looks_like(client, vlm, prompt):
+def test_special_tokens_in_prompts_are_plain_text(client, vlm, prompt):
     body = client.post(PATH, completion_request(prompt=prompt)).json()
     tokenizer = vlm.processor.tokenizer
     plain = tokenizer.encode_pieces(
@@ -120,7 +120,7 @@ def test_text_is_text_whatever_it_looks_like(client, vlm, prompt):
     ("wrong", "words"),
     [
         ({"prompt": ["a"] * 129}, "prompt"),
-        ({"prompt": ["a"] * 20, "n": 8}, "are 160 answers; at most 128"),
+        ({"prompt": ["a"] * 20, "n": 8}, "are 160 answers; the limit is 128"),
         ({"prompt": []}, "prompt"),
         ({"prompt": None}, "prompt: give a text or a list of texts"),
         ({"prompt": ["a", ""]}, "empty"),
@@ -132,7 +132,7 @@ def test_text_is_text_whatever_it_looks_like(client, vlm, prompt):
         ({"logprobs": 6}, "logprobs"),
     ],
 )
-def test_what_cannot_be_is_named(client, wrong, words):
+def test_invalid_fields_are_named(client, wrong, words):
     answer = client.post(PATH, completion_request(**wrong))
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]["message"]
@@ -143,7 +143,7 @@ PROMPTS = [TEXT, "Once upon a time,", TEXT]
 
 @pytest.mark.parametrize("more", [{}, {"echo": True, "logprobs": 1}, {"n": 2, "temperature": 1.2, "seed": 3}])
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_several_prompts_are_answered_as_each_alone(client, more, is_streamed):
+def test_several_prompts_have_the_answers_of_each_alone(client, more, is_streamed):
     alone = [client.post(PATH, completion_request(prompt=prompt, **more)).json() for prompt in PROMPTS]
     wanted = [choice for body in alone for choice in body["choices"]]
     how = {"stream": True, "stream_options": {"include_usage": True}} if is_streamed else {}
@@ -174,7 +174,7 @@ def test_several_prompts_are_answered_as_each_alone(client, more, is_streamed):
 
 @pytest.mark.parametrize("piece", [512, 2])
 @pytest.mark.parametrize("folder", ["idefics3", "idefics1"])
-def test_the_tokens_of_a_prompt_are_scored(folder, piece, monkeypatch):
+def test_echo_has_the_logprobs_of_the_prompt(folder, piece, monkeypatch):
     """Against one uncached pass. Idefics 1 reads a token before every text, so that its first is scored too."""
     monkeypatch.setattr(prompt_logprobs, "CHUNK_TOKENS", piece)
     vlm = idefics.load(DEMO / folder, remote_images="off")
@@ -208,7 +208,7 @@ def test_the_tokens_of_a_prompt_are_scored(folder, piece, monkeypatch):
     cancel_all_requests(vlm.engine)
 
 
-def test_nothing_is_added_where_no_token_may_be(client, vlm):
+def test_max_tokens_0_generates_nothing(client, vlm):
     plain = client.post(PATH, completion_request(max_tokens=0)).json()
     assert plain["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}]
     body = client.post(PATH, completion_request(prompt=["A b", TEXT], max_tokens=0, echo=True, n=2)).json()
@@ -234,7 +234,7 @@ def test_echoed_prompt_and_answer_have_logprobs(client):
 
 
 @pytest.mark.parametrize("max_tokens", [0, 2])
-def test_a_prompt_that_is_scored_counts_once(client, vlm, max_tokens, monkeypatch):
+def test_a_scored_prompt_counts_once_in_the_metrics(client, vlm, max_tokens, monkeypatch):
     monkeypatch.setattr(prompt_logprobs, "CHUNK_TOKENS", 1)
     prompts = client.app.state.service.metrics.prompt_tokens._value
     before = prompts.get()

@@ -37,7 +37,7 @@ def send_preflight(client, origin, path=PATH, **headers):
 
 
 @pytest.mark.parametrize("path", [PATH, "/v1/models", "/v1/images/tasks/ask", "/health"])
-def test_a_preflight_is_answered_without_the_key(client_of_server_with_key, path):
+def test_a_preflight_needs_no_key(client_of_server_with_key, path):
     answer = send_preflight(client_of_server_with_key, APP_ORIGIN, path)
     assert (answer.status_code, answer.content) == (204, b"")
     assert answer.headers[ALLOW_ORIGIN_HEADER] == APP_ORIGIN
@@ -49,7 +49,7 @@ def test_a_preflight_is_answered_without_the_key(client_of_server_with_key, path
     )
 
 
-def test_a_page_that_may_ask_can_read_answers_and_errors(client_of_server_with_key):
+def test_pages_of_allowed_origins_can_read_answers_and_errors(client_of_server_with_key):
     answer = client_of_server_with_key.post(
         PATH, chat_request(), headers={"Origin": APP_ORIGIN, **AUTHORIZATION_HEADER}
     )
@@ -75,7 +75,7 @@ def test_a_page_that_may_ask_can_read_answers_and_errors(client_of_server_with_k
         assert (refused.status_code, refused.headers[ALLOW_ORIGIN_HEADER]) == (status, APP_ORIGIN)
 
 
-def test_a_preflight_of_another_page_names_the_setting(
+def test_a_preflight_of_another_origin_names_the_setting(
     client_of_server_with_key, client_of_server_without_key, client, vlm
 ):
     locked = make_client(vlm, api_key="key")
@@ -83,12 +83,12 @@ def test_a_preflight_of_another_page_names_the_setting(
         refused = send_preflight(server, OTHER_ORIGIN)
         assert refused.status_code == 403
         assert refused.json()["error"]["message"] == (
-            f"pages of {OTHER_ORIGIN!r} may not ask this server: start it with --allowed-origins {OTHER_ORIGIN}"
+            f"cross-origin request from {OTHER_ORIGIN!r} refused: start the server with --allowed-origins {OTHER_ORIGIN}"
         )
         assert ALLOW_ORIGIN_HEADER not in refused.headers
 
 
-def test_the_guards_hold_without_a_key(client_of_server_without_key):
+def test_origins_and_hosts_are_checked_without_a_key(client_of_server_without_key):
     assert (
         client_of_server_without_key.post(PATH, chat_request(), headers={"Origin": APP_ORIGIN}).headers[
             ALLOW_ORIGIN_HEADER
@@ -111,7 +111,7 @@ def test_the_guards_hold_without_a_key(client_of_server_without_key):
 
 
 def test_all_origins_need_a_key(vlm):
-    with pytest.raises(BadSetting, match="allowed_origins is \\*, and there is no key"):
+    with pytest.raises(BadSetting, match="allowed_origins is \\* without a key"):
         Settings(allowed_origins="*")
     everyone = make_client(vlm, api_key="key", allowed_origins="*")
     for origin in (APP_ORIGIN, "null"):
@@ -125,7 +125,7 @@ def test_all_origins_need_a_key(vlm):
     assert everyone.get("/v1/models", headers={"Origin": APP_ORIGIN}).status_code == 401
 
 
-def test_origins_are_compared_as_browsers_spell_them(vlm):
+def test_origins_are_compared_as_browsers_send_them(vlm):
     written = "https://App.Example.com:443/, http://box:80,http://[::1]:3000, chrome-extension://abc"
     client = make_client(vlm, api_key="key", allowed_origins=written)
     for origin in (APP_ORIGIN, "http://box", "http://[::1]:3000", "chrome-extension://abc"):
@@ -142,24 +142,24 @@ def test_an_invalid_origin_is_refused(wrong):
         Settings(api_key="key", allowed_origins=wrong)
 
 
-def test_a_public_page_may_ask_this_machine(client_of_server_with_key):
+def test_a_public_page_may_access_a_private_network(client_of_server_with_key):
     answer = send_preflight(
         client_of_server_with_key, APP_ORIGIN, **{"Access-Control-Request-Private-Network": "true"}
     )
     assert answer.headers["access-control-allow-private-network"] == "true"
 
 
-def test_what_a_page_asks_for_forges_no_header(client_of_server_with_key):
+def test_requested_header_names_forge_no_header(client_of_server_with_key):
     answer = send_preflight(
         client_of_server_with_key, APP_ORIGIN, **{"Access-Control-Request-Headers": "a;b<c>"}
     )
     assert answer.headers["access-control-allow-headers"] == "authorization, content-type, x-request-id"
 
 
-def test_options_without_an_origin_is_an_ordinary_request(client):
+def test_options_without_an_origin_is_no_preflight(client):
     assert client("OPTIONS", PATH).status_code == 405
 
 
-def test_without_the_setting_no_answer_speaks_of_origins(client):
+def test_no_cors_headers_without_the_setting(client):
     headers = client.get("/v1/models", headers={"Origin": "http://localhost:3000"}).headers
     assert not [name for name in headers if name.startswith("access-control") or name == "vary"]

@@ -30,7 +30,7 @@ def answer(client):
     return client.get("/docs")
 
 
-def test_it_needs_no_script_and_no_other_host(answer):
+def test_the_page_needs_no_script_and_no_other_host(answer):
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     page = Page(answer.text)
@@ -43,7 +43,7 @@ def test_it_needs_no_script_and_no_other_host(answer):
     assert "script-src" not in policy
 
 
-def test_it_names_every_route_and_field(client, answer):
+def test_the_page_names_every_route_and_field(client, answer):
     text = unescape(Page(answer.text).text)
     document = client.get("/openapi.json").json()
     for path, methods in document["paths"].items():
@@ -56,7 +56,7 @@ def test_it_names_every_route_and_field(client, answer):
     assert "list of" in text
 
 
-def test_what_the_description_says_is_text(client):
+def test_descriptions_are_escaped(client):
     from idefics.server.docs_page import render_docs_page
 
     field = {"type": "string", "description": "<script>alert(1)</script>", "default": "<b>"}
@@ -70,5 +70,5 @@ def test_what_the_description_says_is_text(client):
 
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/oauth2-redirect"])
-def test_there_is_no_other_page_that_loads_scripts(client, path):
+def test_fastapis_own_pages_are_off(client, path):
     assert client.get(path).status_code == 404

@@ -74,7 +74,7 @@ def streamed_text(text):
         ({"stop": "<fcel>b"}, PAGE_TEXT.partition("<fcel>b")[0]),
     ],
 )
-def test_a_page_comes_out_whole_and_streams_so(client, path, fields, text):
+def test_doctags_are_shown_streamed_or_not(client, path, fields, text):
     answer = client.post(path, BODIES[path] | fields)
     assert answer.status_code == 200, answer.text
     assert answer_text(answer.json()) == text
@@ -88,7 +88,7 @@ def test_skip_special_tokens_is_true_false_or_null(client, path):
     assert "skip_special_tokens" in answer.json()["error"]["message"]
 
 
-def test_a_form_of_a_task_may_say_it(client):
+def test_a_form_may_have_skip_special_tokens(client):
     files = {
         "image": ("a.png", (PICTURES_FOLDER / "shapes.png").read_bytes()),
         "skip_special_tokens": (None, "true"),
@@ -100,7 +100,7 @@ PREFILL = [*QUESTION, {"role": "assistant", "content": "<doctag><text><loc_1>"}]
 
 
 @pytest.mark.parametrize("more", [{}, {"add_generation_prompt": False}])
-def test_the_last_message_goes_on(client, more):
+def test_the_last_message_is_continued(client, more):
     body = chat_request(PREFILL, continue_final_message=True, **more)
     rest = PAGE_TEXT.removeprefix("<doctag><text><loc_1>")
     answer = client.post(CHAT, body).json()
@@ -124,18 +124,18 @@ def test_the_last_message_goes_on(client, more):
         (chat_request(PREFILL, add_generation_prompt=False), "add_generation_prompt is false: leave it out"),
     ],
 )
-def test_never_does_a_new_turn_begin_unasked(client, body, says):
+def test_a_conversation_that_ends_with_the_assistant_is_refused(client, body, says):
     answer = client.post(CHAT, body)
     assert answer.status_code == 400
     assert says in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("more", [{}, {"add_generation_prompt": True}, {"continue_final_message": False}])
-def test_a_new_turn_is_the_usual(client, more):
+def test_a_new_turn_is_the_default(client, more):
     assert answer_text(client.post(CHAT, chat_request(QUESTION, **more)).json()) == PAGE_TEXT
 
 
-def test_a_response_too_is_never_a_new_turn_after_the_assistants(client):
+def test_a_response_after_a_turn_of_the_assistant_is_refused(client):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A"}]
     answer = client.post(RESPONSES, {"model": "demo", "input": turns})
     assert (
@@ -144,7 +144,7 @@ def test_a_response_too_is_never_a_new_turn_after_the_assistants(client):
     )
 
 
-def test_the_words_of_a_client_forge_nothing(client):
+def test_continued_text_cannot_forge_special_tokens(client):
     def tokens(text):
         return client.post(CHAT, chat_request([user_message(text_part(text))], max_tokens=1)).json()["usage"][
             "prompt_tokens"
@@ -154,7 +154,7 @@ def test_the_words_of_a_client_forge_nothing(client):
     assert tokens("at <|end_of_text|>") > tokens("at x") + 5
 
 
-def test_the_blank_after_a_message_that_goes_on_is_kept(vlm):
+def test_the_space_after_a_continued_message_is_kept(vlm):
     """The answers of demo begin with one."""
     demo = SyncClient(create_app(vlm, Settings(model="demo")))
     asked = [user_message(image_part("shapes"), text_part("What is shown?"))]

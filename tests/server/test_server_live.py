@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from idefics.errors import BadSetting
-from idefics.server import http_protocol, request_context
+from idefics.server import http_protocol, server_state
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from idefics.server.sockets import bind_socket, socket_url, start_listening
@@ -97,7 +97,7 @@ def num_pages_in_use(vlm):
     return sum(owners > 0 for owners in vlm.engine.scheduler.page_pool.ref_counts)
 
 
-def test_a_client_that_leaves_frees_its_memory_within_two_steps(vlm, step_control):
+def test_the_memory_of_a_disconnected_client_is_free_within_two_steps(vlm, step_control):
     async def scene():
         async with run_server(vlm) as (client, service):
             answer, lines = await start_stream(client, LONG_REQUEST)
@@ -114,7 +114,7 @@ def test_a_client_that_leaves_frees_its_memory_within_two_steps(vlm, step_contro
     asyncio.run(scene())
 
 
-def test_one_that_waits_for_its_turn_may_leave_too(vlm, step_control):
+def test_a_client_that_waits_in_the_queue_may_disconnect(vlm, step_control):
     async def scene():
         async with run_server(vlm) as (client, service):
             rows = vlm.engine.config.batch_rows
@@ -138,8 +138,8 @@ def test_one_that_waits_for_its_turn_may_leave_too(vlm, step_control):
     asyncio.run(scene())
 
 
-def test_one_whose_prompt_is_being_made_may_leave_too(vlm, monkeypatch):
-    monkeypatch.setattr(request_context, "NUM_WORKERS", 1)
+def test_a_client_may_disconnect_while_its_prompt_is_made(vlm, monkeypatch):
+    monkeypatch.setattr(server_state, "NUM_WORKERS", 1)
     made, go = [], threading.Event()
 
     async def scene():
@@ -167,7 +167,7 @@ def test_one_whose_prompt_is_being_made_may_leave_too(vlm, monkeypatch):
     asyncio.run(scene())
 
 
-def test_one_whose_answer_is_being_asked_for_may_leave_too(vlm, step_control):
+def test_a_client_may_disconnect_while_its_answer_is_submitted(vlm, step_control):
     submitted, asked, go = [], threading.Event(), threading.Event()
 
     async def scene():
@@ -192,7 +192,7 @@ def test_one_whose_answer_is_being_asked_for_may_leave_too(vlm, step_control):
     asyncio.run(scene())
 
 
-def test_requests_join_the_running_batch_and_get_what_they_would_get_alone(vlm):
+def test_requests_join_the_running_batch_and_have_the_same_answers(vlm):
     asked = [
         chat_request(),
         chat_request(
@@ -227,7 +227,7 @@ REQUEST_HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
     [[], [REQUEST_HEAD + b"X-"], [REQUEST_HEAD + b"\r\n", b"GET /"]],
     ids=["nothing", "half a head", "half a second head"],
 )
-def test_a_head_that_drips_is_given_up(vlm, monkeypatch, pieces):
+def test_slow_headers_time_out(vlm, monkeypatch, pieces):
     monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT", 0.2)
 
     async def scene():
@@ -247,7 +247,7 @@ def test_a_head_that_drips_is_given_up(vlm, monkeypatch, pieces):
     asyncio.run(scene())
 
 
-def test_a_large_body_is_read_a_little_at_a_time(vlm, monkeypatch):
+def test_a_large_body_is_read_in_small_pieces(vlm, monkeypatch):
     sizes = []
     receive = http_protocol.BoundedH11Protocol.data_received
 
@@ -266,7 +266,7 @@ def test_a_large_body_is_read_a_little_at_a_time(vlm, monkeypatch):
     assert max(sizes) <= 32 << 10  # asyncio alone reads 256 KiB
 
 
-def test_a_long_answer_outlasts_the_time_for_a_head(vlm, step_control, monkeypatch):
+def test_a_long_answer_may_take_longer_than_the_timeout_of_headers(vlm, step_control, monkeypatch):
     monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT", 0.05)
 
     async def scene():
@@ -279,7 +279,7 @@ def test_a_long_answer_outlasts_the_time_for_a_head(vlm, step_control, monkeypat
     asyncio.run(scene())
 
 
-def test_whoever_has_been_let_in_is_answered_before_the_end(vlm, step_control):
+def test_admitted_requests_are_answered_before_shutdown(vlm, step_control):
     async def scene():
         async with run_server(vlm, drain=20) as (client, service):
             _, lines = await start_stream(client, LONG_REQUEST)
@@ -295,7 +295,7 @@ def test_whoever_has_been_let_in_is_answered_before_the_end(vlm, step_control):
     asyncio.run(scene())
 
 
-def test_what_takes_longer_ends_with_an_error(vlm, step_control):
+def test_requests_that_outlast_the_drain_end_with_an_error(vlm, step_control):
     async def scene():
         async with run_server(vlm, drain=0.1) as (client, service):
             _, lines = await start_stream(client, LONG_REQUEST)
@@ -355,7 +355,7 @@ def test_two_servers_that_start_at_the_same_time_do_not_share_a_port():
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_accepted_connections_send_small_pieces_at_once(vlm, host):
+def test_accepted_connections_have_tcp_nodelay(vlm, host):
     """Nagle's algorithm is off on each, as asyncio has it for sockets that name their protocol."""
 
     async def scene():
@@ -382,14 +382,14 @@ def start_process(*flags, **environment):
             running.kill()
 
 
-def test_sigterm_ends_the_command_as_soon_as_it_has_said_its_address():
+def test_sigterm_ends_the_command_once_its_address_is_printed():
     with start_process("--api-key", "key") as (running, _):
         running.send_signal(signal.SIGTERM)
         assert running.wait(30) == 0
         assert "Traceback" not in running.stderr.read()
 
 
-def test_sigterm_ends_the_command_when_all_are_answered():
+def test_sigterm_ends_the_command_when_all_requests_are_answered():
     with start_process("--api-key", "key", IDEFICS_DRAIN="30") as (running, url):
         with httpx.stream(
             "POST", url + PATH, json=LONG_REQUEST, headers={"Authorization": "Bearer key"}, timeout=60

@@ -63,7 +63,7 @@ def test_rankings_have_notes(client):
     assert NOTE_TEXT in note
 
 
-def test_there_are_none_where_all_was_read(client):
+def test_no_notes_if_the_whole_file_was_read(client):
     answer = client(
         "POST", f"{TASKS}/caption", json={"image_url": picture_data_uri("door"), "max_new_tokens": 2}
     )

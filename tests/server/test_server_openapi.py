@@ -85,7 +85,7 @@ def test_answers_and_errors_are_as_described(client, openapi_document, path, ask
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/metrics"])
-def test_what_the_server_says_of_itself_is_as_described(client, openapi_document, path):
+def test_answers_of_status_routes_are_as_described(client, openapi_document, path):
     answer = client.get(path)
     assert answer.status_code == 200
     check_against_schema(openapi_document, path, "get", answer)
@@ -107,7 +107,7 @@ def test_a_model_is_as_described(client, openapi_document):
         check_against_schema(openapi_document, "/v1/models/{name}", "get", answer)
 
 
-def test_a_wrong_request_is_a_400_and_nothing_else(openapi_document):
+def test_invalid_requests_have_status_400_only(openapi_document):
     assert not [
         (path, method)
         for path, methods in openapi_document["paths"].items()
@@ -124,7 +124,7 @@ def test_a_wrong_request_is_a_400_and_nothing_else(openapi_document):
             assert schema == {"$ref": "#/components/schemas/ErrorBody"}
 
 
-def test_every_reference_of_the_description_leads_somewhere(client):
+def test_every_reference_of_the_description_resolves(client):
     text = client.get("/openapi.json").text
     document, found = json.loads(text), set(re.findall(r'"\$ref":\s*"([^"]+)"', text))
     assert found

@@ -49,7 +49,7 @@ def answer_texts(answer):
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT_BY_PROGRAM)
-def test_what_clients_send_is_answered(client, vlm, name):
+def test_recorded_requests_are_answered(client, vlm, name):
     requests = read_recorded_requests(name)
     assert requests
     for request in requests:
@@ -63,7 +63,7 @@ def test_what_clients_send_is_answered(client, vlm, name):
                 assert text == expected_answer(vlm, request["body"])
 
 
-def test_the_records_show_what_clients_really_send():
+def test_records_have_the_fields_that_clients_send():
     """The fields for which these clients were refused once: they are what is tried here."""
     said = {name: (RECORDED_FOLDER / f"{name}.json").read_text() for name in ENVIRONMENT_BY_PROGRAM}
     for name, field in (

@@ -32,7 +32,7 @@ def log_lines(caplog):
         ("POST", "/v1/images/tasks/ask", {"words": "a"}, 400),
     ],
 )
-def test_each_answer_has_its_own(client, caplog, method, path, body, status):
+def test_each_response_has_its_own_id(client, caplog, method, path, body, status):
     caplog.set_level(logging.INFO)
     answers = [client(method, path, json=body) for _ in range(2)]
     ids = [answer.headers[REQUEST_ID_HEADER] for answer in answers]
@@ -45,7 +45,7 @@ def test_each_answer_has_its_own(client, caplog, method, path, body, status):
 
 
 @pytest.mark.parametrize("id", ["a", "req_123", "4bf92f35-77b3:1/2+3=@x._", "a" * 128])
-def test_the_clients_own_is_kept(client, caplog, id):
+def test_the_clients_id_is_kept(client, caplog, id):
     caplog.set_level(logging.INFO)
     answer = client.post(PATH, chat_request(foo=1), headers={REQUEST_ID_HEADER: id})
     assert answer.headers.get_list(REQUEST_ID_HEADER) == [id]
@@ -54,12 +54,12 @@ def test_the_clients_own_is_kept(client, caplog, id):
 
 
 @pytest.mark.parametrize("id", ["", "a b", "a" * 129, "é".encode(), 'a"b', "%0a\t"])
-def test_but_none_that_could_forge_a_line_of_the_log(client, id):
+def test_ids_that_could_forge_log_lines_are_replaced(client, id):
     answer = client.get("/health", headers={REQUEST_ID_HEADER: id})
     assert GENERATED_ID_PATTERN.fullmatch(answer.headers[REQUEST_ID_HEADER])
 
 
-def test_an_unforeseen_error_is_found_in_the_log_by_it(client, monkeypatch, caplog):
+def test_unexpected_errors_are_logged_with_the_id(client, monkeypatch, caplog):
     def broken(*_, **__):
         raise RuntimeError
 
@@ -70,7 +70,7 @@ def test_an_unforeseen_error_is_found_in_the_log_by_it(client, monkeypatch, capl
     assert f"RuntimeError in request {id}" in caplog.text
 
 
-def test_an_error_within_a_stream_has_it_too(client, vlm, monkeypatch):
+def test_errors_of_streams_have_the_id(client, vlm, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError
 
@@ -80,7 +80,7 @@ def test_an_error_within_a_stream_has_it_too(client, vlm, monkeypatch):
     assert parse_events(answer.text)[-1]["error"]["request_id"] == answer.headers[REQUEST_ID_HEADER]
 
 
-def test_requests_at_the_same_time_keep_theirs_apart(vlm):
+def test_concurrent_requests_have_their_own_ids(vlm):
     async def scene():
         async with run_server(vlm) as (client, _):
             asked = [
@@ -97,7 +97,7 @@ def test_requests_at_the_same_time_keep_theirs_apart(vlm):
     asyncio.run(scene())
 
 
-def test_what_is_no_http_gets_one_as_well(vlm, caplog):
+def test_invalid_http_gets_an_id(vlm, caplog):
     caplog.set_level(logging.INFO, http_protocol.log.name)
 
     async def scene():
@@ -115,7 +115,7 @@ def test_what_is_no_http_gets_one_as_well(vlm, caplog):
     assert log_lines(caplog) == [f"127.0.0.1 - (no HTTP) 400 - {id}"]
 
 
-def test_the_description_tells_of_it(client):
+def test_the_description_has_the_header(client):
     described = client.get("/openapi.json").json()
     for route in described["paths"].values():
         for method in route.values():

@@ -37,7 +37,7 @@ def answer_text(body):
     return part["text"]
 
 
-def test_an_answer_is_that_of_a_chat(client):
+def test_the_answer_is_that_of_a_chat(client):
     body, expected = client.post(PATH, responses_request()).json(), direct_answer(client)
     assert body["object"] == "response"
     assert body["status"] == "completed"
@@ -50,7 +50,7 @@ def test_an_answer_is_that_of_a_chat(client):
     assert sum(details.values()) == usage["prompt_tokens"], "what is not found is read and kept"
 
 
-def test_usage_tells_what_the_cache_has_saved(client, vlm):
+def test_the_usage_counts_cached_tokens(client, vlm):
     vlm.engine.clear_caches()
     first, again = (client.post(PATH, responses_request()).json()["usage"] for _ in range(2))
     found = [usage["input_tokens_details"]["cached_tokens"] for usage in (first, again)]
@@ -59,14 +59,14 @@ def test_usage_tells_what_the_cache_has_saved(client, vlm):
     assert streamed[-1]["response"]["usage"] == again
 
 
-def test_words_alone_and_instructions(client):
+def test_text_input_and_instructions(client):
     body = client.post(PATH, {"model": "demo", "input": "Hi", "instructions": "Be short."}).json()
     turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
     assert answer_text(body) == direct_answer(client, turns)["choices"][0]["message"]["content"]
     assert body["instructions"] == "Be short."
 
 
-def test_a_conversation_goes_on_with_what_came_back(client):
+def test_a_conversation_with_answers_sent_back(client):
     first = client.post(PATH, responses_request()).json()
     more = {
         "role": "user",
@@ -83,7 +83,7 @@ def test_a_conversation_goes_on_with_what_came_back(client):
     assert answer_text(body) == direct_answer(client, turns)["choices"][0]["message"]["content"]
 
 
-def test_an_answer_that_is_cut_is_incomplete(client):
+def test_a_truncated_answer_is_incomplete(client):
     body = client.post(PATH, responses_request(max_output_tokens=2)).json()
     assert body["status"] == "incomplete"
     assert body["incomplete_details"] == {"reason": "max_output_tokens"}
@@ -91,7 +91,7 @@ def test_an_answer_that_is_cut_is_incomplete(client):
     assert last["type"] == "response.incomplete"
 
 
-def test_a_stream_says_the_same(client):
+def test_a_stream_has_the_same_answer(client):
     how = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
     whole = client.post(PATH, responses_request(**how)).json()
     answer = client.post(PATH, responses_request(stream=True, **how))
@@ -117,7 +117,7 @@ def test_a_stream_says_the_same(client):
     assert last["output"][0]["content"] == whole["output"][0]["content"]
 
 
-def test_an_error_in_the_midst_is_the_last_event(client, vlm, monkeypatch):
+def test_an_error_during_a_stream_is_its_last_event(client, vlm, monkeypatch):
     run, left = vlm.engine.model_runner.run, iter(range(3))
 
     def fails(plan):
@@ -128,17 +128,17 @@ def test_an_error_in_the_midst_is_the_last_event(client, vlm, monkeypatch):
     monkeypatch.setattr(vlm.engine.model_runner, "run", fails)
     last = parse_events(client.post(PATH, responses_request(stream=True)).text)[-1]
     assert last["type"] == "error"
-    assert last["message"].startswith("something went wrong")
+    assert last["message"].startswith("internal server error")
 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"previous_response_id": "resp_1"}, "nothing is kept here"),
+        ({"previous_response_id": "resp_1"}, "the server stores nothing"),
         ({"store": True}, "store"),
         ({"input": []}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, '"input_text"'),
-        ({"input": [{"role": "user", "content": [input_image_part("door")] * 17}]}, "at most 16"),
+        ({"input": [{"role": "user", "content": [input_image_part("door")] * 17}]}, "the limit is 16"),
         (
             {"input": [{"role": "user", "content": [{**input_image_part("door"), "image_url": "/a.png"}]}]},
             "neither",
@@ -147,7 +147,7 @@ def test_an_error_in_the_midst_is_the_last_event(client, vlm, monkeypatch):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_is_named(client, wrong, told):
+def test_invalid_fields_are_named(client, wrong, told):
     answer = client.post(PATH, {**responses_request(), **wrong})
     assert answer.status_code == 400, answer.text
     assert told in answer.json()["error"]["message"]

@@ -14,7 +14,7 @@ from idefics.errors import BadSetting
 from idefics.server.settings import Settings, read_settings
 
 
-def test_a_flag_goes_before_the_environment_and_that_before_the_file(tmp_path, monkeypatch):
+def test_precedence_of_flags_environment_and_file(tmp_path, monkeypatch):
     file = tmp_path / "server.toml"
     file.write_text('port = 1001\nname = "file"\ndrain = 1.5\noffline = true\napi_key_file = "keys"\n')
     monkeypatch.setenv("IDEFICS_PORT", "1002")
@@ -30,7 +30,7 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(tmp_path, m
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prot = 1", "no setting 'prot'"),
+        ("prot = 1", "unknown setting 'prot'"),
         ("port = 'x'", "port is 'x'"),
         ("port = 70000", "from 0 to 65535"),
         ("port = ", "cannot be read"),
@@ -45,18 +45,18 @@ def test_invalid_values_are_refused(tmp_path, text, words):
         read_settings({}, file)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(BadSetting, match="no such file"):
         read_settings({}, tmp_path / "none.toml")
 
 
-def test_a_wrong_variable_is_told(monkeypatch):
+def test_an_invalid_variable_is_refused(monkeypatch):
     monkeypatch.setenv("IDEFICS_REQUESTS_AT_ONCE", "many")
     with pytest.raises(BadSetting, match="requests_at_once is 'many'"):
         read_settings({})
 
 
-def test_a_key_does_not_show():
+def test_keys_are_not_shown():
     assert "secret" not in repr(Settings(api_key="secret"))
 
 
@@ -73,7 +73,7 @@ def test_every_setting_is_a_flag():
     assert {f"--{one.name.replace('_', '-')}" for one in fields(Settings)} <= flags
 
 
-def test_the_page_of_settings_is_up_to_date():
+def test_the_documented_settings_are_up_to_date():
     text = page.SERVER_DOC.read_text(encoding="utf-8")
     assert page.refresh_settings(text) == text, "run scripts/refresh_server_docs.py"
     assert all(f"`--{one.name.replace('_', '-')}`" in text for one in fields(Settings))

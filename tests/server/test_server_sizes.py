@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idefics.processing.tokenizer import Tokenizer
-from idefics.server import request_body, request_context
+from idefics.server import request_body, server_state
 from idefics.server.errors import APIError
 from idefics.server.request_body import MAX_JSON_VALUES, check_num_values
 from server.request_bodies import chat_request, image_part, picture_data_uri, text_part, user_message
@@ -80,7 +80,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(client, forbid
     assert error["message"].endswith("send less text")
 
 
-def test_in_a_form_too(client, forbid_tokenizing):
+def test_a_long_text_in_a_form_is_refused_before_it_is_tokenized(client, forbid_tokenizing):
     form = {"data": {"words": MEGABYTE_TEXT}, "files": {"image": b"anything"}}
     answer = client("POST", TASKS + "ask", **form)
     assert answer.json()["error"]["code"] == "context_length_exceeded"
@@ -98,14 +98,14 @@ LONG_VALUE_BY_FIELD = {
 
 
 @pytest.mark.parametrize("field", LONG_VALUE_BY_FIELD)
-def test_every_other_text_has_a_limit_of_its_own(client, forbid_tokenizing, field):
+def test_other_texts_have_limits(client, forbid_tokenizing, field):
     answer = client.post(CHAT, chat_request(**{field: LONG_VALUE_BY_FIELD[field]}))
     assert answer.status_code == 400
     assert field in answer.json()["error"]["message"]
     assert len(answer.text) < 1000
 
 
-def test_so_have_labels(client, forbid_tokenizing):
+def test_labels_have_a_limit(client, forbid_tokenizing):
     answer = client.post(TASKS + "classify", {**PICTURE, "labels": ["a", "b" * 1025]})
     assert "labels[1]: string should have at most 1024 characters" in answer.json()["error"]["message"]
 
@@ -129,23 +129,23 @@ def test_many_values_are_refused_before_they_are_parsed(client, monkeypatch, pat
     answer = client("POST", path, content=data, headers={"Content-Type": "application/json"})
     monkeypatch.undo()
     assert answer.status_code == 400
-    assert "more than 20,000 values of JSON" in answer.json()["error"]["message"]
+    assert "more than 20,000 JSON values" in answer.json()["error"]["message"]
 
 
-def test_of_a_forms_field_too(client):
+def test_many_values_in_a_form_are_refused_before_they_are_parsed(client):
     form = {
         "data": {"words": "a", "shots": "[" + "1," * MAX_JSON_VALUES + "1]"},
         "files": {"image": b"anything"},
     }
     answer = client("POST", TASKS + "ask", **form)
-    assert "more than 20,000 values of JSON" in answer.json()["error"]["message"]
+    assert "more than 20,000 JSON values" in answer.json()["error"]["message"]
 
 
 def test_many_unknown_fields_are_one_error(client):
     answer = client.post(
         CHAT, chat_request([{"role": "user", "content": "a", **{f"f{n}": 1 for n in range(65)}}])
     )
-    assert answer.json()["error"]["message"].endswith("65 of its fields are not known here: leave them out")
+    assert answer.json()["error"]["message"].endswith("65 of its fields are unknown: leave them out")
 
 
 def test_deep_nesting_is_refused(client):
@@ -172,7 +172,7 @@ def count_values(value):
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(value=json_trees)
-def test_what_stands_in_a_text_is_no_value(value):
+def test_values_are_counted_without_the_contents_of_texts(value):
     body, many = json.dumps(value).encode(), count_values(value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request_body, "MAX_JSON_VALUES", max(many, 1))
@@ -187,8 +187,8 @@ def test_a_text_full_of_placeholders_is_only_text():
     check_num_values(json.dumps(chat_request([user_message(text_part('[{,"\\' * 100_000))])).encode())
 
 
-def test_long_texts_wait_for_each_other_and_short_ones_for_nobody(vlm, monkeypatch):
-    monkeypatch.setattr(request_context, "LONG_TEXT_CHARACTERS", 1000)
+def test_long_texts_do_not_delay_short_ones(vlm, monkeypatch):
+    monkeypatch.setattr(server_state, "LONG_TEXT_CHARACTERS", 1000)
     going_on = threading.Event()
     long = chat_request([user_message(text_part("word " * 250))], max_tokens=1)
 

@@ -26,7 +26,7 @@ def answer_text(body):
     return body["choices"][0]["message"]["content"]
 
 
-def test_a_schema_is_kept_to(client, vlm):
+def test_the_answer_matches_the_schema(client, vlm):
     asked = chat_request(response_format=response_format(SCHEMA))
     text = answer_text(client.post(PATH, asked).json())
     found = json.loads(text)
@@ -37,7 +37,7 @@ def test_a_schema_is_kept_to(client, vlm):
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
 
 
-def test_it_parses_however_short_it_must_be(client):
+def test_the_answer_parses_with_any_token_limit(client):
     for limit in (12, 20, 40):
         asked = chat_request(
             response_format=response_format(SCHEMA), max_tokens=limit, temperature=1.9, seed=limit
@@ -50,7 +50,7 @@ def test_it_parses_however_short_it_must_be(client):
         assert body["usage"]["completion_tokens"] <= limit
 
 
-def test_any_object_and_any_text(client):
+def test_formats_json_object_and_text(client):
     body = client.post(PATH, chat_request(response_format={"type": "json_object"}, max_tokens=60)).json()
     assert isinstance(json.loads(answer_text(body)), dict)
     plain = client.post(PATH, chat_request(response_format={"type": "text"})).json()
@@ -65,7 +65,7 @@ def test_any_object_and_any_text(client):
         {"type": "json", "value": SCHEMA},
     ],
 )
-def test_a_schema_in_the_words_of_other_servers_is_kept_to(client, form):
+def test_schemas_in_formats_of_other_servers(client, form):
     text = answer_text(client.post(PATH, chat_request(response_format=form)).json())
     assert text == answer_text(
         client.post(PATH, chat_request(response_format=response_format(SCHEMA))).json()
@@ -76,7 +76,7 @@ def test_a_schema_in_the_words_of_other_servers_is_kept_to(client, form):
     assert body["text"] == {"format": form}
 
 
-def test_an_expression_in_the_words_of_tgi_is_kept_to(client):
+def test_regular_expressions_in_the_format_of_tgi(client):
     form = {"type": "regex", "value": "[a-c]{5}"}
     assert answer_text(client.post(PATH, chat_request(response_format=form)).json()) == answer_text(
         client.post(PATH, chat_request(regex="[a-c]{5}")).json()
@@ -88,13 +88,13 @@ def test_an_expression_in_the_words_of_tgi_is_kept_to(client):
     [response_format({}), {"type": "json_object", "value": {}}, {"type": "json", "value": {}}],
     ids=str,
 )
-def test_a_schema_that_allows_everything_is_still_json(client, form):
+def test_a_schema_that_allows_everything(client, form):
     """An empty schema is a schema: any JSON, and not any text."""
     body = client.post(PATH, chat_request(response_format=form, max_tokens=40)).json()
     json.loads(answer_text(body))
 
 
-def test_expressions_choices_and_banned_words(client):
+def test_regex_choices_and_banned(client):
     assert re.fullmatch(r"[a-c]{5}", answer_text(client.post(PATH, chat_request(regex="[a-c]{5}")).json()))
     assert answer_text(client.post(PATH, chat_request(choices=["seven", "eleven"])).json()) in (
         "seven",
@@ -106,7 +106,7 @@ def test_expressions_choices_and_banned_words(client):
     assert word not in answer_text(client.post(PATH, chat_request(banned=[word])).json())
 
 
-def test_responses_completions_and_tasks_have_them_too(client):
+def test_constraints_on_other_routes(client):
     content = [
         {"type": "input_text", "text": "What is shown?"},
         {"type": "input_image", "image_url": picture_data_uri("shapes")},
@@ -161,21 +161,21 @@ HOSTILE_CONSTRAINTS = {
     "grows tenfold, and again": ({"schema": exponential_schema(25)}, "no text of the given schema"),
     "long": ({"schema": {"type": "string", "minLength": 10**9}}, "no text of the given schema"),
     "wide": ({"schema": {"type": "array", "minItems": 10**9, "items": {}}}, "no text of the given schema"),
-    "values": ({"schema": {"enum": MANY_CHOICES}}, "characters; at most 16,384"),
-    "a constant": ({"schema": {"const": "x" * 20_000}}, "characters; at most 16,384"),
+    "values": ({"schema": {"enum": MANY_CHOICES}}, "characters; the limit is 16,384"),
+    "a constant": ({"schema": {"const": "x" * 20_000}}, "characters; the limit is 16,384"),
     "properties": (
         {"schema": {"properties": {name: {} for name in MANY_CHOICES}}},
-        "characters; at most 16,384",
+        "characters; the limit is 16,384",
     ),
     "multiples": ({"schema": {"type": "integer", "multipleOf": 99_991}}, "four digits"),
     "small multiples": ({"schema": {"type": "number", "multipleOf": 0.99991}}, "four digits"),
     "huge multiples": ({"schema": {"items": [{"multipleOf": 10**400}]}}, "four digits"),
-    "choices": ({"choices": [f"{number}{'é' * 200}" for number in range(50)]}, "at most 16,384"),
+    "choices": ({"choices": [f"{number}{'é' * 200}" for number in range(50)]}, "the limit is 16,384"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE_CONSTRAINTS)
-def test_hostile_forms_are_refused(client, name):
+def test_hostile_constraints_are_refused(client, name):
     form, words = HOSTILE_CONSTRAINTS[name]
     asked = {"response_format": response_format(form["schema"])} if "schema" in form else form
     answer = client.post(PATH, chat_request(**asked))
@@ -183,7 +183,7 @@ def test_hostile_forms_are_refused(client, name):
     assert words in answer.json()["error"]["message"]
 
 
-def test_a_form_that_becomes_too_complex_fails_alone(client, monkeypatch):
+def test_a_constraint_that_becomes_too_complex_fails_alone(client, monkeypatch):
     """Where the limit is met in the midst of an answer, there is no end to it, and no answer without one."""
     monkeypatch.setattr(shortest_completion, "MAX_LEXER_STATES", 300)
     found = []
@@ -215,7 +215,7 @@ def test_a_form_that_becomes_too_complex_fails_alone(client, monkeypatch):
     ],
     ids=lambda schema: str(schema)[:40],
 )
-def test_large_ones_in_good_faith_are_kept_to(client, schema):
+def test_large_constraints_are_enforced(client, schema):
     answer = client.post(PATH, chat_request(response_format=response_format(schema), max_tokens=100))
     assert answer.status_code == 200, answer.text
     jsonschema_rs.validator_for(schema).validate(json.loads(answer_text(answer.json())))
@@ -241,7 +241,7 @@ def test_large_ones_in_good_faith_are_kept_to(client, schema):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_is_named(client, wrong, words):
+def test_invalid_fields_are_named(client, wrong, words):
     answer = client.post(PATH, chat_request(**wrong))
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]["message"]

@@ -34,7 +34,7 @@ def test_every_task_has_a_route(client):
 
 
 @pytest.mark.parametrize("task", WORDS_BY_TASK)
-def test_a_form_with_a_file_is_answered(client, vlm, task):
+def test_a_form_with_a_file(client, vlm, task):
     options = {"max_new_tokens": "9", "repetition_penalty": "1.1"}
     body = client.post(
         task_path(task), files=upload_file("door"), data={**form_fields(task), **options}
@@ -56,14 +56,14 @@ def test_a_form_with_a_file_is_answered(client, vlm, task):
 
 
 @pytest.mark.parametrize("task", WORDS_BY_TASK)
-def test_json_is_answered(client, vlm, task):
+def test_json_with_a_url(client, vlm, task):
     asked = {"image_url": picture_data_uri("door"), "num_beams": 2, "detail": "low", **form_fields(task)}
     body = client.post(task_path(task), asked).json()
     assert body["text"] == direct_answer(vlm, task, "door", num_beams=2, detail="low").text
 
 
 @pytest.mark.parametrize("task", WORDS_BY_TASK)
-def test_a_stream_says_the_same(client, vlm, task):
+def test_a_stream_has_the_same_answer(client, vlm, task):
     asked = {"image_url": picture_data_uri("door"), "stream": True, **form_fields(task)}
     *pieces, last, done = parse_events(client.post(task_path(task), asked).text)
     assert done == "[DONE]"
@@ -72,12 +72,12 @@ def test_a_stream_says_the_same(client, vlm, task):
     assert last["usage"]["pictures"] == 1
 
 
-def test_write_tells_a_story_unless_told_otherwise(client, vlm):
+def test_write_tells_a_story_by_default(client, vlm):
     body = client.post(task_path("write"), files=upload_file("door"), data={"max_new_tokens": "7"}).json()
     assert body["text"] == vlm.write(Picture(picture_data_uri("door")), max_new_tokens=7).text
 
 
-def test_shots_are_followed(client, vlm):
+def test_few_shot_examples(client, vlm):
     shots = [
         {"image_url": picture_data_uri("puppy"), "answer": "A dog."},
         {"image_url": picture_data_uri("tower"), "answer": "A tower.", "question": "What?"},
@@ -134,19 +134,19 @@ REFUSED_FIELDS = [
 
 
 @pytest.mark.parametrize(("task", "wrong", "words"), REFUSED_FIELDS, ids=lambda value: str(value)[:40])
-def test_what_cannot_be_is_named(client, task, wrong, words):
+def test_invalid_fields_are_named(client, task, wrong, words):
     answer = client.post(task_path(task), {"image_url": picture_data_uri("door"), **wrong})
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]["message"]
 
 
-def test_forms_are_checked_as_json_is(client):
+def test_forms_are_validated_like_json(client):
     door = upload_file("door")["image"]
     for files, data, words in [
         (upload_file("door"), {"max_new_tokens": "many"}, "max_new_tokens"),
         (upload_file("door"), {"foo": "1"}, "unknown field: foo"),
         (upload_file("door"), {"image_url": picture_data_uri("door")}, "one of the two"),
-        ({"picture": door}, {}, "call it 'image'"),
+        ({"picture": door}, {}, "send it as 'image'"),
         ([("image", door), ("image", door)], {}, "files"),
         ({"image": ("a.png", b"", "image/png")}, {}, "picture"),
     ]:
@@ -174,14 +174,14 @@ def test_forms_are_checked_as_json_is(client):
         (b"hello", "is not a picture that can be read: give JPEG, PNG, WebP, GIF or BMP"),
     ],
 )
-def test_a_file_that_is_not_read_is_named_by_its_format(client, data, words):
+def test_the_message_names_the_format_of_an_unreadable_file(client, data, words):
     """As on the command line, whatever the form calls it."""
     answer = client.post(task_path("caption"), files={"image": ("photo.jpg", data)})
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
 
 
-def test_a_data_uri_as_people_send_it(client):
+def test_data_uris_as_clients_send_them(client):
     uri = picture_data_uri("door")
     expected = client.post(task_path("caption"), json={"image_url": uri}).json()["text"]
     head, body = uri.split(",")
@@ -191,7 +191,7 @@ def test_a_data_uri_as_people_send_it(client):
         assert answer.json().get("text") == expected, answer.text[:200]
 
 
-def test_an_invalid_form_is_refused_in_plain_words(client):
+def test_invalid_forms_are_refused(client):
     twice = [("image", ("a.png", b"x")), ("image", ("b.png", b"x"))]
     answers = [
         client.post(task_path("caption"), files=twice),

@@ -30,7 +30,7 @@ from idefics.processing import untrusted
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess, open_picture
 from idefics.processing.video_file import open_video
-from idefics.server.request_context import restrict_untrusted_input
+from idefics.server.server_state import restrict_untrusted_input
 from idefics.server.settings import Settings
 from processing.pictures_tiny import (
     CROSS_ATTENTION_CONFIG,

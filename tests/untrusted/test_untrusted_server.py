@@ -16,7 +16,7 @@ import pytest
 
 import idefics
 from idefics.errors import BadSetting
-from idefics.server import request_context
+from idefics.server import server_state
 from idefics.server.app import create_app
 from idefics.server.settings import Settings
 from idefics.server.sockets import bind_socket
@@ -381,7 +381,7 @@ def test_ghsa_3f6c_7fw2_ppm4_addresses_are_off_until_switched_on(client, fake_in
 @pytest.mark.parametrize("route", ["chat", "classify"])
 def test_slow_hosts_keep_nobody_else_waiting(route, vlm, fake_internet, monkeypatch):
     """While one more URL than fetch slots hangs, requests with inline pictures are answered."""
-    monkeypatch.setattr(request_context, "NUM_WORKERS", 2)
+    monkeypatch.setattr(server_state, "NUM_WORKERS", 2)
     client, go = SyncClient(vlm, remote_images="public", fetched_at_once=2), threading.Event()
     slow = "http://photos.example.com/slow.png"
 

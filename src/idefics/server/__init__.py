@@ -1,1 +1,1 @@
-"""OpenAI's API over HTTP. Only `settings` is there without the extra: pip install 'idefics[serve]'."""
+"""OpenAI-compatible HTTP server. All but `settings` and `sockets` needs the extra: pip install 'idefics[serve]'."""

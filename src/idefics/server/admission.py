@@ -153,8 +153,8 @@ class AdmissionControl:
     def _limit_error(self, kind: str) -> APIError:
         retry_after = min(max(math.ceil(self._average_duration), 1), MAX_RETRY_AFTER)
         return too_many_requests_error(
-            f"{self.usage[kind]:,} {kind} are being answered or wait, and at most {self.limits[kind]:,} may: "
-            f"ask again in {retry_after} s",
+            f"the server is busy with {self.usage[kind]:,} {kind}, and its limit is {self.limits[kind]:,}: "
+            f"try again in {retry_after} s",
             retry_after,
         )
 

@@ -1,4 +1,4 @@
-"""The app: routes behind the gate, over one loaded model."""
+"""Creates the ASGI app: all routes behind the middleware, over one loaded model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from idefics import __version__
 from idefics.server import chat, completions, errors, responses, status, tasks
 from idefics.server.docs_page import SECURITY_HEADERS, render_docs_page
 from idefics.server.middleware import AccessMiddleware
-from idefics.server.request_context import ServerState
 from idefics.server.routing import move_definitions
+from idefics.server.server_state import ServerState
 from idefics.server.settings import Settings
 
 if TYPE_CHECKING:
     from idefics import Idefics
 
 REQUEST_ID_HEADER_DOC = {
-    "description": "The id of the request, as the client sent it in x-request-id, or a new one; the log has it too.",
+    "description": "Id of the request: the client's x-request-id, or a new one. The server's log has it too.",
     "schema": {"type": "string"},
 }
 
 
 def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
-    """OpenAI's API over a loaded model, which all requests share.
+    """Creates the app. `app.state.service` is its `ServerState`.
 
-    `app.state.service` is what they share; its `admission.close` lets nobody in any more.
+    Args:
+        vlm: the loaded model, which all requests share.
+        settings: the settings of the server; those of the model are not used.
 
     Raises:
         BadSetting: the file of keys cannot be read.
@@ -52,12 +54,12 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
 
 
 async def _docs(request: Request) -> HTMLResponse:
-    """The description as a page for people."""
+    """The OpenAPI description as HTML."""
     return HTMLResponse(render_docs_page(request.app.openapi()), headers=SECURITY_HEADERS)
 
 
 def _build_openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description of the app, where a wrong request is a 400, and each answer has its request's id."""
+    """FastAPI's OpenAPI description, without status 422 (invalid requests get 400) and with the header x-request-id."""
     document = FastAPI.openapi(app)
     for route in document["paths"].values():
         for method in route.values():

@@ -23,9 +23,9 @@ from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import (
     CompletionUsage,
-    FinalReason,
     NotesField,
     ResponseFields,
+    ResponseFinishReason,
     StreamUsageField,
     collect_notes,
     finish_reason,
@@ -131,7 +131,7 @@ class ChatChoice(ResponseFields):
     index: int
     message: ChatResponseMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinalReason
+    finish_reason: ResponseFinishReason
 
 
 class ChatFields(NotesField):
@@ -163,7 +163,7 @@ class ChatChunkChoice(ResponseFields):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinalReason | None
+    finish_reason: ResponseFinishReason | None
 
 
 class ChatCompletionChunk(ChatFields, StreamUsageField):

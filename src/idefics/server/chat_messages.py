@@ -175,7 +175,7 @@ def message_pictures(messages: Sequence[Message]) -> list[Picture]:
     if len(pictures) > MAX_PICTURES:
         raise APIError(
             400,
-            f"the request has {len(pictures)} pictures; at most {MAX_PICTURES} are read",
+            f"the request has {len(pictures)} pictures; the limit is {MAX_PICTURES}",
             param="messages",
         )
     return pictures

@@ -27,9 +27,9 @@ from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_context import RequestContext
 from idefics.server.response_fields import (
     CompletionUsage,
-    FinalReason,
     NotesField,
     ResponseFields,
+    ResponseFinishReason,
     StreamUsageField,
     collect_notes,
     finish_reason,
@@ -72,9 +72,7 @@ class CompletionRequest(OpenAIRequest):
         """
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if (count := len(texts) * (self.n or 1)) > MAX_PROMPTS:
-            message = (
-                f"{len(texts)} prompts with n={self.n} are {count} answers; at most {MAX_PROMPTS} are given"
-            )
+            message = f"{len(texts)} prompts with n={self.n} are {count} answers; the limit is {MAX_PROMPTS}"
             raise APIError(400, f"{message}: send fewer prompts", param="prompt")
         return texts
 
@@ -104,7 +102,7 @@ class CompletionChoice(ResponseFields):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: FinalReason
+    finish_reason: ResponseFinishReason
 
 
 class CompletionResponse(CompletionFields):
@@ -115,12 +113,12 @@ class CompletionResponse(CompletionFields):
 
 
 class CompletionChunkChoice(ResponseFields):
-    """What a chunk adds to a choice."""
+    """What a chunk adds to one continuation of a prompt."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: FinalReason | None
+    finish_reason: ResponseFinishReason | None
 
 
 class CompletionChunk(CompletionFields, StreamUsageField):
@@ -133,7 +131,7 @@ class CompletionChunk(CompletionFields, StreamUsageField):
 async def complete(
     request: CompletionRequest, service: ServerStateDep, context: RequestContextDep
 ) -> Response:
-    """Continues texts."""
+    """Continues each prompt, without a chat template."""
     service.check_model(request.model)
     num_choices = request.n or 1
     prefixes, prompt_lengths = [], []

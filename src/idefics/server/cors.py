@@ -37,7 +37,7 @@ class CORSPolicy:
         )
         raise APIError(
             403,
-            f"pages of {origin[:100]!r} may not ask this server: start it with {flag_hint}",
+            f"cross-origin request from {origin[:100]!r} refused: start the server with {flag_hint}",
             code="unknown_origin",
         )
 

@@ -1,4 +1,4 @@
-"""`/docs`: the API's description as one page of HTML, without scripts, and without anything from another host."""
+"""`/docs`: the OpenAPI description as one page of HTML, without scripts and without resources of other hosts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-MAX_SHOWN_ENUM_VALUES = 8  # of an enumeration that are written out
+MAX_SHOWN_ENUM_VALUES = 8
 SCHEMA_REF_PREFIX = "#/components/schemas/"
 
 
 def render_docs_page(document: dict[str, Any]) -> str:
-    """The page of an OpenAPI description: each route with its fields, then the objects that these are made of."""
+    """Renders an OpenAPI description: each route with its fields, then all objects."""
     title = f"{document['info']['title']} {document['info']['version']}"
     routes = (
         _render_route(method, path, operation)
@@ -46,7 +46,8 @@ def render_docs_page(document: dict[str, Any]) -> str:
 def _render_route(method: str, path: str, operation: dict[str, Any]) -> str:
     bodies = operation.get("requestBody", {}).get("content", {})
     body_html = "".join(
-        f"<p>Body, <code>{escape(kind)}</code>: {_render_schema_type(body['schema'])}</p>{_render_fields(body['schema'])}"
+        f"<p>Body, <code>{escape(kind)}</code>: {_render_schema_type(body['schema'])}</p>"
+        + _render_fields(body["schema"])
         for kind, body in bodies.items()
     )
     response_rows = "".join(
@@ -75,7 +76,7 @@ def _render_description(described: dict[str, Any]) -> str:
 
 
 def _render_fields(schema: dict[str, Any]) -> str:
-    """A table of an object's own fields; "" for what has none."""
+    """A table of an object's fields; empty if it has none."""
     required = schema.get("required", ())
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code>{' (required)' if name in required else ''}</td>"
@@ -86,7 +87,7 @@ def _render_fields(schema: dict[str, Any]) -> str:
 
 
 def _render_schema_type(schema: dict[str, Any]) -> str:
-    """What values a schema allows, in a few words of HTML."""
+    """The values that a schema allows, as a short piece of HTML."""
     if "$ref" in schema:
         name = escape(schema["$ref"].removeprefix(SCHEMA_REF_PREFIX))
         return f'<a href="#{name}"><code>{name}</code></a>'

@@ -1,4 +1,4 @@
-"""What went wrong, as OpenAI's clients read it: a status and an object "error" (see docs/server.md)."""
+"""Errors as OpenAI's clients read them: an HTTP status and a JSON object `error` (see docs/server.md)."""
 
 from __future__ import annotations
 
@@ -16,34 +16,24 @@ from idefics.errors import BadPicture, BadRequest, EngineBusy, IdeficsError, Pro
 from idefics.server import request_ids
 from idefics.server.response_fields import ResponseFields
 
-MAX_LISTED_ERRORS = 10  # faults of one request that are listed
-PYDANTIC_OBJECT_PHRASE = "a valid dictionary or object to extract fields from"  # pydantic's words
-LONE_SURROGATE_MESSAGE = "a text holds half of a character (a lone surrogate): send whole ones"
+MAX_LISTED_ERRORS = 10  # errors of one request that its message lists
+MAX_SHOWN_TYPE_CHARACTERS = 40  # longer values of "type" are not shown
+PYDANTIC_OBJECT_PHRASE = "a valid dictionary or object to extract fields from"
+LONE_SURROGATE_MESSAGE = "a text has a lone surrogate, which is half of a character: send whole characters"
 TOKEN_ID_MESSAGE = "not the id of a token: give a whole number, such as 42"
 INVALID_REQUEST_TYPE = "invalid_request_error"
-UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE = (
-    "unknown_field",
-    "unsupported_field",
-)  # types of errors of `request_object`
-REFUSED_FIELD_TYPES = (UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE)
 
-NO_OBJECT_TYPES = ("model_attributes_type", "model_type")  # pydantic's types, of FastAPI's call and of ours
-UNKNOWN_TAG_TYPES = ("unknown_part", "unknown_format")  # types of errors of `by_type`
-MAX_SHOWN_TYPE_CHARACTERS = 40  # characters of a "type" that are shown
+# Types of pydantic's errors. The first two groups are raised in request_model.py.
+UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE = "unknown_field", "unsupported_field"
+REFUSED_FIELD_TYPES = (UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE)
+UNKNOWN_TAG_TYPES = ("unknown_part", "unknown_format")
+NO_OBJECT_TYPES = ("model_attributes_type", "model_type")
 
 log = logging.getLogger("idefics.server")
 
 
 class ErrorField(ResponseFields):
-    """What went wrong.
-
-    Attributes:
-        message: one sentence for people: what is wrong, and what to do.
-        type: class of the error, such as `invalid_request_error`.
-        param: the field of the request that is wrong, if it is one.
-        code: the error for programs, such as `invalid_value`.
-        request_id: the `x-request-id` of the request; the server's log has it too.
-    """
+    """An error: `message` for people; `type`, `code` and `param` (the field) for programs; the id of the request."""
 
     message: str
     type: str
@@ -53,7 +43,7 @@ class ErrorField(ResponseFields):
 
 
 class ErrorBody(ResponseFields):
-    """The body of every error."""
+    """The body of every response with an error status."""
 
     error: ErrorField
 
@@ -63,7 +53,10 @@ class APIError(HTTPException):
 
     Args:
         status: HTTP status.
-        message, type, code, param: as in `ErrorField`.
+        message: what is wrong and what to do, for people.
+        type: class of errors, such as `invalid_request_error`.
+        code: the error, such as `invalid_value`.
+        param: the field of the request that is wrong, such as `messages[0].content`.
         headers: additional headers, such as Retry-After.
     """
 
@@ -94,12 +87,12 @@ class APIError(HTTPException):
         }
 
     def to_response(self) -> Response:
-        """The error as a response."""
+        """The response with this error, its status and headers."""
         return JSONResponse(self.body, self.status_code, self.headers)
 
 
 def too_many_requests_error(message: str, retry_after: int) -> APIError:
-    """There is no room now: ask again after so many seconds."""
+    """The error of a request that exceeds a limit now, and may succeed after `retry_after` seconds."""
     return APIError(
         429,
         message,
@@ -110,10 +103,10 @@ def too_many_requests_error(message: str, retry_after: int) -> APIError:
 
 
 def shutting_down_error() -> APIError:
-    """The server goes down, and what is asked cannot be finished."""
+    """The error of a request that the server cannot complete because it is shutting down."""
     return APIError(
         503,
-        "the server is shutting down: ask again in a moment",
+        "the server is shutting down: try again in a few seconds",
         type="server_error",
         code="shutting_down",
         headers={"Retry-After": "5"},
@@ -121,7 +114,11 @@ def shutting_down_error() -> APIError:
 
 
 def to_api_error(error: Exception) -> APIError:
-    """What a client is told about any error. Of one that nobody foresaw it learns nothing, and the log no contents."""
+    """The error to send for any exception.
+
+    An unexpected exception is logged with its traceback, without its message, which may quote the request. The client
+    learns no details of it.
+    """
     match error:
         case APIError():
             return error
@@ -134,10 +131,10 @@ def to_api_error(error: Exception) -> APIError:
         case EngineBusy():
             return too_many_requests_error(str(error), 1)
         case HTTPException(status_code=404):
-            return APIError(404, "there is nothing at this address: /docs lists all that there is")
+            return APIError(404, "no such route: /docs lists all routes")
         case HTTPException(status_code=405):
             allowed_methods = (error.headers or {}).get("Allow", "another method")
-            return APIError(405, f"this address is asked by {allowed_methods}", headers=error.headers)
+            return APIError(405, f"method not allowed: use {allowed_methods}", headers=error.headers)
         case HTTPException():
             return APIError(error.status_code, str(error.detail), headers=error.headers)
         case UnicodeEncodeError():
@@ -146,20 +143,22 @@ def to_api_error(error: Exception) -> APIError:
             return _validation_error(error.errors())
         case IdeficsError():
             return APIError(500, str(error), type="server_error")
-    formatted_traceback = "".join(
-        traceback.format_tb(error.__traceback__)
-    )  # the message may hold what a client has said
+    formatted_traceback = "".join(traceback.format_tb(error.__traceback__))
     log.error(
         "%s in request %s\n%s",
         type(error).__name__,
         request_ids.current_request_id.get(),
         formatted_traceback,
     )
-    return APIError(500, "something went wrong here, not with what you asked", type="server_error")
+    return APIError(
+        500,
+        "internal server error: the server's log has the cause under this request_id",
+        type="server_error",
+    )
 
 
 def _validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
-    """Fields that are unknown, missing, or hold what they may not; each is named."""
+    """The error for fields that are unknown, missing or invalid, naming each."""
     refused_fields = [error for error in errors if error["type"] in REFUSED_FIELD_TYPES]
     if refused_fields:
         return APIError(
@@ -170,7 +169,7 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
         )
     first_error = errors[0]
     if first_error["type"] in NO_OBJECT_TYPES and len(first_error["loc"]) == 1:
-        message = "the body is not an object of JSON: send one, with Content-Type: application/json"
+        message = "the body is not a JSON object: send one, with Content-Type: application/json"
         return APIError(400, message, code="invalid_json")
     descriptions = "; ".join(
         f"{_field_path(error['loc'])}: {_describe_field_error(error)}" for error in errors[:MAX_LISTED_ERRORS]
@@ -182,7 +181,7 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
 
 
 def _describe_refused_fields(errors: Sequence[Mapping[str, Any]]) -> str:
-    """What is said of fields that are not known, or not used, here."""
+    """The message for fields that the server does not know or support."""
     sentences = []
     for error in errors[:MAX_LISTED_ERRORS]:
         if error["type"] == UNSUPPORTED_FIELD_TYPE:
@@ -205,9 +204,9 @@ def _describe_refused_fields(errors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _field_path(location: Sequence[int | str]) -> str:
-    """`messages[0].content[1].text`; the names of alternatives, in angle brackets, are left out."""
+    """The path of a field, such as `messages[0].content[1].text`, without the tags of unions in angle brackets."""
     path = ""
-    for part in location[1:]:  # the first says that it is of the body
+    for part in location[1:]:  # the first part is "body"
         if isinstance(part, int):
             path += f"[{part}]"
         elif not part.startswith("<") and part != "[key]":
@@ -216,7 +215,7 @@ def _field_path(location: Sequence[int | str]) -> str:
 
 
 def _describe_field_error(error: Mapping[str, Any]) -> str:
-    """What is wrong with one field, in plain words, and the "type" of an object where no member of a union has it."""
+    """The message for one field; shows the "type" of an object if it is unknown."""
     if error["loc"][-1] == "[key]":
         return TOKEN_ID_MESSAGE
     value = error.get("input")
@@ -241,7 +240,7 @@ def _normalize_message(text: str) -> str:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Every error that a route raises on purpose is answered so; what nobody foresaw is caught by the `AccessMiddleware`."""
+    """Makes the app answer expected exceptions with an `APIError`; `AccessMiddleware` answers unexpected ones."""
 
     async def handle_error(_: Request, error: Exception) -> Response:
         return to_api_error(error).to_response()

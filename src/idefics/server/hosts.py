@@ -40,7 +40,7 @@ class HostCheck:
         if not self._is_host_allowed(host):
             raise APIError(
                 421,
-                f"this server is not called {host[:100]!r}: ask for localhost, or start it with --allowed-hosts",
+                f"host {host[:100]!r} is not allowed: use localhost, or start the server with --allowed-hosts",
                 code="unknown_host",
             )
         if origin and not self._is_host_allowed(origin.partition("://")[2]):

@@ -1,6 +1,6 @@
-"""The tables of `neutral.py`: fields of OpenAI's API, vLLM, TGI and llama.cpp that this server does not use.
+"""Tables for `ignored_fields.py`: fields of OpenAI's API, vLLM, TGI and llama.cpp that this server does not use.
 
-Each has the values that are ignored, and what to do where another one was meant to have an effect.
+Each field has the values that are ignored, and a hint for requests with other values.
 """
 
 from __future__ import annotations
@@ -9,36 +9,40 @@ from collections.abc import Mapping
 
 from idefics.server.ignored_fields import ANY_VALUE, IgnoredFields, ignore_values
 
-TOOLS_HINT = "this server calls no tools; for structured output give {schema} with a JSON schema, or regex"
-REASONING_HINT = "this model answers at once, without reasoning"
-NOT_STORED_HINT = "nothing is kept here: send the whole conversation with each request"
+TOOLS_HINT = (
+    "this server does not support tools; for structured output give {schema} with a JSON schema, or regex"
+)
+REASONING_HINT = "this model answers without reasoning"
+NOT_STORED_HINT = "the server stores nothing: send the whole conversation with each request"
 SCHEMA_HINT = "give response_format with a JSON schema"
 PENALTY_HINT = "give repetition_penalty, presence_penalty or frequency_penalty"
 SAMPLING_HINT = "give temperature, top_p, top_k or min_p"
-AUDIO_HINT = "this model answers in text alone"
-PROMPT_LOGPROBS_HINT = "ask /v1/completions with echo and logprobs"
+AUDIO_HINT = "this model generates text only"
+PROMPT_LOGPROBS_HINT = "use /v1/completions with echo and logprobs"
 
-# How tokens are chosen, as other servers call it: on every route.
+# Fields of every route: sampling, length and constraints under the names of other servers.
 SAMPLING_FIELDS: IgnoredFields = {
-    "top_k": ignore_values(-1),  # vLLM's and llama.cpp's value for "off"
+    "top_k": ignore_values(-1),  # "off" in vLLM and llama.cpp
     "do_sample": ignore_values(hint="give a temperature above 0 to sample, or none for a greedy answer"),
     "use_beam_search": ignore_values(False, hint="the routes /v1/images/tasks/... have num_beams"),
     "length_penalty": ignore_values(1),
     "early_stopping": ignore_values(False),
     "typical_p": ignore_values(1, hint=SAMPLING_HINT),
     "repeat_penalty": ignore_values(1, hint="give repetition_penalty"),
-    "repeat_last_n": ANY_VALUE,  # reaches what repeat_penalty would do
-    "min_tokens": ignore_values(0, hint="ask for a longer answer in words"),
+    "repeat_last_n": ANY_VALUE,  # only has an effect with repeat_penalty
+    "min_tokens": ignore_values(0, hint="ask for a longer answer in the prompt"),
     "n_predict": ignore_values(hint="give max_tokens"),
     "max_length": ignore_values(hint="give max_tokens"),
     "stop_token_ids": ignore_values([], hint="give stop, as texts"),
-    "include_stop_str_in_output": ignore_values(False, hint="add the text that you gave as stop yourself"),
+    "include_stop_str_in_output": ignore_values(False, hint="append the stop string to the answer yourself"),
     "ignore_eos": ignore_values(False, hint="give stop or max_tokens to end an answer"),
-    "spaces_between_special_tokens": ANY_VALUE,  # tokenizers that would care are not used here
-    "add_special_tokens": ignore_values(True, hint="a prompt begins as the model was trained"),
+    "spaces_between_special_tokens": ANY_VALUE,  # has no effect on the tokenizers of this server
+    "add_special_tokens": ignore_values(
+        True, hint="a prompt always begins with the tokens that the model was trained with"
+    ),
     "truncate": ignore_values(hint="send a shorter prompt"),
     "truncate_prompt_tokens": ignore_values(hint="send a shorter prompt"),
-    "truncation_side": ANY_VALUE,  # of a prompt that is never truncated
+    "truncation_side": ANY_VALUE,  # prompts are never truncated
     "prompt_logprobs": ignore_values(hint=PROMPT_LOGPROBS_HINT),
     "logprob_token_ids": ignore_values(hint="give top_logprobs"),
     "allowed_token_ids": ignore_values(hint="give choices or regex"),
@@ -50,11 +54,11 @@ SAMPLING_FIELDS: IgnoredFields = {
     "guided_regex": ignore_values(hint="give regex"),
     "guided_choice": ignore_values(hint="give choices"),
     "guided_grammar": ignore_values(hint="give regex or a JSON schema"),
-    "guided_decoding_backend": ANY_VALUE,  # there is one way to keep to a form
+    "guided_decoding_backend": ANY_VALUE,  # there is one backend
     "guided_whitespace_pattern": ignore_values(hint="give regex"),
     "grammar": ignore_values("", hint="give regex or a JSON schema"),
     "json_schema": ignore_values(hint=SCHEMA_HINT),
-    "chat_template": ignore_values(hint="the model's own is used"),
+    "chat_template": ignore_values(hint="the model's own template is used"),
     "chat_template_kwargs": ignore_values(
         *(
             {**one, **other}
@@ -64,14 +68,14 @@ SAMPLING_FIELDS: IgnoredFields = {
         hint="the model's own chat template has no arguments",
     ),
     "documents": ignore_values([], hint="write them into a message"),
-    "media_io_kwargs": ignore_values({}, hint="give detail or max_tiles beside the url of a picture"),
-    "mm_processor_kwargs": ignore_values({}, hint="give detail or max_tiles beside the url of a picture"),
+    "media_io_kwargs": ignore_values({}, hint="give detail or max_tiles in image_url"),
+    "mm_processor_kwargs": ignore_values({}, hint="give detail or max_tiles in image_url"),
     "logits_processors": ignore_values([], hint="give logit_bias, banned or regex"),
     "repetition_detection": ignore_values(hint=PENALTY_HINT),
     "watermark": ignore_values(False),
     "watermarking": ignore_values(False),
     "mirostat": ignore_values(0, hint=SAMPLING_HINT),
-    "mirostat_tau": ANY_VALUE,  # of mirostat, which is off
+    "mirostat_tau": ANY_VALUE,  # only has an effect with mirostat
     "mirostat_eta": ANY_VALUE,
     "dynatemp_range": ignore_values(0, hint=SAMPLING_HINT),
     "dynatemp_exponent": ANY_VALUE,
@@ -87,9 +91,9 @@ SAMPLING_FIELDS: IgnoredFields = {
     "min_keep": ignore_values(0),
     "n_probs": ignore_values(0, hint="give logprobs and top_logprobs"),
     "post_sampling_probs": ignore_values(False),
-    "n_keep": ANY_VALUE,  # of a prompt that is never truncated
+    "n_keep": ANY_VALUE,  # prompts are never truncated
     "n_discard": ANY_VALUE,
-    "n_cache_reuse": ANY_VALUE,  # what is cached never changes an answer
+    "n_cache_reuse": ANY_VALUE,  # caches never change answers
     "cache_prompt": ANY_VALUE,
     "id_slot": ignore_values(-1),
     "t_max_predict_ms": ignore_values(0, hint="give max_tokens"),
@@ -99,7 +103,7 @@ SAMPLING_FIELDS: IgnoredFields = {
     "return_tokens_as_token_ids": ignore_values(False, hint="logprobs have the bytes of each token"),
     "return_token_ids": ignore_values(False, hint="give logprobs to get the tokens"),
     "return_token_offsets": ignore_values(False),
-    "return_mm_kwargs": ANY_VALUE,  # of another route of vLLM
+    "return_mm_kwargs": ANY_VALUE,  # belongs to another route of vLLM
     "routed_experts_prompt_start": ANY_VALUE,
     "lora": ignore_values([], hint="serve the model with its adapter"),
     "adapter_id": ignore_values(hint="serve the model with its adapter"),
@@ -107,7 +111,7 @@ SAMPLING_FIELDS: IgnoredFields = {
     "stream_interval": ignore_values(1),
     "request_id": ANY_VALUE,
     "session_id": ANY_VALUE,
-    "include_reasoning": ANY_VALUE,  # there is none
+    "include_reasoning": ANY_VALUE,  # there is no reasoning
     "thinking_token_budget": ignore_values(-1, 0, hint=REASONING_HINT),
     "thinking": ignore_values(False, {}, {"type": "disabled"}, hint=REASONING_HINT),
     "thinking_budget": ignore_values(0, hint=REASONING_HINT),
@@ -120,28 +124,28 @@ SAMPLING_FIELDS: IgnoredFields = {
     "think": ignore_values(False, hint=REASONING_HINT),
     "enable_thinking": ignore_values(False, hint=REASONING_HINT),
     "ebnf": ignore_values(hint="give regex or a JSON schema"),
-    "no_stop_trim": ignore_values(False, hint="add the text that you gave as stop yourself"),
+    "no_stop_trim": ignore_values(False, hint="append the stop string to the answer yourself"),
     "keep_alive": ANY_VALUE,  # the model stays loaded
-    "options": ignore_values({}, hint="give its fields beside the messages"),
+    "options": ignore_values({}, hint="give its fields in the request itself"),
 }
 
-# What OpenAI's chat completions and responses share.
+# Fields of chat completions and responses.
 OPENAI_FIELDS: IgnoredFields = {
-    "parallel_tool_calls": ANY_VALUE,  # of tools, which a request has none of
+    "parallel_tool_calls": ANY_VALUE,  # only has an effect with tools
     "max_tool_calls": ANY_VALUE,
     "tool_prompt": ANY_VALUE,
-    "service_tier": ignore_values("auto", "default", hint="there is one"),
+    "service_tier": ignore_values("auto", "default", hint="there is only one tier"),
     "safety_identifier": ANY_VALUE,
-    "prompt_cache_key": ANY_VALUE,  # what is cached never changes an answer
+    "prompt_cache_key": ANY_VALUE,  # caches never change answers
     "prompt_cache_options": ANY_VALUE,
     "prompt_cache_retention": ANY_VALUE,
-    "moderation": ignore_values(hint="nothing is moderated here"),
-    "background": ignore_values(False, hint="ask with stream, or wait for the answer"),
+    "moderation": ignore_values(hint="the server does not moderate"),
+    "background": ignore_values(False, hint="give stream, or wait for the answer"),
 }
 
 
 def _tool_fields(schema_field: str) -> IgnoredFields:
-    """The fields of tools; `schema_field` is the field that holds a JSON schema on the route."""
+    """Fields about tools; `schema_field` is the route's field for a JSON schema, which the hint names."""
     hint = TOOLS_HINT.format(schema=schema_field)
     return {
         "tools": ignore_values([], hint=hint),
@@ -155,26 +159,26 @@ CHAT_FIELDS: IgnoredFields = {
     **SAMPLING_FIELDS,
     **OPENAI_FIELDS,
     **_tool_fields("response_format"),
-    "add_special_tokens": ignore_values(False, True),  # the chat template writes all that there are
-    "echo": ignore_values(False, hint="put what you sent before the answer yourself"),
-    "best_of": ignore_values(1, hint="give n, and choose"),
+    "add_special_tokens": ignore_values(False, True),  # the chat template writes all special tokens
+    "echo": ignore_values(False, hint="prepend the prompt to the answer yourself"),
+    "best_of": ignore_values(1, hint="give n, and choose the best answer yourself"),
     "modalities": ignore_values(["text"], [], hint=AUDIO_HINT),
     "audio": ignore_values(hint=AUDIO_HINT),
-    "prediction": ANY_VALUE,  # makes other servers quicker, and leaves the answer as it is
+    "prediction": ANY_VALUE,  # speeds up other servers, and does not change the answer
     "verbosity": ignore_values(
-        "medium", hint="ask for a longer or shorter answer in words, or give max_tokens"
+        "medium", hint="ask for a longer or shorter answer in the prompt, or give max_tokens"
     ),
-    "web_search_options": ignore_values(hint="nothing is looked up on the web"),
+    "web_search_options": ignore_values(hint="the server does not search the web"),
 }
 
 COMPLETION_FIELDS: IgnoredFields = {
     **SAMPLING_FIELDS,
-    "best_of": ignore_values(1, hint="give n, and choose"),
-    "suffix": ignore_values("", hint="this model only goes on from the end of a text"),
+    "best_of": ignore_values(1, hint="give n, and choose the best answer yourself"),
+    "suffix": ignore_values("", hint="this model only continues the end of a text"),
     "logprobs": ignore_values(False),
     "prompt_embeds": ignore_values(hint="give the prompt as text"),
-    "response_format": ignore_values({"type": "text"}, hint="give regex, or ask /v1/chat/completions"),
-    "image_data": ignore_values([], hint="ask /v1/chat/completions about pictures"),
+    "response_format": ignore_values({"type": "text"}, hint="give regex, or use /v1/chat/completions"),
+    "image_data": ignore_values([], hint="use /v1/chat/completions for pictures"),
 }
 
 RESPONSE_FIELDS: IgnoredFields = {
@@ -183,32 +187,32 @@ RESPONSE_FIELDS: IgnoredFields = {
     **_tool_fields("text.format"),
     "previous_response_id": ignore_values(hint=f"{NOT_STORED_HINT} as input"),
     "conversation": ignore_values(hint=f"{NOT_STORED_HINT} as input"),
-    "prompt": ignore_values(hint="nothing is kept here: write the prompt itself into instructions or input"),
+    "prompt": ignore_values(hint="the server stores nothing: write the prompt into instructions or input"),
     "context_management": ignore_values([], hint="send a shorter conversation"),
-    "background_options": ANY_VALUE,  # of background, which is off
+    "background_options": ANY_VALUE,  # only has an effect with background
     "access_programs": ignore_values({}),
-    "image": ignore_values({}, hint="give detail or max_tiles beside a picture"),
+    "image": ignore_values({}, hint="give detail or max_tiles in the input_image"),
     "response_format": ignore_values(hint="give text.format"),
     "max_tokens": ignore_values(hint="give max_output_tokens"),
-    "n": ignore_values(1, hint="ask /v1/chat/completions, or several times"),
+    "n": ignore_values(1, hint="use /v1/chat/completions, or send several requests"),
     "logprobs": ignore_values(False, hint='give include: ["message.output_text.logprobs"]'),
 }
 
 TASK_FIELDS: IgnoredFields = {
     **SAMPLING_FIELDS,
-    "model": ANY_VALUE,  # there is one
+    "model": ANY_VALUE,  # there is only one
     "stream": ignore_values(False),
     "max_tokens": ignore_values(hint="give max_new_tokens"),
-    "n": ignore_values(1, hint="ask several times"),
-    "logprobs": ignore_values(False, hint="ask /v1/chat/completions"),
-    "response_format": ignore_values({"type": "text"}, hint="give regex, or ask /v1/chat/completions"),
+    "n": ignore_values(1, hint="send several requests"),
+    "logprobs": ignore_values(False, hint="use /v1/chat/completions"),
+    "response_format": ignore_values({"type": "text"}, hint="give regex, or use /v1/chat/completions"),
 }
 
 REASONING_FIELDS: IgnoredFields = {
     "effort": ignore_values("none", hint=REASONING_HINT),
     "enabled": ignore_values(False, hint=REASONING_HINT),
     "max_tokens": ignore_values(0, hint=REASONING_HINT),
-    "exclude": ANY_VALUE,  # how reasoning would be shown
+    "exclude": ANY_VALUE,  # how to show reasoning
     "summary": ANY_VALUE,
     "generate_summary": ANY_VALUE,
     "context": ANY_VALUE,
@@ -216,29 +220,29 @@ REASONING_FIELDS: IgnoredFields = {
 }
 
 STREAM_OPTIONS_FIELDS: IgnoredFields = {
-    "include_obfuscation": ANY_VALUE,  # noise against those who watch the network
-    "continuous_usage_stats": ignore_values(False, hint="the last chunk tells the usage"),
+    "include_obfuscation": ANY_VALUE,  # padding against traffic analysis
+    "continuous_usage_stats": ignore_values(False, hint="the last chunk has the usage"),
 }
 
 TEXT_CONFIG_FIELDS: IgnoredFields = {
     "verbosity": ignore_values(
-        "medium", hint="ask for a longer or shorter answer in words, or give max_output_tokens"
+        "medium", hint="ask for a longer or shorter answer in the prompt, or give max_output_tokens"
     )
 }
 
-# Cache hints are of other servers: what is cached never changes an answer.
+# Hints for the caches of other servers; caches never change answers.
 CACHE_HINT_FIELDS: IgnoredFields = {"cache_control": ANY_VALUE, "prompt_cache_breakpoint": ANY_VALUE}
 
-# Answers come back as clients keep them.
+# Messages and parts that clients send back as they received them.
 MESSAGE_FIELDS: IgnoredFields = {
     **CACHE_HINT_FIELDS,
     "id": ANY_VALUE,
-    "index": ANY_VALUE,  # of the choice that it was
+    "index": ANY_VALUE,  # of the choice
     "type": ignore_values("message"),
     "finish_reason": ANY_VALUE,
     "stop_reason": ANY_VALUE,
     "logprobs": ANY_VALUE,
-    "parsed": ANY_VALUE,  # the content, read as JSON by the client
+    "parsed": ANY_VALUE,  # the content, parsed as JSON by the client
     "refusal": ignore_values("", hint='put it into content, as text or {"type": "refusal", ...}'),
     "annotations": ignore_values([]),
     "reasoning": ignore_values("", hint=REASONING_HINT),
@@ -248,7 +252,7 @@ MESSAGE_FIELDS: IgnoredFields = {
     "tool_call_id": ignore_values(hint=TOOLS_HINT.format(schema="response_format")),
     "audio": ignore_values(hint=AUDIO_HINT),
     "images": ignore_values([], hint='put pictures into content, as {"type": "image_url", ...}'),
-    "provider_specific_fields": ANY_VALUE,  # LiteLLM's notes
+    "provider_specific_fields": ANY_VALUE,  # added by LiteLLM
 }
 
 IMAGE_URL_FIELDS: IgnoredFields = {
@@ -259,7 +263,7 @@ IMAGE_URL_FIELDS: IgnoredFields = {
 CONTENT_PART_FIELDS: IgnoredFields = {
     **CACHE_HINT_FIELDS,
     "id": ANY_VALUE,
-    "index": ANY_VALUE,  # of the part, in the message that it was
+    "index": ANY_VALUE,  # of the part in its message
     "logprobs": ANY_VALUE,
     "annotations": ignore_values([]),
     "file_id": ignore_values(hint="send the picture as a data URI"),
@@ -272,7 +276,7 @@ INPUT_ITEM_FIELDS: IgnoredFields = {
     "phase": ANY_VALUE,
 }
 
-# What a conversation may hold elsewhere beside messages: types of items, or roles; and what is said of them here.
+# Types of items and roles of messages that OpenAI has and this server refuses, each with a hint.
 ITEM_REFERENCE = "item_reference"
 HINT_BY_UNSUPPORTED_ITEM: Mapping[str, str] = {
     ITEM_REFERENCE: f"{NOT_STORED_HINT} as input",

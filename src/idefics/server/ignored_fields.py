@@ -1,13 +1,12 @@
-"""Fields that this server does not use, and which values of them ask for nothing.
+"""The rule for fields that the server does not use: which of their values it ignores, and which it refuses.
 
-Clients send many fields of OpenAI's API and of other servers (vLLM, TGI, llama.cpp) with values that mean "nothing", or
-what this server does anyway. Such a value is accepted and ignored. Any other value could change the answer, so that the
-request is refused, with the nearest way to what was meant.
+Clients send many fields of OpenAI's API and of other servers (vLLM, TGI, llama.cpp) with default values. A value that
+does not change what the server does is ignored. Any other value could change the answer, so it is refused, with a hint.
 
 1. `null` is the same as leaving a field out, whatever its name.
-2. A field of the tables in `neutral_fields.py` may have the values that stand there: they decide alone.
-3. `[]` and `{}` of any other unknown field ask for nothing.
-4. Everything else that is unknown is refused.
+2. A field in one of the tables in `ignored_field_tables.py` is ignored with the values listed there, and with no others.
+3. Any other unknown field is ignored if its value is `[]` or `{}`.
+4. All other unknown fields are refused.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ EMPTY_VALUES: tuple[Any, ...] = (None, [], {})
 
 @dataclass(frozen=True, slots=True)
 class IgnoredField:
-    """A field, or special values of one that is used, which the server ignores.
+    """Values of a field that the server ignores. The server may use the field with other values.
 
     Attributes:
-        ignored_values: the values that are ignored, beside `null`; None: all are, since no value could change the answer.
-        hint: what to do where another value was meant to have an effect; a clause, without a full stop.
+        ignored_values: the values, in addition to `null`; None: all values, since none could change the answer.
+        hint: what to do instead, for requests with other values; a clause without a full stop.
     """
 
     ignored_values: tuple[Any, ...] | None = ()
     hint: str = ""
 
     def is_ignored_value(self, value: Any) -> bool:
-        """Whether a value asks for nothing. JSON's `1` and `true` are different values."""
+        """Whether the server ignores a value. `1` and `true` are different values in JSON."""
         return (
             value is None
             or self.ignored_values is None
@@ -46,19 +45,19 @@ ANY_VALUE = IgnoredField(None)
 
 
 def ignore_values(*values: Any, hint: str = "") -> IgnoredField:
-    """A field that may have these values."""
+    """A field of which only these values are ignored; `hint` as in `IgnoredField`."""
     return IgnoredField(values, hint)
 
 
 def is_ignored_field(
     name: str, value: Any, ignored_fields: IgnoredFields, *, is_optional_field: bool
 ) -> bool:
-    """Whether a field asks for nothing, as the rules at the top of this file say.
+    """Whether a field is ignored by the rule above.
 
     Args:
-        name, value: the field, as JSON has it.
-        ignored_fields: the table of the object that it is in.
-        is_optional_field: whether the object has a field of that name that may be left out.
+        name, value: the field, as parsed from JSON.
+        ignored_fields: the table for the object that has the field.
+        is_optional_field: whether the server uses a field of that name, and it is optional.
     """
     if name in ignored_fields:
         return ignored_fields[name].is_ignored_value(value)

@@ -19,7 +19,8 @@ from idefics.server import request_ids
 from idefics.server.cors import CORSPolicy
 from idefics.server.errors import APIError, to_api_error
 from idefics.server.hosts import HostCheck
-from idefics.server.request_context import RequestContext, ServerState
+from idefics.server.request_context import RequestContext
+from idefics.server.server_state import ServerState
 
 MAX_HEADERS = 100
 BODY_TIMEOUT = 60.0  # seconds for a whole request body to arrive
@@ -64,7 +65,7 @@ class AccessMiddleware:
             APIError: 401 key, 403 origin, 413 size, 415 encoding, 421 host, 431 number of headers.
         """
         if len(headers) > MAX_HEADERS:
-            raise APIError(431, f"the request has {len(headers)} headers; at most {MAX_HEADERS} are read")
+            raise APIError(431, f"the request has {len(headers)} headers; the limit is {MAX_HEADERS}")
         if path == "/health":
             return
         self.host_check.check(headers)
@@ -72,7 +73,9 @@ class AccessMiddleware:
         if is_api_path(path):
             encoding = headers.get("content-encoding", "").lower()
             if encoding not in ("", "identity"):
-                raise APIError(415, f"the body is packed ({encoding[:20]!r}): send it as it is")
+                raise APIError(
+                    415, f"Content-Encoding {encoding[:20]!r} is not supported: send the body uncompressed"
+                )
             content_length = headers.get("content-length", "")
             if content_length.isdecimal():
                 self.check_body_size(int(content_length[:20]))
@@ -95,7 +98,7 @@ class AccessMiddleware:
         scheme, hint = "Bearer", "send it as 'Authorization: Bearer KEY'"
         if "text/html" in headers.get("accept", ""):  # from a browser, which then asks for a password
             scheme = 'Basic realm="idefics"'
-            hint = "reload the page and give it as password, beside any name"
+            hint = "reload the page and enter it as the password, with any user name"
         raise APIError(
             401,
             f"the API key is missing or wrong: {hint}",

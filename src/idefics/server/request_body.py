@@ -20,7 +20,7 @@ from idefics.server.errors import APIError
 from idefics.server.request_model import RequestModel
 
 if TYPE_CHECKING:
-    from idefics.server.request_context import ServerState
+    from idefics.server.server_state import ServerState
 
 FILE_FIELD = "image"  # field of a form that has the file of a picture
 URL_FIELD = "image_url"  # field that has the URL of a picture
@@ -89,7 +89,7 @@ def check_num_values(body: bytes) -> None:
     if has_more_values(body, MAX_JSON_VALUES):
         raise APIError(
             400,
-            f"the body has more than {MAX_JSON_VALUES:,} values of JSON, which is the limit: send shorter lists",
+            f"the body has more than {MAX_JSON_VALUES:,} JSON values, which is the limit: send shorter lists",
             code="invalid_json",
         )
 
@@ -143,14 +143,16 @@ async def _parse_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
         if any(isinstance(value, UploadFile) for value in values):
             if name != FILE_FIELD:
                 raise APIError(
-                    400, f"the file is called {name[:100]!r}: call it {FILE_FIELD!r}", param=name[:100]
+                    400,
+                    f"the file is in the field {name[:100]!r}: send it as {FILE_FIELD!r}",
+                    param=name[:100],
                 )
             (upload,) = values  # `max_files` is 1
             file = await upload.read()  # type: ignore[union-attr]
         elif name == FILE_FIELD:
             raise APIError(
                 400,
-                f"{FILE_FIELD} is a text here: send the file itself ({FILE_FIELD}=@photo.jpg)",
+                f"{FILE_FIELD} is a text: send the file itself ({FILE_FIELD}=@photo.jpg)",
                 param=FILE_FIELD,
             )
         else:

@@ -1,112 +1,24 @@
-"""State that all requests share, and the context of one request: its prompts, its answers, its admission slot."""
+"""The context of one request: its prompts, its answers and its admission slot."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from idefics.config import Sampling
 from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Request
 from idefics.messages import Answer, Delta, PictureOrVideo
-from idefics.processing.fetch import Fetcher, is_data_uri
-from idefics.server.admission import AdmissionControl
-from idefics.server.errors import APIError, shutting_down_error
-from idefics.server.metrics import Metrics
-from idefics.server.settings import Settings
-from idefics.server.temporary_thread import run_in_temporary_thread
+from idefics.server.errors import shutting_down_error
+from idefics.server.server_state import ServerState
 
 if TYPE_CHECKING:
-    from idefics import Idefics
     from idefics.generation import Stream
-    from idefics.processing.tokenizer import Tokenizer
     from idefics.prompt import Prompt, ScoringPrompt
 
-NUM_WORKERS = 16  # threads that make prompts; most of them wait for one of the `decode_slots`
-LONG_TEXT_CHARACTERS = (
-    32_768  # prompts of more characters take tens of milliseconds, and have a thread of their own
-)
-
 R = TypeVar("R")
-
-
-class ServerState:
-    """State that all requests share.
-
-    Attributes:
-        vlm: the model; it opens no files, and fetches pictures only as the settings allow.
-        metrics: counters for `/metrics`.
-        admission: limits on what all requests use together.
-        large_body_lock: held while a large body is parsed.
-        workers: threads that make prompts: they decode pictures and tokenize texts.
-        long_text_pool: one thread for prompts of long texts, so that they do not occupy the workers.
-        num_long_texts: prompts that use or wait for `long_text_pool`.
-        fetchers: threads for prompts with pictures on other machines, so that slow ones do not occupy the workers.
-    """
-
-    def __init__(self, vlm: Idefics, settings: Settings) -> None:
-        self.vlm, self.settings = restrict_untrusted_input(vlm, settings), settings
-        self.vlm.processor.text_limit.precompute()
-        self.metrics = Metrics(vlm)
-        self.admission = AdmissionControl(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
-        self.metrics.track_active_requests(lambda: len(self.admission.slots))
-        self.workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="idefics-server")
-        self.large_body_lock = asyncio.Lock()
-        self.num_long_texts = 0
-        self.long_text_pool = ThreadPoolExecutor(1, thread_name_prefix="idefics-long-texts")
-        self.fetchers = ThreadPoolExecutor(settings.fetched_at_once, thread_name_prefix="idefics-fetcher")
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self.vlm.processor.tokenizer
-
-    def check_model(self, name: str) -> None:
-        """Raises an `APIError` (404) if `name` is not the name of the served model."""
-        if name != self.settings.served_model_name:
-            raise APIError(
-                404,
-                f"the model {name[:100]!r} is not served here: {self.settings.served_model_name!r} is",
-                code="model_not_found",
-                param="model",
-            )
-
-    async def run_in_worker(
-        self, function: Callable[[], R], pictures: Sequence[PictureOrVideo] = (), *, num_characters: int = 0
-    ) -> R:
-        """Calls a function in a thread, and returns its result. A call that is cancelled while it waits never runs.
-
-        Args:
-            pictures: those that the function opens.
-            num_characters: characters of the texts that it tokenizes.
-        """
-        run_in_executor = asyncio.get_running_loop().run_in_executor
-        if any(isinstance(one.source, str) and not is_data_uri(one.source) for one in pictures):
-            return await run_in_executor(self.fetchers, function)
-        if num_characters <= LONG_TEXT_CHARACTERS:
-            return await run_in_executor(self.workers, function)
-        self.num_long_texts += 1
-        try:
-            return await run_in_executor(
-                self.long_text_pool, run_in_temporary_thread, function, lambda: self.num_long_texts == 1
-            )
-        finally:
-            self.num_long_texts -= 1
-
-
-def restrict_untrusted_input(vlm: Idefics, settings: Settings) -> Idefics:
-    """The same model (nothing is copied) that opens no files, and fetches pictures only as the settings allow."""
-    fetcher = Fetcher(
-        policy=settings.remote_images,
-        untrusted=True,
-        decode_slots=threading.Semaphore(settings.decoded_at_once),
-        fetch_slots=threading.Semaphore(settings.fetched_at_once),
-    )
-    return vlm.fetching(fetcher)
 
 
 class RequestContext:

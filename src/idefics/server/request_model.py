@@ -1,7 +1,4 @@
-"""The base of everything that a request's JSON is made of: which fields are read, ignored or refused.
-
-The rule, and the tables that it reads, are in `neutral.py`.
-"""
+"""The base class of all objects in requests. It applies the rule of `ignored_fields.py` to fields of other names."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from idefics.server.errors import UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE
 from idefics.server.ignored_fields import EMPTY_VALUES, IgnoredFields, is_ignored_field
 
-MAX_COMPARED_NAME_CHARACTERS = 64  # characters of an unknown name that are compared with known ones
-MAX_SHOWN_VALUE_CHARACTERS = 40  # characters of a refused value that are shown
-MAX_COMPARED_FIELDS = 10  # unknown names of one object that are compared
-MAX_LISTED_FIELDS = 64  # unknown names of one object that are named
+MAX_COMPARED_NAME_CHARACTERS = 64  # longer unknown names are not compared with known ones
+MAX_COMPARED_FIELDS = 10  # unknown names of one object that are compared with known ones
+MAX_SHOWN_VALUE_CHARACTERS = 40  # longer refused values are not shown
+MAX_LISTED_FIELDS = 64  # if an object has more unknown fields, they are counted and not listed
 
 
 def _extend_json_schema(schema: dict[str, Any], model_class: type[RequestModel]) -> None:
-    """Adds to a JSON schema what the rule accepts beside the fields of the class."""
+    """Adds the ignored fields and values to the JSON schema of a class."""
     properties, required = schema.setdefault("properties", {}), schema.get("required", [])
     for name, property_schema in properties.items():
         if name not in required and not _allows_null(property_schema):
@@ -44,10 +41,10 @@ def _allows_null(schema: dict[str, Any]) -> bool:
 
 
 class RequestModel(BaseModel):
-    """An object of JSON: fields of other names are ignored where they ask for nothing, and else refused.
+    """A JSON object in a request. Fields that the class does not declare are ignored or refused.
 
     Attributes:
-        ignored_fields: the fields, and the values of fields, that are ignored in this object.
+        ignored_fields: the table of ignored fields for this class.
     """
 
     model_config = ConfigDict(
@@ -59,11 +56,11 @@ class RequestModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_ignored_fields(cls, data: Any) -> Any:
-        """The fields that ask for something.
+        """Removes ignored fields before validation.
 
         Raises:
-            ValidationError: some of them are not known here; all are named where they are few.
-            UnicodeEncodeError: a text holds half of a character.
+            ValidationError: fields are refused.
+            UnicodeEncodeError: a text has a lone surrogate.
         """
         if not isinstance(data, dict):
             return data
@@ -83,7 +80,7 @@ class RequestModel(BaseModel):
         }
         unknown_fields = {name: value for name, value in fields.items() if name not in is_required_by_name}
         if len(unknown_fields) > MAX_LISTED_FIELDS:
-            raise ValueError(f"{len(unknown_fields):,} of its fields are not known here: leave them out")
+            raise ValueError(f"{len(unknown_fields):,} of its fields are unknown: leave them out")
         if unknown_fields:
             raise ValidationError.from_exception_data(
                 cls.__name__,
@@ -93,7 +90,13 @@ class RequestModel(BaseModel):
 
 
 def type_discriminator(noun: str, error_type: str, *type_names: str) -> Discriminator:
-    """Chooses among members tagged "<text>" and the like by "type"; `noun` and `error_type` name and class the refusal."""
+    """A discriminator that selects the member of a union by the field "type".
+
+    Args:
+        noun: names the object in the error message if no member matches.
+        error_type: type of that error.
+        type_names: values of "type" for that message. A member for the type text has the tag "<text>".
+    """
     *other_names, last_name = (f'"{name}"' for name in type_names)
     return Discriminator(
         lambda value: f"<{value.get('type')}>" if isinstance(value, dict) else "<>",
@@ -103,7 +106,12 @@ def type_discriminator(noun: str, error_type: str, *type_names: str) -> Discrimi
 
 
 def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:
-    """The error of an object that is refused as a whole; `shown_value` says which, `hint` what to do."""
+    """The error for an object that the server does not support.
+
+    Args:
+        shown_value: names the object in the message.
+        hint: what to do instead.
+    """
     return PydanticCustomError(
         UNSUPPORTED_FIELD_TYPE, "{instead}", {"shown": f" ({shown_value})", "instead": hint}
     )

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from idefics.messages import Answer, Usage
 
-FinalReason = Literal["stop", "length"]
+ResponseFinishReason = Literal["stop", "length"]  # those of `FinishReason` that are sent
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -52,7 +52,7 @@ class StreamUsageField(ResponseFields):
     usage: NotRequired[CompletionUsage | None]
 
 
-def finish_reason(answer: Answer) -> FinalReason:
+def finish_reason(answer: Answer) -> ResponseFinishReason:
     """Why an answer ended. Cancelled answers are never sent: `RequestContext.deltas` raises instead."""
     assert answer.finish != "cancelled"
     return answer.finish

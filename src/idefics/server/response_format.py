@@ -1,4 +1,4 @@
-"""What an answer has to look like: `response_format` of chat completions, `text.format` of responses."""
+"""Structured output: `response_format` of chat completions, `text.format` of responses."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from idefics.server.errors import APIError
 from idefics.server.request_model import RequestModel, type_discriminator
 
 MAX_SCHEMA_DEPTH = 32  # levels of a JSON schema
-MAX_CONSTRAINT_BYTES = 16_384  # bytes of a JSON schema, or of all choices
+MAX_CONSTRAINT_BYTES = 16_384  # of a JSON schema, or of all choices together
 
 
 def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
     if (size := len(json.dumps(schema))) > MAX_CONSTRAINT_BYTES:
-        raise ValueError(f"the schema has {size:,} characters; at most {MAX_CONSTRAINT_BYTES:,} are read")
+        raise ValueError(f"the schema has {size:,} characters; the limit is {MAX_CONSTRAINT_BYTES:,}")
     level: list[Any] = [schema]
     for _ in range(MAX_SCHEMA_DEPTH):
         for outer in level:
             multiple_of = outer.get("multipleOf", 1) if isinstance(outer, dict) else 1
             if isinstance(multiple_of, int | float) and not _has_at_most_four_digits(multiple_of):
-                raise ValueError("multipleOf is a number of more than four digits: give one of fewer")
+                raise ValueError("multipleOf has more than four digits: give a number with fewer")
         level = [
             inner
             for outer in level
@@ -32,12 +32,12 @@ def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
         if not level:
             break
     else:
-        raise ValueError(f"the schema is nested more than {MAX_SCHEMA_DEPTH} times")
+        raise ValueError(f"the schema is nested more than {MAX_SCHEMA_DEPTH} levels deep")
     return schema
 
 
 def _has_at_most_four_digits(number: float) -> bool:
-    """At most four: what is a multiple of N has N states."""
+    """Bounds the grammar of multiples of N, which has N states."""
     return abs(number) < 10_000 and (
         number == round(number, 3) if abs(number) < 10 else number == round(number)
     )
@@ -47,7 +47,7 @@ JsonSchemaDict = Annotated[dict[str, Any], Field(max_length=256), AfterValidator
 
 
 class JsonSchema(RequestModel):
-    """What a JSON answer has to look like."""
+    """A JSON schema that the answer must match, with a name."""
 
     name: str | None = Field(None, max_length=256)
     description: str | None = None
@@ -59,18 +59,18 @@ ANY_OBJECT = {"type": "object"}
 
 
 class TextFormat(RequestModel):
-    """Any text."""
+    """Text without constraints; the default."""
 
     type: Literal["text"]
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call: none."""
+        """No keyword arguments of `Idefics.submit`."""
         return {}
 
 
 class JsonObjectFormat(RequestModel):
-    """Any JSON object; or JSON of one kind, in the words of TGI (`value`) and of llama.cpp (`schema`)."""
+    """Any JSON object, or JSON that matches a schema, as TGI (`value`) and llama.cpp (`schema`) have it."""
 
     type: Literal["json_object", "json"]
     value: JsonSchemaDict | None = None
@@ -84,27 +84,27 @@ class JsonObjectFormat(RequestModel):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call: the JSON schema of the answer."""
+        """The schema as a keyword argument of `Idefics.submit`."""
         return {"schema": next((one for one in (self.value, self.schema_) if one is not None), ANY_OBJECT)}
 
 
 class RegexFormat(RequestModel):
-    """A text that matches a regular expression, in the words of TGI."""
+    """A text that matches a regular expression, as TGI has it."""
 
     type: Literal["regex"]
     value: str = Field(min_length=1, max_length=4096)
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call."""
+        """The expression as a keyword argument of `Idefics.submit`."""
         return {"regex": self.value}
 
 
 def response_format_field(schema_format: Any) -> Any:
-    """A field that says what an answer looks like.
+    """The type of the field for structured output.
 
     Args:
-        schema_format: the class of a format that holds a JSON schema, as the route writes it.
+        schema_format: the route's class for the format `json_schema`.
     """
     return Annotated[
         Annotated[TextFormat, Tag("<text>")]
@@ -117,24 +117,26 @@ def response_format_field(schema_format: Any) -> Any:
 
 
 class ResponseFormat(Protocol):
-    """A format of either route."""
+    """The protocol of all formats, of both routes."""
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The keywords of a call."""
+        """The constraint as keyword arguments of `Idefics.submit`."""
 
 
 def merge_format_kwargs(
     generation_kwargs: dict[str, Any], response_format: ResponseFormat | None
 ) -> dict[str, Any]:
-    """The keywords of a call, those of a format among them.
+    """The keyword arguments of `Idefics.submit`, with those of the format added.
 
     Raises:
-        Fault: an expression is given twice.
+        APIError: 400, a regular expression is given in both.
     """
     format_kwargs = {} if response_format is None else response_format.generation_kwargs
     if duplicate_keys := generation_kwargs.keys() & format_kwargs.keys():
         raise APIError(
-            400, f"{duplicate_keys.pop()} is given twice, once as a format: give one", param="response_format"
+            400,
+            f"{duplicate_keys.pop()} is given twice, once as response_format: give one",
+            param="response_format",
         )
     return generation_kwargs | format_kwargs

@@ -24,8 +24,9 @@ from idefics.server.chat_messages import (
 from idefics.server.ignored_fields import IgnoredFields
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
-from idefics.server.response_builder import ResponseBuilder, ResponseObject, ResponseStreamEvent
+from idefics.server.response_builder import ResponseBuilder
 from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field
+from idefics.server.response_objects import ResponseObject, ResponseStreamEvent
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
 from idefics.server.sampling_fields import (
     DEFAULT_MAX_NEW_TOKENS,

@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 
 from idefics.server.errors import ErrorBody
 from idefics.server.middleware import CONTEXT_SCOPE_KEY
-from idefics.server.request_context import RequestContext, ServerState
+from idefics.server.request_context import RequestContext
+from idefics.server.server_state import ServerState
 
 ResponseDocs = dict[int | str, dict[str, Any]]
 

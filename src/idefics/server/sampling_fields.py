@@ -25,9 +25,7 @@ DEFAULT_MAX_NEW_TOKENS = 256  # of chat completions and responses
 
 def _check_choices_size(choices: list[str]) -> list[str]:
     if (size := sum(len(choice.encode(errors="surrogatepass")) for choice in choices)) > MAX_CONSTRAINT_BYTES:
-        raise ValueError(
-            f"the choices have {size:,} bytes together; at most {MAX_CONSTRAINT_BYTES:,} are read"
-        )
+        raise ValueError(f"the choices have {size:,} bytes together; the limit is {MAX_CONSTRAINT_BYTES:,}")
     return choices
 
 
@@ -84,7 +82,7 @@ class SamplingFields(RequestModel):
 
 def _require_false(value: bool) -> bool:
     if value:
-        raise ValueError("nothing that is asked here is kept: leave it out, or say false")
+        raise ValueError("the server stores nothing: leave it out, or give false")
     return value
 
 
@@ -116,8 +114,8 @@ class OpenAIRequest(SamplingFields):
     ) -> StreamOptions | None:
         if options is not None and options.include_usage and not info.data.get("stream"):
             raise ValueError(
-                'include_usage asks for the last event of a stream, and stream is not true: say "stream": true, or '
-                "leave it out (an answer that is not streamed always has its usage)"
+                'include_usage is for streams, and stream is not true: give "stream": true, or leave it out (an answer '
+                "that is not streamed always has its usage)"
             )
         return options
 

@@ -1,6 +1,6 @@
-"""What the server can be told. The flags of `idefics serve` and the list in docs/server.md are made of `Settings`.
+"""Settings of the server: flags of `idefics serve`, environment variables, a TOML file.
 
-Knows no HTTP, and imports nothing that the base installation lacks until a setting is read.
+The flags and the tables in docs/server.md are generated from `Settings`. The module can be imported without the extra.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from idefics.host_memory import parse_memory_size
 from idefics.processing import url_policy
 from idefics.validation import validate_choice
 
-ENVIRONMENT_PREFIX = "IDEFICS_"  # of the environment's names
+ENVIRONMENT_PREFIX = "IDEFICS_"  # of environment variables
 ORIGIN_PATTERN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s:/?#@*\[\]]+)(:\d{1,5})?/?")
-DEFAULT_PORT_PATTERN = re.compile(
-    r"^(http://.*(?=:80$)|https://.*(?=:443$)):\d+$"
-)  # which browsers leave out
+# An origin with the default port of its scheme, which browsers leave out.
+DEFAULT_PORT_PATTERN = re.compile(r"^(http://.*(?=:80$)|https://.*(?=:443$)):\d+$")
 
 
 def _setting(
     section: str, default: Any, help: str, low: float = 0, high: float = 0, **field_kwargs: Any
 ) -> Any:
-    """A field; `low` and `high` bound a number."""
+    """A field of `Settings`: its section in the documentation, its default and its help; bounds if it is a number."""
     return field(
         default=default, metadata={"section": section, "help": help, "range": (low, high)}, **field_kwargs
     )
@@ -38,10 +37,10 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that the server can be told, checked.
+    """All settings of the server, validated.
 
     Raises:
-        BadSetting: a value is out of range, or an address other than this machine's is to be served without a key.
+        BadSetting: a value is not allowed, or the server could be reached from other machines without a key.
     """
 
     model: str = _setting(
@@ -56,11 +55,11 @@ class Settings:
     threads: int | None = _setting("Model", None, "Number of CPU threads.", 1, 1024)
     quantize: str | None = _setting("Model", None, "Quantize the weights: int8, int4, fp8, nf4 or fp4.")
     kv_cache: str | None = _setting(
-        "Model", None, "Memory for keys and values, such as 1GB, or a share of what is free, such as 0.3."
+        "Model", None, "Memory for the KV cache, such as 1GB, or a share of the free memory, such as 0.3."
     )
-    batch_rows: int | None = _setting("Model", None, "Prompts that are answered side by side.", 1, 1024)
+    batch_rows: int | None = _setting("Model", None, "Largest number of sequences in a batch.", 1, 1024)
     kernels: str = _setting(
-        "Model", "auto", "What computes: auto (by the kind of processor), autotune or reference."
+        "Model", "auto", "Kernels: auto (by the kind of processor), autotune or reference."
     )
     offline: bool = _setting("Model", False, "Never use the network for models.")
     host: str = _setting("Address", "127.0.0.1", "Address to listen on.")
@@ -69,43 +68,43 @@ class Settings:
     api_key: str | None = _setting(
         "Access",
         None,
-        "Key that clients must send as bearer token. Other users of this machine can see flags: prefer the file.",
+        "Key that clients must send as a bearer token. Other users of this machine can see flags: prefer the file.",
         repr=False,
     )
-    api_key_file: Path | None = _setting("Access", None, "File of such keys, one per line.")  # noqa: RUF009
-    insecure: bool = _setting("Access", False, "Serve other machines without a key.")
+    api_key_file: Path | None = _setting("Access", None, "File with such keys, one per line.")  # noqa: RUF009
+    insecure: bool = _setting("Access", False, "Allow requests from other machines without a key.")
     allowed_hosts: str | None = _setting(
         "Access",
         None,
-        "Names by which the server may be called, with commas between; localhost always. Unset: any, where it has a "
-        "key or serves other machines.",
+        "Host names that requests may be addressed to, separated by commas; localhost is always allowed. Unset: all, if "
+        "the server has a key or listens on an address that other machines reach.",
     )
     allowed_origins: str | None = _setting(
         "Access",
         None,
-        "Origins of web pages elsewhere that may ask the server (CORS), such as https://app.example.com, with commas "
-        "between; * for all, only with a key.",
+        "Origins of web pages that may send cross-origin requests (CORS), such as https://app.example.com, separated by "
+        "commas; * for all, only with a key.",
     )
     remote_images: str = _setting(
         "Access",
         "off",
-        "Addresses of pictures that are fetched: off, public, or a list of public hosts with commas between.",
+        "Where pictures may be fetched from: off, public, or a list of public hosts separated by commas.",
     )
     requests_at_once: int = _setting(
-        "Limits", 256, "Requests waiting or running; more are refused.", 1, 100_000
+        "Limits", 256, "Requests waiting or running; further ones are refused.", 1, 100_000
     )
     tokens_at_once: int = _setting(
-        "Limits", 250_000, "Tokens in their prompts and answers.", 1, 1_000_000_000
+        "Limits", 250_000, "Tokens of the prompts and answers of all requests.", 1, 1_000_000_000
     )
-    pictures_at_once: int = _setting("Limits", 128, "Pictures in their prompts.", 1, 100_000)
-    megabytes_at_once: int = _setting("Limits", 512, "Size of all requests together, in MB.", 1, 1_000_000)
-    fetched_at_once: int = _setting(
-        "Limits", 16, "Pictures fetched from other machines at the same time.", 1, 1024
+    pictures_at_once: int = _setting("Limits", 128, "Pictures of all requests.", 1, 100_000)
+    megabytes_at_once: int = _setting(
+        "Limits", 512, "Size of the bodies of all requests, in MB.", 1, 1_000_000
     )
+    fetched_at_once: int = _setting("Limits", 16, "Pictures fetched at the same time.", 1, 1024)
     decoded_at_once: int = _setting("Limits", 2, "Pictures decoded at the same time.", 1, 64)
-    body_megabytes: int = _setting("Limits", 20, "Largest request, in MB.", 1, 1024)
+    body_megabytes: int = _setting("Limits", 20, "Largest body of a request, in MB.", 1, 1024)
     drain: float = _setting(
-        "Limits", 30.0, "Seconds that running answers may take after SIGTERM or Ctrl-C.", 0, 86_400
+        "Limits", 30.0, "Seconds for requests to finish after SIGTERM or Ctrl-C.", 0, 86_400
     )
 
     def __post_init__(self) -> None:
@@ -118,31 +117,31 @@ class Settings:
         url_policy.parse_allowed_hosts(self.remote_images)
         if self.remote_images == "any":
             raise BadSetting(
-                "remote_images is 'any', and clients would reach this machine's own network: give off, public, or "
-                "hosts with commas between them; pictures of this network can be sent as data URIs"
+                "remote_images is 'any', which would let clients reach this machine's own network: give off, public, or "
+                "hosts separated by commas; pictures of this network can be sent as data URIs"
             )
         self.allowed_host_names()
         if "*" in self.allowed_origin_set() and not self.has_key:
             raise BadSetting(
-                "allowed_origins is *, and there is no key: every web page could ask; list the origins, or give "
-                "--api-key-file"
+                "allowed_origins is * without a key, which would let every web page use the server: list the origins, or "
+                "give --api-key-file"
             )
         if not (is_loopback_host(self.host) or self.insecure or self.has_key):
             raise BadSetting(
-                f"host is {self.host}, which other machines reach, and there is no key: give --api-key-file (or "
-                f"{ENVIRONMENT_PREFIX}API_KEY), or say --insecure if everyone may ask"
+                f"host is {self.host}, which other machines can reach, and there is no key: give --api-key-file (or "
+                f"{ENVIRONMENT_PREFIX}API_KEY), or --insecure to allow requests without a key"
             )
 
     @property
     def has_key(self) -> bool:
-        """Whether clients must send a key."""
+        """Whether clients must send an API key."""
         return bool(self.api_key or self.api_key_file)
 
     def api_keys(self) -> tuple[bytes, ...]:
-        """The keys that open the server; none where it is open.
+        """Reads the keys, of which clients must send one; empty if the server has none.
 
         Raises:
-            BadSetting: the file of keys cannot be read, or holds none.
+            BadSetting: the file of keys cannot be read, or all keys are blank.
         """
         lines = [] if self.api_key is None else [self.api_key]
         if self.api_key_file is not None:
@@ -158,43 +157,43 @@ class Settings:
         return keys
 
     def allowed_host_names(self) -> tuple[str, ...]:
-        """The names that `allowed_hosts` lists.
+        """The host names that `allowed_hosts` lists, in lower case.
 
         Raises:
-            BadSetting: one of them is no name.
+            BadSetting: one of them is not a host name.
         """
         names = tuple(name.strip().lower() for name in (self.allowed_hosts or "").split(",") if name.strip())
         for name in names:
             if re.search(r"[\s:/*\[\]]", name):
                 raise BadSetting(
-                    f"allowed_hosts has {name!r}; give names as clients call them, without scheme and port, such as "
+                    f"allowed_hosts has {name!r}; give host names without scheme and port, such as "
                     "box,idefics.example.com"
                 )
         return names
 
     def allowed_origin_set(self) -> frozenset[str]:
-        """The origins that `allowed_origins` lists, as browsers spell them: in lower case, without the usual port.
+        """The origins that `allowed_origins` lists, as browsers send them: in lower case, without default ports.
 
         Raises:
-            BadSetting: one of them is no origin.
+            BadSetting: one of them is not an origin.
         """
         origins = [one.strip().lower() for one in (self.allowed_origins or "").split(",") if one.strip()]
         for one in origins:
             if one != "*" and not ORIGIN_PATTERN.fullmatch(one):
                 raise BadSetting(
-                    f"allowed_origins has {one!r}; give origins as browsers send them, scheme and host and any port, "
-                    "such as https://app.example.com or http://localhost:3000"
+                    f"allowed_origins has {one!r}; give origins as browsers send them (scheme, host, port), such as "
+                    "https://app.example.com or http://localhost:3000"
                 )
         return frozenset(DEFAULT_PORT_PATTERN.sub(r"\1", one.removesuffix("/")) for one in origins)
 
     @property
     def served_model_name(self) -> str:
-        """What clients call the model. Of a path only the last part is told."""
+        """The name of the model in requests and answers: by default the last part of its path or id."""
         return self.name or Path(self.model).name or self.model
 
 
 def is_loopback_host(host: str) -> bool:
-    """Whether an address is one of this machine alone."""
+    """Whether a host name or address is only reachable from this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -202,10 +201,16 @@ def is_loopback_host(host: str) -> bool:
 
 
 def read_settings(values: Mapping[str, Any], config_file: Path | None = None) -> Settings:
-    """What is given, else what the environment says (`IDEFICS_PORT`), else a TOML file (`port = 8000`), else defaults.
+    """Reads each setting from the first source that has it.
+
+    The sources are `values`, the environment (`IDEFICS_PORT`), a TOML file (`port = 8000`), and the defaults.
+
+    Args:
+        values: settings by name, as given by flags.
+        config_file: the TOML file.
 
     Raises:
-        BadSetting: a value cannot be, a name is unknown, or the file cannot be read; the message says which.
+        BadSetting: a value is not allowed, a name is unknown, or the file cannot be read.
         MissingExtra: the extra is not installed.
     """
     try:
@@ -242,8 +247,8 @@ def read_settings(values: Mapping[str, Any], config_file: Path | None = None) ->
 
 
 def _describe_setting_error(error: Mapping[str, Any]) -> str:
-    """What pydantic says of one value, for people."""
+    """The message for one of pydantic's errors."""
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"there is no setting {name!r}; docs/server.md lists all"
+        return f"unknown setting {name!r}; docs/server.md lists all"
     return f"{name} is {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -43,7 +43,7 @@ class ReadyResponse(ResponseFields):
 
 
 class ModelCard(ResponseFields):
-    """A model."""
+    """The description of a served model."""
 
     id: str
     object: Literal["model"]

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from idefics.server.http_protocol import BoundedH11Protocol
-from idefics.server.request_context import ServerState
+from idefics.server.server_state import ServerState
 
 MAX_HEADER_BYTES = 32 << 10  # all headers of a request together
 ERROR_DELIVERY_SECONDS = 5  # after the drain time, for clients to read the errors that end their answers

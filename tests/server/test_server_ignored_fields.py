@@ -14,7 +14,7 @@ from openai.types.responses import response_create_params
 from openai.types.shared_params import Reasoning
 from pydantic import BaseModel, ValidationError
 
-from idefics.server import chat_messages, ignored_fields, responses, sampling_fields, tasks
+from idefics.server import chat_messages, ignored_fields, responses, sampling_fields, task_requests
 from idefics.server.chat import ChatRequest
 from idefics.server.chat_messages import check_refusal_role
 from idefics.server.completions import CompletionRequest
@@ -110,7 +110,7 @@ ACCEPTED_FIELDS = [
 
 
 @pytest.mark.parametrize(("path", "more"), ACCEPTED_FIELDS, ids=lambda value: str(value)[:60])
-def test_what_asks_for_nothing_changes_nothing(client, path, more):
+def test_ignored_fields_do_not_change_the_answer(client, path, more):
     answer = client.post(path, PLAIN_REQUEST_BY_PATH[path] | more)
     assert answer.status_code == 200, answer.text
     assert comparable_answer(answer.json()) == comparable_answer(
@@ -118,7 +118,7 @@ def test_what_asks_for_nothing_changes_nothing(client, path, more):
     )
 
 
-def test_a_reply_comes_back_as_clients_keep_it(client):
+def test_answers_of_chat_can_be_sent_back(client):
     reply = {"role": "assistant", "content": "A circle."}
     kept = {
         **reply,
@@ -157,7 +157,7 @@ def test_a_reply_comes_back_as_clients_keep_it(client):
 
 
 @pytest.mark.parametrize(("path", "kind"), [(CHAT, "messages"), (RESPONSES, "input")])
-def test_the_parts_of_a_reply_come_back(client, path, kind):
+def test_parts_of_answers_can_be_sent_back(client, path, kind):
     """Also one that another model has refused to answer: what it said then is what the assistant said."""
     name = "text" if path == CHAT else "output_text"
     noted = {"index": 0, "id": "part_1", "annotations": [], "logprobs": [{"token": "A"}]}
@@ -181,7 +181,7 @@ def test_the_parts_of_a_reply_come_back(client, path, kind):
     assert "assistant" in told.json()["error"]["message"]
 
 
-def test_a_response_comes_back_as_clients_keep_it(client):
+def test_answers_of_responses_can_be_sent_back(client):
     text = {"type": "output_text", "text": "A circle.", "annotations": [], "logprobs": []}
     reply = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}
     more = {"role": "user", "content": "And its colour?"}
@@ -205,8 +205,12 @@ REFUSED_FIELDS = [
     ),
     (CHAT, {"thinking_budget": 512}, ["thinking_budget (512)", "without reasoning"]),
     (RESPONSES, {"reasoning": {"effort": "low"}}, ['reasoning.effort ("low")', "without reasoning"]),
-    (RESPONSES, {"previous_response_id": "resp_1"}, ['previous_response_id ("resp_1")', "nothing is kept"]),
-    (RESPONSES, {"conversation": "conv_1"}, ["conversation", "nothing is kept"]),
+    (
+        RESPONSES,
+        {"previous_response_id": "resp_1"},
+        ['previous_response_id ("resp_1")', "the server stores nothing"],
+    ),
+    (RESPONSES, {"conversation": "conv_1"}, ["conversation", "the server stores nothing"]),
     (CHAT, {"service_tier": "priority"}, ['service_tier ("priority")']),
     (CHAT, {"web_search_options": {}}, ["web_search_options ({})"]),  # which switches the search on
     (CHAT, {"guided_json": {}}, ["guided_json ({})", "response_format"]),
@@ -242,20 +246,28 @@ REFUSED_FIELDS = [
         {"input": [{"role": "user", "content": None}]},
         ["input[0].content: give text or a list of parts"],
     ),
-    (RESPONSES, {"input": [{"type": "item_reference", "id": "msg_1"}]}, ["input[0]", "nothing is kept"]),
-    (RESPONSES, {"input": [{"id": "msg_1"}]}, ["input[0]", "nothing is kept"]),
-    (RESPONSES, {"input": [{"type": "function_call", "name": "f"}]}, ["input[0]", "no tools", "text.format"]),
+    (
+        RESPONSES,
+        {"input": [{"type": "item_reference", "id": "msg_1"}]},
+        ["input[0]", "the server stores nothing"],
+    ),
+    (RESPONSES, {"input": [{"id": "msg_1"}]}, ["input[0]", "the server stores nothing"]),
+    (
+        RESPONSES,
+        {"input": [{"type": "function_call", "name": "f"}]},
+        ["input[0]", "does not support tools", "text.format"],
+    ),
     (
         CHAT,
         {"messages": [{"role": "tool", "content": "A", "tool_call_id": "1"}]},
-        ["messages[0]", "no tools"],
+        ["messages[0]", "does not support tools"],
     ),
     (CAPTION, {"max_tokens": 5}, ["max_tokens (5) is not supported: give max_new_tokens"]),
 ]
 
 
 @pytest.mark.parametrize(("path", "more", "words"), REFUSED_FIELDS, ids=lambda value: str(value)[:60])
-def test_what_could_change_the_answer_is_refused_by_name(client, path, more, words):
+def test_values_that_could_change_the_answer_are_refused(client, path, more, words):
     answer = client.post(path, PLAIN_REQUEST_BY_PATH[path] | more)
     assert answer.status_code == 400, answer.text
     message = answer.json()["error"]["message"]
@@ -315,7 +327,7 @@ def parse_or_none(kind, value):
 @pytest.mark.parametrize(
     "kind", [kind for kind in REQUEST_CLASSES if kind.ignored_fields], ids=lambda kind: kind.__name__
 )
-def test_the_tables_are_kept_to_and_described(kind):
+def test_ignored_values_are_accepted_and_documented(kind):
     plain = kind.model_validate(smallest_object(kind))
     described = jsonschema_rs.validator_for(kind.model_json_schema())
     for name, row in kind.ignored_fields.items():
@@ -333,7 +345,7 @@ def test_the_tables_are_kept_to_and_described(kind):
 
 
 @pytest.mark.parametrize("kind", REQUEST_CLASSES, ids=lambda kind: kind.__name__)
-def test_null_is_the_same_as_nothing(kind):
+def test_null_is_the_same_as_leaving_a_field_out(kind):
     plain = kind.model_validate(smallest_object(kind))
     described = jsonschema_rs.validator_for(kind.model_json_schema())
     for name in {field.alias or name for name, field in kind.model_fields.items()} - {
@@ -392,13 +404,13 @@ CLASS_AND_OPENAI_FIELDS = [
 @pytest.mark.parametrize(
     ("kind", "names"), CLASS_AND_OPENAI_FIELDS, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_every_field_of_the_installed_openai_is_decided(kind, names):
+def test_every_field_of_the_openai_client_is_known(kind, names):
     """A field that a new version brings is to be read, or to get a line in the tables of `neutral_fields`."""
     known = {field.alias or name for name, field in kind.model_fields.items()}
     assert names - known - {*kind.ignored_fields} == set()
 
 
-def test_whatever_a_response_may_include_is_known():
+def test_every_include_option_of_the_openai_client_is_known():
     assert set(typing.get_args(response_types.ResponseIncludable)) == set(
         typing.get_args(responses.IncludeOption)
     )
@@ -447,8 +459,8 @@ TGI_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponseRequest, tasks.TaskRequest])
-def test_every_field_of_other_servers_is_decided(kind):
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, ResponseRequest, task_requests.TaskRequest])
+def test_every_field_of_other_servers_is_known(kind):
     names = {
         *VLLM_FIELDS,
         *LLAMA_CPP_FIELDS,
@@ -461,7 +473,7 @@ def test_every_field_of_other_servers_is_decided(kind):
     assert names - {*kind.model_fields} - {*kind.ignored_fields} == set()
 
 
-def test_the_tables_hold_no_field_that_is_read_whatever_its_value():
+def test_used_fields_are_not_ignored_with_any_value():
     """A field that is read may have values that ask for nothing, but never all of them."""
     assert not [
         (kind, name)
@@ -470,19 +482,19 @@ def test_the_tables_hold_no_field_that_is_read_whatever_its_value():
     ]
 
 
-def test_a_form_of_a_task_may_say_nothing_too(client):
+def test_forms_may_have_ignored_fields(client):
     files = {"image": ("a.png", b"x"), "tools": (None, "[]"), "seed": (None, "null"), "n": (None, "2")}
     answer = client.post(CAPTION, files=files)
-    assert answer.json()["error"]["message"] == "n (2) is not supported: ask several times"
+    assert answer.json()["error"]["message"] == "n (2) is not supported: send several requests"
 
 
-def test_a_refused_value_is_shown_only_where_it_is_short(client):
+def test_only_short_refused_values_are_shown(client):
     message = client.post(CHAT, chat_request(guided_json={"a": "b" * 50})).json()["error"]["message"]
     assert message.startswith("guided_json is not supported: ")
     assert len(client.post(CHAT, chat_request(**{"x" * 5000: 1})).json()["error"]["message"]) < 300
 
 
-def test_a_stream_takes_the_same_fields(client):
+def test_streams_ignore_the_same_fields(client):
     body = PLAIN_REQUEST_BY_PATH[CHAT] | {
         "tools": [],
         "stream": True,
@@ -491,13 +503,13 @@ def test_a_stream_takes_the_same_fields(client):
     assert parse_events(client.post(CHAT, body).text)[-1] == "[DONE]"
 
 
-def test_nested_empty_values_are_not_neutral(client):
+def test_nested_empty_values_are_not_ignored(client):
     deep = json.loads("[" * 400 + "]" * 400)
     assert "unknown field: foo" in client.post(CHAT, chat_request(foo=deep)).json()["error"]["message"]
     assert ignored_fields.EMPTY_VALUES == (None, [], {})
 
 
-def test_items_of_the_installed_openai_that_are_no_messages_are_refused_by_name(client):
+def test_items_that_are_no_messages_are_refused_by_type(client):
     kinds = {
         typing.get_args(typing.get_type_hints(one)["type"])[0]
         for one in typing.get_args(response_types.ResponseInputItemParam)
@@ -513,7 +525,7 @@ def test_items_of_the_installed_openai_that_are_no_messages_are_refused_by_name(
         assert error["message"].startswith(f"input[1] ({kind}) is not supported: "), error
 
 
-def test_a_ranking_takes_what_asks_for_nothing(client):
+def test_classify_ignores_the_same_fields(client):
     body = {"image_url": picture_data_uri("shapes"), "labels": ["a circle", "a dog"]}
     plain = client.post("/v1/images/tasks/classify", body).json()
     more = {"stream": False, "temperature": None, "tools": [], "model": "demo", "calibrated": None}
@@ -525,7 +537,7 @@ def test_a_ranking_takes_what_asks_for_nothing(client):
     assert refused.json()["error"]["message"].startswith("stream (true) is not supported")
 
 
-def test_a_long_text_is_not_walked_through_for_parts():
+def test_a_text_is_not_searched_for_parts():
     """A million characters, one after another, would hold up every other request."""
 
     class Text(str):

@@ -12,14 +12,14 @@ class LargeObject:
     pass
 
 
-def test_it_runs_in_a_thread_that_has_ended_by_then():
+def test_the_thread_has_ended_when_the_call_returns():
     seen = []
     assert run_in_temporary_thread(lambda: seen.append(threading.current_thread()) or 7, lambda: False) == 7
     assert seen[0] is not threading.current_thread()
     assert not seen[0].is_alive()
 
 
-def test_memory_is_given_back_where_it_is_asked_for(monkeypatch):
+def test_memory_is_returned_if_requested(monkeypatch):
     trimmed = []
     monkeypatch.setattr(temporary_thread, "_malloc_trim", lambda: trimmed.append)
     for asked in (True, False):
@@ -27,7 +27,7 @@ def test_memory_is_given_back_where_it_is_asked_for(monkeypatch):
     assert trimmed == [0]
 
 
-def test_an_error_is_raised_and_keeps_nothing_alive():
+def test_an_error_is_raised_and_keeps_no_objects_alive():
     """Not even until the next collection of cycles: the frames of an error hold megabytes of text."""
     kept = []
 
