@@ -37,7 +37,7 @@ GUIDES = ROOT / "docs" / "guides"
 # The commands of documents that no test runs, and why.
 REASON_BY_SKIPPED_COMMAND = {
     r"(python3? -m )?pip install .*": "sets a machine up",
-    r"make (demo|test|test-all|check)": "sets a machine up; CI runs it",
+    r"make (demo|docs|test|test-all|check)": "sets a machine up; CI runs it",
     r"make bench": "takes hours",
     r"python bench/\w+\.py .*": "takes minutes; tests/bench runs the tools",
     r"python -m http\.server .*": "runs until it is ended; tests/test_guides.py serves the same pictures",
