@@ -158,14 +158,14 @@ def with_other_dtype(model):
 def with_transposed_weight(model):
     head = model.decoder_parts().lm_heads[0]
     head.weight = nn.Parameter(head.weight.t().contiguous().t())
-    return "one piece"
+    return "not contiguous"
 
 
 def with_strided_weight(model):
     """Of the right kind and size, but every second number of a larger one."""
     layer = model.decoder_parts().layers[0].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.detach().repeat_interleave(2, dim=1)[:, ::2])
-    return "one piece"
+    return "not contiguous"
 
 
 @pytest.mark.parametrize(

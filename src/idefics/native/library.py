@@ -1,6 +1,6 @@
-"""Loads the compiled kernels, and says which instruction set each of them uses here, or why there are none.
+"""Loads the compiled kernels, and tells which instruction set each of them uses on this machine, or why none runs.
 
-The library is optional: whoever calls it has a slower implementation in torch, NumPy or Pillow. Imports no torch.
+The library is optional: its callers have slower implementations in torch, NumPy or Pillow. Does not import torch.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class InstructionSet(IntEnum):
 
     @property
     def label(self) -> str:
-        """The name in lower case, for people."""
+        """The name in lower case, for logs and `idefics info`."""
         return self.name.lower()
 
 
-# For which instruction sets each kernel is written, the quickest first. Where none is there, torch computes.
+# The instruction sets that each kernel is written for, the fastest first. On processors without them torch computes.
 VARIANTS: dict[Kernel, tuple[InstructionSet, ...]] = {
     "decode step": (
         InstructionSet.AVX512_VNNI,
@@ -74,17 +74,17 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 class KernelsMissing(Exception):
-    """There is no library that fits these sources and this machine; the message says why and what to do."""
+    """There is no library for these sources and this machine; the message says why and what to do."""
 
 
 def load_library() -> ctypes.CDLL | None:
-    """The library, its functions declared, or None where there is none to use: see `missing_reason`."""
+    """The library with its functions declared; None if it cannot be used: see `missing_reason`."""
     found = _load_once()
     return None if isinstance(found, KernelsMissing) else found
 
 
 def missing_reason() -> str | None:
-    """Why no kernel in C runs here and what to do about it; None where they run."""
+    """Why the C kernels cannot be used and what to do about it; None if they can."""
     found = _load_once()
     return str(found) if isinstance(found, KernelsMissing) else None
 
@@ -98,10 +98,10 @@ def _load_once() -> ctypes.CDLL | KernelsMissing:
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """The library of a file, its functions declared.
+    """Loads the library of a file and declares its functions.
 
     Raises:
-        KernelsMissing: there is no such file, it is of another machine, or of other sources than these.
+        KernelsMissing: the file does not exist, or was compiled for another machine or from other sources.
     """
     if not path.exists():
         raise KernelsMissing(
@@ -122,18 +122,18 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 
 def instruction_sets(kernel: Kernel) -> list[InstructionSet]:
-    """Those that a kernel is written for and this processor has, the quickest first; none without the library."""
+    """Those that a kernel is written for and this processor has, the fastest first; none without the library."""
     library = load_library()
     return [one for one in VARIANTS[kernel] if library and library.idefics_has_instruction_set(one)]
 
 
 def best_instruction_set(kernel: Kernel) -> InstructionSet | None:
-    """The one that a kernel uses here; None where torch, NumPy or Pillow computes instead."""
+    """The one that a kernel uses on this machine; None if torch, NumPy or Pillow computes instead."""
     return next(iter(instruction_sets(kernel)), None)
 
 
 def describe_kernels() -> dict[str, str | None]:
-    """For each kernel the instruction set that it uses here; None where the library is missing."""
+    """For each kernel the instruction set that it uses on this machine; None if the library is missing."""
     if load_library() is None:
         return dict.fromkeys(VARIANTS)
     best = {kernel: best_instruction_set(kernel) for kernel in VARIANTS}
@@ -142,11 +142,11 @@ def describe_kernels() -> dict[str, str | None]:
 
 @cache
 def gomp_parallel_address() -> int | None:
-    """The address of `GOMP_parallel` in the OpenMP of torch, so that its own threads do the work; torch is loaded.
+    """The address of `GOMP_parallel` in the OpenMP library of torch, by which kernels run on torch's own threads.
 
-    None where torch uses another OpenMP: kernels that have no threads of their own then use one.
+    Call it after importing torch. None if torch uses another OpenMP library: such kernels then use one thread.
     """
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, c_void_p).value
-    except (AttributeError, TypeError, OSError):  # another OpenMP, another system
+    except (AttributeError, TypeError, OSError):  # another OpenMP library or system
         return None

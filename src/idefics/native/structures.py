@@ -13,7 +13,7 @@ OUT_OF_MEMORY, ID_OUT_OF_RANGE = 1, 2
 
 
 class LinearStruct(Structure):
-    """(O, I) weights and what scales them."""
+    """The weight (O, I) of a linear layer, with its scales if it is quantised."""
 
     _fields_ = (
         ("weight", c_void_p),
@@ -26,19 +26,19 @@ class LinearStruct(Structure):
 
 
 class EmbeddingStruct(Structure):
-    """(rows, D) embeddings."""
+    """A token embedding: (rows, D), float32 or bfloat16."""
 
     _fields_ = (("weight", c_void_p), ("kind", c_int32), ("rows", c_int32))
 
 
 class MlpStruct(Structure):
-    """gate, up, down."""
+    """A gated MLP: down(activation(gate(x)) * up(x))."""
 
     _fields_ = (("gate", LinearStruct), ("up", LinearStruct), ("down", LinearStruct))
 
 
 class LayerStruct(Structure):
-    """A Llama block and its pages."""
+    """A Llama layer and its part of the KV cache."""
 
     _fields_ = (
         ("norm", c_void_p),
@@ -55,7 +55,7 @@ class LayerStruct(Structure):
 
 
 class CrossLayerStruct(Structure):
-    """A gated block."""
+    """A gated cross-attention block."""
 
     _fields_ = (
         ("norm", c_void_p),
@@ -70,7 +70,7 @@ class CrossLayerStruct(Structure):
 
 
 class ModelStruct(Structure):
-    """All that a step reads of a model."""
+    """Everything that a decode step reads of a model."""
 
     _fields_ = (
         ("width", c_int32),
@@ -94,13 +94,13 @@ class ModelStruct(Structure):
 
 
 class CrossKVStruct(Structure):
-    """Keys and values of what a row sees in one cross layer."""
+    """The image keys and values of a row in one cross-attention block; null without an image."""
 
     _fields_ = (("keys", c_void_p), ("values", c_void_p))
 
 
 class StepStruct(Structure):
-    """The rows of one step, and where their logits go."""
+    """The inputs of one decode step, and the address of its logits."""
 
     _fields_ = (
         ("rows", c_int32),

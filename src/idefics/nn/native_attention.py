@@ -39,5 +39,5 @@ def native_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         *(frames, heads, k.shape[1], queries, k.shape[2], size, size**-0.5),
     )
     if not kernels.idefics_attention(args, torch.get_num_threads(), library.gomp_parallel_address()):
-        raise MemoryError(f"there is no memory for attention to {k.shape[2]} keys")
+        raise MemoryError(f"not enough memory for attention to {k.shape[2]} keys")
     return out

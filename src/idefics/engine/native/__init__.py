@@ -1,4 +1,4 @@
-"""A decode step as one call into C: everything from ids to logits, on a CPU."""
+"""The decode step as one call into C, from token ids to logits, on a CPU: see docs/native.md."""
 
 from idefics.engine.native.decode import NativeDecode, unsupported_reason
 

@@ -1,4 +1,4 @@
-"""`NativeDecode`: the step of `engine.decode` in one call. R rows, P pages, V vocabulary."""
+"""`NativeDecode`: the decode step of `engine.decode` in C. R rows, V vocabulary, h key/value heads, K head size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from idefics.nn.decoder_parts import DecoderParts
 
 
 class NativeDecodeInputs(Protocol):
-    """What a step reads: see `engine.decode`."""
+    """The inputs of a decode step: (R,) ids and positions, (R, columns) page tables, and each row's image KVs."""
 
     ids: Tensor
     positions: Tensor
@@ -37,24 +37,24 @@ class NativeDecodeInputs(Protocol):
 
 
 class LayerPages(Protocol):
-    """(pages, h, 16, K) float32 or float16 for each layer, which stay where they are."""
+    """The KV cache: (pages, h, 16, K) float32 or float16 for each layer, whose memory does not move."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
 
 def unsupported_reason(model: VLM, cache: LayerPages) -> str | None:
-    """The reason why a model's steps cannot be computed here, or None."""
+    """Why `NativeDecode` cannot compute a model's decode steps; None if it can."""
     if reason := library.missing_reason():
         return reason
     parts = model.decoder_parts()
     if parts is None:
-        return "the decoder's steps are not the known ones"
+        return "the decoder has other parts than the supported ones"
     for layer in (*parts.embeddings, *list_linears(parts)):
         if reason := unsupported_layer_reason(layer):
             return reason
     if module := find_hooked_module(parts):
-        return f"a {type(module).__name__} has a hook, which would not run"
+        return f"a {type(module).__name__} has a hook, which would not be called"
     for pages in (*cache.keys, *cache.values):
         if pages.device.type != "cpu" or pages.dtype not in (torch.float32, torch.float16):
             return f"the cache is {pages.dtype} on {pages.device}, and it needs float32 or float16 on the CPU"
@@ -62,10 +62,10 @@ def unsupported_reason(model: VLM, cache: LayerPages) -> str | None:
 
 
 class NativeDecode:
-    """Reads one token more of each row, with as many threads as torch has. Threads may call it at once: they wait.
+    """Computes the next-token logits of each row, with as many threads as torch has.
 
-    The weights are moved once, into large pages, unless they are very many; then they and the cache's pages are read
-    where they lie, and stay as they are while this lives.
+    Several threads may call it: they take turns. Weights are moved into huge pages once, unless there are too many;
+    then weights and KV cache are read in place, and must not be replaced while this object lives.
 
     Args:
         instruction_set: one that this machine has; None: the quickest.
@@ -87,7 +87,13 @@ class NativeDecode:
         return f"C ({self.instruction_set.label}, {self._num_threads} threads)"
 
     def __call__(self, inputs: NativeDecodeInputs) -> Tensor:
-        if os.getpid() != self._process_id:  # a fork: it has memory, but none of the threads
+        """Appends the rows' tokens to the KV cache; returns logits (R, V) float32.
+
+        Raises:
+            IndexError: an id is not in the vocabulary.
+            MemoryError: not enough memory.
+        """
+        if os.getpid() != self._process_id:  # after a fork there are no threads
             self._start_engine()
         with self._lock:
             if torch.get_num_threads() != self._num_threads:
@@ -100,14 +106,11 @@ class NativeDecode:
     def _start_engine(self) -> None:
         kernels = library.load_library()
         assert kernels is not None, "see unsupported_reason"
-        self._process_id, self._num_threads, self._lock = (
-            os.getpid(),
-            torch.get_num_threads(),
-            threading.RLock(),
-        )
+        self._process_id, self._num_threads = os.getpid(), torch.get_num_threads()
+        self._lock = threading.RLock()
         engine = kernels.idefics_decode_new(self.native_model.struct, self.instruction_set, self._num_threads)
         if engine is None:
-            raise MemoryError(f"no memory for a decode step with {self._num_threads} threads")
+            raise MemoryError(f"not enough memory for a decode step with {self._num_threads} threads")
         self._engine = engine
         self._finalizer = weakref.finalize(
             self, _free_engine, kernels.idefics_decode_free, engine, self._process_id, self.native_model
@@ -130,14 +133,18 @@ class NativeDecode:
             )
             status = self._decode_step(self._engine, ctypes.byref(step))
             if status == c.ID_OUT_OF_RANGE:
-                raise IndexError(f"ids {inputs.ids.tolist()} for {self.vocab_size} tokens")
+                raise IndexError(
+                    f"ids {inputs.ids.tolist()} are not all below the vocabulary size, {self.vocab_size}"
+                )
             if status:
-                raise MemoryError(f"no memory to attend to {int(inputs.positions.max()) + 1} positions")
+                raise MemoryError(
+                    f"not enough memory to attend to {int(inputs.positions.max()) + 1} positions"
+                )
         return logits
 
 
 class CrossKVPointers:
-    """Where the pictures lie that rows see: made when the rows change."""
+    """The addresses of the rows' image keys and values, computed again when the rows change."""
 
     def __init__(self, cross_kvs: Sequence[CrossKV], num_cross_layers: int) -> None:
         self.cross_kvs, self.num_cross_layers = cross_kvs, num_cross_layers
@@ -154,9 +161,11 @@ class CrossKVPointers:
                 self.lengths[row] = keys.shape[1]
 
     def pointers_address(self, row: int) -> int:
+        """The address of the first `CrossKVStruct` of a row."""
         return ctypes.addressof(self.pointers) + ctypes.sizeof(c.CrossKVStruct) * row * self.num_cross_layers
 
     def lengths_address(self, row: int) -> int:
+        """The address of the number of image features of a row."""
         return ctypes.addressof(self.lengths) + 4 * row
 
 
@@ -167,5 +176,5 @@ def _to_contiguous_float32(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor
 def _free_engine(
     free: ctypes._NamedFuncPointer, engine: int, process_id: int, native_model: NativeModel
 ) -> None:
-    if os.getpid() == process_id:  # threads are not there to be stopped in another
+    if os.getpid() == process_id:  # a forked process has no threads to stop
         free(engine)

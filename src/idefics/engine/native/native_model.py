@@ -1,4 +1,4 @@
-"""A `DecoderParts` as the C structs that point into its tensors. Copies are made of norms and gates alone."""
+"""`DecoderParts` as C structs that point to its tensors. Only norms and gates are copied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIND_BY_DTYPE = {torch.float32: c.FLOAT32, torch.bfloat16: c.BFLOAT16}
 
 
 def list_linears(parts: DecoderParts) -> list[nn.Linear]:
-    """All linear layers of a stack."""
+    """All linear layers of a decoder, LM heads first."""
     layers = list(parts.lm_heads)
     for layer in parts.layers:
         attention = layer.self_attn
@@ -36,7 +36,7 @@ def list_linears(parts: DecoderParts) -> list[nn.Linear]:
 
 
 def find_hooked_module(parts: DecoderParts) -> nn.Module | None:
-    """A module with a hook, which would not run."""
+    """The first module that has a hook, which C would not call; None if there is none."""
     modules_with_parts: list[nn.Module] = [*parts.embeddings, *parts.layers, parts.norm, *list_linears(parts)]
     for cross in filter(None, parts.cross_blocks):
         modules_with_parts += [
@@ -50,17 +50,17 @@ def find_hooked_module(parts: DecoderParts) -> nn.Module | None:
 
 
 def unsupported_layer_reason(layer: nn.Module) -> str:
-    """Why a linear layer or a table cannot be read here; nothing where it can."""
+    """Why the decode step in C cannot read a linear layer or an embedding; "" if it can."""
     name = type(layer).__name__
     if not isinstance(layer, nn.Linear | nn.Embedding):
-        return f"a layer is of a kind of its own, {name}"
+        return f"a layer is a {name}, which is not supported"
     weight = layer.levels if isinstance(layer, Int8Linear | Int4Linear) else layer.weight
     if type(weight) is not nn.Parameter:
-        return f"the weight of a {name} is of a kind of its own, {type(weight).__name__}"
+        return f"the weight of a {name} is a {type(weight).__name__}, which is not supported"
     if weight.device.type != "cpu":
-        return f"the weight of a {name} is not on the CPU but on {weight.device}"
+        return f"the weight of a {name} is on {weight.device}, not on the CPU"
     if not weight.is_contiguous():
-        return f"the weight of a {name} does not lie in one piece"
+        return f"the weight of a {name} is not contiguous"
     if isinstance(layer, nn.Linear) and layer.bias is not None:
         return f"a {name} has a bias"
     if isinstance(layer, Int8Linear | Int4Linear):
@@ -69,10 +69,10 @@ def unsupported_layer_reason(layer: nn.Module) -> str:
 
 
 class NativeModel:
-    """What `native_new` is given.
+    """The argument of `idefics_decode_new`.
 
     Attributes:
-        struct: the struct, which holds for as long as this object lives.
+        struct: valid as long as this object lives, which refers to all tensors that the struct points to.
     """
 
     def __init__(self, parts: DecoderParts, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -132,7 +132,7 @@ class NativeModel:
     def _linear_struct(self, layer: nn.Linear) -> c.LinearStruct:
         self._referenced += [
             parameter.data for parameter in layer.parameters()
-        ]  # where they lie now: another may move them
+        ]  # their memory of now: it may be replaced later
         struct = c.LinearStruct(
             weight=layer.weight.data_ptr(), outputs=layer.out_features, inputs=layer.in_features
         )
