@@ -1,4 +1,4 @@
-"""The dense cache: a row of memory for each sequence, the slow twin of the paged one.
+"""The dense KV cache: a row of memory for each sequence, an oracle for the paged one.
 
 Prompts are read in one pass and together; no page is shared, nothing joins later. Kept as an oracle.
 """
@@ -19,7 +19,7 @@ GROWTH_BLOCK = 256  # positions by which a cache grows: long answers need not be
 
 
 class DenseCache:
-    """Keys and values of the tokens read so far, and of the picture that the next token of each row sees.
+    """Keys and values of the tokens computed so far, and of the picture that the next token of each row attends to.
 
     Attributes:
         keys, values: (R, h, C, K) for each layer that has been read, where the layer lies; keys after rotation.
@@ -104,7 +104,7 @@ def _append_zeros(x: Tensor, num_positions: int) -> Tensor:
 
 
 class DensePrefillAttention:
-    """Prompts of unequal length, packed one after another, each kept in its cache row. Nothing is padded.
+    """Prompts of unequal length, packed one after another without padding, each written to its cache row.
 
     Args:
         cache: its `lengths` are the prompts'.
@@ -150,7 +150,7 @@ class DensePrefillAttention:
 
 
 class DenseDecodeAttention:
-    """One new token in each row, which joins the cache and sees its row, as far back as the window.
+    """One new token in each row, which is written to the cache and attends to its row within the window.
 
     Args:
         cache: advanced by one position, which this token fills.
@@ -194,7 +194,7 @@ class DenseDecodeAttention:
 def _causal_attention(
     backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, sliding_window: int | None
 ) -> Tensor:
-    """Causal attention of a prompt's N tokens to themselves; with a window in stretches, so that masks stay small."""
+    """Causal self-attention of a prompt's N tokens; with a sliding window in blocks, so that masks stay small."""
     if sliding_window is None or len(q) <= sliding_window:
         return _packed_attention(backend, q, k, v, causal=True)
     positions = torch.arange(len(q), device=q.device)

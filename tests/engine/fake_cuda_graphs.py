@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA graph: what a step did is recorded and done again, with the same memory and the same numbers.
+"""A stand-in for a CUDA graph: the operations of a step are recorded and replayed on the same memory.
 
 As a graph it knows no Python: whatever the host decided while it was recorded stays decided. As a graph it cannot ask
 the host for anything, nor take anything from it.

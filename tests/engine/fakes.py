@@ -1,4 +1,4 @@
-"""A tiny random model of each kind, and prompts for it: all that the engine's tests know of models."""
+"""A tiny random model of each kind, prompts for it, and engines that run it."""
 
 import itertools
 
@@ -21,7 +21,7 @@ VOCAB_SIZE, HIDDEN_SIZE, TOKENS_PER_FRAME, IMAGE_TOKEN_ID = (
     32,
     3,
     46,
-)  # places a frame takes in the text, and their id
+)  # image tokens of a frame, and their id
 
 TEXT_CONFIG = TextConfig(
     vocab_size=VOCAB_SIZE,
@@ -37,7 +37,7 @@ TEXT_CONFIG = TextConfig(
 
 
 class FakeVLM(nn.Module):
-    """Pictures in the text, or beside it with a cross block before every second layer. Counts its pictures."""
+    """Inline images, or cross-attention before every second layer. Counts the pictures that it encodes."""
 
     def __init__(self, uses_cross_attention):
         super().__init__()
@@ -61,14 +61,14 @@ class FakeVLM(nn.Module):
             nn.Linear(HIDDEN_SIZE, 2 * HIDDEN_SIZE) for _ in range(self.layout.num_cross_attention_layers)
         )
         for weight in self.parameters():
-            if weight.dim() == 2:  # large, so that every token and every picture is felt in the logits
+            if weight.dim() == 2:  # large, so that every token and every picture changes the logits
                 nn.init.normal_(weight, std=1.5 / weight.shape[1] ** 0.5)
         nn.init.normal_(self.embedding.weight)
         self.eval()
         self.frames_per_encode, self.images_per_cross_kv = (
             [],
             [],
-        )  # frames in each call of `encode`; pictures in each of `memory`
+        )  # frames in each call of `encode`; pictures in each of `compute_cross_kv`
 
     @property
     def dtype(self):
@@ -122,7 +122,7 @@ def make_tiles(name, frames=1, size=6):
 
 
 def make_prompt(kind, *items, tokens_per_frame=TOKENS_PER_FRAME):
-    """A prompt of ids and pictures in any order; None ends a document, after which nothing is seen."""
+    """A prompt of ids and pictures in any order; None ends a document, whose pictures later tokens do not attend to."""
     ids, image_index, pictures, image_token_positions, current_image = [], [], [], [], -1
     for item in items:
         if isinstance(item, PreprocessedImage):
@@ -175,7 +175,7 @@ def make_request(prompt, *, stop_ids=(), banned_ids=(), on_token=None, **samplin
 
 
 def run_requests(engine, requests):
-    """The handles of requests that are asked together, when all are done; the engine must have leaked nothing."""
+    """Submits requests together and waits for all: their handles. The engine must have leaked nothing."""
     handles = [engine.submit(one) for one in requests]
     for handle in handles:
         handle.result()
@@ -184,7 +184,7 @@ def run_requests(engine, requests):
 
 
 def wait_until_idle(engine):
-    """Waits for the end of the last step; then nobody owns a page."""
+    """Waits for the end of the last step; then no page is referenced."""
     with engine.condition:
         assert engine.condition.wait_for(lambda: not engine.is_busy, timeout=10)
         engine.scheduler.page_pool.check_invariants()

@@ -1,4 +1,4 @@
-"""Random sequences, read step by step in random company and pages; and what a model makes of them in one pass."""
+"""Random sequences in random pages, decoded step by step in random batches; and their logits in one uncached pass."""
 
 from dataclasses import dataclass, field
 
@@ -32,7 +32,7 @@ UNUSUAL_CONFIGS = {
 
 @dataclass
 class FakeDecodeInputs:
-    """As `engine.decode` gives them."""
+    """The fields of `DecodeInputs` that the native step reads."""
 
     ids: Tensor
     positions: Tensor
@@ -42,7 +42,7 @@ class FakeDecodeInputs:
 
 @dataclass
 class UnwrittenPages:
-    """A cache of NaN: nothing may be read that was not written."""
+    """A cache of NaN: reading what was not written shows in the result."""
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
@@ -56,7 +56,7 @@ class UnwrittenPages:
 
 @dataclass
 class RandomSequence:
-    """Ids, what their tokens see (the same for all), and the logits of those read so far."""
+    """Ids, the picture that all tokens attend to, and the logits of the tokens computed so far."""
 
     ids: Tensor
     cross_kv: tuple
@@ -65,7 +65,7 @@ class RandomSequence:
 
 
 def make_sequences(model, lengths, num_images=3):
-    """Random ones; in a model that reads pictures beside the text, one in two sees a picture."""
+    """Random sequences; in a cross-attention model one in two attends to a picture."""
     rng = torch.Generator().manual_seed(sum(lengths) + len(lengths))
     page_numbers = iter(
         (torch.randperm(sum(-(-length // PAGE_SIZE) for length in lengths), generator=rng) + 1).tolist()
@@ -89,7 +89,7 @@ def make_sequences(model, lengths, num_images=3):
 
 
 def make_decode_inputs(sequences):
-    """The next token of each of these sequences."""
+    """The inputs of a step over the next token of each of these sequences."""
     max_pages = max(len(sequence.pages) for sequence in sequences)
     positions = torch.tensor([len(sequence.logits) for sequence in sequences])
     return FakeDecodeInputs(
@@ -105,7 +105,7 @@ def make_decode_inputs(sequences):
 
 
 def run_decode_steps(step, sequences, max_batch_size=17):
-    """Reads all sequences to their ends, in each step some of them."""
+    """Decodes all sequences to their ends, in each step a random batch of them."""
     rng = torch.Generator().manual_seed(len(sequences))
     while unfinished := [row for row in sequences if len(row.logits) < len(row.ids)]:
         count = int(torch.randint(1, min(max_batch_size, len(unfinished)) + 1, (), generator=rng))

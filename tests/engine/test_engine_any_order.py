@@ -1,4 +1,4 @@
-"""Requests of every kind, in any order, with little room: each answer is its slow twin's, and nothing is left."""
+"""Requests of every kind, in any order, with few pages: each answer equals the reference, and nothing leaks."""
 
 import random
 import threading
@@ -107,8 +107,8 @@ def test_any_order_equals_the_reference(name, seed, monkeypatch):
         assert handle.ids == (alone if is_whole else alone[: len(handle.ids)])
 
 
-def test_rows_are_sent_away_and_come_back():
-    """What the test above relies on: with so little room, it happens."""
+def test_requests_are_preempted_and_resumed():
+    """The test above relies on it: with so few pages, requests are preempted."""
     engine = make_engine("inline", batch_rows=4, cache_pages=8)
     sent_away, preempt = [], engine.scheduler._preempt
     engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
@@ -127,7 +127,7 @@ def test_rows_are_sent_away_and_come_back():
 
 
 @pytest.mark.parametrize("kind", ["inline", "cross_attention"])
-def test_threads_may_ask_for_everything_at_once(kind):
+def test_threads_may_submit_at_the_same_time(kind):
     engine, prompts = make_engine(kind, batch_rows=4, cache_pages=60), make_mixed_prompts(kind)
     wrong = []
 

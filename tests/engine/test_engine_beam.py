@@ -1,4 +1,4 @@
-"""Beam search: token for token what transformers' `generate` finds, and pictures besides."""
+"""Beam search in the engine equals transformers' `generate` token for token; with pictures, exhaustive search."""
 
 import itertools
 
@@ -63,7 +63,7 @@ class DecoderOnlyModel(AttentionModule):
 
 @pytest.fixture(scope="module")
 def reference_and_model():
-    """The same tiny random model, theirs and ours. Flat enough for beams to cross, with stop ids in reach."""
+    """The same tiny random model, theirs and ours. Its distributions are flat: beams cross, and stop ids are likely."""
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         vocab_size=24,
@@ -143,11 +143,11 @@ def test_beams_equal_those_of_transformers(reference_and_model, case):
 def test_enough_beams_find_the_best_of_all_answers(kind):
     """As many beams as the vocabulary see every answer of two tokens."""
     model, asked = make_fake_model(kind), make_mixed_prompts(kind)[4]
-    twin = ReferenceModel(model, asked)
+    uncached = ReferenceModel(model, asked)
 
     @torch.inference_mode()
     def next_token(*after):
-        return model.logits(twin.hidden_states(after)[-1:])[0].log_softmax(-1)
+        return model.logits(uncached.hidden_states(after)[-1:])[0].log_softmax(-1)
 
     first = next_token()
     scores = torch.stack([first[id] + next_token(id) for id in range(VOCAB_SIZE)])
@@ -189,10 +189,10 @@ def test_beams_score_better_than_greed(kind):
 def test_logprobs_of_beams_leave_out_what_is_banned(kind):
     model, asked, banned = make_fake_model(kind), make_mixed_prompts(kind)[4], range(20)
     found = run_beam_search(model, asked, max_new_tokens=6, num_beams=3, logprobs=True, banned_ids=banned)
-    twin = ReferenceModel(model, asked)
+    uncached = ReferenceModel(model, asked)
     with torch.inference_mode():
         for place, (id, logprob) in enumerate(zip(found.ids, found.logprobs, strict=True)):
-            logits = model.logits(twin.hidden_states(tuple(found.ids[:place]))[-1]).clone()
+            logits = model.logits(uncached.hidden_states(tuple(found.ids[:place]))[-1]).clone()
             logits[list(banned)] = -torch.inf
             assert logprob == pytest.approx(float(logits.log_softmax(-1)[id]), abs=1e-4)
 
@@ -228,7 +228,7 @@ def test_beams_end_where_the_context_does():
 
 
 class BigramModel(AttentionModule):
-    """A language whose next token depends on the last alone; `table` holds log-probabilities."""
+    """A bigram language model: the next token depends on the last alone; `table` holds log-probabilities."""
 
     dtype = torch.float32
 

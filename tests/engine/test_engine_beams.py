@@ -1,4 +1,4 @@
-"""Beam search over a batch, held against every sentence there is. `tests/compat` holds it against transformers."""
+"""Beam search over a batch against exhaustive search. `tests/compat` compares it with transformers."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def make_bigram_logprobs(seed):
 
 
 def enumerate_sequences(logprobs, first, penalty):
-    """All that can be said after `first`, the best first: (score, ids)."""
+    """All sequences after `first`, the best first: (score, ids)."""
     for length in range(1, MAX_NEW_TOKENS + 1):
         for ids in itertools.product(range(VOCAB_SIZE), repeat=length):
             if STOP_ID in ids[:-1] or (length < MAX_NEW_TOKENS and ids[-1] != STOP_ID):
@@ -75,7 +75,7 @@ def test_parents_lead_back_to_the_prompt():
 
 
 def test_stopping_early_asks_for_as_many_as_there_are_beams():
-    """Every id ends: with two beams two end at once, and the third is not waited for."""
+    """Every id is a stop id: with two beams the search ends with the first two."""
     over = []
     for early_stopping in (True, False, "never"):
         beams = BeamSearch(

@@ -1,4 +1,4 @@
-"""What the ids so far forbid, held against plain Python."""
+"""Logits processors against plain Python."""
 
 import pytest
 import torch

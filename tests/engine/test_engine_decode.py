@@ -1,4 +1,4 @@
-"""The decode step over pages against uncached attention and an uncached model."""
+"""The torch decode step over pages against uncached attention and an uncached model."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def make_attn(cache, inputs):
 
 
 def make_paged_cache(layout, k, v, tables):
-    """A cache that holds each row's (N, h, K) keys and values at its pages, and noise nowhere else."""
+    """A cache with each row's (N, h, K) keys and values in its pages, and zeros elsewhere."""
     cache = PagedKVCache(layout, 40, torch.float32, CPU)
     for keys, values, table in zip(k, v, tables, strict=True):
         for place in range(len(keys)):

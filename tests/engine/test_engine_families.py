@@ -1,4 +1,4 @@
-"""The engine with the real families, tiny and random: cached equals uncached, beams equal transformers'."""
+"""The engine with tiny random models of each family: cached equals uncached, beams equal transformers'."""
 
 import pytest
 import torch
@@ -46,10 +46,10 @@ def test_scores_equal_one_uncached_pass_each(raw):
     endings = [(5,), (6, 7, 8), (6, 7), (9, 10, 11, 12, 13)]
     for asked in make_prompts(model):
         scores = make_engine(model).score(asked, endings)
-        twin = ReferenceModel(model, asked)
+        uncached = ReferenceModel(model, asked)
         for ending, score in zip(endings, scores, strict=True):
             with torch.inference_mode():
-                h = twin.hidden_states(ending)[len(asked) - 1 : -1]
+                h = uncached.hidden_states(ending)[len(asked) - 1 : -1]
                 slow = model.logits(h).log_softmax(-1)[range(len(ending)), ending]
             torch.testing.assert_close(torch.tensor(score), slow, rtol=0, atol=1e-5)
 

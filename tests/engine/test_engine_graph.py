@@ -1,6 +1,6 @@
-"""The decode step in fixed places, recorded and repeated: against the models' own pass, the plain step, the slow twin.
+"""The decode step with CUDA graphs, recorded and replayed: against the uncached model, `TorchDecode` and the reference.
 
-What stands in for a CUDA graph (`tape`) repeats operations on the same memory, so what holds here holds there.
+`FakeCudaGraphs` replays operations on the same memory, as a CUDA graph does.
 """
 
 from types import SimpleNamespace
@@ -53,14 +53,14 @@ def make_cache(model, rows):
 
 
 def make_decode_inputs(some):
-    """As the engine gives them."""
+    """`DecodeInputs` for the next token of these sequences."""
     rows = tensors_of(some)
     places = rows.positions.tolist()
     return DecodeInputs(rows.ids, rows.positions, rows.page_tables, rows.cross_kvs, max(places), min(places))
 
 
 def run_step_on_fake_inputs(step):
-    """The step, for rows as `native_rows.read` makes them."""
+    """The step as a function of `FakeDecodeInputs`."""
 
     def call(rows):
         places = rows.positions.tolist()
@@ -80,7 +80,7 @@ def assert_equals_uncached(model, rows):
 @FAMILIES
 @torch.inference_mode()
 def test_equals_the_models_own_pass(raw):
-    """Rows in ever new company: they join and leave, and the sizes change with them."""
+    """Batches change in every step, and the padded sizes with them."""
     model = tiny.make_random_model(raw)
     rows = make_sequences(model, [1, 2, 5, 17, 18, 33, 40, 9, 9])
     tapes = FakeCudaGraphs()
@@ -92,7 +92,7 @@ def test_equals_the_models_own_pass(raw):
 @pytest.mark.parametrize("raw", [WINDOW_20, tiny.IDEFICS3], ids=["window 20", "grouped"])
 @torch.inference_mode()
 def test_long_and_short_rows_in_one_batch(raw):
-    """More pages than the smallest sizes; with a window, some that are seen no more."""
+    """More pages than the smallest sizes; with a window, some are outside it."""
     model = tiny.make_random_model(tiny.merge_config(raw, text_config={"max_position_embeddings": 700}))
     rows = make_sequences(model, [530, 300, 20])
     tapes = FakeCudaGraphs()
@@ -102,29 +102,31 @@ def test_long_and_short_rows_in_one_batch(raw):
 
 
 @torch.inference_mode()
-def test_only_what_is_asked_for_is_written():
-    """Rows beside those that are asked for write to page 0, which is nobody's."""
+def test_padding_rows_write_to_page_0_only():
+    """Page 0 is never allocated."""
     model = tiny.make_random_model(tiny.IDEFICS3)
     rows = make_sequences(model, [40, 33, 20])
-    cache, twin = make_cache(model, rows), make_cache(model, rows)
-    step, plain = CudaGraphDecode(model, cache, FakeCudaGraphs()), TorchDecode(model, twin)
+    cache, plain_cache = make_cache(model, rows), make_cache(model, rows)
+    step, plain = CudaGraphDecode(model, cache, FakeCudaGraphs()), TorchDecode(model, plain_cache)
     for some in (rows, rows[:1], rows[1:], rows):
         torch.testing.assert_close(
             step(make_decode_inputs(some)), plain(make_decode_inputs(some)), rtol=1e-4, atol=1e-4
         )
         for row in some:
             row.logits.append(None)
-    for got, wanted in zip((*cache.keys, *cache.values), (*twin.keys, *twin.values), strict=True):
+    for got, wanted in zip(
+        (*cache.keys, *cache.values), (*plain_cache.keys, *plain_cache.values), strict=True
+    ):
         torch.testing.assert_close(got[1:], wanted[1:], rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
-def test_places_forget_who_was_there():
-    """A place that a long row has left is filled with nothing when short rows need fewer pages."""
+def test_static_inputs_are_cleared_for_shorter_rows():
+    """A row of inputs that held a long sequence is cleared when a batch of short ones has fewer pages."""
     model = tiny.make_random_model(tiny.IDEFICS3)
     rows = make_sequences(model, [20, 20, 20, 300])
-    cache, twin = make_cache(model, rows), make_cache(model, rows)
-    step, plain = CudaGraphDecode(model, cache, FakeCudaGraphs()), TorchDecode(model, twin)
+    cache, plain_cache = make_cache(model, rows), make_cache(model, rows)
+    step, plain = CudaGraphDecode(model, cache, FakeCudaGraphs()), TorchDecode(model, plain_cache)
     rows[3].logits = [None] * 290
     for some in (rows, rows[:3]):
         torch.testing.assert_close(
@@ -133,8 +135,8 @@ def test_places_forget_who_was_there():
 
 
 @torch.inference_mode()
-def test_rows_that_see_nothing_add_nothing():
-    """A row's place may have been another's, which saw a picture."""
+def test_rows_without_a_picture_get_zero():
+    """The same row of inputs may have held a sequence with a picture before."""
     model = tiny.make_random_model(tiny.IDEFICS1)
     blind, *seeing = make_sequences(model, [30] * 4)
     assert not blind.cross_kv and all(row.cross_kv for row in seeing[:2])
@@ -201,7 +203,7 @@ def test_beams_in_the_engine(monkeypatch):
 
 
 def make_paged_case(layout, lengths, heads):
-    """Random pages, tables, last positions and queries, and what dense attention makes of them."""
+    """Random pages, page tables, last positions and queries, and the result of dense attention."""
     rng = torch.Generator().manual_seed(0)
     count = sum(-(-n // PAGE_SIZE) for n in lengths)
     numbers = iter((torch.randperm(count, generator=rng) + 1).tolist())
@@ -221,7 +223,7 @@ def make_paged_case(layout, lengths, heads):
 
 
 def fake_varlen_attention(q, k, v, starts, cu_seq_k, max_q, max_k, **given):
-    """What torch says of `varlen_attn` with pages, one row after another."""
+    """`varlen_attn` with pages as torch documents it, one row after another."""
     assert (
         cu_seq_k is None
         and max_q == 1
@@ -261,7 +263,7 @@ def test_rows_attend_to_their_pages(way, window, monkeypatch):
 
 
 def test_pages_are_read_in_place_where_torch_does_it_right(monkeypatch):
-    """It is tried: a kernel that refuses, or that is wrong, is not taken."""
+    """The kernel is tried: one that raises or is wrong is not used."""
     layout = KVCacheLayout(
         num_layers=1,
         num_kv_heads=2,
@@ -301,14 +303,12 @@ def test_pages_are_read_in_place_where_torch_does_it_right(monkeypatch):
     assert [attend_as(kernel) for kernel in (old, wrong, refusing, right)] == [
         *(GatheredPages, GatheredPages, GatheredPages, PagedInPlace)
     ]
-    assert choose_decode_attention(cache, eager_attention) is GatheredPages, (
-        "who asked for plain products gets them"
-    )
+    assert choose_decode_attention(cache, eager_attention) is GatheredPages, "a chosen backend is used"
 
 
 @pytest.mark.parametrize("name", ATTENTION_BACKENDS)
-def test_who_computes_on_a_cpu(name):
-    """The native step where it was compiled and nobody asked for another kernel; torch's plain one else."""
+def test_the_decode_step_on_a_cpu(name):
+    """The native step if it is compiled and no other attention backend is set; else `TorchDecode`."""
     model = tiny.make_random_model(tiny.IDEFICS3)
     set_attention_backend(model, ATTENTION_BACKENDS[name])
     is_native = bool(instruction_sets("decode step")) and name == "sdpa"
@@ -321,7 +321,7 @@ def test_who_computes_on_a_cpu(name):
 @FAMILIES
 @torch.inference_mode()
 def test_cuda_graphs_equal_the_plain_step(raw, dtype):
-    """On the device itself."""
+    """On a GPU, with real CUDA graphs."""
     device = torch.device("cuda")
     model = tiny.make_random_model(raw).to(device, dtype)
     rows = make_sequences(tiny.make_random_model(raw), [1, 2, 5, 17, 33, 40, 9])

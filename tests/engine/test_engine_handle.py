@@ -1,4 +1,4 @@
-"""What callers do with answers: wait, iterate, cancel, await; and what becomes of the engine's thread."""
+"""Request handles: wait, iterate, cancel, await; and the lifetime of the engine's thread."""
 
 import asyncio
 import gc
@@ -35,7 +35,7 @@ def engine():
 
 
 class PausedEngine:
-    """The engine does not go beyond its next pass until `set` is called."""
+    """Blocks the engine in its next forward pass until `set` is called."""
 
     def __init__(self, engine, monkeypatch):
         self.resume_event, self.reached_event, forward = (
@@ -71,7 +71,7 @@ def test_leaving_a_loop_cancels(engine):
     wait_until_idle(engine)
 
 
-def test_who_waits_and_who_runs_may_be_cancelled(monkeypatch):
+def test_waiting_and_running_requests_may_be_cancelled(monkeypatch):
     engine = make_engine("inline", batch_rows=1)
     go = PausedEngine(engine, monkeypatch)
     running, waiting, last = (engine.submit(make_request(PROMPT, max_new_tokens=5)) for _ in range(3))
@@ -138,7 +138,7 @@ def test_the_queue_is_bounded_and_may_be_waited_for(monkeypatch):
 
 
 def test_an_error_ends_its_own_request_alone(engine, monkeypatch):
-    """Of a picture, of reading, of choosing: the others get their answers."""
+    """Errors in encoding, in the forward pass and in `on_token`: the other requests get their answers."""
     prompts = make_mixed_prompts("inline")[:6]
     bad_picture = make_prompt("inline", 5, make_tiles("bad", size=7), 6)
     encode, forward = engine.model.encode, engine.model.forward
@@ -202,7 +202,7 @@ def test_a_sampler_that_fails_fails_its_own_row_alone(engine, monkeypatch):
     wait_until_idle(engine)
 
 
-def test_an_error_of_the_engine_itself_leaves_nobody_waiting(engine, monkeypatch):
+def test_an_error_of_the_engine_itself_fails_all_requests(engine, monkeypatch):
     monkeypatch.setattr(engine.scheduler, "schedule", lambda: 1 / 0)
     handles = [engine.submit(make_request(PROMPT)) for _ in range(3)]
     for handle in handles:
@@ -286,7 +286,7 @@ def test_the_thread_lives_while_there_is_work(monkeypatch):
     mine = thread_of_an_answer()
     assert mine not in before
     assert wait_until_threads_end([mine], 60)
-    assert thread_of_an_answer() is not mine, "another begins"
+    assert thread_of_an_answer() is not mine, "a new one is started"
 
 
 def test_a_dropped_engine_ends_its_thread(monkeypatch):
@@ -306,7 +306,7 @@ def test_a_dropped_engine_ends_its_thread(monkeypatch):
     assert wait_until_threads_end(mine)
 
 
-def test_the_interpreter_ends_while_an_answer_grows():
+def test_the_interpreter_exits_during_generation():
     code = """
 import sys
 sys.path[:0] = {path!r}

@@ -1,4 +1,4 @@
-"""How large the cache of keys and values is: by default, by what is asked for, and by what is free."""
+"""The size of the KV cache: by default, as configured, and limited by free memory."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def kv_cache_bytes(layout, free, **config):
 
 
 def approx_in_pages(size, layout=SMALL_LAYOUT):
-    """Whole pages, just below."""
+    """Rounded down to whole pages."""
     return pytest.approx(
         size - size % (PAGE_SIZE * kv_cache_size.kv_bytes_per_token(layout, torch.float32)), abs=1
     )

@@ -1,4 +1,4 @@
-"""Rows that are read further before the host knows what was chosen: the same answers, whatever happens meanwhile."""
+"""Decode steps launched before the sampled ids are on the host: the same answers in every case."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ class CountingDecode:
 
 
 def make_engine_launching_ahead(kind, *, ahead, **config):
-    """An engine as on a GPU, and its steps."""
+    """An engine that launches steps as on a GPU, and its counted decode step."""
     engine = make_engine(kind, **config)
     engine.scheduler.limits = type(engine.scheduler.limits)(
         **{
@@ -58,7 +58,7 @@ def make_engine_launching_ahead(kind, *, ahead, **config):
 
 
 def make_requests(kind):
-    """Every way to choose, lengths that end at different times, stop ids, one that is watched."""
+    """Greedy, sampled and beam requests, different lengths, stop ids, penalties, `on_token`."""
     watched_ids = []
     asked = [
         make_request(
@@ -106,8 +106,8 @@ def test_answers_are_the_same(kind, config):
         assert logprobs == pytest.approx(thought, abs=1e-4)
 
 
-def test_a_token_is_read_once():
-    """One row alone: each step is begun ahead, and none is computed twice; one is in vain at its end."""
+def test_a_token_is_computed_once():
+    """One sequence: each step is launched ahead, none is computed twice; the last one is in vain."""
     engine, steps = make_engine_launching_ahead("inline", ahead=True)
     length = 3 * PAGE_SIZE
     engine.submit(make_request(make_prompt("inline", 5, 6, 7), max_new_tokens=length)).result()
@@ -116,8 +116,8 @@ def test_a_token_is_read_once():
     assert steps.num_early_calls >= length - 2  # all but the first
 
 
-def test_who_is_left_needs_no_second_step():
-    """A row that has ended takes nothing from the others, which were read with it."""
+def test_remaining_sequences_use_the_launched_step():
+    """When a sequence finishes, the others use the logits of the step that was launched with it."""
     engine, steps = make_engine_launching_ahead("inline", ahead=True)
     short, long = (make_request(make_prompt("inline", 5, 6 + n), max_new_tokens=5 + 20 * n) for n in range(2))
     with engine.condition:
@@ -130,8 +130,8 @@ def test_who_is_left_needs_no_second_step():
     assert steps.num_early_calls >= 20
 
 
-def test_a_cpu_waits():
-    """It would compute in vain what it could compute later."""
+def test_no_step_is_launched_ahead_on_a_cpu():
+    """It would gain nothing: the CPU computes the step itself."""
     engine, steps = make_engine_launching_ahead("inline", ahead=False)
     engine.submit(make_request(make_prompt("inline", 5, 6, 7), max_new_tokens=9)).result()
     wait_until_idle(engine)
@@ -140,7 +140,7 @@ def test_a_cpu_waits():
 
 
 def test_a_launched_step_that_fails_fails_in_its_turn():
-    """An error is told to the request that it is of, and the next one is answered."""
+    """The error fails its request, and the next request is answered."""
     engine, steps = make_engine_launching_ahead("inline", ahead=True)
     steps.failing_calls = {3, 4}
     handle = engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20))
@@ -170,8 +170,8 @@ def test_a_step_that_fails_once_is_made_again():
     wait_until_idle(engine)
 
 
-def test_what_is_read_in_vain_spoils_no_beginning():
-    """Pages that are kept for later requests hold what they say, though rows were read beyond their ends."""
+def test_steps_in_vain_do_not_spoil_the_prefix_cache():
+    """Cached pages hold what their keys say, although steps were computed beyond the ends of answers."""
     engine, _ = make_engine_launching_ahead("inline", ahead=True)
     for length in range(1, 2 * PAGE_SIZE + 3):
         ids = [5 + n % 7 for n in range(20)]
@@ -183,7 +183,7 @@ def test_what_is_read_in_vain_spoils_no_beginning():
 
 
 @pytest.mark.gpu
-def test_numbers_arrive_from_a_gpu():
+def test_async_copies_arrive_from_a_gpu():
     numbers = torch.arange(5, device="cuda")
     received = copy_to_host_async(numbers)
     numbers.zero_()

@@ -1,4 +1,4 @@
-"""Pages and what they hold: one state each, whatever is done with them; keys that tell all that matters."""
+"""The page pool as a state machine, and the keys of the prefix cache."""
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,7 @@ from idefics.engine.page_pool import PAGE_SIZE, PageContent, PageKeys, PagePool
 
 
 class PagePoolMachine(RuleBasedStateMachine):
-    """Rows take, share, publish, find and release pages in any order."""
+    """Sequences allocate, share, cache, find and release pages in any order."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ def test_another_picture_is_another_key(kind):
 
 
 def test_cross_attention_keys_include_the_visible_image():
-    """The same ids, but after the end of a document nothing is seen."""
+    """The same ids, but after the end of a document tokens attend to no picture."""
     cat = make_tiles("cat")
     seen, unseen = (
         make_prompt("cross_attention", cat, 2, *range(5, 40)),

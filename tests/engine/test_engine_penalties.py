@@ -1,4 +1,4 @@
-"""Presence and frequency penalties, biases and the likeliest tokens, held against plain arithmetic on the slow twin."""
+"""Presence and frequency penalties, biases and top log-probabilities against plain arithmetic on the reference."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ SETTINGS = [
 
 @torch.inference_mode()
 def reference_decode(model, asked, banned=(), tokens=MAX_NEW_TOKENS, **sampling):
-    """One token after another, every number by itself: ids, log-probabilities, and the likeliest of each place."""
+    """Token by token without a batch: ids, log-probabilities, and the top ones at each position."""
     reference, ids, logprobs, tops = ReferenceModel(model, asked), [], [], []
     for _ in range(tokens):
         logits = model.logits(reference.hidden_states(tuple(ids))[-1:])[0].float()
@@ -89,7 +89,7 @@ def test_penalties_are_felt():
 
 @KINDS
 def test_counts_go_on_where_rows_change_and_requests_are_read_again(kind):
-    """Pages for little more than one of them: they send one another away; and they end one after another."""
+    """Pages for little more than one of them: they preempt one another, and finish one after another."""
     settings = {"frequency_penalty": 1.5, "presence_penalty": 0.5}
     engine = make_engine(kind, cache_pages=8)
     sent_away, preempt = [], engine.scheduler._preempt

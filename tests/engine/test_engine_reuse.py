@@ -1,4 +1,4 @@
-"""Nothing twice: beginnings that are shared are read once, pictures are encoded once, and what is kept is bounded."""
+"""The prefix cache and the encoder cache: nothing is computed twice, and their memory is bounded."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def kind(request):
 
 
 def make_counting_engine(kind, monkeypatch, **config):
-    """An engine, and how many tokens each pass over prompts reads."""
+    """An engine, and the number of tokens of each prefill pass."""
     model = make_fake_model(kind)
     passes, forward = [], model.forward
 
@@ -45,7 +45,7 @@ def assert_equals_reference(engine, asked, tokens=8):
     return one
 
 
-def test_a_second_question_reads_the_picture_no_more(kind, monkeypatch):
+def test_a_second_question_reuses_the_picture(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch)
     shown = make_tiles("wide", frames=1 if kind == "cross_attention" else 12)
     begin = [*range(3, 17), shown, *range(3, 17)]
@@ -58,7 +58,7 @@ def test_a_second_question_reads_the_picture_no_more(kind, monkeypatch):
 
 @pytest.mark.parametrize("frames", range(1, 7))
 def test_only_the_question_is_read_wherever_the_picture_ends(kind, frames, monkeypatch):
-    """Though its last page holds the first question too, or is not full, or is still being written."""
+    """Although its last page holds the first question too, or is not full, or is still being written."""
     engine, passes = make_counting_engine(kind, monkeypatch)
     shown = make_tiles("wide", frames=1 if kind == "cross_attention" else frames)
     begin = [*range(3, 3 + frames), shown]
@@ -74,7 +74,7 @@ def test_only_the_question_is_read_wherever_the_picture_ends(kind, frames, monke
     assert sum(passes) - before == 3 + 3
 
 
-def test_the_picture_is_kept_though_its_pages_are_not(kind, monkeypatch):
+def test_the_picture_is_cached_although_its_pages_are_not(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch)
     shown = make_tiles("cat")
     assert_equals_reference(engine, make_prompt(kind, shown, *range(3, 30)))
@@ -113,7 +113,7 @@ def test_many_answers_to_one_prompt_share_it(kind, monkeypatch):
     assert sum(passes) <= len(asked) + 7 * 32
 
 
-def test_the_turns_of_a_chat_are_read_once(kind, monkeypatch):
+def test_the_turns_of_a_chat_are_computed_once(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch)
     turn = [make_tiles("cat"), *SHOT_IDS]
     said = assert_equals_reference(engine, make_prompt(kind, *turn), tokens=30).ids
@@ -122,7 +122,7 @@ def test_the_turns_of_a_chat_are_read_once(kind, monkeypatch):
     assert sum(passes) - before <= 5 + 1 + 16
 
 
-def test_labels_after_a_picture_that_was_talked_about(kind, monkeypatch):
+def test_scoring_reuses_the_cached_prompt(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch)
     asked = make_prompt(kind, *SHOT_IDS, make_tiles("cat"), *SHOT_IDS)
     assert_equals_reference(engine, asked)
@@ -133,7 +133,7 @@ def test_labels_after_a_picture_that_was_talked_about(kind, monkeypatch):
     assert sum(passes) - before <= 16 + 1
 
 
-def test_what_is_forgotten_is_read_again(kind, monkeypatch):
+def test_cleared_caches_are_computed_again(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch)
     asked = make_prompt(kind, make_tiles("cat"), *SHOT_IDS)
     for _ in range(2):
@@ -154,7 +154,7 @@ def test_pictures_are_kept_within_their_bytes():
 
 
 def recount_cached_bytes(engine):
-    """The bytes of what is kept of pictures, counted anew."""
+    """The bytes of the encoder cache, recounted."""
     kept = engine.encoder_cache.image_by_key.values()
     tensors = [x for one in kept for x in (*one.frames, *(() if one.features is None else (one.features,)))]
     tensors += [x for one in kept for layer in one.cross_kv for x in layer]
@@ -162,16 +162,19 @@ def recount_cached_bytes(engine):
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_a_picture_that_fails_is_not_kept_half_made(kind, times, monkeypatch):
-    """The next request for it encodes it anew and sees it, and the bytes that are kept are counted right."""
+def test_a_picture_that_fails_is_not_cached(kind, times, monkeypatch):
+    """The next request encodes it again, and the cache's size is counted correctly."""
     engine, failed = make_engine(kind), []
     finish = type(engine.encoder_cache)._complete_image
 
-    def fails(pictures, tiles, frames):
-        if tiles.content_hash.startswith("dog") and len(failed) < times:
-            failed.append(tiles.content_hash)
+    (frame,) = make_tiles("dog").frames
+    dog_features = engine.model.encode(torch.from_numpy(frame)[None])[0]
+
+    def fails(encoder_cache, frames):
+        if torch.allclose(frames[0], dog_features) and len(failed) < times:
+            failed.append("dog")
             raise ValueError("no memory")
-        return finish(pictures, tiles, frames)
+        return finish(encoder_cache, frames)
 
     monkeypatch.setattr(type(engine.encoder_cache), "_complete_image", fails)
     assert_equals_reference(engine, make_prompt(kind, make_tiles("cat"), 5))
@@ -191,7 +194,7 @@ def test_a_picture_that_fails_is_not_kept_half_made(kind, times, monkeypatch):
 
 
 def test_no_page_no_reuse():
-    """With room for one request only, the next one takes the pages that were kept."""
+    """With pages for one request only, the next one evicts the cached pages."""
     engine = make_engine("inline", cache_pages=5)
     asked = [make_prompt("inline", n, *SHOT_IDS) for n in (3, 4, 3)]
     for one in asked:

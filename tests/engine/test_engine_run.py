@@ -1,4 +1,4 @@
-"""Generation: the fast engine against its slow twin, and the manners of a run."""
+"""Generation: the engine against the reference implementation; stop ids, limits, seeds, chunks, log-probabilities."""
 
 import pytest
 import torch
@@ -265,7 +265,7 @@ def test_a_watcher_may_end_the_last_token():
 
 
 def test_log_probabilities_are_the_models_own(kind):
-    """Before the temperature and the penalty, after banning, and for the rows that asked."""
+    """Before temperature and penalty, after banning, and only for requests with `logprobs`."""
     engine = make_engine(kind)
     asked = make_prompt(kind, make_tiles("cat"), 5, 6)
     sampling = {"max_new_tokens": 6, "temperature": 0.7, "repetition_penalty": 1.3, "top_k": 5, "seed": 3}

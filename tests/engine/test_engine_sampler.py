@@ -1,4 +1,4 @@
-"""Sampling: each step against transformers' own, and the rows' independence."""
+"""Sampling: each processor against transformers' own, and the independence of rows."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def make_sampler(*requests, vocabulary=VOCAB_SIZE):
 
 
 def resample_with_state(requests, ids=None, generators=None, vocabulary=VOCAB_SIZE):
-    """The settings of rows after they have changed: what a row has said and draws from goes with it."""
+    """A sampler for changed rows, which keep their ids and generators."""
     ids = [request.prompt.ids for request in requests] if ids is None else ids
     made = (
         [make_generator(request.sampling.seed, CPU) for request in requests]
@@ -100,7 +100,7 @@ SETTINGS = [
 
 
 def reference_logits_warper(reference, logits, temperature, top_k=0, top_p=1.0, min_p=0.0):
-    """The chain that `generate` makes of these settings."""
+    """The processors that transformers' `generate` builds from these settings."""
     if temperature != 1:
         logits = reference.TemperatureLogitsWarper(temperature)(None, logits)
     if top_k:

@@ -1,4 +1,4 @@
-"""The scheduler without a model: nobody starves, every page has its owners, nothing is left behind."""
+"""The scheduler without a model: every request finishes, pages are shared correctly, nothing leaks."""
 
 import sys
 from collections import Counter
@@ -26,7 +26,7 @@ from idefics.errors import BadSetting, EngineBusy
 
 
 class FakeEncoderCache:
-    """Pictures of which so many frames have been encoded."""
+    """Counts encoded frames by picture."""
 
     def __init__(self):
         self.num_encoded_frames = Counter()
@@ -36,7 +36,7 @@ class FakeEncoderCache:
 
 
 class SchedulerSimulation:
-    """A scheduler and a model that is none: ids follow by a rule, beams are drawn, endings are read."""
+    """A scheduler with a simulated model: next ids and beams follow a rule; page contents are checked."""
 
     def __init__(self, *, pages=20, rows=3, tokens=24, frames=2, queue=99, launches_ahead=False):
         self.encoder_cache = FakeEncoderCache()
@@ -85,7 +85,7 @@ class SchedulerSimulation:
         for state in scheduler.running:
             if not state.is_prefilling:
                 assert all(sequence in scheduler_output.decode_sequences for sequence in state.sequences), (
-                    "every row goes on"
+                    "every running sequence decodes"
                 )
         for tiles, count in scheduler_output.encoder_inputs:
             self.encoder_cache.num_encoded_frames[tiles.content_hash] += count
@@ -115,7 +115,7 @@ class SchedulerSimulation:
     def write_pages(self, sequence, start, end, is_lost):
         for position in range(start, end):
             page = sequence.pages[position // PAGE_SIZE]
-            assert self.scheduler.page_pool.ref_counts[page] == 1, "what is written belongs to one row"
+            assert self.scheduler.page_pool.ref_counts[page] == 1, "a written page has one reference"
             page_ids = self.ids_by_page.setdefault(page, [])
             self.ids_by_page[page] = [
                 *page_ids[: position % PAGE_SIZE],
@@ -123,7 +123,7 @@ class SchedulerSimulation:
             ]
 
     def check_pages(self, sequence, end):
-        """A row's pages hold its own ids: whatever was shared, copied, taken away and read again."""
+        """A sequence's pages hold its own ids, even after sharing, copying, preemption and recomputation."""
         page_ids = [id for page in sequence.pages for id in self.ids_by_page.get(page, ())]
         assert page_ids[:end] == sequence.ids[:end]
 
@@ -160,7 +160,7 @@ class SchedulerSimulation:
         return outputs
 
     def check_invariants(self):
-        """Every page has exactly its owners, or is free, or is kept."""
+        """Reference counts equal the sequences' references; requests are in order of arrival."""
         pages = self.scheduler.page_pool
         pages.check_invariants()
         ref_counts = Counter(
@@ -180,7 +180,7 @@ class SchedulerSimulation:
                 assert not any(self.scheduler.page_pool.ref_counts)
                 return
             self.step()
-        raise AssertionError("somebody starves")
+        raise AssertionError("a request never finishes")
 
 
 def next_id(ids):
@@ -222,7 +222,7 @@ scoring_requests = st.builds(
     pages=st.integers(18, 60),
     ahead=st.booleans(),
 )
-def test_whatever_comes_and_goes_all_are_served_and_nothing_leaks(data, tokens, rows, pages, ahead):
+def test_all_requests_finish_and_nothing_leaks(data, tokens, rows, pages, ahead):
     steps = SchedulerSimulation(tokens=tokens, rows=rows, pages=pages, launches_ahead=ahead)
     jobs, spoilt = [], set()
     for event in data.draw(st.lists(st.sampled_from("ssscsfsttt"), min_size=1, max_size=40)):
@@ -252,11 +252,11 @@ def test_whatever_comes_and_goes_all_are_served_and_nothing_leaks(data, tokens, 
             assert handle.finish_reason == "cancelled" or isinstance(handle.error, ValueError)
         elif request.continuations is None and request.num_sequences == 1:
             assert handle.ids == expected_answer(request.prompt, job.max_new_tokens), (
-                "sent away or not, it says the same"
+                "the same answer with and without preemption"
             )
 
 
-def test_who_comes_first_is_served_first():
+def test_first_come_first_served():
     steps = SchedulerSimulation(rows=2)
     jobs = [
         steps.submit(request_for(make_prompt("inline", n, *range(3, 20)), max_new_tokens=4))
@@ -280,7 +280,7 @@ def test_running_answers_flow_while_a_long_prompt_is_read():
         assert long.sequences[0].num_computed_tokens == 8 * (count - 1)
 
 
-def test_the_latest_is_sent_away_and_says_the_same():
+def test_the_latest_is_preempted_with_the_same_answer():
     steps = SchedulerSimulation(pages=7, rows=4)
     asked = [make_prompt("inline", *range(n, n + 20)) for n in (3, 30, 60)]
     jobs = [steps.submit(request_for(one, max_new_tokens=40)) for one in asked]
@@ -312,7 +312,7 @@ def test_a_shared_prefix_is_computed_once_for_concurrent_requests():
     assert len(read) == len(jobs)
 
 
-def test_the_turns_of_a_chat_are_read_once():
+def test_the_turns_of_a_chat_are_computed_once():
     steps = SchedulerSimulation(pages=60, tokens=200)
     first = steps.submit(request_for(make_prompt("inline", *range(3, 43)), max_new_tokens=30))
     steps.run_until_idle()
@@ -347,7 +347,7 @@ def test_the_queue_is_bounded():
     steps = SchedulerSimulation(queue=2)
     for _ in range(2):
         last = steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=2))
-    with pytest.raises(EngineBusy, match="2 requests are waiting") as caught:
+    with pytest.raises(EngineBusy, match="2 requests are already waiting") as caught:
         steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=2))
     assert caught.value.limit == 2
     steps.scheduler.cancel(last)
@@ -374,8 +374,8 @@ def test_the_scheduler_knows_no_torch():
 
 
 @pytest.mark.parametrize("read", [0, 15])
-def test_what_was_not_read_is_never_found(read):
-    """A step fails in which a prompt of two pages, or the last token of a page, was to be read."""
+def test_failed_steps_add_nothing_to_the_prefix_cache(read):
+    """The failed step was to compute a prompt of two pages, or the last token of a page."""
     steps = SchedulerSimulation(tokens=99)
     ids = list(range(3, 36)) if not read else [3]
     one = steps.submit(request_for(make_prompt("inline", *ids), max_new_tokens=99), max_new_tokens=40)
@@ -393,7 +393,7 @@ def test_what_was_not_read_is_never_found(read):
 
 
 def test_a_page_for_a_launched_step_is_allocated_only_where_enough_are_free():
-    """A row that fills its last page has the next one a token early, unless others may soon want it."""
+    """A sequence that fills its last page gets the next one a token early, unless few are free."""
     for pages, expected in ((20, 2), (4, 1)):
         steps = SchedulerSimulation(pages=pages, rows=3, launches_ahead=True)
         job = steps.submit(request_for(make_prompt("inline", *[5] * (PAGE_SIZE - 2)), max_new_tokens=9))

@@ -1,4 +1,4 @@
-"""Scores of endings: one pass for all against one uncached pass for each."""
+"""Scores of continuations: one pass for all against one uncached pass for each."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ CONTINUATIONS = [[5], [6, 7, 8], [5, 9], [], [30, 31, 32, 33, 34, 35, 36, 37], [
 
 @torch.inference_mode()
 def reference_scores(model, prompt, continuations):
-    """Each ending by itself, with no cache."""
+    """Each continuation by itself, without a cache."""
     scores = []
     for continuation in continuations:
         h = ReferenceModel(model, prompt).hidden_states(tuple(continuation))[len(prompt) - 1 :][
@@ -109,7 +109,7 @@ def test_continuations_must_fit_and_be_in_the_vocabulary():
 
 @pytest.mark.parametrize("most", [1, 5, 12, 100])
 def test_no_more_tokens_than_may_be_are_read_at_once(most):
-    """But for an ending that is longer by itself."""
+    """Unless one continuation alone is longer."""
     endings = [(7,) * 3, (7, 7, 8, 9), (5, 6), *((n, n, n, n) for n in range(10, 16)), (4,) * 20, (3,)]
     found = continuation_scores.ContinuationScores(endings, torch.zeros(47), 0, max_group_tokens=most)
     members = found._indices_by_group

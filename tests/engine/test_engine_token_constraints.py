@@ -1,4 +1,4 @@
-"""Answers with a guide: only what it allows, what it takes instead, beside free answers that notice nothing."""
+"""Token constraints: allowed ids, replaced ids, and unconstrained requests in the same batch."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ STOP_ID = 46
 
 
 class ParityConstraint:
-    """Allows ids of the same parity as there are ids so far; every fifth is another one than was chosen."""
+    """Allows ids of the parity of the number of ids so far; replaces every fifth sampled id by another one."""
 
     def __init__(self, fails_at=-1):
         self.ids, self.remaining_tokens, self.fails_at = [], [], fails_at
@@ -50,7 +50,7 @@ class ParityConstraint:
 
 @torch.inference_mode()
 def reference_constrained_decode(model, asked, tokens=MAX_NEW_TOKENS, banned=(), frequency_penalty=0.0):
-    """The same, one token after another: ids and their log-probabilities."""
+    """The reference, token by token: ids and their log-probabilities."""
     reference, rule, logprobs = ReferenceModel(model, asked), ParityConstraint(), []
     for _ in range(tokens):
         logits = model.logits(reference.hidden_states(tuple(rule.ids))[-1:])[0].float()
@@ -96,7 +96,7 @@ def test_every_row_follows_its_own_constraint_and_other_rows_none(kind, ahead, c
 
 @KINDS
 def test_penalties_and_banned_ids_hold_too(kind):
-    """What a row takes instead is what it is counted to have said."""
+    """Penalties count the replaced id, not the sampled one."""
     engine, prompts = make_engine(kind), make_mixed_prompts(kind)[:4]
     banned = (0, 1, 8, 21)
     asked = [

@@ -6,6 +6,7 @@ Continuations are stored as tries, in which a node is a token after the path of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +64,14 @@ class CandidateTrie:
         return mask
 
 
+class ScoredToken(NamedTuple):
+    """The token at `position` of a continuation, whose log-probability follows from the logits of a node."""
+
+    node: int
+    continuation_index: int
+    position: int
+
+
 class ContinuationScores:
     """The scores of one prompt's continuations, filled group by group.
 
@@ -92,11 +101,8 @@ class ContinuationScores:
             [()] * len(continuation) for continuation in continuations
         ]
         self.continuations, self.num_top_logprobs = continuations, num_top_logprobs
-        self._record_logprobs(
-            prompt_logits[None],
-            0,
-            [(0, continuation[0], i, 0) for i, continuation in enumerate(continuations) if continuation],
-        )
+        first_tokens = [ScoredToken(0, index, 0) for index, ids in enumerate(continuations) if ids]
+        self._record_logprobs(prompt_logits[None], 0, first_tokens)
         self.trie_by_group: dict[int, CandidateTrie] = {}
         self._indices_by_group: dict[int, list[int]] = {}
         self._build_tries(max_group_tokens)
@@ -116,30 +122,23 @@ class ContinuationScores:
             max_rows: how many rows of logits are computed at once.
         """
         trie = self.trie_by_group.pop(group)
-        targets = [  # (node, id that follows it, index of the continuation, position in it)
-            (
-                trie.node_index(self.continuations[index][:position]),
-                self.continuations[index][position],
-                index,
-                position,
-            )
+        targets = [
+            ScoredToken(trie.node_index(self.continuations[index][:position]), index, position)
             for index in self._indices_by_group.pop(group)
             for position in range(1, len(self.continuations[index]))
         ]
-        targets.sort(key=lambda one: one[0])
+        targets.sort(key=lambda target: target.node)
         for start in range(0, len(h), max_rows):
-            batch = [target for target in targets if start <= target[0] < start + max_rows]
+            batch = [target for target in targets if start <= target.node < start + max_rows]
             self._record_logprobs(compute_logits(h[start : start + max_rows]), start, batch)
 
-    def _record_logprobs(
-        self, logits: Tensor, start: int, targets: Sequence[tuple[int, int, int, int]]
-    ) -> None:
-        """Records the targets (node, id, continuation, position) from (n, V) logits of the nodes from `start` on."""
+    def _record_logprobs(self, logits: Tensor, start: int, targets: Sequence[ScoredToken]) -> None:
+        """Records the scores of tokens from the (n, V) logits of the nodes from `start` on."""
         logprobs = logits.float().log_softmax(-1)
-        pairs = [(node - start, id) for node, id, *_ in targets]
+        pairs = [(node - start, self.continuations[index][position]) for node, index, position in targets]
         rows, ids = torch.tensor(pairs, dtype=torch.long, device=logits.device).view(-1, 2).T
         top_logprobs = _top_logprobs(logprobs, self.num_top_logprobs)
-        for (node, _, index, position), logprob in zip(targets, logprobs[rows, ids].tolist(), strict=True):
+        for (node, index, position), logprob in zip(targets, logprobs[rows, ids].tolist(), strict=True):
             self.logprobs[index][position] = logprob
             self.top_logprobs[index][position] = top_logprobs[node - start]
 

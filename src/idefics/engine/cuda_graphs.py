@@ -103,7 +103,6 @@ class StaticInputs:
     """
 
     def __init__(self, num_rows: int, layout: KVCacheLayout, device: torch.device) -> None:
-        self.layout = layout
         self.ids = torch.zeros(num_rows, dtype=torch.long, device=device)
         self.positions = torch.zeros_like(self.ids)
         self.page_tables = torch.zeros(

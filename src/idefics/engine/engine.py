@@ -119,7 +119,7 @@ class Engine:
 
     @property
     def model(self) -> VLM:
-        """The model.
+        """The model that runs the requests.
 
         Raises:
             ModelClosed: after `close`.
