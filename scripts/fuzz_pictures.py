@@ -1,11 +1,11 @@
-"""Files and addresses from strangers, bent by a fuzzer that watches which code they reach.
+"""Fuzzes picture files and addresses of untrusted senders, guided by code coverage.
 
     pip install atheris
     python scripts/fuzz_pictures.py CORPUS -max_total_time=600
 
-`CORPUS` is a folder that the fuzzer keeps what it finds in; it begins with a file of each format. An input whose first
-byte is even is a picture file, else an address of one. Whatever comes out but a picture or a `BadPicture` is a find,
-and so is what takes more than `-rss_limit_mb` (2048) or `-timeout` (20 seconds, unless said otherwise).
+`CORPUS` is the folder of inputs, which the fuzzer extends; it starts with a file of each format. An input whose first
+byte is even is a picture file, otherwise an address. Anything but a picture or a `BadPicture` is a finding, and so is more than
+`-rss_limit_mb` (2048) of memory or `-timeout` (20 by default) seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAVE_OPTIONS_BY_FORMAT = {
 
 
 def fake_getaddrinfo(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
-    """Numbers as a system reads them, however they are spelled; any name is outside."""
+    """Resolves numeric addresses in any spelling as the system does, and every name to a public address."""
     try:
         address = socket.inet_ntoa(socket.inet_aton(host))
     except OSError:
@@ -48,14 +48,14 @@ def fake_getaddrinfo(host: str, port: int, *_: object, **__: object) -> list[tup
 
 
 def fake_create_connection(address: tuple[str, int], *_: object, **__: object) -> socket.socket:
-    """No connection is made; one to anywhere but outside is a find."""
+    """Makes no connection; one to anything but the public address is a finding."""
     if address[0] != PUBLIC_ADDRESS:
         raise SystemError(f"connected to {address}")
     raise ConnectionRefusedError
 
 
 def fuzz_one_input(data: bytes) -> None:
-    """One input."""
+    """Opens one input."""
     try:
         if data[:1] and data[0] % 2:
             URL_FETCHER.get(data[1:].decode("utf-8", "replace"))

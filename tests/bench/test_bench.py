@@ -1,4 +1,4 @@
-"""The benchmarks' tools: what is measured is measured in turns, reported truly, and of the released shapes."""
+"""The benchmarks' tools: alternating rounds, reports, and checkpoints in the released shapes."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ from idefics.processing.tokenizer import Tokenizer
 from models.released import RELEASED_BY_NAME
 
 
-def test_rounds_take_turns_and_leave_the_first_call_out():
+def test_rounds_alternate_and_exclude_the_warm_up():
     calls = []
 
     def call(who):
@@ -33,7 +33,7 @@ def test_rounds_take_turns_and_leave_the_first_call_out():
     assert calls == [(0, "a"), (0, "b"), (1, "a"), (1, "b"), (2, "b"), (2, "a")]
 
 
-def test_speed_counts_what_came_after_the_first_token():
+def test_speed_counts_tokens_after_the_first():
     runs = [
         RunTiming(first_token_seconds=1.0, decode_seconds=2.0, num_decode_tokens=10),
         RunTiming(3.0, 1.0, 10),
@@ -43,7 +43,7 @@ def test_speed_counts_what_came_after_the_first_token():
     assert RunTiming(1.0, 0.0, 0).tokens_per_second == 0
 
 
-def test_a_report_says_what_was_reached_and_ends_with_json(capsys):
+def test_a_report_lists_targets_and_ends_with_json(capsys):
     report = BenchmarkReport("tried")
     report.add_figure("a case", "ours", 12.5, "tokens/s", "a note")
     report.add_target("more", 1.4, min_value=1.5)
@@ -57,7 +57,7 @@ def test_a_report_says_what_was_reached_and_ends_with_json(capsys):
     assert found["versions"]["torch"] == torch.__version__
 
 
-def test_a_quick_look_claims_nothing():
+def test_a_quick_run_has_no_targets():
     report = BenchmarkReport("tried", is_quick=True)
     report.add_target("more", 0.0, min_value=1.5)
     assert not report.targets
@@ -65,7 +65,7 @@ def test_a_quick_look_claims_nothing():
 
 @pytest.fixture
 def tiny_release(tmp_path, monkeypatch):
-    """A SmolVLM in two layers and few rows, written as the real ones are."""
+    """A SmolVLM with two layers, written like the real ones."""
     monkeypatch.setattr(checkpoints, "CACHE", tmp_path)
     monkeypatch.setattr(checkpoints, "MAX_SHARD_BYTES", 1 << 22)  # bytes: several files
     small = {
@@ -95,7 +95,7 @@ def test_a_checkpoint_is_the_released_one_but_for_its_weights(tiny_release):
     }
 
 
-def test_whole_checkpoints_have_every_layer():
+def test_reduced_checkpoints_keep_the_width():
     for name, changes in checkpoints.REDUCED_CONFIG_BY_NAME.items():
         raw = checkpoints._merge_changes(RELEASED_BY_NAME[name].config, changes)
         text = family_for(raw["model_type"]).read_config(raw, {}).text
@@ -131,9 +131,9 @@ def test_unsplit_pictures_are_one_frame(tiny_release):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", ["generate", "reuse", "serve", "serve --case long-prompts", "start"])
-def test_a_quick_look_runs(asked):
-    script, *flags = asked.split()
+@pytest.mark.parametrize("command_line", ["generate", "reuse", "serve", "serve --case long-prompts", "start"])
+def test_a_quick_run_works(command_line):
+    script, *flags = command_line.split()
     done = subprocess.run(
         [sys.executable, ROOT / "bench" / f"{script}.py", *flags, "--quick"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The demo checkpoints say about the bundled pictures what they said when they were released.
+"""Golden answers: the demo checkpoints answer about the bundled pictures as when they were released.
 
 After new weights: `python demo-model/evaluate_demo.py --write-golden`.
 """
@@ -30,7 +30,7 @@ def load_model(name):
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_every_call_is_written_down(name):
+def test_the_file_has_every_call(name):
     assert tuple(call for call, _, _ in read_golden_calls(name)) == GOLDEN_CALLS
     assert {picture for call in GOLDEN_CALLS for picture in call.pictures} == {
         path.stem for path in PICTURES_FOLDER.glob("*.png")
@@ -41,6 +41,6 @@ def test_every_call_is_written_down(name):
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_answers_stay_the_same(name, call):
     _, text, logprobs = next(row for row in read_golden_calls(name) if row[0] == call)
-    said, likely = run_call(load_model(name), call)
-    assert said == text
-    assert likely == pytest.approx(logprobs, abs=1e-3)
+    answer, answer_logprobs = run_call(load_model(name), call)
+    assert answer == text
+    assert answer_logprobs == pytest.approx(logprobs, abs=1e-3)

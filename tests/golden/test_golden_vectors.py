@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every family make of their prompts what was written down, number by number.
+"""Golden vectors: the tiny checkpoints of every family compute the stored numbers.
 
 A red test says that the package or one of its dependencies computes something else than it did. The first one that is
 red says where: words, pixels, frames, features, logits, answer. Nothing here asks another implementation.
@@ -37,7 +37,7 @@ def compute_vectors_again(name):
 
 
 def tensors_of_kind(vectors, kind):
-    """Tensors of one kind, by name."""
+    """The tensors whose names begin with `kind`."""
     return {name: tensor for name, tensor in vectors.tensors.items() if name.split(".")[0] == kind}
 
 
@@ -52,13 +52,13 @@ def assert_near(name, kind):
         np.testing.assert_allclose(found[part], tensor, rtol=0, atol=bound, err_msg=f"{name} {part}")
 
 
-def test_every_checkpoint_is_written_down():
+def test_every_checkpoint_has_vectors():
     assert set(PROMPT_BY_CHECKPOINT) == set(CHECKPOINT_BY_NAME)
     assert {path.stem for path in VECTORS_FOLDER.iterdir()} == set(CHECKPOINT_BY_NAME)
 
 
-def test_weights_are_arithmetic():
-    """The first numbers of a name, written out: were they others, so would be all that follows."""
+def test_weights_do_not_depend_on_a_random_generator():
+    """The first values for a name, as literals; all weights follow from them."""
     assert (hashed_uniform("lm_head.weight", 4) * 2**23).astype(int).tolist() == [
         7018436,
         85608,

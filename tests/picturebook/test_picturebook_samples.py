@@ -1,4 +1,4 @@
-"""The picture-book world: what is said of scenes, checked against the scenes by other means."""
+"""Samples of the picture book: their texts, checked against the scenes independently."""
 
 import random
 import re
@@ -38,7 +38,7 @@ def question_text(turn):
 
 
 def items_named(scene, name):
-    """The items that a name fits."""
+    """The items that have a name."""
     return [item for item in scene.items if item.thing.name == name or item.thing.name.endswith(f" {name}")]
 
 
@@ -58,7 +58,7 @@ def with_indefinite_article(name):
 
 
 def describe_scene(scene):
-    """The answer to "What is in this image?", by another way than the package's."""
+    """The answer to "What is in this image?", computed independently."""
     names = list(dict.fromkeys(item.thing.name for item in scene.items))
     phrases = []
     for name in names:
@@ -74,7 +74,7 @@ def describe_scene(scene):
 
 
 def expected_answer(question, scene):
-    """The answer to a question, worked out from the words of the question."""
+    """The answer to a question, derived from its text."""
     if question in ("What is in this image?", "What is in this picture?", "What can you see?"):
         return describe_scene(scene)
     if question == "How many things are there?":
@@ -170,7 +170,7 @@ def test_captions_say_everything():
         ]
 
 
-def test_completions_go_on_with_what_was_given():
+def test_completions_continue_their_prefix():
     beginnings = set()
     for sample in make_samples("complete", 600):
         answer, given = sample.turns[1].parts[0], sample.turns[1].answer_prefix
@@ -240,7 +240,7 @@ def test_named_forms():
     assert in_french > 60
 
 
-def test_only_the_first_shot_is_not_learned():
+def test_only_the_first_shot_is_no_target():
     for sample in make_samples("shots"):
         assert [turn.is_target for turn in sample.turns[1::2]] == [False] + [True] * (len(sample.scenes) - 1)
         assert 2 <= len(sample.scenes) <= 4
@@ -254,7 +254,7 @@ QUESTION_BY_RECALL_QUESTION = {
 }
 
 
-def test_conversations_ask_only_what_can_be_known():
+def test_conversations_ask_only_what_was_said_or_is_visible():
     recalled = again = 0
     for sample in make_samples("chat", 3000):
         first, second = sample.scenes

@@ -1,4 +1,4 @@
-"""The picture-book world: scenes and their drawing."""
+"""Scenes of the picture book, and their drawing."""
 
 import random
 from collections import Counter
@@ -41,7 +41,7 @@ def sample_scenes(split, number=1500, seed=1, **sample_arguments):
 
 
 def held_out_combinations(scene):
-    """All that might be held out of a scene, written out by hand."""
+    """The held-out combinations of a scene, written out by hand."""
     for item in scene.items:
         yield ("place", item.class_id, item.cell)
         yield ("ground", item.class_id, scene.ground)
@@ -52,7 +52,7 @@ def held_out_combinations(scene):
             yield ("count", what, count)
 
 
-def test_training_never_shows_what_evaluation_always_does():
+def test_training_has_no_held_out_combination_and_evaluation_always_has_one():
     trained = {
         combination
         for scene in sample_scenes("train", 20_000)
@@ -124,7 +124,7 @@ def test_arguments_are_honored_and_everything_occurs():
     assert 0.25 < repeated / len(many) < 0.35
 
 
-def test_no_shape_hides_in_its_ground():
+def test_shapes_contrast_with_their_ground():
     for what in range(FIRST_SHAPE_ID, NUM_CLASSES):
         color = shape_and_color(what)[1]
         if color in GROUND_RGB:
@@ -148,7 +148,7 @@ def test_drawing_repeats_and_scales():
 
 
 @needs_font
-def test_a_drawn_picture_is_its_own():
+def test_a_drawn_picture_is_a_copy():
     scene = Scene("green", "plain", False, ())
     before = draw_scene(scene)
     before[:] = 0

@@ -1,4 +1,4 @@
-"""What training reads is what the product sends, token for token and pixel for pixel."""
+"""Training data equals what the package sends to the model: token by token, pixel by pixel."""
 
 import json
 import random
@@ -25,7 +25,7 @@ BLANK = Picture(np.zeros((96, 96, 3), dtype=np.uint8))
 
 
 class EncoderAndProcessor:
-    """The two readers of one demo checkpoint's settings: training's and the product's."""
+    """The training encoder and the package's processor of one demo checkpoint."""
 
     def __init__(self, recipe):
         folder = DEMO / recipe.folder
@@ -55,7 +55,7 @@ def turn_text(turn):
 
 
 def prompts_for_answers(processor, sample):
-    """For each answer of a sample its number, and the prompt that a user of the product would send for it."""
+    """For each answer of a sample its turn and the prompt that the package makes for it."""
     if sample.is_raw_prompt:
         items = [part if isinstance(part, str) else BLANK for part in sample.turns[0].parts]
         yield 1, processor.encode_raw(items)
@@ -78,8 +78,8 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_training_reads_what_the_product_sends(checkpoints, name, kind):
-    """Prompt ids, the picture that each token sees, the places of pictures; then the answer, which alone is learned."""
+def test_training_prompts_equal_the_packages(checkpoints, name, kind):
+    """Prompt ids, the picture of each token, image token positions; then the answer, the only target of the loss."""
     checkpoint, rng = checkpoints[name], random.Random(3)
     encoder, tokenizer = checkpoint.encoder, checkpoint.tokenizer
     for split in ("train", "held-out"):
@@ -108,7 +108,7 @@ def is_stop_token(tokenizer, id):
 
 
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
-def test_answers_that_are_ranked_are_tokenised_as_those_that_are_learned(checkpoints, name):
+def test_ranked_answers_are_tokenised_as_in_training(checkpoints, name):
     checkpoint, rng = checkpoints[name], random.Random(4)
     for _ in range(40):
         sample = make_sample(rng, "train", "classify")
@@ -121,7 +121,7 @@ def test_answers_that_are_ranked_are_tokenised_as_those_that_are_learned(checkpo
 
 
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
-def test_answers_end_where_the_product_stops(checkpoints, name):
+def test_answers_end_with_a_stop_id(checkpoints, name):
     checkpoint = checkpoints[name]
     turn_end = checkpoint.tokenizer.token_to_id(checkpoint.processor.prompt_format.turn_end_token)
     chat = make_sample(random.Random(0), "train", "caption")
@@ -132,8 +132,8 @@ def test_answers_end_where_the_product_stops(checkpoints, name):
 
 
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
-def test_training_sees_what_the_product_sees(checkpoints, name):
-    """To a rounding of float32. Shapes alone: they are drawn without a font."""
+def test_training_frames_equal_the_packages(checkpoints, name):
+    """To a rounding of float32. Only shapes, which need no font."""
     plan, rng = checkpoints[name].image_plan, random.Random(5)
     scenes = [sample_scene(rng, "train", thing_filter="shape") for _ in range(6)]
     for scene, frame in zip(scenes, render_frames(scenes, plan).numpy(), strict=True):
@@ -145,8 +145,8 @@ def test_training_sees_what_the_product_sees(checkpoints, name):
 
 
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
-def test_batches_learn_the_next_token(checkpoints, name):
-    """Each row's targets are its answers, one to the left; each token sees a picture of its own row."""
+def test_targets_are_the_next_tokens_of_answers(checkpoints, name):
+    """The targets of a sequence are its answers, shifted by one; tokens attend to pictures of their own sequence."""
     checkpoint, rng = checkpoints[name], random.Random(6)
     encoded = []
     while len(encoded) < 4:

@@ -1,4 +1,4 @@
-"""The evaluation's own scoring: a checkpoint that knows everything gets full marks, one that knows nothing none."""
+"""The evaluation's grading: an oracle gets everything right, and a model without knowledge nothing."""
 
 import json
 import random
@@ -26,7 +26,7 @@ NUM_SAMPLES = 25
 
 
 def scene_as_picture(scene):
-    """A "picture" that an oracle can read: the scene itself."""
+    """The scene itself in place of its picture, for the oracle."""
     return Picture(scene)
 
 
@@ -37,7 +37,7 @@ def conversation_key(messages):
 
 
 class OracleModel:
-    """Answers as `idefics.Idefics` would if it made no mistake, then through `spoil`."""
+    """Stands for `idefics.Idefics`: the right answers, changed by `spoil`."""
 
     def __init__(self, samples, spoil=lambda text: text, shots=()):
         self.samples, self.spoil, self.shots = samples, spoil, shots
@@ -108,7 +108,7 @@ def test_an_oracle_gets_everything_right(kind):
 
 
 @pytest.mark.parametrize("kind", EVALUATION_BY_KIND)
-def test_who_knows_nothing_gets_none(kind):
+def test_wrong_answers_get_nothing(kind):
     marks = list(EVALUATION_BY_KIND[kind](run_evaluation(kind, lambda text: "A unicorn.")))
     assert not any(mark.is_correct for mark in marks)
 
@@ -155,7 +155,7 @@ def test_forms(form, first, right, wrong):
 
 @pytest.mark.parametrize("form", FORM_CHECK_BY_NAME)
 def test_the_form_can_be_right_and_the_content_wrong(form):
-    """What another picture's answer would have been has the form, and never the content."""
+    """The answer for another picture has the right form and the wrong content."""
     for mark in EVALUATION_BY_KIND[f"shots/{form}"](run_evaluation(f"shots/{form}")):
         others = {
             "fact": "An image of a key. Fun fact: keys were first made of wood.",
@@ -206,7 +206,7 @@ def test_the_table():
 
 
 @pytest.mark.skipif(not FONT_PATH.is_file(), reason="needs the package fonts-noto-color-emoji")
-def test_the_script_asks_a_real_checkpoint(monkeypatch, capsys):
+def test_the_script_evaluates_a_checkpoint(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate_demo.py", "demo-idefics1", "--scenes", "1", "--json"])
     evaluate_demo.main()
     found = json.loads(capsys.readouterr().out)

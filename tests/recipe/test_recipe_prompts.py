@@ -1,4 +1,4 @@
-"""The prompts that the product's tasks send are among those that the demo checkpoints are trained on."""
+"""The prompts of the package's tasks are among those that the demo checkpoints are trained on."""
 
 import random
 
@@ -17,7 +17,7 @@ LABELS = ["puppy", "red circle", "ice cream"]
 
 
 def prompt_template(text):
-    """A prompt with what changes from scene to scene taken out."""
+    """A prompt without the words that depend on the scene."""
     head, marker, _ = text.partition("following list: ")
     if marker:
         return head + marker + ("[…]" if "['" in text else "…")
@@ -36,7 +36,7 @@ def render_items(items, answer_start=""):
 
 
 def collect_sample_templates(*kinds, number=400):
-    """All prompts of some kinds of samples; a question's own words and shots' answers left out."""
+    """The templates of all prompts of some kinds of samples."""
     rng, found = random.Random(1), set()
     for kind in kinds:
         for _ in range(number):
@@ -76,12 +76,12 @@ def test_every_task_is_worded_as_in_training(kind, name, words, samples):
     assert make_task_template(kind, name, words) in collect_sample_templates(samples)
 
 
-def test_every_task_is_tried():
+def test_every_task_has_a_case():
     assert {name for _, name, _, _ in CASES} == set(TASKS)
 
 
 def test_shots_are_worded_as_in_training():
-    """The turns before the last are as trained, whatever the shots answer."""
+    """The turns before the last one are as in training."""
     shots = [Shot(PICTURE, "1 puppy"), Shot(PICTURE, "2 tulips")]
     asked = {prompt[0:2] for prompt in collect_sample_templates("shots/counted", number=60)}
     for name, words in (("caption", ""), ("ask", "Describe this image.")):
@@ -92,8 +92,8 @@ def test_shots_are_worded_as_in_training():
         assert len(prompt) == 9
 
 
-def test_many_labels_are_asked_as_a_question_in_training():
-    """Beyond what a prompt lists, the labels are ranked as answers to a plain question."""
+def test_many_labels_use_a_plain_question_of_training():
+    """More labels than a prompt lists are ranked as answers to a plain question."""
     task, words = classify.task_for_labels([f"label {number}" for number in range(21)], "chat")
     composed = compose_task_prompt(task, "chat", PICTURE, words)
     assert render_items(composed.items, composed.answer_start) in collect_sample_templates("question/what")

@@ -1,4 +1,4 @@
-"""The trainer: its attention is the product's, its state can be taken up again, its checkpoints load."""
+"""The trainer: attention equals the package's, training resumes, checkpoints load."""
 
 import random
 from pathlib import Path
@@ -27,7 +27,7 @@ ROWS, LENGTH, HEADS, SIZE, FEATURES_PER_IMAGE = 5, 7, 2, 4, 3
     "pictures", [[1, 1, 1, 1, 1], [2, 1, 4, 3, 1], [0, 2, 0, 1, 0], [4, 0, 0, 0, 4], [0, 0, 0, 0, 1]]
 )
 def test_rows_attend_only_to_their_own_images(pictures):
-    """As `DenseAttn`, which looks among all: each token sees the latest picture of its row, or none."""
+    """As with `DenseAttn`, which masks all pictures: a token attends to the latest one of its sequence."""
     sees, first = torch.full((ROWS, LENGTH), -1), 0
     for row, number in enumerate(pictures):
         for index in range(number):
@@ -45,7 +45,7 @@ def test_rows_attend_only_to_their_own_images(pictures):
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
 def test_orthogonalised_updates_are_nearly_orthogonal(shape):
-    """All singular values near one, whatever they were; the five steps are known to leave 0.7 to 1.2."""
+    """All singular values are near one; five steps are known to leave 0.7 to 1.2."""
     values = torch.linalg.svdvals(orthogonalize(torch.randn(shape) * 100))
     assert values.max() < 1.25
     assert values.min() > 0.3
@@ -76,14 +76,14 @@ def test_rates_warm_up_hold_and_fall():
 
 @pytest.fixture
 def few_small_steps(monkeypatch):
-    """A few steps of two rows each."""
+    """A few steps of two sequences each."""
     monkeypatch.setattr(training, "BATCH_SIZE", 2)
     monkeypatch.setattr(training, "VISION_BATCH_SIZE", 2)
     monkeypatch.setattr(training, "NUM_SIMPLE_STEPS", 1)
 
 
 def make_trainer(name, folder, total=3):
-    """A trainer in a folder that has its tokenizer already: learning one takes a while."""
+    """A trainer in a folder with a trained tokenizer, because training one takes long."""
     folder.mkdir(exist_ok=True)
     for path in (DEMO / RECIPE_BY_NAME[name].folder).iterdir():
         if path.name != "model.safetensors":
@@ -93,7 +93,7 @@ def make_trainer(name, folder, total=3):
 
 @needs_font
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
-def test_training_goes_on_where_it_stopped(name, few_small_steps, monkeypatch, tmp_path):
+def test_training_resumes(name, few_small_steps, monkeypatch, tmp_path):
     monkeypatch.setattr(training.DemoTrainer, "_train_vision", lambda self, steps: None)
     stopped = make_trainer(name, tmp_path / "one", total=2)
     stopped.run()
@@ -124,7 +124,7 @@ WEIGHTS_WITHOUT_GRADIENT = {
 @needs_font
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
 def test_every_parameter_learns(name, few_small_steps, tmp_path):
-    """One step moves everything, and the product loads what it leaves behind."""
+    """One step changes every parameter, and the package loads the checkpoint."""
     trainer = make_trainer(name, tmp_path)
     before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
     stream = iterate_batches(
@@ -142,8 +142,8 @@ def test_every_parameter_learns(name, few_small_steps, tmp_path):
 
 @needs_font
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
-def test_seeing_comes_first(name, few_small_steps, tmp_path):
-    """Before any text the tower learns, with it what leads to the text and the words, and nothing else moves."""
+def test_the_first_stage_trains_vision_alone(name, few_small_steps, tmp_path):
+    """The first stage changes vision tower, connector and token embeddings, and nothing else."""
     trainer = make_trainer(name, tmp_path)
     before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
     trainer._train_vision(2)
@@ -159,8 +159,8 @@ def test_seeing_comes_first(name, few_small_steps, tmp_path):
 
 @needs_font
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
-def test_training_goes_on_from_a_checkpoint(name, few_small_steps, monkeypatch, tmp_path):
-    """With its weights and its tokenizer; what is learned first is to ask it, and that changes nothing in it."""
+def test_training_starts_from_a_checkpoint(name, few_small_steps, monkeypatch, tmp_path):
+    """With its weights and tokenizer; the first steps train the heads alone and leave the weights unchanged."""
     monkeypatch.setattr(training, "NUM_HEAD_STEPS", 2)
     shipped = DEMO / RECIPE_BY_NAME[name].folder
     trainer = training.DemoTrainer(
@@ -178,8 +178,8 @@ def test_training_goes_on_from_a_checkpoint(name, few_small_steps, monkeypatch, 
 
 
 @pytest.mark.parametrize("name", RECIPE_BY_NAME)
-def test_a_word_finds_what_is_like_it_from_the_first_step(name, tmp_path):
-    """In the heads that search, a query meets no key better than its own kind's."""
+def test_matching_heads_find_equal_vectors_from_the_first_step(name, tmp_path):
+    """In the matching heads, the key of the same vector has the highest score."""
     text = make_trainer(name, tmp_path).model
     attention = next(
         module

@@ -1,4 +1,4 @@
-"""Words and what pictures show: what points where, and what a head is told that looks elsewhere."""
+"""Alignment of words with pictures: attention targets, and the losses of heads and features."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def image_plan():
 
 
 def find_target_words(tokenizer, plan, *samples):
-    """For names, for places, and for what will be said: the tokens that point, and the cells of their picture."""
+    """For names, positions and upcoming mentions: the tokens, and the cells that they should attend to."""
     encoder = SampleEncoder(tokenizer, plan.tokens_per_frame)
     batch = collate([encoder(sample) for sample in samples], plan, pad_id=0)
     found = []
@@ -117,13 +117,13 @@ def test_names_point_into_the_latest_picture_of_their_own_row(tokenizer, image_p
         ("at the bottom right", 8),
     ],
 )
-def test_what_follows_a_place_points_to_it(tokenizer, image_plan, place, cell):
+def test_the_token_after_a_position_attends_to_it(tokenizer, image_plan, place, cell):
     assert find_target_words(tokenizer, image_plan, make_question_sample(f"What is {place}?", "Nothing."))[
         1
     ] == [("?", [cell])]
 
 
-def test_directions_are_no_places(tokenizer, image_plan):
+def test_directions_are_no_positions(tokenizer, image_plan):
     assert (
         find_target_words(
             tokenizer, image_plan, make_question_sample("Is the star left of the circle?", "No.")
@@ -146,7 +146,7 @@ def test_upcoming_mentions_are_attention_targets(tokenizer, image_plan):
     "words", ["A circle.", "Three circles.", "A cross.", "A small circle at the top left."]
 )
 def test_only_mentions_with_the_right_count_are_attention_targets(tokenizer, image_plan, words):
-    """Of two circles one may be meant, and what is not there cannot be looked at."""
+    """Of two circles one may be meant, and absent things have no cells."""
     assert (
         find_target_words(tokenizer, image_plan, make_question_sample("What is in this image?", words))[2]
         == []
@@ -157,8 +157,8 @@ def test_words_of_the_user_are_no_upcoming_mentions(tokenizer, image_plan):
     assert find_target_words(tokenizer, image_plan, make_question_sample("Is there a star?"))[2] == []
 
 
-def test_equal_shares_miss_nothing():
-    """Of two places pointed to each has one half; a third one's share, or an unequal one, is missed."""
+def test_equal_shares_have_no_divergence():
+    """Equal attention to two targets has no loss; attention elsewhere or unequal shares have."""
     pointed_to = torch.tensor([[True, True, False]])
     assert attention_divergence(torch.tensor([[9.0, 9.0, -50.0]]), pointed_to) < 1e-6
     assert attention_divergence(torch.tensor([[9.0, 9.0, 9.0]]), pointed_to) == pytest.approx(
@@ -192,7 +192,7 @@ def test_a_head_that_attends_to_its_targets_has_no_divergence():
 
 
 def test_cross_attention_heads_are_supervised_too():
-    """The same among latents: the nine cells come first, then the rest."""
+    """The same for cross-attention: nine cells, then the rest position."""
     keys = torch.zeros(2, 12, 2, 4)
     keys[0, [2, 9], 1] = keys[1, [7, 9], 1] = torch.tensor([9.0, 0, 0, 0])
     q = torch.zeros(6, 2, 4)
@@ -209,8 +209,8 @@ def test_cross_attention_heads_are_supervised_too():
     assert loss([3, 7], layer=1) == 0
 
 
-def test_features_are_drawn_to_their_words(tokenizer):
-    """The loss falls with the angle to the right word, and with a length like that of words."""
+def test_the_loss_pulls_features_towards_their_words(tokenizer):
+    """The loss decreases with the angle to the right word, and with the difference in length."""
     names, embedding = WordFeatureLoss(tokenizer), torch.nn.Embedding(tokenizer.get_vocab_size(), 32)
     puppy = KIND_NAMES.index("puppy")
     cells = torch.full((1, 9), puppy)
@@ -225,8 +225,8 @@ def test_features_are_drawn_to_their_words(tokenizer):
     )
 
 
-def test_a_cell_says_how_many_are_like_it():
-    """The same thing in the same colour; of its kind, in any; and when an inventory comes to it."""
+def test_cell_labels_count_equal_things():
+    """Counts of equal things, counts of equal kinds, and the order of mention."""
     shown = {0: "red circle", 4: "blue square", 5: "red circle", 7: "green star", 8: "blue circle"}
     items = tuple(SceneItem(class_id_of(name), cell) for cell, name in shown.items())
     labels = compute_cell_labels([Scene("gray", "plain", False, items)])
