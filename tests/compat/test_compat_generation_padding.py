@@ -167,5 +167,5 @@ def test_padding_before_a_past_is_refused(model):
 def test_padding_with_the_id_of_pictures_is_refused():
     model = models_tiny.make_our_model("idefics3")
     ids = torch.tensor([[5, model.config.image_token_id]])
-    with pytest.raises(BadPrompt, match="the id of pictures"):
+    with pytest.raises(BadPrompt, match="the id of image tokens"):
         model.generate(ids, attention_mask=torch.tensor([[1, 0]]))

@@ -39,11 +39,7 @@ if TYPE_CHECKING:
         AutoModelForImageTextToText,
         AutoModelForVision2Seq,
     )
-    from idefics.compat.modeling_idefics import (
-        IdeficsForVisionText2Text,
-        IdeficsModel,
-        IdeficsPreTrainedModel,
-    )
+    from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
     from idefics.compat.modeling_idefics2 import (
         Idefics2ForConditionalGeneration,
         Idefics2Model,
@@ -57,6 +53,7 @@ if TYPE_CHECKING:
         SmolVLMModel,
         SmolVLMPreTrainedModel,
     )
+    from idefics.compat.modeling_idefics_base import IdeficsPreTrainedModel
     from idefics.compat.processing_auto import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from idefics.compat.processing_idefics import IdeficsProcessor
     from idefics.compat.processing_inline import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
@@ -174,7 +171,7 @@ _HOME = {
     "IdeficsImageProcessor": "idefics.compat.image_processing_idefics",
     "IdeficsModel": "idefics.compat.modeling_idefics",
     "IdeficsPerceiverConfig": "idefics.compat.configuration_idefics",
-    "IdeficsPreTrainedModel": "idefics.compat.modeling_idefics",
+    "IdeficsPreTrainedModel": "idefics.compat.modeling_idefics_base",
     "IdeficsProcessor": "idefics.compat.processing_idefics",
     "IdeficsVisionConfig": "idefics.compat.configuration_idefics",
     "LlamaTokenizer": "idefics.compat.tokenization",

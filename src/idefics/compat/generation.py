@@ -1,4 +1,4 @@
-"""`generate`: what the caller gives becomes prompts, settings and criteria; a search chooses ids until all have ended.
+"""`generate`: sorts the caller's arguments, reads the prompts, and chooses ids until every answer has ended.
 
 B prompts, n answers or beams of each, R = B * n rows, T ids so far, V vocabulary.
 """
@@ -6,6 +6,7 @@ B prompts, n answers or beams of each, R = B * n rows, T ids so far, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,25 +36,38 @@ from idefics.compat.streamers import BaseStreamer, TokenDecoder
 from idefics.errors import BadSetting
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateHooks:
+    """The arguments of `generate` that are neither settings nor inputs of the model; see there."""
+
+    tokenizer: TokenDecoder | None
+    streamer: BaseStreamer | None
+    logits_processors: Sequence[LogitsProcessorFn]
+    stopping_criteria: Sequence[StoppingCriterionFn]
+    prefix_allowed_tokens_fn: PrefixAllowedTokensFn | None
+    negative_prompt_ids: Tensor | None
+    negative_prompt_attention_mask: Tensor | None
+
+
 class GenerationMixin:
-    """Gives a model `generate`. The model is callable as `generation_reader.Model` says."""
+    """Gives a model `generate`. The model is called as `GenerativeModel` says."""
 
     generation_config: GenerationConfig
 
     @property
     def image_token_ids(self) -> Sequence[int]:
-        """The ids whose places are filled with pictures, in their order."""
+        """The ids of placeholders, where image features stand."""
         return ()
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor | None = None, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """What the model is called with at one step of `generate`; a subclass, or peft, may change it.
+        """The arguments of the model at one step of `generate`; a subclass, or peft, may change them.
 
         Args:
-            input_ids: (R, T) ids that have not been read yet.
-            past_key_values: what has been read; None at the first step.
-            **kwargs: `attention_mask` of all ids, pictures at the first step, `inputs_embeds`, ...
+            input_ids: (R, T) ids that are not in the cache.
+            past_key_values: the cache; None at the first step.
+            **kwargs: `attention_mask` of all ids, images at the first step, `inputs_embeds`, ...
         """
         return {"input_ids": input_ids, "past_key_values": past_key_values, **kwargs}
 
@@ -77,36 +91,35 @@ class GenerationMixin:
     ) -> Tensor | GenerateOutput:
         """Continues prompts.
 
-        Greedy unless `do_sample` or `num_beams` is set; draws come from torch's own generator, which
-        `torch.manual_seed` seeds. A setting is looked for in `kwargs`, `generation_config`, the model's own
-        `generation_config`, and has a default else. Prompts may be padded on either side: padding on the right stands
-        before the prompt while ids are chosen, where processors and criteria see it, and where it was in what is given
-        back; answers follow the last place of the longest prompt.
+        Greedy unless `do_sample` or `num_beams` is set; sampling uses torch's default generator, which
+        `torch.manual_seed` seeds. Settings are taken from `kwargs`, else `generation_config`, else the model's own
+        `generation_config`. Prompts may be padded on either side. Padding on the right is moved to the left while ids
+        are chosen, where processors and criteria see it, and is back on the right in what is returned; answers begin
+        after the last position of the longest prompt.
 
         Args:
-            inputs: (B, T) ids of the prompts; `input_ids` is another name for it. Without any, prompts are
-                `bos_token_id`.
+            inputs: (B, T) ids of the prompts, also as `input_ids`. None: the prompt is `bos_token_id`.
             generation_config: settings, of this package or of transformers.
-            logits_processor: called with ids (R, T) and scores (R, V) before each choice; gives other scores.
-            stopping_criteria: called with ids (R, T) and the scores so far after each choice; says what ends.
-            prefix_allowed_tokens_fn: called with the index of a prompt and the ids (T,) so far; gives the ids that
-                may follow.
-            synced_gpus, assistant_model: as `generation_arguments` has it.
-            streamer: is given the prompt's ids, then each id as it is chosen, and told when there are no more:
-                also by an error. For one answer without beams.
-            negative_prompt_ids, negative_prompt_attention_mask: (B, T'), what `guidance_scale` draws away from.
+            logits_processor: functions of ids (R, T) and scores (R, V) that return the scores to choose by.
+            stopping_criteria: functions of ids (R, T) and the scores so far that say which answers end.
+            prefix_allowed_tokens_fn: function of the index of a prompt and its ids (T,) so far that returns the ids
+                that may follow.
+            synced_gpus, assistant_model: without effect, as `generation_arguments` says.
+            streamer: receives the prompt's ids, then each id as it is chosen, and the end, even after an error. For
+                one answer without beams.
+            negative_prompt_ids, negative_prompt_attention_mask: (B, T'), what `guidance_scale` steers away from.
             tokenizer: decodes ids, for `stop_strings`.
-            use_model_defaults: False: settings that `generation_config` does not set have the defaults of the class,
-                not those of the model.
-            **kwargs: settings of `GenerationConfig`, and what the model's call takes: `attention_mask`, pictures.
+            use_model_defaults: False: settings that `generation_config` leaves out have the defaults of the class, not
+                those of the model.
+            **kwargs: settings of `GenerationConfig`, and inputs of the model: `attention_mask`, images.
 
         Returns:
-            (R, T + longest answer) ids; or with `return_dict_in_generate` an object whose `sequences` they are.
+            (R, T + longest answer) ids; with `return_dict_in_generate` an object that has them as `sequences`.
 
         Raises:
-            UnknownArgument: neither the settings nor the model have it.
-            BadSetting: a setting out of its range, or two that contradict each other.
-            BadPrompt: ids of a wrong shape, or nothing but padding.
+            UnknownArgument: an argument is neither a setting nor an input of the model.
+            BadSetting: a setting is out of its range, or two contradict each other.
+            BadPrompt: ids have a wrong shape, or a prompt is only padding.
         """
         try:
             settings, model_inputs = split_generate_kwargs(
@@ -120,19 +133,17 @@ class GenerationMixin:
                     f"num_beams is {config.num_beams}, and beams are not known before the end: "
                     "stream with num_beams=1"
                 )
-            answers = self._generate(
-                inputs,
-                config,
-                model_inputs,
+            hooks = GenerateHooks(
                 tokenizer=tokenizer,
-                logits_processors=logits_processor or (),
-                criteria=stopping_criteria or (),
                 streamer=streamer,
+                logits_processors=logits_processor or (),
+                stopping_criteria=stopping_criteria or (),
                 prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
                 negative_prompt_ids=negative_prompt_ids,
                 negative_prompt_attention_mask=negative_prompt_attention_mask,
             )
-        finally:  # whoever waits for the text shall not wait for ever
+            answers = self._generate(inputs, config, model_inputs, hooks)
+        finally:  # a thread that waits for the text must not wait for ever
             if streamer is not None:
                 streamer.end()
         return answers
@@ -142,29 +153,15 @@ class GenerationMixin:
         inputs: Tensor | None,
         config: GenerationConfig,
         model_inputs: dict[str, Any],
-        *,
-        tokenizer: TokenDecoder | None,
-        logits_processors: Sequence[LogitsProcessorFn],
-        criteria: Sequence[StoppingCriterionFn],
-        streamer: BaseStreamer | None,
-        prefix_allowed_tokens_fn: PrefixAllowedTokensFn | None,
-        negative_prompt_ids: Tensor | None,
-        negative_prompt_attention_mask: Tensor | None,
+        hooks: GenerateHooks,
     ) -> Tensor | GenerateOutput:
-        ids = pop_prompt_ids(inputs, model_inputs, config)
-        original_ids, mask = ids, pop_attention_mask(ids, model_inputs, config)
-        padding = RightPadding(mask).check(ids, model_inputs, self.image_token_ids)
-        negative_prompt_ids, negative_prompt_attention_mask = pad_left(
-            negative_prompt_ids, negative_prompt_attention_mask
-        )
-        ids, mask, model_inputs = (
-            padding.to_left(ids),
-            padding.to_left(mask),
-            padding.inputs_to_left(model_inputs),
-        )
-        prompt_length = (
-            model_inputs["inputs_embeds"].shape[1] if "inputs_embeds" in model_inputs else ids.shape[1]
-        )
+        """Moves padding to the left, reads the prompts, and runs the search."""
+        original_ids = pop_prompt_ids(inputs, model_inputs, config)
+        mask = pop_attention_mask(original_ids, model_inputs, config)
+        padding = RightPadding(mask).check(original_ids, model_inputs, self.image_token_ids)
+        ids, mask = padding.to_left(original_ids), padding.to_left(mask)
+        model_inputs = padding.inputs_to_left(model_inputs)
+        prompt_length = model_inputs.get("inputs_embeds", ids).shape[1]
         max_new_tokens = _resolve_max_new_tokens(config, prompt_length)
         num_answers = max(config.num_beams, config.num_return_sequences)
         runner = GenerationRunner(
@@ -172,42 +169,37 @@ class GenerationMixin:
             {**model_inputs, "attention_mask": mask},
             answers_per_prompt=num_answers,
             use_cache=config.use_cache
-            or not model_inputs.keys().isdisjoint({"inputs_embeds", "past_key_values"}),
+            or "inputs_embeds" in model_inputs
+            or "past_key_values" in model_inputs,
             output_names=_requested_outputs(config),
         )
-        if streamer is not None:
-            streamer.put(original_ids.repeat_interleave(num_answers, dim=0).cpu())
-
-        def repeat_rows(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(num_answers, dim=0)
-
-        min_new_tokens = (
-            config.min_length - prompt_length if config.min_new_tokens is None else config.min_new_tokens
-        )
-        prompt_starts = mask.ne(0).int().argmax(1) if mask.shape == ids.shape else mask.new_zeros(len(mask))
+        if hooks.streamer is not None:
+            hooks.streamer.put(original_ids.repeat_interleave(num_answers, dim=0).cpu())
         logits = runner.prefill(ids)  # (R, V)
+        prompt_starts = mask.ne(0).int().argmax(1) if mask.shape == ids.shape else mask.new_zeros(len(mask))
+        negative_ids, negative_mask = pad_left(
+            hooks.negative_prompt_ids, hooks.negative_prompt_attention_mask, num_answers
+        )
         context = GenerateContext(
             model=self,
-            prompt_ids=repeat_rows(ids),
-            prompt_starts=repeat_rows(prompt_starts),
+            prompt_ids=ids.repeat_interleave(num_answers, dim=0),
+            prompt_starts=prompt_starts.repeat_interleave(num_answers, dim=0),
             vocab_size=logits.shape[1],
             max_length=ids.shape[1] + max_new_tokens,
-            min_length=ids.shape[1] + min_new_tokens,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-            negative_prompt_ids=None if negative_prompt_ids is None else repeat_rows(negative_prompt_ids),
-            negative_prompt_mask=None
-            if negative_prompt_attention_mask is None
-            else repeat_rows(negative_prompt_attention_mask),
+            min_length=ids.shape[1] + _resolve_min_new_tokens(config, prompt_length),
+            prefix_allowed_tokens_fn=hooks.prefix_allowed_tokens_fn,
+            negative_prompt_ids=negative_ids,
+            negative_prompt_mask=negative_mask,
         )
-        stopping_criteria = [*_make_stopping_criteria(config, context.max_length, tokenizer), *criteria]
+        criteria = _make_stopping_criteria(config, context.max_length, hooks.tokenizer)
         steps = DecodingSteps(
             config,
-            make_logits_processors(config, logits_processors, context),
-            StoppingCriteriaList(stopping_criteria),
+            make_logits_processors(config, hooks.logits_processors, context),
+            StoppingCriteriaList([*criteria, *hooks.stopping_criteria]),
         )
         out: GenerateOutput
         if config.num_beams == 1:
-            out = sample(runner, ids, logits, steps, streamer)
+            out = sample(runner, ids, logits, steps, hooks.streamer)
         else:
             out = beam_search(runner, ids, logits, steps, max_new_tokens)
         padding.restore_right_padding(out, original_ids)
@@ -217,7 +209,7 @@ class GenerationMixin:
 def _make_stopping_criteria(
     config: GenerationConfig, max_length: int, tokenizer: TokenDecoder | None
 ) -> list[StoppingCriterionFn]:
-    """What ends an answer by the settings."""
+    """The criteria that the settings ask for."""
     criteria: list[StoppingCriterionFn] = [MaxLengthCriteria(max_length)]
     if config.max_time is not None:
         criteria.append(MaxTimeCriteria(config.max_time))
@@ -246,7 +238,7 @@ def _requested_outputs(config: GenerationConfig) -> list[str]:
 
 
 def _resolve_max_new_tokens(config: GenerationConfig, prompt_length: int) -> int:
-    """How many ids may be generated after so many of the prompt."""
+    """The largest number of generated ids. Raises BadSetting where the prompt is longer than `max_length`."""
     if config.max_new_tokens is not None:
         return config.max_new_tokens
     if not config.is_field_set("max_length"):
@@ -257,3 +249,8 @@ def _resolve_max_new_tokens(config: GenerationConfig, prompt_length: int) -> int
             "give max_new_tokens, or a greater max_length"
         )
     return config.max_length - prompt_length
+
+
+def _resolve_min_new_tokens(config: GenerationConfig, prompt_length: int) -> int:
+    """The number of generated ids before which no answer ends; below 1: no such limit."""
+    return config.min_length - prompt_length if config.min_new_tokens is None else config.min_new_tokens

@@ -1,4 +1,4 @@
-"""Prompts that are padded on the right: `generate` reads them padded on the left, and gives back the caller's order.
+"""Moves padding on the right of prompts to the left for `generate`, and back in what it returns.
 
 B prompts, n answers or beams of each, R = B * n rows, T ids of a prompt, L >= T.
 """
@@ -17,21 +17,21 @@ from idefics.compat.padded_attention import LayerKV
 from idefics.errors import BadPrompt
 
 TOKEN_ALIGNED_INPUTS = ("inputs_embeds", "position_ids", "image_attention_mask")
-# The dimensions of an output in which its places stand.
+# The dimensions of an output that are token positions.
 TOKEN_DIMS_BY_OUTPUT = {"hidden_states": (1,), "attentions": (2, 3)}
 
 
 class RightPadding:
-    """The padding after the last token of each row, which stands before the first one while `generate` reads.
-
-    Attributes:
-        has_padding: whether there is any.
+    """The padding after the last token of each row, and how rows are rotated to move it to the left.
 
     Args:
         mask: (B, T), 0 for padding.
 
+    Attributes:
+        has_padding: whether any row ends in padding.
+
     Raises:
-        BadPrompt: a row is nothing but padding.
+        BadPrompt: a row is only padding.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -39,14 +39,14 @@ class RightPadding:
         if not is_token.any(1).all():
             row = int((~is_token.any(1)).int().argmax())
             raise BadPrompt(
-                f"row {row} of attention_mask has no 1: give every prompt at least one id that is no padding"
+                f"row {row} of attention_mask has no 1: give every prompt at least one id that is not padding"
             )
         self.padded_length = mask.shape[1]
         self.num_padding_tokens = is_token.flip(1).int().argmax(1)  # (B,)
         self.has_padding = bool(self.num_padding_tokens.any())
 
     def to_left(self, values: Tensor) -> Tensor:
-        """(B or 1, T, ...) -> (B, T, ...); what has another length is left as it is."""
+        """Rotates rows: (B or 1, T, ...) -> (B, T, ...). Values of another length are returned as they are."""
         if not self.has_padding or values.shape[1] != self.padded_length:
             return values
         source_positions = (
@@ -57,21 +57,21 @@ class RightPadding:
         return _gather_positions(values, source_positions % self.padded_length, 1)
 
     def inputs_to_left(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        """What the model is given beside ids and their mask."""
+        """The other inputs of the model, those rotated that have a value for each token."""
         return {
             name: self.to_left(value) if name in TOKEN_ALIGNED_INPUTS else value
             for name, value in model_inputs.items()
         }
 
     def check(self, ids: Tensor, model_inputs: dict[str, Any], image_token_ids: Sequence[int]) -> Self:
-        """Itself; refuses what cannot be moved: a past, and places of pictures.
+        """Returns itself, unless moving the padding would change the meaning of the inputs.
 
         Args:
             ids: (B, T).
-            image_token_ids: ids whose places in a row are filled with pictures in their order.
+            image_token_ids: ids of placeholders for image features.
 
         Raises:
-            BadPrompt: `model_inputs` has a past, or one of `image_token_ids` is padding.
+            BadPrompt: `model_inputs` has a cache, or the padding has one of `image_token_ids`.
         """
         if not self.has_padding:
             return self
@@ -87,12 +87,12 @@ class RightPadding:
             for id_ in image_token_ids:
                 if (padding & ids.eq(id_)).any():
                     raise BadPrompt(
-                        f"attention_mask ends in padding that has the id of pictures, {id_}: pad with another id"
+                        f"attention_mask ends in padding that has the id of image tokens, {id_}: pad with another id"
                     )
         return self
 
     def restore_right_padding(self, out: GenerateOutput, ids: Tensor) -> None:
-        """Puts what `generate` gives into the caller's order, in place.
+        """Rotates the outputs of `generate` back to the caller's order, in place.
 
         Args:
             ids: (B, T), as the caller gave them.
@@ -108,7 +108,7 @@ class RightPadding:
             cache.layers = tuple(LayerKV(*(self._to_right(x, (2,)) for x in pair)) for pair in cache.layers)
 
     def _to_right(self, values: Tensor, dims: Sequence[int]) -> Tensor:
-        """(R, ...) with L places in each of the dimensions `dims`; one with fewer than T holds later ids alone."""
+        """Rotates the first T of L positions back, in each of `dims`; with L < T there are only positions after T."""
         for dim in dims:
             if (length := values.shape[dim]) >= self.padded_length:
                 counts = self.num_padding_tokens.repeat_interleave(
@@ -122,16 +122,21 @@ class RightPadding:
         return values
 
 
-def pad_left(ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """(B, T) ids and their mask with the padding on the left; as they are where one of them is None."""
-    if ids is None or mask is None:
-        return ids, mask
-    padding = RightPadding(mask)
-    return padding.to_left(ids), padding.to_left(mask)
+def pad_left(
+    ids: Tensor | None, mask: Tensor | None, num_answers: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """(B, T) ids and mask of prompts -> (R, T), with the padding on the left; the mask may be None, or both."""
+    if ids is not None and mask is not None:
+        padding = RightPadding(mask)
+        ids, mask = padding.to_left(ids), padding.to_left(mask)
+    return (
+        None if ids is None else ids.repeat_interleave(num_answers, dim=0),
+        None if mask is None else mask.repeat_interleave(num_answers, dim=0),
+    )
 
 
 def _gather_positions(values: Tensor, positions: Tensor, dim: int) -> Tensor:
-    """In each row these places (R, L) of the dimension `dim`."""
+    """Gathers in each row the positions (R, L) of dimension `dim`."""
     shape = [1] * values.dim()
     shape[0], shape[dim] = positions.shape
     index = positions.to(values.device).view(shape)

@@ -1,6 +1,6 @@
-"""Which picture or video stands where: texts with places for them, and what was given to fill these.
+"""Distributes images and videos over the texts of a batch, and puts them where their placeholders stand.
 
-Knows marks in text; opens nothing.
+Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MediaGroups = list[list[Any]]
 
 
 def as_text_list(text: Any) -> Sequence[str]:
-    """A text or a list of texts as a list."""
+    """A text or a list of texts as a list. Raises BadPrompt for anything else."""
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(one, str) for one in texts):
         raise BadPrompt(f"text is {describe_type(text)}: give a string, or a list of strings")
@@ -36,17 +36,21 @@ def as_text_list(text: Any) -> Sequence[str]:
 
 
 def group_pictures_by_text(texts: Sequence[str], images: Any) -> MediaGroups:
-    """The pictures of each text: as they are grouped already, or by how many places each text has for them."""
+    """The images of each text: as the caller grouped them, or distributed by the placeholders in the texts."""
     groups = group_by_sample([] if images is None else images)
     groups = groups if is_nested(images) else _distribute_by_placeholders(texts, IMAGE_TOKEN, groups[0])
     return [[as_picture(one) for one in group] for group in _check_group_count(texts, groups, IMAGE_TOKEN)]
 
 
 def group_videos_by_text(texts: Sequence[str], videos: Any, *, samples_frames: bool = True) -> MediaGroups:
-    """The videos of each text: one, a list, or a list of lists. A list of pictures or arrays is one video.
+    """The videos of each text. A list of images or of arrays is one video.
+
+    Args:
+        videos: a video, a list of videos, or a list for each text.
+        samples_frames: whether frames of a video may be left out.
 
     Raises:
-        BadSetting: `samples_frames` is False, so that all frames would be shown, but a video is a file.
+        BadSetting: `samples_frames` is False, and a video is a file.
     """
     video_list = [] if videos is None else [videos] if _is_video(videos) else list(videos)
     is_flat = all(map(_is_video, video_list))
@@ -81,7 +85,7 @@ def _is_array_with_ndim(source: Any, ndim: int) -> bool:
 
 
 def _to_video(source: Any) -> Video:
-    """Frames are taken as they are, as pictures are."""
+    """A list of frames is a video whose frames are not turned by an EXIF tag, as with image objects."""
     if isinstance(source, (list, tuple)) or _is_array_with_ndim(source, 4):
         return Video([as_picture(frame) for frame in source])
     return Video.of(source)
@@ -98,22 +102,38 @@ def _distribute_by_placeholders(texts: Sequence[str], placeholder: str, media: S
 def _check_group_count(texts: Sequence[str], groups: MediaGroups, placeholder: str) -> MediaGroups:
     if len(groups) != len(texts):
         raise BadPrompt(
-            f"there are {len(texts)} texts, and {NOUN_BY_PLACEHOLDER[placeholder]} for {len(groups)}: give a list for each"
+            f"there are {len(texts)} texts, and {NOUN_BY_PLACEHOLDER[placeholder]} for {len(groups)}: "
+            "give a list for each"
         )
     return groups
 
 
+def replace_placeholders_by_text(
+    texts: Sequence[str], media: Mapping[str, Sequence[Sequence[Any]]]
+) -> list[list[Any]]:
+    """`replace_placeholders` for each text of a batch; `media` has a list for each text."""
+    return [
+        replace_placeholders(text, {placeholder: groups[row] for placeholder, groups in media.items()})
+        for row, text in enumerate(texts)
+    ]
+
+
 def replace_placeholders(text: str, media_by_placeholder: Mapping[str, Sequence[Any]]) -> list[Any]:
-    """Text, and what stands in its places: `media_by_placeholder` says for each mark what to put there, in order.
+    """A text as a list of its parts, with the media in place of the placeholders.
+
+    Args:
+        media_by_placeholder: for each placeholder what stands there, in order.
 
     Raises:
-        BadPrompt: there are more or fewer than places.
+        BadPrompt: there are more or fewer media than placeholders.
     """
     pieces = re.split(f"({'|'.join(media_by_placeholder)})", text)
-    for mark, given in media_by_placeholder.items():
-        if pieces.count(mark) != len(given):
-            raise BadPrompt(_count_mismatch_message(mark, pieces.count(mark), len(given)))
-    iterator_by_placeholder = {mark: iter(given) for mark, given in media_by_placeholder.items()}
+    for placeholder, media in media_by_placeholder.items():
+        if pieces.count(placeholder) != len(media):
+            raise BadPrompt(_count_mismatch_message(placeholder, pieces.count(placeholder), len(media)))
+    iterator_by_placeholder = {
+        placeholder: iter(media) for placeholder, media in media_by_placeholder.items()
+    }
     return [
         next(iterator_by_placeholder[piece]) if piece in iterator_by_placeholder else piece
         for piece in pieces
@@ -123,4 +143,7 @@ def replace_placeholders(text: str, media_by_placeholder: Mapping[str, Sequence[
 
 def _count_mismatch_message(placeholder: str, num_placeholders: int, num_media: int) -> str:
     noun = NOUN_BY_PLACEHOLDER[placeholder]
-    return f"the text has {num_placeholders} places for {noun} ({placeholder}), and {num_media} {noun} were given: give as many"
+    return (
+        f"the text has {num_placeholders} places for {noun} ({placeholder}), and {num_media} {noun} were given: "
+        "give as many"
+    )

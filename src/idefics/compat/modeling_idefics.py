@@ -1,12 +1,11 @@
-"""Idefics as the guides call it: pictures are read beside the text.
+"""Idefics as the guides call it: `IdeficsModel` and `IdeficsForVisionText2Text`.
 
-B rows, T new tokens, P pictures a row, M feature rows of one, D' their width.
+B rows, T new tokens, L cached and new tokens, P images of a row, M features of an image, D' their width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,117 +14,20 @@ from idefics.compat.cross_attention_inputs import ImageArguments
 from idefics.compat.decoder_forward import prepare_decoder_inputs, run_decoder
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
 from idefics.compat.model_construction import model_constructor, without_weight_init
-from idefics.compat.modeling import BaseModelWithoutHead, ModelWithHead, PreTrainedModel
+from idefics.compat.modeling import BaseModelWithoutHead, ModelWithHead
+from idefics.compat.modeling_idefics_base import IdeficsPreTrainedModel
 from idefics.compat.modeling_outputs import (
     IdeficsBaseModelOutputWithPast,
     IdeficsCausalLMOutputWithPast,
 )
 from idefics.compat.modeling_vision import IdeficsVisionTransformer
-from idefics.compat.training import add_output_dropout, freeze_except
-from idefics.errors import BadSetting
-from idefics.models.idefics1 import (
-    DecoupledEmbedding,
-    DecoupledHead,
-    GatedCrossAttentionLayer,
-    Idefics1,
-    Idefics1Backbone,
-)
+from idefics.compat.training import add_output_dropout
+from idefics.models.idefics1 import Idefics1, Idefics1Backbone
 from idefics.nn.attention import Attn
-from idefics.nn.vit import ClipEmbeddings
-
-
-class IdeficsPreTrainedModel(PreTrainedModel):
-    """What both Idefics classes share: `backbone` is the model without a head."""
-
-    config: IdeficsConfig
-    config_class = IdeficsConfig
-    model_types = ("idefics",)
-
-    @property
-    def backbone(self) -> Idefics1Backbone:
-        return cast(Idefics1Backbone, self.base_model)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, GatedCrossAttentionLayer):
-            for alpha in (module.alpha_cross_attn, module.alpha_dense):
-                _initialize_alpha(alpha, self.config)
-        if isinstance(module, ClipEmbeddings):
-            nn.init.normal_(module.class_embedding)
-
-    @property
-    def init_std(self) -> float:
-        return self.config.initializer_range
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.backbone.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.backbone.embed_tokens = cast(DecoupledEmbedding, value)
-
-    def tie_weights(self) -> None:
-        super().tie_weights()
-        head, embeddings = self.get_output_embeddings(), self.backbone.embed_tokens
-        if (
-            self.config.tie_word_embeddings
-            and embeddings.num_additional_embeddings
-            and isinstance(head, DecoupledHead)
-        ):
-            head.additional_fc.weight = embeddings.additional_embedding.weight
-
-    @property
-    def vocab_size(self) -> int:
-        """That of the config, without additional tokens."""
-        return self.config.vocab_size
-
-    @property
-    def total_vocab_size(self) -> int:
-        return (
-            self.backbone.embed_tokens.num_embeddings + self.backbone.embed_tokens.num_additional_embeddings
-        )
-
-    def _resize_vocabulary(self, size: int, *, mean_resizing: bool) -> None:
-        """Additional tokens, where there are any, become more or fewer; else the vocabulary itself."""
-        embeddings, head = self.backbone.embed_tokens, self.get_output_embeddings()
-        tables: list[nn.Module] = [embeddings, *([] if head is None else [head])]
-        if embeddings.num_additional_embeddings:
-            size -= embeddings.num_embeddings
-            if size < 1:
-                raise BadSetting(
-                    f"new_num_tokens is {size + embeddings.num_embeddings}; give more than vocab_size, "
-                    f"{embeddings.num_embeddings}: the additional tokens come after those"
-                )
-            embeddings.num_additional_embeddings = size
-            if isinstance(head, DecoupledHead):
-                head.num_additional_outputs = size
-            tables = [embeddings.additional_embedding, *(module.additional_fc for module in tables[1:])]  # type: ignore
-            self.config.additional_vocab_size = size
-        else:
-            self.config.vocab_size = size
-        for table in tables:
-            self._resize_rows(table, size, mean_resizing=mean_resizing)
-
-    def freeze_relevant_params(self, config: IdeficsConfig | None = None) -> None:
-        """Freezes what the config says. Gated blocks, the resampler and additional tokens are always trained."""
-        config = config or self.config
-        if config.freeze_text_layers:
-            self.backbone.embed_tokens.weight.requires_grad_(False)
-            self.freeze_text_layers(config.freeze_text_module_exceptions)
-        if config.freeze_vision_layers:
-            self.freeze_vision_layers(config.freeze_vision_module_exceptions)
-
-    def freeze_text_layers(self, module_exceptions: Sequence[str] = ()) -> None:
-        """Freezes the decoder's layers and last norm but for modules of these kinds."""
-        freeze_except(self.backbone.layers, module_exceptions)
-        freeze_except(self.backbone.norm, module_exceptions)
-
-    def freeze_vision_layers(self, module_exceptions: Sequence[str] = ()) -> None:
-        """Freezes the vision tower but for modules of these kinds."""
-        freeze_except(self.backbone.vision_model, module_exceptions)
 
 
 class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbone):
-    """Idefics without a head."""
+    """Idefics without a head: text and images to hidden states."""
 
     vision_tower_class = IdeficsVisionTransformer
     output_class = IdeficsBaseModelOutputWithPast
@@ -142,18 +44,19 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
                     add_output_dropout(module, config.dropout)
         self.freeze_relevant_params(config)
 
-    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, M, D')
+    def encode(self, frames: Tensor) -> Tensor:
+        """(P, 3, h, w) normalised pixels -> (P, M, D') image features; the vision tower may be the caller's own."""
         tower: nn.Module = self.vision_model
-        if isinstance(tower, IdeficsVisionTransformer):
-            vision_output = tower(frames, interpolate_pos_encoding=True)  # sizes have been checked
-        else:  # the caller's own
-            vision_output = tower(frames)
+        # Sizes have been checked before.
+        options = {"interpolate_pos_encoding": True} if isinstance(tower, IdeficsVisionTransformer) else {}
+        vision_output = tower(frames, **options)
         out: Tensor = self.perceiver_resampler(
             vision_output if isinstance(vision_output, Tensor) else vision_output.last_hidden_state
         )
         return out
 
     def forward_packed(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """The decoder on packed tokens: embeddings (N, D), positions (N,) -> hidden states (N, D)."""
         return Idefics1Backbone.forward(self, x, positions, attn)
 
     def forward(  # type: ignore[override]
@@ -174,10 +77,10 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
     ) -> Any:
-        """As `IdeficsForVisionText2Text.forward`, without labels.
+        """Computes the hidden states of a batch; arguments as in `IdeficsForVisionText2Text.forward`.
 
         Returns:
-            IdeficsBaseModelOutputWithPast, or the tuple of what is in it.
+            IdeficsBaseModelOutputWithPast, or with `return_dict=False` the tuple of its values.
         """
         options = self._resolve_forward_options(
             use_cache, output_attentions, output_hidden_states, return_dict
@@ -192,8 +95,8 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
             image_attention_mask,
             bool(interpolate_pos_encoding),
         )
-        past, features = inputs.past, None
-        if past.has_read_images:
+        features = None
+        if inputs.past.has_read_images:
             cross_attention_inputs = images.cached_cross_attention_inputs(inputs)
         else:
             features = images.image_features(self, self.config.vision_config.image_size)
@@ -215,10 +118,10 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
 
 
 class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1):  # type: ignore[misc]
-    """Idefics with its head: continues text beside which pictures stand.
+    """Idefics with its head: continues text with images.
 
     Args:
-        vision_model: takes the vision tower's place; None: the one that the config describes.
+        vision_model: in place of the vision tower; None: the one that the config describes.
     """
 
     output_class = IdeficsCausalLMOutputWithPast
@@ -236,6 +139,7 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
             self.model.vision_model = vision_model  # type: ignore[assignment]
 
     def forward_packed(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """The decoder on packed tokens: embeddings (N, D), positions (N,) -> hidden states (N, D)."""
         return self.model.forward_packed(x, positions, attn)
 
     def forward(  # type: ignore[override]
@@ -259,25 +163,21 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
         num_items_in_batch: Tensor | int | None = None,
         cache_position: Tensor | None = None,
     ) -> Any:
-        """Reads a batch of rows. L is T and the tokens of the past.
+        """Computes the logits of a batch, and the loss where there are labels.
 
         Args:
-            input_ids: (B, T); or in their place `inputs_embeds`, (B, T, D).
-            attention_mask: (B, L), 1 where a token stands and 0 for padding; None: no padding.
+            input_ids, inputs_embeds: (B, T) ids, or (B, T, D) embeddings in their place.
+            attention_mask: (B, L), 1 for tokens and 0 for padding; None: no padding.
             position_ids: (B, T); None: counted from `attention_mask`.
-            past_key_values: what an earlier pass gave, or (keys, values) for each layer: a learned prefix. Pictures
-                that it has read need not be given again.
-            pixel_values, image_encoder_embeddings, ...: as in `ImageArguments`; at most one of the first three.
-            labels: (B, T), tokens to be learned, -100 for those that are not.
-            use_cache, output_attentions, output_hidden_states, return_dict: None: what the config says.
-            logits_to_keep: logits of so many last tokens only, or a tensor of their indices; 0: of all.
-            num_items_in_batch: the loss is the sum over the tokens divided by this; None: their mean.
+            past_key_values: the cache of an earlier pass, its images included; or (keys, values) for each layer.
+            pixel_values, ..., image_attention_mask, interpolate_pos_encoding: as in `ImageArguments`.
+            labels: (B, T) token ids, -100 where there is no loss.
+            use_cache, output_attentions, output_hidden_states, return_dict: None: as the config says.
+            logits_to_keep: logits of so many last tokens, or of those whose indices a tensor holds; 0: of all.
+            num_items_in_batch: divides the summed loss; None: the loss is the mean.
 
         Returns:
-            IdeficsCausalLMOutputWithPast, or the tuple of what is in it.
-
-        Raises:
-            BadPrompt: arguments that contradict each other; the message has both shapes.
+            IdeficsCausalLMOutputWithPast, or with `return_dict=False` the tuple of its values.
         """
         options = self._resolve_forward_options(
             use_cache, output_attentions, output_hidden_states, return_dict
@@ -301,15 +201,3 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
         return self._make_output_with_logits(
             out, options, labels, attention_mask, logits_to_keep, num_items_in_batch
         )
-
-
-def _initialize_alpha(alpha: nn.Parameter, config: IdeficsConfig) -> None:
-    match config.alpha_initializer:
-        case "zeros":
-            nn.init.zeros_(alpha)
-        case "ones":
-            nn.init.ones_(alpha)
-        case "normal" | "gaussian" | "random":
-            nn.init.normal_(alpha, std=config.alphas_initializer_range)
-        case other:
-            raise BadSetting(f"alpha_initializer is {other!r}; give zeros, ones, normal, gaussian or random")

@@ -112,9 +112,7 @@ class BaseProcessor(ProcessorMixin):
         )
         texts = [one.text for one in rendered]
         if not tokenize:
-            if options or return_dict or return_tensors:
-                keyword = next(iter(options), "return_dict" if return_dict else "return_tensors")
-                raise TypeError(f"{keyword} has no meaning for text: give tokenize=True")
+            _refuse_call_arguments(options, return_dict=return_dict, return_tensors=return_tensors)
             return texts if is_batch else texts[0]
         options |= self._media_from_messages(conversations, options)
         if self._begins_with_bos_token(texts[0]):
@@ -179,6 +177,12 @@ class BaseProcessor(ProcessorMixin):
         if return_attention_mask:
             entries["attention_mask"] = padding_options.pad([[1] * len(row) for row in rows], 0)
         return entries
+
+
+def _refuse_call_arguments(options: Mapping[str, Any], **named: Any) -> None:
+    """Raises TypeError where `apply_chat_template` returns text and is given arguments of the call."""
+    for name in (*options, *(name for name, value in named.items() if value)):
+        raise TypeError(f"{name} has no meaning for text: give tokenize=True")
 
 
 def make_assistant_masks(

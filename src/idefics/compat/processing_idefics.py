@@ -132,19 +132,12 @@ class IdeficsProcessor(BaseProcessor):
             BadPrompt: texts and images do not fit together.
             BadPicture: an image cannot be opened.
         """
-        if (prompts is None) == (text is None) or (prompts is not None and images is not None):
-            raise BadPrompt("give prompts, or text, or text and images")
         settings = drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
         image_processor = self.image_processor.with_settings(
             **{name: value for name, value in settings.items() if name not in VIDEO_FIELD_BY_KWARG}
         )
         image_config = image_processor.to_processor_config()
         prompt_processor = self._make_prompt_processor(image_config, adds_special=False)
-        documents = (
-            _normalize_prompts(prompts if text is None else text)
-            if images is None
-            else _interleave_text_and_images(text, images)
-        )
         if add_end_of_utterance_token is None:
             add_end_of_utterance_token = self.add_end_of_utterance_token
         full_prompts = [
@@ -152,7 +145,7 @@ class IdeficsProcessor(BaseProcessor):
                 image_processor.preprocess_items(items, transform, input_data_format),
                 add_end_of_utterance_token=add_end_of_utterance_token,
             )
-            for items in documents
+            for items in _as_documents(prompts, text, images)
         ]
         if add_eos_token:
             full_prompts = [self._append_eos(prompt) for prompt in full_prompts]
@@ -170,8 +163,7 @@ class IdeficsProcessor(BaseProcessor):
             entries["assistant_masks"] = make_assistant_masks(
                 prompt_processor, as_text_list(text), full_prompts, kept_positions, generated, padding_options
             )
-        image_size = image_config.frame_size
-        entries |= self._make_image_entries(image_size, truncated_prompts, padding_options)
+        entries |= self._make_image_entries(image_config.frame_size, truncated_prompts, padding_options)
         return padding_options.to_batch(entries)
 
     def _append_eos(self, prompt: Prompt) -> Prompt:
@@ -213,6 +205,15 @@ class IdeficsProcessor(BaseProcessor):
                 f"prompt {number}: {len(prompt)} tokens, {len(prompt.pictures)} pictures\n"
                 f"{self.tokenizer.decode(list(prompt.ids))}\n"
             )
+
+
+def _as_documents(prompts: Any, text: Any, images: Any) -> list[list[Any]]:
+    """The prompts of a call, each a list of texts and images."""
+    if (prompts is None) == (text is None) or (prompts is not None and images is not None):
+        raise BadPrompt("give prompts, or text, or text and images")
+    if images is not None:
+        return _interleave_text_and_images(text, images)
+    return _normalize_prompts(prompts if text is None else text)
 
 
 def _normalize_prompts(prompts: Any) -> list[list[Any]]:

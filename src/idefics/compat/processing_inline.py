@@ -19,7 +19,7 @@ from idefics.compat.media_placeholders import (
     as_text_list,
     group_pictures_by_text,
     group_videos_by_text,
-    replace_placeholders,
+    replace_placeholders_by_text,
 )
 from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks, select_prompt_tokens
 from idefics.compat.processing_files import TokenText
@@ -97,22 +97,17 @@ class InlineModelProcessor(BaseProcessor):
         texts = as_text_list(text)
         image_config = image_processor.to_processor_config(image_seq_len or self.image_seq_len)
         image_config = replace(image_config, video=override_video_config(image_config.video, video_kwargs))
-        media = {
-            IMAGE_TOKEN: [
-                [image_processor.preprocess_picture(image, input_data_format) for image in group]
-                for group in group_pictures_by_text(texts, images)
-            ]
-        }
+        image_groups = [
+            [image_processor.preprocess_picture(image, input_data_format) for image in group]
+            for group in group_pictures_by_text(texts, images)
+        ]
+        media: dict[str, list[list[Any]]] = {IMAGE_TOKEN: image_groups}
         if videos is not None or image_config.video is not None:
-            media[VIDEO_TOKEN] = group_videos_by_text(
-                texts, videos, samples_frames=keywords.get("do_sample_frames") is not False
-            )
+            samples_frames = keywords.get("do_sample_frames") is not False
+            media[VIDEO_TOKEN] = group_videos_by_text(texts, videos, samples_frames=samples_frames)
         prompt_processor = self._make_prompt_processor(image_config, adds_special=add_special_tokens)
         prompts = [
-            prompt_processor.encode_parts(
-                replace_placeholders(one, {placeholder: groups[row] for placeholder, groups in media.items()})
-            )
-            for row, one in enumerate(texts)
+            prompt_processor.encode_parts(parts) for parts in replace_placeholders_by_text(texts, media)
         ]
         padding_options = self.tokenizer.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors

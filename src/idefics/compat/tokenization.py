@@ -162,11 +162,8 @@ class PreTrainedTokenizer(VocabularyMixin, ChatTemplateMixin, PretrainedMixin):
         rows = encode_rows(
             self.codec, text, text_pair, padding_options, add_special_tokens=add_special_tokens
         )
-        columns = {
-            name: [row[name] for row in rows]
-            for name, is_wanted in is_returned_by_column.items()
-            if is_wanted
-        }
+        names = [name for name, is_returned in is_returned_by_column.items() if is_returned]
+        columns = {name: [row[name] for row in rows] for name in names}
         entries: dict[str, Any] = self._pad_columns(columns, padding_options)
         if return_length:
             entries["length"] = [len(ids) for ids in columns["input_ids"]]
