@@ -38,7 +38,9 @@ from idefics import models, quant
 from idefics.config import EngineConfig, QuantizationConfig, QuantKind
 from idefics.engine.decode import TorchDecode
 from idefics.engine.engine import Engine
-from idefics.generation.loading import collect_stop_ids, create_processor, engine_config
+from idefics.generation.load_settings import engine_config
+from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import collect_stop_ids, create_processor
 from idefics.models import read_checkpoint
 from idefics.processing.fetch import Fetcher
 from idefics.prompt import Prompt
@@ -81,7 +83,8 @@ class RandomWeightsRunner(IdeficsRunner):
         processor = create_processor(checkpoint, Fetcher(policy="off"))
         config: EngineConfig = engine_config(torch_device)
         self.engine = Engine(model, config)  # type: ignore[arg-type]  # a VLM by its methods
-        self.vlm = idefics.Idefics(processor, self.engine, collect_stop_ids(checkpoint, processor))
+        stop_ids = collect_stop_ids(checkpoint, processor)
+        self.vlm = idefics.Idefics(LoadedModel(processor, self.engine, stop_ids))
 
     def close(self) -> None:
         """Releases the device's memory."""

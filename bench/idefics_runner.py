@@ -41,7 +41,7 @@ class IdeficsRunner:
         model = self.vlm.engine.model
         self.vlm.engine.close()
         self.engine = Engine(model, EngineConfig(batch_rows=batch_rows))
-        self.vlm.engine = self.engine
+        self.vlm.loaded_model.engine = self.engine
 
     def run(self, prompts: list[Prompt], num_tokens: int) -> RunTiming:
         """Generates exactly `num_tokens` greedy tokens for each prompt; no id stops them."""

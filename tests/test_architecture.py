@@ -105,8 +105,10 @@ LIGHTWEIGHT_MODULES = (
 )
 HEAVY_TASK_MODULES = (
     "idefics.tasks.idefics_model",
-    "idefics.tasks.task_pipeline",
+    "idefics.tasks.picture_arguments",
     "idefics.tasks.ranking",
+    "idefics.tasks.ranking_mixin",
+    "idefics.tasks.task_mixin",
 )  # methods of a loaded model
 MODULES_OF_EXTRAS = ("server", "page")  # frontends whose modules need an extra,
 MODULES_ALLOWED_TO_MISS = [

@@ -89,7 +89,9 @@ def test_nothing_is_logged_for_each_token(vlm, caplog):
     with caplog.at_level(logging.DEBUG, "idefics"):
         for tokens in (2, 40):
             caplog.clear()
-            vlm.generate(["The"], max_new_tokens=tokens, logit_bias=dict.fromkeys(vlm.stop_ids, -100))
+            vlm.generate(
+                ["The"], max_new_tokens=tokens, logit_bias=dict.fromkeys(vlm.loaded_model.stop_ids, -100)
+            )
             while len(caplog.records) < 2:  # "done" comes at the end of the step
                 time.sleep(0.01)
             time.sleep(0.1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from inspect import Parameter, cleandoc, formatannotation, signature
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar, get_args, get_type_hints
 
 from idefics.config import Sampling
-from idefics.messages import Detail
+from idefics.messages import Detail, ImageDetail
 from idefics.validation import reject_unknown_arguments
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,6 +62,35 @@ class Options(GenerationOptions, total=False):
     ]
 
 
+class AnswerKeywords(Options, total=False):
+    """The keywords of a call that returns answers and raises errors, for type checkers."""
+
+    stream: Literal[False]
+    on_error: Literal["raise"]
+
+
+class StreamKeywords(Options, total=False):
+    """The keywords of a call that returns a stream, for type checkers."""
+
+    stream: Required[Literal[True]]
+    on_error: Literal["raise"]
+
+
+class ReturnErrorKeywords(Options, total=False):
+    """The keywords of a call that returns errors in the place of answers, for type checkers."""
+
+    stream: Literal[False]
+    on_error: Required[Literal["return"]]
+
+
+class ScoringKeywords(TypedDict, total=False):
+    """The keywords that `score` and `classify` share, for type checkers."""
+
+    detail: Detail
+    max_tiles: int | None
+    timeout: float | None
+
+
 DEFAULT_OPTIONS: dict[str, Any] = {
     **{field.name: field.default for field in fields(Sampling)},
     "logit_bias": {},
@@ -77,24 +106,10 @@ DEFAULT_OPTIONS: dict[str, Any] = {
 }
 
 
-# Arguments that several methods share.
-ARGUMENT_DOCS = {
-    "image": "a picture in any of the forms that `Picture` takes, a `Video`, or a list of these, which returns a list "
-    "of answers.",
-    "text": "the text that the answer continues and begins with.",
-    "question": "the question about each picture.",
-    "instruction": "what to write about each picture.",
-    "stream": "return a `Stream` of text instead; one picture or prompt only.",
-    "on_error": '"raise" the first error, with the number of its input; or "return" each error in the place of its '
-    "answer and answer the rest.",
-}
-
-
 def document_options(options_type: type = Options, **defaults: Any) -> Callable[[F], F]:
     """Decorator for a method that ends in `**options: Unpack[options_type]`: documents and checks its options.
 
-    The signature and the docstring list each option; a docstring without "Args:" gets it from `ARGUMENT_DOCS`. Other
-    keywords are refused: see `reject_unknown_arguments`.
+    The signature and the docstring list each option. Other keywords are refused: see `reject_unknown_arguments`.
 
     Args:
         options_type: a `TypedDict` whose fields are `Annotated` with one line of documentation each.
@@ -107,12 +122,7 @@ def document_options(options_type: type = Options, **defaults: Any) -> Callable[
         parameters = [
             one for one in own_signature.parameters.values() if one.kind is not Parameter.VAR_KEYWORD
         ]
-        docstring = cleandoc(function.__doc__ or "")
-        lines = [docstring, ""]
-        if "Args:" not in docstring:
-            documented = [one.name for one in parameters if one.name in ARGUMENT_DOCS]
-            lines += ["Args:", *(f"    {name}: {ARGUMENT_DOCS[name]}" for name in documented), ""]
-        lines.append("Options:")
+        lines = [cleandoc(function.__doc__ or ""), "", "Options:"]
         for name, hint in hints.items():
             option_type, line = get_args(hint)
             default = defaults.get(name, DEFAULT_OPTIONS[name])
@@ -127,3 +137,12 @@ def document_options(options_type: type = Options, **defaults: Any) -> Callable[
         )
 
     return decorate
+
+
+def pop_image_detail(options: Options) -> ImageDetail:
+    """Removes the options about pictures, which belong to the prompt, from those that generate the answer.
+
+    Raises:
+        BadSetting: one of them is wrong.
+    """
+    return ImageDetail(options.pop("detail", "high"), options.pop("max_tiles", None))

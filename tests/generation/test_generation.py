@@ -72,7 +72,11 @@ def test_a_stream_that_is_left_is_cancelled(vlm, picture):
 def test_generation_equals_the_reference(vlm, picture):
     prompt = vlm.prompt([user(Picture(picture), "Can you describe this image?")])
     slow = reference_greedy(
-        vlm.engine.model, prompt, 24, stop_ids=vlm.stop_ids, banned_ids=vlm.processor.image_placeholder_ids
+        vlm.engine.model,
+        prompt,
+        24,
+        stop_ids=vlm.loaded_model.stop_ids,
+        banned_ids=vlm.processor.image_placeholder_ids,
     )
     fast = vlm.chat([user(Picture(picture), "Can you describe this image?")], max_new_tokens=24)
     assert fast.tokens == tuple(slow)

@@ -8,6 +8,7 @@ import pytest
 
 import idefics
 from idefics.errors import BadPrompt, BadSetting
+from idefics.generation.loaded_model import LoadedModel
 from idefics.messages import Picture, assistant, user
 from idefics.processing.fetch import Fetcher
 from models import doctags
@@ -86,7 +87,7 @@ def test_a_stop_string_may_be_the_name_of_a_hidden_token(vlm):
         vlm.generate([PICTURE, "x"], stop="<fcel>", skip_special_tokens=True).tokens
         == ids[: [tokenizer.id_to_token(id) for id in ids].index("<fcel>")]
     )
-    other = idefics.Idefics(vlm.processor, vlm.engine, frozenset())
+    other = idefics.Idefics(LoadedModel(vlm.processor, vlm.engine, frozenset()))
     on = other.generate([PICTURE, "x"], max_new_tokens=40)
     assert on.finish == "length" and on.tokens[: len(ids)] == ids
     assert on.text == PAGE_TEXT + on.text.removeprefix(PAGE_TEXT) and END_OF_TEXT not in on.text
@@ -161,7 +162,7 @@ def test_a_conversation_that_ends_with_the_assistant_is_refused(vlm):
             call(PREFILL)
     with pytest.raises(BadPrompt, match="the last message is the user's"):
         vlm.chat(MESSAGES, continue_final_message=True)
-    with pytest.raises(BadSetting, match="continue_final_message goes with a conversation"):
+    with pytest.raises(BadSetting, match="continue_final_message needs a conversation"):
         vlm.prompt(["x"], continue_final_message=True)
 
 
@@ -198,5 +199,5 @@ def test_continuations_of_the_last_message_are_scored_as_they_stand(vlm):
 @pytest.mark.parametrize("name", ["answer_start", "continue_final_message"])
 def test_a_raw_prompt_is_scored_without_the_settings_of_a_conversation(vlm, name):
     value = "A" if name == "answer_start" else True
-    with pytest.raises(BadSetting, match=f"{name} goes with a conversation"):
+    with pytest.raises(BadSetting, match=f"{name} needs a conversation"):
         vlm.score(["x"], ["a"], **{name: value})

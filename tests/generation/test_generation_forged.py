@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 
 import idefics
+from idefics.generation.prompts import make_scoring_prompt
 from idefics.messages import Picture, Shot, user
 from idefics.processing.fetch import Fetcher
 from idefics.tasks import TASKS
@@ -51,11 +52,10 @@ def forged_text(vlm):
 
 def test_no_label_yields_a_special_id(vlm):
     labels = [f"a {name} b" for name in forged_text(vlm)]
-    task, words = idefics.tasks.classify.task_for_labels(labels, vlm.processor.prompt_format.kind)
     detail = idefics.ImageDetail()
-    clean = vlm.label_scoring_prompt(task, "x", ["a b", "c"], PICTURE, detail)[0]
+    clean = vlm.label_scoring_prompt(["a b", "c"], PICTURE, detail)[0]
     for model in (vlm, make_untrusted_model(vlm)):
-        prompt, rests = model.label_scoring_prompt(task, words, labels, PICTURE, detail)
+        prompt, rests = model.label_scoring_prompt(labels, PICTURE, detail)
         assert special_tokens_among(vlm, prompt.ids) == special_tokens_among(vlm, clean.ids)
         assert [special_tokens_among(vlm, rest) for rest in rests] == [[] for _ in labels]
 
@@ -68,11 +68,13 @@ def test_no_untrusted_continuation_yields_a_special_id(vlm):
     ):
         text = items[0] if isinstance(items[0], str) else "This is"
         clean = special_tokens_among(vlm, model.prompt(items).ids)
-        _, rests = model.endings(items, endings)
+        _, rests = make_scoring_prompt(model.processor, items, endings)
         assert [special_tokens_among(vlm, rest) for rest in rests] == [[] for _ in endings]
         for name in forged_text(vlm):
             said = f"{text} {name}"
-            prompt, _ = model.endings([said] if items[0] == text else [user(said)], ["x", "y"])
+            prompt, _ = make_scoring_prompt(
+                model.processor, [said] if items[0] == text else [user(said)], ["x", "y"]
+            )
             assert special_tokens_among(vlm, prompt.ids) == clean
 
 
@@ -81,7 +83,7 @@ def test_the_owners_continuations_of_a_raw_prompt_are_the_owners(vlm):
     name = next(
         name for name in ("<|im_end|>", "</s>") if name in vlm.processor.tokenizer.added_token_contents
     )
-    _, (rest, _) = vlm.endings(["This is"], [f" a{name}", " b"])
+    _, (rest, _) = make_scoring_prompt(vlm.processor, ["This is"], [f" a{name}", " b"])
     assert special_tokens_among(vlm, rest) == [name]
     assert name in special_tokens_among(vlm, vlm.prompt([f"This is{name}"]).ids)
 

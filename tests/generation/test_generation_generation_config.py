@@ -7,6 +7,7 @@ import torch
 
 import idefics
 from idefics.errors import BadSetting, BrokenCheckpoint, UnsupportedModel
+from idefics.generation.loaded_model import LoadedModel
 from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, OUTPUT_FIELDS, SEARCH_FIELDS
 from idefics.processing.checkpoint_generation_config import PARSER_BY_FIELD, CheckpointGenerationConfig
 from models import doctags, tiny
@@ -35,9 +36,8 @@ def reference(folder):
 def with_generation_config(vlm, **fields):
     """The same model, as if its file had these fields."""
     vocabulary = vlm.engine.model.layout.vocab_size
-    return idefics.Idefics(
-        vlm.processor, vlm.engine, vlm.stop_ids, CheckpointGenerationConfig.from_dict(fields, vocabulary)
-    )
+    config = CheckpointGenerationConfig.from_dict(fields, vocabulary)
+    return idefics.Idefics(LoadedModel(vlm.processor, vlm.engine, vlm.loaded_model.stop_ids, config))
 
 
 def answer_ids(vlm, prompt, **options):
@@ -53,7 +53,7 @@ def reference_ids(reference, vlm, prompt, fields, **options):
     words = [[id] for id in sorted(vlm.processor.image_placeholder_ids)] + (fields.get("bad_words_ids") or [])
     config = GenerationConfig(
         **{**fields, "bad_words_ids": words},
-        eos_token_id=sorted(vlm.stop_ids),
+        eos_token_id=sorted(vlm.loaded_model.stop_ids),
         pad_token_id=0,
         max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
@@ -63,7 +63,9 @@ def reference_ids(reference, vlm, prompt, fields, **options):
     with torch.inference_mode():
         out = reference.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     reference_answer = out[0, len(prompt) :].tolist()
-    return tuple(reference_answer[: len(reference_answer) - (reference_answer[-1] in vlm.stop_ids)])
+    return tuple(
+        reference_answer[: len(reference_answer) - (reference_answer[-1] in vlm.loaded_model.stop_ids)]
+    )
 
 
 def fields_that_change(free, stop):
@@ -102,7 +104,7 @@ def test_answers_are_those_of_transformers(vlm, reference, text, name):
     prompt = vlm.prompt([text])
     free = answer_ids(vlm, prompt).tokens
     assert free == reference_ids(reference, vlm, prompt, {})
-    fields = fields_that_change(free, min(vlm.stop_ids))[name]
+    fields = fields_that_change(free, min(vlm.loaded_model.stop_ids))[name]
     got = answer_ids(with_generation_config(vlm, **fields), prompt).tokens
     search = {field: value for field, value in fields.items() if field not in SEARCH_FIELDS}
     assert got == reference_ids(reference, vlm, prompt, search)
@@ -117,7 +119,7 @@ def test_beams_are_those_of_transformers(vlm, reference, text, name, beams):
     prompt = vlm.prompt([text])
     free = answer_ids(vlm, prompt, num_beams=beams).tokens
     assert free == reference_ids(reference, vlm, prompt, {}, num_beams=beams)
-    fields = fields_that_change(answer_ids(vlm, prompt).tokens, min(vlm.stop_ids))[name]
+    fields = fields_that_change(answer_ids(vlm, prompt).tokens, min(vlm.loaded_model.stop_ids))[name]
     search = {field: value for field, value in fields.items() if field not in SEARCH_FIELDS}
     got = answer_ids(with_generation_config(vlm, **fields), prompt, num_beams=beams).tokens
     assert got == reference_ids(reference, vlm, prompt, search, num_beams=beams)
@@ -149,7 +151,7 @@ def test_after_a_forced_first_id_others_are_suppressed(vlm, reference, beams):
 def with_early_stop_id(vlm, prompt, after):
     """The same model, whose stop id is the answer's id after so many."""
     stop = answer_ids(vlm, prompt).tokens[after]
-    return idefics.Idefics(vlm.processor, vlm.engine, frozenset({stop}))
+    return idefics.Idefics(LoadedModel(vlm.processor, vlm.engine, frozenset({stop})))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_answers_are_greedy_unless_asked_whatever_the_file_says(tmp_path):
     }
     vlm = idefics.load(doctags.write_checkpoint(tmp_path / "a", **sampling))
     assert vlm.generate(["x"]).text == doctags.PAGE_TEXT
-    assert vlm.generation_config == CheckpointGenerationConfig()
+    assert vlm.loaded_model.generation_config == CheckpointGenerationConfig()
 
 
 @pytest.mark.parametrize("call", ["ask", "chat", "generate"])
@@ -289,7 +291,7 @@ def test_what_changes_no_answer_is_ignored():
 def test_what_cannot_be_combined_is_refused_in_words(vlm):
     ruler = with_generation_config(vlm, no_repeat_ngram_size=2)
     with pytest.raises(
-        BadSetting, match=r"choices is given, and generation_config.json .* no_repeat_ngram_size"
+        BadSetting, match=r"choices is given, but generation_config.json .* no_repeat_ngram_size"
     ):
         ruler.generate(["a"], choices=["b", "c"])
     assert (

@@ -78,7 +78,11 @@ def test_pictures_before_between_and_after_text(vlm):
     prompts = [vlm.prompt(some) for some in items]
     slow = [
         reference_greedy(
-            vlm.engine.model, one, 12, stop_ids=vlm.stop_ids, banned_ids=vlm.processor.image_placeholder_ids
+            vlm.engine.model,
+            one,
+            12,
+            stop_ids=vlm.loaded_model.stop_ids,
+            banned_ids=vlm.processor.image_placeholder_ids,
         )
         for one in prompts
     ]
@@ -96,7 +100,11 @@ def test_a_conversation_over_pictures(vlm):
     answer = vlm.chat(turns, max_new_tokens=8)
     prompt = vlm.prompt(turns)
     slow = reference_greedy(
-        vlm.engine.model, prompt, 8, stop_ids=vlm.stop_ids, banned_ids=vlm.processor.image_placeholder_ids
+        vlm.engine.model,
+        prompt,
+        8,
+        stop_ids=vlm.loaded_model.stop_ids,
+        banned_ids=vlm.processor.image_placeholder_ids,
     )
     assert list(answer.tokens) == slow
     assert "".join(vlm.chat(turns, max_new_tokens=8, stream=True)) == answer.text
@@ -105,7 +113,7 @@ def test_a_conversation_over_pictures(vlm):
 
 def test_image_tokens_and_stop_ids(vlm):
     tokenizer = vlm.processor.tokenizer
-    assert vlm.stop_ids == {2, tokenizer.token_to_id(END_OF_UTTERANCE)}
+    assert vlm.loaded_model.stop_ids == {2, tokenizer.token_to_id(END_OF_UTTERANCE)}
     request = Request(
         vlm.prompt(["a"]),
         Sampling(max_new_tokens=200, temperature=5.0, seed=1),
@@ -137,7 +145,7 @@ def test_answers_are_those_of_transformers(vlm, folder):
 
 def test_base_continues_documents(base_model):
     assert base_model.processor.prompt_format.kind == "base"
-    assert base_model.stop_ids == {2}
+    assert base_model.loaded_model.stop_ids == {2}
     with pytest.raises(UnsupportedModel, match="no chat template"):
         base_model.chat([user("Hello")])
 

@@ -46,7 +46,7 @@ def engine_threads():
 
 
 def endless_call(vlm):
-    return dict.fromkeys(vlm.stop_ids, -100.0)
+    return dict.fromkeys(vlm.loaded_model.stop_ids, -100.0)
 
 
 def wait_until_pages_are_free(engine):
@@ -80,7 +80,7 @@ NAMES = ["caption", "ask", "generate", "chat", "stream", "submit", "classify", "
 @pytest.mark.parametrize("call", CALLS, ids=NAMES)
 def test_a_call_ends_in_time_and_frees_what_it_used(slow_model, call):
     began = time.monotonic()
-    with pytest.raises(RequestTimeout, match=r"not done after 0\.02 seconds \(timeout=0\.02\)") as caught:
+    with pytest.raises(RequestTimeout, match=r"not finished after 0\.02 seconds \(timeout=0\.02\)") as caught:
         call(slow_model, timeout=0.02)
     assert time.monotonic() - began < 0.02 + 10 * STEP_SECONDS
     assert isinstance(caught.value, TimeoutError) and caught.value.seconds == 0.02
@@ -252,7 +252,7 @@ torch.set_num_threads(2)
 pixels = np.zeros((20, 30, 3), np.uint8)
 vlm = idefics.load("demo")
 expected = vlm.caption(pixels).tokens
-biases = dict.fromkeys(vlm.stop_ids, -100.0)
+biases = dict.fromkeys(vlm.loaded_model.stop_ids, -100.0)
 if sys.argv[1] == "busy":
     stream = vlm.generate(["The"], max_new_tokens=900, logit_bias=biases, stream=True)
     more = [vlm.caption([pixels] * 4, max_new_tokens=30) for _ in range(2)]
@@ -269,7 +269,7 @@ for turn in range(5):
                     list(stream)
                     assert len(stream.answer.tokens) == 900  # it was done by then
                 except idefics.ModelClosed as error:
-                    assert "ask again here" in str(error)
+                    assert "submit the request again" in str(error)
             assert vlm.caption(pixels).tokens == expected
             assert vlm.classify(pixels, ["a", "b"]).best
             assert vlm.logits(vlm.prompt(["The"])).shape[0]

@@ -195,7 +195,7 @@ def test_continuations_that_cannot_follow_take_their_own_positions(vlm, good_pic
         assert [found[1], found[3]] == [pytest.approx(one, abs=1e-4) for one in expected]
         assert [type(found[index]) for index in (0, 2)] == [BadPrompt, BadPrompt]
         assert isinstance(found[4], PromptTooLong)
-        with pytest.raises(BadPrompt, match=r"^ending 2 of 3: the continuation ' ' is blank"):
+        with pytest.raises(BadPrompt, match=r"^continuation 2 of 3: the continuation ' ' is blank"):
             vlm.score(prompt, [sound[0], " ", sound[1]])
         alone, errors = vlm.score(prompt, [" "], on_error="return")
         assert len(alone.ids) and [type(one) for one in errors] == [BadPrompt]

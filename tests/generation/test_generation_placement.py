@@ -15,7 +15,7 @@ import idefics
 from idefics import weights
 from idefics.config import CONNECTOR_MODULES, UNQUANTIZED_MODULES, EngineConfig, QuantizationConfig
 from idefics.errors import BadSetting, MissingExtra
-from idefics.generation.loading import engine_config
+from idefics.generation.load_settings import engine_config
 from idefics.nn.attention_backends import (
     eager_attention,
     flash_attention,

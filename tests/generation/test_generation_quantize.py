@@ -140,7 +140,7 @@ def test_few_bits_are_not_quantised_again(tmp_path):
     quantize_checkpoint("demo", QuantizationConfig(kind="int8"), tmp_path / "one")
     with pytest.raises(BadSetting, match=r"is already quantized \(int8\): give the original"):
         quantize_checkpoint(tmp_path / "one", QuantizationConfig(kind="int4"), tmp_path / "two")
-    with pytest.raises(BadSetting, match="is kept in int8 already: leave quantize out"):
+    with pytest.raises(BadSetting, match="is stored in int8 already: leave quantize out"):
         idefics.load(tmp_path / "one", quantize="int4")
 
 
@@ -167,10 +167,10 @@ def test_a_person_is_told_what_was_done(tmp_path, capsys):
     assert run(["quantize", "demo", "--to", "int4", "--out", str(out), "--check"]) == 0
     said = capsys.readouterr().out
     for word in (
-        f"{out} is written",
-        "in 4 bits",
-        "in 8 bits",
-        "a scale for 32 weights",
+        f"{out} was written",
+        "in int4",
+        "in int8",
+        "one scale per 32 weights",
         "connector",
         "before",
         "%",

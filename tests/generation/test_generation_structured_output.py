@@ -12,6 +12,7 @@ import pytest
 import idefics
 from idefics.engine.engine import Engine
 from idefics.errors import BadSetting, MissingExtra, PromptTooLong
+from idefics.generation.loaded_model import LoadedModel
 from idefics.messages import user
 from idefics.processing.structured_output import CompiledGrammar
 from idefics.prompt import Prompt
@@ -72,10 +73,10 @@ def test_answers_have_their_form(vlm, picture, form):
 def test_a_form_is_made_ready_once(vlm, picture, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "idefics.generation.loading.CompiledGrammar",
+        "idefics.generation.loaded_model.CompiledGrammar",
         lambda form, token_bytes: made.append(form) or CompiledGrammar(form, token_bytes),
     )
-    fresh = idefics.Idefics(vlm.processor, vlm.engine, vlm.stop_ids)
+    fresh = idefics.Idefics(LoadedModel(vlm.processor, vlm.engine, vlm.loaded_model.stop_ids))
     turned = {**SCHEMA, "properties": dict(reversed(SCHEMA["properties"].items()))}
     asked = [SCHEMA, json.loads(json.dumps(SCHEMA)), turned, SCHEMA]
     said = [fresh.ask(picture, "What is this?", schema=one).text for one in asked]
@@ -109,11 +110,8 @@ def test_forced_and_free_answers_side_by_side(vlm, picture):
     alone = [drain_stream(vlm.submit(asked, **one)) for one in wishes]
     full = len(asked) // 16
     pages = 2 + full + 2 * (-(-(len(asked) + 40) // 16) - full)  # room for two beams, the widest, and no more
-    small = idefics.Idefics(
-        vlm.processor,
-        Engine(vlm.engine.model, replace(vlm.engine.config, cache_pages=pages)),
-        vlm.stop_ids,
-    )
+    small_engine = Engine(vlm.engine.model, replace(vlm.engine.config, cache_pages=pages))
+    small = idefics.Idefics(LoadedModel(vlm.processor, small_engine, vlm.loaded_model.stop_ids))
     sent_away, preempt = [], small.engine.scheduler._preempt
     small.engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
     with small.engine.condition:
@@ -202,7 +200,7 @@ def test_a_prompt_that_is_too_long_is_told_as_ever(vlm):
 def test_without_llguidance_the_extra_is_named(vlm, picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     for kept in ("token_bytes", "compile_grammar"):
-        vlm.__dict__.pop(kept, None)
+        vlm.loaded_model.__dict__.pop(kept, None)
     with pytest.raises(MissingExtra, match=r"pip install 'idefics\[form\]'"):
         vlm.ask(picture, "What?", choices=["a"])
     assert "a" not in vlm.ask(picture, "What?", banned="a").text, "which needs none"

@@ -39,7 +39,7 @@ def step_semaphore(vlm, monkeypatch):
         return run(plan)
 
     monkeypatch.setattr(vlm.engine.model_runner, "run", slowly)
-    monkeypatch.setattr(vlm, "stop_ids", frozenset())
+    monkeypatch.setattr(vlm.loaded_model, "stop_ids", frozenset())
     yield allowed
     allowed.release(1000)
     wait_until_idle(vlm)

@@ -93,7 +93,11 @@ def test_the_frames_of_a_video_are_what_pictures_in_its_place_would_be(vlm):
 def test_a_video_equals_the_reference(vlm):
     prompt = vlm.prompt([user(Video(FRAMES), "What happens?")])
     slow = reference_greedy(
-        vlm.engine.model, prompt, 6, stop_ids=vlm.stop_ids, banned_ids=vlm.processor.image_placeholder_ids
+        vlm.engine.model,
+        prompt,
+        6,
+        stop_ids=vlm.loaded_model.stop_ids,
+        banned_ids=vlm.processor.image_placeholder_ids,
     )
     assert vlm.ask(Video(FRAMES), "What happens?", **SHORT_OPTIONS).tokens == tuple(slow)
 

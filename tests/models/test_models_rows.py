@@ -98,7 +98,10 @@ def assert_same(logits, others):
 
 def assert_same_processor(one, other):
     """What a model is fed, and what ends its answers."""
-    parts = [(vlm.processor.image_config, vlm.processor.prompt_format, vlm.stop_ids) for vlm in (one, other)]
+    parts = [
+        (vlm.processor.image_config, vlm.processor.prompt_format, vlm.loaded_model.stop_ids)
+        for vlm in (one, other)
+    ]
     return parts[0] == parts[1]
 
 
@@ -143,7 +146,9 @@ STOP_TOKENS_BY_NAME = {
 @pytest.mark.parametrize("name", STOP_TOKENS_BY_NAME)
 def test_what_ends_an_answer(get_tiny_release, name):
     vlm = get_tiny_release(name).vlm
-    assert vlm.stop_ids == {vlm.processor.tokenizer.token_to_id(token) for token in STOP_TOKENS_BY_NAME[name]}
+    assert vlm.loaded_model.stop_ids == {
+        vlm.processor.tokenizer.token_to_id(token) for token in STOP_TOKENS_BY_NAME[name]
+    }
 
 
 PICKLE_FILES_BY_LAYOUT = {

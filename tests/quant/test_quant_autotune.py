@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from idefics.errors import BadSetting
-from idefics.generation.loading import resolve_dtypes, set_num_threads
+from idefics.generation.load_settings import resolve_dtypes, set_num_threads
 from idefics.nn.upcast import UpcastLinear
 from idefics.quant import apply_kernel_choice, autotune
 from idefics.quant.autotune import KernelChoice, autotune_kernels

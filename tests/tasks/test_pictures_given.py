@@ -12,7 +12,7 @@ from idefics.errors import BadPicture, BadPrompt, BadVideo
 from idefics.messages import Picture, Video
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_picture
-from idefics.tasks.task_pipeline import parse_pictures
+from idefics.tasks.picture_arguments import parse_pictures
 
 RED, BLUE = (PIL.Image.new("RGB", (8, 6), color) for color in ("red", "blue"))
 PIXELS = np.asarray(RED)
@@ -150,9 +150,7 @@ def test_each_page_of_an_iterator_is_its_own_picture(scan):
 
 
 def test_one_object_for_several_pages_is_refused(scan):
-    with pytest.raises(
-        BadPrompt, match=r"more than once, and shows one frame: give copies, \[page\.copy\(\)"
-    ):
+    with pytest.raises(BadPrompt, match=r"which all show its current frame: give copies, \[page\.copy\(\)"):
         colors(list(PIL.ImageSequence.Iterator(scan)))
     assert colors([RED, RED]) == (2, ["R", "R"])
 

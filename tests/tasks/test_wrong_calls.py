@@ -75,8 +75,8 @@ def vlm():
         (lambda v: v.generate({"a": 1}), BadPrompt, "items is {'a': 1}; give a list of text and pictures"),
         (lambda v: v.generate(3), BadPrompt, "items is 3; give a list"),
         (lambda v: v.generate({"a", "b"}), BadPrompt, "items is a set, which has no fixed order"),
-        (lambda v: v.score(["Hi"], " a"), BadPrompt, "endings is ' a'; give a list of texts"),
-        (lambda v: v.score(["Hi"], [3]), BadPrompt, "ending is 3"),
+        (lambda v: v.score(["Hi"], " a"), BadPrompt, "continuations is ' a'; give a list of texts"),
+        (lambda v: v.score(["Hi"], [3]), BadPrompt, "continuation is 3"),
         (lambda v: v.submit("Hi"), BadPrompt, "prompt is 'Hi'; make one with vlm.prompt("),
         (lambda v: v.logits([1, 2]), BadPrompt, "prompt is [1, 2]; make one with vlm.prompt("),
         (lambda v: v.caption(PIXELS, stream="yes"), BadSetting, "stream is 'yes'; give True or False"),
@@ -143,8 +143,7 @@ def public_calls(vlm):
         "classify": (vlm.classify, {"image": PIXELS, "labels": ["a", "b"]}),
         "generate": (vlm.generate, {"items": items}),
         "chat": (vlm.chat, {"messages": [user(Picture(PIXELS), "Hi")]}),
-        "score": (vlm.score, {"items": items, "endings": [" a", " b"]}),
-        "endings": (vlm.endings, {"items": items, "endings": [" a", " b"]}),
+        "score": (vlm.score, {"items": items, "continuations": [" a", " b"]}),
         "prompt": (vlm.prompt, {"items": items}),
         "cost": (vlm.cost, {"picture": PIXELS}),
         "with_shots": (vlm.with_shots, {"shots": []}),
@@ -165,7 +164,7 @@ def public_calls(vlm):
 
 
 NAMES = [
-    "caption", "ask", "complete", "write", "classify", "generate", "chat", "score", "endings", "prompt", "cost",
+    "caption", "ask", "complete", "write", "classify", "generate", "chat", "score", "prompt", "cost",
     "with_shots", "submit", "logits", "Picture", "Video", "Message", "Shot", "ImageDetail", "Sampling", "EngineConfig",
     "QuantizationConfig", "load", "read_shots", "fetching",
 ]  # fmt: skip

@@ -23,8 +23,7 @@ from idefics.errors import BadPicture, BadRequest, BadSetting, PromptTooLong
 from idefics.messages import LiteralText, Message, PictureOrVideo, assistant, user
 
 if TYPE_CHECKING:
-    from idefics import Idefics
-    from idefics.generation import Options, Stream
+    from idefics import Idefics, Options, Stream
     from idefics.processing.fetch import Fetcher
 
 HELP = """

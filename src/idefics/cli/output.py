@@ -24,8 +24,7 @@ from idefics.messages import Answer, Ranking
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from idefics import Idefics
-    from idefics.generation import Stream
+    from idefics import Idefics, Stream
 
 MAX_BARS = 10  # labels in the bar chart; --json has all
 BAR_WIDTH = 30

@@ -17,7 +17,7 @@ from idefics.errors import BadSetting
 from idefics.structured import OutputConstraint
 
 if TYPE_CHECKING:
-    from idefics.generation import Options
+    from idefics import Options
 
 _sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 _constraint_option = partial(typer.Option, rich_help_panel="Structured output")

@@ -33,7 +33,7 @@ from idefics.tasks.task import Task
 from idefics.tasks.write import STORY
 
 if TYPE_CHECKING:
-    from idefics.generation import Stream
+    from idefics import Stream
 
 DEFAULT_WORDS = {"write": STORY}  # the prompt of a task that needs none from the caller
 

@@ -1,137 +1,232 @@
-"""How the prompts of a call are answered: its options, and the requests and answers that come of them."""
+"""`AnswerGenerator`: the options of one call, checked and resolved for a model; it submits the prompts of the call."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from idefics.config import Sampling
-from idefics.engine.engine import Engine
 from idefics.engine.request import Deadline, Request
 from idefics.errors import BadSetting, IdeficsError
 from idefics.generation.arguments import as_string_tuple
 from idefics.generation.error_policy import ErrorPolicy
-from idefics.generation.loading import LoadedModel
-from idefics.generation.streaming import Generation
+from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.prefetch import call_with_deadline, prefetch_map
+from idefics.generation.streaming import Generation, GenerationResult, Stream
 from idefics.messages import Answer
 from idefics.options import GenerationOptions
-from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE, CheckpointGenerationConfig
+from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE
+from idefics.processing.detokenizer import Detokenizer
 from idefics.processing.generation_config_constraint import (
+    FinishableConstraint,
     GenerationConfigBeamConstraint,
     GenerationConfigConstraint,
 )
-from idefics.processing.structured_output import (
-    BannedStrings,
-    BannedStringsConstraint,
-    CompiledGrammar,
-    GrammarConstraint,
-    compile_output_constraint,
-)
-from idefics.processing.tokenizer import Tokenizer
+from idefics.processing.structured_output import BannedStrings, CompiledGrammar, compile_output_constraint
 from idefics.prompt import Prompt
 from idefics.structured import OutputConstraint
 from idefics.validation import validate_bool
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerGenerator:
-    """How prompts are answered, whatever they are.
+    """The options of one call, resolved for a model: generates the answers to the prompts of the call.
 
     Attributes:
-        stop_ids, banned_ids: as in `Request`.
-        stop_strings: strings that end an answer.
-        generation_config: what the checkpoint asks of every answer.
-        compiled_constraint: the form of the answers, or words that are banned from them.
-        hidden_ids: ids that an answer's text leaves out.
-        text_prefix: the caller's words that each answer's text begins with.
-        is_continuation: whether the answer goes on in the middle of a text, and so keeps a space at its beginning.
-        start_time: when the caller asked.
-        deadline: until when the caller waits.
+        model: generates the answers.
+        sampling: how each token is chosen.
+        stop_ids: ids that end an answer: the model's, and hidden tokens that are among the stop strings.
+        stop_strings: strings that end an answer: the caller's and the checkpoint's.
+        compiled_constraint: the structured output or the banned strings of the answers; None: free text.
+        hidden_ids: ids that are left out of an answer's text.
+        text_prefix: text that each answer's text begins with, before the generated text.
+        is_continuation: an answer continues a text, so that the space at its beginning is kept.
+        start_time: when the call began, by `time.perf_counter`.
+        deadline: when the call fails with RequestTimeout; None: never.
     """
 
-    engine: Engine
-    tokenizer: Tokenizer
+    model: LoadedModel
     sampling: Sampling
     stop_ids: frozenset[int]
-    banned_ids: frozenset[int]
     stop_strings: tuple[str, ...]
-    generation_config: CheckpointGenerationConfig
     compiled_constraint: CompiledGrammar | BannedStrings | None
     hidden_ids: frozenset[int]
     text_prefix: str
     is_continuation: bool
     start_time: float
-    deadline: Deadline | None = None
+    deadline: Deadline | None
+
+    @classmethod
+    def from_options(
+        cls,
+        model: LoadedModel,
+        options: GenerationOptions,
+        *,
+        start_time: float,
+        text_prefix: str = "",
+        is_continuation: bool = False,
+    ) -> Self:
+        """Checks the options of a call and combines them with the checkpoint's generation config.
+
+        Args:
+            model: generates the answers.
+            options: the keyword options of the call, without those about pictures.
+            start_time: when the call began, by `time.perf_counter`.
+            text_prefix: see the attribute.
+            is_continuation: see the attribute.
+
+        Raises:
+            BadSetting: an option is wrong, or cannot be combined with the checkpoint's generation config.
+        """
+        remaining_options: dict[str, Any] = dict(options)
+        skip_special_tokens = remaining_options.pop("skip_special_tokens", None)
+        if skip_special_tokens is not None:
+            validate_bool("skip_special_tokens", skip_special_tokens)
+        deadline = Deadline.from_timeout(remaining_options.pop("timeout", None))
+        stop_strings = as_string_tuple("stop", remaining_options.pop("stop", ()))
+        banned_strings = as_string_tuple("banned", remaining_options.pop("banned", ()))
+        output_constraint = OutputConstraint.from_options(
+            *(remaining_options.pop(name, None) for name in ("regex", "choices", "schema"))
+        )
+        generation_config = model.generation_config
+        sampling = Sampling(
+            **{"repetition_penalty": generation_config.repetition_penalty, **remaining_options}
+        )
+        _check_output_constraint(model, output_constraint)
+        stop_strings = (*stop_strings, *generation_config.stop_strings)
+        tokenizer = model.processor.tokenizer
+        hidden_ids = tokenizer.special_tokens.hidden_ids(skip_special_tokens)
+        # A hidden token has no text in which a stop string could be found, so that it stops by its id.
+        hidden_stop_ids = hidden_ids.intersection(map(tokenizer.token_to_id, stop_strings))
+        return cls(
+            model=model,
+            sampling=sampling,
+            stop_ids=model.stop_ids | hidden_stop_ids,
+            stop_strings=stop_strings,
+            compiled_constraint=_compile_constraint(
+                model, output_constraint, banned_strings, skip_special_tokens
+            ),
+            hidden_ids=hidden_ids,
+            text_prefix=text_prefix,
+            is_continuation=is_continuation,
+            start_time=start_time,
+            deadline=deadline,
+        )
+
+    def answer(
+        self, encode: Callable[[T], Prompt], inputs: Sequence[T], error_policy: ErrorPolicy
+    ) -> GenerationResult:
+        """Encodes the inputs of a call into prompts and generates their answers.
+
+        Args:
+            encode: makes the prompt of one input; called on worker threads while earlier answers are generated.
+            inputs: the inputs, such as conversations; a single one if the caller gave no list.
+            error_policy: handles errors about one input; also says whether to stream.
+
+        Returns:
+            A list of answers if the caller gave a list, else one answer; or a stream of the one answer.
+
+        Raises:
+            BadSetting: a list of inputs is to be streamed.
+        """
+        is_batch = error_policy.num_inputs > 0
+        if error_policy.stream:
+            if is_batch:
+                raise BadSetting(f"stream=True takes one prompt, not {len(inputs)}: call it once for each")
+            return Stream(self.submit(call_with_deadline(encode, inputs[0], self.deadline)))
+        answers = self._generate_answers(prefetch_map(encode, inputs, self.deadline), error_policy)
+        return answers if is_batch else answers[0]
 
     def submit(self, prompt: Prompt, *, wait: bool = True) -> Generation:
-        """Asks for one answer, and waits for room in the queue unless told not to."""
-        constraint: GrammarConstraint | BannedStringsConstraint | GenerationConfigConstraint | None = None
-        beam_guide: GenerationConfigBeamConstraint | None = None
-        if (
-            self.compiled_constraint is not None
-            or self.generation_config.step_dependent_fields
-            or self.generation_config.renormalize_logits
-        ):
-            max_new_tokens, vocab_size = (
-                self.engine.compute_max_new_tokens(prompt, self.sampling),
-                self.engine.model.layout.vocab_size,
-            )
-            ruled = (self.generation_config, prompt.ids, max_new_tokens, vocab_size, self.stop_ids)
-            constraint = (
-                None
-                if self.compiled_constraint is None
-                else self.compiled_constraint.create_constraint(max_new_tokens)
-            )
-            if self.sampling.num_beams > 1:
-                beam_guide = GenerationConfigBeamConstraint(*ruled)
-            elif self.generation_config.step_dependent_fields:
-                constraint = GenerationConfigConstraint(*ruled, constraint)
-        generation = Generation(self, constraint)
+        """Submits a prompt to the engine.
+
+        Args:
+            prompt: the prompt.
+            wait: wait while the engine's queue is full.
+
+        Returns:
+            The answer, to be generated by the engine's thread.
+
+        Raises:
+            EngineBusy: the queue is full, and `wait` is False.
+            BadRequest: the prompt does not fit the model, or no answer can satisfy the constraint.
+        """
+        constraint, beam_constraint = self._create_constraints(prompt)
+        if isinstance(self.compiled_constraint, CompiledGrammar):
+            keep_leading_space = not self.compiled_constraint.allows_leading_space
+        else:
+            keep_leading_space = self.is_continuation
+        detokenizer = Detokenizer(
+            self.model.processor.tokenizer,
+            self.stop_strings,
+            keep_leading_space=keep_leading_space or bool(self.text_prefix),
+            hidden_ids=self.hidden_ids,
+        )
+        generation = Generation(
+            detokenizer, constraint, text_prefix=self.text_prefix, start_time=self.start_time
+        )
         request = Request(
             prompt,
             self.sampling,
             self.stop_ids,
-            self.banned_ids,
+            self.model.banned_ids,
             generation.on_token,
             constraint=constraint,
-            beam_constraint=beam_guide,
+            beam_constraint=beam_constraint,
             deadline=self.deadline,
         )
-        generation.handle = self.engine.submit(request, wait=wait)
+        generation.handle = self.model.engine.submit(request, wait=wait)
         return generation
 
-    def generate_one(self, prompt: Prompt) -> Answer:
-        """One answer."""
-        generation = self.submit(prompt)
-        generation.handle.result()
-        return generation.build_answer()
+    def _create_constraints(
+        self, prompt: Prompt
+    ) -> tuple[FinishableConstraint | None, GenerationConfigBeamConstraint | None]:
+        """The constraints on one answer's tokens, of the options and of the checkpoint's generation config."""
+        config, engine = self.model.generation_config, self.model.engine
+        has_step_rules = bool(config.step_dependent_fields)
+        if self.compiled_constraint is None and not has_step_rules and not config.renormalize_logits:
+            return None, None
+        max_new_tokens = engine.compute_max_new_tokens(prompt, self.sampling)
+        constraint: FinishableConstraint | None = None
+        if self.compiled_constraint is not None:
+            constraint = self.compiled_constraint.create_constraint(max_new_tokens)
+        config_arguments = (config, prompt.ids, max_new_tokens, engine.model.layout.vocab_size, self.stop_ids)
+        if self.sampling.num_beams > 1:
+            return constraint, GenerationConfigBeamConstraint(*config_arguments)
+        if has_step_rules:
+            constraint = GenerationConfigConstraint(*config_arguments, constraint)
+        return constraint, None
 
-    def generate_many(
+    def _generate_answers(
         self, prompts: Generator[Prompt | IdeficsError], error_policy: ErrorPolicy
     ) -> list[Answer | IdeficsError]:
-        """Answers to many, which are asked for as they come; an error that is raised cancels the rest.
-
-        Args:
-            prompts: each prompt, or why there is none.
-            error_policy: what is done about errors.
-        """
-        max_in_flight = 2 * self.engine.config.batch_rows  # asked for at once: prompts hold pictures
+        """Submits prompts as they are made; an error that is raised cancels the answers still in flight."""
+        max_in_flight = 2 * self.model.engine.config.batch_rows  # bounded, since prompts hold pictures
         in_flight: deque[Generation | IdeficsError] = deque()
         answers: list[Answer | IdeficsError] = []
 
         def collect_first() -> None:
-            answers.append(error_policy.call_or_error(len(answers), partial(_wait_for_answer, in_flight[0])))
+            first = in_flight[0]
+            answers.append(
+                first
+                if isinstance(first, IdeficsError)
+                else error_policy.call_or_error(len(answers), first.result)
+            )
             in_flight.popleft()
 
         try:
             with closing(prompts):
                 for index, prompt in enumerate(prompts):
                     in_flight.append(
-                        error_policy.call_or_error(index, partial(self._submit_or_raise, prompt))
+                        error_policy.return_or_raise(index, prompt)
+                        if isinstance(prompt, IdeficsError)
+                        else error_policy.call_or_error(index, partial(self.submit, prompt))
                     )
                     if len(in_flight) == max_in_flight:
                         collect_first()
@@ -143,85 +238,29 @@ class AnswerGenerator:
                     generation.handle.cancel()
         return answers
 
-    def _submit_or_raise(self, prompt: Prompt | IdeficsError) -> Generation:
-        if isinstance(prompt, IdeficsError):
-            raise prompt
-        return self.submit(prompt)
 
-
-def _wait_for_answer(generation: Generation | IdeficsError) -> Answer:
-    if isinstance(generation, IdeficsError):
-        raise generation
-    generation.handle.result()
-    return generation.build_answer()
-
-
-def create_answer_generator(
-    model: LoadedModel, start_time: float, options: GenerationOptions, text_prefix: str, is_continuation: bool
-) -> AnswerGenerator:
-    """How the prompts of a call are answered.
-
-    Args:
-        model: whose engine, tokens and stop ids are used.
-        start_time: when the caller asked.
-        options: the options of the call.
-        text_prefix, is_continuation: as in `AnswerGenerator`.
-
-    Raises:
-        BadSetting: an option is wrong.
-    """
-    remaining_options: dict[str, Any] = dict(options)
-    skip_special_tokens = remaining_options.pop("skip_special_tokens", None)
-    if skip_special_tokens is not None:
-        validate_bool("skip_special_tokens", skip_special_tokens)
-    deadline = Deadline.from_timeout(remaining_options.pop("timeout", None))
-    tokenizer = model.processor.tokenizer
-    hidden_ids = tokenizer.special_tokens.hidden_ids(skip_special_tokens)
-    stop_strings, banned_strings = (
-        as_string_tuple(name, remaining_options.pop(name, ())) for name in ("stop", "banned")
-    )
-    output_constraint = OutputConstraint.from_options(
-        *(remaining_options.pop(name, None) for name in ("regex", "choices", "schema"))
-    )
-    generation_config = model.generation_config
-    sampling = Sampling(**{"repetition_penalty": generation_config.repetition_penalty, **remaining_options})
-    stop_strings = (*stop_strings, *generation_config.stop_strings)
-    _check_compatible(generation_config, output_constraint)
-    # A hidden token has no text that a stop string could be found in: its name stops by its id.
-    hidden_stop_ids = {
-        id for stop in stop_strings if (id := tokenizer.token_to_id(stop)) in hidden_ids and id is not None
-    }
-    return AnswerGenerator(
-        engine=model.engine,
-        tokenizer=tokenizer,
-        sampling=sampling,
-        stop_ids=model.stop_ids | hidden_stop_ids,
-        banned_ids=model.banned_ids,
-        generation_config=generation_config,
-        stop_strings=stop_strings,
-        compiled_constraint=None
-        if output_constraint is None and not banned_strings
-        else compile_output_constraint(
-            output_constraint,
-            banned_strings,
-            model.token_bytes(skip_special_tokens),
-            lambda form: model.compile_grammar(form, skip_special_tokens),
-        ),
-        hidden_ids=hidden_ids,
-        text_prefix=text_prefix,
-        is_continuation=is_continuation,
-        start_time=start_time,
-        deadline=deadline,
+def _compile_constraint(
+    model: LoadedModel,
+    output_constraint: OutputConstraint | None,
+    banned_strings: tuple[str, ...],
+    skip_special_tokens: bool | None,
+) -> CompiledGrammar | BannedStrings | None:
+    if output_constraint is None and not banned_strings:
+        return None
+    return compile_output_constraint(
+        output_constraint,
+        banned_strings,
+        model.token_bytes(skip_special_tokens),
+        lambda constraint: model.compile_grammar(constraint, skip_special_tokens),
     )
 
 
-def _check_compatible(
-    generation_config: CheckpointGenerationConfig, output_constraint: OutputConstraint | None
-) -> None:
-    """Refuses a form that cannot be combined with what the checkpoint asks of each step."""
-    unsupported_fields = generation_config.step_dependent_fields
-    if unsupported_fields and output_constraint is not None:
+def _check_output_constraint(model: LoadedModel, output_constraint: OutputConstraint | None) -> None:
+    """Refuses structured output if the checkpoint's generation config has rules that depend on the step."""
+    fields = model.generation_config.step_dependent_fields
+    if fields and output_constraint is not None:
+        kind = output_constraint.kind
         raise BadSetting(
-            f"{output_constraint.kind} is given, and {GENERATION_CONFIG_FILE} of this checkpoint sets {', '.join(unsupported_fields)}, which may not leave a text "
-            f"of that form: leave {output_constraint.kind} out, or take these out of the file"
+            f"{kind} is given, but {GENERATION_CONFIG_FILE} of this checkpoint sets {', '.join(fields)}, which may "
+            f"exclude every text that satisfies it: leave {kind} out, or remove these fields from the file"
         )

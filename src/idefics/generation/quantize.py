@@ -20,7 +20,8 @@ from idefics import models, quant, weights
 from idefics.config import QuantizationConfig
 from idefics.demo import pictures
 from idefics.errors import BadSetting
-from idefics.generation.pipeline import Pipeline
+from idefics.generation.load_settings import LoadSettings
+from idefics.generation.loading import load_model
 from idefics.models import Checkpoint
 from idefics.native.structures import GROUP_SIZE
 from idefics.quant.linear import Int4Linear, Int8Linear
@@ -156,9 +157,10 @@ def measure_layer_errors(
     Raises:
         ModelError: one of the two models cannot be loaded.
     """
-    original_pipeline = Pipeline.load(model, device="cpu", revision=revision, offline=offline)
-    quantized_model: nn.Module = Pipeline.load(quantized_folder, device="cpu").engine.model  # type: ignore[assignment]
-    original_model: nn.Module = original_pipeline.engine.model  # type: ignore[assignment]
+    original = load_model(model, LoadSettings(device="cpu", revision=revision, offline=offline))
+    quantized = load_model(quantized_folder, LoadSettings(device="cpu"))
+    original_model: nn.Module = original.engine.model  # type: ignore[assignment]
+    quantized_model: nn.Module = quantized.engine.model  # type: ignore[assignment]
     quantized_layers = {
         name: layer
         for name, layer in quantized_model.named_modules()
@@ -180,8 +182,7 @@ def measure_layer_errors(
         original_model.get_submodule(name).register_forward_hook(make_hook(name)) for name in quantized_layers
     ]
     for picture in pictures()[:2]:
-        prompt_items: list[str | Path] = [picture, CHECK_PROMPT]
-        original_pipeline.logits(original_pipeline.prompt(prompt_items))
+        original.engine.logits(original.processor.encode_raw([picture, CHECK_PROMPT]))
     for handle in handles:
         handle.remove()
     layer_errors = []

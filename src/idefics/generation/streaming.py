@@ -1,4 +1,4 @@
-"""Answers while they grow: an answer that is collected, a stream of its text."""
+"""One answer on its way: `Generation`, which the engine fills and a caller reads, and the public `Stream` over it."""
 
 from __future__ import annotations
 
@@ -7,167 +7,169 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from idefics.engine.handle import RequestHandle
 from idefics.errors import IdeficsError
 from idefics.messages import Answer, Delta, Timings
 from idefics.processing.detokenizer import Detokenizer
-from idefics.processing.generation_config_constraint import GenerationConfigConstraint
-from idefics.processing.structured_output import BannedStringsConstraint, CompiledGrammar, GrammarConstraint
-
-if TYPE_CHECKING:
-    from idefics.generation.answer_generator import AnswerGenerator
+from idefics.processing.generation_config_constraint import FinishableConstraint
 
 
 class Generation:
-    """One answer while it is generated: the engine's thread writes it, the caller reads it.
+    """One answer while it is generated: the engine's thread appends tokens, one caller reads the text.
 
     Args:
-        generator: what was asked for.
-        constraint: of an answer that is not free.
+        detokenizer: turns the token ids into text and finds stop strings.
+        constraint: the constraint on the answer's tokens, which may end it; None: the answer is free.
+        text_prefix: text that the answer's text begins with, before the generated text.
+        start_time: when the call began, by `time.perf_counter`.
+
+    Attributes:
+        handle: the engine's handle of the request; set as soon as the request is submitted.
+        is_abandoned: nobody will read the answer, so that the engine ends it with the next token.
     """
+
+    handle: RequestHandle
 
     def __init__(
         self,
-        generator: AnswerGenerator,
-        constraint: GrammarConstraint | BannedStringsConstraint | GenerationConfigConstraint | None,
+        detokenizer: Detokenizer,
+        constraint: FinishableConstraint | None,
+        *,
+        text_prefix: str,
+        start_time: float,
     ) -> None:
-        self.text_prefix, self.start_time = generator.text_prefix, generator.start_time
-        self.constraint, compiled_constraint = constraint, generator.compiled_constraint
-        keeps_leading_space = (
-            not compiled_constraint.allows_leading_space
-            if isinstance(compiled_constraint, CompiledGrammar)
-            else generator.is_continuation
-        )
-        self.detokenizer = Detokenizer(
-            generator.tokenizer,
-            generator.stop_strings,
-            keep_leading_space=keeps_leading_space or bool(generator.text_prefix),
-            hidden_ids=generator.hidden_ids,
-        )
-        self.prepared_time = self.last_token_time = time.perf_counter()
-        self.first_token_time: float | None = None
-        self.text_lengths: list[int] = []  # of the text, after each token
-        self.is_abandoned = False  # nobody will read it: the next token is the last
-        self.handle: RequestHandle
+        self.detokenizer, self._constraint = detokenizer, constraint
+        self._text_prefix, self._start_time = text_prefix, start_time
+        self._submit_time = self._last_token_time = time.perf_counter()
+        self._first_token_time: float | None = None
+        self._text_lengths: list[int] = []  # length of the text after each token
+        self._num_tokens_received = 0  # tokens that the reader was woken for
+        self._num_tokens_read = self._num_chars_read = 0  # what the deltas returned so far contain
+        self.is_abandoned = False
 
     def on_token(self, token_id: int) -> bool:
-        """Takes the next token; whether a stop string ends the answer with it, or its form."""
-        self.last_token_time = time.perf_counter()
+        """Takes the next token; called by the engine's thread (see `Request.on_token`).
+
+        Returns:
+            Whether the answer ends with this token: by a stop string, by its constraint, or because it is abandoned.
+        """
+        self._last_token_time = time.perf_counter()
         self.detokenizer.push(token_id)
-        if self.first_token_time is None:
-            self.first_token_time = self.last_token_time
-        self.text_lengths.append(len(self.text_prefix) + len(self.detokenizer.text))
-        is_over = self.constraint is not None and self.constraint.is_finished
-        return is_over or self.detokenizer.is_stopped or self.is_abandoned
+        if self._first_token_time is None:
+            self._first_token_time = self._last_token_time
+        self._text_lengths.append(len(self._text_prefix) + len(self.detokenizer.text))
+        is_finished = self._constraint is not None and self._constraint.is_finished
+        return is_finished or self.detokenizer.is_stopped or self.is_abandoned
 
     @property
-    def text(self) -> str:
-        """What is certain of it."""
-        return self.text_prefix + self.detokenizer.text
+    def _text(self) -> str:
+        return self._text_prefix + self.detokenizer.text
 
-    def deltas(self) -> Generator[Delta]:
-        """The answer as it comes. Whoever leaves early cancels the rest, and has the answer up to there."""
-        with self.open_cursor() as cursor:
-            for _ in self.handle:
-                if delta := cursor.next_delta():
-                    yield delta
-        if delta := cursor.final_delta():
-            yield delta
+    def result(self) -> Answer:
+        """Waits until the answer is complete and returns it.
 
-    @contextmanager
-    def open_cursor(self) -> Generator[DeltaCursor]:
-        """What is done within hands the answer on. However it ends, the handle does; left early, it is cut there."""
-        cursor = DeltaCursor(self)
-        try:
-            yield cursor
-        except (GeneratorExit, asyncio.CancelledError):
-            self.truncate(cursor.num_chars)
-            raise
-        finally:
-            self.handle.cancel()
+        Raises:
+            IdeficsError: the request failed.
+        """
+        self.handle.result()
+        return self.build_answer()
 
     def build_answer(self) -> Answer:
-        """The answer, or what there is of it."""
-        if self.handle.is_done:
+        """Returns the answer so far; it is complete once the handle is done."""
+        handle, sampling = self.handle, self.handle.request.sampling
+        if handle.is_done:
             self.detokenizer.finish()
-        handle, request = self.handle, self.handle.request
-        first_token_time = self.last_token_time if self.first_token_time is None else self.first_token_time
+        first_token_time = self._last_token_time if self._first_token_time is None else self._first_token_time
         return Answer(
-            text=self.text_prefix + self.detokenizer.text,
+            text=self._text,
             tokens=tuple(handle.ids),
             finish=handle.finish_reason or "cancelled",
             usage=handle.usage,
             timings=Timings(
-                self.prepared_time - self.start_time,
-                first_token_time - self.start_time,
-                self.last_token_time - self.start_time,
+                self._submit_time - self._start_time,
+                first_token_time - self._start_time,
+                self._last_token_time - self._start_time,
             ),
-            logprobs=tuple(handle.logprobs) if request.sampling.logprobs else None,
-            top_logprobs=tuple(handle.top_logprobs) if request.sampling.top_logprobs else None,
-            notes=request.prompt.notes,
+            logprobs=tuple(handle.logprobs) if sampling.logprobs else None,
+            top_logprobs=tuple(handle.top_logprobs) if sampling.top_logprobs else None,
+            notes=handle.request.prompt.notes,
         )
 
-    def truncate(self, num_chars: int) -> None:
-        """Forgets what came after the text's first `num_chars` characters."""
-        self.handle.cancel()
-        num_tokens = bisect_right(self.text_lengths, num_chars)
-        if num_tokens < len(self.handle.ids):  # it may have been done already
-            self.handle.finish("cancelled")
-        for per_token_values in (self.handle.ids, self.handle.logprobs, self.handle.top_logprobs):
-            del per_token_values[num_tokens:]
-        self.detokenizer.truncate(num_chars - len(self.text_prefix))
+    def deltas(self) -> Generator[Delta]:
+        """Yields the parts of the answer as they are generated. Closing the generator early cancels the rest."""
+        with self.cancel_on_exit():
+            for _ in self.handle:
+                if delta := self.next_delta():
+                    yield delta
+        if delta := self.final_delta():
+            yield delta
 
-
-class DeltaCursor:
-    """How much of a growing answer has been handed on.
-
-    Attributes:
-        num_chars: characters.
-        num_tokens: ids.
-    """
-
-    def __init__(self, generation: Generation) -> None:
-        self.generation = generation
-        self.num_chars = self.num_tokens = self._num_received = 0
+    @contextmanager
+    def cancel_on_exit(self) -> Generator[None]:
+        """Cancels the request when the block is left; if it is left early, also drops what was not read."""
+        try:
+            yield
+        except (GeneratorExit, asyncio.CancelledError):
+            self._drop_unread()
+            raise
+        finally:
+            self.handle.cancel()
 
     def next_delta(self) -> Delta | None:
-        """What is new with one id more, once there is text."""
-        self._num_received += 1
-        num_chars = self.generation.text_lengths[self._num_received - 1]
-        return (
-            self._make_delta(self.generation.text[:num_chars], self._num_received)
-            if num_chars > self.num_chars
-            else None
-        )
+        """Receives one more token; returns the new text with its tokens, or None while no new text is certain."""
+        self._num_tokens_received += 1
+        num_chars = self._text_lengths[self._num_tokens_received - 1]
+        if num_chars == self._num_chars_read:
+            return None
+        return self._read_until(self._text[:num_chars], self._num_tokens_received)
 
     def final_delta(self) -> Delta | None:
-        """What has not been handed on of an answer that has ended."""
-        answer = self.generation.build_answer()
-        if len(answer.text) == self.num_chars and len(answer.tokens) == self.num_tokens:
+        """Returns what is still unread after the answer has ended, or None."""
+        answer = self.build_answer()
+        if len(answer.text) == self._num_chars_read and len(answer.tokens) == self._num_tokens_read:
             return None
-        return self._make_delta(answer.text, len(answer.tokens))
+        return self._read_until(answer.text, len(answer.tokens))
 
-    def _make_delta(self, text: str, num_tokens: int) -> Delta:
-        handle, new_tokens = self.generation.handle, slice(self.num_tokens, num_tokens)
-        sampling = handle.request.sampling
+    def _read_until(self, text: str, num_tokens: int) -> Delta:
+        handle, sampling = self.handle, self.handle.request.sampling
+        new_tokens = slice(self._num_tokens_read, num_tokens)
         delta = Delta(
-            text[self.num_chars :],
+            text[self._num_chars_read :],
             tuple(handle.ids[new_tokens]),
             tuple(handle.logprobs[new_tokens]) if sampling.logprobs else None,
             tuple(handle.top_logprobs[new_tokens]) if sampling.top_logprobs else None,
         )
-        self.num_chars, self.num_tokens = len(text), num_tokens
+        self._num_chars_read, self._num_tokens_read = len(text), num_tokens
         return delta
+
+    def _drop_unread(self) -> None:
+        """Cancels the request and removes the text and tokens that no delta contained."""
+        handle = self.handle
+        handle.cancel()
+        num_tokens = bisect_right(self._text_lengths, self._num_chars_read)
+        if num_tokens < len(handle.ids):  # it may have been done already
+            handle.finish("cancelled")
+        for per_token_values in (handle.ids, handle.logprobs, handle.top_logprobs):
+            del per_token_values[num_tokens:]
+        self.detokenizer.truncate(self._num_chars_read - len(self._text_prefix))
 
 
 class Stream:
-    """An answer as it comes: iterate it for pieces of text; afterwards `answer` holds the whole.
+    """An answer that is read while it is generated: iterating gives pieces of text, `answer` the answer so far.
 
-    Leaving the loop early cancels the rest; `answer` is then what came until there. In asyncio, `async for delta in
-    stream.deltas()` gives text, ids and log-probabilities as they come.
+    Leaving the loop early, or `close`, cancels the rest; `answer` then holds what was read. A stream is read once: either
+    by iterating it, or in asyncio by `deltas`. It is a context manager that closes itself.
+
+    Example:
+        >>> with vlm.ask("photo.jpg", "What is this?", stream=True) as stream:
+        ...     for text in stream:
+        ...         print(text, end="")
+        >>> print(stream.answer.finish)
     """
+
+    # Not one object with `Generation`, which the engine keeps alive: deleting the last reference to a stream ends its answer.
 
     def __init__(self, generation: Generation) -> None:
         self._generation, self._deltas = generation, generation.deltas()
@@ -182,22 +184,30 @@ class Stream:
         raise StopIteration
 
     def __del__(self) -> None:
-        self._generation.is_abandoned = True  # and no lock: this may run anywhere
+        self._generation.is_abandoned = True  # takes no lock: any thread may run this, at any time
 
     async def deltas(self) -> AsyncGenerator[Delta]:
-        """The answer as it comes, for asyncio; once, and instead of iterating the stream.
+        """Iterates the answer in asyncio, with token ids and log-probabilities; instead of iterating the stream.
 
-        A cancelled task cancels the rest of the answer. Whoever leaves the loop calls `close`, since Python closes a
-        generator of this kind late.
+        Cancelling the task cancels the rest of the answer. After leaving the loop early call `close`, since Python
+        closes an asynchronous generator late.
+
+        Yields:
+            The parts of the answer as they are generated. Joined, they are the answer.
 
         Raises:
-            IdeficsError: what went wrong with the request, after what came until there.
+            IdeficsError: the request failed; raised after the parts that were generated before.
+
+        Example:
+            >>> async for delta in vlm.submit(prompt).deltas():
+            ...     print(delta.text, delta.tokens)
         """
-        with self._generation.open_cursor() as cursor:
-            async for _ in self._generation.handle:
-                if delta := cursor.next_delta():
+        generation = self._generation
+        with generation.cancel_on_exit():
+            async for _ in generation.handle:
+                if delta := generation.next_delta():
                     yield delta
-        if delta := cursor.final_delta():
+        if delta := generation.final_delta():
             yield delta
 
     def __enter__(self) -> Self:
@@ -207,17 +217,17 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Ends the answer here, waiting or running; its pages are free after the step. Never waits for a step."""
+        """Ends the answer and drops what was not read, without waiting; its memory is free after the current step."""
         self._deltas.close()
         self._generation.handle.cancel()
 
     def cancel(self) -> None:
-        """Ends the answer, from any thread: whoever iterates it gets what has come, and then the end."""
+        """Ends the answer, from any thread: a reader gets what was generated so far and then the end."""
         self._generation.handle.cancel()
 
     @property
     def answer(self) -> Answer:
-        """The answer so far; complete once the stream has ended."""
+        """The answer so far; it is complete once the stream has ended."""
         return self._generation.build_answer()
 
 

@@ -22,8 +22,7 @@ from idefics.page.uploaded_picture import UploadedPicture
 from idefics.tasks import TASKS
 
 if TYPE_CHECKING:
-    from idefics import Idefics
-    from idefics.generation import Stream
+    from idefics import Idefics, Stream
     from idefics.processing.fetch import Fetcher
 
 UPDATE_INTERVAL = 0.05  # seconds between two updates of a streamed answer in the browser

@@ -29,7 +29,7 @@ from idefics.page.uploaded_picture import FilePayload, UploadedPicture
 from idefics.tasks import TASKS
 
 if TYPE_CHECKING:
-    from idefics.generation import Stream
+    from idefics import Stream
 
 TAB_NAME = "few-shot"
 TASK_CHOICES = [("Caption it", "caption"), ("Answer a question", "ask"), ("Continue a text", "complete")]

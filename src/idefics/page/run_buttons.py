@@ -13,7 +13,7 @@ from idefics.page.backend import PageBackend
 from idefics.page.formatting import format_answer_cost, show_stream_errors
 
 if TYPE_CHECKING:
-    from idefics.generation import Stream
+    from idefics import Stream
 
 # For every event: Gradio's own API is not offered; `idefics serve` has one.
 PRIVATE_EVENT_KWARGS: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

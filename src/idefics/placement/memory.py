@@ -12,8 +12,10 @@ from torch import nn
 from idefics.errors import OutOfMemory
 from idefics.host_memory import free_host_memory
 
-# What the errors of torch's allocators and of the linker say.
-OUT_OF_MEMORY_PATTERN = re.compile("allocate memory|failed to map segment", re.IGNORECASE)
+# What torch's allocators, the linker and CPython say when an allocation fails.
+OUT_OF_MEMORY_PATTERN = re.compile(
+    "allocate memory|failed to map segment|without exception set", re.IGNORECASE
+)
 OUT_OF_MEMORY_HINT = "take a smaller one, or keep it in fewer bits (quantize)"
 
 
@@ -53,7 +55,7 @@ def raise_out_of_memory(what: str, needed: int, device: torch.device) -> Iterato
         yield
     except OutOfMemory:
         raise
-    except (MemoryError, RuntimeError, ImportError) as error:
+    except (MemoryError, RuntimeError, ImportError, SystemError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY_PATTERN.search(str(error)):
             raise
         raise OutOfMemory(what, needed, free, OUT_OF_MEMORY_HINT) from error

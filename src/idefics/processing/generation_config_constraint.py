@@ -19,7 +19,8 @@ from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FI
 class FinishableConstraint(Protocol):
     """A `TokenConstraint` of `engine.request` that knows when nothing can follow."""
 
-    is_finished: bool
+    @property
+    def is_finished(self) -> bool: ...
 
     def compute_token_bitmask(self) -> bytes:
         """The allowed next ids, one bit for each, the lowest id first."""

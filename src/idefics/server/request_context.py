@@ -15,7 +15,7 @@ from idefics.server.errors import shutting_down_error
 from idefics.server.server_state import ServerState
 
 if TYPE_CHECKING:
-    from idefics.generation import Stream
+    from idefics import Stream
     from idefics.prompt import Prompt, ScoringPrompt
 
 R = TypeVar("R")

@@ -149,9 +149,7 @@ async def _rank_labels(
     context.check_texts([words, *shot_texts(shots)])
 
     async def score_labels(picture: Picture) -> RequestHandle:
-        make_prompt = partial(
-            vlm.label_scoring_prompt, task, words, labels, picture, image_detail=request.to_image_detail()
-        )
+        make_prompt = partial(vlm.label_scoring_prompt, labels, picture, request.to_image_detail())
         return await context.score_continuations(
             make_prompt, pictures=[picture, *(shot.picture for shot in shots)]
         )

@@ -1,262 +1,214 @@
-"""`Idefics`: a pipeline with the tasks as methods."""
+"""`Idefics`, the public class: a loaded model, with a method for each call that a user can make."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Unpack, overload
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import Self
 
-from idefics.errors import IdeficsError
-from idefics.generation import GenerationResult, Stream
-from idefics.messages import Answer
-from idefics.options import OnError, Options, document_options
-from idefics.tasks import TASKS
-from idefics.tasks.ranking import RankingPipeline
-from idefics.tasks.write import STORY
-from idefics.validation import validate_text
+import torch
 
-if TYPE_CHECKING:
-    from idefics.tasks.task_pipeline import PictureInput, PictureInputs
+from idefics import weights
+from idefics.config import KernelMode, QuantizationConfig, QuantKind
+from idefics.engine.engine import Engine
+from idefics.errors import BadPrompt, BadSetting
+from idefics.generation.load_settings import LoadSettings
+from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.loading import load_model
+from idefics.generation.prompt_mixin import PromptMixin
+from idefics.generation.text_generation_mixin import TextGenerationMixin
+from idefics.messages import Shot
+from idefics.placement import DeviceLike
+from idefics.processing.fetch import Fetcher
+from idefics.processing.processor import Processor
+from idefics.processing.url_policy import UrlPolicy
+from idefics.tasks.ranking_mixin import RankingMixin
+from idefics.tasks.task_mixin import TaskMixin
+from idefics.validation import describe_type, reject_unknown_arguments, short_repr, validate_list
 
 
-class Idefics(RankingPipeline):
-    """A loaded model. Every method takes one picture and gives one result, or a list and gives a list.
+class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
+    """A model that answers questions about pictures; `idefics.load` makes one.
 
-    A picture is a path, bytes, an open file, a `PIL.Image`, a NumPy array, a torch tensor, an http(s) URL, a data URI,
-    or a `Picture` of these.
-    A checkpoint that was trained with video takes one wherever a picture goes: a video file or its bytes, an address
-    that ends like a video's, or a `Video`.
-    All but `classify` take the `Options` of `generate`, and `stream=True` for one picture.
+    The methods `caption`, `complete`, `ask`, `write` and `classify` are the tasks: each takes one picture and returns one
+    result, or takes a list of pictures and returns a list. `chat` and `generate` take conversations and raw prompts.
+    Any thread may call any method at any time; requests of all threads are generated in one batch.
+
+    A picture is a path, bytes, an open file, a `PIL.Image`, a NumPy array, a torch tensor, an http(s) URL, a data URI or
+    a `Picture` of these. A checkpoint trained with video also takes a video wherever a picture is taken: a video file,
+    its bytes, a URL that ends like a video's, or a `Video`.
+
+    A model is a context manager that closes itself.
+
+    Args:
+        loaded_model: the processor and the engine of a checkpoint.
+        shots: few-shot examples, which the prompts of all tasks begin with.
+
+    Attributes:
+        loaded_model: the processor and the engine of the checkpoint.
+        shots: the few-shot examples of `with_shots`.
+
+    Example:
+        >>> with idefics.load("demo") as vlm:
+        ...     print(vlm.ask("photo.jpg", "What is on the table?"))
     """
 
-    @overload
-    def caption(  # type: ignore[overload-overlap]  # a str is one picture
-        self,
-        image: PictureInput,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[Options],
-    ) -> Answer: ...
-    @overload
-    def caption(
-        self,
-        image: PictureInputs,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[Options],
-    ) -> list[Answer]: ...
-    @overload
-    def caption(
-        self, image: PictureInput, *, stream: Literal[True], **options: Unpack[Options]
-    ) -> Stream: ...
-    @overload
-    def caption(  # type: ignore[overload-overlap]  # a str is one picture
-        self,
-        image: PictureInput,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["return"],
-        **options: Unpack[Options],
-    ) -> Answer | IdeficsError: ...
-    @overload
-    def caption(
-        self,
-        image: PictureInputs,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["return"],
-        **options: Unpack[Options],
-    ) -> list[Answer | IdeficsError]: ...
-    @document_options(max_new_tokens=TASKS["caption"].max_new_tokens)
-    def caption(
-        self,
-        image: PictureInput | PictureInputs,
-        *,
-        stream: bool = False,
-        on_error: OnError = "raise",
-        **options: Unpack[Options],
-    ) -> GenerationResult:
-        """Says what a picture shows, with no words from the caller."""
-        return self.run(TASKS["caption"], image, stream=stream, on_error=on_error, **options)
+    def __init__(self, loaded_model: LoadedModel, shots: Sequence[Shot] = ()) -> None:
+        self.loaded_model, self.shots = loaded_model, tuple(shots)
 
-    @overload
-    def complete(  # type: ignore[overload-overlap]  # a str is one picture
-        self,
-        image: PictureInput,
-        text: str,
+    @classmethod
+    @reject_unknown_arguments
+    def load(
+        cls,
+        model: str | os.PathLike[str],
         *,
-        stream: Literal[False] = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[Options],
-    ) -> Answer: ...
-    @overload
-    def complete(
-        self,
-        image: PictureInputs,
-        text: str,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[Options],
-    ) -> list[Answer]: ...
-    @overload
-    def complete(
-        self, image: PictureInput, text: str, *, stream: Literal[True], **options: Unpack[Options]
-    ) -> Stream: ...
-    @overload
-    def complete(  # type: ignore[overload-overlap]  # a str is one picture
-        self,
-        image: PictureInput,
-        text: str,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["return"],
-        **options: Unpack[Options],
-    ) -> Answer | IdeficsError: ...
-    @overload
-    def complete(
-        self,
-        image: PictureInputs,
-        text: str,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["return"],
-        **options: Unpack[Options],
-    ) -> list[Answer | IdeficsError]: ...
-    @document_options(max_new_tokens=TASKS["complete"].max_new_tokens)
-    def complete(
-        self,
-        image: PictureInput | PictureInputs,
-        text: str,
-        *,
-        stream: bool = False,
-        on_error: OnError = "raise",
-        **options: Unpack[Options],
-    ) -> GenerationResult:
-        """Continues the caller's words about a picture; the answer's text begins with them."""
-        words = validate_text("text", text, "This is an image of").strip()
-        return self.run(TASKS["complete"], image, words, stream=stream, on_error=on_error, **options)
+        device: DeviceLike = "auto",
+        dtype: str | torch.dtype = "auto",
+        threads: int | None = None,
+        device_map: DeviceLike | Mapping[str, DeviceLike] | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
+        quantize: QuantKind | QuantizationConfig | None = None,
+        attn_implementation: str = "sdpa",
+        kv_cache: float | str | None = None,
+        batch_rows: int | None = None,
+        kernels: KernelMode = "auto",
+        revision: str | None = None,
+        offline: bool | None = None,
+        remote_images: UrlPolicy = "any",
+        progress: weights.ProgressCallback | None = None,
+    ) -> Self:
+        """Loads a model; a model of the hub is downloaded first if it is not on this machine.
 
-    @overload
-    def ask(  # type: ignore[overload-overlap]  # a str is one picture
-        self,
-        image: PictureInput,
-        question: str,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[Options],
-    ) -> Answer: ...
-    @overload
-    def ask(
-        self,
-        image: PictureInputs,
-        question: str,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[Options],
-    ) -> list[Answer]: ...
-    @overload
-    def ask(
-        self, image: PictureInput, question: str, *, stream: Literal[True], **options: Unpack[Options]
-    ) -> Stream: ...
-    @overload
-    def ask(  # type: ignore[overload-overlap]  # a str is one picture
-        self,
-        image: PictureInput,
-        question: str,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["return"],
-        **options: Unpack[Options],
-    ) -> Answer | IdeficsError: ...
-    @overload
-    def ask(
-        self,
-        image: PictureInputs,
-        question: str,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["return"],
-        **options: Unpack[Options],
-    ) -> list[Answer | IdeficsError]: ...
-    @document_options(max_new_tokens=TASKS["ask"].max_new_tokens)
-    def ask(
-        self,
-        image: PictureInput | PictureInputs,
-        question: str,
-        *,
-        stream: bool = False,
-        on_error: OnError = "raise",
-        **options: Unpack[Options],
-    ) -> GenerationResult:
-        """Answers a question about a picture."""
-        words = validate_text("question", question, "What is on the table?")
-        return self.run(TASKS["ask"], image, words, stream=stream, on_error=on_error, **options)
+        Args:
+            model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
+            device: "auto" (CUDA, else Apple's GPU, else the CPU) or a torch device.
+            dtype: "float32", "bfloat16", "float16" or "auto". On a GPU "auto" is the checkpoint's dtype. On a CPU "auto"
+                stores the weights as in the checkpoint and computes in float32; a 16-bit dtype is the storage dtype, and
+                also the dtype of computation if this CPU is faster with it.
+            threads: the number of CPU threads, of the whole process; None: torch's default.
+            device_map: instead of `device`, for several devices: "auto" spreads layers over all GPUs and puts in CPU
+                memory what does not fit; or a dict from module names to devices, "" for all other modules.
+            max_memory: with `device_map="auto"`, the limit of each GPU and of the CPU: {0: "10GiB", "cpu": "30GiB"}.
+            quantize: quantize the decoder's weights: "int8", "int4", "fp8", "nf4" or "fp4" (the last two need
+                `idefics[quant]`), or a `QuantizationConfig` with details.
+            attn_implementation: "sdpa", "eager" (matrix products and a softmax) or "flash_attention_2".
+            kv_cache: the memory for keys and values, which also hold the prefix cache: bytes ("1GB", 10**9) or a share of
+                the free memory (0.3). None: on a GPU 0.6 of the free memory; on a CPU what 16,384 tokens take, or the
+                longest prompt if that is shorter, or 512 MiB if that is more, and at most 0.3 of the free memory.
+            batch_rows: the largest number of sequences in a batch; None: 8, on a GPU 64.
+            kernels: "auto" uses the C kernels and selects the matrix products by the kind of processor, so that equal
+                processors compute equal numbers; "autotune" selects the products that a measurement finds fastest, so
+                that numbers may differ between two machines or two days; "reference" uses torch's plain operations only.
+            revision: branch, tag or commit on the hub.
+            offline: True: never use the network; None: as the environment says (`HF_HUB_OFFLINE`).
+            remote_images: the URLs from which pictures may be fetched: "any", "public" (no private addresses), "off", or
+                hosts ("a.example,*.b.example").
+            progress: called with (bytes done, bytes in all) during a download.
 
-    @overload
-    def write(  # type: ignore[overload-overlap]  # a str is one picture
-        self,
-        image: PictureInput,
-        instruction: str = ...,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[Options],
-    ) -> Answer: ...
-    @overload
-    def write(
-        self,
-        image: PictureInputs,
-        instruction: str = ...,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["raise"] = ...,
-        **options: Unpack[Options],
-    ) -> list[Answer]: ...
-    @overload
-    def write(
-        self,
-        image: PictureInput,
-        instruction: str = ...,
-        *,
-        stream: Literal[True],
-        **options: Unpack[Options],
-    ) -> Stream: ...
-    @overload
-    def write(  # type: ignore[overload-overlap]  # a str is one picture
-        self,
-        image: PictureInput,
-        instruction: str = ...,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["return"],
-        **options: Unpack[Options],
-    ) -> Answer | IdeficsError: ...
-    @overload
-    def write(
-        self,
-        image: PictureInputs,
-        instruction: str = ...,
-        *,
-        stream: Literal[False] = ...,
-        on_error: Literal["return"],
-        **options: Unpack[Options],
-    ) -> list[Answer | IdeficsError]: ...
-    @document_options(max_new_tokens=TASKS["write"].max_new_tokens)
-    def write(
-        self,
-        image: PictureInput | PictureInputs,
-        instruction: str = STORY,
-        *,
-        stream: bool = False,
-        on_error: OnError = "raise",
-        **options: Unpack[Options],
-    ) -> GenerationResult:
-        """Writes a text guided by a picture: a story, unless the instruction asks for something else."""
-        words = validate_text("instruction", instruction, STORY, allow_blank=True)
-        return self.run(TASKS["write"], image, words, stream=stream, on_error=on_error, **options)
+        Returns:
+            The model, ready for calls.
+
+        Raises:
+            ModelError: the model is not found, not supported, or its weights do not fit its config.
+            BadSetting: an argument is not one of its values, or cannot be used on this machine.
+            OutOfMemory: weights or caches do not fit into the free memory, or into a limit of the process or container.
+            MissingExtra: an optional dependency is not installed.
+
+        Example:
+            >>> vlm = idefics.load("HuggingFaceTB/SmolVLM-500M-Instruct", quantize="int8", kv_cache="1GB")
+        """
+        settings = LoadSettings(
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            device_map=device_map,
+            max_memory=max_memory,
+            quantize=quantize,
+            attn_implementation=attn_implementation,
+            kv_cache=kv_cache,
+            batch_rows=batch_rows,
+            kernels=kernels,
+            revision=revision,
+            offline=offline,
+            remote_images=remote_images,
+            progress=progress,
+        )
+        return cls(load_model(model, settings))
+
+    def close(self) -> None:
+        """Closes the model and frees its memory and its thread. May be called twice.
+
+        Running and later calls raise `ModelClosed`. Models made from this one by `with_shots` or `fetching` are closed too.
+        """
+        self.loaded_model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def engine(self) -> Engine:
+        """Generates token ids for prompts; shared with models made by `with_shots` or `fetching`."""
+        return self.loaded_model.engine
+
+    @property
+    def processor(self) -> Processor:
+        """Makes prompts of text and pictures; has the tokenizer."""
+        return self.loaded_model.processor
+
+    @property
+    def memory(self) -> int:
+        """Size of the weights in bytes, on all devices; caches come on top.
+
+        Raises:
+            ModelClosed: the model is closed.
+        """
+        return self.loaded_model.memory
+
+    @reject_unknown_arguments
+    def with_shots(self, shots: Sequence[Shot]) -> Self:
+        """Returns the same model (weights and caches are shared), whose tasks begin with few-shot examples.
+
+        Args:
+            shots: the examples, in their order; `read_shots` reads them from a file.
+
+        Raises:
+            BadPrompt: no list of `Shot`.
+
+        Example:
+            >>> shots = [Shot(Picture("dog.jpg"), "A puppy on grass.")]
+            >>> vlm.with_shots(shots).caption("cat.jpg")
+        """
+        shot_list = validate_list("shots", shots, "a list of Shot(Picture(...), answer)")
+        for index, shot in enumerate(shot_list):
+            if not isinstance(shot, Shot):
+                raise BadPrompt(
+                    f"shots[{index}] is {describe_type(shot)}; give Shot(Picture('photo.jpg'), 'A puppy.'), a picture and "
+                    "the answer that it should have, or a file of them: read_shots('shots.jsonl')"
+                )
+        model = copy.copy(self)
+        model.shots = tuple(shot_list)
+        return model
+
+    @reject_unknown_arguments
+    def fetching(self, fetcher: Fetcher) -> Self:
+        """Returns the same model (weights and caches are shared), which opens pictures with another fetcher.
+
+        Args:
+            fetcher: opens paths and URLs; one with `untrusted=True` opens no local file and limits the size of pictures.
+
+        Raises:
+            BadSetting: no `Fetcher`.
+        """
+        value: object = fetcher
+        if not isinstance(value, Fetcher):
+            raise BadSetting(f"fetcher is {short_repr(value)}; give a Fetcher of idefics.processing.fetch")
+        model = copy.copy(self)
+        model.loaded_model = self.loaded_model.with_fetcher(fetcher)
+        return model
 
 
 load = Idefics.load

@@ -1,0 +1,192 @@
+"""The settings of `Idefics.load`, and what follows from them: number formats, kernels and limits of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import nn
+
+from idefics import weights
+from idefics.config import EngineConfig, KernelMode, QuantizationConfig, QuantKind
+from idefics.errors import BadSetting
+from idefics.host_memory import parse_memory_size
+from idefics.models import WeightStorage
+from idefics.nn.attention_backends import (
+    AttentionBackend,
+    get_attention_backend,
+    native_or_sdpa_attention,
+    sdpa_attention,
+)
+from idefics.placement import DeviceLike
+from idefics.processing.url_policy import UrlPolicy
+from idefics.quant.autotune import KernelChoice, choose_kernels
+from idefics.validation import validate_bool, validate_choice
+
+MAX_THREADS = 1024
+DTYPE_BY_NAME = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSettings:
+    """Where and how a model is loaded. The fields are the keywords of `Idefics.load`, which documents them.
+
+    Raises:
+        BadSetting: `offline` or `kernels` is wrong; the other settings are checked where they are used.
+    """
+
+    device: DeviceLike = "auto"
+    dtype: str | torch.dtype = "auto"
+    threads: int | None = None
+    device_map: DeviceLike | Mapping[str, DeviceLike] | None = None
+    max_memory: Mapping[int | str, int | str] | None = None
+    quantize: QuantKind | QuantizationConfig | None = None
+    attn_implementation: str = "sdpa"
+    kv_cache: float | str | None = None
+    batch_rows: int | None = None
+    kernels: KernelMode = "auto"
+    revision: str | None = None
+    offline: bool | None = None
+    remote_images: UrlPolicy = "any"
+    progress: weights.ProgressCallback | None = None
+
+    def __post_init__(self) -> None:
+        if self.offline is not None:
+            validate_bool("offline", self.offline)
+        validate_choice("kernels", self.kernels, get_args(KernelMode))
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether torch's plain operations compute everything."""
+        return self.kernels == "reference"
+
+
+@dataclass(frozen=True, slots=True)
+class ComputePlan:
+    """How a model computes.
+
+    Attributes:
+        dtype: the dtype of activations.
+        storage: how unquantized matrices are stored: in a dtype, as in the file ("file"), or in `dtype` (None).
+        kernel_choice: the kernels of matrix products; None: torch's plain products.
+        attention_backend: computes attention outside the decode step.
+    """
+
+    dtype: torch.dtype
+    storage: WeightStorage
+    kernel_choice: KernelChoice | None
+    attention_backend: AttentionBackend
+
+
+def plan_computation(
+    module: nn.Module, device: torch.device, checkpoint_dtype: str | None, settings: LoadSettings
+) -> ComputePlan:
+    """Chooses the dtype, the weight storage and the kernels of a model.
+
+    Args:
+        module: the model, on the meta device.
+        device: the main device.
+        checkpoint_dtype: the name of the dtype in which the checkpoint stores its weights.
+        settings: the caller's settings.
+
+    Raises:
+        BadSetting: an unknown dtype or attention implementation, or one that this device cannot use.
+    """
+    kernel_choice = (
+        choose_kernels(module, settings.kernels)
+        if device.type == "cpu" or settings.is_reference
+        else KernelChoice()
+    )
+    dtype, storage = resolve_dtypes(settings.dtype, device, checkpoint_dtype, kernel_choice or KernelChoice())
+    attention_backend = get_attention_backend(settings.attn_implementation, dtype, device)
+    if settings.is_reference and attention_backend is native_or_sdpa_attention:
+        attention_backend = sdpa_attention
+    return ComputePlan(dtype, storage, kernel_choice, attention_backend)
+
+
+def resolve_dtypes(
+    dtype: str | torch.dtype, device: torch.device, checkpoint_dtype: str | None, kernel_choice: KernelChoice
+) -> tuple[torch.dtype, WeightStorage]:
+    """Chooses the dtype of activations and how matrices are stored.
+
+    "auto" is the checkpoint's dtype on a GPU. On a CPU it is float32, with weights stored as in the checkpoint: float32
+    arithmetic with half the memory. A 16-bit dtype given by name is the storage dtype on a CPU; it is also the dtype of
+    activations if this CPU is faster with it than with float32.
+
+    Args:
+        dtype: the caller's setting: "auto", a name or a torch dtype.
+        device: the main device.
+        checkpoint_dtype: the name of the dtype in which the checkpoint stores its weights.
+        kernel_choice: names the 16-bit dtypes in which this CPU is faster.
+
+    Returns:
+        The dtype of activations, and the weight storage (see `ComputePlan.storage`).
+
+    Raises:
+        BadSetting: an unknown dtype.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32, "file"
+        return DTYPE_BY_NAME.get(checkpoint_dtype or "", torch.bfloat16), None
+    if name not in DTYPE_BY_NAME:
+        raise BadSetting(f"dtype is {name!r}; give auto, {', '.join(DTYPE_BY_NAME)}")
+    if device.type == "cpu" and name not in ("float32", *kernel_choice.halves):
+        return torch.float32, DTYPE_BY_NAME[name]
+    return DTYPE_BY_NAME[name], None
+
+
+def to_quantization_config(quantize: object) -> QuantizationConfig | None:
+    """Normalizes the `quantize` setting: None, a kind such as "int8", or a `QuantizationConfig`.
+
+    Raises:
+        BadSetting: an unknown kind.
+    """
+    if quantize is None or isinstance(quantize, QuantizationConfig):
+        return quantize
+    return QuantizationConfig(kind=quantize)  # type: ignore[arg-type]  # the constructor checks it
+
+
+def engine_config(
+    device: torch.device,
+    kv_cache: float | str | None = None,
+    batch_rows: int | None = None,
+    *,
+    reference: bool = False,
+) -> EngineConfig:
+    """Chooses the limits of the engine for a device.
+
+    A GPU reads its weights once for a whole batch, so that its batches are larger than a CPU's.
+
+    Args:
+        device: the main device.
+        kv_cache: size of the KV cache: bytes ("1GB", 10**9) or a share of free memory (0.3); None: the default.
+        batch_rows: the largest number of sequences in a batch; None: 8, on a GPU 64.
+        reference: decode with torch's plain operations.
+
+    Raises:
+        BadSetting: a limit is out of range.
+    """
+    config = EngineConfig(reference=reference)
+    if device.type == "cuda":
+        config = replace(
+            config, batch_rows=64, encode_frames=32, step_tokens=2048, kv_cache=0.6, picture_bytes=4 << 30
+        )
+    if kv_cache is not None:
+        config = replace(config, kv_cache=parse_memory_size("kv_cache", kv_cache))
+    return config if batch_rows is None else replace(config, batch_rows=batch_rows)
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Sets the number of CPU threads that torch computes with, in the whole process.
+
+    Raises:
+        BadSetting: not a whole number from 1 to 1024.
+    """
+    is_int = isinstance(num_threads, int) and not isinstance(num_threads, bool)
+    if not is_int or not 1 <= num_threads <= MAX_THREADS:
+        raise BadSetting(f"threads is {num_threads!r}; give a whole number from 1 to {MAX_THREADS}")
+    torch.set_num_threads(num_threads)

@@ -1,0 +1,162 @@
+"""`PromptMixin`: the methods of `Idefics` that make prompts, count their tokens and score what may follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Unpack, overload
+
+from torch import Tensor
+
+from idefics.errors import IdeficsError
+from idefics.generation.arguments import require_prompt
+from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.prompts import make_prompt
+from idefics.generation.scoring import score_continuations
+from idefics.messages import Detail, ImageDetail, Picture
+from idefics.options import OnError, ScoringKeywords
+from idefics.prompt import Prompt
+from idefics.validation import reject_unknown_arguments
+
+if TYPE_CHECKING:
+    from idefics.generation.prompts import Conversation, PromptItems
+    from idefics.messages import PictureSource
+
+
+class PromptMixin:
+    """Makes prompts, and computes logits and log-probabilities for them."""
+
+    loaded_model: LoadedModel
+
+    @reject_unknown_arguments
+    def prompt(
+        self,
+        items: PromptItems | Conversation,
+        *,
+        answer_start: str = "",
+        continue_final_message: bool = False,
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+    ) -> Prompt:
+        """Makes a prompt for `submit` or `logits`: opens, resizes and tiles the pictures, and tokenizes the text.
+
+        Args:
+            items: a list of text and pictures (see `generate`), or of messages (see `chat`).
+            answer_start: text that the answer begins with; conversations only.
+            continue_final_message: continue the last message, as in `chat`; conversations only.
+            detail: the resolution of pictures: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: the largest number of tiles of a picture; None: the checkpoint's.
+
+        Returns:
+            The token ids and the preprocessed pictures.
+
+        Raises:
+            BadRequest: a picture, the text or a setting is wrong.
+        """
+        return make_prompt(
+            self.loaded_model.processor.with_image_detail(ImageDetail(detail, max_tiles)),
+            items,
+            answer_start=answer_start,
+            continue_final_message=continue_final_message,
+        )
+
+    @reject_unknown_arguments
+    def cost(
+        self, picture: Picture | PictureSource, *, detail: Detail = "high", max_tiles: int | None = None
+    ) -> int:
+        """Counts the prompt tokens of one picture; only its size is read.
+
+        Args:
+            picture: in any form that `Picture` takes.
+            detail: the resolution: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: the largest number of tiles; None: the checkpoint's.
+
+        Raises:
+            BadPicture: the picture cannot be opened.
+        """
+        processor = self.loaded_model.processor.with_image_detail(ImageDetail(detail, max_tiles))
+        return processor.count_image_tokens(Picture.of(picture))
+
+    @reject_unknown_arguments
+    def logits(self, prompt: Prompt) -> Tensor:
+        """Computes the next-token logits after each token of a prompt, in one pass without the KV cache.
+
+        Args:
+            prompt: a prompt of N tokens, made by `prompt`.
+
+        Returns:
+            (N, V) float32, V being the size of the vocabulary.
+
+        Raises:
+            BadPrompt: the argument is no `Prompt`, or is too long.
+        """
+        return self.loaded_model.engine.logits(require_prompt(prompt))
+
+    @overload
+    def score(
+        self,
+        items: PromptItems | Conversation,
+        continuations: Sequence[str],
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[ScoringKeywords],
+    ) -> tuple[Prompt, list[list[float]]]: ...
+    @overload
+    def score(
+        self,
+        items: PromptItems | Conversation,
+        continuations: Sequence[str],
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        on_error: Literal["return"],
+        **options: Unpack[ScoringKeywords],
+    ) -> tuple[Prompt, list[list[float] | IdeficsError]]: ...
+    @reject_unknown_arguments
+    def score(
+        self,
+        items: PromptItems | Conversation,
+        continuations: Sequence[str],
+        *,
+        answer_start: str = "",
+        continue_final_message: bool = False,
+        on_error: OnError = "raise",
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+        timeout: float | None = None,
+    ) -> tuple[Prompt, list[list[float]]] | tuple[Prompt, list[list[float] | IdeficsError]]:
+        """Computes the log-probabilities of texts as continuations of one prompt, which is read once.
+
+        After a conversation a continuation is the answer. After a raw prompt, or a final message that is continued, it
+        follows the text directly: it begins with a space if there should be one.
+
+        Args:
+            items: a list of text and pictures (see `generate`), or of messages (see `chat`).
+            continuations: the texts to score.
+            answer_start: text that each answer begins with; conversations only.
+            continue_final_message: continue the last message, as in `chat`; conversations only.
+            on_error: "raise" the first error about a continuation, with its number; or "return" each error in the place
+                of its scores, and score the others. An error about the prompt is raised in any case.
+            detail: the resolution of pictures: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: the largest number of tiles of a picture; None: the checkpoint's.
+            timeout: seconds after which the call raises RequestTimeout; None: never.
+
+        Returns:
+            The prompt that all continuations share, and for each continuation the natural logarithm of the probability
+            of each of its tokens.
+
+        Raises:
+            BadRequest: a picture, a text or a setting is wrong.
+            RequestTimeout: `timeout` is over.
+        """
+        return score_continuations(
+            self.loaded_model,
+            items,
+            continuations,
+            image_detail=ImageDetail(detail, max_tiles),
+            on_error=on_error,
+            timeout=timeout,
+            answer_start=answer_start,
+            continue_final_message=continue_final_message,
+        )

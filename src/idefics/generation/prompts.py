@@ -1,0 +1,78 @@
+"""Makes prompts of raw items or conversations, for answers and for scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from idefics.errors import BadPrompt, BadSetting
+from idefics.generation.arguments import is_conversation
+from idefics.messages import Message
+from idefics.processing.processor import Processor
+from idefics.prompt import Prompt, ScoringPrompt
+from idefics.validation import validate_bool, validate_list, validate_text
+
+if TYPE_CHECKING:
+    from idefics.processing.prompt_items import PromptItem
+
+    PromptItems = Sequence[PromptItem]
+    Conversation = Sequence[Message | Mapping[str, Any]]
+
+EXPECTED_PROMPT = "a list of text and pictures, or of messages"
+EXAMPLE_START = "The picture shows"
+
+
+def make_prompt(
+    processor: Processor,
+    items: PromptItems | Conversation,
+    *,
+    answer_start: str = "",
+    continue_final_message: bool = False,
+) -> Prompt:
+    """Makes the prompt of a raw prompt's items or of a conversation; see `Idefics.prompt`."""
+    item_list, prefill = _check_prompt_arguments(items, answer_start, continue_final_message)
+    if is_conversation(item_list):
+        return processor.encode_chat(item_list, **prefill)
+    return processor.encode_raw(item_list)
+
+
+def make_scoring_prompt(
+    processor: Processor,
+    items: PromptItems | Conversation,
+    continuations: Sequence[str],
+    *,
+    answer_start: str = "",
+    continue_final_message: bool = False,
+) -> ScoringPrompt:
+    """Makes the prompt that all continuations share and the token ids of each; see `Idefics.score`."""
+    item_list, prefill = _check_prompt_arguments(items, answer_start, continue_final_message)
+    texts = validate_list("continuations", continuations, "a list of texts", error_type=BadPrompt)
+    for text in texts:
+        validate_text("continuation", text, " a dog", allow_blank=True)
+    if is_conversation(item_list):
+        return processor.encode_chat_continuations(item_list, texts, **prefill)
+    return processor.encode_raw_continuations(item_list, texts)
+
+
+def _check_prompt_arguments(
+    items: PromptItems | Conversation, answer_start: str, continue_final_message: bool
+) -> tuple[list[Any], dict[str, Any]]:
+    """Returns the items as a list, and those of the two other arguments that are given.
+
+    Raises:
+        BadPrompt: no list of items, or `answer_start` is no text.
+        BadSetting: `continue_final_message` is no bool, or one of the two is given with a raw prompt.
+    """
+    item_list = validate_list("items", items, EXPECTED_PROMPT, error_type=BadPrompt)
+    validate_text("answer_start", answer_start, EXAMPLE_START, allow_blank=True)
+    validate_bool("continue_final_message", continue_final_message)
+    prefill: dict[str, Any] = {}
+    if answer_start:
+        prefill["answer_start"] = answer_start
+    if continue_final_message:
+        prefill["continue_final_message"] = True
+    if prefill and not is_conversation(item_list):
+        raise BadSetting(
+            f"{next(iter(prefill))} needs a conversation: write the text at the end of the raw prompt instead"
+        )
+    return item_list, prefill

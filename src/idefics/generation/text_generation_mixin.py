@@ -1,0 +1,258 @@
+"""`TextGenerationMixin`: the methods of `Idefics` that generate answers to raw prompts and conversations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+from idefics.errors import IdeficsError
+from idefics.generation.answer_generator import AnswerGenerator
+from idefics.generation.arguments import as_prompt_list, require_prompt
+from idefics.generation.error_policy import ErrorPolicy
+from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.prompts import EXAMPLE_START
+from idefics.generation.streaming import GenerationResult, Stream
+from idefics.messages import Answer, Message
+from idefics.options import (
+    AnswerKeywords,
+    GenerationOptions,
+    OnError,
+    Options,
+    ReturnErrorKeywords,
+    StreamKeywords,
+    document_options,
+    pop_image_detail,
+)
+from idefics.prompt import Prompt
+from idefics.validation import validate_bool, validate_text
+
+if TYPE_CHECKING:
+    from idefics.generation.prompts import Conversation, PromptItems
+
+
+class TextGenerationMixin:
+    """Generates answers to raw prompts, conversations and prompts that were made before."""
+
+    loaded_model: LoadedModel
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, but never a prompt
+        self,
+        items: PromptItems,
+        *,
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[AnswerKeywords],
+    ) -> Answer: ...
+    @overload
+    def generate(
+        self,
+        items: Sequence[PromptItems],
+        *,
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[AnswerKeywords],
+    ) -> list[Answer]: ...
+    @overload
+    def generate(
+        self,
+        items: PromptItems,
+        *,
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[StreamKeywords],
+    ) -> Stream: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # as above
+        self,
+        items: PromptItems,
+        *,
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[ReturnErrorKeywords],
+    ) -> Answer | IdeficsError: ...
+    @overload
+    def generate(
+        self,
+        items: Sequence[PromptItems],
+        *,
+        add_end_of_utterance_token: bool | None = ...,
+        **options: Unpack[ReturnErrorKeywords],
+    ) -> list[Answer | IdeficsError]: ...
+    @document_options()
+    def generate(
+        self,
+        items: PromptItems | Sequence[PromptItems],
+        *,
+        stream: bool = False,
+        on_error: OnError = "raise",
+        add_end_of_utterance_token: bool | None = None,
+        **options: Unpack[Options],
+    ) -> GenerationResult:
+        """Continues a raw prompt, which is given to the model exactly as it is; or each of several.
+
+        Args:
+            items: text and pictures in any order, or a list of such lists. Special tokens in the text are honoured.
+            stream: return a `Stream`; one prompt only.
+            on_error: "raise" the first error, with the number of its prompt; or "return" each error in the place of its
+                answer, and answer the other prompts.
+            add_end_of_utterance_token: whether Idefics 1 puts its `<end_of_utterance>` between neighbouring texts; None:
+                if the checkpoint has that token.
+            **options: see `Options`. By default greedy, with at most 256 new tokens.
+
+        Returns:
+            The answer, which does not repeat the prompt; a list of answers for a list of prompts.
+
+        Raises:
+            BadRequest: a picture, a prompt or an option is wrong.
+            RequestTimeout: `timeout` is over.
+
+        Example:
+            >>> vlm.generate(["photo.jpg", "This is an image of"], max_new_tokens=20).text
+        """
+        start_time = time.perf_counter()
+        prompts, is_batch = as_prompt_list("items", items, "a list of text and pictures")
+        if add_end_of_utterance_token is not None:
+            validate_bool("add_end_of_utterance_token", add_end_of_utterance_token)
+        processor = self.loaded_model.processor.with_image_detail(pop_image_detail(options))
+        error_policy = ErrorPolicy("prompt", len(prompts) if is_batch else 0, on_error, stream)
+        generator = AnswerGenerator.from_options(self.loaded_model, options, start_time=start_time)
+
+        def encode(prompt_items: PromptItems) -> Prompt:
+            return processor.encode_raw(prompt_items, add_end_of_utterance_token=add_end_of_utterance_token)
+
+        return generator.answer(encode, prompts, error_policy)
+
+    @overload
+    def chat(
+        self,
+        messages: Conversation,
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        **options: Unpack[AnswerKeywords],
+    ) -> Answer: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Conversation],
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        **options: Unpack[AnswerKeywords],
+    ) -> list[Answer]: ...
+    @overload
+    def chat(
+        self,
+        messages: Conversation,
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        **options: Unpack[StreamKeywords],
+    ) -> Stream: ...
+    @overload
+    def chat(
+        self,
+        messages: Conversation,
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        **options: Unpack[ReturnErrorKeywords],
+    ) -> Answer | IdeficsError: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Conversation],
+        *,
+        answer_start: str = ...,
+        continue_final_message: bool = ...,
+        **options: Unpack[ReturnErrorKeywords],
+    ) -> list[Answer | IdeficsError]: ...
+    @document_options()
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        *,
+        answer_start: str = "",
+        continue_final_message: bool = False,
+        stream: bool = False,
+        on_error: OnError = "raise",
+        **options: Unpack[Options],
+    ) -> GenerationResult:
+        """Generates the next answer of a conversation; or of each of several.
+
+        Args:
+            messages: `Message` objects, or the dicts of the published guides and of OpenAI's API; or a list of such
+                conversations. Special tokens in their text are plain characters.
+            answer_start: text that the answer begins with; the generated text follows it, its first space included.
+            continue_final_message: the last message is the assistant's, and its text is continued: that text and the
+                answer's text joined are the whole. Without it such a conversation is refused.
+            stream: return a `Stream`; one conversation only.
+            on_error: "raise" the first error, with the number of its conversation; or "return" each error in the place of
+                its answer, and answer the other conversations.
+            **options: see `Options`. By default greedy, with at most 256 new tokens.
+
+        Returns:
+            The answer; a list of answers for a list of conversations.
+
+        Raises:
+            BadRequest: a picture, a message or an option is wrong.
+            RequestTimeout: `timeout` is over.
+
+        Example:
+            >>> vlm.chat([idefics.user("photo.jpg", "What is this?")]).text
+        """
+        start_time = time.perf_counter()
+        conversations, is_batch = as_prompt_list("messages", messages, "a list of messages, also for one")
+        validate_text("answer_start", answer_start, EXAMPLE_START, allow_blank=True)
+        validate_bool("continue_final_message", continue_final_message)
+        processor = self.loaded_model.processor.with_image_detail(pop_image_detail(options))
+        error_policy = ErrorPolicy("conversation", len(conversations) if is_batch else 0, on_error, stream)
+        generator = AnswerGenerator.from_options(
+            self.loaded_model,
+            options,
+            start_time=start_time,
+            is_continuation=bool(answer_start) or continue_final_message,
+        )
+
+        def encode(conversation: Sequence[Message | Mapping[str, Any]]) -> Prompt:
+            return processor.encode_chat(
+                conversation, answer_start=answer_start, continue_final_message=continue_final_message
+            )
+
+        return generator.answer(encode, conversations, error_policy)
+
+    @document_options(GenerationOptions)
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        start: str = "",
+        continues: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> Stream:
+        """Submits a prompt and returns at once, for servers: it may be called in an event loop.
+
+        `prompt` does the slow part of the work and may run in any thread. The stream is read by a thread
+        (`for text in stream`) or by an asyncio task (`async for delta in stream.deltas()`).
+
+        Args:
+            prompt: a prompt made by `prompt`.
+            start: text that the answer's text begins with, before the generated text.
+            continues: the answer continues the prompt's text, so that a space at its beginning is kept.
+            **options: see `GenerationOptions`; the options about pictures are arguments of `prompt`.
+
+        Returns:
+            The stream of the answer.
+
+        Raises:
+            EngineBusy: the queue of waiting requests is full.
+            BadRequest: an option is wrong, or the prompt is too long.
+        """
+        validate_bool("continues", continues)
+        validate_text("start", start, EXAMPLE_START, allow_blank=True)
+        generator = AnswerGenerator.from_options(
+            self.loaded_model,
+            options,
+            start_time=time.perf_counter(),
+            text_prefix=start,
+            is_continuation=continues,
+        )
+        return Stream(generator.submit(require_prompt(prompt), wait=False))

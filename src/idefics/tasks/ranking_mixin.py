@@ -1,0 +1,161 @@
+"""`RankingMixin`: the `classify` method of `Idefics`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Literal, Unpack, overload
+
+from idefics.engine.request import Deadline
+from idefics.errors import IdeficsError
+from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.prefetch import prefetch_map
+from idefics.messages import Detail, ImageDetail, PictureOrVideo, Ranking, Shot
+from idefics.options import OnError, ScoringKeywords
+from idefics.tasks.classify import check_labels, task_for_labels
+from idefics.tasks.picture_arguments import parse_pictures
+from idefics.tasks.ranking import LabelRanker, neutral_picture
+from idefics.validation import reject_unknown_arguments, validate_bool
+
+if TYPE_CHECKING:
+    from idefics.prompt import ScoringPrompt
+    from idefics.tasks.picture_arguments import PictureInput, PictureInputs
+
+
+class RankingMixin:
+    """Ranks labels for one picture or several."""
+
+    loaded_model: LoadedModel
+    shots: tuple[Shot, ...]
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        image: PictureInput,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[ScoringKeywords],
+    ) -> Ranking: ...
+    @overload
+    def classify(
+        self,
+        image: PictureInputs,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[ScoringKeywords],
+    ) -> list[Ranking]: ...
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        image: PictureInput,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        on_error: Literal["return"],
+        **options: Unpack[ScoringKeywords],
+    ) -> Ranking | IdeficsError: ...
+    @overload
+    def classify(
+        self,
+        image: PictureInputs,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        on_error: Literal["return"],
+        **options: Unpack[ScoringKeywords],
+    ) -> list[Ranking | IdeficsError]: ...
+    @reject_unknown_arguments
+    def classify(
+        self,
+        image: PictureInput | PictureInputs,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = False,
+        calibrated: bool = False,
+        on_error: OnError = "raise",
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+        timeout: float | None = None,
+    ) -> Ranking | IdeficsError | list[Ranking] | list[Ranking | IdeficsError]:
+        """Ranks labels for a picture by the log-probability of each label as the answer.
+
+        The picture and the prompt are read once; all labels are scored in one pass after them.
+
+        Args:
+            image: one picture or video in any form that `Picture` takes, or a list of them.
+            labels: 2 to 1000 labels; up to 20 are listed in the prompt.
+            length_normalized: divide the log-probability of each label by its number of tokens.
+            calibrated: subtract the log-probability of each label for a plain grey picture, so that labels which the
+                model prefers for any picture gain nothing by that (arXiv 2102.09690).
+            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of its
+                ranking, and rank for the other pictures.
+            detail: the resolution of pictures: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: the largest number of tiles of a picture; None: the checkpoint's.
+            timeout: seconds after which the call raises RequestTimeout; None: never.
+
+        Returns:
+            The labels with their probabilities, the most probable first; a list of rankings for a list of pictures.
+
+        Raises:
+            BadRequest: a picture, a label or a setting is wrong.
+            RequestTimeout: `timeout` is over.
+
+        Example:
+            >>> vlm.classify("photo.jpg", ["cat", "dog"]).best
+        """
+        ranker = self._label_ranker(
+            check_labels(labels),
+            ImageDetail(detail, max_tiles),
+            validate_bool("length_normalized", length_normalized),
+            Deadline.from_timeout(timeout),
+        )
+        prior: list[list[float]] | None = None
+        if validate_bool("calibrated", calibrated):
+            prior = ranker.score(neutral_picture()).continuation_logprobs
+
+        def rank(picture: PictureOrVideo | IdeficsError) -> Ranking:
+            return ranker.rank(picture, prior)
+
+        pictures, error_policy = parse_pictures(image, on_error)
+        with closing(prefetch_map(rank, pictures, ranker.deadline)) as results:
+            rankings = [error_policy.return_or_raise(index, result) for index, result in enumerate(results)]
+        return rankings if error_policy.num_inputs else rankings[0]
+
+    def label_scoring_prompt(
+        self, labels: Sequence[str], picture: PictureOrVideo, image_detail: ImageDetail
+    ) -> ScoringPrompt:
+        """Makes the prompt of `classify` for one picture, and the token ids of each label after it.
+
+        Args:
+            labels: the labels, as `check_labels` returns them.
+            picture: the picture.
+            image_detail: the resolution of pictures that do not set their own.
+        """
+        return self._label_ranker(labels, image_detail).make_prompt(picture)
+
+    def _label_ranker(
+        self,
+        labels: Sequence[str],
+        image_detail: ImageDetail,
+        is_length_normalized: bool = False,
+        deadline: Deadline | None = None,
+    ) -> LabelRanker:
+        task, words = task_for_labels(labels, self.loaded_model.processor.prompt_format.kind)
+        return LabelRanker(
+            model=self.loaded_model,
+            task=task,
+            words=words,
+            labels=labels,
+            shots=self.shots,
+            image_detail=image_detail,
+            is_length_normalized=is_length_normalized,
+            deadline=deadline,
+        )
