@@ -1,6 +1,7 @@
 """Remote pictures of one prompt are fetched concurrently, a few at the same time, and used in order."""
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -46,6 +47,8 @@ class PictureServer:
             self.max_in_flight = max(self.max_in_flight, self.num_in_flight)
         if "wait" in request.path:
             self.barrier.wait(10)
+        if "slow" in request.path:
+            time.sleep(0.05)
         with self.lock:
             self.num_in_flight -= 1
         is_there = "missing" not in request.path
@@ -151,6 +154,7 @@ def test_all_requests_of_a_server_fetch_no_more_than_its_setting_says(vlm, pictu
 
 def test_a_fetch_waits_for_a_connection(picture_server):
     one = threading.Semaphore(1)
-    ahead = create_prefetcher(Fetcher(fetch_slots=one), [f"{picture_server.url}/{n}.png" for n in range(6)])
-    assert [ahead.get(f"{picture_server.url}/{n}.png") for n in range(6)] == [PNG] * 6
+    urls = [f"{picture_server.url}/slow{n}.png" for n in range(6)]
+    ahead = create_prefetcher(Fetcher(fetch_slots=one), urls)
+    assert [ahead.get(url) for url in urls] == [PNG] * 6
     assert picture_server.max_in_flight == 1

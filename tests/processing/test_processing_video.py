@@ -159,7 +159,8 @@ def test_numbers_in_words_are_num2words():
 def test_the_words_of_a_video():
     assert video_text(expand_video(Video(make_frames(3), fps=1), TINY_CONFIG, NO_NETWORK_FETCHER)) == (
         "You are provided the following series of three frames from a 0:00:03 [H:MM:SS] video.\n"
-        f"\nFrame from 00:00:{FRAME_PLACEHOLDER}\nFrame from 00:01:{FRAME_PLACEHOLDER}\nFrame from 00:02:{FRAME_PLACEHOLDER}\n\n"
+        f"\nFrame from 00:00:{FRAME_PLACEHOLDER}\nFrame from 00:01:{FRAME_PLACEHOLDER}"
+        f"\nFrame from 00:02:{FRAME_PLACEHOLDER}\n\n"
     )
 
 
@@ -205,7 +206,8 @@ def test_a_video_in_a_conversation():
     prompt = VIDEO_PROCESSOR.encode_chat([user(Video(make_frames(2), fps=1), "What happens?")])
     assert decode_prompt(VIDEO_PROCESSOR, prompt) == (
         "<|im_start|>User: You are provided the following series of two frames from a 0:00:02 [H:MM:SS] video.\n"
-        f"\nFrame from 00:00:{FRAME_PLACEHOLDER}\nFrame from 00:01:{FRAME_PLACEHOLDER}\n\nWhat happens?<end_of_utterance>\nAssistant:"
+        f"\nFrame from 00:00:{FRAME_PLACEHOLDER}\nFrame from 00:01:{FRAME_PLACEHOLDER}"
+        "\n\nWhat happens?<end_of_utterance>\nAssistant:"
     )
     assert [len(places) for places in prompt.image_token_positions] == [TINY_CONFIG.tokens_per_frame] * 2
     text = decode_prompt(VIDEO_PROCESSOR, prompt)

@@ -117,7 +117,7 @@ def test_neighbouring_pictures_share_their_fakes():
     prompt = CROSS_ATTENTION_PROCESSOR.encode_raw(
         [SQUARE_PICTURE, SQUARE_PICTURE, SQUARE_PICTURE, "and", SQUARE_PICTURE]
     )
-    fakes = f"{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
+    fakes = FAKE_IMAGE_TOKEN + f"{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}" * 3
     assert prompt.ids == encode_text(CROSS_ATTENTION_PROCESSOR, f"<s>{fakes}and{SINGLE_PLACEHOLDER}")
     assert prompt.image_token_positions == ((2,), (4,), (6,), (len(prompt) - 2,))
 
@@ -296,7 +296,8 @@ def test_chat_is_the_rendered_template(processor):
     start = "<s>" if processor is CROSS_ATTENTION_PROCESSOR else "<|im_start|>"
     assert prompt.ids == encode_text(
         processor,
-        f"{start}User:{picture}What?{END_OF_UTTERANCE}\nAssistant: A wall.{END_OF_UTTERANCE}\nUser: Sure?{END_OF_UTTERANCE}\nAssistant: I am",
+        f"{start}User:{picture}What?{END_OF_UTTERANCE}\nAssistant: A wall.{END_OF_UTTERANCE}"
+        f"\nUser: Sure?{END_OF_UTTERANCE}\nAssistant: I am",
     )
 
 

@@ -141,7 +141,8 @@ class Fetcher:
 
         began = time.monotonic()
         try:
-            data = self._fetch_with_timeout(url)
+            with self.fetch_slots:
+                data = self._fetch_with_timeout(url)
             log.debug("fetched %d bytes in %.2f s", len(data), time.monotonic() - began)
             return data
         except BadPicture:
@@ -210,7 +211,7 @@ class Fetcher:
         for _ in range(MAX_REDIRECTS + 1):
             check_deadline()
             if current_url.scheme not in PORT_BY_SCHEME or not current_url.host:
-                raise BadPicture(f"{shorten_url(str(current_url))} is not an http(s) address")
+                raise BadPicture(f"{shorten_url(str(current_url))} is not an http(s) URL")
             request_url = current_url
             extensions: dict[str, Any] = {"trace": check_deadline}
             # Uncompressed, as `max_bytes` counts received bytes.

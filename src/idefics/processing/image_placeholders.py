@@ -22,14 +22,11 @@ def image_placeholder_text(
         rows, columns: the grid of the picture's tiles; (0, 0) where it is one frame.
         follows_picture: whether another picture's placeholder is directly before it.
     """
-    if (
-        prompt_format.image_tokens == "cross_attention"
-    ):  # neighbouring pictures share the fake token between them
-        return (
-            f"{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
-            if follows_picture
-            else f"{FAKE_IMAGE_TOKEN}{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"
+    if prompt_format.image_tokens == "cross_attention":
+        placeholder = (
+            f"{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"  # neighbouring pictures share the fake token between them
         )
+        return placeholder if follows_picture else f"{FAKE_IMAGE_TOKEN}{placeholder}"
     frame_text = IMAGE_TOKEN * tokens_per_frame
     if prompt_format.image_tokens == "inline":
         return f"{FAKE_IMAGE_TOKEN}{frame_text}" * (rows * columns + 1) + FAKE_IMAGE_TOKEN

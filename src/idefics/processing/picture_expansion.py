@@ -30,7 +30,7 @@ def expand_pictures(
     """Opens and preprocesses the pictures of a prompt, frames of videos among them, in their order.
 
     Args:
-        image_detail: of the pictures that do not say their own.
+        image_detail: for pictures that have no detail of their own.
 
     Returns:
         The prompt's text, with a placeholder for each picture; and the pictures.

@@ -3,7 +3,7 @@
     lay out     a conversation through its chat template (`chat_prompt`), or the items of a raw prompt (`prompt_items`):
                 trusted text, plain text, pictures and videos in order
     expand      each picture into frames and placeholder text (`picture_expansion`)
-    tokenise    the text (`tokenizer`), continuations to be scored among it (`continuations`)
+    tokenize    the text (`tokenizer`), continuations to be scored among it (`continuations`)
     assemble    ids and pictures (`prompt_assembly`)
 
 What differs between checkpoints is in `ImageProcessorConfig` and `PromptFormat`. Does not know models.
@@ -43,12 +43,14 @@ class Processor:
     """Makes the prompts of one checkpoint.
 
     Args:
+        tokenizer, image_config, prompt_format: those of the checkpoint.
+        fetcher: gets remote pictures, or refuses to; says whether the sender is trusted.
         max_tokens: the longest prompt that the model reads, in tokens; None: no limit.
 
     Attributes:
         image_placeholder_ids: ids of the tokens that stand for pictures; an answer never holds one.
-        image_detail: of the pictures that do not say their own.
-        is_text_trusted: whether special tokens in raw prompts are honoured; never in untrusted input.
+        image_detail: for pictures that have no detail of their own.
+        is_text_trusted: whether special tokens in raw prompts are recognised; never in untrusted input.
         text_limit: refuses texts that cannot fit into `max_tokens` tokens.
 
     Raises:
@@ -105,7 +107,7 @@ class Processor:
         Args:
             messages: `Message`s, or dicts as in `to_messages`.
             answer_start: words that the answer begins with.
-            continue_final_message: the last message is the assistant's, and the answer goes on with its text.
+            continue_final_message: the last message is the assistant's, and the answer continues its text.
 
         Raises:
             BadPrompt, BadPicture: something in the messages is wrong; the error says which.
@@ -115,7 +117,7 @@ class Processor:
     def encode_raw(
         self, items: Sequence[PromptItem], *, add_end_of_utterance_token: bool | None = None
     ) -> Prompt:
-        """The prompt that is exactly these texts and pictures. Special tokens are honoured in trusted text.
+        """The prompt that is exactly these texts and pictures. Special tokens are recognised in trusted text.
 
         Args:
             items: text, and pictures in any form; see `parse_item` for the texts that name a picture.
@@ -137,7 +139,7 @@ class Processor:
         *,
         add_end_of_utterance_token: bool | None = None,
     ) -> Prompt:
-        """As `encode_raw`, but texts name no address and no file, and pictures may be preprocessed already."""
+        """As `encode_raw`, but no text is taken for a URL or a file, and pictures may be preprocessed already."""
         return self._encode(self._lay_out_raw(parts, add_end_of_utterance_token))
 
     def encode_chat_continuations(
@@ -150,7 +152,7 @@ class Processor:
     ) -> ScoringPrompt:
         """A conversation once, and the token ids of each answer that it might get; arguments as in `encode_chat`.
 
-        Each answer is tokenised as it would be after the prompt and a space, or directly after the final message where
+        Each answer is tokenized as it would be after the prompt and a space, or directly after the final message where
         that is continued.
 
         Returns:

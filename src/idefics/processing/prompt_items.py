@@ -67,7 +67,7 @@ def lay_out_items(
     Args:
         has_separator: whether the checkpoint puts `turn_end_token` between neighbouring texts.
         adds_separators: whether that is done; None: where the checkpoint does.
-        trusted: whether special tokens in the texts are honoured.
+        trusted: whether special tokens in the texts are recognised.
 
     Raises:
         BadSetting: separators are asked for, and the checkpoint has none.
