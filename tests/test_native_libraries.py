@@ -37,7 +37,7 @@ def test_the_library_is_compiled_and_loads():
     assert set(library.describe_kernels()) == set(library.VARIANTS)
 
 
-def test_the_header_and_python_agree():
+def test_header_and_python_declare_the_same():
     header = (PACKAGE / "native" / "api.h").read_text()
     names = re.search(r"enum \{ (PORTABLE[^}]*) \}", header).group(1).split(", ")
     assert names == [one.name for one in library.InstructionSet]
@@ -46,7 +46,7 @@ def test_the_header_and_python_agree():
 
 
 @built
-def test_every_processor_has_the_portable_kernels():
+def test_every_processor_has_the_portable_kernel():
     assert library.instruction_sets("decode step")[-1] is library.InstructionSet.PORTABLE
 
 
@@ -79,7 +79,7 @@ def copy_with_broken_source(folder):
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 @pytest.mark.parametrize("required", [False, True])
-def test_code_that_does_not_compile_is_an_error_where_it_is_required(tmp_path, required):
+def test_code_that_does_not_compile_is_an_error_if_required(tmp_path, required):
     copy_with_broken_source(tmp_path)
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext"],
@@ -94,11 +94,11 @@ def test_code_that_does_not_compile_is_an_error_where_it_is_required(tmp_path, r
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc")
-def test_the_sanitizers_do_not_hide_a_build_that_breaks(tmp_path):
+def test_sanitize_fails_if_the_code_does_not_compile(tmp_path):
     copy_with_broken_source(tmp_path)
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "sanitize", tmp_path / "scripts")
-    python = tmp_path / "python"  # one whose tests are always green
+    python = tmp_path / "python"  # a Python whose tests always pass
     python.write_text(f'#!/bin/sh\n[ "$1" = -m ] && echo tested && exit 0\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     sanitize = [tmp_path / "scripts" / "sanitize", python]

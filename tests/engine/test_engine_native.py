@@ -1,4 +1,4 @@
-"""The native decode step: every instruction set that this machine has, against the models' own pass."""
+"""The native decode step: every instruction set of this machine, against the models' own forward pass."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def make_native_step(model, rows, instructions=None):
 
 
 @pytest.mark.parametrize("kind", CONFIG_BY_KIND)
-def test_equals_the_models_own_pass(kind, instruction_set):
+def test_equals_the_models_forward(kind, instruction_set):
     model = make_random_model(CONFIG_BY_KIND[kind])
     rows = make_sequences(model, [1, 2, 5, 17, 18, 33, 40, 9, 9])
     run_decode_steps(make_native_step(model, rows, instruction_set), rows)
@@ -74,7 +74,7 @@ def test_equals_the_models_own_pass(kind, instruction_set):
 @pytest.mark.parametrize("kind", ["cross_attention", "window", "grouped"])
 def test_any_number_of_rows_and_threads(kind, restore_num_threads, instruction_set):
     model = make_random_model(CONFIG_BY_KIND[kind])
-    # Five kinds of what a row sees: a call takes 16 rows, and row 16 must not see what row 0 does.
+    # Five kinds of image inputs: a call takes 16 rows, and row 16 must not use those of row 0.
     rows = make_sequences(model, [3] * 18, num_images=4)
     step = make_native_step(model, rows, instruction_set)
     for count in (17, 1, 16, 18, 2):
@@ -88,7 +88,7 @@ def test_any_number_of_rows_and_threads(kind, restore_num_threads, instruction_s
 
 @pytest.mark.parametrize("kind", ["cross_attention", "window", "grouped"])
 def test_long_contexts(kind, restore_num_threads, instruction_set):
-    """Several stretches of positions, whose parts are joined; with a window, some that nobody sees."""
+    """Several splits of positions, whose parts are merged; with a window, some that no query attends to."""
     model = make_random_model(CONFIG_BY_KIND[kind])
     rows = make_sequences(model, [420, 130, 257])
     run_decode_steps(make_native_step(model, rows, instruction_set), rows)

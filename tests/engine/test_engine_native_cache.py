@@ -1,4 +1,4 @@
-"""Keys and values in 16 bits: every instruction set against torch over pages of the same dtype; who has such pages."""
+"""KV caches in float16: every instruction set against torch with the same pages; which models have such a cache."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -33,7 +33,7 @@ def instruction_set(request):
 
 
 def run_in_torch(model, rows):
-    """Reads sequences over pages of float16: -> the pages, and the logits of each."""
+    """Decodes sequences with float16 pages: -> the pages, and the logits of each sequence."""
     cache = PagedKVCache(
         model.layout, 1 + sum(len(row.pages) for row in rows), torch.float16, torch.device("cpu")
     )
@@ -63,13 +63,13 @@ def make_equal_sequences(model, lengths):
 
 
 def written_values(rows, pages):
-    """What stands at the positions that rows have read."""
+    """The cached values at the positions of the rows."""
     found = [pages[torch.tensor(row.pages)].transpose(1, 2).flatten(0, 1)[: len(row.ids)] for row in rows]
     return torch.cat(found).float()
 
 
 def assert_close_to_float16(ours, reference):
-    """Where a number lies between two halves it may have become the other one, which is felt from there on."""
+    """A number between two float16 values may have been rounded to the other one, which affects later layers."""
     for row, other in zip(ours, reference, strict=True):
         got, expected = torch.stack(row.logits), torch.stack(other.logits)
         assert got.isfinite().all()
@@ -98,8 +98,8 @@ def test_long_contexts(kind, instruction_set):
 
 @native
 @pytest.mark.parametrize("factor", [1e-7, 1e-5, 1.0, 1e6])
-def test_numbers_are_rounded_as_torch_rounds_them(factor, instruction_set):
-    """Those below a half's normal range too; those above it become the largest half, not an infinity."""
+def test_float16_rounding_equals_torchs(factor, instruction_set):
+    """Subnormal numbers too; larger ones become the largest float16, not infinity."""
     model = make_random_model(IDEFICS3)
     for layer in model.decoder_parts().layers:
         layer.self_attn.v_proj.weight.data.mul_(factor)
@@ -118,7 +118,7 @@ def test_numbers_are_rounded_as_torch_rounds_them(factor, instruction_set):
 
 
 @native
-def test_what_is_no_number_stays_seen(instruction_set):
+def test_nan_stays_visible_in_its_row(instruction_set):
     model = make_random_model(IDEFICS3)
     model.decoder_parts().layers[0].self_attn.v_proj.weight.data.fill_(torch.nan)
     rows = make_sequences(model, [3])
@@ -126,7 +126,7 @@ def test_what_is_no_number_stays_seen(instruction_set):
     assert written_values(rows, pages.values[0]).isnan().all() and rows[0].logits[-1].isnan().all()
 
 
-def test_torch_keeps_the_largest_number_for_larger_ones():
+def test_torch_clamps_larger_numbers_to_the_largest_float16():
     x = torch.tensor([1e6, -torch.inf, 65519.0, 1.0, torch.nan])
     kept = cast_to_cache_dtype(x, torch.float16)
     assert kept.dtype == torch.float16
@@ -136,8 +136,8 @@ def test_torch_keeps_the_largest_number_for_larger_ones():
 
 @pytest.mark.parametrize("kind", ["window", "grouped"])
 @torch.inference_mode()
-def test_answers_do_not_depend_on_where_a_prompt_is_cut(kind):
-    """What a token sees in its own chunk is what later ones see of it: rounded."""
+def test_logits_do_not_depend_on_the_chunks_of_a_prompt(kind):
+    """A token attends to rounded keys and values in its own chunk too, as later chunks do."""
     model = make_random_model(CONFIG_BY_KIND[kind])
     count = 45
     ids, pages = torch.arange(count) % model.layout.vocab_size, list(range(1, 5))
@@ -153,7 +153,7 @@ def test_answers_do_not_depend_on_where_a_prompt_is_cut(kind):
 
 
 @pytest.mark.parametrize("model", ["demo", "demo-idefics1"])
-def test_a_decoder_of_integers_has_such_a_cache_on_a_cpu(model):
+def test_a_quantised_decoder_has_a_float16_cache_on_a_cpu(model):
     kinds = {"int8": torch.float16, "int4": torch.float16, None: torch.float32}
     for kind, expected in kinds.items():
         vlm = idefics.load(model, device="cpu", quantize=kind)
@@ -162,7 +162,7 @@ def test_a_decoder_of_integers_has_such_a_cache_on_a_cpu(model):
     assert idefics.load(model, device="cpu", dtype="float32").engine.kv_cache.dtype == torch.float32
 
 
-def test_half_the_bytes_are_twice_the_pages(monkeypatch):
+def test_a_float16_cache_has_twice_the_pages(monkeypatch):
     layout = replace(make_random_model(IDEFICS3).layout, max_positions=10**6)
     room = 10**7
     for dtype, size in ((torch.float32, 4), (torch.float16, 2)):

@@ -1,4 +1,4 @@
-"""Weights of every kind in the native step, against torch that rounds the same numbers to the same integers."""
+"""Every kind of weight in the native decode step, against torch that rounds the same inputs to the same integers."""
 
 from copy import deepcopy
 from itertools import count
@@ -36,7 +36,7 @@ def instruction_set(request):
 
 
 class RoundedInputsLinear(nn.Module):
-    """A layer of integers as the native step computes it: inputs are rounded to 8 bits in groups of 32."""
+    """An int8 or int4 layer as the native step computes it: inputs are rounded to 8 bits in groups of 32."""
 
     def __init__(self, layer):
         super().__init__()
@@ -51,7 +51,7 @@ class RoundedInputsLinear(nn.Module):
 
 
 def store_in_bfloat16(layer):
-    """Stored in 16 bits, and as many weights in 32."""
+    """A layer whose weight is stored in bfloat16."""
     half = layer.weight.detach().bfloat16()
     made = UpcastLinear(layer.in_features, layer.out_features, bias=False)
     made.weight = nn.Parameter(half, requires_grad=False)
@@ -93,7 +93,7 @@ def test_one_layer(kind, inputs, instruction_set):
     config = type(text)(**{name: getattr(text, name) for name in text.__slots__} | {"hidden_size": inputs})
     table, norm = nn.Embedding(40, inputs), RMSNorm(inputs, 1e-5)
     norm.weight.data.normal_()
-    table.weight.data[7] = 0  # nothing to scale
+    table.weight.data[7] = 0  # the largest is zero
     table.weight.data[8, -1] = torch.nan
     ours, reference = LAYER_FACTORY_BY_DTYPE[kind](random_linear(inputs, 40))
     stack = DecoderParts(
@@ -108,14 +108,14 @@ def test_one_layer(kind, inputs, instruction_set):
             wanted = reference(norm(table(rows.ids)))
             got = step(rows)
         torch.testing.assert_close(got, wanted, rtol=0, atol=4e-6 * wanted.abs().max().item())
-        rows.ids[0] = 8  # what is not a number shows in its own row, and in no other
+        rows.ids[0] = 8  # NaN in the first row, and in no other
         spoilt = step(rows)
         assert spoilt[0].isnan().all()
         torch.testing.assert_close(spoilt[1:], got[1:], rtol=0, atol=0)
 
 
 def replace_linear_layers(module, make):
-    """Every linear layer of the decoder by another."""
+    """Replaces every linear layer of a decoder."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):
             module.set_submodule(name, make(child))
@@ -135,7 +135,7 @@ def replace_linear_layers(module, make):
     ids=["cross_attention", "window", "grouped"],
 )
 def test_whole_models(raw, kinds, instruction_set):
-    """With all kinds, each layer has another."""
+    """The layers have different kinds of weights."""
     made = [LAYER_FACTORY_BY_DTYPE[kind] for kind in kinds]
     layers = count()
     pairs = []
@@ -154,7 +154,7 @@ def test_whole_models(raw, kinds, instruction_set):
     for row in rows:
         wanted, got = uncached_logits(reference, row), torch.stack(row.logits)
         errors += ((got - wanted).abs().amax(-1) / wanted.abs().max()).tolist()
-    # Where a sum is rounded otherwise an input may become the next integer, which is felt from there on: seldom.
+    # Rarely a sum is rounded differently and an input becomes the next integer, which affects later layers.
     exact = sum(error < 3e-5 for error in errors)
     assert exact == len(errors) if set(kinds) <= {"float32", "bfloat16"} else exact > 0.8 * len(errors), (
         errors

@@ -1,4 +1,4 @@
-"""Weights are moved into large pages for the native step, and nobody notices."""
+"""Weights are moved into huge pages for the native step, without other effects."""
 
 import sys
 
@@ -24,7 +24,7 @@ def weight_addresses(model):
 
 
 @pytest.mark.parametrize("raw", [IDEFICS1, IDEFICS3, TIED_CONFIG], ids=["cross_attention", "grouped", "tied"])
-def test_all_in_one_piece_as_they_were(raw):
+def test_weights_are_contiguous_and_unchanged(raw):
     model = make_random_model(raw)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     parameters = dict(model.named_parameters())
@@ -36,7 +36,7 @@ def test_all_in_one_piece_as_they_were(raw):
         assert weight.data_ptr() % weight.element_size() == 0
 
 
-def test_very_many_stay_where_they_are(monkeypatch):
+def test_too_many_weights_are_not_moved(monkeypatch):
     model = make_random_model(IDEFICS3)
     before = weight_addresses(model)
     monkeypatch.setattr(huge_pages, "MAX_PACKED_BYTES", 1000)
@@ -46,14 +46,14 @@ def test_very_many_stay_where_they_are(monkeypatch):
 
 @pytest.mark.skipif(not instruction_sets("decode step"), reason="the native step was not compiled")
 @torch.inference_mode()
-def test_an_older_step_reads_on(monkeypatch):
-    """Its weights are not given back while it lives, though a younger one has moved the model's."""
+def test_an_older_step_stays_usable(monkeypatch):
+    """Its weights are not freed while it lives, though a newer step has moved the model's."""
     model = make_random_model(TIED_CONFIG)
     rows = make_decode_inputs(make_sequences(model, [1]))
     older = NativeDecode(model.decoder_parts(), UnwrittenPages.allocate(model.layout, 2))
     addresses = weight_addresses(model)
     wanted = older(rows)
     younger = NativeDecode(model.decoder_parts(), UnwrittenPages.allocate(model.layout, 2))
-    assert not weight_addresses(model) & addresses  # the old memory is still taken
+    assert not weight_addresses(model) & addresses  # the old memory is still in use
     assert torch.equal(older(rows), wanted)
     assert torch.equal(younger(rows), wanted)

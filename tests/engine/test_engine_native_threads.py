@@ -1,4 +1,4 @@
-"""Threads of the native step: several engines at once, a change of their number, forks; what is refused."""
+"""Threads of the native step: several engines, changes of their number, forks; and refused models."""
 
 import multiprocessing
 import os
@@ -74,7 +74,7 @@ def test_one_engine_for_several_callers():
     assert_equals_uncached(model, rows)
 
 
-def test_threads_are_torchs():
+def test_number_of_threads_is_torchs():
     model = make_random_model(IDEFICS3)
     rows = make_sequences(model, [12])
     step = make_native_step(model, rows)
@@ -90,7 +90,7 @@ def test_threads_are_torchs():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_reads_on_by_itself():
+def test_a_forked_process_starts_its_own_threads():
     model = make_random_model(IDEFICS3)
     rows = make_sequences(model, [12])
     step = make_native_step(model, rows)
@@ -111,7 +111,7 @@ def test_a_fork_reads_on_by_itself():
     process.join()
 
 
-def test_threads_that_start_do_nothing_before_the_step(tmp_path):
+def test_starting_threads_do_nothing_before_the_step(tmp_path):
     """A thread that starts while a step is prepared must not take a piece of it: the step would count it twice."""
     made, sources = tmp_path / "pool.so", Path(library.__file__).parent
     command = ["cc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-pthread", f"-I{sources}", "-o", made]
@@ -162,7 +162,7 @@ def with_transposed_weight(model):
 
 
 def with_strided_weight(model):
-    """Of the right kind and size, but every second number of a larger one."""
+    """Of the right dtype and size, but every second number of a larger tensor."""
     layer = model.decoder_parts().layers[0].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.detach().repeat_interleave(2, dim=1)[:, ::2])
     return "not contiguous"
@@ -179,7 +179,7 @@ def with_strided_weight(model):
         with_strided_weight,
     ],
 )
-def test_what_cannot_be_read_is_said(change):
+def test_unsupported_models_are_explained(change):
     model = make_random_model(IDEFICS3)
     assert unsupported_reason(model, UnwrittenPages.allocate(model.layout, 2)) is None
     assert change(model) in unsupported_reason(model, UnwrittenPages.allocate(model.layout, 2))

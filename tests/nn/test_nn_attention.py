@@ -1,4 +1,4 @@
-"""`DenseAttn`: rows apart, padding out of sight, one picture a token, nothing for a token that sees none."""
+"""`DenseAttn`: sequences are independent, padding is ignored, each token attends to one picture or none."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def random_qkv(tokens, heads=4, kv_heads=4, size=8):
 
 
 def reference_self_attention(q, k, v, window=99):
-    """Causal attention of one sequence, one query and one head after another."""
+    """Causal attention of one sequence, by loops over queries and heads."""
     out = torch.empty_like(q)
     share = q.shape[1] // k.shape[1]  # neighbouring query heads share a key head
     for token in range(q.shape[0]):
@@ -31,7 +31,7 @@ def reference_self_attention(q, k, v, window=99):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_self_is_causal_attention(kv_heads):
+def test_self_attention_is_causal(kv_heads):
     q, k, v = random_qkv(6, kv_heads=kv_heads)
     torch.testing.assert_close(
         DenseAttn(1).self_attention(0, q, k, v), reference_self_attention(q, k, v), **CLOSE
@@ -39,7 +39,7 @@ def test_self_is_causal_attention(kv_heads):
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 6, 7])
-def test_a_window_ends_with_the_token_itself(window):
+def test_a_window_includes_the_token_itself(window):
     q, k, v = random_qkv(12, kv_heads=2)
     rows = [
         reference_self_attention(*row, window) for row in zip(q.split(6), k.split(6), v.split(6), strict=True)
@@ -50,13 +50,13 @@ def test_a_window_ends_with_the_token_itself(window):
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])
-def test_rows_do_not_see_each_other(kv_heads):
+def test_sequences_do_not_attend_to_each_other(kv_heads):
     q, k, v = random_qkv(15, kv_heads=kv_heads)
     rows = [reference_self_attention(*row) for row in zip(q.split(5), k.split(5), v.split(5), strict=True)]
     torch.testing.assert_close(DenseAttn(3).self_attention(0, q, k, v), torch.cat(rows), **CLOSE)
 
 
-def test_padding_on_the_right_is_not_seen():
+def test_padding_on_the_right_has_no_effect():
     q, k, v = random_qkv(12)
     padded = DenseAttn(2).self_attention(0, q, k, v)
     for row, length in ((0, 4), (6, 2)):
@@ -79,7 +79,7 @@ def reference_cross_attention(q, layer, image_index):
     return out
 
 
-def test_cross_attends_to_the_one_picture_of_a_token():
+def test_cross_attention_is_to_the_picture_of_each_token():
     pictures, sees = random_cross_kv(3), torch.tensor([-1, 0, 0, 2, 1, -1, 2])
     q, attn = torch.randn(7, 4, 8), DenseAttn(1, pictures, sees)
     for index, layer in enumerate(pictures):
@@ -88,8 +88,8 @@ def test_cross_attends_to_the_one_picture_of_a_token():
         )
 
 
-def test_cross_of_padded_rows():
-    """`sees` runs over all rows and the pictures of all of them, as in training."""
+def test_cross_attention_of_padded_sequences():
+    """`image_index` counts the pictures of all sequences, as in training."""
     pictures, sees = random_cross_kv(3), torch.tensor([-1, 0, 1, -1, 2, 2])
     q = torch.randn(6, 4, 8)
     torch.testing.assert_close(
@@ -100,19 +100,19 @@ def test_cross_of_padded_rows():
 
 
 @pytest.mark.parametrize("scale", [1, 1e4])
-def test_cross_is_exactly_zero_for_a_token_that_sees_nothing(scale):
+def test_cross_attention_is_zero_for_a_token_without_a_picture(scale):
     pictures = [LayerCrossKV(scale * keys, scale * values) for keys, values in random_cross_kv(2)]
     out = DenseAttn(1, pictures, torch.tensor([-1, 1, -1])).cross_attention(0, scale * torch.randn(3, 4, 8))
     assert out[[0, 2]].count_nonzero() == 0
     assert out[1].count_nonzero() > 0
 
 
-def test_cross_without_pictures_is_exactly_zero():
+def test_cross_attention_without_pictures_is_zero():
     assert DenseAttn(1).cross_attention(0, torch.randn(3, 4, 8)).count_nonzero() == 0
 
 
-def test_other_pictures_are_not_seen():
-    """Whatever stands in the pictures that a token does not see, its output is the same to the bit."""
+def test_other_pictures_have_no_effect():
+    """Other pictures do not change a single bit of the output of a token."""
     pictures, sees = random_cross_kv(3), torch.tensor([0, 2, -1])
     other = [LayerCrossKV(keys.clone(), values.clone()) for keys, values in pictures]
     for keys, values in other:
@@ -125,7 +125,7 @@ def test_other_pictures_are_not_seen():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays(dtype):
+def test_half_precision_is_kept(dtype):
     pictures = [LayerCrossKV(keys.to(dtype), values.to(dtype)) for keys, values in random_cross_kv(2)]
     attn = DenseAttn(1, pictures, torch.tensor([-1, 0, 1]))
     q, k, v = (x.to(dtype) for x in random_qkv(3))
@@ -138,8 +138,8 @@ def attend_with_grouped_heads(device="cpu"):
     return q, k, v, torch.rand(5, 9, device=device) < 0.7
 
 
-def test_heads_are_shared_or_repeated():
-    """Keys repeated for each head of the queries, in their order, are the same keys."""
+def test_grouped_heads_equal_repeated_heads():
+    """Repeating keys for each query head changes nothing."""
     q, k, v, mask = attend_with_grouped_heads()
     mask[:, 0] = True
     k_, v_ = repeat_kv(q, k, v)
@@ -149,7 +149,7 @@ def test_heads_are_shared_or_repeated():
 
 
 @pytest.mark.gpu
-def test_a_mask_over_shared_heads_on_a_gpu():
+def test_a_mask_with_grouped_heads_on_a_gpu():
     q, k, v, mask = attend_with_grouped_heads("cuda")
     mask[:, 0] = True
     wanted = sdpa_attention(*(x.cpu() for x in (q, k, v)), mask=mask.cpu())

@@ -1,4 +1,4 @@
-"""A decoder in fewer steps: the numbers of its modules, and no weight twice."""
+"""`FusedDecoder`: equal to the modules, and no weight is stored twice."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ CONFIG_BY_KIND = {
 
 @torch.no_grad()
 def run_both_decoders(model, stack):
-    """Both make the same of tokens, a third of which see no picture; rounding is relative to the largest number."""
+    """The outputs of both for tokens of which a third have no picture; relative to the largest number."""
     count = 21
     cross_kv, image_index = (), None
     if model.layout.num_cross_attention_layers:
@@ -80,8 +80,8 @@ def test_a_fused_weight_follows_its_parts():
 
 
 @pytest.mark.parametrize("change", ["int8", "bias", "hook"])
-def test_layers_of_a_kind_of_their_own_are_called(change):
-    """What is more than a weight is computed by the layer itself."""
+def test_other_layers_are_called(change):
+    """Layers that are more than a weight compute their outputs themselves."""
     model = make_random_model(IDEFICS3)
     called = []
     for layer in model.model.text_model.layers:
@@ -97,8 +97,8 @@ def test_layers_of_a_kind_of_their_own_are_called(change):
     assert len(called) == (2 * len(model.model.text_model.layers) if change == "hook" else 0)
 
 
-def test_one_product_takes_the_place_of_three(monkeypatch):
-    """The point of it: fewer products."""
+def test_one_product_replaces_three(monkeypatch):
+    """Counts the products of one layer."""
     model, counted = make_random_model(IDEFICS1), []
     linear = module.functional.linear
     monkeypatch.setattr(module.functional, "linear", lambda *args: counted.append(1) or linear(*args))

@@ -42,7 +42,7 @@ def kernel(tmp_path_factory):
 
 
 def random_qkv(frames, heads, key_heads, queries, keys, size):
-    """As projections give them: heads are not the outer axis of memory."""
+    """With the strides that projections give: tokens are outside of heads in memory."""
     torch.manual_seed(0)
     q = torch.randn(frames, queries, heads, size).transpose(1, 2) * 3
     k, v = (torch.randn(frames, keys, key_heads, size).transpose(1, 2) for _ in range(2))
@@ -50,7 +50,7 @@ def random_qkv(frames, heads, key_heads, queries, keys, size):
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_it_is_the_formula(size, set_openmp_threads):
+def test_equals_the_formula(size, set_openmp_threads):
     q, k, v = random_qkv(*size)
     assert module.can_use_native_attention(q, k, v)
     ours, exact = module.native_attention(q, k, v), eager_attention(q.double(), k.double(), v.double())
@@ -61,8 +61,8 @@ def test_it_is_the_formula(size, set_openmp_threads):
     )
 
 
-def test_scores_that_are_far_apart():
-    """The largest is taken away before anything is raised: no overflow, and what is far below it is nothing."""
+def test_large_differences_of_scores():
+    """The largest score is subtracted before exp: no overflow."""
     q, k, v = random_qkv(1, 1, 1, 20, 40, 16)
     torch.testing.assert_close(
         module.native_attention(q * 1e4, k, v), eager_attention(q * 1e4, k, v), rtol=0, atol=1e-5
@@ -70,21 +70,21 @@ def test_scores_that_are_far_apart():
 
 
 @pytest.mark.parametrize("keys", [1, 15, 17, 40, 65])
-def test_scores_far_below_zero(keys):
-    """Places for keys that are not there have no score: not one of zero, beside which all others would be nothing."""
+def test_very_negative_scores(keys):
+    """Padded keys must not count with a score of zero, which would be the largest here."""
     q, k, v = random_qkv(1, 1, 1, 20, keys, 16)
     q, k = q.abs() + 30, -k.abs() - 30
     torch.testing.assert_close(module.native_attention(q, k, v), eager_attention(q, k, v), rtol=0, atol=2e-4)
 
 
-def test_what_is_not_a_number_shows():
+def test_nan_is_propagated():
     q, k, v = random_qkv(1, 1, 1, 20, 40, 16)
     k[0, 0, 39, 3] = float("nan")
     assert module.native_attention(q, k, v).isnan().all()
 
 
-def test_what_it_cannot_do_goes_to_torch(monkeypatch):
-    """A mask, an order in time, gradients, other numbers: never a wrong answer."""
+def test_unsupported_arguments_use_torch(monkeypatch):
+    """A mask, causal attention, gradients, other dtypes, few queries."""
     q, k, v = random_qkv(1, 2, 2, 20, 20, 16)
     monkeypatch.setattr(
         "idefics.nn.attention_backends.native_attention", lambda *_: pytest.fail("not for the kernel")
@@ -103,7 +103,7 @@ def test_what_it_cannot_do_goes_to_torch(monkeypatch):
     assert torch.equal(native_or_sdpa_attention(q.detach(), k, v), sdpa_attention(q.detach(), k, v))
 
 
-def test_a_tower_computes_the_same_with_it_and_a_few_frames_at_a_time(monkeypatch):
+def test_a_tower_is_equal_with_the_kernel_and_in_chunks(monkeypatch):
     config = VisionConfig(
         hidden_size=48,
         intermediate_size=96,
@@ -127,7 +127,7 @@ def test_a_tower_computes_the_same_with_it_and_a_few_frames_at_a_time(monkeypatc
             torch.testing.assert_close(tower(x), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_few_frames_go_through_the_layers_in_one_batch(monkeypatch):
+def test_frames_are_processed_in_chunks(monkeypatch):
     seen = []
 
     class Layer(nn.Module):

@@ -1,4 +1,4 @@
-"""Our one RMSNorm against both norms that the checkpoints were trained with, bit for bit."""
+"""`RMSNorm` against both norms that the checkpoints were trained with, bit for bit."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def make_norms(width, epsilon, dtype):
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-5])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
 def test_both_norms_bit_for_bit(dtype, epsilon, scale):
-    """Idefics multiplies in the weight's dtype after the cast, Llama in the input's: here they are one."""
+    """Idefics casts to the weight's dtype before it multiplies, Llama to the input's: equal dtypes here."""
     ours, idefics, llama = make_norms(96, epsilon, dtype)
     x = (scale * torch.randn(50, 96)).to(dtype)
     assert torch.equal(ours(x), idefics(x))
@@ -30,8 +30,8 @@ def test_both_norms_bit_for_bit(dtype, epsilon, scale):
     assert ours(x).dtype == dtype
 
 
-def test_the_weight_comes_after_the_cast():
-    """The other order, all in float32 and one cast at the end, is another number in every third place."""
+def test_the_cast_is_before_the_weight():
+    """Everything in float32 with one cast at the end gives other numbers in a third of the places."""
     ours, *_ = make_norms(96, 1e-6, torch.bfloat16)
     x = torch.randn(50, 96).to(torch.bfloat16)
     wide = x.float()
@@ -39,13 +39,13 @@ def test_the_weight_comes_after_the_cast():
     assert (ours(x) != late).float().mean() > 0.1
 
 
-def test_the_mean_is_taken_in_float32():
-    """Squares of large half-precision numbers overflow; the norm does not."""
+def test_the_mean_is_computed_in_float32():
+    """Squares of large float16 numbers would overflow."""
     norm = RMSNorm(64, 1e-6).to(torch.float16)
     out = norm(torch.full((1, 64), 1000.0, dtype=torch.float16))
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
-def test_epsilon_is_felt():
+def test_epsilon_has_an_effect():
     x = torch.full((1, 8), 1e-3)
     assert (RMSNorm(8, 1e-5)(x) - RMSNorm(8, 1e-6)(x)).abs().max() > 0.1

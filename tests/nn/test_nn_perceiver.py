@@ -1,4 +1,4 @@
-"""The perceiver of a decoder's parts, against its definition written out slowly."""
+"""The perceiver of Idefics2, against its definition in loops."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def reference_norm(x, module, epsilon):
 
 
 def reference_perceiver(module, context, heads=4, kv_heads=2, epsilon=1e-5, act=silu):
-    """One frame and one head after another. Every layer normalises the same context by itself."""
+    """Loops over frames and heads. Every layer normalises the same context itself."""
     latents = module.latents
     for layer in module.layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -58,7 +58,7 @@ def reference_perceiver(module, context, heads=4, kv_heads=2, epsilon=1e-5, act=
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_perceiver_is_its_definition(depth, kv_heads):
+def test_perceiver_equals_its_definition(depth, kv_heads):
     made, context = make_perceiver(depth=depth, num_kv_heads=kv_heads), torch.randn(3, 9, WIDTH)
     wanted = torch.stack([reference_perceiver(made, frame, kv_heads=kv_heads) for frame in context])
     torch.testing.assert_close(made(context), wanted, atol=1e-4, rtol=1e-4)
@@ -73,7 +73,7 @@ def test_its_activation():
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-2])
 def test_its_epsilon(epsilon):
-    """Faint patches, where the epsilon decides how loud they are."""
+    """With small inputs the epsilon decides their size after the norm."""
     made, context = make_perceiver(norm_epsilon=epsilon), 2e-3 * torch.randn(9, WIDTH)
     got = made(context[None])[0]
     torch.testing.assert_close(got, reference_perceiver(made, context, epsilon=epsilon), atol=1e-4, rtol=1e-4)
@@ -88,12 +88,12 @@ def test_its_mlp_is_four_times_as_wide():
     assert not any("bias" in name for name in shapes)
 
 
-def test_latents_begin_as_ones():
+def test_latents_are_initialised_as_ones():
     assert torch.equal(Perceiver(WIDTH, PerceiverConfig(**CONFIG)).latents, torch.ones(5, WIDTH))
 
 
 @pytest.mark.parametrize("patches", [1, 4, 50])
-def test_any_number_of_patches_becomes_the_same_number_of_latents(patches):
+def test_any_number_of_patches_gives_the_same_number_of_latents(patches):
     made, context = make_perceiver(), torch.randn(4, patches, WIDTH)
     assert made(context).shape == (4, 5, WIDTH)
     alone = torch.cat([made(frame[None]) for frame in context])

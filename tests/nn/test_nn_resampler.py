@@ -1,4 +1,4 @@
-"""The perceiver resampler, against its definition written out slowly."""
+"""The perceiver resampler, against its definition in loops."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def reference_norm(x, module, epsilon=1e-5):
 
 
 def reference_resampler(module, context, epsilon=1e-5):
-    """One frame, one head and one latent after another. Every block normalises the same context by itself."""
+    """Loops over frames, heads and latents. Every block normalises the same context itself."""
     latents = module.latents
     for attention, mlp in module.blocks:
         queries = reference_norm(latents, attention.latents_layer_norm, epsilon)
@@ -52,22 +52,22 @@ def reference_resampler(module, context, epsilon=1e-5):
 
 @pytest.mark.parametrize("qk_norms", [True, False])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_resampler_is_its_definition(depth, qk_norms):
+def test_resampler_equals_its_definition(depth, qk_norms):
     made, context = make_resampler(depth, qk_norms), torch.randn(3, 9, 16)
     wanted = torch.stack([reference_resampler(made, frame) for frame in context])
     torch.testing.assert_close(made(context), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_norm_epsilon_is_torchs_default():
-    """Faint patches, where the epsilon decides how loud they are."""
+    """With small inputs the epsilon decides their size after the norm."""
     made, context = make_resampler(), 2e-3 * torch.randn(9, 16)
     got = made(context[None])[0]
     torch.testing.assert_close(got, reference_resampler(made, context, 1e-5), atol=1e-5, rtol=1e-5)
     assert (got - reference_resampler(made, context, 1e-6)).abs().max() > 1e-2
 
 
-def test_each_block_normalises_the_context_anew():
-    """With norms of its own; the context that the first block normalised is not what the second one reads."""
+def test_each_block_normalises_the_context_itself():
+    """With its own norm, from the same unnormalised context."""
     made, context = make_resampler(), torch.randn(9, 16)
     second = made.blocks[1][0]
     seen = []

@@ -1,4 +1,4 @@
-"""Rotary positions: against transformers, against float64, and in float32 whatever the model's dtype."""
+"""Rotary embedding: against transformers, against float64, and in float32 for every dtype of the model."""
 
 import math
 
@@ -22,7 +22,7 @@ LLAMA3_ROPE = RopeConfig(
 
 
 def exact_frequencies(rope, size):
-    """Frequencies in float64, one after another, in the words of Llama 3.1's model card."""
+    """Frequencies in float64, one after another, as Llama 3.1 defines them."""
     out = []
     for pair in range(size // 2):
         rate = rope.theta ** (-2 * pair / size)
@@ -48,8 +48,8 @@ def test_frequencies(rope, size):
     np.testing.assert_allclose(got.numpy(), exact_frequencies(rope, size), rtol=2e-6)
 
 
-def test_llama3_has_all_three_kinds():
-    """Else the test above would say nothing about the blend."""
+def test_llama3_has_all_three_kinds_of_frequencies():
+    """So that the test above covers the interpolation."""
     ratio = exact_frequencies(RopeConfig(theta=LLAMA3_ROPE.theta), 128) / exact_frequencies(LLAMA3_ROPE, 128)
     assert (np.isclose(ratio, 1)).any()
     assert (np.isclose(ratio, 8)).any()
@@ -57,7 +57,7 @@ def test_llama3_has_all_three_kinds():
 
 
 @pytest.mark.parametrize("rope", [PLAIN_ROPE, LLAMA3_ROPE], ids=["plain", "llama3"])
-def test_frequencies_and_tables_are_those_of_transformers(rope):
+def test_frequencies_and_tables_equal_transformers(rope):
     transformers = pytest.importorskip("transformers")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -85,7 +85,7 @@ def test_frequencies_and_tables_are_those_of_transformers(rope):
 
 @pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float64])
 def test_tables_are_computed_in_float32(default):
-    """In bfloat16 itself, positions beyond 256 could not even be told apart."""
+    """In bfloat16 positions above 256 would not be distinct."""
     positions = torch.arange(0, 16384, 7)
     torch.set_default_dtype(default)
     try:
@@ -102,8 +102,8 @@ def test_tables_are_computed_in_float32(default):
         )  # half a unit, and float32's angle
 
 
-def test_rotation_turns_pairs_half_a_head_apart():
-    """Each pair (i, i + K/2) as a complex number, turned by its angle."""
+def test_pairs_half_a_head_apart_are_rotated():
+    """Each pair (i, i + K/2) as a complex number, rotated by its angle."""
     x, positions = torch.randn(5, 2, 8), torch.tensor([0, 1, 2, 30, 500])
     turned = apply_rotary(x, rotary_cos_sin(positions, PLAIN_ROPE, 8, torch.float32))
     spin = torch.polar(torch.ones(5, 4), positions[:, None] * rope_frequencies(PLAIN_ROPE, 8, CPU))[:, None]
@@ -111,7 +111,7 @@ def test_rotation_turns_pairs_half_a_head_apart():
     torch.testing.assert_close(turned, torch.cat((wanted.real, wanted.imag), dim=-1), atol=1e-5, rtol=1e-5)
 
 
-def test_only_distance_counts():
+def test_only_the_distance_matters():
     q, k = torch.randn(1, 1, 16), torch.randn(1, 1, 16)
 
     def score(at, to):

@@ -1,4 +1,4 @@
-"""Matrices in sixteen bits: the numbers of a whole wide copy, some rows at a time."""
+"""Weights stored in 16 bits: equal to an upcast copy, block by block."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from idefics.nn.upcast import UpcastLinear, upcast_linear
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("wide", [2**22, 40])
-def test_a_product_is_that_of_the_wide_weight(monkeypatch, dtype, bias, wide):
+def test_equals_a_product_with_the_upcast_weight(monkeypatch, dtype, bias, wide):
     monkeypatch.setattr(upcast, "MAX_UPCAST_WEIGHTS", wide)
     layer = UpcastLinear(16, 7, bias=bias)
     layer.weight = nn.Parameter(layer.weight.to(dtype))
@@ -21,7 +21,7 @@ def test_a_product_is_that_of_the_wide_weight(monkeypatch, dtype, bias, wide):
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-6)
 
 
-def test_no_more_is_wide_at_once(monkeypatch):
+def test_weights_are_upcast_in_blocks(monkeypatch):
     monkeypatch.setattr(upcast, "MAX_UPCAST_WEIGHTS", 40)
     seen = []
 

@@ -1,4 +1,4 @@
-"""Vision transformers: which patch gets which position, whatever the dtype; and what a tower does with pixels."""
+"""Vision transformers: the position of each patch in every dtype, and the embedding of pixels."""
 
 import math
 
@@ -33,7 +33,7 @@ def position_buckets(count, grid):
 
 
 def exact_position_buckets(count, grid):
-    """The definition, with every product and quotient rounded to float32 once and no vector instructions."""
+    """The definition with scalars, each product and quotient rounded to float32 once."""
     step = np.float32(1) / np.float32(count)
     places = [min(np.float32(index) * step, np.float32(1 - 1e-6)) for index in range(count)]
     boundaries = [np.float32(bucket / grid) for bucket in range(1, grid)]
@@ -41,7 +41,7 @@ def exact_position_buckets(count, grid):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_positions_are_the_float32_definition(grid):
+def test_positions_equal_the_float32_definition(grid):
     for count in range(1, grid + 1):
         assert position_buckets(count, grid) == exact_position_buckets(count, grid)
 
@@ -60,7 +60,7 @@ BUCKET_BOUNDARIES_BELOW = {
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_positions_are_the_integer_rule_but_for_few(grid):
+def test_positions_equal_integer_division_with_few_exceptions(grid):
     for count in range(1, grid + 1):
         below = BUCKET_BOUNDARIES_BELOW.get(grid, {}).get(count, [])
         assert position_buckets(count, grid) == [
@@ -68,8 +68,8 @@ def test_positions_are_the_integer_rule_but_for_few(grid):
         ]
 
 
-def test_whatever_the_rounding_only_rows_on_a_border_can_move():
-    """Those whose index * grid is a multiple of their count, to the bucket before: neighbours in a table of 70."""
+def test_rounding_can_only_move_rows_on_a_border():
+    """Rows whose index * grid is a multiple of their count, to the bucket before."""
     grid, boundaries = 70, torch.arange(1 / 70, 1, 1 / 70)
     for count in range(1, grid + 1):
         first_release = torch.arange(0, 1 - 1e-6, 1 / count)
@@ -80,7 +80,7 @@ def test_whatever_the_rounding_only_rows_on_a_border_can_move():
                 assert one == other or (abs(one - other) == 1 and index * grid % count == 0)
 
 
-def test_rows_and_columns_each_have_their_count():
+def test_rows_and_columns_have_their_own_count():
     ids = position_ids(3, 5, 27, CPU).reshape(3, 5)
     assert (ids // 27).tolist() == [[row] * 5 for row in position_buckets(3, 27)]
     assert (ids % 27).tolist() == [position_buckets(5, 27)] * 3
@@ -100,8 +100,8 @@ def test_positions_do_not_depend_on_the_default_dtype(grid, default):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("short", [0, 3], ids=["full", "shorter"])
-def test_a_half_precision_tower_puts_patches_in_their_places(grid, dtype, short):
-    """A patch embedding of nothing leaves the position table, row after row."""
+def test_positions_in_half_precision_are_right(grid, dtype, short):
+    """With a patch embedding of zeros the output is the position table."""
     embeddings = SiglipEmbeddings(
         make_vision_tower(hidden_size=4, num_heads=1, image_size=grid, patch_size=1)
     ).to(dtype)
@@ -114,8 +114,8 @@ def test_a_half_precision_tower_puts_patches_in_their_places(grid, dtype, short)
 
 
 @pytest.mark.parametrize("embeddings", [SiglipEmbeddings, ClipEmbeddings])
-def test_pixels_beyond_the_last_patch_are_not_seen(embeddings):
-    """384 pixels in patches of 14 are 27 of them and 6 pixels over."""
+def test_pixels_beyond_the_last_patch_are_ignored(embeddings):
+    """384 pixels are 27 patches of 14, and 6 pixels more."""
     embed = embeddings(make_vision_tower(image_size=27, patch_size=4))
     frames = torch.randn(2, 3, 27, 27)
     other = frames.clone()
@@ -127,7 +127,7 @@ def test_pixels_beyond_the_last_patch_are_not_seen(embeddings):
     assert not torch.equal(embed(frames), embed(other))
 
 
-def test_clip_has_its_class_vector_in_front():
+def test_clip_begins_with_the_class_embedding():
     embed = ClipEmbeddings(make_vision_tower())
     out = embed(torch.randn(2, 3, 24, 24))
     assert out.shape == (2, 37, 16)
@@ -135,8 +135,8 @@ def test_clip_has_its_class_vector_in_front():
         torch.testing.assert_close(frame[0], embed.class_embedding + embed.position_embedding.weight[0])
 
 
-def test_patches_run_row_after_row():
-    """The patch embedding sums a patch; one bright patch shows where it lands."""
+def test_patches_are_ordered_row_by_row():
+    """The patch embedding sums a patch; one bright patch shows its position."""
     embed = SiglipEmbeddings(make_vision_tower())
     torch.nn.init.ones_(embed.patch_embedding.weight)
     torch.nn.init.zeros_(embed.patch_embedding.bias)
@@ -146,7 +146,7 @@ def test_patches_run_row_after_row():
     assert embed(frames)[0].any(dim=1).nonzero().flatten().tolist() == [2 * 6 + 4]
 
 
-def test_gelu_is_by_erf_and_the_other_by_tanh():
+def test_gelu_and_its_tanh_approximation():
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)
     erf = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x.tolist()]
     tanh = [
@@ -160,7 +160,7 @@ def test_gelu_is_by_erf_and_the_other_by_tanh():
     )
 
 
-def test_frames_do_not_see_each_other():
+def test_frames_do_not_attend_to_each_other():
     encoder = VisionEncoder(make_vision_tower(num_heads=4))
     x = torch.randn(3, 9, 16)
     alone = torch.cat([encoder(frame[None]) for frame in x])

@@ -1,4 +1,4 @@
-"""Adapters of peft on quantised layers: they act, and what would write to levels or read them as values is refused."""
+"""Adapters of peft on quantised layers work; writing to levels and reading them as values is refused."""
 
 import copy
 from io import BytesIO
@@ -17,7 +17,7 @@ REFUSED = r"^quantised weights .* load the model without quantize=.* merge .* sa
 
 
 class Model(nn.Module):
-    """One layer, which is quantised."""
+    """A model of one quantised layer."""
 
     def __init__(self, kind, inputs=64, outputs=64):
         super().__init__()
@@ -57,7 +57,7 @@ def assert_refused(call):
 
 @pytest.mark.parametrize("kind", OWN)
 @torch.inference_mode()
-def test_an_adapter_adds_to_a_quantised_layer(kind):
+def test_an_adapter_works_on_a_quantised_layer(kind):
     model, x = adapted(kind), torch.randn(3, 64)
     lora = model.base_model.model.layer
     delta = lora.get_delta_weight("default").float()
@@ -94,8 +94,8 @@ def test_merging_factors_is_refused(kind, safe, feedforward):
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_what_reads_levels_as_values_is_refused(kind):
-    """DoRA takes norms of weights, HRA multiplies with them: both are wrong by the scale where they read levels."""
+def test_reading_levels_as_values_is_refused(kind):
+    """DoRA computes norms of weights, HRA multiplies with them: both would be wrong with levels."""
     assert_refused(lambda: adapted(kind, use_dora=True))
     rotated = adapted(kind, peft.HRAConfig(r=4, target_modules=["layer"], init_weights=False))
     assert_refused(lambda: rotated(torch.randn(3, 64)))
@@ -109,7 +109,7 @@ def test_adapters_that_start_from_the_weights_are_refused(kind, start):
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_a_weight_from_outside_is_neither_changed_nor_computed_with(kind):
+def test_other_code_can_neither_change_nor_compute_with_the_weight(kind):
     layer = Model(kind).layer
     before, weight = state(layer), layer.weight
     assert isinstance(weight, nn.Parameter)
@@ -136,7 +136,7 @@ def test_a_weight_from_outside_is_neither_changed_nor_computed_with(kind):
 @pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("autocast", [True, False])
 def test_adapters_are_not_rounded_to_the_dtype_of_the_levels(kind, autocast):
-    """Adapters take the dtype that the base layer's weight has: in integers or eight bits they would vanish."""
+    """Adapters take the dtype of the base layer's weight: in int8 or fp8 they would be rounded to nothing."""
     config = peft.LoraConfig(r=4, target_modules=["layer"], init_lora_weights="gaussian")
     model = peft.get_peft_model(Model(kind), config, autocast_adapter_dtype=autocast)
     values = model.base_model.model.layer.lora_A["default"].weight

@@ -1,4 +1,4 @@
-"""Which product is chosen: by what was measured, once, whatever happens to the file that remembers it."""
+"""The choice of products: timed once and cached, whatever happens to the cache file."""
 
 import json
 
@@ -27,7 +27,7 @@ class WideModel(nn.Module):
 
 @pytest.fixture
 def measured_shapes(monkeypatch, tmp_path):
-    """The shapes that were measured; nothing is timed."""
+    """The shapes that would be timed; nothing is."""
     shapes = []
 
     def products(rows, outputs, inputs):
@@ -40,12 +40,12 @@ def measured_shapes(monkeypatch, tmp_path):
     return shapes
 
 
-def test_a_verdict_is_remembered(measured_shapes):
+def test_a_choice_is_cached(measured_shapes):
     assert autotune_kernels(WideModel()) == autotune_kernels(WideModel()) == EXPECTED_CHOICE
     assert measured_shapes == [(autotune.TIMED_ROWS, autotune.MAX_TIMED_OUTPUTS, 8192)]
 
 
-def test_other_shapes_are_measured_anew_and_both_are_remembered(measured_shapes):
+def test_other_shapes_are_timed_and_both_are_cached(measured_shapes):
     other = WideModel()
     other.layers.append(nn.Linear(16384, 8192, device="meta"))
     for model in (WideModel(), other, WideModel(), other):
@@ -54,7 +54,7 @@ def test_other_shapes_are_measured_anew_and_both_are_remembered(measured_shapes)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"KEY": 1}', '{"KEY": {"onednn": 1}}', "\x00"])
-def test_a_damaged_file_is_measured_again(measured_shapes, content):
+def test_with_a_damaged_cache_products_are_timed_again(measured_shapes, content):
     autotune_kernels(WideModel())
     key = next(iter(json.loads(autotune.cache_file().read_text())))
     autotune.cache_file().write_text(content.replace("KEY", key))
@@ -64,14 +64,14 @@ def test_a_damaged_file_is_measured_again(measured_shapes, content):
     assert len(measured_shapes) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(measured_shapes, monkeypatch, tmp_path):
+def test_a_read_only_cache_folder_is_not_an_error(measured_shapes, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert autotune_kernels(WideModel()) == autotune_kernels(WideModel()) == EXPECTED_CHOICE
     assert len(measured_shapes) == 2
 
 
-def test_a_small_model_is_not_measured(measured_shapes):
+def test_a_small_model_is_not_timed(measured_shapes):
     assert autotune_kernels(nn.Linear(64, 64)) == KernelChoice()
     assert measured_shapes == []
 
@@ -89,7 +89,7 @@ def test_every_product_is_timed():
         ({"float16": 300, "bfloat16": 20}, KernelChoice(integers=True, halves=("bfloat16",))),
     ],
 )
-def test_only_what_is_clearly_quicker_is_taken(measured_shapes, monkeypatch, times, expected):
+def test_only_clearly_faster_products_are_chosen(measured_shapes, monkeypatch, times, expected):
     monkeypatch.setattr(autotune, "_best_times", lambda products: SECONDS_BY_KERNEL | times)
     assert autotune.time_kernels([(8, 8)]) == expected
 
@@ -97,7 +97,7 @@ def test_only_what_is_clearly_quicker_is_taken(measured_shapes, monkeypatch, tim
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @torch.inference_mode()
-def test_oned_nn_computes_the_same(rows, bias):
+def test_onednn_computes_the_same(rows, bias):
     plain = nn.Linear(96, 64, bias=bias)
     x = torch.randn(2, rows, 96)
     torch.testing.assert_close(onednn_linear(x, plain.weight, plain.bias), plain(x), rtol=1e-5, atol=1e-5)
@@ -107,8 +107,8 @@ def test_oned_nn_computes_the_same(rows, bias):
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize("room", [2**22, 64 * 7])
 @torch.inference_mode()
-def test_whole_numbers_are_multiplied_exactly(monkeypatch, rows, bias, room):
-    """The slow twin: inputs and weights rounded to whole numbers, multiplied in float64."""
+def test_int8_products_are_exact(monkeypatch, rows, bias, room):
+    """The reference: inputs and weights rounded to integers, multiplied in float64."""
     monkeypatch.setattr("idefics.quant.int8_matmul.MAX_SUMS_AT_ONCE", room)
     plain = nn.Linear(96, 64, bias=bias)
     layer = Int8Linear.from_linear(plain, plain.weight.detach())
@@ -127,8 +127,8 @@ def test_whole_numbers_are_multiplied_exactly(monkeypatch, rows, bias, room):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_rows_of_zeros_and_others_without_the_c_code(dtype):
-    """The product that is taken where the C code is not: nothing times something is nothing, with the bias left."""
+def test_rows_of_zeros_in_torchs_int8_product(dtype):
+    """`w8a8_matmul_torch`: rows of zeros give the bias."""
     plain = nn.Linear(96, 64)
     layer = Int8Linear.from_linear(plain, plain.weight.detach())
     x = torch.randn(5, 96, dtype=dtype)
@@ -140,7 +140,7 @@ def test_rows_of_zeros_and_others_without_the_c_code(dtype):
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
 
 
-def test_layers_are_given_what_is_quick():
+def test_layers_get_the_chosen_products():
     def model():
         plain = nn.Linear(8, 8)
         return nn.ModuleList([plain, Int8Linear.from_linear(plain, plain.weight.detach())])
@@ -171,7 +171,7 @@ def test_layers_are_given_what_is_quick():
         ("float16", "cuda", (torch.float16, None)),
     ],
 )
-def test_halves_are_computed_where_they_are_quick(dtype, device, expected):
+def test_16_bit_dtypes_are_used_if_they_are_fast(dtype, device, expected):
     quick = KernelChoice(halves=("bfloat16",))
     assert resolve_dtypes(dtype, torch.device(device), "float16", quick) == expected
 

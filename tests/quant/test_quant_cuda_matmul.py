@@ -1,4 +1,4 @@
-"""The products that CUDA has for weights in eight bits, computed here by the same calls: near the float product."""
+"""The CUDA products for int8 and fp8 weights, called on the CPU: close to the float product."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def make_layer(kind, product, **how):
 @pytest.mark.parametrize("rows", [1, 16, 17, 40])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
-def test_both_sides_are_rounded(kind, product, error, rows, bias):
+def test_inputs_and_weights_are_quantised(kind, product, error, rows, bias):
     plain, layer = make_layer(kind, product, bias=bias)
     x = torch.randn(2, rows, 160)[:, : rows if rows > 1 else 1]
     got, wanted = layer(x), plain(x)
@@ -38,8 +38,8 @@ def test_both_sides_are_rounded(kind, product, error, rows, bias):
 @ways
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_halves(kind, product, error, dtype):
-    """Sums of eight-bit numbers would leave float16's range before they are scaled."""
+def test_float16_and_bfloat16_inputs(kind, product, error, dtype):
+    """Sums would overflow in float16 before they are scaled."""
     plain, layer = make_layer(kind, product, dtype=dtype)
     x = torch.randn(3, 160, dtype=dtype)
     got, wanted = layer(x), plain(x)
@@ -49,8 +49,8 @@ def test_halves(kind, product, error, dtype):
 
 @ways
 @torch.inference_mode()
-def test_rows_do_not_feel_each_other(kind, product, error):
-    """Each has a scale of its own; one of zeros stays one."""
+def test_rows_are_independent(kind, product, error):
+    """Each row has its own scale; a row of zeros stays zero."""
     _, layer = make_layer(kind, product, bias=False)
     x = torch.randn(4, 160)
     x[1] *= 1e4
@@ -70,7 +70,7 @@ def test_gradients_reach_the_inputs(kind, product, error):
 
 
 @ways
-def test_a_cpu_keeps_its_own(kind, product, error):
+def test_a_cpu_keeps_its_product(kind, product, error):
     _, layer = make_layer(kind, None)
     layer.matmul = before = object()
     quant.apply_kernel_choice(nn.Sequential(layer), KernelChoice())

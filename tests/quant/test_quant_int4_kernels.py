@@ -1,4 +1,4 @@
-"""The passes in C over weights of few bits: the numbers that torch computes, bit for bit."""
+"""The C kernels of int8 and int4 layers, against torch."""
 
 from importlib import import_module
 
@@ -36,7 +36,7 @@ def instruction_set(request, compiled_library):
 
 
 def random_int4_layer(shape, dtype):
-    """Every level of four bits, those that nothing is rounded to as well."""
+    """Every int4 level occurs, also the one that no weight is rounded to."""
     torch.manual_seed(0)
     outputs, inputs = shape
     groups = -(-inputs // GROUP_SIZE)
@@ -47,7 +47,7 @@ def random_int4_layer(shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_four_bits_are_upcast_as_by_torch(shape, dtype, instruction_set, set_openmp_threads, monkeypatch):
+def test_int4_is_dequantised_as_by_torch(shape, dtype, instruction_set, set_openmp_threads, monkeypatch):
     layer = random_int4_layer(shape, dtype)
     assert module.can_dequantize_int4(layer.levels, layer.scale, torch.float32)
     ours = module.dequantize_int4(layer.levels, layer.scale, layer.in_features, instruction_set)
@@ -55,7 +55,7 @@ def test_four_bits_are_upcast_as_by_torch(shape, dtype, instruction_set, set_ope
     assert torch.equal(ours, layer.dequantize(torch.float32))
 
 
-def test_a_layer_takes_it(monkeypatch):
+def test_a_layer_uses_the_kernel(monkeypatch):
     layer, x = random_int4_layer((40, 70), torch.bfloat16), torch.randn(3, 70)
     seen = []
     monkeypatch.setattr(
@@ -67,7 +67,7 @@ def test_a_layer_takes_it(monkeypatch):
     assert torch.equal(ours, layer(x))
 
 
-def test_gradients_go_through_it():
+def test_gradients_reach_the_inputs():
     layer, x = random_int4_layer((40, 70), torch.float32), torch.randn(3, 70, requires_grad=True)
     apply_kernel_choice(nn.Sequential(layer), KernelChoice(onednn=True))
     layer(x).sum().backward()
@@ -93,7 +93,7 @@ def test_rows_are_rounded_and_sums_scaled_as_in_torch(shape, rows, bias, instruc
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @torch.inference_mode()
-def test_rows_that_are_no_numbers_become_none(value, instruction_set):
+def test_rows_with_nan_or_infinity_become_nan(value, instruction_set):
     x, weight, out = torch.randn(20, 32), torch.ones(8, 32, dtype=torch.int8), torch.empty(20, 8)
     x[3, 7], x[5], x[6] = value, 0.0, 1e-42
     module.w8a8_matmul_native(x, weight, torch.ones(8), None, out, instruction_set)
@@ -103,7 +103,7 @@ def test_rows_that_are_no_numbers_become_none(value, instruction_set):
 
 
 @torch.inference_mode()
-def test_products_of_whole_numbers_take_it(monkeypatch):
+def test_int8_products_use_the_kernel(monkeypatch):
     plain = nn.Linear(64, 40)
     layer, x = LAYERS.Int8Linear.from_linear(plain, plain.weight.detach()), torch.randn(2, 3, 64)
     layer.matmul = w8a8_matmul
@@ -121,13 +121,13 @@ def test_products_of_whole_numbers_take_it(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_what_it_cannot_do_stays_with_torch(dtype, monkeypatch):
+def test_other_dtypes_use_torch(dtype, monkeypatch):
     monkeypatch.setattr(LAYERS, "dequantize_int4", lambda *_: pytest.fail("not for C"))
     assert random_int4_layer((4, 64), torch.float32).dequantize(dtype).dtype == dtype
     assert random_int4_layer((4, 64), torch.float16).dequantize(torch.float32).dtype == torch.float32
 
 
-def test_a_layer_of_four_bits_multiplies_by_what_is_quickest(monkeypatch):
+def test_an_int4_layer_uses_the_chosen_product(monkeypatch):
     layer, x = random_int4_layer((40, 70), torch.float32), torch.randn(3, 70)
     before = layer(x)
     seen = []
@@ -147,7 +147,7 @@ def requires_vnni(compiled_library):
 
 
 def reference_product(layer, x):
-    """The product of rounded inputs, in float64: nothing is rounded after the inputs."""
+    """The product with quantised inputs in float64."""
     groups = nn.functional.pad(x, (0, -x.shape[-1] % GROUP_SIZE)).unflatten(-1, (-1, GROUP_SIZE))
     most = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30)
     whole = (groups * (127.0 / most)).round().clamp(-127, 127)
@@ -158,7 +158,7 @@ def reference_product(layer, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [1, 12, 13, 125, 250])
 @pytest.mark.parametrize("shape", [*SHAPES, (17, 1100)], ids=str)
-def test_four_bits_are_multiplied_with_rounded_inputs(shape, rows, dtype, set_openmp_threads, requires_vnni):
+def test_int4_products_with_quantised_inputs(shape, rows, dtype, set_openmp_threads, requires_vnni):
     layer, x = random_int4_layer(shape, dtype), torch.randn(rows, shape[1])
     assert module.can_use_w4a8_matmul(layer.levels, layer.scale)
     ours = module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias)
@@ -180,7 +180,7 @@ def test_leading_axes_and_dtypes_are_kept(requires_vnni):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 31, 40, 69])
-def test_what_is_no_number_shows_in_its_row_alone(value, place, requires_vnni):
+def test_nan_stays_in_its_row(value, place, requires_vnni):
     layer, x = random_int4_layer((40, 70), torch.float32), torch.randn(14, 70)
     right = module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias)
     x[13, place] = value
@@ -189,14 +189,14 @@ def test_what_is_no_number_shows_in_its_row_alone(value, place, requires_vnni):
     assert torch.equal(ours[:13], right[:13])
 
 
-def test_zeros_and_the_smallest_numbers(requires_vnni):
+def test_zeros_and_the_smallest_floats(requires_vnni):
     layer = random_int4_layer((40, 70), torch.float32)
     for x in (torch.zeros(2, 70), torch.full((2, 70), 1e-42)):
         ours = module.w4a8_matmul(x, layer.levels, layer.scale, layer.bias)
         torch.testing.assert_close(ours, layer.bias.expand(2, 40))
 
 
-def test_inputs_are_rounded_where_products_of_integers_are_quicker(requires_vnni):
+def test_inputs_are_quantised_if_integer_products_are_faster(requires_vnni):
     layer, x = random_int4_layer((40, 70), torch.float32), torch.randn(3, 70)
     whole = layer(x)
     apply_kernel_choice(nn.Sequential(layer), KernelChoice())
@@ -207,7 +207,7 @@ def test_inputs_are_rounded_where_products_of_integers_are_quicker(requires_vnni
     torch.testing.assert_close(layer(x), whole)  # a gradient is wanted
 
 
-def test_who_has_no_such_products_widens(compiled_library, monkeypatch):
+def test_without_the_kernel_int4_is_dequantised(compiled_library, monkeypatch):
     layer = random_int4_layer((40, 70), torch.float32)
     monkeypatch.setattr(library, "load_library", lambda: None)
     assert not module.can_use_w4a8_matmul(layer.levels, layer.scale)

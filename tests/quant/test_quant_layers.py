@@ -1,4 +1,4 @@
-"""Layers in few bits: each computes what a float layer does with the rounded weights, which are near the old ones."""
+"""Quantised layers: equal to float layers with the dequantised weights, which are close to the original ones."""
 
 import importlib
 import sys
@@ -32,7 +32,7 @@ class LinearHolder(nn.Module):
 
 
 def quantize_layer(layer, kind, **how):
-    """The layer that takes the place of a float one."""
+    """The quantised layer of a float layer."""
     holder = LinearHolder()
     holder.layer = layer
     for name, pack in quantizers_by_name(holder, QuantizationConfig(kind=kind, **how)).items():
@@ -41,7 +41,7 @@ def quantize_layer(layer, kind, **how):
 
 
 def dequantize_layer(layer):
-    """(O, I) float weights that a layer in few bits stands for."""
+    """The (O, I) dequantised weights of a layer."""
     if isinstance(layer, (Int8Linear, Int4Linear, Float8Linear)):
         return layer.dequantize(torch.float32)
     functional = importlib.import_module("bitsandbytes.functional")
@@ -49,7 +49,7 @@ def dequantize_layer(layer):
 
 
 def make_reference_layer(layer, dtype=torch.float32):
-    """The slow twin: a float layer with the rounded weights."""
+    """The reference: a float layer with the dequantised weights."""
     out, inputs = layer.out_features, layer.in_features
     plain = nn.Linear(inputs, out, bias=layer.bias is not None, dtype=dtype)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_a_layer_equals_its_reference(kind, rows, bias):
 @kinds
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_sixteen_bits_are_computed_in_sixteen_bits(kind, dtype):
+def test_16_bit_inputs_are_computed_in_16_bits(kind, dtype):
     layer = quantize_layer(nn.Linear(96, 64, dtype=dtype), kind)
     for rows in (1, 16):
         x = torch.randn(rows, 96, dtype=dtype)
@@ -83,20 +83,20 @@ def test_sixteen_bits_are_computed_in_sixteen_bits(kind, dtype):
 
 @torch.inference_mode()
 def test_large_weights_of_half_precision_do_not_overflow():
-    """Sums of 127 times the inputs would leave float16's range long before they are scaled."""
+    """Sums of 127 times the inputs would overflow in float16 before they are scaled."""
     layer = quantize_layer(nn.Linear(4096, 2, bias=False, dtype=torch.float16), "int8")
     out = layer(torch.full((8, 4096), 8.0, dtype=torch.float16))
     assert out.isfinite().all()
 
 
-def test_no_weight_is_further_than_half_a_step():
+def test_each_weight_is_rounded_to_the_nearest_level():
     plain = nn.Linear(96, 64)
     found = dequantize_layer(quantize_layer(plain, "int8"))
     step = plain.weight.abs().amax(-1, keepdim=True) / 127
     assert ((found - plain.weight).abs() <= 0.5001 * step).all()
 
 
-def test_steps_of_four_bits_leave_less_error_than_those_of_the_largest_weight():
+def test_least_squares_scales_have_less_error():
     plain = nn.Linear(96, 64)
     nn.init.normal_(plain.weight)
     groups = plain.weight.detach().unflatten(1, (-1, GROUP_SIZE))
@@ -113,8 +113,8 @@ def test_steps_of_four_bits_leave_less_error_than_those_of_the_largest_weight():
     ("kind", "error"), [("int8", 0.01), ("int4", 0.1), ("fp8", 0.03), ("nf4", 0.11), ("fp4", 0.13)]
 )
 @pytest.mark.parametrize("inputs", [256, 160, 4304])
-def test_errors_are_those_of_the_kind(kind, error, inputs):
-    """Relative to the weights' own size, for normal weights; each bound is a tenth or so above what is measured.
+def test_quantisation_errors(kind, error, inputs):
+    """Relative to the weights, for normally distributed ones; each bound is about a tenth above the measured error.
 
     Whatever the width: blocks that run over the end of a row have come out wrong.
     """
@@ -149,7 +149,7 @@ def test_gradients_pass_through(kind):
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_layer_survives_its_own_state(kind):
+def test_a_layer_is_restored_from_its_state_dict(kind):
     one, other = quantize_layer(nn.Linear(96, 64), kind), quantize_layer(nn.Linear(96, 64), kind)
     other.load_state_dict(one.state_dict())
     x = torch.randn(7, 96)
@@ -187,7 +187,7 @@ def test_memory_counts_tied_tensors_once_and_buffers_on_request():
 
 
 class NamedLayers(nn.Module):
-    """Names as checkpoints have them."""
+    """A model with the module names of checkpoints."""
 
     def __init__(self):
         super().__init__()
@@ -235,7 +235,7 @@ def test_which_layers_are_quantised(skip, expected):
     assert quantizable_layer_names(NamedLayers(), how) == expected
 
 
-def test_vision_and_output_layers_have_eight_bits_in_four_bit_models():
+def test_int4_models_have_int8_vision_and_output_layers():
     model = NamedLayers()
     for name, pack in quantizers_by_name(model, QuantizationConfig(kind="int4")).items():
         pack(model.get_parameter(name).detach())
@@ -248,16 +248,16 @@ def test_vision_and_output_layers_have_eight_bits_in_four_bit_models():
 
 
 @pytest.mark.parametrize("kind", FOUR_BIT)
-def test_bitsandbytes_keeps_to_the_decoder(kind):
+def test_bitsandbytes_quantises_the_decoder_only(kind):
     assert quantizable_layer_names(NamedLayers(), QuantizationConfig(kind=kind)) == [*LAYERS, "connectors"]
 
 
-def test_training_or_not_is_kept():
+def test_training_mode_is_kept():
     assert not quantize_layer(nn.Linear(64, 64).eval(), "int8").training
     assert quantize_layer(nn.Linear(64, 64), "nf4").training
 
 
-def test_options_of_four_bits():
+def test_options_of_nf4():
     layer = quantize_layer(nn.Linear(64, 64), "fp4", double=True, compute_dtype="bfloat16")
     state = layer.weight.quant_state
     assert (state.quant_type, state.nested, layer.compute_dtype) == ("fp4", True, torch.bfloat16)
@@ -287,8 +287,8 @@ def test_settings_are_checked(wrong):
 
 @pytest.mark.parametrize("most", [127, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_levels_are_chosen_for_the_step_as_it_is_stored(most, dtype):
-    """No weight is further than half a step, which is rounded itself, by up to 1 in 256 in bfloat16."""
+def test_levels_are_chosen_for_the_stored_scale(most, dtype):
+    """No weight is further than half a level from its own, whose scale bfloat16 rounds by up to 1 in 256."""
     weight = torch.randn(64, 4096, generator=torch.Generator().manual_seed(1)).to(dtype)
     levels, scale = quantize_symmetric(weight, most, dtype)
     assert levels.abs().max() == most
@@ -296,7 +296,7 @@ def test_levels_are_chosen_for_the_step_as_it_is_stored(most, dtype):
     assert (off <= scale.double() * (0.5 + 1e-6)).all()
 
 
-def test_the_nearest_step_is_never_worse():
+def test_least_squares_is_never_worse():
     weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
 
     def error(levels, scale):
@@ -321,7 +321,7 @@ class AdaptedLayer(nn.Module):
 
 
 def round_to_four_bits(weight, kind):
-    """(O, I) weights rounded as bitsandbytes does it: one sequence of blocks of 64, whatever the rows are."""
+    """(O, I) weights quantised as in bitsandbytes: one sequence of blocks of 64 across rows."""
     functional = importlib.import_module("bitsandbytes.functional")
     flat = nn.functional.pad(weight.flatten(), (0, -weight.numel() % 64))[None]
     packed, state = functional.quantize_4bit(flat, blocksize=64, quant_type=kind)
@@ -331,8 +331,8 @@ def round_to_four_bits(weight, kind):
 @pytest.mark.filterwarnings("ignore:(Merge|Unmerge) lora module to 4-bit:UserWarning")
 @pytest.mark.parametrize("kind", FOUR_BIT)
 @pytest.mark.parametrize("inputs", [128, 160, 48, 33])
-def test_an_adapter_is_merged_into_four_bits(kind, inputs):
-    """The merged layer is the rounded weights plus the adapter, rounded once more; unmerged it is near the old one."""
+def test_an_adapter_is_merged_into_4_bit_weights(kind, inputs):
+    """Merged: the dequantised weights plus the adapter, quantised again; unmerged again: close to the original."""
     peft = pytest.importorskip("peft")
     layer = quantize_layer(nn.Linear(inputs, 64), kind)
     before = dequantize_layer(layer)
@@ -362,7 +362,7 @@ def test_an_adapter_is_merged_into_four_bits(kind, inputs):
 
 
 @pytest.mark.parametrize("kind", FOUR_BIT)
-def test_four_bits_are_those_of_bitsandbytes_whatever_the_width(kind):
+def test_bitsandbytes_weights_of_any_width(kind):
     pytest.importorskip("bitsandbytes")
     plain = nn.Linear(160, 64)
     layer = quantize_layer(plain, kind)
