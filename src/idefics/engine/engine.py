@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from idefics.config import EngineConfig, Sampling
-from idefics.engine.batch_sampler import BatchSampler
 from idefics.engine.decode import DecodeStep, choose_decode_step
 from idefics.engine.encoder_cache import EncoderCache, first_float_parameter
 from idefics.engine.engine_thread import EngineThread
@@ -34,6 +33,7 @@ from idefics.engine.request_state import RequestState
 from idefics.engine.request_validation import compute_max_new_tokens, validate_prompt, validate_request
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.scheduler_output import SchedulerLimits
+from idefics.engine.step_sampler import StepSampler
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
 from idefics.prompt import Prompt
 
@@ -102,7 +102,7 @@ class Engine:
             self._device,
             is_async=self._limits.has_lookahead_page,
         )
-        self.batch_sampler = BatchSampler(model.layout.vocab_size, is_async=self._limits.has_lookahead_page)
+        self.step_sampler = StepSampler(model.layout.vocab_size, is_async=self._limits.has_lookahead_page)
         self.output_processor = OutputProcessor(model)
         self.condition = threading.Condition(threading.RLock())
         self._state_by_handle: dict[RequestHandle, RequestState] = {}
@@ -216,7 +216,7 @@ class Engine:
                     self.encoder_cache,
                     self.scheduler,
                     self.model_runner,
-                    self.batch_sampler,
+                    self.step_sampler,
                     self.output_processor,
                 )
 
@@ -248,13 +248,13 @@ class Engine:
                 scheduler_output = self.scheduler.schedule()
             with self._compute_lock:
                 step_output = self.model_runner.run(scheduler_output)
-                sampler_output = self.batch_sampler.sample(step_output)
+                sampler_output = self.step_sampler.sample(step_output)
                 for batch in sampler_output.batches:
                     self.model_runner.launch_next_step(batch.sequences, batch.ids)
                 result = self.output_processor.process(step_output, sampler_output)
                 if result.has_replaced_tokens:
                     self.model_runner.discard_launched_step()
-                    self.batch_sampler.reset()
+                    self.step_sampler.reset()
             with self.condition:
                 self.scheduler.update_from_output(scheduler_output, result)
                 if self.encoder_cache.size_bytes > self.encoder_cache.max_bytes:

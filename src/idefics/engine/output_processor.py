@@ -6,7 +6,7 @@ from itertools import islice, starmap
 
 from torch import Tensor
 
-from idefics.engine.batch_sampler import SampledBatch, SamplerOutput
+from idefics.config import Sampling
 from idefics.engine.continuation_scores import ContinuationScores
 from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import StepOutput
@@ -15,6 +15,7 @@ from idefics.engine.request_beam_search import RequestBeamSearch
 from idefics.engine.request_output import ContinuationGroups, RequestOutput, SampledToken, ScoringResult
 from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler_output import PrefillChunk, StepResult
+from idefics.engine.step_sampler import HostTokens, SampledBatch, SamplerOutput
 from idefics.messages import Alternative
 
 
@@ -37,10 +38,10 @@ class OutputProcessor:
 
     def _process_samples(self, batch: SampledBatch, result: StepResult) -> None:
         """Adds the sampled tokens to the result, replaced where a constraint requires another one."""
-        ids, logprobs = batch.read_ids(), [read() for read in batch.read_logprobs]
+        tokens = batch.read_tokens()
         for row, sequence in enumerate(batch.sequences):
             state = sequence.request_state
-            token = _make_sampled_token(state, row, ids[row], *logprobs)
+            token = _make_sampled_token(tokens, row, state.request.sampling)
             if state.request.constraint is not None:
                 try:
                     accepted = self._apply_constraint(state.request.constraint, state, token, batch, row)
@@ -115,19 +116,11 @@ class OutputProcessor:
             result.output_by_request[state] = ScoringResult(scores.logprobs, scores.top_logprobs)
 
 
-def _make_sampled_token(
-    state: RequestState,
-    row: int,
-    id: int,
-    logprobs: list[float] | None = None,
-    top_ids: list[list[int]] | None = None,
-    top_logprobs: list[list[float]] | None = None,
-) -> SampledToken:
-    """The token of a row, with as many log-probabilities of the batch as its request has asked for."""
-    sampling = state.request.sampling
-    logprob = logprobs[row] if logprobs is not None and sampling.logprobs else None
+def _make_sampled_token(tokens: HostTokens, row: int, sampling: Sampling) -> SampledToken:
+    """The token of a row, with as many log-probabilities of the batch as the request's settings ask for."""
+    logprob = tokens.logprobs[row] if tokens.logprobs is not None and sampling.logprobs else None
     alternatives: tuple[Alternative, ...] = ()
-    if top_ids is not None and top_logprobs is not None:
-        pairs = zip(top_ids[row], top_logprobs[row], strict=True)
+    if tokens.top_ids is not None and tokens.top_logprobs is not None:
+        pairs = zip(tokens.top_ids[row], tokens.top_logprobs[row], strict=True)
         alternatives = tuple(starmap(Alternative, islice(pairs, sampling.top_logprobs)))
-    return SampledToken(id, logprob, alternatives)
+    return SampledToken(tokens.ids[row], logprob, alternatives)

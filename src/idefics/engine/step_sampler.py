@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,16 @@ from torch import Tensor
 from idefics.engine.host_copy import copy_to_host, copy_to_host_async
 from idefics.engine.model_runner import StepOutput
 from idefics.engine.request_state import RequestState, SequenceState
-from idefics.engine.sampler import Sampler, make_generator
+from idefics.engine.sampler import SampledTokens, Sampler, make_generator
+
+
+class HostTokens(NamedTuple):
+    """The fields of `SampledTokens` as lists on the host, one entry for each row."""
+
+    ids: list[int]
+    logprobs: list[float] | None
+    top_ids: list[list[int]] | None
+    top_logprobs: list[list[float]] | None
 
 
 class SampledBatch(NamedTuple):
@@ -22,16 +31,14 @@ class SampledBatch(NamedTuple):
         logits: (R, V).
         sampler: the sampler of these rows.
         ids: (R,) the sampled ids, on the device.
-        read_ids: waits for the copy of `ids` to the host and returns it.
-        read_logprobs: the same for `logprobs`, `top_ids` and `top_logprobs` of `SampledTokens`; those that there are.
+        read_tokens: waits for the copies of the samples to the host and returns them.
     """
 
     sequences: list[SequenceState]
     logits: Tensor
     sampler: Sampler
     ids: Tensor
-    read_ids: Callable[[], list[int]]
-    read_logprobs: list[Callable[[], list[Any]]]
+    read_tokens: Callable[[], HostTokens]
 
 
 class SamplerOutput(NamedTuple):
@@ -46,7 +53,7 @@ class SamplerOutput(NamedTuple):
     error_by_request: dict[RequestState, Exception]
 
 
-class BatchSampler:
+class StepSampler:
     """Samples with one `Sampler`, which is kept while the sequences stay the same.
 
     Args:
@@ -80,9 +87,8 @@ class BatchSampler:
         try:
             if self._sampler is None or sequences != self._sequences:
                 self._sampler, self._sequences = self._make_sampler(sequences, logits.device), sequences
-            ids, *logprobs = self._sampler.sample(logits)
-            read_ids = self._copy_to_host(ids)
-            read_logprobs = [self._copy_to_host(values) for values in logprobs if values is not None]
+            tokens = self._sampler.sample(logits)
+            read_tokens = self._start_copies(tokens)
         except Exception as error:
             self._sampler = None
             if len(sequences) == 1:
@@ -91,7 +97,14 @@ class BatchSampler:
             for row, sequence in enumerate(sequences):
                 self._sample_rows([sequence], logits[row : row + 1], output)
             return
-        output.batches.append(SampledBatch(sequences, logits, self._sampler, ids, read_ids, read_logprobs))
+        output.batches.append(SampledBatch(sequences, logits, self._sampler, tokens.ids, read_tokens))
+
+    def _start_copies(self, tokens: SampledTokens) -> Callable[[], HostTokens]:
+        """Starts to copy tokens to the host; the returned function waits for the copies."""
+        ids, *logprobs = tokens
+        read_ids = self._copy_to_host(ids)
+        read_logprobs = [None if values is None else self._copy_to_host(values) for values in logprobs]
+        return lambda: HostTokens(read_ids(), *(None if read is None else read() for read in read_logprobs))
 
     def _make_sampler(self, sequences: list[SequenceState], device: torch.device) -> Sampler:
         states = [sequence.request_state for sequence in sequences]
