@@ -4,6 +4,7 @@ import pytest
 
 import idefics
 from idefics.cli.main import run
+from idefics.cli.output import OutputWriter
 
 pytestmark = pytest.mark.usefixtures("photo_folder")
 
@@ -11,6 +12,7 @@ LONG_TEXT = "word " * 3000
 
 MISTAKES = [
     (["capton"], ["idefics: no such command 'capton'", "caption", "idefics --help"]),
+    (["What is it?", "a.png"], ["idefics: 'What is it?' is not a command: name one first"]),
     (["a.png"], ["idefics: 'a.png' is not a command: name one first, such as caption or ask"]),
     (["--foo"], ["idefics: no such option: --foo", "idefics --help"]),
     (["ask", "a.png", "What?", "--foo"], ["idefics ask: no such option: --foo", "idefics ask --help"]),
@@ -114,9 +116,8 @@ def run_refused_command(capsys, argv, loader):
 @pytest.mark.parametrize(("argv", "parts"), MISTAKES, ids=lambda value: " ".join(value)[:40])
 def test_an_error_is_one_line_and_loads_no_model(capsys, argv, parts):
     line = run_refused_command(capsys, argv, lambda flags, screen: pytest.fail("a model was loaded"))
-    assert line.startswith(
-        f"idefics {argv[0]}: " if argv[0] not in ("capton", "help", "--foo", "a.png") else "idefics: "
-    )
+    is_command = argv[0] not in ("capton", "help", "--foo", "a.png", "What is it?")
+    assert line.startswith(f"idefics {argv[0]}: " if is_command else "idefics: ")
     assert all(part in line for part in parts), line
 
 
@@ -190,3 +191,12 @@ def test_the_public_functions_raise_the_same(capsys):
     with pytest.raises(idefics.IdeficsError) as error:
         idefics.load("dem")
     assert capsys.readouterr().err == f"idefics caption: {error.value}\n"
+
+
+def test_errors_about_single_pictures_name_flags_too(capsys):
+    OutputWriter("idefics ask").report_error(
+        "a.png: too long: give a larger max_new_tokens or use num_beams=1"
+    )
+    assert capsys.readouterr().err == (
+        "idefics ask: a.png: too long: give a larger --max-new-tokens or use --num-beams 1\n"
+    )

@@ -148,6 +148,9 @@ def test_an_error_names_a_picture_once_and_as_it_was_typed(capsys):
         line = capsys.readouterr().err
         assert line.startswith(f"idefics caption: {typed} is not a picture"), line
         assert line.count("notes.txt") == 1
+    address = "http://127.0.0.1:1/x.png"
+    assert run(["caption", address], lambda flags, screen: pytest.fail("loaded")) == 2
+    assert capsys.readouterr().err.startswith(f"idefics caption: {address} cannot be fetched")
 
 
 @pytest.mark.usefixtures("photo_folder")

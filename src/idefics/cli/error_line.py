@@ -1,29 +1,19 @@
-"""Formats an exception as one line: the command, what is wrong and what to do.
-
-Python's keywords in messages become flags: `max_new_tokens` is printed as `--max-new-tokens`.
-"""
+"""Formats an exception as one line: the command, what is wrong and what to do."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import typer
 
-from idefics.cli.flags import ModelFlags
 from idefics.cli.help_format import CommandGroup
+from idefics.cli.keyword_flags import keywords_as_flags
 from idefics.cli.output import one_line
 from idefics.cli.pictures import is_picture_argument
-from idefics.cli.sampling import SamplingFlags
 from idefics.errors import IdeficsError
-from idefics.server.settings import Settings
 
-KEYWORD_NAMES = (
-    *dict.fromkeys(field.name for group in (ModelFlags, SamplingFlags, Settings) for field in fields(group)),
-    "length_normalized",
-)
 # Flags by which other programs name a file for their output.
 OUTPUT_FLAGS_OF_OTHER_TOOLS = ("--out", "-o", "--output", "--out-file", "--output-file")
 NO_SUCH_OPTION = re.compile(r"No such option: (\S+)")
@@ -52,22 +42,11 @@ def error_line(error: Exception, argv: Sequence[str], group: CommandGroup) -> st
     return one_line(f"{command}: {text}")
 
 
-def keywords_as_flags(message: str) -> str:
-    """The message with Python's keywords as flags: "use num_beams=1" -> "use --num-beams 1"."""
-    for name in KEYWORD_NAMES:
-        flag = "--" + name.replace("_", "-")
-        message = re.sub(rf"(?<![\w-]){name}=True\b", flag, message)
-        message = re.sub(rf"(?<![\w-]){name}=(?=\S)", f"{flag} ", message)
-        message = re.sub(rf"^{name} (is|cannot) ", rf"{flag} \1 ", message)
-        if "_" in name:
-            message = re.sub(rf"(?<![\w./-]){name}(?![\w./-])", flag, message)
-    return message
-
-
 def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: CommandGroup) -> str:
     """What is wrong with the arguments, and what was probably meant."""
     text = one_line(error.format_message()).rstrip(".")
-    if (unknown_command := NO_SUCH_COMMAND.match(text)) and is_picture_argument(unknown_command[1]):
+    unknown_command = NO_SUCH_COMMAND.match(text)
+    if unknown_command and (" " in unknown_command[1] or is_picture_argument(unknown_command[1])):
         return f"{unknown_command[1]!r} is not a command: name one first, such as caption or ask"
     if extra_arguments := EXTRA_ARGUMENTS.match(text):
         return f"unexpected argument: {extra_arguments[1]}"

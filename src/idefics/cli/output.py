@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from idefics.cli.keyword_flags import keywords_as_flags
 from idefics.cli.progress import ProgressDisplay
 from idefics.errors import IdeficsError
 from idefics.lazy import cached_property
@@ -142,7 +143,7 @@ class OutputWriter:
     def report_error(self, text: str) -> None:
         """Prints an error on one line of standard error. The run goes on; its exit code will be 2."""
         self.exit_code = 2
-        self.print_status(f"{self.command}: {text}")
+        self.print_status(f"{self.command}: {keywords_as_flags(text)}")
 
     def print_note(self, text: str) -> None:
         """Prints a note on one line of standard error; the exit code does not change."""

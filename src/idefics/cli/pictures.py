@@ -148,10 +148,13 @@ def open_named_picture(named: NamedPicture, fetcher: Fetcher) -> NamedPicture:
 def error_with_name(named: NamedPicture, error: Exception) -> str:
     """An error's message, preceded by the picture's name where it does not begin with it."""
     name = "standard input" if named.name == STDIN else named.name
-    path = str(Path(name))  # without the "./" at its beginning
-    if str(error).startswith(path):
-        return name + str(error).removeprefix(path)
-    return f"{name}: {error}"
+    message = str(error)
+    path = str(Path(name))  # without "./" at its beginning
+    if message.startswith(name):
+        return message
+    if message.startswith(path):
+        return name + message.removeprefix(path)
+    return f"{name}: {message}"
 
 
 def read_standard_input() -> PictureOrVideo:
