@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from engine.fakes import make_engine, make_request
-from engine.fakes import run_requests as handles_of
+from engine.fakes import make_engine, make_request, run_requests
 from idefics.engine.reference import ReferenceModel, reference_greedy
 from models import tiny
 
@@ -28,7 +27,7 @@ def make_prompts(model):
 def run_engine(model, prompts, **sampling):
     engine = make_engine(model, batch_rows=5, encode_frames=3)
     rows = [make_request(asked, stop_ids={7, 8, 9}, **sampling) for asked in prompts]
-    return [one.ids for one in handles_of(engine, rows)]
+    return [one.ids for one in run_requests(engine, rows)]
 
 
 @FAMILIES
@@ -62,7 +61,7 @@ def test_answers_equal_those_of_transformers(raw, beams, tmp_path):
     for asked in make_prompts(model):
         if not asked.pictures:
             continue
-        (one,) = handles_of(
+        (one,) = run_requests(
             engine, [make_request(asked, max_new_tokens=10, num_beams=beams, stop_ids={7, 8, 9})]
         )
         assert one.ids == reference_generate(reference, asked, beams)

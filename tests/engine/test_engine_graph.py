@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine import fakes
+from engine import fakes, random_sequences
 from engine.fake_cuda_graphs import FakeCudaGraphs
-from engine.random_sequences import make_decode_inputs as tensors_of
 from engine.random_sequences import make_sequences, run_decode_steps, uncached_logits
 from idefics.config import KVCacheLayout
 from idefics.engine import engine as engine_module
@@ -54,7 +53,7 @@ def make_cache(model, rows):
 
 def make_decode_inputs(some):
     """`DecodeInputs` for the next token of these sequences."""
-    rows = tensors_of(some)
+    rows = random_sequences.make_decode_inputs(some)
     places = rows.positions.tolist()
     return DecodeInputs(rows.ids, rows.positions, rows.page_tables, rows.cross_kvs, max(places), min(places))
 

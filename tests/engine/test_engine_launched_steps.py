@@ -5,8 +5,8 @@ import torch
 
 from engine.fakes import make_engine, make_mixed_prompts, make_prompt, make_request, wait_until_idle
 from idefics.engine.decode import TorchDecode
-from idefics.engine.host_copy import copy_to_host_async
 from idefics.engine.page_pool import PAGE_SIZE
+from idefics.engine.step_sampler import copy_to_host_async
 
 
 class CountingDecode:

@@ -13,10 +13,10 @@ from engine.fakes import (
     make_fake_model,
     make_mixed_prompts,
     make_prompt,
+    make_request,
     make_tiles,
+    run_requests,
 )
-from engine.fakes import make_request as row
-from engine.fakes import run_requests as handles_of
 from idefics.engine.reference import reference_greedy
 from idefics.errors import BadPrompt, PromptTooLong
 
@@ -29,14 +29,14 @@ def kind(request):
 
 
 def run_rows(engine, rows):
-    return [handle.ids for handle in handles_of(engine, rows)]
+    return [handle.ids for handle in run_requests(engine, rows)]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 10])
 def test_the_engine_equals_the_reference(kind, batch_rows):
     engine = make_engine(kind, batch_rows=batch_rows, encode_frames=2)
     prompts = make_mixed_prompts(kind)
-    fast = run_rows(engine, [row(asked, max_new_tokens=20, stop_ids={3, 31}) for asked in prompts])
+    fast = run_rows(engine, [make_request(asked, max_new_tokens=20, stop_ids={3, 31}) for asked in prompts])
     slow = [reference_greedy(engine.model, asked, 20, stop_ids={3, 31}) for asked in prompts]
     assert fast == slow
     assert len({len(ids) for ids in fast}) > 1, "rows should leave the batch at different times"
@@ -52,7 +52,7 @@ def test_any_batch_equals_the_reference(data, kind):
     ]
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=len(prompts), max_size=len(prompts)))
     engine = make_engine(kind, batch_rows=data.draw(st.integers(1, 4)))
-    rows = [row(asked, max_new_tokens=n) for asked, n in zip(prompts, lengths, strict=True)]
+    rows = [make_request(asked, max_new_tokens=n) for asked, n in zip(prompts, lengths, strict=True)]
     slow = [reference_greedy(engine.model, asked, n) for asked, n in zip(prompts, lengths, strict=True)]
     assert run_rows(engine, rows) == slow
 
@@ -60,7 +60,7 @@ def test_any_batch_equals_the_reference(data, kind):
 def test_a_picture_changes_the_answer(kind):
     engine = make_engine(kind)
     asked = [make_prompt(kind, make_tiles(name), 4, 5) for name in ("cat", "dog", "bird")]
-    answers = run_rows(engine, [row(one, max_new_tokens=8) for one in asked])
+    answers = run_rows(engine, [make_request(one, max_new_tokens=8) for one in asked])
     assert len(set(map(tuple, answers))) == 3
 
 
@@ -84,7 +84,7 @@ def test_a_picture_is_read_once_a_run(kind):
         make_prompt(kind, 8),
         make_prompt(kind, cat, 9, dog),
     ]
-    run_rows(engine, [row(asked, max_new_tokens=6) for asked in prompts])
+    run_rows(engine, [make_request(asked, max_new_tokens=6) for asked in prompts])
     assert sum(engine.model.frames_per_encode) == 2
     assert sum(engine.model.images_per_cross_kv) == (2 if kind == "cross_attention" else 0)
 
@@ -92,7 +92,11 @@ def test_a_picture_is_read_once_a_run(kind):
 def test_words_alone_never_enter_the_vision_tower(kind):
     engine = make_engine(kind)
     run_rows(
-        engine, [row(make_prompt(kind, 4, 5), max_new_tokens=4), row(make_prompt(kind, 6), max_new_tokens=4)]
+        engine,
+        [
+            make_request(make_prompt(kind, 4, 5), max_new_tokens=4),
+            make_request(make_prompt(kind, 6), max_new_tokens=4),
+        ],
     )
     assert engine.model.frames_per_encode == engine.model.images_per_cross_kv == []
 
@@ -101,9 +105,9 @@ def test_banned_ids_never_appear(kind):
     engine = make_engine(kind)
     free = reference_greedy(engine.model, make_prompt(kind, 5, 6), 8)
     banned = {*free, IMAGE_TOKEN_ID}
-    greedy = row(make_prompt(kind, 5, 6), max_new_tokens=30, banned_ids=banned)
+    greedy = make_request(make_prompt(kind, 5, 6), max_new_tokens=30, banned_ids=banned)
     wild = [
-        row(make_prompt(kind, 5, 6), max_new_tokens=30, banned_ids=banned, temperature=5.0, seed=n)
+        make_request(make_prompt(kind, 5, 6), max_new_tokens=30, banned_ids=banned, temperature=5.0, seed=n)
         for n in range(6)
     ]
     answers = run_rows(engine, [greedy, *wild])
@@ -116,10 +120,13 @@ def test_a_seed_repeats_an_answer_whatever_its_neighbours(kind):
     prompts = make_mixed_prompts(kind)
 
     def seeded(seed=11):
-        return row(prompts[4], max_new_tokens=15, temperature=1.5, seed=seed)
+        return make_request(prompts[4], max_new_tokens=15, temperature=1.5, seed=seed)
 
     alone = run_rows(engine, [seeded()])[0]
-    company = [row(prompts[1], max_new_tokens=2, temperature=2.0), row(prompts[6], max_new_tokens=15)]
+    company = [
+        make_request(prompts[1], max_new_tokens=2, temperature=2.0),
+        make_request(prompts[6], max_new_tokens=15),
+    ]
     rows = [company[0], seeded(), company[1], seeded(), seeded(12)]
     answers = run_rows(engine, rows)
     assert answers[1] == answers[3] == alone
@@ -129,15 +136,15 @@ def test_a_seed_repeats_an_answer_whatever_its_neighbours(kind):
 
 def test_without_a_seed_answers_differ(kind):
     engine = make_engine(kind)
-    rows = [row(make_prompt(kind, 5), max_new_tokens=20, temperature=2.0) for _ in range(4)]
+    rows = [make_request(make_prompt(kind, 5), max_new_tokens=20, temperature=2.0) for _ in range(4)]
     assert len(set(map(tuple, run_rows(engine, rows)))) == 4
 
 
 def test_a_repetition_penalty_acts_on_prompt_and_answer(kind):
     engine = make_engine(kind)
     asked = make_prompt(kind, make_tiles("cat"), 5, 6)
-    harsh = row(asked, max_new_tokens=20, repetition_penalty=10.0, banned_ids={IMAGE_TOKEN_ID})
-    free, penalised = run_rows(engine, [row(asked, max_new_tokens=20), harsh])
+    harsh = make_request(asked, max_new_tokens=20, repetition_penalty=10.0, banned_ids={IMAGE_TOKEN_ID})
+    free, penalised = run_rows(engine, [make_request(asked, max_new_tokens=20), harsh])
     assert len(set(free)) < len(free)
     assert len(set(penalised)) == 20
     assert not set(penalised) & set(asked.ids)
@@ -158,7 +165,7 @@ def test_long_prompts_are_read_in_chunks(kind, step_tokens, monkeypatch):
     monkeypatch.setattr("idefics.engine.scheduler_output.IDLE_PREFILL_FACTOR", 1)
     engine = make_engine(kind, step_tokens=step_tokens)
     prompts = make_mixed_prompts(kind)
-    assert run_rows(engine, [row(asked, max_new_tokens=21) for asked in prompts]) == [
+    assert run_rows(engine, [make_request(asked, max_new_tokens=21) for asked in prompts]) == [
         reference_greedy(engine.model, asked, 21) for asked in prompts
     ]
 
@@ -168,7 +175,7 @@ def test_frames_are_encoded_in_batches_by_size():
     asked = make_prompt(
         "inline", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
     )
-    assert run_rows(engine, [row(asked, max_new_tokens=6)]) == [
+    assert run_rows(engine, [make_request(asked, max_new_tokens=6)]) == [
         reference_greedy(make_fake_model("inline"), asked, 6)
     ]
     assert engine.model.frames_per_encode == [5, 2]
@@ -179,7 +186,7 @@ def test_few_frames_are_encoded_in_a_step():
     asked = make_prompt(
         "inline", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
     )
-    assert run_rows(engine, [row(asked, max_new_tokens=6)]) == [
+    assert run_rows(engine, [make_request(asked, max_new_tokens=6)]) == [
         reference_greedy(make_fake_model("inline"), asked, 6)
     ]
     assert engine.model.frames_per_encode == [3, 1, 2, 1]
@@ -190,7 +197,7 @@ def test_a_stop_id_ends_the_answer_and_is_no_part_of_it(kind):
     asked = make_prompt(kind, 5, 6, 7)
     free = reference_greedy(engine.model, asked, 12)
     stop = free[5]
-    (one,) = handles_of(engine, [row(asked, max_new_tokens=12, stop_ids={stop}, logprobs=True)])
+    (one,) = run_requests(engine, [make_request(asked, max_new_tokens=12, stop_ids={stop}, logprobs=True)])
     assert one.ids == free[: free.index(stop)]
     assert one.finish_reason == "stop"
     assert len(one.logprobs) == len(one.ids)
@@ -200,13 +207,18 @@ def test_a_stop_id_may_come_first(kind):
     engine = make_engine(kind)
     first, other = make_prompt(kind, 5, 6, 7), make_prompt(kind, 5, make_tiles("cat"))
     stop = reference_greedy(engine.model, first, 1)[0]
-    rows = handles_of(engine, [row(first, max_new_tokens=4, stop_ids={stop}), row(other, max_new_tokens=4)])
+    rows = run_requests(
+        engine,
+        [make_request(first, max_new_tokens=4, stop_ids={stop}), make_request(other, max_new_tokens=4)],
+    )
     assert [one.ids for one in rows] == [[], reference_greedy(engine.model, other, 4)]
     assert [one.finish_reason for one in rows] == ["stop", "length"]
 
 
 def test_each_answer_has_its_own_length(kind):
-    rows = handles_of(make_engine(kind), [row(make_prompt(kind, 5, 6), max_new_tokens=n) for n in (1, 7, 3)])
+    rows = run_requests(
+        make_engine(kind), [make_request(make_prompt(kind, 5, 6), max_new_tokens=n) for n in (1, 7, 3)]
+    )
     assert [len(one.ids) for one in rows] == [1, 7, 3]
     assert {one.finish_reason for one in rows} == {"length"}
 
@@ -214,7 +226,7 @@ def test_each_answer_has_its_own_length(kind):
 def test_a_full_context_ends_the_answer(kind):
     engine = make_engine(kind)
     long = make_prompt(kind, make_tiles("cat"), *[5 + n % 30 for n in range(TEXT_CONFIG.max_positions - 10)])
-    one, _ = handles_of(engine, [row(long), row(make_prompt(kind, 5), max_new_tokens=3)])
+    one, _ = run_requests(engine, [make_request(long), make_request(make_prompt(kind, 5), max_new_tokens=3)])
     assert len(long) + len(one.ids) == TEXT_CONFIG.max_positions
     assert one.finish_reason == "length"
     assert one.ids == reference_greedy(engine.model, long, 100)
@@ -224,14 +236,14 @@ def test_a_prompt_that_leaves_no_new_tokens_is_refused_before_any_work(kind):
     engine = make_engine(kind)
     too_long = make_prompt(kind, *[5] * TEXT_CONFIG.max_positions)
     with pytest.raises(PromptTooLong, match=r"has 160 tokens.*reads 159"):
-        engine.submit(row(too_long))
+        engine.submit(make_request(too_long))
     assert len(engine.logits(too_long)) == TEXT_CONFIG.max_positions
 
 
 def test_an_empty_prompt_and_foreign_ids_are_refused(kind):
     engine = make_engine(kind)
     with pytest.raises(BadPrompt, match="empty"):
-        engine.submit(row(make_prompt(kind)))
+        engine.submit(make_request(make_prompt(kind)))
     with pytest.raises(BadPrompt, match=f"token {VOCAB_SIZE}.*0 to {VOCAB_SIZE - 1}"):
         engine.logits(make_prompt(kind, 5, VOCAB_SIZE))
 
@@ -241,10 +253,10 @@ def test_a_watcher_ends_its_answer_at_once(kind):
     prompts = make_mixed_prompts(kind)[1:4]
     seen = []
     watch = lambda id: seen.append(id) or len(seen) == 3  # noqa: E731
-    rows = handles_of(
+    rows = run_requests(
         engine,
         [
-            row(asked, max_new_tokens=8, on_token=w)
+            make_request(asked, max_new_tokens=8, on_token=w)
             for asked, w in zip(prompts, (None, watch, None), strict=True)
         ],
     )
@@ -258,8 +270,8 @@ def test_a_watcher_may_end_the_last_token():
     """A stop string may be seen in the last token that the limit allows."""
     seen = []
     watch = lambda id: seen.append(id) or len(seen) == 2  # noqa: E731
-    (one,) = handles_of(
-        make_engine("inline"), [row(make_prompt("inline", 5), max_new_tokens=2, on_token=watch)]
+    (one,) = run_requests(
+        make_engine("inline"), [make_request(make_prompt("inline", 5), max_new_tokens=2, on_token=watch)]
     )
     assert one.finish_reason == "stop"
 
@@ -269,9 +281,12 @@ def test_log_probabilities_are_the_models_own(kind):
     engine = make_engine(kind)
     asked = make_prompt(kind, make_tiles("cat"), 5, 6)
     sampling = {"max_new_tokens": 6, "temperature": 0.7, "repetition_penalty": 1.3, "top_k": 5, "seed": 3}
-    one, other = handles_of(
+    one, other = run_requests(
         engine,
-        [row(asked, banned_ids={IMAGE_TOKEN_ID, 8}, logprobs=True, **sampling), row(asked, max_new_tokens=6)],
+        [
+            make_request(asked, banned_ids={IMAGE_TOKEN_ID, 8}, logprobs=True, **sampling),
+            make_request(asked, max_new_tokens=6),
+        ],
     )
     whole = make_prompt(kind, make_tiles("cat"), 5, 6, *one.ids)
     logits = engine.logits(whole)[len(asked) - 1 : -1]
@@ -285,7 +300,7 @@ def test_half_precision_models_run_in_their_own_dtype(kind):
     model = make_fake_model(kind).to(torch.bfloat16)
     engine = make_engine(model)
     asked = make_prompt(kind, make_tiles("cat"), 5, 6)
-    (one,) = handles_of(engine, [row(asked, max_new_tokens=5, logprobs=True)])
+    (one,) = run_requests(engine, [make_request(asked, max_new_tokens=5, logprobs=True)])
     assert one.ids == reference_greedy(model, asked, 5)
     assert engine.logits(asked).dtype == torch.float32
 
@@ -293,7 +308,7 @@ def test_half_precision_models_run_in_their_own_dtype(kind):
 @pytest.mark.gpu
 def test_a_gpu_answers_as_the_cpu_does(kind):
     prompts = make_mixed_prompts(kind)
-    rows = [[row(asked, max_new_tokens=12) for asked in prompts] for _ in range(2)]
+    rows = [[make_request(asked, max_new_tokens=12) for asked in prompts] for _ in range(2)]
     on_cpu = run_rows(make_engine(kind), rows[0])
     on_gpu = run_rows(make_engine(make_fake_model(kind).cuda()), rows[1])
     assert on_cpu == on_gpu

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.fakes import make_prompt, make_tiles
-from engine.fakes import make_request as request_for
+from engine.fakes import make_prompt, make_request, make_tiles
 from idefics.engine.handle import RequestHandle
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request import Request
@@ -200,7 +199,7 @@ item_lists = st.lists(
     max_size=60,
 )
 generation_requests = st.builds(
-    lambda these, room, beams: request_for(
+    lambda these, room, beams: make_request(
         make_prompt("inline", *these), max_new_tokens=room, num_beams=beams
     ),
     item_lists,
@@ -259,7 +258,7 @@ def test_all_requests_finish_and_nothing_leaks(data, tokens, rows, pages, ahead)
 def test_first_come_first_served():
     steps = SchedulerSimulation(rows=2)
     jobs = [
-        steps.submit(request_for(make_prompt("inline", n, *range(3, 20)), max_new_tokens=4))
+        steps.submit(make_request(make_prompt("inline", n, *range(3, 20)), max_new_tokens=4))
         for n in range(3, 9)
     ]
     order = []
@@ -271,9 +270,9 @@ def test_first_come_first_served():
 
 def test_running_answers_flow_while_a_long_prompt_is_read():
     steps = SchedulerSimulation(tokens=8, pages=40)
-    short = steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=30))
+    short = steps.submit(make_request(make_prompt("inline", 3), max_new_tokens=30))
     steps.step()
-    long = steps.submit(request_for(make_prompt("inline", *range(4, 104)), max_new_tokens=2))
+    long = steps.submit(make_request(make_prompt("inline", *range(4, 104)), max_new_tokens=2))
     for count in range(2, 13):
         steps.step()
         assert len(short.handle.ids) == count
@@ -283,7 +282,7 @@ def test_running_answers_flow_while_a_long_prompt_is_read():
 def test_the_latest_is_preempted_with_the_same_answer():
     steps = SchedulerSimulation(pages=7, rows=4)
     asked = [make_prompt("inline", *range(n, n + 20)) for n in (3, 30, 60)]
-    jobs = [steps.submit(request_for(one, max_new_tokens=40)) for one in asked]
+    jobs = [steps.submit(make_request(one, max_new_tokens=40)) for one in asked]
     sent_away = set()
     while steps.scheduler.is_busy:
         running = set(steps.scheduler.running)
@@ -298,7 +297,7 @@ def test_a_shared_prefix_is_computed_once_for_concurrent_requests():
     steps = SchedulerSimulation(rows=8, pages=60, tokens=200)
     shots = range(3, 67)
     jobs = [
-        steps.submit(request_for(make_prompt("inline", *shots, n), max_new_tokens=3)) for n in range(3, 9)
+        steps.submit(make_request(make_prompt("inline", *shots, n), max_new_tokens=3)) for n in range(3, 9)
     ]
     steps.run_until_idle()
     read = Counter(
@@ -314,10 +313,10 @@ def test_a_shared_prefix_is_computed_once_for_concurrent_requests():
 
 def test_the_turns_of_a_chat_are_computed_once():
     steps = SchedulerSimulation(pages=60, tokens=200)
-    first = steps.submit(request_for(make_prompt("inline", *range(3, 43)), max_new_tokens=30))
+    first = steps.submit(make_request(make_prompt("inline", *range(3, 43)), max_new_tokens=30))
     steps.run_until_idle()
     whole = [*range(3, 43), *first.handle.ids, *range(3, 13)]
-    steps.submit(request_for(make_prompt("inline", *whole), max_new_tokens=1))
+    steps.submit(make_request(make_prompt("inline", *whole), max_new_tokens=1))
     plan = steps.step()
     assert plan.prefill_chunks[0].start == 40 + 29, "the last token of an answer is chosen, and not read"
 
@@ -326,7 +325,7 @@ def test_few_frames_a_step_and_each_picture_once():
     steps = SchedulerSimulation(frames=2, pages=60, tokens=100)
     asked = make_prompt("inline", 3, make_tiles("a", frames=5), 4)
     for _ in range(2):
-        steps.submit(request_for(asked, max_new_tokens=1))
+        steps.submit(make_request(asked, max_new_tokens=1))
     plans = [steps.step() for _ in range(3)]
     assert [sum(count for _, count in plan.encoder_inputs) for plan in plans] == [2, 2, 1]
     assert plans[0].prefill_chunks[0][1:3] == (0, 1), "what stands before the picture need not wait"
@@ -338,20 +337,20 @@ def test_what_can_never_fit_is_refused_with_the_numbers():
     with pytest.raises(
         BadSetting, match=r"60 tokens with up to 6 new ones in 1 sequence takes 80 .* has 64: give a smaller"
     ):
-        steps.submit(request_for(make_prompt("inline", *[3] * 60), max_new_tokens=6))
-    steps.submit(request_for(make_prompt("inline", *[3] * 60), max_new_tokens=5))
+        steps.submit(make_request(make_prompt("inline", *[3] * 60), max_new_tokens=6))
+    steps.submit(make_request(make_prompt("inline", *[3] * 60), max_new_tokens=5))
     steps.run_until_idle()
 
 
 def test_the_queue_is_bounded():
     steps = SchedulerSimulation(queue=2)
     for _ in range(2):
-        last = steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=2))
+        last = steps.submit(make_request(make_prompt("inline", 3), max_new_tokens=2))
     with pytest.raises(EngineBusy, match="2 requests are already waiting") as caught:
-        steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=2))
+        steps.submit(make_request(make_prompt("inline", 3), max_new_tokens=2))
     assert caught.value.limit == 2
     steps.scheduler.cancel(last)
-    steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=2))
+    steps.submit(make_request(make_prompt("inline", 3), max_new_tokens=2))
 
 
 def test_an_error_of_a_watcher_is_its_own():
@@ -359,8 +358,8 @@ def test_an_error_of_a_watcher_is_its_own():
         raise LookupError("mine")
 
     steps = SchedulerSimulation()
-    one = steps.submit(request_for(make_prompt("inline", 3), max_new_tokens=5, on_token=watch))
-    other = steps.submit(request_for(make_prompt("inline", 4), max_new_tokens=5))
+    one = steps.submit(make_request(make_prompt("inline", 3), max_new_tokens=5, on_token=watch))
+    other = steps.submit(make_request(make_prompt("inline", 4), max_new_tokens=5))
     steps.run_until_idle()
     assert isinstance(one.handle.error, LookupError)
     assert other.handle.ids == expected_answer(other.request.prompt, 5)
@@ -378,13 +377,13 @@ def test_failed_steps_add_nothing_to_the_prefix_cache(read):
     """The failed step was to compute a prompt of two pages, or the last token of a page."""
     steps = SchedulerSimulation(tokens=99)
     ids = list(range(3, 36)) if not read else [3]
-    one = steps.submit(request_for(make_prompt("inline", *ids), max_new_tokens=99), max_new_tokens=40)
+    one = steps.submit(make_request(make_prompt("inline", *ids), max_new_tokens=99), max_new_tokens=40)
     for _ in range(read):
         steps.step()
     steps.step(failing=[one])
     assert isinstance(one.handle.error, ValueError)
     whole = [*ids, *one.handle.ids, 5, 6]
-    again = steps.submit(request_for(make_prompt("inline", *whole), max_new_tokens=1))
+    again = steps.submit(make_request(make_prompt("inline", *whole), max_new_tokens=1))
     steps.step()
     assert steps.scheduler_outputs[-1].prefill_chunks[0].start == (1 if read else 0), (
         "what the first step read, and no more"
@@ -396,7 +395,7 @@ def test_a_page_for_a_launched_step_is_allocated_only_where_enough_are_free():
     """A sequence that fills its last page gets the next one a token early, unless few are free."""
     for pages, expected in ((20, 2), (4, 1)):
         steps = SchedulerSimulation(pages=pages, rows=3, launches_ahead=True)
-        job = steps.submit(request_for(make_prompt("inline", *[5] * (PAGE_SIZE - 2)), max_new_tokens=9))
+        job = steps.submit(make_request(make_prompt("inline", *[5] * (PAGE_SIZE - 2)), max_new_tokens=9))
         while job.sequences[0].num_computed_tokens < PAGE_SIZE - 1:
             steps.step()
         steps.scheduler.schedule()

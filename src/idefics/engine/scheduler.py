@@ -9,6 +9,7 @@ request finishes.
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from idefics.engine.kv_cache_manager import KVCacheManager
 from idefics.engine.page_pool import PAGE_SIZE, PageKey, PagePool
@@ -22,13 +23,15 @@ from idefics.engine.request_output import (
 )
 from idefics.engine.request_state import RequestState
 from idefics.engine.scheduler_output import (
-    MissingFrameCounter,
     PrefillChunk,
     SchedulerLimits,
     SchedulerOutput,
     StepResult,
 )
 from idefics.errors import BadSetting, EngineBusy
+
+if TYPE_CHECKING:
+    from idefics.engine.encoder_cache import EncoderCache
 
 
 class Scheduler:
@@ -40,9 +43,7 @@ class Scheduler:
         num_cached_tokens: how many tokens of admitted requests were in the prefix cache, in all.
     """
 
-    def __init__(
-        self, page_pool: PagePool, limits: SchedulerLimits, encoder_cache: MissingFrameCounter
-    ) -> None:
+    def __init__(self, page_pool: PagePool, limits: SchedulerLimits, encoder_cache: EncoderCache) -> None:
         self.page_pool, self.limits, self.encoder_cache = page_pool, limits, encoder_cache
         self.kv_cache_manager = KVCacheManager(page_pool)
         self.waiting: deque[RequestState] = deque()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from idefics.config import EngineConfig
 from idefics.engine.request_output import RequestOutput
@@ -46,14 +46,6 @@ class SchedulerLimits:
             max_waiting_requests=config.waiting,
             has_lookahead_page=has_lookahead_page,
         )
-
-
-class MissingFrameCounter(Protocol):
-    """What the scheduler needs of the encoder cache."""
-
-    def count_missing_frames(self, image: PreprocessedImage) -> int:
-        """How many frames of a picture are still to be encoded."""
-        ...
 
 
 class PrefillChunk(NamedTuple):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from idefics.engine.host_copy import copy_to_host, copy_to_host_async
 from idefics.engine.model_runner import StepOutput
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.engine.sampler import SampledTokens, Sampler, make_generator
@@ -119,3 +118,22 @@ class StepSampler:
             self.vocab_size,
             device,
         )
+
+
+def copy_to_host(values: Tensor) -> Callable[[], list[Any]]:
+    """Copies now; the returned function gives the list."""
+    host_values = values.tolist()
+    return lambda: host_values
+
+
+def copy_to_host_async(values: Tensor) -> Callable[[], list[Any]]:
+    """Starts a copy from a CUDA device; the returned function waits for it alone, not for work launched later."""
+    host_values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+    copy_done = torch.cuda.Event()
+    copy_done.record(torch.cuda.current_stream(values.device))
+
+    def wait_for_values() -> list[Any]:
+        copy_done.synchronize()
+        return host_values.tolist()
+
+    return wait_for_values
