@@ -49,7 +49,7 @@ class ErrorPolicy:
             return self.return_or_raise(index, error)
 
     def return_or_raise(self, index: int, result: T | IdeficsError) -> T | IdeficsError:
-        """Returns a result as it is; an error is returned if `on_error` is "return", else raised with its input's number."""
+        """Returns a result. Returns an error if `on_error` is "return", else raises it with its input's number."""
         if not isinstance(result, IdeficsError):
             return result
         if self.on_error == "return":

@@ -87,7 +87,7 @@ class LoadedModel:
         """Returns the processor for the prompts of tasks: special tokens in the caller's text are plain characters.
 
         Args:
-            image_detail: the resolution of pictures that do not set their own.
+            image_detail: how pictures that do not set their own detail are split into tiles.
         """
         processor = self.processor.with_image_detail(image_detail)
         processor.is_text_trusted = False

@@ -43,8 +43,8 @@ class PromptMixin:
             items: a list of text and pictures (see `generate`), or of messages (see `chat`).
             answer_start: text that the answer begins with; conversations only.
             continue_final_message: continue the last message, as in `chat`; conversations only.
-            detail: the resolution of pictures: "high", "auto" or "low"; see `ImageDetail`.
-            max_tiles: the largest number of tiles of a picture; None: the checkpoint's.
+            detail: into how many tiles pictures are split: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: at most this many frames per picture; None: as many as the checkpoint makes.
 
         Returns:
             The token ids and the preprocessed pictures.
@@ -67,8 +67,8 @@ class PromptMixin:
 
         Args:
             picture: in any form that `Picture` takes.
-            detail: the resolution: "high", "auto" or "low"; see `ImageDetail`.
-            max_tiles: the largest number of tiles; None: the checkpoint's.
+            detail: into how many tiles the picture is split: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: at most this many frames; None: as many as the checkpoint makes.
 
         Raises:
             BadPicture: the picture cannot be opened.
@@ -138,8 +138,8 @@ class PromptMixin:
             continue_final_message: continue the last message, as in `chat`; conversations only.
             on_error: "raise" the first error about a continuation, with its number; or "return" each error in the place
                 of its scores, and score the others. An error about the prompt is raised in any case.
-            detail: the resolution of pictures: "high", "auto" or "low"; see `ImageDetail`.
-            max_tiles: the largest number of tiles of a picture; None: the checkpoint's.
+            detail: into how many tiles pictures are split: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: at most this many frames per picture; None: as many as the checkpoint makes.
             timeout: seconds after which the call raises RequestTimeout; None: never.
 
         Returns:

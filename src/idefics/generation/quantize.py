@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -105,7 +106,6 @@ def quantize_checkpoint(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = models.quantization_config_dict(quantization)
     is_new = not _is_already_written(out, config)
-    bytes_before = sum(file.stat().st_size for file in weight_files(folder))
     module = models.build_on_meta_device(checkpoint)
     if is_new:
         models.load_weights(
@@ -128,8 +128,8 @@ def quantize_checkpoint(
             _bits(layer) for layer in module.modules() if isinstance(layer, (Int8Linear, Int4Linear))
         ),
         skipped_layers=_unquantized_layer_names(module),
-        bytes_before=bytes_before,
-        bytes_after=sum(file.stat().st_size for file in weight_files(out)),
+        bytes_before=_size_of_weight_files(folder),
+        bytes_after=_size_of_weight_files(out),
     )
 
 
@@ -166,39 +166,61 @@ def measure_layer_errors(
         for name, layer in quantized_model.named_modules()
         if isinstance(layer, (Int8Linear, Int4Linear))
     }
-    squared_sums: dict[str, tuple[float, float]] = {}
-
-    def make_hook(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            error, size = squared_sums.get(name, (0.0, 0.0))
-            squared_sums[name] = (
-                error + _sum_of_squares(quantized_layers[name](*inputs) - output),
-                size + _sum_of_squares(output),
-            )
-
-        return hook
-
-    handles = [
-        original_model.get_submodule(name).register_forward_hook(make_hook(name)) for name in quantized_layers
+    sums_by_layer = {name: _SquaredSums() for name in quantized_layers}
+    hooks = [
+        original_model.get_submodule(name).register_forward_hook(
+            partial(_add_output_error, layer, sums_by_layer[name])
+        )
+        for name, layer in quantized_layers.items()
     ]
     for picture in pictures()[:2]:
         original.engine.logits(original.processor.encode_raw([picture, CHECK_PROMPT]))
-    for handle in handles:
-        handle.remove()
+    for hook in hooks:
+        hook.remove()
     layer_errors = []
     for name, layer in quantized_layers.items():
-        original_weight = original_model.get_parameter(f"{name}.weight").float()
-        weight_error = (
-            _sum_of_squares(layer.dequantize(torch.float32) - original_weight)
-            / (_sum_of_squares(original_weight) or 1.0)
-        ) ** 0.5
-        error, size = squared_sums.get(name, (0.0, 0.0))
-        layer_errors.append(LayerError(name, weight_error, (error / size) ** 0.5 if size else None))
+        weight_sums = _SquaredSums()
+        weight = original_model.get_parameter(f"{name}.weight").float()
+        weight_sums.add(layer.dequantize(torch.float32) - weight, weight)
+        layer_errors.append(
+            LayerError(name, weight_sums.relative_error or 0.0, sums_by_layer[name].relative_error)
+        )
     return sorted(layer_errors, key=lambda row: (row.output_error or 0.0, row.weight_error), reverse=True)
+
+
+@dataclass(slots=True)
+class _SquaredSums:
+    """Sums of squares: of differences, and of the original values."""
+
+    difference: float = 0.0
+    original: float = 0.0
+
+    def add(self, difference: Tensor, original: Tensor) -> None:
+        self.difference += _sum_of_squares(difference)
+        self.original += _sum_of_squares(original)
+
+    @property
+    def relative_error(self) -> float | None:
+        return (self.difference / self.original) ** 0.5 if self.original else None
+
+
+def _add_output_error(
+    quantized_layer: nn.Module,
+    sums: _SquaredSums,
+    layer: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+) -> None:
+    """Forward hook of an original layer: runs the quantized layer on the same inputs."""
+    sums.add(quantized_layer(*inputs) - output, output)
 
 
 def _sum_of_squares(values: Tensor) -> float:
     return float(values.float().square().sum(dtype=torch.float64))
+
+
+def _size_of_weight_files(folder: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(folder))
 
 
 def _bits(layer: nn.Module) -> int:

@@ -39,7 +39,7 @@ def score_continuations(
         model: the model.
         items: a raw prompt or a conversation.
         continuations: the texts to score.
-        image_detail: the resolution of pictures that do not set their own.
+        image_detail: how pictures that do not set their own detail are split into tiles.
         on_error: handles errors about one continuation.
         timeout: seconds until the call fails; None: never.
         **prefill: `answer_start` and `continue_final_message`.

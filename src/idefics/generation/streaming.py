@@ -159,8 +159,8 @@ class Generation:
 class Stream:
     """An answer that is read while it is generated: iterating gives pieces of text, `answer` the answer so far.
 
-    Leaving the loop early, or `close`, cancels the rest; `answer` then holds what was read. A stream is read once: either
-    by iterating it, or in asyncio by `deltas`. It is a context manager that closes itself.
+    Leaving the loop early, or `close`, cancels the rest; `answer` then holds what was read. A stream is read once,
+    either by iterating it or, in asyncio, by `deltas`. It is a context manager that closes itself.
 
     Example:
         >>> with vlm.ask("photo.jpg", "What is this?", stream=True) as stream:
@@ -169,7 +169,8 @@ class Stream:
         >>> print(stream.answer.finish)
     """
 
-    # Not one object with `Generation`, which the engine keeps alive: deleting the last reference to a stream ends its answer.
+    # A separate object, since the engine keeps the `Generation` alive: deleting the last reference to a stream ends its
+    # answer.
 
     def __init__(self, generation: Generation) -> None:
         self._generation, self._deltas = generation, generation.deltas()

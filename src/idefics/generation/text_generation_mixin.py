@@ -91,10 +91,10 @@ class TextGenerationMixin:
         Args:
             items: text and pictures in any order, or a list of such lists. Special tokens in the text are honoured.
             stream: return a `Stream`; one prompt only.
-            on_error: "raise" the first error, with the number of its prompt; or "return" each error in the place of its
-                answer, and answer the other prompts.
-            add_end_of_utterance_token: whether Idefics 1 puts its `<end_of_utterance>` between neighbouring texts; None:
-                if the checkpoint has that token.
+            on_error: "raise" the first error, with the number of its prompt; or "return" each error in the place of
+                its answer, and answer the other prompts.
+            add_end_of_utterance_token: whether Idefics 1 puts its `<end_of_utterance>` between neighbouring texts;
+                None: if the checkpoint has that token.
             **options: see `Options`. By default greedy, with at most 256 new tokens.
 
         Returns:
@@ -185,8 +185,8 @@ class TextGenerationMixin:
             continue_final_message: the last message is the assistant's, and its text is continued: that text and the
                 answer's text joined are the whole. Without it such a conversation is refused.
             stream: return a `Stream`; one conversation only.
-            on_error: "raise" the first error, with the number of its conversation; or "return" each error in the place of
-                its answer, and answer the other conversations.
+            on_error: "raise" the first error, with the number of its conversation; or "return" each error in the place
+                of its answer, and answer the other conversations.
             **options: see `Options`. By default greedy, with at most 256 new tokens.
 
         Returns:
@@ -197,7 +197,7 @@ class TextGenerationMixin:
             RequestTimeout: `timeout` is over.
 
         Example:
-            >>> vlm.chat([idefics.user("photo.jpg", "What is this?")]).text
+            >>> vlm.chat([idefics.user(idefics.Picture("photo.jpg"), "What is this?")]).text
         """
         start_time = time.perf_counter()
         conversations, is_batch = as_prompt_list("messages", messages, "a list of messages, also for one")

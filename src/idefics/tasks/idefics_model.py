@@ -31,13 +31,13 @@ from idefics.validation import describe_type, reject_unknown_arguments, short_re
 class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
     """A model that answers questions about pictures; `idefics.load` makes one.
 
-    The methods `caption`, `complete`, `ask`, `write` and `classify` are the tasks: each takes one picture and returns one
-    result, or takes a list of pictures and returns a list. `chat` and `generate` take conversations and raw prompts.
+    The methods `caption`, `complete`, `ask`, `write` and `classify` are the tasks: each takes one picture and returns
+    one result, or takes a list of pictures and returns a list. `chat` takes conversations, `generate` raw prompts.
     Any thread may call any method at any time; requests of all threads are generated in one batch.
 
-    A picture is a path, bytes, an open file, a `PIL.Image`, a NumPy array, a torch tensor, an http(s) URL, a data URI or
-    a `Picture` of these. A checkpoint trained with video also takes a video wherever a picture is taken: a video file,
-    its bytes, a URL that ends like a video's, or a `Video`.
+    A picture is a path, bytes, an open file, a `PIL.Image`, a NumPy array, a torch tensor, an http(s) URL, a data URI
+    or a `Picture` of these. A checkpoint trained with video also takes a video wherever a picture is taken: a video
+    file, its bytes, a URL that ends like a video's, or a `Video`.
 
     A model is a context manager that closes itself.
 
@@ -83,9 +83,9 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
         Args:
             model: a short name ("demo", "smolvlm-500m"; `idefics models` lists them), a folder or a hub id.
             device: "auto" (CUDA, else Apple's GPU, else the CPU) or a torch device.
-            dtype: "float32", "bfloat16", "float16" or "auto". On a GPU "auto" is the checkpoint's dtype. On a CPU "auto"
-                stores the weights as in the checkpoint and computes in float32; a 16-bit dtype is the storage dtype, and
-                also the dtype of computation if this CPU is faster with it.
+            dtype: "float32", "bfloat16", "float16" or "auto". On a GPU "auto" is the checkpoint's dtype. On a CPU
+                "auto" stores the weights as in the checkpoint and computes in float32; a 16-bit dtype is the storage
+                dtype, and also the dtype of computation if this CPU is faster with it.
             threads: the number of CPU threads, of the whole process; None: torch's default.
             device_map: instead of `device`, for several devices: "auto" spreads layers over all GPUs and puts in CPU
                 memory what does not fit; or a dict from module names to devices, "" for all other modules.
@@ -93,17 +93,18 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
             quantize: quantize the decoder's weights: "int8", "int4", "fp8", "nf4" or "fp4" (the last two need
                 `idefics[quant]`), or a `QuantizationConfig` with details.
             attn_implementation: "sdpa", "eager" (matrix products and a softmax) or "flash_attention_2".
-            kv_cache: the memory for keys and values, which also hold the prefix cache: bytes ("1GB", 10**9) or a share of
-                the free memory (0.3). None: on a GPU 0.6 of the free memory; on a CPU what 16,384 tokens take, or the
-                longest prompt if that is shorter, or 512 MiB if that is more, and at most 0.3 of the free memory.
+            kv_cache: the memory for keys and values, the prefix cache included: bytes ("1GB", 10**9) or a share of the
+                free memory (0.3). None: on a GPU 0.6 of the free memory; on a CPU as much as 16,384 tokens take (or the
+                longest prompt, if that is shorter), but at least 512 MiB and at most 0.3 of the free memory.
             batch_rows: the largest number of sequences in a batch; None: 8, on a GPU 64.
             kernels: "auto" uses the C kernels and selects the matrix products by the kind of processor, so that equal
                 processors compute equal numbers; "autotune" selects the products that a measurement finds fastest, so
-                that numbers may differ between two machines or two days; "reference" uses torch's plain operations only.
+                that numbers may differ between two machines or two days; "reference" uses torch's plain operations
+                only.
             revision: branch, tag or commit on the hub.
-            offline: True: never use the network; None: as the environment says (`HF_HUB_OFFLINE`).
-            remote_images: the URLs from which pictures may be fetched: "any", "public" (no private addresses), "off", or
-                hosts ("a.example,*.b.example").
+            offline: True: never use the network; None: as IDEFICS_OFFLINE and HF_HUB_OFFLINE say.
+            remote_images: the URLs from which pictures may be fetched: "any", "public" (no private addresses), "off",
+                or hosts ("a.example,*.b.example").
             progress: called with (bytes done, bytes in all) during a download.
 
         Returns:
@@ -112,7 +113,7 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
         Raises:
             ModelError: the model is not found, not supported, or its weights do not fit its config.
             BadSetting: an argument is not one of its values, or cannot be used on this machine.
-            OutOfMemory: weights or caches do not fit into the free memory, or into a limit of the process or container.
+            OutOfMemory: weights or caches do not fit into the free memory, or a limit of the process or container.
             MissingExtra: an optional dependency is not installed.
 
         Example:
@@ -139,7 +140,8 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
     def close(self) -> None:
         """Closes the model and frees its memory and its thread. May be called twice.
 
-        Running and later calls raise `ModelClosed`. Models made from this one by `with_shots` or `fetching` are closed too.
+        Running and later calls raise `ModelClosed`. Models made from this one by `with_shots` or `fetching` are closed
+        too.
         """
         self.loaded_model.close()
 
@@ -186,8 +188,8 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
         for index, shot in enumerate(shot_list):
             if not isinstance(shot, Shot):
                 raise BadPrompt(
-                    f"shots[{index}] is {describe_type(shot)}; give Shot(Picture('photo.jpg'), 'A puppy.'), a picture and "
-                    "the answer that it should have, or a file of them: read_shots('shots.jsonl')"
+                    f"shots[{index}] is {describe_type(shot)}; give Shot(Picture('photo.jpg'), 'A puppy.'), a picture "
+                    "and the answer that it should have, or a file of them: read_shots('shots.jsonl')"
                 )
         model = copy.copy(self)
         model.shots = tuple(shot_list)
@@ -198,7 +200,7 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
         """Returns the same model (weights and caches are shared), which opens pictures with another fetcher.
 
         Args:
-            fetcher: opens paths and URLs; one with `untrusted=True` opens no local file and limits the size of pictures.
+            fetcher: opens paths and URLs; one with `untrusted=True` opens no local file and limits picture sizes.
 
         Raises:
             BadSetting: no `Fetcher`.

@@ -33,7 +33,7 @@ class LabelRanker:
         words: the text that lists the labels in the prompt.
         labels: the labels, as `check_labels` returns them.
         shots: few-shot examples.
-        image_detail: the resolution of pictures that do not set their own.
+        image_detail: how pictures that do not set their own detail are split into tiles.
         is_length_normalized: divide each label's score by its number of tokens.
         deadline: when the call fails with RequestTimeout; None: never.
     """

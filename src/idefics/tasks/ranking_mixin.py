@@ -95,10 +95,10 @@ class RankingMixin:
             length_normalized: divide the log-probability of each label by its number of tokens.
             calibrated: subtract the log-probability of each label for a plain grey picture, so that labels which the
                 model prefers for any picture gain nothing by that (arXiv 2102.09690).
-            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of its
-                ranking, and rank for the other pictures.
-            detail: the resolution of pictures: "high", "auto" or "low"; see `ImageDetail`.
-            max_tiles: the largest number of tiles of a picture; None: the checkpoint's.
+            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of
+                its ranking, and rank for the other pictures.
+            detail: into how many tiles pictures are split: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: at most this many frames per picture; None: as many as the checkpoint makes.
             timeout: seconds after which the call raises RequestTimeout; None: never.
 
         Returns:
@@ -137,7 +137,7 @@ class RankingMixin:
         Args:
             labels: the labels, as `check_labels` returns them.
             picture: the picture.
-            image_detail: the resolution of pictures that do not set their own.
+            image_detail: how pictures that do not set their own detail are split into tiles.
         """
         return self._label_ranker(labels, image_detail).make_prompt(picture)
 

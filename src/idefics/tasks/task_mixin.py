@@ -82,7 +82,7 @@ class TaskMixin:
             task: the task.
             picture: the picture.
             words: the caller's text; special tokens in it are plain characters.
-            image_detail: the resolution of pictures that do not set their own.
+            image_detail: how pictures that do not set their own detail are split into tiles.
         """
         task_prompt = compose_task_prompt(
             task, self.loaded_model.processor.prompt_format.kind, picture, words, self.shots
@@ -118,8 +118,8 @@ class TaskMixin:
         Args:
             image: one picture or video in any form that `Picture` takes, or a list of them.
             stream: return a `Stream`; one picture only.
-            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of its
-                answer, and answer for the other pictures.
+            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of
+                its answer, and answer for the other pictures.
             **options: see `Options`.
 
         Returns:
@@ -166,8 +166,8 @@ class TaskMixin:
             image: one picture or video in any form that `Picture` takes, or a list of them.
             text: the text to continue.
             stream: return a `Stream`; one picture only.
-            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of its
-                answer, and answer for the other pictures.
+            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of
+                its answer, and answer for the other pictures.
             **options: see `Options`.
 
         Returns:
@@ -213,8 +213,8 @@ class TaskMixin:
             image: one picture or video in any form that `Picture` takes, or a list of them.
             question: the question.
             stream: return a `Stream`; one picture only.
-            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of its
-                answer, and answer for the other pictures.
+            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of
+                its answer, and answer for the other pictures.
             **options: see `Options`.
 
         Returns:
@@ -266,8 +266,8 @@ class TaskMixin:
             image: one picture or video in any form that `Picture` takes, or a list of them.
             instruction: what to write.
             stream: return a `Stream`; one picture only.
-            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of its
-                answer, and answer for the other pictures.
+            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of
+                its answer, and answer for the other pictures.
             **options: see `Options`.
 
         Returns:
