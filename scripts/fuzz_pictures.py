@@ -4,8 +4,8 @@
     python scripts/fuzz_pictures.py CORPUS -max_total_time=600
 
 `CORPUS` is the folder of inputs, which the fuzzer extends; it starts with a file of each format. An input whose first
-byte is even is a picture file, otherwise an address. Anything but a picture or a `BadPicture` is a finding, and so is more than
-`-rss_limit_mb` (2048) of memory or `-timeout` (20 by default) seconds.
+byte is even is a picture file, otherwise an address. Anything but a picture or a
+`BadPicture` is a finding, and so is more than `-rss_limit_mb` (2048) of memory or `-timeout` (20 by default) seconds.
 """
 
 from __future__ import annotations
