@@ -1,11 +1,11 @@
-"""The documents are true: their code runs against the demo checkpoints and prints what they say it prints.
+"""The code in the documents runs with the demo checkpoints and prints what the documents say.
 
-`python` blocks of a document run one after the other in one namespace, as a reader types them; a comment after a
-statement that shows something is what it must show. In `console` blocks a line that begins with `$ ` is a
-command, and the lines up to the next command are all that it writes; `sh` blocks are commands alone.
-`…` in what is expected stands for any text, and numbers of seconds are not compared.
+The `python` blocks of a document run one after the other in one namespace; a comment after a statement is its
+expected output. In `console` blocks a line that begins with `$ ` is a command, and the lines up to the next command are
+its whole output; `sh` blocks have commands only. `…` in an expected output matches any text; numbers of seconds are not
+compared.
 
-What cannot run here stands in `REASON_BY_SKIPPED_COMMAND`, with the reason. Python of the guides is run by `test_guides.py`.
+Commands that no test runs are listed in `REASON_BY_SKIPPED_COMMAND`. `test_guides.py` runs the Python of the guides.
 """
 
 import ast
@@ -34,16 +34,18 @@ README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "README.md"])
 GUIDES = ROOT / "docs" / "guides"
 
-# The commands of documents that no test runs, and why.
+# Pattern of commands that no test runs -> the reason.
 REASON_BY_SKIPPED_COMMAND = {
-    r"(python3? -m )?pip install .*": "sets a machine up",
-    r"make (demo|docs|test|test-all|check)": "sets a machine up; CI runs it",
+    r"(python3? -m )?pip install .*": "installs packages",
+    r"make (demo|docs|test|test-all|check)": "installs packages; CI runs it",
     r"make bench": "takes hours",
     r"python bench/\w+\.py .*": "takes minutes; tests/bench runs the tools",
     r"python -m http\.server .*": "runs until it is ended; tests/test_guides.py serves the same pictures",
 }
-OUTPUT = "text"  # the language of blocks that show what something wrote
-LOG_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d ")  # the server's log, which documents do not show
+OUTPUT = "text"  # the language of blocks that show the output of a program
+LOG_TIMESTAMP = re.compile(
+    r"\d{4}-\d\d-\d\d "
+)  # begins the lines of the server's log, which documents leave out
 SECONDS_PATTERN = re.compile(r"\d+(\.\d+)? ?(s|ms|seconds?)\b")
 
 
@@ -61,14 +63,14 @@ class ConsoleCommand(NamedTuple):
     document: Path
     line: str
     number: int
-    expected: str | None  # None: the document does not say
+    expected: str | None  # its output; None where the document shows none
 
     def __str__(self):
         return f"{self.document.relative_to(ROOT)}:{self.number}: {self.line}"
 
 
 def code_blocks(document):
-    """The fenced blocks of a document, each with a language."""
+    """The fenced blocks of a document."""
     text = document.read_text(encoding="utf-8")
     for match in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", text, re.M | re.S):
         line = text[: match.start(3)].count("\n") + 1
@@ -110,14 +112,14 @@ DOCUMENTS_WITH_PYTHON = [
 
 
 def matches_expected(actual, expected):
-    """Whether what was shown is what is expected: `…` is any text, seconds are any number."""
+    """Whether an output is the expected one, where `…` matches any text and seconds match any number."""
     actual, expected = (SECONDS_PATTERN.sub("SECONDS", text.strip()) for text in (actual, expected))
     return re.fullmatch(".*?".join(map(re.escape, expected.split("…"))), actual, re.S) is not None
 
 
 @pytest.fixture(scope="module")
 def reader_folder(tmp_path_factory):
-    """A folder that looks like the clone, with the reader's own pictures; what commands write stays in it."""
+    """A folder with links to the files of the clone, and with pictures of a reader; commands write into it."""
     folder = tmp_path_factory.mktemp("clone")
     for path in ROOT.iterdir():
         (folder / path.name).symlink_to(path)
@@ -128,7 +130,7 @@ def reader_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def path_folder(tmp_path_factory):
-    """A folder for PATH with `idefics` and `python` as they are after an installation."""
+    """A folder for PATH with the commands `idefics` and `python`."""
     folder = tmp_path_factory.mktemp("bin")
     python = shlex.quote(sys.executable)
     for name, words in {"idefics": f"{python} -m idefics", "python": python}.items():
@@ -148,7 +150,7 @@ def in_reader_folder(reader_folder, monkeypatch):
 
 
 def run_command(words):
-    """Runs `idefics` in this process, which has torch loaded already: (exit code, all that it wrote)."""
+    """Runs `idefics` in this process, which has imported torch already: (exit code, output)."""
     from idefics.cli.main import main
 
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
@@ -163,7 +165,7 @@ def run_command(words):
 
 
 def run_shell(line, programs):
-    """Runs a line that uses the shell's own means: (exit code, all that it wrote)."""
+    """Runs a command line in a shell: (exit code, output)."""
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
         env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
@@ -177,7 +179,7 @@ def run_shell(line, programs):
 
 
 def split_without_shell(line):
-    """The words of a command that needs nothing of the shell but quotes and globs; None for any other."""
+    """The arguments of a command that uses only quotes and patterns of the shell; None for any other command."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words = list(lexer)
@@ -191,7 +193,7 @@ def split_without_shell(line):
 
 
 class DocumentServers:
-    """What a document serves: on a free port in place of 8000, and ended as Ctrl-C does."""
+    """The servers that documents start, on a free port in place of 8000; they are ended by SIGINT."""
 
     def __init__(self, programs, workplace, running):
         self.programs, self.workplace, self.running = programs, workplace, running
@@ -218,10 +220,10 @@ class DocumentServers:
         assert not command.expected or matches_expected(said, command.expected), f"{command} wrote:\n{said}"
 
     def replace_port(self, document, text):
-        """Code of a document, with the port where its server listens."""
+        """Code of a document with the port of its server in place of 8000."""
         if "8000" not in text:
             return text
-        if document not in self.ports:  # this test runs without those before it
+        if document not in self.ports:  # the test of the command that starts the server was not selected
             serving = (command for command in COMMANDS if command.document == document)
             self.start(next(command for command in serving if command.line.startswith("idefics serve")))
         return text.replace("8000", self.ports[document])
@@ -246,7 +248,7 @@ def test_commands(command, path_folder, servers):
     else:
         words = split_without_shell(command.line)
         code, shown = run_command(words) if words else run_shell(command.line, path_folder)
-        refusal = code == 2 and command.expected  # a document may show what a refusal looks like
+        refusal = code == 2 and command.expected  # a document may show an error
         assert code == 0 or refusal, f"{command} ended with {code}:\n{shown}"
         assert command.expected is None or matches_expected(shown, command.expected), (
             f"{command} wrote:\n{shown}"
@@ -254,14 +256,14 @@ def test_commands(command, path_folder, servers):
 
 
 def comment_by_line(source):
-    """Number of a line -> the comment after its code."""
+    """Number of a line -> the comment at its end."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = [token for token in tokens if token.type == tokenize.COMMENT]
     return {c.start[0]: c.string[1:].strip() for c in comments if c.line[: c.start[1]].strip()}
 
 
 def run_statement(statement, namespace, name):
-    """Runs one statement and returns what a reader sees: what it printed, else the expression's value."""
+    """Runs one statement and returns what it printed, else the value of an expression."""
     out = io.StringIO()
     with redirect_stdout(out):
         if isinstance(statement, ast.Expr):
@@ -295,7 +297,7 @@ def test_the_readme_is_short_and_has_examples_of_both_kinds():
 
 
 def test_every_block_is_run_or_is_output():
-    """A block without a fence or of another language would be read by no test."""
+    """A block without a language or of another language would not be tested."""
     known = {"python", "console", "sh", OUTPUT}
     other = [
         f"{block} is {block.language}"
@@ -308,7 +310,7 @@ def test_every_block_is_run_or_is_output():
     assert not [path.name for path in DOCUMENTS if indented.search(path.read_text(encoding="utf-8"))]
 
 
-def test_what_is_not_run_is_written_somewhere():
+def test_every_skipped_command_occurs_in_a_document():
     lines = [command.line for command in COMMANDS]
     assert not [p for p in REASON_BY_SKIPPED_COMMAND if not any(re.fullmatch(p, line) for line in lines)], (
         "strike these"
@@ -316,7 +318,7 @@ def test_what_is_not_run_is_written_somewhere():
 
 
 def test_links_lead_somewhere():
-    """Within the repository; addresses of the web are not asked."""
+    """Links within the repository; URLs are not fetched."""
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)\"", text)
