@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from idefics.engine.continuation_scores import CandidateTrie
 from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype, gather_pages, page_gather_index
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.nn.attention import CrossKV, causal_window_mask
@@ -28,15 +29,18 @@ class PackedChunk:
         token_slice: their indices among the N packed tokens.
         num_previous_tokens: how many tokens of the sequence were computed before them.
         pages: the sequence's pages from its beginning up to the chunk's end at least.
-        tree_mask: for a trie (n, n): which nodes each node attends to. The nodes are not written to the cache.
-        tree_depths: for a trie (n,): the position of each node after `num_previous_tokens`.
+        trie: continuations whose n nodes are the tokens. They follow the sequence and are not written to the cache.
     """
 
     token_slice: slice
     num_previous_tokens: int
     pages: Sequence[int]
-    tree_mask: Tensor | None = None
-    tree_depths: Tensor | None = None
+    trie: CandidateTrie | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """n, the number of tokens or nodes."""
+        return int(self.token_slice.stop - self.token_slice.start)
 
 
 class PrefillAttn:
@@ -50,27 +54,17 @@ class PrefillAttn:
         backend: AttentionBackend = sdpa_attention,
     ) -> None:
         self.cache, self.cross_attention_spans, self.backend = cache, cross_attention_spans, backend
-        self.chunk_masks = [ChunkMask(cache, chunk) for chunk in chunks]
-        cached_chunks = [chunk for chunk in chunks if chunk.tree_mask is None]
+        self.chunks = [ChunkAttention(cache, chunk) for chunk in chunks]
+        self.is_all_cached = all(chunk.trie is None for chunk in chunks)
         # The packed tokens that are written to the cache, and to which page and offset.
-        self.cached_tokens = torch.cat(
-            [torch.arange(c.token_slice.start, c.token_slice.stop) for c in cached_chunks] or [_empty_index()]
-        )
-        positions = [
-            torch.arange(
-                c.num_previous_tokens, c.num_previous_tokens + c.token_slice.stop - c.token_slice.start
-            )
-            for c in cached_chunks
-        ]
-        pages = [
-            torch.tensor(c.pages)[chunk_positions // PAGE_SIZE]
-            for c, chunk_positions in zip(cached_chunks, positions, strict=True)
-        ]
-        self.pages, self.page_offsets = (
-            torch.cat(pages or [_empty_index()]),
-            torch.cat(positions or [_empty_index()]) % PAGE_SIZE,
-        )
-        self.is_all_cached = len(cached_chunks) == len(chunks)
+        tokens, pages, offsets = ([torch.empty(0, dtype=torch.long)] for _ in range(3))
+        for chunk in chunks:
+            if chunk.trie is None:
+                positions = chunk.num_previous_tokens + torch.arange(chunk.num_tokens)
+                tokens.append(torch.arange(chunk.token_slice.start, chunk.token_slice.stop))
+                pages.append(torch.tensor(chunk.pages)[positions // PAGE_SIZE])
+                offsets.append(positions % PAGE_SIZE)
+        self.cached_tokens, self.pages, self.page_offsets = map(torch.cat, (tokens, pages, offsets))
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Writes (N, h, K) keys and values to the cache and attends to it: (N, H, K) -> (N, H, K)."""
@@ -83,59 +77,44 @@ class PrefillAttn:
         # Attend to the values as the cache's dtype rounds them, or answers would depend on the size of chunks.
         k, v = k.to(q.dtype), v.to(q.dtype)
         out = torch.empty_like(q)
-        for chunk in self.chunk_masks:
-            out[chunk.token_slice] = chunk.attend(
-                self.backend, q[chunk.token_slice], k[chunk.token_slice], v[chunk.token_slice], keys, values
-            )
+        for chunk in self.chunks:
+            tokens = chunk.token_slice
+            out[tokens] = chunk.attend(self.backend, q[tokens], k[tokens], v[tokens], keys, values)
         return out
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
         """Attends to the picture of each span: (N, H, K) -> (N, H, K), 0 for tokens without a picture."""
         out = torch.zeros_like(q)
         for tokens, cross_kv in self.cross_attention_spans:
-            out[tokens] = _packed_attention(
-                self.backend, q[tokens], cross_kv[layer].keys[0], cross_kv[layer].values[0]
-            )
+            keys, values = cross_kv[layer]
+            out[tokens] = _packed_attention(self.backend, q[tokens], keys[0], values[0])
         return out
 
 
-class ChunkMask:
-    """The mask and the page indices of a chunk, computed once for all layers."""
+class ChunkAttention:
+    """Self-attention of one chunk; its mask and page indices are computed once for all layers."""
 
     def __init__(self, cache: PagedKVCache, chunk: PackedChunk) -> None:
-        self.token_slice, self.tree_mask = chunk.token_slice, chunk.tree_mask
-        self.sliding_window = cache.layout.sliding_window
-        num_tokens = chunk.token_slice.stop - chunk.token_slice.start
-        self.is_sequence_start = chunk.num_previous_tokens == 0 and chunk.tree_mask is None
+        self.token_slice, self.is_trie = chunk.token_slice, chunk.trie is not None
+        window = self.sliding_window = cache.layout.sliding_window
+        start = chunk.num_previous_tokens
+        self.is_sequence_start = start == 0 and not self.is_trie
         if self.is_sequence_start:
             return
-        window = self.sliding_window
-        first = 0 if window is None else max(0, chunk.num_previous_tokens + 1 - window) // PAGE_SIZE
-        end = (
-            chunk.num_previous_tokens
-            if chunk.tree_mask is not None
-            else chunk.num_previous_tokens + num_tokens
-        )
-        self.num_cached_positions = end - first * PAGE_SIZE  # positions that are read from pages
-        pages = torch.tensor(chunk.pages[first : -(-end // PAGE_SIZE)])[None]
+        first_page = 0 if window is None else max(0, start + 1 - window) // PAGE_SIZE
+        end = start if self.is_trie else start + chunk.num_tokens  # of the positions that are read from pages
+        self.num_cached_positions = end - first_page * PAGE_SIZE
+        pages = torch.tensor(chunk.pages[first_page : -(-end // PAGE_SIZE)])[None]
         self.gather_index = page_gather_index(pages, cache.layout.num_kv_heads)
-        key_positions = torch.arange(first * PAGE_SIZE, end)
-        if chunk.tree_mask is None:
-            self.mask = causal_window_mask(
-                torch.arange(chunk.num_previous_tokens, end), key_positions, window
-            )  # (n, L)
-        else:
-            assert chunk.tree_depths is not None, "a trie has the depths of its nodes"
-            depths = chunk.tree_depths
-            tree_mask = (
-                chunk.tree_mask
-                if window is None
-                else chunk.tree_mask & causal_window_mask(depths, depths, window)
-            )
-            self.mask = torch.cat(
-                (causal_window_mask(chunk.num_previous_tokens + depths, key_positions, window), tree_mask),
-                dim=1,
-            )
+        key_positions = torch.arange(first_page * PAGE_SIZE, end)
+        if chunk.trie is None:
+            self.mask = causal_window_mask(torch.arange(start, end), key_positions, window)  # (n, L)
+            return
+        depths, tree_mask = chunk.trie.depths, chunk.trie.ancestor_mask
+        if window is not None:
+            tree_mask &= causal_window_mask(depths, depths, window)
+        prefix_mask = causal_window_mask(start + depths, key_positions, window)
+        self.mask = torch.cat((prefix_mask, tree_mask), dim=1)  # (n, L + n)
 
     def attend(
         self, backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor
@@ -155,13 +134,11 @@ class ChunkMask:
             gather_pages(pages, self.gather_index, 1)[0, :, : self.num_cached_positions].to(q.dtype)
             for pages in (keys, values)
         )  # (h, L, K)
-        if self.tree_mask is not None:
+        if self.is_trie:
             all_keys = torch.cat((all_keys, k.transpose(0, 1)), dim=1)
             all_values = torch.cat((all_values, v.transpose(0, 1)), dim=1)
-        mask = self.mask.to(q.device)
-        return backend(q.transpose(0, 1)[None], all_keys[None], all_values[None], mask=mask)[0].transpose(
-            0, 1
-        )
+        out = backend(q.transpose(0, 1)[None], all_keys[None], all_values[None], mask=self.mask.to(q.device))
+        return out[0].transpose(0, 1)
 
 
 def _causal_attention(
@@ -173,10 +150,8 @@ def _causal_attention(
     positions = torch.arange(len(q), device=q.device)
     out = torch.empty_like(q)
     for start in range(0, len(q), sliding_window):
-        query_slice, key_slice = (
-            slice(start, start + sliding_window),
-            slice(max(0, start - sliding_window + 1), start + sliding_window),
-        )
+        end = start + sliding_window
+        query_slice, key_slice = slice(start, end), slice(max(0, start - sliding_window + 1), end)
         mask = causal_window_mask(positions[query_slice], positions[key_slice], sliding_window)
         out[query_slice] = _packed_attention(backend, q[query_slice], k[key_slice], v[key_slice], mask=mask)
     return out
@@ -194,7 +169,3 @@ def _packed_attention(
     """Attention without a batch dimension: (n, H, K), (L, h, K), (L, h, K), mask (n, L) -> (n, H, K)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return backend(q, k, v, mask=mask, causal=causal)[0].transpose(0, 1)
-
-
-def _empty_index() -> Tensor:
-    return torch.empty(0, dtype=torch.long)

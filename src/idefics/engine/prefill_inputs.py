@@ -111,5 +111,5 @@ def _pack_chunk(chunk: PrefillChunk, token_slice: slice) -> tuple[Tensor, Tensor
     return (
         trie.ids,
         num_previous_tokens + trie.depths,
-        PackedChunk(token_slice, num_previous_tokens, sequence.pages, trie.ancestor_mask, trie.depths),
+        PackedChunk(token_slice, num_previous_tokens, sequence.pages, trie),
     )
