@@ -99,21 +99,21 @@ class ChatTab:
             )
         self.code_view = CodeView(TAB_NAME)
         build_examples(
-            TAB_NAME, EXAMPLES, self.textbox, lambda given, words: {"text": words, "files": [given]}
+            TAB_NAME, EXAMPLES, self.textbox, lambda payload, text: {"text": text, "files": [payload]}
         )
         self._connect_textbox_events()
         self._connect_answer_events()
         self._connect_new_conversation()
 
     def _connect_textbox_events(self) -> None:
-        def add_file(box: TextboxValue, given: FilePayload) -> TextboxValue:
-            return {"text": box["text"], "files": [*box["files"], given]}
+        def add_file(value: TextboxValue, payload: FilePayload) -> TextboxValue:
+            return {"text": value["text"], "files": [*value["files"], payload]}
 
-        def add_from_address(box: TextboxValue, address: str) -> TextboxValue:
-            return add_file(box, fetch_to_file(self.backend, address).to_payload)
+        def add_from_address(value: TextboxValue, address: str) -> TextboxValue:
+            return add_file(value, fetch_to_file(self.backend, address).to_payload)
 
-        def add_webcam_picture(box: TextboxValue, seen: FilePayload | None) -> TextboxValue:
-            return add_file(box, UploadedPicture.from_payload(seen).to_payload)
+        def add_webcam_picture(value: TextboxValue, payload: FilePayload | None) -> TextboxValue:
+            return add_file(value, UploadedPicture.from_payload(payload).to_payload)
 
         event_kwargs: Any = {"outputs": self.textbox, "postprocess": False, **RAW_EVENT_KWARGS}
         address_event = gr.on(
@@ -245,11 +245,11 @@ class ChatTab:
     def _make_snippets(self, raw_turns: Sequence[ChatTurn], *values: Any) -> ChatSnippets:
         turns = normalize_turns(raw_turns)
         if not turns:
-            raise BadPrompt("nothing has been said yet: ask something first")
+            raise BadPrompt("the conversation is empty: ask a question first")
         settings = self.backend.settings
         turns_to_answer = up_to_last_question(turns, len(turns) - 1)
         return ChatSnippets(
-            messages=to_messages(turns_to_answer, lambda given: Picture(given.name)),
+            messages=to_messages(turns_to_answer, lambda upload: Picture(upload.name)),
             options=self.controls.to_generation_kwargs(*values),
             model=settings.model,
             server=settings.server_url,

@@ -134,16 +134,16 @@ class FewShotTab:
         event_kwargs: Any = {"postprocess": False, **RAW_EVENT_KWARGS}
 
         def add_example(
-            shots: Sequence[ExampleShot], shown: FilePayload | None, asked: str, said: str
+            shots: Sequence[ExampleShot], payload: FilePayload | None, question: str, answer: str
         ) -> Any:
             return self._examples_values(
-                [*shots, make_example(self.backend, UploadedPicture.from_payload(shown), asked, said)]
+                [*shots, make_example(self.backend, UploadedPicture.from_payload(payload), question, answer)]
             )
 
-        def remove_example(shots: Sequence[ExampleShot], chosen: int) -> Any:
+        def remove_example(shots: Sequence[ExampleShot], selected: int) -> Any:
             if not shots:
                 raise BadPrompt("there is no example to remove")
-            index = chosen if 0 <= chosen < len(shots) else len(shots) - 1
+            index = selected if 0 <= selected < len(shots) else len(shots) - 1
             return [*self._examples_values([*shots[:index], *shots[index + 1 :]]), -1]
 
         def load_examples(files: Sequence[FilePayload] | None) -> Any:
