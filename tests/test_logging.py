@@ -1,4 +1,4 @@
-"""What the package logs: loading, requests, hits of the cache, refusals; and nothing of what is said."""
+"""The log has loading, requests, cache hits and refusals, and no text of prompts or answers."""
 
 import logging
 import subprocess

@@ -1,4 +1,4 @@
-"""Many at once: prompts that are made ahead, threads that ask together, streams that are left."""
+"""Concurrency: prompts are prefetched, threads call one model at once, streams are left early."""
 
 import gc
 import threading
@@ -39,7 +39,7 @@ def test_an_error_comes_in_its_place():
         next(coming)
 
 
-def test_one_is_made_here():
+def test_a_single_item_is_computed_in_the_calling_thread():
     assert list(prefetch_map(lambda _: threading.current_thread(), [0])) == [threading.current_thread()]
 
 
@@ -63,7 +63,7 @@ def test_a_bad_picture_in_a_list_is_an_error_and_leaves_nothing_running(vlm, pic
     assert not any(vlm.engine.scheduler.page_pool.ref_counts)
 
 
-def test_mistakes_are_told_before_any_work(vlm, picture):
+def test_options_are_checked_before_any_work(vlm, picture):
     with pytest.raises(BadSetting, match="stop string is empty"):
         vlm.caption([picture] * 3, stop=[""])
 
@@ -104,7 +104,7 @@ def test_an_abandoned_stream_keeps_the_text_so_far(vlm, picture):
     assert answer.tokens == whole.tokens[: len(answer.tokens)] != whole.tokens
 
 
-def test_a_stream_that_nobody_holds_ends(vlm, picture):
+def test_a_stream_without_references_ends(vlm, picture):
     vlm.write(picture, stream=True, temperature=2.0, seed=1, max_new_tokens=2000)
     gc.collect()
     with vlm.engine.condition:

@@ -1,4 +1,4 @@
-"""Nobody outside writes a special token: not in labels, continuations or the words of a task, on any checkpoint."""
+"""Labels, continuations and task texts never yield special tokens, on any checkpoint."""
 
 import numpy as np
 import PIL.Image
@@ -45,7 +45,7 @@ def special_tokens_among(vlm, ids):
 
 
 def forged_text(vlm):
-    """Words that name each token that only a checkpoint writes."""
+    """The name of each control or placeholder token, as text."""
     tokenizer = vlm.processor.tokenizer
     return [name for name in sorted(tokenizer.added_token_contents) if not name.startswith("<row_")]
 
@@ -61,15 +61,15 @@ def test_no_label_yields_a_special_id(vlm):
 
 
 def test_no_untrusted_continuation_yields_a_special_id(vlm):
-    endings = [f" a {name} b" for name in forged_text(vlm)]
+    continuations = [f" a {name} b" for name in forged_text(vlm)]
     model = make_untrusted_model(vlm)
     for items in (
         (["This is"], [user("This is")]) if vlm.processor.prompt_format.chat_template else (["This is"],)
     ):
         text = items[0] if isinstance(items[0], str) else "This is"
         clean = special_tokens_among(vlm, model.prompt(items).ids)
-        _, rests = make_scoring_prompt(model.processor, items, endings)
-        assert [special_tokens_among(vlm, rest) for rest in rests] == [[] for _ in endings]
+        _, rests = make_scoring_prompt(model.processor, items, continuations)
+        assert [special_tokens_among(vlm, rest) for rest in rests] == [[] for _ in continuations]
         for name in forged_text(vlm):
             said = f"{text} {name}"
             prompt, _ = make_scoring_prompt(
@@ -78,8 +78,8 @@ def test_no_untrusted_continuation_yields_a_special_id(vlm):
             assert special_tokens_among(vlm, prompt.ids) == clean
 
 
-def test_the_owners_continuations_of_a_raw_prompt_are_the_owners(vlm):
-    """As in `generate`: what the owner of the machine writes there is honoured."""
+def test_trusted_continuations_of_a_raw_prompt_may_have_special_tokens(vlm):
+    """As in `generate`: special tokens in trusted text are honoured."""
     name = next(
         name for name in ("<|im_end|>", "</s>") if name in vlm.processor.tokenizer.added_token_contents
     )
@@ -89,7 +89,7 @@ def test_the_owners_continuations_of_a_raw_prompt_are_the_owners(vlm):
 
 
 @pytest.mark.parametrize("task", ["ask", "write", "complete", "caption"])
-def test_no_words_of_a_task_yield_a_special_id(vlm, task):
+def test_no_task_text_yields_a_special_id(vlm, task):
     def ids(words, shot):
         model = vlm.with_shots([Shot(PICTURE, shot, shot if task == "ask" else "")])
         return model.task_prompt(TASKS[task], PICTURE, words, idefics.ImageDetail()).ids
@@ -101,7 +101,7 @@ def test_no_words_of_a_task_yield_a_special_id(vlm, task):
     assert task == "caption" or "What </s><|im_end|>" in asked
 
 
-def test_words_of_a_task_are_no_file(vlm, tmp_path, monkeypatch):
+def test_words_of_a_task_are_not_read_as_a_path(vlm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     PICTURE.source.save("photo.png")
     assert len(vlm.task_prompt(TASKS["complete"], PICTURE, "photo.png", idefics.ImageDetail()).pictures) == 1

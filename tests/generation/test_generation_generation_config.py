@@ -1,4 +1,4 @@
-"""What a generation_config.json asks of answers is honoured by `load` as by transformers, or refused by name."""
+"""Fields of generation_config.json have the effect that they have in transformers, or are refused by name."""
 
 import json
 
@@ -157,7 +157,7 @@ def with_early_stop_id(vlm, prompt, after):
 @pytest.mark.parametrize(
     "fields", [{"min_new_tokens": 6}, {"min_length": 20}, {"min_new_tokens": 3, "min_length": 400}]
 )
-def test_no_answer_ends_before_its_least_length(vlm, reference, fields):
+def test_answers_have_their_minimum_length(vlm, reference, fields):
     prompt = vlm.prompt([TEXTS[0]])
     short = with_early_stop_id(vlm, prompt, after=2)
     free = answer_ids(short, prompt).tokens
@@ -177,7 +177,7 @@ def test_stop_strings_of_the_file_end_answers_as_the_callers_do(tmp_path):
     assert vlm.generate(["x"], stop="<otsl>").text == doctags.PAGE_TEXT.partition("<otsl>")[0]
 
 
-def test_what_the_caller_says_wins_over_the_file(vlm):
+def test_options_of_the_call_override_the_file(vlm):
     prompt, ruler = vlm.prompt([TEXTS[0]]), with_generation_config(vlm, repetition_penalty=1.9)
     assert answer_ids(ruler, prompt).tokens != answer_ids(vlm, prompt).tokens
     assert answer_ids(ruler, prompt, repetition_penalty=1.0).tokens == answer_ids(vlm, prompt).tokens
@@ -244,7 +244,7 @@ def test_every_field_that_changes_answers_is_honoured_or_refused():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_what_is_not_honoured_is_refused_by_name(tmp_path, name):
+def test_unsupported_fields_are_refused_by_name(tmp_path, name):
     folder = doctags.write_checkpoint(tmp_path / "a", **{name: EXAMPLES[name]})
     with pytest.raises(UnsupportedModel, match=f"generation_config.json sets {name} to") as error:
         idefics.load(folder)
@@ -268,19 +268,19 @@ def test_what_is_not_honoured_is_refused_by_name(tmp_path, name):
         ({"forced_eos_token_id": 10**6}, "but the model has 50 ids"),
     ],
 )
-def test_a_field_that_is_not_what_it_should_be_is_named(fields, says):
+def test_a_malformed_field_is_named(fields, says):
     with pytest.raises(BrokenCheckpoint, match=says):
         CheckpointGenerationConfig.from_dict(fields, 50)
 
 
-def test_bans_of_ids_that_the_model_lacks_mean_nothing():
+def test_bans_of_ids_outside_the_vocabulary_are_ignored():
     rules = CheckpointGenerationConfig.from_dict(
         {"suppress_tokens": [7, 99], "bad_words_ids": [[99], [1, 99], [1, 2]]}, 50
     )
     assert rules == CheckpointGenerationConfig(suppress_tokens=frozenset({7}), bad_words_ids=((1, 2),))
 
 
-def test_what_changes_no_answer_is_ignored():
+def test_fields_without_effect_are_ignored():
     settings = dict.fromkeys(FIELDS_WITHOUT_EFFECT, True) | {
         "transformers_version": "5.0.0",
         "of_another_library": [1],
@@ -288,7 +288,7 @@ def test_what_changes_no_answer_is_ignored():
     assert CheckpointGenerationConfig.from_dict(settings, 50) == CheckpointGenerationConfig()
 
 
-def test_what_cannot_be_combined_is_refused_in_words(vlm):
+def test_incompatible_options_are_refused(vlm):
     ruler = with_generation_config(vlm, no_repeat_ngram_size=2)
     with pytest.raises(
         BadSetting, match=r"choices is given, but generation_config.json .* no_repeat_ngram_size"
@@ -300,7 +300,7 @@ def test_what_cannot_be_combined_is_refused_in_words(vlm):
     )
 
 
-def test_beams_and_forms_know_what_does_not_depend_on_the_step(vlm, reference):
+def test_beams_and_constraints_apply_fields_that_hold_for_every_step(vlm, reference):
     prompt = vlm.prompt([TEXTS[0]])
     free = answer_ids(vlm, prompt, num_beams=2).tokens
     fields = {"suppress_tokens": [free[0]], "repetition_penalty": 1.3}
@@ -313,7 +313,7 @@ def test_beams_and_forms_know_what_does_not_depend_on_the_step(vlm, reference):
         ruler.generate(["a"], choices=["b", "bb"])
 
 
-def test_banned_words_go_with_the_rules_of_each_step(vlm):
+def test_banned_words_combine_with_rules_of_each_step(vlm):
     ruler = with_generation_config(vlm, no_repeat_ngram_size=1)
     prompt = vlm.prompt([TEXTS[0]])
     free = answer_ids(ruler, prompt)
@@ -323,7 +323,7 @@ def test_banned_words_go_with_the_rules_of_each_step(vlm):
     assert len(set(answer.tokens)) == len(answer.tokens) and not set(answer.tokens) & set(prompt.ids)
 
 
-def test_rules_that_leave_no_token_are_told(vlm):
+def test_rules_that_leave_no_token_are_an_error(vlm):
     everything = list(range(vlm.engine.model.layout.vocab_size))
     with pytest.raises(BadSetting, match=r"no token may follow: generation_config\.json"):
         with_generation_config(vlm, begin_suppress_tokens=everything).generate(["a"])

@@ -66,7 +66,7 @@ def test_every_task_answers(kind, request):
 
 
 def test_pictures_before_between_and_after_text(vlm):
-    """None to five of them, of sizes that all differ: a batch is answered as the slow twin answers each prompt."""
+    """Zero to five pictures, all of different sizes: a batch gives what the reference implementation gives alone."""
     items = [
         ["What is there?"],
         [PICTURES[0], "What is it?"],

@@ -1,4 +1,4 @@
-"""`detail` and `max_tiles` reach every call that takes pictures, and the cost of a picture can be asked."""
+"""`detail` and `max_tiles` reach every call that takes pictures; `cost` counts a picture's tokens."""
 
 import numpy as np
 import PIL.Image
@@ -11,7 +11,7 @@ from idefics.errors import BadSetting
 
 @pytest.fixture(scope="module")
 def vlm():
-    """The demo checkpoint, made to split pictures as its larger kin do."""
+    """The demo checkpoint, changed to split pictures into tiles."""
     loaded = idefics.load("demo")
     plan = loaded.processor.image_config
     splitting = type(plan)(
@@ -31,7 +31,7 @@ PIXELS = np.zeros((200, 200, 3), np.uint8)
 PICTURE = PIL.Image.fromarray(PIXELS)
 
 
-def test_every_call_takes_them(vlm):
+def test_every_call_takes_the_options(vlm):
     few = {"max_new_tokens": 1}
     for ask in (
         lambda **look: vlm.caption(PICTURE, **few, **look),
@@ -48,20 +48,20 @@ def test_every_call_takes_them(vlm):
         assert full > some > low
 
 
-def test_a_stream_takes_them(vlm):
+def test_a_stream_takes_image_detail(vlm):
     with pytest.raises(BadSetting, match="detail is 'no'"):
         vlm.caption(PICTURE, stream=True, detail="no")
     stream = vlm.caption(PICTURE, stream=True, detail="low", max_new_tokens=1)
     assert "".join(stream) == stream.answer.text
 
 
-def test_the_prompt_and_the_cost_say_what_it_takes(vlm):
+def test_prompt_and_cost_follow_image_detail(vlm):
     for look in ({}, {"detail": "low"}, {"detail": "auto"}, {"max_tiles": 5}):
         assert vlm.cost(PICTURE, **look) == len(vlm.prompt([PICTURE], **look))
     assert vlm.cost(Picture(PICTURE, detail="low")) == vlm.cost(PICTURE, detail="low") < vlm.cost(PICTURE)
 
 
-def test_shots_have_the_same_image_detail_unless_they_say_otherwise(vlm):
+def test_shots_have_the_call_s_image_detail_unless_they_set_their_own(vlm):
     shots = vlm.with_shots([Shot(Picture(PICTURE), "A cat.")])
     own = vlm.with_shots([Shot(Picture(PICTURE, detail="low"), "A cat.")])
     high, low, mixed = (

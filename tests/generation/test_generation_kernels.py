@@ -1,4 +1,4 @@
-"""`kernels=` says what computes, `kv_cache=` and `batch_rows=` how much memory it takes: in Python and by flags."""
+"""`kernels=` selects the kernels, `kv_cache=` and `batch_rows=` the memory: in Python and by flags."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def fake_processor(monkeypatch, *, vendor, vnni=False, bfloat16=False, float16=F
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
 
 
-def test_auto_goes_by_the_processor_alone(monkeypatch):
+def test_auto_depends_on_the_processor_only(monkeypatch):
     fake_processor(monkeypatch, vendor="AuthenticAMD", vnni=True, bfloat16=True)
     assert kernel_choice_by_processor() == KernelChoice(onednn=True, integers=True, halves=("bfloat16",))
     assert choose_kernels(WideModel(), "auto") == kernel_choice_by_processor()
@@ -58,7 +58,7 @@ def test_auto_goes_by_the_processor_alone(monkeypatch):
     assert kernel_choice_by_processor() == KernelChoice()
 
 
-def test_a_small_model_computes_by_torch(monkeypatch):
+def test_a_small_model_uses_torch(monkeypatch):
     fake_processor(monkeypatch, vendor="AuthenticAMD", vnni=True, bfloat16=True)
     assert choose_kernels(nn.Linear(8, 8), "auto") == KernelChoice()
 
@@ -68,7 +68,7 @@ def test_autotune_measures():
         choose_kernels(WideModel(), "autotune")
 
 
-def test_reference_is_torch_alone(monkeypatch):
+def test_reference_uses_torch_only(monkeypatch):
     fake_processor(monkeypatch, vendor="AuthenticAMD", vnni=True, bfloat16=True)
     monkeypatch.setattr(autotune, "MIN_TUNED_WEIGHTS", 0)
     assert choose_kernels(WideModel(), "reference") is None
@@ -97,7 +97,7 @@ def test_reference_is_torch_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["demo", "demo-idefics1"])
-def test_the_reference_says_the_same(model):
+def test_the_reference_gives_the_same_answer(model):
     question = "What can you see?"
     answers = [
         idefics.load(model, device="cpu", kernels=kernels).ask(PICTURE, question, logprobs=True)
@@ -113,7 +113,7 @@ def test_eager_attention_stays_what_was_asked_for():
 
 
 @pytest.mark.parametrize("kernels", ["fast", "", None, "AUTO"])
-def test_other_words_are_refused(kernels):
+def test_unknown_kernel_modes_are_refused(kernels):
     with pytest.raises(BadSetting, match=r"kernels is .*; give auto, autotune or reference"):
         idefics.load("demo", kernels=kernels)
 

@@ -1,4 +1,4 @@
-"""How long a model and an answer live: `close`, `with`, `timeout=`, and processes forked from one that has a model."""
+"""Lifetimes: `close`, `with`, `timeout=`, and processes that are forked from one with a loaded model."""
 
 import asyncio
 import copy
@@ -50,7 +50,7 @@ def endless_call(vlm):
 
 
 def wait_until_pages_are_free(engine):
-    """Whether a step or two from now nothing is running and no page has an owner."""
+    """Waits until nothing is running; returns whether all pages are free."""
     pages, until = engine.scheduler.page_pool, time.monotonic() + 5
     while time.monotonic() < until:
         with engine.condition:

@@ -1,4 +1,4 @@
-"""A process takes no more memory than the README says, however many long questions it is asked; less where it must."""
+"""A process takes no more memory than the README says for many long questions, and less under a limit."""
 
 import json
 import os

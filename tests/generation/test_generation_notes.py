@@ -1,4 +1,4 @@
-"""Answers say what was not read of their pictures' files."""
+"""`notes` of an answer name the frames of its pictures' files that were not read."""
 
 import io
 

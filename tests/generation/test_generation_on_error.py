@@ -1,4 +1,4 @@
-"""`on_error`: an error about one input of a list is raised with its number, or stands in the place of its answer."""
+"""`on_error`: an error about one input of a list is raised with its number, or returned in the place of its answer."""
 
 import gc
 import io
@@ -117,7 +117,7 @@ def test_a_request_that_fails_on_its_way_takes_its_own_place(vlm, good_picture, 
 
 
 @pytest.mark.parametrize("wrong", ["ignore", None, True])
-def test_other_words_are_refused(wrong, vlm, good_picture):
+def test_unknown_kernel_modes_are_refused(wrong, vlm, good_picture):
     for call in CALLS.values():
         with pytest.raises(BadSetting, match=r"on_error is .*; give raise or return"):
             call(vlm, good_picture, on_error=wrong)

@@ -1,4 +1,4 @@
-"""`idefics.load` with fewer bits, several devices and other ways to attend: the same answers, less memory."""
+"""`idefics.load` with quantization, device maps and attention backends: the same answers, less memory."""
 
 import os
 import shutil
@@ -139,8 +139,8 @@ def test_memory_is_what_the_formula_says(quantized_and_unquantized, quantized_by
 @models
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @torch.inference_mode()
-def test_the_model_equals_the_one_with_rounded_weights(model, kind, picture):
-    """The slow twin: float layers that hold what few bits stand for."""
+def test_a_quantized_model_equals_one_with_rounded_weights(model, kind, picture):
+    """Against float layers with the dequantized weights."""
     vlm = idefics.load(model, device="cpu", quantize=kind)
     twin = idefics.load(model, device="cpu", dtype="float32")
     for name, layer in vlm.engine.model.named_modules():
@@ -158,7 +158,7 @@ def test_everything_on_request(load_unquantized):
     assert isinstance(vlm.engine.model.lm_head, Int8Linear)
 
 
-def test_few_bits_of_sixteen(picture):
+def test_quantizing_16_bit_weights(picture):
     vlm = idefics.load("demo", device="cpu", quantize="int8", dtype=torch.bfloat16)
     dtypes = {
         torch.bfloat16,
@@ -204,7 +204,7 @@ def test_eager_and_flash_attention_equal_sdpa(model, load_unquantized, picture):
     assert [row.label for row in ranked] == [row.label for row in wanted]
 
 
-def test_all_that_attends_is_given_the_kernel(load_unquantized):
+def test_every_attention_module_gets_the_backend(load_unquantized):
     kernels = {
         name: {
             module.attention_backend
@@ -227,12 +227,12 @@ def test_kernels_agree(kernel, masked, heads):
         torch.testing.assert_close(out, sdpa_attention(q, k, v, mask=mask, causal=causal))
 
 
-def test_flash_attention_says_what_it_lacks(monkeypatch):
+def test_flash_attention_names_the_missing_requirement(monkeypatch):
     cuda, half = torch.device("cuda"), torch.float16
     cases = [(cuda, half, "no CUDA device")]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for device, dtype, said in cases:
-        with pytest.raises(BadSetting, match=f'{said}.*"sdpa"'):
+    for device, dtype, message in cases:
+        with pytest.raises(BadSetting, match=f'{message}.*"sdpa"'):
             get_attention_backend("flash_attention_2", dtype, device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -257,7 +257,7 @@ def test_a_device_map_without_gpus_is_the_cpu(picture, load_unquantized):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"quantize": "int3"}, "quantize is 'int3'; give int8, int4, fp8, nf4, fp4"),
         ({"attn_implementation": "paged"}, "attn_implementation is 'paged'; give sdpa, eager"),
@@ -268,10 +268,10 @@ def test_a_device_map_without_gpus_is_the_cpu(picture, load_unquantized):
         ({"dtype": torch.int8}, "dtype is 'int8'"),
     ],
 )
-def test_mistakes_are_one_line(options, said):
+def test_error_messages_are_one_line(options, message):
     with pytest.raises(BadSetting) as caught:
         idefics.load("demo", **options)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):
@@ -322,7 +322,7 @@ def test_memory_peaks_at_the_small_model_and_a_few_tensors(tmp_path, kind, model
     assert model <= peak + 1 <= model + 7 * 8
 
 
-def test_a_gpu_is_given_more_at_once():
+def test_a_gpu_has_larger_batches():
     cpu, gpu = (engine_config(torch.device(name)) for name in ("cpu", "cuda:1"))
     assert cpu == EngineConfig()
     assert gpu.batch_rows > cpu.batch_rows and gpu.step_tokens > cpu.step_tokens

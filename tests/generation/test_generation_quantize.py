@@ -1,4 +1,4 @@
-"""Checkpoints written in few bits: they answer as if they had been quantised when loaded, and nothing is half there."""
+"""Quantized checkpoints equal quantizing at load, and are written completely or not at all."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def prompt_logits(vlm, picture):
     return vlm.logits(vlm.prompt([picture, "A small red square"]))
 
 
-def test_it_computes_what_a_model_does_that_is_quantised_when_loaded(quantized_checkpoint, picture):
+def test_a_written_checkpoint_equals_quantizing_at_load(quantized_checkpoint, picture):
     model, kind, written = quantized_checkpoint
     one, other = idefics.load(written.folder, device="cpu"), idefics.load(model, device="cpu", quantize=kind)
     assert torch.equal(prompt_logits(one, picture), prompt_logits(other, picture))
@@ -52,7 +52,7 @@ def test_it_computes_what_a_model_does_that_is_quantised_when_loaded(quantized_c
 
 
 def test_scales_of_older_folders_stay_exactly_as_they_are(tmp_path, picture):
-    """They had 32 bits, and the integers beside them were chosen for those."""
+    """Their scales had 32 bits, and the integers were chosen for these scales."""
     quantize_checkpoint("demo", QuantizationConfig(kind="int4"), tmp_path)
     file = tmp_path / "model.safetensors"
     stored = load_file(file)
@@ -83,7 +83,7 @@ def test_bytes_layers_and_group_are_true(quantized_checkpoint):
     assert all("n" in name.split(".") or "." in name or name == "lm_head" for name in written.skipped_layers)
 
 
-def test_what_is_there_already_is_left_as_it_is(quantized_checkpoint):
+def test_an_existing_checkpoint_is_not_written_again(quantized_checkpoint):
     model, kind, written = quantized_checkpoint
     before = {file: file.stat().st_mtime_ns for file in written.folder.iterdir()}
     again = quantize_checkpoint(model, QuantizationConfig(kind=kind), written.folder)
@@ -104,7 +104,7 @@ def test_errors_of_layers_worst_first(quantized_checkpoint):
     assert all(0 < row.weight_error < most and 0 < row.output_error < 2 * most for row in found)
 
 
-def test_the_guides_classes_read_it_and_say_how_it_is_written(quantized_checkpoint, tmp_path):
+def test_compat_reads_a_quantized_checkpoint(quantized_checkpoint, tmp_path):
     *_, written = quantized_checkpoint
     model = AutoModelForImageTextToText.from_pretrained(written.folder)
     assert model.is_quantized and model.get_memory_footprint() < 2 * written.bytes_after
@@ -113,7 +113,7 @@ def test_the_guides_classes_read_it_and_say_how_it_is_written(quantized_checkpoi
 
 
 @pytest.mark.parametrize("holds", ["a file", "other bits", "broken"])
-def test_a_folder_that_holds_something_is_refused(tmp_path, holds):
+def test_a_folder_with_other_files_is_refused(tmp_path, holds):
     out = tmp_path / "out"
     if holds == "other bits":
         quantize_checkpoint("demo", QuantizationConfig(kind="int4"), out)
@@ -126,7 +126,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path, holds):
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
-def test_a_run_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -136,7 +136,7 @@ def test_a_run_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_few_bits_are_not_quantised_again(tmp_path):
+def test_a_quantized_checkpoint_is_not_quantized_again(tmp_path):
     quantize_checkpoint("demo", QuantizationConfig(kind="int8"), tmp_path / "one")
     with pytest.raises(BadSetting, match=r"is already quantized \(int8\): give the original"):
         quantize_checkpoint(tmp_path / "one", QuantizationConfig(kind="int4"), tmp_path / "two")
@@ -162,10 +162,10 @@ def test_other_schemes_are_refused(tmp_path, block):
         idefics.load(folder)
 
 
-def test_a_person_is_told_what_was_done(tmp_path, capsys):
+def test_the_command_prints_a_report(tmp_path, capsys):
     out = tmp_path / "small"
     assert run(["quantize", "demo", "--to", "int4", "--out", str(out), "--check"]) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for word in (
         f"{out} was written",
         "in int4",
@@ -175,8 +175,8 @@ def test_a_person_is_told_what_was_done(tmp_path, capsys):
         "before",
         "%",
     ):
-        assert word in said
-    assert said.count("gate_proj") >= 2
+        assert word in message
+    assert message.count("gate_proj") >= 2
     assert run(["quantize", "demo", "--to", "int4", "--out", str(out), "--check", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["new"] is False and found["group"] == 32
@@ -185,22 +185,22 @@ def test_a_person_is_told_what_was_done(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["demo", "--to", "int3", "--out", "x"], "--to is 'int3': give int8 or int4"),
         (["demo", "--to", "int8"], "--out"),
         (["nothing", "--to", "int8", "--out", "x"], "nothing"),
     ],
 )
-def test_mistakes_are_one_line(arguments, said, capsys, tmp_path, monkeypatch):
+def test_error_messages_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["quantize", *arguments]) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_weights_may_be_many(tmp_path, monkeypatch, picture):
+def test_weights_may_be_in_several_files(tmp_path, monkeypatch, picture):
     monkeypatch.setattr(quantize, "MAX_SHARD_SIZE", "1MB")
     written = quantize_checkpoint("demo", QuantizationConfig(kind="int8"), tmp_path / "shards")
     assert len(list(written.folder.glob("*.safetensors"))) > 2

@@ -1,4 +1,4 @@
-"""Forced forms and banned words through the calls that people use, on both kinds of checkpoint."""
+"""Structured output and banned words in every public call, on both kinds of checkpoint."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ def picture():
 
 
 @pytest.mark.parametrize("form", OUTPUT_CONSTRAINTS, ids=["regex", "choices", "schema", "object"])
-def test_answers_have_their_form(vlm, picture, form):
+def test_answers_satisfy_their_constraint(vlm, picture, form):
     answer = vlm.ask(picture, "What is this?", **form)
     assert satisfies_constraint(form, answer.text)
     assert answer == replace(vlm.ask(picture, "What is this?", **form), timings=answer.timings)
@@ -70,7 +70,7 @@ def test_answers_have_their_form(vlm, picture, form):
         assert said.removeprefix(" ") == answer.text
 
 
-def test_a_form_is_made_ready_once(vlm, picture, monkeypatch):
+def test_a_grammar_is_compiled_once(vlm, picture, monkeypatch):
     made = []
     monkeypatch.setattr(
         "idefics.generation.loaded_model.CompiledGrammar",
@@ -85,7 +85,7 @@ def test_a_form_is_made_ready_once(vlm, picture, monkeypatch):
     assert list(json.loads(said[2])) == ["colours", "what"]
 
 
-def test_every_call_takes_them(vlm, picture):
+def test_every_call_takes_the_options(vlm, picture):
     given = {"choices": CHOICES}
     assert vlm.caption(picture, **given).text in CHOICES
     assert vlm.write(picture, **given).text in CHOICES
@@ -96,18 +96,18 @@ def test_every_call_takes_them(vlm, picture):
     assert "".join(vlm.caption(picture, stream=True, **given)) in CHOICES
 
 
-def test_a_form_that_begins_with_a_blank_keeps_it(vlm, picture):
+def test_a_constraint_that_begins_with_a_space_keeps_it(vlm, picture):
     assert re.fullmatch(" [0-9]", vlm.caption(picture, regex=" [0-9]").text)
     assert re.fullmatch("It is [0-9]", vlm.complete(picture, "It is", regex=" [0-9]").text)
 
 
-def test_forced_and_free_answers_side_by_side(vlm, picture):
-    """Six kinds of rows at once, in an engine with so few pages that they send one another away."""
+def test_constrained_and_free_answers_in_one_batch(vlm, picture):
+    """Six kinds of requests at once, in an engine with so few pages that they preempt one another."""
     asked = vlm.prompt([user(idefics.Picture(picture), "What is this?")])
-    wishes = [*OUTPUT_CONSTRAINTS, {"banned": ["re", "a"]}, {}, {"num_beams": 2}]
-    wishes = [{"seed": n + 10, **HOT_SAMPLING, **one} for n, one in enumerate(wishes * 2)]
-    wishes = [{**one, "temperature": 0.0} if "num_beams" in one else one for one in wishes]
-    alone = [drain_stream(vlm.submit(asked, **one)) for one in wishes]
+    option_sets = [*OUTPUT_CONSTRAINTS, {"banned": ["re", "a"]}, {}, {"num_beams": 2}]
+    option_sets = [{"seed": n + 10, **HOT_SAMPLING, **one} for n, one in enumerate(option_sets * 2)]
+    option_sets = [{**one, "temperature": 0.0} if "num_beams" in one else one for one in option_sets]
+    alone = [drain_stream(vlm.submit(asked, **one)) for one in option_sets]
     full = len(asked) // 16
     pages = 2 + full + 2 * (-(-(len(asked) + 40) // 16) - full)  # room for two beams, the widest, and no more
     small_engine = Engine(vlm.engine.model, replace(vlm.engine.config, cache_pages=pages))
@@ -115,13 +115,13 @@ def test_forced_and_free_answers_side_by_side(vlm, picture):
     sent_away, preempt = [], small.engine.scheduler._preempt
     small.engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
     with small.engine.condition:
-        streams = [small.submit(asked, **one) for one in wishes]
+        streams = [small.submit(asked, **one) for one in option_sets]
     together = [drain_stream(stream) for stream in streams]
     assert sent_away
     assert [(one.text, one.tokens) for one in together] == [(one.text, one.tokens) for one in alone]
     assert all(
         satisfies_constraint(one, answer.text)
-        for one, answer in zip(wishes, together, strict=True)
+        for one, answer in zip(option_sets, together, strict=True)
         if one.keys() & {"regex", "choices", "schema"}
     )
     small.engine.close()
@@ -133,7 +133,7 @@ def drain_stream(stream):
     return stream.answer
 
 
-def test_one_that_is_cancelled_leaves_the_others_alone(vlm, picture):
+def test_cancelling_one_answer_leaves_the_others(vlm, picture):
     asked = vlm.prompt([user(idefics.Picture(picture), "What is this?")])
 
     async def ask():
@@ -152,8 +152,8 @@ def test_stop_strings_still_end_an_answer(vlm, picture):
     assert (answer.text, answer.finish) == ("{", "stop")
 
 
-def test_thoughts_are_the_models_own(vlm, picture):
-    """What was forced on it may have been unlikely; the likeliest are told as they are."""
+def test_logprobs_are_those_of_the_unconstrained_model(vlm, picture):
+    """A forced token may be unlikely: `top_logprobs` has the tokens that the model prefers."""
     answer = vlm.ask(picture, "What is this?", choices=["zzz"], logprobs=True, top_logprobs=2)
     assert len(answer.logprobs) == len(answer.top_logprobs) == len(answer.tokens)
     assert answer.logprobs[0] < answer.top_logprobs[0][0].logprob
@@ -184,12 +184,12 @@ def test_banned_words_are_not_generated(vlm, picture):
         ({"regex": "[a-z]{400}", "max_new_tokens": 20}, "there is room for 20: give a larger max_new_tokens"),
     ],
 )
-def test_mistakes_are_told(vlm, picture, options, message):
+def test_wrong_options_are_refused(vlm, picture, options, message):
     with pytest.raises(BadSetting, match=message):
         vlm.ask(picture, "What?", **options)
 
 
-def test_a_prompt_that_is_too_long_is_told_as_ever(vlm):
+def test_a_prompt_that_is_too_long_is_refused_with_a_constraint_too(vlm):
     longest = vlm.engine.model.layout.max_positions  # no room for an answer
     ids = (vlm.prompt(["word"]).ids * longest)[:longest]
     asked = Prompt(ids, (), (), (-1,) * longest)
@@ -197,7 +197,7 @@ def test_a_prompt_that_is_too_long_is_told_as_ever(vlm):
         vlm.submit(asked, choices=["a"])
 
 
-def test_without_llguidance_the_extra_is_named(vlm, picture, monkeypatch):
+def test_without_llguidance_the_error_names_the_extra(vlm, picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     for kept in ("token_bytes", "compile_grammar"):
         vlm.loaded_model.__dict__.pop(kept, None)

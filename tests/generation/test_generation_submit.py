@@ -1,4 +1,4 @@
-"""A prompt that is ready, asked for without waiting, and its answer as deltas in asyncio: what a server stands on."""
+"""`submit` never waits, and its stream gives deltas in asyncio: the interface that the server uses."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,7 @@ async def collect_deltas(stream):
 
 
 @pytest.mark.parametrize(
-    "wishes",
+    "options",
     [
         {"max_new_tokens": 40, "logprobs": True, "top_logprobs": 2},
         {**LONG_OPTIONS, "logprobs": True},
@@ -71,13 +71,13 @@ async def collect_deltas(stream):
     ],
     ids=["greedy", "drawn", "stopped", "beams"],
 )
-def test_concatenated_deltas_are_the_answer(vlm, prompt, wishes):
-    stream = vlm.submit(prompt, **wishes)
+def test_concatenated_deltas_are_the_answer(vlm, prompt, options):
+    stream = vlm.submit(prompt, **options)
     deltas, answer = asyncio.run(collect_deltas(stream)), stream.answer
     assert (
         "".join(delta.text for delta in deltas)
         == answer.text
-        == drain_stream(vlm.submit(prompt, **wishes)).text
+        == drain_stream(vlm.submit(prompt, **options)).text
     )
     assert sum((delta.tokens for delta in deltas), ()) == answer.tokens
     assert sum((delta.logprobs for delta in deltas), ()) == answer.logprobs
@@ -105,7 +105,7 @@ def test_tokens_without_text_are_not_lost(vlm, prompt):
     assert deltas[-1].tokens == stream.answer.tokens[-1:]
 
 
-def test_many_tasks_read_side_by_side(vlm, prompt):
+def test_many_asyncio_tasks_read_at_once(vlm, prompt):
     async def all_of_them():
         return await asyncio.gather(
             *(collect_deltas(vlm.submit(prompt, **{**LONG_OPTIONS, "seed": n})) for n in range(5))
@@ -165,7 +165,7 @@ def test_an_abandoned_stream_keeps_the_text_so_far(vlm, prompt):
     wait_until_idle(vlm)
 
 
-def test_deltas_hold_their_stream(vlm, prompt):
+def test_deltas_keep_their_stream_alive(vlm, prompt):
     async def read():
         deltas = vlm.submit(prompt, **LONG_OPTIONS).deltas()
         gc.collect()
@@ -177,7 +177,7 @@ def test_deltas_hold_their_stream(vlm, prompt):
     )
 
 
-def test_a_full_queue_is_told_at_once(vlm, prompt, step_semaphore, monkeypatch):
+def test_a_full_queue_raises_at_once(vlm, prompt, step_semaphore, monkeypatch):
     monkeypatch.setattr(
         vlm.engine.scheduler, "limits", replace(vlm.engine.scheduler.limits, max_waiting_requests=1)
     )
@@ -189,7 +189,7 @@ def test_a_full_queue_is_told_at_once(vlm, prompt, step_semaphore, monkeypatch):
         assert stream.answer.finish == "cancelled"
 
 
-def test_mistakes_are_told_at_once(vlm, prompt):
+def test_wrong_options_raise_at_once(vlm, prompt):
     with pytest.raises(BadSetting, match="temperature is 9"):
         vlm.submit(prompt, temperature=9)
     with pytest.raises(TypeError, match="detail"):

@@ -1,4 +1,4 @@
-"""Videos from a file to an answer, on a tiny SmolVLM2; and a refusal everywhere else."""
+"""Videos from a file to an answer on a tiny SmolVLM2; other checkpoints refuse them."""
 
 import json
 
@@ -37,7 +37,7 @@ def clip(tmp_path_factory):
     return path
 
 
-def test_a_video_is_asked_about_as_a_picture_is(vlm, clip):
+def test_a_video_is_taken_wherever_a_picture_is(vlm, clip):
     answers = [
         vlm.ask(source, "What happens?", **SHORT_OPTIONS)
         for source in (str(clip), clip, Video(clip), Video(clip.read_bytes()))
@@ -74,7 +74,7 @@ def test_dicts_as_the_cards_users_write_them(vlm, clip):
     assert vlm.chat([{"role": "user", "content": listed}], **SHORT_OPTIONS).tokens == expected.tokens
 
 
-def test_the_frames_of_a_video_are_what_pictures_in_its_place_would_be(vlm):
+def test_the_frames_of_a_video_equal_pictures_in_its_place(vlm):
     """The same ids; and frames, as 64 x 48 fits into 32 x 32 by way of 32 x 24, are not split."""
     prompt = vlm.prompt([user(Video(FRAMES, fps=1), "What happens?")])
     written = [
@@ -117,7 +117,7 @@ def test_classification_and_shots(vlm):
     assert vlm.with_shots([shot]).caption(Video(FRAMES), **SHORT_OPTIONS).usage.pictures == 4
 
 
-def test_long_videos_keep_to_what_the_checkpoint_says(vlm):
+def test_long_videos_have_the_checkpoint_s_number_of_frames(vlm):
     assert vlm.caption(Video(FRAMES * 20, fps=2), **SHORT_OPTIONS).usage.pictures == 6
 
 

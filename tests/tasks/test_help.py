@@ -1,4 +1,4 @@
-"""What `help` says of the public calls: every option, its type and a line on it."""
+"""`help` of the public calls documents every option with its type."""
 
 import inspect
 import pydoc
@@ -38,7 +38,7 @@ def test_help_shows_every_option(name, kind):
 
 
 def test_defaults_are_those_that_hold():
-    """The figure of each task; and what is shown changes no answer."""
+    """Each task shows its own default, and passing the shown defaults changes no answer."""
     assert inspect.signature(Idefics.ask).parameters["max_new_tokens"].default == 64
     assert inspect.signature(Idefics.write).parameters["max_new_tokens"].default == 256
     vlm = idefics.load("demo")
@@ -52,7 +52,7 @@ def test_defaults_are_those_that_hold():
 @pytest.mark.parametrize(
     "name", [*CALLS, "classify", "score", "load", "submit", "prompt", "cost", "with_shots"]
 )
-def test_every_argument_of_its_own_is_explained(name):
+def test_every_own_argument_is_documented(name):
     text = inspect.getdoc(getattr(Idefics, name))
     own = [one for one in inspect.signature(getattr(Idefics, name)).parameters if one not in ("self", "cls")]
     assert not [

@@ -1,4 +1,4 @@
-"""One picture or several, as arrays and series of other libraries and as Pillow's pictures of several frames."""
+"""The `image` argument: arrays and series of other libraries, iterables, and Pillow images of several frames."""
 
 import io
 
@@ -19,7 +19,7 @@ PIXELS = np.asarray(RED)
 
 
 class Series:
-    """As pandas has it: no sequence, but NumPy makes an array of it."""
+    """Like a pandas series: no sequence, but NumPy converts it."""
 
     def __init__(self, values):
         self.values = values
@@ -47,7 +47,7 @@ class Interface:
 
 
 class Pictures:
-    """Can be iterated, and is no more than that."""
+    """Only iterable."""
 
     def __iter__(self):
         return iter([RED, BLUE])
@@ -77,7 +77,7 @@ def paths(tmp_path):
     "made",
     [np.array, Series, lambda names: np.array(names, object), iter, lambda n: Series([*map(Picture, n)])],
 )
-def test_what_holds_several_gives_several(paths, made):
+def test_collections_of_pictures_give_a_list(paths, made):
     assert colors(made(paths)) == (2, ["R", "B"])
     assert colors(made(paths[:1])) == (1, ["R"])
 
@@ -91,7 +91,7 @@ def test_a_series_of_pandas(paths):
         colors(frame)
 
 
-def test_what_can_be_iterated_gives_several():
+def test_any_iterable_of_pictures_gives_a_list():
     assert colors(Pictures()) == (2, ["R", "B"])
     assert colors({"a": RED, "b": BLUE}.values()) == (2, ["R", "B"])
 
@@ -116,7 +116,7 @@ def test_pixels_are_one_picture(one):
         (3, r"a picture cannot be of type int: give a path, .*; several pictures are one list"),
     ],
 )
-def test_what_is_neither_is_refused_in_one_line(image, message):
+def test_other_types_are_refused_in_one_line(image, message):
     with pytest.raises(BadPicture, match=message):
         colors(image)
 

@@ -1,4 +1,4 @@
-"""Each task is worded as its checkpoint was trained, with shots as earlier turns or passages."""
+"""The prompts of the tasks for chat and base checkpoints, few-shot examples included."""
 
 import re
 
@@ -43,7 +43,7 @@ def test_shots_of_a_chat_checkpoint_are_turns_before():
     ]
 
 
-def test_the_guides_question_is_asked_of_a_base_checkpoint():
+def test_a_base_checkpoint_gets_the_guide_s_question():
     assert compose_task_prompt(TASKS["ask"], "base", PHOTO, "Where are they?").items == [
         "Instruction: Provide an answer to the question. Use the image to answer.\n",
         PHOTO,
@@ -51,7 +51,7 @@ def test_the_guides_question_is_asked_of_a_base_checkpoint():
     ]
 
 
-def test_the_guides_story_is_asked_of_a_base_checkpoint():
+def test_a_base_checkpoint_gets_the_guide_s_story():
     from idefics.tasks.write import STORY
 
     assert compose_task_prompt(TASKS["write"], "base", PHOTO, STORY).items == [
@@ -68,7 +68,7 @@ def test_completion_begins_the_answer():
     assert compose_task_prompt(TASKS["complete"], "base", PHOTO, "This is").items == [PHOTO, "This is"]
 
 
-def test_words_with_braces_are_only_words():
+def test_words_with_braces_are_not_formatted():
     assert compose_task_prompt(TASKS["ask"], "chat", PHOTO, "{words} {0}?").items == [
         Message("user", (PHOTO, "{words} {0}?"))
     ]
@@ -90,7 +90,7 @@ def test_up_to_twenty_labels_are_listed_as_the_guide_lists_them():
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         (["cat"], "1 label given; classification needs 2 to 1000"),
         ([], "0 labels given"),
@@ -99,8 +99,8 @@ def test_up_to_twenty_labels_are_listed_as_the_guide_lists_them():
         ("cat,dog", "labels is the text 'cat,dog': give a list"),
     ],
 )
-def test_wrong_labels_are_refused_with_the_way_out(labels, said):
-    with pytest.raises(BadSetting, match=re.escape(said)):
+def test_wrong_labels_are_refused_with_a_remedy(labels, message):
+    with pytest.raises(BadSetting, match=re.escape(message)):
         classify.check_labels(labels)
 
 
@@ -124,7 +124,7 @@ def test_shot_pictures_are_found_relative_to_their_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("not json", "line 1 is not JSON"),
         ('{"image": "a.png"}', 'line 1 needs an "image" and an "answer"'),
@@ -132,10 +132,10 @@ def test_shot_pictures_are_found_relative_to_their_file(tmp_path):
         ("", "holds 0 shots; give 1 to 32"),
     ],
 )
-def test_wrong_shots_are_refused_with_the_line(tmp_path, text, said):
+def test_wrong_shots_are_refused_with_the_line(tmp_path, text, message):
     path = tmp_path / "shots.jsonl"
     path.write_text(text)
-    with pytest.raises(BadPrompt, match=re.escape(said)):
+    with pytest.raises(BadPrompt, match=re.escape(message)):
         read_shots(path)
 
 

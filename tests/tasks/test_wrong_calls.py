@@ -1,4 +1,4 @@
-"""Wrong calls of the public API: our own errors, which name what is wrong and the nearest right name."""
+"""Wrong calls of the public API raise `IdeficsError`s that name the mistake and the nearest right name."""
 
 import inspect
 
@@ -35,7 +35,7 @@ def vlm():
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "said"),
+    ("call", "error", "message"),
     [
         (lambda v: v.ask(PIXELS, "What?", max_tokens=3), UnknownArgument, "did you mean 'max_new_tokens'?"),
         (lambda v: v.ask(PIXELS, "What?", tempertaure=3), UnknownArgument, "did you mean 'temperature'?"),
@@ -107,10 +107,10 @@ def vlm():
         (lambda v: Shot(Picture(PIXELS), 3), BadPrompt, "answer is 3"),
     ],
 )  # fmt: skip
-def test_a_wrong_call_says_what_is_wrong(vlm, call, error, said):
+def test_a_wrong_call_names_the_mistake(vlm, call, error, message):
     with pytest.raises(error) as caught:
         call(vlm)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_error_of_ours_from_within_stays_as_it_is(vlm):
@@ -205,11 +205,11 @@ def test_no_error_of_internals_escapes(vlm, name):
     "given",
     [{"a": 1, "b": 2}.keys(), {1: "a", 2: "b"}.values(), ("a", "b"), iter(["a", "b"]), (c for c in "ab")],
 )
-def test_labels_may_be_whatever_has_an_order(vlm, given):
+def test_labels_may_be_any_ordered_collection(vlm, given):
     assert {row.label for row in vlm.classify(PIXELS, given)} == {"a", "b"}
 
 
-def test_what_has_no_order_is_taken_where_none_is_needed(vlm):
+def test_sets_are_accepted_where_order_does_not_matter(vlm):
     options = {"max_new_tokens": 6}
     whole = vlm.caption(PIXELS, **options).text
     word = whole.split()[-1]
@@ -221,7 +221,7 @@ def test_what_has_no_order_is_taken_where_none_is_needed(vlm):
     assert OutputConstraint(choices={"yes", "no"}) == OutputConstraint(choices=["no", "yes"])
 
 
-def test_a_form_may_be_given_as_a_generator(vlm):
+def test_choices_may_be_a_generator(vlm):
     assert vlm.caption(PIXELS, choices=(word for word in ("yes", "no"))).text in ("yes", "no")
 
 
