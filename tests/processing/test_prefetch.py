@@ -147,6 +147,7 @@ def test_all_requests_of_a_server_fetch_no_more_than_its_setting_says(vlm, pictu
     server = restrict_untrusted_input(vlm, Settings(model="demo", remote_images="public", fetched_at_once=2))
     held = server.processor.fetcher.fetch_slots
     assert [held.acquire(blocking=False) for _ in range(3)] == [True, True, False]
+    held.release(2)
     own = create_prefetcher(server.processor.fetcher, [f"{picture_server.url}/{n}.png" for n in range(3)])
     assert own.fetch_slots is held
     assert own.decode_slots is server.processor.fetcher.decode_slots
