@@ -46,7 +46,7 @@ router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
 class ChatJsonSchemaFormat(RequestModel):
-    """JSON that matches a schema."""
+    """The format for JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
@@ -118,7 +118,7 @@ class ChatLogprobs(ResponseFields):
 
 
 class ChatResponseMessage(ResponseFields):
-    """The answer as a message."""
+    """The answer as a message of the assistant."""
 
     role: Literal["assistant"]
     content: str
@@ -126,7 +126,7 @@ class ChatResponseMessage(ResponseFields):
 
 
 class ChatChoice(ResponseFields):
-    """One of `n` answers."""
+    """One of the `n` answers, and why it ended."""
 
     index: int
     message: ChatResponseMessage
@@ -143,7 +143,7 @@ class ChatFields(NotesField):
 
 
 class ChatCompletionResponse(ChatFields):
-    """The answer of `/v1/chat/completions`."""
+    """The answer of `/v1/chat/completions`, not streamed."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
@@ -208,6 +208,7 @@ class _ChatBuilder:
         self.usage_field: StreamUsageField = {"usage": None} if request.streams_usage else {}
 
     async def response_object(self) -> ChatCompletionResponse:
+        """The complete answer, once all choices have ended."""
         answers = await self.context.answers()
         return {
             **self.common_fields,
@@ -226,6 +227,7 @@ class _ChatBuilder:
         }
 
     async def stream_events(self) -> AsyncGenerator[bytes]:
+        """The formatted events: first chunks with the role, then text, then last chunks, then the usage."""
         for index in range(len(self.context.streams)):
             yield format_event(self._chunk(index, {"role": "assistant", "content": ""}))
         async for index, delta in self.context.deltas():

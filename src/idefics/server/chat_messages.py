@@ -38,7 +38,7 @@ def _as_image_url(value: object) -> object:
 
 
 class ChatTextPart(RequestModel):
-    """A text of a message."""
+    """A part of a message that is text."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
 
@@ -64,7 +64,7 @@ class RefusalPart(RequestModel):
 
 
 class ChatImagePart(RequestModel):
-    """A picture of a message."""
+    """A part of a message that is a picture."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
 

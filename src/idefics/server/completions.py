@@ -97,7 +97,7 @@ class CompletionFields(NotesField):
 
 
 class CompletionChoice(ResponseFields):
-    """One of `n` continuations of a prompt."""
+    """One of `n` continuations of a prompt, and why it ended."""
 
     index: int
     text: str
@@ -190,6 +190,7 @@ class _CompletionBuilder:
         self.usage_field: StreamUsageField = {"usage": None} if request.streams_usage else {}
 
     async def response_object(self) -> CompletionResponse:
+        """The complete answer, once all choices have ended."""
         answers = self.empty_answers or await self.context.answers()
         choices: list[CompletionChoice] = []
         for index, answer in enumerate(answers):
@@ -210,6 +211,7 @@ class _CompletionBuilder:
         }
 
     async def stream_events(self) -> AsyncGenerator[bytes]:
+        """The formatted events: echoed prompts, then text, then last chunks, then the usage."""
         if self.request.echo:
             for index in range(len(self.prefixes)):
                 yield format_event(self._chunk(self._prefix_choice(index)))

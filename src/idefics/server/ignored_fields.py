@@ -4,7 +4,7 @@ Clients send many fields of OpenAI's API and of other servers (vLLM, TGI, llama.
 does not change what the server does is ignored. Any other value could change the answer, so it is refused, with a hint.
 
 1. `null` is the same as leaving a field out, whatever its name.
-2. A field in one of the tables in `ignored_field_tables.py` is ignored with the values listed there, and with no others.
+2. A field in a table of `ignored_field_tables.py` is ignored with the values listed there, and with no others.
 3. Any other unknown field is ignored if its value is `[]` or `{}`.
 4. All other unknown fields are refused.
 """

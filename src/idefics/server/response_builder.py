@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class ResponseBuilder:
-    """Builds the answer of one request."""
+    """Builds the answer of one request, as one object or as a stream."""
 
     def __init__(self, context: RequestContext, request: ResponseRequest) -> None:
         self.context, self.request = context, request

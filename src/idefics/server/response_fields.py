@@ -38,7 +38,7 @@ class PromptTokensDetails(ResponseFields):
 
 
 class CompletionUsage(ResponseFields):
-    """Number of tokens of a request."""
+    """Tokens of a request: of its prompts, and of all its choices."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -13,7 +13,7 @@ PartEventType = Literal["response.content_part.added", "response.content_part.do
 
 
 class ResponseOutputText(ResponseFields):
-    """The text of the answer."""
+    """The text of the answer, with log-probabilities if requested."""
 
     type: Literal["output_text"]
     text: str
@@ -22,7 +22,7 @@ class ResponseOutputText(ResponseFields):
 
 
 class ResponseOutputMessage(ResponseFields):
-    """The answer as a message."""
+    """The answer as a message of the assistant."""
 
     type: Literal["message"]
     id: str
@@ -44,7 +44,7 @@ class OutputTokensDetails(ResponseFields):
 
 
 class ResponseUsage(ResponseFields):
-    """Number of tokens of a request."""
+    """Tokens of a request: of its prompt, and of the answer."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -88,7 +88,7 @@ class ResponseEventFields(ResponseFields):
 
 
 class ResponseEvent(ResponseEventFields):
-    """The response begins or ends."""
+    """The response begins (`created`, `in_progress`) or ends (`completed`, `incomplete`)."""
 
     type: Literal["response.created", "response.in_progress", "response.completed", "response.incomplete"]
     response: ResponseObject

@@ -55,7 +55,7 @@ class ResponseTextPart(RequestModel):
 
 
 class ResponseImagePart(RequestModel):
-    """A picture of a message."""
+    """A part of a message that is a picture."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
 
@@ -114,7 +114,7 @@ class ResponseInputItem(RequestModel):
 
 
 class ResponseJsonSchemaFormat(JsonSchema):
-    """JSON that matches a schema."""
+    """The format for JSON that matches a schema."""
 
     type: Literal["json_schema"]
 

@@ -90,7 +90,7 @@ OnlyFalse = Annotated[bool, AfterValidator(_require_false)]
 
 
 class StreamOptions(RequestModel):
-    """Options of a stream."""
+    """Options of a stream; OpenAI's others are ignored."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.STREAM_OPTIONS_FIELDS
 

@@ -76,14 +76,14 @@ class Settings:
     allowed_hosts: str | None = _setting(
         "Access",
         None,
-        "Host names that requests may be addressed to, separated by commas; localhost is always allowed. Unset: all, if "
-        "the server has a key or listens on an address that other machines reach.",
+        "Host names that requests may be addressed to, separated by commas; localhost is always allowed. Unset: all, "
+        "if the server has a key or listens on an address that other machines reach.",
     )
     allowed_origins: str | None = _setting(
         "Access",
         None,
-        "Origins of web pages that may send cross-origin requests (CORS), such as https://app.example.com, separated by "
-        "commas; * for all, only with a key.",
+        "Origins of web pages that may send cross-origin requests (CORS), such as https://app.example.com, separated "
+        "by commas; * for all, only with a key.",
     )
     remote_images: str = _setting(
         "Access",
@@ -117,14 +117,14 @@ class Settings:
         url_policy.parse_allowed_hosts(self.remote_images)
         if self.remote_images == "any":
             raise BadSetting(
-                "remote_images is 'any', which would let clients reach this machine's own network: give off, public, or "
-                "hosts separated by commas; pictures of this network can be sent as data URIs"
+                "remote_images is 'any', which would let clients reach this machine's own network: give off, public, "
+                "or hosts separated by commas; pictures of this network can be sent as data URIs"
             )
         self.allowed_host_names()
         if "*" in self.allowed_origin_set() and not self.has_key:
             raise BadSetting(
-                "allowed_origins is * without a key, which would let every web page use the server: list the origins, or "
-                "give --api-key-file"
+                "allowed_origins is * without a key, which would let every web page use the server: list the origins, "
+                "or give --api-key-file"
             )
         if not (is_loopback_host(self.host) or self.insecure or self.has_key):
             raise BadSetting(

@@ -81,7 +81,7 @@ def shot_texts(shots: Sequence[Shot]) -> Iterator[str]:
 
 
 class ClassificationRequest(PictureRequest):
-    """A picture, and the labels to rank."""
+    """A picture, and the labels to rank by likelihood."""
 
     labels: list[Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]] = Field(
         min_length=2, max_length=classify.MAX_LABELS
@@ -94,7 +94,7 @@ TaskWords = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
 def request_class_for(task: Task) -> type[PictureRequest]:
-    """The model of a task's requests."""
+    """The pydantic model of a task's requests; `words` is a field if the task has words."""
     if task is classify.TASK:
         return ClassificationRequest
     word_fields: dict[str, Any] = {}

@@ -54,7 +54,7 @@ class TaskFinalFields(NotesField):
 
 
 class TaskResponse(TaskFinalFields):
-    """A text about a picture."""
+    """The text that a task generated about a picture."""
 
     object: Literal["image.task"]
     task: str
@@ -62,7 +62,7 @@ class TaskResponse(TaskFinalFields):
 
 
 class TaskTextEvent(ResponseFields):
-    """What an event adds to the text."""
+    """An event of a stream: what it adds to the text."""
 
     text: str
 
