@@ -29,7 +29,7 @@ async def tell_story(vlm: idefics.Idefics, picture: Path) -> None:
 
 
 async def main() -> None:
-    """Tells all stories at the same time."""
+    """Loads the model and tells all stories at the same time."""
     with idefics.load(args.model) as vlm:
         await asyncio.gather(*(tell_story(vlm, picture) for picture in args.pictures))
 

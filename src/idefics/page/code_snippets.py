@@ -51,7 +51,7 @@ class TaskSnippets:
 
     @property
     def python(self) -> str:
-        """A Python script that makes the call."""
+        """A Python script that makes the call and prints the answer."""
         arguments = [repr(self.picture)]
         if self.task == "classify":
             arguments.append(repr(list(self.labels)))
@@ -127,7 +127,7 @@ class ChatSnippets:
 
     @property
     def python(self) -> str:
-        """A Python script that makes the call."""
+        """A Python script that makes the call and prints the answer."""
         imported_names = (
             ["Picture"] if any(isinstance(part, Picture) for m in self.messages for part in m.parts) else []
         )
