@@ -243,7 +243,7 @@ def test_settings_that_are_not_here(reference_and_model, name):
             ),
             generate_with_seed(reference_and_model[1], models_tiny.make_batch(reference_and_model[1], "t")),
         )
-    with pytest.raises(BadSetting, match=f"{name} is 'x', and `generate` does not have it"):
+    with pytest.raises(BadSetting, match=f"{name} is 'x', and `generate` does not support it"):
         generate_with_seed(
             reference_and_model[1], models_tiny.make_batch(reference_and_model[1], "t"), **{name: "x"}
         )

@@ -1,4 +1,4 @@
-"""Modules that a subclass adds to a model: they may be missing in a checkpoint, and have first weights then."""
+"""Modules that a subclass adds to a model: a checkpoint may lack their weights, which are then initialised."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def added_tensor_names(model: nn.Module) -> frozenset[str]:
-    """The names of weights that subclasses of this package's classes have added.
+    """The names of weights that a subclass of this package's classes has added.
 
-    A model that is built for a checkpoint stands on the meta device, but for what others than these classes made.
+    While a checkpoint is loaded, the modules of this package stand on the meta device, and only added ones do not.
     """
     named = model.state_dict(keep_vars=True).items()
     return frozenset(name for name, tensor in named if not tensor.is_meta)
@@ -27,18 +27,18 @@ def added_tensor_names(model: nn.Module) -> frozenset[str]:
 def skip_added_modules(
     quantization: QuantizationConfig, added_tensors: Collection[str]
 ) -> QuantizationConfig:
-    """The same, but that modules with added weights keep full precision."""
+    """The same quantisation, which leaves out the modules of added tensors."""
     modules = sorted({name.rpartition(".")[0] for name in added_tensors} - {""})
     return replace(quantization, skip=(*quantization.skipped, *modules)) if modules else quantization
 
 
 def initialize_added_modules(model: PreTrainedModel, root: nn.Module, missing_keys: Sequence[str]) -> None:
-    """First weights for added modules of which a checkpoint holds nothing; `missing_keys` and a warning name them.
+    """Initialises added modules that are wholly missing in a checkpoint; a warning names the missing weights.
 
     Args:
-        model: says how.
-        root: the module that the names belong to.
-        missing_keys: names of weights that the checkpoint does not hold.
+        model: initialises them by `_init_weights`, and gets `missing_keys`.
+        root: the module in which the names are looked up.
+        missing_keys: names of weights that the checkpoint lacks.
     """
     model.missing_keys = tuple(missing_keys)
     if not missing_keys:
@@ -51,6 +51,7 @@ def initialize_added_modules(model: PreTrainedModel, root: nn.Module, missing_ke
             model._init_weights(module)
     names = ", ".join(missing_keys[:5]) + (" ..." if len(missing_keys) > 5 else "")
     warnings.warn(
-        f"{len(missing_keys)} weights are not in the checkpoint and have first weights ({names}): train them before use",
+        f"{len(missing_keys)} weights are not in the checkpoint and were newly initialised ({names}): "
+        "train them before use",
         stacklevel=4,
     )

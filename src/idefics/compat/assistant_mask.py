@@ -1,4 +1,4 @@
-"""Which tokens of a prompt the assistant says, for training on answers alone."""
+"""Marks the tokens of a prompt that the assistant says, for training on answers alone."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from idefics.prompt import Prompt
 def make_assistant_mask(
     processor: Processor, text: str, prompt: Prompt, spans: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """1 for each token of `prompt` that shares characters with a span of the text that it was made of.
+    """1 for each token of `prompt` that shares characters with a span of its text, else 0.
+
+    The text is written as `processor` writes it, with image tokens in place of `<image>`, and spans are mapped to it.
 
     Args:
-        processor: what made the prompt.
-        text: with `<image>` where the pictures of the prompt stand.
+        processor: the processor that wrote the prompt.
+        text: with `<image>` where the images of the prompt stand.
         spans: (start, end) in characters of `text`.
 
     Raises:
-        BadSetting: the text has a video, which is read as other words than its own.
+        BadSetting: the text has a video, or its tokens cannot be mapped to characters.
     """
     if VIDEO_TOKEN in text:
         raise BadSetting("return_assistant_tokens_mask is not done for texts with videos: leave it out")
@@ -44,9 +46,8 @@ def make_assistant_mask(
                 picture.columns,
                 follows_picture=written_text.endswith(FAKE_IMAGE_TOKEN),
             )
-            if processor.prompt_format.image_tokens == "inline" and written_text.endswith(
-                FAKE_IMAGE_TOKEN
-            ):  # Idefics 2: neighbours share one
+            # Neighbouring images of Idefics 2 share the token between them.
+            if processor.prompt_format.image_tokens == "inline" and written_text.endswith(FAKE_IMAGE_TOKEN):
                 written_part = written_part.removeprefix(FAKE_IMAGE_TOKEN)
         else:
             written_part = part.strip(" ") if processor.prompt_format.strips_text else part

@@ -1,7 +1,4 @@
-"""What tokenizers and processors return: rows of a batch, made equal in length, as a dict that moves to a device.
-
-Knows lists, arrays and tensors; does not know tokens or pictures.
-"""
+"""`BatchFeature`, what tokenizers and processors return, and `PaddingOptions`, how rows become one length."""
 
 from __future__ import annotations
 
@@ -32,15 +29,15 @@ TRUNCATION_STRATEGIES: dict[bool | str | None, bool | None] = {
     "do_not_truncate": False,
     None: None,
 }
-VERY_LARGE_INTEGER = 10**20  # configs of tokenizers without a longest text say 10^30
+VERY_LARGE_INTEGER = 10**20  # tokenizer configs without a longest text have 10^30
 
 
 class BatchFeature(dict[str, Any]):
-    """A dict whose entries are attributes too, and whose tensors move together.
+    """A dict whose entries are also attributes, and whose tensors can be moved together.
 
     Args:
-        data: the entries; `entries` are more.
-        tensor_type: see `convert_to_tensors`.
+        data, entries: the entries.
+        tensor_type: as in `convert_to_tensors`.
     """
 
     def __init__(
@@ -51,11 +48,11 @@ class BatchFeature(dict[str, Any]):
 
     @property
     def data(self) -> dict[str, Any]:
-        """The entries."""
+        """The entries as a dict: the object itself."""
         return self
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
-        """Rows of numbers as tensors ("pt") or arrays ("np"); None leaves them. Returns itself."""
+        """Converts all entries to tensors ("pt") or arrays ("np"); None leaves them. Returns itself."""
         if tensor_type is not None:
             self.update({name: to_tensor_type(value, tensor_type) for name, value in self.items()})
         return self
@@ -73,7 +70,7 @@ class BatchFeature(dict[str, Any]):
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> Self:
-        """Moves all tensors to a device; a dtype is for those of floating point alone. Returns itself.
+        """Moves all tensors to a device, and floating-point tensors to a dtype. Returns itself.
 
         Args:
             targets: a device, a dtype or both, in any order.
@@ -91,23 +88,22 @@ class BatchFeature(dict[str, Any]):
         return self
 
 
-BatchEncoding = BatchFeature  # what tokenizers of transformers return
+BatchEncoding = BatchFeature  # the name in transformers of what tokenizers return
 
 
 @dataclass(frozen=True, slots=True)
 class PaddingOptions:
-    """How long the rows of a batch become, in the guides' own words.
+    """How rows of a batch are padded and truncated, as transformers names it.
 
     Attributes:
         padding: True or "longest"; "max_length"; False or "do_not_pad". Tensors are always padded.
-        truncation: True or "longest_first" cuts rows longer than `max_length`, False or "do_not_truncate" never;
-            None cuts them where `max_length` is given and `padding` is not.
-        max_length: tokens; None is `model_max_length`.
-        padding_side: where tokens are added.
-        pad_to_multiple_of: padded rows are so many tokens, or a multiple of them.
+        truncation: True or "longest_first" truncates rows longer than `max_length`, False or "do_not_truncate" never;
+            None truncates where `max_length` is given and `padding` is not.
+        max_length: in tokens; None: `model_max_length`.
+        padding_side, truncation_side: where tokens are added and removed.
+        pad_to_multiple_of: padded rows have a multiple of so many tokens.
         return_tensors: "pt", "np" or None, which leaves lists.
-        truncation_side: where tokens are taken away.
-        model_max_length: the longest text that the tokenizer was made for.
+        model_max_length: the longest text of the tokenizer in tokens; `VERY_LARGE_INTEGER` and more: no limit.
     """
 
     padding: bool | str = False
@@ -139,7 +135,7 @@ class PaddingOptions:
         return self.model_max_length if self.model_max_length < VERY_LARGE_INTEGER else None
 
     def kept_positions(self, length: int, *, num_opening_tokens: int = 0) -> list[int]:
-        """The positions that remain of a row; its first `num_opening_tokens` tokens, the tokenizer's own, always do."""
+        """The positions that truncation leaves of a row; its first `num_opening_tokens` are kept."""
         truncates = TRUNCATION_STRATEGIES[self.truncation]
         if truncates is None:
             truncates = self.max_length is not None and PADDING_STRATEGIES[self.padding] == "do_not_pad"
@@ -150,7 +146,11 @@ class PaddingOptions:
         return [*range(min(num_opening_tokens, self._max_length)), *range(start, start + num_kept_tokens)]
 
     def padded_length(self, lengths: Sequence[int]) -> int | None:
-        """To how many tokens rows are padded; None leaves each as it is."""
+        """The length to which rows of these lengths are padded; None: they are not padded.
+
+        Raises:
+            BadSetting: `padding` is "max_length", and there is none.
+        """
         padding = PADDING_STRATEGIES[self.padding]
         if padding == "do_not_pad":
             if self.return_tensors is None:
@@ -159,13 +159,13 @@ class PaddingOptions:
         width = max(lengths, default=0)
         if padding == "max_length":
             if self._max_length is None:
-                raise BadSetting("padding is 'max_length', but there is none: give max_length")
+                raise BadSetting("padding is 'max_length', but there is no max_length: give one")
             width = max(width, self._max_length)
         multiple = self.pad_to_multiple_of or 1
         return -(-width // multiple) * multiple
 
     def pad(self, rows: Sequence[Sequence[Any]], value: Any) -> list[list[Any]]:
-        """Rows of one length, or as they are where nothing asks for it."""
+        """Pads rows to `padded_length` with `value`."""
         padded_length = self.padded_length([len(row) for row in rows])
         padded = []
         for row in rows:
@@ -174,18 +174,18 @@ class PaddingOptions:
         return padded
 
     def to_batch(self, entries: dict[str, Any]) -> BatchFeature:
-        """Lists and arrays as what `return_tensors` asks for."""
+        """A batch of these entries, converted as `return_tensors` says."""
         return BatchFeature(
             {name: to_tensor_type(value, self.return_tensors) for name, value in entries.items()}
         )
 
 
 def to_tensor_type(value: Any, return_tensors: str | None) -> Any:
-    """Rows or an array as tensor ("pt"), as array ("np") or as it is (None)."""
+    """Converts rows or an array to a tensor ("pt") or an array ("np"); None leaves them."""
     if return_tensors is None or (return_tensors == "pt" and isinstance(value, torch.Tensor)):
         return value
     array = np.asarray(value)
-    if not array.size:  # of no ids at all NumPy makes floats
+    if not array.size:  # NumPy makes an empty list an array of floats
         array = array.astype(np.int64)
     return torch.from_numpy(array) if return_tensors == "pt" else array
 

@@ -1,6 +1,6 @@
-"""Configs as the guides write them: every field of a released config.json is an attribute.
+"""`PretrainedConfig`: every field of a released config.json is an attribute.
 
-They say what was asked for; the families of `models/` say what it means (`settings`).
+Configs hold what a file says; `to_model_config` is what this package reads from it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ UNSAVED_FIELDS = (
     "gradient_checkpointing",
 )
 
-# The first class of each model_type that has parts.
+# model_type -> the config class of a whole model, which has configs of its parts.
 COMPOSITE_CONFIG_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {}
 
 
 class PretrainedConfig(PretrainedMixin, JsonMixin):
-    """A record whose fields are the annotated names of the class, in this order; other keywords are kept as well.
+    """A config whose fields are the annotated names of its class; other keyword arguments are kept as attributes too.
 
     Attributes:
-        _attn_implementation: how attention is computed in the models that are made by this config; never saved.
-        gradient_checkpointing: whether models that are made by this config begin with
-            `gradient_checkpointing_enable`; never saved.
-        return_dict, output_attentions, output_hidden_states: what `forward` does where its caller does not say.
+        parts: field -> config class of a part, such as "vision_config".
+        fields: field -> default.
+        _attn_implementation: the attention backend of models that are built from this config; not saved.
+        gradient_checkpointing: whether such models begin with gradient checkpointing enabled; not saved.
+        return_dict, output_attentions, output_hidden_states: the defaults of `forward`.
         torch_dtype: the dtype of the stored weights, by its name.
-        architectures: the classes that the weights were saved from.
+        architectures: the model classes whose weights were saved.
         use_cache, tie_word_embeddings: of models, not of their parts.
     """
 
@@ -55,7 +56,7 @@ class PretrainedConfig(PretrainedMixin, JsonMixin):
 
     _attn_implementation: str | None = None
     gradient_checkpointing: bool = False
-    # What transformers' own code reads from every config; fields of the classes below take their places.
+    # Read by transformers' own code from every config; some classes have fields of these names.
     bos_token_id: Any = None
     eos_token_id: Any = None
     pad_token_id: Any = None
@@ -67,7 +68,7 @@ class PretrainedConfig(PretrainedMixin, JsonMixin):
     tie_word_embeddings: bool
 
     def __init_subclass__(cls) -> None:
-        """Its own fields come first, then those that all configs have."""
+        """Collects the fields of the class: its own first, then inherited ones."""
         own_fields = {name: cls.__dict__[name] for name in cls.__annotations__ if name in cls.__dict__}
         own_fields = {
             name: value for name, value in own_fields.items() if name not in ("model_type", "parts", "fields")
@@ -105,15 +106,15 @@ class PretrainedConfig(PretrainedMixin, JsonMixin):
 
     @property
     def use_return_dict(self) -> bool:
-        """`return_dict`, by its older name."""
+        """`return_dict` by its old name in transformers."""
         return self.return_dict
 
     def to_model_config(self) -> ModelConfig:
-        """What the model is built by. Raises UnsupportedModel for what this package does not run."""
+        """The config of `models` that this one describes. Raises UnsupportedModel where it cannot be run."""
         return family_for(self.model_type).read_config(self.to_dict(), {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, as config.json has it; fields that every config has are left out where they say nothing new."""
+        """The content of config.json; common fields that have their default are left out."""
         content = {
             name: value.to_dict() if isinstance(value, PretrainedConfig) else deepcopy(value)
             for name, value in vars(self).items()
@@ -142,19 +143,20 @@ class PretrainedConfig(PretrainedMixin, JsonMixin):
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike[str]) -> Self:
-        """The config in a JSON file, whatever it is called."""
+        """The config in a JSON file of any name."""
         return cls(**read_json_object(Path(json_file)))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
-        """The config of the text model: the part of that name, or this config where there is none."""
+        """The config of the decoder: `text_config`, or this config where there is no such part."""
         text: PretrainedConfig = vars(self)["text_config"] if "text_config" in self.parts else self
         return text
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], **changes: Any) -> Self:
-        """The config of a config.json's content; `changes` are fields with another value.
+        """The config in the content of a config.json.
 
-        A dict for a part ("text_config") changes the fields that it names and leaves the others.
+        Args:
+            changes: fields with another value; a dict for a part ("text_config") changes the fields that it names.
         """
         fields = deepcopy(content)
         for name, value in changes.items():
@@ -182,11 +184,11 @@ class PretrainedConfig(PretrainedMixin, JsonMixin):
         return cls.from_dict(content, **settings)
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
-        """Writes config.json into a folder, which is made where it does not exist."""
+        """Writes config.json into a folder, which is created where it does not exist."""
         write_json(Path(save_directory) / CONFIG_FILE, self.to_dict())
 
     def update(self, changes: dict[str, Any]) -> None:
-        """Sets fields by their names."""
+        """Sets fields of the config by their names."""
         for name, value in changes.items():
             setattr(self, name, value)
 

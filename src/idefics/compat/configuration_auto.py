@@ -1,4 +1,4 @@
-"""The class of a config, by its model_type."""
+"""`AutoConfig`, and configs of any kind as the class for their model_type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configs of Idefics, whose fields and defaults are the reference page's."""
+"""The configs of Idefics; fields and defaults are those of transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from idefics.errors import UnsupportedModel
 
 
 class IdeficsVisionConfig(PretrainedConfig):
-    """The vision tower of Idefics. `embed_dim` is its width."""
+    """The config of Idefics' vision tower. `embed_dim` is its width."""
 
     model_type = "idefics_vision"
 
@@ -28,7 +28,7 @@ class IdeficsVisionConfig(PretrainedConfig):
 
 
 class IdeficsPerceiverConfig(PretrainedConfig):
-    """The resampler of Idefics. Whether there is one is said by `IdeficsConfig.use_resampler`."""
+    """The config of Idefics' resampler. `IdeficsConfig.use_resampler` says whether there is one."""
 
     model_type = "idefics_perciever"  # spelt so in the checkpoints
 
@@ -40,7 +40,7 @@ class IdeficsPerceiverConfig(PretrainedConfig):
     qk_layer_norms_perceiver: bool = False
 
 
-# The flat files of 2023: a name at the top -> where it is now.
+# Flat config.json files of 2023: field at the top -> part and field in nested files.
 FIELD_BY_FLAT_NAME = {
     "vision_embed_dim": ("vision_config", "embed_dim"),
     "vision_image_size": ("vision_config", "image_size"),
@@ -57,7 +57,7 @@ FIELD_BY_FLAT_NAME = {
 
 
 class IdeficsConfig(PretrainedConfig):
-    """What an Idefics model is. Defaults are those of the reference page, which freeze text and vision.
+    """The config of an Idefics model. By default, text and vision layers are frozen in training, as in transformers.
 
     Raises:
         UnsupportedModel: `num_hidden_layers` is no multiple of `cross_layer_interval`.

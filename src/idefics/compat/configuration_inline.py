@@ -1,4 +1,4 @@
-"""The configs of Idefics2, Idefics3 and SmolVLM."""
+"""The configs of Idefics2, Idefics3 and SmolVLM; fields and defaults are those of transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from idefics.compat.configuration import PretrainedConfig
 
 
 class SiglipVisionConfig(PretrainedConfig):
-    """The vision tower of Idefics3 and SmolVLM."""
+    """The config of the vision tower of Idefics3 and SmolVLM."""
 
     hidden_size: int = 1152
     intermediate_size: int = 3072
@@ -24,7 +24,7 @@ class SiglipVisionConfig(PretrainedConfig):
 
 
 class Idefics2VisionConfig(SiglipVisionConfig):
-    """The vision tower of Idefics2."""
+    """The config of the vision tower of Idefics2."""
 
     model_type = "idefics2_vision"
 
@@ -33,7 +33,7 @@ class Idefics2VisionConfig(SiglipVisionConfig):
 
 
 class Idefics2PerceiverConfig(PretrainedConfig):
-    """The perceiver of Idefics2. Its width is the text model's, and its epsilon too unless `rms_norm_eps` is given."""
+    """The config of Idefics2's perceiver. Width and epsilon are the decoder's, unless `rms_norm_eps` is given."""
 
     model_type = "idefics2_perceiver"
 
@@ -48,7 +48,7 @@ class Idefics2PerceiverConfig(PretrainedConfig):
 
 
 class TextModelConfig(PretrainedConfig):
-    """A decoder; the fields that both Llama's and Mistral's files have."""
+    """The config of a decoder: the fields that Llama and Mistral share."""
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -76,13 +76,13 @@ class TextModelConfig(PretrainedConfig):
 
 
 class LlamaConfig(TextModelConfig):
-    """The text model of Idefics3 and SmolVLM."""
+    """The config of the decoder of Idefics3 and SmolVLM."""
 
     model_type = "llama"
 
 
 class MistralConfig(TextModelConfig):
-    """The text model of Idefics2."""
+    """The config of the decoder of Idefics2."""
 
     model_type = "mistral"
 
@@ -93,7 +93,7 @@ class MistralConfig(TextModelConfig):
 
 
 class Idefics2Config(PretrainedConfig):
-    """What an Idefics2 model is."""
+    """The config of an Idefics2 model."""
 
     model_type = "idefics2"
     parts = {  # noqa: RUF012
@@ -117,7 +117,7 @@ class Idefics2Config(PretrainedConfig):
 
 
 class Idefics3Config(PretrainedConfig):
-    """What an Idefics3 model is."""
+    """The config of an Idefics3 model."""
 
     model_type = "idefics3"
     parts = {"text_config": LlamaConfig, "vision_config": SiglipVisionConfig}  # noqa: RUF012
@@ -138,6 +138,6 @@ class Idefics3Config(PretrainedConfig):
 
 
 class SmolVLMConfig(Idefics3Config):
-    """What a SmolVLM2 model is: Idefics3's fields."""
+    """The config of a SmolVLM2 model: the fields of Idefics3."""
 
     model_type = "smolvlm"

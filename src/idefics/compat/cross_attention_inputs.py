@@ -1,6 +1,6 @@
-"""Pictures beside the text, as `forward` is given them.
+"""The image arguments of Idefics' `forward`, and the cross-attention inputs that they become.
 
-B rows, T new tokens, P pictures a row, S patches and M feature rows of one, D' their width.
+B rows, T new tokens, P images of a row, S patches and M features of an image, D' their width.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from idefics.nn.resampler import Resampler
 
 @dataclass(frozen=True, slots=True)
 class ImageArguments:
-    """Pictures at one of three stages, and what each token sees of them.
+    """Images at one of three stages of encoding, and which of them each token attends to.
 
     Attributes:
-        pixel_values: (B, P, 3, h, w).
-        image_encoder_embeddings: (B, P, S, D'), patches as the vision tower gives them.
-        perceiver_embeddings: (B, P, M, D'), as the resampler gives them.
-        image_attention_mask: (B, T, P), 1 where a token sees a picture; None: every token sees all.
-        interpolate_pos_encoding: whether pictures may have another size than the trained one.
+        pixel_values: (B, P, 3, h, w) normalised pixels.
+        image_encoder_embeddings: (B, P, S, D') outputs of the vision tower.
+        perceiver_embeddings: (B, P, M, D') outputs of the resampler.
+        image_attention_mask: (B, T, P), 1 where a token attends to an image; None: every token attends to all.
+        interpolate_pos_encoding: whether images may have another size than the trained one.
     """
 
     pixel_values: Tensor | None
@@ -36,7 +36,14 @@ class ImageArguments:
     interpolate_pos_encoding: bool | None
 
     def image_features(self, backbone: Idefics1Backbone, image_size: int) -> Tensor | None:
-        """(B, P, M, D'), the last stage; None where no pictures are given. `image_size` is the trained size in pixels."""
+        """(B, P, M, D') image features; None without images.
+
+        Args:
+            image_size: the trained side of an image, in pixels.
+
+        Raises:
+            BadPrompt: images are given at two stages, or have another size.
+        """
         stages = self.pixel_values, self.image_encoder_embeddings, self.perceiver_embeddings
         match [stage for stage in stages if stage is not None]:
             case []:
@@ -47,7 +54,7 @@ class ImageArguments:
             case _:
                 raise BadPrompt(
                     "give one of pixel_values, image_encoder_embeddings and perceiver_embeddings: "
-                    "they are the same pictures at three stages"
+                    "they are the same images at three stages"
                 )
         if self.pixel_values is not None:
             self._check_image_size(images, image_size)
@@ -64,11 +71,11 @@ class ImageArguments:
     def cross_attention_inputs(
         self, backbone: Idefics1Backbone, features: Tensor, inputs: DecoderInputs
     ) -> CrossAttentionInputs:
-        """Keys and values of pictures that are new to the rows, and what tokens see of them."""
+        """Keys and values of new images, (B, P, M, D') features, and their mask. Raises BadPrompt for other shapes."""
         (batch, num_images), new = features.shape[:2], inputs.inputs_embeds.shape[1]
         if batch != len(inputs.inputs_embeds):
             raise BadPrompt(
-                f"pictures are given for {batch} rows and tokens for {len(inputs.inputs_embeds)}: give as many"
+                f"images are given for {batch} rows and tokens for {len(inputs.inputs_embeds)}: give as many"
             )
         if self.image_attention_mask is None:
             image_mask = torch.ones(
@@ -79,29 +86,23 @@ class ImageArguments:
         if image_mask.shape != (batch, new, num_images):
             raise BadPrompt(
                 f"image_attention_mask is of {tuple(image_mask.shape)}: give {(batch, new, num_images)}, "
-                "one number for each row, new token and picture"
+                "one number for each row, new token and image"
             )
         return CrossAttentionInputs(
             group_cross_kv_by_row(backbone.compute_cross_kv(features.flatten(0, 1)), batch), image_mask
         )
 
     def cached_cross_attention_inputs(self, inputs: DecoderInputs) -> CrossAttentionInputs | None:
-        """Pictures that the past has read: new tokens see what the last one saw, unless a mask for them says else."""
-        cached, num_new_tokens, mask = (
-            inputs.past.cross_attention_inputs,
-            inputs.inputs_embeds.shape[1],
-            self.image_attention_mask,
-        )
+        """The images in the cache: new tokens attend to those of the last token, unless a mask says otherwise."""
+        cached, mask = inputs.past.cross_attention_inputs, self.image_attention_mask
         if cached is None:
             return None
-        if mask is not None and mask.shape[1] in (
-            num_new_tokens,
-            inputs.past.get_seq_length() + num_new_tokens,
-        ):
-            return CrossAttentionInputs(
-                cached.cross_kv, mask[:, -num_new_tokens:].to(cached.image_mask.device).bool()
-            )
-        return CrossAttentionInputs(cached.cross_kv, cached.image_mask.expand(-1, num_new_tokens, -1))
+        num_new_tokens = inputs.inputs_embeds.shape[1]
+        lengths = (num_new_tokens, inputs.past.get_seq_length() + num_new_tokens)
+        image_mask = cached.image_mask.expand(-1, num_new_tokens, -1)
+        if mask is not None and mask.shape[1] in lengths:
+            image_mask = mask[:, -num_new_tokens:].to(cached.image_mask.device).bool()
+        return CrossAttentionInputs(cached.cross_kv, image_mask)
 
     def _check_image_size(self, images: Tensor, image_size: int) -> None:
         height, width = images.shape[2:]

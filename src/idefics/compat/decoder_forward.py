@@ -1,6 +1,6 @@
-"""From the arguments of `forward` to a pass through the decoder.
+"""One pass of the decoder: the text arguments of `forward` are checked, packed, and run with a cache.
 
-B rows, T new tokens, L tokens with those of the past, D width, N = B * T packed tokens.
+B rows, T new tokens, L cached and new tokens, D width, N = B * T packed tokens.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from idefics.nn.attention_backends import AttentionBackend, EagerAttention
 
 @dataclass(frozen=True, slots=True)
 class DecoderInputs:
-    """What a batch says, checked.
+    """The checked inputs of a pass.
 
     Attributes:
         inputs_embeds: (B, T, D) embeddings of the new tokens.
-        input_ids: (B, T), or None where embeddings were given in their place.
-        attention_mask: (B, L), true where a token stands and false for padding; None: no padding.
+        input_ids: (B, T), or None where embeddings were given.
+        attention_mask: (B, L), true for tokens and false for padding; None: no padding.
         position_ids: (B, T).
-        past: the tokens before them; empty where there are none.
+        past: the cache; empty without one.
     """
 
     inputs_embeds: Tensor
@@ -47,7 +47,14 @@ def prepare_decoder_inputs(
     position_ids: Tensor | None,
     past_key_values: KeyValueCache | LegacyCache | None,
 ) -> DecoderInputs:
-    """The arguments that every model has. Positions count the tokens of a row; padding stands at 1, as released."""
+    """Checks the text arguments of `forward`. Without `position_ids`, tokens are counted; padding has position 1.
+
+    Args:
+        embed: ids (B, T) -> embeddings (B, T, D).
+
+    Raises:
+        BadPrompt: arguments are missing or contradict each other; the message has both shapes.
+    """
     if (input_ids is None) == (inputs_embeds is None):
         raise BadPrompt("give either input_ids or inputs_embeds, and not both")
     if input_ids is not None:
@@ -90,7 +97,14 @@ def prepare_decoder_inputs(
 
 @dataclass(frozen=True, slots=True)
 class DecoderResult:
-    """What came of it: `last_hidden_state` (B, T, D) after the last norm, and what was asked for."""
+    """The outputs of a pass.
+
+    Attributes:
+        last_hidden_state: (B, T, D) after the last norm.
+        cache: keys and values of cached and new tokens; None without `use_cache`.
+        hidden_states: (B, T, D) each: embeddings, then outputs of the layers, the last one after the norm.
+        attentions: (B, H, T, L) for each layer.
+    """
 
     last_hidden_state: Tensor
     cache: KeyValueCache | None
@@ -111,13 +125,15 @@ def run_decoder(
     output_hidden_states: bool,
     output_attentions: bool,
 ) -> DecoderResult:
-    """One pass through the decoder.
+    """Runs the decoder on new tokens.
 
     Args:
-        decode: (N, D), (N,) and a way to attend -> (N, D).
-        layers: the decoder's, for `output_hidden_states`.
-        use_cache: whether there shall be a cache. The caller says whether pictures were read (`has_pictures`).
-        output_attentions: attention is then computed weight by weight, whatever the kernel.
+        decode: embeddings (N, D), positions (N,) and an `Attn` -> hidden states (N, D).
+        layers: the decoder's layers, whose outputs are recorded for `output_hidden_states`.
+        window: sliding window in tokens; None: there is none.
+        dropout_p: dropout of attention weights.
+        use_cache: whether a cache is returned; its `has_read_images` is set by the caller.
+        output_attentions: eager attention is then used in place of `backend`.
     """
     batch_size, num_new_tokens = inputs.inputs_embeds.shape[:2]
     eager_attention = EagerAttention()
@@ -158,7 +174,7 @@ def run_decoder(
 
 @contextmanager
 def record_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """What each module gives while this lasts, in the order of their calls."""
+    """Records the outputs of modules in this context, in the order of their calls."""
     outputs: list[Tensor] = []
 
     def record(module: nn.Module, inputs: Any, output: Tensor) -> None:

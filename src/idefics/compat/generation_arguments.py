@@ -1,4 +1,4 @@
-"""What a caller gives to `generate`, sorted: settings, inputs of the model, and what asks for nothing.
+"""Sorts the arguments of `generate`: settings, inputs of the model, and arguments without effect.
 
 B prompts, T ids of a prompt.
 """
@@ -27,19 +27,19 @@ GENERATE_ARGUMENTS = (
     "negative_prompt_attention_mask",
     "tokenizer",
 )
-# Accepted and ignored, with the reason.
+# Ignored, with the reason.
 IGNORED_GENERATE_KWARGS = {
-    "labels": "a batch for training holds them; there is no loss here",
+    "labels": "in batches for training; there is no loss here",
     "num_items_in_batch": "there is no loss here",
     "cache_position": "the cache says how many tokens it holds",
     "assistant_model": "a second model changes how fast an answer comes, not the answer",
     "assistant_tokenizer": "a second model changes how fast an answer comes, not the answer",
     "trust_remote_code": "no code of a checkpoint is ever run",
 }
-# -> The values that ask for nothing, and why others are refused.
+# Accepted at these values, and why others are refused.
 NEUTRAL_GENERATE_KWARGS: NeutralKwargs = {
     "synced_gpus": ((None, False), "several processes do not generate together"),
-    "custom_generate": ((None,), "no other way to generate is loaded"),
+    "custom_generate": ((None,), "no other decoding loop is loaded"),
     "return_dict": ((None, True), "`generate` reads the model's outputs by their names"),
     "return_legacy_cache": ((None, False), "past_key_values has `to_legacy_cache`"),
     "logits_to_keep": ((None, 0, 1), "`generate` needs the logits of the last token"),
@@ -47,11 +47,11 @@ NEUTRAL_GENERATE_KWARGS: NeutralKwargs = {
 
 
 def split_generate_kwargs(model: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The caller's keywords -> settings, and what the model's `forward` is given. What is None is no input.
+    """Splits keyword arguments into settings and inputs of the model's `forward`; inputs that are None are dropped.
 
     Raises:
-        UnknownArgument: neither the settings nor the model have it.
-        BadSetting: it asks for something that is not here.
+        UnknownArgument: an argument is neither a setting nor an input of the model.
+        BadSetting: an argument asks for something that this package does not have.
     """
     settings = {name: value for name, value in kwargs.items() if name in ACCEPTED_FIELD_NAMES}
     inputs = {
@@ -69,7 +69,7 @@ def split_generate_kwargs(model: Any, kwargs: Mapping[str, Any]) -> tuple[dict[s
 
 
 def forward_parameter_names(model: Any) -> set[str]:
-    """The keywords that a model's `forward` takes; one with `**kwargs` hands them to the class above it."""
+    """The arguments of a model's `forward`; with `**kwargs`, also those of the class that it overrides."""
     names: set[str] = set()
     for model_class in type(model).__mro__:
         if (forward := vars(model_class).get("forward")) is None:
@@ -88,10 +88,10 @@ def merge_generation_configs(
     *,
     use_model_defaults: bool | None,
 ) -> GenerationConfig:
-    """The caller's settings over those of `generation_config` over the model's own.
+    """The settings of a call: the caller's, else those of `generation_config`, else the model's own.
 
     Raises:
-        BadSetting: settings that contradict each other, or that are none.
+        BadSetting: settings contradict each other, or `generation_config` is not a config.
     """
     config = model_config
     if generation_config is not None:
@@ -115,10 +115,10 @@ def merge_generation_configs(
 
 
 def pop_prompt_ids(inputs: Tensor | None, model_inputs: dict[str, Any], config: GenerationConfig) -> Tensor:
-    """(B, T) the ids of the prompts, taken out of what is `model_inputs`; T is 0 beside embeddings without ids.
+    """Takes the ids of the prompts, (B, T), out of `model_inputs`; T is 0 where only embeddings are given.
 
     Raises:
-        BadPrompt: there are none, or they are of a wrong shape.
+        BadPrompt: there are no ids, or they have a wrong shape.
     """
     ids = model_inputs.pop("input_ids", None)
     if ids is not None and inputs is not None:
@@ -145,10 +145,10 @@ def pop_prompt_ids(inputs: Tensor | None, model_inputs: dict[str, Any], config: 
 
 
 def pop_attention_mask(ids: Tensor, model_inputs: dict[str, Any], config: GenerationConfig) -> Tensor:
-    """(B, T) which ids are no padding, taken out of what is `model_inputs`, else by `pad_token_id`.
+    """Takes `attention_mask`, (B, T), out of `model_inputs`, or computes it: 0 where an id is `pad_token_id`.
 
     Raises:
-        BadPrompt: of a wrong shape.
+        BadPrompt: the mask has a wrong shape.
     """
     mask: Tensor | None = model_inputs.pop("attention_mask", None)
     if mask is None:

@@ -1,4 +1,4 @@
-"""`GenerationConfig`: the settings of `generate`, as the guides and generation_config.json name them."""
+"""`GenerationConfig`: the settings of `generate`, named as in generation_config.json."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 
 class GenerationConfig(PretrainedMixin):
-    """How `generate` continues a prompt. What is not set, or set to None, has the default beside its name.
+    """The settings of `generate`. A setting that is not set, or set to None, has the default of the class.
 
     Attributes:
-        max_length: at most so many ids, the prompt's among them. Where neither this nor `max_new_tokens` is set,
-            20 ids are generated.
-        max_new_tokens: at most so many generated ids; wins over `max_length`.
-        min_length: `eos_token_id` is not chosen before so many ids, the prompt's among them.
-        min_new_tokens: the same, of generated ids.
+        max_length: the largest number of ids, those of the prompt included. Where neither this nor `max_new_tokens` is
+            set, 20 ids are generated.
+        max_new_tokens: the largest number of generated ids; has priority over `max_length`.
+        min_length: `eos_token_id` is not chosen before so many ids, those of the prompt included.
+        min_new_tokens: `eos_token_id` is not chosen before so many generated ids.
         max_time: seconds after which no further id is generated.
-        stop_strings: texts that end an answer, which keeps them; they need `generate(tokenizer=)`.
-        do_sample: draw the next id instead of taking the most likely one. The settings from `temperature` to
-            `eta_cutoff` act only then.
+        stop_strings: texts that end an answer, and are part of it; they need `generate(tokenizer=)`.
+        do_sample: sample the next id instead of taking the most likely one. The settings from `temperature` to
+            `eta_cutoff` have an effect only then.
         temperature: logits are divided by it.
         top_k: keep the k most likely ids; 0 keeps all.
         top_p: keep the smallest set of most likely ids whose probability reaches p (arXiv 1904.09751).
@@ -38,32 +38,33 @@ class GenerationConfig(PretrainedMixin):
         typical_p: keep the most typical ids until their probability reaches p (arXiv 2202.00666).
         epsilon_cutoff: drop ids of a probability below this (arXiv 2210.15191); `eta_cutoff` lowers that bound where
             the entropy is high.
-        repetition_penalty: divides positive and multiplies negative scores of ids already there, the prompt's
-            among them (CTRL, arXiv 1909.05858).
-        encoder_repetition_penalty: the opposite, for ids of the prompt alone.
-        no_repeat_ngram_size: no sequence of so many ids comes twice, the prompt's among them; 0 allows all.
-        bad_words_ids: sequences of ids that are never generated whole; an empty one forbids nothing.
+        repetition_penalty: divides positive and multiplies negative scores of ids that occurred before, in the prompt
+            or the answer (CTRL, arXiv 1909.05858).
+        encoder_repetition_penalty: multiplies and divides, for ids of the prompt alone.
+        no_repeat_ngram_size: no sequence of so many ids occurs twice, the prompt included; 0: no such limit.
+        encoder_no_repeat_ngram_size: no sequence of so many ids of the prompt occurs in the answer; 0: no such limit.
+        bad_words_ids: sequences of ids that are never generated.
         sequence_bias: [[ids, number], ...]: the number is added to the score of the last id after the others.
         suppress_tokens, begin_suppress_tokens: ids that are never generated, or not as the first.
-        forced_bos_token_id: the id after a prompt of one id; `forced_eos_token_id` is the last within `max_length`.
-        exponential_decay_length_penalty: (start, factor): after so many generated ids the stop ids' scores grow by
-            that factor with each further one.
-        guidance_scale: scores are drawn away from those without the prompt, or with `generate(negative_prompt_ids=)`,
-            by this factor (arXiv 2306.17806); 1 is none.
-        renormalize_logits: scores are log-probabilities again after all of this.
-        num_beams: beams of a beam search; 1 is none.
-        num_return_sequences: answers to each prompt: the best beams, or as many draws.
-        length_penalty: beams compete by the sum of their log-probabilities / length ** length_penalty.
-        early_stopping: a beam search is over, with True, as soon as `num_beams` have ended; with False, when the
-            best that goes on is no better yet than those; with "never", when it can never be better.
-        eos_token_id: the id, or each of the ids, that ends an answer.
-        pad_token_id: stands after an answer that is shorter than others; None is the first `eos_token_id`.
-        bos_token_id: the whole prompt where none is given.
-        use_cache: keep the keys and values of what has been read, rather than read all of it for each id.
+        forced_bos_token_id: the id after a prompt of one id; `forced_eos_token_id`: the last id at `max_length`.
+        exponential_decay_length_penalty: (start, factor): after `start` generated ids, the scores of the stop ids grow
+            by `factor` with each further id.
+        guidance_scale: classifier-free guidance: scores are moved away from those without the prompt, or after
+            `generate(negative_prompt_ids=)`, by this factor (arXiv 2306.17806); 1: none.
+        renormalize_logits: normalise the processed scores to log-probabilities.
+        num_beams: beams of a beam search; 1: no beam search.
+        num_return_sequences: answers to each prompt: the best beams, or as many samples.
+        length_penalty: the score of a beam is the sum of its log-probabilities / length ** length_penalty.
+        early_stopping: a beam search ends, with True, when `num_beams` have ended; with False, when the best running
+            beam is not better than those; with "never", when it cannot become better.
+        eos_token_id: the id, or the ids, that end an answer.
+        pad_token_id: pads answers that are shorter than others; None: the first `eos_token_id`.
+        bos_token_id: the prompt where none is given.
+        use_cache: keep keys and values; otherwise all ids are read again for each new one.
         return_dict_in_generate: return an object with `sequences` and what the `output_` settings ask for.
-        output_scores: `scores`, what ids were chosen by; of beams `sequences_scores` too.
-        output_logits: `logits`, as the model gave them.
-        output_attentions, output_hidden_states: `attentions` and `hidden_states` of every step.
+        output_scores: return `scores`, by which ids were chosen; of a beam search also `sequences_scores`.
+        output_logits: return `logits`, those of the model.
+        output_attentions, output_hidden_states: return `attentions` and `hidden_states` of every step.
     """
 
     max_length: int = 20
@@ -110,7 +111,7 @@ class GenerationConfig(PretrainedMixin):
 
     file_selection = GENERATION_CONFIG_FILES
 
-    # What transformers' Seq2SeqTrainer asks, which fills in defaults: here they are there already.
+    # Read by transformers' Seq2SeqTrainer to fill in defaults, which the class has already.
     _from_model_config = False
 
     @staticmethod
@@ -121,7 +122,7 @@ class GenerationConfig(PretrainedMixin):
         self.update(**settings)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):  # notes of transformers' own code, such as `_from_model_config`
+        if name.startswith("_"):  # set by transformers' own code, such as `_from_model_config`
             vars(self)[name] = value
         elif name not in ACCEPTED_FIELD_NAMES:
             raise UnknownArgument("GenerationConfig", [name], FIELD_NAMES)
@@ -130,7 +131,7 @@ class GenerationConfig(PretrainedMixin):
         elif name in FIELD_NAMES:
             vars(self)[name] = validate_field(name, value)
         elif not is_neutral(name, value):
-            raise BadSetting(f"{name} is {value!r}, and `generate` does not have it: leave it out")
+            raise BadSetting(f"{name} is {value!r}, and `generate` does not support it: leave it out")
         else:
             vars(self)[name] = value
 
@@ -139,13 +140,17 @@ class GenerationConfig(PretrainedMixin):
             raise AttributeError(f"GenerationConfig has no {name!r}")
 
     def update(self, defaults_only: bool = False, **settings: Any) -> None:
-        """Sets several settings; with `defaults_only` those that are not set. Raises UnknownArgument, BadSetting."""
+        """Sets several settings; with `defaults_only` only those that are not set.
+
+        Raises:
+            UnknownArgument, BadSetting: no such setting, or a value out of its range.
+        """
         for name, value in settings.items():
             if not (defaults_only and self.is_field_set(name)):
                 setattr(self, name, value)
 
     def with_overrides(self, **settings: Any) -> Self:
-        """A copy with other settings, in which None switches off even what a checkpoint has set."""
+        """A copy with other settings; None turns a setting off, even where the checkpoint sets it."""
         copy = type(self)(**self.explicit_settings())
         copy.update(**settings)
         disabled_names = [
@@ -155,29 +160,29 @@ class GenerationConfig(PretrainedMixin):
         return copy
 
     def is_field_set(self, name: str) -> bool:
-        """Whether a setting was given a value, its default or another."""
+        """Whether a setting was set, be it to its default."""
         return name in vars(self)
 
     @property
     def stop_ids(self) -> list[int]:
-        """`eos_token_id` as a list."""
+        """The ids of `eos_token_id` as a list; empty where it is not set."""
         if self.eos_token_id is None:
             return []
         return [self.eos_token_id] if isinstance(self.eos_token_id, int) else self.eos_token_id
 
     @property
     def effective_pad_token_id(self) -> int | None:
-        """What stands after an answer that has ended; None where no id is known to be of no meaning."""
+        """The id that pads ended answers: `pad_token_id`, else the first stop id, else None."""
         return self.stop_ids[0] if self.pad_token_id is None and self.stop_ids else self.pad_token_id
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], **others: Any) -> Self:
-        """From what a generation_config.json holds. What it does not set, or sets to None, has its default.
+        """The settings in the content of a generation_config.json; `others` have priority.
 
-        Names that change no answer are left out, as `generation_fields` has it.
+        Fields that change no answer (`generation_fields`) are left out.
 
         Raises:
-            BadSetting: a name that changes answers in a way that `generate` does not have, or a value out of range.
+            BadSetting: a field that changes answers is not supported, or a value is out of its range.
         """
         supported_settings = {
             name: value
@@ -188,10 +193,10 @@ class GenerationConfig(PretrainedMixin):
 
     @classmethod
     def from_any(cls, config: object) -> Self:
-        """From settings of this class or of transformers, or from what a generation_config.json holds.
+        """Settings of this class or of transformers, or the content of a generation_config.json, as this class.
 
         Raises:
-            BadSetting: it is none of these, or asks for what `generate` does not have.
+            BadSetting: it is none of these, or has an unsupported setting.
         """
         if isinstance(config, cls):
             return config
@@ -203,15 +208,18 @@ class GenerationConfig(PretrainedMixin):
             str(settings.get("transformers_version", "")).startswith("4.")
             and settings.get("max_length") == 20
         ):
-            del settings["max_length"]  # it wrote its defaults as if they had been set
+            del settings["max_length"]  # transformers 4 writes defaults as if they were set
         return cls.from_dict(settings)
 
     @classmethod
     def from_model_config(cls, model_config: object) -> Self:
-        """The special ids that a config names, its text part's where it has none itself.
+        """The special ids that the config of a model, or its text_config, names.
 
         Args:
             model_config: a config of this package or of transformers, or the content of a config.json.
+
+        Raises:
+            BadSetting: it is none of these.
         """
         config = config_to_dict(model_config)
         if config is None:
@@ -229,35 +237,33 @@ class GenerationConfig(PretrainedMixin):
         return cls.from_dict(read_json_object(folder / GENERATION_CONFIG_FILE), **settings)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes what is set to the generation_config.json of a folder, which is made if need be."""
+        """Writes the settings that are set to generation_config.json in a folder, which is created if needed."""
         write_json(Path(save_directory) / GENERATION_CONFIG_FILE, self.explicit_settings())
 
     def to_json_string(self) -> str:
-        """What is set, as generation_config.json has it."""
+        """The settings that are set, as JSON."""
         return to_json(self.explicit_settings())
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting by name; None where it is not set."""
+        """All settings by name; None where one is not set."""
         return dict.fromkeys(FIELD_NAMES) | self.explicit_settings()
 
     def explicit_settings(self) -> dict[str, Any]:
-        """What is set."""
+        """The settings that are set, by name."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GenerationConfig) and self.explicit_settings() == other.explicit_settings()
 
-    __hash__ = None  # type: ignore[assignment]  # what is equal now may not be later
+    __hash__ = None  # type: ignore[assignment]  # it is mutable
 
     def __repr__(self) -> str:
         return f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.explicit_settings().items())})"
 
 
 FIELD_NAMES = tuple(GenerationConfig.__annotations__)
-ACCEPTED_FIELD_NAMES = frozenset(
-    {*FIELD_NAMES, *NEUTRAL_VALUES_BY_FIELD, *FIELDS_WITHOUT_EFFECT}
-)  # those of transformers that are not here, too
-DISABLED_VALUES = {name: vars(GenerationConfig)[name] for name in FIELD_NAMES} | {
-    "top_k": 0
-}  # defaults change nothing
+# Also fields of transformers that are accepted at neutral values.
+ACCEPTED_FIELD_NAMES = frozenset((*FIELD_NAMES, *NEUTRAL_VALUES_BY_FIELD, *FIELDS_WITHOUT_EFFECT))
+# The value at which a setting has no effect: its default, except that `top_k` is 0; `max_length` has none.
+DISABLED_VALUES = {name: vars(GenerationConfig)[name] for name in FIELD_NAMES} | {"top_k": 0}
 del DISABLED_VALUES["max_length"]

@@ -1,4 +1,4 @@
-"""What a setting of `generate` may be: every value is checked when it is set, and kept in one form."""
+"""Checks the values of `GenerationConfig` when they are set, and converts them to plain Python values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from idefics.errors import BadSetting
 
-MIN_BY_INTEGER_FIELD = {  # whole numbers -> the least that makes sense
+MIN_BY_INTEGER_FIELD = {  # whole numbers -> smallest value
     "max_length": 1,
     "max_new_tokens": 1,
     "min_length": 0,
@@ -23,7 +23,7 @@ MIN_BY_INTEGER_FIELD = {  # whole numbers -> the least that makes sense
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
 }
-RANGE_BY_FLOAT_FIELD = {  # numbers -> from, to
+RANGE_BY_FLOAT_FIELD = {  # numbers -> smallest and largest value
     "temperature": (0.0, math.inf),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
@@ -52,7 +52,7 @@ ID_LIST_FIELDS = {"suppress_tokens", "begin_suppress_tokens"}
 
 
 def validate_field(name: str, value: Any) -> Any:
-    """The value of a setting as the settings keep it. Raises BadSetting."""
+    """The value of a setting, checked and converted. Raises BadSetting where it is not allowed."""
     if isinstance(value, Tensor | np.ndarray | np.generic):
         value = value.tolist()
     if name in MIN_BY_INTEGER_FIELD:
@@ -123,7 +123,7 @@ def _validate_sequence_bias(value: Any) -> list[list[Any]]:
 def _validate_length_penalty_decay(value: Any) -> list[float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise BadSetting(
-            f"exponential_decay_length_penalty is {value!r}; give the generated id from which it acts, and a factor"
+            f"exponential_decay_length_penalty is {value!r}; give the number of ids after which it acts, and a factor"
         )
     start, factor = value
     name = "exponential_decay_length_penalty"

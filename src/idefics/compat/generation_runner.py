@@ -1,6 +1,6 @@
-"""How `generate` reads with a model: the prompts once, then one id more of each row. Chooses no ids.
+"""Runs the model for `generate`: prefill of the prompts, then a decode step for each new id. Chooses no ids.
 
-B prompts, R rows: B times as many as a prompt has answers; T ids so far, V vocabulary.
+B prompts, n answers of each, R = B * n rows, T ids so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 from idefics.compat.kv_cache import KeyValueCache
 from idefics.errors import BadPrompt
 
-# What each step gives beside logits, where it is asked for, and the argument that asks.
+# Outputs of a step other than logits -> the argument of the model that asks for them.
 ARGUMENT_BY_OUTPUT = {"attentions": "output_attentions", "hidden_states": "output_hidden_states"}
 
-# What has one place an id: how the next place follows from the last one, (R, 1, ...) -> (R, 1, ...).
+# Inputs with a value for each id -> the value of the next id from that of the last, (R, 1, ...) -> (R, 1, ...).
 NEXT_VALUE_BY_INPUT: dict[str, Callable[[Tensor], Tensor]] = {
     "attention_mask": torch.ones_like,
     "position_ids": lambda last: last + 1,
@@ -26,36 +26,36 @@ NEXT_VALUE_BY_INPUT: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class GenerativeModel(Protocol):
-    """What `generate` asks of a model.
+    """A model that `generate` can run.
 
-    A call takes `input_ids` (R, T) or `inputs_embeds`, `attention_mask` (R, ids in the cache + T),
-    `past_key_values`, `use_cache`, `logits_to_keep` and the pictures of the prompts. It gives an object with
-    `logits` (R, logits_to_keep, V), `past_key_values` and, where asked for, `attentions` and `hidden_states`.
-    The cache then holds what the pictures contributed too: a later call gives none of them.
+    A call takes `input_ids` (R, T) or `inputs_embeds`, `attention_mask` (R, cached ids + T), `past_key_values`,
+    `use_cache`, `logits_to_keep` and the images of the prompts. It returns an object with `logits`
+    (R, logits_to_keep, V), `past_key_values` and, where asked for, `attentions` and `hidden_states`. The cache holds
+    the images too: later calls do not give them.
     """
 
     forward: Callable[..., Any]
     prepare_inputs_for_generation: Callable[..., dict[str, Any]]
 
     def __call__(self, **inputs: Any) -> Any:
-        """One pass."""
+        """Runs the model once."""
         ...
 
 
 class GenerationRunner:
-    """Reads prompts, then one id more of each row, and keeps what it has read.
+    """Runs a model on prompts and then on one more id of each row, and holds the cache.
 
-    With a cache a prompt and its pictures are read once, however many answers it has; without one, all of it is
-    read again for each id.
-
-    Attributes:
-        cache: what has been read; empty without `use_cache`.
-        output_names: what each step gave of those names of `EXTRAS` that are asked for.
+    With a cache, a prompt and its images are read once for all its answers; without one, all is read again for each id.
 
     Args:
-        model_inputs: what the model is given beside ids: `attention_mask` (B, T), the pictures, perhaps `inputs_embeds`,
-            `position_ids`, and `past_key_values` which hold the beginning of the prompts.
-        answers_per_prompt: R / B.
+        inputs: inputs of the model other than ids: `attention_mask` (B, T), images, and possibly `inputs_embeds`,
+            `position_ids`, and `past_key_values` with the beginning of the prompts.
+        answers_per_prompt: n.
+        output_names: the names of `ARGUMENT_BY_OUTPUT` to be recorded.
+
+    Attributes:
+        cache: keys and values of what has been read; empty without `use_cache`.
+        extra_outputs: name -> the output of each step.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class GenerationRunner:
         self.extra_outputs: dict[str, list[Any]] = {name: [] for name in output_names}
 
     def prefill(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (R, V) logits of the next id of each answer; the answers to one prompt side by side."""
+        """Reads the prompts: ids (B, T) -> logits (R, V) of the first id of each answer; n rows for each prompt."""
         if not self.use_cache:
             self.model_inputs = {name: self._repeat_rows(value) for name, value in self.model_inputs.items()}
             return self._forward(input_ids=self._repeat_rows(ids), **self.model_inputs)
@@ -88,10 +88,10 @@ class GenerationRunner:
         return repeated
 
     def decode_step(self, ids: Tensor, beam_idx: Tensor | None = None) -> Tensor:
-        """(R, T) ids, the last of each row not read yet -> (R, V) logits of the next.
+        """Reads the last of ids (R, T) -> logits (R, V) of the next.
 
         Args:
-            beam_idx: (R,) the row that each of them continues; None is its own.
+            beam_idx: (R,) the row of the last step that each row continues; None: the same row.
         """
         for name in NEXT_VALUE_BY_INPUT.keys() & self.model_inputs.keys():
             value = self.model_inputs[name]
@@ -106,21 +106,19 @@ class GenerationRunner:
         return self._forward(input_ids=ids[:, -1:], **(self.model_inputs | last_positions))
 
     def _uncached_inputs(self, ids: Tensor) -> dict[str, Any]:
-        """What of the prompts is not in the cache yet."""
+        """The inputs of the prompts without the ids that are in the cache."""
         inputs = {"input_ids": ids, **self.model_inputs}
         if "inputs_embeds" in inputs:
             del inputs["input_ids"]
         length, num_cached_tokens = inputs.get("inputs_embeds", ids).shape[1], self.cache.get_seq_length()
         if not num_cached_tokens or inputs["attention_mask"].shape[1] != length:
-            return inputs  # perhaps the caller gave the rest of the prompts, and a mask for all of them
+            return inputs  # the caller gave only the ids that follow, and a mask for all
         if length <= num_cached_tokens:
             raise BadPrompt(
                 f"the prompt has {length} ids, and past_key_values hold {num_cached_tokens}: give the ids that follow"
             )
         image_mask = inputs.get("image_attention_mask")
-        if (
-            image_mask is not None and image_mask.shape[1] != length
-        ):  # of the prompt that was read: the cache knows what is seen
+        if image_mask is not None and image_mask.shape[1] != length:  # of the cached ids: the cache has it
             del inputs["image_attention_mask"]
         sliced_names = inputs.keys() & {"input_ids", "inputs_embeds", "position_ids", "image_attention_mask"}
         return inputs | {name: inputs[name][:, num_cached_tokens - length :] for name in sliced_names}
@@ -141,7 +139,7 @@ class GenerationRunner:
         return logits[:, -1].float().to(inputs["attention_mask"].device)
 
     def _repeat_rows(self, value: Any) -> Any:
-        """Each row as often as a prompt has answers."""
+        """Repeats each row of a tensor, or of the tensors in a tuple, n times."""
         if self.answers_per_prompt == 1:
             return value
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""The two ways to choose ids: one answer at a time, greedily or drawn, and beams. What they give back.
+"""The two decoding strategies, sampling (or greedy) and beam search, and their outputs.
 
 R rows, T ids so far, V vocabulary.
 """
@@ -22,13 +22,13 @@ from idefics.engine.beam_search import BeamSearch, BeamSearchConfig
 
 
 class GenerateDecoderOnlyOutput(ModelOutput):
-    """What `generate` gives with `return_dict_in_generate`.
+    """The output of `generate` with `return_dict_in_generate`.
 
     Attributes:
         sequences: (R, T) ids of prompts and answers, padded on the right.
-        scores: for each step (R, V) float32: what the id was chosen by.
-        logits: for each step (R, V) float32, as the model gave them.
-        attentions, hidden_states: for each step what the model gave, a tensor a layer.
+        scores: for each step (R, V) float32, processed scores by which the id was chosen.
+        logits: for each step (R, V) float32, the model's logits.
+        attentions, hidden_states: for each step the model's, a tensor for each layer.
         past_key_values: the model's cache.
     """
 
@@ -41,15 +41,15 @@ class GenerateDecoderOnlyOutput(ModelOutput):
 
 
 class GenerateBeamDecoderOnlyOutput(ModelOutput):
-    """What `generate` gives of beams with `return_dict_in_generate`.
+    """The output of a beam search with `return_dict_in_generate`.
 
     Attributes:
         sequences: (answers, T) ids of prompts and answers, padded on the right.
-        sequences_scores: (answers,) float32, by which beams competed; with `output_scores`.
-        scores: for each step (R, V) float32: log-probabilities, after what settings make of them.
-        beam_indices: (answers, longest answer) for each id the row of `scores` that it was chosen from; -1 after
-            the end of an answer.
-        logits, attentions, hidden_states, past_key_values: as of one answer; rows are the beams of all prompts.
+        sequences_scores: (answers,) float32, the beams' scores; with `output_scores`.
+        scores: for each step (R, V) float32, processed log-probabilities.
+        beam_indices: (answers, longest answer) for each id the row of `scores` from which it was chosen; -1 after the
+            end of an answer.
+        logits, attentions, hidden_states, past_key_values: as in sampling; rows are the beams of all prompts.
     """
 
     sequences: Tensor
@@ -67,7 +67,7 @@ GenerateOutput = GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
 
 @dataclass(slots=True)
 class DecodingSteps:
-    """What happens at every step of a search, and what is kept of the steps."""
+    """The processors and criteria that run at every step, and the recorded scores and logits."""
 
     config: GenerationConfig
     logits_processors: LogitsProcessorList
@@ -76,7 +76,7 @@ class DecodingSteps:
     logits: list[Tensor] = field(default_factory=list)
 
     def process_logits(self, ids: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
-        """(R, T) ids, (R, V) the model's logits and the scores they give -> (R, V) scores to choose by."""
+        """Ids (R, T), the model's logits (R, V) and scores computed of them (R, V) -> processed scores (R, V)."""
         scores = self.logits_processors(ids, scores)
         if self.config.return_dict_in_generate and self.config.output_logits:
             self.logits.append(logits)
@@ -85,11 +85,11 @@ class DecodingSteps:
         return scores
 
     def is_finished(self, ids: Tensor) -> Tensor:
-        """(R, T) -> (R,) which of them end here."""
+        """Ids (R, T) -> (R,) bool, which answers end at their last id."""
         return self.stopping_criteria(ids, tuple(self.scores) or None)
 
     def recorded_outputs(self, runner: GenerationRunner) -> dict[str, Any]:
-        """What was asked for, as the outputs name it."""
+        """The fields of the output that the settings ask for."""
         lists = {"scores": self.scores, "logits": self.logits, **runner.extra_outputs}
         outputs = {name: tuple(steps) for name, steps in lists.items() if steps}
         return {"past_key_values": runner.cache, **outputs} if runner.use_cache else outputs
@@ -102,10 +102,10 @@ def sample(
     steps: DecodingSteps,
     streamer: BaseStreamer | None,
 ) -> GenerateDecoderOnlyOutput:
-    """The most likely id at each step, or a drawn one; what has ended is padded until all have.
+    """Chooses the most likely id at each step, or with `do_sample` a random one; ended rows are padded.
 
     Args:
-        prompts: (B, T), which `runner` has read.
+        prompts: (B, T) ids that `runner` has read.
         logits: (R, V) of the first id of each answer.
     """
     config = steps.config
@@ -128,17 +128,17 @@ def sample(
 def beam_search(
     runner: GenerationRunner, prompts: Tensor, logits: Tensor, steps: DecodingSteps, max_new_tokens: int
 ) -> GenerateBeamDecoderOnlyOutput:
-    """The best of `num_beams` beams, or drawn ones; the arguments are those of `sample`.
+    """Searches with `num_beams` beams, which with `do_sample` are sampled; arguments as in `sample`.
 
     Args:
-        max_new_tokens: at most so many ids are generated.
+        max_new_tokens: the largest number of generated ids.
     """
     config = steps.config
     rules = BeamSearchConfig(
         num_beams=config.num_beams,
         max_new_tokens=max_new_tokens,
-        num_candidates=max(2, 1 + len(config.stop_ids))
-        * config.num_beams,  # n go on though each stop id ends n
+        # Enough that `num_beams` continue even if each stop id ends as many.
+        num_candidates=max(2, 1 + len(config.stop_ids)) * config.num_beams,
         length_penalty=config.length_penalty,
         early_stopping=config.early_stopping,
         do_sample=config.do_sample,

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: in training, activations of blocks are computed again instead of kept (arXiv 1604.06174)."""
+"""Gradient checkpointing (arXiv 1604.06174): in training, activations of layers are recomputed instead of stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GradientCheckpointingMixin(nn.Module):
     supports_gradient_checkpointing = True
 
     def _checkpointable_blocks(self) -> Iterator[nn.Module]:
-        """The modules whose activations are computed again: every member of a list of layers."""
+        """The layers whose activations can be recomputed: every member of a ModuleList."""
         for module in self.modules():
             if isinstance(module, nn.ModuleList):
                 yield from (block for block in module if not isinstance(block, nn.ModuleList))
@@ -30,12 +30,12 @@ class GradientCheckpointingMixin(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """In training, activations of blocks are computed again instead of kept.
+        """Recomputes the activations of layers in training, instead of storing them.
 
         Args:
-            gradient_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`.
-            every_n_layers: only every n-th block of each list of layers; the others keep their activations.
-            offload: moving activations to CPU memory is not supported: leave it False.
+            gradient_checkpointing_kwargs: of `torch.utils.checkpoint.checkpoint`.
+            every_n_layers: only every n-th layer; the others store their activations.
+            offload: must be False: activations are not moved to CPU memory.
 
         Raises:
             BadSetting: `offload`, or `every_n_layers` below 1.
@@ -51,22 +51,22 @@ class GradientCheckpointingMixin(nn.Module):
                 block.forward = partial(_checkpointed_forward, block, block.forward, options)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Activations are kept again."""
+        """Stores the activations of all layers again."""
         for block in self._checkpointable_blocks():
             if _is_checkpointed(block):
                 block.forward = block.forward.args[1]  # type: ignore
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether `gradient_checkpointing_enable` holds."""
+        """Whether the activations of any layer are recomputed."""
         return any(_is_checkpointed(block) for block in self._checkpointable_blocks())
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """`is_gradient_checkpointing`, by the name that models without a head have for it in transformers."""
+        """`is_gradient_checkpointing`, as transformers names it in models without a head."""
         return self.is_gradient_checkpointing
 
-    # The names that transformers 5.23 has for the same.
+    # The names of transformers 5.23.
 
     def activation_checkpointing_enable(
         self,
@@ -74,17 +74,11 @@ class GradientCheckpointingMixin(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """As `gradient_checkpointing_enable`."""
+        """`gradient_checkpointing_enable` by its name in transformers 5.23."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
-    def activation_checkpointing_disable(self) -> None:
-        """As `gradient_checkpointing_disable`."""
-        self.gradient_checkpointing_disable()
-
-    @property
-    def is_activation_checkpointing(self) -> bool:
-        """As `is_gradient_checkpointing`."""
-        return self.is_gradient_checkpointing
+    activation_checkpointing_disable = gradient_checkpointing_disable
+    is_activation_checkpointing = is_gradient_checkpointing
 
 
 def _checkpointed_forward(

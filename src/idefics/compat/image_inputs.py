@@ -1,4 +1,4 @@
-"""What callers give as pictures -> `Picture`s, and how they are grouped. Opens nothing."""
+"""Converts what callers give as images to `Picture`s, and groups them by text. Nothing is opened here."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ from idefics.processing.to_rgb import to_rgb
 
 
 def make_fetcher() -> Fetcher:
-    """Fetches any address, unless IDEFICS_REMOTE_IMAGES says otherwise."""
+    """A fetcher for any URL, unless the environment variable IDEFICS_REMOTE_IMAGES restricts it."""
     return Fetcher(policy=os.environ.get("IDEFICS_REMOTE_IMAGES", "any"))
 
 
 def as_picture(source: Any, input_data_format: str | None = None) -> Picture:
-    """A picture of any kind, as `Picture`.
+    """Converts an image of any kind to a `Picture`.
 
     Args:
-        source: an address, a file, bytes, a file object, a PIL picture, or an array or tensor (H, W), (H, W, C) or
-            (C, H, W): whole numbers from 0 to 255 of any type, floats of these, or floats from 0 to 1.
-        input_data_format: "channels_first", "channels_last" or "none" (no channels), where the shape does not say it.
+        source: a URL, a path, bytes, a file object, a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W)
+            of whole numbers from 0 to 255, as integers or floats, or of floats from 0 to 1.
+        input_data_format: "channels_first", "channels_last" or "none" (no channels), where the shape is ambiguous.
+
+    Raises:
+        BadPicture: a PIL image is broken, or the shape of an array is ambiguous.
+        BadSetting: there is no such `input_data_format`.
     """
     if isinstance(source, Picture):
         return source
     if isinstance(source, PIL.Image.Image):
         try:
-            return Picture(
-                PIL.Image.fromarray(np.asarray(to_rgb(source)))
-            )  # without a tag that could turn it
+            # A copy without an EXIF tag: image objects are not turned.
+            return Picture(PIL.Image.fromarray(np.asarray(to_rgb(source))))
         except OSError:
             raise BadPicture("a PIL picture is broken: its pixels cannot be read to the end") from None
     if isinstance(source, torch.Tensor):
@@ -67,7 +70,7 @@ def _to_channels_last(array: Array, input_data_format: str | None) -> Array:
 
 
 def _to_uint8_if_integral(array: Array) -> Array:
-    """Whole numbers from 0 to 255 as uint8, whatever their type; anything else as it is."""
+    """Converts whole numbers from 0 to 255 of any type to uint8; other arrays stay as they are."""
     if array.dtype == np.uint8 or array.dtype.kind not in "iuf" or not array.size:
         return array
     low, high = array.min(), array.max()
@@ -76,24 +79,28 @@ def _to_uint8_if_integral(array: Array) -> Array:
 
 
 def has_unit_range_floats(picture: Picture) -> bool:
-    """Whether a picture is an array of floats, which are read as 0 to 1."""
+    """Whether an image is an array of floats, which are read as 0 to 1."""
     return isinstance(picture.source, np.ndarray) and picture.source.dtype.kind == "f"
 
 
 def is_nested(images: Any) -> bool:
-    """Whether pictures come in a list for each text."""
+    """Whether there is a list of images, or a 4-D array, for each text."""
     return isinstance(images, (list, tuple)) and any(
         isinstance(one, (list, tuple)) or _is_image_batch(one) for one in images
     )
 
 
 def _is_image_batch(source: Any) -> bool:
-    """Whether an array or tensor holds several pictures, one after another."""
+    """Whether an array or tensor holds several images."""
     return isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4
 
 
 def group_by_sample(images: Any) -> list[list[Any]]:
-    """A picture, a list of pictures or a list of lists, as a list for each sample. A 4-D array is a list."""
+    """Images as a list for each sample: of one image, a list, or a list of lists; a 4-D array is a list.
+
+    Raises:
+        BadPrompt: lists and single images are mixed.
+    """
     images = list(images) if _is_image_batch(images) else images
     if not is_nested(images):
         return [list(images)] if isinstance(images, (list, tuple)) else [[images]]

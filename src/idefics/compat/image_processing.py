@@ -1,7 +1,7 @@
-"""The image processors with the calls of the guides: pictures of every kind to pixel tensors.
+"""The image processors as the guides call them: images of every kind to pixel tensors.
 
-Thin over `processing.images`: each class holds the settings of one family, and turns them into an `ImageProcessorConfig`.
-Addresses and files are turned upright by their EXIF tag; objects are taken as they are, as the reference does.
+Each class holds the settings of a family and converts them to an `ImageProcessorConfig`; the pixels are computed by
+`processing.image_processor`. Files are turned upright by their EXIF tag and image objects are not, as in transformers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ChannelValue = float | Sequence[float] | None
 
 
 def drop_ignored_kwargs(cls: type[T]) -> type[T]:
-    """A decorator of classes: their constructors leave out keywords that change nothing."""
+    """A class decorator: the constructor drops keyword arguments without effect (`IGNORED_IMAGE_KWARGS`)."""
     original_init = cls.__init__
 
     @wraps(original_init)
@@ -47,7 +47,7 @@ def drop_ignored_kwargs(cls: type[T]) -> type[T]:
 
 
 class ImageProcessor(PretrainedMixin, JsonMixin):
-    """What the families' image processors share. Its fields are settings, each also a keyword of the call."""
+    """The base of the image processors: dataclasses whose fields are settings, and arguments of the call too."""
 
     file_selection = PROCESSOR_FILES
     model_input_names: ClassVar = ["pixel_values", "pixel_attention_mask"]
@@ -64,11 +64,11 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
 
     @classmethod
     def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """The settings that make this plan."""
+        """The image processor whose `to_processor_config` is this one."""
         raise NotImplementedError
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
-        """How a picture becomes frames; `tokens_per_frame` stand for each of them in a prompt."""
+        """The settings as an `ImageProcessorConfig`; each frame has `tokens_per_frame` tokens in a prompt."""
         raise NotImplementedError
 
     @classmethod
@@ -77,19 +77,19 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
 
     @classmethod
     def from_preprocessor_config(cls, preprocessor_config: Mapping[str, Any]) -> Self:
-        """From a preprocessor_config.json; what else it holds, such as class names, means nothing here."""
+        """From the content of a preprocessor_config.json; fields that are not settings are left out."""
         return cls(
             **{name: preprocessor_config[name] for name in preprocessor_config.keys() & cls._setting_names()}
         )
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **changes: Any) -> Self:
-        """From what `to_dict` gives, with other settings where `changes` says so."""
+        """From the content of a preprocessor_config.json; `changes` are settings with another value."""
         return cls.from_preprocessor_config(image_processor_dict).with_settings(**changes)
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
-        """From what `to_json_file` wrote."""
+        """From a JSON file of any name, with the content of a preprocessor_config.json."""
         return cls.from_preprocessor_config(checkpoint_settings.read_json_object(Path(json_file)))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
@@ -98,12 +98,12 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
         return [write_json(Path(save_directory) / "preprocessor_config.json", self.to_dict())]
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as a preprocessor_config.json has them."""
+        """The content of preprocessor_config.json."""
         values = {name: value for name in self._setting_names() if (value := getattr(self, name)) is not None}
         return {**values, "resample": int(self.resample), "image_processor_type": type(self).__name__}
 
     def with_settings(self, **changes: Any) -> Self:
-        """The same with other settings; None leaves one as it is, an unknown one is a TypeError."""
+        """A copy with other settings; None leaves a setting as it is. Raises UnknownArgument for an unknown one."""
         changes = {name: value for name, value in _drop_ignored(changes).items() if value is not None}
         if unknown := changes.keys() - self._setting_names():
             raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(self._setting_names()))
@@ -114,10 +114,10 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
         return frozenset(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Addresses and files as upright RGB pictures, in whatever nest of lists; pictures stay as they are.
+        """Opens URLs and files as upright RGB images, also in nested lists; image objects stay as they are.
 
         Raises:
-            BadPicture: no such file, not a picture, refused or unreachable.
+            BadPicture: there is no such file, it is not an image, or a URL is refused or cannot be reached.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(one) for one in image_url_or_urls]
@@ -126,11 +126,14 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
         return image_url_or_urls
 
     def preprocess_picture(self, source: Any, input_data_format: str | None = None) -> PreprocessedImage:
-        """One picture, ready for the vision tower.
+        """Opens an image and computes its frames.
 
         Args:
-            source: see `as_picture`.
-            input_data_format: "channels_first" or "channels_last", where an array's shape does not say it.
+            source: as in `as_picture`.
+            input_data_format: "channels_first" or "channels_last", where the shape of an array is ambiguous.
+
+        Raises:
+            BadPicture: the image cannot be opened, or is not RGB with `do_convert_rgb=False`.
         """
         if isinstance(source, PreprocessedImage):
             return source
@@ -146,15 +149,15 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
         return preprocess_image(image, config, picture.resolve_detail(ImageDetail()))
 
     def fixed_size(self) -> tuple[int, int] | None:
-        """(width, height) that pictures are resized to first, whatever their aspect; None where they keep it."""
+        """(width, height) to which images are resized first, without keeping their aspect; None: they keep it."""
         return None
 
     def _config_for_image(self, image: PIL.Image.Image, config: ImageProcessorConfig) -> ImageProcessorConfig:
-        """The plan for one picture."""
+        """The config for one opened image."""
         return config
 
     def _config_for_picture(self, picture: Picture) -> ImageProcessorConfig:
-        """The plan whose `scale` fits the numbers of an array: floats of 0 to 1 are rescaled already."""
+        """The config for one image; arrays of floats from 0 to 1 are rescaled already, and need `do_rescale=False`."""
         config = self.to_processor_config()
         if not has_unit_range_floats(picture):
             return config
@@ -166,15 +169,15 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
         return replace(config, rescale_factor=1 / 255)
 
     def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
-        """As `preprocess`."""
+        """Computes pixel values, as `preprocess`."""
         return self.preprocess(images, *args, **options)
 
     def preprocess(self, images: Any, **options: Any) -> Any:
-        """Pixel values of pictures."""
+        """Computes the pixel values of images; each family has its own arguments."""
         raise NotImplementedError
 
     def resample_and_normalize_kwargs(self) -> dict[str, Any]:
-        """The part of a plan that all families say alike."""
+        """The fields of `ImageProcessorConfig` that the families read in the same way."""
         return {
             "resample": resample_filter_name(int(self.resample)),
             "rescale_factor": self.rescale_factor if self.do_rescale else 1.0,
@@ -192,7 +195,7 @@ def _drop_ignored(keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_to_settings(config: ImageProcessorConfig) -> dict[str, Any]:
-    """The settings behind the part of a plan that all families say alike."""
+    """The inverse of `resample_and_normalize_kwargs`: settings from a config."""
     return {
         "resample": RESAMPLE_FILTERS.index(config.resample),
         "rescale_factor": config.rescale_factor,
@@ -213,13 +216,13 @@ def _to_channel_values(value: ChannelValue) -> tuple[float, ...]:
 def stack_pixel_values(
     samples: Sequence[Sequence[PreprocessedImage]], return_tensors: str | None, *, do_pad: bool = True
 ) -> BatchFeature:
-    """`pixel_values` and `pixel_attention_mask` of a batch; no entries where it has no pictures.
+    """`pixel_values` and `pixel_attention_mask` of a batch; no entries where there are no images.
 
     Args:
-        do_pad: False leaves frames as they are, without a mask (`do_pad=False`).
+        do_pad: False: frames are not padded, and there is no mask.
 
     Raises:
-        BadSetting: frames of different sizes, or numbers, are no tensor without padding.
+        BadSetting: frames that differ in size or number cannot be stacked without padding.
     """
     frames = [[frame for picture in sample for frame in picture.frames] for sample in samples]
     if not any(frames):
@@ -235,7 +238,7 @@ def stack_pixel_values(
 
 
 def pad_and_stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
-    """Frames (3, h, w) of B samples -> (B, F, 3, H, W) of float32 and (B, F, H, W) of ones, filled up with zeros."""
+    """Frames (3, h, w) of B samples -> float32 (B, F, 3, H, W) and a mask (B, F, H, W), padded with zeros."""
     max_frames = max(map(len, samples))
     height, width = (max(frame.shape[axis] for sample in samples for frame in sample) for axis in (1, 2))
     values = np.zeros((len(samples), max_frames, 3, height, width), np.float32)
@@ -248,7 +251,7 @@ def pad_and_stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
 
 
 def get_edge(setting_name: str, size: Mapping[str, int], key: str) -> int:
-    """One number of a size as the guides write it."""
+    """An edge, in pixels, of a size such as {"longest_edge": 980}. Raises BadSetting where it is missing."""
     if not isinstance(size, Mapping) or not isinstance(size.get(key), int) or size[key] < 1:
         raise BadSetting(f'{setting_name} is {size!r}; give {{"{key}": pixels}}')
     return size[key]

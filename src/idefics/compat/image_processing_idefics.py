@@ -1,4 +1,4 @@
-"""Idefics' image processor: one square for each picture."""
+"""The image processor of Idefics: one square frame for each image."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ PictureTransform = Callable[[Any], torch.Tensor]
 @drop_ignored_kwargs
 @dataclass
 class IdeficsImageProcessor(ImageProcessor):
-    """Idefics': every picture becomes one square, its sides `image_size` pixels.
+    """The image processor of Idefics: every image becomes one square frame.
 
     Args:
-        image_size: pixels of a side; also as {"height": ..., "width": ...}, both alike.
+        image_size: side of a frame in pixels; also as {"height": ..., "width": ...}, both the same.
         size: another name of `image_size`.
-        do_resize: False takes pictures that have this size already.
-        do_convert_rgb: False takes pictures that are RGB already.
-        image_mean, image_std: a number, or one for each channel; None is CLIP's.
-        image_num_channels: 3.
+        do_resize: False: images must have this size.
+        do_convert_rgb: False: images must be RGB.
+        image_mean, image_std: a number, or one for each channel; None: CLIP's.
+        image_num_channels: must be 3.
     """
 
     image_size: int | Mapping[str, int] = 224
@@ -74,11 +74,11 @@ class IdeficsImageProcessor(ImageProcessor):
 
     @classmethod
     def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """The settings that make this plan."""
+        """The image processor whose `to_processor_config` is this one."""
         return cls(image_size=config.frame_size, **config_to_settings(config))
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
-        """One square frame, straight to its size."""
+        """The settings as an `ImageProcessorConfig`: one square frame, resized without keeping the aspect."""
         image_size = cast(int, self.image_size)
         return ImageProcessorConfig(
             frame_size=image_size,
@@ -100,14 +100,13 @@ class IdeficsImageProcessor(ImageProcessor):
         input_data_format: str | None = None,
         **changes: Any,
     ) -> Any:
-        """Pixel values (N, 3, side, side) of N pictures.
+        """Computes the pixel values (N, 3, side, side) of N images.
 
         Args:
-            images: a picture, or a list of them, nested or not: addresses, files, PIL pictures, arrays or tensors; see
-                `as_picture`. An array (N, ...) is N pictures.
-            transform: instead of the usual steps: called with each picture, returns a tensor (3, side, side).
+            images: an image, or a list of images, nested or not, as in `as_picture`; an array (N, ...) is N images.
+            transform: in place of the usual steps, a function of an image that returns a tensor (3, side, side).
             return_tensors: "pt"; "np" for an array; None for a list of arrays.
-            input_data_format: where an array's channels are, if its shape does not say it.
+            input_data_format: where the channels of an array are, if its shape is ambiguous.
             image_num_channels, image_size, image_mean, image_std, changes: other settings, for this call.
         """
         named_changes = {
@@ -130,7 +129,7 @@ class IdeficsImageProcessor(ImageProcessor):
     def preprocess_items(
         self, items: Sequence[Any], transform: PictureTransform | None, input_data_format: str | None = None
     ) -> list[str | PreprocessedImage]:
-        """Texts and pictures, the pictures made ready."""
+        """Texts and images of a prompt, with the images preprocessed."""
         return [
             item
             if isinstance(item, str)
@@ -149,7 +148,11 @@ class IdeficsImageProcessor(ImageProcessor):
     def preprocess_with_transform(
         self, source: Any, transform: PictureTransform | None, input_data_format: str | None = None
     ) -> PreprocessedImage:
-        """One picture, made ready by `transform` if there is one."""
+        """Preprocesses an image, by `transform` if there is one.
+
+        Raises:
+            BadSetting: `transform` returns something other than a tensor (3, side, side).
+        """
         if transform is None:
             return self.preprocess_picture(source, input_data_format)
         frame = transform(self.fetch_images(source))
@@ -163,7 +166,11 @@ class IdeficsImageProcessor(ImageProcessor):
 
 
 def stack_same_size(samples: Sequence[Sequence[Array]]) -> Array:
-    """Frames (3, h, w) of B samples, all of one size -> (B, F, 3, h, w); missing ones are zeros."""
+    """Frames (3, h, w) of B samples, all of one size -> (B, F, 3, h, w); missing frames are zeros.
+
+    Raises:
+        BadSetting: the frames differ in size, as a `transform` returned them.
+    """
     if len(sizes := {frame.shape for sample in samples for frame in sample}) > 1:
         raise BadSetting(
             f"transform returned pictures of the shapes {sorted(sizes)}: one size for all is needed"

@@ -1,4 +1,4 @@
-"""The image processors of families that read pictures in the text: frames of native size, or tiles."""
+"""The image processors of the inline-image families: frames of native size (Idefics 2), or tiles (Idefics 3)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ UNBOUNDED_EDGE = 2**31  # pixels of an edge
 @drop_ignored_kwargs
 @dataclass(kw_only=True)
 class Idefics2ImageProcessor(ImageProcessor):
-    """Idefics 2's: pictures keep their size within bounds, and may be cut into quarters first.
+    """The image processor of Idefics 2: images keep their size within bounds, and may be split into quarters.
 
     Args:
-        size: {"shortest_edge": ..., "longest_edge": ...}, pixels; or {"height": ..., "width": ...}, both alike, which
-            does not keep the aspect.
-        do_image_splitting: four quarters and the whole picture instead of it alone.
-        return_row_col_info: the call also returns `rows` and `cols`, the grid of each picture.
-        resample: PIL's filter, by its number.
-        do_convert_rgb: False takes pictures that are RGB already.
-        do_resize: False keeps the sizes of pictures.
-        do_pad: False returns no mask; without `return_tensors`, frames of different sizes.
+        size: {"shortest_edge": ..., "longest_edge": ...} in pixels; or {"height": ..., "width": ...}, both the same,
+            which does not keep the aspect.
+        do_image_splitting: an image becomes its four quarters and the whole image.
+        return_row_col_info: the call also returns `rows` and `cols`, the grid of each image.
+        resample: number of PIL's filter.
+        do_convert_rgb: False: images must be RGB.
+        do_resize: False keeps the sizes of images.
+        do_pad: False returns no mask, and without `return_tensors` frames of different sizes.
     """
 
     do_convert_rgb: bool = True
@@ -59,7 +59,7 @@ class Idefics2ImageProcessor(ImageProcessor):
 
     @classmethod
     def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """The settings that make this plan."""
+        """The image processor whose `to_processor_config` is this one."""
         size = {"shortest_edge": config.shortest_edge, "longest_edge": config.longest_edge}
         return cls(
             size=cast(Mapping[str, int], size),
@@ -68,7 +68,7 @@ class Idefics2ImageProcessor(ImageProcessor):
         )
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
-        """Frames of the pictures' own sizes, within bounds."""
+        """The settings as an `ImageProcessorConfig`: frames of native size within bounds."""
         if not self.do_resize:
             min_edge, max_edge = 1, UNBOUNDED_EDGE
         elif "height" in self.size:
@@ -98,17 +98,17 @@ class Idefics2ImageProcessor(ImageProcessor):
         input_data_format: str | None = None,
         **changes: Any,
     ) -> BatchFeature:
-        """Pixels of a batch: a picture, a list of them (one sample) or a list for each of B samples.
+        """Computes the pixel values of an image, of a list of images (one sample), or of a list for each of B samples.
 
         Args:
-            images: see `as_picture`; an array (N, ...) is a list of N.
+            images: as in `as_picture`; an array (N, ...) is a list of N.
             return_tensors: "pt", "np" or None, which leaves lists.
-            input_data_format: where an array's channels are, if its shape does not say it.
+            input_data_format: where the channels of an array are, if its shape is ambiguous.
             changes: other settings, for this call.
 
         Returns:
-            `pixel_values` (B, F, 3, H, W) and `pixel_attention_mask` (B, F, H, W), F the most frames of a sample,
-            H and W the largest of the batch; what is filled up is 0 in both.
+            `pixel_values` (B, F, 3, H, W) and `pixel_attention_mask` (B, F, H, W), F the largest number of frames of a
+            sample, H and W the largest of the batch; padding is 0 in both.
         """
         processor = self.with_settings(**changes)
         samples = [
@@ -125,15 +125,15 @@ class Idefics2ImageProcessor(ImageProcessor):
 @drop_ignored_kwargs
 @dataclass(kw_only=True)
 class Idefics3ImageProcessor(Idefics2ImageProcessor):
-    """Idefics 3's: a picture is resized, cut into square tiles, and added whole.
+    """The image processor of Idefics 3: an image is resized, split into square tiles, and added as a whole.
 
     Args:
-        size: {"longest_edge": ...}, pixels that the longer edge gets; or {"height": ..., "width": ...}.
-        do_resize: False leaves out this first step; tiles have their size all the same.
+        size: {"longest_edge": ...} to which the longer edge is resized; or {"height": ..., "width": ...}; in pixels.
+        do_resize: False leaves this first step out; tiles always have their size.
         max_image_size: {"longest_edge": ...}, the side of a tile.
-        do_image_splitting: tiles and the whole picture instead of it alone.
+        do_image_splitting: tiles and the whole image; False: the whole image alone.
         video_sampling: {"fps": ..., "max_frames": ..., "video_size": {"longest_edge": ...}}, which frames of a video
-            are shown, and how large (SmolVLM2); None for checkpoints that know no video.
+            are used, and their size (SmolVLM2); None for checkpoints that were not trained with video.
     """
 
     size: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"longest_edge": 4 * 364})
@@ -144,7 +144,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
 
     @classmethod
     def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """The settings that make this plan."""
+        """The image processor whose `to_processor_config` is this one."""
         video_sampling: dict[str, Any] | None = None
         if config.video is not None:
             size = {"longest_edge": config.video.longest_edge}
@@ -162,7 +162,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
         )
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
-        """Square frames."""
+        """The settings as an `ImageProcessorConfig`: square frames."""
         tile_size = get_edge("max_image_size", self.max_image_size, "longest_edge")
         keeps_aspect = self.do_resize and self.fixed_size() is None
         return ImageProcessorConfig(
@@ -177,7 +177,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
     def get_number_of_image_patches(
         self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None
     ) -> tuple[int, int, int]:
-        """How many frames a picture of this size becomes, and the rows and columns of its grid (1 where it is whole).
+        """The number of frames of an image of this size in pixels, and the rows and columns of its grid of tiles.
 
         Args:
             images_kwargs: other settings.
@@ -188,7 +188,7 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
         return rows * columns + 1, max(rows, 1), max(columns, 1)
 
     def fixed_size(self) -> tuple[int, int] | None:
-        """(width, height) of `size`, where it is not the longest edge."""
+        """(width, height) of `size`; None where `size` has a longest edge, or nothing is resized."""
         if not self.do_resize or not isinstance(self.size, Mapping) or "longest_edge" in self.size:
             return None
         return get_edge("size", self.size, "width"), get_edge("size", self.size, "height")
@@ -197,10 +197,10 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
 @drop_ignored_kwargs
 @dataclass(kw_only=True)
 class SmolVLMImageProcessor(Idefics3ImageProcessor):
-    """SmolVLM's: as Idefics 3's."""
+    """The image processor of SmolVLM and SmolVLM2: that of Idefics 3 under its own name."""
 
 
-# Names of transformers 4.48 and later: there is one implementation.
+# Names in transformers 4.48 and later; there is one implementation.
 Idefics2ImageProcessorFast = Idefics2ImageProcessor
 Idefics3ImageProcessorFast = Idefics3ImageProcessor
 SmolVLMImageProcessorFast = SmolVLMImageProcessor

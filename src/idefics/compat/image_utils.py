@@ -1,4 +1,4 @@
-"""`load_image`, where model cards import it from."""
+"""`load_image`, in the module that model cards import it from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from idefics.processing.image_processor import open_picture
 def load_image(
     image: str | os.PathLike[str] | bytes | PIL.Image.Image, timeout: float | None = None
 ) -> PIL.Image.Image:
-    """A picture as RGB, upright.
+    """Opens an image as RGB, upright by its EXIF tag.
 
     Args:
-        image: an http(s) address, a data URI, a path, the bytes of a file or a PIL picture.
-        timeout: of no effect: fetching an address has limits of its own.
+        image: an http(s) URL, a data URI, a path, the bytes of a file or a PIL image.
+        timeout: of no effect: fetching a URL has its own limits.
 
     Raises:
-        BadPicture: no such file, not a picture, refused or unreachable.
+        BadPicture: there is no such file, it is not an image, or a URL is refused or cannot be reached.
     """
     return open_picture(as_picture(image), make_fetcher())

@@ -1,6 +1,6 @@
-"""Pictures that are read in the text, as `forward` is given them: padded frames, and the tokens whose places they take.
+"""The image arguments of inline-image models' `forward`: padded frames, encoded and put in place of image tokens.
 
-B rows, P pictures a row, M vectors of one in the text, D width.
+B rows, P frames of a row, M features of a frame, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FrameSize = tuple[int, int]  # height and width in pixels
 
 @dataclass(frozen=True, slots=True)
 class FrameBatch:
-    """The pictures of a batch, those of one row after those of another.
+    """The frames of a batch, row after row.
 
     Attributes:
-        pixels: (B*P, 3, h, w), padded below and on the right.
-        indices_by_size: the size of a picture -> the indices of all that have it; pictures of zeros alone are padding and
+        pixels: (B*P, 3, h, w), padded at the bottom and on the right.
+        indices_by_size: size of a frame -> indices of the frames of that size. Frames of only zeros are padding, and
             are left out.
-        frames_per_row: how many pictures each row has.
+        frames_per_row: number of frames of each row, padding left out.
     """
 
     pixels: Tensor
@@ -36,19 +36,19 @@ class FrameBatch:
 
     @classmethod
     def from_pixel_values(cls, pixels: Tensor, mask: Tensor | None, *, requires_squares: bool) -> Self:
-        """The pictures of `pixel_values` (B, P, 3, h, w) and `pixel_attention_mask` (B, P, h, w).
+        """The frames in `pixel_values` (B, P, 3, h, w), with sizes from `pixel_attention_mask` (B, P, h, w).
 
         Raises:
-            BadPrompt: of another shape, or a picture that is no square though the model reads `requires_squares`.
+            BadPrompt: the shape is another one, or a frame is not square with `requires_squares`.
         """
         if pixels.dim() != 5:
             raise BadPrompt(
-                f"pixel_values are of {tuple(pixels.shape)}: give (rows, pictures, 3, height, width)"
+                f"pixel_values are of {tuple(pixels.shape)}: give (rows, frames, 3, height, width)"
             )
         frames = pixels.flatten(0, 1)  # (B*P, 3, h, w)
         if mask is None:
             sizes = [(frames.shape[2], frames.shape[3])] * len(frames)
-        else:  # pictures are padded below and on the right
+        else:  # frames are padded at the bottom and on the right
             is_pixel = mask.flatten(0, 1).bool()
             sizes = list(zip(is_pixel.any(2).sum(1).tolist(), is_pixel.any(1).sum(1).tolist(), strict=True))
         by_size: defaultdict[FrameSize, list[int]] = defaultdict(list)
@@ -64,7 +64,7 @@ class FrameBatch:
     def encode_frames(
         self, encode: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype
     ) -> Tensor | None:
-        """(pictures, M, D) of all pictures in their order; None where there are none. `encode` takes one size."""
+        """(frames, M, D) features of all frames, in order; None without any. `encode` is called for each size."""
         features_by_index: dict[int, Tensor] = {}
         for (height, width), indices in self.indices_by_size.items():
             frames = self.pixels[indices, :, :height, :width].to(device, dtype)
@@ -79,10 +79,10 @@ class FrameBatch:
 def merge_image_features(
     inputs: DecoderInputs, features: Tensor | None, image_token_id: int, embed: Callable[[Tensor], Tensor]
 ) -> DecoderInputs:
-    """Vectors of pictures, (pictures, M, D), take the places of their tokens.
+    """Replaces the embeddings of image tokens by features (frames, M, D), in order.
 
     Raises:
-        BadPrompt: there are more or fewer places than vectors.
+        BadPrompt: there are more or fewer image tokens than features.
     """
     if features is None:
         return inputs

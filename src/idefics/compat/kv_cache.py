@@ -1,6 +1,6 @@
-"""`past_key_values`: what a model keeps of the tokens that it has read.
+"""`KeyValueCache`, the `past_key_values` of the models.
 
-B rows, h key/value heads, L tokens, K head size, H query heads, S feature rows, P pictures.
+B rows, h key/value heads, L tokens, K head size, H query heads, S image features of a row, P images of a row.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ LegacyCache = Sequence[Sequence[Tensor]]
 
 @runtime_checkable
 class LayeredCache(Protocol):
-    """transformers' cache: for each layer an object with `keys` and `values`."""
+    """A cache of transformers: for each layer an object with `keys` and `values`."""
 
     layers: Sequence[Any]
 
 
 class KeyValueCache:
-    """For each layer keys and values, (B, h, L, K) each: indexed and counted like a tuple of such pairs.
+    """Keys and values of each layer, (B, h, L, K) each; behaves like a tuple of such pairs.
 
-    A forward pass makes a new one and leaves the old as it was, so that one beginning can be continued in many ways.
+    A forward pass returns a new cache and does not change the old one, so that a prefix can be continued in many ways.
 
     Attributes:
         layers: the pairs.
-        cross_attention_inputs: pictures beside the text: keys and values (B, H, S, K) of each cross layer, and (B, 1, P) which of
-            them the last token saw; None where there are none.
-        has_read_images: whether pictures have been read, so that they need not be given again.
+        cross_attention_inputs: in cross-attention models the keys and values (B, H, S, K) of the images, and a mask
+            (B, 1, P) of those that the last token attends to; None without images.
+        has_read_images: whether images have been read, which later calls need not give again.
     """
 
     def __init__(
@@ -42,16 +42,19 @@ class KeyValueCache:
         *,
         has_read_images: bool = False,
     ) -> None:
-        self.layers, self.cross_attention_inputs, self.has_read_images = (
-            tuple(layers),
-            cross_attention_inputs,
-            has_read_images,
-        )
+        self.layers = tuple(layers)
+        self.cross_attention_inputs = cross_attention_inputs
+        self.has_read_images = has_read_images
 
     @classmethod
     def from_past(cls, past: KeyValueCache | LayeredCache | LegacyCache | None) -> KeyValueCache:
-        """What a caller gave: a cache, one of transformers', a tuple with (keys, values) for each layer (a learned
-        prefix), or None.
+        """Converts the `past_key_values` of a caller.
+
+        Args:
+            past: a cache of this package or of transformers; (keys, values) for each layer, a learned prefix; or None.
+
+        Raises:
+            BadPrompt: keys and values have wrong shapes.
         """
         if isinstance(past, KeyValueCache):
             return past
@@ -69,11 +72,11 @@ class KeyValueCache:
         return cls(layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """How many tokens have been read, padding included."""
+        """The number of cached tokens, padding included."""
         return self.layers[layer_idx].keys.shape[2] if self.layers else 0
 
     def reorder_cache(self, beam_idx: Tensor) -> Self:
-        """Keeps these rows in this order, in place; a row may be kept several times, for beams."""
+        """Selects rows by their indices (R,), in place; for beams, a row may be selected several times."""
 
         def select_rows(pairs: Sequence[LayerKV]) -> tuple[LayerKV, ...]:
             return tuple(LayerKV(*(x.index_select(0, beam_idx.to(x.device)) for x in pair)) for pair in pairs)
@@ -88,7 +91,7 @@ class KeyValueCache:
         return self
 
     def to_legacy_cache(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """The tuple of pairs alone."""
+        """A tuple of (keys, values) for each layer."""
         return tuple((keys, values) for keys, values in self.layers)
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
-"""Changes to the scores of the next id that hold however it is chosen: what settings of transformers ask for.
+"""Logits processors for settings that constrain the next id, whether it is sampled or not.
 
-R rows, B prompts, T ids so far, V vocabulary. All take ids (R, T) and scores (R, V).
+R rows, B prompts, T ids so far, V vocabulary. Each is called with ids (R, T) and scores (R, V), and returns scores.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from idefics.compat.generation_runner import GenerationRunner, GenerativeModel
 from idefics.engine.token_masks import token_mask
 from idefics.errors import BadSetting
 
-PrefixAllowedTokensFn = Callable[
-    [int, Tensor], Sequence[int]
-]  # index of the prompt, ids so far -> ids that may follow
+# Index of the prompt, ids (T,) so far -> ids that may follow.
+PrefixAllowedTokensFn = Callable[[int, Tensor], Sequence[int]]
 
 
 def check_ids_in_vocabulary(setting_name: str, ids: Sequence[int], vocab_size: int) -> Sequence[int]:
-    """These ids. Raises BadSetting where the model does not have one of them."""
+    """Returns the ids. Raises BadSetting where one is not in the vocabulary."""
     if out_of_range_ids := [id for id in ids if id >= vocab_size]:
         raise BadSetting(
             f"{setting_name} has id {max(out_of_range_ids)}; this model's ids are 0 to {vocab_size - 1}: "
@@ -30,7 +29,7 @@ def check_ids_in_vocabulary(setting_name: str, ids: Sequence[int], vocab_size: i
 
 
 class SequenceBiasProcessor:
-    """Adds a number to the score of the last id of a sequence after the ids before it.
+    """Adds a bias to the score of the last id of a sequence where the ids before it precede (`sequence_bias`).
 
     Args:
         biases: [ids, number] of each sequence.
@@ -57,7 +56,7 @@ class SequenceBiasProcessor:
 
 
 class PrefixConstrainedProcessor:
-    """Only ids that the caller's function allows after those so far.
+    """Allows only the ids that the caller's function returns (`prefix_allowed_tokens_fn`).
 
     Args:
         allowed_tokens_fn: called with the index of the prompt and the ids (T,) so far.
@@ -78,7 +77,7 @@ class PrefixConstrainedProcessor:
                 )
             mask[row, allowed_ids] = 0
         masked_scores = scores + mask
-        # Where another setting forbids all that is allowed in every beam, the function wins.
+        # Where other settings forbid all allowed ids in every beam, the function has priority.
         has_no_allowed_id = (
             masked_scores.amax(-1)
             .isneginf()
@@ -90,12 +89,12 @@ class PrefixConstrainedProcessor:
 
 
 class ForceOrForbidAtLength:
-    """At one length only some ids, or none of them.
+    """At one length allows only some ids, or forbids them.
 
     Args:
-        length: T at which it acts.
+        length: T at which it has an effect.
         ids: the ids.
-        forces: whether they are the only ones; else they are forbidden.
+        forces: True allows only these; False forbids them.
     """
 
     def __init__(
@@ -115,10 +114,10 @@ class ForceOrForbidAtLength:
 
 
 class ExponentialDecayLengthPenalty:
-    """From a length on, the scores of the stop ids grow by a factor with each further id.
+    """After a length, raises the scores of the stop ids by a factor with each further id.
 
     Args:
-        start_length: T after which it acts.
+        start_length: T after which it has an effect.
         stop_ids: the stop ids.
     """
 
@@ -137,13 +136,13 @@ class ExponentialDecayLengthPenalty:
 
 
 class ClassifierFreeGuidance:
-    """Draws scores away from those that the model gives to the answer after another prompt (arXiv 2306.17806).
+    """Moves scores away from those after another prompt: negative + scale * (scores - negative) (arXiv 2306.17806).
 
     Args:
-        scale: 1 changes nothing, more draws further away.
+        scale: 1 has no effect.
         negative_prompt_ids: (R, P') ids of the other prompt; None: the last id of the prompt alone.
-        negative_mask: (R, P') which of them are no padding; None: all.
-        use_cache: whether the other prompt is kept as it was read. False in a beam search, whose rows change places.
+        negative_mask: (R, P'), 0 for padding; None: no padding.
+        use_cache: whether the other prompt is cached; not in a beam search, whose rows are reordered.
     """
 
     def __init__(
@@ -155,15 +154,13 @@ class ClassifierFreeGuidance:
         *,
         use_cache: bool,
     ) -> None:
-        self.model, self.scale, self.negative_prompt_ids, self.negative_mask, self.use_cache = (
-            model,
-            scale,
-            negative_prompt_ids,
-            negative_mask,
-            use_cache,
-        )
+        self.model = model
+        self.scale = scale
+        self.negative_prompt_ids = negative_prompt_ids
+        self.negative_mask = negative_mask
+        self.use_cache = use_cache
         self.runner: GenerationRunner | None = None
-        self.prompt_length = 0  # of the prompt that is answered
+        self.prompt_length = 0
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         if self.runner is None:

@@ -1,6 +1,6 @@
-"""What happens to scores before an id is chosen: the caller's processors, and those that settings ask for.
+"""Builds the logits processors of a call of `generate`: those of the settings, and the caller's own.
 
-R rows, T ids so far, V vocabulary. The mathematics is in `engine.logits_processors`.
+R rows, T ids so far, V vocabulary. The computations are in `engine.sampler` and `engine.logits_processors`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ LogitsProcessorFn = Callable[[Tensor, Tensor], Tensor]  # (R, T) ids, (R, V) sco
 
 
 class LogitsProcessor:
-    """Changes the scores of the next id. Inherit from it, or write any function with these arguments."""
+    """Changes the scores of the next id: a base class for the caller's own; any function will do as well."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(R, T) ids so far, (R, V) logits, or log-probabilities in a beam search -> (R, V)."""
+        """Ids (R, T) and scores (R, V), logits or in a beam search log-probabilities -> scores (R, V)."""
         raise NotImplementedError(f"{type(self).__name__} has no __call__(input_ids, scores)")
 
 
 class LogitsProcessorList(list[LogitsProcessorFn]):
-    """Processors, one after another."""
+    """Logits processors that are applied one after another."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(R, T), (R, V) -> (R, V)."""
+        """Ids (R, T) and scores (R, V) -> scores (R, V)."""
         for process in self:
             scores = process(input_ids, scores)
         return scores
@@ -58,17 +58,17 @@ class LogitsProcessorList(list[LogitsProcessorFn]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateContext:
-    """What of a call of `generate` its processors need beside settings.
+    """What logits processors need of a call of `generate`, in addition to the settings.
 
     Attributes:
         model: for guidance.
         prompt_ids: (R, P) ids of the prompts; P is 0 where embeddings were given.
-        prompt_starts: (R,) where the padding of each row ends.
+        prompt_starts: (R,) position of the first token after the padding.
         vocab_size: V.
-        max_length: T of the longest answer.
+        max_length: the largest T.
         min_length: T before which no answer ends.
-        prefix_allowed_tokens_fn: `prefix_allowed_tokens_fn`.
-        negative_prompt_ids, negative_prompt_mask: (R, P') ids of the other prompt for guidance, and which are no padding.
+        prefix_allowed_tokens_fn: that of the call.
+        negative_prompt_ids, negative_prompt_mask: (R, P') ids of the prompt for guidance, and 0 for its padding.
     """
 
     model: GenerativeModel
@@ -85,7 +85,11 @@ class GenerateContext:
 def make_logits_processors(
     config: GenerationConfig, custom_processors: Sequence[LogitsProcessorFn], context: GenerateContext
 ) -> LogitsProcessorList:
-    """What `config` asks for and the caller's `custom_processors`, in the order of transformers 5."""
+    """The processors of the settings and the caller's, in the order of transformers 5.
+
+    Raises:
+        BadSetting: a setting names ids that the model does not have, or needs prompt ids or stop ids that are missing.
+    """
     warpers = _sampling_processors(config, context.prompt_starts.device) if config.do_sample else ()
     final_processors = [lambda ids, scores: scores.log_softmax(-1)] if config.renormalize_logits else []
     return LogitsProcessorList(
@@ -101,7 +105,7 @@ def make_logits_processors(
 
 
 def _prompt_processors(config: GenerationConfig, context: GenerateContext) -> Iterator[LogitsProcessorFn]:
-    """Guidance, biases, and what speaks of the prompt."""
+    """Guidance, biases, and penalties for ids of the prompt."""
     if (scale := config.guidance_scale) != 1:
         use_cache = config.use_cache and config.num_beams == 1
         yield ClassifierFreeGuidance(
@@ -129,7 +133,7 @@ def _require_prompt_ids(setting_name: str, context: GenerateContext) -> Tensor:
 
 
 def _constraint_processors(config: GenerationConfig, context: GenerateContext) -> Iterator[LogitsProcessorFn]:
-    """What repeats, what is forbidden, and what must not end yet."""
+    """Repetition penalties, forbidden sequences, and the smallest length."""
     vocab_size, device = context.vocab_size, context.prompt_starts.device
     if (penalty := config.repetition_penalty) != 1:
         yield lambda ids, scores: apply_repetition_penalty(
@@ -163,7 +167,7 @@ def _constraint_processors(config: GenerationConfig, context: GenerateContext) -
 def _forced_token_processors(
     config: GenerationConfig, context: GenerateContext
 ) -> Iterator[LogitsProcessorFn]:
-    """What must come, what must end, and what never comes."""
+    """Forced ids, length penalties, and suppressed ids."""
     vocab_size, device, prompt_length = (
         context.vocab_size,
         context.prompt_starts.device,
@@ -197,7 +201,7 @@ def _forced_token_processors(
 
 
 def _sampling_processors(config: GenerationConfig, device: torch.device) -> Iterator[LogitsProcessorFn]:
-    """How a drawn id is drawn. A beam must be able to go on whatever ends it: one id more than can end is kept."""
+    """The processors of sampling. With beams, more ids are kept than can end a beam, so that it can continue."""
     min_tokens_to_keep = 1 if config.num_beams == 1 else max(2, 1 + len(config.stop_ids))
     if (temperature := config.temperature) != 1:
         yield lambda ids, scores: scores / temperature
@@ -225,7 +229,7 @@ def _sampling_processors(config: GenerationConfig, device: torch.device) -> Iter
 
 
 def keep_above_probability(scores: Tensor, min_probability: Tensor, min_tokens_to_keep: int) -> Tensor:
-    """Drops ids whose probability is below the bound (R, 1), but for the `min_tokens_to_keep` most likely."""
+    """Drops ids whose probability is below `min_probability` (R, 1), except the `min_tokens_to_keep` most likely."""
     lowest_kept_score = scores.topk(min(min_tokens_to_keep, scores.shape[1])).values[:, -1:]
     return scores.masked_fill(
         (scores.softmax(-1) < min_probability) & (scores < lowest_kept_score), -torch.inf
@@ -233,13 +237,17 @@ def keep_above_probability(scores: Tensor, min_probability: Tensor, min_tokens_t
 
 
 def eta_cutoff_probability(scores: Tensor, epsilon: float) -> Tensor:
-    """(R, 1) min(epsilon, sqrt(epsilon) exp(-entropy)) (arXiv 2210.15191)."""
+    """The probability of eta sampling, (R, 1): min(epsilon, sqrt(epsilon) exp(-entropy)) (arXiv 2210.15191)."""
     bound: Tensor = (-_entropy(scores)).exp() * epsilon**0.5
     return bound.clamp(max=epsilon)
 
 
 def keep_top_h(scores: Tensor, entropy_fraction: float, max_candidates: int = 100) -> Tensor:
-    """Keeps the likeliest of `max_candidates` ids while their sum of -p log p is at most `entropy_fraction` of it all (arXiv 2509.02510)."""
+    """Keeps the most likely ids while their sum of -p log p is at most a fraction of the entropy (arXiv 2509.02510).
+
+    Args:
+        entropy_fraction: of the entropy of the `max_candidates` most likely ids.
+    """
     top_scores, order = scores.topk(min(max_candidates, scores.shape[1]))
     logarithms = top_scores.log_softmax(-1)
     cumulative_entropy = -(logarithms.exp() * logarithms.clamp(min=torch.finfo(scores.dtype).min)).cumsum(-1)
@@ -249,6 +257,6 @@ def keep_top_h(scores: Tensor, entropy_fraction: float, max_candidates: int = 10
 
 
 def _entropy(scores: Tensor) -> Tensor:
-    """(R, V) -> (R, 1)."""
+    """Entropy of the distributions: scores (R, V) -> (R, 1)."""
     logarithms = scores.log_softmax(-1).clamp(min=torch.finfo(scores.dtype).min)
     return -(logarithms.exp() * logarithms).sum(-1, keepdim=True)

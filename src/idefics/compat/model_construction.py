@@ -1,4 +1,4 @@
-"""How a model class is built: with first weights, or without memory where a checkpoint is about to be read into it."""
+"""How models are constructed: with initial weights, or on the meta device where a checkpoint is loaded into them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from idefics.compat.configuration_auto import as_config
 from idefics.models import meta_device
 
-_is_loading_checkpoint = ContextVar("_reads_files", default=False)
-_initializes_weights = ContextVar("_draws", default=True)
+_is_loading_checkpoint = ContextVar("_is_loading_checkpoint", default=False)
+_initializes_weights = ContextVar("_initializes_weights", default=True)
 
 
 @contextmanager
 def loading_checkpoint() -> Iterator[None]:
-    """Modules of this package that are built while this lasts stand on the meta device; those of subclasses do not."""
+    """In this context, modules of this package are built on the meta device; those that subclasses add are not."""
     token = _is_loading_checkpoint.set(True)
     try:
         yield
@@ -27,7 +27,7 @@ def loading_checkpoint() -> Iterator[None]:
 
 @contextmanager
 def without_weight_init() -> Iterator[None]:
-    """A model built while this lasts is a part of another one, which draws first weights for all of it."""
+    """In this context, a model is built as a part of another, which initialises the weights of both."""
     token = _initializes_weights.set(False)
     try:
         yield
@@ -36,14 +36,14 @@ def without_weight_init() -> Iterator[None]:
 
 
 def should_initialize_weights() -> bool:
-    """Whether a model that is being built shall have first weights of its own."""
+    """Whether the model that is being built initialises its weights."""
     return _initializes_weights.get() and not _is_loading_checkpoint.get()
 
 
 def model_constructor(init: Callable[..., None]) -> Callable[..., None]:
-    """Marks the `__init__` of a model class of this package: inside `from_files` it takes no memory.
+    """Decorates the `__init__` of a model class: its config may be anything that `as_config` takes.
 
-    Its config may be whatever `config_from` takes: a config of transformers, the content of a config.json.
+    In the context of `loading_checkpoint`, the model is built on the meta device.
     """
 
     @wraps(init)

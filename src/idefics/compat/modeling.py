@@ -193,7 +193,7 @@ class BaseModelWithoutHead(PreTrainedModel):
     def _make_output(
         self, result: DecoderResult, past: KeyValueCache, features: Tensor | None, options: ForwardOptions
     ) -> Any:
-        """The output of `forward`; `features` are the image features of this pass."""
+        """The output of `forward`; `features` are the image features that this pass read."""
         if result.cache is not None:
             result.cache.has_read_images = past.has_read_images or features is not None
         out = self.output_class(

@@ -1,4 +1,4 @@
-"""Adapters of peft inside a model: `add_adapter`, `load_adapter`, and saving them alone. peft is imported when used."""
+"""Adapters of peft in a model: adding, loading, activating and saving them. peft is imported when it is used."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ PEFT_KEY_PREFIX = "base_model.model."  # of names in an adapter's file
 
 
 class PeftAdapterMixin(nn.Module):
-    """The calls by which transformers' models hold adapters of peft.
+    """The methods of transformers' models for adapters.
 
     Attributes:
-        peft_config: the adapters' configs by name.
-        missing_keys: weights that were not in the files that the model was loaded from.
+        peft_config: configs of the adapters by name.
+        missing_keys: names of weights that the files of the checkpoint lacked.
     """
 
     name_or_path: str  # where the model was loaded from; "" where it was not
     peft_config: dict[str, PeftConfig]
-    _hf_peft_config_loaded = False  # transformers' Trainer asks for it by this name
+    _hf_peft_config_loaded = False  # read by transformers' Trainer
     missing_keys: Sequence[str] = ()
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
-        """Puts a new adapter into the model and activates it; all other weights are frozen.
+        """Adds a new adapter and activates it; all other weights are frozen.
 
         Raises:
-            BadSetting: there is one of this name, or `adapter_config` is none of peft's.
+            BadSetting: there is an adapter of this name, or `adapter_config` is not a config of peft.
             MissingExtra: peft is not installed.
         """
         peft = _import_peft()
@@ -62,17 +62,17 @@ class PeftAdapterMixin(nn.Module):
         adapter_state_dict: dict[str, Tensor] | None = None,
         is_trainable: bool = False,
     ) -> None:
-        """Puts a trained adapter into the model and activates it.
+        """Adds a trained adapter and activates it.
 
         Args:
             peft_model_id: a folder with adapter_config.json and its weights, or a hub id.
-            adapter_name: by default "default".
+            adapter_name: None: "default".
             peft_config, adapter_state_dict: in place of the folder.
-            is_trainable: whether it is to be trained on; else it is frozen.
+            is_trainable: False freezes the adapter.
 
         Raises:
             BadSetting: neither a folder nor a config with weights is given.
-            UnsupportedModel: the adapter's weights are not those of an adapter of this model.
+            UnsupportedModel: the weights do not fit this model.
             MissingExtra: peft is not installed.
         """
         peft = _import_peft()
@@ -101,10 +101,10 @@ class PeftAdapterMixin(nn.Module):
         self.eval()
 
     def set_adapter(self, adapter_name: str | list[str]) -> None:
-        """Activates one adapter, or several; the others rest.
+        """Activates one adapter or several, and deactivates the others.
 
         Raises:
-            BadSetting: there is none of this name.
+            BadSetting: there is no adapter of this name.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
         if unknown := [name for name in names if name not in self._adapter_configs()]:
@@ -116,13 +116,13 @@ class PeftAdapterMixin(nn.Module):
             layer.set_adapter(adapter_name)
 
     def active_adapters(self) -> list[str]:
-        """The names of the adapters that act. Raises BadSetting where the model has none."""
+        """The names of the active adapters. Raises BadSetting where the model has none."""
         self._require_adapter()
         active = next(self._adapter_layers()).active_adapter
         return [active] if isinstance(active, str) else list(active)
 
     def disable_adapters(self) -> None:
-        """The model computes as without adapters. Raises BadSetting where it has none."""
+        """Disables all adapters. Raises BadSetting where the model has none."""
         self._require_adapter()
         for layer in self._adapter_layers():
             layer.enable_adapters(False)
@@ -134,7 +134,7 @@ class PeftAdapterMixin(nn.Module):
             layer.enable_adapters(True)
 
     def delete_adapter(self, adapter_names: str | list[str]) -> None:
-        """Takes adapters out of the model. Raises BadSetting where it does not have them."""
+        """Removes adapters from the model. Raises BadSetting where it does not have them."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             if name not in self._adapter_configs():
                 raise BadSetting(f"there is no adapter {name!r} to delete")
@@ -146,7 +146,7 @@ class PeftAdapterMixin(nn.Module):
     def get_adapter_state_dict(
         self, adapter_name: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The weights of one adapter, by default of the active one. Raises BadSetting where the model has none."""
+        """The weights of an adapter; None: of the active one. Raises BadSetting where the model has none."""
         name = adapter_name or self.active_adapters()[0]
         weights: dict[str, Tensor] = _import_peft().get_peft_model_state_dict(
             self, state_dict, adapter_name=name

@@ -17,8 +17,8 @@ from idefics.nn.attention_backends import (
     set_attention_backend,
 )
 
-# The config of a part -> the children of the base model that are built from it. The decoder's backend is an attribute of
-# the model itself.
+# The config of a part -> the children of the base model that are built from it. The decoder's backend is an attribute
+# of the model itself.
 PART_MODULES = {
     "text_config": frozenset[str](),
     "vision_config": frozenset({"vision_model"}),

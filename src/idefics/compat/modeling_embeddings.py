@@ -1,4 +1,4 @@
-"""Embeddings and head of a model: how they are read and replaced, and how the vocabulary gets another size."""
+"""Access to the embedding and the head of a model, and resizing of its vocabulary."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from idefics.compat.training import resize_rows
 
 
 class EmbeddingAccessMixin(nn.Module):
-    """The tables of a model's tokens."""
+    """Reads, replaces, ties and resizes the embedding and the head of a model."""
 
     config: PretrainedConfig
 
     @property
     def init_std(self) -> float:
-        """Standard deviation of first weights."""
+        """Standard deviation of initial weights."""
         raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of tokens."""
+        """The embedding of the token ids."""
         raise NotImplementedError
 
     def get_output_embeddings(self) -> nn.Linear | None:
-        """The head; None in a model without one."""
+        """The head of the model; None in a model without a head."""
         return None
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the table of tokens."""
+        """Replaces the embedding of the token ids."""
         raise NotImplementedError
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Head and embedding become one, where the config says so. Arguments of transformers are of no effect."""
+        """Ties the head to the embedding where the config says so. Arguments of transformers have no effect."""
         if self.config.tie_word_embeddings and (head := self.get_output_embeddings()) is not None:
             head.weight = self.get_input_embeddings().weight
 
@@ -43,15 +43,15 @@ class EmbeddingAccessMixin(nn.Module):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """Gives the vocabulary another size; ids that stay keep their meaning.
+        """Resizes the vocabulary; the rows of remaining ids keep their weights.
 
         Args:
-            new_num_tokens: of the whole vocabulary, additional tokens included; None: as many as there are.
-            pad_to_multiple_of: rounds it up.
-            mean_resizing: new rows are the mean of the old ones; else they are drawn as first weights are.
+            new_num_tokens: the new size, additional tokens included; None: the present one.
+            pad_to_multiple_of: the size is rounded up to a multiple of it.
+            mean_resizing: new rows are the mean of the old ones; otherwise they are initialised randomly.
 
         Returns:
-            The input embeddings.
+            The embedding.
         """
         if new_num_tokens is not None or pad_to_multiple_of is not None:
             step = pad_to_multiple_of or 1
@@ -62,14 +62,14 @@ class EmbeddingAccessMixin(nn.Module):
 
     @property
     def total_vocab_size(self) -> int:
-        """How many ids there are, those of additional tokens included."""
+        """The number of tokens, additional ones included."""
         return self.get_input_embeddings().num_embeddings
 
     def _resize_vocabulary(self, size: int, *, mean_resizing: bool) -> None:
         raise NotImplementedError
 
     def _resize_rows(self, table: nn.Module, num_rows: int, *, mean_resizing: bool) -> None:
-        """An embedding or a head gets so many rows."""
+        """Resizes the weight of an embedding or a head."""
         weight = cast(Tensor, table.weight)
         table.weight = resize_rows(weight, num_rows, init_with_mean=mean_resizing, std=self.init_std)
         if isinstance(table, nn.Embedding):
@@ -78,7 +78,7 @@ class EmbeddingAccessMixin(nn.Module):
             cast(nn.Linear, table).out_features = num_rows
 
     def enable_input_require_grads(self) -> None:
-        """Embeddings get a gradient though their weights are frozen: adapters with checkpointing need it."""
+        """Makes the outputs of a frozen embedding require gradients, as adapters with checkpointing need it."""
 
         def require(module: nn.Module, inputs: Any, output: Tensor) -> None:
             output.requires_grad_(True)
@@ -86,5 +86,5 @@ class EmbeddingAccessMixin(nn.Module):
         self._require_grads_hook = self.get_input_embeddings().register_forward_hook(require)
 
     def disable_input_require_grads(self) -> None:
-        """Undoes `enable_input_require_grads`."""
+        """Reverts `enable_input_require_grads`."""
         self._require_grads_hook.remove()

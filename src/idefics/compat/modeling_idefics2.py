@@ -1,4 +1,4 @@
-"""The classes of Idefics2, with and without a head."""
+"""The classes of Idefics2, with and without its head."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from idefics.models.idefics2 import Idefics2, Idefics2Backbone
 
 
 class Idefics2PreTrainedModel(InlineImagePreTrainedModel):
-    """What the classes of Idefics2 share: inherit from it to put the model together with parts of your own."""
+    """The base of Idefics2's classes: inherit from it to build a model with parts of your own."""
 
     config_class = Idefics2Config
     model_types = ("idefics2",)
 
 
 class Idefics2Model(InlineImageBaseModel, Idefics2PreTrainedModel, Idefics2Backbone):
-    """Idefics2 without a head."""
+    """Idefics2 without its head: text and images to hidden states."""
 
     output_class = Idefics2BaseModelOutputWithPast
 
@@ -34,7 +34,7 @@ class Idefics2Model(InlineImageBaseModel, Idefics2PreTrainedModel, Idefics2Backb
 class Idefics2ForConditionalGeneration(
     InlineImageForConditionalGeneration, Idefics2PreTrainedModel, Idefics2
 ):
-    """Idefics2 with its head: continues text in which pictures stand, of their native size."""
+    """Idefics2 with its head: continues text with images of native size."""
 
     output_class = Idefics2CausalLMOutputWithPast
 

@@ -1,4 +1,4 @@
-"""The classes of Idefics3, SmolVLM and SmolVLM2, with and without a head."""
+"""The classes of Idefics3, SmolVLM and SmolVLM2, with and without their heads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from idefics.models.idefics3 import Idefics3, Idefics3Backbone
 
 
 class Idefics3PreTrainedModel(InlineImagePreTrainedModel):
-    """What the classes of Idefics3 share: inherit from it to put the model together with parts of your own."""
+    """The base of Idefics3's classes: inherit from it to build a model with parts of your own."""
 
     config_class = Idefics3Config
-    model_types = ("idefics3", "smolvlm")  # the same mathematics
+    model_types = ("idefics3", "smolvlm")  # one architecture
 
 
 class Idefics3Model(InlineImageBaseModel, Idefics3PreTrainedModel, Idefics3Backbone):
-    """Idefics3 without a head."""
+    """Idefics3 without its head: text and images to hidden states."""
 
     output_class: ClassVar[type[BaseModelOutputWithPast]] = Idefics3BaseModelOutputWithPast
     requires_square_frames = True
@@ -44,7 +44,7 @@ class Idefics3Model(InlineImageBaseModel, Idefics3PreTrainedModel, Idefics3Backb
 class Idefics3ForConditionalGeneration(
     InlineImageForConditionalGeneration, Idefics3PreTrainedModel, Idefics3
 ):
-    """Idefics3 with its head: continues text in which pictures stand, cut into squares."""
+    """Idefics3 with its head: continues text with images split into square tiles."""
 
     output_class: ClassVar[type[CausalLMOutputWithPast]] = Idefics3CausalLMOutputWithPast
     base_class: ClassVar[type[Idefics3Model]] = Idefics3Model
@@ -58,19 +58,19 @@ class Idefics3ForConditionalGeneration(
 
 
 class SmolVLMPreTrainedModel(Idefics3PreTrainedModel):
-    """What the classes of SmolVLM and SmolVLM2 share."""
+    """The base of the classes of SmolVLM and SmolVLM2."""
 
     config_class = SmolVLMConfig
 
 
 class SmolVLMModel(SmolVLMPreTrainedModel, Idefics3Model):
-    """SmolVLM or SmolVLM2 without a head."""
+    """SmolVLM or SmolVLM2 without its head: text and images to hidden states."""
 
     output_class = SmolVLMBaseModelOutputWithPast
 
 
 class SmolVLMForConditionalGeneration(SmolVLMPreTrainedModel, Idefics3ForConditionalGeneration):
-    """SmolVLM and SmolVLM2 with their heads."""
+    """SmolVLM or SmolVLM2 with its head: continues text with images and video frames."""
 
     output_class = SmolVLMCausalLMOutputWithPast
     base_class = SmolVLMModel

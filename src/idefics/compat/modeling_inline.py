@@ -1,6 +1,6 @@
-"""What Idefics2, Idefics3 and SmolVLM share as the guides call them: pictures are read in the text.
+"""The base classes of the guides' inline-image models: Idefics2, Idefics3 and SmolVLM.
 
-B rows, T new tokens, P pictures or frames a row, M vectors of one in the text, D width.
+B rows, T new tokens, L cached and new tokens, P frames (images or tiles) of a row, M features of a frame, D width.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from idefics.nn.upcast import TokenEmbedding
 
 
 class InlineImagePreTrainedModel(PreTrainedModel):
-    """What the classes of the three families share."""
+    """What the classes of all inline-image families share: embedding and vocabulary."""
 
     config: Idefics2Config | Idefics3Config
 
     @property
     def init_std(self) -> float:
+        """Standard deviation of initial weights: `initializer_range` of the decoder."""
         return self.config.text_config.initializer_range
 
     @property
@@ -36,9 +37,11 @@ class InlineImagePreTrainedModel(PreTrainedModel):
         return cast(InlineImageBackbone, self.base_model)
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding of the token ids."""
         return self._backbone.text_model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the embedding of the token ids."""
         self._backbone.text_model.embed_tokens = cast(TokenEmbedding, value)
 
     def _resize_vocabulary(self, size: int, *, mean_resizing: bool) -> None:
@@ -49,21 +52,23 @@ class InlineImagePreTrainedModel(PreTrainedModel):
 
 
 class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, InlineImageBackbone):
-    """A model without a head."""
+    """An inline-image model without a head: text and images to hidden states."""
 
     vision_tower_class = SiglipVisionTransformer
     requires_square_frames: ClassVar[bool] = False
 
     def _finish_init(self, config: Any) -> None:
         super()._finish_init(config)
-        # The padding token's row is never trained, as released.
+        # The row of the padding token is not trained, as in transformers.
         self.text_model.embed_tokens.padding_idx = config.text_config.pad_token_id
 
-    def encode(self, frames: Tensor) -> Tensor:  # (P, 3, h, w) -> (P, M, D)
+    def encode(self, frames: Tensor) -> Tensor:
+        """(P, 3, h, w) normalised pixels -> (P, M, D) image features."""
         out: Tensor = self.connector(self.vision_model(frames).last_hidden_state)
         return out
 
     def forward_packed(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """The decoder on packed tokens: embeddings (N, D), positions (N,) -> hidden states (N, D)."""
         return InlineImageBackbone.forward(self, x, positions, attn)
 
     def get_image_features(
@@ -72,16 +77,16 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
         pixel_attention_mask: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """What the model makes of pictures.
+        """Encodes images.
 
         Args:
-            pixel_values: (B, P, 3, h, w); pictures of zeros alone are padding.
-            pixel_attention_mask: (B, P, h, w), 1 where a picture's pixels are; None: everywhere.
-            return_dict: False gives a tuple.
+            pixel_values: (B, P, 3, h, w); frames of only zeros are padding.
+            pixel_attention_mask: (B, P, h, w), 1 for pixels and 0 for padding; None: no padding.
+            return_dict: False returns a tuple.
 
         Returns:
-            BaseModelOutputWithPooling: `pooler_output` has for each row (vectors, D), what takes the places of its
-            image tokens; `last_hidden_state` (P, S, D') of the vision tower, where all frames are of one size.
+            BaseModelOutputWithPooling: `pooler_output` has for each row the (features, D) that replace its image
+            tokens; `last_hidden_state` (P, S, D') of the vision tower, where all frames have one size.
         """
         frames = FrameBatch.from_pixel_values(
             pixel_values, pixel_attention_mask, requires_squares=self.requires_square_frames
@@ -122,27 +127,25 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
     ) -> Any:
-        """Reads a batch of rows. L is T and the tokens of the past.
+        """Computes the hidden states of a batch.
 
         Args:
-            input_ids: (B, T), with `image_token_id` wherever a vector of a picture stands; or in their place
-                `inputs_embeds`, (B, T, D), with that token's embedding there.
-            attention_mask: (B, L), 1 where a token stands and 0 for padding; None: no padding.
+            input_ids: (B, T), with `image_token_id` for each image feature; or in their place `inputs_embeds`,
+                (B, T, D), with the embedding of that token.
+            attention_mask: (B, L), 1 for tokens and 0 for padding; None: no padding.
             position_ids: (B, T); None: counted from `attention_mask`.
-            past_key_values: what an earlier pass gave, or (keys, values) for each layer: a learned prefix. Pictures
-                that it has read need not be given again.
-            pixel_values: (B, P, 3, h, w); pictures of zeros alone are padding.
-            pixel_attention_mask: (B, P, h, w), 1 where a picture's pixels are; None: everywhere.
-            image_hidden_states: (frames, M, D), in place of pictures what an earlier pass made of them.
-            use_cache, output_attentions, output_hidden_states, return_dict: None: what the config says.
-            cache_position: of no effect: `past_key_values` says how many tokens came before.
+            past_key_values: the cache of an earlier pass, its images included; or (keys, values) for each layer.
+            pixel_values: (B, P, 3, h, w); frames of only zeros are padding.
+            pixel_attention_mask: (B, P, h, w), 1 for pixels and 0 for padding; None: no padding.
+            image_hidden_states: (frames, M, D) image features of an earlier pass, in place of images.
+            use_cache, output_attentions, output_hidden_states, return_dict: None: as the config says.
+            cache_position: of no effect: `past_key_values` says how many tokens are cached.
 
         Returns:
-            BaseModelOutputWithPast, or the tuple of what is in it.
+            BaseModelOutputWithPast, or with `return_dict=False` the tuple of its values.
 
         Raises:
-            BadPrompt: arguments that contradict each other, or more or fewer pictures than places; the message has
-                both numbers.
+            BadPrompt: arguments contradict each other, or there are more or fewer image tokens than features.
         """
         options = self._resolve_forward_options(
             use_cache, output_attentions, output_hidden_states, return_dict
@@ -169,7 +172,7 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
     def _resolve_image_features(
         self, pixels: Tensor | None, mask: Tensor | None, features: Tensor | None
     ) -> Tensor | None:
-        """(frames, M, D) of all pictures, those of one row after those of another."""
+        """(frames, M, D) image features of the batch, row after row; None without images."""
         if pixels is None:
             return features
         if features is not None:
@@ -180,16 +183,18 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
 
 
 class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedModel, InlineImageModel):
-    """A model with its head. `model` is the model without it."""
+    """An inline-image model with its head. `model` is the model without it."""
 
-    config: Idefics2Config | Idefics3Config  # type: ignore[assignment]  # the guides' kind
+    config: Idefics2Config | Idefics3Config  # type: ignore[assignment]  # not that of `models`
     model: InlineImageBaseModel
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:
+        """The id of the placeholder of an image feature."""
         return (self.config.image_token_id,)
 
     def forward_packed(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
+        """The decoder on packed tokens: embeddings (N, D), positions (N,) -> hidden states (N, D)."""
         return self.model.forward_packed(x, positions, attn)
 
     def get_image_features(
@@ -198,7 +203,7 @@ class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedMo
         pixel_attention_mask: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """As `get_image_features` of the model without a head."""
+        """Encodes images, as `get_image_features` of the model without its head."""
         return self.model.get_image_features(pixel_values, pixel_attention_mask, return_dict)
 
     def forward(  # type: ignore[override]
@@ -220,19 +225,19 @@ class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedMo
         num_items_in_batch: Tensor | int | None = None,
         cache_position: Tensor | None = None,
     ) -> Any:
-        """Reads a batch of rows, as the model without a head does; and what the head makes of them.
+        """Computes the logits of a batch, and the loss where there are labels.
 
         Args:
-            labels: (B, T), the tokens that are to be learned, -100 for those that are not.
-            logits_to_keep: logits of so many last tokens only, or a tensor of their indices; 0: of all.
-            num_items_in_batch: the loss is the sum over the tokens divided by this; None: their mean.
+            input_ids, ..., image_hidden_states: as in `forward` of the model without its head.
+            labels: (B, T) token ids, -100 where there is no loss.
+            logits_to_keep: logits of so many last tokens, or of those whose indices a tensor holds; 0: of all.
+            num_items_in_batch: divides the summed loss; None: the loss is the mean.
 
         Returns:
-            CausalLMOutputWithPast, or the tuple of what is in it.
+            CausalLMOutputWithPast, or with `return_dict=False` the tuple of its values.
 
         Raises:
-            BadPrompt: arguments that contradict each other, or more or fewer pictures than places; the message has
-                both numbers.
+            BadPrompt: arguments contradict each other, or there are more or fewer image tokens than features.
         """
         options = self._resolve_forward_options(
             use_cache, output_attentions, output_hidden_states, return_dict

@@ -1,4 +1,4 @@
-"""What models return: named, in order, and without what was not asked for."""
+"""The outputs of models: named values in a fixed order, without those that were not asked for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from idefics.compat.kv_cache import KeyValueCache
 
 
 class ModelOutput(dict[str, Any]):
-    """A dict whose entries are attributes too, and that counts like a tuple: `out.logits`, `out["logits"]`, `out[0]`.
+    """A dict whose entries are also attributes and items of a tuple: `out.logits`, `out["logits"]`, `out[0]`.
 
-    Its names are the annotated ones of its class. Those that are None are attributes only.
+    The names are the annotations of the class. Values that are None are attributes, but not entries.
     """
 
     field_names: ClassVar[tuple[str, ...]] = ()
@@ -41,20 +41,19 @@ class ModelOutput(dict[str, Any]):
         self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """What is there, in order."""
+        """The values that are not None, in order."""
         return tuple(self.values())
 
 
 class BaseModelOutputWithPast(ModelOutput):
-    """Of a model without a head. B rows of T tokens, D width, L tokens with those of the past.
+    """Of a model without a head. B rows, T new tokens, L cached and new tokens, D width.
 
     Attributes:
         last_hidden_state: (B, T, D), after the last norm.
         past_key_values: for each layer keys and values, (B, h, L, K) each.
-        hidden_states: (B, T, D) each: the embeddings, then what each layer gives; the last one after the norm.
+        hidden_states: (B, T, D) each: embeddings, then outputs of the layers, the last one after the norm.
         attentions: (B, H, T, L) for each layer.
-        image_hidden_states: what pictures became before they met the text: (B, pictures, M, D') beside it,
-            (frames, M, D) in it.
+        image_hidden_states: image features: (B, images, M, D') in Idefics, (frames, M, D) in inline-image models.
     """
 
     last_hidden_state: Tensor
@@ -69,9 +68,9 @@ class BaseModelOutputWithPooling(ModelOutput):
 
     Attributes:
         last_hidden_state: (P, S, D').
-        pooler_output: (P, D'), the class vector after its norm, in Idefics; from `get_image_features` of the others
-            for each row of the batch (vectors, D), what takes the places of its image tokens.
-        hidden_states: (P, S, D') each: the embeddings, then what each layer gives.
+        pooler_output: in Idefics (P, D'), the class vector after the last norm; from `get_image_features` for each row
+            of the batch the (features, D) that replace its image tokens.
+        hidden_states: (P, S, D') each: embeddings, then outputs of the layers.
         attentions: (P, H, S, S) for each layer.
     """
 
@@ -82,7 +81,7 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 
 class CausalLMOutputWithPast(ModelOutput):
-    """Of a model with a head. V vocabulary, additional tokens included.
+    """Of a model with a head. V size of the vocabulary, additional tokens included.
 
     Attributes:
         loss: a scalar, where labels were given.
@@ -99,32 +98,32 @@ class CausalLMOutputWithPast(ModelOutput):
 
 
 class IdeficsBaseModelOutputWithPast(BaseModelOutputWithPast):
-    """Of `IdeficsModel`."""
+    """The output of `IdeficsModel.forward`."""
 
 
 class Idefics2BaseModelOutputWithPast(BaseModelOutputWithPast):
-    """Of `Idefics2Model`."""
+    """The output of `Idefics2Model.forward`."""
 
 
 class Idefics3BaseModelOutputWithPast(BaseModelOutputWithPast):
-    """Of `Idefics3Model`."""
+    """The output of `Idefics3Model.forward`."""
 
 
 class SmolVLMBaseModelOutputWithPast(BaseModelOutputWithPast):
-    """Of `SmolVLMModel`."""
+    """The output of `SmolVLMModel.forward`."""
 
 
 class IdeficsCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Of `IdeficsForVisionText2Text`."""
+    """The output of `IdeficsForVisionText2Text.forward`."""
 
 
 class Idefics2CausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Of `Idefics2ForConditionalGeneration`."""
+    """The output of `Idefics2ForConditionalGeneration.forward`."""
 
 
 class Idefics3CausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Of `Idefics3ForConditionalGeneration`."""
+    """The output of `Idefics3ForConditionalGeneration.forward`."""
 
 
 class SmolVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Of `SmolVLMForConditionalGeneration`."""
+    """The output of `SmolVLMForConditionalGeneration.forward`."""

@@ -1,4 +1,4 @@
-"""Vision towers that are called as transformers calls them: `model.model.vision_model(pixels).last_hidden_state`.
+"""The vision towers with transformers' `forward`: `model.model.vision_model(pixels).last_hidden_state`.
 
 P frames, S patches of a frame, D' width, H heads.
 """
@@ -19,7 +19,7 @@ from idefics.nn.attention_backends import AttentionModule, EagerAttention, set_a
 
 
 class SiglipVisionTransformer(inline.SiglipVisionTower):
-    """SigLIP's transformer, of Idefics2, Idefics3 and SmolVLM."""
+    """SigLIP's transformer, the vision tower of Idefics2, Idefics3 and SmolVLM."""
 
     def forward(
         self,
@@ -29,21 +29,22 @@ class SiglipVisionTransformer(inline.SiglipVisionTower):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """(P, 3, h, w) -> an output whose `last_hidden_state` is (P, S, D').
+        """Encodes frames, (P, 3, h, w) normalised pixels, to patches (P, S, D').
 
         Args:
-            patch_attention_mask: (P, rows of patches, columns of patches); all frames are read whole, so that a mask
-                that leaves some patch out is refused.
+            patch_attention_mask: (P, rows of patches, columns of patches); must be true everywhere, as padded frames
+                are not supported here.
             output_attentions, output_hidden_states: whether the output has those of each layer.
-            return_dict: False gives a tuple.
+            return_dict: False returns a tuple.
+
+        Returns:
+            BaseModelOutputWithPooling, without `pooler_output`.
 
         Raises:
             BadPrompt: the mask leaves patches out.
         """
         if patch_attention_mask is not None and not bool(patch_attention_mask.all()):
-            raise BadPrompt(
-                "patch_attention_mask leaves patches out: cut the frames to their pictures instead"
-            )
+            raise BadPrompt("patch_attention_mask leaves patches out: give frames without padding instead")
         with _record_layer_outputs(
             self.encoder.layers, bool(output_hidden_states), bool(output_attentions)
         ) as record:
@@ -52,7 +53,7 @@ class SiglipVisionTransformer(inline.SiglipVisionTower):
 
 
 class IdeficsVisionTransformer(idefics1.ClipVisionTower):
-    """CLIP's transformer, of Idefics."""
+    """CLIP's transformer, the vision tower of Idefics."""
 
     def forward(
         self,
@@ -62,15 +63,18 @@ class IdeficsVisionTransformer(idefics1.ClipVisionTower):
         interpolate_pos_encoding: bool | None = False,
         return_dict: bool | None = None,
     ) -> Any:
-        """(P, 3, h, w) -> an output whose `last_hidden_state` is (P, 1 + S, D') and `pooler_output` (P, D').
+        """Encodes images, (P, 3, h, w) normalised pixels, to a class vector and patches, (P, 1 + S, D').
 
         Args:
             output_attentions, output_hidden_states: whether the output has those of each layer.
-            interpolate_pos_encoding: whether frames may have another size than the trained one.
-            return_dict: False gives a tuple.
+            interpolate_pos_encoding: whether images may have another size than the trained one.
+            return_dict: False returns a tuple.
+
+        Returns:
+            BaseModelOutputWithPooling; `pooler_output` (P, D') is the class vector after the last norm.
 
         Raises:
-            BadPrompt: frames of another size, and `interpolate_pos_encoding` is not set.
+            BadPrompt: images have another size, and `interpolate_pos_encoding` is not set.
         """
         height, width = pixel_values.shape[-2:]
         patch = self.embeddings.patch_embedding.kernel_size[0]
@@ -88,11 +92,11 @@ class IdeficsVisionTransformer(idefics1.ClipVisionTower):
 
 
 class _LayerOutputs:
-    """What the layers of a tower gave in one call, for each of the groups of frames that went through together."""
+    """The recorded outputs of a tower's layers in one call, in which frames may run in several groups."""
 
     def __init__(self, num_layers: int, eager_attention: EagerAttention | None) -> None:
         self.num_layers, self.eager_attention = num_layers, eager_attention
-        self.hidden_states: list[Tensor] = []  # for each group the embeddings, then each layer's output
+        self.hidden_states: list[Tensor] = []  # for each group the embeddings, then the outputs of the layers
 
     def to_model_output(self, last: Tensor, pooled: Tensor | None, return_dict: bool | None) -> Any:
         out = BaseModelOutputWithPooling(
@@ -110,7 +114,7 @@ class _LayerOutputs:
 def _record_layer_outputs(
     layers: nn.ModuleList, records_hidden_states: bool, records_attentions: bool
 ) -> Iterator[_LayerOutputs]:
-    """Records the hidden states and attention weights of a tower's layers while this lasts."""
+    """Records the hidden states and attention weights of a tower's layers in this context."""
     record = _LayerOutputs(len(layers), EagerAttention() if records_attentions else None)
     hooks = []
     if records_hidden_states:
@@ -132,10 +136,10 @@ def _record_layer_outputs(
         for hook in hooks:
             hook.remove()
         attention_modules = (module for module in layers.modules() if isinstance(module, AttentionModule))
-        for module, kernel in zip(attention_modules, original_backends, strict=True):
-            module.attention_backend = kernel
+        for module, backend in zip(attention_modules, original_backends, strict=True):
+            module.attention_backend = backend
 
 
 def _concatenate_by_layer(tensors: list[Tensor], num_outputs: int) -> tuple[Tensor, ...] | None:
-    """Tensors of group after group, each with those of all layers -> one tensor of all frames for each layer."""
+    """Joins the groups: tensors of group after group, each of all layers -> a tensor of all frames for each layer."""
     return tuple(torch.cat(tensors[layer::num_outputs]) for layer in range(num_outputs)) if tensors else None

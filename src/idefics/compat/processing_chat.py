@@ -1,6 +1,6 @@
-"""Conversations as the guides write them, for templates: turns as they are, and the pictures among them.
+"""Conversations of the guides: checked and normalised for chat templates, and the images and videos in them.
 
-Unlike `processing.chat`, a picture may be a bare place: the guides give the pictures themselves later.
+Unlike in `processing.chat_prompt`, an image may have no source: it is then given in a later call.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ConversationLike = Sequence[Mapping[str, Any]]
 def parse_conversations(
     conversation: ConversationLike | Sequence[ConversationLike],
 ) -> tuple[list[list[ChatTurn]], bool]:
-    """One conversation or a batch of them -> the turns of each, and whether it is a batch.
+    """The turns of a conversation or of each conversation of a batch, and whether it is a batch.
 
-    Content becomes a list of parts, each with a "type", as every template of the family expects.
+    The content of a turn becomes a list of parts, each with a "type", as the templates expect.
 
     Raises:
-        BadPrompt: names the message (counted from 1) and what it lacks.
+        BadPrompt: a message is malformed; the error has its number, counted from 1.
     """
     if isinstance(conversation, (str, bytes, Mapping)) or not isinstance(conversation, Sequence):
         raise BadPrompt(f"a conversation is {describe_type(conversation)}: give a list of messages")
@@ -73,7 +73,7 @@ def _parse_part(part: Any, location: str) -> dict[str, Any]:
 
 
 def replace_videos_by_text(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
-    """Turns as templates see them: a video is the text that marks its place, as most templates know none."""
+    """Turns in which a video is its placeholder as text, as most templates have no videos."""
     video_placeholder = {"type": "text", "text": VIDEO_TOKEN}
     return [
         {
@@ -85,7 +85,7 @@ def replace_videos_by_text(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
 
 
 def media_sources(turns: Sequence[ChatTurn], part_type: str) -> list[Any]:
-    """The pictures ("image") or videos ("video") that a conversation names, in order; bare places are left out."""
+    """The sources of the images ("image") or videos ("video") of a conversation, in order, where they have one."""
     parts = [part for turn in turns for part in turn["content"] if part["type"] == part_type]
     named = (
         [_get_source(part, key) for key in (part_type, *SOURCE_KEYS) if part.get(key) is not None]
@@ -103,13 +103,13 @@ def _get_source(part: Mapping[str, Any], key: str) -> Any:
 def split_template_kwargs(
     template: str, keywords: Mapping[str, Any], call_kwarg_names: Collection[str]
 ) -> tuple[ChatTurn, ChatTurn]:
-    """Keywords of `apply_chat_template` -> variables of the template, and options of the processor's call.
+    """Splits keyword arguments of `apply_chat_template` into variables of the template and arguments of the call.
 
     Args:
-        call_kwarg_names: the options that the call has; a template may use one of these names for a variable.
+        call_kwarg_names: the arguments of the call; a name that the template uses is a variable.
 
     Raises:
-        TypeError: one that is neither.
+        TypeError: an argument is neither.
     """
     variables = {name: value for name, value in keywords.items() if re.search(rf"\b{name}\b", template)}
     options = {name: value for name, value in keywords.items() if name not in variables}

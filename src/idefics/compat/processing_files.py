@@ -1,4 +1,4 @@
-"""What a processor joins, and its files: read from a checkpoint or from a folder of its own, and written."""
+"""`ProcessorMixin`: the parts of a processor, and reading and writing its files."""
 
 from __future__ import annotations
 
@@ -33,24 +33,28 @@ TOKENIZER_KWARGS = {*inspect.signature(PreTrainedTokenizer).parameters, *CALL_KW
 
 
 class TokenText(str):
-    """A token's text, which is also its `content`, as transformers had it until 4.48."""
+    """The text of a token, which is also its `content`, as in transformers before 4.48."""
 
     __slots__ = ()
 
     @property
     def content(self) -> str:
-        """The text."""
+        """The text as a plain string."""
         return str(self)
 
 
 class ProcessorMixin(PretrainedMixin, JsonMixin):
-    """An image processor and a tokenizer, joined.
+    """An image processor and a tokenizer in one.
 
     Args:
-        image_processor: makes pixels of pictures.
-        tokenizer: makes ids of text.
-        image_seq_len: tokens that stand for one frame of a picture; None is the family's own number.
-        chat_template: Jinja source; None is the tokenizer's, or else the family's.
+        image_processor: computes pixel values of images.
+        tokenizer: encodes text.
+        image_seq_len: tokens of one frame of an image; None: the family's number.
+        chat_template: Jinja source; None: the tokenizer's, else the family's.
+
+    Raises:
+        BadSetting: the tokenizer is not one of this package.
+        UnsupportedModel: the image processor is of another family.
     """
 
     file_selection = PROCESSOR_FILES
@@ -143,7 +147,7 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
 
     @classmethod
     def _constructor_kwarg_names(cls) -> set[str]:
-        """The arguments of the class that `from_pretrained` takes too."""
+        """The arguments of the constructor that `from_pretrained` takes too."""
         return {"image_seq_len", "chat_template"}
 
     @classmethod
@@ -157,14 +161,14 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
         return cls(image_processor, tokenizer, **{"image_seq_len": image_seq_len, **constructor_kwargs})
 
     def _set_prompt_format(self, added_tokens: frozenset[str]) -> None:
-        """Takes the family's dialogue back where the model has no row for its tokens: a base checkpoint has none."""
+        """Sets the prompt format and chat template; `added_tokens` are those that the embedding has rows for."""
         self._prompt_format = family_for(self.model_type).read_prompt_format(
             self._chat_template_source, added_tokens
         )
         self.chat_template = self._prompt_format.chat_template
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
-        """Writes the files of image processor and tokenizer, and processor_config.json.
+        """Writes the files of the image processor and the tokenizer, and processor_config.json.
 
         Returns:
             The paths of the files.
@@ -183,7 +187,7 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
         return list(files | dict.fromkeys(written))
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings: of the image processor, how many tokens stand for a frame, and the name of the class."""
+        """The settings of the image processor, the number of tokens of a frame, and the name of the class."""
         return {
             "image_processor": self.image_processor.to_dict(),
             "image_seq_len": self.image_seq_len,
@@ -192,15 +196,15 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """The names of what a processor joins."""
+        """The names of the parts: "image_processor" and "tokenizer"."""
         return list(cls.attributes)
 
     @property
     def image_token_id(self) -> int | None:
-        """Id of the token that stands for a picture in a text; None where the vocabulary lacks it."""
+        """The id of `<image>`; None where the vocabulary lacks it."""
         return self.tokenizer.codec.token_to_id(self.image_token)
 
     @property
     def fake_image_token_id(self) -> int | None:
-        """Id of the token around pictures; None where the vocabulary lacks it."""
+        """The id of the token before and after images; None where the vocabulary lacks it."""
         return self.tokenizer.codec.token_to_id(self.fake_image_token)

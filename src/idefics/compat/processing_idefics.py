@@ -32,8 +32,8 @@ class IdeficsProcessor(BaseProcessor):
     """The processor of Idefics, with Llama's tokenizer.
 
     A call returns `input_ids` and `attention_mask` (B, T), `pixel_values` (B, P, 3, side, side), P the largest number
-    of images of a prompt, zeros where there are fewer, and `image_attention_mask` (B, T, P), 1 for the image that a token
-    sees: the last one before it. Without any images: one of zeros, which no token sees.
+    of images of a prompt, zeros where there are fewer, and `image_attention_mask` (B, T, P), 1 for the image that a
+    token sees: the last one before it. Without any images: one of zeros, which no token sees.
 
     Args:
         image_size: pixels of a side, as the image processor has it; 224 is accepted with any.

@@ -1,4 +1,4 @@
-"""Keywords of a processor's call: nested groups, those that a tokenizer brings, those that ask for nothing, videos'."""
+"""Keyword arguments of a processor's call: nested groups, defaults of the tokenizer, and settings of videos."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 from idefics.config import VideoProcessorConfig
 from idefics.errors import BadSetting
 
-# Dicts of keywords: those of later groups say more exactly what is meant.
+# Dicts of keyword arguments; later groups have priority.
 KWARG_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
-# What a caller says of a video -> the setting of `VideoProcessorConfig`.
+# Argument -> field of `VideoProcessorConfig`.
 VIDEO_FIELD_BY_KWARG = {
     "fps": "fps",
     "target_fps": "fps",
@@ -25,10 +25,9 @@ CallT = TypeVar("CallT", bound=Callable[..., Any])
 
 
 def accept_kwarg_groups(function: CallT) -> CallT:
-    """A processor's call that may be given its keywords in groups, such as `images_kwargs={"size": ...}`.
+    """Decorates the call of a processor: keyword arguments may come in groups, such as `images_kwargs={"size": ...}`.
 
-    A keyword in a group is as if it were given alone. What the tokenizer was loaded with (`max_length=...`) holds where
-    the call does not say it.
+    Arguments that the tokenizer was loaded with (`max_length=...`) are defaults.
     """
 
     @wraps(function)
@@ -43,10 +42,10 @@ def accept_kwarg_groups(function: CallT) -> CallT:
 def flatten_kwargs(
     kwargs: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Keywords and groups of them as keywords; `defaults` where neither says otherwise.
+    """Merges keyword arguments, groups of them and defaults.
 
     Raises:
-        BadSetting: a keyword is given alone and in a group.
+        BadSetting: an argument is given alone and in a group.
     """
     grouped: dict[str, Any] = {}
     for number, group in enumerate(groups):
@@ -60,9 +59,12 @@ def flatten_kwargs(
 def override_video_config(
     config: VideoProcessorConfig | None, video_kwargs: Mapping[str, Any]
 ) -> VideoProcessorConfig | None:
-    """The plan with what a caller says of videos: `VIDEO_FIELD_BY_KWARG`, None where they leave it as it is.
+    """The config of videos with a caller's arguments (keys of `VIDEO_FIELD_BY_KWARG`); None leaves a field as it is.
 
-    Without a plan they change nothing: the checkpoint was not trained with video, and refuses one.
+    Without a config there is nothing to change: the checkpoint was not trained with video, and refuses one.
+
+    Raises:
+        BadSetting: a number is too small.
     """
     for name, value in video_kwargs.items():
         minimum = 0 if name == "skip_secs" else 1 if VIDEO_FIELD_BY_KWARG[name] == "max_frames" else 1e-6

@@ -1,4 +1,4 @@
-"""`quantization_config` as the guides write it: which of the house's ways to keep weights in few bits is meant."""
+"""`quantization_config` of the guides, converted to the `QuantizationConfig` of this package."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from idefics.errors import BadSetting
 
 @dataclass(frozen=True, slots=True)
 class BitsAndBytesConfig:
-    """Weights in eight bits, or in bitsandbytes' four.
+    """Weights in 8 bits, or in 4 bits by bitsandbytes.
 
     Attributes:
-        load_in_8bit, load_in_4bit: one of them.
-        llm_int8_threshold, llm_int8_has_fp16_weight, llm_int8_enable_fp32_cpu_offload: of no effect: no value is kept
-            out of the eight bits, and what lies in CPU memory is always run.
-        llm_int8_skip_modules: parts that keep full precision; None: all but the decoder's layers.
-        bnb_4bit_compute_dtype: in which products with four-bit weights are computed; None: the dtype of the others.
+        load_in_8bit, load_in_4bit: exactly one is true.
+        llm_int8_threshold, llm_int8_has_fp16_weight, llm_int8_enable_fp32_cpu_offload: of no effect: outliers are
+            quantised too, and weights in CPU memory are always supported.
+        llm_int8_skip_modules: modules that are not quantised; None: all but the decoder's layers.
+        bnb_4bit_compute_dtype: in which products with 4-bit weights are computed; None: the model's dtype.
         bnb_4bit_quant_type: "nf4" or "fp4".
-        bnb_4bit_use_double_quant: whether the scales of four-bit weights are quantised too.
-        bnb_4bit_quant_storage: of no effect: the dtype of the tensor that holds the packed weights is uint8, and no
-            value depends on it.
+        bnb_4bit_use_double_quant: whether the scales of 4-bit weights are quantised too.
+        bnb_4bit_quant_storage: of no effect: packed weights are stored as uint8, which changes no value.
+
+    Raises:
+        BadSetting: both or neither of the first two are true, or there is no such type.
     """
 
     load_in_8bit: bool = False
@@ -42,21 +44,21 @@ class BitsAndBytesConfig:
     def __post_init__(self) -> None:
         if self.load_in_8bit == self.load_in_4bit:
             both = "both" if self.load_in_8bit else "neither"
-            raise BadSetting(f"{both} of load_in_8bit and load_in_4bit are asked for: give one of them")
+            raise BadSetting(f"{both} of load_in_8bit and load_in_4bit are true: give one of them")
         if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
             raise BadSetting(f"bnb_4bit_quant_type is {self.bnb_4bit_quant_type!r}; give nf4 or fp4")
 
     @property
     def quant_method(self) -> str:
-        """The name that config.json has for it."""
+        """`quant_method` of the config in config.json."""
         return "bitsandbytes"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, as config.json writes it."""
+        """All fields, as config.json has them."""
         return _config_to_dict(self)
 
     def to_quantization_config(self) -> QuantizationConfig:
-        """What it means."""
+        """The config of this package with the same meaning."""
         if self.load_in_8bit:
             return _make_quantization_config("int8", self.llm_int8_skip_modules)
         dtype = self.bnb_4bit_compute_dtype
@@ -70,12 +72,15 @@ class BitsAndBytesConfig:
 
 @dataclass(frozen=True, slots=True)
 class QuantoConfig:
-    """Weights in eight or four bits, with nothing to install.
+    """Weights in 8 or 4 bits by this package's own kernels.
 
     Attributes:
         weights: "int8" or "int4".
-        activations: None: what is computed with them stays in floating point.
-        modules_to_not_convert: parts that keep full precision; None: all but the decoder's layers.
+        activations: must be None: activations are not quantised.
+        modules_to_not_convert: modules that are not quantised; None: all but the decoder's layers.
+
+    Raises:
+        BadSetting: another value of `weights` or `activations`.
     """
 
     weights: str = "int8"
@@ -90,15 +95,15 @@ class QuantoConfig:
 
     @property
     def quant_method(self) -> str:
-        """The name that config.json has for it."""
+        """`quant_method` of the config in config.json."""
         return "quanto"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, as config.json writes it."""
+        """All fields, as config.json has them."""
         return _config_to_dict(self)
 
     def to_quantization_config(self) -> QuantizationConfig:
-        """What it means."""
+        """The config of this package with the same meaning."""
         return _make_quantization_config(cast(QuantKind, self.weights), self.modules_to_not_convert)
 
 
@@ -107,12 +112,12 @@ AnyQuantizationConfig = BitsAndBytesConfig | QuantoConfig
 
 @dataclass(frozen=True, slots=True)
 class HfQuantizer:
-    """What trainers ask of a model whose weights are kept in few bits: `model.hf_quantizer`.
+    """`model.hf_quantizer`, which trainers read of a model with quantised weights.
 
     Attributes:
-        quantization_config: how they are kept.
-        is_trainable: adapters on top of them can be trained.
-        is_qat_trainable, is_serializable, is_compileable: the weights themselves cannot, nor be saved or compiled.
+        quantization_config: how the weights are quantised.
+        is_trainable: whether adapters on the quantised weights can be trained.
+        is_qat_trainable, is_serializable, is_compileable: whether quantised weights can be trained, saved, compiled.
     """
 
     quantization_config: AnyQuantizationConfig
@@ -123,10 +128,10 @@ class HfQuantizer:
 
 
 def as_quantization_config(config: object) -> AnyQuantizationConfig | None:
-    """A quantization config from what callers give: one of this package or of transformers, or its content.
+    """Converts a quantisation config of this package or of transformers, or its content.
 
     Raises:
-        BadSetting: it asks for a method that is not here.
+        BadSetting: it is none of these, or of another method.
     """
     if config is None or isinstance(config, BitsAndBytesConfig | QuantoConfig):
         return config
@@ -146,7 +151,7 @@ def as_quantization_config(config: object) -> AnyQuantizationConfig | None:
             f"quantization_config asks for {method}; give a BitsAndBytesConfig or a QuantoConfig"
         )
     names = {field.name for field in fields(config_class_by_method[method])}
-    # transformers writes names of its own besides ("_load_in_4bit"), which repeat the others
+    # transformers also writes private names ("_load_in_4bit"), which repeat the others.
     return config_class_by_method[method](**{name: value for name, value in content.items() if name in names})
 
 

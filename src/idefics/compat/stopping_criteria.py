@@ -1,4 +1,4 @@
-"""When `generate` ends an answer: the caller's criteria, and those that settings ask for. R rows, T ids so far."""
+"""Criteria by which `generate` ends an answer. R rows, T ids so far."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from torch import Tensor
 from idefics.compat.streamers import TokenDecoder
 
 StepScores = tuple[Tensor, ...] | None
-StoppingCriterionFn = Callable[
-    [Tensor, StepScores], Tensor | bool
-]  # (R, T) ids, scores of the steps so far -> (R,)
+# (R, T) ids, scores of the steps so far -> (R,)
+StoppingCriterionFn = Callable[[Tensor, StepScores], Tensor | bool]
 
 
 class StoppingCriteria:
-    """Says which answers end here. Inherit from it, or write any function with these arguments."""
+    """Says which answers end: a base class for the caller's own; any function will do as well."""
 
     def __call__(self, input_ids: Tensor, scores: StepScores) -> Tensor | bool:
-        """(R, T) ids so far, the scores if they are asked for -> (R,), or one bool for all rows."""
+        """Ids (R, T), and the scores if `output_scores` is set -> (R,) bool, or one bool for all rows."""
         raise NotImplementedError(f"{type(self).__name__} has no __call__(input_ids, scores)")
 
 
 class MaxLengthCriteria(StoppingCriteria):
-    """Ends every answer at so many ids, the prompt's among them."""
+    """Ends every answer at so many ids, those of the prompt included."""
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
@@ -35,7 +34,7 @@ class MaxLengthCriteria(StoppingCriteria):
 
 
 class MaxTimeCriteria(StoppingCriteria):
-    """Ends every answer when so many seconds have passed since `initial_timestamp`, by default since now."""
+    """Ends every answer after so many seconds since `initial_timestamp`; None: since the construction."""
 
     def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
         self.max_time = max_time
@@ -56,10 +55,10 @@ class EosTokenCriteria(StoppingCriteria):
 
 
 class StoppingCriteriaList(list[StoppingCriterionFn]):
-    """Ends an answer where one of them does."""
+    """Criteria of which any one ends an answer."""
 
     def __call__(self, input_ids: Tensor, scores: StepScores) -> Tensor:
-        """-> (R,) bool."""
+        """Ids (R, T) and scores -> (R,) bool, which answers end."""
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for criterion in self:
             ended = ended | criterion(input_ids, scores)
@@ -67,29 +66,25 @@ class StoppingCriteriaList(list[StoppingCriterionFn]):
 
 
 class StopStringCriteria(StoppingCriteria):
-    """Ends an answer at the id that completes one of these texts; the answer keeps them.
+    """Ends an answer at the id that completes one of the stop strings, which are part of the answer.
 
-    Texts are looked for in all that has been decoded, special tokens included.
-
-    Args:
-        tokenizer: decodes ids.
-        stop_strings: the texts.
+    Ids are decoded with special tokens.
     """
 
     def __init__(self, tokenizer: TokenDecoder, stop_strings: str | Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-        # An id is a byte of a text at least; a few more, so that the first of them is cut by nothing.
+        # An id is at least a byte of the text; a few more ids, so that the first characters are decoded whole.
         self.max_checked_ids = max(len(text.encode()) for text in self.stop_strings) + 8
 
     def __call__(self, input_ids: Tensor, scores: StepScores) -> Tensor:
         return torch.tensor([self._ends_with_stop_string(row) for row in input_ids], device=input_ids.device)
 
     def _ends_with_stop_string(self, row: Tensor) -> bool:
-        """Whether one of them ends in what the last id adds to the text."""
+        """Whether a stop string ends in the characters that the last id adds."""
         ids = row[-self.max_checked_ids :].tolist()
         text, previous_text = self._decode(ids), self._decode(ids[:-1])
-        pairs = zip(text, previous_text, strict=False)  # half a character is decoded as another one
+        pairs = zip(text, previous_text, strict=False)  # an incomplete character is decoded as another one
         num_previous_characters = next(
             (place for place, (one, other) in enumerate(pairs) if one != other), len(previous_text)
         )

@@ -1,4 +1,4 @@
-"""Text while it is generated: printed, or handed to another thread. Words appear when they are whole."""
+"""Streamers: text while it is generated, printed or passed to another thread, word by word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from idefics.errors import BadSetting
 
-# Blocks of Unicode whose characters are words of their own: text in them has no spaces to wait for.
+# Blocks of Unicode whose characters are shown at once, as their text has no spaces.
 IDEOGRAPH_RANGES = (
     range(0x3400, 0x4DC0),  # CJK Unified Ideographs Extension A
     range(0x4E00, 0xA000),  # CJK Unified Ideographs
@@ -22,48 +22,48 @@ IDEOGRAPH_RANGES = (
 
 
 class TokenDecoder(Protocol):
-    """A tokenizer, or a processor that has one."""
+    """A tokenizer, or a processor with its `decode`."""
 
     def decode(self, token_ids: Any, **options: Any) -> str:
-        """Ids -> text."""
+        """Decodes a row of ids to text."""
         ...
 
 
 class BaseStreamer:
-    """What `generate` tells while it runs."""
+    """What `generate` calls while it runs; the base class of streamers."""
 
     def put(self, value: Tensor) -> None:
-        """First (1, T) ids of the prompt, then (1,) each id as it is chosen."""
+        """Receives first the ids of the prompt (1, T), then each id (1,) as it is chosen."""
         raise NotImplementedError(f"{type(self).__name__} has no put(value)")
 
     def end(self) -> None:
-        """No more comes: all is generated, or an error ended it."""
+        """Called when all is generated, or after an error."""
         raise NotImplementedError(f"{type(self).__name__} has no end()")
 
 
 class TextStreamer(BaseStreamer):
-    """Prints text to standard output as soon as words are whole; inherit and change `on_finalized_text` for more.
+    """Prints text to standard output, word by word; subclasses override `on_finalized_text`.
 
-    A word is whole when a space or a line end follows it; an ideograph is one.
+    A word is complete when a space or a line end follows it; an ideograph is complete at once.
 
     Args:
         tokenizer: decodes ids.
-        skip_prompt: leave the prompt out.
-        decode_kwargs: more arguments of its `decode`, such as `skip_special_tokens=True`.
+        skip_prompt: whether the prompt is left out.
+        decode_kwargs: arguments of `decode`, such as `skip_special_tokens=True`.
     """
 
     def __init__(self, tokenizer: TokenDecoder, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
         self.tokenizer, self.skip_prompt, self.decode_kwargs = tokenizer, skip_prompt, decode_kwargs
         self._expects_prompt = True
-        self._line_ids: list[int] = []  # of this line
-        self._num_printed_characters = 0  # how many characters of their text
+        self._line_ids: list[int] = []  # ids of the current line
+        self._num_printed_characters = 0  # of the text of this line
 
     def put(self, value: Tensor) -> None:
-        """Shows what has become whole. Raises BadSetting where there is more than one answer."""
+        """Shows the words that the ids complete. Raises BadSetting where there is more than one answer."""
         rows = len(value) if value.dim() > 1 or not self._expects_prompt else 1
         if rows > 1:
             raise BadSetting(
-                f"a stream is of one answer, and here are {rows}: give one prompt, and ask for one"
+                f"a streamer takes one answer, and here are {rows}: give one prompt, and ask for one answer"
             )
         is_prompt, self._expects_prompt = self._expects_prompt, False
         if is_prompt and self.skip_prompt:
@@ -79,13 +79,13 @@ class TextStreamer(BaseStreamer):
         self.on_finalized_text(new)
 
     def end(self) -> None:
-        """Shows the rest, and a line end. The streamer may then be used again."""
+        """Shows the rest and a line end. The streamer can then be used again."""
         rest = self._decode_line()[self._num_printed_characters :]
         self._expects_prompt, self._line_ids, self._num_printed_characters = True, [], 0
         self.on_finalized_text(rest, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called with each new piece of text, perhaps an empty one; the last time with `stream_end`."""
+        """Called with each new piece of text, which may be empty; the last time with `stream_end`."""
         sys.stdout.write(text + "\n" if stream_end else text)
         sys.stdout.flush()
 
@@ -94,14 +94,13 @@ class TextStreamer(BaseStreamer):
 
 
 class TextIteratorStreamer(TextStreamer):
-    """Hands text to another thread, which iterates over the streamer while `generate` runs in its own.
+    """Passes text to another thread, which iterates over the streamer while `generate` runs in its own thread.
 
-    The iteration ends when generation does: also by an error, whatever it was.
+    The iteration ends when generation ends, also by an error.
 
     Args:
         tokenizer, skip_prompt, decode_kwargs: as in `TextStreamer`.
-        timeout: seconds to wait for the next piece of text before `queue.Empty` is raised; None waits as long as
-            it takes.
+        timeout: seconds to wait for the next piece of text before `queue.Empty` is raised; None: no limit.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class TextIteratorStreamer(TextStreamer):
         self.text_queue: Queue[str | None] = Queue()  # None is the end
 
     def end(self) -> None:
-        """Hands over the rest, and ends the iteration."""
+        """Passes the rest on, and ends the iteration."""
         try:
             super().end()
         except BaseException:
@@ -124,7 +123,7 @@ class TextIteratorStreamer(TextStreamer):
             raise
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Hands a piece over."""
+        """Puts a piece of text into the queue."""
         self.text_queue.put(text)
         if stream_end:
             self.text_queue.put(None)

@@ -1,7 +1,7 @@
-"""Lets trainers that ask `isinstance(model, transformers.PreTrainedModel)` treat our models as such.
+"""Makes models pass `isinstance(model, transformers.PreTrainedModel)`, without importing transformers.
 
-transformers' `Trainer` saves a model by its `save_pretrained` only where that holds; of others it writes the weights
-without config.json. This package does not import transformers: the answer is given where the caller has imported it.
+transformers' `Trainer` saves a model by its `save_pretrained` only if it passes; of others it writes the weights
+without config.json. The class is looked up where the caller has imported transformers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ TRANSFORMERS_MODULE = "transformers.modeling_utils"
 
 
 class TransformersInstanceMixin(nn.Module):
-    """An instance counts as one of transformers' `PreTrainedModel` once that has been imported.
+    """Instances are also instances of transformers' `PreTrainedModel`, once that has been imported.
 
-    `type(model)` and the order in which methods are found stay as they are: only `isinstance` asks `__class__`, as it
-    does for `unittest.mock`'s specifications.
+    `type(model)` and the method resolution order do not change: `isinstance` also reads `__class__`, as with the
+    specifications of `unittest.mock`.
     """
 
-    # What transformers' own code reads from a class. Its caches and compiled calls are not used here.
+    # Class attributes that transformers' own code reads. Its caches and compiled calls are not supported here.
     _no_split_modules = ("DecoderLayer", "GatedCrossAttentionLayer", "VisionLayer")
     _keys_to_ignore_on_save = _keys_to_ignore_on_load_missing = _keys_to_ignore_on_load_unexpected = None
     _keep_in_fp32_modules = _keep_in_fp32_modules_strict = _tied_weights_keys = _tp_plan = None
@@ -32,7 +32,7 @@ class TransformersInstanceMixin(nn.Module):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """True: transformers' rules for renaming the weights of its own classes are not for this one."""
+        """True: the rules by which transformers renames weights of its own classes do not apply."""
         return True
 
     @classmethod
@@ -46,7 +46,7 @@ class TransformersInstanceMixin(nn.Module):
         return False
 
     def __init_subclass__(cls) -> None:
-        """Nothing more: transformers' own, which reads the annotations of its classes, does not see ours."""
+        """Does nothing: transformers' own, which reads annotations of its classes, is not called for ours."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -59,6 +59,6 @@ class TransformersInstanceMixin(nn.Module):
 
 @cache
 def _make_combined_class(own: type, theirs: type) -> type:
-    """A class of the same name that is a subclass of both. It is never instantiated."""
+    """A class of the same name that is a subclass of both, and has no instances."""
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     return type(own)(own.__name__, (own, theirs), names)
