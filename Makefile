@@ -55,7 +55,7 @@ wheel: $(DEV) ## build the wheel into dist/, and run the demo from it in a fresh
 	@scripts/try_wheel $(BIN)/python
 
 clean: ## remove the virtual environment, caches and builds
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find bench demo-model examples scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and alone: whatever is installed later finds it in place and leaves it there.
