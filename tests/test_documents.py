@@ -29,6 +29,8 @@ from typing import NamedTuple
 import PIL.Image
 import pytest
 
+from test_architecture import LEVELS
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "README.md"])
@@ -333,3 +335,21 @@ def test_the_options_are_todays():
 
     text = refresh_readme.PYTHON_DOC.read_text(encoding="utf-8")
     assert refresh_readme.refresh_options(text) == text, "run scripts/refresh_readme.py"
+
+
+def test_the_architecture_names_what_exists():
+    """Its files and modules, relative to the package, and the levels of imports."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "idefics"
+    files = re.findall(r"`((?:\w+/)+(?:\w+\.py)?|\w+\.py)`", text)
+    missing = [name for name in files if not any((root / name).exists() for root in (package, ROOT))]
+    parts = [part for level in LEVELS for part in level if list(package.glob(f"{part}*"))]
+    folders = [part for part in parts if (package / part).is_dir()]
+    for name in re.findall(rf"`((?:{'|'.join(folders)})(?:\.[a-z_]+)+)`", text):
+        folder, last = package.joinpath(*name.split(".")[:-1]), name.split(".")[-1]
+        exports = folder / "__init__.py"
+        if not list(folder.glob(f"{last}*")) and last not in exports.read_text(encoding="utf-8"):
+            missing.append(name)
+    assert not missing
+    level_text = text.split("## Who may import whom")[1].split("```")[1]
+    assert set(parts) - {"__init__", "__main__"} <= set(re.findall(r"\w+", level_text))
