@@ -1,6 +1,6 @@
-"""Compiles the kernels in C into one library. Where no compiler is, the package works without them, slower.
+"""Compiles the C kernels into one library. Without a compiler the package is installed without them, and is slower.
 
-With IDEFICS_REQUIRE_NATIVE=1 in the environment kernels that do not compile are an error instead.
+With IDEFICS_REQUIRE_NATIVE=1 in the environment a failed compilation is an error instead.
 """
 
 import os
@@ -11,7 +11,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FOLDER = Path("src/idefics/native")
-# Loops over floats may become vectors: nothing reads errno or floating-point traps.
+# Lets the compiler vectorise loops over floats: nothing reads errno or floating-point traps.
 FLAGS = [
     "-std=gnu11",
     "-fvisibility=hidden",
@@ -22,17 +22,19 @@ FLAGS = [
 ]
 if "-O" not in os.environ.get("CFLAGS", ""):
     FLAGS.append("-O3")
-# A product and a sum stay two roundings, as in the Pillow that is followed.
+# No fused multiply-add: results are equal to Pillow's bit for bit.
 FLAGS_BY_SOURCE = {"resize.c": ["-ffp-contract=off"]}
 
 
 class BuildKernels(build_ext):
-    """Builds a plain library, read through ctypes: it knows no Python, and its name none either."""
+    """Builds a plain library that is loaded with ctypes and does not depend on a Python version."""
 
     def get_ext_filename(self, fullname: str) -> str:
+        """The library's file without the suffix of a Python version."""
         return str(Path(*fullname.split(".")).with_suffix(".so"))
 
     def build_extension(self, ext: Extension) -> None:
+        """Compiles each source with its own flags."""
         objects = []
         for source in ext.sources:
             flags = FLAGS + FLAGS_BY_SOURCE.get(Path(source).name, [])
@@ -48,6 +50,7 @@ class PythonlessWheel(bdist_wheel):
     """One wheel for every Python 3 of a platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """The platform of this build, for any Python 3 and any ABI."""
         return "py3", "none", super().get_tag()[2]
 
 

@@ -81,7 +81,7 @@ class DenseAttn:
             self.image_mask = image_mask.repeat_interleave(features_per_image, dim=1)  # (N, P*M)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `Attn`."""
+        """Causal attention within each sequence, as in `Attn`; the same for every layer."""
         q, k, v = (
             x.unflatten(0, (self.num_sequences, -1)).transpose(1, 2) for x in (q, k, v)
         )  # (B, H, T, K)
@@ -93,7 +93,7 @@ class DenseAttn:
         return out.transpose(1, 2).flatten(0, 1)
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
-        """See `Attn`."""
+        """Attention to the image features of each token's picture, as in `Attn`."""
         if not self.cross_kv:
             return torch.zeros_like(q)
         keys, values = (x.flatten(0, 1).transpose(0, 1)[None] for x in self.cross_kv[layer])  # (1, H, P*M, K)
