@@ -124,7 +124,7 @@ def test_errors_come_out_of_processes():
         (errors.MissingExtra, (ImportError,)),
     ],
 )
-def test_clauses_for_others_errors_catch_ours(kind, clauses):
+def test_except_clauses_for_built_in_errors_catch_these(kind, clauses):
     assert all(issubclass(kind, clause) for clause in clauses)
 
 

@@ -87,7 +87,7 @@ def test_a_group_of_version_1(write_machine_files, limit):
     assert free_host_memory(root) == (GB + GB // 2 if limit == 2 * GB else 8 * GB)
 
 
-def test_what_is_used_up_leaves_nothing(write_machine_files):
+def test_free_memory_is_never_negative(write_machine_files):
     assert (
         free_host_memory(write_machine_files("0::/app\n", **cgroup_files("sys/fs/cgroup/app", GB, 2 * GB)))
         == 0
@@ -134,7 +134,7 @@ assert 90_000_000 < first.free - memory_limits()[0].free < 110_000_000
         ("0.25", 0.25),
     ],
 )
-def test_amounts(value, expected):
+def test_memory_sizes(value, expected):
     found = parse_memory_size("kv_cache", value)
     assert found == expected
     assert type(found) is type(expected)
@@ -143,6 +143,6 @@ def test_amounts(value, expected):
 @pytest.mark.parametrize(
     "value", [0, -1, True, 0.0, 1.5, "", "GB", "1XB", "-1GB", "0", "1e9", "30%", float("nan"), 1 << 60]
 )
-def test_what_is_no_amount_is_refused(value):
+def test_invalid_memory_sizes_are_refused(value):
     with pytest.raises(BadSetting, match=r"kv_cache is .*; give bytes"):
         parse_memory_size("kv_cache", value)

@@ -249,7 +249,7 @@ def test_only_text_of_the_assistant_goes_on(last, says):
         render_conversation(SMOLVLM, [user("Hi"), last], continue_final_message=True)
 
 
-def test_words_to_begin_with_are_said_in_one_place():
+def test_answer_start_and_continue_final_message_exclude_each_other():
     with pytest.raises(BadPrompt, match="answer_start and continue_final_message"):
         render_conversation(SMOLVLM, [assistant("Well")], answer_start="x", continue_final_message=True)
 

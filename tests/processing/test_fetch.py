@@ -93,12 +93,12 @@ def server_url(server):
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def test_any_address(server_url):
+def test_any_url_is_fetched(server_url):
     assert Fetcher(policy="any").get(f"{server_url}/picture") == PNG
     assert open_picture(Picture(f"{server_url}/picture"), Fetcher()).size == (1, 1)
 
 
-def test_off(server_url):
+def test_the_policy_off(server_url):
     with pytest.raises(BadPicture, match=r'remote_images="any".*--remote-images'):
         Fetcher(policy="off").get(f"{server_url}/picture")
     assert PageHandler.hosts == []
@@ -129,12 +129,12 @@ def test_too_many_bytes(server_url):
         Fetcher(max_bytes=100_000).get(f"{server_url}/endless")
 
 
-def test_packed_bytes_are_not_unpacked(server_url):
+def test_compressed_bodies_are_not_decompressed(server_url):
     assert len(Fetcher(max_bytes=100_000).get(f"{server_url}/bomb")) < 20_000
 
 
 @pytest.mark.parametrize("path", ["slow-body", "slow-head"])
-def test_a_host_that_drips_bytes(server_url, path):
+def test_a_slow_response_times_out(server_url, path):
     began = time.monotonic()
     with pytest.raises(BadPicture, match=r"took longer than 0\.4 seconds"):
         Fetcher(timeout=0.4).get(f"{server_url}/{path}")
@@ -146,7 +146,7 @@ def test_errors_of_the_server(server_url):
         Fetcher().get(f"{server_url}/nothing")
 
 
-def test_nobody_listens():
+def test_a_refused_connection():
     with pytest.raises(BadPicture, match=r"http://127\.0\.0\.1:9/x cannot be fetched"):
         Fetcher(timeout=2).get("http://127.0.0.1:9/x")
 
@@ -223,7 +223,7 @@ def test_base64_as_people_send_it(size):
         ("photo.jpg", False),
     ],
 )
-def test_what_is_remote(text, expected):
+def test_is_url(text, expected):
     assert is_url(text) is expected
 
 

@@ -105,7 +105,7 @@ def test_quarters_and_the_whole_are_five():
     "image_detail",
     [ImageDetail("low"), ImageDetail("auto"), ImageDetail(max_tiles=5), ImageDetail(max_tiles=1)],
 )
-def test_the_prompt_has_places_for_the_frames_there_are(image_detail):
+def test_the_prompt_has_image_tokens_for_every_frame(image_detail):
     pixels = np.zeros((9, 14, 3), np.uint8)
     processor = TILES_PROCESSOR.with_image_detail(image_detail)
     prompt = processor.encode_raw(["a", pixels, "b"])
@@ -120,7 +120,7 @@ def test_the_prompt_has_places_for_the_frames_there_are(image_detail):
     assert TILES_PROCESSOR.image_detail == ImageDetail()
 
 
-def test_a_picture_may_say_it_itself():
+def test_a_picture_may_have_its_own_detail():
     pixels = np.zeros((40, 64, 3), np.uint8)
     frames = [
         len(tiles.frames)
@@ -131,7 +131,7 @@ def test_a_picture_may_say_it_itself():
     assert frames[1] == 1 < frames[0] <= 5 < frames[2]
 
 
-def test_image_details_that_equal_the_released_plan_share_one_key():
+def test_image_details_that_change_nothing_share_one_key():
     """Equal frames have equal hashes, whatever `detail` led to them; other frames have others."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     key = TILES_PROCESSOR.encode_raw([pixels]).pictures[0].content_hash
@@ -157,7 +157,7 @@ def test_where_pictures_are_one_frame_nothing_changes():
         )
 
 
-def test_parts_of_messages_say_it_as_in_openais_api():
+def test_parts_of_messages_have_detail_as_in_openais_api():
     url = "data:image/png;base64,AA=="
     parts = [
         {"type": "image_url", "image_url": {"url": url, "detail": "low"}},

@@ -217,7 +217,7 @@ def test_equal_pictures_have_equal_keys():
     assert len(a.content_hash) == 64
 
 
-def test_other_pixels_sizes_and_plans_have_other_keys():
+def test_other_pixels_sizes_and_configs_have_other_keys():
     image = PIL.Image.new("RGB", (4, 6))
     spot = image.copy()
     spot.putpixel((3, 5), (0, 0, 1))

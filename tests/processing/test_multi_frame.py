@@ -122,7 +122,7 @@ def test_more_frames_than_an_untrusted_sender_may_make_us_count():
     assert "has several frames, and only the first was read" in note
 
 
-def test_pil_pictures_stand_where_their_owner_left_them():
+def test_pillow_images_keep_their_frame():
     image = PIL.Image.open(io.BytesIO(encode_pages("TIFF")))
     image.seek(1)
     assert open_picture(Picture(image), TRUSTED_FETCHER).getpixel((0, 0)) == (0, 255, 0)

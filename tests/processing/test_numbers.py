@@ -33,7 +33,7 @@ FLOATS = "(floating-point numbers from .* to .*|NaN or infinite numbers); 0 to 1
 
 
 @pytest.mark.parametrize("wrong", [[0, 200.5], [-0.5, 1], [0, 1.5], [0, np.nan], [0, np.inf]])
-def test_other_floats_are_refused_in_words(wrong):
+def test_other_floats_are_refused(wrong):
     with pytest.raises(BadPicture, match=FLOATS):
         open_trusted(np.array([wrong]))
     image = PIL.Image.fromarray(np.array([wrong], np.float32))

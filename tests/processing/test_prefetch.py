@@ -75,7 +75,7 @@ def vlm():
 
 
 @pytest.mark.parametrize("picture_server", [MAX_CONCURRENT_FETCHES], indirect=True)
-def test_pictures_of_one_prompt_come_side_by_side(vlm, picture_server):
+def test_pictures_of_one_prompt_are_fetched_concurrently(vlm, picture_server):
     """The server answers none of them until that many are requested at the same time."""
     urls = [f"{picture_server.url}/wait/{n}.png" for n in range(2 * MAX_CONCURRENT_FETCHES)]
     prompt = vlm.prompt([user(*map(Picture, urls), "What are they?")])
@@ -87,7 +87,7 @@ def test_pictures_of_one_prompt_come_side_by_side(vlm, picture_server):
 
 
 @pytest.mark.parametrize("picture_server", [2], indirect=True)
-def test_a_raw_prompt_too(vlm, picture_server):
+def test_pictures_of_a_raw_prompt_are_fetched_concurrently(vlm, picture_server):
     assert (
         len(
             vlm.prompt(
@@ -98,20 +98,20 @@ def test_a_raw_prompt_too(vlm, picture_server):
     )
 
 
-def test_one_that_comes_twice_is_fetched_once(vlm, picture_server):
+def test_a_url_that_occurs_twice_is_fetched_once(vlm, picture_server):
     urls = [f"{picture_server.url}/{n}.png" for n in (1, 2, 1, 1)]
     assert len(vlm.prompt([user(*map(Picture, urls), "?")]).pictures) == 4
     assert sorted(picture_server.requested_paths) == ["/1.png", "/2.png"]
 
 
-def test_the_first_error_in_their_order_is_told(vlm, picture_server):
+def test_the_first_error_in_the_order_of_the_prompt_is_raised(vlm, picture_server):
     urls = [f"{picture_server.url}/{name}.png" for name in ("1", "missing-a", "missing-b", "2")]
     for _ in range(3):
         with pytest.raises(BadPicture, match=r"missing-a\.png cannot be fetched: the server answers 404"):
             vlm.prompt([user(*map(Picture, urls), "?")])
 
 
-def test_what_is_asked_for_out_of_order_or_unannounced_comes_as_well(picture_server):
+def test_urls_out_of_order_or_unannounced_are_fetched_too(picture_server):
     urls = [f"{picture_server.url}/{n}.png" for n in range(MAX_CONCURRENT_FETCHES + 3)]
     ahead = create_prefetcher(Fetcher(), urls)
     for url in (urls[-1], *urls[:-1], f"{picture_server.url}/other.png", urls[0]):
@@ -131,7 +131,7 @@ def test_fewer_than_two_addresses_and_files_are_not_prefetched():
     assert create_prefetcher(closed, ["http://127.0.0.1/a.png", "http://127.0.0.1/b.png"]) is closed
 
 
-def test_policy_limits_and_trust_stay(picture_server):
+def test_a_prefetcher_keeps_policy_limits_and_trust(picture_server):
     urls = [f"{picture_server.url}/{n}.png" for n in range(3)]
     public = create_prefetcher(Fetcher(policy="public", untrusted=True), urls)
     assert public.is_untrusted(urls[0])
@@ -153,7 +153,7 @@ def test_all_requests_of_a_server_fetch_no_more_than_its_setting_says(vlm, pictu
     assert own.decode_slots is server.processor.fetcher.decode_slots
 
 
-def test_a_fetch_waits_for_a_connection(picture_server):
+def test_a_fetch_waits_for_a_fetch_slot(picture_server):
     one = threading.Semaphore(1)
     urls = [f"{picture_server.url}/slow{n}.png" for n in range(6)]
     ahead = create_prefetcher(Fetcher(fetch_slots=one), urls)

@@ -459,7 +459,7 @@ def test_frames_are_read_one_at_a_time():
         assert file.container.num_decoded == 1
 
 
-def test_what_there_is_of_a_cut_video_is_shown():
+def test_the_frames_of_a_truncated_video_are_read():
     """Frames are counted, as the length in a file's header may be too large."""
     with open_video(
         encode_video(50, format="matroska", codec="mpeg4", num_b_frames=0)[:-600], NO_NETWORK_FETCHER

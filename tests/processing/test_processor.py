@@ -335,13 +335,13 @@ def test_a_prompt_without_a_token_is_refused():
 
 
 @all_kinds
-def test_price_of_a_picture(processor):
+def test_count_image_tokens(processor):
     assert processor.count_image_tokens(Picture(WIDE_PICTURE)) == len(
         processor.encode_raw([WIDE_PICTURE])
     ) - (processor is CROSS_ATTENTION_PROCESSOR)
 
 
-def test_released_prices():
+def test_image_token_counts_of_released_checkpoints():
     """The number of `<image>` tokens as in SmolVLM-500M and Idefics3-8B."""
     for side, longest, tokens, expected in ((512, 2048, 64, 832), (364, 1456, 169, 2197)):
         config = dataclasses.replace(
@@ -418,7 +418,7 @@ def test_every_form_of_a_picture(png_file):
     assert len({prompt.ids for prompt in prompts}) == 1
 
 
-def test_what_is_no_picture_says_so():
+def test_what_is_no_picture_is_refused():
     with pytest.raises(BadPicture, match="cannot be of type list"):
         TILES_PROCESSOR.encode_raw([["a"], ["b"]])
     with pytest.raises(BadPicture, match="may not be fetched"):

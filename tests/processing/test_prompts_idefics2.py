@@ -54,7 +54,7 @@ def image_placeholders(frames, pictures=1):
 
 
 @each_way
-def test_a_picture_in_the_text(processor, frames):
+def test_an_inline_picture(processor, frames):
     prompt = processor.encode_raw(["User: ", SQUARE_PICTURE, "What?"])
     assert prompt.ids == encode_text(f"User: {image_placeholders(frames)}What?")
     assert len(prompt.pictures[0].frames) == frames
@@ -96,7 +96,7 @@ def test_fakes_are_shared_wherever_they_come_from(between):
 
 
 @pytest.mark.parametrize("between", [" ", "\n", "and"])
-def test_text_between_pictures_parts_them(between):
+def test_text_between_pictures_separates_their_fakes(between):
     assert UNSPLIT_PROCESSOR.encode_raw([SQUARE_PICTURE, between, SQUARE_PICTURE]).ids == encode_text(
         f"{image_placeholders(1)}{between}{image_placeholders(1)}"
     )

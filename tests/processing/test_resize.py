@@ -60,12 +60,12 @@ def test_any_size_is_resized_as_pillow_does(native_resize, resample, width, heig
     ("before", "after"),
     [((1, 1), (64, 64)), ((700, 3), (512, 512)), ((3, 900), (16, 16)), ((640, 480), (2048, 1536))],
 )
-def test_long_rows_and_columns_are_too(native_resize, before, after):
+def test_long_rows_and_columns_are_resized_as_pillow_does(native_resize, before, after):
     assert assert_equals_pillow(native_resize, random_pixels(*before[::-1], 3), after, "lanczos")
 
 
 @pytest.mark.parametrize("height", [1, 59, 60, 61, 99])
-def test_rows_come_first_whatever_is_lost(native_resize, height):
+def test_the_width_is_resized_first(native_resize, height):
     """As until Pillow 12: values are rounded between the passes, so that the order matters."""
     pixels = random_pixels(100, 100, 3) // 128 * 255
     assert assert_equals_pillow(native_resize, pixels, (80, height), "lanczos")

@@ -12,7 +12,7 @@ def write_json(folder, name, content):
     (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def test_nothing_there(tmp_path):
+def test_missing_files_give_no_settings(tmp_path):
     assert checkpoint_settings.read_preprocessor_config(tmp_path) == {}
     assert checkpoint_settings.read_chat_template(tmp_path) == ""
 

@@ -119,9 +119,9 @@ def run_constraint(grammar, max_new_tokens, choose):
     return decode_ids(grammar, ids), ids, False
 
 
-def decode_ids(shape, ids):
-    text = b"".join(shape.token_bytes.bytes_by_id[id] for id in ids).decode()
-    return text.removeprefix(" ") if shape.allows_leading_space else text
+def decode_ids(grammar, ids):
+    text = b"".join(grammar.token_bytes.bytes_by_id[id] for id in ids).decode()
+    return text.removeprefix(" ") if grammar.allows_leading_space else text
 
 
 def choose_longest_answer(seed):
@@ -132,24 +132,24 @@ def choose_longest_answer(seed):
 
 @KINDS
 @pytest.mark.parametrize("name", CONSTRAINT_AND_CHECK_BY_NAME)
-def test_whatever_is_chosen_the_text_has_its_form(kind, name):
+def test_whatever_is_sampled_the_text_satisfies_its_constraint(kind, name):
     form, is_right = CONSTRAINT_AND_CHECK_BY_NAME[name]
-    shape = compile_constraint(kind, form)
-    for room in (*range(shape.min_tokens, shape.min_tokens + 7), 40):
+    grammar = compile_constraint(kind, form)
+    for room in (*range(grammar.min_tokens, grammar.min_tokens + 7), 40):
         for seed in range(3):
-            text, ids, _ = run_constraint(shape, room, choose_longest_answer(1000 * room + seed))
+            text, ids, _ = run_constraint(grammar, room, choose_longest_answer(1000 * room + seed))
             assert is_right(text), (room, seed, text)
             assert len(ids) <= room
 
 
 @KINDS
 @pytest.mark.parametrize("name", CONSTRAINT_AND_CHECK_BY_NAME)
-def test_forms_that_cannot_fit_are_refused_at_once(kind, name):
-    shape = compile_constraint(kind, CONSTRAINT_AND_CHECK_BY_NAME[name][0])
+def test_constraints_that_cannot_fit_are_refused_at_once(kind, name):
+    grammar = compile_constraint(kind, CONSTRAINT_AND_CHECK_BY_NAME[name][0])
     with pytest.raises(
-        BadSetting, match=f"has {shape.min_tokens} tokens, and there is room for {shape.min_tokens - 1}"
+        BadSetting, match=f"has {grammar.min_tokens} tokens, and there is room for {grammar.min_tokens - 1}"
     ):
-        shape.create_constraint(shape.min_tokens - 1)
+        grammar.create_constraint(grammar.min_tokens - 1)
 
 
 @KINDS
@@ -164,11 +164,11 @@ def test_the_shortest_answers_are_found(kind):
         "person": b'{"name": "", "age": 0}',
     }
     for name, text in shortest.items():
-        shape = compile_constraint(kind, CONSTRAINT_AND_CHECK_BY_NAME[name][0])
-        assert len(shape.shortest_completion) == len(text), name
+        grammar = compile_constraint(kind, CONSTRAINT_AND_CHECK_BY_NAME[name][0])
+        assert len(grammar.shortest_completion) == len(text), name
         assert (
-            shape.min_tokens
-            == TOKEN_BYTES_BY_KIND[kind].min_token_count(shape.shortest_completion)
+            grammar.min_tokens
+            == TOKEN_BYTES_BY_KIND[kind].min_token_count(grammar.shortest_completion)
             <= TOKEN_BYTES_BY_KIND[kind].min_token_count(text)
         )
     ends = {
@@ -186,7 +186,7 @@ def test_the_shortest_answers_are_found(kind):
     } == ends
 
 
-def test_ends_of_schemas_turn_off_where_it_is_nearer():
+def test_completions_of_schemas_are_shortened():
     alternatives = {"anyOf": [{"enum": ["a very long word", "b"]}, {"enum": ["an even longer one"]}]}
     assert compile_constraint("idefics3", OutputConstraint(schema=alternatives)).shortest_completion == b'"b"'
     email = {"type": "string", "format": "email"}
@@ -197,7 +197,7 @@ def test_ends_of_schemas_turn_off_where_it_is_nearer():
 
 
 @KINDS
-def test_somebody_who_wants_to_end_may_as_soon_as_the_form_is_there(kind):
+def test_a_stop_id_is_allowed_as_soon_as_the_constraint_is_satisfied(kind):
     def choose(may):
         return next((id for id in may if id in STOP_IDS), may[0])
 
@@ -214,57 +214,59 @@ def test_an_answer_ends_where_nothing_can_follow(kind):
 
 
 @KINDS
-def test_one_blank_may_come_first_unless_the_form_begins_with_one(kind):
-    spelling = TOKEN_BYTES_BY_KIND[kind]
-    blank = spelling.tokenize(b" ")[0]
+def test_one_leading_space_is_allowed_unless_the_constraint_begins_with_one(kind):
+    token_bytes = TOKEN_BYTES_BY_KIND[kind]
+    blank = token_bytes.tokenize(b" ")[0]
     spaced, own = (
         compile_constraint(kind, OutputConstraint(choices=["yes"])),
         compile_constraint(kind, OutputConstraint(regex=r" ?yes")),
     )
     assert (spaced.allows_leading_space, own.allows_leading_space) == (True, False)
-    for shape in (spaced, own):
-        guide = shape.create_constraint(9)
+    for grammar in (spaced, own):
+        guide = grammar.create_constraint(9)
         assert blank in allowed_ids(guide)
         guide.accept_token(blank, 8)
         assert blank not in allowed_ids(guide)
 
 
 @KINDS
-def test_silent_tokens_are_never_allowed(kind):
-    spelling, tokenizer = TOKEN_BYTES_BY_KIND[kind], TOKENIZERS[kind]
+def test_tokens_without_bytes_are_never_allowed(kind):
+    token_bytes, tokenizer = TOKEN_BYTES_BY_KIND[kind], TOKENIZERS[kind]
     may = allowed_ids(compile_constraint(kind, OutputConstraint(regex=r"(?s).*")).create_constraint(9))
-    silent = {id for id, spelled in enumerate(spelling.bytes_by_id) if not spelled}
+    silent = {id for id, spelled in enumerate(token_bytes.bytes_by_id) if not spelled}
     assert silent >= tokenizer.special_ids | {5, 300} | STOP_IDS
     assert set(may) & silent == STOP_IDS, "an empty answer is one, so it may end"
-    assert max(may) < len(spelling.bytes_by_id)
+    assert max(may) < len(token_bytes.bytes_by_id)
 
 
 @KINDS
 def test_token_bytes_take_the_fewest_tokens(kind):
-    spelling, draw = TOKEN_BYTES_BY_KIND[kind], random.Random(3)
-    known = [spelled for spelled in spelling.bytes_by_id if spelled]
+    token_bytes, draw = TOKEN_BYTES_BY_KIND[kind], random.Random(3)
+    known = [spelled for spelled in token_bytes.bytes_by_id if spelled]
     for _ in range(200):
         pieces = draw.choices(known, k=draw.randint(1, 6))
-        tokens = spelling.tokenize(b"".join(pieces))
-        assert b"".join(spelling.bytes_by_id[id] for id in tokens) == b"".join(pieces)
+        tokens = token_bytes.tokenize(b"".join(pieces))
+        assert b"".join(token_bytes.bytes_by_id[id] for id in tokens) == b"".join(pieces)
         assert len(tokens) <= len(pieces)
-    assert spelling.tokenize(b"") == []
+    assert token_bytes.tokenize(b"") == []
     words = "The red square is left of the blue circle."
     usual = TOKENIZERS[kind].encode(words, add_special_tokens=False)
-    spelled = b"".join(spelling.bytes_by_id[id] for id in usual)
+    spelled = b"".join(token_bytes.bytes_by_id[id] for id in usual)
     assert spelled.decode().lstrip() == words
-    assert len(spelling.tokenize(spelled)) <= len(usual)
+    assert len(token_bytes.tokenize(spelled)) <= len(usual)
 
 
 def test_what_cannot_be_spelled_is_refused():
-    spelling = TokenBytes(
+    token_bytes = TokenBytes(
         TOKENIZERS["idefics3"], 200, STOP_IDS, {TOKEN_BYTES_BY_KIND["idefics3"].tokenize(b"q")[0]}
     )
-    assert spelling.tokenize(b"aqa") is None
+    assert token_bytes.tokenize(b"aqa") is None
     with pytest.raises(BadSetting, match="no text of the given choices was found"):
-        CompiledGrammar(OutputConstraint(choices=["aqa"]), spelling)
-    shape = CompiledGrammar(OutputConstraint(choices=["aqa", "aaaaaaaaa"]), spelling)
-    assert {run_constraint(shape, 30, choose_longest_answer(seed))[0] for seed in range(20)} == {"aaaaaaaaa"}
+        CompiledGrammar(OutputConstraint(choices=["aqa"]), token_bytes)
+    grammar = CompiledGrammar(OutputConstraint(choices=["aqa", "aaaaaaaaa"]), token_bytes)
+    assert {run_constraint(grammar, 30, choose_longest_answer(seed))[0] for seed in range(20)} == {
+        "aaaaaaaaa"
+    }
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_what_cannot_be_spelled_is_refused():
         ({"schema": {"enum": []}}, "schema"),
     ],
 )
-def test_forms_that_cannot_be_held_to_are_told(form, message):
+def test_unsupported_constraints_are_refused(form, message):
     if message is None:
         assert compile_constraint("idefics3", OutputConstraint(**form)).shortest_completion
         return
@@ -304,30 +306,30 @@ def test_forms_that_cannot_be_held_to_are_told(form, message):
         ({"schema": {"a": {1, 2}}}, "schema is not JSON"),
     ],
 )
-def test_what_is_no_form_is_told(form, message):
+def test_invalid_constraints_are_refused(form, message):
     with pytest.raises(BadSetting, match=message):
         OutputConstraint(**form)
 
 
 def test_without_llguidance_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    spelling = TokenBytes(TOKENIZERS["idefics3"], 300, STOP_IDS, ())
+    token_bytes = TokenBytes(TOKENIZERS["idefics3"], 300, STOP_IDS, ())
     with pytest.raises(MissingExtra, match=r"pip install 'idefics\[form\]'"):
-        CompiledGrammar(OutputConstraint(regex="a"), spelling)
+        CompiledGrammar(OutputConstraint(regex="a"), token_bytes)
 
 
-def test_a_walk_gives_up():
+def test_a_walk_stops_at_its_limit():
     at = shortest_completion.create_matcher("start: /[a-z]{50}/")
     assert shortest_completion.walk_to_end(at, 49) is None
     assert len(shortest_completion.walk_to_end(at, 50)) == 50
 
 
 def run_banned_words(kind, words, choose, tokens=60):
-    spelling = TOKEN_BYTES_BY_KIND[kind]
-    guide, ids = BannedStrings(words, spelling).create_constraint(tokens), []
+    token_bytes = TOKEN_BYTES_BY_KIND[kind]
+    guide, ids = BannedStrings(words, token_bytes).create_constraint(tokens), []
     for _ in range(tokens):
         ids.append(guide.accept_token(choose(allowed_ids(guide)), 0))
-    return b"".join(spelling.bytes_by_id[id] for id in ids)
+    return b"".join(token_bytes.bytes_by_id[id] for id in ids)
 
 
 def choose_tokens_of_letters(kind, letters, seed):
@@ -342,7 +344,7 @@ def choose_tokens_of_letters(kind, letters, seed):
 
 
 @KINDS
-def test_banned_words_do_not_come_whatever_they_are_made_of(kind):
+def test_banned_strings_do_not_occur_however_they_are_tokenized(kind):
     words = ["a", "red", "squ", "é", " i"]
     for seed in range(5):
         text = run_banned_words(kind, words, choose_tokens_of_letters(kind, "aredsqué i", seed))
@@ -352,16 +354,16 @@ def test_banned_words_do_not_come_whatever_they_are_made_of(kind):
 
 
 @KINDS
-def test_only_what_completes_a_word_is_left_out(kind):
-    spelling = TOKEN_BYTES_BY_KIND[kind]
+def test_only_tokens_that_complete_a_string_are_banned(kind):
+    token_bytes = TOKEN_BYTES_BY_KIND[kind]
     words = ["red", "dr", "ed ", "it"]
-    banned = BannedStrings(words, spelling)
+    banned = BannedStrings(words, token_bytes)
     for start in ("", "r", "re", "rre", "xd", "e", "ed", "i", "red"):
         guide = banned.create_constraint(9)
-        for id in spelling.tokenize(start.encode()):
+        for id in token_bytes.tokenize(start.encode()):
             guide.accept_token(id, 0)
         may = set(allowed_ids(guide))
-        for id, spelled in enumerate(spelling.bytes_by_id):
+        for id, spelled in enumerate(token_bytes.bytes_by_id):
             before = start.encode()
             completes = any(
                 (before + spelled).find(word.encode(), max(0, len(before) - len(word) + 1)) >= 0 and spelled
@@ -370,6 +372,6 @@ def test_only_what_completes_a_word_is_left_out(kind):
             assert (id in may) != completes, (start, spelled)
 
 
-def test_a_banned_word_has_letters():
+def test_an_empty_banned_string_is_refused():
     with pytest.raises(BadSetting, match="a banned string is empty"):
         BannedStrings(["a", ""], TOKEN_BYTES_BY_KIND["idefics3"])

@@ -206,7 +206,7 @@ def test_byte_level_adds_nothing():
     assert ours.decode(ids) == "User 2026"
 
 
-def test_the_post_processor_is_asked_for():
+def test_the_post_processor_runs_if_requested():
     library = train_byte_level_tokenizer()
     library.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", library.token_to_id("<|im_start|>"))]

@@ -110,7 +110,7 @@ PUBLIC_NEIGHBORS = """
 
 
 @pytest.mark.parametrize("network", SPECIAL_PURPOSE_RANGES.split())
-def test_every_special_network_is_closed(network):
+def test_every_special_network_is_refused(network):
     whole = ipaddress.ip_network(network)
     for place in {0, 1, whole.num_addresses // 2, whole.num_addresses - 1}:
         if place < whole.num_addresses:
@@ -118,13 +118,13 @@ def test_every_special_network_is_closed(network):
 
 
 @pytest.mark.parametrize("address", PUBLIC_NEIGHBORS.split())
-def test_what_lies_next_to_one_is_open(address):
+def test_addresses_next_to_special_networks_are_public(address):
     assert is_public_ip(address)
 
 
 @pytest.mark.parametrize("policy", ["public", "inside.example.com"])
 @pytest.mark.parametrize("address", INTERNAL_ADDRESS_BY_NAME.values(), ids=INTERNAL_ADDRESS_BY_NAME)
-def test_ghsa_3f6c_7fw2_ppm4_a_name_that_leads_inside(address, policy, fake_internet):
+def test_ghsa_3f6c_7fw2_ppm4_a_name_with_an_internal_address(address, policy, fake_internet):
     """Server-side request forgery. A listed host may resolve to an internal address too, and is refused then."""
     fake_internet.addresses_by_host["inside.example.com"] = [address]
     said = assert_refused(
@@ -137,13 +137,13 @@ def test_ghsa_3f6c_7fw2_ppm4_a_name_that_leads_inside(address, policy, fake_inte
 
 
 @pytest.mark.parametrize("address", INTERNAL_ADDRESS_BY_NAME.values(), ids=INTERNAL_ADDRESS_BY_NAME)
-def test_ghsa_3f6c_7fw2_ppm4_an_address_inside(address, fake_internet):
+def test_ghsa_3f6c_7fw2_ppm4_an_internal_address(address, fake_internet):
     host = f"[{address}]" if ":" in address else address
     fake_internet.addresses_by_host[address] = [address]
     assert_refused(fake_internet, f"http://{host}/cat.png", match="public internet")
 
 
-def test_ghsa_3f6c_7fw2_ppm4_one_address_inside_spoils_a_host(fake_internet):
+def test_ghsa_3f6c_7fw2_ppm4_a_host_with_one_internal_address_is_refused(fake_internet):
     for order in (
         [PUBLIC_ADDRESSES[0], "10.0.0.1"],
         ["10.0.0.1", PUBLIC_ADDRESSES[0]],
@@ -240,7 +240,7 @@ def test_cve_2026_24779_users_in_addresses(url, fake_internet):
 @pytest.mark.parametrize(
     "port", ["22", "8000", "443", "6379", "0", "65536", "-1", "80@127.0.0.1", "80:80", "٨٠"]
 )
-def test_odd_ports(port, fake_internet):
+def test_unusual_ports(port, fake_internet):
     assert_refused(fake_internet, f"http://photos.example.com:{port}/cat.png")
     assert fake_internet.connected_addresses == []
 
@@ -279,7 +279,7 @@ def test_other_schemes(url, fake_internet):
     ],
 )
 @pytest.mark.parametrize("hops", [0, 1, 2])
-def test_cve_2026_33626_a_redirect_that_leads_inside(target, hops, fake_internet):
+def test_cve_2026_33626_a_redirect_to_an_internal_address(target, hops, fake_internet):
     fake_internet.addresses_by_host["inside.example.com"] = ["10.0.0.1"]
     chain = [f"/hop{n}" for n in range(hops + 1)]
     fake_internet.public_server.pages |= dict(zip(chain, [*chain[1:], target], strict=True))
@@ -357,7 +357,7 @@ def test_certificates_are_checked(fake_internet):
     assert "_ssl" not in said  # the outer server speaks no TLS
 
 
-def test_nothing_of_ours_is_forwarded(fake_internet, monkeypatch, tmp_path):
+def test_no_cookie_password_or_proxy_is_used(fake_internet, monkeypatch, tmp_path):
     """No cookie is passed from one redirect to the next, and no password or proxy of the environment is used."""
     (tmp_path / "netrc").write_text("default login owner password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -398,7 +398,7 @@ def test_cve_2026_0599_an_endless_body(length, fake_internet):
     assert fake_internet.public_server.sent < 20_000_000, "the rest was not waited for"
 
 
-def test_cve_2026_0599_packed_bodies_are_not_unpacked(fake_internet):
+def test_cve_2026_0599_compressed_bodies_are_not_decompressed(fake_internet):
     """Ten megabytes of zeros in ten compressed kilobytes: nothing is decompressed."""
     packed = gzip.compress(bytes(10_000_000))
     fake_internet.public_server.pages["/bomb"] = lambda page: page.send_answer(
@@ -437,7 +437,7 @@ def make_slow_page(page, *, head=b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r
         b"HTTP/1.1 302 Found\r\nLocation: /",
     ],
 )
-def test_a_host_that_drips(head, policy, fake_internet):
+def test_a_response_that_never_ends_times_out(head, policy, fake_internet):
     """Each byte comes soon, the end never: the time limit is for the whole download."""
     fake_internet.public_server.pages["/slow"] = lambda page: make_slow_page(page, head=head)
     assert_refused(
@@ -518,7 +518,7 @@ def test_a_list_of_hosts(fake_internet):
         *("localhost", "example.org, ", "example.org;b.example.org", "example.org\n.net"),
     ],
 )
-def test_lists_that_are_none(policy):
+def test_invalid_lists_of_hosts(policy):
     with pytest.raises(BadSetting, match=r"give any, public or off, or names of hosts with commas"):
         Fetcher(policy=policy)
 
@@ -530,7 +530,7 @@ def test_a_list_may_be_written_with_spaces_and_capitals():
     assert not is_allowed_host("example.org", hosts)
 
 
-def test_off_asks_nobody(fake_internet):
+def test_the_policy_off_makes_no_request(fake_internet):
     assert_refused(
         fake_internet, "http://photos.example.com/cat.png", Fetcher(policy="off", untrusted=True), "are off"
     )
@@ -561,7 +561,7 @@ def test_the_owner_names_any_address(fake_internet):
 @pytest.mark.parametrize(
     "network", [*url_policy.BLOCKED_IPV4_NETWORKS, *url_policy.BLOCKED_IPV6_NETWORKS], ids=str
 )
-def test_each_closed_network_is_closed_to_its_ends(network):
+def test_both_ends_of_each_special_network_are_refused(network):
     assert not is_public_ip(str(network[0]))
     assert not is_public_ip(str(network[-1]))
 

@@ -112,7 +112,7 @@ def open_or_refuse(source):
 
 @with_examples(250)
 @given(some.sampled_from(VALID_FILES), EDITS)
-def test_bent_files(data, edits):
+def test_damaged_files(data, edits):
     open_or_refuse(mutate(data, edits))
 
 
@@ -120,13 +120,13 @@ def test_bent_files(data, edits):
 @given(
     some.sampled_from([data[:n] for data in VALID_FILES for n in (2, 4, 12, 40)]), some.binary(max_size=400)
 )
-def test_files_of_a_few_right_bytes(start, rest):
+def test_short_files_with_valid_signatures(start, rest):
     open_or_refuse(start + rest)
 
 
 @with_examples(60)
 @given(some.sampled_from(VALID_FILES), EDITS)
-def test_bent_files_take_little_memory_of_python(data, edits):
+def test_damaged_files_take_little_memory_of_python(data, edits):
     tracemalloc.start()
     try:
         open_or_refuse(mutate(data, edits))

@@ -122,7 +122,7 @@ def test_orientation_is_part_of_what_is_hashed():
     assert cache_key(files[5]) == cache_key(np.asarray(upright))
 
 
-def test_plans_and_image_details_have_different_keys():
+def test_configs_and_image_details_have_different_keys():
     array = random_pixels(40, 60, 3)
     configs = [
         TILES_CONFIG,

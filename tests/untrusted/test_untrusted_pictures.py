@@ -141,7 +141,7 @@ def test_the_type_that_is_claimed_is_not_believed(fake_internet):
     assert {address for address, _ in fake_internet.connected_addresses} == {PUBLIC_ADDRESSES[0]}
 
 
-def test_the_owner_opens_what_he_did(tmp_path, fake_internet):
+def test_files_of_the_owner_are_not_restricted(tmp_path, fake_internet):
     """The owner's own TIFF is read by path and as bytes under every policy, and by URL under `any`."""
     path = tmp_path / "photo.tif"
     path.write_bytes(encode_picture(random_picture("RGB"), "TIFF"))
@@ -439,7 +439,7 @@ def gif_with_many_comments(many):
     "made",
     [jpeg_with_many_segments, jpeg_with_many_exif_segments, png_with_many_chunks, gif_with_many_comments],
 )
-def test_a_file_in_crumbs(made):
+def test_a_file_that_is_read_in_tiny_parts(made):
     """Some decoders append each chunk to what they have read, in quadratic time."""
     assert open_untrusted(made(1000)).size == (37, 23)
     reads = []
@@ -468,7 +468,7 @@ def test_a_large_png_in_ordinary_parts_is_read():
     assert open_untrusted(head + parts + png_chunk(b"IEND", b"")).size == (1000, rows)
 
 
-def test_text_that_unpacks_to_much():
+def test_compressed_text_that_becomes_large():
     """A PNG's compressed text, colour profile: Pillow's own limits hold, and the error is ours."""
     packed = zlib.compress(bytes(80_000_000), 9)
     data = encode_image("PNG")
@@ -505,7 +505,7 @@ def test_wide_grey_takes_no_more_memory_than_a_picture():
     assert peak_python_bytes(lambda: open_untrusted(data)) < 5 * 2000 * 2000
 
 
-def test_so_many_are_decoded_at_once(fake_internet, monkeypatch):
+def test_concurrent_decoding_is_bounded(fake_internet, monkeypatch):
     """A semaphore bounds decoding; fetching from a slow host holds none of its slots."""
     inside, most, go = [0], [0], threading.Event()
     decode = PIL.Image.open
@@ -551,7 +551,7 @@ def test_so_many_are_decoded_at_once(fake_internet, monkeypatch):
     assert most[0] == 2
 
 
-def test_prepared_pictures_take_turns_too():
+def test_preprocessing_holds_a_decode_slot_too():
     held = []
 
     class Turns:
