@@ -32,7 +32,7 @@ from idefics.compat.stopping_criteria import (
     StoppingCriterionFn,
     StopStringCriteria,
 )
-from idefics.compat.streamers import BaseStreamer, TokenDecoder
+from idefics.compat.streamers import BaseStreamer, TokenizerLike
 from idefics.errors import BadSetting
 
 
@@ -40,7 +40,7 @@ from idefics.errors import BadSetting
 class GenerateHooks:
     """The arguments of `generate` that are neither settings nor inputs of the model; see there."""
 
-    tokenizer: TokenDecoder | None
+    tokenizer: TokenizerLike | None
     streamer: BaseStreamer | None
     logits_processors: Sequence[LogitsProcessorFn]
     stopping_criteria: Sequence[StoppingCriterionFn]
@@ -85,7 +85,7 @@ class GenerationMixin:
         negative_prompt_ids: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         *,
-        tokenizer: TokenDecoder | None = None,
+        tokenizer: TokenizerLike | None = None,
         use_model_defaults: bool | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateOutput:
@@ -207,7 +207,7 @@ class GenerationMixin:
 
 
 def _make_stopping_criteria(
-    config: GenerationConfig, max_length: int, tokenizer: TokenDecoder | None
+    config: GenerationConfig, max_length: int, tokenizer: TokenizerLike | None
 ) -> list[StoppingCriterionFn]:
     """The criteria that the settings ask for."""
     criteria: list[StoppingCriterionFn] = [MaxLengthCriteria(max_length)]

@@ -213,11 +213,11 @@ class ModelWithHead(PreTrainedModel, GenerationMixin):
     output_class: ClassVar[type[CausalLMOutputWithPast]]
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head."""
+        """The head of the model, which computes logits from hidden states."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replaces the head."""
+        """Replaces the head of the model by another linear layer."""
         self.lm_head = new_embeddings
 
     @classmethod

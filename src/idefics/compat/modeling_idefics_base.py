@@ -29,7 +29,7 @@ class IdeficsPreTrainedModel(PreTrainedModel):
 
     @property
     def backbone(self) -> Idefics1Backbone:
-        """The model without its head."""
+        """The model without its head, with the modules of `models.idefics1`."""
         return cast(Idefics1Backbone, self.base_model)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -50,7 +50,7 @@ class IdeficsPreTrainedModel(PreTrainedModel):
         return self.backbone.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the embedding."""
+        """Replaces the embedding of the token ids by another one."""
         self.backbone.embed_tokens = cast(DecoupledEmbedding, value)
 
     def tie_weights(self) -> None:

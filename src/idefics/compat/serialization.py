@@ -17,15 +17,15 @@ class HasToDict(Protocol):
     """An object that gives its content as a dict: configs of this package and of transformers."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by their names."""
+        """The fields of the object by their names, as in its JSON file."""
         ...
 
 
 class JsonMixin:
-    """Writes what `to_dict` returns as JSON."""
+    """Writes an object to JSON, as its `to_dict` says."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of the file."""
+        """The content of the JSON file, to be defined by the class."""
         raise NotImplementedError
 
     def to_json_string(self) -> str:
@@ -33,7 +33,7 @@ class JsonMixin:
         return to_json(self.to_dict())
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Writes the content to a JSON file."""
+        """Writes `to_json_string` to a file, whatever its name."""
         Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from idefics.compat.streamers import TokenDecoder
+from idefics.compat.streamers import TokenizerLike
 
 StepScores = tuple[Tensor, ...] | None
 # (R, T) ids, scores of the steps so far -> (R,)
@@ -71,7 +71,7 @@ class StopStringCriteria(StoppingCriteria):
     Ids are decoded with special tokens.
     """
 
-    def __init__(self, tokenizer: TokenDecoder, stop_strings: str | Sequence[str]) -> None:
+    def __init__(self, tokenizer: TokenizerLike, stop_strings: str | Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         # An id is at least a byte of the text; a few more ids, so that the first characters are decoded whole.

@@ -21,7 +21,7 @@ IDEOGRAPH_RANGES = (
 )
 
 
-class TokenDecoder(Protocol):
+class TokenizerLike(Protocol):
     """A tokenizer, or a processor with its `decode`."""
 
     def decode(self, token_ids: Any, **options: Any) -> str:
@@ -52,7 +52,7 @@ class TextStreamer(BaseStreamer):
         decode_kwargs: arguments of `decode`, such as `skip_special_tokens=True`.
     """
 
-    def __init__(self, tokenizer: TokenDecoder, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
+    def __init__(self, tokenizer: TokenizerLike, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
         self.tokenizer, self.skip_prompt, self.decode_kwargs = tokenizer, skip_prompt, decode_kwargs
         self._expects_prompt = True
         self._line_ids: list[int] = []  # ids of the current line
@@ -105,7 +105,7 @@ class TextIteratorStreamer(TextStreamer):
 
     def __init__(
         self,
-        tokenizer: TokenDecoder,
+        tokenizer: TokenizerLike,
         skip_prompt: bool = False,
         timeout: float | None = None,
         **decode_kwargs: Any,

@@ -34,7 +34,7 @@ def render_conversations(
 
 
 class ChatTemplateMixin:
-    """`apply_chat_template` of a tokenizer."""
+    """Gives a tokenizer `apply_chat_template`, which renders and tokenizes conversations."""
 
     chat_template: str
 

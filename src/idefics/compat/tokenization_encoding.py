@@ -84,5 +84,5 @@ def overlaps_spans(offsets: Iterable[Sequence[int]], spans: Sequence[tuple[int, 
 
 
 def rows_to_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """A list of dicts as a dict of lists."""
+    """Turns a list of dicts, one for each row, into a dict of lists, one for each column."""
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}

@@ -62,7 +62,7 @@ class DecoupledEmbedding(TokenEmbedding):
         self.num_additional_embeddings = config.additional_vocab_size
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (...) -> embeddings (..., D)."""
+        """The embedding: token ids (...) -> vectors (..., D)."""
         if not self.num_additional_embeddings:
             return super().forward(ids)
         base = functional.embedding(ids.clamp(max=self.num_embeddings - 1), self.weight)
@@ -250,7 +250,7 @@ class Idefics1(AttentionModule):
         return self.model.compute_cross_kv(features)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (...) -> embeddings (..., D)."""
+        """The embedding: token ids (...) -> vectors (..., D)."""
         return self.model.embed(ids)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:

@@ -52,7 +52,7 @@ class Projection(nn.Module):
         self.proj = nn.Linear(inner, outer, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inner) -> (..., outer)."""
+        """The linear map: (..., inner) -> (..., outer)."""
         out: Tensor = self.proj(x)
         return out
 

@@ -108,7 +108,7 @@ class InlineImageModel(AttentionModule):
         """None: there is no cross-attention; image features replace embeddings."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (...) -> embeddings (..., D)."""
+        """The embedding: token ids (...) -> vectors (..., D)."""
         return self.model.embed(ids)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:

@@ -33,7 +33,7 @@ class FileTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape that the file's header names."""
+        """The shape of the tensor, as the file's header has it."""
         return tuple(self.handle.get_slice(self.name).get_shape())
 
     @property

@@ -32,7 +32,7 @@ def find(
 ) -> Path:
     """Finds the folder of a checkpoint, and downloads it first where needed.
 
-    A model that is complete in the hub's cache is used as it is, without asking the hub for a newer version.
+    A model that is complete in the hub's cache is used as it is: the hub is not asked for a newer version.
 
     Args:
         model: a short name of the catalog ("9b-instruct", "demo"), a folder, or a hub id ("owner/name").

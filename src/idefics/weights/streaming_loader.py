@@ -79,7 +79,6 @@ def load(
     import torch
 
     device_by_module = device if isinstance(device, Mapping) else {"": torch.device(device)}
-    missing_names = []
     with ExitStack() as stack:
         files = weight_files(folder)
         file_tensors = open_file_tensors(files, stack)
@@ -88,19 +87,11 @@ def load(
             target: [file_tensors[name] for name in names]
             for target, names in rules.source_names_by_target(file_tensors).items()
         }
-        parameters = _model_tensors(model)
-        _check_names_and_shapes(parameters, sources, optional_names)
         mapped_tensors = open_file_tensors(files, stack, "mmap") if mmap else {}
         loader = _ParameterLoader(
             model, sources, mapped_tensors, dtype, dtype_by_name or {}, quantizers_by_name or {}
         )
-        for parameter in parameters:
-            parameter_device = device_of(parameter.names[0], device_by_module)
-            if sources.keys().isdisjoint(parameter.names):
-                missing_names.append(parameter.names[0])
-                loader.keep_current_value(parameter, parameter_device)
-            else:
-                loader.load(parameter, parameter_device)
+        missing_names = loader.load_all(device_by_module, optional_names)
     _refuse_meta_tensors(model)
     for name, buffer in model.named_buffers():  # non-persistent buffers, which the model computed itself
         _set_tensor(model, name, buffer.to(device_of(name, device_by_module)))
@@ -117,7 +108,7 @@ class _ModelTensor:
 
 @dataclass(frozen=True, slots=True)
 class _ParameterLoader:
-    """Puts values into the model, one parameter at a time.
+    """Loads the parameters of a model, one at a time.
 
     Attributes:
         sources: the file tensors of each name of the model, to be concatenated.
@@ -131,6 +122,20 @@ class _ParameterLoader:
     dtype: torch.dtype
     dtypes: Mapping[str, torch.dtype | None]
     quantizers: Mapping[str, Callable[[Tensor], None]]
+
+    def load_all(self, device_by_module: DeviceByModule, optional_names: Collection[str]) -> list[str]:
+        """Loads all parameters, and returns the names of those that the checkpoint lacks."""
+        parameters = _model_tensors(self.model)
+        _check_names_and_shapes(parameters, self.sources, optional_names)
+        missing_names = []
+        for parameter in parameters:
+            device = device_of(parameter.names[0], device_by_module)
+            if self.sources.keys().isdisjoint(parameter.names):
+                missing_names.append(parameter.names[0])
+                self.keep_current_value(parameter, device)
+            else:
+                self.load(parameter, device)
+        return missing_names
 
     def load(self, parameter: _ModelTensor, device: torch.device) -> None:
         """Reads a parameter, and quantises it or assigns it to its names."""
