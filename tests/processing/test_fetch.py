@@ -120,7 +120,7 @@ def test_redirects(server_url):
     for path in ("redirect/4", "loop"):
         with pytest.raises(BadPicture, match="redirects more than 3 times"):
             Fetcher().get(f"{server_url}/{path}")
-    with pytest.raises(BadPicture, match=r"file:.*hostname is not an http\(s\) address"):
+    with pytest.raises(BadPicture, match=r"file:.*hostname is not an http\(s\) URL"):
         Fetcher().get(f"{server_url}/to-file")
 
 

@@ -20,7 +20,9 @@ class FinishableConstraint(Protocol):
     """A `TokenConstraint` of `engine.request` that knows when nothing can follow."""
 
     @property
-    def is_finished(self) -> bool: ...
+    def is_finished(self) -> bool:
+        """Whether nothing can follow."""
+        ...
 
     def compute_token_bitmask(self) -> bytes:
         """The allowed next ids, one bit for each, the lowest id first."""

@@ -102,7 +102,7 @@ class NativeKernel:
         return out
 
     def normalize(self, pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """See `normalize_with_numpy`."""
+        """As `normalize_with_numpy`, which documents the arguments."""
         if pixels.strides[1:] != (3, 1):
             pixels = np.ascontiguousarray(pixels)
         assert table.flags.c_contiguous

@@ -80,7 +80,7 @@ class TokenBytes:
         return ids
 
     def ids_containing(self, word: bytes) -> Iterator[int]:
-        """Ids of the tokens that contain `word`."""
+        """Ids of the tokens whose bytes contain `word`."""
         start = self._concatenated_tokens.find(word)
         while start >= 0:
             token_index = bisect_left(self._token_ends, start)

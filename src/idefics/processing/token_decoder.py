@@ -15,7 +15,7 @@ SENTENCEPIECE_SPACE = "\u2581"  # how SentencePiece spells a space
 SENTENCEPIECE_BYTE_PATTERN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a byte of a character without a token
 
 
-class TokenDecoder:
+class TokenByteDecoder:
     """Bytes of single tokens; those of a text's tokens joined are the UTF-8 of the text.
 
     Attributes:

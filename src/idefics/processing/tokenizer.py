@@ -27,7 +27,7 @@ from idefics.processing.token_aliases import (
     encode_without_gil,
     reject_long_text,
 )
-from idefics.processing.token_decoder import TokenDecoder
+from idefics.processing.token_decoder import TokenByteDecoder
 
 if TYPE_CHECKING:
     import tokenizers
@@ -77,7 +77,7 @@ class Tokenizer:
             id for id, token in self.added_tokens.items() if token.special or token.content in marked
         )
         file = json.loads(text)
-        self._decoder = TokenDecoder(self._backend_tokenizer, file["decoder"])
+        self._decoder = TokenByteDecoder(self._backend_tokenizer, file["decoder"])
         self.strips_leading_space = self._decoder.strips_leading_space
         self.is_lossless = is_lossless(file)
         vocabulary = file["model"].get("vocab")
