@@ -30,10 +30,12 @@ def make_prompt(
     continue_final_message: bool = False,
 ) -> Prompt:
     """Makes the prompt of a raw prompt's items or of a conversation; see `Idefics.prompt`."""
-    item_list, prefill = _check_prompt_arguments(items, answer_start, continue_final_message)
-    if is_conversation(item_list):
-        return processor.encode_chat(item_list, **prefill)
-    return processor.encode_raw(item_list)
+    item_list = _check_prompt_arguments(items, answer_start, continue_final_message)
+    if not is_conversation(item_list):
+        return processor.encode_raw(item_list)
+    return processor.encode_chat(
+        item_list, answer_start=answer_start, continue_final_message=continue_final_message
+    )
 
 
 def make_scoring_prompt(
@@ -45,19 +47,21 @@ def make_scoring_prompt(
     continue_final_message: bool = False,
 ) -> ScoringPrompt:
     """Makes the prompt that all continuations share and the token ids of each; see `Idefics.score`."""
-    item_list, prefill = _check_prompt_arguments(items, answer_start, continue_final_message)
+    item_list = _check_prompt_arguments(items, answer_start, continue_final_message)
     texts = validate_list("continuations", continuations, "a list of texts", error_type=BadPrompt)
     for text in texts:
         validate_text("continuation", text, " a dog", allow_blank=True)
-    if is_conversation(item_list):
-        return processor.encode_chat_continuations(item_list, texts, **prefill)
-    return processor.encode_raw_continuations(item_list, texts)
+    if not is_conversation(item_list):
+        return processor.encode_raw_continuations(item_list, texts)
+    return processor.encode_chat_continuations(
+        item_list, texts, answer_start=answer_start, continue_final_message=continue_final_message
+    )
 
 
 def _check_prompt_arguments(
     items: PromptItems | Conversation, answer_start: str, continue_final_message: bool
-) -> tuple[list[Any], dict[str, Any]]:
-    """Returns the items as a list, and those of the two other arguments that are given.
+) -> list[Any]:
+    """Checks the arguments of `make_prompt`; returns the items as a list.
 
     Raises:
         BadPrompt: no list of items, or `answer_start` is no text.
@@ -66,13 +70,7 @@ def _check_prompt_arguments(
     item_list = validate_list("items", items, EXPECTED_PROMPT, error_type=BadPrompt)
     validate_text("answer_start", answer_start, EXAMPLE_START, allow_blank=True)
     validate_bool("continue_final_message", continue_final_message)
-    prefill: dict[str, Any] = {}
-    if answer_start:
-        prefill["answer_start"] = answer_start
-    if continue_final_message:
-        prefill["continue_final_message"] = True
-    if prefill and not is_conversation(item_list):
-        raise BadSetting(
-            f"{next(iter(prefill))} needs a conversation: write the text at the end of the raw prompt instead"
-        )
-    return item_list, prefill
+    if (answer_start or continue_final_message) and not is_conversation(item_list):
+        name = "answer_start" if answer_start else "continue_final_message"
+        raise BadSetting(f"{name} needs a conversation: write the text at the end of the raw prompt instead")
+    return item_list

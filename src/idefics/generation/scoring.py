@@ -28,10 +28,11 @@ def score_continuations(
     items: PromptItems | Conversation,
     continuations: Sequence[str],
     *,
+    answer_start: str,
+    continue_final_message: bool,
     image_detail: ImageDetail,
     on_error: OnError,
     timeout: float | None,
-    **prefill: Any,
 ) -> tuple[Prompt, list[list[float] | IdeficsError]]:
     """Scores continuations of one prompt; see `Idefics.score`.
 
@@ -39,30 +40,31 @@ def score_continuations(
         model: the model.
         items: a raw prompt or a conversation.
         continuations: the texts to score.
+        answer_start: text that each answer begins with; conversations only.
+        continue_final_message: continue the last message; conversations only.
         image_detail: how pictures that do not set their own detail are split into tiles.
         on_error: handles errors about one continuation.
         timeout: seconds until the call fails; None: never.
-        **prefill: `answer_start` and `continue_final_message`.
     """
     deadline = Deadline.from_timeout(timeout)
     texts = validate_list("continuations", continuations, "a list of texts", error_type=BadPrompt)
     error_policy = ErrorPolicy("continuation", len(texts), on_error)
-    in_chat = is_conversation(validate_list("items", items, EXPECTED_PROMPT, error_type=BadPrompt))
+    item_list = validate_list("items", items, EXPECTED_PROMPT, error_type=BadPrompt)
+    in_chat = is_conversation(item_list)
     checked_texts = [
         error_policy.call_or_error(index, partial(_check_continuation, model.processor, text, in_chat))
         for index, text in enumerate(texts)
     ]
     valid_texts = [text for text in checked_texts if isinstance(text, str)]
     processor = model.processor.with_image_detail(image_detail)
+    prefill: dict[str, Any] = {"answer_start": answer_start, "continue_final_message": continue_final_message}
 
     def encode(items: PromptItems | Conversation) -> ScoringPrompt:
-        if (
-            texts and not valid_texts
-        ):  # each has its error; what is wrong with the prompt is raised in any case
+        if texts and not valid_texts:  # every text has an error; one of the prompt is raised all the same
             return ScoringPrompt(make_prompt(processor, items, **prefill), ())
         return make_scoring_prompt(processor, items, valid_texts, **prefill)
 
-    prompt, continuation_ids = call_with_deadline(encode, items, deadline)
+    prompt, continuation_ids = call_with_deadline(encode, item_list, deadline)
     scores = iter(model.engine.score(prompt, continuation_ids, deadline) if continuation_ids else ())
     return prompt, [next(scores) if isinstance(text, str) else text for text in checked_texts]
 
