@@ -1,4 +1,4 @@
-"""Writes tests/clients/recorded: what the programs of tests/clients/programs send, as it goes over the wire.
+"""Writes tests/clients/recorded: the HTTP requests that the programs of tests/clients/programs send.
 
 Needs the environments that `make test-all` makes. Run it when a client's version has changed.
 """
@@ -18,7 +18,7 @@ from clients.test_clients_programs import run_program
 
 
 def main() -> None:
-    """Runs the programs that are named, or all."""
+    """Runs the programs named as arguments, or all, against a server that records their requests."""
     recorded_requests: list[dict[str, object]] = []
     vlm = idefics.load("demo", remote_images="off")
     with (

@@ -13,7 +13,7 @@ TEXT_BY_DEFAULT = {True: "yes", False: "no", None: ""}
 
 
 def format_settings_tables() -> str:
-    """Every setting: its flag, its names elsewhere, its default, what it means."""
+    """A table per section: flag, environment variable, default and help of each setting."""
     sections: dict[str, list[str]] = {}
     for setting in fields(Settings):
         flag, name = f"--{setting.name.replace('_', '-')}", f"{ENVIRONMENT_PREFIX}{setting.name.upper()}"
@@ -31,7 +31,7 @@ def format_settings_tables() -> str:
 
 
 def refresh_settings(text: str) -> str:
-    """The page with today's settings."""
+    """The text of docs/server.md with its tables replaced."""
     before, rest = text.split(BEGIN_COMMENT)
     return before + BEGIN_COMMENT + format_settings_tables() + END_COMMENT + rest.split(END_COMMENT, 1)[1]
 

@@ -1,4 +1,4 @@
-"""A server on a free port of this machine, for clients that no one here wrote; it lives as long as a module's tests."""
+"""A server on a free port of this machine, for other people's clients; one per test module."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ from shared_engine import cancel_all_requests
 
 @contextmanager
 def run_server(vlm, *, middleware=None, **settings):
-    """A server in a thread of its own: (its url, what its requests share). `middleware` is (class, argument)."""
+    """Runs a server in a thread: (url, its `ServerState`). `middleware` is (class, argument)."""
     settings = Settings(model="demo", port=0, **settings)
     with bind_socket(settings.host, settings.port) as listener:
         app = create_app(vlm, settings)
@@ -55,20 +55,20 @@ def url(running_server):
 
 @pytest.fixture(scope="module")
 def client(url):
-    """OpenAI's; strict, so that an answer which is not of the shape it knows is an error."""
+    """OpenAI's client, which raises an error for answers that do not match its types."""
     with strict_client(url) as client:
         yield client
 
 
 def strict_client(url, client_class=openai.OpenAI, **options):
-    """A client that asks once and takes nothing but the shapes that it knows."""
+    """A client that does not retry, and validates answers."""
     usual_options = {"api_key": "none", "max_retries": 0, "timeout": 60, "_strict_response_validation": True}
     return client_class(base_url=f"{url}/v1", **(usual_options | options))
 
 
 @pytest.fixture(autouse=True)
 def no_request_leaks(running_server):
-    """Whatever a client did, its request is over soon after: no place, no row, no page is held."""
+    """Soon after each test no request holds an admission slot, a row of the batch or a page of the cache."""
     yield
     service = running_server[1]
     scheduler = service.vlm.engine.scheduler
@@ -82,5 +82,5 @@ def no_request_leaks(running_server):
 
 
 def num_pages_in_use(vlm):
-    """Pages that belong to a running answer."""
+    """Pages that running answers hold."""
     return sum(owners > 0 for owners in vlm.engine.scheduler.page_pool.ref_counts)

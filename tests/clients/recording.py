@@ -34,7 +34,7 @@ ID_PATTERN = re.compile(r"\b(msg|resp|chatcmpl|cmpl)[_-][0-9a-f]{32}\b")
 
 
 class RecordingMiddleware:
-    """Middleware that keeps what is posted: (path, body) each."""
+    """Middleware that records the path and body of each POST."""
 
     def __init__(self, app, posted):
         self.app, self.requests = app, posted
@@ -55,20 +55,20 @@ class RecordingMiddleware:
 
 
 def normalize_requests(requests):
-    """Requests as they are written down: without pictures, and with ids that do not change from run to run."""
+    """Recorded requests without pictures, and with constant ids."""
     text = json.dumps(requests, ensure_ascii=False, indent=1)
     text = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=]+", PLACEHOLDER, text)
     return json.loads(ID_PATTERN.sub(lambda found: f"{found[1]}_{'0' * 32}", text))
 
 
 def read_recorded_requests(name):
-    """The requests of a program, with the picture in them."""
+    """The recorded requests of a program, with the picture put back."""
     uri = PLACEHOLDER.replace("{shapes}", base64.b64encode(PICTURE_PATH.read_bytes()).decode())
     return json.loads((RECORDED_FOLDER / f"{name}.json").read_text().replace(PLACEHOLDER, uri))
 
 
 def write_recorded_requests(name, requests):
-    """Keeps the requests of a program."""
+    """Writes the recorded requests of a program to a file."""
     RECORDED_FOLDER.mkdir(exist_ok=True)
     (RECORDED_FOLDER / f"{name}.json").write_text(
         json.dumps(normalize_requests(requests), ensure_ascii=False, indent=1) + "\n"

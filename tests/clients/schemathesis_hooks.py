@@ -1,4 +1,4 @@
-"""What schemathesis is told beside our description: what it asks can be answered, and is answered shortly."""
+"""Hooks for schemathesis: requests name the model that is served, and have short answers."""
 
 import schemathesis
 
@@ -8,7 +8,7 @@ LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """Names the model that is there, wherever a name is asked for: any other is a 404 and shows no more."""
+    """Replaces the name of the model, since any other is refused with 404 at once."""
     body = case.body
     if isinstance(body, dict) and isinstance(body.get("model"), str):
         body["model"] = "demo"

@@ -1,4 +1,4 @@
-"""curl, as the examples of the documentation write it."""
+"""curl, as in the documentation."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 
 def run_curl(*arguments, stdin=""):
-    """What it prints, then the status of the answer."""
+    """What curl prints, then the status of the response."""
     command = [
         "curl",
         "--silent",
@@ -33,7 +33,7 @@ def post_json(url, body, *more):
     return run_curl(f"{url}/v1/chat/completions", *head, "--data-binary", "@-", *more, stdin=json.dumps(body))
 
 
-def test_a_question(url, client):
+def test_a_chat_completion(url, client):
     status, body = post_json(url, chat_request())
     assert status == 200
     same = client.chat.completions.create(model="demo", messages=QUESTION_MESSAGES)
@@ -57,8 +57,8 @@ def test_an_error_has_a_body_and_a_status(url):
     assert run_curl("--request", "PUT", f"{url}/v1/chat/completions")[0] == 405
 
 
-def test_a_large_body_is_asked_for_and_not_sent_in_vain(url):
-    """curl waits for "100 Continue" before it sends much; told 413 instead, it sends nothing."""
+def test_a_large_body_is_refused_before_it_is_sent(url):
+    """curl waits for "100 Continue" before it sends a large body; if it gets 413 instead, it sends none."""
     flood = json.dumps(chat_request()) + " " * (21 << 20)
     status, body = run_curl(f"{url}/v1/chat/completions", "--data-binary", "@-", stdin=flood)
     assert status == 413
@@ -83,7 +83,7 @@ def test_a_form_with_a_file(url, vlm):
     assert [row["label"] for row in ranked["labels"]] == [row.label for row in same]
 
 
-def test_a_form_that_is_wrong(url, tmp_path):
+def test_an_invalid_form(url, tmp_path):
     (tmp_path / "words.png").write_text("no picture")
     for fields in (
         ["words=What?"],

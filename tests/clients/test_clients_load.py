@@ -1,4 +1,4 @@
-"""Clients that behave badly, all at once; and an end while many are being answered."""
+"""Many well-behaved and misbehaving clients at once; shutdown under load."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def running_server(vlm):
         yield found
 
 
-def test_whoever_behaves_well_is_answered_among_those_who_do_not(url):
+def test_well_behaved_clients_are_answered_among_others(url):
     crowd = SoakClients(url, "demo")
 
     async def scene():
@@ -37,8 +37,8 @@ def test_whoever_behaves_well_is_answered_among_those_who_do_not(url):
     assert set(crowd.num_requests_by_kind.values()) == {2}
 
 
-def test_a_server_that_fails_is_noticed(url, running_server, monkeypatch):
-    """What the crowd expects is expected of each of them."""
+def test_the_load_test_notices_a_failing_server(url, running_server, monkeypatch):
+    """The load test fails if the server misbehaves."""
     crowd = SoakClients(url, "another model")
 
     async def scene():
@@ -63,7 +63,7 @@ def test_growth_is_that_after_the_warm_up():
     assert memory_growth([*warm, *[130] * 69, 200]) == 1, "one peak is no growth"
 
 
-def test_sigterm_loses_nobody_who_has_been_let_in():
+def test_sigterm_loses_no_admitted_request():
     with start_server("-m", "idefics", "serve", "--model", str(DEMO_FOLDER), "--name", "demo") as server:
         ends = asyncio.run(run_clients_until_shutdown(server))
         assert server.popen.wait(60) == 0
@@ -72,7 +72,7 @@ def test_sigterm_loses_nobody_who_has_been_let_in():
 
 
 async def run_clients_until_shutdown(server):
-    """How the answers of 18 clients end, of which more than half wait when the server is told to."""
+    """How the answers of 18 clients end, more than half of which are queued at shutdown."""
     inside = []
 
     async def stream(client):

@@ -1,4 +1,4 @@
-"""OpenAI's own Python package, unchanged, against a real server."""
+"""OpenAI's Python package against a real server."""
 
 import asyncio
 
@@ -103,7 +103,7 @@ def test_low_detail_takes_fewer_tokens(client, vlm):
     assert costs["low"] <= costs["auto"] <= costs["high"]
 
 
-def test_what_the_client_got_can_be_sent_back(client, vlm):
+def test_answers_can_be_sent_back(client, vlm):
     first = ask_chat(client).choices[0].message
     turns = [*QUESTION_MESSAGES, first, {"role": "user", "content": "What colour?"}]
     same = vlm.chat(
@@ -116,7 +116,7 @@ def test_what_the_client_got_can_be_sent_back(client, vlm):
     assert ask_chat(client, turns).choices[0].message.content == same.text
 
 
-def test_choices_are_several_and_their_seed_brings_them_back(client):
+def test_several_choices_are_reproducible(client):
     wanted = {"n": 3, "temperature": 2, "max_tokens": 12}
     answers = [
         ask_chat(client, [user_message(text_part("Tell me a story."))], seed=seed, **wanted)
@@ -158,7 +158,7 @@ WRONG_FIELDS = [
 
 
 @pytest.mark.parametrize(("wrong", "param"), WRONG_FIELDS, ids=[param for _, param in WRONG_FIELDS])
-def test_a_wrong_request_is_a_bad_request(client, wrong, param):
+def test_an_invalid_request_is_a_bad_request_error(client, wrong, param):
     with pytest.raises(openai.BadRequestError, match=param) as caught:
         ask_chat(client, **wrong)
     assert caught.value.param == param
@@ -166,20 +166,20 @@ def test_a_wrong_request_is_a_bad_request(client, wrong, param):
     assert caught.value.code
 
 
-def test_a_broken_picture_is_a_bad_request(client):
+def test_an_invalid_picture_is_a_bad_request_error(client):
     broken = picture_data_uri("puppy")[:-2000]
     with pytest.raises(openai.BadRequestError) as caught:
         ask_chat(client, [user_message({"type": "image_url", "image_url": {"url": broken}})], stream=True)
     assert caught.value.code == "invalid_image"
 
 
-def test_a_prompt_that_is_too_long_is_a_bad_request(client):
+def test_a_long_prompt_is_a_bad_request_error(client):
     with pytest.raises(openai.BadRequestError) as caught:
         ask_chat(client, [user_message(text_part("word " * 20_000))])
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_another_model_is_not_found(client):
+def test_another_model_is_a_not_found_error(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4o", messages=QUESTION_MESSAGES)
     assert caught.value.code == "model_not_found"
@@ -207,7 +207,7 @@ def test_a_full_server_is_a_rate_limit_error_and_a_retry_succeeds(vlm):
         assert ask_chat(client, max_tokens=1).choices
 
 
-def test_a_client_that_leaves_a_stream(client, expected):
+def test_a_client_that_closes_a_stream(client, expected):
     with ask_chat(
         client,
         [user_message(text_part("Tell me a story."))],

@@ -1,4 +1,4 @@
-"""OpenAI's own Python package: likelihoods, forced form, and its other two ways to ask."""
+"""OpenAI's Python package: log-probabilities, structured output, completions and responses."""
 
 import math
 
@@ -17,7 +17,7 @@ def expected(vlm):
     return direct_answer(vlm, picture("shapes"), "What is shown?", logprobs=True, top_logprobs=3)
 
 
-def test_how_likely_each_token_was(client, expected):
+def test_logprobs(client, expected):
     choice = ask_chat(client, logprobs=True, top_logprobs=3).choices[0]
     content = choice.logprobs.content
     assert [token.logprob for token in content] == pytest.approx(list(expected.logprobs))
@@ -28,7 +28,7 @@ def test_how_likely_each_token_was(client, expected):
     assert b"".join(bytes(token.bytes) for token in content).decode().strip() == choice.message.content
 
 
-def test_the_same_in_a_stream(client, expected):
+def test_logprobs_of_a_stream(client, expected):
     with ask_chat(client, logprobs=True, top_logprobs=3, stream=True) as stream:
         given = [chunk.choices[0].logprobs for chunk in stream]
     found = [token.logprob for one in given if one is not None for token in one.content]
@@ -36,13 +36,13 @@ def test_the_same_in_a_stream(client, expected):
 
 
 class Scene(pydantic.BaseModel):
-    """What a picture shows."""
+    """Structured output for a picture."""
 
     colour: str
     count: int
 
 
-def test_an_answer_in_a_form_of_the_callers(client):
+def test_parsed_structured_output(client):
     answer = client.chat.completions.parse(
         model="demo", messages=QUESTION_MESSAGES, response_format=Scene, max_tokens=200
     )
@@ -51,7 +51,7 @@ def test_an_answer_in_a_form_of_the_callers(client):
     assert Scene.model_validate_json(answer.choices[0].message.content) == scene
 
 
-def test_the_same_in_a_stream_of_the_helper(client):
+def test_parsed_structured_output_of_a_stream(client):
     with client.chat.completions.stream(
         model="demo", messages=QUESTION_MESSAGES, response_format=Scene, max_tokens=200
     ) as stream:
@@ -59,7 +59,7 @@ def test_the_same_in_a_stream_of_the_helper(client):
     assert isinstance(final.choices[0].message.parsed, Scene)
 
 
-def test_a_form_that_cannot_fit_is_refused_before_it_starts(client):
+def test_a_schema_that_cannot_fit_is_refused(client):
     with pytest.raises(openai.BadRequestError, match="there is room for 2"):
         client.chat.completions.parse(
             model="demo", messages=QUESTION_MESSAGES, response_format=Scene, max_tokens=2
@@ -70,7 +70,7 @@ OUTPUT_CONSTRAINTS = {"choices": ["a cat", "a red circle"], "regex": r"[0-9]{3}-
 
 
 @pytest.mark.parametrize("name", OUTPUT_CONSTRAINTS)
-def test_forms_beyond_the_clients_own(client, vlm, name):
+def test_regex_and_choices(client, vlm, name):
     text = ask_chat(client, extra_body={name: OUTPUT_CONSTRAINTS[name]}).choices[0].message.content
     assert (
         text
@@ -118,7 +118,7 @@ def test_responses(client, vlm):
     assert events[-1].response.output_text == same.text
 
 
-def test_responses_go_on_with_what_was_said(client, vlm):
+def test_responses_of_several_turns(client, vlm):
     first = client.responses.create(model="demo", input="Hello", instructions="Be short.")
     turns = [{"role": "user", "content": "Hello"}, *first.output, {"role": "user", "content": "Why?"}]
     second = client.responses.create(
@@ -130,7 +130,7 @@ def test_responses_go_on_with_what_was_said(client, vlm):
     assert second.output_text == same.text
 
 
-def test_responses_in_a_form_of_the_callers(client):
+def test_parsed_structured_output_of_responses(client):
     answer = client.responses.parse(
         model="demo", input="How many circles?", text_format=Scene, max_output_tokens=200
     )

@@ -1,4 +1,4 @@
-"""Programs that use other people's clients as those document it, each in an environment of its own, against a server.
+"""Programs that use other clients as their documentation shows, each in its own environment, against a server.
 
 `make test-all` makes the environments (`.venv/clients`) of the requirements in `tests/clients/environments`.
 """
@@ -39,7 +39,7 @@ def running_server(vlm, recorded_requests):
 
 
 def run_program(name, url, folder):
-    """What a program tells of its answers."""
+    """The answers that a program prints."""
     python = ENVIRONMENTS_FOLDER / ENVIRONMENT_BY_PROGRAM[name] / "bin" / "python"
     if not python.exists():
         pytest.skip(f"no environment {python.parents[1].name} of clients: `make test-all` makes it")
@@ -64,7 +64,7 @@ def run_program(name, url, folder):
 
 @pytest.fixture(scope="module")
 def expected(vlm):
-    """What each question of the programs is to be answered."""
+    """The expected answer to each question of the programs."""
     asked = Message("user", (Picture(picture_data_uri("shapes")), "What is shown?"))
     first = vlm.chat([asked]).text
     turns = [asked, Message("assistant", (first,)), Message("user", ("What colour?",))]

@@ -1,4 +1,4 @@
-"""schemathesis, which reads our own description of the API, finds nothing that the description does not say."""
+"""schemathesis finds no response that the OpenAPI description does not allow."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ CHECKS = (
 
 
 def run_schemathesis(url, folder, phases, examples):
-    """Runs the command as people do; each fault that it finds is printed with the curl command that shows it."""
+    """Runs schemathesis, which prints each failure with a curl command to reproduce it."""
     command = [Path(sys.executable).parent / "schemathesis", "run", f"{url}/openapi.json"]
     command += ["--checks", ",".join(CHECKS), "--phases", phases, "--max-examples", str(examples)]
     command += [
@@ -36,10 +36,10 @@ def run_schemathesis(url, folder, phases, examples):
     return done.stdout
 
 
-def test_nothing_happens_that_is_not_described(url, tmp_path):
+def test_responses_match_the_description(url, tmp_path):
     assert "passed" in run_schemathesis(url, tmp_path, "fuzzing", 6)
 
 
 @pytest.mark.slow
-def test_nothing_undescribed_happens_in_long_runs(url, tmp_path):
+def test_responses_match_the_description_in_long_runs(url, tmp_path):
     assert "passed" in run_schemathesis(url, tmp_path, "coverage,fuzzing", 200)

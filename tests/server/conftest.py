@@ -27,7 +27,7 @@ def client(app):
 
 
 class SyncClient:
-    """Calls an app; every call has a loop of its own."""
+    """Calls an app without a network; each call has its own event loop."""
 
     def __init__(self, app):
         self.app = app

@@ -1,4 +1,4 @@
-"""Requests as clients write them."""
+"""Bodies of requests, and the events of streams."""
 
 import base64
 import json
@@ -35,6 +35,6 @@ def chat_request(messages=QUESTION_MESSAGES, **more):
 
 
 def parse_events(text):
-    """The data of a stream's events; the last may be [DONE]."""
+    """The data of all events of a stream; the last may be "[DONE]"."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""The key, the limits, the room there is: what a request passes before anything is done for it."""
+"""Middleware and admission control: keys, limits, shutdown, the access log, metrics, timeouts."""
 
 import asyncio
 import base64
@@ -79,7 +79,7 @@ def test_other_credentials_are_refused(client_with_keys, headers):
 
 @pytest.mark.parametrize("key", ["first", "third", "fourth", ""])
 def test_all_keys_are_compared_in_constant_time(client_with_keys, monkeypatch, key):
-    """Every key is looked at, to its end, and all are of one length."""
+    """All keys are compared, and all digests have the same length."""
     compared, compare = [], hmac.compare_digest
 
     def counted(one, other):

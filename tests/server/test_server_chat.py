@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` says what `Idefics.chat` says, and refuses what it should."""
+"""`/v1/chat/completions` answers as `Idefics.chat` does, and refuses invalid requests."""
 
 from unittest.mock import ANY
 
@@ -70,7 +70,7 @@ def test_texts_and_pictures_in_any_order(client, vlm):
     "wrap", [lambda url: url, lambda url: {"url": url.partition(",")[2]}, lambda url: f" {url}\n"]
 )
 def test_an_image_url_may_be_the_address_itself_or_base64_alone(client, wrap):
-    """As some clients send it, and as transformers reads it."""
+    """Some clients send pictures so, and transformers reads them so."""
     part = {"type": "image_url", "image_url": wrap(picture_data_uri("shapes"))}
     answer = client.post(PATH, chat_request([user_message(part, text_part("What is shown?"))]))
     expected = client.post(PATH, chat_request()).json()["choices"][0]["message"]

@@ -1,4 +1,4 @@
-"""`/v1/completions`."""
+"""`/v1/completions` continues texts, with echo and log-probabilities."""
 
 from pathlib import Path
 
@@ -175,7 +175,7 @@ def test_several_prompts_have_the_answers_of_each_alone(client, more, is_streame
 @pytest.mark.parametrize("piece", [512, 2])
 @pytest.mark.parametrize("folder", ["idefics3", "idefics1"])
 def test_echo_has_the_logprobs_of_the_prompt(folder, piece, monkeypatch):
-    """Against one uncached pass. Idefics 1 reads a token before every text, so that its first is scored too."""
+    """Compared with one uncached pass. Idefics 1 has a token before every text, so the first token is scored too."""
     monkeypatch.setattr(prompt_logprobs, "CHUNK_TOKENS", piece)
     vlm = idefics.load(DEMO / folder, remote_images="off")
     client = SyncClient(create_app(vlm, Settings(model="demo")))

@@ -1,4 +1,4 @@
-"""Pages of other origins: which may ask, what their browser is told, and that the guards hold for the rest."""
+"""CORS: allowed origins, preflights, headers of responses; other origins are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`/docs` names every route and field, and asks nothing of any other host."""
+"""`/docs` names every route and field, and loads nothing from other hosts."""
 
 import re
 from html import unescape
@@ -8,7 +8,7 @@ import pytest
 
 
 class Page(HTMLParser):
-    """The tags, addresses and anchors of a page, and its text."""
+    """The tags, links, anchors and text of a page."""
 
     def __init__(self, text):
         super().__init__()

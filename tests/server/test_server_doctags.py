@@ -1,4 +1,4 @@
-"""Over HTTP too a page comes out as whole DocTags, `skip_special_tokens` is honoured, and a message goes on."""
+"""DocTags in answers, `skip_special_tokens`, and `continue_final_message`."""
 
 import pytest
 
@@ -155,7 +155,7 @@ def test_continued_text_cannot_forge_special_tokens(client):
 
 
 def test_the_space_after_a_continued_message_is_kept(vlm):
-    """The answers of demo begin with one."""
+    """The demo's answers begin with a space."""
     demo = SyncClient(create_app(vlm, Settings(model="demo")))
     asked = [user_message(image_part("shapes"), text_part("What is shown?"))]
     body = chat_request([*asked, {"role": "assistant", "content": "A"}], continue_final_message=True)

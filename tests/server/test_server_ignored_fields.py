@@ -1,4 +1,4 @@
-"""Fields that ask for nothing are accepted; others that are not understood are refused by name."""
+"""Unused fields are ignored with values that change nothing, and refused by name with others."""
 
 import json
 import re
@@ -51,7 +51,7 @@ TOOL_DEFINITION = {"type": "function", "function": {"name": "f", "parameters": {
 
 
 def comparable_answer(body):
-    """What an answer says."""
+    """An answer without its ids and times."""
     if "choices" in body:
         return [one.get("message") or one["text"] for one in body["choices"]]
     return body["output"][0]["content"] if "output" in body else body["text"]
@@ -158,7 +158,7 @@ def test_answers_of_chat_can_be_sent_back(client):
 
 @pytest.mark.parametrize(("path", "kind"), [(CHAT, "messages"), (RESPONSES, "input")])
 def test_parts_of_answers_can_be_sent_back(client, path, kind):
-    """Also one that another model has refused to answer: what it said then is what the assistant said."""
+    """Also refusals of another model, which are read as text of the assistant."""
     name = "text" if path == CHAT else "output_text"
     noted = {"index": 0, "id": "part_1", "annotations": [], "logprobs": [{"token": "A"}]}
     parts = [
@@ -317,7 +317,7 @@ def smallest_object(kind):
 
 
 def parse_or_none(kind, value):
-    """What is read of an object, or None where it is refused."""
+    """The parsed object, or None if it is refused."""
     try:
         return kind.model_validate(value)
     except ValidationError:
@@ -361,7 +361,7 @@ def test_null_is_the_same_as_leaving_a_field_out(kind):
 
 
 def field_names(*params):
-    """The fields of classes of OpenAI's package: what is sent, and what comes back."""
+    """The fields of classes of OpenAI's package, for requests or answers."""
     return {
         name
         for one in params
@@ -405,7 +405,7 @@ CLASS_AND_OPENAI_FIELDS = [
     ("kind", "names"), CLASS_AND_OPENAI_FIELDS, ids=lambda value: getattr(value, "__name__", "")
 )
 def test_every_field_of_the_openai_client_is_known(kind, names):
-    """A field that a new version brings is to be read, or to get a line in the tables of `neutral_fields`."""
+    """A field that a new version adds must be used, or get a line in `ignored_field_tables.py`."""
     known = {field.alias or name for name, field in kind.model_fields.items()}
     assert names - known - {*kind.ignored_fields} == set()
 
@@ -474,7 +474,7 @@ def test_every_field_of_other_servers_is_known(kind):
 
 
 def test_used_fields_are_not_ignored_with_any_value():
-    """A field that is read may have values that ask for nothing, but never all of them."""
+    """Some values of a used field may be ignored, but not all."""
     assert not [
         (kind, name)
         for kind, name in CLASS_AND_UNUSED_FIELD
@@ -538,7 +538,7 @@ def test_classify_ignores_the_same_fields(client):
 
 
 def test_a_text_is_not_searched_for_parts():
-    """A million characters, one after another, would hold up every other request."""
+    """Iterating over a million characters would block other requests."""
 
     class Text(str):
         def __iter__(self):

@@ -1,4 +1,4 @@
-"""On a real socket: clients that leave, requests that come together, and an end in good order."""
+"""On a real socket: disconnects, concurrent requests, timeouts, shutdown."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ LONG_REQUEST = chat_request(
 
 
 class StepControl:
-    """Lets an engine take steps one by one, or as it likes."""
+    """Lets an engine run freely, or one step at a time."""
 
     def __init__(self, engine, monkeypatch):
         self.engine, self.step_semaphore, self.num_steps = engine, threading.Semaphore(0), 0
@@ -72,7 +72,7 @@ async def wait_until(condition, seconds=20):
 
 @asynccontextmanager
 async def run_server(vlm, **settings):
-    """A server of its own, in this loop: (client, service)."""
+    """Runs a server in this event loop: (client, its `ServerState`)."""
     settings = Settings(model="demo", port=0, **settings)
     with bind_socket(settings.host, settings.port) as listener:
         server = DrainingServer(create_app(vlm, settings))
@@ -86,7 +86,7 @@ async def run_server(vlm, **settings):
 
 
 async def start_stream(client, body):
-    """A stream that has said its first word, and what closes it."""
+    """A stream that has sent its first text, and the function that closes it."""
     request = client.build_request("POST", PATH, json=body)
     answer = await client.send(request, stream=True)
     assert answer.status_code == 200
@@ -325,7 +325,7 @@ def test_a_port_in_use_is_reported_before_any_model_is_loaded():
 
 @pytest.mark.parametrize("command", [("serve",), ("ui", "--model", "demo")])
 def test_a_used_port_is_one_line_before_anything_heavy_is_imported(command):
-    """As the command: exit 2, and neither torch nor FastAPI is there by then."""
+    """The command exits with code 2 before torch or FastAPI is imported."""
     with bind_socket("127.0.0.1", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
@@ -356,7 +356,7 @@ def test_two_servers_that_start_at_the_same_time_do_not_share_a_port():
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_accepted_connections_have_tcp_nodelay(vlm, host):
-    """Nagle's algorithm is off on each, as asyncio has it for sockets that name their protocol."""
+    """asyncio sets it for listening sockets with an explicit protocol."""
 
     async def scene():
         async with run_server(vlm, host=host) as (client, _):
@@ -370,7 +370,7 @@ def test_accepted_connections_have_tcp_nodelay(vlm, host):
 
 @contextmanager
 def start_process(*flags, **environment):
-    """`idefics serve` as people start it: (process, url)."""
+    """Starts `idefics serve`: (process, url)."""
     command = [sys.executable, "-m", "idefics", "serve", "--model", "demo", "--port", "0", *flags]
     source = str(Path(__file__).parents[2] / "src")
     environment = {**os.environ, "PYTHONPATH": source, **environment}

@@ -1,4 +1,4 @@
-"""What clients send by mistake or on purpose: each is answered in words, and never by a 500."""
+"""Malformed requests have clear messages, and never status 500."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ REQUESTS_WITH_LONE_SURROGATE = [
 
 
 def send_request(client, path, body, kind="application/json", **headers):
-    """The status of what comes back, and its message."""
+    """The status and the message of the error."""
     answer = client("POST", path, content=body, headers={"Content-Type": kind, **headers})
     return answer.status_code, answer.json().get("error", {}).get("message")
 

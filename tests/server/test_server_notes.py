@@ -1,4 +1,4 @@
-"""Answers name what was not read of a picture's file: of an animation the first frame is."""
+"""`notes` of answers say that only the first frame of an animation was read."""
 
 import base64
 import io

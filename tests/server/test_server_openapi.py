@@ -1,4 +1,4 @@
-"""The API's description says what routes answer, and they answer so."""
+"""Answers, events and errors match the OpenAPI description."""
 
 import json
 import re
@@ -45,7 +45,7 @@ REQUESTS = [
 
 
 def check_against_schema(document, path, method, answer):
-    """That an answer is of the shape that its route's description gives for its status."""
+    """Validates a response with the schema of its route and status."""
     said = document["paths"][path][method]["responses"][str(answer.status_code)]
     kind = answer.headers["content-type"].partition(";")[0]
     schema = {**said["content"][kind]["schema"], "components": document["components"]}
@@ -54,7 +54,7 @@ def check_against_schema(document, path, method, answer):
 
 
 def check_events_against_schema(document, path, streamed):
-    """That each event of a stream is of the shape that its route's description gives."""
+    """Validates each event of a stream with the schema of its route."""
     content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
     schema = content["itemSchema"]["properties"]["data"]["contentSchema"]
     validator = jsonschema_rs.validator_for({**schema, "components": document["components"]})

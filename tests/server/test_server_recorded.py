@@ -1,4 +1,4 @@
-"""What client packages send, as it went over the wire: each request is answered as the Python library answers it."""
+"""Recorded requests of client packages have the same answers as calls of the Python library."""
 
 import json
 
@@ -12,7 +12,7 @@ SHAPE_NAMES = {"circle", "square"}
 
 
 def content_parts(content):
-    """The texts and pictures of a message's content, as either route writes it."""
+    """The texts and pictures of a message's content, in the format of either route."""
     if isinstance(content, str):
         return [content]
     urls = [part.get("image_url") for part in content]
@@ -21,7 +21,7 @@ def content_parts(content):
 
 
 def expected_answer(vlm, body):
-    """What the Python library answers to the same words and pictures."""
+    """The Python library's answer to the same texts and pictures."""
     if "prompt" in body:
         text = body["prompt"] if isinstance(body["prompt"], str) else body["prompt"][0]
         return f" {vlm.generate([text], max_new_tokens=body['max_tokens']).text}"
@@ -31,7 +31,7 @@ def expected_answer(vlm, body):
 
 
 def answer_texts(answer):
-    """The text of each choice of an answer, whole or streamed, of any route."""
+    """The text of each choice of an answer of any route, streamed or not."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         body = answer.json()
         if "output" in body:
@@ -64,7 +64,7 @@ def test_recorded_requests_are_answered(client, vlm, name):
 
 
 def test_records_have_the_fields_that_clients_send():
-    """The fields for which these clients were refused once: they are what is tried here."""
+    """The records have the fields for which the server once refused these clients."""
     said = {name: (RECORDED_FOLDER / f"{name}.json").read_text() for name in ENVIRONMENT_BY_PROGRAM}
     for name, field in (
         ("openai_agents", '"tools": []'),

@@ -1,4 +1,4 @@
-"""Every answer has an id, which stands in the log and in error bodies too."""
+"""Every response has an id, which the log and the bodies of errors have too."""
 
 import asyncio
 import logging

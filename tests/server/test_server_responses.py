@@ -1,4 +1,4 @@
-"""`/v1/responses`."""
+"""`/v1/responses` answers as chat completions do, in its own format."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Settings by flag, environment and file; the page that lists them."""
+"""Settings by flag, environment and file; their documentation."""
 
 import re
 import sys
@@ -80,7 +80,7 @@ def test_the_documented_settings_are_up_to_date():
 
 
 def run_refused_flags(*flags):
-    """What the command says before it would load a model."""
+    """The exit code and the message of `idefics serve` with invalid flags."""
 
     def load(*_):
         raise AssertionError("a model was loaded")

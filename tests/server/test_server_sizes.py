@@ -1,4 +1,4 @@
-"""What is large is refused by its size, before it is parsed or tokenized; what is long and allowed holds up nobody."""
+"""Large requests are refused before they are parsed or tokenized; long texts do not delay other requests."""
 
 import asyncio
 import json
@@ -163,7 +163,7 @@ json_trees = st.recursive(
 
 
 def count_values(value):
-    """The marks that stand before values: a comma before all but the first of a list or object, and their brackets."""
+    """The number of characters that come before values: commas, and opening brackets of lists and objects."""
     if isinstance(value, dict | list):
         inner = list(value.values()) if isinstance(value, dict) else value
         return 1 + max(len(inner) - 1, 0) + sum(map(count_values, inner))

@@ -1,4 +1,4 @@
-"""Answers of a given form, over every route that has them."""
+"""Structured output on every route."""
 
 import json
 import re
@@ -89,7 +89,7 @@ def test_regular_expressions_in_the_format_of_tgi(client):
     ids=str,
 )
 def test_a_schema_that_allows_everything(client, form):
-    """An empty schema is a schema: any JSON, and not any text."""
+    """An empty schema allows any JSON, but not any text."""
     body = client.post(PATH, chat_request(response_format=form, max_tokens=40)).json()
     json.loads(answer_text(body))
 
@@ -130,7 +130,7 @@ def nested_schema(depth):
 
 
 def exponential_schema(levels, **last):
-    """A few lines that say something of 10 ** levels parts."""
+    """A short schema that expands to 10 ** levels parts."""
     defs = {
         f"d{i}": {
             "type": "object",
@@ -184,7 +184,7 @@ def test_hostile_constraints_are_refused(client, name):
 
 
 def test_a_constraint_that_becomes_too_complex_fails_alone(client, monkeypatch):
-    """Where the limit is met in the midst of an answer, there is no end to it, and no answer without one."""
+    """If the limit is reached during an answer, that request fails, and no other does."""
     monkeypatch.setattr(shortest_completion, "MAX_LEXER_STATES", 300)
     found = []
     for seed in range(8):

@@ -1,4 +1,4 @@
-"""`/v1/images/tasks/...`: each says what its method says, for a file in a form and for JSON."""
+"""`/v1/images/tasks/...` answer as the methods of `Idefics` do, for forms and for JSON."""
 
 import json
 from unittest.mock import ANY
@@ -175,7 +175,7 @@ def test_forms_are_validated_like_json(client):
     ],
 )
 def test_the_message_names_the_format_of_an_unreadable_file(client, data, words):
-    """As on the command line, whatever the form calls it."""
+    """As on the command line, whatever the name of the file."""
     answer = client.post(task_path("caption"), files={"image": ("photo.jpg", data)})
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""Work in a thread of its own, after which nothing is kept."""
+"""Functions run in a temporary thread, which keeps no objects and no memory."""
 
 import gc
 import threading
@@ -28,7 +28,7 @@ def test_memory_is_returned_if_requested(monkeypatch):
 
 
 def test_an_error_is_raised_and_keeps_no_objects_alive():
-    """Not even until the next collection of cycles: the frames of an error hold megabytes of text."""
+    """Not even until the next garbage collection: the frames of an error refer to megabytes of text."""
     kept = []
 
     def fails():
