@@ -66,34 +66,34 @@ def test_any_order_equals_the_reference(name, seed, monkeypatch):
         engine.model_runner.decode_step = TorchDecode(model, engine.kv_cache)
     handles, seeded = [], {}
     for number in range(24):
-        asked = prompts[number % len(prompts)] if number < 8 else chance.choice(prompts)
+        prompt = prompts[number % len(prompts)] if number < 8 else chance.choice(prompts)
         length = chance.choice([1, 9, 20, 40])
         kind = chance.choice(["greedy", "greedy", "seeded", "beams", "endings"])
         if kind == "endings":
             ending = [[chance.randrange(3, 40) for _ in range(chance.randint(0, 4))] for _ in range(5)]
-            one = Request(asked, continuations=tuple(map(tuple, ending)))
+            one = Request(prompt, continuations=tuple(map(tuple, ending)))
         elif kind == "beams":
-            one = make_request(asked, max_new_tokens=min(length, 9), num_beams=2)
+            one = make_request(prompt, max_new_tokens=min(length, 9), num_beams=2)
         elif kind == "seeded":
-            one = make_request(asked, max_new_tokens=length, temperature=1.3, seed=number, top_p=0.9)
+            one = make_request(prompt, max_new_tokens=length, temperature=1.3, seed=number, top_p=0.9)
         else:
-            one = make_request(asked, max_new_tokens=length, stop_ids={7, 8})
+            one = make_request(prompt, max_new_tokens=length, stop_ids={7, 8})
         handles.append((kind, engine.submit(one)))
         if chance.random() < 0.2:
             handles[chance.randrange(len(handles))][1].cancel()
         time.sleep(chance.choice([0, 0, 0.003, 0.02]))
     for kind, handle in handles:
         handle.result()
-        asked, length = handle.request.prompt, handle.request.sampling.max_new_tokens
+        prompt, length = handle.request.prompt, handle.request.sampling.max_new_tokens
         is_whole = handle.finish_reason != "cancelled"
         if kind == "greedy":
-            slow = reference_greedy(model, asked, length, stop_ids={7, 8})
+            slow = reference_greedy(model, prompt, length, stop_ids={7, 8})
             assert handle.ids == (slow if is_whole else slow[: len(handle.ids)])
         elif kind == "endings" and is_whole:
-            expected = reference_scores(model, asked, handle.request.continuations)
+            expected = reference_scores(model, prompt, handle.request.continuations)
             assert [len(one) for one in handle.continuation_logprobs] == [len(one) for one in expected]
-            for got, want in zip(handle.continuation_logprobs, expected, strict=True):
-                torch.testing.assert_close(torch.tensor(got), torch.tensor(want), rtol=0, atol=1e-4)
+            for actual, want in zip(handle.continuation_logprobs, expected, strict=True):
+                torch.testing.assert_close(torch.tensor(actual), torch.tensor(want), rtol=0, atol=1e-4)
         else:
             seeded[handle] = is_whole
     wait_until_idle(engine)
@@ -114,7 +114,7 @@ def test_requests_are_preempted_and_resumed():
     engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
     prompts = [make_prompt("inline", n, make_tiles("cat"), 4) for n in (5, 6, 7, 8)]
     requests = [
-        make_request(asked, max_new_tokens=60, temperature=1.2, seed=n) for n, asked in enumerate(prompts)
+        make_request(prompt, max_new_tokens=60, temperature=1.2, seed=n) for n, prompt in enumerate(prompts)
     ]
     handles = [engine.submit(one) for one in requests]
     ids = [handle.result().ids for handle in handles]
@@ -132,15 +132,15 @@ def test_threads_may_submit_at_the_same_time(kind):
     wrong = []
 
     def ask(number):
-        asked = prompts[number % len(prompts)]
+        prompt = prompts[number % len(prompts)]
         for _ in range(3):
-            ids = engine.submit(make_request(asked, max_new_tokens=12), wait=True).result().ids
-            scores = engine.score(asked, [[5], [6, 7]])
+            ids = engine.submit(make_request(prompt, max_new_tokens=12), wait=True).result().ids
+            scores = engine.score(prompt, [[5], [6, 7]])
             if ids != slow[number % len(prompts)] or [len(one) for one in scores] != [1, 2]:
                 wrong.append(number)
-            engine.logits(asked)
+            engine.logits(prompt)
 
-    slow = [reference_greedy(engine.model, asked, 12) for asked in prompts]
+    slow = [reference_greedy(engine.model, prompt, 12) for prompt in prompts]
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()

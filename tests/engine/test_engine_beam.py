@@ -26,8 +26,8 @@ from idefics.nn.decoder import LlamaDecoder
 KINDS = ["inline", "cross_attention"]
 
 
-def run_beam_search(model, asked, **options):
-    return run_requests(make_engine(model), [make_request(asked, **options)])[0]
+def run_beam_search(model, prompt, **options):
+    return run_requests(make_engine(model), [make_request(prompt, **options)])[0]
 
 
 class DecoderOnlyModel(AttentionModule):
@@ -142,8 +142,8 @@ def test_beams_equal_those_of_transformers(reference_and_model, case):
 @pytest.mark.parametrize("kind", KINDS)
 def test_enough_beams_find_the_best_of_all_answers(kind):
     """As many beams as the vocabulary see every answer of two tokens."""
-    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[4]
-    uncached = ReferenceModel(model, asked)
+    model, prompt = make_fake_model(kind), make_mixed_prompts(kind)[4]
+    uncached = ReferenceModel(model, prompt)
 
     @torch.inference_mode()
     def next_token(*after):
@@ -152,17 +152,17 @@ def test_enough_beams_find_the_best_of_all_answers(kind):
     first = next_token()
     scores = torch.stack([first[id] + next_token(id) for id in range(VOCAB_SIZE)])
     best = divmod(int(scores.argmax()), VOCAB_SIZE)
-    assert run_beam_search(model, asked, max_new_tokens=2, num_beams=VOCAB_SIZE).ids == list(best)
+    assert run_beam_search(model, prompt, max_new_tokens=2, num_beams=VOCAB_SIZE).ids == list(best)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_beams_read_the_prompt_and_its_pictures_once(kind, monkeypatch):
+def test_beams_compute_the_prompt_and_its_pictures_once(kind, monkeypatch):
     model = make_fake_model(kind)
     passes, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
-    asked = make_prompt(kind, make_tiles("cat"), 4, make_tiles("dog"), 5)
-    run_beam_search(model, asked, max_new_tokens=5, num_beams=3)
-    assert passes == [len(asked), 3, 3, 3, 3]
+    prompt = make_prompt(kind, make_tiles("cat"), 4, make_tiles("dog"), 5)
+    run_beam_search(model, prompt, max_new_tokens=5, num_beams=3)
+    assert passes == [len(prompt), 3, 3, 3, 3]
     assert sum(model.frames_per_encode) == 2
     assert sum(model.images_per_cross_kv) == (2 if kind == "cross_attention" else 0)
 
@@ -170,26 +170,26 @@ def test_beams_read_the_prompt_and_its_pictures_once(kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", [1, 3, 6, 8])
 def test_one_beam_is_greedy(kind, which):
-    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[which]
-    assert run_beam_search(model, asked, max_new_tokens=12).ids == reference_greedy(model, asked, 12)
+    model, prompt = make_fake_model(kind), make_mixed_prompts(kind)[which]
+    assert run_beam_search(model, prompt, max_new_tokens=12).ids == reference_greedy(model, prompt, 12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beams_score_better_than_greed(kind):
-    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[4]
+    model, prompt = make_fake_model(kind), make_mixed_prompts(kind)[4]
     engine = make_engine(model)
-    greedy = reference_greedy(model, asked, 12)
-    found = run_beam_search(model, asked, max_new_tokens=12, num_beams=6, logprobs=True)
-    by_greed, by_beams = (sum(scores) for scores in engine.score(asked, [greedy, found.ids]))
+    greedy = reference_greedy(model, prompt, 12)
+    found = run_beam_search(model, prompt, max_new_tokens=12, num_beams=6, logprobs=True)
+    by_greed, by_beams = (sum(scores) for scores in engine.score(prompt, [greedy, found.ids]))
     assert by_beams > by_greed
     assert sum(found.logprobs) == pytest.approx(by_beams, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logprobs_of_beams_leave_out_what_is_banned(kind):
-    model, asked, banned = make_fake_model(kind), make_mixed_prompts(kind)[4], range(20)
-    found = run_beam_search(model, asked, max_new_tokens=6, num_beams=3, logprobs=True, banned_ids=banned)
-    uncached = ReferenceModel(model, asked)
+    model, prompt, banned = make_fake_model(kind), make_mixed_prompts(kind)[4], range(20)
+    found = run_beam_search(model, prompt, max_new_tokens=6, num_beams=3, logprobs=True, banned_ids=banned)
+    uncached = ReferenceModel(model, prompt)
     with torch.inference_mode():
         for place, (id, logprob) in enumerate(zip(found.ids, found.logprobs, strict=True)):
             logits = model.logits(uncached.hidden_states(tuple(found.ids[:place]))[-1]).clone()
@@ -197,7 +197,7 @@ def test_logprobs_of_beams_leave_out_what_is_banned(kind):
             assert logprob == pytest.approx(float(logits.log_softmax(-1)[id]), abs=1e-4)
 
 
-def test_beams_never_say_what_is_banned():
+def test_beams_contain_no_banned_ids():
     free = run_beam_search(
         make_fake_model("inline"), make_prompt("inline", 5), max_new_tokens=10, num_beams=4
     )
@@ -266,9 +266,9 @@ def test_three_likely_stop_ids_leave_beams_for_other_tokens():
     table[start, [good, *stops, fair]] = torch.tensor([0.31, 0.2, 0.19, 0.18, 0.12])
     table[[fair, great]] = 0
     table[[fair, great], great] = 1
-    asked = make_prompt("inline", start)
+    prompt = make_prompt("inline", start)
     found = run_beam_search(
-        BigramModel(table.log()), asked, max_new_tokens=3, num_beams=2, stop_ids=set(stops)
+        BigramModel(table.log()), prompt, max_new_tokens=3, num_beams=2, stop_ids=set(stops)
     )
     assert (found.ids, found.finish_reason) == ([fair, great, great], "length")
 

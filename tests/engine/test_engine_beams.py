@@ -74,7 +74,7 @@ def test_parents_lead_back_to_the_prompt():
         assert (rows // 3).tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_stopping_early_asks_for_as_many_as_there_are_beams():
+def test_early_stopping_needs_as_many_finished_beams_as_beams():
     """Every id is a stop id: with two beams the search ends with the first two."""
     over = []
     for early_stopping in (True, False, "never"):

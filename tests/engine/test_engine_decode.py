@@ -70,14 +70,14 @@ def test_a_step_over_pages_equals_dense_attention(lengths, window):
     rows = make_decode_inputs([n - 1 for n in lengths], tables)
 
     out = make_attn(cache, rows).self_attention(0, *(torch.stack([one[-1] for one in x]) for x in (q, k, v)))
-    for row, got in enumerate(out):
+    for row, actual in enumerate(out):
         expected = DenseAttn(1, sliding_window=window).self_attention(0, q[row], k[row], v[row])[-1]
-        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(actual, expected)
     assert not cache.keys[0][0].any(), "page 0 is nobody's"
 
 
 @pytest.mark.parametrize("sees", [[-1, 0, -1, 1], [1], [0, 0, 1], [-1, -1]])
-def test_each_row_sees_its_own_picture_or_gives_zero(sees):
+def test_each_row_attends_to_its_own_picture_or_gives_zero(sees):
     cat, dog = (
         [
             LayerCrossKV(

@@ -49,8 +49,8 @@ def test_prefill_and_decode_equal_dense_attention(lengths, window):
 
     packed = [torch.cat([part[i][:n] for part, n in zip(parts, lengths, strict=True)]) for i in range(3)]
     out = DensePrefillAttention(cache, [()] * sum(lengths)).self_attention(0, *packed).split(lengths)
-    for got, want, n in zip(out, expected, lengths, strict=True):
-        torch.testing.assert_close(got, want[:n])
+    for actual, want, n in zip(out, expected, lengths, strict=True):
+        torch.testing.assert_close(actual, want[:n])
     for step in range(2):
         new = [
             torch.stack([part[i][n + step] for part, n in zip(parts, lengths, strict=True)]) for i in range(3)
@@ -73,8 +73,8 @@ def test_rows_of_unequal_length_see_their_own_windows(window):
     out = DenseDecodeAttention(cache, cache.append_position()).self_attention(
         0, *(torch.stack([p[i][-1] for p in parts]) for i in range(3))
     )
-    for got, part in zip(out, parts, strict=True):
-        torch.testing.assert_close(got, DenseAttn(1, sliding_window=window).self_attention(0, *part)[-1])
+    for actual, part in zip(out, parts, strict=True):
+        torch.testing.assert_close(actual, DenseAttn(1, sliding_window=window).self_attention(0, *part)[-1])
 
 
 def test_prefill_attends_to_one_image_per_token_or_gives_zero():

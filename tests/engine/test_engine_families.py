@@ -26,7 +26,7 @@ def make_prompts(model):
 
 def run_engine(model, prompts, **sampling):
     engine = make_engine(model, batch_rows=5, encode_frames=3)
-    rows = [make_request(asked, stop_ids={7, 8, 9}, **sampling) for asked in prompts]
+    rows = [make_request(prompt, stop_ids={7, 8, 9}, **sampling) for prompt in prompts]
     return [one.ids for one in run_requests(engine, rows)]
 
 
@@ -35,7 +35,7 @@ def test_cached_generation_equals_the_reference(raw):
     model = tiny.make_random_model(raw)
     prompts = make_prompts(model)
     fast = run_engine(model, prompts, max_new_tokens=15)
-    assert fast == [reference_greedy(model, asked, 15, stop_ids={7, 8, 9}) for asked in prompts]
+    assert fast == [reference_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]
     assert len({len(ids) for ids in fast}) > 1
 
 
@@ -43,12 +43,12 @@ def test_cached_generation_equals_the_reference(raw):
 def test_scores_equal_one_uncached_pass_each(raw):
     model = tiny.make_random_model(raw)
     endings = [(5,), (6, 7, 8), (6, 7), (9, 10, 11, 12, 13)]
-    for asked in make_prompts(model):
-        scores = make_engine(model).score(asked, endings)
-        uncached = ReferenceModel(model, asked)
+    for prompt in make_prompts(model):
+        scores = make_engine(model).score(prompt, endings)
+        uncached = ReferenceModel(model, prompt)
         for ending, score in zip(endings, scores, strict=True):
             with torch.inference_mode():
-                h = uncached.hidden_states(ending)[len(asked) - 1 : -1]
+                h = uncached.hidden_states(ending)[len(prompt) - 1 : -1]
                 slow = model.logits(h).log_softmax(-1)[range(len(ending)), ending]
             torch.testing.assert_close(torch.tensor(score), slow, rtol=0, atol=1e-5)
 
@@ -58,23 +58,23 @@ def test_scores_equal_one_uncached_pass_each(raw):
 def test_answers_equal_those_of_transformers(raw, beams, tmp_path):
     reference, model = tiny.make_reference_and_model(tmp_path, raw)
     engine = make_engine(model)
-    for asked in make_prompts(model):
-        if not asked.pictures:
+    for prompt in make_prompts(model):
+        if not prompt.pictures:
             continue
         (one,) = run_requests(
-            engine, [make_request(asked, max_new_tokens=10, num_beams=beams, stop_ids={7, 8, 9})]
+            engine, [make_request(prompt, max_new_tokens=10, num_beams=beams, stop_ids={7, 8, 9})]
         )
-        assert one.ids == reference_generate(reference, asked, beams)
+        assert one.ids == reference_generate(reference, prompt, beams)
 
 
-def reference_generate(reference, asked, beams):
+def reference_generate(reference, prompt, beams):
     """transformers' answer, without its stop id."""
     out = reference.generate(
-        **tiny.make_reference_inputs(reference, [asked]),
+        **tiny.make_reference_inputs(reference, [prompt]),
         max_new_tokens=10,
         num_beams=beams,
         do_sample=False,
         eos_token_id=[7, 8, 9],
         pad_token_id=0,
-    )[0, len(asked) :].tolist()
+    )[0, len(prompt) :].tolist()
     return out[:-1] if out[-1] in (7, 8, 9) else out

@@ -113,10 +113,10 @@ def test_padding_rows_write_to_page_0_only():
         )
         for row in some:
             row.logits.append(None)
-    for got, wanted in zip(
+    for actual, expected in zip(
         (*cache.keys, *cache.values), (*plain_cache.keys, *plain_cache.values), strict=True
     ):
-        torch.testing.assert_close(got[1:], wanted[1:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual[1:], expected[1:], rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
@@ -182,23 +182,23 @@ def test_the_engine_equals_the_reference(raw, monkeypatch):
     )
     prompts = [tiny.make_random_prompt(model, scene) for scene in scenes]
     engine = fakes.make_engine(model, batch_rows=3)
-    asked = [fakes.make_request(prompt, max_new_tokens=15, stop_ids={7, 8, 9}) for prompt in prompts]
-    got = [handle.ids for handle in fakes.run_requests(engine, asked)]
-    assert got == [reference_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]
+    requests = [fakes.make_request(prompt, max_new_tokens=15, stop_ids={7, 8, 9}) for prompt in prompts]
+    actual = [handle.ids for handle in fakes.run_requests(engine, requests)]
+    assert actual == [reference_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]
     assert tapes.num_replayed > 10
 
 
 def test_beams_in_the_engine(monkeypatch):
     model = tiny.make_random_model(tiny.IDEFICS1)
     prompts = [tiny.make_random_prompt(model, scene) for scene in ("ttt", "1tt")]
-    asked = [fakes.make_request(prompt, max_new_tokens=12, num_beams=3) for prompt in prompts]
-    wanted = [handle.ids for handle in fakes.run_requests(fakes.make_engine(model), asked)]
+    requests = [fakes.make_request(prompt, max_new_tokens=12, num_beams=3) for prompt in prompts]
+    expected = [handle.ids for handle in fakes.run_requests(fakes.make_engine(model), requests)]
     monkeypatch.setattr(
         engine_module,
         "choose_decode_step",
         lambda model, cache, **_: CudaGraphDecode(model, cache, FakeCudaGraphs()),
     )
-    assert [handle.ids for handle in fakes.run_requests(fakes.make_engine(model), asked)] == wanted
+    assert [handle.ids for handle in fakes.run_requests(fakes.make_engine(model), requests)] == expected
 
 
 def make_paged_case(layout, lengths, heads):
@@ -211,14 +211,16 @@ def make_paged_case(layout, lengths, heads):
     shape = (count + 1, layout.num_kv_heads, PAGE_SIZE, layout.head_size)
     keys, values = torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
     q = torch.randn(len(lengths), heads, layout.head_size, generator=rng)
-    wanted = []
+    expected = []
     for row, n in enumerate(lengths):
         k, v = (x[tables[row]].transpose(1, 2).flatten(0, 1)[:n] for x in (keys, values))
         queries = torch.zeros(n, heads, layout.head_size)
         queries[-1] = q[row]
-        wanted.append(DenseAttn(1, sliding_window=layout.sliding_window).self_attention(0, queries, k, v)[-1])
+        expected.append(
+            DenseAttn(1, sliding_window=layout.sliding_window).self_attention(0, queries, k, v)[-1]
+        )
     positions = torch.tensor(lengths) - 1
-    return q, keys, values, torch.tensor(tables, dtype=torch.int32), positions, torch.stack(wanted)
+    return q, keys, values, torch.tensor(tables, dtype=torch.int32), positions, torch.stack(expected)
 
 
 def fake_varlen_attention(q, k, v, starts, cu_seq_k, max_q, max_k, **given):
@@ -256,9 +258,9 @@ def test_rows_attend_to_their_pages(way, window, monkeypatch):
         vocab_size=9,
         sliding_window=window,
     )
-    q, keys, values, tables, positions, wanted = make_paged_case(layout, [1, 16, 17, 70, 33], heads=6)
-    got = way(tables, positions, layout, sdpa_attention)(q, keys, values)
-    torch.testing.assert_close(got, wanted)
+    q, keys, values, tables, positions, expected = make_paged_case(layout, [1, 16, 17, 70, 33], heads=6)
+    actual = way(tables, positions, layout, sdpa_attention)(q, keys, values)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_pages_are_read_in_place_where_torch_does_it_right(monkeypatch):
@@ -336,11 +338,11 @@ def test_cuda_graphs_equal_the_plain_step(raw, dtype):
     def both(some):
         places = some.positions.tolist()
         ids, positions, tables = (x.to(device) for x in (some.ids, some.positions, some.page_tables))
-        asked = DecodeInputs(ids, positions, tables, some.cross_kvs, max(places), min(places))
-        wanted, got = plain(asked), graph(asked)
+        inputs = DecodeInputs(ids, positions, tables, some.cross_kvs, max(places), min(places))
+        expected, actual = plain(inputs), graph(inputs)
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
-        assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
-        return got
+        assert (actual - expected).abs().max() < tolerance * expected.abs().max()
+        return actual
 
     run_decode_steps(both, rows)
 
@@ -349,6 +351,6 @@ def test_cuda_graphs_equal_the_plain_step(raw, dtype):
 def test_the_engine_answers_on_a_gpu():
     model = tiny.make_random_model(tiny.IDEFICS3).cuda()
     prompts = [tiny.make_random_prompt(model, scene) for scene in ("t", "1tt", "tt3", "4t1t")]
-    asked = [fakes.make_request(prompt, max_new_tokens=15, stop_ids={7, 8, 9}) for prompt in prompts]
-    got = [handle.ids for handle in fakes.run_requests(fakes.make_engine(model, batch_rows=3), asked)]
-    assert got == [reference_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]
+    requests = [fakes.make_request(prompt, max_new_tokens=15, stop_ids={7, 8, 9}) for prompt in prompts]
+    actual = [handle.ids for handle in fakes.run_requests(fakes.make_engine(model, batch_rows=3), requests)]
+    assert actual == [reference_greedy(model, prompt, 15, stop_ids={7, 8, 9}) for prompt in prompts]

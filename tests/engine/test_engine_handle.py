@@ -87,7 +87,7 @@ def test_waiting_and_running_requests_may_be_cancelled(monkeypatch):
     wait_until_idle(engine)
 
 
-def test_waiting_may_have_an_end(engine, monkeypatch):
+def test_wait_with_a_timeout(engine, monkeypatch):
     go = PausedEngine(engine, monkeypatch)
     handle = engine.submit(make_request(PROMPT, max_new_tokens=5))
     assert not handle.wait(timeout=0.01)
@@ -159,7 +159,8 @@ def test_an_error_ends_its_own_request_alone(engine, monkeypatch):
     monkeypatch.setattr(engine.model, "encode", picky_encode)
     monkeypatch.setattr(engine.model, "forward", picky_forward)
     good = [
-        engine.submit(make_request(asked, max_new_tokens=9, banned_ids={33}), wait=True) for asked in prompts
+        engine.submit(make_request(prompt, max_new_tokens=9, banned_ids={33}), wait=True)
+        for prompt in prompts
     ]
     bad = [
         engine.submit(one, wait=True)
@@ -176,8 +177,8 @@ def test_an_error_ends_its_own_request_alone(engine, monkeypatch):
         assert handle.is_done and handle.finish_reason is None
     monkeypatch.undo()
     for handle in (*good, more):
-        asked = handle.request.prompt
-        assert handle.result().ids == reference_greedy(engine.model, asked, 9, banned_ids={33})
+        prompt = handle.request.prompt
+        assert handle.result().ids == reference_greedy(engine.model, prompt, 9, banned_ids={33})
     wait_until_idle(engine)
 
 
@@ -243,7 +244,7 @@ def test_asyncio_iterates_awaits_and_cancels(engine):
     wait_until_idle(engine)
 
 
-def test_asyncio_is_told_of_errors(engine, monkeypatch):
+def test_asyncio_raises_errors(engine, monkeypatch):
     monkeypatch.setattr(engine.model, "forward", lambda *given: 1 / 0)
 
     async def wait():

@@ -50,22 +50,22 @@ def test_by_default_it_is_bounded():
     assert kv_cache_bytes(replace(WIDE_LAYOUT, max_positions=2048), 100 * GB) == 2048 * 393_216
 
 
-def test_no_more_than_a_share_of_what_is_free_is_taken_unasked():
+def test_by_default_only_a_fraction_of_free_memory_is_used():
     assert kv_cache_bytes(SMALL_LAYOUT, GB) == approx_in_pages(3 * GB // 10)
-    assert kv_cache_bytes(SMALL_LAYOUT, 50_000_000) == 512 * 46_080, "but a picture can be asked about"
+    assert kv_cache_bytes(SMALL_LAYOUT, 50_000_000) == 512 * 46_080, "enough for a picture"
 
 
-def test_no_more_than_the_rows_can_fill():
+def test_no_more_than_the_sequences_can_fill():
     tiny = replace(SMALL_LAYOUT, max_positions=100)
     assert kv_cache_bytes(tiny, GB, batch_rows=3) == 2 * 3 * 112 * 46_080
     assert kv_cache_bytes(tiny, GB, batch_rows=3, kv_cache=GB) == 2 * 3 * 112 * 46_080
 
 
 @pytest.mark.parametrize(
-    ("asked", "bytes_"), [(GB, GB), (0.25, GB), (4 * GB, 4 * GB), (0.999, 3_996_000_000)]
+    ("kv_cache", "size"), [(GB, GB), (0.25, GB), (4 * GB, 4 * GB), (0.999, 3_996_000_000)]
 )
-def test_what_is_asked_for(asked, bytes_):
-    assert kv_cache_bytes(SMALL_LAYOUT, 4 * GB, kv_cache=asked) == approx_in_pages(bytes_)
+def test_a_configured_size(kv_cache, size):
+    assert kv_cache_bytes(SMALL_LAYOUT, 4 * GB, kv_cache=kv_cache) == approx_in_pages(size)
 
 
 def test_more_than_is_free_is_refused():

@@ -60,7 +60,7 @@ def make_engine_launching_ahead(kind, *, ahead, **config):
 def make_requests(kind):
     """Greedy, sampled and beam requests, different lengths, stop ids, penalties, `on_token`."""
     watched_ids = []
-    asked = [
+    requests = [
         make_request(
             one,
             max_new_tokens=3 + 7 * number % 40,
@@ -70,18 +70,18 @@ def make_requests(kind):
         )
         for number, one in enumerate(make_mixed_prompts(kind))
     ]
-    asked.append(make_request(make_prompt(kind, 5, 6), max_new_tokens=40, num_beams=3))
-    asked.append(
+    requests.append(make_request(make_prompt(kind, 5, 6), max_new_tokens=40, num_beams=3))
+    requests.append(
         make_request(make_prompt(kind, 5, 7), max_new_tokens=40, repetition_penalty=1.7, logprobs=True)
     )
-    asked.append(
+    requests.append(
         make_request(
             make_prompt(kind, 8, 7),
             max_new_tokens=40,
             on_token=lambda id: watched_ids.append(id) or len(watched_ids) > 20,
         )
     )
-    return asked
+    return requests
 
 
 def run_requests_in_engine(kind, *, ahead, **config):
@@ -101,8 +101,8 @@ def run_requests_in_engine(kind, *, ahead, **config):
 def test_answers_are_the_same(kind, config):
     plain, _ = run_requests_in_engine(kind, ahead=False, **config)
     ahead, _ = run_requests_in_engine(kind, ahead=True, **config)
-    for (ids, logprobs), (wanted, thought) in zip(ahead, plain, strict=True):
-        assert ids == wanted
+    for (ids, logprobs), (expected, thought) in zip(ahead, plain, strict=True):
+        assert ids == expected
         assert logprobs == pytest.approx(thought, abs=1e-4)
 
 
@@ -147,26 +147,30 @@ def test_a_launched_step_that_fails_fails_in_its_turn():
     with pytest.raises(RuntimeError, match="no luck"):
         handle.result()
     steps.failing_calls = set()
-    wanted = (
+    expected = (
         make_engine("inline")
         .submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20))
         .result()
         .ids
     )
-    assert engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20)).result().ids == wanted
+    assert (
+        engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20)).result().ids == expected
+    )
     wait_until_idle(engine)
 
 
 def test_a_step_that_fails_once_is_made_again():
     engine, steps = make_engine_launching_ahead("inline", ahead=True)
-    wanted = (
+    expected = (
         make_engine("inline")
         .submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20))
         .result()
         .ids
     )
     steps.failing_calls = {4}
-    assert engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20)).result().ids == wanted
+    assert (
+        engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20)).result().ids == expected
+    )
     wait_until_idle(engine)
 
 
@@ -175,10 +179,10 @@ def test_steps_in_vain_do_not_spoil_the_prefix_cache():
     engine, _ = make_engine_launching_ahead("inline", ahead=True)
     for length in range(1, 2 * PAGE_SIZE + 3):
         ids = [5 + n % 7 for n in range(20)]
-        got = engine.submit(make_request(make_prompt("inline", *ids), max_new_tokens=length)).result().ids
-        again = make_prompt("inline", *ids, *got)
-        wanted = make_engine("inline").submit(make_request(again, max_new_tokens=3)).result().ids
-        assert engine.submit(make_request(again, max_new_tokens=3)).result().ids == wanted
+        actual = engine.submit(make_request(make_prompt("inline", *ids), max_new_tokens=length)).result().ids
+        again = make_prompt("inline", *ids, *actual)
+        expected = make_engine("inline").submit(make_request(again, max_new_tokens=3)).result().ids
+        assert engine.submit(make_request(again, max_new_tokens=3)).result().ids == expected
     wait_until_idle(engine)
 
 

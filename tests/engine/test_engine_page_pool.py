@@ -71,7 +71,7 @@ TestPagePool = PagePoolMachine.TestCase
 TestPagePool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
 
 
-def test_the_longest_unused_page_goes_first_and_ends_before_beginnings():
+def test_eviction_is_least_recently_used_and_last_pages_first():
     pages = PagePool(5)
     row, other = [pages.allocate(), pages.allocate()], [pages.allocate()]
     for number, page in enumerate([*row, *other]):
@@ -82,29 +82,29 @@ def test_the_longest_unused_page_goes_first_and_ends_before_beginnings():
     pages.allocate()  # the one that was never used
     assert pages.allocate() == row[1]
     assert pages.match_prefix([b"\0", b"\1"]) == [row[0]]
-    pages.add_references([row[0]])  # asked for again
+    pages.add_references([row[0]])  # used again
     pages.release([row[0]])
     assert pages.allocate() == other[0]
     assert pages.allocate() == row[0]
     assert pages.num_free_pages == 0 == pages.num_evictable_pages
 
 
-def compute_page_keys(asked, kind="inline", ids=None, length=None):
-    ids = asked.ids if ids is None else ids
-    return PageKeys(asked, kind == "cross_attention").full_page_keys(
+def compute_page_keys(prompt, kind="inline", ids=None, length=None):
+    ids = prompt.ids if ids is None else ids
+    return PageKeys(prompt, kind == "cross_attention").full_page_keys(
         ids, len(ids) if length is None else length
     )
 
 
 def test_keys_are_of_full_pages():
     ids = list(range(40))
-    asked = make_prompt("inline", *ids)
-    assert len(compute_page_keys(asked)) == 2
-    assert len(compute_page_keys(asked, length=16)) == 1
-    assert len(compute_page_keys(asked, length=15)) == 0
+    prompt = make_prompt("inline", *ids)
+    assert len(compute_page_keys(prompt)) == 2
+    assert len(compute_page_keys(prompt, length=16)) == 1
+    assert len(compute_page_keys(prompt, length=15)) == 0
 
 
-def test_equal_beginnings_have_equal_keys_and_others_have_not():
+def test_equal_prefixes_have_equal_keys_and_others_have_not():
     one, other = (
         compute_page_keys(make_prompt("inline", *range(48))),
         compute_page_keys(make_prompt("inline", *range(32), *range(1, 17))),
@@ -135,7 +135,7 @@ def test_cross_attention_keys_include_the_visible_image():
     assert compute_page_keys(seen, "cross_attention")[0] != compute_page_keys(unseen, "cross_attention")[0]
 
 
-def test_an_answer_sees_what_the_prompts_end_saw():
+def test_generated_tokens_attend_to_the_prompts_last_picture():
     cat = make_tiles("cat")
     first, second = (
         make_prompt("cross_attention", 3, cat, *range(5, 12)),
@@ -148,9 +148,9 @@ def test_an_answer_sees_what_the_prompts_end_saw():
 
 @given(before=st.integers(0, 40), frames=st.integers(1, 30), after=st.integers(0, 40))
 def test_a_match_never_ends_within_a_picture(before, frames, after):
-    asked = make_prompt("inline", *[5] * before, make_tiles("wide", frames=frames), *[5] * after)
-    pages = PageKeys(asked, uses_cross_attention=False)
-    for most in range(len(asked) + 1):
+    prompt = make_prompt("inline", *[5] * before, make_tiles("wide", frames=frames), *[5] * after)
+    pages = PageKeys(prompt, uses_cross_attention=False)
+    for most in range(len(prompt) + 1):
         outside = pages.round_down_to_image_boundary(most)
         assert outside <= most
         assert not before < outside < before + 3 * frames
@@ -158,7 +158,7 @@ def test_a_match_never_ends_within_a_picture(before, frames, after):
             assert outside == most, "no more is given up than must be"
 
 
-def test_a_page_serves_as_far_as_it_goes():
+def test_partial_pages_match_their_common_prefix():
     pages, (one, other) = (
         PagePool(5),
         ([(n, "") for n in range(PAGE_SIZE)], [(n, "") for n in range(8)] + [(1, "cat")] * 4),

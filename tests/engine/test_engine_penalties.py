@@ -31,16 +31,16 @@ SETTINGS = [
 
 
 @torch.inference_mode()
-def reference_decode(model, asked, banned=(), tokens=MAX_NEW_TOKENS, **sampling):
+def reference_decode(model, prompt, banned=(), tokens=MAX_NEW_TOKENS, **sampling):
     """Token by token without a batch: ids, log-probabilities, and the top ones at each position."""
-    reference, ids, logprobs, tops = ReferenceModel(model, asked), [], [], []
+    reference, ids, logprobs, tops = ReferenceModel(model, prompt), [], [], []
     for _ in range(tokens):
         logits = model.logits(reference.hidden_states(tuple(ids))[-1:])[0].float()
         for id in banned:
             logits[id] = -torch.inf
         log_probabilities = logits.log_softmax(-1)
         scores = logits.tolist()
-        for id in {*asked.ids, *ids}:
+        for id in {*prompt.ids, *ids}:
             penalty = sampling.get("repetition_penalty", 1.0)
             scores[id] = scores[id] * penalty if scores[id] < 0 else scores[id] / penalty
         for id in range(VOCAB_SIZE):
@@ -59,7 +59,7 @@ def reference_decode(model, asked, banned=(), tokens=MAX_NEW_TOKENS, **sampling)
 
 @KINDS
 @pytest.mark.parametrize("banned", [(), (1, 9, 30)])
-def test_rows_of_a_batch_are_each_what_plain_arithmetic_says(kind, banned):
+def test_rows_of_a_batch_equal_plain_arithmetic(kind, banned):
     engine = make_engine(kind)
     pairs = list(zip(make_mixed_prompts(kind), SETTINGS, strict=False))
     handles = run_requests(
@@ -69,8 +69,8 @@ def test_rows_of_a_batch_are_each_what_plain_arithmetic_says(kind, banned):
             for p, settings in pairs
         ],
     )
-    for handle, (asked, settings) in zip(handles, pairs, strict=True):
-        ids, logprobs, tops = reference_decode(engine.model, asked, banned, **settings)
+    for handle, (prompt, settings) in zip(handles, pairs, strict=True):
+        ids, logprobs, tops = reference_decode(engine.model, prompt, banned, **settings)
         assert handle.ids == ids
         assert handle.logprobs == (pytest.approx(logprobs, abs=1e-4) if settings.get("logprobs") else [])
         assert len(handle.top_logprobs) == (MAX_NEW_TOKENS if settings.get("top_logprobs") else 0)
@@ -79,16 +79,16 @@ def test_rows_of_a_batch_are_each_what_plain_arithmetic_says(kind, banned):
             assert [one.logprob for one in found] == pytest.approx([p for _, p in expected], abs=1e-4)
 
 
-def test_penalties_are_felt():
-    asked = make_prompt("inline", 5, 6, 7)
+def test_penalties_change_answers():
+    prompt = make_prompt("inline", 5, 6, 7)
     free, *others = (
-        reference_decode(make_fake_model("inline"), asked, **settings)[0] for settings in SETTINGS[:6]
+        reference_decode(make_fake_model("inline"), prompt, **settings)[0] for settings in SETTINGS[:6]
     )
     assert all(other != free for other in others), "a setting that changes nothing tests nothing"
 
 
 @KINDS
-def test_counts_go_on_where_rows_change_and_requests_are_read_again(kind):
+def test_counts_survive_changes_of_the_batch_and_preemption(kind):
     """Pages for little more than one of them: they preempt one another, and finish one after another."""
     settings = {"frequency_penalty": 1.5, "presence_penalty": 0.5}
     engine = make_engine(kind, cache_pages=8)
@@ -100,17 +100,17 @@ def test_counts_go_on_where_rows_change_and_requests_are_read_again(kind):
         [make_request(p, max_new_tokens=44 - n, **settings) for n, p in enumerate(prompts)],
     )
     assert sent_away
-    for n, (handle, asked) in enumerate(zip(handles, prompts, strict=True)):
-        assert handle.ids == reference_decode(engine.model, asked, tokens=44 - n, **settings)[0]
+    for n, (handle, prompt) in enumerate(zip(handles, prompts, strict=True)):
+        assert handle.ids == reference_decode(engine.model, prompt, tokens=44 - n, **settings)[0]
 
 
 def test_seeded_draws_with_penalties_do_not_depend_on_neighbours():
-    asked = [
+    requests = [
         make_request(p, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, seed=n, **SETTINGS[n % 6])
         for n, p in enumerate(make_mixed_prompts("inline"))
     ]
-    together = [handle.ids for handle in run_requests(make_engine("inline"), asked)]
-    assert together == [run_requests(make_engine("inline"), [one])[0].ids for one in asked]
+    together = [handle.ids for handle in run_requests(make_engine("inline"), requests)]
+    assert together == [run_requests(make_engine("inline"), [one])[0].ids for one in requests]
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_seeded_draws_with_penalties_do_not_depend_on_neighbours():
         ),
     ],
 )
-def test_mistakes_are_told(settings, message):
+def test_invalid_settings_raise(settings, message):
     with pytest.raises(BadSetting, match=message):
         make_request(make_prompt("inline", 5), **settings)
 
 
-def test_a_bias_of_a_token_that_the_model_lacks_is_told():
+def test_a_bias_of_a_token_outside_the_vocabulary_raises():
     with pytest.raises(
         BadSetting, match=f"token {VOCAB_SIZE}; this model's tokens are 0 to {VOCAB_SIZE - 1}"
     ):

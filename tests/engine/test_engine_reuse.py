@@ -37,10 +37,10 @@ def make_counting_engine(kind, monkeypatch, **config):
     return make_engine(model, **config), passes
 
 
-def assert_equals_reference(engine, asked, tokens=8):
-    (one,) = run_requests(engine, [make_request(asked, max_new_tokens=tokens)])
+def assert_equals_reference(engine, prompt, tokens=8):
+    (one,) = run_requests(engine, [make_request(prompt, max_new_tokens=tokens)])
     assert one.ids == reference_greedy(
-        make_fake_model("cross_attention" if engine.model.uses_cross_attention else "inline"), asked, tokens
+        make_fake_model("cross_attention" if engine.model.uses_cross_attention else "inline"), prompt, tokens
     )
     return one
 
@@ -57,7 +57,7 @@ def test_a_second_question_reuses_the_picture(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("frames", range(1, 7))
-def test_only_the_question_is_read_wherever_the_picture_ends(kind, frames, monkeypatch):
+def test_only_the_question_is_computed_wherever_the_picture_ends(kind, frames, monkeypatch):
     """Although its last page holds the first question too, or is not full, or is still being written."""
     engine, passes = make_counting_engine(kind, monkeypatch)
     shown = make_tiles("wide", frames=1 if kind == "cross_attention" else frames)
@@ -67,10 +67,10 @@ def test_only_the_question_is_read_wherever_the_picture_ends(kind, frames, monke
     assert_equals_reference(engine, make_prompt(kind, *begin, 42, 43, 44))
     assert sum(passes) - before == 3
     rows = [make_prompt(kind, *begin, 40, 45 - n) for n in range(3)]
-    for row, asked in zip(
+    for row, prompt in zip(
         run_requests(engine, [make_request(one, max_new_tokens=20) for one in rows]), rows, strict=True
     ):
-        assert row.ids == reference_greedy(make_fake_model(kind), asked, 20)
+        assert row.ids == reference_greedy(make_fake_model(kind), prompt, 20)
     assert sum(passes) - before == 3 + 3
 
 
@@ -93,24 +93,24 @@ def test_another_picture_in_the_same_place_is_no_match(kind, monkeypatch):
 
 def test_shots_are_computed_once_for_concurrent_requests(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch, batch_rows=6)
-    asked = [
+    prompts = [
         make_prompt(kind, *SHOT_IDS, make_tiles("cat"), 5, *SHOT_IDS, n, make_tiles("dog"), n)
         for n in range(3, 9)
     ]
-    rows = run_requests(engine, [make_request(one, max_new_tokens=5) for one in asked])
-    assert [row.ids for row in rows] == [reference_greedy(make_fake_model(kind), one, 5) for one in asked]
-    assert sum(passes) < len(asked[0]) + 5 * 25
+    rows = run_requests(engine, [make_request(one, max_new_tokens=5) for one in prompts])
+    assert [row.ids for row in rows] == [reference_greedy(make_fake_model(kind), one, 5) for one in prompts]
+    assert sum(passes) < len(prompts[0]) + 5 * 25
     assert sum(engine.model.frames_per_encode) == 2
 
 
 def test_many_answers_to_one_prompt_share_it(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch, batch_rows=8)
-    asked = make_prompt(kind, *SHOT_IDS, make_tiles("cat"), *SHOT_IDS)
+    prompt = make_prompt(kind, *SHOT_IDS, make_tiles("cat"), *SHOT_IDS)
     rows = run_requests(
-        engine, [make_request(asked, max_new_tokens=9, temperature=1.5, seed=n) for n in range(8)]
+        engine, [make_request(prompt, max_new_tokens=9, temperature=1.5, seed=n) for n in range(8)]
     )
     assert len({tuple(row.ids) for row in rows}) > 1
-    assert sum(passes) <= len(asked) + 7 * 32
+    assert sum(passes) <= len(prompt) + 7 * 32
 
 
 def test_the_turns_of_a_chat_are_computed_once(kind, monkeypatch):
@@ -124,22 +124,22 @@ def test_the_turns_of_a_chat_are_computed_once(kind, monkeypatch):
 
 def test_scoring_reuses_the_cached_prompt(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch)
-    asked = make_prompt(kind, *SHOT_IDS, make_tiles("cat"), *SHOT_IDS)
-    assert_equals_reference(engine, asked)
+    prompt = make_prompt(kind, *SHOT_IDS, make_tiles("cat"), *SHOT_IDS)
+    assert_equals_reference(engine, prompt)
     before = sum(passes)
-    scores = engine.score(asked, [[5, 6], [5, 7]])
-    fresh = make_engine(kind).score(asked, [[5, 6], [5, 7]])
+    scores = engine.score(prompt, [[5, 6], [5, 7]])
+    fresh = make_engine(kind).score(prompt, [[5, 6], [5, 7]])
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(fresh), rtol=0, atol=1e-5)
     assert sum(passes) - before <= 16 + 1
 
 
 def test_cleared_caches_are_computed_again(kind, monkeypatch):
     engine, passes = make_counting_engine(kind, monkeypatch)
-    asked = make_prompt(kind, make_tiles("cat"), *SHOT_IDS)
+    prompt = make_prompt(kind, make_tiles("cat"), *SHOT_IDS)
     for _ in range(2):
-        assert_equals_reference(engine, asked)
+        assert_equals_reference(engine, prompt)
         engine.clear_caches()
-    assert passes == [len(asked)] * 2
+    assert passes == [len(prompt)] * 2
     assert sum(engine.model.frames_per_encode) == 2
 
 
@@ -179,10 +179,10 @@ def test_a_picture_that_fails_is_not_cached(kind, times, monkeypatch):
     monkeypatch.setattr(type(engine.encoder_cache), "_complete_image", fails)
     assert_equals_reference(engine, make_prompt(kind, make_tiles("cat"), 5))
     for _ in range(3):
-        asked = make_prompt(kind, 7, make_tiles("dog"), 6, make_tiles("bird"), 8)
-        handle = engine.submit(make_request(asked, max_new_tokens=8))
+        prompt = make_prompt(kind, 7, make_tiles("dog"), 6, make_tiles("bird"), 8)
+        handle = engine.submit(make_request(prompt, max_new_tokens=8))
         try:
-            assert handle.result().ids == reference_greedy(make_fake_model(kind), asked, 8)
+            assert handle.result().ids == reference_greedy(make_fake_model(kind), prompt, 8)
         except ValueError:
             assert times > 1
         wait_until_idle(engine)
@@ -196,7 +196,7 @@ def test_a_picture_that_fails_is_not_cached(kind, times, monkeypatch):
 def test_no_page_no_reuse():
     """With pages for one request only, the next one evicts the cached pages."""
     engine = make_engine("inline", cache_pages=5)
-    asked = [make_prompt("inline", n, *SHOT_IDS) for n in (3, 4, 3)]
-    for one in asked:
+    prompts = [make_prompt("inline", n, *SHOT_IDS) for n in (3, 4, 3)]
+    for one in prompts:
         assert_equals_reference(engine, one)
     assert engine.scheduler.page_pool.num_free_pages == 4

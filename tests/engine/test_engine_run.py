@@ -36,8 +36,8 @@ def run_rows(engine, rows):
 def test_the_engine_equals_the_reference(kind, batch_rows):
     engine = make_engine(kind, batch_rows=batch_rows, encode_frames=2)
     prompts = make_mixed_prompts(kind)
-    fast = run_rows(engine, [make_request(asked, max_new_tokens=20, stop_ids={3, 31}) for asked in prompts])
-    slow = [reference_greedy(engine.model, asked, 20, stop_ids={3, 31}) for asked in prompts]
+    fast = run_rows(engine, [make_request(prompt, max_new_tokens=20, stop_ids={3, 31}) for prompt in prompts])
+    slow = [reference_greedy(engine.model, prompt, 20, stop_ids={3, 31}) for prompt in prompts]
     assert fast == slow
     assert len({len(ids) for ids in fast}) > 1, "rows should leave the batch at different times"
 
@@ -52,15 +52,15 @@ def test_any_batch_equals_the_reference(data, kind):
     ]
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=len(prompts), max_size=len(prompts)))
     engine = make_engine(kind, batch_rows=data.draw(st.integers(1, 4)))
-    rows = [make_request(asked, max_new_tokens=n) for asked, n in zip(prompts, lengths, strict=True)]
-    slow = [reference_greedy(engine.model, asked, n) for asked, n in zip(prompts, lengths, strict=True)]
+    rows = [make_request(prompt, max_new_tokens=n) for prompt, n in zip(prompts, lengths, strict=True)]
+    slow = [reference_greedy(engine.model, prompt, n) for prompt, n in zip(prompts, lengths, strict=True)]
     assert run_rows(engine, rows) == slow
 
 
 def test_a_picture_changes_the_answer(kind):
     engine = make_engine(kind)
-    asked = [make_prompt(kind, make_tiles(name), 4, 5) for name in ("cat", "dog", "bird")]
-    answers = run_rows(engine, [make_request(one, max_new_tokens=8) for one in asked])
+    prompts = [make_prompt(kind, make_tiles(name), 4, 5) for name in ("cat", "dog", "bird")]
+    answers = run_rows(engine, [make_request(one, max_new_tokens=8) for one in prompts])
     assert len(set(map(tuple, answers))) == 3
 
 
@@ -74,7 +74,7 @@ def test_a_token_sees_the_picture_before_it_and_no_other():
     assert (both[4] - cat[4]).abs().max() > 0.1
 
 
-def test_a_picture_is_read_once_a_run(kind):
+def test_a_picture_is_encoded_once(kind):
     engine = make_engine(kind, batch_rows=2)
     cat, dog = make_tiles("cat"), make_tiles("dog")
     prompts = [
@@ -84,12 +84,12 @@ def test_a_picture_is_read_once_a_run(kind):
         make_prompt(kind, 8),
         make_prompt(kind, cat, 9, dog),
     ]
-    run_rows(engine, [make_request(asked, max_new_tokens=6) for asked in prompts])
+    run_rows(engine, [make_request(prompt, max_new_tokens=6) for prompt in prompts])
     assert sum(engine.model.frames_per_encode) == 2
     assert sum(engine.model.images_per_cross_kv) == (2 if kind == "cross_attention" else 0)
 
 
-def test_words_alone_never_enter_the_vision_tower(kind):
+def test_text_only_prompts_never_enter_the_vision_tower(kind):
     engine = make_engine(kind)
     run_rows(
         engine,
@@ -142,62 +142,62 @@ def test_without_a_seed_answers_differ(kind):
 
 def test_a_repetition_penalty_acts_on_prompt_and_answer(kind):
     engine = make_engine(kind)
-    asked = make_prompt(kind, make_tiles("cat"), 5, 6)
-    harsh = make_request(asked, max_new_tokens=20, repetition_penalty=10.0, banned_ids={IMAGE_TOKEN_ID})
-    free, penalised = run_rows(engine, [make_request(asked, max_new_tokens=20), harsh])
+    prompt = make_prompt(kind, make_tiles("cat"), 5, 6)
+    harsh = make_request(prompt, max_new_tokens=20, repetition_penalty=10.0, banned_ids={IMAGE_TOKEN_ID})
+    free, penalised = run_rows(engine, [make_request(prompt, max_new_tokens=20), harsh])
     assert len(set(free)) < len(free)
     assert len(set(penalised)) == 20
-    assert not set(penalised) & set(asked.ids)
+    assert not set(penalised) & set(prompt.ids)
 
 
 def test_logits_are_the_uncached_models(kind):
     engine = make_engine(kind)
-    asked = make_mixed_prompts(kind)[4]
-    logits = engine.logits(asked)
-    assert logits.shape == (len(asked), VOCAB_SIZE)
+    prompts = make_mixed_prompts(kind)[4]
+    logits = engine.logits(prompts)
+    assert logits.shape == (len(prompts), VOCAB_SIZE)
     assert logits.dtype == torch.float32
     assert not logits.is_inference()
-    assert logits[-1].argmax() == reference_greedy(engine.model, asked, 1)[0]
+    assert logits[-1].argmax() == reference_greedy(engine.model, prompts, 1)[0]
 
 
 @pytest.mark.parametrize("step_tokens", [1, 5, 16, 17])
-def test_long_prompts_are_read_in_chunks(kind, step_tokens, monkeypatch):
+def test_long_prompts_are_computed_in_chunks(kind, step_tokens, monkeypatch):
     monkeypatch.setattr("idefics.engine.scheduler_output.IDLE_PREFILL_FACTOR", 1)
     engine = make_engine(kind, step_tokens=step_tokens)
     prompts = make_mixed_prompts(kind)
-    assert run_rows(engine, [make_request(asked, max_new_tokens=21) for asked in prompts]) == [
-        reference_greedy(engine.model, asked, 21) for asked in prompts
+    assert run_rows(engine, [make_request(prompt, max_new_tokens=21) for prompt in prompts]) == [
+        reference_greedy(engine.model, prompt, 21) for prompt in prompts
     ]
 
 
 def test_frames_are_encoded_in_batches_by_size():
     engine = make_engine("inline", encode_frames=7)
-    asked = make_prompt(
+    prompt = make_prompt(
         "inline", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
     )
-    assert run_rows(engine, [make_request(asked, max_new_tokens=6)]) == [
-        reference_greedy(make_fake_model("inline"), asked, 6)
+    assert run_rows(engine, [make_request(prompt, max_new_tokens=6)]) == [
+        reference_greedy(make_fake_model("inline"), prompt, 6)
     ]
     assert engine.model.frames_per_encode == [5, 2]
 
 
 def test_few_frames_are_encoded_in_a_step():
     engine = make_engine("inline", encode_frames=3)
-    asked = make_prompt(
+    prompt = make_prompt(
         "inline", make_tiles("wide", frames=4), 5, make_tiles("odd", frames=2, size=9), make_tiles("cat")
     )
-    assert run_rows(engine, [make_request(asked, max_new_tokens=6)]) == [
-        reference_greedy(make_fake_model("inline"), asked, 6)
+    assert run_rows(engine, [make_request(prompt, max_new_tokens=6)]) == [
+        reference_greedy(make_fake_model("inline"), prompt, 6)
     ]
     assert engine.model.frames_per_encode == [3, 1, 2, 1]
 
 
 def test_a_stop_id_ends_the_answer_and_is_no_part_of_it(kind):
     engine = make_engine(kind)
-    asked = make_prompt(kind, 5, 6, 7)
-    free = reference_greedy(engine.model, asked, 12)
+    prompt = make_prompt(kind, 5, 6, 7)
+    free = reference_greedy(engine.model, prompt, 12)
     stop = free[5]
-    (one,) = run_requests(engine, [make_request(asked, max_new_tokens=12, stop_ids={stop}, logprobs=True)])
+    (one,) = run_requests(engine, [make_request(prompt, max_new_tokens=12, stop_ids={stop}, logprobs=True)])
     assert one.ids == free[: free.index(stop)]
     assert one.finish_reason == "stop"
     assert len(one.logprobs) == len(one.ids)
@@ -248,7 +248,7 @@ def test_an_empty_prompt_and_foreign_ids_are_refused(kind):
         engine.logits(make_prompt(kind, 5, VOCAB_SIZE))
 
 
-def test_a_watcher_ends_its_answer_at_once(kind):
+def test_on_token_ends_its_answer_at_once(kind):
     engine = make_engine(kind, batch_rows=3)
     prompts = make_mixed_prompts(kind)[1:4]
     seen = []
@@ -256,17 +256,17 @@ def test_a_watcher_ends_its_answer_at_once(kind):
     rows = run_requests(
         engine,
         [
-            make_request(asked, max_new_tokens=8, on_token=w)
-            for asked, w in zip(prompts, (None, watch, None), strict=True)
+            make_request(prompt, max_new_tokens=8, on_token=w)
+            for prompt, w in zip(prompts, (None, watch, None), strict=True)
         ],
     )
-    slow = [reference_greedy(engine.model, asked, 8) for asked in prompts]
+    slow = [reference_greedy(engine.model, prompt, 8) for prompt in prompts]
     assert [one.ids for one in rows] == [slow[0], slow[1][:3], slow[2]]
     assert seen == rows[1].ids
     assert [one.finish_reason for one in rows] == ["length", "stop", "length"]
 
 
-def test_a_watcher_may_end_the_last_token():
+def test_on_token_may_end_the_answer_at_the_last_token():
     """A stop string may be seen in the last token that the limit allows."""
     seen = []
     watch = lambda id: seen.append(id) or len(seen) == 2  # noqa: E731
@@ -279,17 +279,17 @@ def test_a_watcher_may_end_the_last_token():
 def test_log_probabilities_are_the_models_own(kind):
     """Before temperature and penalty, after banning, and only for requests with `logprobs`."""
     engine = make_engine(kind)
-    asked = make_prompt(kind, make_tiles("cat"), 5, 6)
+    prompt = make_prompt(kind, make_tiles("cat"), 5, 6)
     sampling = {"max_new_tokens": 6, "temperature": 0.7, "repetition_penalty": 1.3, "top_k": 5, "seed": 3}
     one, other = run_requests(
         engine,
         [
-            make_request(asked, banned_ids={IMAGE_TOKEN_ID, 8}, logprobs=True, **sampling),
-            make_request(asked, max_new_tokens=6),
+            make_request(prompt, banned_ids={IMAGE_TOKEN_ID, 8}, logprobs=True, **sampling),
+            make_request(prompt, max_new_tokens=6),
         ],
     )
     whole = make_prompt(kind, make_tiles("cat"), 5, 6, *one.ids)
-    logits = engine.logits(whole)[len(asked) - 1 : -1]
+    logits = engine.logits(whole)[len(prompt) - 1 : -1]
     logits[:, [IMAGE_TOKEN_ID, 8]] = -torch.inf
     expected = logits.log_softmax(-1)[range(6), one.ids]
     torch.testing.assert_close(torch.tensor(one.logprobs), expected, rtol=0, atol=1e-4)
@@ -299,16 +299,16 @@ def test_log_probabilities_are_the_models_own(kind):
 def test_half_precision_models_run_in_their_own_dtype(kind):
     model = make_fake_model(kind).to(torch.bfloat16)
     engine = make_engine(model)
-    asked = make_prompt(kind, make_tiles("cat"), 5, 6)
-    (one,) = run_requests(engine, [make_request(asked, max_new_tokens=5, logprobs=True)])
-    assert one.ids == reference_greedy(model, asked, 5)
-    assert engine.logits(asked).dtype == torch.float32
+    prompt = make_prompt(kind, make_tiles("cat"), 5, 6)
+    (one,) = run_requests(engine, [make_request(prompt, max_new_tokens=5, logprobs=True)])
+    assert one.ids == reference_greedy(model, prompt, 5)
+    assert engine.logits(prompt).dtype == torch.float32
 
 
 @pytest.mark.gpu
 def test_a_gpu_answers_as_the_cpu_does(kind):
     prompts = make_mixed_prompts(kind)
-    rows = [[make_request(asked, max_new_tokens=12) for asked in prompts] for _ in range(2)]
+    rows = [[make_request(prompt, max_new_tokens=12) for prompt in prompts] for _ in range(2)]
     on_cpu = run_rows(make_engine(kind), rows[0])
     on_gpu = run_rows(make_engine(make_fake_model(kind).cuda()), rows[1])
     assert on_cpu == on_gpu

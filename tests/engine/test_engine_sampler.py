@@ -132,7 +132,7 @@ def test_samples_follow_the_probabilities():
 
 
 @pytest.mark.parametrize("point", [0.0, 1.0])  # the latter by rounding only
-def test_what_may_not_be_said_is_not_drawn_at_the_ends_either(monkeypatch, point):
+def test_masked_tokens_are_not_sampled_at_the_limits_either(monkeypatch, point):
     logits = torch.randn(64, VOCAB_SIZE)
     logits[:, :3] = logits[:, -3:] = -torch.inf
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda x, generator: x.fill_(point))
@@ -140,12 +140,12 @@ def test_what_may_not_be_said_is_not_drawn_at_the_ends_either(monkeypatch, point
     assert set(ids.tolist()) == {3 if point == 0 else VOCAB_SIZE - 4}
 
 
-def test_a_broken_models_rows_end_as_others_do():
+def test_nan_logits_give_a_valid_id():
     logits = torch.full((1, VOCAB_SIZE), torch.nan)
     assert make_sampler(make_request(temperature=1.0)).sample(logits).ids.item() < VOCAB_SIZE
 
 
-def test_a_row_draws_alone_as_it_draws_in_company():
+def test_a_seeded_row_samples_the_same_in_any_batch():
     logits = torch.randn(3, VOCAB_SIZE)
     requests = [make_request(temperature=1.0, seed=seed) for seed in (5, 6, 7)]
     together = make_sampler(*requests)
@@ -199,7 +199,7 @@ def test_the_penalty_follows_the_answer_and_the_rows():
     assert rows.sample(logits[:1]).ids.tolist() == [7]  # and 8 in the answer
 
 
-def test_log_probabilities_are_of_what_may_be_said():
+def test_logprobs_exclude_banned_ids():
     logits = torch.randn(1, VOCAB_SIZE)
     chosen = make_sampler(make_request(banned={4, 5}, temperature=0.1, seed=1, logprobs=True)).sample(logits)
     allowed = logits.index_fill(1, torch.tensor([4, 5]), -torch.inf).log_softmax(-1)

@@ -281,8 +281,8 @@ def test_running_answers_flow_while_a_long_prompt_is_read():
 
 def test_the_latest_is_preempted_with_the_same_answer():
     steps = SchedulerSimulation(pages=7, rows=4)
-    asked = [make_prompt("inline", *range(n, n + 20)) for n in (3, 30, 60)]
-    jobs = [steps.submit(make_request(one, max_new_tokens=40)) for one in asked]
+    prompts = [make_prompt("inline", *range(n, n + 20)) for n in (3, 30, 60)]
+    jobs = [steps.submit(make_request(one, max_new_tokens=40)) for one in prompts]
     sent_away = set()
     while steps.scheduler.is_busy:
         running = set(steps.scheduler.running)
@@ -290,7 +290,7 @@ def test_the_latest_is_preempted_with_the_same_answer():
         sent_away |= {job for job in running if job in steps.scheduler.waiting}
         assert jobs[0] not in sent_away, "the earliest stays"
     assert sent_away
-    assert [job.handle.ids for job in jobs] == [expected_answer(one, 40) for one in asked]
+    assert [job.handle.ids for job in jobs] == [expected_answer(one, 40) for one in prompts]
 
 
 def test_a_shared_prefix_is_computed_once_for_concurrent_requests():
@@ -323,9 +323,9 @@ def test_the_turns_of_a_chat_are_computed_once():
 
 def test_few_frames_a_step_and_each_picture_once():
     steps = SchedulerSimulation(frames=2, pages=60, tokens=100)
-    asked = make_prompt("inline", 3, make_tiles("a", frames=5), 4)
+    prompt = make_prompt("inline", 3, make_tiles("a", frames=5), 4)
     for _ in range(2):
-        steps.submit(make_request(asked, max_new_tokens=1))
+        steps.submit(make_request(prompt, max_new_tokens=1))
     plans = [steps.step() for _ in range(3)]
     assert [sum(count for _, count in plan.encoder_inputs) for plan in plans] == [2, 2, 1]
     assert plans[0].prefill_chunks[0][1:3] == (0, 1), "what stands before the picture need not wait"
@@ -353,7 +353,7 @@ def test_the_queue_is_bounded():
     steps.submit(make_request(make_prompt("inline", 3), max_new_tokens=2))
 
 
-def test_an_error_of_a_watcher_is_its_own():
+def test_an_error_of_on_token_fails_its_request_only():
     def watch(id):
         raise LookupError("mine")
 

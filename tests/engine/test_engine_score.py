@@ -43,8 +43,10 @@ def assert_same(scores, expected):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", range(10))
 def test_scores_equal_the_slow_reference(kind, which):
-    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[which]
-    assert_same(make_engine(model).score(asked, CONTINUATIONS), reference_scores(model, asked, CONTINUATIONS))
+    model, prompt = make_fake_model(kind), make_mixed_prompts(kind)[which]
+    assert_same(
+        make_engine(model).score(prompt, CONTINUATIONS), reference_scores(model, prompt, CONTINUATIONS)
+    )
 
 
 def count_forward_passes(model, monkeypatch):
@@ -56,37 +58,37 @@ def count_forward_passes(model, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [1, 5, 9])
 def test_groups_and_logits_may_be_cut(kind, most, monkeypatch):
-    model, asked = make_fake_model(kind), make_mixed_prompts(kind)[4]
-    whole = make_engine(kind).score(asked, CONTINUATIONS)
+    model, prompt = make_fake_model(kind), make_mixed_prompts(kind)[4]
+    whole = make_engine(kind).score(prompt, CONTINUATIONS)
     monkeypatch.setattr(continuation_scores.ContinuationScores.__init__, "__defaults__", (most,))
     monkeypatch.setattr(continuation_scores.ContinuationScores.score_group, "__defaults__", (2,))
     passes = count_forward_passes(model, monkeypatch)
-    assert_same(make_engine(model, step_tokens=max(most, len(asked))).score(asked, CONTINUATIONS), whole)
+    assert_same(make_engine(model, step_tokens=max(most, len(prompt))).score(prompt, CONTINUATIONS), whole)
     # 5, then 6 7 for two endings, then the longest ending's 7 tokens, alone where it is too long.
     read = {1: [1, 2, 7], 5: [3, 7], 9: [3, 7]}[most]
     assert sum(passes[1:]) == sum(read)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_common_beginnings_are_read_once(kind, monkeypatch):
+def test_shared_prefixes_are_computed_once(kind, monkeypatch):
     model = make_fake_model(kind)
     passes = count_forward_passes(model, monkeypatch)
-    asked = make_prompt(kind, make_tiles("cat"), 4, 5)
+    prompt = make_prompt(kind, make_tiles("cat"), 4, 5)
     endings = [[n % VOCAB_SIZE, n % 7, n % 11, n % 13] for n in range(300)]
-    scores = make_engine(model).score(asked, endings)
+    scores = make_engine(model).score(prompt, endings)
     beginnings = {tuple(ending[:n]) for ending in endings for n in (1, 2, 3)}
-    assert passes == [len(asked), len(beginnings)]
+    assert passes == [len(prompt), len(beginnings)]
     assert len(beginnings) < 3 * 300
     assert sum(model.frames_per_encode) == 1
-    assert_same(scores[200:210], reference_scores(model, asked, endings[200:210]))
+    assert_same(scores[200:210], reference_scores(model, prompt, endings[200:210]))
 
 
 def test_single_tokens_need_no_second_pass(monkeypatch):
     model = make_fake_model("inline")
     passes, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
-    asked = make_prompt("inline", 4, 5)
-    scores = make_engine(model).score(asked, [[n] for n in range(VOCAB_SIZE)])
+    prompt = make_prompt("inline", 4, 5)
+    scores = make_engine(model).score(prompt, [[n] for n in range(VOCAB_SIZE)])
     assert passes == [2]
     assert sum(torch.tensor(scores).exp()).item() == pytest.approx(1)
 
@@ -108,7 +110,7 @@ def test_continuations_must_fit_and_be_in_the_vocabulary():
 
 
 @pytest.mark.parametrize("most", [1, 5, 12, 100])
-def test_no_more_tokens_than_may_be_are_read_at_once(most):
+def test_groups_have_at_most_max_group_tokens(most):
     """Unless one continuation alone is longer."""
     endings = [(7,) * 3, (7, 7, 8, 9), (5, 6), *((n, n, n, n) for n in range(10, 16)), (4,) * 20, (3,)]
     found = continuation_scores.ContinuationScores(endings, torch.zeros(47), 0, max_group_tokens=most)

@@ -49,9 +49,9 @@ class ParityConstraint:
 
 
 @torch.inference_mode()
-def reference_constrained_decode(model, asked, tokens=MAX_NEW_TOKENS, banned=(), frequency_penalty=0.0):
+def reference_constrained_decode(model, prompt, tokens=MAX_NEW_TOKENS, banned=(), frequency_penalty=0.0):
     """The reference, token by token: ids and their log-probabilities."""
-    reference, rule, logprobs = ReferenceModel(model, asked), ParityConstraint(), []
+    reference, rule, logprobs = ReferenceModel(model, prompt), ParityConstraint(), []
     for _ in range(tokens):
         logits = model.logits(reference.hidden_states(tuple(rule.ids))[-1:])[0].float()
         logits[list(banned)] = -torch.inf
@@ -63,9 +63,9 @@ def reference_constrained_decode(model, asked, tokens=MAX_NEW_TOKENS, banned=(),
     return rule.ids, logprobs
 
 
-def make_constrained_request(asked, constraint, banned=(), **sampling):
+def make_constrained_request(prompt, constraint, banned=(), **sampling):
     sampling = Sampling(**{"max_new_tokens": MAX_NEW_TOKENS, "logprobs": True, **sampling})
-    return Request(asked, sampling, banned_ids=frozenset(banned), constraint=constraint)
+    return Request(prompt, sampling, banned_ids=frozenset(banned), constraint=constraint)
 
 
 @KINDS
@@ -77,12 +77,12 @@ def test_every_row_follows_its_own_constraint_and_other_rows_none(kind, ahead, c
     engine.scheduler._preempt = lambda job: (sent_away.append(job), preempt(job))
     prompts, guides = make_mixed_prompts(kind), [ParityConstraint() for _ in make_mixed_prompts(kind)]
     tokens = [MAX_NEW_TOKENS + 2 * n for n in range(len(prompts))]
-    asked = [
+    requests = [
         make_constrained_request(p, g, max_new_tokens=n)
         for p, g, n in zip(prompts, guides, tokens, strict=True)
     ]
     free = [make_request(p, max_new_tokens=n, logprobs=True) for p, n in zip(prompts, tokens, strict=True)]
-    handles = run_requests(engine, [one for pair in zip(asked, free, strict=True) for one in pair])
+    handles = run_requests(engine, [one for pair in zip(requests, free, strict=True) for one in pair])
     assert bool(sent_away) == bool(config)
     for handle, asked_for, guide, n in zip(handles[::2], prompts, guides, tokens, strict=True):
         ids, logprobs = reference_constrained_decode(engine.model, asked_for, tokens=n)
@@ -99,10 +99,10 @@ def test_penalties_and_banned_ids_hold_too(kind):
     """Penalties count the replaced id, not the sampled one."""
     engine, prompts = make_engine(kind), make_mixed_prompts(kind)[:4]
     banned = (0, 1, 8, 21)
-    asked = [
+    requests = [
         make_constrained_request(p, ParityConstraint(), banned=banned, frequency_penalty=1.0) for p in prompts
     ]
-    for handle, one in zip(run_requests(engine, asked), prompts, strict=True):
+    for handle, one in zip(run_requests(engine, requests), prompts, strict=True):
         ids, logprobs = reference_constrained_decode(engine.model, one, banned=banned, frequency_penalty=1.0)
         assert handle.ids == ids
         assert handle.logprobs == pytest.approx(logprobs, abs=1e-4)
@@ -114,10 +114,10 @@ def test_a_constraint_that_fails_ends_its_own_request_only(ahead):
     good, bad, worse = ParityConstraint(), ParityConstraint(fails_at=3), ParityConstraint()
     worse.accept_token = lambda id, room: 1 / 0
     prompts = make_mixed_prompts("inline")[:4]
-    asked = [make_constrained_request(p, g) for p, g in zip(prompts[:3], (good, bad, worse), strict=True)]
+    requests = [make_constrained_request(p, g) for p, g in zip(prompts[:3], (good, bad, worse), strict=True)]
     with engine.condition:
         handles = [
-            engine.submit(one) for one in [*asked, make_request(prompts[3], max_new_tokens=MAX_NEW_TOKENS)]
+            engine.submit(one) for one in [*requests, make_request(prompts[3], max_new_tokens=MAX_NEW_TOKENS)]
         ]
     with pytest.raises(BadSetting, match="no way on"):
         handles[1].result()
@@ -129,15 +129,15 @@ def test_a_constraint_that_fails_ends_its_own_request_only(ahead):
 
 
 def test_drawn_answers_follow_it_and_are_repeatable():
-    asked = make_mixed_prompts("inline")[:3]
+    prompts = make_mixed_prompts("inline")[:3]
 
     def drawn():
-        rules = [ParityConstraint() for _ in asked]
+        rules = [ParityConstraint() for _ in prompts]
         handles = run_requests(
             make_engine("inline"),
             [
                 make_constrained_request(p, r, temperature=1.5, seed=4)
-                for p, r in zip(asked, rules, strict=True)
+                for p, r in zip(prompts, rules, strict=True)
             ],
         )
         assert all(id % 2 == n % 2 for handle in handles for n, id in enumerate(handle.ids))

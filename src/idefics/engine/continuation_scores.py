@@ -46,7 +46,7 @@ class CandidateTrie:
 
     @property
     def ids(self) -> Tensor:
-        """(N,) int64: the token id of each node."""
+        """(N,) int64: the token id of each node, in order of creation."""
         return torch.tensor([path[-1] for path in self._node_by_path])
 
     @property

@@ -46,7 +46,7 @@ class RequestHandle:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has finished or failed."""
+        """Whether the request has finished, failed or been cancelled."""
         return self.finish_reason is not None or self.error is not None
 
     @property

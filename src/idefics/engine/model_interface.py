@@ -38,7 +38,7 @@ class VLM(Protocol):
         ...
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings, (N,) ids -> (N, D)."""
+        """The embeddings of tokens: (N,) ids -> (N, D)."""
         ...
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:

@@ -40,7 +40,7 @@ class SampledTokens(NamedTuple):
 
 
 class Sampler:
-    """The sampling settings of R rows as tensors. A new one is created when the rows change.
+    """Samples the next tokens of R rows, whose settings it holds as tensors. A new one is made when the rows change.
 
     Each row has its own random generator: a seeded answer does not depend on the other rows.
 
@@ -63,9 +63,7 @@ class Sampler:
         self.present_mask: Tensor | None = None  # (R, V) ids of prompt and answer, for repetition penalties
         if any(request.sampling.repetition_penalty != 1 for request in requests):
             self.present_mask = self._stack_token_masks(ids)
-        self.output_counts: Tensor | None = (
-            None  # (R, V) counts of ids of the answer, for the other penalties
-        )
+        self.output_counts: Tensor | None = None  # (R, V) how often each id is in the answer, for the others
         if any(_needs_output_counts(request.sampling) for request in requests):
             self.output_counts = self._count_output_tokens(ids)
         self._prepare_settings()

@@ -26,7 +26,7 @@ def forbidden_token_mask(bitmasks: Sequence[bytes], vocab_size: int, device: tor
 
 
 def token_mask(ids: Collection[int], vocab_size: int, device: torch.device) -> Tensor:
-    """A mask of the given ids: (V,) bool."""
+    """(V,) bool: true at the given ids, which are below V."""
     mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
     mask[torch.tensor(list(ids), dtype=torch.long, device=device)] = True
     return mask
