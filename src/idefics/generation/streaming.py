@@ -162,7 +162,7 @@ class Stream:
     Leaving the loop early, or `close`, cancels the rest; `answer` then holds what was read. A stream is read once,
     either by iterating it or, in asyncio, by `deltas`. It is a context manager that closes itself.
 
-    Example:
+    Examples:
         >>> with vlm.ask("photo.jpg", "What is this?", stream=True) as stream:
         ...     for text in stream:
         ...         print(text, end="")
@@ -199,7 +199,7 @@ class Stream:
         Raises:
             IdeficsError: the request failed; raised after the parts that were generated before.
 
-        Example:
+        Examples:
             >>> async for delta in vlm.submit(prompt).deltas():
             ...     print(delta.text, delta.tokens)
         """

@@ -104,7 +104,7 @@ class TextGenerationMixin:
             BadRequest: a picture, a prompt or an option is wrong.
             RequestTimeout: `timeout` is over.
 
-        Example:
+        Examples:
             >>> vlm.generate(["photo.jpg", "This is an image of"], max_new_tokens=20).text
         """
         start_time = time.perf_counter()
@@ -196,7 +196,7 @@ class TextGenerationMixin:
             BadRequest: a picture, a message or an option is wrong.
             RequestTimeout: `timeout` is over.
 
-        Example:
+        Examples:
             >>> vlm.chat([idefics.user(idefics.Picture("photo.jpg"), "What is this?")]).text
         """
         start_time = time.perf_counter()

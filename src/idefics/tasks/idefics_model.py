@@ -49,7 +49,7 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
         loaded_model: the processor and the engine of the checkpoint.
         shots: the few-shot examples of `with_shots`.
 
-    Example:
+    Examples:
         >>> with idefics.load("demo") as vlm:
         ...     print(vlm.ask("photo.jpg", "What is on the table?"))
     """
@@ -116,7 +116,7 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
             OutOfMemory: weights or caches do not fit into the free memory, or a limit of the process or container.
             MissingExtra: an optional dependency is not installed.
 
-        Example:
+        Examples:
             >>> vlm = idefics.load("HuggingFaceTB/SmolVLM-500M-Instruct", quantize="int8", kv_cache="1GB")
         """
         settings = LoadSettings(
@@ -180,7 +180,7 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
         Raises:
             BadPrompt: no list of `Shot`.
 
-        Example:
+        Examples:
             >>> shots = [Shot(Picture("dog.jpg"), "A puppy on grass.")]
             >>> vlm.with_shots(shots).caption("cat.jpg")
         """

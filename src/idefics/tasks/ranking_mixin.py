@@ -108,7 +108,7 @@ class RankingMixin:
             BadRequest: a picture, a label or a setting is wrong.
             RequestTimeout: `timeout` is over.
 
-        Example:
+        Examples:
             >>> vlm.classify("photo.jpg", ["cat", "dog"]).best
         """
         ranker = self._label_ranker(

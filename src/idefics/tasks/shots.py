@@ -31,7 +31,7 @@ def read_shots(path: str | Path) -> list[Shot]:
         BadPrompt: the file cannot be read, holds no or too many examples, or has a malformed line; the message names
             the line.
 
-    Example:
+    Examples:
         >>> vlm = idefics.load("demo").with_shots(idefics.read_shots("shots.jsonl"))
     """
     value: object = path

@@ -129,7 +129,7 @@ class TaskMixin:
             BadRequest: a picture or an option is wrong.
             RequestTimeout: `timeout` is over.
 
-        Example:
+        Examples:
             >>> vlm.caption("photo.jpg").text
         """
         return self.run(TASKS["caption"], image, stream=stream, on_error=on_error, **options)
@@ -177,7 +177,7 @@ class TaskMixin:
             BadRequest: a picture, the text or an option is wrong.
             RequestTimeout: `timeout` is over.
 
-        Example:
+        Examples:
             >>> vlm.complete("photo.jpg", "This is an image of").text
         """
         words = validate_text("text", text, "This is an image of").strip()
@@ -224,7 +224,7 @@ class TaskMixin:
             BadRequest: a picture, the question or an option is wrong.
             RequestTimeout: `timeout` is over.
 
-        Example:
+        Examples:
             >>> vlm.ask("photo.jpg", "What is on the table?", max_new_tokens=20).text
         """
         words = validate_text("question", question, "What is on the table?")
@@ -277,7 +277,7 @@ class TaskMixin:
             BadRequest: a picture, the instruction or an option is wrong.
             RequestTimeout: `timeout` is over.
 
-        Example:
+        Examples:
             >>> vlm.write("photo.jpg", "Write a product description.", temperature=0.7).text
         """
         words = validate_text("instruction", instruction, STORY, allow_blank=True)
