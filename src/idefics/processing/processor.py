@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImageProcessorConfig, PromptFormat
-from idefics.errors import BadPrompt, PromptTooLong, TextTooLong, UnsupportedModel
+from idefics.errors import BadPrompt, BadSetting, PromptTooLong, TextTooLong, UnsupportedModel
 from idefics.messages import ContentPart, ImageDetail, Message, Picture
 from idefics.processing.chat_prompt import IMAGE_TOKEN, render_conversation
 from idefics.processing.continuations import check_continuation, encode_continuations
@@ -75,12 +75,11 @@ class Processor:
             raise UnsupportedModel(
                 f"this checkpoint's tokenizer.json has no {' and no '.join(sorted(missing))}"
             )
-        ids = (
-            tokenizer.token_to_id(token)
-            for token in tokenizer.added_token_contents
-            if IMAGE_PLACEHOLDER_PATTERN.fullmatch(token)
+        self.image_placeholder_ids = frozenset(
+            id
+            for id, token in tokenizer.added_tokens.items()
+            if IMAGE_PLACEHOLDER_PATTERN.fullmatch(token.content)
         )
-        self.image_placeholder_ids = frozenset(id for id in ids if id is not None)
         self.image_detail = ImageDetail()
         self.is_text_trusted = True
         self._uses_cross_attention = prompt_format.image_tokens == "cross_attention"
@@ -229,15 +228,17 @@ class Processor:
     def _lay_out_raw(
         self, items: Sequence[ContentPart | PreprocessedImage], adds_separators: bool | None = None
     ) -> list[PromptPart]:
-        has_separator = (
-            self._uses_cross_attention
-            and self.prompt_format.turn_end_token in self.tokenizer.added_token_contents
-        )
+        separator = self.prompt_format.turn_end_token
+        if not self._uses_cross_attention or separator not in self.tokenizer.added_token_contents:
+            separator = ""
+        if adds_separators and not separator:
+            raise BadSetting(
+                "add_end_of_utterance_token is True, but this checkpoint has no such token: leave it out"
+            )
         parts = lay_out_items(
             items,
-            self.prompt_format,
-            has_separator=has_separator,
-            adds_separators=adds_separators,
+            separator="" if adds_separators is False else separator,
+            strips_text=self.prompt_format.strips_text,
             trusted=self._is_trusted,
         )
         return [self._prefix_piece, *parts]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics.errors import BadPicture, BadSetting
+from idefics.errors import BadPicture
 from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, detect_image_format, detect_video_format
 from idefics.messages import ContentPart, LiteralText
 from idefics.processing.fetch import is_url, normalize_url
@@ -19,7 +19,6 @@ from idefics.processing.tokenizer import TextPiece
 from idefics.processing.video import to_picture_or_video
 
 if TYPE_CHECKING:
-    from idefics.config import PromptFormat
     from idefics.messages import PictureSource
     from idefics.processing.picture_expansion import PromptPart
     from idefics.prompt import PreprocessedImage
@@ -55,33 +54,21 @@ def parse_item(item: PromptItem, *, untrusted: bool = False) -> ContentPart:
 
 
 def lay_out_items(
-    items: Sequence[ContentPart | PreprocessedImage],
-    prompt_format: PromptFormat,
-    *,
-    has_separator: bool,
-    adds_separators: bool | None,
-    trusted: bool,
+    items: Sequence[ContentPart | PreprocessedImage], *, separator: str, strips_text: bool, trusted: bool
 ) -> Iterator[PromptPart]:
-    """The items of a raw prompt in order, with their spaces stripped and separated as the checkpoint was trained.
+    """The items of a raw prompt in order, as parts of the prompt.
 
     Args:
-        has_separator: whether the checkpoint puts `turn_end_token` between neighbouring texts.
-        adds_separators: whether that is done; None: where the checkpoint does.
+        separator: special token between neighbouring texts, or "".
+        strips_text: whether texts lose the spaces at their ends.
         trusted: whether special tokens in the texts are recognised.
-
-    Raises:
-        BadSetting: separators are asked for, and the checkpoint has none.
     """
-    if adds_separators and not has_separator:
-        raise BadSetting(
-            "add_end_of_utterance_token is True, but this checkpoint has no such token: leave it out"
-        )
     follows_text = False
     for item in items:
         if isinstance(item, str):
-            if follows_text and has_separator and adds_separators is not False:
-                yield TextPiece(prompt_format.turn_end_token, trusted=True)
-            yield TextPiece(item.strip(" ") if prompt_format.strips_text else item, trusted)
+            if follows_text and separator:
+                yield TextPiece(separator, trusted=True)
+            yield TextPiece(item.strip(" ") if strips_text else item, trusted)
         else:
             yield item
         follows_text = isinstance(item, str)

@@ -75,37 +75,26 @@ def apply_image_detail(
     width: int, height: int, config: ImageProcessorConfig, image_detail: ImageDetail
 ) -> ImageProcessorConfig:
     """The checkpoint's settings, with fewer or no tiles where `image_detail` allows a picture of this size no more."""
-    unsplit_config = replace(config, do_image_splitting=False)
-    if (
-        not config.do_image_splitting
-        or config.longest_edge is None
-        or (image_detail.detail == "high" and image_detail.max_tiles is None)
-    ):
+    if not config.do_image_splitting or config.longest_edge is None:
         return config
+    unsplit_config = replace(config, do_image_splitting=False)
     if image_detail.detail == "low":
         return unsplit_config
+    max_frames = math.inf if image_detail.max_tiles is None else image_detail.max_tiles
     if config.shortest_edge is not None:
         # Quarters show more than the whole picture only where that is made smaller.
-        splitting_helps = image_detail.detail == "high" or max(width, height) > config.longest_edge
-        return (
-            config
-            if splitting_helps and _count_frames(width, height, config) <= _max_frames(image_detail)
-            else unsplit_config
-        )
-    longest_edge = config.longest_edge
+        is_small = max(width, height) <= config.longest_edge
+        if (image_detail.detail == "auto" and is_small) or _count_frames(width, height, config) > max_frames:
+            return unsplit_config
+        return config
+    tile_size, longest_edge = config.frame_size, config.longest_edge
     if image_detail.detail == "auto":  # to the nearest number of tiles: enlarged by a third at most
-        longest_edge = min(
-            longest_edge, max(1, round(max(width, height) / config.frame_size)) * config.frame_size
-        )
+        longest_edge = min(longest_edge, max(1, round(max(width, height) / tile_size)) * tile_size)
     smaller_config = replace(config, longest_edge=longest_edge)
-    while _count_frames(width, height, smaller_config) > _max_frames(image_detail):
-        longest_edge = math.ceil(longest_edge / config.frame_size - 1) * config.frame_size
+    while _count_frames(width, height, smaller_config) > max_frames:
+        longest_edge = math.ceil(longest_edge / tile_size - 1) * tile_size
         smaller_config = replace(config, longest_edge=longest_edge)
     return smaller_config
-
-
-def _max_frames(image_detail: ImageDetail) -> float:
-    return math.inf if image_detail.max_tiles is None else image_detail.max_tiles
 
 
 def _count_frames(width: int, height: int, config: ImageProcessorConfig) -> int:
