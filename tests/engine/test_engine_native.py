@@ -63,6 +63,12 @@ def make_native_step(model, rows, instructions=None):
     return NativeDecode(model.decoder_parts(), cache, instructions)
 
 
+def test_the_given_instruction_set_is_used(instruction_set):
+    model = make_random_model(CONFIG_BY_KIND["window"])
+    step = make_native_step(model, make_sequences(model, [3]), instruction_set)
+    assert str(step).startswith(f"C ({instruction_set.label}, ")
+
+
 @pytest.mark.parametrize("kind", CONFIG_BY_KIND)
 def test_equals_the_models_forward(kind, instruction_set):
     model = make_random_model(CONFIG_BY_KIND[kind])

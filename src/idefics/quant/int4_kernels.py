@@ -39,7 +39,7 @@ def dequantize_int4(
         levels: (O, ceil(I / 32) * 16) uint8.
         scale: (O, ceil(I / 32)) float32 or bfloat16.
         num_inputs: I.
-        instruction_set: one that this machine has; None: the quickest.
+        instruction_set: one that this machine has; None: the fastest.
 
     Returns:
         (O, I).

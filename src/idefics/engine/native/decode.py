@@ -68,7 +68,7 @@ class NativeDecode:
     then weights and KV cache are read in place, and must not be replaced while this object lives.
 
     Args:
-        instruction_set: one that this machine has; None: the quickest.
+        instruction_set: one that this machine has; None: the fastest.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class NativeDecode:
     ) -> None:
         self.vocab_size = sum(head.out_features for head in parts.lm_heads)
         self.num_cross_layers = sum(cross is not None for cross in parts.cross_blocks)
-        self.instruction_set = instruction_set or library.instruction_sets("decode step")[0]
+        if instruction_set is None:
+            instruction_set = library.instruction_sets("decode step")[0]
+        self.instruction_set = instruction_set
         pack_into_huge_pages(list_linears(parts))
         self.native_model = NativeModel(parts, cache.keys, cache.values)
         self._embeddings = parts.embeddings
