@@ -72,10 +72,10 @@ def test_what_the_reference_saves_is_read(family, tmp_path, reference):
 
 
 def test_the_demo_checkpoints():
-    beside, tiles = AutoProcessor.from_pretrained("demo-idefics1"), AutoProcessor.from_pretrained("demo")
-    assert type(beside) is IdeficsProcessor
+    cross_attention, tiles = AutoProcessor.from_pretrained("demo-idefics1"), AutoProcessor.from_pretrained("demo")
+    assert type(cross_attention) is IdeficsProcessor
     assert type(tiles) is Idefics3Processor
-    assert beside([WIDE, "a"]).pixel_values.shape == (1, 1, 3, 96, 96)
+    assert cross_attention([WIDE, "a"]).pixel_values.shape == (1, 1, 3, 96, 96)
     assert tiles(text=IMAGE_TOKEN, images=WIDE, return_tensors="pt").pixel_values.shape == (1, 1, 3, 96, 96)
     assert isinstance(AutoTokenizer.from_pretrained("demo"), PreTrainedTokenizer)
 

@@ -41,7 +41,7 @@ def test_squares_are_the_references(reference, options):
     theirs = reference["idefics"].image_processor
     expected = dict(options)
     if "image_mean" in options:
-        expected["image_mean"] = [0.5] * 3  # the reference reads a number too, but not beside a list
+        expected["image_mean"] = [0.5] * 3  # the reference accepts a number too, but not together with a list
     is_close(
         IMAGE_PROCESSOR_BY_FAMILY["idefics"].preprocess([WIDE, TALL], **options),
         theirs.preprocess([WIDE, TALL], return_tensors="pt", **expected),

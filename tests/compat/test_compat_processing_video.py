@@ -1,4 +1,4 @@
-"""Videos for SmolVLM's processor: the words and frames of the house, wherever a video may be named."""
+"""Videos for SmolVLM's processor: text and frames are those of `idefics.load`, wherever the video is given."""
 
 import numpy as np
 import pytest

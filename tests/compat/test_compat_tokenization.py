@@ -1,4 +1,4 @@
-"""The tokenizer with the guides' calls, beside the reference's generic one around the same file."""
+"""The tokenizer as the guides call it, compared with the reference's generic one for the same file."""
 
 import warnings
 

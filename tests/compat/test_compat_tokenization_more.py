@@ -1,4 +1,4 @@
-"""The tokenizer's further calls beside the reference's: new tokens, pairs, offsets, padding, conversations."""
+"""More calls of the tokenizer compared with the reference's: new tokens, pairs, offsets, padding, conversations."""
 
 import pickle
 import warnings

@@ -186,7 +186,7 @@ OLD_TABLES = {
     "model.embed_tokens.weight": "model.embed_tokens.additional_embedding.weight",
     "lm_head.weight": "additional_fc.weight",
 }
-# What old files hold beside the weights: computed, not learned, and in bfloat16 even wrong; and an unused head.
+# What old files hold in addition to the weights: buffers that are computed, and an unused head.
 OLD_EXTRAS = (
     "model.layers.0.self_attn.rotary_emb.inv_freq",
     "model.vision_model.embeddings.position_ids",

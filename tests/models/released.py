@@ -13,7 +13,7 @@ FAKE_IMAGE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE = "<fake_token_around_image>", "
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedCheckpoint:
-    """What stands beside the weights of one checkpoint.
+    """The files of one checkpoint other than its weights.
 
     Attributes:
         config, generation_config, preprocessor, processor, tokenizer: config.json, generation_config.json,

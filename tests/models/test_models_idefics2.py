@@ -192,7 +192,7 @@ def test_pixels_beyond_the_last_whole_patch_are_not_seen():
 
 @pytest.mark.parametrize("height", range(8, 57, 6))
 def test_a_padded_picture_is_what_it_is_alone(tmp_path, height):
-    """transformers pads a small picture beside a large one: its mask leaves the same patches, in the same places."""
+    """transformers pads the smaller of two images: its mask leaves the same patches, at the same positions."""
     reference, ours = tiny.make_reference_and_model(tmp_path, tiny.IDEFICS2)
     small = torch.randn(3, height, 59 - height // 2)
     pixels, real = torch.zeros(1, 2, 3, 61, 62), torch.zeros(1, 2, 61, 62, dtype=torch.long)

@@ -332,7 +332,7 @@ def compute_logits(model, prompts, make_attention=PackedAttention):
 def make_reference_inputs(reference, prompts):
     """The same prompts for transformers' model: one batch, padded on the left.
 
-    Rows with fewer frames get frames of zeros; frames that are smaller than others, zeros below and beside them.
+    Rows with fewer frames get frames of zeros; smaller frames are padded with zeros at the bottom and on the right.
     """
     longest, config = max(map(len, prompts)), reference.config
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)

@@ -27,7 +27,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def adapter_folder(request, checkpoint):
-    if request.param != "adapter beside weights":
+    if request.param != "adapter next to weights":
         for file in checkpoint.glob("*.safetensors*"):
             file.unlink()
     if request.param == "adapter alone":
@@ -50,7 +50,7 @@ LOADER_BY_NAME = {
         ("adapter alone", "load"),  # compat loads it and its base: tests/compat/test_compat_adapters.py
         *(
             (what, load)
-            for what in ("adapter and config", "adapter beside weights")
+            for what in ("adapter and config", "adapter next to weights")
             for load in LOADER_BY_NAME
         ),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from idefics.compat.configuration_inline import Idefics2Config
-from idefics.compat.model_construction import model_constructor, without_weight_init
 from idefics.compat.modeling_inline import (
     InlineImageBaseModel,
     InlineImageForConditionalGeneration,
@@ -24,11 +23,7 @@ class Idefics2Model(InlineImageBaseModel, Idefics2PreTrainedModel, Idefics2Backb
     """Idefics2 without its head: text and images to hidden states."""
 
     output_class = Idefics2BaseModelOutputWithPast
-
-    @model_constructor
-    def __init__(self, config: Idefics2Config) -> None:
-        Idefics2Backbone.__init__(self, config.to_model_config())
-        self._finish_init(config)
+    backbone_class = Idefics2Backbone
 
 
 class Idefics2ForConditionalGeneration(
@@ -37,10 +32,5 @@ class Idefics2ForConditionalGeneration(
     """Idefics2 with its head: continues text with images of native size."""
 
     output_class = Idefics2CausalLMOutputWithPast
-
-    @model_constructor
-    def __init__(self, config: Idefics2Config) -> None:
-        with without_weight_init():
-            body = Idefics2Model(config)
-        Idefics2.__init__(self, config.to_model_config(), body)
-        self._finish_init(config)
+    base_class = Idefics2Model
+    architecture_class = Idefics2

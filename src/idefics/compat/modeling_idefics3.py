@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from idefics.compat.configuration_inline import Idefics3Config, SmolVLMConfig
-from idefics.compat.model_construction import model_constructor, without_weight_init
 from idefics.compat.modeling_inline import (
     InlineImageBaseModel,
     InlineImageForConditionalGeneration,
@@ -33,12 +32,8 @@ class Idefics3Model(InlineImageBaseModel, Idefics3PreTrainedModel, Idefics3Backb
     """Idefics3 without its head: text and images to hidden states."""
 
     output_class: ClassVar[type[BaseModelOutputWithPast]] = Idefics3BaseModelOutputWithPast
+    backbone_class = Idefics3Backbone
     requires_square_frames = True
-
-    @model_constructor
-    def __init__(self, config: Idefics3Config) -> None:
-        Idefics3Backbone.__init__(self, config.to_model_config())
-        self._finish_init(config)
 
 
 class Idefics3ForConditionalGeneration(
@@ -47,14 +42,8 @@ class Idefics3ForConditionalGeneration(
     """Idefics3 with its head: continues text with images split into square tiles."""
 
     output_class: ClassVar[type[CausalLMOutputWithPast]] = Idefics3CausalLMOutputWithPast
-    base_class: ClassVar[type[Idefics3Model]] = Idefics3Model
-
-    @model_constructor
-    def __init__(self, config: Idefics3Config) -> None:
-        with without_weight_init():
-            body = self.base_class(config)
-        Idefics3.__init__(self, config.to_model_config(), body)
-        self._finish_init(config)
+    base_class: ClassVar[type[InlineImageBaseModel]] = Idefics3Model
+    architecture_class = Idefics3
 
 
 class SmolVLMPreTrainedModel(Idefics3PreTrainedModel):

@@ -13,6 +13,7 @@ from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config
 from idefics.compat.decoder_forward import prepare_decoder_inputs, run_decoder
 from idefics.compat.inline_images import FrameBatch, merge_image_features
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
+from idefics.compat.model_construction import model_constructor, without_weight_init
 from idefics.compat.modeling import BaseModelWithoutHead, ModelWithHead, PreTrainedModel
 from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
 from idefics.compat.modeling_vision import SiglipVisionTransformer
@@ -55,7 +56,16 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
     """An inline-image model without a head: text and images to hidden states."""
 
     vision_tower_class = SiglipVisionTransformer
+    backbone_class: ClassVar[
+        type[Idefics2Backbone | Idefics3Backbone]
+    ]  # the class of `models` that this one extends
     requires_square_frames: ClassVar[bool] = False
+
+    @model_constructor
+    def __init__(self, config: Any) -> None:
+        # The constructor of each family takes the config alone.
+        self.backbone_class.__init__(self, config.to_model_config())  # type: ignore[call-arg]
+        self._finish_init(config)
 
     def _finish_init(self, config: Any) -> None:
         super()._finish_init(config)
@@ -187,6 +197,15 @@ class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedMo
 
     config: Idefics2Config | Idefics3Config  # type: ignore[assignment]  # not that of `models`
     model: InlineImageBaseModel
+    base_class: ClassVar[type[InlineImageBaseModel]]
+    architecture_class: ClassVar[type[InlineImageModel]]  # the class of `models` that this one extends
+
+    @model_constructor
+    def __init__(self, config: Any) -> None:
+        with without_weight_init():
+            base_model = self.base_class(config)
+        self.architecture_class.__init__(self, config.to_model_config(), base_model)
+        self._finish_init(config)
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:

@@ -5,15 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from idefics.compat.serialization import config_to_dict
 from idefics.config import UNQUANTIZED_MODULES, QuantizationConfig, QuantKind
 from idefics.errors import BadSetting
 
+DTYPE_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
+
+
+class QuantizationConfigMixin:
+    """What the quantisation configs of the guides share. `quant_method` is their name in config.json."""
+
+    __slots__ = ()
+    quant_method: ClassVar[str]
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        """All fields and `quant_method`, as config.json has them."""
+        named = {
+            name: str(value).removeprefix("torch.") if name in DTYPE_FIELDS and value is not None else value
+            for name, value in asdict(self).items()
+        }
+        return {**named, "quant_method": self.quant_method}
+
 
 @dataclass(frozen=True, slots=True)
-class BitsAndBytesConfig:
+class BitsAndBytesConfig(QuantizationConfigMixin):
     """Weights in 8 bits, or in 4 bits by bitsandbytes.
 
     Attributes:
@@ -29,6 +46,8 @@ class BitsAndBytesConfig:
     Raises:
         BadSetting: both or neither of the first two are true, or there is no such type.
     """
+
+    quant_method: ClassVar[str] = "bitsandbytes"
 
     load_in_8bit: bool = False
     load_in_4bit: bool = False
@@ -48,15 +67,6 @@ class BitsAndBytesConfig:
         if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
             raise BadSetting(f"bnb_4bit_quant_type is {self.bnb_4bit_quant_type!r}; give nf4 or fp4")
 
-    @property
-    def quant_method(self) -> str:
-        """`quant_method` of the config in config.json."""
-        return "bitsandbytes"
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as config.json has them."""
-        return _config_to_dict(self)
-
     def to_quantization_config(self) -> QuantizationConfig:
         """The config of this package with the same meaning."""
         if self.load_in_8bit:
@@ -71,7 +81,7 @@ class BitsAndBytesConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantoConfig:
+class QuantoConfig(QuantizationConfigMixin):
     """Weights in 8 or 4 bits by this package's own kernels.
 
     Attributes:
@@ -83,6 +93,8 @@ class QuantoConfig:
         BadSetting: another value of `weights` or `activations`.
     """
 
+    quant_method: ClassVar[str] = "quanto"
+
     weights: str = "int8"
     activations: str | None = None
     modules_to_not_convert: Sequence[str] | None = None
@@ -92,15 +104,6 @@ class QuantoConfig:
             raise BadSetting(f"weights is {self.weights!r}; give int8 or int4")
         if self.activations is not None:
             raise BadSetting(f"activations is {self.activations!r}; only weights are quantised: leave it out")
-
-    @property
-    def quant_method(self) -> str:
-        """`quant_method` of the config in config.json."""
-        return "quanto"
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as config.json has them."""
-        return _config_to_dict(self)
 
     def to_quantization_config(self) -> QuantizationConfig:
         """The config of this package with the same meaning."""
@@ -142,28 +145,16 @@ def as_quantization_config(config: object) -> AnyQuantizationConfig | None:
         )
     method = content.get("quant_method", "bitsandbytes")
     method = str(method.value) if isinstance(method, Enum) else str(method)
-    config_class_by_method: dict[str, type[AnyQuantizationConfig]] = {
-        "bitsandbytes": BitsAndBytesConfig,
-        "quanto": QuantoConfig,
-    }
-    if method not in config_class_by_method:
+    config_class = next(
+        (kind for kind in (BitsAndBytesConfig, QuantoConfig) if kind.quant_method == method), None
+    )
+    if config_class is None:
         raise BadSetting(
             f"quantization_config asks for {method}; give a BitsAndBytesConfig or a QuantoConfig"
         )
-    names = {field.name for field in fields(config_class_by_method[method])}
+    names = {field.name for field in fields(config_class)}
     # transformers also writes private names ("_load_in_4bit"), which repeat the others.
-    return config_class_by_method[method](**{name: value for name, value in content.items() if name in names})
-
-
-def _config_to_dict(config: AnyQuantizationConfig) -> dict[str, Any]:
-    named = {
-        name: str(value).removeprefix("torch.") if name in DTYPE_FIELDS and value is not None else value
-        for name, value in asdict(config).items()
-    }
-    return {**named, "quant_method": config.quant_method}
-
-
-DTYPE_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
+    return config_class(**{name: value for name, value in content.items() if name in names})
 
 
 def _make_quantization_config(

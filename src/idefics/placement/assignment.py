@@ -96,7 +96,7 @@ def _validate_device_map(model: nn.Module, device_by_module: DeviceByModule) -> 
     for key in device_by_module:
         if key and not any(f"{name}.".startswith(f"{key}.") for name in names):
             raise BadSetting(
-                f"device_map names {key!r}, which is not a module of this model that can have a device of its own: give "
+                f"device_map names {key!r}, which is not a module that can have a device of its own: give "
                 f"{', '.join(sorted({_without_layer_number(name) for name in names}))}, or a module that contains them"
             )
     unassigned = [
