@@ -72,7 +72,10 @@ def test_what_the_reference_saves_is_read(family, tmp_path, reference):
 
 
 def test_the_demo_checkpoints():
-    cross_attention, tiles = AutoProcessor.from_pretrained("demo-idefics1"), AutoProcessor.from_pretrained("demo")
+    cross_attention, tiles = (
+        AutoProcessor.from_pretrained("demo-idefics1"),
+        AutoProcessor.from_pretrained("demo"),
+    )
     assert type(cross_attention) is IdeficsProcessor
     assert type(tiles) is Idefics3Processor
     assert cross_attention([WIDE, "a"]).pixel_values.shape == (1, 1, 3, 96, 96)

@@ -56,9 +56,7 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
     """An inline-image model without a head: text and images to hidden states."""
 
     vision_tower_class = SiglipVisionTransformer
-    backbone_class: ClassVar[
-        type[Idefics2Backbone | Idefics3Backbone]
-    ]  # the class of `models` that this one extends
+    backbone_class: ClassVar[type[InlineImageBackbone]]  # the class of `models` that this one extends
     requires_square_frames: ClassVar[bool] = False
 
     @model_constructor
