@@ -164,8 +164,10 @@ def test_a_file_that_changes_while_it_is_read_does_not_lend_its_key(tmp_path, mo
     one.save(path)
     from idefics.processing import image_processor
 
-    decode = image_processor.decode
-    monkeypatch.setattr(image_processor, "decode", lambda *a, **k: (decode(*a, **k), other.save(path))[0])
+    decode = image_processor.decode_trusted
+    monkeypatch.setattr(
+        image_processor, "decode_trusted", lambda *a, **k: (decode(*a, **k), other.save(path))[0]
+    )
     assert cache_key(str(path)) == preprocess_image(one, TILES_CONFIG).content_hash
 
 

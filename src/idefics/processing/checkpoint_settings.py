@@ -46,7 +46,7 @@ def read_chat_template(folder: str | Path) -> str:
     return ""
 
 
-def read_special_tokens(folder: str | Path) -> dict[str, str]:
+def read_role_tokens(folder: str | Path) -> dict[str, str]:
     """The tokens with a role by role: "eos_token" -> "</s>", "image_token" -> "<image>" and so on.
 
     They are in tokenizer_config.json, there also under "extra_special_tokens" (transformers 5), or in

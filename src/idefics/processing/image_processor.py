@@ -32,7 +32,7 @@ from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher, is_url, normalize_url, shorten_url
 from idefics.processing.picture_files import (
     OpenedImage,
-    decode,
+    decode_trusted,
     decode_untrusted,
     load_upright_rgb,
     open_file,
@@ -68,7 +68,7 @@ def open_and_preprocess(
 
 
 def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
-    """The picture as RGB, upright by its EXIF tag, transparency over white; the first frame of an animation.
+    """Opens a picture as RGB, upright by its EXIF tag, transparency over white; the first frame of an animation.
 
     Args:
         picture: a path, bytes, a `PIL.Image`, an array (see `image_from_array`), an http(s) URL, a data URI or base64.
@@ -96,7 +96,7 @@ def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]
     source = normalize_url(source) if isinstance(source, str) else source
     is_untrusted = fetcher.is_untrusted(source)
     max_pixels = MAX_UNTRUSTED_PIXELS if is_untrusted else MAX_PIXELS
-    decode_file = partial(decode_untrusted if is_untrusted else decode, max_pixels=max_pixels)
+    decode_file = partial(decode_untrusted if is_untrusted else decode_trusted, max_pixels=max_pixels)
     match source:
         case PIL.Image.Image():
             name = f"a PIL picture of mode {source.mode}"

@@ -134,7 +134,7 @@ def read_file_head(path: str | os.PathLike[str]) -> bytes:
         return file.read(SIGNATURE_BYTES)
 
 
-def decode(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
+def decode_trusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
     """Decodes a picture file of a trusted sender, in any format that this installation reads.
 
     Raises:
@@ -157,7 +157,7 @@ def decode(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
 
 
 def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
-    """As `decode`, for a file of an untrusted sender: few formats, bounded work, no metadata but the orientation."""
+    """As `decode_trusted`, for a file of an untrusted sender: few formats, bounded work, no metadata but the orientation."""
     data, exif = file.read(), b""
     head = data[:SIGNATURE_BYTES]
     if data.startswith(b"\xff\xd8"):

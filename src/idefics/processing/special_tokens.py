@@ -67,7 +67,7 @@ class DeclaredTokens:
         Raises:
             UnsupportedModel: one of them is broken.
         """
-        token_by_role = checkpoint_settings.read_special_tokens(folder)
+        token_by_role = checkpoint_settings.read_role_tokens(folder)
         config = checkpoint_settings.read_json_object(folder / "config.json")
         sources = (
             config,
