@@ -107,7 +107,6 @@ HEAVY_TASK_MODULES = (
     "idefics.tasks.idefics_model",
     "idefics.tasks.picture_arguments",
     "idefics.tasks.ranking",
-    "idefics.tasks.ranking_mixin",
     "idefics.tasks.task_mixin",
 )  # methods of a loaded model
 MODULES_OF_EXTRAS = ("server", "page")  # frontends whose modules need an extra,

@@ -23,7 +23,7 @@ from idefics.placement import DeviceLike
 from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.url_policy import UrlPolicy
-from idefics.tasks.ranking_mixin import RankingMixin
+from idefics.tasks.ranking import RankingMixin
 from idefics.tasks.task_mixin import TaskMixin
 from idefics.validation import describe_type, reject_unknown_arguments, short_repr, validate_list
 

@@ -1,36 +1,39 @@
-"""Ranks labels for pictures: the model scores each label as the answer of the `classify` task."""
+"""Ranks labels for pictures: `LabelRanker`, and `RankingMixin` with the `classify` method of `Idefics`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 from idefics.engine.handle import RequestHandle
 from idefics.engine.request import Deadline, Request
 from idefics.errors import IdeficsError
 from idefics.generation.loaded_model import LoadedModel
+from idefics.generation.prefetch import prefetch_map
 from idefics.generation.prompts import make_scoring_prompt
-from idefics.messages import ImageDetail, Picture, PictureOrVideo, Ranking, Shot, Timings
-from idefics.tasks.classify import rank_labels
-from idefics.tasks.picture_arguments import picture_or_raise
-from idefics.tasks.task import Task, compose_task_prompt
+from idefics.messages import Detail, ImageDetail, Picture, PictureOrVideo, Ranking, Shot, Timings
+from idefics.options import OnError, ScoringKeywords
+from idefics.tasks.classify import check_labels, rank_labels, task_for_labels
+from idefics.tasks.picture_arguments import parse_pictures, picture_or_raise
+from idefics.tasks.task import compose_task_prompt
+from idefics.validation import reject_unknown_arguments, validate_bool
 
 if TYPE_CHECKING:
     from idefics.prompt import ScoringPrompt
+    from idefics.tasks.picture_arguments import PictureInput, PictureInputs
 
 NEUTRAL_IMAGE_SIZE = 64  # width and height of the grey picture that calibration compares with
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LabelRanker:
     """One `classify` call, without its pictures.
 
     Attributes:
         model: scores the labels.
-        task: the prompt that goes with the number of labels; see `task_for_labels`.
-        words: the text that lists the labels in the prompt.
         labels: the labels, as `check_labels` returns them.
         shots: few-shot examples.
         image_detail: how pictures that do not set their own detail are split into tiles.
@@ -39,10 +42,8 @@ class LabelRanker:
     """
 
     model: LoadedModel
-    task: Task
-    words: str
     labels: Sequence[str]
-    shots: Sequence[Shot] = ()
+    shots: Sequence[Shot]
     image_detail: ImageDetail
     is_length_normalized: bool = False
     deadline: Deadline | None = None
@@ -50,7 +51,8 @@ class LabelRanker:
     def make_prompt(self, picture: PictureOrVideo) -> ScoringPrompt:
         """Makes the prompt for a picture, and the token ids of each label after it."""
         kind = self.model.processor.prompt_format.kind
-        task_prompt = compose_task_prompt(self.task, kind, picture, self.words, self.shots)
+        task, words = task_for_labels(self.labels, kind)
+        task_prompt = compose_task_prompt(task, kind, picture, words, self.shots)
         return make_scoring_prompt(
             self.model.task_processor(self.image_detail),
             task_prompt.items,
@@ -92,3 +94,125 @@ def neutral_picture() -> Picture:
     import PIL.Image
 
     return Picture(PIL.Image.new("RGB", (NEUTRAL_IMAGE_SIZE, NEUTRAL_IMAGE_SIZE), (127, 127, 127)))
+
+
+class RankingMixin:
+    """Ranks labels for one picture or several."""
+
+    loaded_model: LoadedModel
+    shots: tuple[Shot, ...]
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        image: PictureInput,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[ScoringKeywords],
+    ) -> Ranking: ...
+    @overload
+    def classify(
+        self,
+        image: PictureInputs,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[ScoringKeywords],
+    ) -> list[Ranking]: ...
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        image: PictureInput,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        on_error: Literal["return"],
+        **options: Unpack[ScoringKeywords],
+    ) -> Ranking | IdeficsError: ...
+    @overload
+    def classify(
+        self,
+        image: PictureInputs,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = ...,
+        calibrated: bool = ...,
+        on_error: Literal["return"],
+        **options: Unpack[ScoringKeywords],
+    ) -> list[Ranking | IdeficsError]: ...
+    @reject_unknown_arguments
+    def classify(
+        self,
+        image: PictureInput | PictureInputs,
+        labels: Sequence[str],
+        *,
+        length_normalized: bool = False,
+        calibrated: bool = False,
+        on_error: OnError = "raise",
+        detail: Detail = "high",
+        max_tiles: int | None = None,
+        timeout: float | None = None,
+    ) -> Ranking | IdeficsError | list[Ranking] | list[Ranking | IdeficsError]:
+        """Ranks labels for a picture by the log-probability of each label as the answer.
+
+        The picture and the prompt are read once; all labels are scored in one pass after them.
+
+        Args:
+            image: one picture or video in any form that `Picture` takes, or a list of them.
+            labels: 2 to 1000 labels; up to 20 are listed in the prompt.
+            length_normalized: divide the log-probability of each label by its number of tokens.
+            calibrated: subtract the log-probability of each label for a plain grey picture, so that labels which the
+                model prefers for any picture gain nothing by that (arXiv 2102.09690).
+            on_error: "raise" the first error, with the number of its picture; or "return" each error in the place of
+                its ranking, and rank for the other pictures.
+            detail: into how many tiles pictures are split: "high", "auto" or "low"; see `ImageDetail`.
+            max_tiles: at most this many frames per picture; None: as many as the checkpoint makes.
+            timeout: seconds after which the call raises RequestTimeout; None: never.
+
+        Returns:
+            The labels with their probabilities, the most probable first; a list of rankings for a list of pictures.
+
+        Raises:
+            BadRequest: a picture, a label or a setting is wrong.
+            RequestTimeout: `timeout` is over.
+
+        Examples:
+            >>> vlm.classify("photo.jpg", ["cat", "dog"]).best
+        """
+        ranker = LabelRanker(
+            self.loaded_model,
+            check_labels(labels),
+            self.shots,
+            ImageDetail(detail, max_tiles),
+            validate_bool("length_normalized", length_normalized),
+            Deadline.from_timeout(timeout),
+        )
+        prior: list[list[float]] | None = None
+        if validate_bool("calibrated", calibrated):
+            prior = ranker.score(neutral_picture()).continuation_logprobs
+
+        def rank(picture: PictureOrVideo | IdeficsError) -> Ranking:
+            return ranker.rank(picture, prior)
+
+        pictures, error_policy = parse_pictures(image, on_error)
+        with closing(prefetch_map(rank, pictures, ranker.deadline)) as results:
+            rankings = [error_policy.return_or_raise(index, result) for index, result in enumerate(results)]
+        return rankings if error_policy.num_inputs else rankings[0]
+
+    def label_scoring_prompt(
+        self, labels: Sequence[str], picture: PictureOrVideo, image_detail: ImageDetail
+    ) -> ScoringPrompt:
+        """Makes the prompt of `classify` for one picture, and the token ids of each label after it.
+
+        Args:
+            labels: the labels, as `check_labels` returns them.
+            picture: the picture.
+            image_detail: how pictures that do not set their own detail are split into tiles.
+        """
+        return LabelRanker(self.loaded_model, labels, self.shots, image_detail).make_prompt(picture)
