@@ -1,8 +1,8 @@
-"""The classes and calls of the published IDEFICS guides.
+"""The classes of transformers that scripts for these models use, on this package's own models.
 
     >>> from idefics.compat import AutoProcessor, IdeficsForVisionText2Text
 
-Where a guide imports from `transformers`, import from here. The names are imported when first used.
+Where a script imports from `transformers`, import from here. Each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -136,72 +136,65 @@ __all__ = [
     "TextStreamer",
 ]
 
-_HOME = {
-    "AutoConfig": "idefics.compat.configuration_auto",
-    "AutoImageProcessor": "idefics.compat.processing_auto",
-    "AutoModel": "idefics.compat.modeling_auto",
-    "AutoModelForImageTextToText": "idefics.compat.modeling_auto",
-    "AutoModelForVision2Seq": "idefics.compat.modeling_auto",
-    "AutoProcessor": "idefics.compat.processing_auto",
-    "AutoTokenizer": "idefics.compat.processing_auto",
-    "BatchEncoding": "idefics.compat.batch_feature",
-    "BatchFeature": "idefics.compat.batch_feature",
-    "BitsAndBytesConfig": "idefics.compat.quantization",
-    "EosTokenCriteria": "idefics.compat.stopping_criteria",
-    "GPT2TokenizerFast": "idefics.compat.tokenization",
-    "GenerateBeamDecoderOnlyOutput": "idefics.compat.generation_strategies",
-    "GenerateDecoderOnlyOutput": "idefics.compat.generation_strategies",
-    "GenerationConfig": "idefics.compat.generation_config",
-    "Idefics2Config": "idefics.compat.configuration_inline",
-    "Idefics2ForConditionalGeneration": "idefics.compat.modeling_idefics2",
-    "Idefics2ImageProcessor": "idefics.compat.image_processing_inline",
-    "Idefics2ImageProcessorFast": "idefics.compat.image_processing_inline",
-    "Idefics2Model": "idefics.compat.modeling_idefics2",
-    "Idefics2PreTrainedModel": "idefics.compat.modeling_idefics2",
-    "Idefics2Processor": "idefics.compat.processing_inline",
-    "Idefics3Config": "idefics.compat.configuration_inline",
-    "Idefics3ForConditionalGeneration": "idefics.compat.modeling_idefics3",
-    "Idefics3ImageProcessor": "idefics.compat.image_processing_inline",
-    "Idefics3ImageProcessorFast": "idefics.compat.image_processing_inline",
-    "Idefics3Model": "idefics.compat.modeling_idefics3",
-    "Idefics3PreTrainedModel": "idefics.compat.modeling_idefics3",
-    "Idefics3Processor": "idefics.compat.processing_inline",
-    "IdeficsConfig": "idefics.compat.configuration_idefics",
-    "IdeficsForVisionText2Text": "idefics.compat.modeling_idefics",
-    "IdeficsImageProcessor": "idefics.compat.image_processing_idefics",
-    "IdeficsModel": "idefics.compat.modeling_idefics",
-    "IdeficsPerceiverConfig": "idefics.compat.configuration_idefics",
-    "IdeficsPreTrainedModel": "idefics.compat.modeling_idefics_base",
-    "IdeficsProcessor": "idefics.compat.processing_idefics",
-    "IdeficsVisionConfig": "idefics.compat.configuration_idefics",
-    "LlamaTokenizer": "idefics.compat.tokenization",
-    "LlamaTokenizerFast": "idefics.compat.tokenization",
-    "LogitsProcessor": "idefics.compat.logits_process",
-    "LogitsProcessorList": "idefics.compat.logits_process",
-    "MaxLengthCriteria": "idefics.compat.stopping_criteria",
-    "MaxTimeCriteria": "idefics.compat.stopping_criteria",
-    "PreTrainedTokenizer": "idefics.compat.tokenization",
-    "PreTrainedTokenizerFast": "idefics.compat.tokenization",
-    "QuantoConfig": "idefics.compat.quantization",
-    "SmolVLMConfig": "idefics.compat.configuration_inline",
-    "SmolVLMForConditionalGeneration": "idefics.compat.modeling_idefics3",
-    "SmolVLMImageProcessor": "idefics.compat.image_processing_inline",
-    "SmolVLMImageProcessorFast": "idefics.compat.image_processing_inline",
-    "SmolVLMModel": "idefics.compat.modeling_idefics3",
-    "SmolVLMPreTrainedModel": "idefics.compat.modeling_idefics3",
-    "SmolVLMProcessor": "idefics.compat.processing_inline",
-    "StopStringCriteria": "idefics.compat.stopping_criteria",
-    "StoppingCriteria": "idefics.compat.stopping_criteria",
-    "StoppingCriteriaList": "idefics.compat.stopping_criteria",
-    "TextIteratorStreamer": "idefics.compat.streamers",
-    "TextStreamer": "idefics.compat.streamers",
+_NAMES_BY_MODULE = {
+    "batch_feature": ("BatchEncoding", "BatchFeature"),
+    "configuration_auto": ("AutoConfig",),
+    "configuration_idefics": ("IdeficsConfig", "IdeficsPerceiverConfig", "IdeficsVisionConfig"),
+    "configuration_inline": ("Idefics2Config", "Idefics3Config", "SmolVLMConfig"),
+    "generation_config": ("GenerationConfig",),
+    "generation_strategies": ("GenerateBeamDecoderOnlyOutput", "GenerateDecoderOnlyOutput"),
+    "image_processing_idefics": ("IdeficsImageProcessor",),
+    "image_processing_inline": (
+        "Idefics2ImageProcessor",
+        "Idefics2ImageProcessorFast",
+        "Idefics3ImageProcessor",
+        "Idefics3ImageProcessorFast",
+        "SmolVLMImageProcessor",
+        "SmolVLMImageProcessorFast",
+    ),
+    "logits_process": ("LogitsProcessor", "LogitsProcessorList"),
+    "modeling_auto": ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq"),
+    "modeling_idefics": ("IdeficsForVisionText2Text", "IdeficsModel"),
+    "modeling_idefics2": ("Idefics2ForConditionalGeneration", "Idefics2Model", "Idefics2PreTrainedModel"),
+    "modeling_idefics3": (
+        "Idefics3ForConditionalGeneration",
+        "Idefics3Model",
+        "Idefics3PreTrainedModel",
+        "SmolVLMForConditionalGeneration",
+        "SmolVLMModel",
+        "SmolVLMPreTrainedModel",
+    ),
+    "modeling_idefics_base": ("IdeficsPreTrainedModel",),
+    "processing_auto": ("AutoImageProcessor", "AutoProcessor", "AutoTokenizer"),
+    "processing_idefics": ("IdeficsProcessor",),
+    "processing_inline": ("Idefics2Processor", "Idefics3Processor", "SmolVLMProcessor"),
+    "quantization": ("BitsAndBytesConfig", "QuantoConfig"),
+    "stopping_criteria": (
+        "EosTokenCriteria",
+        "MaxLengthCriteria",
+        "MaxTimeCriteria",
+        "StopStringCriteria",
+        "StoppingCriteria",
+        "StoppingCriteriaList",
+    ),
+    "streamers": ("TextIteratorStreamer", "TextStreamer"),
+    "tokenization": (
+        "GPT2TokenizerFast",
+        "LlamaTokenizer",
+        "LlamaTokenizerFast",
+        "PreTrainedTokenizer",
+        "PreTrainedTokenizerFast",
+    ),
+}
+_MODULE_BY_NAME = {
+    name: f"idefics.compat.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'idefics.compat' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_BY_NAME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,7 @@ ARGUMENT_BY_OUTPUT = {"attentions": "output_attentions", "hidden_states": "outpu
 NEXT_VALUE_BY_INPUT: dict[str, Callable[[Tensor], Tensor]] = {
     "attention_mask": torch.ones_like,
     "position_ids": lambda last: last + 1,
-    "image_attention_mask": lambda last: last,  # a new id sees the pictures that the last one saw
+    "image_attention_mask": lambda last: last,  # a new id attends to the images of the last
 }
 
 

@@ -13,11 +13,8 @@ from idefics.errors import BadSetting, WeightsMismatch
 if TYPE_CHECKING:
     from idefics.compat.modeling import PreTrainedModel
 
-FROM_CONFIG_OPTIONS = (
-    "torch_dtype",
-    "dtype",
-    "attn_implementation",
-)  # what `from_config` takes with the config
+# The arguments of `from_config` other than the config.
+FROM_CONFIG_OPTIONS = ("torch_dtype", "dtype", "attn_implementation")
 
 
 def split_in_memory_kwargs(

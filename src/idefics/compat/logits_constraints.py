@@ -101,9 +101,8 @@ class ForceOrForbidAtLength:
         self, length: int, ids: Sequence[int], vocab_size: int, device: torch.device, *, forces: bool
     ) -> None:
         self.length, self.forces = length, forces
-        self.id_mask = token_mask(
-            check_ids_in_vocabulary("a list of ids", ids, vocab_size), vocab_size, device
-        )  # (V,)
+        checked_ids = check_ids_in_vocabulary("a list of ids", ids, vocab_size)
+        self.id_mask = token_mask(checked_ids, vocab_size, device)  # (V,)
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         if ids.shape[1] != self.length:

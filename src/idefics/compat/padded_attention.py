@@ -123,9 +123,8 @@ class PaddedAttn:
             self.has_image = image_mask.any(dim=2)  # (B, T)
             visible_images = image_mask | ~self.has_image[..., None]  # as with fully masked rows above
             features_per_image = self.cross_kv[0].keys.shape[2] // image_mask.shape[2]
-            self.cross_mask = visible_images[:, None].repeat_interleave(
-                features_per_image, dim=3
-            )  # (B, 1, T, S)
+            visible_images = visible_images[:, None]  # (B, 1, T, P)
+            self.cross_mask = visible_images.repeat_interleave(features_per_image, dim=3)  # (B, 1, T, S)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(N, H, K), (N, h, K), (N, h, K) -> (N, H, K); keys and values are kept in `present_kv`."""

@@ -86,9 +86,8 @@ class SavingMixin(PeftAdapterMixin):
         config.architectures = [type(self).__name__]
         dtype = next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
         config.torch_dtype = str(dtype).removeprefix("torch.")
-        vars(config).pop(
-            "transformers_version", None
-        )  # of the library that wrote the first file: trainers warn of it
+        # Of the library that wrote the first file: trainers warn of it.
+        vars(config).pop("transformers_version", None)
         config.save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
         save_torch_state_dict(
