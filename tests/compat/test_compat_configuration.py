@@ -1,4 +1,4 @@
-"""Configs: fields and defaults of the reference page, every layout of the released files, and what they mean."""
+"""Configs: fields and defaults of transformers, every layout of the released files, and the `ModelConfig` of each."""
 
 import inspect
 import json

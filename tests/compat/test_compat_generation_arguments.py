@@ -1,4 +1,4 @@
-"""What `generate` takes, where settings come from, what it refuses, and what it asks of the model."""
+"""The arguments of `generate`: where settings come from, what is refused, and how the model is called."""
 
 import time
 

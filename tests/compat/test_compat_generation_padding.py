@@ -1,4 +1,4 @@
-"""Prompts padded on the right: `generate` answers as if they were padded on the left, and gives back their order."""
+"""Prompts padded on the right: `generate` answers as if they were padded on the left, and restores their order."""
 
 import pytest
 import torch

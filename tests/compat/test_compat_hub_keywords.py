@@ -1,4 +1,4 @@
-"""Keywords of model cards for `from_pretrained` of processors and tokenizers: which files are read, or nothing."""
+"""Arguments of `from_pretrained` of processors and tokenizers that choose files, or have no effect."""
 
 import os
 import shutil

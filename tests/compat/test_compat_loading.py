@@ -1,4 +1,4 @@
-"""What model cards and scripts pass to `from_pretrained`: taken, ignored for a reason, or refused by name."""
+"""Arguments that model cards and scripts pass to `from_pretrained`: used, ignored for a reason, or refused by name."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`generate` of the real classes with pictures, against transformers': a cache that pictures have passed through."""
+"""`generate` of the model classes with images and a cache, compared with transformers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What models return: by name, by key, by place, and as a tuple."""
+"""The outputs of models: values by attribute, by key and by index, and as a tuple."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Chat templates: the caller's own text, the reference's ids, and pictures where the messages name them."""
+"""Chat templates: the same ids as the reference's, and images taken from the messages."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""Loading, saving, and the manners that every model class has."""
+"""Loading and saving models, and the attributes and methods that every model class has."""
 
 import json
 

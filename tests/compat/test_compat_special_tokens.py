@@ -1,4 +1,4 @@
-"""`skip_special_tokens` of `compat` is that of transformers, whatever the package itself shows or hides."""
+"""`skip_special_tokens` of `compat` is that of transformers, whichever tokens `idefics.load` hides."""
 
 import warnings
 

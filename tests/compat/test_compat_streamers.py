@@ -1,4 +1,4 @@
-"""Streamers: the same pieces as the reference's, and nobody is left waiting."""
+"""Streamers: the same pieces of text as the reference's, and an end even after an error."""
 
 import random
 import threading

@@ -1,4 +1,4 @@
-"""Names of weights as old files have them, and files that do not fit."""
+"""Weight names of old files, and files whose weights do not fit the model."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Every released checkpoint, tiny, from every layout of its folder: it loads, and says the same of the same picture."""
+"""Every catalog entry as a tiny checkpoint, in every layout of its folder: it loads and gives the same answer."""
 
 from dataclasses import replace
 from functools import cache

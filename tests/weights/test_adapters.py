@@ -1,4 +1,4 @@
-"""Folders of adapters, and weights saved with the wrapper of a training: one line says what it is and what to do."""
+"""Folders with adapters, and weights saved with a training wrapper, are refused with what to do."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Downloads from a hub that is a server on this machine, or from a client that fails on purpose."""
+"""Downloads from a local server in place of the hub, or with a client that fails on purpose."""
 
 import errno
 import json

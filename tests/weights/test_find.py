@@ -1,4 +1,4 @@
-"""From a model's name to its folder, where no download is needed."""
+"""Finding the folder of a model by its name, without a download."""
 
 import json
 import subprocess

@@ -1,3 +1,5 @@
+"""Key rules: which tensors of a checkpoint become which of the model."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

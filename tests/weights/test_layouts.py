@@ -1,4 +1,4 @@
-"""What config.json and the names in files mean: layouts that are one, a switch that decides, loading that is total."""
+"""Layouts of config.json and of weight names that are the same model, and checkpoints that are refused as a whole."""
 
 import json
 from dataclasses import replace

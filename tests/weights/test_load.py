@@ -1,4 +1,4 @@
-"""Streaming into a module: totality, dtypes, ties, memory. Toy shapes; families have tests of their own."""
+"""Streaming weights into a small module: missing names, dtypes, tied weights, memory."""
 
 import json
 import os

@@ -53,5 +53,5 @@ def initialize_added_modules(model: PreTrainedModel, root: nn.Module, missing_ke
     warnings.warn(
         f"{len(missing_keys)} weights are not in the checkpoint and were newly initialised ({names}): "
         "train them before use",
-        stacklevel=4,
+        stacklevel=5,  # the caller of `from_pretrained`
     )
