@@ -143,7 +143,7 @@ class ChatFields(NotesField):
 
 
 class ChatCompletionResponse(ChatFields):
-    """The answer of `/v1/chat/completions`, not streamed."""
+    """The answer of `/v1/chat/completions`: one object, unless it is streamed."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
