@@ -255,12 +255,13 @@ class _ChatBuilder:
     ) -> ChatCompletionChunk:
         """A chunk of the choice `index`; `answer` is the whole choice, if this is its last chunk."""
         finish = None if answer is None else finish_reason(answer)
+        notes: NotesField = {} if answer is None else collect_notes([answer])
         return {
             **self.common_fields,
             "object": "chat.completion.chunk",
             "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}],
             **self.usage_field,
-            **collect_notes([] if answer is None else [answer]),
+            **notes,
         }
 
     def _logprobs(self, answer: Answer | Delta) -> ChatLogprobs | None:

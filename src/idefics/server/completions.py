@@ -238,12 +238,8 @@ class _CompletionBuilder:
 
     def _chunk(self, choice: CompletionChunkChoice, answer: Answer | None = None) -> CompletionChunk:
         """A chunk of a choice; `answer` is the whole choice, if this is its last chunk."""
-        return {
-            **self.common_fields,
-            "choices": [choice],
-            **self.usage_field,
-            **collect_notes([] if answer is None else [answer]),
-        }
+        notes: NotesField = {} if answer is None else collect_notes([answer])
+        return {**self.common_fields, "choices": [choice], **self.usage_field, **notes}
 
     def _prefix_choice(self, index: int) -> CompletionChunkChoice:
         prefix = self.prefixes[index]
