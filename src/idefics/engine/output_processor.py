@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice, starmap
 
 from torch import Tensor
@@ -10,7 +11,6 @@ from idefics.config import Sampling
 from idefics.engine.continuation_scores import ContinuationScores
 from idefics.engine.model_interface import VLM
 from idefics.engine.model_runner import StepOutput
-from idefics.engine.request import TokenConstraint
 from idefics.engine.request_beam_search import RequestBeamSearch
 from idefics.engine.request_output import ContinuationGroups, RequestOutput, SampledToken, ScoringResult
 from idefics.engine.request_state import RequestState
@@ -28,9 +28,11 @@ class OutputProcessor:
     def process(self, step_output: StepOutput, sampler_output: SamplerOutput) -> StepResult:
         """The output, or the error, of each request of a step. Waits until the sampled ids are on the host."""
         result = StepResult(error_by_request=step_output.error_by_request | sampler_output.error_by_request)
+        num_sampled = 0
         for batch in sampler_output.batches:
             self._process_samples(batch, result)
-        if sum(len(batch.sequences) for batch in sampler_output.batches) < len(step_output.sequences):
+            num_sampled += len(batch.sequences)
+        if num_sampled < len(step_output.sequences):
             self._process_searches(step_output, result)
         for chunk, h in step_output.continuation_states:
             self._process_continuations(chunk, h, result)
@@ -38,35 +40,41 @@ class OutputProcessor:
 
     def _process_samples(self, batch: SampledBatch, result: StepResult) -> None:
         """Adds the sampled tokens to the result, replaced where a constraint requires another one."""
-        tokens = batch.read_tokens()
-        for row, sequence in enumerate(batch.sequences):
-            state = sequence.request_state
-            token = _make_sampled_token(tokens, row, state.request.sampling)
-            if state.request.constraint is not None:
-                try:
-                    accepted = self._apply_constraint(state.request.constraint, state, token, batch, row)
-                except Exception as error:
-                    result.error_by_request[state] = error
-                    continue
-                result.has_replaced_tokens |= accepted is not token
-                token = accepted
-            result.output_by_request[state] = token
+        host_tokens = batch.read_tokens()
+        states = [sequence.request_state for sequence in batch.sequences]
+        if host_tokens.logprobs is None:
+            tokens = list(map(SampledToken, host_tokens.ids))
+        else:
+            tokens = [
+                _make_sampled_token(host_tokens, row, state.request.sampling)
+                for row, state in enumerate(states)
+            ]
+        result.output_by_request.update(zip(states, tokens, strict=True))
+        if batch.sampler.constraints:
+            self._apply_constraints(batch, tokens, result)
 
-    def _apply_constraint(
-        self,
-        constraint: TokenConstraint,
-        state: RequestState,
-        token: SampledToken,
-        batch: SampledBatch,
-        row: int,
-    ) -> SampledToken:
-        accepted_id = constraint.accept_token(token.id, state.max_new_tokens - len(state.handle.ids) - 1)
-        if accepted_id == token.id:
-            return token
-        logprob = token.logprob
-        if logprob is not None:
-            logprob = batch.sampler.token_logprob(batch.logits, row, accepted_id)
-        return token._replace(id=accepted_id, logprob=logprob)
+    def _apply_constraints(
+        self, batch: SampledBatch, tokens: Sequence[SampledToken], result: StepResult
+    ) -> None:
+        """Advances the constraints by the sampled tokens, and replaces those that they do not accept."""
+        for row, (sequence, token) in enumerate(zip(batch.sequences, tokens, strict=True)):
+            state = sequence.request_state
+            if (constraint := state.request.constraint) is None:
+                continue
+            try:
+                accepted_id = constraint.accept_token(
+                    token.id, state.max_new_tokens - len(state.handle.ids) - 1
+                )
+            except Exception as error:
+                result.error_by_request[state] = error
+                del result.output_by_request[state]
+                continue
+            if accepted_id != token.id:
+                logprob = token.logprob
+                if logprob is not None:
+                    logprob = batch.sampler.token_logprob(batch.logits, row, accepted_id)
+                result.output_by_request[state] = token._replace(id=accepted_id, logprob=logprob)
+                result.has_replaced_tokens = True
 
     def _process_searches(self, step_output: StepOutput, result: StepResult) -> None:
         """Advances beam searches, and starts to score continuations of computed prompts."""

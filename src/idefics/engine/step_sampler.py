@@ -17,9 +17,9 @@ class HostTokens(NamedTuple):
     """The fields of `SampledTokens` as lists on the host, one entry for each row."""
 
     ids: list[int]
-    logprobs: list[float] | None
-    top_ids: list[list[int]] | None
-    top_logprobs: list[list[float]] | None
+    logprobs: list[float] | None = None
+    top_ids: list[list[int]] | None = None
+    top_logprobs: list[list[float]] | None = None
 
 
 class SampledBatch(NamedTuple):
@@ -100,10 +100,8 @@ class StepSampler:
 
     def _start_copies(self, tokens: SampledTokens) -> Callable[[], HostTokens]:
         """Starts to copy tokens to the host; the returned function waits for the copies."""
-        ids, *logprobs = tokens
-        read_ids = self._copy_to_host(ids)
-        read_logprobs = [None if values is None else self._copy_to_host(values) for values in logprobs]
-        return lambda: HostTokens(read_ids(), *(None if read is None else read() for read in read_logprobs))
+        read_fields = [self._copy_to_host(values) for values in tokens if values is not None]
+        return lambda: HostTokens(*[read() for read in read_fields])
 
     def _make_sampler(self, sequences: list[SequenceState], device: torch.device) -> Sampler:
         states = [sequence.request_state for sequence in sequences]
