@@ -18,7 +18,9 @@ from idefics.server.response_objects import (
     MessageEventType,
     PartEventType,
     ResponseContentPartEvent,
+    ResponseEvent,
     ResponseEventFields,
+    ResponseEventType,
     ResponseObject,
     ResponseOutputItemEvent,
     ResponseOutputMessage,
@@ -76,12 +78,8 @@ class ResponseBuilder:
 
     async def stream_events(self) -> AsyncGenerator[bytes]:
         """The formatted events, in OpenAI's order."""
-        yield self._event(
-            {"type": "response.created", **self._next_number(), "response": self.response_object()}
-        )
-        yield self._event(
-            {"type": "response.in_progress", **self._next_number(), "response": self.response_object()}
-        )
+        yield self._event(self._response_event("response.created"))
+        yield self._event(self._response_event("response.in_progress"))
         yield self._event(self._message_event("response.output_item.added"))
         yield self._event(self._part_event("response.content_part.added"))
         async for _, delta in self.context.deltas():
@@ -104,13 +102,10 @@ class ResponseBuilder:
         )
         yield self._event(self._part_event("response.content_part.done", answer))
         yield self._event(self._message_event("response.output_item.done", answer))
-        yield self._event(
-            {
-                "type": "response.incomplete" if answer.finish == "length" else "response.completed",
-                **self._next_number(),
-                "response": self.response_object(answer),
-            }
+        last_type: ResponseEventType = (
+            "response.incomplete" if answer.finish == "length" else "response.completed"
         )
+        yield self._event(self._response_event(last_type, answer))
 
     def error_event(self, error: APIError) -> bytes:
         """The formatted event of an error, which ends the stream."""
@@ -132,6 +127,9 @@ class ResponseBuilder:
 
     def _next_position(self) -> ResponsePositionFields:
         return {**self._next_number(), "item_id": self.item_id, "output_index": 0, "content_index": 0}
+
+    def _response_event(self, type: ResponseEventType, answer: Answer | None = None) -> ResponseEvent:
+        return {"type": type, **self._next_number(), "response": self.response_object(answer)}
 
     def _message_event(self, type: MessageEventType, answer: Answer | None = None) -> ResponseOutputItemEvent:
         return {

@@ -8,6 +8,9 @@ from idefics.server.logprobs import TokenLogprobWithTop
 from idefics.server.response_fields import NotesField, PromptTokensDetails, ResponseFields
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete"]
+ResponseEventType = Literal[
+    "response.created", "response.in_progress", "response.completed", "response.incomplete"
+]
 MessageEventType = Literal["response.output_item.added", "response.output_item.done"]
 PartEventType = Literal["response.content_part.added", "response.content_part.done"]
 
@@ -90,7 +93,7 @@ class ResponseEventFields(ResponseFields):
 class ResponseEvent(ResponseEventFields):
     """The response begins (`created`, `in_progress`) or ends (`completed`, `incomplete`)."""
 
-    type: Literal["response.created", "response.in_progress", "response.completed", "response.incomplete"]
+    type: ResponseEventType
     response: ResponseObject
 
 

@@ -89,6 +89,7 @@ class ClassificationResponse(NotesField):
 
 
 def _make_route_handler(task: Task, request_class: type[PictureRequest]) -> Callable[..., Any]:
+    """The function that FastAPI calls for requests of a task."""
 
     async def handle_task(request: Request, context: RequestContextDep) -> Response:
         task_request, file = await read_request(request, request_class)
