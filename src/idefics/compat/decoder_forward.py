@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,15 @@ from idefics.compat.padded_attention import CrossAttentionInputs, PaddedAttn, ma
 from idefics.errors import BadPrompt
 from idefics.nn.attention import Attn
 from idefics.nn.attention_backends import AttentionBackend, EagerAttention
+
+
+class ForwardOptions(NamedTuple):
+    """What one call returns: as its arguments say, else the config."""
+
+    use_cache: bool
+    output_attentions: bool
+    output_hidden_states: bool
+    return_dict: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,24 +125,22 @@ def run_decoder(
     decode: Callable[[Tensor, Tensor, Attn], Tensor],
     layers: Sequence[nn.Module],
     inputs: DecoderInputs,
+    options: ForwardOptions,
     cross_attention_inputs: CrossAttentionInputs | None = None,
     *,
     window: int | None = None,
     backend: AttentionBackend,
     dropout_p: float = 0.0,
-    use_cache: bool,
-    output_hidden_states: bool,
-    output_attentions: bool,
 ) -> DecoderResult:
     """Runs the decoder on new tokens.
 
     Args:
         decode: embeddings (N, D), positions (N,) and an `Attn` -> hidden states (N, D).
         layers: the decoder's layers, whose outputs are recorded for `output_hidden_states`.
+        options: which outputs are returned. For attentions, eager attention is used in place of `backend`. The caller
+            sets `has_read_images` of the cache.
         window: sliding window in tokens; None: there is none.
         dropout_p: dropout of attention weights.
-        use_cache: whether a cache is returned; its `has_read_images` is set by the caller.
-        output_attentions: eager attention is then used in place of `backend`.
     """
     batch_size, num_new_tokens = inputs.inputs_embeds.shape[:2]
     eager_attention = EagerAttention()
@@ -148,16 +155,16 @@ def run_decoder(
         ),
         inputs.past.layers,
         cross_attention_inputs,
-        backend=eager_attention if output_attentions else backend,
+        backend=eager_attention if options.output_attentions else backend,
         dropout_p=dropout_p,
     )
-    with record_outputs(layers if output_hidden_states else ()) as states:
+    with record_outputs(layers if options.output_hidden_states else ()) as states:
         last_hidden_state = decode(
             inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten(), attn
         ).unflatten(0, (batch_size, num_new_tokens))
     layer_states = (state.unflatten(0, (batch_size, num_new_tokens)) for state in states[:-1])
     cache = None
-    if use_cache:
+    if options.use_cache:
         cached_cross_attention_inputs = cross_attention_inputs and CrossAttentionInputs(
             cross_attention_inputs.cross_kv, cross_attention_inputs.image_mask[:, -1:]
         )
@@ -167,8 +174,8 @@ def run_decoder(
     return DecoderResult(
         last_hidden_state,
         cache,
-        (inputs.inputs_embeds, *layer_states, last_hidden_state) if output_hidden_states else None,
-        tuple(eager_attention.attention_weights) if output_attentions else None,
+        (inputs.inputs_embeds, *layer_states, last_hidden_state) if options.output_hidden_states else None,
+        tuple(eager_attention.attention_weights) if options.output_attentions else None,
     )
 
 

@@ -5,13 +5,13 @@ Parameters have the released names.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from idefics.compat.configuration import PretrainedConfig
-from idefics.compat.decoder_forward import DecoderResult
+from idefics.compat.decoder_forward import DecoderResult, ForwardOptions
 from idefics.compat.generation import GenerationMixin
 from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.gradient_checkpointing import GradientCheckpointingMixin
@@ -28,15 +28,6 @@ from idefics.errors import BadPrompt, BadSetting, UnsupportedModel
 from idefics.nn.attention import Attn
 from idefics.nn.attention_backends import AttentionModule
 from idefics.quant import memory_footprint
-
-
-class ForwardOptions(NamedTuple):
-    """What one call returns: as its arguments say, else the config."""
-
-    use_cache: bool
-    output_attentions: bool
-    output_hidden_states: bool
-    return_dict: bool
 
 
 class PreTrainedModel(

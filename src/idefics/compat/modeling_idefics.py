@@ -107,12 +107,10 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
             self.forward_packed,
             list(self.layers),
             inputs,
+            options,
             cross_attention_inputs,
             backend=self.attention_backend,
             dropout_p=self.config.dropout if self.training else 0.0,
-            use_cache=options.use_cache,
-            output_hidden_states=options.output_hidden_states,
-            output_attentions=options.output_attentions,
         )
         return self._make_output(result, inputs.past, features, options)
 

@@ -169,11 +169,9 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
             self.forward_packed,
             list(self.text_model.layers),
             inputs,
+            options,
             window=self.text_model.config.sliding_window,
             backend=self.attention_backend,
-            use_cache=options.use_cache,
-            output_hidden_states=options.output_hidden_states,
-            output_attentions=options.output_attentions,
         )
         return self._make_output(result, inputs.past, features, options)
 
