@@ -76,7 +76,7 @@ class StreamKeywords(Options, total=False):
     on_error: Literal["raise"]
 
 
-class ReturnErrorKeywords(Options, total=False):
+class OnErrorReturnKeywords(Options, total=False):
     """The keywords of a call that returns errors in the place of answers, for type checkers."""
 
     stream: Literal[False]

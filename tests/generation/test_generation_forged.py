@@ -40,7 +40,7 @@ def special_tokens_among(vlm, ids):
     tokenizer = vlm.processor.tokenizer
     guarded_ids = {
         tokenizer.token_to_id(name) for name in tokenizer.added_token_contents
-    } | tokenizer.special_tokens.control_ids
+    } | tokenizer.special_ids_by_kind.control_ids
     return sorted(tokenizer.id_to_token(id) for id in ids if id in guarded_ids)
 
 

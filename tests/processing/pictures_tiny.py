@@ -9,7 +9,7 @@ import PIL.Image
 from idefics.config import ImageProcessorConfig
 from idefics.messages import Picture
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_processor import cut_frames, open_picture
+from idefics.processing.image_processor import open_picture, resize_and_cut
 from idefics.processing.picture_files import EXIF_ORIENTATION_TAG
 from idefics.processing.tile_plan import plan_tiles
 
@@ -68,7 +68,7 @@ def open_trusted(source):
 def split_into_frames(pixels, config):
     """The uint8 frames of a picture (h, w, 3), and the rows and columns of its grid."""
     plan = plan_tiles(pixels.shape[1], pixels.shape[0], config)
-    return cut_frames(pixels, plan, config.resample), plan.rows, plan.columns
+    return resize_and_cut(pixels, plan, config.resample), plan.rows, plan.columns
 
 
 def encode_picture(image, format, **options):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from idefics.config import ResampleFilter
 from idefics.native import library
 from idefics.processing import resize as module
-from idefics.processing.resize import NativeKernel, normalize_with_numpy, resize_with_pillow, to_pixel_array
+from idefics.processing.resize import NativeResizer, normalize_with_numpy, resize_with_pillow, to_pixel_array
 from native_builds import compile_source, load_source
 from processing.pictures_tiny import TILES_CONFIG, random_pixels
 
@@ -36,7 +36,7 @@ def compiled_library(tmp_path_factory):
 def native_resize(request, compiled_library):
     if request.param not in library.instruction_sets("resizing"):
         pytest.skip("this processor has no such instructions")
-    return NativeKernel(request.param)
+    return NativeResizer(request.param)
 
 
 def assert_equals_pillow(native, pixels, size, resample):
@@ -138,7 +138,7 @@ def test_no_byte_beyond_the_pictures_is_touched(tmp_path):
     code = f"""
 import ctypes, numpy as np
 from idefics.native import library
-from idefics.processing.resize import NativeKernel
+from idefics.processing.resize import NativeResizer
 code = ctypes.CDLL({str(path)!r})
 code.idefics_resize.argtypes = library.FUNCTIONS["idefics_resize"][1]
 code.idefics_normalize.argtypes = library.FUNCTIONS["idefics_normalize"][1]
@@ -147,7 +147,7 @@ rng = np.random.default_rng(0)
 for _ in range(150):
     width, height, wide, high = map(int, rng.integers(1, 80, 4))
     for kind in library.instruction_sets("resizing"):
-        native = NativeKernel(kind)
+        native = NativeResizer(kind)
         out = native.resize(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (wide, high), "lanczos")
         native.normalize(out, np.zeros((3, 256), np.float32), np.empty((3, high, wide), np.float32))
 print("clean")

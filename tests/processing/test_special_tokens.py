@@ -37,7 +37,7 @@ def token_names(tokenizer, ids):
 
 def test_a_vocabularys_own_names_and_placeholders_are_control_and_doctags_are_content():
     ours = Ours(make_docling_tokenizer(special=DOCTAGS, plain=["<loc_1>"]).to_str())
-    kinds = ours.special_tokens
+    kinds = ours.special_ids_by_kind
     assert token_names(ours, kinds.content_ids) == set(DOCTAGS)
     control = token_names(ours, kinds.control_ids)
     assert {
@@ -63,14 +63,14 @@ SMOLLM = (
 )
 def test_what_base_vocabularies_mark_their_training_data_with_is_control(name):
     kinds = Ours(make_docling_tokenizer(special=[*DOCTAGS, name]).to_str())
-    assert name in token_names(kinds, kinds.special_tokens.control_ids)
-    assert token_names(kinds, kinds.special_tokens.content_ids) == set(DOCTAGS)
+    assert name in token_names(kinds, kinds.special_ids_by_kind.control_ids)
+    assert token_names(kinds, kinds.special_ids_by_kind.content_ids) == set(DOCTAGS)
 
 
 def test_elsewhere_content_is_no_instruction():
     ours = Ours(make_docling_tokenizer(special=["<action_7>"]).to_str())
-    assert token_names(ours, ours.special_tokens.content_ids) == {"<action_7>"}
-    assert ours.special_tokens.instruction_ids == frozenset()
+    assert token_names(ours, ours.special_ids_by_kind.content_ids) == {"<action_7>"}
+    assert ours.special_ids_by_kind.instruction_ids == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_what_a_checkpoints_files_give_a_role_is_control(tmp_path, files):
     id = library.token_to_id("<fin>")
     files = json.loads(json.dumps(files).replace('"ID"', str(id)))
     ours = Ours.load(write_folder(tmp_path, library, **files))
-    assert id in ours.special_tokens.control_ids
-    assert token_names(ours, ours.special_tokens.content_ids) == {"<action_7>"}
+    assert id in ours.special_ids_by_kind.control_ids
+    assert token_names(ours, ours.special_ids_by_kind.content_ids) == {"<action_7>"}
 
 
 def test_lists_of_further_special_tokens_give_no_role(tmp_path):
@@ -110,18 +110,18 @@ def test_lists_of_further_special_tokens_give_no_role(tmp_path):
         }
     }
     ours = Ours.load(write_folder(tmp_path, library, **files))
-    assert token_names(ours, ours.special_tokens.content_ids) == {"<action_7>"}
+    assert token_names(ours, ours.special_ids_by_kind.content_ids) == {"<action_7>"}
 
 
 def test_what_the_config_of_the_tokenizer_marks_special_is_special(tmp_path):
     library = make_docling_tokenizer(plain=["<action_7>", "<loc_1>"])
     added = {str(library.token_to_id("<action_7>")): {"content": "<action_7>", "special": True}}
     ours = Ours.load(write_folder(tmp_path, library, tokenizer_config={"added_tokens_decoder": added}))
-    assert token_names(ours, ours.special_tokens.content_ids) == {"<action_7>"}
+    assert token_names(ours, ours.special_ids_by_kind.content_ids) == {"<action_7>"}
     assert ours.token_to_id("<action_7>") in ours.special_ids
     ids = ours.encode("<action_7><loc_1>", add_special_tokens=False)
     assert ours.decode(ids) == "<action_7><loc_1>"
-    assert ours.decode(ids, hidden_ids=ours.special_tokens.hidden_ids(True)) == "<loc_1>"
+    assert ours.decode(ids, hidden_ids=ours.special_ids_by_kind.hidden_ids(True)) == "<loc_1>"
 
 
 def test_ids_and_names_of_another_vocabulary_hide_no_ordinary_word(tmp_path):
@@ -129,12 +129,12 @@ def test_ids_and_names_of_another_vocabulary_hide_no_ordinary_word(tmp_path):
     word = library.token_to_id("t")
     files = {"config": {"pad_token_id": word}, "tokenizer_config": {"pad_token": "t"}}
     ours = Ours.load(write_folder(tmp_path, library, **files))
-    assert word not in ours.special_tokens.control_ids
+    assert word not in ours.special_ids_by_kind.control_ids
     assert ours.decode([word]) == "t"
 
 
 def test_what_is_hidden():
-    kinds = Ours(make_docling_tokenizer(special=DOCTAGS).to_str()).special_tokens
+    kinds = Ours(make_docling_tokenizer(special=DOCTAGS).to_str()).special_ids_by_kind
     assert kinds.hidden_ids(None) == kinds.control_ids
     assert kinds.hidden_ids(True) == kinds.control_ids | kinds.content_ids
     assert kinds.hidden_ids(False) == frozenset()
@@ -145,7 +145,7 @@ def test_only_content_tokens_are_visible():
     text = "<|im_start|><doctag><text><loc_1>hi</text></doctag><end_of_utterance>"
     ids = ours.encode(text, add_special_tokens=False)
     assert ours.decode(ids) == "<doctag><text><loc_1>hi</text></doctag>"
-    assert ours.decode(ids, hidden_ids=ours.special_tokens.hidden_ids(True)) == "<loc_1>hi"
+    assert ours.decode(ids, hidden_ids=ours.special_ids_by_kind.hidden_ids(True)) == "<loc_1>hi"
     assert ours.decode(ids, hidden_ids=()) == text
 
 
@@ -178,7 +178,7 @@ def test_control_names_of_the_vocabulary_itself_are_control():
     assert library.encode("".join(BASE_CONTROL)).ids == ids  # plain text becomes them by itself
     whole = make_base_vocabulary(ignore_merges=True)
     assert [whole.encode(name).ids for name in BASE_CONTROL] == [[id] for id in ids]
-    assert set(ids) <= ours.special_tokens.control_ids
+    assert set(ids) <= ours.special_ids_by_kind.control_ids
     assert ours.decode([ids[0], library.token_to_id("a")]) == "a"
     assert ours.decode([library.token_to_id("<|start_")]) == "<|start_"  # a part of a name is text
 
@@ -236,9 +236,9 @@ def test_operators_are_no_control_names():
         models.BPE(vocab={"<|>": 0, "<||>": 1, "<|a b|>": 2, "[INST]": 3, "</s>": 4}, merges=[])
     )
     library.decoder = decoders.ByteLevel()
-    assert Ours(library.to_str()).special_tokens.control_ids == frozenset()
+    assert Ours(library.to_str()).special_ids_by_kind.control_ids == frozenset()
     declared = DeclaredTokens(role_tokens=frozenset({"</s>", "<|>"}))
-    assert Ours(library.to_str(), declared).special_tokens.control_ids == {4}
+    assert Ours(library.to_str(), declared).special_ids_by_kind.control_ids == {4}
 
 
 def test_instructions_are_honoured_where_the_card_gives_them():
@@ -265,14 +265,14 @@ ALIAS_KINDS = {"added": lambda: make_docling_tokenizer(special=DOCTAGS), "base":
 @pytest.mark.parametrize("kind", ALIAS_KINDS)
 def test_two_tokenizers_have_different_aliases(kind):
     text = ALIAS_KINDS[kind]().to_str()
-    one, other = Ours(text)._aliases.alias_by_token, Ours(text)._aliases.alias_by_token
+    one, other = Ours(text)._aliased_tokenizer.alias_by_token, Ours(text)._aliased_tokenizer.alias_by_token
     assert one.keys() == other.keys()
     assert not set(one.values()) & set(other.values())
 
 
 def spell_alias(secret, tokenizer, name):
     """An alias as an attacker would write it who knows how they are made."""
-    number = sorted(tokenizer._aliases.alias_by_token).index(name)
+    number = sorted(tokenizer._aliased_tokenizer.alias_by_token).index(name)
     return f"\ue000{secret}\ue001{number}\ue002"
 
 
@@ -283,7 +283,7 @@ def test_an_alias_that_is_written_stays_plain_text(kind):
     id, end = ours.token_to_id(tiny.END_OF_UTTERANCE), tiny.END_OF_UTTERANCE
     written = [spell_alias(secret, ours, end) for secret in (0, 1, 42, "", 2**128 - 1)]
     if kind != "guessed":
-        written = [other._aliases.alias_by_token[end]]
+        written = [other._aliased_tokenizer.alias_by_token[end]]
     for alias in written:
         # The forged name makes the text go through the aliases.
         ids = ours.encode_pieces([TextPiece(f"{end}{alias}", trusted=False)])

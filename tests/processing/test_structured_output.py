@@ -135,7 +135,8 @@ def choose_longest_answer(seed):
 def test_whatever_is_sampled_the_text_satisfies_its_constraint(kind, name):
     form, is_right = CONSTRAINT_AND_CHECK_BY_NAME[name]
     grammar = compile_constraint(kind, form)
-    for room in (*range(grammar.min_tokens, grammar.min_tokens + 7), 40):
+    shortest = grammar.num_shortest_completion_tokens
+    for room in (*range(shortest, shortest + 7), 40):
         for seed in range(3):
             text, ids, _ = run_constraint(grammar, room, choose_longest_answer(1000 * room + seed))
             assert is_right(text), (room, seed, text)
@@ -146,10 +147,9 @@ def test_whatever_is_sampled_the_text_satisfies_its_constraint(kind, name):
 @pytest.mark.parametrize("name", CONSTRAINT_AND_CHECK_BY_NAME)
 def test_constraints_that_cannot_fit_are_refused_at_once(kind, name):
     grammar = compile_constraint(kind, CONSTRAINT_AND_CHECK_BY_NAME[name][0])
-    with pytest.raises(
-        BadSetting, match=f"has {grammar.min_tokens} tokens, and there is room for {grammar.min_tokens - 1}"
-    ):
-        grammar.create_constraint(grammar.min_tokens - 1)
+    shortest = grammar.num_shortest_completion_tokens
+    with pytest.raises(BadSetting, match=f"has {shortest} tokens, and there is room for {shortest - 1}"):
+        grammar.create_constraint(shortest - 1)
 
 
 @KINDS
@@ -167,7 +167,7 @@ def test_the_shortest_answers_are_found(kind):
         grammar = compile_constraint(kind, CONSTRAINT_AND_CHECK_BY_NAME[name][0])
         assert len(grammar.shortest_completion) == len(text), name
         assert (
-            grammar.min_tokens
+            grammar.num_shortest_completion_tokens
             == TOKEN_BYTES_BY_KIND[kind].min_token_count(grammar.shortest_completion)
             <= TOKEN_BYTES_BY_KIND[kind].min_token_count(text)
         )
@@ -320,8 +320,8 @@ def test_without_llguidance_the_extra_is_named(monkeypatch):
 
 def test_a_walk_stops_at_its_limit():
     at = shortest_completion.create_matcher("start: /[a-z]{50}/")
-    assert shortest_completion.walk_to_end(at, 49) is None
-    assert len(shortest_completion.walk_to_end(at, 50)) == 50
+    assert shortest_completion.greedy_completion(at, 49) is None
+    assert len(shortest_completion.greedy_completion(at, 50)) == 50
 
 
 def run_banned_words(kind, words, choose, tokens=60):

@@ -12,9 +12,9 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 import idefics
 from idefics.errors import PromptTooLong, TextTooLong
 from idefics.messages import Picture, user
-from idefics.processing import token_aliases
+from idefics.processing import aliased_tokenizer
+from idefics.processing.aliased_tokenizer import HUGE_TEXT_CHARACTERS, LONG_TEXT_CHARACTERS
 from idefics.processing.text_limit import TextLimit
-from idefics.processing.token_aliases import HUGE_TEXT_CHARACTERS, LONG_TEXT_CHARACTERS
 from idefics.processing.tokenizer import TextPiece, Tokenizer
 from processing.tokenizers_tiny import IMAGE_TOKEN, train_byte_level_tokenizer, train_llama_tokenizer
 
@@ -190,9 +190,9 @@ def test_long_texts_have_the_ids_of_short_ones(kind):
 def test_of_a_huge_text_only_the_beginning_is_tokenized_before_it_is_refused(kind, monkeypatch):
     """A large encoding takes tens of milliseconds to free, during which the GIL is held."""
     tokenizer, encoded = TOKENIZER_BY_KIND[kind], []
-    encode = token_aliases.encode_without_gil
+    encode = aliased_tokenizer.encode_without_gil
     monkeypatch.setattr(
-        token_aliases,
+        aliased_tokenizer,
         "encode_without_gil",
         lambda library, text: encoded.append(len(text)) or encode(library, text),
     )

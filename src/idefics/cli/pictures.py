@@ -170,14 +170,14 @@ def read_standard_input() -> PictureOrVideo:
 
 
 def _resolve_argument(argument: str) -> NamedPicture:
-    from idefics.processing.fetch import is_url, shorten_url
+    from idefics.processing.fetch import is_url, name_for_message
     from idefics.processing.picture_files import missing_file_message
     from idefics.processing.video import to_picture_or_video
 
     if argument == STDIN:
         return NamedPicture(STDIN, read_standard_input())
     if is_url(argument):
-        return NamedPicture(shorten_url(argument), to_picture_or_video(argument))
+        return NamedPicture(name_for_message(argument), to_picture_or_video(argument))
     if not _exists(argument):
         raise BadPicture(missing_file_message(argument[:MAX_NAME_LENGTH]))
     return _named_file(argument)

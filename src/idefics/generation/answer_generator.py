@@ -101,7 +101,7 @@ class AnswerGenerator:
         _check_output_constraint(model, output_constraint)
         stop_strings = (*stop_strings, *generation_config.stop_strings)
         tokenizer = model.processor.tokenizer
-        hidden_ids = tokenizer.special_tokens.hidden_ids(skip_special_tokens)
+        hidden_ids = tokenizer.special_ids_by_kind.hidden_ids(skip_special_tokens)
         # A hidden token has no text in which a stop string could be found, so that it stops by its id.
         hidden_stop_ids = hidden_ids.intersection(map(tokenizer.token_to_id, stop_strings))
         return cls(

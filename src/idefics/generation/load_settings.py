@@ -150,7 +150,7 @@ def to_quantization_config(quantize: object) -> QuantizationConfig | None:
     return QuantizationConfig(kind=quantize)  # type: ignore[arg-type]  # the constructor checks it
 
 
-def engine_config(
+def choose_engine_config(
     device: torch.device,
     kv_cache: float | str | None = None,
     batch_rows: int | None = None,

@@ -59,7 +59,7 @@ class LoadedModel:
 
         @lru_cache
         def token_bytes(skip_special_tokens: bool | None) -> TokenBytes:
-            hidden_ids = tokenizer.special_tokens.hidden_ids(skip_special_tokens)
+            hidden_ids = tokenizer.special_ids_by_kind.hidden_ids(skip_special_tokens)
             return TokenBytes(tokenizer, vocab_size, self.stop_ids, self.banned_ids, hidden_ids)
 
         return token_bytes

@@ -15,7 +15,7 @@ from idefics.errors import format_bytes
 from idefics.generation.environment import warn_about_missing_kernels
 from idefics.generation.load_settings import (
     LoadSettings,
-    engine_config,
+    choose_engine_config,
     plan_computation,
     set_num_threads,
     to_quantization_config,
@@ -61,7 +61,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         generation_config = read_generation_config(checkpoint)
         module = models.build_on_meta_device(checkpoint)
         plan = plan_computation(module, device, checkpoint.config.dtype, settings)
-        config = engine_config(
+        config = choose_engine_config(
             device, settings.kv_cache, settings.batch_rows, reference=settings.is_reference
         )
         free_bytes = free_memory(device) if device.type == "cpu" else None
@@ -110,7 +110,7 @@ def create_processor(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:
         checkpoint.config, checkpoint_settings.read_preprocessor_config(folder)
     )
     # Imported and computed now: a process that is forked while another thread does so would wait for ever.
-    _ = readable_formats(), tokenizer.special_tokens
+    _ = readable_formats(), tokenizer.special_ids_by_kind
     return Processor(tokenizer, image_config, prompt_format, fetcher, text.max_positions)
 
 

@@ -18,8 +18,8 @@ from idefics.options import (
     AnswerKeywords,
     GenerationOptions,
     OnError,
+    OnErrorReturnKeywords,
     Options,
-    ReturnErrorKeywords,
     StreamKeywords,
     document_options,
     pop_image_detail,
@@ -66,7 +66,7 @@ class TextGenerationMixin:
         items: PromptItems,
         *,
         add_end_of_utterance_token: bool | None = ...,
-        **options: Unpack[ReturnErrorKeywords],
+        **options: Unpack[OnErrorReturnKeywords],
     ) -> Answer | IdeficsError: ...
     @overload
     def generate(
@@ -74,7 +74,7 @@ class TextGenerationMixin:
         items: Sequence[PromptItems],
         *,
         add_end_of_utterance_token: bool | None = ...,
-        **options: Unpack[ReturnErrorKeywords],
+        **options: Unpack[OnErrorReturnKeywords],
     ) -> list[Answer | IdeficsError]: ...
     @document_options()
     def generate(
@@ -154,7 +154,7 @@ class TextGenerationMixin:
         *,
         answer_start: str = ...,
         continue_final_message: bool = ...,
-        **options: Unpack[ReturnErrorKeywords],
+        **options: Unpack[OnErrorReturnKeywords],
     ) -> Answer | IdeficsError: ...
     @overload
     def chat(
@@ -163,7 +163,7 @@ class TextGenerationMixin:
         *,
         answer_start: str = ...,
         continue_final_message: bool = ...,
-        **options: Unpack[ReturnErrorKeywords],
+        **options: Unpack[OnErrorReturnKeywords],
     ) -> list[Answer | IdeficsError]: ...
     @document_options()
     def chat(

@@ -208,12 +208,12 @@ class PageBackend:
         Raises:
             BadPicture: the policy does not allow the address, it cannot be fetched, or it is not a picture.
         """
-        from idefics.processing.fetch import is_url, shorten_url
+        from idefics.processing.fetch import is_url, name_for_message
 
         if not is_url(address):
             raise BadPicture(
-                f"{shorten_url(address)!r} is not an address: give one that begins with http:// or https://"
+                f"{name_for_message(address)!r} is not an address: give one that begins with http:// or https://"
             )
         data = self.settings.fetcher.get(address)
-        self.check_picture(data, shorten_url(address))
+        self.check_picture(data, name_for_message(address))
         return data

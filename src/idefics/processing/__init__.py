@@ -1,1 +1,1 @@
-"""Words and pictures in, `Prompt` out; ids in, words out. Knows no torch and no family."""
+"""Turns text and pictures into a `Prompt`, and token ids into text. Independent of torch and of model families."""

@@ -1,7 +1,7 @@
-"""A conversation through a checkpoint's chat template into trusted text, plain text, pictures and videos in order.
+"""Renders a conversation with a checkpoint's chat template into trusted text, plain text, pictures and videos.
 
 The text of messages never passes through the template. An unguessable placeholder takes its place, so that a message
-can neither forge special tokens nor change what the template does. Knows no tokens and no pixels.
+can neither forge special tokens nor change what the template does. Independent of token ids and pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def render_conversation(
     continue_final_message: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> list[TextPiece | PictureOrVideo]:
-    """The prompt for the next answer. The template sees a video as a text part, as it becomes text and pictures later.
+    """Renders the prompt for the next answer, as pieces of text, pictures and videos in their order.
+
+    The template gets a video as a text part, since most templates do not support videos.
 
     Args:
         template: Jinja source; it reads `messages` (each a role and a list of text and image parts),
@@ -107,7 +109,7 @@ class _TextPlaceholders:
         self.placeholder_prefix = f"\ue000{secrets.randbits(128)}\ue001"
 
     def to_template_text(self, part: str | Video) -> str:
-        """The placeholder of a part; spaces around a text stay outside of it, so that the template may trim them."""
+        """The text that the template gets for a part: its placeholder, between the outer spaces of a text."""
         if isinstance(part, Video):
             return self._create_placeholder(part)
         core = part.strip()
@@ -117,6 +119,7 @@ class _TextPlaceholders:
         return f"{before}{self._create_placeholder(core)}{after}"
 
     def _create_placeholder(self, part: str | Video) -> str:
+        """Stores a part for `restore` and returns a new placeholder for it."""
         self.replaced_parts.append(part)
         return f"{self.placeholder_prefix}{len(self.replaced_parts) - 1}\ue002"
 

@@ -1,6 +1,6 @@
 """Renders a checkpoint's Jinja chat template as transformers' `apply_chat_template` does.
 
-Takes messages as plain data; knows no tokens and no pictures.
+Takes messages as plain data; independent of token ids and pictures.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TEMPLATE_ERRORS = (
 
 
 class RenderedTemplate(NamedTuple):
-    """The text that a template wrote.
+    """The output of a chat template.
 
     Attributes:
         text: the prompt.
@@ -204,11 +204,12 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers writes it: jinja2's own filter escapes for HTML and sorts keys."""
+    """The filter `tojson` as in transformers: jinja2's own filter escapes for HTML and sorts keys."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 def _raise_refusal(message: str) -> NoReturn:
+    """The function `raise_exception` of templates."""
     raise TemplateRefusal(message)

@@ -1,7 +1,7 @@
 """The rules of a checkpoint's generation_config.json that hold for every answer of a model from `idefics.load`.
 
 The decoding strategy (sampling, beams, lengths: `generation_fields.SEARCH_FIELDS`) is the caller's choice, by default
-greedy, and is not taken from the file. Knows token ids; does not know tensors.
+greedy, and is not taken from the file. Works on token ids; independent of tensors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class CheckpointGenerationConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], vocab_size: int) -> CheckpointGenerationConfig:
-        """From the fields of the file. Bans of ids beyond the model's vocabulary are dropped.
+        """Parses the fields of the file. Bans of ids beyond the model's vocabulary are dropped.
 
         Args:
             settings: the content of generation_config.json.
@@ -85,13 +85,19 @@ class CheckpointGenerationConfig:
         return cls(**parsed)
 
     def banned_ids(self, stop_ids: Collection[int]) -> frozenset[int]:
-        """Ids that are never chosen, whatever came before. A single stop id is never banned, as in transformers."""
+        """Ids that are banned at every step: `suppress_tokens`, and the bad words of a single id.
+
+        As in transformers, `bad_words_ids` cannot ban a stop id; `suppress_tokens` can.
+
+        Args:
+            stop_ids: ids that end an answer.
+        """
         words = {word[0] for word in self.bad_words_ids if len(word) == 1}
         return self.suppress_tokens | (words - frozenset(stop_ids))
 
     @property
     def step_dependent_fields(self) -> tuple[str, ...]:
-        """Names of the fields in effect that depend on the ids so far."""
+        """Names of the fields that are set and whose effect changes with the ids generated so far."""
         names = (
             "begin_suppress_tokens",
             "no_repeat_ngram_size",
@@ -105,33 +111,38 @@ class CheckpointGenerationConfig:
 
 
 def _invalid_field(name: str, value: object, expected: str) -> BrokenCheckpoint:
+    """The error for a field with a value of the wrong type or range."""
     return BrokenCheckpoint(f"{GENERATION_CONFIG_FILE} sets {name} to {value!r}: it must be {expected}")
 
 
-def _parse_int(name: str, value: Any) -> int:
+def _parse_non_negative_int(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise _invalid_field(name, value, "a whole number from 0")
     return value
 
 
 def _parse_ids(name: str, value: Any) -> tuple[int, ...]:
+    """One id or a list of ids, as a tuple."""
     several = value if isinstance(value, list) else [value]
-    return tuple(_parse_int(name, id) for id in several)
+    return tuple(_parse_non_negative_int(name, id) for id in several)
 
 
 def _parse_bad_words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    """A list of lists of ids, without empty ones."""
     if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
         raise _invalid_field(name, value, "a list of lists of ids")
     return tuple(_parse_ids(name, word) for word in value if word)
 
 
 def _parse_penalty(name: str, value: Any) -> float:
+    """A number from 0.01 to 10."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.01 <= value <= 10:
         raise _invalid_field(name, value, "a number from 0.01 to 10")
     return float(value)
 
 
 def _parse_strings(name: str, value: Any) -> tuple[str, ...]:
+    """One string or a list of strings, as a tuple; none of them is empty."""
     several = [value] if isinstance(value, str) else value
     if not isinstance(several, list) or not all(isinstance(one, str) and one for one in several):
         raise _invalid_field(name, value, "a text or a list of texts")
@@ -149,10 +160,10 @@ PARSER_BY_FIELD: Mapping[str, Any] = {
     "begin_suppress_tokens": lambda name, value: frozenset(_parse_ids(name, value)),
     "bad_words_ids": _parse_bad_words,
     "repetition_penalty": _parse_penalty,
-    "no_repeat_ngram_size": _parse_int,
-    "min_length": _parse_int,
-    "min_new_tokens": _parse_int,
-    "forced_bos_token_id": _parse_int,
+    "no_repeat_ngram_size": _parse_non_negative_int,
+    "min_length": _parse_non_negative_int,
+    "min_new_tokens": _parse_non_negative_int,
+    "forced_bos_token_id": _parse_non_negative_int,
     "forced_eos_token_id": lambda name, value: tuple(sorted(_parse_ids(name, value))),
     "stop_strings": _parse_strings,
     "renormalize_logits": _parse_bool,

@@ -1,6 +1,6 @@
 """Reads the small files of a checkpoint folder about its inputs, in each layout that transformers has saved them in.
 
-Knows file names and their keys; does not interpret the settings.
+Finds the settings by file name and key; does not interpret them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_chat_template(folder: str | Path) -> str:
 
 
 def read_role_tokens(folder: str | Path) -> dict[str, str]:
-    """The tokens with a role by role: "eos_token" -> "</s>", "image_token" -> "<image>" and so on.
+    """The tokens that have a role, by the role's name: "eos_token" -> "</s>", "image_token" -> "<image>" and so on.
 
     They are in tokenizer_config.json, there also under "extra_special_tokens" (transformers 5), or in
     special_tokens_map.json. Lists of further special tokens give no roles.
@@ -86,7 +86,7 @@ def read_special_added_tokens(folder: str | Path) -> frozenset[str]:
 
 
 def _default_template(template: str | list[Mapping[str, str]], path: Path) -> str:
-    """The template of a file that may hold one template or a list of named ones."""
+    """The only template of a file, or the one named "default" if the file has a list of them."""
     if isinstance(template, str):
         return template
     named = {entry["name"]: entry["template"] for entry in template}

@@ -1,6 +1,6 @@
 """The token ids of continuations: texts that may follow a prompt, whose likelihoods are compared.
 
-Knows the tokenizer; does not know pictures.
+Needs the tokenizer only; pictures are placeholder text here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ def encode_continuations(
     """Tokenizes a prompt with each of its continuations.
 
     Returns:
-        The ids that the prompt has in common with all continuations, which is all but its last few where a
-        continuation changes how its end is tokenized; and for each continuation the ids from there on.
+        The ids that the prompt shares with all of its continuations, and for each continuation the ids that follow
+        them. The shared ids lack the last few of the prompt if a continuation changes how the prompt's end is
+        tokenized; those are then at the beginning of each continuation's ids.
 
     Raises:
         BadPrompt: there are no continuations, or one is blank or holds an `<image>`.
@@ -44,7 +45,7 @@ def encode_continuations(
 
 
 def check_continuation(tokenizer: Tokenizer, text_limit: TextLimit, continuation: TextPiece) -> None:
-    """Refuses a continuation that no prompt can have.
+    """Raises an error if a text cannot be a continuation of any prompt.
 
     Raises:
         BadPrompt: it is blank, or holds an `<image>`.

@@ -1,4 +1,4 @@
-"""Token ids into text while they are generated: never half a character, never part of a stop string."""
+"""Incremental detokenization: text is returned only in whole characters and never contains part of a stop string."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Detokenizer:
         self.is_stopped = False
 
     def push(self, id: int) -> str:
-        """Takes the next token and returns the text that can no longer change: "" or the text of several tokens."""
+        """Takes the next token and returns the new text that can no longer change, which may be empty."""
         return self._advance(
             self._utf8_decoder.decode(self._tokenizer.decode_bytes([id], hidden_ids=self._hidden_ids))
         )
@@ -65,6 +65,7 @@ class Detokenizer:
         self.text, self._pending_text, self.is_stopped = self.text[:length], "", True
 
     def _advance(self, text: str) -> str:
+        """Appends decoded text and returns the new text that can no longer change."""
         if self.is_stopped or not text:
             return ""
         if self._strips_leading_space:
@@ -85,7 +86,7 @@ class Detokenizer:
         return text
 
     def _count_uncertain_characters(self) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
+        """How many characters at the end of the pending text may be the beginning of a stop string."""
         longest = max(map(len, self._stop_strings), default=1) - 1
         for length in range(min(longest, len(self._pending_text)), 0, -1):
             if any(stop.startswith(self._pending_text[-length:]) for stop in self._stop_strings):

@@ -1,6 +1,6 @@
 """Fetches remote pictures and videos: http(s) URLs under a policy, and data URIs. Nothing else uses the network.
 
-Knows URLs and bytes; does not know pictures.
+Returns bytes; does not decode pictures.
 """
 
 from __future__ import annotations
@@ -59,8 +59,11 @@ def is_data_uri(text: str) -> bool:
     return text[:5].lower() == "data:"
 
 
-def normalize_url(text: str) -> str:
-    """Base64 of a picture file as a data URI, a URL without white space around it, any other text unchanged."""
+def normalize_source_text(text: str) -> str:
+    """Normalizes a text that may be a picture source; a text that is neither base64 nor a URL is returned unchanged.
+
+    Base64 of a picture file becomes a data URI, and a URL loses the white space around it.
+    """
     stripped = text.strip()
     if is_url(stripped):
         return stripped
@@ -70,8 +73,8 @@ def normalize_url(text: str) -> str:
     return text
 
 
-def shorten_url(name: str) -> str:
-    """A URL or path for an error message: one line of at most 100 characters."""
+def name_for_message(name: str) -> str:
+    """How messages name a URL or path: one line of at most 100 characters, without the content of data URIs."""
     if is_data_uri(name):
         return "the base64 of a picture" if name.startswith(BASE64_URI_PREFIX) else "a data URI"
     name = name if len(name) <= 100 else f"{name[:97]}..."
@@ -134,7 +137,7 @@ class Fetcher:
             return self._decode_data_uri(url)
         if self.policy == "off":
             raise BadPicture(
-                f"{shorten_url(url)} may not be fetched, remote pictures are off: "
+                f"{name_for_message(url)} may not be fetched, remote pictures are off: "
                 + self._hint("download it first and send the picture itself")
             )
         import httpx
@@ -149,12 +152,12 @@ class Fetcher:
             raise
         except (httpx.TimeoutException, TimeoutError):
             raise BadPicture(
-                f"{shorten_url(url)} took longer than {self.timeout:g} seconds: download it first"
+                f"{name_for_message(url)} took longer than {self.timeout:g} seconds: download it first"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
             # ImportError and ValueError: the environment names a proxy that httpx cannot use.
             why = error if self.policy == "any" else "its host does not answer as it should"
-            raise BadPicture(f"{shorten_url(url)} cannot be fetched: {why}") from None
+            raise BadPicture(f"{name_for_message(url)} cannot be fetched: {why}") from None
 
     def _hint(self, advice: str) -> str:
         """What to do about a refusal; only a trusted caller can change the policy."""
@@ -165,6 +168,7 @@ class Fetcher:
         )
 
     def _decode_data_uri(self, uri: str) -> bytes:
+        """The content of a data URI of at most `max_bytes` bytes."""
         head, comma, body = uri.partition(",")
         if not comma:
             raise BadPicture("a data URI has no comma: it reads data:image/png;base64,...")
@@ -178,7 +182,7 @@ class Fetcher:
                     "" if uri.startswith(BASE64_URI_PREFIX) else ": it reads data:image/png;base64,..."
                 )
                 raise BadPicture(
-                    f"{shorten_url(uri)} is not valid base64{expected_form or ': send it whole and unchanged'}"
+                    f"{name_for_message(uri)} is not valid base64{expected_form or ': send it whole and unchanged'}"
                 )
             data = decoded
         if len(data) > self.max_bytes:
@@ -186,6 +190,7 @@ class Fetcher:
         return data
 
     def _fetch_with_timeout(self, url: str) -> bytes:
+        """Fetches an http(s) URL in a thread that is abandoned after `timeout` seconds."""
         import httpx
 
         deadline = time.monotonic() + self.timeout
@@ -201,6 +206,7 @@ class Fetcher:
             )
 
     def _follow_redirects(self, client: httpx.Client, url: str, deadline: float) -> bytes:
+        """Requests a URL and its redirects, each checked against the policy; `deadline` is in `time.monotonic`."""
         import httpx
 
         def check_deadline(*_: object) -> None:
@@ -211,7 +217,7 @@ class Fetcher:
         for _ in range(MAX_REDIRECTS + 1):
             check_deadline()
             if current_url.scheme not in PORT_BY_SCHEME or not current_url.host:
-                raise BadPicture(f"{shorten_url(str(current_url))} is not an http(s) URL")
+                raise BadPicture(f"{name_for_message(str(current_url))} is not an http(s) URL")
             request_url = current_url
             extensions: dict[str, Any] = {"trace": check_deadline}
             # Uncompressed, as `max_bytes` counts received bytes.
@@ -230,12 +236,14 @@ class Fetcher:
                 # The body is not read, so the connection, which was opened for this host, is not reused.
                 raw_url = response.headers["location"]
                 current_url = current_url.join(raw_url)
-        raise BadPicture(f"{shorten_url(url)} redirects more than {MAX_REDIRECTS} times: download it first")
+        raise BadPicture(
+            f"{name_for_message(url)} redirects more than {MAX_REDIRECTS} times: download it first"
+        )
 
     def _resolve_host(self, host: str, port: int) -> str:
         """The IP address to connect to for a host.
 
-        A listed host must be on the public internet too: its name may be made to lead anywhere by whoever owns it.
+        A listed host must be on the public internet too, since the owner of a name can point it at any address.
         """
         hosts = parse_allowed_hosts(self.policy)
         if hosts and not is_allowed_host(host, hosts):
@@ -246,17 +254,18 @@ class Fetcher:
             raise BadPicture(f"{error}: " + self._hint("send the picture itself")) from None
 
     def _read_response(self, response: httpx.Response, url: str, check_deadline: Callable[[], None]) -> bytes:
+        """The body of a response with status 200, of at most `max_bytes` bytes."""
         import httpx
 
         if response.status_code != httpx.codes.OK:
             raise BadPicture(
-                f"{shorten_url(url)} cannot be fetched: the server answers {response.status_code}"
+                f"{name_for_message(url)} cannot be fetched: the server answers {response.status_code}"
             )
         data = bytearray()
         for chunk in response.iter_raw(65536):
             data += chunk
             if len(data) > self.max_bytes:
-                raise BadPicture(self._too_large_message(shorten_url(url)))
+                raise BadPicture(self._too_large_message(name_for_message(url)))
             check_deadline()
         return bytes(data)
 
@@ -265,7 +274,7 @@ class Fetcher:
 
 
 def run_in_daemon_thread(work: Callable[[], T]) -> Future[T]:
-    """The future result of `work`, which runs in a daemon thread, so that even the end of the process need not wait."""
+    """Runs `work` in a daemon thread, which the process does not wait for when it ends; returns its future result."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -280,7 +289,7 @@ def run_in_daemon_thread(work: Callable[[], T]) -> Future[T]:
 
 @lru_cache(maxsize=1)
 def _ssl_context() -> ssl.SSLContext:
-    """Cached, as reading the certificates takes longer than fetching a picture."""
+    """The default SSL context; cached, as reading the certificates takes longer than fetching a picture."""
     import httpx
 
     return httpx.create_ssl_context()

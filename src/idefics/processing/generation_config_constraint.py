@@ -1,6 +1,6 @@
 """Token constraints that apply the rules of a checkpoint's generation_config.json, as transformers' `generate` does.
 
-Knows no tensors and no models.
+Independent of tensors and models.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FI
 
 
 class FinishableConstraint(Protocol):
-    """A `TokenConstraint` of `engine.request` that knows when nothing can follow."""
+    """A `TokenConstraint` of `engine.request` that also reports when no further token can follow."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether the answer is complete, so that no token can follow."""
         ...
 
     def compute_token_bitmask(self) -> bytes:
@@ -69,12 +69,12 @@ class GenerationConfigConstraint:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing can follow, which only the inner constraint decides."""
+        """Whether the answer is complete by the inner constraint; the rules themselves never end one."""
         return self._inner is not None and self._inner.is_finished
 
     @property
-    def forced(self) -> Sequence[int]:
-        """The id that must follow, as a sequence of one; empty where none is forced."""
+    def forced_next_ids(self) -> Sequence[int]:
+        """The one id that must follow, in a sequence; an empty sequence if no id is forced."""
         if self._config.forced_bos_token_id is not None and len(self._ids) == 1:
             return (self._config.forced_bos_token_id,)
         is_last = len(self._ids) - self._prompt_length == self._max_new_tokens - 1
@@ -107,7 +107,7 @@ class GenerationConfigConstraint:
     def _allowed_mask(self) -> np.ndarray:
         """(V,): whether an id is allowed by the rules, without the inner constraint."""
         config, num_new_tokens = self._config, len(self._ids) - self._prompt_length
-        if forced := self.forced:
+        if forced := self.forced_next_ids:
             allowed = np.zeros(self._vocab_size, dtype=bool)
             allowed[list(forced)] = True
             return allowed
@@ -126,6 +126,7 @@ class GenerationConfigConstraint:
         return allowed
 
     def _last_ids(self, count: int) -> tuple[int, ...]:
+        """The last `count` ids of prompt and answer; () if there are fewer."""
         return tuple(self._ids[len(self._ids) - count :]) if count <= len(self._ids) else ()
 
     def _record_ngram(self, end: int) -> None:
@@ -168,4 +169,4 @@ class GenerationConfigBeamConstraint:
         constraint = self._create_constraint()
         for id in generated_ids:
             constraint.accept_token(id, 0)
-        return constraint.compute_token_bitmask(), bool(constraint.forced)
+        return constraint.compute_token_bitmask(), bool(constraint.forced_next_ids)

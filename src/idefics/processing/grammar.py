@@ -1,4 +1,4 @@
-"""An `OutputConstraint` as a grammar in llguidance's dialect of Lark."""
+"""Writes an `OutputConstraint` as a grammar in llguidance's dialect of Lark."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def lark_grammar(
 
 
 def _body_rules(output_constraint: OutputConstraint, max_characters: int | None) -> str:
+    """The rule `body` of the grammar, and those that it uses."""
     if output_constraint.choices is not None:
         return "body: " + " | ".join(
             json.dumps(choice, ensure_ascii=False) for choice in output_constraint.choices
@@ -37,7 +38,7 @@ def _body_rules(output_constraint: OutputConstraint, max_characters: int | None)
     return "body: %json " + json.dumps({**(output_constraint.schema or {}), "x-guidance": JSON_LAYOUT})
 
 
-def summarize_error(error: str) -> str:
+def summarize_llguidance_error(error: str) -> str:
     """An error message of llguidance about a grammar, in one line and without positions."""
     if match := re.search(r"^error: (.+)", error, re.M):
         return match[1]

@@ -1,4 +1,4 @@
-"""The text that stands for a picture in a prompt, one kind for each family of models."""
+"""The placeholder text of a picture in a prompt, which differs between the families of models."""
 
 from __future__ import annotations
 

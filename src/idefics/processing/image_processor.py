@@ -1,12 +1,12 @@
-"""A picture's way from its source to normalised frames, each step once:
+"""Turns a picture into normalised frames, in these steps:
 
-    Picture -> fetch_picture: its bytes are here (fetch, untrusted)
+    Picture -> fetch_picture: its bytes, fetched if it is remote (fetch, untrusted)
             -> OpenedImage: decoded within limits, RGB, upright (picture_files, to_rgb)
             -> TilePlan: how it is resized and cut, from its size alone (tile_plan)
             -> PreprocessedImage: frames, resized, cut and normalised (resize)
 
 Then `picture_expansion` writes its placeholders into the prompt. Every resize is Pillow's, on uint8, rounded between
-steps, as in the image processors that the checkpoints were trained with. Only the fetcher reads the network.
+steps, as in the image processors that the checkpoints were trained with. Only the fetcher uses the network.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import PIL.Image
 from idefics.config import ImageProcessorConfig, ResampleFilter
 from idefics.errors import BadPicture, PartialPictureWarning
 from idefics.messages import ImageDetail, Picture
-from idefics.processing.fetch import Fetcher, is_url, normalize_url, shorten_url
+from idefics.processing.fetch import Fetcher, is_url, name_for_message, normalize_source_text
 from idefics.processing.picture_files import (
     OpenedImage,
     decode_trusted,
     decode_untrusted,
+    hold_warning_filters_lock,
     load_upright_rgb,
     open_file,
-    wait_for_warning_filters,
 )
 from idefics.processing.resize import normalize, resize, to_pixel_array
 from idefics.processing.tile_plan import TilePlan, plan_tiles, tile_boxes
@@ -54,16 +54,16 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: half
 def open_and_preprocess(
     picture: Picture, config: ImageProcessorConfig, fetcher: Fetcher, image_detail: ImageDetail
 ) -> PreprocessedImage:
-    """Opens a picture and makes its frames; raises what `open_picture` raises.
+    """Opens a picture and makes its frames; raises the errors of `open_picture`.
 
     Args:
-        image_detail: the detail of the call, which the picture's own goes before.
+        image_detail: the detail of the call; the picture's own takes precedence.
     """
     decode_picture = fetch_picture(picture.source, fetcher)
     with fetcher.decode_slots:
         opened = decode_picture()
         preprocessed = preprocess_image(opened.image, config, picture.resolve_detail(image_detail))
-    _warn(opened.note, fetcher)
+    _warn_trusted_caller(opened.note, fetcher)
     return replace(preprocessed, note=opened.note)
 
 
@@ -82,18 +82,21 @@ def open_picture(picture: Picture, fetcher: Fetcher) -> PIL.Image.Image:
     decode_picture = fetch_picture(picture.source, fetcher)
     with fetcher.decode_slots:
         opened = decode_picture()
-    _warn(opened.note, fetcher)
+    _warn_trusted_caller(opened.note, fetcher)
     return opened.image
 
 
 def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]:
-    """Fetches a remote picture; refuses what is no picture's source.
+    """Fetches a picture if it is remote, and returns the function that decodes it.
 
     Returns:
         The function that decodes the picture. It needs no network, so that the caller may hold one of the few
-        `decode_slots` around it.
+        `decode_slots` while it runs.
+
+    Raises:
+        BadPicture: the source is of an unsupported type, may not be read or fetched, or cannot be reached.
     """
-    source = normalize_url(source) if isinstance(source, str) else source
+    source = normalize_source_text(source) if isinstance(source, str) else source
     is_untrusted = fetcher.is_untrusted(source)
     max_pixels = MAX_UNTRUSTED_PIXELS if is_untrusted else MAX_PIXELS
     decode_file = partial(decode_untrusted if is_untrusted else decode_trusted, max_pixels=max_pixels)
@@ -106,7 +109,7 @@ def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]
         case bytes():
             return partial(decode_file, io.BytesIO(source), describe_bytes(source))
         case str() if is_url(source):
-            return partial(decode_file, io.BytesIO(fetcher.get(source)), shorten_url(source))
+            return partial(decode_file, io.BytesIO(fetcher.get(source)), name_for_message(source))
         case str() | os.PathLike() if fetcher.untrusted:
             raise BadPicture("a picture cannot be a path here: send an http(s) address, or a data URI")
         case str() if len(source) > MAX_PATH_CHARACTERS:
@@ -115,7 +118,7 @@ def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]
                 "picture: does it begin with the picture's first byte?"
             )
         case str() | os.PathLike():
-            return partial(_decode_path, Path(source), shorten_url(str(source)), decode_file)
+            return partial(_decode_path, Path(source), name_for_message(str(source)), decode_file)
         case _:
             raise BadPicture(
                 f"a picture cannot be of type {type(source).__name__}: give a path, bytes, a file object, a PIL "
@@ -124,26 +127,27 @@ def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]
 
 
 def _decode_path(path: Path, name: str, decode_file: Callable[[BinaryIO, str], OpenedImage]) -> OpenedImage:
+    """Opens a file and decodes it with `decode_file(file, name)`."""
     with open_file(path, name) as file:
         return decode_file(file, name)
 
 
 def describe_bytes(data: bytes) -> str:
-    """What error messages call a picture that is given as the bytes of a file."""
+    """How error messages name a picture that is given as the bytes of a file."""
     return f"a picture of {len(data)} bytes" if data else "the picture"
 
 
-def _warn(note: str, fetcher: Fetcher) -> None:
-    """Warns the Python caller; an untrusted sender reads the note in the answer instead."""
+def _warn_trusted_caller(note: str, fetcher: Fetcher) -> None:
+    """Emits the note as a Python warning, unless the sender is untrusted: a server returns it in the answer instead."""
     if note and not fetcher.untrusted:
-        with wait_for_warning_filters():
+        with hold_warning_filters_lock():
             warnings.warn(note, PartialPictureWarning, stacklevel=2)
 
 
 def preprocess_image(
     image: PIL.Image.Image, config: ImageProcessorConfig, image_detail: ImageDetail | None = None
 ) -> PreprocessedImage:
-    """An RGB picture into normalised frames (3, h, w) of float32, which share one block of memory.
+    """Turns an RGB picture into normalised frames (3, h, w) of float32, which share one block of memory.
 
     The order of the steps is the released processors': resize and cut (or quarter and resize), rescale, normalise.
     """
@@ -152,7 +156,7 @@ def preprocess_image(
     settings = (plan, config.resample, config.rescale_factor, config.mean, config.std)
     digest = hashlib.sha256(f"{settings!r} {image.mode} {image.size} ".encode())
     digest.update(pixels.data)
-    frame_pixels = cut_frames(pixels, plan, config.resample)
+    frame_pixels = resize_and_cut(pixels, plan, config.resample)
     sizes = [(3, height, width) for width, height in plan.frame_sizes]
     frame_ends = list(accumulate(map(math.prod, sizes)))
     values = np.empty(frame_ends[-1], np.float32)
@@ -164,10 +168,10 @@ def preprocess_image(
     return PreprocessedImage(frames, plan.rows, plan.columns, digest.hexdigest())
 
 
-def cut_frames(
+def resize_and_cut(
     pixels: NDArray[np.uint8], plan: TilePlan, resample: ResampleFilter
 ) -> list[NDArray[np.uint8]]:
-    """Pixels (h, w, 3) of a picture into pixels (h, w, 3) of each frame: tiles row by row, then the whole picture."""
+    """Resizes a picture and cuts it into frames, all (h, w, 3): the tiles row by row, then the whole picture."""
     for size in plan.resize_steps:
         pixels = resize(pixels, size, resample)
     height, width = pixels.shape[:2]

@@ -1,6 +1,6 @@
 """Parses conversations: `Message`s and the dicts of transformers and of OpenAI's API into `Message`s.
 
-Unknown keys are refused by name: an ignored one could be a picture left out. Knows no chat templates.
+Unknown keys are refused by name, since a picture could be under a misspelled one. Independent of chat templates.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PICTURE_TYPES = (bytes, bytearray, memoryview, os.PathLike, PIL.Image.Image, np.
 
 
 def to_messages(messages: Sequence[Message | Mapping[str, Any]], *, untrusted: bool = False) -> list[Message]:
-    """A conversation in any notation as `Message`s.
+    """Parses a conversation in any notation into `Message`s.
 
     Args:
         messages: `Message`s or dicts. A dict has a "role" and a "content": a text, or a list of parts:
@@ -78,15 +78,16 @@ def to_messages(messages: Sequence[Message | Mapping[str, Any]], *, untrusted: b
 
 
 def _parse_message(message: Message | Mapping[str, Any], where: str, untrusted: bool) -> Message:
+    """Parses one message; `where` names it in errors."""
     if isinstance(message, Message):
         message = {"role": message.role, "content": message.parts}
     if not isinstance(message, Mapping):
         raise BadPrompt(f'{where} is {describe_type(message)}: give a dict with "role" and "content"')
     _reject_unknown_keys(message, MESSAGE_KEYS, where)
-    role = _get_field(message, "role", where)
+    role = _require_field(message, "role", where)
     if role not in ROLES:
         raise BadPrompt(f"{where}: role is {role!r}; give one of {', '.join(ROLES)}")
-    content = _get_field(message, "content", where)
+    content = _require_field(message, "content", where)
     if isinstance(content, str):
         return Message(role, (content,))
     if not isinstance(content, (list, tuple)):
@@ -103,19 +104,20 @@ def _parse_message(message: Message | Mapping[str, Any], where: str, untrusted: 
 
 
 def _parse_part(part: Any, where: str, untrusted: bool) -> ContentPart:
+    """Parses one part of a message's content; `where` names it in errors."""
     if isinstance(part, ContentPart):
         return part
     if isinstance(part, PICTURE_TYPES) or is_tensor(part) or is_array_like(part):
         return to_picture_or_video(part, untrusted=untrusted)
     if not isinstance(part, Mapping):
         raise BadPrompt(f'{where} is {describe_type(part)}: give a dict with a "type"')
-    kind = _get_field(part, "type", where)
+    kind = _require_field(part, "type", where)
     if kind not in KEYS_BY_PART_TYPE:
         raise BadPrompt(f"{where}: type is {kind!r}; give one of {', '.join(KEYS_BY_PART_TYPE)}")
     _reject_unknown_keys(part, (*COMMON_PART_KEYS, *KEYS_BY_PART_TYPE[kind]), where)
     match kind:
         case "text":
-            text = _get_field(part, "text", where)
+            text = _require_field(part, "text", where)
             if not isinstance(text, str):
                 raise BadPrompt(f"{where}: text is {describe_type(text)}; give a string")
             return text
@@ -126,10 +128,10 @@ def _parse_part(part: Any, where: str, untrusted: bool) -> ContentPart:
         case "video":
             return Video.of(_get_source(part, ("video", "url", "path"), where))
         case _:
-            address, name = _get_field(part, "image_url", where), f"{where}: image_url"
+            address, name = _require_field(part, "image_url", where), f"{where}: image_url"
             if isinstance(address, str):
                 return _with_detail(Picture(address), part, where)
-            url = _get_field(address, "url", name)
+            url = _require_field(address, "url", name)
             _reject_unknown_keys(address, IMAGE_URL_KEYS, name)
             return _with_detail(_with_detail(Picture.of(url), part, where), address, name)
 
@@ -144,7 +146,7 @@ def _with_detail(picture: Picture, part: Mapping[str, Any], where: str) -> Pictu
 
 
 def _get_source(part: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
-    """The value of the one key of `names` that the part has; base64 as a data URI."""
+    """The value of the one key of `names` that the part has, base64 as a data URI; BadPrompt if it has none or two."""
     keys_present = [name for name in names if not _is_empty_value(part.get(name))]
     if len(keys_present) != 1:
         listed = ", ".join(f'"{name}"' for name in keys_present or names)
@@ -175,7 +177,7 @@ def _reject_unknown_keys(mapping: Mapping[str, Any], allowed_keys: Sequence[str]
 
 
 def _is_empty_value(value: Any) -> bool:
-    """Whether a key with this value is as good as no key: data sets have every key in every row."""
+    """Whether a key with this value is treated as absent: rows of data sets have every key, also unused ones."""
     return value is None or (isinstance(value, (str, bytes, list, tuple, dict, bool)) and not value)
 
 
@@ -188,7 +190,8 @@ def _reject_file_name(text: str, where: str) -> None:
         )
 
 
-def _get_field(mapping: Any, field: str, where: str) -> Any:
+def _require_field(mapping: Any, field: str, where: str) -> Any:
+    """The value of a key; raises BadPrompt if `mapping` is no dict or lacks the key."""
     if not isinstance(mapping, Mapping) or field not in mapping:
         raise BadPrompt(f'{where} has no "{field}"')
     return mapping[field]

@@ -1,6 +1,6 @@
-"""Picture files with several pages, frames or pictures: counts them, and words the note about those that are not read.
+"""Counts the pages, frames or pictures of a picture file, and writes the note about those that are not read.
 
-Knows pictures as Pillow opens them; does not open files.
+Works on pictures that Pillow has opened; does not open files.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def _count_frames(image: PIL.Image.Image) -> int | None:
 
 
 def _count_matching_frames(image: TiffImageFile | MpoImageFile, is_picture: Callable[[], bool]) -> int:
+    """Counts the first frame, and the others for which `is_picture` is true after `image` has seeked to them."""
     count = 1
     for frame in range(1, image.n_frames):
         image.seek(frame)

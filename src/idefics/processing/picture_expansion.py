@@ -1,6 +1,6 @@
-"""The pictures and videos of a prompt: each becomes frames for the vision tower and placeholder text in its place.
+"""Replaces each picture and video of a prompt by frames for the vision tower and placeholder text.
 
-Knows what the parts of a prompt are; does not know token ids.
+Works on the parts of a prompt before they are tokenized.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def _preprocess_parts(
     fetcher: Fetcher,
     image_detail: ImageDetail,
 ) -> Iterator[TextPiece | PreprocessedImage]:
+    """Preprocesses the pictures among the parts, and replaces videos by captions and frames."""
     for part in parts:
         if isinstance(part, Picture):
             yield open_and_preprocess(part, image_config, fetcher, image_detail)

@@ -1,6 +1,6 @@
-"""Picture files into upright RGB pixels: the formats that this installation reads, and messages about the others.
+"""Decodes picture files into upright RGB pixels; writes messages about formats that this installation does not read.
 
-Knows files and Pillow's decoders; does not know URLs or how pictures are preprocessed.
+Independent of URLs and of how pictures are preprocessed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from idefics.processing.to_rgb import to_rgb
 PILLOW_FEATURE_BY_FORMAT = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 DNG_VERSION_TAG = 50706  # TIFF tag
 EXIF_ORIENTATION_TAG = 0x0112
-# What turns a picture with each orientation upright (EXIF 2.32, 4.6.4).
+# The transposition that makes a picture with each orientation upright (EXIF 2.32, 4.6.4).
 TRANSPOSE_BY_ORIENTATION = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -129,7 +129,7 @@ def missing_file_message(name: str) -> str:
 
 
 def read_file_head(path: str | os.PathLike[str]) -> bytes:
-    """The first bytes of a file, by which its format is recognised. Raises OSError where it cannot be read."""
+    """The first `SIGNATURE_BYTES` bytes of a file, which identify its format. Raises OSError if it cannot be read."""
     with Path(path).open("rb") as file:
         return file.read(SIGNATURE_BYTES)
 
@@ -179,7 +179,7 @@ def _open_header(
 
     Args:
         head: the file's first bytes.
-        formats: the formats that are read; decoders of other formats never see the file.
+        formats: the formats that are read; decoders of other formats are not tried.
     """
     if not head:
         raise BadPicture(f"{name} is empty (0 bytes)")
@@ -232,9 +232,8 @@ def _unreadable_format_message(name: str, image_format: ImageFormat, formats: tu
 
 
 _WARNING_FILTERS_LOCK = threading.Lock()
-if (
-    sys.platform != "win32"
-):  # fork only while no other thread holds the lock: the child could never release it
+# Fork only while no other thread holds the lock, which the child could not release.
+if sys.platform != "win32":
     os.register_at_fork(
         before=_WARNING_FILTERS_LOCK.acquire,
         after_in_parent=_WARNING_FILTERS_LOCK.release,
@@ -251,8 +250,8 @@ def suppress_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def wait_for_warning_filters() -> Iterator[None]:
-    """Holds the lock of `suppress_warnings`, which would also drop warnings of this thread."""
+def hold_warning_filters_lock() -> Iterator[None]:
+    """Holds the lock of `suppress_warnings`, so that no other thread drops a warning of this one."""
     with _WARNING_FILTERS_LOCK:
         yield
 
@@ -290,6 +289,7 @@ def load_upright_rgb(
 def _orientation_transpose(
     image: PIL.Image.Image, read_orientation: Callable[[], int] | None
 ) -> PIL.Image.Transpose | None:
+    """The transposition that makes a picture upright by its EXIF tag; None if it is upright or has no valid tag."""
     try:
         if read_orientation is not None:
             return TRANSPOSE_BY_ORIENTATION.get(read_orientation())

@@ -50,18 +50,19 @@ class Prefetcher(Fetcher):
             self._start(self.pending_urls.popleft())
 
     def _start(self, url: str) -> None:
+        """Starts to fetch a URL in a thread."""
         self.future_by_url[url] = run_in_daemon_thread(partial(Fetcher.get, self, url))
 
 
 def create_prefetcher(fetcher: Fetcher, sources: Iterable[object]) -> Fetcher:
-    """A prefetcher for pictures and videos that are going to be opened in this order.
+    """Creates a prefetcher for pictures and videos that will be opened in this order, and starts its first fetches.
 
     Args:
         fetcher: gives the policy and the limits.
         sources: sources of pictures and videos, of which only http(s) URLs are fetched.
 
     Returns:
-        `fetcher` itself where there is nothing to fetch ahead.
+        The prefetcher; `fetcher` itself if there are fewer than two URLs, or they may not be fetched.
     """
     urls = [one for one in sources if isinstance(one, str) and is_url(one) and not is_data_uri(one)]
     num_uses = Counter(urls)

@@ -1,4 +1,4 @@
-"""Conversations and raw prompts into `Prompt`s, in four steps:
+"""Turns conversations and raw prompts into `Prompt`s, in four steps:
 
     lay out     a conversation through its chat template (`chat_prompt`), or the items of a raw prompt (`prompt_items`):
                 trusted text, plain text, pictures and videos in order
@@ -6,7 +6,7 @@
     tokenize    the text (`tokenizer`), continuations to be scored among it (`continuations`)
     assemble    ids and pictures (`prompt_assembly`)
 
-What differs between checkpoints is in `ImageProcessorConfig` and `PromptFormat`. Does not know models.
+The differences between checkpoints are in `ImageProcessorConfig` and `PromptFormat`. Independent of the models.
 """
 
 from __future__ import annotations
@@ -149,10 +149,13 @@ class Processor:
         answer_start: str = "",
         continue_final_message: bool = False,
     ) -> ScoringPrompt:
-        """A conversation once, and the token ids of each answer that it might get; arguments as in `encode_chat`.
+        """The prompt of a conversation, and the token ids of each possible answer to score.
 
         Each answer is tokenized as it would be after the prompt and a space, or directly after the final message where
-        that is continued.
+        that is continued. The other arguments are those of `encode_chat`.
+
+        Args:
+            continuations: the answers.
 
         Returns:
             The prompt that all answers share, and for each answer the ids that follow it.
@@ -167,7 +170,7 @@ class Processor:
     def encode_raw_continuations(
         self, items: Sequence[PromptItem], continuations: Sequence[str]
     ) -> ScoringPrompt:
-        """A raw prompt once, and the token ids of each text that may follow it; see `encode_chat_continuations`.
+        """A raw prompt, and the token ids of each text that may follow it; see `encode_chat_continuations`.
 
         Each continuation follows the last text directly: it begins with a space of its own where one is needed.
         """
@@ -175,7 +178,7 @@ class Processor:
         return self._encode_continuations(parts, [TextPiece(one, self._is_trusted) for one in continuations])
 
     def check_continuation(self, continuation: str, *, in_chat: bool) -> None:
-        """Raises what is wrong with a continuation, whatever the prompt before it: see `encode_continuations`."""
+        """Raises an error if a text cannot be a continuation of any prompt: see `continuations.check_continuation`."""
         piece = TextPiece(continuation, trusted=self._is_trusted and not in_chat)
         check_continuation(self.tokenizer, self.text_limit, piece)
 
@@ -194,11 +197,12 @@ class Processor:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """How many tokens a raw prompt has before its first text."""
+        """How many tokens every raw prompt begins with: special tokens, and those of the format's prefix."""
         return len(self._special_prefix_ids()) + len(self.tokenizer.encode_pieces([self._prefix_piece]))
 
     @property
     def _is_trusted(self) -> bool:
+        """Whether special tokens in the text of raw prompts are recognised, and paths in it may be checked."""
         return self.is_text_trusted and not self.fetcher.untrusted
 
     @property
@@ -211,6 +215,7 @@ class Processor:
         answer_start: str,
         continue_final_message: bool,
     ) -> list[PromptPart]:
+        """The parts of a conversation's prompt: the prefix, and the output of the chat template."""
         parts = render_conversation(
             self.prompt_format.chat_template,
             to_messages(messages, untrusted=not self._is_trusted),
@@ -228,6 +233,7 @@ class Processor:
     def _lay_out_raw(
         self, items: Sequence[ContentPart | PreprocessedImage], adds_separators: bool | None = None
     ) -> list[PromptPart]:
+        """The parts of a raw prompt; separators are the checkpoint's `<end_of_utterance>` between texts."""
         separator = self.prompt_format.turn_end_token
         if not self._uses_cross_attention or separator not in self.tokenizer.added_token_contents:
             separator = ""
@@ -263,7 +269,7 @@ class Processor:
     def _expand_pictures(
         self, parts: Sequence[PromptPart]
     ) -> tuple[list[TextPiece], list[PreprocessedImage]]:
-        """Checks the length of the text first, as pictures are expensive."""
+        """Expands the pictures, after checking the length of the text, since pictures are expensive."""
         self.text_limit.check(part.text for part in parts if isinstance(part, TextPiece))
         return expand_pictures(parts, self.image_config, self.prompt_format, self.fetcher, self.image_detail)
 

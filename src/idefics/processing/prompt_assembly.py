@@ -1,7 +1,4 @@
-"""Token ids and preprocessed pictures into a `Prompt`: which ids stand for which picture.
-
-Knows ids; does not know text or pixels.
-"""
+"""Builds a `Prompt` of token ids and preprocessed pictures: finds which ids are the image tokens of which picture."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ def build_prompt(
 
     Args:
         num_tokens_by_image: how many image tokens each picture has in `ids`.
-        end_of_document_id: the token after which no picture is seen any more; None: there is none.
+        end_of_document_id: the token that ends a document; later tokens attend to no earlier picture. None: no such token.
 
     Raises:
         BadPrompt: there are no ids, or more image tokens than the pictures have.

@@ -1,6 +1,6 @@
-"""The items of a raw prompt into text, pictures and videos, and their layout; decides which texts name a file or URL.
+"""Parses the items of a raw prompt into text, pictures and videos; decides which texts are paths or URLs.
 
-A text of an untrusted sender never does, and no path is checked for one.
+A text of an untrusted sender never is, and no path is checked for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from idefics.errors import BadPicture
 from idefics.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, detect_image_format, detect_video_format
 from idefics.messages import ContentPart, LiteralText
-from idefics.processing.fetch import is_url, normalize_url
+from idefics.processing.fetch import is_url, normalize_source_text
 from idefics.processing.picture_files import missing_file_message, read_file_head
 from idefics.processing.tokenizer import TextPiece
 from idefics.processing.video import to_picture_or_video
@@ -31,7 +31,7 @@ PATH_PREFIX_PATTERN = re.compile(
 
 
 def parse_item(item: PromptItem, *, untrusted: bool = False) -> ContentPart:
-    """One item of a raw prompt as text, picture or video.
+    """Parses one item of a raw prompt into text, a picture or a video.
 
     A text is a picture or video where it is an http(s) URL, a data URI, base64 of a picture file, or the path of an
     existing file; a `LiteralText` never is, nor any text of an untrusted sender.
@@ -47,8 +47,8 @@ def parse_item(item: PromptItem, *, untrusted: bool = False) -> ContentPart:
         return item
     if not isinstance(item, str):
         return to_picture_or_video(item, untrusted=untrusted)
-    address = normalize_url(item)
-    if is_url(address) or check_media_path(item):
+    address = normalize_source_text(item)
+    if is_url(address) or is_media_path(item):
         return to_picture_or_video(address)
     return item
 
@@ -98,8 +98,8 @@ def is_file_name(text: str) -> bool:
     return is_file(text) or (is_file(name) and _is_media_file(name))
 
 
-def check_media_path(text: str) -> bool:
-    """Whether a text of a raw prompt is the path of a picture or a video, rather than words.
+def is_media_path(text: str) -> bool:
+    """Whether a text of a raw prompt is the path of an existing picture or video, rather than words.
 
     Raises:
         BadPicture: it is the path of a folder or of a file that is no picture, or the file does not exist.

@@ -1,7 +1,7 @@
-"""Resizing as Pillow does it, bit for bit, and normalising: the two steps that take a picture's time.
+"""Resizing as Pillow does it, bit for bit, and normalising: the slowest steps of preprocessing.
 
 A kernel in C (`native/resize.c`) does both where the package was built with a compiler; else Pillow and NumPy do.
-Threads may call it at once: both leave the interpreter's lock while they work.
+Both release the GIL while they work, so that several threads can resize at the same time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from idefics.native.library import InstructionSet
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from idefics.processing.tile_plan import Size
+
     Pixels = NDArray[np.uint8]
-    ResizeFunction = Callable[[Pixels, tuple[int, int], ResampleFilter], Pixels]
+    ResizeFunction = Callable[[Pixels, Size, ResampleFilter], Pixels]
     NormalizeFunction = Callable[[Pixels, NDArray[np.float32], NDArray[np.float32]], None]
 
-ROWS_PER_STRIP = 64  # rows copied out of a PIL picture at once: what fits a cache
+ROWS_PER_STRIP = 64  # rows copied out of a PIL picture at once; a strip fits the CPU cache
 
 
 def to_pixel_array(image: PIL.Image.Image) -> Pixels:
@@ -36,13 +38,17 @@ def to_pixel_array(image: PIL.Image.Image) -> Pixels:
     return pixels
 
 
-def resize(pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
-    """(h, w, 3) -> (height, width, 3); `size` is (width, height), as PIL has it."""
+def resize(pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
+    """Resizes pixels (h, w, 3) to (size[1], size[0], 3): `size` is (width, height), as in Pillow."""
     return get_kernels()[0](pixels, size, resample)
 
 
 def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.float32]) -> None:
-    """(h, w, 3) of uint8, maybe a view of a larger array, into (3, h, w) of float32: (value * scale - mean) / std."""
+    """Writes (pixels * rescale_factor - mean) / std into `out`, (3, h, w) of float32.
+
+    Args:
+        pixels: (h, w, 3) of uint8; may be a view of a larger array.
+    """
     get_kernels()[1](pixels, _normalization_table(config), out)
 
 
@@ -52,12 +58,12 @@ def get_kernels() -> tuple[ResizeFunction, NormalizeFunction]:
     instruction_set = library.best_instruction_set("resizing")
     if instruction_set is None:
         return resize_with_pillow, normalize_with_numpy
-    kernel = NativeKernel(instruction_set)
+    kernel = NativeResizer(instruction_set)
     return kernel.resize, kernel.normalize
 
 
-def resize_with_pillow(pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
-    """`resize` by Pillow, the width first, as every Pillow did when the models were released.
+def resize_with_pillow(pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
+    """`resize` by Pillow, to the new width first, as every version of Pillow did when the models were released.
 
     Since 13.0 Pillow begins with the height where that is reduced much more. The order matters, as values are rounded
     between the two passes.
@@ -67,16 +73,16 @@ def resize_with_pillow(pixels: Pixels, size: tuple[int, int], resample: Resample
 
 
 def normalize_with_numpy(pixels: Pixels, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """`normalize` by NumPy; `table` (3, 256) holds the result for each value in each channel."""
+    """`normalize` by NumPy; `table` (3, 256) has the normalised number of each uint8 value in each channel."""
     for channel in range(3):  # "clip" skips the bounds check, which uint8 indices cannot fail
         np.take(table[channel], pixels[:, :, channel], out=out[channel], mode="clip")
 
 
-class NativeKernel:
-    """The functions in C, over contiguous arrays.
+class NativeResizer:
+    """The resize and normalize functions of the C library.
 
     Args:
-        instruction_set: one that this machine has.
+        instruction_set: the CPU instructions to use; this machine must have them.
     """
 
     def __init__(self, instruction_set: InstructionSet) -> None:
@@ -85,8 +91,8 @@ class NativeKernel:
         self.instruction_set = instruction_set
         self._resize, self._normalize = kernels.idefics_resize, kernels.idefics_normalize
 
-    def resize(self, pixels: Pixels, size: tuple[int, int], resample: ResampleFilter) -> Pixels:
-        """As the module's `resize`; "nearest" is Pillow's, as it is no convolution."""
+    def resize(self, pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
+        """As the module's `resize`; "nearest", which is no convolution, is computed by Pillow."""
         if resample == "nearest":
             return resize_with_pillow(pixels, size, resample)
         pixels = np.ascontiguousarray(pixels)

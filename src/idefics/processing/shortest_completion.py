@@ -1,8 +1,8 @@
-"""Searches for short completions: bytes that bring a text to an end that its output constraint allows.
+"""Searches for short completions: bytes after which a text satisfies its output constraint.
 
 llguidance says which bytes may follow and whether a text may end here, but not how far away an end is. A short end of a
 regular expression is found by bisection over bounds on the length; one of a JSON schema by a walk that prefers bytes
-which close something. Works on bytes; knows no tokens and no models.
+which close something. Works on bytes; independent of tokens and models.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MAX_LEXER_STATES = 10_000  # 2 kB each; a bounded text of N characters has at le
 MAX_GRAMMAR_SIZE = 50_000
 MAX_COMPLETION_BYTES = 8192  # of the completion of an empty text; longer ones are not found
 MAX_REGEX_CHARACTERS = 2048  # the largest bound tried for a regular expression
-MAX_WALK_BYTES = 256  # of a walk during generation, and of the first walk with lookahead
-MAX_LATER_LOOKAHEAD_BYTES = 64  # of a walk with lookahead during generation
+MAX_WALK_BYTES = 256  # of a greedy completion during generation, and of the first one with lookahead
+MAX_LATER_LOOKAHEAD_BYTES = 64  # of a greedy completion with lookahead during generation
 MAX_DROPPED_BYTES = 64  # leading bytes of an earlier completion that may be dropped when it is reused
 MAX_CYCLE_POSITIONS = 100  # positions where a completion is checked for cycles
 MAX_SHORTENING_ATTEMPTS = 200  # other bytes that are tried to shorten the first completion
@@ -40,7 +40,7 @@ OPENING_BYTES = b'"-{[(,:.\\ \t\n\r'
 
 
 def _order_bytes(first: bytes) -> bytes:
-    """All bytes: those of `first`, then others, then those that open something."""
+    """All 256 bytes in the order in which a completion prefers them: `first`, then others, then `OPENING_BYTES`."""
     middle = bytes(byte for byte in range(256) if byte not in first and byte not in OPENING_BYTES)
     return first + middle + bytes(byte for byte in OPENING_BYTES if byte not in first)
 
@@ -77,7 +77,7 @@ def create_matcher(lark_grammar: str, tokenizer: LLTokenizer | None = None) -> L
 
 
 def allowed_byte_mask(matcher: LLMatcher) -> int:
-    """The bytes that may follow, one bit for each; of a matcher over bytes."""
+    """The bytes that may follow as an integer, bit b for byte b; for a matcher of `byte_tokenizer`."""
     return int.from_bytes(matcher.compute_bitmask(), "little") & ALL_BYTES_MASK
 
 
@@ -87,12 +87,12 @@ def find_short_completion(
     allow_leading_space: bool,
     token_costs: TokenCosts,
 ) -> bytes | None:
-    """A text that satisfies a constraint, as short as a quick search finds; None where it finds none.
+    """The shortest text satisfying a constraint that a quick search finds; None if it finds none.
 
     Args:
         matcher: at the beginning of the text.
         allow_leading_space: as in `lark_grammar`.
-        token_costs: for each position of a choice the fewest tokens that spell the rest of it.
+        token_costs: returns for each position of a choice the fewest tokens that spell the rest of it.
     """
     if output_constraint.choices is not None:
         return next(find_completions(output_constraint, matcher, b"", allow_leading_space, token_costs))
@@ -100,9 +100,9 @@ def find_short_completion(
         completion = _shortest_regex_completion(output_constraint, b"")
         if completion is not None:
             return completion
-    completion = walk_to_end(matcher, MAX_COMPLETION_BYTES)
+    completion = greedy_completion(matcher, MAX_COMPLETION_BYTES)
     if completion is None:
-        completion = _walk_without_cycles(matcher, MAX_WALK_BYTES)
+        completion = _completion_without_cycles(matcher, MAX_WALK_BYTES)
     return None if completion is None else _shorten_completion(matcher, completion)
 
 
@@ -113,7 +113,7 @@ def find_completions(
     allow_leading_space: bool,
     token_costs: TokenCosts,
 ) -> Iterator[bytes]:
-    """Completions of a partly generated text, those that are found quickly first.
+    """Yields completions of a partly generated text, those that are found quickly first.
 
     Args:
         matcher: after `generated`.
@@ -131,7 +131,7 @@ def find_completions(
             cheapest = min(choices, key=lambda choice: token_costs(choice)[len(constrained_text)])
             yield cheapest[len(constrained_text) :]
         return
-    if (completion := walk_to_end(matcher, MAX_WALK_BYTES)) is not None:
+    if (completion := greedy_completion(matcher, MAX_WALK_BYTES)) is not None:
         yield completion
     if (
         output_constraint.regex is not None
@@ -139,13 +139,13 @@ def find_completions(
     ):
         yield completion
         return
-    if (completion := _walk_without_cycles(matcher, MAX_LATER_LOOKAHEAD_BYTES)) is not None:
+    if (completion := _completion_without_cycles(matcher, MAX_LATER_LOOKAHEAD_BYTES)) is not None:
         yield completion
 
 
-def _walk_without_cycles(matcher: LLMatcher, max_bytes: int) -> bytes | None:
-    """A completion where the plain walk runs in cycles: a walk with lookahead, from which cycles are cut out."""
-    if (completion := walk_to_end(matcher, max_bytes, with_lookahead=True)) is None:
+def _completion_without_cycles(matcher: LLMatcher, max_bytes: int) -> bytes | None:
+    """A greedy completion with lookahead, without its cycles; for texts whose plain greedy completion never ends."""
+    if (completion := greedy_completion(matcher, max_bytes, with_lookahead=True)) is None:
         return None
     matcher, position = matcher.deep_copy(), 0
     while position < min(len(completion), MAX_CYCLE_POSITIONS):
@@ -157,12 +157,14 @@ def _walk_without_cycles(matcher: LLMatcher, max_bytes: int) -> bytes | None:
     return completion
 
 
-def walk_to_end(matcher: LLMatcher, max_bytes: int, *, with_lookahead: bool = False) -> bytes | None:
-    """Bytes from a matcher's position to an end, preferring bytes that close; None where that takes over `max_bytes`.
+def greedy_completion(matcher: LLMatcher, max_bytes: int, *, with_lookahead: bool = False) -> bytes | None:
+    """Completes a text byte by byte, choosing at each position a byte that closes something if one may follow.
+
+    Returns None if the text has no end within `max_bytes` bytes.
 
     Args:
-        with_lookahead: compare the positions one byte ahead, and go to the one visited least often. Positions are told
-            apart by the bytes that may follow there.
+        with_lookahead: choose the byte whose next position was visited least often, to leave cycles. Positions with
+            the same set of bytes that may follow count as the same position.
     """
     matcher, walked, num_visits = matcher.deep_copy(), bytearray(), Counter[int]()
 
@@ -198,7 +200,7 @@ def _shorten_completion(matcher: LLMatcher, completion: bytes) -> bytes:
             attempts -= 1
             other_matcher = matcher.deep_copy()
             other_matcher.consume_token(byte)
-            rest = walk_to_end(other_matcher, len(completion) - position - 2)
+            rest = greedy_completion(other_matcher, len(completion) - position - 2)
             if rest is not None and len(rest) < len(completion) - position - 1:
                 completion = completion[:position] + bytes([byte]) + rest
         matcher.consume_token(completion[position])
@@ -234,11 +236,11 @@ def _shortest_regex_completion(output_constraint: OutputConstraint, generated: b
             low = middle + 1
         else:
             shortest_matcher, high = matcher, middle
-    return walk_to_end(shortest_matcher, 4 * MAX_REGEX_CHARACTERS)
+    return greedy_completion(shortest_matcher, 4 * MAX_REGEX_CHARACTERS)
 
 
 def reuse_completion(matcher: LLMatcher, completion: bytes) -> bytes | None:
-    """The shortest rest of an earlier completion that completes the text at this position too; else None.
+    """The shortest suffix of an earlier completion that completes the text of `matcher` too; None if there is none.
 
     Of a long completion at most `MAX_DROPPED_BYTES` leading bytes are dropped.
     """

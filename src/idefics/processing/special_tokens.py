@@ -51,7 +51,7 @@ class DeclaredTokens:
         special_tokens: tokens that tokenizer_config.json marks special, whatever `tokenizer.json` says.
         ids: ids with a role, such as stop ids and `image_token_id`.
         chat_template: the chat template, or "".
-        token_by_role: the tokens with a role by role, as templates read them.
+        token_by_role: the role of each of `role_tokens` -> the token; variables of chat templates.
     """
 
     role_tokens: frozenset[str] = frozenset()
@@ -62,7 +62,7 @@ class DeclaredTokens:
 
     @classmethod
     def from_folder(cls, folder: Path) -> DeclaredTokens:
-        """From the small files of a checkpoint folder.
+        """Reads them from the small files of a checkpoint folder.
 
         Raises:
             UnsupportedModel: one of them is broken.
@@ -85,13 +85,14 @@ class DeclaredTokens:
 
 
 def _token_ids(source: Any) -> Iterator[int]:
+    """The ids in the fields `*_token_id` of a config; none if it is no dict."""
     for name, value in source.items() if isinstance(source, Mapping) else ():
         if name.endswith("_token_id"):
             yield from (id for id in (value if isinstance(value, list) else [value]) if isinstance(id, int))
 
 
 @dataclass(frozen=True, slots=True)
-class SpecialTokens:
+class SpecialTokenIds:
     """The ids of a checkpoint's special tokens by kind.
 
     Attributes:
@@ -116,7 +117,7 @@ def classify_special_tokens(
     added_token_by_id: Mapping[int, str],
     special_ids: Collection[int],
     declared: DeclaredTokens,
-) -> SpecialTokens:
+) -> SpecialTokenIds:
     """Classifies special tokens by the rule of this module.
 
     Args:
@@ -142,7 +143,7 @@ def classify_special_tokens(
         or (name in declared.role_tokens and CONTROL_TOKEN_PATTERN.fullmatch(name))
     )
     is_docling = any(name in DOCTAG_TOKENS for name in added_token_by_id.values())
-    return SpecialTokens(
+    return SpecialTokenIds(
         control_ids=frozenset(control),
         content_ids=frozenset(special_ids) - control,
         instruction_ids=frozenset(added_token_by_id) - control if is_docling else frozenset(),
@@ -150,7 +151,7 @@ def classify_special_tokens(
 
 
 def _template_text(declared: DeclaredTokens) -> str:
-    """A template's source and its output for short conversations, as it may assemble a token's name from parts."""
+    """A template's source and its output for short conversations: it may assemble a token's name from parts."""
     if not declared.chat_template:
         return ""
     texts = [declared.chat_template]

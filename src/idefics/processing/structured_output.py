@@ -1,7 +1,7 @@
 """Token constraints for structured output (regex, choices, JSON schema) and for banned strings.
 
 A constraint belongs to one answer: the engine calls `compute_token_bitmask` before each token and `accept_token` after
-it. Knows no tensors and no models.
+it. Independent of tensors and models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from idefics.errors import BadSetting
 from idefics.lazy import cached_property
 from idefics.processing import shortest_completion
-from idefics.processing.grammar import lark_grammar, summarize_error
+from idefics.processing.grammar import lark_grammar, summarize_llguidance_error
 from idefics.processing.token_bytes import MAX_TOKEN_BYTES, TokenBytes
 from idefics.structured import OutputConstraint
 
@@ -27,9 +27,13 @@ class CompiledGrammar:
     """An output constraint, compiled for a checkpoint's tokens.
 
     Attributes:
-        allows_leading_space: whether one space may precede the text, and is left out of it, as most models begin an
-            answer with one; not where the constraint itself allows a space there.
-        shortest_completion: the shortest text that a search found.
+        allows_leading_space: whether the answer may begin with one space, as most models do, which is then removed from
+            its text; False if the constraint itself allows a space there.
+        shortest_completion: the shortest answer that a search found, in bytes.
+
+    Args:
+        output_constraint: what the whole answer must match.
+        token_bytes: the tokens of the model.
 
     Raises:
         BadSetting: the constraint is invalid, or no text that satisfies it was found.
@@ -47,7 +51,7 @@ class CompiledGrammar:
         )
         if unspaced_matcher.is_error():
             raise BadSetting(
-                f"{output_constraint.kind} cannot be used: {summarize_error(unspaced_matcher.get_error())}"
+                f"{output_constraint.kind} cannot be used: {summarize_llguidance_error(unspaced_matcher.get_error())}"
             )
         self.allows_leading_space = (
             not shortest_completion.allowed_byte_mask(unspaced_matcher) >> ord(" ") & 1
@@ -63,8 +67,8 @@ class CompiledGrammar:
         self.shortest_completion = completion
 
     @cached_property
-    def min_tokens(self) -> int:
-        """The number of tokens of the shortest answer."""
+    def num_shortest_completion_tokens(self) -> int:
+        """The number of tokens of `shortest_completion`; a still shorter answer may exist."""
         return len(self._tokenize(self.shortest_completion) or ())
 
     def _tokenize(self, completion: bytes) -> list[int] | None:
@@ -76,9 +80,9 @@ class CompiledGrammar:
         Raises:
             BadSetting: the shortest text has more tokens.
         """
-        if self.min_tokens > max_new_tokens:
+        if (num_tokens := self.num_shortest_completion_tokens) > max_new_tokens:
             raise BadSetting(
-                f"the shortest answer found for the given {self.output_constraint.kind} has {self.min_tokens} tokens, "
+                f"the shortest answer found for the given {self.output_constraint.kind} has {num_tokens} tokens, "
                 f"and there is room for {max_new_tokens}: give a larger max_new_tokens, a shorter prompt or a simpler "
                 f"{self.output_constraint.kind}"
             )
@@ -88,11 +92,11 @@ class CompiledGrammar:
 class GrammarConstraint:
     """Makes one answer satisfy an output constraint within the allowed number of tokens.
 
-    It always holds one completion that fits into the remaining tokens. A sampled token after which no completion that
-    fits is found is replaced by the next token of the held one.
+    It always stores one completion that fits into the remaining tokens. A sampled token after which no completion that
+    fits is found is replaced by the next token of the stored completion.
 
     Attributes:
-        is_finished: whether nothing can follow.
+        is_finished: whether the answer is complete, so that no token can follow.
     """
 
     def __init__(self, grammar: CompiledGrammar) -> None:
@@ -101,7 +105,7 @@ class GrammarConstraint:
         self._byte_matcher = grammar.byte_matcher.deep_copy()
         self._generated = b""
         self._completion = grammar.shortest_completion
-        self._num_completion_tokens = grammar.min_tokens
+        self._num_completion_tokens = grammar.num_shortest_completion_tokens
         self.is_finished = False
 
     def compute_token_bitmask(self) -> bytes:
@@ -111,7 +115,7 @@ class GrammarConstraint:
         return bits[: -(-len(self._token_bytes.bytes_by_id) // 8)]
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Advances by one token: see `engine.request.TokenConstraint`."""
+        """Advances by one token and returns it, or the token that replaces it: see `engine.request.TokenConstraint`."""
         if id in self._token_bytes.stop_ids:
             return id
         next_matcher = self._byte_matcher.deep_copy()
@@ -137,11 +141,15 @@ class GrammarConstraint:
         if matcher.is_error():
             raise BadSetting(
                 f"the given {self._grammar.output_constraint.kind} is too complex: "
-                f"{summarize_error(matcher.get_error())}; give a simpler one"
+                f"{summarize_llguidance_error(matcher.get_error())}; give a simpler one"
             )
 
     def _completion_after(self, matcher: LLMatcher, id: int, max_remaining_tokens: int) -> bytes | None:
-        """A completion after one more id that fits into the remaining tokens; None where none is found."""
+        """A completion after the token `id` that fits into the remaining tokens, or None if none is found.
+
+        Args:
+            matcher: over bytes, before the token; advanced by it.
+        """
         id_bytes = self._token_bytes.bytes_by_id[id]
         matcher.consume_tokens(list(id_bytes))
         completion = (
@@ -150,8 +158,8 @@ class GrammarConstraint:
             else shortest_completion.reuse_completion(matcher, self._completion)
         )
         if completion is not None:
-            # The completion is the end of one whose tokens have been counted. Only the token that is cut in two takes
-            # more: at most one for each of its bytes.
+            # This completion is a suffix of one whose tokens were counted. Re-tokenizing the token that is cut in two
+            # adds at most one token for each of its bytes.
             is_short_enough = (
                 self._token_bytes.has_all_bytes
                 and self._num_completion_tokens + MAX_TOKEN_BYTES <= max_remaining_tokens
@@ -166,6 +174,7 @@ class GrammarConstraint:
         )
 
     def _fits(self, completion: bytes, max_remaining_tokens: int) -> bool:
+        """Whether a completion fits into the remaining tokens; if so, its number of tokens is stored."""
         count = self._token_bytes.min_token_count(completion)
         if count <= max_remaining_tokens:
             self._num_completion_tokens = int(count)
@@ -243,7 +252,7 @@ def compile_output_constraint(
     token_bytes: TokenBytes,
     compile_grammar: Callable[[OutputConstraint], CompiledGrammar],
 ) -> CompiledGrammar | BannedStrings:
-    """The compiled form of the options for structured output, or of banned strings where there are none.
+    """Compiles the output constraint, or the banned strings if there is no output constraint.
 
     Args:
         compile_grammar: compiles a constraint, maybe from a cache.

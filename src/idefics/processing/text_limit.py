@@ -37,13 +37,13 @@ class TextLimit:
         self._tokenizer, self.max_tokens = tokenizer, max_tokens
 
     def check(self, texts: Iterable[str]) -> None:
-        """Raises TextTooLong where the texts of one prompt cannot fit together, however they are tokenized."""
+        """Raises TextTooLong if the texts of one prompt together must have more than `max_tokens` tokens."""
         texts = list(texts)
         num_characters, max_tokens = sum(map(len, texts)), self.max_tokens
         if (
             max_tokens is None
             or num_characters * MAX_BYTES_PER_CHARACTER <= max_tokens
-            or not self._tokenizer.is_lossless
+            or not self._tokenizer.preserves_non_space_text
         ):
             return
         min_tokens = 0.0
@@ -59,7 +59,7 @@ class TextLimit:
 
     def precompute(self) -> None:
         """Computes the bytes' costs now rather than with the first long text: about a second for a large vocabulary."""
-        if self._tokenizer.is_lossless:
+        if self._tokenizer.preserves_non_space_text:
             _ = self._min_cost_by_byte
 
     @cached_property
@@ -77,26 +77,27 @@ class TextLimit:
 
     @cached_property
     def _min_cost_by_byte(self) -> NDArray[np.float64]:
+        """(256,): the part of a token that each byte value counts as; 0 where a byte may be dropped."""
         return 1 / self._max_token_length_by_byte
 
     @property
     def _max_characters(self) -> int:
-        """Characters that no text that fits can exceed: as if all its tokens were the longest one."""
+        """The number of characters of a text of `max_tokens` tokens, each as long as the longest token."""
         return (self.max_tokens or 0) * int(
             self._max_token_length_by_byte[np.isfinite(self._max_token_length_by_byte)].max(initial=1)
         )
 
 
-def is_lossless(file: Mapping[str, Any]) -> bool:
-    """Whether the joined tokens of a text are the text itself, spaces aside.
+def preserves_non_space_text(tokenizer_json: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer keeps every character that is no space: a text's tokens, joined, are the text.
 
     Unknown normalizers and pre-tokenizers may drop characters, and so does a vocabulary without byte tokens.
 
     Args:
-        file: the content of a `tokenizer.json`.
+        tokenizer_json: the content of a `tokenizer.json`.
     """
-    normalizers = _component_steps(file.get("normalizer"), "normalizers")
-    pre_tokenizers = _component_steps(file.get("pre_tokenizer"), "pretokenizers")
+    normalizers = _component_steps(tokenizer_json.get("normalizer"), "normalizers")
+    pre_tokenizers = _component_steps(tokenizer_json.get("pre_tokenizer"), "pretokenizers")
     return (
         all(step["type"] in LOSSLESS_NORMALIZERS for step in normalizers)
         and all(
@@ -109,11 +110,12 @@ def is_lossless(file: Mapping[str, Any]) -> bool:
             if "pattern" in step
         )
         and (
-            bool(file["model"].get("byte_fallback"))
+            bool(tokenizer_json["model"].get("byte_fallback"))
             or any(step["type"] == "ByteLevel" for step in pre_tokenizers)
         )
     )
 
 
 def _component_steps(component: Mapping[str, Any] | None, list_key: str) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, which is one step, a sequence under `list_key`, or None."""
     return [] if component is None else list(component.get(list_key, [component]))

@@ -1,6 +1,7 @@
-"""How one picture is resized and cut into frames: a `TilePlan`, computed from its width and height alone.
+"""Plans how one picture is resized and cut into frames, from its width and height alone.
 
-What a picture costs in tokens follows from its plan, before any pixel is resized.
+Tiles are the parts that a picture is cut into. Frames are the inputs of the vision tower: the tiles and the whole
+picture, or only the whole picture. The number of tokens follows from the plan, before any pixel is resized.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def plan_tiles(
     """The plan for a picture of `width` x `height` pixels.
 
     Args:
-        image_detail: fewer frames than the checkpoint makes; None: as many as it makes.
+        image_detail: may reduce the number of tiles; None: as many as the checkpoint makes.
     """
     if image_detail is not None:
         config = apply_image_detail(width, height, config, image_detail)
@@ -74,7 +75,7 @@ def tile_boxes(width: int, height: int, rows: int, columns: int) -> list[Box]:
 def apply_image_detail(
     width: int, height: int, config: ImageProcessorConfig, image_detail: ImageDetail
 ) -> ImageProcessorConfig:
-    """The checkpoint's settings, with fewer or no tiles where `image_detail` allows a picture of this size no more."""
+    """The checkpoint's settings, changed so that a picture of this size gets no more tiles than are allowed."""
     if not config.do_image_splitting or config.longest_edge is None:
         return config
     unsplit_config = replace(config, do_image_splitting=False)
@@ -82,7 +83,7 @@ def apply_image_detail(
         return unsplit_config
     max_frames = math.inf if image_detail.max_tiles is None else image_detail.max_tiles
     if config.shortest_edge is not None:
-        # Quarters show more than the whole picture only where that is made smaller.
+        # Splitting adds detail only if the whole picture is downscaled.
         is_small = max(width, height) <= config.longest_edge
         if (image_detail.detail == "auto" and is_small) or _count_frames(width, height, config) > max_frames:
             return unsplit_config
@@ -98,6 +99,7 @@ def apply_image_detail(
 
 
 def _count_frames(width: int, height: int, config: ImageProcessorConfig) -> int:
+    """The number of tiles, and one for the whole picture."""
     rows, columns = compute_tile_grid(width, height, config)
     return rows * columns + 1
 
@@ -107,7 +109,9 @@ def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> 
     if not config.do_image_splitting:
         return 0, 0
     if config.shortest_edge is not None:
-        return (2, 2) if min(width, height) > 1 else (0, 0)  # a line of pixels has no quarters
+        return (
+            (2, 2) if min(width, height) > 1 else (0, 0)
+        )  # an image 1 pixel wide or high cannot be quartered
     if config.longest_edge is not None:
         width, height = resize_longest_edge(width, height, config.longest_edge)
     width, height = round_up_to_tiles(width, height, config.frame_size)
@@ -115,8 +119,8 @@ def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> 
     return (rows, columns) if rows * columns > 1 else (0, 0)
 
 
-def native_frame_size(width: int, height: int, config: ImageProcessorConfig) -> tuple[int, int]:
-    """(width, height) of a frame that keeps its picture's size, within `longest_edge` and `shortest_edge` of `config`.
+def native_frame_size(width: int, height: int, config: ImageProcessorConfig) -> Size:
+    """The size of a frame that keeps its picture's size within `longest_edge` and `shortest_edge` of `config`.
 
     The longest edge is bounded first, keeping the aspect; then each edge is made at least the shortest.
     """
@@ -130,8 +134,11 @@ def native_frame_size(width: int, height: int, config: ImageProcessorConfig) -> 
     return max(width, config.shortest_edge), max(height, config.shortest_edge)
 
 
-def resize_longest_edge(width: int, height: int, target_edge: int) -> tuple[int, int]:
-    """(width, height), the longer edge exactly `target_edge`; the shorter keeps the aspect and is made even."""
+def resize_longest_edge(width: int, height: int, target_edge: int) -> Size:
+    """The size whose longer edge is `target_edge`; the shorter keeps the aspect ratio and is rounded up to even.
+
+    Neither edge is longer than `MAX_EDGE` or shorter than 1.
+    """
     aspect = width / height
     if width >= height:
         width, height = target_edge, int(target_edge / aspect)
@@ -148,8 +155,8 @@ def resize_longest_edge(width: int, height: int, target_edge: int) -> tuple[int,
     return max(int(MAX_EDGE * aspect), 1), MAX_EDGE
 
 
-def round_up_to_tiles(width: int, height: int, tile_size: int) -> tuple[int, int]:
-    """(width, height) rounded up to multiples of `tile_size`, the shorter from the longer's new length."""
+def round_up_to_tiles(width: int, height: int, tile_size: int) -> Size:
+    """The size rounded up to multiples of `tile_size`; the shorter edge is first scaled with the longer one."""
     aspect = width / height
     if width >= height:
         width = math.ceil(width / tile_size) * tile_size

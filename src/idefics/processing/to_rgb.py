@@ -1,7 +1,7 @@
-"""Pixel values of every kind into 8-bit RGB: Pillow images of all modes, and arrays.
+"""Converts pixel values of every kind into 8-bit RGB: Pillow images of all modes, and arrays.
 
 The range of the values is never guessed: floats are 0 to 1, 16-bit values 0 to 65535, and what fits two ranges is
-refused. Knows pixels; does not know files.
+refused. Does not open files.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def to_rgb(image: PIL.Image.Image, name: str = "the picture") -> PIL.Image.Image
 
 
 def _strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
+    """(top row, strip) for the horizontal strips of an image."""
     for top in range(0, image.height, ROWS_PER_STRIP):
         yield top, image.crop((0, top, image.width, min(top + ROWS_PER_STRIP, image.height)))
 
@@ -85,6 +86,7 @@ def _min_and_max(numbers: NumberArray) -> tuple[float, float]:
 
 
 def _float_converter(low: float, high: float, name: str) -> ToGray:
+    """The function that turns floats of 0 to 1 into uint8; raises BadPicture if `low` to `high` is another range."""
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadPicture(f"{name} holds NaN or infinite numbers; 0 to 1 are read: replace them")
     if not (low >= -ROUNDING_TOLERANCE and high <= 1 + ROUNDING_TOLERANCE):
@@ -96,7 +98,10 @@ def _float_converter(low: float, high: float, name: str) -> ToGray:
 
 
 def _uint16_converter(low: float, high: float, name: str, *, is_full_range: bool) -> ToGray:
-    """For 16-bit values. Where all are small they may be 8-bit values in a wider type, which is refused."""
+    """The function that turns 0 to 65535 into uint8; raises BadPicture if `low` to `high` is another range.
+
+    If all values are small, they may be 8-bit values in a wider type, which is refused unless `is_full_range`.
+    """
     if low < 0 or high > 65535:
         raise BadPicture(
             f"{name} holds numbers from {low:g} to {high:g}; 0 to 65535 are read: scale them to that"
@@ -131,6 +136,7 @@ def image_from_array(array: NumberArray, max_pixels: int) -> PIL.Image.Image:
 
 
 def _to_channels_last(array: NumberArray) -> NumberArray:
+    """(H, W), (H, W, C) or (C, H, W) -> (H, W) or (H, W, C); raises BadPicture for other shapes."""
     shape = array.shape
     if array.ndim == 2 and array.size:
         return array
@@ -145,6 +151,7 @@ def _to_channels_last(array: NumberArray) -> NumberArray:
 
 
 def _to_uint8(array: NumberArray) -> NDArray[np.uint8]:
+    """The values of an array as 0 to 255; raises BadPicture if their range is ambiguous or unsupported."""
     if array.dtype == np.uint8:
         return array  # type: ignore[return-value]  # mypy does not narrow dtypes
     if array.dtype == np.bool_:

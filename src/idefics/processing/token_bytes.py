@@ -1,4 +1,4 @@
-"""The tokens of a model in bytes, as token constraints (structured output, banned strings) need them."""
+"""The bytes of each token of a model, for token constraints (structured output, banned strings)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_TOKEN_BYTES = 64  # longer tokens are not used to spell a text
 
 
 class TokenBytes:
-    """Each token of a model in bytes.
+    """The bytes of each token of a model, and lookups of tokens by their bytes.
 
     Attributes:
         bytes_by_id: the bytes of each id of the model; empty for stop ids, banned and hidden tokens.
@@ -42,7 +42,9 @@ class TokenBytes:
         hidden_ids: Collection[int] | None = None,
     ) -> None:
         self.stop_ids = frozenset(stop_ids)
-        omitted_ids = tokenizer.special_tokens.control_ids if hidden_ids is None else frozenset(hidden_ids)
+        omitted_ids = (
+            tokenizer.special_ids_by_kind.control_ids if hidden_ids is None else frozenset(hidden_ids)
+        )
         ids_without_bytes = self.stop_ids.union(banned_ids, omitted_ids)
         self.bytes_by_id = [
             b"" if id in ids_without_bytes else tokenizer.decode_bytes([id], hidden_ids=())
@@ -111,6 +113,7 @@ class TokenBytes:
 
     @cached_property
     def _sorted_tokens(self) -> list[tuple[bytes, int]]:
+        """(bytes, id) of each token that has bytes, sorted."""
         return sorted((spelled, id) for id, spelled in enumerate(self.bytes_by_id) if spelled)
 
     @cached_property
@@ -147,7 +150,7 @@ def create_llguidance_tokenizer(
 
 
 class _LlguidanceTokens:
-    """The interface that llguidance expects of a tokenizer."""
+    """The tokenizer interface that `llguidance.TokenizerWrapper` expects."""
 
     def __init__(
         self, bytes_by_id: list[bytes], stop_ids: list[int], tokenize: Callable[[bytes], list[int] | None]

@@ -1,4 +1,4 @@
-"""The bytes of each token, by the "decoder" of a `tokenizer.json`: byte-level BPE, or SentencePiece."""
+"""Decodes single tokens into bytes, by the "decoder" of a `tokenizer.json`: byte-level BPE, or SentencePiece."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SENTENCEPIECE_BYTE_PATTERN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a byte of a 
 
 
 class TokenByteDecoder:
-    """Bytes of single tokens; those of a text's tokens joined are the UTF-8 of the text.
+    """Decodes single tokens into bytes; the bytes of a text's tokens, joined, are the UTF-8 of the text.
 
     Attributes:
         strips_leading_space: whether a decoded text loses one space at its very beginning, as SentencePiece adds one.
@@ -48,6 +48,7 @@ class TokenByteDecoder:
         return known
 
     def _compute_token_bytes(self, id: int) -> bytes:
+        """`token_bytes` without the cache."""
         if id in self._plain_text_by_id:
             return self._plain_text_by_id[id].encode()
         token = self._tokenizer.id_to_token(id)
@@ -61,7 +62,7 @@ class TokenByteDecoder:
 
 
 def _parse_decoder(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:
-    """The file's "decoder" -> (is it byte-level?, does it strip the first space?)."""
+    """The file's "decoder" -> (is_byte_level, strips_leading_space)."""
     steps = [] if decoder is None else decoder.get("decoders", [decoder])
     step_by_type = {step["type"]: step for step in steps}
     if set(step_by_type) == {"ByteLevel"}:

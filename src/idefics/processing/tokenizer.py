@@ -1,7 +1,7 @@
-"""Text into token ids and back, exactly as a checkpoint's `tokenizer.json` says.
+"""Encodes text into token ids and decodes them, exactly as a checkpoint's `tokenizer.json` specifies.
 
-Only in trusted text are special tokens recognised; in other text they are plain characters. Knows no chat templates
-and no pictures.
+Special tokens are recognised in trusted text only; in other text they are plain characters. Independent of chat
+templates and pictures.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from idefics.errors import PromptTooLong, UnsupportedModel
 from idefics.lazy import cached_property
-from idefics.processing.special_tokens import (
-    CONTROL_TOKEN_PREFIXES,
-    DeclaredTokens,
-    SpecialTokens,
-    classify_special_tokens,
-)
-from idefics.processing.text_limit import is_lossless
-from idefics.processing.token_aliases import (
+from idefics.processing.aliased_tokenizer import (
     HUGE_TEXT_CHARACTERS,
-    TokenAliases,
+    AliasedTokenizer,
     encode_without_gil,
     reject_long_text,
 )
+from idefics.processing.special_tokens import (
+    CONTROL_TOKEN_PREFIXES,
+    DeclaredTokens,
+    SpecialTokenIds,
+    classify_special_tokens,
+)
+from idefics.processing.text_limit import preserves_non_space_text
 from idefics.processing.token_decoder import TokenByteDecoder
 
 if TYPE_CHECKING:
@@ -50,15 +50,15 @@ class Tokenizer:
     """A checkpoint's tokenizer.
 
     Attributes:
-        added_token_contents: the added tokens of `tokenizer.json` (`<image>`, `<s>`).
-        added_tokens: these by id, with how each is matched.
+        added_token_contents: the names of the added tokens of `tokenizer.json` (`<image>`, `<s>`).
+        added_tokens: id -> added token, with how it is matched in text (`lstrip`, `single_word` and so on).
         special_ids: ids of the tokens marked special: those that transformers hides with `skip_special_tokens`.
         strips_leading_space: whether decoding drops one space at the very beginning (SentencePiece adds one).
-        is_lossless: whether the bytes of a text's tokens are those of the text, spaces aside.
-        absorbs_spaces: whether an added token swallows the spaces around it, however many.
+        preserves_non_space_text: whether the bytes of a text's tokens are those of the text, spaces aside.
+        absorbs_spaces: whether some added token also matches the surrounding spaces, however many.
 
     Args:
-        text: the content of a `tokenizer.json`; any exception means that it is not one.
+        text: the content of a `tokenizer.json`. The library raises various exceptions for any other text.
         declared: what the checkpoint's other files say about its special tokens.
     """
 
@@ -79,7 +79,7 @@ class Tokenizer:
         file = json.loads(text)
         self._decoder = TokenByteDecoder(self._backend_tokenizer, file["decoder"])
         self.strips_leading_space = self._decoder.strips_leading_space
-        self.is_lossless = is_lossless(file)
+        self.preserves_non_space_text = preserves_non_space_text(file)
         vocabulary = file["model"].get("vocab")
         own = vocabulary.items() if isinstance(vocabulary, dict) else ()
         self._id_by_control_like_token = {
@@ -119,8 +119,8 @@ class Tokenizer:
         return self._declared.token_by_role
 
     @cached_property
-    def special_tokens(self) -> SpecialTokens:
-        """The special tokens by kind: control tokens, content, instructions."""
+    def special_ids_by_kind(self) -> SpecialTokenIds:
+        """The ids of special tokens by kind: control tokens, content, instructions."""
         return classify_special_tokens(
             self._id_by_control_like_token, self._added_token_by_id, self.special_ids, self._declared
         )
@@ -128,7 +128,7 @@ class Tokenizer:
     @cached_property
     def _protected_token_by_id(self) -> dict[int, str]:
         """Tokens that untrusted text must not produce: added tokens, and control tokens of the vocabulary itself."""
-        own = self.special_tokens.control_ids - self._added_token_by_id.keys()
+        own = self.special_ids_by_kind.control_ids - self._added_token_by_id.keys()
         return self._added_token_by_id | {
             id: token for id in own if (token := self.id_to_token(id)) is not None
         }
@@ -178,13 +178,13 @@ class Tokenizer:
             del encoding  # the traceback would keep its 100 bytes per token
             raise PromptTooLong(count, max_tokens, pictures=0)
         ids: list[int] = encoding.ids
-        protected, instructions = self._protected_token_by_id, self.special_tokens.instruction_ids
+        protected, instructions = self._protected_token_by_id, self.special_ids_by_kind.instruction_ids
         recognized, has_forged = [], False
         for index, id in enumerate(ids):
             if id in protected:
                 offsets = encoding.token_to_chars(index)
                 assert offsets is not None  # only a post-processor's tokens stand for no text
-                # A token with "lstrip" or "rstrip" swallows the spaces around it.
+                # A token with "lstrip" or "rstrip" also matches the surrounding spaces.
                 start = max(offsets[0], text.find(protected[id], *offsets))
                 end = min(offsets[1], start + len(protected[id]))
                 if id in instructions or all(trusted_mask[start:end]):
@@ -197,13 +197,17 @@ class Tokenizer:
         """Ids of `text` with special tokens only at `recognized` (start, end, id)."""
         parts, last = [], 0
         for start, end, id in recognized:
-            parts += [text[last:start], self._aliases.alias_by_token[self._protected_token_by_id[id]]]
+            parts += [
+                text[last:start],
+                self._aliased_tokenizer.alias_by_token[self._protected_token_by_id[id]],
+            ]
             last = end
-        return self._aliases.encode("".join(parts) + text[last:])
+        return self._aliased_tokenizer.encode("".join(parts) + text[last:])
 
     @cached_property
-    def _aliases(self) -> TokenAliases:
-        return TokenAliases(self._backend_tokenizer, self._protected_token_by_id, self._added_token_by_id)
+    def _aliased_tokenizer(self) -> AliasedTokenizer:
+        """A copy that recognises the protected tokens only by secret aliases."""
+        return AliasedTokenizer(self._backend_tokenizer, self._protected_token_by_id, self._added_token_by_id)
 
     def pieces_from_last_special_token(self, pieces: Sequence[TextPiece]) -> list[TextPiece]:
         """The pieces from the last recognised special token on; all of them where there is none."""
@@ -231,7 +235,7 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int], *, hidden_ids: Collection[int] | None = None) -> bytes:
         """UTF-8 of `ids`, which may end in part of a character; the first space is not stripped."""
         if hidden_ids is None:
-            hidden_ids = self.special_tokens.control_ids
+            hidden_ids = self.special_ids_by_kind.control_ids
         return b"".join(self._decoder.token_bytes(id) for id in ids if id not in hidden_ids)
 
     def added_tokens_below(self, vocab_size: int) -> frozenset[str]:

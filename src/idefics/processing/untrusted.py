@@ -1,8 +1,8 @@
-"""Picture files of untrusted senders: limits on their size and structure, checked before Pillow decodes them.
+"""Limits on the size and structure of picture files of untrusted senders, checked before Pillow decodes them.
 
 A file of a few hundred kilobytes can take Pillow hours or more memory than there is, without having too many pixels:
 by EXIF entries that all refer to the same megabyte, thousands of scans of one JPEG, or comments that are joined one by
-one. Knows bytes of files; does not know pixels.
+one. Works on the bytes of files; does not decode pixels.
 """
 
 from __future__ import annotations

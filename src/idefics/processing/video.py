@@ -1,7 +1,7 @@
-"""A video into text and pictures: samples its frames, and puts a caption with its time before each.
+"""Turns a video into text and pictures: samples its frames, and puts a caption with the time before each.
 
 Sampling and wording are those of the released SmolVLM2 code (transformers 4.50 to 5.23). Video files are read by PyAV;
-lists of frames need no extra package. Knows no tokens.
+lists of frames need no extra package. Independent of token ids.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def is_video_name(name: str) -> bool:
 
 
 def to_picture_or_video(source: PictureOrVideo | PictureSource, *, untrusted: bool = False) -> PictureOrVideo:
-    """A source as `Video` or `Picture`: a file or its bytes by content, a URL by its suffix, anything else a picture.
+    """Makes a `Video` or `Picture` of a source: a file or its bytes by content, a URL by suffix, all else a picture.
 
     Args:
         untrusted: whether the source is of an untrusted sender: a path is not read, and refused when it is opened.
@@ -148,7 +148,7 @@ def sample_frame_indices(num_frames: int, fps: Fraction | float, config: VideoPr
 
 
 def check_video(video: Video, fetcher: Fetcher) -> None:
-    """Raises what is wrong with a video file, as far as that shows before its frames are decoded."""
+    """Opens a video file, decoding no frames, to raise the errors of `open_video`. Lists of frames are not checked."""
     if _is_file_source(video.source):
         with open_video(video.source, fetcher):
             pass
@@ -180,10 +180,12 @@ def _sample_frames(
 
 
 def _is_file_source(source: VideoSource) -> TypeGuard[VideoFileSource]:
+    """Whether a video is given as a path, URL or bytes, not as its frames."""
     return isinstance(source, (str, bytes, os.PathLike))
 
 
 def _list_frames(source: VideoSource) -> list[Picture | PictureSource]:
+    """The frames of a video that is given as a list or an array; raises BadVideo for anything else."""
     if isinstance(source, np.ndarray) and source.ndim != 4 and not is_list_array(source):
         raise BadVideo(f"a video array has the shape {source.shape}; give (frames, height, width, channels)")
     if not isinstance(source, (Sequence, np.ndarray)):

@@ -17,7 +17,7 @@ import PIL.Image
 
 from idefics.errors import BadVideo, IdeficsError, MissingExtra
 from idefics.lazy import cached_property
-from idefics.processing.fetch import Fetcher, is_url, shorten_url
+from idefics.processing.fetch import Fetcher, is_url, name_for_message
 from idefics.processing.image_processor import MAX_PIXELS
 from idefics.processing.picture_files import open_file
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FPS = 24  # where neither the file nor the caller says it
 MAX_FRAMES = 2_000_000  # nine hours at 60 frames per second; bounds the memory for their times
-# FFmpeg also reads playlists, which name other files and URLs, and hundreds of rare codecs: never here.
+# FFmpeg also reads playlists, which name other files and URLs, and hundreds of rare codecs: disabled here.
 CONTAINER_FORMATS = ("mov", "matroska", "avi", "mpeg", "mpegts", "ogg", "asf", "flv", "gif")
 ALLOWED_CODECS = (
     *("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "mpeg1video", "h263", "mjpeg", "theora"),
@@ -58,7 +58,7 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
         BadVideo: not a video, broken, too large or too long; or the sender is untrusted: no video files are read then.
         MissingExtra: PyAV is not installed.
     """
-    if fetcher.untrusted:  # FFmpeg has far more code than the decoders of five picture formats
+    if fetcher.untrusted:  # FFmpeg's attack surface is too large for untrusted input
         raise BadVideo("video files of untrusted senders are not read: send the frames as pictures")
     try:
         import av
@@ -88,12 +88,13 @@ def open_video(source: VideoFileSource, fetcher: Fetcher) -> Iterator[VideoFile]
 
 
 def _open_source(source: VideoFileSource, fetcher: Fetcher) -> tuple[BinaryIO, str]:
+    """Opens or fetches a video file; returns it and its name for messages."""
     if isinstance(source, bytes):
         return io.BytesIO(source), f"a video of {len(source)} bytes"
     if isinstance(source, str) and is_url(source):
-        return io.BytesIO(fetcher.get(source)), shorten_url(source)
+        return io.BytesIO(fetcher.get(source)), name_for_message(source)
     path = Path(source)
-    return open_file(path, shorten_url(str(path))), shorten_url(str(path))
+    return open_file(path, name_for_message(str(path))), name_for_message(str(path))
 
 
 class VideoFile:
@@ -172,7 +173,7 @@ class VideoFile:
         Where the file ends early, its last frame is returned for those that it lacks.
 
         Args:
-            indices: in rising order.
+            indices: in rising order; an index below an earlier one yields the current frame again.
         """
         frame_times, key_frames = self._frame_times
         frame: VideoFrame | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from idefics.messages import ContentPart, Detail, Message, Picture
-from idefics.processing.fetch import is_data_uri, is_url, normalize_url
+from idefics.processing.fetch import is_data_uri, is_url, normalize_source_text
 from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
 from idefics.server.ignored_fields import IgnoredFields
@@ -148,7 +148,7 @@ def picture_from_url(url: str, detail: Detail | None = None, max_tiles: int | No
     Raises:
         APIError: 400, the URL is neither an http(s) address nor a data URI.
     """
-    url = normalize_url(url)
+    url = normalize_source_text(url)
     has_data = is_data_uri(url) and "," in url[:MAX_DATA_URI_HEADER_CHARACTERS]
     is_address = url[:8].lower().startswith(("http://", "https://")) and len(url) <= MAX_URL_CHARACTERS
     if not ((has_data or is_address) and is_url(url)):

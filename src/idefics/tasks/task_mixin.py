@@ -14,8 +14,8 @@ from idefics.messages import Answer, ImageDetail, PictureOrVideo, Shot
 from idefics.options import (
     AnswerKeywords,
     OnError,
+    OnErrorReturnKeywords,
     Options,
-    ReturnErrorKeywords,
     StreamKeywords,
     document_options,
     pop_image_detail,
@@ -98,11 +98,11 @@ class TaskMixin:
     def caption(self, image: PictureInput, **options: Unpack[StreamKeywords]) -> Stream: ...
     @overload
     def caption(  # type: ignore[overload-overlap]
-        self, image: PictureInput, **options: Unpack[ReturnErrorKeywords]
+        self, image: PictureInput, **options: Unpack[OnErrorReturnKeywords]
     ) -> Answer | IdeficsError: ...
     @overload
     def caption(
-        self, image: PictureInputs, **options: Unpack[ReturnErrorKeywords]
+        self, image: PictureInputs, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]: ...
     @document_options(max_new_tokens=TASKS["caption"].max_new_tokens)
     def caption(
@@ -144,11 +144,11 @@ class TaskMixin:
     def complete(self, image: PictureInput, text: str, **options: Unpack[StreamKeywords]) -> Stream: ...
     @overload
     def complete(  # type: ignore[overload-overlap]
-        self, image: PictureInput, text: str, **options: Unpack[ReturnErrorKeywords]
+        self, image: PictureInput, text: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> Answer | IdeficsError: ...
     @overload
     def complete(
-        self, image: PictureInputs, text: str, **options: Unpack[ReturnErrorKeywords]
+        self, image: PictureInputs, text: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]: ...
     @document_options(max_new_tokens=TASKS["complete"].max_new_tokens)
     def complete(
@@ -191,11 +191,11 @@ class TaskMixin:
     def ask(self, image: PictureInput, question: str, **options: Unpack[StreamKeywords]) -> Stream: ...
     @overload
     def ask(  # type: ignore[overload-overlap]
-        self, image: PictureInput, question: str, **options: Unpack[ReturnErrorKeywords]
+        self, image: PictureInput, question: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> Answer | IdeficsError: ...
     @overload
     def ask(
-        self, image: PictureInputs, question: str, **options: Unpack[ReturnErrorKeywords]
+        self, image: PictureInputs, question: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]: ...
     @document_options(max_new_tokens=TASKS["ask"].max_new_tokens)
     def ask(
@@ -244,11 +244,11 @@ class TaskMixin:
     ) -> Stream: ...
     @overload
     def write(  # type: ignore[overload-overlap]
-        self, image: PictureInput, instruction: str = ..., **options: Unpack[ReturnErrorKeywords]
+        self, image: PictureInput, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
     ) -> Answer | IdeficsError: ...
     @overload
     def write(
-        self, image: PictureInputs, instruction: str = ..., **options: Unpack[ReturnErrorKeywords]
+        self, image: PictureInputs, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]: ...
     @document_options(max_new_tokens=TASKS["write"].max_new_tokens)
     def write(

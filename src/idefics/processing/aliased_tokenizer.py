@@ -1,6 +1,6 @@
 """A tokenizer in which special tokens have secret aliases, so that their real names are tokenized as plain characters.
 
-Knows vocabularies and merges; does not know which text is trusted.
+Works on vocabularies and merges; does not decide which text is trusted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LONG_TEXT_CHARACTERS = 4096  # longer texts are encoded without the GIL
 HUGE_TEXT_CHARACTERS = 1 << 16  # of longer texts the tokens are counted piece by piece first
 
 
-class TokenAliases:
-    """A copy of a tokenizer with aliases for some tokens.
+class AliasedTokenizer:
+    """A copy of a tokenizer that recognises some tokens only by secret random aliases instead of their names.
 
     An alias is a random number of this object and an index between private-use characters, which no known normalizer
     changes: no text can contain one by accident or intent.
@@ -75,7 +75,7 @@ class TokenAliases:
 
 
 def reject_long_text(tokenizer: tokenizers.Tokenizer, text: str, max_tokens: int) -> None:
-    """Refuses a text that is far too long before all of it is tokenized.
+    """Raises TextTooLong for a text that is far too long, before all of it is tokenized.
 
     The tokens of its pieces are counted one piece after another. A cut can change the tokens around it, so that the
     text is refused only when its pieces have more than twice `max_tokens`. Texts that pass have few tokens, which keeps
