@@ -42,7 +42,7 @@ def make_engine_launching_ahead(kind, *, ahead, **config):
                 "max_waiting_requests",
             )
         },
-        has_lookahead_page=ahead,
+        uses_lookahead_pages=ahead,
     )
     engine.model_runner.is_async = ahead
     steps = engine.model_runner.decode_step = CountingDecode(TorchDecode(engine.model, engine.kv_cache))

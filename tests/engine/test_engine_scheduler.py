@@ -45,7 +45,7 @@ class SchedulerSimulation:
             max_idle_prefill_tokens=2 * tokens,
             max_encoder_frames=frames,
             max_waiting_requests=queue,
-            has_lookahead_page=launches_ahead,
+            uses_lookahead_pages=launches_ahead,
         )
         self.scheduler = Scheduler(PagePool(pages), limits, self.encoder_cache)
         self.ids_by_page = {}  # page -> what has been written there, a position each

@@ -1,1 +1,1 @@
-"""The inference engine: `Prompt`s of token ids and preprocessed images in, token ids out. Knows no text."""
+"""The inference engine: `Prompt`s of token ids and preprocessed images in, token ids out. Independent of text."""

@@ -11,7 +11,7 @@ and its sampled beams. With n beams and s stop ids:
 - The search is done at the length limit, or when n beams are finished and the mean of the best running beam is no
   better than the worst finished one. `length_penalty` and `early_stopping` modify both rules.
 
-B prompts, n beams of each, C candidates, T ids so far, G at most generated, V vocabulary. Knows no model.
+B prompts, n beams of each, C candidates, T ids so far, G at most generated, V vocabulary. Independent of the model.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class BeamSearch:
         running: the n beams of each prompt that are continued.
         finished: the best n finished beams, the best first; placeholders where fewer are finished.
         finished_mask: (B, n) which of `finished` are not placeholders.
+        improvable_mask: (B, 1) whether a running beam of the prompt may still become better than a finished one.
         is_done: whether the search has ended.
 
     Args:
@@ -104,7 +105,7 @@ class BeamSearch:
         )
         self.running = Beams(padded_ids, parents, scores, logprobs)
         self.finished_mask = torch.zeros(batch_shape, dtype=torch.bool, device=ids.device)
-        self.improvable_mask = torch.ones(len(ids), 1, dtype=torch.bool, device=ids.device)  # (B, 1)
+        self.improvable_mask = torch.ones(len(ids), 1, dtype=torch.bool, device=ids.device)
         self.is_done = False
 
     @property
@@ -186,6 +187,7 @@ class BeamSearch:
         self.finished_mask = torch.cat((self.finished_mask, newly_finished), dim=1).take_along_dim(best, 1)
 
     def _update_is_done(self, num_generated: int, all_finished: bool) -> None:
+        """Updates `improvable_mask` and `is_done`; `all_finished`: whether all candidates of this step are."""
         rules = self.config
         best_length = (
             rules.max_new_tokens

@@ -1,4 +1,4 @@
-"""Log-probabilities of many continuations of one prompt, computed together: shared prefixes of them only once.
+"""Log-probabilities of many continuations of one prompt, computed together: each shared prefix is computed once.
 
 Continuations are stored as tries, in which a node is a token after the path of tokens that leads to it.
 """
@@ -51,7 +51,7 @@ class CandidateTrie:
 
     @property
     def depths(self) -> Tensor:
-        """(N,) int64: how many tokens after the prompt each node is, from 0."""
+        """(N,) int64: how many tokens lie between the prompt and each node; 0 for first tokens."""
         return torch.tensor([len(path) - 1 for path in self._node_by_path])
 
     @property
@@ -65,7 +65,7 @@ class CandidateTrie:
 
 
 class ScoredToken(NamedTuple):
-    """The token at `position` of a continuation, whose log-probability follows from the logits of a node."""
+    """Which logits score which token: those of node `node` score the token at `position` of a continuation."""
 
     node: int
     continuation_index: int
@@ -114,7 +114,7 @@ class ContinuationScores:
         compute_logits: Callable[[Tensor], Tensor],
         max_rows: int = MAX_LOGIT_ROWS,
     ) -> None:
-        """Scores the continuations of a group and removes it from `trie_by_group`.
+        """Scores a group's continuations into `logprobs` and `top_logprobs`; removes the group from `trie_by_group`.
 
         Args:
             h: (N, D) hidden states of the group's nodes.
@@ -133,7 +133,7 @@ class ContinuationScores:
             self._record_logprobs(compute_logits(h[start : start + max_rows]), start, batch)
 
     def _record_logprobs(self, logits: Tensor, start: int, targets: Sequence[ScoredToken]) -> None:
-        """Records the scores of tokens from the (n, V) logits of the nodes from `start` on."""
+        """Records the scores of `targets`, given the (n, V) logits of nodes `start` to `start + n - 1`."""
         logprobs = logits.float().log_softmax(-1)
         pairs = [(node - start, self.continuations[index][position]) for node, index, position in targets]
         rows, ids = torch.tensor(pairs, dtype=torch.long, device=logits.device).view(-1, 2).T

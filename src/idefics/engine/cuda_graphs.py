@@ -65,6 +65,7 @@ class CudaGraphDecode:
         return self._step_by_size[size]()[:num_rows].to(torch.float32, copy=True)
 
     def _get_static_inputs(self, num_rows: int) -> StaticInputs:
+        """The inputs of steps of `num_rows` rows, created at the first use."""
         if num_rows not in self._inputs_by_num_rows:
             self._inputs_by_num_rows[num_rows] = StaticInputs(
                 num_rows, self.cache.layout, self.cache.keys[0].device
@@ -72,6 +73,7 @@ class CudaGraphDecode:
         return self._inputs_by_num_rows[num_rows]
 
     def _compute_step(self, inputs: StaticInputs, num_pages: int) -> Tensor:
+        """The step that is recorded: (R, V) logits from the first `num_pages` pages of each row."""
         page_tables, backend = inputs.page_tables[:, :num_pages], self.model.attention_backend
         attention = self.decode_attention(page_tables, inputs.positions, self.cache.layout, backend)
         attn = PagedDecodeAttn(self.cache, page_tables, inputs.positions, attention, inputs, backend)
@@ -136,6 +138,7 @@ class StaticInputs:
         return backend(q[:, :, None], keys, values).squeeze(2).masked_fill(self.no_image_mask, 0)
 
     def _copy_cross_kvs(self, cross_kvs: Sequence[CrossKV]) -> None:
+        """Copies the pictures of the rows, and updates which rows have one."""
         batched = BatchedCrossKV(cross_kvs)
         self.has_images = bool(batched.layers)
         if not batched.layers:

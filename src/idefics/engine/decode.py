@@ -29,8 +29,8 @@ class DecodeInputs:
     Attributes:
         ids: (R,) int64 the last token of each row.
         positions: (R,) int64 its position.
-        page_tables: (R, P) int32 the row's pages, page j with positions 16j and on; 0 beyond the row's end. No other
-            row references the page at `positions`, which is written.
+        page_tables: (R, P) int32 the row's pages, page j with positions 16j to 16j + 15; 0 beyond the row's end. The
+            page of `positions`, which is written, is referenced by no other row.
         cross_kvs: for each row the picture that it attends to: (1, M, H, K) keys and values for each cross-attention
             layer, or an empty sequence.
         max_position, min_position: the highest and the lowest of `positions`, known to the host.
@@ -77,7 +77,7 @@ def choose_decode_step(model: VLM, cache: PagedKVCache, *, reference: bool = Fal
 
 
 class TorchDecode:
-    """Plain torch, on every device and with a model on several devices."""
+    """The decode step in eager PyTorch, for any device and for models spread over several devices."""
 
     def __str__(self) -> str:
         return "torch"

@@ -183,14 +183,14 @@ class PagedInPlace:
 
 
 def choose_decode_attention(cache: PagedKVCache, backend: AttentionBackend) -> type[DecodeAttention]:
-    """`PagedInPlace` where it works, for it reads each key once; else `GatheredPages`, which copies keys first."""
+    """`PagedInPlace` where it is supported, since it reads keys once; else `GatheredPages`, which copies them."""
     if backend in (native_or_sdpa_attention, flash_attention, sdpa_attention) and can_attend_in_place(cache):
         return PagedInPlace
     return GatheredPages
 
 
 def can_attend_in_place(cache: PagedKVCache) -> bool:
-    """Whether torch's FlashAttention reads pages on the cache's device with correct results, found by trying it.
+    """Whether torch's FlashAttention gives correct results on pages of this cache; runs a small test to find out.
 
     Of torch 2.13's kernels FlashAttention 3 and 4 support pages of 16 positions. They are installed separately and
     activated with `torch.nn.attention.activate_flash_attention_impl`; the built-in FlashAttention 2 does not.

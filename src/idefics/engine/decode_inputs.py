@@ -61,18 +61,19 @@ class DecodeInputBuilder:
         return inputs
 
     def update_page_tables(self) -> None:
-        """Rebuilds the page tables of the last inputs, whose sequences have got other pages."""
+        """Rebuilds the page tables of the last inputs after the pages of their sequences have changed."""
         if self._inputs is not None:
             self._inputs.page_tables = self._page_tables(self.sequences)
 
     def reset(self) -> None:
-        """Forgets the last inputs, which no longer match the sequences' state."""
+        """Discards the last inputs, because they no longer match the sequences' state."""
         self.sequences = []
 
     def _last_ids(self, sequences: Sequence[SequenceState]) -> Tensor:
         return torch.tensor([sequence.ids[-1] for sequence in sequences], device=self.device)
 
     def _page_tables(self, sequences: Sequence[SequenceState]) -> Tensor:
+        """(R, P) int32 pages of each sequence, padded on the right with page 0."""
         max_pages = max(len(sequence.pages) for sequence in sequences)
         tables = [sequence.pages + [0] * (max_pages - len(sequence.pages)) for sequence in sequences]
         return torch.tensor(tables, dtype=torch.int32, device=self.device)

@@ -105,17 +105,20 @@ class EncoderCache:
         return 0 if cached.is_complete else len(image.frames) - len(cached.frames)
 
     def features(self, image: PreprocessedImage) -> Tensor:
-        """(F*M, D) embeddings at a picture's image tokens, for an inline-image model."""
+        """(F*M, D) embeddings at the image tokens of an encoded picture, for an inline-image model."""
         cached = self._touch(image)
         assert cached.features is not None, "an inline-image model keeps features"
         return cached.features
 
     def cross_kv(self, image: PreprocessedImage) -> CrossKV:
-        """(1, M, H, K) keys and values of a picture for each cross-attention layer."""
+        """(1, M, H, K) keys and values of an encoded picture for each cross-attention layer."""
         return self._touch(image).cross_kv
 
     def encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> dict[str, Exception]:
-        """Encodes the given number of further frames of each picture; if that fails, each picture separately.
+        """Encodes further frames of pictures; if that fails, each picture separately.
+
+        Args:
+            encoder_inputs: pictures, and how many more of their frames to encode.
 
         Returns:
             The errors by content hash of the pictures that failed.
@@ -139,6 +142,7 @@ class EncoderCache:
             self._evict(key)
 
     def _encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> None:
+        """As `encode`, without handling errors."""
         start_time = time.perf_counter()
         frames = []
         for image, count in encoder_inputs:
@@ -178,6 +182,7 @@ class EncoderCache:
         return cached
 
     def _touch(self, image: PreprocessedImage) -> CachedImage:
+        """The cached picture, marked as the most recently used."""
         self.image_by_key.move_to_end(image.content_hash)
         return self.image_by_key[image.content_hash]
 

@@ -1,6 +1,6 @@
 """The engine: continuous batching of requests, run by a thread of its own. Requests join and leave between steps.
 
-Knows token ids and preprocessed images; no text and no families.
+Works on token ids and preprocessed images; independent of text and of model families.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class Engine:
         free_bytes: memory that its caches may use; None: what is free now on the model's device.
 
     Attributes:
-        condition: the lock over requests and scheduler; notified when there is work, or a place in the queue.
+        condition: the lock over requests and scheduler; notified when there is work, or a free place in the queue.
     """
 
     def __init__(self, model: VLM, config: EngineConfig, free_bytes: int | None = None) -> None:
         self._model: VLM | None = model
-        self._unavailable_reason = CLOSED_MESSAGE  # said when `_model` is None
+        self._unavailable_reason = CLOSED_MESSAGE  # the message of ModelClosed, once `_model` is None
         self.config = config
         first_parameter = first_float_parameter(model)
         devices = {parameter.device for parameter in model.parameters()}
@@ -82,7 +82,7 @@ class Engine:
         )
         self._device = first_parameter.device
         self._limits = SchedulerLimits.from_config(
-            config, has_lookahead_page=first_parameter.device.type == "cuda" and len(devices) == 1
+            config, uses_lookahead_pages=first_parameter.device.type == "cuda" and len(devices) == 1
         )
         self._initialize(
             model, num_pages, choose_decode_step(model, self.kv_cache, reference=config.reference)
@@ -100,9 +100,9 @@ class Engine:
             decode_step,
             self.encoder_cache,
             self._device,
-            is_async=self._limits.has_lookahead_page,
+            is_async=self._limits.uses_lookahead_pages,
         )
-        self.step_sampler = StepSampler(model.layout.vocab_size, is_async=self._limits.has_lookahead_page)
+        self.step_sampler = StepSampler(model.layout.vocab_size, is_async=self._limits.uses_lookahead_pages)
         self.output_processor = OutputProcessor(model)
         self.condition = threading.Condition(threading.RLock())
         self._state_by_handle: dict[RequestHandle, RequestState] = {}
@@ -132,11 +132,11 @@ class Engine:
         """Queues a request to generate an answer or to score continuations.
 
         Args:
-            wait: whether to wait for a place if the queue is full.
+            wait: whether to wait if the queue is full; otherwise EngineBusy is raised.
 
         Raises:
             PromptTooLong, BadPrompt, BadSetting: the request does not fit the model (`validate_request`) or the cache.
-            EngineBusy: the queue is full.
+            EngineBusy: the queue is full and `wait` is false.
             ModelClosed: the engine is closed, or was closed while this call waited.
             RequestTimeout: the queue was full until the request's deadline.
         """
@@ -241,7 +241,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Advances all requests: schedules, executes the plan, samples, and processes the results."""
+        """Schedules, runs the model, samples, and records the results. Raises nothing: requests fail instead."""
         try:
             with self.condition:
                 self._fail_expired_requests()
@@ -271,7 +271,7 @@ class Engine:
             self.condition.notify_all()
 
     def _fail_expired_requests(self) -> None:
-        """Fails the requests whose deadline has passed; their pages are free in this step."""
+        """Fails the requests whose deadline has passed, before scheduling, so that this step can use their pages."""
         expired = [
             handle for handle, deadline in self._deadline_by_handle.items() if not deadline.remaining_seconds
         ]
@@ -282,6 +282,7 @@ class Engine:
             del self._deadline_by_handle[handle]
 
     def _cancel_request(self, handle: RequestHandle) -> None:
+        """Cancels a request (`RequestHandle.cancel`); no effect once it is done."""
         with self.condition:
             if handle in self._state_by_handle:
                 self.scheduler.cancel(self._state_by_handle.pop(handle))

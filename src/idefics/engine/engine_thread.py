@@ -13,7 +13,7 @@ IDLE_SECONDS = 1.0  # a request that follows within this time need not start a t
 
 
 class SteppedEngine(Protocol):
-    """What the thread needs of an engine.
+    """The part of `Engine` that the thread calls.
 
     Attributes:
         condition: held to read `is_busy`; notified when there is work.
@@ -47,7 +47,7 @@ class EngineThread:
         ENGINE_THREADS.add(self)
 
     def ensure_running(self) -> None:
-        """Starts the thread unless it runs, and wakes it. The caller holds `condition`."""
+        """Starts the thread unless it runs, and wakes it if it is idle. The caller holds `condition`."""
         if self._thread is None or not self._thread.is_alive():  # in a forked process it is not
             self._thread = threading.Thread(target=self._run_steps, name="idefics-engine", daemon=True)
             self._thread.start()
@@ -70,7 +70,7 @@ class EngineThread:
         return True
 
     def reset_after_fork(self) -> None:
-        """In a forked process: forgets the thread, which exists only in the parent, and resets the engine."""
+        """In a forked process: drops the thread, which exists only in the parent, and resets the engine."""
         self._thread, self._is_closed = None, False
         if (engine := self._engine()) is not None:
             engine.reset_after_fork()
@@ -82,6 +82,7 @@ class EngineThread:
             self._condition.notify_all()
 
     def _run_steps(self) -> None:
+        """The thread's loop: steps while there is work; ends if idle, closed, or the engine was garbage-collected."""
         has_idled = False
         while True:
             engine = self._engine()

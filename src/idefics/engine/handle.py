@@ -174,6 +174,8 @@ class RequestHandle:
 
 
 def _make_waker(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:
+    """Returns a function that sets an asyncio event and may be called from any thread."""
+
     def wake() -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(event.set)

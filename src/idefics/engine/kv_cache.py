@@ -1,4 +1,4 @@
-"""The paged KV cache: the tensors. `page_pool` says which sequence owns which page."""
+"""The paged KV cache: the tensors. `kv_cache_manager` assigns the pages to sequences."""
 
 from __future__ import annotations
 

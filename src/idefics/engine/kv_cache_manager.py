@@ -13,7 +13,7 @@ class CachedPrefix(NamedTuple):
     """The part of a sequence that is in the prefix cache.
 
     Attributes:
-        pages: its full pages, and one whose first tokens match; 0 in its place if none does.
+        pages: the cached full pages, then the cached page that begins with the next tokens, or 0 if there is none.
         num_tokens: how many tokens of the sequence they hold.
         next_key: the key of the first full page that is not cached; None if all are.
     """
@@ -28,7 +28,7 @@ class PromptAllocation(NamedTuple):
 
     Attributes:
         num_cached_tokens: how many tokens need not be computed.
-        copy_source_by_page: the page that begins as a copy of another sequence's last page, if there is one.
+        copy_source_by_page: page -> source page, for the page that begins as a copy of a cached page, if any.
     """
 
     num_cached_tokens: int
@@ -62,7 +62,7 @@ class KVCacheManager:
 
         Args:
             num_reserved_pages: how many pages must stay free for running sequences.
-            is_alone: whether nothing else runs: then the copy is given up if it takes the last page.
+            is_alone: whether no other request runs: then, if pages are short, nothing is copied but recomputed.
 
         Returns:
             None if there are not enough pages.
@@ -94,7 +94,7 @@ class KVCacheManager:
         return page_index == len(sequence.pages) or self.page_pool.ref_counts[sequence.pages[page_index]] > 1
 
     def allocate_decode_page(self, sequence: SequenceState, copy_source_by_page: dict[int, int]) -> None:
-        """Gives a sequence the page for its next token; a copy of the shared page is noted in `copy_source_by_page`."""
+        """Gives a sequence a page of its own for its next token; if it is a copy, adds it to `copy_source_by_page`."""
         page, page_index = self.page_pool.allocate(), sequence.num_computed_tokens // PAGE_SIZE
         if page_index == len(sequence.pages):
             sequence.pages.append(page)
@@ -104,7 +104,14 @@ class KVCacheManager:
             sequence.pages[page_index] = page
 
     def allocate_lookahead_page(self, sequence: SequenceState, min_free_pages: int) -> bool:
-        """Gives a sequence whose last page will be full a page more, if more than `min_free_pages` are free."""
+        """Gives a sequence a page ahead of time, if the next token fills its last one and pages are left.
+
+        Args:
+            min_free_pages: nothing is allocated unless more pages than this are free.
+
+        Returns:
+            Whether a page was allocated.
+        """
         will_be_full = (sequence.num_computed_tokens + 1) // PAGE_SIZE == len(sequence.pages)
         if not will_be_full or self.page_pool.num_free_pages <= min_free_pages:
             return False
@@ -128,7 +135,7 @@ class KVCacheManager:
             self.page_pool.release(sequence.pages)
 
     def add_to_prefix_cache(self, sequence: SequenceState) -> None:
-        """Makes the computed pages of a sequence findable, the last one even if it is not full."""
+        """Adds the computed pages of a sequence to the prefix cache, the last one even if it is not full."""
         num_computed_tokens = sequence.num_computed_tokens
         num_full_pages = num_computed_tokens // PAGE_SIZE
         num_pages = num_full_pages + (num_computed_tokens % PAGE_SIZE > 0)

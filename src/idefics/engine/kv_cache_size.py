@@ -21,7 +21,7 @@ def kv_cache_dtype(model: VLM) -> torch.dtype:
     """The dtype of the KV cache: the model's dtype, but float16 for an int8 or int4 decoder on the CPU.
 
     With long contexts a decode step is bound by reading keys and values; float16 halves them, and its rounding error is
-    smaller than that of the quantized weights. With any other model the cache changes no token.
+    smaller than that of the quantized weights. Other models keep their dtype, so that caching changes no token.
     """
     decoder_parts = model.decoder_parts()
     if decoder_parts is None or {weight.device.type for weight in model.parameters()} != {"cpu"}:
@@ -41,7 +41,7 @@ def compute_num_pages(
 ) -> int:
     """The number of pages of the cache, page 0 included, which is never allocated.
 
-    From `config.cache_pages` or `config.kv_cache`; by default as many as `host_memory.default_kv_cache_bytes` holds,
+    From `config.cache_pages` or `config.kv_cache`; by default as many as fit into `host_memory.default_kv_cache_bytes`,
     but at most `DEFAULT_MEMORY_FRACTION` of the free memory. Never more than twice what `batch_rows` sequences of the
     greatest length fill: one half for them, the other for cached prefixes.
 

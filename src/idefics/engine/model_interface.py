@@ -16,7 +16,7 @@ from idefics.nn.decoder_parts import DecoderParts
 
 
 class VLM(Protocol):
-    """A vision-language model as the engine sees it.
+    """A vision-language model, as the engine calls it.
 
     N packed tokens, P frames, M feature rows a frame, D' width of features, D width of the decoder, R rows,
     V vocabulary.
@@ -55,7 +55,7 @@ class VLM(Protocol):
         ...
 
     def decoder_parts(self) -> DecoderParts | None:
-        """The decoder's modules, for fused and native decode steps; None if its structure is not the known one."""
+        """The decoder's modules, for fused and native decode steps; None if it is not built of `nn.decoder` layers."""
         ...
 
     def parameters(self) -> Iterator[Parameter]:

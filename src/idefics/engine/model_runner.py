@@ -66,11 +66,13 @@ class ModelRunner:
         self.encoder_cache, self.is_async = encoder_cache, is_async
         self._decode_inputs = DecodeInputBuilder(cache.layout, encoder_cache, device)
         self._prefill_inputs = PrefillInputBuilder(model, cache, encoder_cache, device)
-        self._sampled: tuple[list[SequenceState], Tensor] | None = None  # and their ids, on the device
-        self._launched: tuple[list[SequenceState], Tensor] | None = None  # and their logits
+        self._sampled: tuple[list[SequenceState], Tensor] | None = (
+            None  # sequences and last ids, on the device
+        )
+        self._launched: tuple[list[SequenceState], Tensor] | None = None  # sequences and their logits
 
     def run(self, scheduler_output: SchedulerOutput) -> StepOutput:
-        """Executes one step. If requests fail together, each is run separately to find out which one fails."""
+        """Executes one step. If it fails, each of its requests is run separately to find out which one fails."""
         errors = self._encode_images(scheduler_output)
         if copies := scheduler_output.copy_source_by_page:
             self.cache.copy_pages(list(copies.values()), list(copies))
@@ -92,7 +94,7 @@ class ModelRunner:
         return output
 
     def launch_next_step(self, sequences: list[SequenceState], ids: Tensor) -> None:
-        """Takes the sampled ids, (R,) on the device, and if `is_async` starts the decode step that computes them.
+        """Records the sampled ids, (R,) on the device, and if `is_async` starts the decode step that computes them.
 
         The step is launched if `sequences` are those of the last decode step and have pages for it. Its logits are used
         by the next `run`, for the sequences that decode then.
@@ -109,7 +111,7 @@ class ModelRunner:
                 self._decode_inputs.reset()
 
     def discard_launched_step(self) -> None:
-        """Discards a launched step, because a sequence got another id than the sampled one."""
+        """Discards a launched step, because a sampled id was replaced by another one (`TokenConstraint`)."""
         self._decode_inputs.reset()
         self._launched = None
 
@@ -155,6 +157,7 @@ class ModelRunner:
     def _run(
         self, decode_sequences: list[SequenceState], chunks: Sequence[PrefillChunk], has_page_changes: bool
     ) -> StepOutput:
+        """Computes the decoding sequences, then all prefill chunks in one packed pass."""
         sequences, logits, continuation_states = decode_sequences, [], []
         if decode_sequences:
             logits.append(self._decode_logits(decode_sequences, has_page_changes))
@@ -195,7 +198,7 @@ class ModelRunner:
         return self._decode(sequences, has_page_changes)
 
     def _decode(self, sequences: list[SequenceState], has_page_changes: bool) -> Tensor:
-        """(R, V) logits of a new decode step, with the sampled ids from the device if they are of these sequences."""
+        """(R, V) logits of a new decode step; uses the sampled ids on the device if they belong to these sequences."""
         ids = None
         if self._sampled is not None and self._sampled[0] == sequences:
             ids = self._sampled[1]

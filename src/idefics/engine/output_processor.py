@@ -33,7 +33,7 @@ class OutputProcessor:
             self._process_samples(batch, result)
             num_sampled += len(batch.sequences)
         if num_sampled < len(step_output.sequences):
-            self._process_searches(step_output, result)
+            self._process_beams_and_scoring(step_output, result)
         for chunk, h in step_output.continuation_states:
             self._process_continuations(chunk, h, result)
         return result
@@ -76,8 +76,8 @@ class OutputProcessor:
                 result.output_by_request[state] = token._replace(id=accepted_id, logprob=logprob)
                 result.has_replaced_tokens = True
 
-    def _process_searches(self, step_output: StepOutput, result: StepResult) -> None:
-        """Advances beam searches, and starts to score continuations of computed prompts."""
+    def _process_beams_and_scoring(self, step_output: StepOutput, result: StepResult) -> None:
+        """Advances beam searches by one id, and starts the scoring of continuations whose prompt has been computed."""
         rows_by_request: dict[RequestState, list[int]] = {}
         for row, sequence in enumerate(step_output.sequences):
             if not sequence.request_state.request.is_sampled:
@@ -93,7 +93,7 @@ class OutputProcessor:
                 result.error_by_request[state] = error
 
     def _advance_beams(self, state: RequestState, logits: Tensor) -> RequestOutput:
-        """(n, V) logits of the request's beams, or (1, V) after its prompt."""
+        """Extends the beams by one id; `logits` are (n, V) of the running beams, or (1, V) after the prompt."""
         if state.beam_search is None:
             state.beam_search = RequestBeamSearch(
                 state.request, state.max_new_tokens, self.model.layout.vocab_size, logits.device
@@ -101,7 +101,7 @@ class OutputProcessor:
         return state.beam_search.advance(logits)
 
     def _start_scoring(self, state: RequestState, logits: Tensor) -> RequestOutput:
-        """(V,) logits after the prompt."""
+        """Scores the first token of each continuation from (V,) logits after the prompt, and groups the others."""
         assert state.request.continuations is not None
         scores = ContinuationScores(state.request.continuations, logits, state.request.sampling.top_logprobs)
         state.continuation_scores = scores
@@ -110,7 +110,7 @@ class OutputProcessor:
         return ContinuationGroups({group: len(trie) for group, trie in scores.trie_by_group.items()})
 
     def _process_continuations(self, chunk: PrefillChunk, h: Tensor, result: StepResult) -> None:
-        """Scores a group of continuations from the (N, D) hidden states of its nodes."""
+        """Scores a group of continuations from the (N, D) hidden states of its N tokens."""
         state = chunk.sequence.request_state
         scores, group = state.continuation_scores, chunk.continuation_group
         assert scores is not None

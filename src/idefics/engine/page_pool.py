@@ -1,4 +1,4 @@
-"""Allocation of the KV cache's pages, and the prefix cache that finds computed pages again. No torch, no tensors.
+"""Allocates the KV cache's pages; finds computed pages by their content (prefix cache). No torch, no tensors.
 
 A page is in use (referenced by one or several sequences), free, or evictable: no sequence references it, but its
 content is in the prefix cache and may be reused until the page is needed. Page 0 is never allocated.
@@ -17,11 +17,11 @@ PAGE_SIZE = 16  # positions of one page
 PageKey = bytes  # a hash of a page's content and of all pages before it
 PageToken = tuple[
     int, str
-]  # one position: its token id, and the image content that it stands for or attends to
+]  # one position: its token id, and the image content at it or attended to by it ("" if none)
 
 
 class PageContent(NamedTuple):
-    """The content of a page, as the prefix cache knows it.
+    """The content of a page, as stored in the prefix cache.
 
     Attributes:
         key: hash of `parent_key` and `tokens`.
@@ -59,7 +59,7 @@ class PagePool:
 
     @property
     def num_evictable_pages(self) -> int:
-        """How many unreferenced pages are in the prefix cache."""
+        """How many pages of the prefix cache no sequence references."""
         return len(self._evictable_pages)
 
     def allocate(self) -> int:
@@ -82,9 +82,9 @@ class PagePool:
             self.ref_counts[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Decrements the reference count of each of a sequence's pages.
+        """Decrements the reference count of each of a sequence's pages; unreferenced ones become evictable or free.
 
-        Its last pages will be evicted first, since a prefix is of use without the pages after it but not vice versa.
+        The last pages will be evicted first: a prefix is useful without the pages after it, but not vice versa.
         """
         for page in reversed(pages):
             self.ref_counts[page] -= 1
@@ -96,7 +96,7 @@ class PagePool:
                 self._free_pages.append(page)
 
     def add_to_prefix_cache(self, page: int, content: PageContent) -> None:
-        """Makes a page findable by its content, unless another page with the same content is.
+        """Registers a page under its content, unless another page with the same content is registered.
 
         A partly filled page may be added again when it holds more; the longer content replaces the shorter.
         """
@@ -208,7 +208,7 @@ class PageKeys:
         return other
 
     def round_down_to_image_boundary(self, length: int) -> int:
-        """`length`, or the start of the inline picture whose image tokens it would cut."""
+        """`length`; or if it lies within an inline picture's image tokens, the position of the first of them."""
         if not self.uses_cross_attention:
             for positions in self.prompt.image_token_positions:
                 if positions[0] < length <= positions[-1]:
@@ -216,7 +216,7 @@ class PageKeys:
         return length
 
     def _image_content(self, position: int) -> str:
-        """The feature row that stands at a position, or the picture that it attends to; "" if there is none."""
+        """The feature row at a position, or the picture that the position attends to; "" if there is none."""
         if not self.uses_cross_attention:
             return self.image_content_by_position.get(position, "")
         prompt = self.prompt

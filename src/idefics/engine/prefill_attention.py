@@ -18,7 +18,7 @@ from idefics.engine.page_pool import PAGE_SIZE
 from idefics.nn.attention import CrossKV, causal_window_mask
 from idefics.nn.attention_backends import AttentionBackend, sdpa_attention
 
-CrossAttentionSpans = Sequence[tuple[slice, CrossKV]]  # packed tokens, and the picture that they attend to
+CrossAttentionSpans = Sequence[tuple[slice, CrossKV]]  # packed tokens, and keys and values of their picture
 
 
 @dataclass(frozen=True, slots=True)

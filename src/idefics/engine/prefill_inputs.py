@@ -49,7 +49,7 @@ class PrefillInputBuilder:
         self.uses_cross_attention = cache.layout.num_cross_attention_layers > 0
 
     def build(self, prefill_chunks: Sequence[PrefillChunk]) -> PrefillInputs:
-        """Packs chunks of prompts and groups of continuations."""
+        """Packs chunks of prompts and groups of continuations one after another, with image features inserted."""
         offsets = list(accumulate((chunk.end - chunk.start for chunk in prefill_chunks), initial=0))
         ids, positions, packed_chunks = [], [], []
         cross_attention_spans: list[tuple[slice, CrossKV]] = []
@@ -97,7 +97,7 @@ class PrefillInputBuilder:
 
 
 def _pack_chunk(chunk: PrefillChunk, token_slice: slice) -> tuple[Tensor, Tensor, PackedChunk]:
-    """The ids and positions of a chunk's tokens, (n,) each, and the chunk as attention needs it."""
+    """The ids and positions of a chunk's tokens, (n,) each, and the chunk in the form that `PrefillAttn` takes."""
     sequence = chunk.sequence
     if chunk.continuation_group is None:
         return (

@@ -1,6 +1,6 @@
-"""The uncached reference implementation: one prompt at a time, no batches, the whole sequence again for each token.
+"""The uncached reference implementation: one prompt at a time, recomputed as a whole for each token.
 
-The engine must produce the same tokens.
+Tests compare the engine's tokens with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ReferenceModel:
         ]
 
     def hidden_states(self, continuation: tuple[int, ...] = ()) -> Tensor:
-        """(N+T, D): hidden states of the prompt and of `continuation`, which sees what the prompt's last token sees."""
+        """(N+T, D) hidden states of the prompt and of `continuation`, which attends to the prompt's last picture."""
         x = self.model.embed(self._long_tensor(self.prompt.ids + continuation))
         image_index = self._long_tensor(
             self.prompt.image_index + self.prompt.image_index[-1:] * len(continuation)

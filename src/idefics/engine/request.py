@@ -60,10 +60,10 @@ class BeamConstraint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The time by which a request must be done.
+    """The time by which a request must be done, else it fails with RequestTimeout.
 
     Attributes:
-        timeout: seconds from its creation to the deadline.
+        timeout: the seconds that the caller allowed.
         expires_at: the deadline, in seconds of `time.monotonic`.
     """
 
@@ -72,7 +72,7 @@ class Deadline:
 
     @classmethod
     def from_timeout(cls, timeout: float | None) -> Deadline | None:
-        """A deadline `timeout` seconds from now, or none for None.
+        """A deadline `timeout` seconds from now; None if `timeout` is None.
 
         Raises:
             BadSetting: `timeout` is not a number above 0.
@@ -95,7 +95,7 @@ class Deadline:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Request:
-    """A prompt to continue, or to score given continuations after.
+    """The immutable input of one request: a prompt to continue, or given continuations of it to score.
 
     Attributes:
         prompt: token ids and preprocessed images.
@@ -139,7 +139,7 @@ class Request:
 
     @property
     def log_summary(self) -> str:
-        """The request's size, for the log, which never shows content."""
+        """The request's number of tokens and pictures as text for the log, which never shows content."""
         work_summary = (
             f"up to {self.sampling.max_new_tokens} new tokens"
             if self.continuations is None

@@ -56,7 +56,7 @@ class RequestBeamSearch:
             logprobs = logits.masked_fill(self.banned_mask, -torch.inf).log_softmax(-1)
         parent_rows = search.advance(scores, self._finished_mask, logprobs)
         if search.is_done:
-            return self._result()
+            return self._best_result()
         parents = [0] * len(parent_rows) if is_first else parent_rows.tolist()
         return NextBeams(search.ids[:, -1].tolist(), parents)
 
@@ -79,7 +79,8 @@ class RequestBeamSearch:
             return torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         return torch.isin(ids[:, -1], self.stop_ids)
 
-    def _result(self) -> BeamSearchResult:
+    def _best_result(self) -> BeamSearchResult:
+        """The best finished beam, without its stop id."""
         best = self.beam_search.best_beams(1)
         ids = best.ids[0, len(self.request.prompt) :].tolist()
         has_stop_id = ids[-1] in self.request.stop_ids

@@ -1,4 +1,4 @@
-"""What a step produces for one request. No torch, no tensors."""
+"""The result of one engine step for one request, by kind of request. No torch, no tensors."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class BeamSearchResult(NamedTuple):
 
 
 class ContinuationGroups(NamedTuple):
-    """The continuations of a scored prompt, in groups that are computed after the prompt.
+    """How a scored prompt's continuations are grouped for the following steps. Produced once the prompt is computed.
 
     Attributes:
-        num_tokens_by_group: the number of tokens of each group.
+        num_tokens_by_group: for each group its number of tokens; one group or several are computed in a step.
     """
 
     num_tokens_by_group: dict[int, int]

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 class ImageSpan(NamedTuple):
-    """The positions of a sequence that are, or attend to, one picture of its prompt: first and last, inclusive."""
+    """The positions that need one picture of the prompt: its image tokens, or the tokens that cross-attend to it.
+
+    Attributes:
+        image_index: the index of the picture in `Prompt.pictures`.
+        first_position, last_position: inclusive; the last is infinity if all generated tokens attend to the picture.
+    """
 
     image_index: int
     first_position: int
@@ -69,7 +74,7 @@ class RequestState:
         max_new_tokens: the maximum number of generated tokens.
         sequences: one until the prompt is computed, then one for each beam.
         image_spans: the positions of its pictures, in order.
-        pending_tokens_by_group: of the groups of continuations that are still to be computed, the number of tokens.
+        pending_tokens_by_group: for each group of continuations that is not computed yet its number of tokens.
         rng: the generator of its samples; kept when the request is preempted.
         beam_search: the beam search, once the prompt is computed.
         continuation_scores: the scores of the continuations, once the prompt is computed.
@@ -98,7 +103,7 @@ class RequestState:
 
     @property
     def max_pages(self) -> int:
-        """The number of pages it may need at most. The last generated token is never computed."""
+        """The most pages that the request can need. The last generated token needs none: it is never computed."""
         num_prompt_tokens, num_sequences = len(self.request.prompt), self.request.num_sequences
         num_shared_pages = num_prompt_tokens // PAGE_SIZE
         num_computed_tokens = num_prompt_tokens + max(self.max_new_tokens - 1, 0)
@@ -117,6 +122,7 @@ class RequestState:
 
 
 def _find_image_spans(request: Request, uses_cross_attention: bool) -> Iterator[ImageSpan]:
+    """The spans of the prompt's pictures, in order; none for a picture that no token attends to."""
     prompt = request.prompt
     if not uses_cross_attention:
         for index, positions in enumerate(prompt.image_token_positions):

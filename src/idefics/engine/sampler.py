@@ -40,7 +40,7 @@ class SampledTokens(NamedTuple):
 
 
 class Sampler:
-    """Samples the next tokens of R rows, whose settings it holds as tensors. A new one is made when the rows change.
+    """Samples the next tokens of R rows, with their settings as tensors. A new one is created when the rows change.
 
     Each row has its own random generator: a seeded answer does not depend on the other rows.
 
@@ -113,7 +113,7 @@ class Sampler:
         )
 
     def _gather_logprobs(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """The fields of `SampledTokens` after `ids` that some row needs."""
+        """The fields of `SampledTokens` after `ids`, as far as some row needs them."""
         if not self.needs_logprobs:
             return ()
         logprobs = logits.log_softmax(-1)
@@ -173,6 +173,7 @@ class Sampler:
         self.warpers = self._build_warpers([settings[row] for row in rows])
 
     def _build_warpers(self, settings: Sequence[Sampling]) -> list[Callable[[Tensor], Tensor]]:
+        """Those of temperature, top-k, top-p and min-p that some row needs, as functions of (S, V) logits."""
         warpers: list[Callable[[Tensor], Tensor]] = []
         if any(setting.temperature != 1 for setting in settings):
             temperature = self._column(setting.temperature for setting in settings)
@@ -188,21 +189,25 @@ class Sampler:
             warpers.append(partial(keep_min_p, min_p=self._column(setting.min_p for setting in settings)))
         return warpers
 
-    def _column(self, values: Iterable[float]) -> Tensor:  # (R, 1)
+    def _column(self, values: Iterable[float]) -> Tensor:
+        """One number for each row as a (R, 1) float32 tensor."""
         return torch.tensor(list(values), dtype=torch.float32, device=self.device)[:, None]
 
-    def _count_output_tokens(self, ids: Sequence[Sequence[int]]) -> Tensor:  # (R, V)
+    def _count_output_tokens(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """(R, V) how often each id occurs in each row after its prompt."""
         counts = torch.zeros(len(ids), self.vocab_size)
         for row, sequence_ids, request in zip(counts, ids, self.requests, strict=True):
             answer = torch.tensor(sequence_ids[len(request.prompt) :], dtype=torch.long)
             row.scatter_add_(0, answer, torch.ones(len(answer)))
         return counts.to(self.device)
 
-    def _stack_token_masks(self, rows: Iterable[Collection[int]]) -> Tensor:  # (R, V)
+    def _stack_token_masks(self, rows: Iterable[Collection[int]]) -> Tensor:
+        """(R, V) bool: true at the ids of each row."""
         return torch.stack([token_mask(ids, self.vocab_size, self.device) for ids in rows])
 
 
 def _needs_output_counts(setting: Sampling) -> bool:
+    """Whether a row has a presence or frequency penalty."""
     return setting.presence_penalty != 0 or setting.frequency_penalty != 0
 
 

@@ -22,12 +22,7 @@ from idefics.engine.request_output import (
     ScoringResult,
 )
 from idefics.engine.request_state import RequestState
-from idefics.engine.scheduler_output import (
-    PrefillChunk,
-    SchedulerLimits,
-    SchedulerOutput,
-    StepResult,
-)
+from idefics.engine.scheduler_output import PrefillChunk, SchedulerLimits, SchedulerOutput, StepResult
 from idefics.errors import BadSetting, EngineBusy
 
 if TYPE_CHECKING:
@@ -81,7 +76,7 @@ class Scheduler:
         self.waiting.append(state)
 
     def cancel(self, state: RequestState) -> None:
-        """Ends a request that is not done. If it is running, its pages are released after the step."""
+        """Finishes a request as cancelled. If it is running, its pages are released after the current step."""
         if not state.handle.is_done:
             state.handle.finish("cancelled")
         if state in self.waiting:
@@ -140,7 +135,7 @@ class Scheduler:
         self._remove_finished_requests()
 
     def image_keys_in_use(self) -> set[str]:
-        """Content hashes of the pictures that tokens of running requests have yet to attend to."""
+        """Content hashes of the pictures that tokens still to be computed, of running requests, need."""
         return {
             state.request.prompt.pictures[image_span.image_index].content_hash
             for state in self.running
@@ -149,7 +144,7 @@ class Scheduler:
         }
 
     def _schedule_decode(self, state: RequestState, output: SchedulerOutput) -> None:
-        """Plans one token of each of a request's sequences; preempts the latest requests if pages run out."""
+        """Plans the next token of each of a request's sequences; preempts the latest requests if pages run out."""
         for sequence in state.sequences:
             if self.kv_cache_manager.needs_decode_page(sequence):
                 while not self.page_pool.num_free_pages:
@@ -159,7 +154,7 @@ class Scheduler:
                         return
                 self.kv_cache_manager.allocate_decode_page(sequence, output.copy_source_by_page)
                 output.has_page_changes = True
-            if self.limits.has_lookahead_page and self.kv_cache_manager.allocate_lookahead_page(
+            if self.limits.uses_lookahead_pages and self.kv_cache_manager.allocate_lookahead_page(
                 sequence, min_free_pages=self.limits.max_sequences
             ):
                 output.has_page_changes = True
@@ -223,7 +218,7 @@ class Scheduler:
             return False
         output.copy_source_by_page |= allocation.copy_source_by_page
         self.num_cached_tokens += allocation.num_cached_tokens
-        if state.handle.num_cached_tokens is None:  # after a preemption it would find its own pages
+        if state.handle.num_cached_tokens is None:  # after a preemption its own cached pages would be counted
             state.handle.num_cached_tokens = allocation.num_cached_tokens
         self.running.append(self.waiting.popleft())
         return True
@@ -245,6 +240,7 @@ class Scheduler:
         self.waiting.appendleft(state)
 
     def _apply_output(self, state: RequestState, output: RequestOutput) -> None:
+        """Updates a request by its output; an exception of the caller's `on_token` fails the request."""
         try:
             match output:
                 case SampledToken():
@@ -259,10 +255,11 @@ class Scheduler:
                     state.handle.continuation_logprobs = output.logprobs
                     state.handle.continuation_top_logprobs = output.top_logprobs
                     state.handle.finish("stop")
-        except Exception as error:  # raised by the caller's `on_token`
+        except Exception as error:
             state.handle.fail(error)
 
     def _append_token(self, state: RequestState, token: SampledToken) -> None:
+        """Appends a sampled token to a request, and finishes the request at a stop or at its length limit."""
         handle, request = state.handle, state.request
         if token.id in request.stop_ids:
             handle.finish("stop")

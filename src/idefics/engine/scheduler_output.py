@@ -1,4 +1,4 @@
-"""One step of the engine: what the scheduler plans, and what comes back to it. No torch, no tensors."""
+"""The scheduler's plan of one step, its limits, and the results that it receives. No torch, no tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idefics.engine.request_output import RequestOutput
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.prompt import PreprocessedImage
 
-# A step without decoding sequences computes so many times as many tokens of prompts.
+# In a step without decoding sequences the budget of prefill tokens is multiplied by this.
 IDLE_PREFILL_FACTOR = 8
 
 
@@ -21,10 +21,10 @@ class SchedulerLimits:
     Attributes:
         max_sequences: sequences that run at the same time. A request with more runs alone.
         max_prefill_tokens: tokens of prompts computed in a step in which other requests decode.
-        max_idle_prefill_tokens: tokens of prompts computed in a step in which none does.
+        max_idle_prefill_tokens: tokens of prompts computed in a step in which no request decodes.
         max_encoder_frames: frames of pictures encoded in a step.
         max_waiting_requests: requests in the queue.
-        has_lookahead_page: whether a sequence gets its next page one token early while enough pages are free, so that
+        uses_lookahead_pages: whether a sequence gets its next page one token early while enough pages are free, so that
             the next decode step can be launched before its token is known.
     """
 
@@ -33,10 +33,10 @@ class SchedulerLimits:
     max_idle_prefill_tokens: int
     max_encoder_frames: int
     max_waiting_requests: int
-    has_lookahead_page: bool = False
+    uses_lookahead_pages: bool = False
 
     @classmethod
-    def from_config(cls, config: EngineConfig, *, has_lookahead_page: bool) -> SchedulerLimits:
+    def from_config(cls, config: EngineConfig, *, uses_lookahead_pages: bool) -> SchedulerLimits:
         """The limits of an engine's configuration."""
         return cls(
             max_sequences=config.batch_rows,
@@ -44,12 +44,17 @@ class SchedulerLimits:
             max_idle_prefill_tokens=IDLE_PREFILL_FACTOR * config.step_tokens,
             max_encoder_frames=config.encode_frames,
             max_waiting_requests=config.waiting,
-            has_lookahead_page=has_lookahead_page,
+            uses_lookahead_pages=uses_lookahead_pages,
         )
 
 
 class PrefillChunk(NamedTuple):
-    """Tokens `start` to `end` of a sequence; or, with `continuation_group`, the `end` tokens of that group after it."""
+    """Tokens to compute in one step: a part of a sequence, or a group of continuations after it.
+
+    Attributes:
+        start, end: positions in the sequence, `end` exclusive; for continuations 0 and the group's number of tokens.
+        continuation_group: the group of continuations; None for a part of the sequence.
+    """
 
     sequence: SequenceState
     start: int
@@ -68,10 +73,10 @@ class SchedulerOutput:
 
     Attributes:
         decode_sequences: sequences whose last token is computed.
-        has_page_changes: whether any of them has other pages than in the step before.
-        copy_source_by_page: pages to be overwritten with copies of others first: page -> source page.
+        has_page_changes: whether the page table of any of them has changed since the step before.
+        copy_source_by_page: pages to fill with a copy of another page before anything is computed: page -> source.
         encoder_inputs: pictures, and how many more of their frames are to be encoded.
-        requests_awaiting_images: the requests that need those pictures.
+        requests_awaiting_images: the requests whose next tokens need pictures that are not fully encoded.
         prefill_chunks: chunks of prompts and groups of continuations to be computed.
     """
 

@@ -78,7 +78,7 @@ class StepSampler:
         return output
 
     def reset(self) -> None:
-        """Discards the sampler's counts, after a sequence got another id than the sampled one."""
+        """Discards the sampler, whose token counts are wrong after a sampled id was replaced by another one."""
         self._sampler = None
 
     def _sample_rows(self, sequences: list[SequenceState], logits: Tensor, output: SamplerOutput) -> None:
@@ -104,6 +104,7 @@ class StepSampler:
         return lambda: HostTokens(*[read() for read in read_fields])
 
     def _make_sampler(self, sequences: list[SequenceState], device: torch.device) -> Sampler:
+        """A sampler for these sequences; creates the random generators of requests that need one."""
         states = [sequence.request_state for sequence in sequences]
         for state in states:
             sampling = state.request.sampling
@@ -119,13 +120,13 @@ class StepSampler:
 
 
 def copy_to_host(values: Tensor) -> Callable[[], list[Any]]:
-    """Copies now; the returned function gives the list."""
+    """Copies values to the host at once; returns a function that returns them, as `copy_to_host_async` does."""
     host_values = values.tolist()
     return lambda: host_values
 
 
 def copy_to_host_async(values: Tensor) -> Callable[[], list[Any]]:
-    """Starts a copy from a CUDA device; the returned function waits for it alone, not for work launched later."""
+    """Starts a copy from a CUDA device; returns a function that waits for this copy alone and returns the values."""
     host_values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
     copy_done = torch.cuda.Event()
     copy_done.record(torch.cuda.current_stream(values.device))

@@ -1,1 +1,1 @@
-"""The kernels in C, compiled into one library without knowledge of Python or torch, and what loads it."""
+"""C kernels, compiled into one library that depends on neither Python nor torch, and the code that loads it."""

@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, and tells which instruction set each of them uses on this machine, or why none runs.
+"""Loads the compiled kernels; reports which instruction set each uses on this machine, or why they cannot be used.
 
 The library is optional: its callers have slower implementations in torch, NumPy or Pillow. Does not import torch.
 """
@@ -28,7 +28,7 @@ Kernel = Literal["decode step", "attention", "resizing", "int8 and int4", "int4 
 
 
 class InstructionSet(IntEnum):
-    """What kernels are compiled for, by the numbers of `api.h`."""
+    """The processor features that kernels are compiled for, with the numbers of `api.h`."""
 
     PORTABLE = 0  # plain C, for any processor
     AVX2 = 1  # with FMA and F16C
@@ -74,7 +74,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 class KernelsMissing(Exception):
-    """There is no library for these sources and this machine; the message says why and what to do."""
+    """The compiled library is missing or does not fit; the message says why and what to do."""
 
 
 def load_library() -> ctypes.CDLL | None:
@@ -91,6 +91,7 @@ def missing_reason() -> str | None:
 
 @cache
 def _load_once() -> ctypes.CDLL | KernelsMissing:
+    """The loaded library, or the reason why it cannot be used, as an exception that is not raised."""
     try:
         return open_library(LIBRARY_PATH)
     except KernelsMissing as error:
@@ -122,18 +123,24 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 
 def instruction_sets(kernel: Kernel) -> list[InstructionSet]:
-    """Those that a kernel is written for and this processor has, the fastest first; none without the library."""
+    """The instruction sets that a kernel is written for and this processor has, the fastest first.
+
+    Empty if the library cannot be used.
+    """
     library = load_library()
     return [one for one in VARIANTS[kernel] if library and library.idefics_has_instruction_set(one)]
 
 
 def best_instruction_set(kernel: Kernel) -> InstructionSet | None:
-    """The one that a kernel uses on this machine; None if torch, NumPy or Pillow computes instead."""
+    """The instruction set that a kernel uses on this machine; None if torch, NumPy or Pillow is used instead."""
     return next(iter(instruction_sets(kernel)), None)
 
 
 def describe_kernels() -> dict[str, str | None]:
-    """For each kernel the instruction set that it uses on this machine; None if the library is missing."""
+    """For each kernel the name of the instruction set that it uses on this machine, for `idefics info`.
+
+    "torch's is used here" for a kernel that this processor cannot run; None for all if the library cannot be used.
+    """
     if load_library() is None:
         return dict.fromkeys(VARIANTS)
     best = {kernel: best_instruction_set(kernel) for kernel in VARIANTS}

@@ -1,4 +1,4 @@
-"""The structs and constants of `api.h` as ctypes sees them. A change there counts `STRUCT_VERSION` up in both."""
+"""The structs and constants of `api.h` for ctypes. Whoever changes one increments `STRUCT_VERSION` in both files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MlpStruct(Structure):
 
 
 class LayerStruct(Structure):
-    """A Llama layer and its part of the KV cache."""
+    """A Llama layer, its pages of the KV cache, and the index of the cross-attention block before it (-1: none)."""
 
     _fields_ = (
         ("norm", c_void_p),
@@ -70,7 +70,7 @@ class CrossLayerStruct(Structure):
 
 
 class ModelStruct(Structure):
-    """Everything that a decode step reads of a model."""
+    """A whole decoder: sizes, weights and KV cache; argument of `idefics_decode_new`."""
 
     _fields_ = (
         ("width", c_int32),
@@ -100,7 +100,7 @@ class CrossKVStruct(Structure):
 
 
 class StepStruct(Structure):
-    """The inputs of one decode step, and the address of its logits."""
+    """Arguments of `idefics_decode_step`: the inputs of up to `MAX_ROWS` rows, and the address of the logits."""
 
     _fields_ = (
         ("rows", c_int32),
@@ -115,7 +115,7 @@ class StepStruct(Structure):
 
 
 class AttentionArgs(Structure):
-    """Queries, keys, values and the output of vision attention: addresses, strides in floats, sizes."""
+    """Arguments of `idefics_attention`: addresses of queries, keys, values and output, strides in floats, sizes."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("q", "k", "v", "out")),
@@ -130,7 +130,7 @@ class AttentionArgs(Structure):
 
 
 class DequantizeInt4Args(Structure):
-    """int4 weights with their scales, and where the float32 weights go."""
+    """Arguments of `idefics_dequantize_int4`: int4 weights with their scales, and the float32 output."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("levels", "scales", "out")),
@@ -140,7 +140,7 @@ class DequantizeInt4Args(Structure):
 
 
 class QuantizeRowsArgs(Structure):
-    """Inputs of an int8 layer, their int8 form, and the integer products that are scaled afterwards."""
+    """Arguments of `idefics_quantize_rows` and `idefics_scale_rows`: inputs, their int8 form, and integer sums."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("x", "levels", "x_scales", "sums", "scales", "bias")),
@@ -150,7 +150,7 @@ class QuantizeRowsArgs(Structure):
 
 
 class Int4MatmulArgs(Structure):
-    """Inputs of an int4 layer, their int8 form, its weights, and where the outputs go."""
+    """Arguments of `idefics_int4_matmul`: inputs, buffers for their int8 form, weights, and the output."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("x", "x_levels", "x_scales", "zero_corrections")),

@@ -62,9 +62,9 @@ def unsupported_reason(model: VLM, cache: LayerPages) -> str | None:
 
 
 class NativeDecode:
-    """Computes the next-token logits of each row, with as many threads as torch has.
+    """The `DecodeStep` in C: next-token logits of each row, with as many threads as torch has.
 
-    Several threads may call it: they take turns. Weights are moved into huge pages once, unless there are too many;
+    Thread-safe: calls run one after another. Weights are moved into huge pages once, unless there are too many;
     then weights and KV cache are read in place, and must not be replaced while this object lives.
 
     Args:
@@ -106,6 +106,7 @@ class NativeDecode:
             return self._run_step(inputs)
 
     def _start_engine(self) -> None:
+        """Creates the C engine with its threads, which end when this object is garbage-collected."""
         kernels = library.load_library()
         assert kernels is not None, "see unsupported_reason"
         self._process_id, self._num_threads = os.getpid(), torch.get_num_threads()
@@ -120,6 +121,7 @@ class NativeDecode:
         self._decode_step = kernels.idefics_decode_step
 
     def _run_step(self, inputs: NativeDecodeInputs) -> Tensor:
+        """Calls the C function for up to `MAX_ROWS` rows at a time."""
         logits = torch.empty(len(inputs.ids), self.vocab_size)
         page_tables = inputs.page_tables.contiguous()
         for start in range(0, len(inputs.ids), c.MAX_ROWS):
@@ -146,7 +148,7 @@ class NativeDecode:
 
 
 class CrossKVPointers:
-    """The addresses of the rows' image keys and values, computed again when the rows change."""
+    """C arrays of the addresses and lengths of each row's image keys and values. Rebuilt when the rows change."""
 
     def __init__(self, cross_kvs: Sequence[CrossKV], num_cross_layers: int) -> None:
         self.cross_kvs, self.num_cross_layers = cross_kvs, num_cross_layers

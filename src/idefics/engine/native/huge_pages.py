@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 CACHE_LINE_BYTES = 64  # each weight begins at a multiple of this
-MAX_PACKED_BYTES = 2**31  # copying more takes longer than short answers win by it
+MAX_PACKED_BYTES = 2**31  # copying more would take longer than it saves in short answers
 
 
 def pack_into_huge_pages(layers: Iterable[nn.Linear]) -> None:

@@ -69,7 +69,7 @@ def unsupported_layer_reason(layer: nn.Module) -> str:
 
 
 class NativeModel:
-    """The argument of `idefics_decode_new`.
+    """A decoder and its KV cache as a C struct: the argument of `idefics_decode_new`.
 
     Attributes:
         struct: valid as long as this object lives, which refers to all tensors that the struct points to.
@@ -122,11 +122,13 @@ class NativeModel:
         )
 
     def _float_pointer(self, values: Tensor) -> int:
+        """The address of a float32 copy of `values`."""
         copy = values.detach().float().flatten().contiguous()
         self._referenced.append(copy)
         return copy.data_ptr()
 
     def _tanh_gate_pointer(self, gate: Tensor, width: int) -> int:
+        """The address of tanh(gate), repeated to (width,) if it is one number."""
         return self._float_pointer(gate.detach().flatten().float().tanh().expand(width))
 
     def _linear_struct(self, layer: nn.Linear) -> c.LinearStruct:
