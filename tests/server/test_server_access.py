@@ -204,7 +204,7 @@ def test_a_slot_is_given_back_after_every_kind_of_error(client, vlm, monkeypatch
         "check_model": (service, "check_model"),
         "deltas": (RequestContext, "deltas"),
         "step": (vlm.engine.model_runner, "run"),
-        "count": (RequestContext, "count_prompt"),
+        "count": (RequestContext, "record_prompt_metrics"),
         "answered": (service.metrics, "record_answer"),
         "end": (RequestContext, "cancel"),
     }[where]

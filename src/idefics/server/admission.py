@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class AdmissionSlot:
-    """What one request uses of the limits.
+    """The amounts that one admitted request has reserved, until it ends.
 
     Attributes:
         cancel: stops the request, which then answers with an error.
@@ -39,7 +39,9 @@ class AdmissionSlot:
 
 
 class AdmissionControl:
-    """Counts what all requests use together. All methods but `hold_slot` run in the event loop.
+    """Adds up what all requests use, and refuses a request that would exceed a limit.
+
+    All methods but `hold_slot` must be called in the event loop.
 
     A request that alone exceeds a limit is admitted if no other request uses anything of that kind.
 
@@ -67,7 +69,7 @@ class AdmissionControl:
 
     @property
     def has_capacity(self) -> bool:
-        """Whether a small request would be admitted."""
+        """Whether a new request would be admitted: no limit on requests, pictures or tokens is reached."""
         return not self.is_closing and all(
             self.usage[kind] < self.limits[kind] for kind in ("requests", "pictures", "tokens")
         )
@@ -119,7 +121,7 @@ class AdmissionControl:
             IdeficsError: the request is not admitted.
         """
         try:
-            slot = _run_on_event_loop(partial(self._acquire_whole_slot, cancel, num_pictures, num_tokens))
+            slot = _run_on_event_loop(partial(self._acquire_and_reserve, cancel, num_pictures, num_tokens))
         except APIError as error:
             raise IdeficsError(error.message) from None
         try:
@@ -139,9 +141,10 @@ class AdmissionControl:
             for slot in list(self.slots):
                 slot.cancel()
 
-    def _acquire_whole_slot(
+    def _acquire_and_reserve(
         self, cancel: Callable[[], None], num_pictures: int, num_tokens: int
     ) -> AdmissionSlot:
+        """Acquires a slot and reserves amounts for it; keeps neither if that would exceed a limit."""
         slot = self.acquire_slot(cancel)
         try:
             self.reserve(slot, pictures=num_pictures, tokens=num_tokens)
@@ -151,6 +154,7 @@ class AdmissionControl:
         return slot
 
     def _limit_error(self, kind: str) -> APIError:
+        """The error 429 for the limit of one kind; clients should retry after the average time of a request."""
         retry_after = min(max(math.ceil(self._average_duration), 1), MAX_RETRY_AFTER)
         return too_many_requests_error(
             f"the server is busy with {self.usage[kind]:,} {kind}, and its limit is {self.limits[kind]:,}: "

@@ -12,7 +12,7 @@ from idefics import __version__
 from idefics.server import chat, completions, errors, responses, status, tasks
 from idefics.server.docs_page import SECURITY_HEADERS, render_docs_page
 from idefics.server.middleware import AccessMiddleware
-from idefics.server.routing import move_definitions
+from idefics.server.routing import move_schema_definitions
 from idefics.server.server_state import ServerState
 from idefics.server.settings import Settings
 
@@ -46,15 +46,15 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
     app.state.service = service
     app.openapi = partial(_build_openapi, app)  # type: ignore[method-assign]
     errors.install_error_handlers(app)
-    app.add_route("/docs", _docs, include_in_schema=False)
+    app.add_route("/docs", _serve_docs_page, include_in_schema=False)
     for route_module in (chat, completions, responses, tasks, status):
         app.include_router(route_module.router)
     app.add_middleware(AccessMiddleware, service=service, keys=settings.api_keys())
     return app
 
 
-async def _docs(request: Request) -> HTMLResponse:
-    """The OpenAPI description as HTML."""
+async def _serve_docs_page(request: Request) -> HTMLResponse:
+    """Answers `/docs` with the OpenAPI description as HTML."""
     return HTMLResponse(render_docs_page(request.app.openapi()), headers=SECURITY_HEADERS)
 
 
@@ -66,7 +66,7 @@ def _build_openapi(app: FastAPI) -> dict[str, Any]:
             method["responses"].pop("422", None)
             for response in method["responses"].values():
                 response["headers"] = {"x-request-id": REQUEST_ID_HEADER_DOC}
-    move_definitions(document["paths"], document["components"]["schemas"])
+    move_schema_definitions(document["paths"], document["components"]["schemas"])
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

@@ -46,7 +46,7 @@ router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
 class ChatJsonSchemaFormat(RequestModel):
-    """The format for JSON that matches a schema."""
+    """The `response_format` for JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
@@ -189,14 +189,14 @@ async def chat(request: ChatRequest, service: ServerStateDep, context: RequestCo
         pictures=message_pictures(messages),
         continues_text=request.continues_last_message,
     )
-    builder = _ChatBuilder(context, request)
+    builder = _ChatResponseBuilder(context, request)
     if request.stream:
         return EventStreamResponse(builder.stream_events())
     return JSONResponse(await builder.response_object())
 
 
-class _ChatBuilder:
-    """Builds the answer of one request, as one object or as a stream."""
+class _ChatResponseBuilder:
+    """Builds the response to one chat request, as one object or as a stream of chunks."""
 
     def __init__(self, context: RequestContext, request: ChatRequest) -> None:
         self.context, self.request = context, request
@@ -265,5 +265,6 @@ class _ChatBuilder:
         }
 
     def _logprobs(self, answer: Answer | Delta) -> ChatLogprobs | None:
+        """The log-probabilities of an answer, or of the tokens that a delta adds; None if not requested."""
         content = token_logprobs(self.context.service.tokenizer, answer)
         return None if content is None else {"content": content, "refusal": None}

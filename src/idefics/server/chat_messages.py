@@ -13,7 +13,7 @@ from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
 from idefics.server.ignored_fields import IgnoredFields
 from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
-from idefics.server.sampling_fields import content_tag
+from idefics.server.sampling_fields import text_or_list_tag
 
 MAX_MESSAGES = 512
 MAX_PICTURES = 16
@@ -32,8 +32,8 @@ class ImageURL(RequestModel):
     max_tiles: int | None = Field(None, ge=1, le=1024)
 
 
-def _as_image_url(value: object) -> object:
-    """Some clients send an `image_url` that is the address itself."""
+def _wrap_plain_url(value: object) -> object:
+    """Converts a plain URL to `{"url": URL}`: some clients send `image_url` as a string."""
     return {"url": value} if isinstance(value, str) else value
 
 
@@ -69,7 +69,7 @@ class ChatImagePart(RequestModel):
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
 
     type: Literal["image_url"]
-    image_url: Annotated[ImageURL, BeforeValidator(_as_image_url)]
+    image_url: Annotated[ImageURL, BeforeValidator(_wrap_plain_url)]
 
     def to_content_part(self) -> ContentPart:
         """The part for `idefics.messages.Message`: the picture, not fetched yet."""
@@ -85,12 +85,12 @@ ChatContentPart = Annotated[
 
 
 def content_field(part_type: Any) -> Any:
-    """The type of a message's content: a text, or a list of parts of type `part_type`."""
+    """The type annotation of the field `content` of a message: a text, or a list of `part_type`."""
     return Annotated[
         Annotated[str, Tag("<words>")]
         | Annotated[list[part_type], Tag("<parts>"), Field(min_length=1, max_length=MAX_CONTENT_PARTS)],
         Discriminator(
-            lambda value: content_tag(value) if isinstance(value, str | list) else None,
+            lambda value: text_or_list_tag(value) if isinstance(value, str | list) else None,
             custom_error_type="no_content",
             custom_error_message="give text or a list of parts",
         ),
@@ -109,6 +109,7 @@ class ChatMessage(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_tool_roles(cls, value: Any) -> Any:
+        """Refuses the roles `tool` and `function` with a hint, before the other fields are validated."""
         role = value.get("role") if isinstance(value, dict) else None
         if isinstance(role, str) and role in ignored_field_tables.HINT_BY_UNSUPPORTED_ROLE:
             raise unsupported_error(
@@ -118,6 +119,7 @@ class ChatMessage(RequestModel):
 
     @model_validator(mode="after")
     def _check_refusal_role(self) -> Self:
+        """Refuses parts of type `refusal` in messages of other roles than the assistant."""
         check_refusal_role(self.role, self.content)
         return self
 

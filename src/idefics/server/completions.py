@@ -36,7 +36,7 @@ from idefics.server.response_fields import (
     sum_usage_of_prompts,
 )
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.sampling_fields import MAX_NEW_TOKENS, OpenAIRequest, content_tag
+from idefics.server.sampling_fields import MAX_NEW_TOKENS, OpenAIRequest, text_or_list_tag
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default for this route
@@ -54,7 +54,7 @@ class CompletionRequest(OpenAIRequest):
         Annotated[str, Tag("<words>")]
         | Annotated[list[str], Tag("<parts>"), Field(min_length=1, max_length=MAX_PROMPTS)],
         Discriminator(
-            lambda value: content_tag(value) if isinstance(value, str | list) else None,
+            lambda value: text_or_list_tag(value) if isinstance(value, str | list) else None,
             custom_error_type="no_prompt",
             custom_error_message="give a text or a list of texts",
         ),
@@ -144,21 +144,21 @@ async def complete(
             prefix = await compute_prompt_logprobs(context, make_prompt, text, request.logprobs or 0)
         if request.max_tokens == 0:
             prompt = await context.run_in_worker(make_prompt)
-            context.count_prompt(prompt)
+            context.record_prompt_metrics(prompt)
             prompt_lengths.append(len(prompt))
         else:
             await context.submit_prompt(
                 make_prompt, request.generation_kwargs(), num_choices=num_choices, continues_text=True
             )
         prefixes += [prefix] * num_choices
-    builder = _CompletionBuilder(context, request, prefixes, prompt_lengths)
+    builder = _CompletionResponseBuilder(context, request, prefixes, prompt_lengths)
     if request.stream:
         return EventStreamResponse(builder.stream_events())
     return JSONResponse(await builder.response_object())
 
 
-class _CompletionBuilder:
-    """Builds the answer of one request, as one object or as a stream.
+class _CompletionResponseBuilder:
+    """Builds the response to one completion request, as one object or as a stream of chunks.
 
     Args:
         prefixes: what the text of each choice begins with: its prompt with `echo`, otherwise nothing.
@@ -242,6 +242,7 @@ class _CompletionBuilder:
         return {**self.common_fields, "choices": [choice], **self.usage_field, **notes}
 
     def _prefix_choice(self, index: int) -> CompletionChunkChoice:
+        """The chunk that a choice begins with: the echoed prompt, or an empty text."""
         prefix = self.prefixes[index]
         self.text_offsets[index] = len(prefix.text)
         token_texts = TokenTextDecoder(self.context.service.tokenizer)
@@ -249,11 +250,13 @@ class _CompletionBuilder:
         return {"index": index, "text": prefix.text, "logprobs": logprobs, "finish_reason": None}
 
     def _completion_choice(self, index: int, answer: Answer | Delta) -> CompletionChunkChoice:
+        """The chunk for generated text: a delta, or a whole answer. Advances `text_offsets`."""
         logprobs = completion_logprobs(self.token_texts[index], answer, self.text_offsets[index])
         self.text_offsets[index] += len(answer.text)
         return {"index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": None}
 
     def _sum_usage(self, answers: list[Answer]) -> CompletionUsage:
+        """The usage of all prompts; `answers` has the `n` choices of each prompt in a row."""
         num_choices = self.request.n or 1
         return sum_usage_of_prompts(
             [answer.usage for answer in answers[start : start + num_choices]]

@@ -21,14 +21,14 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 class CORSPolicy:
-    """The origins that `--allowed-origins` lists, and the headers that tell browsers about them."""
+    """The origins that `--allowed-origins` lists, and the CORS headers for requests from them."""
 
     def __init__(self, settings: Settings) -> None:
         self.allowed_origins = settings.allowed_origin_set()
 
     def check_origin(self, origin: str) -> None:
         """Raises an `APIError` (403) if the origin is not allowed."""
-        if self._is_allowed(origin):
+        if self._is_origin_allowed(origin):
             return
         flag_hint = (
             f"--allowed-origins {origin[:100]}"
@@ -42,12 +42,12 @@ class CORSPolicy:
         )
 
     def response_headers(self, request_headers: Headers) -> RawHeaders:
-        """The headers of a response that let a page of an allowed origin read it."""
+        """The CORS headers to add to a response, so that a page of an allowed origin can read it."""
         if not self.allowed_origins:
             return []
         vary = [] if ANY_ORIGIN in self.allowed_origins else [(b"vary", b"Origin")]
         origin = request_headers.get("origin", "")
-        if not origin or not self._is_allowed(origin):
+        if not origin or not self._is_origin_allowed(origin):
             return vary
         allowed_origin = b"*" if ANY_ORIGIN in self.allowed_origins else origin.encode("latin-1")
         return [
@@ -57,7 +57,7 @@ class CORSPolicy:
         ]
 
     def preflight_headers(self, method: str, request_headers: Headers) -> RawHeaders | None:
-        """The headers of the response to a preflight; None if the request is none.
+        """The headers of the response to a preflight; None if the request is not a preflight.
 
         Raises:
             APIError: 403, the origin is not allowed.
@@ -81,5 +81,6 @@ class CORSPolicy:
             headers.append((b"access-control-allow-private-network", b"true"))
         return headers
 
-    def _is_allowed(self, origin: str) -> bool:
+    def _is_origin_allowed(self, origin: str) -> bool:
+        """Whether `--allowed-origins` lists the origin, or all origins."""
         return ANY_ORIGIN in self.allowed_origins or origin.lower() in self.allowed_origins

@@ -44,6 +44,7 @@ def render_docs_page(document: dict[str, Any]) -> str:
 
 
 def _render_route(method: str, path: str, operation: dict[str, Any]) -> str:
+    """A section for a route: its description, the fields of its body and a table of its responses."""
     bodies = operation.get("requestBody", {}).get("content", {})
     body_html = "".join(
         f"<p>Body, <code>{escape(kind)}</code>: {_render_schema_type(body['schema'])}</p>"
@@ -60,6 +61,7 @@ def _render_route(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _render_response(status: str, response: dict[str, Any]) -> str:
+    """A row of the table of responses: status, description and type of the body."""
     contents = [one for one in response.get("content", {}).values() if "schema" in one]
     schema_types = ", ".join(
         f"events: {_render_schema_type(one['itemSchema']['properties']['data']['contentSchema'])}"
@@ -72,6 +74,7 @@ def _render_response(status: str, response: dict[str, Any]) -> str:
 
 
 def _render_description(described: dict[str, Any]) -> str:
+    """The description of a route or schema as a paragraph; empty if it has none."""
     return f"<p>{escape(described['description'])}</p>" if described.get("description") else ""
 
 
@@ -110,6 +113,7 @@ def _render_schema_type(schema: dict[str, Any]) -> str:
 
 
 def _render_limits(schema: dict[str, Any]) -> Iterator[str]:
+    """Yields the bounds and the default of a value, such as " ≥ 1"."""
     symbol_by_keyword = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
     for name, sign in symbol_by_keyword.items():
         if name in schema:

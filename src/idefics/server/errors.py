@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them: an HTTP status and a JSON object `error` (see docs/server.md)."""
+"""Errors in OpenAI's format: an HTTP status and a JSON object `error` (see docs/server.md)."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
 
 
 def _describe_refused_fields(errors: Sequence[Mapping[str, Any]]) -> str:
-    """The message for fields that the server does not know or support."""
+    """The message for fields that are unknown, or known but not supported."""
     sentences = []
     for error in errors[:MAX_LISTED_ERRORS]:
         if error["type"] == UNSUPPORTED_FIELD_TYPE:
@@ -225,10 +225,11 @@ def _describe_field_error(error: Mapping[str, Any]) -> str:
         and isinstance(type_name, str)
         and len(type_name) <= MAX_SHOWN_TYPE_CHARACTERS
     )
-    return _normalize_message(error["msg"]) + (f', not "{type_name}"' if shows_type else "")
+    return _rephrase_pydantic_message(error["msg"]) + (f', not "{type_name}"' if shows_type else "")
 
 
-def _normalize_message(text: str) -> str:
+def _rephrase_pydantic_message(text: str) -> str:
+    """One of pydantic's messages in the style of this server: in lower case, with JSON's terms."""
     if "surrogates not allowed" in text or "as a unicode string" in text:
         return LONE_SURROGATE_MESSAGE
     text = (

@@ -20,7 +20,7 @@ HOST_PATTERN = re.compile(
 
 
 class HostCheck:
-    """Accepts requests for this machine's own names, and for those that the settings allow."""
+    """Accepts requests that are addressed to this machine or to a host that the settings allow."""
 
     def __init__(self, settings: Settings, cors: CORSPolicy) -> None:
         self.cors = cors
@@ -29,7 +29,7 @@ class HostCheck:
         self.allows_any_host = not allowed_names and (settings.has_key or not is_loopback_host(settings.host))
 
     def check(self, headers: Headers) -> None:
-        """Checks the headers of a request.
+        """Checks the headers `Host` and `Origin` of a request, unless the settings allow any host.
 
         Raises:
             APIError: 421, the host is not allowed; 403, the request comes from a page of another origin.
@@ -47,6 +47,7 @@ class HostCheck:
             self.cors.check_origin(origin)
 
     def _is_host_allowed(self, host: str) -> bool:
+        """Whether a host, with or without a port, is allowed or is this machine."""
         match = HOST_PATTERN.fullmatch(host)
         name = (match[1] or match[2]).lower() if match else ""
         return name in self.allowed_hosts or is_loopback_host(name)

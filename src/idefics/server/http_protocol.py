@@ -34,11 +34,11 @@ class BoundedH11Protocol(H11Protocol):
             self._headers_timer = self.loop.call_later(HEADERS_TIMEOUT, self._close_if_idle)
         super().data_received(data)
         if self._has_active_request:
-            self._cancel_timer()
+            self._cancel_headers_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the timer."""
-        self._cancel_timer()
+        self._cancel_headers_timer()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -64,11 +64,13 @@ class BoundedH11Protocol(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _close_if_idle(self) -> None:
+        """Closes the connection when the timer ends, unless it has an active request."""
         self._headers_timer = None
         if not self._has_active_request:
             self.transport.close()
 
-    def _cancel_timer(self) -> None:
+    def _cancel_headers_timer(self) -> None:
+        """Stops the timer for the headers of a request, if it runs."""
         if self._headers_timer is not None:
             self._headers_timer.cancel()
             self._headers_timer = None

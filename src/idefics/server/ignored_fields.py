@@ -67,4 +67,5 @@ def is_ignored_field(
 
 
 def _is_same_json_value(value: Any, other: Any) -> bool:
+    """Whether two values are equal in JSON, where `1` and `true` differ."""
     return isinstance(value, bool) is isinstance(other, bool) and bool(value == other)

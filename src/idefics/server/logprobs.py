@@ -124,11 +124,13 @@ def concatenate_logprobs(
 
 
 def _iterate_logprobs(answer: Answer | Delta) -> Iterator[tuple[int, float, Sequence[Alternative]]]:
+    """(id, log-probability, most likely tokens) of each token; the answer must have log-probabilities."""
     top_logprobs = answer.top_logprobs or [()] * len(answer.tokens)
     return zip(answer.tokens, answer.logprobs or (), top_logprobs, strict=True)
 
 
 def _token_logprob(tokenizer: Tokenizer, id: int, logprob: float) -> TokenLogprob:
+    """A token with its text, its log-probability (at least `MIN_LOGPROB`) and its bytes."""
     return {
         "token": _token_text(tokenizer, id),
         "logprob": max(logprob, MIN_LOGPROB),
@@ -137,4 +139,5 @@ def _token_logprob(tokenizer: Tokenizer, id: int, logprob: float) -> TokenLogpro
 
 
 def _token_text(tokenizer: Tokenizer, id: int) -> str:
+    """The text of one token; bytes that are not whole characters are replaced by U+FFFD."""
     return tokenizer.decode_bytes([id], hidden_ids=()).decode(errors="replace")

@@ -21,7 +21,7 @@ TOKEN_LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 
 
 class EngineCollector(Collector):
-    """Metrics that the engine counts, read when `/metrics` is requested."""
+    """Metrics of the engine, read from it when `/metrics` is requested."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -55,7 +55,7 @@ class EngineCollector(Collector):
 
 
 class Metrics:
-    """The metrics of one app."""
+    """The Prometheus metrics of one app, in a registry of their own."""
 
     def __init__(self, vlm: Idefics) -> None:
         self.registry = CollectorRegistry()
@@ -98,7 +98,7 @@ class Metrics:
         gauge.set_function(count_requests)
 
     def record_answer(self, usage: Usage, time_to_first_token: float, decode_time: float) -> None:
-        """Records a finished answer.
+        """Records the tokens and times of a finished answer.
 
         Args:
             time_to_first_token: seconds from the arrival of the request to the first token.

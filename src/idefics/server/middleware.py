@@ -37,7 +37,7 @@ class AccessMiddleware:
     """ASGI middleware around all routes, the page's among them.
 
     Args:
-        keys: the API keys; none lets every client in.
+        keys: the API keys; empty: no key is required.
     """
 
     def __init__(self, app: ASGIApp, service: ServerState, keys: Sequence[bytes]) -> None:
@@ -89,6 +89,7 @@ class AccessMiddleware:
             )
 
     def _check_key(self, headers: Headers) -> None:
+        """Raises an `APIError` (401) if the server has keys and the request has none of them."""
         if not self.key_digests:
             return
         digest = hashlib.sha256(_extract_key(headers.get("authorization", ""))).digest()
@@ -108,7 +109,7 @@ class AccessMiddleware:
 
 
 class RequestHandler:
-    """Passes one request through the middleware to the app, and its response back."""
+    """Handles one request: checks it, runs the app, sends the response and logs it."""
 
     def __init__(self, middleware: AccessMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
         self.middleware, self.scope, self._receive, self._send = middleware, scope, receive, send
@@ -136,13 +137,15 @@ class RequestHandler:
             await self._run_app()
         except Exception as error:
             api_error = to_api_error(error)
-            if self.status:  # the response has begun: only closing the connection tells that it is incomplete
+            if self.status:
+                # The response has begun: closing the connection is the only way to signal that it is incomplete.
                 raise ConnectionAbortedError from None
             await api_error.to_response()(self.scope, self._receive, self.send)
         finally:
             self._log_request()
 
     async def _run_app(self) -> None:
+        """Checks the headers and runs the app. POST requests of the API get a `RequestContext`."""
         path = self.scope["path"]
         self.middleware.check_headers(path, self.headers)
         if self.scope["method"] != "POST" or not is_api_path(path):  # the page acquires slots itself
@@ -170,6 +173,7 @@ class RequestHandler:
             disconnect_task.cancel()
 
     async def _cancel_on_disconnect(self, app_task: asyncio.Future[None]) -> None:
+        """Cancels the app when the client disconnects before the response is complete."""
         await self.body_received.wait()
         while not self.client_disconnected.is_set():
             if (await self._receive())["type"] == "http.disconnect":
@@ -201,7 +205,11 @@ class RequestHandler:
         return message
 
     async def send(self, message: Message) -> None:
-        """Sends a message of the app to the client, and treats one that does not read it in time as disconnected."""
+        """Sends a message of the app to the client.
+
+        Raises:
+            CancelledError: the client did not read it within `CLIENT_READ_TIMEOUT`, and counts as disconnected.
+        """
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), *self.response_headers]
@@ -215,6 +223,7 @@ class RequestHandler:
             raise asyncio.CancelledError from None
 
     def _log_request(self) -> None:
+        """Counts the request in the metrics and writes a line to the access log."""
         route = self.scope.get("route")
         path = (
             route.path if route is not None else "(no route)"

@@ -44,7 +44,7 @@ async def compute_prompt_logprobs(
         handle = await context.score_continuations(
             partial(_as_scoring_prompt, prompt, start, chunk),
             num_top_logprobs=num_top_logprobs,
-            counts_prompt=False,
+            record_metrics=False,
         )
         logprobs += handle.continuation_logprobs[0]
         top_logprobs += handle.continuation_top_logprobs[0]
@@ -57,4 +57,5 @@ async def compute_prompt_logprobs(
 
 
 def _as_scoring_prompt(prompt: Prompt, start: int, continuation: tuple[int, ...]) -> ScoringPrompt:
+    """A prompt cut before position `start`, with the tokens to score after it."""
     return ScoringPrompt(prompt.text_prefix(start), (continuation,))

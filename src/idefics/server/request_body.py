@@ -36,7 +36,7 @@ F = TypeVar("F", bound=RequestModel)
 
 
 class JSONBodyRoute(APIRoute):
-    """A FastAPI route whose requests are `BoundedRequest`s."""
+    """A FastAPI route that parses JSON bodies with `BoundedRequest.json`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler of the route, called with a `BoundedRequest`."""
@@ -72,6 +72,7 @@ class BoundedRequest(Request):
 
 
 def _parse_json(body: bytes) -> Any:
+    """Parses JSON; raises an `APIError` (400) if it is invalid or nested too deeply."""
     try:
         return json.loads(body)
     except json.JSONDecodeError as error:
@@ -121,6 +122,7 @@ async def read_request(request: Request, model_class: type[F]) -> tuple[F, bytes
 
 
 async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
+    """Reads a form: its fields by name, and the content of its file or None. Raises an `APIError` (400)."""
     try:
         # `AccessMiddleware` bounds the size of the whole body.
         async with request.form(max_files=1, max_fields=2048, max_part_size=sys.maxsize) as form:
@@ -136,6 +138,7 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], bytes | None]:
 
 
 async def _parse_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
+    """Converts a form to its fields by name, and the content of its file or None."""
     file: bytes | None = None
     fields: dict[str, Any] = {}
     for name in form:

@@ -89,7 +89,7 @@ class RequestContext:
         if self.is_cancelled:
             raise shutting_down_error()
         self.preparation_time = time.monotonic() - self.slot.start_time
-        self.count_prompt(prompt)
+        self.record_prompt_metrics(prompt)
         generation_kwargs = {**generation_kwargs, "start": text_prefix, "continues": continues_text}
         await self.service.run_in_worker(lambda: self._submit_choices(prompt, generation_kwargs, num_choices))
 
@@ -99,7 +99,7 @@ class RequestContext:
         *,
         pictures: Sequence[PictureOrVideo] = (),
         num_top_logprobs: int = 0,
-        counts_prompt: bool = True,
+        record_metrics: bool = True,
     ) -> RequestHandle:
         """Makes a prompt with continuations, and waits until the engine has scored them.
 
@@ -107,7 +107,7 @@ class RequestContext:
             make_prompt: makes the prompt, in a thread.
             pictures: the pictures of the prompt.
             num_top_logprobs: number of most likely tokens to report at each position.
-            counts_prompt: whether to add the prompt to the metrics.
+            record_metrics: whether to add the prompt to the metrics.
 
         Returns:
             The finished scoring request, with the log-probabilities.
@@ -121,8 +121,8 @@ class RequestContext:
         admission.reserve(self.slot, tokens=len(prompt) + sum(map(len, continuations)))
         if self.is_cancelled:
             raise shutting_down_error()
-        if counts_prompt:
-            self.count_prompt(prompt)
+        if record_metrics:
+            self.record_prompt_metrics(prompt)
         self.scoring_handle = self.service.vlm.engine.submit(
             Request(
                 prompt,
@@ -135,13 +135,13 @@ class RequestContext:
             raise shutting_down_error()
         return self.scoring_handle
 
-    def count_prompt(self, prompt: Prompt) -> None:
+    def record_prompt_metrics(self, prompt: Prompt) -> None:
         """Adds the tokens and pictures of a prompt to the metrics."""
         self.service.metrics.prompt_tokens.inc(len(prompt))
         self.service.metrics.pictures.inc(len(prompt.pictures))
 
     def _submit_choices(self, prompt: Prompt, generation_kwargs: Mapping[str, Any], num_choices: int) -> None:
-        """Runs in a thread, since compiling a grammar takes a while."""
+        """Submits the choices to the engine. Runs in a thread, since compiling a grammar takes a while."""
         seed = generation_kwargs.get("seed")
         for choice_index in range(num_choices):
             seed_kwargs = {} if seed is None else {"seed": (seed + choice_index) % (1 << 63)}
@@ -161,7 +161,7 @@ class RequestContext:
             async for single_delta in delta_iterators[0]:
                 yield 0, single_delta
             delta_iterators = []
-        index_by_task = {_create_next_task(one): index for index, one in enumerate(delta_iterators)}
+        index_by_task = {_create_next_delta_task(one): index for index, one in enumerate(delta_iterators)}
         try:
             while index_by_task:
                 done, _ = await asyncio.wait(index_by_task, return_when=asyncio.FIRST_COMPLETED)
@@ -169,7 +169,7 @@ class RequestContext:
                     index, delta = index_by_task.pop(task), task.result()
                     if delta is not None:
                         yield index, delta
-                        index_by_task[_create_next_task(delta_iterators[index])] = index
+                        index_by_task[_create_next_delta_task(delta_iterators[index])] = index
         finally:
             for task in index_by_task:
                 task.cancel()
@@ -206,8 +206,10 @@ class RequestContext:
 
 
 async def _next_delta(deltas: AsyncGenerator[Delta]) -> Delta | None:
+    """The next delta; None at the end."""
     return await anext(deltas, None)
 
 
-def _create_next_task(deltas: AsyncGenerator[Delta]) -> asyncio.Task[Delta | None]:
+def _create_next_delta_task(deltas: AsyncGenerator[Delta]) -> asyncio.Task[Delta | None]:
+    """Starts waiting for the next delta."""
     return asyncio.create_task(_next_delta(deltas))

@@ -37,6 +37,7 @@ def _extend_json_schema(schema: dict[str, Any], model_class: type[RequestModel])
 
 
 def _allows_null(schema: dict[str, Any]) -> bool:
+    """Whether a JSON schema allows null."""
     return any(option.get("type") == "null" for option in (schema, *schema.get("anyOf", ())))
 
 
@@ -106,7 +107,7 @@ def type_discriminator(noun: str, error_type: str, *type_names: str) -> Discrimi
 
 
 def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:
-    """The error for an object that the server does not support.
+    """The error for an object or a value that the server does not support.
 
     Args:
         shown_value: names the object in the message.
@@ -120,6 +121,7 @@ def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:
 def _unknown_field_errors(
     unknown_fields: dict[str, Any], known_names: list[str], ignored_fields: IgnoredFields
 ) -> Iterator[InitErrorDetails]:
+    """Yields an error for each field: a hint if the field is in the table, else the most similar known name."""
     for index, (name, value) in enumerate(unknown_fields.items()):
         if name in ignored_fields:
             text = json.dumps(value)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class ResponseBuilder:
-    """Builds the answer of one request, as one object or as a stream."""
+    """Builds the response to one request of `/v1/responses`, as one object or as a stream of events."""
 
     def __init__(self, context: RequestContext, request: ResponseRequest) -> None:
         self.context, self.request = context, request
@@ -78,71 +78,78 @@ class ResponseBuilder:
 
     async def stream_events(self) -> AsyncGenerator[bytes]:
         """The formatted events, in OpenAI's order."""
-        yield self._event(self._response_event("response.created"))
-        yield self._event(self._response_event("response.in_progress"))
-        yield self._event(self._message_event("response.output_item.added"))
-        yield self._event(self._part_event("response.content_part.added"))
+        yield self._format_event(self._response_event("response.created"))
+        yield self._format_event(self._response_event("response.in_progress"))
+        yield self._format_event(self._message_event("response.output_item.added"))
+        yield self._format_event(self._part_event("response.content_part.added"))
         async for _, delta in self.context.deltas():
-            yield self._event(
+            yield self._format_event(
                 {
                     "type": "response.output_text.delta",
-                    **self._next_position(),
+                    **self._next_text_part_fields(),
                     "delta": delta.text,
                     "logprobs": token_logprobs(self.context.service.tokenizer, delta) or [],
                 }
             )
         answer = self.context.streams[0].answer
-        yield self._event(
+        yield self._format_event(
             {
                 "type": "response.output_text.done",
-                **self._next_position(),
+                **self._next_text_part_fields(),
                 "text": answer.text,
                 "logprobs": token_logprobs(self.context.service.tokenizer, answer) or [],
             }
         )
-        yield self._event(self._part_event("response.content_part.done", answer))
-        yield self._event(self._message_event("response.output_item.done", answer))
+        yield self._format_event(self._part_event("response.content_part.done", answer))
+        yield self._format_event(self._message_event("response.output_item.done", answer))
         last_type: ResponseEventType = (
             "response.incomplete" if answer.finish == "length" else "response.completed"
         )
-        yield self._event(self._response_event(last_type, answer))
+        yield self._format_event(self._response_event(last_type, answer))
 
     def error_event(self, error: APIError) -> bytes:
         """The formatted event of an error, which ends the stream."""
-        return self._event(
+        return self._format_event(
             {
                 "type": "error",
-                **self._next_number(),
+                **self._next_event_fields(),
                 "code": error.code,
                 "message": error.message,
                 "param": error.param,
             }
         )
 
-    def _event(self, event: ResponseStreamEvent) -> bytes:
+    def _format_event(self, event: ResponseStreamEvent) -> bytes:
+        """An event as a server-sent event, named by its type."""
         return format_event(event, event["type"])
 
-    def _next_number(self) -> ResponseEventFields:
+    def _next_event_fields(self) -> ResponseEventFields:
+        """The fields of every event: the next sequence number."""
         return {"sequence_number": next(self.sequence_numbers)}
 
-    def _next_position(self) -> ResponsePositionFields:
-        return {**self._next_number(), "item_id": self.item_id, "output_index": 0, "content_index": 0}
+    def _next_text_part_fields(self) -> ResponsePositionFields:
+        """The fields of an event about the text: the next sequence number, and where the text is."""
+        return {**self._next_event_fields(), "item_id": self.item_id, "output_index": 0, "content_index": 0}
 
     def _response_event(self, type: ResponseEventType, answer: Answer | None = None) -> ResponseEvent:
-        return {"type": type, **self._next_number(), "response": self.response_object(answer)}
+        """An event with the whole response; `answer` is given once it is complete."""
+        return {"type": type, **self._next_event_fields(), "response": self.response_object(answer)}
 
     def _message_event(self, type: MessageEventType, answer: Answer | None = None) -> ResponseOutputItemEvent:
+        """The message begins, or ends with `answer`."""
         return {
             "type": type,
-            **self._next_number(),
+            **self._next_event_fields(),
             "output_index": 0,
             "item": self._output_message(answer),
         }
 
     def _part_event(self, type: PartEventType, answer: Answer | None = None) -> ResponseContentPartEvent:
-        return {"type": type, **self._next_position(), "part": self._output_text(answer)}
+        """The text part of the message begins, or ends with `answer`."""
+        return {"type": type, **self._next_text_part_fields(), "part": self._output_text(answer)}
 
     def _output_message(self, answer: Answer | None = None) -> ResponseOutputMessage:
+        """The answer as a message; without an answer, an empty message in progress."""
         return {
             "type": "message",
             "id": self.item_id,
@@ -152,6 +159,7 @@ class ResponseBuilder:
         }
 
     def _output_text(self, answer: Answer | None = None) -> ResponseOutputText:
+        """The answer as a text part; empty without an answer."""
         logprobs = None if answer is None else token_logprobs(self.context.service.tokenizer, answer)
         return {
             "type": "output_text",
@@ -161,18 +169,20 @@ class ResponseBuilder:
         }
 
     def _text_format(self) -> dict[str, Any]:
-        """The format that the request asked for; text by default."""
+        """The format that the request has; text by default."""
         text_format: RequestModel | None = self.request.text and self.request.text.format
         return text_format.model_dump(by_alias=True, exclude_none=True) if text_format else {"type": "text"}
 
 
 def _response_status(answer: Answer | None) -> ResponseStatus:
+    """The status of a response with this answer; None: the answer is still being generated."""
     if answer is None:
         return "in_progress"
     return "incomplete" if answer.finish == "length" else "completed"
 
 
 def _response_usage(usage: Usage) -> ResponseUsage:
+    """The usage under the names of `/v1/responses`."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {

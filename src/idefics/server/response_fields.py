@@ -18,7 +18,7 @@ ResponseFinishReason = Literal["stop", "length"]  # those of `FinishReason` that
 
 @with_config(ConfigDict(extra="forbid"))
 class ResponseFields(TypedDict):
-    """Base of everything that an answer is made of: no other fields than those of its class."""
+    """Base of all JSON objects in responses. Their schemas allow no other fields."""
 
 
 class NotesField(ResponseFields):
@@ -65,7 +65,7 @@ def collect_notes(answers: Iterable[Answer]) -> NotesField:
 
 
 def sum_usage(*choices: Usage) -> CompletionUsage:
-    """The usage of all choices for one prompt. The prompt is counted once, as the first choice found it."""
+    """The usage of all choices of one prompt: the prompt counts once, with the cached tokens of the first choice."""
     first = choices[0]
     num_completion_tokens = sum(usage.completion_tokens for usage in choices)
     return {

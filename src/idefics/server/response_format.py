@@ -15,6 +15,7 @@ MAX_CONSTRAINT_BYTES = 16_384  # of a JSON schema, or of all choices together
 
 
 def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns a JSON schema; raises ValueError if it is too long or too deep, or has a large `multipleOf`."""
     if (size := len(json.dumps(schema))) > MAX_CONSTRAINT_BYTES:
         raise ValueError(f"the schema has {size:,} characters; the limit is {MAX_CONSTRAINT_BYTES:,}")
     level: list[Any] = [schema]
@@ -37,7 +38,7 @@ def _check_schema_size(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_at_most_four_digits(number: float) -> bool:
-    """Bounds the grammar of multiples of N, which has N states."""
+    """Whether `multipleOf` is small enough: the grammar for multiples of N has N states."""
     return abs(number) < 10_000 and (
         number == round(number, 3) if abs(number) < 10 else number == round(number)
     )
@@ -65,12 +66,12 @@ class TextFormat(RequestModel):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """No keyword arguments of `Idefics.submit`."""
+        """An empty dictionary: the answer has no constraint."""
         return {}
 
 
 class JsonObjectFormat(RequestModel):
-    """Any JSON object, or JSON that matches a schema, as TGI (`value`) and llama.cpp (`schema`) have it."""
+    """Any JSON object, or JSON that matches a schema, as in TGI (`value`) and llama.cpp (`schema`)."""
 
     type: Literal["json_object", "json"]
     value: JsonSchemaDict | None = None
@@ -78,6 +79,7 @@ class JsonObjectFormat(RequestModel):
 
     @model_validator(mode="after")
     def _check_single_schema(self) -> JsonObjectFormat:
+        """Refuses a format with two schemas."""
         if self.value is not None and self.schema_ is not None:
             raise ValueError("value and schema are both given: give one JSON schema")
         return self
@@ -89,7 +91,7 @@ class JsonObjectFormat(RequestModel):
 
 
 class RegexFormat(RequestModel):
-    """A text that matches a regular expression, as TGI has it."""
+    """A text that matches a regular expression, as in TGI."""
 
     type: Literal["regex"]
     value: str = Field(min_length=1, max_length=4096)

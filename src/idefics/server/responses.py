@@ -1,4 +1,4 @@
-"""`/v1/responses`: OpenAI's newer format of conversations. Nothing is stored, so each request has the whole one."""
+"""`/v1/responses`: OpenAI's newer format of conversations. Each request must contain the whole conversation."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ ResponseContentPart = Annotated[
 
 
 class ResponseInputItem(RequestModel):
-    """A message. Items of other types, such as calls of tools, are refused."""
+    """A message of `input`. Items of other types, such as tool calls, are refused."""
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.INPUT_ITEM_FIELDS
 
@@ -90,6 +90,7 @@ class ResponseInputItem(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _check_is_message(cls, value: Any) -> Any:
+        """Refuses items that are not messages with a hint, before their fields are validated."""
         if isinstance(value, dict):
             item_type = value.get("type") or (
                 ignored_field_tables.ITEM_REFERENCE if {*value} <= {"id", "type"} else "message"
@@ -105,6 +106,7 @@ class ResponseInputItem(RequestModel):
 
     @model_validator(mode="after")
     def _check_refusal_role(self) -> Self:
+        """Refuses parts of type `refusal` in messages of other roles than the assistant."""
         check_refusal_role(self.role, self.content)
         return self
 

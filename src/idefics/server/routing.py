@@ -50,7 +50,7 @@ def document_responses(response_type: Any, *error_statuses: int, event_type: Any
 
 
 def _document_event_stream(event_type: Any) -> dict[str, Any]:
-    """A stream as OpenAPI 3.2 describes it; `move_definitions` puts the definitions of events where they belong."""
+    """Describes a stream as in OpenAPI 3.2. `move_schema_definitions` later moves the `$defs` of its events."""
     events = TypeAdapter(list[event_type]).json_schema(ref_template=SCHEMA_REF_TEMPLATE)
     data = {
         "type": "string",
@@ -65,20 +65,22 @@ def _document_event_stream(event_type: Any) -> dict[str, Any]:
     }
 
 
-def move_definitions(node: Any, schemas: dict[str, Any]) -> None:
-    """Moves the definitions (`$defs`) of all schemas within a description to `schemas`."""
+def move_schema_definitions(node: Any, schemas: dict[str, Any]) -> None:
+    """Moves the definitions (`$defs`) of all schemas within an OpenAPI description to `schemas`."""
     if isinstance(node, dict):
         schemas.update(node.pop("$defs", {}))
     if isinstance(node, dict | list):
         for child in node.values() if isinstance(node, dict) else node:
-            move_definitions(child, schemas)
+            move_schema_definitions(child, schemas)
 
 
 async def _get_server_state(request: Request) -> ServerState:
+    """The dependency `ServerStateDep`: the state of the app."""
     return cast("ServerState", request.app.state.service)
 
 
 async def _get_request_context(request: Request) -> RequestContext:
+    """The dependency `RequestContextDep`: the context that the middleware made for the request."""
     return cast("RequestContext", request.scope[CONTEXT_SCOPE_KEY])
 
 

@@ -24,6 +24,7 @@ DEFAULT_MAX_NEW_TOKENS = 256  # of chat completions and responses
 
 
 def _check_choices_size(choices: list[str]) -> list[str]:
+    """Returns the choices; raises ValueError if they are too long together."""
     if (size := sum(len(choice.encode(errors="surrogatepass")) for choice in choices)) > MAX_CONSTRAINT_BYTES:
         raise ValueError(f"the choices have {size:,} bytes together; the limit is {MAX_CONSTRAINT_BYTES:,}")
     return choices
@@ -42,13 +43,14 @@ ChoiceTexts = Annotated[list[ShortText], AfterValidator(_check_choices_size)]
 StopTexts = Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)]
 
 
-def content_tag(value: Any) -> str:
-    """The tag of a value that is either a text or a list."""
+def text_or_list_tag(value: Any) -> str:
+    """The tag of a value in a union of text ("<words>") and list ("<parts>")."""
     return "<words>" if isinstance(value, str) else "<parts>"
 
 
 StopField = Annotated[
-    Annotated[ShortText, Tag("<words>")] | Annotated[StopTexts, Tag("<parts>")], Discriminator(content_tag)
+    Annotated[ShortText, Tag("<words>")] | Annotated[StopTexts, Tag("<parts>")],
+    Discriminator(text_or_list_tag),
 ]
 
 
@@ -81,6 +83,7 @@ class SamplingFields(RequestModel):
 
 
 def _require_false(value: bool) -> bool:
+    """Returns false; raises ValueError for true."""
     if value:
         raise ValueError("the server stores nothing: leave it out, or give false")
     return value
@@ -98,7 +101,7 @@ class StreamOptions(RequestModel):
 
 
 class OpenAIRequest(SamplingFields):
-    """Fields that chat completions and completions share."""
+    """Fields that chat completions and completions share, in addition to sampling."""
 
     model: str
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -112,6 +115,7 @@ class OpenAIRequest(SamplingFields):
     def _check_stream_options(
         cls, options: StreamOptions | None, info: ValidationInfo
     ) -> StreamOptions | None:
+        """Refuses `include_usage` in a request that is not streamed."""
         if options is not None and options.include_usage and not info.data.get("stream"):
             raise ValueError(
                 'include_usage is for streams, and stream is not true: give "stream": true, or leave it out (an answer '

@@ -93,7 +93,7 @@ class ServerState:
 
 
 def restrict_untrusted_input(vlm: Idefics, settings: Settings) -> Idefics:
-    """The same model (nothing is copied) that opens no files, and fetches pictures only as the settings allow."""
+    """Returns the model, with shared weights, such that it opens no files and fetches pictures by the settings."""
     fetcher = Fetcher(
         policy=settings.remote_images,
         untrusted=True,

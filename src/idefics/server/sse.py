@@ -50,4 +50,5 @@ class EventStreamResponse(Response):
 
 
 def _format_error_event(error: APIError) -> bytes:
+    """An error as an event without a name, with an `ErrorBody` as its data."""
     return format_event(error.body)

@@ -22,7 +22,7 @@ START_TIME = int(time.time())
 
 router = APIRouter(tags=["Status"])
 
-# Errors of the one route whose answer is text are JSON.
+# `/metrics` answers with text, but its errors are JSON.
 ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
 TEXT_ROUTE_ERRORS: ResponseDocs = {
     status: {"description": ERROR_DESCRIPTIONS[status], "content": ERROR_CONTENT}
@@ -31,7 +31,7 @@ TEXT_ROUTE_ERRORS: ResponseDocs = {
 
 
 class HealthResponse(ResponseFields):
-    """The process is running."""
+    """The answer of `/health`: the process is running."""
 
     status: Literal["ok"]
 
@@ -98,4 +98,5 @@ async def model(name: str, service: ServerStateDep) -> ModelCard:
 
 
 def _model_card(name: str) -> ModelCard:
+    """The description of the served model under the name that clients use."""
     return {"id": name, "object": "model", "created": START_TIME, "owned_by": "idefics"}

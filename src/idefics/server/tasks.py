@@ -104,6 +104,7 @@ def _make_route_handler(task: Task, request_class: type[PictureRequest]) -> Call
 async def _generate_text(
     context: RequestContext, task: Task, request: TaskRequest, file: bytes | None
 ) -> Response:
+    """Answers a request of a task that generates text."""
     picture, shots = request.to_picture(file), request.to_shots()
     generation_kwargs = request.generation_kwargs() | {
         "max_new_tokens": request.max_new_tokens or task.max_new_tokens
@@ -132,6 +133,7 @@ async def _generate_text(
 
 
 async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
+    """Yields the events of a streamed answer: its text, then the fields of the last event."""
     async for _, delta in context.deltas():
         event: TaskTextEvent = {"text": delta.text}
         yield format_event(event)
@@ -143,6 +145,7 @@ async def _stream_events(context: RequestContext) -> AsyncGenerator[bytes]:
 async def _rank_labels(
     context: RequestContext, request: ClassificationRequest, file: bytes | None
 ) -> Response:
+    """Answers a classification request: scores the labels, and a neutral picture's if `calibrated`."""
     picture, shots = request.to_picture(file), request.to_shots()
     vlm = context.service.vlm.with_shots(shots)
     labels = classify.check_labels(request.labels)
@@ -176,6 +179,7 @@ async def _rank_labels(
 
 
 def _final_fields(answer: Answer) -> TaskFinalFields:
+    """The fields of a complete answer, as `TaskFinalFields` describes them."""
     return {
         "finish_reason": finish_reason(answer),
         "usage": _task_usage(answer.usage),
@@ -184,6 +188,7 @@ def _final_fields(answer: Answer) -> TaskFinalFields:
 
 
 def _task_usage(usage: Usage) -> TaskUsage:
+    """The usage with the number of pictures."""
     return {**sum_usage(usage), "pictures": usage.pictures}
 
 

@@ -32,6 +32,7 @@ def run_in_temporary_thread(function: Callable[[], R], should_trim: Callable[[],
 
 
 def _run_into_future(function: Callable[[], R], future: Future[R]) -> None:
+    """Calls a function and sets its result or its exception as the future's."""
     try:
         future.set_result(function())
     except BaseException as error:
@@ -43,7 +44,7 @@ def _run_into_future(function: Callable[[], R], future: Future[R]) -> None:
 
 @cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's malloc_trim(3); other C libraries, such as musl's, do not have it."""
+    """glibc's malloc_trim(3) as a function; None with other C libraries, such as musl, which lack it."""
     if sys.platform != "linux":
         return None
     try:
