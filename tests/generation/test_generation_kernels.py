@@ -37,7 +37,7 @@ def forbid_timing(monkeypatch):
     def timed(products):
         raise AssertionError("a product was timed")
 
-    monkeypatch.setattr(autotune, "_best_times", timed)
+    monkeypatch.setattr(autotune, "_fastest_call_times", timed)
 
 
 def fake_processor(monkeypatch, *, vendor, vnni=False, bfloat16=False, float16=False):

@@ -36,7 +36,7 @@ def measured_shapes(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(autotune, "_candidate_matmuls", products)
-    monkeypatch.setattr(autotune, "_best_times", lambda products: SECONDS_BY_KERNEL)
+    monkeypatch.setattr(autotune, "_fastest_call_times", lambda products: SECONDS_BY_KERNEL)
     return shapes
 
 
@@ -77,7 +77,7 @@ def test_a_small_model_is_not_timed(measured_shapes):
 
 
 def test_every_product_is_timed():
-    found = autotune._best_times(autotune._candidate_matmuls(4, 32, 16))
+    found = autotune._fastest_call_times(autotune._candidate_matmuls(4, 32, 16))
     assert found.keys() == SECONDS_BY_KERNEL.keys() and min(found.values()) > 0
 
 
@@ -90,7 +90,7 @@ def test_every_product_is_timed():
     ],
 )
 def test_only_clearly_faster_products_are_chosen(measured_shapes, monkeypatch, times, expected):
-    monkeypatch.setattr(autotune, "_best_times", lambda products: SECONDS_BY_KERNEL | times)
+    monkeypatch.setattr(autotune, "_fastest_call_times", lambda products: SECONDS_BY_KERNEL | times)
     assert autotune.time_kernels([(8, 8)]) == expected
 
 

@@ -115,7 +115,7 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
     checkpoint = models.read_checkpoint(folder)
     module: Any = models.build_on_meta_device(checkpoint)
     if checkpoint.quantization is not None:
-        num_weight_bytes = sum(path.stat().st_size for path in weights.weight_files(folder))
+        num_weight_bytes = sum(path.stat().st_size for path in weights.safetensors_files(folder))
     else:
         num_weight_bytes = weight_bytes(
             module, torch.float32, dict.fromkeys(enable_16bit_weight_storage(module), 16)

@@ -23,7 +23,7 @@ from idefics.generation.load_settings import (
 from idefics.generation.loaded_model import LoadedModel
 from idefics.models import Checkpoint
 from idefics.nn.attention_backends import set_attention_backend
-from idefics.placement import DeviceMap, free_memory, raise_out_of_memory, resolve_device
+from idefics.placement import DeviceMap, allocation_errors_as_out_of_memory, free_memory, resolve_device
 from idefics.processing import checkpoint_settings
 from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE, CheckpointGenerationConfig
 from idefics.processing.fetch import Fetcher
@@ -56,8 +56,8 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         model, revision=settings.revision, offline=settings.offline, progress=settings.progress
     )
     checkpoint = models.read_checkpoint(folder)
-    checkpoint_bytes = sum(path.stat().st_size for path in weights.weight_files(folder))
-    with raise_out_of_memory("the model", checkpoint_bytes, device):
+    checkpoint_bytes = sum(path.stat().st_size for path in weights.safetensors_files(folder))
+    with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):
         generation_config = read_generation_config(checkpoint)
         module = models.build_on_meta_device(checkpoint)
         plan = plan_computation(module, device, checkpoint.config.dtype, settings)
@@ -69,7 +69,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
             warn_about_missing_kernels()
         processor = create_processor(checkpoint, fetcher)
         # A second measurement of free memory, for the error message: the imports took some of it.
-        with raise_out_of_memory("the model", checkpoint_bytes, device):
+        with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):
             models.load_weights(
                 module,
                 folder,

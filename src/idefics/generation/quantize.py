@@ -26,7 +26,7 @@ from idefics.generation.loading import load_model
 from idefics.models import Checkpoint
 from idefics.native.structures import GROUP_SIZE
 from idefics.quant.linear import Int4Linear, Int8Linear
-from idefics.weights.files import weight_files
+from idefics.weights.files import safetensors_files
 
 COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*")  # copied unchanged
 MAX_SHARD_SIZE = "2GB"  # of one file of weights
@@ -220,7 +220,7 @@ def _sum_of_squares(values: Tensor) -> float:
 
 
 def _size_of_weight_files(folder: Path) -> int:
-    return sum(file.stat().st_size for file in weight_files(folder))
+    return sum(file.stat().st_size for file in safetensors_files(folder))
 
 
 def _bits(layer: nn.Module) -> int:
@@ -245,7 +245,7 @@ def _is_already_written(out: Path, config: Mapping[str, Any]) -> bool:
             existing_config = json.loads((out / "config.json").read_text(encoding="utf-8"))
         except ValueError:
             existing_config = None
-        if existing_config == config and weight_files(out):
+        if existing_config == config and safetensors_files(out):
             return True
     raise BadSetting(f"{out} already holds other files: give a new folder, or empty it")
 

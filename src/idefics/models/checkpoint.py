@@ -26,7 +26,7 @@ MODEL_REGISTRY = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose configs are read and whose weights are not.
+    """The configs of a checkpoint, and its folder; weights are loaded later.
 
     Attributes:
         quantization: how its weights are quantised in the files; None: they are not.
@@ -39,7 +39,7 @@ class Checkpoint:
 
 
 def family_for(model_type: str) -> ModelFamily:
-    """The family of a model_type. Raises UnsupportedModel, which lists the known ones, for any other."""
+    """The family of a model_type in config.json. Raises UnsupportedModel, with the known ones, for any other."""
     if model_type not in MODEL_REGISTRY:
         raise UnsupportedModel(
             f"config.json says model_type {model_type!r}; this version runs {', '.join(MODEL_REGISTRY)}: "
@@ -72,6 +72,7 @@ def quantization_config_dict(quantization: QuantizationConfig) -> dict[str, Any]
 
 
 def _read_quantization(folder: Path, raw: dict[str, Any]) -> QuantizationConfig | None:
+    """The quantisation in config.json; raises UnsupportedModel if another tool than `idefics quantize` did it."""
     match raw.get("quantization_config"):
         case None | {} as block if not block:
             return None
@@ -88,6 +89,7 @@ def _read_quantization(folder: Path, raw: dict[str, Any]) -> QuantizationConfig 
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises UnsupportedModel if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`ModelFamily`, the record through which the rest of the package knows an architecture, and what families share.
+"""`ModelFamily`, the functions and rules that define an architecture, and helpers that families share.
 
 Configs are read as the released classes of transformers read them: a field that a file leaves out has their default.
 """
@@ -30,7 +30,7 @@ class ModelFamily:
     """One architecture: how to read its files, build it and prepare its inputs.
 
     Attributes:
-        name: for people.
+        name: shown to users.
         read_config: (config.json, generation_config.json or {}) -> ModelConfig.
         build: ModelConfig -> the module (`VLM` of engine/model_interface.py), parameters named as in checkpoints.
         key_rules: the checkpoint's tensors to rename, concatenate or ignore.
@@ -69,7 +69,7 @@ RECOMPUTED_BUFFERS = (
 
 
 def resample_filter_name(number: int) -> ResampleFilter:
-    """The name of PIL's resampling filter with this number. Raises UnsupportedModel where there is none."""
+    """The name of PIL's resampling filter with this number. Raises UnsupportedModel if there is none."""
     if not 0 <= number < len(RESAMPLE_FILTERS):
         raise UnsupportedModel(
             f"the preprocessor's resample is {number}; PIL's filters are 0 to {len(RESAMPLE_FILTERS) - 1}"
@@ -99,7 +99,7 @@ def read_pixel_settings(
 
 
 def check_activation(name: str) -> Activation:
-    """The name of an activation function; raises UnsupportedModel for one that is not known."""
+    """Returns the name of an activation function; raises UnsupportedModel for an unknown one."""
     if name not in get_args(Activation):
         raise UnsupportedModel(
             f"config.json names the activation {name!r}; known are {', '.join(get_args(Activation))}"
@@ -108,7 +108,7 @@ def check_activation(name: str) -> Activation:
 
 
 def read_rope_config(text: RawConfig) -> RopeConfig:
-    """Rotary embeddings, plain or with Llama 3.1's scaling.
+    """The rotary embedding of a text config, plain or with Llama 3.1's scaling.
 
     Old files have `rope_theta` and `rope_scaling`, new ones `rope_parameters`.
 

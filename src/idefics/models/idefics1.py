@@ -109,7 +109,7 @@ class CrossAttention(nn.Module):
         return LayerCrossKV(self.k_layer_norm(keys), values)
 
     def forward(self, index: int, x: Tensor, attn: Attn) -> Tensor:
-        """(N, D) -> (N, D); `index` is the number of the cross-attention layer, by which `attn` knows its keys."""
+        """(N, D) -> (N, D); `index` is the number of the cross-attention layer, which selects the keys."""
         queries = self.q_layer_norm(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))
         out: Tensor = self.o_proj(attn.cross_attention(index, queries).flatten(1))
         return out

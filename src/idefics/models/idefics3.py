@@ -37,7 +37,7 @@ from idefics.models.inline import (
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
-    """Joins f x f neighbouring patches into one vector, row by row of the block: (P, S, D) -> (P, S/f/f, D*f*f)."""
+    """Concatenates each f x f block of neighbouring patches, row by row: (P, S, D) -> (P, S/f/f, D*f*f)."""
     frames, patches, width = x.shape
     side = math.isqrt(patches)
     x = x.view(frames, side // factor, factor, side // factor, factor, width).transpose(2, 3)

@@ -1,4 +1,4 @@
-"""What the inline-image families (Idefics 2, Idefics 3, SmolVLM) share: everything but the connector.
+"""Shared by the inline-image families (Idefics 2, Idefics 3, SmolVLM): everything but the connector.
 
     pixels (P, 3, h, w) -> SigLIP -> patches (P, S, D') -> connector -> image features (P, M, D)
     token ids (N,) -> embeddings (N, D), those of `<image>` tokens replaced by image features -> Llama layers -> logits
@@ -212,6 +212,6 @@ def read_siglip_config(vision: RawConfig, *, hidden_size: int, num_heads: int) -
 
 
 def read_dtype(raw: RawConfig, text: RawConfig) -> str | None:
-    """The dtype that config.json names, under any of its names and places; None where it names none."""
+    """The dtype that config.json names in any of its fields; None if it names none. `text` is its text_config."""
     dtype: str | None = raw.get("dtype", raw.get("torch_dtype", text.get("torch_dtype")))
     return dtype

@@ -33,7 +33,7 @@ def build_on_meta_device(checkpoint: Checkpoint) -> nn.Module:
 
 @contextmanager
 def meta_device() -> Iterator[None]:
-    """Modules that are built in this context stand on the meta device."""
+    """Modules that are built in this context are created on the meta device, without initialising weights."""
     with torch.device("meta"), _SkipWeightInit():
         yield
 
@@ -51,13 +51,13 @@ class _SkipWeightInit(TorchFunctionMode):
 
 
 @dataclass(slots=True)
-class _StoragePlan:
-    """How the weights are stored that are not stored in the dtype that the module computes in; all by name.
+class _WeightFormats:
+    """For each weight that is stored in another format than the compute dtype, by name: its format.
 
     Attributes:
-        dtypes: dtype of a weight; None: the file's own where that has 16 bits.
-        quantizers: functions that quantise a weight and put it into its place.
-        bits: bits of a number, for the estimate of memory.
+        dtypes: the dtype; None: the file's own if that has 16 bits.
+        quantizers: functions that quantise a value and put it into the model.
+        bits: the bits of one number, to estimate memory.
     """
 
     dtypes: dict[str, torch.dtype | None] = field(default_factory=dict)
@@ -82,9 +82,9 @@ def load_weights(
     """Fills a module on the meta device; each weight is streamed straight to its final dtype, device and bits.
 
     Args:
-        dtype: in which the module computes.
+        dtype: the compute dtype.
         device: one device, or how to spread the module over several.
-        storage: of matrices that are not quantised, and of embeddings.
+        storage: the dtype of unquantised matrices and of embeddings (`WeightStorage`).
         quantization: which layers are quantised, and how; None: none.
         checkpoint_quantization: which layers are quantised in the folder already.
         kernel_choice: the fastest kernels on this machine; None: torch's own.
@@ -103,15 +103,15 @@ def load_weights(
         raise BadSetting(
             f"{folder} is stored in {checkpoint_quantization.kind} already: leave quantize out, or give the original"
         )
-    plan = _plan_storage(model, storage, quantization, checkpoint_quantization)
+    formats = _prepare_weight_formats(model, storage, quantization, checkpoint_quantization)
     missing_names = weights.load(
         model,
         folder,
         key_rules,
         dtype=dtype,
-        device=placement.assign_devices(model, device, dtype=dtype, bits_by_name=plan.bits),
-        dtype_by_name=plan.dtypes,
-        quantizers_by_name=plan.quantizers,
+        device=placement.assign_devices(model, device, dtype=dtype, bits_by_name=formats.bits),
+        dtype_by_name=formats.dtypes,
+        quantizers_by_name=formats.quantizers,
         mmap=mmap,
         optional_names=optional_names,
     )
@@ -121,22 +121,22 @@ def load_weights(
     return missing_names
 
 
-def _plan_storage(
+def _prepare_weight_formats(
     model: nn.Module,
     storage: WeightStorage,
     quantization: QuantizationConfig | None,
     checkpoint_quantization: QuantizationConfig | None,
-) -> _StoragePlan:
-    """Replaces layers by those that store their weights so, and says how each weight is stored."""
-    plan = _StoragePlan()
+) -> _WeightFormats:
+    """Replaces or converts the layers whose weights are quantised or stored in 16 bits; returns the formats."""
+    formats = _WeightFormats()
     if checkpoint_quantization is not None:
-        plan.dtypes = dict.fromkeys(quant.replace_with_empty_quantized(model, checkpoint_quantization))
+        formats.dtypes = dict.fromkeys(quant.replace_with_empty_quantized(model, checkpoint_quantization))
     if quantization is not None:
-        plan.quantizers = quant.quantizers_by_name(model, quantization)
-        plan.bits = {name: quantization.bits_of(name) for name in plan.quantizers}
+        formats.quantizers = quant.quantizers_by_name(model, quantization)
+        formats.bits = {name: quantization.bits_of(name) for name in formats.quantizers}
     if storage is not None:
         storage_dtype = None if storage == "file" else storage
         storage_dtypes = dict.fromkeys(quant.enable_16bit_weight_storage(model), storage_dtype)
-        plan.dtypes |= storage_dtypes
-        plan.bits = dict.fromkeys(storage_dtypes, 16) | plan.bits
-    return plan
+        formats.dtypes |= storage_dtypes
+        formats.bits = dict.fromkeys(storage_dtypes, 16) | formats.bits
+    return formats

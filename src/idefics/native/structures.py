@@ -55,7 +55,7 @@ class LayerStruct(Structure):
 
 
 class CrossLayerStruct(Structure):
-    """A gated cross-attention block."""
+    """A gated cross-attention block: its norms, gates, projections and MLP."""
 
     _fields_ = (
         ("norm", c_void_p),

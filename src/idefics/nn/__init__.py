@@ -1,1 +1,1 @@
-"""Tensors in, tensors out. Numbers, never family names."""
+"""Neural network modules and functions shared by the model families; sized by configs, independent of families."""

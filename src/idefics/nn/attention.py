@@ -1,4 +1,4 @@
-"""Attention as an argument of a model's forward pass, so that models know neither KV caches nor batching.
+"""Attention as an argument of a model's forward pass, so that models are independent of KV caches and batching.
 
 Decoders call `Attn.self_attention` and `Attn.cross_attention`. The trainer and the uncached reference pass `DenseAttn`;
 the engine passes implementations that read its KV cache (`engine.prefill_attention`, `engine.decode_attention`).
@@ -81,7 +81,7 @@ class DenseAttn:
             self.image_mask = image_mask.repeat_interleave(features_per_image, dim=1)  # (N, P*M)
 
     def self_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention within each sequence, as in `Attn`; the same for every layer."""
+        """Causal attention within each sequence, as in `Attn`; `layer` is not used."""
         q, k, v = (
             x.unflatten(0, (self.num_sequences, -1)).transpose(1, 2) for x in (q, k, v)
         )  # (B, H, T, K)

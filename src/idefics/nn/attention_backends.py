@@ -1,4 +1,4 @@
-"""Attention backends: functions that compute softmax(q k' / sqrt(K)) v. A model is given one when it is loaded.
+"""Attention backends: functions that compute softmax(q k' / sqrt(K)) v. One is set in a model when it is loaded.
 
 B rows, T queries, L keys, H query heads, h key/value heads, K head size.
 """
@@ -17,7 +17,7 @@ from idefics.nn.native_attention import can_use_native_attention, native_attenti
 
 
 class AttentionBackend(Protocol):
-    """q (B, H, T, K), k and v (B, h, L, K) -> (B, H, T, K).
+    """An implementation of attention: q (B, H, T, K), k and v (B, h, L, K) -> (B, H, T, K).
 
     Args:
         mask: broadcastable to (B, H, T, L); True: the query attends to the key. Not together with `causal`.
@@ -74,7 +74,7 @@ def native_or_sdpa_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """The C kernel for full attention on a CPU without gradients, where it is faster; else `sdpa_attention`."""
+    """The C kernel (unmasked attention on a CPU without gradients) where it is faster; else `sdpa_attention`."""
     if mask is None and not causal and not dropout_p and can_use_native_attention(q, k, v):
         return native_attention(q, k, v)
     return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
@@ -89,7 +89,7 @@ def flash_attention(
     causal: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """FlashAttention-2 (arXiv 2307.08691) in torch's version; it takes no mask: with one, torch's next kernel."""
+    """torch's FlashAttention-2 (arXiv 2307.08691); with a mask, which it does not support, another torch kernel."""
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
         return sdpa_attention(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p)
@@ -162,6 +162,7 @@ def get_attention_backend(name: str, dtype: torch.dtype, device: torch.device) -
 
 
 def _flash_unavailable_reason(dtype: torch.dtype, device: torch.device) -> str:
+    """Why FlashAttention cannot be used; "" if it can."""
     if not torch.cuda.is_available():
         return "this machine has no CUDA device"
     if device.type != "cuda":
@@ -174,7 +175,7 @@ def _flash_unavailable_reason(dtype: torch.dtype, device: torch.device) -> str:
 
 
 class AttentionModule(nn.Module):
-    """A module that computes attention itself, or a whole model, with its `attention_backend`."""
+    """Base class of modules with an `attention_backend`: attention layers, and whole models."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class CrossAttentionBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderParts:
-    """Everything between token ids and logits.
+    """All modules between token ids and logits, in the order in which they run.
 
     Attributes:
         config: sizes, norm epsilon, activation, rotary embedding and sliding window of the layers.

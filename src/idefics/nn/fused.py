@@ -1,4 +1,4 @@
-"""A decoder computed with fewer, larger operations, for devices where launching a kernel takes longer than a small one.
+"""A decoder in fewer, larger operations, for devices on which launching a small kernel takes longer than running it.
 
 Query, key and value are one matrix product, as are gate and up; residuals are added by the product before them; queries
 and keys are rotated together. Results equal those of the modules up to rounding.
@@ -59,6 +59,8 @@ class FusedDecoder:
 
 
 class _FusedLayer:
+    """A `DecoderLayer` with fused projections and residuals."""
+
     def __init__(self, config: TextConfig, layer: DecoderLayer) -> None:
         attention = layer.self_attn
         self.num_heads, self.head_size = config.num_heads, config.head_size
@@ -77,6 +79,8 @@ class _FusedLayer:
 
 
 class _FusedCrossBlock:
+    """A `CrossAttentionBlock` with fused MLP projections, gates and residuals."""
+
     def __init__(self, config: TextConfig, cross: CrossAttentionBlock) -> None:
         self.head_size, self.block = config.head_size, cross
         self.mlp = _FusedMLP(cross.mlp)
@@ -93,11 +97,14 @@ class _FusedCrossBlock:
 
 
 class _FusedMLP:
+    """A `GatedMLP` whose gate and up are one product; `down` adds the residual: `down(activate(x), residual)`."""
+
     def __init__(self, mlp: GatedMLP) -> None:
         self.gate_up, self.down = fuse_linears((mlp.gate_proj, mlp.up_proj)), fuse_residual_add(mlp.down_proj)
         self.act = mlp.act
 
     def activate(self, x: Tensor) -> Tensor:
+        """act(gate(x)) * up(x): (N, D) -> (N, intermediate size)."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.act(gate) * up
 

@@ -1,4 +1,4 @@
-"""The call of the C kernel for full attention in float32 (`native/attention.c`), without a mask.
+"""Calls the C kernel for attention without a mask, in float32 (`native/attention.c`).
 
 Twice as fast as torch's kernel with AVX-512; elsewhere torch's is used.
 """
@@ -15,7 +15,7 @@ MIN_QUERIES = 16  # with fewer, packing the keys costs more than the kernel wins
 
 
 def can_use_native_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `native_attention` takes these tensors and is faster than torch."""
+    """Whether `native_attention` supports these tensors and is faster than torch."""
     return (
         q.shape[2] >= MIN_QUERIES
         and all(

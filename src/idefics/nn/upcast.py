@@ -14,7 +14,7 @@ MAX_UPCAST_WEIGHTS = 2**21  # weights upcast at a time: 8 MiB in float32, which 
 
 
 class TokenEmbedding(nn.Embedding):
-    """A token embedding, perhaps stored in 16 bits: the model's `embed` upcasts the rows that it looks up."""
+    """A token embedding whose weight may be stored in 16 bits; the model's `embed` upcasts the looked-up rows."""
 
 
 class UpcastLinear(nn.Linear):

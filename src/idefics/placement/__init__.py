@@ -1,7 +1,7 @@
-"""On which device each part of a model lies, and how its inputs get there.
+"""Places the modules of a model on devices, and moves their inputs there.
 
-`devices` reads what the caller asks for, `assignment` turns it into a device for each module, `hooks` moves tensors
-between devices while the model runs, and `memory` says whether it fits.
+`devices` checks the caller's arguments, `assignment` turns them into a device for each module, `hooks` moves tensors
+between devices while the model runs, and `memory` compares needed and free memory.
 """
 
 from idefics.placement.assignment import assign_devices, no_split_blocks
@@ -14,7 +14,7 @@ from idefics.placement.devices import (
     resolve_device,
 )
 from idefics.placement.hooks import install_device_hooks
-from idefics.placement.memory import free_memory, raise_out_of_memory, weight_bytes
+from idefics.placement.memory import allocation_errors_as_out_of_memory, free_memory, weight_bytes
 
 __all__ = [
     "DeviceLike",
@@ -26,7 +26,7 @@ __all__ = [
     "install_device_hooks",
     "main_device_of",
     "no_split_blocks",
-    "raise_out_of_memory",
+    "allocation_errors_as_out_of_memory",
     "resolve_device",
     "weight_bytes",
 ]

@@ -1,4 +1,4 @@
-"""Assigns each part of a model to a device: all to one, as the caller says, or as accelerate works out."""
+"""Assigns each module of a model to a device: all to one, by the caller's map, or by accelerate's strategies."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from idefics.weights import DeviceByModule
 def assign_devices(
     model: nn.Module, device: torch.device | DeviceMap, *, dtype: torch.dtype, bits_by_name: Mapping[str, int]
 ) -> DeviceByModule:
-    """The device of each part of a model, by module name.
+    """Chooses the device of each part of a model.
 
     Args:
-        model: may stand on the meta device: only its shapes are read.
+        model: may be on the meta device: only its shapes are read.
         dtype: of its weights.
-        bits_by_name: bits of a number for weights that take fewer than the dtype.
+        bits_by_name: for weights that are stored in fewer bits than the dtype has, the bits of one number.
+
+    Returns:
+        The devices by module name; "" is the whole model.
 
     Raises:
         BadSetting: the model does not fit on the devices, or the device map does not fit the model.
@@ -42,7 +45,7 @@ def assign_devices(
 
 
 def no_split_blocks(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules that are never split over devices, by name: decoder layers, and modules that contain none."""
+    """Yields (name, module) of what is never split over devices: decoder layers, and modules that contain none."""
     has_layers = any(isinstance(inner, DecoderLayer) for inner in module.modules() if inner is not module)
     if not has_layers and not isinstance(module, nn.ModuleList):
         yield name, module
@@ -58,6 +61,7 @@ def _infer_device_map(
     dtype: torch.dtype,
     bits_by_name: Mapping[str, int],
 ) -> DeviceByModule:
+    """Distributes a model over the devices with accelerate, by a strategy of `DeviceMap`."""
     from accelerate import infer_auto_device_map
     from accelerate.utils import CustomDtype, get_balanced_memory, get_max_memory
 
@@ -91,7 +95,7 @@ def _infer_device_map(
 
 
 def _validate_device_map(model: nn.Module, device_by_module: DeviceByModule) -> DeviceByModule:
-    """Checks a caller's own map: it must not split a block, and must name a device for each."""
+    """Returns a caller's own map; raises BadSetting if it splits a block or leaves one without a device."""
     names = [name for name, _ in no_split_blocks(model)]
     for key in device_by_module:
         if key and not any(f"{name}.".startswith(f"{key}.") for name in names):

@@ -1,4 +1,4 @@
-"""Names of devices, and `DeviceMap`, how to spread a model over several."""
+"""Devices by name, and `DeviceMap`, which spreads a model over several."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DeviceMap:
         device_map: a strategy of accelerate ("auto" and "balanced": evenly over the GPUs, the rest in CPU memory;
             "balanced_low_0": as little as possible on the first GPU; "sequential": one GPU after another), or a device
             for each part by module name, "" for the rest.
-        max_memory: what may be used of each GPU (0, 1, ...) and of "cpu", in bytes or as "10GiB"; None: what is free.
+        max_memory: the memory to use of each GPU (0, 1, ...) and of "cpu", in bytes or as "10GiB"; None: all free.
     """
 
     device_map: DeviceMapStrategy | Mapping[str, DeviceLike]
@@ -43,12 +43,15 @@ def resolve_device(
     device_map: DeviceLike | Mapping[str, DeviceLike] | None,
     max_memory: Mapping[int | str, int | str] | None,
 ) -> torch.device | DeviceMap:
-    """Reads the arguments by which callers say where a model shall be.
+    """Checks and combines the arguments that choose the device or devices of a model.
 
     Args:
         device: "auto", or one device; must be "auto" with a device_map.
         device_map: None, one device, a `DeviceMapStrategy`, or devices by module name.
         max_memory: as in `DeviceMap`; needs a strategy.
+
+    Returns:
+        One device, or a `DeviceMap` for a strategy or a mapping.
 
     Raises:
         BadSetting: no such device or strategy, or arguments that contradict each other.
@@ -74,7 +77,7 @@ def resolve_device(
 
 
 def _device_names() -> list[str]:
-    """The values of `device` on this machine."""
+    """The values of `device` that this machine supports, for error messages."""
     gpus = (
         [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
@@ -100,6 +103,6 @@ def get_device(name: DeviceLike) -> torch.device:
 
 
 def main_device_of(devices: Iterable[torch.device]) -> torch.device:
-    """The first device that is not a CPU; the first one where all are."""
+    """The first device that is not a CPU; the first one if all are CPUs."""
     all_devices = list(devices)
     return next((device for device in all_devices if device.type != "cpu"), all_devices[0])

@@ -17,9 +17,9 @@ from idefics.placement.devices import main_device_of
 
 
 def install_device_hooks(model: nn.Module) -> None:
-    """Lets a model compute whose weights lie on several devices: each module moves its inputs to its device.
+    """Lets a model run with its weights on several devices: each module moves its inputs to its device.
 
-    Where there are GPUs, modules in CPU memory compute on the first GPU: their weights are copied there meanwhile.
+    If one of them is a GPU, modules in CPU memory compute on the first GPU: their weights are copied there meanwhile.
     """
     devices = dict.fromkeys(weight.device for weight in model.parameters())
     if len(devices) == 1:
@@ -55,15 +55,17 @@ class OffloadHook:
         module._parameters = moved
 
     def post_forward(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Puts the offloaded parameters back."""
+        """Replaces the copies by the offloaded parameters again."""
         module._parameters = self.offloaded_parameters
 
 
 def _move_inputs(device: torch.device, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A forward pre-hook (after `partial`) that moves all arguments to a device."""
     return _to_device(args, device), {name: _to_device(value, device) for name, value in kwargs.items()}
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
+    """Moves a tensor, or the tensors in a tuple; returns other values unchanged."""
     if isinstance(value, Tensor):
         return value.to(device)
     return tuple(_to_device(one, device) for one in value) if type(value) is tuple else value

@@ -1,4 +1,4 @@
-"""How much memory a model needs and a device has, and the error where that does not fit."""
+"""The memory that a model needs and that a device has, and the error if it does not suffice."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def free_memory(device: torch.device) -> int:
 
 
 @contextmanager
-def raise_out_of_memory(what: str, needed: int, device: torch.device) -> Iterator[None]:
-    """Turns the errors of allocators into OutOfMemory.
+def allocation_errors_as_out_of_memory(what: str, needed: int, device: torch.device) -> Iterator[None]:
+    """Replaces the errors of allocators that are raised in this context by OutOfMemory.
 
     Args:
-        what: what is allocated in this context, for the message.
+        what: the thing that is allocated, for the message.
         needed: its bytes.
     """
     free = free_memory(device) if device.type == "cpu" else 0

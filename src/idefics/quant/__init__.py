@@ -1,4 +1,4 @@
-"""Quantisation: which linear layers of a model are quantised, by what they are replaced, and how much memory they take.
+"""Quantisation: chooses the linear layers to quantise, replaces them, and sets the kernels that they compute with.
 
 The model is built on the meta device. Each layer is replaced when its weight is loaded, so that at most one weight is
 in memory before it is quantised.
@@ -51,7 +51,7 @@ def replace_with_empty_quantized(model: nn.Module, quantization: QuantizationCon
     """Replaces the layers of a model on the meta device by quantised ones, for a checkpoint that is quantised already.
 
     Returns:
-        The names of scales that are to be loaded in the dtype of the file, for which the levels were chosen.
+        The names of the int4 scales. They keep the file's dtype: the levels were chosen for scales rounded to it.
     """
     scale_names = []
     for name in quantizable_layer_names(model, quantization):
@@ -66,9 +66,9 @@ def replace_with_empty_quantized(model: nn.Module, quantization: QuantizationCon
 def quantizers_by_name(
     model: nn.Module, quantization: QuantizationConfig
 ) -> Mapping[str, Callable[[Tensor], None]]:
-    """For the name of each weight to quantise a function that takes its value and replaces its layer.
+    """For each weight to quantise, by name, a function that takes its value and replaces its layer by a quantised one.
 
-    `idefics.weights.load` calls them.
+    `idefics.weights.load` calls these functions.
 
     Raises:
         MissingExtra: nf4 and fp4 without bitsandbytes.
@@ -96,11 +96,7 @@ def enable_16bit_weight_storage(model: nn.Module) -> list[str]:
 
 
 def memory_footprint(model: nn.Module, include_buffers: bool = True) -> int:
-    """Bytes of a model's parameters and buffers: tied ones once, quantised ones with their scales.
-
-    Args:
-        include_buffers: whether buffers count.
-    """
+    """Bytes of a model's parameters, and of its buffers if `include_buffers`: tied ones once, scales included."""
     tensors = chain(model.parameters(), model.buffers() if include_buffers else ())
     total = sum(tensor.nbytes for tensor in tensors)
     if "bitsandbytes" in sys.modules:  # else the model has none of its layers
@@ -111,7 +107,10 @@ def memory_footprint(model: nn.Module, include_buffers: bool = True) -> int:
 
 
 def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
-    """Sets the fastest products for float32, int8, int4 and fp8 layers of a model."""
+    """Sets the fastest matrix products in the float32, int8, int4 and fp8 layers of a model.
+
+    Those in `kernel_choice` on a CPU; on a GPU int8 and fp8 products wherever a weight supports them.
+    """
     if kernel_choice.onednn:
         enable_16bit_weight_storage(model)
     for module in model.modules():
@@ -134,6 +133,7 @@ def apply_kernel_choice(model: nn.Module, kernel_choice: KernelChoice) -> None:
 
 
 def _layer_factory(quantization: QuantizationConfig, kind: QuantKind) -> LayerFactory:
+    """The function that quantises a layer to `kind`."""
     match kind:
         case "int8":
             return Int8Linear.from_linear

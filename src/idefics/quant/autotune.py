@@ -1,4 +1,4 @@
-"""Chooses the matrix products of a model on a CPU, by the kind of processor or by timing them on this machine.
+"""Chooses the matrix-product kernels of a model on a CPU, by the kind of processor or by timing them.
 
 Timing takes some milliseconds. Results are cached in a file in the user's cache folder, by processor, torch version and
 shapes; without access to that file the products are timed each time.
@@ -38,12 +38,12 @@ LayerShape = tuple[int, int]  # outputs, inputs of a layer
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """Which products are faster on this machine than torch's product in float32.
+    """Which matrix-product kernels are faster on this machine than torch's in float32.
 
     Attributes:
-        onednn: oneDNN's product in float32.
-        integers: the product of int8 numbers, with quantising the inputs.
-        halves: products in these 16-bit dtypes.
+        onednn: whether oneDNN's in float32 is (`onednn_linear`).
+        integers: whether those of int8 numbers are, quantising the inputs included (`w8a8_matmul`).
+        halves: the 16-bit dtypes ("bfloat16", "float16") in which torch's are.
     """
 
     onednn: bool = False
@@ -52,9 +52,9 @@ class KernelChoice:
 
 
 def choose_kernels(model: nn.Module, kernels: KernelMode) -> KernelChoice | None:
-    """The products for a model on a CPU; None: torch's own.
+    """The kernels for a model on a CPU; None: torch's own.
 
-    "auto" chooses by the kind of processor, so that equal processors compute equal numbers; "autotune" times products.
+    "auto" chooses by the kind of processor, so that equal processors compute equal numbers; "autotune" times kernels.
     """
     if kernels == "reference":
         return None
@@ -67,7 +67,7 @@ def choose_kernels(model: nn.Module, kernels: KernelMode) -> KernelChoice | None
 
 
 def kernel_choice_by_processor() -> KernelChoice:
-    """The products that are fast on processors of this kind, as measured on some of them.
+    """The kernels that are fast on processors of this kind, as measured on some of them.
 
     torch's float32 products use Intel's MKL, which is several times slower than oneDNN on AMD processors. Products of
     int8 and bfloat16 are fast on processors with instructions for them.
@@ -81,7 +81,10 @@ def kernel_choice_by_processor() -> KernelChoice:
 
 
 def autotune_kernels(model: nn.Module) -> KernelChoice:
-    """Times products at the shapes of the layers that hold most weights; nothing for a small model."""
+    """Times kernels at the two layer shapes that hold most weights, or reads the cached result.
+
+    A model of fewer than `MIN_TUNED_WEIGHTS` weights gets torch's own kernels, untimed.
+    """
     shapes = Counter[LayerShape]()
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -105,10 +108,10 @@ def cache_file() -> Path:
 
 @torch.inference_mode()
 def time_kernels(shapes: Sequence[LayerShape]) -> KernelChoice:
-    """Times each product at these shapes (outputs, inputs) and compares the sums."""
+    """Times each kernel at these shapes (outputs, inputs) and compares the sums over the shapes."""
     nanoseconds = Counter[str]()
     for outputs, inputs in shapes:
-        nanoseconds.update(_best_times(_candidate_matmuls(TIMED_ROWS, outputs, inputs)))
+        nanoseconds.update(_fastest_call_times(_candidate_matmuls(TIMED_ROWS, outputs, inputs)))
     best_float32 = min(nanoseconds["float32"], nanoseconds["onednn"])
     return KernelChoice(
         onednn=nanoseconds["onednn"] < MAX_TIME_RATIO * nanoseconds["float32"],
@@ -119,8 +122,8 @@ def time_kernels(shapes: Sequence[LayerShape]) -> KernelChoice:
     )
 
 
-def _best_times(matmuls: Mapping[str, Callable[[], object]]) -> dict[str, int]:
-    """The nanoseconds of each product's fastest call.
+def _fastest_call_times(matmuls: Mapping[str, Callable[[], object]]) -> dict[str, int]:
+    """The nanoseconds of each function's fastest call, by name.
 
     Products are called in turn, with one thread: on a busy machine threads wait for one another, and a product of
     several steps would wait several times.
@@ -142,6 +145,7 @@ def _best_times(matmuls: Mapping[str, Callable[[], object]]) -> dict[str, int]:
 
 
 def _candidate_matmuls(rows: int, outputs: int, inputs: int) -> dict[str, Callable[[], object]]:
+    """For each kernel, by the names that `time_kernels` reads, a function that computes one product with it."""
     x, weight = torch.ones(rows, inputs), torch.ones(outputs, inputs)
     quantized, scale = weight.to(torch.int8), torch.ones(outputs)
     matmuls: dict[str, Callable[[], object]] = {
@@ -162,7 +166,7 @@ def _is_amd() -> bool:
 
 
 def read_cpuinfo(field: str) -> str:
-    """A field of Linux's /proc/cpuinfo, or ""."""
+    """The value of the first line of Linux's /proc/cpuinfo that begins with `field`; "" if there is none."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(field):
@@ -171,11 +175,13 @@ def read_cpuinfo(field: str) -> str:
 
 
 def _processor_key() -> str:
+    """The processor's name and features, for the key of a cached result."""
     name = read_cpuinfo("model name") or platform.processor()
     return f"{platform.machine()} {name} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _parse_kernel_choice(raw: Any) -> KernelChoice | None:
+    """A `KernelChoice` from its JSON form; None if `raw` is anything else."""
     match raw:
         case {"onednn": bool(one), "integers": bool(whole), "halves": [*halves]}:
             return KernelChoice(one, whole, tuple(str(half) for half in halves))
@@ -183,6 +189,7 @@ def _parse_kernel_choice(raw: Any) -> KernelChoice | None:
 
 
 def _read_cache(file: Path) -> dict[str, Any]:
+    """The cached choices by key; empty if the file cannot be read."""
     with suppress(OSError, ValueError):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict):

@@ -97,7 +97,7 @@ def _patch_cpu_dequantize() -> torch.library.Library:
 
 
 def quant_state_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """What a 4-bit layer stores in addition to its weight: scales of blocks, scales of these, tables of levels."""
+    """The tensors of a 4-bit layer in addition to its weight: scales, their scales, tables of levels; else none."""
     from bitsandbytes.nn import Linear4bit
 
     if isinstance(module, Linear4bit):

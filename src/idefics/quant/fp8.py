@@ -20,7 +20,7 @@ SIZE_MULTIPLE = 16  # GPUs' products require sizes that are multiples of this
 
 
 def fp8_dequantized_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A product with fp8 weights in the input's dtype, on every device: see `QuantizedMatmul`."""
+    """Dequantises the weight to the input's dtype and multiplies, on every device: see `QuantizedMatmul`."""
 
     def dequantize_rows(rows: slice) -> Tensor:
         return weight[rows].float().mul_(scale[rows, None]).to(input.dtype)
@@ -50,7 +50,7 @@ class Float8Linear(QuantizedLinear):
 
 
 def quantize_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantises over the last dimension: -> float8_e4m3fn levels, and float32 scales (..., 1)."""
+    """Quantises each last dimension with a scale: (..., I) -> float8_e4m3fn levels, and float32 scales (..., 1)."""
     scale = values.abs().amax(dim=-1, keepdim=True).float().div_(FP8_MAX)
     scale.clamp_(min=torch.finfo(torch.float32).tiny)  # zeros stay zeros
     # Clamped, since the format has no infinity: larger values would become NaN.
@@ -58,7 +58,7 @@ def quantize_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fp8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A product of fp8 numbers on a GPU: each row of the input is quantised with a scale of its own.
+    """Multiplies in fp8 on a GPU: each row of the input is quantised with a scale of its own.
 
     See `QuantizedMatmul`. Sums are float32 and are scaled here: torch's product supports scales of rows and outputs on
     some devices only, and on a CPU silently uses the first scale for all.

@@ -1,4 +1,4 @@
-"""Calls of the C kernels for int4 and int8 layers (`native/quantized.c`).
+"""Calls the C kernels for int4 and int8 layers (`native/quantized.c`).
 
 int4 weights are dequantized into float32, or multiplied as they are with inputs rounded to int8; for int8 weights the
 inputs are rounded before torch's integer product, and its sums are scaled after it.
@@ -19,7 +19,7 @@ SCALE_DTYPES = torch.float32, torch.bfloat16
 
 
 def can_dequantize_int4(levels: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `dequantize_int4` takes these weights and gives this dtype."""
+    """Whether `dequantize_int4` supports these weights and this dtype of its result."""
     return (
         dtype == torch.float32
         and levels.device.type == "cpu"
@@ -47,14 +47,14 @@ def dequantize_int4(
     out = torch.empty(len(levels), num_inputs)
     args = DequantizeInt4Args(
         *(x.data_ptr() for x in (levels, scale, out)),
-        *(len(levels), num_inputs, scale.dtype == torch.bfloat16, _or_best(instruction_set)),
+        *(len(levels), num_inputs, scale.dtype == torch.bfloat16, _or_fastest(instruction_set)),
     )
-    _kernels().idefics_dequantize_int4(args, *_threads())
+    _kernels().idefics_dequantize_int4(args, *_thread_args())
     return out
 
 
 def can_use_w4a8_matmul(levels: Tensor, scale: Tensor) -> bool:
-    """Whether `w4a8_matmul` takes this weight: the processor has dot products of bytes."""
+    """Whether `w4a8_matmul` supports this weight, and the processor has dot products of bytes."""
     return library.best_instruction_set("int4 products") is not None and can_dequantize_int4(
         levels, scale, torch.float32
     )
@@ -85,12 +85,12 @@ def w4a8_matmul(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | Non
         *(None if float_bias is None else float_bias.data_ptr(), out.data_ptr()),
         *(len(rows), outputs, inputs, scale.dtype == torch.bfloat16),
     )
-    _kernels().idefics_int4_matmul(args, *_threads())
+    _kernels().idefics_int4_matmul(args, *_thread_args())
     return out.view(*input.shape[:-1], outputs).to(input.dtype)
 
 
 def can_use_native_w8a8_matmul(rows: Tensor) -> bool:
-    """Whether `w8a8_matmul_native` takes these inputs."""
+    """Whether `w8a8_matmul_native` supports these inputs."""
     return (
         rows.dtype == torch.float32
         and rows.is_cpu
@@ -125,12 +125,12 @@ def w8a8_matmul_native(
     args = QuantizeRowsArgs(
         *(x.data_ptr() for x in (rows, row_levels, row_scales, sums, scales)),
         None if float_bias is None else float_bias.data_ptr(),
-        *(*rows.shape, len(weight), _or_best(instruction_set)),
+        *(*rows.shape, len(weight), _or_fastest(instruction_set)),
     )
-    kernels, threads = _kernels(), _threads()
-    kernels.idefics_quantize_rows(args, *threads)
+    kernels, thread_args = _kernels(), _thread_args()
+    kernels.idefics_quantize_rows(args, *thread_args)
     torch._int_mm(row_levels, weight.t(), out=sums)
-    kernels.idefics_scale_rows(args, *threads)
+    kernels.idefics_scale_rows(args, *thread_args)
 
 
 def _kernels() -> CDLL:
@@ -139,11 +139,12 @@ def _kernels() -> CDLL:
     return kernels
 
 
-def _or_best(instruction_set: InstructionSet | None) -> InstructionSet:
+def _or_fastest(instruction_set: InstructionSet | None) -> InstructionSet:
+    """The given instruction set; for None the fastest of this machine."""
     return library.instruction_sets("int8 and int4")[0] if instruction_set is None else instruction_set
 
 
-def _threads() -> tuple[int, int | None]:
-    """How many threads share the work, and what starts them."""
+def _thread_args() -> tuple[int, int | None]:
+    """The last arguments of each kernel: the number of threads, and the address of the function that starts them."""
     parallel = library.gomp_parallel_address()
     return torch.get_num_threads() if parallel else 1, parallel

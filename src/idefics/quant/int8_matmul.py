@@ -1,4 +1,4 @@
-"""Alternatives to torch's products, for float32 and int8 weights. `quant.autotune` chooses among them."""
+"""Alternatives to torch's matrix product, for float32 and int8 weights. `quant.autotune` chooses among them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def w8a8_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """An integer product with int8 weights: each row of the input is quantised to int8 with a scale of its own.
+    """Multiplies int8 numbers on a CPU: each row of the input is quantised to int8 with a scale of its own.
 
     See `QuantizedMatmul`. Sums are exact.
     """

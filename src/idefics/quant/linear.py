@@ -26,7 +26,7 @@ SCALE_CANDIDATES = tuple(
 
 
 def int8_dequantized_matmul(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A product with int8 weights in the input's dtype, on every device: see `QuantizedMatmul`."""
+    """Dequantises the int8 weight to the input's dtype and multiplies, on every device: see `QuantizedMatmul`."""
     dtype = input.dtype
 
     def dequantize_rows(rows: slice) -> Tensor:  # scaled before the sum, which would overflow in float16
@@ -42,10 +42,10 @@ def int4_dequantized_matmul(
     bias: Tensor | None,
     linear_function: LinearFunction = functional.linear,
 ) -> Tensor:
-    """A product with int4 weights in the input's dtype, on every device: see `QuantizedMatmul`.
+    """Dequantises the int4 weight to the input's dtype and multiplies, on every device: see `QuantizedMatmul`.
 
     Args:
-        linear_function: computes with the dequantised weights of some outputs.
+        linear_function: multiplies with the dequantised weights of some outputs at a time.
     """
     inputs, dtype = input.shape[-1], input.dtype
 
@@ -119,6 +119,7 @@ class Int4Linear(QuantizedLinear):
 
 
 def _dequantize_int4(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
+    """(O, num_inputs) weights of an `Int4Linear`, by the C kernel where it can be used, else in torch."""
     if can_dequantize_int4(levels, scale, dtype):
         return dequantize_int4(levels, scale, num_inputs)
     unpacked = torch.empty(*levels.shape, 2, dtype=dtype, device=levels.device)  # (O, bytes, halves)
@@ -135,9 +136,10 @@ def _pack_int4(levels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_symmetric(weight: Tensor, max_level: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Quantises over the last dimension: -> int8 levels from -max_level to max_level, and scales (..., 1).
+    """Quantises each last dimension with a scale: (..., I) -> int8 levels, and scales (..., 1).
 
     Args:
+        max_level: levels are from -max_level to max_level.
         dtype: of the scales. Levels are chosen for the scale after it was rounded to this dtype.
     """
     max_abs = weight.abs().amax(dim=-1, keepdim=True)  # twenty times as fast as torch's norm
@@ -146,7 +148,7 @@ def quantize_symmetric(weight: Tensor, max_level: int, dtype: torch.dtype) -> tu
 
 
 def quantize_least_squares(weight: Tensor, max_level: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `quantize_symmetric`, but with the scale of each group that has the least squared error.
+    """As `quantize_symmetric`, but with the scale that gives the least squared error of each group.
 
     Candidates are the scale of `quantize_symmetric` and smaller ones down to seven tenths of it: clipping a group's few
     largest weights may be worth the smaller error of all others.
@@ -166,8 +168,10 @@ def quantize_least_squares(weight: Tensor, max_level: int, dtype: torch.dtype) -
 
 
 def _round_to_levels(weight: Tensor, scale: Tensor, max_level: int) -> Tensor:
+    """The nearest int8 levels of a weight for given scales."""
     return weight.float().div(scale.float()).round_().clamp_(-max_level, max_level).to(torch.int8)
 
 
 def _squared_error(weight: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
+    """The sum over the last dimension of (levels * scale - weight)^2."""
     return levels.float().mul_(scale.float()).sub_(weight.float()).square_().sum(dim=-1, keepdim=True)

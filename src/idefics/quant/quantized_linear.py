@@ -19,7 +19,7 @@ from idefics.errors import BadRequest
 QuantizedMatmul = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 # Functions that other code may call with levels: those that describe or copy them.
-HARMLESS = frozenset(
+ALLOWED_FUNCTIONS = frozenset(
     {
         *("__get__", "__len__", "__repr__", "dim", "numel", "nelement", "size", "stride", "storage_offset"),
         *("element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point", "equal"),
@@ -50,7 +50,7 @@ class GuardedLevels(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func.__name__ not in HARMLESS:
+        if func.__name__ not in ALLOWED_FUNCTIONS:
             raise BadRequest(
                 f"quantised weights cannot be changed or computed with by other code ({func.__name__}), so adapters "
                 "cannot be merged into them or start from them (DoRA, PiSSA): load the model without quantize= "
@@ -63,7 +63,7 @@ class QuantizedLinear(nn.Linear):
     """A linear layer of O outputs and I inputs that stores levels and scales in place of its weight.
 
     Attributes:
-        weight: the levels as other code sees them, a `GuardedLevels`.
+        weight: a `GuardedLevels` view of the levels, for other code.
         scale: the scales, which are not trained.
         matmul: computes the product where no gradient is needed; `quant.apply_kernel_choice` sets a faster one.
         default_matmul: the product in plain torch, on every device and with gradients.
@@ -84,7 +84,7 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def levels(self) -> Tensor:
-        """The parameter `weight` as it is stored, which the layer computes with."""
+        """The stored levels that the layer computes with: the parameter `weight` itself, without the guard."""
         levels = self._parameters["weight"]
         assert levels is not None, "a quantised layer has levels"
         return levels
@@ -103,4 +103,5 @@ class QuantizedLinear(nn.Linear):
 
 
 def _frozen_parameter(tensor: Tensor) -> nn.Parameter:
+    """A contiguous parameter that is not trained."""
     return nn.Parameter(tensor.contiguous(), requires_grad=False)

@@ -1,9 +1,9 @@
-"""Finds the folder of a model, and streams the tensors of its files into a module.
+"""Finds or downloads the folder of a model, and streams the tensors of its files into a module.
 
 Importing this package does not import torch; `load` does.
 """
 
-from idefics.weights.files import weight_files
+from idefics.weights.files import safetensors_files
 from idefics.weights.hub import ProgressCallback
 from idefics.weights.hub_cache import cache_folder, cached_folder
 from idefics.weights.key_rules import ConcatRule, KeyRules
@@ -19,5 +19,5 @@ __all__ = [
     "cached_folder",
     "find",
     "load",
-    "weight_files",
+    "safetensors_files",
 ]

@@ -20,7 +20,7 @@ WRAPPER_PREFIXES = (
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raises UnsupportedModel where a folder holds an adapter: without it, the base model gives other answers."""
+    """Raises UnsupportedModel if a folder holds an adapter (LoRA) instead of, or in addition to, a model."""
     path = folder / ADAPTER_CONFIG
     if path.is_file():
         raise UnsupportedModel(adapter_error_message(str(folder), path))
@@ -43,6 +43,7 @@ def adapter_error_message(name: str, path: Path | None = None) -> str:
 
 
 def _base_model_name(path: Path) -> str:
+    """The base model that an adapter_config.json names; "" if it cannot be read."""
     try:
         name = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -51,7 +52,7 @@ def _base_model_name(path: Path) -> str:
 
 
 def refuse_wrapper_prefix(names: Collection[str], folder: Path) -> None:
-    """Raises BrokenCheckpoint where the names of all weights have the prefix of a training wrapper."""
+    """Raises BrokenCheckpoint if all names of weights begin with the prefix of a training wrapper."""
     for prefix, wrapper, hint in WRAPPER_PREFIXES:
         if names and all(name.startswith(prefix) for name in names):
             raise BrokenCheckpoint(

@@ -33,21 +33,21 @@ class FileTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the tensor, as the file's header has it."""
+        """The shape that the file's header states, read without the value."""
         return tuple(self.handle.get_slice(self.name).get_shape())
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as the file's header writes it: "BF16", "F32", "I64", "BOOL", ..."""
+        """The dtype in the file's header, in the spelling of safetensors: "BF16", "F32", "I64", "BOOL", ..."""
         return str(self.handle.get_slice(self.name).get_dtype())
 
     def has_dtype(self, dtype: torch.dtype) -> bool:
-        """Whether the tensor is stored in a dtype, so that its bytes can be used as they are."""
+        """Whether the tensor is stored in this dtype, so that it need not be cast."""
         return str(dtype) == f"torch.{TORCH_NAME_BY_FILE_DTYPE.get(self.dtype_name)}"
 
     def read(self) -> Tensor:
-        """The value, on the CPU, in the file's dtype. Raises BrokenCheckpoint where the file is damaged."""
-        with _damaged_file_errors(self.file):
+        """The value, on the CPU, in the file's dtype. Raises BrokenCheckpoint if the file is damaged."""
+        with _read_errors_as_broken_checkpoint(self.file):
             tensor: Tensor = self.handle.get_tensor(self.name)
             return tensor
 
@@ -68,7 +68,7 @@ def open_file_tensors(
 
     tensors: dict[str, FileTensor] = {}
     for file in files:
-        with _damaged_file_errors(file):
+        with _read_errors_as_broken_checkpoint(file):
             handle = stack.enter_context(safe_open(file, framework="pt", backend=backend))
         for name in handle.keys():  # noqa: SIM118 (a handle is not a mapping)
             if name in tensors:
@@ -80,7 +80,7 @@ def open_file_tensors(
 
 
 def common_16bit_dtype(tensors: Sequence[FileTensor]) -> torch.dtype | None:
-    """The dtype in which all tensors are stored, where that is one dtype of 16 bits."""
+    """float16 or bfloat16 if all tensors are stored in it; else None."""
     import torch
 
     dtype_names = {tensor.dtype_name for tensor in tensors}
@@ -90,7 +90,8 @@ def common_16bit_dtype(tensors: Sequence[FileTensor]) -> torch.dtype | None:
 
 
 @contextmanager
-def _damaged_file_errors(file: Path) -> Iterator[None]:
+def _read_errors_as_broken_checkpoint(file: Path) -> Iterator[None]:
+    """Replaces the errors of reading a file that are raised in this context by BrokenCheckpoint."""
     from safetensors import SafetensorError
 
     try:

@@ -1,4 +1,4 @@
-"""Which files of a folder hold a checkpoint's weights; the files are not opened."""
+"""Lists the safetensors files of a checkpoint's folder, without opening them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ CONVERSION_SCRIPT = (
 )
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files to read: model.safetensors, else the shards in the index, else every *.safetensors with its shards.
+def safetensors_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a checkpoint's weights: model.safetensors, else the shards in its index, else all *.safetensors.
+
+    A file that is one shard of a set requires the whole set.
 
     Raises:
         UnsupportedModel: the weights are pickles, or the folder holds an adapter.
@@ -50,6 +52,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _read_index(index: Path) -> list[str]:
+    """The sorted names of the shards in a model.safetensors.index.json."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -75,6 +78,7 @@ def _shard_names(name: str) -> list[str]:
 
 
 def _no_weights_error(folder: Path) -> UnsupportedModel | BrokenCheckpoint:
+    """The error of a folder without safetensors, which says how to convert pickles if it has some."""
     for pattern in PICKLE_PATTERNS:
         if any(folder.glob(pattern)):
             convert = CONVERSION_SCRIPT.format(pattern=folder / pattern)

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def release_free_heap() -> None:
-    """Returns the gaps that freed large tensors left between small ones; nothing where the C library is not glibc.
+    """Returns freed memory between live tensors to the operating system; does nothing without glibc.
 
     glibc would keep the gaps, which are too small for the next large tensor: quantising 16 matrices of 8 MiB to a
     quarter of that peaked at 155 MiB without this call and at 55 MiB with it.

@@ -17,7 +17,7 @@ from idefics.catalog import CATALOG
 from idefics.errors import ModelNotFound, UnsupportedModel
 from idefics.weights.adapters import ADAPTER_CONFIG, adapter_error_message
 from idefics.weights.files import INDEX_FILE, PICKLE_PATTERNS, SINGLE_FILE
-from idefics.weights.hub_cache import cache_folder, missing_files, snapshot_folder
+from idefics.weights.hub_cache import cache_folder, missing_parts, snapshot_folder
 
 ProgressCallback = Callable[[int, int], None]  # (bytes so far, bytes in all)
 
@@ -40,7 +40,7 @@ CONFIG_FILES = (
 OFFLINE_HINT = "use --model demo, which needs no network, or give a folder"
 
 
-def hub_folder(
+def find_or_download_snapshot(
     repo_id: str,
     *,
     revision: str | None,
@@ -50,9 +50,9 @@ def hub_folder(
     token: str | bool | None,
     cache: Path | None,
 ) -> Path:
-    """A hub repository's folder in the cache, downloaded where it is not complete. Arguments as in `find`."""
+    """The folder of a hub repository in the cache; downloads what it lacks. Arguments as in `find`."""
     folder = snapshot_folder(repo_id, revision, cache)
-    missing = ["everything"] if folder is None else missing_files(folder, needs_weights=needs_weights)
+    missing = ["everything"] if folder is None else missing_parts(folder, needs_weights=needs_weights)
     if folder is not None and not missing:
         log.debug("%s is in the hub's cache: %s", repo_id, folder)
         return folder
@@ -69,6 +69,7 @@ def hub_folder(
 
 
 def _is_offline() -> bool:
+    """Whether IDEFICS_OFFLINE or HF_HUB_OFFLINE is set."""
     on = ("1", "true", "yes", "on")
     return any(os.environ.get(name, "").lower() in on for name in ("IDEFICS_OFFLINE", "HF_HUB_OFFLINE"))
 
@@ -82,6 +83,7 @@ def _download(
     token: str | bool | None,
     cache: Path | None,
 ) -> Path:
+    """Downloads the files that the cache lacks; returns the snapshot's folder."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -158,6 +160,7 @@ def _files_to_download(repo_id: str, config: dict[str, Any], names: Iterable[str
 
 
 def _check_disk_space(repo_id: str, needed: int, folder: Path) -> None:
+    """Raises ModelNotFound if the disk of `folder` has fewer than `needed` bytes free."""
     while not folder.exists():
         folder = folder.parent
     if (free_bytes := shutil.disk_usage(folder).free) < needed:
@@ -193,7 +196,7 @@ def _to_model_not_found(
 
 
 class _DownloadProgress:
-    """Adds up the bytes that the progress bars of the hub's client count, in several threads."""
+    """Sums the bytes counted by the progress bars of the hub's client, and reports them. Called by several threads."""
 
     def __init__(self, total: int, report: ProgressCallback | None) -> None:
         self.total = total
@@ -204,7 +207,7 @@ class _DownloadProgress:
         self.report(0, total)
 
     def bar_class(self) -> type:
-        """A class of bars for the next call of the client, which show nothing and count bytes."""
+        """A tqdm class for the next call of the client, whose bars show nothing and count bytes."""
         from huggingface_hub.utils.tqdm import tqdm
 
         self.bytes_before += max(self.bytes_by_bar.values(), default=0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from idefics.errors import ModelError
-from idefics.weights.files import weight_files
+from idefics.weights.files import safetensors_files
 
 
 def cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
-    """The folder of a hub model that is completely in the cache; None where it is not."""
+    """The folder of a hub model that is completely in the cache; None if it is not."""
     folder = snapshot_folder(repo_id, revision)
-    return None if folder is None or missing_files(folder) else folder
+    return None if folder is None or missing_parts(folder) else folder
 
 
 def cache_folder() -> Path:
@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = None) -> Path | None:
-    """The folder that a revision stands for in a cache (None: `cache_folder`), complete or not.
+    """The folder of a revision (None: main) in a cache (None: `cache_folder`), complete or not; None if there is none.
 
     The layout is a documented one: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
@@ -35,8 +35,8 @@ def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = Non
     return folder if folder.is_dir() else None
 
 
-def missing_files(folder: Path, *, needs_weights: bool = True) -> list[str]:
-    """The files that a snapshot lacks: a download broke off, or another program downloaded a part of it."""
+def missing_parts(folder: Path, *, needs_weights: bool = True) -> list[str]:
+    """What a snapshot lacks: names of small files, and "weights" if any file of weights is missing. Empty: complete."""
     required_files = [
         ("config.json",),
         ("tokenizer.json",),
@@ -45,7 +45,7 @@ def missing_files(folder: Path, *, needs_weights: bool = True) -> list[str]:
     missing = [names[0] for names in required_files if not any((folder / name).is_file() for name in names)]
     try:
         if needs_weights:
-            weight_files(folder)
+            safetensors_files(folder)
     except ModelError:
         missing.append("weights")
     return missing

@@ -1,4 +1,4 @@
-"""How the tensor names of a checkpoint become those of the model: rules that each family writes down."""
+"""Rules that map the tensor names of a checkpoint to those of the model; each family defines its own."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ class KeyRules:
         }
 
     def _rename(self, name: str) -> str:
+        """The name after the first matching rule of `rename`; unchanged if none matches."""
         for pattern, replacement in self.rename:
             new_name, count = re.subn(pattern, replacement, name)
             if count:

@@ -1,4 +1,4 @@
-"""Finds the folder of a model by the short name, path or hub id that a person gives."""
+"""Finds the folder of a model by a short name, path or hub id; downloads it if needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from idefics.catalog import all_short_names, find_entry
 from idefics.errors import BadSetting, ModelNotFound
 from idefics.validation import short_repr
 from idefics.weights.adapters import refuse_adapter
-from idefics.weights.hub import ProgressCallback, hub_folder
+from idefics.weights.hub import ProgressCallback, find_or_download_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def find(
     token: str | bool | None = None,
     cache: Path | None = None,
 ) -> Path:
-    """Finds the folder of a checkpoint, and downloads it first where needed.
+    """Returns the folder of a checkpoint, and downloads it first if needed.
 
     A model that is complete in the hub's cache is used as it is: the hub is not asked for a newer version.
 
@@ -43,7 +43,7 @@ def find(
             from the client's threads. Not called for files that are in the cache.
         needs_weights: False downloads the small files only, which are enough for a processor.
         token: for private and gated models; True or None: that of `hf auth login`; False: none.
-        cache: the folder in which downloads are kept; None: that of the hub's client.
+        cache: the hub cache to use; None: that of the hub's client (`cache_folder`).
 
     Raises:
         ModelNotFound: no such name, folder, repository or revision; not in the cache and the hub cannot be reached;
@@ -69,7 +69,7 @@ def find(
             raise BadSetting(f"revision is {revision!r}, but {model} is a folder: only the hub has revisions")
         return _require_checkpoint_folder(folder, model)
     log.debug("%s is %s on the hub", model, repo_id)
-    return hub_folder(
+    return find_or_download_snapshot(
         repo_id,
         revision=revision,
         offline=offline,
@@ -81,6 +81,7 @@ def find(
 
 
 def _require_checkpoint_folder(folder: Path, model_name: str | os.PathLike[str]) -> Path:
+    """Returns `folder`; raises ModelNotFound or UnsupportedModel if it is not the folder of a checkpoint."""
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():

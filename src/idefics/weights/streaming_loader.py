@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from idefics.errors import UnsupportedModel, WeightsMismatch
 from idefics.weights.adapters import refuse_wrapper_prefix
 from idefics.weights.file_tensors import FileTensor, common_16bit_dtype, open_file_tensors
-from idefics.weights.files import weight_files
+from idefics.weights.files import safetensors_files
 from idefics.weights.heap import release_free_heap
 from idefics.weights.key_rules import KeyRules
 
@@ -31,7 +31,7 @@ DeviceByModule = Mapping[
 
 
 def device_of(name: str, device_by_module: DeviceByModule) -> torch.device:
-    """The device of a tensor or module: that of the innermost enclosing module that `device_by_module` names."""
+    """The device of a tensor or module, by name: that of the innermost module around it in `device_by_module`."""
     while name and name not in device_by_module:
         name = name.rpartition(".")[0]
     return device_by_module[name]
@@ -80,7 +80,7 @@ def load(
 
     device_by_module = device if isinstance(device, Mapping) else {"": torch.device(device)}
     with ExitStack() as stack:
-        files = weight_files(folder)
+        files = safetensors_files(folder)
         file_tensors = open_file_tensors(files, stack)
         refuse_wrapper_prefix(file_tensors, folder)
         sources = {
@@ -138,7 +138,7 @@ class _ParameterLoader:
         return missing_names
 
     def load(self, parameter: _ModelTensor, device: torch.device) -> None:
-        """Reads a parameter, and quantises it or assigns it to its names."""
+        """Reads a parameter from the checkpoint, and quantises it or assigns it to its names."""
         for name in parameter.names:
             if quantize := self.quantizers.get(name):
                 quantize(self._read_value(parameter, self.dtype, device))
@@ -154,6 +154,7 @@ class _ParameterLoader:
         self._assign(parameter, parameter.names, parameter.tensor.detach().to(device, dtype))
 
     def _assign(self, parameter: _ModelTensor, names: Sequence[str], value: Tensor) -> None:
+        """Sets the model's tensors of these names to one value, which is a Parameter if the old one was."""
         from torch import nn
 
         if isinstance(parameter.tensor, nn.Parameter):
@@ -198,6 +199,7 @@ def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _model_tensors(model: nn.Module) -> list[_ModelTensor]:
+    """The tensors of a model's state dict; a tied one once, with all its names."""
     tensor_by_id: dict[int, _ModelTensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor_by_id.setdefault(id(tensor), _ModelTensor(tensor, [])).names.append(name)
@@ -209,6 +211,7 @@ def _check_names_and_shapes(
     sources: Mapping[str, Sequence[FileTensor]],
     optional_names: Collection[str],
 ) -> None:
+    """Raises WeightsMismatch or UnsupportedModel (dtypes) before any tensor is read."""
     missing: list[str] = []
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for parameter in parameters:
@@ -245,6 +248,7 @@ def _concatenated_shape(parts: Sequence[FileTensor], expected: tuple[int, ...]) 
 def _read_concatenated(
     parts: Sequence[FileTensor], parameter: _ModelTensor, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
+    """The parts, concatenated along dimension 0, as a new tensor of the parameter's shape."""
     import torch
 
     value = torch.empty(parameter.tensor.shape, dtype=dtype, device=device)
@@ -256,6 +260,7 @@ def _read_concatenated(
 
 
 def _refuse_meta_tensors(model: nn.Module) -> None:
+    """Raises RuntimeError if a tensor is still on the meta device."""
     named = chain(model.named_parameters(), model.named_buffers())
     if meta_names := [name for name, tensor in named if tensor.is_meta]:
         raise RuntimeError(
