@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Runs the arguments of the process, and exits; without a traceback where Ctrl-C interrupts the imports."""
+    """Runs the CLI with the process's arguments and exits with its code; Ctrl-C during the imports exits with 130."""
     try:
         from idefics.cli.main import main as run
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The checkpoints that have a short name, as plain data; any other is given by its hub id or folder.
+"""The checkpoints that have a short name, as plain data. All others are loaded by hub id or folder.
 
 Sources of parameter counts, licences and ids: the checkpoints' own cards and files.
 """
@@ -26,12 +26,12 @@ class CatalogEntry:
     """One checkpoint of the catalog.
 
     Attributes:
-        short_names: the first one is shown.
+        short_names: the names that `load` accepts; the first one is shown in lists.
         hub_id: id on the Hugging Face hub; "" for a checkpoint inside the package.
         package_folder: folder inside the package; "" for a checkpoint on the hub.
         family: name of the family, for people.
         model_type: of config.json.
-        num_parameters: of the whole model.
+        num_parameters: number of parameters of the whole model.
         decoder_parameters: those in matrices of the decoder's layers, cross-attention included, which int8 and int4
             quantise to that number of bits.
         int8_parameters: those in matrices of the vision tower and in a head of one matrix, which int8 and int4 quantise

@@ -370,7 +370,7 @@ class EngineConfig:
             that answers keep streaming.
         waiting: at most this many requests wait.
         kv_cache: size of the KV cache in bytes (a whole number), or as a share (below 1) of the memory that is free
-            when the engine is made; None: the default of `engine.memory`.
+            when the engine is made; None: the default of `engine.kv_cache_size`.
         cache_pages: the same in pages of 16 positions; takes precedence over `kv_cache`.
         picture_bytes: size of the cache of encoded pictures in bytes.
         reference: whether decode steps use only PyTorch's plain operations: no kernels, no CUDA graphs.
@@ -397,6 +397,7 @@ class EngineConfig:
 
 
 def _validate_logit_bias(biases: Mapping[int, float]) -> None:
+    """Raises BadSetting unless keys are ids from 0 and values numbers from -100 to 100."""
     if not isinstance(biases, Mapping):
         raise BadSetting(f"logit_bias is {biases!r}; give a dict of token ids and numbers from -100 to 100")
     for id, bias in biases.items():

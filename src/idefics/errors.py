@@ -40,11 +40,12 @@ class IdeficsError(Exception):
     """The base class of all errors of this package; `str(error)` is a message of one line."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the text and the attributes, as `__init__` takes other arguments."""
+        """Pickles the text and the attributes, since the arguments of `__init__` are not stored."""
         return _rebuild_error, (type(self), self.args), self.__dict__
 
 
 def _rebuild_error(error_type: type[IdeficsError], args: tuple[Any, ...]) -> IdeficsError:
+    """Creates an error with these `args` without its `__init__`; used by pickle and copy."""
     # OSError has a larger C structure: an error that is an OSError and a ValueError must be created as an OSError.
     error = OSError.__new__(error_type) if issubclass(error_type, OSError) else error_type.__new__(error_type)
     error.args = args
@@ -75,7 +76,7 @@ class UnknownArgument(BadCall):
     def __init__(self, call: str, names: Sequence[str], known: Sequence[str]) -> None:
         super().__init__(
             f"{call} has no argument {' and '.join(map(repr, names))}{did_you_mean(names, known)}; "
-            f"it knows {', '.join(known)}"
+            f"it takes {', '.join(known)}"
         )
         self.names, self.known = tuple(names), tuple(known)
 
@@ -244,11 +245,11 @@ class OutOfMemory(MemoryError, IdeficsError):  # in this order, as MemoryError h
     Args:
         what: what needs the memory, as the beginning of a sentence.
         needed, free: bytes.
-        way_out: what to do about it.
+        advice: what to do about it.
     """
 
-    def __init__(self, what: str, needed: int, free: int, way_out: str) -> None:
-        super().__init__(f"{what} needs {format_bytes(needed)}, {format_bytes(free)} free: {way_out}")
+    def __init__(self, what: str, needed: int, free: int, advice: str) -> None:
+        super().__init__(f"{what} needs {format_bytes(needed)}, {format_bytes(free)} free: {advice}")
         self.needed, self.free = needed, free
 
 
@@ -274,6 +275,7 @@ class MissingExtra(IdeficsError, ImportError):
 
 
 def _format_names(title: str, names: Sequence[str], max_names: int = 10) -> str:
+    """A list for messages: "12 missing (a, b, ... and 2 more)"; "" without names."""
     if not names:
         return ""
     more = f" and {len(names) - max_names} more" if len(names) > max_names else ""

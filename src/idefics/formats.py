@@ -1,6 +1,6 @@
 """The formats of picture and video files: their suffixes, how they are recognised, which of them are read.
 
-Opening, folders, patterns, uploads, messages and help all read this table. Plain data: no Pillow, no torch.
+The one table for opening files, listing folders, uploads, messages and help. Plain data: no Pillow, no torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ImageFormat:
 
 
 # Read by Pillow, or by a library that makes Pillow's pictures. Pillow also opens page descriptions (EPS) by starting
-# other programs, and dozens of rare formats: never here.
+# other programs, and dozens of rare formats: these are disabled.
 IMAGE_FORMATS = (
     ImageFormat(
         "JPEG",

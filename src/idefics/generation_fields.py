@@ -78,10 +78,10 @@ NEUTRAL_VALUES_BY_FIELD: Mapping[str, tuple[object, ...]] = {**SEARCH_FIELDS, **
 
 
 def is_neutral(name: str, value: object) -> bool:
-    """Whether the field `name` with this value leaves answers as they are without the field."""
+    """Whether a field with this value changes no answer; unknown fields, which `generate` ignores, do not."""
     return name not in NEUTRAL_VALUES_BY_FIELD or value is None or value in NEUTRAL_VALUES_BY_FIELD[name]
 
 
 def effective_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a generation_config.json that change answers; unknown fields, which `generate` ignores, do not."""
+    """The fields of a generation_config.json that are not neutral (see `is_neutral`)."""
     return {name: value for name, value in settings.items() if not is_neutral(name, value)}

@@ -1,4 +1,4 @@
-"""How much host memory this process can still take, what a model needs of it, and sizes such as "1GB" as settings.
+"""How much host memory this process can still allocate, how much a model needs, and settings such as "1GB".
 
 Limits are the machine's memory, those of control groups version 1 and 2 (containers, systemd) with all groups around
 them, and the process's own (`ulimit -v`, `ulimit -d`). Imports no torch.
@@ -119,6 +119,7 @@ def parse_memory_size(name: str, value: float | str | None) -> int | float | Non
 
 
 def _read_machine_memory(root: Path) -> MemoryLimit:
+    """The machine's memory; where the system does not report the free part, all of it counts as free."""
     meminfo = root / "proc" / "meminfo"
     if meminfo.exists():  # Linux: MemAvailable is what programs can have without swapping
         lines = (line.split() for line in meminfo.read_text().splitlines())
@@ -150,6 +151,12 @@ def _read_cgroup_limits(root: Path) -> Iterator[MemoryLimit]:
 def _cgroup_limits(
     root: Path, mount: list[str], path: str, limits: tuple[str, ...], usage: str
 ) -> Iterator[MemoryLimit]:
+    """The limits of the group `path` and of the groups around it, below one mount.
+
+    Args:
+        mount: the fields of the mount's line in /proc/self/mountinfo.
+        limits, usage: names of the files with the limits and the used bytes.
+    """
     mount_root, mount_point = PurePosixPath(mount[3]), root / mount[4].lstrip("/")
     # In a container the group itself may be mounted, while the path is that of the host.
     path_below_root = (

@@ -1,4 +1,4 @@
-"""Objects that hold a picture or a video (file objects, buffers, tensors, arrays of other libraries) into plain ones.
+"""Converts sources of pictures and videos (file objects, buffers, tensors, arrays) into bytes and NumPy arrays.
 
 Does not open paths or URLs. Imports neither torch nor Pillow: an object of theirs exists only where they are loaded.
 """
@@ -50,11 +50,11 @@ class MultiFrameImage(Protocol):
 
 
 def read_source(source: Any) -> Any:
-    """Bytes of a file object or buffer, a NumPy array of a tensor or another library's array; anything else unchanged.
+    """Converts a source: a file object or buffer to bytes, a tensor or another library's array to a NumPy array.
 
     A tensor whose shape fits (C, H, W) is read as that, torch's own order, and its array is (H, W, C). A file object
     is read from its beginning if it is seekable, as Pillow does, and is not closed. A Pillow image with several frames
-    is copied, as seeking would change it.
+    is copied, as seeking would change it. Anything else, such as a path or URL, is returned unchanged.
 
     Raises:
         BadPicture: the file object is closed, was opened as text, or has to be awaited.
@@ -97,7 +97,7 @@ def to_numpy_array(source: Any) -> Any:
 
     try:
         return np.asarray(source)
-    except Exception as error:  # libraries raise whatever they like
+    except Exception as error:  # libraries raise errors of any class
         raise BadPicture(
             f"an object of type {type(source).__name__} cannot become a NumPy array ({error}): give the array itself"
         ) from None
@@ -133,6 +133,7 @@ def copy_current_frame(picture: Any) -> Any:
 
 
 def _read_file_object(file: BinaryFile) -> bytes:
+    """The content of a file object, from its beginning if it is seekable."""
     try:
         if isinstance(file, _Seekable) and file.seekable():
             file.seek(0)

@@ -1,4 +1,4 @@
-"""What every frontend passes in and gets back: pictures, videos and messages; answers and rankings.
+"""The inputs and results of all frontends: pictures, videos and messages; answers and rankings.
 
 Plain data: no torch, no tokenizer, no model.
 """
@@ -29,7 +29,7 @@ Detail = Literal["low", "high", "auto"]
 @reject_unknown_fields
 @dataclass(frozen=True, slots=True)
 class ImageDetail:
-    """In how many tiles a checkpoint that splits pictures sees them; other checkpoints always see one frame.
+    """Into how many tiles a picture is split, by checkpoints that split pictures; others always use one frame.
 
     Attributes:
         detail: "high": as the checkpoint was released; "low": the whole picture as one frame; "auto": as "high", but no
@@ -185,7 +185,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counts of an answer: tokens of the prompt (its pictures' included), generated tokens, pictures.
+    """Counts of an answer: tokens of the prompt (image tokens included), generated tokens, pictures in the prompt.
 
     Attributes:
         cached_tokens: prompt tokens that were in the prefix cache and not computed again.
@@ -199,7 +199,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall-clock seconds: making the prompt (pictures, text), from the call to the first token, and to the end."""
+    """Wall-clock seconds from the call to: the finished prompt (`prepare`), the first token, the last token (`total`)."""
 
     prepare: float
     first_token: float
@@ -247,7 +247,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a streamed answer gained since the last delta; its deltas joined are its text, tokens and logprobs.
+    """The part of a streamed answer since the last delta; joined, the deltas are its text, tokens and logprobs.
 
     Attributes:
         text: new characters that can no longer change; may be empty in the last delta.

@@ -140,7 +140,7 @@ def document_options(options_type: type = Options, **defaults: Any) -> Callable[
 
 
 def pop_image_detail(options: Options) -> ImageDetail:
-    """Removes the options about pictures, which belong to the prompt, from those that generate the answer.
+    """Removes the options about pictures, `detail` and `max_tiles`, from the others and returns them.
 
     Raises:
         BadSetting: one of them is wrong.

@@ -1,4 +1,4 @@
-"""A prompt as processing hands it to the engine: token ids and preprocessed pictures. No torch, no text."""
+"""Prompts as processing gives them to the engine: token ids and preprocessed pictures. No torch, no text."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class OutputConstraint:
         choices: Sequence[str] | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> OutputConstraint | None:
-        """The constraint of the option that is given, or None where none is."""
+        """The constraint of the one option that is not None, or None if all are."""
         if regex is None and choices is None and schema is None:
             return None
         return cls(regex=regex, choices=choices, schema=schema)
@@ -85,6 +85,7 @@ class OutputConstraint:
 
 
 def _validate_schema(schema: object) -> None:
+    """Raises BadSetting unless the schema is a dict of JSON data; its keywords are checked when it is compiled."""
     if not isinstance(schema, Mapping):
         raise BadSetting(f"schema is {schema!r}; give a JSON schema as a dict, such as {{'type': 'object'}}")
     try:

@@ -92,7 +92,7 @@ def test_names_that_are_none():
         lambda: GenerationConfig().update(max_new_token=3),
     ):
         with pytest.raises(
-            UnknownArgument, match=r"'max_new_token' \(did you mean 'max_new_tokens'\?\); it knows "
+            UnknownArgument, match=r"'max_new_token' \(did you mean 'max_new_tokens'\?\); it takes "
         ):
             attempt()
 

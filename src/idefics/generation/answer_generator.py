@@ -187,7 +187,11 @@ class AnswerGenerator:
     def _create_constraints(
         self, prompt: Prompt
     ) -> tuple[FinishableConstraint | None, GenerationConfigBeamConstraint | None]:
-        """The constraints on one answer's tokens, of the options and of the checkpoint's generation config."""
+        """Creates the constraints of one answer, from the options and the checkpoint's generation config.
+
+        Returns:
+            The constraint on its tokens, and the constraint on the beams of a beam search; each may be None.
+        """
         config, engine = self.model.generation_config, self.model.engine
         has_step_rules = bool(config.step_dependent_fields)
         if self.compiled_constraint is None and not has_step_rules and not config.renormalize_logits:
@@ -206,7 +210,7 @@ class AnswerGenerator:
     def _generate_answers(
         self, prompts: Generator[Prompt | IdeficsError], error_policy: ErrorPolicy
     ) -> list[Answer | IdeficsError]:
-        """Submits prompts as they are made; an error that is raised cancels the answers still in flight."""
+        """Submits prompts as they are made and collects their answers in order; a raised error cancels the rest."""
         max_in_flight = 2 * self.model.engine.config.batch_rows  # bounded, since prompts hold pictures
         in_flight: deque[Generation | IdeficsError] = deque()
         answers: list[Answer | IdeficsError] = []
@@ -245,6 +249,7 @@ def _compile_constraint(
     banned_strings: tuple[str, ...],
     skip_special_tokens: bool | None,
 ) -> CompiledGrammar | BannedStrings | None:
+    """Compiles the output constraint or the banned strings; None if there are neither."""
     if output_constraint is None and not banned_strings:
         return None
     return compile_output_constraint(

@@ -162,19 +162,21 @@ def warn_about_missing_kernels() -> None:
 
 
 def _installed_version(name: str) -> str | None:
+    """The version of an installed distribution; None if it is not installed."""
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return None
 
 
 def _folder_size(name: str, path: Path) -> dict[str, Any]:
-    """The size of a file or folder; several links to one file are counted once."""
+    """The name, path and size in bytes of a file or folder; several links to one file are counted once."""
     files = path.rglob("*") if path.is_dir() else iter([path] * path.exists())
     bytes_by_inode = {(stat.st_dev, stat.st_ino): stat.st_size for stat in _stat_files(files)}
     return {"name": name, "path": str(path), "bytes": sum(bytes_by_inode.values())}
 
 
 def _stat_files(files: Iterable[Path]) -> Iterator[os.stat_result]:
+    """The `stat` of each regular file; others, and files that cannot be read, are left out."""
     for file in files:
         with suppress(OSError):  # deleted meanwhile, or a broken link
             if file.is_file():

@@ -119,7 +119,7 @@ def resolve_dtypes(
         dtype: the caller's setting: "auto", a name or a torch dtype.
         device: the main device.
         checkpoint_dtype: the name of the dtype in which the checkpoint stores its weights.
-        kernel_choice: names the 16-bit dtypes in which this CPU is faster.
+        kernel_choice: its `halves` are the 16-bit dtypes in which this CPU is faster than in float32.
 
     Returns:
         The dtype of activations, and the weight storage (see `ComputePlan.storage`).

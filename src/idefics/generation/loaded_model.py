@@ -66,7 +66,7 @@ class LoadedModel:
 
     @cached_property
     def compile_grammar(self) -> Callable[[OutputConstraint, bool | None], CompiledGrammar]:
-        """`compile_grammar(constraint, skip_special_tokens)`, with a cache: applications repeat their schemas."""
+        """`compile_grammar(constraint, skip_special_tokens)`; cached, since applications repeat their schemas."""
 
         @lru_cache(maxsize=MAX_CACHED_GRAMMARS)
         def compile_grammar(
@@ -94,7 +94,7 @@ class LoadedModel:
         return processor
 
     def close(self) -> None:
-        """Closes the engine and frees the caches. May be called twice."""
+        """Closes the engine, which frees weights and KV cache, and drops the cached grammars. May be called twice."""
         self.engine.close()
         for name in ("token_bytes", "compile_grammar"):
             self.__dict__.pop(name, None)

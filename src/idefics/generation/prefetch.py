@@ -66,6 +66,7 @@ def call_with_deadline(function: Callable[[T], R], item: T, deadline: Deadline |
 
 
 def _wait_for_result(future: Future[R | IdeficsError], deadline: Deadline | None) -> R | IdeficsError:
+    """The result of a future, or a `RequestTimeout` if the deadline passes first."""
     if deadline is not None and not wait((future,), deadline.remaining_seconds).done:
         return RequestTimeout(deadline.timeout)
     return future.result()

@@ -125,7 +125,7 @@ def quantize_checkpoint(
         is_new=is_new,
         group_size=GROUP_SIZE if quantization.kind == "int4" else None,
         num_layers_by_bits=Counter(
-            _bits(layer) for layer in module.modules() if isinstance(layer, (Int8Linear, Int4Linear))
+            _bit_width(layer) for layer in module.modules() if isinstance(layer, (Int8Linear, Int4Linear))
         ),
         skipped_layers=_unquantized_layer_names(module),
         bytes_before=_size_of_weight_files(folder),
@@ -190,7 +190,7 @@ def measure_layer_errors(
 
 @dataclass(slots=True)
 class _SquaredSums:
-    """Sums of squares: of differences, and of the original values."""
+    """Sums of squares of the differences and of the original values, from which the relative error is computed."""
 
     difference: float = 0.0
     original: float = 0.0
@@ -223,11 +223,12 @@ def _size_of_weight_files(folder: Path) -> int:
     return sum(file.stat().st_size for file in safetensors_files(folder))
 
 
-def _bits(layer: nn.Module) -> int:
+def _bit_width(layer: nn.Module) -> int:
     return 8 if isinstance(layer, Int8Linear) else 4
 
 
 def _unquantized_layer_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of linear layers that are not quantized, each once, with "n" for a layer's number."""
     names = (
         re.sub(r"\.\d+\.", ".n.", name)
         for name, layer in module.named_modules()
@@ -253,7 +254,7 @@ def _is_already_written(out: Path, config: Mapping[str, Any]) -> bool:
 def _write_checkpoint(
     module: nn.Module, checkpoint: Checkpoint, config: Mapping[str, Any], out: Path
 ) -> None:
-    """Writes into a temporary folder and renames it to `out`, so that an interrupted run leaves no partial `out`."""
+    """Writes a checkpoint into a temporary folder and renames it to `out`, so that `out` is never incomplete."""
     from huggingface_hub import save_torch_state_dict
 
     try:

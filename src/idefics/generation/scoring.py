@@ -45,6 +45,9 @@ def score_continuations(
         image_detail: how pictures that do not set their own detail are split into tiles.
         on_error: handles errors about one continuation.
         timeout: seconds until the call fails; None: never.
+
+    Returns:
+        The prompt, and for each continuation the log-probability of each of its tokens, or its error.
     """
     deadline = Deadline.from_timeout(timeout)
     texts = validate_list("continuations", continuations, "a list of texts", error_type=BadPrompt)
@@ -70,6 +73,7 @@ def score_continuations(
 
 
 def _check_continuation(processor: Processor, text: object, in_chat: bool) -> str:
+    """Returns a continuation; raises BadPrompt or PromptTooLong if it cannot follow any prompt."""
     continuation = validate_text("continuation", text, " a dog", allow_blank=True)
     processor.check_continuation(continuation, in_chat=in_chat)
     return continuation

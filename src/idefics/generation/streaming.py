@@ -1,4 +1,4 @@
-"""One answer on its way: `Generation`, which the engine fills and a caller reads, and the public `Stream` over it."""
+"""An answer while it is generated: `Generation`, written by the engine and read by one caller; the public `Stream`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Generation:
 
     Attributes:
         handle: the engine's handle of the request; set as soon as the request is submitted.
-        is_abandoned: nobody will read the answer, so that the engine ends it with the next token.
+        is_abandoned: the answer will not be read, so that the engine ends it with the next token.
     """
 
     handle: RequestHandle
@@ -45,8 +45,8 @@ class Generation:
         self._submit_time = self._last_token_time = time.perf_counter()
         self._first_token_time: float | None = None
         self._text_lengths: list[int] = []  # length of the text after each token
-        self._num_tokens_received = 0  # tokens that the reader was woken for
-        self._num_tokens_read = self._num_chars_read = 0  # what the deltas returned so far contain
+        self._num_tokens_received = 0  # tokens that the reader was notified of
+        self._num_tokens_read = self._num_chars_read = 0  # contained in the deltas returned so far
         self.is_abandoned = False
 
     def on_token(self, token_id: int) -> bool:
@@ -118,7 +118,7 @@ class Generation:
             self.handle.cancel()
 
     def next_delta(self) -> Delta | None:
-        """Receives one more token; returns the new text with its tokens, or None while no new text is certain."""
+        """Call once for each token of the handle: the new text and its tokens, or None while no new text is certain."""
         self._num_tokens_received += 1
         num_chars = self._text_lengths[self._num_tokens_received - 1]
         if num_chars == self._num_chars_read:
@@ -126,13 +126,14 @@ class Generation:
         return self._read_until(self._text[:num_chars], self._num_tokens_received)
 
     def final_delta(self) -> Delta | None:
-        """Returns what is still unread after the answer has ended, or None."""
+        """Call after the last token: the text and tokens that no delta contained, or None if there are none."""
         answer = self.build_answer()
         if len(answer.text) == self._num_chars_read and len(answer.tokens) == self._num_tokens_read:
             return None
         return self._read_until(answer.text, len(answer.tokens))
 
     def _read_until(self, text: str, num_tokens: int) -> Delta:
+        """The unread part of the answer's first `num_tokens` tokens, whose whole text is `text`; marks it as read."""
         handle, sampling = self.handle, self.handle.request.sampling
         new_tokens = slice(self._num_tokens_read, num_tokens)
         delta = Delta(

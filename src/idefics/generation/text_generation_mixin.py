@@ -89,7 +89,7 @@ class TextGenerationMixin:
         """Continues a raw prompt, which is given to the model exactly as it is; or each of several.
 
         Args:
-            items: text and pictures in any order, or a list of such lists. Special tokens in the text are honoured.
+            items: text and pictures in any order, or a list of such lists. Special tokens in the text are recognised.
             stream: return a `Stream`; one prompt only.
             on_error: "raise" the first error, with the number of its prompt; or "return" each error in the place of
                 its answer, and answer the other prompts.
@@ -181,7 +181,8 @@ class TextGenerationMixin:
         Args:
             messages: `Message` objects, or the dicts of the published guides and of OpenAI's API; or a list of such
                 conversations. Special tokens in their text are plain characters.
-            answer_start: text that the answer begins with; the generated text follows it, its first space included.
+            answer_start: text that the answer begins with (prefill). The returned text does not repeat it, and begins
+                with the space after it, if there is one.
             continue_final_message: the last message is the assistant's, and its text is continued: that text and the
                 answer's text joined are the whole. Without it such a conversation is refused.
             stream: return a `Stream`; one conversation only.

@@ -138,7 +138,7 @@ class GenerationConfigConstraint:
 
 
 class GenerationConfigBeamConstraint:
-    """The same rules for the beams of a beam search: a `BeamConstraint` of `engine.request`.
+    """The rules of a generation_config.json for the beams of a beam search: a `BeamConstraint` of `engine.request`.
 
     Attributes:
         is_renormalized: whether the probabilities of the allowed tokens are scaled to sum to 1.

@@ -175,11 +175,11 @@ class Processor:
         Each continuation follows the last text directly: it begins with a space of its own where one is needed.
         """
         parts = self._lay_out_raw(self._parse_items(items))
-        return self._encode_continuations(parts, [TextPiece(one, self._is_trusted) for one in continuations])
+        return self._encode_continuations(parts, [TextPiece(one, self._trusts_text) for one in continuations])
 
     def check_continuation(self, continuation: str, *, in_chat: bool) -> None:
         """Raises an error if a text cannot be a continuation of any prompt: see `continuations.check_continuation`."""
-        piece = TextPiece(continuation, trusted=self._is_trusted and not in_chat)
+        piece = TextPiece(continuation, trusted=self._trusts_text and not in_chat)
         check_continuation(self.tokenizer, self.text_limit, piece)
 
     def count_image_tokens(self, picture: Picture) -> int:
@@ -201,7 +201,7 @@ class Processor:
         return len(self._special_prefix_ids()) + len(self.tokenizer.encode_pieces([self._prefix_piece]))
 
     @property
-    def _is_trusted(self) -> bool:
+    def _trusts_text(self) -> bool:
         """Whether special tokens in the text of raw prompts are recognised, and paths in it may be checked."""
         return self.is_text_trusted and not self.fetcher.untrusted
 
@@ -218,7 +218,7 @@ class Processor:
         """The parts of a conversation's prompt: the prefix, and the output of the chat template."""
         parts = render_conversation(
             self.prompt_format.chat_template,
-            to_messages(messages, untrusted=not self._is_trusted),
+            to_messages(messages, untrusted=not self._trusts_text),
             answer_start=answer_start,
             continue_final_message=continue_final_message,
             variables=self.tokenizer.token_by_role,
@@ -228,7 +228,7 @@ class Processor:
     def _parse_items(self, items: Sequence[PromptItem]) -> list[ContentPart]:
         if isinstance(items, (str, bytes)) or not isinstance(items, Sequence) or not items:
             raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
-        return [parse_item(item, untrusted=not self._is_trusted) for item in items]
+        return [parse_item(item, untrusted=not self._trusts_text) for item in items]
 
     def _lay_out_raw(
         self, items: Sequence[ContentPart | PreprocessedImage], adds_separators: bool | None = None
@@ -245,7 +245,7 @@ class Processor:
             items,
             separator="" if adds_separators is False else separator,
             strips_text=self.prompt_format.strips_text,
-            trusted=self._is_trusted,
+            trusted=self._trusts_text,
         )
         return [self._prefix_piece, *parts]
 

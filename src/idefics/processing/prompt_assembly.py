@@ -21,7 +21,7 @@ def build_prompt(
 
     Args:
         num_tokens_by_image: how many image tokens each picture has in `ids`.
-        end_of_document_id: the token that ends a document; later tokens attend to no earlier picture. None: no such token.
+        end_of_document_id: the token that ends a document; later tokens attend to no earlier picture; or None.
 
     Raises:
         BadPrompt: there are no ids, or more image tokens than the pictures have.

@@ -30,7 +30,7 @@ NEUTRAL_IMAGE_SIZE = 64  # width and height of the grey picture that calibration
 
 @dataclass(frozen=True, slots=True)
 class LabelRanker:
-    """One `classify` call, without its pictures.
+    """The arguments of one `classify` call, without its pictures: scores and ranks the labels for a picture.
 
     Attributes:
         model: scores the labels.
@@ -60,7 +60,11 @@ class LabelRanker:
         )
 
     def score(self, picture: PictureOrVideo) -> RequestHandle:
-        """Returns the finished request that scored the labels for a picture."""
+        """Scores the labels for a picture.
+
+        Returns:
+            The finished request; its `continuation_logprobs` are the log-probabilities of each label's tokens.
+        """
         prompt, continuations = self.make_prompt(picture)
         request = Request(prompt, continuations=continuations, deadline=self.deadline)
         return self.model.engine.submit(request, wait=True).result()
@@ -90,7 +94,7 @@ class LabelRanker:
 
 
 def neutral_picture() -> Picture:
-    """Returns a plain mid-grey picture, which stands for no content in calibration (arXiv 2102.09690)."""
+    """Returns a plain mid-grey picture: the input without content that calibration compares with (arXiv 2102.09690)."""
     import PIL.Image
 
     return Picture(PIL.Image.new("RGB", (NEUTRAL_IMAGE_SIZE, NEUTRAL_IMAGE_SIZE), (127, 127, 127)))

@@ -72,6 +72,7 @@ def parse_shots(text: str, path: Path) -> list[Shot]:
 
 
 def _parse_shot(line: str, path: Path, number: int) -> Shot:
+    """Parses one line of `parse_shots`; `number` counts lines from 1."""
     # Imports NumPy and Pillow, which `idefics --help` does not need.
     from idefics.processing.video import to_picture_or_video
 

@@ -76,6 +76,7 @@ def compose_task_prompt(
 
 
 def _compose_chat(task: Task, picture: PictureOrVideo, words: str, shots: Sequence[Shot]) -> TaskPrompt:
+    """The prompt for a chat checkpoint: each shot is a turn of the user and one of the assistant."""
     start = task.answer_start.format(words=words)
     turns: list[Message] = []
     for shot in shots:
@@ -86,6 +87,7 @@ def _compose_chat(task: Task, picture: PictureOrVideo, words: str, shots: Sequen
 
 
 def _compose_document(task: Task, picture: PictureOrVideo, words: str, shots: Sequence[Shot]) -> TaskPrompt:
+    """The prompt for a base checkpoint: each shot is a passage of the document before the picture."""
     prompt_template = (
         task.base_prompt_with_shots if shots and task.base_prompt_with_shots else task.base_prompt
     )
