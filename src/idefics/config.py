@@ -102,7 +102,10 @@ class PerceiverConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossAttentionConfig:
-    """The gated cross-attention of Idefics 1: one block before every `layer_interval`-th decoder layer."""
+    """The gated cross-attention of Idefics 1: one block before every `layer_interval`-th decoder layer.
+
+    `alpha_type`: a block's gates have one number per hidden unit ("vector") or one number ("float").
+    """
 
     layer_interval: int
     has_qk_norms: bool

@@ -199,7 +199,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall-clock seconds from the call to: the finished prompt (`prepare`), the first token, the last token (`total`)."""
+    """Wall-clock seconds from the call until the prompt is made (prepare), the first token, and the last (total)."""
 
     prepare: float
     first_token: float

@@ -224,6 +224,7 @@ def _size_of_weight_files(folder: Path) -> int:
 
 
 def _bit_width(layer: nn.Module) -> int:
+    """Bits per weight of a quantized layer, without its scales."""
     return 8 if isinstance(layer, Int8Linear) else 4
 
 

@@ -157,7 +157,7 @@ def decode_trusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
 
 
 def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
-    """As `decode_trusted`, for files of untrusted senders: few formats, bounded work, only orientation metadata."""
+    """As `decode_trusted`, for untrusted senders: fewer formats, bounded work, no metadata but the orientation."""
     data, exif = file.read(), b""
     head = data[:SIGNATURE_BYTES]
     if data.startswith(b"\xff\xd8"):

@@ -207,6 +207,7 @@ class Processor:
 
     @property
     def _prefix_piece(self) -> TextPiece:
+        """The format's `prompt_prefix`, the first text of every prompt."""
         return TextPiece(self.prompt_format.prompt_prefix, trusted=True)
 
     def _lay_out_chat(
@@ -250,6 +251,7 @@ class Processor:
         return [self._prefix_piece, *parts]
 
     def _encode(self, parts: Sequence[PromptPart]) -> Prompt:
+        """Expands the pictures, tokenizes the text and builds the prompt."""
         pieces, pictures = self._expand_pictures(parts)
         try:
             ids = self.tokenizer.encode_pieces(pieces, max_tokens=self.text_limit.max_tokens)
@@ -262,6 +264,7 @@ class Processor:
     def _encode_continuations(
         self, parts: Sequence[PromptPart], continuations: Sequence[TextPiece]
     ) -> ScoringPrompt:
+        """As `_encode`, with the token ids of each continuation."""
         pieces, pictures = self._expand_pictures(parts)
         ids, continuation_ids = encode_continuations(self.tokenizer, self.text_limit, pieces, continuations)
         return ScoringPrompt(self._build_prompt(ids, pictures), continuation_ids)

@@ -72,6 +72,7 @@ class CompiledGrammar:
         return len(self._tokenize(self.shortest_completion) or ())
 
     def _tokenize(self, completion: bytes) -> list[int] | None:
+        """The fewest tokens of a completion; None if no tokens spell it."""
         return self.token_bytes.tokenize(completion)
 
     def create_constraint(self, max_new_tokens: int) -> GrammarConstraint:

@@ -67,6 +67,7 @@ def _strips(image: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
 
 
 def _composite_over_white(strip: PIL.Image.Image) -> PIL.Image.Image:
+    """An image with transparency as RGB over a white background."""
     white = PIL.Image.new("RGBA", strip.size, (255, 255, 255, 255))
     return PIL.Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB")
 

@@ -220,6 +220,7 @@ class Tokenizer:
 
     @cached_property
     def _added_token_pattern(self) -> re.Pattern[str]:
+        """Matches any added token, the longest that fits; matches nothing if there are none."""
         longest_first = sorted(self.added_token_contents, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 

@@ -197,4 +197,5 @@ class VideoFile:
 
 
 def _presentation_time(frame: VideoFrame) -> int:
+    """In the time base of the stream; 0 if the frame has none."""
     return frame.pts or 0

@@ -67,7 +67,7 @@ def picture_or_raise(picture: PictureOrVideo | IdeficsError) -> PictureOrVideo:
 
 
 def _reject_repeated_multi_frame_images(pictures: Sequence[object]) -> None:
-    """Raises BadPrompt if one Pillow image of several frames is in the list twice, as while seeking through it."""
+    """Raises BadPrompt if one Pillow image of several frames is in the list more than once."""
     ids = [id(picture) for picture in pictures if is_multi_frame_image(picture)]
     if len(set(ids)) < len(ids):
         raise BadPrompt(
