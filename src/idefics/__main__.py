@@ -10,7 +10,7 @@ def main() -> NoReturn:
     try:
         from idefics.cli.main import main as run
     except KeyboardInterrupt:
-        os._exit(130)  # as `cli.main` does, but at once: some modules are imported by half
+        os._exit(130)  # as `cli.main` does, but without cleanup: some modules are only partly imported
     run(sys.argv[1:])
 
 

@@ -168,7 +168,7 @@ class VideoProcessorConfig:
     Attributes:
         fps: frames sampled per second, as long as their number stays within `max_frames`.
         max_frames: at most this many frames per video; a longer video is sampled less often.
-        skip_seconds: left out at both ends of a video that is longer than `max_frames` at `fps` cover.
+        skip_seconds: left out at both ends of a video if more than `max_frames` * `fps` seconds remain, as released.
         longest_edge: a frame's longest edge is first resized to this, up or down, keeping the aspect ratio.
     """
 

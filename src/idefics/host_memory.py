@@ -77,7 +77,7 @@ def default_kv_cache_bytes(token_bytes: int, max_positions: int) -> int:
 def estimate_peak_bytes(weight_bytes: int, token_bytes: int, max_positions: int) -> int:
     """About how many bytes a process with a model on a CPU takes at its peak, with one request at a time.
 
-    Of the KV cache at most twice what `DEFAULT_BATCH_ROWS` longest sequences fill is counted.
+    The KV cache counts with at most twice the bytes of `DEFAULT_BATCH_ROWS` sequences of `max_positions` tokens.
 
     Args:
         weight_bytes: bytes of the weights.

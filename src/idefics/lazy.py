@@ -21,7 +21,7 @@ LAZY_MODULES = (
 
 
 def _wait_for_imports() -> None:
-    """Waits until no other thread is importing a lazy module: a forked process would wait for that thread for ever."""
+    """Waits until no other thread is importing a lazy module: a process forked meanwhile would deadlock."""
     for name in LAZY_MODULES:
         if name in sys.modules:
             with suppress(ImportError):
@@ -35,7 +35,7 @@ if sys.platform != "win32":
 class cached_property(Generic[T]):  # named as in functools
     """`functools.cached_property` without the lock that it has before Python 3.12.
 
-    All instances share that lock: a process forked while another thread computes any of them would wait for ever.
+    All instances share that lock: a process forked while another thread computes any of them would deadlock.
     Threads that read an attribute at the same time may each compute it; all get the value that is stored first.
     """
 

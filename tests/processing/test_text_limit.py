@@ -66,7 +66,7 @@ def test_the_limit_is_the_longest_token_for_each_place():
     assert is_refused(ours, [token * 42], 40)
 
 
-def test_blanks_that_a_token_swallows_cost_nothing():
+def test_blanks_that_a_token_absorbs_cost_nothing():
     library = train_byte_level_tokenizer()
     library.add_special_tokens([AddedToken("<wide>", lstrip=True, rstrip=True, normalized=False)])
     ours = Tokenizer(library.to_str())

@@ -140,7 +140,7 @@ def test_a_base_vocabulary_token_that_merges_reach_stays_out_of_plain_text():
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def test_a_special_token_that_swallows_spaces_is_still_honoured():
+def test_a_special_token_that_absorbs_spaces_is_still_honoured():
     library = train_byte_level_tokenizer()
     library.add_special_tokens([AddedToken("<sep>", lstrip=True, rstrip=True, normalized=False)])
     ours = Tokenizer(library.to_str())

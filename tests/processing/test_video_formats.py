@@ -29,8 +29,8 @@ MUXED = [
 ]
 
 
-@pytest.fixture(scope="module", params=MUXED, ids=lambda muxed: muxed[0])
-def muxed(request):
+@pytest.fixture(scope="module", params=MUXED, ids=lambda video_and_title: video_and_title[0])
+def video_and_title(request):
     """(the bytes of a video file, the title of its format)."""
     format, codec, title = request.param
     av = pytest.importorskip("av")
@@ -40,8 +40,8 @@ def muxed(request):
 
 
 @pytest.mark.parametrize("name", ["clip", "clip.jpg", "clip.dat", "clip.mp4"])
-def test_a_video_file_is_one_by_any_name(muxed, name, tmp_path):
-    data, title = muxed
+def test_a_video_file_is_one_by_any_name(video_and_title, name, tmp_path):
+    data, title = video_and_title
     assert detect_image_format(data[:256]) is None
     assert detect_video_format(data[:256]).title == title
     path = tmp_path / name

@@ -53,7 +53,7 @@ class Pictures:
         return iter([RED, BLUE])
 
 
-class Unwilling:
+class ArrayOnGPU:
     def __array__(self, dtype=None, copy=None):
         raise TypeError("it lies on a GPU")
 
@@ -106,8 +106,8 @@ def test_pixels_are_one_picture(one):
     ("image", "message"),
     [
         (
-            Unwilling(),
-            r"an object of type Unwilling cannot become a NumPy array \(it lies on a GPU\): give the array itself",
+            ArrayOnGPU(),
+            r"an object of type ArrayOnGPU cannot become a NumPy array \(it lies on a GPU\): give the array itself",
         ),
         (np.array([1, 2]), r"a picture array has the shape \(2,\); .*; several pictures are a list"),
         (np.zeros((2, 8, 6, 3), np.uint8), r"several pictures are a list"),

@@ -109,7 +109,7 @@ def create_processor(checkpoint: Checkpoint, fetcher: Fetcher) -> Processor:
     image_config = family.read_image_config(
         checkpoint.config, checkpoint_settings.read_preprocessor_config(folder)
     )
-    # Imported and computed now: a process that is forked while another thread does so would wait for ever.
+    # Imported and computed now: a process that is forked while another thread does so would deadlock.
     _ = readable_formats(), tokenizer.special_ids_by_kind
     return Processor(tokenizer, image_config, prompt_format, fetcher, text.max_positions)
 

@@ -10,7 +10,7 @@ from idefics.processing.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """The text of one answer, token by token.
+    """Decodes the tokens of one answer into text as they are generated.
 
     One space at the very beginning of the answer is dropped, as it belongs to the spelling of the first word (" It"
     after "Assistant:"). The text ends before the stop string that is complete first.

@@ -29,12 +29,12 @@ class FinishableConstraint(Protocol):
         ...
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Advances by one token and returns the id to append."""
+        """Advances by the sampled `id` and returns the id to append: see `engine.request.TokenConstraint`."""
         ...
 
 
 class GenerationConfigConstraint:
-    """The rules of a generation_config.json for one answer.
+    """A token constraint that applies the rules of a generation_config.json to one answer.
 
     Args:
         config: the rules.

@@ -3,7 +3,7 @@
 Control tokens: begin, end, padding, unknown and stop ids, image placeholders, tokens that the chat template writes, and
 names such as `<|im_start|>`. They are hidden in answers, and plain characters in what a user writes. Every other
 special token is content, such as DocTags or the actions of a fine-tune. It is shown in answers; in what a user writes
-it is plain characters too, except for instruction tokens that the model's card gives to users.
+it is plain characters too, except for instruction tokens that the model's card tells users to write.
 """
 
 from __future__ import annotations

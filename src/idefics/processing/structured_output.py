@@ -116,7 +116,7 @@ class GrammarConstraint:
         return bits[: -(-len(self._token_bytes.bytes_by_id) // 8)]
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Advances by one token and returns it, or the token that replaces it: see `engine.request.TokenConstraint`."""
+        """Advances by the sampled `id`, or by a token that replaces it: see `engine.request.TokenConstraint`."""
         if id in self._token_bytes.stop_ids:
             return id
         next_matcher = self._byte_matcher.deep_copy()
@@ -183,7 +183,7 @@ class GrammarConstraint:
 
 
 class BannedStrings:
-    """Strings that must not occur in an answer, however they are split into tokens.
+    """Strings that must not occur in an answer, however they are split into tokens, prepared for a model's tokens.
 
     Args:
         strings: the strings; case matters.
@@ -240,7 +240,7 @@ class BannedStringsConstraint:
         return np.packbits(allowed, bitorder="little").tobytes()
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
-        """Advances by one token; never replaces it."""
+        """Advances by the token `id` and returns it unchanged."""
         self._last_bytes = (self._last_bytes + self._banned.token_bytes.bytes_by_id[id])[
             -self._max_string_bytes :
         ]

@@ -39,7 +39,7 @@ class TextPiece(NamedTuple):
     Attributes:
         text: the characters.
         trusted: whether special tokens in it are recognised. In other text they are plain characters, apart from the
-            instruction tokens that some checkpoints' cards give to users.
+            instruction tokens that some checkpoints' cards tell users to write.
     """
 
     text: str

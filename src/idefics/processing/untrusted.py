@@ -38,7 +38,7 @@ def excessive_work_error() -> BadPicture:
 
 
 class ReadLimitedFile(io.BytesIO):
-    """A file in memory that bounds the number of reads, as a decoder spends time on each however few its bytes."""
+    """A file in memory with a limited number of reads: a decoder spends time on each read, even of few bytes."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)

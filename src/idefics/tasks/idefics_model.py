@@ -163,7 +163,7 @@ class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
 
     @property
     def memory(self) -> int:
-        """Size of the weights in bytes, on all devices; caches come on top.
+        """Size of the weights in bytes, on all devices; caches are not included.
 
         Raises:
             ModelClosed: the model is closed.
