@@ -61,6 +61,7 @@ def _chat(
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
+    """Runs the command; returns its exit code."""
     from idefics.processing.fetch import Fetcher
 
     if str(sampling.schema) == STDIN:
@@ -112,7 +113,7 @@ class ChatSession:
         writer: writes answers and errors.
         pending_pictures: the pictures for the next turn.
         options: the keywords of each call of `vlm.chat`.
-        is_interactive: whether a person sits at a terminal: answers are streamed, commands confirmed.
+        is_interactive: whether input and output are a terminal: answers are streamed, commands confirmed.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class ChatSession:
         return True
 
     def _add_pictures(self, argument: str) -> None:
+        """Handles `/image`: adds the pictures that its argument names, and confirms it on a terminal."""
         num_before = len(self.pending_pictures.pictures)
         try:
             self.pending_pictures.add(_split_picture_names(argument))
@@ -183,6 +185,7 @@ class ChatSession:
                 self.messages, self.pending_pictures.pictures = [*messages, assistant(answer_text)], []
 
     def _print_answer(self, messages: list[Message]) -> str:
+        """Prints the whole answer and returns its text."""
         answer = self.vlm.chat(messages, **self.options)
         self.writer.write_answer(answer, model=self.vlm)
         return answer.text

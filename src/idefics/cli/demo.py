@@ -92,6 +92,7 @@ ModelFlag = Annotated[
 
 
 def _demo(context: typer.Context, model: ModelFlag = "demo", debug: DebugFlag = False) -> int:
+    """Runs the command; returns its exit code."""
     from idefics.demo import pictures
 
     folder = pictures()[0].parent
@@ -137,6 +138,7 @@ def _transcript(step: DemoStep, loader: ModelLoader, *, is_interactive: bool) ->
 def _run_command(
     arguments: Sequence[str], chat_lines: Sequence[str], loader: ModelLoader, *, is_interactive: bool
 ) -> list[str]:
+    """Runs a command of `idefics` and returns the lines of its standard output."""
     from idefics.cli.main import run  # imports this module
 
     captured, original_stdin = _CapturedTerminal(is_interactive), sys.stdin
@@ -152,13 +154,14 @@ def _run_command(
 
 
 class _CapturedTerminal(io.StringIO):
-    """Captures output; acts as a terminal where the output will be printed on one, so that it has colours."""
+    """Captures output. It claims to be a terminal if the output is printed on one later, so that it has colours."""
 
     def __init__(self, is_interactive: bool) -> None:
         super().__init__()
         self.is_interactive = is_interactive
 
     def isatty(self) -> bool:
+        """Whether commands format their output for a terminal."""
         return self.is_interactive
 
 

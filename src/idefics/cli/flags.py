@@ -24,7 +24,10 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def flag_value_parser(parse_value: Callable[[str], T]) -> Callable[[str], T]:
-    """Makes a flag's parser raise a plain IdeficsError: typer would put its own text before that of a ValueError."""
+    """Decorates the parser of a flag's value: BadSetting becomes a plain IdeficsError.
+
+    BadSetting is a ValueError, and typer would put a text of its own before the message of a ValueError.
+    """
 
     @wraps(parse_value)
     def parse(text: str) -> T:
@@ -37,7 +40,7 @@ def flag_value_parser(parse_value: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def number_parser(flag: str, number_type: type[int] | type[float]) -> Callable[[str], float]:
-    """A parser for a number, whose error names the flag and the value that was given."""
+    """Makes a parser for an int or a float; its error names the flag and the value."""
 
     @flag_value_parser
     def read(text: str) -> float:
@@ -52,7 +55,7 @@ def number_parser(flag: str, number_type: type[int] | type[float]) -> Callable[[
 
 
 def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
-    """A parser for a flag that takes one of `words`."""
+    """Makes a parser for a flag that takes one of `words`; it returns the word."""
 
     @flag_value_parser
     def read(text: str) -> str:
@@ -64,14 +67,14 @@ def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
 
 
 @flag_value_parser
-def memory_size_flag(text: str) -> str:
+def check_memory_size_flag(text: str) -> str:
     """Checks the value of `--kv-cache`, such as "1GB" or "0.3", and returns it."""
     parse_memory_size("--kv-cache", text)
     return text
 
 
 @flag_value_parser
-def remote_images_flag(text: str) -> str:
+def check_remote_images_flag(text: str) -> str:
     """Checks the value of `--remote-images`, such as "public", and returns it."""
     from idefics.processing.url_policy import parse_allowed_hosts
 
@@ -167,7 +170,7 @@ class ModelFlags:
         _model_option(
             "--kv-cache",
             metavar="SIZE",
-            parser=memory_size_flag,
+            parser=check_memory_size_flag,
             help="Memory for keys and values, such as 1GB, or a share of what is free, such as 0.3.",
         ),
     ] = None
@@ -198,7 +201,7 @@ class ModelFlags:
             metavar="WHICH",
             envvar="IDEFICS_REMOTE_IMAGES",
             show_envvar=False,
-            parser=remote_images_flag,
+            parser=check_remote_images_flag,
             help="Which picture addresses may be fetched: any, public, off, or hosts separated by commas; else "
             "$IDEFICS_REMOTE_IMAGES, else any.",
         ),
@@ -207,7 +210,7 @@ class ModelFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDetailFlags:
-    """How finely pictures are processed: what `ImageDetail` holds."""
+    """How finely pictures are processed: the fields of `ImageDetail`."""
 
     detail: Annotated[
         Detail | None,
@@ -239,7 +242,7 @@ class ImageDetailFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
-    """What is printed on standard output, and how much is said of errors."""
+    """The format of standard output, and whether errors are shown with their traceback."""
 
     json: Annotated[bool, _output_option("--json", help="Print one JSON object per line.")] = False
     debug: DebugFlag = False

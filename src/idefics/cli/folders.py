@@ -72,13 +72,15 @@ class PictureSearch:
         return paths
 
     def _skipped_text(self) -> str:
+        """The skipped files as the end of an error message; empty if there are none."""
         return f"; skipped: {describe_skipped(self.skipped)}" if self.skipped else ""
 
     def _expand_pattern(self, pattern: str) -> Iterator[Path]:
+        """Yields the files that match a pattern, and the files of folders that match it."""
         parts = Path(pattern).parts
         if "**" not in parts:
             for match in map(Path, sorted(glob.glob(pattern))):
-                if _test_path(match.is_dir):
+                if _false_on_os_error(match.is_dir):
                     yield from self._walk_files(match) if self.recursive else self._list_files(match)
                 else:
                     yield match
@@ -91,8 +93,9 @@ class PictureSearch:
                     yield file
 
     def _list_files(self, folder: Path) -> Iterator[Path]:
+        """Yields the files of a folder, and counts its subfolders as skipped."""
         for entry in _visible_entries(folder):
-            if _test_path(entry.is_dir):
+            if _false_on_os_error(entry.is_dir):
                 self.skipped["subfolder"] += 1
             else:
                 yield entry
@@ -116,8 +119,8 @@ class PictureSearch:
                 self.report_error(str(error))
                 continue
             for entry in entries:
-                if _test_path(entry.is_dir):
-                    (links if _test_path(entry.is_symlink) else folders).append(entry)
+                if _false_on_os_error(entry.is_dir):
+                    (links if _false_on_os_error(entry.is_symlink) else folders).append(entry)
                 else:
                     yield entry
 
@@ -131,7 +134,7 @@ class PictureSearch:
         from idefics.processing.picture_files import readable_formats
 
         formats = readable_formats()
-        for file in sorted(files, key=lambda file: (_test_path(file.is_symlink), file)):
+        for file in sorted(files, key=lambda file: (_false_on_os_error(file.is_symlink), file)):
             suffix = file.suffix.lower()
             reason = (
                 None if accepted_suffix and suffix == accepted_suffix else _skip_reason(file, suffix, formats)
@@ -154,15 +157,15 @@ def _visible_entries(folder: Path) -> list[Path]:
         raise BadPicture(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def _test_path(predicate: Callable[[], bool]) -> bool:
-    """The result of `path.is_dir` or the like; False where the path may not be read."""
+def _false_on_os_error(predicate: Callable[[], bool]) -> bool:
+    """Calls a test such as `path.is_dir`; False where the path may not be read."""
     try:
         return predicate()
     except OSError:
         return False
 
 
-def _skip_reason(file: Path, suffix: str, readable: Sequence[object]) -> str | None:
+def _skip_reason(file: Path, suffix: str, readable_formats: Sequence[object]) -> str | None:
     """Why a file is skipped: its format, "video", "broken link" or its suffix; None for a picture."""
     from idefics.processing.picture_files import read_file_head
 
@@ -174,7 +177,7 @@ def _skip_reason(file: Path, suffix: str, readable: Sequence[object]) -> str | N
     except OSError:  # opening it later reports the error
         return None
     if format is not None:
-        return None if format in readable else format.title
+        return None if format in readable_formats else format.title
     is_video = suffix in VIDEO_SUFFIXES or detect_video_format(head) is not None
     return "video" if is_video else suffix or "no suffix"
 

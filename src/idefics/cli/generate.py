@@ -43,6 +43,7 @@ def _generate(
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
+    """Runs the command; returns its exit code."""
     from idefics.processing.fetch import Fetcher
 
     if not items:

@@ -24,17 +24,20 @@ class _PlainHelpMixin:
     """
 
     def format_help(self: Any, ctx: Any, formatter: Any) -> None:
+        """Writes the help in the order above, in place of typer's."""
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         self.format_epilog(ctx, formatter)
         self.format_options(ctx, formatter)
 
     def format_epilog(self: Any, ctx: Any, formatter: Any) -> None:
+        """Writes the section of examples."""
         with formatter.section("Examples"):
             for line in self.epilog.splitlines():
                 formatter.write(f"  {line}\n")
 
     def collect_usage_pieces(self: Any, ctx: Any) -> list[str]:
+        """What follows the command's name in the usage line."""
         return [self.options_metavar]
 
 

@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _info(context: typer.Context, *, model: ModelArgument = None, output: OutputFlags) -> int:
+    """Runs the command; returns its exit code."""
     with OutputWriter(context.command_path, as_json=output.json) as writer:
         from idefics.generation.environment import describe_environment, estimate_model_memory
 
@@ -57,7 +58,7 @@ def _info(context: typer.Context, *, model: ModelArgument = None, output: Output
 
 
 def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields a label and a text for each line."""
+    """Yields a label and a text for each line about this machine, then about the model if there is one."""
     yield "idefics", f"{report['idefics']}, Python {report['python']}"
     cores, threads = _count_text(report["cores"], "core"), _count_text(report["threads"], "thread")
     yield "processor", f"{report['processor']}, {cores}, {threads}"
@@ -99,6 +100,7 @@ def _describe_matmuls(kernel_choice: Mapping[str, Any]) -> str:
 
 
 def _model_lines(model_report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields a label and a text for each line about the model's memory."""
     yield "model", f"{model_report['model']}: {model_report['folder'] or 'not on this machine'}"
     yield "weights", format_bytes(model_report["weights"])
     if model_report["folder"]:

@@ -16,7 +16,7 @@ ModelLoader = Callable[[ModelFlags, OutputWriter], "Idefics"]
 
 
 def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
-    """Loads the model that the flags name; a model that is not on this machine is announced and downloaded."""
+    """Loads the model that the flags name. If it is not on this machine, announces the download and shows progress."""
     import idefics
 
     writer.progress.start_spinner(f"Loading {flags.model}")

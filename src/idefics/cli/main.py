@@ -133,12 +133,13 @@ def _run_to_exit_code(argv: Sequence[str], loader: ModelLoader, *, debug: bool) 
 
 
 def _discard_stdout() -> None:
-    """Drops what is still buffered: it could not be written, and the exit of Python would try again."""
+    """Discards buffered output that could not be written, so that Python does not try again at exit."""
     if isinstance(sys.stdout, EscapingStdout):
         redirect_to_devnull(sys.stdout)
 
 
 def _invoke_command(argv: Sequence[str], loader: ModelLoader) -> int:
+    """Parses the arguments and runs the command; returns its exit code. Errors are raised."""
     if list(argv[:1]) == ["help"]:
         argv = [*argv[1:], "--help"]
     try:
@@ -158,6 +159,7 @@ def _root_command() -> CommandGroup:
 
 
 def _build_app() -> typer.Typer:
+    """Makes the typer application with all commands."""
     app = typer.Typer(
         cls=help_format.CommandGroup,
         add_completion=False,

@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _models(context: typer.Context, *, output: OutputFlags) -> int:
+    """Runs the command; returns its exit code."""
     with OutputWriter(context.command_path, as_json=output.json) as writer:
         if writer.as_json:
             for row in CATALOG:
@@ -48,6 +49,7 @@ def _models(context: typer.Context, *, output: OutputFlags) -> int:
 
 
 def _print_table(writer: OutputWriter) -> None:
+    """Prints the models by family, with a heading and explanations."""
     from idefics import weights
 
     writer.console.print(HEADING, style="bold")
@@ -69,14 +71,15 @@ def _family_heading(row: CatalogEntry) -> str:
 
 
 def _table_line(row: CatalogEntry) -> str:
+    """The line of one model: name, parameters, memory by precision, hub id; begins with * if it is on this machine."""
     local_mark = " " if _local_folder(row) is None else "*"
     num_parameters_text = (
-        f"{_three_digits(row.num_parameters / 1e9)} B"
+        f"{_format_three_digits(row.num_parameters / 1e9)} B"
         if row.num_parameters >= 10**9
-        else f"{_three_digits(row.num_parameters / 1e6)} M"
+        else f"{_format_three_digits(row.num_parameters / 1e6)} M"
     )
     memory_columns = "".join(
-        f"{_three_digits(checkpoint_weight_bytes(row, name) / 1e9):>{width}}"
+        f"{_format_three_digits(checkpoint_weight_bytes(row, name) / 1e9):>{width}}"
         for name, width in COLUMN_WIDTHS.items()
     )
     return f"{local_mark} {row.name:<20}{num_parameters_text:>8}{memory_columns}  {row.hub_id}".rstrip()
@@ -89,12 +92,13 @@ def _local_folder(row: CatalogEntry) -> Path | None:
     return weights.cached_folder(row.hub_id) if row.hub_id else weights.find(row.name)
 
 
-def _three_digits(number: float) -> str:
+def _format_three_digits(number: float) -> str:
     """A number with three digits, in five characters at most."""
     return f"{number:.3f}" if number < 1 else f"{number:#.3g}".rstrip(".")
 
 
 def _json_row(row: CatalogEntry) -> dict[str, Any]:
+    """The JSON object of one model."""
     folder = _local_folder(row)
     return {
         "name": row.name,

@@ -56,12 +56,12 @@ class EscapingStdout(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Writes text; raises OutputWriteError in place of OSError."""
-        with _output_write_errors():
+        with _convert_os_errors():
             return super().write(text)
 
     def flush(self) -> None:
         """Flushes; raises OutputWriteError in place of OSError."""
-        with _output_write_errors():
+        with _convert_os_errors():
             super().flush()
 
 
@@ -76,7 +76,8 @@ class ClosedOutput(io.StringIO):
 
 
 @contextmanager
-def _output_write_errors() -> Iterator[None]:
+def _convert_os_errors() -> Iterator[None]:
+    """Raises OutputWriteError in place of OSErrors other than BrokenPipeError."""
     try:
         yield
     except BrokenPipeError:
@@ -207,6 +208,7 @@ class OutputWriter:
         return answer
 
     def _write_text(self, text: str, name: str | None) -> None:
+        """Writes an answer as text; to a pipe on one line after the name, if names are shown."""
         with self.progress.paused():
             if self.is_interactive:
                 self._write_name(name, end=": ")
@@ -217,6 +219,7 @@ class OutputWriter:
                 print(text, flush=True)
 
     def _write_bars(self, ranking: Ranking, name: str | None) -> None:
+        """Writes a ranking as a bar chart, with at most `MAX_BARS` labels."""
         from rich.bar import Bar
         from rich.table import Table
 
@@ -231,12 +234,14 @@ class OutputWriter:
                 print(f"and {len(ranking) - MAX_BARS} less likely ones (--json lists all)", flush=True)
 
     def _write_name(self, name: str | None, *, end: str) -> None:
+        """Writes the picture's name to the terminal, if names are shown."""
         if self.shows_picture_names and name is not None:
             from rich.text import Text
 
             self.console.print(Text(one_line(name), "cyan"), end=end)
 
     def _write_result_json(self, name: str | None, row: dict[str, Any], result: Answer | Ranking) -> None:
+        """Writes `row` as a JSON line, with name, notes, usage and timings of the result."""
         image_field = {} if name is None else {"image": name}
         notes = {"notes": result.notes} if result.notes else {}
         seconds = {key: round(value, 4) for key, value in asdict(result.timings).items()}
@@ -260,5 +265,6 @@ def _token_rows(answer: Answer, model: Idefics) -> Iterator[dict[str, Any]]:
 
 
 def _token_row(model: Idefics, id: int, logprob: float) -> dict[str, Any]:
+    """The JSON object of a token: id, text and log-probability, which is at least `MIN_LOGPROB`."""
     token_bytes = model.processor.tokenizer.decode_bytes([id], hidden_ids=())
     return {"id": id, "text": token_bytes.decode(errors="replace"), "logprob": max(logprob, MIN_LOGPROB)}

@@ -1,4 +1,4 @@
-"""Answers about pictures in batches that become larger; a bad picture stops no other."""
+"""Runs pictures in batches that double in size; an unreadable picture does not stop the rest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Result = TypeVar("Result", Answer, Ranking)
 
 
 class PictureBatches:
-    """The pictures of a command and the model, which is loaded once the first picture could be read.
+    """The pictures of a command, answered in batches. The model is loaded when the first picture has been read.
 
     Args:
         arguments: names of files, folders, patterns and URLs.
@@ -116,6 +116,7 @@ class PictureBatches:
 
 
 def _read_shots(path: Path | None) -> list[Shot]:
+    """The few-shot examples of the file; none without a file."""
     if path is None:
         return []
     text = read_text_file("--shots", path, "one JSON object per line")

@@ -108,7 +108,7 @@ def find_pictures(
                     if _is_pattern(argument)
                     else search.find_in_folder(Path(argument))
                 )
-                named_pictures += [_named_file(path) for path in paths]
+                named_pictures += [_file_as_named_picture(path) for path in paths]
                 skipped += search.skipped
             else:
                 named_pictures.append(_resolve_argument(argument))
@@ -170,6 +170,7 @@ def read_standard_input() -> PictureOrVideo:
 
 
 def _resolve_argument(argument: str) -> NamedPicture:
+    """The picture that one argument names: "-", a URL or a file. Raises BadPicture if no such file exists."""
     from idefics.processing.fetch import is_url, name_for_message
     from idefics.processing.picture_files import missing_file_message
     from idefics.processing.video import to_picture_or_video
@@ -180,10 +181,11 @@ def _resolve_argument(argument: str) -> NamedPicture:
         return NamedPicture(name_for_message(argument), to_picture_or_video(argument))
     if not _exists(argument):
         raise BadPicture(missing_file_message(argument[:MAX_NAME_LENGTH]))
-    return _named_file(argument)
+    return _file_as_named_picture(argument)
 
 
-def _named_file(path: str | Path) -> NamedPicture:
+def _file_as_named_picture(path: str | Path) -> NamedPicture:
+    """The picture or video in a file, named by its path."""
     from idefics.processing.video import to_picture_or_video
 
     return NamedPicture(str(path), to_picture_or_video(Path(path)))
@@ -197,10 +199,12 @@ def _is_pattern(argument: str) -> bool:
 
 
 def _is_folder(argument: str) -> bool:
+    """Whether an argument is an existing folder."""
     return _exists(argument) and Path(argument).is_dir()
 
 
 def _exists(name: str) -> bool:
+    """Whether a file or folder exists; False for an argument that cannot be a path."""
     try:
         return name != "" and Path(name).exists()
     except (OSError, ValueError):  # longer than any file's name, or with a null character in it

@@ -63,6 +63,7 @@ class ProgressDisplay:
         self._progress.start()
 
     def _start(self, *columns: ProgressColumn, text: str, total: int | None) -> None:
+        """Replaces the display by one with these columns; `total` is None for a spinner."""
         from rich.console import Console
         from rich.progress import Progress
 

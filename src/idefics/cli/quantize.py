@@ -61,6 +61,7 @@ def _quantize(
     offline: OfflineFlag = False,
     output: OutputFlags,
 ) -> int:
+    """Runs the command; returns its exit code."""
     from idefics.config import QuantizationConfig
     from idefics.generation.quantize import measure_layer_errors, quantize_checkpoint
 
@@ -86,6 +87,7 @@ def _quantize(
 
 
 def _print_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> None:
+    """Prints the layers and sizes, and the largest layer errors."""
     counts = sorted(checkpoint.num_layers_by_bits.items())
     layers = " and ".join(f"{count} in int{bits}" for bits, count in counts)
     group = f"{checkpoint.group_size} weights" if checkpoint.group_size else "output"
@@ -104,6 +106,7 @@ def _print_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError
 
 
 def _json_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> dict[str, Any]:
+    """The same as a JSON object, with all layer errors."""
     return {
         "folder": str(checkpoint.folder),
         "new": checkpoint.is_new,

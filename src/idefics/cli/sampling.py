@@ -172,10 +172,13 @@ class SamplingFlags(ImageDetailFlags):
     ] = None
 
     def options(self, *, as_json: bool) -> Options:
-        """The keywords of a call. Raises BadSetting for values out of range, before any model is loaded.
+        """The flags as keywords of `Idefics.generate` and the tasks; those not given are left out.
 
         Args:
             as_json: whether answers are printed as JSON; log-probabilities are printed nowhere else.
+
+        Raises:
+            BadSetting: a value is out of range, or flags contradict each other; found before any model is loaded.
         """
         self.image_detail_options()
         options = {name: value for name, value in asdict(self).items() if value not in (None, [])}

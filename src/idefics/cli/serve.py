@@ -87,6 +87,7 @@ def _serve(
     config: ConfigFlag = None,
     debug: DebugFlag = False,
 ) -> int:
+    """Runs the command: serves until SIGTERM or Ctrl-C, and returns the exit code."""
     given_settings = {
         one.name: value for one in fields(Settings) if (value := getattr(setting_flags, one.name)) is not None
     }
@@ -143,6 +144,7 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
 
 
 def _load_model(context: typer.Context, settings: Settings, writer: OutputWriter) -> Idefics:
+    """Loads the model with those settings that are also flags of other commands."""
     model_flags = {
         one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES
     }

@@ -131,11 +131,14 @@ HELP_BY_TASK = {
 
 def register(app: typer.Typer) -> None:
     """Adds a command for each task to the application."""
-    others: dict[str, help_format.CommandFunction] = {"caption": _caption, "classify": _classify}
+    special_commands: dict[str, help_format.CommandFunction] = {"caption": _caption, "classify": _classify}
     for task in TASKS.values():
-        page, run = HELP_BY_TASK[task.name], others.get(task.name) or _task_command(task)
-        help = f"{task.help}\n\n{page.note}\n{PICTURES_HELP}"
-        help_format.add_command(app, task.name, run, help=help, usage=page.usage, examples=page.examples)
+        command_help = HELP_BY_TASK[task.name]
+        run = special_commands.get(task.name) or _make_task_command(task)
+        help = f"{task.help}\n\n{command_help.note}\n{PICTURES_HELP}"
+        help_format.add_command(
+            app, task.name, run, help=help, usage=command_help.usage, examples=command_help.examples
+        )
 
 
 def _caption(
@@ -148,11 +151,12 @@ def _caption(
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
+    """Runs `idefics caption`; returns its exit code."""
     _refuse_words(arguments, "caption takes no text: for a question use `idefics ask`")
     return _run_task(TASKS["caption"], context, arguments, "", shots, recursive, model, sampling, output)
 
 
-def _task_command(task: Task) -> help_format.CommandFunction:
+def _make_task_command(task: Task) -> help_format.CommandFunction:
     """Makes the command of a task that takes a prompt."""
 
     def run(
@@ -188,6 +192,7 @@ def _run_task(
     sampling: SamplingFlags,
     output: OutputFlags,
 ) -> int:
+    """Runs a task on all pictures and writes the answers; a single picture's is streamed on a terminal."""
     options = sampling.options(as_json=output.json)
     with OutputWriter(context.command_path, as_json=output.json) as writer:
         batches = PictureBatches(arguments, shots, writer, model, context.obj, recursive=recursive)
@@ -221,6 +226,7 @@ def _classify(
     detail_flags: ImageDetailFlags,
     output: OutputFlags,
 ) -> int:
+    """Runs `idefics classify`; returns its exit code."""
     detail_options = detail_flags.image_detail_options()
     _refuse_words(arguments, 'labels are given as --labels "cat,dog"')
     label_list = [*(labels.split(",") if labels else ()), *(label or ()), *_read_labels(labels_file)]
@@ -253,6 +259,7 @@ def _read_labels(path: Path | None) -> list[str]:
 
 
 def _refuse_words(arguments: Sequence[str], hint: str) -> None:
+    """Raises BadPrompt if an argument is a sentence: commands without a prompt take pictures only."""
     for argument in arguments:
         if is_sentence(argument):
             raise BadPrompt(f"{argument!r} is not a picture, and {hint}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from idefics.cli import help_format
-from idefics.cli.flags import DebugFlag, ModelFlags, number_parser, remote_images_flag
+from idefics.cli.flags import DebugFlag, ModelFlags, check_remote_images_flag, number_parser
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
 from idefics.server.sockets import bind_socket, exit_on_sigterm, socket_url, start_listening
@@ -50,7 +50,7 @@ class UIModelFlags(ModelFlags):
             show_envvar=False,
             show_default=False,
             rich_help_panel="Model",
-            parser=remote_images_flag,
+            parser=check_remote_images_flag,
             help="Addresses that may be fetched, as in other commands; else "
             "$IDEFICS_REMOTE_IMAGES, else public.",
         ),
@@ -65,6 +65,7 @@ def register(app: typer.Typer) -> None:
 def _ui(
     context: typer.Context, port: PortFlag = 7860, *, model: UIModelFlags, debug: DebugFlag = False
 ) -> int:
+    """Runs the command: serves the page until SIGTERM or Ctrl-C, and returns the exit code."""
     with OutputWriter(context.command_path) as writer, bind_socket(HOST, port) as listener:
         exit_on_sigterm()
         try:

@@ -40,6 +40,7 @@ def mount_page(app: FastAPI, vlm: Idefics, settings: PageSettings) -> PageBacken
 
 
 async def _mount_blocks(app: FastAPI, backend: PageBackend) -> None:
+    """Builds the tabs and mounts them at `/`, with the request filter around Gradio."""
     blocks = build_blocks(backend)
     gr.mount_gradio_app(
         app,

@@ -9,6 +9,7 @@ from idefics.tasks import TASKS
 
 
 def _select_task(text: str) -> str:
+    """The task "ask"; raises BadPrompt if the question is empty."""
     if not text.strip():
         raise BadPrompt("the question is empty: give one, such as “What is on the left?”")
     return "ask"

@@ -41,7 +41,7 @@ class PageSettings:
         initial_sampling: sampling settings that differ from the package's defaults when the page opens.
         max_concurrent_answers: answers that are generated at once; further ones wait.
         admission_slot: `(cancel, num_pictures, num_tokens)` -> a context manager that holds a slot of the server's
-            admission control while an answer runs, or raises EngineBusy.
+            admission control while an answer runs, or raises IdeficsError if it is busy.
     """
 
     model: str
@@ -81,14 +81,14 @@ class RunningAnswer:
 class PageBackend:
     """The model of the page, and the running answers of all sessions.
 
-    A session is one browser tab; a running answer is known by its session and the name of the page's tab, "chat".
+    A session is one browser tab. A running answer is registered under its session and its tab's name, such as "chat".
     """
 
     def __init__(self, vlm: Idefics, settings: PageSettings) -> None:
         self.vlm, self.settings = vlm.fetching(settings.fetcher), settings
         self._running: dict[tuple[str, str], set[RunningAnswer]] = defaultdict(set)
         self._lock = threading.Lock()
-        # Cached, because the chat asks at every key press.
+        # Cached, because the chat counts at every key press.
         self._cached_count_tokens = lru_cache(1024)(self._count_tokens)
 
     @contextmanager
@@ -189,6 +189,7 @@ class PageBackend:
         return self._cached_count_tokens(upload, detail)
 
     def _count_tokens(self, upload: UploadedPicture, detail: Detail) -> int:
+        """As `count_tokens`, without the cache."""
         return self.vlm.cost(self.open_upload(upload), detail=detail)
 
     def check_picture(self, data: bytes, name: str) -> None:

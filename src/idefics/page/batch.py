@@ -95,11 +95,11 @@ def build_tab(backend: PageBackend) -> None:
     code_view.connect(partial(_make_snippets, backend), [task, text], task.change, text.blur)
 
     def respond(session: str, *given: Any) -> Iterator[Any]:
-        for finished_event, total, found, note in run_batch_with_progress(backend, session, *given):
+        for num_done, total, found, note in run_batch_with_progress(backend, session, *given):
             cells = [[row.image, f"None: {row.error}" if row.error else row.text] for row in found]
             is_over = note is not None
             yield (
-                progress_html(finished_event, total, found, note or ""),
+                progress_html(num_done, total, found, note or ""),
                 {"headers": TABLE_HEADERS, "data": cells, "metadata": None},
                 _save_payload(to_jsonl(found), "answers.jsonl") if is_over and found else None,
                 _save_payload(to_csv(found), "answers.csv") if is_over and found else None,
@@ -125,6 +125,7 @@ def _update_text_field(task: str) -> Any:
 
 
 def _make_snippets(backend: PageBackend, task: str, text: str) -> BatchSnippets:
+    """The code for a task and the text of its field, for "Show code"."""
     job, settings = make_batch_job(task, text), backend.settings
     return BatchSnippets(
         task=job.task,
@@ -137,9 +138,9 @@ def _make_snippets(backend: PageBackend, task: str, text: str) -> BatchSnippets:
 
 
 def _bundled_files() -> list[FilePayload]:
+    """The bundled pictures as the value of the file field."""
     return [
-        {**UploadedPicture(str(path), path.name).to_payload, "size": path.stat().st_size}
-        for path in bundled()
+        {**UploadedPicture(str(path), path.name).payload, "size": path.stat().st_size} for path in bundled()
     ]
 
 
@@ -201,4 +202,5 @@ def _describe_skipped_files(num_skipped_by_format: Counter[str]) -> str:
 
 
 def _save_payload(data: bytes, name: str) -> FilePayload:
-    return save_file(data, name).to_payload
+    """Saves bytes in a file, and returns it as the value of a download button."""
+    return save_file(data, name).payload

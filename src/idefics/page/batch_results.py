@@ -59,7 +59,7 @@ def run_batch(
     remaining_entries = iter(entries)
     pool = ThreadPoolExecutor(batch_rows, thread_name_prefix="idefics-batch")
     num_concurrent_pictures = min(2 * batch_rows, len(entries))
-    # Left from right to left: a caller that leaves early stops the running answers before the pool waits for them.
+    # Exited from last to first: if this generator is closed early, the answers are stopped before the pool waits.
     with (
         pool,
         backend.track_running_answer(session, tab_name) as running_answer,
@@ -90,6 +90,7 @@ def _process_entry(
     job: BatchJob,
     running_batch: RunningAnswer,
 ) -> BatchResult | None:
+    """Answers one picture; errors become results. None if the batch was stopped before the answer was complete."""
     if running_batch.is_stopped:
         return None
     try:
@@ -139,4 +140,5 @@ def to_csv(results: Sequence[BatchResult]) -> bytes:
 
 
 def _escape_formula(text: str) -> str:
+    """Prefixes a cell with an apostrophe if a spreadsheet would run it as a formula."""
     return f"'{text}" if text.startswith(FORMULA_PREFIXES) else text

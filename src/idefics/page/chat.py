@@ -106,14 +106,16 @@ class ChatTab:
         self._connect_new_conversation()
 
     def _connect_textbox_events(self) -> None:
+        """Connects adding pictures by address or webcam, and the token cost of the pictures."""
+
         def add_file(value: TextboxValue, payload: FilePayload) -> TextboxValue:
             return {"text": value["text"], "files": [*value["files"], payload]}
 
         def add_from_address(value: TextboxValue, address: str) -> TextboxValue:
-            return add_file(value, fetch_to_file(self.backend, address).to_payload)
+            return add_file(value, fetch_to_file(self.backend, address).payload)
 
         def add_webcam_picture(value: TextboxValue, payload: FilePayload | None) -> TextboxValue:
-            return add_file(value, UploadedPicture.from_payload(payload).to_payload)
+            return add_file(value, UploadedPicture.from_payload(payload).payload)
 
         event_kwargs: Any = {"outputs": self.textbox, "postprocess": False, **RAW_EVENT_KWARGS}
         address_event = gr.on(
@@ -182,6 +184,7 @@ class ChatTab:
         )
 
     def _connect_new_conversation(self) -> None:
+        """Connects the buttons that empty the conversation."""
         events: Any = [self.new_button.click, self.chatbot.clear]  # `clear`: the chatbot's own button
         cleared_components = [self.chatbot, self.status_text, self.history.conversation_list]
         gr.on(
@@ -194,6 +197,7 @@ class ChatTab:
         )
 
     def _describe_token_cost(self, textbox_value: TextboxValue | None, detail: Detail) -> str:
+        """The number of tokens of each picture in the textbox; empty without pictures."""
         files = [UploadedPicture.from_payload(file) for file in (textbox_value or EMPTY_TEXTBOX)["files"]]
         try:
             costs = [(upload.name, self.backend.count_tokens(upload, detail)) for upload in files]
@@ -208,6 +212,7 @@ class ChatTab:
     def _append_user_turn(
         self, turns: Sequence[ChatTurn], textbox_value: TextboxValue
     ) -> tuple[list[ChatTurn], TextboxValue]:
+        """The conversation with the textbox's text and pictures as a new turn, and the emptied textbox."""
         user_turn = make_user_turn(
             [UploadedPicture.from_payload(file) for file in textbox_value["files"]], textbox_value["text"]
         )
@@ -243,6 +248,7 @@ class ChatTab:
             raise
 
     def _make_snippets(self, raw_turns: Sequence[ChatTurn], *values: Any) -> ChatSnippets:
+        """The code for the last question of the conversation, for "Show code"."""
         turns = normalize_turns(raw_turns)
         if not turns:
             raise BadPrompt("the conversation is empty: ask a question first")
@@ -258,10 +264,12 @@ class ChatTab:
 
 
 def _retry_turn(raw_turns: Sequence[ChatTurn], data: gr.RetryData) -> list[ChatTurn]:
+    """The conversation up to the question that is to be answered again."""
     return up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
 
 
 def _edit_turn(raw_turns: Sequence[ChatTurn], data: gr.EditData) -> list[ChatTurn]:
+    """The conversation up to the edited question, with its new text; its pictures stay."""
     turns = up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
     text = str(data.value).strip() or turn_text(turns[-1])
     user_turn = make_user_turn(turn_pictures(turns[-1]), text)
@@ -269,6 +277,7 @@ def _edit_turn(raw_turns: Sequence[ChatTurn], data: gr.EditData) -> list[ChatTur
 
 
 def _undo_turn(raw_turns: Sequence[ChatTurn], data: gr.UndoData) -> tuple[list[ChatTurn], TextboxValue]:
+    """The conversation before the question, and the question as the textbox's value."""
     turns = up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
     return turns[:-1], _textbox_value(turns[-1])
 
@@ -279,4 +288,5 @@ def _turn_index(index: Any) -> int:
 
 
 def _textbox_value(turn: ChatTurn) -> TextboxValue:
-    return {"text": turn_text(turn), "files": [upload.to_payload for upload in turn_pictures(turn)]}
+    """The text and pictures of a turn as the value of the textbox."""
+    return {"text": turn_text(turn), "files": [upload.payload for upload in turn_pictures(turn)]}

@@ -24,14 +24,13 @@ def make_turn(role: str, text: str, pictures: Sequence[UploadedPicture] = ()) ->
 
     The text comes first: Gradio cannot edit a turn that begins with a picture.
     """
-    picture_parts = [
-        {"type": "file", "file": upload.to_payload, "alt_text": upload.name} for upload in pictures
-    ]
+    picture_parts = [{"type": "file", "file": upload.payload, "alt_text": upload.name} for upload in pictures]
     escaped_text = re.sub(r"<(?=[/!?a-zA-Z])", f"<{WORD_JOINER}", _remove_word_joiners(text))
     return {"role": role, "content": [{"type": "text", "text": escaped_text}, *picture_parts]}
 
 
 def _remove_word_joiners(text: str) -> str:
+    """Undoes the escaping of `make_turn`."""
     return text.replace(f"<{WORD_JOINER}", "<")
 
 
@@ -79,7 +78,7 @@ def make_user_turn(pictures: Sequence[UploadedPicture], text: str) -> ChatTurn:
 
 
 def up_to_last_question(turns: Sequence[ChatTurn], index: int) -> list[ChatTurn]:
-    """The turns up to the last user turn at or before `index`."""
+    """The turns up to the last user turn at or before `index`; empty if there is none."""
     remaining_turns = list(turns[: index + 1])
     while remaining_turns and remaining_turns[-1]["role"] != "user":
         remaining_turns.pop()

@@ -95,6 +95,7 @@ def _make_snippets(
     is_length_normalized: bool,
     detail: Detail,
 ) -> TaskSnippets:
+    """The code for the values of the tab, for "Show code"."""
     options: dict[str, Any] = {"calibrated": True} if is_calibrated else {}
     options |= {"length_normalized": True} if is_length_normalized else {}
     options |= {"detail": detail} if detail != "high" else {}
@@ -105,6 +106,7 @@ def _make_snippets(
 def _run_classification(
     backend: PageBackend, session: str, payload: Any, *values: Any
 ) -> Iterator[tuple[Any, str]]:
+    """Yields values of the bars and the status line: empty ones at once, then the ranking's."""
     snippets = _make_snippets(backend, payload, *values)
     upload = UploadedPicture.from_payload(payload)
     opened_picture = backend.open_upload(upload)

@@ -225,6 +225,7 @@ for path in sorted(Path({self.folder!r}).iterdir()):
         return f"for file in {shlex.quote(self.folder)}/*; do\n{loop_body}done\n"
 
     def _single_picture_snippets(self, picture: str) -> TaskSnippets:
+        """The code of the same call for one picture or folder."""
         return TaskSnippets(
             task=self.task,
             picture=picture,
@@ -237,26 +238,31 @@ for path in sorted(Path({self.folder!r}).iterdir()):
 
 
 def _format_shot(shot: tuple[str, str, str]) -> str:
+    """The line of a Python script that makes a `Shot` of (picture, question, answer)."""
     picture, question, answer = shot
     question_argument = f", question={question!r}" if question else ""
     return f"        Shot(Picture({picture!r}), {answer!r}{question_argument}),"
 
 
 def _format_part(part: Any) -> str:
+    """A part of a message as a Python expression."""
     return f"Picture({part.source!r})" if isinstance(part, Picture) else repr(part)
 
 
 def _shell_path(name: str) -> str:
+    """A file name that the command line does not take for a flag."""
     return f"./{name}" if name.startswith("-") else name
 
 
 def _label_flags(labels: Sequence[str]) -> list[str]:
+    """One flag `--labels`, or a `--label` for each label if one contains a comma."""
     if any("," in label for label in labels):
         return [f"--label={label}" for label in labels]
     return [f"--labels={','.join(labels)}"]
 
 
 def _option_flags(options: Mapping[str, Any]) -> list[str]:
+    """Python keywords as flags of the command line."""
     flags: list[str] = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -267,6 +273,7 @@ def _option_flags(options: Mapping[str, Any]) -> list[str]:
 def _format_message_content(
     message: Message, files: list[str], detail: str | None
 ) -> str | list[dict[str, Any]]:
+    """The content of a message for chat completions; names of its pictures are appended to `files`."""
     if message.role == "assistant":
         return " ".join(part for part in message.parts if isinstance(part, str))
     detail_field = {} if detail is None else {"detail": detail}

@@ -1,4 +1,4 @@
-"""The fold "Show code": the call behind the last click as Python, command line and curl."""
+"""The accordion "Show code": the last call as Python, command line and curl."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CodeView:
 
     def __init__(self, tab_name: str) -> None:
         self.outputs: list[Any] = []
-        with gr.Accordion("Show code", open=False, elem_id=f"{tab_name}-code") as self.fold, gr.Tabs():
+        with gr.Accordion("Show code", open=False, elem_id=f"{tab_name}-code") as self.accordion, gr.Tabs():
             for name, language in (("Python", "python"), ("Command line", "shell"), ("curl", "shell")):
                 with gr.Tab(name):
                     self.outputs.append(
@@ -68,7 +68,7 @@ class CodeView:
                 return (f"# {error}\n",) * 3
             return snippets.python, snippets.shell, snippets.curl
 
-        for event in (self.fold.expand, *events):
+        for event in (self.accordion.expand, *events):
             event(
                 show_errors(show_snippets),
                 list(inputs),

@@ -32,6 +32,7 @@ def image_url_or_data(name: str, files: list[str]) -> str:
 
 
 def _file_placeholder(index: int) -> str:
+    """The text that stands for the base64 of file number `index` until the command is formatted."""
     return f"\ue000{index}\ue000"  # characters for private use, which no text contains
 
 

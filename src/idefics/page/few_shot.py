@@ -88,6 +88,7 @@ class FewShotTab:
         self._connect_answer_events()
 
     def _build_examples_column(self) -> None:
+        """Builds the gallery of examples and the fields for adding one."""
         self.gallery = gr.Gallery(
             label="Examples",
             columns=3,
@@ -196,16 +197,15 @@ class FewShotTab:
     def _examples_values(self, shots: Sequence[ExampleShot]) -> list[Any]:
         """The values of the state, the gallery and the download button for a list of examples."""
         check_num_examples(shots)
-        gallery_items = [
-            {"image": shot.upload.to_payload, "caption": _gallery_caption(shot)} for shot in shots
-        ]
+        gallery_items = [{"image": shot.upload.payload, "caption": _gallery_caption(shot)} for shot in shots]
         return [
             list(shots),
             gallery_items,
-            save_file(to_jsonl(shots), "shots.jsonl").to_payload if shots else None,
+            save_file(to_jsonl(shots), "shots.jsonl").payload if shots else None,
         ]
 
     def _load_sample(self, picture: FilePayload, index: int) -> list[Any]:
+        """The values of picture, examples and task for one of `SAMPLE_SETS`."""
         paths = {path.name: str(path) for path in bundled()}
         shots = [
             ExampleShot(UploadedPicture(paths[name], name), "", answer)
@@ -216,6 +216,7 @@ class FewShotTab:
     def _make_snippets(
         self, shots: Sequence[ExampleShot], payload: FilePayload | None, task: str, text: str, *values: Any
     ) -> TaskSnippets:
+        """The code for the values of the tab, for "Show code"; raises BadPrompt if the text is missing."""
         text = "" if task == "caption" else text.strip()
         if not text and task != "caption":
             raise BadPrompt(f"the {TASKS[task].words_name} is empty: give one")
@@ -231,6 +232,7 @@ class FewShotTab:
     def _stream_answer(
         self, session: str, shots: Sequence[ExampleShot], payload: FilePayload | None, *values: Any
     ) -> Iterator[tuple[str, str]]:
+        """Yields the text of the answer so far, and finally the text with its cost."""
         snippets = self._make_snippets(shots, payload, *values)
         picture = self.backend.open_upload(UploadedPicture.from_payload(payload))
         opened_shots = [shot.to_shot(self.backend) for shot in shots]
@@ -245,4 +247,5 @@ class FewShotTab:
 
 
 def _gallery_caption(shot: ExampleShot) -> str:
+    """The text below an example's picture: its question, if it has one, and its answer."""
     return f"{shot.question} {shot.answer}" if shot.question else shot.answer

@@ -89,6 +89,7 @@ def read_examples(backend: PageBackend, files: Sequence[UploadedPicture]) -> lis
 def _make_example_from_shot(
     backend: PageBackend, shot: Shot, upload_by_name: dict[str, UploadedPicture], number: int
 ) -> ExampleShot:
+    """Converts line `number` of the file; its picture is fetched, or found among the uploads by name."""
     source = shot.picture.source
     if isinstance(source, str):
         upload = fetch_to_file(backend, source, f"example-{number}")

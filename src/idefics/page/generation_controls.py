@@ -76,6 +76,7 @@ class GenerationControls:
             self._connect_strategy()
 
     def _add_sampling_controls(self) -> None:
+        """Adds the controls of sampling: temperature, top p, top k, min p and seed."""
         info = "0 always takes the most likely token; higher values vary more"
         self._add_slider("temperature", 0, 2, 0.05, "Temperature", info)
         info = "sample from the most likely tokens whose probabilities add up to p"
@@ -95,6 +96,7 @@ class GenerationControls:
         )
 
     def _add_slider(self, name: str, low: float, high: float, step: float, label: str, info: str) -> None:
+        """Adds the slider of one keyword from `low` to `high`."""
         self.component_by_name[name] = gr.Slider(
             low,
             high,
@@ -141,7 +143,7 @@ class GenerationControls:
 
 
 def suggested_sampling(folder: Path) -> dict[str, Any]:
-    """The sampling settings of a checkpoint's `generation_config.json`; empty where it says greedy decoding."""
+    """The sampling settings of a checkpoint's `generation_config.json`; empty if it does not set `do_sample`."""
     generation_config = read_json_object(folder / "generation_config.json")
     if not generation_config.get("do_sample"):
         return {}

@@ -1,4 +1,4 @@
-"""The list of earlier conversations, kept in the browser's local storage; the server sees one when it is opened."""
+"""The list of earlier conversations, in the browser's local storage; the server receives one when it is opened."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ConversationHistory:
     def __init__(self) -> None:
         with gr.Accordion(
             "Earlier conversations", open=False, visible=False, elem_id="chat-earlier"
-        ) as self.fold:
+        ) as self.accordion:
             self.conversation_list = gr.Radio(
                 [], label="Earlier conversations", show_label=False, container=False, elem_id="chat-history"
             )
@@ -106,7 +106,7 @@ class ConversationHistory:
             status_text: the line below it.
             events: events after which the conversation is saved, such as the `then` of an answer's event.
         """
-        list_outputs = [self.fold, self.conversation_list]
+        list_outputs = [self.accordion, self.conversation_list]
         all_outputs = [*list_outputs, chatbot, status_text]
         # Without a trigger: when the page is loaded.
         gr.on(None, None, None, list_outputs, js=LIST_SCRIPT, queue=False, **PRIVATE_EVENT_KWARGS)
@@ -137,7 +137,11 @@ class ConversationHistory:
 
 
 def load_conversation(turns: Sequence[ChatTurn]) -> tuple[list[ChatTurn], str]:
-    """A conversation from the browser's list, and a line that names its pictures that are deleted by now."""
+    """Opens a conversation from the browser's list.
+
+    Returns:
+        The conversation, and a line for the status text: names of its pictures that were deleted; "" if none were.
+    """
     cleaned_turns = normalize_turns(turns)
     missing_pictures = [
         upload.name

@@ -82,7 +82,7 @@ class PictureInput:
         address_input = self.address_input
 
         def fetch(address: str) -> FilePayload:
-            return fetch_to_file(self.backend, address).to_payload
+            return fetch_to_file(self.backend, address).payload
 
         def describe_token_cost(payload: FilePayload | None, detail: Detail) -> str:
             if not payload:
@@ -135,7 +135,7 @@ def build_examples(
 
     def fill_example(index: int) -> Any:
         name, text = samples[index]
-        picture = UploadedPicture(paths[name], name).to_payload
+        picture = UploadedPicture(paths[name], name).payload
         return (picture, text) if make_outputs is None else make_outputs(picture, text)
 
     return dataset.click(fill_example, dataset, outputs, postprocess=False, **PRIVATE_EVENT_KWARGS)

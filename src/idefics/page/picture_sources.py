@@ -74,12 +74,14 @@ class PictureSources:
         self._open_archives.close()
 
     def _add_file(self, file: UploadedPicture) -> None:
+        """Adds the pictures of a file: the file itself, or those in a zip."""
         if file.name.lower().endswith(".zip"):
             self.entries += self._zip_entries(file)
         elif self._is_picture(file.name, partial(_read_file_head, Path(file.path))):
             self.entries.append(PictureEntry(file.name, Path(file.path).read_bytes))
 
     def _zip_entries(self, file: UploadedPicture) -> Iterator[PictureEntry]:
+        """Yields the pictures in a zip, which stays open; raises BadRequest if it is too large or cannot be read."""
         try:
             archive = self._open_archives.enter_context(zipfile.ZipFile(file.path))
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
@@ -121,6 +123,7 @@ class PictureSources:
 
 
 def _read_file_head(path: Path) -> bytes:
+    """The first `SIGNATURE_BYTES` bytes of a file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(SIGNATURE_BYTES)
@@ -129,6 +132,7 @@ def _read_file_head(path: Path) -> bytes:
 
 
 def _read_member_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The first `SIGNATURE_BYTES` bytes of a file in a zip; empty if it cannot be read."""
     try:
         with archive.open(member) as file:
             return file.read(SIGNATURE_BYTES)

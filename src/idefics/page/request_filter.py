@@ -111,7 +111,7 @@ def is_safe_request(body: bytes) -> bool:
     folders = [Path(get_upload_folder()).resolve(), bundled()[0].parent.resolve()]
     for obj in _iterate_objects(data):
         path = obj.get("path")
-        if path is not None and not (isinstance(path, str) and _is_in(path, folders)):
+        if path is not None and not (isinstance(path, str) and _is_in_folders(path, folders)):
             return False
         url = str(obj.get("url") or "").lower()
         if url.startswith("data:"):  # Gradio would decode it without this package's limits
@@ -119,7 +119,8 @@ def is_safe_request(body: bytes) -> bool:
     return True
 
 
-def _is_in(path: str, folders: list[Path]) -> bool:
+def _is_in_folders(path: str, folders: list[Path]) -> bool:
+    """Whether a path is absolute and, with symbolic links resolved, in one of the folders."""
     try:
         resolved = Path(path).resolve()
     except (OSError, ValueError):

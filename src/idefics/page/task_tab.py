@@ -86,6 +86,7 @@ class TaskTab:
                 self.controls = GenerationControls(tab_name, max_new_tokens, initial_values)
 
     def _connect_events(self) -> None:
+        """Connects the buttons, the token cost and "Show code"."""
         self.picture.connect(self.controls.detail_control)
         inputs = [self.picture.image, self.text, *self.controls.inputs]
         finished_event = self.run_buttons.connect_click(
@@ -95,6 +96,7 @@ class TaskTab:
         self.code_view.connect(self._make_snippets, inputs, finished_event.then, *changes)
 
     def _make_snippets(self, payload: Any, text: str, *values: Any) -> TaskSnippets:
+        """The code for the values of the tab, for "Show code"."""
         name = UploadedPicture.from_payload(payload).name
         options = self.controls.to_generation_kwargs(*values)
         return self.backend.make_task_snippets(
@@ -104,6 +106,7 @@ class TaskTab:
     def _stream_answer(
         self, session: str, payload: Any, text: str, *values: Any
     ) -> Iterator[tuple[str, str]]:
+        """Yields the text of the answer so far, and finally the text with its cost."""
         snippets = self._make_snippets(payload, text, *values)
         picture = self.backend.open_upload(UploadedPicture.from_payload(payload))
         options: dict[str, Any] = {"max_new_tokens": self.config.max_new_tokens, **snippets.options}

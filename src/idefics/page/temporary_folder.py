@@ -27,10 +27,11 @@ def create_temporary_folder() -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
     os.environ[FILES], os.environ[EXAMPLES] = str(folder), str(folder / "examples")
-    atexit.register(_remove, folder, os.getpid())
+    atexit.register(_remove_folder, folder, os.getpid())
     return folder
 
 
-def _remove(folder: Path, owner: int) -> None:
+def _remove_folder(folder: Path, owner: int) -> None:
+    """Removes the folder if this is the process that has created it."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)

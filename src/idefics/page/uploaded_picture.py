@@ -29,7 +29,7 @@ class UploadedPicture:
         return cls(payload["path"], payload.get("orig_name") or Path(payload["path"]).name)
 
     @property
-    def to_payload(self) -> FilePayload:
+    def payload(self) -> FilePayload:
         """The payload that a handler returns for an image component, with `postprocess=False`."""
         mime_type, _ = mimetypes.guess_type(self.path)
         meta = {"_type": "gradio.FileData"}
