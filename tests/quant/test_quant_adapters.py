@@ -29,7 +29,7 @@ class Model(nn.Module):
         return self.layer(x)
 
 
-def adapted(kind, config=None, **options):
+def make_adapted_model(kind, config=None, **options):
     """A model with an adapter that has an effect, in evaluation."""
     config = config or peft.LoraConfig(
         r=4, lora_alpha=40, target_modules=["layer"], **{"init_lora_weights": False, **options}
@@ -37,7 +37,7 @@ def adapted(kind, config=None, **options):
     return peft.get_peft_model(Model(kind), config).eval()
 
 
-def state(model):
+def copy_state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -58,7 +58,7 @@ def assert_refused(call):
 @pytest.mark.parametrize("kind", OWN)
 @torch.inference_mode()
 def test_an_adapter_works_on_a_quantised_layer(kind):
-    model, x = adapted(kind), torch.randn(3, 64)
+    model, x = make_adapted_model(kind), torch.randn(3, 64)
     lora = model.base_model.model.layer
     delta = lora.get_delta_weight("default").float()
     assert delta.abs().max() > 0.1
@@ -72,8 +72,8 @@ def test_an_adapter_works_on_a_quantised_layer(kind):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("how", ["merge_and_unload", "merge_adapter"])
 def test_merging_is_refused_and_changes_nothing(kind, safe, bias, how):
-    model, x = adapted(kind, lora_bias=bias), torch.randn(3, 64)
-    before, answer = state(model), model(x)
+    model, x = make_adapted_model(kind, lora_bias=bias), torch.randn(3, 64)
+    before, answer = copy_state(model), model(x)
     assert_refused(lambda: getattr(model, how)(safe_merge=safe))
     assert_unchanged(model, before)
     assert torch.equal(model(x), answer)
@@ -87,8 +87,8 @@ def test_merging_is_refused_and_changes_nothing(kind, safe, bias, how):
 @pytest.mark.parametrize("feedforward", [False, True])
 def test_merging_factors_is_refused(kind, safe, feedforward):
     targets = {"target_modules": ["layer"], "feedforward_modules": ["layer"] if feedforward else []}
-    model = adapted(kind, peft.IA3Config(init_ia3_weights=False, **targets))
-    before = state(model)
+    model = make_adapted_model(kind, peft.IA3Config(init_ia3_weights=False, **targets))
+    before = copy_state(model)
     assert_refused(lambda: model.merge_adapter(safe_merge=safe))
     assert_unchanged(model, before)
 
@@ -96,8 +96,8 @@ def test_merging_factors_is_refused(kind, safe, feedforward):
 @pytest.mark.parametrize("kind", OWN)
 def test_reading_levels_as_values_is_refused(kind):
     """DoRA computes norms of weights, HRA multiplies with them: both would be wrong with levels."""
-    assert_refused(lambda: adapted(kind, use_dora=True))
-    rotated = adapted(kind, peft.HRAConfig(r=4, target_modules=["layer"], init_weights=False))
+    assert_refused(lambda: make_adapted_model(kind, use_dora=True))
+    rotated = make_adapted_model(kind, peft.HRAConfig(r=4, target_modules=["layer"], init_weights=False))
     assert_refused(lambda: rotated(torch.randn(3, 64)))
     assert_refused(lambda: rotated.merge_adapter(safe_merge=True))
 
@@ -105,13 +105,13 @@ def test_reading_levels_as_values_is_refused(kind):
 @pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "mica"])
 def test_adapters_that_start_from_the_weights_are_refused(kind, start):
-    assert_refused(lambda: adapted(kind, init_lora_weights=start))
+    assert_refused(lambda: make_adapted_model(kind, init_lora_weights=start))
 
 
 @pytest.mark.parametrize("kind", OWN)
 def test_other_code_can_neither_change_nor_compute_with_the_weight(kind):
     layer = Model(kind).layer
-    before, weight = state(layer), layer.weight
+    before, weight = copy_state(layer), layer.weight
     assert isinstance(weight, nn.Parameter)
     assert (weight.shape, weight.dtype, weight.device.type) == (layer.levels.shape, torch.float32, "cpu")
     assert weight.data_ptr() == layer.levels.data_ptr()
@@ -149,7 +149,7 @@ def test_adapters_are_not_rounded_to_the_dtype_of_the_levels(kind, autocast):
     assert scales.abs().min() > 0
 
 
-def saved_and_loaded(layer):
+def save_and_load(layer):
     file = BytesIO()
     torch.save(layer, file)
     file.seek(0)
@@ -157,7 +157,7 @@ def saved_and_loaded(layer):
 
 
 @pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
+@pytest.mark.parametrize("copied", [copy.deepcopy, save_and_load])
 @torch.inference_mode()
 def test_a_copy_is_guarded_and_computes_the_same(kind, copied):
     layer, x = Model(kind).layer, torch.randn(3, 64)

@@ -130,7 +130,7 @@ class StaticInputs:
             self._copy_cross_kvs(inputs.cross_kvs)
             self._cross_kvs = inputs.cross_kvs
 
-    def attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
+    def cross_attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
         """Cross-attention of all rows, (R, H, K) -> (R, H, K), set to 0 for rows without a picture."""
         if not self.has_images:
             return torch.zeros_like(q)

@@ -45,7 +45,7 @@ class DecodeAttention(Protocol):
 class DecodeCrossAttention(Protocol):
     """Cross-attention of one query in each row to the picture of that row."""
 
-    def attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
+    def cross_attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
         """(R, H, K) queries of a cross-attention layer -> (R, H, K), 0 for rows without a picture."""
         ...
 
@@ -76,7 +76,7 @@ class PagedDecodeAttn:
 
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
         """Attends to each row's picture: (R, H, K) -> (R, H, K), 0 for rows without one."""
-        return self.cross_kv.attend(layer, q, self.backend)
+        return self.cross_kv.cross_attend(layer, q, self.backend)
 
 
 class BatchedCrossKV:
@@ -95,7 +95,7 @@ class BatchedCrossKV:
         layers = zip(*(cross_kvs[row] for row in rows), strict=True)
         self.layers = [LayerCrossKV(*map(torch.cat, zip(*layer, strict=True))) for layer in layers]
 
-    def attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
+    def cross_attend(self, layer: int, q: Tensor, backend: AttentionBackend) -> Tensor:
         """(R, H, K) queries -> (R, H, K), computed for the rows that have a picture."""
         out = torch.zeros_like(q)
         if self.layers:

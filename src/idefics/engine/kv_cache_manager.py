@@ -118,7 +118,7 @@ class KVCacheManager:
         sequence.pages.append(self.page_pool.allocate())
         return True
 
-    def fork(self, state: RequestState, parent_rows: Sequence[int], ids: Sequence[int]) -> None:
+    def fork_sequences(self, state: RequestState, parent_rows: Sequence[int], ids: Sequence[int]) -> None:
         """Replaces a request's sequences by continuations of them, which share their pages.
 
         Args:

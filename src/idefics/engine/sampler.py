@@ -152,9 +152,9 @@ class Sampler:
             self.banned_mask = self._stack_token_masks(request.banned_ids for request in self.requests)
         self.needs_logprobs = any(setting.logprobs for setting in settings)
         self.max_top_logprobs = max((setting.top_logprobs for setting in settings), default=0)
-        self.repetition_penalty = self._column(setting.repetition_penalty for setting in settings)
-        self.presence_penalty = self._column(setting.presence_penalty for setting in settings)
-        self.frequency_penalty = self._column(setting.frequency_penalty for setting in settings)
+        self.repetition_penalty = self._settings_column(setting.repetition_penalty for setting in settings)
+        self.presence_penalty = self._settings_column(setting.presence_penalty for setting in settings)
+        self.frequency_penalty = self._settings_column(setting.frequency_penalty for setting in settings)
         self.logit_bias: Tensor | None = None  # (R, V)
         if any(setting.logit_bias for setting in settings):
             biases = torch.zeros(len(settings), self.vocab_size)
@@ -176,20 +176,25 @@ class Sampler:
         """Those of temperature, top-k, top-p and min-p that some row needs, as functions of (S, V) logits."""
         warpers: list[Callable[[Tensor], Tensor]] = []
         if any(setting.temperature != 1 for setting in settings):
-            temperature = self._column(setting.temperature for setting in settings)
+            temperature = self._settings_column(setting.temperature for setting in settings)
             warpers.append(lambda logits: logits / temperature)
         if max_top_k := max((setting.top_k for setting in settings), default=0):
-            top_k = self._column(setting.top_k for setting in settings).long()
+            top_k = self._settings_column(setting.top_k for setting in settings).long()
             warpers.append(partial(keep_top_k, top_k=top_k, max_top_k=max_top_k))
         if any(setting.top_p < 1 for setting in settings):
             warpers.append(
-                partial(keep_top_p, tail_probability=self._column(1 - setting.top_p for setting in settings))
+                partial(
+                    keep_top_p,
+                    tail_probability=self._settings_column(1 - setting.top_p for setting in settings),
+                )
             )
         if any(setting.min_p > 0 for setting in settings):
-            warpers.append(partial(keep_min_p, min_p=self._column(setting.min_p for setting in settings)))
+            warpers.append(
+                partial(keep_min_p, min_p=self._settings_column(setting.min_p for setting in settings))
+            )
         return warpers
 
-    def _column(self, values: Iterable[float]) -> Tensor:
+    def _settings_column(self, values: Iterable[float]) -> Tensor:
         """One number for each row as a (R, 1) float32 tensor."""
         return torch.tensor(list(values), dtype=torch.float32, device=self.device)[:, None]
 

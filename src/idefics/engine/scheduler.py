@@ -246,7 +246,7 @@ class Scheduler:
                 case SampledToken():
                     self._append_token(state, output)
                 case NextBeams():
-                    self.kv_cache_manager.fork(state, output.parent_rows, output.ids)
+                    self.kv_cache_manager.fork_sequences(state, output.parent_rows, output.ids)
                 case BeamSearchResult():
                     self._finish_beam_search(state, output)
                 case ContinuationGroups():

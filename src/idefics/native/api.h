@@ -1,4 +1,4 @@
-/* What crosses from Python: the structs and the functions of the library. `structures.py` and `library.py` mirror them.
+/* The interface to Python: the structs and the functions of the library. `structures.py` and `library.py` mirror them.
  *
  * R rows, D width, H query heads, h key/value heads, K head size, I inputs and O outputs of a linear layer. Weights,
  * caches and pictures stay where torch and NumPy keep them; nothing here owns them.
@@ -84,15 +84,15 @@ typedef struct {
     int32_t rows, pages; /* pages: columns of the page tables */
     const int64_t *ids, *positions;
     const int32_t *tables;       /* (R, pages) */
-    const CrossKV *seen;         /* (R, cross layers) */
+    const CrossKV *cross_kvs;    /* (R, cross layers) */
     const int32_t *num_features; /* (R,) */
     float *logits;               /* (R, V) */
 } Step;
 
 struct Engine;
-/* -> an engine that reads `model` for as long as it lives; NULL without memory. */
+/* -> an engine, which reads `model` until it is freed; NULL without memory. */
 API struct Engine *idefics_decode_new(const Model *model, int instruction_set, int threads);
-/* Reads one more token in each of up to MAX_ROWS rows. -> 0, OUT_OF_MEMORY or ID_OUT_OF_RANGE. */
+/* Computes one token of each of up to MAX_ROWS rows. -> 0, OUT_OF_MEMORY or ID_OUT_OF_RANGE. */
 API int idefics_decode_step(struct Engine *engine, const Step *step);
 API void idefics_decode_free(struct Engine *engine);
 

@@ -133,8 +133,9 @@ static void attend_kv_split(Engine *e, ThreadScratch *t, const Layer *layer, int
     const Model *m = e->model;
     const Step *step = e->step;
     int size = m->head_size, heads_per_kv_head = m->heads / m->kv_heads, position = (int)step->positions[row];
-    int seen = m->window && position >= m->window ? position - m->window + 1 : 0; /* first position of the window */
-    int first = seen / KV_SPLIT_SIZE, last = position / KV_SPLIT_SIZE;
+    /* the first position that the query attends to */
+    int window_start = m->window && position >= m->window ? position - m->window + 1 : 0;
+    int first = window_start / KV_SPLIT_SIZE, last = position / KV_SPLIT_SIZE;
     if (kv_split < first || kv_split > last) return;
     const float *rotary_cos_sin = e->rotary_cos_sin + row * size;
     const float *q = e->qkv + (size_t)row * (size_t)((m->heads + 2 * m->kv_heads) * size);
@@ -145,11 +146,11 @@ static void attend_kv_split(Engine *e, ThreadScratch *t, const Layer *layer, int
         apply_rotary(t->query + h * size, q + (g * heads_per_kv_head + h) * size, rotary_cos_sin, size,
                      1.0f / sqrtf((float)size));
     if (kv_split == last) {
-        size_t place = (size_t)table[position / PAGE_SIZE] * page_size + head + (size_t)(position % PAGE_SIZE * size);
+        size_t offset = (size_t)table[position / PAGE_SIZE] * page_size + head + (size_t)(position % PAGE_SIZE * size);
         float *key = t->query + heads_per_kv_head * size;
         apply_rotary(key, k, rotary_cos_sin, size, 1.0f);
-        store_cached(layer->keys, m->float16, place, key, size);
-        store_cached(layer->values, m->float16, place, v, size);
+        store_cached(layer->keys, m->float16, offset, key, size);
+        store_cached(layer->values, m->float16, offset, v, size);
     }
     size_t split_stride = (size_t)(m->heads * (size + 2));
     float *parts =
@@ -157,7 +158,7 @@ static void attend_kv_split(Engine *e, ThreadScratch *t, const Layer *layer, int
     float *part = parts + (size_t)kv_split * split_stride;
     clear_partial(part, heads_per_kv_head, size);
     int from = kv_split * KV_SPLIT_SIZE, to = from + KV_SPLIT_SIZE <= position ? from + KV_SPLIT_SIZE : position + 1;
-    for (int p = from > seen ? from : seen; p < to;) {
+    for (int p = from > window_start ? from : window_start; p < to;) {
         int count = PAGE_SIZE - p % PAGE_SIZE < to - p ? PAGE_SIZE - p % PAGE_SIZE : to - p;
         int page = table[p / PAGE_SIZE], next_page = p + PAGE_SIZE <= position ? table[p / PAGE_SIZE + 1] : page;
         KVPositions positions = {.keys = layer->keys, .values = layer->values, .float16 = m->float16, .count = count};
@@ -181,8 +182,8 @@ static void cross_attend_head(Engine *e, ThreadScratch *t, const CrossLayer *cro
     const Model *m = e->model;
     int size = m->head_size, width = m->heads * size;
     float *out = e->attention_out + (size_t)row * (size_t)width + (size_t)(head * size);
-    CrossKV seen = e->step->seen[row * m->cross_count + index];
-    if (!seen.keys) {
+    CrossKV cross_kv = e->step->cross_kvs[row * m->cross_count + index];
+    if (!cross_kv.keys) {
         memset(out, 0, (size_t)size * sizeof *out);
         return;
     }
@@ -196,7 +197,8 @@ static void cross_attend_head(Engine *e, ThreadScratch *t, const CrossLayer *cro
     clear_partial(part, 1, size);
     for (int p = 0; p < e->step->num_features[row]; p += PAGE_SIZE) {
         int count = PAGE_SIZE < e->step->num_features[row] - p ? PAGE_SIZE : e->step->num_features[row] - p;
-        KVPositions positions = {.keys = seen.keys, .values = seen.values, .count = count, .next = PAGE_SIZE * width};
+        KVPositions positions = {.keys = cross_kv.keys, .values = cross_kv.values, .count = count};
+        positions.next = PAGE_SIZE * width;
         positions.at = (size_t)p * (size_t)width + (size_t)(head * size), positions.stride = (size_t)width;
         attend(1, query, size, &positions, part);
     }

@@ -108,7 +108,7 @@ class StepStruct(Structure):
         ("ids", c_void_p),
         ("positions", c_void_p),
         ("tables", c_void_p),
-        ("seen", c_void_p),
+        ("cross_kvs", c_void_p),
         ("num_features", c_void_p),
         ("logits", c_void_p),
     )

@@ -49,7 +49,7 @@ def dequantize_int4(
         *(x.data_ptr() for x in (levels, scale, out)),
         *(len(levels), num_inputs, scale.dtype == torch.bfloat16, _or_fastest(instruction_set)),
     )
-    _kernels().idefics_dequantize_int4(args, *_thread_args())
+    _loaded_kernels().idefics_dequantize_int4(args, *_thread_args())
     return out
 
 
@@ -85,7 +85,7 @@ def w4a8_matmul(input: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | Non
         *(None if float_bias is None else float_bias.data_ptr(), out.data_ptr()),
         *(len(rows), outputs, inputs, scale.dtype == torch.bfloat16),
     )
-    _kernels().idefics_int4_matmul(args, *_thread_args())
+    _loaded_kernels().idefics_int4_matmul(args, *_thread_args())
     return out.view(*input.shape[:-1], outputs).to(input.dtype)
 
 
@@ -127,13 +127,13 @@ def w8a8_matmul_native(
         None if float_bias is None else float_bias.data_ptr(),
         *(*rows.shape, len(weight), _or_fastest(instruction_set)),
     )
-    kernels, thread_args = _kernels(), _thread_args()
+    kernels, thread_args = _loaded_kernels(), _thread_args()
     kernels.idefics_quantize_rows(args, *thread_args)
     torch._int_mm(row_levels, weight.t(), out=sums)
     kernels.idefics_scale_rows(args, *thread_args)
 
 
-def _kernels() -> CDLL:
+def _loaded_kernels() -> CDLL:
     kernels = library.load_library()
     assert kernels is not None, "see the can_ functions"
     return kernels

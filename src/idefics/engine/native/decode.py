@@ -36,14 +36,14 @@ class NativeDecodeInputs(Protocol):
     cross_kvs: Sequence[CrossKV]
 
 
-class LayerPages(Protocol):
+class KVCacheTensors(Protocol):
     """The KV cache: (pages, h, 16, K) float32 or float16 for each layer, whose memory does not move."""
 
     keys: list[Tensor]
     values: list[Tensor]
 
 
-def unsupported_reason(model: VLM, cache: LayerPages) -> str | None:
+def unsupported_reason(model: VLM, cache: KVCacheTensors) -> str | None:
     """Why `NativeDecode` cannot compute a model's decode steps; None if it can."""
     if reason := library.missing_reason():
         return reason
@@ -72,7 +72,7 @@ class NativeDecode:
     """
 
     def __init__(
-        self, parts: DecoderParts, cache: LayerPages, instruction_set: InstructionSet | None = None
+        self, parts: DecoderParts, cache: KVCacheTensors, instruction_set: InstructionSet | None = None
     ) -> None:
         self.vocab_size = sum(head.out_features for head in parts.lm_heads)
         self.num_cross_layers = sum(cross is not None for cross in parts.cross_blocks)
@@ -131,7 +131,7 @@ class NativeDecode:
                 ids=inputs.ids.data_ptr() + 8 * start,
                 positions=inputs.positions.data_ptr() + 8 * start,
                 tables=page_tables.data_ptr() + 4 * start * page_tables.shape[1],
-                seen=self._cross_kv_pointers.pointers_address(start),
+                cross_kvs=self._cross_kv_pointers.pointers_address(start),
                 num_features=self._cross_kv_pointers.lengths_address(start),
                 logits=logits.data_ptr() + 4 * start * self.vocab_size,
             )
