@@ -29,7 +29,7 @@ def make_prompt(
     answer_start: str = "",
     continue_final_message: bool = False,
 ) -> Prompt:
-    """Makes the prompt of a raw prompt's items or of a conversation; see `Idefics.prompt`."""
+    """Makes a `Prompt` of the items of a raw prompt or of a conversation; arguments as in `Idefics.prompt`."""
     item_list = _check_prompt_arguments(items, answer_start, continue_final_message)
     if not is_conversation(item_list):
         return processor.encode_raw(item_list)
@@ -46,7 +46,7 @@ def make_scoring_prompt(
     answer_start: str = "",
     continue_final_message: bool = False,
 ) -> ScoringPrompt:
-    """Makes the prompt that all continuations share and the token ids of each; see `Idefics.score`."""
+    """Makes the prompt that all continuations share and the token ids of each; arguments as in `Idefics.score`."""
     item_list = _check_prompt_arguments(items, answer_start, continue_final_message)
     texts = validate_list("continuations", continuations, "a list of texts", error_type=BadPrompt)
     for text in texts:

@@ -196,11 +196,13 @@ class _SquaredSums:
     original: float = 0.0
 
     def add(self, difference: Tensor, original: Tensor) -> None:
+        """Adds the squares of the elements of two tensors to the sums."""
         self.difference += _sum_of_squares(difference)
         self.original += _sum_of_squares(original)
 
     @property
     def relative_error(self) -> float | None:
+        """RMS of the differences, divided by that of the original values; None if there were none but zeros."""
         return (self.difference / self.original) ** 0.5 if self.original else None
 
 

@@ -19,6 +19,10 @@ def encode_continuations(
 ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
     """Tokenizes a prompt with each of its continuations.
 
+    Args:
+        pieces: the text of the prompt, with placeholders for its pictures.
+        continuations: the texts that may follow it directly.
+
     Returns:
         The ids that the prompt shares with all of its continuations, and for each continuation the ids that follow
         them. The shared ids lack the last few of the prompt if a continuation changes how the prompt's end is

@@ -150,6 +150,10 @@ def preprocess_image(
     """Turns an RGB picture into normalised frames (3, h, w) of float32, which share one block of memory.
 
     The order of the steps is the released processors': resize and cut (or quarter and resize), rescale, normalise.
+
+    Args:
+        image: in mode RGB, upright.
+        image_detail: may reduce the number of tiles; None: as many as the checkpoint makes.
     """
     plan = plan_tiles(*image.size, config, image_detail)
     pixels = to_pixel_array(image)
@@ -171,7 +175,7 @@ def preprocess_image(
 def resize_and_cut(
     pixels: NDArray[np.uint8], plan: TilePlan, resample: ResampleFilter
 ) -> list[NDArray[np.uint8]]:
-    """Resizes a picture and cuts it into frames, all (h, w, 3): the tiles row by row, then the whole picture."""
+    """Resizes pixels (h, w, 3) and cuts them into frames as planned: the tiles row by row, then the whole picture."""
     for size in plan.resize_steps:
         pixels = resize(pixels, size, resample)
     height, width = pixels.shape[:2]

@@ -30,6 +30,7 @@ def expand_pictures(
     """Opens and preprocesses the pictures of a prompt, frames of videos among them, in their order.
 
     Args:
+        parts: the prompt in order; pictures may be preprocessed already.
         image_detail: for pictures that have no detail of their own.
 
     Returns:

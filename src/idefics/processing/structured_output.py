@@ -256,7 +256,9 @@ def compile_output_constraint(
     """Compiles the output constraint, or the banned strings if there is no output constraint.
 
     Args:
-        compile_grammar: compiles a constraint, maybe from a cache.
+        banned: the banned strings.
+        token_bytes: the tokens of the model.
+        compile_grammar: compiles a constraint, or returns it from a cache.
 
     Raises:
         BadSetting: one of them is invalid, or both are given.

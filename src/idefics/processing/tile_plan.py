@@ -59,7 +59,7 @@ def plan_tiles(
 
 
 def tile_boxes(width: int, height: int, rows: int, columns: int) -> list[Box]:
-    """The tiles of a grid, row by row; those at the right and lower edges take the pixels of an uneven division."""
+    """The boxes of the tiles of a picture of this size, row by row; tile sizes differ by at most one pixel."""
     return [
         (
             width * column // columns,
@@ -105,7 +105,7 @@ def _count_frames(width: int, height: int, config: ImageProcessorConfig) -> int:
 
 
 def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> tuple[int, int]:
-    """Rows and columns of tiles; (0, 0) where the picture stays whole: it fits one tile or is not split."""
+    """(rows, columns) of the tiles of a picture of this size; (0, 0) if it fits one tile or is not split."""
     if not config.do_image_splitting:
         return 0, 0
     if config.shortest_edge is not None:
@@ -120,7 +120,7 @@ def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> 
 
 
 def native_frame_size(width: int, height: int, config: ImageProcessorConfig) -> Size:
-    """The size of a frame that keeps its picture's size within `longest_edge` and `shortest_edge` of `config`.
+    """The size of a frame of `width` x `height` pixels, brought within `longest_edge` and `shortest_edge` of `config`.
 
     The longest edge is bounded first, keeping the aspect; then each edge is made at least the shortest.
     """
