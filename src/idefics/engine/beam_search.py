@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# Added to the scores of excluded candidates. Finite, so that they keep an order where fewer than n are finished.
+# Added to the scores of excluded candidates. Finite, so that they keep an order if fewer than n are finished.
 EXCLUDED_SCORE = -1e9
 
 
@@ -55,9 +55,9 @@ class Beams(NamedTuple):
 
     Attributes:
         ids: (B, n, prompt length + G) prompt and generated ids, padded on the right.
-        parent_rows: (B, n, G) for each generated id the row of (B * n) that it continued; -1 where none is.
+        parent_rows: (B, n, G) for each generated id the row of (B * n) that it continued; -1 beyond the last.
         scores: (B, n) sums of log-probabilities, or with length penalty for finished beams.
-        logprobs: (B, n, G) for each generated id the log-probability given to `advance`; 0 where none is.
+        logprobs: (B, n, G) for each generated id the log-probability given to `advance`; 0 beyond the last.
     """
 
     ids: Tensor
@@ -80,7 +80,7 @@ class BeamSearch:
 
     Attributes:
         running: the n beams of each prompt that are continued.
-        finished: the best n finished beams, the best first; placeholders where fewer are finished.
+        finished: the best n finished beams, the best first; placeholders if fewer are finished.
         finished_mask: (B, n) which of `finished` are not placeholders.
         improvable_mask: (B, 1) whether a running beam of the prompt may still become better than a finished one.
         is_done: whether the search has ended.

@@ -15,7 +15,7 @@ from idefics.nn.attention import CrossKV
 
 
 class DecodeInputBuilder:
-    """Builds `DecodeInputs`, from those of the step before where the sequences are the same.
+    """Builds `DecodeInputs`; updates those of the step before if the sequences are the same.
 
     Args:
         device: the device of the inputs.
@@ -70,6 +70,7 @@ class DecodeInputBuilder:
         self.sequences = []
 
     def _last_ids(self, sequences: Sequence[SequenceState]) -> Tensor:
+        """(R,) int64: the last id of each sequence."""
         return torch.tensor([sequence.ids[-1] for sequence in sequences], device=self.device)
 
     def _page_tables(self, sequences: Sequence[SequenceState]) -> Tensor:
@@ -79,6 +80,7 @@ class DecodeInputBuilder:
         return torch.tensor(tables, dtype=torch.int32, device=self.device)
 
     def _cross_kvs(self, sequences: Sequence[SequenceState]) -> list[CrossKV]:
+        """The picture that each sequence attends to; () for each in an inline-image model."""
         if not self.layout.num_cross_attention_layers:
             return [()] * len(sequences)
         return [last_token_cross_kv(sequence, self.encoder_cache) for sequence in sequences]

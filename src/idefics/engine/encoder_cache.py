@@ -187,5 +187,6 @@ class EncoderCache:
         return self.image_by_key[image.content_hash]
 
     def _evict(self, key: str) -> None:
+        """Removes one picture, if it is cached, and updates `size_bytes`."""
         if cached := self.image_by_key.pop(key, None):
             self.size_bytes -= cached.size_bytes

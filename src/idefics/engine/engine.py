@@ -184,7 +184,7 @@ class Engine:
 
     @torch.no_grad()  # not inference_mode: the caller may go on computing with an ordinary tensor
     def logits(self, prompt: Prompt) -> Tensor:
-        """(N, V) float32 next-token logits after each token of a prompt, computed in one pass without the cache."""
+        """(N, V) float32 next-token logits after each of the N prompt tokens, in one pass without the cache."""
         validate_prompt(prompt, self.model.layout, num_new_tokens=0)
         with self._compute_lock:
             return self.model.logits(ReferenceModel(self.model, prompt).hidden_states()).float()

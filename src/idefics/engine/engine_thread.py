@@ -103,6 +103,7 @@ ENGINE_THREADS: weakref.WeakSet[EngineThread] = weakref.WeakSet()
 
 
 def _reset_engines_after_fork() -> None:
+    """Runs in a forked process, as a hook of `os.register_at_fork`."""
     for engine_thread in list(ENGINE_THREADS):
         engine_thread.reset_after_fork()
 

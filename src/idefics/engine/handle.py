@@ -162,11 +162,13 @@ class RequestHandle:
             self.error = error
 
     def _notify_done(self) -> None:
+        """Wakes all readers, and the callers of `wait` and `result`."""
         self._notify_changed()
         with self._done_condition:
             self._done_condition.notify_all()
 
     def _notify_changed(self) -> None:
+        """Wakes the loops over new ids, in threads and in asyncio."""
         with self._changed_condition:
             self._changed_condition.notify_all()
             for listener in self._listeners:

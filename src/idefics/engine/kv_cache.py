@@ -74,6 +74,7 @@ class PagedKVCache:
                 ]
 
     def _allocate_zeros(self, device: torch.device) -> Tensor:
+        """(P, h, 16, K) zeros: the keys, or the values, of one layer."""
         shape = (self.num_pages, self.layout.num_kv_heads, PAGE_SIZE, self.layout.head_size)
         if device.type != "cpu":
             return torch.zeros(shape, dtype=self.dtype, device=device)

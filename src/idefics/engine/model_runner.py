@@ -133,7 +133,7 @@ class ModelRunner:
         decode_sequences: Sequence[SequenceState],
         chunks: Sequence[PrefillChunk],
     ) -> StepOutput:
-        """Runs each request of a failed step by itself. Keys and values written before are overwritten."""
+        """Runs each request of a failed step separately; keys and values of the failed step are overwritten."""
         output, logits = StepOutput(), []
         for state in states:
             try:

@@ -130,6 +130,7 @@ class PagePool:
         return best
 
     def _remove_from_prefix_cache(self, page: int) -> None:
+        """Removes a page, which must be in the prefix cache, from its three indices."""
         content = self._content_by_page.pop(page)
         del self._page_by_key[content.key]
         self._pages_by_parent_key[content.parent_key].remove(page)

@@ -58,6 +58,7 @@ class ReferenceModel:
         ]
 
     def _long_tensor(self, numbers: tuple[int, ...]) -> Tensor:
+        """An int64 tensor on the model's device."""
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
 

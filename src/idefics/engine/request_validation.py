@@ -1,4 +1,4 @@
-"""Checks of a request against the sizes of the model, before any work is done for it."""
+"""Validates a request against the sizes of the model, before it is queued."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def validate_prompt(
         continuation_ids: further ids to check.
 
     Raises:
-        PromptTooLong: it leaves fewer positions.
-        BadPrompt: it is empty or has another id.
+        PromptTooLong: it leaves fewer than `num_new_tokens` positions.
+        BadPrompt: it is empty, or it or `continuation_ids` has an id that the model does not have.
     """
     if not prompt.ids:
         raise BadPrompt("the prompt is empty: give text, pictures or both")

@@ -1,7 +1,7 @@
 """Sampling of the next tokens of a batch, each row with its own settings.
 
 In this order: banned ids, repetition penalty, presence and frequency penalties and logit bias (as OpenAI's API defines
-them), constraints, temperature, top-k, top-p, min-p; where transformers has them, in its order.
+them), constraints, temperature, top-k, top-p, min-p; those that transformers has are in its order.
 R rows, S of them with temperature above 0, G with a constraint, V vocabulary.
 """
 

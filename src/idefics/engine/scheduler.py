@@ -233,7 +233,7 @@ class Scheduler:
         }
 
     def _preempt(self, state: RequestState) -> None:
-        """Returns the latest running request, of which nothing is planned yet, to the head of the queue."""
+        """Moves the latest running request to the head of the queue; nothing is planned for it in this step yet."""
         self.running.remove(state)
         self.kv_cache_manager.release(state)
         state.reset_for_recompute()

@@ -63,7 +63,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def quantization_config_dict(quantization: QuantizationConfig) -> dict[str, Any]:
-    """The `quantization_config` that `idefics quantize` writes into config.json."""
+    """The `quantization_config` entry that `idefics quantize` writes into config.json, for `read_checkpoint`."""
     return {
         "quant_method": QUANT_METHOD,
         "bits": quantization.kind,

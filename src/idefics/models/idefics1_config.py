@@ -1,4 +1,4 @@
-"""How the files of Idefics 1 are read: every layout of config.json, the preprocessor settings, the chat template."""
+"""Reads the files of Idefics 1: every layout of config.json, the preprocessor settings, the chat template."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
 
 
 def _read_vision_config(raw: RawConfig) -> VisionConfig:
+    """CLIP's sizes, from `vision_config` or from flat `vision_...` fields."""
     vision: RawConfig = raw.get("vision_config") or {}
 
     def field(key: str, default: int) -> int:
@@ -79,6 +80,7 @@ def _read_vision_config(raw: RawConfig) -> VisionConfig:
 
 
 def _read_resampler_config(raw: RawConfig) -> ResamplerConfig:
+    """The resampler's sizes, from `perceiver_config` or from flat `resampler_...` fields."""
     fields: RawConfig = {**raw, **(raw.get("perceiver_config") or {})}
     return ResamplerConfig(
         depth=int(fields.get("resampler_depth", 6)),
@@ -90,7 +92,7 @@ def _read_resampler_config(raw: RawConfig) -> ResamplerConfig:
 
 
 def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """One square frame, resized straight to the vision tower's side. Defaults: bicubic, CLIP's mean and deviation."""
+    """One square frame a picture, resized without keeping the aspect ratio. Defaults: bicubic, CLIP's mean and std."""
     return ImageProcessorConfig(
         frame_size=raw.get("image_size", model.vision.image_size),
         longest_edge=None,
@@ -101,7 +103,7 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
 
 
 def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """Dialogue where the tokenizer has `<end_of_utterance>` (instruct); other checkpoints continue documents."""
+    """A chat format if the tokenizer has `<end_of_utterance>` (instruct); other checkpoints continue documents."""
     is_chat = END_OF_UTTERANCE in added_tokens
     return PromptFormat(
         kind="chat" if is_chat else "base",

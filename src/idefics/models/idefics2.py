@@ -110,7 +110,13 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
 
 
 def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """Frames of native size within bounds. Defaults are those of `Idefics2ImageProcessor`: not split, bilinear."""
+    """Frames of native size within a shortest and a longest edge, in pixels.
+
+    Defaults are those of `Idefics2ImageProcessor`: not split, bilinear.
+
+    Raises:
+        UnsupportedModel: `size` has no such edges, or the shortest is below one patch.
+    """
     assert model.perceiver is not None
     size: RawConfig = raw.get("size") or {"longest_edge": 980, "shortest_edge": 378}
     if (
@@ -132,7 +138,7 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
 
 
 def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """Dialogue where the embedding has a row for `<end_of_utterance>`.
+    """A chat format if the embedding has a row for `<end_of_utterance>`.
 
     The base checkpoint has none, though its tokenizer has the token: it continues documents.
     """

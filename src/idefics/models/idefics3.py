@@ -121,7 +121,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
 
 
 def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfig:
-    """Tiles of the vision tower's side. Defaults are those of `Idefics3ImageProcessor`: split, Lanczos."""
+    """Square tiles of the vision tower's size. Defaults are those of `Idefics3ImageProcessor`: split, Lanczos."""
     max_image_size: RawConfig = raw.get("max_image_size") or {}
     # An older revision of Idefics3-8B's file says `vision_encoder_max_size`.
     side = int(
@@ -152,7 +152,7 @@ def read_video_config(sampling: RawConfig, side: int) -> VideoProcessorConfig:
 
 
 def read_prompt_format(template: str, added_tokens: frozenset[str]) -> PromptFormat:
-    """Dialogue where the checkpoint has a chat template; tokens that tokenizer.json adds by itself are kept."""
+    """A chat format if the checkpoint has a chat template; special tokens that tokenizer.json adds are kept."""
     return PromptFormat(
         kind="chat" if template else "base",
         chat_template=template,

@@ -20,8 +20,7 @@ from idefics.placement import DeviceMap
 from idefics.quant.autotune import KernelChoice
 from idefics.weights import KeyRules
 
-# The dtype in which matrices are stored, where it is not the one that the module computes in. "file": the dtype of the
-# file, where that has 16 bits; None: the dtype that the module computes in.
+# The dtype in which matrices are stored. "file": the dtype of the file if that has 16 bits; None: the compute dtype.
 WeightStorage = torch.dtype | Literal["file"] | None
 
 

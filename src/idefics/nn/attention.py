@@ -43,7 +43,7 @@ class Attn(Protocol):
 
 
 def causal_window_mask(query_positions: Tensor, key_positions: Tensor, sliding_window: int | None) -> Tensor:
-    """Positions (N,) and (L,) -> (N, L), True where a query attends to a key: not after it, within the window."""
+    """Positions (N,) and (L,) -> (N, L) bool: True if the key is not after the query and within its window."""
     distance = query_positions[:, None] - key_positions
     return distance >= 0 if sliding_window is None else (distance >= 0) & (distance < sliding_window)
 

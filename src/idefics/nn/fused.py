@@ -110,7 +110,7 @@ class _FusedMLP:
 
 
 def fuse_linears(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
-    """Returns a function for the concatenated outputs of layers: one product where all are plain linear layers."""
+    """Returns a function x -> concatenated outputs of layers: one matrix product if all are plain linear layers."""
     if not all(map(is_plain_linear, layers)):
         return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
     fused_weight = merge_weights([layer.weight for layer in layers])
@@ -118,7 +118,7 @@ def fuse_linears(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
 
 
 def fuse_residual_add(layer: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns a function (input, residual) -> residual + layer(input): one product for a plain linear layer."""
+    """Returns a function (x, residual) -> residual + layer(x): one operation for a plain linear layer."""
     if not is_plain_linear(layer):
         return lambda x, residual: residual + layer(x)
     transposed_weight = layer.weight.detach().t()
@@ -149,6 +149,7 @@ def merge_weights(weights: Sequence[Tensor]) -> Tensor:
 
 
 def _rms_norm(norm: RMSNorm, x: Tensor) -> Tensor:
+    """`norm(x)` by torch's fused kernel."""
     return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.epsilon)
 
 

@@ -91,6 +91,7 @@ class VisionEncoder(nn.Module):
         return torch.cat([self._forward_layers(chunk) for chunk in x.split(frames_per_chunk)])
 
     def _forward_layers(self, x: Tensor) -> Tensor:
+        """All layers for some frames: (P, S, D) -> (P, S, D)."""
         for layer in self.layers:
             x = layer(x)
         return x

@@ -85,7 +85,11 @@ def _device_names() -> list[str]:
 
 
 def get_device(name: DeviceLike) -> torch.device:
-    """The device with this name or GPU number; "auto" is the first GPU, else the CPU. Raises BadSetting."""
+    """The device with this name or GPU number; "auto": a GPU (CUDA, then MPS), else the CPU.
+
+    Raises:
+        BadSetting: this machine does not have it.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

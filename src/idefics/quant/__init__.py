@@ -148,6 +148,7 @@ def _layer_factory(quantization: QuantizationConfig, kind: QuantKind) -> LayerFa
 
 
 def _replace_layer(model: nn.Module, name: str, create_layer: LayerFactory, weight: Tensor) -> None:
+    """Replaces the layer `name` of a model by the quantised layer that `create_layer` makes of it and its weight."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     model.set_submodule(name, create_layer(layer, weight).train(layer.training))

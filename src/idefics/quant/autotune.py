@@ -162,6 +162,7 @@ def _candidate_matmuls(rows: int, outputs: int, inputs: int) -> dict[str, Callab
 
 
 def _is_amd() -> bool:
+    """Whether the processor is made by AMD."""
     return "AuthenticAMD" in (read_cpuinfo("vendor_id") or platform.processor())
 
 

@@ -134,6 +134,7 @@ def w8a8_matmul_native(
 
 
 def _loaded_kernels() -> CDLL:
+    """The C library; callers have checked by a `can_` function that it can be used."""
     kernels = library.load_library()
     assert kernels is not None, "see the can_ functions"
     return kernels

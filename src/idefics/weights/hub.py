@@ -230,6 +230,7 @@ class _DownloadProgress:
         self.report(self.total, self.total)
 
     def _add(self, bar: int, count: int) -> None:
+        """Adds bytes that one bar counted, and reports the total."""
         with self.lock:
             self.bytes_by_bar[bar] = self.bytes_by_bar.get(bar, 0) + count
             # Bytes are counted twice, as received and as written: the larger count is reported.

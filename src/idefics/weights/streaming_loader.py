@@ -60,7 +60,7 @@ def load(
         rules: how the checkpoint's names become the model's.
         dtype: of every floating-point tensor; integers and booleans keep theirs.
         device: of the whole model, or of its modules.
-        dtype_by_name: other dtypes for some tensors; None: the file's own where that has 16 bits, else float32.
+        dtype_by_name: other dtypes for some tensors; None: the file's own if that has 16 bits, else float32.
         quantizers_by_name: for some tensors a function that quantises the value and puts it into the model. Where
             tied weights are quantised under one name, their value is kept under the other names too.
         mmap: tensors that are used as they are stored stay in the files: they are read when they are first used, and
@@ -194,6 +194,7 @@ class _ParameterLoader:
 
 
 def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
+    """Replaces the parameter or buffer of a model with this name in its state dict."""
     owner, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(owner), attribute, value)
 

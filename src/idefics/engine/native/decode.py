@@ -174,11 +174,13 @@ class CrossKVPointers:
 
 
 def _to_contiguous_float32(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values in the layout that the C code reads; copies unless they have it already."""
     return keys.float().contiguous(), values.float().contiguous()
 
 
 def _free_engine(
     free: ctypes._NamedFuncPointer, engine: int, process_id: int, native_model: NativeModel
 ) -> None:
+    """Frees a C engine and stops its threads; `native_model` is an argument so that its memory lives until then."""
     if os.getpid() == process_id:  # a forked process has no threads to stop
         free(engine)

@@ -132,6 +132,7 @@ class NativeModel:
         return self._float_pointer(gate.detach().flatten().float().tanh().expand(width))
 
     def _linear_struct(self, layer: nn.Linear) -> c.LinearStruct:
+        """The addresses, sizes and dtypes of a linear layer, without copying its weight."""
         self._referenced += [
             parameter.data for parameter in layer.parameters()
         ]  # their memory of now: it may be replaced later
@@ -146,15 +147,18 @@ class NativeModel:
         return struct
 
     def _mlp_struct(self, mlp: GatedMLP) -> c.MlpStruct:
+        """The gate, up and down projections of an MLP."""
         return c.MlpStruct(*map(self._linear_struct, _mlp_linears(mlp)))
 
     def _embedding_struct(self, table: nn.Embedding) -> c.EmbeddingStruct:
+        """The address, dtype and size of an embedding, without copying its weight."""
         self._referenced.append(table.weight.data)
         return c.EmbeddingStruct(
             table.weight.data_ptr(), KIND_BY_DTYPE[table.weight.dtype], table.num_embeddings
         )
 
     def _cross_struct(self, cross: CrossAttentionBlock, width: int) -> c.CrossLayerStruct:
+        """The norms, gates and projections of a cross-attention block; `width` is D."""
         return c.CrossLayerStruct(
             norm=self._float_pointer(cross.norm.weight),
             q_norm=self._float_pointer(cross.q_norm.weight) if cross.q_norm else None,
@@ -168,4 +172,5 @@ class NativeModel:
 
 
 def _mlp_linears(mlp: GatedMLP) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """The gate, up and down projections of an MLP."""
     return mlp.gate_proj, mlp.up_proj, mlp.down_proj
