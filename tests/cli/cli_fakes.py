@@ -37,6 +37,7 @@ class FakeStream:
 
     @property
     def answer(self):
+        """The answer so far: cancelled if words are left."""
         finish = (
             "length"
             if self.yielded_words and self.yielded_words[-1].endswith("-")

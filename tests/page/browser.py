@@ -111,6 +111,7 @@ def remove_stop_ids(monkeypatch, demo):
 
 
 def is_idle(demo):
+    """Whether the engine has no request left."""
     return not demo.engine.is_busy and not demo.engine._state_by_handle
 
 

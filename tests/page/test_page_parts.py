@@ -83,8 +83,8 @@ def test_turns_become_messages_unchanged(uploaded_picture):
     ]
     assert chat_turns.normalize_turns(back) == turns
     assert chat_turns.get_conversation_id(back) == "17"
-    assert chat_turns.up_to_last_question(turns, 1) == turns[:1]
-    assert chat_turns.up_to_last_question(turns, 2) == turns
+    assert chat_turns.turns_up_to_question(turns, 1) == turns[:1]
+    assert chat_turns.turns_up_to_question(turns, 2) == turns
 
 
 def test_an_empty_question_is_refused(uploaded_picture):

@@ -13,6 +13,7 @@ from idefics.server.settings import Settings
 
 @pytest.fixture(scope="session")
 def vlm():
+    """The demo model, which fetches no pictures."""
     return idefics.load("demo", remote_images="off")
 
 
@@ -48,6 +49,7 @@ class SyncClient:
 
 @asynccontextmanager
 async def open_client(app):
+    """An asynchronous client that calls the app without a network."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client

@@ -314,6 +314,7 @@ def test_an_error_during_a_stream_is_its_last_event(client, vlm, monkeypatch):
 
 
 def fail_after_steps(run, steps):
+    """Wraps `run`: after that many calls it raises an error whose message has the API key."""
     left = iter(range(steps))
 
     def running(plan):
@@ -334,6 +335,7 @@ def test_uris_of_pictures_do_not_show_in_errors(client):
 
 
 def read_metrics(client):
+    """The values of `/metrics` by name and labels."""
     rows = [line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#"]
     return {name: float(value) for name, value in rows}
 

@@ -19,6 +19,7 @@ PATH = "/v1/chat/completions"
 
 
 def direct_answer(vlm, *parts, **options):
+    """The answer of the Python API to the same question."""
     return vlm.chat([Message("user", parts)], **options)
 
 

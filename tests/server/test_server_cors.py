@@ -83,7 +83,8 @@ def test_a_preflight_of_another_origin_names_the_setting(
         refused = send_preflight(server, OTHER_ORIGIN)
         assert refused.status_code == 403
         assert refused.json()["error"]["message"] == (
-            f"cross-origin request from {OTHER_ORIGIN!r} refused: start the server with --allowed-origins {OTHER_ORIGIN}"
+            f"cross-origin request from {OTHER_ORIGIN!r} refused: "
+            f"start the server with --allowed-origins {OTHER_ORIGIN}"
         )
         assert ALLOW_ORIGIN_HEADER not in refused.headers
 

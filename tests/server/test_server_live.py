@@ -46,10 +46,12 @@ class StepControl:
         monkeypatch.setattr(engine, "step", paced)
 
     def run_freely(self):
+        """Removes the pacing: steps no longer wait."""
         self.is_free = True
         self.step_semaphore.release()
 
     async def run_steps(self, count):
+        """Lets the engine run `count` steps and waits for them."""
         goal = self.num_steps + count
         for _ in range(count):
             self.step_semaphore.release()
@@ -58,6 +60,7 @@ class StepControl:
 
 @pytest.fixture
 def step_control(vlm, monkeypatch):
+    """A `StepControl` for the engine; all requests are cancelled after the test."""
     pace = StepControl(vlm.engine, monkeypatch)
     yield pace
     pace.run_freely()
@@ -94,6 +97,7 @@ async def start_stream(client, body):
 
 
 def num_pages_in_use(vlm):
+    """Pages of the KV cache that some request uses."""
     return sum(owners > 0 for owners in vlm.engine.scheduler.page_pool.ref_counts)
 
 

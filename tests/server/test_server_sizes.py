@@ -23,6 +23,7 @@ MEGABYTE_TEXT = "word " * 200_000
 
 @pytest.fixture
 def forbid_tokenizing(monkeypatch):
+    """Makes every call of the tokenizer fail."""
     monkeypatch.setattr(Tokenizer, "encode_pieces", lambda *_, **__: pytest.fail("it was tokenized"))
 
 

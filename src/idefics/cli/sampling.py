@@ -25,7 +25,7 @@ _constraint_option = partial(typer.Option, rich_help_panel="Structured output")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags(ImageDetailFlags):
-    """How each token is chosen. A flag that is not given leaves the task's default as it is."""
+    """How each token is chosen. Where a flag is not given, the task's default holds."""
 
     max_new_tokens: Annotated[
         int | None,

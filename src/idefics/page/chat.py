@@ -21,7 +21,7 @@ from idefics.page.chat_turns import (
     to_messages,
     turn_pictures,
     turn_text,
-    up_to_last_question,
+    turns_up_to_question,
 )
 from idefics.page.code_snippets import ChatSnippets
 from idefics.page.code_view import CodeView
@@ -253,7 +253,7 @@ class ChatTab:
         if not turns:
             raise BadPrompt("the conversation is empty: ask a question first")
         settings = self.backend.settings
-        turns_to_answer = up_to_last_question(turns, len(turns) - 1)
+        turns_to_answer = turns_up_to_question(turns, len(turns) - 1)
         return ChatSnippets(
             messages=to_messages(turns_to_answer, lambda upload: Picture(upload.name)),
             options=self.controls.to_generation_kwargs(*values),
@@ -265,12 +265,12 @@ class ChatTab:
 
 def _retry_turn(raw_turns: Sequence[ChatTurn], data: gr.RetryData) -> list[ChatTurn]:
     """The conversation up to the question that is to be answered again."""
-    return up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
+    return turns_up_to_question(normalize_turns(raw_turns), _turn_index(data.index))
 
 
 def _edit_turn(raw_turns: Sequence[ChatTurn], data: gr.EditData) -> list[ChatTurn]:
     """The conversation up to the edited question, with its new text; its pictures stay."""
-    turns = up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
+    turns = turns_up_to_question(normalize_turns(raw_turns), _turn_index(data.index))
     text = str(data.value).strip() or turn_text(turns[-1])
     user_turn = make_user_turn(turn_pictures(turns[-1]), text)
     return set_conversation_id([*turns[:-1], user_turn], get_conversation_id(turns))
@@ -278,7 +278,7 @@ def _edit_turn(raw_turns: Sequence[ChatTurn], data: gr.EditData) -> list[ChatTur
 
 def _undo_turn(raw_turns: Sequence[ChatTurn], data: gr.UndoData) -> tuple[list[ChatTurn], TextboxValue]:
     """The conversation before the question, and the question as the textbox's value."""
-    turns = up_to_last_question(normalize_turns(raw_turns), _turn_index(data.index))
+    turns = turns_up_to_question(normalize_turns(raw_turns), _turn_index(data.index))
     return turns[:-1], _textbox_value(turns[-1])
 
 

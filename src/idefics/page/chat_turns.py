@@ -77,7 +77,7 @@ def make_user_turn(pictures: Sequence[UploadedPicture], text: str) -> ChatTurn:
     return make_turn("user", text.strip(), pictures)
 
 
-def up_to_last_question(turns: Sequence[ChatTurn], index: int) -> list[ChatTurn]:
+def turns_up_to_question(turns: Sequence[ChatTurn], index: int) -> list[ChatTurn]:
     """The turns up to the last user turn at or before `index`; empty if there is none."""
     remaining_turns = list(turns[: index + 1])
     while remaining_turns and remaining_turns[-1]["role"] != "user":

@@ -15,7 +15,7 @@ from idefics.page.code_view import CodeView
 from idefics.page.few_shot_examples import (
     ExampleShot,
     check_num_examples,
-    example_fields,
+    example_tuples,
     make_example,
     read_examples,
     to_jsonl,
@@ -225,7 +225,7 @@ class FewShotTab:
             task,
             UploadedPicture.from_payload(payload).name,
             words=text,
-            shots=example_fields(shots),
+            shots=example_tuples(shots),
             options=options,
         )
 

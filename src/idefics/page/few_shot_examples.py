@@ -60,7 +60,7 @@ def to_jsonl(shots: Sequence[ExampleShot]) -> bytes:
 def read_examples(backend: PageBackend, files: Sequence[UploadedPicture]) -> list[ExampleShot]:
     """Reads uploaded examples: one `.jsonl` file and the pictures that it names.
 
-    Pictures are found among the uploaded files only; no other file of the server is opened.
+    Pictures are found among the uploaded files only; other files of the server are not opened.
 
     Raises:
         BadPrompt: not exactly one `.jsonl` file, or one of its lines is invalid.
@@ -102,6 +102,6 @@ def _make_example_from_shot(
     return make_example(backend, upload, shot.question, shot.answer)
 
 
-def example_fields(shots: Sequence[ExampleShot]) -> list[tuple[str, str, str]]:
+def example_tuples(shots: Sequence[ExampleShot]) -> list[tuple[str, str, str]]:
     """(name of the picture, question, answer) of each example, for "Show code"."""
     return [(shot.upload.name, shot.question, shot.answer) for shot in shots]

@@ -198,7 +198,7 @@ def _describe_refused_fields(errors: Sequence[Mapping[str, Any]]) -> str:
         )
         sentences.append(
             f"unknown field{'s' * (len(names) > 1)}: {', '.join(names[:MAX_LISTED_ERRORS])}{omitted_text}: "
-            f"{suggestion or 'leave out what this server does not know'}"
+            f"{suggestion or 'leave out unknown fields'}"
         )
     return "; ".join(sentences)
 

@@ -46,7 +46,7 @@ class ResponseBuilder:
         self.sequence_numbers: Iterator[int] = count()
 
     def response_object(self, answer: Answer | None = None) -> ResponseObject:
-        """The response; without an answer, as it is while the answer is generated."""
+        """The response with its answer; without an answer, the response in progress."""
         request = self.request
         is_truncated = answer is not None and answer.finish == "length"
         return {

@@ -52,7 +52,7 @@ class ModelCard(ResponseFields):
 
 
 class ModelList(ResponseFields):
-    """All models: the one that is served."""
+    """A list with the one model that is served."""
 
     object: Literal["list"]
     data: list[ModelCard]
