@@ -24,7 +24,7 @@ class _PlainHelpMixin:
     """
 
     def format_help(self: Any, ctx: Any, formatter: Any) -> None:
-        """Writes the help in the order above, in place of typer's."""
+        """Writes usage, description, examples and flags, in this order."""
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         self.format_epilog(ctx, formatter)
@@ -37,7 +37,7 @@ class _PlainHelpMixin:
                 formatter.write(f"  {line}\n")
 
     def collect_usage_pieces(self: Any, ctx: Any) -> list[str]:
-        """What follows the command's name in the usage line."""
+        """The arguments in the usage line, after the command's name."""
         return [self.options_metavar]
 
 

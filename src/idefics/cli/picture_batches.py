@@ -89,7 +89,7 @@ class PictureBatches:
     def results(
         self, answer_batch: Callable[[Idefics, tuple[PictureOrVideo, ...]], list[Result | IdeficsError]]
     ) -> Iterator[tuple[Result, str]]:
-        """Yields each result with its picture's name, batch by batch; reports an error for each other picture.
+        """Yields each result with its picture's name, batch by batch; reports an error for each picture without one.
 
         Args:
             answer_batch: called with the model and a batch of pictures; returns a result or an error for each.

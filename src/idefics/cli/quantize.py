@@ -106,7 +106,7 @@ def _print_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError
 
 
 def _json_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> dict[str, Any]:
-    """The same as a JSON object, with all layer errors."""
+    """The layers, the sizes and all layer errors as a JSON object."""
     return {
         "folder": str(checkpoint.folder),
         "new": checkpoint.is_new,

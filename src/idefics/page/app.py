@@ -12,7 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from idefics.demo import pictures as bundled
 from idefics.page.backend import PageBackend, PageSettings
-from idefics.page.blocks import build_blocks, theme_and_style
+from idefics.page.blocks import build_blocks, theme_css_and_script
 from idefics.page.request_filter import RequestFilter
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def _mount_blocks(app: FastAPI, backend: PageBackend) -> None:
         pwa=False,
         enable_monitoring=False,
         footer_links=[],
-        **theme_and_style(),
+        **theme_css_and_script(),
     )
     # Mounting, unlike `launch`, leaves this False, and Gradio would then read any path that a browser names.
     blocks.has_launched = True

@@ -116,7 +116,7 @@ def build_blocks(backend: PageBackend) -> gr.Blocks:
     return blocks
 
 
-def theme_and_style() -> dict[str, Any]:
+def theme_css_and_script() -> dict[str, Any]:
     """The arguments `theme`, `css` and `js` of `gr.mount_gradio_app`."""
     theme = gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", font=FONT_FAMILIES, font_mono=MONOSPACE_FAMILIES

@@ -13,7 +13,7 @@ from idefics.page.run_buttons import RAW_EVENT_KWARGS
 
 
 class Snippets(Protocol):
-    """The code of one call; implemented by `TaskSnippets`, `ChatSnippets` and `BatchSnippets`."""
+    """Protocol for the code of one call: `TaskSnippets`, `ChatSnippets` and `BatchSnippets` implement it."""
 
     @property
     def python(self) -> str:

@@ -25,7 +25,7 @@ Handler = Callable[..., Iterator[Any]]
 
 
 class RunButtons:
-    """The two buttons of a tab.
+    """The two buttons of a tab: one starts an answer, the other stops it.
 
     Args:
         backend: stops the running answers.

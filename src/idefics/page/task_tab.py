@@ -75,7 +75,7 @@ class TaskTab:
         self._connect_events()
 
     def _build_controls(self) -> None:
-        """The controls and the buttons; the controls are folded away unless they choose a strategy."""
+        """Builds the controls and the buttons; controls without a strategy are in a closed accordion."""
         config, initial_values = self.config, self.backend.settings.initial_sampling
         tab_name, max_new_tokens = config.tab_name, config.max_new_tokens
         if config.has_strategies:

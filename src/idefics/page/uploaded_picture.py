@@ -16,7 +16,7 @@ FilePayload = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class UploadedPicture:
-    """The path of the file on the server, and its name on the person's machine or the address it came from."""
+    """A file on the server, and its name on the user's machine or the address that it was fetched from."""
 
     path: str
     name: str

@@ -211,5 +211,5 @@ async def _next_delta(deltas: AsyncGenerator[Delta]) -> Delta | None:
 
 
 def _create_next_delta_task(deltas: AsyncGenerator[Delta]) -> asyncio.Task[Delta | None]:
-    """Starts waiting for the next delta."""
+    """A task that waits for the next delta."""
     return asyncio.create_task(_next_delta(deltas))

@@ -22,7 +22,7 @@ class ResponseFields(TypedDict):
 
 
 class NotesField(ResponseFields):
-    """Base of answers about pictures.
+    """Base of responses that may have notes about their pictures.
 
     Attributes:
         notes: what was not read of the picture files, such as further frames; left out where everything was read.
