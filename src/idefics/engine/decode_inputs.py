@@ -32,7 +32,7 @@ class DecodeInputBuilder:
     def build(
         self, sequences: list[SequenceState], has_page_changes: bool, ids: Tensor | None = None
     ) -> DecodeInputs:
-        """The inputs of the step after the last one.
+        """The inputs of the next decode step: the last id of each sequence, at its position.
 
         Args:
             has_page_changes: whether any sequence has other pages than in the step before.
@@ -80,7 +80,7 @@ class DecodeInputBuilder:
         return torch.tensor(tables, dtype=torch.int32, device=self.device)
 
     def _cross_kvs(self, sequences: Sequence[SequenceState]) -> list[CrossKV]:
-        """The picture that each sequence attends to; () for each in an inline-image model."""
+        """Keys and values of the picture that each sequence attends to; () if there is none."""
         if not self.layout.num_cross_attention_layers:
             return [()] * len(sequences)
         return [last_token_cross_kv(sequence, self.encoder_cache) for sequence in sequences]

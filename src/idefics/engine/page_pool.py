@@ -116,7 +116,11 @@ class PagePool:
         return pages
 
     def match_partial_page(self, parent_key: PageKey, tokens: Sequence[PageToken]) -> tuple[int, int]:
-        """The cached page after `parent_key` that shares the longest prefix with `tokens`, and its length; or 0, 0."""
+        """Of the cached pages that follow `parent_key`, the one that shares most leading tokens with `tokens`.
+
+        Returns:
+            The page and the number of shared tokens; (0, 0) if there is none.
+        """
         best = 0, 0
         for page in self._pages_by_parent_key.get(parent_key, ()):
             token_pairs = zip(self._content_by_page[page].tokens, tokens, strict=False)

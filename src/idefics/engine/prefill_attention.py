@@ -39,7 +39,7 @@ class PackedChunk:
 
     @property
     def num_tokens(self) -> int:
-        """n, the number of tokens or nodes."""
+        """n, the number of tokens; with a trie the number of its nodes."""
         return int(self.token_slice.stop - self.token_slice.start)
 
 

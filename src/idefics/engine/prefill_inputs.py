@@ -36,7 +36,7 @@ class PrefillInputs(NamedTuple):
 
 
 class PrefillInputBuilder:
-    """Builds `PrefillInputs`.
+    """Builds `PrefillInputs`: the tokens of all scheduled chunks, packed without padding.
 
     Args:
         device: the device on which ids are embedded.
