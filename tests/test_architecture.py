@@ -107,7 +107,7 @@ HEAVY_TASK_MODULES = (
     "idefics.tasks.idefics_model",
     "idefics.tasks.picture_arguments",
     "idefics.tasks.ranking",
-    "idefics.tasks.task_mixin",
+    "idefics.tasks.text_task_mixin",
 )  # methods of a loaded model
 MODULES_OF_EXTRAS = ("server", "page")  # frontends whose modules need an extra,
 MODULES_ALLOWED_TO_MISS = [
@@ -389,12 +389,15 @@ def test_no_two_classes_share_a_name():
 
 # A dialect that readers had to learn. Pictures may show a door or a house: names of bundled files may say so.
 RETIRED_WORDS = re.compile(
-    r"(?<![A-Za-z])(besides?|strangers?|doors?(?!\.png)|houses?|wish(?:es)?|asking|growing|(?:an?|the|one|each|every)[ _]looks?)"
+    r"(?<![A-Za-z])(besides?|strangers?|doors?(?!\.png)|houses?|wish(?:es)?|asking|growing"
+    r"|(?:an?|the|one|each|every)[ _]looks?)"
     r"(?![A-Za-z])",
     re.I,
 )
 PROSE = [
-    *python_files("src", "scripts", "bench"),
+    *python_files("src", "scripts", "bench", "examples"),
+    ROOT / "pyproject.toml",
+    ROOT / "Makefile",
     *sorted((ROOT / "src").rglob("*.[ch]")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(ROOT.glob("*.md")),

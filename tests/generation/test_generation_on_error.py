@@ -199,7 +199,7 @@ def test_continuations_that_cannot_follow_take_their_own_positions(vlm, good_pic
             vlm.score(prompt, [sound[0], " ", sound[1]])
         alone, errors = vlm.score(prompt, [" "], on_error="return")
         assert len(alone.ids) and [type(one) for one in errors] == [BadPrompt]
-        with pytest.raises(BadPrompt, match="there are no continuations"):
+        with pytest.raises(BadPrompt, match="no continuations given"):
             vlm.score(prompt, [], on_error="return")
     _, (error,) = vlm.score([good_picture[0], "It is"], ["<image>"], on_error="return")
     assert "continuations are text" in str(error)

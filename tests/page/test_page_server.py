@@ -35,6 +35,19 @@ def test_the_page_is_served_with_the_api(demo_model):
         assert client.get("/health").status_code == 200
 
 
+def test_the_api_refuses_unknown_paths_in_json_next_to_the_page(demo_model):
+    with (
+        TestClient(app_with_page(demo_model), base_url="http://127.0.0.1") as client,
+        TestClient(create_app(demo_model, Settings(model="demo")), base_url="http://127.0.0.1") as api_alone,
+    ):
+        for method, path in [("GET", "/v1/nope"), ("POST", "/v1/images/tasks/nope")]:
+            refused, expected = client.request(method, path), api_alone.request(method, path)
+            assert refused.status_code == expected.status_code == 404
+            assert refused.json()["error"]["message"] == expected.json()["error"]["message"]
+        assert client.get("/nope").text == "no such page"
+        assert client.get("/v1/models").status_code == 200
+
+
 def test_the_page_is_behind_the_key(demo_model):
     with TestClient(app_with_page(demo_model, api_key="secret"), base_url="http://127.0.0.1") as client:
         asked = {"accept": "text/html"}

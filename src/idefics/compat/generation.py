@@ -50,7 +50,10 @@ class GenerateHooks:
 
 
 class GenerationMixin:
-    """Gives a model `generate`. The model is called as `GenerativeModel` says."""
+    """Gives a model transformers' `generate`: a loop in plain torch, not the engine.
+
+    The model has what `GenerativeModel` lists.
+    """
 
     generation_config: GenerationConfig
 

@@ -74,7 +74,7 @@ class IdeficsImageProcessor(ImageProcessor):
 
     @classmethod
     def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """The image processor whose `to_processor_config` is this one."""
+        """An image processor with the frame size, filter and normalisation of `config`."""
         return cls(image_size=config.frame_size, **config_to_settings(config))
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:

@@ -63,7 +63,7 @@ class SavingMixin(PeftAdapterMixin):
 
         Raises:
             BadSetting: `safe_serialization=False` asks for pickles, or `push_to_hub=True` for an upload.
-            UnsupportedModel: the weights are quantised.
+            UnsupportedModel: the weights are quantised, and there is no adapter.
         """
         from huggingface_hub import save_torch_state_dict
 

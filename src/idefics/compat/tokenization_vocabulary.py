@@ -144,7 +144,7 @@ class VocabularyMixin:
         return [self._id_to_token(int(id)) for id in ids if int(id) not in skipped_ids]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """The text of tokens as the vocabulary spells them."""
+        """Decodes tokens, given as the vocabulary spells them, to text."""
         return self.decode(self.convert_tokens_to_ids(tokens))
 
     def _id_to_token(self, id: int) -> str:

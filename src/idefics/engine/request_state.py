@@ -30,7 +30,7 @@ class ImageSpan(NamedTuple):
 
 
 class SequenceState:
-    """Token ids, and the pages that hold the keys and values computed for them.
+    """One sequence of a request (one beam, or the only answer): token ids, and the pages of their keys and values.
 
     Attributes:
         ids: prompt and generated ids.
@@ -92,7 +92,7 @@ class RequestState:
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether tokens of its prompt, or of its continuations, are still to be computed."""
+        """Whether prompt tokens, generated tokens after a preemption, or continuations are still to be computed."""
         if self.pending_tokens_by_group:
             return True
         sequence = self.sequences[0]

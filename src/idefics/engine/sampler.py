@@ -113,7 +113,7 @@ class Sampler:
         )
 
     def _gather_logprobs(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """The fields of `SampledTokens` after `ids`, as far as some row needs them."""
+        """Log-probabilities, if a row needs them: (R,) of `ids`; the most likely ids, (R, T), and theirs. Else ()."""
         if not self.needs_logprobs:
             return ()
         logprobs = logits.log_softmax(-1)

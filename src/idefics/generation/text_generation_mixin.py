@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from idefics.errors import IdeficsError
-from idefics.generation.answer_generator import AnswerGenerator
 from idefics.generation.arguments import as_prompt_list, require_prompt
 from idefics.generation.error_policy import ErrorPolicy
+from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loaded_model import LoadedModel
 from idefics.generation.prompts import EXAMPLE_START
 from idefics.generation.streaming import GenerationResult, Stream
@@ -113,12 +113,12 @@ class TextGenerationMixin:
             validate_bool("add_end_of_utterance_token", add_end_of_utterance_token)
         processor = self.loaded_model.processor.with_image_detail(pop_image_detail(options))
         error_policy = ErrorPolicy("prompt", len(prompts) if is_batch else 0, on_error, stream)
-        generator = AnswerGenerator.from_options(self.loaded_model, options, start_time=start_time)
+        call = GenerationCall.from_options(self.loaded_model, options, start_time=start_time)
 
         def encode(prompt_items: PromptItems) -> Prompt:
             return processor.encode_raw(prompt_items, add_end_of_utterance_token=add_end_of_utterance_token)
 
-        return generator.answer(encode, prompts, error_policy)
+        return call.answer(encode, prompts, error_policy)
 
     @overload
     def chat(
@@ -206,7 +206,7 @@ class TextGenerationMixin:
         validate_bool("continue_final_message", continue_final_message)
         processor = self.loaded_model.processor.with_image_detail(pop_image_detail(options))
         error_policy = ErrorPolicy("conversation", len(conversations) if is_batch else 0, on_error, stream)
-        generator = AnswerGenerator.from_options(
+        call = GenerationCall.from_options(
             self.loaded_model,
             options,
             start_time=start_time,
@@ -218,7 +218,7 @@ class TextGenerationMixin:
                 conversation, answer_start=answer_start, continue_final_message=continue_final_message
             )
 
-        return generator.answer(encode, conversations, error_policy)
+        return call.answer(encode, conversations, error_policy)
 
     @document_options(GenerationOptions)
     def submit(
@@ -249,11 +249,11 @@ class TextGenerationMixin:
         """
         validate_bool("continues", continues)
         validate_text("start", start, EXAMPLE_START, allow_blank=True)
-        generator = AnswerGenerator.from_options(
+        call = GenerationCall.from_options(
             self.loaded_model,
             options,
             start_time=time.perf_counter(),
             text_prefix=start,
             is_continuation=continues,
         )
-        return Stream(generator.submit(require_prompt(prompt), wait=False))
+        return Stream(call.submit(require_prompt(prompt), wait=False))

@@ -34,7 +34,7 @@ class PageSettings:
     """Settings of a page.
 
     Attributes:
-        model: the name, folder or hub id of the model, for "Show code".
+        model: the name, folder or hub id of the model, for the title and "Show code".
         fetcher: fetches pictures from addresses that its policy allows.
         server_url: the base URL of the API, for "Show code".
         has_key: whether the API requires a key.

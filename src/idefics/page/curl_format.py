@@ -28,10 +28,10 @@ def image_url_or_data(name: str, files: list[str]) -> str:
     if is_url(name):
         return name
     files.append(name)
-    return f"data:;base64,{_file_placeholder(len(files) - 1)}"
+    return f"data:;base64,{_base64_marker(len(files) - 1)}"
 
 
-def _file_placeholder(index: int) -> str:
+def _base64_marker(index: int) -> str:
     """The text that stands for the base64 of file number `index` until the command is formatted."""
     return f"\ue000{index}\ue000"  # characters for private use, which no text contains
 
@@ -44,7 +44,7 @@ def format_json_post(url: str, body: Mapping[str, Any], files: Sequence[str], *,
     json_text = json.dumps(body, indent=2, ensure_ascii=False).replace("'", r"\u0027")
     for number, name in enumerate(files):
         json_text = json_text.replace(
-            _file_placeholder(number), f"'\"$(base64 < {shlex.quote(name)} | tr -d '\\n')\"'"
+            _base64_marker(number), f"'\"$(base64 < {shlex.quote(name)} | tr -d '\\n')\"'"
         )
     parts = [
         f"curl {url}",

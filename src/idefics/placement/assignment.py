@@ -101,7 +101,7 @@ def _validate_device_map(model: nn.Module, device_by_module: DeviceByModule) -> 
         if key and not any(f"{name}.".startswith(f"{key}.") for name in names):
             raise BadSetting(
                 f"device_map names {key!r}, which is not a module that can have a device of its own: give "
-                f"{', '.join(sorted({_without_layer_number(name) for name in names}))}, or a module that contains them"
+                f"{', '.join(sorted(set(map(_with_n_for_layer_number, names))))}, or a module that contains them"
             )
     unassigned = [
         name for name in names if not any(f"{name}.".startswith(f"{key}.") for key in device_by_module)
@@ -113,6 +113,6 @@ def _validate_device_map(model: nn.Module, device_by_module: DeviceByModule) -> 
     return device_by_module
 
 
-def _without_layer_number(name: str) -> str:
+def _with_n_for_layer_number(name: str) -> str:
     """The name of a module with "n" in place of the layer's number."""
     return ".".join("n" if part.isdecimal() else part for part in name.split("."))

@@ -33,7 +33,7 @@ def encode_continuations(
         PromptTooLong: the prompt or a continuation has more tokens than the model reads.
     """
     if not continuations:
-        raise BadPrompt("there are no continuations to choose from: give at least one")
+        raise BadPrompt("no continuations given: give at least one")
     for one in continuations:
         check_continuation(tokenizer, text_limit, one)
     encode = partial(tokenizer.encode_pieces, max_tokens=text_limit.max_tokens)

@@ -74,7 +74,7 @@ class DeclaredTokens:
             config.get("text_config"),
             checkpoint_settings.read_json_object(folder / "generation_config.json"),
         )
-        ids = frozenset(id for source in sources for id in _token_ids(source))
+        ids = frozenset(id for source in sources for id in _declared_token_ids(source))
         return cls(
             role_tokens=frozenset(token_by_role.values()),
             special_tokens=checkpoint_settings.read_special_added_tokens(folder),
@@ -84,8 +84,8 @@ class DeclaredTokens:
         )
 
 
-def _token_ids(source: Any) -> Iterator[int]:
-    """The ids in the fields `*_token_id` of a config; none if it is no dict."""
+def _declared_token_ids(source: Any) -> Iterator[int]:
+    """All ids in the fields `*_token_id` of a config; none if it is no dict."""
     for name, value in source.items() if isinstance(source, Mapping) else ():
         if name.endswith("_token_id"):
             yield from (id for id in (value if isinstance(value, list) else [value]) if isinstance(id, int))

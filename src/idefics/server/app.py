@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
 from idefics import __version__
@@ -49,8 +49,20 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
     app.add_route("/docs", _serve_docs_page, include_in_schema=False)
     for route_module in (chat, completions, responses, tasks, status):
         app.include_router(route_module.router)
+    if settings.ui:
+        _refuse_unknown_api_paths(app)
     app.add_middleware(AccessMiddleware, service=service, keys=settings.api_keys())
     return app
+
+
+def _refuse_unknown_api_paths(app: FastAPI) -> None:
+    """Answers unknown paths below `/v1/` as an API does; the page, mounted at `/`, would answer them otherwise."""
+
+    def refuse() -> None:
+        raise HTTPException(404)
+
+    methods = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"]
+    app.add_api_route("/v1/{path:path}", refuse, methods=methods, include_in_schema=False)
 
 
 async def _serve_docs_page(request: Request) -> HTMLResponse:

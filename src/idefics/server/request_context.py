@@ -31,7 +31,7 @@ class RequestContext:
         scoring_handle: the scoring request that it waits for.
         preparation_time: seconds from its arrival until its answers were submitted.
         num_characters: characters of all its texts.
-        is_cancelled: whether the server shut down before the request was complete.
+        is_cancelled: whether a shutdown cancelled it, or it is closed.
     """
 
     def __init__(self, service: ServerState) -> None:

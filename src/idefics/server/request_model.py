@@ -121,7 +121,7 @@ def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:
 def _unknown_field_errors(
     unknown_fields: dict[str, Any], known_names: list[str], ignored_fields: IgnoredFields
 ) -> Iterator[InitErrorDetails]:
-    """Yields an error for each field: a hint if the field is in the table, else the most similar known name."""
+    """Yields an error for each field: its hint in `ignored_fields` (its value has an effect), else the nearest name."""
     for index, (name, value) in enumerate(unknown_fields.items()):
         if name in ignored_fields:
             text = json.dumps(value)

@@ -78,7 +78,7 @@ class JsonObjectFormat(RequestModel):
     schema_: JsonSchemaDict | None = Field(None, alias="schema")
 
     @model_validator(mode="after")
-    def _check_single_schema(self) -> JsonObjectFormat:
+    def _check_at_most_one_schema(self) -> JsonObjectFormat:
         """Refuses a format with two schemas."""
         if self.value is not None and self.schema_ is not None:
             raise ValueError("value and schema are both given: give one JSON schema")

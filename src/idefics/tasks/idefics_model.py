@@ -16,7 +16,7 @@ from idefics.errors import BadPrompt, BadSetting
 from idefics.generation.load_settings import LoadSettings
 from idefics.generation.loaded_model import LoadedModel
 from idefics.generation.loading import load_model
-from idefics.generation.prompt_mixin import PromptMixin
+from idefics.generation.prompt_scoring_mixin import PromptScoringMixin
 from idefics.generation.text_generation_mixin import TextGenerationMixin
 from idefics.messages import Shot
 from idefics.placement import DeviceLike
@@ -24,11 +24,11 @@ from idefics.processing.fetch import Fetcher
 from idefics.processing.processor import Processor
 from idefics.processing.url_policy import UrlPolicy
 from idefics.tasks.ranking import RankingMixin
-from idefics.tasks.task_mixin import TaskMixin
+from idefics.tasks.text_task_mixin import TextTaskMixin
 from idefics.validation import describe_type, reject_unknown_arguments, short_repr, validate_list
 
 
-class Idefics(TaskMixin, RankingMixin, TextGenerationMixin, PromptMixin):
+class Idefics(TextTaskMixin, RankingMixin, TextGenerationMixin, PromptScoringMixin):
     """A model that answers questions about pictures; `idefics.load` makes one.
 
     The methods `caption`, `complete`, `ask`, `write` and `classify` are the tasks: each takes one picture and returns

@@ -1,4 +1,4 @@
-"""`AnswerGenerator`: the options of one call, checked and resolved for a model; it submits the prompts of the call."""
+"""`GenerationCall`: the options of one call, checked and resolved for a model; it submits the prompts of the call."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerGenerator:
+class GenerationCall:
     """The options of one call, resolved for a model: generates the answers to the prompts of the call.
 
     Attributes:

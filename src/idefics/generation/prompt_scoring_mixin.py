@@ -1,4 +1,4 @@
-"""`PromptMixin`: the methods of `Idefics` that make prompts, count their tokens and score what may follow them."""
+"""`PromptScoringMixin`: the methods of `Idefics` that make prompts, count their tokens and score continuations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from idefics.messages import PictureSource
 
 
-class PromptMixin:
+class PromptScoringMixin:
     """Makes prompts, and computes logits and log-probabilities for them."""
 
     loaded_model: LoadedModel

@@ -1,4 +1,4 @@
-"""`TaskMixin`: the methods of `Idefics` that generate the answer of a task."""
+"""`TextTaskMixin`: the methods of `Idefics` that generate the answer of a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Unpack, overload
 
 from idefics.errors import IdeficsError
-from idefics.generation.answer_generator import AnswerGenerator
+from idefics.generation.generation_call import GenerationCall
 from idefics.generation.loaded_model import LoadedModel
 from idefics.generation.prompts import make_prompt
 from idefics.generation.streaming import GenerationResult, Stream
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from idefics.tasks.picture_arguments import PictureInput, PictureInputs
 
 
-class TaskMixin:
-    """Runs tasks about one picture or several: `caption`, `complete`, `ask` and `write`."""
+class TextTaskMixin:
+    """The tasks that generate text about a picture, or about each of a list: `caption`, `complete`, `ask`, `write`."""
 
     loaded_model: LoadedModel
     shots: tuple[Shot, ...]
@@ -61,7 +61,7 @@ class TaskMixin:
         options.setdefault("max_new_tokens", task.max_new_tokens)
         image_detail = pop_image_detail(options)
         pictures, error_policy = parse_pictures(image, on_error, stream)
-        generator = AnswerGenerator.from_options(
+        call = GenerationCall.from_options(
             self.loaded_model,
             options,
             start_time=start_time,
@@ -71,7 +71,7 @@ class TaskMixin:
         def encode(picture: PictureOrVideo | IdeficsError) -> Prompt:
             return self.task_prompt(task, picture_or_raise(picture), words, image_detail)
 
-        return generator.answer(encode, pictures, error_policy)
+        return call.answer(encode, pictures, error_policy)
 
     def task_prompt(
         self, task: Task, picture: PictureOrVideo, words: str, image_detail: ImageDetail
