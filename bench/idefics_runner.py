@@ -123,7 +123,7 @@ def classification_prompt(
 ) -> tuple[Prompt, list[list[int]]]:
     """The prompt of `classify`, with the shots of `vlm`, and the token ids of each label."""
     style_kind = vlm.processor.prompt_format.kind
-    task, label_list = classify.task_for_labels(labels, style_kind)
+    task, label_list = classify.task_and_label_text(labels, style_kind)
     return vlm.processor.encode_chat_continuations(
         compose_task_prompt(task, style_kind, picture, label_list, vlm.shots).items, labels
     )

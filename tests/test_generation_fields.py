@@ -4,8 +4,8 @@ from idefics.generation_fields import (
     FIELDS_WITHOUT_EFFECT,
     OUTPUT_FIELDS,
     SEARCH_FIELDS,
-    effective_fields,
-    is_neutral,
+    answer_changing_fields,
+    changes_no_answer,
 )
 
 
@@ -21,7 +21,7 @@ def test_the_defaults_of_transformers_are_neutral():
     from transformers import GenerationConfig
 
     defaults = vars(GenerationConfig()) | GenerationConfig._get_default_generation_params()
-    assert effective_fields(defaults) == {}
+    assert answer_changing_fields(defaults) == {}
 
 
 def test_what_changes_an_answer_is_left():
@@ -34,9 +34,9 @@ def test_what_changes_an_answer_is_left():
         "_from_model_config": True,
         "of_another_library": 7,
     }
-    assert effective_fields(settings) == {"suppress_tokens": [5], "top_p": 0.9}
+    assert answer_changing_fields(settings) == {"suppress_tokens": [5], "top_p": 0.9}
 
 
 def test_values_are_compared_as_they_are():
-    assert is_neutral("guidance_scale", 1) and is_neutral("stop_strings", None)
-    assert not is_neutral("do_sample", True) and not is_neutral("eos_token_id", 0)
+    assert changes_no_answer("guidance_scale", 1) and changes_no_answer("stop_strings", None)
+    assert not changes_no_answer("do_sample", True) and not changes_no_answer("eos_token_id", 0)

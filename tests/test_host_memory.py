@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from idefics.errors import BadSetting
-from idefics.host_memory import free_host_memory, memory_limits, parse_memory_size
+from idefics.host_memory import free_host_memory, memory_limits, parse_bytes_or_share
 
 GB = 10**9
 CGROUP_V2_MOUNT = "30 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
@@ -135,7 +135,7 @@ assert 90_000_000 < first.free - memory_limits()[0].free < 110_000_000
     ],
 )
 def test_memory_sizes(value, expected):
-    found = parse_memory_size("kv_cache", value)
+    found = parse_bytes_or_share("kv_cache", value)
     assert found == expected
     assert type(found) is type(expected)
 
@@ -145,4 +145,4 @@ def test_memory_sizes(value, expected):
 )
 def test_invalid_memory_sizes_are_refused(value):
     with pytest.raises(BadSetting, match=r"kv_cache is .*; give bytes"):
-        parse_memory_size("kv_cache", value)
+        parse_bytes_or_share("kv_cache", value)

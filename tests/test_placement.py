@@ -15,10 +15,10 @@ from idefics.nn.decoder import DecoderLayer
 from idefics.placement import (
     DeviceMap,
     assign_devices,
-    get_device,
+    first_accelerator_or_cpu,
+    get_available_device,
     install_device_hooks,
-    main_device_of,
-    no_split_blocks,
+    named_no_split_modules,
     resolve_device,
 )
 from idefics.quant import quantizers_by_name
@@ -45,7 +45,7 @@ def place_model(model, where):
 
 def split_decoder_map(model, *, second=SECOND, rest=FIRST):
     """The later half of the decoder on a device of its own."""
-    names = [name for name, _ in no_split_blocks(model)]
+    names = [name for name, _ in named_no_split_modules(model)]
     layers = [name for name in names if ".layers." in name]
     gates = [name for name in names if "gated" in name]
     later = layers[len(layers) // 2 :] + gates[len(gates) // 2 :]
@@ -142,8 +142,8 @@ def test_one_device_has_no_hooks():
 @families
 def test_blocks_are_all_of_a_model_and_never_overlap(family):
     model = make_model(family)
-    found = [name for name, _ in no_split_blocks(model)]
-    assert {id(w) for _, block in no_split_blocks(model) for w in block.parameters()} == {
+    found = [name for name, _ in named_no_split_modules(model)]
+    assert {id(w) for _, block in named_no_split_modules(model) for w in block.parameters()} == {
         id(w) for w in model.parameters()
     }
     assert not any(a != b and a.startswith(f"{b}.") for a in found for b in found)
@@ -176,7 +176,7 @@ def test_layers_fill_gpus_and_spill(family, way):
     assert set(used) == {FIRST, SECOND, CPU}
     assert sum(used.values()) == whole
     assert all(used[device] <= room[key] for device, key in ((FIRST, 0), (SECOND, 1), (CPU, "cpu")))
-    for name, block in no_split_blocks(model):
+    for name, block in named_no_split_modules(model):
         assert len({device_of(f"{name}.{inner}", where) for inner, _ in block.named_parameters()}) <= 1
     _, expected = run_model(model)
     _, found = run_model(place_model(model, where))
@@ -250,7 +250,7 @@ def test_a_refused_device_names_the_devices_that_there_are(monkeypatch, gpus, na
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(BadSetting) as refused:
-        get_device("tpu")
+        get_available_device("tpu")
     assert str(refused.value) == f"device is 'tpu', which this machine does not have: give one of {names}"
 
 
@@ -270,7 +270,7 @@ def test_what_the_caller_wants():
 
 
 def test_auto_is_some_device():
-    assert isinstance(get_device("auto"), torch.device)
+    assert isinstance(get_available_device("auto"), torch.device)
     assert isinstance(DeviceMap(device_map="auto").main_device, torch.device)
 
 
@@ -281,5 +281,5 @@ def test_sizes_that_cannot_be_read_are_refused():
 
 def test_the_main_device_is_the_first_that_is_no_cpu():
     cpu, *gpus = map(torch.device, ("cpu", "cuda:1", "cuda:0"))
-    assert main_device_of([cpu, *gpus]) == gpus[0]
-    assert main_device_of([cpu]) == cpu
+    assert first_accelerator_or_cpu([cpu, *gpus]) == gpus[0]
+    assert first_accelerator_or_cpu([cpu]) == cpu

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from idefics.errors import BadSetting
-from idefics.host_memory import DEFAULT_BATCH_ROWS, DEFAULT_ENCODER_CACHE_BYTES, parse_memory_size
+from idefics.host_memory import DEFAULT_BATCH_ROWS, DEFAULT_ENCODER_CACHE_BYTES, parse_bytes_or_share
 from idefics.validation import reject_unknown_fields, validate_bool, validate_list, validate_range
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
@@ -393,7 +393,7 @@ class EngineConfig:
         validate_range("encode_frames", self.encode_frames, 1, 1024)
         validate_range("step_tokens", self.step_tokens, 1, 1 << 20)
         validate_range("waiting", self.waiting, 1, 1 << 20)
-        parse_memory_size("kv_cache", self.kv_cache)
+        parse_bytes_or_share("kv_cache", self.kv_cache)
         if self.cache_pages is not None:
             validate_range("cache_pages", self.cache_pages, 2, 1 << 30)
         validate_range("picture_bytes", self.picture_bytes, 0, 1 << 50)

@@ -77,11 +77,11 @@ OUTPUT_FIELDS: Mapping[str, tuple[object, ...]] = {
 NEUTRAL_VALUES_BY_FIELD: Mapping[str, tuple[object, ...]] = {**SEARCH_FIELDS, **OUTPUT_FIELDS}
 
 
-def is_neutral(name: str, value: object) -> bool:
-    """Whether a field with this value changes no answer; unknown fields, which `generate` ignores, do not."""
+def changes_no_answer(name: str, value: object) -> bool:
+    """Whether a field with this value changes no answer; true for unknown fields, which `generate` ignores."""
     return name not in NEUTRAL_VALUES_BY_FIELD or value is None or value in NEUTRAL_VALUES_BY_FIELD[name]
 
 
-def effective_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a generation_config.json that are not neutral (see `is_neutral`)."""
-    return {name: value for name, value in settings.items() if not is_neutral(name, value)}
+def answer_changing_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a generation_config.json that are not neutral (see `changes_no_answer`)."""
+    return {name: value for name, value in settings.items() if not changes_no_answer(name, value)}

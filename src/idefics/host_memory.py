@@ -64,33 +64,33 @@ def free_host_memory(root: Path = Path("/")) -> int:
     return memory_limits(root)[0].free
 
 
-def default_kv_cache_bytes(token_bytes: int, max_positions: int) -> int:
+def default_kv_cache_bytes(kv_bytes_per_token: int, max_positions: int) -> int:
     """The default size of the KV cache in bytes.
 
     Args:
-        token_bytes: bytes of one token's keys and values in all layers.
+        kv_bytes_per_token: bytes of one token's keys and values in all layers.
         max_positions: tokens of the longest prompt that the model reads.
     """
-    return max(token_bytes * min(max_positions, DEFAULT_KV_CACHE_TOKENS), MIN_KV_CACHE_BYTES)
+    return max(kv_bytes_per_token * min(max_positions, DEFAULT_KV_CACHE_TOKENS), MIN_KV_CACHE_BYTES)
 
 
-def estimate_peak_bytes(weight_bytes: int, token_bytes: int, max_positions: int) -> int:
+def estimate_peak_bytes(weight_bytes: int, kv_bytes_per_token: int, max_positions: int) -> int:
     """About how many bytes a process with a model on a CPU takes at its peak, with one request at a time.
 
     The KV cache counts with at most twice the bytes of `DEFAULT_BATCH_ROWS` sequences of `max_positions` tokens.
 
     Args:
         weight_bytes: bytes of the weights.
-        token_bytes, max_positions: as in `default_kv_cache_bytes`.
+        kv_bytes_per_token, max_positions: as in `default_kv_cache_bytes`.
     """
     kv_cache_bytes = min(
-        default_kv_cache_bytes(token_bytes, max_positions),
-        2 * DEFAULT_BATCH_ROWS * max_positions * token_bytes,
+        default_kv_cache_bytes(kv_bytes_per_token, max_positions),
+        2 * DEFAULT_BATCH_ROWS * max_positions * kv_bytes_per_token,
     )
     return weight_bytes + kv_cache_bytes + DEFAULT_ENCODER_CACHE_BYTES + PROCESS_OVERHEAD_BYTES
 
 
-def parse_memory_size(name: str, value: float | str | None) -> int | float | None:
+def parse_bytes_or_share(name: str, value: float | str | None) -> int | float | None:
     """A memory setting as bytes (int), as a share of the free memory (float below 1), or None.
 
     Args:

@@ -20,7 +20,7 @@ LAZY_MODULES = (
 )  # imported when first needed, in any thread
 
 
-def _wait_for_imports() -> None:
+def _wait_for_lazy_imports_before_fork() -> None:
     """Waits until no other thread is importing a lazy module: a process forked meanwhile would deadlock."""
     for name in LAZY_MODULES:
         if name in sys.modules:
@@ -29,7 +29,7 @@ def _wait_for_imports() -> None:
 
 
 if sys.platform != "win32":
-    os.register_at_fork(before=_wait_for_imports)
+    os.register_at_fork(before=_wait_for_lazy_imports_before_fork)
 
 
 class cached_property(Generic[T]):  # named as in functools

@@ -49,7 +49,7 @@ class MultiFrameImage(Protocol):
     is_animated: bool
 
 
-def read_source(source: Any) -> Any:
+def convert_in_memory_source(source: Any) -> Any:
     """Converts a source: a file object or buffer to bytes, a tensor or another library's array to a NumPy array.
 
     A tensor whose shape fits (C, H, W) is read as that, torch's own order, and its array is (H, W, C). A file object
@@ -103,7 +103,7 @@ def to_numpy_array(source: Any) -> Any:
         ) from None
 
 
-def is_list_array(array: Any) -> bool:
+def is_array_of_strings_or_objects(array: Any) -> bool:
     """Whether a NumPy array is used as a list: one axis, with strings or objects instead of numbers."""
     return bool(array.ndim == 1 and array.dtype.kind in "OUST")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from idefics.errors import BadSetting
-from idefics.media_sources import BinaryFile, read_source
+from idefics.media_sources import BinaryFile, convert_in_memory_source
 from idefics.validation import reject_unknown_fields, validate_text
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Picture:
     max_tiles: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", read_source(self.source))
+        object.__setattr__(self, "source", convert_in_memory_source(self.source))
         self.resolve_detail(ImageDetail())
 
     def resolve_detail(self, call: ImageDetail) -> ImageDetail:
@@ -118,7 +118,7 @@ class Video:
     fps: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", read_source(self.source))
+        object.__setattr__(self, "source", convert_in_memory_source(self.source))
         if self.fps is not None and (
             not isinstance(self.fps, (int, float)) or not 0 < self.fps < float("inf")
         ):

@@ -106,7 +106,7 @@ DEFAULT_OPTIONS: dict[str, Any] = {
 }
 
 
-def document_options(options_type: type = Options, **defaults: Any) -> Callable[[F], F]:
+def document_and_check_options(options_type: type = Options, **defaults: Any) -> Callable[[F], F]:
     """Decorator for a method that ends in `**options: Unpack[options_type]`: documents and checks its options.
 
     The signature and the docstring list each option. Other keywords are refused: see `reject_unknown_arguments`.

@@ -178,7 +178,7 @@ def validate_list(
         error_type: the class of the error.
 
     Raises:
-        BadRequest: it is a set, whose order would differ from run to run; a dict, a text, or has no items.
+        BadRequest: it is a set, whose order would differ from run to run, a dict, a text, or not iterable.
     """
     if isinstance(value, Set) and not isinstance(value, KeysView):
         if allow_set:

@@ -50,7 +50,7 @@ def test_it_says_plainly_what_the_demo_models_know(run_idefics):
 def test_what_is_in_the_cache_is_marked(run_idefics, monkeypatch):
     folder = Path("/cache/models--a/snapshots/1")
     monkeypatch.setattr(
-        weights, "cached_folder", lambda hub: folder if "/SmolVLM-500M-Instruct" in hub else None
+        weights, "complete_cached_folder", lambda hub: folder if "/SmolVLM-500M-Instruct" in hub else None
     )
     out = run_idefics("models").stdout
     marked = [line.split()[1] for line in out.splitlines() if line.startswith("* ") and "  " in line]

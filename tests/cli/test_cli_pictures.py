@@ -8,11 +8,11 @@ from cli_fakes import FakeTerminal
 
 from idefics.cli.main import run
 from idefics.cli.pictures import (
+    fetch_and_check_picture,
     find_pictures,
     is_picture_argument,
     is_sentence,
     names_several_pictures,
-    open_named_picture,
     split_prompt,
 )
 from idefics.errors import BadPicture
@@ -105,7 +105,7 @@ def test_one_file_is_one_and_a_folder_is_many():
 def test_standard_input_is_a_picture(send_stdin):
     send_stdin(Path("a.png").read_bytes())
     [named] = find_pictures(["-"], pytest.fail, pytest.fail)
-    assert open_named_picture(named, Fetcher()).picture.source == Path("a.png").read_bytes()
+    assert fetch_and_check_picture(named, Fetcher()).picture.source == Path("a.png").read_bytes()
 
 
 def test_a_terminal_is_no_picture(monkeypatch):
@@ -125,7 +125,7 @@ def test_the_error_for_an_invalid_picture_names_it(send_stdin):
     ):
         [named] = find_pictures([name], pytest.fail, pytest.fail)
         with pytest.raises(BadPicture, match=f"^{message}"):
-            open_named_picture(named, Fetcher())
+            fetch_and_check_picture(named, Fetcher())
 
 
 def test_a_remote_picture_is_fetched_once(photo_folder):
@@ -137,7 +137,7 @@ def test_a_remote_picture_is_fetched_once(photo_folder):
             return (photo_folder / "a.png").read_bytes()
 
     [named] = find_pictures(["https://example.com/a.png"], pytest.fail, pytest.fail)
-    assert open_named_picture(named, Counting()).picture.source == (photo_folder / "a.png").read_bytes()
+    assert fetch_and_check_picture(named, Counting()).picture.source == (photo_folder / "a.png").read_bytes()
     assert asked == ["https://example.com/a.png"]
 
 

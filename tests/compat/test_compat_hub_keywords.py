@@ -10,7 +10,7 @@ import pytest
 from compat.processors_tiny import make_idefics3_processor
 from idefics.compat.image_processing_inline import Idefics3ImageProcessor
 from idefics.compat.keyword_arguments import IGNORED_PROCESSOR_KWARGS
-from idefics.compat.pretrained import MODEL_FILES, PROCESSOR_FILES, resolve_pretrained_folder
+from idefics.compat.pretrained import MODEL_FILES, PROCESSOR_FILES, resolve_folder_and_settings
 from idefics.compat.processing_auto import AutoProcessor, AutoTokenizer
 from idefics.compat.processing_inline import Idefics3Processor
 from idefics.compat.tokenization import PreTrainedTokenizer
@@ -73,22 +73,22 @@ def test_what_a_folder_cannot_have_is_refused(saved_processor):
 
 
 def test_other_keywords_are_left():
-    folder, rest = resolve_pretrained_folder("Any", "demo", {"size": 3, "use_fast": 1}, PROCESSOR_FILES)
+    folder, rest = resolve_folder_and_settings("Any", "demo", {"size": 3, "use_fast": 1}, PROCESSOR_FILES)
     assert (folder / "config.json").is_file()
     assert rest == {"size": 3}
-    _, rest = resolve_pretrained_folder("Any", "demo", {"use_fast": 1}, MODEL_FILES)
+    _, rest = resolve_folder_and_settings("Any", "demo", {"use_fast": 1}, MODEL_FILES)
     assert rest == {"use_fast": 1}, "a model has no such keyword"
 
 
 HUB_SCRIPT = """
 import sys
 from pathlib import Path
-from idefics.compat.pretrained import CONFIG_FILES, resolve_pretrained_folder
+from idefics.compat.pretrained import CONFIG_FILES, resolve_folder_and_settings
 from idefics.errors import ModelNotFound
 cache = Path(sys.argv[1])
 
 def folder(**keywords):
-    return resolve_pretrained_folder("Any", "acme/gated", keywords, CONFIG_FILES)[0]
+    return resolve_folder_and_settings("Any", "acme/gated", keywords, CONFIG_FILES)[0]
 
 here = folder(token="hf_secret", cache_dir=cache / "here")
 assert (cache / "here") in here.parents and (here / "config.json").is_file(), here

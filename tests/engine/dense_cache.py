@@ -143,7 +143,7 @@ class DensePrefillAttention:
     def cross_attention(self, layer: int, q: Tensor) -> Tensor:
         out = torch.zeros_like(q)
         for tokens, memory in self.cross_kv_spans:
-            out[tokens] = _packed_attention(
+            out[tokens] = _unbatched_attention(
                 self.backend, q[tokens], memory[layer].keys[0], memory[layer].values[0]
             )
         return out
@@ -196,7 +196,7 @@ def _causal_attention(
 ) -> Tensor:
     """Causal self-attention of a prompt's N tokens; with a sliding window in blocks, so that masks stay small."""
     if sliding_window is None or len(q) <= sliding_window:
-        return _packed_attention(backend, q, k, v, causal=True)
+        return _unbatched_attention(backend, q, k, v, causal=True)
     positions = torch.arange(len(q), device=q.device)
     out = torch.empty_like(q)
     for start in range(0, len(q), sliding_window):
@@ -205,11 +205,11 @@ def _causal_attention(
             slice(max(0, start - sliding_window + 1), start + sliding_window),
         )
         mask = causal_window_mask(positions[queries], positions[keys], sliding_window)
-        out[queries] = _packed_attention(backend, q[queries], k[keys], v[keys], mask=mask)
+        out[queries] = _unbatched_attention(backend, q[queries], k[keys], v[keys], mask=mask)
     return out
 
 
-def _packed_attention(
+def _unbatched_attention(
     backend: AttentionBackend,
     q: Tensor,
     k: Tensor,

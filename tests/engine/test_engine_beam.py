@@ -20,7 +20,7 @@ from engine.fakes import (
 )
 from idefics.config import KVCacheLayout, TextConfig
 from idefics.engine.reference import ReferenceModel, reference_greedy
-from idefics.nn.attention_backends import AttentionModule
+from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.nn.decoder import LlamaDecoder
 
 KINDS = ["inline", "cross_attention"]
@@ -30,7 +30,7 @@ def run_beam_search(model, prompt, **options):
     return run_requests(make_engine(model), [make_request(prompt, **options)])[0]
 
 
-class DecoderOnlyModel(AttentionModule):
+class DecoderOnlyModel(HasAttentionBackend):
     """A decoder and its head under the names of transformers' LlamaForCausalLM: no pictures."""
 
     dtype = torch.float32
@@ -227,7 +227,7 @@ def test_beams_end_where_the_context_does():
     assert found.finish_reason == "length"
 
 
-class BigramModel(AttentionModule):
+class BigramModel(HasAttentionBackend):
     """A bigram language model: the next token depends on the last alone; `table` holds log-probabilities."""
 
     dtype = torch.float32

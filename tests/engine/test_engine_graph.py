@@ -18,13 +18,13 @@ from idefics.engine.decode import DecodeInputs, TorchDecode, choose_decode_step
 from idefics.engine.decode_attention import (
     GatheredPages,
     PagedInPlace,
-    can_attend_in_place,
     choose_decode_attention,
+    probe_in_place_attention,
 )
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
 from idefics.engine.native import NativeDecode
 from idefics.engine.reference import reference_greedy
-from idefics.native.library import instruction_sets
+from idefics.native.library import available_instruction_sets
 from idefics.nn.attention import DenseAttn
 from idefics.nn.attention_backends import (
     ATTENTION_BACKENDS,
@@ -273,7 +273,7 @@ def test_pages_are_read_in_place_where_torch_does_it_right(monkeypatch):
         max_positions=99,
         vocab_size=9,
     )
-    assert not can_attend_in_place(PagedKVCache(layout, 9, torch.float32, CPU))
+    assert not probe_in_place_attention(PagedKVCache(layout, 9, torch.float32, CPU))
     assert (
         choose_decode_attention(PagedKVCache(layout, 9, torch.bfloat16, CPU), sdpa_attention) is GatheredPages
     ), "a CPU has no such kernel"
@@ -312,7 +312,7 @@ def test_the_decode_step_on_a_cpu(name):
     """The native step if it is compiled and no other attention backend is set; else `TorchDecode`."""
     model = tiny.make_random_model(tiny.IDEFICS3)
     set_attention_backend(model, ATTENTION_BACKENDS[name])
-    is_native = bool(instruction_sets("decode step")) and name == "sdpa"
+    is_native = bool(available_instruction_sets("decode step")) and name == "sdpa"
     step = choose_decode_step(model, PagedKVCache(model.layout, 9, torch.float32, CPU))
     assert type(step) is (NativeDecode if is_native else TorchDecode)
 

@@ -14,10 +14,12 @@ from idefics.engine.decode import DecodeInputs, TorchDecode
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache, cast_to_cache_dtype
 from idefics.engine.native import NativeDecode, unsupported_reason
 from idefics.engine.prefill_attention import PackedChunk, PrefillAttn
-from idefics.native.library import instruction_sets
+from idefics.native.library import available_instruction_sets
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model
 
-native = pytest.mark.skipif(not instruction_sets("decode step"), reason="the native step was not compiled")
+native = pytest.mark.skipif(
+    not available_instruction_sets("decode step"), reason="the native step was not compiled"
+)
 CONFIG_BY_KIND = {
     "cross_attention": IDEFICS1,
     "window": IDEFICS2,
@@ -27,7 +29,7 @@ CONFIG_BY_KIND = {
 MAX_FLOAT16 = torch.finfo(torch.float16).max
 
 
-@pytest.fixture(params=instruction_sets("decode step"), ids=lambda one: one.label)
+@pytest.fixture(params=available_instruction_sets("decode step"), ids=lambda one: one.label)
 def instruction_set(request):
     return request.param
 

@@ -16,7 +16,7 @@ from engine.random_sequences import (
     uncached_logits,
 )
 from idefics.engine.native import NativeDecode, unsupported_reason
-from idefics.native.library import instruction_sets
+from idefics.native.library import available_instruction_sets
 from idefics.nn.decoder_parts import DecoderParts
 from idefics.nn.norm import RMSNorm
 from idefics.nn.upcast import UpcastLinear
@@ -24,13 +24,13 @@ from idefics.quant.linear import Int4Linear, Int8Linear
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model, merge_config
 
 pytestmark = pytest.mark.skipif(
-    not instruction_sets("decode step"), reason="the native step was not compiled"
+    not available_instruction_sets("decode step"), reason="the native step was not compiled"
 )
 
 GROUP_SIZE = 32
 
 
-@pytest.fixture(params=instruction_sets("decode step"), ids=lambda one: one.label)
+@pytest.fixture(params=available_instruction_sets("decode step"), ids=lambda one: one.label)
 def instruction_set(request):
     return request.param
 

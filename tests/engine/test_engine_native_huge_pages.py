@@ -8,7 +8,7 @@ import torch
 from engine.random_sequences import UnwrittenPages, make_decode_inputs, make_sequences
 from idefics.engine.native import NativeDecode, huge_pages
 from idefics.engine.native.native_model import list_linears
-from idefics.native.library import instruction_sets
+from idefics.native.library import available_instruction_sets
 from models.tiny import IDEFICS1, IDEFICS3, make_random_model, merge_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="this system has no such pages")
@@ -44,7 +44,7 @@ def test_too_many_weights_are_not_moved(monkeypatch):
     assert weight_addresses(model) == before
 
 
-@pytest.mark.skipif(not instruction_sets("decode step"), reason="the native step was not compiled")
+@pytest.mark.skipif(not available_instruction_sets("decode step"), reason="the native step was not compiled")
 @torch.inference_mode()
 def test_an_older_step_stays_usable(monkeypatch):
     """Its weights are not freed while it lives, though a newer step has moved the model's."""

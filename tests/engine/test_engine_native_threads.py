@@ -20,12 +20,12 @@ from engine.random_sequences import (
 )
 from idefics.engine.native import NativeDecode, unsupported_reason
 from idefics.native import library
-from idefics.native.library import instruction_sets
+from idefics.native.library import available_instruction_sets
 from models.tiny import IDEFICS1, IDEFICS3, make_random_model
 
 THREADS_FOLDER = Path("/proc/self/task")
 pytestmark = pytest.mark.skipif(
-    not instruction_sets("decode step"), reason="the native step was not compiled"
+    not available_instruction_sets("decode step"), reason="the native step was not compiled"
 )
 
 

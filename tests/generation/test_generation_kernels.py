@@ -13,8 +13,8 @@ from idefics.demo import pictures
 from idefics.engine.cuda_graphs import CudaGraphDecode
 from idefics.engine.decode import TorchDecode
 from idefics.errors import BadSetting, OutOfMemory
-from idefics.native.library import instruction_sets
-from idefics.nn.attention_backends import AttentionModule, native_or_sdpa_attention, sdpa_attention
+from idefics.native.library import available_instruction_sets
+from idefics.nn.attention_backends import HasAttentionBackend, native_or_sdpa_attention, sdpa_attention
 from idefics.quant import autotune
 from idefics.quant.autotune import KernelChoice, choose_kernels, kernel_choice_by_processor
 from idefics.quant.int8_matmul import w8a8_matmul
@@ -83,14 +83,14 @@ def test_reference_uses_torch_only(monkeypatch):
     assert type(slow.engine.model_runner.decode_step) is TorchDecode
     assert not isinstance(quick.engine.model_runner.decode_step, CudaGraphDecode)
     assert isinstance(quick.engine.model_runner.decode_step, TorchDecode) is not bool(
-        instruction_sets("decode step")
+        available_instruction_sets("decode step")
     )
 
     def ways(vlm):
         return {
             module.attention_backend
             for module in vlm.engine.model.modules()
-            if isinstance(module, AttentionModule)
+            if isinstance(module, HasAttentionBackend)
         }
 
     assert (ways(quick), ways(slow)) == ({native_or_sdpa_attention}, {sdpa_attention})

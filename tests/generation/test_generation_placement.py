@@ -209,7 +209,7 @@ def test_every_attention_module_gets_the_backend(load_unquantized):
         name: {
             module.attention_backend
             for module in idefics.load("demo", attn_implementation=name).engine.model.modules()
-            if "AttentionModule" in {kind.__name__ for kind in type(module).__mro__}
+            if "HasAttentionBackend" in {kind.__name__ for kind in type(module).__mro__}
         }
         for name in ("sdpa", "eager")
     }

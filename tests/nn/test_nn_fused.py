@@ -6,7 +6,7 @@ from torch import nn
 
 from idefics.nn import fused as module
 from idefics.nn.attention import DenseAttn
-from idefics.nn.fused import FusedDecoder, merge_weights
+from idefics.nn.fused import FusedDecoder, concatenate_weights_as_views
 from idefics.quant.linear import Int8Linear
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model, merge_config
 
@@ -73,7 +73,7 @@ def test_weights_are_fused_and_stored_once():
 
 def test_a_fused_weight_follows_its_parts():
     layers = [nn.Linear(4, outputs, bias=False) for outputs in (3, 2)]
-    whole = merge_weights([layer.weight for layer in layers])
+    whole = concatenate_weights_as_views([layer.weight for layer in layers])
     with torch.no_grad():
         layers[1].weight.fill_(7)
     assert torch.equal(whole, torch.cat([layer.weight for layer in layers]))

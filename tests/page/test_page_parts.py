@@ -15,7 +15,7 @@ from idefics.page import batch, chat_turns, classify, few_shot_examples, picture
 from idefics.page.backend import PageBackend, PageSettings
 from idefics.page.batch_results import BatchJob, BatchResult, run_batch, to_csv, to_jsonl
 from idefics.page.formatting import format_answer_cost
-from idefics.page.generation_controls import changed_generation_kwargs, suggested_sampling
+from idefics.page.generation_controls import non_default_generation_kwargs, read_checkpoint_sampling
 from idefics.page.picture_sources import PictureSources
 from idefics.page.uploaded_picture import UploadedPicture
 from idefics.processing.fetch import Fetcher
@@ -36,7 +36,7 @@ DEFAULT_OPTIONS = {
 
 
 def test_defaults_are_left_out_of_the_code():
-    assert changed_generation_kwargs(DEFAULT_OPTIONS, 64) == {}
+    assert non_default_generation_kwargs(DEFAULT_OPTIONS, 64) == {}
 
 
 @pytest.mark.parametrize(
@@ -52,18 +52,18 @@ def test_defaults_are_left_out_of_the_code():
     ],
 )
 def test_options_of_other_strategies_are_left_out(changed, said):
-    assert changed_generation_kwargs(DEFAULT_OPTIONS | changed, 64) == said
+    assert non_default_generation_kwargs(DEFAULT_OPTIONS | changed, 64) == said
 
 
 def test_a_checkpoint_may_suggest_to_sample(tmp_path):
     file = tmp_path / "generation_config.json"
-    assert suggested_sampling(tmp_path) == {}
+    assert read_checkpoint_sampling(tmp_path) == {}
     file.write_text(json.dumps({"temperature": 0.6, "do_sample": False}))
-    assert suggested_sampling(tmp_path) == {}
+    assert read_checkpoint_sampling(tmp_path) == {}
     file.write_text(
         json.dumps({"temperature": 0.6, "do_sample": True, "top_k": 20, "top_p": None, "eos_token_id": 2})
     )
-    assert suggested_sampling(tmp_path) == {"temperature": 0.6, "top_k": 20}
+    assert read_checkpoint_sampling(tmp_path) == {"temperature": 0.6, "top_k": 20}
 
 
 def test_turns_become_messages_unchanged(uploaded_picture):
@@ -72,7 +72,7 @@ def test_turns_become_messages_unchanged(uploaded_picture):
         chat_turns.make_turn("assistant", "A tower."),
         chat_turns.make_turn("user", "Really?"),
     ]
-    turns = chat_turns.set_conversation_id(turns, "17")
+    turns = chat_turns.with_conversation_id(turns, "17")
     back = json.loads(json.dumps(turns))
     back[0]["content"][1]["file"]["url"] = "http://somewhere/else"  # a browser adds it
     found = chat_turns.to_messages(chat_turns.normalize_turns(back), lambda one: Picture(one.name))
@@ -82,7 +82,7 @@ def test_turns_become_messages_unchanged(uploaded_picture):
         ("user", ["Really?"]),
     ]
     assert chat_turns.normalize_turns(back) == turns
-    assert chat_turns.get_conversation_id(back) == "17"
+    assert chat_turns.get_or_create_conversation_id(back) == "17"
     assert chat_turns.turns_up_to_question(turns, 1) == turns[:1]
     assert chat_turns.turns_up_to_question(turns, 2) == turns
 

@@ -81,10 +81,10 @@ def test_an_answer_of_the_page_takes_and_releases_an_admission_slot(demo_model):
     admission = create_app(demo_model, Settings(model="demo", pictures_at_once=4)).state.service.admission
 
     def work():
-        with admission.hold_slot(lambda: None, 3, 100):
+        with admission.hold_page_slot(lambda: None, 3, 100):
             there = len(admission.slots), admission.usage["pictures"], admission.usage["tokens"]
             with pytest.raises(IdeficsError, match="busy with 3 pictures"):
-                admission.hold_slot(lambda: None, 2, 1).__enter__()
+                admission.hold_page_slot(lambda: None, 2, 1).__enter__()
             assert len(admission.slots) == 1
         return there
 
@@ -102,10 +102,10 @@ def test_a_shutdown_ends_answers_of_the_page(demo_model):
             await admission.close(0)
 
         def work():
-            with admission.hold_slot(lambda: ended.append("ended"), 1, 1):
+            with admission.hold_page_slot(lambda: ended.append("ended"), 1, 1):
                 anyio.from_thread.run(close)
             with pytest.raises(IdeficsError):
-                admission.hold_slot(lambda: None, 1, 1).__enter__()
+                admission.hold_page_slot(lambda: None, 1, 1).__enter__()
 
         await anyio.to_thread.run_sync(work)
 

@@ -13,7 +13,7 @@ from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess, preprocess_image
 from idefics.processing.resize import to_pixel_array
-from idefics.processing.tile_plan import compute_tile_grid, resize_longest_edge, round_up_to_tiles
+from idefics.processing.tile_plan import compute_tile_grid, size_rounded_up_to_tiles, size_with_longest_edge
 from idefics.processing.to_rgb import to_rgb
 from processing.pictures_tiny import (
     CONFIG_BY_NAME,
@@ -121,28 +121,28 @@ def test_sizes_are_the_released_ones(reference):
     for width, height in rng.integers(1, 5000, (300, 2)).tolist():
         for longest in (364, 1456, 2048, 5000):
             shape = np.broadcast_to(np.uint8(0), (3, height, width))
-            assert resize_longest_edge(width, height, longest)[::-1] == get_resize_output_image_size(
+            assert size_with_longest_edge(width, height, longest)[::-1] == get_resize_output_image_size(
                 shape, longest
             )
 
 
 def test_the_longest_edge_is_exact_and_the_other_even():
     """Small pictures are enlarged; the short edge is int(long / aspect), plus one where odd."""
-    assert resize_longest_edge(100, 50, 2048) == (2048, 1024)
-    assert resize_longest_edge(300, 451, 2048) == (1362, 2048)
-    assert resize_longest_edge(451, 299, 2048) == (2048, 1358)  # 1357.7 -> 1357 -> 1358
-    assert resize_longest_edge(4000, 1, 2048) == (2048, 1)
-    assert resize_longest_edge(100, 50, 8192) == (4096, 2048)
+    assert size_with_longest_edge(100, 50, 2048) == (2048, 1024)
+    assert size_with_longest_edge(300, 451, 2048) == (1362, 2048)
+    assert size_with_longest_edge(451, 299, 2048) == (2048, 1358)  # 1357.7 -> 1357 -> 1358
+    assert size_with_longest_edge(4000, 1, 2048) == (2048, 1)
+    assert size_with_longest_edge(100, 50, 8192) == (4096, 2048)
 
 
 def test_tiles_change_the_aspect_a_little():
-    assert round_up_to_tiles(2048, 1362, 512) == (2048, 1536)
-    assert round_up_to_tiles(1362, 2048, 512) == (1536, 2048)
-    assert round_up_to_tiles(50, 16, 16) == (
+    assert size_rounded_up_to_tiles(2048, 1362, 512) == (2048, 1536)
+    assert size_rounded_up_to_tiles(1362, 2048, 512) == (1536, 2048)
+    assert size_rounded_up_to_tiles(50, 16, 16) == (
         64,
         32,
     )  # the shorter follows the longer: int(64 / (50 / 16)) = 20
-    assert round_up_to_tiles(16, 50, 16) == (32, 64)
+    assert size_rounded_up_to_tiles(16, 50, 16) == (32, 64)
 
 
 def test_tiles_are_row_by_row_and_the_whole_is_last():

@@ -9,7 +9,7 @@ import pytest
 from idefics.config import ImageProcessorConfig
 from idefics.processing.image_processor import preprocess_image
 from idefics.processing.resize import to_pixel_array
-from idefics.processing.tile_plan import compute_tile_grid, native_frame_size
+from idefics.processing.tile_plan import clamp_frame_size, compute_tile_grid
 from idefics.processing.to_rgb import to_rgb
 from processing.pictures_tiny import random_picture, split_into_frames
 from processing.test_images import PICTURE_BY_KIND
@@ -92,7 +92,7 @@ def test_sizes_are_the_released_ones(processor):
     for width, height in sizes:
         shape = np.broadcast_to(np.uint8(0), (3, height, width))
         expected = processor.get_resize_output_image_size(shape, Edges)
-        assert native_frame_size(width, height, RELEASED_CONFIG)[::-1] == expected
+        assert clamp_frame_size(width, height, RELEASED_CONFIG)[::-1] == expected
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_sizes_are_the_released_ones(processor):
     ],
 )
 def test_longest_edge_first_then_the_shortest(size, frame):
-    assert native_frame_size(*size, RELEASED_CONFIG) == frame
+    assert clamp_frame_size(*size, RELEASED_CONFIG) == frame
 
 
 def test_quarters_are_cut_before_they_are_resized_and_stand_row_by_row():

@@ -11,7 +11,7 @@ from idefics.errors import BadPicture
 from idefics.messages import Picture, user
 from idefics.processing.fetch import Fetcher
 from idefics.processing.prefetch import MAX_CONCURRENT_FETCHES, create_prefetcher
-from idefics.server.server_state import restrict_untrusted_input
+from idefics.server.server_state import with_untrusted_fetcher
 from idefics.server.settings import Settings
 from processing.test_fetch import PNG
 
@@ -144,7 +144,7 @@ def test_a_prefetcher_keeps_policy_limits_and_trust(picture_server):
 
 
 def test_all_requests_of_a_server_fetch_no_more_than_its_setting_says(vlm, picture_server):
-    server = restrict_untrusted_input(vlm, Settings(model="demo", remote_images="public", fetched_at_once=2))
+    server = with_untrusted_fetcher(vlm, Settings(model="demo", remote_images="public", fetched_at_once=2))
     held = server.processor.fetcher.fetch_slots
     assert [held.acquire(blocking=False) for _ in range(3)] == [True, True, False]
     held.release(2)

@@ -34,7 +34,7 @@ def compiled_library(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=library.VARIANTS["resizing"], ids=lambda one: one.label)
 def native_resize(request, compiled_library):
-    if request.param not in library.instruction_sets("resizing"):
+    if request.param not in library.available_instruction_sets("resizing"):
         pytest.skip("this processor has no such instructions")
     return NativeResizer(request.param)
 
@@ -121,8 +121,8 @@ def test_pixels_are_copied_out_of_a_picture_of_any_height():
 
 def test_without_a_kernel_pillow_and_numpy_work(monkeypatch):
     monkeypatch.setattr(library, "load_library", lambda: None)
-    monkeypatch.setattr(module, "get_kernels", module.get_kernels.__wrapped__)
-    assert module.get_kernels() == (resize_with_pillow, normalize_with_numpy)
+    monkeypatch.setattr(module, "get_resize_and_normalize", module.get_resize_and_normalize.__wrapped__)
+    assert module.get_resize_and_normalize() == (resize_with_pillow, normalize_with_numpy)
     assert module.resize(random_pixels(9, 8, 3), (4, 5), "bilinear").shape == (5, 4, 3)
 
 
@@ -146,7 +146,7 @@ library.load_library = lambda: code
 rng = np.random.default_rng(0)
 for _ in range(150):
     width, height, wide, high = map(int, rng.integers(1, 80, 4))
-    for kind in library.instruction_sets("resizing"):
+    for kind in library.available_instruction_sets("resizing"):
         native = NativeResizer(kind)
         out = native.resize(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (wide, high), "lanczos")
         native.normalize(out, np.zeros((3, 256), np.float32), np.empty((3, high, wide), np.float32))

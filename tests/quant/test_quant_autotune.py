@@ -56,8 +56,8 @@ def test_other_shapes_are_timed_and_both_are_cached(measured_shapes):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"KEY": 1}', '{"KEY": {"onednn": 1}}', "\x00"])
 def test_with_a_damaged_cache_products_are_timed_again(measured_shapes, content):
     autotune_kernels(WideModel())
-    key = next(iter(json.loads(autotune.cache_file().read_text())))
-    autotune.cache_file().write_text(content.replace("KEY", key))
+    key = next(iter(json.loads(autotune.kernel_choice_cache_file().read_text())))
+    autotune.kernel_choice_cache_file().write_text(content.replace("KEY", key))
     assert autotune_kernels(WideModel()) == EXPECTED_CHOICE
     assert len(measured_shapes) == 2
     assert autotune_kernels(WideModel()) == EXPECTED_CHOICE

@@ -61,12 +61,12 @@ CASES = [
     ("chat", "caption", "", "caption"),
     ("chat", "complete", CAPTION_PREFIX, "complete"),
     ("chat", "ask", "What is in this image?", "question/what"),
-    ("chat", "classify", classify.task_for_labels(LABELS, "chat")[1], "classify"),
+    ("chat", "classify", classify.task_and_label_text(LABELS, "chat")[1], "classify"),
     ("chat", "write", STORY, "story"),
     ("base", "caption", "", "raw/caption"),
     ("base", "complete", CAPTION_PREFIX, "raw/complete"),
     ("base", "ask", "What is in this image?", "raw/ask"),
-    ("base", "classify", classify.task_for_labels(LABELS, "base")[1], "raw/classify"),
+    ("base", "classify", classify.task_and_label_text(LABELS, "base")[1], "raw/classify"),
     ("base", "write", STORY, "raw/story"),
 ]
 
@@ -94,6 +94,6 @@ def test_shots_are_worded_as_in_training():
 
 def test_many_labels_use_a_plain_question_of_training():
     """More labels than a prompt lists are ranked as answers to a plain question."""
-    task, words = classify.task_for_labels([f"label {number}" for number in range(21)], "chat")
+    task, words = classify.task_and_label_text([f"label {number}" for number in range(21)], "chat")
     composed = compose_task_prompt(task, "chat", PICTURE, words)
     assert render_items(composed.items, composed.answer_start) in collect_sample_templates("question/what")

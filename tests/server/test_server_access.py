@@ -255,9 +255,9 @@ def test_a_blank_key_is_no_key(tmp_path):
     empty.write_text("\n \n")
     for settings in (Settings(api_key_file=empty), Settings(api_key=" ")):
         with pytest.raises(BadSetting, match="blank"):
-            settings.api_keys()
+            settings.read_api_keys()
     with pytest.raises(BadSetting, match="cannot be read"):
-        Settings(api_key_file=tmp_path / "nowhere").api_keys()
+        Settings(api_key_file=tmp_path / "nowhere").read_api_keys()
 
 
 def test_the_log_and_the_metrics_hold_no_contents(client, caplog):

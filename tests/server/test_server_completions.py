@@ -182,7 +182,7 @@ def test_echo_has_the_logprobs_of_the_prompt(folder, piece, monkeypatch):
     body = client.post(PATH, completion_request(max_tokens=0, echo=True, logprobs=3)).json()
     (choice,) = body["choices"]
     prompt = vlm.prompt([TEXT])
-    opening = vlm.processor.num_prefix_tokens
+    opening = vlm.processor.num_raw_prompt_prefix_tokens
     assert opening == (folder == "idefics1")
     said = choice["logprobs"]
     assert (choice["text"], choice["finish_reason"]) == (TEXT, "length")

@@ -5,7 +5,7 @@ import threading
 import weakref
 
 from idefics.server import temporary_thread
-from idefics.server.temporary_thread import run_in_temporary_thread
+from idefics.server.temporary_thread import run_in_thread_and_trim
 
 
 class LargeObject:
@@ -14,7 +14,7 @@ class LargeObject:
 
 def test_the_thread_has_ended_when_the_call_returns():
     seen = []
-    assert run_in_temporary_thread(lambda: seen.append(threading.current_thread()) or 7, lambda: False) == 7
+    assert run_in_thread_and_trim(lambda: seen.append(threading.current_thread()) or 7, lambda: False) == 7
     assert seen[0] is not threading.current_thread()
     assert not seen[0].is_alive()
 
@@ -23,7 +23,7 @@ def test_memory_is_returned_if_requested(monkeypatch):
     trimmed = []
     monkeypatch.setattr(temporary_thread, "_malloc_trim", lambda: trimmed.append)
     for asked in (True, False):
-        run_in_temporary_thread(int, lambda asked=asked: asked)
+        run_in_thread_and_trim(int, lambda asked=asked: asked)
     assert trimmed == [0]
 
 
@@ -40,7 +40,7 @@ def test_an_error_is_raised_and_keeps_no_objects_alive():
     gc.disable()
     try:
         try:
-            run_in_temporary_thread(fails, lambda: True)
+            run_in_thread_and_trim(fails, lambda: True)
         except ValueError:
             assert kept[0]() is not None, "as long as the error is handled"
         assert kept[0]() is None

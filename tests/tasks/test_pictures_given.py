@@ -12,7 +12,7 @@ from idefics.errors import BadPicture, BadPrompt, BadVideo
 from idefics.messages import Picture, Video
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_picture
-from idefics.tasks.picture_arguments import parse_pictures
+from idefics.tasks.picture_arguments import parse_image_argument
 
 RED, BLUE = (PIL.Image.new("RGB", (8, 6), color) for color in ("red", "blue"))
 PIXELS = np.asarray(RED)
@@ -60,7 +60,7 @@ class ArrayOnGPU:
 
 def colors(image):
     """(how many pictures in a list or 0 for one, the color of each)."""
-    pictures, failures = parse_pictures(image, "raise")
+    pictures, failures = parse_image_argument(image, "raise")
     opened = [open_picture(one, Fetcher(policy="off")) for one in pictures]
     return failures.num_inputs, ["RGB"[np.asarray(one)[0, 0].argmax()] for one in opened]
 

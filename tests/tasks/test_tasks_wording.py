@@ -77,16 +77,16 @@ def test_words_with_braces_are_not_formatted():
 
 def test_up_to_twenty_labels_are_listed_as_the_guide_lists_them():
     labels = ["animals", "city landscape"]
-    task, words = classify.task_for_labels(labels, "base")
+    task, words = classify.task_and_label_text(labels, "base")
     order = "Instruction: Classify the following image into a single category from the following list:"
     listed = f"{order} ['animals', 'city landscape'].\n"
     assert compose_task_prompt(task, "base", PHOTO, words).items == [listed, PHOTO, "Category:"]
-    task, words = classify.task_for_labels(labels, "chat")
+    task, words = classify.task_and_label_text(labels, "chat")
     assert (
         "list: animals, city landscape." in compose_task_prompt(task, "chat", PHOTO, words).items[0].parts[1]
     )
     many = [f"label {number}" for number in range(21)]
-    assert classify.task_for_labels(many, "chat") == (classify.UNLISTED_TASK, "")
+    assert classify.task_and_label_text(many, "chat") == (classify.UNLISTED_TASK, "")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_up_to_twenty_labels_are_listed_as_the_guide_lists_them():
 )
 def test_wrong_labels_are_refused_with_a_remedy(labels, message):
     with pytest.raises(BadSetting, match=re.escape(message)):
-        classify.check_labels(labels)
+        classify.check_and_strip_labels(labels)
 
 
 def test_scores_are_sums_means_or_gains_over_a_neutral_picture():

@@ -30,7 +30,7 @@ from idefics.processing import untrusted
 from idefics.processing.fetch import Fetcher
 from idefics.processing.image_processor import open_and_preprocess, open_picture
 from idefics.processing.video_file import open_video
-from idefics.server.server_state import restrict_untrusted_input
+from idefics.server.server_state import with_untrusted_fetcher
 from idefics.server.settings import Settings
 from processing.pictures_tiny import (
     CROSS_ATTENTION_CONFIG,
@@ -179,7 +179,7 @@ def test_words_that_look_like_a_file_or_an_address_are_words(vlm, tmp_path, fake
     """In a raw prompt of the owner such a text is a picture; of an untrusted sender it stays text."""
     path = tmp_path / "photo.png"
     path.write_bytes(encode_image("PNG"))
-    theirs = restrict_untrusted_input(vlm, Settings(model="demo", remote_images="public"))
+    theirs = with_untrusted_fetcher(vlm, Settings(model="demo", remote_images="public"))
     for words in (
         str(path),
         "http://photos.example.com/cat.png",
@@ -601,7 +601,7 @@ def test_memory_of_a_picture_is_bounded(depth, colour, bytes_):
 
 def test_videos_of_frames_are_pictures(vlm):
     """Each frame is opened under the limits for pictures of untrusted senders."""
-    theirs = restrict_untrusted_input(vlm, Settings(model="demo"))
+    theirs = with_untrusted_fetcher(vlm, Settings(model="demo"))
     with pytest.raises(BadPicture):
         theirs.prompt(
             [Message("user", (Video([encode_picture(random_picture("RGB"), "TIFF")]), "What happens?"))]
@@ -652,7 +652,7 @@ def test_no_text_of_an_untrusted_sender_names_a_file(vlm, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name in ("tower.png", "secret", "notes.txt"):
         Path(name).write_bytes(encode_image("PNG"))
-    served = restrict_untrusted_input(vlm, Settings())
+    served = with_untrusted_fetcher(vlm, Settings())
     monkeypatch.setattr(Path, "is_file", lambda self: pytest.fail("it was looked up"))
     for name in (
         "tower.png",

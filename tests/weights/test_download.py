@@ -47,10 +47,10 @@ REPOSITORIES = {
 
 DOWNLOAD_SCRIPT = """
 import json, sys
-from idefics.weights import find, cached_folder
+from idefics.weights import find, complete_cached_folder
 calls = []
 folder = find(sys.argv[1], progress=lambda *call: calls.append(call))
-assert cached_folder(sys.argv[1]) == folder
+assert complete_cached_folder(sys.argv[1]) == folder
 json.dump([sorted(file.name for file in folder.iterdir()), calls], sys.stdout)
 again = find(sys.argv[1], progress=lambda *call: sys.exit("downloaded twice"))
 assert again == folder

@@ -9,7 +9,7 @@ import pytest
 
 import idefics
 from idefics.errors import BadSetting, ModelNotFound
-from idefics.weights import cached_folder, find
+from idefics.weights import complete_cached_folder, find
 
 PACKAGE = Path(idefics.__file__).parent
 COMMIT = "0" * 39 + "1"
@@ -110,7 +110,7 @@ def test_a_complete_snapshot_needs_no_hub(hub_cache, pictures, weights):
     calls = []
     assert find("acme/tiny", progress=lambda *call: calls.append(call)) == folder
     assert calls == []
-    assert cached_folder("acme/tiny") == folder
+    assert complete_cached_folder("acme/tiny") == folder
 
 
 def test_revisions_are_branches_tags_and_commits(hub_cache):
@@ -121,7 +121,7 @@ def test_revisions_are_branches_tags_and_commits(hub_cache):
     )
     assert find("acme/tiny") == find("acme/tiny", revision=COMMIT) == main
     assert find("acme/tiny", revision="v2") == find("acme/tiny", revision="2" * 40) == other
-    assert cached_folder("acme/tiny", revision="v3") is None
+    assert complete_cached_folder("acme/tiny", revision="v3") is None
 
 
 @pytest.mark.parametrize("lost", [*SETTINGS, "model-00002-of-00002.safetensors"])
@@ -130,7 +130,7 @@ def test_an_incomplete_snapshot_is_not_used(hub_cache, lost):
     index = {"model.safetensors.index.json": json.dumps({"weight_map": dict(enumerate(weights))})}
     folder = add_to_cache(hub_cache, "acme/tiny", SETTINGS | index | dict.fromkeys(weights, "w"))
     (folder / lost).unlink()
-    assert cached_folder("acme/tiny") is None
+    assert complete_cached_folder("acme/tiny") is None
     with pytest.raises(
         ModelNotFound, match=r"only partly in the cache \(without .*\) and offline mode is on"
     ) as caught:
@@ -157,12 +157,12 @@ def test_offline_and_not_cached_names_the_ways_out(hub_cache, monkeypatch, switc
 
 
 def test_nothing_is_cached_in_an_empty_cache(hub_cache):
-    assert cached_folder("acme/tiny") is None
+    assert complete_cached_folder("acme/tiny") is None
 
 
 def test_looking_into_the_cache_imports_no_torch():
     code = (
-        "import sys, idefics.weights as w; w.cached_folder('a/b');"
+        "import sys, idefics.weights as w; w.complete_cached_folder('a/b');"
         "assert not {'torch', 'safetensors', 'numpy', 'httpx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE.parent)})

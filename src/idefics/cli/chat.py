@@ -16,7 +16,7 @@ import typer
 from idefics.cli import help_format
 from idefics.cli.flags import ModelFlags, OutputFlags, PositionalArguments, PromptFlag, RecursiveFlag
 from idefics.cli.output import OutputWriter
-from idefics.cli.pictures import STDIN, find_pictures, open_named_picture, split_prompt
+from idefics.cli.pictures import STDIN, fetch_and_check_picture, find_pictures, split_prompt
 from idefics.cli.sampling import SamplingFlags
 from idefics.cli.text_files import escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadRequest, BadSetting, PromptTooLong
@@ -100,7 +100,7 @@ class PendingPictures:
             names, self.writer.report_error, self.writer.print_note, recursive=self.recursive
         ):
             try:
-                self.pictures.append(open_named_picture(named, self.fetcher).picture)
+                self.pictures.append(fetch_and_check_picture(named, self.fetcher).picture)
             except BadPicture as error:
                 self.writer.report_error(str(error))
 

@@ -109,7 +109,7 @@ def _demo(context: typer.Context, model: ModelFlag = "demo", debug: DebugFlag = 
                 lines = [
                     line
                     for step in steps
-                    for line in _transcript(step, loader, is_interactive=writer.is_interactive)
+                    for line in _run_step_to_transcript(step, loader, is_interactive=writer.is_interactive)
                 ]
                 _print_step(picture, lines, writer)
         seconds = time.perf_counter() - start_time
@@ -119,7 +119,7 @@ def _demo(context: typer.Context, model: ModelFlag = "demo", debug: DebugFlag = 
     return 0
 
 
-def _transcript(step: DemoStep, loader: ModelLoader, *, is_interactive: bool) -> list[str]:
+def _run_step_to_transcript(step: DemoStep, loader: ModelLoader, *, is_interactive: bool) -> list[str]:
     """Runs a step and returns the lines that a terminal would show: the command line and its output."""
     match shlex.split(step.command_line):
         case ["cat", name]:

@@ -14,7 +14,7 @@ from idefics.catalog import DEFAULT_MODEL
 from idefics.cli.help_format import OUTPUT_SECTION
 from idefics.config import KernelMode, QuantKind
 from idefics.errors import BadSetting, IdeficsError
-from idefics.host_memory import parse_memory_size
+from idefics.host_memory import parse_bytes_or_share
 from idefics.messages import Detail, ImageDetail
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def choice_parser(flag: str, words: tuple[str, ...]) -> Callable[[str], str]:
 @flag_value_parser
 def check_memory_size_flag(text: str) -> str:
     """Checks the value of `--kv-cache`, such as "1GB" or "0.3", and returns it."""
-    parse_memory_size("--kv-cache", text)
+    parse_bytes_or_share("--kv-cache", text)
     return text
 
 

@@ -9,7 +9,7 @@ import typer
 from idefics.cli import help_format
 from idefics.cli.flags import ModelFlags, OutputFlags, PositionalArguments
 from idefics.cli.output import OutputWriter
-from idefics.cli.pictures import STDIN, NamedPicture, open_named_picture, read_standard_input
+from idefics.cli.pictures import STDIN, NamedPicture, fetch_and_check_picture, read_standard_input
 from idefics.cli.sampling import SamplingFlags
 from idefics.errors import BadPrompt
 from idefics.messages import ContentPart
@@ -65,4 +65,6 @@ def _parse_item(item: str, fetcher: Fetcher) -> ContentPart:
     from idefics.processing.prompt_items import parse_item
 
     part = read_standard_input() if item == STDIN else parse_item(item)
-    return part if isinstance(part, str) else open_named_picture(NamedPicture(item, part), fetcher).picture
+    return (
+        part if isinstance(part, str) else fetch_and_check_picture(NamedPicture(item, part), fetcher).picture
+    )

@@ -12,9 +12,9 @@ from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import (
     NamedPicture,
     error_with_name,
+    fetch_and_check_picture,
     find_pictures,
     names_several_pictures,
-    open_named_picture,
 )
 from idefics.cli.text_files import read_text_file
 from idefics.config import EngineConfig
@@ -82,7 +82,7 @@ class PictureBatches:
         """Yields the pictures that can be read, and reports an error for each other one."""
         for named in named_pictures:
             try:
-                yield open_named_picture(named, self.fetcher)
+                yield fetch_and_check_picture(named, self.fetcher)
             except BadPicture as error:
                 self.writer.report_error(str(error))
 

@@ -119,7 +119,7 @@ def find_pictures(
     return named_pictures
 
 
-def open_named_picture(named: NamedPicture, fetcher: Fetcher) -> NamedPicture:
+def fetch_and_check_picture(named: NamedPicture, fetcher: Fetcher) -> NamedPicture:
     """Fetches a remote picture or video, and checks that it can be read.
 
     Returns:

@@ -92,7 +92,7 @@ def _serve(
         one.name: value for one in fields(Settings) if (value := getattr(setting_flags, one.name)) is not None
     }
     settings = read_settings(given_settings, config)
-    settings.api_keys()
+    settings.read_api_keys()
     with bind_socket(settings.host, settings.port) as listener, OutputWriter(context.command_path) as writer:
         exit_on_sigterm()
         try:
@@ -121,7 +121,7 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
     try:
         from idefics.page import backend
         from idefics.page.app import mount_page
-        from idefics.page.generation_controls import suggested_sampling
+        from idefics.page.generation_controls import read_checkpoint_sampling
     except ModuleNotFoundError:
         raise MissingExtra("idefics serve --ui", "ui") from None
     from idefics import weights
@@ -135,10 +135,10 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
             fetcher=Fetcher(policy=settings.remote_images, untrusted=True),
             server_url=url,
             has_key=settings.has_key,
-            initial_sampling=suggested_sampling(
+            initial_sampling=read_checkpoint_sampling(
                 weights.find(settings.model, revision=settings.revision, offline=True)
             ),
-            admission_slot=app.state.service.admission.hold_slot,
+            admission_slot=app.state.service.admission.hold_page_slot,
         ),
     )
 

@@ -28,7 +28,7 @@ from idefics.cli.text_files import read_text_file
 from idefics.errors import BadPrompt, BadSetting, IdeficsError
 from idefics.messages import Answer
 from idefics.tasks import TASKS
-from idefics.tasks.classify import check_labels
+from idefics.tasks.classify import check_and_strip_labels
 from idefics.tasks.task import Task
 from idefics.tasks.write import STORY
 
@@ -234,7 +234,7 @@ def _classify(
         raise BadSetting(
             'no labels given: --labels "cat,dog", --label cat --label dog, or --labels-file FILE'
         )
-    label_list = check_labels(label_list)
+    label_list = check_and_strip_labels(label_list)
     with OutputWriter(context.command_path, as_json=output.json) as writer:
         batches = PictureBatches(arguments, shots, writer, model, context.obj, recursive=recursive)
         rankings = batches.results(

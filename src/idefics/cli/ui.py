@@ -73,7 +73,7 @@ def _ui(
 
             from idefics.page.app import create_page_app
             from idefics.page.backend import PageSettings
-            from idefics.page.generation_controls import suggested_sampling
+            from idefics.page.generation_controls import read_checkpoint_sampling
         except ModuleNotFoundError:
             raise MissingExtra("the page in the browser", "ui") from None
         from idefics import weights
@@ -82,7 +82,7 @@ def _ui(
         if not debug:
             logging.basicConfig(format="%(message)s", level=logging.WARNING)
         vlm = context.obj(model, writer)
-        start = suggested_sampling(weights.find(model.model, revision=model.revision, offline=True))
+        start = read_checkpoint_sampling(weights.find(model.model, revision=model.revision, offline=True))
         fetcher = Fetcher(policy=model.remote_images, untrusted=True)
         app = create_page_app(vlm, PageSettings(model.model, fetcher, initial_sampling=start))
         start_listening(listener)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from idefics.compat.modeling import PreTrainedModel
 
 
-def added_tensor_names(model: nn.Module) -> frozenset[str]:
+def tensor_names_added_by_subclass(model: nn.Module) -> frozenset[str]:
     """The names of weights that a subclass of this package's classes has added.
 
     While a checkpoint is loaded, the modules of this package stand on the meta device, and only added ones do not.
@@ -32,7 +32,9 @@ def skip_added_modules(
     return replace(quantization, skip=(*quantization.skipped, *modules)) if modules else quantization
 
 
-def initialize_added_modules(model: PreTrainedModel, root: nn.Module, missing_keys: Sequence[str]) -> None:
+def initialize_missing_modules_and_warn(
+    model: PreTrainedModel, root: nn.Module, missing_keys: Sequence[str]
+) -> None:
     """Initialises added modules that are wholly missing in a checkpoint; a warning names the missing weights.
 
     Args:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from idefics.compat.media_placeholders import VIDEO_TOKEN
-from idefics.compat.tokenization_encoding import overlaps_spans
+from idefics.compat.tokenization_encoding import span_overlap_mask
 from idefics.errors import BadSetting
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.image_placeholders import FAKE_IMAGE_TOKEN, image_placeholder_text
@@ -65,7 +65,7 @@ def make_assistant_mask(
         raise BadSetting(
             "return_assistant_tokens_mask is not done for this text: tokens cannot be told apart"
         )
-    return overlaps_spans(
+    return span_overlap_mask(
         encoding.offsets,
         [(written_offset_by_offset[first], written_offset_by_offset[last]) for first, last in spans],
     )

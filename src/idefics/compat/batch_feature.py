@@ -129,7 +129,7 @@ class PaddingOptions:
                 raise BadSetting(f"{name} is {number}; give at least 1")
 
     @property
-    def _max_length(self) -> int | None:
+    def _effective_max_length(self) -> int | None:
         if self.max_length is not None:
             return self.max_length
         return self.model_max_length if self.model_max_length < VERY_LARGE_INTEGER else None
@@ -139,11 +139,14 @@ class PaddingOptions:
         truncates = TRUNCATION_STRATEGIES[self.truncation]
         if truncates is None:
             truncates = self.max_length is not None and PADDING_STRATEGIES[self.padding] == "do_not_pad"
-        if not truncates or self._max_length is None or length <= self._max_length:
+        if not truncates or self._effective_max_length is None or length <= self._effective_max_length:
             return list(range(length))
-        num_kept_tokens = max(self._max_length - num_opening_tokens, 0)
+        num_kept_tokens = max(self._effective_max_length - num_opening_tokens, 0)
         start = num_opening_tokens if self.truncation_side == "right" else length - num_kept_tokens
-        return [*range(min(num_opening_tokens, self._max_length)), *range(start, start + num_kept_tokens)]
+        return [
+            *range(min(num_opening_tokens, self._effective_max_length)),
+            *range(start, start + num_kept_tokens),
+        ]
 
     def padded_length(self, lengths: Sequence[int]) -> int | None:
         """The length to which rows of these lengths are padded; None: they are not padded.
@@ -158,9 +161,9 @@ class PaddingOptions:
             padding = "longest"
         width = max(lengths, default=0)
         if padding == "max_length":
-            if self._max_length is None:
+            if self._effective_max_length is None:
                 raise BadSetting("padding is 'max_length', but there is no max_length: give one")
-            width = max(width, self._max_length)
+            width = max(width, self._effective_max_length)
         multiple = self.pad_to_multiple_of or 1
         return -(-width // multiple) * multiple
 

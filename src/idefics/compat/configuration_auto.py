@@ -10,7 +10,7 @@ from typing import Any
 from idefics.compat.configuration import CONFIG_FILE, PretrainedConfig
 from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config, SmolVLMConfig
-from idefics.compat.pretrained import CONFIG_FILES, AutoClass, resolve_pretrained_folder
+from idefics.compat.pretrained import CONFIG_FILES, AutoClass, resolve_folder_and_settings
 from idefics.compat.serialization import config_to_dict, read_json_object
 from idefics.errors import BadSetting
 from idefics.models import family_for
@@ -28,10 +28,10 @@ class AutoConfig(AutoClass):
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> PretrainedConfig:
         """Reads config.json; arguments and errors as in `PretrainedMixin.from_pretrained`."""
-        folder, fields = resolve_pretrained_folder(
+        folder, fields = resolve_folder_and_settings(
             cls.__name__, pretrained_model_name_or_path, kwargs, CONFIG_FILES
         )
-        return read_config_as_class(folder, **fields)
+        return read_config_by_model_type(folder, **fields)
 
     @classmethod
     def for_model(cls, model_type: str, **fields: Any) -> PretrainedConfig:
@@ -53,7 +53,7 @@ def as_config(config: object, **changes: Any) -> PretrainedConfig:
     """
     if isinstance(config, str | PathLike):
         path = Path(config)
-        return read_config_as_class(path.parent if path.is_file() else path, **changes)
+        return read_config_by_model_type(path.parent if path.is_file() else path, **changes)
     if isinstance(config, PretrainedConfig) and not changes:
         return config
     content = config_to_dict(config)
@@ -63,15 +63,15 @@ def as_config(config: object, **changes: Any) -> PretrainedConfig:
         )
     if isinstance(config, PretrainedConfig):
         return type(config).from_dict(dict(content), **changes)
-    return config_from_content(content, **changes)
+    return config_from_dict_by_model_type(content, **changes)
 
 
-def read_config_as_class(folder: Path, **changes: Any) -> PretrainedConfig:
+def read_config_by_model_type(folder: Path, **changes: Any) -> PretrainedConfig:
     """The config.json of a folder, as the config class for its model_type."""
-    return config_from_content(read_json_object(folder / CONFIG_FILE), **changes)
+    return config_from_dict_by_model_type(read_json_object(folder / CONFIG_FILE), **changes)
 
 
-def config_from_content(content: Mapping[str, Any], **changes: Any) -> PretrainedConfig:
+def config_from_dict_by_model_type(content: Mapping[str, Any], **changes: Any) -> PretrainedConfig:
     """The content of a config.json, as the config class for its model_type."""
     model_type = content.get("model_type", "(none)")
     family_for(model_type)  # raises an error that lists the known ones

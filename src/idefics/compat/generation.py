@@ -14,14 +14,19 @@ from torch import Tensor
 
 from idefics.compat.generation_arguments import (
     merge_generation_configs,
-    pop_attention_mask,
+    pop_or_make_attention_mask,
     pop_prompt_ids,
     split_generate_kwargs,
 )
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.generation_padding import RightPadding, pad_left
+from idefics.compat.generation_padding import RightPadding, move_padding_left_and_repeat
 from idefics.compat.generation_runner import GenerationRunner
-from idefics.compat.generation_strategies import DecodingSteps, GenerateOutput, beam_search, sample
+from idefics.compat.generation_strategies import (
+    GenerateOutput,
+    StepProcessorsAndRecords,
+    beam_search,
+    sample_or_greedy,
+)
 from idefics.compat.logits_constraints import PrefixAllowedTokensFn
 from idefics.compat.logits_process import GenerateContext, LogitsProcessorFn, make_logits_processors
 from idefics.compat.stopping_criteria import (
@@ -160,9 +165,9 @@ class GenerationMixin:
     ) -> Tensor | GenerateOutput:
         """Moves padding to the left, reads the prompts, and runs the search."""
         original_ids = pop_prompt_ids(inputs, model_inputs, config)
-        mask = pop_attention_mask(original_ids, model_inputs, config)
-        padding = RightPadding(mask).check(original_ids, model_inputs, self.image_token_ids)
-        ids, mask = padding.to_left(original_ids), padding.to_left(mask)
+        mask = pop_or_make_attention_mask(original_ids, model_inputs, config)
+        padding = RightPadding(mask).require_movable(original_ids, model_inputs, self.image_token_ids)
+        ids, mask = padding.rotate_to_left(original_ids), padding.rotate_to_left(mask)
         model_inputs = padding.inputs_to_left(model_inputs)
         prompt_length = model_inputs.get("inputs_embeds", ids).shape[1]
         max_new_tokens = _resolve_max_new_tokens(config, prompt_length)
@@ -174,13 +179,13 @@ class GenerationMixin:
             use_cache=config.use_cache
             or "inputs_embeds" in model_inputs
             or "past_key_values" in model_inputs,
-            output_names=_requested_outputs(config),
+            output_names=_requested_extra_output_names(config),
         )
         if hooks.streamer is not None:
             hooks.streamer.put(original_ids.repeat_interleave(num_answers, dim=0).cpu())
         logits = runner.prefill(ids)  # (R, V)
         prompt_starts = mask.ne(0).int().argmax(1) if mask.shape == ids.shape else mask.new_zeros(len(mask))
-        negative_ids, negative_mask = pad_left(
+        negative_ids, negative_mask = move_padding_left_and_repeat(
             hooks.negative_prompt_ids, hooks.negative_prompt_attention_mask, num_answers
         )
         context = GenerateContext(
@@ -195,14 +200,14 @@ class GenerationMixin:
             negative_prompt_mask=negative_mask,
         )
         criteria = _make_stopping_criteria(config, context.max_length, hooks.tokenizer)
-        steps = DecodingSteps(
+        steps = StepProcessorsAndRecords(
             config,
             make_logits_processors(config, hooks.logits_processors, context),
             StoppingCriteriaList([*criteria, *hooks.stopping_criteria]),
         )
         out: GenerateOutput
         if config.num_beams == 1:
-            out = sample(runner, ids, logits, steps, hooks.streamer)
+            out = sample_or_greedy(runner, ids, logits, steps, hooks.streamer)
         else:
             out = beam_search(runner, ids, logits, steps, max_new_tokens)
         padding.restore_right_padding(out, original_ids)
@@ -228,7 +233,7 @@ def _make_stopping_criteria(
     return criteria
 
 
-def _requested_outputs(config: GenerationConfig) -> list[str]:
+def _requested_extra_output_names(config: GenerationConfig) -> list[str]:
     is_requested_by_output = {
         "attentions": config.output_attentions,
         "hidden_states": config.output_hidden_states,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from idefics.compat.generation_config import ACCEPTED_FIELD_NAMES, FIELD_NAMES, GenerationConfig
-from idefics.compat.keyword_arguments import NeutralKwargs, drop_neutral_kwargs
+from idefics.compat.keyword_arguments import NeutralKwargs, check_and_drop_neutral_kwargs
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 
 GENERATE_ARGUMENTS = (
@@ -59,7 +59,7 @@ def split_generate_kwargs(model: Any, kwargs: Mapping[str, Any]) -> tuple[dict[s
         for name, value in kwargs.items()
         if name not in ACCEPTED_FIELD_NAMES and name not in IGNORED_GENERATE_KWARGS
     }
-    inputs = drop_neutral_kwargs("generate", inputs, NEUTRAL_GENERATE_KWARGS)
+    inputs = check_and_drop_neutral_kwargs("generate", inputs, NEUTRAL_GENERATE_KWARGS)
     known_names = sorted(
         forward_parameter_names(model) - {*FIELD_NAMES, *IGNORED_GENERATE_KWARGS, *NEUTRAL_GENERATE_KWARGS}
     )
@@ -144,7 +144,7 @@ def pop_prompt_ids(inputs: Tensor | None, model_inputs: dict[str, Any], config: 
     return ids
 
 
-def pop_attention_mask(ids: Tensor, model_inputs: dict[str, Any], config: GenerationConfig) -> Tensor:
+def pop_or_make_attention_mask(ids: Tensor, model_inputs: dict[str, Any], config: GenerationConfig) -> Tensor:
     """Takes `attention_mask`, (B, T), out of `model_inputs`, or computes it: 0 where an id is `pad_token_id`.
 
     Raises:

@@ -11,7 +11,7 @@ from idefics.compat.generation_config_values import validate_field
 from idefics.compat.pretrained import GENERATION_CONFIG_FILES, PretrainedMixin
 from idefics.compat.serialization import config_to_dict, read_json_object, to_json, write_json
 from idefics.errors import BadSetting, UnknownArgument
-from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, NEUTRAL_VALUES_BY_FIELD, is_neutral
+from idefics.generation_fields import FIELDS_WITHOUT_EFFECT, NEUTRAL_VALUES_BY_FIELD, changes_no_answer
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -130,7 +130,7 @@ class GenerationConfig(PretrainedMixin):
             vars(self).pop(name, None)
         elif name in FIELD_NAMES:
             vars(self)[name] = validate_field(name, value)
-        elif not is_neutral(name, value):
+        elif not changes_no_answer(name, value):
             raise BadSetting(f"{name} is {value!r}, and `generate` does not support it: leave it out")
         else:
             vars(self)[name] = value
@@ -187,7 +187,7 @@ class GenerationConfig(PretrainedMixin):
         supported_settings = {
             name: value
             for name, value in settings.items()
-            if name in FIELD_NAMES or not is_neutral(name, value)
+            if name in FIELD_NAMES or not changes_no_answer(name, value)
         }
         return cls(**supported_settings | others)
 

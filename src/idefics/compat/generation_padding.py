@@ -45,7 +45,7 @@ class RightPadding:
         self.num_padding_tokens = is_token.flip(1).int().argmax(1)  # (B,)
         self.has_padding = bool(self.num_padding_tokens.any())
 
-    def to_left(self, values: Tensor) -> Tensor:
+    def rotate_to_left(self, values: Tensor) -> Tensor:
         """Rotates rows: (B or 1, T, ...) -> (B, T, ...). Values of another length are returned as they are."""
         if not self.has_padding or values.shape[1] != self.padded_length:
             return values
@@ -59,11 +59,13 @@ class RightPadding:
     def inputs_to_left(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         """The other inputs of the model, those rotated that have a value for each token."""
         return {
-            name: self.to_left(value) if name in TOKEN_ALIGNED_INPUTS else value
+            name: self.rotate_to_left(value) if name in TOKEN_ALIGNED_INPUTS else value
             for name, value in model_inputs.items()
         }
 
-    def check(self, ids: Tensor, model_inputs: dict[str, Any], image_token_ids: Sequence[int]) -> Self:
+    def require_movable(
+        self, ids: Tensor, model_inputs: dict[str, Any], image_token_ids: Sequence[int]
+    ) -> Self:
         """Returns itself, unless moving the padding would change the meaning of the inputs.
 
         Args:
@@ -103,11 +105,15 @@ class RightPadding:
         out.sequences = torch.cat((prompts, out.sequences[:, ids.shape[1] :]), dim=1)
         for name, dims in TOKEN_DIMS_BY_OUTPUT.items():
             if (steps := out.get(name)) is not None:
-                out[name] = tuple(tuple(self._to_right(layer, dims) for layer in step) for step in steps)
+                out[name] = tuple(
+                    tuple(self._rotate_to_right(layer, dims) for layer in step) for step in steps
+                )
         if (cache := out.past_key_values) is not None:
-            cache.layers = tuple(LayerKV(*(self._to_right(x, (2,)) for x in pair)) for pair in cache.layers)
+            cache.layers = tuple(
+                LayerKV(*(self._rotate_to_right(x, (2,)) for x in pair)) for pair in cache.layers
+            )
 
-    def _to_right(self, values: Tensor, dims: Sequence[int]) -> Tensor:
+    def _rotate_to_right(self, values: Tensor, dims: Sequence[int]) -> Tensor:
         """Rotates the first T of L positions back, in each of `dims`; with L < T there are only positions after T."""
         for dim in dims:
             if (length := values.shape[dim]) >= self.padded_length:
@@ -122,13 +128,13 @@ class RightPadding:
         return values
 
 
-def pad_left(
+def move_padding_left_and_repeat(
     ids: Tensor | None, mask: Tensor | None, num_answers: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """(B, T) ids and mask of prompts -> (R, T), with the padding on the left; the mask may be None, or both."""
     if ids is not None and mask is not None:
         padding = RightPadding(mask)
-        ids, mask = padding.to_left(ids), padding.to_left(mask)
+        ids, mask = padding.rotate_to_left(ids), padding.rotate_to_left(mask)
     return (
         None if ids is None else ids.repeat_interleave(num_answers, dim=0),
         None if mask is None else mask.repeat_interleave(num_answers, dim=0),

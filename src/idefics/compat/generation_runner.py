@@ -76,8 +76,8 @@ class GenerationRunner:
         """Reads the prompts: ids (B, T) -> logits (R, V) of the first id of each answer; n rows for each prompt."""
         if not self.use_cache:
             self.model_inputs = {name: self._repeat_rows(value) for name, value in self.model_inputs.items()}
-            return self._forward(input_ids=self._repeat_rows(ids), **self.model_inputs)
-        logits = self._forward(**self._uncached_inputs(ids))
+            return self._forward_last_logits(input_ids=self._repeat_rows(ids), **self.model_inputs)
+        logits = self._forward_last_logits(**self._uncached_inputs(ids))
         repeated_names = self.model_inputs.keys() & {"attention_mask", "position_ids"}
         self.model_inputs = {name: self._repeat_rows(self.model_inputs[name]) for name in repeated_names}
         if self.answers_per_prompt > 1:
@@ -97,13 +97,13 @@ class GenerationRunner:
             value = self.model_inputs[name]
             self.model_inputs[name] = torch.cat((value, NEXT_VALUE_BY_INPUT[name](value[:, -1:])), dim=1)
         if not self.use_cache:
-            return self._forward(input_ids=ids, **self.model_inputs)
+            return self._forward_last_logits(input_ids=ids, **self.model_inputs)
         if beam_idx is not None:
             self.cache.reorder_cache(beam_idx)
         last_positions = {
             name: value[:, -1:] for name, value in self.model_inputs.items() if name == "position_ids"
         }
-        return self._forward(input_ids=ids[:, -1:], **(self.model_inputs | last_positions))
+        return self._forward_last_logits(input_ids=ids[:, -1:], **(self.model_inputs | last_positions))
 
     def _uncached_inputs(self, ids: Tensor) -> dict[str, Any]:
         """The inputs of the prompts without the ids that are in the cache."""
@@ -123,7 +123,7 @@ class GenerationRunner:
         sliced_names = inputs.keys() & {"input_ids", "inputs_embeds", "position_ids", "image_attention_mask"}
         return inputs | {name: inputs[name][:, num_cached_tokens - length :] for name in sliced_names}
 
-    def _forward(self, **inputs: Any) -> Tensor:
+    def _forward_last_logits(self, **inputs: Any) -> Tensor:
         output_flags = {ARGUMENT_BY_OUTPUT[name]: True for name in self.extra_outputs}
         past_key_values = self.cache if self.use_cache and self.cache.layers else None
         named_inputs = {name: value for name, value in inputs.items() if name != "input_ids"}

@@ -66,7 +66,7 @@ GenerateOutput = GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
 
 
 @dataclass(slots=True)
-class DecodingSteps:
+class StepProcessorsAndRecords:
     """The processors and criteria that run at every step, and the recorded scores and logits."""
 
     config: GenerationConfig
@@ -75,8 +75,8 @@ class DecodingSteps:
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
-    def process_logits(self, ids: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
-        """Ids (R, T), the model's logits (R, V) and scores computed of them (R, V) -> processed scores (R, V)."""
+    def process_and_record_logits(self, ids: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
+        """Ids (R, T), logits (R, V), scores of them (R, V) -> processed scores (R, V), recorded if asked for."""
         scores = self.logits_processors(ids, scores)
         if self.config.return_dict_in_generate and self.config.output_logits:
             self.logits.append(logits)
@@ -95,11 +95,11 @@ class DecodingSteps:
         return {"past_key_values": runner.cache, **outputs} if runner.use_cache else outputs
 
 
-def sample(
+def sample_or_greedy(
     runner: GenerationRunner,
     prompts: Tensor,
     logits: Tensor,
-    steps: DecodingSteps,
+    steps: StepProcessorsAndRecords,
     streamer: BaseStreamer | None,
 ) -> GenerateDecoderOnlyOutput:
     """Chooses the most likely id at each step, or with `do_sample` a random one; ended rows are padded.
@@ -112,7 +112,7 @@ def sample(
     ids = prompts.repeat_interleave(runner.answers_per_prompt, dim=0)
     is_unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     while True:
-        scores = steps.process_logits(ids, logits, logits)
+        scores = steps.process_and_record_logits(ids, logits, logits)
         next_ids = scores.softmax(-1).multinomial(1)[:, 0] if config.do_sample else scores.argmax(-1)
         if config.effective_pad_token_id is not None:
             next_ids = next_ids.where(is_unfinished, config.effective_pad_token_id)
@@ -126,9 +126,13 @@ def sample(
 
 
 def beam_search(
-    runner: GenerationRunner, prompts: Tensor, logits: Tensor, steps: DecodingSteps, max_new_tokens: int
+    runner: GenerationRunner,
+    prompts: Tensor,
+    logits: Tensor,
+    steps: StepProcessorsAndRecords,
+    max_new_tokens: int,
 ) -> GenerateBeamDecoderOnlyOutput:
-    """Searches with `num_beams` beams, which with `do_sample` are sampled; arguments as in `sample`.
+    """Searches with `num_beams` beams, which with `do_sample` are sampled; arguments as in `sample_or_greedy`.
 
     Args:
         max_new_tokens: the largest number of generated ids.
@@ -145,7 +149,7 @@ def beam_search(
     )
     search = BeamSearch(prompts, rules, pad_id=config.effective_pad_token_id or 0)
     while True:
-        scores = steps.process_logits(search.ids, logits, logits.log_softmax(-1))
+        scores = steps.process_and_record_logits(search.ids, logits, logits.log_softmax(-1))
         rows = search.advance(scores, steps.is_finished)
         if search.is_done:
             break

@@ -17,7 +17,7 @@ from idefics.processing.fetch import Fetcher
 from idefics.processing.to_rgb import to_rgb
 
 
-def make_fetcher() -> Fetcher:
+def make_fetcher_from_environment() -> Fetcher:
     """A fetcher for any URL, unless the environment variable IDEFICS_REMOTE_IMAGES restricts it."""
     return Fetcher(policy=os.environ.get("IDEFICS_REMOTE_IMAGES", "any"))
 
@@ -78,8 +78,8 @@ def _to_uint8_if_integral(array: Array) -> Array:
     return array.astype(np.uint8) if is_eight_bits or low == high == 0 else array
 
 
-def has_unit_range_floats(picture: Picture) -> bool:
-    """Whether an image is an array of floats, which are read as 0 to 1."""
+def is_float_array(picture: Picture) -> bool:
+    """Whether an image is an array of floats; such values are taken to be 0 to 1."""
     return isinstance(picture.source, np.ndarray) and picture.source.dtype.kind == "f"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 
 from idefics.compat.batch_feature import Array, BatchFeature, to_tensor_type
-from idefics.compat.image_inputs import as_picture, has_unit_range_floats, make_fetcher
+from idefics.compat.image_inputs import as_picture, is_float_array, make_fetcher_from_environment
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.serialization import JsonMixin, write_json
@@ -122,7 +122,7 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(one) for one in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike, bytes, Picture)):
-            return open_picture(as_picture(image_url_or_urls), make_fetcher())
+            return open_picture(as_picture(image_url_or_urls), make_fetcher_from_environment())
         return image_url_or_urls
 
     def preprocess_picture(self, source: Any, input_data_format: str | None = None) -> PreprocessedImage:
@@ -142,13 +142,13 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
                 f"do_convert_rgb is False, and a picture has the mode {source.mode}; the models read RGB: give True"
             )
         picture = as_picture(source, input_data_format)
-        image = open_picture(picture, make_fetcher())
-        config = self._config_for_image(image, self._config_for_picture(picture))
-        if (size := self.fixed_size()) is not None and image.size != size:
+        image = open_picture(picture, make_fetcher_from_environment())
+        config = self._config_for_image(image, self._config_for_pixel_range(picture))
+        if (size := self.fixed_resize_size()) is not None and image.size != size:
             image = image.resize(size, PIL.Image.Resampling(int(self.resample)))
         return preprocess_image(image, config, picture.resolve_detail(ImageDetail()))
 
-    def fixed_size(self) -> tuple[int, int] | None:
+    def fixed_resize_size(self) -> tuple[int, int] | None:
         """(width, height) to which images are resized first, without keeping their aspect; None: they keep it."""
         return None
 
@@ -156,10 +156,10 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
         """The config for one opened image."""
         return config
 
-    def _config_for_picture(self, picture: Picture) -> ImageProcessorConfig:
+    def _config_for_pixel_range(self, picture: Picture) -> ImageProcessorConfig:
         """The config for one image; arrays of floats from 0 to 1 are rescaled already, and need `do_rescale=False`."""
         config = self.to_processor_config()
-        if not has_unit_range_floats(picture):
+        if not is_float_array(picture):
             return config
         if self.do_rescale:
             raise BadPicture(
@@ -194,7 +194,7 @@ def _drop_ignored(keywords: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if name not in IGNORED_IMAGE_KWARGS}
 
 
-def config_to_settings(config: ImageProcessorConfig) -> dict[str, Any]:
+def resample_and_normalize_settings(config: ImageProcessorConfig) -> dict[str, Any]:
     """The inverse of `resample_and_normalize_kwargs`: settings from a config."""
     return {
         "resample": RESAMPLE_FILTERS.index(config.resample),

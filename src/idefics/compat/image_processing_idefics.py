@@ -16,10 +16,10 @@ from idefics.compat.image_inputs import group_by_sample
 from idefics.compat.image_processing import (
     ChannelValue,
     ImageProcessor,
-    config_to_settings,
     drop_ignored_kwargs,
     get_edge,
     pad_and_stack,
+    resample_and_normalize_settings,
 )
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
@@ -75,7 +75,7 @@ class IdeficsImageProcessor(ImageProcessor):
     @classmethod
     def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
         """An image processor with the frame size, filter and normalisation of `config`."""
-        return cls(image_size=config.frame_size, **config_to_settings(config))
+        return cls(image_size=config.frame_size, **resample_and_normalize_settings(config))
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """The settings as an `ImageProcessorConfig`: one square frame, resized without keeping the aspect."""

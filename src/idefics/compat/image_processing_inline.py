@@ -12,9 +12,9 @@ from idefics.compat.image_inputs import group_by_sample
 from idefics.compat.image_processing import (
     ChannelValue,
     ImageProcessor,
-    config_to_settings,
     drop_ignored_kwargs,
     get_edge,
+    resample_and_normalize_settings,
     stack_pixel_values,
 )
 from idefics.config import ImageProcessorConfig
@@ -64,7 +64,7 @@ class Idefics2ImageProcessor(ImageProcessor):
         return cls(
             size=cast(Mapping[str, int], size),
             do_image_splitting=config.do_image_splitting,
-            **config_to_settings(config),
+            **resample_and_normalize_settings(config),
         )
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
@@ -158,13 +158,13 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
             size={"longest_edge": cast(int, config.longest_edge)},
             max_image_size={"longest_edge": config.frame_size},
             do_image_splitting=config.do_image_splitting,
-            **config_to_settings(config),
+            **resample_and_normalize_settings(config),
         )
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """The settings as an `ImageProcessorConfig`: square frames."""
         tile_size = get_edge("max_image_size", self.max_image_size, "longest_edge")
-        keeps_aspect = self.do_resize and self.fixed_size() is None
+        keeps_aspect = self.do_resize and self.fixed_resize_size() is None
         return ImageProcessorConfig(
             frame_size=tile_size,
             longest_edge=get_edge("size", self.size, "longest_edge") if keeps_aspect else None,
@@ -183,11 +183,11 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
             images_kwargs: other settings.
         """
         processor = self.with_settings(**(images_kwargs or {}))
-        width, height = processor.fixed_size() or (width, height)
+        width, height = processor.fixed_resize_size() or (width, height)
         rows, columns = compute_tile_grid(width, height, processor.to_processor_config())
         return rows * columns + 1, max(rows, 1), max(columns, 1)
 
-    def fixed_size(self) -> tuple[int, int] | None:
+    def fixed_resize_size(self) -> tuple[int, int] | None:
         """(width, height) of `size`; None where `size` has a longest edge, or nothing is resized."""
         if not self.do_resize or not isinstance(self.size, Mapping) or "longest_edge" in self.size:
             return None

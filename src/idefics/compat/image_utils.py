@@ -6,7 +6,7 @@ import os
 
 import PIL.Image
 
-from idefics.compat.image_inputs import as_picture, make_fetcher
+from idefics.compat.image_inputs import as_picture, make_fetcher_from_environment
 from idefics.processing.image_processor import open_picture
 
 
@@ -22,4 +22,4 @@ def load_image(
     Raises:
         BadPicture: there is no such file, it is not an image, or a URL is refused or cannot be reached.
     """
-    return open_picture(as_picture(image), make_fetcher())
+    return open_picture(as_picture(image), make_fetcher_from_environment())

@@ -127,7 +127,7 @@ IGNORED_SAVE_KWARGS = frozenset(
 )
 
 
-def drop_neutral_kwargs(
+def check_and_drop_neutral_kwargs(
     function_name: str, kwargs: Mapping[str, Any], neutral: NeutralKwargs
 ) -> dict[str, Any]:
     """The keyword arguments that are not in `neutral`.

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from idefics.compat.added_modules import added_tensor_names, initialize_added_modules, skip_added_modules
+from idefics.compat.added_modules import (
+    initialize_missing_modules_and_warn,
+    skip_added_modules,
+    tensor_names_added_by_subclass,
+)
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.configuration_auto import as_config
 from idefics.compat.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
 from idefics.compat.loading_state_dict import load_checked_state_dict, split_in_memory_kwargs
-from idefics.compat.model_construction import loading_checkpoint
+from idefics.compat.model_construction import own_modules_on_meta_device
 from idefics.compat.modeling_adapters import adapter_base_model
-from idefics.compat.pretrained import HUB_KWARGS, MODEL_FILES, resolve_pretrained_folder
+from idefics.compat.pretrained import HUB_KWARGS, MODEL_FILES, resolve_folder_and_settings
 from idefics.compat.quantization import AnyQuantizationConfig, BitsAndBytesConfig, as_quantization_config
 from idefics.errors import BadSetting, ModelNotFound, UnknownArgument
 from idefics.models import Checkpoint, load_weights, read_checkpoint
@@ -129,7 +133,7 @@ class ModelLoader:
     @classmethod
     def _load(cls, name: str | PathLike[str], kwargs: Mapping[str, Any]) -> PreTrainedModel:
         """Finds a checkpoint, builds the model without memory for its weights, and streams them in."""
-        folder, settings = resolve_pretrained_folder(cls.__name__, name, kwargs, MODEL_FILES)
+        folder, settings = resolve_folder_and_settings(cls.__name__, name, kwargs, MODEL_FILES)
         options = LoadingOptions(**{name: settings.pop(name) for name in settings.keys() & set(OPTION_NAMES)})
         checkpoint = read_checkpoint(folder)
         config = as_config(folder if options.config is None else options.config)
@@ -140,7 +144,7 @@ class ModelLoader:
                 f"{cls.__name__}.from_pretrained", unknown, [*OPTION_NAMES, *HUB_KWARGS, *known_names]
             )
         config = as_config(config, **settings)
-        with loading_checkpoint():
+        with own_modules_on_meta_device():
             model = model_class(config)
         _fill(model, checkpoint, options)
         model.set_attn_implementation(options.attn_implementation or config._attn_implementation or "sdpa")
@@ -184,7 +188,7 @@ def _fill(model: PreTrainedModel, checkpoint: Checkpoint, options: LoadingOption
     """Streams a checkpoint's weights into a model that stands on the meta device."""
     quantization = as_quantization_config(options.quantization_config)
     module, key_rules = _module_with_checkpoint_names(model, checkpoint)
-    added_tensors = added_tensor_names(module)
+    added_tensors = tensor_names_added_by_subclass(module)
     missing_keys = load_weights(
         module,
         checkpoint.folder,
@@ -199,7 +203,7 @@ def _fill(model: PreTrainedModel, checkpoint: Checkpoint, options: LoadingOption
         checkpoint_quantization=checkpoint.quantization,
         optional_names=added_tensors,
     )
-    initialize_added_modules(model, module, missing_keys)
+    initialize_missing_modules_and_warn(model, module, missing_keys)
     model._set_quantization(quantization)
     model.is_quantized = quantization is not None or checkpoint.quantization is not None
 

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from idefics.compat.keyword_arguments import IGNORED_MODEL_KWARGS, NEUTRAL_MODEL_KWARGS, drop_neutral_kwargs
+from idefics.compat.keyword_arguments import (
+    IGNORED_MODEL_KWARGS,
+    NEUTRAL_MODEL_KWARGS,
+    check_and_drop_neutral_kwargs,
+)
 from idefics.errors import BadSetting, WeightsMismatch
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ def split_in_memory_kwargs(
     other_kwargs = {name: value for name, value in kwargs.items() if name != "state_dict"}
     options = {
         name: value
-        for name, value in drop_neutral_kwargs(
+        for name, value in check_and_drop_neutral_kwargs(
             f"{class_name}.from_pretrained", other_kwargs, NEUTRAL_MODEL_KWARGS
         ).items()
         if value is not None and name not in IGNORED_MODEL_KWARGS

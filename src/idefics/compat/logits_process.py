@@ -94,7 +94,7 @@ def make_logits_processors(
     final_processors = [lambda ids, scores: scores.log_softmax(-1)] if config.renormalize_logits else []
     return LogitsProcessorList(
         [
-            *_prompt_processors(config, context),
+            *_guidance_and_bias_processors(config, context),
             *_constraint_processors(config, context),
             *_forced_token_processors(config, context),
             *custom_processors,
@@ -104,7 +104,9 @@ def make_logits_processors(
     )
 
 
-def _prompt_processors(config: GenerationConfig, context: GenerateContext) -> Iterator[LogitsProcessorFn]:
+def _guidance_and_bias_processors(
+    config: GenerationConfig, context: GenerateContext
+) -> Iterator[LogitsProcessorFn]:
     """Guidance, biases, and penalties for ids of the prompt."""
     if (scale := config.guidance_scale) != 1:
         use_cache = config.use_cache and config.num_beams == 1

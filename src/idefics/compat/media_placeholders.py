@@ -85,7 +85,7 @@ def _is_array_with_ndim(source: Any, ndim: int) -> bool:
 
 
 def _to_video(source: Any) -> Video:
-    """A list of frames is a video whose frames are not turned by an EXIF tag, as with image objects."""
+    """Converts a source to a `Video`; frames in a list or array are not turned by an EXIF tag, as image objects."""
     if isinstance(source, (list, tuple)) or _is_array_with_ndim(source, 4):
         return Video([as_picture(frame) for frame in source])
     return Video.of(source)
@@ -108,17 +108,17 @@ def _check_group_count(texts: Sequence[str], groups: MediaGroups, placeholder: s
     return groups
 
 
-def replace_placeholders_by_text(
+def interleave_media_in_each_text(
     texts: Sequence[str], media: Mapping[str, Sequence[Sequence[Any]]]
 ) -> list[list[Any]]:
-    """`replace_placeholders` for each text of a batch; `media` has a list for each text."""
+    """`interleave_text_and_media` for each text of a batch; `media` has a list for each text."""
     return [
-        replace_placeholders(text, {placeholder: groups[row] for placeholder, groups in media.items()})
+        interleave_text_and_media(text, {placeholder: groups[row] for placeholder, groups in media.items()})
         for row, text in enumerate(texts)
     ]
 
 
-def replace_placeholders(text: str, media_by_placeholder: Mapping[str, Sequence[Any]]) -> list[Any]:
+def interleave_text_and_media(text: str, media_by_placeholder: Mapping[str, Sequence[Any]]) -> list[Any]:
     """A text as a list of its parts, with the media in place of the placeholders.
 
     Args:

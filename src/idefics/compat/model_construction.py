@@ -9,14 +9,14 @@ from functools import wraps
 from typing import Any
 
 from idefics.compat.configuration_auto import as_config
-from idefics.models import meta_device
+from idefics.models import meta_device_without_init
 
 _is_loading_checkpoint = ContextVar("_is_loading_checkpoint", default=False)
 _initializes_weights = ContextVar("_initializes_weights", default=True)
 
 
 @contextmanager
-def loading_checkpoint() -> Iterator[None]:
+def own_modules_on_meta_device() -> Iterator[None]:
     """In this context, modules of this package are built on the meta device; those that subclasses add are not."""
     token = _is_loading_checkpoint.set(True)
     try:
@@ -40,17 +40,17 @@ def should_initialize_weights() -> bool:
     return _initializes_weights.get() and not _is_loading_checkpoint.get()
 
 
-def model_constructor(init: Callable[..., None]) -> Callable[..., None]:
+def accept_any_config_in_init(init: Callable[..., None]) -> Callable[..., None]:
     """Decorates the `__init__` of a model class: its config may be anything that `as_config` takes.
 
-    In the context of `loading_checkpoint`, the model is built on the meta device.
+    In the context of `own_modules_on_meta_device`, the model is built on the meta device.
     """
 
     @wraps(init)
     def init_model(self: Any, config: Any, *arguments: Any, **keywords: Any) -> None:
         with ExitStack() as stack:
             if _is_loading_checkpoint.get():
-                stack.enter_context(meta_device())
+                stack.enter_context(meta_device_without_init())
             init(self, as_config(config), *arguments, **keywords)
 
     return init_model

@@ -17,7 +17,7 @@ from idefics.compat.generation_config import GenerationConfig
 from idefics.compat.gradient_checkpointing import GradientCheckpointingMixin
 from idefics.compat.kv_cache import KeyValueCache
 from idefics.compat.loading import ModelLoader
-from idefics.compat.model_construction import model_constructor, should_initialize_weights
+from idefics.compat.model_construction import accept_any_config_in_init, should_initialize_weights
 from idefics.compat.modeling_attention import AttentionImplementationMixin
 from idefics.compat.modeling_embeddings import EmbeddingAccessMixin
 from idefics.compat.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
@@ -26,7 +26,7 @@ from idefics.compat.training import initialize_module, next_token_loss
 from idefics.compat.transformers_instance import TransformersInstanceMixin
 from idefics.errors import BadPrompt, BadSetting, UnsupportedModel
 from idefics.nn.attention import Attn
-from idefics.nn.attention_backends import AttentionModule
+from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.quant import memory_footprint
 
 
@@ -56,10 +56,10 @@ class PreTrainedModel(
     main_input_name = "input_ids"
     accepts_loss_kwargs = True
 
-    @model_constructor
+    @accept_any_config_in_init
     def __init__(self, config: Any) -> None:
         """For a subclass that builds the parts of the model itself, and then calls `post_init`."""
-        AttentionModule.__init__(self)
+        HasAttentionBackend.__init__(self)
         self._set_config(config)
 
     @classmethod

@@ -12,7 +12,7 @@ from idefics.errors import BadSetting
 from idefics.nn.attention_backends import (
     ATTENTION_BACKENDS,
     AttentionBackend,
-    AttentionModule,
+    HasAttentionBackend,
     get_attention_backend,
     set_attention_backend,
 )
@@ -26,7 +26,7 @@ PART_MODULES = {
 }
 
 
-class AttentionImplementationMixin(AttentionModule):
+class AttentionImplementationMixin(HasAttentionBackend):
     """A model whose attention backends can be chosen.
 
     Attributes:

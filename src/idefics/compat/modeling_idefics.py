@@ -13,7 +13,7 @@ from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.cross_attention_inputs import ImageArguments
 from idefics.compat.decoder_forward import prepare_decoder_inputs, run_decoder
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
-from idefics.compat.model_construction import model_constructor, without_weight_init
+from idefics.compat.model_construction import accept_any_config_in_init, without_weight_init
 from idefics.compat.modeling import BaseModelWithoutHead, ModelWithHead
 from idefics.compat.modeling_idefics_base import IdeficsPreTrainedModel
 from idefics.compat.modeling_outputs import (
@@ -32,7 +32,7 @@ class IdeficsModel(BaseModelWithoutHead, IdeficsPreTrainedModel, Idefics1Backbon
     vision_tower_class = IdeficsVisionTransformer
     output_class = IdeficsBaseModelOutputWithPast
 
-    @model_constructor
+    @accept_any_config_in_init
     def __init__(self, config: IdeficsConfig) -> None:
         Idefics1Backbone.__init__(self, config.to_model_config())
         self._finish_init(config)
@@ -125,7 +125,7 @@ class IdeficsForVisionText2Text(IdeficsPreTrainedModel, ModelWithHead, Idefics1)
     output_class = IdeficsCausalLMOutputWithPast
     model: IdeficsModel
 
-    @model_constructor
+    @accept_any_config_in_init
     def __init__(self, config: IdeficsConfig, vision_model: nn.Module | None = None) -> None:
         with without_weight_init():
             body = IdeficsModel(config)

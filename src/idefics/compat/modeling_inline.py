@@ -13,7 +13,7 @@ from idefics.compat.configuration_inline import Idefics2Config, Idefics3Config
 from idefics.compat.decoder_forward import prepare_decoder_inputs, run_decoder
 from idefics.compat.inline_images import FrameBatch, merge_image_features
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
-from idefics.compat.model_construction import model_constructor, without_weight_init
+from idefics.compat.model_construction import accept_any_config_in_init, without_weight_init
 from idefics.compat.modeling import BaseModelWithoutHead, ModelWithHead, PreTrainedModel
 from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
 from idefics.compat.modeling_vision import SiglipVisionTransformer
@@ -59,7 +59,7 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
     backbone_class: ClassVar[type[InlineImageBackbone]]  # the class of `models` that this one extends
     requires_square_frames: ClassVar[bool] = False
 
-    @model_constructor
+    @accept_any_config_in_init
     def __init__(self, config: Any) -> None:
         # The constructor of each family takes the config alone.
         self.backbone_class.__init__(self, config.to_model_config())  # type: ignore[call-arg]
@@ -196,7 +196,7 @@ class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedMo
     base_class: ClassVar[type[InlineImageBaseModel]]
     architecture_class: ClassVar[type[InlineImageModel]]  # the class of `models` that this one extends
 
-    @model_constructor
+    @accept_any_config_in_init
     def __init__(self, config: Any) -> None:
         with without_weight_init():
             base_model = self.base_class(config)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
 from idefics.errors import BadPrompt
 from idefics.models import idefics1, inline
-from idefics.nn.attention_backends import AttentionModule, EagerAttention, set_attention_backend
+from idefics.nn.attention_backends import EagerAttention, HasAttentionBackend, set_attention_backend
 
 
 class SiglipVisionTransformer(inline.SiglipVisionTower):
@@ -126,7 +126,7 @@ def _record_layer_outputs(
             for layer in layers
         ]
     original_backends = [
-        module.attention_backend for module in layers.modules() if isinstance(module, AttentionModule)
+        module.attention_backend for module in layers.modules() if isinstance(module, HasAttentionBackend)
     ]
     if record.eager_attention is not None:
         set_attention_backend(layers, record.eager_attention)
@@ -135,7 +135,7 @@ def _record_layer_outputs(
     finally:
         for hook in hooks:
             hook.remove()
-        attention_modules = (module for module in layers.modules() if isinstance(module, AttentionModule))
+        attention_modules = (module for module in layers.modules() if isinstance(module, HasAttentionBackend))
         for module, backend in zip(attention_modules, original_backends, strict=True):
             module.attention_backend = backend
 

@@ -19,7 +19,7 @@ from idefics.compat.keyword_arguments import (
     IGNORED_PROCESSOR_KWARGS,
     NEUTRAL_MODEL_KWARGS,
     NeutralKwargs,
-    drop_neutral_kwargs,
+    check_and_drop_neutral_kwargs,
 )
 from idefics.errors import BadSetting
 
@@ -81,7 +81,7 @@ class PretrainedMixin:
             BadSetting: an argument asks for something that this package does not have.
             UnknownArgument: the class has no such setting.
         """
-        folder, settings = resolve_pretrained_folder(
+        folder, settings = resolve_folder_and_settings(
             cls.__name__, pretrained_model_name_or_path, kwargs, cls.file_selection
         )
         return cls._from_folder(folder, **settings)
@@ -95,7 +95,7 @@ class AutoClass:
         raise TypeError(f"{name} is not constructed: call {name}.from_pretrained(...)")
 
 
-def resolve_pretrained_folder(
+def resolve_folder_and_settings(
     class_name: str, model: str | os.PathLike[str], kwargs: Mapping[str, Any], selection: FileSelection
 ) -> tuple[Path, dict[str, Any]]:
     """Finds the folder that `from_pretrained` reads, downloading it where needed.
@@ -116,7 +116,7 @@ def resolve_pretrained_folder(
             folder, or a subfolder on the hub.
         ModelNotFound: as `idefics.weights.find`.
     """
-    kwargs = drop_neutral_kwargs(f"{class_name}.from_pretrained", kwargs, selection.neutral)
+    kwargs = check_and_drop_neutral_kwargs(f"{class_name}.from_pretrained", kwargs, selection.neutral)
     hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
     settings = {
         name: value

@@ -12,7 +12,7 @@ from typing import Any
 
 from idefics.compat.assistant_mask import make_assistant_mask
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
-from idefics.compat.image_inputs import make_fetcher
+from idefics.compat.image_inputs import make_fetcher_from_environment
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, NEUTRAL_PROCESSOR_KWARGS
 from idefics.compat.processing_chat import (
     ChatTurn,
@@ -158,7 +158,7 @@ class BaseProcessor(ProcessorMixin):
     def _make_prompt_processor(self, image_config: ImageProcessorConfig, *, adds_special: bool) -> Processor:
         """The processor that writes this family's prompts."""
         prompt_format = replace(self._prompt_format, add_special_tokens=adds_special)
-        return Processor(self.tokenizer.codec, image_config, prompt_format, make_fetcher())
+        return Processor(self.tokenizer.codec, image_config, prompt_format, make_fetcher_from_environment())
 
     def _make_text_entries(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from idefics.compat.pretrained import PROCESSOR_FILES, AutoClass, resolve_pretrained_folder
+from idefics.compat.pretrained import PROCESSOR_FILES, AutoClass, resolve_folder_and_settings
 from idefics.compat.processing import BaseProcessor
 from idefics.compat.processing_idefics import IdeficsProcessor
 from idefics.compat.processing_inline import Idefics2Processor, Idefics3Processor, SmolVLMProcessor
@@ -33,7 +33,7 @@ class AutoProcessor(AutoClass):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> BaseProcessor:
         """Reads a processor; arguments and errors as in `PretrainedMixin.from_pretrained`."""
-        folder, settings = resolve_pretrained_folder(
+        folder, settings = resolve_folder_and_settings(
             cls.__name__, pretrained_model_name_or_path, kwargs, PROCESSOR_FILES
         )
         model_type = read_json_object(folder / "config.json").get("model_type")
@@ -58,7 +58,7 @@ class AutoImageProcessor(AutoClass):
 
         In a folder without config.json, preprocessor_config.json names the class; no tokenizer is needed.
         """
-        folder, settings = resolve_pretrained_folder(
+        folder, settings = resolve_folder_and_settings(
             cls.__name__, pretrained_model_name_or_path, kwargs, PROCESSOR_FILES
         )
         if (folder / "config.json").exists():

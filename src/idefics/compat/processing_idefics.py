@@ -13,8 +13,8 @@ from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
 from idefics.compat.image_inputs import group_by_sample, is_nested
 from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
-from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, drop_neutral_kwargs
-from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, replace_placeholders
+from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, check_and_drop_neutral_kwargs
+from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, interleave_text_and_media
 from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks, select_prompt_tokens
 from idefics.compat.processing_kwargs import (
     VIDEO_FIELD_BY_KWARG,
@@ -132,7 +132,7 @@ class IdeficsProcessor(BaseProcessor):
             BadPrompt: texts and images do not fit together.
             BadPicture: an image cannot be opened.
         """
-        settings = drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
+        settings = check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
         image_processor = self.image_processor.with_settings(
             **{name: value for name, value in settings.items() if name not in VIDEO_FIELD_BY_KWARG}
         )
@@ -249,7 +249,7 @@ def _interleave_text_and_images(text: Any, images: Any) -> list[list[Any]]:
     for one, group in zip(texts, image_groups, strict=True):
         pictures = [Picture(source) if isinstance(source, str) else source for source in group]
         if IMAGE_TOKEN in one:
-            documents.append(replace_placeholders(one, {IMAGE_TOKEN: pictures}))
+            documents.append(interleave_text_and_media(one, {IMAGE_TOKEN: pictures}))
         else:
             documents.append([*pictures, one] if is_flat else [one, *pictures])
     return documents

@@ -13,13 +13,13 @@ from idefics.compat.image_processing_inline import (
     Idefics3ImageProcessor,
     SmolVLMImageProcessor,
 )
-from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, drop_neutral_kwargs
+from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, check_and_drop_neutral_kwargs
 from idefics.compat.media_placeholders import (
     VIDEO_TOKEN,
     as_text_list,
     group_pictures_by_text,
     group_videos_by_text,
-    replace_placeholders_by_text,
+    interleave_media_in_each_text,
 )
 from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks, select_prompt_tokens
 from idefics.compat.processing_files import TokenText
@@ -85,7 +85,7 @@ class InlineModelProcessor(BaseProcessor):
                 `max_length`.
             BadPicture: an image cannot be opened.
         """
-        settings = drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
+        settings = check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
         video_kwargs = {name: settings.pop(name) for name in VIDEO_FIELD_BY_KWARG.keys() & settings.keys()}
         image_processor = self.image_processor.with_settings(**settings)
         if text is None:
@@ -107,7 +107,7 @@ class InlineModelProcessor(BaseProcessor):
             media[VIDEO_TOKEN] = group_videos_by_text(texts, videos, samples_frames=samples_frames)
         prompt_processor = self._make_prompt_processor(image_config, adds_special=add_special_tokens)
         prompts = [
-            prompt_processor.encode_parts(parts) for parts in replace_placeholders_by_text(texts, media)
+            prompt_processor.encode_parts(parts) for parts in interleave_media_in_each_text(texts, media)
         ]
         padding_options = self.tokenizer.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from idefics.compat.batch_feature import VERY_LARGE_INTEGER, BatchFeature, PaddingOptions, Side
 from idefics.compat.keyword_arguments import (
     NEUTRAL_TOKENIZER_KWARGS,
+    check_and_drop_neutral_kwargs,
     check_save_kwargs,
-    drop_neutral_kwargs,
 )
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.tokenization_chat import TOKENIZER_CALL_KWARG_NAMES, ChatTemplateMixin
@@ -147,7 +147,7 @@ class PreTrainedTokenizer(VocabularyMixin, ChatTemplateMixin, PretrainedMixin):
         Returns:
             `input_ids` and `attention_mask`: T numbers for one text, B rows for a batch; tensors are always (B, T).
         """
-        if unknown := drop_neutral_kwargs(type(self).__name__, neutral, NEUTRAL_TOKENIZER_KWARGS):
+        if unknown := check_and_drop_neutral_kwargs(type(self).__name__, neutral, NEUTRAL_TOKENIZER_KWARGS):
             raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(NEUTRAL_TOKENIZER_KWARGS))
         padding_options = self.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from idefics.compat.tokenization_encoding import overlaps_spans
+from idefics.compat.tokenization_encoding import span_overlap_mask
 from idefics.processing.chat_template import RenderedTemplate, render_template
 
 # Arguments of a tokenizer's call that `apply_chat_template` takes too.
@@ -94,7 +94,7 @@ class ChatTemplateMixin:
             returns_rows = is_batch or return_tensors is not None
             offsets = encoding.pop("offset_mapping")
             masks = [
-                overlaps_spans(row, one.generation_spans)
+                span_overlap_mask(row, one.generation_spans)
                 for row, one in zip(offsets if returns_rows else [offsets], rendered, strict=True)
             ]
             encoding["assistant_masks"] = masks if returns_rows else masks[0]

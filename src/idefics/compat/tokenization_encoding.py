@@ -76,8 +76,8 @@ def encode_rows(
     return rows
 
 
-def overlaps_spans(offsets: Iterable[Sequence[int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """1 for each token that shares characters with a span, 0 for the others."""
+def span_overlap_mask(offsets: Iterable[Sequence[int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns 1 for each token that shares characters with a span, 0 for others."""
     return [
         int(any(start < last and first < end for first, last in spans)) for start, end in map(tuple, offsets)
     ]

@@ -78,5 +78,5 @@ def write_chat_template(folder: Path, chat_template: str) -> list[str]:
 
 
 def _token_content(token: str | Mapping[str, Any] | None) -> str | None:
-    """A special token is written as a string, or as an object with its properties."""
+    """The text of a special token, which files hold as a string or as an object with "content"."""
     return token["content"] if isinstance(token, Mapping) else token

@@ -64,7 +64,7 @@ class CandidateTrie:
         return mask
 
 
-class ScoredToken(NamedTuple):
+class ScoringTarget(NamedTuple):
     """Which logits score which token: those of node `node` score the token at `position` of a continuation."""
 
     node: int
@@ -101,7 +101,7 @@ class ContinuationScores:
             [()] * len(continuation) for continuation in continuations
         ]
         self.continuations, self.num_top_logprobs = continuations, num_top_logprobs
-        first_tokens = [ScoredToken(0, index, 0) for index, ids in enumerate(continuations) if ids]
+        first_tokens = [ScoringTarget(0, index, 0) for index, ids in enumerate(continuations) if ids]
         self._record_logprobs(prompt_logits[None], 0, first_tokens)
         self.trie_by_group: dict[int, CandidateTrie] = {}
         self._indices_by_group: dict[int, list[int]] = {}
@@ -123,7 +123,7 @@ class ContinuationScores:
         """
         trie = self.trie_by_group.pop(group)
         targets = [
-            ScoredToken(trie.node_index(self.continuations[index][:position]), index, position)
+            ScoringTarget(trie.node_index(self.continuations[index][:position]), index, position)
             for index in self._indices_by_group.pop(group)
             for position in range(1, len(self.continuations[index]))
         ]
@@ -132,7 +132,7 @@ class ContinuationScores:
             batch = [target for target in targets if start <= target.node < start + max_rows]
             self._record_logprobs(compute_logits(h[start : start + max_rows]), start, batch)
 
-    def _record_logprobs(self, logits: Tensor, start: int, targets: Sequence[ScoredToken]) -> None:
+    def _record_logprobs(self, logits: Tensor, start: int, targets: Sequence[ScoringTarget]) -> None:
         """Records the scores of `targets`, given the (n, V) logits of nodes `start` to `start + n - 1`."""
         logprobs = logits.float().log_softmax(-1)
         pairs = [(node - start, self.continuations[index][position]) for node, index, position in targets]

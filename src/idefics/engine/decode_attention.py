@@ -184,12 +184,14 @@ class PagedInPlace:
 
 def choose_decode_attention(cache: PagedKVCache, backend: AttentionBackend) -> type[DecodeAttention]:
     """`PagedInPlace` where it is supported, since it reads keys once; else `GatheredPages`, which copies them."""
-    if backend in (native_or_sdpa_attention, flash_attention, sdpa_attention) and can_attend_in_place(cache):
+    if backend in (native_or_sdpa_attention, flash_attention, sdpa_attention) and probe_in_place_attention(
+        cache
+    ):
         return PagedInPlace
     return GatheredPages
 
 
-def can_attend_in_place(cache: PagedKVCache) -> bool:
+def probe_in_place_attention(cache: PagedKVCache) -> bool:
     """Whether torch's FlashAttention gives correct results on pages of this cache; runs a small test to find out.
 
     Of torch 2.13's kernels FlashAttention 3 and 4 support pages of 16 positions. They are installed separately and

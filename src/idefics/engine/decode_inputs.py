@@ -83,10 +83,10 @@ class DecodeInputBuilder:
         """Keys and values of the picture that each sequence attends to; () if there is none."""
         if not self.layout.num_cross_attention_layers:
             return [()] * len(sequences)
-        return [last_token_cross_kv(sequence, self.encoder_cache) for sequence in sequences]
+        return [last_prompt_token_cross_kv(sequence, self.encoder_cache) for sequence in sequences]
 
 
-def last_token_cross_kv(sequence: SequenceState, encoder_cache: EncoderCache) -> CrossKV:
+def last_prompt_token_cross_kv(sequence: SequenceState, encoder_cache: EncoderCache) -> CrossKV:
     """The keys and values of the picture that generated tokens attend to: that of the prompt's last token, or ()."""
     prompt = sequence.request_state.request.prompt
     image_index = prompt.image_index[-1]

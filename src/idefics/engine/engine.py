@@ -50,7 +50,7 @@ FORKED_GPU_MESSAGE = (
 
 
 @cache
-def _use_one_thread_in_forks() -> None:
+def _register_one_thread_fork_hook() -> None:
     """Makes torch compute with one thread in forked processes, where it would wait for OpenMP's threads forever.
 
     torch's data loaders do the same.
@@ -88,7 +88,7 @@ class Engine:
             model, num_pages, choose_decode_step(model, self.kv_cache, reference=config.reference)
         )
         self._thread = EngineThread(self)
-        _use_one_thread_in_forks()
+        _register_one_thread_fork_hook()
 
     def _initialize(self, model: VLM, num_pages: int, decode_step: DecodeStep) -> None:
         """Creates everything but the KV cache and the decode step: no requests, empty caches."""

@@ -112,7 +112,7 @@ class RequestHandle:
 
     async def __aiter__(self) -> AsyncIterator[int]:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        listener = _make_waker(loop, changed)
+        listener = _make_threadsafe_event_setter(loop, changed)
         with self._changed_condition:
             self._listeners.append(listener)
         num_yielded = 0
@@ -175,7 +175,9 @@ class RequestHandle:
                 listener()
 
 
-def _make_waker(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:
+def _make_threadsafe_event_setter(
+    loop: asyncio.AbstractEventLoop, event: asyncio.Event
+) -> Callable[[], None]:
     """Returns a function that sets an asyncio event and may be called from any thread."""
 
     def wake() -> None:

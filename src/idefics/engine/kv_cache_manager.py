@@ -88,12 +88,12 @@ class KVCacheManager:
         copies = {sequence.pages[num_full_pages]: copied_pages[0]} if copied_pages else {}
         return PromptAllocation(num_cached_tokens, copies)
 
-    def needs_decode_page(self, sequence: SequenceState) -> bool:
+    def needs_writable_page(self, sequence: SequenceState) -> bool:
         """Whether the sequence's next token needs a new page: it has none for it, or another beam shares the page."""
         page_index = sequence.num_computed_tokens // PAGE_SIZE
         return page_index == len(sequence.pages) or self.page_pool.ref_counts[sequence.pages[page_index]] > 1
 
-    def allocate_decode_page(self, sequence: SequenceState, copy_source_by_page: dict[int, int]) -> None:
+    def allocate_writable_page(self, sequence: SequenceState, copy_source_by_page: dict[int, int]) -> None:
         """Gives a sequence a page of its own for its next token; if it is a copy, adds it to `copy_source_by_page`."""
         page, page_index = self.page_pool.allocate(), sequence.num_computed_tokens // PAGE_SIZE
         if page_index == len(sequence.pages):

@@ -87,7 +87,7 @@ class PrefillAttn:
         out = torch.zeros_like(q)
         for tokens, cross_kv in self.cross_attention_spans:
             keys, values = cross_kv[layer]
-            out[tokens] = _packed_attention(self.backend, q[tokens], keys[0], values[0])
+            out[tokens] = _unbatched_attention(self.backend, q[tokens], keys[0], values[0])
         return out
 
 
@@ -146,18 +146,20 @@ def _causal_attention(
 ) -> Tensor:
     """Causal self-attention of a prompt's n tokens; with a sliding window in blocks, so that masks stay small."""
     if sliding_window is None or len(q) <= sliding_window:
-        return _packed_attention(backend, q, k, v, causal=True)
+        return _unbatched_attention(backend, q, k, v, causal=True)
     positions = torch.arange(len(q), device=q.device)
     out = torch.empty_like(q)
     for start in range(0, len(q), sliding_window):
         end = start + sliding_window
         query_slice, key_slice = slice(start, end), slice(max(0, start - sliding_window + 1), end)
         mask = causal_window_mask(positions[query_slice], positions[key_slice], sliding_window)
-        out[query_slice] = _packed_attention(backend, q[query_slice], k[key_slice], v[key_slice], mask=mask)
+        out[query_slice] = _unbatched_attention(
+            backend, q[query_slice], k[key_slice], v[key_slice], mask=mask
+        )
     return out
 
 
-def _packed_attention(
+def _unbatched_attention(
     backend: AttentionBackend,
     q: Tensor,
     k: Tensor,

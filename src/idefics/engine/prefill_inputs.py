@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from idefics.engine.decode_inputs import last_token_cross_kv
+from idefics.engine.decode_inputs import last_prompt_token_cross_kv
 from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
@@ -82,7 +82,7 @@ class PrefillInputBuilder:
     ) -> Iterator[tuple[slice, CrossKV]]:
         """The packed tokens of a chunk, from `start` to `end`, that attend to one picture each."""
         if chunk.continuation_group is not None:
-            if cross_kv := last_token_cross_kv(chunk.sequence, self.encoder_cache):
+            if cross_kv := last_prompt_token_cross_kv(chunk.sequence, self.encoder_cache):
                 yield slice(start, end), cross_kv
             return
         prompt = chunk.sequence.request_state.request.prompt

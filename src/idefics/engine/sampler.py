@@ -173,7 +173,7 @@ class Sampler:
         self.warpers = self._build_warpers([settings[row] for row in rows])
 
     def _build_warpers(self, settings: Sequence[Sampling]) -> list[Callable[[Tensor], Tensor]]:
-        """Those of temperature, top-k, top-p and min-p that some row needs, as functions of (S, V) logits."""
+        """The steps of temperature, top-k, top-p, min-p that some row needs, as functions of (S, V) logits."""
         warpers: list[Callable[[Tensor], Tensor]] = []
         if any(setting.temperature != 1 for setting in settings):
             temperature = self._settings_column(setting.temperature for setting in settings)

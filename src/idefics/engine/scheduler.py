@@ -146,13 +146,13 @@ class Scheduler:
     def _schedule_decode(self, state: RequestState, output: SchedulerOutput) -> None:
         """Plans the next token of each of a request's sequences; preempts the latest requests if pages run out."""
         for sequence in state.sequences:
-            if self.kv_cache_manager.needs_decode_page(sequence):
+            if self.kv_cache_manager.needs_writable_page(sequence):
                 while not self.page_pool.num_free_pages:
                     latest = self.running[-1]
                     self._preempt(latest)
                     if latest is state:
                         return
-                self.kv_cache_manager.allocate_decode_page(sequence, output.copy_source_by_page)
+                self.kv_cache_manager.allocate_writable_page(sequence, output.copy_source_by_page)
                 output.has_page_changes = True
             if self.limits.uses_lookahead_pages and self.kv_cache_manager.allocate_lookahead_page(
                 sequence, min_free_pages=self.limits.max_sequences
@@ -244,7 +244,7 @@ class Scheduler:
         try:
             match output:
                 case SampledToken():
-                    self._append_token(state, output)
+                    self._append_token_or_finish(state, output)
                 case NextBeams():
                     self.kv_cache_manager.fork_sequences(state, output.parent_rows, output.ids)
                 case BeamSearchResult():
@@ -258,7 +258,7 @@ class Scheduler:
         except Exception as error:
             state.handle.fail(error)
 
-    def _append_token(self, state: RequestState, token: SampledToken) -> None:
+    def _append_token_or_finish(self, state: RequestState, token: SampledToken) -> None:
         """Appends a sampled token to a request, and finishes the request at a stop or at its length limit."""
         handle, request = state.handle, state.request
         if token.id in request.stop_ids:

@@ -62,7 +62,7 @@ class StepSampler:
 
     def __init__(self, vocab_size: int, *, is_async: bool) -> None:
         self.vocab_size = vocab_size
-        self._copy_to_host = copy_to_host_async if is_async else copy_to_host
+        self._copy_to_host = async_host_copy_reader if is_async else host_copy_reader
         self._sequences: list[SequenceState] = []
         self._sampler: Sampler | None = None
 
@@ -119,13 +119,13 @@ class StepSampler:
         )
 
 
-def copy_to_host(values: Tensor) -> Callable[[], list[Any]]:
-    """Copies values to the host at once; returns a function that returns them, as `copy_to_host_async` does."""
+def host_copy_reader(values: Tensor) -> Callable[[], list[Any]]:
+    """Copies values to the host at once; returns a function that returns them, as `async_host_copy_reader` does."""
     host_values = values.tolist()
     return lambda: host_values
 
 
-def copy_to_host_async(values: Tensor) -> Callable[[], list[Any]]:
+def async_host_copy_reader(values: Tensor) -> Callable[[], list[Any]]:
     """Starts a copy from a CUDA device; returns a function that waits for this copy alone and returns the values."""
     host_values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
     copy_done = torch.cuda.Event()

@@ -23,9 +23,9 @@ from idefics.engine.kv_cache_size import compute_num_pages, kv_bytes_per_token
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.host_memory import PROCESS_OVERHEAD_BYTES, free_host_memory, memory_limits
 from idefics.native import library
-from idefics.placement import get_device, weight_bytes
+from idefics.placement import get_available_device, weight_bytes
 from idefics.quant import enable_16bit_weight_storage
-from idefics.quant.autotune import cache_file, kernel_choice_by_processor, read_cpuinfo
+from idefics.quant.autotune import kernel_choice_by_processor, kernel_choice_cache_file, read_cpuinfo
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def describe_environment() -> dict[str, Any]:
         "kernels_missing": library.missing_reason(),
         "products": asdict(kernel_choice_by_processor()),
         "devices": available_devices(),
-        "device": str(get_device("auto")),
+        "device": str(get_available_device("auto")),
         "memory": [bound._asdict() for bound in memory_limits()],
         "engine": {
             "batch_rows": EngineConfig().batch_rows,
@@ -76,8 +76,8 @@ def describe_environment() -> dict[str, Any]:
             "process_bytes": PROCESS_OVERHEAD_BYTES,
         },
         "caches": [
-            _folder_size("models", weights.cache_folder()),
-            _folder_size("measurements", cache_file()),
+            _describe_cache_folder("models", weights.cache_folder()),
+            _describe_cache_folder("measurements", kernel_choice_cache_file()),
         ],
         "versions": {name: _installed_version(name) for name in REPORTED_DISTRIBUTIONS},
         "extras": {
@@ -143,13 +143,13 @@ def estimate_model_memory(model: str, *, revision: str | None = None) -> dict[st
     }
 
 
-def warn_about_missing_kernels() -> None:
+def warn_once_about_missing_kernels() -> None:
     """Logs a warning if the C kernels are missing, once on this machine.
 
     A marker file in the cache folder records that the warning was given.
     """
     reason = library.missing_reason()
-    marker_file = cache_file().with_name("told-of-missing-kernels")
+    marker_file = kernel_choice_cache_file().with_name("told-of-missing-kernels")
     if reason is None or marker_file.exists():
         return
     with suppress(OSError):
@@ -168,7 +168,7 @@ def _installed_version(name: str) -> str | None:
     return None
 
 
-def _folder_size(name: str, path: Path) -> dict[str, Any]:
+def _describe_cache_folder(name: str, path: Path) -> dict[str, Any]:
     """The name, path and size in bytes of a file or folder; several links to one file are counted once."""
     files = path.rglob("*") if path.is_dir() else iter([path] * path.exists())
     bytes_by_inode = {(stat.st_dev, stat.st_ino): stat.st_size for stat in _stat_files(files)}

@@ -12,7 +12,7 @@ from torch import nn
 from idefics import weights
 from idefics.config import EngineConfig, KernelMode, QuantizationConfig, QuantKind
 from idefics.errors import BadSetting
-from idefics.host_memory import parse_memory_size
+from idefics.host_memory import parse_bytes_or_share
 from idefics.models import WeightStorage
 from idefics.nn.attention_backends import (
     AttentionBackend,
@@ -176,7 +176,7 @@ def choose_engine_config(
             config, batch_rows=64, encode_frames=32, step_tokens=2048, kv_cache=0.6, picture_bytes=4 << 30
         )
     if kv_cache is not None:
-        config = replace(config, kv_cache=parse_memory_size("kv_cache", kv_cache))
+        config = replace(config, kv_cache=parse_bytes_or_share("kv_cache", kv_cache))
     return config if batch_rows is None else replace(config, batch_rows=batch_rows)
 
 

@@ -83,7 +83,7 @@ class LoadedModel:
         model.processor.fetcher = fetcher
         return model
 
-    def task_processor(self, image_detail: ImageDetail) -> Processor:
+    def processor_for_untrusted_text(self, image_detail: ImageDetail) -> Processor:
         """Returns the processor for the prompts of tasks: special tokens in the caller's text are plain characters.
 
         Args:

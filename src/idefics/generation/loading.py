@@ -12,7 +12,7 @@ from idefics import models, weights
 from idefics.engine.engine import Engine
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.errors import format_bytes
-from idefics.generation.environment import warn_about_missing_kernels
+from idefics.generation.environment import warn_once_about_missing_kernels
 from idefics.generation.load_settings import (
     LoadSettings,
     choose_engine_config,
@@ -66,7 +66,7 @@ def load_model(model: str | os.PathLike[str], settings: LoadSettings) -> LoadedM
         )
         free_bytes = free_memory(device) if device.type == "cpu" else None
         if device.type == "cpu" and not settings.is_reference:
-            warn_about_missing_kernels()
+            warn_once_about_missing_kernels()
         processor = create_processor(checkpoint, fetcher)
         # A second measurement of free memory, for the error message: the imports took some of it.
         with allocation_errors_as_out_of_memory("the model", checkpoint_bytes, device):

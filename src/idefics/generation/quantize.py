@@ -127,7 +127,7 @@ def quantize_checkpoint(
         num_layers_by_bits=Counter(
             _bit_width(layer) for layer in module.modules() if isinstance(layer, (Int8Linear, Int4Linear))
         ),
-        skipped_layers=_unquantized_layer_names(module),
+        skipped_layers=_unquantized_layer_name_patterns(module),
         bytes_before=_size_of_weight_files(folder),
         bytes_after=_size_of_weight_files(out),
     )
@@ -202,7 +202,7 @@ class _SquaredSums:
 
     @property
     def relative_error(self) -> float | None:
-        """RMS of the differences, divided by that of the original values; None if there were none but zeros."""
+        """RMS of the differences divided by that of the original values; None if all original values are zero."""
         return (self.difference / self.original) ** 0.5 if self.original else None
 
 
@@ -230,7 +230,7 @@ def _bit_width(layer: nn.Module) -> int:
     return 8 if isinstance(layer, Int8Linear) else 4
 
 
-def _unquantized_layer_names(module: nn.Module) -> tuple[str, ...]:
+def _unquantized_layer_name_patterns(module: nn.Module) -> tuple[str, ...]:
     """Names of linear layers that are not quantized, each once, with "n" for a layer's number."""
     names = (
         re.sub(r"\.\d+\.", ".n.", name)

@@ -112,7 +112,7 @@ class Generation:
         try:
             yield
         except (GeneratorExit, asyncio.CancelledError):
-            self._drop_unread()
+            self._cancel_and_drop_unread()
             raise
         finally:
             self.handle.cancel()
@@ -123,16 +123,16 @@ class Generation:
         num_chars = self._text_lengths[self._num_tokens_received - 1]
         if num_chars == self._num_chars_read:
             return None
-        return self._read_until(self._text[:num_chars], self._num_tokens_received)
+        return self._take_unread_delta(self._text[:num_chars], self._num_tokens_received)
 
     def final_delta(self) -> Delta | None:
         """Call after the last token: the text and tokens that no delta contained, or None if there are none."""
         answer = self.build_answer()
         if len(answer.text) == self._num_chars_read and len(answer.tokens) == self._num_tokens_read:
             return None
-        return self._read_until(answer.text, len(answer.tokens))
+        return self._take_unread_delta(answer.text, len(answer.tokens))
 
-    def _read_until(self, text: str, num_tokens: int) -> Delta:
+    def _take_unread_delta(self, text: str, num_tokens: int) -> Delta:
         """The unread part of the answer's first `num_tokens` tokens, whose whole text is `text`; marks it as read."""
         handle, sampling = self.handle, self.handle.request.sampling
         new_tokens = slice(self._num_tokens_read, num_tokens)
@@ -145,7 +145,7 @@ class Generation:
         self._num_chars_read, self._num_tokens_read = len(text), num_tokens
         return delta
 
-    def _drop_unread(self) -> None:
+    def _cancel_and_drop_unread(self) -> None:
         """Cancels the request and removes the text and tokens that no delta contained."""
         handle = self.handle
         handle.cancel()

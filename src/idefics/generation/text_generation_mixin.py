@@ -21,7 +21,7 @@ from idefics.options import (
     OnErrorReturnKeywords,
     Options,
     StreamKeywords,
-    document_options,
+    document_and_check_options,
     pop_image_detail,
 )
 from idefics.prompt import Prompt
@@ -76,7 +76,7 @@ class TextGenerationMixin:
         add_end_of_utterance_token: bool | None = ...,
         **options: Unpack[OnErrorReturnKeywords],
     ) -> list[Answer | IdeficsError]: ...
-    @document_options()
+    @document_and_check_options()
     def generate(
         self,
         items: PromptItems | Sequence[PromptItems],
@@ -165,7 +165,7 @@ class TextGenerationMixin:
         continue_final_message: bool = ...,
         **options: Unpack[OnErrorReturnKeywords],
     ) -> list[Answer | IdeficsError]: ...
-    @document_options()
+    @document_and_check_options()
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
@@ -220,7 +220,7 @@ class TextGenerationMixin:
 
         return call.answer(encode, conversations, error_policy)
 
-    @document_options(GenerationOptions)
+    @document_and_check_options(GenerationOptions)
     def submit(
         self,
         prompt: Prompt,

@@ -10,7 +10,7 @@ from idefics.models.checkpoint import (
     quantization_config_dict,
     read_checkpoint,
 )
-from idefics.models.loading import WeightStorage, build_on_meta_device, load_weights, meta_device
+from idefics.models.loading import WeightStorage, build_on_meta_device, load_weights, meta_device_without_init
 
 __all__ = [
     "MODEL_REGISTRY",
@@ -19,7 +19,7 @@ __all__ = [
     "build_on_meta_device",
     "family_for",
     "load_weights",
-    "meta_device",
+    "meta_device_without_init",
     "quantization_config_dict",
     "read_checkpoint",
 ]

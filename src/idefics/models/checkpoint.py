@@ -59,7 +59,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     path = folder / "generation_config.json"
     generation = _read_json(path) if path.exists() else {}
     family = family_for(raw.get("model_type", "(none)"))
-    return Checkpoint(folder, family, family.read_config(raw, generation), _read_quantization(folder, raw))
+    return Checkpoint(
+        folder, family, family.read_config(raw, generation), _read_own_quantization_config(folder, raw)
+    )
 
 
 def quantization_config_dict(quantization: QuantizationConfig) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def quantization_config_dict(quantization: QuantizationConfig) -> dict[str, Any]
     }
 
 
-def _read_quantization(folder: Path, raw: dict[str, Any]) -> QuantizationConfig | None:
+def _read_own_quantization_config(folder: Path, raw: dict[str, Any]) -> QuantizationConfig | None:
     """The quantisation in config.json; raises UnsupportedModel if another tool than `idefics quantize` did it."""
     match raw.get("quantization_config"):
         case None | {} as block if not block:

@@ -77,7 +77,7 @@ def resample_filter_name(number: int) -> ResampleFilter:
     return RESAMPLE_FILTERS[number]
 
 
-def read_pixel_settings(
+def read_resample_and_normalize_kwargs(
     raw: RawConfig,
     *,
     resample: int,
@@ -98,7 +98,7 @@ def read_pixel_settings(
     }
 
 
-def check_activation(name: str) -> Activation:
+def validate_activation_name(name: str) -> Activation:
     """Returns the name of an activation function; raises UnsupportedModel for an unknown one."""
     if name not in get_args(Activation):
         raise UnsupportedModel(

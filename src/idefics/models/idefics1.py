@@ -24,7 +24,7 @@ from idefics.errors import UnsupportedModel
 from idefics.models.family import RECOMPUTED_BUFFERS, ModelFamily
 from idefics.models.idefics1_config import read_config, read_image_config, read_prompt_format
 from idefics.nn.attention import Attn, CrossKV, LayerCrossKV
-from idefics.nn.attention_backends import AttentionModule
+from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.nn.decoder import DecoderLayer, GatedMLP
 from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
 from idefics.nn.norm import RMSNorm
@@ -139,7 +139,7 @@ class GatedCrossAttentionLayer(nn.Module):
         out: Tensor = x + self.alpha_dense.flatten().tanh() * self.mlp(self.post_attention_layernorm(x))
         return out
 
-    def cross_attention_parts(self) -> CrossAttentionBlock:
+    def to_cross_attention_block(self) -> CrossAttentionBlock:
         """The layer's modules as a part of `DecoderParts`."""
         attention = self.cross_attn
         return CrossAttentionBlock(
@@ -214,7 +214,7 @@ class Idefics1Backbone(nn.Module):
         return out
 
 
-class Idefics1(AttentionModule):
+class Idefics1(HasAttentionBackend):
     """Idefics 1 as the engine runs it (`VLM`). `backbone`: everything but the head; None: built from the config."""
 
     def __init__(self, config: ModelConfig, backbone: Idefics1Backbone | None = None) -> None:
@@ -273,7 +273,8 @@ class Idefics1(AttentionModule):
             lm_heads += (self.lm_head.additional_fc,)
         blocks = cast(Iterable[GatedCrossAttentionLayer], model.gated_cross_attn_layers)
         cross_blocks = (
-            (block.cross_attention_parts(), *(None,) * (model.cross_layer_interval - 1)) for block in blocks
+            (block.to_cross_attention_block(), *(None,) * (model.cross_layer_interval - 1))
+            for block in blocks
         )
         return DecoderParts(
             config=self.config.text,

@@ -15,10 +15,10 @@ from idefics.models.family import (
     DEFAULT_CHAT_TEMPLATE,
     END_OF_UTTERANCE,
     RawConfig,
-    check_activation,
-    read_pixel_settings,
+    read_resample_and_normalize_kwargs,
     read_rope_config,
     read_stop_ids,
+    validate_activation_name,
 )
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that CLIP was trained with, for each channel
@@ -44,7 +44,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
             head_size=width // heads,
             norm_epsilon=raw.get("rms_norm_eps", 1e-6),
             max_positions=raw.get("max_position_embeddings", raw.get("max_sequence_length", 2048)),
-            activation=check_activation(raw.get("hidden_act", "silu")),
+            activation=validate_activation_name(raw.get("hidden_act", "silu")),
             rope=read_rope_config(raw),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
         ),
@@ -75,7 +75,7 @@ def _read_vision_config(raw: RawConfig) -> VisionConfig:
         image_size=field("image_size", 224),
         patch_size=field("patch_size", 14),
         norm_epsilon=vision.get("layer_norm_eps", 1e-5),
-        activation=check_activation(vision.get("hidden_act", "gelu")),
+        activation=validate_activation_name(vision.get("hidden_act", "gelu")),
     )
 
 
@@ -98,7 +98,7 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
         longest_edge=None,
         do_image_splitting=False,
         tokens_per_frame=1,
-        **read_pixel_settings(raw, resample=3, mean=CLIP_MEAN, std=CLIP_STD),
+        **read_resample_and_normalize_kwargs(raw, resample=3, mean=CLIP_MEAN, std=CLIP_STD),
     )
 
 

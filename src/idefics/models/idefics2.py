@@ -23,15 +23,15 @@ from idefics.models.family import (
     END_OF_UTTERANCE,
     ModelFamily,
     RawConfig,
-    check_activation,
-    read_pixel_settings,
+    read_resample_and_normalize_kwargs,
     read_stop_ids,
+    validate_activation_name,
 )
 from idefics.models.inline import (
     INLINE_KEY_RULES,
     InlineImageBackbone,
     InlineImageModel,
-    read_dtype,
+    read_dtype_name,
     read_siglip_config,
     read_text_config,
 )
@@ -102,10 +102,10 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
             head_size=perceiver.get("resampler_head_dim", 96),
             num_latents=perceiver.get("resampler_n_latents", 64),
             norm_epsilon=perceiver.get("rms_norm_eps", text.norm_epsilon),
-            activation=check_activation(perceiver.get("hidden_act", "silu")),
+            activation=validate_activation_name(perceiver.get("hidden_act", "silu")),
         ),
         stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=read_dtype(raw, raw_text),
+        dtype=read_dtype_name(raw, raw_text),
     )
 
 
@@ -133,7 +133,7 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
         shortest_edge=size["shortest_edge"],
         do_image_splitting=raw.get("do_image_splitting", False),
         tokens_per_frame=model.perceiver.num_latents,
-        **read_pixel_settings(raw, resample=2),
+        **read_resample_and_normalize_kwargs(raw, resample=2),
     )
 
 

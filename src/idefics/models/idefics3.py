@@ -23,14 +23,14 @@ from idefics.models.family import (
     END_OF_UTTERANCE,
     ModelFamily,
     RawConfig,
-    read_pixel_settings,
+    read_resample_and_normalize_kwargs,
     read_stop_ids,
 )
 from idefics.models.inline import (
     INLINE_KEY_RULES,
     InlineImageBackbone,
     InlineImageModel,
-    read_dtype,
+    read_dtype_name,
     read_siglip_config,
     read_text_config,
 )
@@ -116,7 +116,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
         vision=read_siglip_config(raw.get("vision_config") or {}, hidden_size=1152, num_heads=16),
         pixel_shuffle_factor=raw.get("scale_factor", 2),
         stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=read_dtype(raw, text),
+        dtype=read_dtype_name(raw, text),
     )
 
 
@@ -134,7 +134,7 @@ def read_image_config(model: ModelConfig, raw: RawConfig) -> ImageProcessorConfi
         do_image_splitting=raw.get("do_image_splitting", True),
         tokens_per_frame=(side // model.vision.patch_size // model.pixel_shuffle_factor) ** 2,
         video=read_video_config(raw["video_sampling"], side) if raw.get("video_sampling") else None,
-        **read_pixel_settings(raw, resample=1),
+        **read_resample_and_normalize_kwargs(raw, resample=1),
     )
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from idefics.config import KVCacheLayout, ModelConfig, TextConfig, VisionConfig
 from idefics.errors import UnsupportedModel
-from idefics.models.family import RECOMPUTED_BUFFERS, RawConfig, check_activation, read_rope_config
+from idefics.models.family import RECOMPUTED_BUFFERS, RawConfig, read_rope_config, validate_activation_name
 from idefics.nn.attention import Attn
-from idefics.nn.attention_backends import AttentionModule
+from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.nn.decoder import DecoderLayer, LlamaDecoder
 from idefics.nn.decoder_parts import DecoderParts
 from idefics.nn.vit import SiglipEmbeddings, VisionEncoder
@@ -74,7 +74,7 @@ class InlineImageBackbone(nn.Module):
         return out
 
 
-class InlineImageModel(AttentionModule):
+class InlineImageModel(HasAttentionBackend):
     """Backbone and head: an inline-image model as the engine runs it (`VLM`). V vocabulary."""
 
     def __init__(self, config: ModelConfig, backbone: InlineImageBackbone) -> None:
@@ -190,7 +190,7 @@ def read_text_config(
         head_size=text.get("head_dim") or width // heads,
         norm_epsilon=text.get("rms_norm_eps", 1e-6),
         max_positions=text.get("max_position_embeddings", max_positions),
-        activation=check_activation(text.get("hidden_act", "silu")),
+        activation=validate_activation_name(text.get("hidden_act", "silu")),
         rope=read_rope_config(text),
         sliding_window=sliding_window and text.get("sliding_window", sliding_window),
         tie_word_embeddings=tie_word_embeddings,
@@ -207,11 +207,11 @@ def read_siglip_config(vision: RawConfig, *, hidden_size: int, num_heads: int) -
         image_size=vision.get("image_size", 224),
         patch_size=vision.get("patch_size", 32),
         norm_epsilon=vision.get("layer_norm_eps", 1e-6),
-        activation=check_activation(vision.get("hidden_act", "gelu_pytorch_tanh")),
+        activation=validate_activation_name(vision.get("hidden_act", "gelu_pytorch_tanh")),
     )
 
 
-def read_dtype(raw: RawConfig, text: RawConfig) -> str | None:
+def read_dtype_name(raw: RawConfig, text: RawConfig) -> str | None:
     """The dtype that config.json names in any of its fields; None if it names none. `text` is its text_config."""
     dtype: str | None = raw.get("dtype", raw.get("torch_dtype", text.get("torch_dtype")))
     return dtype

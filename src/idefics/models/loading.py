@@ -26,12 +26,12 @@ WeightStorage = torch.dtype | Literal["file"] | None
 
 def build_on_meta_device(checkpoint: Checkpoint) -> nn.Module:
     """The module of a checkpoint on the meta device: shapes without memory."""
-    with meta_device():
+    with meta_device_without_init():
         return checkpoint.family.build(checkpoint.config).eval()
 
 
 @contextmanager
-def meta_device() -> Iterator[None]:
+def meta_device_without_init() -> Iterator[None]:
     """Modules that are built in this context are created on the meta device, without initialising weights."""
     with torch.device("meta"), _SkipWeightInit():
         yield
@@ -102,7 +102,7 @@ def load_weights(
         raise BadSetting(
             f"{folder} is stored in {checkpoint_quantization.kind} already: leave quantize out, or give the original"
         )
-    formats = _prepare_weight_formats(model, storage, quantization, checkpoint_quantization)
+    formats = _convert_layers_to_weight_formats(model, storage, quantization, checkpoint_quantization)
     missing_names = weights.load(
         model,
         folder,
@@ -120,7 +120,7 @@ def load_weights(
     return missing_names
 
 
-def _prepare_weight_formats(
+def _convert_layers_to_weight_formats(
     model: nn.Module,
     storage: WeightStorage,
     quantization: QuantizationConfig | None,

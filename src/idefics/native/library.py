@@ -122,7 +122,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     return library
 
 
-def instruction_sets(kernel: Kernel) -> list[InstructionSet]:
+def available_instruction_sets(kernel: Kernel) -> list[InstructionSet]:
     """The instruction sets that a kernel is written for and this processor has, the fastest first.
 
     Empty if the library cannot be used.
@@ -133,7 +133,7 @@ def instruction_sets(kernel: Kernel) -> list[InstructionSet]:
 
 def best_instruction_set(kernel: Kernel) -> InstructionSet | None:
     """The instruction set that a kernel uses on this machine; None if torch, NumPy or Pillow is used instead."""
-    return next(iter(instruction_sets(kernel)), None)
+    return next(iter(available_instruction_sets(kernel)), None)
 
 
 def describe_kernels() -> dict[str, str | None]:

@@ -174,7 +174,7 @@ def _flash_unavailable_reason(dtype: torch.dtype, device: torch.device) -> str:
     return ""
 
 
-class AttentionModule(nn.Module):
+class HasAttentionBackend(nn.Module):
     """Base class of modules with an `attention_backend`: attention layers, and whole models."""
 
     def __init__(self) -> None:
@@ -185,5 +185,5 @@ class AttentionModule(nn.Module):
 def set_attention_backend(model: nn.Module, backend: AttentionBackend) -> None:
     """Sets the attention backend of a model and of all its modules."""
     for module in model.modules():
-        if isinstance(module, AttentionModule):
+        if isinstance(module, HasAttentionBackend):
             module.attention_backend = backend

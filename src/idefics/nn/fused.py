@@ -113,7 +113,7 @@ def fuse_linears(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
     """Returns a function x -> concatenated outputs of layers: one matrix product if all are plain linear layers."""
     if not all(map(is_plain_linear, layers)):
         return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
-    fused_weight = merge_weights([layer.weight for layer in layers])
+    fused_weight = concatenate_weights_as_views([layer.weight for layer in layers])
     return lambda x: functional.linear(x, fused_weight)
 
 
@@ -132,7 +132,7 @@ def is_plain_linear(layer: nn.Linear) -> bool:
     return is_torch_linear and not has_hooks and layer.bias is None
 
 
-def merge_weights(weights: Sequence[Tensor]) -> Tensor:
+def concatenate_weights_as_views(weights: Sequence[Tensor]) -> Tensor:
     """Concatenates weights, (O, I) each -> (sum of O, I), and makes them views of the result.
 
     Nothing is copied if they are consecutive views of one tensor already.

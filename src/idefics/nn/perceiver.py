@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from idefics.config import PerceiverConfig
-from idefics.nn.attention_backends import AttentionModule
+from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.norm import RMSNorm
 
 
-class PerceiverAttention(AttentionModule):
+class PerceiverAttention(HasAttentionBackend):
     """Attention of latents to the patches and to each other, without rotary embedding."""
 
     def __init__(self, hidden_size: int, config: PerceiverConfig) -> None:

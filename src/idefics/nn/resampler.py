@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from idefics.config import ResamplerConfig
-from idefics.nn.attention_backends import AttentionModule
+from idefics.nn.attention_backends import HasAttentionBackend
 
 NORM_EPSILON = 1e-5  # torch's default, which the released resampler was trained with
 
 
-class ResamplerAttention(AttentionModule):
+class ResamplerAttention(HasAttentionBackend):
     """Attention of latents to the patches and to each other, with norms of queries and keys if the config has them."""
 
     def __init__(self, hidden_size: int, config: ResamplerConfig) -> None:

@@ -11,12 +11,12 @@ from torch.nn.functional import interpolate
 
 from idefics.config import VisionConfig
 from idefics.nn.activation import ACTIVATIONS
-from idefics.nn.attention_backends import AttentionModule
+from idefics.nn.attention_backends import HasAttentionBackend
 
 CPU_CHUNK_PATCHES = 1024  # patches of one batch on a CPU: 12 MiB of hidden units in an MLP
 
 
-class VisionAttention(AttentionModule):
+class VisionAttention(HasAttentionBackend):
     """Attention of every patch to every patch of its frame."""
 
     def __init__(self, config: VisionConfig) -> None:

@@ -2,8 +2,8 @@
 
 import os
 
-from idefics.page.temporary_folder import create_temporary_folder
+from idefics.page.temporary_folder import create_gradio_temporary_folder
 
 # Gradio reads both settings when it is imported, so they are made first. No usage statistics are sent.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-create_temporary_folder()
+create_gradio_temporary_folder()

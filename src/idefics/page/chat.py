@@ -13,15 +13,15 @@ from idefics.messages import Answer, Detail, Picture
 from idefics.page.backend import PageBackend
 from idefics.page.chat_turns import (
     ChatTurn,
-    get_conversation_id,
+    get_or_create_conversation_id,
     make_turn,
     make_user_turn,
     normalize_turns,
-    set_conversation_id,
     to_messages,
     turn_pictures,
     turn_text,
     turns_up_to_question,
+    with_conversation_id,
 )
 from idefics.page.code_snippets import ChatSnippets
 from idefics.page.code_view import CodeView
@@ -217,7 +217,7 @@ class ChatTab:
             [UploadedPicture.from_payload(file) for file in textbox_value["files"]], textbox_value["text"]
         )
         new_turns = [*normalize_turns(turns), user_turn]
-        return set_conversation_id(new_turns, get_conversation_id(new_turns)), EMPTY_TEXTBOX
+        return with_conversation_id(new_turns, get_or_create_conversation_id(new_turns)), EMPTY_TEXTBOX
 
     def _stream_answer(
         self, session: str, raw_turns: Sequence[ChatTurn], textbox_value: TextboxValue, *values: Any
@@ -273,7 +273,7 @@ def _edit_turn(raw_turns: Sequence[ChatTurn], data: gr.EditData) -> list[ChatTur
     turns = turns_up_to_question(normalize_turns(raw_turns), _turn_index(data.index))
     text = str(data.value).strip() or turn_text(turns[-1])
     user_turn = make_user_turn(turn_pictures(turns[-1]), text)
-    return set_conversation_id([*turns[:-1], user_turn], get_conversation_id(turns))
+    return with_conversation_id([*turns[:-1], user_turn], get_or_create_conversation_id(turns))
 
 
 def _undo_turn(raw_turns: Sequence[ChatTurn], data: gr.UndoData) -> tuple[list[ChatTurn], TextboxValue]:

@@ -46,12 +46,12 @@ def turn_pictures(turn: ChatTurn) -> list[UploadedPicture]:
     return [UploadedPicture.from_payload(part["file"]) for part in turn["content"] if part["type"] == "file"]
 
 
-def set_conversation_id(turns: Sequence[ChatTurn], conversation_id: str) -> list[ChatTurn]:
+def with_conversation_id(turns: Sequence[ChatTurn], conversation_id: str) -> list[ChatTurn]:
     """The turns with a conversation id, which is stored in the metadata of the first turn."""
     return [{**turns[0], "metadata": {"id": conversation_id}}, *turns[1:]] if turns else []
 
 
-def get_conversation_id(turns: Sequence[ChatTurn]) -> str:
+def get_or_create_conversation_id(turns: Sequence[ChatTurn]) -> str:
     """The id of a conversation; a new random one where it has none."""
     conversation_id = (turns[0].get("metadata") or {}).get("id") if turns else None
     return str(conversation_id or uuid4().hex)
@@ -60,9 +60,9 @@ def get_conversation_id(turns: Sequence[ChatTurn]) -> str:
 def normalize_turns(turns: Sequence[ChatTurn] | None) -> list[ChatTurn]:
     """Turns from the browser, reduced to role, text, pictures and the conversation's id."""
     turns = turns or ()
-    return set_conversation_id(
+    return with_conversation_id(
         [make_turn(turn["role"], turn_text(turn), turn_pictures(turn)) for turn in turns],
-        get_conversation_id(turns),
+        get_or_create_conversation_id(turns),
     )
 
 

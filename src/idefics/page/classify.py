@@ -17,7 +17,7 @@ from idefics.page.generation_controls import DETAILS
 from idefics.page.picture_input import PictureInput, build_examples
 from idefics.page.run_buttons import RunButtons
 from idefics.page.uploaded_picture import UploadedPicture
-from idefics.tasks.classify import check_labels
+from idefics.tasks.classify import check_and_strip_labels
 
 EXAMPLES = (
     ("vegetables.png", "animals, vegetables, city landscape, cars, office"),
@@ -36,7 +36,7 @@ def parse_labels(text: str) -> list[str]:
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     labels = lines if len(lines) > 1 else text.split(",")
-    return check_labels([label.strip() for label in labels if label.strip()])
+    return check_and_strip_labels([label.strip() for label in labels if label.strip()])
 
 
 def build_tab(backend: PageBackend) -> None:

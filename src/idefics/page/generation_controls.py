@@ -120,7 +120,7 @@ class GenerationControls:
 
     def to_generation_kwargs(self, *values: Any) -> dict[str, Any]:
         """The keywords of a call for the values of `inputs`; values equal to the defaults are left out."""
-        return changed_generation_kwargs(
+        return non_default_generation_kwargs(
             dict(zip(self.component_by_name, values, strict=True)), self.default_max_new_tokens
         )
 
@@ -142,7 +142,7 @@ class GenerationControls:
         )
 
 
-def suggested_sampling(folder: Path) -> dict[str, Any]:
+def read_checkpoint_sampling(folder: Path) -> dict[str, Any]:
     """The sampling settings of a checkpoint's `generation_config.json`; empty if it does not set `do_sample`."""
     generation_config = read_json_object(folder / "generation_config.json")
     if not generation_config.get("do_sample"):
@@ -158,7 +158,7 @@ DEFAULT_SAMPLING = Sampling()
 STRATEGY_PARAMETERS = (*PARAMETERS_BY_STRATEGY["beams"], *PARAMETERS_BY_STRATEGY["sampling"])
 
 
-def changed_generation_kwargs(values: Mapping[str, Any], default_max_new_tokens: int) -> dict[str, Any]:
+def non_default_generation_kwargs(values: Mapping[str, Any], default_max_new_tokens: int) -> dict[str, Any]:
     """The keywords whose values differ from the defaults of a call.
 
     Args:

@@ -77,7 +77,7 @@ class PictureSources:
         """Adds the pictures of a file: the file itself, or those in a zip."""
         if file.name.lower().endswith(".zip"):
             self.entries += self._zip_entries(file)
-        elif self._is_picture(file.name, partial(_read_file_head, Path(file.path))):
+        elif self._is_picture_or_count_skipped(file.name, partial(_read_file_head, Path(file.path))):
             self.entries.append(PictureEntry(file.name, Path(file.path).read_bytes))
 
     def _zip_entries(self, file: UploadedPicture) -> Iterator[PictureEntry]:
@@ -94,7 +94,7 @@ class PictureSources:
         pictures = [
             member
             for member in members
-            if self._is_picture(member.filename, partial(_read_member_head, archive, member))
+            if self._is_picture_or_count_skipped(member.filename, partial(_read_member_head, archive, member))
         ]
         num_unpacked_bytes = sum(member.file_size for member in pictures)
         if num_unpacked_bytes > MAX_UNPACKED_BYTES:
@@ -105,7 +105,7 @@ class PictureSources:
         for member in pictures:
             yield PictureEntry(f"{file.name}/{member.filename}", _make_member_reader(archive, member))
 
-    def _is_picture(self, name: str, read_head: Callable[[], bytes]) -> bool:
+    def _is_picture_or_count_skipped(self, name: str, read_head: Callable[[], bytes]) -> bool:
         """Whether a file is a picture by its suffix, or by its first bytes if it has none; counts skipped files."""
         path = PurePosixPath(name.replace("\\", "/"))
         is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)

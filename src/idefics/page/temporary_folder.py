@@ -15,7 +15,7 @@ PREFIX = "idefics-page-"
 FILES, EXAMPLES = "GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE"  # Gradio reads them from the environment
 
 
-def create_temporary_folder() -> Path:
+def create_gradio_temporary_folder() -> Path:
     """Creates a folder for this process, in `GRADIO_TEMP_DIR` or the system's, and points Gradio to it.
 
     It must be called before Gradio is imported. Only the process that has created the folder removes it, not a fork.

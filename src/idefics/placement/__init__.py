@@ -4,13 +4,13 @@
 between devices while the model runs, and `memory` compares needed and free memory.
 """
 
-from idefics.placement.assignment import assign_devices, no_split_blocks
+from idefics.placement.assignment import assign_devices, named_no_split_modules
 from idefics.placement.devices import (
     DeviceLike,
     DeviceMap,
     DeviceMapStrategy,
-    get_device,
-    main_device_of,
+    first_accelerator_or_cpu,
+    get_available_device,
     resolve_device,
 )
 from idefics.placement.hooks import install_device_hooks
@@ -22,10 +22,10 @@ __all__ = [
     "DeviceMapStrategy",
     "assign_devices",
     "free_memory",
-    "get_device",
+    "get_available_device",
     "install_device_hooks",
-    "main_device_of",
-    "no_split_blocks",
+    "first_accelerator_or_cpu",
+    "named_no_split_modules",
     "allocation_errors_as_out_of_memory",
     "resolve_device",
     "weight_bytes",

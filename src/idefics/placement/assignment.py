@@ -10,7 +10,7 @@ from torch import nn
 
 from idefics.errors import BadSetting, OutOfMemory
 from idefics.nn.decoder import DecoderLayer
-from idefics.placement.devices import DeviceMap, DeviceMapStrategy, get_device
+from idefics.placement.devices import DeviceMap, DeviceMapStrategy, get_available_device
 from idefics.placement.memory import OUT_OF_MEMORY_HINT, free_memory, weight_bytes
 from idefics.weights import DeviceByModule
 
@@ -40,18 +40,18 @@ def assign_devices(
     if isinstance(device.device_map, str):
         return _infer_device_map(model, device.device_map, device.max_memory, dtype, bits_by_name)
     return _validate_device_map(
-        model, {name: get_device(device_name) for name, device_name in device.device_map.items()}
+        model, {name: get_available_device(device_name) for name, device_name in device.device_map.items()}
     )
 
 
-def no_split_blocks(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+def named_no_split_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yields (name, module) of what is never split over devices: decoder layers, and modules that contain none."""
     has_layers = any(isinstance(inner, DecoderLayer) for inner in module.modules() if inner is not module)
     if not has_layers and not isinstance(module, nn.ModuleList):
         yield name, module
         return
     for inner_name, inner in module.named_children():
-        yield from no_split_blocks(inner, f"{name}.{inner_name}" if name else inner_name)
+        yield from named_no_split_modules(inner, f"{name}.{inner_name}" if name else inner_name)
 
 
 def _infer_device_map(
@@ -69,7 +69,9 @@ def _infer_device_map(
     accelerate_options: dict[str, Any] = {
         "dtype": dtype,
         "special_dtypes": {name: dtype_by_bits[count] for name, count in bits_by_name.items()},
-        "no_split_module_classes": sorted({type(block).__name__ for _, block in no_split_blocks(model)}),
+        "no_split_module_classes": sorted(
+            {type(block).__name__ for _, block in named_no_split_modules(model)}
+        ),
     }
     memory: Any = None if max_memory is None else dict(max_memory)
     try:
@@ -96,7 +98,7 @@ def _infer_device_map(
 
 def _validate_device_map(model: nn.Module, device_by_module: DeviceByModule) -> DeviceByModule:
     """Returns a caller's own map; raises BadSetting if it splits a block or leaves one without a device."""
-    names = [name for name, _ in no_split_blocks(model)]
+    names = [name for name, _ in named_no_split_modules(model)]
     for key in device_by_module:
         if key and not any(f"{name}.".startswith(f"{key}.") for name in names):
             raise BadSetting(

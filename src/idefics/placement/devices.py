@@ -34,8 +34,8 @@ class DeviceMap:
     def main_device(self) -> torch.device:
         """The device that inputs are on and kernels are chosen for: the first that is not a CPU, if there is one."""
         if isinstance(self.device_map, str):
-            return get_device("auto")
-        return main_device_of(get_device(device) for device in self.device_map.values())
+            return get_available_device("auto")
+        return first_accelerator_or_cpu(get_available_device(device) for device in self.device_map.values())
 
 
 def resolve_device(
@@ -66,7 +66,7 @@ def resolve_device(
     ):
         if max_memory is not None:
             raise BadSetting(f'max_memory is given, but device_map is {device_map!r}: give device_map="auto"')
-        return get_device(device if device_map is None else device_map)
+        return get_available_device(device if device_map is None else device_map)
     if device != "auto":
         raise BadSetting(f"device is {str(device)!r} and device_map {device_map!r}: give one of the two")
     if isinstance(device_map, Mapping) and max_memory is not None:
@@ -76,7 +76,7 @@ def resolve_device(
     return DeviceMap(device_map=device_map, max_memory=max_memory)  # type: ignore[arg-type]  # a strategy, as checked above
 
 
-def _device_names() -> list[str]:
+def _available_device_names() -> list[str]:
     """The values of `device` that this machine supports, for error messages."""
     gpus = (
         [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -84,7 +84,7 @@ def _device_names() -> list[str]:
     return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
-def get_device(name: DeviceLike) -> torch.device:
+def get_available_device(name: DeviceLike) -> torch.device:
     """The device with this name or GPU number; "auto": a GPU (CUDA, then MPS), else the CPU.
 
     Raises:
@@ -99,14 +99,14 @@ def get_device(name: DeviceLike) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError):
         device_text = name if isinstance(name, int) else str(name)
-        names = ", ".join(_device_names())
+        names = ", ".join(_available_device_names())
         raise BadSetting(
             f"device is {device_text!r}, which this machine does not have: give one of {names}"
         ) from None
     return device
 
 
-def main_device_of(devices: Iterable[torch.device]) -> torch.device:
+def first_accelerator_or_cpu(devices: Iterable[torch.device]) -> torch.device:
     """The first device that is not a CPU; the first one if all are CPUs."""
     all_devices = list(devices)
     return next((device for device in all_devices if device.type != "cpu"), all_devices[0])

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idefics.placement.assignment import no_split_blocks
-from idefics.placement.devices import main_device_of
+from idefics.placement.assignment import named_no_split_modules
+from idefics.placement.devices import first_accelerator_or_cpu
 
 
 def install_device_hooks(model: nn.Module) -> None:
@@ -24,8 +24,8 @@ def install_device_hooks(model: nn.Module) -> None:
     devices = dict.fromkeys(weight.device for weight in model.parameters())
     if len(devices) == 1:
         return
-    main_device = main_device_of(devices)
-    for _, block in no_split_blocks(model):
+    main_device = first_accelerator_or_cpu(devices)
+    for _, block in named_no_split_modules(model):
         weight_device = next((weight.device for weight in block.parameters()), main_device)
         compute_device = main_device if weight_device.type == "cpu" else weight_device
         for module in block.modules():

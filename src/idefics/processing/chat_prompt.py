@@ -47,7 +47,7 @@ def render_conversation(
         UnsupportedModel: there is no template, or it is broken.
     """
     _check_last_message(messages, answer_start, continue_final_message)
-    placeholders = _TextPlaceholders()
+    placeholders = _TextAndVideoPlaceholders()
     template_messages = [
         {
             "role": message.role,
@@ -101,7 +101,7 @@ def _check_last_message(messages: Sequence[Message], answer_start: str, continue
         )
 
 
-class _TextPlaceholders:
+class _TextAndVideoPlaceholders:
     """Placeholders for texts and videos: digits between private-use characters, which templates cannot upper-case."""
 
     def __init__(self) -> None:

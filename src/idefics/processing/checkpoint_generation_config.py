@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
-from idefics.generation_fields import SEARCH_FIELDS, effective_fields
+from idefics.generation_fields import SEARCH_FIELDS, answer_changing_fields
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -60,7 +60,9 @@ class CheckpointGenerationConfig:
             BrokenCheckpoint: a field has a value of the wrong type or range.
         """
         fields = {
-            name: value for name, value in effective_fields(settings).items() if name not in SEARCH_FIELDS
+            name: value
+            for name, value in answer_changing_fields(settings).items()
+            if name not in SEARCH_FIELDS
         }
         fields.pop("eos_token_id", None)  # stop ids are read by each family
         if unsupported := sorted(fields.keys() - PARSER_BY_FIELD.keys()):

@@ -138,7 +138,7 @@ class Fetcher:
         if self.policy == "off":
             raise BadPicture(
                 f"{name_for_message(url)} may not be fetched, remote pictures are off: "
-                + self._hint("download it first and send the picture itself")
+                + self._advice_with_policy_hint("download it first and send the picture itself")
             )
         import httpx
 
@@ -159,7 +159,7 @@ class Fetcher:
             why = error if self.policy == "any" else "its host does not answer as it should"
             raise BadPicture(f"{name_for_message(url)} cannot be fetched: {why}") from None
 
-    def _hint(self, advice: str) -> str:
+    def _advice_with_policy_hint(self, advice: str) -> str:
         """What to do about a refusal; only a trusted caller can change the policy."""
         return (
             advice
@@ -225,7 +225,7 @@ class Fetcher:
             if self.policy != "any":
                 host = validate_url_host(current_url, raw_url)
                 request_url = current_url.copy_with(
-                    host=self._resolve_host(host, PORT_BY_SCHEME[current_url.scheme])
+                    host=self._resolve_allowed_host(host, PORT_BY_SCHEME[current_url.scheme])
                 )
                 headers["Host"] = current_url.netloc.decode()
                 extensions["sni_hostname"] = host
@@ -240,7 +240,7 @@ class Fetcher:
             f"{name_for_message(url)} redirects more than {MAX_REDIRECTS} times: download it first"
         )
 
-    def _resolve_host(self, host: str, port: int) -> str:
+    def _resolve_allowed_host(self, host: str, port: int) -> str:
         """The IP address to connect to for a host.
 
         A listed host must be on the public internet too, since the owner of a name can point it at any address.
@@ -251,7 +251,9 @@ class Fetcher:
         try:
             return resolve_public_address(host, port)
         except BadPicture as error:
-            raise BadPicture(f"{error}: " + self._hint("send the picture itself")) from None
+            raise BadPicture(
+                f"{error}: " + self._advice_with_policy_hint("send the picture itself")
+            ) from None
 
     def _read_response(self, response: httpx.Response, url: str, check_deadline: Callable[[], None]) -> bytes:
         """The body of a response with status 200, of at most `max_bytes` bytes."""

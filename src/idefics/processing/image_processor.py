@@ -36,7 +36,7 @@ from idefics.processing.picture_files import (
     decode_untrusted,
     hold_warning_filters_lock,
     load_upright_rgb,
-    open_file,
+    open_regular_file,
 )
 from idefics.processing.resize import normalize, resize, to_pixel_array
 from idefics.processing.tile_plan import TilePlan, plan_tiles, tile_boxes
@@ -128,7 +128,7 @@ def fetch_picture(source: object, fetcher: Fetcher) -> Callable[[], OpenedImage]
 
 def _decode_path(path: Path, name: str, decode_file: Callable[[BinaryIO, str], OpenedImage]) -> OpenedImage:
     """Opens a file and decodes it with `decode_file(file, name)`."""
-    with open_file(path, name) as file:
+    with open_regular_file(path, name) as file:
         return decode_file(file, name)
 
 

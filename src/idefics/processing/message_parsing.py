@@ -17,7 +17,7 @@ from idefics.errors import BadPrompt, BadSetting, did_you_mean
 from idefics.media_sources import BinaryFile, is_array_like, is_tensor
 from idefics.messages import ContentPart, LiteralText, Message, Picture, Role, Video
 from idefics.processing.fetch import BASE64_URI_PREFIX
-from idefics.processing.prompt_items import is_file_name
+from idefics.processing.prompt_items import is_or_looks_like_file_name
 from idefics.processing.video import to_picture_or_video
 from idefics.validation import describe_type
 
@@ -183,7 +183,7 @@ def _is_empty_value(value: Any) -> bool:
 
 def _reject_file_name(text: str, where: str) -> None:
     """Refuses a text that names a file: it would be read as words, and the answer would be invented."""
-    if is_file_name(text):
+    if is_or_looks_like_file_name(text):
         raise BadPrompt(
             f"{where} is {text[:100]!r}, the name of a file, and would be read as words: for a picture give "
             f'Picture({text[:100]!r}), for words {{"type": "text", "text": ...}}'

@@ -94,7 +94,7 @@ def conversion_hint(image_format: ImageFormat) -> str:
     )
 
 
-def open_file(path: Path, name: str) -> io.BufferedReader:
+def open_regular_file(path: Path, name: str) -> io.BufferedReader:
     """Opens a regular file. Folders, pipes and devices are refused, as reading them might never end.
 
     Args:

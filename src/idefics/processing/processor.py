@@ -26,7 +26,7 @@ from idefics.processing.image_processor import open_picture
 from idefics.processing.message_parsing import to_messages
 from idefics.processing.picture_expansion import PromptPart, expand_pictures
 from idefics.processing.prompt_assembly import build_prompt
-from idefics.processing.prompt_items import lay_out_items, parse_item
+from idefics.processing.prompt_items import items_to_prompt_parts, parse_item
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER_PATTERN
 from idefics.processing.text_limit import TextLimit
 from idefics.processing.tile_plan import plan_tiles
@@ -111,7 +111,7 @@ class Processor:
         Raises:
             BadPrompt, BadPicture: something in the messages is wrong; the error says which.
         """
-        return self._encode(self._lay_out_chat(messages, answer_start, continue_final_message))
+        return self._encode(self._chat_to_prompt_parts(messages, answer_start, continue_final_message))
 
     def encode_raw(
         self, items: Sequence[PromptItem], *, add_end_of_utterance_token: bool | None = None
@@ -139,7 +139,7 @@ class Processor:
         add_end_of_utterance_token: bool | None = None,
     ) -> Prompt:
         """As `encode_raw`, but no text is taken for a URL or a file, and pictures may be preprocessed already."""
-        return self._encode(self._lay_out_raw(parts, add_end_of_utterance_token))
+        return self._encode(self._raw_items_to_prompt_parts(parts, add_end_of_utterance_token))
 
     def encode_chat_continuations(
         self,
@@ -163,7 +163,7 @@ class Processor:
         Raises:
             BadPrompt: no answers, or a blank one.
         """
-        parts = self._lay_out_chat(messages, answer_start, continue_final_message)
+        parts = self._chat_to_prompt_parts(messages, answer_start, continue_final_message)
         space = "" if continue_final_message else " "
         return self._encode_continuations(parts, [TextPiece(space + one, False) for one in continuations])
 
@@ -174,7 +174,7 @@ class Processor:
 
         Each continuation follows the last text directly: it begins with a space of its own where one is needed.
         """
-        parts = self._lay_out_raw(self._parse_items(items))
+        parts = self._raw_items_to_prompt_parts(self._parse_items(items))
         return self._encode_continuations(parts, [TextPiece(one, self._trusts_text) for one in continuations])
 
     def check_continuation(self, continuation: str, *, in_chat: bool) -> None:
@@ -196,7 +196,7 @@ class Processor:
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     @property
-    def num_prefix_tokens(self) -> int:
+    def num_raw_prompt_prefix_tokens(self) -> int:
         """How many tokens every raw prompt begins with: special tokens, and those of the format's prefix."""
         return len(self._special_prefix_ids()) + len(self.tokenizer.encode_pieces([self._prefix_piece]))
 
@@ -210,7 +210,7 @@ class Processor:
         """The format's `prompt_prefix`, the first text of every prompt."""
         return TextPiece(self.prompt_format.prompt_prefix, trusted=True)
 
-    def _lay_out_chat(
+    def _chat_to_prompt_parts(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         answer_start: str,
@@ -231,7 +231,7 @@ class Processor:
             raise BadPrompt("a raw prompt is a list of text and pictures, at least one")
         return [parse_item(item, untrusted=not self._trusts_text) for item in items]
 
-    def _lay_out_raw(
+    def _raw_items_to_prompt_parts(
         self, items: Sequence[ContentPart | PreprocessedImage], adds_separators: bool | None = None
     ) -> list[PromptPart]:
         """The parts of a raw prompt; separators are the checkpoint's `<end_of_utterance>` between texts."""
@@ -242,7 +242,7 @@ class Processor:
             raise BadSetting(
                 "add_end_of_utterance_token is True, but this checkpoint has no such token: leave it out"
             )
-        parts = lay_out_items(
+        parts = items_to_prompt_parts(
             items,
             separator="" if adds_separators is False else separator,
             strips_text=self.prompt_format.strips_text,

@@ -53,10 +53,10 @@ def parse_item(item: PromptItem, *, untrusted: bool = False) -> ContentPart:
     return item
 
 
-def lay_out_items(
+def items_to_prompt_parts(
     items: Sequence[ContentPart | PreprocessedImage], *, separator: str, strips_text: bool, trusted: bool
 ) -> Iterator[PromptPart]:
-    """The items of a raw prompt in order, as parts of the prompt.
+    """The items of a raw prompt as parts of the prompt, with separators inserted.
 
     Args:
         separator: special token between neighbouring texts, or "".
@@ -87,7 +87,7 @@ def is_file(name: str) -> bool:
         return False
 
 
-def is_file_name(text: str) -> bool:
+def is_or_looks_like_file_name(text: str) -> bool:
     """Whether a text is the path of an existing file, or has the form of a picture's or video's path.
 
     White space around the latter is ignored: it may come from a line of a list of names.
@@ -95,7 +95,7 @@ def is_file_name(text: str) -> bool:
     name = text.strip()
     if has_media_suffix(name):
         return " " not in name or PATH_PREFIX_PATTERN.match(name) is not None or is_file(name)
-    return is_file(text) or (is_file(name) and _is_media_file(name))
+    return is_file(text) or (is_file(name) and _has_media_content(name))
 
 
 def is_media_path(text: str) -> bool:
@@ -105,18 +105,18 @@ def is_media_path(text: str) -> bool:
         BadPicture: it is the path of a folder or of a file that is no picture, or the file does not exist.
     """
     name = text.strip()
-    if name != text and not is_file(text) and is_file_name(text):
+    if name != text and not is_file(text) and is_or_looks_like_file_name(text):
         raise BadPicture(
             f"{text[:100]!r} is the name of a file with white space around it: give {name[:100]!r}; if it is meant as "
             "text, write it in a sentence"
         )
     if is_file(text):
-        if not has_media_suffix(text) and not _is_media_file(text):
+        if not has_media_suffix(text) and not _has_media_content(text):
             raise BadPicture(
                 f"{text} is a file and no picture; if it is meant as text, write it in a sentence"
             )
         return True
-    if is_file_name(text):
+    if is_or_looks_like_file_name(text):
         raise BadPicture(f"{missing_file_message(text)}; if it is meant as text, write it in a sentence")
     if _is_folder(name):
         raise BadPicture(f"{name} is a folder: name the pictures themselves")
@@ -131,7 +131,7 @@ def _is_folder(name: str) -> bool:
         return False
 
 
-def _is_media_file(name: str) -> bool:
+def _has_media_content(name: str) -> bool:
     """Whether a file is a picture or a video by its content."""
     try:
         head = read_file_head(name)

@@ -40,7 +40,7 @@ def to_pixel_array(image: PIL.Image.Image) -> Pixels:
 
 def resize(pixels: Pixels, size: Size, resample: ResampleFilter) -> Pixels:
     """Resizes pixels (h, w, 3) to (size[1], size[0], 3): `size` is (width, height), as in Pillow."""
-    return get_kernels()[0](pixels, size, resample)
+    return get_resize_and_normalize()[0](pixels, size, resample)
 
 
 def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.float32]) -> None:
@@ -49,11 +49,11 @@ def normalize(pixels: Pixels, config: ImageProcessorConfig, out: NDArray[np.floa
     Args:
         pixels: (h, w, 3) of uint8; may be a view of a larger array.
     """
-    get_kernels()[1](pixels, _normalization_table(config), out)
+    get_resize_and_normalize()[1](pixels, _normalization_table(config), out)
 
 
 @lru_cache(maxsize=1)
-def get_kernels() -> tuple[ResizeFunction, NormalizeFunction]:
+def get_resize_and_normalize() -> tuple[ResizeFunction, NormalizeFunction]:
     """The resize and normalize functions of this process: the C kernel's, or those of Pillow and NumPy."""
     instruction_set = library.best_instruction_set("resizing")
     if instruction_set is None:
@@ -87,7 +87,7 @@ class NativeResizer:
 
     def __init__(self, instruction_set: InstructionSet) -> None:
         kernels = library.load_library()
-        assert kernels is not None, "see get_kernels"
+        assert kernels is not None, "see get_resize_and_normalize"
         self.instruction_set = instruction_set
         self._resize, self._normalize = kernels.idefics_resize, kernels.idefics_normalize
 

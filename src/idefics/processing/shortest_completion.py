@@ -149,7 +149,7 @@ def _completion_without_cycles(matcher: LLMatcher, max_bytes: int) -> bytes | No
         return None
     matcher, position = matcher.deep_copy(), 0
     while position < min(len(completion), MAX_CYCLE_POSITIONS):
-        rest = reuse_completion(matcher, completion[position:])
+        rest = shortest_completing_suffix(matcher, completion[position:])
         completion = completion if rest is None else completion[:position] + rest
         if position < len(completion):
             matcher.consume_token(completion[position])
@@ -239,7 +239,7 @@ def _shortest_regex_completion(output_constraint: OutputConstraint, generated: b
     return greedy_completion(shortest_matcher, 4 * MAX_REGEX_CHARACTERS)
 
 
-def reuse_completion(matcher: LLMatcher, completion: bytes) -> bytes | None:
+def shortest_completing_suffix(matcher: LLMatcher, completion: bytes) -> bytes | None:
     """The shortest suffix of an earlier completion that completes the text of `matcher` too; None if there is none.
 
     Of a long completion at most `MAX_DROPPED_BYTES` leading bytes are dropped.

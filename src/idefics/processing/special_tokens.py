@@ -62,7 +62,7 @@ class DeclaredTokens:
 
     @classmethod
     def from_folder(cls, folder: Path) -> DeclaredTokens:
-        """Reads them from the small files of a checkpoint folder.
+        """Reads the declarations from the small files of a checkpoint folder.
 
         Raises:
             UnsupportedModel: one of them is broken.
@@ -127,7 +127,7 @@ def classify_special_tokens(
         declared: what the other files declare. They are often copied from a checkpoint with another vocabulary: a token
             of the vocabulary itself counts as declared only where its name is that of a control token.
     """
-    template_text = _template_text(declared)
+    template_text = _template_source_and_outputs(declared)
     control = {
         id
         for id, name in added_token_by_id.items()
@@ -150,7 +150,7 @@ def classify_special_tokens(
     )
 
 
-def _template_text(declared: DeclaredTokens) -> str:
+def _template_source_and_outputs(declared: DeclaredTokens) -> str:
     """A template's source and its output for short conversations: it may assemble a token's name from parts."""
     if not declared.chat_template:
         return ""

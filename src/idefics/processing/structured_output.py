@@ -156,7 +156,7 @@ class GrammarConstraint:
         completion = (
             self._completion[len(id_bytes) :]
             if self._completion.startswith(id_bytes)
-            else shortest_completion.reuse_completion(matcher, self._completion)
+            else shortest_completion.shortest_completing_suffix(matcher, self._completion)
         )
         if completion is not None:
             # This completion is a suffix of one whose tokens were counted. Re-tokenizing the token that is cut in two
@@ -165,16 +165,25 @@ class GrammarConstraint:
                 self._token_bytes.has_all_bytes
                 and self._num_completion_tokens + MAX_TOKEN_BYTES <= max_remaining_tokens
             )
-            return completion if is_short_enough or self._fits(completion, max_remaining_tokens) else None
+            return (
+                completion
+                if is_short_enough or self._fits_and_store_count(completion, max_remaining_tokens)
+                else None
+            )
         generated, grammar = self._generated + id_bytes, self._grammar
         completions = shortest_completion.find_completions(
             grammar.output_constraint, matcher, generated, grammar.allows_leading_space, grammar.token_costs
         )
         return next(
-            (completion for completion in completions if self._fits(completion, max_remaining_tokens)), None
+            (
+                completion
+                for completion in completions
+                if self._fits_and_store_count(completion, max_remaining_tokens)
+            ),
+            None,
         )
 
-    def _fits(self, completion: bytes, max_remaining_tokens: int) -> bool:
+    def _fits_and_store_count(self, completion: bytes, max_remaining_tokens: int) -> bool:
         """Whether a completion fits into the remaining tokens; if so, its number of tokens is stored."""
         count = self._token_bytes.min_token_count(completion)
         if count <= max_remaining_tokens:

@@ -47,12 +47,12 @@ def plan_tiles(
     rows, columns = compute_tile_grid(width, height, config)
     if config.shortest_edge is not None:
         boxes = [*tile_boxes(width, height, rows, columns), (0, 0, width, height)]
-        sizes = (native_frame_size(right - left, bottom - top, config) for left, top, right, bottom in boxes)
+        sizes = (clamp_frame_size(right - left, bottom - top, config) for left, top, right, bottom in boxes)
         return TilePlan(rows, columns, (), tuple(sizes))
     side = config.frame_size
     resize_steps = []
     if config.longest_edge is not None:
-        resize_steps.append(resize_longest_edge(width, height, config.longest_edge))
+        resize_steps.append(size_with_longest_edge(width, height, config.longest_edge))
     if rows:
         resize_steps.append((columns * side, rows * side))
     return TilePlan(rows, columns, tuple(resize_steps), ((side, side),) * (rows * columns + 1))
@@ -99,7 +99,7 @@ def apply_image_detail(
 
 
 def _count_frames(width: int, height: int, config: ImageProcessorConfig) -> int:
-    """The number of tiles, and one for the whole picture."""
+    """The number of frames: the tiles plus one for the whole picture."""
     rows, columns = compute_tile_grid(width, height, config)
     return rows * columns + 1
 
@@ -113,13 +113,13 @@ def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> 
             (2, 2) if min(width, height) > 1 else (0, 0)
         )  # an image 1 pixel wide or high cannot be quartered
     if config.longest_edge is not None:
-        width, height = resize_longest_edge(width, height, config.longest_edge)
-    width, height = round_up_to_tiles(width, height, config.frame_size)
+        width, height = size_with_longest_edge(width, height, config.longest_edge)
+    width, height = size_rounded_up_to_tiles(width, height, config.frame_size)
     rows, columns = height // config.frame_size, width // config.frame_size
     return (rows, columns) if rows * columns > 1 else (0, 0)
 
 
-def native_frame_size(width: int, height: int, config: ImageProcessorConfig) -> Size:
+def clamp_frame_size(width: int, height: int, config: ImageProcessorConfig) -> Size:
     """The size of a frame of `width` x `height` pixels, brought within `longest_edge` and `shortest_edge` of `config`.
 
     The longest edge is bounded first, keeping the aspect; then each edge is made at least the shortest.
@@ -134,7 +134,7 @@ def native_frame_size(width: int, height: int, config: ImageProcessorConfig) -> 
     return max(width, config.shortest_edge), max(height, config.shortest_edge)
 
 
-def resize_longest_edge(width: int, height: int, target_edge: int) -> Size:
+def size_with_longest_edge(width: int, height: int, target_edge: int) -> Size:
     """The size whose longer edge is `target_edge`; the shorter keeps the aspect ratio and is rounded up to even.
 
     Neither edge is longer than `MAX_EDGE` or shorter than 1.
@@ -155,7 +155,7 @@ def resize_longest_edge(width: int, height: int, target_edge: int) -> Size:
     return max(int(MAX_EDGE * aspect), 1), MAX_EDGE
 
 
-def round_up_to_tiles(width: int, height: int, tile_size: int) -> Size:
+def size_rounded_up_to_tiles(width: int, height: int, tile_size: int) -> Size:
     """The size rounded up to multiples of `tile_size`; the shorter edge is first scaled with the longer one."""
     aspect = width / height
     if width >= height:

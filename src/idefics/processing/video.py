@@ -21,7 +21,7 @@ from idefics.catalog import CATALOG
 from idefics.config import ImageProcessorConfig, VideoProcessorConfig
 from idefics.errors import BadSetting, BadVideo
 from idefics.formats import SIGNATURE_BYTES, VIDEO_SUFFIXES, detect_image_format, detect_video_format
-from idefics.media_sources import is_list_array, read_source
+from idefics.media_sources import convert_in_memory_source, is_array_of_strings_or_objects
 from idefics.messages import Picture, PictureOrVideo, Video
 from idefics.processing.fetch import Fetcher, is_url
 from idefics.processing.image_processor import open_picture, preprocess_image
@@ -54,7 +54,7 @@ def to_picture_or_video(source: PictureOrVideo | PictureSource, *, untrusted: bo
     """
     if isinstance(source, PictureOrVideo):
         return source
-    contents = read_source(source)
+    contents = convert_in_memory_source(source)
     if untrusted and isinstance(contents, (str, os.PathLike)):
         return Picture(contents)
     head = _read_head(contents)
@@ -186,7 +186,7 @@ def _is_file_source(source: VideoSource) -> TypeGuard[VideoFileSource]:
 
 def _list_frames(source: VideoSource) -> list[Picture | PictureSource]:
     """The frames of a video that is given as a list or an array; raises BadVideo for anything else."""
-    if isinstance(source, np.ndarray) and source.ndim != 4 and not is_list_array(source):
+    if isinstance(source, np.ndarray) and source.ndim != 4 and not is_array_of_strings_or_objects(source):
         raise BadVideo(f"a video array has the shape {source.shape}; give (frames, height, width, channels)")
     if not isinstance(source, (Sequence, np.ndarray)):
         raise BadVideo(

@@ -19,7 +19,7 @@ from idefics.errors import BadVideo, IdeficsError, MissingExtra
 from idefics.lazy import cached_property
 from idefics.processing.fetch import Fetcher, is_url, name_for_message
 from idefics.processing.image_processor import MAX_PIXELS
-from idefics.processing.picture_files import open_file
+from idefics.processing.picture_files import open_regular_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -94,7 +94,7 @@ def _open_source(source: VideoFileSource, fetcher: Fetcher) -> tuple[BinaryIO, s
     if isinstance(source, str) and is_url(source):
         return io.BytesIO(fetcher.get(source)), name_for_message(source)
     path = Path(source)
-    return open_file(path, name_for_message(str(path))), name_for_message(str(path))
+    return open_regular_file(path, name_for_message(str(path))), name_for_message(str(path))
 
 
 class VideoFile:
@@ -140,7 +140,7 @@ class VideoFile:
     @property
     def num_frames(self) -> int:
         """The number of frames, counted, as the file's header may lack it or be wrong."""
-        return len(self._frame_times[0])
+        return len(self._frame_and_key_frame_times[0])
 
     @property
     def duration_seconds(self) -> float:
@@ -148,7 +148,7 @@ class VideoFile:
         return float(self.num_frames / self.fps)
 
     @cached_property
-    def _frame_times(self) -> tuple[list[int], list[tuple[int, int]]]:
+    def _frame_and_key_frame_times(self) -> tuple[list[int], list[tuple[int, int]]]:
         """The presentation times of all frames, and (presentation time, seek time) of the key frames.
 
         Reads packets without decoding them.
@@ -175,7 +175,7 @@ class VideoFile:
         Args:
             indices: in rising order; an index below an earlier one yields the current frame again.
         """
-        frame_times, key_frames = self._frame_times
+        frame_times, key_frames = self._frame_and_key_frame_times
         frame: VideoFrame | None = None
         decoded: Iterator[VideoFrame] = iter(())
         for index in indices:
@@ -197,5 +197,5 @@ class VideoFile:
 
 
 def _presentation_time(frame: VideoFrame) -> int:
-    """In the time base of the stream; 0 if the frame has none."""
+    """A frame's pts, in the time base of the stream; 0 if it has none."""
     return frame.pts or 0

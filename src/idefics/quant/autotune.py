@@ -41,9 +41,9 @@ class KernelChoice:
     """Which matrix-product kernels are faster on this machine than torch's in float32.
 
     Attributes:
-        onednn: whether oneDNN's in float32 is (`onednn_linear`).
-        integers: whether those of int8 numbers are, quantising the inputs included (`w8a8_matmul`).
-        halves: the 16-bit dtypes ("bfloat16", "float16") in which torch's are.
+        onednn: whether oneDNN's float32 kernel is faster (`onednn_linear`).
+        integers: whether int8 kernels are faster, quantising the inputs included (`w8a8_matmul`).
+        halves: the 16-bit dtypes ("bfloat16", "float16") whose kernels are faster.
     """
 
     onednn: bool = False
@@ -93,14 +93,14 @@ def autotune_kernels(model: nn.Module) -> KernelChoice:
         return KernelChoice()
     largest_shapes = sorted({(min(o, MAX_TIMED_OUTPUTS), i) for (o, i), _ in shapes.most_common(2)})
     key = " | ".join((_processor_key(), torch.__version__, str(CACHE_VERSION), str(largest_shapes)))
-    cached_choices = _read_cache(path := cache_file())
+    cached_choices = _read_cache(path := kernel_choice_cache_file())
     if (choice := _parse_kernel_choice(cached_choices.get(key))) is None:
         choice = time_kernels(largest_shapes)
         _write_cache(path, cached_choices | {key: asdict(choice)})
     return choice
 
 
-def cache_file() -> Path:
+def kernel_choice_cache_file() -> Path:
     """The file of cached choices, in the cache folder of the XDG Base Directory Specification."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "idefics" / "products.json"

@@ -47,7 +47,12 @@ def dequantize_int4(
     out = torch.empty(len(levels), num_inputs)
     args = DequantizeInt4Args(
         *(x.data_ptr() for x in (levels, scale, out)),
-        *(len(levels), num_inputs, scale.dtype == torch.bfloat16, _or_fastest(instruction_set)),
+        *(
+            len(levels),
+            num_inputs,
+            scale.dtype == torch.bfloat16,
+            _given_or_fastest_instruction_set(instruction_set),
+        ),
     )
     _loaded_kernels().idefics_dequantize_int4(args, *_thread_args())
     return out
@@ -125,7 +130,7 @@ def w8a8_matmul_native(
     args = QuantizeRowsArgs(
         *(x.data_ptr() for x in (rows, row_levels, row_scales, sums, scales)),
         None if float_bias is None else float_bias.data_ptr(),
-        *(*rows.shape, len(weight), _or_fastest(instruction_set)),
+        *(*rows.shape, len(weight), _given_or_fastest_instruction_set(instruction_set)),
     )
     kernels, thread_args = _loaded_kernels(), _thread_args()
     kernels.idefics_quantize_rows(args, *thread_args)
@@ -140,9 +145,11 @@ def _loaded_kernels() -> CDLL:
     return kernels
 
 
-def _or_fastest(instruction_set: InstructionSet | None) -> InstructionSet:
+def _given_or_fastest_instruction_set(instruction_set: InstructionSet | None) -> InstructionSet:
     """The given instruction set; for None the fastest of this machine."""
-    return library.instruction_sets("int8 and int4")[0] if instruction_set is None else instruction_set
+    return (
+        library.available_instruction_sets("int8 and int4")[0] if instruction_set is None else instruction_set
+    )
 
 
 def _thread_args() -> tuple[int, int | None]:

@@ -50,7 +50,7 @@ def int4_dequantized_matmul(
     inputs, dtype = input.shape[-1], input.dtype
 
     def dequantize_rows(rows: slice) -> Tensor:
-        return _dequantize_int4(weight[rows], scale[rows], inputs, dtype)
+        return _dequantize_int4_any_device(weight[rows], scale[rows], inputs, dtype)
 
     return linear_by_blocks(input, (len(weight), inputs), dequantize_rows, bias, linear_function)
 
@@ -115,10 +115,10 @@ class Int4Linear(QuantizedLinear):
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The (O, I) weights that the layer computes with."""
-        return _dequantize_int4(self.levels, self.scale, self.in_features, dtype)
+        return _dequantize_int4_any_device(self.levels, self.scale, self.in_features, dtype)
 
 
-def _dequantize_int4(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
+def _dequantize_int4_any_device(levels: Tensor, scale: Tensor, num_inputs: int, dtype: torch.dtype) -> Tensor:
     """(O, num_inputs) weights of an `Int4Linear`, by the C kernel where it can be used, else in torch."""
     if can_dequantize_int4(levels, scale, dtype):
         return dequantize_int4(levels, scale, num_inputs)

@@ -41,7 +41,7 @@ class AdmissionSlot:
 class AdmissionControl:
     """Adds up what all requests use, and refuses a request that would exceed a limit.
 
-    All methods but `hold_slot` must be called in the event loop.
+    All methods but `hold_page_slot` must be called in the event loop.
 
     A request that alone exceeds a limit is admitted if no other request uses anything of that kind.
 
@@ -111,7 +111,9 @@ class AdmissionControl:
         self._slot_released.set()
 
     @contextmanager
-    def hold_slot(self, cancel: Callable[[], None], num_pictures: int, num_tokens: int) -> Iterator[None]:
+    def hold_page_slot(
+        self, cancel: Callable[[], None], num_pictures: int, num_tokens: int
+    ) -> Iterator[None]:
         """Holds a slot while the block runs, for requests of the page: they run in worker threads of the app.
 
         Args:

@@ -51,7 +51,7 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
         app.include_router(route_module.router)
     if settings.ui:
         _refuse_unknown_api_paths(app)
-    app.add_middleware(AccessMiddleware, service=service, keys=settings.api_keys())
+    app.add_middleware(AccessMiddleware, service=service, keys=settings.read_api_keys())
     return app
 
 

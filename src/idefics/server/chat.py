@@ -29,9 +29,9 @@ from idefics.server.response_fields import (
     StreamUsageField,
     collect_notes,
     finish_reason,
-    sum_usage,
+    usage_of_choices,
 )
-from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field
+from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field_type
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
 from idefics.server.sampling_fields import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -66,7 +66,7 @@ class ChatRequest(OpenAIRequest):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: response_format_field(ChatJsonSchemaFormat) | None = None  # type: ignore[valid-type]
+    response_format: response_format_field_type(ChatJsonSchemaFormat) | None = None  # type: ignore[valid-type]
     metadata: dict[str, str] | None = Field(None, max_length=16)
     store: OnlyFalse | None = None
     reasoning: ReasoningConfig | None = None
@@ -181,7 +181,7 @@ async def chat(request: ChatRequest, service: ServerStateDep, context: RequestCo
     """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
     messages = [message.to_message() for message in request.messages]
-    context.check_texts(message_texts(messages))
+    context.check_and_count_texts(message_texts(messages))
     await context.submit_prompt(
         partial(service.vlm.prompt, messages, continue_final_message=request.continues_last_message),
         request.generation_kwargs(),
@@ -222,7 +222,7 @@ class _ChatResponseBuilder:
                 }
                 for index, answer in enumerate(answers)
             ],
-            "usage": sum_usage(*(answer.usage for answer in answers)),
+            "usage": usage_of_choices(*(answer.usage for answer in answers)),
             **collect_notes(answers),
         }
 
@@ -241,7 +241,7 @@ class _ChatResponseBuilder:
                 **self.common_fields,
                 "object": "chat.completion.chunk",
                 "choices": [],
-                "usage": sum_usage(*(answer.usage for answer in answers)),
+                "usage": usage_of_choices(*(answer.usage for answer in answers)),
             }
             yield format_event(usage_chunk)
         yield DONE_EVENT

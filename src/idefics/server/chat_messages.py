@@ -84,7 +84,7 @@ ChatContentPart = Annotated[
 ]
 
 
-def content_field(part_type: Any) -> Any:
+def content_field_type(part_type: Any) -> Any:
     """The type annotation of the field `content` of a message: a text, or a list of `part_type`."""
     return Annotated[
         Annotated[str, Tag("<words>")]
@@ -103,7 +103,7 @@ class ChatMessage(RequestModel):
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.MESSAGE_FIELDS
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: content_field(ChatContentPart)  # type: ignore[valid-type]
+    content: content_field_type(ChatContentPart)  # type: ignore[valid-type]
     name: str | None = None
 
     @model_validator(mode="before")

@@ -136,7 +136,7 @@ async def complete(
     num_choices = request.n or 1
     prefixes, prompt_lengths = [], []
     for text in request.prompt_texts:
-        context.check_texts([text])
+        context.check_and_count_texts([text])
     for text in request.prompt_texts:
         make_prompt = partial(service.vlm.prompt, [text])
         prefix = Delta(text if request.echo else "", ())
@@ -194,7 +194,7 @@ class _CompletionResponseBuilder:
         answers = self.empty_answers or await self.context.answers()
         choices: list[CompletionChoice] = []
         for index, answer in enumerate(answers):
-            prefix, completion = self._prefix_choice(index), self._completion_choice(index, answer)
+            prefix, completion = self._echoed_prompt_choice(index), self._generated_text_choice(index, answer)
             choices.append(
                 {
                     "index": index,
@@ -214,10 +214,10 @@ class _CompletionResponseBuilder:
         """The formatted events: echoed prompts, then text, then last chunks, then the usage."""
         if self.request.echo:
             for index in range(len(self.prefixes)):
-                yield format_event(self._chunk(self._prefix_choice(index)))
+                yield format_event(self._chunk(self._echoed_prompt_choice(index)))
         if not self.empty_answers:
             async for index, delta in self.context.deltas():
-                yield format_event(self._chunk(self._completion_choice(index, delta)))
+                yield format_event(self._chunk(self._generated_text_choice(index, delta)))
         answers = self.empty_answers or [stream.answer for stream in self.context.streams]
         for index, answer in enumerate(answers):
             final_choice: CompletionChunkChoice = {
@@ -241,7 +241,7 @@ class _CompletionResponseBuilder:
         notes: NotesField = {} if answer is None else collect_notes([answer])
         return {**self.common_fields, "choices": [choice], **self.usage_field, **notes}
 
-    def _prefix_choice(self, index: int) -> CompletionChunkChoice:
+    def _echoed_prompt_choice(self, index: int) -> CompletionChunkChoice:
         """The chunk that a choice begins with: the echoed prompt, or an empty text."""
         prefix = self.prefixes[index]
         self.text_offsets[index] = len(prefix.text)
@@ -249,7 +249,7 @@ class _CompletionResponseBuilder:
         logprobs = completion_logprobs(token_texts, prefix, 0)
         return {"index": index, "text": prefix.text, "logprobs": logprobs, "finish_reason": None}
 
-    def _completion_choice(self, index: int, answer: Answer | Delta) -> CompletionChunkChoice:
+    def _generated_text_choice(self, index: int, answer: Answer | Delta) -> CompletionChunkChoice:
         """The chunk for generated text: a delta, or a whole answer. Advances `text_offsets`."""
         logprobs = completion_logprobs(self.token_texts[index], answer, self.text_offsets[index])
         self.text_offsets[index] += len(answer.text)

@@ -19,7 +19,7 @@ HOST_PATTERN = re.compile(
 )  # with any port
 
 
-class HostCheck:
+class HostAndOriginCheck:
     """Accepts requests that are addressed to this machine or to a host that the settings allow."""
 
     def __init__(self, settings: Settings, cors: CORSPolicy) -> None:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from idefics.server import request_ids
 from idefics.server.cors import CORSPolicy
 from idefics.server.errors import APIError, to_api_error
-from idefics.server.hosts import HostCheck
+from idefics.server.hosts import HostAndOriginCheck
 from idefics.server.request_context import RequestContext
 from idefics.server.server_state import ServerState
 
@@ -43,7 +43,7 @@ class AccessMiddleware:
     def __init__(self, app: ASGIApp, service: ServerState, keys: Sequence[bytes]) -> None:
         self.app, self.service = app, service
         self.cors = CORSPolicy(service.settings)
-        self.host_check = HostCheck(service.settings, self.cors)
+        self.host_check = HostAndOriginCheck(service.settings, self.cors)
         self.key_digests = [hashlib.sha256(key).digest() for key in keys]
         self.max_body_bytes = service.settings.body_megabytes << 20
 
@@ -134,7 +134,7 @@ class RequestHandler:
                 await self.send({"type": "http.response.start", "status": 204, "headers": preflight_headers})
                 await self.send({"type": "http.response.body"})
                 return
-            await self._run_app()
+            await self._check_headers_and_run_app()
         except Exception as error:
             api_error = to_api_error(error)
             if self.status:
@@ -144,7 +144,7 @@ class RequestHandler:
         finally:
             self._log_request()
 
-    async def _run_app(self) -> None:
+    async def _check_headers_and_run_app(self) -> None:
         """Checks the headers and runs the app. POST requests of the API get a `RequestContext`."""
         path = self.scope["path"]
         self.middleware.check_headers(path, self.headers)

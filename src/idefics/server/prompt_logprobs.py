@@ -36,7 +36,7 @@ async def compute_prompt_logprobs(
         APIError, IdeficsError: as in `RequestContext.score_continuations`.
     """
     prompt = await context.run_in_worker(make_prompt)
-    num_opening_tokens = context.service.vlm.processor.num_prefix_tokens
+    num_opening_tokens = context.service.vlm.processor.num_raw_prompt_prefix_tokens
     logprobs = [math.nan] * (num_opening_tokens == 0)
     top_logprobs: list[tuple[Alternative, ...]] = [()] * (num_opening_tokens == 0)
     for start in range(max(num_opening_tokens, 1), len(prompt), CHUNK_TOKENS):

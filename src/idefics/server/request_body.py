@@ -95,7 +95,7 @@ def check_num_values(body: bytes) -> None:
         )
 
 
-async def read_request(request: Request, model_class: type[F]) -> tuple[F, bytes | None]:
+async def read_json_or_form(request: Request, model_class: type[F]) -> tuple[F, bytes | None]:
     """Reads a body that is JSON or a form.
 
     Returns:

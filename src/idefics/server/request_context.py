@@ -43,7 +43,7 @@ class RequestContext:
         self.num_characters = 0
         self.is_cancelled = False
 
-    def check_texts(self, texts: Iterable[str]) -> None:
+    def check_and_count_texts(self, texts: Iterable[str]) -> None:
         """Checks the length of a prompt's texts before they are tokenized, and adds it to `num_characters`.
 
         Raises:

@@ -19,7 +19,7 @@ MAX_SHOWN_VALUE_CHARACTERS = 40  # longer refused values are not shown
 MAX_LISTED_FIELDS = 64  # if an object has more unknown fields, they are counted and not listed
 
 
-def _extend_json_schema(schema: dict[str, Any], model_class: type[RequestModel]) -> None:
+def _document_ignored_fields(schema: dict[str, Any], model_class: type[RequestModel]) -> None:
     """Adds the ignored fields and values to the JSON schema of a class."""
     properties, required = schema.setdefault("properties", {}), schema.get("required", [])
     for name, property_schema in properties.items():
@@ -49,14 +49,18 @@ class RequestModel(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, json_schema_extra=_extend_json_schema
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        frozen=True,
+        json_schema_extra=_document_ignored_fields,
     )
 
     ignored_fields: ClassVar[IgnoredFields] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_ignored_fields(cls, data: Any) -> Any:
+    def _drop_ignored_and_refuse_unknown(cls, data: Any) -> Any:
         """Removes ignored fields before validation.
 
         Raises:
@@ -85,7 +89,7 @@ class RequestModel(BaseModel):
         if unknown_fields:
             raise ValidationError.from_exception_data(
                 cls.__name__,
-                list(_unknown_field_errors(unknown_fields, [*is_required_by_name], cls.ignored_fields)),
+                list(_refused_field_errors(unknown_fields, [*is_required_by_name], cls.ignored_fields)),
             )
         return fields
 
@@ -118,7 +122,7 @@ def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:
     )
 
 
-def _unknown_field_errors(
+def _refused_field_errors(
     unknown_fields: dict[str, Any], known_names: list[str], ignored_fields: IgnoredFields
 ) -> Iterator[InitErrorDetails]:
     """Yields an error for each field: its hint in `ignored_fields` (its value has an effect), else the nearest name."""

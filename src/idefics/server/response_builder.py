@@ -136,7 +136,7 @@ class ResponseBuilder:
         return {"type": type, **self._next_event_fields(), "response": self.response_object(answer)}
 
     def _message_event(self, type: MessageEventType, answer: Answer | None = None) -> ResponseOutputItemEvent:
-        """The message begins, or ends with `answer`."""
+        """An event: the message begins, or is complete (`answer`)."""
         return {
             "type": type,
             **self._next_event_fields(),
@@ -145,7 +145,7 @@ class ResponseBuilder:
         }
 
     def _part_event(self, type: PartEventType, answer: Answer | None = None) -> ResponseContentPartEvent:
-        """The text part of the message begins, or ends with `answer`."""
+        """An event: the message's text part begins, or is complete (`answer`)."""
         return {"type": type, **self._next_text_part_fields(), "part": self._output_text(answer)}
 
     def _output_message(self, answer: Answer | None = None) -> ResponseOutputMessage:

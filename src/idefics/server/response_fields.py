@@ -64,7 +64,7 @@ def collect_notes(answers: Iterable[Answer]) -> NotesField:
     return {"notes": notes} if notes else {}
 
 
-def sum_usage(*choices: Usage) -> CompletionUsage:
+def usage_of_choices(*choices: Usage) -> CompletionUsage:
     """The usage of all choices of one prompt: the prompt counts once, with the cached tokens of the first choice."""
     first = choices[0]
     num_completion_tokens = sum(usage.completion_tokens for usage in choices)
@@ -78,7 +78,7 @@ def sum_usage(*choices: Usage) -> CompletionUsage:
 
 def sum_usage_of_prompts(prompts: Iterable[Iterable[Usage]]) -> CompletionUsage:
     """The usage of several prompts, each given as the usage of its choices."""
-    usages = [sum_usage(*choices) for choices in prompts]
+    usages = [usage_of_choices(*choices) for choices in prompts]
     return {
         "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
         "completion_tokens": sum(usage["completion_tokens"] for usage in usages),

@@ -102,7 +102,7 @@ class RegexFormat(RequestModel):
         return {"regex": self.value}
 
 
-def response_format_field(schema_format: Any) -> Any:
+def response_format_field_type(schema_format: Any) -> Any:
     """The type of the field for structured output.
 
     Args:

@@ -15,7 +15,7 @@ from idefics.server.chat_messages import (
     MAX_MESSAGES,
     RefusalPart,
     check_refusal_role,
-    content_field,
+    content_field_type,
     make_message,
     message_pictures,
     message_texts,
@@ -25,7 +25,7 @@ from idefics.server.ignored_fields import IgnoredFields
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
 from idefics.server.response_builder import ResponseBuilder
-from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field
+from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field_type
 from idefics.server.response_objects import ResponseObject, ResponseStreamEvent
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
 from idefics.server.sampling_fields import (
@@ -85,7 +85,7 @@ class ResponseInputItem(RequestModel):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: content_field(ResponseContentPart)  # type: ignore[valid-type]
+    content: content_field_type(ResponseContentPart)  # type: ignore[valid-type]
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +131,7 @@ class ResponseTextConfig(RequestModel):
 
     ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.TEXT_CONFIG_FIELDS
 
-    format: response_format_field(ResponseJsonSchemaFormat) | None = None  # type: ignore[valid-type]
+    format: response_format_field_type(ResponseJsonSchemaFormat) | None = None  # type: ignore[valid-type]
 
 
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
@@ -200,7 +200,7 @@ async def respond(request: ResponseRequest, service: ServerStateDep, context: Re
     """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
     messages = request.to_messages()
-    context.check_texts(message_texts(messages))
+    context.check_and_count_texts(message_texts(messages))
     await context.submit_prompt(
         partial(service.vlm.prompt, messages),
         request.generation_kwargs(),

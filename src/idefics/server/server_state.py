@@ -14,7 +14,7 @@ from idefics.server.admission import AdmissionControl
 from idefics.server.errors import APIError
 from idefics.server.metrics import Metrics
 from idefics.server.settings import Settings
-from idefics.server.temporary_thread import run_in_temporary_thread
+from idefics.server.temporary_thread import run_in_thread_and_trim
 
 if TYPE_CHECKING:
     from idefics import Idefics
@@ -43,7 +43,7 @@ class ServerState:
     """
 
     def __init__(self, vlm: Idefics, settings: Settings) -> None:
-        self.vlm, self.settings = restrict_untrusted_input(vlm, settings), settings
+        self.vlm, self.settings = with_untrusted_fetcher(vlm, settings), settings
         self.vlm.processor.text_limit.precompute()
         self.metrics = Metrics(vlm)
         self.admission = AdmissionControl(settings, lambda reason: self.metrics.refusals.labels(reason).inc())
@@ -86,13 +86,13 @@ class ServerState:
         self.num_long_texts += 1
         try:
             return await run_in_executor(
-                self.long_text_pool, run_in_temporary_thread, function, lambda: self.num_long_texts == 1
+                self.long_text_pool, run_in_thread_and_trim, function, lambda: self.num_long_texts == 1
             )
         finally:
             self.num_long_texts -= 1
 
 
-def restrict_untrusted_input(vlm: Idefics, settings: Settings) -> Idefics:
+def with_untrusted_fetcher(vlm: Idefics, settings: Settings) -> Idefics:
     """Returns the model, with shared weights, such that it opens no files and fetches pictures by the settings."""
     fetcher = Fetcher(
         policy=settings.remote_images,

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 from idefics.catalog import DEFAULT_MODEL
 from idefics.config import KernelMode
 from idefics.errors import BadSetting, MissingExtra
-from idefics.host_memory import parse_memory_size
+from idefics.host_memory import parse_bytes_or_share
 from idefics.processing import url_policy
 from idefics.validation import validate_choice
 
@@ -112,7 +112,7 @@ class Settings:
             (low, high), value = setting.metadata["range"], getattr(self, setting.name)
             if high and value is not None and not low <= value <= high:
                 raise BadSetting(f"{setting.name} is {value!r}; give a number from {low} to {high}")
-        parse_memory_size("kv_cache", self.kv_cache)
+        parse_bytes_or_share("kv_cache", self.kv_cache)
         validate_choice("kernels", self.kernels, get_args(KernelMode))
         url_policy.parse_allowed_hosts(self.remote_images)
         if self.remote_images == "any":
@@ -137,7 +137,7 @@ class Settings:
         """Whether clients must send an API key."""
         return bool(self.api_key or self.api_key_file)
 
-    def api_keys(self) -> tuple[bytes, ...]:
+    def read_api_keys(self) -> tuple[bytes, ...]:
         """Reads the keys, of which clients must send one; empty if the server has none.
 
         Raises:

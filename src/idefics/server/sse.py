@@ -21,7 +21,7 @@ def format_event(data: Mapping[str, object], name: str | None = None) -> bytes:
 
 
 class EventStreamResponse(Response):
-    """A response that sends events as they come. If one raises an error, that is sent as the last event.
+    """A response that sends events as they come. An exception of `events` is sent as the last event.
 
     Args:
         events: the formatted events.

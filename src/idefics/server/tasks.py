@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from idefics.messages import Answer, Picture, Usage
-from idefics.server.request_body import FILE_FIELD, JSONBodyRoute, read_request
+from idefics.server.request_body import FILE_FIELD, JSONBodyRoute, read_json_or_form
 from idefics.server.request_context import RequestContext
 from idefics.server.response_fields import (
     CompletionUsage,
@@ -19,7 +19,7 @@ from idefics.server.response_fields import (
     ResponseFinishReason,
     collect_notes,
     finish_reason,
-    sum_usage,
+    usage_of_choices,
 )
 from idefics.server.routing import SCHEMA_REF_TEMPLATE, RequestContextDep, document_responses
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
@@ -92,7 +92,7 @@ def _make_route_handler(task: Task, request_class: type[PictureRequest]) -> Call
     """The function that FastAPI calls for requests of a task."""
 
     async def handle_task(request: Request, context: RequestContextDep) -> Response:
-        task_request, file = await read_request(request, request_class)
+        task_request, file = await read_json_or_form(request, request_class)
         if isinstance(task_request, ClassificationRequest):
             return await _rank_labels(context, task_request, file)
         assert isinstance(task_request, TaskRequest)
@@ -112,7 +112,7 @@ async def _generate_text(
     if request.num_beams is not None:
         generation_kwargs["num_beams"] = request.num_beams
     words = request.model_dump().get("words", "").strip()
-    context.check_texts([words, *shot_texts(shots)])
+    context.check_and_count_texts([words, *shot_texts(shots)])
     vlm = context.service.vlm.with_shots(shots)
     await context.submit_prompt(
         partial(vlm.task_prompt, task, picture, words, request.to_image_detail()),
@@ -148,9 +148,9 @@ async def _rank_labels(
     """Answers a classification request: scores the labels, and a neutral picture's if `calibrated`."""
     picture, shots = request.to_picture(file), request.to_shots()
     vlm = context.service.vlm.with_shots(shots)
-    labels = classify.check_labels(request.labels)
-    task, words = classify.task_for_labels(labels, vlm.processor.prompt_format.kind)
-    context.check_texts([words, *shot_texts(shots)])
+    labels = classify.check_and_strip_labels(request.labels)
+    task, words = classify.task_and_label_text(labels, vlm.processor.prompt_format.kind)
+    context.check_and_count_texts([words, *shot_texts(shots)])
 
     async def score_labels(picture: Picture) -> RequestHandle:
         make_prompt = partial(vlm.label_scoring_prompt, labels, picture, request.to_image_detail())
@@ -189,7 +189,7 @@ def _final_fields(answer: Answer) -> TaskFinalFields:
 
 def _task_usage(usage: Usage) -> TaskUsage:
     """The usage with the number of pictures."""
-    return {**sum_usage(usage), "pictures": usage.pictures}
+    return {**usage_of_choices(usage), "pictures": usage.pictures}
 
 
 def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:

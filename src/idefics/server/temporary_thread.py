@@ -13,7 +13,7 @@ from typing import TypeVar
 R = TypeVar("R")
 
 
-def run_in_temporary_thread(function: Callable[[], R], should_trim: Callable[[], bool]) -> R:
+def run_in_thread_and_trim(function: Callable[[], R], should_trim: Callable[[], bool]) -> R:
     """Calls a function in a new thread, and returns its result.
 
     glibc keeps memory that a thread has freed for that thread, and returns the rest only on request: without this,

@@ -34,11 +34,11 @@ UNLISTED_TASK = Task(
 )
 
 
-def task_for_labels(labels: Sequence[str], kind: Literal["base", "chat"]) -> tuple[Task, str]:
+def task_and_label_text(labels: Sequence[str], kind: Literal["base", "chat"]) -> tuple[Task, str]:
     """Selects the prompt for a number of labels.
 
     Args:
-        labels: the labels, as `check_labels` returns them.
+        labels: the labels, as `check_and_strip_labels` returns them.
         kind: the checkpoint's kind; a chat prompt lists the labels as text, a base prompt as a Python list.
 
     Returns:
@@ -49,7 +49,7 @@ def task_for_labels(labels: Sequence[str], kind: Literal["base", "chat"]) -> tup
     return TASK, ", ".join(labels) if kind == "chat" else str(list(labels))
 
 
-def check_labels(labels: Sequence[str]) -> list[str]:
+def check_and_strip_labels(labels: Sequence[str]) -> list[str]:
     """Checks the labels of a classification.
 
     Returns:

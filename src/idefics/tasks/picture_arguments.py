@@ -10,7 +10,7 @@ from idefics.generation.error_policy import ErrorPolicy, result_or_error
 from idefics.media_sources import (
     BinaryFile,
     is_array_like,
-    is_list_array,
+    is_array_of_strings_or_objects,
     is_multi_frame_image,
     is_tensor,
     to_numpy_array,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     PictureInputs = Sequence[PictureInput]
 
 
-def parse_pictures(
+def parse_image_argument(
     image: PictureInput | PictureInputs, on_error: OnError, stream: bool = False
 ) -> tuple[list[PictureOrVideo | IdeficsError], ErrorPolicy]:
     """Normalizes the `image` argument of a call.
@@ -81,5 +81,5 @@ def _is_picture_list(image: object) -> bool:
     if isinstance(image, (str, bytes, bytearray, memoryview, Mapping, BinaryFile)) or is_tensor(image):
         return False
     if is_array_like(image):
-        return is_list_array(to_numpy_array(image))
+        return is_array_of_strings_or_objects(to_numpy_array(image))
     return isinstance(image, Iterable)

@@ -16,8 +16,8 @@ from idefics.generation.prefetch import prefetch_map
 from idefics.generation.prompts import make_scoring_prompt
 from idefics.messages import Detail, ImageDetail, Picture, PictureOrVideo, Ranking, Shot, Timings
 from idefics.options import OnError, ScoringKeywords
-from idefics.tasks.classify import check_labels, rank_labels, task_for_labels
-from idefics.tasks.picture_arguments import parse_pictures, picture_or_raise
+from idefics.tasks.classify import check_and_strip_labels, rank_labels, task_and_label_text
+from idefics.tasks.picture_arguments import parse_image_argument, picture_or_raise
 from idefics.tasks.task import compose_task_prompt
 from idefics.validation import reject_unknown_arguments, validate_bool
 
@@ -34,7 +34,7 @@ class LabelRanker:
 
     Attributes:
         model: scores the labels.
-        labels: the labels, as `check_labels` returns them.
+        labels: the labels, as `check_and_strip_labels` returns them.
         shots: few-shot examples.
         image_detail: how pictures that do not set their own detail are split into tiles.
         is_length_normalized: divide each label's score by its number of tokens.
@@ -51,10 +51,10 @@ class LabelRanker:
     def make_prompt(self, picture: PictureOrVideo) -> ScoringPrompt:
         """Makes the prompt for a picture, and the token ids of each label after it."""
         kind = self.model.processor.prompt_format.kind
-        task, words = task_for_labels(self.labels, kind)
+        task, words = task_and_label_text(self.labels, kind)
         task_prompt = compose_task_prompt(task, kind, picture, words, self.shots)
         return make_scoring_prompt(
-            self.model.task_processor(self.image_detail),
+            self.model.processor_for_untrusted_text(self.image_detail),
             task_prompt.items,
             self.labels if kind == "chat" else [f" {label}" for label in self.labels],
         )
@@ -191,7 +191,7 @@ class RankingMixin:
         """
         ranker = LabelRanker(
             self.loaded_model,
-            check_labels(labels),
+            check_and_strip_labels(labels),
             self.shots,
             ImageDetail(detail, max_tiles),
             validate_bool("length_normalized", length_normalized),
@@ -204,7 +204,7 @@ class RankingMixin:
         def rank(picture: PictureOrVideo | IdeficsError) -> Ranking:
             return ranker.rank(picture, prior)
 
-        pictures, error_policy = parse_pictures(image, on_error)
+        pictures, error_policy = parse_image_argument(image, on_error)
         with closing(prefetch_map(rank, pictures, ranker.deadline)) as results:
             rankings = [error_policy.return_or_raise(index, result) for index, result in enumerate(results)]
         return rankings if error_policy.num_inputs else rankings[0]
@@ -215,7 +215,7 @@ class RankingMixin:
         """Makes the prompt of `classify` for one picture, and the token ids of each label after it.
 
         Args:
-            labels: the labels, as `check_labels` returns them.
+            labels: the labels, as `check_and_strip_labels` returns them.
             picture: the picture.
             image_detail: how pictures that do not set their own detail are split into tiles.
         """

@@ -69,13 +69,15 @@ def compose_task_prompt(
         shots: few-shot examples, in their order; one without a question of its own has `words`.
     """
     return (
-        _compose_chat(task, picture, words, shots)
+        _compose_chat_prompt(task, picture, words, shots)
         if kind == "chat"
-        else _compose_document(task, picture, words, shots)
+        else _compose_base_prompt(task, picture, words, shots)
     )
 
 
-def _compose_chat(task: Task, picture: PictureOrVideo, words: str, shots: Sequence[Shot]) -> TaskPrompt:
+def _compose_chat_prompt(
+    task: Task, picture: PictureOrVideo, words: str, shots: Sequence[Shot]
+) -> TaskPrompt:
     """The prompt for a chat checkpoint: each shot is a turn of the user and one of the assistant."""
     start = task.answer_start.format(words=words)
     turns: list[Message] = []
@@ -86,7 +88,9 @@ def _compose_chat(task: Task, picture: PictureOrVideo, words: str, shots: Sequen
     return TaskPrompt(turns, start)
 
 
-def _compose_document(task: Task, picture: PictureOrVideo, words: str, shots: Sequence[Shot]) -> TaskPrompt:
+def _compose_base_prompt(
+    task: Task, picture: PictureOrVideo, words: str, shots: Sequence[Shot]
+) -> TaskPrompt:
     """The prompt for a base checkpoint: each shot is a passage of the document before the picture."""
     prompt_template = (
         task.base_prompt_with_shots if shots and task.base_prompt_with_shots else task.base_prompt

@@ -17,12 +17,12 @@ from idefics.options import (
     OnErrorReturnKeywords,
     Options,
     StreamKeywords,
-    document_options,
+    document_and_check_options,
     pop_image_detail,
 )
 from idefics.prompt import Prompt
 from idefics.tasks import TASKS
-from idefics.tasks.picture_arguments import parse_pictures, picture_or_raise
+from idefics.tasks.picture_arguments import parse_image_argument, picture_or_raise
 from idefics.tasks.task import Task, compose_task_prompt
 from idefics.tasks.write import STORY
 from idefics.validation import validate_text
@@ -60,7 +60,7 @@ class TextTaskMixin:
         start_time = time.perf_counter()
         options.setdefault("max_new_tokens", task.max_new_tokens)
         image_detail = pop_image_detail(options)
-        pictures, error_policy = parse_pictures(image, on_error, stream)
+        pictures, error_policy = parse_image_argument(image, on_error, stream)
         call = GenerationCall.from_options(
             self.loaded_model,
             options,
@@ -87,7 +87,7 @@ class TextTaskMixin:
         task_prompt = compose_task_prompt(
             task, self.loaded_model.processor.prompt_format.kind, picture, words, self.shots
         )
-        processor = self.loaded_model.task_processor(image_detail)
+        processor = self.loaded_model.processor_for_untrusted_text(image_detail)
         return make_prompt(processor, task_prompt.items, answer_start=task_prompt.answer_start)
 
     @overload
@@ -104,7 +104,7 @@ class TextTaskMixin:
     def caption(
         self, image: PictureInputs, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]: ...
-    @document_options(max_new_tokens=TASKS["caption"].max_new_tokens)
+    @document_and_check_options(max_new_tokens=TASKS["caption"].max_new_tokens)
     def caption(
         self,
         image: PictureInput | PictureInputs,
@@ -150,7 +150,7 @@ class TextTaskMixin:
     def complete(
         self, image: PictureInputs, text: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]: ...
-    @document_options(max_new_tokens=TASKS["complete"].max_new_tokens)
+    @document_and_check_options(max_new_tokens=TASKS["complete"].max_new_tokens)
     def complete(
         self,
         image: PictureInput | PictureInputs,
@@ -197,7 +197,7 @@ class TextTaskMixin:
     def ask(
         self, image: PictureInputs, question: str, **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]: ...
-    @document_options(max_new_tokens=TASKS["ask"].max_new_tokens)
+    @document_and_check_options(max_new_tokens=TASKS["ask"].max_new_tokens)
     def ask(
         self,
         image: PictureInput | PictureInputs,
@@ -250,7 +250,7 @@ class TextTaskMixin:
     def write(
         self, image: PictureInputs, instruction: str = ..., **options: Unpack[OnErrorReturnKeywords]
     ) -> list[Answer | IdeficsError]: ...
-    @document_options(max_new_tokens=TASKS["write"].max_new_tokens)
+    @document_and_check_options(max_new_tokens=TASKS["write"].max_new_tokens)
     def write(
         self,
         image: PictureInput | PictureInputs,

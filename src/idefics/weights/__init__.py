@@ -5,7 +5,7 @@ Importing this package does not import torch; `load` does.
 
 from idefics.weights.files import safetensors_files
 from idefics.weights.hub import ProgressCallback
-from idefics.weights.hub_cache import cache_folder, cached_folder
+from idefics.weights.hub_cache import cache_folder, complete_cached_folder
 from idefics.weights.key_rules import ConcatRule, KeyRules
 from idefics.weights.locate import find
 from idefics.weights.streaming_loader import DeviceByModule, load
@@ -16,7 +16,7 @@ __all__ = [
     "DeviceByModule",
     "ProgressCallback",
     "cache_folder",
-    "cached_folder",
+    "complete_cached_folder",
     "find",
     "load",
     "safetensors_files",

@@ -36,9 +36,15 @@ def safetensors_files(folder: Path) -> tuple[Path, ...]:
     if (folder / SINGLE_FILE).is_file():
         return (folder / SINGLE_FILE,)
     if (folder / INDEX_FILE).is_file():
-        names = _read_index(folder / INDEX_FILE)
+        names = _read_shard_names_of_index(folder / INDEX_FILE)
     else:
-        names = sorted({shard for file in folder.glob("*.safetensors") for shard in _shard_names(file.name)})
+        names = sorted(
+            {
+                shard
+                for file in folder.glob("*.safetensors")
+                for shard in _expand_to_all_shard_names(file.name)
+            }
+        )
     if not names:
         raise _no_weights_error(folder)
     missing = [name for name in names if not (folder / name).is_file()]
@@ -51,7 +57,7 @@ def safetensors_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def _read_index(index: Path) -> list[str]:
+def _read_shard_names_of_index(index: Path) -> list[str]:
     """The sorted names of the shards in a model.safetensors.index.json."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -67,7 +73,7 @@ def _read_index(index: Path) -> list[str]:
     return sorted(names)
 
 
-def _shard_names(name: str) -> list[str]:
+def _expand_to_all_shard_names(name: str) -> list[str]:
     """The name of a shard -> the names of all shards of its set; another name -> itself."""
     shard = SHARD_NAME.fullmatch(name)
     if shard is None:

@@ -17,7 +17,7 @@ from idefics.catalog import CATALOG
 from idefics.errors import ModelNotFound, UnsupportedModel
 from idefics.weights.adapters import ADAPTER_CONFIG, adapter_error_message
 from idefics.weights.files import INDEX_FILE, PICKLE_PATTERNS, SINGLE_FILE
-from idefics.weights.hub_cache import cache_folder, missing_parts, snapshot_folder
+from idefics.weights.hub_cache import cache_folder, missing_files_or_weights, snapshot_folder
 
 ProgressCallback = Callable[[int, int], None]  # (bytes so far, bytes in all)
 
@@ -52,7 +52,9 @@ def find_or_download_snapshot(
 ) -> Path:
     """The folder of a hub repository in the cache; downloads what it lacks. Arguments as in `find`."""
     folder = snapshot_folder(repo_id, revision, cache)
-    missing = ["everything"] if folder is None else missing_parts(folder, needs_weights=needs_weights)
+    missing = (
+        ["everything"] if folder is None else missing_files_or_weights(folder, needs_weights=needs_weights)
+    )
     if folder is not None and not missing:
         log.debug("%s is in the hub's cache: %s", repo_id, folder)
         return folder
@@ -114,7 +116,7 @@ def _download(
                 repo_id,
                 revision=revision,
                 allow_patterns=names,
-                tqdm_class=download_progress.bar_class(),
+                tqdm_class=download_progress.tqdm_class_for_next_call(),
                 token=token,
                 cache_dir=cache,
             )
@@ -206,13 +208,13 @@ class _DownloadProgress:
         self.bytes_by_bar: dict[int, int] = {}
         self.report(0, total)
 
-    def bar_class(self) -> type:
+    def tqdm_class_for_next_call(self) -> type:
         """A tqdm class for the next call of the client, whose bars show nothing and count bytes."""
         from huggingface_hub.utils.tqdm import tqdm
 
         self.bytes_before += max(self.bytes_by_bar.values(), default=0)
         self.bytes_by_bar = {}
-        add = self._add
+        add = self._add_bytes_and_report
 
         class Bar(tqdm):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -229,7 +231,7 @@ class _DownloadProgress:
         """Reports that all bytes are there, those included that no bar counted."""
         self.report(self.total, self.total)
 
-    def _add(self, bar: int, count: int) -> None:
+    def _add_bytes_and_report(self, bar: int, count: int) -> None:
         """Adds bytes that one bar counted, and reports the total."""
         with self.lock:
             self.bytes_by_bar[bar] = self.bytes_by_bar.get(bar, 0) + count

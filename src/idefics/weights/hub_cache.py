@@ -8,10 +8,10 @@ from idefics.errors import ModelError
 from idefics.weights.files import safetensors_files
 
 
-def cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
+def complete_cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
     """The folder of a hub model that is completely in the cache; None if it is not."""
     folder = snapshot_folder(repo_id, revision)
-    return None if folder is None or missing_parts(folder) else folder
+    return None if folder is None or missing_files_or_weights(folder) else folder
 
 
 def cache_folder() -> Path:
@@ -35,7 +35,7 @@ def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = Non
     return folder if folder.is_dir() else None
 
 
-def missing_parts(folder: Path, *, needs_weights: bool = True) -> list[str]:
+def missing_files_or_weights(folder: Path, *, needs_weights: bool = True) -> list[str]:
     """What a snapshot lacks: names of small files, and "weights" if any file of weights is missing. Empty: complete."""
     required_files = [
         ("config.json",),

@@ -99,7 +99,7 @@ def load(
 
 
 @dataclass(frozen=True, slots=True)
-class _ModelTensor:
+class _TensorWithNames:
     """A parameter or persistent buffer of the model, with all its names."""
 
     tensor: Tensor
@@ -125,8 +125,8 @@ class _ParameterLoader:
 
     def load_all(self, device_by_module: DeviceByModule, optional_names: Collection[str]) -> list[str]:
         """Loads all parameters, and returns the names of those that the checkpoint lacks."""
-        parameters = _model_tensors(self.model)
-        _check_names_and_shapes(parameters, self.sources, optional_names)
+        parameters = _state_dict_tensors_tied_once(self.model)
+        _check_names_shapes_and_dtypes(parameters, self.sources, optional_names)
         missing_names = []
         for parameter in parameters:
             device = device_of(parameter.names[0], device_by_module)
@@ -137,23 +137,23 @@ class _ParameterLoader:
                 self.load(parameter, device)
         return missing_names
 
-    def load(self, parameter: _ModelTensor, device: torch.device) -> None:
+    def load(self, parameter: _TensorWithNames, device: torch.device) -> None:
         """Reads a parameter from the checkpoint, and quantises it or assigns it to its names."""
         for name in parameter.names:
             if quantize := self.quantizers.get(name):
-                quantize(self._read_value(parameter, self.dtype, device))
+                quantize(self._read_value_and_check_ties(parameter, self.dtype, device))
                 release_free_heap()
         if unquantized_names := [name for name in parameter.names if name not in self.quantizers]:
             dtype = self.dtypes.get(unquantized_names[0], self.dtype)
-            value = self._read_value(parameter, dtype, device, can_map=True)
+            value = self._read_value_and_check_ties(parameter, dtype, device, can_map=True)
             self._assign(parameter, unquantized_names, value)
 
-    def keep_current_value(self, parameter: _ModelTensor, device: torch.device) -> None:
+    def keep_current_value(self, parameter: _TensorWithNames, device: torch.device) -> None:
         """Moves the model's own value to its device, and to the dtype of the model if it is floating-point."""
         dtype = self.dtype if parameter.tensor.is_floating_point() else None
         self._assign(parameter, parameter.names, parameter.tensor.detach().to(device, dtype))
 
-    def _assign(self, parameter: _ModelTensor, names: Sequence[str], value: Tensor) -> None:
+    def _assign(self, parameter: _TensorWithNames, names: Sequence[str], value: Tensor) -> None:
         """Sets the model's tensors of these names to one value, which is a Parameter if the old one was."""
         from torch import nn
 
@@ -162,9 +162,9 @@ class _ParameterLoader:
         for name in names:
             _set_tensor(self.model, name, value)
 
-    def _read_value(
+    def _read_value_and_check_ties(
         self,
-        parameter: _ModelTensor,
+        parameter: _TensorWithNames,
         dtype: torch.dtype | None,
         device: torch.device,
         *,
@@ -199,16 +199,16 @@ def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(owner), attribute, value)
 
 
-def _model_tensors(model: nn.Module) -> list[_ModelTensor]:
+def _state_dict_tensors_tied_once(model: nn.Module) -> list[_TensorWithNames]:
     """The tensors of a model's state dict; a tied one once, with all its names."""
-    tensor_by_id: dict[int, _ModelTensor] = {}
+    tensor_by_id: dict[int, _TensorWithNames] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        tensor_by_id.setdefault(id(tensor), _ModelTensor(tensor, [])).names.append(name)
+        tensor_by_id.setdefault(id(tensor), _TensorWithNames(tensor, [])).names.append(name)
     return list(tensor_by_id.values())
 
 
-def _check_names_and_shapes(
-    parameters: Sequence[_ModelTensor],
+def _check_names_shapes_and_dtypes(
+    parameters: Sequence[_TensorWithNames],
     sources: Mapping[str, Sequence[FileTensor]],
     optional_names: Collection[str],
 ) -> None:
@@ -221,7 +221,7 @@ def _check_names_and_shapes(
             missing.append(parameter.names[0])
         for name in names_in_checkpoint:
             model_shape = tuple(parameter.tensor.shape)
-            file_shape = _concatenated_shape(sources[name], model_shape)
+            file_shape = _concatenated_or_mismatched_shape(sources[name], model_shape)
             if file_shape != model_shape:
                 shapes[name] = (file_shape, model_shape)
     model_names = {name for parameter in parameters for name in parameter.names}
@@ -237,7 +237,9 @@ def _check_names_and_shapes(
                 )
 
 
-def _concatenated_shape(parts: Sequence[FileTensor], expected: tuple[int, ...]) -> tuple[int, ...]:
+def _concatenated_or_mismatched_shape(
+    parts: Sequence[FileTensor], expected: tuple[int, ...]
+) -> tuple[int, ...]:
     """The shape of all parts concatenated along dimension 0; if they do not fit, a shape other than `expected`."""
     if len(parts) == 1:
         return parts[0].shape
@@ -247,7 +249,7 @@ def _concatenated_shape(parts: Sequence[FileTensor], expected: tuple[int, ...]) 
 
 
 def _read_concatenated(
-    parts: Sequence[FileTensor], parameter: _ModelTensor, dtype: torch.dtype, device: torch.device
+    parts: Sequence[FileTensor], parameter: _TensorWithNames, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """The parts, concatenated along dimension 0, as a new tensor of the parameter's shape."""
     import torch

@@ -77,13 +77,13 @@ class NativeDecode:
         self.vocab_size = sum(head.out_features for head in parts.lm_heads)
         self.num_cross_layers = sum(cross is not None for cross in parts.cross_blocks)
         if instruction_set is None:
-            instruction_set = library.instruction_sets("decode step")[0]
+            instruction_set = library.available_instruction_sets("decode step")[0]
         self.instruction_set = instruction_set
         pack_into_huge_pages(list_linears(parts))
         self.native_model = NativeModel(parts, cache.keys, cache.values)
         self._embeddings = parts.embeddings
         self._cross_kv_pointers = CrossKVPointers((), self.num_cross_layers)
-        self._start_engine()
+        self._create_native_engine()
 
     def __str__(self) -> str:
         return f"C ({self.instruction_set.label}, {self._num_threads} threads)"
@@ -96,16 +96,16 @@ class NativeDecode:
             MemoryError: not enough memory.
         """
         if os.getpid() != self._process_id:  # after a fork there are no threads
-            self._start_engine()
+            self._create_native_engine()
         with self._lock:
             if torch.get_num_threads() != self._num_threads:
                 self._finalizer()
-                self._start_engine()
+                self._create_native_engine()
             if inputs.cross_kvs is not self._cross_kv_pointers.cross_kvs:
                 self._cross_kv_pointers = CrossKVPointers(inputs.cross_kvs, self.num_cross_layers)
             return self._run_step(inputs)
 
-    def _start_engine(self) -> None:
+    def _create_native_engine(self) -> None:
         """Creates the C engine with its threads, which end when this object is garbage-collected."""
         kernels = library.load_library()
         assert kernels is not None, "see unsupported_reason"
@@ -116,7 +116,12 @@ class NativeDecode:
             raise MemoryError(f"not enough memory for a decode step with {self._num_threads} threads")
         self._engine = engine
         self._finalizer = weakref.finalize(
-            self, _free_engine, kernels.idefics_decode_free, engine, self._process_id, self.native_model
+            self,
+            _free_native_engine,
+            kernels.idefics_decode_free,
+            engine,
+            self._process_id,
+            self.native_model,
         )
         self._decode_step = kernels.idefics_decode_step
 
@@ -132,7 +137,7 @@ class NativeDecode:
                 positions=inputs.positions.data_ptr() + 8 * start,
                 tables=page_tables.data_ptr() + 4 * start * page_tables.shape[1],
                 cross_kvs=self._cross_kv_pointers.pointers_address(start),
-                num_features=self._cross_kv_pointers.lengths_address(start),
+                num_features=self._cross_kv_pointers.num_features_address(start),
                 logits=logits.data_ptr() + 4 * start * self.vocab_size,
             )
             status = self._decode_step(self._engine, ctypes.byref(step))
@@ -168,7 +173,7 @@ class CrossKVPointers:
         """The address of the first `CrossKVStruct` of a row."""
         return ctypes.addressof(self.pointers) + ctypes.sizeof(c.CrossKVStruct) * row * self.num_cross_layers
 
-    def lengths_address(self, row: int) -> int:
+    def num_features_address(self, row: int) -> int:
         """The address of the number of image features of a row."""
         return ctypes.addressof(self.lengths) + 4 * row
 
@@ -178,7 +183,7 @@ def _to_contiguous_float32(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor
     return keys.float().contiguous(), values.float().contiguous()
 
 
-def _free_engine(
+def _free_native_engine(
     free: ctypes._NamedFuncPointer, engine: int, process_id: int, native_model: NativeModel
 ) -> None:
     """Frees a C engine and stops its threads; `native_model` is an argument so that its memory lives until then."""

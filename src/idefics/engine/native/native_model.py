@@ -84,8 +84,8 @@ class NativeModel:
         for index, (layer, cross) in enumerate(zip(parts.layers, parts.cross_blocks, strict=True)):
             attention = layer.self_attn
             layer_structs[index] = c.LayerStruct(
-                norm=self._float_pointer(layer.input_layernorm.weight),
-                mlp_norm=self._float_pointer(layer.post_attention_layernorm.weight),
+                norm=self._float32_copy_address(layer.input_layernorm.weight),
+                mlp_norm=self._float32_copy_address(layer.post_attention_layernorm.weight),
                 q=self._linear_struct(attention.q_proj),
                 k=self._linear_struct(attention.k_proj),
                 v=self._linear_struct(attention.v_proj),
@@ -113,15 +113,15 @@ class NativeModel:
             window=config.sliding_window or 0,
             float16=any(pages.dtype == torch.float16 for pages in keys),
             epsilon=config.norm_epsilon,
-            frequencies=self._float_pointer(rates),
-            norm=self._float_pointer(parts.norm.weight),
+            frequencies=self._float32_copy_address(rates),
+            norm=self._float32_copy_address(parts.norm.weight),
             layers=cast(layer_structs, POINTER(c.LayerStruct)),
             crosses=cast(cross_structs, POINTER(c.CrossLayerStruct)),
             tables=(c.EmbeddingStruct * 2)(*map(self._embedding_struct, parts.embeddings)),
             lm_heads=(c.LinearStruct * 2)(*map(self._linear_struct, parts.lm_heads)),
         )
 
-    def _float_pointer(self, values: Tensor) -> int:
+    def _float32_copy_address(self, values: Tensor) -> int:
         """The address of a float32 copy of `values`."""
         copy = values.detach().float().flatten().contiguous()
         self._referenced.append(copy)
@@ -129,7 +129,7 @@ class NativeModel:
 
     def _tanh_gate_pointer(self, gate: Tensor, width: int) -> int:
         """The address of tanh(gate), repeated to (width,) if it is one number."""
-        return self._float_pointer(gate.detach().flatten().float().tanh().expand(width))
+        return self._float32_copy_address(gate.detach().flatten().float().tanh().expand(width))
 
     def _linear_struct(self, layer: nn.Linear) -> c.LinearStruct:
         """The addresses, sizes and dtypes of a linear layer, without copying its weight."""
@@ -160,9 +160,9 @@ class NativeModel:
     def _cross_struct(self, cross: CrossAttentionBlock, width: int) -> c.CrossLayerStruct:
         """The norms, gates and projections of a cross-attention block; `width` is D."""
         return c.CrossLayerStruct(
-            norm=self._float_pointer(cross.norm.weight),
-            q_norm=self._float_pointer(cross.q_norm.weight) if cross.q_norm else None,
-            mlp_norm=self._float_pointer(cross.mlp_norm.weight),
+            norm=self._float32_copy_address(cross.norm.weight),
+            q_norm=self._float32_copy_address(cross.q_norm.weight) if cross.q_norm else None,
+            mlp_norm=self._float32_copy_address(cross.mlp_norm.weight),
             gate=self._tanh_gate_pointer(cross.gate, width),
             mlp_gate=self._tanh_gate_pointer(cross.mlp_gate, width),
             q=self._linear_struct(cross.q),
