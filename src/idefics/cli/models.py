@@ -93,7 +93,7 @@ def _local_folder(row: CatalogEntry) -> Path | None:
 
 
 def _format_three_digits(number: float) -> str:
-    """A number with three digits, in five characters at most."""
+    """A number below 1 with three decimals, a larger one (below 999.5) with three significant digits."""
     return f"{number:.3f}" if number < 1 else f"{number:#.3g}".rstrip(".")
 
 

@@ -103,7 +103,7 @@ class PreTrainedModel(
         initialize_module(module, self.init_std)
 
     def forward_packed(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
-        """The decoder on packed tokens, as `forward` of `models`: embeddings (N, D), positions (N,) -> (N, D)."""
+        """The decoder on packed tokens: embeddings (N, D), positions (N,) -> hidden states (N, D)."""
         raise NotImplementedError
 
     @property

@@ -114,10 +114,10 @@ class ContinuationScores:
         compute_logits: Callable[[Tensor], Tensor],
         max_rows: int = MAX_LOGIT_ROWS,
     ) -> None:
-        """Scores a group's continuations into `logprobs` and `top_logprobs`; removes the group from `trie_by_group`.
+        """Scores a group's continuations from their second token on, and removes the group from `trie_by_group`.
 
         Args:
-            h: (N, D) hidden states of the group's nodes.
+            h: (N, D) hidden states, a row for each node of the group's trie.
             compute_logits: (n, D) -> (n, V).
             max_rows: how many rows of logits are computed at once.
         """

@@ -53,7 +53,7 @@ def check_continuation(tokenizer: Tokenizer, text_limit: TextLimit, continuation
 
     Raises:
         BadPrompt: it is blank, or holds an `<image>`.
-        PromptTooLong: it has more tokens than the model reads.
+        PromptTooLong: it is too long however it is tokenized; see `TextLimit`.
     """
     text = continuation.text
     text_limit.check([text])

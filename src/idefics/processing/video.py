@@ -49,8 +49,11 @@ def is_video_name(name: str) -> bool:
 def to_picture_or_video(source: PictureOrVideo | PictureSource, *, untrusted: bool = False) -> PictureOrVideo:
     """Makes a `Video` or `Picture` of a source: a file or its bytes by content, a URL by suffix, all else a picture.
 
+    A path that is unreadable or of no known content is a video by its suffix, a data URI by its media type.
+
     Args:
-        untrusted: whether the source is of an untrusted sender: a path is not read, and refused when it is opened.
+        untrusted: whether the source is of an untrusted sender: every text or path becomes a `Picture`; no path is
+            read, and opening one is refused.
     """
     if isinstance(source, PictureOrVideo):
         return source

@@ -100,7 +100,7 @@ def type_discriminator(noun: str, error_type: str, *type_names: str) -> Discrimi
     Args:
         noun: names the object in the error message if no member matches.
         error_type: type of that error.
-        type_names: values of "type" for that message. A member for the type text has the tag "<text>".
+        type_names: values of "type" for that message. A member's tag is its type in angle brackets: `Tag("<text>")`.
     """
     *other_names, last_name = (f'"{name}"' for name in type_names)
     return Discriminator(

@@ -72,7 +72,7 @@ class NativeModel:
     """A decoder and its KV cache as a C struct: the argument of `idefics_decode_new`.
 
     Attributes:
-        struct: valid as long as this object lives, which refers to all tensors that the struct points to.
+        struct: valid while this object lives; this object keeps alive every tensor that it points to.
     """
 
     def __init__(self, parts: DecoderParts, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
