@@ -248,7 +248,7 @@ def test_vllm_omni_6963_every_way_in_has_the_limit(policy, fake_internet):
         assert_refused(source, "40,000,000", fetcher)
         with pytest.raises(BadPicture, match="40,000,000"):
             open_and_preprocess(Picture(source), CROSS_ATTENTION_CONFIG, fetcher, ImageDetail())
-    with pytest.raises(BadPicture, match="40,000,000"):  # whoever fetches for data of others
+    with pytest.raises(BadPicture, match="40,000,000"):  # the limit for untrusted senders
         open_untrusted("http://photos.example.com/bomb.png", Fetcher(policy=policy))
 
 

@@ -13,7 +13,7 @@ COMMIT = hashlib.sha1(b"commit").hexdigest()
 def run_fake_hub(repositories, token=None):
     """Serves {"owner/name": {path: bytes}}; yields its address and the list of (method, path) asked for.
 
-    With a token, whoever does not send it is told that there is no such repository.
+    With a token, a request without it is answered as if there were no such repository.
     """
     asked = []
 

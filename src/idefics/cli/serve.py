@@ -99,7 +99,7 @@ def _serve(
             from idefics.server.app import create_app
             from idefics.server.uvicorn_server import run_server
         except ModuleNotFoundError:
-            raise MissingExtra("idefics serve", "serve") from None
+            raise MissingExtra("the server", "serve") from None
         if not debug:  # --debug has configured logging already
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
             for part in ("idefics.server", "idefics.engine"):  # requests, and why a slower decode step runs
@@ -123,7 +123,7 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
         from idefics.page.app import mount_page
         from idefics.page.generation_controls import read_checkpoint_sampling
     except ModuleNotFoundError:
-        raise MissingExtra("idefics serve --ui", "ui") from None
+        raise MissingExtra("the page in the browser", "ui") from None
     from idefics import weights
     from idefics.processing.fetch import Fetcher
 

@@ -1,4 +1,4 @@
-"""The structs and constants of `api.h` for ctypes. Whoever changes one increments `STRUCT_VERSION` in both files."""
+"""The structs and constants of `api.h` for ctypes. A change increments `STRUCT_VERSION` in both files."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class RequestContext:
-    """An admitted request. Whoever creates one must call `close`, however the request ends.
+    """An admitted request. Its creator must call `close`, however the request ends.
 
     Attributes:
         service: what all requests share.

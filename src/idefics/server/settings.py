@@ -217,7 +217,7 @@ def read_settings(values: Mapping[str, Any], config_file: Path | None = None) ->
         from pydantic import ValidationError, create_model
         from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
     except ModuleNotFoundError:
-        raise MissingExtra("idefics serve", "serve") from None
+        raise MissingExtra("the server", "serve") from None
 
     class Sources(BaseSettings, env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid"):
         @classmethod
