@@ -5,7 +5,7 @@ Sources of parameter counts, licences and ids: the checkpoints' own cards and fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from idefics.host_memory import estimate_peak_bytes
@@ -56,8 +56,8 @@ class CatalogEntry:
     int8_parameters: int
     kv_numbers_per_token: int
     max_positions: int
-    licence: str
-    kind: Literal["base", "instruct", "chat"]
+    licence: str = "Apache-2.0"
+    kind: Literal["base", "instruct", "chat"] = "instruct"
     note: str = ""
     is_video_trained: bool = False
     tied_head_parameters: int = 0
@@ -68,8 +68,75 @@ class CatalogEntry:
         return self.short_names[0]
 
 
-_LLAMA = "LLaMA 1 (non-commercial)"
-_APACHE = "Apache-2.0"
+_SMOLVLM_256M = CatalogEntry(
+    short_names=("smolvlm-256m",),
+    hub_id="HuggingFaceTB/SmolVLM-256M-Instruct",
+    family="SmolVLM",
+    model_type="idefics3",
+    num_parameters=256_484_928,
+    decoder_parameters=106_168_320,
+    int8_parameters=113_319_936,
+    kv_numbers_per_token=11_520,
+    max_positions=8_192,
+    note="The smallest for real photographs.",
+)
+_SMOLVLM_500M = CatalogEntry(
+    short_names=("smolvlm-500m",),
+    hub_id="HuggingFaceTB/SmolVLM-500M-Instruct",
+    family="SmolVLM",
+    model_type="idefics3",
+    num_parameters=507_482_304,
+    decoder_parameters=314_572_800,
+    int8_parameters=132_243_456,
+    kv_numbers_per_token=20_480,
+    max_positions=8_192,
+    note="The default: good answers on a laptop's CPU.",
+)
+_SMOLVLM_2_2B = CatalogEntry(
+    short_names=("smolvlm-2.2b",),
+    hub_id="HuggingFaceTB/SmolVLM-Instruct",
+    family="SmolVLM",
+    model_type="idefics3",
+    num_parameters=2_246_272_880,
+    decoder_parameters=1_610_612_736,
+    int8_parameters=511_739_904,
+    kv_numbers_per_token=98_304,
+    max_positions=16_384,
+)
+_IDEFICS2_8B = CatalogEntry(
+    short_names=("idefics2-8b",),
+    hub_id="HuggingFaceM4/idefics2-8b",
+    family="Idefics2",
+    model_type="idefics2",
+    num_parameters=8_402_768_112,
+    decoder_parameters=6_979_321_856,
+    int8_parameters=542_154_752,
+    kv_numbers_per_token=65_536,
+    max_positions=32_768,
+)
+_IDEFICS_9B = CatalogEntry(
+    short_names=("9b", "idefics-9b"),
+    hub_id="HuggingFaceM4/idefics-9b",
+    family="Idefics",
+    model_type="idefics",
+    num_parameters=8_929_679_632,
+    decoder_parameters=7_910_457_344,
+    int8_parameters=629_145_600,
+    kv_numbers_per_token=262_144,
+    max_positions=2_048,
+    licence="LLaMA 1 (non-commercial)",
+    kind="base",
+    note="Learns a task from a few interleaved examples.",
+)
+_IDEFICS_80B = replace(
+    _IDEFICS_9B,
+    short_names=("80b", "idefics-80b"),
+    hub_id="HuggingFaceM4/idefics-80b",
+    num_parameters=79_967_843_624,
+    decoder_parameters=78_685_143_040,
+    kv_numbers_per_token=1_310_720,
+    note="",
+)
 
 CATALOG: tuple[CatalogEntry, ...] = (
     CatalogEntry(
@@ -82,8 +149,6 @@ CATALOG: tuple[CatalogEntry, ...] = (
         int8_parameters=1_344_640,
         kv_numbers_per_token=1_600,
         max_positions=1_024,
-        licence=_APACHE,
-        kind="instruct",
         note="Inside the package, needs no network; knows nothing but its picture book.",
     ),
     CatalogEntry(
@@ -96,120 +161,56 @@ CATALOG: tuple[CatalogEntry, ...] = (
         int8_parameters=1_024_000,
         kv_numbers_per_token=1_280,
         max_positions=1_024,
-        licence=_APACHE,
-        kind="instruct",
         note="Inside the package, needs no network; knows nothing but its picture book.",
     ),
-    CatalogEntry(
-        short_names=("smolvlm-256m",),
-        hub_id="HuggingFaceTB/SmolVLM-256M-Instruct",
-        family="SmolVLM",
-        model_type="idefics3",
-        num_parameters=256_484_928,
-        decoder_parameters=106_168_320,
-        int8_parameters=113_319_936,
-        kv_numbers_per_token=11_520,
-        max_positions=8_192,
-        licence=_APACHE,
-        kind="instruct",
-        note="The smallest for real photographs.",
-    ),
-    CatalogEntry(
-        short_names=("smolvlm-500m",),
-        hub_id="HuggingFaceTB/SmolVLM-500M-Instruct",
-        family="SmolVLM",
-        model_type="idefics3",
-        num_parameters=507_482_304,
-        decoder_parameters=314_572_800,
-        int8_parameters=132_243_456,
-        kv_numbers_per_token=20_480,
-        max_positions=8_192,
-        licence=_APACHE,
-        kind="instruct",
-        note="The default: good answers on a laptop's CPU.",
-    ),
-    CatalogEntry(
-        short_names=("smolvlm-2.2b",),
-        hub_id="HuggingFaceTB/SmolVLM-Instruct",
-        family="SmolVLM",
-        model_type="idefics3",
-        num_parameters=2_246_272_880,
-        decoder_parameters=1_610_612_736,
-        int8_parameters=511_739_904,
-        kv_numbers_per_token=98_304,
-        max_positions=16_384,
-        licence=_APACHE,
-        kind="instruct",
-    ),
-    CatalogEntry(
+    _SMOLVLM_256M,
+    _SMOLVLM_500M,
+    _SMOLVLM_2_2B,
+    replace(
+        _SMOLVLM_256M,
         short_names=("smolvlm2-256m",),
         hub_id="HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
         family="SmolVLM2",
         model_type="smolvlm",
-        num_parameters=256_484_928,
-        decoder_parameters=106_168_320,
-        int8_parameters=113_319_936,
-        kv_numbers_per_token=11_520,
-        max_positions=8_192,
-        licence=_APACHE,
-        kind="instruct",
         is_video_trained=True,
+        note="",
     ),
-    CatalogEntry(
+    replace(
+        _SMOLVLM_500M,
         short_names=("smolvlm2-500m",),
         hub_id="HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
         family="SmolVLM2",
         model_type="smolvlm",
-        num_parameters=507_482_304,
-        decoder_parameters=314_572_800,
-        int8_parameters=132_243_456,
-        kv_numbers_per_token=20_480,
-        max_positions=8_192,
-        licence=_APACHE,
-        kind="instruct",
         is_video_trained=True,
+        note="",
     ),
-    CatalogEntry(
+    replace(
+        _SMOLVLM_2_2B,
         short_names=("smolvlm2-2.2b",),
         hub_id="HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         family="SmolVLM2",
         model_type="smolvlm",
         num_parameters=2_246_784_880,
-        decoder_parameters=1_610_612_736,
         int8_parameters=511_995_904,
-        kv_numbers_per_token=98_304,
         max_positions=8_192,
-        licence=_APACHE,
-        kind="instruct",
         is_video_trained=True,
     ),
-    CatalogEntry(
+    replace(
+        _SMOLVLM_256M,
         short_names=("smoldocling-256m",),
         hub_id="docling-project/SmolDocling-256M-preview",
         family="SmolDocling",
-        model_type="idefics3",
-        num_parameters=256_484_928,
-        decoder_parameters=106_168_320,
-        int8_parameters=113_319_936,
-        kv_numbers_per_token=11_520,
-        max_positions=8_192,
         licence="CDLA-Permissive-2.0",
-        kind="instruct",
         note='Writes pages down as DocTags: "Convert this page to docling."',
     ),
-    CatalogEntry(
+    replace(
+        _SMOLVLM_256M,
         short_names=("granite-docling-258m",),
         hub_id="ibm-granite/granite-docling-258M",
         family="Granite Docling",
-        model_type="idefics3",
         num_parameters=257_517_120,
-        decoder_parameters=106_168_320,
         int8_parameters=142_737_408,
         tied_head_parameters=57_802_752,
-        kv_numbers_per_token=11_520,
-        max_positions=8_192,
-        licence=_APACHE,
-        kind="instruct",
         note="Successor of SmolDocling.",
     ),
     CatalogEntry(
@@ -222,101 +223,37 @@ CATALOG: tuple[CatalogEntry, ...] = (
         int8_parameters=936_419_328,
         kv_numbers_per_token=65_536,
         max_positions=131_072,
-        licence=_APACHE,
-        kind="instruct",
         note="Strong at documents, charts and text in pictures.",
     ),
-    CatalogEntry(
-        short_names=("idefics2-8b",),
-        hub_id="HuggingFaceM4/idefics2-8b",
-        family="Idefics2",
-        model_type="idefics2",
-        num_parameters=8_402_768_112,
-        decoder_parameters=6_979_321_856,
-        int8_parameters=542_154_752,
-        kv_numbers_per_token=65_536,
-        max_positions=32_768,
-        licence=_APACHE,
-        kind="instruct",
-    ),
-    CatalogEntry(
+    _IDEFICS2_8B,
+    replace(
+        _IDEFICS2_8B,
         short_names=("idefics2-8b-base",),
         hub_id="HuggingFaceM4/idefics2-8b-base",
-        family="Idefics2",
-        model_type="idefics2",
         num_parameters=8_402_759_920,
-        decoder_parameters=6_979_321_856,
         int8_parameters=542_150_656,
-        kv_numbers_per_token=65_536,
-        max_positions=32_768,
-        licence=_APACHE,
         kind="base",
     ),
-    CatalogEntry(
+    replace(
+        _IDEFICS2_8B,
         short_names=("idefics2-8b-chatty",),
         hub_id="HuggingFaceM4/idefics2-8b-chatty",
-        family="Idefics2",
-        model_type="idefics2",
-        num_parameters=8_402_768_112,
-        decoder_parameters=6_979_321_856,
-        int8_parameters=542_154_752,
-        kv_numbers_per_token=65_536,
-        max_positions=32_768,
-        licence=_APACHE,
         kind="chat",
     ),
-    CatalogEntry(
-        short_names=("9b", "idefics-9b"),
-        hub_id="HuggingFaceM4/idefics-9b",
-        family="Idefics",
-        model_type="idefics",
-        num_parameters=8_929_679_632,
-        decoder_parameters=7_910_457_344,
-        int8_parameters=629_145_600,
-        kv_numbers_per_token=262_144,
-        max_positions=2_048,
-        licence=_LLAMA,
-        kind="base",
-        note="Learns a task from a few interleaved examples.",
-    ),
-    CatalogEntry(
+    _IDEFICS_9B,
+    replace(
+        _IDEFICS_9B,
         short_names=("9b-instruct", "idefics-9b-instruct"),
         hub_id="HuggingFaceM4/idefics-9b-instruct",
-        family="Idefics",
-        model_type="idefics",
         num_parameters=8_929_687_824,
-        decoder_parameters=7_910_457_344,
-        int8_parameters=629_145_600,
-        kv_numbers_per_token=262_144,
-        max_positions=2_048,
-        licence=_LLAMA,
-        kind="instruct",
+        note="",
     ),
-    CatalogEntry(
-        short_names=("80b", "idefics-80b"),
-        hub_id="HuggingFaceM4/idefics-80b",
-        family="Idefics",
-        model_type="idefics",
-        num_parameters=79_967_843_624,
-        decoder_parameters=78_685_143_040,
-        int8_parameters=629_145_600,
-        kv_numbers_per_token=1_310_720,
-        max_positions=2_048,
-        licence=_LLAMA,
-        kind="base",
-    ),
-    CatalogEntry(
+    _IDEFICS_80B,
+    replace(
+        _IDEFICS_80B,
         short_names=("80b-instruct", "idefics-80b-instruct"),
         hub_id="HuggingFaceM4/idefics-80b-instruct",
-        family="Idefics",
-        model_type="idefics",
         num_parameters=79_967_860_008,
-        decoder_parameters=78_685_143_040,
-        int8_parameters=629_145_600,
-        kv_numbers_per_token=1_310_720,
-        max_positions=2_048,
-        licence=_LLAMA,
-        kind="instruct",
     ),
 )
 
