@@ -92,7 +92,8 @@ MISTAKES = [
         ["no such option: --max-tokens; did you mean --max-new-tokens?"],
     ),
     (["caption", "-dash.jpg"], ["no such option: -d; for a file, write ./-dash.jpg"]),
-    (["help", "capton"], ["no such command 'capton'"]),
+    (["help", "capton"], ["no such command 'capton'; did you mean caption?"]),
+    (["titel"], ["idefics: no such command 'titel' (see idefics --help)"]),
     (
         ["ask", "a.png", "Caf\udce9?"],
         ["idefics ask: the question 'Caf\\xe9?' is not text in UTF-8: write it again"],

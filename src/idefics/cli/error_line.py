@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import typer
@@ -45,9 +45,11 @@ def error_line(error: Exception, argv: Sequence[str], group: CommandGroup) -> st
 def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: CommandGroup) -> str:
     """What is wrong with the arguments, and what was probably meant."""
     text = one_line(error.format_message()).rstrip(".")
-    unknown_command = NO_SUCH_COMMAND.match(text)
-    if unknown_command and (" " in unknown_command[1] or is_picture_argument(unknown_command[1])):
-        return f"{unknown_command[1]!r} is not a command: name one first, such as caption or ask"
+    if unknown_command := NO_SUCH_COMMAND.match(text):
+        name = unknown_command[1]
+        if " " in name or is_picture_argument(name):
+            return f"{name!r} is not a command: name one first, such as caption or ask"
+        return f"no such command {name!r}{_did_you_mean(name, group.commands)}"
     if extra_arguments := EXTRA_ARGUMENTS.match(text):
         return f"unexpected argument: {extra_arguments[1]}"
     unknown_option = NO_SUCH_OPTION.match(text)
@@ -60,8 +62,6 @@ def _usage_error_text(error: typer.TyperException, argv: Sequence[str], group: C
 
 def _suggestion(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
     """What was probably meant by an unknown option, as the end of a sentence; "" where nothing comes close."""
-    from difflib import get_close_matches
-
     for argument in argv:
         if FILE_WITH_DASH.fullmatch(argument) or (
             len(argument) > 1 and argument[0] == "-" and Path(argument).exists()
@@ -69,5 +69,12 @@ def _suggestion(option: str, argv: Sequence[str], flags: Sequence[str]) -> str:
             return f"; for a file, write ./{argument}"
     if option in OUTPUT_FLAGS_OF_OTHER_TOOLS:
         return "; to save answers, write > answers.txt after the command"
-    close_flags = get_close_matches(option, flags, n=1, cutoff=0.7)
-    return f"; did you mean {close_flags[0]}?" if close_flags else ""
+    return _did_you_mean(option, flags)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known name that is nearest to an unknown one, as the end of a sentence; "" where none comes close."""
+    from difflib import get_close_matches
+
+    close_names = get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"; did you mean {close_names[0]}?" if close_names else ""
