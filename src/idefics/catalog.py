@@ -246,6 +246,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         short_names=("9b-instruct", "idefics-9b-instruct"),
         hub_id="HuggingFaceM4/idefics-9b-instruct",
         num_parameters=8_929_687_824,
+        kind="instruct",
         note="",
     ),
     _IDEFICS_80B,
@@ -254,6 +255,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         short_names=("80b-instruct", "idefics-80b-instruct"),
         hub_id="HuggingFaceM4/idefics-80b-instruct",
         num_parameters=79_967_860_008,
+        kind="instruct",
     ),
 )
 
