@@ -117,7 +117,7 @@ def run_refused_command(capsys, argv, loader):
 @pytest.mark.parametrize(("argv", "parts"), MISTAKES, ids=lambda value: " ".join(value)[:40])
 def test_an_error_is_one_line_and_loads_no_model(capsys, argv, parts):
     line = run_refused_command(capsys, argv, lambda flags, screen: pytest.fail("a model was loaded"))
-    is_command = argv[0] not in ("capton", "help", "--foo", "a.png", "What is it?")
+    is_command = argv[0] not in ("capton", "titel", "help", "--foo", "a.png", "What is it?")
     assert line.startswith(f"idefics {argv[0]}: " if is_command else "idefics: ")
     assert all(part in line for part in parts), line
 
