@@ -5,14 +5,13 @@ Configs hold what a file says; `to_model_config` is what this package reads from
 
 from __future__ import annotations
 
-import inspect
-from copy import copy, deepcopy
+from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from idefics.compat.pretrained import CONFIG_FILES, PretrainedMixin
-from idefics.compat.serialization import JsonMixin, read_json_object, write_json
+from idefics.compat.serialization import AnnotatedFields, read_json_object, write_json
 from idefics.config import ModelConfig
 from idefics.errors import UnsupportedModel
 from idefics.models import family_for
@@ -29,12 +28,11 @@ UNSAVED_FIELDS = (
 COMPOSITE_CONFIG_BY_MODEL_TYPE: dict[str, type[PretrainedConfig]] = {}
 
 
-class PretrainedConfig(PretrainedMixin, JsonMixin):
+class PretrainedConfig(PretrainedMixin, AnnotatedFields):
     """A config whose fields are the annotated names of its class; other keyword arguments are kept as attributes too.
 
     Attributes:
         parts: field -> config class of a part, such as "vision_config".
-        fields: field -> default.
         _attn_implementation: the attention backend of models that are built from this config; not saved.
         gradient_checkpointing: whether such models begin with gradient checkpointing enabled; not saved.
         return_dict, output_attentions, output_hidden_states: the defaults of `forward`.
@@ -46,7 +44,6 @@ class PretrainedConfig(PretrainedMixin, JsonMixin):
     file_selection = CONFIG_FILES
     model_type: ClassVar[str] = ""
     parts: ClassVar[dict[str, type[PretrainedConfig]]] = {}
-    fields: ClassVar[dict[str, Any]] = {}
 
     return_dict: bool = True
     output_attentions: bool = False
@@ -68,35 +65,18 @@ class PretrainedConfig(PretrainedMixin, JsonMixin):
     tie_word_embeddings: bool
 
     def __init_subclass__(cls) -> None:
-        """Collects the fields of the class: its own first, then inherited ones."""
-        own_fields = {name: cls.__dict__[name] for name in cls.__annotations__ if name in cls.__dict__}
-        own_fields = {
-            name: value for name, value in own_fields.items() if name not in ("model_type", "parts", "fields")
-        }
+        """Collects the fields of the class, and registers the class of a whole model."""
+        super().__init_subclass__()
         cls.sub_configs = cls.parts
         if cls.parts:
             COMPOSITE_CONFIG_BY_MODEL_TYPE.setdefault(cls.model_type, cls)
-        cls.fields = {
-            **own_fields,
-            **{name: value for name, value in cls.fields.items() if name not in own_fields},
-        }
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        field_parameters = [
-            inspect.Parameter(name, kind, default=value) for name, value in cls.fields.items()
-        ]
-        kwargs_parameter = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
-        cls.__signature__ = inspect.Signature([*field_parameters, kwargs_parameter])  # type: ignore[attr-defined]
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        bound_arguments = inspect.signature(type(self)).bind(*values, **named)
-        bound_arguments.apply_defaults()
-        extra_fields = bound_arguments.arguments.pop("kwargs")
-        if attn_implementation := extra_fields.pop("attn_implementation", None):
-            self._attn_implementation = attn_implementation
-        if dtype := extra_fields.pop("dtype", self.torch_dtype):  # its name in newer files
-            bound_arguments.arguments["torch_dtype"] = dtype
-        for name, value in {**bound_arguments.arguments, **extra_fields}.items():
-            setattr(self, name, copy(value))
+        if dtype := named.pop("dtype", None):  # its name in newer files
+            named["torch_dtype"] = dtype
+        if attn_implementation := named.pop("attn_implementation", None):
+            named["_attn_implementation"] = attn_implementation
+        super().__init__(*values, **named)
         if self.torch_dtype is not None:
             self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
         for name, part in self.parts.items():
@@ -191,11 +171,6 @@ class PretrainedConfig(PretrainedMixin, JsonMixin):
         """Sets fields of the config by their names."""
         for name, value in changes.items():
             setattr(self, name, value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PretrainedConfig) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]  # it can be changed
 
 
 PretrainedConfig.fields = {

@@ -6,48 +6,33 @@ Each class holds the settings of a family and converts them to an `ImageProcesso
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import PIL.Image
 
-from idefics.compat.batch_feature import Array, BatchFeature, to_tensor_type
+from idefics.compat.batch_feature import Array, BatchFeature
 from idefics.compat.image_inputs import as_picture, is_float_array, make_fetcher_from_environment
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
-from idefics.compat.serialization import JsonMixin, write_json
+from idefics.compat.serialization import AnnotatedFields, write_json
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPicture, BadSetting, UnknownArgument
 from idefics.messages import ImageDetail, Picture
-from idefics.models.family import RESAMPLE_FILTERS, resample_filter_name
-from idefics.processing import checkpoint_settings
+from idefics.models.family import resample_filter_name
+from idefics.processing.checkpoint_settings import read_json_object, read_preprocessor_config
 from idefics.processing.image_processor import open_picture, preprocess_image
 from idefics.prompt import PreprocessedImage
 
-T = TypeVar("T")
 ChannelValue = float | Sequence[float] | None
 
 
-def drop_ignored_kwargs(cls: type[T]) -> type[T]:
-    """A class decorator: the constructor drops keyword arguments without effect (`IGNORED_IMAGE_KWARGS`)."""
-    original_init = cls.__init__
-
-    @wraps(original_init)
-    def init(self: T, *args: Any, **keywords: Any) -> None:
-        original_init(self, *args, **_drop_ignored(keywords))
-
-    cls.__init__ = init  # type: ignore[method-assign,assignment]
-    return cls
-
-
-class ImageProcessor(PretrainedMixin, JsonMixin):
-    """The base of the image processors: dataclasses whose fields are settings, and arguments of the call too."""
+class ImageProcessor(PretrainedMixin, AnnotatedFields):
+    """The base of the image processors. Their fields are settings, and arguments of the call too."""
 
     file_selection = PROCESSOR_FILES
     model_input_names: ClassVar = ["pixel_values", "pixel_attention_mask"]
@@ -62,10 +47,20 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
     image_mean: ChannelValue
     image_std: ChannelValue
 
+    def __init__(self, *values: Any, **named: Any) -> None:
+        if named.get("data_format", "channels_first") not in ("channels_first", None):
+            raise BadSetting(
+                f"data_format is {named['data_format']!r}; the models read channels first: leave it out"
+            )
+        settings = {name: value for name, value in named.items() if name not in IGNORED_IMAGE_KWARGS}
+        if unknown := settings.keys() - self.fields.keys():
+            raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(self.fields))
+        super().__init__(*values, **settings)
+
     @classmethod
-    def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """The image processor whose `to_processor_config` is this one."""
-        raise NotImplementedError
+    def settings_from_processor_config(cls, config: ImageProcessorConfig) -> dict[str, Any]:
+        """The settings whose default a checkpoint names in other files than preprocessor_config.json: sizes."""
+        return {}
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """The settings as an `ImageProcessorConfig`; each frame has `tokens_per_frame` tokens in a prompt."""
@@ -73,24 +68,22 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
 
     @classmethod
     def _from_folder(cls, folder: Path, **settings: Any) -> Self:
-        return cls.from_dict(checkpoint_settings.read_preprocessor_config(folder), **settings)
-
-    @classmethod
-    def from_preprocessor_config(cls, preprocessor_config: Mapping[str, Any]) -> Self:
-        """From the content of a preprocessor_config.json; fields that are not settings are left out."""
-        return cls(
-            **{name: preprocessor_config[name] for name in preprocessor_config.keys() & cls._setting_names()}
-        )
+        return cls.from_dict(read_preprocessor_config(folder), **settings)
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **changes: Any) -> Self:
-        """From the content of a preprocessor_config.json; `changes` are settings with another value."""
-        return cls.from_preprocessor_config(image_processor_dict).with_settings(**changes)
+        """From the content of a preprocessor_config.json, of which fields that are not settings are left out.
+
+        Args:
+            changes: settings with another value.
+        """
+        names = image_processor_dict.keys() & cls.fields.keys()
+        return cls(**{name: image_processor_dict[name] for name in names}).with_settings(**changes)
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
         """From a JSON file of any name, with the content of a preprocessor_config.json."""
-        return cls.from_preprocessor_config(checkpoint_settings.read_json_object(Path(json_file)))
+        return cls.from_dict(read_json_object(Path(json_file)))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
         """Writes preprocessor_config.json, and returns its path in a list."""
@@ -99,19 +92,13 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The content of preprocessor_config.json."""
-        values = {name: value for name in self._setting_names() if (value := getattr(self, name)) is not None}
+        values = {name: value for name, value in vars(self).items() if value is not None}
         return {**values, "resample": int(self.resample), "image_processor_type": type(self).__name__}
 
     def with_settings(self, **changes: Any) -> Self:
         """A copy with other settings; None leaves a setting as it is. Raises UnknownArgument for an unknown one."""
-        changes = {name: value for name, value in _drop_ignored(changes).items() if value is not None}
-        if unknown := changes.keys() - self._setting_names():
-            raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(self._setting_names()))
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # a dataclass in each family
-
-    @classmethod
-    def _setting_names(cls) -> frozenset[str]:
-        return frozenset(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return type(self)(**{**vars(self), **changes})
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens URLs and files as upright RGB images, also in nested lists; image objects stay as they are.
@@ -133,7 +120,8 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
             input_data_format: "channels_first" or "channels_last", where the shape of an array is ambiguous.
 
         Raises:
-            BadPicture: the image cannot be opened, or is not RGB with `do_convert_rgb=False`.
+            BadPicture: the image cannot be opened, or is not RGB with `do_convert_rgb=False`; or an array of floats
+                from 0 to 1 would be rescaled.
         """
         if isinstance(source, PreprocessedImage):
             return source
@@ -141,32 +129,20 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
             raise BadPicture(
                 f"do_convert_rgb is False, and a picture has the mode {source.mode}; the models read RGB: give True"
             )
-        picture = as_picture(source, input_data_format)
-        image = open_picture(picture, make_fetcher_from_environment())
-        config = self._config_for_image(image, self._config_for_pixel_range(picture))
-        if (size := self.fixed_resize_size()) is not None and image.size != size:
-            image = image.resize(size, PIL.Image.Resampling(int(self.resample)))
+        picture, config = as_picture(source, input_data_format), self.to_processor_config()
+        if is_float_array(picture):
+            if self.do_rescale:
+                raise BadPicture(
+                    "an array holds floats from 0 to 1, and do_rescale would divide them by 255 again: give "
+                    "do_rescale=False"
+                )
+            config = replace(config, rescale_factor=1 / 255)
+        image = self._resize_first(open_picture(picture, make_fetcher_from_environment()))
         return preprocess_image(image, config, picture.resolve_detail(ImageDetail()))
 
-    def fixed_resize_size(self) -> tuple[int, int] | None:
-        """(width, height) to which images are resized first, without keeping their aspect; None: they keep it."""
-        return None
-
-    def _config_for_image(self, image: PIL.Image.Image, config: ImageProcessorConfig) -> ImageProcessorConfig:
-        """The config for one opened image."""
-        return config
-
-    def _config_for_pixel_range(self, picture: Picture) -> ImageProcessorConfig:
-        """The config for one image; arrays of floats from 0 to 1 are rescaled already, and need `do_rescale=False`."""
-        config = self.to_processor_config()
-        if not is_float_array(picture):
-            return config
-        if self.do_rescale:
-            raise BadPicture(
-                "an array holds floats from 0 to 1, and do_rescale would divide them by 255 again: give "
-                "do_rescale=False"
-            )
-        return replace(config, rescale_factor=1 / 255)
+    def _resize_first(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """An opened image as it is before the steps of `ImageProcessorConfig`."""
+        return image
 
     def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
         """Computes pixel values, as `preprocess`."""
@@ -184,24 +160,6 @@ class ImageProcessor(PretrainedMixin, JsonMixin):
             "mean": _to_channel_values(self.image_mean) if self.do_normalize else (0.0,) * 3,
             "std": _to_channel_values(self.image_std) if self.do_normalize else (1.0,) * 3,
         }
-
-
-def _drop_ignored(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    if keywords.get("data_format", "channels_first") not in ("channels_first", None):
-        raise BadSetting(
-            f"data_format is {keywords['data_format']!r}; the models read channels first: leave it out"
-        )
-    return {name: value for name, value in keywords.items() if name not in IGNORED_IMAGE_KWARGS}
-
-
-def resample_and_normalize_settings(config: ImageProcessorConfig) -> dict[str, Any]:
-    """The inverse of `resample_and_normalize_kwargs`: settings from a config."""
-    return {
-        "resample": RESAMPLE_FILTERS.index(config.resample),
-        "rescale_factor": config.rescale_factor,
-        "image_mean": list(config.mean),
-        "image_std": list(config.std),
-    }
 
 
 def _to_channel_values(value: ChannelValue) -> tuple[float, ...]:
@@ -234,7 +192,7 @@ def stack_pixel_values(
             raise BadSetting("do_pad is False, and pictures differ in size or number: give do_pad=True")
     values, mask = pad_and_stack(frames)
     entries = {"pixel_values": values} | ({"pixel_attention_mask": mask} if do_pad else {})
-    return BatchFeature({name: to_tensor_type(value, return_tensors) for name, value in entries.items()})
+    return BatchFeature(entries, return_tensors)
 
 
 def pad_and_stack(samples: Sequence[Sequence[Array]]) -> tuple[Array, Array]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import PIL.Image
 import torch
@@ -16,10 +14,8 @@ from idefics.compat.image_inputs import group_by_sample
 from idefics.compat.image_processing import (
     ChannelValue,
     ImageProcessor,
-    drop_ignored_kwargs,
     get_edge,
     pad_and_stack,
-    resample_and_normalize_settings,
 )
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadSetting
@@ -29,8 +25,6 @@ from idefics.prompt import PreprocessedImage
 PictureTransform = Callable[[Any], torch.Tensor]
 
 
-@drop_ignored_kwargs
-@dataclass
 class IdeficsImageProcessor(ImageProcessor):
     """The image processor of Idefics: every image becomes one square frame.
 
@@ -47,17 +41,18 @@ class IdeficsImageProcessor(ImageProcessor):
     image_mean: ChannelValue = None
     image_std: ChannelValue = None
     image_num_channels: int = 3
-    size: int | Mapping[str, int] | None = dataclasses.field(default=None, kw_only=True)
-    do_convert_rgb: bool = dataclasses.field(default=True, kw_only=True)
-    do_resize: bool = dataclasses.field(default=True, kw_only=True)
-    resample: int = dataclasses.field(default=3, kw_only=True)
-    do_rescale: bool = dataclasses.field(default=True, kw_only=True)
-    rescale_factor: float = dataclasses.field(default=1 / 255, kw_only=True)
-    do_normalize: bool = dataclasses.field(default=True, kw_only=True)
+    size: int | Mapping[str, int] | None = None
+    do_convert_rgb: bool = True
+    do_resize: bool = True
+    resample: int = 3
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
 
     model_input_names: ClassVar = ["pixel_values"]
 
-    def __post_init__(self) -> None:
+    def __init__(self, *values: Any, **named: Any) -> None:
+        super().__init__(*values, **named)
         if self.size is not None:
             self.image_size, self.size = self.size, None
         if isinstance(self.image_size, Mapping):
@@ -73,9 +68,9 @@ class IdeficsImageProcessor(ImageProcessor):
         self.image_std = list(CLIP_STD) if self.image_std is None else self.image_std
 
     @classmethod
-    def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """An image processor with the frame size, filter and normalisation of `config`."""
-        return cls(image_size=config.frame_size, **resample_and_normalize_settings(config))
+    def settings_from_processor_config(cls, config: ImageProcessorConfig) -> dict[str, Any]:
+        """The size of a frame."""
+        return {"image_size": config.frame_size, "size": None}
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """The settings as an `ImageProcessorConfig`: one square frame, resized without keeping the aspect."""
@@ -109,41 +104,29 @@ class IdeficsImageProcessor(ImageProcessor):
             input_data_format: where the channels of an array are, if its shape is ambiguous.
             image_num_channels, image_size, image_mean, image_std, changes: other settings, for this call.
         """
-        named_changes = {
-            "image_num_channels": image_num_channels,
-            "image_size": image_size,
-            "image_mean": image_mean,
-            "image_std": image_std,
-        }
-        changes |= {name: value for name, value in named_changes.items() if value is not None}
-        processor = self.with_settings(**changes)
-        sources = [source for sample in group_by_sample(images) for source in sample]
+        processor = self.with_settings(
+            image_num_channels=image_num_channels,
+            image_size=image_size,
+            image_mean=image_mean,
+            image_std=image_std,
+            **changes,
+        )
         frames = [
             processor.preprocess_with_transform(source, transform, input_data_format).frames[0]
-            for source in sources
+            for sample in group_by_sample(images)
+            for source in sample
         ]
         return (
             frames if return_tensors is None else to_tensor_type(stack_same_size([frames])[0], return_tensors)
         )
 
-    def preprocess_items(
-        self, items: Sequence[Any], transform: PictureTransform | None, input_data_format: str | None = None
-    ) -> list[str | PreprocessedImage]:
-        """Texts and images of a prompt, with the images preprocessed."""
-        return [
-            item
-            if isinstance(item, str)
-            else self.preprocess_with_transform(item, transform, input_data_format)
-            for item in items
-        ]
-
-    def _config_for_image(self, image: PIL.Image.Image, config: ImageProcessorConfig) -> ImageProcessorConfig:
-        if not self.do_resize and image.size != (config.frame_size, config.frame_size):
+    def _resize_first(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        if not self.do_resize and image.size != (self.image_size, self.image_size):
             raise BadSetting(
                 f"do_resize is False, and a picture has {image.width} x {image.height} pixels; the models read "
-                f"{config.frame_size} x {config.frame_size}: leave it out"
+                f"{self.image_size} x {self.image_size}: leave it out"
             )
-        return config
+        return image
 
     def preprocess_with_transform(
         self, source: Any, transform: PictureTransform | None, input_data_format: str | None = None

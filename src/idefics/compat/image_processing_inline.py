@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any
+
+import PIL.Image
 
 from idefics.compat.batch_feature import BatchFeature
 from idefics.compat.image_inputs import group_by_sample
 from idefics.compat.image_processing import (
     ChannelValue,
     ImageProcessor,
-    drop_ignored_kwargs,
     get_edge,
-    resample_and_normalize_settings,
     stack_pixel_values,
 )
 from idefics.config import ImageProcessorConfig
@@ -26,8 +24,6 @@ from idefics.processing.tile_plan import compute_tile_grid
 UNBOUNDED_EDGE = 2**31  # pixels of an edge
 
 
-@drop_ignored_kwargs
-@dataclass(kw_only=True)
 class Idefics2ImageProcessor(ImageProcessor):
     """The image processor of Idefics 2: images keep their size within bounds, and may be split into quarters.
 
@@ -44,28 +40,16 @@ class Idefics2ImageProcessor(ImageProcessor):
 
     do_convert_rgb: bool = True
     do_resize: bool = True
-    size: Mapping[str, int] = dataclasses.field(
-        default_factory=lambda: {"shortest_edge": 378, "longest_edge": 980}
-    )
+    size: Mapping[str, int] = {"shortest_edge": 378, "longest_edge": 980}
     resample: int = 2
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
-    image_mean: ChannelValue = dataclasses.field(default_factory=lambda: list(HALF_PER_CHANNEL))
-    image_std: ChannelValue = dataclasses.field(default_factory=lambda: list(HALF_PER_CHANNEL))
+    image_mean: ChannelValue = [*HALF_PER_CHANNEL]  # noqa: RUF012
+    image_std: ChannelValue = [*HALF_PER_CHANNEL]  # noqa: RUF012
     do_pad: bool = True
     do_image_splitting: bool = False
     return_row_col_info: bool | None = None
-
-    @classmethod
-    def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """The image processor whose `to_processor_config` is this one."""
-        size = {"shortest_edge": config.shortest_edge, "longest_edge": config.longest_edge}
-        return cls(
-            size=cast(Mapping[str, int], size),
-            do_image_splitting=config.do_image_splitting,
-            **resample_and_normalize_settings(config),
-        )
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """The settings as an `ImageProcessorConfig`: frames of native size within bounds."""
@@ -122,8 +106,6 @@ class Idefics2ImageProcessor(ImageProcessor):
         return entries
 
 
-@drop_ignored_kwargs
-@dataclass(kw_only=True)
 class Idefics3ImageProcessor(Idefics2ImageProcessor):
     """The image processor of Idefics 3: an image is resized, split into square tiles, and added as a whole.
 
@@ -136,30 +118,19 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
             are used, and their size (SmolVLM2); None for checkpoints that were not trained with video.
     """
 
-    size: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"longest_edge": 4 * 364})
+    size: Mapping[str, int] = {"longest_edge": 4 * 364}
     resample: int = 1
     do_image_splitting: bool = True
-    max_image_size: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"longest_edge": 364})
+    max_image_size: Mapping[str, int] = {"longest_edge": 364}
     video_sampling: Mapping[str, Any] | None = None
 
     @classmethod
-    def from_processor_config(cls, config: ImageProcessorConfig) -> Self:
-        """The image processor whose `to_processor_config` is this one."""
-        video_sampling: dict[str, Any] | None = None
-        if config.video is not None:
-            size = {"longest_edge": config.video.longest_edge}
-            video_sampling = {
-                "fps": config.video.fps,
-                "max_frames": config.video.max_frames,
-                "video_size": size,
-            }
-        return cls(
-            video_sampling=video_sampling,
-            size={"longest_edge": cast(int, config.longest_edge)},
-            max_image_size={"longest_edge": config.frame_size},
-            do_image_splitting=config.do_image_splitting,
-            **resample_and_normalize_settings(config),
-        )
+    def settings_from_processor_config(cls, config: ImageProcessorConfig) -> dict[str, Any]:
+        """The sizes of an image and of a tile."""
+        return {
+            "size": {"longest_edge": config.longest_edge},
+            "max_image_size": {"longest_edge": config.frame_size},
+        }
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """The settings as an `ImageProcessorConfig`: square frames."""
@@ -193,9 +164,11 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
             return None
         return get_edge("size", self.size, "width"), get_edge("size", self.size, "height")
 
+    def _resize_first(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        size = self.fixed_resize_size() or image.size
+        return image if size == image.size else image.resize(size, PIL.Image.Resampling(int(self.resample)))
 
-@drop_ignored_kwargs
-@dataclass(kw_only=True)
+
 class SmolVLMImageProcessor(Idefics3ImageProcessor):
     """The image processor of SmolVLM and SmolVLM2: that of Idefics 3 under its own name."""
 

@@ -147,7 +147,7 @@ class BaseProcessor(ProcessorMixin):
         """The arguments of the call that `apply_chat_template` takes too."""
         return {
             *inspect.signature(cls.__call__).parameters,
-            *cls.image_processor_type._setting_names(),
+            *cls.image_processor_type.fields,
             *KWARG_GROUPS,
             *VIDEO_FIELD_BY_KWARG,
             *NEUTRAL_PROCESSOR_KWARGS,

@@ -120,12 +120,12 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
         image_seq_len: int | None
         if (folder / "config.json").exists():
             model_config, image_config = cls._read_checkpoint_configs(folder, preprocessor_config)
-            image_processor = image_processor or cls.image_processor_type.from_processor_config(image_config)
+            preprocessor_config |= cls.image_processor_type.settings_from_processor_config(image_config)
             image_seq_len = image_config.tokens_per_frame
         else:
-            image_processor = image_processor or cls.image_processor_type.from_dict(preprocessor_config)
             processor_config = checkpoint_settings.read_json_object(folder / "processor_config.json")
             image_seq_len = processor_config.get("image_seq_len")
+        image_processor = image_processor or cls.image_processor_type.from_dict(preprocessor_config)
         if image_settings:
             image_processor = image_processor.with_settings(**image_settings)
         processor = cls._from_parts(image_processor, tokenizer, image_seq_len, constructor_kwargs)

@@ -142,7 +142,12 @@ class IdeficsProcessor(BaseProcessor):
             add_end_of_utterance_token = self.add_end_of_utterance_token
         full_prompts = [
             prompt_processor.encode_parts(
-                image_processor.preprocess_items(items, transform, input_data_format),
+                [
+                    item
+                    if isinstance(item, str)
+                    else image_processor.preprocess_with_transform(item, transform, input_data_format)
+                    for item in items
+                ],
                 add_end_of_utterance_token=add_end_of_utterance_token,
             )
             for items in _as_documents(prompts, text, images)

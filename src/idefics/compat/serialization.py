@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from copy import copy
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from idefics.errors import BrokenCheckpoint
 from idefics.weights.adapters import refuse_adapter
@@ -38,6 +40,49 @@ class JsonMixin:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+class AnnotatedFields(JsonMixin):
+    """An object whose fields are the annotated names of its class that have a default.
+
+    The constructor sets each field, and keeps other keyword arguments as attributes too. Two objects are equal where
+    their `to_dict` is.
+
+    Attributes:
+        fields: field -> default; those of the class first, then inherited ones.
+    """
+
+    fields: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Collects the fields of the class, which are its constructor's arguments."""
+        own_fields = {
+            name: vars(cls)[name]
+            for name, annotation in cls.__annotations__.items()
+            if name in vars(cls) and name != "model_type" and "ClassVar" not in str(annotation)
+        }
+        cls.fields = {
+            **own_fields,
+            **{name: cls.fields[name] for name in cls.fields if name not in own_fields},
+        }
+        parameters = [
+            Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=value)
+            for name, value in cls.fields.items()
+        ]
+        kwargs_parameter = Parameter("kwargs", Parameter.VAR_KEYWORD)
+        cls.__signature__ = Signature([*parameters, kwargs_parameter])  # type: ignore[attr-defined]
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        bound_arguments = signature(type(self)).bind(*values, **named)
+        bound_arguments.apply_defaults()
+        extra_fields = bound_arguments.arguments.pop("kwargs")
+        for name, value in {**bound_arguments.arguments, **extra_fields}.items():
+            setattr(self, name, copy(value))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AnnotatedFields) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # it can be changed
 
 
 def config_to_dict(config: object) -> Mapping[str, Any] | None:
