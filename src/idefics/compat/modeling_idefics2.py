@@ -33,4 +33,3 @@ class Idefics2ForConditionalGeneration(
 
     output_class = Idefics2CausalLMOutputWithPast
     base_class = Idefics2Model
-    architecture_class = Idefics2

@@ -43,7 +43,6 @@ class Idefics3ForConditionalGeneration(
 
     output_class: ClassVar[type[CausalLMOutputWithPast]] = Idefics3CausalLMOutputWithPast
     base_class: ClassVar[type[InlineImageBaseModel]] = Idefics3Model
-    architecture_class = Idefics3
 
 
 class SmolVLMPreTrainedModel(Idefics3PreTrainedModel):

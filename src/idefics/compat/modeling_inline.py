@@ -18,7 +18,8 @@ from idefics.compat.modeling import BaseModelWithoutHead, ModelWithHead, PreTrai
 from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
 from idefics.compat.modeling_vision import SiglipVisionTransformer
 from idefics.errors import BadPrompt
-from idefics.models.inline import InlineImageBackbone, InlineImageModel
+from idefics.models.inline import InlineImageBackbone
+from idefics.models.vision_language_model import VisionLanguageModel
 from idefics.nn.attention import Attn
 from idefics.nn.upcast import TokenEmbedding
 
@@ -62,7 +63,7 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
     @accept_any_config_in_init
     def __init__(self, config: Any) -> None:
         # The constructor of each family takes the config alone.
-        self.backbone_class.__init__(self, config.to_model_config())  # type: ignore[call-arg]
+        self.backbone_class.__init__(self, config.to_model_config())
         self._finish_init(config)
 
     def _finish_init(self, config: Any) -> None:
@@ -188,19 +189,18 @@ class InlineImageBaseModel(BaseModelWithoutHead, InlineImagePreTrainedModel, Inl
         ).encode_frames(self.encode, self.device, self.dtype)
 
 
-class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedModel, InlineImageModel):
+class InlineImageForConditionalGeneration(ModelWithHead, InlineImagePreTrainedModel, VisionLanguageModel):
     """An inline-image model with its head. `model` is the model without it."""
 
     config: Idefics2Config | Idefics3Config  # type: ignore[assignment]  # not that of `models`
     model: InlineImageBaseModel
     base_class: ClassVar[type[InlineImageBaseModel]]
-    architecture_class: ClassVar[type[InlineImageModel]]  # the class of `models` that this one extends
 
     @accept_any_config_in_init
     def __init__(self, config: Any) -> None:
         with without_weight_init():
             base_model = self.base_class(config)
-        self.architecture_class.__init__(self, config.to_model_config(), base_model)
+        VisionLanguageModel.__init__(self, config.to_model_config(), base_model)
         self._finish_init(config)
 
     @property

@@ -18,6 +18,7 @@ from idefics.config import (
     PromptFormat,
     ResampleFilter,
     RopeConfig,
+    TextConfig,
 )
 from idefics.errors import BrokenCheckpoint, UnsupportedModel
 from idefics.weights import KeyRules
@@ -151,3 +152,52 @@ def read_stop_ids(raw: RawConfig, generation: RawConfig, default: int) -> tuple[
                 )
             return ids
     return (default,)
+
+
+def read_text_config(
+    text: RawConfig,
+    *,
+    model_type: str,
+    intermediate_size: int,
+    num_kv_heads: int | None,
+    max_positions: int,
+    sliding_window: int | None = None,
+    tie_word_embeddings: bool,
+) -> TextConfig:
+    """The decoder that a `text_config` describes.
+
+    Args:
+        model_type: the one whose config class transformers would use.
+        intermediate_size, num_kv_heads, max_positions, sliding_window: the defaults of that class; `num_kv_heads` None:
+            as many as query heads.
+        tie_word_embeddings: of the whole model's config.
+
+    Raises:
+        UnsupportedModel: the text_config is of another model_type.
+    """
+    if (decoder := text.get("model_type", model_type)) != model_type:
+        raise UnsupportedModel(
+            f"config.json's text_config is of model_type {decoder!r}; known is {model_type}"
+        )
+    width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
+    return TextConfig(
+        vocab_size=text.get("vocab_size", 32000),
+        hidden_size=width,
+        intermediate_size=text.get("intermediate_size", intermediate_size),
+        num_layers=text.get("num_hidden_layers", 32),
+        num_heads=heads,
+        num_kv_heads=text.get("num_key_value_heads", num_kv_heads) or heads,
+        head_size=text.get("head_dim") or width // heads,
+        norm_epsilon=text.get("rms_norm_eps", 1e-6),
+        max_positions=text.get("max_position_embeddings", max_positions),
+        activation=validate_activation_name(text.get("hidden_act", "silu")),
+        rope=read_rope_config(text),
+        sliding_window=sliding_window and text.get("sliding_window", sliding_window),
+        tie_word_embeddings=tie_word_embeddings,
+    )
+
+
+def read_dtype_name(raw: RawConfig, text: RawConfig) -> str | None:
+    """The dtype that config.json names in any of its fields; None if it names none. `text` is its text_config."""
+    dtype: str | None = raw.get("dtype", raw.get("torch_dtype", text.get("torch_dtype")))
+    return dtype

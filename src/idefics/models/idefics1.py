@@ -12,6 +12,7 @@ Source: OBELICS (arXiv 2306.16527), Flamingo (arXiv 2204.14198) and the released
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from typing import ClassVar, cast
 
@@ -19,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from idefics.config import CrossAttentionConfig, KVCacheLayout, ModelConfig, TextConfig, VisionConfig
+from idefics.config import CrossAttentionConfig, ModelConfig, TextConfig, VisionConfig
 from idefics.errors import UnsupportedModel
 from idefics.models.family import RECOMPUTED_BUFFERS, ModelFamily
 from idefics.models.idefics1_config import read_config, read_image_config, read_prompt_format
+from idefics.models.vision_language_model import ModelBackbone, VisionLanguageModel
 from idefics.nn.attention import Attn, CrossKV, LayerCrossKV
-from idefics.nn.attention_backends import HasAttentionBackend
 from idefics.nn.decoder import DecoderLayer, GatedMLP
 from idefics.nn.decoder_parts import CrossAttentionBlock, DecoderParts
 from idefics.nn.norm import RMSNorm
@@ -154,7 +155,7 @@ class GatedCrossAttentionLayer(nn.Module):
         )
 
 
-class Idefics1Backbone(nn.Module):
+class Idefics1Backbone(ModelBackbone):
     """Vision tower, resampler and decoder: everything but the head, under the names that checkpoints use.
 
     Attributes:
@@ -188,6 +189,11 @@ class Idefics1Backbone(nn.Module):
         )
         self.norm = RMSNorm(text.hidden_size, text.norm_epsilon)
 
+    @property
+    def decoder(self) -> Idefics1Backbone:
+        """Embedding, decoder layers and norm are modules of the backbone itself."""
+        return self
+
     def encode(self, frames: Tensor) -> Tensor:
         """(P, 3, h, h) normalised pixels -> (P, M, D') image features."""
         out: Tensor = self.perceiver_resampler(self.vision_model(frames))
@@ -196,11 +202,6 @@ class Idefics1Backbone(nn.Module):
     def compute_cross_kv(self, features: Tensor) -> CrossKV:
         """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each."""
         return [block.cross_attn.compute_cross_kv(features) for block in self.gated_cross_attn_layers]  # type: ignore
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (...) -> embeddings (..., D), in the dtype that the model computes in."""
-        out: Tensor = self.embed_tokens(ids)
-        return out.to(self.norm.weight.dtype)
 
     def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
         """The decoder: embeddings (N, D) at positions (N,) -> hidden states (N, D) after the last norm."""
@@ -214,76 +215,36 @@ class Idefics1Backbone(nn.Module):
         return out
 
 
-class Idefics1(HasAttentionBackend):
-    """Idefics 1 as the engine runs it (`VLM`). `backbone`: everything but the head; None: built from the config."""
+class Idefics1(VisionLanguageModel):
+    """Idefics 1 as the engine runs it (`VLM`)."""
+
+    backbone_class = Idefics1Backbone
+    model: Idefics1Backbone
+    lm_head: DecoupledHead
 
     def __init__(self, config: ModelConfig, backbone: Idefics1Backbone | None = None) -> None:
-        super().__init__()
-        text = config.text
-        self.config = config
-        self.model = Idefics1Backbone(config) if backbone is None else backbone
-        self.layout = KVCacheLayout(
-            num_layers=text.num_layers,
-            num_kv_heads=text.num_kv_heads,
-            head_size=text.head_size,
-            num_cross_attention_layers=len(self.model.gated_cross_attn_layers),
-            max_positions=text.max_positions,
-            vocab_size=text.vocab_size + text.additional_vocab_size,
-        )
-        self.lm_head = DecoupledHead(text)
-        if text.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
-            if text.additional_vocab_size:
-                self.lm_head.additional_fc.weight = self.model.embed_tokens.additional_embedding.weight
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that the model computes in: that of a norm, whose weights are never quantised."""
-        return self.model.norm.weight.dtype
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """(P, 3, h, h) normalised pixels -> (P, M, D') image features."""
-        return self.model.encode(frames)
-
-    def compute_cross_kv(self, features: Tensor) -> CrossKV:
-        """Image features (P, M, D') -> keys and values of each cross-attention layer, (P, M, H, K) each."""
-        return self.model.compute_cross_kv(features)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """The embedding: token ids (...) -> vectors (..., D)."""
-        return self.model.embed(ids)
-
-    def forward(self, x: Tensor, positions: Tensor, attn: Attn) -> Tensor:
-        """The decoder: embeddings (N, D) at positions (N,) -> hidden states (N, D) after the last norm."""
-        out: Tensor = self.model(x, positions, attn)
-        return out
-
-    def logits(self, h: Tensor) -> Tensor:
-        """The head: hidden states (R, D) -> logits (R, V + A)."""
-        out: Tensor = self.lm_head(h)
-        return out
+        super().__init__(config, backbone)
+        if config.text.tie_word_embeddings and config.text.additional_vocab_size:
+            self.lm_head.additional_fc.weight = self.model.embed_tokens.additional_embedding.weight
 
     def decoder_parts(self) -> DecoderParts:
         """The decoder's modules in the order in which they run, for the fused decode step."""
-        model = self.model
-        embeddings: tuple[nn.Embedding, ...] = (model.embed_tokens,)
-        lm_heads: tuple[nn.Linear, ...] = (self.lm_head,)
+        model, parts = self.model, super().decoder_parts()
         if self.config.text.additional_vocab_size:
-            embeddings += (model.embed_tokens.additional_embedding,)
-            lm_heads += (self.lm_head.additional_fc,)
+            parts = replace(
+                parts,
+                embeddings=(*parts.embeddings, model.embed_tokens.additional_embedding),
+                lm_heads=(*parts.lm_heads, self.lm_head.additional_fc),
+            )
         blocks = cast(Iterable[GatedCrossAttentionLayer], model.gated_cross_attn_layers)
         cross_blocks = (
             (block.to_cross_attention_block(), *(None,) * (model.cross_layer_interval - 1))
             for block in blocks
         )
-        return DecoderParts(
-            config=self.config.text,
-            embeddings=embeddings,
-            layers=cast(tuple[DecoderLayer, ...], tuple(model.layers)),
-            cross_blocks=tuple(chain.from_iterable(cross_blocks)),
-            norm=model.norm,
-            lm_heads=lm_heads,
-        )
+        return replace(parts, cross_blocks=tuple(chain.from_iterable(cross_blocks)))
+
+    def _build_lm_head(self, text: TextConfig) -> DecoupledHead:
+        return DecoupledHead(text)
 
 
 FAMILY = ModelFamily(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from idefics.config import (
     CrossAttentionConfig,
     ImageProcessorConfig,
     ModelConfig,
     PromptFormat,
     ResamplerConfig,
-    TextConfig,
     VisionConfig,
 )
 from idefics.models.family import (
     DEFAULT_CHAT_TEMPLATE,
     END_OF_UTTERANCE,
     RawConfig,
+    read_dtype_name,
     read_resample_and_normalize_kwargs,
-    read_rope_config,
     read_stop_ids,
+    read_text_config,
     validate_activation_name,
 )
 
@@ -30,24 +32,17 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
 
     Defaults are those of the released `IdeficsConfig` and its parts.
     """
-    width, heads = raw.get("hidden_size", 4096), raw.get("num_attention_heads", 32)
+    text = read_text_config(
+        raw,
+        model_type=raw["model_type"],
+        intermediate_size=11008,
+        num_kv_heads=None,
+        max_positions=raw.get("max_sequence_length", 2048),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+    )
     return ModelConfig(
         model_type=raw["model_type"],
-        text=TextConfig(
-            vocab_size=raw.get("vocab_size", 32000),
-            additional_vocab_size=raw.get("additional_vocab_size", 0),
-            hidden_size=width,
-            intermediate_size=raw.get("intermediate_size", 11008),
-            num_layers=raw.get("num_hidden_layers", 32),
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_size=width // heads,
-            norm_epsilon=raw.get("rms_norm_eps", 1e-6),
-            max_positions=raw.get("max_position_embeddings", raw.get("max_sequence_length", 2048)),
-            activation=validate_activation_name(raw.get("hidden_act", "silu")),
-            rope=read_rope_config(raw),
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        ),
+        text=replace(text, additional_vocab_size=raw.get("additional_vocab_size", 0)),
         vision=_read_vision_config(raw),
         resampler=_read_resampler_config(raw) if raw.get("use_resampler", False) else None,
         cross_attention=CrossAttentionConfig(
@@ -56,7 +51,7 @@ def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
             alpha_type=raw.get("alpha_type", "float"),
         ),
         stop_ids=read_stop_ids(raw, generation, default=2),
-        dtype=raw.get("dtype", raw.get("torch_dtype")),
+        dtype=read_dtype_name(raw, {}),
     )
 
 

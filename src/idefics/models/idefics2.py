@@ -23,18 +23,18 @@ from idefics.models.family import (
     END_OF_UTTERANCE,
     ModelFamily,
     RawConfig,
+    read_dtype_name,
     read_resample_and_normalize_kwargs,
     read_stop_ids,
+    read_text_config,
     validate_activation_name,
 )
 from idefics.models.inline import (
     INLINE_KEY_RULES,
     InlineImageBackbone,
-    InlineImageModel,
-    read_dtype_name,
     read_siglip_config,
-    read_text_config,
 )
+from idefics.models.vision_language_model import VisionLanguageModel
 from idefics.nn.decoder import GatedMLP
 from idefics.nn.perceiver import Perceiver
 
@@ -62,15 +62,13 @@ class Idefics2Connector(nn.Module):
 class Idefics2Backbone(InlineImageBackbone):
     """Vision tower, connector and decoder of Idefics 2: everything but the head."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, Idefics2Connector(config))
+    connector_class = Idefics2Connector
 
 
-class Idefics2(InlineImageModel):
-    """Idefics 2 as the engine runs it (`VLM`). `backbone`: everything but the head; None: built from the config."""
+class Idefics2(VisionLanguageModel):
+    """Idefics 2 as the engine runs it (`VLM`)."""
 
-    def __init__(self, config: ModelConfig, backbone: InlineImageBackbone | None = None) -> None:
-        super().__init__(config, Idefics2Backbone(config) if backbone is None else backbone)
+    backbone_class = Idefics2Backbone
 
 
 def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:

@@ -23,17 +23,17 @@ from idefics.models.family import (
     END_OF_UTTERANCE,
     ModelFamily,
     RawConfig,
+    read_dtype_name,
     read_resample_and_normalize_kwargs,
     read_stop_ids,
+    read_text_config,
 )
 from idefics.models.inline import (
     INLINE_KEY_RULES,
     InlineImageBackbone,
-    InlineImageModel,
-    read_dtype_name,
     read_siglip_config,
-    read_text_config,
 )
+from idefics.models.vision_language_model import VisionLanguageModel
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
@@ -80,20 +80,21 @@ class Idefics3Backbone(InlineImageBackbone):
         UnsupportedModel: the patches of a tile cannot be shuffled by `pixel_shuffle_factor`.
     """
 
+    connector_class = Idefics3Connector
+
     def __init__(self, config: ModelConfig) -> None:
         if config.vision.patches_per_side % config.pixel_shuffle_factor:
             raise UnsupportedModel(
                 f"{config.vision.patches_per_side} patches a side cannot be shuffled by {config.pixel_shuffle_factor}: "
                 "image_size / patch_size must be a multiple of scale_factor"
             )
-        super().__init__(config, Idefics3Connector(config))
+        super().__init__(config)
 
 
-class Idefics3(InlineImageModel):
-    """Idefics 3 as the engine runs it (`VLM`). `backbone`: everything but the head; None: built from the config."""
+class Idefics3(VisionLanguageModel):
+    """Idefics 3 as the engine runs it (`VLM`)."""
 
-    def __init__(self, config: ModelConfig, backbone: InlineImageBackbone | None = None) -> None:
-        super().__init__(config, Idefics3Backbone(config) if backbone is None else backbone)
+    backbone_class = Idefics3Backbone
 
 
 def read_config(raw: RawConfig, generation: RawConfig) -> ModelConfig:
