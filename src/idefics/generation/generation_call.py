@@ -21,12 +21,8 @@ from idefics.messages import Answer
 from idefics.options import GenerationOptions
 from idefics.processing.checkpoint_generation_config import GENERATION_CONFIG_FILE
 from idefics.processing.detokenizer import Detokenizer
-from idefics.processing.generation_config_constraint import (
-    FinishableConstraint,
-    GenerationConfigBeamConstraint,
-    GenerationConfigConstraint,
-)
-from idefics.processing.structured_output import BannedStrings, CompiledGrammar, compile_output_constraint
+from idefics.processing.generation_config_constraint import AnswerConstraint, GenerationConfigConstraint
+from idefics.processing.structured_output import BannedStrings, CompiledGrammar
 from idefics.prompt import Prompt
 from idefics.structured import OutputConstraint
 from idefics.validation import validate_bool
@@ -186,7 +182,7 @@ class GenerationCall:
 
     def _create_constraints(
         self, prompt: Prompt
-    ) -> tuple[FinishableConstraint | None, GenerationConfigBeamConstraint | None]:
+    ) -> tuple[AnswerConstraint | None, GenerationConfigConstraint | None]:
         """Creates the constraints of one answer, from the options and the checkpoint's generation config.
 
         Returns:
@@ -197,15 +193,14 @@ class GenerationCall:
         if self.compiled_constraint is None and not has_step_rules and not config.renormalize_logits:
             return None, None
         max_new_tokens = engine.compute_max_new_tokens(prompt, self.sampling)
-        constraint: FinishableConstraint | None = None
-        if self.compiled_constraint is not None:
-            constraint = self.compiled_constraint.create_constraint(max_new_tokens)
-        config_arguments = (config, prompt.ids, max_new_tokens, engine.model.layout.vocab_size, self.stop_ids)
+        compiled = self.compiled_constraint
+        constraint = None if compiled is None else compiled.create_constraint(max_new_tokens)
+        config_constraint = GenerationConfigConstraint(
+            config, prompt.ids, max_new_tokens, engine.model.layout.vocab_size, self.stop_ids, constraint
+        )
         if self.sampling.num_beams > 1:
-            return constraint, GenerationConfigBeamConstraint(*config_arguments)
-        if has_step_rules:
-            constraint = GenerationConfigConstraint(*config_arguments, constraint)
-        return constraint, None
+            return constraint, config_constraint
+        return config_constraint if has_step_rules else constraint, None
 
     def _generate_answers(
         self, prompts: Generator[Prompt | IdeficsError], error_policy: ErrorPolicy
@@ -249,15 +244,17 @@ def _compile_constraint(
     banned_strings: tuple[str, ...],
     skip_special_tokens: bool | None,
 ) -> CompiledGrammar | BannedStrings | None:
-    """Compiles the output constraint or the banned strings; None if there are neither."""
-    if output_constraint is None and not banned_strings:
-        return None
-    return compile_output_constraint(
-        output_constraint,
-        banned_strings,
-        model.token_bytes(skip_special_tokens),
-        lambda constraint: model.compile_grammar(constraint, skip_special_tokens),
-    )
+    """Compiles the output constraint or the banned strings; None if there are neither, BadSetting if there are both."""
+    if output_constraint is None:
+        return (
+            BannedStrings(banned_strings, model.token_bytes(skip_special_tokens)) if banned_strings else None
+        )
+    if banned_strings:
+        raise BadSetting(
+            f"banned and {output_constraint.kind} are both given: leave one of the two out, as "
+            f"{output_constraint.kind} already says what an answer may contain"
+        )
+    return model.compile_grammar(output_constraint, skip_special_tokens)
 
 
 def _check_output_constraint(model: LoadedModel, output_constraint: OutputConstraint | None) -> None:

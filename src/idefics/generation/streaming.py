@@ -13,7 +13,7 @@ from idefics.engine.handle import RequestHandle
 from idefics.errors import IdeficsError
 from idefics.messages import Answer, Delta, Timings
 from idefics.processing.detokenizer import Detokenizer
-from idefics.processing.generation_config_constraint import FinishableConstraint
+from idefics.processing.generation_config_constraint import AnswerConstraint
 
 
 class Generation:
@@ -35,7 +35,7 @@ class Generation:
     def __init__(
         self,
         detokenizer: Detokenizer,
-        constraint: FinishableConstraint | None,
+        constraint: AnswerConstraint | None,
         *,
         text_prefix: str,
         start_time: float,

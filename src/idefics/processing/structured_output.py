@@ -6,7 +6,7 @@ it. Independent of tensors and models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from idefics.errors import BadSetting
 from idefics.lazy import cached_property
 from idefics.processing import shortest_completion
 from idefics.processing.grammar import lark_grammar, summarize_llguidance_error
-from idefics.processing.token_bytes import MAX_TOKEN_BYTES, TokenBytes
+from idefics.processing.token_bytes import MAX_TOKEN_BYTES, TOKEN_START, TokenBytes
 from idefics.structured import OutputConstraint
 
 if TYPE_CHECKING:
@@ -206,28 +206,19 @@ class BannedStrings:
         if not all(strings):
             raise BadSetting("a banned string is empty: give at least one character")
         self.strings, self.token_bytes = [string.encode() for string in strings], token_bytes
-        self._completing_ids_cache: dict[tuple[bytes, int], list[int]] = {}
+        self.find_ids = cache(token_bytes.find_ids)
 
     @cached_property
     def base_allowed_mask(self) -> np.ndarray:
         """(V,): False for tokens that contain a whole banned string."""
         allowed = np.ones(len(self.token_bytes.bytes_by_id), dtype=bool)
         for string in self.strings:
-            allowed[list(self.token_bytes.ids_containing(string))] = False
+            allowed[self.find_ids(string)] = False
         return allowed
 
     def create_constraint(self, max_new_tokens: int) -> BannedStringsConstraint:
         """The constraint of one answer; its length does not matter."""
         return BannedStringsConstraint(self)
-
-    def completing_ids(self, string: bytes, num_matched_bytes: int) -> list[int]:
-        """Ids of tokens that complete `string` after its first `num_matched_bytes` bytes."""
-        ids = self._completing_ids_cache.get((string, num_matched_bytes))
-        if ids is None:
-            ids = self._completing_ids_cache[string, num_matched_bytes] = list(
-                self.token_bytes.ids_starting_with(string[num_matched_bytes:])
-            )
-        return ids
 
 
 class BannedStringsConstraint:
@@ -245,7 +236,7 @@ class BannedStringsConstraint:
         for string in self._banned.strings:
             for num_matched_bytes in range(1, len(string)):
                 if self._last_bytes.endswith(string[:num_matched_bytes]):
-                    allowed[self._banned.completing_ids(string, num_matched_bytes)] = False
+                    allowed[self._banned.find_ids(TOKEN_START + string[num_matched_bytes:])] = False
         return np.packbits(allowed, bitorder="little").tobytes()
 
     def accept_token(self, id: int, max_remaining_tokens: int) -> int:
@@ -254,29 +245,3 @@ class BannedStringsConstraint:
             -self._max_string_bytes :
         ]
         return id
-
-
-def compile_output_constraint(
-    output_constraint: OutputConstraint | None,
-    banned: Sequence[str],
-    token_bytes: TokenBytes,
-    compile_grammar: Callable[[OutputConstraint], CompiledGrammar],
-) -> CompiledGrammar | BannedStrings:
-    """Compiles the output constraint, or the banned strings if there is no output constraint.
-
-    Args:
-        banned: the banned strings.
-        token_bytes: the tokens of the model.
-        compile_grammar: compiles a constraint, or returns it from a cache.
-
-    Raises:
-        BadSetting: one of them is invalid, or both are given.
-    """
-    if output_constraint is None:
-        return BannedStrings(banned, token_bytes)
-    if banned:
-        raise BadSetting(
-            f"banned and {output_constraint.kind} are both given: leave one of the two out, as "
-            f"{output_constraint.kind} already says what an answer may contain"
-        )
-    return compile_grammar(output_constraint)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import llguidance
 
 MAX_TOKEN_BYTES = 64  # longer tokens are not used to spell a text
+TOKEN_START = b"\xff"  # before each of the tokens that are searched; does not occur in UTF-8
 
 
 class TokenBytes:
@@ -81,21 +82,13 @@ class TokenBytes:
             start = end
         return ids
 
-    def ids_containing(self, word: bytes) -> Iterator[int]:
-        """Ids of the tokens whose bytes contain `word`."""
-        start = self._concatenated_tokens.find(word)
-        while start >= 0:
-            token_index = bisect_left(self._token_ends, start)
-            yield self._sorted_tokens[token_index][1]
-            start = self._concatenated_tokens.find(word, self._token_ends[token_index])
+    def find_ids(self, pattern: bytes) -> np.ndarray:
+        """Ids of the tokens whose bytes contain `pattern`; those that begin with it if it is preceded by `TOKEN_START`.
 
-    def ids_starting_with(self, prefix: bytes) -> Iterator[int]:
-        """Ids of the tokens that begin with `prefix`."""
-        for token_index in range(bisect_left(self._sorted_tokens, (prefix, -1)), len(self._sorted_tokens)):
-            token_bytes, id = self._sorted_tokens[token_index]
-            if not token_bytes.startswith(prefix):
-                break
-            yield id
+        A token that contains the pattern several times may be returned several times.
+        """
+        positions = [match.start() for match in re.finditer(re.escape(pattern), self._joined_tokens)]
+        return np.searchsorted(self._token_starts, positions, side="right") - 1
 
     @cached_property
     def llguidance_tokenizer(self) -> llguidance.LLTokenizer:
@@ -112,19 +105,14 @@ class TokenBytes:
         return all(bytes([byte]) in self._id_by_bytes for byte in range(256))
 
     @cached_property
-    def _sorted_tokens(self) -> list[tuple[bytes, int]]:
-        """(bytes, id) of each token that has bytes, sorted."""
-        return sorted((spelled, id) for id, spelled in enumerate(self.bytes_by_id) if spelled)
+    def _joined_tokens(self) -> bytes:
+        """The bytes of all ids, each after `TOKEN_START`."""
+        return b"".join(TOKEN_START + spelled for spelled in self.bytes_by_id)
 
     @cached_property
-    def _concatenated_tokens(self) -> bytes:
-        """All sorted tokens, each followed by 0xff, which does not occur in UTF-8."""
-        return b"".join(spelled + b"\xff" for spelled, _ in self._sorted_tokens)
-
-    @cached_property
-    def _token_ends(self) -> list[int]:
-        """The end of each token in `_concatenated_tokens`."""
-        return [int(end) - 1 for end in np.cumsum([len(spelled) + 1 for spelled, _ in self._sorted_tokens])]
+    def _token_starts(self) -> np.ndarray:
+        """(V,): the start of each id in `_joined_tokens`."""
+        return np.cumsum([0, *(len(spelled) + 1 for spelled in self.bytes_by_id)])[:-1]
 
 
 def create_llguidance_tokenizer(
