@@ -246,7 +246,7 @@ def test_every_module_imports_with_the_base_installation():
     """
     hidden = (
         "accelerate av bitsandbytes fastapi gradio hypothesis llguidance multipart peft prometheus_client pyarrow "
-        "pydantic pydantic_settings pytest ray sentencepiece starlette torchao torchvision transformers uvicorn"
+        "pydantic pytest ray sentencepiece starlette torchao torchvision transformers uvicorn"
     )
     code = f"""
 import importlib

@@ -255,9 +255,20 @@ def test_a_blank_key_is_no_key(tmp_path):
     empty.write_text("\n \n")
     for settings in (Settings(api_key_file=empty), Settings(api_key=" ")):
         with pytest.raises(BadSetting, match="blank"):
-            settings.read_api_keys()
+            _ = settings.api_keys
     with pytest.raises(BadSetting, match="cannot be read"):
-        Settings(api_key_file=tmp_path / "nowhere").read_api_keys()
+        _ = Settings(api_key_file=tmp_path / "nowhere").api_keys
+
+
+def test_the_file_of_keys_is_read_once(vlm, tmp_path):
+    file = tmp_path / "keys.txt"
+    file.write_text("a\n")
+    settings = Settings(api_key_file=file)
+    assert settings.api_keys == (b"a",)
+    file.unlink()
+    client = SyncClient(create_app(vlm, settings))
+    assert client.get("/v1/models", headers={"Authorization": "Bearer a"}).status_code == 200
+    assert client.get("/v1/models").status_code == 401
 
 
 def test_the_log_and_the_metrics_hold_no_contents(client, caplog):
@@ -269,6 +280,8 @@ def test_the_log_and_the_metrics_hold_no_contents(client, caplog):
     )
     client.post(PATH, chat_request([user_message(text_part(API_KEY))], foo=API_KEY))
     client.get(f"/{API_KEY}")
+    client.get("/docs")
+    client.get("/openapi.json")
     client.post(
         PATH,
         chat_request([user_message({"type": "image_url", "image_url": {"url": f"https://{API_KEY}.com"}})]),
@@ -278,6 +291,8 @@ def test_the_log_and_the_metrics_hold_no_contents(client, caplog):
         ["POST", PATH, "200"],
         ["POST", PATH, "400"],
         ["GET", "(no", "route)"],
+        ["GET", "/docs", "200"],
+        ["GET", "/openapi.json", "200"],
         ["POST", PATH, "400"],
     ]
     ours = [record.getMessage() for record in caplog.records if not record.name.startswith("httpx")]

@@ -106,6 +106,6 @@ def test_the_command_refuses_before_any_model_is_loaded(capsys, flags, words):
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydantic_settings", None)
+    monkeypatch.setitem(sys.modules, "pydantic", None)
     assert run_refused_flags() == 2
     assert "idefics[serve]" in capsys.readouterr().err

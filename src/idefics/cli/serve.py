@@ -92,7 +92,7 @@ def _serve(
         one.name: value for one in fields(Settings) if (value := getattr(setting_flags, one.name)) is not None
     }
     settings = read_settings(given_settings, config)
-    settings.read_api_keys()
+    settings.api_keys  # noqa: B018  # reads their file before the model is loaded
     with bind_socket(settings.host, settings.port) as listener, OutputWriter(context.command_path) as writer:
         exit_on_sigterm()
         try:

@@ -30,12 +30,9 @@ from idefics.messages import Answer
 from idefics.tasks import TASKS
 from idefics.tasks.classify import check_and_strip_labels
 from idefics.tasks.task import Task
-from idefics.tasks.write import STORY
 
 if TYPE_CHECKING:
     from idefics import Stream
-
-DEFAULT_WORDS = {"write": STORY}  # the prompt of a task that needs none from the caller
 
 PICTURES_HELP = """
 A PICTURE is a file, a folder, a pattern such as "photos/*.jpg", an http(s) address, or - for standard input.
@@ -171,7 +168,7 @@ def _make_task_command(task: Task) -> help_format.CommandFunction:
         output: OutputFlags,
     ) -> int:
         names, words = split_prompt(arguments, prompt, task.words_name)
-        words = DEFAULT_WORDS.get(task.name) if words is None else words
+        words = task.default_words if words is None else words
         if words is None:
             raise BadPrompt(f"no {task.words_name} given: put it last, in quotes, or use --prompt")
         if not words.strip():

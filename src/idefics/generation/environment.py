@@ -39,7 +39,6 @@ DISTRIBUTIONS_BY_EXTRA: Mapping[str, tuple[str, ...]] = {  # what `pip install i
         "fastapi",
         "uvicorn",
         "python-multipart",
-        "pydantic-settings",
         "prometheus-client",
         "llguidance",
     ),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from idefics import __version__
 from idefics.server import chat, completions, errors, responses, status, tasks
@@ -40,18 +39,17 @@ def create_app(vlm: Idefics, settings: Settings) -> FastAPI:
         title="idefics",
         version=__version__,
         summary="Questions about pictures.",
-        docs_url=None,  # FastAPI's pages load scripts from another host
-        redoc_url=None,
+        openapi_url=None,  # also turns off FastAPI's pages, which load scripts from another host
     )
     app.state.service = service
-    app.openapi = partial(_build_openapi, app)  # type: ignore[method-assign]
     errors.install_error_handlers(app)
-    app.add_route("/docs", _serve_docs_page, include_in_schema=False)
+    for path, serve_description in (("/docs", _serve_docs_page), ("/openapi.json", _serve_openapi)):
+        app.add_api_route(path, serve_description, methods=["GET", "HEAD"], include_in_schema=False)
     for route_module in (chat, completions, responses, tasks, status):
         app.include_router(route_module.router)
     if settings.ui:
         _refuse_unknown_api_paths(app)
-    app.add_middleware(AccessMiddleware, service=service, keys=settings.read_api_keys())
+    app.add_middleware(AccessMiddleware, service=service, keys=settings.api_keys)
     return app
 
 
@@ -67,12 +65,17 @@ def _refuse_unknown_api_paths(app: FastAPI) -> None:
 
 async def _serve_docs_page(request: Request) -> HTMLResponse:
     """Answers `/docs` with the OpenAPI description as HTML."""
-    return HTMLResponse(render_docs_page(request.app.openapi()), headers=SECURITY_HEADERS)
+    return HTMLResponse(render_docs_page(_build_openapi(request.app)), headers=SECURITY_HEADERS)
+
+
+async def _serve_openapi(request: Request) -> JSONResponse:
+    """Answers `/openapi.json` with the OpenAPI description."""
+    return JSONResponse(_build_openapi(request.app))
 
 
 def _build_openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's OpenAPI description, without status 422 (invalid requests get 400) and with the header x-request-id."""
-    document = FastAPI.openapi(app)
+    document = app.openapi()
     for route in document["paths"].values():
         for method in route.values():
             method["responses"].pop("422", None)

@@ -5,10 +5,12 @@ The flags and the tables in docs/server.md are generated from `Settings`. The mo
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -137,8 +139,9 @@ class Settings:
         """Whether clients must send an API key."""
         return bool(self.api_key or self.api_key_file)
 
-    def read_api_keys(self) -> tuple[bytes, ...]:
-        """Reads the keys, of which clients must send one; empty if the server has none.
+    @cached_property
+    def api_keys(self) -> tuple[bytes, ...]:
+        """The keys, of which clients must send one; empty if the server has none. Reads their file once.
 
         Raises:
             BadSetting: the file of keys cannot be read, or all keys are blank.
@@ -214,32 +217,21 @@ def read_settings(values: Mapping[str, Any], config_file: Path | None = None) ->
         MissingExtra: the extra is not installed.
     """
     try:
-        from pydantic import ValidationError, create_model
-        from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
+        from pydantic import ConfigDict, ValidationError, create_model
     except ModuleNotFoundError:
         raise MissingExtra("the server", "serve") from None
 
-    class Sources(BaseSettings, env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid"):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            *sources: PydanticBaseSettingsSource,
-            **named: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (
-                named["init_settings"],
-                named["env_settings"],
-                TomlConfigSettingsSource(settings_cls, config_file),
-            )
-
     hints = get_type_hints(Settings)
     fields_by_name: dict[str, Any] = {one.name: (hints[one.name], one.default) for one in fields(Settings)}
-    reader = create_model("Reader", __base__=Sources, **fields_by_name)
+    reader = create_model("Reader", __config__=ConfigDict(extra="forbid"), **fields_by_name)
+    environment = {
+        name: value for name in fields_by_name if (value := os.environ.get(ENVIRONMENT_PREFIX + name.upper()))
+    }
     if config_file is not None and not config_file.is_file():
         raise BadSetting(f"{config_file}: no such file")
     try:
-        return Settings(**dict(reader(**values)))
+        file_values = {} if config_file is None else tomllib.loads(config_file.read_text(encoding="utf-8"))
+        return Settings(**dict(reader(**{**file_values, **environment, **values})))
     except ValidationError as error:
         raise BadSetting("; ".join(_describe_setting_error(one) for one in error.errors())) from None
     except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:

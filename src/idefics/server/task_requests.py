@@ -17,7 +17,6 @@ from idefics.server.request_model import RequestModel
 from idefics.server.sampling_fields import MAX_NEW_TOKENS, SamplingFields
 from idefics.tasks import classify
 from idefics.tasks.task import Task
-from idefics.tasks.write import STORY
 
 MAX_BEAMS = 16
 MAX_LABEL_CHARACTERS = 1024
@@ -99,7 +98,7 @@ def request_class_for(task: Task) -> type[PictureRequest]:
         return ClassificationRequest
     word_fields: dict[str, Any] = {}
     if task.words_name:
-        word_fields["words"] = (TaskWords, STORY if task.name == "write" else ...)
+        word_fields["words"] = (TaskWords, task.default_words or ...)
     return create_model(
         f"{task.name.capitalize()}Request", __base__=TaskRequest, __doc__=task.help, **word_fields
     )

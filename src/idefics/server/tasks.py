@@ -118,7 +118,7 @@ async def _generate_text(
         partial(vlm.task_prompt, task, picture, words, request.to_image_detail()),
         generation_kwargs,
         pictures=[picture, *(shot.picture for shot in shots)],
-        text_prefix=words if task.name == "complete" else "",
+        text_prefix=task.answer_start.format(words=words),
     )
     if request.stream:
         return EventStreamResponse(_stream_events(context))

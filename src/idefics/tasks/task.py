@@ -20,6 +20,7 @@ class Task:
         name: the name of its method and command.
         help: one line for users.
         words_name: the argument name of the caller's text ("question"); "" if the task takes none.
+        default_words: the text if the caller gives none; None if the caller must give one.
         chat_prompt: for chat checkpoints: the text of the user's message, after the picture.
         answer_start: for chat checkpoints: the beginning of the answer, given to the model (prefill).
         base_instruction: for base checkpoints: the text before the first picture.
@@ -31,6 +32,7 @@ class Task:
     name: str
     help: str
     words_name: str = ""
+    default_words: str | None = None
     chat_prompt: str
     answer_start: str = ""
     base_instruction: str = ""

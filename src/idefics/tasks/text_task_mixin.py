@@ -65,7 +65,7 @@ class TextTaskMixin:
             self.loaded_model,
             options,
             start_time=start_time,
-            text_prefix=words if task.name == "complete" else "",
+            text_prefix=task.answer_start.format(words=words),
         )
 
         def encode(picture: PictureOrVideo | IdeficsError) -> Prompt:

@@ -9,6 +9,7 @@ TASK = Task(
     name="write",
     help="Write a text guided by a picture: a story unless you say what.",
     words_name="instruction",
+    default_words=STORY,
     chat_prompt="{words}",
     base_instruction="Instruction: {words} \n",
     base_prompt="Story: \n",
