@@ -81,27 +81,22 @@ def apply_image_detail(
     unsplit_config = replace(config, do_image_splitting=False)
     if image_detail.detail == "low":
         return unsplit_config
-    max_frames = math.inf if image_detail.max_tiles is None else image_detail.max_tiles
+    # The tiles and the whole picture are at most `max_tiles` frames.
+    tile_count_limit = math.inf if image_detail.max_tiles is None else image_detail.max_tiles
     if config.shortest_edge is not None:
         # Splitting adds detail only if the whole picture is downscaled.
         is_small = max(width, height) <= config.longest_edge
-        if (image_detail.detail == "auto" and is_small) or _count_frames(width, height, config) > max_frames:
-            return unsplit_config
-        return config
+        num_tiles = math.prod(compute_tile_grid(width, height, config))
+        is_unsplit = (image_detail.detail == "auto" and is_small) or num_tiles >= tile_count_limit
+        return unsplit_config if is_unsplit else config
     tile_size, longest_edge = config.frame_size, config.longest_edge
     if image_detail.detail == "auto":  # to the nearest number of tiles: enlarged by a third at most
         longest_edge = min(longest_edge, max(1, round(max(width, height) / tile_size)) * tile_size)
     smaller_config = replace(config, longest_edge=longest_edge)
-    while _count_frames(width, height, smaller_config) > max_frames:
+    while math.prod(compute_tile_grid(width, height, smaller_config)) >= tile_count_limit:
         longest_edge = math.ceil(longest_edge / tile_size - 1) * tile_size
         smaller_config = replace(config, longest_edge=longest_edge)
     return smaller_config
-
-
-def _count_frames(width: int, height: int, config: ImageProcessorConfig) -> int:
-    """The number of frames: the tiles plus one for the whole picture."""
-    rows, columns = compute_tile_grid(width, height, config)
-    return rows * columns + 1
 
 
 def compute_tile_grid(width: int, height: int, config: ImageProcessorConfig) -> tuple[int, int]:
@@ -126,12 +121,19 @@ def clamp_frame_size(width: int, height: int, config: ImageProcessorConfig) -> S
     """
     assert config.longest_edge is not None
     assert config.shortest_edge is not None
-    aspect = width / height
-    if width >= height and width > config.longest_edge:
-        width, height = config.longest_edge, int(config.longest_edge / aspect)
-    elif height > width and height > config.longest_edge:
-        width, height = int(config.longest_edge * aspect), config.longest_edge
+    if max(width, height) > config.longest_edge:
+        width, height = _scale_longest_edge(width, height, config.longest_edge)
     return max(width, config.shortest_edge), max(height, config.shortest_edge)
+
+
+def _scale_longest_edge(width: int, height: int, target_edge: int) -> Size:
+    """The size whose longer edge is `target_edge`; the shorter keeps the aspect ratio and is rounded down."""
+    aspect = width / height
+    return (
+        (target_edge, int(target_edge / aspect))
+        if width >= height
+        else (int(target_edge * aspect), target_edge)
+    )
 
 
 def size_with_longest_edge(width: int, height: int, target_edge: int) -> Size:
@@ -139,20 +141,16 @@ def size_with_longest_edge(width: int, height: int, target_edge: int) -> Size:
 
     Neither edge is longer than `MAX_EDGE` or shorter than 1.
     """
-    aspect = width / height
-    if width >= height:
-        width, height = target_edge, int(target_edge / aspect)
+    is_wide = width >= height
+    width, height = _scale_longest_edge(width, height, target_edge)
+    if is_wide:
         height += height % 2
     else:
-        width, height = int(target_edge * aspect), target_edge
         width += width % 2
     width, height = max(width, 1), max(height, 1)
-    if max(width, height) <= MAX_EDGE:
-        return width, height
-    aspect = width / height
-    if width >= height:
-        return MAX_EDGE, max(int(MAX_EDGE / aspect), 1)
-    return max(int(MAX_EDGE * aspect), 1), MAX_EDGE
+    if max(width, height) > MAX_EDGE:
+        width, height = _scale_longest_edge(width, height, MAX_EDGE)
+    return max(width, 1), max(height, 1)
 
 
 def size_rounded_up_to_tiles(width: int, height: int, tile_size: int) -> Size:
