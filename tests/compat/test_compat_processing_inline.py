@@ -185,3 +185,15 @@ def test_smolvlm_speaks_as_idefics3():
 def test_parts_must_be_of_the_family():
     with pytest.raises(UnsupportedModel, match="needs an Idefics3ImageProcessor"):
         Idefics3Processor(PROCESSOR_BY_FAMILY["idefics2"].image_processor, make_smolvlm_tokenizer())
+
+
+@each
+def test_where_the_channels_are_holds_for_pictures_of_texts(family):
+    array = np.random.default_rng(5).integers(0, 256, (3, 8, 3), dtype=np.uint8)
+    last, first = (
+        PROCESSOR_BY_FAMILY[family](
+            text=IMAGE_TOKEN, images=images, input_data_format=f"channels_{at}", return_tensors="pt"
+        )
+        for images, at in ((array, "last"), (array.transpose(2, 0, 1), "first"))
+    )
+    assert torch.equal(last["pixel_values"], first["pixel_values"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from idefics.compat.media_placeholders import VIDEO_TOKEN
+from idefics.compat.media_placeholders import VIDEO_TOKEN, as_text_list
 from idefics.compat.tokenization_encoding import span_overlap_mask
 from idefics.errors import BadSetting
 from idefics.processing.chat_prompt import IMAGE_TOKEN
@@ -13,10 +14,21 @@ from idefics.processing.image_placeholders import FAKE_IMAGE_TOKEN, image_placeh
 from idefics.processing.processor import Processor
 from idefics.prompt import Prompt
 
+TextSpans = Sequence[tuple[int, int]]  # (start, end) in characters of a text
 
-def make_assistant_mask(
-    processor: Processor, text: str, prompt: Prompt, spans: Sequence[tuple[int, int]]
-) -> list[int]:
+
+def make_assistant_masks(
+    processor: Processor, text: Any, prompts: Sequence[Prompt], spans: Sequence[TextSpans] | None
+) -> list[list[int]] | None:
+    """`make_assistant_mask` of each text, and its prompt, in a batch; None where `spans` are not given."""
+    if not spans:
+        return None
+    return [
+        make_assistant_mask(processor, *one) for one in zip(as_text_list(text), prompts, spans, strict=True)
+    ]
+
+
+def make_assistant_mask(processor: Processor, text: str, prompt: Prompt, spans: TextSpans) -> list[int]:
     """1 for each token of `prompt` that shares characters with a span of its text, else 0.
 
     The text is written as `processor` writes it, with image tokens in place of `<image>`, and spans are mapped to it.
@@ -32,10 +44,10 @@ def make_assistant_mask(
     if VIDEO_TOKEN in text:
         raise BadSetting("return_assistant_tokens_mask is not done for texts with videos: leave it out")
     written_text = processor.prompt_format.prompt_prefix
-    written_offset_by_offset = {0: len(written_text)}
-    pictures, end = iter(prompt.pictures), 0
+    written_offsets: list[int] = []  # in `written_text`, of each character of `text`
+    pictures = iter(prompt.pictures)
     for part in re.split(f"({IMAGE_TOKEN})", text):
-        start, end = end, end + len(part)
+        start, num_leading_spaces = len(written_text), 0
         written_part = part
         if part == IMAGE_TOKEN:
             picture = next(pictures)
@@ -49,15 +61,14 @@ def make_assistant_mask(
             # Neighbouring images of Idefics 2 share the token between them.
             if processor.prompt_format.image_tokens == "inline" and written_text.endswith(FAKE_IMAGE_TOKEN):
                 written_part = written_part.removeprefix(FAKE_IMAGE_TOKEN)
-        else:
-            written_part = part.strip(" ") if processor.prompt_format.strips_text else part
-            num_leading_spaces = part.index(written_part) if written_part else 0
-            shifts = (
-                (at, min(max(at - num_leading_spaces, 0), len(written_part))) for at in range(len(part))
-            )
-            written_offset_by_offset |= {start + at: len(written_text) + shift for at, shift in shifts}
+        elif processor.prompt_format.strips_text:
+            written_part = part.strip(" ")
+            num_leading_spaces = len(part) - len(part.lstrip(" "))
         written_text += written_part
-        written_offset_by_offset[end] = len(written_text)
+        written_offsets += [
+            start + min(max(at - num_leading_spaces, 0), len(written_part)) for at in range(len(part))
+        ]
+    written_offsets.append(len(written_text))
     encoding = processor.tokenizer.encode_with_offsets(
         written_text, add_special_tokens=processor.prompt_format.add_special_tokens
     )
@@ -67,5 +78,5 @@ def make_assistant_mask(
         )
     return span_overlap_mask(
         encoding.offsets,
-        [(written_offset_by_offset[first], written_offset_by_offset[last]) for first, last in spans],
+        [(written_offsets[first], written_offsets[last]) for first, last in spans],
     )

@@ -23,6 +23,9 @@ _NO_TENSOR_PARALLEL = 'tensor parallelism is not supported: device_map="auto" sp
 _NO_HUB_KERNELS = "kernels are not downloaded from the hub"
 _NOT_SUPPORTED = "this package does not have it"
 
+_NONE = (None,)
+_OFF = (None, False)
+
 # Ignored by every `from_pretrained`, with the reason.
 IGNORED_KWARGS: Mapping[str, str] = {
     "_commit_hash": _INTERNAL,
@@ -65,42 +68,45 @@ IGNORED_MODEL_KWARGS: Mapping[str, str] = {
 }
 NEUTRAL_MODEL_KWARGS: NeutralKwargs = {
     "variant": ((None, ""), "files with a variant in their name are not read"),
-    "gguf_file": ((None,), _ONLY_SAFETENSORS),
-    "from_tf": ((None, False), _ONLY_SAFETENSORS),
-    "from_flax": ((None, False), _ONLY_SAFETENSORS),
-    "tp_plan": ((None,), _NO_TENSOR_PARALLEL),
-    "tp_size": ((None,), _NO_TENSOR_PARALLEL),
-    "device_mesh": ((None,), _NO_TENSOR_PARALLEL),
-    "distributed_config": ((None,), _NO_TENSOR_PARALLEL),
-    "use_kernels": ((None, False), _NO_HUB_KERNELS),
-    "allow_all_kernels": ((None, False), _NO_HUB_KERNELS),
-    "kernel_config": ((None,), _NO_HUB_KERNELS),
-    "experts_implementation": ((None,), "these models have no experts"),
+    "gguf_file": (_NONE, _ONLY_SAFETENSORS),
+    "from_tf": (_OFF, _ONLY_SAFETENSORS),
+    "from_flax": (_OFF, _ONLY_SAFETENSORS),
+    "tp_plan": (_NONE, _NO_TENSOR_PARALLEL),
+    "tp_size": (_NONE, _NO_TENSOR_PARALLEL),
+    "device_mesh": (_NONE, _NO_TENSOR_PARALLEL),
+    "distributed_config": (_NONE, _NO_TENSOR_PARALLEL),
+    "use_kernels": (_OFF, _NO_HUB_KERNELS),
+    "allow_all_kernels": (_OFF, _NO_HUB_KERNELS),
+    "kernel_config": (_NONE, _NO_HUB_KERNELS),
+    "experts_implementation": (_NONE, "these models have no experts"),
     "key_mapping": ((None, {}), "rename the weights in the file"),
-    "state_dict": ((None,), "build the model with from_config, then call its load_state_dict"),
-    "ignore_mismatched_sizes": ((None, False), "every weight must have the shape that config.json says"),
+    "state_dict": (_NONE, "build the model with from_config, then call its load_state_dict"),
+    "ignore_mismatched_sizes": (_OFF, "every weight must have the shape that config.json says"),
 }
 # Of the call of a tokenizer, and of a processor.
 NEUTRAL_TOKENIZER_KWARGS: NeutralKwargs = {
-    "is_split_into_words": ((None, False), _NOT_SUPPORTED),
-    "return_mm_token_type_ids": ((None, False), _NOT_SUPPORTED),
-    "return_overflowing_tokens": ((None, False), _NOT_SUPPORTED),
-    "return_text_replacement_offsets": ((None, False), _NOT_SUPPORTED),
-    "split_special_tokens": ((None, False), _NOT_SUPPORTED),
+    **dict.fromkeys(
+        (
+            "is_split_into_words",
+            "return_mm_token_type_ids",
+            "return_overflowing_tokens",
+            "return_text_replacement_offsets",
+            "split_special_tokens",
+        ),
+        (_OFF, _NOT_SUPPORTED),
+    ),
+    **dict.fromkeys(("text_pair_target", "text_target"), (_NONE, _NOT_SUPPORTED)),
     "stride": ((None, 0), _NOT_SUPPORTED),
-    "text_pair_target": ((None,), _NOT_SUPPORTED),
-    "text_target": ((None,), _NOT_SUPPORTED),
     "verbose": ((None, False, True), _NOT_SUPPORTED),
 }
 NEUTRAL_PROCESSOR_KWARGS: NeutralKwargs = {
     **NEUTRAL_TOKENIZER_KWARGS,
-    "audio": ((None,), _NOT_SUPPORTED),
+    **dict.fromkeys(
+        ("load_audio_from_video", "return_metadata", "return_token_type_ids"), (_OFF, _NOT_SUPPORTED)
+    ),
+    **dict.fromkeys(("audio", "video_metadata"), (_NONE, _NOT_SUPPORTED)),
     "do_sample_frames": ((None, True, False), _NOT_SUPPORTED),
-    "load_audio_from_video": ((None, False), _NOT_SUPPORTED),
-    "return_metadata": ((None, False), _NOT_SUPPORTED),
-    "return_token_type_ids": ((None, False), _NOT_SUPPORTED),
     "video_load_backend": ((None, "pyav", "decord", "opencv", "torchcodec", "torchvision"), _NOT_SUPPORTED),
-    "video_metadata": ((None,), _NOT_SUPPORTED),
 }
 # Ignored by the constructors and calls of image processors.
 IGNORED_IMAGE_KWARGS: Mapping[str, str] = {

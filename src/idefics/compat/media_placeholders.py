@@ -38,8 +38,7 @@ def as_text_list(text: Any) -> Sequence[str]:
 def group_pictures_by_text(texts: Sequence[str], images: Any) -> MediaGroups:
     """The images of each text: as the caller grouped them, or distributed by the placeholders in the texts."""
     groups = group_by_sample([] if images is None else images)
-    groups = groups if is_nested(images) else _distribute_by_placeholders(texts, IMAGE_TOKEN, groups[0])
-    return [[as_picture(one) for one in group] for group in _check_group_count(texts, groups, IMAGE_TOKEN)]
+    return _group_by_text(texts, IMAGE_TOKEN, groups if is_nested(images) else groups[0], is_nested(images))
 
 
 def group_videos_by_text(texts: Sequence[str], videos: Any, *, samples_frames: bool = True) -> MediaGroups:
@@ -53,15 +52,8 @@ def group_videos_by_text(texts: Sequence[str], videos: Any, *, samples_frames: b
         BadSetting: `samples_frames` is False, and a video is a file.
     """
     video_list = [] if videos is None else [videos] if _is_video(videos) else list(videos)
-    is_flat = all(map(_is_video, video_list))
-    groups = (
-        _distribute_by_placeholders(texts, VIDEO_TOKEN, video_list)
-        if is_flat
-        else [list(group) for group in video_list]
-    )
-    parsed_groups = [
-        [_to_video(one) for one in group] for group in _check_group_count(texts, groups, VIDEO_TOKEN)
-    ]
+    groups = _group_by_text(texts, VIDEO_TOKEN, video_list, not all(map(_is_video, video_list)))
+    parsed_groups = [[_to_video(one) for one in group] for group in groups]
     if not samples_frames and any(
         not isinstance(one.source, list) for group in parsed_groups for one in group
     ):
@@ -70,6 +62,24 @@ def group_videos_by_text(texts: Sequence[str], videos: Any, *, samples_frames: b
             "num_frames, or give a list of frames"
         )
     return parsed_groups
+
+
+def _group_by_text(
+    texts: Sequence[str], placeholder: str, media: Sequence[Any], is_grouped: bool
+) -> MediaGroups:
+    """Media as a list for each text: as they are grouped, or distributed by the placeholders in the texts."""
+    if is_grouped:
+        if len(media) != len(texts):
+            raise BadPrompt(
+                f"there are {len(texts)} texts, and {NOUN_BY_PLACEHOLDER[placeholder]} for {len(media)}: "
+                "give a list for each"
+            )
+        return [list(group) for group in media]
+    num_placeholders = [text.count(placeholder) for text in texts]
+    if sum(num_placeholders) != len(media):
+        raise BadPrompt(_count_mismatch_message(placeholder, sum(num_placeholders), len(media)))
+    remaining_media = iter(media)
+    return [list(islice(remaining_media, count)) for count in num_placeholders]
 
 
 def _is_video(source: Any) -> bool:
@@ -89,33 +99,6 @@ def _to_video(source: Any) -> Video:
     if isinstance(source, (list, tuple)) or _is_array_with_ndim(source, 4):
         return Video([as_picture(frame) for frame in source])
     return Video.of(source)
-
-
-def _distribute_by_placeholders(texts: Sequence[str], placeholder: str, media: Sequence[Any]) -> MediaGroups:
-    num_placeholders = [text.count(placeholder) for text in texts]
-    if sum(num_placeholders) != len(media):
-        raise BadPrompt(_count_mismatch_message(placeholder, sum(num_placeholders), len(media)))
-    remaining_media = iter(media)
-    return [list(islice(remaining_media, count)) for count in num_placeholders]
-
-
-def _check_group_count(texts: Sequence[str], groups: MediaGroups, placeholder: str) -> MediaGroups:
-    if len(groups) != len(texts):
-        raise BadPrompt(
-            f"there are {len(texts)} texts, and {NOUN_BY_PLACEHOLDER[placeholder]} for {len(groups)}: "
-            "give a list for each"
-        )
-    return groups
-
-
-def interleave_media_in_each_text(
-    texts: Sequence[str], media: Mapping[str, Sequence[Sequence[Any]]]
-) -> list[list[Any]]:
-    """`interleave_text_and_media` for each text of a batch; `media` has a list for each text."""
-    return [
-        interleave_text_and_media(text, {placeholder: groups[row] for placeholder, groups in media.items()})
-        for row, text in enumerate(texts)
-    ]
 
 
 def interleave_text_and_media(text: str, media_by_placeholder: Mapping[str, Sequence[Any]]) -> list[Any]:

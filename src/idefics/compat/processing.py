@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from idefics.compat.assistant_mask import make_assistant_mask
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions
 from idefics.compat.image_inputs import make_fetcher_from_environment
-from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, NEUTRAL_PROCESSOR_KWARGS
+from idefics.compat.keyword_arguments import (
+    IGNORED_IMAGE_KWARGS,
+    NEUTRAL_PROCESSOR_KWARGS,
+    check_and_drop_neutral_kwargs,
+)
 from idefics.compat.processing_chat import (
     ChatTurn,
     media_sources,
@@ -28,8 +31,6 @@ from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt
 from idefics.processing.processor import Processor
 from idefics.prompt import Prompt
-
-TextSpans = Sequence[tuple[int, int]]  # (start, end) in characters of a text
 
 
 class BaseProcessor(ProcessorMixin):
@@ -155,6 +156,12 @@ class BaseProcessor(ProcessorMixin):
             "input_data_format",
         } - {"self", "text", "generated"}
 
+    def _split_call_kwargs(self, keywords: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The image processor with the settings among the further arguments of a call, and those of videos."""
+        settings = check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
+        video_kwargs = {name: settings.pop(name) for name in VIDEO_FIELD_BY_KWARG.keys() & settings.keys()}
+        return self.image_processor.with_settings(**settings), video_kwargs
+
     def _make_prompt_processor(self, image_config: ImageProcessorConfig, *, adds_special: bool) -> Processor:
         """The processor that writes this family's prompts."""
         prompt_format = replace(self._prompt_format, add_special_tokens=adds_special)
@@ -165,17 +172,21 @@ class BaseProcessor(ProcessorMixin):
         prompts: Sequence[Prompt],
         kept_positions: Sequence[Sequence[int]],
         padding_options: PaddingOptions,
+        assistant_masks: Sequence[Sequence[int]] | None,
         *,
         return_attention_mask: bool | None,
-    ) -> dict[str, list[list[int]]]:
-        """Padded `input_ids` and `attention_mask` of prompts truncated to these positions."""
-        rows = [
-            [prompt.ids[position] for position in row]
-            for prompt, row in zip(prompts, kept_positions, strict=True)
-        ]
+    ) -> dict[str, Any]:
+        """Padded `input_ids`, `attention_mask` and `assistant_masks` of prompts truncated to these positions."""
+
+        def truncate(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+            return [[row[i] for i in kept] for row, kept in zip(rows, kept_positions, strict=True)]
+
+        rows = truncate([prompt.ids for prompt in prompts])
         entries = {"input_ids": self.tokenizer.pad_ids(rows, padding_options)}
         if return_attention_mask:
             entries["attention_mask"] = padding_options.pad([[1] * len(row) for row in rows], 0)
+        if assistant_masks is not None:
+            entries["assistant_masks"] = padding_options.pad(truncate(assistant_masks), 0)
         return entries
 
 
@@ -183,28 +194,6 @@ def _refuse_call_arguments(options: Mapping[str, Any], **named: Any) -> None:
     """Raises TypeError where `apply_chat_template` returns text and is given arguments of the call."""
     for name in (*options, *(name for name, value in named.items() if value)):
         raise TypeError(f"{name} has no meaning for text: give tokenize=True")
-
-
-def make_assistant_masks(
-    processor: Processor,
-    texts: Sequence[str],
-    prompts: Sequence[Prompt],
-    kept_positions: Sequence[Sequence[int]],
-    spans: Sequence[TextSpans],
-    padding_options: PaddingOptions,
-) -> list[list[int]]:
-    """Padded `assistant_masks` of a batch: 1 for tokens of the assistant.
-
-    Args:
-        texts: what `prompts` were made of by `processor`.
-        kept_positions: the positions of each prompt that truncation leaves.
-        spans: for each text the (start, end), in characters, of what the assistant says.
-    """
-    masks = []
-    for text, prompt, row, text_spans in zip(texts, prompts, kept_positions, spans, strict=True):
-        mask = make_assistant_mask(processor, text, prompt, text_spans)
-        masks.append([mask[position] for position in row])
-    return padding_options.pad(masks, 0)
 
 
 def select_prompt_tokens(prompt: Prompt, kept_positions: Sequence[int]) -> Prompt:

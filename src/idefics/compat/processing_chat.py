@@ -61,6 +61,8 @@ def _parse_part(part: Any, location: str) -> dict[str, Any]:
     match part:
         case str():
             return {"type": "text", "text": part}
+        case {"type": "image" | "video" as kind, "base64": str(data)} if not data.startswith("data:"):
+            return {**part, "base64": f"data:{kind}/*;base64,{data}"}
         case {"type": "text", "text": str()} | {"type": "image"} | {"type": "video"}:
             return dict(part)
         case {"type": "image_url", "image_url": {"url": url}} | {"type": "image_url", "image_url": str(url)}:
@@ -87,17 +89,8 @@ def replace_videos_by_text(turns: Sequence[ChatTurn]) -> list[ChatTurn]:
 def media_sources(turns: Sequence[ChatTurn], part_type: str) -> list[Any]:
     """The sources of the images ("image") or videos ("video") of a conversation, in order, where they have one."""
     parts = [part for turn in turns for part in turn["content"] if part["type"] == part_type]
-    named = (
-        [_get_source(part, key) for key in (part_type, *SOURCE_KEYS) if part.get(key) is not None]
-        for part in parts
-    )
+    named = ([part[key] for key in (part_type, *SOURCE_KEYS) if part.get(key) is not None] for part in parts)
     return [sources[0] for sources in named if sources]
-
-
-def _get_source(part: Mapping[str, Any], key: str) -> Any:
-    source = part[key]
-    is_raw_base64 = key == "base64" and isinstance(source, str) and not source.startswith("data:")
-    return f"data:{part['type']}/*;base64,{source}" if is_raw_base64 else source
 
 
 def split_template_kwargs(

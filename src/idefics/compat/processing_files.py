@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -12,13 +11,12 @@ from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kw
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.serialization import JsonMixin, write_json
 from idefics.compat.tokenization import CALL_KWARG_NAMES, PreTrainedTokenizer
-from idefics.compat.tokenization_files import write_chat_template
-from idefics.config import ImageProcessorConfig, ModelConfig
+from idefics.compat.tokenization_files import write_tokenizer
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
 from idefics.models.family import END_OF_UTTERANCE
-from idefics.processing import checkpoint_settings
 from idefics.processing.chat_prompt import IMAGE_TOKEN
+from idefics.processing.checkpoint_settings import read_json_object, read_preprocessor_config
 from idefics.processing.image_placeholders import FAKE_IMAGE_TOKEN
 from idefics.validation import describe_type
 
@@ -61,6 +59,9 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
     model_type: ClassVar[str]
     default_image_seq_len: ClassVar[int]
     image_processor_type: ClassVar[type[ImageProcessor]]
+    other_image_processor_types: ClassVar[tuple[type[ImageProcessor], ...]] = ()
+    # The arguments of the constructor that `from_pretrained` takes too.
+    constructor_kwarg_names: ClassVar = ("image_seq_len", "chat_template")
     attributes: ClassVar = ["image_processor", "tokenizer"]
     tokenizer_class: ClassVar = "AutoTokenizer"
     fake_image_token: ClassVar = TokenText(FAKE_IMAGE_TOKEN)
@@ -76,15 +77,13 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
         **inert: Any,
     ) -> None:
         if unknown := inert.keys() - IGNORED_IMAGE_KWARGS.keys():
-            raise UnknownArgument(
-                type(self).__name__, sorted(unknown), sorted(self._constructor_kwarg_names())
-            )
+            raise UnknownArgument(type(self).__name__, sorted(unknown), list(self.constructor_kwarg_names))
         if not isinstance(tokenizer, PreTrainedTokenizer):
             raise BadSetting(
                 f"tokenizer is {describe_type(tokenizer)}; give one of idefics.compat, such as "
                 "AutoTokenizer.from_pretrained(...)"
             )
-        if not self._accepts_image_processor(image_processor):
+        if not isinstance(image_processor, (self.image_processor_type, *self.other_image_processor_types)):
             raise UnsupportedModel(
                 f"{type(self).__name__} needs an {self.image_processor_type.__name__}, "
                 f"not a {type(image_processor).__name__}"
@@ -93,10 +92,6 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
         self.image_seq_len = self.default_image_seq_len if image_seq_len is None else image_seq_len
         self._chat_template_source = tokenizer.chat_template if chat_template is None else chat_template
         self._set_prompt_format(tokenizer.codec.added_token_contents)
-
-    @classmethod
-    def _accepts_image_processor(cls, image_processor: object) -> bool:
-        return isinstance(image_processor, cls.image_processor_type)
 
     @classmethod
     def _from_folder(cls, folder: Path, **settings: Any) -> Self:
@@ -110,55 +105,34 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
             UnsupportedModel: the checkpoint is of another family.
         """
         image_processor, tokenizer = (settings.pop(name, None) for name in cls.attributes)
-        own_names = cls._constructor_kwarg_names()
         tokenizer_kwargs = {name: settings[name] for name in settings.keys() & TOKENIZER_KWARGS}
-        constructor_kwargs = {name: settings[name] for name in settings.keys() & own_names}
-        image_settings = {name: settings[name] for name in settings.keys() - TOKENIZER_KWARGS - own_names}
+        image_settings = {
+            name: settings[name]
+            for name in settings.keys() - TOKENIZER_KWARGS - set(cls.constructor_kwarg_names)
+        }
         tokenizer = tokenizer or PreTrainedTokenizer.from_pretrained(folder, **tokenizer_kwargs)
-        preprocessor_config = checkpoint_settings.read_preprocessor_config(folder)
-        model_config: ModelConfig | None = None
-        image_seq_len: int | None
+        preprocessor_config = read_preprocessor_config(folder)
+        image_seq_len = read_json_object(folder / "processor_config.json").get("image_seq_len")
+        added_tokens = tokenizer.codec.added_token_contents
         if (folder / "config.json").exists():
-            model_config, image_config = cls._read_checkpoint_configs(folder, preprocessor_config)
+            checkpoint = read_checkpoint(folder)
+            if checkpoint.family is not family_for(cls.model_type):
+                raise UnsupportedModel(
+                    f"{folder} is a checkpoint of {checkpoint.family.name}, not one for {cls.__name__}: "
+                    "use AutoProcessor"
+                )
+            image_config = checkpoint.family.read_image_config(checkpoint.config, preprocessor_config)
             preprocessor_config |= cls.image_processor_type.settings_from_processor_config(image_config)
-            image_seq_len = image_config.tokens_per_frame
-        else:
-            processor_config = checkpoint_settings.read_json_object(folder / "processor_config.json")
-            image_seq_len = processor_config.get("image_seq_len")
+            image_seq_len, text = image_config.tokens_per_frame, checkpoint.config.text
+            added_tokens = tokenizer.codec.added_tokens_below(text.vocab_size + text.additional_vocab_size)
         image_processor = image_processor or cls.image_processor_type.from_dict(preprocessor_config)
         if image_settings:
             image_processor = image_processor.with_settings(**image_settings)
-        processor = cls._from_parts(image_processor, tokenizer, image_seq_len, constructor_kwargs)
-        if model_config is not None:
-            num_rows = model_config.text.vocab_size + model_config.text.additional_vocab_size
-            processor._set_prompt_format(tokenizer.codec.added_tokens_below(num_rows))
+        constructor_kwargs = {"image_seq_len": image_seq_len, **settings}
+        names = constructor_kwargs.keys() & set(cls.constructor_kwarg_names)
+        processor = cls(image_processor, tokenizer, **{name: constructor_kwargs[name] for name in names})
+        processor._set_prompt_format(added_tokens)
         return processor
-
-    @classmethod
-    def _read_checkpoint_configs(
-        cls, folder: Path, preprocessor_config: Mapping[str, Any]
-    ) -> tuple[ModelConfig, ImageProcessorConfig]:
-        checkpoint = read_checkpoint(folder)
-        if checkpoint.family is not family_for(cls.model_type):
-            raise UnsupportedModel(
-                f"{folder} is a checkpoint of {checkpoint.family.name}, not one for {cls.__name__}: use AutoProcessor"
-            )
-        return checkpoint.config, checkpoint.family.read_image_config(checkpoint.config, preprocessor_config)
-
-    @classmethod
-    def _constructor_kwarg_names(cls) -> set[str]:
-        """The arguments of the constructor that `from_pretrained` takes too."""
-        return {"image_seq_len", "chat_template"}
-
-    @classmethod
-    def _from_parts(
-        cls,
-        image_processor: ImageProcessor,
-        tokenizer: PreTrainedTokenizer,
-        image_seq_len: int | None,
-        constructor_kwargs: Mapping[str, Any],
-    ) -> Self:
-        return cls(image_processor, tokenizer, **{"image_seq_len": image_seq_len, **constructor_kwargs})
 
     def _set_prompt_format(self, added_tokens: frozenset[str]) -> None:
         """Sets the prompt format and chat template; `added_tokens` are those that the embedding has rows for."""
@@ -174,17 +148,14 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
             The paths of the files.
         """
         check_save_kwargs(keywords)
-        folder = Path(save_directory)
-        files = dict.fromkeys(self.tokenizer.save_pretrained(folder))
-        files |= dict.fromkeys(self.image_processor.save_pretrained(folder))
-        name = type(self).__name__
-        write_json(
-            folder / "preprocessor_config.json", {**self.image_processor.to_dict(), "processor_class": name}
-        )
-        config = {"image_seq_len": self.image_seq_len, "processor_class": name}
-        written = [write_json(folder / "processor_config.json", config)]
-        written += write_chat_template(folder, self.chat_template)
-        return list(files | dict.fromkeys(written))
+        folder, name = Path(save_directory), type(self).__name__
+        image_settings = {**self.image_processor.to_dict(), "processor_class": name}
+        settings = {"image_seq_len": self.image_seq_len, "processor_class": name}
+        return [
+            *write_tokenizer(self.tokenizer, folder, self.chat_template),
+            write_json(folder / "preprocessor_config.json", image_settings),
+            write_json(folder / "processor_config.json", settings),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The settings of the image processor, the number of tokens of a frame, and the name of the class."""

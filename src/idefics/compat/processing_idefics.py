@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar
 
 import numpy as np
 
+from idefics.compat.assistant_mask import TextSpans, make_assistant_masks
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
 from idefics.compat.image_inputs import group_by_sample, is_nested
-from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
-from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, check_and_drop_neutral_kwargs
 from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, interleave_text_and_media
-from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks, select_prompt_tokens
-from idefics.compat.processing_kwargs import (
-    VIDEO_FIELD_BY_KWARG,
-    accept_kwarg_groups,
-)
+from idefics.compat.processing import BaseProcessor, select_prompt_tokens
+from idefics.compat.processing_kwargs import accept_kwarg_groups
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture
@@ -43,6 +39,7 @@ class IdeficsProcessor(BaseProcessor):
 
     model_type: ClassVar = "idefics"
     default_image_seq_len: ClassVar = 1
+    constructor_kwarg_names: ClassVar = ("chat_template", "add_end_of_utterance_token")
     image_processor_type: ClassVar = IdeficsImageProcessor
     image_processor_class: ClassVar = "IdeficsImageProcessor"
     image_processor: IdeficsImageProcessor
@@ -63,20 +60,6 @@ class IdeficsProcessor(BaseProcessor):
                 "give it to the image processor"
             )
         self.add_end_of_utterance_token = add_end_of_utterance_token
-
-    @classmethod
-    def _constructor_kwarg_names(cls) -> set[str]:
-        return {"chat_template", "add_end_of_utterance_token"}
-
-    @classmethod
-    def _from_parts(
-        cls,
-        image_processor: ImageProcessor,
-        tokenizer: PreTrainedTokenizer,
-        image_seq_len: int | None,
-        constructor_kwargs: Mapping[str, Any],
-    ) -> Self:
-        return cls(cast(IdeficsImageProcessor, image_processor), tokenizer, **constructor_kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -132,10 +115,7 @@ class IdeficsProcessor(BaseProcessor):
             BadPrompt: texts and images do not fit together.
             BadPicture: an image cannot be opened.
         """
-        settings = check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
-        image_processor = self.image_processor.with_settings(
-            **{name: value for name, value in settings.items() if name not in VIDEO_FIELD_BY_KWARG}
-        )
+        image_processor, _ = self._split_call_kwargs(keywords)
         image_config = image_processor.to_processor_config()
         prompt_processor = self._make_prompt_processor(image_config, adds_special=False)
         if add_end_of_utterance_token is None:
@@ -161,13 +141,10 @@ class IdeficsProcessor(BaseProcessor):
         truncated_prompts = list(map(select_prompt_tokens, full_prompts, kept_positions))
         if debug:
             self._print_prompts(truncated_prompts)
-        entries: dict[str, Any] = self._make_text_entries(
-            full_prompts, kept_positions, padding_options, return_attention_mask=return_attention_mask
+        masks = make_assistant_masks(prompt_processor, text, full_prompts, generated)
+        entries = self._make_text_entries(
+            full_prompts, kept_positions, padding_options, masks, return_attention_mask=return_attention_mask
         )
-        if generated:
-            entries["assistant_masks"] = make_assistant_masks(
-                prompt_processor, as_text_list(text), full_prompts, kept_positions, generated, padding_options
-            )
         entries |= self._make_image_entries(image_config.frame_size, truncated_prompts, padding_options)
         return padding_options.to_batch(entries)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from idefics.compat.assistant_mask import TextSpans, make_assistant_masks
 from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
 from idefics.compat.image_processing import stack_pixel_values
 from idefics.compat.image_processing_inline import (
@@ -13,21 +14,16 @@ from idefics.compat.image_processing_inline import (
     Idefics3ImageProcessor,
     SmolVLMImageProcessor,
 )
-from idefics.compat.keyword_arguments import NEUTRAL_PROCESSOR_KWARGS, check_and_drop_neutral_kwargs
 from idefics.compat.media_placeholders import (
     VIDEO_TOKEN,
     as_text_list,
     group_pictures_by_text,
     group_videos_by_text,
-    interleave_media_in_each_text,
+    interleave_text_and_media,
 )
-from idefics.compat.processing import BaseProcessor, TextSpans, make_assistant_masks, select_prompt_tokens
+from idefics.compat.processing import BaseProcessor, select_prompt_tokens
 from idefics.compat.processing_files import TokenText
-from idefics.compat.processing_kwargs import (
-    VIDEO_FIELD_BY_KWARG,
-    accept_kwarg_groups,
-    override_video_config,
-)
+from idefics.compat.processing_kwargs import accept_kwarg_groups, override_video_config
 from idefics.errors import BadPrompt
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.prompt import Prompt
@@ -85,15 +81,14 @@ class InlineModelProcessor(BaseProcessor):
                 `max_length`.
             BadPicture: an image cannot be opened.
         """
-        settings = check_and_drop_neutral_kwargs(type(self).__name__, keywords, NEUTRAL_PROCESSOR_KWARGS)
-        video_kwargs = {name: settings.pop(name) for name in VIDEO_FIELD_BY_KWARG.keys() & settings.keys()}
-        image_processor = self.image_processor.with_settings(**settings)
+        image_processor, video_kwargs = self._split_call_kwargs(keywords)
         if text is None:
             if images is None:
                 raise BadPrompt("there is neither text nor a picture: give at least one")
-            return image_processor.preprocess(
+            only_images: BatchFeature = image_processor.preprocess(
                 images, return_tensors=return_tensors, input_data_format=input_data_format
             )
+            return only_images
         texts = as_text_list(text)
         image_config = image_processor.to_processor_config(image_seq_len or self.image_seq_len)
         image_config = replace(image_config, video=override_video_config(image_config.video, video_kwargs))
@@ -107,7 +102,10 @@ class InlineModelProcessor(BaseProcessor):
             media[VIDEO_TOKEN] = group_videos_by_text(texts, videos, samples_frames=samples_frames)
         prompt_processor = self._make_prompt_processor(image_config, adds_special=add_special_tokens)
         prompts = [
-            prompt_processor.encode_parts(parts) for parts in interleave_media_in_each_text(texts, media)
+            prompt_processor.encode_parts(
+                interleave_text_and_media(one, {name: groups[row] for name, groups in media.items()})
+            )
+            for row, one in enumerate(texts)
         ]
         padding_options = self.tokenizer.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
@@ -117,12 +115,12 @@ class InlineModelProcessor(BaseProcessor):
             _truncate_keeping_images(one, padding_options, num_opening_tokens) for one in prompts
         ]
         entries = self._make_text_entries(
-            prompts, kept_positions, padding_options, return_attention_mask=return_attention_mask
+            prompts,
+            kept_positions,
+            padding_options,
+            make_assistant_masks(prompt_processor, texts, prompts, generated),
+            return_attention_mask=return_attention_mask,
         )
-        if generated:
-            entries["assistant_masks"] = make_assistant_masks(
-                prompt_processor, texts, prompts, kept_positions, generated, padding_options
-            )
         batch = padding_options.to_batch(entries)
         pictures = [prompt.pictures for prompt in prompts]
         batch.update(stack_pixel_values(pictures, return_tensors, do_pad=image_processor.do_pad))
@@ -156,11 +154,8 @@ class SmolVLMProcessor(Idefics3Processor):
     image_processor_type: ClassVar = SmolVLMImageProcessor
     image_processor_class: ClassVar = "SmolVLMImageProcessor"
 
+    other_image_processor_types: ClassVar = (Idefics3ImageProcessor,)
     video_token: ClassVar = TokenText(VIDEO_TOKEN)
-
-    @classmethod
-    def _accepts_image_processor(cls, image_processor: object) -> bool:
-        return isinstance(image_processor, Idefics3ImageProcessor)
 
 
 def _truncate_keeping_images(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -27,33 +27,21 @@ CallT = TypeVar("CallT", bound=Callable[..., Any])
 def accept_kwarg_groups(function: CallT) -> CallT:
     """Decorates the call of a processor: keyword arguments may come in groups, such as `images_kwargs={"size": ...}`.
 
-    Arguments that the tokenizer was loaded with (`max_length=...`) are defaults.
+    Arguments that the tokenizer was loaded with (`max_length=...`) are defaults. The call raises BadSetting for an
+    argument that is given alone and in a group.
     """
 
     @wraps(function)
     def call_with_flat_kwargs(self: Any, *args: Any, **keywords: Any) -> Any:
-        plain_kwargs = {name: value for name, value in keywords.items() if name not in KWARG_GROUPS}
-        groups = [keywords.get(name) or {} for name in KWARG_GROUPS]
-        return function(self, *args, **flatten_kwargs(plain_kwargs, groups, self.tokenizer.init_kwargs))
+        grouped: dict[str, Any] = {}
+        for group_name in KWARG_GROUPS:
+            for name, value in (keywords.pop(group_name, None) or {}).items():
+                if name in keywords:
+                    raise BadSetting(f"{name} is given alone and in {group_name}: give it once")
+                grouped[name] = value
+        return function(self, *args, **{**self.tokenizer.init_kwargs, **grouped, **keywords})
 
     return cast(CallT, call_with_flat_kwargs)
-
-
-def flatten_kwargs(
-    kwargs: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Merges keyword arguments, groups of them and defaults.
-
-    Raises:
-        BadSetting: an argument is given alone and in a group.
-    """
-    grouped: dict[str, Any] = {}
-    for number, group in enumerate(groups):
-        for name, value in group.items():
-            if name in kwargs:
-                raise BadSetting(f"{name} is given alone and in {KWARG_GROUPS[number]}: give it once")
-            grouped[name] = value
-    return {**defaults, **grouped, **kwargs}
 
 
 def override_video_config(
