@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idefics.errors import BrokenCheckpoint
-from idefics.weights import ConcatRule, KeyRules
+from idefics.weights import KeyRules
 
 RULES = KeyRules(
     ignore=((r"\.inv_freq$", "recomputed"),),
-    concat=(
-        ConcatRule("text.embed.weight", ("embed.weight", "embed.extra.weight")),
-        ConcatRule("head.weight", ("head.weight", "extra.weight")),
-    ),
+    concat={
+        "text.embed.weight": ("embed.weight", "embed.extra.weight"),
+        "head.weight": ("head.weight", "extra.weight"),
+    },
     rename=((r"^(layers|norm)\.", r"text.\1."), (r"^layers\.0", "never: the first rule wins")),
 )
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from idefics.errors import BrokenCheckpoint, UnsupportedModel, WeightsMismatch
-from idefics.weights import ConcatRule, KeyRules, load
+from idefics.weights import KeyRules, load
 
 NO_RULES = KeyRules()
 
@@ -130,10 +130,10 @@ def test_a_mismatch_is_told_before_anything_is_read(tmp_path):
 
 
 CONCATENATING_RULES = KeyRules(
-    concat=(
-        ConcatRule("embed.weight", ("embed.weight", "more.weight")),
-        ConcatRule("head.weight", ("old.weight", "older.weight")),
-    )
+    concat={
+        "embed.weight": ("embed.weight", "more.weight"),
+        "head.weight": ("old.weight", "older.weight"),
+    }
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from idefics.compat.serialization import read_json_object
 from idefics.errors import BadSetting, MissingExtra, UnsupportedModel
-from idefics.weights.adapters import ADAPTER_CONFIG
+from idefics.weights.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from peft import PeftConfig

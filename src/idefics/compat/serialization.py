@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from idefics.errors import BrokenCheckpoint
-from idefics.weights.adapters import refuse_adapter
+from idefics.weights.files import refuse_adapter
 
 
 @runtime_checkable

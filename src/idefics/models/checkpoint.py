@@ -11,7 +11,7 @@ from typing import Any
 from idefics.config import ModelConfig, QuantizationConfig
 from idefics.errors import UnsupportedModel
 from idefics.models.family import ModelFamily
-from idefics.weights.adapters import refuse_adapter
+from idefics.weights.files import refuse_adapter
 
 QUANT_METHOD = "idefics"  # of `quantization_config` in config.json
 

@@ -19,7 +19,7 @@ from idefics.models.vision_language_model import ModelBackbone
 from idefics.nn.attention import Attn
 from idefics.nn.decoder import LlamaDecoder
 from idefics.nn.vit import SiglipEmbeddings, VisionEncoder
-from idefics.weights import ConcatRule, KeyRules
+from idefics.weights import KeyRules
 
 
 class SiglipVisionTower(nn.Module):
@@ -76,15 +76,13 @@ INLINE_KEY_RULES = KeyRules(
         (r"^model\.(layers|norm)\.", r"model.text_model.\1."),
         (r"^model\.(modality_projection|perceiver_resampler)\.", r"model.connector.\1."),
     ),
-    concat=(
-        ConcatRule(
-            "model.text_model.embed_tokens.weight",
-            ("model.embed_tokens.weight", "model.embed_tokens.additional_embedding.weight"),
+    concat={
+        "model.text_model.embed_tokens.weight": (
+            "model.embed_tokens.weight",
+            "model.embed_tokens.additional_embedding.weight",
         ),
-        ConcatRule(
-            "lm_head.weight", ("lm_head.weight", "lm_head.additional_fc.weight", "additional_fc.weight")
-        ),
-    ),
+        "lm_head.weight": ("lm_head.weight", "lm_head.additional_fc.weight", "additional_fc.weight"),
+    },
     ignore=(*RECOMPUTED_BUFFERS, (r"model\.vision_model\.head\..*", "SigLIP's pooling head, not used")),
 )
 

@@ -4,14 +4,12 @@ Importing this package does not import torch; `load` does.
 """
 
 from idefics.weights.files import safetensors_files
-from idefics.weights.hub import ProgressCallback
-from idefics.weights.hub_cache import cache_folder, complete_cached_folder
-from idefics.weights.key_rules import ConcatRule, KeyRules
+from idefics.weights.hub import ProgressCallback, cache_folder, complete_cached_folder
+from idefics.weights.key_rules import KeyRules
 from idefics.weights.locate import find
 from idefics.weights.streaming_loader import DeviceByModule, load
 
 __all__ = [
-    "ConcatRule",
     "KeyRules",
     "DeviceByModule",
     "ProgressCallback",

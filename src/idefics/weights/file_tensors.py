@@ -41,9 +41,13 @@ class FileTensor:
         """The dtype in the file's header, in the spelling of safetensors: "BF16", "F32", "I64", "BOOL", ..."""
         return str(self.handle.get_slice(self.name).get_dtype())
 
-    def has_dtype(self, dtype: torch.dtype) -> bool:
-        """Whether the tensor is stored in this dtype, so that it need not be cast."""
-        return str(dtype) == f"torch.{TORCH_NAME_BY_FILE_DTYPE.get(self.dtype_name)}"
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype in which the tensor is stored; None for those that no checkpoint of a model is loaded in."""
+        import torch
+
+        name = TORCH_NAME_BY_FILE_DTYPE.get(self.dtype_name)
+        return None if name is None else getattr(torch, name)
 
     def read(self) -> Tensor:
         """The value, on the CPU, in the file's dtype. Raises BrokenCheckpoint if the file is damaged."""
@@ -77,16 +81,6 @@ def open_file_tensors(
                 )
             tensors[name] = FileTensor(name, file, handle)
     return tensors
-
-
-def common_16bit_dtype(tensors: Sequence[FileTensor]) -> torch.dtype | None:
-    """float16 or bfloat16 if all tensors are stored in it; else None."""
-    import torch
-
-    dtype_names = {tensor.dtype_name for tensor in tensors}
-    if len(dtype_names) > 1:
-        return None
-    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(dtype_names.pop())
 
 
 @contextmanager

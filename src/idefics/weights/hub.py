@@ -1,4 +1,4 @@
-"""Downloads a checkpoint from the Hugging Face hub into its cache; errors become one line that says what to do."""
+"""Finds a checkpoint in the Hugging Face hub's cache, or downloads it; errors are one line that says what to do."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from idefics.catalog import CATALOG
-from idefics.errors import ModelNotFound, UnsupportedModel
-from idefics.weights.adapters import ADAPTER_CONFIG, adapter_error_message
-from idefics.weights.files import INDEX_FILE, PICKLE_PATTERNS, SINGLE_FILE
-from idefics.weights.hub_cache import cache_folder, missing_files_or_weights, snapshot_folder
+from idefics.errors import ModelError, ModelNotFound, UnsupportedModel
+from idefics.weights.files import (
+    ADAPTER_CONFIG,
+    INDEX_FILE,
+    PICKLE_PATTERNS,
+    SINGLE_FILE,
+    adapter_error_message,
+    safetensors_files,
+)
 
 ProgressCallback = Callable[[int, int], None]  # (bytes so far, bytes in all)
 
@@ -38,6 +43,49 @@ CONFIG_FILES = (
 )
 
 OFFLINE_HINT = "use --model demo, which needs no network, or give a folder"
+
+
+def complete_cached_folder(repo_id: str, *, revision: str | None = None) -> Path | None:
+    """The folder of a hub model that is completely in the cache; None if it is not."""
+    folder = snapshot_folder(repo_id, revision)
+    return None if folder is None or missing_files_or_weights(folder) else folder
+
+
+def cache_folder() -> Path:
+    """The folder in which the hub's client keeps downloads (`HF_HUB_CACHE`)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def snapshot_folder(repo_id: str, revision: str | None, cache: Path | None = None) -> Path | None:
+    """The folder of a revision (None: main) in a cache (None: `cache_folder`), complete or not; None if there is none.
+
+    The layout is a documented one: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    repository = (cache or cache_folder()) / f"models--{repo_id.replace('/', '--')}"
+    commit = revision or "main"
+    reference = repository / "refs" / commit
+    if reference.is_file():
+        commit = reference.read_text(encoding="utf-8").strip()
+    folder = repository / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def missing_files_or_weights(folder: Path, *, needs_weights: bool = True) -> list[str]:
+    """What a snapshot lacks: names of small files, and "weights" if any file of weights is missing. Empty: complete."""
+    required_files = [
+        ("config.json",),
+        ("tokenizer.json",),
+        ("preprocessor_config.json", "processor_config.json"),
+    ]
+    missing = [names[0] for names in required_files if not any((folder / name).is_file() for name in names)]
+    try:
+        if needs_weights:
+            safetensors_files(folder)
+    except ModelError:
+        missing.append("weights")
+    return missing
 
 
 def find_or_download_snapshot(

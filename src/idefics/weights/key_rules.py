@@ -4,23 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from idefics.errors import BrokenCheckpoint
-
-
-@dataclass(frozen=True, slots=True)
-class ConcatRule:
-    """Tensors of a checkpoint that are concatenated along dimension 0 to one of the model's.
-
-    Attributes:
-        target: the model's name.
-        sources: the checkpoint's names, in order. Those that exist are concatenated: a checkpoint with one tensor,
-            under the first name or under `target`, needs no rule of its own.
-    """
-
-    target: str
-    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +17,15 @@ class KeyRules:
 
     Attributes:
         ignore: (regular expression, reason) of tensors that are not read. Tried first.
-        concat: tensors that are concatenated. Tried second.
+        concat: the model's name -> the checkpoint's names, in order, of the tensors that are concatenated to it along
+            dimension 0. Those that exist are concatenated: a checkpoint with one tensor, under the first of the names
+            or under the model's, needs no rule of its own. Tried second.
         rename: (regular expression, replacement as in `re.sub`). Tried last; the first that matches applies. A new
             name must not match again, so that names that are already the model's stay as they are.
     """
 
     ignore: tuple[tuple[str, str], ...] = ()
-    concat: tuple[ConcatRule, ...] = ()
+    concat: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()
 
     def source_names_by_target(self, names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
@@ -50,9 +38,9 @@ class KeyRules:
             BrokenCheckpoint: two names are the same weight, an old name and a new one.
         """
         target_by_source = {
-            part: (join.target, part_index)
-            for join in self.concat
-            for part_index, part in enumerate(join.sources)
+            part: (target, part_index)
+            for target, parts in self.concat.items()
+            for part_index, part in enumerate(parts)
         }
         parts_by_target: dict[str, dict[int, str]] = {}
         for name in names:
@@ -66,7 +54,7 @@ class KeyRules:
                 )
             parts[part_index] = name
         return {
-            target: tuple(parts[part_index] for part_index in sorted(parts))
+            target: tuple(name for _, name in sorted(parts.items()))
             for target, parts in parts_by_target.items()
         }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from idefics.catalog import all_short_names, find_entry
 from idefics.errors import BadSetting, ModelNotFound
 from idefics.validation import short_repr
-from idefics.weights.adapters import refuse_adapter
+from idefics.weights.files import refuse_adapter
 from idefics.weights.hub import ProgressCallback, find_or_download_snapshot
 
 log = logging.getLogger(__name__)
