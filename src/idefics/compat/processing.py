@@ -26,9 +26,9 @@ from idefics.compat.processing_chat import (
 )
 from idefics.compat.processing_files import ProcessorMixin
 from idefics.compat.processing_kwargs import KWARG_GROUPS, VIDEO_FIELD_BY_KWARG
-from idefics.compat.tokenization_chat import render_conversations
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt
+from idefics.processing.chat_template import render_template
 from idefics.processing.processor import Processor
 from idefics.prompt import Prompt
 
@@ -104,13 +104,16 @@ class BaseProcessor(ProcessorMixin):
         template = self.chat_template if chat_template is None else chat_template
         variables, options = split_template_kwargs(template, keywords, self._call_kwarg_names())
         options = {**options, **(processor_kwargs or {})}
-        rendered = render_conversations(
-            template,
-            [replace_videos_by_text(turns) for turns in conversations],
-            {**self.tokenizer.special_tokens_map, "tools": tools, "documents": documents, **variables},
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
+        rendered = [
+            render_template(
+                template,
+                replace_videos_by_text(turns),
+                {**self.tokenizer.special_tokens_map, "tools": tools, "documents": documents, **variables},
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            for turns in conversations
+        ]
         texts = [one.text for one in rendered]
         if not tokenize:
             _refuse_call_arguments(options, return_dict=return_dict, return_tensors=return_tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -10,7 +9,7 @@ from idefics.compat.image_processing import ImageProcessor
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.serialization import JsonMixin, write_json
-from idefics.compat.tokenization import CALL_KWARG_NAMES, PreTrainedTokenizer
+from idefics.compat.tokenization import CALL_KWARG_NAMES, DEFAULT_SETTINGS, PreTrainedTokenizer
 from idefics.compat.tokenization_files import write_tokenizer
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
@@ -23,11 +22,7 @@ from idefics.validation import describe_type
 if TYPE_CHECKING:
     import os
 
-TOKENIZER_KWARGS = {*inspect.signature(PreTrainedTokenizer).parameters, *CALL_KWARG_NAMES} - {
-    "codec",
-    "chat_template",
-    "call_defaults",
-}
+TOKENIZER_KWARGS = {*DEFAULT_SETTINGS, *CALL_KWARG_NAMES} - {"chat_template"}
 
 
 class TokenText(str):

@@ -110,7 +110,7 @@ class InlineModelProcessor(BaseProcessor):
         padding_options = self.tokenizer.make_padding_options(
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
-        num_opening_tokens = len(self.tokenizer.opening_ids()) if add_special_tokens else 0
+        num_opening_tokens = len(self.tokenizer.codec.encode("", add_special_tokens=add_special_tokens))
         kept_positions = [
             _truncate_keeping_images(one, padding_options, num_opening_tokens) for one in prompts
         ]

@@ -6,7 +6,6 @@ Special tokens in a text are encoded as such: the text is the caller's own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -22,11 +21,10 @@ from idefics.compat.tokenization_encoding import (
     PADDED_COLUMNS,
     PADDING_VALUE_BY_COLUMN,
     encode_rows,
-    opening_ids,
     rows_to_columns,
 )
 from idefics.compat.tokenization_files import read_tokenizer_arguments, write_tokenizer
-from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES, VocabularyMixin
+from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES
 from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 from idefics.processing.tokenizer import Tokenizer
 
@@ -35,9 +33,17 @@ if TYPE_CHECKING:
 
 # Arguments of a processor's call that may be given with its tokenizer.
 CALL_KWARG_NAMES = ("image_seq_len", *TOKENIZER_CALL_KWARG_NAMES)
+# The settings of a tokenizer, with their defaults.
+DEFAULT_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(SPECIAL_TOKEN_NAMES),
+    "padding_side": "left",
+    "truncation_side": "right",
+    "model_max_length": VERY_LARGE_INTEGER,
+    "chat_template": "",
+}
 
 
-class PreTrainedTokenizer(VocabularyMixin, ChatTemplateMixin, PretrainedMixin):
+class PreTrainedTokenizer(ChatTemplateMixin, PretrainedMixin):
     """The tokenizer of a checkpoint.
 
     Args:
@@ -48,42 +54,26 @@ class PreTrainedTokenizer(VocabularyMixin, ChatTemplateMixin, PretrainedMixin):
         truncation_side: where rows that are too long lose tokens.
         model_max_length: the longest text in tokens; 10^20 and more: no limit.
         chat_template: Jinja source, or "".
-        call_defaults: `max_length`, `padding`, `truncation`, `pad_to_multiple_of` and `image_seq_len` for the calls of
-            the processor that holds the tokenizer.
+        max_length, padding, truncation, pad_to_multiple_of, image_seq_len: defaults for the calls of the processor that
+            holds the tokenizer.
     """
 
     file_selection = PROCESSOR_FILES
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
     is_fast: ClassVar = True
 
-    def __init__(
-        self,
-        codec: Tokenizer,
-        *,
-        bos_token: str | None = None,
-        eos_token: str | None = None,
-        unk_token: str | None = None,
-        pad_token: str | None = None,
-        sep_token: str | None = None,
-        cls_token: str | None = None,
-        mask_token: str | None = None,
-        padding_side: Side = "left",
-        truncation_side: Side = "right",
-        model_max_length: int = VERY_LARGE_INTEGER,
-        chat_template: str = "",
-        **call_defaults: Any,
-    ) -> None:
-        if unknown := call_defaults.keys() - set(CALL_KWARG_NAMES):
+    padding_side: Side
+    truncation_side: Side
+    model_max_length: int
+
+    def __init__(self, codec: Tokenizer, **settings: Any) -> None:
+        self.init_kwargs = {name: settings.pop(name) for name in CALL_KWARG_NAMES if name in settings}
+        if unknown := settings.keys() - DEFAULT_SETTINGS.keys():
             raise UnknownArgument(
-                type(self).__name__, sorted(unknown), list(signature(type(self)).parameters)
+                type(self).__name__, sorted(unknown), [*DEFAULT_SETTINGS, *CALL_KWARG_NAMES]
             )
         self.codec = codec
-        self.bos_token, self.eos_token = bos_token, eos_token
-        self.unk_token, self.pad_token = unk_token, pad_token
-        self.sep_token, self.cls_token, self.mask_token = sep_token, cls_token, mask_token
-        self.padding_side, self.truncation_side = padding_side, truncation_side
-        self.model_max_length, self.chat_template = model_max_length, chat_template
-        self.init_kwargs = call_defaults
+        vars(self).update({**DEFAULT_SETTINGS, **settings})
 
     @classmethod
     def _from_folder(cls, folder: Path, **settings: Any) -> Self:
@@ -235,10 +225,6 @@ class PreTrainedTokenizer(VocabularyMixin, ChatTemplateMixin, PretrainedMixin):
             else padding_options.pad(rows, PADDING_VALUE_BY_COLUMN[name])
             for name, rows in columns.items()
         }
-
-    def opening_ids(self) -> list[int]:
-        """The ids that tokenizer.json itself puts before a text, such as that of `<s>`."""
-        return opening_ids(self.codec)
 
     def pad_ids(self, rows: Sequence[Sequence[int]], padding_options: PaddingOptions) -> list[list[int]]:
         """Pads rows of ids with `pad_token_id`, as far as the options ask for it.

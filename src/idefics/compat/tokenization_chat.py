@@ -6,42 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from idefics.compat.tokenization_encoding import span_overlap_mask
-from idefics.processing.chat_template import RenderedTemplate, render_template
+from idefics.compat.tokenization_vocabulary import VocabularyMixin
+from idefics.processing.chat_template import render_template
 
 # Arguments of a tokenizer's call that `apply_chat_template` takes too.
 TOKENIZER_CALL_KWARG_NAMES = ("max_length", "pad_to_multiple_of", "padding", "truncation")
 
 
-def render_conversations(
-    template: str,
-    conversations: Sequence[Any],
-    variables: Mapping[str, Any],
-    *,
-    add_generation_prompt: bool,
-    continue_final_message: bool | str,
-) -> list[RenderedTemplate]:
-    """Renders each conversation of a batch; the arguments are those of `render_template`."""
-    return [
-        render_template(
-            template,
-            turns,
-            variables,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
-        for turns in conversations
-    ]
-
-
-class ChatTemplateMixin:
+class ChatTemplateMixin(VocabularyMixin):
     """Gives a tokenizer `apply_chat_template`, which renders and tokenizes conversations."""
 
     chat_template: str
-
-    @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """The special tokens by their names, which are variables of the template."""
-        raise NotImplementedError
 
     def __call__(self, text: Any, **options: Any) -> Any:
         """Tokenizes a text or a batch of texts."""
@@ -78,13 +53,17 @@ class ChatTemplateMixin:
         """
         is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
         options = {name: variables.pop(name) for name in TOKENIZER_CALL_KWARG_NAMES if name in variables}
-        rendered = render_conversations(
-            self.chat_template if chat_template is None else chat_template,
-            conversation if is_batch else [conversation],
-            {**self.special_tokens_map, "tools": tools, "documents": documents, **variables},
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
+        conversations: Any = conversation if is_batch else [conversation]
+        rendered = [
+            render_template(
+                self.chat_template if chat_template is None else chat_template,
+                turns,
+                {**self.special_tokens_map, "tools": tools, "documents": documents, **variables},
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            for turns in conversations
+        ]
         texts: Any = [one.text for one in rendered] if is_batch else rendered[0].text
         if not tokenize:
             return texts

@@ -22,11 +22,6 @@ PADDING_VALUE_BY_COLUMN: dict[str, Any] = {
 PADDED_COLUMNS = ("input_ids", *PADDING_VALUE_BY_COLUMN)
 
 
-def opening_ids(codec: Tokenizer) -> list[int]:
-    """The ids that tokenizer.json itself puts before a text."""
-    return codec.encode("", add_special_tokens=True)
-
-
 def encode_rows(
     codec: Tokenizer,
     text: str | Sequence[str],
@@ -49,7 +44,7 @@ def encode_rows(
     pairs: Any = [text_pair] if is_one else text_pair or [None] * len(texts)
     if len(pairs) != len(texts):
         raise BadPrompt(f"there are {len(texts)} texts and {len(pairs)} in text_pair: give as many")
-    num_opening_tokens = len(opening_ids(codec)) if add_special_tokens else 0
+    num_opening_tokens = len(codec.encode("", add_special_tokens=add_special_tokens))
     rows = []
     for one, pair in zip(texts, pairs, strict=True):
         for part in (one,) if pair is None else (one, pair):

@@ -156,11 +156,7 @@ class VocabularyMixin:
 
     def get_added_vocab(self) -> dict[str, int]:
         """The `added_tokens` of tokenizer.json and those added later, with their ids."""
-        return {
-            token: id
-            for token, id in self.codec.get_vocab().items()
-            if token in self.codec.added_token_contents
-        }
+        return self.added_tokens_encoder
 
     @property
     def added_tokens_decoder(self) -> dict[int, tokenizers.AddedToken]:
