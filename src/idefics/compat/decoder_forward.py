@@ -1,11 +1,11 @@
-"""One pass of the decoder: the text arguments of `forward` are checked, packed, and run with a cache.
+"""The inputs of the decoder, which are checked, and the outputs of its layers, which are recorded.
 
-B rows, T new tokens, L cached and new tokens, D width, N = B * T packed tokens.
+B rows, T new tokens, L cached and new tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from idefics.compat.kv_cache import KeyValueCache, LegacyCache
-from idefics.compat.padded_attention import CrossAttentionInputs, PaddedAttn, make_attention_mask
 from idefics.errors import BadPrompt
-from idefics.nn.attention import Attn
-from idefics.nn.attention_backends import AttentionBackend, EagerAttention
 
 
 class ForwardOptions(NamedTuple):
@@ -104,87 +101,12 @@ def prepare_decoder_inputs(
     return DecoderInputs(x, input_ids, tokens, positions, past)
 
 
-@dataclass(frozen=True, slots=True)
-class DecoderResult:
-    """The outputs of a pass.
-
-    Attributes:
-        last_hidden_state: (B, T, D) after the last norm.
-        cache: keys and values of cached and new tokens; None without `use_cache`.
-        hidden_states: (B, T, D) each: embeddings, then outputs of the layers, the last one after the norm.
-        attentions: (B, H, T, L) for each layer.
-    """
-
-    last_hidden_state: Tensor
-    cache: KeyValueCache | None
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
-
-
-def run_decoder(
-    decode: Callable[[Tensor, Tensor, Attn], Tensor],
-    layers: Sequence[nn.Module],
-    inputs: DecoderInputs,
-    options: ForwardOptions,
-    cross_attention_inputs: CrossAttentionInputs | None = None,
-    *,
-    window: int | None = None,
-    backend: AttentionBackend,
-    dropout_p: float = 0.0,
-) -> DecoderResult:
-    """Runs the decoder on new tokens.
-
-    Args:
-        decode: embeddings (N, D), positions (N,) and an `Attn` -> hidden states (N, D).
-        layers: the decoder's layers, whose outputs are recorded for `output_hidden_states`.
-        options: which outputs are returned. For attentions, eager attention is used in place of `backend`. The caller
-            sets `has_read_images` of the cache.
-        window: sliding window in tokens; None: there is none.
-        dropout_p: dropout of attention weights.
-    """
-    batch_size, num_new_tokens = inputs.inputs_embeds.shape[:2]
-    eager_attention = EagerAttention()
-    attn = PaddedAttn(
-        batch_size,
-        make_attention_mask(
-            inputs.attention_mask,
-            num_new_tokens,
-            inputs.past.get_seq_length(),
-            window,
-            inputs.inputs_embeds.device,
-        ),
-        inputs.past.layers,
-        cross_attention_inputs,
-        backend=eager_attention if options.output_attentions else backend,
-        dropout_p=dropout_p,
-    )
-    with record_outputs(layers if options.output_hidden_states else ()) as states:
-        last_hidden_state = decode(
-            inputs.inputs_embeds.flatten(0, 1), inputs.position_ids.flatten(), attn
-        ).unflatten(0, (batch_size, num_new_tokens))
-    layer_states = (state.unflatten(0, (batch_size, num_new_tokens)) for state in states[:-1])
-    cache = None
-    if options.use_cache:
-        cached_cross_attention_inputs = cross_attention_inputs and CrossAttentionInputs(
-            cross_attention_inputs.cross_kv, cross_attention_inputs.image_mask[:, -1:]
-        )
-        cache = KeyValueCache(
-            [attn.present_kv[layer] for layer in range(len(attn.present_kv))], cached_cross_attention_inputs
-        )
-    return DecoderResult(
-        last_hidden_state,
-        cache,
-        (inputs.inputs_embeds, *layer_states, last_hidden_state) if options.output_hidden_states else None,
-        tuple(eager_attention.attention_weights) if options.output_attentions else None,
-    )
-
-
 @contextmanager
-def record_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+def record_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Any]]:
     """Records the outputs of modules in this context, in the order of their calls."""
-    outputs: list[Tensor] = []
+    outputs: list[Any] = []
 
-    def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
         outputs.append(output)
 
     hooks = [module.register_forward_hook(record) for module in modules]

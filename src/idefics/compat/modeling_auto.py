@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.loading import ModelLoader
-from idefics.compat.modeling import ModelWithHead, PreTrainedModel
+from idefics.compat.modeling import PreTrainedModel
+from idefics.compat.modeling_heads import ModelWithHead
 from idefics.compat.modeling_idefics import IdeficsForVisionText2Text, IdeficsModel
 from idefics.compat.modeling_idefics2 import Idefics2ForConditionalGeneration, Idefics2Model
 from idefics.compat.modeling_idefics3 import (

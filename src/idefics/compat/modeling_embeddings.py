@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from idefics.compat.configuration import PretrainedConfig
 from idefics.compat.training import resize_rows
+from idefics.models.vision_language_model import ModelBackbone
 
 
 class EmbeddingAccessMixin(nn.Module):
-    """Reads, replaces, ties and resizes the embedding and the head of a model."""
+    """Reads, replaces, ties and resizes the embedding and the head of a model.
+
+    Attributes:
+        base_model_prefix: the attribute that holds everything but the head; "" in a model without a head.
+    """
 
     config: PretrainedConfig
+    base_model_prefix: ClassVar[str] = "model"
+
+    @property
+    def base_model(self) -> ModelBackbone:
+        """Everything but the head; in a model without a head, itself."""
+        return cast(ModelBackbone, self.get_submodule(self.base_model_prefix))
 
     @property
     def init_std(self) -> float:
-        """Standard deviation of initial weights."""
-        raise NotImplementedError
+        """Standard deviation of initial weights: `initializer_range` of the decoder's config."""
+        std: float = vars(self.config.get_text_config())["initializer_range"]
+        return std
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding of the token ids."""
-        raise NotImplementedError
+        embedding: nn.Embedding = self.base_model.decoder.embed_tokens
+        return embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the embedding of the token ids by another one."""
+        self.base_model.decoder.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Linear | None:
         """The head of the model; None in a model without a head."""
         return None
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the embedding of the token ids."""
-        raise NotImplementedError
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Ties the head to the embedding where the config says so. Arguments of transformers have no effect."""
@@ -66,7 +79,10 @@ class EmbeddingAccessMixin(nn.Module):
         return self.get_input_embeddings().num_embeddings
 
     def _resize_vocabulary(self, size: int, *, mean_resizing: bool) -> None:
-        raise NotImplementedError
+        for table in (self.get_input_embeddings(), self.get_output_embeddings()):
+            if table is not None:
+                self._resize_rows(table, size, mean_resizing=mean_resizing)
+        self.config.get_text_config().update({"vocab_size": size})
 
     def _resize_rows(self, table: nn.Module, num_rows: int, *, mean_resizing: bool) -> None:
         """Resizes the weight of an embedding or a head."""

@@ -9,7 +9,7 @@ from idefics.compat.modeling_inline import (
     InlineImagePreTrainedModel,
 )
 from idefics.compat.modeling_outputs import Idefics2BaseModelOutputWithPast, Idefics2CausalLMOutputWithPast
-from idefics.models.idefics2 import Idefics2, Idefics2Backbone
+from idefics.models.idefics2 import Idefics2Backbone
 
 
 class Idefics2PreTrainedModel(InlineImagePreTrainedModel):
@@ -26,9 +26,7 @@ class Idefics2Model(InlineImageBaseModel, Idefics2PreTrainedModel, Idefics2Backb
     backbone_class = Idefics2Backbone
 
 
-class Idefics2ForConditionalGeneration(
-    InlineImageForConditionalGeneration, Idefics2PreTrainedModel, Idefics2
-):
+class Idefics2ForConditionalGeneration(InlineImageForConditionalGeneration, Idefics2PreTrainedModel):
     """Idefics2 with its head: continues text with images of native size."""
 
     output_class = Idefics2CausalLMOutputWithPast

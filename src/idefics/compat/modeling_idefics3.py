@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from idefics.compat.configuration_inline import Idefics3Config, SmolVLMConfig
+from idefics.compat.modeling_heads import BaseModelWithoutHead
 from idefics.compat.modeling_inline import (
     InlineImageBaseModel,
     InlineImageForConditionalGeneration,
@@ -18,7 +19,7 @@ from idefics.compat.modeling_outputs import (
     SmolVLMBaseModelOutputWithPast,
     SmolVLMCausalLMOutputWithPast,
 )
-from idefics.models.idefics3 import Idefics3, Idefics3Backbone
+from idefics.models.idefics3 import Idefics3Backbone
 
 
 class Idefics3PreTrainedModel(InlineImagePreTrainedModel):
@@ -36,13 +37,11 @@ class Idefics3Model(InlineImageBaseModel, Idefics3PreTrainedModel, Idefics3Backb
     requires_square_frames = True
 
 
-class Idefics3ForConditionalGeneration(
-    InlineImageForConditionalGeneration, Idefics3PreTrainedModel, Idefics3
-):
+class Idefics3ForConditionalGeneration(InlineImageForConditionalGeneration, Idefics3PreTrainedModel):
     """Idefics3 with its head: continues text with images split into square tiles."""
 
     output_class: ClassVar[type[CausalLMOutputWithPast]] = Idefics3CausalLMOutputWithPast
-    base_class: ClassVar[type[InlineImageBaseModel]] = Idefics3Model
+    base_class: ClassVar[type[BaseModelWithoutHead]] = Idefics3Model
 
 
 class SmolVLMPreTrainedModel(Idefics3PreTrainedModel):

@@ -11,12 +11,7 @@ from idefics.compat.configuration_idefics import IdeficsConfig
 from idefics.compat.modeling import PreTrainedModel
 from idefics.compat.training import freeze_except
 from idefics.errors import BadSetting
-from idefics.models.idefics1 import (
-    DecoupledEmbedding,
-    DecoupledHead,
-    GatedCrossAttentionLayer,
-    Idefics1Backbone,
-)
+from idefics.models.idefics1 import DecoupledHead, GatedCrossAttentionLayer, Idefics1Backbone
 from idefics.nn.vit import ClipEmbeddings
 
 
@@ -39,19 +34,6 @@ class IdeficsPreTrainedModel(PreTrainedModel):
                 _initialize_alpha(alpha, self.config)
         if isinstance(module, ClipEmbeddings):
             nn.init.normal_(module.class_embedding)
-
-    @property
-    def init_std(self) -> float:
-        """Standard deviation of initial weights: `initializer_range`."""
-        return self.config.initializer_range
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The embedding; additional tokens are in its `additional_embedding`."""
-        return self.backbone.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the embedding of the token ids by another one."""
-        self.backbone.embed_tokens = cast(DecoupledEmbedding, value)
 
     def tie_weights(self) -> None:
         """Ties the head to the embedding where the config says so, additional tokens included."""
@@ -78,23 +60,20 @@ class IdeficsPreTrainedModel(PreTrainedModel):
     def _resize_vocabulary(self, size: int, *, mean_resizing: bool) -> None:
         """Resizes the matrices of additional tokens where there are any, else those of the vocabulary."""
         embeddings, head = self.backbone.embed_tokens, self.get_output_embeddings()
-        tables: list[nn.Module] = [embeddings, *([] if head is None else [head])]
-        if embeddings.num_additional_embeddings:
-            size -= embeddings.num_embeddings
-            if size < 1:
-                raise BadSetting(
-                    f"new_num_tokens is {size + embeddings.num_embeddings}; give more than vocab_size, "
-                    f"{embeddings.num_embeddings}: the additional tokens come after those"
-                )
-            embeddings.num_additional_embeddings = size
-            if isinstance(head, DecoupledHead):
-                head.num_additional_outputs = size
-            tables = [embeddings.additional_embedding, *(module.additional_fc for module in tables[1:])]  # type: ignore
-            self.config.additional_vocab_size = size
-        else:
-            self.config.vocab_size = size
-        for table in tables:
-            self._resize_rows(table, size, mean_resizing=mean_resizing)
+        if not embeddings.num_additional_embeddings:
+            super()._resize_vocabulary(size, mean_resizing=mean_resizing)
+            return
+        num_additional = size - embeddings.num_embeddings
+        if num_additional < 1:
+            raise BadSetting(
+                f"new_num_tokens is {size}; give more than vocab_size, "
+                f"{embeddings.num_embeddings}: the additional tokens come after those"
+            )
+        self._resize_rows(embeddings.additional_embedding, num_additional, mean_resizing=mean_resizing)
+        embeddings.num_additional_embeddings = self.config.additional_vocab_size = num_additional
+        if isinstance(head, DecoupledHead):
+            self._resize_rows(head.additional_fc, num_additional, mean_resizing=mean_resizing)
+            head.num_additional_outputs = num_additional
 
     def freeze_relevant_params(self, config: IdeficsConfig | None = None) -> None:
         """Freezes the parts that the config names; never the gated layers, the resampler and additional tokens."""

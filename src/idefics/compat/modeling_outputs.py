@@ -44,6 +44,10 @@ class ModelOutput(dict[str, Any]):
         """The values that are not None, in order."""
         return tuple(self.values())
 
+    def as_return_type(self, return_dict: bool | None) -> Any:
+        """The output itself, or with `return_dict=False` the tuple of its values."""
+        return self.to_tuple() if return_dict is False else self
+
 
 class BaseModelOutputWithPast(ModelOutput):
     """Of a model without a head. B rows, T new tokens, L cached and new tokens, D width.

@@ -5,17 +5,17 @@ P frames, S patches of a frame, D' width, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from idefics.compat.decoder_forward import record_outputs
 from idefics.compat.modeling_outputs import BaseModelOutputWithPooling
 from idefics.errors import BadPrompt
 from idefics.models import idefics1, inline
-from idefics.nn.attention_backends import EagerAttention, HasAttentionBackend, set_attention_backend
+from idefics.nn.attention_backends import EagerAttention, set_attention_backend
+from idefics.nn.vit import VisionEncoder, VisionLayer
 
 
 class SiglipVisionTransformer(inline.SiglipVisionTower):
@@ -45,11 +45,11 @@ class SiglipVisionTransformer(inline.SiglipVisionTower):
         """
         if patch_attention_mask is not None and not bool(patch_attention_mask.all()):
             raise BadPrompt("patch_attention_mask leaves patches out: give frames without padding instead")
-        with _record_layer_outputs(
-            self.encoder.layers, bool(output_hidden_states), bool(output_attentions)
-        ) as record:
-            last = inline.SiglipVisionTower.forward(self, pixel_values)
-        return record.to_model_output(last, None, return_dict)
+        out = encode_patches(
+            self.encoder, self.embeddings(pixel_values), output_attentions, output_hidden_states
+        )
+        out.last_hidden_state = self.post_layernorm(out.last_hidden_state)
+        return out.as_return_type(return_dict)
 
 
 class IdeficsVisionTransformer(idefics1.ClipVisionTower):
@@ -84,62 +84,41 @@ class IdeficsVisionTransformer(idefics1.ClipVisionTower):
                 f"pixel_values are {height} x {width} pixels and the model reads {side} x {side}: "
                 "resize them, or give interpolate_pos_encoding=True"
             )
-        with _record_layer_outputs(
-            self.encoder.layers, bool(output_hidden_states), bool(output_attentions)
-        ) as record:
-            last = idefics1.ClipVisionTower.forward(self, pixel_values)
-        return record.to_model_output(last, self.post_layernorm(last[:, 0]), return_dict)
+        patches = self.pre_layrnorm(self.embeddings(pixel_values))
+        out = encode_patches(self.encoder, patches, output_attentions, output_hidden_states)
+        class_vector = self.post_layernorm(out["last_hidden_state"][:, 0])
+        return BaseModelOutputWithPooling(out, pooler_output=class_vector).as_return_type(return_dict)
 
 
-class _LayerOutputs:
-    """The recorded outputs of a tower's layers in one call, in which frames may run in several groups."""
+def encode_patches(
+    encoder: VisionEncoder,
+    patches: Tensor,
+    output_attentions: bool | None,
+    output_hidden_states: bool | None,
+) -> BaseModelOutputWithPooling:
+    """Runs a tower's encoder on embedded patches (P, S, D'), of which some frames may run after others.
 
-    def __init__(self, num_layers: int, eager_attention: EagerAttention | None) -> None:
-        self.num_layers, self.eager_attention = num_layers, eager_attention
-        self.hidden_states: list[Tensor] = []  # for each group the embeddings, then the outputs of the layers
-
-    def to_model_output(self, last: Tensor, pooled: Tensor | None, return_dict: bool | None) -> Any:
-        out = BaseModelOutputWithPooling(
-            last_hidden_state=last,
-            pooler_output=pooled,
-            hidden_states=_concatenate_by_layer(self.hidden_states, self.num_layers + 1),
-            attentions=_concatenate_by_layer(self.eager_attention.attention_weights, self.num_layers)
-            if self.eager_attention
-            else None,
-        )
-        return out.to_tuple() if return_dict is False else out
-
-
-@contextmanager
-def _record_layer_outputs(
-    layers: nn.ModuleList, records_hidden_states: bool, records_attentions: bool
-) -> Iterator[_LayerOutputs]:
-    """Records the hidden states and attention weights of a tower's layers in this context."""
-    record = _LayerOutputs(len(layers), EagerAttention() if records_attentions else None)
-    hooks = []
-    if records_hidden_states:
-        hooks.append(
-            layers[0].register_forward_pre_hook(lambda _, inputs: record.hidden_states.append(inputs[0]))
-        )
-        hooks += [
-            layer.register_forward_hook(lambda _, inputs, out: record.hidden_states.append(out))
-            for layer in layers
-        ]
-    original_backends = [
-        module.attention_backend for module in layers.modules() if isinstance(module, HasAttentionBackend)
-    ]
-    if record.eager_attention is not None:
-        set_attention_backend(layers, record.eager_attention)
+    Returns:
+        The output of the last layer, and hidden states and attentions where they are asked for.
+    """
+    eager_attention, backend = (
+        EagerAttention(),
+        cast(VisionLayer, encoder.layers[0]).self_attn.attention_backend,
+    )
+    set_attention_backend(encoder, eager_attention if output_attentions else backend)
     try:
-        yield record
+        with record_outputs(encoder.layers if output_hidden_states else ()) as layer_outputs:
+            last = encoder(patches)
     finally:
-        for hook in hooks:
-            hook.remove()
-        attention_modules = (module for module in layers.modules() if isinstance(module, HasAttentionBackend))
-        for module, backend in zip(attention_modules, original_backends, strict=True):
-            module.attention_backend = backend
+        set_attention_backend(encoder, backend)
 
+    def join_frames(outputs: list[Tensor]) -> list[Tensor]:
+        """Outputs of all layers for some frames, then for others -> one output of all frames for each layer."""
+        num_layers = len(encoder.layers)
+        return [torch.cat(outputs[layer::num_layers]) for layer in range(num_layers)]
 
-def _concatenate_by_layer(tensors: list[Tensor], num_outputs: int) -> tuple[Tensor, ...] | None:
-    """Joins the groups: tensors of group after group, each of all layers -> a tensor of all frames for each layer."""
-    return tuple(torch.cat(tensors[layer::num_outputs]) for layer in range(num_outputs)) if tensors else None
+    return BaseModelOutputWithPooling(
+        last_hidden_state=last,
+        hidden_states=(patches, *join_frames(layer_outputs)) if output_hidden_states else None,
+        attentions=tuple(join_frames(eager_attention.attention_weights)) if output_attentions else None,
+    )
