@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Any, ClassVar, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -16,7 +16,6 @@ from idefics.messages import Answer, Delta
 from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import MAX_MESSAGES, ChatMessage, message_pictures, message_texts
 from idefics.server.errors import APIError
-from idefics.server.ignored_fields import IgnoredFields
 from idefics.server.logprobs import TokenLogprobWithTop, token_logprobs
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_context import RequestContext
@@ -60,7 +59,7 @@ class ChatJsonSchemaFormat(RequestModel):
 class ChatRequest(OpenAIRequest):
     """A conversation, and options for its next message."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CHAT_FIELDS
+    ignored_fields = ignored_field_tables.CHAT_FIELDS
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -11,7 +11,7 @@ from idefics.messages import ContentPart, Detail, Message, Picture
 from idefics.processing.fetch import is_data_uri, is_url, normalize_source_text
 from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
-from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.ignored_fields import make_field_table
 from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
 from idefics.server.sampling_fields import text_or_list_tag
 
@@ -25,7 +25,10 @@ MAX_DATA_URI_HEADER_CHARACTERS = 256  # of a data URI, before its comma
 class ImageURL(RequestModel):
     """Where a picture is: a data URI, or an http(s) address if the server fetches pictures."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.IMAGE_URL_FIELDS
+    ignored_fields = make_field_table(
+        any_value=("format",),
+        null_or_hint={"file_id": "send the picture as a data URI"},
+    )
 
     url: str
     detail: Detail | None = None
@@ -40,7 +43,7 @@ def _wrap_plain_url(value: object) -> object:
 class ChatTextPart(RequestModel):
     """A part of a message that is text."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
+    ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
 
     type: Literal["text"]
     text: str
@@ -53,7 +56,7 @@ class ChatTextPart(RequestModel):
 class RefusalPart(RequestModel):
     """A refusal in an answer that the client sends back; read as text of the assistant."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
+    ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
 
     type: Literal["refusal"]
     refusal: str
@@ -66,7 +69,7 @@ class RefusalPart(RequestModel):
 class ChatImagePart(RequestModel):
     """A part of a message that is a picture."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
+    ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
 
     type: Literal["image_url"]
     image_url: Annotated[ImageURL, BeforeValidator(_wrap_plain_url)]
@@ -100,7 +103,7 @@ def content_field_type(part_type: Any) -> Any:
 class ChatMessage(RequestModel):
     """A turn of a conversation. Fields that only answers have are ignored, since clients send answers back."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.MESSAGE_FIELDS
+    ignored_fields = ignored_field_tables.MESSAGE_FIELDS
 
     role: Literal["system", "developer", "user", "assistant"]
     content: content_field_type(ChatContentPart)  # type: ignore[valid-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -15,7 +15,6 @@ from pydantic import Discriminator, Field, Tag
 from idefics.messages import Answer, Delta, Timings, Usage
 from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
-from idefics.server.ignored_fields import IgnoredFields
 from idefics.server.logprobs import (
     CompletionLogprobs,
     TokenTextDecoder,
@@ -48,7 +47,7 @@ router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 class CompletionRequest(OpenAIRequest):
     """One or several texts to continue, and options for the continuations."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.COMPLETION_FIELDS
+    ignored_fields = ignored_field_tables.COMPLETION_FIELDS
 
     prompt: Annotated[
         Annotated[str, Tag("<words>")]

@@ -4,14 +4,14 @@ Clients send many fields of OpenAI's API and of other servers (vLLM, TGI, llama.
 does not change what the server does is ignored. Any other value could change the answer, so it is refused, with a hint.
 
 1. `null` is the same as leaving a field out, whatever its name.
-2. A field in a table of `ignored_field_tables.py` is ignored with the values listed there, and with no others.
+2. A field in the table of its object (see `ignored_field_tables.py`) is ignored with the values listed there, and with no others.
 3. Any other unknown field is ignored if its value is `[]` or `{}`.
 4. All other unknown fields are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,37 +35,40 @@ class IgnoredField:
         return (
             value is None
             or self.ignored_values is None
-            or any(_is_same_json_value(value, one) for one in self.ignored_values)
+            or any(
+                isinstance(value, bool) is isinstance(one, bool) and value == one
+                for one in self.ignored_values
+            )
         )
 
 
 IgnoredFields = Mapping[str, IgnoredField]
 
-ANY_VALUE = IgnoredField(None)
+
+# Fields that no table has: those that the server uses, and all others.
+USED_FIELD, UNKNOWN_FIELD = IgnoredField(), IgnoredField(EMPTY_VALUES)
 
 
-def ignore_values(*values: Any, hint: str = "") -> IgnoredField:
-    """A field of which only these values are ignored; `hint` as in `IgnoredField`."""
-    return IgnoredField(values, hint)
-
-
-def is_ignored_field(
-    name: str, value: Any, ignored_fields: IgnoredFields, *, is_optional_field: bool
-) -> bool:
-    """Whether a field is ignored by the rule above.
+def make_field_table(
+    *tables: IgnoredFields,
+    any_value: Sequence[str] = (),
+    default_only: Mapping[str, Any] = {},
+    values_or_hint: Mapping[str, Sequence[Any]] = {},
+    null_or_hint: Mapping[str, str] = {},
+) -> IgnoredFields:
+    """A table with the fields of other tables and further ones. `null` is ignored in each field.
 
     Args:
-        name, value: the field, as parsed from JSON.
-        ignored_fields: the table for the object that has the field.
-        is_optional_field: whether the server uses a field of that name, and it is optional.
+        tables: the other tables, whose fields the further ones replace.
+        any_value: fields that are ignored with any value.
+        default_only: fields that are ignored with one value.
+        values_or_hint: a hint for each field, followed by the values with which it is ignored.
+        null_or_hint: hints for fields that are not ignored with any other value.
     """
-    if name in ignored_fields:
-        return ignored_fields[name].is_ignored_value(value)
-    return value is None or (
-        not is_optional_field and any(_is_same_json_value(value, one) for one in EMPTY_VALUES)
-    )
-
-
-def _is_same_json_value(value: Any, other: Any) -> bool:
-    """Whether two values are equal in JSON, where `1` and `true` differ."""
-    return isinstance(value, bool) is isinstance(other, bool) and bool(value == other)
+    return {
+        **{name: row for table in tables for name, row in table.items()},
+        **dict.fromkeys(any_value, IgnoredField(None)),
+        **{name: IgnoredField((value,)) for name, value in default_only.items()},
+        **{name: IgnoredField((*values,), hint) for name, (hint, *values) in values_or_hint.items()},
+        **{name: IgnoredField((), hint) for name, hint in null_or_hint.items()},
+    }

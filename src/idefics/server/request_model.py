@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, mode
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from idefics.server.errors import UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE
-from idefics.server.ignored_fields import EMPTY_VALUES, IgnoredFields, is_ignored_field
+from idefics.server.ignored_fields import EMPTY_VALUES, UNKNOWN_FIELD, USED_FIELD, IgnoredFields
 
 MAX_COMPARED_NAME_CHARACTERS = 64  # longer unknown names are not compared with known ones
 MAX_COMPARED_FIELDS = 10  # unknown names of one object that are compared with known ones
@@ -79,9 +79,9 @@ class RequestModel(BaseModel):
             name: value
             for name, value in data.items()
             if is_required_by_name.get(name)
-            or not is_ignored_field(
-                name, value, cls.ignored_fields, is_optional_field=name in is_required_by_name
-            )
+            or not cls.ignored_fields.get(
+                name, USED_FIELD if name in is_required_by_name else UNKNOWN_FIELD
+            ).is_ignored_value(value)
         }
         unknown_fields = {name: value for name, value in fields.items() if name not in is_required_by_name}
         if len(unknown_fields) > MAX_LISTED_FIELDS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -21,7 +21,7 @@ from idefics.server.chat_messages import (
     message_texts,
     picture_from_url,
 )
-from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.ignored_fields import make_field_table
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
 from idefics.server.response_builder import ResponseBuilder
@@ -44,7 +44,7 @@ router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 class ResponseTextPart(RequestModel):
     """A text of a message; `output_text` is that of an answer which the client sends back."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
+    ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -57,7 +57,7 @@ class ResponseTextPart(RequestModel):
 class ResponseImagePart(RequestModel):
     """A part of a message that is a picture."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.CONTENT_PART_FIELDS
+    ignored_fields = ignored_field_tables.CONTENT_PART_FIELDS
 
     type: Literal["input_image"]
     image_url: str
@@ -81,7 +81,14 @@ ResponseContentPart = Annotated[
 class ResponseInputItem(RequestModel):
     """A message of `input`. Items of other types, such as tool calls, are refused."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.INPUT_ITEM_FIELDS
+    ignored_fields = make_field_table(
+        ignored_field_tables.CACHE_HINT_FIELDS,
+        any_value=(
+            "id",
+            "status",
+            "phase",
+        ),
+    )
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -129,7 +136,14 @@ class ResponseJsonSchemaFormat(JsonSchema):
 class ResponseTextConfig(RequestModel):
     """Options for the text of the answer."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.TEXT_CONFIG_FIELDS
+    ignored_fields = make_field_table(
+        values_or_hint={
+            "verbosity": (
+                "ask for a longer or shorter answer in the prompt, or give max_output_tokens",
+                "medium",
+            )
+        },
+    )
 
     format: response_format_field_type(ResponseJsonSchemaFormat) | None = None  # type: ignore[valid-type]
 
@@ -151,7 +165,7 @@ IncludeOption = Literal[
 class ResponseRequest(SamplingFields):
     """A conversation, and options for its next message."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.RESPONSE_FIELDS
+    ignored_fields = ignored_field_tables.RESPONSE_FIELDS
 
     model: str
     input: Annotated[

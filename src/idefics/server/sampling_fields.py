@@ -5,12 +5,12 @@ Every field is bounded, so that no request takes long to validate.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from idefics.server import ignored_field_tables
-from idefics.server.ignored_fields import IgnoredFields
+from idefics.server.ignored_fields import make_field_table
 from idefics.server.request_model import RequestModel
 from idefics.server.response_format import MAX_CONSTRAINT_BYTES
 from idefics.tasks.classify import MAX_LABELS
@@ -95,7 +95,10 @@ OnlyFalse = Annotated[bool, AfterValidator(_require_false)]
 class StreamOptions(RequestModel):
     """Options of a stream; OpenAI's others are ignored."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.STREAM_OPTIONS_FIELDS
+    ignored_fields = make_field_table(
+        any_value=("include_obfuscation",),  # padding against traffic analysis
+        values_or_hint={"continuous_usage_stats": ("the last chunk has the usage", False)},
+    )
 
     include_usage: bool | None = None
 
@@ -132,4 +135,17 @@ class OpenAIRequest(SamplingFields):
 class ReasoningConfig(RequestModel):
     """Options of reasoning models. This server has none, so only values that turn reasoning off are accepted."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.REASONING_FIELDS
+    ignored_fields = make_field_table(
+        any_value=(
+            "exclude",  # how to show reasoning
+            "summary",
+            "generate_summary",
+            "context",
+        ),
+        values_or_hint={
+            "effort": (ignored_field_tables.REASONING_HINT, "none"),
+            "enabled": (ignored_field_tables.REASONING_HINT, False),
+            "max_tokens": (ignored_field_tables.REASONING_HINT, 0),
+            "mode": (ignored_field_tables.REASONING_HINT, "standard"),
+        },
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
@@ -11,7 +11,6 @@ from idefics.messages import Detail, ImageDetail, Picture, Shot
 from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import MAX_PICTURES, picture_from_url
 from idefics.server.errors import APIError
-from idefics.server.ignored_fields import IgnoredFields
 from idefics.server.request_body import FILE_FIELD
 from idefics.server.request_model import RequestModel
 from idefics.server.sampling_fields import MAX_NEW_TOKENS, SamplingFields
@@ -33,7 +32,7 @@ class FewShotExample(RequestModel):
 class PictureRequest(RequestModel):
     """A picture with its detail and few-shot examples. In a form, the picture may be the file `image`."""
 
-    ignored_fields: ClassVar[IgnoredFields] = ignored_field_tables.TASK_FIELDS
+    ignored_fields = ignored_field_tables.TASK_FIELDS
 
     image_url: str | None = None
     detail: Detail | None = None
