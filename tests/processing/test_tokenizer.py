@@ -159,21 +159,6 @@ def test_added_tokens_that_are_not_special_cannot_be_forged_either():
     assert ours.token_to_id("<loc_7>") not in ours.encode_pieces([plain("<loc_7>")])
 
 
-def test_the_last_segment_starts_at_the_last_honoured_token():
-    ours = OUR_TOKENIZER_BY_KIND["legacy"]
-    end = trusted(f"{IMAGE_TOKEN}b")
-    pieces = [
-        trusted("<s>a"),
-        plain(IMAGE_TOKEN),
-        trusted(f"{FAKE_IMAGE_TOKEN}{end.text}"),
-        plain(f"c{END_OF_UTTERANCE}"),
-        trusted("d"),
-    ]
-    assert ours.pieces_from_last_special_token(pieces) == [end, *pieces[3:]]
-    assert ours.pieces_from_last_special_token(pieces[1:2]) == pieces[1:2]
-    assert ours.pieces_from_last_special_token([]) == []
-
-
 def test_every_segment_between_specials_gets_its_blank():
     """The legacy scheme; transformers 5 drops the "▁" after special tokens."""
     ours = OUR_TOKENIZER_BY_KIND["legacy"]

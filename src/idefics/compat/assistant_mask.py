@@ -10,7 +10,7 @@ from idefics.compat.media_placeholders import VIDEO_TOKEN, as_text_list
 from idefics.compat.tokenization_encoding import span_overlap_mask
 from idefics.errors import BadSetting
 from idefics.processing.chat_prompt import IMAGE_TOKEN
-from idefics.processing.image_placeholders import FAKE_IMAGE_TOKEN, image_placeholder_text
+from idefics.processing.picture_expansion import FAKE_IMAGE_TOKEN, image_placeholder_text
 from idefics.processing.processor import Processor
 from idefics.prompt import Prompt
 

@@ -16,7 +16,7 @@ from idefics.models import family_for, read_checkpoint
 from idefics.models.family import END_OF_UTTERANCE
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.checkpoint_settings import read_json_object, read_preprocessor_config
-from idefics.processing.image_placeholders import FAKE_IMAGE_TOKEN
+from idefics.processing.picture_expansion import FAKE_IMAGE_TOKEN
 from idefics.validation import describe_type
 
 if TYPE_CHECKING:

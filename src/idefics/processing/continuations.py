@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import takewhile
 
 from idefics.errors import BadPrompt
 from idefics.processing.chat_prompt import IMAGE_TOKEN
@@ -38,7 +39,7 @@ def encode_continuations(
         check_continuation(tokenizer, text_limit, one)
     encode = partial(tokenizer.encode_pieces, max_tokens=text_limit.max_tokens)
     ids = encode(pieces)
-    last_pieces = tokenizer.pieces_from_last_special_token(pieces)  # a continuation changes nothing before it
+    last_pieces = _pieces_from_last_special_token(tokenizer, pieces)  # a continuation changes nothing before
     last_ids = encode(last_pieces)
     if ids[len(ids) - len(last_ids) :] != last_ids:
         last_pieces, last_ids = pieces, ids
@@ -63,9 +64,17 @@ def check_continuation(tokenizer: Tokenizer, text_limit: TextLimit, continuation
         raise BadPrompt(f"the continuation {text!r} holds an {IMAGE_TOKEN}: continuations are text")
 
 
+def _pieces_from_last_special_token(tokenizer: Tokenizer, pieces: list[TextPiece]) -> list[TextPiece]:
+    """The pieces from the last recognised special token on; all of them where there is none."""
+    for index in reversed(range(len(pieces))):
+        text, trusted = pieces[index]
+        start = max(map(text.rfind, tokenizer.added_token_contents), default=-1)
+        if trusted and start >= 0:
+            return [TextPiece(text[start:], trusted=True), *pieces[index + 1 :]]
+    return pieces
+
+
 def _common_prefix_length(prompt_ids: Sequence[int], full_ids: Sequence[Sequence[int]]) -> int:
     """The length of the longest common prefix of the prompt and all continuations."""
-    for position, ids in enumerate(zip(prompt_ids, *full_ids, strict=False)):
-        if len(set(ids)) > 1:
-            return position
-    return min(map(len, [prompt_ids, *full_ids]))
+    ids_by_position = zip(prompt_ids, *full_ids, strict=False)
+    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, ids_by_position))

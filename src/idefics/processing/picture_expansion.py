@@ -1,22 +1,26 @@
 """Replaces each picture and video of a prompt by frames for the vision tower and placeholder text.
 
-Works on the parts of a prompt before they are tokenized.
+The placeholder text of a picture differs between the families of models. Once the text is tokenized, `build_prompt`
+finds the image tokens of each picture among the ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby, repeat
 
 from idefics.config import ImageProcessorConfig, PromptFormat
+from idefics.errors import BadPrompt
 from idefics.messages import ImageDetail, Picture, PictureOrVideo, Video
+from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_placeholders import image_placeholder_text, merge_adjacent_fake_tokens
 from idefics.processing.image_processor import open_and_preprocess
 from idefics.processing.prefetch import create_prefetcher
 from idefics.processing.tokenizer import TextPiece
 from idefics.processing.video import expand_video
-from idefics.prompt import PreprocessedImage
+from idefics.prompt import PreprocessedImage, Prompt
 
+FAKE_IMAGE_TOKEN = "<fake_token_around_image>"
 PromptPart = TextPiece | PictureOrVideo | PreprocessedImage
 
 
@@ -77,3 +81,77 @@ def _preprocess_parts(
             yield from expand_video(part, image_config, fetcher)
         else:
             yield part
+
+
+def image_placeholder_text(
+    prompt_format: PromptFormat, tokens_per_frame: int, rows: int, columns: int, *, follows_picture: bool
+) -> str:
+    """The placeholder of one picture, as the released processors write it.
+
+    Args:
+        tokens_per_frame: how many image tokens one frame takes.
+        rows, columns: the grid of the picture's tiles; (0, 0) where it is one frame.
+        follows_picture: whether another picture's placeholder is directly before it.
+    """
+    if prompt_format.image_tokens == "cross_attention":
+        placeholder = (
+            f"{IMAGE_TOKEN}{FAKE_IMAGE_TOKEN}"  # neighbouring pictures share the fake token between them
+        )
+        return placeholder if follows_picture else f"{FAKE_IMAGE_TOKEN}{placeholder}"
+    frame_text = IMAGE_TOKEN * tokens_per_frame
+    if prompt_format.image_tokens == "inline":
+        return f"{FAKE_IMAGE_TOKEN}{frame_text}" * (rows * columns + 1) + FAKE_IMAGE_TOKEN
+    tiles_text = "".join(
+        "".join(f"{FAKE_IMAGE_TOKEN}<row_{row}_col_{column}>{frame_text}" for column in range(1, columns + 1))
+        + "\n"
+        for row in range(1, rows + 1)
+    )
+    global_text = f"{FAKE_IMAGE_TOKEN}<global-img>{frame_text}{FAKE_IMAGE_TOKEN}"
+    return f"{tiles_text}\n{global_text}" if tiles_text else global_text
+
+
+def merge_adjacent_fake_tokens(pieces: Sequence[TextPiece]) -> list[TextPiece]:
+    """Replaces two fake tokens in a row by one in all trusted text, as the processor of Idefics 2 does."""
+    runs = groupby(pieces, key=lambda piece: piece.trusted)
+    texts = [("".join(piece.text for piece in run), trusted) for trusted, run in runs]
+    return [
+        TextPiece(text.replace(FAKE_IMAGE_TOKEN * 2, FAKE_IMAGE_TOKEN) if trusted else text, trusted)
+        for text, trusted in texts
+    ]
+
+
+def build_prompt(
+    ids: Sequence[int],
+    pictures: Sequence[PreprocessedImage],
+    image_token_id: int | None,
+    num_tokens_by_image: Sequence[int],
+    end_of_document_id: int | None,
+) -> Prompt:
+    """The prompt of these ids and pictures.
+
+    Args:
+        num_tokens_by_image: how many image tokens each picture has in `ids`.
+        end_of_document_id: the token that ends a document; later tokens attend to no earlier picture; or None.
+
+    Raises:
+        BadPrompt: there are no ids, or more image tokens than the pictures have.
+    """
+    if not ids:
+        raise BadPrompt("the prompt is empty: give some text or a picture")
+    num_extra = ids.count(image_token_id) - sum(num_tokens_by_image)
+    if num_extra:
+        raise BadPrompt(
+            f"the text holds {num_extra} {IMAGE_TOKEN} of its own, and the prompt "
+            f"{len(pictures)} pictures: put each picture itself in its place instead of writing {IMAGE_TOKEN}"
+        )
+    picture_of_next_image_token = chain.from_iterable(map(repeat, range(len(pictures)), num_tokens_by_image))
+    image_token_positions: list[list[int]] = [[] for _ in pictures]
+    image_index, current_image = [], -1
+    for position, id in enumerate(ids):
+        if id == image_token_id:
+            current_image = next(picture_of_next_image_token)
+            image_token_positions[current_image].append(position)
+        image_index.append(current_image)
+        if id == end_of_document_id:
+            current_image = -1
+    return Prompt(tuple(ids), tuple(pictures), tuple(map(tuple, image_token_positions)), tuple(image_index))

@@ -4,7 +4,7 @@
                 trusted text, plain text, pictures and videos in order
     expand      each picture into frames and placeholder text (`picture_expansion`)
     tokenize    the text (`tokenizer`), continuations to be scored among it (`continuations`)
-    assemble    ids and pictures (`prompt_assembly`)
+    assemble    ids and pictures (`picture_expansion.build_prompt`)
 
 The differences between checkpoints are in `ImageProcessorConfig` and `PromptFormat`. Independent of the models.
 """
@@ -16,16 +16,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idefics.config import ImageProcessorConfig, PromptFormat
-from idefics.errors import BadPrompt, BadSetting, PromptTooLong, TextTooLong, UnsupportedModel
+from idefics.errors import BadPrompt, BadSetting, UnsupportedModel
 from idefics.messages import ContentPart, ImageDetail, Message, Picture
 from idefics.processing.chat_prompt import IMAGE_TOKEN, render_conversation
 from idefics.processing.continuations import check_continuation, encode_continuations
 from idefics.processing.fetch import Fetcher
-from idefics.processing.image_placeholders import FAKE_IMAGE_TOKEN, image_placeholder_text
 from idefics.processing.image_processor import open_picture
 from idefics.processing.message_parsing import to_messages
-from idefics.processing.picture_expansion import PromptPart, expand_pictures
-from idefics.processing.prompt_assembly import build_prompt
+from idefics.processing.picture_expansion import (
+    FAKE_IMAGE_TOKEN,
+    PromptPart,
+    build_prompt,
+    expand_pictures,
+    image_placeholder_text,
+)
 from idefics.processing.prompt_items import items_to_prompt_parts, parse_item
 from idefics.processing.special_tokens import IMAGE_PLACEHOLDER_PATTERN
 from idefics.processing.text_limit import TextLimit
@@ -253,12 +257,9 @@ class Processor:
     def _encode(self, parts: Sequence[PromptPart]) -> Prompt:
         """Expands the pictures, tokenizes the text and builds the prompt."""
         pieces, pictures = self._expand_pictures(parts)
-        try:
-            ids = self.tokenizer.encode_pieces(pieces, max_tokens=self.text_limit.max_tokens)
-        except TextTooLong:
-            raise
-        except PromptTooLong as error:
-            raise PromptTooLong(error.length, error.limit, len(pictures)) from None
+        ids = self.tokenizer.encode_pieces(
+            pieces, max_tokens=self.text_limit.max_tokens, num_pictures=len(pictures)
+        )
         return self._build_prompt(ids, pictures)
 
     def _encode_continuations(

@@ -7,7 +7,6 @@ templates and pictures.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -158,11 +157,17 @@ class Tokenizer:
         add(list(tokens))
         return Tokenizer(library.to_str(), self._declared)
 
-    def encode_pieces(self, pieces: Iterable[TextPiece], *, max_tokens: int | None = None) -> list[int]:
+    def encode_pieces(
+        self, pieces: Iterable[TextPiece], *, max_tokens: int | None = None, num_pictures: int = 0
+    ) -> list[int]:
         """Ids of the joined text. Special tokens are recognised in trusted pieces only, instruction tokens in all.
 
         Text between two recognised special tokens is tokenized as a whole, across the borders of pieces: unless
         untrusted text holds a special token, this is `encode` of the joined text.
+
+        Args:
+            max_tokens: the most ids; None: no limit.
+            num_pictures: how many pictures the prompt has, for the error.
 
         Raises:
             PromptTooLong: there are more than `max_tokens` ids; TextTooLong where there are far more.
@@ -176,7 +181,7 @@ class Tokenizer:
         encoding = encode_without_gil(self._backend_tokenizer, text)
         if max_tokens is not None and (count := len(encoding)) > max_tokens:
             del encoding  # the traceback would keep its 100 bytes per token
-            raise PromptTooLong(count, max_tokens, pictures=0)
+            raise PromptTooLong(count, max_tokens, num_pictures)
         ids: list[int] = encoding.ids
         protected, instructions = self._protected_token_by_id, self.special_ids_by_kind.instruction_ids
         recognized, has_forged = [], False
@@ -208,21 +213,6 @@ class Tokenizer:
     def _aliased_tokenizer(self) -> AliasedTokenizer:
         """A copy that recognises the protected tokens only by secret aliases."""
         return AliasedTokenizer(self._backend_tokenizer, self._protected_token_by_id, self._added_token_by_id)
-
-    def pieces_from_last_special_token(self, pieces: Sequence[TextPiece]) -> list[TextPiece]:
-        """The pieces from the last recognised special token on; all of them where there is none."""
-        for index in reversed(range(len(pieces))):
-            text, trusted = pieces[index]
-            starts = [match.start() for match in self._added_token_pattern.finditer(text)] if trusted else []
-            if starts:
-                return [TextPiece(text[starts[-1] :], trusted=True), *pieces[index + 1 :]]
-        return list(pieces)
-
-    @cached_property
-    def _added_token_pattern(self) -> re.Pattern[str]:
-        """Matches any added token, the longest that fits; matches nothing if there are none."""
-        longest_first = sorted(self.added_token_contents, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def decode(self, ids: Iterable[int], *, hidden_ids: Collection[int] | None = None) -> str:
         """Text of `ids`; each invalid sequence of UTF-8 becomes one replacement character (U+FFFD).
