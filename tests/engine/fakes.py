@@ -187,5 +187,22 @@ def wait_until_idle(engine):
     """Waits for the end of the last step; then no page is referenced."""
     with engine.condition:
         assert engine.condition.wait_for(lambda: not engine.is_busy, timeout=10)
-        engine.scheduler.page_pool.check_invariants()
+        check_page_pool(engine.scheduler.page_pool)
         assert not any(engine.scheduler.page_pool.ref_counts)
+
+
+def check_page_pool(pool):
+    """Every page is exactly one of in use, free and evictable, and the indices of the prefix cache agree."""
+    referenced = {page for page, ref_count in enumerate(pool.ref_counts) if ref_count}
+    free = [*pool._free_pages, *range(pool._first_unused_page, pool.num_pages)]
+    evictable, contents = set(pool._evictable_pages), pool._content_by_page
+    assert min(pool.ref_counts) >= 0, "released more often than referenced"
+    assert len(referenced) + len(free) + len(evictable) == pool.num_pages - 1
+    assert referenced | set(free) | evictable == set(range(1, pool.num_pages))
+    assert evictable <= set(contents) <= referenced | evictable
+    assert {page: key for key, page in pool._page_by_key.items()} == {
+        page: content.key for page, content in contents.items()
+    }
+    assert {
+        (page, parent_key) for parent_key, pages in pool._pages_by_parent_key.items() for page in pages
+    } == {(page, content.parent_key) for page, content in contents.items()}

@@ -119,6 +119,6 @@ def test_pages_are_copied_in_every_layer():
     cache = PagedKVCache(replace(LAYOUT, num_layers=2), 5, torch.bfloat16, CPU)
     for layer in (0, 1):
         cache.keys[layer][1], cache.values[layer][2] = 1 + layer, 3 + layer
-    cache.copy_pages([1, 2], [3, 4])
+    cache.copy_pages({3: 1, 4: 2})
     assert [float(x[3].mean()) for x in cache.keys] == [1, 2]
     assert [float(x[4].mean()) for x in cache.values] == [3, 4]

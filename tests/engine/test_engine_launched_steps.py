@@ -142,7 +142,7 @@ def test_no_step_is_launched_ahead_on_a_cpu():
 def test_a_launched_step_that_fails_fails_in_its_turn():
     """The error fails its request, and the next request is answered."""
     engine, steps = make_engine_launching_ahead("inline", ahead=True)
-    steps.failing_calls = {3, 4}
+    steps.failing_calls = {3, 4, 5}  # the launched step, the step itself, and the second try
     handle = engine.submit(make_request(make_prompt("inline", 5, 6), max_new_tokens=20))
     with pytest.raises(RuntimeError, match="no luck"):
         handle.result()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from idefics.engine import kv_cache_size
 from idefics.engine.decode import DecodeInputs, TorchDecode
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache, cast_to_cache_dtype
 from idefics.engine.native import NativeDecode, unsupported_reason
-from idefics.engine.prefill_attention import PackedChunk, PrefillAttn
+from idefics.engine.prefill_attention import PrefillAttn
+from idefics.engine.scheduler_output import PrefillChunk
 from idefics.native.library import available_instruction_sets
 from models.tiny import IDEFICS1, IDEFICS2, IDEFICS3, make_random_model
 
@@ -148,7 +150,7 @@ def test_logits_do_not_depend_on_the_chunks_of_a_prompt(kind):
         cache = PagedKVCache(model.layout, 6, torch.float16, torch.device("cpu"))
         found = []
         for start, end in pairwise(cuts):
-            attn = PrefillAttn(cache, [PackedChunk(slice(0, end - start), start, pages)], ())
+            attn = PrefillAttn(cache, [PrefillChunk(SimpleNamespace(pages=pages), start, end)], ())
             found.append(model.forward(model.embed(ids[start:end]), torch.arange(start, end), attn))
         read_in.append(torch.cat(found))
     torch.testing.assert_close(*read_in, rtol=0, atol=1e-4 * read_in[0].abs().max().item())

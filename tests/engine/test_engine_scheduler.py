@@ -2,18 +2,18 @@
 
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.fakes import make_prompt, make_request, make_tiles
+from engine.fakes import check_page_pool, make_prompt, make_request, make_tiles
 from idefics.engine.handle import RequestHandle
 from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request import Request
 from idefics.engine.request_output import (
     BeamSearchResult,
-    ContinuationGroups,
     NextBeams,
     SampledToken,
     ScoringResult,
@@ -70,9 +70,7 @@ class SchedulerSimulation:
         self.check_invariants()
         limits = scheduler.limits
         assert sum(count for _, count in scheduler_output.encoder_inputs) <= limits.max_encoder_frames
-        assert sum(
-            s.end - s.start for s in scheduler_output.prefill_chunks[1:] if s.continuation_group is None
-        ) <= (
+        assert sum(s.end - s.start for s in scheduler_output.prefill_chunks[1:] if s.trie is None) <= (
             limits.max_prefill_tokens if scheduler_output.decode_sequences else limits.max_idle_prefill_tokens
         )
         assert len({id(sequence) for sequence in scheduler_output.decode_sequences}) == len(
@@ -94,11 +92,7 @@ class SchedulerSimulation:
         chunks = [
             (b, b.num_computed_tokens, b.num_computed_tokens + 1) for b in scheduler_output.decode_sequences
         ]
-        chunks += [
-            (s.sequence, s.start, s.end)
-            for s in scheduler_output.prefill_chunks
-            if s.continuation_group is None
-        ]
+        chunks += [(s.sequence, s.start, s.end) for s in scheduler_output.prefill_chunks if s.trie is None]
         errors = {state: ValueError("no") for state in failing if state in scheduler.running}
         for sequence, start, end in chunks:
             self.write_pages(sequence, start, end, is_lost=sequence.request_state in errors)
@@ -137,9 +131,7 @@ class SchedulerSimulation:
             if state in errors:
                 continue
             if request.continuations is not None:
-                outputs[state] = ContinuationGroups(
-                    {group: len(continuation) for group, continuation in enumerate(request.continuations)}
-                )
+                state.continuation_scores = SimpleNamespace(pending_tries=list(request.continuations))
             elif request.num_sequences == 1:
                 outputs[state] = SampledToken(next_id(ids))
             elif len(ids) == len(request.prompt) + state.max_new_tokens - 1:
@@ -148,20 +140,18 @@ class SchedulerSimulation:
                 parents = [(7 * n) % len(own_sequences) for n in range(request.num_sequences)]
                 beam_ids = [next_id(own_sequences[parent].ids) + n for n, parent in enumerate(parents)]
                 outputs[state] = NextBeams(beam_ids, parents)
-        computed_groups = Counter(
-            chunk.sequence.request_state
-            for chunk in scheduler_output.prefill_chunks
-            if chunk.continuation_group is not None
-        )
-        for state, count in computed_groups.items():
-            if state not in errors and count == len(state.pending_tokens_by_group):
-                outputs[state] = ScoringResult([], [])
+        for chunk in scheduler_output.prefill_chunks:
+            state = chunk.sequence.request_state
+            if chunk.trie is not None and state not in errors:
+                state.continuation_scores.pending_tries.remove(chunk.trie)
+                if not state.continuation_scores.pending_tries:
+                    outputs[state] = ScoringResult([], [])
         return outputs
 
     def check_invariants(self):
         """Reference counts equal the sequences' references; requests are in order of arrival."""
         pages = self.scheduler.page_pool
-        pages.check_invariants()
+        check_page_pool(pages)
         ref_counts = Counter(
             page for state in self.scheduler.running for branch in state.sequences for page in branch.pages
         )
@@ -406,5 +396,5 @@ def test_groups_of_continuations_that_fit_are_computed_in_one_step():
     steps = SchedulerSimulation(tokens=24)
     steps.submit(Request(make_prompt("inline", 5, 6), continuations=((3,) * 10, (4,) * 10, (5,) * 30)))
     steps.step()
-    sizes = [[span.end for span in steps.step().prefill_chunks] for _ in range(2)]
+    sizes = [[span.num_tokens for span in steps.step().prefill_chunks] for _ in range(2)]
     assert sizes == [[10, 10], [30]]

@@ -114,12 +114,13 @@ def test_groups_have_at_most_max_group_tokens(most):
     """Unless one continuation alone is longer."""
     endings = [(7,) * 3, (7, 7, 8, 9), (5, 6), *((n, n, n, n) for n in range(10, 16)), (4,) * 20, (3,)]
     found = continuation_scores.ContinuationScores(endings, torch.zeros(47), 0, max_group_tokens=most)
-    members = found._indices_by_group
-    for number, tree in found.trie_by_group.items():
+    for trie in found.pending_tries:
+        members = trie.continuation_indices
         assert (
-            len(tree) <= most
-            or len(members[number]) == 1
-            or len(tree) == max(len(endings[index]) - 1 for index in members[number])
+            len(trie) <= most
+            or len(members) == 1
+            or len(trie) == max(len(endings[index]) - 1 for index in members)
         )
-    assert sorted(index for some in members.values() for index in some) == list(range(len(endings) - 1))
-    assert len(found.trie_by_group) > 1 or most == 100
+    all_members = [index for trie in found.pending_tries for index in trie.continuation_indices]
+    assert sorted(all_members) == list(range(len(endings) - 1))
+    assert len(found.pending_tries) > 1 or most == 100

@@ -19,9 +19,14 @@ MAX_LOGIT_ROWS = 256  # rows of float32 logits computed at once: 128 MiB for a v
 
 
 class CandidateTrie:
-    """A group of continuations that share nodes. N nodes: all tokens but the last of each continuation."""
+    """A group of continuations that share nodes. N nodes: all tokens but the last of each continuation.
+
+    Attributes:
+        continuation_indices: the indices of the group's continuations among all.
+    """
 
     def __init__(self) -> None:
+        self.continuation_indices: list[int] = []
         self._node_by_path: dict[tuple[int, ...], int] = {}
         self._parents: list[int] = []
 
@@ -32,8 +37,9 @@ class CandidateTrie:
         """How many nodes `add` would create for a continuation."""
         return sum(tuple(continuation[:end]) not in self._node_by_path for end in range(1, len(continuation)))
 
-    def add(self, continuation: Continuation) -> None:
-        """Adds the nodes of a continuation: every token but the last."""
+    def add(self, index: int, continuation: Continuation) -> None:
+        """Adds the continuation number `index`, with a node for every token but the last."""
+        self.continuation_indices.append(index)
         for end in range(1, len(continuation)):
             path = tuple(continuation[:end])
             if path not in self._node_by_path:
@@ -86,7 +92,7 @@ class ContinuationScores:
     Attributes:
         logprobs: for each continuation the natural-log probability of each token.
         top_logprobs: for each continuation the most likely tokens at the position of each token, the likeliest first.
-        trie_by_group: the groups that are still to be scored.
+        pending_tries: the groups that are still to be scored.
     """
 
     def __init__(
@@ -103,28 +109,27 @@ class ContinuationScores:
         self.continuations, self.num_top_logprobs = continuations, num_top_logprobs
         first_tokens = [ScoringTarget(0, index, 0) for index, ids in enumerate(continuations) if ids]
         self._record_logprobs(prompt_logits[None], 0, first_tokens)
-        self.trie_by_group: dict[int, CandidateTrie] = {}
-        self._indices_by_group: dict[int, list[int]] = {}
+        self.pending_tries: list[CandidateTrie] = []
         self._build_tries(max_group_tokens)
 
     def score_group(
         self,
-        group: int,
+        trie: CandidateTrie,
         h: Tensor,
         compute_logits: Callable[[Tensor], Tensor],
         max_rows: int = MAX_LOGIT_ROWS,
     ) -> None:
-        """Scores a group's continuations from their second token on, and removes the group from `trie_by_group`.
+        """Scores a group's continuations from their second token on, and removes the group from `pending_tries`.
 
         Args:
-            h: (N, D) hidden states, a row for each node of the group's trie.
+            h: (N, D) hidden states, a row for each node.
             compute_logits: (n, D) -> (n, V).
             max_rows: how many rows of logits are computed at once.
         """
-        trie = self.trie_by_group.pop(group)
+        self.pending_tries.remove(trie)
         targets = [
             ScoringTarget(trie.node_index(self.continuations[index][:position]), index, position)
-            for index in self._indices_by_group.pop(group)
+            for index in trie.continuation_indices
             for position in range(1, len(self.continuations[index]))
         ]
         targets.sort(key=lambda target: target.node)
@@ -144,21 +149,16 @@ class ContinuationScores:
 
     def _build_tries(self, max_group_tokens: int) -> None:
         """Groups the continuations in sorted order, in which neighbours share the longest prefixes."""
-        trie: CandidateTrie | None = None
-        for index in sorted(
-            range(len(self.continuations)), key=lambda index: tuple(self.continuations[index])
-        ):
-            continuation = self.continuations[index]
+        continuations = sorted(enumerate(self.continuations), key=lambda item: tuple(item[1]))
+        for index, continuation in continuations:
             if len(continuation) < 2:
                 continue
-            if trie is None or (
-                len(trie)
-                and (num_new_nodes := trie.count_new_nodes(continuation))
-                and len(trie) + num_new_nodes > max_group_tokens
-            ):
-                trie = self.trie_by_group[len(self.trie_by_group)] = CandidateTrie()
-            trie.add(continuation)
-            self._indices_by_group.setdefault(len(self.trie_by_group) - 1, []).append(index)
+            trie = self.pending_tries[-1] if self.pending_tries else None
+            num_new_nodes = trie.count_new_nodes(continuation) if trie is not None else 0
+            if trie is None or (num_new_nodes and len(trie) + num_new_nodes > max_group_tokens):
+                trie = CandidateTrie()
+                self.pending_tries.append(trie)
+            trie.add(index, continuation)
 
 
 def _top_logprobs(logprobs: Tensor, count: int) -> list[tuple[Alternative, ...]]:

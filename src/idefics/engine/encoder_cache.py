@@ -114,35 +114,14 @@ class EncoderCache:
         """(1, M, H, K) keys and values of an encoded picture for each cross-attention layer."""
         return self._touch(image).cross_kv
 
-    def encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> dict[str, Exception]:
-        """Encodes further frames of pictures; if that fails, each picture separately.
+    def encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> None:
+        """Encodes further frames of pictures.
 
         Args:
             encoder_inputs: pictures, and how many more of their frames to encode.
-
-        Returns:
-            The errors by content hash of the pictures that failed.
         """
-        errors: dict[str, Exception] = {}
-        try:
-            self._encode(encoder_inputs)
-        except Exception:  # find out which picture caused it
-            for encoder_input in encoder_inputs:
-                try:
-                    self._encode([encoder_input])
-                except Exception as error:
-                    errors[encoder_input[0].content_hash] = error
-        return errors
-
-    def evict_unused(self, keys_in_use: Collection[str], max_bytes: int | None = None) -> None:
-        """Evicts the least recently used pictures that are not in `keys_in_use` until at most `max_bytes` are left."""
-        for key in [key for key in self.image_by_key if key not in keys_in_use]:
-            if self.size_bytes <= (self.max_bytes if max_bytes is None else max_bytes):
-                break
-            self._evict(key)
-
-    def _encode(self, encoder_inputs: Sequence[tuple[PreprocessedImage, int]]) -> None:
-        """As `encode`, without handling errors."""
+        if not encoder_inputs:
+            return
         start_time = time.perf_counter()
         frames = []
         for image, count in encoder_inputs:
@@ -169,6 +148,13 @@ class EncoderCache:
                 time.perf_counter() - start_time,
             )
 
+    def evict_unused(self, keys_in_use: Collection[str], max_bytes: int | None = None) -> None:
+        """Evicts the least recently used pictures that are not in `keys_in_use` until at most `max_bytes` are left."""
+        for key in [key for key in self.image_by_key if key not in keys_in_use]:
+            if self.size_bytes <= (self.max_bytes if max_bytes is None else max_bytes):
+                break
+            self.size_bytes -= self.image_by_key.pop(key).size_bytes
+
     def _complete_image(self, frames: list[Tensor]) -> CachedImage:
         """The entry of a picture from (M, D') features of all its frames."""
         cached = CachedImage([], features=torch.cat(frames))
@@ -185,8 +171,3 @@ class EncoderCache:
         """The cached picture, marked as the most recently used."""
         self.image_by_key.move_to_end(image.content_hash)
         return self.image_by_key[image.content_hash]
-
-    def _evict(self, key: str) -> None:
-        """Removes one picture, if it is cached, and updates `size_bytes`."""
-        if cached := self.image_by_key.pop(key, None):
-            self.size_bytes -= cached.size_bytes

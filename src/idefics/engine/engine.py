@@ -32,7 +32,7 @@ from idefics.engine.request import Continuation, Deadline, Request
 from idefics.engine.request_state import RequestState
 from idefics.engine.request_validation import compute_max_new_tokens, validate_prompt, validate_request
 from idefics.engine.scheduler import Scheduler
-from idefics.engine.scheduler_output import SchedulerLimits
+from idefics.engine.scheduler_output import SchedulerLimits, SchedulerOutput, StepResult
 from idefics.engine.step_sampler import StepSampler
 from idefics.errors import BadCall, ModelClosed, RequestTimeout
 from idefics.prompt import Prompt
@@ -247,14 +247,8 @@ class Engine:
                 self._fail_expired_requests()
                 scheduler_output = self.scheduler.schedule()
             with self._compute_lock:
-                step_output = self.model_runner.run(scheduler_output)
-                sampler_output = self.step_sampler.sample(step_output)
-                for batch in sampler_output.batches:
-                    self.model_runner.launch_next_step(batch.sequences, batch.ids)
-                result = self.output_processor.process(step_output, sampler_output)
-                if result.has_replaced_tokens:
-                    self.model_runner.discard_launched_step()
-                    self.step_sampler.reset()
+                self.kv_cache.copy_pages(scheduler_output.copy_source_by_page)
+                result = self._compute_or_isolate_failures(scheduler_output)
             with self.condition:
                 self.scheduler.update_from_output(scheduler_output, result)
                 if self.encoder_cache.size_bytes > self.encoder_cache.max_bytes:
@@ -269,6 +263,36 @@ class Engine:
                 if log.isEnabledFor(logging.DEBUG):
                     log.debug("done: %s", handle.log_summary)
             self.condition.notify_all()
+
+    def _compute_or_isolate_failures(self, scheduler_output: SchedulerOutput) -> StepResult:
+        """Computes a step; if that fails, each request separately, to find out which one fails."""
+        try:
+            return self._compute(scheduler_output)
+        except Exception:
+            result = StepResult()
+        for state in scheduler_output.requests:
+            self._discard_launched_step()
+            try:
+                result.merge(self._compute(scheduler_output.select_request(state)))
+            except Exception as error:
+                result.error_by_request[state] = error
+        return result
+
+    def _compute(self, scheduler_output: SchedulerOutput) -> StepResult:
+        """Runs the model, samples, and processes the samples, while a GPU computes the next step already."""
+        step_output = self.model_runner.run(scheduler_output)
+        batch = self.step_sampler.sample(step_output)
+        if batch is not None:
+            self.model_runner.launch_next_step(batch.sequences, batch.ids)
+        result = self.output_processor.process(step_output, batch)
+        if result.has_replaced_tokens:
+            self._discard_launched_step()
+        return result
+
+    def _discard_launched_step(self) -> None:
+        """Forgets the ids that the model runner and the sampler hold, which are not those of the sequences."""
+        self.model_runner.discard_launched_step()
+        self.step_sampler.reset()
 
     def _fail_expired_requests(self) -> None:
         """Fails the requests whose deadline has passed, before scheduling, so that this step can use their pages."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -65,13 +65,14 @@ class PagedKVCache:
             self.keys[layer], self.values[layer] = self._allocate_zeros(device), self._allocate_zeros(device)
         return self.keys[layer], self.values[layer]
 
-    def copy_pages(self, source_pages: Sequence[int], target_pages: Sequence[int]) -> None:
-        """Copies each of `source_pages` over the `target_pages` entry of the same index, in every layer."""
+    def copy_pages(self, source_by_target: Mapping[int, int]) -> None:
+        """Fills target pages with copies of source pages, in every layer."""
+        if not source_by_target:
+            return
+        targets, sources = torch.tensor(list(source_by_target.items())).T
         for pages in (*self.keys, *self.values):
             if not pages.is_meta:
-                pages[torch.tensor(target_pages, device=pages.device)] = pages[
-                    torch.tensor(source_pages, device=pages.device)
-                ]
+                pages[targets.to(pages.device)] = pages[sources.to(pages.device)]
 
     def _allocate_zeros(self, device: torch.device) -> Tensor:
         """(P, h, 16, K) zeros: the keys, or the values, of one layer."""

@@ -5,9 +5,7 @@ N packed tokens, D width, R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,25 +17,22 @@ from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.page_pool import PAGE_SIZE
 from idefics.engine.prefill_inputs import PrefillInputBuilder
-from idefics.engine.request_state import RequestState, SequenceState
+from idefics.engine.request_state import SequenceState
 from idefics.engine.scheduler_output import PrefillChunk, SchedulerOutput
 
 
-@dataclass(slots=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """What the model computed in a step.
 
     Attributes:
         sequences: the R sequences whose next token is to be sampled.
         logits: (R, V) float32, the next-token logits of each.
         continuation_states: groups of continuations with the hidden states (n, D) of their n tokens.
-        error_by_request: the requests that failed.
     """
 
-    sequences: list[SequenceState] = field(default_factory=list)
-    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    continuation_states: list[tuple[PrefillChunk, Tensor]] = field(default_factory=list)
-    error_by_request: dict[RequestState, Exception] = field(default_factory=dict)
+    sequences: list[SequenceState]
+    logits: Tensor
+    continuation_states: list[tuple[PrefillChunk, Tensor]]
 
 
 class ModelRunner:
@@ -72,26 +67,26 @@ class ModelRunner:
         self._launched: tuple[list[SequenceState], Tensor] | None = None  # sequences and their logits
 
     def run(self, scheduler_output: SchedulerOutput) -> StepOutput:
-        """Executes one step. If it fails, each of its requests is run separately to find out which one fails."""
-        errors = self._encode_images(scheduler_output)
-        if copies := scheduler_output.copy_source_by_page:
-            self.cache.copy_pages(list(copies.values()), list(copies))
-        decode_sequences, chunks = scheduler_output.decode_sequences, scheduler_output.prefill_chunks
-        if errors:
-            decode_sequences = [s for s in decode_sequences if s.request_state not in errors]
-            chunks = [chunk for chunk in chunks if chunk.sequence.request_state not in errors]
-        try:
-            output = self._run(decode_sequences, chunks, scheduler_output.has_page_changes)
-        except Exception as error:
-            self._decode_inputs.reset()
-            sequences = chain(decode_sequences, (chunk.sequence for chunk in chunks))
-            states = list(dict.fromkeys(sequence.request_state for sequence in sequences))
-            if len(states) == 1:
-                output = StepOutput(error_by_request={states[0]: error})
-            else:
-                output = self._run_separately(states, decode_sequences, chunks)
-        output.error_by_request |= errors
-        return output
+        """Encodes the planned frames, computes the decoding sequences, then all prefill chunks in one packed pass."""
+        self.encoder_cache.encode(scheduler_output.encoder_inputs)
+        sequences, chunks = scheduler_output.decode_sequences, scheduler_output.prefill_chunks
+        logits, continuation_states = [], []
+        if sequences:
+            logits.append(self._decode_logits(sequences, scheduler_output.has_page_changes))
+        else:
+            self._launched = None
+        if chunks:
+            h = self.model.forward(*self._prefill_inputs.build(chunks))  # (N, D)
+            states = h.split([chunk.num_tokens for chunk in chunks])
+            final_states = [states[index][-1:] for index, chunk in enumerate(chunks) if chunk.is_final_chunk]
+            if final_states:
+                sequences = sequences + [chunk.sequence for chunk in chunks if chunk.is_final_chunk]
+                logits.append(self.model.logits(torch.cat(final_states)).float())
+            continuation_states = [
+                pair for pair in zip(chunks, states, strict=True) if pair[0].trie is not None
+            ]
+        all_logits = logits[0] if len(logits) == 1 else torch.cat(logits or [torch.empty(0, 0)])
+        return StepOutput(sequences, all_logits, continuation_states)
 
     def launch_next_step(self, sequences: list[SequenceState], ids: Tensor) -> None:
         """Records the sampled ids, (R,) on the device, and if `is_async` starts the decode step that computes them.
@@ -111,76 +106,9 @@ class ModelRunner:
                 self._decode_inputs.reset()
 
     def discard_launched_step(self) -> None:
-        """Discards a launched step, because a sampled id was replaced by another one (`TokenConstraint`)."""
+        """Discards a launched step: a step failed, or a sampled id was replaced by another one (`TokenConstraint`)."""
         self._decode_inputs.reset()
         self._launched = None
-
-    def _encode_images(self, scheduler_output: SchedulerOutput) -> dict[RequestState, Exception]:
-        """Encodes the planned frames; returns the errors of the requests that need them."""
-        if not scheduler_output.encoder_inputs:
-            return {}
-        errors = self.encoder_cache.encode(scheduler_output.encoder_inputs)
-        return {
-            state: errors[image.content_hash]
-            for state in scheduler_output.requests_awaiting_images
-            for image in state.request.prompt.pictures
-            if image.content_hash in errors
-        }
-
-    def _run_separately(
-        self,
-        states: Sequence[RequestState],
-        decode_sequences: Sequence[SequenceState],
-        chunks: Sequence[PrefillChunk],
-    ) -> StepOutput:
-        """Runs each request of a failed step separately; keys and values of the failed step are overwritten."""
-        output, logits = StepOutput(), []
-        for state in states:
-            try:
-                request_output = self._run(
-                    [sequence for sequence in decode_sequences if sequence.request_state is state],
-                    [chunk for chunk in chunks if chunk.sequence.request_state is state],
-                    has_page_changes=True,
-                )
-            except Exception as error:
-                output.error_by_request[state] = error
-            else:
-                output.sequences += request_output.sequences
-                output.continuation_states += request_output.continuation_states
-                if request_output.sequences:
-                    logits.append(request_output.logits)
-        if logits:
-            output.logits = torch.cat(logits)
-        self._decode_inputs.reset()
-        return output
-
-    def _run(
-        self, decode_sequences: list[SequenceState], chunks: Sequence[PrefillChunk], has_page_changes: bool
-    ) -> StepOutput:
-        """Computes the decoding sequences, then all prefill chunks in one packed pass."""
-        sequences, logits, continuation_states = decode_sequences, [], []
-        if decode_sequences:
-            logits.append(self._decode_logits(decode_sequences, has_page_changes))
-        else:
-            self._launched = None
-        if chunks:
-            inputs = self._prefill_inputs.build(chunks)
-            h = self.model.forward(inputs.embeddings, inputs.positions, inputs.attn)  # (N, D)
-            ends = list(zip(chunks, inputs.chunk_ends, strict=True))
-            if sampled := [(chunk, end) for chunk, end in ends if chunk.is_final_chunk]:
-                sequences = sequences + [chunk.sequence for chunk, _ in sampled]
-                rows = torch.tensor([end - 1 for _, end in sampled], device=h.device)
-                logits.append(self.model.logits(h[rows]).float())
-            continuation_states = [
-                (chunk, h[end - chunk.end : end])
-                for chunk, end in ends
-                if chunk.continuation_group is not None
-            ]
-        if not logits:
-            return StepOutput(continuation_states=continuation_states)
-        return StepOutput(
-            sequences, logits[0] if len(logits) == 1 else torch.cat(logits), continuation_states
-        )
 
     def _decode_logits(self, sequences: list[SequenceState], has_page_changes: bool) -> Tensor:
         """(R, V) next-token logits; from the launched step if it computed these sequences, else from a new one."""

@@ -57,11 +57,6 @@ class PagePool:
         """How many pages `allocate` can return, evictable ones included."""
         return self.num_pages - self._first_unused_page + len(self._free_pages) + len(self._evictable_pages)
 
-    @property
-    def num_evictable_pages(self) -> int:
-        """How many pages of the prefix cache no sequence references."""
-        return len(self._evictable_pages)
-
     def allocate(self) -> int:
         """Returns a page with one reference; evicts the least recently used cached page if no other is free."""
         if self._free_pages:
@@ -151,25 +146,6 @@ class PagePool:
 
     def __contains__(self, key: PageKey) -> bool:
         return key in self._page_by_key
-
-    def check_invariants(self) -> None:
-        """Asserts that every page is exactly one of in use, free and evictable, and that the indices agree."""
-        referenced = {page for page, ref_count in enumerate(self.ref_counts) if ref_count}
-        free = [*self._free_pages, *range(self._first_unused_page, self.num_pages)]
-        assert min(self.ref_counts) >= 0, "released more often than referenced"
-        assert len(referenced) + len(free) + len(self._evictable_pages) == self.num_pages - 1
-        assert referenced | set(free) | set(self._evictable_pages) == set(range(1, self.num_pages))
-        assert (
-            set(self._evictable_pages)
-            <= set(self._content_by_page)
-            <= referenced | set(self._evictable_pages)
-        )
-        assert {page: key for key, page in self._page_by_key.items()} == {
-            page: content.key for page, content in self._content_by_page.items()
-        }
-        assert {
-            (page, parent_key) for parent_key, pages in self._pages_by_parent_key.items() for page in pages
-        } == {(page, content.parent_key) for page, content in self._content_by_page.items()}
 
 
 class PageKeys:

@@ -7,62 +7,45 @@ picture. Keys have rotary embedding applied already.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from idefics.engine.continuation_scores import CandidateTrie
 from idefics.engine.kv_cache import PagedKVCache, cast_to_cache_dtype, gather_pages, page_gather_index
 from idefics.engine.page_pool import PAGE_SIZE
+from idefics.engine.scheduler_output import PrefillChunk
 from idefics.nn.attention import CrossKV, causal_window_mask
 from idefics.nn.attention_backends import AttentionBackend, sdpa_attention
 
 CrossAttentionSpans = Sequence[tuple[slice, CrossKV]]  # packed tokens, and keys and values of their picture
 
 
-@dataclass(frozen=True, slots=True)
-class PackedChunk:
-    """Consecutive tokens of one sequence among the packed tokens, or a trie of continuations after it.
-
-    Attributes:
-        token_slice: their indices among the N packed tokens.
-        num_previous_tokens: how many tokens of the sequence were computed before them.
-        pages: the sequence's pages from its beginning up to the chunk's end at least.
-        trie: continuations whose n nodes are the tokens. They follow the sequence and are not written to the cache.
-    """
-
-    token_slice: slice
-    num_previous_tokens: int
-    pages: Sequence[int]
-    trie: CandidateTrie | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """n, the number of tokens; with a trie the number of its nodes."""
-        return int(self.token_slice.stop - self.token_slice.start)
-
-
 class PrefillAttn:
-    """Causal attention of packed chunks to their sequences, within the sliding window; writes keys and values."""
+    """Causal attention of packed chunks to their sequences, within the sliding window; writes keys and values.
+
+    Args:
+        chunks: packed one after another, n tokens each. Their sequences have pages up to the chunk's end at least.
+    """
 
     def __init__(
         self,
         cache: PagedKVCache,
-        chunks: Sequence[PackedChunk],
+        chunks: Sequence[PrefillChunk],
         cross_attention_spans: CrossAttentionSpans,
         backend: AttentionBackend = sdpa_attention,
     ) -> None:
         self.cache, self.cross_attention_spans, self.backend = cache, cross_attention_spans, backend
-        self.chunks = [ChunkAttention(cache, chunk) for chunk in chunks]
+        ends = accumulate(chunk.num_tokens for chunk in chunks)
+        self.chunks = [ChunkAttention(cache, chunk, end) for chunk, end in zip(chunks, ends, strict=True)]
         self.is_all_cached = all(chunk.trie is None for chunk in chunks)
         # The packed tokens that are written to the cache, and to which page and offset.
         tokens, pages, offsets = ([torch.empty(0, dtype=torch.long)] for _ in range(3))
-        for chunk in chunks:
+        for chunk, attention in zip(chunks, self.chunks, strict=True):
             if chunk.trie is None:
-                positions = chunk.num_previous_tokens + torch.arange(chunk.num_tokens)
-                tokens.append(torch.arange(chunk.token_slice.start, chunk.token_slice.stop))
-                pages.append(torch.tensor(chunk.pages)[positions // PAGE_SIZE])
+                positions = torch.arange(chunk.start, chunk.end)
+                tokens.append(torch.arange(attention.token_slice.start, attention.token_slice.stop))
+                pages.append(torch.tensor(chunk.sequence.pages)[positions // PAGE_SIZE])
                 offsets.append(positions % PAGE_SIZE)
         self.cached_tokens, self.pages, self.page_offsets = map(torch.cat, (tokens, pages, offsets))
 
@@ -92,19 +75,24 @@ class PrefillAttn:
 
 
 class ChunkAttention:
-    """Self-attention of one chunk; its mask and page indices are computed once for all layers."""
+    """Self-attention of one chunk; its mask and page indices are computed once for all layers.
 
-    def __init__(self, cache: PagedKVCache, chunk: PackedChunk) -> None:
-        self.token_slice, self.is_trie = chunk.token_slice, chunk.trie is not None
+    Args:
+        packed_end: the index after the chunk's last token among the N packed tokens.
+    """
+
+    def __init__(self, cache: PagedKVCache, chunk: PrefillChunk, packed_end: int) -> None:
+        self.token_slice = slice(packed_end - chunk.num_tokens, packed_end)
+        self.is_trie = chunk.trie is not None
         window = self.sliding_window = cache.layout.sliding_window
-        start = chunk.num_previous_tokens
+        start = chunk.start
         self.is_sequence_start = start == 0 and not self.is_trie
         if self.is_sequence_start:
             return
         first_page = 0 if window is None else max(0, start + 1 - window) // PAGE_SIZE
-        end = start if self.is_trie else start + chunk.num_tokens  # of the positions that are read from pages
+        end = start if self.is_trie else chunk.end  # of the positions that are read from pages
         self.num_cached_positions = end - first_page * PAGE_SIZE
-        pages = torch.tensor(chunk.pages[first_page : -(-end // PAGE_SIZE)])[None]
+        pages = torch.tensor(chunk.sequence.pages[first_page : -(-end // PAGE_SIZE)])[None]
         self.gather_index = page_gather_index(pages, cache.layout.num_kv_heads)
         key_positions = torch.arange(first_page * PAGE_SIZE, end)
         if chunk.trie is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from idefics.engine.decode_inputs import last_prompt_token_cross_kv
 from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
-from idefics.engine.prefill_attention import PackedChunk, PrefillAttn
+from idefics.engine.prefill_attention import PrefillAttn
 from idefics.engine.scheduler_output import PrefillChunk
 from idefics.nn.attention import CrossKV
 
@@ -26,13 +26,11 @@ class PrefillInputs(NamedTuple):
         embeddings: (N, D)
         positions: (N,)
         attn: attention within the chunks' sequences, and to their pictures.
-        chunk_ends: for each chunk the index after its last token.
     """
 
     embeddings: Tensor
     positions: Tensor
     attn: PrefillAttn
-    chunk_ends: list[int]
 
 
 class PrefillInputBuilder:
@@ -50,23 +48,17 @@ class PrefillInputBuilder:
 
     def build(self, prefill_chunks: Sequence[PrefillChunk]) -> PrefillInputs:
         """Packs chunks of prompts and groups of continuations one after another, with image features inserted."""
-        offsets = list(accumulate((chunk.end - chunk.start for chunk in prefill_chunks), initial=0))
-        ids, positions, packed_chunks = [], [], []
-        cross_attention_spans: list[tuple[slice, CrossKV]] = []
-        for chunk, (start, end) in zip(prefill_chunks, pairwise(offsets), strict=True):
-            chunk_ids, chunk_positions, packed_chunk = _pack_chunk(chunk, slice(start, end))
-            ids.append(chunk_ids)
-            positions.append(chunk_positions)
-            packed_chunks.append(packed_chunk)
-            if self.uses_cross_attention:
-                cross_attention_spans += self._cross_attention_spans(chunk, start, end)
+        starts = list(accumulate((chunk.num_tokens for chunk in prefill_chunks[:-1]), initial=0))
+        ids, positions = zip(*map(_ids_and_positions, prefill_chunks), strict=True)
         x = self.model.embed(torch.cat(ids).to(self.device))  # (N, D)
-        if not self.uses_cross_attention:
-            for chunk, start in zip(prefill_chunks, offsets, strict=False):
-                if chunk.continuation_group is None:
-                    self._insert_image_features(x, chunk, start)
-        attn = PrefillAttn(self.cache, packed_chunks, cross_attention_spans, self.model.attention_backend)
-        return PrefillInputs(x, torch.cat(positions).to(x.device), attn, offsets[1:])
+        cross_attention_spans: list[tuple[slice, CrossKV]] = []
+        for chunk, start in zip(prefill_chunks, starts, strict=True):
+            if self.uses_cross_attention:
+                cross_attention_spans += self._cross_attention_spans(chunk, start)
+            elif chunk.trie is None:
+                self._insert_image_features(x, chunk, start)
+        attn = PrefillAttn(self.cache, prefill_chunks, cross_attention_spans, self.model.attention_backend)
+        return PrefillInputs(x, torch.cat(positions).to(x.device), attn)
 
     def _insert_image_features(self, x: Tensor, chunk: PrefillChunk, start: int) -> None:
         """Replaces the embeddings of a chunk's image tokens, from index `start` of (N, D), by image features."""
@@ -77,13 +69,11 @@ class PrefillInputBuilder:
                 rows = torch.tensor(positions[first:last], device=x.device) + (start - chunk.start)
                 x[rows] = self.encoder_cache.features(image)[first:last].to(x.device)
 
-    def _cross_attention_spans(
-        self, chunk: PrefillChunk, start: int, end: int
-    ) -> Iterator[tuple[slice, CrossKV]]:
-        """The packed tokens of a chunk, from `start` to `end`, that attend to one picture each."""
-        if chunk.continuation_group is not None:
+    def _cross_attention_spans(self, chunk: PrefillChunk, start: int) -> Iterator[tuple[slice, CrossKV]]:
+        """The packed tokens of a chunk, from index `start`, that attend to one picture each."""
+        if chunk.trie is not None:
             if cross_kv := last_prompt_token_cross_kv(chunk.sequence, self.encoder_cache):
-                yield slice(start, end), cross_kv
+                yield slice(start, start + chunk.num_tokens), cross_kv
             return
         prompt = chunk.sequence.request_state.request.prompt
         image_indices = [
@@ -96,20 +86,8 @@ class PrefillInputBuilder:
             start += count
 
 
-def _pack_chunk(chunk: PrefillChunk, token_slice: slice) -> tuple[Tensor, Tensor, PackedChunk]:
-    """The ids and positions of a chunk's tokens, (n,) each, and the chunk in the form that `PrefillAttn` takes."""
-    sequence = chunk.sequence
-    if chunk.continuation_group is None:
-        return (
-            torch.tensor(sequence.ids[chunk.start : chunk.end]),
-            torch.arange(chunk.start, chunk.end),
-            PackedChunk(token_slice, chunk.start, sequence.pages),
-        )
-    scores, num_previous_tokens = sequence.request_state.continuation_scores, sequence.num_computed_tokens
-    assert scores is not None, "continuations are grouped when the prompt is computed"
-    trie = scores.trie_by_group[chunk.continuation_group]
-    return (
-        trie.ids,
-        num_previous_tokens + trie.depths,
-        PackedChunk(token_slice, num_previous_tokens, sequence.pages, trie),
-    )
+def _ids_and_positions(chunk: PrefillChunk) -> tuple[Tensor, Tensor]:
+    """The ids and positions of a chunk's tokens, (n,) each."""
+    if chunk.trie is not None:
+        return chunk.trie.ids, chunk.start + chunk.trie.depths
+    return torch.tensor(chunk.sequence.ids[chunk.start : chunk.end]), torch.arange(chunk.start, chunk.end)

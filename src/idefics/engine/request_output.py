@@ -47,16 +47,6 @@ class BeamSearchResult(NamedTuple):
     finish_reason: FinishReason
 
 
-class ContinuationGroups(NamedTuple):
-    """How a scored prompt's continuations are grouped for the following steps. Produced once the prompt is computed.
-
-    Attributes:
-        num_tokens_by_group: for each group its number of tokens; one group or several are computed in a step.
-    """
-
-    num_tokens_by_group: dict[int, int]
-
-
 class ScoringResult(NamedTuple):
     """The scores of all continuations.
 
@@ -69,4 +59,4 @@ class ScoringResult(NamedTuple):
     top_logprobs: list[list[tuple[Alternative, ...]]]
 
 
-RequestOutput = SampledToken | NextBeams | BeamSearchResult | ContinuationGroups | ScoringResult
+RequestOutput = SampledToken | NextBeams | BeamSearchResult | ScoringResult

@@ -74,7 +74,6 @@ class RequestState:
         max_new_tokens: the maximum number of generated tokens.
         sequences: one until the prompt is computed, then one for each beam.
         image_spans: the positions of its pictures, in order.
-        pending_tokens_by_group: for each group of continuations that is not computed yet its number of tokens.
         rng: the generator of its samples; kept when the request is preempted.
         beam_search: the beam search, once the prompt is computed.
         continuation_scores: the scores of the continuations, once the prompt is computed.
@@ -93,7 +92,7 @@ class RequestState:
     @property
     def is_prefilling(self) -> bool:
         """Whether prompt tokens, generated tokens after a preemption, or continuations are still to be computed."""
-        if self.pending_tokens_by_group:
+        if self.continuation_scores is not None:
             return True
         sequence = self.sequences[0]
         return len(self.sequences) == 1 and (
@@ -116,7 +115,6 @@ class RequestState:
         """
         ids = [*self.request.prompt.ids, *(self.handle.ids if self.request.num_sequences == 1 else ())]
         self.sequences = [SequenceState(self, ids, PageKeys(self.request.prompt, self.uses_cross_attention))]
-        self.pending_tokens_by_group: dict[int, int] = {}
         self.beam_search: RequestBeamSearch | None = None
         self.continuation_scores: ContinuationScores | None = None
 

@@ -15,7 +15,6 @@ from idefics.engine.kv_cache_manager import KVCacheManager
 from idefics.engine.page_pool import PAGE_SIZE, PageKey, PagePool
 from idefics.engine.request_output import (
     BeamSearchResult,
-    ContinuationGroups,
     NextBeams,
     RequestOutput,
     SampledToken,
@@ -110,14 +109,10 @@ class Scheduler:
                 sequence.num_computed_tokens += 1
                 if sequence.num_computed_tokens % PAGE_SIZE == 0:
                     self.kv_cache_manager.add_to_prefix_cache(sequence)
-        for sequence, _, end, group in scheduler_output.prefill_chunks:
-            if sequence.request_state in errors:
-                continue
-            if group is None:
+        for sequence, _, end, trie in scheduler_output.prefill_chunks:
+            if sequence.request_state not in errors and trie is None:
                 sequence.num_computed_tokens = end
                 self.kv_cache_manager.add_to_prefix_cache(sequence)
-            else:
-                del sequence.request_state.pending_tokens_by_group[group]
         for state, output in result.output_by_request.items():
             if not state.handle.is_done:
                 self._apply_output(state, output)
@@ -158,6 +153,7 @@ class Scheduler:
                 sequence, min_free_pages=self.limits.max_sequences
             ):
                 output.has_page_changes = True
+        output.requests.append(state)
         output.decode_sequences += state.sequences
 
     def _schedule_prefill(
@@ -166,23 +162,22 @@ class Scheduler:
         """Plans the next chunk of a prompt, or groups of continuations; returns the remaining budgets."""
         if token_budget <= 0:
             return frame_budget, token_budget
-        if state.pending_tokens_by_group:
-            for group, num_tokens in state.pending_tokens_by_group.items():
-                if num_tokens > token_budget and output.prefill_chunks:
-                    break
-                output.prefill_chunks.append(PrefillChunk(state.sequences[0], 0, num_tokens, group))
-                token_budget -= num_tokens
-            return frame_budget, token_budget
+        output.requests.append(state)
         (sequence,) = state.sequences
         start = sequence.num_computed_tokens
+        if state.continuation_scores is not None:
+            for trie in state.continuation_scores.pending_tries:
+                if len(trie) > token_budget and output.prefill_chunks:
+                    break
+                output.prefill_chunks.append(PrefillChunk(sequence, start, start + len(trie), trie))
+                token_budget -= len(trie)
+            return frame_budget, token_budget
         end = min(len(sequence.ids), start + token_budget)
         for image_span in state.image_spans:
             if image_span.last_position < start or image_span.first_position >= end:
                 continue
             image = state.request.prompt.pictures[image_span.image_index]
             num_missing_frames = self.encoder_cache.count_missing_frames(image)
-            if num_missing_frames:
-                output.requests_awaiting_images.append(state)
             num_missing_frames -= sum(
                 num_frames
                 for other, num_frames in output.encoder_inputs
@@ -249,8 +244,6 @@ class Scheduler:
                     self.kv_cache_manager.fork_sequences(state, output.parent_rows, output.ids)
                 case BeamSearchResult():
                     self._finish_beam_search(state, output)
-                case ContinuationGroups():
-                    state.pending_tokens_by_group = output.num_tokens_by_group
                 case ScoringResult():
                     state.handle.continuation_logprobs = output.logprobs
                     state.handle.continuation_top_logprobs = output.top_logprobs

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from idefics.config import EngineConfig
 from idefics.engine.request_output import RequestOutput
 from idefics.engine.request_state import RequestState, SequenceState
 from idefics.prompt import PreprocessedImage
+
+if TYPE_CHECKING:
+    from idefics.engine.continuation_scores import CandidateTrie
 
 # In a step without decoding sequences the budget of prefill tokens is multiplied by this.
 IDLE_PREFILL_FACTOR = 8
@@ -52,19 +56,25 @@ class PrefillChunk(NamedTuple):
     """Tokens to compute in one step: a part of a sequence, or a group of continuations after it.
 
     Attributes:
-        start, end: positions in the sequence, `end` exclusive; for continuations 0 and the group's number of tokens.
-        continuation_group: the group of continuations; None for a part of the sequence.
+        start, end: positions in the sequence, `end` exclusive; for continuations the number of tokens before them, and
+            that number plus the number of their tokens.
+        trie: the group of continuations; None for a part of the sequence.
     """
 
     sequence: SequenceState
     start: int
     end: int
-    continuation_group: int | None = None
+    trie: CandidateTrie | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it computes."""
+        return self.end - self.start
 
     @property
     def is_final_chunk(self) -> bool:
         """Whether it ends the sequence, so that the next token is sampled after it."""
-        return self.continuation_group is None and self.end == len(self.sequence.ids)
+        return self.trie is None and self.end == len(self.sequence.ids)
 
 
 @dataclass(slots=True)
@@ -72,20 +82,31 @@ class SchedulerOutput:
     """The plan of one step.
 
     Attributes:
+        requests: the requests that it computes something for, or encodes pictures of.
         decode_sequences: sequences whose last token is computed.
         has_page_changes: whether the page table of any of them has changed since the step before.
         copy_source_by_page: pages to fill with a copy of another page before anything is computed: page -> source.
         encoder_inputs: pictures, and how many more of their frames are to be encoded.
-        requests_awaiting_images: the requests whose next tokens need pictures that are not fully encoded.
         prefill_chunks: chunks of prompts and groups of continuations to be computed.
     """
 
+    requests: list[RequestState] = field(default_factory=list)
     decode_sequences: list[SequenceState] = field(default_factory=list)
     has_page_changes: bool = False
     copy_source_by_page: dict[int, int] = field(default_factory=dict)
     encoder_inputs: list[tuple[PreprocessedImage, int]] = field(default_factory=list)
-    requests_awaiting_images: list[RequestState] = field(default_factory=list)
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
+
+    def select_request(self, state: RequestState) -> SchedulerOutput:
+        """The part of the plan for one request, without the copies of pages, which must not be made twice."""
+        content_hashes = {image.content_hash for image in state.request.prompt.pictures}
+        return SchedulerOutput(
+            requests=[state],
+            decode_sequences=[s for s in self.decode_sequences if s.request_state is state],
+            has_page_changes=True,
+            encoder_inputs=[one for one in self.encoder_inputs if one[0].content_hash in content_hashes],
+            prefill_chunks=[chunk for chunk in self.prefill_chunks if chunk.sequence.request_state is state],
+        )
 
 
 @dataclass(slots=True)
@@ -101,3 +122,18 @@ class StepResult:
     output_by_request: dict[RequestState, RequestOutput] = field(default_factory=dict)
     error_by_request: dict[RequestState, Exception] = field(default_factory=dict)
     has_replaced_tokens: bool = False
+
+    def record(self, state: RequestState, compute_output: Callable[[], RequestOutput | None]) -> None:
+        """Records the output of a request that a function returns, if any, or the error that it raises."""
+        try:
+            output = compute_output()
+        except Exception as error:
+            self.error_by_request[state] = error
+        else:
+            if output is not None:
+                self.output_by_request[state] = output
+
+    def merge(self, other: StepResult) -> None:
+        """Adds the outputs and errors of other requests."""
+        self.output_by_request |= other.output_by_request
+        self.error_by_request |= other.error_by_request

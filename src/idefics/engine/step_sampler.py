@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice, starmap
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from idefics.engine.model_runner import StepOutput
-from idefics.engine.request_state import RequestState, SequenceState
-from idefics.engine.sampler import SampledTokens, Sampler, make_generator
-
-
-class HostTokens(NamedTuple):
-    """The fields of `SampledTokens` as lists on the host, one entry for each row."""
-
-    ids: list[int]
-    logprobs: list[float] | None = None
-    top_ids: list[list[int]] | None = None
-    top_logprobs: list[list[float]] | None = None
+from idefics.engine.request_output import SampledToken
+from idefics.engine.request_state import SequenceState
+from idefics.engine.sampler import Sampler, make_generator
+from idefics.messages import Alternative
 
 
 class SampledBatch(NamedTuple):
@@ -30,26 +24,14 @@ class SampledBatch(NamedTuple):
         logits: (R, V).
         sampler: the sampler of these rows.
         ids: (R,) the sampled ids, on the device.
-        read_tokens: waits for the copies of the samples to the host and returns them.
+        read_tokens: waits for the copies of the samples to the host and returns a token for each row.
     """
 
     sequences: list[SequenceState]
     logits: Tensor
     sampler: Sampler
     ids: Tensor
-    read_tokens: Callable[[], HostTokens]
-
-
-class SamplerOutput(NamedTuple):
-    """The samples of one step.
-
-    Attributes:
-        batches: one batch with all sequences; after an error a batch for each sequence.
-        error_by_request: the requests whose sampling failed.
-    """
-
-    batches: list[SampledBatch]
-    error_by_request: dict[RequestState, Exception]
+    read_tokens: Callable[[], list[SampledToken]]
 
 
 class StepSampler:
@@ -66,42 +48,27 @@ class StepSampler:
         self._sequences: list[SequenceState] = []
         self._sampler: Sampler | None = None
 
-    def sample(self, step_output: StepOutput) -> SamplerOutput:
-        """Samples after each sequence of a step, except those of beam searches and scored prompts."""
-        sequences = step_output.sequences
+    def sample(self, step_output: StepOutput) -> SampledBatch | None:
+        """Samples after each sequence of a step, except those of beam searches and scored prompts; None: no other."""
+        sequences, logits = step_output.sequences, step_output.logits
         rows = [row for row, sequence in enumerate(sequences) if sequence.request_state.request.is_sampled]
-        output = SamplerOutput([], {})
-        if rows and len(rows) == len(sequences):
-            self._sample_rows(sequences, step_output.logits, output)
-        elif rows:
-            self._sample_rows([sequences[row] for row in rows], step_output.logits[rows], output)
-        return output
+        if not rows:
+            return None
+        if len(rows) < len(sequences):
+            sequences, logits = [sequences[row] for row in rows], logits[rows]
+        if self._sampler is None or sequences != self._sequences:
+            self._sampler, self._sequences = self._make_sampler(sequences, logits.device), sequences
+        tokens = self._sampler.sample(logits)
+        read_fields = [self._copy_to_host(values) for values in tokens if values is not None]
+
+        def read_tokens() -> list[SampledToken]:
+            return _make_sampled_tokens(sequences, *(read() for read in read_fields))
+
+        return SampledBatch(sequences, logits, self._sampler, tokens.ids, read_tokens)
 
     def reset(self) -> None:
         """Discards the sampler, whose token counts are wrong after a sampled id was replaced by another one."""
         self._sampler = None
-
-    def _sample_rows(self, sequences: list[SequenceState], logits: Tensor, output: SamplerOutput) -> None:
-        """Samples all rows at once; if that fails, each separately."""
-        try:
-            if self._sampler is None or sequences != self._sequences:
-                self._sampler, self._sequences = self._make_sampler(sequences, logits.device), sequences
-            tokens = self._sampler.sample(logits)
-            read_tokens = self._start_copies(tokens)
-        except Exception as error:
-            self._sampler = None
-            if len(sequences) == 1:
-                output.error_by_request[sequences[0].request_state] = error
-                return
-            for row, sequence in enumerate(sequences):
-                self._sample_rows([sequence], logits[row : row + 1], output)
-            return
-        output.batches.append(SampledBatch(sequences, logits, self._sampler, tokens.ids, read_tokens))
-
-    def _start_copies(self, tokens: SampledTokens) -> Callable[[], HostTokens]:
-        """Starts to copy tokens to the host; the returned function waits for the copies."""
-        read_fields = [self._copy_to_host(values) for values in tokens if values is not None]
-        return lambda: HostTokens(*[read() for read in read_fields])
 
     def _make_sampler(self, sequences: list[SequenceState], device: torch.device) -> Sampler:
         """A sampler for these sequences; creates the random generators of requests that need one."""
@@ -117,6 +84,24 @@ class StepSampler:
             self.vocab_size,
             device,
         )
+
+
+def _make_sampled_tokens(
+    sequences: Sequence[SequenceState],
+    ids: list[int],
+    logprobs: list[float] | None = None,
+    *top_ids_and_logprobs: list[list[Any]],
+) -> list[SampledToken]:
+    """The token of each row, with as many of the batch's log-probabilities as the request's settings ask for."""
+    if logprobs is None:
+        return list(map(SampledToken, ids))
+    tokens = []
+    for row, sequence in enumerate(sequences):
+        sampling = sequence.request_state.request.sampling
+        pairs = zip(*(values[row] for values in top_ids_and_logprobs), strict=True)
+        alternatives = tuple(starmap(Alternative, islice(pairs, sampling.top_logprobs)))
+        tokens.append(SampledToken(ids[row], logprobs[row] if sampling.logprobs else None, alternatives))
+    return tokens
 
 
 def host_copy_reader(values: Tensor) -> Callable[[], list[Any]]:
