@@ -13,8 +13,8 @@ GENERIC_BRANDS = (b"mif1", b"msf1")  # of ISO base media files: HEIC and AVIF fi
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFormat:
-    """One format of picture files.
+class MediaFormat:
+    """One format of picture files, or one container format of videos.
 
     Attributes:
         title: its name in messages.
@@ -38,39 +38,39 @@ class ImageFormat:
 # Read by Pillow, or by a library that makes Pillow's pictures. Pillow also opens page descriptions (EPS) by starting
 # other programs, and dozens of rare formats: these are disabled.
 IMAGE_FORMATS = (
-    ImageFormat(
+    MediaFormat(
         "JPEG",
         (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
         rb"\xff\xd8\xff",
         pillow_format="JPEG",
         can_be_untrusted=True,
     ),
-    ImageFormat("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", pillow_format="PNG", can_be_untrusted=True),
-    ImageFormat("WebP", (".webp",), rb"RIFF.{4}WEBP", pillow_format="WEBP", can_be_untrusted=True),
-    ImageFormat("GIF", (".gif",), rb"GIF8[79]a", pillow_format="GIF", can_be_untrusted=True),
-    ImageFormat("BMP", (".bmp",), rb"BM.{4}\0{4}", pillow_format="BMP", can_be_untrusted=True),
-    ImageFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", pillow_format="TIFF"),
-    ImageFormat("AVIF", (".avif", ".avifs"), brands=(b"avif", b"avis"), pillow_format="AVIF"),
-    ImageFormat(
+    MediaFormat("PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", pillow_format="PNG", can_be_untrusted=True),
+    MediaFormat("WebP", (".webp",), rb"RIFF.{4}WEBP", pillow_format="WEBP", can_be_untrusted=True),
+    MediaFormat("GIF", (".gif",), rb"GIF8[79]a", pillow_format="GIF", can_be_untrusted=True),
+    MediaFormat("BMP", (".bmp",), rb"BM.{4}\0{4}", pillow_format="BMP", can_be_untrusted=True),
+    MediaFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", pillow_format="TIFF"),
+    MediaFormat("AVIF", (".avif", ".avifs"), brands=(b"avif", b"avis"), pillow_format="AVIF"),
+    MediaFormat(
         "HEIC",
         (".heic", ".heif", ".hif", ".heics", ".heifs"),
         brands=(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", *GENERIC_BRANDS),
         pillow_format="HEIF",
         extra="heif",
     ),
-    ImageFormat(
+    MediaFormat(
         "JPEG 2000",
         (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"),
         rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
         pillow_format="JPEG2000",
     ),
-    ImageFormat("ICO", (".ico",), rb"\0\0\x01\0", pillow_format="ICO"),
-    ImageFormat("PPM", (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), rb"P[1-6f]\s", pillow_format="PPM"),
+    MediaFormat("ICO", (".ico",), rb"\0\0\x01\0", pillow_format="ICO"),
+    MediaFormat("PPM", (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), rb"P[1-6f]\s", pillow_format="PPM"),
 )
 
 # Recognised, so that a message can name them, and never read.
 UNREADABLE_IMAGE_FORMATS = (
-    ImageFormat(
+    MediaFormat(
         "camera RAW",
         (
             *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".raf", ".orf", ".rw2"),
@@ -79,48 +79,34 @@ UNREADABLE_IMAGE_FORMATS = (
         rb"(II\*\0|MM\0\*).{4}CR|FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR|FOVb|\0MRM",
         brands=(b"crx ",),
     ),
-    ImageFormat("JPEG XL", (".jxl",), rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
-    ImageFormat("PSD", (".psd", ".psb"), rb"8BPS"),
-    ImageFormat("SVG", (".svg", ".svgz"), rb"\s*(<\?xml[^>]*>\s*)?(<!--.*-->\s*)?<svg\b"),
-    ImageFormat("PDF", (".pdf",), rb"%PDF-"),
-    ImageFormat("EPS", (".eps", ".ps", ".ai"), rb"%!PS"),
-    ImageFormat("TGA", (".tga",)),
-    ImageFormat("QOI", (".qoi",), rb"qoif"),
-    ImageFormat("OpenEXR", (".exr",), rb"\x76\x2f\x31\x01"),
-    ImageFormat("HDR", (".hdr",), rb"#\?RADIANCE"),
-    ImageFormat("DDS", (".dds",), rb"DDS "),
-    ImageFormat("PCX", (".pcx",)),
-    ImageFormat("ICNS", (".icns",), rb"icns"),
-    ImageFormat("DICOM", (".dcm",), rb".{128}DICM"),
+    MediaFormat("JPEG XL", (".jxl",), rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
+    MediaFormat("PSD", (".psd", ".psb"), rb"8BPS"),
+    MediaFormat("SVG", (".svg", ".svgz"), rb"\s*(<\?xml[^>]*>\s*)?(<!--.*-->\s*)?<svg\b"),
+    MediaFormat("PDF", (".pdf",), rb"%PDF-"),
+    MediaFormat("EPS", (".eps", ".ps", ".ai"), rb"%!PS"),
+    MediaFormat("TGA", (".tga",)),
+    MediaFormat("QOI", (".qoi",), rb"qoif"),
+    MediaFormat("OpenEXR", (".exr",), rb"\x76\x2f\x31\x01"),
+    MediaFormat("HDR", (".hdr",), rb"#\?RADIANCE"),
+    MediaFormat("DDS", (".dds",), rb"DDS "),
+    MediaFormat("PCX", (".pcx",)),
+    MediaFormat("ICNS", (".icns",), rb"icns"),
+    MediaFormat("DICOM", (".dcm",), rb".{128}DICM"),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class VideoFormat:
-    """One container format of videos. A file with sound alone has the same signature; it is refused when opened.
-
-    Attributes:
-        title: its name in messages.
-        suffixes: in lower case.
-        signature: regular expression that the beginning of its files matches.
-    """
-
-    title: str
-    suffixes: tuple[str, ...]
-    signature: bytes
-
-
+# A file with sound alone has the same signature; it is refused when opened.
 # An ISO base media file begins with the box "ftyp" (ISO/IEC 14496-12), an old QuickTime file with another; packets of a
 # transport stream have 188 bytes (ISO/IEC 13818-1), or 192 with a time before each.
 VIDEO_FORMATS = (
-    VideoFormat("MP4 or MOV", (".mp4", ".m4v", ".mov", ".3gp"), rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot)"),
-    VideoFormat("WebM or MKV", (".webm", ".mkv"), rb"\x1aE\xdf\xa3"),
-    VideoFormat("AVI", (".avi",), rb"RIFF.{4}AVI "),
-    VideoFormat("MPEG", (".mpg", ".mpeg"), rb"\0\0\x01[\xba\xb3]"),
-    VideoFormat("MPEG transport stream", (".mts", ".m2ts"), rb"G.{187}G|.{4}G.{191}G"),
-    VideoFormat("Ogg", (".ogv",), rb"OggS\0"),
-    VideoFormat("WMV", (".wmv",), rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
-    VideoFormat("FLV", (".flv",), rb"FLV\x01"),
+    MediaFormat("MP4 or MOV", (".mp4", ".m4v", ".mov", ".3gp"), rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot)"),
+    MediaFormat("WebM or MKV", (".webm", ".mkv"), rb"\x1aE\xdf\xa3"),
+    MediaFormat("AVI", (".avi",), rb"RIFF.{4}AVI "),
+    MediaFormat("MPEG", (".mpg", ".mpeg"), rb"\0\0\x01[\xba\xb3]"),
+    MediaFormat("MPEG transport stream", (".mts", ".m2ts"), rb"G.{187}G|.{4}G.{191}G"),
+    MediaFormat("Ogg", (".ogv",), rb"OggS\0"),
+    MediaFormat("WMV", (".wmv",), rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
+    MediaFormat("FLV", (".flv",), rb"FLV\x01"),
 )
 VIDEO_SUFFIXES = tuple(suffix for one in VIDEO_FORMATS for suffix in one.suffixes)
 ALL_IMAGE_FORMATS = (*IMAGE_FORMATS, *UNREADABLE_IMAGE_FORMATS)
@@ -130,7 +116,7 @@ IMAGE_SUFFIXES = tuple(suffix for one in IMAGE_FORMATS for suffix in one.suffixe
 SIGNATURE_BYTES = 256  # bytes from the beginning of a file that suffice to recognise its format
 
 
-def image_format_by_suffix(name: str) -> ImageFormat | None:
+def image_format_by_suffix(name: str) -> MediaFormat | None:
     """The format of a file by the suffix of its name, or None; it may be one that is never read."""
     dot = name.rfind(".")
     return _IMAGE_FORMAT_BY_SUFFIX.get(name[dot:].lower()) if dot >= 0 else None
@@ -139,7 +125,7 @@ def image_format_by_suffix(name: str) -> ImageFormat | None:
 _IMAGE_FORMAT_BY_SUFFIX = {suffix: one for one in ALL_IMAGE_FORMATS for suffix in one.suffixes}
 
 
-def detect_image_format(head: bytes) -> ImageFormat | None:
+def detect_image_format(head: bytes) -> MediaFormat | None:
     """The format of a file by its content, or None; it may be one that is never read.
 
     Args:
@@ -150,29 +136,25 @@ def detect_image_format(head: bytes) -> ImageFormat | None:
         brands = [head[8:12], *(head[start : start + 4] for start in range(16, size, 4))]
         brands.sort(key=lambda brand: brand in GENERIC_BRANDS)
         return next((one for brand in brands for one in ALL_IMAGE_FORMATS if brand in one.brands), None)
-    return next((one for one, signature in _IMAGE_FORMAT_PATTERNS if signature.match(head)), None)
+    # Some camera RAW files begin as TIFF does, so these formats go first.
+    return _match_signature((*UNREADABLE_IMAGE_FORMATS, *IMAGE_FORMATS), head)
 
 
-def detect_video_format(head: bytes) -> VideoFormat | None:
+def detect_video_format(head: bytes) -> MediaFormat | None:
     """The format of a video file by its content; None where that is a picture's or unknown.
 
     Args:
         head: as in `detect_image_format`.
     """
-    if detect_image_format(head) is not None:
-        return None
-    return next((one for one in VIDEO_FORMATS if re.match(one.signature, head, re.DOTALL)), None)
+    return _match_signature(VIDEO_FORMATS, head) if detect_image_format(head) is None else None
 
 
-# Some camera RAW files begin as TIFF does, so these formats go first.
-_IMAGE_FORMAT_PATTERNS = tuple(
-    (one, re.compile(one.signature, re.DOTALL))
-    for one in (*UNREADABLE_IMAGE_FORMATS, *IMAGE_FORMATS)
-    if one.signature
-)
+def _match_signature(formats: Iterable[MediaFormat], head: bytes) -> MediaFormat | None:
+    """The first of the formats whose signature the beginning of a file matches, or None."""
+    return next((one for one in formats if one.signature and re.match(one.signature, head, re.DOTALL)), None)
 
 
-def join_titles(formats: Iterable[ImageFormat]) -> str:
+def join_titles(formats: Iterable[MediaFormat]) -> str:
     """The formats' titles as a list in a sentence: "JPEG, PNG or GIF"."""
     *first, last = (one.title for one in formats)
     return f"{', '.join(first)} or {last}" if first else last

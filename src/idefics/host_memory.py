@@ -27,10 +27,10 @@ DEFAULT_BATCH_ROWS = 8  # sequences that are decoded in one step
 DEFAULT_ENCODER_CACHE_BYTES = 256 << 20  # features of encoded pictures
 PROCESS_OVERHEAD_BYTES = 900_000_000  # Python, torch and activations; measured with SmolVLM-256M
 
-BYTES_BY_UNIT = {"": 1, "B": 1} | {
+BYTES_BY_UNIT = {"": 1, "b": 1} | {
     letter + end: base**power
-    for power, letter in enumerate("KMGT", 1)
-    for end, base in (("B", 1000), ("iB", 1024))
+    for power, letter in enumerate("kmgt", 1)
+    for end, base in (("b", 1000), ("ib", 1024))
 }
 _SIZE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
@@ -105,9 +105,7 @@ def parse_bytes_or_share(name: str, value: float | str | None) -> int | float | 
         size = int(size)
     if isinstance(value, str) and (match := _SIZE_PATTERN.fullmatch(value.strip())):
         number = float(match[1])
-        unit = next(
-            (unit_bytes for unit, unit_bytes in BYTES_BY_UNIT.items() if unit.lower() == match[2].lower()), 0
-        )
+        unit = BYTES_BY_UNIT.get(match[2].lower(), 0)
         size = round(number * unit) if number * unit >= 1 else number if not match[2] else None
     is_share = isinstance(size, float) and 0 < size < 1
     is_bytes = isinstance(size, int) and not isinstance(size, bool) and 1 <= size < 1 << 50
@@ -158,19 +156,12 @@ def _cgroup_limits(
         limits, usage: names of the files with the limits and the used bytes.
     """
     mount_root, mount_point = PurePosixPath(mount[3]), root / mount[4].lstrip("/")
+    group = mount_point
     # In a container the group itself may be mounted, while the path is that of the host.
-    path_below_root = (
-        PurePosixPath(path).relative_to(mount_root)
-        if PurePosixPath(path).is_relative_to(mount_root)
-        else None
-    )
-    group = (
-        mount_point / path_below_root
-        if path_below_root is not None and ".." not in path_below_root.parts
-        else mount_point
-    )
-    if not group.is_dir():
-        group = mount_point
+    if PurePosixPath(path).is_relative_to(mount_root):
+        path_below_root = PurePosixPath(path).relative_to(mount_root)
+        if ".." not in path_below_root.parts and (mount_point / path_below_root).is_dir():
+            group = mount_point / path_below_root
     while True:
         for name in limits:
             with suppress(OSError, ValueError):  # "max", or the outermost group, which has no such file

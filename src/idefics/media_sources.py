@@ -118,7 +118,7 @@ def is_multi_frame_image(source: Any) -> bool:
     """Whether `source` is a Pillow image with several frames."""
     try:
         return is_pil_image(source) and isinstance(source, MultiFrameImage) and source.is_animated
-    except Exception:  # the file is broken after its first frame
+    except Exception:  # the file is broken after its first frame, or takes too much work to count
         return False
 
 

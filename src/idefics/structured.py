@@ -29,10 +29,10 @@ class OutputConstraint:
     schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in self._options().items() if value is not None}
+        given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             raise BadSetting(
-                f"an answer has one constraint, not {len(given)}: give one of {', '.join(self._options())}"
+                f"an answer has one constraint, not {len(given)}: give one of {', '.join(vars(self))}"
             )
         if self.regex is not None and not (isinstance(self.regex, str) and self.regex):
             raise BadSetting(
@@ -69,7 +69,7 @@ class OutputConstraint:
     @property
     def kind(self) -> str:
         """The option that is set: "regex", "choices" or "schema"."""
-        return next(name for name, value in self._options().items() if value is not None)
+        return next(name for name, value in vars(self).items() if value is not None)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OutputConstraint) and str(self) == str(other)
@@ -78,10 +78,7 @@ class OutputConstraint:
         return hash(str(self))
 
     def __str__(self) -> str:
-        return json.dumps(self._options())  # the order of a schema's properties is that of the answer
-
-    def _options(self) -> dict[str, Any]:
-        return {"regex": self.regex, "choices": self.choices, "schema": self.schema}
+        return json.dumps(vars(self))  # the order of a schema's properties is that of the answer
 
 
 def _validate_schema(schema: object) -> None:

@@ -50,13 +50,12 @@ def reject_unknown_arguments(function: F, name: str = "", display_signature: Sig
             log.debug("%s() raises %s", call_name, type(error).__name__)  # its text may quote a prompt
             raise
         except TypeError:
-            if mismatch := _signature_mismatch(
-                call_signature, args, keywords
-            ):  # else it was raised inside the function
-                raise BadCall(
-                    f"{call_name}(): {mismatch}: call it {_format_usage(call_name, call_signature)}"
-                ) from None
-            raise
+            try:
+                call_signature.bind(*args, **keywords)
+            except TypeError as mismatch:
+                usage = _format_usage(call_name, call_signature)
+                raise BadCall(f"{call_name}(): {mismatch}: call it {usage}") from None
+            raise  # it was raised inside the function
 
     if display_signature is not None:
         checked_call.__signature__ = display_signature  # type: ignore[attr-defined]  # read first by `inspect`
@@ -67,15 +66,6 @@ def reject_unknown_fields(record: type[T]) -> type[T]:
     """`reject_unknown_arguments` for the constructor of a dataclass; goes above `@dataclass`."""
     record.__init__ = reject_unknown_arguments(record.__init__, record.__name__)  # type: ignore[method-assign]
     return record
-
-
-def _signature_mismatch(call_signature: Signature, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
-    """Python's message on why arguments do not fit a signature, or "" where they do."""
-    try:
-        call_signature.bind(*args, **keywords)
-    except TypeError as error:
-        return str(error)
-    return ""
 
 
 def _format_usage(name: str, call_signature: Signature) -> str:

@@ -31,10 +31,10 @@ from idefics.errors import BadPicture, PartialPictureWarning
 from idefics.messages import ImageDetail, Picture
 from idefics.processing.fetch import Fetcher, is_url, name_for_message, normalize_source_text
 from idefics.processing.picture_files import (
+    WARNING_FILTERS_LOCK,
     OpenedImage,
     decode_trusted,
     decode_untrusted,
-    hold_warning_filters_lock,
     load_upright_rgb,
     open_regular_file,
 )
@@ -140,7 +140,7 @@ def describe_bytes(data: bytes) -> str:
 def _warn_trusted_caller(note: str, fetcher: Fetcher) -> None:
     """Emits the note as a Python warning, unless the sender is untrusted: a server returns it in the answer instead."""
     if note and not fetcher.untrusted:
-        with hold_warning_filters_lock():
+        with WARNING_FILTERS_LOCK:
             warnings.warn(note, PartialPictureWarning, stacklevel=2)
 
 

@@ -11,7 +11,7 @@ import PIL.Image
 from PIL.MpoImagePlugin import MpoImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from idefics.media_sources import MultiFrameImage
+from idefics.media_sources import is_multi_frame_image
 
 SUBFILE_TYPE_TAG = (
     254  # TIFF tag; bit 0: a smaller copy of another page, bit 2: a mask of one (TIFF 6.0, section 8)
@@ -32,11 +32,7 @@ def describe_unread_frames(image: PIL.Image.Image, name: str) -> str:
         image: as it was opened. Counting may seek to another frame, so that it must not be used afterwards.
         name: of the file; begins the sentence.
     """
-    try:
-        is_one = not (isinstance(image, MultiFrameImage) and image.is_animated)
-    except Exception:  # too much work for a file of an untrusted sender
-        is_one = True
-    count = 1 if is_one else _count_frames(image)
+    count = _count_frames(image) if is_multi_frame_image(image) else 1
     if count == 1:
         return ""
     noun = NOUN_BY_FORMAT.get(image.format or "", "frames")

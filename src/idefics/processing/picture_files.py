@@ -27,7 +27,7 @@ from idefics.formats import (
     SIGNATURE_BYTES,
     UNREADABLE_IMAGE_FORMATS,
     UNTRUSTED_IMAGE_FORMATS,
-    ImageFormat,
+    MediaFormat,
     detect_image_format,
     detect_video_format,
     image_format_by_suffix,
@@ -70,7 +70,7 @@ class OpenedImage(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def readable_formats() -> tuple[ImageFormat, ...]:
+def readable_formats() -> tuple[MediaFormat, ...]:
     """The formats of `IMAGE_FORMATS` that this installation of Pillow, with pillow_heif if installed, reads."""
     PIL.Image.init()
     supported = {*PIL.features.get_supported(), None}
@@ -82,15 +82,6 @@ def readable_formats() -> tuple[ImageFormat, ...]:
             one.pillow_format in PIL.Image.OPEN
             and PILLOW_FEATURE_BY_FORMAT.get(one.pillow_format) in supported
         )
-    )
-
-
-def conversion_hint(image_format: ImageFormat) -> str:
-    """What to do about a file of a format that is not read: install an extra, or convert the file."""
-    return (
-        f"pip install 'idefics[{image_format.extra}]', or convert it to JPEG"
-        if image_format.extra
-        else "convert it to JPEG"
     )
 
 
@@ -149,11 +140,7 @@ def decode_trusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
                 raise BadPicture(
                     f"{name} is a TIFF that begins with a preview, as camera RAW files do: convert it to JPEG"
                 )
-        upright = load_upright_rgb(image, name, max_pixels)
-        if upright is image and image.format in FORMATS_CHANGED_BY_COUNTING:
-            upright = image.copy()
-        with suppress_warnings():
-            return OpenedImage(upright, describe_unread_frames(image, name))
+        return _load_with_note(image, name, max_pixels)
 
 
 def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
@@ -165,15 +152,24 @@ def decode_untrusted(file: BinaryIO, name: str, max_pixels: int) -> OpenedImage:
     with _open_header(
         untrusted.ReadLimitedFile(data), head, name, UNTRUSTED_IMAGE_FORMATS, max_pixels
     ) as image:
-        upright = load_upright_rgb(
+        return _load_with_note(
             image, name, max_pixels, lambda: untrusted.read_orientation(exif or image.info.get("exif", b""))
         )
-        with suppress_warnings():
-            return OpenedImage(upright, describe_unread_frames(image, name))
+
+
+def _load_with_note(
+    image: PIL.Image.Image, name: str, max_pixels: int, read_orientation: Callable[[], int] | None = None
+) -> OpenedImage:
+    """`load_upright_rgb`, with the note on what was not read of the file."""
+    upright = load_upright_rgb(image, name, max_pixels, read_orientation)
+    if upright is image and image.format in FORMATS_CHANGED_BY_COUNTING:
+        upright = image.copy()
+    with suppress_warnings():
+        return OpenedImage(upright, describe_unread_frames(image, name))
 
 
 def _open_header(
-    file: BinaryIO, head: bytes, name: str, formats: tuple[ImageFormat, ...], max_pixels: int
+    file: BinaryIO, head: bytes, name: str, formats: tuple[MediaFormat, ...], max_pixels: int
 ) -> PIL.Image.Image:
     """Opens a picture without decoding its pixels.
 
@@ -221,38 +217,31 @@ def _open_header(
         raise BadPicture(f"{name} is not a picture that can be read: give {join_titles(formats)}") from None
 
 
-def _unreadable_format_message(name: str, image_format: ImageFormat, formats: tuple[ImageFormat, ...]) -> str:
+def _unreadable_format_message(name: str, image_format: MediaFormat, formats: tuple[MediaFormat, ...]) -> str:
     """The message about a file in a format that is recognised and not among `formats`."""
     if formats is UNTRUSTED_IMAGE_FORMATS:
         return f"{name} is {image_format.title}, which is not read here: give {join_titles(formats)}"
     if image_format.extra:
-        return f"{name} is {image_format.title}: {conversion_hint(image_format)}"
+        return f"{name} is {image_format.title}: pip install 'idefics[{image_format.extra}]', or convert it to JPEG"
     by = " by this installation of Pillow" if image_format.pillow_format else ""
-    return f"{name} is {image_format.title}, which is not read{by}: {conversion_hint(image_format)}"
+    return f"{name} is {image_format.title}, which is not read{by}: convert it to JPEG"
 
 
-_WARNING_FILTERS_LOCK = threading.Lock()
+WARNING_FILTERS_LOCK = threading.Lock()  # held while warnings are dropped, so that no other thread's is
 # Fork only while no other thread holds the lock, which the child could not release.
 if sys.platform != "win32":
     os.register_at_fork(
-        before=_WARNING_FILTERS_LOCK.acquire,
-        after_in_parent=_WARNING_FILTERS_LOCK.release,
-        after_in_child=_WARNING_FILTERS_LOCK.release,
+        before=WARNING_FILTERS_LOCK.acquire,
+        after_in_parent=WARNING_FILTERS_LOCK.release,
+        after_in_child=WARNING_FILTERS_LOCK.release,
     )
 
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
     """Drops Pillow's warnings about damaged and large files. Holds a lock, as warning filters are global."""
-    with _WARNING_FILTERS_LOCK, warnings.catch_warnings():
+    with WARNING_FILTERS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def hold_warning_filters_lock() -> Iterator[None]:
-    """Holds the lock of `suppress_warnings`, so that no other thread drops a warning of this one."""
-    with _WARNING_FILTERS_LOCK:
         yield
 
 

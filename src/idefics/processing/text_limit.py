@@ -63,29 +63,22 @@ class TextLimit:
             _ = self._min_cost_by_byte
 
     @cached_property
-    def _max_token_length_by_byte(self) -> NDArray[np.float64]:
-        """(256,): the length of the longest token that has each byte value; infinite where a byte may be dropped."""
+    def _min_cost_by_byte(self) -> NDArray[np.float64]:
+        """(256,): the part of a token that each byte value counts as; 0 where a byte may be dropped."""
         all_token_bytes = {
             self._tokenizer.decode_bytes([id], hidden_ids=()) for id in self._tokenizer.get_vocab().values()
         }
-        lengths, seen_bytes = np.full(256, np.inf), set[int]()
-        for token in sorted(all_token_bytes, key=len, reverse=True):
-            for byte in set(token) - seen_bytes:
-                lengths[byte] = len(token) if bytes([byte]) in all_token_bytes else np.inf
-            seen_bytes.update(token)
-        return lengths
-
-    @cached_property
-    def _min_cost_by_byte(self) -> NDArray[np.float64]:
-        """(256,): the part of a token that each byte value counts as; 0 where a byte may be dropped."""
-        return 1 / self._max_token_length_by_byte
+        costs = np.zeros(256)
+        for token in sorted(all_token_bytes, key=len):
+            for byte in set(token):
+                costs[byte] = 1 / len(token) if bytes([byte]) in all_token_bytes else 0
+        return costs
 
     @property
     def _max_characters(self) -> int:
         """The number of characters of a text of `max_tokens` tokens, each as long as the longest token."""
-        return (self.max_tokens or 0) * int(
-            self._max_token_length_by_byte[np.isfinite(self._max_token_length_by_byte)].max(initial=1)
-        )
+        costs = self._min_cost_by_byte
+        return (self.max_tokens or 0) * round(1 / float(costs[costs > 0].min(initial=1)))
 
 
 def preserves_non_space_text(tokenizer_json: Mapping[str, Any]) -> bool:
