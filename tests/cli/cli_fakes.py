@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from idefics.cli.main import run
 from idefics.errors import PromptTooLong
 from idefics.messages import Answer, RankedLabel, Ranking, Timings, Usage
@@ -106,6 +108,11 @@ def is_too_large(picture):
 def picture_name(picture):
     source = picture.source
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else Path(source).stem
+
+
+def make_writer(report_error=pytest.fail, print_note=pytest.fail):
+    """The part of an `OutputWriter` that `find_pictures` uses; an unexpected error or note fails the test."""
+    return SimpleNamespace(report_error=report_error, print_note=print_note)
 
 
 class FakeTerminal(io.StringIO):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from cli_fakes import make_writer
 
 from idefics.cli.pictures import find_pictures
 from idefics.processing import picture_files
@@ -55,7 +56,7 @@ def without_heif_extra(monkeypatch):
 def find_names(*arguments, recursive=False):
     """(names of pictures, errors, notes)."""
     refused, notes = [], []
-    named = find_pictures(arguments, refused.append, notes.append, recursive=recursive)
+    named = find_pictures(arguments, make_writer(refused.append, notes.append), recursive=recursive)
     return [one.name for one in named], refused, notes
 
 

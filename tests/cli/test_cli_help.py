@@ -8,14 +8,17 @@ import sys
 import pytest
 
 import idefics as package
-from idefics.cli import chat, demo, generate, info, models, quantize, tasks
 from idefics.cli import main as cli
 from idefics.tasks import TASKS
 
 COMMANDS = [*TASKS, "chat", "generate", "serve", "ui", "models", "info", "quantize", "demo"]
 EXAMPLES = [
-    *(example for page in tasks.HELP_BY_TASK.values() for example in page.examples),
-    *(example for part in (chat, generate, models, info, quantize, demo) for example in part.EXAMPLES),
+    *(
+        example
+        for command in cli.COMMANDS
+        if command.name not in ("serve", "ui")
+        for example in command.examples
+    ),
     *(example.partition("   ")[0] for example in cli.EXAMPLES),
 ]
 

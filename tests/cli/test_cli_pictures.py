@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_fakes import FakeTerminal
+from cli_fakes import FakeTerminal, make_writer
 
 from idefics.cli.main import run
 from idefics.cli.pictures import (
@@ -21,7 +21,9 @@ from idefics.processing.fetch import Fetcher
 
 def resolve_pictures(*arguments):
     refused = []
-    return [named.name for named in find_pictures(arguments, refused.append, lambda _: None)], refused
+    return [
+        named.name for named in find_pictures(arguments, make_writer(refused.append, lambda _: None))
+    ], refused
 
 
 @pytest.mark.parametrize(
@@ -104,14 +106,14 @@ def test_one_file_is_one_and_a_folder_is_many():
 @pytest.mark.usefixtures("photo_folder")
 def test_standard_input_is_a_picture(send_stdin):
     send_stdin(Path("a.png").read_bytes())
-    [named] = find_pictures(["-"], pytest.fail, pytest.fail)
+    [named] = find_pictures(["-"], make_writer())
     assert fetch_and_check_picture(named, Fetcher()).picture.source == Path("a.png").read_bytes()
 
 
 def test_a_terminal_is_no_picture(monkeypatch):
     monkeypatch.setattr(sys, "stdin", FakeTerminal())
     refused = []
-    assert find_pictures(["-"], refused.append, pytest.fail) == []
+    assert find_pictures(["-"], make_writer(refused.append)) == []
     assert refused[0].startswith("standard input is a terminal")
 
 
@@ -123,7 +125,7 @@ def test_the_error_for_an_invalid_picture_names_it(send_stdin):
         ("broken.png", "broken.png is broken"),
         ("-", "standard input: a picture of 5 bytes is not a picture"),
     ):
-        [named] = find_pictures([name], pytest.fail, pytest.fail)
+        [named] = find_pictures([name], make_writer())
         with pytest.raises(BadPicture, match=f"^{message}"):
             fetch_and_check_picture(named, Fetcher())
 
@@ -136,7 +138,7 @@ def test_a_remote_picture_is_fetched_once(photo_folder):
             asked.append(url)
             return (photo_folder / "a.png").read_bytes()
 
-    [named] = find_pictures(["https://example.com/a.png"], pytest.fail, pytest.fail)
+    [named] = find_pictures(["https://example.com/a.png"], make_writer())
     assert fetch_and_check_picture(named, Counting()).picture.source == (photo_folder / "a.png").read_bytes()
     assert asked == ["https://example.com/a.png"]
 

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_fakes import FakeIdefics
+from cli_fakes import FakeIdefics, run_command
 
+from idefics.cli import main
 from idefics.cli.main import run
+from idefics.cli.tasks import make_command
+from idefics.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("photo_folder")
 
@@ -30,6 +33,29 @@ def test_one_picture_prints_its_answer_alone(run_idefics, argv, said):
     done = run_idefics(*argv)
     assert (done.exit_code, done.stdout, done.stderr) == (0, f"{said}\n", "")
     assert done.load_flags[0].model == "smolvlm-500m"
+
+
+@pytest.mark.parametrize(("words_name", "argv"), [("", []), ("style", ["In prose."])])
+def test_the_record_of_a_task_gives_its_command(monkeypatch, capsys, words_name, argv):
+    task = Task(
+        name="tag",
+        help="List what is in a picture.",
+        examples=(),
+        words_name=words_name,
+        chat_prompt="Tag it.",
+    )
+    commands = (*main.COMMANDS, make_command(task))
+    monkeypatch.setattr(main, "COMMANDS", commands)
+    main._root_command.cache_clear()
+    try:
+        done = run_command(capsys, ["tag", "a.png", *argv])
+        assert (done.exit_code, done.stdout) == (0, " ".join(["tag a", *argv]) + "\n")
+        assert run(["tag", "--help"]) == 0
+        help_text = capsys.readouterr().out
+        assert ("--prompt" in help_text) == bool(words_name)
+        assert help_text.startswith(f"Usage: idefics tag PICTURE...{' STYLE' if words_name else ''} [FLAGS]")
+    finally:
+        main._root_command.cache_clear()
 
 
 def test_line_breaks_of_a_single_answer_are_kept_and_of_several_are_not(run_idefics):

@@ -8,8 +8,9 @@ import pytest
 import typer
 
 import refresh_server_docs as page
-from idefics.cli import serve
+from idefics.cli.command import add_command
 from idefics.cli.main import run
+from idefics.cli.serve import serve
 from idefics.errors import BadSetting
 from idefics.server.settings import Settings, read_settings
 
@@ -68,7 +69,7 @@ def test_only_the_last_part_of_a_path_is_reported():
 
 def test_every_setting_is_a_flag():
     app = typer.Typer()
-    serve.register(app)
+    add_command(app, serve)
     flags = {flag for param in typer.main.get_command(app).params for flag in param.opts}
     assert {f"--{one.name.replace('_', '-')}" for one in fields(Settings)} <= flags
 

@@ -6,19 +6,19 @@ import importlib
 import io
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from idefics.cli import help_format
-from idefics.cli.flags import ModelFlags, OutputFlags, PositionalArguments, PromptFlag, RecursiveFlag
+from idefics.cli.command import command
+from idefics.cli.flags import ModelFlags, PictureFlags, PromptFlags
+from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
-from idefics.cli.pictures import STDIN, fetch_and_check_picture, find_pictures, split_prompt
+from idefics.cli.pictures import fetch_readable_pictures, find_pictures, split_prompt
 from idefics.cli.sampling import SamplingFlags
-from idefics.cli.text_files import escaped_bytes, is_valid_utf8
+from idefics.cli.text_files import STDIN, escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadRequest, BadSetting, PromptTooLong
 from idefics.messages import LiteralText, Message, PictureOrVideo, assistant, user
 
@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from idefics import Idefics, Options, Stream
     from idefics.processing.fetch import Fetcher
 
-HELP = """
-Talk about pictures, over many turns.
-
-Pictures are given as arguments or, before any turn, with /image; the next question is about them.
-The first question may be given last, in quotes, or with --prompt. Ctrl-C stops an answer, Ctrl-D ends the chat.
-Where standard input is not a terminal, each of its lines is a turn, and answers are printed one per line.
-"""
-EXAMPLES = (
-    "idefics chat photo.jpg",
-    'idefics chat photo.jpg "What is on the table?"',
-    "idefics chat photo.jpg --json < questions.txt",
-)
 CHAT_HELP = """\
 /image PATH   add a picture, folder, pattern or address; the next question is about it
 /new          begin a new conversation
@@ -46,63 +34,62 @@ CHAT_HELP = """\
 INPUT_PROMPT = "> "
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command `idefics chat` to the application."""
-    help_format.add_command(app, "chat", _chat, help=HELP, usage="[PICTURE...] [QUESTION]", examples=EXAMPLES)
-
-
-def _chat(
-    context: typer.Context,
-    arguments: PositionalArguments,
-    prompt: PromptFlag = None,
-    recursive: RecursiveFlag = False,
-    *,
+@command(
+    "idefics chat photo.jpg",
+    'idefics chat photo.jpg "What is on the table?"',
+    "idefics chat photo.jpg --json < questions.txt",
+    usage="[PICTURE...] [QUESTION]",
+)
+def chat(
+    writer: OutputWriter,
+    load_model: LoadModel,
+    prompt: PromptFlags,
+    pictures: PictureFlags,
     model: ModelFlags,
     sampling: SamplingFlags,
-    output: OutputFlags,
-) -> int:
-    """Runs the command; returns its exit code."""
+) -> None:
+    """Talk about pictures, over many turns.
+
+    Pictures are given as arguments or, before any turn, with /image; the next question is about them.
+    The first question may be given last, in quotes, or with --prompt. Ctrl-C stops an answer, Ctrl-D ends the chat.
+    Where standard input is not a terminal, each of its lines is a turn, and answers are printed one per line.
+    """
     from idefics.processing.fetch import Fetcher
 
     if str(sampling.schema) == STDIN:
         raise BadSetting("--schema - cannot be used here: the lines of standard input are the turns")
-    options = sampling.options(as_json=output.json)
-    names, words = split_prompt(arguments, prompt, "question")
-    with OutputWriter(context.command_path, as_json=output.json) as writer:
-        pending_pictures = PendingPictures(writer, Fetcher(policy=model.remote_images), recursive=recursive)
-        pending_pictures.add(names)
-        if writer.exit_code:  # the question may be about the picture that could not be read
-            return writer.exit_code
-        is_interactive = writer.is_interactive and sys.stdin.isatty()
-        session = ChatSession(
-            context.obj(model, writer), writer, pending_pictures, options, is_interactive=is_interactive
-        )
-        if is_interactive:
-            print("Type a question. /help lists the commands, Ctrl-D ends the chat.")
-        for line in _read_turns(words, is_interactive=is_interactive):
-            if not session.handle_line(line.strip()):
-                break
-        return 0 if is_interactive else writer.exit_code
+    options = sampling.options(as_json=writer.as_json)
+    names, words = split_prompt(pictures.arguments, prompt.prompt, "question")
+    open_pictures = partial(
+        _open_pictures,
+        writer=writer,
+        fetcher=Fetcher(policy=model.remote_images),
+        recursive=pictures.recursive,
+    )
+    first_pictures = open_pictures(names)
+    if writer.exit_code:  # the question may be about the picture that could not be read
+        return
+    is_interactive = writer.is_interactive and sys.stdin.isatty()
+    session = ChatSession(
+        load_model(model), writer, open_pictures, first_pictures, options, is_interactive=is_interactive
+    )
+    if is_interactive:
+        print("Type a question. /help lists the commands, Ctrl-D ends the chat.")
+    for line in _read_turns(words, is_interactive=is_interactive):
+        if not session.handle_line(line.strip()):
+            break
+    if is_interactive:
+        writer.exit_code = 0
 
 
-class PendingPictures:
-    """The pictures that were added since the last turn; the next turn contains them."""
-
-    def __init__(self, writer: OutputWriter, fetcher: Fetcher, *, recursive: bool) -> None:
-        self.writer, self.fetcher, self.recursive = writer, fetcher, recursive
-        self.pictures: list[PictureOrVideo] = []
-
-    def add(self, names: Sequence[str]) -> None:
-        """Opens pictures by name; reports an error for each that cannot be read."""
-        if STDIN in names:
-            raise BadPicture("- cannot be a picture here: the lines of standard input are the turns")
-        for named in find_pictures(
-            names, self.writer.report_error, self.writer.print_note, recursive=self.recursive
-        ):
-            try:
-                self.pictures.append(fetch_and_check_picture(named, self.fetcher).picture)
-            except BadPicture as error:
-                self.writer.report_error(str(error))
+def _open_pictures(
+    names: Sequence[str], *, writer: OutputWriter, fetcher: Fetcher, recursive: bool
+) -> list[PictureOrVideo]:
+    """Opens pictures by name; reports an error for each that cannot be read."""
+    if STDIN in names:
+        raise BadPicture("- cannot be a picture here: the lines of standard input are the turns")
+    found = find_pictures(names, writer, recursive=recursive)
+    return [named.picture for named in fetch_readable_pictures(found, fetcher, writer)]
 
 
 class ChatSession:
@@ -111,7 +98,8 @@ class ChatSession:
     Args:
         vlm: the model.
         writer: writes answers and errors.
-        pending_pictures: the pictures for the next turn.
+        open_pictures: opens pictures by name, for `/image`.
+        pending_pictures: the pictures for the next turn: those that were added since the last one.
         options: the keywords of each call of `vlm.chat`.
         is_interactive: whether input and output are a terminal: answers are streamed, commands confirmed.
     """
@@ -120,13 +108,14 @@ class ChatSession:
         self,
         vlm: Idefics,
         writer: OutputWriter,
-        pending_pictures: PendingPictures,
+        open_pictures: Callable[[Sequence[str]], list[PictureOrVideo]],
+        pending_pictures: list[PictureOrVideo],
         options: Options,
         *,
         is_interactive: bool,
     ) -> None:
-        self.vlm, self.writer, self.pending_pictures, self.options = vlm, writer, pending_pictures, options
-        self.is_interactive = is_interactive
+        self.vlm, self.writer, self.options, self.is_interactive = vlm, writer, options, is_interactive
+        self.open_pictures, self.pending_pictures = open_pictures, pending_pictures
         self.messages: list[Message] = []
 
     def handle_line(self, line: str) -> bool:
@@ -143,7 +132,7 @@ class ChatSession:
             case "/help":
                 print(CHAT_HELP, file=sys.stdout if self.is_interactive else sys.stderr)
             case "/new":
-                self.messages, self.pending_pictures.pictures = [], []
+                self.messages, self.pending_pictures = [], []
                 if self.is_interactive:
                     print("A new conversation. /image adds a picture.")
             case "/image" if rest:
@@ -160,18 +149,19 @@ class ChatSession:
 
     def _add_pictures(self, argument: str) -> None:
         """Handles `/image`: adds the pictures that its argument names, and confirms it on a terminal."""
-        num_before = len(self.pending_pictures.pictures)
         try:
-            self.pending_pictures.add(_split_picture_names(argument))
+            added = self.open_pictures(_split_picture_names(argument))
         except BadRequest as error:
             self.writer.report_error(str(error))
-        if self.is_interactive and (num_added := len(self.pending_pictures.pictures) - num_before):
-            pictures, them = ("picture", "it") if num_added == 1 else ("pictures", "them")
-            print(f"{num_added} {pictures} added. The next question is about {them}.")
+            return
+        self.pending_pictures += added
+        if self.is_interactive and added:
+            pictures, them = ("picture", "it") if len(added) == 1 else ("pictures", "them")
+            print(f"{len(added)} {pictures} added. The next question is about {them}.")
 
     def _send_turn(self, words: str) -> None:
         """Answers one turn. A turn that cannot be answered leaves the conversation unchanged."""
-        messages = [*self.messages, user(*self.pending_pictures.pictures, LiteralText(words))]
+        messages = [*self.messages, user(*self.pending_pictures, LiteralText(words))]
         try:
             answer_text = (
                 self._stream_answer(messages) if self.is_interactive else self._print_answer(messages)
@@ -182,7 +172,7 @@ class ChatSession:
             self.writer.report_error(str(error))
         else:
             if answer_text:
-                self.messages, self.pending_pictures.pictures = [*messages, assistant(answer_text)], []
+                self.messages, self.pending_pictures = [*messages, assistant(answer_text)], []
 
     def _print_answer(self, messages: list[Message]) -> str:
         """Prints the whole answer and returns its text."""

@@ -14,13 +14,13 @@ from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from idefics.cli import help_format
-from idefics.cli.flags import DebugFlag, ModelFlags
-from idefics.cli.loading import ModelLoader
+from idefics.cli.command import command
+from idefics.cli.flags import ModelFlags, model_flag
+from idefics.cli.loading import LoadModel, ModelLoader
 from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
     from idefics import Idefics
 
-HELP = """
-Run every task on the bundled pictures; needs no network.
-
-The demo models know only the bundled pictures and others like them; `idefics models` lists the models for real
-photographs.
-"""
-EXAMPLES = ("idefics demo",)
 DRAWING_SIZE = 20  # characters per line of a drawn picture, and pixels per column
 
 
@@ -81,42 +74,40 @@ STEPS_BY_PICTURE: dict[str, tuple[DemoStep, ...]] = {  # by the picture that is 
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command `idefics demo` to the application."""
-    help_format.add_command(app, "demo", _demo, help=HELP, examples=EXAMPLES)
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags:
+    """The model that runs the tasks."""
+
+    model: str = model_flag("Which model answers.  [default: demo]", default="demo", metavar="MODEL")
 
 
-ModelFlag = Annotated[
-    str, typer.Option("--model", metavar="MODEL", rich_help_panel="Model", help="Which model answers.")
-]
+@command("idefics demo", has_json=False)
+def demo(writer: OutputWriter, load_model: LoadModel, flags: DemoFlags) -> None:
+    """Run every task on the bundled pictures; needs no network.
 
-
-def _demo(context: typer.Context, model: ModelFlag = "demo", debug: DebugFlag = False) -> int:
-    """Runs the command; returns its exit code."""
+    The demo models know only the bundled pictures and others like them; `idefics models` lists the models for real
+    photographs.
+    """
     from idefics.demo import pictures
 
     folder = pictures()[0].parent
-    with OutputWriter(context.command_path) as writer:
-        vlm: Idefics = context.obj(ModelFlags(model=model), writer)
+    vlm = load_model(ModelFlags(model=flags.model))
 
-        def loader(flags: ModelFlags, writer: OutputWriter) -> Idefics:
-            return vlm
+    def loader(flags: ModelFlags, writer: OutputWriter) -> Idefics:
+        return vlm
 
-        start_time = time.perf_counter()
-        print(f"$ cd {shlex.quote(str(folder))}\n$ export IDEFICS_MODEL={shlex.quote(model)}\n", flush=True)
-        with chdir(folder):
-            for picture, steps in STEPS_BY_PICTURE.items():
-                lines = [
-                    line
-                    for step in steps
-                    for line in _run_step_to_transcript(step, loader, is_interactive=writer.is_interactive)
-                ]
-                _print_step(picture, lines, writer)
-        seconds = time.perf_counter() - start_time
-        print(
-            f"Everything took {seconds:.1f} seconds. `idefics models` lists the models for real photographs."
-        )
-    return 0
+    start_time = time.perf_counter()
+    print(f"$ cd {shlex.quote(str(folder))}\n$ export IDEFICS_MODEL={shlex.quote(flags.model)}\n", flush=True)
+    with chdir(folder):
+        for picture, steps in STEPS_BY_PICTURE.items():
+            lines = [
+                line
+                for step in steps
+                for line in _run_step_to_transcript(step, loader, is_interactive=writer.is_interactive)
+            ]
+            _print_step(picture, lines, writer)
+    seconds = time.perf_counter() - start_time
+    print(f"Everything took {seconds:.1f} seconds. `idefics models` lists the models for real photographs.")
 
 
 def _run_step_to_transcript(step: DemoStep, loader: ModelLoader, *, is_interactive: bool) -> list[str]:

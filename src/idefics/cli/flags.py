@@ -1,17 +1,16 @@
-"""The flags that several commands share, grouped in dataclasses, and the parsers of their values."""
+"""The flags that several commands share, as fields of dataclasses, and the parsers of their values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from idefics.catalog import DEFAULT_MODEL
-from idefics.cli.help_format import OUTPUT_SECTION
 from idefics.config import KernelMode, QuantKind
 from idefics.errors import BadSetting, IdeficsError
 from idefics.host_memory import parse_bytes_or_share
@@ -19,8 +18,26 @@ from idefics.messages import Detail, ImageDetail
 
 T = TypeVar("T")
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+OUTPUT_SECTION = "Output"  # the last section of flags
+
+PositionalArguments = Annotated[list[str], typer.Argument(default_factory=list)]
+
+
+def flag(section: str, help: str, *, default: Any = None, **option: Any) -> Any:
+    """A field of a dataclass that is a flag: `max_tiles` is `--max-tiles`, parsed by the field's type.
+
+    Args:
+        section: the section of the help that lists it.
+        help: one or two sentences.
+        default: where the flag is not given; `MISSING`: it must be given.
+        **option: "names", where they are not the field's; "metavar", "parser" or "envvar" of `typer.Option`.
+    """
+    return field(default=default, metadata={"rich_help_panel": section, "help": help, **option})
+
+
+input_flag = partial(flag, "Input")
+model_flag = partial(flag, "Model")
+output_flag = partial(flag, OUTPUT_SECTION)
 
 
 def flag_value_parser(parse_value: Callable[[str], T]) -> Callable[[str], T]:
@@ -82,155 +99,101 @@ def check_remote_images_flag(text: str) -> str:
     return text
 
 
-_input_option = partial(typer.Option, rich_help_panel="Input")
-_model_option = partial(typer.Option, rich_help_panel="Model", show_default=False)
-_output_option = partial(typer.Option, rich_help_panel=OUTPUT_SECTION)
+def remote_images_flag(default: str, help: str) -> Any:
+    """The flag `--remote-images`: which addresses of pictures may be fetched."""
+    return model_flag(
+        help,
+        default=default,
+        metavar="WHICH",
+        envvar="IDEFICS_REMOTE_IMAGES",
+        parser=check_remote_images_flag,
+    )
 
-PositionalArguments = Annotated[list[str], typer.Argument(default_factory=list)]
-PromptFlag = Annotated[
-    str | None,
-    _input_option("--prompt", metavar="TEXT", help="The question or text, instead of the last argument."),
-]
-RecursiveFlag = Annotated[
-    bool,
-    _input_option(
-        "--recursive/--no-recursive", help="Search the subfolders of folders too.", show_default=False
-    ),
-]
-ShotsFlag = Annotated[
-    Path | None,
-    _input_option(
-        "--shots",
-        metavar="FILE",
-        help='Examples to follow, one JSON object per line: {"image": "a.jpg", "answer": "A puppy."}',
-    ),
-]
-DebugFlag = Annotated[bool, _output_option("--debug", help="Show what is done, and the traceback of errors.")]
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFlags:
+    """The text about the pictures, where it is not the last argument."""
+
+    prompt: str | None = input_flag("The question or text, instead of the last argument.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShotsFlags:
+    """The file of few-shot examples."""
+
+    shots: Path | None = input_flag(
+        'Examples to follow, one JSON object per line: {"image": "a.jpg", "answer": "A puppy."}',
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFlags:
+    """The positional arguments, which name pictures, and how folders are searched."""
+
+    arguments: PositionalArguments
+    recursive: bool = input_flag(
+        "Search the subfolders of folders too.",
+        default=False,
+        names="--recursive/--no-recursive",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
     """Which model is loaded, where and how: the keywords of `idefics.load`, under the same names."""
 
-    model: Annotated[
-        str,
-        _model_option(
-            "--model",
-            metavar="MODEL",
-            envvar="IDEFICS_MODEL",
-            show_envvar=False,
-            help="Short name (`idefics models` lists them), folder or hub id; "
-            f"else $IDEFICS_MODEL, else {DEFAULT_MODEL}.",
-        ),
-    ] = DEFAULT_MODEL
-    revision: Annotated[
-        str | None, _model_option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
-    ] = None
-    device: Annotated[
-        str, _model_option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto"
-    dtype: Annotated[
-        str,
-        _model_option(
-            "--dtype",
-            metavar="DTYPE",
-            parser=choice_parser("--dtype", DTYPES),
-            help="auto, float32, bfloat16 or float16.",
-        ),
-    ] = "auto"
-    threads: Annotated[
-        int | None,
-        _model_option(
-            "--threads",
-            metavar="N",
-            parser=number_parser("--threads", int),
-            help="Number of CPU threads.",
-        ),
-    ] = None
-    device_map: Annotated[
-        str | None,
-        _model_option(
-            "--device-map",
-            metavar="HOW",
-            parser=choice_parser("--device-map", DEVICE_MAPS),
-            help="auto spreads the model evenly over all GPUs and CPU memory; sequential fills them in turn.",
-        ),
-    ] = None
-    quantize: Annotated[
-        QuantKind | None,
-        _model_option(
-            "--quantize",
-            metavar="BITS",
-            parser=choice_parser("--quantize", get_args(QuantKind)),
-            help="Quantize the weights: int8, int4, fp8, nf4 or fp4.",
-        ),
-    ] = None
-    kv_cache: Annotated[
-        str | None,
-        _model_option(
-            "--kv-cache",
-            metavar="SIZE",
-            parser=check_memory_size_flag,
-            help="Memory for keys and values, such as 1GB, or a share of what is free, such as 0.3.",
-        ),
-    ] = None
-    batch_rows: Annotated[
-        int | None,
-        _model_option(
-            "--batch-rows",
-            metavar="N",
-            parser=number_parser("--batch-rows", int),
-            help="Largest number of prompts in a batch.",
-        ),
-    ] = None
-    kernels: Annotated[
-        KernelMode,
-        _model_option(
-            "--kernels",
-            metavar="HOW",
-            parser=choice_parser("--kernels", get_args(KernelMode)),
-            help="Which code computes: auto chooses by the kind of processor, autotune by measuring here, "
-            "reference is torch's plain operations (slow).",
-        ),
-    ] = "auto"
-    offline: Annotated[bool, _model_option("--offline", help="Never use the network for models.")] = False
-    remote_images: Annotated[
-        str,
-        _model_option(
-            "--remote-images",
-            metavar="WHICH",
-            envvar="IDEFICS_REMOTE_IMAGES",
-            show_envvar=False,
-            parser=check_remote_images_flag,
-            help="Which picture addresses may be fetched: any, public, off, or hosts separated by commas; else "
-            "$IDEFICS_REMOTE_IMAGES, else any.",
-        ),
-    ] = "any"
+    model: str = model_flag(
+        "Short name (`idefics models` lists them), folder or hub id; "
+        f"else $IDEFICS_MODEL, else {DEFAULT_MODEL}.",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        envvar="IDEFICS_MODEL",
+    )
+    revision: str | None = model_flag("Branch, tag or commit on the hub.", metavar="NAME")
+    device: str = model_flag("auto, cpu, cuda, cuda:1 or mps.", default="auto", metavar="DEVICE")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = model_flag(
+        "auto, float32, bfloat16 or float16.", default="auto", metavar="DTYPE"
+    )
+    threads: int | None = model_flag("Number of CPU threads.")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = model_flag(
+        "auto spreads the model evenly over all GPUs and CPU memory; sequential fills them in turn.",
+        metavar="HOW",
+    )
+    quantize: QuantKind | None = model_flag(
+        "Quantize the weights: int8, int4, fp8, nf4 or fp4.", metavar="BITS"
+    )
+    kv_cache: str | None = model_flag(
+        "Memory for keys and values, such as 1GB, or a share of what is free, such as 0.3.",
+        metavar="SIZE",
+        parser=check_memory_size_flag,
+    )
+    batch_rows: int | None = model_flag("Largest number of prompts in a batch.")
+    kernels: KernelMode = model_flag(
+        "Which code computes: auto chooses by the kind of processor, autotune by measuring here, "
+        "reference is torch's plain operations (slow).",
+        default="auto",
+        metavar="HOW",
+    )
+    offline: bool = model_flag("Never use the network for models.", default=False)
+    remote_images: str = remote_images_flag(
+        "any",
+        "Which picture addresses may be fetched: any, public, off, or hosts separated by commas; else "
+        "$IDEFICS_REMOTE_IMAGES, else any.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDetailFlags:
     """How finely pictures are processed: the fields of `ImageDetail`."""
 
-    detail: Annotated[
-        Detail | None,
-        _input_option(
-            "--detail",
-            metavar="HOW",
-            parser=choice_parser("--detail", get_args(Detail)),
-            help="high, the default: as the model was released; low: the whole picture in one tile; "
-            "auto: small pictures are not enlarged into many tiles.",
-        ),
-    ] = None
-    max_tiles: Annotated[
-        int | None,
-        _input_option(
-            "--max-tiles",
-            metavar="N",
-            parser=number_parser("--max-tiles", int),
-            help="At most N tiles per picture, the downscaled whole included; fewer are faster.",
-        ),
-    ] = None
+    detail: Detail | None = input_flag(
+        "high, the default: as the model was released; low: the whole picture in one tile; "
+        "auto: small pictures are not enlarged into many tiles.",
+        metavar="HOW",
+    )
+    max_tiles: int | None = input_flag(
+        "At most N tiles per picture, the downscaled whole included; fewer are faster."
+    )
 
     def image_detail_options(self) -> dict[str, Any]:
         """The keywords of a call. Raises BadSetting for invalid values, before any model is loaded."""
@@ -241,8 +204,14 @@ class ImageDetailFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputFlags:
-    """The format of standard output, and whether errors are shown with their traceback."""
+class JSONFlags:
+    """The format of standard output."""
 
-    json: Annotated[bool, _output_option("--json", help="Print one JSON object per line.")] = False
-    debug: DebugFlag = False
+    json: bool = output_flag("Print one JSON object per line.", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebugFlags:
+    """Whether errors are shown with their traceback; `main` looks for this flag itself."""
+
+    debug: bool = output_flag("Show what is done, and the traceback of errors.", default=False)

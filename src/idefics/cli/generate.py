@@ -2,62 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import typer
-
-from idefics.cli import help_format
-from idefics.cli.flags import ModelFlags, OutputFlags, PositionalArguments
+from idefics.cli.command import command
+from idefics.cli.flags import ModelFlags, PositionalArguments
+from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
-from idefics.cli.pictures import STDIN, NamedPicture, fetch_and_check_picture, read_standard_input
+from idefics.cli.pictures import NamedPicture, fetch_and_check_picture, read_standard_input
 from idefics.cli.sampling import SamplingFlags
+from idefics.cli.text_files import STDIN
 from idefics.errors import BadPrompt
 from idefics.messages import ContentPart
 
 if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
 
-HELP = """
-Continue a raw prompt of texts and pictures, exactly as given.
 
-An ITEM that is an http(s) address, a data URI, - for standard input, or an existing file is a picture or video;
-anything else is text. Special tokens in a text keep their meaning.
-"""
-EXAMPLES = (
+@dataclass(frozen=True, kw_only=True)
+class ItemArguments:
+    """The parts of the prompt."""
+
+    items: PositionalArguments
+
+
+@command(
     'idefics generate photo.jpg "This is a picture of"',
     'idefics generate cat.jpg "A cat." dog.jpg "A dog." photo.jpg "A" --max-new-tokens 8',
     'idefics generate photo.jpg "Question: What is it? Answer:" --stop "Question:"',
+    usage="ITEM...",
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command `idefics generate` to the application."""
-    help_format.add_command(app, "generate", _generate, help=HELP, usage="ITEM...", examples=EXAMPLES)
-
-
-def _generate(
-    context: typer.Context,
-    items: PositionalArguments,
-    *,
+def generate(
+    writer: OutputWriter,
+    load_model: LoadModel,
+    arguments: ItemArguments,
     model: ModelFlags,
     sampling: SamplingFlags,
-    output: OutputFlags,
-) -> int:
-    """Runs the command; returns its exit code."""
+) -> None:
+    """Continue a raw prompt of texts and pictures, exactly as given.
+
+    An ITEM that is an http(s) address, a data URI, - for standard input, or an existing file is a picture or video;
+    anything else is text. Special tokens in a text keep their meaning.
+    """
     from idefics.processing.fetch import Fetcher
 
-    if not items:
+    if not arguments.items:
         raise BadPrompt('no prompt given: name texts and pictures, as in photo.jpg "This is a picture of"')
-    options = sampling.options(as_json=output.json)
+    options = sampling.options(as_json=writer.as_json)
     fetcher = Fetcher(policy=model.remote_images)
-    parts = [_parse_item(item, fetcher) for item in items]
-    with OutputWriter(context.command_path, as_json=output.json) as writer:
-        vlm = context.obj(model, writer)
-        if writer.is_interactive:
-            writer.write_stream(vlm.generate(parts, stream=True, **options))
-        else:
-            writer.write_answer(vlm.generate(parts, **options), model=vlm)
-        return writer.exit_code
+    parts = [_parse_item(item, fetcher) for item in arguments.items]
+    vlm = load_model(model)
+    if writer.is_interactive:
+        writer.write_stream(vlm.generate(parts, stream=True, **options))
+    else:
+        writer.write_answer(vlm.generate(parts, **options), model=vlm)
 
 
 def _parse_item(item: str, fetcher: Fetcher) -> ContentPart:

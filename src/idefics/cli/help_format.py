@@ -1,20 +1,15 @@
-"""Declares commands for typer and formats their help: usage, description, examples, then the flags by section."""
+"""Formats the help: usage, description, examples, then the flags by section, or the commands."""
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
-import typer
 from typer.core import TyperCommand, TyperGroup
 
-OUTPUT_SECTION = "Output"  # the last section of flags
-MAX_FLAG_WIDTH = 30  # characters of the column of flags; a longer flag has a line of its own
+from idefics.cli.flags import OUTPUT_SECTION
 
-CommandFunction = Callable[..., int]  # takes the parsed arguments, returns the exit code
+MAX_FLAG_WIDTH = 30  # characters of the column of flags; a longer flag has a line of its own
 
 
 class _PlainHelpMixin:
@@ -41,7 +36,7 @@ class _PlainHelpMixin:
         return [self.options_metavar]
 
 
-class Command(_PlainHelpMixin, TyperCommand):
+class HelpCommand(_PlainHelpMixin, TyperCommand):
     """One command, whose help lists its flags by section (typer's `rich_help_panel`)."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -68,63 +63,3 @@ class CommandGroup(_PlainHelpMixin, TyperGroup):
             formatter.write_dl([(name, self.commands[name].short_help) for name in self.list_commands(ctx)])
         with formatter.section("Flags"):
             formatter.write_dl([param.get_help_record(ctx) for param in self.get_params(ctx)])
-
-
-def add_command(
-    app: typer.Typer,
-    name: str,
-    run: CommandFunction,
-    *,
-    help: str,
-    usage: str = "",
-    examples: tuple[str, ...],
-) -> None:
-    """Adds a command to the application.
-
-    Args:
-        run: called with the parsed arguments; returns the exit code. Each parameter whose type is a dataclass
-            is replaced by the dataclass's fields, which become flags.
-        help: its first paragraph is the summary in the list of commands.
-        usage: the positional arguments, as the usage line shows them.
-        examples: command lines.
-    """
-    app.command(
-        name,
-        cls=Command,
-        help=help,
-        short_help=help.strip().partition("\n\n")[0],
-        epilog="\n".join(examples),
-        options_metavar=f"{usage} [FLAGS]".strip(),
-    )(_expand_flag_groups(run))
-
-
-def _expand_flag_groups(run: CommandFunction) -> CommandFunction:
-    """A function like `run` in whose signature each dataclass is replaced by its fields."""
-    group_class_by_name: dict[str, type] = {}
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
-        if not is_dataclass(parameter.annotation):
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        group_class_by_name[name] = parameter.annotation  # type: ignore[assignment]  # the class, not an instance
-        hints = get_type_hints(parameter.annotation, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(parameter.annotation)
-        ]
-
-    def command(**values: Any) -> int:
-        built = {
-            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
-            for name, group in group_class_by_name.items()
-        }
-        return run(**values, **built)
-
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command

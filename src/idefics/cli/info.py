@@ -3,58 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from idefics import __version__
 from idefics.catalog import DEFAULT_MODEL, checkpoint_peak_bytes, checkpoint_weight_bytes, find_entry
-from idefics.cli import help_format
-from idefics.cli.flags import OutputFlags
+from idefics.cli.command import command
 from idefics.cli.output import OutputWriter
 from idefics.errors import ModelNotFound, format_bytes
 
-HELP = """
-Show devices, kernels, memory, caches and versions.
-
-With MODEL, show also how much memory that model needs; it is not loaded.
-"""
-EXAMPLES = ("idefics info", f"idefics info {DEFAULT_MODEL}", "idefics info --json")
 LABEL_WIDTH = 12  # characters of the first column
 
-ModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="Short name, folder or hub id.")]
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArgument:
+    """The model whose memory is estimated."""
+
+    model: Annotated[str | None, typer.Argument(metavar="MODEL")] = None
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command `idefics info` to the application."""
-    help_format.add_command(app, "info", _info, help=HELP, usage="[MODEL]", examples=EXAMPLES)
+@command("idefics info", f"idefics info {DEFAULT_MODEL}", "idefics info --json", usage="[MODEL]")
+def info(writer: OutputWriter, argument: ModelArgument) -> None:
+    """Show devices, kernels, memory, caches and versions.
 
+    With MODEL, show also how much memory that model needs; it is not loaded.
+    """
+    from idefics.generation.environment import describe_environment, estimate_model_memory
 
-def _info(context: typer.Context, *, model: ModelArgument = None, output: OutputFlags) -> int:
-    """Runs the command; returns its exit code."""
-    with OutputWriter(context.command_path, as_json=output.json) as writer:
-        from idefics.generation.environment import describe_environment, estimate_model_memory
-
-        writer.progress.start_spinner("Collecting information")
-        report: dict[str, Any] = {"idefics": __version__, **describe_environment()}
-        if model is not None:
-            try:
-                report["model"] = estimate_model_memory(model)
-            except ModelNotFound:
-                if (row := find_entry(model)) is None:
-                    raise
-                report["model"] = {"model": model, "folder": None}
-                report["model"] |= {
-                    "weights": checkpoint_weight_bytes(row, "bfloat16"),
-                    "in_all": checkpoint_peak_bytes(row, "bfloat16"),
-                }
-        writer.progress.stop()
-        if writer.as_json:
-            writer.write_json_line(report)
-        else:
-            for name, text in _report_lines(report):
-                print(f"{name:<{LABEL_WIDTH}} {text}")
-        return writer.exit_code
+    writer.progress.start_spinner("Collecting information")
+    report: dict[str, Any] = {"idefics": __version__, **describe_environment()}
+    if (model := argument.model) is not None:
+        try:
+            report["model"] = estimate_model_memory(model)
+        except ModelNotFound:
+            if (row := find_entry(model)) is None:
+                raise
+            report["model"] = {
+                "model": model,
+                "folder": None,
+                "weights": checkpoint_weight_bytes(row, "bfloat16"),
+                "in_all": checkpoint_peak_bytes(row, "bfloat16"),
+            }
+    writer.progress.stop()
+    if writer.as_json:
+        writer.write_json_line(report)
+    else:
+        for name, text in _report_lines(report):
+            print(f"{name:<{LABEL_WIDTH}} {text}")
 
 
 def _report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

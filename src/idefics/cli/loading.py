@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from idefics.cli.flags import ModelFlags
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from idefics.weights import ProgressCallback
 
 ModelLoader = Callable[[ModelFlags, OutputWriter], "Idefics"]
+LoadModel = Callable[[ModelFlags], "Idefics"]  # a `ModelLoader` that has its writer
 
 
 def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
@@ -20,21 +22,8 @@ def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
     import idefics
 
     writer.progress.start_spinner(f"Loading {flags.model}")
-    vlm = idefics.load(
-        flags.model,
-        device=flags.device,
-        dtype=flags.dtype,
-        threads=flags.threads,
-        device_map=flags.device_map,
-        quantize=flags.quantize,
-        kv_cache=flags.kv_cache,
-        batch_rows=flags.batch_rows,
-        kernels=flags.kernels,
-        revision=flags.revision,
-        offline=flags.offline or None,  # None leaves it to the environment
-        remote_images=flags.remote_images,
-        progress=download_progress_callback(flags.model, writer),
-    )
+    settings = asdict(flags) | {"offline": flags.offline or None}  # None leaves it to the environment
+    vlm = idefics.load(**settings, progress=download_progress_callback(flags.model, writer))
     writer.progress.stop()
     return vlm
 

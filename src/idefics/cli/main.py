@@ -21,10 +21,15 @@ from typing import Annotated, NoReturn
 import typer
 
 from idefics import __version__
-from idefics.cli import chat, demo, generate, help_format, info, models, quantize, serve, tasks, ui
+from idefics.cli.chat import chat
+from idefics.cli.command import add_command
+from idefics.cli.demo import demo
 from idefics.cli.error_line import error_line
+from idefics.cli.generate import generate
 from idefics.cli.help_format import CommandGroup
+from idefics.cli.info import info
 from idefics.cli.loading import ModelLoader, load
+from idefics.cli.models import models
 from idefics.cli.output import (
     ClosedOutput,
     EscapingStdout,
@@ -32,6 +37,13 @@ from idefics.cli.output import (
     print_error_line,
     redirect_to_devnull,
 )
+from idefics.cli.quantize import quantize
+from idefics.cli.serve import serve
+from idefics.cli.tasks import make_command
+from idefics.cli.ui import ui
+from idefics.tasks import TASKS
+
+COMMANDS = (*map(make_command, TASKS.values()), chat, generate, serve, ui, models, info, quantize, demo)
 
 OUTPUT_ERROR = 1
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count
@@ -161,7 +173,7 @@ def _root_command() -> CommandGroup:
 def _build_app() -> typer.Typer:
     """Makes the typer application with all commands."""
     app = typer.Typer(
-        cls=help_format.CommandGroup,
+        cls=CommandGroup,
         add_completion=False,
         add_help_option=False,  # typer's own makes every run a tenth of a second slower
         invoke_without_command=True,
@@ -186,6 +198,6 @@ def _build_app() -> typer.Typer:
             raise typer.Exit
         return 0
 
-    for command_module in (tasks, chat, generate, serve, ui, models, info, quantize, demo):
-        command_module.register(app)
+    for command in COMMANDS:
+        add_command(app, command)
     return app

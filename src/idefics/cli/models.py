@@ -6,19 +6,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from idefics.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, Precision, checkpoint_weight_bytes
-from idefics.cli import help_format
-from idefics.cli.flags import OutputFlags
+from idefics.cli.command import command
 from idefics.cli.output import OutputWriter
-
-HELP = """
-List the models: names, sizes, memory and licences.
-
-Any other checkpoint of these families can be given by its folder or by its id on the Hugging Face hub.
-"""
-EXAMPLES = ("idefics models", "idefics models --json")
 
 # A line with the longest hub id has 100 characters.
 COLUMN_WIDTHS: dict[Precision, int] = {"float32": 8, "bfloat16": 6, "int8": 6, "int4": 6}
@@ -32,20 +22,17 @@ The demo models know only the bundled pictures and others like them. For real ph
 the others, such as {default}, the default where neither --model nor IDEFICS_MODEL is set."""
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command `idefics models` to the application."""
-    help_format.add_command(app, "models", _models, help=HELP, examples=EXAMPLES)
+@command("idefics models", "idefics models --json")
+def models(writer: OutputWriter) -> None:
+    """List the models: names, sizes, memory and licences.
 
-
-def _models(context: typer.Context, *, output: OutputFlags) -> int:
-    """Runs the command; returns its exit code."""
-    with OutputWriter(context.command_path, as_json=output.json) as writer:
-        if writer.as_json:
-            for row in CATALOG:
-                writer.write_json_line(_json_row(row))
-        else:
-            _print_table(writer)
-        return writer.exit_code
+    Any other checkpoint of these families can be given by its folder or by its id on the Hugging Face hub.
+    """
+    if writer.as_json:
+        for row in CATALOG:
+            writer.write_json_line(_json_row(row))
+    else:
+        _print_table(writer)
 
 
 def _print_table(writer: OutputWriter) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from idefics.cli.flags import ModelFlags
-from idefics.cli.loading import ModelLoader
+from idefics.cli.flags import ModelFlags, ShotsFlags
+from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.cli.pictures import (
     NamedPicture,
     error_with_name,
-    fetch_and_check_picture,
+    fetch_readable_pictures,
     find_pictures,
     names_several_pictures,
 )
@@ -33,58 +33,51 @@ class PictureBatches:
     """The pictures of a command, answered in batches. The model is loaded when the first picture has been read.
 
     Args:
-        arguments: names of files, folders, patterns and URLs.
-        shots: a JSONL file of few-shot examples.
         writer: reports errors and shows progress.
+        load_model: loads the model.
         model: the flags of the model.
-        loader: loads the model.
+        shots: the file of few-shot examples, if there is one.
+        names: names of files, folders, patterns and URLs.
         recursive: whether subfolders are searched too.
 
     Raises:
         BadPrompt: the file of examples is invalid.
-        BadPicture: no argument was given.
+        BadPicture: no picture was named.
     """
 
     def __init__(
         self,
-        arguments: Sequence[str],
-        shots: Path | None,
         writer: OutputWriter,
+        load_model: LoadModel,
         model: ModelFlags,
-        loader: ModelLoader,
+        shots: ShotsFlags,
+        names: Sequence[str],
         *,
         recursive: bool,
     ) -> None:
         from idefics.processing.fetch import Fetcher
 
-        if not arguments:
+        if not names:
             raise BadPicture("no picture given: name a file, a folder, an address, or - for standard input")
-        self.writer, self.model_flags, self.loader = writer, model, loader
-        self.shots = _read_shots(shots)
+        self.writer, self.model_flags, self.load_model = writer, model, load_model
+        self.shots = _read_shots(shots.shots)
         self.fetcher = Fetcher(policy=model.remote_images)
-        self.pictures = find_pictures(arguments, writer.report_error, writer.print_note, recursive=recursive)
-        writer.shows_picture_names, writer.num_expected = (
-            names_several_pictures(arguments),
-            len(self.pictures),
-        )
+        self.pictures = find_pictures(names, writer, recursive=recursive)
+        writer.shows_picture_names, writer.num_expected = names_several_pictures(names), len(self.pictures)
 
     @cached_property
     def vlm(self) -> Idefics:
         """The model with the few-shot examples; loading it starts the progress display of the answers."""
-        vlm = self.loader(self.model_flags, self.writer).with_shots(self.shots)
+        vlm = self.load_model(self.model_flags).with_shots(self.shots)
         if len(self.pictures) > 1:
             self.writer.progress.start_counter("Answering", len(self.pictures))
         else:
             self.writer.progress.start_spinner("Answering")
         return vlm
 
-    def readable_pictures(self, named_pictures: Iterable[NamedPicture]) -> Iterator[NamedPicture]:
+    def readable_pictures(self, named_pictures: Sequence[NamedPicture]) -> Iterator[NamedPicture]:
         """Yields the pictures that can be read, and reports an error for each other one."""
-        for named in named_pictures:
-            try:
-                yield fetch_and_check_picture(named, self.fetcher)
-            except BadPicture as error:
-                self.writer.report_error(str(error))
+        return fetch_readable_pictures(named_pictures, self.fetcher, self.writer)
 
     def results(
         self, answer_batch: Callable[[Idefics, tuple[PictureOrVideo, ...]], list[Result | IdeficsError]]
@@ -97,22 +90,14 @@ class PictureBatches:
         num_done = 0
         for batch in _doubling_batches(self.pictures):
             if readable := list(self.readable_pictures(batch)):
-                yield from self._answer_batch(readable, answer_batch)
+                results = answer_batch(self.vlm, tuple(named.picture for named in readable))
+                for named, result in zip(readable, results, strict=True):
+                    if isinstance(result, IdeficsError):
+                        self.writer.report_error(error_with_name(named, result))
+                    else:
+                        yield result, named.name
             num_done += len(batch)
             self.writer.progress.set_completed(num_done)
-
-    def _answer_batch(
-        self,
-        batch: Sequence[NamedPicture],
-        answer_batch: Callable[[Idefics, tuple[PictureOrVideo, ...]], list[Result | IdeficsError]],
-    ) -> Iterator[tuple[Result, str]]:
-        """Answers one batch; reports an error for each picture that has one."""
-        results = answer_batch(self.vlm, tuple(named.picture for named in batch))
-        for named, result in zip(batch, results, strict=True):
-            if isinstance(result, IdeficsError):
-                self.writer.report_error(error_with_name(named, result))
-            else:
-                yield result, named.name
 
 
 def _read_shots(path: Path | None) -> list[Shot]:

@@ -6,13 +6,14 @@ import glob
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from idefics.cli.folders import PictureSearch, describe_skipped
-from idefics.cli.text_files import escaped_bytes, is_valid_utf8
+from idefics.cli.output import OutputWriter
+from idefics.cli.text_files import STDIN, escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
 from idefics.formats import IMAGE_SUFFIXES
 from idefics.messages import PictureOrVideo, Video
@@ -20,7 +21,6 @@ from idefics.messages import PictureOrVideo, Video
 if TYPE_CHECKING:
     from idefics.processing.fetch import Fetcher
 
-STDIN = "-"
 # One word with a slash, a star or a suffix. A question mark is no sign of a pattern: questions end with one.
 FILE_LIKE = re.compile(r"\S*(?:[/*]\S*|\.[A-Za-z0-9]{1,5})")
 MAX_NAME_LENGTH = 100  # characters of a name that an error message shows
@@ -83,18 +83,14 @@ def names_several_pictures(arguments: Sequence[str]) -> bool:
 
 
 def find_pictures(
-    arguments: Iterable[str],
-    report_error: Callable[[str], None],
-    print_note: Callable[[str], None],
-    *,
-    recursive: bool = False,
+    arguments: Iterable[str], writer: OutputWriter, *, recursive: bool = False
 ) -> list[NamedPicture]:
     """The pictures that arguments name, in their order; none is opened yet.
 
     Args:
         arguments: names of files, folders, patterns and URLs.
-        report_error: called with a message for each argument that names no picture.
-        print_note: called once with a summary of the files that folders and patterns skipped.
+        writer: reports an error for each argument that names no picture, and prints one note with a summary of the
+            files that folders and patterns skipped.
         recursive: whether subfolders are searched too.
     """
     named_pictures: list[NamedPicture] = []
@@ -102,7 +98,7 @@ def find_pictures(
     for argument in arguments:
         try:
             if _is_pattern(argument) or _is_folder(argument):
-                search = PictureSearch(recursive=recursive, report_error=report_error)
+                search = PictureSearch(recursive=recursive, report_error=writer.report_error)
                 paths = (
                     search.find_by_pattern(argument)
                     if _is_pattern(argument)
@@ -113,10 +109,21 @@ def find_pictures(
             else:
                 named_pictures.append(_resolve_argument(argument))
         except BadPicture as error:
-            report_error(str(error))
+            writer.report_error(str(error))
     if skipped:
-        print_note(f"skipped: {describe_skipped(skipped)}")
+        writer.print_note(f"skipped: {describe_skipped(skipped)}")
     return named_pictures
+
+
+def fetch_readable_pictures(
+    named_pictures: Iterable[NamedPicture], fetcher: Fetcher, writer: OutputWriter
+) -> Iterator[NamedPicture]:
+    """Yields the pictures that can be read, remote ones fetched, and reports an error for each other one."""
+    for named in named_pictures:
+        try:
+            yield fetch_and_check_picture(named, fetcher)
+        except BadPicture as error:
+            writer.report_error(str(error))
 
 
 def fetch_and_check_picture(named: NamedPicture, fetcher: Fetcher) -> NamedPicture:

@@ -2,88 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from idefics.catalog import DEFAULT_MODEL
-from idefics.cli import help_format
-from idefics.cli.flags import OutputFlags, choice_parser
+from idefics.cli.command import command
+from idefics.cli.flags import output_flag
 from idefics.cli.loading import download_progress_callback
 from idefics.cli.output import OutputWriter
 
 if TYPE_CHECKING:
     from idefics.generation.quantize import LayerError, QuantizedCheckpoint
 
-HELP = """
-Write a model with int8 or int4 weights into a folder.
+MAX_LAYERS = 20  # errors that are printed; --json has all
 
---model then takes that folder. int8 has one scale per output of a linear layer. int4 has one per 32 weights in the
-decoder; the vision tower and the head stay in int8. Embeddings and the connector between vision and text are not
-quantized.
-"""
-EXAMPLES = (
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeFlags:
+    """The checkpoint to quantize, how, and the folder to write."""
+
+    model: Annotated[str, typer.Argument(metavar="MODEL")]
+    to: Literal["int8", "int4"] = output_flag("int8 or int4.", default=MISSING, metavar="BITS")
+    out: Path = output_flag("A new folder, or an empty one.", default=MISSING, metavar="DIR")
+    check: bool = output_flag("Show the error of each layer, the largest first.", default=False)
+    revision: str | None = output_flag("Branch, tag or commit on the hub.", metavar="NAME")
+    offline: bool = output_flag("Never download a model.", default=False)
+
+
+@command(
     f"idefics quantize {DEFAULT_MODEL} --to int8 --out small",
     'idefics ask photo.jpg --model ./small "What is on the table?"',
     f"idefics quantize {DEFAULT_MODEL} --to int4 --out smaller --check",
+    usage="MODEL",
 )
-MAX_LAYERS = 20  # errors that are printed; --json has all
+def quantize(writer: OutputWriter, flags: QuantizeFlags) -> None:
+    """Write a model with int8 or int4 weights into a folder.
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Short name, folder or hub id.")]
-BitsFlag = Annotated[
-    str,
-    typer.Option(
-        "--to", metavar="BITS", parser=choice_parser("--to", ("int8", "int4")), help="int8 or int4."
-    ),
-]
-FolderFlag = Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder, or an empty one.")]
-CheckFlag = Annotated[bool, typer.Option("--check", help="Show the error of each layer, the largest first.")]
-RevisionFlag = Annotated[
-    str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub.")
-]
-OfflineFlag = Annotated[bool, typer.Option("--offline", help="Never download a model.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command `idefics quantize` to the application."""
-    help_format.add_command(app, "quantize", _quantize, help=HELP, usage="MODEL", examples=EXAMPLES)
-
-
-def _quantize(
-    context: typer.Context,
-    *,
-    model: ModelArgument,
-    to: BitsFlag,
-    out: FolderFlag,
-    check: CheckFlag = False,
-    revision: RevisionFlag = None,
-    offline: OfflineFlag = False,
-    output: OutputFlags,
-) -> int:
-    """Runs the command; returns its exit code."""
+    --model then takes that folder. int8 has one scale per output of a linear layer. int4 has one per 32 weights in the
+    decoder; the vision tower and the head stay in int8. Embeddings and the connector between vision and text are not
+    quantized.
+    """
     from idefics.config import QuantizationConfig
     from idefics.generation.quantize import measure_layer_errors, quantize_checkpoint
 
-    with OutputWriter(context.command_path, as_json=output.json) as writer:
-        writer.progress.start_spinner(f"Quantizing {model}")
-        checkpoint = quantize_checkpoint(
-            model,
-            QuantizationConfig(kind=to),  # type: ignore[arg-type]  # "int8" or "int4"
-            out,
-            revision=revision,
-            offline=offline or None,  # None leaves it to the environment
-            progress=download_progress_callback(model, writer),
-        )
-        layer_errors = (
-            measure_layer_errors(model, out, revision=revision, offline=offline or None) if check else []
-        )
-        writer.progress.stop()
-        if writer.as_json:
-            writer.write_json_line(_json_report(checkpoint, layer_errors))
-        else:
-            _print_report(checkpoint, layer_errors)
-        return writer.exit_code
+    # None leaves it to the environment.
+    source: dict[str, Any] = {"revision": flags.revision, "offline": flags.offline or None}
+    writer.progress.start_spinner(f"Quantizing {flags.model}")
+    checkpoint = quantize_checkpoint(
+        flags.model,
+        QuantizationConfig(kind=flags.to),
+        flags.out,
+        progress=download_progress_callback(flags.model, writer),
+        **source,
+    )
+    layer_errors = measure_layer_errors(flags.model, flags.out, **source) if flags.check else []
+    writer.progress.stop()
+    if writer.as_json:
+        writer.write_json_line(_json_report(checkpoint, layer_errors))
+    else:
+        _print_report(checkpoint, layer_errors)
 
 
 def _print_report(checkpoint: QuantizedCheckpoint, layer_errors: list[LayerError]) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-import typer
-
-from idefics.cli import help_format
-from idefics.cli.flags import DebugFlag, ModelFlags
+from idefics.cli.command import command
+from idefics.cli.flags import ModelFlags, flag
+from idefics.cli.loading import LoadModel
 from idefics.cli.output import OutputWriter
 from idefics.errors import MissingExtra
 from idefics.server.settings import ENVIRONMENT_PREFIX, Settings, read_settings
@@ -22,89 +20,69 @@ if TYPE_CHECKING:
 
     from idefics import Idefics
 
-HELP = f"""
-Serve a model over HTTP to OpenAI clients.
+SETTING_TYPES = get_type_hints(Settings)
 
-The API has chat completions, completions, responses, and a route for each task. Every flag may also be given as an
-environment variable ({ENVIRONMENT_PREFIX}PORT=8001) or in a TOML file (port = 8001). Flags override the environment,
-which overrides the file. docs/server.md describes the API, with examples for clients.
-"""
-EXAMPLES = (
+
+def _setting_flag(setting: Field[Any]) -> tuple[str, Any, Any]:
+    """The flag of a server setting; its default None leaves the setting to the environment and the file."""
+    default = "" if setting.default in (None, False) else f" [default: {setting.default}]"
+    metadata = setting.metadata
+    return (
+        setting.name,
+        SETTING_TYPES[setting.name] | None,
+        flag(metadata["section"], metadata["help"] + default),
+    )
+
+
+config_flag = flag(
+    "File", "TOML file of settings; else $IDEFICS_CONFIG.", envvar=f"{ENVIRONMENT_PREFIX}CONFIG"
+)
+ServeFlags: Any = make_dataclass(
+    "ServeFlags", [*map(_setting_flag, fields(Settings)), ("config", Path | None, config_flag)]
+)
+
+
+@command(
     "idefics serve",
     "idefics serve --model demo --port 8001",
     "idefics serve --host 0.0.0.0 --api-key-file keys.txt --remote-images public",
     "idefics serve --config server.toml",
+    has_json=False,
 )
-# The placeholder for a flag's value in the help.
-METAVAR_BY_TYPE = {bool: None, int: "N", float: "SECONDS", str: "TEXT", Path: "FILE"}
+def serve(writer: OutputWriter, load_model: LoadModel, flags: ServeFlags) -> None:
+    """Serve a model over HTTP to OpenAI clients.
 
-ConfigFlag = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
-        show_envvar=False,
-        help="TOML file of settings; else $IDEFICS_CONFIG.",
-        rich_help_panel="File",
-    ),
-]
-
-
-def _setting_flag(setting: Field[Any], hint: Any) -> tuple[str, Any, None]:
-    """The flag of a server setting; its default None leaves the setting to the environment and the file."""
-    (value_type,) = {*(get_args(hint) or (hint,))} - {NoneType}
-    default = "" if setting.default in (None, False) else f" [default: {setting.default}]"
-    option = typer.Option(
-        "--" + setting.name.replace("_", "-"),
-        metavar=METAVAR_BY_TYPE[value_type],
-        help=setting.metadata["help"] + default,
-        show_default=False,
-        rich_help_panel=setting.metadata["section"],
-    )
-    return setting.name, Annotated[value_type | None, option], None
-
-
-SETTING_TYPES = get_type_hints(Settings)
-SettingFlags: Any = make_dataclass(
-    "Flags",
-    [
-        (name, hint, default)
-        for name, hint, default in (_setting_flag(one, SETTING_TYPES[one.name]) for one in fields(Settings))
-    ],
-)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command `idefics serve` to the application."""
-    help_format.add_command(app, "serve", _serve, help=HELP, examples=EXAMPLES)
-
-
-def _serve(
-    context: typer.Context,
-    *,
-    setting_flags: SettingFlags,
-    config: ConfigFlag = None,
-    debug: DebugFlag = False,
-) -> int:
-    """Runs the command: serves until SIGTERM or Ctrl-C, and returns the exit code."""
-    given_settings = {
-        one.name: value for one in fields(Settings) if (value := getattr(setting_flags, one.name)) is not None
-    }
-    settings = read_settings(given_settings, config)
+    The API has chat completions, completions, responses, and a route for each task. Every flag may also be given as an
+    environment variable (IDEFICS_PORT=8001) or in a TOML file (port = 8001). Flags override the environment,
+    which overrides the file. docs/server.md describes the API, with examples for clients.
+    """
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    config_file = given.pop("config", None)
+    settings = read_settings(given, config_file)
     settings.api_keys  # noqa: B018  # reads their file before the model is loaded
-    with bind_socket(settings.host, settings.port) as listener, OutputWriter(context.command_path) as writer:
+    with bind_socket(settings.host, settings.port) as listener:
         exit_on_sigterm()
         try:
             from idefics.server.app import create_app
             from idefics.server.uvicorn_server import run_server
         except ModuleNotFoundError:
             raise MissingExtra("the server", "serve") from None
-        if not debug:  # --debug has configured logging already
+        if not logging.getLogger("idefics").isEnabledFor(
+            logging.DEBUG
+        ):  # --debug has configured logging already
             logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
             for part in ("idefics.server", "idefics.engine"):  # requests, and why a slower decode step runs
                 logging.getLogger(part).setLevel(logging.INFO)
-        vlm = _load_model(context, settings, writer)
+        # The settings that are also flags of other commands.
+        vlm = load_model(
+            ModelFlags(
+                **{
+                    one.name: getattr(settings, one.name)
+                    for one in fields(ModelFlags)
+                    if one.name in SETTING_TYPES
+                }
+            )
+        )
         app = create_app(vlm, settings)
         if settings.ui:
             _mount_page(app, vlm, settings, socket_url(listener))
@@ -113,7 +91,6 @@ def _serve(
             f"{settings.served_model_name} is served at {socket_url(listener)}; Ctrl-C stops it"
         )
         run_server(app, listener)
-        return writer.exit_code
 
 
 def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> None:
@@ -141,12 +118,3 @@ def _mount_page(app: FastAPI, vlm: Idefics, settings: Settings, url: str) -> Non
             admission_slot=app.state.service.admission.hold_page_slot,
         ),
     )
-
-
-def _load_model(context: typer.Context, settings: Settings, writer: OutputWriter) -> Idefics:
-    """Loads the model with those settings that are also flags of other commands."""
-    model_flags = {
-        one.name: getattr(settings, one.name) for one in fields(ModelFlags) if one.name in SETTING_TYPES
-    }
-    vlm: Idefics = context.obj(ModelFlags(**model_flags), writer)
-    return vlm

@@ -6,6 +6,12 @@ from idefics.tasks.task import Task
 TASK = Task(
     name="caption",
     help="Say what a picture shows.",
+    examples=(
+        "idefics caption photo.jpg",
+        "idefics caption photos/ > captions.txt",
+        "idefics caption photo.jpg --shots shots.jsonl",
+        "cat photo.jpg | idefics caption - --json",
+    ),
     chat_prompt="Can you describe this image?",
     base_prompt_with_shots="Caption:",
 )

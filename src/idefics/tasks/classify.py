@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from idefics.errors import BadSetting
@@ -19,18 +20,20 @@ MAX_LABELS = 1000
 TASK = Task(
     name="classify",
     help="Say which of some labels fits a picture, with a probability for each.",
+    examples=(
+        'idefics classify photo.jpg --labels "cat,dog,bird"',
+        'idefics classify photo.jpg --label "red, round" --label "blue, square"',
+        'idefics classify photos/ --labels "indoors,outdoors" --calibrated --json',
+        "idefics classify photo.jpg --labels-file labels.txt",
+    ),
     words_name="labels",
     chat_prompt="Classify this image into a single category from the following list: {words}.",
     base_instruction="Instruction: Classify the following image into a single category from the following list: "
     "{words}.\n",
     base_prompt="Category:",
 )
-UNLISTED_TASK = Task(
-    name="classify",
-    help=TASK.help,
-    words_name="labels",
-    chat_prompt="What is in this image?",
-    base_prompt="This is an image of",
+UNLISTED_TASK = replace(
+    TASK, chat_prompt="What is in this image?", base_instruction="", base_prompt="This is an image of"
 )
 
 

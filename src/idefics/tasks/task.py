@@ -19,6 +19,7 @@ class Task:
     Attributes:
         name: the name of its method and command.
         help: one line for users.
+        examples: command lines for the help of its command.
         words_name: the argument name of the caller's text ("question"); "" if the task takes none.
         default_words: the text if the caller gives none; None if the caller must give one.
         chat_prompt: for chat checkpoints: the text of the user's message, after the picture.
@@ -31,6 +32,7 @@ class Task:
 
     name: str
     help: str
+    examples: tuple[str, ...]
     words_name: str = ""
     default_words: str | None = None
     chat_prompt: str

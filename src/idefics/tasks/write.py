@@ -8,6 +8,11 @@ STORY = "Use the image to write a story."
 TASK = Task(
     name="write",
     help="Write a text guided by a picture: a story unless you say what.",
+    examples=(
+        "idefics write photo.jpg",
+        'idefics write photo.jpg "Write a short advertisement for this." --max-new-tokens 120',
+        "idefics write photo.jpg --temperature 0.8 --top-p 0.95 --seed 7",
+    ),
     words_name="instruction",
     default_words=STORY,
     chat_prompt="{words}",

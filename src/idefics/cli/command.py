@@ -1,0 +1,124 @@
+"""Commands: a function whose flags are the fields of dataclasses becomes a command of typer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from idefics.cli.flags import DebugFlags, JSONFlags, choice_parser, number_parser
+from idefics.cli.help_format import HelpCommand
+from idefics.cli.output import OutputWriter
+
+# The placeholder for a flag's value in the help, where the flag names none.
+METAVAR_BY_TYPE: dict[Any, str] = {
+    int: "N",
+    float: "SECONDS",
+    str: "TEXT",
+    list[str]: "TEXT",
+    Path: "FILE",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of `idefics`.
+
+    Attributes:
+        name: as it is typed.
+        run: called with an `OutputWriter`. Each further parameter without a default whose type is a dataclass is given
+            one of these, made of the flags that are its fields. A parameter `load_model` is given a function that
+            loads the model of some `ModelFlags`.
+        help: its first paragraph is the summary in the list of commands.
+        usage: the positional arguments, as the usage line shows them.
+        examples: command lines.
+        has_json: whether the command has the flag `--json`.
+    """
+
+    name: str
+    run: Callable[..., None]
+    help: str
+    usage: str = ""
+    examples: tuple[str, ...]
+    has_json: bool = True
+
+
+def command(*examples: str, **options: Any) -> Callable[[Callable[..., None]], Command]:
+    """Decorator: makes a command of a function. Its name is the function's, its help is the docstring.
+
+    Args:
+        *examples, **options: the other attributes of `Command`.
+    """
+    return lambda run: Command(
+        name=run.__name__, run=run, help=inspect.cleandoc(run.__doc__ or ""), examples=examples, **options
+    )
+
+
+def add_command(app: typer.Typer, command: Command) -> None:
+    """Adds a command to the application; it returns the exit code."""
+    parameters = inspect.signature(command.run, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: one.annotation
+        for name, one in parameters.items()
+        if one.default is one.empty and is_dataclass(one.annotation)
+    }
+
+    def run(context: typer.Context, **values: Any) -> int:
+        arguments: dict[str, Any] = {
+            name: group(**{one.name: values[one.name] for one in fields(group)})
+            for name, group in groups.items()
+        }
+        with OutputWriter(context.command_path, as_json=values.get("json", False)) as writer:
+            if "load_model" in parameters:
+                arguments["load_model"] = lambda model_flags: context.obj(model_flags, writer)
+            command.run(writer, **arguments)
+            return writer.exit_code
+
+    flag_parameters = [inspect.signature(run, eval_str=True).parameters["context"]]
+    output_groups = (JSONFlags, DebugFlags) if command.has_json else (DebugFlags,)
+    for group in (*groups.values(), *output_groups):
+        hints = get_type_hints(group, include_extras=True)
+        flag_parameters += [_flag_parameter(one, hints[one.name]) for one in fields(group)]
+    run.__signature__ = inspect.Signature(flag_parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in flag_parameters}
+    app.command(
+        command.name,
+        cls=HelpCommand,
+        help=command.help,
+        short_help=command.help.partition("\n\n")[0],
+        epilog="\n".join(command.examples),
+        options_metavar=f"{command.usage} [FLAGS]".strip(),
+    )(run)
+
+
+def _flag_parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+    """The parameter that typer reads for a field: a flag if `flags.flag` made the field, else as it is annotated."""
+    if field.metadata:
+        (value_type,) = {*(get_args(hint) if NoneType in get_args(hint) else (hint,))} - {NoneType}
+        name = "--" + field.name.replace("_", "-")
+        option = {
+            "names": name,
+            "parser": _default_parser(name, value_type),
+            "metavar": METAVAR_BY_TYPE.get(value_type),
+            **field.metadata,
+        }
+        names = option.pop("names")
+        hint = Annotated[hint, typer.Option(names, show_default=False, show_envvar=False, **option)]
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if field.default is MISSING else field.default,
+        annotation=hint,
+    )
+
+
+def _default_parser(flag: str, value_type: Any) -> Callable[[str], Any] | None:
+    """Parses a flag's value, where the flag has no parser of its own; None: typer's own parser of the type does."""
+    if value_type in (int, float):
+        return number_parser(flag, value_type)
+    return choice_parser(flag, get_args(value_type)) if get_origin(value_type) is Literal else None
