@@ -5,6 +5,7 @@ Configs hold what a file says; `to_model_config` is what this package reads from
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
@@ -33,6 +34,7 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
 
     Attributes:
         parts: field -> config class of a part, such as "vision_config".
+        default_parts: field -> fields of a part that is not given, where they are not the defaults of its class.
         _attn_implementation: the attention backend of models that are built from this config; not saved.
         gradient_checkpointing: whether such models begin with gradient checkpointing enabled; not saved.
         return_dict, output_attentions, output_hidden_states: the defaults of `forward`.
@@ -44,6 +46,7 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
     file_selection = CONFIG_FILES
     model_type: ClassVar[str] = ""
     parts: ClassVar[dict[str, type[PretrainedConfig]]] = {}
+    default_parts: ClassVar[dict[str, dict[str, Any]]] = {}
 
     return_dict: bool = True
     output_attentions: bool = False
@@ -82,7 +85,7 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
         for name, part in self.parts.items():
             value = getattr(self, name)
             if not isinstance(value, PretrainedConfig):
-                setattr(self, name, part(**(value or {})))
+                setattr(self, name, part(**(value or self.default_parts.get(name, {}))))
 
     @property
     def use_return_dict(self) -> bool:
@@ -113,38 +116,22 @@ class PretrainedConfig(PretrainedMixin, AnnotatedFields):
             if name == "model_type" or name not in default_fields or value != default_fields[name]
         }
 
-    def to_json_string(self, use_diff: bool = True) -> str:
-        """The content of config.json. It always has all fields: `use_diff` is accepted as transformers has it."""
-        return super().to_json_string()
-
-    def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
-        """Writes the content of config.json to a file."""
-        super().to_json_file(json_file_path)
-
-    @classmethod
-    def from_json_file(cls, json_file: str | PathLike[str]) -> Self:
-        """The config in a JSON file of any name."""
-        return cls(**read_json_object(Path(json_file)))
-
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         """The config of the decoder: `text_config`, or this config where there is no such part."""
         text: PretrainedConfig = vars(self)["text_config"] if "text_config" in self.parts else self
         return text
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any], **changes: Any) -> Self:
+    def from_dict(cls, content: Mapping[str, Any], **changes: Any) -> Self:
         """The config in the content of a config.json.
 
         Args:
             changes: fields with another value; a dict for a part ("text_config") changes the fields that it names.
         """
-        fields = deepcopy(content)
-        for name, value in changes.items():
-            part = fields.get(name)
-            if name in cls.parts and isinstance(part, dict) and isinstance(value, dict):
-                value = {**part, **value}  # noqa: PLW2901
-            fields[name] = value
-        return cls(**fields)
+        for name in cls.parts.keys() & content.keys() & changes.keys():
+            if isinstance(content[name], dict) and isinstance(changes[name], dict):
+                changes[name] = {**content[name], **changes[name]}
+        return super().from_dict(deepcopy(content), **changes)
 
     @classmethod
     def _from_folder(cls, folder: Path, **settings: Any) -> Self:

@@ -31,7 +31,7 @@ class AutoConfig(AutoClass):
         folder, fields = resolve_folder_and_settings(
             cls.__name__, pretrained_model_name_or_path, kwargs, CONFIG_FILES
         )
-        return read_config_by_model_type(folder, **fields)
+        return as_config(folder, **fields)
 
     @classmethod
     def for_model(cls, model_type: str, **fields: Any) -> PretrainedConfig:
@@ -51,28 +51,16 @@ def as_config(config: object, **changes: Any) -> PretrainedConfig:
         BadSetting: it is none of these.
         UnsupportedModel: it is of a model_type that this package does not run.
     """
+    content: Mapping[str, Any] | None
     if isinstance(config, str | PathLike):
         path = Path(config)
-        return read_config_by_model_type(path.parent if path.is_file() else path, **changes)
-    if isinstance(config, PretrainedConfig) and not changes:
-        return config
-    content = config_to_dict(config)
-    if content is None:
+        content = read_json_object(path if path.is_file() else path / CONFIG_FILE)
+    elif isinstance(config, PretrainedConfig):
+        return type(config).from_dict(config.to_dict(), **changes) if changes else config
+    elif (content := config_to_dict(config)) is None:
         raise BadSetting(
             f"config is of type {type(config).__name__}; give a config, the content of a config.json, or a folder"
         )
-    if isinstance(config, PretrainedConfig):
-        return type(config).from_dict(dict(content), **changes)
-    return config_from_dict_by_model_type(content, **changes)
-
-
-def read_config_by_model_type(folder: Path, **changes: Any) -> PretrainedConfig:
-    """The config.json of a folder, as the config class for its model_type."""
-    return config_from_dict_by_model_type(read_json_object(folder / CONFIG_FILE), **changes)
-
-
-def config_from_dict_by_model_type(content: Mapping[str, Any], **changes: Any) -> PretrainedConfig:
-    """The content of a config.json, as the config class for its model_type."""
     model_type = content.get("model_type", "(none)")
     family_for(model_type)  # raises an error that lists the known ones
-    return CONFIG_CLASS_BY_MODEL_TYPE[model_type].from_dict(dict(content), **changes)
+    return CONFIG_CLASS_BY_MODEL_TYPE[model_type].from_dict(content, **changes)

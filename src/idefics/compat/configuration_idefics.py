@@ -40,22 +40,6 @@ class IdeficsPerceiverConfig(PretrainedConfig):
     qk_layer_norms_perceiver: bool = False
 
 
-# Flat config.json files of 2023: field at the top -> part and field in nested files.
-FIELD_BY_FLAT_NAME = {
-    "vision_embed_dim": ("vision_config", "embed_dim"),
-    "vision_image_size": ("vision_config", "image_size"),
-    "vision_patch_size": ("vision_config", "patch_size"),
-    "vision_num_hidden_layers": ("vision_config", "num_hidden_layers"),
-    "vision_num_attention_heads": ("vision_config", "num_attention_heads"),
-    "vision_intermediate_size": ("vision_config", "intermediate_size"),
-    "resampler_depth": ("perceiver_config", "resampler_depth"),
-    "resampler_n_latents": ("perceiver_config", "resampler_n_latents"),
-    "resampler_n_heads": ("perceiver_config", "resampler_n_heads"),
-    "resampler_head_dim": ("perceiver_config", "resampler_head_dim"),
-    "qk_layer_norms_perceiver": ("perceiver_config", "qk_layer_norms_perceiver"),
-}
-
-
 class IdeficsConfig(PretrainedConfig):
     """The config of an Idefics model. By default, text and vision layers are frozen in training, as in transformers.
 
@@ -97,11 +81,16 @@ class IdeficsConfig(PretrainedConfig):
     max_position_embeddings: int = 2048
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        flat_fields = {name: named.pop(name) for name in FIELD_BY_FLAT_NAME if name in named}
+        # Flat config.json files of 2023 have the fields of the parts at the top.
+        flat_vision = {name: f"vision_{name}" for name in IdeficsVisionConfig.fields}
+        flat_perceiver = {name: name for name in IdeficsPerceiverConfig.fields if name not in self.fields}
+        fields_by_part = {
+            part: {name: named.pop(flat) for name, flat in flat_names.items() if flat in named}
+            for part, flat_names in (("vision_config", flat_vision), ("perceiver_config", flat_perceiver))
+        }
         super().__init__(*values, **named)
-        for name, value in flat_fields.items():
-            part, field = FIELD_BY_FLAT_NAME[name]
-            setattr(getattr(self, part), field, value)
+        for part, fields in fields_by_part.items():
+            getattr(self, part).update(fields)
         if self.num_hidden_layers % self.cross_layer_interval:
             raise UnsupportedModel(
                 f"num_hidden_layers is {self.num_hidden_layers} and cross_layer_interval "

@@ -101,6 +101,9 @@ class Idefics2Config(PretrainedConfig):
         "vision_config": Idefics2VisionConfig,
         "perceiver_config": Idefics2PerceiverConfig,
     }
+    default_parts = {  # noqa: RUF012
+        "text_config": {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "pad_token_id": 0}
+    }
 
     use_cache: bool = True
     image_token_id: int = 32001
@@ -109,18 +112,13 @@ class Idefics2Config(PretrainedConfig):
     perceiver_config: Idefics2PerceiverConfig = None  # type: ignore[assignment]
     text_config: MistralConfig = None  # type: ignore[assignment]
 
-    def __init__(self, *values: Any, **named: Any) -> None:
-        # Without a text config the released class makes one that differs from Mistral's.
-        if not values and not named.get("text_config"):
-            named["text_config"] = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "pad_token_id": 0}
-        super().__init__(*values, **named)
-
 
 class Idefics3Config(PretrainedConfig):
     """The config of an Idefics3 model."""
 
     model_type = "idefics3"
     parts = {"text_config": LlamaConfig, "vision_config": SiglipVisionConfig}  # noqa: RUF012
+    default_parts = {"text_config": {"rms_norm_eps": 1e-5}}  # noqa: RUF012
 
     use_cache: bool = True
     image_token_id: int = 128257
@@ -129,12 +127,6 @@ class Idefics3Config(PretrainedConfig):
     text_config: LlamaConfig = None  # type: ignore[assignment]
     scale_factor: int = 2
     pad_token_id: int | None = 128002
-
-    def __init__(self, *values: Any, **named: Any) -> None:
-        # Without a text config the released class makes one that has another epsilon than Llama's.
-        if not values and not named.get("text_config"):
-            named["text_config"] = {"rms_norm_eps": 1e-5}
-        super().__init__(*values, **named)
 
 
 class SmolVLMConfig(Idefics3Config):

@@ -24,7 +24,7 @@ from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPicture, BadSetting, UnknownArgument
 from idefics.messages import ImageDetail, Picture
 from idefics.models.family import resample_filter_name
-from idefics.processing.checkpoint_settings import read_json_object, read_preprocessor_config
+from idefics.processing.checkpoint_settings import read_preprocessor_config
 from idefics.processing.image_processor import open_picture, preprocess_image
 from idefics.prompt import PreprocessedImage
 
@@ -40,6 +40,7 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
 
     do_convert_rgb: bool
     do_resize: bool
+    do_image_splitting = False
     resample: int
     do_rescale: bool
     rescale_factor: float
@@ -64,6 +65,18 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
 
     def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
         """The settings as an `ImageProcessorConfig`; each frame has `tokens_per_frame` tokens in a prompt."""
+        return ImageProcessorConfig(
+            **self._frame_sizes(),
+            do_image_splitting=self.do_image_splitting,
+            tokens_per_frame=tokens_per_frame,
+            resample=resample_filter_name(int(self.resample)),
+            rescale_factor=self.rescale_factor if self.do_rescale else 1.0,
+            mean=_to_channel_values(self.image_mean) if self.do_normalize else (0.0,) * 3,
+            std=_to_channel_values(self.image_std) if self.do_normalize else (1.0,) * 3,
+        )
+
+    def _frame_sizes(self) -> dict[str, Any]:
+        """The fields of `ImageProcessorConfig` that say how large frames are."""
         raise NotImplementedError
 
     @classmethod
@@ -71,7 +84,9 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
         return cls.from_dict(read_preprocessor_config(folder), **settings)
 
     @classmethod
-    def from_dict(cls, image_processor_dict: Mapping[str, Any], **changes: Any) -> Self:
+    def from_dict(  # type: ignore[override]  # the argument's name in transformers
+        cls, image_processor_dict: Mapping[str, Any], **changes: Any
+    ) -> Self:
         """From the content of a preprocessor_config.json, of which fields that are not settings are left out.
 
         Args:
@@ -79,11 +94,6 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
         """
         names = image_processor_dict.keys() & cls.fields.keys()
         return cls(**{name: image_processor_dict[name] for name in names}).with_settings(**changes)
-
-    @classmethod
-    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
-        """From a JSON file of any name, with the content of a preprocessor_config.json."""
-        return cls.from_dict(read_json_object(Path(json_file)))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> list[str]:
         """Writes preprocessor_config.json, and returns its path in a list."""
@@ -152,23 +162,12 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
         """Computes the pixel values of images; each family has its own arguments."""
         raise NotImplementedError
 
-    def resample_and_normalize_kwargs(self) -> dict[str, Any]:
-        """The fields of `ImageProcessorConfig` that the families read in the same way."""
-        return {
-            "resample": resample_filter_name(int(self.resample)),
-            "rescale_factor": self.rescale_factor if self.do_rescale else 1.0,
-            "mean": _to_channel_values(self.image_mean) if self.do_normalize else (0.0,) * 3,
-            "std": _to_channel_values(self.image_std) if self.do_normalize else (1.0,) * 3,
-        }
 
-
-def _to_channel_values(value: ChannelValue) -> tuple[float, ...]:
-    numbers = (value,) * 3 if isinstance(value, (int, float)) else tuple(value or ())
-    if len(numbers) != 3:
-        raise BadSetting(
-            f"image_mean or image_std is {value!r}; give one number, or one for each of 3 channels"
-        )
-    return numbers
+def _to_channel_values(value: ChannelValue) -> tuple[float, float, float]:
+    match (value,) * 3 if isinstance(value, (int, float)) else value:
+        case [red, green, blue]:
+            return red, green, blue
+    raise BadSetting(f"image_mean or image_std is {value!r}; give one number, or one for each of 3 channels")
 
 
 def stack_pixel_values(

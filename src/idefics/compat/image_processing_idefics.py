@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import PIL.Image
 import torch
@@ -72,16 +72,8 @@ class IdeficsImageProcessor(ImageProcessor):
         """The size of a frame."""
         return {"image_size": config.frame_size, "size": None}
 
-    def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
-        """The settings as an `ImageProcessorConfig`: one square frame, resized without keeping the aspect."""
-        image_size = cast(int, self.image_size)
-        return ImageProcessorConfig(
-            frame_size=image_size,
-            longest_edge=None,
-            do_image_splitting=False,
-            tokens_per_frame=tokens_per_frame,
-            **self.resample_and_normalize_kwargs(),
-        )
+    def _frame_sizes(self) -> dict[str, Any]:
+        return {"frame_size": self.image_size, "longest_edge": None}
 
     def preprocess(
         self,

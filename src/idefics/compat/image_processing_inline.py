@@ -51,28 +51,16 @@ class Idefics2ImageProcessor(ImageProcessor):
     do_image_splitting: bool = False
     return_row_col_info: bool | None = None
 
-    def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
-        """The settings as an `ImageProcessorConfig`: frames of native size within bounds."""
-        if not self.do_resize:
-            min_edge, max_edge = 1, UNBOUNDED_EDGE
-        elif "height" in self.size:
-            min_edge, max_edge = (get_edge("size", self.size, name) for name in ("width", "height"))
-            if min_edge != max_edge:
+    def _frame_sizes(self) -> dict[str, Any]:
+        min_edge, max_edge = 1, UNBOUNDED_EDGE
+        if self.do_resize:
+            names = ("width", "height") if "height" in self.size else ("shortest_edge", "longest_edge")
+            min_edge, max_edge = (get_edge("size", self.size, name) for name in names)
+            if "height" in self.size and min_edge != max_edge:
                 raise BadSetting(
                     f"size is {dict(self.size)}; height and width must be alike: give shortest_edge and longest_edge"
                 )
-        else:
-            min_edge, max_edge = (
-                get_edge("size", self.size, f"{name}_edge") for name in ("shortest", "longest")
-            )
-        return ImageProcessorConfig(
-            frame_size=max_edge,
-            longest_edge=max_edge,
-            shortest_edge=min_edge,
-            do_image_splitting=self.do_image_splitting,
-            tokens_per_frame=tokens_per_frame,
-            **self.resample_and_normalize_kwargs(),
-        )
+        return {"frame_size": max_edge, "longest_edge": max_edge, "shortest_edge": min_edge}
 
     def preprocess(
         self,
@@ -132,18 +120,16 @@ class Idefics3ImageProcessor(Idefics2ImageProcessor):
             "max_image_size": {"longest_edge": config.frame_size},
         }
 
-    def to_processor_config(self, tokens_per_frame: int = 1) -> ImageProcessorConfig:
-        """The settings as an `ImageProcessorConfig`: square frames."""
+    def _frame_sizes(self) -> dict[str, Any]:
         tile_size = get_edge("max_image_size", self.max_image_size, "longest_edge")
         keeps_aspect = self.do_resize and self.fixed_resize_size() is None
-        return ImageProcessorConfig(
-            frame_size=tile_size,
-            longest_edge=get_edge("size", self.size, "longest_edge") if keeps_aspect else None,
-            video=None if self.video_sampling is None else read_video_config(self.video_sampling, tile_size),
-            do_image_splitting=self.do_image_splitting,
-            tokens_per_frame=tokens_per_frame,
-            **self.resample_and_normalize_kwargs(),
-        )
+        return {
+            "frame_size": tile_size,
+            "longest_edge": get_edge("size", self.size, "longest_edge") if keeps_aspect else None,
+            "video": None
+            if self.video_sampling is None
+            else read_video_config(self.video_sampling, tile_size),
+        }
 
     def get_number_of_image_patches(
         self, height: int, width: int, images_kwargs: Mapping[str, Any] | None = None

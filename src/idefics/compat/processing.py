@@ -26,6 +26,7 @@ from idefics.compat.processing_chat import (
 )
 from idefics.compat.processing_files import ProcessorMixin
 from idefics.compat.processing_kwargs import KWARG_GROUPS, VIDEO_FIELD_BY_KWARG
+from idefics.compat.tokenization_chat import Conversations
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt
 from idefics.processing.chat_template import render_template
@@ -66,7 +67,7 @@ class BaseProcessor(ProcessorMixin):
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        conversation: Conversations,
         chat_template: str | None = None,
         *,
         tools: Sequence[Any] | None = None,
@@ -116,7 +117,9 @@ class BaseProcessor(ProcessorMixin):
         ]
         texts = [one.text for one in rendered]
         if not tokenize:
-            _refuse_call_arguments(options, return_dict=return_dict, return_tensors=return_tensors)
+            given = {"return_dict": return_dict, "return_tensors": return_tensors, **options}
+            for name in (name for name, value in given.items() if value or name in options):
+                raise TypeError(f"{name} has no meaning for text: give tokenize=True")
             return texts if is_batch else texts[0]
         options |= self._media_from_messages(conversations, options)
         if self._begins_with_bos_token(texts[0]):
@@ -184,19 +187,12 @@ class BaseProcessor(ProcessorMixin):
         def truncate(rows: Sequence[Sequence[int]]) -> list[list[int]]:
             return [[row[i] for i in kept] for row, kept in zip(rows, kept_positions, strict=True)]
 
-        rows = truncate([prompt.ids for prompt in prompts])
-        entries = {"input_ids": self.tokenizer.pad_ids(rows, padding_options)}
+        columns = {"input_ids": truncate([prompt.ids for prompt in prompts])}
         if return_attention_mask:
-            entries["attention_mask"] = padding_options.pad([[1] * len(row) for row in rows], 0)
+            columns["attention_mask"] = [[1] * len(row) for row in columns["input_ids"]]
         if assistant_masks is not None:
-            entries["assistant_masks"] = padding_options.pad(truncate(assistant_masks), 0)
-        return entries
-
-
-def _refuse_call_arguments(options: Mapping[str, Any], **named: Any) -> None:
-    """Raises TypeError where `apply_chat_template` returns text and is given arguments of the call."""
-    for name in (*options, *(name for name, value in named.items() if value)):
-        raise TypeError(f"{name} has no meaning for text: give tokenize=True")
+            columns["assistant_masks"] = truncate(assistant_masks)
+        return self.tokenizer.pad_columns(columns, padding_options)
 
 
 def select_prompt_tokens(prompt: Prompt, kept_positions: Sequence[int]) -> Prompt:

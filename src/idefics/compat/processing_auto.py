@@ -67,24 +67,19 @@ class AutoImageProcessor(AutoClass):
         name = preprocessor_config.get(
             "image_processor_type", preprocessor_config.get("feature_extractor_type")
         )
-        class_by_name = {
-            processor.image_processor_type.__name__: processor.image_processor_type
-            for processor in PROCESSOR_CLASSES
-        }
-        for suffix in ("", "Fast", "Pil"):
-            if (image_processor := class_by_name.get(str(name).removesuffix(suffix))) is not None:
+        for processor in PROCESSOR_CLASSES:
+            image_processor = processor.image_processor_type
+            if str(name).startswith(
+                image_processor.__name__
+            ):  # with "Fast" or "Pil" at the end in newer files
                 return image_processor.from_dict(preprocessor_config, **settings)
         raise UnsupportedModel(
-            f"{folder} has an image processor of class {name!r}; there are {', '.join(class_by_name)}"
+            f"{folder} has an image processor of class {name!r}; there are "
+            f"{', '.join(processor.image_processor_type.__name__ for processor in PROCESSOR_CLASSES)}"
         )
 
 
 class AutoTokenizer(AutoClass):
     """`AutoTokenizer.from_pretrained(...)` returns the tokenizer of a checkpoint."""
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> PreTrainedTokenizer:
-        """Reads a tokenizer; arguments and errors as in `PretrainedMixin.from_pretrained`."""
-        return PreTrainedTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+    from_pretrained = PreTrainedTokenizer.from_pretrained

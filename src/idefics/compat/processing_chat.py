@@ -10,16 +10,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from idefics.compat.media_placeholders import VIDEO_TOKEN
+from idefics.compat.tokenization_chat import Conversations
 from idefics.errors import BadPrompt
 from idefics.validation import describe_type
 
 ChatTurn = dict[str, Any]
 SOURCE_KEYS = ("url", "path", "base64")
-ConversationLike = Sequence[Mapping[str, Any]]
 
 
 def parse_conversations(
-    conversation: ConversationLike | Sequence[ConversationLike],
+    conversation: Conversations,
 ) -> tuple[list[list[ChatTurn]], bool]:
     """The turns of a conversation or of each conversation of a batch, and whether it is a batch.
 

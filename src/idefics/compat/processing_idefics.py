@@ -218,15 +218,9 @@ def _normalize_item(item: Any) -> Any:
 def _interleave_text_and_images(text: Any, images: Any) -> list[list[Any]]:
     """Texts and their images as prompts: at the placeholders of the text, or else in the order of transformers."""
     texts, is_flat = as_text_list(text), not is_nested(images)
-    if is_flat and any(IMAGE_TOKEN in one for one in texts):
-        image_groups = group_pictures_by_text(texts, images)
-    else:
-        image_groups = [[one] for one in group_by_sample(images)[0]] if is_flat else group_by_sample(images)
-    if len(texts) != len(image_groups):
-        raise BadPrompt(
-            f"there are {len(texts)} texts, and pictures for {len(image_groups)}: "
-            "give as many; several pictures for one text go into a list of their own"
-        )
+    if is_flat and not any(IMAGE_TOKEN in one for one in texts):
+        images = [[one] for one in group_by_sample(images)[0]]
+    image_groups = group_pictures_by_text(texts, images)
     documents = []
     for one, group in zip(texts, image_groups, strict=True):
         pictures = [Picture(source) if isinstance(source, str) else source for source in group]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from copy import copy
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from idefics.errors import BrokenCheckpoint
 from idefics.weights.files import refuse_adapter
@@ -30,11 +30,14 @@ class JsonMixin:
         """The content of the JSON file, to be defined by the class."""
         raise NotImplementedError
 
-    def to_json_string(self) -> str:
-        """The content as JSON, two spaces a level, names in alphabetical order."""
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The content as JSON, two spaces a level, names in alphabetical order.
+
+        It always has all fields: `use_diff` is accepted as configs of transformers have it.
+        """
         return to_json(self.to_dict())
 
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Writes `to_json_string` to a file, whatever its name."""
         Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
@@ -78,6 +81,16 @@ class AnnotatedFields(JsonMixin):
         extra_fields = bound_arguments.arguments.pop("kwargs")
         for name, value in {**bound_arguments.arguments, **extra_fields}.items():
             setattr(self, name, copy(value))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], **changes: Any) -> Self:
+        """The object in the content of its file; `changes` are fields with another value."""
+        return cls(**{**content, **changes})
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
+        """The object in a JSON file of any name."""
+        return cls.from_dict(read_json_object(Path(json_file)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AnnotatedFields) and self.to_dict() == other.to_dict()

@@ -154,7 +154,7 @@ class PreTrainedTokenizer(ChatTemplateMixin, PretrainedMixin):
         )
         names = [name for name, is_returned in is_returned_by_column.items() if is_returned]
         columns = {name: [row[name] for row in rows] for name in names}
-        entries: dict[str, Any] = self._pad_columns(columns, padding_options)
+        entries: dict[str, Any] = self.pad_columns(columns, padding_options)
         if return_length:
             entries["length"] = [len(ids) for ids in columns["input_ids"]]
         if isinstance(text, str) and return_tensors is None:
@@ -193,7 +193,7 @@ class PreTrainedTokenizer(ChatTemplateMixin, PretrainedMixin):
         padding_options = self.make_padding_options(
             padding, None, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
-        return padding_options.to_batch({**inputs, **self._pad_columns(columns, padding_options)})
+        return padding_options.to_batch({**inputs, **self.pad_columns(columns, padding_options)})
 
     def make_padding_options(
         self,
@@ -216,26 +216,20 @@ class PreTrainedTokenizer(ChatTemplateMixin, PretrainedMixin):
             self.model_max_length,
         )
 
-    def _pad_columns(
-        self, columns: Mapping[str, list[list[Any]]], padding_options: PaddingOptions
-    ) -> dict[str, list[list[Any]]]:
-        return {
-            name: self.pad_ids(rows, padding_options)
-            if name == "input_ids"
-            else padding_options.pad(rows, PADDING_VALUE_BY_COLUMN[name])
-            for name, rows in columns.items()
-        }
-
-    def pad_ids(self, rows: Sequence[Sequence[int]], padding_options: PaddingOptions) -> list[list[int]]:
-        """Pads rows of ids with `pad_token_id`, as far as the options ask for it.
+    def pad_columns(
+        self, columns: Mapping[str, Sequence[Sequence[Any]]], padding_options: PaddingOptions
+    ) -> dict[str, Any]:
+        """Pads rows of ids, masks and offsets, each by its value, as far as the options ask for it.
 
         Raises:
             BadSetting: there is no `pad_token`, and the rows differ in length.
         """
-        needs_padding = padding_options.padded_length([len(row) for row in rows]) is not None
-        if needs_padding and self.pad_token_id is None and len({len(row) for row in rows}) > 1:
+        lengths = [len(row) for row in columns["input_ids"]]
+        needs_padding = padding_options.padded_length(lengths) is not None
+        if needs_padding and self.pad_token_id is None and len(set(lengths)) > 1:
             raise BadSetting("this tokenizer has no token to pad with: set its pad_token")
-        return padding_options.pad(rows, self.pad_token_id or 0)
+        padding_values = {"input_ids": self.pad_token_id or 0, **PADDING_VALUE_BY_COLUMN}
+        return {name: padding_options.pad(rows, padding_values[name]) for name, rows in columns.items()}
 
     def encode(self, text: str, text_pair: str | None = None, **options: Any) -> Any:
         """The `input_ids` of a text; options as in the call."""

@@ -9,6 +9,9 @@ from idefics.compat.tokenization_encoding import span_overlap_mask
 from idefics.compat.tokenization_vocabulary import VocabularyMixin
 from idefics.processing.chat_template import render_template
 
+Messages = Sequence[Mapping[str, Any]]
+Conversations = Messages | Sequence[Messages]  # one, or a batch
+
 # Arguments of a tokenizer's call that `apply_chat_template` takes too.
 TOKENIZER_CALL_KWARG_NAMES = ("max_length", "pad_to_multiple_of", "padding", "truncation")
 
@@ -24,7 +27,7 @@ class ChatTemplateMixin(VocabularyMixin):
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        conversation: Conversations,
         tools: Sequence[Any] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,

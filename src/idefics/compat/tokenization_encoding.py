@@ -14,6 +14,7 @@ EncodedRow = dict[str, list[Any]]  # column -> a value for each token
 
 # What rows are padded with.
 PADDING_VALUE_BY_COLUMN: dict[str, Any] = {
+    "assistant_masks": 0,
     "attention_mask": 0,
     "token_type_ids": 0,
     "special_tokens_mask": 1,
