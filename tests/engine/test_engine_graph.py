@@ -14,13 +14,14 @@ from engine.random_sequences import make_sequences, run_decode_steps, uncached_l
 from idefics.config import KVCacheLayout
 from idefics.engine import engine as engine_module
 from idefics.engine.cuda_graphs import CudaGraphDecode, CudaGraphRecorder, pad_num_pages, pad_num_rows
-from idefics.engine.decode import DecodeInputs, TorchDecode, choose_decode_step
+from idefics.engine.decode import TorchDecode, choose_decode_step
 from idefics.engine.decode_attention import (
     GatheredPages,
     PagedInPlace,
     choose_decode_attention,
     probe_in_place_attention,
 )
+from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache
 from idefics.engine.native import NativeDecode
 from idefics.engine.reference import reference_greedy

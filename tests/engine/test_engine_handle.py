@@ -103,7 +103,7 @@ def test_an_interrupt_cancels_what_is_waited_for(engine, monkeypatch):
     def interrupted(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(handle._done_condition, "wait_for", interrupted)
+    monkeypatch.setattr(handle._done_event, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         handle.result()
     assert handle.finish_reason == "cancelled"

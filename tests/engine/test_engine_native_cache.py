@@ -11,7 +11,8 @@ import idefics
 from engine.random_sequences import UNUSUAL_CONFIGS, UnwrittenPages, make_sequences, run_decode_steps
 from idefics.config import EngineConfig
 from idefics.engine import kv_cache_size
-from idefics.engine.decode import DecodeInputs, TorchDecode
+from idefics.engine.decode import TorchDecode
+from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PAGE_SIZE, PagedKVCache, cast_to_cache_dtype
 from idefics.engine.native import NativeDecode, unsupported_reason
 from idefics.engine.prefill_attention import PrefillAttn

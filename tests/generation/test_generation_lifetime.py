@@ -152,7 +152,7 @@ def test_a_picture_that_takes_too_long_is_left_behind(vlm, monkeypatch):
 def test_enough_time_changes_nothing(vlm):
     assert vlm.caption(PIXELS, timeout=60).tokens == vlm.caption(PIXELS).tokens
     assert vlm.classify(PIXELS, ["a", "b"], timeout=60).best == vlm.classify(PIXELS, ["a", "b"]).best
-    assert not vlm.engine._deadline_by_handle
+    assert not vlm.engine._state_by_handle
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "x", float("nan"), True, float("inf")])

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from idefics.config import KVCacheLayout
-from idefics.engine.decode import DecodeInputs
 from idefics.engine.decode_attention import BatchedCrossKV, PagedDecodeAttn, choose_decode_attention
+from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.page_pool import PAGE_SIZE

@@ -6,42 +6,18 @@ R rows, P pages of the longest row, M feature rows of a picture, H query heads, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from idefics.engine.decode_attention import BatchedCrossKV, GatheredPages, PagedDecodeAttn
+from idefics.engine.decode_inputs import DecodeInputs
 from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.native import NativeDecode, unsupported_reason
-from idefics.nn.attention import CrossKV
 from idefics.nn.attention_backends import native_or_sdpa_attention, sdpa_attention
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class DecodeInputs:
-    """The inputs of one step. `page_tables` and `cross_kvs` are the same objects until they change.
-
-    Attributes:
-        ids: (R,) int64 the last token of each row.
-        positions: (R,) int64 its position.
-        page_tables: (R, P) int32 the row's pages, page j with positions 16j to 16j + 15; 0 beyond the row's end. The
-            page of `positions`, which is written, is referenced by no other row.
-        cross_kvs: for each row the picture that it attends to: (1, M, H, K) keys and values for each cross-attention
-            layer, or an empty sequence.
-        max_position, min_position: the highest and the lowest of `positions`, known to the host.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    page_tables: Tensor
-    cross_kvs: Sequence[CrossKV]
-    max_position: int
-    min_position: int
 
 
 class DecodeStep(Protocol):

@@ -1,17 +1,42 @@
-"""The inputs of decode steps as tensors, kept on the device while the same sequences decode."""
+"""The inputs of decode steps as tensors, kept on the device while the same sequences decode.
+
+R rows, P pages of the longest row, M feature rows of a picture, H query heads, K head size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from idefics.config import KVCacheLayout
-from idefics.engine.decode import DecodeInputs
 from idefics.engine.encoder_cache import EncoderCache
 from idefics.engine.request_state import SequenceState
 from idefics.nn.attention import CrossKV
+
+
+@dataclass(slots=True)
+class DecodeInputs:
+    """The inputs of one step. `page_tables` and `cross_kvs` are the same objects until they change.
+
+    Attributes:
+        ids: (R,) int64 the last token of each row.
+        positions: (R,) int64 its position.
+        page_tables: (R, P) int32 the row's pages, page j with positions 16j to 16j + 15; 0 beyond the row's end. The
+            page of `positions`, which is written, is referenced by no other row.
+        cross_kvs: for each row the picture that it attends to: (1, M, H, K) keys and values for each cross-attention
+            layer, or an empty sequence.
+        max_position, min_position: the highest and the lowest of `positions`, known to the host.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    page_tables: Tensor
+    cross_kvs: Sequence[CrossKV]
+    max_position: int
+    min_position: int
 
 
 class DecodeInputBuilder:

@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from idefics.config import EngineConfig, Sampling
+from idefics.config import EngineConfig
 from idefics.engine.decode import DecodeStep, choose_decode_step
 from idefics.engine.encoder_cache import EncoderCache, first_float_parameter
 from idefics.engine.engine_thread import EngineThread
@@ -30,7 +30,7 @@ from idefics.engine.page_pool import PagePool
 from idefics.engine.reference import ReferenceModel
 from idefics.engine.request import Continuation, Deadline, Request
 from idefics.engine.request_state import RequestState
-from idefics.engine.request_validation import compute_max_new_tokens, validate_prompt, validate_request
+from idefics.engine.request_validation import validate_prompt, validate_request
 from idefics.engine.scheduler import Scheduler
 from idefics.engine.scheduler_output import SchedulerLimits, SchedulerOutput, StepResult
 from idefics.engine.step_sampler import StepSampler
@@ -106,7 +106,6 @@ class Engine:
         self.output_processor = OutputProcessor(model)
         self.condition = threading.Condition(threading.RLock())
         self._state_by_handle: dict[RequestHandle, RequestState] = {}
-        self._deadline_by_handle: dict[RequestHandle, Deadline] = {}
         self._compute_lock = threading.Lock()
 
     def __reduce__(self) -> NoReturn:
@@ -141,16 +140,9 @@ class Engine:
             RequestTimeout: the queue was full until the request's deadline.
         """
         layout = self.model.layout
-        validate_request(request, layout)
+        max_new_tokens = validate_request(request, layout)
         handle = RequestHandle(request, self._cancel_request)
-        state = RequestState(
-            request,
-            handle,
-            0
-            if request.continuations is not None
-            else self.compute_max_new_tokens(request.prompt, request.sampling),
-            uses_cross_attention=layout.num_cross_attention_layers > 0,
-        )
+        state = RequestState(request, handle, max_new_tokens, layout.num_cross_attention_layers > 0)
         with self.condition:
             while wait and self._model is not None and self.scheduler.is_full:
                 if request.deadline is not None:
@@ -160,8 +152,6 @@ class Engine:
                 raise ModelClosed(self._unavailable_reason)
             self.scheduler.submit(state)
             self._state_by_handle[handle] = state
-            if request.deadline is not None:
-                self._deadline_by_handle[handle] = request.deadline
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("submitted: %s; %d waiting", request.log_summary, len(self.scheduler.waiting))
             self._thread.ensure_running()
@@ -207,7 +197,6 @@ class Engine:
                     handle.fail(ModelClosed(CLOSED_MESSAGE))
                 self.scheduler.cancel(state)
             self._state_by_handle.clear()
-            self._deadline_by_handle.clear()
             self.condition.notify_all()
         if self._thread.close():
             with self._compute_lock:  # waits for a pass of `logits`
@@ -259,7 +248,6 @@ class Engine:
         with self.condition:
             for handle in [handle for handle in self._state_by_handle if handle.is_done]:
                 del self._state_by_handle[handle]
-                self._deadline_by_handle.pop(handle, None)
                 if log.isEnabledFor(logging.DEBUG):
                     log.debug("done: %s", handle.log_summary)
             self.condition.notify_all()
@@ -296,27 +284,15 @@ class Engine:
 
     def _fail_expired_requests(self) -> None:
         """Fails the requests whose deadline has passed, before scheduling, so that this step can use their pages."""
-        expired = [
-            handle for handle, deadline in self._deadline_by_handle.items() if not deadline.remaining_seconds
-        ]
-        for handle in expired:
-            if not handle.is_done:
-                handle.fail(RequestTimeout(self._deadline_by_handle[handle].timeout))
-            self.scheduler.cancel(self._state_by_handle.pop(handle))
-            del self._deadline_by_handle[handle]
+        for handle, state in self._state_by_handle.items():
+            deadline = handle.request.deadline
+            if deadline is not None and not deadline.remaining_seconds and not handle.is_done:
+                handle.fail(RequestTimeout(deadline.timeout))
+                self.scheduler.cancel(state)
 
     def _cancel_request(self, handle: RequestHandle) -> None:
         """Cancels a request (`RequestHandle.cancel`); no effect once it is done."""
         with self.condition:
             if handle in self._state_by_handle:
                 self.scheduler.cancel(self._state_by_handle.pop(handle))
-                self._deadline_by_handle.pop(handle, None)
                 self.condition.notify_all()
-
-    def compute_max_new_tokens(self, prompt: Prompt, sampling: Sampling) -> int:
-        """The maximum number of tokens that this model can generate after a prompt: at least one.
-
-        Raises:
-            PromptTooLong, BadPrompt: as `submit`.
-        """
-        return compute_max_new_tokens(prompt, sampling, self.model.layout)

@@ -7,38 +7,18 @@ import os
 import sys
 import threading
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from idefics.engine.engine import Engine
 
 IDLE_SECONDS = 1.0  # a request that follows within this time need not start a thread
-
-
-class SteppedEngine(Protocol):
-    """The part of `Engine` that the thread calls.
-
-    Attributes:
-        condition: held to read `is_busy`; notified when there is work.
-    """
-
-    condition: threading.Condition
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any request is waiting or running."""
-        ...
-
-    def reset_after_fork(self) -> None:
-        """Called in a forked process, where the parent's threads do not exist and locks they held stay locked."""
-        ...
-
-    def step(self) -> None:
-        """Advances every running request by one step; raises nothing."""
-        ...
 
 
 class EngineThread:
     """Runs an engine's steps in a daemon thread while there is work. Holds only a weak reference to the engine."""
 
-    def __init__(self, engine: SteppedEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = weakref.ref(engine)
         self._condition = engine.condition
         self._thread: threading.Thread | None = None

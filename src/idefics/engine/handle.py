@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from idefics.engine.request import Request
@@ -40,9 +41,9 @@ class RequestHandle:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self._cancel_request = cancel
-        self._changed_condition = threading.Condition()
-        self._done_condition = threading.Condition()  # a second one, so that `wait` is not woken for each id
-        self._listeners: list[Callable[[], None]] = []
+        self._done_event = threading.Event()
+        self._listeners: list[Callable[[], None]] = []  # called after each change
+        self._listeners_lock = threading.Lock()
 
     @property
     def is_done(self) -> bool:
@@ -72,8 +73,7 @@ class RequestHandle:
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until it is done, or for `timeout` seconds; returns whether it is done. An interrupt cancels it."""
         try:
-            with self._done_condition:
-                return self._done_condition.wait_for(lambda: self.is_done, timeout)
+            return self._done_event.wait(timeout)
         except BaseException:
             self.cancel()
             raise
@@ -86,21 +86,16 @@ class RequestHandle:
         return self
 
     def __iter__(self) -> Iterator[int]:
-        num_yielded = 0
-        try:
-            while True:
-                with self._changed_condition:
-                    while len(self.ids) == num_yielded and not self.is_done:
-                        self._changed_condition.wait()
-                new = self.ids[num_yielded:]
-                yield from new
-                num_yielded += len(new)
-                if self.is_done and num_yielded == len(self.ids):
-                    break
-        finally:
-            self.cancel()
-        if self.error is not None:
-            raise self.error
+        changed, num_yielded, is_done = threading.Event(), 0, False
+        with self._listen(changed.set):
+            while not is_done:
+                changed.clear()
+                # `is_done` first: an id that is added in between sets `changed` again.
+                is_done, new_ids = self.is_done, self.ids[num_yielded:]
+                yield from new_ids
+                num_yielded += len(new_ids)
+                if not new_ids and not is_done:
+                    changed.wait()
 
     def __await__(self) -> Generator[Any, None, RequestHandle]:
         async def wait_until_done() -> RequestHandle:
@@ -111,28 +106,33 @@ class RequestHandle:
         return wait_until_done().__await__()
 
     async def __aiter__(self) -> AsyncIterator[int]:
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        listener = _make_threadsafe_event_setter(loop, changed)
-        with self._changed_condition:
-            self._listeners.append(listener)
-        num_yielded = 0
-        try:
-            while True:
+        loop, changed, num_yielded, is_done = asyncio.get_running_loop(), asyncio.Event(), 0, False
+
+        def set_changed() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(changed.set)
+
+        with self._listen(set_changed):
+            while not is_done:
                 changed.clear()
-                is_done = (
-                    self.is_done
-                )  # read before `ids`: an id that is added in between sets `changed` again
-                new = self.ids[num_yielded:]
-                for id in new:
+                is_done, new_ids = self.is_done, self.ids[num_yielded:]
+                for id in new_ids:
                     yield id
-                num_yielded += len(new)
-                if is_done and num_yielded == len(self.ids):
-                    break
-                if not new:
+                num_yielded += len(new_ids)
+                if not new_ids and not is_done:
                     await changed.wait()
+
+    @contextmanager
+    def _listen(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Calls `listener` after each change while a loop reads the ids; at its end cancels, or raises the error."""
+        with self._listeners_lock:
+            self._listeners.append(listener)
+        try:
+            yield
         finally:
             self.cancel()
-            self._listeners.remove(listener)
+            with self._listeners_lock:
+                self._listeners.remove(listener)
         if self.error is not None:
             raise self.error
 
@@ -157,31 +157,18 @@ class RequestHandle:
 
     def fail_after_fork(self, error: Exception) -> None:
         """Fails it in a forked process, with new locks: the old ones may be held by a thread of the parent process."""
-        self._changed_condition, self._done_condition = threading.Condition(), threading.Condition()
+        self._listeners_lock, self._done_event = threading.Lock(), threading.Event()
         if not self.is_done:
             self.error = error
+        self._done_event.set()
 
     def _notify_done(self) -> None:
         """Wakes all readers, and the callers of `wait` and `result`."""
         self._notify_changed()
-        with self._done_condition:
-            self._done_condition.notify_all()
+        self._done_event.set()
 
     def _notify_changed(self) -> None:
         """Wakes the loops over new ids, in threads and in asyncio."""
-        with self._changed_condition:
-            self._changed_condition.notify_all()
+        with self._listeners_lock:
             for listener in self._listeners:
                 listener()
-
-
-def _make_threadsafe_event_setter(
-    loop: asyncio.AbstractEventLoop, event: asyncio.Event
-) -> Callable[[], None]:
-    """Returns a function that sets an asyncio event and may be called from any thread."""
-
-    def wake() -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(event.set)
-
-    return wake

@@ -11,8 +11,11 @@ from idefics.errors import BadPrompt, BadSetting, PromptTooLong
 from idefics.prompt import Prompt
 
 
-def validate_request(request: Request, layout: KVCacheLayout) -> None:
+def validate_request(request: Request, layout: KVCacheLayout) -> int:
     """Checks the prompt, the continuations and `logit_bias` of a request.
+
+    Returns:
+        The maximum number of tokens to generate: 0 if continuations are scored.
 
     Raises:
         PromptTooLong: prompt and answer, or the longest continuation, do not fit into the model's positions.
@@ -20,12 +23,15 @@ def validate_request(request: Request, layout: KVCacheLayout) -> None:
         BadSetting: `logit_bias` has such an id.
     """
     continuations, biases = request.continuations, request.sampling.logit_bias
-    num_new_tokens = 1 if continuations is None else max(map(len, continuations), default=0)
-    validate_prompt(request.prompt, layout, num_new_tokens, chain.from_iterable(continuations or ()))
     if biases and (highest := max(biases)) >= layout.vocab_size:
         raise BadSetting(
             f"logit_bias names token {highest}; this model's tokens are 0 to {layout.vocab_size - 1}"
         )
+    if continuations is None:
+        return compute_max_new_tokens(request.prompt, request.sampling, layout)
+    num_new_tokens = max(map(len, continuations), default=0)
+    validate_prompt(request.prompt, layout, num_new_tokens, chain.from_iterable(continuations))
+    return 0
 
 
 def validate_prompt(

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from idefics.config import Sampling
 from idefics.engine.request import Deadline, Request
+from idefics.engine.request_validation import compute_max_new_tokens
 from idefics.errors import BadSetting, IdeficsError
 from idefics.generation.arguments import as_string_tuple
 from idefics.generation.error_policy import ErrorPolicy
@@ -188,15 +189,15 @@ class GenerationCall:
         Returns:
             The constraint on its tokens, and the constraint on the beams of a beam search; each may be None.
         """
-        config, engine = self.model.generation_config, self.model.engine
+        config, layout = self.model.generation_config, self.model.engine.model.layout
         has_step_rules = bool(config.step_dependent_fields)
         if self.compiled_constraint is None and not has_step_rules and not config.renormalize_logits:
             return None, None
-        max_new_tokens = engine.compute_max_new_tokens(prompt, self.sampling)
+        max_new_tokens = compute_max_new_tokens(prompt, self.sampling, layout)
         compiled = self.compiled_constraint
         constraint = None if compiled is None else compiled.create_constraint(max_new_tokens)
         config_constraint = GenerationConfigConstraint(
-            config, prompt.ids, max_new_tokens, engine.model.layout.vocab_size, self.stop_ids, constraint
+            config, prompt.ids, max_new_tokens, layout.vocab_size, self.stop_ids, constraint
         )
         if self.sampling.num_beams > 1:
             return constraint, config_constraint

@@ -7,11 +7,12 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from idefics.engine.decode_inputs import DecodeInputs
+from idefics.engine.kv_cache import PagedKVCache
 from idefics.engine.model_interface import VLM
 from idefics.engine.native.huge_pages import pack_into_huge_pages
 from idefics.engine.native.native_model import (
@@ -27,23 +28,7 @@ from idefics.nn.attention import CrossKV
 from idefics.nn.decoder_parts import DecoderParts
 
 
-class NativeDecodeInputs(Protocol):
-    """The inputs of a decode step: (R,) ids and positions, (R, columns) page tables, and each row's image KVs."""
-
-    ids: Tensor
-    positions: Tensor
-    page_tables: Tensor
-    cross_kvs: Sequence[CrossKV]
-
-
-class KVCacheTensors(Protocol):
-    """The KV cache: (pages, h, 16, K) float32 or float16 for each layer, whose memory does not move."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-
-def unsupported_reason(model: VLM, cache: KVCacheTensors) -> str | None:
+def unsupported_reason(model: VLM, cache: PagedKVCache) -> str | None:
     """Why `NativeDecode` cannot compute a model's decode steps; None if it can."""
     if reason := library.missing_reason():
         return reason
@@ -72,7 +57,7 @@ class NativeDecode:
     """
 
     def __init__(
-        self, parts: DecoderParts, cache: KVCacheTensors, instruction_set: InstructionSet | None = None
+        self, parts: DecoderParts, cache: PagedKVCache, instruction_set: InstructionSet | None = None
     ) -> None:
         self.vocab_size = sum(head.out_features for head in parts.lm_heads)
         self.num_cross_layers = sum(cross is not None for cross in parts.cross_blocks)
@@ -88,7 +73,7 @@ class NativeDecode:
     def __str__(self) -> str:
         return f"C ({self.instruction_set.label}, {self._num_threads} threads)"
 
-    def __call__(self, inputs: NativeDecodeInputs) -> Tensor:
+    def __call__(self, inputs: DecodeInputs) -> Tensor:
         """Appends the rows' tokens to the KV cache; returns logits (R, V) float32.
 
         Raises:
@@ -125,7 +110,7 @@ class NativeDecode:
         )
         self._decode_step = kernels.idefics_decode_step
 
-    def _run_step(self, inputs: NativeDecodeInputs) -> Tensor:
+    def _run_step(self, inputs: DecodeInputs) -> Tensor:
         """Calls the C function for up to `MAX_ROWS` rows at a time."""
         logits = torch.empty(len(inputs.ids), self.vocab_size)
         page_tables = inputs.page_tables.contiguous()
