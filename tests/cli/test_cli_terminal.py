@@ -361,11 +361,11 @@ def test_ctrl_c_before_an_answer_begins_drops_the_turn(start_terminal_session):
 
 
 def test_errors_do_not_break_the_progress_line(capsys):
-    """`write_answer` and `report_error` pause the bar; without a terminal there is none."""
+    """`write_result` and `report_error` pause the bar; without a terminal there is none."""
     from idefics.cli.output import OutputWriter
 
     with OutputWriter("idefics test") as screen:
-        screen.write_answer(make_answer("A cat."))
+        screen.write_result(make_answer("A cat."))
         screen.report_error("no\nno.png: no such file")
     assert capsys.readouterr() == ("A cat.\n", "idefics test: no no.png: no such file\n")
     assert screen.exit_code == 2

@@ -177,14 +177,14 @@ class ChatSession:
     def _print_answer(self, messages: list[Message]) -> str:
         """Prints the whole answer and returns its text."""
         answer = self.vlm.chat(messages, **self.options)
-        self.writer.write_answer(answer, model=self.vlm)
+        self.writer.write_result(answer, model=self.vlm)
         return answer.text
 
     def _stream_answer(self, messages: list[Message]) -> str:
         """Streams the answer and returns its text; Ctrl-C ends it, and the text up to there counts as the answer."""
         stream: Stream | None = None
         try:
-            self.writer.progress.start_spinner("Answering")
+            self.writer.progress.start("Answering")
             stream = self.vlm.chat(messages, stream=True, **self.options)
             self.writer.write_stream(stream)
         except KeyboardInterrupt:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from idefics.errors import BadPicture
 from idefics.formats import (
-    IMAGE_FORMATS,
     VIDEO_SUFFIXES,
     detect_image_format,
     detect_video_format,
@@ -22,6 +21,15 @@ from idefics.formats import (
 )
 
 MAX_PATTERN_LENGTH = 100  # characters of a pattern that an error message shows
+
+# Why files are skipped, as `describe_skipped` says it; a file of another kind is counted by its suffix.
+SUBFOLDER = "{count} subfolder{s} (--recursive includes {them})"
+VIDEO = "{count} video{s} (to include one, name it)"
+DUPLICATE_LINK = "{count} link{s} to a picture that is included anyway"
+BROKEN_LINK = "{count} broken link{s}"
+SPECIAL_FILE = "{count} special file{s}"
+MISSING_EXTRA = "{{count}} {title} (pip install 'idefics[{extra}]', or convert to JPEG)"
+UNREADABLE_FORMAT = "{{count}} {title} (not read: convert to JPEG)"
 
 
 class PictureSearch:
@@ -32,7 +40,7 @@ class PictureSearch:
         report_error: called with a message for each subfolder that cannot be read.
 
     Attributes:
-        skipped: number of files left out, by reason: a format, a suffix, "video", "link", ...
+        skipped: number of files left out, by reason: `VIDEO`, `BROKEN_LINK`, a suffix, ...
     """
 
     def __init__(self, *, recursive: bool, report_error: Callable[[str], None]) -> None:
@@ -40,68 +48,51 @@ class PictureSearch:
         self.skipped: Counter[str] = Counter()
         self._seen_paths: set[str] = set()  # real paths
 
-    def find_in_folder(self, folder: Path) -> list[Path]:
-        """The pictures in a folder, sorted by path.
+    def find(self, argument: str, *, is_pattern: bool) -> list[Path]:
+        """The pictures in a folder, or those that match a pattern, sorted by path.
+
+        In a pattern `**` matches any number of folders. A file whose suffix is written out in the pattern (`*.dat`)
+        counts as a picture.
 
         Raises:
-            BadPicture: the folder cannot be read or has no picture.
+            BadPicture: the folder cannot be read or has no picture, or no file matches.
         """
-        paths = list(
-            self._filter_pictures(self._walk_files(folder) if self.recursive else self._list_files(folder))
+        path, suffix = Path(argument), ""
+        if is_pattern and not glob.has_magic(path.suffix):
+            suffix = path.suffix.lower()
+        files = (
+            self._expand_pattern(argument) if is_pattern else self._files_in(path, recursive=self.recursive)
         )
-        if not paths:
-            raise BadPicture(f"{folder}: no picture in this folder{self._skipped_text()}")
-        return sorted(paths)
-
-    def find_by_pattern(self, pattern: str) -> list[Path]:
-        """The pictures that match a pattern, sorted by path; `**` matches any number of folders.
-
-        A file whose suffix is written out in the pattern (`*.dat`) counts as a picture.
-
-        Raises:
-            BadPicture: no file matches.
-        """
-        suffix = Path(pattern).suffix.lower()
-        accepted_suffix = None if glob.has_magic(suffix) else suffix
-        paths = sorted(self._filter_pictures(self._expand_pattern(pattern), accepted_suffix))
-        if not paths:
-            kind = "picture" if self.skipped else "file"
-            raise BadPicture(
-                f"{pattern[:MAX_PATTERN_LENGTH]}: no {kind} matches this pattern{self._skipped_text()}"
-            )
-        return paths
-
-    def _skipped_text(self) -> str:
-        """The skipped files as the end of an error message; empty if there are none."""
-        return f"; skipped: {describe_skipped(self.skipped)}" if self.skipped else ""
+        if paths := sorted(self._filter_pictures(files, suffix)):
+            return paths
+        skipped = f"; skipped: {describe_skipped(self.skipped)}" if self.skipped else ""
+        if not is_pattern:
+            raise BadPicture(f"{path}: no picture in this folder{skipped}")
+        kind = "picture" if self.skipped else "file"
+        raise BadPicture(f"{argument[:MAX_PATTERN_LENGTH]}: no {kind} matches this pattern{skipped}")
 
     def _expand_pattern(self, pattern: str) -> Iterator[Path]:
         """Yields the files that match a pattern, and the files of folders that match it."""
         parts = Path(pattern).parts
         if "**" not in parts:
             for match in map(Path, sorted(glob.glob(pattern))):
-                if _false_on_os_error(match.is_dir):
-                    yield from self._walk_files(match) if self.recursive else self._list_files(match)
+                if is_folder(match):
+                    yield from self._files_in(match, recursive=self.recursive)
                 else:
                     yield match
             return
         wildcard_index = parts.index("**")
         root_folders = sorted(glob.glob(str(Path(*parts[:wildcard_index])))) if wildcard_index else ["."]
         for root in map(Path, root_folders):
-            for file in self._walk_files(root):
+            for file in self._files_in(root, recursive=True):
                 if _matches_pattern(file.relative_to(root).parts, parts[wildcard_index:]):
                     yield file
 
-    def _list_files(self, folder: Path) -> Iterator[Path]:
-        """Yields the files of a folder, and counts its subfolders as skipped."""
-        for entry in _visible_entries(folder):
-            if _false_on_os_error(entry.is_dir):
-                self.skipped["subfolder"] += 1
-            else:
-                yield entry
+    def _files_in(self, root: Path, *, recursive: bool) -> Iterator[Path]:
+        """Yields the files of a folder; its subfolders are searched too, or counted as skipped.
 
-    def _walk_files(self, root: Path) -> Iterator[Path]:
-        """All files below a folder. Each folder is searched once, even if several symbolic links lead to it."""
+        Each folder is searched once, even if several symbolic links lead to it.
+        """
         folders, links, searched = deque([root]), deque[Path](), set[str]()
         while folders or links:
             folder = (folders or links).popleft()
@@ -119,29 +110,30 @@ class PictureSearch:
                 self.report_error(str(error))
                 continue
             for entry in entries:
-                if _false_on_os_error(entry.is_dir):
-                    (links if _false_on_os_error(entry.is_symlink) else folders).append(entry)
-                else:
+                if not is_folder(entry):
                     yield entry
+                elif recursive:
+                    (links if _is_link(entry) else folders).append(entry)
+                else:
+                    self.skipped[SUBFOLDER] += 1
 
-    def _filter_pictures(self, files: Iterator[Path], accepted_suffix: str | None = None) -> Iterator[Path]:
+    def _filter_pictures(self, files: Iterator[Path], accepted_suffix: str) -> Iterator[Path]:
         """Yields the files that are pictures by their names, each once, and counts the others in `skipped`.
 
         Args:
             files: the files; regular files come before links, so that a link to one of them is left out.
-            accepted_suffix: files with this suffix are pictures in any case.
+            accepted_suffix: files with this suffix are pictures in any case; "": none are.
         """
         from idefics.processing.picture_files import readable_formats
 
         formats = readable_formats()
-        for file in sorted(files, key=lambda file: (_false_on_os_error(file.is_symlink), file)):
+        for file in sorted(files, key=lambda file: (_is_link(file), file)):
             suffix = file.suffix.lower()
-            reason = (
-                None if accepted_suffix and suffix == accepted_suffix else _skip_reason(file, suffix, formats)
-            )
+            is_accepted = accepted_suffix != "" and suffix == accepted_suffix
+            reason = None if is_accepted else _skip_reason(file, suffix, formats)
             real_path = os.path.realpath(file)
             if reason is None and real_path in self._seen_paths:
-                reason = "link"
+                reason = DUPLICATE_LINK
             if reason is None:
                 self._seen_paths.add(real_path)
                 yield file
@@ -157,29 +149,35 @@ def _visible_entries(folder: Path) -> list[Path]:
         raise BadPicture(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def _false_on_os_error(predicate: Callable[[], bool]) -> bool:
-    """Calls a test such as `path.is_dir`; False where the path may not be read."""
-    try:
-        return predicate()
-    except OSError:
-        return False
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder; False where it may not be read, or cannot be a path."""
+    return os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises PermissionError
+
+
+def _is_link(path: Path) -> bool:
+    """Whether a path is a symbolic link; False where it may not be read."""
+    return os.path.islink(path)  # noqa: PTH114  # Path.is_symlink raises PermissionError
 
 
 def _skip_reason(file: Path, suffix: str, readable_formats: Sequence[object]) -> str | None:
-    """Why a file is skipped: its format, "video", "broken link" or its suffix; None for a picture."""
+    """Why a file is skipped, in words for `describe_skipped`, or its suffix; None for a picture."""
     from idefics.processing.picture_files import read_file_head
 
     try:
         if not file.is_file():
-            return "broken link" if file.is_symlink() else "special file"
+            return BROKEN_LINK if file.is_symlink() else SPECIAL_FILE
         head = b"" if suffix else read_file_head(file)
         format = image_format_by_suffix(file.name) if suffix else detect_image_format(head)
     except OSError:  # opening it later reports the error
         return None
+    if format in readable_formats:
+        return None
     if format is not None:
-        return None if format in readable_formats else format.title
+        return (MISSING_EXTRA if format.extra else UNREADABLE_FORMAT).format(
+            title=format.title, extra=format.extra
+        )
     is_video = suffix in VIDEO_SUFFIXES or detect_video_format(head) is not None
-    return "video" if is_video else suffix or "no suffix"
+    return VIDEO if is_video else suffix or "no suffix"
 
 
 def _matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -195,29 +193,13 @@ def _matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def describe_skipped(skipped: Counter[str]) -> str:
     """The skipped files on one line: "2 camera RAW (not read: convert to JPEG), 1 other file (.txt)"."""
-    format_by_title = {one.title: one for one in IMAGE_FORMATS}
     parts, num_by_suffix = [], Counter[str]()
     for reason, count in skipped.items():
-        plural = "" if count == 1 else "s"
-        if reason == "subfolder":
-            parts.append(f"{count} subfolder{plural} (--recursive includes {'it' if count == 1 else 'them'})")
-        elif reason == "video":
-            parts.append(f"{count} video{plural} (to include one, name it)")
-        elif reason in ("link", "broken link", "special file"):
-            what = (
-                f"link{plural} to a picture that is included anyway"
-                if reason == "link"
-                else f"{reason}{plural}"
-            )
-            parts.append(f"{count} {what}")
-        elif reason.startswith(".") or reason == "no suffix":
-            num_by_suffix[reason] += count
-        elif reason in format_by_title and format_by_title[reason].extra:
-            parts.append(
-                f"{count} {reason} (pip install 'idefics[{format_by_title[reason].extra}]', or convert to JPEG)"
-            )
+        if reason.startswith("{count}"):
+            plural, them = ("", "it") if count == 1 else ("s", "them")
+            parts.append(reason.format(count=count, s=plural, them=them))
         else:
-            parts.append(f"{count} {reason} (not read: convert to JPEG)")
+            num_by_suffix[reason] += count
     if num_by_suffix:
         count = num_by_suffix.total()
         kinds = ", ".join(sorted(num_by_suffix)[:5]) + (", ..." if len(num_by_suffix) > 5 else "")

@@ -55,7 +55,7 @@ def generate(
     if writer.is_interactive:
         writer.write_stream(vlm.generate(parts, stream=True, **options))
     else:
-        writer.write_answer(vlm.generate(parts, **options), model=vlm)
+        writer.write_result(vlm.generate(parts, **options), model=vlm)
 
 
 def _parse_item(item: str, fetcher: Fetcher) -> ContentPart:

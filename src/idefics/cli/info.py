@@ -32,7 +32,7 @@ def info(writer: OutputWriter, argument: ModelArgument) -> None:
     """
     from idefics.generation.environment import describe_environment, estimate_model_memory
 
-    writer.progress.start_spinner("Collecting information")
+    writer.progress.start("Collecting information")
     report: dict[str, Any] = {"idefics": __version__, **describe_environment()}
     if (model := argument.model) is not None:
         try:

@@ -21,7 +21,7 @@ def load(flags: ModelFlags, writer: OutputWriter) -> Idefics:
     """Loads the model that the flags name. If it is not on this machine, announces the download and shows progress."""
     import idefics
 
-    writer.progress.start_spinner(f"Loading {flags.model}")
+    writer.progress.start(f"Loading {flags.model}")
     settings = asdict(flags) | {"offline": flags.offline or None}  # None leaves it to the environment
     vlm = idefics.load(**settings, progress=download_progress_callback(flags.model, writer))
     writer.progress.stop()
@@ -37,6 +37,6 @@ def download_progress_callback(model: str, writer: OutputWriter) -> ProgressCall
             return
         writer.progress.stop()
         writer.print_status(f"{model} is not on this machine yet: downloading {total / 1e9:.1f} GB, once")
-        writer.progress.start_download(model, total)
+        writer.progress.start(model, total, in_bytes=True)
 
     return report

@@ -162,34 +162,23 @@ class OutputWriter:
         with self.progress.paused():
             print_error_line(text)
 
-    def write_answer(self, answer: Answer, name: str | None = None, model: Idefics | None = None) -> None:
-        """Writes a finished answer.
+    def write_result(
+        self, result: Answer | Ranking, name: str | None = None, model: Idefics | None = None
+    ) -> None:
+        """Writes a finished answer, or a ranking: a bar chart on a terminal, the best label to a pipe, all as JSON.
 
         Args:
-            answer: the answer.
+            result: the answer or ranking.
             name: the picture's name, printed where there are several pictures.
-            model: decodes the tokens, where the answer has log-probabilities.
+            model: decodes the tokens, where an answer has log-probabilities.
         """
         if self.as_json:
-            row: dict[str, Any] = {"text": answer.text, "finish": answer.finish}
-            if answer.logprobs is not None and model is not None:
-                row["tokens"] = list(_token_rows(answer, model))
-            self._write_result_json(name, row, answer)
+            self._write_result_json(result, name, model)
+        elif self.is_interactive and isinstance(result, Ranking):
+            self._write_bars(result, name)
         else:
-            self._write_text(answer.text, name)
-        self.print_result_notes(answer)
-        self.num_written += 1
-
-    def write_ranking(self, ranking: Ranking, name: str | None = None) -> None:
-        """Writes a ranking: a bar chart on a terminal, the best label to a pipe, all labels as JSON."""
-        if self.as_json:
-            row = {"best": ranking.best, "labels": [label._asdict() for label in ranking]}
-            self._write_result_json(name, row, ranking)
-        elif self.is_interactive:
-            self._write_bars(ranking, name)
-        else:
-            self._write_text(ranking.best, name)
-        self.print_result_notes(ranking)
+            self._write_text(str(result), name)
+        self.print_result_notes(result)
         self.num_written += 1
 
     def write_stream(self, stream: Stream) -> Answer:
@@ -240,14 +229,19 @@ class OutputWriter:
 
             self.console.print(Text(one_line(name), "cyan"), end=end)
 
-    def _write_result_json(self, name: str | None, row: dict[str, Any], result: Answer | Ranking) -> None:
-        """Writes `row` as a JSON line, with name, notes, usage and timings of the result."""
-        image_field = {} if name is None else {"image": name}
-        notes = {"notes": result.notes} if result.notes else {}
+    def _write_result_json(self, result: Answer | Ranking, name: str | None, model: Idefics | None) -> None:
+        """Writes a result as a JSON line: the picture's name, the answer or the labels, notes, usage and timings."""
+        row: dict[str, Any] = {} if name is None else {"image": name}
+        if isinstance(result, Ranking):
+            row |= {"best": result.best, "labels": [label._asdict() for label in result]}
+        else:
+            row |= {"text": result.text, "finish": result.finish}
+            if result.logprobs is not None and model is not None:
+                row["tokens"] = list(_token_rows(result, model))
+        if result.notes:
+            row["notes"] = result.notes
         seconds = {key: round(value, 4) for key, value in asdict(result.timings).items()}
-        self.write_json_line(
-            {**image_field, **row, **notes, "usage": asdict(result.usage), "timings": seconds}
-        )
+        self.write_json_line({**row, "usage": asdict(result.usage), "timings": seconds})
 
     def write_json_line(self, row: dict[str, Any]) -> None:
         """Writes one JSON object on one line of standard output."""

@@ -69,10 +69,7 @@ class PictureBatches:
     def vlm(self) -> Idefics:
         """The model with the few-shot examples; loading it starts the progress display of the answers."""
         vlm = self.load_model(self.model_flags).with_shots(self.shots)
-        if len(self.pictures) > 1:
-            self.writer.progress.start_counter("Answering", len(self.pictures))
-        else:
-            self.writer.progress.start_spinner("Answering")
+        self.writer.progress.start("Answering", len(self.pictures) if len(self.pictures) > 1 else None)
         return vlm
 
     def readable_pictures(self, named_pictures: Sequence[NamedPicture]) -> Iterator[NamedPicture]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics.cli.folders import PictureSearch, describe_skipped
+from idefics.cli.folders import PictureSearch, describe_skipped, is_folder
 from idefics.cli.output import OutputWriter
 from idefics.cli.text_files import STDIN, escaped_bytes, is_valid_utf8
 from idefics.errors import BadPicture, BadPrompt, MissingExtra
@@ -79,7 +80,7 @@ def is_sentence(argument: str) -> bool:
 
 def names_several_pictures(arguments: Sequence[str]) -> bool:
     """Whether the arguments may name more than one picture: several arguments, a folder or a pattern."""
-    return len(arguments) > 1 or any(_is_folder(name) or _is_pattern(name) for name in arguments)
+    return len(arguments) > 1 or any(is_folder(name) or _is_pattern(name) for name in arguments)
 
 
 def find_pictures(
@@ -97,14 +98,10 @@ def find_pictures(
     skipped: Counter[str] = Counter()
     for argument in arguments:
         try:
-            if _is_pattern(argument) or _is_folder(argument):
+            if _is_pattern(argument) or is_folder(argument):
                 search = PictureSearch(recursive=recursive, report_error=writer.report_error)
-                paths = (
-                    search.find_by_pattern(argument)
-                    if _is_pattern(argument)
-                    else search.find_in_folder(Path(argument))
-                )
-                named_pictures += [_file_as_named_picture(path) for path in paths]
+                paths = search.find(argument, is_pattern=_is_pattern(argument))
+                named_pictures += map(_file_as_named_picture, paths)
                 skipped += search.skipped
             else:
                 named_pictures.append(_resolve_argument(argument))
@@ -205,14 +202,6 @@ def _is_pattern(argument: str) -> bool:
     return glob.has_magic(argument) and not _exists(argument) and not is_url(argument)
 
 
-def _is_folder(argument: str) -> bool:
-    """Whether an argument is an existing folder."""
-    return _exists(argument) and Path(argument).is_dir()
-
-
 def _exists(name: str) -> bool:
     """Whether a file or folder exists; False for an argument that cannot be a path."""
-    try:
-        return name != "" and Path(name).exists()
-    except (OSError, ValueError):  # longer than any file's name, or with a null character in it
-        return False
+    return os.path.exists(name)  # noqa: PTH110  # Path.exists raises OSError or ValueError

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import Progress
 
 
 class ProgressDisplay:
@@ -18,28 +18,36 @@ class ProgressDisplay:
         self._is_terminal = sys.stderr.isatty()
         self._progress: Progress | None = None
 
-    def start_spinner(self, text: str) -> None:
-        """Shows a spinner with a text, such as "Loading demo"."""
-        if self._is_terminal:
-            from rich.progress import SpinnerColumn, TextColumn
+    def start(self, text: str, total: int | None = None, *, in_bytes: bool = False) -> None:
+        """Replaces what is shown.
 
-            self._start(SpinnerColumn(), TextColumn("{task.description}"), text=text, total=None)
+        Args:
+            text: stands next to it, such as "Loading demo".
+            total: where the bar ends, which `set_completed` moves; None shows a spinner.
+            in_bytes: whether the bar counts bytes.
+        """
+        if not self._is_terminal:
+            return
+        from rich import progress
+        from rich.console import Console
 
-    def start_counter(self, text: str, total: int) -> None:
-        """Shows a bar that counts to `total`; `set_completed` moves it."""
-        if self._is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-            name, bar, number = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-            self._start(name, bar, number, TimeRemainingColumn(), text=text, total=total)
-
-    def start_download(self, text: str, total: int) -> None:
-        """Shows a bar of `total` bytes; `set_completed` moves it."""
-        if self._is_terminal:
-            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-
-            name, bar, number = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-            self._start(name, bar, number, TimeRemainingColumn(), text=text, total=total)
+        self.stop()
+        columns: list[progress.ProgressColumn] = [progress.TextColumn("{task.description}")]
+        if total is None:
+            columns.insert(0, progress.SpinnerColumn())
+        else:
+            counter = progress.DownloadColumn() if in_bytes else progress.MofNCompleteColumn()
+            columns += [progress.BarColumn(), counter, progress.TimeRemainingColumn()]
+        # Other output is printed inside `paused`: rich would wrap what it redirects to the terminal's width.
+        self._progress = progress.Progress(
+            *columns,
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._progress.add_task(text, total=total)
+        self._progress.start()
 
     def set_completed(self, completed: int) -> None:
         """Moves the bar to `completed`. Any thread may call it."""
@@ -60,21 +68,4 @@ class ProgressDisplay:
             return
         self._progress.stop()
         yield
-        self._progress.start()
-
-    def _start(self, *columns: ProgressColumn, text: str, total: int | None) -> None:
-        """Replaces the display by one with these columns; `total` is None for a spinner."""
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.stop()
-        # Other output is printed inside `paused`: rich would wrap what it redirects to the terminal's width.
-        self._progress = Progress(
-            *columns,
-            console=Console(stderr=True),
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._progress.add_task(text, total=total)
         self._progress.start()

@@ -50,7 +50,7 @@ def quantize(writer: OutputWriter, flags: QuantizeFlags) -> None:
 
     # None leaves it to the environment.
     source: dict[str, Any] = {"revision": flags.revision, "offline": flags.offline or None}
-    writer.progress.start_spinner(f"Quantizing {flags.model}")
+    writer.progress.start(f"Quantizing {flags.model}")
     checkpoint = quantize_checkpoint(
         flags.model,
         QuantizationConfig(kind=flags.to),

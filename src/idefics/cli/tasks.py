@@ -116,7 +116,7 @@ def _run_task(
             )
         )
         for answer, name in answers:
-            writer.write_answer(answer, name, batches.vlm)
+            writer.write_result(answer, name, batches.vlm)
 
 
 def _split_words(task: Task, arguments: list[str], prompt: str | None) -> tuple[list[str], str]:
@@ -160,7 +160,7 @@ def _classify(
         )
     )
     for ranking, name in rankings:
-        writer.write_ranking(ranking, name)
+        writer.write_result(ranking, name)
 
 
 def _refuse_words(arguments: Sequence[str], hint: str) -> None:
