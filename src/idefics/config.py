@@ -13,7 +13,13 @@ from typing import Literal, get_args
 
 from idefics.errors import BadSetting
 from idefics.host_memory import DEFAULT_BATCH_ROWS, DEFAULT_ENCODER_CACHE_BYTES, parse_bytes_or_share
-from idefics.validation import reject_unknown_fields, validate_bool, validate_list, validate_range
+from idefics.validation import (
+    reject_unknown_fields,
+    validate_bool,
+    validate_choice,
+    validate_list,
+    validate_range,
+)
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"]
 
@@ -353,12 +359,8 @@ class QuantizationConfig:
         if self.skip is not None:
             skip = validate_list("skip", self.skip, "a list of names of modules", allow_set=True)
             object.__setattr__(self, "skip", tuple(skip))
-        if self.compute_dtype is not None and str(self.compute_dtype) not in (
-            "float32",
-            "bfloat16",
-            "float16",
-        ):
-            raise BadSetting(f"compute_dtype is {self.compute_dtype!r}; give float32, bfloat16 or float16")
+        if self.compute_dtype is not None:
+            validate_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16", "float16"))
 
 
 @reject_unknown_fields

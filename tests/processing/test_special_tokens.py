@@ -237,7 +237,7 @@ def test_operators_are_no_control_names():
     )
     library.decoder = decoders.ByteLevel()
     assert Ours(library.to_str()).special_ids_by_kind.control_ids == frozenset()
-    declared = DeclaredTokens(role_tokens=frozenset({"</s>", "<|>"}))
+    declared = DeclaredTokens(token_by_role={"eos_token": "</s>", "pad_token": "<|>"})
     assert Ours(library.to_str(), declared).special_ids_by_kind.control_ids == {4}
 
 

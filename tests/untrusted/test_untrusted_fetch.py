@@ -558,9 +558,7 @@ def test_the_owner_names_any_address(fake_internet):
     assert fake_internet.internal_server.headers[0]["Authorization"].startswith("Basic ")
 
 
-@pytest.mark.parametrize(
-    "network", [*url_policy.BLOCKED_IPV4_NETWORKS, *url_policy.BLOCKED_IPV6_NETWORKS], ids=str
-)
+@pytest.mark.parametrize("network", url_policy.BLOCKED_NETWORKS, ids=str)
 def test_both_ends_of_each_special_network_are_refused(network):
     assert not is_public_ip(str(network[0]))
     assert not is_public_ip(str(network[-1]))

@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from idefics.errors import BadPrompt, UnsupportedModel
@@ -172,7 +172,8 @@ def _compile_template(template: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_generation_extension(), "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _to_json
+    # As in transformers: jinja2's own filter escapes for HTML and sorts keys.
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _raise_refusal
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(template)
@@ -195,19 +196,6 @@ def _generation_extension() -> type[jinja2.ext.Extension]:
             return f"{GENERATION_START_MARKER}{caller()}{GENERATION_END_MARKER}"
 
     return Generation
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """The filter `tojson` as in transformers: jinja2's own filter escapes for HTML and sorts keys."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 def _raise_refusal(message: str) -> NoReturn:

@@ -73,12 +73,10 @@ class CheckpointGenerationConfig:
             )
         parsed = {name: PARSER_BY_FIELD[name](name, value) for name, value in fields.items()}
         for name in ("suppress_tokens", "begin_suppress_tokens"):
-            if name in parsed:
-                parsed[name] = frozenset(id for id in parsed[name] if id < vocab_size)
-        if "bad_words_ids" in parsed:
-            parsed["bad_words_ids"] = tuple(
-                word for word in parsed["bad_words_ids"] if max(word) < vocab_size
-            )
+            parsed[name] = frozenset(id for id in parsed.get(name, ()) if id < vocab_size)
+        parsed["bad_words_ids"] = tuple(
+            word for word in parsed.get("bad_words_ids", ()) if max(word) < vocab_size
+        )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             if (forced := max(_parse_ids(name, fields.get(name, 0)), default=0)) >= vocab_size:
                 raise BrokenCheckpoint(
@@ -158,15 +156,15 @@ def _parse_bool(name: str, value: Any) -> bool:
 
 
 PARSER_BY_FIELD: Mapping[str, Any] = {
-    "suppress_tokens": lambda name, value: frozenset(_parse_ids(name, value)),
-    "begin_suppress_tokens": lambda name, value: frozenset(_parse_ids(name, value)),
+    "suppress_tokens": _parse_ids,
+    "begin_suppress_tokens": _parse_ids,
     "bad_words_ids": _parse_bad_words,
     "repetition_penalty": _parse_penalty,
     "no_repeat_ngram_size": _parse_non_negative_int,
     "min_length": _parse_non_negative_int,
     "min_new_tokens": _parse_non_negative_int,
     "forced_bos_token_id": _parse_non_negative_int,
-    "forced_eos_token_id": lambda name, value: tuple(sorted(_parse_ids(name, value))),
+    "forced_eos_token_id": _parse_ids,
     "stop_strings": _parse_strings,
     "renormalize_logits": _parse_bool,
 }

@@ -46,45 +46,6 @@ def read_chat_template(folder: str | Path) -> str:
     return ""
 
 
-def read_role_tokens(folder: str | Path) -> dict[str, str]:
-    """The tokens that have a role, by the role's name: "eos_token" -> "</s>", "image_token" -> "<image>" and so on.
-
-    They are in tokenizer_config.json, there also under "extra_special_tokens" (transformers 5), or in
-    special_tokens_map.json. Lists of further special tokens give no roles.
-
-    Raises:
-        UnsupportedModel: a file is not a JSON object.
-    """
-    config = read_json_object(Path(folder) / "tokenizer_config.json")
-    extra = config.get("extra_special_tokens")
-    sources = (
-        read_json_object(Path(folder) / "special_tokens_map.json"),
-        extra if isinstance(extra, dict) else {},
-        config,
-    )
-    token_by_role: dict[str, str] = {}
-    for name, token in (item for source in sources for item in source.items() if item[0].endswith("_token")):
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str) and content:
-            token_by_role[name] = content
-    return token_by_role
-
-
-def read_special_added_tokens(folder: str | Path) -> frozenset[str]:
-    """The tokens that tokenizer_config.json marks special under "added_tokens_decoder".
-
-    Raises:
-        UnsupportedModel: the file is not a JSON object.
-    """
-    added = read_json_object(Path(folder) / "tokenizer_config.json").get("added_tokens_decoder")
-    tokens = added.values() if isinstance(added, dict) else ()
-    return frozenset(
-        token["content"]
-        for token in tokens
-        if isinstance(token, dict) and token.get("special") and isinstance(token.get("content"), str)
-    )
-
-
 def _default_template(template: str | list[Mapping[str, str]], path: Path) -> str:
     """The only template of a file, or the one named "default" if the file has a list of them."""
     if isinstance(template, str):

@@ -97,7 +97,7 @@ class GenerationConfigConstraint:
         if config.forced_bos_token_id is not None and len(ids) == 1:
             return config.forced_bos_token_id
         is_last = len(ids) - len(self._prompt) == self._max_new_tokens - 1
-        return config.forced_eos_token_id[0] if is_last and config.forced_eos_token_id else None
+        return min(config.forced_eos_token_id, default=None) if is_last else None
 
     def _allowed_mask(self, ids: list[int]) -> np.ndarray:
         """(V,): whether an id may follow `ids` by the rules, without the inner constraint."""

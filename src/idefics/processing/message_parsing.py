@@ -91,15 +91,17 @@ def _parse_message(message: Message | Mapping[str, Any], where: str, untrusted: 
     if isinstance(content, str):
         return Message(role, (content,))
     if not isinstance(content, (list, tuple)):
-        given = "None" if content is None else f"a {type(content).__name__}"
-        raise BadPrompt(f"{where}: content is {given}; give a string or a list of parts")
+        raise BadPrompt(f"{where}: content is {describe_type(content)}; give a string or a list of parts")
     if not content:
         raise BadPrompt(f"{where}: content is empty; give some text or a picture")
     parts = [_parse_part(part, f"{where}: content[{index}]", untrusted) for index, part in enumerate(content)]
-    if role == "user" and not untrusted:
-        for index, part in enumerate(content):
-            if isinstance(part, str) and not isinstance(part, LiteralText):
-                _reject_file_name(part, f"{where}: content[{index}]")
+    for index, part in enumerate(content if role == "user" and not untrusted else ()):
+        # It would be read as words, and the answer would be invented.
+        if isinstance(part, str) and not isinstance(part, LiteralText) and is_or_looks_like_file_name(part):
+            raise BadPrompt(
+                f"{where}: content[{index}] is {part[:100]!r}, the name of a file, and would be read as words: "
+                f'for a picture give Picture({part[:100]!r}), for words {{"type": "text", "text": ...}}'
+            )
     return Message(role, tuple(parts))
 
 
@@ -130,10 +132,10 @@ def _parse_part(part: Any, where: str, untrusted: bool) -> ContentPart:
         case _:
             address, name = _require_field(part, "image_url", where), f"{where}: image_url"
             if isinstance(address, str):
-                return _with_detail(Picture(address), part, where)
-            url = _require_field(address, "url", name)
+                address = {"url": address}
+            picture = Picture.of(_require_field(address, "url", name))
             _reject_unknown_keys(address, IMAGE_URL_KEYS, name)
-            return _with_detail(_with_detail(Picture.of(url), part, where), address, name)
+            return _with_detail(_with_detail(picture, part, where), address, name)
 
 
 def _with_detail(picture: Picture, part: Mapping[str, Any], where: str) -> Picture:
@@ -179,15 +181,6 @@ def _reject_unknown_keys(mapping: Mapping[str, Any], allowed_keys: Sequence[str]
 def _is_empty_value(value: Any) -> bool:
     """Whether a key with this value is treated as absent: rows of data sets have every key, also unused ones."""
     return value is None or (isinstance(value, (str, bytes, list, tuple, dict, bool)) and not value)
-
-
-def _reject_file_name(text: str, where: str) -> None:
-    """Refuses a text that names a file: it would be read as words, and the answer would be invented."""
-    if is_or_looks_like_file_name(text):
-        raise BadPrompt(
-            f"{where} is {text[:100]!r}, the name of a file, and would be read as words: for a picture give "
-            f'Picture({text[:100]!r}), for words {{"type": "text", "text": ...}}'
-        )
 
 
 def _require_field(mapping: Any, field: str, where: str) -> Any:

@@ -47,14 +47,13 @@ class DeclaredTokens:
     """What a checkpoint's files other than `tokenizer.json` declare about its tokens.
 
     Attributes:
-        role_tokens: tokens with a role, such as `eos_token` or `image_token`.
-        special_tokens: tokens that tokenizer_config.json marks special, whatever `tokenizer.json` says.
+        special_tokens: tokens that have a role or that tokenizer_config.json marks special, whatever `tokenizer.json`
+            says.
         ids: ids with a role, such as stop ids and `image_token_id`.
         chat_template: the chat template, or "".
-        token_by_role: the role of each of `role_tokens` -> the token; variables of chat templates.
+        token_by_role: the tokens by the name of their role, such as "eos_token"; variables of chat templates.
     """
 
-    role_tokens: frozenset[str] = frozenset()
     special_tokens: frozenset[str] = frozenset()
     ids: frozenset[int] = frozenset()
     chat_template: str = ""
@@ -67,21 +66,46 @@ class DeclaredTokens:
         Raises:
             UnsupportedModel: one of them is broken.
         """
-        token_by_role = checkpoint_settings.read_role_tokens(folder)
+        tokenizer_config = checkpoint_settings.read_json_object(folder / "tokenizer_config.json")
+        token_by_role = _tokens_by_role(
+            checkpoint_settings.read_json_object(folder / "special_tokens_map.json"),
+            tokenizer_config.get("extra_special_tokens"),  # transformers 5
+            tokenizer_config,
+        )
+        added_tokens = tokenizer_config.get("added_tokens_decoder")
+        marked_tokens = {
+            _token_content(token)
+            for token in (added_tokens.values() if isinstance(added_tokens, Mapping) else ())
+            if isinstance(token, Mapping) and token.get("special")
+        }
         config = checkpoint_settings.read_json_object(folder / "config.json")
         sources = (
             config,
             config.get("text_config"),
             checkpoint_settings.read_json_object(folder / "generation_config.json"),
         )
-        ids = frozenset(id for source in sources for id in _declared_token_ids(source))
         return cls(
-            role_tokens=frozenset(token_by_role.values()),
-            special_tokens=checkpoint_settings.read_special_added_tokens(folder),
-            ids=ids,
+            special_tokens=frozenset(marked_tokens.union(token_by_role.values())),
+            ids=frozenset(id for source in sources for id in _declared_token_ids(source)),
             chat_template=checkpoint_settings.read_chat_template(folder),
             token_by_role=token_by_role,
         )
+
+
+def _tokens_by_role(*sources: Any) -> dict[str, str]:
+    """The tokens in the fields `*_token`, by the field's name; later sources replace earlier ones."""
+    return {
+        name: content
+        for source in sources
+        for name, token in (source.items() if isinstance(source, Mapping) else ())
+        if name.endswith("_token") and (content := _token_content(token))
+    }
+
+
+def _token_content(token: Any) -> str:
+    """The text of a token, which a file has as a text or as a dict with a "content"; "" where it is neither."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else ""
 
 
 def _declared_token_ids(source: Any) -> Iterator[int]:
@@ -128,11 +152,12 @@ def classify_special_tokens(
             of the vocabulary itself counts as declared only where its name is that of a control token.
     """
     template_text = _template_source_and_outputs(declared)
+    role_tokens = set(declared.token_by_role.values())
     control = {
         id
         for id, name in added_token_by_id.items()
         if id in declared.ids
-        or name in declared.role_tokens
+        or name in role_tokens
         or CONTROL_TOKEN_PATTERN.fullmatch(name)
         or (id in special_ids and name in template_text)
     }
@@ -140,7 +165,7 @@ def classify_special_tokens(
         id
         for name, id in id_by_token.items()
         if BASE_CONTROL_PATTERN.fullmatch(name)
-        or (name in declared.role_tokens and CONTROL_TOKEN_PATTERN.fullmatch(name))
+        or (name in role_tokens and CONTROL_TOKEN_PATTERN.fullmatch(name))
     )
     is_docling = any(name in DOCTAG_TOKENS for name in added_token_by_id.values())
     return SpecialTokenIds(

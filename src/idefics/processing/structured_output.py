@@ -29,7 +29,8 @@ class CompiledGrammar:
     Attributes:
         allows_leading_space: whether the answer may begin with one space, as most models do, which is then removed from
             its text; False if the constraint itself allows a space there.
-        shortest_completion: the shortest answer that a search found, in bytes.
+        shortest_completion: the shortest answer that a search found, in bytes; a still shorter one may exist.
+        num_shortest_completion_tokens: its number of tokens.
 
     Args:
         output_constraint: what the whole answer must match.
@@ -62,18 +63,11 @@ class CompiledGrammar:
         completion = shortest_completion.find_short_completion(
             output_constraint, self.byte_matcher, self.allows_leading_space, self.token_costs
         )
-        if completion is None or self._tokenize(completion) is None:
+        completion_tokens = None if completion is None else token_bytes.tokenize(completion)
+        if completion is None or completion_tokens is None:
             raise BadSetting(f"no text of the given {output_constraint.kind} was found: give a simpler one")
         self.shortest_completion = completion
-
-    @cached_property
-    def num_shortest_completion_tokens(self) -> int:
-        """The number of tokens of `shortest_completion`; a still shorter answer may exist."""
-        return len(self._tokenize(self.shortest_completion) or ())
-
-    def _tokenize(self, completion: bytes) -> list[int] | None:
-        """The fewest tokens of a completion; None if no tokens spell it."""
-        return self.token_bytes.tokenize(completion)
+        self.num_shortest_completion_tokens = len(completion_tokens)
 
     def create_constraint(self, max_new_tokens: int) -> GrammarConstraint:
         """The constraint of one answer of at most `max_new_tokens` tokens.
@@ -185,7 +179,7 @@ class GrammarConstraint:
 
     def _fits_and_store_count(self, completion: bytes, max_remaining_tokens: int) -> bool:
         """Whether a completion fits into the remaining tokens; if so, its number of tokens is stored."""
-        count = self._token_bytes.min_token_count(completion)
+        count = self._token_bytes.min_token_counts(completion)[0]
         if count <= max_remaining_tokens:
             self._num_completion_tokens = int(count)
         return count <= max_remaining_tokens

@@ -62,10 +62,6 @@ class TokenBytes:
                     min_counts[start] = min_counts[end] + 1
         return min_counts
 
-    def min_token_count(self, text: bytes) -> float:
-        """The fewest tokens that spell a text; infinite where no tokens do."""
-        return self.min_token_counts(text)[0]
-
     def tokenize(self, text: bytes) -> list[int] | None:
         """The shortest sequence of ids that spells a text, long tokens first; None where no tokens do."""
         min_counts, ids, start = self.min_token_counts(text), list[int](), 0

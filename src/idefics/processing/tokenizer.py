@@ -71,9 +71,10 @@ class Tokenizer:
         self._added_token_by_id = {id: token.content for id, token in self.added_tokens.items()}
         self.added_token_contents = frozenset(self._added_token_by_id.values())
         self._declared = DeclaredTokens() if declared is None else declared
-        marked = self._declared.special_tokens | self._declared.role_tokens
         self.special_ids = frozenset(
-            id for id, token in self.added_tokens.items() if token.special or token.content in marked
+            id
+            for id, token in self.added_tokens.items()
+            if token.special or token.content in self._declared.special_tokens
         )
         file = json.loads(text)
         self._decoder = TokenByteDecoder(self._backend_tokenizer, file["decoder"])

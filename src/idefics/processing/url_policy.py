@@ -28,8 +28,8 @@ HOSTNAME_PATTERN = re.compile(
 )
 
 # IANA's registries of special-purpose addresses, and further addresses that lead to this machine's network.
-BLOCKED_IPV4_NETWORKS = [
-    ipaddress.IPv4Network(network)
+BLOCKED_NETWORKS = [
+    ipaddress.ip_network(network)
     for network in (
         "0.0.0.0/8",
         "10.0.0.0/8",
@@ -49,14 +49,6 @@ BLOCKED_IPV4_NETWORKS = [
         "198.51.100.0/24",
         "203.0.113.0/24",
         "224.0.0.0/3",  # multicast and reserved
-    )
-]
-# All of IPv6 that is allocated. Outside of it are loopback, link-local, private and multicast addresses, mapped and
-# embedded IPv4 addresses, and NAT64's prefixes.
-PUBLIC_IPV6_NETWORK = ipaddress.IPv6Network("2000::/3")
-BLOCKED_IPV6_NETWORKS = [
-    ipaddress.IPv6Network(network)
-    for network in (
         "2001::/23",  # Teredo and other protocols
         "2001:db8::/32",
         "2002::/16",  # 6to4
@@ -64,6 +56,9 @@ BLOCKED_IPV6_NETWORKS = [
         "3fff::/20",
     )
 ]
+# All of IPv6 that is allocated. Outside of it are loopback, link-local, private and multicast addresses, mapped and
+# embedded IPv4 addresses, and NAT64's prefixes.
+PUBLIC_IPV6_NETWORK = ipaddress.IPv6Network("2000::/3")
 
 
 def parse_allowed_hosts(policy: UrlPolicy, setting_name: str = "remote_images") -> tuple[str, ...]:
@@ -145,13 +140,9 @@ def resolve_public_address(host: str, port: int) -> str:
 def is_public_ip(text: str) -> bool:
     """Whether a text is an IP address of the public internet, not one that maps or embeds another address."""
     address = _parse_ip(text)
-    if isinstance(address, ipaddress.IPv4Address):
-        return not any(address in network for network in BLOCKED_IPV4_NETWORKS)
-    return (
-        address is not None
-        and address in PUBLIC_IPV6_NETWORK
-        and not any(address in net for net in BLOCKED_IPV6_NETWORKS)
-    )
+    if address is None or any(address in network for network in BLOCKED_NETWORKS):
+        return False
+    return address.version == 4 or address in PUBLIC_IPV6_NETWORK
 
 
 def _parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -54,17 +54,14 @@ def find(
     value: object = model
     if not isinstance(value, (str, os.PathLike)):
         raise BadSetting(f"model is {short_repr(value)}; give a short name, a folder or a hub id")
-    catalog_entry = find_entry(model) if isinstance(model, str) else None
-    folder = (
-        PACKAGE_FOLDER / catalog_entry.package_folder
-        if catalog_entry is not None
-        else Path(model).expanduser()
-    )
-    if catalog_entry is not None and catalog_entry.hub_id:
-        repo_id = catalog_entry.hub_id
-    elif catalog_entry is None and isinstance(model, str) and HUB_ID.fullmatch(model) and not folder.exists():
-        repo_id = model
+    entry = find_entry(model) if isinstance(model, str) else None
+    if entry is not None:
+        folder, repo_id = PACKAGE_FOLDER / entry.package_folder, entry.hub_id
     else:
+        folder = Path(model).expanduser()
+        is_hub_id = isinstance(model, str) and HUB_ID.fullmatch(model) and not folder.exists()
+        repo_id = str(model) if is_hub_id else ""
+    if not repo_id:
         if revision is not None:
             raise BadSetting(f"revision is {revision!r}, but {model} is a folder: only the hub has revisions")
         return _require_checkpoint_folder(folder, model)
