@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Any, Literal, NotRequired
+from typing import Any, ClassVar, Literal, NotRequired
 from uuid import uuid4
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from idefics.messages import Answer, Delta
 from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import MAX_MESSAGES, ChatMessage, message_pictures, message_texts
+from idefics.server.choices import ChoiceFields, ChoicesResponseBuilder
 from idefics.server.errors import APIError
 from idefics.server.logprobs import TokenLogprobWithTop, token_logprobs
 from idefics.server.request_body import JSONBodyRoute
-from idefics.server.request_context import RequestContext
 from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import (
+    ChoicesFields,
     CompletionUsage,
-    NotesField,
     ResponseFields,
     ResponseFinishReason,
     StreamUsageField,
-    collect_notes,
-    finish_reason,
-    usage_of_choices,
 )
 from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field_type
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
 from idefics.server.sampling_fields import (
     DEFAULT_MAX_NEW_TOKENS,
     MAX_NEW_TOKENS,
+    ChoicesRequest,
     OnlyFalse,
-    OpenAIRequest,
     ReasoningConfig,
 )
-from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
@@ -56,7 +51,7 @@ class ChatJsonSchemaFormat(RequestModel):
         return {"schema": self.json_schema.schema_}
 
 
-class ChatRequest(OpenAIRequest):
+class ChatRequest(ChoicesRequest):
     """A conversation, and options for its next message."""
 
     ignored_fields = ignored_field_tables.CHAT_FIELDS
@@ -133,15 +128,7 @@ class ChatChoice(ResponseFields):
     finish_reason: ResponseFinishReason
 
 
-class ChatFields(NotesField):
-    """Fields of the answer of `/v1/chat/completions`, streamed or not."""
-
-    id: str
-    created: int
-    model: str
-
-
-class ChatCompletionResponse(ChatFields):
+class ChatCompletionResponse(ChoicesFields):
     """The answer of `/v1/chat/completions`: one object, unless it is streamed."""
 
     object: Literal["chat.completion"]
@@ -165,7 +152,7 @@ class ChatChunkChoice(ResponseFields):
     finish_reason: ResponseFinishReason | None
 
 
-class ChatCompletionChunk(ChatFields, StreamUsageField):
+class ChatCompletionChunk(ChoicesFields, StreamUsageField):
     """An event of a stream of `/v1/chat/completions`."""
 
     object: Literal["chat.completion.chunk"]
@@ -188,80 +175,31 @@ async def chat(request: ChatRequest, service: ServerStateDep, context: RequestCo
         pictures=message_pictures(messages),
         continues_text=request.continues_last_message,
     )
-    builder = _ChatResponseBuilder(context, request)
-    if request.stream:
-        return EventStreamResponse(builder.stream_events())
-    return JSONResponse(await builder.response_object())
+    common_fields = {
+        "id": f"chatcmpl-{uuid4().hex}",
+        "created": int(time.time()),
+        "model": service.settings.served_model_name,
+        "object": "chat.completion.chunk" if request.stream else "chat.completion",
+    }
+    return await _ChatResponseBuilder(context, request, common_fields).build_response()
 
 
-class _ChatResponseBuilder:
-    """Builds the response to one chat request, as one object or as a stream of chunks."""
+class _ChatResponseBuilder(ChoicesResponseBuilder):
+    """Builds the response to one chat request."""
 
-    def __init__(self, context: RequestContext, request: ChatRequest) -> None:
-        self.context, self.request = context, request
-        self.common_fields: ChatFields = {
-            "id": f"chatcmpl-{uuid4().hex}",
-            "created": int(time.time()),
-            "model": context.service.settings.served_model_name,
-        }
-        self.usage_field: StreamUsageField = {"usage": None} if request.streams_usage else {}
+    last_chunk_fields: ClassVar[ChoiceFields] = {"delta": {}, "logprobs": None}
 
-    async def response_object(self) -> ChatCompletionResponse:
-        """The complete answer, once all choices have ended."""
-        answers = await self.context.answers()
-        return {
-            **self.common_fields,
-            "object": "chat.completion",
-            "choices": [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                    "logprobs": self._logprobs(answer),
-                    "finish_reason": finish_reason(answer),
-                }
-                for index, answer in enumerate(answers)
-            ],
-            "usage": usage_of_choices(*(answer.usage for answer in answers)),
-            **collect_notes(answers),
-        }
+    def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        return {"message": message, "logprobs": self._logprobs(answer)}
 
-    async def stream_events(self) -> AsyncGenerator[bytes]:
-        """The formatted events: first chunks with the role, then text, then last chunks, then the usage."""
-        for index in range(len(self.context.streams)):
-            yield format_event(self._chunk(index, {"role": "assistant", "content": ""}))
-        async for index, delta in self.context.deltas():
-            if delta.text or delta.logprobs:
-                yield format_event(self._chunk(index, {"content": delta.text}, self._logprobs(delta)))
-        answers = [stream.answer for stream in self.context.streams]
-        for index, answer in enumerate(answers):
-            yield format_event(self._chunk(index, {}, answer=answer))
-        if self.request.streams_usage:
-            usage_chunk: ChatCompletionChunk = {
-                **self.common_fields,
-                "object": "chat.completion.chunk",
-                "choices": [],
-                "usage": usage_of_choices(*(answer.usage for answer in answers)),
-            }
-            yield format_event(usage_chunk)
-        yield DONE_EVENT
+    def first_chunk_fields(self, index: int) -> ChoiceFields:
+        return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def _chunk(
-        self,
-        index: int,
-        delta: ChatDelta,
-        logprobs: ChatLogprobs | None = None,
-        answer: Answer | None = None,
-    ) -> ChatCompletionChunk:
-        """A chunk of the choice `index`; `answer` is the whole choice, if this is its last chunk."""
-        finish = None if answer is None else finish_reason(answer)
-        notes: NotesField = {} if answer is None else collect_notes([answer])
-        return {
-            **self.common_fields,
-            "object": "chat.completion.chunk",
-            "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}],
-            **self.usage_field,
-            **notes,
-        }
+    def chunk_fields(self, index: int, delta: Delta) -> ChoiceFields:
+        if not (delta.text or delta.logprobs):
+            return {}
+        return {"delta": {"content": delta.text}, "logprobs": self._logprobs(delta)}
 
     def _logprobs(self, answer: Answer | Delta) -> ChatLogprobs | None:
         """The log-probabilities of an answer, or of the tokens that a delta adds; None if not requested."""

@@ -115,12 +115,7 @@ def concatenate_logprobs(
     """The log-probabilities of two consecutive texts; those of the other one if one is None."""
     if first is None or second is None:
         return first or second
-    return {
-        "tokens": first["tokens"] + second["tokens"],
-        "token_logprobs": first["token_logprobs"] + second["token_logprobs"],
-        "top_logprobs": first["top_logprobs"] + second["top_logprobs"],
-        "text_offset": first["text_offset"] + second["text_offset"],
-    }
+    return {name: first[name] + second[name] for name in first}  # type: ignore[literal-required,return-value]
 
 
 def _iterate_logprobs(answer: Answer | Delta) -> Iterator[tuple[int, float, Sequence[Alternative]]]:

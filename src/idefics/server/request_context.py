@@ -176,11 +176,16 @@ class RequestContext:
         if self.is_cancelled:
             raise shutting_down_error()
 
-    async def answers(self) -> list[Answer]:
+    @property
+    def answers(self) -> list[Answer]:
+        """All choices so far."""
+        return [stream.answer for stream in self.streams]
+
+    async def wait_for_answers(self) -> list[Answer]:
         """Waits for all choices and returns them. Raises as `deltas`."""
         async for _ in self.deltas():
             pass
-        return [stream.answer for stream in self.streams]
+        return self.answers
 
     def cancel(self) -> None:
         """Ends the request early: closes its answers and cancels its scoring."""
@@ -194,8 +199,7 @@ class RequestContext:
         """Closes answers that are not complete, records the metrics of all, and releases the slot."""
         try:
             self.cancel()
-            for stream in self.streams:
-                answer = stream.answer
+            for answer in self.answers:
                 timings = answer.timings
                 time_to_first_token = timings.first_token + self.preparation_time
                 self.service.metrics.record_answer(
@@ -205,11 +209,6 @@ class RequestContext:
             self.service.admission.release_slot(self.slot)
 
 
-async def _next_delta(deltas: AsyncGenerator[Delta]) -> Delta | None:
-    """The next delta; None at the end."""
-    return await anext(deltas, None)
-
-
-def _create_next_delta_task(deltas: AsyncGenerator[Delta]) -> asyncio.Task[Delta | None]:
-    """A task that waits for the next delta."""
-    return asyncio.create_task(_next_delta(deltas))
+def _create_next_delta_task(deltas: AsyncGenerator[Delta]) -> asyncio.Future[Delta | None]:
+    """A task that waits for the next delta; its result is None at the end."""
+    return asyncio.ensure_future(anext(deltas, None))

@@ -5,7 +5,7 @@ An answer is a plain dictionary. Its `TypedDict` checks the code that builds it,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NotRequired
 
 from pydantic import ConfigDict, with_config
@@ -46,6 +46,14 @@ class CompletionUsage(ResponseFields):
     prompt_tokens_details: PromptTokensDetails
 
 
+class ChoicesFields(NotesField):
+    """Fields of the answers of `/v1/chat/completions` and `/v1/completions`, streamed or not."""
+
+    id: str
+    created: int
+    model: str
+
+
 class StreamUsageField(ResponseFields):
     """Base of the events of a stream: with `include_usage`, the last one has the usage and the others have null."""
 
@@ -64,26 +72,19 @@ def collect_notes(answers: Iterable[Answer]) -> NotesField:
     return {"notes": notes} if notes else {}
 
 
-def usage_of_choices(*choices: Usage) -> CompletionUsage:
-    """The usage of all choices of one prompt: the prompt counts once, with the cached tokens of the first choice."""
-    first = choices[0]
+def sum_usage(choices: Sequence[Usage], num_choices: int = 1) -> CompletionUsage:
+    """The usage of all prompts and their choices. A prompt counts once, with the cached tokens of its first choice.
+
+    Args:
+        choices: the usage of each choice: those of the first prompt, then those of the second, and so on.
+        num_choices: number of choices of each prompt.
+    """
+    prompts = choices[::num_choices]
+    num_prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
     num_completion_tokens = sum(usage.completion_tokens for usage in choices)
     return {
-        "prompt_tokens": first.prompt_tokens,
+        "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
-        "total_tokens": first.prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
-    }
-
-
-def sum_usage_of_prompts(prompts: Iterable[Iterable[Usage]]) -> CompletionUsage:
-    """The usage of several prompts, each given as the usage of its choices."""
-    usages = [usage_of_choices(*choices) for choices in prompts]
-    return {
-        "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
-        "completion_tokens": sum(usage["completion_tokens"] for usage in usages),
-        "total_tokens": sum(usage["total_tokens"] for usage in usages),
-        "prompt_tokens_details": {
-            "cached_tokens": sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
-        },
+        "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
     }

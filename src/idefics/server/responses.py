@@ -223,5 +223,5 @@ async def respond(request: ResponseRequest, service: ServerStateDep, context: Re
     builder = ResponseBuilder(context, request)
     if request.stream:
         return EventStreamResponse(builder.stream_events(), builder.error_event)
-    (answer,) = await context.answers()
+    (answer,) = await context.wait_for_answers()
     return JSONResponse(builder.response_object(answer))

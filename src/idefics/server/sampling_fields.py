@@ -103,7 +103,7 @@ class StreamOptions(RequestModel):
     include_usage: bool | None = None
 
 
-class OpenAIRequest(SamplingFields):
+class ChoicesRequest(SamplingFields):
     """Fields that chat completions and completions share, in addition to sampling."""
 
     model: str

@@ -19,7 +19,7 @@ from idefics.server.response_fields import (
     ResponseFinishReason,
     collect_notes,
     finish_reason,
-    usage_of_choices,
+    sum_usage,
 )
 from idefics.server.routing import SCHEMA_REF_TEMPLATE, RequestContextDep, document_responses
 from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
@@ -122,7 +122,7 @@ async def _generate_text(
     )
     if request.stream:
         return EventStreamResponse(_stream_events(context))
-    (answer,) = await context.answers()
+    (answer,) = await context.wait_for_answers()
     response: TaskResponse = {
         "object": "image.task",
         "task": task.name,
@@ -189,7 +189,7 @@ def _final_fields(answer: Answer) -> TaskFinalFields:
 
 def _task_usage(usage: Usage) -> TaskUsage:
     """The usage with the number of pictures."""
-    return {**usage_of_choices(usage), "pictures": usage.pictures}
+    return {**sum_usage([usage]), "pictures": usage.pictures}
 
 
 def _document_request_body(request_class: type[PictureRequest]) -> dict[str, Any]:

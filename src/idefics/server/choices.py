@@ -1,0 +1,91 @@
+"""Answers with `n` choices, as one object or as a stream of chunks: what chat completions and completions share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from fastapi.responses import JSONResponse, Response
+
+from idefics.messages import Answer, Delta
+from idefics.server.request_context import RequestContext
+from idefics.server.response_fields import CompletionUsage, collect_notes, finish_reason, sum_usage
+from idefics.server.sampling_fields import ChoicesRequest
+from idefics.server.sse import DONE_EVENT, EventStreamResponse, format_event
+
+ChoiceFields = Mapping[str, Any]  # fields of a choice between its `index` and its `finish_reason`
+
+
+class ChoicesResponseBuilder(ABC):
+    """Builds the response to one request, as one object or as a stream of chunks.
+
+    Attributes:
+        last_chunk_fields: the fields of the last chunk of each choice.
+    """
+
+    last_chunk_fields: ClassVar[ChoiceFields]
+
+    def __init__(
+        self,
+        context: RequestContext,
+        request: ChoicesRequest,
+        common_fields: Mapping[str, object],
+        empty_answers: Sequence[Answer] = (),
+    ) -> None:
+        """`common_fields` are those of each chunk; `empty_answers` are the choices if no tokens are generated."""
+        self.context, self.request, self.common_fields = context, request, common_fields
+        self.empty_answers = empty_answers
+        self.num_choices = len(empty_answers or context.streams)
+
+    @abstractmethod
+    def choice_fields(self, index: int, answer: Answer) -> ChoiceFields:
+        """The fields of the choice `index` in an answer that is not streamed."""
+
+    @abstractmethod
+    def first_chunk_fields(self, index: int) -> ChoiceFields:
+        """The fields of the chunk that the choice `index` begins with; empty: there is no such chunk."""
+
+    @abstractmethod
+    def chunk_fields(self, index: int, delta: Delta) -> ChoiceFields:
+        """The fields of the chunk that adds a delta to the choice `index`; empty: there is no such chunk."""
+
+    async def build_response(self) -> Response:
+        """The response: with the complete answer, once all choices have ended, or with a stream of chunks."""
+        if self.request.stream:
+            return EventStreamResponse(self._stream_events())
+        answers = self.empty_answers or await self.context.wait_for_answers()
+        choices = [
+            {"index": index, **self.choice_fields(index, answer), "finish_reason": finish_reason(answer)}
+            for index, answer in enumerate(answers)
+        ]
+        usage = self._sum_usage(answers)
+        return JSONResponse(
+            {**self.common_fields, "choices": choices, "usage": usage, **collect_notes(answers)}
+        )
+
+    async def _stream_events(self) -> AsyncGenerator[bytes]:
+        """The formatted events: first chunks, then those of the text, then last chunks, then the usage."""
+        for index in range(self.num_choices):
+            if fields := self.first_chunk_fields(index):
+                yield self._format_chunk(index, fields)
+        async for index, delta in self.context.deltas():
+            if fields := self.chunk_fields(index, delta):
+                yield self._format_chunk(index, fields)
+        answers = self.empty_answers or self.context.answers
+        for index, answer in enumerate(answers):
+            yield self._format_chunk(index, self.last_chunk_fields, answer)
+        if self.request.streams_usage:
+            yield format_event({**self.common_fields, "choices": [], "usage": self._sum_usage(answers)})
+        yield DONE_EVENT
+
+    def _format_chunk(self, index: int, fields: ChoiceFields, answer: Answer | None = None) -> bytes:
+        """The event for a chunk of the choice `index`; `answer` is the whole choice, if this is its last chunk."""
+        choice = {"index": index, **fields, "finish_reason": answer and finish_reason(answer)}
+        usage_field = {"usage": None} if self.request.streams_usage else {}
+        notes = collect_notes([answer] if answer else [])
+        return format_event({**self.common_fields, "choices": [choice], **usage_field, **notes})
+
+    def _sum_usage(self, answers: Sequence[Answer]) -> CompletionUsage:
+        """The usage of all prompts; `answers` has the `n` choices of each prompt in a row."""
+        return sum_usage([answer.usage for answer in answers], self.request.n or 1)
