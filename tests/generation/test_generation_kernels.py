@@ -152,14 +152,14 @@ def test_flags_are_checked_and_named(capsys, command, flags):
 
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch):
-    monkeypatch.setattr("idefics.placement.memory.free_host_memory", lambda: 5_000_000)
+    monkeypatch.setattr("idefics.placement.devices.free_host_memory", lambda: 5_000_000)
     with pytest.raises(OutOfMemory, match=r"the model needs 7 MB, 5 MB free: take a smaller one"):
         idefics.load("demo", device="cpu")
 
 
 def test_weights_that_are_still_in_their_files_are_counted(monkeypatch):
     """They are read when they are first needed: what is free before that is not all the cache's."""
-    monkeypatch.setattr("idefics.placement.memory.free_host_memory", lambda: 60_000_000)
+    monkeypatch.setattr("idefics.placement.devices.free_host_memory", lambda: 60_000_000)
     vlm = idefics.load("demo", device="cpu")
     taken = sum(x.nbytes for x in (*vlm.engine.kv_cache.keys, *vlm.engine.kv_cache.values))
     assert taken == pytest.approx(0.3 * (60_000_000 - vlm.memory), rel=0.02)

@@ -1,20 +1,21 @@
 """Places the modules of a model on devices, and moves their inputs there.
 
-`devices` checks the caller's arguments, `assignment` turns them into a device for each module, `hooks` moves tensors
-between devices while the model runs, and `memory` compares needed and free memory.
+`devices` checks the caller's arguments and compares needed and free memory; `assignment` turns the arguments into a
+device for each module, and moves tensors between devices while the model runs.
 """
 
-from idefics.placement.assignment import assign_devices, named_no_split_modules
+from idefics.placement.assignment import assign_devices, install_device_hooks, named_no_split_modules
 from idefics.placement.devices import (
     DeviceLike,
     DeviceMap,
     DeviceMapStrategy,
+    allocation_errors_as_out_of_memory,
     first_accelerator_or_cpu,
+    free_memory,
     get_available_device,
     resolve_device,
+    weight_bytes,
 )
-from idefics.placement.hooks import install_device_hooks
-from idefics.placement.memory import allocation_errors_as_out_of_memory, free_memory, weight_bytes
 
 __all__ = [
     "DeviceLike",

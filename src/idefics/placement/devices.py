@@ -1,19 +1,29 @@
-"""Devices by name, and `DeviceMap`, which spreads a model over several."""
+"""Devices by name, and the memory that they have and a model needs; `DeviceMap` spreads a model over several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import NoneType
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
-from idefics.errors import BadSetting
+from idefics.errors import BadSetting, OutOfMemory
+from idefics.host_memory import free_host_memory
 from idefics.validation import short_repr
 
 DeviceLike = int | str | torch.device  # an int is a GPU
 DeviceMapStrategy = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+
+# What torch's allocators, the linker and CPython say when an allocation fails.
+OUT_OF_MEMORY_PATTERN = re.compile(
+    "allocate memory|failed to map segment|without exception set", re.IGNORECASE
+)
+OUT_OF_MEMORY_HINT = "take a smaller one, or keep it in fewer bits (quantize)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +86,6 @@ def resolve_device(
     return DeviceMap(device_map=device_map, max_memory=max_memory)  # type: ignore[arg-type]  # a strategy, as checked above
 
 
-def _available_device_names() -> list[str]:
-    """The values of `device` that this machine supports, for error messages."""
-    gpus = (
-        [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
-    return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
-
-
 def get_available_device(name: DeviceLike) -> torch.device:
     """The device with this name or GPU number; "auto": a GPU (CUDA, then MPS), else the CPU.
 
@@ -99,9 +101,10 @@ def get_available_device(name: DeviceLike) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError):
         device_text = name if isinstance(name, int) else str(name)
-        names = ", ".join(_available_device_names())
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        available = ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
         raise BadSetting(
-            f"device is {device_text!r}, which this machine does not have: give one of {names}"
+            f"device is {device_text!r}, which this machine does not have: give one of {', '.join(available)}"
         ) from None
     return device
 
@@ -110,3 +113,45 @@ def first_accelerator_or_cpu(devices: Iterable[torch.device]) -> torch.device:
     """The first device that is not a CPU; the first one if all are CPUs."""
     all_devices = list(devices)
     return next((device for device in all_devices if device.type != "cpu"), all_devices[0])
+
+
+def weight_bytes(model: nn.Module, dtype: torch.dtype, bits_by_name: Mapping[str, int]) -> int:
+    """Bytes that a model's weights will take, tied ones counted once; arguments as in `assign_devices`."""
+    total = sum(
+        weight.numel()
+        * bits_by_name.get(name, 8 * (dtype if weight.is_floating_point() else weight.dtype).itemsize)
+        for name, weight in model.named_parameters()
+    )
+    return total // 8
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still allocate on a device."""
+    match device.type:
+        case "cuda":
+            free: int = torch.cuda.mem_get_info(device)[0]
+            # Also what torch's allocator holds unused, of a model that was freed.
+            return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        case "mps":
+            free_bytes: int = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+            return free_bytes
+    return free_host_memory()
+
+
+@contextmanager
+def allocation_errors_as_out_of_memory(what: str, needed: int, device: torch.device) -> Iterator[None]:
+    """Replaces the errors of allocators that are raised in this context by OutOfMemory.
+
+    Args:
+        what: the thing that is allocated, for the message.
+        needed: its bytes.
+    """
+    free = free_memory(device) if device.type == "cpu" else 0
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except (MemoryError, RuntimeError, ImportError, SystemError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY_PATTERN.search(str(error)):
+            raise
+        raise OutOfMemory(what, needed, free, OUT_OF_MEMORY_HINT) from error
