@@ -3,36 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from idefics.engine.page_pool import PAGE_SIZE, PageKey, PagePool
+from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request_state import RequestState, SequenceState
-
-
-class CachedPrefix(NamedTuple):
-    """The part of a sequence that is in the prefix cache.
-
-    Attributes:
-        pages: the cached full pages, then the cached page that begins with the next tokens, or 0 if there is none.
-        num_tokens: how many tokens of the sequence they hold.
-        next_key: the key of the first full page that is not cached; None if all are.
-    """
-
-    pages: list[int]
-    num_tokens: int
-    next_key: PageKey | None
-
-
-class PromptAllocation(NamedTuple):
-    """The pages that a sequence got for its prompt.
-
-    Attributes:
-        num_cached_tokens: how many tokens need not be computed.
-        copy_source_by_page: page -> source page, for the page that begins as a copy of a cached page, if any.
-    """
-
-    num_cached_tokens: int
-    copy_source_by_page: dict[int, int]
 
 
 class KVCacheManager:
@@ -41,52 +14,54 @@ class KVCacheManager:
     def __init__(self, page_pool: PagePool) -> None:
         self.page_pool = page_pool
 
-    def find_cached_prefix(self, sequence: SequenceState) -> CachedPrefix:
-        """Looks up the longest cached prefix of a sequence; its last token is always computed, for its logits."""
-        page_keys, num_reusable_tokens = sequence.page_keys, len(sequence.ids) - 1
+    def allocate_prompt(
+        self, sequence: SequenceState, running: Sequence[RequestState], copy_source_by_page: dict[int, int]
+    ) -> bool:
+        """Gives a sequence all pages of its prompt, and sets how many of its tokens are computed already.
+
+        Full pages of the longest cached prefix are shared; a page that matches partly is copied, and added to
+        `copy_source_by_page`. One page for each running sequence stays free, or some would soon be preempted. If no
+        request runs and pages are short, nothing is copied but recomputed.
+
+        Returns:
+            Whether it got them: not if there are too few pages, or if a running request computes the next page of the
+            same prefix, which can be shared after that.
+        """
+        page_keys, num_reusable_tokens = sequence.page_keys, len(sequence.ids) - 1  # the last: for its logits
         keys = page_keys.full_page_keys(sequence.ids, num_reusable_tokens)
         pages = self.page_pool.match_prefix(keys)
+        if len(pages) < len(keys) and any(
+            keys[len(pages)] in state.sequences[0].pending_page_keys
+            for state in running
+            if state.is_prefilling
+        ):
+            return False
         next_page = page_keys.page_content(sequence.ids, len(pages), num_reusable_tokens)
         partial_page, num_partial_tokens = self.page_pool.match_partial_page(
             next_page.parent_key, next_page.tokens
         )
-        num_tokens = page_keys.round_down_to_image_boundary(len(pages) * PAGE_SIZE + num_partial_tokens)
-        return CachedPrefix(
-            [*pages, partial_page], num_tokens, keys[len(pages)] if len(pages) < len(keys) else None
-        )
-
-    def allocate_prompt(
-        self, sequence: SequenceState, prefix: CachedPrefix, num_reserved_pages: int, *, is_alone: bool
-    ) -> PromptAllocation | None:
-        """Gives a sequence all pages of its prompt; full pages of `prefix` are shared, a partly matching one is copied.
-
-        Args:
-            num_reserved_pages: how many pages must stay free for running sequences.
-            is_alone: whether no other request runs: then, if pages are short, nothing is copied but recomputed.
-
-        Returns:
-            None if there are not enough pages.
-        """
-        num_cached_tokens = prefix.num_tokens
+        pages.append(partial_page)
+        num_reserved_pages = sum(len(state.sequences) for state in running)
+        num_tokens = page_keys.round_down_to_image_boundary((len(pages) - 1) * PAGE_SIZE + num_partial_tokens)
         while True:
-            num_full_pages = num_cached_tokens // PAGE_SIZE
-            shared_pages = prefix.pages[:num_full_pages]
-            copied_pages = prefix.pages[num_full_pages:][: min(num_cached_tokens % PAGE_SIZE, 1)]
+            num_full_pages = num_tokens // PAGE_SIZE
+            shared_pages = pages[:num_full_pages]
+            copied_pages = pages[num_full_pages:][: min(num_tokens % PAGE_SIZE, 1)]
             num_new_pages = -(-len(sequence.ids) // PAGE_SIZE) - num_full_pages
             num_available_pages = self.page_pool.num_free_pages - sum(
                 not self.page_pool.ref_counts[page] for page in (*shared_pages, *copied_pages)
             )
             if num_new_pages + num_reserved_pages <= num_available_pages:
                 break
-            if not is_alone or not copied_pages:
-                return None
-            num_cached_tokens = sequence.page_keys.round_down_to_image_boundary(num_full_pages * PAGE_SIZE)
+            if running or not copied_pages:
+                return False
+            num_tokens = page_keys.round_down_to_image_boundary(num_full_pages * PAGE_SIZE)
         self.page_pool.add_references(shared_pages + copied_pages)
         sequence.pages = shared_pages + [self.page_pool.allocate() for _ in range(num_new_pages)]
         self.page_pool.release(copied_pages)
-        sequence.num_computed_tokens, sequence.num_prefix_cached_pages = num_cached_tokens, len(shared_pages)
-        copies = {sequence.pages[num_full_pages]: copied_pages[0]} if copied_pages else {}
-        return PromptAllocation(num_cached_tokens, copies)
+        sequence.num_computed_tokens, sequence.num_prefix_cached_pages = num_tokens, num_full_pages
+        copy_source_by_page |= zip(sequence.pages[num_full_pages:], copied_pages, strict=False)
+        return True
 
     def needs_writable_page(self, sequence: SequenceState) -> bool:
         """Whether the sequence's next token needs a new page: it has none for it, or another beam shares the page."""

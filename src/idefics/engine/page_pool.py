@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 from idefics.prompt import Prompt
@@ -153,17 +154,27 @@ class PageKeys:
 
     Each position contributes its token id and its image content: at an inline image token the picture and the row of
     its features, in a cross-attention model the picture that the token attends to.
+
+    Attributes:
+        keys: the keys that have been computed so far.
+        image_contents: the image content of each position of the prompt; "" if there is none.
+        generated_content: that of each position after the prompt.
+        image_token_positions: for each inline picture the positions of its image tokens.
     """
 
     def __init__(self, prompt: Prompt, uses_cross_attention: bool) -> None:
-        self.prompt, self.uses_cross_attention = prompt, uses_cross_attention
         self.keys: list[PageKey] = []
-        self.image_content_by_position: dict[int, str] = {}  # of inline image tokens
-        if not uses_cross_attention:
-            for image, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
-                self.image_content_by_position.update(
-                    (position, f"{image.content_hash}:{row}") for row, position in enumerate(positions)
-                )
+        if uses_cross_attention:
+            hashes = [*(image.content_hash for image in prompt.pictures), ""]  # "" is also the last: index -1
+            self.image_contents = [hashes[index] for index in prompt.image_index]
+            self.generated_content = self.image_contents[-1]
+            self.image_token_positions: Sequence[Sequence[int]] = ()
+            return
+        self.image_contents, self.generated_content = [""] * len(prompt), ""
+        self.image_token_positions = prompt.image_token_positions
+        for image, positions in zip(prompt.pictures, prompt.image_token_positions, strict=True):
+            for row, position in enumerate(positions):
+                self.image_contents[position] = f"{image.content_hash}:{row}"
 
     def full_page_keys(self, ids: Sequence[int], length: int) -> list[PageKey]:
         """The keys of the pages that the first `length` of a sequence's ids fill completely."""
@@ -173,33 +184,24 @@ class PageKeys:
 
     def page_content(self, ids: Sequence[int], page_index: int, length: int) -> PageContent:
         """The content of a page after the first `length` of a sequence's ids have been computed."""
-        parent_key = self.full_page_keys(ids, page_index * PAGE_SIZE)[-1] if page_index else b""
-        tokens = self.page_tokens(ids, page_index * PAGE_SIZE, min((page_index + 1) * PAGE_SIZE, length))
+        start = page_index * PAGE_SIZE
+        parent_key = self.full_page_keys(ids, start)[-1] if page_index else b""
+        page_ids = ids[start : min(start + PAGE_SIZE, length)]
+        image_contents = self.image_contents[start : start + len(page_ids)]
+        image_contents += [self.generated_content] * (len(page_ids) - len(image_contents))
+        tokens = tuple(zip(page_ids, image_contents, strict=True))
         key = hashlib.sha256(parent_key + repr(tokens).encode()).digest()
         return PageContent(key, parent_key, tokens)
 
-    def page_tokens(self, ids: Sequence[int], start: int, end: int) -> tuple[PageToken, ...]:
-        """The token id and image content of the positions from `start` up to `end`, which are hashed into the key."""
-        return tuple((ids[position], self._image_content(position)) for position in range(start, end))
-
     def fork(self) -> PageKeys:
         """A copy for a sequence that continues this one with other ids."""
-        other = PageKeys(self.prompt, self.uses_cross_attention)
+        other = copy(self)
         other.keys = list(self.keys)
         return other
 
     def round_down_to_image_boundary(self, length: int) -> int:
         """`length`; or if it lies within an inline picture's image tokens, the position of the first of them."""
-        if not self.uses_cross_attention:
-            for positions in self.prompt.image_token_positions:
-                if positions[0] < length <= positions[-1]:
-                    return positions[0]
+        for positions in self.image_token_positions:
+            if positions[0] < length <= positions[-1]:
+                return positions[0]
         return length
-
-    def _image_content(self, position: int) -> str:
-        """The feature row at a position, or the picture that the position attends to; "" if there is none."""
-        if not self.uses_cross_attention:
-            return self.image_content_by_position.get(position, "")
-        prompt = self.prompt
-        index = prompt.image_index[min(position, len(prompt) - 1)]
-        return prompt.pictures[index].content_hash if index >= 0 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from idefics.engine.handle import RequestHandle
@@ -29,42 +30,33 @@ class ImageSpan(NamedTuple):
     last_position: float
 
 
+@dataclass(eq=False, slots=True)
 class SequenceState:
     """One sequence of a request (one beam, or the only answer): token ids, and the pages of their keys and values.
 
     Attributes:
         ids: prompt and generated ids.
-        num_computed_tokens: how many of them have keys and values in the cache.
-        pages: the pages of the sequence, 16 positions each.
         page_keys: the prefix-cache keys of its full pages.
+        num_computed_tokens: how many of the ids have keys and values in the cache.
         num_prefix_cached_pages: how many of its pages have been added to the prefix cache.
+        pages: the pages of the sequence, 16 positions each.
     """
 
-    __slots__ = (
-        "ids",
-        "num_computed_tokens",
-        "num_prefix_cached_pages",
-        "page_keys",
-        "pages",
-        "request_state",
-    )
-
-    def __init__(self, request_state: RequestState, ids: list[int], page_keys: PageKeys) -> None:
-        self.request_state, self.ids, self.page_keys = request_state, ids, page_keys
-        self.num_computed_tokens = self.num_prefix_cached_pages = 0
-        self.pages: list[int] = []
+    request_state: RequestState
+    ids: list[int]
+    page_keys: PageKeys
+    num_computed_tokens: int = 0
+    num_prefix_cached_pages: int = 0
+    pages: list[int] = field(default_factory=list)
 
     def fork(self, id: int) -> SequenceState:
         """A sequence that continues this one with `id` and shares its pages."""
-        other = SequenceState(self.request_state, [*self.ids, id], self.page_keys.fork())
-        other.num_computed_tokens = self.num_computed_tokens
-        other.num_prefix_cached_pages = self.num_prefix_cached_pages
-        other.pages = list(self.pages)
-        return other
+        return replace(self, ids=[*self.ids, id], page_keys=self.page_keys.fork(), pages=list(self.pages))
 
-    def pending_page_keys(self) -> Iterator[PageKey]:
+    @property
+    def pending_page_keys(self) -> list[PageKey]:
         """The keys of the full pages that are not in the prefix cache yet."""
-        yield from self.page_keys.full_page_keys(self.ids, len(self.ids))[self.num_prefix_cached_pages :]
+        return self.page_keys.full_page_keys(self.ids, len(self.ids))[self.num_prefix_cached_pages :]
 
 
 class RequestState:

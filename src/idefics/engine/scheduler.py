@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from idefics.engine.kv_cache_manager import KVCacheManager
-from idefics.engine.page_pool import PAGE_SIZE, PageKey, PagePool
+from idefics.engine.page_pool import PAGE_SIZE, PagePool
 from idefics.engine.request_output import (
     BeamSearchResult,
     NextBeams,
@@ -84,21 +84,20 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Plans the next step: decoding sequences first, then chunks of running prompts, then new requests."""
         self._remove_finished_requests()
-        output = SchedulerOutput()
+        limits = self.limits
+        output = SchedulerOutput(
+            remaining_frames=limits.max_encoder_frames, remaining_tokens=limits.max_idle_prefill_tokens
+        )
         for state in list(self.running):
             if state in self.running and not state.is_prefilling:
                 self._schedule_decode(state, output)
-        frame_budget = self.limits.max_encoder_frames
-        token_budget = (
-            self.limits.max_prefill_tokens if output.decode_sequences else self.limits.max_idle_prefill_tokens
-        )
+        if output.decode_sequences:
+            output.remaining_tokens = limits.max_prefill_tokens
         for state in self.running:
             if state.is_prefilling:
-                frame_budget, token_budget = self._schedule_prefill(state, output, frame_budget, token_budget)
-        while self.waiting and token_budget > 0 and self._admit_next_request(output):
-            frame_budget, token_budget = self._schedule_prefill(
-                self.running[-1], output, frame_budget, token_budget
-            )
+                self._schedule_prefill(state, output)
+        while self.waiting and output.remaining_tokens > 0 and self._admit_next_request(output):
+            self._schedule_prefill(self.running[-1], output)
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, result: StepResult) -> None:
@@ -156,23 +155,20 @@ class Scheduler:
         output.requests.append(state)
         output.decode_sequences += state.sequences
 
-    def _schedule_prefill(
-        self, state: RequestState, output: SchedulerOutput, frame_budget: int, token_budget: int
-    ) -> tuple[int, int]:
-        """Plans the next chunk of a prompt, or groups of continuations; returns the remaining budgets."""
-        if token_budget <= 0:
-            return frame_budget, token_budget
+    def _schedule_prefill(self, state: RequestState, output: SchedulerOutput) -> None:
+        """Plans the next chunk of a prompt, or groups of continuations, within the remaining tokens and frames."""
+        if output.remaining_tokens <= 0:
+            return
         output.requests.append(state)
         (sequence,) = state.sequences
         start = sequence.num_computed_tokens
         if state.continuation_scores is not None:
             for trie in state.continuation_scores.pending_tries:
-                if len(trie) > token_budget and output.prefill_chunks:
+                if len(trie) > output.remaining_tokens and output.prefill_chunks:
                     break
-                output.prefill_chunks.append(PrefillChunk(sequence, start, start + len(trie), trie))
-                token_budget -= len(trie)
-            return frame_budget, token_budget
-        end = min(len(sequence.ids), start + token_budget)
+                output.add_chunk(PrefillChunk(sequence, start, start + len(trie), trie))
+            return
+        end = min(len(sequence.ids), start + output.remaining_tokens)
         for image_span in state.image_spans:
             if image_span.last_position < start or image_span.first_position >= end:
                 continue
@@ -183,14 +179,13 @@ class Scheduler:
                 for other, num_frames in output.encoder_inputs
                 if other.content_hash == image.content_hash
             )
-            if num_frames := min(num_missing_frames, frame_budget):
+            if num_frames := min(num_missing_frames, output.remaining_frames):
                 output.encoder_inputs.append((image, num_frames))
-                frame_budget -= num_frames
+                output.remaining_frames -= num_frames
             if num_frames < num_missing_frames:  # the chunk ends before the picture
                 end = max(image_span.first_position, start)
         if end > start:
-            output.prefill_chunks.append(PrefillChunk(sequence, start, end))
-        return frame_budget, token_budget - (end - start)
+            output.add_chunk(PrefillChunk(sequence, start, end))
 
     def _admit_next_request(self, output: SchedulerOutput) -> bool:
         """Moves the head of the queue to the running requests if there are sequences and pages; returns whether."""
@@ -199,33 +194,13 @@ class Scheduler:
         if self.running and num_running_sequences + state.request.num_sequences > self.limits.max_sequences:
             return False
         (sequence,) = state.sequences
-        prefix = self.kv_cache_manager.find_cached_prefix(sequence)
-        if prefix.next_key is not None and prefix.next_key in self._keys_being_computed():
-            return False  # a running request computes the same prefix: after its chunk it can be shared
-        # One page for each running sequence stays free, or some would soon be preempted.
-        allocation = self.kv_cache_manager.allocate_prompt(
-            sequence,
-            prefix,
-            num_reserved_pages=sum(len(other.sequences) for other in self.running),
-            is_alone=not self.running,
-        )
-        if allocation is None:
+        if not self.kv_cache_manager.allocate_prompt(sequence, self.running, output.copy_source_by_page):
             return False
-        output.copy_source_by_page |= allocation.copy_source_by_page
-        self.num_cached_tokens += allocation.num_cached_tokens
+        self.num_cached_tokens += sequence.num_computed_tokens
         if state.handle.num_cached_tokens is None:  # after a preemption its own cached pages would be counted
-            state.handle.num_cached_tokens = allocation.num_cached_tokens
+            state.handle.num_cached_tokens = sequence.num_computed_tokens
         self.running.append(self.waiting.popleft())
         return True
-
-    def _keys_being_computed(self) -> set[PageKey]:
-        """The keys of the pages that running prompts have still to compute."""
-        return {
-            key
-            for state in self.running
-            if state.is_prefilling
-            for key in state.sequences[0].pending_page_keys()
-        }
 
     def _preempt(self, state: RequestState) -> None:
         """Moves the latest running request to the head of the queue; nothing is planned for it in this step yet."""

@@ -88,6 +88,7 @@ class SchedulerOutput:
         copy_source_by_page: pages to fill with a copy of another page before anything is computed: page -> source.
         encoder_inputs: pictures, and how many more of their frames are to be encoded.
         prefill_chunks: chunks of prompts and groups of continuations to be computed.
+        remaining_frames, remaining_tokens: how many more may be encoded, and prefilled, in this step.
     """
 
     requests: list[RequestState] = field(default_factory=list)
@@ -96,6 +97,13 @@ class SchedulerOutput:
     copy_source_by_page: dict[int, int] = field(default_factory=dict)
     encoder_inputs: list[tuple[PreprocessedImage, int]] = field(default_factory=list)
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
+    remaining_frames: int = 0
+    remaining_tokens: int = 0
+
+    def add_chunk(self, chunk: PrefillChunk) -> None:
+        """Adds a chunk to be computed, and takes its tokens off the remaining ones."""
+        self.prefill_chunks.append(chunk)
+        self.remaining_tokens -= chunk.num_tokens
 
     def select_request(self, state: RequestState) -> SchedulerOutput:
         """The part of the plan for one request, without the copies of pages, which must not be made twice."""
