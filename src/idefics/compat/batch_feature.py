@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -28,6 +28,13 @@ TRUNCATION_STRATEGIES: dict[bool | str | None, bool | None] = {
     False: False,
     "do_not_truncate": False,
     None: None,
+}
+ALLOWED_VALUES: dict[str, Collection[object]] = {
+    "padding": PADDING_STRATEGIES,
+    "truncation": TRUNCATION_STRATEGIES,
+    "padding_side": ("left", "right"),
+    "truncation_side": ("left", "right"),
+    "return_tensors": ("pt", "np", None),
 }
 VERY_LARGE_INTEGER = 10**20  # tokenizer configs without a longest text have 10^30
 
@@ -116,11 +123,9 @@ class PaddingOptions:
     model_max_length: int = VERY_LARGE_INTEGER
 
     def __post_init__(self) -> None:
-        _check_one_of("padding", self.padding, tuple(PADDING_STRATEGIES))
-        _check_one_of("truncation", self.truncation, tuple(TRUNCATION_STRATEGIES))
-        _check_one_of("padding_side", self.padding_side, ("left", "right"))
-        _check_one_of("truncation_side", self.truncation_side, ("left", "right"))
-        _check_one_of("return_tensors", self.return_tensors, ("pt", "np", None))
+        for name, allowed in ALLOWED_VALUES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise BadSetting(f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}")
         for name, number in (
             ("max_length", self.max_length),
             ("pad_to_multiple_of", self.pad_to_multiple_of),
@@ -178,9 +183,7 @@ class PaddingOptions:
 
     def to_batch(self, entries: dict[str, Any]) -> BatchFeature:
         """A batch of these entries, converted as `return_tensors` says."""
-        return BatchFeature(
-            {name: to_tensor_type(value, self.return_tensors) for name, value in entries.items()}
-        )
+        return BatchFeature(entries, self.return_tensors)
 
 
 def to_tensor_type(value: Any, return_tensors: str | None) -> Any:
@@ -191,8 +194,3 @@ def to_tensor_type(value: Any, return_tensors: str | None) -> Any:
     if not array.size:  # NumPy makes an empty list an array of floats
         array = array.astype(np.int64)
     return torch.from_numpy(array) if return_tensors == "pt" else array
-
-
-def _check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise BadSetting(f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}")

@@ -16,7 +16,8 @@ import numpy as np
 import PIL.Image
 
 from idefics.compat.batch_feature import Array, BatchFeature
-from idefics.compat.image_inputs import as_picture, is_float_array, make_fetcher_from_environment
+from idefics.compat.image_inputs import as_picture, is_float_array
+from idefics.compat.image_utils import load_image
 from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.serialization import AnnotatedFields, write_json
@@ -25,7 +26,7 @@ from idefics.errors import BadPicture, BadSetting, UnknownArgument
 from idefics.messages import ImageDetail, Picture
 from idefics.models.family import resample_filter_name
 from idefics.processing.checkpoint_settings import read_preprocessor_config
-from idefics.processing.image_processor import open_picture, preprocess_image
+from idefics.processing.image_processor import preprocess_image
 from idefics.prompt import PreprocessedImage
 
 ChannelValue = float | Sequence[float] | None
@@ -119,7 +120,7 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(one) for one in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike, bytes, Picture)):
-            return open_picture(as_picture(image_url_or_urls), make_fetcher_from_environment())
+            return load_image(image_url_or_urls)
         return image_url_or_urls
 
     def preprocess_picture(self, source: Any, input_data_format: str | None = None) -> PreprocessedImage:
@@ -147,7 +148,7 @@ class ImageProcessor(PretrainedMixin, AnnotatedFields):
                     "do_rescale=False"
                 )
             config = replace(config, rescale_factor=1 / 255)
-        image = self._resize_first(open_picture(picture, make_fetcher_from_environment()))
+        image = self._resize_first(load_image(picture))
         return preprocess_image(image, config, picture.resolve_detail(ImageDetail()))
 
     def _resize_first(self, image: PIL.Image.Image) -> PIL.Image.Image:

@@ -7,11 +7,12 @@ import os
 import PIL.Image
 
 from idefics.compat.image_inputs import as_picture, make_fetcher_from_environment
+from idefics.messages import Picture
 from idefics.processing.image_processor import open_picture
 
 
 def load_image(
-    image: str | os.PathLike[str] | bytes | PIL.Image.Image, timeout: float | None = None
+    image: str | os.PathLike[str] | bytes | PIL.Image.Image | Picture, timeout: float | None = None
 ) -> PIL.Image.Image:
     """Opens an image as RGB, upright by its EXIF tag.
 

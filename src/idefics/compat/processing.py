@@ -193,25 +193,3 @@ class BaseProcessor(ProcessorMixin):
         if assistant_masks is not None:
             columns["assistant_masks"] = truncate(assistant_masks)
         return self.tokenizer.pad_columns(columns, padding_options)
-
-
-def select_prompt_tokens(prompt: Prompt, kept_positions: Sequence[int]) -> Prompt:
-    """The prompt with these tokens only, and without images of which a token is cut."""
-    if len(kept_positions) == len(prompt):
-        return prompt
-    new_position_by_old = {old: position for position, old in enumerate(kept_positions)}
-    kept_image_indices = [
-        index
-        for index, image_positions in enumerate(prompt.image_token_positions)
-        if new_position_by_old.keys() >= set(image_positions)
-    ]
-    new_image_index_by_old = {-1: -1, **{old: index for index, old in enumerate(kept_image_indices)}}
-    return Prompt(
-        ids=tuple(prompt.ids[old] for old in kept_positions),
-        pictures=tuple(prompt.pictures[index] for index in kept_image_indices),
-        image_token_positions=tuple(
-            tuple(new_position_by_old[old_position] for old_position in prompt.image_token_positions[index])
-            for index in kept_image_indices
-        ),
-        image_index=tuple(new_image_index_by_old.get(prompt.image_index[old], -1) for old in kept_positions),
-    )

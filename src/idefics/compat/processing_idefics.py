@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,14 +13,16 @@ from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
 from idefics.compat.image_inputs import group_by_sample, is_nested
 from idefics.compat.image_processing_idefics import IdeficsImageProcessor, PictureTransform, stack_same_size
 from idefics.compat.media_placeholders import as_text_list, group_pictures_by_text, interleave_text_and_media
-from idefics.compat.processing import BaseProcessor, select_prompt_tokens
+from idefics.compat.processing import BaseProcessor
 from idefics.compat.processing_kwargs import accept_kwarg_groups
 from idefics.compat.tokenization import PreTrainedTokenizer
 from idefics.errors import BadPrompt, BadSetting
 from idefics.messages import Picture
 from idefics.processing.chat_prompt import IMAGE_TOKEN
 from idefics.processing.fetch import is_url
-from idefics.prompt import Prompt
+from idefics.processing.picture_expansion import build_prompt
+from idefics.processing.processor import END_OF_DOCUMENT_TOKEN
+from idefics.prompt import PreprocessedImage, Prompt
 
 
 class IdeficsProcessor(BaseProcessor):
@@ -138,7 +139,7 @@ class IdeficsProcessor(BaseProcessor):
             padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
         kept_positions = [padding_options.kept_positions(len(prompt)) for prompt in full_prompts]
-        truncated_prompts = list(map(select_prompt_tokens, full_prompts, kept_positions))
+        truncated_prompts = list(map(self._select_tokens, full_prompts, kept_positions))
         if debug:
             self._print_prompts(truncated_prompts)
         masks = make_assistant_masks(prompt_processor, text, full_prompts, generated)
@@ -151,11 +152,20 @@ class IdeficsProcessor(BaseProcessor):
     def _append_eos(self, prompt: Prompt) -> Prompt:
         if self.tokenizer.eos_token_id is None:
             raise BadSetting("add_eos_token is True, but the tokenizer has no eos_token: set it")
-        return replace(
-            prompt,
-            ids=(*prompt.ids, self.tokenizer.eos_token_id),
-            image_index=(*prompt.image_index, prompt.image_index[-1]),
-        )
+        return self._build_prompt([*prompt.ids, self.tokenizer.eos_token_id], prompt.pictures)
+
+    def _select_tokens(self, prompt: Prompt, kept_positions: Sequence[int]) -> Prompt:
+        """The prompt with these tokens only, and without images whose token is cut."""
+        kept_pictures = [
+            picture
+            for picture, (position,) in zip(prompt.pictures, prompt.image_token_positions, strict=True)
+            if position in kept_positions
+        ]
+        return self._build_prompt([prompt.ids[position] for position in kept_positions], kept_pictures)
+
+    def _build_prompt(self, ids: Sequence[int], pictures: Sequence[PreprocessedImage]) -> Prompt:
+        end_of_document_id = self.tokenizer.codec.token_to_id(END_OF_DOCUMENT_TOKEN)
+        return build_prompt(ids, pictures, self.image_token_id, [1] * len(pictures), end_of_document_id)
 
     def _make_image_entries(
         self, image_size: int, prompts: Sequence[Prompt], padding_options: PaddingOptions
@@ -165,21 +175,20 @@ class IdeficsProcessor(BaseProcessor):
         if padding_options.padding_side == "right":
             # Padding after a text sees the image that its next token would see, as when generation continues it.
             for row, prompt in zip(image_index, prompts, strict=True):
-                row[len(prompt) :] = [self._next_token_image_index(prompt)] * (len(row) - len(prompt))
-        columns = [np.array(row)[:, None] for row in image_index]  # (T, 1) each
+                is_ended = prompt.ids[-1] == self.tokenizer.eos_token_id
+                next_index = -1 if is_ended else prompt.image_index[-1]
+                row[len(prompt) :] = [next_index] * (len(row) - len(prompt))
         frames = [[frame for picture in prompt.pictures for frame in picture.frames] for prompt in prompts]
-        max_images = max(map(len, frames))
-        if not max_images:
-            return {
-                "pixel_values": np.zeros((len(prompts), 1, 3, image_size, image_size), np.float32),
-                "image_attention_mask": [row >= 0 for row in columns],
-            }
-        masks = [(row == np.arange(max_images)).astype(np.int64) for row in columns]
-        return {"pixel_values": stack_same_size(frames), "image_attention_mask": masks}
-
-    def _next_token_image_index(self, prompt: Prompt) -> int:
-        """The image that the next token would see; -1: none."""
-        return -1 if prompt.ids[-1] == self.tokenizer.eos_token_id else prompt.image_index[-1]
+        num_images = max(map(len, frames))
+        pixels = (
+            stack_same_size(frames)
+            if num_images
+            else np.zeros((len(prompts), 1, 3, image_size, image_size), np.float32)
+        )
+        masks = [np.array(row)[:, None] == np.arange(num_images or 1) for row in image_index]  # (T, P) each
+        if num_images:
+            masks = [mask.astype(np.int64) for mask in masks]
+        return {"pixel_values": pixels, "image_attention_mask": masks}
 
     def _print_prompts(self, prompts: Sequence[Prompt]) -> None:
         for number, prompt in enumerate(prompts, start=1):

@@ -21,7 +21,7 @@ from idefics.compat.media_placeholders import (
     group_videos_by_text,
     interleave_text_and_media,
 )
-from idefics.compat.processing import BaseProcessor, select_prompt_tokens
+from idefics.compat.processing import BaseProcessor
 from idefics.compat.processing_files import TokenText
 from idefics.compat.processing_kwargs import accept_kwarg_groups, override_video_config
 from idefics.errors import BadPrompt
@@ -163,8 +163,8 @@ def _truncate_keeping_images(
 ) -> list[int]:
     """The positions that truncation leaves of a prompt. Raises BadPrompt where that would cut an image."""
     kept_positions = padding_options.kept_positions(len(prompt), num_opening_tokens=num_opening_tokens)
-    num_lost_images = len(prompt.pictures) - len(select_prompt_tokens(prompt, kept_positions).pictures)
-    if num_lost_images:
+    kept = set(kept_positions)
+    if num_lost_images := sum(not kept.issuperset(positions) for positions in prompt.image_token_positions):
         raise BadPrompt(
             f"truncating a prompt of {len(prompt)} tokens to {len(kept_positions)} cuts {num_lost_images} of "
             f"{len(prompt.pictures)} pictures: give a larger max_length, or fewer or smaller pictures"

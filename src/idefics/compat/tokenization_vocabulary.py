@@ -57,7 +57,10 @@ class SpecialTokenId:
         return None if token is None else tokenizer.codec.token_to_id(token)
 
     def __set__(self, tokenizer: VocabularyMixin, id: int | None) -> None:
-        setattr(tokenizer, self.token_name, tokenizer._require_token(id))
+        token = None if id is None else tokenizer.codec.id_to_token(id)
+        if id is not None and token is None:
+            raise BadSetting(f"there is no token of id {id}; the vocabulary has {len(tokenizer)} tokens")
+        setattr(tokenizer, self.token_name, token)
 
 
 class VocabularyMixin:
@@ -263,9 +266,3 @@ class VocabularyMixin:
         """The special tokens that have no role of their own, such as `<image>`."""
         named_tokens = set(self.special_tokens_map.values())
         return [token for token in self.all_special_tokens if token not in named_tokens]
-
-    def _require_token(self, id: int | None) -> str | None:
-        token = None if id is None else self.codec.id_to_token(id)
-        if id is not None and token is None:
-            raise BadSetting(f"there is no token of id {id}; the vocabulary has {len(self)} tokens")
-        return token
