@@ -1,4 +1,4 @@
-"""`generate`: sorts the caller's arguments, reads the prompts, and chooses ids until every answer has ended.
+"""`generate`: sorts the caller's arguments, and generates answers.
 
 B prompts, n answers or beams of each, R = B * n rows, T ids so far, V vocabulary.
 """
@@ -6,12 +6,13 @@ B prompts, n answers or beams of each, R = B * n rows, T ids so far, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from idefics.compat.generate_call import GenerateCall, LogitsProcessorFn, PrefixAllowedTokensFn
 from idefics.compat.generation_arguments import (
     merge_generation_configs,
     pop_or_make_attention_mask,
@@ -19,39 +20,11 @@ from idefics.compat.generation_arguments import (
     split_generate_kwargs,
 )
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.generation_padding import RightPadding, move_padding_left_and_repeat
+from idefics.compat.generation_padding import LeftPaddedPrompts
 from idefics.compat.generation_runner import GenerationRunner
-from idefics.compat.generation_strategies import (
-    GenerateOutput,
-    StepProcessorsAndRecords,
-    beam_search,
-    sample_or_greedy,
-)
-from idefics.compat.logits_constraints import PrefixAllowedTokensFn
-from idefics.compat.logits_process import GenerateContext, LogitsProcessorFn, make_logits_processors
-from idefics.compat.stopping_criteria import (
-    EosTokenCriteria,
-    MaxLengthCriteria,
-    MaxTimeCriteria,
-    StoppingCriteriaList,
-    StoppingCriterionFn,
-    StopStringCriteria,
-)
+from idefics.compat.generation_strategies import GenerateOutput, generate_answers
+from idefics.compat.stopping_criteria import StoppingCriterionFn
 from idefics.compat.streamers import BaseStreamer, TokenizerLike
-from idefics.errors import BadSetting
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateHooks:
-    """The arguments of `generate` that are neither settings nor inputs of the model; see there."""
-
-    tokenizer: TokenizerLike | None
-    streamer: BaseStreamer | None
-    logits_processors: Sequence[LogitsProcessorFn]
-    stopping_criteria: Sequence[StoppingCriterionFn]
-    prefix_allowed_tokens_fn: PrefixAllowedTokensFn | None
-    negative_prompt_ids: Tensor | None
-    negative_prompt_attention_mask: Tensor | None
 
 
 class GenerationMixin:
@@ -129,136 +102,45 @@ class GenerationMixin:
             BadSetting: a setting is out of its range, or two contradict each other.
             BadPrompt: ids have a wrong shape, or a prompt is only padding.
         """
-        try:
+        with ExitStack() as stack:
+            if streamer is not None:  # a thread that waits for the text must not wait for ever
+                stack.callback(streamer.end)
             settings, model_inputs = split_generate_kwargs(
                 self, {**kwargs, "synced_gpus": synced_gpus, "assistant_model": assistant_model}
             )
             config = merge_generation_configs(
                 self.generation_config, generation_config, settings, use_model_defaults=use_model_defaults
             )
-            if streamer is not None and config.num_beams > 1:
-                raise BadSetting(
-                    f"num_beams is {config.num_beams}, and beams are not known before the end: "
-                    "stream with num_beams=1"
-                )
-            hooks = GenerateHooks(
-                tokenizer=tokenizer,
+            call = GenerateCall(
+                config=config,
+                runner=self._make_runner(inputs, config, model_inputs),
                 streamer=streamer,
+                tokenizer=tokenizer,
                 logits_processors=logits_processor or (),
                 stopping_criteria=stopping_criteria or (),
                 prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
                 negative_prompt_ids=negative_prompt_ids,
                 negative_prompt_attention_mask=negative_prompt_attention_mask,
             )
-            answers = self._generate(inputs, config, model_inputs, hooks)
-        finally:  # a thread that waits for the text must not wait for ever
-            if streamer is not None:
-                streamer.end()
-        return answers
+            out = generate_answers(call)
+            return out if config.return_dict_in_generate else out.sequences
 
-    def _generate(
-        self: Any,
-        inputs: Tensor | None,
-        config: GenerationConfig,
-        model_inputs: dict[str, Any],
-        hooks: GenerateHooks,
-    ) -> Tensor | GenerateOutput:
-        """Moves padding to the left, reads the prompts, and runs the search."""
-        original_ids = pop_prompt_ids(inputs, model_inputs, config)
-        mask = pop_or_make_attention_mask(original_ids, model_inputs, config)
-        padding = RightPadding(mask).require_movable(original_ids, model_inputs, self.image_token_ids)
-        ids, mask = padding.rotate_to_left(original_ids), padding.rotate_to_left(mask)
-        model_inputs = padding.inputs_to_left(model_inputs)
-        prompt_length = model_inputs.get("inputs_embeds", ids).shape[1]
-        max_new_tokens = _resolve_max_new_tokens(config, prompt_length)
-        num_answers = max(config.num_beams, config.num_return_sequences)
-        runner = GenerationRunner(
+    def _make_runner(
+        self: Any, inputs: Tensor | None, config: GenerationConfig, model_inputs: dict[str, Any]
+    ) -> GenerationRunner:
+        """Takes the prompts out of the arguments, and moves their padding to the left."""
+        ids = pop_prompt_ids(inputs, model_inputs, config)
+        mask = pop_or_make_attention_mask(ids, model_inputs, config)
+        recorded_names = [
+            name
+            for name in ("scores", "logits", "attentions", "hidden_states")
+            if config.return_dict_in_generate and config.to_dict()[f"output_{name}"]
+        ]
+        return GenerationRunner(
             self,
-            {**model_inputs, "attention_mask": mask},
-            answers_per_prompt=num_answers,
+            LeftPaddedPrompts(ids, mask, model_inputs, self.image_token_ids),
+            answers_per_prompt=max(config.num_beams, config.num_return_sequences),
             use_cache=config.use_cache
-            or "inputs_embeds" in model_inputs
-            or "past_key_values" in model_inputs,
-            output_names=_requested_extra_output_names(config),
+            or not model_inputs.keys().isdisjoint(("inputs_embeds", "past_key_values")),
+            recorded_names=recorded_names,
         )
-        if hooks.streamer is not None:
-            hooks.streamer.put(original_ids.repeat_interleave(num_answers, dim=0).cpu())
-        logits = runner.prefill(ids)  # (R, V)
-        prompt_starts = mask.ne(0).int().argmax(1) if mask.shape == ids.shape else mask.new_zeros(len(mask))
-        negative_ids, negative_mask = move_padding_left_and_repeat(
-            hooks.negative_prompt_ids, hooks.negative_prompt_attention_mask, num_answers
-        )
-        context = GenerateContext(
-            model=self,
-            prompt_ids=ids.repeat_interleave(num_answers, dim=0),
-            prompt_starts=prompt_starts.repeat_interleave(num_answers, dim=0),
-            vocab_size=logits.shape[1],
-            max_length=ids.shape[1] + max_new_tokens,
-            min_length=ids.shape[1] + _resolve_min_new_tokens(config, prompt_length),
-            prefix_allowed_tokens_fn=hooks.prefix_allowed_tokens_fn,
-            negative_prompt_ids=negative_ids,
-            negative_prompt_mask=negative_mask,
-        )
-        criteria = _make_stopping_criteria(config, context.max_length, hooks.tokenizer)
-        steps = StepProcessorsAndRecords(
-            config,
-            make_logits_processors(config, hooks.logits_processors, context),
-            StoppingCriteriaList([*criteria, *hooks.stopping_criteria]),
-        )
-        out: GenerateOutput
-        if config.num_beams == 1:
-            out = sample_or_greedy(runner, ids, logits, steps, hooks.streamer)
-        else:
-            out = beam_search(runner, ids, logits, steps, max_new_tokens)
-        padding.restore_right_padding(out, original_ids)
-        return out if config.return_dict_in_generate else out.sequences
-
-
-def _make_stopping_criteria(
-    config: GenerationConfig, max_length: int, tokenizer: TokenizerLike | None
-) -> list[StoppingCriterionFn]:
-    """The criteria that the settings ask for."""
-    criteria: list[StoppingCriterionFn] = [MaxLengthCriteria(max_length)]
-    if config.max_time is not None:
-        criteria.append(MaxTimeCriteria(config.max_time))
-    if config.stop_strings:
-        if tokenizer is None:
-            raise BadSetting(
-                f"stop_strings is {config.stop_strings!r}, and there is no tokenizer to read answers with: "
-                "give generate(tokenizer=processor.tokenizer)"
-            )
-        criteria.append(StopStringCriteria(tokenizer, config.stop_strings))
-    if config.stop_ids:
-        criteria.append(EosTokenCriteria(config.stop_ids))
-    return criteria
-
-
-def _requested_extra_output_names(config: GenerationConfig) -> list[str]:
-    is_requested_by_output = {
-        "attentions": config.output_attentions,
-        "hidden_states": config.output_hidden_states,
-    }
-    return [
-        name
-        for name, is_asked in is_requested_by_output.items()
-        if is_asked and config.return_dict_in_generate
-    ]
-
-
-def _resolve_max_new_tokens(config: GenerationConfig, prompt_length: int) -> int:
-    """The largest number of generated ids. Raises BadSetting where the prompt is longer than `max_length`."""
-    if config.max_new_tokens is not None:
-        return config.max_new_tokens
-    if not config.is_field_set("max_length"):
-        return config.max_length  # the default counts generated ids
-    if config.max_length <= prompt_length:
-        raise BadSetting(
-            f"max_length is {config.max_length}, and the prompt has {prompt_length} ids, which it counts: "
-            "give max_new_tokens, or a greater max_length"
-        )
-    return config.max_length - prompt_length
-
-
-def _resolve_min_new_tokens(config: GenerationConfig, prompt_length: int) -> int:
-    """The number of generated ids before which no answer ends; below 1: no such limit."""
-    return config.min_length - prompt_length if config.min_new_tokens is None else config.min_new_tokens

@@ -5,20 +5,24 @@ R rows, T ids so far, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.generation_runner import GenerationRunner
+from idefics.compat.generate_call import GenerateCall
 from idefics.compat.kv_cache import KeyValueCache
-from idefics.compat.logits_process import LogitsProcessorList
+from idefics.compat.logits_process import LogitsProcessorList, make_logits_processors
 from idefics.compat.modeling_outputs import ModelOutput
-from idefics.compat.stopping_criteria import StoppingCriteriaList
-from idefics.compat.streamers import BaseStreamer
+from idefics.compat.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from idefics.engine.beam_search import BeamSearch, BeamSearchConfig
+from idefics.errors import BadSetting
 
 
 class GenerateDecoderOnlyOutput(ModelOutput):
@@ -65,99 +69,107 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
 GenerateOutput = GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
 
 
-@dataclass(slots=True)
-class StepProcessorsAndRecords:
-    """The processors and criteria that run at every step, and the recorded scores and logits."""
+def generate_answers(call: GenerateCall) -> GenerateOutput:
+    """Reads the prompts, and chooses ids until every answer has ended."""
+    runner, config = call.runner, call.config
+    if call.streamer is not None:
+        call.streamer.put(runner.repeat_rows(runner.prompts.original_ids).cpu())
+    logits = runner.prefill()
+    processors = make_logits_processors(call, vocab_size=logits.shape[1])
+    loop = DecodingLoop(call, processors, make_stopping_criteria(call))
+    out = loop.sample_or_greedy(logits) if config.num_beams == 1 else loop.beam_search(logits)
+    runner.prompts.restore_right_padding(out)
+    return out
 
-    config: GenerationConfig
+
+def make_stopping_criteria(call: GenerateCall) -> StoppingCriteriaList:
+    """The criteria of the settings and the caller's. Raises BadSetting for `stop_strings` without a tokenizer."""
+    config = call.config
+    criteria = StoppingCriteriaList(
+        [MaxLengthCriteria(call.runner.prompt_ids.shape[1] + call.max_new_tokens)]
+    )
+    if config.max_time is not None:
+        criteria.append(MaxTimeCriteria(config.max_time))
+    if config.stop_strings:
+        if call.tokenizer is None:
+            raise BadSetting(
+                f"stop_strings is {config.stop_strings!r}, and there is no tokenizer to read answers with: "
+                "give generate(tokenizer=processor.tokenizer)"
+            )
+        criteria.append(StopStringCriteria(call.tokenizer, config.stop_strings))
+    if config.stop_ids:
+        criteria.append(EosTokenCriteria(config.stop_ids))
+    criteria.extend(call.stopping_criteria)
+    return criteria
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingLoop:
+    """Chooses ids until every answer has ended; the model has read the prompts."""
+
+    call: GenerateCall
     logits_processors: LogitsProcessorList
     stopping_criteria: StoppingCriteriaList
-    scores: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
 
-    def process_and_record_logits(self, ids: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
-        """Ids (R, T), logits (R, V), scores of them (R, V) -> processed scores (R, V), recorded if asked for."""
+    def sample_or_greedy(self, logits: Tensor) -> GenerateDecoderOnlyOutput:
+        """Chooses the most likely id at each step, or with `do_sample` a random one; ended rows are padded.
+
+        Args:
+            logits: (R, V) of the first id of each answer.
+        """
+        runner, config, streamer = self.call.runner, self.call.config, self.call.streamer
+        ids = runner.prompt_ids
+        is_unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        while True:
+            scores = self._process_scores(ids, logits)
+            next_ids = scores.softmax(-1).multinomial(1)[:, 0] if config.do_sample else scores.argmax(-1)
+            if config.effective_pad_token_id is not None:
+                next_ids = next_ids.where(is_unfinished, config.effective_pad_token_id)
+            ids = torch.cat((ids, next_ids[:, None]), dim=1)
+            if streamer is not None:
+                streamer.put(next_ids.cpu())
+            is_unfinished &= ~self._is_finished(ids)
+            if not is_unfinished.any():
+                return GenerateDecoderOnlyOutput(sequences=ids, **runner.recorded_outputs())
+            logits = runner.decode_step(ids)
+
+    def beam_search(self, logits: Tensor) -> GenerateBeamDecoderOnlyOutput:
+        """Searches with `num_beams` beams, which with `do_sample` are sampled.
+
+        Args:
+            logits: (R, V) of the first id of each beam.
+        """
+        runner, config = self.call.runner, self.call.config
+        rules = BeamSearchConfig(
+            num_beams=config.num_beams,
+            max_new_tokens=self.call.max_new_tokens,
+            # Enough that `num_beams` continue even if each stop id ends as many.
+            num_candidates=max(2, 1 + len(config.stop_ids)) * config.num_beams,
+            length_penalty=config.length_penalty,
+            early_stopping=config.early_stopping,
+            do_sample=config.do_sample,
+        )
+        search = BeamSearch(runner.prompts.ids, rules, pad_id=config.effective_pad_token_id or 0)
+        while True:
+            scores = self._process_scores(search.ids, logits.log_softmax(-1))
+            rows = search.advance(scores, self._is_finished)
+            if search.is_done:
+                break
+            logits = runner.decode_step(search.ids, rows)
+        ids, parents, scores, _ = search.best_beams(config.num_return_sequences)
+        return GenerateBeamDecoderOnlyOutput(
+            sequences=ids,
+            sequences_scores=scores if config.output_scores else None,
+            beam_indices=parents,
+            **runner.recorded_outputs(),
+        )
+
+    def _process_scores(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Ids (R, T), scores (R, V) -> processed scores (R, V), recorded if asked for."""
         scores = self.logits_processors(ids, scores)
-        if self.config.return_dict_in_generate and self.config.output_logits:
-            self.logits.append(logits)
-        if self.config.return_dict_in_generate and self.config.output_scores:
-            self.scores.append(scores)
+        self.call.runner.record("scores", scores)
         return scores
 
-    def is_finished(self, ids: Tensor) -> Tensor:
+    def _is_finished(self, ids: Tensor) -> Tensor:
         """Ids (R, T) -> (R,) bool, which answers end at their last id."""
-        return self.stopping_criteria(ids, tuple(self.scores) or None)
-
-    def recorded_outputs(self, runner: GenerationRunner) -> dict[str, Any]:
-        """The fields of the output that the settings ask for."""
-        lists = {"scores": self.scores, "logits": self.logits, **runner.extra_outputs}
-        outputs = {name: tuple(steps) for name, steps in lists.items() if steps}
-        return {"past_key_values": runner.cache, **outputs} if runner.use_cache else outputs
-
-
-def sample_or_greedy(
-    runner: GenerationRunner,
-    prompts: Tensor,
-    logits: Tensor,
-    steps: StepProcessorsAndRecords,
-    streamer: BaseStreamer | None,
-) -> GenerateDecoderOnlyOutput:
-    """Chooses the most likely id at each step, or with `do_sample` a random one; ended rows are padded.
-
-    Args:
-        prompts: (B, T) ids that `runner` has read.
-        logits: (R, V) of the first id of each answer.
-    """
-    config = steps.config
-    ids = prompts.repeat_interleave(runner.answers_per_prompt, dim=0)
-    is_unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    while True:
-        scores = steps.process_and_record_logits(ids, logits, logits)
-        next_ids = scores.softmax(-1).multinomial(1)[:, 0] if config.do_sample else scores.argmax(-1)
-        if config.effective_pad_token_id is not None:
-            next_ids = next_ids.where(is_unfinished, config.effective_pad_token_id)
-        ids = torch.cat((ids, next_ids[:, None]), dim=1)
-        if streamer is not None:
-            streamer.put(next_ids.cpu())
-        is_unfinished &= ~steps.is_finished(ids)
-        if not is_unfinished.any():
-            return GenerateDecoderOnlyOutput(sequences=ids, **steps.recorded_outputs(runner))
-        logits = runner.decode_step(ids)
-
-
-def beam_search(
-    runner: GenerationRunner,
-    prompts: Tensor,
-    logits: Tensor,
-    steps: StepProcessorsAndRecords,
-    max_new_tokens: int,
-) -> GenerateBeamDecoderOnlyOutput:
-    """Searches with `num_beams` beams, which with `do_sample` are sampled; arguments as in `sample_or_greedy`.
-
-    Args:
-        max_new_tokens: the largest number of generated ids.
-    """
-    config = steps.config
-    rules = BeamSearchConfig(
-        num_beams=config.num_beams,
-        max_new_tokens=max_new_tokens,
-        # Enough that `num_beams` continue even if each stop id ends as many.
-        num_candidates=max(2, 1 + len(config.stop_ids)) * config.num_beams,
-        length_penalty=config.length_penalty,
-        early_stopping=config.early_stopping,
-        do_sample=config.do_sample,
-    )
-    search = BeamSearch(prompts, rules, pad_id=config.effective_pad_token_id or 0)
-    while True:
-        scores = steps.process_and_record_logits(search.ids, logits, logits.log_softmax(-1))
-        rows = search.advance(scores, steps.is_finished)
-        if search.is_done:
-            break
-        logits = runner.decode_step(search.ids, rows)
-    ids, parents, scores, _ = search.best_beams(config.num_return_sequences)
-    return GenerateBeamDecoderOnlyOutput(
-        sequences=ids,
-        sequences_scores=scores if config.output_scores else None,
-        beam_indices=parents,
-        **steps.recorded_outputs(runner),
-    )
+        return self.stopping_criteria(ids, tuple(self.call.runner.records.get("scores", ())) or None)

@@ -5,17 +5,15 @@ R rows, B prompts, T ids so far, V vocabulary. Each is called with ids (R, T) an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from idefics.compat.generation_runner import GenerationRunner, GenerativeModel
+from idefics.compat.generate_call import PrefixAllowedTokensFn
+from idefics.compat.generation_runner import GenerationRunner
 from idefics.engine.token_masks import token_mask
 from idefics.errors import BadSetting
-
-# Index of the prompt, ids (T,) so far -> ids that may follow.
-PrefixAllowedTokensFn = Callable[[int, Tensor], Sequence[int]]
 
 
 def check_ids_in_vocabulary(setting_name: str, ids: Sequence[int], vocab_size: int) -> Sequence[int]:
@@ -139,51 +137,18 @@ class ClassifierFreeGuidance:
 
     Args:
         scale: 1 has no effect.
-        negative_prompt_ids: (R, P') ids of the other prompt; None: the last id of the prompt alone.
-        negative_mask: (R, P'), 0 for padding; None: no padding.
-        use_cache: whether the other prompt is cached; not in a beam search, whose rows are reordered.
+        negative_runner: the model with the other prompts.
+        prompt_length: T at which answers begin.
     """
 
-    def __init__(
-        self,
-        model: GenerativeModel,
-        scale: float,
-        negative_prompt_ids: Tensor | None,
-        negative_mask: Tensor | None,
-        *,
-        use_cache: bool,
-    ) -> None:
-        self.model = model
-        self.scale = scale
-        self.negative_prompt_ids = negative_prompt_ids
-        self.negative_mask = negative_mask
-        self.use_cache = use_cache
-        self.runner: GenerationRunner | None = None
-        self.prompt_length = 0
+    def __init__(self, scale: float, negative_runner: GenerationRunner, prompt_length: int) -> None:
+        self.scale, self.negative_runner, self.prompt_length = scale, negative_runner, prompt_length
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        if self.runner is None:
-            self.prompt_length = ids.shape[1]
-            self.negative_prompt_ids = (
-                ids[:, -1:] if self.negative_prompt_ids is None else self.negative_prompt_ids
-            )
-            mask = (
-                torch.ones_like(self.negative_prompt_ids)
-                if self.negative_mask is None
-                else self.negative_mask
-            )
-            self.runner = GenerationRunner(
-                self.model,
-                {"attention_mask": mask},
-                answers_per_prompt=1,
-                use_cache=self.use_cache,
-                output_names=(),
-            )
-            negative_logits = self.runner.prefill(self.negative_prompt_ids)
+        runner, answers = self.negative_runner, ids[:, self.prompt_length :]
+        if answers.shape[1] == 0:
+            logits = runner.prefill()
         else:
-            assert self.negative_prompt_ids is not None
-            negative_logits = self.runner.decode_step(
-                torch.cat((self.negative_prompt_ids, ids[:, self.prompt_length :]), 1)
-            )
-        negative_logits = negative_logits.log_softmax(-1)
-        return self.scale * (scores.log_softmax(-1) - negative_logits) + negative_logits
+            logits = runner.decode_step(torch.cat((runner.prompt_ids, answers), dim=1))
+        negative_scores = logits.log_softmax(-1)
+        return self.scale * (scores.log_softmax(-1) - negative_scores) + negative_scores

@@ -5,19 +5,19 @@ R rows, T ids so far, V vocabulary. The computations are in `engine.sampler` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from idefics.compat.generate_call import GenerateCall, LogitsProcessorFn
 from idefics.compat.generation_config import GenerationConfig
-from idefics.compat.generation_runner import GenerativeModel
+from idefics.compat.generation_padding import LeftPaddedPrompts
+from idefics.compat.generation_runner import GenerationRunner
 from idefics.compat.logits_constraints import (
     ClassifierFreeGuidance,
     ExponentialDecayLengthPenalty,
     ForceOrForbidAtLength,
-    PrefixAllowedTokensFn,
     PrefixConstrainedProcessor,
     SequenceBiasProcessor,
     check_ids_in_vocabulary,
@@ -34,8 +34,6 @@ from idefics.engine.logits_processors import (
 )
 from idefics.engine.token_masks import token_mask
 from idefics.errors import BadSetting
-
-LogitsProcessorFn = Callable[[Tensor, Tensor], Tensor]  # (R, T) ids, (R, V) scores -> (R, V) scores
 
 
 class LogitsProcessor:
@@ -56,147 +54,114 @@ class LogitsProcessorList(list[LogitsProcessorFn]):
         return scores
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateContext:
-    """What logits processors need of a call of `generate`, in addition to the settings.
-
-    Attributes:
-        model: for guidance.
-        prompt_ids: (R, P) ids of the prompts; P is 0 where embeddings were given.
-        prompt_starts: (R,) position of the first token after the padding.
-        vocab_size: V.
-        max_length: the largest T.
-        min_length: T before which no answer ends.
-        prefix_allowed_tokens_fn: that of the call.
-        negative_prompt_ids, negative_prompt_mask: (R, P') ids of the prompt for guidance, and 0 for its padding.
-    """
-
-    model: GenerativeModel
-    prompt_ids: Tensor
-    prompt_starts: Tensor
-    vocab_size: int
-    max_length: int
-    min_length: int
-    prefix_allowed_tokens_fn: PrefixAllowedTokensFn | None = None
-    negative_prompt_ids: Tensor | None = None
-    negative_prompt_mask: Tensor | None = None
-
-
-def make_logits_processors(
-    config: GenerationConfig, custom_processors: Sequence[LogitsProcessorFn], context: GenerateContext
-) -> LogitsProcessorList:
+def make_logits_processors(call: GenerateCall, vocab_size: int) -> LogitsProcessorList:
     """The processors of the settings and the caller's, in the order of transformers 5.
 
     Raises:
         BadSetting: a setting names ids that the model does not have, or needs prompt ids or stop ids that are missing.
     """
-    warpers = _sampling_processors(config, context.prompt_starts.device) if config.do_sample else ()
+    config = call.config
+    warpers = _sampling_processors(config, call.runner.prompt_ids.device) if config.do_sample else ()
     final_processors = [lambda ids, scores: scores.log_softmax(-1)] if config.renormalize_logits else []
     return LogitsProcessorList(
         [
-            *_guidance_and_bias_processors(config, context),
-            *_constraint_processors(config, context),
-            *_forced_token_processors(config, context),
-            *custom_processors,
+            *_guidance_and_bias_processors(call, vocab_size),
+            *_constraint_processors(call, vocab_size),
+            *_forced_token_processors(call, vocab_size),
+            *call.logits_processors,
             *warpers,
             *final_processors,
         ]
     )
 
 
-def _guidance_and_bias_processors(
-    config: GenerationConfig, context: GenerateContext
-) -> Iterator[LogitsProcessorFn]:
+def _forbid(mask: Callable[[Tensor], Tensor]) -> LogitsProcessorFn:
+    """Forbids the ids in a mask: (R, T) ids -> (R, V) or (V,)."""
+    return lambda ids, scores: scores.masked_fill(mask(ids), -torch.inf)
+
+
+def _guidance_and_bias_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
     """Guidance, biases, and penalties for ids of the prompt."""
+    config, runner = call.config, call.runner
     if (scale := config.guidance_scale) != 1:
-        use_cache = config.use_cache and config.num_beams == 1
-        yield ClassifierFreeGuidance(
-            context.model,
-            scale,
-            context.negative_prompt_ids,
-            context.negative_prompt_mask,
-            use_cache=use_cache,
-        )
+        yield ClassifierFreeGuidance(scale, _make_negative_runner(call), runner.prompt_ids.shape[1])
     if config.sequence_bias:
         pairs = [(ids, bias) for ids, bias in config.sequence_bias]
-        yield SequenceBiasProcessor(pairs, context.vocab_size, context.prompt_starts.device)
+        yield SequenceBiasProcessor(pairs, vocab_size, runner.prompt_ids.device)
     if (penalty := config.encoder_repetition_penalty) != 1:
-        prompts = _require_prompt_ids("encoder_repetition_penalty", context)
-        is_in_prompt = present_ids_mask(prompts, context.vocab_size, context.prompt_starts)
+        prompts = _require_prompt_ids("encoder_repetition_penalty", call)
+        is_in_prompt = present_ids_mask(prompts, vocab_size, runner.prompt_starts)
         yield lambda ids, scores: apply_repetition_penalty(scores, is_in_prompt, 1 / penalty)
 
 
-def _require_prompt_ids(setting_name: str, context: GenerateContext) -> Tensor:
-    if not context.prompt_ids.shape[1]:
+def _make_negative_runner(call: GenerateCall) -> GenerationRunner:
+    """Runs the model on the prompts of guidance: by default the last id of each prompt."""
+    runner, ids, mask = call.runner, call.negative_prompt_ids, call.negative_prompt_attention_mask
+    ids = runner.prompts.ids[:, -1:] if ids is None else ids
+    return GenerationRunner(
+        runner.model,
+        LeftPaddedPrompts(ids, torch.ones_like(ids) if mask is None else mask, {}),
+        answers_per_prompt=runner.answers_per_prompt,
+        use_cache=call.config.use_cache and call.config.num_beams == 1,  # beams reorder the rows
+    )
+
+
+def _require_prompt_ids(setting_name: str, call: GenerateCall) -> Tensor:
+    if not call.runner.prompt_ids.shape[1]:
         raise BadSetting(
             f"{setting_name} is about the ids of the prompt, and embeddings are given: give input_ids"
         )
-    return context.prompt_ids
+    return call.runner.prompt_ids
 
 
-def _constraint_processors(config: GenerationConfig, context: GenerateContext) -> Iterator[LogitsProcessorFn]:
+def _constraint_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
     """Repetition penalties, forbidden sequences, and the smallest length."""
-    vocab_size, device = context.vocab_size, context.prompt_starts.device
+    config, runner = call.config, call.runner
+    device, prompt_length = runner.prompt_ids.device, runner.prompt_ids.shape[1]
     if (penalty := config.repetition_penalty) != 1:
         yield lambda ids, scores: apply_repetition_penalty(
-            scores, present_ids_mask(ids, vocab_size, context.prompt_starts), penalty
+            scores, present_ids_mask(ids, vocab_size, runner.prompt_starts), penalty
         )
     if ngram_size := config.no_repeat_ngram_size:
-        yield lambda ids, scores: scores.masked_fill(
-            repeated_ngrams_mask(ids, ngram_size, vocab_size), -torch.inf
-        )
+        yield _forbid(lambda ids: repeated_ngrams_mask(ids, ngram_size, vocab_size))
     if encoder_ngram_size := config.encoder_no_repeat_ngram_size:
-        prompts = _require_prompt_ids("encoder_no_repeat_ngram_size", context)
-        yield lambda ids, scores: scores.masked_fill(
-            repeated_ngrams_mask(ids, encoder_ngram_size, vocab_size, prompts), -torch.inf
-        )
+        prompts = _require_prompt_ids("encoder_no_repeat_ngram_size", call)
+        yield _forbid(lambda ids: repeated_ngrams_mask(ids, encoder_ngram_size, vocab_size, prompts))
     if config.bad_words_ids:
         stop_sequences = [[id] for id in config.stop_ids]  # ending is never forbidden
         words = [word for word in config.bad_words_ids if word not in stop_sequences]
         check_ids_in_vocabulary("bad_words_ids", [id for word in words for id in word], vocab_size)
-        banned = BannedIdSequences(words, vocab_size, device)
-        yield lambda ids, scores: scores.masked_fill(banned.mask(ids), -torch.inf)
+        yield _forbid(BannedIdSequences(words, vocab_size, device).mask)
     if config.stop_ids:
         stop_ids_in_vocabulary = [id for id in config.stop_ids if 0 <= id < vocab_size]
         stop_mask = token_mask(stop_ids_in_vocabulary, vocab_size, device)  # (V,)
-        yield (
-            lambda ids, scores: (
-                scores.masked_fill(stop_mask, -torch.inf) if ids.shape[1] < context.min_length else scores
-            )
-        )
+        yield _forbid(lambda ids: stop_mask & (ids.shape[1] < prompt_length + call.min_new_tokens))
 
 
-def _forced_token_processors(
-    config: GenerationConfig, context: GenerateContext
-) -> Iterator[LogitsProcessorFn]:
+def _forced_token_processors(call: GenerateCall, vocab_size: int) -> Iterator[LogitsProcessorFn]:
     """Forced ids, length penalties, and suppressed ids."""
-    vocab_size, device, prompt_length = (
-        context.vocab_size,
-        context.prompt_starts.device,
-        context.prompt_ids.shape[1],
-    )
-    if context.prefix_allowed_tokens_fn is not None:
-        yield PrefixConstrainedProcessor(context.prefix_allowed_tokens_fn, config.num_beams)
+    config, prompt_ids = call.config, call.runner.prompt_ids
+    device, prompt_length = prompt_ids.device, prompt_ids.shape[1]
+    if call.prefix_allowed_tokens_fn is not None:
+        yield PrefixConstrainedProcessor(call.prefix_allowed_tokens_fn, config.num_beams)
     if (forced_bos_id := config.forced_bos_token_id) is not None:
         yield ForceOrForbidAtLength(1, [forced_bos_id], vocab_size, device, forces=True)
     if (forced_eos_ids := config.forced_eos_token_id) is not None:
         ids = [forced_eos_ids] if isinstance(forced_eos_ids, int) else forced_eos_ids
-        yield ForceOrForbidAtLength(context.max_length - 1, ids, vocab_size, device, forces=True)
+        last_length = prompt_length + call.max_new_tokens - 1
+        yield ForceOrForbidAtLength(last_length, ids, vocab_size, device, forces=True)
     if (decay := config.exponential_decay_length_penalty) is not None:
         if not config.stop_ids:
             raise BadSetting(
                 "exponential_decay_length_penalty acts on stop ids, and there are none: give eos_token_id"
             )
         yield ExponentialDecayLengthPenalty(prompt_length + int(decay[0]), decay[1], config.stop_ids)
-    if config.suppress_tokens:
-        suppressed_mask = token_mask(
-            check_ids_in_vocabulary("suppress_tokens", config.suppress_tokens, vocab_size), vocab_size, device
-        )
-        yield lambda ids, scores: scores.masked_fill(suppressed_mask, -torch.inf)
+    if suppressed_ids := config.suppress_tokens:
+        check_ids_in_vocabulary("suppress_tokens", suppressed_ids, vocab_size)
+        suppressed_mask = token_mask(suppressed_ids, vocab_size, device)
+        yield _forbid(lambda ids: suppressed_mask)
     if config.begin_suppress_tokens:
-        begin_length = (
-            prompt_length + 1 if prompt_length <= 1 and forced_bos_id is not None else prompt_length
-        )
+        begin_length = prompt_length + (prompt_length <= 1 and forced_bos_id is not None)
         yield ForceOrForbidAtLength(
             begin_length, config.begin_suppress_tokens, vocab_size, device, forces=False
         )
