@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
+from inspect import Signature, cleandoc, signature
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -55,13 +55,13 @@ def command(*examples: str, **options: Any) -> Callable[[Callable[..., None]], C
         *examples, **options: the other attributes of `Command`.
     """
     return lambda run: Command(
-        name=run.__name__, run=run, help=inspect.cleandoc(run.__doc__ or ""), examples=examples, **options
+        name=run.__name__, run=run, help=cleandoc(run.__doc__ or ""), examples=examples, **options
     )
 
 
 def add_command(app: typer.Typer, command: Command) -> None:
     """Adds a command to the application; it returns the exit code."""
-    parameters = inspect.signature(command.run, eval_str=True).parameters
+    parameters = signature(command.run, eval_str=True).parameters
     groups: dict[str, Any] = {
         name: one.annotation
         for name, one in parameters.items()
@@ -79,13 +79,15 @@ def add_command(app: typer.Typer, command: Command) -> None:
             command.run(writer, **arguments)
             return writer.exit_code
 
-    flag_parameters = [inspect.signature(run, eval_str=True).parameters["context"]]
-    output_groups = (JSONFlags, DebugFlags) if command.has_json else (DebugFlags,)
-    for group in (*groups.values(), *output_groups):
-        hints = get_type_hints(group, include_extras=True)
-        flag_parameters += [_flag_parameter(one, hints[one.name]) for one in fields(group)]
-    run.__signature__ = inspect.Signature(flag_parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in flag_parameters}
+    flags = [signature(run, eval_str=True).parameters["context"]]
+    for group in (*groups.values(), *((JSONFlags, DebugFlags) if command.has_json else (DebugFlags,))):
+        hints, parameter_by_name = get_type_hints(group, include_extras=True), signature(group).parameters
+        flags += [
+            parameter_by_name[one.name].replace(annotation=_typer_annotation(one, hints[one.name]))
+            for one in fields(group)
+        ]
+    run.__signature__ = Signature(flags)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in flags}
     app.command(
         command.name,
         cls=HelpCommand,
@@ -96,25 +98,19 @@ def add_command(app: typer.Typer, command: Command) -> None:
     )(run)
 
 
-def _flag_parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
-    """The parameter that typer reads for a field: a flag if `flags.flag` made the field, else as it is annotated."""
-    if field.metadata:
-        (value_type,) = {*(get_args(hint) if NoneType in get_args(hint) else (hint,))} - {NoneType}
-        name = "--" + field.name.replace("_", "-")
-        option = {
-            "names": name,
-            "parser": _default_parser(name, value_type),
-            "metavar": METAVAR_BY_TYPE.get(value_type),
-            **field.metadata,
-        }
-        names = option.pop("names")
-        hint = Annotated[hint, typer.Option(names, show_default=False, show_envvar=False, **option)]
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if field.default is MISSING else field.default,
-        annotation=hint,
-    )
+def _typer_annotation(field: Field[Any], hint: Any) -> Any:
+    """The type that typer reads for a field: an option if `flags.flag` made the field, else the field's own type."""
+    if not field.metadata:
+        return hint
+    (value_type,) = {*(get_args(hint) if NoneType in get_args(hint) else (hint,))} - {NoneType}
+    name = "--" + field.name.replace("_", "-")
+    option = {
+        "names": name,
+        "parser": _default_parser(name, value_type),
+        "metavar": METAVAR_BY_TYPE.get(value_type),
+        **field.metadata,
+    }
+    return Annotated[hint, typer.Option(option.pop("names"), show_default=False, show_envvar=False, **option)]
 
 
 def _default_parser(flag: str, value_type: Any) -> Callable[[str], Any] | None:

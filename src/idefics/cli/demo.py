@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,52 +25,31 @@ from idefics.cli.output import OutputWriter
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from idefics import Idefics
-
 DRAWING_SIZE = 20  # characters per line of a drawn picture, and pixels per column
-
-
-@dataclass(frozen=True)
-class DemoStep:
-    """A command line and, for a chat, the lines that are typed into it."""
-
-    command_line: str
-    chat_lines: tuple[str, ...] = ()
 
 
 # The few-shot prompt of the published guide (docs/guides/key-tasks.md), as the model reads it.
 FEW_SHOT_QUESTION = "Describe this image.\nAssistant:"
 FEW_SHOT_EXAMPLE = f"{FEW_SHOT_QUESTION} An image of a tower. Fun fact: towers sway a little in the wind.\n"
 
-STEPS_BY_PICTURE: dict[str, tuple[DemoStep, ...]] = {  # by the picture that is drawn next to them
-    "puppy.png": (
-        DemoStep("idefics caption puppy.png"),
-        DemoStep('idefics complete puppy.png "This is an image of"'),
-    ),
-    "statue.png": (
-        DemoStep("cat shots.jsonl"),
-        DemoStep("idefics caption statue.png --shots shots.jsonl"),
-    ),
+COMMAND_LINES_BY_PICTURE = {  # by the picture that is drawn next to them
+    "puppy.png": ("idefics caption puppy.png", 'idefics complete puppy.png "This is an image of"'),
+    "statue.png": ("cat shots.jsonl", "idefics caption statue.png --shots shots.jsonl"),
     "picnic.png": (
-        DemoStep('idefics ask picnic.png "What is on the left?"'),
-        DemoStep('idefics ask *.png "How many things are there?"'),
+        'idefics ask picnic.png "What is on the left?"',
+        'idefics ask *.png "How many things are there?"',
     ),
     "vegetables.png": (
-        DemoStep('idefics classify vegetables.png --labels "animals,vegetables,city landscape,cars,office"'),
+        'idefics classify vegetables.png --labels "animals,vegetables,city landscape,cars,office"',
     ),
-    "door.png": (DemoStep("idefics write door.png"),),
+    "door.png": ("idefics write door.png",),
     "tower.png": (
-        DemoStep(
-            f'idefics generate "User:" tower.png "{FEW_SHOT_EXAMPLE}" "User:" statue.png "{FEW_SHOT_QUESTION}"'
-        ),
+        f'idefics generate "User:" tower.png "{FEW_SHOT_EXAMPLE}" "User:" statue.png "{FEW_SHOT_QUESTION}"',
     ),
-    "shapes.png": (
-        DemoStep(
-            "idefics chat shapes.png",
-            ("What is in this image?", "/image statue.png", "And in this one?", "Where is it?"),
-        ),
-    ),
+    "shapes.png": ("idefics chat shapes.png",),
 }
+# What is typed into the chat.
+CHAT_LINES = ("What is in this image?", "/image statue.png", "And in this one?", "Where is it?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,47 +71,43 @@ def demo(writer: OutputWriter, load_model: LoadModel, flags: DemoFlags) -> None:
     folder = pictures()[0].parent
     vlm = load_model(ModelFlags(model=flags.model))
 
-    def loader(flags: ModelFlags, writer: OutputWriter) -> Idefics:
-        return vlm
-
     start_time = time.perf_counter()
     print(f"$ cd {shlex.quote(str(folder))}\n$ export IDEFICS_MODEL={shlex.quote(flags.model)}\n", flush=True)
     with chdir(folder):
-        for picture, steps in STEPS_BY_PICTURE.items():
+        for picture, command_lines in COMMAND_LINES_BY_PICTURE.items():
             lines = [
                 line
-                for step in steps
-                for line in _run_step_to_transcript(step, loader, is_interactive=writer.is_interactive)
+                for command_line in command_lines
+                for line in _run_to_transcript(
+                    command_line, lambda *_: vlm, is_interactive=writer.is_interactive
+                )
             ]
             _print_step(picture, lines, writer)
     seconds = time.perf_counter() - start_time
     print(f"Everything took {seconds:.1f} seconds. `idefics models` lists the models for real photographs.")
 
 
-def _run_step_to_transcript(step: DemoStep, loader: ModelLoader, *, is_interactive: bool) -> list[str]:
-    """Runs a step and returns the lines that a terminal would show: the command line and its output."""
-    match shlex.split(step.command_line):
-        case ["cat", name]:
-            output_lines = Path(name).read_text(encoding="utf-8").splitlines()
-        case ["idefics", *arguments]:
-            output_lines = _run_command(arguments, step.chat_lines, loader, is_interactive=is_interactive)
-    if not step.chat_lines:
-        return [f"$ {step.command_line}", *output_lines]
-    answers = iter(output_lines)
-    chat_transcript = [
-        [f"> {line}"] if line.startswith("/") else [f"> {line}", next(answers)] for line in step.chat_lines
-    ]
-    return [f"$ {step.command_line}", *chain.from_iterable(chat_transcript)]
+def _run_to_transcript(command_line: str, loader: ModelLoader, *, is_interactive: bool) -> list[str]:
+    """Runs a command line and returns the lines that a terminal would show: what is typed, and the output."""
+    program, *arguments = shlex.split(command_line)
+    if program == "cat":
+        output = Path(arguments[0]).read_text(encoding="utf-8")
+    else:
+        output = _run_command(arguments, loader, is_interactive=is_interactive)
+    transcript, output_lines = [f"$ {command_line}"], iter(output.splitlines())
+    for line in CHAT_LINES if arguments[0] == "chat" else ():
+        transcript.append(f"> {line}")
+        if not line.startswith("/"):
+            transcript.append(next(output_lines))
+    return [*transcript, *output_lines]
 
 
-def _run_command(
-    arguments: Sequence[str], chat_lines: Sequence[str], loader: ModelLoader, *, is_interactive: bool
-) -> list[str]:
-    """Runs a command of `idefics` and returns the lines of its standard output."""
+def _run_command(arguments: Sequence[str], loader: ModelLoader, *, is_interactive: bool) -> str:
+    """Runs a command of `idefics` and returns its standard output; a chat reads `CHAT_LINES`."""
     from idefics.cli.main import run  # imports this module
 
     captured, original_stdin = _CapturedTerminal(is_interactive), sys.stdin
-    sys.stdin = io.StringIO("\n".join(chat_lines))
+    sys.stdin = io.StringIO("\n".join(CHAT_LINES))
     try:
         with redirect_stdout(captured):
             exit_code = run(arguments, loader)
@@ -141,7 +115,7 @@ def _run_command(
         sys.stdin = original_stdin
     if exit_code:
         raise typer.Exit(exit_code)
-    return captured.getvalue().splitlines()
+    return captured.getvalue()
 
 
 class _CapturedTerminal(io.StringIO):
