@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any, ClassVar, Literal, NotRequired
 from uuid import uuid4
 
@@ -13,12 +12,11 @@ from pydantic import Field
 
 from idefics.messages import Answer, Delta
 from idefics.server import ignored_field_tables
-from idefics.server.chat_messages import MAX_MESSAGES, ChatMessage, message_pictures, message_texts
+from idefics.server.chat_messages import MAX_MESSAGES, ChatMessage, submit_conversation
 from idefics.server.choices import ChoiceFields, ChoicesResponseBuilder
 from idefics.server.errors import APIError
 from idefics.server.logprobs import TokenLogprobWithTop, token_logprobs
 from idefics.server.request_body import JSONBodyRoute
-from idefics.server.request_model import RequestModel
 from idefics.server.response_fields import (
     ChoicesFields,
     CompletionUsage,
@@ -26,20 +24,14 @@ from idefics.server.response_fields import (
     ResponseFinishReason,
     StreamUsageField,
 )
-from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field_type
+from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.sampling_fields import (
-    DEFAULT_MAX_NEW_TOKENS,
-    MAX_NEW_TOKENS,
-    ChoicesRequest,
-    OnlyFalse,
-    ReasoningConfig,
-)
+from idefics.server.sampling_fields import MAX_NEW_TOKENS, ChoicesRequest, ConversationRequest
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
-class ChatJsonSchemaFormat(RequestModel):
+class ChatJsonSchemaFormat(ResponseFormat):
     """The `response_format` for JSON that matches a schema."""
 
     type: Literal["json_schema"]
@@ -47,11 +39,11 @@ class ChatJsonSchemaFormat(RequestModel):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The schema as a keyword argument of `Idefics.submit`."""
+        """The schema."""
         return {"schema": self.json_schema.schema_}
 
 
-class ChatRequest(ChoicesRequest):
+class ChatRequest(ChoicesRequest, ConversationRequest):
     """A conversation, and options for its next message."""
 
     ignored_fields = ignored_field_tables.CHAT_FIELDS
@@ -59,11 +51,7 @@ class ChatRequest(ChoicesRequest):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: response_format_field_type(ChatJsonSchemaFormat) | None = None  # type: ignore[valid-type]
-    metadata: dict[str, str] | None = Field(None, max_length=16)
-    store: OnlyFalse | None = None
-    reasoning: ReasoningConfig | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
@@ -97,11 +85,9 @@ class ChatRequest(ChoicesRequest):
                 f"max_tokens is {max_tokens} and max_completion_tokens {max_completion_tokens}: give one"
             )
             raise APIError(400, message, param="max_tokens")
-        kwargs = super().generation_kwargs() | {
-            "max_new_tokens": max_completion_tokens or max_tokens or DEFAULT_MAX_NEW_TOKENS
-        }
-        kwargs |= {"logprobs": bool(self.logprobs), "top_logprobs": self.top_logprobs or 0}
-        return merge_format_kwargs(kwargs, self.response_format)
+        return self.conversation_kwargs(
+            max_completion_tokens or max_tokens, bool(self.logprobs), self.response_format
+        )
 
 
 class ChatLogprobs(ResponseFields):
@@ -167,13 +153,12 @@ async def chat(request: ChatRequest, service: ServerStateDep, context: RequestCo
     """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
     messages = [message.to_message() for message in request.messages]
-    context.check_and_count_texts(message_texts(messages))
-    await context.submit_prompt(
-        partial(service.vlm.prompt, messages, continue_final_message=request.continues_last_message),
+    await submit_conversation(
+        context,
+        messages,
         request.generation_kwargs(),
         num_choices=request.n or 1,
-        pictures=message_pictures(messages),
-        continues_text=request.continues_last_message,
+        continues_last_message=request.continues_last_message,
     )
     common_fields = {
         "id": f"chatcmpl-{uuid4().hex}",

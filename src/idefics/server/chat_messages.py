@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from idefics.messages import ContentPart, Detail, Message, Picture
 from idefics.processing.fetch import is_data_uri, is_url, normalize_source_text
 from idefics.server import ignored_field_tables
 from idefics.server.errors import APIError
 from idefics.server.ignored_fields import make_field_table
-from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
-from idefics.server.sampling_fields import text_or_list_tag
+from idefics.server.request_context import RequestContext
+from idefics.server.request_model import RequestModel, text_or_list, union_by_type, unsupported_error
 
 MAX_MESSAGES = 512
 MAX_PICTURES = 16
@@ -79,33 +80,45 @@ class ChatImagePart(RequestModel):
         return picture_from_url(self.image_url.url, self.image_url.detail, self.image_url.max_tiles)
 
 
-ChatContentPart = Annotated[
-    Annotated[ChatTextPart, Tag("<text>")]
-    | Annotated[ChatImagePart, Tag("<image_url>")]
-    | Annotated[RefusalPart, Tag("<refusal>")],
-    type_discriminator("a part", "unknown_part", "text", "image_url", "refusal"),
-]
+ChatContentPart = union_by_type(
+    'a part has a "type", which is "text", "image_url" or "refusal"',
+    text=ChatTextPart,
+    image_url=ChatImagePart,
+    refusal=RefusalPart,
+)
 
 
 def content_field_type(part_type: Any) -> Any:
     """The type annotation of the field `content` of a message: a text, or a list of `part_type`."""
-    return Annotated[
-        Annotated[str, Tag("<words>")]
-        | Annotated[list[part_type], Tag("<parts>"), Field(min_length=1, max_length=MAX_CONTENT_PARTS)],
-        Discriminator(
-            lambda value: text_or_list_tag(value) if isinstance(value, str | list) else None,
-            custom_error_type="no_content",
-            custom_error_message="give text or a list of parts",
-        ),
-    ]
+    parts_type = Annotated[list[part_type], Field(min_length=1, max_length=MAX_CONTENT_PARTS)]
+    return text_or_list(str, parts_type, "give text or a list of parts")
 
 
-class ChatMessage(RequestModel):
+class ConversationMessage(RequestModel):
+    """A turn of a conversation, of either route."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Any
+
+    @model_validator(mode="after")
+    def _check_refusal_role(self) -> Self:
+        """Refuses parts of type `refusal` in messages of other roles than the assistant."""
+        check_refusal_role(self.role, self.content)
+        return self
+
+    def to_message(self) -> Message:
+        """The message for `Idefics.prompt`, with pictures that are not fetched yet."""
+        role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return Message(role, (self.content,))
+        return Message(role, tuple(part.to_content_part() for part in self.content))
+
+
+class ChatMessage(ConversationMessage):
     """A turn of a conversation. Fields that only answers have are ignored, since clients send answers back."""
 
     ignored_fields = ignored_field_tables.MESSAGE_FIELDS
 
-    role: Literal["system", "developer", "user", "assistant"]
     content: content_field_type(ChatContentPart)  # type: ignore[valid-type]
     name: str | None = None
 
@@ -120,31 +133,11 @@ class ChatMessage(RequestModel):
             )
         return value
 
-    @model_validator(mode="after")
-    def _check_refusal_role(self) -> Self:
-        """Refuses parts of type `refusal` in messages of other roles than the assistant."""
-        check_refusal_role(self.role, self.content)
-        return self
-
-    def to_message(self) -> Message:
-        """The message for `Idefics.prompt`, with pictures that are not fetched yet."""
-        return make_message(self.role, self.content)
-
 
 def check_refusal_role(role: str, content: str | Sequence[object]) -> None:
     """Raises ValueError if a message of another role than the assistant's has a part of type refusal."""
     if role != "assistant" and RefusalPart in map(type, () if isinstance(content, str) else content):
         raise ValueError('only the assistant has parts of type "refusal": give text')
-
-
-def make_message(
-    role: Literal["system", "developer", "user", "assistant"], content: str | list[Any]
-) -> Message:
-    """A message for `Idefics.prompt`, from the role and the content of a request's message."""
-    message_role = "system" if role == "developer" else role
-    if isinstance(content, str):
-        return Message(message_role, (content,))
-    return Message(message_role, tuple(part.to_content_part() for part in content))
 
 
 def picture_from_url(url: str, detail: Detail | None = None, max_tiles: int | None = None) -> Picture:
@@ -165,22 +158,32 @@ def picture_from_url(url: str, detail: Detail | None = None, max_tiles: int | No
     return Picture(url, detail, max_tiles)
 
 
-def message_texts(messages: Sequence[Message]) -> list[str]:
-    """The text parts of all messages."""
-    return [part for message in messages for part in message.parts if isinstance(part, str)]
-
-
-def message_pictures(messages: Sequence[Message]) -> list[Picture]:
-    """The pictures of all messages.
+async def submit_conversation(
+    context: RequestContext,
+    messages: Sequence[Message],
+    generation_kwargs: Mapping[str, Any],
+    *,
+    num_choices: int = 1,
+    continues_last_message: bool = False,
+) -> None:
+    """Submits a conversation to the engine; the arguments are those of `RequestContext.submit_prompt`.
 
     Raises:
-        APIError: 400, more than `MAX_PICTURES`.
+        APIError: 400, more than `MAX_PICTURES`; or as in `RequestContext.submit_prompt`.
     """
-    pictures = [part for message in messages for part in message.parts if isinstance(part, Picture)]
+    parts = [part for message in messages for part in message.parts]
+    context.check_and_count_texts(part for part in parts if isinstance(part, str))
+    pictures = [part for part in parts if isinstance(part, Picture)]
     if len(pictures) > MAX_PICTURES:
         raise APIError(
             400,
             f"the request has {len(pictures)} pictures; the limit is {MAX_PICTURES}",
             param="messages",
         )
-    return pictures
+    await context.submit_prompt(
+        partial(context.service.vlm.prompt, messages, continue_final_message=continues_last_message),
+        generation_kwargs,
+        num_choices=num_choices,
+        pictures=pictures,
+        continues_text=continues_last_message,
+    )

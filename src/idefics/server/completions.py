@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from idefics.messages import Answer, Delta, Timings, Usage
 from idefics.server import ignored_field_tables
@@ -24,6 +24,7 @@ from idefics.server.logprobs import (
 from idefics.server.prompt_logprobs import compute_prompt_logprobs
 from idefics.server.request_body import JSONBodyRoute
 from idefics.server.request_context import RequestContext
+from idefics.server.request_model import text_or_list
 from idefics.server.response_fields import (
     ChoicesFields,
     CompletionUsage,
@@ -32,7 +33,7 @@ from idefics.server.response_fields import (
     StreamUsageField,
 )
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.sampling_fields import MAX_NEW_TOKENS, ChoicesRequest, text_or_list_tag
+from idefics.server.sampling_fields import MAX_NEW_TOKENS, ChoicesRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default for this route
 MAX_PROMPTS = 128  # prompts times `n`
@@ -40,20 +41,15 @@ MAX_PROMPTS = 128  # prompts times `n`
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
 
 
+PromptTexts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+
+
 class CompletionRequest(ChoicesRequest):
     """One or several texts to continue, and options for the continuations."""
 
     ignored_fields = ignored_field_tables.COMPLETION_FIELDS
 
-    prompt: Annotated[
-        Annotated[str, Tag("<words>")]
-        | Annotated[list[str], Tag("<parts>"), Field(min_length=1, max_length=MAX_PROMPTS)],
-        Discriminator(
-            lambda value: text_or_list_tag(value) if isinstance(value, str | list) else None,
-            custom_error_type="no_prompt",
-            custom_error_message="give a text or a list of texts",
-        ),
-    ]
+    prompt: text_or_list(str, PromptTexts, "give a text or a list of texts")  # type: ignore[valid-type]
     max_tokens: int | None = Field(None, ge=0, le=MAX_NEW_TOKENS)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
@@ -78,7 +74,7 @@ class CompletionRequest(ChoicesRequest):
 
     def generation_kwargs(self) -> dict[str, Any]:
         """The given fields as keyword arguments of `Idefics.submit`."""
-        kwargs = super().generation_kwargs() | {"max_new_tokens": self.max_tokens or DEFAULT_MAX_TOKENS}
+        kwargs = self.sampling_kwargs() | {"max_new_tokens": self.max_tokens or DEFAULT_MAX_TOKENS}
         return kwargs | {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs or 0}
 
 

@@ -23,10 +23,10 @@ LONE_SURROGATE_MESSAGE = "a text has a lone surrogate, which is half of a charac
 TOKEN_ID_MESSAGE = "not the id of a token: give a whole number, such as 42"
 INVALID_REQUEST_TYPE = "invalid_request_error"
 
-# Types of pydantic's errors. The first two groups are raised in request_model.py.
+# Types of pydantic's errors. All but the last are raised in request_model.py.
 UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE = "unknown_field", "unsupported_field"
 REFUSED_FIELD_TYPES = (UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE)
-UNKNOWN_TAG_TYPES = ("unknown_part", "unknown_format")
+UNKNOWN_TYPE = "unknown_type"
 NO_OBJECT_TYPES = ("model_attributes_type", "model_type")
 
 log = logging.getLogger("idefics.server")
@@ -221,7 +221,7 @@ def _describe_field_error(error: Mapping[str, Any]) -> str:
     value = error.get("input")
     type_name = value.get("type") if isinstance(value, dict) else None
     shows_type = (
-        error["type"] in UNKNOWN_TAG_TYPES
+        error["type"] == UNKNOWN_TYPE
         and isinstance(type_name, str)
         and len(type_name) <= MAX_SHOWN_TYPE_CHARACTERS
     )

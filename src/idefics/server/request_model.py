@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from idefics.server.errors import UNKNOWN_FIELD_TYPE, UNSUPPORTED_FIELD_TYPE
+from idefics.server.errors import UNKNOWN_FIELD_TYPE, UNKNOWN_TYPE, UNSUPPORTED_FIELD_TYPE
 from idefics.server.ignored_fields import EMPTY_VALUES, UNKNOWN_FIELD, USED_FIELD, IgnoredFields
 
 MAX_COMPARED_NAME_CHARACTERS = 64  # longer unknown names are not compared with known ones
@@ -94,20 +96,40 @@ class RequestModel(BaseModel):
         return fields
 
 
-def type_discriminator(noun: str, error_type: str, *type_names: str) -> Discriminator:
-    """A discriminator that selects the member of a union by the field "type".
+def union_by_type(error_message: str, **class_by_type: type[RequestModel]) -> Any:
+    """The type annotation of an object whose field "type" selects its class; tags are in angle brackets.
 
     Args:
-        noun: names the object in the error message if no member matches.
-        error_type: type of that error.
-        type_names: values of "type" for that message. A member's tag is its type in angle brackets: `Tag("<text>")`.
+        error_message: for objects of other types.
+        class_by_type: the classes.
     """
-    *other_names, last_name = (f'"{name}"' for name in type_names)
-    return Discriminator(
-        lambda value: f"<{value.get('type')}>" if isinstance(value, dict) else "<>",
-        custom_error_type=error_type,
-        custom_error_message=f'{noun} has a "type", which is {", ".join(other_names)} or {last_name}',
-    )
+    return Annotated[
+        reduce(or_, (Annotated[cls, Tag(f"<{name}>")] for name, cls in class_by_type.items())),
+        Discriminator(
+            lambda value: f"<{value.get('type')}>" if isinstance(value, dict) else "<>",
+            custom_error_type=UNKNOWN_TYPE,
+            custom_error_message=error_message,
+        ),
+    ]
+
+
+def text_or_list(text_type: Any, list_type: Any, error_message: str = "") -> Any:
+    """The type annotation of a field that is a text or a list; tags are in angle brackets.
+
+    Args:
+        text_type, list_type: the types of the two.
+        error_message: for other values; "": they are validated as lists.
+    """
+
+    def select_tag(value: Any) -> str | None:
+        if isinstance(value, str):
+            return "<text>"
+        return "<list>" if isinstance(value, list) or not error_message else None
+
+    return Annotated[
+        Annotated[text_type, Tag("<text>")] | Annotated[list_type, Tag("<list>")],
+        Discriminator(select_tag, custom_error_type="no_text_or_list", custom_error_message=error_message),
+    ]
 
 
 def unsupported_error(shown_value: str, hint: str) -> PydanticCustomError:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, Tag, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from idefics.server.errors import APIError
-from idefics.server.request_model import RequestModel, type_discriminator
+from idefics.server.request_model import RequestModel, union_by_type
 
 MAX_SCHEMA_DEPTH = 32  # levels of a JSON schema
 MAX_CONSTRAINT_BYTES = 16_384  # of a JSON schema, or of all choices together
@@ -56,21 +55,22 @@ class JsonSchema(RequestModel):
     strict: bool | None = None
 
 
-ANY_OBJECT = {"type": "object"}
+class ResponseFormat(RequestModel):
+    """Base of all formats."""
+
+    @property
+    def generation_kwargs(self) -> dict[str, Any]:
+        """The constraint as keyword arguments of `Idefics.submit`; none by default."""
+        return {}
 
 
-class TextFormat(RequestModel):
+class TextFormat(ResponseFormat):
     """Text without constraints; the default."""
 
     type: Literal["text"]
 
-    @property
-    def generation_kwargs(self) -> dict[str, Any]:
-        """An empty dictionary: the answer has no constraint."""
-        return {}
 
-
-class JsonObjectFormat(RequestModel):
+class JsonObjectFormat(ResponseFormat):
     """Any JSON object, or JSON that matches a schema, as in TGI (`value`) and llama.cpp (`schema`)."""
 
     type: Literal["json_object", "json"]
@@ -78,7 +78,7 @@ class JsonObjectFormat(RequestModel):
     schema_: JsonSchemaDict | None = Field(None, alias="schema")
 
     @model_validator(mode="after")
-    def _check_at_most_one_schema(self) -> JsonObjectFormat:
+    def _check_at_most_one_schema(self) -> Self:
         """Refuses a format with two schemas."""
         if self.value is not None and self.schema_ is not None:
             raise ValueError("value and schema are both given: give one JSON schema")
@@ -86,11 +86,12 @@ class JsonObjectFormat(RequestModel):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The schema as a keyword argument of `Idefics.submit`."""
-        return {"schema": next((one for one in (self.value, self.schema_) if one is not None), ANY_OBJECT)}
+        """The schema; one that any object matches if none is given."""
+        schemas = [one for one in (self.value, self.schema_, {"type": "object"}) if one is not None]
+        return {"schema": schemas[0]}
 
 
-class RegexFormat(RequestModel):
+class RegexFormat(ResponseFormat):
     """A text that matches a regular expression, as in TGI."""
 
     type: Literal["regex"]
@@ -98,47 +99,17 @@ class RegexFormat(RequestModel):
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The expression as a keyword argument of `Idefics.submit`."""
+        """The regular expression."""
         return {"regex": self.value}
 
 
-def response_format_field_type(schema_format: Any) -> Any:
-    """The type of the field for structured output.
-
-    Args:
-        schema_format: the route's class for the format `json_schema`.
-    """
-    return Annotated[
-        Annotated[TextFormat, Tag("<text>")]
-        | Annotated[JsonObjectFormat, Tag("<json_object>")]
-        | Annotated[JsonObjectFormat, Tag("<json>")]
-        | Annotated[RegexFormat, Tag("<regex>")]
-        | Annotated[schema_format, Tag("<json_schema>")],
-        type_discriminator("it", "unknown_format", "text", "json_object", "json_schema"),
-    ]
-
-
-class ResponseFormat(Protocol):
-    """The protocol of all formats, of both routes."""
-
-    @property
-    def generation_kwargs(self) -> dict[str, Any]:
-        """The constraint as keyword arguments of `Idefics.submit`."""
-
-
-def merge_format_kwargs(
-    generation_kwargs: dict[str, Any], response_format: ResponseFormat | None
-) -> dict[str, Any]:
-    """The keyword arguments of `Idefics.submit`, with those of the format added.
-
-    Raises:
-        APIError: 400, a regular expression is given in both.
-    """
-    format_kwargs = {} if response_format is None else response_format.generation_kwargs
-    if duplicate_keys := generation_kwargs.keys() & format_kwargs.keys():
-        raise APIError(
-            400,
-            f"{duplicate_keys.pop()} is given twice, once as response_format: give one",
-            param="response_format",
-        )
-    return generation_kwargs | format_kwargs
+def response_format_field_type(schema_format: type[ResponseFormat]) -> Any:
+    """The type annotation of the field for structured output; `schema_format` is the route's class for `json_schema`."""
+    return union_by_type(
+        'it has a "type", which is "text", "json_object" or "json_schema"',
+        text=TextFormat,
+        json_object=JsonObjectFormat,
+        json=JsonObjectFormat,
+        regex=RegexFormat,
+        json_schema=schema_format,
+    )

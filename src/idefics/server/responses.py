@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from idefics.messages import ContentPart, Detail, Message
 from idefics.server import ignored_field_tables
 from idefics.server.chat_messages import (
     MAX_MESSAGES,
+    ConversationMessage,
     RefusalPart,
-    check_refusal_role,
     content_field_type,
-    make_message,
-    message_pictures,
-    message_texts,
     picture_from_url,
+    submit_conversation,
 )
 from idefics.server.ignored_fields import make_field_table
 from idefics.server.request_body import JSONBodyRoute
-from idefics.server.request_model import RequestModel, type_discriminator, unsupported_error
+from idefics.server.request_model import RequestModel, text_or_list, union_by_type, unsupported_error
 from idefics.server.response_builder import ResponseBuilder
-from idefics.server.response_format import JsonSchema, merge_format_kwargs, response_format_field_type
+from idefics.server.response_format import JsonSchema, ResponseFormat, response_format_field_type
 from idefics.server.response_objects import ResponseObject, ResponseStreamEvent
 from idefics.server.routing import RequestContextDep, ServerStateDep, document_responses
-from idefics.server.sampling_fields import (
-    DEFAULT_MAX_NEW_TOKENS,
-    MAX_NEW_TOKENS,
-    OnlyFalse,
-    ReasoningConfig,
-    SamplingFields,
-    StreamOptions,
-)
+from idefics.server.sampling_fields import MAX_NEW_TOKENS, ConversationRequest
 from idefics.server.sse import EventStreamResponse
 
 router = APIRouter(tags=["OpenAI"], route_class=JSONBodyRoute)
@@ -69,16 +59,16 @@ class ResponseImagePart(RequestModel):
         return picture_from_url(self.image_url, self.detail, self.max_tiles)
 
 
-ResponseContentPart = Annotated[
-    Annotated[ResponseTextPart, Tag("<input_text>")]
-    | Annotated[ResponseTextPart, Tag("<output_text>")]
-    | Annotated[ResponseImagePart, Tag("<input_image>")]
-    | Annotated[RefusalPart, Tag("<refusal>")],
-    type_discriminator("a part", "unknown_part", "input_text", "input_image", "output_text", "refusal"),
-]
+ResponseContentPart = union_by_type(
+    'a part has a "type", which is "input_text", "input_image", "output_text" or "refusal"',
+    input_text=ResponseTextPart,
+    output_text=ResponseTextPart,
+    input_image=ResponseImagePart,
+    refusal=RefusalPart,
+)
 
 
-class ResponseInputItem(RequestModel):
+class ResponseInputItem(ConversationMessage):
     """A message of `input`. Items of other types, such as tool calls, are refused."""
 
     ignored_fields = make_field_table(
@@ -91,7 +81,6 @@ class ResponseInputItem(RequestModel):
     )
 
     type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
     content: content_field_type(ResponseContentPart)  # type: ignore[valid-type]
 
     @model_validator(mode="before")
@@ -111,25 +100,15 @@ class ResponseInputItem(RequestModel):
                 )
         return value
 
-    @model_validator(mode="after")
-    def _check_refusal_role(self) -> Self:
-        """Refuses parts of type `refusal` in messages of other roles than the assistant."""
-        check_refusal_role(self.role, self.content)
-        return self
 
-    def to_message(self) -> Message:
-        """The message for `Idefics.prompt`, with pictures that are not fetched yet."""
-        return make_message(self.role, self.content)
-
-
-class ResponseJsonSchemaFormat(JsonSchema):
+class ResponseJsonSchemaFormat(JsonSchema, ResponseFormat):
     """The format for JSON that matches a schema."""
 
     type: Literal["json_schema"]
 
     @property
     def generation_kwargs(self) -> dict[str, Any]:
-        """The schema as a keyword argument of `Idefics.submit`."""
+        """The schema."""
         return {"schema": self.schema_}
 
 
@@ -162,29 +141,20 @@ IncludeOption = Literal[
 ]
 
 
-class ResponseRequest(SamplingFields):
+InputItems = Annotated[list[ResponseInputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class ResponseRequest(ConversationRequest):
     """A conversation, and options for its next message."""
 
     ignored_fields = ignored_field_tables.RESPONSE_FIELDS
 
-    model: str
-    input: Annotated[
-        Annotated[str, Tag("<words>")]
-        | Annotated[list[ResponseInputItem], Tag("<items>"), Field(min_length=1, max_length=MAX_MESSAGES)],
-        Discriminator(lambda value: "<words>" if isinstance(value, str) else "<items>"),
-    ]
+    input: text_or_list(str, InputItems)  # type: ignore[valid-type]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     text: ResponseTextConfig | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     include: list[IncludeOption] | None = Field(None, max_length=16)
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    metadata: dict[str, str] | None = Field(None, max_length=16)
-    user: str | None = Field(None, max_length=512)
-    store: OnlyFalse | None = None
     truncation: Literal["disabled"] | None = None
-    reasoning: ReasoningConfig | None = None
 
     def to_messages(self) -> list[Message]:
         """The messages for `Idefics.prompt`: `instructions` as a system message, then `input`."""
@@ -199,27 +169,16 @@ class ResponseRequest(SamplingFields):
         Raises:
             APIError: 400, fields contradict each other.
         """
-        kwargs = super().generation_kwargs() | {
-            "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_NEW_TOKENS
-        }
-        kwargs |= {
-            "logprobs": INCLUDE_LOGPROBS in (self.include or ()),
-            "top_logprobs": self.top_logprobs or 0,
-        }
-        return merge_format_kwargs(kwargs, self.text.format if self.text else None)
+        wants_logprobs = INCLUDE_LOGPROBS in (self.include or ())
+        text_format = self.text.format if self.text else None
+        return self.conversation_kwargs(self.max_output_tokens, wants_logprobs, text_format)
 
 
 @router.post("/v1/responses", responses=document_responses(ResponseObject, event_type=ResponseStreamEvent))
 async def respond(request: ResponseRequest, service: ServerStateDep, context: RequestContextDep) -> Response:
     """Generates the next message of a conversation with pictures."""
     service.check_model(request.model)
-    messages = request.to_messages()
-    context.check_and_count_texts(message_texts(messages))
-    await context.submit_prompt(
-        partial(service.vlm.prompt, messages),
-        request.generation_kwargs(),
-        pictures=message_pictures(messages),
-    )
+    await submit_conversation(context, request.to_messages(), request.generation_kwargs())
     builder = ResponseBuilder(context, request)
     if request.stream:
         return EventStreamResponse(builder.stream_events(), builder.error_event)

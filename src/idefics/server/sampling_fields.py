@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from idefics.server import ignored_field_tables
+from idefics.server.errors import APIError
 from idefics.server.ignored_fields import make_field_table
-from idefics.server.request_model import RequestModel
-from idefics.server.response_format import MAX_CONSTRAINT_BYTES
+from idefics.server.request_model import RequestModel, text_or_list
+from idefics.server.response_format import MAX_CONSTRAINT_BYTES, ResponseFormat
 from idefics.tasks.classify import MAX_LABELS
 
 MAX_CHOICES = 16
@@ -43,17 +44,6 @@ ChoiceTexts = Annotated[list[ShortText], AfterValidator(_check_choices_size)]
 StopTexts = Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)]
 
 
-def text_or_list_tag(value: Any) -> str:
-    """The tag of a value in a union of text ("<words>") and list ("<parts>")."""
-    return "<words>" if isinstance(value, str) else "<parts>"
-
-
-StopField = Annotated[
-    Annotated[ShortText, Tag("<words>")] | Annotated[StopTexts, Tag("<parts>")],
-    Discriminator(text_or_list_tag),
-]
-
-
 class SamplingFields(RequestModel):
     """Sampling and constraints, under the same names on every route."""
 
@@ -66,13 +56,13 @@ class SamplingFields(RequestModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: LogitBias | None = None
     seed: int | None = Field(None, ge=0, lt=1 << 63)
-    stop: StopField | None = None
+    stop: text_or_list(ShortText, StopTexts) | None = None  # type: ignore[valid-type]
     regex: str | None = Field(None, min_length=1, max_length=4096)
     choices: ChoiceTexts | None = Field(None, min_length=1, max_length=MAX_LABELS)
     banned: list[ShortText] | None = Field(None, max_length=MAX_BANNED_STRINGS)
     skip_special_tokens: bool | None = None
 
-    def generation_kwargs(self) -> dict[str, Any]:
+    def sampling_kwargs(self) -> dict[str, Any]:
         """The given fields as keyword arguments of `Idefics.submit`."""
         kwargs = {
             name: value for name in SamplingFields.model_fields if (value := getattr(self, name)) is not None
@@ -103,15 +93,39 @@ class StreamOptions(RequestModel):
     include_usage: bool | None = None
 
 
-class ChoicesRequest(SamplingFields):
-    """Fields that chat completions and completions share, in addition to sampling."""
+class ReasoningConfig(RequestModel):
+    """Options of reasoning models. This server has none, so only values that turn reasoning off are accepted."""
+
+    ignored_fields = make_field_table(
+        any_value=(
+            "exclude",  # how to show reasoning
+            "summary",
+            "generate_summary",
+            "context",
+        ),
+        values_or_hint={
+            "effort": (ignored_field_tables.REASONING_HINT, "none"),
+            "enabled": (ignored_field_tables.REASONING_HINT, False),
+            "max_tokens": (ignored_field_tables.REASONING_HINT, 0),
+            "mode": (ignored_field_tables.REASONING_HINT, "standard"),
+        },
+    )
+
+
+class OpenAIRequest(SamplingFields):
+    """Fields that OpenAI's routes share, in addition to sampling."""
 
     model: str
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=512)
+
+
+class ChoicesRequest(OpenAIRequest):
+    """Fields that chat completions and completions share."""
+
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
 
     @field_validator("stream_options")
     @classmethod
@@ -132,20 +146,32 @@ class ChoicesRequest(SamplingFields):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-class ReasoningConfig(RequestModel):
-    """Options of reasoning models. This server has none, so only values that turn reasoning off are accepted."""
+class ConversationRequest(OpenAIRequest):
+    """Fields that chat completions and responses share."""
 
-    ignored_fields = make_field_table(
-        any_value=(
-            "exclude",  # how to show reasoning
-            "summary",
-            "generate_summary",
-            "context",
-        ),
-        values_or_hint={
-            "effort": (ignored_field_tables.REASONING_HINT, "none"),
-            "enabled": (ignored_field_tables.REASONING_HINT, False),
-            "max_tokens": (ignored_field_tables.REASONING_HINT, 0),
-            "mode": (ignored_field_tables.REASONING_HINT, "standard"),
-        },
-    )
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    store: OnlyFalse | None = None
+    reasoning: ReasoningConfig | None = None
+
+    def conversation_kwargs(
+        self, max_new_tokens: int | None, wants_logprobs: bool, response_format: ResponseFormat | None
+    ) -> dict[str, Any]:
+        """The given fields as keyword arguments of `Idefics.submit`, with those that have other names on each route.
+
+        Raises:
+            APIError: 400, a regular expression is given twice.
+        """
+        kwargs = self.sampling_kwargs() | {
+            "max_new_tokens": max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+            "logprobs": wants_logprobs,
+            "top_logprobs": self.top_logprobs or 0,
+        }
+        format_kwargs = response_format.generation_kwargs if response_format else {}
+        if duplicate_keys := kwargs.keys() & format_kwargs.keys():
+            raise APIError(
+                400,
+                f"{duplicate_keys.pop()} is given twice, once as response_format: give one",
+                param="response_format",
+            )
+        return kwargs | format_kwargs

@@ -106,7 +106,7 @@ async def _generate_text(
 ) -> Response:
     """Answers a request of a task that generates text."""
     picture, shots = request.to_picture(file), request.to_shots()
-    generation_kwargs = request.generation_kwargs() | {
+    generation_kwargs = request.sampling_kwargs() | {
         "max_new_tokens": request.max_new_tokens or task.max_new_tokens
     }
     if request.num_beams is not None:
