@@ -26,7 +26,7 @@ from idefics.compat.processing_chat import (
 )
 from idefics.compat.processing_files import ProcessorMixin
 from idefics.compat.processing_kwargs import KWARG_GROUPS, VIDEO_FIELD_BY_KWARG
-from idefics.compat.tokenization_chat import Conversations
+from idefics.compat.tokenization import Conversations
 from idefics.config import ImageProcessorConfig
 from idefics.errors import BadPrompt
 from idefics.processing.chat_template import render_template

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from idefics.compat.media_placeholders import VIDEO_TOKEN
-from idefics.compat.tokenization_chat import Conversations
+from idefics.compat.tokenization import Conversations
 from idefics.errors import BadPrompt
 from idefics.validation import describe_type
 

@@ -10,7 +10,6 @@ from idefics.compat.keyword_arguments import IGNORED_IMAGE_KWARGS, check_save_kw
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
 from idefics.compat.serialization import JsonMixin, write_json
 from idefics.compat.tokenization import CALL_KWARG_NAMES, DEFAULT_SETTINGS, PreTrainedTokenizer
-from idefics.compat.tokenization_files import write_tokenizer
 from idefics.errors import BadSetting, UnknownArgument, UnsupportedModel
 from idefics.models import family_for, read_checkpoint
 from idefics.models.family import END_OF_UTTERANCE
@@ -147,7 +146,7 @@ class ProcessorMixin(PretrainedMixin, JsonMixin):
         image_settings = {**self.image_processor.to_dict(), "processor_class": name}
         settings = {"image_seq_len": self.image_seq_len, "processor_class": name}
         return [
-            *write_tokenizer(self.tokenizer, folder, self.chat_template),
+            *self.tokenizer.write_files(folder, self.chat_template),
             write_json(folder / "preprocessor_config.json", image_settings),
             write_json(folder / "processor_config.json", settings),
         ]

@@ -9,28 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from idefics.compat.batch_feature import VERY_LARGE_INTEGER, BatchFeature, PaddingOptions, Side
-from idefics.compat.keyword_arguments import (
-    NEUTRAL_TOKENIZER_KWARGS,
-    check_and_drop_neutral_kwargs,
-    check_save_kwargs,
-)
+from idefics.compat.batch_feature import VERY_LARGE_INTEGER
+from idefics.compat.keyword_arguments import check_save_kwargs
 from idefics.compat.pretrained import PROCESSOR_FILES, PretrainedMixin
-from idefics.compat.tokenization_chat import TOKENIZER_CALL_KWARG_NAMES, ChatTemplateMixin
-from idefics.compat.tokenization_encoding import (
-    PADDED_COLUMNS,
-    PADDING_VALUE_BY_COLUMN,
-    encode_rows,
-    rows_to_columns,
-)
-from idefics.compat.tokenization_files import read_tokenizer_arguments, write_tokenizer
+from idefics.compat.serialization import write_json
+from idefics.compat.tokenization_encoding import EncodingMixin, span_overlap_mask
 from idefics.compat.tokenization_vocabulary import SPECIAL_TOKEN_NAMES
-from idefics.errors import BadPrompt, BadSetting, UnknownArgument
+from idefics.errors import UnknownArgument
+from idefics.processing.chat_template import render_template
+from idefics.processing.checkpoint_settings import read_chat_template, read_json_object
 from idefics.processing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
 
+Messages = Sequence[Mapping[str, Any]]
+Conversations = Messages | Sequence[Messages]  # one, or a batch
+
+# Arguments of a tokenizer's call that `apply_chat_template` takes too.
+TOKENIZER_CALL_KWARG_NAMES = ("max_length", "pad_to_multiple_of", "padding", "truncation")
 # Arguments of a processor's call that may be given with its tokenizer.
 CALL_KWARG_NAMES = ("image_seq_len", *TOKENIZER_CALL_KWARG_NAMES)
 # The settings of a tokenizer, with their defaults.
@@ -41,9 +38,11 @@ DEFAULT_SETTINGS: dict[str, Any] = {
     "model_max_length": VERY_LARGE_INTEGER,
     "chat_template": "",
 }
+# The special tokens of Llama's tokenizer, for checkpoints whose files do not name them.
+DEFAULT_SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
 
 
-class PreTrainedTokenizer(ChatTemplateMixin, PretrainedMixin):
+class PreTrainedTokenizer(EncodingMixin, PretrainedMixin):
     """The tokenizer of a checkpoint.
 
     Args:
@@ -62,9 +61,7 @@ class PreTrainedTokenizer(ChatTemplateMixin, PretrainedMixin):
     model_input_names: ClassVar = ["input_ids", "attention_mask"]
     is_fast: ClassVar = True
 
-    padding_side: Side
-    truncation_side: Side
-    model_max_length: int
+    chat_template: str
 
     def __init__(self, codec: Tokenizer, **settings: Any) -> None:
         self.init_kwargs = {name: settings.pop(name) for name in CALL_KWARG_NAMES if name in settings}
@@ -81,7 +78,7 @@ class PreTrainedTokenizer(ChatTemplateMixin, PretrainedMixin):
         the vocabulary lacks are added to it.
         """
         codec = Tokenizer.load(folder)
-        tokenizer = cls(codec, **read_tokenizer_arguments(folder, codec) | settings)
+        tokenizer = cls(codec, **_read_settings(folder, codec) | settings)
         tokenizer.add_special_tokens(
             {name: settings[name] for name in SPECIAL_TOKEN_NAMES if settings.get(name) is not None}
         )
@@ -101,139 +98,97 @@ class PreTrainedTokenizer(ChatTemplateMixin, PretrainedMixin):
             The paths of the files.
         """
         check_save_kwargs(keywords)
-        return write_tokenizer(self, Path(save_directory), self.chat_template)
+        return self.write_files(Path(save_directory), self.chat_template)
 
-    def __call__(
+    def write_files(self, folder: Path, chat_template: str) -> tuple[str, ...]:
+        """Writes tokenizer.json, tokenizer_config.json and, if there is one, a chat template. Returns their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self.codec.to_json(), encoding="utf-8")
+        config = {
+            **self.special_tokens_map,
+            "model_max_length": self.model_max_length,
+            "padding_side": self.padding_side,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "truncation_side": self.truncation_side,
+        }
+        if "image_seq_len" in self.init_kwargs:
+            config["image_seq_len"] = self.init_kwargs["image_seq_len"]
+        paths = [write_json(folder / "tokenizer_config.json", config), str(folder / "tokenizer.json")]
+        if chat_template:
+            (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+            paths.append(str(folder / "chat_template.jinja"))
+        return tuple(paths)
+
+    def apply_chat_template(
         self,
-        text: str | Sequence[str],
-        text_pair: str | Sequence[str] | None = None,
-        *,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        padding_side: Side | None = None,
-        pad_to_multiple_of: int | None = None,
-        return_attention_mask: bool | None = True,
-        return_token_type_ids: bool | None = False,
-        return_special_tokens_mask: bool = False,
-        return_offsets_mapping: bool = False,
-        return_length: bool = False,
+        conversation: Conversations,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
         return_tensors: str | None = None,
-        **neutral: Any,
-    ) -> BatchFeature:
-        """Tokenizes a text or a batch of texts.
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        **variables: Any,
+    ) -> Any:
+        """Renders a conversation, or a batch of them, with the chat template, and tokenizes the text.
 
         Args:
-            text_pair: a second text for each, tokenized after the first as tokenizer.json says.
-            add_special_tokens: whether tokens that tokenizer.json adds by itself, such as `<s>`, are added.
-            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors: see `PaddingOptions`.
-            return_token_type_ids: also return `token_type_ids`, 1 for tokens of the second text.
-            return_special_tokens_mask: also return `special_tokens_mask`, 1 for special tokens and padding.
-            return_offsets_mapping: also return `offset_mapping`, the (start, end) of each token in characters.
-            return_length: also return `length`, the number of tokens of each row before padding.
-            neutral: arguments of transformers at values that ask for nothing, such as `stride=0`.
-
-        Returns:
-            `input_ids` and `attention_mask`: T numbers for one text, B rows for a batch; tensors are always (B, T).
+            tools, documents: variables of the template.
+            chat_template: Jinja source in place of the checkpoint's.
+            add_generation_prompt: end with the beginning of an answer.
+            continue_final_message: end with the text of the last message, so that an answer continues it.
+            tokenize: False returns the text.
+            return_dict: with `tokenize`, return all that the call returns; False returns the ids alone.
+            return_assistant_tokens_mask: also return `assistant_masks`, 1 for tokens within `{% generation %}`.
+            tokenizer_kwargs: arguments of the call.
+            variables: further variables of the template; `padding`, `truncation`, `max_length` and
+                `pad_to_multiple_of` are arguments of the call.
         """
-        if unknown := check_and_drop_neutral_kwargs(type(self).__name__, neutral, NEUTRAL_TOKENIZER_KWARGS):
-            raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(NEUTRAL_TOKENIZER_KWARGS))
-        padding_options = self.make_padding_options(
-            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
-        )
-        is_returned_by_column = {
-            "input_ids": True,
-            "attention_mask": return_attention_mask,
-            "token_type_ids": return_token_type_ids,
-            "special_tokens_mask": return_special_tokens_mask,
-            "offset_mapping": return_offsets_mapping,
-        }
-        rows = encode_rows(
-            self.codec, text, text_pair, padding_options, add_special_tokens=add_special_tokens
-        )
-        names = [name for name, is_returned in is_returned_by_column.items() if is_returned]
-        columns = {name: [row[name] for row in rows] for name in names}
-        entries: dict[str, Any] = self.pad_columns(columns, padding_options)
-        if return_length:
-            entries["length"] = [len(ids) for ids in columns["input_ids"]]
-        if isinstance(text, str) and return_tensors is None:
-            entries = {name: batch[0] for name, batch in entries.items()}
-        return padding_options.to_batch(entries)
+        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        options = {name: variables.pop(name) for name in TOKENIZER_CALL_KWARG_NAMES if name in variables}
+        conversations: Any = conversation if is_batch else [conversation]
+        rendered = [
+            render_template(
+                self.chat_template if chat_template is None else chat_template,
+                turns,
+                {**self.special_tokens_map, "tools": tools, "documents": documents, **variables},
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            for turns in conversations
+        ]
+        texts: Any = [one.text for one in rendered] if is_batch else rendered[0].text
+        if not tokenize:
+            return texts
+        options |= {"add_special_tokens": False, "return_tensors": return_tensors, **(tokenizer_kwargs or {})}
+        encoding = self(texts, return_offsets_mapping=return_assistant_tokens_mask, **options)
+        if return_assistant_tokens_mask:
+            returns_rows = is_batch or return_tensors is not None
+            offsets = encoding.pop("offset_mapping")
+            masks = [
+                span_overlap_mask(row, one.generation_spans)
+                for row, one in zip(offsets if returns_rows else [offsets], rendered, strict=True)
+            ]
+            encoding["assistant_masks"] = masks if returns_rows else masks[0]
+            encoding = encoding.convert_to_tensors(return_tensors)
+        return encoding if return_dict else encoding["input_ids"]
 
-    def pad(
-        self,
-        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        padding: bool | str = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: Side | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: str | None = None,
-        verbose: bool = True,
-    ) -> BatchFeature:
-        """Pads rows that were tokenized one by one to one length.
 
-        Args:
-            encoded_inputs: what calls returned: a dict of rows, or a list of dicts of one row each.
-            return_attention_mask: False: no `attention_mask` is added.
-            padding, max_length, pad_to_multiple_of, padding_side, return_tensors: see `PaddingOptions`.
-
-        Raises:
-            BadPrompt: there are no `input_ids`.
-        """
-        inputs = encoded_inputs if isinstance(encoded_inputs, Mapping) else rows_to_columns(encoded_inputs)
-        if "input_ids" not in inputs:
-            raise BadPrompt(f"there are no input_ids among {', '.join(inputs) or 'no entries'}")
-        columns = {
-            name: [list(row) for row in batch] for name, batch in inputs.items() if name in PADDED_COLUMNS
-        }
-        if return_attention_mask is not False:
-            columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
-        padding_options = self.make_padding_options(
-            padding, None, max_length, padding_side, pad_to_multiple_of, return_tensors
-        )
-        return padding_options.to_batch({**inputs, **self.pad_columns(columns, padding_options)})
-
-    def make_padding_options(
-        self,
-        padding: bool | str,
-        truncation: bool | str | None,
-        max_length: int | None,
-        padding_side: Side | None,
-        pad_to_multiple_of: int | None,
-        return_tensors: str | None,
-    ) -> PaddingOptions:
-        """The arguments of a call, completed by the settings of this tokenizer."""
-        return PaddingOptions(
-            padding,
-            truncation,
-            max_length,
-            padding_side or self.padding_side,
-            pad_to_multiple_of,
-            return_tensors,
-            self.truncation_side,
-            self.model_max_length,
-        )
-
-    def pad_columns(
-        self, columns: Mapping[str, Sequence[Sequence[Any]]], padding_options: PaddingOptions
-    ) -> dict[str, Any]:
-        """Pads rows of ids, masks and offsets, each by its value, as far as the options ask for it.
-
-        Raises:
-            BadSetting: there is no `pad_token`, and the rows differ in length.
-        """
-        lengths = [len(row) for row in columns["input_ids"]]
-        needs_padding = padding_options.padded_length(lengths) is not None
-        if needs_padding and self.pad_token_id is None and len(set(lengths)) > 1:
-            raise BadSetting("this tokenizer has no token to pad with: set its pad_token")
-        padding_values = {"input_ids": self.pad_token_id or 0, **PADDING_VALUE_BY_COLUMN}
-        return {name: padding_options.pad(rows, padding_values[name]) for name, rows in columns.items()}
-
-    def encode(self, text: str, text_pair: str | None = None, **options: Any) -> Any:
-        """The `input_ids` of a text; options as in the call."""
-        return self(text, text_pair, **options)["input_ids"]
+def _read_settings(folder: Path, codec: Tokenizer) -> dict[str, Any]:
+    """The arguments of `PreTrainedTokenizer` that the files of a folder name, the chat template included."""
+    config = read_json_object(folder / "tokenizer_config.json")
+    names = ("image_seq_len", "padding_side", "truncation_side", "model_max_length")
+    settings = {name: config[name] for name in names if config.get(name)}
+    default_tokens = {
+        name: token for name, token in DEFAULT_SPECIAL_TOKENS.items() if token in codec.added_token_contents
+    }
+    tokens = {**default_tokens, **codec.token_by_role}
+    settings |= {name: tokens[name] for name in SPECIAL_TOKEN_NAMES if name in tokens}
+    return {**settings, "chat_template": read_chat_template(folder)}
 
 
 # Names of the guides. One class serves all of them, as tokenizer.json says how text is split.

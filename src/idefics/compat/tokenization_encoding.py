@@ -1,13 +1,14 @@
-"""Texts of a tokenizer's call as rows of ids, masks and offsets."""
+"""How a tokenizer encodes and pads texts: rows of ids, masks and offsets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from idefics.compat.batch_feature import PaddingOptions
-from idefics.errors import BadPrompt, BadSetting
-from idefics.processing.tokenizer import Tokenizer
+from idefics.compat.batch_feature import BatchFeature, PaddingOptions, Side
+from idefics.compat.keyword_arguments import NEUTRAL_TOKENIZER_KWARGS, check_and_drop_neutral_kwargs
+from idefics.compat.tokenization_vocabulary import VocabularyMixin
+from idefics.errors import BadPrompt, BadSetting, UnknownArgument
 from idefics.validation import describe_type
 
 EncodedRow = dict[str, list[Any]]  # column -> a value for each token
@@ -23,53 +24,195 @@ PADDING_VALUE_BY_COLUMN: dict[str, Any] = {
 PADDED_COLUMNS = ("input_ids", *PADDING_VALUE_BY_COLUMN)
 
 
-def encode_rows(
-    codec: Tokenizer,
-    text: str | Sequence[str],
-    text_pair: str | Sequence[str] | None,
-    padding_options: PaddingOptions,
-    *,
-    add_special_tokens: bool,
-) -> list[EncodedRow]:
-    """The ids, masks and offsets of a text or of a batch of texts, truncated as `padding_options` says.
+class EncodingMixin(VocabularyMixin):
+    """Gives a tokenizer its call, `encode` and `pad`.
 
-    Args:
-        text_pair: a second text for each; None: there are none.
-
-    Raises:
-        BadPrompt: a text is not a string, or there are more or fewer second texts.
-        BadSetting: a pair of texts is longer than `max_length`.
+    Attributes:
+        padding_side, truncation_side: where rows get padding, and where rows that are too long lose tokens.
+        model_max_length: the longest text in tokens; 10^20 and more: no limit.
     """
-    is_one = isinstance(text, str)
-    texts: Any = [text] if is_one else text
-    pairs: Any = [text_pair] if is_one else text_pair or [None] * len(texts)
-    if len(pairs) != len(texts):
-        raise BadPrompt(f"there are {len(texts)} texts and {len(pairs)} in text_pair: give as many")
-    num_opening_tokens = len(codec.encode("", add_special_tokens=add_special_tokens))
-    rows = []
-    for one, pair in zip(texts, pairs, strict=True):
-        for part in (one,) if pair is None else (one, pair):
-            if not isinstance(part, str):
-                raise BadPrompt(f"a text is {describe_type(part)}: give a string, or a list of strings")
-        encoding = codec.encode_with_offsets(one, pair, add_special_tokens=add_special_tokens)
-        length = len(encoding.ids)
-        kept_positions = padding_options.kept_positions(length, num_opening_tokens=num_opening_tokens)
-        if pair is not None and len(kept_positions) < length:
-            raise BadSetting(
-                f"a pair of texts has {length} tokens, and max_length is {len(kept_positions)}; pairs are not "
-                "truncated: shorten the texts"
-            )
-        columns: dict[str, Sequence[Any]] = {
-            "input_ids": encoding.ids,
-            "attention_mask": encoding.attention_mask,
-            "token_type_ids": encoding.type_ids,
-            "special_tokens_mask": encoding.special_tokens_mask,
-            "offset_mapping": encoding.offsets,
-        }
-        rows.append(
-            {name: [column[position] for position in kept_positions] for name, column in columns.items()}
+
+    padding_side: Side
+    truncation_side: Side
+    model_max_length: int
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        padding_side: Side | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = True,
+        return_token_type_ids: bool | None = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        return_tensors: str | None = None,
+        **neutral: Any,
+    ) -> BatchFeature:
+        """Tokenizes a text or a batch of texts.
+
+        Args:
+            text_pair: a second text for each, tokenized after the first as tokenizer.json says.
+            add_special_tokens: whether tokens that tokenizer.json adds by itself, such as `<s>`, are added.
+            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors: see `PaddingOptions`.
+            return_token_type_ids: also return `token_type_ids`, 1 for tokens of the second text.
+            return_special_tokens_mask: also return `special_tokens_mask`, 1 for special tokens and padding.
+            return_offsets_mapping: also return `offset_mapping`, the (start, end) of each token in characters.
+            return_length: also return `length`, the number of tokens of each row before padding.
+            neutral: arguments of transformers at values that ask for nothing, such as `stride=0`.
+
+        Returns:
+            `input_ids` and `attention_mask`: T numbers for one text, B rows for a batch; tensors are always (B, T).
+        """
+        if unknown := check_and_drop_neutral_kwargs(type(self).__name__, neutral, NEUTRAL_TOKENIZER_KWARGS):
+            raise UnknownArgument(type(self).__name__, sorted(unknown), sorted(NEUTRAL_TOKENIZER_KWARGS))
+        padding_options = self.make_padding_options(
+            padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors
         )
-    return rows
+        is_returned_by_column = {
+            "input_ids": True,
+            "attention_mask": return_attention_mask,
+            "token_type_ids": return_token_type_ids,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        rows = self._encode_rows(text, text_pair, padding_options, add_special_tokens=add_special_tokens)
+        names = [name for name, is_returned in is_returned_by_column.items() if is_returned]
+        columns = {name: [row[name] for row in rows] for name in names}
+        entries: dict[str, Any] = self.pad_columns(columns, padding_options)
+        if return_length:
+            entries["length"] = [len(ids) for ids in columns["input_ids"]]
+        if isinstance(text, str) and return_tensors is None:
+            entries = {name: batch[0] for name, batch in entries.items()}
+        return padding_options.to_batch(entries)
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchFeature:
+        """Pads rows that were tokenized one by one to one length.
+
+        Args:
+            encoded_inputs: what calls returned: a dict of rows, or a list of dicts of one row each.
+            return_attention_mask: False: no `attention_mask` is added.
+            padding, max_length, pad_to_multiple_of, padding_side, return_tensors: see `PaddingOptions`.
+
+        Raises:
+            BadPrompt: there are no `input_ids`.
+        """
+        inputs = encoded_inputs if isinstance(encoded_inputs, Mapping) else rows_to_columns(encoded_inputs)
+        if "input_ids" not in inputs:
+            raise BadPrompt(f"there are no input_ids among {', '.join(inputs) or 'no entries'}")
+        columns = {
+            name: [list(row) for row in batch] for name, batch in inputs.items() if name in PADDED_COLUMNS
+        }
+        if return_attention_mask is not False:
+            columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
+        padding_options = self.make_padding_options(
+            padding, None, max_length, padding_side, pad_to_multiple_of, return_tensors
+        )
+        return padding_options.to_batch({**inputs, **self.pad_columns(columns, padding_options)})
+
+    def make_padding_options(
+        self,
+        padding: bool | str,
+        truncation: bool | str | None,
+        max_length: int | None,
+        padding_side: Side | None,
+        pad_to_multiple_of: int | None,
+        return_tensors: str | None,
+    ) -> PaddingOptions:
+        """The arguments of a call, completed by the settings of this tokenizer."""
+        return PaddingOptions(
+            padding,
+            truncation,
+            max_length,
+            padding_side or self.padding_side,
+            pad_to_multiple_of,
+            return_tensors,
+            self.truncation_side,
+            self.model_max_length,
+        )
+
+    def pad_columns(
+        self, columns: Mapping[str, Sequence[Sequence[Any]]], padding_options: PaddingOptions
+    ) -> dict[str, Any]:
+        """Pads rows of ids, masks and offsets, each by its value, as far as the options ask for it.
+
+        Raises:
+            BadSetting: there is no `pad_token`, and the rows differ in length.
+        """
+        lengths = [len(row) for row in columns["input_ids"]]
+        needs_padding = padding_options.padded_length(lengths) is not None
+        if needs_padding and self.pad_token_id is None and len(set(lengths)) > 1:
+            raise BadSetting("this tokenizer has no token to pad with: set its pad_token")
+        padding_values = {"input_ids": self.pad_token_id or 0, **PADDING_VALUE_BY_COLUMN}
+        return {name: padding_options.pad(rows, padding_values[name]) for name, rows in columns.items()}
+
+    def encode(self, text: str, text_pair: str | None = None, **options: Any) -> Any:
+        """The `input_ids` of a text; options as in the call."""
+        return self(text, text_pair, **options)["input_ids"]
+
+    def _encode_rows(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None,
+        padding_options: PaddingOptions,
+        *,
+        add_special_tokens: bool,
+    ) -> list[EncodedRow]:
+        """The ids, masks and offsets of a text or of a batch of texts, truncated as `padding_options` says.
+
+        Args:
+            text_pair: a second text for each; None: there are none.
+
+        Raises:
+            BadPrompt: a text is not a string, or there are more or fewer second texts.
+            BadSetting: a pair of texts is longer than `max_length`.
+        """
+        is_one = isinstance(text, str)
+        texts: Any = [text] if is_one else text
+        pairs: Any = [text_pair] if is_one else text_pair or [None] * len(texts)
+        if len(pairs) != len(texts):
+            raise BadPrompt(f"there are {len(texts)} texts and {len(pairs)} in text_pair: give as many")
+        num_opening_tokens = len(self.codec.encode("", add_special_tokens=add_special_tokens))
+        rows = []
+        for one, pair in zip(texts, pairs, strict=True):
+            for part in (one,) if pair is None else (one, pair):
+                if not isinstance(part, str):
+                    raise BadPrompt(f"a text is {describe_type(part)}: give a string, or a list of strings")
+            encoding = self.codec.encode_with_offsets(one, pair, add_special_tokens=add_special_tokens)
+            length = len(encoding.ids)
+            kept_positions = padding_options.kept_positions(length, num_opening_tokens=num_opening_tokens)
+            if pair is not None and len(kept_positions) < length:
+                raise BadSetting(
+                    f"a pair of texts has {length} tokens, and max_length is {len(kept_positions)}; pairs are not "
+                    "truncated: shorten the texts"
+                )
+            columns: dict[str, Sequence[Any]] = {
+                "input_ids": encoding.ids,
+                "attention_mask": encoding.attention_mask,
+                "token_type_ids": encoding.type_ids,
+                "special_tokens_mask": encoding.special_tokens_mask,
+                "offset_mapping": encoding.offsets,
+            }
+            rows.append(
+                {name: [column[position] for position in kept_positions] for name, column in columns.items()}
+            )
+        return rows
 
 
 def span_overlap_mask(offsets: Iterable[Sequence[int]], spans: Sequence[tuple[int, int]]) -> list[int]:
